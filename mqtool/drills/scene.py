@@ -243,7 +243,7 @@ def number_of(terminal: Terminal, what: str) -> int:
 
 
 class DrillMessages:
-    """The messages of a run. Their IDs have random digits, so that a message of anybody else cannot pass for one.
+    """The messages of a drill, whose IDs contain random digits to distinguish them from other clients' messages.
 
     Attributes:
         ids: the messages' IDs, by number.

@@ -125,7 +125,7 @@ def _once_it_runs(tester: Shell, own: EmbeddedBroker, *options: str, then: Calla
 
 
 def _forge(broker: TestBroker) -> int:
-    """Publish messages to the queue of a run as soon as it is declared; return their number."""
+    """Publish messages to the queue of a `bench` run as soon as the queue is declared; return how many."""
     names: list[str] = []
 
     def declared() -> bool:
@@ -148,7 +148,9 @@ def _forge(broker: TestBroker) -> int:
 
 
 def _disturbed(shell: Shell, broker: TestBroker, *options: str) -> None:
-    """Start a run, publish other messages to its queue, and check its result, and that no reply was sent for them."""
+    """Start a run of `bench`, publish other messages to its queue, and check that the run's result does not count them,
+    and that `bench` sent no reply to them.
+    """
     bench = shell.start(*BENCH, "--json", "-c", "300", "--rate", "200", *options)
     forged = _forge(broker)
     done = bench.wait()
@@ -168,9 +170,9 @@ def _disturbed(shell: Shell, broker: TestBroker, *options: str) -> None:
 def test_other_messages_in_the_queue_of_bench_are_counted_separately(
     shell: Shell, broker: TestBroker, options: str
 ) -> None:
-    """If somebody else publishes messages to the queue of `bench`, with forged numbers or without any, `bench` reports
-    how many there were, and does not count them otherwise. With --rpc, no reply is sent to the queue that such a
-    message names in reply_to.
+    """If another client publishes messages to the queue of `bench`, with forged sequence numbers or none, `bench`
+    reports the number of these messages, and counts them in no other result. With --rpc, `bench` sends no reply to the
+    queue that such a message names in reply_to.
     """
     _disturbed(shell, broker, *options.split())
 
@@ -179,8 +181,8 @@ def test_other_messages_in_the_queue_of_bench_are_counted_separately(
 def test_other_messages_in_the_queue_of_bench_are_counted_separately_over_amqp10(
     tester: Shell, own: EmbeddedBroker, queue_type: str
 ) -> None:
-    """With --protocol amqp1.0, `bench` also reports how many messages in its queue were published by somebody else, and
-    does not count them otherwise.
+    """With --protocol amqp1.0, too, `bench` reports the number of messages that another client has published to its
+    queue, and counts them in no other result.
     """
     broker = TestBroker("embedded", own.url, own.management_url or "")
     _disturbed(tester, broker, "--protocol", "amqp1.0", "--queue-type", queue_type)

@@ -320,8 +320,9 @@ def test_dlq_redrive_checks_that_the_queue_in_x_death_dead_letters_to_the_exchan
 def test_delayed_commands_ignore_a_stream_that_claims_to_hold_delayed_messages(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """A stream with the name and the arguments of a relay's queue is ignored by the `delayed` commands, since whoever
-    may write to the stream chooses the exchange and key of its messages.
+    """If a stream has a name and arguments like the queue of a `delayed relay`, the `delayed` commands ignore the
+    stream, because each client that can write to the stream chooses the exchange and the routing key in the annotations
+    of its messages.
     """
     if not broker.streams:
         pytest.skip("this broker has no port for streams")

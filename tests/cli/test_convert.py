@@ -1136,8 +1136,8 @@ NOT_PACKED: dict[str, bytes] = {
 @pytest.mark.keeps_messages
 def test_a_forged_claim_that_headers_are_in_the_body_does_not_stop_a_conversion(broker: TestBroker) -> None:
     """`queue convert` stores headers in the body if they do not fit into a frame. If a forged header claims that a
-    message's headers are in its body, but the body does not begin with valid headers, the message is still moved, and
-    moved back unchanged.
+    message's headers are in its body, but the body does not begin with valid headers, the message is still moved to the
+    holding queue and back, unchanged.
     """
     headers = {"mqtool-convert": {"exchange": "logs", "routing_key": "x", "packed": True}}
     with Connection(parse_addresses(broker.url)) as connection:

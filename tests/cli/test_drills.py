@@ -115,7 +115,7 @@ def _queue_of_drill(broker: TestBroker) -> str:
 
 
 def _intrude(broker: TestBroker, queue: str, place: Path) -> None:
-    """Publish to a drill's queue, as anyone may who can write to it, messages that look like those of the drill."""
+    """Publish messages like a drill's to the drill's queue, as any client that can write to the queue may do."""
     properties: dict[str, Any] = {"delivery_mode": 2}
     ids = (None, "m-0", "m-20000", "evil", f"m-900 {place}", "\\c")
     bodies = ("message 0", "always fails", "bad data")
@@ -128,12 +128,12 @@ def _intrude(broker: TestBroker, queue: str, place: Path) -> None:
     ("name", "count"), [("drop-connection", 2000), ("kill-worker", 200), ("poison", 200), ("duplicate", 200)]
 )
 @pytest.mark.once_on_rabbitmq
-def test_a_drill_does_not_count_messages_that_others_publish_to_its_queue(
+def test_a_drill_does_not_count_messages_that_other_clients_publish_to_its_queue(
     lonely_shell: Shell, broker: TestBroker, name: str, count: int
 ) -> None:
-    """If others publish to a drill's queue, with message IDs and bodies like those of the drill, the drill counts these
-    messages separately, reports that nothing was lost, and exits with 0. The IDs of others' messages are never run as
-    a part of a command.
+    """If another client publishes to a drill's queue, with message IDs and bodies like those of the drill, the drill
+    counts these messages separately, reports that nothing was lost, and exits with 0. The drill never runs a message ID
+    of another client as part of a shell command.
     """
     drill = lonely_shell.start("mqtool", "drill", name, "-c", str(count), "-u", broker.url)
     trap = lonely_shell.directory / "created"
@@ -149,9 +149,11 @@ def test_a_drill_does_not_count_messages_that_others_publish_to_its_queue(
 
 @large
 @on_any_broker
-def test_a_drill_ends_although_others_publish_to_its_queue_without_end(lonely_shell: Shell, broker: TestBroker) -> None:
-    """If others keep publishing to a drill's queue, so that the queue is never empty, the drill ends after none of its
-    own messages have been handled for 20 s, and reports that nothing was lost.
+def test_a_drill_ends_although_other_clients_publish_to_its_queue_without_end(
+    lonely_shell: Shell, broker: TestBroker
+) -> None:
+    """If another client keeps publishing to a drill's queue, so that the queue is never empty, the drill ends once none
+    of its own messages have been handled for 20 s. The drill then reports that nothing was lost.
     """
     drill = lonely_shell.start("mqtool", "drill", "duplicate", "-c", "20", "-u", broker.url)
     queue = _queue_of_drill(broker)

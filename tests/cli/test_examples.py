@@ -265,8 +265,10 @@ def test_the_examples_in_the_help_succeed_as_printed(tmp_path: Path) -> None:
     assert failed == {}
 
 
-def test_the_table_of_examples_is_up_to_date() -> None:
-    """Every example or command that the tables in test_examples.py name is in --help."""
+def test_the_tables_of_examples_are_up_to_date() -> None:
+    """Each entry of the tables in test_examples.py names an example that some command's --help shows, or a command that
+    has such examples.
+    """
     found = examples()
     assert [name for name in TYPED if not any(is_of(each, name) for each in found)] == []
     assert [name for name in NOT_TYPED if name not in found] == []

@@ -486,8 +486,8 @@ def test_send_declares_a_queue_exactly_as_its_options_say(shell: Shell, connecti
 def test_send_delayed_and_receive_delayed_exchange_messages_with_the_tutorials_scripts(
     room: Room, connection: Connection, first: str
 ) -> None:
-    """With the delayed message plugin, `receive-delayed` gets the message that the sending script of the tutorial on
-    delayed messages has delayed, and the tutorial's receiving script gets the message that `send-delayed` has delayed.
+    """With the delayed message plugin, `receive-delayed` gets a message from the sending script of the tutorial on
+    delayed messages, and the tutorial's receiving script gets a message from `send-delayed`.
     """
     if not has_plugin(connection.channel(), DELAY_EXCHANGE):
         pytest.skip("this broker has no delayed message plugin")

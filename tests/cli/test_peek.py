@@ -135,8 +135,8 @@ def test_where_cannot_test_the_time_of_receipt_of_messages_in_a_queue(shell: She
 
 @pytest.mark.keeps_messages
 def test_peek_stops_before_messages_exceed_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
-    """On a quorum queue, `peek` warns how often messages have been requeued. Before another delivery would make the
-    queue drop messages because of its delivery limit, `peek` exits with 1.
+    """On a quorum queue, `peek` prints a warning with the number of times that messages have been requeued. If one more
+    delivery could make the queue drop messages because of its delivery limit, `peek` exits with 1 instead.
     """
     ids = filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=3")
     command = ("mqtool", "peek", "jobs", "--raw", "--management", broker.management)

@@ -116,7 +116,7 @@ _SHOWN = [each for each in plays.PLAYS if each != "publisher-confirms"]
 @pytest.mark.parametrize("name", [pytest.param(each, marks=[] if each == "hello-world" else large) for each in _SHOWN])
 def test_the_counts_in_the_picture_agree_with_the_messages_drawn(lonely_shell: Shell, chromium: Any, name: str) -> None:
     """In the picture of `tutorial run --ui`, both live and replayed, each queue's counts equal the number of messages
-    drawn. Clients have the names of the tutorial's terminals, and no generated name is shown that no terminal shows. At
+    drawn. Clients have the names of the tutorial's terminals. A generated name appears only if a terminal shows it. At
     widths of 1280, 768 and 390 pixels, no label lies over a box, another label, or another arrow.
     """
     lonely_shell.environment["TUTORIAL_MARK"] = mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
@@ -341,7 +341,7 @@ def test_a_worker_that_ends_is_drawn_with_all_its_messages_before_they_are_reque
     chromium: Any, tmp_path: Path, why: str
 ) -> None:
     """If a worker gets three messages, acknowledges none and ends within milliseconds, the picture of `mqtool ui` first
-    draws all three at the worker. Only then, they move back to their queue.
+    draws all three messages at the worker, and only then moves them back to their queue.
     """
     records = jobs([{"name": "1/tag", "label": "worker 1", "prefetch": 0}])
     to = {"consumer": "1/tag", "no_ack": False, "redelivered": False, "to": None}
@@ -502,9 +502,10 @@ def rates(page: Page) -> list[str]:
     return list(page.ask("return [...document.querySelectorAll('.rate')].map((e) => e.textContent).filter(Boolean)"))
 
 
-def test_the_rate_of_an_arrow_disappears_if_no_message_moves_any_more(chromium: Any, tmp_path: Path) -> None:
-    """If messages stop moving, the picture of `mqtool ui` soon removes the rates from the arrows, even if the broker
-    reports nothing more. In a recording, the recording's time counts: a rate stays while the recording is paused.
+def test_the_rate_of_an_arrow_disappears_when_no_messages_move(chromium: Any, tmp_path: Path) -> None:
+    """When messages stop moving, the picture of `mqtool ui` soon removes the rates from the arrows, even if no further
+    report comes from the broker. In a recording, the recording's time counts, so a rate stays while the recording is
+    paused.
     """
     counted = [(0, 0), (1000, 100), (2000, 200)]
     records = [
@@ -607,8 +608,9 @@ def test_the_picture_shows_a_queue_for_replies_once_it_is_used(chromium: Any, tm
 
 
 def test_the_picture_does_not_show_a_deleted_queue_at_the_end(chromium: Any, tmp_path: Path) -> None:
-    """If a tutorial's queue is deleted shortly before the last message is published, the end of the recording does not
-    show the queue, although its own message was still seen to move then.
+    """If a tutorial's queue is deleted shortly before the last message is published, the picture at the end of the
+    recording does not show the queue, even if a message from this queue was still being drawn as moving when the queue
+    was deleted.
     """
     records = of_rpc()
     (topology,) = [each for each in records if each["kind"] == "topology"]
@@ -809,8 +811,10 @@ def test_an_idle_publisher_stays_in_the_picture_until_it_ends(chromium: Any, tmp
         assert ("publisher boss" in page.nodes()) == (at < 11_000), at
 
 
-def test_a_consumer_that_lived_too_short_for_the_topology_is_shown_as_closed(chromium: Any, tmp_path: Path) -> None:
-    """In a tutorial's picture, the box of a consumer says that the consumer is closed once its program has ended, even
+def test_a_consumer_whose_program_ended_before_the_page_asked_for_consumers_is_shown_as_closed(
+    chromium: Any, tmp_path: Path
+) -> None:
+    """In a tutorial's picture, once a consumer's program has ended, the consumer's box says "cancelled or closed", even
     if the program ended before the page asked the broker for its consumers.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
@@ -844,9 +848,9 @@ def test_two_clients_with_the_same_name_are_two_boxes(chromium: Any, tmp_path: P
 def test_a_moving_message_has_its_routing_key_or_headers_beside_it(
     chromium: Any, tmp_path: Path, kind: str, seen: str
 ) -> None:
-    """While a message moves to a queue, the picture of `mqtool ui` shows the routing key beside the message or, after a
-    headers exchange, the message's headers, unless they would cover a name. After a fanout exchange or the default
-    exchange, there is no text beside the message.
+    """While a message moves to a queue, the picture of `mqtool ui` shows the message's routing key beside it or, after
+    a headers exchange, the message's headers. The text is left out where it would cover a name. After a fanout exchange
+    or the default exchange, there is no text beside the message.
     """
     name = "logs" if kind else ""
     records = [*jobs(), *published(1000, 0)]
@@ -868,8 +872,9 @@ def test_a_moving_message_has_its_routing_key_or_headers_beside_it(
 def test_the_labels_of_moving_messages_and_of_bindings_do_not_overlap(
     chromium: Any, tmp_path: Path, width: int
 ) -> None:
-    """While messages move through an exchange to three queues, no message's routing key covers the key of a binding,
-    the name of a box or another message's routing key, and no binding's key covers the line of another binding.
+    """While messages move through an exchange to three queues, the routing key of a message does not cover the key of a
+    binding, the name of a box or the routing key of another message. The key of a binding does not cover the line of
+    another binding.
     """
     records = [*jobs(), *published(1000, 0)]
     (queue,), (link,) = records[1]["queues"], records[1]["links"]
@@ -929,8 +934,10 @@ def moving_labels(page: Page, steps: int) -> set[str]:
     return texts - {""}
 
 
-def test_a_message_of_a_tutorial_that_is_lost_has_its_body_beside_it(chromium: Any, tmp_path: Path) -> None:
-    """If a restart of the broker loses one of two messages, a tutorial's picture has its body beside its mark."""
+def test_a_lost_message_of_a_tutorial_has_its_body_beside_it(chromium: Any, tmp_path: Path) -> None:
+    """If a restart of the broker loses one of two messages, a tutorial's picture shows the body of the lost message
+    beside the mark that the picture draws for this message.
+    """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     records = [*begins, *jobs(), *published(1000, 0, "in pencil"), *published(1000, 1, "in ink")]
     lost = {"kind": "moved", "t": 4000, "queues": {"jobs": [1, 0, 2]}, "taken": [], "published": []}
@@ -984,8 +991,9 @@ def test_the_label_of_a_moving_message_does_not_cover_the_messages_in_a_queue(ch
 
 
 def test_a_message_moving_from_a_stream_to_a_consumer_has_its_offset_beside_it(chromium: Any, tmp_path: Path) -> None:
-    """While messages move from a stream to a consumer, the picture of `mqtool ui` shows each one's own offset beside
-    it, even if the consumer gets them together, so that a viewer sees where each consumer starts.
+    """While messages move from a stream to a consumer, the picture of `mqtool ui` shows the offset of each message
+    beside the message, even if the consumer gets several messages together, so that a viewer sees where each consumer
+    starts.
     """
     records = jobs([{"name": "one/tag", "label": "third"}])
     records[1]["queues"][0]["type"] = "stream"
@@ -997,10 +1005,11 @@ def test_a_message_moving_from_a_stream_to_a_consumer_has_its_offset_beside_it(c
     assert moving_labels(page, 80) == {"offset 0", "offset 1"}
 
 
-def test_a_reader_that_begins_at_an_old_message_is_drawn_with_its_offset(chromium: Any, tmp_path: Path) -> None:
+def test_a_consumer_that_reads_a_stream_from_the_start_is_drawn_from_offset_0_on(chromium: Any, tmp_path: Path) -> None:
     """If a consumer reads a stream of twenty messages from the start, the picture of `mqtool ui` first moves the
-    message at offset 0 to it, although it draws only the last ten messages in the stream. The consumer's box tells the
-    offset of the latest message that has arrived, and in the end that of messages which are only counted.
+    message at offset 0 to the consumer, although the stream's box shows only the last ten messages. The consumer's box
+    shows the offset of the latest message that has arrived there and, at the end, the offset of messages that the
+    picture counts but does not draw.
     """
     records = jobs([{"name": "one/tag", "label": "third"}])
     records[1]["queues"][0]["type"] = "stream"
@@ -1221,9 +1230,9 @@ def test_the_name_of_a_tutorials_stream_is_not_cut(chromium: Any, tmp_path: Path
 
 
 @pytest.mark.parametrize("width", [768, 390])
-def test_as_much_of_a_long_name_is_shown_as_fits_its_box(chromium: Any, tmp_path: Path, width: int) -> None:
-    """If the name of a stream does not fit its box, the picture of `mqtool ui` shows as much of the name as fits. The
-    whole name is in the box's tooltip and in its label for screen readers.
+def test_a_long_name_is_cut_to_fit_its_box(chromium: Any, tmp_path: Path, width: int) -> None:
+    """If the name of a stream does not fit into its box, the picture of `mqtool ui` shows as much of the name as fits.
+    The tooltip of the box, and its label for screen readers, contain the whole name.
     """
     name = "stream-offset-tracking-python"
     readers = [{"name": f"{each}/tag", "label": f"reader {each}"} for each in range(2)]
@@ -1291,9 +1300,11 @@ def test_purged_and_lost_messages_are_marked_as_dropped(chromium: Any, tmp_path:
     assert seen[-4:] == [["dropped", "ready"], ["ready"], ["dropped"], []]
 
 
-def test_messages_that_leave_a_queue_do_not_strike_out_the_number_of_the_others(chromium: Any, tmp_path: Path) -> None:
-    """If messages of a queue are dropped, the picture of `mqtool ui` does not draw their marks over the number of
-    messages that it does not draw. A purge removes that number at once.
+def test_the_marks_of_dropped_messages_do_not_cover_the_number_of_messages_that_are_not_drawn(
+    chromium: Any, tmp_path: Path
+) -> None:
+    """If a queue drops messages, the picture of `mqtool ui` does not draw the marks of these messages over the number
+    of the queue's messages that are not drawn. When the queue is purged, this number disappears at once.
     """
     records = jobs(ready=5000)
     for number in range(12):
@@ -1338,9 +1349,11 @@ def test_a_consumers_box_shows_the_prefetch_limit(chromium: Any, tmp_path: Path)
     assert nodes["consumer reader"] == "auto-ack"
 
 
-def test_a_consumers_box_shows_its_link_credit_also_after_it_has_reconnected(chromium: Any, tmp_path: Path) -> None:
-    """In the picture of `mqtool ui`, the box of an AMQP 1.0 consumer shows its link credit, as the box of an AMQP 0-9-1
-    consumer shows the prefetch limit: also after the client has reconnected.
+def test_an_amqp_1_0_consumers_box_shows_its_link_credit_even_after_a_reconnection(
+    chromium: Any, tmp_path: Path
+) -> None:
+    """In the picture of `mqtool ui`, the box of an AMQP 1.0 consumer shows the consumer's link credit, and still does
+    so after the client has reconnected. The box of an AMQP 0-9-1 consumer shows the prefetch limit instead.
     """
     worker = {"label": "worker 1", "prefetch": None}
     first, second = (f"10.0.0.7:{port} -> 10.0.0.1:5672/0" for port in (50001, 50002))
@@ -1356,8 +1369,10 @@ def test_a_consumers_box_shows_its_link_credit_also_after_it_has_reconnected(chr
     assert [says for says, _ in itertools.groupby(seen)] == ["consumer", "credit 1", "credit 20"]
 
 
-def test_a_client_that_is_called_after_its_role_has_its_name_once(chromium: Any, tmp_path: Path) -> None:
-    """In the picture of `mqtool ui`, the box and the panel of a client called "publisher" do not repeat that word."""
+def test_the_name_of_a_client_called_publisher_is_shown_once(chromium: Any, tmp_path: Path) -> None:
+    """In the picture of `mqtool ui`, the box and the panel of a client called "publisher" show this word once, not as
+    both its role and its name.
+    """
     counts = {"kind": "moved", "queues": {}, "taken": [], "published": [["publisher", "", 1]]}
     page = recorded(chromium, tmp_path, [*jobs(), {**counts, "t": 1000}, {**counts, "t": 5000}])
     seek(page, 0.9)
@@ -1406,8 +1421,8 @@ def test_the_picture_shows_no_generated_names(chromium: Any, tmp_path: Path) -> 
 
 
 def test_a_tutorials_picture_shows_a_generated_name_that_a_terminal_shows(chromium: Any, tmp_path: Path) -> None:
-    """Once a command in a tutorial has printed the generated name of a queue, the tutorial's picture shows that name,
-    because it is what the reader looks for. Before, the queue is "worker 1's queue".
+    """Once a command in a tutorial has printed the generated name of a queue, the tutorial's picture shows this name,
+    because the viewer will look for it there. Before that, the picture calls the queue "worker 1's queue".
     """
     generated = "amq.gen-3QaZkCC08N2hJv-BxYH1Aw"
     records = json.loads(json.dumps(play()).replace('"jobs"', f'"{generated}"'))
@@ -1665,8 +1680,8 @@ def test_a_projected_tutorial_with_three_queues_and_charts_is_legible(chromium: 
 
 
 def test_the_picture_keeps_its_place_from_scene_to_scene(chromium: Any, tmp_path: Path) -> None:
-    """In a window of 1280×900 pixels, the picture of a tutorial has the same place and height in each scene, whether
-    the scene's text is short or long, and whether a scene has two or three terminals, charts or checks.
+    """In a window of 1280×900 pixels, the picture of a tutorial has the same position and height in every scene,
+    whatever the length of the scene's text, and whether the scene has two or three terminals, charts or checks.
     """
     records = play()
     texts = iter([("Send a task.", ""), ("The next task. " * 16, "What will the other worker do meanwhile? " * 4)])

@@ -142,8 +142,8 @@ def test_replay_counts_and_keeps_unroutable_messages(shell: Shell) -> None:
 
 
 def forged(broker: TestBroker, stream: str, headers: dict[str, Any]) -> None:
-    """Publish to a stream over its own protocol, as anyone may who can write to the stream: with these headers, and
-    with the claim that the message was published to the queue payroll.
+    """Publish a message to a stream over the stream protocol, as every client that can write to the stream may do. The
+    message has these headers, and its annotations claim that it was published to the queue payroll.
     """
     place = urlsplit(broker.streams)
     client = RawStream(place.hostname or "", place.port or 0)
@@ -162,12 +162,13 @@ def forged(broker: TestBroker, stream: str, headers: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "read", ["receive-stream -q news -c 1", "receive -q news --offset first -c 1", "peek news -c 1", "tap --firehose"]
 )
-def test_a_message_read_from_a_stream_is_published_to_the_stream_whatever_it_claims(
+def test_a_message_read_from_a_stream_is_published_to_the_stream_and_not_to_a_forged_address(
     shell: Shell, broker: TestBroker, connection: Connection, read: str, command: str
 ) -> None:
-    """If a message was read from a stream, `recording replay` and `send --json` publish it to the stream, not to the
-    exchange and routing key that its publisher has written, even if the publisher has also forged an offset; and say
-    so. With --trust-streams, they publish the message where it says.
+    """`recording replay` and `send --json` publish a message that was read from a stream to the stream, and print a
+    warning. Both ignore the exchange and the routing key in the message, which its publisher may have forged, even if
+    the publisher has also forged an offset. With --trust-streams, both publish the message to this exchange and routing
+    key.
     """
     if not broker.streams:
         pytest.skip("this broker has no port for streams")
@@ -208,11 +209,12 @@ def test_a_message_read_from_a_stream_is_published_to_the_stream_whatever_it_cla
     ],
 )
 @pytest.mark.once_on_rabbitmq
-def test_a_message_goes_only_where_the_command_line_says(
+def test_cc_and_bcc_of_an_input_message_have_no_effect_if_the_command_line_names_the_destination(
     shell: Shell, broker: TestBroker, connection: Connection, command: str
 ) -> None:
     """If the command line names the exchange, the routing key or the queue, the headers CC and BCC of a message in the
-    input have no effect, wherever the message was read. A header CC on the command line does.
+    input have no effect, whether the message was read from a queue or from a stream. A header CC that is given on the
+    command line has an effect.
     """
     channel = connection.channel()
     exchange = channel.declare(Exchange("audit", "direct", durable=True))
@@ -232,8 +234,9 @@ def test_a_message_goes_only_where_the_command_line_says(
 
 
 def test_a_copy_of_a_message_does_not_have_the_user_id_of_the_original(shell: Shell, broker: TestBroker) -> None:
-    """`send --json` removes the property user_id of a received message: the broker would refuse another user's, and
-    vouch for the sender's own, which a client may have forged in a stream. A user_id on the command line is sent.
+    """`send --json` removes the property user_id of a received message. The broker would refuse a message with the
+    user_id of another user. If somebody had forged the user_id of a message in a stream to name the user of `send`, the
+    broker would accept the message, and so vouch for it. A user_id on the command line is sent.
     """
     user = parse_addresses(broker.url)[0].user
     line = {"exchange": "", "routing_key": "jobs", "queue": "s", "redelivered": False, "headers": None, "body": "x"}
@@ -248,10 +251,12 @@ def test_a_copy_of_a_message_does_not_have_the_user_id_of_the_original(shell: Sh
 
 
 @on_any_broker
-def test_the_docs_recipe_for_copying_a_stream_ignores_copies_that_a_message_names(
+def test_the_docs_recipe_for_copying_a_stream_ignores_cc_and_bcc(
     shell: Shell, broker: TestBroker, connection: Connection
 ) -> None:
-    """A message of a stream with a header CC is copied only to the queue that `send --json -q` names."""
+    """If messages of a stream are copied with `receive-stream --json` and `send --json -q`, as the documentation shows,
+    a message with the headers CC and BCC is copied only to the queue that -q names.
+    """
     if not broker.streams:
         pytest.skip("this broker has no port for streams")
     connection.channel().declare(Queue("payroll", durable=True))

@@ -165,8 +165,8 @@ def test_each_message_is_drawn_in_its_queue_or_at_its_consumer(shell: Shell, bro
     assert page.complaints() == []
 
 
-def test_a_worker_over_amqp_1_0_is_drawn_with_its_credit(tmp_path: Path, chromium: Any) -> None:
-    """On the embedded broker, the page of `mqtool ui` shows the link credit of a worker that uses AMQP 1.0."""
+def test_mqtool_ui_shows_the_link_credit_of_an_amqp_1_0_worker(tmp_path: Path, chromium: Any) -> None:
+    """On the embedded broker, the page of `mqtool ui` shows the link credit of a `worker` that uses AMQP 1.0."""
     with EmbeddedBroker(management_port=0) as broker:
         urls = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.urls["http"]}
         with Shell(tmp_path, {**urls, "MQTOOL_PROTOCOL": "amqp1.0"}) as shell:

@@ -312,7 +312,7 @@ def test_an_exchange_of_another_type_in_place_of_the_plugins_is_not_used(via: Vi
 @pytest.mark.parametrize("existing", ["mqtool.delayed", "jobs.delay.5s.classic"])
 def test_the_place_where_delayed_messages_wait_is_not_announced_again(existing: str) -> None:
     """mqtool prints no notice about where delayed messages wait if the exchange or wait queue for them already exists,
-    because messages have waited there before.
+    because mqtool printed the notice when it declared this exchange or queue.
     """
     is_plugin = existing == "mqtool.delayed"
     there = Exchange(existing, DELAYED) if is_plugin else Queue(existing)

@@ -255,7 +255,9 @@ def test_a_message_without_a_delay_is_published_at_once_as_it_is() -> None:
 
 @pytest.mark.parametrize(("user_id", "kept"), [("me", "me"), ("you", None), (None, None)])
 def test_the_user_id_of_another_user_is_removed(user_id: str | None, kept: str | None) -> None:
-    """A relay may not publish messages with the user_id of another user, so it removes it."""
+    """The broker refuses a message whose user_id names another user than the publisher's, so `delayed relay` removes
+    such a user_id before it publishes a message. The relay keeps its own user's user_id.
+    """
     delivery = job(1)
     cast(dict[str, Any], delivery.properties)["user_id"] = user_id
     broker = FakeBroker(delivery)

@@ -184,14 +184,14 @@ def told(sender: Sender) -> list[tuple[bytes, str]]:
 
 
 def test_a_session_begins_with_a_window_of_5000_transfers(broker: Broker, session: LinkConnection) -> None:
-    """A session begins with windows of 5,000 transfers, and with up to 256 links."""
+    """mqtool begins a session with incoming and outgoing windows of 5,000 transfers, and allows up to 256 links."""
     assert broker.begun == [Begin(None, 0, 5000, 5000, handle_max=255)]
     assert broker.received == []
 
 
-def test_a_link_is_attached_once_for_each_address(broker: Broker, session: LinkConnection) -> None:
-    """A session has one sending link for each address, with a handle and a name of its own. The handle of a link that
-    the broker refuses is used again.
+def test_a_session_has_one_sending_link_for_each_address(broker: Broker, session: LinkConnection) -> None:
+    """A session attaches one sending link for each address, with its own handle and name. If the broker refuses a link,
+    the session uses the link's handle for the next link.
     """
     first = session.sending_link(QUEUE)
     assert session.sending_link(QUEUE) is first
@@ -208,15 +208,19 @@ def test_a_link_is_attached_once_for_each_address(broker: Broker, session: LinkC
     assert all(name.startswith("mqtool-") and len(name) == 19 for name in names)
 
 
-def test_a_receiver_of_a_missing_queue_is_refused(broker: Broker, session: LinkConnection) -> None:
-    """If the broker refuses a receiver's link, NotFound is raised, with the broker's reason."""
+def test_a_receiver_of_a_missing_queue_raises_not_found(broker: Broker, session: LinkConnection) -> None:
+    """If the broker refuses the link of a receiver because the queue does not exist, attaching the link raises NotFound
+    with the broker's error text.
+    """
     broker.refuses = {QUEUE}
     with pytest.raises(NotFound, match="no queue /queues/q"):
         receiver(session)
 
 
 def test_messages_are_sent_when_the_broker_gives_credit(broker: Broker, session: LinkConnection) -> None:
-    """Messages are sent, unsettled, with consecutive delivery ids on all links, as soon as the broker gives credit."""
+    """As soon as the broker grants credit to a link, mqtool sends the link's messages unsettled. Delivery ids are
+    consecutive across all links of a session.
+    """
     published(session, b"1", b"2")
     published(session, b"3", address=OTHER)
     session.pump()
@@ -234,11 +238,11 @@ def test_messages_are_sent_when_the_broker_gives_credit(broker: Broker, session:
     assert [each.delivery_tag for each in sent] == [number.to_bytes(4, "big") for number in range(3)]
 
 
-def test_a_large_message_waits_until_the_session_has_room_for_all_of_its_frames(
+def test_a_large_message_waits_until_all_of_its_frames_fit_into_the_brokers_incoming_window(
     broker: Broker, session: LinkConnection
 ) -> None:
-    """A message that is larger than a frame is sent in several frames. Each of them uses the broker's incoming window,
-    which counts from the transfers that the broker has received. A message waits until there is room for all.
+    """A message that is larger than a frame is sent in several transfer frames, once all of them fit into the broker's
+    incoming window. Transfers that the broker has not received yet use part of this window.
     """
     broker.window = 4
     session.begin()
@@ -258,9 +262,11 @@ def test_a_large_message_waits_until_the_session_has_room_for_all_of_its_frames(
     assert broker.of(Flow)[-1].next_outgoing_id == 6
 
 
-def test_a_flow_for_the_session_alone_extends_its_window(broker: Broker, session: LinkConnection) -> None:
-    """A flow frame without a handle changes the session's window, not the credit of any link. A flow frame that asks
-    for an echo is answered.
+def test_a_flow_frame_without_a_handle_extends_the_window_of_the_session(
+    broker: Broker, session: LinkConnection
+) -> None:
+    """A flow frame without a handle sets the broker's incoming window of the session, and does not change the credit of
+    any link. mqtool answers a flow frame that asks for an echo.
     """
     broker.window = 0
     session.begin()
@@ -278,9 +284,9 @@ def test_a_flow_for_the_session_alone_extends_its_window(broker: Broker, session
     assert broker.of(Flow) == [Flow(70, 5000, 0, 5000, echo=False)]
 
 
-def test_outcomes_apply_to_ranges_of_messages(broker: Broker, session: LinkConnection) -> None:
-    """A disposition applies to all messages from its first to its last id, or to one if it has no last. Ids of messages
-    that already have an outcome are ignored.
+def test_a_disposition_applies_to_a_range_of_messages(broker: Broker, session: LinkConnection) -> None:
+    """The broker's disposition applies to all messages from its first to its last delivery id, or only to the first one
+    if the disposition contains no last id. mqtool ignores the ids of messages that already have an outcome.
     """
     sender = published(session, *(b"%d" % number for number in range(6)))
     broker.credit(0, 0, 9)
@@ -301,7 +307,9 @@ def test_outcomes_apply_to_ranges_of_messages(broker: Broker, session: LinkConne
 
 
 def test_delivery_ids_wrap_after_32_bits(broker: Broker, session: LinkConnection) -> None:
-    """Delivery ids are 32-bit numbers that wrap. A disposition may apply to a range across the end."""
+    """Delivery ids are 32-bit numbers: 0 follows 4,294,967,295. A disposition may apply to a range of ids that contains
+    both.
+    """
     sender = published(session, b"1", b"2", b"3")
     session._next_id = session._next_out = 0xFFFF_FFFE
     broker.credit(0, 0, 9, next_id=0xFFFF_FFFE)
@@ -317,8 +325,9 @@ def test_delivery_ids_wrap_after_32_bits(broker: Broker, session: LinkConnection
 def test_a_message_rejected_by_an_unavailable_queue_is_sent_again_for_20_seconds(
     broker: Broker, session: LinkConnection
 ) -> None:
-    """For 20 seconds after a reconnection, a message that an unavailable queue rejects is sent again after a quarter of
-    a second, before later messages. After that, the rejection is final.
+    """For 20 seconds after a reconnection, if an unavailable queue rejects a message, mqtool sends the message again
+    after a quarter of a second, before messages that have not been sent yet. After these 20 seconds, the rejection is
+    final.
     """
     sender = published(session, b"1", b"2")
     reopen(session, lose(session))
@@ -353,11 +362,12 @@ def test_a_message_rejected_by_an_unavailable_queue_is_sent_again_for_20_seconds
 
 
 @pytest.mark.parametrize("lacks_a_node", [True, False])
-def test_a_queue_may_lack_a_leader_if_a_node_could_not_be_reached(
+def test_a_rejected_message_is_sent_again_if_a_node_could_not_be_reached(
     broker: Broker, monkeypatch: pytest.MonkeyPatch, *, lacks_a_node: bool
 ) -> None:
-    """If a node of the cluster could not be reached when the connection was opened, a message that an unavailable queue
-    rejects is sent again. Otherwise, the rejection is final.
+    """If mqtool could not reach a node of the cluster when it opened the connection, and an unavailable queue rejects a
+    message, mqtool sends this message again, because the queue may have no leader yet. Otherwise, the rejection is
+    final.
     """
     failures = [Unavailable("no route to host")] * lacks_a_node
 
@@ -381,8 +391,8 @@ def test_a_queue_may_lack_a_leader_if_a_node_could_not_be_reached(
 def test_messages_without_an_outcome_are_sent_again_after_a_reconnection(
     broker: Broker, session: LinkConnection
 ) -> None:
-    """After a reconnection, messages without an outcome are sent again, in order, before those that were not sent yet,
-    on links that are attached again. Nothing is sent while the connection is lost.
+    """After a reconnection, mqtool attaches its links again. mqtool first sends the messages without an outcome again,
+    in order, and then the messages that it has not sent yet. While the connection is lost, mqtool sends nothing.
     """
     sender = published(session, b"1", b"2", b"3", b"4")
     broker.credit(0, 0, 3)
@@ -410,8 +420,8 @@ def test_messages_without_an_outcome_are_sent_again_after_a_reconnection(
 
 
 def test_the_confirm_timeout_of_a_session_counts_from_the_last_outcome(broker: Broker, session: LinkConnection) -> None:
-    """The confirm timeout counts from the last outcome or, if no message was without one, from the next message. It
-    does not pass while the connection is lost.
+    """The confirm timeout counts from the last outcome or, if no messages were waiting for an outcome then, from the
+    next message sent. The confirm timeout does not run while the connection is lost.
     """
     broker.now += 60
     assert session.patience() == 5.0
@@ -438,11 +448,11 @@ def test_the_confirm_timeout_of_a_session_counts_from_the_last_outcome(broker: B
     assert session.patience() == 5.0
 
 
-def test_a_session_that_must_stop_does_not_wait_for_a_broker_that_takes_no_messages(
+def test_a_command_that_must_stop_does_not_wait_for_a_broker_that_accepts_no_messages(
     broker: Broker, session: LinkConnection
 ) -> None:
-    """If a command must stop, it waits for outcomes of messages that were sent, but not for a broker that has no room
-    for any, or while the connection is lost.
+    """If a command must stop, it waits for the outcomes of messages that it has sent. The command does not wait if it
+    has sent none and the broker's incoming window is closed, or if the connection is lost.
     """
     assert session.hopeless is None
     session.stopping = True
@@ -463,9 +473,9 @@ def test_a_session_that_must_stop_does_not_wait_for_a_broker_that_takes_no_messa
     assert session.hopeless is None
 
 
-def test_a_receiver_gives_credit_and_accepts_deliveries(broker: Broker, session: LinkConnection) -> None:
-    """A receiver gives the broker credit for its prefetch. Deliveries are accepted in ranges, in one frame each, and
-    make room for more credit. A delivery is settled once.
+def test_a_receiver_grants_credit_and_accepts_ranges_of_deliveries(broker: Broker, session: LinkConnection) -> None:
+    """A receiver grants as much credit as its prefetch. It accepts each range of consecutive deliveries with one
+    disposition frame, and then grants credit for as many deliveries. To settle a delivery again has no effect.
     """
     link = receiver(session, prefetch=4)
     assert broker.of(Flow) == [Flow(70, 5000, 0, 5000, 0, 0, 4, echo=False)]
@@ -489,8 +499,8 @@ def test_a_receiver_gives_credit_and_accepts_deliveries(broker: Broker, session:
 
 
 def test_a_delivery_that_the_broker_has_requeued_cannot_be_settled(broker: Broker, session: LinkConnection) -> None:
-    """After a consumer timeout, the broker requeues deliveries: they are not current any more, and make room for
-    others. Deliveries of an earlier connection are not current, either.
+    """Once the broker has requeued a delivery after a consumer timeout, the receiver can no longer settle the delivery,
+    which no longer counts towards the prefetch. Deliveries of an earlier connection cannot be settled, either.
     """
     link = receiver(session, prefetch=4)
     broker.deliver(0, 0, 1, 2, 3)
@@ -517,9 +527,11 @@ def test_a_delivery_that_the_broker_has_requeued_cannot_be_settled(broker: Broke
     assert [session.is_current(each) for each in link.arrived()] == [True]
 
 
-def test_the_sessions_window_is_extended_when_half_of_it_is_used(broker: Broker, session: LinkConnection) -> None:
-    """When the broker has sent half of the 5,000 transfers of the session's window, the window is extended. Aborted
-    transfers, and those of links that are not known, use the window, too.
+def test_the_incoming_window_of_mqtool_is_extended_when_half_of_it_is_used(
+    broker: Broker, session: LinkConnection
+) -> None:
+    """When the broker has sent half of the 5,000 transfers that mqtool's incoming window allows, mqtool sets the window
+    to 5,000 again. Aborted transfers, and transfers for unknown handles, use the window, too.
     """
     link = receiver(session, prefetch=0)
     broker.of(Flow)
@@ -538,11 +550,11 @@ def test_the_sessions_window_is_extended_when_half_of_it_is_used(broker: Broker,
     assert broker.of(Flow) == []
 
 
-def test_a_receiver_that_ends_gives_back_what_the_caller_has_not_received(
+def test_a_receiver_that_ends_releases_the_deliveries_that_the_caller_has_not_received(
     broker: Broker, session: LinkConnection
 ) -> None:
-    """A receiver that ends first withdraws its credit, and waits for deliveries in transit. Then it releases the
-    deliveries that the caller has not received, and detaches.
+    """When a receiver ends, it first withdraws its credit and waits for deliveries in transit. Then the receiver
+    releases the deliveries that the caller has not received, and detaches its link.
     """
     link = receiver(session, prefetch=5)
     broker.deliver(0, 0)
@@ -564,11 +576,11 @@ def test_a_receiver_that_ends_gives_back_what_the_caller_has_not_received(
     assert receiver(session, OTHER).handle == 0
 
 
-def test_a_broker_that_does_not_give_back_the_credit_is_not_waited_for(
+def test_a_receiver_ends_after_two_seconds_if_the_broker_does_not_answer(
     broker: Broker, session: LinkConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the broker does not answer when a receiver withdraws its credit, the receiver ends after two seconds. If the
-    broker has no credit, the receiver ends at once.
+    receiver has no credit left to withdraw, it ends at once.
     """
     silent, empty = receiver(session, prefetch=1), receiver(session, prefetch=1)
     broker.deliver(1, 0)
@@ -586,8 +598,8 @@ def test_a_broker_that_does_not_give_back_the_credit_is_not_waited_for(
 
 
 def test_all_deliveries_are_released_when_a_session_ends(broker: Broker, session: LinkConnection) -> None:
-    """When a session ends, all unsettled deliveries are released, so that they do not count as failed, including those
-    that the caller has received. Links stay attached meanwhile.
+    """When a session ends, mqtool releases all unsettled deliveries, including those that the caller has received, so
+    that they do not count as failed. mqtool does not detach the links before.
     """
     links = [receiver(session, address, prefetch=2) for address in (QUEUE, OTHER)]
     broker.deliver(0, 0, 2)
@@ -602,8 +614,10 @@ def test_all_deliveries_are_released_when_a_session_ends(broker: Broker, session
     assert broker.of(Detach) == []
 
 
-def test_nothing_is_sent_when_a_lost_session_ends(broker: Broker, session: LinkConnection) -> None:
-    """When a session ends while its connection is lost, nothing is sent."""
+def test_nothing_is_sent_when_a_session_ends_while_its_connection_is_lost(
+    broker: Broker, session: LinkConnection
+) -> None:
+    """When a session ends while its connection is lost, mqtool sends nothing."""
     link = receiver(session)
     broker.deliver(0, 0)
     session.run(0)
@@ -616,9 +630,10 @@ def test_nothing_is_sent_when_a_lost_session_ends(broker: Broker, session: LinkC
     assert broker.received == []
 
 
-def test_a_link_that_the_broker_detaches_is_an_error(broker: Broker, session: LinkConnection) -> None:
-    """If the broker detaches a link, such as because its queue was deleted, mqtool confirms this, and raises the
-    broker's reason. A detach without an error is the reply to mqtool's own.
+def test_a_link_that_the_broker_detaches_raises_an_error(broker: Broker, session: LinkConnection) -> None:
+    """If the broker detaches a link with an error, for example because the link's queue was deleted, mqtool answers
+    with a detach frame and raises the broker's error. A detach frame without an error is the answer to mqtool's own
+    detach frame. mqtool ignores a detach frame for an unknown handle.
     """
     receiver(session)
     broker.tell(Detach(40, closed=True))
@@ -634,17 +649,19 @@ def test_a_link_that_the_broker_detaches_is_an_error(broker: Broker, session: Li
 
 
 @pytest.mark.parametrize("performative", [End, Close])
-def test_a_session_that_the_broker_ends_is_an_error(
+def test_a_session_that_the_broker_ends_raises_an_error(
     broker: Broker, session: LinkConnection, performative: type[End | Close]
 ) -> None:
-    """If the broker ends the session or closes the connection, its reason is raised."""
+    """If the broker ends the session or closes the connection, mqtool raises an error with the broker's error text."""
     broker.tell(performative(Error(Symbol("amqp:internal-error"), "the reason")))
     with pytest.raises(ClosedByBroker, match="the reason"):
         session.run(0)
 
 
-def test_a_link_that_nobody_asked_for_is_an_error(broker: Broker, session: LinkConnection) -> None:
-    """If the broker attaches a link that mqtool did not ask for, or with the wrong role, the connection is lost."""
+def test_a_link_that_mqtool_did_not_ask_for_raises_an_error(broker: Broker, session: LinkConnection) -> None:
+    """If the broker attaches a link that mqtool did not ask for, or answers an attach frame with the wrong role, mqtool
+    raises ValueError.
+    """
     session.sending_link(QUEUE)
     name = broker.attached[0].name
     for attach in (Attach("unknown", 50, True), Attach(name, 50, False)):
@@ -653,8 +670,11 @@ def test_a_link_that_nobody_asked_for_is_an_error(broker: Broker, session: LinkC
             session.run(0)
 
 
-def test_a_request_is_sent_settled_and_needs_no_outcome(broker: Broker, session: LinkConnection) -> None:
-    """A management request is sent settled, whatever the window, so it is not sent again after a reconnection."""
+def test_a_management_request_is_sent_settled(broker: Broker, session: LinkConnection) -> None:
+    """mqtool sends a management request settled, even if the broker's incoming window is closed, so it does not send
+    the request again after a reconnection. While the connection is lost, only the thread that sets it up again can send
+    a request.
+    """
     session._broker_window = 0
     session.send_request(7, b"request")
     [transfer] = broker.of(Transfer)
@@ -670,5 +690,5 @@ def test_a_request_is_sent_settled_and_needs_no_outcome(broker: Broker, session:
 
 
 def test_the_names_of_links_are_random() -> None:
-    """Each link has a name of its own, so that a broker does not take it for a link of another client."""
+    """Each link has a different, random name, so that the broker does not take it for a link of another client."""
     assert len({new_name() for _ in range(100)}) == 100

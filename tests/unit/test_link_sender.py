@@ -107,8 +107,8 @@ def messages(*bodies: bytes) -> Iterator[Message]:
 
 
 def test_receipts_of_amqp_1_0_messages_come_in_the_order_of_publishing(broker: Broker) -> None:
-    """An AMQP 1.0 sender returns receipts in the order of publishing, each with the message's number. If a later
-    message gets its outcome first, its receipt waits.
+    """An AMQP 1.0 sender yields receipts in the order of publishing, each with the number of its message. If a later
+    message gets its outcome first, the sender keeps the receipt back until the earlier messages have theirs.
     """
     broker.steps = [lambda: broker.decide(b"2"), lambda: broker.decide(b"1", state=Released()), broker.decide]
     sender = Sender(broker, QUEUE, persistent=False)
@@ -143,17 +143,18 @@ def test_an_outcome_becomes_a_confirmation_and_a_reason(
     broker: Broker, state: object, confirmation: str, reason: str
 ) -> None:
     """The receipt of an AMQP 1.0 message says that an accepted message is confirmed, that a released one is returned,
-    and that any other is nacked. Its reason names the queue that rejected the message, if the broker has named it, or
-    else contains the broker's description or condition.
+    and that any other is nacked. The receipt's reason names the queue that rejected the message if the outcome names
+    the queue, and otherwise contains the description or the condition of the broker's error.
     """
     broker.steps = [lambda: broker.decide(state=state)]
     [receipt] = Sender(broker, QUEUE, persistent=False).send([Message(b"")])
     assert (receipt.confirmation, receipt.reason) == (confirmation, reason)
 
 
-def test_the_receipt_of_a_message_that_was_not_accepted_contains_its_address(broker: Broker) -> None:
-    """The receipt of a message that was not accepted contains the exchange and the routing key to which the message
-    was published, so that it can be published again. An accepted message is returned as it was.
+def test_the_receipt_of_a_message_that_was_not_accepted_contains_the_exchange_and_routing_key(broker: Broker) -> None:
+    """If the broker does not accept a message, the receipt contains the message with the exchange and the routing key
+    to which the message was published, so that the message can be published again. The receipt of an accepted message
+    contains the same object that was published.
     """
     given = Message(b"1"), Message(b"2")
     broker.steps = [lambda: broker.decide(b"1", state=Rejected()), broker.decide]
@@ -174,8 +175,10 @@ def test_the_receipt_of_a_message_that_was_not_accepted_contains_its_address(bro
     ],
     ids=["unavailable", "no error", "full", "no info", "released", "accepted"],
 )
-def test_only_a_message_rejected_by_an_unavailable_queue_is_sent_again(state: object, *, expected: bool) -> None:
-    """A message was rejected by an unavailable queue if the broker says so, or gives no reason at all."""
+def test_a_rejection_without_a_reason_counts_as_one_by_an_unavailable_queue(state: object, *, expected: bool) -> None:
+    """A message counts as rejected by an unavailable queue, and is sent again, if the outcome `rejected` has the reason
+    `unavailable`, or contains no error at all.
+    """
     assert is_unavailable(state) is expected
 
 
@@ -193,7 +196,9 @@ def test_only_a_message_rejected_by_an_unavailable_queue_is_sent_again(state: ob
 def test_a_message_keeps_its_own_exchange_and_routing_key_over_amqp_1_0(
     broker: Broker, message: Message, to: str, expected: tuple[str, str]
 ) -> None:
-    """The exchange and the routing key of an address apply only to messages that do not have their own."""
+    """If a message has its own exchange or routing key, the sender's address does not replace it. Otherwise, the
+    message gets the exchange or the routing key of the sender's address.
+    """
     for found in (addressed(message, to), Sender(broker, to, persistent=False).addressed(message)):
         assert found == replace(message, exchange=expected[0], routing_key=expected[1])
     assert Sender(broker, None, persistent=False).addressed(Message(b"")) == Message(b"", "", "")
@@ -218,12 +223,12 @@ def test_a_message_keeps_its_own_exchange_and_routing_key_over_amqp_1_0(
         (None, "", "", None, "/queues/"),
     ],
 )
-def test_a_message_with_an_address_of_its_own_uses_the_link_without_an_address(
+def test_a_message_with_its_own_address_is_sent_over_the_link_without_an_address(
     broker: Broker, address: str | None, exchange: str | None, key: str | None, link: str | None, to: str | None
 ) -> None:
-    """A message goes over the sender's link if its exchange and routing key are those of the sender. A message with
-    others goes over the link without an address, and contains its own address. A message with only a routing key goes
-    to the sender's exchange, and one with only an exchange has the sender's routing key, as over AMQP 0-9-1.
+    """If the exchange and the routing key of a message are those of the sender's address, the message is sent over the
+    link to this address. Otherwise, the message contains its own address, and is sent over the link without an address.
+    If a message has only a routing key or only an exchange, the sender's address completes it, as over AMQP 0-9-1.
     """
     message = Message(b"body", key, exchange)
     broker.steps = [lambda: broker.decide(state=Released())]
@@ -241,7 +246,7 @@ def test_a_message_with_an_address_of_its_own_uses_the_link_without_an_address(
 
 @pytest.mark.parametrize("persistent", [True, False])
 def test_messages_are_durable_if_the_sender_is_persistent(broker: Broker, *, persistent: bool) -> None:
-    """A persistent sender makes messages without a delivery mode durable; any other sender does not."""
+    """A persistent sender makes messages without a delivery mode durable. A sender that is not persistent does not."""
     Sender(broker, QUEUE, persistent=persistent).add(Message(b"body"))
     broker.pump()
     assert broker.sent[0].data == sections.encode(Message(b"body"), persistent=persistent)
@@ -268,8 +273,8 @@ def test_a_message_that_is_larger_than_the_broker_accepts_is_not_sent(broker: Br
 
 
 def test_an_error_in_the_input_is_raised_after_earlier_amqp_1_0_messages_have_their_outcomes(broker: Broker) -> None:
-    """If the input contains an error, an AMQP 1.0 sender raises it only once all earlier messages have an outcome. The
-    next call of send() does not raise it again.
+    """If reading the input raises an error, an AMQP 1.0 sender raises this error once all earlier messages have an
+    outcome. A later call of send() does not raise the error again.
     """
 
     def source() -> Iterator[Message]:
@@ -286,8 +291,9 @@ def test_an_error_in_the_input_is_raised_after_earlier_amqp_1_0_messages_have_th
 
 
 def test_a_batch_is_sent_up_to_an_invalid_message_over_amqp_1_0(broker: Broker) -> None:
-    """Messages that were sent are removed from their batch. An invalid message and all later ones stay in it, so that
-    `send --failed-to` can write them to a file.
+    """If a batch contains an invalid message, an AMQP 1.0 sender sends the messages before the invalid one, and removes
+    the sent messages from the batch. The invalid message and all later ones stay in the batch, so that `send
+    --failed-to` can write them to a file.
     """
     batch = [Message(b"1"), Message(b"2"), Message(b"3", properties={"cluster_id": "c"}), Message(b"4")]
 
@@ -303,9 +309,9 @@ def test_a_batch_is_sent_up_to_an_invalid_message_over_amqp_1_0(broker: Broker) 
     assert [message.body for message in batch] == [b"3", b"4"]
 
 
-def test_a_lost_connection_ends_sending_but_keeps_receipts(broker: Broker) -> None:
-    """If the connection is lost for good, sending raises its error, and first yields the receipts of messages that
-    have an outcome. The unconfirmed messages can be asked for.
+def test_a_lost_connection_ends_sending_after_the_receipts_of_earlier_outcomes(broker: Broker) -> None:
+    """If the connection is lost for good, send() first yields the receipts of messages that have an outcome, and then
+    raises the connection's error. The attribute `unconfirmed` contains the other messages.
     """
 
     def fail() -> None:
@@ -321,10 +327,10 @@ def test_a_lost_connection_ends_sending_but_keeps_receipts(broker: Broker) -> No
     assert sender.unconfirmed == [Message(b"2", "q", "")]
 
 
-def test_an_error_of_a_lost_connection_is_not_taken_for_one_of_the_input(
-    broker: Broker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """If a link cannot be attached because the connection is lost for good, sending ends with this error at once."""
+def test_send_raises_the_error_of_a_lost_connection_at_once(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a link cannot be attached because the connection is lost for good, send() raises the connection's error at
+    once. Unlike an error in the input, this error is raised without waiting for the outcomes of earlier messages.
+    """
 
     def lost(_: str | None) -> SendingLink:
         raise broker.failure or AssertionError
@@ -341,8 +347,8 @@ def test_an_error_of_a_lost_connection_is_not_taken_for_one_of_the_input(
 
 @pytest.mark.parametrize("window", [1, 3])
 def test_a_sender_keeps_to_its_window(broker: Broker, window: int) -> None:
-    """No more messages than the window are without an outcome. With a window of 1, each message has its outcome before
-    the next one is sent.
+    """An AMQP 1.0 sender has no more messages without an outcome than its window allows. With a window of 1, the sender
+    waits for the outcome of each message before it sends the next one.
     """
     unconfirmed = list[int]()
 
@@ -359,8 +365,8 @@ def test_a_sender_keeps_to_its_window(broker: Broker, window: int) -> None:
 
 
 def test_a_sender_keeps_to_a_window_of_16_mib(broker: Broker) -> None:
-    """Once messages of 16 MiB are without an outcome, an AMQP 1.0 sender waits before it sends more, and continues when
-    an outcome has made room for more.
+    """Once messages of 16 MiB in total have no outcome yet, an AMQP 1.0 sender waits before it sends more. The sender
+    continues once an outcome has brought the total below 16 MiB.
     """
     sent_before = list[int]()
 
@@ -375,8 +381,8 @@ def test_a_sender_keeps_to_a_window_of_16_mib(broker: Broker) -> None:
 
 
 def test_receipts_are_yielded_while_there_is_no_input(broker: Broker) -> None:
-    """While there is no input, a sender waits for outcomes for 50 ms at a time, yields their receipts, and then looks
-    for input again.
+    """While there is no input, a sender waits for outcomes for up to 50 ms at a time, yields the receipts, and then
+    looks for input again.
     """
     looked = list[float]()
 
@@ -406,8 +412,8 @@ def test_receipts_are_yielded_while_there_is_no_input(broker: Broker) -> None:
 
 
 def test_a_sender_without_input_notices_at_once_that_it_must_stop(broker: Broker) -> None:
-    """While there is neither input nor an unconfirmed message, a sender looks for input every 50 ms. If the command
-    must stop, it does not wait.
+    """While there is no input and every message has its outcome, a sender waits for 50 ms before it looks for input
+    again. If the command must stop, the sender does not wait.
     """
     broker.stopping = True
     assert [*Sender(broker, QUEUE, persistent=False).send(iter([None]))] == []
@@ -416,8 +422,9 @@ def test_a_sender_without_input_notices_at_once_that_it_must_stop(broker: Broker
 
 
 def test_a_missing_outcome_raises_not_confirmed(broker: Broker) -> None:
-    """If the broker reports no outcome within the confirm timeout, NotConfirmed says how many messages are unconfirmed,
-    and which option waits longer. Receipts of earlier messages are yielded first.
+    """If the broker sends no outcome within the confirm timeout, the sender first yields the receipts of earlier
+    messages, and then raises NotConfirmed, which names the number of unconfirmed messages and the option for a longer
+    timeout.
     """
     broker.steps = [lambda: broker.decide(b"1"), lambda: setattr(broker, "now", broker.now + 2)]
     broker.confirm_timeout = 2.5
@@ -435,8 +442,8 @@ def test_a_missing_outcome_raises_not_confirmed(broker: Broker) -> None:
 
 
 def test_a_sender_can_be_used_again_after_a_missing_outcome(broker: Broker) -> None:
-    """If an outcome is missing while the window is full, the error is raised once. When the broker has reported it, the
-    sender can send again.
+    """If the outcome of a message does not arrive in time while the window is full, send() raises an error. If the
+    outcome arrives later, the next call of send() yields the receipt of this message, and sends more messages.
     """
     sender = Sender(broker, QUEUE, persistent=False)
     with pytest.raises(NotConfirmed):
@@ -448,8 +455,8 @@ def test_a_sender_can_be_used_again_after_a_missing_outcome(broker: Broker) -> N
 
 
 def test_a_sender_that_must_stop_does_not_wait_for_outcomes(broker: Broker) -> None:
-    """If a command must stop while messages are unconfirmed, sending ends with an error that gives the reason and the
-    number of these messages.
+    """If a command must stop while messages are unconfirmed, and waiting is pointless, for example because the
+    connection is lost, send() raises NotConfirmed with the reason and the number of these messages.
     """
     broker.hopeless = "the connection is lost"
     words = r"^stopped with 2 messages unconfirmed: the connection is lost$"
@@ -459,9 +466,10 @@ def test_a_sender_that_must_stop_does_not_wait_for_outcomes(broker: Broker) -> N
     assert broker.waits == []
 
 
-def test_a_reply_is_sent_before_its_request_is_accepted(broker: Broker) -> None:
-    """flush() waits until all messages are sent, but not for their outcomes; the messages with an outcome are then
-    forgotten. settle() waits for the outcomes of all others.
+def test_flush_waits_until_messages_are_sent_and_settle_until_they_have_outcomes(broker: Broker) -> None:
+    """So that a program can send a reply before it accepts the request, flush() returns once all messages are sent,
+    without waiting for outcomes, and drops the messages that have one. settle() returns once every message has an
+    outcome.
     """
     broker.credit = 1
     sender = Sender(broker, None, persistent=False)
@@ -487,9 +495,10 @@ def test_a_reply_is_sent_before_its_request_is_accepted(broker: Broker) -> None:
     assert sender._bytes == 0
 
 
-def test_messages_are_sent_in_batches_of_those_that_are_available(broker: Broker) -> None:
-    """With the default window, the messages of a list are sent in batches of 256, and None in it is skipped. With a
-    small window, or from an iterator, messages are sent one by one.
+def test_messages_of_a_list_are_sent_in_batches_of_256(broker: Broker) -> None:
+    """With the default window, an AMQP 1.0 sender sends the messages of a list in batches of 256, and those of a source
+    with batches in the source's batches. With a small window, or from an iterator, the sender sends messages one by
+    one. None in the input is not sent.
     """
     listed: list[Message | None] = [Message(b"%d" % number) for number in range(600)]
     listed[5] = None
@@ -514,8 +523,8 @@ def test_messages_are_sent_in_batches_of_those_that_are_available(broker: Broker
 
 
 def test_a_sending_link_is_attached_as_a_sender_of_unsettled_messages() -> None:
-    """A link is attached as a sender to its address, for unsettled messages, with a delivery count of 0. It is attached
-    again after a reconnection, without the credit from before.
+    """A sending link attaches as a sender to its address, with the mode `unsettled` and an initial delivery count of 0.
+    After a reconnection, the link attaches again, without the credit that it had before.
     """
     link = SendingLink("name", QUEUE)
     assert (link.is_attached, link.credit, link.largest, link.is_kept) == (False, 0, 0, True)
@@ -536,9 +545,9 @@ def test_a_sending_link_is_attached_as_a_sender_of_unsettled_messages() -> None:
 
 
 def test_a_sender_never_sends_more_messages_than_it_has_credit_for(broker: Broker) -> None:
-    """A sender sends as many messages as it has credit for, in order. The broker's link-credit counts from its
-    delivery-count, so messages in transit have used some of it. Nothing is sent on a link that is not attached, or
-    while the session's window is full.
+    """A sending link sends messages in order, and no more messages than its credit. The broker's link-credit counts
+    from the broker's delivery-count, so messages in transit have used part of the credit. The link sends nothing while
+    it is not attached, or while the session's window is full.
     """
     broker.credit = 0
     link = broker.sending_link(QUEUE)

@@ -27,8 +27,9 @@ from mqtool.message import Delivery, Message
     ],
 )
 def test_an_address_names_an_exchange_and_a_routing_key(exchange: str, key: str, address: str) -> None:
-    """The address of a message is /exchanges/, an exchange and a routing key, or /queues/ and a queue for the default
-    exchange. Names are percent-encoded, and need not be UTF-8. An address as routing key is kept, for replies.
+    """The AMQP 1.0 address of a message is /exchanges/ with the exchange and the routing key or, for the default
+    exchange, /queues/ with the queue. Names are percent-encoded, and may contain bytes that are not UTF-8. With the
+    default exchange, a routing key that is already an address is used unchanged, for replies.
     """
     assert exchange_address(exchange, key) == address
     if not key.startswith("/"):
@@ -60,8 +61,9 @@ PROPERTIES: dict[str, Any] = {
 
 
 def test_each_property_has_its_place_in_an_amqp_1_0_message() -> None:
-    """Each property of a message is sent where AMQP 1.0 and RabbitMQ have it: delivery mode, priority and expiration in
-    the header; type, x- headers and CC as annotations; other headers as application properties.
+    """Each property of a message is sent in the section where RabbitMQ expects it: delivery mode, priority and
+    expiration in the header; the type, x- headers and CC as annotations; other headers as application properties; the
+    other properties in the properties section.
     """
     sent = Amqp10Message.decode(encode(Message(b"body", properties=PROPERTIES, message_id="id"), to="/queues/q"))
     assert sent == Amqp10Message(
@@ -82,8 +84,8 @@ def test_each_property_has_its_place_in_an_amqp_1_0_message() -> None:
 
 
 def test_a_message_arrives_with_the_properties_with_which_it_was_sent() -> None:
-    """A message that mqtool sends and receives over AMQP 1.0 has the same body, id, properties and headers. Its address
-    is not one of them.
+    """A message that is encoded and decoded for AMQP 1.0 has the same body, message id, properties and headers as
+    before. The address to which it was sent is not one of its properties.
     """
     data = encode(Message(b"body", properties=PROPERTIES, message_id="id"), to="/queues/q")
     found = decode(data, "q", 3, 4)
@@ -99,7 +101,9 @@ def test_a_message_arrives_with_the_properties_with_which_it_was_sent() -> None:
 def test_a_body_of_any_size_arrives_unchanged(
     size: int, message_id: str | None, to: str | None, properties: dict[str, Any]
 ) -> None:
-    """A body of any size arrives unchanged, with or without an id, an address or properties."""
+    """A body of any size is unchanged after encoding and decoding for AMQP 1.0, with or without a message id, an
+    address and properties.
+    """
     body = bytes(number % 251 for number in range(size))
     data = encode(Message(body, properties=properties, message_id=message_id), to=to)
     sent = Amqp10Message.decode(data)
@@ -125,10 +129,12 @@ def test_a_body_of_any_size_arrives_unchanged(
         (True, {"expiration": 4_294_967_295}, MessageHeader(durable=True, ttl=UInt32(4_294_967_295))),
     ],
 )
-def test_a_message_is_durable_as_the_message_or_the_sender_says(
+def test_a_message_without_a_delivery_mode_is_durable_if_its_sender_is_persistent(
     persistent: bool, properties: dict[str, Any], header: MessageHeader
 ) -> None:
-    """A message with delivery mode 2 is durable. Without a delivery mode, it is durable if the sender is persistent."""
+    """A message with delivery mode 2 is sent as durable, and one with delivery mode 1 is not. A message without a
+    delivery mode is sent as durable if its sender is persistent.
+    """
     assert Amqp10Message.decode(encode(Message(b"", properties=properties), persistent=persistent)).header == header
 
 
@@ -154,17 +160,22 @@ def test_a_message_is_durable_as_the_message_or_the_sender_says(
          "put it into the body; headers that start with x- may be lists and objects"),
     ],
 )  # fmt: skip
-def test_what_amqp_1_0_cannot_express_is_an_error(properties: dict[str, Any], error: str, hint: str) -> None:
-    """A message with a property or a header that AMQP 1.0 cannot express is not sent: the error names it, and says what
-    to do instead.
+def test_a_property_that_amqp_1_0_cannot_express_raises_an_error(
+    properties: dict[str, Any], error: str, hint: str
+) -> None:
+    """If AMQP 1.0 cannot express a property or a header of a message, encoding the message raises BadData. The error
+    names the property or the header, and the hint says what to do instead.
     """
     with pytest.raises(BadData) as raised:
         encode(Message(b"", properties=properties))
     assert (str(raised.value), raised.value.hint) == (error, hint)
 
 
-def test_names_that_are_not_utf_8() -> None:
-    """Values of properties may contain bytes that are not UTF-8. The name of a header may not."""
+def test_properties_but_not_header_names_may_contain_bytes_that_are_not_utf_8() -> None:
+    """The values of properties, the message id and the address may contain bytes that are not UTF-8. If the name of a
+    header is not UTF-8, encoding the message raises UsageError. In a header that becomes an annotation, a name that is
+    not ASCII has "?" instead.
+    """
     properties = {"app_id": "\udcff", "type": "\udcfe"}
     data = encode(Message(b"", properties=properties, message_id="\udcfd"), to="/queues/\udcfc")
     for raw in (b"\xfc", b"\xfd", b"\xfe", b"\xff"):
@@ -181,8 +192,9 @@ def received(**parts: Any) -> Delivery:
 
 
 def test_a_delivery_has_the_exchange_and_the_routing_key_of_its_message() -> None:
-    """RabbitMQ writes the exchange and the routing key of a message to its annotations. Without them, the message came
-    from the default exchange with the queue's name as routing key. The type is an annotation, too.
+    """The exchange, the routing key and the type of an AMQP 1.0 delivery come from the annotations that RabbitMQ adds
+    to the message. Without these annotations, the exchange is the default exchange, and the routing key is the queue's
+    name.
     """
     annotations = {
         Symbol("x-exchange"): "x", Symbol("x-routing-key"): "k", Symbol("x-basic-type"): "t",
@@ -203,7 +215,9 @@ def test_a_delivery_has_the_exchange_and_the_routing_key_of_its_message() -> Non
 
 
 def test_dead_letters_have_their_deaths_in_x_death() -> None:
-    """The deaths of a dead-lettered message are in x-death, with the names that AMQP 0-9-1 has for their fields."""
+    """RabbitMQ lists the deaths of a dead letter in an annotation over AMQP 1.0. The delivery has them in the header
+    x-death, with the field names that x-death has over AMQP 0-9-1.
+    """
     death = {
         Symbol("queue"): "q", Symbol("reason"): Symbol("expired"), Symbol("count"): 2,
         Symbol("first-time"): Milliseconds(1_700_000_000_000), Symbol("last-time"): Milliseconds(1_800_000_000_000),
@@ -219,8 +233,9 @@ def test_dead_letters_have_their_deaths_in_x_death() -> None:
 
 
 def test_headers_come_from_application_properties_and_annotations() -> None:
-    """A delivery's headers are the application properties and the x- annotations of its message. If both have one of
-    the same name, it is the annotation, which the broker may have set.
+    """The headers of an AMQP 1.0 delivery are the message's application properties and its x- annotations. If an
+    application property and an annotation have the same name, the header has the annotation's value, which the broker
+    may have set.
     """
     found = received(
         message_annotations={Symbol("x-n"): 1, Symbol("x-stream-offset"): 17},
@@ -241,24 +256,27 @@ def test_headers_come_from_application_properties_and_annotations() -> None:
         (MessageHeader(first_acquirer=True, delivery_count=UInt32(2)), False),
     ],
 )
-def test_a_message_that_was_delivered_before_is_redelivered(header: MessageHeader, *, redelivered: bool) -> None:
-    """A delivery is redelivered if this is not the first time that its message was acquired or, if the broker does not
-    say so, if a delivery has failed.
+def test_a_delivery_is_redelivered_if_first_acquirer_is_false(header: MessageHeader, *, redelivered: bool) -> None:
+    """A delivery counts as redelivered if first-acquirer in the message's header is false. If first-acquirer is
+    missing, the delivery counts as redelivered if delivery-count is above 0.
     """
     for _ in range(2):
         assert received(header=header).redelivered is redelivered
 
 
-def test_the_header_of_a_message_becomes_its_properties() -> None:
-    """The header's fields become the properties delivery mode, priority and expiration, if they are set."""
+def test_the_header_section_becomes_delivery_mode_priority_and_expiration() -> None:
+    """The fields durable, priority and ttl of a message's header section become the properties delivery mode, priority
+    and expiration. A field that is not set becomes no property.
+    """
     found = received(header=MessageHeader(durable=True, priority=UInt8(0), ttl=UInt32(0)))
     assert found.properties == {"delivery_mode": 2, "priority": 0, "expiration": "0"}
     assert received(header=MessageHeader(durable=False, first_acquirer=True)).properties == {}
 
 
 def test_properties_of_other_types_become_text() -> None:
-    """Properties that other clients send with other types become text. Fields that AMQP 0-9-1 does not have are left
-    out. A reply address of a queue becomes the queue's name; any other is kept.
+    """If a property of a message is not text, such as a message id that is a number, or a user id of bytes, it becomes
+    text. Fields that AMQP 0-9-1 does not have are left out. If reply-to is the address of a queue, the property
+    reply_to is the queue's name; any other address is kept as an address.
     """
     found = received(
         properties=BareProperties(
@@ -280,8 +298,10 @@ def test_properties_of_other_types_become_text() -> None:
     assert received(properties=BareProperties(user_id=b"u")).properties == {"user_id": "u"}
 
 
-def test_a_reply_address_is_sent_as_it_is() -> None:
-    """A reply-to that is an address is sent unchanged. Any other is the name of a queue."""
+def test_a_reply_to_that_is_an_address_is_sent_unchanged() -> None:
+    """A reply_to that is an AMQP 1.0 address is sent unchanged. Any other reply_to is the name of a queue, and is sent
+    as the queue's address.
+    """
     for reply_to, expected in (("/exchanges/x/k", "/exchanges/x/k"), ("q 1", "/queues/q%201")):
         assert Amqp10Message.decode(encode(Message(b"", properties={"reply_to": reply_to}))).properties == (
             BareProperties(reply_to=expected)
@@ -304,8 +324,8 @@ def test_a_reply_address_is_sent_as_it_is() -> None:
     ids=["data", "none", "text", "long text", "bytes", "long bytes", "number", "map", "sequence"],
 )
 def test_a_body_that_is_not_bytes_keeps_its_encoding(body: bytes, expected: bytes, kind: str | None) -> None:
-    """A body of text or bytes is passed on as bytes. Any other value stays encoded, and the delivery has the type
-    amqp-1.0, so that sending it again sends the same value.
+    """If the body of an AMQP 1.0 message is data, text or bytes, the delivery's body contains these bytes. Any other
+    body stays encoded, and the delivery has the type amqp-1.0, so that sending its body again sends the same value.
     """
     found = received(body=body, message_annotations={Symbol("x-basic-type"): "own"})
     assert (found.body, found.properties["type"]) == (expected, kind or "own")
@@ -316,7 +336,7 @@ def test_a_body_that_is_not_bytes_keeps_its_encoding(body: bytes, expected: byte
 
 @pytest.mark.parametrize("damage", ["section", "size", "body"])
 def test_a_message_that_cannot_be_decoded_is_passed_on_whole(damage: str) -> None:
-    """A message that is damaged is passed on whole, as the body of a delivery without properties."""
+    """If an AMQP 1.0 message is damaged, all its bytes are the body of the delivery, which has no properties."""
     data = Amqp10Message(properties=BareProperties(message_id="id"), body=data_section(b"body")).encode()
     broken = {"section": b"\x01" + data[1:], "size": data[:-1], "body": data + b"\x00\x53\x75\xb0\x00\x00\x01\x00x"}[
         damage
@@ -324,9 +344,9 @@ def test_a_message_that_cannot_be_decoded_is_passed_on_whole(damage: str) -> Non
     assert decode(broken, "q", 1, 2, settled=True) == Delivery(broken, "", "q", "q", False, {}, 1, 2, settled=True)
 
 
-def test_few_annotations_and_headers_are_kept_for_later_messages() -> None:
-    """Annotations and headers that repeat are decoded once, but at most 256 different ones, of less than 512 bytes, are
-    kept, so that a client's memory does not grow.
+def test_at_most_256_decoded_header_and_annotation_sections_are_cached() -> None:
+    """Header sections and annotations that repeat are decoded only once. At most 256 different ones are cached, each of
+    less than 512 bytes, so that a client's memory does not grow.
     """
     for cache in (sections._headers_cache, sections._annotations_cache):
         cache.clear()

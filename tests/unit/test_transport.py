@@ -113,8 +113,9 @@ def performatives(data: bytes) -> list[Any]:
 
 
 def test_a_connection_logs_in_and_opens_the_virtual_host(broker: Broker) -> None:
-    """A connection logs in with the user's name and password (SASL PLAIN), and opens the user's virtual host, with
-    frames of up to 128 KiB and a heartbeat of 60 seconds. It has a name that a user can recognize.
+    """An AMQP 1.0 connection logs in with the user's name and password (SASL PLAIN), and opens the virtual host of the
+    URL, with frames of up to 128 KiB and an idle timeout of 60 seconds. The connection name is the name that the caller
+    has chosen.
     """
     connected = broker.connect(opened(properties={Symbol("version"): "4.1.0", Symbol("product"): "RabbitMQ"}))
     assert connected.properties == {"version": "4.1.0", "product": "RabbitMQ"}
@@ -142,7 +143,9 @@ def test_a_connection_logs_in_and_opens_the_virtual_host(broker: Broker) -> None
 
 @pytest.mark.parametrize(("heartbeat", "expected"), [(0, None), (7, 7000), (None, 60_000)])
 def test_a_heartbeat_of_0_turns_heartbeats_off(broker: Broker, heartbeat: int | None, expected: int | None) -> None:
-    """The URL's heartbeat is the time after which mqtool takes the connection for lost; 0 turns this off."""
+    """mqtool tells the broker an idle timeout, in milliseconds: the heartbeat of the URL, or 60 seconds if the URL has
+    none. With a heartbeat of 0, mqtool tells the broker no idle timeout.
+    """
     broker.connect(opened(), ADDRESS._replace(heartbeat=heartbeat))
     [answer] = performatives(broker.received().partition(AMQP_HEADER)[2])
     assert answer.idle_time_out == expected
@@ -152,11 +155,11 @@ def test_a_heartbeat_of_0_turns_heartbeats_off(broker: Broker, heartbeat: int | 
     ("offered", "names_user", "mechanism"),
     [("EXTERNAL", False, "EXTERNAL"), ("EXTERNAL", True, "PLAIN"), ("ANONYMOUS", False, "PLAIN")],
 )
-def test_a_client_certificate_logs_in_if_no_user_is_named(
+def test_a_client_certificate_is_used_to_log_in_if_the_url_names_no_user(
     broker: Broker, offered: str, *, names_user: bool, mechanism: str
 ) -> None:
-    """If the user gave no name, and the broker offers EXTERNAL, the client's certificate logs in. Otherwise, the user's
-    name and password do.
+    """If the URL names no user and the broker offers EXTERNAL, mqtool logs in with the client certificate. Otherwise,
+    mqtool logs in with a user name and a password.
     """
     offer = frame(0, SaslMechanisms(Array([Symbol("PLAIN"), Symbol(offered)])), SASL)
     data = SASL_HEADER + offer + opened().removeprefix(SASL_HEADER + MECHANISMS)
@@ -186,9 +189,11 @@ def test_a_client_certificate_logs_in_if_no_user_is_named(
         (LOGGED_IN + AMQP_HEADER + FLOW, AccessRefused, "cannot open vhost 'my vhost'"),
     ],
 )  # fmt: skip
-def test_a_login_that_fails_says_why(broker: Broker, data: bytes, kind: type[MqtoolError], words: str) -> None:
-    """If a connection cannot be opened, the error says whether the other end is no AMQP 1.0 broker, refused the login,
-    or refused the virtual host. The socket is closed.
+def test_the_error_of_a_connection_that_cannot_be_opened_gives_the_reason(
+    broker: Broker, data: bytes, kind: type[MqtoolError], words: str
+) -> None:
+    """If an AMQP 1.0 connection cannot be opened, mqtool's error says whether the other end is not an AMQP 1.0 broker,
+    has refused the login, or has refused the virtual host. mqtool closes the socket.
     """
     broker.socket.sendall(data)
     broker.end()
@@ -200,8 +205,8 @@ def test_a_login_that_fails_says_why(broker: Broker, data: bytes, kind: type[Mqt
 
 @pytest.mark.parametrize("data", [b"", SASL_HEADER, LOGGED_IN])
 def test_a_reconnection_that_ends_early_is_a_network_failure(broker: Broker, data: bytes) -> None:
-    """If a connection was open before, one that ends before it is open again is a failure of the network, not a
-    refusal, so mqtool tries again.
+    """If mqtool reconnects, and the broker closes the new connection before it is open, mqtool raises Unavailable,
+    which leads to another attempt, and not an error about a refused login.
     """
     broker.socket.sendall(data)
     broker.end()
@@ -210,8 +215,8 @@ def test_a_reconnection_that_ends_early_is_a_network_failure(broker: Broker, dat
     assert broker.client.fileno() == -1
 
 
-def test_a_refused_connection_names_the_broker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If nothing listens on the broker's port, the error names the host and the port."""
+def test_the_error_of_a_refused_connection_names_the_host_and_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If nothing listens on the broker's port, mqtool's error names the host and the port."""
 
     def refuse(*_: object) -> socket.socket:
         raise ConnectionRefusedError
@@ -225,13 +230,15 @@ def test_a_refused_connection_names_the_broker(monkeypatch: pytest.MonkeyPatch) 
     ("offered", "expected"), [(None, 131_072), (131_073, 131_072), (4096, 4096), (512, 512), (1, 512)]
 )
 def test_frames_are_as_large_as_both_ends_accept(broker: Broker, offered: int | None, expected: int) -> None:
-    """Frames are as large as the broker accepts, but have at most 128 KiB, and at least 512 bytes."""
+    """mqtool's frames are as large as the broker's max-frame-size allows, but at most 128 KiB, and at least 512
+    bytes.
+    """
     assert broker.connect(opened(max_frame_size=offered)).frame_max == expected
 
 
 def test_frames_are_read_however_the_bytes_are_split(broker: Broker) -> None:
-    """Reading returns the bodies of the frames that have arrived. The rest of a frame may arrive later. Heartbeats have
-    no body, and frames may have extended headers.
+    """read() returns the bodies of the frames that have arrived completely; the rest of a frame may arrive later.
+    Heartbeats have no body. Extended headers of frames are skipped.
     """
     connected = broker.connect(opened())
     broker.arrives(FLOW[:3])
@@ -255,7 +262,9 @@ def test_frames_are_read_however_the_bytes_are_split(broker: Broker) -> None:
 
 @pytest.mark.parametrize("size", [7, 131_073])
 def test_a_frame_of_an_impossible_size_ends_the_connection(broker: Broker, size: int) -> None:
-    """A frame that is smaller than its header, or larger than mqtool accepts, ends the connection."""
+    """If the broker sends a frame that is smaller than a frame header, or larger than mqtool accepts, read() raises
+    EOFError, and the connection counts as lost.
+    """
     connected = broker.connect(opened())
     broker.arrives(size.to_bytes(4, "big") + b"\2\0\0\0")
     with pytest.raises(EOFError):
@@ -263,7 +272,7 @@ def test_a_frame_of_an_impossible_size_ends_the_connection(broker: Broker, size:
 
 
 def test_a_connection_that_the_broker_closes_is_lost(broker: Broker) -> None:
-    """When the broker closes the connection, reading fails, after the frames that arrived before."""
+    """If the broker closes the socket, read() first returns the frames that have arrived, and then raises EOFError."""
     connected = broker.connect(opened())
     broker.arrives(FLOW)
     broker.end()
@@ -272,8 +281,8 @@ def test_a_connection_that_the_broker_closes_is_lost(broker: Broker) -> None:
         connected.read(1)
 
 
-def test_reading_can_be_woken(broker: Broker) -> None:
-    """Reading returns early when another thread, or a signal handler, wakes it, and then waits again."""
+def test_wake_makes_read_return_early(broker: Broker) -> None:
+    """If another thread or a signal handler calls wake(), read() returns early. Later calls of read() wait again."""
     connected = broker.connect(opened())
     connected.wake()
     connected.wake()
@@ -283,9 +292,9 @@ def test_reading_can_be_woken(broker: Broker) -> None:
     assert connected.read(0) == []
 
 
-def test_heartbeats_are_sent_in_a_third_of_the_brokers_time(broker: Broker) -> None:
-    """If the broker closes connections that are idle for 30 seconds, mqtool sends a heartbeat when it has sent nothing
-    for ten. If the broker has no such limit, mqtool sends none.
+def test_a_heartbeat_is_sent_after_a_third_of_the_brokers_idle_timeout(broker: Broker) -> None:
+    """If the broker's idle timeout is 30 seconds, mqtool sends a heartbeat whenever it has sent nothing for ten
+    seconds.
     """
     connected = broker.connect(opened(idle_time_out=30_000))
     broker.received()
@@ -306,8 +315,8 @@ def test_heartbeats_are_sent_in_a_third_of_the_brokers_time(broker: Broker) -> N
     assert connected._until_heartbeat(60) == 0
 
 
-def test_no_heartbeats_are_sent_to_a_broker_that_needs_none(broker: Broker) -> None:
-    """If the broker never closes idle connections, mqtool sends no heartbeats."""
+def test_no_heartbeats_are_sent_to_a_broker_without_an_idle_timeout(broker: Broker) -> None:
+    """If the broker has no idle timeout, mqtool sends no heartbeats."""
     connected = broker.connect(opened(), ADDRESS._replace(heartbeat=0))
     broker.received()
     broker.now += 100_000
@@ -316,8 +325,10 @@ def test_no_heartbeats_are_sent_to_a_broker_that_needs_none(broker: Broker) -> N
     assert connected._until_heartbeat(60) == 60
 
 
-def test_a_silent_broker_is_lost_after_the_heartbeat_interval(broker: Broker) -> None:
-    """If the broker sends nothing for the heartbeat interval, not even a heartbeat, the connection is lost."""
+def test_a_connection_is_lost_if_the_broker_sends_nothing_for_the_heartbeat_interval(broker: Broker) -> None:
+    """If the broker sends nothing for longer than the heartbeat of the URL, not even a heartbeat, read() raises
+    TimeoutError, and the connection counts as lost.
+    """
     connected = broker.connect(opened(), ADDRESS._replace(heartbeat=7))
     broker.now += 5
     broker.arrives(HEARTBEAT)
@@ -330,7 +341,9 @@ def test_a_silent_broker_is_lost_after_the_heartbeat_interval(broker: Broker) ->
 
 
 def test_frames_that_the_socket_does_not_accept_are_sent_later(broker: Broker) -> None:
-    """If the broker does not read, frames wait, and are sent in order while mqtool reads. Sending never blocks."""
+    """While the broker does not read, mqtool's frames wait, and send() does not block. read() sends the waiting frames
+    in order once the broker reads again.
+    """
     connected = broker.connect(opened())
     broker.received()
     assert connected.unsent == 0
@@ -347,8 +360,8 @@ def test_frames_that_the_socket_does_not_accept_are_sent_later(broker: Broker) -
     assert data == b"".join(large)
 
 
-def test_a_connection_says_goodbye_before_it_is_closed(broker: Broker) -> None:
-    """Closing a connection sends pending frames and Close, and waits for the broker's reply."""
+def test_pending_frames_and_a_close_frame_are_sent_before_a_connection_is_closed(broker: Broker) -> None:
+    """close() sends the pending frames and a close frame, waits for the broker's close frame, and closes the socket."""
     connected = broker.connect(opened())
     broker.received()
     connected.send([FLOW])
@@ -358,8 +371,10 @@ def test_a_connection_says_goodbye_before_it_is_closed(broker: Broker) -> None:
     assert broker.client.fileno() == -1
 
 
-def test_a_lost_connection_is_closed_without_goodbye(broker: Broker) -> None:
-    """A connection that is lost is closed at once, without Close. Sending on it, or waking it, does nothing."""
+def test_a_lost_connection_is_closed_without_a_close_frame(broker: Broker) -> None:
+    """close() closes the socket of a lost connection at once, and sends no close frame. After that, send() and wake()
+    do nothing.
+    """
     connected = broker.connect(opened())
     broker.received()
     connected.close(politely=False)
@@ -369,8 +384,10 @@ def test_a_lost_connection_is_closed_without_goodbye(broker: Broker) -> None:
     connected.send([FLOW])
 
 
-def test_a_broker_that_does_not_say_goodbye_is_not_waited_for(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the broker does not reply to Close, closing ends after a second."""
+def test_close_waits_at_most_one_second_for_the_brokers_close_frame(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the broker does not answer with a close frame, close() closes the socket after one second."""
     connected = broker.connect(opened())
     waits = list[float]()
 

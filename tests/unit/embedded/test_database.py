@@ -202,9 +202,9 @@ class RecordingDisk(Disk):
         self.synced.append((os.fstat(file).st_ino, path))
 
 
-def test_changes_are_synced_and_moved_to_the_database_on_the_thread_that_writes(tmp_path: Path) -> None:
-    """The broker writes changes to SQLite's log, which only sync() syncs to disk. The thread that writes can sync the
-    log, and copy the log to the database file, while the event loop uses the database.
+def test_the_writer_thread_syncs_and_checkpoints_the_database(tmp_path: Path) -> None:
+    """Changes are committed to SQLite's write-ahead log, and only sync() syncs this log to disk. The writer thread can
+    sync the log, and checkpoint it into the database file, although the event loop's thread has opened the database.
     """
     disk, log = RecordingDisk(), tmp_path / f"{FILE}-wal"
     opened = open_database(tmp_path, disk)

@@ -93,11 +93,11 @@ def test_a_publisher_gets_a_link_credit_of_170_from_its_initial_delivery_count_o
 
 @pytest.mark.parametrize("settled", [False, True])
 @pytest.mark.parametrize("initial", [0, 0xFFFFFFFF])
-def test_a_publisher_gets_new_link_credit_once_half_of_it_is_used(
+def test_a_publisher_gets_new_link_credit_once_half_of_its_credit_is_used(
     client: MemoryClient10, *, initial: int, settled: bool
 ) -> None:
-    """Once an AMQP 1.0 publisher has used half of its link credit, the broker grants a credit of 170 again, from the
-    delivery count on that the link has reached. No credit is granted earlier.
+    """Once an AMQP 1.0 publisher has used half of its link credit, the broker sets the credit to 170 again, counted
+    from the link's current delivery count. The broker grants no credit earlier.
     """
     client.attach_sender("/queues/q", count=initial)
     flows = [credits_of(client.publish(number, settled=settled)) for number in range(170)]
@@ -135,8 +135,8 @@ def slow(loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch) -> tu
 
 
 def test_a_message_gets_its_outcome_once_it_is_on_disk(slow: tuple[MemoryClient10, SlowLedger]) -> None:
-    """The outcome of an AMQP 1.0 message that is stored on disk is sent once the message is synced to the disk. A later
-    message in another group of writes gets its outcome after that.
+    """If an AMQP 1.0 message is to be stored on disk, the broker sends the message's outcome once the message is synced
+    to disk. A message in a later group of writes gets its outcome once that group is synced.
     """
     client, ledger = slow
     client.attach_sender("/queues/q")
@@ -154,7 +154,7 @@ def test_a_publisher_gets_no_new_link_credit_while_170_messages_are_unsettled(
     slow: tuple[MemoryClient10, SlowLedger],
 ) -> None:
     """While 170 messages of an AMQP 1.0 publisher are unsettled because they are not on disk yet, the broker grants no
-    new link credit. It does so once they are settled.
+    new link credit. The broker grants credit again once the messages are settled.
     """
     client, ledger = slow
     client.attach_sender("/queues/q")
@@ -180,8 +180,8 @@ def test_a_publisher_gets_new_link_credit_while_169_messages_are_unsettled(
 
 
 def test_no_link_credit_is_granted_on_a_session_that_has_ended(slow: tuple[MemoryClient10, SlowLedger]) -> None:
-    """If a session ends before its messages are on disk, the broker sends neither outcomes nor link credit for it
-    afterwards.
+    """If a session ends before its messages are on disk, the broker sends neither outcomes nor link credit for this
+    session afterwards.
     """
     client, ledger = slow
     client.attach_sender("/queues/q")
@@ -197,7 +197,7 @@ def test_a_publisher_that_exceeds_its_link_credit_is_detached(
     loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch, like: Like
 ) -> None:
     """If an AMQP 1.0 publisher sends more messages than its link credit allows, the broker detaches the link with
-    transfer-limit-exceeded, and does not add that message to the queue.
+    transfer-limit-exceeded, and does not add the excess message to the queue.
     """
     broker = broker_with(loop, PROFILES[like], SlowLedger())
     vhost = broker.vhosts["/"]
@@ -214,11 +214,11 @@ def test_a_publisher_that_exceeds_its_link_credit_is_detached(
 # Transfers
 
 
-def test_a_message_in_several_transfers_is_published_whole_and_counted_as_held_meanwhile(
+def test_a_message_in_several_transfers_counts_as_memory_until_it_is_complete_and_published(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """The parts of a message in several transfers count as memory of the connection until the message is complete. The
-    message is published as a whole, and settled once. Only the first transfer needs a delivery id.
+    """Until an AMQP 1.0 message in several transfers is complete, its parts count as memory used by the connection.
+    Then the broker publishes the whole message and sends one outcome. Only the first transfer needs a delivery id.
     """
     client.attach_sender("/queues/q")
     before = client.connection.held_bytes
@@ -235,8 +235,10 @@ def test_a_message_in_several_transfers_is_published_whole_and_counted_as_held_m
 
 
 @pytest.mark.parametrize("later", [None, True])
-def test_the_first_transfer_says_whether_a_message_is_settled(client: MemoryClient10, later: bool | None) -> None:
-    """The settled flag of a message in several transfers is that of the first transfer. Later transfers may omit it."""
+def test_the_first_transfer_determines_whether_a_message_is_settled(client: MemoryClient10, later: bool | None) -> None:
+    """An AMQP 1.0 message in several transfers is settled if the settled flag of the first transfer is set. Later
+    transfers may omit the flag.
+    """
     client.attach_sender("/queues/q")
     client.publish(0, message()[:5], more=True, settled=True)
     assert client.publish(0, message()[5:], settled=later) == []
@@ -244,8 +246,8 @@ def test_the_first_transfer_says_whether_a_message_is_settled(client: MemoryClie
 
 @pytest.mark.parametrize("how", ["aborted", "detached", "ended"])
 def test_an_incomplete_message_is_discarded(client: MemoryClient10, broker: Broker, how: str) -> None:
-    """If an AMQP 1.0 publisher aborts a message, or if it detaches its link or ends its session in the middle of one,
-    the broker discards the message and frees its memory.
+    """If an AMQP 1.0 publisher aborts a message, or if it detaches its link or ends its session before the last
+    transfer of a message, the broker discards the message and frees the memory of its transfers.
     """
     before = client.connection.held_bytes
     client.attach_sender("/queues/q")
@@ -302,8 +304,8 @@ DIFFERS = (
 def test_a_transfer_that_contradicts_the_first_one_of_its_message_detaches_the_link(
     client: MemoryClient10, first: tuple[int, bool | None], second: tuple[int, bool | None], text: str
 ) -> None:
-    """If a later transfer of a message has another delivery id or another settled flag than the first, the broker
-    detaches the link with RabbitMQ's error text, and frees the memory of the message.
+    """If the delivery id or the settled flag of a later transfer differs from that of the message's first transfer, the
+    broker detaches the link with RabbitMQ's error text, and frees the memory of the message.
     """
     before = client.connection.held_bytes
     client.attach_sender("/queues/q")
@@ -320,7 +322,7 @@ def test_a_transfer_that_contradicts_the_first_one_of_its_message_detaches_the_l
         (SETTLED, None, "sender settle mode is 'settled' but transfer settled flag is interpreted as being 'false'"),
     ],
 )
-def test_a_settled_flag_that_contradicts_the_settle_mode_of_the_link_detaches_it(
+def test_a_settled_flag_that_contradicts_the_settle_mode_of_the_link_detaches_the_link(
     client: MemoryClient10, broker: Broker, mode: UInt8, settled: bool | None, text: str
 ) -> None:
     """If the settled flag of a message contradicts the snd-settle-mode of its link, the broker detaches the link with
@@ -332,20 +334,22 @@ def test_a_settled_flag_that_contradicts_the_settle_mode_of_the_link_detaches_it
 
 
 @pytest.mark.parametrize(("mode", "settled"), [(UNSETTLED, False), (SETTLED, True), (None, True), (UInt8(2), False)])
-def test_a_message_is_published_if_its_settled_flag_suits_the_settle_mode_of_the_link(
+def test_a_message_is_published_if_the_settle_mode_of_the_link_allows_its_settled_flag(
     client: MemoryClient10, broker: Broker, mode: UInt8 | None, settled: bool
 ) -> None:
-    """A message is published if its settled flag suits the snd-settle-mode of its link. On a link in mode `mixed` or
-    without a mode, both values do.
+    """A message is published if the snd-settle-mode of its link allows its settled flag. A link in mode `mixed`, or
+    without a mode, allows settled and unsettled messages.
     """
     client.attach_sender("/queues/q", mode=mode)
     assert outcomes(client.publish(0, settled=settled)) == ([] if settled else [(0, None, ACCEPT)])
     assert bodies(broker) == [b"hello"]
 
 
-def test_only_an_unsettled_message_must_not_ask_for_the_receiver_settle_mode_second(client: MemoryClient10) -> None:
+def test_an_unsettled_message_that_asks_for_the_receiver_settle_mode_second_detaches_the_link(
+    client: MemoryClient10,
+) -> None:
     """If an unsettled message asks for the rcv-settle-mode `second`, the broker detaches the link with not-implemented.
-    For a settled message the mode means nothing.
+    For a settled message, the broker ignores the mode.
     """
     client.attach_sender("/queues/q")
     assert client.publish(0, settled=True, rest=(UInt8(1),)) == []
@@ -358,8 +362,8 @@ def test_only_an_unsettled_message_must_not_ask_for_the_receiver_settle_mode_sec
 def test_a_message_larger_than_the_maximum_message_size_ends_the_session(
     loop: asyncio.AbstractEventLoop, parts: int
 ) -> None:
-    """A message of exactly the maximum message size is accepted. If a message has one byte more, in one transfer or in
-    several, the broker ends the session with message-size-exceeded and frees its memory.
+    """The broker accepts a message of exactly the maximum message size. If a message is one byte larger, whether in one
+    transfer or in several, the broker ends the session with message-size-exceeded, and frees the memory of the message.
     """
     broker = broker_with(loop, PROFILES[Like.V4_3]._replace(largest_message=100))
     client = MemoryClient10(loop, broker)
@@ -383,8 +387,8 @@ def test_a_message_larger_than_the_maximum_message_size_ends_the_session(
 
 
 def test_a_malformed_message_detaches_the_link_and_is_not_counted(client: MemoryClient10, broker: Broker) -> None:
-    """If a message has no body section, the broker detaches the link with decode-error and says why, as RabbitMQ does.
-    The message does not count as published.
+    """If a message has no body section, the broker detaches the link with decode-error and RabbitMQ's error text. The
+    message does not count as published.
     """
     client.attach_sender("/queues/q")
     text = "failed to parse message: missing_amqp_message_body"
@@ -393,8 +397,8 @@ def test_a_malformed_message_detaches_the_link_and_is_not_counted(client: Memory
 
 
 def test_a_message_with_a_ttl_of_the_wrong_type_detaches_the_link(client: MemoryClient10, broker: Broker) -> None:
-    """If the header of an AMQP 1.0 message has a ttl that is not a number, the broker detaches the link with
-    decode-error and says why.
+    """If the ttl in the header of an AMQP 1.0 message is not a number, the broker detaches the link with decode-error
+    and an error text that gives the reason.
     """
     client.attach_sender("/queues/q")
     wrong = encode(described(0x70, True, None, "soon")) + message()
@@ -405,8 +409,8 @@ def test_a_message_with_a_ttl_of_the_wrong_type_detaches_the_link(client: Memory
 
 
 def test_messages_are_counted_by_their_outcomes(client: MemoryClient10, broker: Broker) -> None:
-    """The broker's metrics count the messages of AMQP 1.0 publishers: all, those whose publishers expect an outcome,
-    those accepted, those added to queues, and the unroutable ones, which are released or, if settled, dropped.
+    """The broker's metrics count all messages of AMQP 1.0 publishers, those whose publishers expect an outcome, the
+    accepted ones, those added to queues, and the unroutable ones: unsettled as returned, settled as dropped.
     """
     vhost = broker.vhosts["/"]
     vhost.add_queue(QueueDeclaration("other", {}))
@@ -463,11 +467,11 @@ def test_a_message_for_a_full_queue_is_rejected_with_the_name_of_the_queue(
     assert type(state.value[0].value[2][Symbol("reason")]) is Symbol
 
 
-def test_a_rejected_message_names_the_routing_key_if_the_target_is_an_exchange(
+def test_the_outcome_of_a_rejected_message_names_the_routing_key_if_the_target_is_an_exchange(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """If a message is published to an exchange and a full queue rejects it, the outcome names the routing key in place
-    of the queue.
+    """If a message is published to an exchange and a full queue rejects it, the outcome `rejected` names the routing
+    key instead of the queue.
     """
     vhost = broker.vhosts["/"]
     full = vhost.add_queue(QueueDeclaration("full", {"x-max-length": 0, "x-overflow": "reject-publish"}))
@@ -477,9 +481,11 @@ def test_a_rejected_message_names_the_routing_key_if_the_target_is_an_exchange(
     assert state.value[0].value[1] == "queue 'key' exceeded maximum length"
 
 
-def test_messages_without_a_target_are_rejected_or_published_one_by_one(client: MemoryClient10, broker: Broker) -> None:
-    """On a link without a target, a message without a valid address in `to` is rejected, and one for a missing exchange
-    too. They count towards the credit, and the link stays attached.
+def test_a_link_without_a_target_stays_attached_if_a_message_is_rejected(
+    client: MemoryClient10, broker: Broker
+) -> None:
+    """On a link without a target, the broker rejects a message without a valid address in `to`, or to an exchange that
+    does not exist. Rejected messages use link credit. The link stays attached, and later messages are published.
     """
     client.attach_sender(None)
     refused = {
@@ -499,11 +505,9 @@ def test_messages_without_a_target_are_rejected_or_published_one_by_one(client: 
 
 
 @pytest.mark.parametrize("settled", [False, True])
-def test_a_bad_address_of_a_settled_message_detaches_the_link_and_names_the_message(
-    client: MemoryClient10, *, settled: bool
-) -> None:
-    """On a link without a target, an address that is not valid detaches the link if the message is settled, because it
-    cannot be rejected. The error contains the delivery tag of the message.
+def test_a_settled_message_with_an_invalid_address_detaches_the_link(client: MemoryClient10, *, settled: bool) -> None:
+    """On a link without a target, an unsettled message with an invalid address is rejected. A settled message cannot be
+    rejected, so the broker detaches the link, with an error that contains the message's delivery tag.
     """
     client.attach_sender(None)
     found = client.publish(5, message(to="/what"), settled=settled)
@@ -516,8 +520,10 @@ def test_a_bad_address_of_a_settled_message_detaches_the_link_and_names_the_mess
     assert [*map(type, info)] == [Symbol]
 
 
-def test_the_error_about_a_settled_message_without_a_delivery_tag_has_an_empty_one(client: MemoryClient10) -> None:
-    """If a settled message without a delivery tag cannot be published, the error contains an empty delivery tag."""
+def test_the_error_about_a_settled_message_without_a_delivery_tag_contains_an_empty_tag(client: MemoryClient10) -> None:
+    """If the broker detaches a link because it cannot publish a settled message, and the message has no delivery tag,
+    the error contains an empty delivery tag.
+    """
     client.attach_sender(None)
     found = client.send(TRANSFER, UInt32(0), UInt32(1), None, UInt32(0), True, payload=message(to="/what"))
     assert found[-1].fields[2].value[2] == {"delivery-tag": b""}
@@ -528,8 +534,8 @@ def test_the_error_about_a_settled_message_without_a_delivery_tag_has_an_empty_o
 def test_a_message_for_a_deleted_exchange_is_released_and_detaches_the_link(
     loop: asyncio.AbstractEventLoop, like: Like, *, settled: bool
 ) -> None:
-    """If the exchange of a link has been deleted, the next message is released, unless it is settled, and the link is
-    detached with not-found.
+    """If the exchange of a link has been deleted, the broker releases the next message, unless the message is settled,
+    and detaches the link with not-found.
     """
     broker = broker_like(loop, like)
     broker.vhosts["/"].add_exchange(BrokerExchange("x", "fanout"))
@@ -575,11 +581,11 @@ def cc(*keys: Any, to: str | None = None) -> bytes:
         ),
     ],
 )
-def test_each_message_without_a_target_is_checked_against_the_users_permissions(
+def test_permissions_are_checked_for_each_message_on_a_link_without_a_target(
     ann: MemoryClient10, to: str, text: str
 ) -> None:
-    """On a link without a target, a message that its user may not publish ends the session with unauthorized-access,
-    whether the exchange exists or not.
+    """If the user has no permission to publish a message on a link without a target, the broker ends the session with
+    unauthorized-access, whether the message's exchange exists or not.
     """
     ann.attach_sender(None)
     assert outcomes(ann.publish(0, message(to="/exchanges/amq.topic/ann.1"))) == [(0, None, RELEASE)]
@@ -595,7 +601,7 @@ def test_topic_permissions_also_apply_to_further_routing_keys(ann: MemoryClient1
 
 
 def test_a_message_to_an_internal_exchange_detaches_the_link(client: MemoryClient10, broker: Broker) -> None:
-    """A message for an internal exchange detaches its link with unauthorized-access."""
+    """If a message is published to an internal exchange, the broker detaches the link with unauthorized-access."""
     broker.vhosts["/"].add_exchange(BrokerExchange("inner", "fanout", internal=True))
     client.attach_sender(None)
     text = "forbidden to publish to internal exchange 'inner' in vhost '/'"
@@ -606,8 +612,8 @@ def test_a_message_to_an_internal_exchange_detaches_the_link(client: MemoryClien
 def test_a_message_whose_further_routing_keys_are_not_strings_is_rejected(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """If the annotation x-cc is not a list of strings, a message on a link without a target is rejected with
-    invalid-field, and published to no queue.
+    """If the annotation x-cc of a message on a link without a target is not a list of strings, the broker rejects the
+    message with invalid-field, and adds it to no queue.
     """
     client.attach_sender(None)
     [(_, _, state)] = outcomes(client.publish(0, cc(Symbol("q"), to="/queues/q")))
@@ -639,11 +645,12 @@ def test_the_user_id_of_a_message_must_be_that_of_its_publisher(
 # Queues, replies and observers
 
 
-def test_deleting_a_queue_detaches_its_publishers_but_not_those_detached_before(
+def test_deleting_a_queue_detaches_only_the_links_that_still_publish_to_it(
     client: MemoryClient10, broker: Broker, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """When a queue is deleted, the links that publish to it are detached with resource-deleted. A handle that is in use
-    for another queue by then stays attached.
+    """When a queue is deleted, the broker detaches the links that publish to this queue with resource-deleted. If the
+    client has already detached such a link and uses its handle for a link to another queue, this new link stays
+    attached.
     """
     vhost = broker.vhosts["/"]
     vhost.add_queue(QueueDeclaration("other", {}))
@@ -669,8 +676,8 @@ class ReplyChannel:
 
 
 def test_a_direct_reply_is_delivered_to_the_channel_that_waits_for_it(client: MemoryClient10, broker: Broker) -> None:
-    """A message for the address of a direct reply is delivered to its requester and accepted. If the requester is gone,
-    the message is released. A queue is not needed.
+    """A message to the address of a direct reply is delivered to the requester's channel, without a queue, and
+    accepted. If the requester is gone, the message is released.
     """
     asking = broker.reply_consumers["token"] = ReplyChannel()
     client.attach_sender(None)
@@ -682,11 +689,9 @@ def test_a_direct_reply_is_delivered_to_the_channel_that_waits_for_it(client: Me
     assert broker.vhosts["/"].exchanges[""].published_in == 2
 
 
-def test_a_routing_key_like_that_of_a_direct_reply_is_routed_by_other_exchanges(
-    client: MemoryClient10, broker: Broker
-) -> None:
-    """Only the default exchange delivers direct replies: on another exchange, the same routing key is one like any
-    other.
+def test_only_the_default_exchange_delivers_direct_replies(client: MemoryClient10, broker: Broker) -> None:
+    """Only the default exchange delivers direct replies. Any other exchange routes a message whose routing key is the
+    address of a direct reply by the exchange's bindings.
     """
     vhost, key = broker.vhosts["/"], f"{DIRECT_REPLY_TO}.token"
     asking = broker.reply_consumers["token"] = ReplyChannel()
@@ -700,8 +705,8 @@ def test_a_routing_key_like_that_of_a_direct_reply_is_routed_by_other_exchanges(
 def test_the_firehose_copies_a_message_with_its_connection_channel_and_queues(
     client: MemoryClient10, broker: Broker, *, tracing: bool
 ) -> None:
-    """While message tracing is on, each message published over AMQP 1.0 is copied to the firehose with the name of its
-    connection, its channel, its user and its queues.
+    """While message tracing is on, each message published over AMQP 1.0 is copied to the firehose with the names of its
+    connection, its user and its queues, and the number of its channel. While tracing is off, no message is copied.
     """
     vhost = broker.vhosts["/"]
     vhost.tracing = tracing
@@ -739,11 +744,11 @@ class Watcher:
         """Do nothing."""
 
 
-def test_a_live_display_shows_who_published_a_message_and_which_were_unroutable(
+def test_a_live_display_is_told_who_published_a_message_and_which_messages_were_unroutable(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """A live display is told which connection published a message, and which messages were unroutable, and whether
-    their publisher knows that.
+    """A live display is told which connection published each message, which messages were unroutable, and whether the
+    publisher was told so: a released message counts as returned to its publisher, and a settled one does not.
     """
     watcher: Any = Watcher()
     vhost = broker.vhosts["/"]
@@ -773,9 +778,11 @@ class RejectingHooks:
         send(data)
 
 
-def test_a_fault_of_the_test_support_rejects_messages_over_amqp_1_0(client: MemoryClient10, broker: Broker) -> None:
-    """If a fault of the embedded broker rejects messages, those of AMQP 1.0 publishers are rejected, too, and no queue
-    gets them.
+def test_a_fault_that_rejects_messages_also_applies_to_amqp_1_0_publishers(
+    client: MemoryClient10, broker: Broker
+) -> None:
+    """If a fault of the embedded broker rejects messages, the broker also rejects those of AMQP 1.0 publishers, and
+    adds them to no queue.
     """
     hooks: Any = RejectingHooks()
     broker.hooks = hooks

@@ -82,7 +82,9 @@ FIRST: tuple[Any, ...] = (*(None,) * 6, {Symbol("offset"): Described(Symbol("rab
 
 
 def test_a_receiver_gets_no_message_before_it_grants_credit(client: MemoryClient10, q: BrokerQueue) -> None:
-    """An AMQP 1.0 receiver gets messages only after it has granted link credit, and only as many."""
+    """An AMQP 1.0 receiver gets messages only after it has granted link credit, and gets no more messages than its
+    credit.
+    """
     fill(q, b"1", b"2", b"3")
     assert [frame.code for frame in client.attach_receiver("/queues/q")] == [ATTACH]
     assert bodies(client.flow(0, 2)) == [b"1", b"2"]
@@ -95,8 +97,9 @@ def test_a_receiver_gets_no_message_before_it_grants_credit(client: MemoryClient
 def test_credit_counts_from_the_delivery_count_that_the_receiver_has_seen(
     client: MemoryClient10, q: BrokerQueue, count: int | None, credit: int | None, left: int
 ) -> None:
-    """Link credit counts from the delivery count in the receiver's flow frame, or from 0 without one: messages that
-    were sent meanwhile use it up. A flow frame without link-credit takes the credit back.
+    """Link credit counts from the delivery count in the receiver's flow frame, or from 0 if the frame contains none.
+    Messages that the broker sent after that delivery count use up credit. A flow frame without link-credit withdraws
+    the credit.
     """
     fill(q, b"1", b"2")
     client.attach_receiver("/queues/q", handle=4)
@@ -105,11 +108,11 @@ def test_credit_counts_from_the_delivery_count_that_the_receiver_has_seen(
     assert flows(found) == [(4, 2, left, 0, False, False, None)]
 
 
-def test_a_flow_frame_with_echo_tells_the_credit_and_how_many_messages_are_available(
+def test_the_answer_to_a_flow_frame_with_echo_contains_the_remaining_credit_and_the_available_messages(
     client: MemoryClient10, q: BrokerQueue
 ) -> None:
-    """The answer to a flow frame with echo contains the link's delivery count, the credit that is left and the number
-    of ready messages. Without echo, there is no answer.
+    """The broker's answer to a flow frame with echo contains the link's delivery count, its remaining credit and the
+    number of ready messages. A flow frame without echo gets no answer.
     """
     fill(q, b"1", b"2", b"3")
     client.attach_receiver("/queues/q")
@@ -118,8 +121,10 @@ def test_a_flow_frame_with_echo_tells_the_credit_and_how_many_messages_are_avail
     assert flows(client.flow(0, 1, count=1, seen=1)) == []
 
 
-def test_credit_sent_together_with_attach_is_used_in_order(client: MemoryClient10, q: BrokerQueue) -> None:
-    """Flow frames that come in the same write as attach take effect in order after the answer to it."""
+def test_flow_frames_sent_together_with_attach_take_effect_in_order(client: MemoryClient10, q: BrokerQueue) -> None:
+    """If a receiver sends attach and flow frames in one write, the broker answers the attach frame first, and then
+    applies the flow frames in order.
+    """
     fill(q, b"1", b"2", b"3")
     ends = described(0x28, "/queues/q"), described(0x29)
     attach = encoded(ATTACH, "link", UInt32(0), True, None, None, *ends)
@@ -147,9 +152,11 @@ def test_credit_of_a_link_that_is_detached_in_the_same_write_has_no_effect(
 # Drain
 
 
-def test_a_drain_uses_up_the_credit_and_tells_the_receiver(client: MemoryClient10, q: BrokerQueue) -> None:
-    """After a flow frame with drain, the broker sends the ready messages, advances the delivery count by the rest of
-    the credit, and answers with a credit of 0. Later flow frames do not say that the link drains.
+def test_a_drain_sends_the_ready_messages_and_uses_up_the_remaining_credit(
+    client: MemoryClient10, q: BrokerQueue
+) -> None:
+    """After a flow frame with drain, the broker sends the ready messages, advances the delivery count by the remaining
+    credit, and answers with a credit of 0. The drain flag is not set in later flow frames of the broker.
     """
     fill(q, b"1", b"2")
     client.attach_receiver("/queues/q")
@@ -158,10 +165,12 @@ def test_a_drain_uses_up_the_credit_and_tells_the_receiver(client: MemoryClient1
     assert flows(client.flow(0, 4, count=10, seen=2, echo=True)) == [(0, 10, 4, 0, False, False, None)]
 
 
-def test_a_drain_for_fewer_messages_than_there_are_tells_how_many_are_left(
+def test_the_answer_to_a_drain_contains_the_number_of_messages_left_in_the_queue(
     client: MemoryClient10, q: BrokerQueue
 ) -> None:
-    """If there are more messages than the drained credit, the answer to the drain contains the number of those left."""
+    """If a queue contains more messages than the drained credit, the broker's answer to the drain contains the number
+    of messages left in the queue.
+    """
     fill(q, b"1", b"2", b"3")
     client.attach_receiver("/queues/q")
     found = client.flow(0, 2, drain=True, echo=True)
@@ -169,11 +178,11 @@ def test_a_drain_for_fewer_messages_than_there_are_tells_how_many_are_left(
 
 
 @pytest.mark.parametrize("waiting", [True, False])
-def test_a_drain_ends_once_a_slow_client_has_got_the_messages(
+def test_a_drain_completes_only_after_a_slow_receiver_has_got_the_waiting_messages(
     client: MemoryClient10, q: BrokerQueue, *, waiting: bool
 ) -> None:
-    """While an AMQP 1.0 receiver reads too slowly, it gets no messages, and a drain ends only after it has got those
-    that wait. If none waits, the drain ends at once.
+    """While an AMQP 1.0 receiver reads too slowly, the broker holds back the receiver's messages, and a drain completes
+    only after the waiting messages have been sent. If no messages wait, the drain completes at once.
     """
     if waiting:
         fill(q, b"1")
@@ -191,11 +200,11 @@ def test_a_drain_ends_once_a_slow_client_has_got_the_messages(
 
 
 @pytest.mark.parametrize("waiting", [True, False])
-def test_a_drain_ends_once_the_window_of_the_session_has_been_opened(
+def test_a_drain_completes_only_after_the_clients_incoming_window_opens(
     client: MemoryClient10, q: BrokerQueue, *, waiting: bool
 ) -> None:
-    """While the incoming window of a session is closed, a drain ends only if no message waits. Once the client opens
-    the window, the messages are sent and the drain ends.
+    """While the client's incoming window is closed, a drain completes at once if the queue contains no messages.
+    Otherwise, once the client opens the window, the broker sends the messages and completes the drain.
     """
     if waiting:
         fill(q, b"1")
@@ -209,11 +218,11 @@ def test_a_drain_ends_once_the_window_of_the_session_has_been_opened(
     assert (bodies(found), flows(found)) == ([b"1"], [(0, 5, 0, 0, True, False, None)])
 
 
-def test_a_drain_ends_after_the_last_transfer_of_a_large_message(
+def test_a_drain_completes_only_after_the_last_transfer_of_a_large_message(
     loop: asyncio.AbstractEventLoop, broker: Broker, q: BrokerQueue
 ) -> None:
-    """If the window of a session closes in the middle of a large message, a drain ends only after the rest of the
-    message has been sent.
+    """If the client's incoming window closes in the middle of a large message, a drain completes only after the rest of
+    the message has been sent.
     """
     client = MemoryClient10(loop, broker)
     client.connection.frame_max = 512
@@ -232,8 +241,9 @@ def test_a_drain_ends_after_the_last_transfer_of_a_large_message(
 def test_a_drain_waits_for_messages_that_are_being_requeued(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, monkeypatch: pytest.MonkeyPatch, *, detaches: bool
 ) -> None:
-    """While messages are being requeued, in turns, the drain of another link does not end before it has got them. If
-    the client detaches that link meanwhile, the drain is not answered.
+    """While the broker requeues the many messages of one link, in several turns, a drain of a second link completes
+    only after the second link has got these messages. If the client detaches the second link before that, the drain is
+    not answered.
     """
     fill(q, *[b"%d" % number for number in range(100)])
     client.attach_receiver("/queues/q")
@@ -253,19 +263,21 @@ def test_a_drain_waits_for_messages_that_are_being_requeued(
     assert [frame.code for frame in found if frame.code != TRANSFER] == [DETACH, DETACH]
 
 
-def test_a_drain_whose_credit_is_used_up_ends_although_the_window_is_closed(
+def test_a_drain_whose_credit_is_used_up_completes_although_the_window_is_closed(
     client: MemoryClient10, q: BrokerQueue
 ) -> None:
-    """If the last message for a drained credit closes the window of the session, the drain ends at once."""
+    """If the last message for the drained credit uses up the client's incoming window, the drain completes at once."""
     fill(q, b"1", b"2")
     client.attach_receiver("/queues/q")
     found = client.flow(0, 1, drain=True, window=1)
     assert (bodies(found), flows(found)) == ([b"1"], [(0, 1, 0, 1, True, False, None)])
 
 
-def test_the_drain_of_a_stream_ends_once_all_messages_have_been_read(client: MemoryClient10, broker: Broker) -> None:
-    """The drain of a link to a stream ends once the receiver has got the messages that the stream contains. The
-    answer says that no message is available, since a stream does not count them.
+def test_the_drain_of_a_stream_completes_once_all_messages_have_been_sent(
+    client: MemoryClient10, broker: Broker
+) -> None:
+    """The drain of a link to a stream completes once the receiver has got all messages in the stream. The answer says
+    that 0 messages are available, since a stream does not count available messages.
     """
     stream_with(broker, b"1", b"2", b"3")
     client.attach_receiver("/queues/s", *FIRST)
@@ -273,10 +285,12 @@ def test_the_drain_of_a_stream_ends_once_all_messages_have_been_read(client: Mem
     assert (bodies(found), flows(found)) == ([b"1", b"2", b"3"], [(0, 10, 0, 0, True, False, None)])
 
 
-def test_a_drain_of_a_stream_with_more_messages_than_credit_says_that_none_is_available(
+def test_the_answer_to_a_drain_of_a_stream_always_says_that_no_messages_are_available(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """If a stream contains more messages than the drained credit, the answer still says that none is available."""
+    """If a stream contains more messages than the drained credit, the broker's answer to the drain still says that 0
+    messages are available.
+    """
     stream_with(broker, b"1", b"2", b"3")
     client.attach_receiver("/queues/s", *FIRST)
     found = client.flow(0, 2, drain=True)
@@ -302,8 +316,8 @@ def test_deliveries_have_successive_ids_on_a_session_and_successive_tags_on_a_li
 
 @pytest.mark.parametrize("settled", [False, True])
 def test_deliveries_are_counted_by_queue_type(client: MemoryClient10, broker: Broker, *, settled: bool) -> None:
-    """The broker's metrics count deliveries over AMQP 1.0 by queue type, and among them the redelivered messages and
-    those sent settled. A message that is sent settled is acknowledged with that.
+    """The broker's metrics count deliveries over AMQP 1.0 by queue type, and also how many of these were redelivered
+    and how many were sent settled. A message that is sent settled is acknowledged at once.
     """
     queue = add(broker, "qq", x_queue_type="quorum")
     fill(queue, b"1", b"2")
@@ -320,9 +334,11 @@ def test_deliveries_are_counted_by_queue_type(client: MemoryClient10, broker: Br
         assert (totals.delivered, totals.redelivered) == (3, 1)
 
 
-def test_a_redelivered_message_says_so(client: MemoryClient10, broker: Broker) -> None:
-    """A message that is delivered again has first-acquirer false. From a quorum queue it has the number of failed
-    deliveries in delivery-count, and the annotation x-acquired-count.
+def test_a_redelivered_message_has_first_acquirer_false_and_counts_its_deliveries(
+    client: MemoryClient10, broker: Broker
+) -> None:
+    """In a message that is delivered again, first-acquirer is false. If the message comes from a quorum queue,
+    delivery-count is the number of failed deliveries, and the annotation x-acquired-count is set.
     """
     queue = add(broker, "qq", x_queue_type="quorum")
     fill(queue, b"1")
@@ -337,9 +353,9 @@ def test_a_redelivered_message_says_so(client: MemoryClient10, broker: Broker) -
     assert [type(key) for key in second.message_annotations] == [Symbol] * len(second.message_annotations)
 
 
-def test_a_message_from_a_stream_has_its_offset(client: MemoryClient10, broker: Broker) -> None:
-    """A message from a stream has its offset in the annotation x-stream-offset. It stays in the stream, so the broker
-    does not keep it in memory while it is unsettled.
+def test_a_message_from_a_stream_is_annotated_with_its_offset(client: MemoryClient10, broker: Broker) -> None:
+    """A message from a stream has its offset in the annotation x-stream-offset. The message stays in the stream, so the
+    broker does not keep its body in memory while the delivery is unsettled.
     """
     stream_with(broker, b"1", b"2")
     client.attach_receiver("/queues/s", *FIRST)
@@ -351,7 +367,9 @@ def test_a_message_from_a_stream_has_its_offset(client: MemoryClient10, broker: 
 def test_an_unsettled_message_of_a_queue_is_requeued_when_the_link_is_detached(
     client: MemoryClient10, q: BrokerQueue
 ) -> None:
-    """When a link is detached, its unsettled messages are requeued, marked as redelivered. The consumer is gone."""
+    """When a receiver detaches its link, the broker requeues the link's unsettled messages, marked as redelivered, and
+    removes the link's consumer from the queue.
+    """
     fill(q, b"1")
     client.attach_receiver("/queues/q")
     client.flow(0, 5)
@@ -367,8 +385,8 @@ def test_an_unsettled_message_of_a_queue_is_requeued_when_the_link_is_detached(
 def test_a_message_larger_than_the_receivers_max_message_size_ends_the_session(
     client: MemoryClient10, q: BrokerQueue, limit: str
 ) -> None:
-    """A message of exactly the receiver's max-message-size is delivered. One of a byte more ends the session with
-    message-size-exceeded, and is requeued. 0 and no max-message-size mean no limit.
+    """A message of exactly the receiver's max-message-size is delivered. If a message is larger, the broker ends the
+    session with message-size-exceeded and requeues the message. A max-message-size of 0, or none, means no limit.
     """
     fill(q, b"x" * 100)
     client.attach_receiver("/queues/q", handle=1)
@@ -393,7 +411,9 @@ def test_a_message_larger_than_the_receivers_max_message_size_ends_the_session(
 
 
 def test_a_receiver_is_paused_while_it_reads_too_slowly(client: MemoryClient10, q: BrokerQueue) -> None:
-    """While a client does not read what the broker has sent, it gets no more messages. It gets them once it reads."""
+    """While a client does not read what the broker has sent, the broker holds back the messages of the client's
+    receivers. The broker sends these messages once the client reads again.
+    """
     fill(q, b"1")
     client.attach_receiver("/queues/q")
     client.connection.pause_writing()
@@ -402,17 +422,21 @@ def test_a_receiver_is_paused_while_it_reads_too_slowly(client: MemoryClient10, 
     assert bodies(client.received()) == [b"1"]
 
 
-def test_a_receiver_is_paused_while_the_window_of_its_session_is_closed(client: MemoryClient10, q: BrokerQueue) -> None:
-    """While the incoming window of a session is closed, its receivers get no messages. They get them once it opens."""
+def test_a_receiver_is_paused_while_the_clients_incoming_window_is_closed(
+    client: MemoryClient10, q: BrokerQueue
+) -> None:
+    """While a client's incoming window is closed, the broker holds back the messages of the session's receivers. The
+    broker sends these messages once the client opens the window.
+    """
     fill(q, b"1")
     client.attach_receiver("/queues/q")
     assert client.flow(0, 1, window=0) == []
     assert bodies(client.flow(window=1)) == [b"1"]
 
 
-def test_a_consumer_has_the_priority_and_the_tag_of_its_link(client: MemoryClient10, q: BrokerQueue) -> None:
-    """In the management API, the consumer of an AMQP 1.0 link has the link's handle as its tag. Its priority is the
-    link's property rabbitmq:priority, or 0. It is not exclusive.
+def test_the_tag_of_an_amqp_1_0_consumer_is_the_handle_of_its_link(client: MemoryClient10, q: BrokerQueue) -> None:
+    """The consumer of an AMQP 1.0 link has the link's handle as its tag. The consumer's priority is the link's property
+    rabbitmq:priority, or 0 if there is none. The consumer is not exclusive.
     """
     client.attach_receiver("/queues/q", handle=3)
     client.attach_receiver("/queues/q", handle=4, rest=(None, None, None, {Symbol("rabbitmq:priority"): Int32(5)}))
@@ -431,7 +455,9 @@ def test_a_consumer_has_the_priority_and_the_tag_of_its_link(client: MemoryClien
 
 
 def test_a_temporary_queue_is_deleted_with_its_link(client: MemoryClient10, broker: Broker) -> None:
-    """A temporary queue that a link has created is deleted when the link is detached; another queue is not."""
+    """If a client has attached a link that created a temporary queue, the queue is deleted when the client detaches the
+    link. Detaching a link to any other queue does not delete the queue.
+    """
     client.attach_receiver("/queues/q", handle=1)
     source = (None, None, None, True, None, None, None, None, None, Symbol("temporary-queue"))
     [answer] = client.attach_receiver(None, *source)
@@ -447,8 +473,8 @@ def test_a_temporary_queue_is_deleted_with_its_link(client: MemoryClient10, brok
 def test_deleting_a_queue_detaches_its_receivers(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """When a queue is deleted, its receivers are detached with resource-deleted, except a link that the client has
-    detached meanwhile.
+    """When a queue is deleted, the broker detaches the queue's receivers with resource-deleted, except for a link that
+    the client has already detached.
     """
     client.attach_receiver("/queues/q", handle=2)
     client.attach_receiver("/queues/q", handle=3)
@@ -463,8 +489,8 @@ def test_deleting_a_queue_detaches_its_receivers(
 def test_a_link_that_was_detached_is_not_detached_again_when_its_queue_is_deleted(
     client: MemoryClient10, q: BrokerQueue, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """If many consumers are cancelled in turns, a link that the client detaches before its turn is not detached again,
-    even if its handle is in use again.
+    """When a queue is deleted, and the client detaches a link before the broker has cancelled the link's consumer, the
+    broker does not detach the link again, even if the client has attached a new link with the same handle.
     """
     client.attach_receiver("/queues/q")
     [link] = q.consumers
@@ -482,7 +508,7 @@ def test_the_firehose_copies_each_delivery(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, *, tracing: bool
 ) -> None:
     """While message tracing is on, each delivery over AMQP 1.0 is copied to the firehose with the name of its
-    connection, its channel, its user, and whether the message was redelivered.
+    connection, its channel, its user, and a flag for redelivered messages. While tracing is off, no delivery is copied.
     """
     vhost = broker.vhosts["/"]
     copies = add(broker, "copies")
@@ -522,11 +548,11 @@ class Watcher:
 
 
 @pytest.mark.parametrize("settled", [False, True])
-def test_a_live_display_is_told_of_the_deliveries_that_it_shows(
+def test_a_live_display_is_told_of_each_delivery_of_a_message_that_it_shows(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, *, settled: bool
 ) -> None:
-    """A live display gets an event for each delivery over AMQP 1.0 of a message that it shows, and for each read from a
-    stream.
+    """A live display gets an event when a message that it shows is delivered over AMQP 1.0 from a queue, and for every
+    delivery from a stream.
     """
     stream = stream_with(broker, b"1")
     fill(q, b"1", b"2")
@@ -553,11 +579,11 @@ class Hooks:
 
 
 @pytest.mark.parametrize("settled", [False, True])
-def test_a_recording_contains_messages_that_are_sent_settled_as_acknowledged(
+def test_a_message_that_is_sent_settled_is_recorded_as_acknowledged_at_once(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, *, settled: bool
 ) -> None:
-    """While the embedded broker records messages, one that it sends settled is recorded as acknowledged at once,
-    another one once it is accepted. The messages of streams are kept in memory meanwhile, so that they are recorded.
+    """While the embedded broker records messages, it records a message that it sends settled as acknowledged at once,
+    and an unsettled one once the client accepts it. The same is true of messages from streams.
     """
     hooks: Any = Hooks()
     broker.hooks = hooks
@@ -596,8 +622,8 @@ def fill_with_subjects(stream: BrokerQueue, *subjects: str) -> None:
 def test_a_receiver_with_an_sql_filter_gets_only_the_messages_that_match(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """A receiver of a stream with an SQL filter gets only the messages that match it. The answer to attach contains the
-    filters in effect.
+    """A receiver of a stream with an SQL filter gets only the messages that match the filter. The broker's answer to
+    attach contains the filters in effect.
     """
     stream = stream_with(broker)
     fill_with_subjects(stream, "x", "y", "x")
@@ -610,8 +636,8 @@ def test_a_receiver_with_an_sql_filter_gets_only_the_messages_that_match(
 
 
 def test_filters_that_take_too_long_detach_the_link(client: MemoryClient10, broker: Broker) -> None:
-    """If the filters of a link take too long for a message, the broker detaches the link with
-    resource-limit-exceeded. The message is not sent, nor a later one that the filters would select.
+    """If evaluating the filters of a link takes too long for one message, the broker detaches the link with
+    resource-limit-exceeded. The broker sends neither this message nor later messages that match the filters.
     """
     stream = stream_with(broker)
     fill_with_subjects(stream, "a" * 100_000, "b")
@@ -637,8 +663,8 @@ def news(active: bool) -> dict[str, bool]:
 
 
 def test_a_receiver_of_a_quorum_queue_is_told_whether_it_is_active(client: MemoryClient10, sac: BrokerQueue) -> None:
-    """When a receiver of a quorum queue with a single active consumer first grants credit, the broker tells it whether
-    it is active; not before, and not again. When it becomes active, it is told so.
+    """The broker tells a receiver of a quorum queue with a single active consumer whether this receiver is the active
+    one when the receiver first grants credit, not earlier, and later only when the receiver becomes the active one.
     """
     fill(sac, b"1")
     for handle in range(2):
@@ -655,7 +681,9 @@ def test_a_receiver_of_a_quorum_queue_is_told_whether_it_is_active(client: Memor
 
 
 def test_the_answer_to_a_drain_tells_whether_the_receiver_is_active(client: MemoryClient10, sac: BrokerQueue) -> None:
-    """If a receiver drains with its first credit, the answer to the drain also says whether it is the active one."""
+    """If a receiver of a quorum queue with a single active consumer drains its first credit, the answer to the drain
+    also says whether the receiver is the active one.
+    """
     client.attach_receiver("/queues/sac")
     client.attach_receiver("/queues/sac", handle=1)
     assert flows(client.flow(0, 3, drain=True)) == [(0, 3, 0, 0, True, False, news(True))]
@@ -673,10 +701,12 @@ def test_receivers_of_a_quorum_queue_without_a_single_active_consumer_are_all_ac
 
 
 @pytest.mark.parametrize(("like", "kind"), [(Like.V4_2, "quorum"), (Like.V4_3, "classic")])
-def test_other_receivers_are_not_told_whether_they_are_active(
+def test_receivers_of_a_classic_queue_and_before_rabbitmq_4_3_are_not_told_whether_they_are_active(
     loop: asyncio.AbstractEventLoop, like: Like, kind: str
 ) -> None:
-    """Before RabbitMQ 4.3, and for a classic queue, a receiver is not told whether it is active."""
+    """The broker does not tell receivers of a classic queue whether they are active. If the broker imitates a version
+    of RabbitMQ before 4.3, it does not tell receivers of a quorum queue, either.
+    """
     broker = broker_with(loop, PROFILES[like])
     add(broker, "sac", x_queue_type=kind, x_single_active_consumer=True)
     client = MemoryClient10(loop, broker)
@@ -684,8 +714,12 @@ def test_other_receivers_are_not_told_whether_they_are_active(
     assert client.flow(0, 3) == []
 
 
-def test_a_session_that_has_ended_is_not_told_who_is_active(client: MemoryClient10, sac: BrokerQueue) -> None:
-    """When a session with two receivers of a queue ends, the second one is not told that it has become active."""
+def test_no_receiver_of_a_session_that_ends_is_told_that_it_becomes_active(
+    client: MemoryClient10, sac: BrokerQueue
+) -> None:
+    """When a session ends that has two receivers of a queue with a single active consumer, the broker does not tell the
+    second receiver that it has become active.
+    """
     for handle in range(2):
         client.attach_receiver("/queues/sac", handle=handle)
         client.flow(handle, 3)
@@ -712,7 +746,7 @@ _REPLIES = (
 
 @pytest.fixture
 def replies(client: MemoryClient10) -> str:
-    """The routing key of the replies to a requester, whose link has the handle 0."""
+    """The routing key of replies to a requester whose link has the handle 0."""
     [answer] = client.attach_receiver(*_REPLIES, mode=SETTLED)
     return str(answer.fields[5].value[0]).removeprefix("/queues/")
 
@@ -727,7 +761,9 @@ def reply(broker: Broker, key: str, body: bytes) -> None:
 def test_direct_replies_are_sent_settled_while_the_requester_has_credit(
     client: MemoryClient10, broker: Broker, replies: str
 ) -> None:
-    """A requester gets direct replies settled, as long as it has granted credit; a reply without credit is dropped."""
+    """The broker sends direct replies settled while the requester's link has credit. The broker drops a direct reply if
+    the link has no credit.
+    """
     reply(broker, replies, b"early")
     assert client.received() == []
     assert client.flow(0, 2) == []
@@ -741,7 +777,7 @@ def test_direct_replies_are_sent_settled_while_the_requester_has_credit(
 
 
 def test_a_requester_that_reads_slowly_gets_no_replies(client: MemoryClient10, broker: Broker, replies: str) -> None:
-    """A direct reply is dropped if the requester has more than 16 MiB of output that it has not read."""
+    """The broker drops a direct reply if more than 16 MiB of the broker's output to the requester are still unread."""
     client.flow(0, 5)
     client.connection.write(b"x" * (16 * 1024 * 1024 + 1))
     reply(broker, replies, b"1")
@@ -755,7 +791,9 @@ def test_a_requester_that_reads_slowly_gets_no_replies(client: MemoryClient10, b
 def test_a_requester_can_drain_its_credit_and_ask_for_an_echo(
     client: MemoryClient10, broker: Broker, replies: str
 ) -> None:
-    """A requester's drain ends at once, since replies are never queued. A flow frame with echo is answered."""
+    """A drain of a requester's link completes at once, since direct replies are never queued. The broker answers a flow
+    frame with echo for this link.
+    """
     assert flows(client.flow(0, 3, echo=True)) == [(0, 0, 3, 0, False, False, None)]
     assert flows(client.flow(0, 3)) == []
     assert flows(client.flow(0, 3, drain=True, echo=True)) == [(0, 3, 0, 0, True, False, None)]
@@ -768,7 +806,9 @@ def test_a_requester_can_drain_its_credit_and_ask_for_an_echo(
 def test_a_requester_gets_no_replies_after_its_link_is_detached(
     client: MemoryClient10, broker: Broker, replies: str
 ) -> None:
-    """When the link of a requester is detached, its replies have no destination any more."""
+    """When the link of a requester is detached, the broker no longer delivers replies to the link's address. A new
+    requester gets another address.
+    """
     assert [f"{DIRECT_REPLY_TO}.{token}" for token in broker.reply_consumers] == [replies]
     [link] = broker.reply_consumers.values()
     assert isinstance(link, ReplyLink)

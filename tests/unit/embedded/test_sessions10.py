@@ -79,7 +79,7 @@ def ended(found: list[Frame]) -> tuple[str, str | None] | None:
 
 
 def receiving(client: MemoryClient10, queue: BrokerQueue, *contents: bytes) -> list[Frame]:
-    """Publish messages to a queue, and deliver all of them."""
+    """Publish messages to a queue, and receive all of them; return the frames."""
     fill(queue, *contents)
     client.attach_receiver(f"/queues/{queue.name}")
     return client.flow(0, len(contents))
@@ -128,9 +128,11 @@ def test_a_session_begins_with_a_window_of_400_transfers(client: MemoryClient10)
 
 
 @pytest.mark.parametrize(("wanted", "agreed"), [(0, 0), (7, 7), (255, 255), (256, 255), (0xFFFFFFFF, 255)])
-def test_a_client_may_allow_fewer_links(client: MemoryClient10, wanted: int, agreed: int) -> None:
-    """The handle-max of a session is the client's, if that is lower than 255. A link with a higher handle ends the
-    session.
+def test_the_handle_max_of_a_session_is_the_lower_one_of_the_client_and_the_broker(
+    client: MemoryClient10, wanted: int, agreed: int
+) -> None:
+    """A session's handle-max is that of the client's begin frame, if it is lower than the broker's 255. If the client
+    attaches a link with a higher handle, the broker ends the session.
     """
     other = MemoryClient10(client.loop, client.connection.broker, begin=False)
     [begun] = other.send(BEGIN, None, UInt32(0), UInt32(9), UInt32(9), UInt32(wanted))
@@ -147,17 +149,19 @@ def windows(found: list[Frame]) -> list[tuple[int, int]]:
     return [(frame.fields[0], frame.fields[1]) for frame in found if frame.code == FLOW and frame.field(4) is None]
 
 
-def test_the_window_opens_again_once_half_of_it_is_used(client: MemoryClient10) -> None:
-    """Once a client has used half of the incoming window, the broker opens it to 400 transfers again."""
+def test_the_incoming_window_is_extended_once_half_of_it_is_used(client: MemoryClient10) -> None:
+    """Once a client has used half of a session's incoming window, the broker sets the window to 400 transfers again."""
     client.attach_sender("/queues/q")
     found = {number: window for number in range(1, 401) if (window := windows(client.publish(number - 1)))}
     assert found == {200: [(200, 400)], 400: [(400, 400)]}
     assert client.connection.sessions[0].windows["incoming_window"] == 400
 
 
-def test_an_alarm_closes_the_window_and_tolerates_what_was_sent_before(client: MemoryClient10, broker: Broker) -> None:
-    """During an alarm, the first transfer closes the window. Up to 400 transfers that the client sent before it learned
-    that are tolerated; one more ends the session. A flow frame then says that the window is 0.
+def test_an_alarm_closes_the_window_but_400_more_transfers_are_tolerated(
+    client: MemoryClient10, broker: Broker
+) -> None:
+    """At the first transfer during an alarm, the broker sends a flow frame with an incoming window of 0. The broker
+    tolerates up to 400 transfers that the client may have sent before it read this frame; one more ends the session.
     """
     client.attach_sender("/queues/q")
     client.publish(0)
@@ -173,7 +177,9 @@ def test_an_alarm_closes_the_window_and_tolerates_what_was_sent_before(client: M
 
 
 def test_the_window_opens_again_when_the_alarm_is_over(client: MemoryClient10, broker: Broker) -> None:
-    """When the last alarm is over, a window that the alarm has closed opens again, once; an open one stays."""
+    """When the last alarm is over, the broker opens each incoming window that the alarm has closed, with one flow
+    frame. The broker sends no flow frame for a window that was not closed.
+    """
     session = client.connection.sessions[0]
     client.attach_sender("/queues/q")
     session.reopen_window()
@@ -201,8 +207,8 @@ def test_a_session_that_begins_during_an_alarm_has_a_closed_window(client: Memor
 
 
 def test_the_ids_and_windows_of_a_session_are_those_of_the_latest_flow_frame(client: MemoryClient10) -> None:
-    """A flow frame sets the client's windows and the next id that the broker expects. With echo, the broker answers
-    with its own.
+    """A client's flow frame sets the client's windows, and the transfer id that the broker expects next. If the frame
+    asks for an echo, the broker answers with a flow frame that contains the broker's ids and windows.
     """
     assert client.send(FLOW, UInt32(0), UInt32(11), UInt32(13), UInt32(17)) == []
     assert client.connection.sessions[0].windows == {
@@ -219,8 +225,9 @@ def test_the_ids_and_windows_of_a_session_are_those_of_the_latest_flow_frame(cli
 def test_transfers_wait_until_the_client_opens_its_window(
     loop: asyncio.AbstractEventLoop, broker: Broker, q: BrokerQueue
 ) -> None:
-    """Transfers of a large message that do not fit into the client's window wait, and count as memory of its
-    connection. They are sent as the client opens the window, whatever it has seen of those sent before.
+    """Transfers of a large message that do not fit into the client's incoming window wait, and count as memory of the
+    client's connection. The broker sends them as the client opens the window. Transfers that the client has not
+    received yet use part of a new window.
     """
     client = MemoryClient10(loop, broker)
     client.connection.frame_max = 512
@@ -250,7 +257,9 @@ def test_transfers_wait_until_the_client_opens_its_window(
 def test_a_flow_frame_for_transfers_that_were_never_sent_ends_the_session(
     client: MemoryClient10, q: BrokerQueue
 ) -> None:
-    """A client that claims to have received a transfer that was not sent breaks the protocol: the session ends."""
+    """If a client's flow frame claims that the client has received a transfer that the broker has not sent, the broker
+    ends the session with window-violation.
+    """
     receiving(client, q, b"1")
     assert client.flow(seen=1) == []
     assert ended(client.flow(seen=2)) == (
@@ -274,8 +283,9 @@ def transfers(*numbers: int, handle: int = 0, settled: bool = False) -> bytes:
 
 
 def test_consecutive_messages_with_the_same_outcome_share_a_disposition(client: MemoryClient10) -> None:
-    """The outcomes of consecutive messages that are the same are sent in one frame; others in frames of their own.
-    Settled messages between them have no outcome. The largest delivery id is followed by 0.
+    """The broker sends one disposition frame for consecutive messages with the same outcome, and a new frame for each
+    change of the outcome or gap in the delivery ids. Settled messages get no outcome. Delivery id 0 follows
+    4,294,967,295.
     """
     client.attach_sender("/queues/q")
     client.attach_sender("/exchanges/amq.direct/none", handle=1)
@@ -318,8 +328,8 @@ class Holding:
 def test_outcomes_that_a_fault_delays_are_sent_unless_the_session_has_ended(
     client: MemoryClient10, broker: Broker, *, is_open: bool
 ) -> None:
-    """If a fault of the embedded broker delays confirms, the outcomes of AMQP 1.0 messages are delayed, too. They are
-    not sent once the session has ended. Settled messages have none.
+    """If a fault of the embedded broker delays confirms, the outcomes of AMQP 1.0 messages are delayed, too. The broker
+    does not send delayed outcomes once the session has ended. Settled messages get no outcome.
     """
     hooks: Any = Holding()
     broker.hooks = hooks
@@ -334,7 +344,9 @@ def test_outcomes_that_a_fault_delays_are_sent_unless_the_session_has_ended(
 
 
 def test_outcomes_that_are_due_are_sent_before_the_end_of_the_session(client: MemoryClient10) -> None:
-    """If a client publishes a message and ends the session in one write, it gets the outcome before the end frame."""
+    """If a client publishes a message and ends the session in one write, the broker sends the outcome before the end
+    frame.
+    """
     client.attach_sender("/queues/q")
     found = frames(b"".join(client.write_frames(transfers(0) + encoded(END))))
     assert [frame.code for frame in found] == [DISPOSITION, END]
@@ -363,8 +375,9 @@ def test_outcomes_that_are_due_are_sent_before_the_end_of_the_session(client: Me
 def test_an_outcome_acknowledges_dead_letters_or_requeues_a_message(
     client: MemoryClient10, broker: Broker, state: Described, ready: int, dead: int, counts: tuple[int, int] | None
 ) -> None:
-    """The outcome `accepted` acknowledges a message, `rejected` and undeliverable-here dead-letter it, `released` and
-    `modified` requeue it. Only delivery-failed counts towards the delivery limit.
+    """The outcome `accepted` acknowledges a message. `rejected`, and `modified` with undeliverable-here, dead-letter
+    the message. `released`, and any other `modified`, requeue the message. Only `modified` with delivery-failed counts
+    towards the delivery limit.
     """
     queue = quorum(broker)
     receiving(client, queue, b"1")
@@ -382,8 +395,8 @@ def test_an_outcome_acknowledges_dead_letters_or_requeues_a_message(
 def test_a_disposition_settles_its_range_of_deliveries(
     client: MemoryClient10, q: BrokerQueue, last: int | None
 ) -> None:
-    """A disposition settles the deliveries from the first to the last one, or only the first one. Deliveries that do
-    not exist are ignored.
+    """A client's disposition settles the deliveries from its first to its last delivery id, or only the first one if
+    the disposition has no last id. The broker ignores ids in this range that are not in use.
     """
     receiving(client, q, b"0", b"1", b"2", b"3", b"4")
     until = None if last is None else UInt32(last)
@@ -396,8 +409,9 @@ def test_a_disposition_settles_its_range_of_deliveries(
 
 
 def test_an_unsettled_disposition_is_answered_with_a_settled_one(client: MemoryClient10, q: BrokerQueue) -> None:
-    """If the client does not settle deliveries itself, the broker settles them with the same outcome and range. If
-    there are no unsettled deliveries, a disposition has no effect.
+    """If a client sends an unsettled disposition, the broker settles the deliveries and answers with a settled
+    disposition for the same range and outcome. The broker ignores a disposition for deliveries that are already
+    settled.
     """
     receiving(client, q, b"0", b"1")
     [answer] = client.send(DISPOSITION, RECEIVER, UInt32(0), UInt32(1), None, ACCEPT)
@@ -406,7 +420,9 @@ def test_an_unsettled_disposition_is_answered_with_a_settled_one(client: MemoryC
 
 
 def test_a_disposition_with_the_role_of_the_sender_ends_the_session(client: MemoryClient10) -> None:
-    """A disposition in the role of the sender ends the session with internal-error, as in RabbitMQ."""
+    """If a client sends a disposition with the role of a sender, the broker ends the session with internal-error, as
+    RabbitMQ does.
+    """
     found = client.send(DISPOSITION, SENDER, UInt32(0), None, True, ACCEPT)
     assert ended(found) == ("amqp:internal-error", "Unexpected frame disposition")
 
@@ -415,10 +431,12 @@ def test_a_disposition_with_the_role_of_the_sender_ends_the_session(client: Memo
     ("state", "shown"),
     [(None, "undefined"), (described(RECEIVED, UInt32(0), ULong(0)), "received"), (Symbol("accepted"), "symbol")],
 )
-def test_a_disposition_without_an_outcome_ends_the_session_and_requeues(
+def test_a_disposition_without_an_outcome_ends_the_session_and_requeues_the_messages(
     client: MemoryClient10, q: BrokerQueue, state: Any, shown: str
 ) -> None:
-    """A disposition whose state is not an outcome ends the session, and its deliveries are requeued in order."""
+    """If the state in a client's disposition is not an outcome, the broker ends the session, and requeues the messages
+    in order.
+    """
     receiving(client, q, b"0", b"1")
     found = client.send(DISPOSITION, RECEIVER, UInt32(0), UInt32(1), True, state)
     assert ended(found) == ("amqp:invalid-field", f"Unrecognised state: {shown} in DISPOSITION")
@@ -429,7 +447,9 @@ def test_a_disposition_without_an_outcome_ends_the_session_and_requeues(
 def test_an_outcome_with_a_reserved_annotation_ends_the_session(
     client: MemoryClient10, q: BrokerQueue, key: str
 ) -> None:
-    """An annotation whose name does not begin with `x-`, or is not a symbol, ends the session."""
+    """If the name of an annotation in the outcome `modified` does not begin with `x-`, or is not a symbol, the broker
+    ends the session.
+    """
     receiving(client, q, b"0")
     found = client.settle(0, described(MODIFIED, True, False, {key: "busy"}))
     assert ended(found) == ("amqp:invalid-field", f"reserved annotation key in DISPOSITION: {key}")
@@ -440,8 +460,8 @@ def test_an_outcome_with_a_reserved_annotation_ends_the_session(
 def test_annotations_of_an_outcome_are_kept_by_quorum_queues_only(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, kind: str
 ) -> None:
-    """A quorum queue redelivers messages with the annotations of the outcome `modified`; a classic queue does not keep
-    them.
+    """A quorum queue redelivers messages with the annotations of the outcome `modified`. A classic queue drops these
+    annotations.
     """
     queue = quorum(broker) if kind == "quorum" else q
     receiving(client, queue, b"0", b"1", b"2")
@@ -453,11 +473,11 @@ def test_annotations_of_an_outcome_are_kept_by_quorum_queues_only(
 
 
 @pytest.mark.parametrize("excess", [False, True])
-def test_annotations_may_grow_the_headers_of_a_message_up_to_a_frame(
+def test_annotations_that_make_the_headers_larger_than_a_frame_end_the_session(
     client: MemoryClient10, broker: Broker, *, excess: bool
 ) -> None:
-    """Annotations of an outcome may grow the headers of a message only as far as they fit into a frame of AMQP 0-9-1.
-    Otherwise the session ends and the message is requeued without them.
+    """Annotations of an outcome are added to the headers of a message if the headers still fit into a frame of AMQP
+    0-9-1. Otherwise, the broker ends the session and requeues the message without the annotations.
     """
     queue = quorum(broker)
     receiving(client, queue, b"0")
@@ -474,7 +494,9 @@ def test_annotations_may_grow_the_headers_of_a_message_up_to_a_frame(
 
 
 def test_annotations_that_amqp_0_9_1_cannot_express_are_refused() -> None:
-    """Annotations of an outcome that a queue cannot store are refused with invalid-field."""
+    """If an annotation of an outcome cannot be stored as a header of AMQP 0-9-1, the broker refuses the annotations
+    with invalid-field.
+    """
     with pytest.raises(SessionError) as refused:
         NewAnnotations({Symbol("x-opt-why"): "\ud800"})
     assert refused.value.error.condition == "amqp:invalid-field"
@@ -483,7 +505,9 @@ def test_annotations_that_amqp_0_9_1_cannot_express_are_refused() -> None:
 
 
 def test_annotations_are_not_stored_during_a_memory_alarm(client: MemoryClient10, broker: Broker) -> None:
-    """During a memory alarm, an outcome with annotations ends the session, and the message is requeued."""
+    """If an outcome with annotations arrives during a memory alarm, the broker ends the session, and requeues the
+    message without the annotations.
+    """
     queue = quorum(broker)
     receiving(client, queue, b"0")
     broker.alarms["memory"] = "low on memory"
@@ -492,8 +516,8 @@ def test_annotations_are_not_stored_during_a_memory_alarm(client: MemoryClient10
     assert bodies(queue) == [b"0"]
 
 
-def test_a_released_message_of_a_stream_is_not_put_back(client: MemoryClient10, broker: Broker) -> None:
-    """Whatever the outcome of a delivery from a stream, the stream keeps its messages as they are."""
+def test_outcomes_do_not_change_the_messages_of_a_stream(client: MemoryClient10, broker: Broker) -> None:
+    """Whatever the outcome of a message from a stream, the message stays in the stream once, at the same offset."""
     stream = broker.vhosts["/"].add_queue(QueueDeclaration("s", {"x-queue-type": "stream"}, durable=True))
     fill(stream, b"0", b"1", b"2", b"3")
     first = {Symbol("offset"): Described(Symbol("rabbitmq:stream-offset-spec"), "first")}
@@ -524,7 +548,8 @@ def test_a_recording_contains_the_outcomes_of_amqp_1_0_clients(
     client: MemoryClient10, broker: Broker, q: BrokerQueue
 ) -> None:
     """While the embedded broker records messages, it records which messages an AMQP 1.0 client rejects or releases, but
-    not those that the end of a session requeues. If a fault loses an acknowledgement, the message is requeued.
+    not which ones are requeued at the end of a session. If a fault loses an acknowledgement, the message is requeued,
+    and recorded as released.
     """
     hooks: Any = Recording()
     broker.hooks = hooks
@@ -544,8 +569,8 @@ def test_a_recording_contains_the_outcomes_of_amqp_1_0_clients(
 
 
 def test_a_handle_that_is_in_use_ends_the_session(client: MemoryClient10) -> None:
-    """Attaching a link with a handle that is in use ends the session, whether a publisher, a receiver or the management
-    node uses it.
+    """If a client attaches a link with a handle that is in use for a publisher, a receiver or the management node, the
+    broker ends the session.
     """
     paired = {Symbol("paired"): True}
     ends = described(SOURCE, "/management"), described(TARGET)
@@ -563,8 +588,8 @@ def test_a_handle_that_is_in_use_ends_the_session(client: MemoryClient10) -> Non
 
 
 def test_links_count_as_memory_of_their_connection(client: MemoryClient10, q: BrokerQueue) -> None:
-    """A link counts 4,000 bytes and the size of its attach frame as memory of its connection, until it is detached or
-    its session ends. A refused link does not count.
+    """Until a link is detached or its session ends, 4,000 bytes and the size of the link's attach frame count as memory
+    of the connection. A refused link does not count.
     """
     client.connection.count_held()
     before = client.connection.held_bytes
@@ -582,10 +607,12 @@ def test_links_count_as_memory_of_their_connection(client: MemoryClient10, q: Br
     assert client.connection.held_bytes == before
 
 
-def test_the_memory_of_transfers_that_wait_is_freed_with_the_session(
+def test_the_memory_of_waiting_transfers_is_freed_when_the_session_ends(
     loop: asyncio.AbstractEventLoop, broker: Broker, q: BrokerQueue
 ) -> None:
-    """When a session ends, its waiting transfers no longer count as memory, and its messages are requeued."""
+    """When a session ends, its waiting transfers no longer count as memory of the connection, and its unsettled
+    messages are requeued.
+    """
     client = MemoryClient10(loop, broker)
     client.connection.frame_max = 512
     client.connection.count_held()
@@ -604,8 +631,8 @@ def test_the_memory_of_transfers_that_wait_is_freed_with_the_session(
 def test_a_refused_link_is_attached_without_a_terminus_and_detached(
     loop: asyncio.AbstractEventLoop, like: Like, *, role: bool
 ) -> None:
-    """From RabbitMQ 4.2 on, a refused link is answered with an attach frame that lacks the broker's terminus, and
-    detached with the error. In earlier versions, the session ends.
+    """From RabbitMQ 4.2 on, the broker answers a refused link with an attach frame without the broker's terminus, and
+    then detaches the link with the error. In earlier versions, the broker ends the session.
     """
     client = MemoryClient10(loop, broker_with(loop, PROFILES[like]))
     attach = client.attach_sender if role is SENDER else client.attach_receiver
@@ -636,7 +663,9 @@ class Watcher:
 
 
 def test_a_live_display_shows_publishers_whose_queue_does_not_exist(client: MemoryClient10, broker: Broker) -> None:
-    """A live display is told of a publisher whose queue does not exist, but not of a receiver, nor of other errors."""
+    """A live display is told when a publisher attaches a link to a queue that does not exist. The display is not told
+    of receivers whose queue does not exist, nor of links with an invalid address.
+    """
     watcher: Any = Watcher()
     broker.vhosts["/"].watcher = watcher
     client.attach_sender("/queues/none")
@@ -646,9 +675,9 @@ def test_a_live_display_shows_publishers_whose_queue_does_not_exist(client: Memo
 
 
 @pytest.mark.parametrize("closed", [True, False])
-def test_a_detach_frame_is_answered_in_kind(client: MemoryClient10, *, closed: bool) -> None:
-    """The client's detach frame is answered with one that closes the link only if the client's does. One for a handle
-    without a link is ignored.
+def test_a_detach_frame_is_answered_with_the_same_closed_flag(client: MemoryClient10, *, closed: bool) -> None:
+    """The broker answers a client's detach frame with a detach frame that has the same `closed` flag. The broker
+    ignores a detach frame for a handle that is not in use.
     """
     client.attach_sender("/queues/q", handle=3)
     client.attach_receiver("/queues/q", handle=4)
@@ -661,7 +690,9 @@ def test_a_detach_frame_is_answered_in_kind(client: MemoryClient10, *, closed: b
 def test_only_the_messages_of_a_detached_link_are_requeued(
     client: MemoryClient10, broker: Broker, q: BrokerQueue
 ) -> None:
-    """Detaching a link requeues its own unsettled messages; those of other links stay unsettled."""
+    """When a client detaches a link, the broker requeues this link's unsettled messages. The messages of the session's
+    other links stay unsettled.
+    """
     other = broker.vhosts["/"].add_queue(QueueDeclaration("other", {}))
     fill(other, b"2")
     receiving(client, q, b"0", b"1")
@@ -674,7 +705,9 @@ def test_only_the_messages_of_a_detached_link_are_requeued(
 
 @pytest.mark.parametrize("handle", [7, 0])
 def test_a_flow_frame_for_a_handle_without_a_link_ends_the_session(client: MemoryClient10, handle: int) -> None:
-    """A flow frame for a handle that no link has ends the session. One for a publisher's link is allowed."""
+    """If a client sends a flow frame for a handle that is not in use, the broker ends the session. A flow frame for a
+    publisher's link is allowed.
+    """
     client.attach_sender("/queues/q")
     found = client.flow(handle, 5)
     if handle == 0:
@@ -684,12 +717,12 @@ def test_a_flow_frame_for_a_handle_without_a_link_ends_the_session(client: Memor
 
 
 def test_a_transfer_for_a_handle_without_a_link_ends_the_session(client: MemoryClient10) -> None:
-    """A transfer for a handle that no link has ends the session."""
+    """If a client sends a transfer for a handle that is not in use, the broker ends the session."""
     assert ended(client.publish(0, handle=7)) == ("amqp:session:unattached-handle", "Unknown link handle: 7")
 
 
-def test_a_frame_that_does_not_belong_into_a_session_ends_it(client: MemoryClient10) -> None:
-    """A second begin frame on the channel of a session ends the session."""
+def test_a_second_begin_frame_ends_the_session(client: MemoryClient10) -> None:
+    """If a client sends a begin frame on a channel that already has a session, the broker ends the session."""
     found = client.send(BEGIN, None, UInt32(0), UInt32(9), UInt32(9))
     assert ended(found) == ("amqp:internal-error", "Unexpected frame begin")
 
@@ -701,8 +734,8 @@ def test_a_frame_that_does_not_belong_into_a_session_ends_it(client: MemoryClien
 def test_the_end_of_a_session_requeues_its_unsettled_messages(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, kind: str
 ) -> None:
-    """When a session ends, its links are gone, and its unsettled messages are requeued, which counts towards the
-    delivery limit of a quorum queue.
+    """When a client ends a session, the broker removes the session's links and requeues its unsettled messages. In a
+    quorum queue, this counts towards the delivery limit.
     """
     queue = quorum(broker) if kind == "quorum" else q
     receiving(client, queue, b"0", b"1")
@@ -716,8 +749,10 @@ def test_the_end_of_a_session_requeues_its_unsettled_messages(
     assert counts == ([1, 1] if kind == "quorum" else [0, 0])
 
 
-def test_a_fault_ends_a_session_with_its_error(client: MemoryClient10) -> None:
-    """A fault of the embedded broker ends a session with the condition for its reply code, once."""
+def test_a_fault_that_closes_a_session_sends_one_end_frame_with_the_error(client: MemoryClient10) -> None:
+    """If a fault of the embedded broker closes a session with an AMQP 0-9-1 reply code, the broker sends an end frame
+    with the AMQP 1.0 condition for this code, and sends it only once.
+    """
     session = client.connection.sessions[0]
     session.close(AmqpException(541, "broken"))
     session.close(AmqpException(541, "broken"))
@@ -726,7 +761,9 @@ def test_a_fault_ends_a_session_with_its_error(client: MemoryClient10) -> None:
 
 
 def test_an_error_that_ends_a_session_is_sent_after_the_current_event(client: MemoryClient10) -> None:
-    """An error that ends a session is sent once the current event has been handled."""
+    """If an error ends a session while the broker handles an event, the broker sends the end frame once the event has
+    been handled.
+    """
     session = client.connection.sessions[0]
     session.fail(SessionError(INTERNAL_ERROR, "broken"))
     assert session.is_open
@@ -740,8 +777,9 @@ def test_an_error_that_ends_a_session_is_sent_after_the_current_event(client: Me
 def test_a_delivery_that_stays_unsettled_too_long_is_released(
     loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch, like: Like, kind: str
 ) -> None:
-    """From RabbitMQ 4.3 on, a delivery of a quorum queue that stays unsettled for longer than the consumer timeout is
-    released with an unsettled disposition, and requeued. Other queues have no such limit.
+    """From RabbitMQ 4.3 on, if a delivery from a quorum queue stays unsettled for longer than the consumer timeout, the
+    broker sends an unsettled disposition with the outcome `released`, and requeues the message. Other queues have no
+    such limit.
     """
     broker = broker_with(loop, PROFILES[like])
     queue = quorum(broker) if kind == "quorum" else broker.vhosts["/"].queues["q"]

@@ -307,12 +307,13 @@ def test_a_group_that_cannot_be_written_for_an_unforeseen_reason_is_reported_and
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), TypeError("unforeseen")], ids=repr)
-def test_if_a_stream_cannot_get_a_new_segment_its_whole_group_is_reported_and_kept(
+def test_if_a_new_segment_of_a_stream_cannot_be_created_the_whole_group_of_changes_is_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     """If the broker cannot create the next segment of a stream, it reports the error and confirms nothing, but keeps
-    the whole group of changes: messages for queues, entries of streams in their order, and stored offsets. All are
-    written and confirmed once the segment can be created. An error that does not come from the disk is also logged.
+    the whole group of changes: messages for queues, messages of streams in their order, and stored offsets. The broker
+    writes and confirms all of these once it can create the segment. If the disk did not cause the error, the broker
+    also logs it.
     """
     monkeypatch.setattr(store, "_RETRY_SECONDS", 0.01)
     directory, copy = tmp_path / "data", tmp_path / "copy"
