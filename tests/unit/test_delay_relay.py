@@ -243,8 +243,8 @@ def test_a_relay_says_what_to_do_if_its_exchange_or_queue_exists_with_other_sett
 
 def test_a_relay_publishes_a_message_without_x_delay_at_once() -> None:
     """A relay publishes a message without the header x-delay at once to the exchange for due messages, with the
-    message's own routing key and properties. It removes headers of the broker, and headers of mqtool from an earlier
-    delay.
+    message's own routing key and properties. The relay removes headers that the broker has added, and those that mqtool
+    has added for an earlier delay.
     """
     headers = {"x_delivery-count": 1, "x_acquired-count": 2, DUE: 3, "mqtool-then": "4", "a": 5}
     broker = FakeBroker(job(7, **headers), job(8))
@@ -356,8 +356,8 @@ def test_a_relay_ignores_an_invalid_x_delay_with_a_warning() -> None:
 
 @pytest.mark.parametrize("more", [0, 1])
 def test_a_delay_that_is_too_long_for_a_wait_queue_is_shortened_with_a_warning(more: int) -> None:
-    """If a message's delay is longer than wait queues allow, a relay shortens the delay to the longest one that they
-    allow, and prints a warning.
+    """If a message's delay is longer than the longest delay of wait queues, a relay shortens it to that, and prints a
+    warning that names the message.
     """
     broker = FakeBroker(job(7, x_delay=LONGEST_IN_QUEUES + more))
     relayed = Relayed(broker).run()

@@ -114,8 +114,8 @@ def test_a_program_gets_the_message_on_stdin_and_its_output_is_returned(run: Cal
 
 
 def test_a_program_has_the_environment_of_mqtool_and_the_variables_of_its_message(run: Callable[..., Ending]) -> None:
-    """A program inherits mqtool's environment variables, and also gets those of its message. If two have the same name,
-    the program gets the variable of the message.
+    """A program inherits mqtool's environment variables, and also gets those of its message. If two variables have the
+    same name, the program gets the one of the message.
     """
     request = shell("echo $A $B $C", environment={b"B": b"2", b"C": b"3"})
     assert run(request, {b"A": b"1", b"B": b"x"}).stdout == b"1 2 3\n"
@@ -150,9 +150,7 @@ def test_the_end_of_stderr_is_returned_and_all_of_it_is_shown(
 def test_a_program_whose_output_is_not_captured_writes_to_mqtools_stdout(
     run: Callable[..., Ending], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """If a program's stdout is not captured, the program writes directly to mqtool's stdout, and none of it is
-    returned.
-    """
+    """If a program's stdout is not captured, the program writes directly to mqtool's stdout. No stdout is returned."""
     assert run(shell("echo out; echo err >&2", capture=None)) == Ending(0, b"err\n")
     assert capfd.readouterr() == ("out\n", "err\n")
 
@@ -350,9 +348,9 @@ class Started:
         return os.waitpid(self.pid, os.WNOHANG)[0] == self.pid
 
 
-def test_a_program_whose_runner_was_killed_has_exit_status_126() -> None:
-    """Each runner of a worker is a process of its own. If a runner is killed, its next program gets exit status 126, as
-    if it could not be executed, and the other runners still run programs.
+def test_a_program_that_a_killed_runner_should_run_has_exit_status_126() -> None:
+    """Each runner of a worker is a process of its own. If a runner is killed, the next program for this runner gets
+    exit status 126, as if the program could not be executed. The other runners still run programs.
     """
     first = Started(A="a")
     second = Started(first)
