@@ -2,15 +2,17 @@
 
     python -m benchmarks.delay
 
-Measures wait queues (`--via ttl`) for classic and quorum queues, the exchange type of the plugin, and `delayed relay`,
-with 1,000, 10,000 and 100,000 messages. Starts the embedded broker, and RabbitMQ if it is installed. Takes about
-twelve minutes on an otherwise idle machine. The lateness of a message is its time of arrival minus the time in its
-header mqtool-due or, for the relay, minus its time of publishing and its delay. Before the measurement, the relay gets
-one message with each delay, because it declares a queue for each delay when the first message with this delay arrives.
+Measures wait queues (`--via ttl`) for classic and quorum queues, the delayed message exchange plugin, and `delayed
+relay`, with 1,000, 10,000 and 100,000 messages. Starts the embedded broker, and RabbitMQ if it is installed. Takes
+about twelve minutes on an otherwise idle machine. The lateness of a message is the difference between the time when it
+arrived and the time when it was due. It was due at the time in its header mqtool-due or, with the relay, when its delay
+had passed since it was published. Before the measurement, the relay gets one message with each delay, because it
+declares a queue for each delay when the first message with this delay arrives.
 
     python -m benchmarks.delay relay URL 10000 60      only the relay, on this broker: 10,000 messages with delays of up
-                                                       to 60 s, as fast as they can be published
-    python -m benchmarks.delay relay URL 10000 30 500  500 messages a second, with delays of 20 to 30 s: 10,000 wait
+                                                       to 60 s, published as fast as possible
+    python -m benchmarks.delay relay URL 10000 30 500  the same, but 500 messages a second with delays of 20 to 30 s, so
+                                                       that all 10,000 are delayed at the same time
 """
 
 import json
@@ -135,7 +137,7 @@ def measure_relay(url: str, count: int, longest: int, rate: int = 0) -> str:
                     time.sleep(0.01)
         try:
             steps = sorted({-(-delay // 25) * 25 for delay in delays})
-            warm = [Message(b"", "no queue is bound by this", name, {"headers": {"x-delay": step}}) for step in steps]
+            warm = [Message(b"", "this key matches no binding", name, {"headers": {"x-delay": step}}) for step in steps]
             assert all(receipt.confirmation == "confirmed" for receipt in channel.publish(warm))
             time.sleep(longest + 10)
             began = time.perf_counter()

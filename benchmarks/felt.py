@@ -289,7 +289,8 @@ def compare_brokers(base: Installation, change: Installation, word: str = "", *,
     """Measure the brokers; yield a line for each row whose name contains `word`.
 
     Args:
-        judged: True to repeat measurements if a cost seems to have grown, and to add "GREW" to lines whose cost has.
+        judged: True to repeat the measurements if a cost seems higher for `change` than for `base`, and to add "GREW"
+            to its line if it still seems higher.
     """
     for kind, (queue_type, options) in BROKERS.items():
         names = {way: f"broker, {kind}, {way} (µs per message)" for way in ("in", "out")}

@@ -55,7 +55,7 @@ class Broker(NamedTuple):
 
     @property
     def cpu(self) -> float:
-        """How many seconds of CPU time the broker has used, in all threads."""
+        """The CPU time that the broker has used in all its threads, in seconds."""
         after_name = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
 

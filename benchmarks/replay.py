@@ -42,7 +42,7 @@ def recording(path: Path) -> list[float]:
 
 
 def lateness(url: str, path: Path, moments: list[float], speed: int) -> list[float]:
-    """Return how much later than the most punctual message each message arrived, in milliseconds, sorted."""
+    """Return each message's lateness relative to the most punctual message, in milliseconds, in ascending order."""
     with Connection(parse_addresses(url)) as connection:
         channel = connection.channel()
         deliveries = channel.consume(channel.declare(QUEUE), Receiving(auto_ack=True))

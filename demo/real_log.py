@@ -68,7 +68,7 @@ class Receiver:
 
 
 def play_of(log: Path | None, note: Callable[[str], None], table: Callable[[Table], None]) -> Play:
-    """Return the demonstration as a play.
+    """Return the demonstration as a Play, which runs its commands in several terminals.
 
     Args:
         log: the log file, if the user named one.
@@ -83,7 +83,10 @@ def play_of(log: Path | None, note: Callable[[str], None], table: Callable[[Tabl
 
 
 def _play(stage: Stage, path: Path, note: Callable[[str], None], table: Callable[[Table], None]) -> None:
-    """Choose receivers that fit the log, send the log through the exchange, and compare the results."""
+    """Publish the log to the exchange, and compare what each receiver gets with what it should get.
+
+    The receivers' binding keys are chosen from the routing keys of the log's lines.
+    """
     log = log_formats.read(path)
     log_format = log_formats.format_of(log)
     receivers = _receivers([log_format.key(line) for line in _lines(log)])

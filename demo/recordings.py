@@ -112,7 +112,7 @@ class PlaysRecorder(PlayPage):
 
 
 def record_plays(path: Path, names: Iterable[str]) -> None:
-    """Record these plays in one page. The page shows the play that its address names, or lets the reader choose one."""
+    """Record these plays in one HTML page. It shows the play that is named in its URL, or offers a choice of plays."""
     offered = [{"name": name, "title": plays.PLAYS[name].title, "story": plays.PLAYS[name].story} for name in names]
     guard = Guard()
     with PlaysRecorder(offered) as recorder:

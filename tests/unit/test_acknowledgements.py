@@ -39,18 +39,18 @@ def test_deliveries_handled_in_order_share_one_acknowledgement() -> None:
     assert [*tags.acknowledge([5, 8])] == [(8, True)]
 
 
-def test_the_first_delivery_is_not_acknowledged_with_later_ones() -> None:
-    """If a consumer handles later deliveries before the first one, they are acknowledged without `multiple`, so that
-    the first one can still be redelivered.
+def test_later_deliveries_are_acknowledged_without_the_first_one() -> None:
+    """If a consumer handles the second and third deliveries before the first one, they are acknowledged without
+    `multiple`, so that the broker can still redeliver the first one.
     """
     tags = AcknowledgedTags()
     assert [*tags.acknowledge([2, 3])] == [(2, False), (3, False)]
     assert [*tags.acknowledge([1])] == [(1, False)]
 
 
-def test_deliveries_share_an_acknowledgement_however_many_came_before() -> None:
-    """After a thousand deliveries, one that is handled early still does not keep later ones from sharing an
-    acknowledgement.
+def test_deliveries_share_an_acknowledgement_again_after_one_was_handled_early() -> None:
+    """If a delivery is handled before the previous one, each of the two gets its own acknowledgement. Later deliveries
+    share an acknowledgement again, even after a thousand deliveries.
     """
     tags = AcknowledgedTags()
     for tag in range(1, 1001):
@@ -101,9 +101,9 @@ def test_acknowledgements_are_sent_together() -> None:
     assert sent[2:] == [[5]]
 
 
-def test_acknowledgements_are_sent_once() -> None:
-    """Acknowledgements that are about to be sent are not sent twice, and those that are added in the meantime are sent
-    with them. Without pending acknowledgements, nothing is sent.
+def test_each_acknowledgement_is_sent_once() -> None:
+    """Each acknowledgement is sent once, however often flush() is called. If acknowledgements are added before earlier
+    ones have been sent, all of them are sent together. Without pending acknowledgements, nothing is sent.
     """
     loop, sent = Loop(), list[list[int]]()
     acks = Acknowledgements(loop, lambda lot: sent.append([each.delivery_tag for each in lot]))  # type: ignore[arg-type]

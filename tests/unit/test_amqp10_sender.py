@@ -32,9 +32,10 @@ class LostSession:
         raise Unavailable("gone")
 
 
-def test_amqp_1_0_outcomes_that_arrive_out_of_order_count_after_an_error() -> None:
-    """If an AMQP 1.0 session is lost after the broker has accepted or rejected messages before an earlier one, the
-    sender first yields their receipts, and then raises the error. Only the message without an outcome is unconfirmed.
+def test_the_receipts_of_messages_with_an_outcome_are_yielded_if_an_amqp_1_0_session_is_lost() -> None:
+    """If an AMQP 1.0 session is lost after the broker has accepted one message and rejected another, but has not
+    decided about an earlier one, the sender first yields the receipts of the accepted and the rejected message, and
+    then raises Unavailable. Only the message without an outcome still counts as unconfirmed.
     """
     sender, received = Sender(cast(Any, LostSession()), "/queues/q", persistent=False), list[Receipt]()
     with pytest.raises(Unavailable, match="gone"):

@@ -509,9 +509,9 @@ def test_a_bench_consumer_with_rpc_replies_to_each_request() -> None:
     assert (reply.body, reply.routing_key, reply.properties) == (request.body, "answers", {})
 
 
-def test_a_bench_consumer_acknowledges_and_counts_other_messages() -> None:
-    """With `--rpc`, a `bench` consumer sends no reply to messages that are not of its run, whatever they contain. It
-    acknowledges them, but they affect no figure except their own number.
+def test_a_bench_consumer_acknowledges_and_counts_messages_from_outside_its_run() -> None:
+    """With `--rpc`, a `bench` consumer sends no reply to a message that does not belong to its run, whatever the
+    message contains. The consumer acknowledges and counts such messages, and leaves them out of all other figures.
     """
     wire = Asked(Clock())
     client = BenchConsumer(job("consumer", rpc=True), Orders())
@@ -534,9 +534,9 @@ def test_a_bench_consumer_acknowledges_and_counts_other_messages() -> None:
     assert (client.report()["runs"], client._others) == ([(0, [[0, 1, False]])], 5)
 
 
-def test_a_bench_publisher_counts_replies_of_others() -> None:
-    """With `--rpc`, a `bench` publisher takes a reply that is not of its run for no reply to a request, and counts
-    it.
+def test_a_bench_publisher_counts_replies_from_outside_its_run() -> None:
+    """With `--rpc`, a `bench` publisher counts a reply that does not belong to its run, but does not take it for the
+    reply to a request of its own.
     """
     client, wire = publisher(rpc=True, in_flight=2)
     client.work(wire, START)

@@ -243,8 +243,10 @@ def test_the_result_warns_if_the_clients_may_be_slower_than_the_broker(busiest: 
     ],
     ids=["one", "two", "none"],
 )
-def test_the_result_says_how_many_other_messages_were_received(others: int, said: list[str]) -> None:
-    """If the consumers of `bench` received messages that are not of the run, the result says how many."""
+def test_the_result_says_how_many_messages_from_outside_the_run_were_received(others: int, said: list[str]) -> None:
+    """If the clients of a `bench` run received messages that do not belong to the run, the result says how many, and
+    that they are not counted.
+    """
     plan = Mock(churn=None, rate=1, warm_up=0, delay=0.0)
     result = Mock(busiest=(0.0, 0.0), plan=plan, unsent=0, others=others, reconnects=0, gap=(0.0, 0.0))
     result.confirm.at.return_value = result.deliver.at.return_value = 1.0

@@ -40,8 +40,9 @@ def names(methods: list[Any]) -> list[str]:
 
 
 def test_what_a_channel_declares_is_declared_again_after_a_reconnection(broker: ScriptedBroker) -> None:
-    """Exchanges, queues and bindings are declared again after a reconnection, in the same order, but not those that the
-    caller does not want to keep. A queue that the broker has named is returned with its name.
+    """After a reconnection, a channel declares its exchanges, queues and bindings again, in the same order, except
+    those that were declared with remember=False. If the broker chooses the name of a queue, the caller gets this name,
+    and the bindings that are declared again have the queue's new name.
     """
     channel = broker.channel()
     exchange = channel.declare(Exchange("x", "topic"))
@@ -67,9 +68,9 @@ def test_what_a_channel_declares_is_declared_again_after_a_reconnection(broker: 
     assert broker.notices == []
 
 
-def test_a_queue_with_other_settings_is_used_as_it_is(broker: ScriptedBroker) -> None:
-    """If a queue exists with other settings, a channel uses it as it is, with a notice, and only checks that it exists
-    from then on.
+def test_an_existing_queue_with_other_settings_is_used_with_a_notice(broker: ScriptedBroker) -> None:
+    """If a queue exists with other settings, a channel prints a notice and uses the queue as it is. After a
+    reconnection, the channel only checks that the queue exists, without another notice.
     """
     channel = broker.channel()
     broker.refused = {spec.Queue.Declare: DIFFERENT}
@@ -90,11 +91,11 @@ def test_a_queue_with_other_settings_is_used_as_it_is(broker: ScriptedBroker) ->
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_a_queue_with_other_settings_is_an_error_if_the_caller_wants_it_exactly(
+def test_declaring_a_queue_exactly_raises_an_error_if_it_has_other_settings(
     broker: ScriptedBroker, *, strict: bool
 ) -> None:
-    """If a queue exists with other settings, declaring it is an error if the channel is strict, or if the caller wants
-    exactly these settings. It is not declared again after a reconnection.
+    """If a queue exists with other settings, and the channel is strict or the caller passes exactly=True, declaring the
+    queue raises DeclaredDifferently. The queue is not declared again after a reconnection.
     """
     channel = broker.channel(strict=strict)
     broker.refused = {spec.Queue.Declare: DIFFERENT}
@@ -106,8 +107,10 @@ def test_a_queue_with_other_settings_is_an_error_if_the_caller_wants_it_exactly(
     assert broker.notices == []
 
 
-def test_accepted_settings_need_no_notice(broker: ScriptedBroker) -> None:
-    """If the caller accepts any settings of a queue, declaring it only checks that the queue exists."""
+def test_a_queue_whose_settings_are_accepted_is_only_checked_for_existence(broker: ScriptedBroker) -> None:
+    """After the caller has accepted a queue's settings with accept_settings(), declaring this queue only checks that it
+    exists. Other queues are declared as usual.
+    """
     channel = broker.channel()
     channel.accept_settings(Queue("q"))
     channel.declare(Queue("q", durable=True))
@@ -116,8 +119,8 @@ def test_accepted_settings_need_no_notice(broker: ScriptedBroker) -> None:
 
 
 def test_the_depth_of_a_queue_is_its_number_of_ready_messages(broker: ScriptedBroker) -> None:
-    """The depth of a queue is its number of ready messages. If the queue does not exist, NotFound is raised, and the
-    queue is not created; the channel is opened again.
+    """Channel.depth_of() returns the number of ready messages in a queue. If the queue does not exist, NotFound is
+    raised, the queue is not created, and the channel is opened again.
     """
     channel = broker.channel()
     broker.depth = 17
@@ -130,8 +133,10 @@ def test_the_depth_of_a_queue_is_its_number_of_ready_messages(broker: ScriptedBr
     assert not channel.refused
 
 
-def test_a_request_that_is_not_answered_in_time_is_not_confirmed(broker: ScriptedBroker) -> None:
-    """If the caller waits for a reply for a limited time, a missing reply raises NotConfirmed."""
+def test_a_request_that_is_not_answered_in_time_raises_not_confirmed(broker: ScriptedBroker) -> None:
+    """If the caller sets a time limit for a request, and the broker does not reply in time, the request raises
+    NotConfirmed.
+    """
     channel = broker.channel()
     broker.silent = {spec.Queue.Declare, spec.Basic.Get}
     with pytest.raises(NotConfirmed, match=r"the broker did not reply within 0\.01 s"):
@@ -140,8 +145,10 @@ def test_a_request_that_is_not_answered_in_time_is_not_confirmed(broker: Scripte
         channel.get("q", within=0.02)
 
 
-def test_a_channel_that_the_broker_closes_for_good_is_refused(broker: ScriptedBroker) -> None:
-    """If the broker closes a channel because of an error that reopening does not mend, requests raise the error."""
+def test_a_channel_that_the_broker_closes_with_access_refused_stays_closed(broker: ScriptedBroker) -> None:
+    """If the broker closes a channel with ACCESS_REFUSED, which would happen again on another channel, the channel is
+    not opened again, and requests raise AccessRefused.
+    """
     channel = broker.channel()
     assert (channel.is_open, channel.refused) == (True, False)
     broker.send(spec.Channel.Close(403, "ACCESS_REFUSED - access to queue 'q' refused", 60, 20))
@@ -154,18 +161,21 @@ def test_a_channel_that_the_broker_closes_for_good_is_refused(broker: ScriptedBr
     ("of_channel", "given", "expected"),
     [(True, None, True), (False, None, False), (False, True, True), (True, False, False)],
 )
-def test_messages_are_mandatory_as_the_channel_or_the_caller_says(
+def test_a_mandatory_argument_of_publish_overrides_the_channels_setting(
     broker: ScriptedBroker, *, of_channel: bool, given: bool | None, expected: bool
 ) -> None:
-    """Messages have the flag `mandatory` if the channel has it, unless the caller says otherwise."""
+    """Messages are published with the `mandatory` setting of the Channel object, unless the caller of publish() passes
+    another value.
+    """
     [*broker.channel(mandatory=of_channel).publish([Message(b"")], mandatory=given)]
     [(method, _)] = broker.published
     assert method.mandatory is expected
 
 
-def test_messages_go_to_the_exchange_and_routing_key_of_the_caller(broker: ScriptedBroker) -> None:
-    """Messages go to the caller's exchange, by default the default exchange, with the caller's routing key, unless they
-    have their own. They are persistent only if the caller says so.
+def test_the_callers_exchange_and_routing_key_are_for_messages_without_their_own(broker: ScriptedBroker) -> None:
+    """A message without an exchange and a routing key of its own is published with those that the caller passes to
+    publish(), or else to the default exchange. Messages that do not set a delivery mode are persistent only if the
+    caller passes persistent=True.
     """
     channel = broker.channel()
     assert channel.addressed(Message(b"0")) == Message(b"0", "", "")
@@ -180,8 +190,10 @@ def test_messages_go_to_the_exchange_and_routing_key_of_the_caller(broker: Scrip
     ]  # fmt: skip
 
 
-def test_unconfirmed_messages_are_known(broker: ScriptedBroker) -> None:
-    """A channel knows how many messages, and which, the broker has not confirmed."""
+def test_a_channel_counts_and_lists_its_unconfirmed_messages(broker: ScriptedBroker) -> None:
+    """Channel.in_flight is the number of messages that the broker has not confirmed, and Channel.unconfirmed lists
+    these messages.
+    """
     broker.confirms = False
     channel = broker.channel()
 
@@ -204,8 +216,9 @@ def consumer_tag(broker: ScriptedBroker) -> str:
 
 
 def test_a_delivery_is_acknowledged_when_the_caller_asks_for_the_next(broker: ScriptedBroker) -> None:
-    """A consumer starts at once, with its prefetch. It acknowledges a delivery when the caller asks for the next one,
-    unless the caller has acknowledged it. It consumes again after a reconnection.
+    """A consumer starts at once, with its prefetch. When the caller asks for the next delivery, the previous one is
+    acknowledged, unless the caller has already acknowledged it. After a reconnection, the consumer starts again, and
+    deliveries of the earlier connection are not acknowledged.
     """
     channel = broker.channel()
     deliveries = channel.consume(Queue("q"), Receiving(prefetch=2, timeout=20))
@@ -233,8 +246,8 @@ def test_a_delivery_is_acknowledged_when_the_caller_asks_for_the_next(broker: Sc
 
 
 def test_deliveries_acknowledged_together_share_one_acknowledgement(broker: ScriptedBroker) -> None:
-    """Deliveries that the caller acknowledges together share one basic.ack, with `multiple`, in one write. Whoever
-    acknowledges deliveries of an earlier connection sends nothing.
+    """Consecutive deliveries that the caller acknowledges together share one basic.ack with `multiple`, and all
+    acknowledgements are sent in one write. Deliveries of an earlier connection are not acknowledged.
     """
     channel = broker.channel()
     lot = [delivery(channel, tag) for tag in (1, 2, 4)]
@@ -266,11 +279,12 @@ def test_deliveries_acknowledged_together_share_one_acknowledgement(broker: Scri
         ({"x-queue-type": "quorum"}, "LavinMQ 2.0", False),
     ],
 )
-def test_a_queue_that_limits_deliveries_delivers_one_message_at_first(
+def test_a_consumer_of_a_queue_with_a_delivery_limit_starts_with_a_prefetch_of_1(
     broker: ScriptedBroker, arguments: dict[str, Any], version: str, *, one_by_one: bool
 ) -> None:
-    """A quorum queue drops messages that were delivered too often: always from RabbitMQ 4.0 on, and if it has a
-    delivery limit before. A consumer of such a queue takes one message at first. Other consumers prefetch 1,000.
+    """A quorum queue with a delivery limit drops messages that were delivered too often. Since RabbitMQ 4.0, each
+    quorum queue has such a limit; before, only if its arguments set one. A consumer of such a queue starts with a
+    prefetch of 1, any other consumer with a prefetch of 1,000.
     """
     broker.broker = version
     broker.channel().consume(Queue("q", arguments=arguments))
@@ -278,8 +292,8 @@ def test_a_queue_that_limits_deliveries_delivers_one_message_at_first(
 
 
 def test_a_stream_is_consumed_from_an_offset(broker: ScriptedBroker) -> None:
-    """A stream is consumed from the caller's offset, or with the broker's default. Its messages stay in it, so a limit
-    of messages does not limit the prefetch.
+    """A consumer of a stream starts at the caller's offset, if any. If the caller wants only one message, the prefetch
+    is 1 for a queue, but not for a stream, because messages stay in a stream.
     """
     channel = broker.channel()
     stream = Queue("q", durable=True, arguments={"x-queue-type": "stream"})
@@ -296,8 +310,8 @@ def test_a_stream_is_consumed_from_an_offset(broker: ScriptedBroker) -> None:
     assert [each.prefetch_count for each in broker.of(spec.Basic.Qos)] == [1000, 1000, 1000, 1]
 
 
-def test_a_consumer_of_a_missing_queue_is_an_error(broker: ScriptedBroker) -> None:
-    """If the queue does not exist, consuming raises NotFound, and the consumer is not started again after a
+def test_consuming_from_a_missing_queue_raises_not_found(broker: ScriptedBroker) -> None:
+    """If a queue does not exist, consuming from it raises NotFound, and the consumer is not started again after a
     reconnection.
     """
     channel = broker.channel()
@@ -312,8 +326,8 @@ def test_a_consumer_of_a_missing_queue_is_an_error(broker: ScriptedBroker) -> No
     assert channel._consumers == []
 
 
-def test_a_consumer_that_has_ended_is_told_nothing(broker: ScriptedBroker) -> None:
-    """A channel passes its events to a consumer only until the consumer ends."""
+def test_a_consumer_that_has_ended_gets_no_events_of_its_channel(broker: ScriptedBroker) -> None:
+    """A channel passes its events, such as a reconnection, to a consumer only until this consumer ends."""
     channel = broker.channel()
     assert channel.cluster == "cluster"
     before, during, after = (list[ChannelListener]() for _ in range(3))
@@ -327,8 +341,8 @@ def test_a_consumer_that_has_ended_is_told_nothing(broker: ScriptedBroker) -> No
 
 
 def test_stopping_a_channel_ends_its_consumers(broker: ScriptedBroker) -> None:
-    """When a channel is stopped, its consumers end, those that are started later, too, and its connection no longer
-    waits for a broker that cannot reply.
+    """When a channel is stopped, its consumers end. Consumers that are started later end at once. The connection no
+    longer waits for a broker that cannot reply.
     """
     channel = broker.channel()
     assert (channel.stopping, broker.stopping) == (False, False)
@@ -339,8 +353,8 @@ def test_stopping_a_channel_ends_its_consumers(broker: ScriptedBroker) -> None:
     assert [*channel.consume(Queue("q"), Receiving(timeout=20))] == []
 
 
-def test_an_empty_queue_has_no_message_to_get(broker: ScriptedBroker) -> None:
-    """basic.get returns a message, unacknowledged, or None if the queue is empty."""
+def test_channel_get_does_not_acknowledge_the_message(broker: ScriptedBroker) -> None:
+    """Channel.get() returns a message of the queue without acknowledging it, or None if the queue is empty."""
     channel = broker.channel()
     assert channel.get("q") is None
     broker.got = spec.Basic.GetOk(3, True, "x", "k", 5), Message(b"body", properties={"app_id": "a"}, message_id="id")
@@ -354,9 +368,10 @@ def test_an_empty_queue_has_no_message_to_get(broker: ScriptedBroker) -> None:
     assert broker.acks == [(3, False)]
 
 
-def test_an_answer_waits_for_others_if_more_requests_have_arrived(broker: ScriptedBroker) -> None:
-    """If more deliveries have arrived, the reply to one waits two milliseconds for those to others, and all are sent in
-    one write. A delivery that the consumer has handed out is acknowledged once.
+def test_replies_to_requests_that_have_already_arrived_are_sent_in_one_write(broker: ScriptedBroker) -> None:
+    """If more requests have already arrived, a reply is not sent at once, but up to two milliseconds later, in one
+    write with the replies to these requests and one acknowledgement for all of them. A request is acknowledged only
+    once, even if it is answered twice.
     """
     channel = broker.channel()
     requests = channel.consume(Queue("q"), Receiving(acknowledge=False, timeout=20))
@@ -376,7 +391,9 @@ def test_an_answer_waits_for_others_if_more_requests_have_arrived(broker: Script
 
 
 def test_the_caller_can_wait_for_the_confirms_of_replies(broker: ScriptedBroker) -> None:
-    """Waiting for confirms ends when the broker has confirmed all replies, and fails if it does not in time."""
+    """Channel.wait_for_confirms() returns once the broker has confirmed all replies. It raises NotConfirmed if a
+    confirm does not arrive in time, or the channel's error if the channel is closed for good.
+    """
     broker.confirms = False
     channel = broker.channel(confirm_timeout=0.01)
     channel.answer(delivery(channel, 1), Message(b"", "reply-to"))
@@ -390,9 +407,9 @@ def test_the_caller_can_wait_for_the_confirms_of_replies(broker: ScriptedBroker)
         channel.wait_for_confirms()
 
 
-def test_closing_a_channel_requeues_unacknowledged_deliveries(broker: ScriptedBroker) -> None:
-    """A channel that is closed sends pending acknowledgements first. The broker requeues the other deliveries. Closing
-    it again changes nothing.
+def test_a_channel_sends_pending_acknowledgements_before_it_is_closed(broker: ScriptedBroker) -> None:
+    """Before a channel is closed, it sends its pending acknowledgements, and no others, so that the broker requeues all
+    other deliveries. Closing the channel again has no effect.
     """
     channel = broker.channel()
     requests = channel.consume(Queue("q"), Receiving(acknowledge=False, timeout=20))
@@ -409,9 +426,9 @@ def test_closing_a_channel_requeues_unacknowledged_deliveries(broker: ScriptedBr
     assert not channel.is_open
 
 
-def test_a_consumer_stops_before_an_acknowledgement_lets_the_broker_send_more(broker: ScriptedBroker) -> None:
-    """If the caller acknowledges the last delivery that a stopped consumer has received, basic.cancel is sent first, so
-    that the broker sends no other message.
+def test_a_stopped_consumer_is_cancelled_before_its_last_delivery_is_acknowledged(broker: ScriptedBroker) -> None:
+    """If a consumer has been stopped, and the caller acknowledges its last delivery, basic.cancel is sent before
+    basic.ack, so that the broker does not deliver another message.
     """
     channel = broker.channel()
     deliveries = channel.consume(Queue("q"), Receiving(acknowledge=False, prefetch=1, timeout=20))

@@ -27,7 +27,7 @@ from mqtool.work.conversion_plan import (
 
 
 class FakeApi:
-    """A management API with these objects, by their paths. An object that is an error is raised.
+    """A management API with these objects, by their paths. If an object is an error, the error is raised.
 
     Attributes:
         columns: the columns that were asked for, by path.
@@ -87,9 +87,9 @@ def found(to: str | None = "quorum", changes: Mapping[str, Any] = {}, **api: Any
 TOLD = "clients that declare 'jobs' with the old type or arguments get 406 PRECONDITION_FAILED"
 
 
-def test_a_queue_of_another_type_keeps_its_arguments() -> None:
-    """A conversion to another type keeps the queue's arguments and messages. Clients that declare the queue in the old
-    way will be refused; nothing prevents the conversion.
+def test_a_conversion_to_another_type_keeps_the_queues_arguments() -> None:
+    """A conversion to another queue type keeps the queue's arguments. A remark says that clients that declare the queue
+    with the old type or arguments get 406 PRECONDITION_FAILED. Nothing prevents the conversion.
     """
     it = found(queue=view(arguments={"x-queue-type": "classic", "x-max-length": 5, "app": "a"}, messages_ready=3))
     assert it.plan.queue == "jobs"
@@ -102,7 +102,9 @@ def test_a_queue_of_another_type_keeps_its_arguments() -> None:
 
 
 def test_a_queue_that_the_api_describes_only_in_part_is_classic_and_empty() -> None:
-    """A queue without statistics counts as an empty classic queue."""
+    """If the management API reports neither the type nor any statistics of a queue, the queue is treated as a transient
+    classic queue without messages.
+    """
     it = found(queue={"name": "jobs", "arguments": None, "message_bytes": None, "messages": None})
     assert it.plan.source == Definition("classic", False, {})
     assert (it.messages, it.plan.at_once) == (0, 500)
@@ -130,14 +132,16 @@ def test_quorum_queues_and_streams_are_durable(to: str | None, durable: bool) ->
     ],
 )
 def test_a_transaction_contains_at_most_500_messages_and_32_mib(count: int, size: int, at_once: int) -> None:
-    """A conversion moves up to 500 messages in a transaction, or fewer if messages are large: up to 32 MiB, and at
-    least one message.
+    """`queue convert` moves up to 500 messages in one transaction, or fewer if the messages are large: up to 32 MiB,
+    but at least one message.
     """
     assert found(queue=view(messages=count, message_bytes=size)).plan.at_once == at_once
 
 
-def test_a_queue_that_does_not_exist_is_not_found() -> None:
-    """If the queue does not exist, the error says so, with the most similar name, or the command that lists queues."""
+def test_the_hint_for_a_missing_queue_suggests_a_similar_name() -> None:
+    """If the queue to convert does not exist, the error names the queue. The hint suggests the existing queue with the
+    most similar name or, if no name is similar, the command that lists the queues.
+    """
     api = api_with(**{"queues/v": [{"name": "jobs"}]})
     with pytest.raises(NotFound) as missing:
         prospect(api, "v", "job", None, {})
@@ -166,25 +170,28 @@ def test_a_queue_that_does_not_exist_is_not_found() -> None:
         ("classic quorum stream", "x-max-length-bytes x-queue-leader-locator app"),
     ],
 )
-def test_an_argument_is_kept_if_the_new_type_has_it(to: str, kept: str) -> None:
-    """A conversion keeps the arguments that the new type of queue has, and leaves out the others."""
+def test_an_argument_is_kept_if_the_new_type_supports_it(to: str, kept: str) -> None:
+    """A conversion keeps each argument that the new queue type supports, and each one that is not an argument of
+    RabbitMQ. All other arguments are left out.
+    """
     for name in kept.split():
         queue = view(arguments={name: 1})
         types = [each for each in ("classic", "quorum", "stream") if found(each, queue=queue).plan.target.arguments]
         assert types == to.split(), name
 
 
-def test_changed_arguments_are_set_or_removed() -> None:
-    """The arguments named in the command are set, and those with null are removed."""
+def test_arguments_named_in_the_command_are_set_or_removed() -> None:
+    """`--argument NAME:=VALUE` sets an argument of the converted queue, and `--argument NAME:=null` removes it."""
     queue = view(arguments={"x-max-length": 5, "x-expires": 7, "app": "a"})
     it = found(None, {"x-max-length": 6, "x-expires": None, "new": 1}, queue=queue)
     assert it.plan.target == Definition("classic", True, {"x-max-length": 6, "app": "a", "new": 1})
     assert (it.refusals, it.remarks) == ([], [TOLD])
 
 
-def test_an_argument_that_the_new_type_lacks_is_left_out_with_a_remark() -> None:
-    """An argument without effect on messages is left out if the new type does not have it, and a remark says so; not if
-    the command names the argument.
+def test_an_unsupported_argument_without_effect_on_messages_is_left_out_with_a_remark() -> None:
+    """If the new queue type does not support an argument that has no effect on messages, `queue convert` leaves the
+    argument out, and a remark says so. If the command itself removes the argument with `--argument NAME:=null`, there
+    is no remark.
     """
     queue = view(arguments={"x-queue-mode": "lazy", "x-queue-version": 2})
     it = found(queue=queue)
@@ -209,9 +216,11 @@ def test_an_argument_that_the_new_type_lacks_is_left_out_with_a_remark() -> None
         ("x-max-age", "quorum", "its messages expire by age, which those of quorum queues do not"),
     ],
 )
-def test_an_argument_that_matters_must_be_left_out_explicitly(argument: str, to: str, why: str) -> None:
-    """If the new type lacks an argument that changes what happens to messages, the conversion is refused until the
-    command leaves the argument out.
+def test_an_unsupported_argument_that_affects_the_queue_must_be_removed_explicitly(
+    argument: str, to: str, why: str
+) -> None:
+    """If the new queue type does not support an argument that changes what happens to the queue or its messages, the
+    conversion is refused unless the command removes the argument with `--argument NAME:=null`.
     """
     queue = view(arguments={argument: 1})
     assert found(to, queue=queue).refusals == [
@@ -224,8 +233,8 @@ def test_an_argument_that_matters_must_be_left_out_explicitly(argument: str, to:
 # What prevents a conversion
 
 
-def test_a_queue_that_has_this_type_and_these_arguments_already_is_refused() -> None:
-    """A conversion that would change nothing is refused."""
+def test_a_conversion_that_would_change_nothing_is_refused() -> None:
+    """If a queue already has the requested type and arguments, its conversion is refused."""
     assert found("classic").refusals == [
         Refusal(
             "it is a classic queue with these arguments already",
@@ -254,13 +263,17 @@ def test_a_queue_that_has_this_type_and_these_arguments_already_is_refused() -> 
         ),
     ],
 )
-def test_queues_that_would_not_survive_a_conversion_are_refused(more: dict[str, Any], what: str, hint: str) -> None:
-    """Exclusive queues, auto-delete queues and streams cannot be converted, and the hint says what to do instead."""
+def test_exclusive_queues_auto_delete_queues_and_streams_cannot_be_converted(
+    more: dict[str, Any], what: str, hint: str
+) -> None:
+    """Exclusive queues, auto-delete queues and streams cannot be converted. The hint says what to do instead."""
     assert found(queue=view(**more)).refusals == [Refusal(what, hint)]
 
 
-def test_a_queue_with_a_name_reserved_for_the_broker_is_refused() -> None:
-    """A queue whose name starts with `amq.` cannot be converted, since no client can declare it."""
+def test_a_queue_with_a_name_reserved_for_the_broker_cannot_be_converted() -> None:
+    """A queue whose name starts with `amq.` cannot be converted, because clients cannot declare a queue with such a
+    name.
+    """
     api = api_with(**{"queues/v/amq.gen-1": view(name="amq.gen-1"), "queues/v/amq.gen-1/bindings": [], "queues/v": []})
     assert prospect(api, "v", "amq.gen-1", "quorum", {}).refusals == [
         Refusal("names that start with 'amq.' are reserved for the broker", "clients cannot declare it anew")
@@ -268,9 +281,10 @@ def test_a_queue_with_a_name_reserved_for_the_broker_is_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", ["direct", "fanout", "topic", "headers", "x-delayed-message", "x-consistent-hash"])
-def test_a_queue_that_is_bound_to_an_exchange_that_distributes_messages_is_refused(kind: str) -> None:
-    """A queue that is bound to an exchange for which one more binding changes where messages go, such as a consistent
-    hash exchange, cannot be converted. Other exchanges are no obstacle.
+def test_a_queue_bound_to_a_consistent_hash_exchange_cannot_be_converted(kind: str) -> None:
+    """A conversion adds a binding to each exchange that the queue is bound to. A consistent hash exchange would then
+    route messages differently, so a queue that is bound to such an exchange cannot be converted. Bindings to direct,
+    fanout, topic, headers and delayed message exchanges do not prevent a conversion.
     """
     bindings = [{"source": "logs", "routing_key": key} for key in ("1", "2")]
     api = api_with(bindings=bindings, **{"exchanges/v/logs": {"type": kind}})
@@ -307,15 +321,19 @@ def consumer(tag: str, *, exclusive: bool = False, channel: str = "c") -> dict[s
         ),
     ],
 )
-def test_consumers_are_cancelled_only_with_force(count: int, text: str) -> None:
-    """If a queue has consumers, a conversion cancels them only with --force. The first five are named."""
+def test_a_queue_with_consumers_is_converted_only_with_force(count: int, text: str) -> None:
+    """If a queue has consumers, `queue convert` needs --force to cancel them. The refusal names the first five
+    consumers, and says how many others there are.
+    """
     consumers = [consumer(f"t{number}") for number in range(count)]
     it = found(queue=view(consumer_details=consumers), **{"channels": [], "vhosts/v/channels": []})
     assert it.refusals == [Refusal(text, "stop them, or cancel them with --force", is_final=False)]
 
 
 def test_an_exclusive_consumer_prevents_a_conversion() -> None:
-    """While a queue has an exclusive consumer, nobody else can consume its messages, so it cannot be converted."""
+    """While a queue has an exclusive consumer, the queue cannot be converted, even with --force, because `queue
+    convert` cannot consume the messages.
+    """
     it = found(queue=view(consumer_details=[{"consumer_tag": "t", "exclusive": True}]), **{"vhosts/v/channels": []})
     assert it.refusals == [
         Refusal("consumer t of a user at ? is exclusive: nobody else can consume the messages", "stop it"),
@@ -326,8 +344,10 @@ def test_an_exclusive_consumer_prevents_a_conversion() -> None:
 
 
 @pytest.mark.parametrize(("count", "text"), [(1, "1 consumer"), (2, "2 consumers")])
-def test_consumers_that_are_only_counted_are_cancelled_only_with_force(count: int, text: str) -> None:
-    """If the broker reports only the number of consumers, they are cancelled only with --force, too."""
+def test_a_queue_whose_consumers_are_only_counted_is_converted_only_with_force(count: int, text: str) -> None:
+    """If the management API reports the number of a queue's consumers without a list of them, the queue is converted
+    only with --force. If the list is empty, the number has no effect.
+    """
     assert found(queue=view(consumers=count)).refusals == [
         Refusal(f"{text} would be cancelled", "stop them, or say --force", is_final=False)
     ]
@@ -336,7 +356,9 @@ def test_consumers_that_are_only_counted_are_cancelled_only_with_force(count: in
 
 @pytest.mark.parametrize(("count", "text"), [(1, "1 message is"), (2, "2 messages are")])
 def test_unacknowledged_messages_prevent_a_conversion(count: int, text: str) -> None:
-    """Unacknowledged messages would be lost, so they prevent a conversion, even if no consumer is known."""
+    """A conversion would lose unacknowledged messages, so a queue with such messages cannot be converted, even if the
+    management API reports no consumer.
+    """
     for more in ({}, {"consumer_details": []}, {"consumers": 0}):
         assert found(queue=view(messages_unacknowledged=count, **more)).refusals == [
             Refusal(
@@ -347,8 +369,10 @@ def test_unacknowledged_messages_prevent_a_conversion(count: int, text: str) -> 
     assert found(queue=view(messages_unacknowledged=0)).refusals == []
 
 
-def test_a_queue_of_a_conversion_may_have_unacknowledged_messages() -> None:
-    """The unacknowledged messages of a queue that an earlier conversion declared do not prevent another one."""
+def test_unacknowledged_messages_of_a_queue_declared_by_a_conversion_do_not_prevent_a_conversion() -> None:
+    """If a conversion declared a queue, as its name and its argument x-mqtool-convert show, unacknowledged messages in
+    this queue do not prevent a conversion.
+    """
     ours = view(name="jobs.mqtool-convert", arguments={PLAN: "{}"}, messages_unacknowledged=5)
     assert plan_is_ours(ours)
     assert found(queue=ours).refusals == []
@@ -358,9 +382,9 @@ def test_a_queue_of_a_conversion_may_have_unacknowledged_messages() -> None:
 
 @pytest.mark.parametrize("to", ["classic", "quorum", "stream"])
 @pytest.mark.parametrize("channel", ["c", "other"])
-def test_a_prefetch_limit_for_a_whole_channel_prevents_a_conversion_to_another_type(to: str, channel: str) -> None:
-    """Quorum queues and streams refuse consumers whose channel has a prefetch limit of its own, so such a consumer
-    prevents a conversion to these types.
+def test_a_consumer_with_a_global_prefetch_limit_prevents_a_conversion(to: str, channel: str) -> None:
+    """Quorum queues and streams refuse a consumer whose channel has one prefetch limit for all its consumers (basic.qos
+    with global=true). A queue with such a consumer can only be converted to a classic queue.
     """
     channels = [{"name": channel, "global_prefetch_count": 5}, {"name": "third", "global_prefetch_count": 0}]
     queue = view(
@@ -396,8 +420,9 @@ THROUGH_DEFAULT = (
 
 @pytest.mark.parametrize("bound", [True, False])
 def test_publishers_through_the_default_exchange_prevent_a_conversion_without_force(bound: bool) -> None:
-    """If messages are published to a queue through the default exchange, a conversion needs --force, since some may be
-    lost. All messages of a queue without bindings are.
+    """If clients publish to a queue through the default exchange, the queue is converted only with --force, because
+    messages that are published while the queue is replaced may be lost. All messages that are published to a queue
+    without bindings go through the default exchange.
     """
     stats = rate(2.5)["message_stats"]
     incoming = [
@@ -429,11 +454,11 @@ def test_publishers_through_the_default_exchange_prevent_a_conversion_without_fo
         ({}, False, False),
     ],
 )
-def test_whether_clients_publish_through_the_default_exchange_may_be_unknown(
+def test_a_remark_says_if_the_broker_does_not_report_which_exchanges_clients_publish_to(
     more: dict[str, Any], bound: bool, remarked: bool
 ) -> None:
-    """If a bound queue gets messages, and the broker does not report through which exchange, a remark says that the
-    conversion may need --force. Otherwise nothing is said.
+    """If clients publish to a queue with bindings, and the broker does not report through which exchanges, a remark
+    says that the conversion may need --force. In all other cases, there is no such remark.
     """
     it = found(queue=view(**more), bindings=[{"source": "logs"}] if bound else [])
     remark = (
@@ -455,11 +480,12 @@ def policy(name: str, pattern: str = "", to: str = "queues", **definition: Any) 
 
 @pytest.mark.parametrize("limit", ["message-ttl", "expires", "max-length", "max-length-bytes", "delivery-limit"])
 @pytest.mark.parametrize("operator", [True, False])
-def test_a_policy_that_would_limit_the_queue_that_holds_the_messages_prevents_a_conversion(
+def test_a_policy_that_limits_the_queue_that_holds_the_messages_prevents_a_conversion(
     limit: str, operator: bool
 ) -> None:
-    """A policy with a limit that also matches the queue that holds the messages meanwhile would remove some of them, so
-    it prevents the conversion. A policy for the queue alone does not.
+    """During a conversion, a temporary queue holds the messages. A policy or operator policy with a limit that also
+    matches the temporary queue would remove messages, so it prevents the conversion. A policy that matches only the
+    queue to convert does not.
     """
     alone, both = policy("alone", "^jobs$", **{limit: 5}), policy("both", "^jobs", **{limit: 5}, x=1)
     it = found(**({"operator": [alone, both]} if operator else {"policies": [alone, both]}))
@@ -471,9 +497,10 @@ def test_a_policy_that_would_limit_the_queue_that_holds_the_messages_prevents_a_
     ]
 
 
-def test_a_policy_for_the_queue_of_messages_that_are_published_meanwhile_prevents_a_conversion() -> None:
-    """A policy that matches only the queue for messages that are published during the conversion prevents it, too. All
-    its limits are named. A policy without limits or a definition, or for classic queues, does not.
+def test_a_policy_that_limits_the_queue_for_messages_published_meanwhile_prevents_a_conversion() -> None:
+    """A policy that limits only the temporary queue for messages published during the conversion prevents the
+    conversion, too, and the refusal names all limits of this policy. A policy without limits, without a definition, or
+    only for classic queues does not prevent the conversion.
     """
     policies = [
         policy("m", "meanwhile$", max_length=5, expires=6, queue_leader_locator="balanced"),
@@ -496,9 +523,10 @@ def test_a_policy_for_quorum_queues_prevents_a_conversion_like_one_for_all(to: s
 
 
 @pytest.mark.parametrize("by", ["argument", "policy"])
-def test_a_queue_that_rejects_messages_beyond_a_number_of_bytes_is_refused(by: str) -> None:
-    """A queue that rejects messages beyond a number of bytes cannot be converted, since messages that are published
-    meanwhile may not fit. It can be if the new arguments do not say so.
+def test_a_queue_that_rejects_messages_beyond_a_number_of_bytes_cannot_be_converted(by: str) -> None:
+    """If the arguments or a policy make a queue reject messages beyond a number of bytes, the queue cannot be
+    converted, because messages that are published during the conversion may not fit. A command that removes such an
+    argument makes the conversion possible, and a command that adds one prevents it.
     """
     limits = {"overflow": "reject-publish", "max-length-bytes": 5}
     arguments = {f"x-{name}": value for name, value in limits.items()}
@@ -515,8 +543,10 @@ def test_a_queue_that_rejects_messages_beyond_a_number_of_bytes_is_refused(by: s
 
 
 @pytest.mark.parametrize("error", [AccessRefused("no"), NotFound("no")])
-def test_a_user_who_may_not_read_policies_gets_a_plan_without_them(error: Exception) -> None:
-    """If the user may not read one kind of policies, the plan considers the other."""
+def test_a_plan_considers_only_the_policies_that_the_user_can_read(error: Exception) -> None:
+    """If the user cannot read the policies, a plan considers only the operator policies, and vice versa. If the user
+    can read neither, a plan considers no policies.
+    """
     both = [policy("both", "^jobs", max_length=5)]
     assert len(found(policies=error, operator=both).refusals) == 1
     assert len(found(policies=both, operator=error).refusals) == 1
@@ -537,8 +567,8 @@ def test_a_user_who_may_not_read_policies_gets_a_plan_without_them(error: Except
         (policy("p", "^other$", "queues", message_ttl=5), None),
     ],
 )
-def test_policies_that_start_or_cease_to_apply_are_remarked(given: dict[str, Any], remark: str | None) -> None:
-    """A remark names each policy that no longer applies to the queue of the new type, or that applies only now."""
+def test_policies_that_start_or_cease_to_apply_are_named_in_remarks(given: dict[str, Any], remark: str | None) -> None:
+    """A remark names each policy that applies to the queue only before its conversion, or only afterwards."""
     remarks = found(policies=[given]).remarks
     assert remark in remarks if remark is not None else remarks == [TOLD]
 
@@ -559,18 +589,19 @@ LOSES, CEASES = (
         ("stream", {"max-length-bytes": 5, "message-ttl": 6}, "message-ttl", CEASES),
     ],
 )
-def test_settings_of_a_policy_that_the_new_type_lacks_are_remarked(
+def test_settings_of_a_policy_that_the_new_type_does_not_support_are_named_in_a_remark(
     to: str, definition: dict[str, Any], what: str, text: str
 ) -> None:
-    """If a policy applies before and after, but the new type does not have some of its settings, a remark names them.
-    If they keep the policy from applying, the remark says that.
+    """If a policy matches the queue before and after a conversion, but the new queue type does not support some of the
+    policy's settings, a remark names these settings. If they prevent the whole policy from applying, the remark says
+    so.
     """
     assert found(to, policies=[policy("p", "^jobs$", **definition)]).remarks == [text.format(what, to), TOLD]
 
 
-def test_messages_that_a_classic_queue_would_lose_in_a_restart_are_remarked() -> None:
-    """If a quorum queue is converted to a classic one, a remark says that a restart of the broker loses the messages
-    that are not persistent, and how to see them.
+def test_a_remark_says_which_messages_a_classic_queue_loses_in_a_restart() -> None:
+    """If a quorum queue is converted to a classic queue, a remark says that a restart of the broker then loses the
+    messages that are not persistent, and contains the command that shows these messages.
     """
     remark = (
         "a restart of the broker loses its messages that are not persistent: quorum queues keep them, and do not count "
@@ -584,9 +615,9 @@ def test_messages_that_a_classic_queue_would_lose_in_a_restart_are_remarked() ->
 # Bindings
 
 
-def test_the_bindings_of_a_queue_or_an_exchange_are_listed_without_that_of_the_default_exchange() -> None:
-    """The bindings of a queue do not contain the one to the default exchange. An exchange's bindings are those of which
-    it is the destination. What does not exist has none.
+def test_bindings_are_listed_without_the_one_to_the_default_exchange() -> None:
+    """bindings_of() returns a queue's bindings except the one to the default exchange, or the bindings that have an
+    exchange as their destination. For a queue or an exchange that does not exist, it returns no bindings.
     """
     objects = {
         "queues/v/jobs/bindings": [{"source": ""}, {"source": "a"}],
@@ -611,8 +642,8 @@ def plan(**more: Any) -> ConversionPlan:
     return parsed
 
 
-def test_a_plan_is_stored_as_the_text_of_an_argument() -> None:
-    """A plan is stored as JSON, and read again as it was."""
+def test_a_plan_that_is_stored_as_json_is_read_unchanged() -> None:
+    """A plan is stored as JSON in a queue argument, and is the same after it has been read again."""
     arguments = {"x-max-length": 5}
     written = ConversionPlan("jobs", Definition("classic", True, arguments), Definition("quorum", True, arguments), 7)
     assert json.loads(written.as_text()) == PLANNED
@@ -621,8 +652,8 @@ def test_a_plan_is_stored_as_the_text_of_an_argument() -> None:
 
 
 @pytest.mark.parametrize("at_once", [1, 500])
-def test_the_size_of_a_plans_transactions_is_kept(at_once: int) -> None:
-    """A plan may have any size of transactions from 1 to 500."""
+def test_a_stored_plan_keeps_the_size_of_its_transactions(at_once: int) -> None:
+    """After a plan has been stored and read again, its transactions have the same size, from 1 to 500 messages."""
     assert plan(at_once=at_once).at_once == at_once
 
 
@@ -655,8 +686,10 @@ def test_the_size_of_a_plans_transactions_is_kept(at_once: int) -> None:
         *(json.dumps({name: value for name, value in PLANNED.items() if name != left_out}) for left_out in PLANNED),
     ],
 )
-def test_a_text_that_is_not_a_plan_is_refused(text: object) -> None:
-    """A text that is not a plan of a conversion is refused, and shown up to its first 200 characters."""
+def test_an_argument_that_is_not_a_plan_raises_bad_data(text: object) -> None:
+    """If the value of the argument x-mqtool-convert is not a plan of a conversion, BadData is raised. The error shows
+    up to 200 characters of the value.
+    """
     with pytest.raises(BadData) as refused:
         ConversionPlan.parsed(text)
     shown = repr(text)
@@ -666,8 +699,10 @@ def test_a_text_that_is_not_a_plan_is_refused(text: object) -> None:
     assert refused.value.hint == "was it written by a newer mqtool?"
 
 
-def test_a_conversion_has_names_of_its_own() -> None:
-    """The queues and exchanges of a conversion are named after the queue."""
+def test_the_queues_and_exchanges_of_a_conversion_are_named_after_the_queue() -> None:
+    """The names of the queues and exchanges that a conversion declares start with the name of the queue to convert,
+    followed by `.mqtool-convert`.
+    """
     assert plan().names == ConversionNames.of("jobs")
     assert [*ConversionNames.of("jobs")] == [
         f"jobs.mqtool-convert{word}" for word in ("", ".meanwhile", ".through", ".into", ".back", ".lock", ".trial")
@@ -679,8 +714,8 @@ def holder(name: str, text: str) -> dict[str, Any]:
 
 
 def test_unfinished_conversions_are_found_by_the_queues_that_hold_their_messages() -> None:
-    """The plan of an unfinished conversion counts only on the queue that holds the messages of the queue to convert.
-    Others are listed with the reason why they do not count.
+    """The plan of an unfinished conversion is valid only as an argument of the queue that holds the messages of the
+    queue to convert. Each other queue with a plan is listed with the reason why its plan is ignored.
     """
     text = json.dumps(PLANNED)
     queues = [
@@ -704,7 +739,9 @@ DLX, KEY = "x-dead-letter-exchange", "x-dead-letter-routing-key"
 
 
 def test_the_dead_letter_settings_of_a_queue_are_its_exchange_and_routing_key() -> None:
-    """The dead-letter settings of a definition are the arguments that say where dead letters go."""
+    """The dead-letter settings of a queue are its dead-letter exchange and its dead-letter routing key, without its
+    other arguments.
+    """
     assert dead_letters(Definition("classic", True, {DLX: "d", KEY: "k", "x-max-length": 5})) == {DLX: "d", KEY: "k"}
     assert dead_letters(Definition("classic", True, {})) == {}
 
@@ -723,11 +760,11 @@ def test_the_dead_letter_settings_of_a_queue_are_its_exchange_and_routing_key() 
         ({DLX: "d", KEY: "k"}, {}, {DLX: "d"}, True),
     ],
 )
-def test_a_plan_that_gives_a_queue_other_dead_letter_settings_is_noticed(
+def test_a_plan_that_changes_a_queues_dead_letter_settings_is_noticed(
     source: dict[str, Any], target: dict[str, Any], now: dict[str, Any] | None, redirected: bool
 ) -> None:
-    """A plan that would send the dead letters of a queue elsewhere is noticed, because the conversion would declare the
-    queue with the rights of whoever continues it.
+    """mqtool notices if an unfinished plan sets a dead-letter exchange or routing key other than the queue's current
+    one, because a conversion declares the queue with the permissions of the user who resumes the conversion.
     """
     it = ConversionPlan("jobs", Definition("classic", True, source), Definition("quorum", True, target))
     assert it.redirects(None if now is None else view(arguments=now)) is redirected

@@ -145,9 +145,10 @@ class Relayed:
 # What a relay declares
 
 
-def test_a_relay_has_an_entrance_a_queue_and_an_exchange_for_due_messages() -> None:
-    """The relay of the exchange `tasks` declares it as a fanout exchange, a quorum queue without a delivery limit, and
-    the exchange `tasks.relayed` of the wanted type; or it uses an existing exchange for due messages.
+def test_a_relay_has_a_fanout_exchange_a_queue_and_an_exchange_for_due_messages() -> None:
+    """`delayed relay tasks` declares `tasks` as a fanout exchange, `tasks.relay` as a quorum queue with the largest
+    possible delivery limit, and `tasks.relayed` as the exchange for due messages, of the requested type. An existing
+    exchange can be used for due messages instead.
     """
     arguments = {"x-queue-type": "quorum", "x-delivery-limit": 2**31 - 1}
     assert (
@@ -195,16 +196,18 @@ DECLARED = [(NAMES.entrance, HOW), (NAMES.intake, HOW), (NAMES.intake, NAMES.ent
     ],
 )
 def test_a_relay_declares_its_exchanges_and_its_queue(has: tuple[str, ...], *, keep_type: bool, first: Any) -> None:
-    """A relay declares its exchanges and its queue, and binds the queue. If no type is given, an existing exchange for
-    due messages is used whatever its type is.
+    """A relay declares its exchanges and its queue, and binds the queue. If the command names no type for the exchange
+    for due messages, and this exchange exists, the relay uses it whatever its type is.
     """
     broker = Declaring(*has)
     NAMES.declare(cast(Any, broker), keep_type=keep_type)
     assert broker.declared == [*first, *DECLARED]
 
 
-def test_a_relay_does_not_declare_the_exchange_of_somebody_else() -> None:
-    """If another exchange is to route due messages, it must exist, and is not declared."""
+def test_a_relay_does_not_declare_another_exchange_for_due_messages() -> None:
+    """If the command names another exchange for due messages, the relay does not declare that exchange. If that
+    exchange does not exist, NotFound is raised, and nothing is declared.
+    """
     names = RelayNames.of("tasks", to="due")
     broker = Declaring("due")
     names.declare(cast(Any, broker), keep_type=False)
@@ -227,7 +230,9 @@ def test_a_relay_does_not_declare_the_exchange_of_somebody_else() -> None:
     ],
 )
 def test_a_relay_says_what_to_do_if_its_exchange_or_queue_exists_with_other_settings(name: str, hint: str) -> None:
-    """If the exchange or the queue of a relay exists with other settings, the hint says what to do."""
+    """If a relay's exchange exists with other settings, the hint suggests another exchange. If a relay's queue does,
+    the hint contains the command that deletes the queue.
+    """
     with pytest.raises(DeclaredDifferently) as refused:
         NAMES.declare(cast(Any, Declaring(refuses=name)), keep_type=True)
     assert (str(refused.value), refused.value.hint) == ("another type", hint)
@@ -236,9 +241,10 @@ def test_a_relay_says_what_to_do_if_its_exchange_or_queue_exists_with_other_sett
 # What a relay publishes
 
 
-def test_a_message_without_a_delay_is_published_at_once_as_it_is() -> None:
-    """A message without the header x-delay is published at once to the exchange for due messages, with its own routing
-    key and properties, but without headers of the broker or of an earlier delay.
+def test_a_relay_publishes_a_message_without_x_delay_at_once() -> None:
+    """A relay publishes a message without the header x-delay at once to the exchange for due messages, with the
+    message's own routing key and properties. The relay removes headers that the broker has added, and those that mqtool
+    has added for an earlier delay.
     """
     headers = {"x_delivery-count": 1, "x_acquired-count": 2, DUE: 3, "mqtool-then": "4", "a": 5}
     broker = FakeBroker(job(7, **headers), job(8))
@@ -254,9 +260,9 @@ def test_a_message_without_a_delay_is_published_at_once_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(("user_id", "kept"), [("me", "me"), ("you", None), (None, None)])
-def test_the_user_id_of_another_user_is_removed(user_id: str | None, kept: str | None) -> None:
-    """The broker refuses a message whose user_id names another user than the publisher's, so `delayed relay` removes
-    such a user_id before it publishes a message. The relay keeps its own user's user_id.
+def test_a_relay_removes_the_user_id_of_another_user(user_id: str | None, kept: str | None) -> None:
+    """The broker refuses messages whose user_id is not the user who publishes them. So if a message has the user_id of
+    another user, `delayed relay` removes the user_id before it publishes the message.
     """
     delivery = job(1)
     cast(dict[str, Any], delivery.properties)["user_id"] = user_id
@@ -265,9 +271,10 @@ def test_the_user_id_of_another_user_is_removed(user_id: str | None, kept: str |
     assert broker.published[0].properties["user_id"] == kept
 
 
-def test_a_message_with_a_delay_waits_in_a_queue_for_it() -> None:
-    """A message with the header x-delay is published to a wait queue for this delay, once that has answered, with the
-    delay as its expiration, its due time, and x-delay as the plugin changes it.
+def test_a_relay_publishes_a_message_with_x_delay_to_a_wait_queue() -> None:
+    """A relay publishes a message with the header x-delay to a wait queue for this delay, once the wait queue has
+    answered. The message expires after the delay. Its headers contain the time when the message is due, and a negative
+    x-delay, as after a delay by the delayed message exchange plugin.
     """
     broker = FakeBroker(job(7, x_delay=5000, a=1))
     relayed = Relayed(broker).run()
@@ -280,9 +287,9 @@ def test_a_message_with_a_delay_waits_in_a_queue_for_it() -> None:
     assert (broker.connections, broker.closed) == (1, 1)
 
 
-def test_a_relay_looks_every_5_ms_whether_a_wait_queue_has_answered() -> None:
-    """While a wait queue has not answered, a relay waits for deliveries for 5 ms at a time, so that the message is
-    published soon.
+def test_a_relay_checks_every_5_ms_whether_a_wait_queue_has_answered() -> None:
+    """While a wait queue has not answered, a relay waits for deliveries for only 5 ms at a time, so that it publishes
+    the message for this wait queue soon after the answer.
     """
     broker = FakeBroker(job(7, x_delay=5000))
     broker.leader = lambda _: broker.has_looked.wait(30)
@@ -292,7 +299,7 @@ def test_a_relay_looks_every_5_ms_whether_a_wait_queue_has_answered() -> None:
 
 
 def test_a_relay_waits_50_ms_for_more_messages_before_it_waits_for_confirms() -> None:
-    """While messages are unconfirmed, a relay waits for deliveries for 50 ms, and then for confirms."""
+    """While messages are unconfirmed, a relay waits up to 50 ms for the next delivery, and then waits for confirms."""
     broker = FakeBroker(job(1), job(2))
     broker.is_slow = True
     Relayed(broker).run()
@@ -300,8 +307,8 @@ def test_a_relay_waits_50_ms_for_more_messages_before_it_waits_for_confirms() ->
     assert broker.acknowledged == [1, 2]
 
 
-def test_several_messages_for_a_wait_queue_need_one_check() -> None:
-    """A relay asks each wait queue once whether it has a leader."""
+def test_a_relay_checks_a_wait_queue_once_for_several_messages() -> None:
+    """If several messages are for the same wait queue, a relay checks only once whether this queue has a leader."""
     asked: list[str] = []
     broker = FakeBroker(*[job(tag, x_delay=5000) for tag in range(3)])
     broker.leader = lambda queue: asked.append(queue)
@@ -323,8 +330,9 @@ def test_several_messages_for_a_wait_queue_need_one_check() -> None:
 def test_with_by_timestamps_a_delay_counts_from_the_time_of_publication(
     published: Any, option: bool, left: int
 ) -> None:
-    """With --by-timestamps, the delay counts from the time in the header timestamp_in_ms, but not from one in the
-    future. The queue is at least as long as the rest of the delay.
+    """With --by-timestamps, a message's delay starts at the time in the header timestamp_in_ms, and the message expires
+    after the rest of the delay, or after 1 ms if the delay is over. If this time is in the future or is not a number,
+    or without --by-timestamps, the delay starts when the relay gets the message.
     """
     given = int(published) if isinstance(published, float) else published
     broker = FakeBroker(job(7, x_delay=5000, timestamp_in_ms=given))
@@ -335,8 +343,10 @@ def test_with_by_timestamps_a_delay_counts_from_the_time_of_publication(
     assert message.properties["expiration"] == str(left + 1)
 
 
-def test_an_invalid_delay_is_warned_of_and_ignored() -> None:
-    """A message whose x-delay is not a number is published at once, with a warning that names it."""
+def test_a_relay_ignores_an_invalid_x_delay_with_a_warning() -> None:
+    """If a message's x-delay is not a number, a relay publishes the message at once, and prints a warning that names
+    the message.
+    """
     broker = FakeBroker(job(7, x_delay="soon"))
     relayed = Relayed(broker).run()
     assert broker.published[0].exchange == "tasks.relayed"
@@ -346,7 +356,9 @@ def test_an_invalid_delay_is_warned_of_and_ignored() -> None:
 
 @pytest.mark.parametrize("more", [0, 1])
 def test_a_delay_that_is_too_long_for_a_wait_queue_is_shortened_with_a_warning(more: int) -> None:
-    """A delay longer than the longest one in wait queues is shortened to that, with a warning."""
+    """If a message's delay is longer than the longest delay of wait queues, a relay shortens it to that, and prints a
+    warning that names the message.
+    """
     broker = FakeBroker(job(7, x_delay=LONGEST_IN_QUEUES + more))
     relayed = Relayed(broker).run()
     assert broker.published[0].properties["headers"][DUE] == int(NOW * 1000) + LONGEST_IN_QUEUES
@@ -354,9 +366,9 @@ def test_a_delay_that_is_too_long_for_a_wait_queue_is_shortened_with_a_warning(m
     assert relayed.warnings == ([f"message m is delayed by {longest}, the most"] if more else [])
 
 
-def test_a_message_that_cannot_be_encoded_stays_in_the_queue() -> None:
-    """A message that cannot be published stays unacknowledged in the relay's queue, with a warning, and those after it
-    are relayed.
+def test_a_message_that_cannot_be_encoded_stays_in_the_relays_queue() -> None:
+    """If a message cannot be encoded, a relay prints a warning, leaves the message unacknowledged in the relay's queue,
+    and relays the messages that follow.
     """
     broker = FakeBroker(job(1), job(2, b"cannot be encoded"), job(3))
     relayed = Relayed(broker).run()
@@ -369,7 +381,9 @@ def test_a_message_that_cannot_be_encoded_stays_in_the_queue() -> None:
 
 
 def test_an_unroutable_due_message_is_dropped_and_counted() -> None:
-    """A due message that the exchange cannot route is dropped, as the plugin does, and counted."""
+    """If a due message is unroutable, a relay drops and counts the message. The delayed message exchange plugin drops
+    such messages, too.
+    """
     broker = FakeBroker(job(7))
     broker.answer = lambda _: Confirmation.RETURNED
     relayed = Relayed(broker).run()
@@ -378,9 +392,9 @@ def test_an_unroutable_due_message_is_dropped_and_counted() -> None:
 
 
 @pytest.mark.parametrize("delayed", [False, True])
-def test_a_message_that_a_full_queue_has_rejected_is_tried_again_after_a_second(*, delayed: bool) -> None:
-    """If a queue rejects a due message, the message waits for a second and is acknowledged then. Its x-delay shows that
-    only if it had one.
+def test_a_due_message_that_a_queue_rejects_is_delayed_for_another_second(*, delayed: bool) -> None:
+    """If a queue rejects a due message, a relay publishes the message to the wait queue for one second, and then
+    acknowledges it. The message gets a new x-delay only if it had this header before.
     """
     broker = FakeBroker(job(7, **({"x_delay": 0} if delayed else {})))
     broker.answer = lambda message: (
@@ -396,8 +410,10 @@ def test_a_message_that_a_full_queue_has_rejected_is_tried_again_after_a_second(
 
 
 @pytest.mark.parametrize("confirmation", [Confirmation.NACKED, Confirmation.RETURNED])
-def test_a_relay_ends_if_a_wait_queue_does_not_take_a_message(confirmation: Confirmation) -> None:
-    """If a wait queue does not take a message, the relay ends with an error, and the message stays in its queue."""
+def test_a_relay_ends_if_a_message_does_not_reach_its_wait_queue(confirmation: Confirmation) -> None:
+    """If a wait queue rejects a message, or the broker returns the message as unroutable, the relay ends with an error,
+    and the message stays in the relay's queue.
+    """
     broker = FakeBroker(job(7, x_delay=5000))
     broker.answer = lambda _: confirmation
     with pytest.raises(NotMoved) as refused:
@@ -408,7 +424,7 @@ def test_a_relay_ends_if_a_wait_queue_does_not_take_a_message(confirmation: Conf
 
 
 class Monotonic:
-    """A monotonic clock that passes only by sleeping."""
+    """A monotonic clock that advances only while something sleeps."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 500.0
@@ -422,11 +438,12 @@ class Monotonic:
 
 
 @pytest.mark.parametrize("broker_name", ["RabbitMQ 4.2", "the embedded broker"])
-def test_a_message_in_a_new_wait_queue_is_acknowledged_once_that_survives_a_kill_of_rabbitmq(
+def test_a_message_is_acknowledged_once_its_new_wait_queue_would_survive_a_kill_of_rabbitmq(
     monkeypatch: pytest.MonkeyPatch, broker_name: str
 ) -> None:
-    """RabbitMQ saves the name of a new quorum queue a moment after it has declared it. So a message in a new wait queue
-    is acknowledged 1.5 seconds later, even if the relay is being stopped. The embedded broker saves it at once.
+    """RabbitMQ saves the name of a new quorum queue a moment after it has declared the queue. So a relay acknowledges a
+    message in a new wait queue 1.5 seconds after the declaration, even if the relay is being stopped. The embedded
+    broker saves the name at once, so there the relay does not wait.
     """
     clock = Monotonic(monkeypatch)
     broker = FakeBroker(job(7, x_delay=5000), job(8), broker=broker_name)
@@ -457,7 +474,7 @@ def wait_for_changes(checks: WaitQueueChecks) -> None:
 
 
 def test_a_wait_queue_is_used_once_it_has_answered() -> None:
-    """A relay uses a wait queue once the queue has answered. It asks each queue that it does not know once."""
+    """A relay uses a wait queue once the queue has answered. A relay asks each wait queue only once."""
     asked: list[str] = []
     broker = FakeBroker()
     broker.leader = lambda queue: asked.append(queue)
@@ -482,7 +499,9 @@ def no_leader(_: str) -> object:
 
 
 def test_a_wait_queue_without_a_leader_is_avoided_with_a_warning() -> None:
-    """A wait queue that does not answer is avoided, also by later relays, and a warning says how to delete it."""
+    """If a wait queue has no leader, this relay and later relays do not use the queue, and a warning contains the
+    command that deletes the queue.
+    """
     broker, dead = FakeBroker(), {"known"}
     broker.leader = no_leader
     checks, warnings = checking(broker, dead)
@@ -498,8 +517,10 @@ def test_a_wait_queue_without_a_leader_is_avoided_with_a_warning() -> None:
     ]
 
 
-def test_a_wait_queue_that_has_been_deleted_is_used() -> None:
-    """A wait queue that does not exist any more counts as one that answers: the broker returns the message."""
+def test_a_deleted_wait_queue_counts_as_having_answered() -> None:
+    """A wait queue that has been deleted counts as having answered, because the broker returns messages for a deleted
+    queue as unroutable.
+    """
     broker = FakeBroker()
 
     def deleted(_: str) -> object:
@@ -514,9 +535,9 @@ def test_a_wait_queue_that_has_been_deleted_is_used() -> None:
     assert warnings == []
 
 
-def test_a_check_opens_another_connection_if_the_broker_has_closed_the_first() -> None:
-    """If RabbitMQ closes the connection on which queues are checked, another one is opened, and the queue is asked
-    again. The first one is closed.
+def test_a_relay_opens_another_connection_if_the_one_for_checks_is_closed() -> None:
+    """If RabbitMQ closes the connection on which a relay checks wait queues, the relay opens another connection and
+    checks the wait queue again. Both connections are closed in the end.
     """
     broker = FakeBroker()
     lost = [Unavailable("lost")]
@@ -542,8 +563,8 @@ def test_a_check_opens_another_connection_if_the_broker_has_closed_the_first() -
 def test_a_slow_wait_queue_is_avoided_until_it_answers(
     monkeypatch: pytest.MonkeyPatch, *, pressed: bool, seconds: float, avoided: bool
 ) -> None:
-    """A wait queue that has not answered for three seconds, or for half a second while many messages wait, is avoided
-    until it answers. The queue that is used instead is not.
+    """If a wait queue has not answered for three seconds, or for half a second while many messages wait, a relay does
+    not use this queue until it answers. The additional queue that the relay uses in the meantime may be slow.
     """
     clock = Monotonic(monkeypatch)
     may_answer = threading.Event()
@@ -563,8 +584,10 @@ def test_a_slow_wait_queue_is_avoided_until_it_answers(
     assert warnings == []
 
 
-def test_a_check_that_waits_when_the_relay_ends_opens_no_connection() -> None:
-    """When a relay has ended, its checks do not open another connection, and the relay does not wait for them."""
+def test_a_check_that_is_running_when_its_relay_ends_opens_no_connection() -> None:
+    """When a relay ends, it does not wait for a check of a wait queue that is still running, and this check does not
+    open another connection.
+    """
     started, may_go_on, ended = threading.Event(), threading.Event(), threading.Event()
     broker = FakeBroker()
 
@@ -588,9 +611,9 @@ def test_a_check_that_waits_when_the_relay_ends_opens_no_connection() -> None:
     assert broker.connections == 1
 
 
-def test_messages_wait_in_another_queue_if_theirs_has_no_leader() -> None:
-    """If the wait queue for a delay has no leader, the message waits in another queue. Messages without a delay, and
-    those for other queues, are not held up.
+def test_a_message_waits_in_another_queue_if_its_wait_queue_has_no_leader() -> None:
+    """If the wait queue for a delay has no leader, messages with this delay wait in an additional queue. Messages
+    without a delay, and messages with other delays, are relayed as usual.
     """
     broker = FakeBroker(job(1, x_delay=5000), job(2), job(3, x_delay=2000))
     broker.leader = lambda queue: no_leader(queue) if queue == WAIT else None
@@ -605,8 +628,8 @@ def test_messages_wait_in_another_queue_if_theirs_has_no_leader() -> None:
     assert len(relayed.warnings) == 1
 
 
-def test_a_wait_queue_that_is_known_to_have_no_leader_is_not_asked() -> None:
-    """A relay does not use a wait queue that an earlier relay has found without a leader."""
+def test_a_relay_does_not_use_a_wait_queue_that_an_earlier_relay_found_without_a_leader() -> None:
+    """If an earlier relay has found that a wait queue has no leader, a relay neither uses nor checks this queue."""
     asked: list[str] = []
     broker = FakeBroker(job(1, x_delay=5000))
     broker.leader = lambda queue: asked.append(queue)

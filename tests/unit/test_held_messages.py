@@ -56,9 +56,9 @@ KEPT: dict[str, Any] = {"CC": ["a"], "BCC": ["b"], "mqtool-exchange": "x", "mqto
 
 @pytest.mark.parametrize("headers", [None, {"a": 1}, {"a": 1, **KEPT}, {HEADER: {"exchange": "x"}}, {HEADER: 3}, KEPT])
 @pytest.mark.parametrize("exchange", ["logs", ""])
-def test_a_converted_queue_has_each_message_as_it_was(headers: dict[str, Any] | None, exchange: str) -> None:
+def test_a_conversion_returns_each_message_unchanged(headers: dict[str, Any] | None, exchange: str) -> None:
     """After a conversion, each message of the queue has the body, the routing key, the properties and the headers with
-    which it was published, even headers of mqtool.
+    which it was published, even if its headers have names that mqtool uses itself.
     """
     found = delivery(headers, exchange=exchange, key="eu", **ALL)
     conversion = converting()
@@ -70,9 +70,10 @@ def test_a_converted_queue_has_each_message_as_it_was(headers: dict[str, Any] | 
     assert conversion.users == 0
 
 
-def test_a_held_message_does_not_expire_or_overtake_others_and_is_not_copied() -> None:
-    """While another queue holds a message, the message has neither expiration nor priority, and no headers that request
-    copies or show where it was first published. They are in a header of mqtool.
+def test_a_held_message_has_no_expiration_no_priority_and_no_headers_that_request_copies() -> None:
+    """While a conversion holds a message in another queue, the message has no expiration, no priority, and no headers
+    that request copies (CC, BCC) or show where the message was first published. The header mqtool-convert contains the
+    expiration and the priority, and the start of the body contains all other headers.
     """
     held = converting().held(delivery({"a": 1, **KEPT, "x-delivery-count": 3, "x-acquired-count": 4}, **ALL))
     table = CLIENT.encode_table({"a": 1, **KEPT})
@@ -84,9 +85,10 @@ def test_a_held_message_does_not_expire_or_overtake_others_and_is_not_copied() -
     assert found == {name: ALL[name] for name in ("content_type", "delivery_mode", "correlation_id", "type")}
 
 
-def test_a_held_message_keeps_its_other_headers() -> None:
-    """A message without headers that affect its delivery keeps its body and its headers while another queue holds it.
-    The header of mqtool contains its exchange and routing key.
+def test_a_held_message_keeps_headers_that_do_not_affect_its_delivery() -> None:
+    """If no header of a message affects its delivery, the message keeps its body and its headers while a conversion
+    holds it. The header mqtool-convert contains the message's exchange and routing key, and its priority and
+    expiration, if any.
     """
     held = converting().held(delivery({"a": 1, "x-delivery-count": 3, "x-acquired-count": 4}))
     assert held.body == b"job"
@@ -97,9 +99,9 @@ def test_a_held_message_keeps_its_other_headers() -> None:
 
 
 @pytest.mark.parametrize("name", [*KEPT, HEADER])
-def test_headers_that_affect_the_delivery_are_kept_in_the_body(name: str) -> None:
-    """If a message has headers that affect its delivery, all its headers are at the start of the body while another
-    queue holds the message.
+def test_headers_that_affect_the_delivery_are_held_in_the_body(name: str) -> None:
+    """If any header of a message affects its delivery, all headers of the message are at the start of its body while a
+    conversion holds the message.
     """
     headers = {"a": 1, name: KEPT.get(name, {"x": 1})}
     held = converting().held(delivery(headers))
@@ -110,9 +112,9 @@ def test_headers_that_affect_the_delivery_are_kept_in_the_body(name: str) -> Non
 
 
 @pytest.mark.parametrize("size", [8 << 20, (8 << 20) + 1])
-def test_a_large_body_gets_no_headers_added_to_it(size: int) -> None:
-    """If the body of a message is larger than 8 MiB, its headers are not added to it, since the broker limits its size:
-    those that affect the delivery are in mqtool's header.
+def test_no_headers_are_added_to_a_body_that_is_larger_than_8_mib(size: int) -> None:
+    """If a message's body is larger than 8 MiB, a conversion adds no headers to the body, because the broker limits the
+    body's size. The header mqtool-convert then contains the headers that affect the delivery.
     """
     body = b"x" * size
     conversion = converting()
@@ -126,8 +128,10 @@ def test_a_large_body_gets_no_headers_added_to_it(size: int) -> None:
     assert (back.body == body, set_ones(back)) == (True, {"headers": {"a": 1, **KEPT}})
 
 
-def test_a_header_named_like_that_of_mqtool_is_kept_in_a_large_message() -> None:
-    """A message that is too large for headers in its body keeps even a header that is named like the one of mqtool."""
+def test_a_header_mqtool_convert_that_a_client_has_set_is_unchanged_in_a_large_message() -> None:
+    """If a message is too large for headers in its body, and a client has published it with a header mqtool-convert,
+    this header is unchanged after the conversion.
+    """
     body = b"x" * ((8 << 20) + 1)
     conversion = converting()
     headers = {HEADER: {"exchange": "forged"}, "a": 1}
@@ -143,9 +147,9 @@ def large(size: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("more", [0, 1])
-def test_headers_that_leave_no_room_are_kept_in_the_body(more: int) -> None:
-    """Headers that leave less than 4,000 bytes of a frame for other things are at the start of the body while another
-    queue holds the message.
+def test_headers_that_almost_fill_a_frame_are_held_in_the_body(more: int) -> None:
+    """If a message's headers leave less than 4,000 bytes of a frame for anything else, they are at the start of the
+    message's body while a conversion holds the message.
     """
     headers = large(largest_payload(FRAME_MAX) - 4000 + more)
     conversion = converting()
@@ -154,9 +158,10 @@ def test_headers_that_leave_no_room_are_kept_in_the_body(more: int) -> None:
     assert set_ones(conversion.returned(taken(held))) == {"headers": headers}
 
 
-def test_a_message_whose_headers_no_client_can_publish_is_refused() -> None:
-    """If no client can publish a message with its headers and properties, the conversion stops with an error that says
-    how large they are and how to take the message out. Exactly the largest size is accepted.
+def test_a_conversion_stops_at_a_message_whose_headers_no_client_can_publish() -> None:
+    """If a message's headers and properties are larger than clients can publish, the conversion stops. The error
+    contains their size, and the hint contains the command that removes the message from the queue. Headers and
+    properties of exactly the largest size are accepted.
     """
     most = largest_payload(FRAME_MAX)
     besides = header_size({"type": "t"})
@@ -176,7 +181,9 @@ def test_a_message_whose_headers_no_client_can_publish_is_refused() -> None:
 
 
 def test_the_priority_and_expiration_count_towards_the_size_of_the_headers() -> None:
-    """The size of a message's headers and properties includes its priority and expiration."""
+    """A message's priority and expiration count towards the size of its headers and properties, which clients can
+    publish only up to a limit.
+    """
     most = largest_payload(FRAME_MAX)
     besides = header_size({"priority": 3, "expiration": "5"})
     conversion = converting()
@@ -187,9 +194,9 @@ def test_the_priority_and_expiration_count_towards_the_size_of_the_headers() -> 
         conversion.held(delivery(large(most - besides + 1), priority=3, expiration="5"))
 
 
-def test_a_message_that_was_published_during_the_conversion_reaches_the_queue_as_it_is() -> None:
-    """A message that a client publishes while its queue is converted reaches the converted queue with its own
-    properties, headers and routing key, without the broker's counts.
+def test_a_message_published_during_a_conversion_reaches_the_queue_unchanged() -> None:
+    """A message that a client publishes while its queue is converted reaches the converted queue with its own body,
+    properties, headers and routing key, but without the headers in which the broker counts deliveries.
     """
     found = delivery({"a": 1, "x-delivery-count": 2}, **ALL)
     back = converting().returned(replace(found, queue="jobs.meanwhile"))
@@ -209,20 +216,21 @@ def test_a_message_that_was_published_during_the_conversion_reaches_the_queue_as
         ("", "jobs", {"BCC": ["x"]}, "back"),
     ],
 )
-def test_a_message_returns_through_the_exchange_that_keeps_its_routing_key(
+def test_a_message_returns_to_its_queue_with_its_own_routing_key(
     exchange: str, key: str, headers: dict[str, Any] | None, through: str
 ) -> None:
-    """A message that was published directly to the queue returns through the default exchange; any other one, and one
-    that requests copies, through the exchange that is bound to the queue alone, with its own routing key.
+    """A message that was published directly to the queue returns through the default exchange. Any other message, and
+    any message that requests copies, returns with its own routing key through an exchange that is bound only to the
+    queue.
     """
     conversion = converting()
     back = conversion.returned(taken(conversion.held(delivery(headers, exchange=exchange, key=key))))
     assert (back.exchange, back.routing_key) == (through, key)
 
 
-def test_a_message_that_is_put_back_keeps_what_affects_its_delivery() -> None:
-    """A message that a conversion puts back into its queue is published to this queue alone. It keeps its expiration
-    and priority. Held later, it is as it was.
+def test_a_message_that_is_put_back_keeps_its_expiration_and_priority() -> None:
+    """A message that a conversion puts back into its queue is published only to this queue, and keeps its expiration
+    and its priority. If a conversion holds and returns the message later, the message is unchanged.
     """
     conversion = converting()
     restored = conversion.restored(delivery({"a": 1, "CC": ["x"]}, **ALL))
@@ -239,8 +247,10 @@ def test_a_message_that_is_put_back_keeps_what_affects_its_delivery() -> None:
     assert set_ones(back) == {**wanted, "headers": {"a": 1, "CC": ["x"]}}
 
 
-def test_a_held_message_does_not_keep_headers_that_request_copies() -> None:
-    """If somebody adds CC or BCC to a message that is held already, they are left out when it is held again."""
+def test_headers_that_request_copies_are_removed_from_a_held_message() -> None:
+    """If somebody adds CC or BCC to a message that a conversion already holds, a conversion that holds the message
+    again removes these headers.
+    """
     conversion = converting()
     held = taken(conversion.held(delivery({"a": 1})))
     held.properties["headers"].update(CC=["x"], BCC=["y"])  # type: ignore[index]
@@ -275,9 +285,9 @@ SETTINGS: dict[str, Any] = {"exchange": "logs", "routing_key": "eu"}
         {**SETTINGS, "BCC": 1},
     ],
 )
-def test_a_forged_header_that_no_message_could_have_is_left_as_it_is(settings: Any) -> None:
-    """A header of mqtool that somebody forged, with settings that the broker would refuse, does not stop a conversion:
-    the message reaches the queue with this header, like any other.
+def test_a_forged_header_with_settings_that_the_broker_refuses_is_left_unchanged(settings: Any) -> None:
+    """If somebody forges the header mqtool-convert with settings that the broker would refuse, the conversion does not
+    stop: the message reaches the queue, and still has the forged header.
     """
     forged = delivery({HEADER: settings}, exchange="into", key="")
     back = converting().returned(forged)
@@ -298,8 +308,10 @@ def test_a_forged_header_that_no_message_could_have_is_left_as_it_is(settings: A
     ],
 )
 @pytest.mark.parametrize(("exchange", "key"), [("into", ""), ("", "jobs")])
-def test_settings_that_a_message_can_have_are_restored(more: dict[str, Any], exchange: str, key: str) -> None:
-    """The settings in mqtool's header of a held message are restored, whatever a message can have."""
+def test_valid_settings_of_a_held_message_are_restored(more: dict[str, Any], exchange: str, key: str) -> None:
+    """If the broker accepts the routing key, the priority, the expiration and the CC in the header mqtool-convert of a
+    held message, the message has them again when it returns to its queue.
+    """
     found = delivery({HEADER: {**SETTINGS, **more}, "a": 1}, exchange=exchange, key=key)
     back = converting().returned(found)
     copies = {name: value for name, value in more.items() if name == "CC"}
@@ -311,29 +323,29 @@ def test_settings_that_a_message_can_have_are_restored(more: dict[str, Any], exc
 @pytest.mark.parametrize(
     ("exchange", "key", "queue"), [("other", "jobs", "jobs"), ("", "other", "jobs"), ("back", "", "")]
 )
-def test_a_header_of_mqtool_counts_only_in_messages_that_mqtool_has_published(
+def test_mqtools_header_has_an_effect_only_in_messages_that_mqtool_may_have_published(
     exchange: str, key: str, queue: str
 ) -> None:
-    """mqtool's header counts only in a message that was published through the exchange of the conversion or directly to
-    the queue. In any other message it is a header like any other.
+    """The header mqtool-convert has an effect only in a message that was published through the conversion's exchange or
+    directly to the queue. In any other message, a header of this name is left unchanged, like all other headers.
     """
     found = replace(delivery({HEADER: SETTINGS}, exchange=exchange, key=key), queue=queue)
     assert set_ones(converting().returned(found)) == {"headers": {HEADER: SETTINGS}}
 
 
 @pytest.mark.parametrize("table", [b"", b"\0\0\0\x05abc", b"\0\0\0\x03\x01aZ"])
-def test_a_forged_header_for_headers_that_are_not_in_the_body_is_left_as_it_is(table: bytes) -> None:
-    """If mqtool's header says that the headers are in the body, but they are not, the message reaches the queue as it
-    is.
+def test_a_forged_claim_that_headers_are_in_the_body_has_no_effect(table: bytes) -> None:
+    """If the header mqtool-convert says that the headers are at the start of the body, but the body does not start with
+    valid headers, the message reaches the queue unchanged.
     """
     found = delivery({HEADER: {**SETTINGS, "packed": True}}, table, exchange="into", key="")
     back = converting().returned(found)
     assert (back.body, set_ones(back)) == (table, {"headers": {HEADER: {**SETTINGS, "packed": True}}})
 
 
-def test_forged_headers_in_the_body_that_no_client_can_publish_are_left_there() -> None:
-    """If the headers in the body of a message, with its properties, do not fit into a frame, or ask for copies in a way
-    that the broker refuses, the message reaches the queue as it is.
+def test_forged_headers_in_the_body_that_no_client_can_publish_stay_in_the_body() -> None:
+    """If the headers at the start of a message's body do not fit into a frame together with the message's properties,
+    or contain a CC that the broker refuses, the message reaches the queue unchanged.
     """
     most = largest_payload(FRAME_MAX)
     besides = header_size({"expiration": "5"})
@@ -349,9 +361,9 @@ def test_forged_headers_in_the_body_that_no_client_can_publish_are_left_there() 
 @pytest.mark.parametrize(
     ("user", "user_id", "kept"), [(None, "ann", True), ("me", "ann", False), ("me", "me", True), ("me", None, True)]
 )
-def test_the_user_id_of_another_user_is_removed_and_counted(user: str | None, user_id: str | None, kept: bool) -> None:
-    """If the user of a conversion may not publish with other users' ids, such a user_id is removed, and the messages
-    are counted.
+def test_a_conversion_removes_the_user_id_of_another_user(user: str | None, user_id: str | None, kept: bool) -> None:
+    """If the user who runs a conversion may publish only with that user's own name as user_id, the conversion removes
+    any other user_id, and counts the messages from which it was removed.
     """
     conversion = converting(user)
     held = conversion.held(delivery(user_id=user_id))
@@ -363,7 +375,9 @@ def test_the_user_id_of_another_user_is_removed_and_counted(user: str | None, us
 
 @pytest.mark.parametrize(("frame_max", "most"), [(0, 131_064), (4096, 4088)])
 def test_the_largest_headers_depend_on_the_size_of_a_frame(frame_max: int, most: int) -> None:
-    """The most bytes of a message's headers and properties are those of a frame, which the broker limits."""
+    """A message's headers and properties must fit into a frame, whose size the broker limits. If the broker sets no
+    limit, they may have up to 131,064 bytes.
+    """
     conversion = converting(frame_max=frame_max)
     conversion.held(delivery(large(most - 14)))
     with pytest.raises(HeadersTooLarge):
@@ -374,7 +388,9 @@ def test_the_largest_headers_depend_on_the_size_of_a_frame(frame_max: int, most:
 
 
 class FakeChannel:
-    """A channel that finds this in a queue; an error is raised."""
+    """A channel on which each queue has this depth, and basic.get returns this message. If it is an error, it is
+    raised.
+    """
 
     def __init__(self, depth: int, message: object) -> None:
         self.depth, self.message = depth, message
@@ -407,9 +423,11 @@ class FakeChannel:
 @pytest.mark.parametrize(
     ("depth", "message", "found"), [(1, None, True), (0, None, True), (0, "m", True), (0, NotConfirmed("no"), False)]
 )
-def test_a_queue_has_a_leader_if_it_reports_messages_or_answers(depth: int, message: Any, found: bool) -> None:
-    """A queue has a leader if it reports messages, or answers basic.get in time. The channel is closed, which requeues
-    the message.
+def test_a_queue_has_a_leader_if_it_reports_messages_or_answers_basic_get(
+    depth: int, message: Any, found: bool
+) -> None:
+    """A queue has a leader if it reports ready messages, or answers basic.get in time. Afterwards, mqtool closes the
+    channel, so that the broker requeues the message that basic.get returned, if any.
     """
     channel = FakeChannel(depth, message)
     assert has_leader(channel.owner, "jobs", 3.0) is found
@@ -418,8 +436,8 @@ def test_a_queue_has_a_leader_if_it_reports_messages_or_answers(depth: int, mess
 
 
 def test_a_channel_that_the_broker_has_closed_is_not_closed_again() -> None:
-    """If the broker has closed the channel, looking for the leader of a queue or for its messages does not close the
-    channel again.
+    """If the broker closes the channel on which mqtool checks a queue for a leader or for messages, mqtool does not
+    close the channel again.
     """
     channel = FakeChannel(0, None)
     channel.is_open = False
@@ -429,7 +447,9 @@ def test_a_channel_that_the_broker_has_closed_is_not_closed_again() -> None:
 
 @pytest.mark.parametrize("message", [None, "m"])
 def test_a_queue_is_empty_if_basic_get_finds_no_message(message: str | None) -> None:
-    """Whether a queue is empty is found with basic.get, since RabbitMQ reports a depth of 0 for a slow queue, too."""
+    """mqtool uses basic.get to find out whether a queue is empty, because RabbitMQ also reports a depth of 0 for a
+    queue that answers slowly.
+    """
     channel = FakeChannel(0, message)
     assert is_empty(channel.owner, "jobs") is (message is None)
     assert channel.asked == [("jobs", 15.0)]
@@ -437,7 +457,9 @@ def test_a_queue_is_empty_if_basic_get_finds_no_message(message: str | None) -> 
 
 
 def test_a_conversion_stops_at_a_queue_without_a_leader() -> None:
-    """If a quorum queue has no leader, the error says so, and the hint says what to do."""
+    """If a quorum queue has no leader, the conversion stops. The error names the queue. The hint says to start stopped
+    nodes, or to delete the queue if RabbitMQ was killed just after it had declared the queue.
+    """
     check_leader(cast(Connection, FakeChannel(0, None)), "jobs", "again")
     channel = FakeChannel(0, NotConfirmed("no"))
     with pytest.raises(Unavailable) as refused:
@@ -451,7 +473,9 @@ def test_a_conversion_stops_at_a_queue_without_a_leader() -> None:
 
 
 class FakeApi:
-    """A management API whose counts of a queue follow each other; the last one stays. Waiting passes the time."""
+    """A management API that reports one pair of counts after another, and then the last pair again. Sleeping takes no
+    time.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *counts: tuple[int | None, int | None]) -> None:
         self.counts = list(counts)
@@ -491,11 +515,11 @@ class FakeApi:
         ([(None, 1), (0, 2), (1, 3), (0, 4)], 4),
     ],
 )
-def test_a_count_of_unacknowledged_messages_is_current_once_the_queue_has_worked_twice(
+def test_a_conversion_waits_for_a_current_count_of_unacknowledged_messages(
     monkeypatch: pytest.MonkeyPatch, counts: list[tuple[int | None, int | None]], looks: int
 ) -> None:
-    """A conversion goes on once a current count says that no message is unacknowledged. A count is current once the
-    number of the queue's reductions has changed twice, or if the broker reports none.
+    """A conversion continues once a current count says that the queue has no unacknowledged messages. A count is
+    current once the queue's number of reductions has changed twice, or if the broker does not report reductions.
     """
     api = FakeApi(monkeypatch, *counts)
     assert api.check() == (looks - 1) * 0.25
@@ -506,7 +530,9 @@ def test_a_count_of_unacknowledged_messages_is_current_once_the_queue_has_worked
 def test_a_conversion_stops_if_messages_stay_unacknowledged(
     monkeypatch: pytest.MonkeyPatch, count: int, text: str
 ) -> None:
-    """If messages stay unacknowledged for more than 20 seconds, the conversion stops with their number."""
+    """If messages are still unacknowledged after more than 20 seconds, the conversion stops. The error contains their
+    number.
+    """
     api = FakeApi(monkeypatch, (count, None))
     with pytest.raises(Unavailable) as refused:
         api.check()
@@ -516,11 +542,11 @@ def test_a_conversion_stops_if_messages_stay_unacknowledged(
 
 
 @pytest.mark.parametrize(("view", "seconds"), [((None, None), 30.25), ((None, 1), 30.25), ((0, 1), 180.25)])
-def test_a_conversion_stops_if_the_broker_does_not_count_unacknowledged_messages(
+def test_a_conversion_stops_without_a_current_count_of_unacknowledged_messages(
     monkeypatch: pytest.MonkeyPatch, view: tuple[int | None, int | None], seconds: float
 ) -> None:
-    """If the broker reports no count of unacknowledged messages for 30 seconds, or no current one for 180 seconds, the
-    conversion stops.
+    """If the broker reports no count of unacknowledged messages for 30 seconds, or no current count for 180 seconds,
+    the conversion stops.
     """
     api = FakeApi(monkeypatch, view)
     with pytest.raises(Unavailable) as refused:

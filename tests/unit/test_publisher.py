@@ -188,9 +188,12 @@ def test_a_failed_connection_ends_waiting_for_confirms_but_keeps_receipts(wire: 
     assert wire.collected() == [(b"1", Confirmation.CONFIRMED)]
 
 
-def test_messages_confirmed_out_of_order_are_not_unconfirmed_after_an_error(wire: Wire, publisher: Unconfirmed) -> None:
-    """If an error ends publishing after the broker has confirmed a message before an earlier one, the receipt of the
-    later message can be collected, once. Only messages without an answer count as unconfirmed.
+def test_messages_confirmed_out_of_order_do_not_count_as_unconfirmed_after_an_error(
+    wire: Wire, publisher: Unconfirmed
+) -> None:
+    """If publishing ends with an error after the broker has confirmed or nacked a message, but not an earlier one, the
+    receipt of the later message can be collected, once. Only messages that were neither confirmed nor nacked still
+    count as unconfirmed.
     """
     wire.publish(b"1", b"2", b"3", b"4")
     publisher.on_ack(2, multiple=False)
@@ -209,8 +212,8 @@ def test_messages_confirmed_out_of_order_are_not_unconfirmed_after_an_error(wire
 
 
 def test_a_message_confirmed_out_of_order_is_not_republished(wire: Wire, publisher: Unconfirmed) -> None:
-    """If the connection is lost after the broker has confirmed a message before an earlier one, the publisher
-    republishes only the earlier one, and the receipt of the later one can be collected immediately.
+    """If the connection is lost after the broker has confirmed a message, but not an earlier one, the publisher
+    republishes only the unconfirmed messages. The receipt of the confirmed message can be collected immediately.
     """
     wire.publish(b"1", b"2", b"3")
     publisher.on_ack(2, multiple=False)

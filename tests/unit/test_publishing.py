@@ -59,8 +59,8 @@ def bodies(broker: ScriptedBroker) -> list[bytes]:
 
 
 def test_a_channel_is_put_into_confirm_mode_before_its_first_message(broker: ScriptedBroker) -> None:
-    """A channel is put into confirm mode once, when its first message is published. A channel that only consumes never
-    is.
+    """A channel is put into confirm mode once, before its first message is published. A channel on which no message is
+    published is never put into confirm mode.
     """
     channel = broker.channel()
     channel.declare(Queue("q"))
@@ -73,8 +73,9 @@ def test_a_channel_is_put_into_confirm_mode_before_its_first_message(broker: Scr
 
 
 def test_receipts_say_what_the_broker_did_with_each_message(broker: ScriptedBroker, waits: Waits) -> None:
-    """The receipt of a message says that the broker confirmed it, rejected it or returned it, with the broker's reason.
-    Acknowledgements with `multiple` apply to all earlier messages.
+    """The receipt of a message says whether the broker confirmed, nacked or returned the message, and gives a reason if
+    it was not confirmed. basic.ack and basic.nack with `multiple` also apply to all earlier messages that have no
+    answer yet.
     """
     broker.confirms = False
     given = [
@@ -109,10 +110,12 @@ def test_receipts_say_what_the_broker_did_with_each_message(broker: ScriptedBrok
     ],
     ids=["priority", "other priority", "id", "body"],
 )
-def test_a_returned_message_is_recognized(
+def test_only_the_receipt_of_the_returned_message_says_that_it_was_returned(
     broker: ScriptedBroker, waits: Waits, returned: Message, expected: int
 ) -> None:
-    """A returned message is recognized by its exchange, routing key, body, id and properties."""
+    """If the broker returns one of several similar messages, only the receipt of this message says that it was
+    returned. The message is recognized by its exchange, routing key, body, id and properties.
+    """
     broker.confirms = False
     given = [
         Message(b"m", properties={"priority": 4}), Message(b"m", properties={"priority": 5}),
@@ -139,16 +142,20 @@ def test_a_large_message_is_published_in_frames_that_the_broker_accepts(broker: 
 
 
 def test_a_returned_message_equals_the_published_one() -> None:
-    """A returned message has the body, the id, the address and the properties with which it was published."""
+    """A message that the broker returns has the body, id, exchange, routing key and properties with which it was
+    published.
+    """
     given = {name: None for name in PROPERTIES if name != "message_id"} | {"app_id": "a", "headers": {"n": 1}}
     returned = spec.Basic.Return(312, "NO_ROUTE", "x", "k")
     found = returned_message(returned, spec.BasicProperties(app_id="a", headers={"n": 1}, message_id="id"), b"body")
     assert found == Message(b"body", "k", "x", given, "id")
 
 
-def test_messages_are_sent_while_others_are_unconfirmed(broker: ScriptedBroker, waits: Waits) -> None:
-    """A publisher sends messages until its window of unconfirmed messages is full. It continues once half of the window
-    is confirmed, and yields receipts in the meantime.
+def test_messages_are_published_until_the_window_of_unconfirmed_messages_is_full(
+    broker: ScriptedBroker, waits: Waits
+) -> None:
+    """A publisher publishes messages until its window of unconfirmed messages is full. It continues once half of the
+    window is confirmed, and yields receipts in the meantime.
     """
     broker.confirms = False
     sent = list[int]()
@@ -166,7 +173,7 @@ def test_messages_are_sent_while_others_are_unconfirmed(broker: ScriptedBroker, 
 
 
 def test_with_a_window_of_one_each_message_is_confirmed_before_the_next(broker: ScriptedBroker, waits: Waits) -> None:
-    """With a window of 1, each message is sent only when the one before it has been confirmed."""
+    """With a window of 1, each message is published only once the previous message has been confirmed."""
     broker.confirms = False
 
     def confirm() -> None:
@@ -180,7 +187,7 @@ def test_with_a_window_of_one_each_message_is_confirmed_before_the_next(broker: 
     assert sent == [1, 2, 3]
 
 
-def test_receipts_are_yielded_while_there_is_no_message(broker: ScriptedBroker, waits: Waits) -> None:
+def test_receipts_are_yielded_while_there_is_no_message_to_publish(broker: ScriptedBroker, waits: Waits) -> None:
     """While there is no message to publish, a publisher waits for confirms for 50 ms at a time, and yields their
     receipts before it asks for more messages.
     """
@@ -204,9 +211,11 @@ def test_receipts_are_yielded_while_there_is_no_message(broker: ScriptedBroker, 
     assert waits.calls[2:] == [(1, 7.0, 0.05), (1, 7.0, 0.25)]
 
 
-def test_a_missing_confirm_keeps_the_receipts_of_confirmed_messages(broker: ScriptedBroker, waits: Waits) -> None:
-    """If a confirm is missing, publishing fails, but yields the receipts of all messages that the broker confirmed
-    before. The others are still unconfirmed.
+def test_the_receipts_of_confirmed_messages_are_yielded_before_a_missing_confirm_is_an_error(
+    broker: ScriptedBroker, waits: Waits
+) -> None:
+    """If a confirm does not arrive in time, publish() first yields the receipts of all messages that the broker has
+    confirmed, and then raises NotConfirmed. All other messages still count as unconfirmed.
     """
     broker.confirms = False
 
@@ -227,7 +236,9 @@ def test_a_missing_confirm_keeps_the_receipts_of_confirmed_messages(broker: Scri
 def test_an_error_in_the_input_is_raised_once_earlier_messages_are_confirmed(
     broker: ScriptedBroker, waits: Waits
 ) -> None:
-    """If the input contains an error, a publisher raises it only once the broker has confirmed all earlier messages."""
+    """If reading the input raises an error, publish() raises this error only after the broker has confirmed all earlier
+    messages.
+    """
 
     def source() -> Iterator[Message]:
         yield Message(b"1")
@@ -256,9 +267,9 @@ class Batches(InBatches):
         return (message for batch in self.given for message in batch)
 
 
-def test_the_messages_before_an_invalid_one_are_published_with_their_numbers(broker: ScriptedBroker) -> None:
-    """If a batch contains a message that cannot be encoded, the messages before it are published, and their receipts
-    contain their numbers. It and all later ones stay in the batch.
+def test_the_messages_before_one_that_cannot_be_encoded_are_published(broker: ScriptedBroker) -> None:
+    """If a batch contains a message that cannot be encoded, the earlier messages are published, and their receipts
+    contain their sequence numbers. The invalid message and all later messages stay in the batch.
     """
     long = Message(b"bad", "k" * 300)
     first, batch = [Message(b"1"), Message(b"2")], [Message(b"3"), Message(b"4"), long, Message(b"6")]
@@ -282,8 +293,8 @@ def test_the_messages_before_an_invalid_one_are_published_with_their_numbers(bro
 
 
 def test_a_list_is_published_in_batches_of_256() -> None:
-    """With the default window, a list is published in batches of 256 messages, and None in it is skipped. With a small
-    window, or from an iterator, messages are published one by one.
+    """With the default window, a list of messages is published in batches of 256, without the list's items that are
+    None. With a small window, or from an iterator, messages are published one by one.
     """
     listed: list[Message | None] = [Message(b"%d" % number) for number in range(600)]
     listed[5] = None
@@ -299,8 +310,8 @@ def test_a_list_is_published_in_batches_of_256() -> None:
 
 
 def test_unconfirmed_messages_are_published_again_on_the_next_channel(broker: ScriptedBroker, waits: Waits) -> None:
-    """After a reconnection, unconfirmed messages are published again, once, on the new channel, in confirm mode. A
-    confirm that still arrives on the old channel applies to none of them.
+    """After a reconnection, unconfirmed messages are published again, once, on the new channel, which is in confirm
+    mode. A basic.ack or basic.nack that still arrives on the old channel has no effect.
     """
     broker.confirms = False
     channel = broker.channel()
@@ -329,8 +340,9 @@ def test_unconfirmed_messages_are_published_again_on_the_next_channel(broker: Sc
 
 @pytest.mark.parametrize("when", ["new connection", "lacks a node", "reopened channel"])
 def test_a_nack_is_not_final_while_queues_may_lack_a_leader(broker: ScriptedBroker, waits: Waits, when: str) -> None:
-    """If the connection is new, or if a node could not be reached when it was opened, a nacked message stays
-    unconfirmed, to be published again, since its queue may have no leader yet. Otherwise, a nack is final.
+    """If a message is nacked soon after a reconnection, or on a connection that was opened while a node could not be
+    reached, the message stays unconfirmed and is to be published again, because its queue may have no leader yet. In
+    all other cases, a nack is final.
     """
     broker.confirms = False
     broker.lacks_a_node = when == "lacks a node"
@@ -374,7 +386,7 @@ def test_the_confirm_timeout_does_not_pass_while_the_broker_blocks_publishers(br
 
 
 def test_a_channel_that_is_closed_for_good_ends_publishing(broker: ScriptedBroker) -> None:
-    """If the channel is closed for good, publishing does not wait for confirms, but raises the error."""
+    """If the channel is closed for good, publish() raises the channel's error instead of waiting for confirms."""
     broker.confirms = False
     channel = broker.channel()
 
@@ -387,8 +399,8 @@ def test_a_channel_that_is_closed_for_good_ends_publishing(broker: ScriptedBroke
         [*channel.publish(source())]
 
 
-def test_a_command_that_must_stop_does_not_wait_for_confirms_without_hope(broker: ScriptedBroker) -> None:
-    """If a command must stop and the broker cannot reply, publishing ends with an error that gives the reason."""
+def test_a_command_that_must_stop_does_not_wait_for_confirms_that_cannot_arrive(broker: ScriptedBroker) -> None:
+    """If a command must stop while the broker cannot reply, publish() raises NotConfirmed with the reason."""
     broker.confirms = False
     channel = broker.channel()
     broker.silent = {spec.Confirm.Select}
@@ -422,10 +434,10 @@ def test_a_nacked_message_is_published_again_on_another_channel(broker: Scripted
     assert len(broker.of(spec.Channel.Open)) == 2
 
 
-def test_a_channel_is_put_into_confirm_mode_once_if_it_is_reopened_meanwhile(
+def test_a_channel_that_is_reopened_before_its_first_message_is_put_into_confirm_mode_once(
     broker: ScriptedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the channel is reopened when the first message is about to be published, the new channel is put into confirm
+    """If a channel is lost and reopened just before its first message is published, the new channel is put into confirm
     mode once.
     """
     channel = broker.channel()
@@ -440,8 +452,8 @@ def delivery(channel: Channel, tag: int) -> Delivery:
 
 
 def test_a_reply_is_published_in_the_same_write_before_its_request_is_acknowledged(broker: ScriptedBroker) -> None:
-    """The reply to a delivery goes to the queue that it names on the default exchange, in the same write as the
-    delivery's acknowledgement, and before it.
+    """A reply is published to the default exchange with the routing key that the caller passes, in one write with the
+    acknowledgement of the request, and before this acknowledgement.
     """
     channel = broker.channel()
     for tag in (1, 2):
@@ -455,10 +467,10 @@ def test_a_reply_is_published_in_the_same_write_before_its_request_is_acknowledg
     assert channel.in_flight == 0
 
 
-def test_replies_wait_while_too_many_are_unconfirmed(
+def test_a_reply_waits_while_the_window_of_unconfirmed_replies_is_full(
     broker: ScriptedBroker, waits: Waits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If as many replies are unconfirmed as the window allows, a server waits until half of them are confirmed."""
+    """If the window of unconfirmed replies is full, the next reply waits until half of the window is confirmed."""
     monkeypatch.setattr(publisher, "WINDOW", 5)
     broker.confirms = False
     channel = broker.channel(confirm_timeout=7.0)
@@ -476,8 +488,8 @@ def test_replies_wait_while_too_many_are_unconfirmed(
 
 
 def test_acknowledgements_are_sent_on_the_channel_of_their_deliveries(broker: ScriptedBroker) -> None:
-    """Deliveries are acknowledged on the channel on which they arrived, whether or not messages are published on it.
-    After a reconnection, older deliveries are not acknowledged, since the broker redelivers them.
+    """A delivery is acknowledged on the channel on which it arrived, even if messages are published on this channel,
+    too. After a reconnection, deliveries of earlier channels are not acknowledged, because the broker redelivers them.
     """
     channel = broker.channel()
     old, older = delivery(channel, 1), delivery(channel, 2)

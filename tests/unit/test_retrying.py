@@ -68,8 +68,8 @@ def test_a_failed_message_is_retried_unless_it_was_the_last_attempt() -> None:
 
 
 def test_a_worker_that_is_stopped_before_it_can_publish_a_retry_raises_not_confirmed() -> None:
-    """If a signal stops `worker` before it can publish a retry, because the broker blocks its connection, `worker`
-    raises NotConfirmed, and a hint names the queue that still has the message.
+    """If the broker blocks the connection of `worker`, and a signal stops `worker` before it can publish a retry,
+    `worker` raises NotConfirmed. The hint names the queue that still contains the message.
     """
     blocked = FakeChannel(StoppedWaiting("stopped: the broker blocks publishers"))
     with pytest.raises(NotConfirmed, match="message a was not moved: stopped: the broker blocks publishers") as error:

@@ -106,13 +106,17 @@ def test_a_programs_status_is_its_exit_status_or_128_and_the_signal(
     assert run(shell(script)) == Ending(status)
 
 
-def test_a_program_gets_a_message_and_returns_its_output(run: Callable[..., Ending]) -> None:
-    """A program gets the body of the message as stdin, and its stdout and stderr are returned."""
+def test_a_program_gets_the_message_on_stdin_and_its_output_is_returned(run: Callable[..., Ending]) -> None:
+    """A program that a worker runs gets the body of the message on stdin. Its exit status, stdout and stderr are
+    returned.
+    """
     assert run(shell("cat; echo problem >&2; exit 4", b"job")) == Ending(4, b"problem\n", b"job")
 
 
-def test_a_program_has_the_variables_of_its_message_besides_those_of_mqtool(run: Callable[..., Ending]) -> None:
-    """A program inherits the environment of mqtool. The variables of the message are added, and take precedence."""
+def test_a_program_has_the_environment_of_mqtool_and_the_variables_of_its_message(run: Callable[..., Ending]) -> None:
+    """A program inherits mqtool's environment variables, and also gets those of its message. If two variables have the
+    same name, the program gets the one of the message.
+    """
     request = shell("echo $A $B $C", environment={b"B": b"2", b"C": b"3"})
     assert run(request, {b"A": b"1", b"B": b"x"}).stdout == b"1 2 3\n"
 
@@ -126,16 +130,18 @@ def test_a_body_of_any_size_reaches_the_program_and_comes_back(run: Callable[...
 
 @pytest.mark.parametrize("script", ["exit 0", "exec <&-; sleep 0.05", "head -c 5"])
 def test_a_program_need_not_read_its_input(run: Callable[..., Ending], script: str) -> None:
-    """A program that does not read a large body to the end, or closes its stdin, ends like any other."""
+    """If a program does not read a large body to the end, or closes its stdin, the worker still gets its exit status
+    and its output.
+    """
     ending = run(shell(script, b"x" * 1_000_000))
     assert (ending.status, ending.stderr) == (0, b"")
     assert ending.stdout == (b"xxxxx" if "head" in script else b"")
 
 
-def test_only_the_end_of_stderr_is_kept_and_all_of_it_is_shown(
+def test_the_end_of_stderr_is_returned_and_all_of_it_is_shown(
     run: Callable[..., Ending], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The last 2,000 bytes of a program's stderr are returned; all of it is written to mqtool's stderr."""
+    """The last 2,000 bytes of a program's stderr are returned, and all of its stderr is written to mqtool's stderr."""
     ending = run(shell("printf '%070000d' 1 >&2; printf end >&2"))
     assert ending.stderr == b"0" * 1996 + b"1end"
     assert capfd.readouterr().err == "0" * 69_999 + "1end"
@@ -144,15 +150,15 @@ def test_only_the_end_of_stderr_is_kept_and_all_of_it_is_shown(
 def test_a_program_whose_output_is_not_captured_writes_to_mqtools_stdout(
     run: Callable[..., Ending], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Without capture, a program writes to mqtool's stdout itself, and no stdout is returned."""
+    """If a program's stdout is not captured, the program writes directly to mqtool's stdout. No stdout is returned."""
     assert run(shell("echo out; echo err >&2", capture=None)) == Ending(0, b"err\n")
     assert capfd.readouterr() == ("out\n", "err\n")
 
 
 @pytest.mark.parametrize("limit", [99_999, 100_000, 0])
 def test_a_program_that_prints_too_much_is_killed(run: Callable[..., Ending], limit: int) -> None:
-    """A program may print as many bytes as the limit says. One that prints more is killed, and what it has printed is
-    discarded.
+    """A program that prints more bytes than its limit is killed, and its stdout is discarded. A program that prints
+    exactly as many bytes as its limit is not killed.
     """
     began = time.monotonic()
     ending = run(shell(f"printf '%0100000d' 1{'; exec sleep 60' if limit < 100_000 else ''}", capture=limit))
@@ -163,17 +169,23 @@ def test_a_program_that_prints_too_much_is_killed(run: Callable[..., Ending], li
     assert time.monotonic() - began < 50
 
 
-def test_a_program_that_prints_too_much_just_before_its_end_is_noticed(run: Callable[..., Ending]) -> None:
-    """A program that prints more than the limit and ends at once has exceeded the limit, too."""
+def test_a_program_that_exits_right_after_it_has_printed_too_much_has_exceeded_the_limit(
+    run: Callable[..., Ending],
+) -> None:
+    """If a program prints more bytes than its limit and exits at once, the result still says that the program exceeded
+    the limit, and the program's stdout is discarded.
+    """
     ending = run(shell("printf 12345", capture=4))
     assert (ending.stdout, ending.too_much) == (b"", 4)
 
 
 @pytest.mark.parametrize("has_pidfd", [True, False])
-def test_a_program_and_what_it_has_started_are_killed_at_the_timeout(
+def test_a_program_and_its_child_processes_are_killed_at_the_timeout(
     run: Callable[..., Ending], monkeypatch: pytest.MonkeyPatch, *, has_pidfd: bool
 ) -> None:
-    """At its timeout, a program is killed with all processes of its group. What it has printed until then is kept."""
+    """At its timeout, a program is killed, together with all processes of its process group. Its output up to then is
+    returned.
+    """
     if not has_pidfd:
         monkeypatch.delattr(os, "pidfd_open")
     ending = run(shell("sleep 60 & echo $!; echo err >&2; wait", timeout=0.3))
@@ -183,7 +195,7 @@ def test_a_program_and_what_it_has_started_are_killed_at_the_timeout(
 
 
 def test_a_timeout_that_is_not_reached_has_no_effect(run: Callable[..., Ending]) -> None:
-    """A program that ends before its timeout has not timed out."""
+    """A program that exits before its timeout does not count as timed out."""
     assert run(shell("exit 3", timeout=60.0)) == Ending(3)
 
 
@@ -191,7 +203,9 @@ def test_a_timeout_that_is_not_reached_has_no_effect(run: Callable[..., Ending])
 def test_a_programs_end_is_noticed_on_systems_without_pidfd(
     run: Callable[..., Ending], monkeypatch: pytest.MonkeyPatch, error: str
 ) -> None:
-    """On systems without pidfd_open(), or where it fails, the end of a program is noticed, too."""
+    """If pidfd_open() does not exist or fails, a worker still notices when a program ends, and gets its exit status and
+    output.
+    """
 
     def fails(_: int) -> int:
         raise OSError(errno.ENOSYS, "no")
@@ -204,10 +218,10 @@ def test_a_programs_end_is_noticed_on_systems_without_pidfd(
     assert run(shell("kill -9 $$")).status == 137
 
 
-def test_a_program_ends_although_a_process_that_it_has_started_keeps_its_output_open(
-    run: Callable[..., Ending],
-) -> None:
-    """A program has ended when its own process has, even if another process that it has started still runs."""
+def test_a_program_has_ended_even_if_its_child_process_keeps_its_output_open(run: Callable[..., Ending]) -> None:
+    """A program has ended when its own process ends, even if a child process still runs and keeps the program's stdout
+    open.
+    """
     began = time.monotonic()
     ending = run(shell("sleep 60 & echo $!"))
     assert time.monotonic() - began < 50
@@ -215,7 +229,7 @@ def test_a_program_ends_although_a_process_that_it_has_started_keeps_its_output_
 
 
 def test_a_program_has_its_own_process_group_and_the_default_for_sigpipe(run: Callable[..., Ending]) -> None:
-    """A program is the leader of its own process group, and SIGPIPE ends it, as in a shell."""
+    """A program is the leader of a new process group, and SIGPIPE ends the program, as in a shell."""
     fields = run(shell("cat /proc/$$/stat")).stdout.decode().rpartition(") ")[2].split()
     own = run(shell("echo $$; cat /proc/$$/stat")).stdout.decode().splitlines()
     assert own[1].rpartition(") ")[2].split()[2] == own[0]
@@ -226,13 +240,13 @@ def test_a_program_has_its_own_process_group_and_the_default_for_sigpipe(run: Ca
     assert not int(ignored.split()[1], 16) & (1 << (signal.SIGPIPE - 1))
 
 
-def test_a_program_that_closes_its_output_early_runs_on(run: Callable[..., Ending]) -> None:
-    """A program that closes its stdout and stderr runs until it exits."""
+def test_a_program_that_closes_its_output_early_keeps_running(run: Callable[..., Ending]) -> None:
+    """A program that closes its stdout and stderr keeps running until it exits, and its exit status is returned."""
     assert run(shell("exec >&- 2>&-; sleep 0.1; exit 5")).status == 5
 
 
 def test_a_program_is_killed_if_its_worker_dies() -> None:
-    """If the worker dies, the program's process group is killed, and the runner exits: the broker delivers the message
+    """If a worker dies, its runner kills the process group of the program and exits. The broker redelivers the message
     to another worker.
     """
     ours, theirs = socket.socketpair()
@@ -244,8 +258,8 @@ def test_a_program_is_killed_if_its_worker_dies() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(running._pid, 0)[1]) == -9
 
 
-def test_a_program_that_cannot_be_started_leaves_nothing_open(run: Callable[..., Ending]) -> None:
-    """If a program cannot be started, its pipes are closed, which the fixture of these tests checks."""
+def test_no_pipe_stays_open_if_a_program_cannot_be_started(run: Callable[..., Ending]) -> None:
+    """If a program cannot be started, its pipes are closed. A fixture of these tests checks this."""
     with pytest.raises(FileNotFoundError):
         run(shell("")._replace(path="/does/not/exist"))
 
@@ -258,9 +272,9 @@ def test_a_program_that_cannot_be_started_leaves_nothing_open(run: Callable[...,
         (errno.EACCES, Ending(126, b"[Errno 13] why")),
     ],
 )
-def test_a_program_that_cannot_be_started_ends_as_in_a_shell(number: int, ending: Ending) -> None:
-    """A program that is not found ends with 127, one that cannot be run with 126, and one whose message does not fit
-    into an environment with 65.
+def test_a_program_that_cannot_be_started_has_the_exit_status_of_a_shell(number: int, ending: Ending) -> None:
+    """If a program is not found, its exit status is 127; if it cannot be executed, 126; and if its message does not fit
+    into the environment, 65.
     """
     assert _not_started(OSError(number, "why")) == ending
 
@@ -297,11 +311,12 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[Endin
     assert calls == [("setpgid", 0, 0), *signals]
 
 
-def test_a_runner_runs_one_program_after_the_other_until_its_worker_ends(
+def test_a_runner_runs_one_program_after_another_until_its_worker_ends(
     served: Callable[..., list[Ending]], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A runner runs each program that its worker asks for, also after one that cannot be started, and ends with the
-    worker. It is in its own process group, so Ctrl-C is for the worker alone, and it has the default signal handlers.
+    """A runner runs one program after another for its worker, even after a program that could not be started, and exits
+    when its worker ends. A runner has its own process group, so that Ctrl-C reaches only the worker, and the default
+    handlers for SIGINT and SIGTERM.
     """
     missing = shell("")._replace(path="/does/not/exist")
     endings = served(
@@ -333,8 +348,10 @@ class Started:
         return os.waitpid(self.pid, os.WNOHANG)[0] == self.pid
 
 
-def test_a_runner_in_its_own_process_answers_and_can_be_killed() -> None:
-    """A worker's runner is a process of its own. If it is killed, the program counts as one that cannot be run."""
+def test_a_program_that_a_killed_runner_should_run_has_exit_status_126() -> None:
+    """Each runner of a worker is a process of its own. If a runner is killed, the next program for this runner gets
+    exit status 126, as if the program could not be executed. The other runners still run programs.
+    """
     first = Started(A="a")
     second = Started(first)
     assert first.runner.run(shell("echo $A")).stdout == b"a\n"
@@ -348,8 +365,10 @@ def test_a_runner_in_its_own_process_answers_and_can_be_killed() -> None:
     assert first.has_ended()
 
 
-def test_a_runner_ends_with_its_worker_although_later_runners_have_inherited_its_socket() -> None:
-    """A runner ends when its worker closes the socket, even if another runner that was started later still runs."""
+def test_a_runner_ends_with_its_worker_even_if_a_later_runner_has_inherited_its_socket() -> None:
+    """A runner ends when its worker closes the socket to this runner, even if another runner, which was started later
+    and has inherited this socket, still runs.
+    """
     first = Started()
     second = Started(first)
     first.close()
@@ -389,9 +408,9 @@ def pipe() -> Iterator[tuple[_Stderr, int]]:
                 os.close(reading)
 
 
-def test_a_pipe_as_stderr_is_written_without_blocking_this_and_other_processes(pipe: tuple[_Stderr, int]) -> None:
-    """If mqtool's stderr is a pipe that nobody reads, what does not fit is kept, and written once there is room. The
-    descriptor that other processes share stays blocking.
+def test_a_runner_does_not_block_if_mqtools_stderr_is_a_full_pipe(pipe: tuple[_Stderr, int]) -> None:
+    """If mqtool's stderr is a full pipe that nobody reads, a runner keeps a program's stderr in memory, and writes it
+    once there is room in the pipe. The file descriptor that the runner shares with other processes stays blocking.
     """
     stderr, reading = pipe
     assert stderr.descriptor != 2
@@ -408,8 +427,8 @@ def test_a_pipe_as_stderr_is_written_without_blocking_this_and_other_processes(p
     assert (os.read(reading, 2 * PIPE_SIZE), stderr.waiting) == (b"b" * (PIPE_SIZE - 1) + b"c", b"")
 
 
-def test_what_nobody_can_read_any_more_is_dropped(pipe: tuple[_Stderr, int]) -> None:
-    """If the reader of mqtool's stderr has ended, the program goes on and its stderr is dropped."""
+def test_a_programs_stderr_is_dropped_once_the_reader_of_mqtools_stderr_has_ended(pipe: tuple[_Stderr, int]) -> None:
+    """If the process that reads mqtool's stderr has ended, a runner drops its program's stderr without an error."""
     stderr, reading = pipe
     stderr.write(b"a" * (PIPE_SIZE + 10))
     os.close(reading)
@@ -418,7 +437,7 @@ def test_what_nobody_can_read_any_more_is_dropped(pipe: tuple[_Stderr, int]) -> 
 
 
 def test_the_rest_of_stderr_is_written_before_a_runner_ends(pipe: tuple[_Stderr, int]) -> None:
-    """When a runner ends, it writes what is left of a program's stderr as it is read."""
+    """Before a runner ends, it writes the rest of its program's stderr, as fast as mqtool's stderr is read."""
     stderr, reading = pipe
     stderr.write(b"a" * (3 * PIPE_SIZE))
     got: list[bytes] = []
@@ -434,10 +453,10 @@ def test_the_rest_of_stderr_is_written_before_a_runner_ends(pipe: tuple[_Stderr,
     assert (b"".join(got), stderr.waiting) == (b"a" * (3 * PIPE_SIZE), b"")
 
 
-def test_a_runner_ends_although_nobody_reads_its_stderr(
+def test_a_runner_ends_even_if_nobody_reads_mqtools_stderr(
     pipe: tuple[_Stderr, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A runner does not wait for ever for a reader of its stderr when it ends."""
+    """If nobody reads mqtool's stderr, a runner waits only for a limited time before it ends."""
     monkeypatch.setattr(runners, "_PATIENCE", 10)
     stderr, _ = pipe
     stderr.write(b"a" * (2 * PIPE_SIZE))
@@ -445,8 +464,10 @@ def test_a_runner_ends_although_nobody_reads_its_stderr(
     assert len(stderr.waiting) == PIPE_SIZE
 
 
-def test_a_runner_waits_for_its_next_request_while_it_writes_stderr(pipe: tuple[_Stderr, int]) -> None:
-    """While a runner waits for a request, it writes what is left of stderr; it stops as soon as a request arrives."""
+def test_a_runner_writes_the_rest_of_stderr_until_its_next_request_arrives(pipe: tuple[_Stderr, int]) -> None:
+    """While a runner waits for the next request of its worker, it writes the rest of its last program's stderr. It
+    stops writing as soon as a request arrives.
+    """
     stderr, reading = pipe
     stderr.write(b"a" * (2 * PIPE_SIZE))
     ours, theirs = socket.socketpair()
@@ -464,11 +485,11 @@ def test_a_runner_waits_for_its_next_request_while_it_writes_stderr(pipe: tuple[
     os.read(reading, PIPE_SIZE)
 
 
-def test_a_program_is_not_read_while_too_much_of_its_stderr_waits(
+def test_none_of_a_programs_stderr_is_lost_if_mqtools_stderr_is_read_slowly(
     pipe: tuple[_Stderr, int], worker: tuple[socket.socket, socket.socket]
 ) -> None:
-    """If nobody reads mqtool's stderr, a program that writes much to its own has to wait, as in a shell. It goes on
-    once it is read.
+    """If a program writes more to stderr than the pipe of mqtool's stderr can hold, a runner reads the rest only when
+    there is room again. All of the program's stderr is written, and the program ends normally.
     """
     stderr, reading = pipe
     running = _Run(shell("printf '%0500000d' 1 >&2"), PATH, worker[1], stderr)
@@ -487,8 +508,10 @@ def test_a_program_is_not_read_while_too_much_of_its_stderr_waits(
     assert b"".join(got) == b"0" * 499_999 + b"1"
 
 
-def test_a_socket_as_stderr_is_written_without_blocking() -> None:
-    """mqtool's stderr can be a socket, as in a service of systemd. What does not fit is kept, and written later."""
+def test_a_runner_does_not_block_if_mqtools_stderr_is_a_socket() -> None:
+    """If mqtool's stderr is a socket, as in a systemd service, a runner keeps in memory what the socket does not
+    accept, and writes it later.
+    """
     ours, theirs = socket.socketpair()
     with ours, theirs, as_stderr(theirs.fileno()):
         stderr = _Stderr()
@@ -513,8 +536,8 @@ def test_a_socket_as_stderr_is_written_without_blocking() -> None:
             assert stderr.descriptor == 2
 
 
-def test_a_file_as_stderr_is_written_at_once(tmp_path: Path) -> None:
-    """If mqtool's stderr is a file, a program's stderr is written there at once, on the same descriptor."""
+def test_a_programs_stderr_is_written_at_once_if_mqtools_stderr_is_a_file(tmp_path: Path) -> None:
+    """If mqtool's stderr is a file, a runner writes its program's stderr at once to the same file descriptor."""
     end = os.open(tmp_path / "stderr", os.O_CREAT | os.O_WRONLY)
     with as_stderr(end):
         os.close(end)
@@ -526,8 +549,8 @@ def test_a_file_as_stderr_is_written_at_once(tmp_path: Path) -> None:
     assert (tmp_path / "stderr").stat().st_size == 1_000_000
 
 
-def test_a_terminal_as_stderr_is_written_without_blocking() -> None:
-    """If mqtool's stderr is a terminal, a program's stderr is written there without blocking."""
+def test_a_runner_does_not_block_if_mqtools_stderr_is_a_terminal() -> None:
+    """If mqtool's stderr is a terminal, a runner writes its program's stderr to this terminal without blocking."""
     leader, follower = os.openpty()
     with as_stderr(follower):
         stderr = _Stderr()

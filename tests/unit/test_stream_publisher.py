@@ -26,7 +26,7 @@ DELETED = struct.pack(">HHHH", METADATA_UPDATE, 1, 6, 0)
 
 
 class DeletedStream:
-    """A channel to a broker on which a stream is deleted, which is found when the channel is opened again."""
+    """A channel to a broker on which a stream has been deleted: reopening the channel raises NotFound."""
 
     is_lost = False
 
@@ -58,12 +58,12 @@ class DeletedStream:
     ],
     ids=["stream", "super stream", "confirm after the deletion"],
 )
-def test_confirms_that_arrive_together_with_a_deletion_count(
+def test_the_receipts_of_confirmed_messages_are_yielded_if_a_stream_is_deleted(
     streams: list[str], frames: list[bytes], confirmed: list[str]
 ) -> None:
     """If a stream, or a partition of a super stream, is deleted while messages are unconfirmed, the publisher first
-    yields the receipts of all messages whose confirms have arrived, and then raises the error. Only the others count as
-    unconfirmed.
+    yields the receipts of all messages whose confirms have arrived, and then raises NotFound. All other messages still
+    count as unconfirmed.
     """
     channel, received = DeletedStream(), list[Receipt]()
     publisher = StreamPublisher(cast(Any, channel), streams, 60.0, lambda message: message.body, None)

@@ -246,9 +246,9 @@ def test_running_programs_finish_before_the_worker_ends_with_an_error() -> None:
     assert 2 not in channel.acknowledged
 
 
-def test_a_worker_whose_connection_is_blocked_ends_with_the_error_of_the_retry() -> None:
-    """If a signal stops `worker` while the broker blocks its connection, so that neither a retry is confirmed nor the
-    consumer is cancelled, the worker ends with the error of the retry.
+def test_a_worker_that_is_stopped_while_its_connection_is_blocked_raises_the_error_of_the_retry() -> None:
+    """If a signal stops `worker` while the broker blocks its connection, `worker` can neither publish a retry nor
+    cancel its consumer. It raises the error of the retry, NotConfirmed, and does not acknowledge the message.
     """
     channel = FakeChannel(job(1), error=StoppedWaiting("stopped: the broker blocks publishers"))
     _, work = working(channel, Job({1: Ending(1)}, moves=False), concurrency=2)
