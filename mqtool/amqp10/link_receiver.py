@@ -64,7 +64,7 @@ class Receiver:
     Attributes:
         address: the queue's address; for replies, the address chosen by the broker.
         has_stopped: True once the broker has given back the credit.
-        ignored_filters: the names of filters that the broker does not know.
+        ignored_filters: the names of the requested filters that are missing from the broker's answer.
 
     Args:
         address: the queue's address; None asks the broker for a reply address.

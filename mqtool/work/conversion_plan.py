@@ -316,9 +316,13 @@ def _of_queue(view: Json, plan: ConversionPlan, dropped: list[str]) -> Iterator[
             "name another type with --to, or arguments with --argument",
         )
     if view.get("exclusive"):
-        yield Refusal("it is exclusive: it goes when its connection closes", "change the client that declares it")
+        yield Refusal(
+            "it is exclusive, and will be deleted when its connection closes", "change the client that declares it"
+        )
     if view.get("auto_delete"):
-        yield Refusal("it is auto-delete: it goes with its last consumer", "change the client that declares it")
+        yield Refusal(
+            "it is auto-delete, and will be deleted with its last consumer", "change the client that declares it"
+        )
     if plan.source.type == "stream":
         yield Refusal(
             "it is a stream: its messages stay when they are read",
@@ -356,7 +360,7 @@ def _of_consumers(view: Json) -> Iterator[Refusal]:
             is_final=False,
         )
     elif "consumer_details" not in view and (count := view.get("consumers")):  # RabbitMQ updates it periodically
-        yield Refusal(f"{counted(count, 'consumer')} would be cancelled", "stop them, or say --force", is_final=False)
+        yield Refusal(f"{counted(count, 'consumer')} would be cancelled", "stop them, or use --force", is_final=False)
     elif (count := view.get("messages_unacknowledged")) and not plan_is_ours(view):
         yield Refusal(
             f"{counted(count)} {'is' if count == 1 else 'are'} unacknowledged, and would be lost",

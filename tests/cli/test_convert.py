@@ -937,7 +937,7 @@ def test_queues_that_cannot_be_converted_are_named_before_any_change(managed: Sh
             ("used", "quorum", "1 consumer would be cancelled"),
             ("held", "quorum", "unacknowledged, and would be lost (wait until"),
             ("short", "quorum", "policy 'limits' (max-length) would apply to 'short.mqtool-convert'"),
-            ("mine", "quorum", "it is exclusive: it goes when its connection closes"),
+            ("mine", "quorum", "it is exclusive, and will be deleted when its connection closes"),
         ):
             refused = managed.run("mqtool", "queue", "convert", name, "--to", to, "--yes")
             assert (refused.code, said in refused.stderr) == (2, True), refused.stderr

@@ -248,12 +248,12 @@ def test_a_conversion_that_would_change_nothing_is_refused() -> None:
     [
         (
             {"exclusive": True},
-            "it is exclusive: it goes when its connection closes",
+            "it is exclusive, and will be deleted when its connection closes",
             "change the client that declares it",
         ),
         (
             {"auto_delete": True},
-            "it is auto-delete: it goes with its last consumer",
+            "it is auto-delete, and will be deleted with its last consumer",
             "change the client that declares it",
         ),
         (
@@ -349,7 +349,7 @@ def test_a_queue_whose_consumers_are_only_counted_is_converted_only_with_force(c
     only with --force. If the list is empty, the number has no effect.
     """
     assert found(queue=view(consumers=count)).refusals == [
-        Refusal(f"{text} would be cancelled", "stop them, or say --force", is_final=False)
+        Refusal(f"{text} would be cancelled", "stop them, or use --force", is_final=False)
     ]
     assert found(queue=view(consumers=count, consumer_details=[])).refusals == []
 

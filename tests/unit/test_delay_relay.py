@@ -363,7 +363,7 @@ def test_a_delay_that_is_too_long_for_a_wait_queue_is_shortened_with_a_warning(m
     relayed = Relayed(broker).run()
     assert broker.published[0].properties["headers"][DUE] == int(NOW * 1000) + LONGEST_IN_QUEUES
     longest = "49d16h2m47s295ms"
-    assert relayed.warnings == ([f"message m is delayed by {longest}, the most"] if more else [])
+    assert relayed.warnings == ([f"message m is delayed by {longest}, the longest possible delay"] if more else [])
 
 
 def test_a_message_that_cannot_be_encoded_stays_in_the_relays_queue() -> None:
