@@ -343,9 +343,8 @@ class Relay:
             self._warn(f"{name_of(delivery)} is not delayed: {error}")
             return 0
         if delay > LONGEST_IN_QUEUES:
-            self._warn(
-                f"{name_of(delivery)} is delayed by {compact_duration(LONGEST_IN_QUEUES / 1000)}, the longest possible delay"
-            )
+            longest = compact_duration(LONGEST_IN_QUEUES / 1000)
+            self._warn(f"{name_of(delivery)} is delayed by {longest}, the longest possible delay")
         return min(delay, LONGEST_IN_QUEUES)
 
     def _message(self, taken: Taken) -> Message | None:
