@@ -6,7 +6,7 @@ An installation is a Python interpreter that has mqtool installed, or a checkout
 Python in its .venv, or by the current Python if it has no .venv. CHANGE is this checkout by default.
 
 The table shows medians and minima of the CPU time of each process, in alternating runs. With --instructions, valgrind
-counts the instructions of commands instead, which hardly depend on what else the machine does; the exit code is then 1
+counts the instructions of commands instead, which hardly depend on the load of the machine; the exit code is then 1
 if a command takes over 5 % more instructions, or a broker over 10 % more CPU time.
 """
 
@@ -29,7 +29,7 @@ from pamqp import commands
 from benchmarks.embedded import Client, consume, publish_confirmed
 
 HERE = Path(__file__).parents[1]
-#: A row has grown if it takes more than this many times what it took on the base: instructions, and brokers' CPU time.
+#: A cost has grown if it is more than this many times that of the base: instructions, and brokers' CPU time.
 TOLERANCE, BROKER_TOLERANCE = 1.05, 1.1
 #: The brokers that are measured: the type of their queue, and their options.
 BROKERS = {
@@ -39,9 +39,9 @@ BROKERS = {
 }
 #: How many rounds the brokers take.
 ROUNDS = 30
-#: How often a row that seems to have grown is counted again: chance can only add instructions, never save any.
+#: How often a row whose cost seems to have grown is measured again: chance can only add instructions, never save any.
 AGAIN = 2
-#: Ends the line of a row that has grown.
+#: Ends the line of a row whose cost has grown.
 GREW = "  GREW"
 
 #: What one installation takes for one row: milliseconds, or millions of instructions.
@@ -259,7 +259,7 @@ def rows(*, counted: bool) -> dict[str, Measure]:
 
 
 def compare(table: Mapping[str, Measure], base: Installation, change: Installation, runs: int) -> Iterator[str]:
-    """Measure each row by running the two installations alternately; yield the row's line."""
+    """Measure each row by running both installations of mqtool alternately; yield the row's line."""
     for name, measure in table.items():
         before, after = [], []
         for number in range(runs):
@@ -270,9 +270,11 @@ def compare(table: Mapping[str, Measure], base: Installation, change: Installati
 
 
 def check(table: Mapping[str, Measure], base: Installation, change: Installation) -> Iterator[str]:
-    """Measure each row; repeat this if its cost seems to have grown. Yield its line, with "GREW" if the cost has grown.
+    """Measure each row, and measure it again if its cost seems higher for `change` than for `base`. Yield a line for
+    each row, with "GREW" if the cost still seems higher.
 
-    Both installations are measured at the same time: instructions do not depend on what else the machine does.
+    Both installations of mqtool are measured at the same time, because the number of instructions that a command
+    executes hardly depends on the load of the machine.
     """
     for name, measure in table.items():
         before: list[float] = []
@@ -286,11 +288,12 @@ def check(table: Mapping[str, Measure], base: Installation, change: Installation
 
 
 def compare_brokers(base: Installation, change: Installation, word: str = "", *, judged: bool) -> Iterator[str]:
-    """Measure the brokers; yield a line for each row whose name contains `word`.
+    """Measure the embedded brokers of both installations; yield a line for each row of the table.
 
     Args:
-        judged: True to repeat the measurements if a cost seems higher for `change` than for `base`, and to add "GREW"
-            to its line if it still seems higher.
+        word: measure only the rows whose names contain this text.
+        judged: True to measure a broker again if a row's cost seems higher for `change` than for `base`, and to add
+            "GREW" to the row's line if the cost still seems higher.
     """
     for kind, (queue_type, options) in BROKERS.items():
         names = {way: f"broker, {kind}, {way} (µs per message)" for way in ("in", "out")}

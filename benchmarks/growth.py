@@ -2,10 +2,10 @@
 
     python -m benchmarks.growth
 
-Starts embedded brokers. The cost of one more unit, such as a message, is the difference between two sizes, divided by
-the units between them, so the start of the processes does not count. If a unit of the last step costs at least 1.5
-times as much as a unit of the step before, a line says so: either the growth is worse than linear, or the machine was
-busy with something else.
+Starts embedded brokers. The cost per additional unit, such as a message, is the difference between the costs of two
+sizes, divided by the units between them, so the start of the processes does not count. If a unit of the last step costs
+over 1.5 times as much as a unit of the step before, a line reports this: either the growth is worse than linear, or the
+machine was busy with something else.
 """
 
 import itertools
@@ -135,7 +135,7 @@ def _resident(broker: Process) -> float:
 def show(growth: Growth, came: list[tuple[int, Cost]]) -> None:
     """Print a table, and a chart of what each additional queue, binding or message costs."""
     heads = f"{growth.unit + 's':>12} {'seconds':>9} {'mqtool MiB':>10} {'broker MiB':>11}"
-    print(f"\n{growth.what}\n{heads}   one more {growth.unit}")
+    print(f"\n{growth.what}\n{heads}   time per additional {growth.unit}")
     each = [
         max(0.0, (after.seconds - before.seconds) / (more - fewer) * 1e6)
         for (fewer, before), (more, after) in itertools.pairwise(came)

@@ -54,8 +54,8 @@ def _mebibytes(usage: resource.struct_rusage) -> float:
 
 
 def compare(title: str, ours: Callable[[], Run], peer: Callable[[], Run], peer_name: str, pairs: int) -> float:
-    """Run both commands alternately, mqtool first in every other pair; print the medians, and return the median of
-    peer / mqtool.
+    """Run both commands alternately, mqtool first in every other pair. Print the median times, and return the median
+    ratio of the times in a pair (peer / mqtool).
     """
     our_runs, peer_runs = [], []
     for number in range(pairs):

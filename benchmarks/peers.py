@@ -33,7 +33,7 @@ def confirm_lines(queue: str) -> None:
 
 
 def receive_lines(queue: str, count: int) -> None:
-    """Write this many bodies to stdout, a line each; acknowledge 500 at a time."""
+    """Consume this many messages, and write each body to stdout as a line; acknowledge 500 messages at a time."""
     connection = pika.BlockingConnection(pika.URLParameters(_URL))
     channel = connection.channel()
     channel.basic_qos(prefetch_count=1000)

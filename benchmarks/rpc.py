@@ -83,7 +83,7 @@ def main() -> None:
             pairs=5,
         )
         beyond_one = statistics.median(clients(AT_ONCE).seconds - clients(1).seconds for _ in range(5))
-        print(f"mqtool, without the time for a first request: {(AT_ONCE - 1) / beyond_one:,.0f} replies a second")
+        print(f"mqtool, not counting the first request: {(AT_ONCE - 1) / beyond_one:,.0f} replies per second")
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ async def publish() -> None:
 
 
 async def consume(count: int) -> None:
-    """Write this many bodies to stdout, a line each."""
+    """Consume this many messages of the stream, and write each body to stdout as a line."""
     received, done = 0, asyncio.Event()
     out = sys.stdout.buffer
 

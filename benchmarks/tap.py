@@ -131,8 +131,9 @@ def main(url: str, pid: int) -> None:
     rates = [COUNT / statistics.median(each.seconds for each in taken) for taken in (without, beside)]
     ratio = statistics.median(a.seconds / b.seconds for a, b in zip(without, beside, strict=True))
     costs = [statistics.median(each.broker for each in taken) / COUNT * 1e6 for taken in (without, beside)]
-    print(f"two consumers of {RATE:,}/s: {rates[0]:,.0f}/s each; with a tap {rates[1]:,.0f}/s each ({ratio:.0%})")
-    print(f"the broker uses {costs[0]:.1f} µs of CPU time per message; with a tap {costs[1]:.1f} µs")
+    print(f"{RATE:,} messages/s are published to the queues of two consumers")
+    print(f"each consumer receives {rates[0]:,.0f} messages/s; with a tap, {rates[1]:,.0f} messages/s ({ratio:.0%})")
+    print(f"the broker uses {costs[0]:.1f} µs of CPU time per message; with a tap, {costs[1]:.1f} µs")
 
 
 if __name__ == "__main__":

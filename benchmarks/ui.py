@@ -21,7 +21,7 @@ IDLE = 5.0
 
 
 def read(management: str) -> None:
-    """Read what a page of `mqtool ui` would show, until this process is ended."""
+    """Read from the management API what an open page of `mqtool ui` would show, until this process is terminated."""
     for record in records(lambda: Management(management, "guest", "guest"), "/", ""):
         if record["kind"] == "snapshot":
             print("reading", flush=True)
@@ -57,10 +57,10 @@ def main() -> None:
         rates = [[getattr(each[0], name) for each in side] for side in zip(*found, strict=True)]
         ratio = statistics.median(with_page / without for without, with_page in zip(*rates, strict=True))
         without, with_page = map(statistics.median, rates)
-        print(f"messages {word}: {without:,.0f}/s; with a page open {with_page:,.0f}/s ({ratio:.0%})")
+        print(f"messages {word}: {without:,.0f}/s; with a page open, {with_page:,.0f}/s ({ratio:.0%})")
     costs = [statistics.median(each[1] for each in side) for side in zip(*found, strict=True)]
-    print(f"the broker uses {costs[0]:.1f} µs of CPU time per message; with a page open {costs[1]:.1f} µs")
-    print(f"at rest, it uses {at_rest[0]:.0f} ms of CPU time per second; with a page open {at_rest[1]:.0f} ms")
+    print(f"the broker uses {costs[0]:.1f} µs of CPU time per message; with a page open, {costs[1]:.1f} µs")
+    print(f"at rest, the broker uses {at_rest[0]:.0f} ms of CPU time per second; with a page open, {at_rest[1]:.0f} ms")
 
 
 if __name__ == "__main__":

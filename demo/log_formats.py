@@ -21,6 +21,8 @@ _USUAL = (
 UNKNOWN = "unknown"
 #: Lines that decide the format.
 _SAMPLE = 500
+#: The hint of an error about the log file.
+ANOTHER_FILE = "choose another log file with LOG=FILE"
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,9 @@ def read(path: Path) -> bytes:
     try:
         log = path.read_bytes()
     except OSError as error:
-        raise CheckFailed(
-            f"cannot read the log file {path}: {error.strerror}\n  name another file with LOG=FILE"
-        ) from error
+        raise CheckFailed(f"cannot read the log file {path}: {error.strerror}", ANOTHER_FILE) from error
     if not log:
-        raise CheckFailed(f"the log file {path} is empty\n  name another file with LOG=FILE")
+        raise CheckFailed(f"the log file {path} is empty", ANOTHER_FILE)
     return log
 
 

@@ -84,7 +84,7 @@ def of_command(columns: int, command: str, lines: int | None = None, code: int =
 
 
 def of_shop(columns: int, command: str, code: int = 0) -> Console:
-    """Return a console with a command and what it prints about the broker of a small shop."""
+    """Return a console with a command and its output, run on a broker with the queues of `recordings.SHOP`."""
     with EmbeddedBroker(management_port=0) as broker, tempfile.TemporaryDirectory() as directory:
         place = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url or ""}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -167,7 +167,7 @@ return new XMLSerializer().serializeToString(svg);
 def _read(terminal: int) -> bytes:
     try:
         return os.read(terminal, 65536)
-    except OSError:  # Linux says so when the other end is closed
+    except OSError:  # Linux reports an error when the other end is closed
         return b""
 
 

@@ -155,7 +155,7 @@ def _of_words(name: str, words: Sequence[str]) -> Receiver:
 
 def _spare_the_log(path: Path, receivers: Sequence[Receiver]) -> None:
     if path.resolve() in [receiver.file.resolve() for receiver in receivers]:
-        raise CheckFailed(f"a receiver would overwrite the log file {path}\n  name another file with LOG=FILE")
+        raise CheckFailed(f"a receiver would overwrite the log file {path}", log_formats.ANOTHER_FILE)
 
 
 def _sent(path: Path, before: bytes, emitter: Terminal) -> bytes:
@@ -186,17 +186,17 @@ def _compare(
     total = len(_lines(sent))
     is_whole = sent.endswith(b"\n")
     stage.expect(
-        f"{everything.file} is the log, byte for byte{'' if is_whole else ', and a newline at its end'}",
+        f"{everything.file} is identical to the log{'' if is_whole else ', except for a newline added at the end'}",
         everything.file.read_bytes(),
         sent if is_whole else sent + b"\n",
     )
     stage.expect(
-        "each receiver got as many lines as a regular expression in plain Python finds",
+        "each receiver got as many lines as have routing keys that match its regular expression",
         [len(got[receiver]) for receiver in others],
         [len(should_get[receiver]) for receiver in others],
     )
     stage.expect(
-        "each receiver got exactly the lines that its regular expression finds, in the same order",
+        "each receiver got exactly the lines whose routing keys match its regular expression, in the log's order",
         [got[receiver] for receiver in others],
         [should_get[receiver] for receiver in others],
     )

@@ -27,7 +27,7 @@ DIRECTORY = Path("docs/pictures")
 #: The names of the recordings.
 SHOP_AT_WORK, TUTORIALS = "messages", "tutorials"
 
-#: A broker to look at: orders go to two queues, one of which nobody consumes from, and some have failed.
+#: Commands that prepare a broker: orders are in two queues, one of which has no consumer, and some are dead letters.
 SHOP = """
 mqtool exchange declare orders topic
 mqtool queue declare packing.dlq
@@ -40,13 +40,13 @@ mqtool worker -q packing -c 15 --exec true
 mqtool worker -q packing -c 3 --retries 0 --exec false || true
 """
 
-#: A shop at work, for two workers: the third order cannot be packed.
+#: Orders for two workers, which pack them: the third order cannot be packed.
 _ORDERS = ["order 17", "order 18", "order 19, broken", "order 20", "order 21", "order 22", "order 23", "order 24"]
 _PACKING = "sleep 1.5; ! grep -q broken"
 
 
 def record(path: Path) -> None:
-    """Record what `mqtool ui` shows of a small shop at work."""
+    """Record a page of `mqtool ui` while orders are published, packed by two workers, and invoiced."""
     with EmbeddedBroker(management_port=0) as broker, tempfile.TemporaryDirectory() as directory, ExitStack() as ending:
         place = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url or ""}
         environment = {**os.environ, **place, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}

@@ -186,7 +186,7 @@ def poison(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
         for name, death in deaths.items()
         if name
     ]
-    scene.say(f"The dead letters contain the reasons: {', '.join(why)}.")
+    scene.say(f"Reasons for dead-lettering: {', '.join(why)}.")
     verdict = _verdict(scene, messages, confirmed, worker, dead=len(deaths))
     return replace(verdict, foreign=verdict.foreign + sum(letter.message_id not in messages for letter in letters))
 

@@ -49,7 +49,7 @@ class Verdict:
         twice: messages handled more than once.
         dead: messages in the dead-letter queue.
         pause: the longest time without a delivery, in seconds, if measured.
-        foreign: messages that others published to the drill's queue, which none of the other counts includes.
+        foreign: messages that other publishers sent to the drill's queue, which no other count includes.
     """
 
     sent: int
@@ -70,13 +70,13 @@ class Verdict:
 
     @property
     def is_inconclusive(self) -> bool:
-        """True if messages are missing that may still be in the queue, behind those of others."""
+        """True if messages are missing, but may still be in the queue, behind other publishers' messages."""
         return self.lost > 0 and self.foreign > 0
 
     def balance(self) -> str:
         """Return the number of lost messages, followed by the equation sent = done + dead letters + lost."""
         if self.is_inconclusive:
-            return f"inconclusive: {self.lost:,} missing, which may still wait behind the messages of others"
+            return f"inconclusive: {self.lost:,} missing, perhaps still in the queue, behind other publishers' messages"
         dead = f" + {self.dead:,} dead letters" if self.dead else ""
         what, lost = (f"{self.lost:,}", f" + {self.lost:,} lost") if self.lost else ("nothing", "")
         return f"{what} lost: {self.sent:,} sent = {self.done:,} done{dead}{lost}"
@@ -225,7 +225,7 @@ class DrillScene:
     def wait_until_still(self, complete: Callable[[], bool], progress: Callable[[], int]) -> None:
         """Wait until complete() is true, or until progress() stops changing.
 
-        Messages that are then missing are lost, or behind those that others publish to the queue.
+        Messages that are then missing are lost, or are in the queue behind those of other publishers.
         """
         before, still_since = progress(), time.monotonic()
         while not complete():

@@ -36,8 +36,8 @@ def test_make_demo_runs_every_tutorial() -> None:
 def test_the_log_demonstration_delivers_a_log_whole_and_in_parts(
     shell: Shell, broker: TestBroker, tmp_path: Path
 ) -> None:
-    """In the log demonstration of `make demo`, one receiver gets the whole log byte for byte, and the others get parts
-    that add up to the whole. No queue is left on the broker.
+    """In the log demonstration of `make demo`, one receiver gets the whole log unchanged, and the other receivers get
+    parts that add up to the whole log. No queue is left on the broker.
     """
     log = tmp_path / "dpkg.log"
     actions = [f"{action} package{n}:all" for n in range(300) for action in ("install", "status unpacked", "configure")]

@@ -87,7 +87,7 @@ def _add(
             verdict = shown_by(PlayLines(TypingPace(auto=True, watched=False), aside=True, quiet=quiet), kind)
         if verdict.is_inconclusive:
             raise SomeFailed(
-                f"{verdict.lost:,} of {verdict.sent:,} messages are missing, perhaps only behind those of others",
+                f"{verdict.lost:,} of {verdict.sent:,} messages are missing, perhaps behind other publishers' messages",
                 "use a broker on which nobody else publishes to the drill's queue",
             )
         if verdict.lost:

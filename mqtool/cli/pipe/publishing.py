@@ -224,7 +224,7 @@ class Outgoing:
         return not message.exchange if self._is_mandatory is None else self._is_mandatory
 
     def _not_taken(self, error: MqtoolError) -> MqtoolError | None:
-        """If an error ended a run that had sent or kept messages, return one that says so; otherwise None.
+        """If an error ended a run that had sent or kept messages, return the error to report; otherwise None.
 
         So Unavailable always means that nothing was sent, and that --failed-to has kept nothing.
         """
