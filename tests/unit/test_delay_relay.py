@@ -1,4 +1,4 @@
-"""Relays: what they declare and publish, when they acknowledge a message, and which wait queues they avoid."""
+"""`delayed relay`: what it declares and publishes, when it acknowledges a message, and which wait queues it avoids."""
 
 import threading
 import time
@@ -127,7 +127,7 @@ def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Relayed:
-    """A relay's warnings and counts, after it has relayed the messages of a broker."""
+    """The warnings and counts of `delayed relay`, after the command has relayed the messages of a broker."""
 
     def __init__(self, broker: FakeBroker, dead: set[str] | None = None, **options: bool) -> None:
         self.warnings: list[str] = []
@@ -145,10 +145,10 @@ class Relayed:
 # What a relay declares
 
 
-def test_a_relay_has_a_fanout_exchange_a_queue_and_an_exchange_for_due_messages() -> None:
+def test_delayed_relay_has_a_fanout_exchange_a_queue_and_an_exchange_for_due_messages() -> None:
     """`delayed relay tasks` declares `tasks` as a fanout exchange, `tasks.relay` as a quorum queue with the largest
-    possible delivery limit, and `tasks.relayed` as the exchange for due messages, of the requested type. An existing
-    exchange can be used for due messages instead.
+    possible delivery limit, and `tasks.relayed` as the exchange for due messages, of the requested type. With --to, the
+    command uses an existing exchange for due messages instead.
     """
     arguments = {"x-queue-type": "quorum", "x-delivery-limit": 2**31 - 1}
     assert (
@@ -195,18 +195,21 @@ DECLARED = [(NAMES.entrance, HOW), (NAMES.intake, HOW), (NAMES.intake, NAMES.ent
         (("tasks.relayed",), False, [(NAMES.out, HOW)]),
     ],
 )
-def test_a_relay_declares_its_exchanges_and_its_queue(has: tuple[str, ...], *, keep_type: bool, first: Any) -> None:
-    """A relay declares its exchanges and its queue, and binds the queue. If the command names no type for the exchange
-    for due messages, and this exchange exists, the relay uses it whatever its type is.
+def test_delayed_relay_declares_its_exchanges_and_its_queue(
+    has: tuple[str, ...], *, keep_type: bool, first: Any
+) -> None:
+    """`delayed relay` declares the exchange that clients publish to, the exchange that routes due messages, and a
+    queue, and binds the queue. If the exchange that routes due messages already exists, and --type is not given, the
+    command uses this exchange, whatever its type.
     """
     broker = Declaring(*has)
     NAMES.declare(cast(Any, broker), keep_type=keep_type)
     assert broker.declared == [*first, *DECLARED]
 
 
-def test_a_relay_does_not_declare_another_exchange_for_due_messages() -> None:
-    """If the command names another exchange for due messages, the relay does not declare that exchange. If that
-    exchange does not exist, NotFound is raised, and nothing is declared.
+def test_delayed_relay_does_not_declare_the_exchange_of_the_option_to() -> None:
+    """`delayed relay --to EXCHANGE` routes due messages through EXCHANGE, and does not declare EXCHANGE. If EXCHANGE
+    does not exist, NotFound is raised, and nothing is declared.
     """
     names = RelayNames.of("tasks", to="due")
     broker = Declaring("due")
@@ -229,9 +232,11 @@ def test_a_relay_does_not_declare_another_exchange_for_due_messages() -> None:
         ("tasks.relay", "does it relay to another exchange? Once it is empty: mqtool queue delete tasks.relay"),
     ],
 )
-def test_a_relay_says_what_to_do_if_its_exchange_or_queue_exists_with_other_settings(name: str, hint: str) -> None:
-    """If a relay's exchange exists with other settings, the hint suggests another exchange. If a relay's queue does,
-    the hint contains the command that deletes the queue.
+def test_delayed_relay_says_what_to_do_if_its_exchange_or_queue_exists_with_other_settings(
+    name: str, hint: str
+) -> None:
+    """If the exchange that `delayed relay` declares exists with other settings, the error's hint suggests another
+    exchange. If the command's queue exists with other settings, the hint contains the command that deletes the queue.
     """
     with pytest.raises(DeclaredDifferently) as refused:
         NAMES.declare(cast(Any, Declaring(refuses=name)), keep_type=True)
@@ -241,10 +246,10 @@ def test_a_relay_says_what_to_do_if_its_exchange_or_queue_exists_with_other_sett
 # What a relay publishes
 
 
-def test_a_relay_publishes_a_message_without_x_delay_at_once() -> None:
-    """A relay publishes a message without the header x-delay at once to the exchange for due messages, with the
-    message's own routing key and properties. The relay removes headers that the broker has added, and those that mqtool
-    has added for an earlier delay.
+def test_delayed_relay_publishes_a_message_without_x_delay_at_once() -> None:
+    """`delayed relay` publishes a message without the header x-delay at once to the exchange for due messages, with the
+    message's own routing key and properties. The command removes headers that the broker has added, and headers that
+    mqtool has added for an earlier delay.
     """
     headers = {"x_delivery-count": 1, "x_acquired-count": 2, DUE: 3, "mqtool-then": "4", "a": 5}
     broker = FakeBroker(job(7, **headers), job(8))
@@ -260,7 +265,7 @@ def test_a_relay_publishes_a_message_without_x_delay_at_once() -> None:
 
 
 @pytest.mark.parametrize(("user_id", "kept"), [("me", "me"), ("you", None), (None, None)])
-def test_a_relay_removes_the_user_id_of_another_user(user_id: str | None, kept: str | None) -> None:
+def test_delayed_relay_removes_the_user_id_of_another_user(user_id: str | None, kept: str | None) -> None:
     """The broker refuses messages whose user_id is not the user who publishes them. So if a message has the user_id of
     another user, `delayed relay` removes the user_id before it publishes the message.
     """
@@ -271,10 +276,10 @@ def test_a_relay_removes_the_user_id_of_another_user(user_id: str | None, kept: 
     assert broker.published[0].properties["user_id"] == kept
 
 
-def test_a_relay_publishes_a_message_with_x_delay_to_a_wait_queue() -> None:
-    """A relay publishes a message with the header x-delay to a wait queue for this delay, once the wait queue has
-    answered. The message expires after the delay. Its headers contain the time when the message is due, and a negative
-    x-delay, as after a delay by the delayed message exchange plugin.
+def test_delayed_relay_publishes_a_message_with_x_delay_to_a_wait_queue() -> None:
+    """`delayed relay` publishes a message with the header x-delay to a wait queue, in which the message stays until its
+    delay is over, once this queue has answered a check. The message's headers contain the time when the message is due,
+    and a negative x-delay, as after a delay by the delayed message exchange plugin.
     """
     broker = FakeBroker(job(7, x_delay=5000, a=1))
     relayed = Relayed(broker).run()
@@ -287,9 +292,10 @@ def test_a_relay_publishes_a_message_with_x_delay_to_a_wait_queue() -> None:
     assert (broker.connections, broker.closed) == (1, 1)
 
 
-def test_a_relay_checks_every_5_ms_whether_a_wait_queue_has_answered() -> None:
-    """While a wait queue has not answered, a relay waits for deliveries for only 5 ms at a time, so that it publishes
-    the message for this wait queue soon after the answer.
+def test_delayed_relay_checks_every_5_ms_whether_a_wait_queue_has_answered() -> None:
+    """While `delayed relay` waits for a check of a wait queue, a queue in which messages stay until their delay is
+    over, the command waits for deliveries for only 5 ms at a time. So it publishes the message soon after the queue has
+    answered.
     """
     broker = FakeBroker(job(7, x_delay=5000))
     broker.leader = lambda _: broker.has_looked.wait(30)
@@ -298,8 +304,10 @@ def test_a_relay_checks_every_5_ms_whether_a_wait_queue_has_answered() -> None:
     assert len(broker.published) == 1
 
 
-def test_a_relay_waits_50_ms_for_more_messages_before_it_waits_for_confirms() -> None:
-    """While messages are unconfirmed, a relay waits up to 50 ms for the next delivery, and then waits for confirms."""
+def test_delayed_relay_waits_50_ms_for_more_messages_before_it_waits_for_confirms() -> None:
+    """While messages are unconfirmed, `delayed relay` waits up to 50 ms for the next delivery, and then waits for
+    confirms.
+    """
     broker = FakeBroker(job(1), job(2))
     broker.is_slow = True
     Relayed(broker).run()
@@ -307,8 +315,10 @@ def test_a_relay_waits_50_ms_for_more_messages_before_it_waits_for_confirms() ->
     assert broker.acknowledged == [1, 2]
 
 
-def test_a_relay_checks_a_wait_queue_once_for_several_messages() -> None:
-    """If several messages are for the same wait queue, a relay checks only once whether this queue has a leader."""
+def test_delayed_relay_checks_a_wait_queue_once_for_several_messages() -> None:
+    """If several messages have the same delay, `delayed relay` checks only once whether the queue in which they wait
+    has a leader.
+    """
     asked: list[str] = []
     broker = FakeBroker(*[job(tag, x_delay=5000) for tag in range(3)])
     broker.leader = lambda queue: asked.append(queue)
@@ -330,9 +340,9 @@ def test_a_relay_checks_a_wait_queue_once_for_several_messages() -> None:
 def test_with_by_timestamps_a_delay_counts_from_the_time_of_publication(
     published: Any, option: bool, left: int
 ) -> None:
-    """With --by-timestamps, a message's delay starts at the time in the header timestamp_in_ms, and the message expires
-    after the rest of the delay, or after 1 ms if the delay is over. If this time is in the future or is not a number,
-    or without --by-timestamps, the delay starts when the relay gets the message.
+    """With `delayed relay --by-timestamps`, a message's delay starts at the time in the header timestamp_in_ms, and the
+    message expires after the rest of the delay, or after 1 ms if the delay is over. If this time is in the future or is
+    not a number, or without --by-timestamps, the delay starts when the command gets the message.
     """
     given = int(published) if isinstance(published, float) else published
     broker = FakeBroker(job(7, x_delay=5000, timestamp_in_ms=given))
@@ -343,9 +353,9 @@ def test_with_by_timestamps_a_delay_counts_from_the_time_of_publication(
     assert message.properties["expiration"] == str(left + 1)
 
 
-def test_a_relay_ignores_an_invalid_x_delay_with_a_warning() -> None:
-    """If a message's x-delay is not a number, a relay publishes the message at once, and prints a warning that names
-    the message.
+def test_delayed_relay_ignores_an_invalid_x_delay_with_a_warning() -> None:
+    """If a message's x-delay is not a number, `delayed relay` publishes the message at once, and prints a warning that
+    names the message.
     """
     broker = FakeBroker(job(7, x_delay="soon"))
     relayed = Relayed(broker).run()
@@ -356,8 +366,8 @@ def test_a_relay_ignores_an_invalid_x_delay_with_a_warning() -> None:
 
 @pytest.mark.parametrize("more", [0, 1])
 def test_a_delay_that_is_too_long_for_a_wait_queue_is_shortened_with_a_warning(more: int) -> None:
-    """If a message's delay is longer than the longest delay of wait queues, a relay shortens it to that, and prints a
-    warning that names the message.
+    """If a message's delay is longer than a message can wait in a queue, `delayed relay` shortens the delay to the
+    longest possible one, and prints a warning that names the message.
     """
     broker = FakeBroker(job(7, x_delay=LONGEST_IN_QUEUES + more))
     relayed = Relayed(broker).run()
@@ -366,9 +376,9 @@ def test_a_delay_that_is_too_long_for_a_wait_queue_is_shortened_with_a_warning(m
     assert relayed.warnings == ([f"message m is delayed by {longest}, the longest possible delay"] if more else [])
 
 
-def test_a_message_that_cannot_be_encoded_stays_in_the_relays_queue() -> None:
-    """If a message cannot be encoded, a relay prints a warning, leaves the message unacknowledged in the relay's queue,
-    and relays the messages that follow.
+def test_a_message_that_cannot_be_encoded_stays_in_the_queue_of_delayed_relay() -> None:
+    """If a message cannot be encoded, `delayed relay` prints a warning, leaves the message unacknowledged in the
+    command's queue, and relays the messages that follow.
     """
     broker = FakeBroker(job(1), job(2, b"cannot be encoded"), job(3))
     relayed = Relayed(broker).run()
@@ -381,8 +391,8 @@ def test_a_message_that_cannot_be_encoded_stays_in_the_relays_queue() -> None:
 
 
 def test_an_unroutable_due_message_is_dropped_and_counted() -> None:
-    """If a due message is unroutable, a relay drops and counts the message. The delayed message exchange plugin drops
-    such messages, too.
+    """If a message that is due is unroutable, `delayed relay` drops and counts the message. The delayed message
+    exchange plugin drops such messages, too.
     """
     broker = FakeBroker(job(7))
     broker.answer = lambda _: Confirmation.RETURNED
@@ -393,8 +403,9 @@ def test_an_unroutable_due_message_is_dropped_and_counted() -> None:
 
 @pytest.mark.parametrize("delayed", [False, True])
 def test_a_due_message_that_a_queue_rejects_is_delayed_for_another_second(*, delayed: bool) -> None:
-    """If a queue rejects a due message, a relay publishes the message to the wait queue for one second, and then
-    acknowledges it. The message gets a new x-delay only if it had this header before.
+    """If a queue rejects a message that is due, `delayed relay` publishes the message to a wait queue, in which it
+    stays for one second, and then acknowledges the delivery. The message gets a new x-delay only if it had this header
+    before.
     """
     broker = FakeBroker(job(7, **({"x_delay": 0} if delayed else {})))
     broker.answer = lambda message: (
@@ -410,9 +421,9 @@ def test_a_due_message_that_a_queue_rejects_is_delayed_for_another_second(*, del
 
 
 @pytest.mark.parametrize("confirmation", [Confirmation.NACKED, Confirmation.RETURNED])
-def test_a_relay_ends_if_a_message_does_not_reach_its_wait_queue(confirmation: Confirmation) -> None:
-    """If a wait queue rejects a message, or the broker returns the message as unroutable, the relay ends with an error,
-    and the message stays in the relay's queue.
+def test_delayed_relay_ends_if_a_message_does_not_reach_its_wait_queue(confirmation: Confirmation) -> None:
+    """If the queue in which a message is to wait for the end of its delay rejects the message, or the broker returns
+    the message as unroutable, `delayed relay` ends with an error, and the message stays in the command's queue.
     """
     broker = FakeBroker(job(7, x_delay=5000))
     broker.answer = lambda _: confirmation
@@ -441,9 +452,10 @@ class Monotonic:
 def test_a_message_is_acknowledged_once_its_new_wait_queue_would_survive_a_kill_of_rabbitmq(
     monkeypatch: pytest.MonkeyPatch, broker_name: str
 ) -> None:
-    """RabbitMQ saves the name of a new quorum queue a moment after it has declared the queue. So a relay acknowledges a
-    message in a new wait queue 1.5 seconds after the declaration, even if the relay is being stopped. The embedded
-    broker saves the name at once, so there the relay does not wait.
+    """RabbitMQ saves the name of a new quorum queue a moment after it has declared the queue. So, after
+    `delayed relay` has published a message to a new wait queue, the command acknowledges the original message 1.5
+    seconds after the declaration, even if the command is being stopped. The embedded broker saves the name at once, so
+    there the command does not wait.
     """
     clock = Monotonic(monkeypatch)
     broker = FakeBroker(job(7, x_delay=5000), job(8), broker=broker_name)
@@ -474,7 +486,9 @@ def wait_for_changes(checks: WaitQueueChecks) -> None:
 
 
 def test_a_wait_queue_is_used_once_it_has_answered() -> None:
-    """A relay uses a wait queue once the queue has answered. A relay asks each wait queue only once."""
+    """`delayed relay` uses a wait queue, in which messages stay until their delay is over, once the queue has answered
+    a check. The command checks each wait queue only once.
+    """
     asked: list[str] = []
     broker = FakeBroker()
     broker.leader = lambda queue: asked.append(queue)
@@ -499,8 +513,8 @@ def no_leader(_: str) -> object:
 
 
 def test_a_wait_queue_without_a_leader_is_avoided_with_a_warning() -> None:
-    """If a wait queue has no leader, this relay and later relays do not use the queue, and a warning contains the
-    command that deletes the queue.
+    """If a wait queue, in which messages stay until their delay is over, has no leader, this run of `delayed relay` and
+    later runs do not use the queue, and a warning contains the command that deletes the queue.
     """
     broker, dead = FakeBroker(), {"known"}
     broker.leader = no_leader
@@ -518,8 +532,8 @@ def test_a_wait_queue_without_a_leader_is_avoided_with_a_warning() -> None:
 
 
 def test_a_deleted_wait_queue_counts_as_having_answered() -> None:
-    """A wait queue that has been deleted counts as having answered, because the broker returns messages for a deleted
-    queue as unroutable.
+    """If a wait queue has been deleted, `delayed relay` treats it as if it had answered a check, because the broker
+    returns messages for a deleted queue as unroutable.
     """
     broker = FakeBroker()
 
@@ -535,9 +549,9 @@ def test_a_deleted_wait_queue_counts_as_having_answered() -> None:
     assert warnings == []
 
 
-def test_a_relay_opens_another_connection_if_the_one_for_checks_is_closed() -> None:
-    """If RabbitMQ closes the connection on which a relay checks wait queues, the relay opens another connection and
-    checks the wait queue again. Both connections are closed in the end.
+def test_delayed_relay_opens_another_connection_if_the_one_for_checks_is_closed() -> None:
+    """If RabbitMQ closes the connection on which `delayed relay` checks its wait queues, the command opens another
+    connection and checks the wait queue again. Both connections are closed in the end.
     """
     broker = FakeBroker()
     lost = [Unavailable("lost")]
@@ -563,8 +577,9 @@ def test_a_relay_opens_another_connection_if_the_one_for_checks_is_closed() -> N
 def test_a_slow_wait_queue_is_avoided_until_it_answers(
     monkeypatch: pytest.MonkeyPatch, *, pressed: bool, seconds: float, avoided: bool
 ) -> None:
-    """If a wait queue has not answered for three seconds, or for half a second while many messages wait, a relay does
-    not use this queue until it answers. The additional queue that the relay uses in the meantime may be slow.
+    """If a wait queue, in which messages stay until their delay is over, has not answered for three seconds, or for
+    half a second while many messages wait, `delayed relay` does not use this queue until it answers. The additional
+    queue that the command uses in the meantime may be slow.
     """
     clock = Monotonic(monkeypatch)
     may_answer = threading.Event()
@@ -584,9 +599,9 @@ def test_a_slow_wait_queue_is_avoided_until_it_answers(
     assert warnings == []
 
 
-def test_a_check_that_is_running_when_its_relay_ends_opens_no_connection() -> None:
-    """When a relay ends, it does not wait for a check of a wait queue that is still running, and this check does not
-    open another connection.
+def test_a_check_that_is_running_when_delayed_relay_ends_opens_no_connection() -> None:
+    """When `delayed relay` ends, it does not wait for a check of a wait queue that is still running, and this check
+    does not open another connection.
     """
     started, may_go_on, ended = threading.Event(), threading.Event(), threading.Event()
     broker = FakeBroker()
@@ -612,8 +627,8 @@ def test_a_check_that_is_running_when_its_relay_ends_opens_no_connection() -> No
 
 
 def test_a_message_waits_in_another_queue_if_its_wait_queue_has_no_leader() -> None:
-    """If the wait queue for a delay has no leader, messages with this delay wait in an additional queue. Messages
-    without a delay, and messages with other delays, are relayed as usual.
+    """If the queue in which `delayed relay` lets messages with some delay wait has no leader, these messages wait in an
+    additional queue. Messages without a delay, and messages with other delays, are relayed as usual.
     """
     broker = FakeBroker(job(1, x_delay=5000), job(2), job(3, x_delay=2000))
     broker.leader = lambda queue: no_leader(queue) if queue == WAIT else None
@@ -628,8 +643,10 @@ def test_a_message_waits_in_another_queue_if_its_wait_queue_has_no_leader() -> N
     assert len(relayed.warnings) == 1
 
 
-def test_a_relay_does_not_use_a_wait_queue_that_an_earlier_relay_found_without_a_leader() -> None:
-    """If an earlier relay has found that a wait queue has no leader, a relay neither uses nor checks this queue."""
+def test_delayed_relay_does_not_use_a_wait_queue_that_an_earlier_run_found_without_a_leader() -> None:
+    """If an earlier `delayed relay` has found that a wait queue has no leader, a later one neither uses nor checks this
+    queue.
+    """
     asked: list[str] = []
     broker = FakeBroker(job(1, x_delay=5000))
     broker.leader = lambda queue: asked.append(queue)

@@ -23,18 +23,18 @@ class Figures:
         return left.pop(0) if len(left) > 1 else left[0]
 
 
-def test_a_command_has_grown_if_it_needs_more_than_5_percent_more_instructions_or_cpu_time() -> None:
-    """The benchmark `felt` counts a command as grown only if it needs over 5 % more instructions or CPU time than at
-    the base commit.
+def test_a_cost_has_grown_if_it_is_more_than_5_percent_higher_than_at_the_base_commit() -> None:
+    """The benchmark `felt` reports that the cost of a command has grown only if the command needs over 5 % more
+    instructions or CPU time than at the base commit.
     """
     base = {"send x": 100.0, "help": 100.0, "list queues": 100.0}
     assert grown(base, {"send x": 105.0, "help": 105.1, "list queues": 20.0}) == ["help"]
 
 
-def test_felt_marks_a_command_that_has_grown() -> None:
-    """If the CPU time or the instructions that a command needs seem to have grown since the base commit, the benchmark
-    `felt` measures the command again, and marks it GREW if every measurement exceeds that of the base commit by more
-    than the tolerance.
+def test_felt_marks_a_command_whose_cost_has_grown() -> None:
+    """If a command seems to need more CPU time or instructions than at the base commit, the benchmark `felt` measures
+    the command again. `felt` marks the command GREW if the lowest measurement still exceeds the base commit's lowest by
+    more than the tolerance.
     """
     figures = Figures([100.0], [110.0])
     (line,) = check({"send x": figures}, ONE, OTHER)
@@ -44,8 +44,8 @@ def test_felt_marks_a_command_that_has_grown() -> None:
 
 
 def test_felt_does_not_mark_a_command_that_was_slower_by_chance() -> None:
-    """If a command exceeds the tolerance in the first measurement, but not in the second, the benchmark `felt` does not
-    mark it GREW.
+    """If the cost of a command exceeds the tolerance in the first measurement, but not in the second, the benchmark
+    `felt` does not mark the command GREW.
     """
     figures = Figures([100.0], [120.0, 101.0])
     (line,) = check({"send x": figures}, ONE, OTHER)
@@ -53,8 +53,10 @@ def test_felt_does_not_mark_a_command_that_was_slower_by_chance() -> None:
     assert figures.asked.count("other") == 2
 
 
-def test_felt_measures_a_command_that_has_not_grown_only_once() -> None:
-    """If a command is within the tolerance, the benchmark `felt` measures it only once, which keeps CI short."""
+def test_felt_repeats_a_measurement_only_if_the_cost_has_grown() -> None:
+    """If the cost of a command is not higher than the base commit's by more than the tolerance, the benchmark `felt`
+    does not repeat the measurement, which keeps CI short.
+    """
     figures = Figures([100.0], [99.0])
     assert len(list(check({"help": figures}, ONE, OTHER))) == 1
     assert sorted(figures.asked) == ["one", "other"]
@@ -83,8 +85,8 @@ def test_a_line_of_felt_shows_the_medians_the_minima_and_their_ratio() -> None:
 def test_felt_measures_a_broker_that_seems_slower_again(
     monkeypatch: pytest.MonkeyPatch, later: float, mark: str
 ) -> None:
-    """If a broker seems slower than at the base commit, the benchmark `felt` measures it again, and marks it GREW only
-    if it is slower each time.
+    """If the embedded broker seems to need more CPU time per message than at the base commit, the benchmark `felt`
+    measures the broker again, and marks it GREW only if it still seems to need more.
     """
     results = [6.0, later, later, 5.0, 5.0]
 
