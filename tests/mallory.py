@@ -36,7 +36,7 @@ from mqtool.work import history
 from mqtool.work.conversion_plan import PLAN, ConversionPlan, Definition
 from tests.brokers import TestBroker
 
-#: The names of others: an empty queue, one with a message, one with dead letters, and the exchanges that lead there.
+#: Other users' objects: an empty queue, one with a message, one with dead letters, and the exchanges that lead there.
 EMPTY, PAYROLL, WAGES, BURIED, AUDIT, ORDERS, GRAVEYARD = (
     *("empty", "payroll", "wages", "buried", "audit", "orders", "graveyard"),
 )
@@ -94,7 +94,7 @@ definitions = st.fixed_dictionaries(
         ),
     }
 )
-#: A plan as `queue convert` writes it, for a queue of hers or of others; or something that cannot be read as a plan.
+#: A plan as `queue convert` writes it, for her own or another user's queue; or something that cannot be read as a plan.
 plans = st.one_of(
     st.fixed_dictionaries(
         {
@@ -457,7 +457,7 @@ class Attack:
 
     @property
     def others(self) -> Sequence[str]:
-        """The queues and exchanges of others."""
+        """The queues and exchanges of other users."""
         return (*OTHERS, "mallory") if self.rights == DOTTED else OTHERS
 
 
@@ -587,7 +587,7 @@ KNOWN = (
 
 
 class Scene:
-    """A vhost with the queues, exchanges and messages of others, and what the administrator has made for Mallory."""
+    """A vhost with the queues, exchanges and messages of other users, and what the administrator made for Mallory."""
 
     def __init__(self, broker: TestBroker) -> None:
         host = replace(broker, url=broker.url.rsplit("/", 1)[0])
@@ -753,5 +753,5 @@ def is_hers(each: Mapping[str, Any]) -> bool:
 
 
 def untouched(queue: str) -> list[bytes]:
-    """The messages of a queue of others."""
+    """The messages of another user's queue."""
     return [] if queue == EMPTY else [SECRET + queue.encode()]

@@ -157,7 +157,7 @@ def test_errors_over_amqp_1_0_say_what_is_wrong(
     shell: Shell, broker: TestBroker, command: list[str], code: int, says: str
 ) -> None:
     """Over AMQP 1.0, if an option or header is not supported, a queue or exchange does not exist, or the login is
-    refused, the command says so and exits with the documented code.
+    refused, the command's error names this cause, and the command exits with the documented code.
     """
     management = broker.management.replace("http:", "amqp:")
     told = shell.run("mqtool", *(each.format(management=management) for each in command))

@@ -282,12 +282,12 @@ def test_bench_names_a_command_that_failed_during_the_run(shell: Shell) -> None:
     ids=lambda value: value if isinstance(value, str) else f"{value[1]} received",
 )
 @pytest.mark.sampled(2)
-def test_bench_with_rpc_delay_ack_or_churn_loses_no_message(
+def test_bench_with_rpc_delay_ack_or_churn_confirms_everything_and_loses_nothing(
     shell: Shell, broker: TestBroker, options: str, totals: tuple[int, int]
 ) -> None:
-    """`bench` with --rpc, --delay or --ack reports that all messages were confirmed and none was lost. `bench --churn`
-    reports each connection, channel, queue or binding that it has created as confirmed. In all cases, `bench` leaves no
-    queue behind.
+    """`bench` with --rpc, --delay or --ack reports that all messages were confirmed and none was lost. `bench --churn`,
+    which sends no messages, reports as "confirmed" how many connections, channels, queues or bindings it has created.
+    In all cases, `bench` leaves no queue behind.
     """
     (shell.directory / "bodies").write_text("short\n" + "long" * 40_000 + "\n")
     found = _result(shell, "-c", "200", *options.split())

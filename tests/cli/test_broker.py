@@ -354,8 +354,8 @@ def test_broker_up_does_not_take_a_port_of_a_broker_that_is_being_restarted(home
 
 @pytest.mark.parametrize("ended", ["stopped", "killed"])
 def test_broker_up_restores_a_stopped_brokers_kind_port_and_messages(home: Shell, at_port: str, ended: str) -> None:
-    """After `broker down` or kill -9 of the broker, `broker up --name NAME` starts this broker again with its former
-    kind, port and persistent messages.
+    """After `broker down` or kill -9 of the broker, `broker up --name NAME` starts the same kind of broker again, such
+    as the embedded one, on the same port and with the persistent messages.
     """
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--name", "mine", at_port)
     url = f"localhost:{at_port.partition('=')[2]}"

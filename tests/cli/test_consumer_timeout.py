@@ -22,8 +22,8 @@ def impatient(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.mark.keeps_messages
 def test_worker_names_the_consumer_timeout_and_continues(impatient: str, lonely_shell: Shell) -> None:
-    """If the program that `worker` runs takes longer than the broker's consumer timeout, `worker` says so, reopens the
-    channel, and handles the message again when the broker redelivers it.
+    """If the program that `worker` runs takes longer than the broker's consumer timeout, `worker` reports the timeout,
+    reopens the channel, and handles the message again when the broker redelivers it.
     """
     shell = lonely_shell
     shell.environment["MQTOOL_URL"] = impatient

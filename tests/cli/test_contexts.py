@@ -266,8 +266,8 @@ def test_an_error_in_the_contexts_file_is_reported_with_its_line(home: Shell, te
 
 
 def test_mistakes_with_contexts_are_usage_errors(home: Shell) -> None:
-    """If the given context is unknown or invalid, or if the command does not take a context, the command says so and
-    exits with 2.
+    """If a context is unknown or invalid, or if the command does not take a context, the command reports this and exits
+    with 2.
     """
     assert home.run("mqtool", "context", "add", "staging", "-u", "amqp://a").code == 0
     for words, said in {

@@ -370,8 +370,9 @@ def test_queue_convert_stops_if_the_holding_queue_has_no_leader(
 def test_a_queue_with_an_unacknowledged_message_is_not_converted(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While a client holds an unacknowledged message of the queue, `queue convert` fails and says so. Once the client
-    has disconnected, a later run converts the queue with all its messages.
+    """While a client holds an unacknowledged message of the queue, `queue convert` fails, and its error contains the
+    number of unacknowledged messages. Once the client has disconnected, a later run converts the queue with all its
+    messages.
     """
     fill(broker)
     monkeypatch.setattr(held_messages, "_PATIENCE", 0.0)
@@ -995,7 +996,7 @@ def test_queue_convert_dry_run_says_what_the_broker_would_refuse(
 @large
 def test_queue_convert_undo_converts_a_replaced_queue_back(managed: Shell, broker: TestBroker) -> None:
     """If a conversion was killed after it had replaced the queue, `queue convert --undo` converts the queue back to its
-    former type, with all its messages.
+    original type, with all its messages.
     """
     fill(broker)
 
@@ -1176,9 +1177,9 @@ def dead_lettered(broker: TestBroker, headers: dict[str, Any]) -> None:
 def test_a_message_whose_headers_fill_a_frame_does_not_stop_a_conversion(
     broker: TestBroker, kill_at: int | None, undo: bool
 ) -> None:
-    """A message whose headers fill a frame, so that no header can be added, is converted like any other. If `queue
-    convert` is killed, `queue convert --resume` completes the conversion, and `queue convert --undo` reverses the
-    conversion.
+    """`queue convert` also converts a queue with a message whose headers fill a frame, so that mqtool cannot add
+    another header to the message. If the command is killed, `queue convert --resume` completes the conversion of such a
+    queue, and `queue convert --undo` reverses it. In all cases, the messages are unchanged.
     """
     without_name = {"padding": FULL["padding"][:-100]}
     deepest: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The picture of `mqtool ui` with many queues: groups, zoom, labels, Find, and the queues of others."""
+"""The picture of `mqtool ui` with many queues: groups, zoom, labels, Find, and the queues of other users."""
 
 import re
 from collections.abc import Iterable

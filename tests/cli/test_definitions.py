@@ -118,8 +118,9 @@ SERVER_NAMED = {
 
 @pytest.mark.parametrize("like", ["4.0", "4.3", "4.4"])
 def test_definitions_convert_leaves_out_the_bindings_of_server_named_queues(lonely_shell: Shell, like: str) -> None:
-    """`definitions convert` leaves out the bindings of queues named `amq.…` and says so. A broker imports the file that
-    the command writes, but RabbitMQ 4.0 and 4.3 refuse the original file because of these bindings.
+    """`definitions convert` leaves out the bindings of queues named `amq.…`, with a note for each of these bindings. A
+    broker imports the file that the command writes, but RabbitMQ 4.0 and 4.3 refuse the original file because of the
+    bindings.
     """
     (lonely_shell.directory / "old.json").write_text(json.dumps(SERVER_NAMED))
     converted = run(lonely_shell, f"convert old.json --to {like}")
@@ -261,7 +262,7 @@ def test_an_expensive_or_invalid_policy_pattern_does_not_stop_definitions_conver
     lonely_shell: Shell, pattern: str, matches: bool | None
 ) -> None:
     """`definitions convert` does not hang on a policy pattern with exponential backtracking. If the command cannot
-    match a pattern, it assumes that the policy applies to no queue, and says so.
+    match a pattern, it assumes that the policy applies to no queue, and prints a warning.
     """
     document = {
         "vhosts": [{"name": "/"}],

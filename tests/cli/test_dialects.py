@@ -150,8 +150,9 @@ def test_a_named_queue_is_as_durable_as_in_the_dialects_scripts(shell: Shell, co
 
 @on_any_broker
 def test_send_says_that_the_dialect_makes_a_new_queue_transient(shell: Shell) -> None:
-    """When `send --dialect NAME -q QUEUE` on a terminal declares a new queue, it says that the dialect makes the queue
-    transient, and names --durable. It does not say so again once the queue exists.
+    """When `send --dialect NAME -q QUEUE` on a terminal declares a new queue, the command prints a note that the
+    dialect, which is the set of tutorials that it follows, makes the queue transient. The note suggests --durable, and
+    is not printed again once the queue exists.
     """
     send = ("mqtool", "send", "x", "--dialect", "go-classic", "-q")
     said = "it is transient, as in --dialect go-classic; for a durable queue, add --durable"

@@ -130,8 +130,8 @@ def test_a_cluster_in_docker_works_after_one_node_was_killed(home: Shell, image:
 
 
 def test_broker_up_in_docker_without_a_daemon_exits_with_69(home: Shell, image: str, name: str) -> None:
-    """If the Docker daemon does not answer, `broker up --kind docker` says so, suggests --kind embedded, and exits with
-    69.
+    """If the Docker daemon does not answer, `broker up --kind docker` prints the path of the daemon's socket, suggests
+    --kind embedded, and exits with 69.
     """
     result = home.run("mqtool", "broker", "up", "--kind", "docker", environment={"DOCKER_HOST": "unix:///no/such.sock"})
     assert result.code == 69
@@ -141,7 +141,7 @@ def test_broker_up_in_docker_without_a_daemon_exits_with_69(home: Shell, image: 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can switch to a user without permission")
 def test_broker_up_in_docker_without_permission_exits_with_77(image: str, tmp_path: Path) -> None:
-    """If the user may not use the Docker daemon's socket, `broker up --kind docker` says so and exits with 77."""
+    """If the user may not use the Docker daemon's socket, `broker up --kind docker` reports this and exits with 77."""
     nobody = ["setpriv", "--reuid", "65534", "--clear-groups"]
     if subprocess.run([*nobody, "mqtool", "--version"], capture_output=True, check=False).returncode:
         pytest.skip("other users cannot read this checkout")
@@ -152,8 +152,8 @@ def test_broker_up_in_docker_without_permission_exits_with_77(image: str, tmp_pa
 
 
 def test_broker_up_in_docker_reports_a_name_or_port_in_use(home: Shell, image: str, name: str) -> None:
-    """If the container's name or the port is already in use, `broker up --kind docker` says so, exits with 69, and
-    leaves no broker behind.
+    """If the container's name or the port is already in use, `broker up --kind docker` prints this name or port, exits
+    with 69, and leaves no broker behind.
     """
     up = ("mqtool", "broker", "up", "--kind", "docker", "--image", image, "--name", name)
     docker("create", "--name", f"mqtool-{name}", image, "true")
@@ -197,7 +197,9 @@ def test_the_docker_image_lets_guest_log_in_only_from_the_container_itself(image
 
 
 def test_the_build_of_the_docker_image_verifies_the_plugins_checksum(image: str, tmp_path: Path) -> None:
-    """If the checksum of the plugin's file is not the expected one, the build of the Docker image fails and says so."""
+    """If the checksum of the plugin's file is not the expected one, the build of the Docker image fails with an error
+    that names the file.
+    """
     context = tmp_path / "image"
     shutil.copytree(IMAGE_FILES, context)
     (context / "plugin.ez").write_bytes(b"not the plugin")

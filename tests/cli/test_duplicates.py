@@ -15,8 +15,8 @@ def _message(message_id: str, body: str = "x") -> str:
 
 @on_any_broker
 def test_worker_deduplicate_skips_a_message_that_was_handled_before(shell: Shell, broker: TestBroker) -> None:
-    """If a message has the same id as one that was handled before, even by an earlier run of `worker`, `worker
-    --deduplicate` does not handle this message, but acknowledges it and says so.
+    """If a message has the same message ID as one that was handled before, even by an earlier run of `worker`, `worker
+    --deduplicate` does not handle this message, but acknowledges it and prints a note.
     """
     store = ["--deduplicate", "--dedup-store", "store"]
     program = ["--shell", "--exec", "echo did $MQ_MESSAGE_ID"]
@@ -105,7 +105,7 @@ def test_the_message_of_a_killed_worker_is_handled_once(shell: Shell) -> None:
 
 @on_any_broker
 def test_worker_refuses_a_file_that_is_not_a_deduplication_store(shell: Shell) -> None:
-    """If --dedup-store names a file that is not a deduplication store, `worker` says so and exits with 2."""
+    """If --dedup-store names a file that is not a deduplication store, `worker` prints an error and exits with 2."""
     (shell.directory / "notes").write_text("no database, but long enough to be looked at as if it were one" * 20)
     result = shell.run("mqtool", "worker", "--deduplicate", "--dedup-store", "notes", "--exec", "true")
     assert result.code == 2

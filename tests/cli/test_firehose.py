@@ -87,8 +87,8 @@ def test_tap_switches_the_firehose_off_at_its_end(shell: Shell, broker: TestBrok
 
 
 def test_tap_leaves_the_firehose_on_if_it_was_on_before(shell: Shell, broker: TestBroker) -> None:
-    """If the firehose was already on, `tap --all --firehose` says so and leaves it on. `tap --firehose-off` switches
-    the firehose off.
+    """If the firehose was already on, `tap --all --firehose` leaves it on and prints a note. `tap --firehose-off`
+    switches the firehose off.
     """
     broker.api("PUT", f"vhosts/{broker.vhost}", {"tracing": True})
     tap = tapping(shell, "--all").interrupt()
@@ -100,7 +100,7 @@ def test_tap_leaves_the_firehose_on_if_it_was_on_before(shell: Shell, broker: Te
 
 
 def test_the_next_tap_reports_that_a_killed_tap_left_the_firehose_on(shell: Shell, broker: TestBroker) -> None:
-    """If `tap` is killed with kill -9, the firehose stays on. The next `tap` and `doctor` say so, and `tap
+    """If `tap` is killed with kill -9, the firehose stays on. The next `tap` and `doctor` report this, and `tap
     --firehose-off` switches the firehose off.
     """
     tap = tapping(shell, "--all")

@@ -285,8 +285,10 @@ def test_a_command_of_rabbitmqctl_gets_mqtools_command_as_a_hint(lonely_shell: S
 
 
 @pytest.mark.parametrize("row", re.findall(r"(?m)^  \S+  mqtool (.*)", topic_text("rabbitmqctl")[1]))
-def test_commands_in_the_rabbitmqctl_topic_exist(row: str) -> None:
-    """Each line of `mqtool help rabbitmqctl` shows an existing command with existing options."""
+def test_mqtool_commands_in_the_rabbitmqctl_topic_exist(row: str) -> None:
+    """`mqtool help rabbitmqctl` lists rabbitmqctl commands and the corresponding mqtool commands. Each of these mqtool
+    commands exists, and has the options that are listed with it.
+    """
     words = row.split()
     if words != ["--version"]:
         command = next(each for each in leaves(described()) if tuple(words[: len(each.words)]) == each.words)

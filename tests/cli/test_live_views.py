@@ -1,4 +1,6 @@
-"""The broker restarts while `top`, `list --watch` and `topology --live` run: they say so and continue."""
+"""If the broker restarts while `top`, `list --watch` or `topology --live` runs, the command shows that it is
+reconnecting, and then continues.
+"""
 
 import re
 import uuid

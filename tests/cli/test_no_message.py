@@ -35,9 +35,9 @@ def test_a_publishing_command_with_a_queue_or_exchange_needs_a_message(shell: Sh
 
 
 @on_any_broker
-def test_empty_input_publishes_nothing_and_a_note_says_so(shell: Shell) -> None:
-    """If stdin or the input file is empty, `send` and `new-task` publish nothing and say so. If the message argument is
-    '', or is - and stdin is empty, `send` publishes an empty message.
+def test_empty_input_publishes_nothing_and_prints_a_note(shell: Shell) -> None:
+    """If stdin or the input file is empty, `send` and `new-task` publish nothing, and a note says that the input is
+    empty. If the message argument is '', or is - and stdin is empty, `send` publishes an empty message.
     """
     shell.run("mqtool", "queue", "declare", "jobs")
     for command in (["send"], ["send", "-q", "jobs"], ["new-task"]):

@@ -573,9 +573,9 @@ def test_a_terminal_that_publishes_and_consumes_is_one_box(chromium: Any, tmp_pa
 
 
 def test_a_terminal_that_publishes_and_consumes_is_one_row_of_the_table(chromium: Any, tmp_path: Path) -> None:
-    """If the program in a terminal publishes and consumes, the table on a tutorial's page has one row for the terminal,
-    with the exchange and the queue that the program uses. A click on the terminal's box in the picture opens a single
-    panel.
+    """A tutorial's page shows its terminals in a picture and in a table. If the program in a terminal publishes and
+    consumes, the table has one row for this terminal, with the program's exchange and queue, and a click on the
+    terminal in the picture opens one panel, with the heading "Publisher and consumer".
     """
     page = recorded(chromium, tmp_path, of_rpc())
     seek(page, 0.4)

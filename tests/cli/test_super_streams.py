@@ -85,7 +85,7 @@ def test_without_a_routing_key_messages_go_to_each_partition_in_turn(shell: Shel
 @on_any_broker
 def test_an_existing_super_stream_is_used_with_its_partitions(shell: Shell) -> None:
     """If a super stream exists with a different number of partitions than --partitions says, `receive-stream` uses the
-    existing partitions and says so. With --strict, `receive-stream` exits with 78.
+    existing partitions and prints their number. With --strict, `receive-stream` exits with 78.
     """
     shell.run("mqtool", "send-stream", *CREATED, "-r", "hello1", "x")
     other = ("mqtool", "receive-stream", "-q", "orders", "--partitions", "5", "-c", "1", "--raw")

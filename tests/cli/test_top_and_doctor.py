@@ -133,8 +133,8 @@ def test_doctor_reports_cycles_and_dead_ends(watcher: Shell, broker: TestBroker)
 
 
 def test_queue_declare_and_doctor_say_that_dead_letters_would_be_lost(watcher: Shell, broker: TestBroker) -> None:
-    """If a queue dead-letters to a queue that does not exist, `queue declare` and `doctor` say so, and print the
-    command that declares the missing queue.
+    """If a queue dead-letters to a queue that does not exist, `queue declare` and `doctor` warn that the dead letters
+    are lost, and print the command that declares the missing queue.
     """
     declare = ("mqtool", "queue", "declare", "orders", "--dead-letter-exchange", "")
     said = " ".join(watcher.run(*declare).stderr.split())

@@ -64,8 +64,8 @@ def test_tutorial_try_says_once_how_to_reach_its_broker_if_no_message_arrives(br
 
 
 def test_tutorial_try_says_once_that_no_further_message_arrives(broker: TestBroker) -> None:
-    """If no further message reaches the broker for some time after the first messages of a goal, `tutorial try` says so
-    once.
+    """If no further message reaches the broker for some time after the first messages of a goal, `tutorial try` prints
+    one note about this.
     """
     with closing(Plain(broker.url)) as plain, Trial(watched(broker, "export AMQP_URL=x"), silence=2) as trial:
         trial.prepare(_WAITS)

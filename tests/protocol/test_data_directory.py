@@ -78,8 +78,8 @@ def test_deeply_nested_queue_arguments_are_stored_or_refused(process: BrokerProc
 
 
 def test_deleting_a_virtual_host_deletes_its_bindings_and_policies(process: BrokerProcess) -> None:
-    """If a virtual host is deleted, and is created again after a restart of the broker, the virtual host has none of
-    its former bindings and policies.
+    """If a virtual host is deleted, and is created again after a restart of the broker, the new virtual host has none
+    of the bindings and policies of the deleted one.
     """
     api = Api(process.management_url)
     api("PUT", "vhosts/v")

@@ -267,8 +267,9 @@ def test_an_import_skips_the_bindings_of_reserved_names(api: Api, vhost: str) ->
 def test_an_imported_binding_of_a_missing_queue_is_handled_as_in_each_rabbitmq_version(
     like: str, reserved: int, other: int, api_of: Callable[[EmbeddedBroker], Api]
 ) -> None:
-    """RabbitMQ 3.10 skips an imported binding of a missing queue. From 4.0 on, RabbitMQ refuses the import, but 4.4
-    skips the binding if the queue's name begins with `amq.`.
+    """RabbitMQ 3.10 skips an imported binding of a queue that does not exist. RabbitMQ 4.0, 4.2 and 4.3 refuse an
+    import with such a binding. RabbitMQ 4.4 skips the binding if the queue's name begins with `amq.`, and otherwise
+    refuses the import.
     """
     with EmbeddedBroker(management_port=0, like=like) as broker:
         api = api_of(broker)

@@ -157,8 +157,8 @@ def test_recorded_events_say_why_the_broker_closed_a_connection(vhost: Vhost, ch
 
 
 def test_a_query_for_a_misspelled_queue_suggests_a_similar_name(vhost: Vhost, channel: BlockingChannel) -> None:
-    """If a test asks for a queue that does not exist, the printed result says so, and suggests an existing queue with
-    a similar name.
+    """If a test asks for a queue that does not exist, the printed result reports this, and suggests an existing queue
+    with a similar name.
     """
     assert channel.is_open, "it has declared the queue jobs"
     meant = "queue 'jbos' does not exist: did you mean 'jobs'?"
@@ -385,8 +385,9 @@ def test_an_async_condition_is_refused() -> None:
 def test_a_failed_assertion_names_the_queue_whose_messages_were_not_acknowledged(
     vhost: Vhost, channel: BlockingChannel
 ) -> None:
-    """If a message was delivered but not acknowledged, a failed assertion says so and names the queue. After the
-    consumer's channel is closed, the assertion says that the message is ready again.
+    """If a message was delivered but not acknowledged, a failed assertion about acknowledged messages names the queue
+    and the number of such messages. After the consumer's channel is closed, the assertion says that the message is
+    ready again.
     """
     channel.basic_publish("", "jobs", b"1")
     assert channel.basic_get("jobs")[2] == b"1"

@@ -309,8 +309,8 @@ def test_refusals_name_the_permission_and_passive_declarations_need_one(
 def test_a_transaction_commit_to_a_deleted_queue_depends_on_the_version(
     broker: TestBroker, channel: BlockingChannel, connect: Callable[..., pika.BlockingConnection]
 ) -> None:
-    """If the queue of a transaction's message is deleted, tx.commit succeeds up to RabbitMQ 3.13. In 4.0, it closes the
-    channel, and from 4.2 on, it closes the connection.
+    """If a message is published in a transaction, and its queue is deleted before tx.commit, the commit succeeds up to
+    RabbitMQ 3.13. In RabbitMQ 4.0 and 4.1, the commit closes the channel; from 4.2 on, it closes the connection.
     """
     channel.queue_declare("q", durable=True)
     other = connect().channel()

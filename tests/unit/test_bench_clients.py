@@ -511,7 +511,8 @@ def test_a_bench_consumer_with_rpc_replies_to_each_request() -> None:
 
 def test_a_bench_consumer_acknowledges_and_counts_messages_from_outside_its_run() -> None:
     """With `--rpc`, a `bench` consumer sends no reply to a message that does not belong to its run, whatever the
-    message contains. The consumer acknowledges and counts such messages, and leaves them out of all other figures.
+    message contains. The consumer acknowledges such messages, counts them separately, and leaves them out of all other
+    figures.
     """
     wire = Asked(Clock())
     client = BenchConsumer(job("consumer", rpc=True), Orders())

@@ -88,8 +88,9 @@ TOLD = "clients that declare 'jobs' with the old type or arguments get 406 PRECO
 
 
 def test_a_conversion_to_another_type_keeps_the_queues_arguments() -> None:
-    """A conversion to another queue type keeps the queue's arguments. A remark says that clients that declare the queue
-    with the old type or arguments get 406 PRECONDITION_FAILED. Nothing prevents the conversion.
+    """A conversion to another queue type keeps the queue's arguments, such as x-max-length, and changes only
+    x-queue-type. The plan of this conversion contains no refusal and one remark: clients that declare the queue with
+    the old type or arguments get 406 PRECONDITION_FAILED.
     """
     it = found(queue=view(arguments={"x-queue-type": "classic", "x-max-length": 5, "app": "a"}, messages_ready=3))
     assert it.plan.queue == "jobs"
@@ -190,8 +191,8 @@ def test_arguments_named_in_the_command_are_set_or_removed() -> None:
 
 def test_an_unsupported_argument_without_effect_on_messages_is_left_out_with_a_remark() -> None:
     """If the new queue type does not support an argument that has no effect on messages, `queue convert` leaves the
-    argument out, and a remark says so. If the command itself removes the argument with `--argument NAME:=null`, there
-    is no remark.
+    argument out and prints a remark with its name. If the command itself removes the argument with `--argument
+    NAME:=null`, there is no such remark.
     """
     queue = view(arguments={"x-queue-mode": "lazy", "x-queue-version": 2})
     it = found(queue=queue)

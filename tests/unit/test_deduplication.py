@@ -60,7 +60,7 @@ def test_with_deduplicate_a_worker_handles_a_message_once(path: Path) -> None:
 )
 def test_a_message_with_another_broker_queue_client_or_id_is_not_a_duplicate(path: Path, other: MessageKey) -> None:
     """With `--deduplicate`, a message is not a duplicate of a handled message if it is on another broker, in another
-    queue or from another client, or if its id differs, even if only in upper and lower case.
+    queue or from another client, or if its message ID differs, even if only in letter case.
     """
     store = HandledMessages(path, DAY)
     store.begin(KEY)

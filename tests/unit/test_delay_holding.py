@@ -147,9 +147,10 @@ def test_a_delayed_message_for_an_exchange_keeps_its_routing_key(via: Via) -> No
     assert (found.exchange, found.routing_key) == (where[via], "kern.info")
 
 
-def test_a_publisher_can_send_a_delayed_message_again_as_it_was() -> None:
-    """`send --failed-to` writes a delayed message with its due time instead of a delay, and without the headers that
-    mqtool added to delay it, so that sending the message again does not delay it for longer.
+def test_failed_to_saves_a_delayed_message_with_its_due_time() -> None:
+    """If a delayed message is not confirmed, `send --failed-to` saves the message with its due time instead of its
+    delay, and without the headers that mqtool added to delay it. So the message is not delayed any longer if it is sent
+    again.
     """
     message = Message(b"x", "jobs", None, {"headers": {"a": 1}}, "id-1", 5.25)
     again = original(held(message))

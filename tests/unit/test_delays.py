@@ -114,8 +114,8 @@ def test_the_hint_names_the_plugin_release_for_the_broker(version: str) -> None:
 
 @pytest.mark.parametrize("version", ["4.3.0", "4.10.1", "5.0.0"])
 def test_without_a_plugin_release_the_hint_names_via_ttl(version: str) -> None:
-    """For RabbitMQ 4.3 and later, which cannot load the delayed message plugin, the hint names `--via ttl`, and no
-    command that would fail.
+    """If a command needs the delayed message plugin, but the broker is RabbitMQ 4.3 or later, for which the plugin has
+    no release, the error's hint suggests `--via ttl`, and does not suggest enabling the plugin.
     """
     error = PluginMissing(f"RabbitMQ {version}")
     assert f"RabbitMQ {version} cannot have the delayed message plugin" in str(error)

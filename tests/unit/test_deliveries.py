@@ -208,9 +208,9 @@ def test_acknowledgements_are_sent_in_the_frames_that_pika_would_send() -> None:
         spec.Connection.Close(541, "INTERNAL_ERROR", 0, 0),
     ],
 )
-def test_methods_with_strings_from_others_are_decoded_like_pika_does(method: Any) -> None:
-    """A method that contains strings of other clients has the fields that pika decodes; a string that is not UTF-8 is
-    no error.
+def test_methods_are_decoded_as_by_pika_even_if_their_strings_are_not_utf_8(method: Any) -> None:
+    """mqtool decodes basic.deliver, basic.get-ok, basic.return, channel.close and connection.close to the same fields
+    as pika. If a routing key or a reply text in such a method is not valid UTF-8, mqtool still decodes the method.
     """
     data = frame.Method(3, method).marshal()
     found = decode_frame(data)

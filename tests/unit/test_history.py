@@ -96,12 +96,13 @@ def test_mqtool_counts_how_often_a_dead_letter_was_moved_back(headers: dict[str,
         "exchange that is not UTF-8",
     ],
 )
-def test_a_publisher_cannot_forge_the_origin_of_a_message(
+def test_origin_headers_count_only_if_the_message_came_through_the_default_exchange(
     headers: dict[str, Any] | None, exchange: str, key: str, origin: Origin
 ) -> None:
-    """mqtool trusts the headers with a message's original exchange and routing key only if they contain valid names,
-    and if the message came to its queue through the default exchange, directly or from one of the queue's own wait
-    queues. Otherwise, the message's origin is the exchange and routing key of the delivery.
+    """The headers `mqtool-exchange` and `mqtool-routing-key` name the exchange and routing key with which a message was
+    first published. mqtool uses these headers only if the message came to its queue through the default exchange:
+    directly, or from one of the queue's own wait queues, in which mqtool delays retries. Instead of a header that is
+    missing, invalid or not used, mqtool uses the exchange or routing key of the delivery.
     """
     assert history.origin_of(delivery(headers, exchange, key)) == origin
 

@@ -200,9 +200,9 @@ def test_a_program_that_exits_with_65_rejects_its_message() -> None:
     ids=["bad data", "usage error"],
 )
 def test_a_message_too_large_for_its_history_is_dead_lettered_without_its_headers(error: Exception) -> None:
-    """If a failed message's headers are too large for its history to be added, the message is dead-lettered instead of
-    retried. If they are too large even for that, the message loses its own headers, and the notice and the last error
-    say so.
+    """If a failed message's headers are so large that `worker` cannot add the message's history, the message is
+    dead-lettered instead of retried. If the headers are too large even for that, the message loses its own headers, and
+    both the notice and the header mqtool-last-error report this.
     """
     channel, notices = FakeChannel(error, error, CONFIRMED), list[str]()
     assert retrying(channel, retries=2, notice=notices.append).retry(AGAIN, "exit status 1") is False

@@ -1,4 +1,4 @@
-"""If mqtool cannot use the installed rstream, it says so before the first connection, and which versions to install."""
+"""If mqtool cannot use the installed rstream, an error names the versions to install, before the first connection."""
 
 import tomllib
 from collections.abc import Iterator

@@ -349,8 +349,9 @@ class Started:
 
 
 def test_a_program_that_a_killed_runner_should_run_has_exit_status_126() -> None:
-    """Each runner of a worker is a process of its own. If a runner is killed, the next program for this runner gets
-    exit status 126, as if the program could not be executed. The other runners still run programs.
+    """`worker` starts its programs through separate processes, called runners. If a runner is killed, the next program
+    that it should have started counts as having exited with 126, the status for a program that cannot be executed. The
+    other runners still run programs.
     """
     first = Started(A="a")
     second = Started(first)

@@ -582,8 +582,9 @@ class Hooks:
 def test_a_message_that_is_sent_settled_is_recorded_as_acknowledged_at_once(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, *, settled: bool
 ) -> None:
-    """While the embedded broker records messages, it records a message that it sends settled as acknowledged at once,
-    and an unsettled one once the client accepts it. The same is true of messages from streams.
+    """While a test records what the embedded broker does, a message that the broker sends settled over AMQP 1.0 is
+    recorded as acknowledged immediately. A message that the broker sends unsettled is recorded as acknowledged when the
+    client accepts it. Both are true of messages from queues and from streams.
     """
     hooks: Any = Hooks()
     broker.hooks = hooks

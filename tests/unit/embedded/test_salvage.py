@@ -100,8 +100,9 @@ def test_the_log_of_a_killed_broker_is_read_and_no_copy_of_it_is_left(killed: Pa
 def test_damage_to_the_log_is_reported_with_the_number_of_lost_changes(
     killed: Path, page: int, offset: int, reported: str, count: int
 ) -> None:
-    """If a bit of SQLite's log is flipped, the broker reads the changes before the damage, and reports those that are
-    lost. The damaged log and the database are kept as they were, readable only by their user.
+    """If a bit of SQLite's log is flipped, the broker reads the changes before the damage, and reports how many are
+    lost. The broker keeps unchanged copies of the damaged log and of the database, which only the files' owner can
+    read.
     """
     log = killed / f"{FILE}-wal"
     flip(log, offset + (LOG_HEADER + (page - 1) * (PAGE_HEADER + PAGE) if page else 0))
@@ -249,9 +250,9 @@ def overwrite(database: Path, *contents: bytes) -> None:
 def test_the_messages_before_and_after_a_damaged_part_of_the_database_are_read(
     stopped: Path, contents: list[bytes], lost: str
 ) -> None:
-    """If pages of the database are damaged, the broker moves the definitions and messages before and after the damage
-    to a new database, readable only by its user. It reports once what is lost, keeps the damaged file as it was, and
-    does not create the default user again.
+    """If pages of the database are damaged, the broker copies the definitions and messages before and after the damage
+    to a new database file, which only the file's owner can read. The broker reports the loss once, keeps the damaged
+    file unchanged in another directory, and does not create the default user again.
     """
     overwrite(stopped, *contents)
     before = stopped.read_bytes()
@@ -299,7 +300,9 @@ def test_incomplete_messages_beside_a_damaged_part_of_the_database_are_left_out(
 
 
 def test_lost_definitions_are_reported(opened: Database, tmp_path: Path) -> None:
-    """If definitions are lost, the report says so, even if all messages could be read."""
+    """If definitions are lost, the broker reports that some of its queues, exchanges, bindings or users could not be
+    read, even if all messages could.
+    """
     write_definitions(opened.db, {("queue", b"%03d" % number): bytes(900) for number in range(100)})
     write_entries(opened.db, [(1, 1, None, 0, 0, b"", b"", body(1))], [], {})
     opened.checkpoint()

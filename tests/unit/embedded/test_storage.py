@@ -434,8 +434,9 @@ async def writing_a_dead_letter(directory: Path, disk: WaitingDisk) -> tuple[Sto
 
 
 def test_a_kill_while_a_dead_letter_is_written_to_a_stream_neither_loses_nor_duplicates_it(tmp_path: Path) -> None:
-    """If the broker is killed while it is writing a dead letter to a stream, the message is still in its original
-    queue, and no other queue has a copy yet.
+    """If the broker is killed while it writes a dead letter to a stream and a copy of it to another queue, the message
+    is still in its original queue after a restart, and the other queue has no copy. The message leaves its original
+    queue only when the copies are on disk.
     """
     directory, copy = tmp_path / "data", tmp_path / "copy"
 

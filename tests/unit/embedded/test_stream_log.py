@@ -366,8 +366,8 @@ def test_old_segments_are_deleted_by_size_and_age(bench: Bench) -> None:
 def test_messages_are_stored_although_the_oldest_segment_cannot_be_deleted(
     on_disk: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If the disk does not let the broker delete a stream's oldest segment, the log says so, and the stream's new
-    messages are stored and can be read all the same. The segment is deleted when the next one begins.
+    """If the disk does not let the broker delete a stream's oldest segment, the broker logs an error, and the stream's
+    new messages are stored and can still be read. The segment is deleted when the next segment begins.
     """
     log = on_disk.open(segment_bytes=1_000, max_bytes=1_000)
     on_disk.add(bytes(600))
