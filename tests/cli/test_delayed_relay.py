@@ -31,7 +31,7 @@ AT_ONCE = 200
 
 
 def relay(shell: Shell, *words: str) -> Running:
-    """Start a relay of the exchange `tasks`, and bind the queue `jobs` where it delivers."""
+    """Start `delayed relay tasks`, and bind the queue `jobs` to the exchange for due messages."""
     running = shell.start("mqtool", "delayed", "relay", "tasks", *words, ready=True).wait_until_ready()
     assert shell.run("mqtool", "queue", "declare", "jobs").code == 0
     assert shell.run("mqtool", "exchange", "bind", "tasks.relayed", "jobs", "jobs.#").code == 0
@@ -166,7 +166,7 @@ def test_delayed_relay_continues_after_the_broker_was_killed(lonely_shell: Shell
 
 
 def taken(broker: Restartable) -> int:
-    """The number of messages in all other queues; 0 as long as messages are in the relay's queue."""
+    """The number of messages in all other queues; 0 as long as messages are in the queue of `delayed relay`."""
     depths = {queue["name"]: queue.get("messages", 0) for queue in broker.queues()}
     return 0 if depths["tasks.relay"] else sum(depths.values())
 

@@ -1,4 +1,4 @@
-"""Queues of type stream over AMQP 0-9-1: many readers of one stream, each at its own offset."""
+"""Queues of type stream over AMQP 0-9-1: many consumers of one stream, each at its own offset."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -51,9 +51,9 @@ class Reader:
         return [properties.headers["x-stream-offset"] for _, properties, _ in self.got]
 
 
-def test_each_stream_reader_gets_every_message(channel: BlockingChannel, take: Take) -> None:
-    """Each reader of a stream gets all messages in order, with their original properties and with the additional header
-    x-stream-offset.
+def test_each_stream_consumer_gets_every_message(channel: BlockingChannel, take: Take) -> None:
+    """Each consumer of a stream gets all messages in order, with their original properties and with the additional
+    header x-stream-offset.
     """
     channel.queue_bind("s", "amq.topic", "a.#")
     properties = BasicProperties(
@@ -87,11 +87,11 @@ def test_each_stream_reader_gets_every_message(channel: BlockingChannel, take: T
     ],
     ids=str,
 )
-def test_a_stream_reader_starts_at_x_stream_offset(
+def test_a_stream_consumer_starts_at_x_stream_offset(
     channel: BlockingChannel, take: Take, offset: object, expected: list[int]
 ) -> None:
-    """A reader of a stream starts at its x-stream-offset: first, last, next, a number, a time or an age. Without
-    x-stream-offset, the reader starts at the next message.
+    """A consumer of a stream starts at its x-stream-offset: first, last, next, a number, a time or an age. Without
+    x-stream-offset, the consumer starts at the next message.
     """
     publish(channel, *"abcde")
     reader = Reader(channel.connection, **({} if offset is None else {"offset": offset}))
@@ -100,11 +100,11 @@ def test_a_stream_reader_starts_at_x_stream_offset(
     assert reader.offsets == [*expected, 5]
 
 
-def test_a_stream_reader_with_an_offset_beyond_the_end_waits_for_the_message_there(
+def test_a_stream_consumer_with_an_offset_beyond_the_end_waits_for_the_message_there(
     channel: BlockingChannel, take: Take
 ) -> None:
-    """If a reader's x-stream-offset is beyond the end of the stream, the reader gets no message until the message at
-    this offset is published.
+    """If the x-stream-offset of a consumer is beyond the end of the stream, the consumer gets no message until the
+    message at this offset is published.
     """
     publish(channel, "a")
     reader = Reader(channel.connection, offset=3)
@@ -113,11 +113,11 @@ def test_a_stream_reader_with_an_offset_beyond_the_end_waits_for_the_message_the
     assert reader.bodies == ["d", "e"]
 
 
-def test_a_stream_reader_gets_another_message_for_each_one_that_it_acknowledges(
+def test_a_stream_consumer_gets_another_message_for_each_one_that_it_acknowledges(
     channel: BlockingChannel, take: Take
 ) -> None:
-    """A reader of a stream first gets as many messages as its prefetch allows. It then gets one more for each message
-    that it acknowledges.
+    """A consumer of a stream first gets as many messages as its prefetch allows. For each message that the consumer
+    acknowledges, it then gets one more.
     """
     publish(channel, *"abcdef")
     reader = Reader(channel.connection, prefetch=2, offset="first")
@@ -132,7 +132,7 @@ def test_a_stream_reader_gets_another_message_for_each_one_that_it_acknowledges(
 def test_unacknowledged_messages_of_a_stream_are_not_redelivered(
     channel: BlockingChannel, connect: Connect, take: Take
 ) -> None:
-    """When a reader of a stream disconnects, its unacknowledged messages are not redelivered to other readers."""
+    """When a consumer of a stream disconnects, its unacknowledged messages are not redelivered to other consumers."""
     publish(channel, *"abc")
     gone = Reader(connect(), offset="first")
     stays = Reader(channel.connection, offset="first")
@@ -146,10 +146,8 @@ def test_unacknowledged_messages_of_a_stream_are_not_redelivered(
     assert not any(method.redelivered for method, _, _ in stays.got)
 
 
-def test_deleting_a_stream_cancels_its_readers(channel: BlockingChannel, take: Take) -> None:
-    """When a stream is deleted, its readers get basic.cancel. A new stream with the same name starts at the
-    offset 0.
-    """
+def test_deleting_a_stream_cancels_its_consumers(channel: BlockingChannel, take: Take) -> None:
+    """When a stream is deleted, its consumers get basic.cancel. A new stream with the same name starts at the offset 0."""
     publish(channel, "a")
     reader = Reader(channel.connection)
     cancelled: list[object] = []

@@ -246,8 +246,8 @@ def test_a_program_that_closes_its_output_early_keeps_running(run: Callable[...,
 
 
 def test_a_program_is_killed_if_its_worker_dies() -> None:
-    """If a worker dies, its runner kills the process group of the program and exits. The broker redelivers the message
-    to another worker.
+    """If a worker dies, its runner, the process that runs the worker's program, kills the program's process group and
+    exits. The broker redelivers the message to another worker.
     """
     ours, theirs = socket.socketpair()
     with theirs:
@@ -314,9 +314,9 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[Endin
 def test_a_runner_runs_one_program_after_another_until_its_worker_ends(
     served: Callable[..., list[Ending]], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A runner runs one program after another for its worker, even after a program that could not be started, and exits
-    when its worker ends. A runner has its own process group, so that Ctrl-C reaches only the worker, and the default
-    handlers for SIGINT and SIGTERM.
+    """A runner is a process that runs programs for `worker`: one after another, even after a program that could not be
+    started, until the worker ends. A runner has its own process group, so that Ctrl-C reaches only the worker, and the
+    default handlers for SIGINT and SIGTERM.
     """
     missing = shell("")._replace(path="/does/not/exist")
     endings = served(
@@ -367,8 +367,8 @@ def test_a_program_that_a_killed_runner_should_run_has_exit_status_126() -> None
 
 
 def test_a_runner_ends_with_its_worker_even_if_a_later_runner_has_inherited_its_socket() -> None:
-    """A runner ends when its worker closes the socket to this runner, even if another runner, which was started later
-    and has inherited this socket, still runs.
+    """A runner, the process that runs programs for `worker`, ends when the worker closes the socket to this runner,
+    even if another runner, which was started later and has inherited this socket, is still running.
     """
     first = Started()
     second = Started(first)
@@ -410,8 +410,9 @@ def pipe() -> Iterator[tuple[_Stderr, int]]:
 
 
 def test_a_runner_does_not_block_if_mqtools_stderr_is_a_full_pipe(pipe: tuple[_Stderr, int]) -> None:
-    """If mqtool's stderr is a full pipe that nobody reads, a runner keeps a program's stderr in memory, and writes it
-    once there is room in the pipe. The file descriptor that the runner shares with other processes stays blocking.
+    """If mqtool's stderr is a full pipe that no process reads, the runner, which is the process that runs a worker's
+    programs, keeps a program's stderr in memory, and writes it once there is room in the pipe. The file descriptor of
+    mqtool's stderr stays blocking, because other processes use it, too.
     """
     stderr, reading = pipe
     assert stderr.descriptor != 2
@@ -429,7 +430,9 @@ def test_a_runner_does_not_block_if_mqtools_stderr_is_a_full_pipe(pipe: tuple[_S
 
 
 def test_a_programs_stderr_is_dropped_once_the_reader_of_mqtools_stderr_has_ended(pipe: tuple[_Stderr, int]) -> None:
-    """If the process that reads mqtool's stderr has ended, a runner drops its program's stderr without an error."""
+    """If the process that reads mqtool's stderr has ended, the stderr of a program that `worker` runs is dropped
+    without an error.
+    """
     stderr, reading = pipe
     stderr.write(b"a" * (PIPE_SIZE + 10))
     os.close(reading)
@@ -438,7 +441,9 @@ def test_a_programs_stderr_is_dropped_once_the_reader_of_mqtools_stderr_has_ende
 
 
 def test_the_rest_of_stderr_is_written_before_a_runner_ends(pipe: tuple[_Stderr, int]) -> None:
-    """Before a runner ends, it writes the rest of its program's stderr, as fast as mqtool's stderr is read."""
+    """Before a runner, the process that runs a worker's programs, ends, it writes the rest of its program's stderr, as
+    fast as mqtool's stderr is read.
+    """
     stderr, reading = pipe
     stderr.write(b"a" * (3 * PIPE_SIZE))
     got: list[bytes] = []

@@ -118,7 +118,7 @@ def _failure(report: pytest.TestReport) -> str:
 
 
 def _why(last: str, errors: Sequence[str], output: Sequence[str]) -> str:
-    """Return the refused operation that a test's errors name; else its last error, shortened, and one from its output."""
+    """Return the refused operation that the errors name; or the last error, shortened, and one from the output."""
     if (known := cause("\n".join(errors))) is not None:
         return known
     cut = last if len(last) <= _ROOM else last[: _ROOM - 1] + "…"
