@@ -16,7 +16,7 @@ def _message(message_id: str, body: str = "x") -> str:
 @on_any_broker
 def test_worker_deduplicate_skips_a_message_that_was_handled_before(shell: Shell, broker: TestBroker) -> None:
     """If a message has the same message ID as one that was handled before, even by an earlier run of `worker`, `worker
-    --deduplicate` does not handle this message, but acknowledges it and prints a note.
+    --deduplicate` does not handle this message again, but acknowledges it and prints a note with the message ID.
     """
     store = ["--deduplicate", "--dedup-store", "store"]
     program = ["--shell", "--exec", "echo did $MQ_MESSAGE_ID"]

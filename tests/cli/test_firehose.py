@@ -87,8 +87,8 @@ def test_tap_switches_the_firehose_off_at_its_end(shell: Shell, broker: TestBrok
 
 
 def test_tap_leaves_the_firehose_on_if_it_was_on_before(shell: Shell, broker: TestBroker) -> None:
-    """If the firehose was already on, `tap --all --firehose` leaves it on and prints a note. `tap --firehose-off`
-    switches the firehose off.
+    """If the firehose was already on, `tap --all --firehose` leaves it on, and prints a note that it was on before.
+    `tap --firehose-off` switches the firehose off.
     """
     broker.api("PUT", f"vhosts/{broker.vhost}", {"tracing": True})
     tap = tapping(shell, "--all").interrupt()

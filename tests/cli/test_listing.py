@@ -66,8 +66,8 @@ def test_each_list_command_shows_what_is_on_the_broker(
 
 
 def test_list_queues_shows_current_counts(shell: Shell, listing: object) -> None:
-    """`list queues` shows current counts of ready messages and consumers. If the counts of unacknowledged
-    messages are up to 5 s old, the command prints a note.
+    """`list queues` shows current counts of ready messages and consumers. If the counts of unacknowledged messages are
+    up to 5 s old, the command prints a note about their age.
     """
     shell.run("mqtool", "new-task", "-l", stdin="one\ntwo\nthree\n")
     listed = shell.run("mqtool", "list", "queues")
@@ -237,7 +237,7 @@ def test_a_mistyped_column_gets_a_suggestion(shell: Shell, listing: object) -> N
 
 @on_any_broker
 def test_list_queues_says_that_there_are_no_queues(shell: Shell, listing: object, broker: TestBroker) -> None:
-    """If there are no queues, `list queues` prints a note with the virtual host on stderr, and nothing on stdout."""
+    """If the virtual host has no queues, `list queues` prints a sentence on stderr, and nothing on stdout."""
     empty = shell.run("mqtool", "list", "queues")
     assert (empty.stdout, empty.stderr, empty.code) == ("", f"no queues in vhost '{broker.vhost}'\n", 0)
 

@@ -157,8 +157,8 @@ def test_send_exits_with_3_if_messages_of_a_killed_run_are_still_unsent(shell: S
     ids=["fanout", "direct", "headers", "send", "quiet", "x-delay"],
 )
 def test_a_message_that_no_queue_received_is_reported(shell: Shell, command: str, line: str) -> None:
-    """If no queue receives a message that `send` or `emit-log` publishes to an exchange, the command prints a note and
-    exits with 0. With -l, the note contains the number of messages that no queue received.
+    """If no queue receives a message that `send` or `emit-log` publishes to an exchange, the command prints a note that
+    no queue received it, and exits with 0. With -l, the note contains the number of such messages.
     """
     sent = shell.run("mqtool", *command.split())
     assert (sent.stdout, sent.stderr, sent.code) == ("", line, 0)
@@ -478,8 +478,8 @@ def test_worker_warns_if_its_timeout_exceeds_the_consumer_timeout(shell: Shell) 
 
 
 def test_rpc_client_says_immediately_that_no_server_consumes(shell: Shell) -> None:
-    """If the request queue has no consumer, `rpc-client` immediately prints a note and waits for a server. Once a
-    server has started, `rpc-client` prints the reply.
+    """If the request queue has no consumer, `rpc-client` immediately prints a note that no server consumes from the
+    queue, and waits. Once a server has started, `rpc-client` prints the reply.
     """
     shell.run("mqtool", "queue", "declare", "numbers")
     client = shell.start("mqtool", "rpc-client", "6", "-q", "numbers")

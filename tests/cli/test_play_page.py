@@ -116,8 +116,8 @@ def test_the_page_of_a_drill_shows_its_fault_and_its_totals(playing: tuple[Runni
 
 @pytest.mark.parametrize("playing", [("tutorial", "run", "hello-world")], ids=["tutorial run"], indirect=True)
 def test_a_closed_page_does_not_end_a_tutorial(playing: tuple[Running, Page], chromium: Any) -> None:
-    """If the page of `tutorial run --ui` is closed, the command prints a note and continues, and the page shows the
-    same scene when it is opened again. Ctrl-C stops the command and everything that the command has started.
+    """If the page of `tutorial run --ui` is closed, the command asks the user to open it again, and continues. The page
+    then shows the same scene. Ctrl-C stops the command and everything that the command has started.
     """
     command, page = playing
     go_on(page, "Send a message anyway")

@@ -310,7 +310,8 @@ def test_a_transaction_commit_to_a_deleted_queue_depends_on_the_version(
     broker: TestBroker, channel: BlockingChannel, connect: Callable[..., pika.BlockingConnection]
 ) -> None:
     """If a message is published in a transaction, and its queue is deleted before tx.commit, the commit succeeds up to
-    RabbitMQ 3.13. In RabbitMQ 4.0 and 4.1, the commit closes the channel; from 4.2 on, it closes the connection.
+    RabbitMQ 3.13. In RabbitMQ 4.0, the commit closes the channel; from 4.2 on, it closes the connection. RabbitMQ 4.1
+    is not tested.
     """
     channel.queue_declare("q", durable=True)
     other = connect().channel()

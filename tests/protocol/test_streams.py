@@ -147,7 +147,7 @@ def test_unacknowledged_messages_of_a_stream_are_not_redelivered(
 
 
 def test_deleting_a_stream_cancels_its_consumers(channel: BlockingChannel, take: Take) -> None:
-    """When a stream is deleted, its consumers get basic.cancel. A new stream with the same name starts at the offset 0."""
+    """When a stream is deleted, its consumers get basic.cancel. A new stream with the same name starts at offset 0."""
     publish(channel, "a")
     reader = Reader(channel.connection)
     cancelled: list[object] = []

@@ -149,8 +149,8 @@ def test_a_delayed_message_for_an_exchange_keeps_its_routing_key(via: Via) -> No
 
 def test_failed_to_saves_a_delayed_message_with_its_due_time() -> None:
     """If a delayed message is not confirmed, `send --failed-to` saves the message with its due time instead of its
-    delay, and without the headers that mqtool added to delay it. So the message is not delayed any longer if it is sent
-    again.
+    delay, and without the headers that mqtool added to delay it. If the saved message is sent again, it is therefore
+    still due at the same time.
     """
     message = Message(b"x", "jobs", None, {"headers": {"a": 1}}, "id-1", 5.25)
     again = original(held(message))

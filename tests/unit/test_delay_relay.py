@@ -293,9 +293,9 @@ def test_delayed_relay_publishes_a_message_with_x_delay_to_a_wait_queue() -> Non
 
 
 def test_delayed_relay_checks_every_5_ms_whether_a_wait_queue_has_answered() -> None:
-    """While `delayed relay` waits for a check of a wait queue, a queue in which messages stay until their delay is
-    over, the command waits for deliveries for only 5 ms at a time. So it publishes the message soon after the queue has
-    answered.
+    """While `delayed relay` waits for the answer of a wait queue, in which messages stay until their delay is over, the
+    command waits for deliveries for only 5 ms at a time. So the command publishes a message to this queue soon after
+    the queue has answered.
     """
     broker = FakeBroker(job(7, x_delay=5000))
     broker.leader = lambda _: broker.has_looked.wait(30)
@@ -403,9 +403,9 @@ def test_an_unroutable_due_message_is_dropped_and_counted() -> None:
 
 @pytest.mark.parametrize("delayed", [False, True])
 def test_a_due_message_that_a_queue_rejects_is_delayed_for_another_second(*, delayed: bool) -> None:
-    """If a queue rejects a message that is due, `delayed relay` publishes the message to a wait queue, in which it
-    stays for one second, and then acknowledges the delivery. The message gets a new x-delay only if it had this header
-    before.
+    """If a queue rejects a message that is due, `delayed relay` publishes the message to a wait queue, in which the
+    message stays for one second, and then acknowledges the delivery. The message gets a new x-delay only if it had this
+    header before.
     """
     broker = FakeBroker(job(7, **({"x_delay": 0} if delayed else {})))
     broker.answer = lambda message: (

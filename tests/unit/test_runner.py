@@ -246,8 +246,8 @@ def test_a_program_that_closes_its_output_early_keeps_running(run: Callable[...,
 
 
 def test_a_program_is_killed_if_its_worker_dies() -> None:
-    """If a worker dies, its runner, the process that runs the worker's program, kills the program's process group and
-    exits. The broker redelivers the message to another worker.
+    """If a worker dies, its runner, which is the process that runs the worker's programs, kills the process group of
+    the running program and exits. The broker redelivers the message to another worker.
     """
     ours, theirs = socket.socketpair()
     with theirs:
@@ -350,8 +350,8 @@ class Started:
 
 def test_a_program_that_a_killed_runner_should_run_has_exit_status_126() -> None:
     """`worker` starts its programs through separate processes, called runners. If a runner is killed, the next program
-    that it should have started counts as having exited with 126, the status for a program that cannot be executed. The
-    other runners still run programs.
+    that this runner should have started counts as having exited with 126, the status for a program that cannot be
+    executed. The other runners still run programs.
     """
     first = Started(A="a")
     second = Started(first)
@@ -441,8 +441,8 @@ def test_a_programs_stderr_is_dropped_once_the_reader_of_mqtools_stderr_has_ende
 
 
 def test_the_rest_of_stderr_is_written_before_a_runner_ends(pipe: tuple[_Stderr, int]) -> None:
-    """Before a runner, the process that runs a worker's programs, ends, it writes the rest of its program's stderr, as
-    fast as mqtool's stderr is read.
+    """Before the process that runs a worker's programs ends, it writes the rest of its program's stderr, as fast as
+    mqtool's stderr is read.
     """
     stderr, reading = pipe
     stderr.write(b"a" * (3 * PIPE_SIZE))
