@@ -117,7 +117,8 @@ _SHOWN = [each for each in plays.PLAYS if each != "publisher-confirms"]
 def test_the_counts_in_the_picture_agree_with_the_messages_drawn(lonely_shell: Shell, chromium: Any, name: str) -> None:
     """In the picture of `tutorial run --ui`, both live and replayed, each queue's counts equal the number of messages
     drawn. Clients have the names of the tutorial's terminals. A generated name appears only if a terminal shows it. At
-    widths of 1280, 768 and 390 pixels, no label lies over a box, another label, or another arrow.
+    widths of 1280, 768 and 390 pixels, the label of an arrow lies over no other label, over no other arrow, and not
+    over the box of a client, exchange or queue.
     """
     lonely_shell.environment["TUTORIAL_MARK"] = mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
     command = lonely_shell.start("mqtool", "tutorial", "run", name, "--ui", ready=False).wait_for_stdout("\n")
@@ -699,8 +700,9 @@ def arrows_behind(page: Page) -> list[str]:
 
 
 def test_no_arrow_of_an_rpc_tutorial_runs_behind_a_box_on_a_phone(chromium: Any, tmp_path: Path) -> None:
-    """If the window is 390 pixels wide, no arrow in the picture of an RPC tutorial runs behind a box, not even the
-    arrow from the server back to the exchange, or the one from the reply queue to the client.
+    """If the window is 390 pixels wide, no arrow in the picture of an RPC tutorial runs behind the box of a client,
+    exchange or queue, not even the arrow from the server back to the exchange, or the arrow from the reply queue to the
+    client.
     """
     page = recorded(chromium, tmp_path, of_rpc())
     page.resize(390)
@@ -712,7 +714,7 @@ def test_no_arrow_of_an_rpc_tutorial_runs_behind_a_box_on_a_phone(chromium: Any,
 
 def test_with_two_consumers_no_arrow_runs_behind_a_box_on_a_phone(chromium: Any, tmp_path: Path) -> None:
     """If the window is 390 pixels wide and there are two consumers, of which the first one publishes replies, no arrow
-    in a tutorial's picture runs behind a box or leaves the picture.
+    in a tutorial's picture runs behind the box of a client, exchange or queue, or leaves the picture.
     """
     records = of_rpc()
     topology = next(each for each in records if each["kind"] == "topology")
@@ -873,8 +875,8 @@ def test_the_labels_of_moving_messages_and_of_bindings_do_not_overlap(
     chromium: Any, tmp_path: Path, width: int
 ) -> None:
     """While messages move through an exchange to three queues, the routing key of a message does not cover the key of a
-    binding, the name of a box or the routing key of another message. The key of a binding does not cover the line of
-    another binding.
+    binding, the name of a client, exchange or queue, or the routing key of another message. The key of a binding does
+    not cover the line of another binding.
     """
     records = [*jobs(), *published(1000, 0)]
     (queue,), (link,) = records[1]["queues"], records[1]["links"]
@@ -1231,8 +1233,9 @@ def test_the_name_of_a_tutorials_stream_is_not_cut(chromium: Any, tmp_path: Path
 
 @pytest.mark.parametrize("width", [768, 390])
 def test_a_long_name_is_cut_to_fit_its_box(chromium: Any, tmp_path: Path, width: int) -> None:
-    """If the name of a stream does not fit into its box, the picture of `mqtool ui` shows as much of the name as fits.
-    The tooltip of the box, and its label for screen readers, contain the whole name.
+    """If the name of a stream does not fit into the box that shows the stream in the picture of `mqtool ui`, the
+    picture shows as much of the name as fits. The tooltip of the box, and its label for screen readers, contain the
+    whole name.
     """
     name = "stream-offset-tracking-python"
     readers = [{"name": f"{each}/tag", "label": f"reader {each}"} for each in range(2)]
