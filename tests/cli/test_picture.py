@@ -827,6 +827,31 @@ def test_a_consumer_that_lived_too_short_for_the_topology_is_shown_as_closed(chr
     assert page.nodes()["consumer worker 1"] == "cancelled or closed"
 
 
+@pytest.mark.parametrize("is_listed", [True, False], ids=["listed", "not yet listed"])
+def test_a_worker_is_drawn_only_after_the_messages_that_were_there_before_it(
+    chromium: Any, tmp_path: Path, is_listed: bool
+) -> None:
+    """If a worker begins to consume from a queue that already has a message, a tutorial's picture first draws the
+    message in the queue and then the worker, even if the message is still drawn on its way when the worker begins.
+    """
+    worker = {"name": "one/tag", "label": "worker 1"}
+    begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
+    listed = [each for each in jobs([worker], t=1300) if each["kind"] == "topology" and is_listed]
+    to = {"client": "worker 1", "connection": "10.0.0.7:50001 -> 10.0.0.1:5672", "protocol": "AMQP 0-9-1"}
+    got = happens(1310, "delivered", 0, consumer="one/tag", no_ack=False, redelivered=False, to=to)
+    records = [*begins, *jobs(), *published(1000, 0), *listed, got, {"kind": "now", "t": 6000}]
+    page = recorded(chromium, tmp_path, records)
+    waits = 0
+    for step in range(100):
+        seek(page, step / 100)
+        assert differences(page) == []
+        is_waiting = page.dots("resting") == [("ready", "q:jobs")]
+        waits += is_waiting
+        if waits < 3:
+            assert consumers(page) == [], step
+    assert (waits >= 3, consumers(page)) == (True, ["worker 1"])
+
+
 def test_two_clients_with_the_same_name_are_two_boxes(chromium: Any, tmp_path: Path) -> None:
     """If two clients with the same name are connected at the same time, the picture of `mqtool ui` shows two boxes."""
     records = reconnecting("Pika Python Client Library")

@@ -21,6 +21,8 @@ const CAUSES = 6000;
 const QUICKEST = 0.25;
 /** A consumer with at least this prefetch limit or credit does not wait until it is seen to acknowledge what it has. */
 const LARGE_LIMIT = 10;
+/** A message that was in its queue for longer than this, in milliseconds, was there before the consumer that gets it. */
+const OLDER = 100;
 const KEPT_MESSAGES = 1000;
 const KEPT_MOTIONS = 1500;
 const KEPT_SENTENCES = 200;
@@ -46,6 +48,7 @@ const LONGEST_RATE = 5000;
  * @property {string} fate
  * @property {any} details
  * @property {number} busyUntil  when it arrives there
+ * @property {number} since      when it came there, at the broker
  * @property {number} [until]    when its delay ends
  * @property {string[]} history
  */
@@ -482,8 +485,11 @@ function queueOf(state, name) {
   return id;
 }
 
-/** @param {{client: string} | null} [client]  unless the event does not tell it */
-function consumerOf(state, name, queue, client) {
+/**
+ * @param {{client: string} | null} [client]  unless the event does not tell it
+ * @param {number} [since]  when what it gets came to the queue
+ */
+function consumerOf(state, name, queue, client, since = -Infinity) {
   // The name begins with that of a connection: "CLIENT -> BROKER".
   const label =
     client?.client ?? (name === null ? "basic.get" : name.includes(" -> ") ? name.split(" -> ")[0] : "consumer");
@@ -492,12 +498,28 @@ function consumerOf(state, name, queue, client) {
     belongs(state, queueId(queue), label);
     const known = { id, name, label, queue: queueId(queue), since: state.t };
     state.consumers.set(id, { ...known, prefetch: 0, isUnknown: true, gone: state.t });
+    if (since < state.t - OLDER) awaitMessages(state, id);
   }
   // Until the topology has it, it is shown only for a while: it may have gone already.
   const consumer = state.consumers.get(id);
   if (consumer.isUnknown) consumer.gone = state.t;
   return id;
 }
+
+/**
+ * In a play, show a new consumer only once the messages that are on their way to its queue have been seen there without
+ * it: at the broker, they were there before.
+ */
+function awaitMessages(state, id) {
+  const consumer = state.consumers.get(id);
+  const arrive = state.play && arrivals(state).get(consumer.queue);
+  if (!arrive) return;
+  consumer.appears = Math.min(arrive + END, state.t + CAUSES);
+  later(state, consumer.appears, { kind: "appears", consumer: id });
+}
+
+/** When a consumer can be seen to get something that it got at this time. */
+const gets = ({ consumers }, id, t) => Math.max(t, consumers.get(id)?.appears ?? 0);
 
 /** @param {string | null} target  the id of an exchange; or of a stream, for the stream protocol */
 function publisherOf(state, client, target) {
@@ -549,7 +571,8 @@ function leaves(state, copy, to, t, notBefore = 0) {
   const limit = prefetch ?? credit ?? 1;
   const isLimited = isUnknown || (limit > 0 && limit < LARGE_LIMIT);
   const settled = isLimited ? (state.settled.get(to) ?? 0) : 0;
-  const start = inTurn(state, copy.node, to, Math.max(may, Math.min(Math.max(settled, notBefore), t + CAUSES)));
+  const wanted = gets(state, to, Math.max(may, Math.min(Math.max(settled, notBefore), t + CAUSES)));
+  const start = inTurn(state, copy.node, to, wanted);
   const { details, place, number } = copy;
   wait(state, copy.key, copy.node, copy.fate, may, start, { details, place, number });
   return start;
@@ -563,7 +586,8 @@ function copyOf(state, event) {
 
 function addCopy(state, place, event, details, fate, busyUntil) {
   const key = `${place}/${event.copy}`;
-  const copy = { key, node: place, place, number: event.copy, fate, details, busyUntil, history: [] };
+  const [number, since] = [event.copy, state.t];
+  const copy = { key, node: place, place, number, fate, details, busyUntil, since, history: [] };
   state.copies.set(key, copy);
   return copy;
 }
@@ -647,6 +671,11 @@ const HANDLERS = {
     if (found) found.uncopied = { ...found.uncopied, ready: found.uncopied.ready + 1 };
   },
 
+  appears(state, { consumer }) {
+    const found = state.consumers.get(consumer);
+    if (found) found.appears = 0;
+  },
+
   stores(state, { queue, stored }) {
     const found = state.queues.get(queue);
     if (found) found.stored = stored;
@@ -690,8 +719,11 @@ const HANDLERS = {
     }
     for (const each of record.consumers) {
       const id = newConsumerId(state, each.name, each.queue, each.label, true);
-      const { offset, credit, since = state.t } = state.consumers.get(id) || {};
-      state.consumers.set(id, { id, offset, credit, since, ...each, queue: queueId(each.queue), gone: 0 });
+      const known = state.consumers.get(id);
+      const { offset, credit, since = state.t, appears } = known ?? {};
+      const kept = { id, offset, credit, since, appears };
+      state.consumers.set(id, { ...kept, ...each, queue: queueId(each.queue), gone: 0 });
+      if (!known) awaitMessages(state, id);
       belongs(state, queueId(each.queue), each.label);
     }
     for (const each of record.publishers || []) publisherOf(state, each.client, exchangeId(each.exchange));
@@ -839,15 +871,16 @@ const HANDLERS = {
     const path = (message.paths.get(queue) || [message.details.exchange, event.queue]).slice(0, -1).map(exchangeId);
     const key = `m${event.message} ${queue}`;
     const arrives = move(state, key, [...path, queue], "ready", message.arrives, { details: message.details });
-    state.lately.set(`${queue} ${bodyKey(message.details)}`, arrives);
+    state.lately.set(`${queue} ${bodyKey(message.details)}`, { arrives, since: event.t });
     if (state.lately.size > KEPT_MESSAGES) state.lately.delete(state.lately.keys().next().value);
   },
 
   taken(state, event) {
     const queue = queueOf(state, event.queue);
-    const consumer = consumerOf(state, event.consumer, event.queue);
+    const lately = state.lately.get(`${queue} ${bodyKey(event.details)}`);
+    const consumer = consumerOf(state, event.consumer, event.queue, undefined, lately?.since);
     const offset = event.details.headers["x-stream-offset"];
-    const start = Math.max(event.t, state.lately.get(`${queue} ${bodyKey(event.details)}`) || 0);
+    const start = gets(state, consumer, Math.max(event.t, lately?.arrives ?? 0));
     const turn = inTurn(state, queue, consumer, start);
     const arrives = move(state, `${queue} ${event.t}`, [queue, consumer], "unacknowledged", turn, {
       details: event.details,
@@ -872,13 +905,13 @@ const HANDLERS = {
   read(state, event) {
     const copy = copyOf(state, event);
     const queue = queueOf(state, event.queue);
-    const consumer = consumerOf(state, event.consumer, event.queue, event.to);
+    const consumer = consumerOf(state, event.consumer, event.queue, event.to, copy?.since);
     const key = `${queue}/${event.copy} ${consumer}`;
     // A client that subscribes again at once gets the same message again.
     if (state.motions.some((motion) => motion.key === key)) return;
     // Only the latest messages of a stream are known. The others have arrived before these.
     const [oldest] = copy ? [copy] : [...state.copies.values()].filter(({ place }) => place === queue);
-    const start = inTurn(state, queue, consumer, Math.max(event.t, oldest?.busyUntil ?? 0));
+    const start = inTurn(state, queue, consumer, gets(state, consumer, Math.max(event.t, oldest?.busyUntil ?? 0)));
     const message = { details: copy?.details, offset: event.copy };
     const arrives = move(state, key, [queue, consumer], "stream", start, message);
     later(state, arrives, { kind: "reads", consumer, offset: event.copy });
@@ -943,7 +976,7 @@ const HANDLERS = {
 
   delivered(state, event) {
     const copy = copyOf(state, event);
-    const consumer = consumerOf(state, event.consumer, event.queue, event.to);
+    const consumer = consumerOf(state, event.consumer, event.queue, event.to, copy?.since);
     if (!copy) return;
     const start = leaves(state, copy, consumer, event.t);
     const fate = event.no_ack ? "acknowledged" : "unacknowledged";
@@ -977,7 +1010,7 @@ const HANDLERS = {
     const start = leaves(state, copy, copy.place, event.t, isSeen);
     state.settled.set(copy.node, start);
     copy.busyUntil = move(state, copy.key, nodes, "requeued", start, { details: copy.details });
-    Object.assign(copy, { node: copy.place, fate: "requeued" });
+    Object.assign(copy, { node: copy.place, fate: "requeued", since: event.t });
   },
 
   "dead-lettered"(state, event) {
