@@ -981,6 +981,26 @@ def test_a_moving_message_of_a_tutorial_has_its_body_beside_it(chromium: Any, tm
             assert not page.ask("return [...document.querySelectorAll('.dot.moving text')].some((e) => e.textContent)")
 
 
+@pytest.mark.parametrize(
+    ("keys", "seen"), [(["mail"], {"Tea is ready."}), (["mail", "fax"], {"mail"})], ids=["one", "two"]
+)
+def test_a_message_of_a_tutorial_has_its_body_beside_it_if_all_bindings_have_its_routing_key(
+    chromium: Any, tmp_path: Path, keys: list[str], seen: set[str]
+) -> None:
+    """While messages move through an exchange whose bindings all have the same key, a tutorial's picture shows their
+    bodies, which tell them apart. If the bindings have different keys, it shows their routing keys.
+    """
+    begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
+    records = [*jobs(), *published(1000, 0, "Tea is ready.")]
+    records[1]["exchanges"] = [{"name": "letters", "type": "direct", "alternate": None}]
+    records[1]["links"] = [{**records[1]["links"][0], "from": "letters", "keys": keys}]
+    sent = next(each for each in records if each.get("what") == "published")
+    sent["paths"] = [["letters", "jobs"]]
+    sent["details"] |= {"exchange": "letters", "routing_key": "mail"}
+    page = recorded(chromium, tmp_path, [*begins, *records, {"kind": "now", "t": 3000}])
+    assert moving_labels(page, 60) == seen
+
+
 def test_the_label_of_a_moving_message_does_not_cover_the_messages_in_a_queue(chromium: Any, tmp_path: Path) -> None:
     """On a phone, the label of a message that moves to its consumer does not cover the messages that wait in the queue
     above.

@@ -572,13 +572,20 @@ export class Picture {
 function besideOf(state, { nodes, fate, details, offset, unknown }, isFew) {
   if (offset !== undefined) return isFew && offset >= 0 ? `offset ${number(offset)}` : "";
   if (unknown !== undefined) return cut(visible(unknown), SHORT);
-  const address = nodes.some((id) => id[0] === "x") ? addressOf(state, details) : "";
+  const isRouted = nodes.some((id) => id[0] === "x") && !(state.play && hasOneKey(state, details));
+  const address = isRouted ? addressOf(state, details) : "";
   const isDone = nodes.length === 1 && fate === "acknowledged";
   const hasBody = state.play && isFew && !isDone && typeof details.body === "string";
   if (address || !hasBody) return address;
   const id = details.properties.correlation_id;
   // Enough of it to tell the answers of a conversation apart.
   return cut(details.body, SHORT) + (typeof id === "string" ? ` · id ${id.slice(0, 4)}` : "");
+}
+
+/** Whether all bindings of a message's exchange have the message's routing key, so that it does not tell where it goes. */
+function hasOneKey({ links }, { exchange, routing_key }) {
+  const found = [...links.values()].filter(({ from }) => from === `x:${exchange}`);
+  return found.length > 0 && found.every(({ keys, more }) => !more && keys.every((key) => key === routing_key));
 }
 
 /** The names of all nodes, by id; of a queue, also the full name. */
