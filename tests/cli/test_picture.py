@@ -1188,7 +1188,8 @@ def test_a_client_is_drawn_even_if_the_queue_to_which_it_publishes_does_not_exis
     chromium: Any, tmp_path: Path
 ) -> None:
     """If an AMQP 1.0 client cannot publish to a queue because the queue does not exist, a tutorial's picture still
-    shows the client, with an arrow to the default exchange, and a message that returns from there.
+    shows the client, with an arrow to the default exchange, and a message that returns from there. Beside the message
+    that returns is the name of the queue that does not exist.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     records = jobs()
@@ -1200,11 +1201,13 @@ def test_a_client_is_drawn_even_if_the_queue_to_which_it_publishes_does_not_exis
     seek(page, 0.2)
     assert set(page.nodes()) == {"publisher boss", "exchange (default exchange)"}
     assert page.find('.arrow.publishes[data-from="p:boss"][data-to="x:"]')
-    moving = []
+    moving, labels = [], []
     for number in range(10, 40):
         seek(page, number / 80)
         moving += [fate for fate, _ in page.dots("moving")][:1]
+        labels += [each.text for each in page.find(".dot.moving text") if each.text]
     assert list(dict.fromkeys(moving)) == ["ready", "returned"]
+    assert list(dict.fromkeys(labels)) == ["to nowhere", "no queue nowhere"]
     assert page.dots() == []
     page.until(lambda: "boss cannot publish to “/queues/nowhere”" in page.said(), "the sentence")
 

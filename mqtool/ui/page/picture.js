@@ -567,11 +567,11 @@ export class Picture {
 
 /**
  * What is said beside a moving message: to its queue, what it is routed by; in a play, where that says nothing and few
- * messages move, its body, also beside one that is lost. From a stream, its offset; if no queue has the name that the client asks for, that name.
+ * messages move, its body, also beside one that is lost. From a stream, its offset; if the client asks for a queue that does not exist, its name.
  */
 function besideOf(state, { nodes, fate, details, offset, unknown }, isFew) {
   if (offset !== undefined) return isFew && offset >= 0 ? `offset ${number(offset)}` : "";
-  if (unknown !== undefined) return cut(visible(unknown), SHORT);
+  if (unknown !== undefined) return `${fate === "returned" ? "no queue" : "to"} ${cut(visible(unknown), SHORT)}`;
   const isRouted = nodes.some((id) => id[0] === "x") && !(state.play && hasOneKey(state, details));
   const address = isRouted ? addressOf(state, details) : "";
   const isDone = nodes.length === 1 && fate === "acknowledged";
