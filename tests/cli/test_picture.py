@@ -862,16 +862,22 @@ def test_two_clients_with_the_same_name_are_two_boxes(chromium: Any, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("kind", "seen"),
-    [("topic", "kern.info"), ("headers", "format=pdf pages=3"), ("fanout", ""), ("", "")],
-    ids=["topic", "headers", "fanout", "default"],
+    ("kind", "key", "seen"),
+    [
+        ("topic", "kern.info", "kern.info"),
+        ("topic", "..", "“..”"),
+        ("headers", "kern.info", "format=pdf pages=3"),
+        ("fanout", "kern.info", ""),
+        ("", "kern.info", ""),
+    ],
+    ids=["topic", "no letters", "headers", "fanout", "default"],
 )
 def test_a_moving_message_has_its_routing_key_or_headers_beside_it(
-    chromium: Any, tmp_path: Path, kind: str, seen: str
+    chromium: Any, tmp_path: Path, kind: str, key: str, seen: str
 ) -> None:
     """While a message moves to a queue, the picture of `mqtool ui` shows the routing key beside the message or, after a
-    headers exchange, the message's headers, unless they would cover a name. After a fanout exchange or the default
-    exchange, there is no text beside the message.
+    headers exchange, the message's headers, unless they would cover a name. A key without letters and digits is in
+    quotes. After a fanout exchange or the default exchange, there is no text beside the message.
     """
     name = "logs" if kind else ""
     records = [*jobs(), *published(1000, 0)]
@@ -879,7 +885,7 @@ def test_a_moving_message_has_its_routing_key_or_headers_beside_it(
     records[1]["links"].append({**records[1]["links"][0], "from": "logs"})
     sent = next(each for each in records if each.get("what") == "published")
     sent["paths"] = [[name, "jobs"]]
-    sent["details"] |= {"exchange": name, "routing_key": "kern.info", "headers": {"format": "pdf", "pages": 3}}
+    sent["details"] |= {"exchange": name, "routing_key": key, "headers": {"format": "pdf", "pages": 3}}
     page = recorded(chromium, tmp_path, records)
     texts = []
     for step in range(1, 20):

@@ -599,7 +599,11 @@ function addCopy(state, place, event, details, fate, busyUntil) {
 export function addressOf(state, { exchange, routing_key, headers }) {
   const type = state.exchanges.get(exchangeId(exchange))?.type;
   if (exchange === "" || !type || type === "fanout") return "";
-  if (type !== "headers") return routing_key === "" ? "(empty key)" : routing_key;
+  if (type !== "headers") {
+    if (routing_key === "") return "(empty key)";
+    // Points alone look like dirt.
+    return /[\p{L}\p{N}]/u.test(routing_key) ? routing_key : `“${routing_key}”`;
+  }
   const own = Object.entries(headers).filter(([name]) => !name.startsWith("x-"));
   return own.map(([name, value]) => `${name}=${typeof value === "string" ? value : JSON.stringify(value)}`).join(" ");
 }
