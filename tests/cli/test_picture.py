@@ -620,6 +620,36 @@ def test_the_picture_does_not_show_a_deleted_queue_at_the_end(chromium: Any, tmp
     assert names(page) == ({"boss", "server"}, {"jobs"})
 
 
+@pytest.mark.parametrize("is_told", [True, False], ids=["event", "next scene"])
+def test_the_picture_does_not_show_a_deleted_reply_queue_beside_the_next_one(
+    chromium: Any, tmp_path: Path, is_told: bool
+) -> None:
+    """If the queue for the replies to an RPC client is declared and deleted before the page has asked the broker for
+    its queues, a tutorial's picture shows the queue while the reply moves. It no longer shows it after the event of
+    its deletion or, without such an event, once the commands of the next scene begin.
+    """
+    records = of_rpc()
+    (topology,) = [each for each in records if each["kind"] == "topology"]
+    topology |= {"queues": topology["queues"][:1], "links": topology["links"][:1]}
+    topology["consumers"] = topology["consumers"][:1]
+    records += [of_terminal(900, 20, "typed"), of_terminal(1200, 21, "finished")]
+    deleted = {"kind": "event", "t": 1100, "what": "purged", "queue": REPLIES}
+    later = {"kind": "goes_on", "t": 5000, "n": 22, "number": 2}
+    records = sorted([*records, deleted if is_told else later], key=lambda each: each["t"])
+    page = recorded(chromium, tmp_path, [*records, *published(8000, 7), {"kind": "now", "t": 12_000}])
+    page.ask("document.querySelector('#time').step = 'any'")
+    shown = []
+    for step in range(60):
+        seek(page, step / 60)
+        assert differences(page) == []
+        shown.append("boss's queue" in names(page)[1])
+    assert True in shown
+    last = len(shown) - shown[::-1].index(True)
+    assert 10 < last < (25 if is_told else 30)
+    seek(page, 1)
+    assert names(page)[1] == {"jobs"}
+
+
 def of_dead_letters() -> list[dict[str, Any]]:
     """The records of a play in which boss publishes to the exchange payments, and later reads dead letters."""
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]

@@ -198,6 +198,7 @@ export function withoutEndings(records) {
 
 /** A queue that is deleted with its consumer is reported as purged. */
 const isOfMessage = ({ kind, what }) => kind === "event" && what !== "purged";
+const isDeletion = ({ kind, what, queue }) => kind === "event" && what === "purged" && isGenerated(queue);
 
 function withoutEnding(records) {
   const last = records.findLastIndex(isOfMessage);
@@ -206,6 +207,8 @@ function withoutEnding(records) {
   let known = records.slice(0, last).findLast((record) => record.kind === "topology");
   let isOver = false;
   const kept = later.filter((record) => {
+    isOver ||= isDeletion(record);
+    if (isDeletion(record)) return false;
     if (record.kind !== "topology" || !known) return true;
     const names = new Set(namesIn(record));
     isOver ||= namesIn(known).some((name) => !names.has(name));
@@ -531,6 +534,13 @@ function publisherOf(state, client, target) {
   return id;
 }
 
+/** In a play, show a queue with a generated name only until its last message has arrived, unless a consumer still uses it. */
+function forgetUnused(state, id, uses = ({ gone }) => !gone) {
+  const queue = state.queues.get(id);
+  const isUsed = [...state.consumers.values()].some((each) => each.queue === id && uses(each));
+  if (state.play && isGenerated(queue.name) && !isUsed) queue.isDeleted = true;
+}
+
 /**
  * Let something move along nodes. Returns when it arrives.
  * @param {{details?: any, place?: string, offset?: number, unknown?: string}} [message]  what is known of it: a message's
@@ -659,6 +669,10 @@ const HANDLERS = {
     // Somebody who has seen enough gets the end of it at once, as with slides.
     if (state.play?.waits) settle(state);
     PLAY_KINDS.goes_on(state, record);
+    // Queues that came and went between two looks at the topology.
+    const listed = new Set(state.topology?.queues.map(({ name }) => queueId(name)));
+    const uses = (consumer) => !consumer.gone || isRunning(state, consumer);
+    for (const { id } of state.queues.values()) if (!listed.has(id)) forgetUnused(state, id, uses);
   },
 
   rests(state, record) {
@@ -1044,6 +1058,7 @@ const HANDLERS = {
     state.due = state.due.filter(({ record }) => record.kind !== "counted" || record.queue !== queue);
     const { uncopied } = state.queues.get(queue);
     Object.assign(state.queues.get(queue), { uncopied: { ...uncopied, ready: 0 }, counted: "" });
+    forgetUnused(state, queue);
   },
 
   replied(state, event) {
