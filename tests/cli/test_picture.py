@@ -1375,6 +1375,36 @@ def test_purged_and_lost_messages_are_marked_as_dropped(chromium: Any, tmp_path:
     assert seen[-4:] == [["dropped", "ready"], ["ready"], ["dropped"], []]
 
 
+def test_a_message_dropped_after_its_delay_is_marked_at_the_exchange_that_finds_no_queue(
+    chromium: Any, tmp_path: Path
+) -> None:
+    """If a delayed exchange passes a message on to a topic exchange, and no binding there matches, the picture of
+    `mqtool ui` moves the message to the topic exchange, and marks it as dropped there.
+    """
+    records = jobs()
+    records[1]["exchanges"] = [
+        {"name": "logs", "type": "topic", "alternate": None},
+        {"name": "logs.delayed", "type": "x-delayed-message", "alternate": None},
+    ]
+    (link,) = records[1]["links"]
+    records[1]["links"] = [
+        {**link, "from": "logs", "keys": ["kern.*"]},
+        {**link, "from": "logs.delayed", "to": "logs", "toExchange": True, "keys": [""]},
+    ]
+    sent, _ = published(1000, 0)
+    sent |= {"paths": [], "details": {**sent["details"], "exchange": "logs.delayed", "routing_key": "cron.info"}}
+    event = {"kind": "event", "message": 0}
+    records += [sent, {**event, "t": 1000, "what": "delayed", "exchange": "logs.delayed", "copy": 0, "until": 3000}]
+    records.append({**sent, "t": 3000, "message": 1, "from": {"exchange": "logs.delayed", "copy": 0}})
+    records += [{**event, "t": 3000, "message": 1, "what": "dropped"}, {"kind": "now", "t": 6000}]
+    page = recorded(chromium, tmp_path, records)
+    moved: list[tuple[str, str]] = []
+    for step in range(60):
+        seek(page, step / 60)
+        moved += [each for each in drawn(page) if each not in moved]
+    assert moved[-2:] == [("ready", "x:logs"), ("dropped", "x:logs")]
+
+
 def test_messages_that_leave_a_queue_do_not_strike_out_the_number_of_the_others(chromium: Any, tmp_path: Path) -> None:
     """If messages of a queue are dropped, the picture of `mqtool ui` does not draw their marks over the number of
     messages that it does not draw. A purge removes that number at once.

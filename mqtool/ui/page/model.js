@@ -639,6 +639,24 @@ export function rateOf(state, arrow) {
   return { rate: measured.rate * share, isExact: share === 1 };
 }
 
+/** The exchanges that a message passes which no queue gets: this one, and those to which it certainly leads. */
+function passedBy(state, exchange, key) {
+  // How a delayed exchange routes is not known: an empty key is that of a fanout exchange.
+  const isFanout = ({ from, keys }) => {
+    const type = state.exchanges.get(from)?.type;
+    return type === "fanout" || (type === "x-delayed-message" && keys.includes(""));
+  };
+  const between = [...state.links.values()].filter(({ to }) => to.startsWith("x:"));
+  const certain = between.filter((link) => isFanout(link) || link.keys.includes(key));
+  const passed = [exchange];
+  let next = exchange;
+  while (next !== undefined) {
+    next = certain.find(({ from, to }) => from === passed.at(-1) && !passed.includes(to))?.to;
+    if (next !== undefined) passed.push(next);
+  }
+  return passed;
+}
+
 /** Let a published message go along its path to a queue or stream. */
 function enter(state, message, queue, event, fate) {
   const path =
@@ -983,7 +1001,12 @@ const HANDLERS = {
   dropped(state, event) {
     const message = state.messages.get(event.message);
     if (!message) return;
-    move(state, `m${event.message}`, [message.exchange], "dropped", message.arrives, { details: message.details }, END);
+    const { details } = message;
+    const key = `m${event.message}`;
+    const passed = passedBy(state, message.exchange, details.routing_key);
+    const arrives =
+      passed.length > 1 ? move(state, key, passed, "ready", message.arrives, { details }) : message.arrives;
+    move(state, key, passed.slice(-1), "dropped", arrives, { details }, END);
   },
 
   refused(state, event) {
