@@ -1357,6 +1357,43 @@ def test_the_labels_of_messages_that_move_beside_each_other_do_not_overlap(chrom
     assert seen > 20
 
 
+#: The labels of moving messages that cover another moving message.
+_COVERING = """
+const box = (each) => each.getBoundingClientRect();
+const dots = [...document.querySelectorAll(".dot.moving")];
+const covers = (a, b) => a.left + 1 < b.right && b.left < a.right - 1 && a.top + 3 < b.bottom && b.top < a.bottom - 3;
+return dots.map((dot) => [dot, dot.querySelector("text")]).filter(([dot, text]) => text.textContent &&
+  dots.some((other) => other !== dot && covers(box(text), box(other.querySelector("path")))))
+  .map(([, text]) => text.textContent);
+"""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_label_of_a_moving_message_does_not_cover_another_moving_message(
+    chromium: Any, tmp_path: Path, width: int
+) -> None:
+    """While messages move beside each other, no message's label covers another message, so that a viewer sees all."""
+    begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
+    readers = [{"name": f"{each}/tag", "label": each} for each in ("first", "second", "third")]
+    records = [*begins, *jobs(readers)]
+    (topology,) = [each for each in records if each["kind"] == "topology"]
+    topology["queues"][0]["type"] = "stream"
+    for number in range(2):
+        sent, ready = published(1000, number)
+        records += [sent, {**ready, "what": "appended"}]
+    for reader in readers:
+        records += [happens(3000, "read", number, consumer=reader["name"], offset=1, to=None) for number in range(2)]
+    page = recorded(chromium, tmp_path, [*records, {"kind": "now", "t": 6000}])
+    page.resize(width)
+    page.ask("document.querySelector('#time').step = 'any'")
+    labels = 0
+    for step in range(80):
+        seek(page, 0.15 + step / 120)
+        labels += len([each for each in page.find(".dot.moving text") if each.text])
+        assert page.ask(_COVERING) == [], step
+    assert labels > 10
+
+
 def test_purged_and_lost_messages_are_marked_as_dropped(chromium: Any, tmp_path: Path) -> None:
     """If a queue is purged, or a restart of the broker loses messages, the picture of `mqtool ui` marks these messages
     as dropped before it removes them.
