@@ -623,6 +623,36 @@ def test_the_picture_does_not_show_a_deleted_queue_at_the_end(chromium: Any, tmp
     assert names(page) == ({"boss", "server"}, {"jobs"})
 
 
+@pytest.mark.parametrize("is_told", [True, False], ids=["event", "next scene"])
+def test_the_picture_does_not_show_a_deleted_reply_queue_beside_the_next_one(
+    chromium: Any, tmp_path: Path, is_told: bool
+) -> None:
+    """If the queue for the replies to an RPC client is declared and deleted before the page has asked the broker for
+    its queues, a tutorial's picture shows the queue while the reply moves. It no longer shows it after the event of
+    its deletion or, without such an event, once the commands of the next scene begin.
+    """
+    records = of_rpc()
+    (topology,) = [each for each in records if each["kind"] == "topology"]
+    topology |= {"queues": topology["queues"][:1], "links": topology["links"][:1]}
+    topology["consumers"] = topology["consumers"][:1]
+    records += [of_terminal(900, 20, "typed"), of_terminal(1200, 21, "finished")]
+    deleted = {"kind": "event", "t": 1100, "what": "purged", "queue": REPLIES}
+    later = {"kind": "goes_on", "t": 5000, "n": 22, "number": 2}
+    records = sorted([*records, deleted if is_told else later], key=lambda each: each["t"])
+    page = recorded(chromium, tmp_path, [*records, *published(8000, 7), {"kind": "now", "t": 12_000}])
+    page.ask("document.querySelector('#time').step = 'any'")
+    shown = []
+    for step in range(60):
+        seek(page, step / 60)
+        assert differences(page) == []
+        shown.append("boss's queue" in names(page)[1])
+    assert True in shown
+    last = len(shown) - shown[::-1].index(True)
+    assert 10 < last < (25 if is_told else 30)
+    seek(page, 1)
+    assert names(page)[1] == {"jobs"}
+
+
 def of_dead_letters() -> list[dict[str, Any]]:
     """The records of a play in which boss publishes to the exchange payments, and later reads dead letters."""
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
@@ -833,6 +863,31 @@ def test_a_consumer_whose_program_ended_before_the_page_asked_for_consumers_is_s
     assert page.nodes()["consumer worker 1"] == "cancelled or closed"
 
 
+@pytest.mark.parametrize("is_listed", [True, False], ids=["listed", "not yet listed"])
+def test_a_worker_is_drawn_only_after_the_messages_that_were_there_before_it(
+    chromium: Any, tmp_path: Path, is_listed: bool
+) -> None:
+    """If a worker begins to consume from a queue that already has a message, a tutorial's picture first draws the
+    message in the queue and then the worker, even if the message is still drawn on its way when the worker begins.
+    """
+    worker = {"name": "one/tag", "label": "worker 1"}
+    begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
+    listed = [each for each in jobs([worker], t=1300) if each["kind"] == "topology" and is_listed]
+    to = {"client": "worker 1", "connection": "10.0.0.7:50001 -> 10.0.0.1:5672", "protocol": "AMQP 0-9-1"}
+    got = happens(1310, "delivered", 0, consumer="one/tag", no_ack=False, redelivered=False, to=to)
+    records = [*begins, *jobs(), *published(1000, 0), *listed, got, {"kind": "now", "t": 6000}]
+    page = recorded(chromium, tmp_path, records)
+    waits = 0
+    for step in range(100):
+        seek(page, step / 100)
+        assert differences(page) == []
+        is_waiting = page.dots("resting") == [("ready", "q:jobs")]
+        waits += is_waiting
+        if waits < 3:
+            assert consumers(page) == [], step
+    assert (waits >= 3, consumers(page)) == (True, ["worker 1"])
+
+
 def test_two_clients_with_the_same_name_are_two_boxes(chromium: Any, tmp_path: Path) -> None:
     """If two clients with the same name are connected at the same time, the picture of `mqtool ui` shows two boxes."""
     records = reconnecting("Pika Python Client Library")
@@ -843,16 +898,22 @@ def test_two_clients_with_the_same_name_are_two_boxes(chromium: Any, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("kind", "seen"),
-    [("topic", "kern.info"), ("headers", "format=pdf pages=3"), ("fanout", ""), ("", "")],
-    ids=["topic", "headers", "fanout", "default"],
+    ("kind", "key", "seen"),
+    [
+        ("topic", "kern.info", "kern.info"),
+        ("topic", "..", "“..”"),
+        ("headers", "kern.info", "format=pdf pages=3"),
+        ("fanout", "kern.info", ""),
+        ("", "kern.info", ""),
+    ],
+    ids=["topic", "no letters", "headers", "fanout", "default"],
 )
 def test_a_moving_message_has_its_routing_key_or_headers_beside_it(
-    chromium: Any, tmp_path: Path, kind: str, seen: str
+    chromium: Any, tmp_path: Path, kind: str, key: str, seen: str
 ) -> None:
-    """While a message moves to a queue, the picture of `mqtool ui` shows the message's routing key beside it or, after
-    a headers exchange, the message's headers. The text is left out where it would cover a name. After a fanout exchange
-    or the default exchange, there is no text beside the message.
+    """While a message moves to a queue, the picture of `mqtool ui` shows the routing key beside the message or, after a
+    headers exchange, the message's headers, unless they would cover a name. A key without letters and digits is in
+    quotes. After a fanout exchange or the default exchange, there is no text beside the message.
     """
     name = "logs" if kind else ""
     records = [*jobs(), *published(1000, 0)]
@@ -860,7 +921,7 @@ def test_a_moving_message_has_its_routing_key_or_headers_beside_it(
     records[1]["links"].append({**records[1]["links"][0], "from": "logs"})
     sent = next(each for each in records if each.get("what") == "published")
     sent["paths"] = [[name, "jobs"]]
-    sent["details"] |= {"exchange": name, "routing_key": "kern.info", "headers": {"format": "pdf", "pages": 3}}
+    sent["details"] |= {"exchange": name, "routing_key": key, "headers": {"format": "pdf", "pages": 3}}
     page = recorded(chromium, tmp_path, records)
     texts = []
     for step in range(1, 20):
@@ -963,6 +1024,26 @@ def test_a_moving_message_of_a_tutorial_has_its_body_beside_it(chromium: Any, tm
         seek(page, 0.5 + step / 240)
         if len(page.find("#picture .dot.moving")) > 6:
             assert not page.ask("return [...document.querySelectorAll('.dot.moving text')].some((e) => e.textContent)")
+
+
+@pytest.mark.parametrize(
+    ("keys", "seen"), [(["mail"], {"Tea is ready."}), (["mail", "fax"], {"mail"})], ids=["one", "two"]
+)
+def test_a_message_of_a_tutorial_has_its_body_beside_it_if_all_bindings_have_its_routing_key(
+    chromium: Any, tmp_path: Path, keys: list[str], seen: set[str]
+) -> None:
+    """While messages move through an exchange whose bindings all have the same key, a tutorial's picture shows their
+    bodies, which tell them apart. If the bindings have different keys, it shows their routing keys.
+    """
+    begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
+    records = [*jobs(), *published(1000, 0, "Tea is ready.")]
+    records[1]["exchanges"] = [{"name": "letters", "type": "direct", "alternate": None}]
+    records[1]["links"] = [{**records[1]["links"][0], "from": "letters", "keys": keys}]
+    sent = next(each for each in records if each.get("what") == "published")
+    sent["paths"] = [["letters", "jobs"]]
+    sent["details"] |= {"exchange": "letters", "routing_key": "mail"}
+    page = recorded(chromium, tmp_path, [*begins, *records, {"kind": "now", "t": 3000}])
+    assert moving_labels(page, 60) == seen
 
 
 def test_the_label_of_a_moving_message_does_not_cover_the_messages_in_a_queue(chromium: Any, tmp_path: Path) -> None:
@@ -1154,7 +1235,8 @@ def test_a_client_is_drawn_even_if_the_queue_to_which_it_publishes_does_not_exis
     chromium: Any, tmp_path: Path
 ) -> None:
     """If an AMQP 1.0 client cannot publish to a queue because the queue does not exist, a tutorial's picture still
-    shows the client, with an arrow to the default exchange, and a message that returns from there.
+    shows the client, with an arrow to the default exchange, and a message that returns from there. Beside the message
+    that returns is the name of the queue that does not exist.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     records = jobs()
@@ -1166,11 +1248,13 @@ def test_a_client_is_drawn_even_if_the_queue_to_which_it_publishes_does_not_exis
     seek(page, 0.2)
     assert set(page.nodes()) == {"publisher boss", "exchange (default exchange)"}
     assert page.find('.arrow.publishes[data-from="p:boss"][data-to="x:"]')
-    moving = []
+    moving, labels = [], []
     for number in range(10, 40):
         seek(page, number / 80)
         moving += [fate for fate, _ in page.dots("moving")][:1]
+        labels += [each.text for each in page.find(".dot.moving text") if each.text]
     assert list(dict.fromkeys(moving)) == ["ready", "returned"]
+    assert list(dict.fromkeys(labels)) == ["to nowhere", "no queue nowhere"]
     assert page.dots() == []
     page.until(lambda: "boss cannot publish to “/queues/nowhere”" in page.said(), "the sentence")
 
@@ -1285,6 +1369,43 @@ def test_the_labels_of_messages_that_move_beside_each_other_do_not_overlap(chrom
     assert seen > 20
 
 
+#: The labels of moving messages that cover another moving message.
+_COVERING = """
+const box = (each) => each.getBoundingClientRect();
+const dots = [...document.querySelectorAll(".dot.moving")];
+const covers = (a, b) => a.left + 1 < b.right && b.left < a.right - 1 && a.top + 3 < b.bottom && b.top < a.bottom - 3;
+return dots.map((dot) => [dot, dot.querySelector("text")]).filter(([dot, text]) => text.textContent &&
+  dots.some((other) => other !== dot && covers(box(text), box(other.querySelector("path")))))
+  .map(([, text]) => text.textContent);
+"""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_label_of_a_moving_message_does_not_cover_another_moving_message(
+    chromium: Any, tmp_path: Path, width: int
+) -> None:
+    """While messages move beside each other, no message's label covers another message, so that a viewer sees all."""
+    begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
+    readers = [{"name": f"{each}/tag", "label": each} for each in ("first", "second", "third")]
+    records = [*begins, *jobs(readers)]
+    (topology,) = [each for each in records if each["kind"] == "topology"]
+    topology["queues"][0]["type"] = "stream"
+    for number in range(2):
+        sent, ready = published(1000, number)
+        records += [sent, {**ready, "what": "appended"}]
+    for reader in readers:
+        records += [happens(3000, "read", number, consumer=reader["name"], offset=1, to=None) for number in range(2)]
+    page = recorded(chromium, tmp_path, [*records, {"kind": "now", "t": 6000}])
+    page.resize(width)
+    page.ask("document.querySelector('#time').step = 'any'")
+    labels = 0
+    for step in range(80):
+        seek(page, 0.15 + step / 120)
+        labels += len([each for each in page.find(".dot.moving text") if each.text])
+        assert page.ask(_COVERING) == [], step
+    assert labels > 10
+
+
 def test_purged_and_lost_messages_are_marked_as_dropped(chromium: Any, tmp_path: Path) -> None:
     """If a queue is purged, or a restart of the broker loses messages, the picture of `mqtool ui` marks these messages
     as dropped before it removes them.
@@ -1301,6 +1422,36 @@ def test_purged_and_lost_messages_are_marked_as_dropped(chromium: Any, tmp_path:
         if not seen or seen[-1] != fates:
             seen.append(fates)
     assert seen[-4:] == [["dropped", "ready"], ["ready"], ["dropped"], []]
+
+
+def test_a_message_dropped_after_its_delay_is_marked_at_the_exchange_that_finds_no_queue(
+    chromium: Any, tmp_path: Path
+) -> None:
+    """If a delayed exchange passes a message on to a topic exchange, and no binding there matches, the picture of
+    `mqtool ui` moves the message to the topic exchange, and marks it as dropped there.
+    """
+    records = jobs()
+    records[1]["exchanges"] = [
+        {"name": "logs", "type": "topic", "alternate": None},
+        {"name": "logs.delayed", "type": "x-delayed-message", "alternate": None},
+    ]
+    (link,) = records[1]["links"]
+    records[1]["links"] = [
+        {**link, "from": "logs", "keys": ["kern.*"]},
+        {**link, "from": "logs.delayed", "to": "logs", "toExchange": True, "keys": [""]},
+    ]
+    sent, _ = published(1000, 0)
+    sent |= {"paths": [], "details": {**sent["details"], "exchange": "logs.delayed", "routing_key": "cron.info"}}
+    event = {"kind": "event", "message": 0}
+    records += [sent, {**event, "t": 1000, "what": "delayed", "exchange": "logs.delayed", "copy": 0, "until": 3000}]
+    records.append({**sent, "t": 3000, "message": 1, "from": {"exchange": "logs.delayed", "copy": 0}})
+    records += [{**event, "t": 3000, "message": 1, "what": "dropped"}, {"kind": "now", "t": 6000}]
+    page = recorded(chromium, tmp_path, records)
+    moved: list[tuple[str, str]] = []
+    for step in range(60):
+        seek(page, step / 60)
+        moved += [each for each in drawn(page) if each not in moved]
+    assert moved[-2:] == [("ready", "x:logs"), ("dropped", "x:logs")]
 
 
 def test_the_marks_of_dropped_messages_do_not_cover_the_number_of_messages_that_are_not_drawn(

@@ -21,6 +21,8 @@ const CAUSES = 6000;
 const QUICKEST = 0.25;
 /** A consumer with at least this prefetch limit or credit does not wait until it is seen to acknowledge what it has. */
 const LARGE_LIMIT = 10;
+/** A message that was in its queue for longer than this, in milliseconds, was there before the consumer that gets it. */
+const OLDER = 100;
 const KEPT_MESSAGES = 1000;
 const KEPT_MOTIONS = 1500;
 const KEPT_SENTENCES = 200;
@@ -46,6 +48,7 @@ const LONGEST_RATE = 5000;
  * @property {string} fate
  * @property {any} details
  * @property {number} busyUntil  when it arrives there
+ * @property {number} since      when it came there, at the broker
  * @property {number} [until]    when its delay ends
  * @property {string[]} history
  */
@@ -195,6 +198,7 @@ export function withoutEndings(records) {
 
 /** A queue that is deleted with its consumer is reported as purged. */
 const isOfMessage = ({ kind, what }) => kind === "event" && what !== "purged";
+const isDeletion = ({ kind, what, queue }) => kind === "event" && what === "purged" && isGenerated(queue);
 
 function withoutEnding(records) {
   const last = records.findLastIndex(isOfMessage);
@@ -203,6 +207,8 @@ function withoutEnding(records) {
   let known = records.slice(0, last).findLast((record) => record.kind === "topology");
   let isOver = false;
   const kept = later.filter((record) => {
+    isOver ||= isDeletion(record);
+    if (isDeletion(record)) return false;
     if (record.kind !== "topology" || !known) return true;
     const names = new Set(namesIn(record));
     isOver ||= namesIn(known).some((name) => !names.has(name));
@@ -482,8 +488,11 @@ function queueOf(state, name) {
   return id;
 }
 
-/** @param {{client: string} | null} [client]  unless the event does not tell it */
-function consumerOf(state, name, queue, client) {
+/**
+ * @param {{client: string} | null} [client]  unless the event does not tell it
+ * @param {number} [since]  when what it gets came to the queue
+ */
+function consumerOf(state, name, queue, client, since = -Infinity) {
   // The name begins with that of a connection: "CLIENT -> BROKER".
   const label =
     client?.client ?? (name === null ? "basic.get" : name.includes(" -> ") ? name.split(" -> ")[0] : "consumer");
@@ -492,12 +501,28 @@ function consumerOf(state, name, queue, client) {
     belongs(state, queueId(queue), label);
     const known = { id, name, label, queue: queueId(queue), since: state.t };
     state.consumers.set(id, { ...known, prefetch: 0, isUnknown: true, gone: state.t });
+    if (since < state.t - OLDER) awaitMessages(state, id);
   }
   // Until the topology has it, it is shown only for a while: it may have gone already.
   const consumer = state.consumers.get(id);
   if (consumer.isUnknown) consumer.gone = state.t;
   return id;
 }
+
+/**
+ * In a play, show a new consumer only once the messages that are on their way to its queue have been seen there without
+ * it: at the broker, they were there before.
+ */
+function awaitMessages(state, id) {
+  const consumer = state.consumers.get(id);
+  const arrive = state.play && arrivals(state).get(consumer.queue);
+  if (!arrive) return;
+  consumer.appears = Math.min(arrive + END, state.t + CAUSES);
+  later(state, consumer.appears, { kind: "appears", consumer: id });
+}
+
+/** When a consumer can be seen to get something that it got at this time. */
+const gets = ({ consumers }, id, t) => Math.max(t, consumers.get(id)?.appears ?? 0);
 
 /** @param {string | null} target  the id of an exchange; or of a stream, for the stream protocol */
 function publisherOf(state, client, target) {
@@ -507,6 +532,13 @@ function publisherOf(state, client, target) {
   if (target !== null) publisher.targets.set(target, state.t);
   state.publishers.set(id, publisher);
   return id;
+}
+
+/** In a play, show a queue with a generated name only until its last message has arrived, unless a consumer still uses it. */
+function forgetUnused(state, id, uses = ({ gone }) => !gone) {
+  const queue = state.queues.get(id);
+  const isUsed = [...state.consumers.values()].some((each) => each.queue === id && uses(each));
+  if (state.play && isGenerated(queue.name) && !isUsed) queue.isDeleted = true;
 }
 
 /**
@@ -549,7 +581,8 @@ function leaves(state, copy, to, t, notBefore = 0) {
   const limit = prefetch ?? credit ?? 1;
   const isLimited = isUnknown || (limit > 0 && limit < LARGE_LIMIT);
   const settled = isLimited ? (state.settled.get(to) ?? 0) : 0;
-  const start = inTurn(state, copy.node, to, Math.max(may, Math.min(Math.max(settled, notBefore), t + CAUSES)));
+  const wanted = gets(state, to, Math.max(may, Math.min(Math.max(settled, notBefore), t + CAUSES)));
+  const start = inTurn(state, copy.node, to, wanted);
   const { details, place, number } = copy;
   wait(state, copy.key, copy.node, copy.fate, may, start, { details, place, number });
   return start;
@@ -563,7 +596,8 @@ function copyOf(state, event) {
 
 function addCopy(state, place, event, details, fate, busyUntil) {
   const key = `${place}/${event.copy}`;
-  const copy = { key, node: place, place, number: event.copy, fate, details, busyUntil, history: [] };
+  const [number, since] = [event.copy, state.t];
+  const copy = { key, node: place, place, number, fate, details, busyUntil, since, history: [] };
   state.copies.set(key, copy);
   return copy;
 }
@@ -575,7 +609,11 @@ function addCopy(state, place, event, details, fate, busyUntil) {
 export function addressOf(state, { exchange, routing_key, headers }) {
   const type = state.exchanges.get(exchangeId(exchange))?.type;
   if (exchange === "" || !type || type === "fanout") return "";
-  if (type !== "headers") return routing_key === "" ? "(empty key)" : routing_key;
+  if (type !== "headers") {
+    if (routing_key === "") return "(empty key)";
+    // Points alone look like dirt.
+    return /[\p{L}\p{N}]/u.test(routing_key) ? routing_key : `“${routing_key}”`;
+  }
   const own = Object.entries(headers).filter(([name]) => !name.startsWith("x-"));
   return own.map(([name, value]) => `${name}=${typeof value === "string" ? value : JSON.stringify(value)}`).join(" ");
 }
@@ -599,6 +637,24 @@ export function rateOf(state, arrow) {
   if (!all) return links === 1 && !isDirect ? { ...measured, isExact: true } : undefined;
   const share = (state.seen.get(arrow.key) || 0) / all;
   return { rate: measured.rate * share, isExact: share === 1 };
+}
+
+/** The exchanges that a message passes which no queue gets: this one, and those to which it certainly leads. */
+function passedBy(state, exchange, key) {
+  // How a delayed exchange routes is not known: an empty key is that of a fanout exchange.
+  const isFanout = ({ from, keys }) => {
+    const type = state.exchanges.get(from)?.type;
+    return type === "fanout" || (type === "x-delayed-message" && keys.includes(""));
+  };
+  const between = [...state.links.values()].filter(({ to }) => to.startsWith("x:"));
+  const certain = between.filter((link) => isFanout(link) || link.keys.includes(key));
+  const passed = [exchange];
+  let next = exchange;
+  while (next !== undefined) {
+    next = certain.find(({ from, to }) => from === passed.at(-1) && !passed.includes(to))?.to;
+    if (next !== undefined) passed.push(next);
+  }
+  return passed;
 }
 
 /** Let a published message go along its path to a queue or stream. */
@@ -631,6 +687,10 @@ const HANDLERS = {
     // Somebody who has seen enough gets the end of it at once, as with slides.
     if (state.play?.waits) settle(state);
     PLAY_KINDS.goes_on(state, record);
+    // Queues that came and went between two looks at the topology.
+    const listed = new Set(state.topology?.queues.map(({ name }) => queueId(name)));
+    const uses = (consumer) => !consumer.gone || isRunning(state, consumer);
+    for (const { id } of state.queues.values()) if (!listed.has(id)) forgetUnused(state, id, uses);
   },
 
   rests(state, record) {
@@ -645,6 +705,11 @@ const HANDLERS = {
   passed(state, { queue }) {
     const found = state.queues.get(queue);
     if (found) found.uncopied = { ...found.uncopied, ready: found.uncopied.ready + 1 };
+  },
+
+  appears(state, { consumer }) {
+    const found = state.consumers.get(consumer);
+    if (found) found.appears = 0;
   },
 
   stores(state, { queue, stored }) {
@@ -690,8 +755,11 @@ const HANDLERS = {
     }
     for (const each of record.consumers) {
       const id = newConsumerId(state, each.name, each.queue, each.label, true);
-      const { offset, credit, since = state.t } = state.consumers.get(id) || {};
-      state.consumers.set(id, { id, offset, credit, since, ...each, queue: queueId(each.queue), gone: 0 });
+      const known = state.consumers.get(id);
+      const { offset, credit, since = state.t, appears } = known ?? {};
+      const kept = { id, offset, credit, since, appears };
+      state.consumers.set(id, { ...kept, ...each, queue: queueId(each.queue), gone: 0 });
+      if (!known) awaitMessages(state, id);
       belongs(state, queueId(each.queue), each.label);
     }
     for (const each of record.publishers || []) publisherOf(state, each.client, exchangeId(each.exchange));
@@ -839,15 +907,16 @@ const HANDLERS = {
     const path = (message.paths.get(queue) || [message.details.exchange, event.queue]).slice(0, -1).map(exchangeId);
     const key = `m${event.message} ${queue}`;
     const arrives = move(state, key, [...path, queue], "ready", message.arrives, { details: message.details });
-    state.lately.set(`${queue} ${bodyKey(message.details)}`, arrives);
+    state.lately.set(`${queue} ${bodyKey(message.details)}`, { arrives, since: event.t });
     if (state.lately.size > KEPT_MESSAGES) state.lately.delete(state.lately.keys().next().value);
   },
 
   taken(state, event) {
     const queue = queueOf(state, event.queue);
-    const consumer = consumerOf(state, event.consumer, event.queue);
+    const lately = state.lately.get(`${queue} ${bodyKey(event.details)}`);
+    const consumer = consumerOf(state, event.consumer, event.queue, undefined, lately?.since);
     const offset = event.details.headers["x-stream-offset"];
-    const start = Math.max(event.t, state.lately.get(`${queue} ${bodyKey(event.details)}`) || 0);
+    const start = gets(state, consumer, Math.max(event.t, lately?.arrives ?? 0));
     const turn = inTurn(state, queue, consumer, start);
     const arrives = move(state, `${queue} ${event.t}`, [queue, consumer], "unacknowledged", turn, {
       details: event.details,
@@ -872,13 +941,13 @@ const HANDLERS = {
   read(state, event) {
     const copy = copyOf(state, event);
     const queue = queueOf(state, event.queue);
-    const consumer = consumerOf(state, event.consumer, event.queue, event.to);
+    const consumer = consumerOf(state, event.consumer, event.queue, event.to, copy?.since);
     const key = `${queue}/${event.copy} ${consumer}`;
     // A client that subscribes again at once gets the same message again.
     if (state.motions.some((motion) => motion.key === key)) return;
     // Only the latest messages of a stream are known. The others have arrived before these.
     const [oldest] = copy ? [copy] : [...state.copies.values()].filter(({ place }) => place === queue);
-    const start = inTurn(state, queue, consumer, Math.max(event.t, oldest?.busyUntil ?? 0));
+    const start = inTurn(state, queue, consumer, gets(state, consumer, Math.max(event.t, oldest?.busyUntil ?? 0)));
     const message = { details: copy?.details, offset: event.copy };
     const arrives = move(state, key, [queue, consumer], "stream", start, message);
     later(state, arrives, { kind: "reads", consumer, offset: event.copy });
@@ -932,7 +1001,12 @@ const HANDLERS = {
   dropped(state, event) {
     const message = state.messages.get(event.message);
     if (!message) return;
-    move(state, `m${event.message}`, [message.exchange], "dropped", message.arrives, { details: message.details }, END);
+    const { details } = message;
+    const key = `m${event.message}`;
+    const passed = passedBy(state, message.exchange, details.routing_key);
+    const arrives =
+      passed.length > 1 ? move(state, key, passed, "ready", message.arrives, { details }) : message.arrives;
+    move(state, key, passed.slice(-1), "dropped", arrives, { details }, END);
   },
 
   refused(state, event) {
@@ -943,7 +1017,7 @@ const HANDLERS = {
 
   delivered(state, event) {
     const copy = copyOf(state, event);
-    const consumer = consumerOf(state, event.consumer, event.queue, event.to);
+    const consumer = consumerOf(state, event.consumer, event.queue, event.to, copy?.since);
     if (!copy) return;
     const start = leaves(state, copy, consumer, event.t);
     const fate = event.no_ack ? "acknowledged" : "unacknowledged";
@@ -977,7 +1051,7 @@ const HANDLERS = {
     const start = leaves(state, copy, copy.place, event.t, isSeen);
     state.settled.set(copy.node, start);
     copy.busyUntil = move(state, copy.key, nodes, "requeued", start, { details: copy.details });
-    Object.assign(copy, { node: copy.place, fate: "requeued" });
+    Object.assign(copy, { node: copy.place, fate: "requeued", since: event.t });
   },
 
   "dead-lettered"(state, event) {
@@ -1007,6 +1081,7 @@ const HANDLERS = {
     state.due = state.due.filter(({ record }) => record.kind !== "counted" || record.queue !== queue);
     const { uncopied } = state.queues.get(queue);
     Object.assign(state.queues.get(queue), { uncopied: { ...uncopied, ready: 0 }, counted: "" });
+    forgetUnused(state, queue);
   },
 
   replied(state, event) {

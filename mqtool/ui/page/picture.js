@@ -408,6 +408,7 @@ export class Picture {
     const seen = new Set();
     const ends = new Map();
     const labelled = [];
+    const placed = [];
     const isFew = this.moment.moving.length <= FEW;
     for (const id of this.places.places.keys()) this.drawRow(shown, id, now, seen);
     for (const motion of this.moment.moving) {
@@ -415,12 +416,16 @@ export class Picture {
       const index = motion.nodes.length > 1 ? 0 : ends.get(node) || 0;
       if (motion.nodes.length === 1) ends.set(node, index + 1);
       const place = this.placeOfMotion(motion, now, index);
-      if (!place) continue;
+      if (place) placed.push({ motion, place, dot: boxOfDot(place) });
+    }
+    const dots = placed.map(({ dot }) => dot);
+    for (const { motion, place, dot } of placed) {
       seen.add(`${motion.id}`);
       const end = this.shown.drawn(motion.nodes[motion.nodes.length - 1]);
       const label = cut(visible(besideOf(state, motion, isFew)), LONGEST_ADDRESS);
       const half = label.length * LABEL.half;
-      const at = label ? this.placeOfLabel(motion, place, half) : undefined;
+      const others = dots.filter((each) => each !== dot);
+      const at = label ? this.placeOfLabel(motion, place, half, others) : undefined;
       // Unless that would cover the label of another message.
       const isFree = at !== undefined && !labelled.some((each) => isOver(each, at));
       if (isFree) labelled.push(at);
@@ -475,17 +480,19 @@ export class Picture {
     if (drawn.moreText !== text) drawn.more.textContent = drawn.moreText = text;
   }
 
-  /** Where the label of a message covers no name, no other label and no message at rest; undefined if nowhere. */
-  placeOfLabel(motion, place, half) {
+  /**
+   * Where the label of a message covers no name, no other label, no message at rest, and none of these dots that move;
+   * undefined if nowhere.
+   */
+  placeOfLabel(motion, place, half, dots) {
+    const isFree = (at) => !dots.some((dot) => isOver(dot, at));
     if (motion.nodes.length === 1) {
-      const x = place.x + LABEL.beside + half;
-      return x + half < this.leftOfRow(this.shown.drawn(motion.nodes[0]))
-        ? { x, y: place.y, half, height: 0 }
-        : undefined;
+      const at = { x: place.x + LABEL.beside + half, y: place.y, half, height: 0 };
+      return at.x + half < this.leftOfRow(this.shown.drawn(motion.nodes[0])) && isFree(at) ? at : undefined;
     }
     // An offset moves above the one that was stored before, which is below its stream.
     const sides = besideMessage(this.places, this.labels, place, half, motion.fate === "stored");
-    return sides.find((side) => !this.taken.some((each) => isOver(each, side)));
+    return sides.find((side) => isFree(side) && !this.taken.some((each) => isOver(each, side)));
   }
 
   /** The left end of what is drawn in the row of a node. */
@@ -567,12 +574,13 @@ export class Picture {
 
 /**
  * What is said beside a moving message: to its queue, what it is routed by; in a play, where that says nothing and few
- * messages move, its body, also beside one that is lost. From a stream, its offset; if no queue has the name that the client asks for, that name.
+ * messages move, its body, also beside one that is lost. From a stream, its offset; if the client asks for a queue that does not exist, its name.
  */
 function besideOf(state, { nodes, fate, details, offset, unknown }, isFew) {
   if (offset !== undefined) return isFew && offset >= 0 ? `offset ${number(offset)}` : "";
-  if (unknown !== undefined) return cut(visible(unknown), SHORT);
-  const address = nodes.some((id) => id[0] === "x") ? addressOf(state, details) : "";
+  if (unknown !== undefined) return `${fate === "returned" ? "no queue" : "to"} ${cut(visible(unknown), SHORT)}`;
+  const isRouted = nodes.some((id) => id[0] === "x") && !(state.play && hasOneKey(state, details));
+  const address = isRouted ? addressOf(state, details) : "";
   const isDone = nodes.length === 1 && fate === "acknowledged";
   const hasBody = state.play && isFew && !isDone && typeof details.body === "string";
   if (address || !hasBody) return address;
@@ -580,6 +588,15 @@ function besideOf(state, { nodes, fate, details, offset, unknown }, isFew) {
   // Enough of it to tell the answers of a conversation apart.
   return cut(details.body, SHORT) + (typeof id === "string" ? ` · id ${id.slice(0, 4)}` : "");
 }
+
+/** Whether all bindings of a message's exchange have the message's routing key, so that it does not tell where it goes. */
+function hasOneKey({ links }, { exchange, routing_key }) {
+  const found = [...links.values()].filter(({ from }) => from === `x:${exchange}`);
+  return found.length > 0 && found.every(({ keys, more }) => !more && keys.every((key) => key === routing_key));
+}
+
+/** What the dot of a message covers, as if it were a text. */
+const boxOfDot = ({ x, y }) => ({ x, y: y + 5, half: 6, height: -2 });
 
 /** The names of all nodes, by id; of a queue, also the full name. */
 function* namesOf(state) {

@@ -75,7 +75,7 @@ export class View {
     const shown = {
       exchanges: kept(usedExchanges(state, ways)),
       queues: kept(usedQueues(state)),
-      consumers: kept(state.consumers),
+      consumers: kept(new Map([...state.consumers].filter(([, { appears }]) => !appears))),
       publishers: kept(state.publishers),
     };
     const kinds = Object.keys(shown);
