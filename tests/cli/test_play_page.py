@@ -108,7 +108,9 @@ def test_the_page_of_a_drill_shows_its_fault_and_its_totals(playing: tuple[Runni
     page.until(lambda: shown(page, "#counts"), "the count")
     rows = dict(line.split("\t") for line in shown(page, "#counts").splitlines()[1:])
     assert (rows["sent"], rows["confirmed"], rows["duplicates recognised"], rows["lost"]) == ("20", "22", "2", "0")
-    assert shown(page, "#checks") == "✓ nothing lost: 20 sent = 20 done"
+    page.until(
+        lambda: shown(page, "#checks") == "✓ nothing lost: 20 sent = 20 done", "the check, which follows the count"
+    )
     assert page.ask("return document.documentElement.scrollWidth <= innerWidth")
     ended = command.interrupt().wait()
     assert (ended.code, ended.stdout.splitlines()[1][:19]) == (0, "duplicate: sent 20,")
