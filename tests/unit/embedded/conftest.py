@@ -5,9 +5,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES
+from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from tests.unit.embedded.memory_client10 import MemoryClient10, broker_like
 from tests.unit.embedded.test_queue import FakeClock
 
 
@@ -32,3 +35,21 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     loop = asyncio.new_event_loop()
     yield loop
     loop.close()
+
+
+@pytest.fixture
+def broker(loop: asyncio.AbstractEventLoop) -> Broker:
+    """A broker with the queue `q`, for AMQP 1.0 clients without a socket."""
+    return broker_like(loop)
+
+
+@pytest.fixture
+def client(loop: asyncio.AbstractEventLoop, broker: Broker) -> MemoryClient10:
+    """An AMQP 1.0 client that has begun a session."""
+    return MemoryClient10(loop, broker)
+
+
+@pytest.fixture
+def q(broker: Broker) -> BrokerQueue:
+    """The classic queue `q`."""
+    return broker.vhosts["/"].queues["q"]

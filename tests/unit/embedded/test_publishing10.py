@@ -40,16 +40,6 @@ from tests.unit.embedded.memory_client10 import MemoryClient10, broker_like, bro
 ACCEPT, RELEASE = described(ACCEPTED), described(RELEASED)
 
 
-@pytest.fixture
-def broker(loop: asyncio.AbstractEventLoop) -> Broker:
-    return broker_like(loop)
-
-
-@pytest.fixture
-def client(loop: asyncio.AbstractEventLoop, broker: Broker) -> MemoryClient10:
-    return MemoryClient10(loop, broker)
-
-
 def bodies(broker: Broker, queue: str = "q") -> list[bytes]:
     """The bodies of the messages in a queue."""
     return [entry.message.body for entry in broker.vhosts["/"].queues[queue].backlog.in_memory()]

@@ -32,25 +32,9 @@ from tests.protocol.raw_amqp10 import (
     Frame,
     described,
 )
-from tests.unit.embedded.memory_client10 import MemoryClient10, broker_like, broker_with, encoded, fill, frames
+from tests.unit.embedded.memory_client10 import MemoryClient10, broker_with, encoded, fill, frames
 
 ACCEPT, RELEASE = described(ACCEPTED), described(RELEASED)
-
-
-@pytest.fixture
-def broker(loop: asyncio.AbstractEventLoop) -> Broker:
-    return broker_like(loop)
-
-
-@pytest.fixture
-def client(loop: asyncio.AbstractEventLoop, broker: Broker) -> MemoryClient10:
-    return MemoryClient10(loop, broker)
-
-
-@pytest.fixture
-def q(broker: Broker) -> BrokerQueue:
-    """The classic queue `q`."""
-    return broker.vhosts["/"].queues["q"]
 
 
 def add(broker: Broker, name: str, **arguments: Any) -> BrokerQueue:

@@ -38,25 +38,9 @@ from tests.protocol.raw_amqp10 import (
     described,
     message,
 )
-from tests.unit.embedded.memory_client10 import MemoryClient10, broker_like, broker_with, encoded, fill, frames
+from tests.unit.embedded.memory_client10 import MemoryClient10, broker_with, encoded, fill, frames
 
 ACCEPT, RELEASE, REJECT = described(ACCEPTED), described(RELEASED), described(REJECTED)
-
-
-@pytest.fixture
-def broker(loop: asyncio.AbstractEventLoop) -> Broker:
-    return broker_like(loop)
-
-
-@pytest.fixture
-def client(loop: asyncio.AbstractEventLoop, broker: Broker) -> MemoryClient10:
-    return MemoryClient10(loop, broker)
-
-
-@pytest.fixture
-def q(broker: Broker) -> BrokerQueue:
-    """The classic queue `q`."""
-    return broker.vhosts["/"].queues["q"]
 
 
 def quorum(broker: Broker, **arguments: Any) -> BrokerQueue:
