@@ -61,7 +61,7 @@ def test_x_delay_may_be_a_float_or_a_string_of_digits(
     started = time.monotonic()
     channel.basic_publish("x", "k", b"x", delay(milliseconds))
     take.one("q")
-    assert time.monotonic() - started >= 0.25
+    assert time.monotonic() - started >= 0.249  # the broker counts whole milliseconds
 
 
 @pytest.mark.usefixtures("delayed")
@@ -137,7 +137,7 @@ def test_a_message_routed_through_two_delayed_exchanges_is_delayed_once(channel:
     channel.basic_publish("before", "k", b"x", delay(1000))
     assert take.one("beside")[2] == b"x"
     assert take.one("q")[2] == b"x"
-    assert time.monotonic() - started >= 1
+    assert time.monotonic() - started >= 0.999  # the broker counts whole milliseconds
     assert take.one("end", timeout=0.9)[0].exchange == "before"
 
 

@@ -392,8 +392,9 @@ def test_the_delay_of_delayed_retries_grows_up_to_the_maximum(
 
     channel.basic_consume("q", reject_twice)
     take.until(lambda: len(times) == 3)
-    assert times[1] - times[0] >= 0.1
-    assert times[2] - times[1] >= 0.15
+    # The broker counts whole milliseconds.
+    assert times[1] - times[0] >= 0.099
+    assert times[2] - times[1] >= 0.149
 
 
 def test_x_delayed_message_exchanges_exist_up_to_4_2(broker: TestBroker, channel: BlockingChannel, api: Api) -> None:
