@@ -63,7 +63,7 @@ class Embedded(Starter):
             when_up: called in a thread once the broker is listening. If it raises an error, the broker is stopped,
                 and the error is raised again.
         """
-        from mqtool.broker.embedded.__main__ import run
+        from mqtool.broker.embedded.__main__ import CannotStart, run
         from mqtool.broker.embedded.server import Server
 
         started = self._planned(wanted)
@@ -83,12 +83,14 @@ class Embedded(Starter):
 
         log = Path(started.directory) / "log"
         background.append_to_log(log).close()
-        code = run(_settings(started), log_file=log, when_ready=listening)
-        state.forget(started.name)
+        try:
+            run(_settings(started), log_file=log, when_ready=listening)
+        except CannotStart as error:
+            raise MqtoolError(f"the embedded broker does not start: {error}", f"see {log}") from error
+        finally:
+            state.forget(started.name)
         if failed:
             raise failed[0]
-        if code:
-            raise MqtoolError("the embedded broker does not start", f"see {log}")
 
     def restart(self, started: Started) -> Started:
         background.terminate([Process(started.pid, started.born)], _PATIENCE)

@@ -425,6 +425,17 @@ def test_broker_up_names_a_port_that_is_in_use(home: Shell) -> None:
     assert "--port" in result.stderr
 
 
+@pytest.mark.parametrize("option", ["--port", "--management-port", "--stream-port"])
+def test_broker_serve_names_a_port_that_is_in_use(home: Shell, option: str) -> None:
+    """If another program listens on a port, `broker serve` exits with 69 and names the port."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        result = home.run("mqtool", "broker", "serve", "--port", "0", option, str(port))
+    assert result.code == 69
+    assert result.stderr.startswith(f"mqtool: cannot listen on 127.0.0.1 port {port}: ")
+    assert "hint: with port 0, it takes a free one" in result.stderr
+
+
 def test_broker_up_with_tls_needs_the_port_below_each_plain_port(
     home: Shell, amqp_tls: Authority, at_port: str
 ) -> None:

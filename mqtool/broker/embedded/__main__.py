@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import ctypes
+import errno
 import gc
 import logging
 import os
@@ -34,6 +35,18 @@ _SMALL = 64 * 1024 * 1024
 _FROZEN_WASTE = 256 * 1024 * 1024
 
 
+class CannotStart(Exception):
+    """A broker cannot start: a port is taken, or a file cannot be read or written.
+
+    Attributes:
+        is_port_taken: True if another program listens on a port that the broker was to listen on.
+    """
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
+        self.is_port_taken = error.errno == errno.EADDRINUSE
+
+
 def run(
     settings: Settings,
     *,
@@ -41,8 +54,8 @@ def run(
     log_file: Path | None = None,
     print_url: bool = False,
     when_ready: Callable[[Server], None] = lambda _: None,
-) -> int:
-    """Run a broker until SIGTERM or SIGINT, and return the exit code.
+) -> None:
+    """Run a broker until SIGTERM or SIGINT.
 
     Args:
         settings: the broker's settings.
@@ -51,6 +64,9 @@ def run(
         log_file: the log file; None for stderr.
         print_url: print the URLs once the broker is listening.
         when_ready: called on the event loop once the broker is listening.
+
+    Raises:
+        CannotStart: a port is taken, or a file cannot be read or written.
     """
     logging.basicConfig(filename=log_file, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
 
@@ -72,13 +88,10 @@ def run(
     except OSError as error:
         if log_file is not None:
             logging.error("cannot start: %s", error)
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"embedded broker: {where}{error.strerror or error}", file=sys.stderr)
-        return 1
+        raise CannotStart(error) from error
     finally:
         if ready_file is not None:
             ready_file.unlink(missing_ok=True)
-    return 0
 
 
 def _write(ready_file: Path, server: Server) -> None:
@@ -186,8 +199,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> int:
-    """Run a broker with the settings on the command line until SIGTERM or SIGINT. Returns the exit code."""
+def main() -> int | str:
+    """Run a broker with the settings on the command line until SIGTERM or SIGINT. Returns what sys.exit() takes."""
     parser = _parser()
     options = vars(parser.parse_args())
     files = [options.pop(option[2:].replace("-", "_")) for option in TLS_OPTIONS]
@@ -196,7 +209,11 @@ def main() -> int:
     if options.pop("in_memory") and options["data_dir"] is not None:
         parser.error("argument --in-memory: not allowed with argument --data-dir")
     more = {name: options.pop(name) for name in ("ready_file", "print_url", "log_file")}
-    return run(Settings(**options, tls=Tls(*files) if any(files) else None), **more)
+    try:
+        run(Settings(**options, tls=Tls(*files) if any(files) else None), **more)
+    except CannotStart as error:
+        return f"embedded broker: {error}"
+    return 0
 
 
 if __name__ == "__main__":

@@ -336,7 +336,7 @@ def serve(
 
     The broker is not recorded, so 'broker status' and 'broker down' do not find it.
     """
-    from mqtool.broker.embedded.__main__ import run  # other commands need no broker
+    from mqtool.broker.embedded.__main__ import CannotStart, run  # other commands need no broker
     from mqtool.broker.embedded.sockets.listener import Tls
 
     tls = _tls(tls_cert, tls_key, tls_client_ca)
@@ -353,7 +353,10 @@ def serve(
         recording=recording,
         prometheus_port=prometheus_port,
     )
-    raise typer.Exit(run(settings, ready_file=urls_file, print_url=print_url))
+    try:
+        run(settings, ready_file=urls_file, print_url=print_url)
+    except CannotStart as error:
+        raise Unavailable(str(error), "with port 0, it takes a free one" if error.is_port_taken else None) from error
 
 
 @command(part, "mqtool broker restart", "mqtool broker restart --name second", effect=Effect.OWN)
