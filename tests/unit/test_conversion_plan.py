@@ -103,8 +103,8 @@ def test_a_conversion_to_another_type_keeps_the_queues_arguments() -> None:
 
 
 def test_a_queue_that_the_api_describes_only_in_part_is_classic_and_empty() -> None:
-    """If the management API reports neither the type nor any statistics of a queue, the queue is treated as a transient
-    classic queue without messages.
+    """If the management API reports neither the type of a queue nor its number of messages, `queue convert` treats the
+    queue as a transient classic queue without messages.
     """
     it = found(queue={"name": "jobs", "arguments": None, "message_bytes": None, "messages": None})
     assert it.plan.source == Definition("classic", False, {})
@@ -172,8 +172,8 @@ def test_the_hint_for_a_missing_queue_suggests_a_similar_name() -> None:
     ],
 )
 def test_an_argument_is_kept_if_the_new_type_supports_it(to: str, kept: str) -> None:
-    """A conversion keeps each argument that the new queue type supports, and each one that is not an argument of
-    RabbitMQ. All other arguments are left out.
+    """A conversion keeps each argument that the new queue type supports, and each argument that RabbitMQ does not know.
+    All other arguments are left out.
     """
     for name in kept.split():
         queue = view(arguments={name: 1})
@@ -220,8 +220,9 @@ def test_an_unsupported_argument_without_effect_on_messages_is_left_out_with_a_r
 def test_an_unsupported_argument_that_affects_the_queue_must_be_removed_explicitly(
     argument: str, to: str, why: str
 ) -> None:
-    """If the new queue type does not support an argument that changes what happens to the queue or its messages, the
-    conversion is refused unless the command removes the argument with `--argument NAME:=null`.
+    """If an argument changes what happens to the queue or its messages, and the new queue type does not support the
+    argument, `queue convert` refuses the conversion unless the command removes the argument with `--argument
+    NAME:=null`.
     """
     queue = view(arguments={argument: 1})
     assert found(to, queue=queue).refusals == [
@@ -235,7 +236,7 @@ def test_an_unsupported_argument_that_affects_the_queue_must_be_removed_explicit
 
 
 def test_a_conversion_that_would_change_nothing_is_refused() -> None:
-    """If a queue already has the requested type and arguments, its conversion is refused."""
+    """If a queue already has the requested type and arguments, `queue convert` refuses to convert it."""
     assert found("classic").refusals == [
         Refusal(
             "it is a classic queue with these arguments already",
@@ -267,7 +268,9 @@ def test_a_conversion_that_would_change_nothing_is_refused() -> None:
 def test_exclusive_queues_auto_delete_queues_and_streams_cannot_be_converted(
     more: dict[str, Any], what: str, hint: str
 ) -> None:
-    """Exclusive queues, auto-delete queues and streams cannot be converted. The hint says what to do instead."""
+    """`queue convert` refuses to convert exclusive queues, auto-delete queues and streams. The hint says what to do
+    instead.
+    """
     assert found(queue=view(**more)).refusals == [Refusal(what, hint)]
 
 
@@ -332,8 +335,8 @@ def test_a_queue_with_consumers_is_converted_only_with_force(count: int, text: s
 
 
 def test_an_exclusive_consumer_prevents_a_conversion() -> None:
-    """While a queue has an exclusive consumer, the queue cannot be converted, even with --force, because `queue
-    convert` cannot consume the messages.
+    """While a queue has an exclusive consumer, `queue convert` refuses to convert the queue, even with --force, because
+    no other consumer can get the messages.
     """
     it = found(queue=view(consumer_details=[{"consumer_tag": "t", "exclusive": True}]), **{"vhosts/v/channels": []})
     assert it.refusals == [
@@ -346,8 +349,8 @@ def test_an_exclusive_consumer_prevents_a_conversion() -> None:
 
 @pytest.mark.parametrize(("count", "text"), [(1, "1 consumer"), (2, "2 consumers")])
 def test_a_queue_whose_consumers_are_only_counted_is_converted_only_with_force(count: int, text: str) -> None:
-    """If the management API reports the number of a queue's consumers without a list of them, the queue is converted
-    only with --force. If the list is empty, the number has no effect.
+    """If the management API reports how many consumers a queue has, but does not list them, `queue convert` needs
+    --force. If the API lists the consumers and the list is empty, the number is ignored.
     """
     assert found(queue=view(consumers=count)).refusals == [
         Refusal(f"{text} would be cancelled", "stop them, or use --force", is_final=False)
@@ -371,8 +374,8 @@ def test_unacknowledged_messages_prevent_a_conversion(count: int, text: str) -> 
 
 
 def test_unacknowledged_messages_of_a_queue_declared_by_a_conversion_do_not_prevent_a_conversion() -> None:
-    """If a conversion declared a queue, as its name and its argument x-mqtool-convert show, unacknowledged messages in
-    this queue do not prevent a conversion.
+    """A queue that `queue convert` itself declared, as its name and its argument x-mqtool-convert show, can be
+    converted even if it has unacknowledged messages.
     """
     ours = view(name="jobs.mqtool-convert", arguments={PLAN: "{}"}, messages_unacknowledged=5)
     assert plan_is_ours(ours)
@@ -421,9 +424,9 @@ THROUGH_DEFAULT = (
 
 @pytest.mark.parametrize("bound", [True, False])
 def test_publishers_through_the_default_exchange_prevent_a_conversion_without_force(bound: bool) -> None:
-    """If clients publish to a queue through the default exchange, the queue is converted only with --force, because
-    messages that are published while the queue is replaced may be lost. All messages that are published to a queue
-    without bindings go through the default exchange.
+    """If clients publish to a queue through the default exchange, `queue convert` needs --force, because messages that
+    are published while the queue is replaced may be lost. If the queue has no bindings, all of its messages are
+    published through the default exchange.
     """
     stats = rate(2.5)["message_stats"]
     incoming = [
@@ -458,8 +461,9 @@ def test_publishers_through_the_default_exchange_prevent_a_conversion_without_fo
 def test_a_remark_says_if_the_broker_does_not_report_which_exchanges_clients_publish_to(
     more: dict[str, Any], bound: bool, remarked: bool
 ) -> None:
-    """If clients publish to a queue with bindings, and the broker does not report through which exchanges, a remark
-    says that the conversion may need --force. In all other cases, there is no such remark.
+    """If clients publish to a queue with bindings, and the management API does not say through which exchanges, a
+    remark of `queue convert` says that the conversion may need --force. If clients do not publish to the queue, or the
+    API names the exchanges, there is no such remark.
     """
     it = found(queue=view(**more), bindings=[{"source": "logs"}] if bound else [])
     remark = (
@@ -484,9 +488,9 @@ def policy(name: str, pattern: str = "", to: str = "queues", **definition: Any) 
 def test_a_policy_that_limits_the_queue_that_holds_the_messages_prevents_a_conversion(
     limit: str, operator: bool
 ) -> None:
-    """During a conversion, a temporary queue holds the messages. A policy or operator policy with a limit that also
-    matches the temporary queue would remove messages, so it prevents the conversion. A policy that matches only the
-    queue to convert does not.
+    """During a conversion, a temporary queue holds the messages. If a policy or operator policy with a limit (such as
+    max-length) matches the temporary queue, `queue convert` refuses the conversion, because the limit could remove
+    messages. A policy that matches only the queue to convert does not prevent the conversion.
     """
     alone, both = policy("alone", "^jobs$", **{limit: 5}), policy("both", "^jobs", **{limit: 5}, x=1)
     it = found(**({"operator": [alone, both]} if operator else {"policies": [alone, both]}))
@@ -499,9 +503,9 @@ def test_a_policy_that_limits_the_queue_that_holds_the_messages_prevents_a_conve
 
 
 def test_a_policy_that_limits_the_queue_for_messages_published_meanwhile_prevents_a_conversion() -> None:
-    """A policy that limits only the temporary queue for messages published during the conversion prevents the
-    conversion, too, and the refusal names all limits of this policy. A policy without limits, without a definition, or
-    only for classic queues does not prevent the conversion.
+    """During a conversion, a second temporary queue receives newly published messages. If a policy sets limits for this
+    queue, `queue convert` refuses the conversion and names the limits. A policy without limits, without a definition,
+    or only for classic queues does not prevent the conversion.
     """
     policies = [
         policy("m", "meanwhile$", max_length=5, expires=6, queue_leader_locator="balanced"),
@@ -516,8 +520,8 @@ def test_a_policy_that_limits_the_queue_for_messages_published_meanwhile_prevent
 
 @pytest.mark.parametrize("to", ["quorum_queues", "classic_queues"])
 def test_a_policy_for_quorum_queues_prevents_a_conversion_like_one_for_all(to: str) -> None:
-    """The queues that hold the messages are quorum queues, so a limit in a policy for quorum queues prevents a
-    conversion, and so does one that rejects messages beyond a number of bytes. A policy for classic queues does not.
+    """The temporary queues of a conversion are quorum queues. So a policy for quorum queues that limits their size, or
+    makes them reject messages beyond a number of bytes, prevents the conversion. A policy for classic queues does not.
     """
     limits = {"overflow": "reject-publish", "max-length-bytes": 5}
     assert len(found(policies=[policy("p", "", to, **limits)]).refusals) == (2 if to == "quorum_queues" else 0)
@@ -525,9 +529,9 @@ def test_a_policy_for_quorum_queues_prevents_a_conversion_like_one_for_all(to: s
 
 @pytest.mark.parametrize("by", ["argument", "policy"])
 def test_a_queue_that_rejects_messages_beyond_a_number_of_bytes_cannot_be_converted(by: str) -> None:
-    """If the arguments or a policy make a queue reject messages beyond a number of bytes, the queue cannot be
-    converted, because messages that are published during the conversion may not fit. A command that removes such an
-    argument makes the conversion possible, and a command that adds one prevents it.
+    """`queue convert` refuses a queue that rejects messages beyond a number of bytes (max-length-bytes with
+    reject-publish), whether its arguments or a policy say so, because messages published during the conversion may not
+    fit. A command that removes such an argument makes the conversion possible. A command that adds one prevents it.
     """
     limits = {"overflow": "reject-publish", "max-length-bytes": 5}
     arguments = {f"x-{name}": value for name, value in limits.items()}
@@ -545,8 +549,8 @@ def test_a_queue_that_rejects_messages_beyond_a_number_of_bytes_cannot_be_conver
 
 @pytest.mark.parametrize("error", [AccessRefused("no"), NotFound("no")])
 def test_a_plan_considers_only_the_policies_that_the_user_can_read(error: Exception) -> None:
-    """If the user cannot read the policies, a plan considers only the operator policies, and vice versa. If the user
-    can read neither, a plan considers no policies.
+    """If the user of `queue convert` may read only the policies or only the operator policies, the conversion is
+    checked against those alone. If the user may read neither, the conversion is not checked against policies.
     """
     both = [policy("both", "^jobs", max_length=5)]
     assert len(found(policies=error, operator=both).refusals) == 1
@@ -569,7 +573,9 @@ def test_a_plan_considers_only_the_policies_that_the_user_can_read(error: Except
     ],
 )
 def test_policies_that_start_or_cease_to_apply_are_named_in_remarks(given: dict[str, Any], remark: str | None) -> None:
-    """A remark names each policy that applies to the queue only before its conversion, or only afterwards."""
+    """`queue convert` prints a remark about each policy that applies to the queue only before its conversion, or only
+    afterwards.
+    """
     remarks = found(policies=[given]).remarks
     assert remark in remarks if remark is not None else remarks == [TOLD]
 
@@ -594,8 +600,8 @@ def test_settings_of_a_policy_that_the_new_type_does_not_support_are_named_in_a_
     to: str, definition: dict[str, Any], what: str, text: str
 ) -> None:
     """If a policy matches the queue before and after a conversion, but the new queue type does not support some of the
-    policy's settings, a remark names these settings. If they prevent the whole policy from applying, the remark says
-    so.
+    policy's settings, a remark names these settings. If such a setting prevents the whole policy from applying, the
+    remark says so.
     """
     assert found(to, policies=[policy("p", "^jobs$", **definition)]).remarks == [text.format(what, to), TOLD]
 
@@ -617,8 +623,9 @@ def test_a_remark_says_which_messages_a_classic_queue_loses_in_a_restart() -> No
 
 
 def test_bindings_are_listed_without_the_one_to_the_default_exchange() -> None:
-    """bindings_of() returns a queue's bindings except the one to the default exchange, or the bindings that have an
-    exchange as their destination. For a queue or an exchange that does not exist, it returns no bindings.
+    """bindings_of() returns a queue's bindings except the one to the default exchange. With exchange=True, it returns
+    the bindings whose destination is an exchange. If the queue or exchange does not exist, bindings_of() returns no
+    bindings.
     """
     objects = {
         "queues/v/jobs/bindings": [{"source": ""}, {"source": "a"}],
@@ -644,7 +651,7 @@ def plan(**more: Any) -> ConversionPlan:
 
 
 def test_a_plan_that_is_stored_as_json_is_read_unchanged() -> None:
-    """A plan is stored as JSON in a queue argument, and is the same after it has been read again."""
+    """The plan of a conversion is stored as JSON in a queue argument. Reading the argument returns the same plan."""
     arguments = {"x-max-length": 5}
     written = ConversionPlan("jobs", Definition("classic", True, arguments), Definition("quorum", True, arguments), 7)
     assert json.loads(written.as_text()) == PLANNED
@@ -654,7 +661,9 @@ def test_a_plan_that_is_stored_as_json_is_read_unchanged() -> None:
 
 @pytest.mark.parametrize("at_once", [1, 500])
 def test_a_stored_plan_keeps_the_size_of_its_transactions(at_once: int) -> None:
-    """After a plan has been stored and read again, its transactions have the same size, from 1 to 500 messages."""
+    """A conversion plan that was stored and read again still says how many messages are moved in one transaction (1 to
+    500).
+    """
     assert plan(at_once=at_once).at_once == at_once
 
 
@@ -715,8 +724,9 @@ def holder(name: str, text: str) -> dict[str, Any]:
 
 
 def test_unfinished_conversions_are_found_by_the_queues_that_hold_their_messages() -> None:
-    """The plan of an unfinished conversion is valid only as an argument of the queue that holds the messages of the
-    queue to convert. Each other queue with a plan is listed with the reason why its plan is ignored.
+    """mqtool finds unfinished conversions by the plans that are stored as arguments of queues. A plan is valid only on
+    the temporary queue that holds the messages of the queue to convert. A plan on any other queue is ignored, and
+    mqtool gives the reason.
     """
     text = json.dumps(PLANNED)
     queues = [
@@ -764,8 +774,9 @@ def test_the_dead_letter_settings_of_a_queue_are_its_exchange_and_routing_key() 
 def test_a_plan_that_changes_a_queues_dead_letter_settings_is_noticed(
     source: dict[str, Any], target: dict[str, Any], now: dict[str, Any] | None, redirected: bool
 ) -> None:
-    """mqtool notices if an unfinished plan sets a dead-letter exchange or routing key other than the queue's current
-    one, because a conversion declares the queue with the permissions of the user who resumes the conversion.
+    """mqtool notices if an unfinished plan would declare a queue with a dead-letter exchange or routing key that the
+    queue does not have now. The check is needed because the queue is declared with the permissions of the user who
+    resumes the conversion.
     """
     it = ConversionPlan("jobs", Definition("classic", True, source), Definition("quorum", True, target))
     assert it.redirects(None if now is None else view(arguments=now)) is redirected

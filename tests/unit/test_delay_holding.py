@@ -101,7 +101,7 @@ def held(message: Message, destination: Destination = _CLASSIC, via: Via = Via.A
 
 def test_messages_without_a_delay_are_published_unchanged() -> None:
     """Messages without a delay are published unchanged, and mqtool declares no queue or exchange for delaying messages.
-    A None among the messages, which means that there is no input right now, is passed on.
+    If the input contains None, which means that no message is available at the moment, None is passed on.
     """
     broker = FakeBroker(_JOBS)
     broker.in_flight = 1_000_000
@@ -198,8 +198,8 @@ def test_the_user_is_told_how_many_messages_were_already_due(overdue: int, notic
 
 @pytest.mark.parametrize("via", [Via.AUTO, Via.PLUGIN])
 def test_a_delay_of_more_than_49_days_is_refused(via: Via) -> None:
-    """A delay longer than 2^32 - 1 ms (49 days) raises BadData, and mqtool knows which message is at fault. The plugin
-    accepts a delay of exactly 2^32 - 1 ms.
+    """A message with a delay of more than 2^32 - 1 ms (49 days) raises BadData, and `at_fault` is this message. A delay
+    of exactly 2^32 - 1 ms is accepted.
     """
     delays, _, _ = delaying(FakeBroker(_JOBS), via=via)
     longest, longer = (Message(b"x", delay=(LONGEST + more) / 1000) for more in (0, 1))
@@ -212,7 +212,9 @@ def test_a_delay_of_more_than_49_days_is_refused(via: Via) -> None:
 
 
 def test_if_all_messages_could_be_delayed_none_is_at_fault() -> None:
-    """If mqtool could delay all messages, it reports none of them as the cause of an error."""
+    """The attribute `at_fault`, which names the message that could not be delayed, is None if mqtool could delay all
+    messages.
+    """
     delays, _, _ = delaying(FakeBroker(_JOBS))
     assert delays.at_fault is None
     for _ in delays.hold([Message(b"x", delay=5.0)]):
@@ -232,9 +234,9 @@ def test_a_message_with_a_delay_of_one_millisecond_waits_on_the_broker(via: Via)
 
 @pytest.mark.parametrize(("delay", "at_most"), [(0.001, 100), (5.0, 100), (90.0, 500), (3600.0, 12_000)])
 def test_few_messages_with_short_delays_are_in_flight(delay: float, at_most: int) -> None:
-    """At most 100 messages with a delay of up to a minute are unconfirmed at a time, because more of them would be
-    late. With longer delays, the limit is higher. The delay of the next message does not begin until the number of
-    unconfirmed messages is below the limit.
+    """Of messages with a delay of up to 5 s, at most 100 are unconfirmed at a time, because more of them would arrive
+    late. For longer delays, the limit is higher, for example 500 for a delay of 90 s. The delay of the next message
+    does not begin until the number of unconfirmed messages is below the limit.
     """
     broker = FakeBroker(_JOBS)
     delays, _, _ = delaying(broker)
@@ -275,9 +277,10 @@ _QUORUM_NOTICE = "messages wait in queues, which lose nothing on the way to a qu
 def test_delayed_messages_wait_where_none_is_lost(
     via: Via, destination: Destination, plugin: bool, where: str, notices: list[str], warnings: list[str]
 ) -> None:
-    """Without `--via`, delayed messages for a quorum queue wait in wait queues, and other messages wait in the plugin's
-    exchange if the broker has the plugin. One notice says where the messages wait, and why, unless `--via ttl` is
-    given. With `--via plugin`, a warning is printed if messages may be lost.
+    """Without `--via`, delayed messages for a quorum queue wait in wait queues; those for a classic queue wait in the
+    plugin's exchange if the broker has the delayed message plugin, and otherwise in wait queues. One notice says where
+    the messages wait, and why. `--via ttl` always uses wait queues, without a notice. `--via plugin` always uses the
+    plugin's exchange, and warns that messages for a quorum queue may be lost.
     """
     delays, told, warned = delaying(FakeBroker(_JOBS, plugin=plugin), destination, via)
     found = [*delays.hold([Message(b"x", delay=5.0), Message(b"y", delay=5.0), Message(b"z", delay=7.0)])]

@@ -129,8 +129,8 @@ def test_no_headers_are_added_to_a_body_that_is_larger_than_8_mib(size: int) -> 
 
 
 def test_a_header_mqtool_convert_that_a_client_has_set_is_unchanged_in_a_large_message() -> None:
-    """If a message is too large for headers in its body, and a client has published it with a header mqtool-convert,
-    this header is unchanged after the conversion.
+    """If a client publishes a message that has a header mqtool-convert and a body larger than 8 MiB, the message has
+    the same header after a conversion.
     """
     body = b"x" * ((8 << 20) + 1)
     conversion = converting()
@@ -148,8 +148,8 @@ def large(size: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("more", [0, 1])
 def test_headers_that_almost_fill_a_frame_are_held_in_the_body(more: int) -> None:
-    """If a message's headers leave less than 4,000 bytes of a frame for anything else, they are at the start of the
-    message's body while a conversion holds the message.
+    """If a message's headers leave less than 4,000 bytes free in a frame, a conversion holds them at the start of the
+    message's body, because the header mqtool-convert needs space.
     """
     headers = large(largest_payload(FRAME_MAX) - 4000 + more)
     conversion = converting()
@@ -181,8 +181,8 @@ def test_a_conversion_stops_at_a_message_whose_headers_no_client_can_publish() -
 
 
 def test_the_priority_and_expiration_count_towards_the_size_of_the_headers() -> None:
-    """A message's priority and expiration count towards the size of its headers and properties, which clients can
-    publish only up to a limit.
+    """The size of a message's headers and properties, which a frame limits, includes the message's priority and
+    expiration.
     """
     most = largest_payload(FRAME_MAX)
     besides = header_size({"priority": 3, "expiration": "5"})
@@ -248,8 +248,8 @@ def test_a_message_that_is_put_back_keeps_its_expiration_and_priority() -> None:
 
 
 def test_headers_that_request_copies_are_removed_from_a_held_message() -> None:
-    """If somebody adds CC or BCC to a message that a conversion already holds, a conversion that holds the message
-    again removes these headers.
+    """If somebody adds CC or BCC to a message while a conversion holds it, a conversion that is resumed removes these
+    headers.
     """
     conversion = converting()
     held = taken(conversion.held(delivery({"a": 1})))

@@ -241,8 +241,8 @@ def test_messages_are_sent_when_the_broker_gives_credit(broker: Broker, session:
 def test_a_large_message_waits_until_all_of_its_frames_fit_into_the_brokers_incoming_window(
     broker: Broker, session: LinkConnection
 ) -> None:
-    """A message that is larger than a frame is sent in several transfer frames, once all of them fit into the broker's
-    incoming window. Transfers that the broker has not received yet use part of this window.
+    """mqtool sends a message that is larger than a frame in several transfer frames, once all of them fit into the
+    broker's incoming window. Transfers that the broker has not received yet count towards this window.
     """
     broker.window = 4
     session.begin()
@@ -325,9 +325,8 @@ def test_delivery_ids_wrap_after_32_bits(broker: Broker, session: LinkConnection
 def test_a_message_rejected_by_an_unavailable_queue_is_sent_again_for_20_seconds(
     broker: Broker, session: LinkConnection
 ) -> None:
-    """For 20 seconds after a reconnection, if an unavailable queue rejects a message, mqtool sends the message again
-    after a quarter of a second, before messages that have not been sent yet. After these 20 seconds, the rejection is
-    final.
+    """If an unavailable queue rejects a message within 20 s after a reconnection, mqtool sends the message again after
+    0.25 s, before any message that has not been sent yet. Later rejections are final.
     """
     sender = published(session, b"1", b"2")
     reopen(session, lose(session))
@@ -420,8 +419,8 @@ def test_messages_without_an_outcome_are_sent_again_after_a_reconnection(
 
 
 def test_the_confirm_timeout_of_a_session_counts_from_the_last_outcome(broker: Broker, session: LinkConnection) -> None:
-    """The confirm timeout counts from the last outcome or, if no messages were waiting for an outcome then, from the
-    next message sent. The confirm timeout does not run while the connection is lost.
+    """The confirm timeout of an AMQP 1.0 session starts again with each outcome and, if no message was waiting for an
+    outcome, with the next message sent. It does not run while the connection is lost.
     """
     broker.now += 60
     assert session.patience() == 5.0
@@ -474,8 +473,8 @@ def test_a_command_that_must_stop_does_not_wait_for_a_broker_that_accepts_no_mes
 
 
 def test_a_receiver_grants_credit_and_accepts_ranges_of_deliveries(broker: Broker, session: LinkConnection) -> None:
-    """A receiver grants as much credit as its prefetch. It accepts each range of consecutive deliveries with one
-    disposition frame, and then grants credit for as many deliveries. To settle a delivery again has no effect.
+    """An AMQP 1.0 receiver grants as much credit as its prefetch. It accepts each range of consecutive deliveries with
+    one disposition frame, and then grants credit for as many deliveries again. Settling a delivery twice has no effect.
     """
     link = receiver(session, prefetch=4)
     assert broker.of(Flow) == [Flow(70, 5000, 0, 5000, 0, 0, 4, echo=False)]
@@ -499,8 +498,8 @@ def test_a_receiver_grants_credit_and_accepts_ranges_of_deliveries(broker: Broke
 
 
 def test_a_delivery_that_the_broker_has_requeued_cannot_be_settled(broker: Broker, session: LinkConnection) -> None:
-    """Once the broker has requeued a delivery after a consumer timeout, the receiver can no longer settle the delivery,
-    which no longer counts towards the prefetch. Deliveries of an earlier connection cannot be settled, either.
+    """If the broker requeues a delivery after a consumer timeout, the receiver can no longer settle the delivery, and
+    the delivery no longer counts towards the prefetch. Deliveries from before a reconnection cannot be settled, either.
     """
     link = receiver(session, prefetch=4)
     broker.deliver(0, 0, 1, 2, 3)
@@ -598,8 +597,8 @@ def test_a_receiver_ends_after_two_seconds_if_the_broker_does_not_answer(
 
 
 def test_all_deliveries_are_released_when_a_session_ends(broker: Broker, session: LinkConnection) -> None:
-    """When a session ends, mqtool releases all unsettled deliveries, including those that the caller has received, so
-    that they do not count as failed. mqtool does not detach the links before.
+    """When an AMQP 1.0 session ends, mqtool releases all unsettled deliveries, including those that the caller has
+    received, so that the broker does not count them as failed. mqtool does not detach the session's links.
     """
     links = [receiver(session, address, prefetch=2) for address in (QUEUE, OTHER)]
     broker.deliver(0, 0, 2)

@@ -184,9 +184,9 @@ def test_a_receiver_of_replies_asks_the_broker_for_an_address(broker: Broker) ->
 
 
 def test_a_receiver_knows_which_filters_the_broker_ignores(broker: Broker) -> None:
-    """The broker's attach frame lists the filters that the broker applies. A receiver's ignored_filters contains all
-    other filters that the receiver has asked for. If the broker's attach frame has no source, because the broker
-    refuses the link, the link does not count as attached.
+    """A receiver's ignored_filters contains the filters that the receiver asked for, but that the broker's attach frame
+    does not list. If the broker's attach frame has no source, the broker refuses the link, and the link does not count
+    as attached.
     """
     filters = {"sql-filter": Described(Symbol("amqp:sql-filter"), "x"), "f": Described(Symbol("f"), 1)}
     receiver = Receiver(broker, "name", QUEUE, Receiving(), filters)
@@ -519,8 +519,9 @@ def test_a_connection_that_is_lost_for_good_ends_a_receiver(broker: Broker) -> N
 
 
 def test_deliveries_are_accepted_only_after_their_output_is_written(broker: Broker) -> None:
-    """A receiver has its output written before it accepts deliveries, and before it waits for further ones. If the
-    output cannot be written, the receiver does not accept the deliveries, does not write again, and ends.
+    """A receiver calls the command's function that writes pending output before it accepts deliveries, and before it
+    waits for more. If writing fails, the receiver does not accept the deliveries, does not call the function again, and
+    ends with the error.
     """
     log = list[str]()
 
@@ -544,7 +545,9 @@ def test_deliveries_are_accepted_only_after_their_output_is_written(broker: Brok
 
 
 def test_output_is_written_once_before_a_receiver_waits(broker: Broker) -> None:
-    """While no delivery arrives, a receiver has its output written once, not each time that it looks for a delivery."""
+    """While no delivery arrives, a receiver calls the command's function that writes pending output only once, not each
+    time that it looks for a delivery.
+    """
     written = list[int]()
     receiver = attached(broker, auto_ack=True, before_acknowledging=lambda: written.append(1))
     broker.steps = [lambda: None, lambda: None, lambda: broker.deliver(receiver, b"1")]

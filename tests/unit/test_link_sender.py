@@ -455,7 +455,7 @@ def test_a_sender_can_be_used_again_after_a_missing_outcome(broker: Broker) -> N
 
 
 def test_a_sender_that_must_stop_does_not_wait_for_outcomes(broker: Broker) -> None:
-    """If a command must stop while messages are unconfirmed, and waiting is pointless, for example because the
+    """If a command must stop while messages are unconfirmed, and cannot get their outcomes, for example because the
     connection is lost, send() raises NotConfirmed with the reason and the number of these messages.
     """
     broker.hopeless = "the connection is lost"
@@ -467,9 +467,8 @@ def test_a_sender_that_must_stop_does_not_wait_for_outcomes(broker: Broker) -> N
 
 
 def test_flush_waits_until_messages_are_sent_and_settle_until_they_have_outcomes(broker: Broker) -> None:
-    """So that a program can send a reply before it accepts the request, flush() returns once all messages are sent,
-    without waiting for outcomes, and drops the messages that have one. settle() returns once every message has an
-    outcome.
+    """An AMQP 1.0 sender's flush() returns once all messages are sent, without waiting for their outcomes, so that a
+    program can send a reply before it accepts the request. settle() returns once every message has an outcome.
     """
     broker.credit = 1
     sender = Sender(broker, None, persistent=False)
@@ -496,9 +495,9 @@ def test_flush_waits_until_messages_are_sent_and_settle_until_they_have_outcomes
 
 
 def test_messages_of_a_list_are_sent_in_batches_of_256(broker: Broker) -> None:
-    """With the default window, an AMQP 1.0 sender sends the messages of a list in batches of 256, and those of a source
-    with batches in the source's batches. With a small window, or from an iterator, the sender sends messages one by
-    one. None in the input is not sent.
+    """With the default window, an AMQP 1.0 sender sends the messages of a list in batches of 256, and the messages of a
+    source that has its own batches in those. From an iterator, or with a small window, it sends messages one at a time.
+    If the input contains None, nothing is sent for it.
     """
     listed: list[Message | None] = [Message(b"%d" % number) for number in range(600)]
     listed[5] = None
@@ -545,9 +544,9 @@ def test_a_sending_link_is_attached_as_a_sender_of_unsettled_messages() -> None:
 
 
 def test_a_sender_never_sends_more_messages_than_it_has_credit_for(broker: Broker) -> None:
-    """A sending link sends messages in order, and no more messages than its credit. The broker's link-credit counts
-    from the broker's delivery-count, so messages in transit have used part of the credit. The link sends nothing while
-    it is not attached, or while the session's window is full.
+    """A sending link sends its messages in order, and only while it has credit. The broker's link-credit counts from
+    the broker's delivery-count, so messages that the broker has not received yet use part of the credit. The link sends
+    nothing while it is not attached, or while the broker's incoming window is full.
     """
     broker.credit = 0
     link = broker.sending_link(QUEUE)

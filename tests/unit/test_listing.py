@@ -136,8 +136,8 @@ def test_an_incomplete_json_array_is_an_error(data: bytes) -> None:
 
 @pytest.mark.parametrize("name", ["", ".", ".."])
 def test_names_that_would_change_a_management_path_are_refused(name: str) -> None:
-    """The names "", "." and ".." raise UsageError, because they would change the meaning of a path of the management
-    API. Other names are percent-encoded.
+    """In a URL path of the management API, the names "", "." and ".." raise UsageError, because the path would then
+    refer to another object. Other names are percent-encoded.
     """
     with pytest.raises(UsageError):
         path("vhosts", name)

@@ -147,8 +147,9 @@ def test_the_queue_is_drawn_between_the_panes(columns: int, rows: int) -> None:
 
 
 def test_a_busy_pane_gets_the_lines_that_another_pane_does_not_need() -> None:
-    """On a terminal of 80 columns and 24 rows, a running tutorial shows all five tasks in the pane of a worker, because
-    the pane of the sender takes no more lines than it needs.
+    """If a running tutorial shows a sender with one line of output and a worker with five received tasks on a terminal
+    of 80 columns and 24 rows, the worker's pane shows all five tasks, because the sender's pane takes only the lines
+    that it needs.
     """
     panes, console = playing(80, 24, "boss", "worker 1", "worker 2")
     panes.narrate("Three lines of text. " * 10)

@@ -154,8 +154,8 @@ def test_a_returned_message_equals_the_published_one() -> None:
 def test_messages_are_published_until_the_window_of_unconfirmed_messages_is_full(
     broker: ScriptedBroker, waits: Waits
 ) -> None:
-    """A publisher publishes messages until its window of unconfirmed messages is full. It continues once half of the
-    window is confirmed, and yields receipts in the meantime.
+    """A publisher publishes messages until its window of unconfirmed messages is full. Then it waits until half of the
+    window is confirmed, and continues. It yields receipts in the meantime.
     """
     broker.confirms = False
     sent = list[int]()

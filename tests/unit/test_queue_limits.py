@@ -355,8 +355,9 @@ def test_mqtool_says_what_a_new_policy_would_remove_from_a_queue(
 def test_no_loss_is_reported_for_a_queue_that_a_new_policy_does_not_affect(
     new: dict[str, Any], there: dict[str, Any]
 ) -> None:
-    """Before mqtool sets a policy, it reports no loss for a queue that is within the policy's limits, already has lower
-    limits, rejects new messages instead, is a stream, is in use, or does not match the policy.
+    """Before mqtool sets a policy, it reports no loss for a queue that is a stream, does not match the policy, has
+    fewer messages or lower limits than the policy sets, or rejects new messages instead. It reports no expiry of a
+    queue that is empty or has consumers.
     """
     assert lost(new, there) == []
 
@@ -424,8 +425,8 @@ def test_losses_are_counted_without_permission_to_read_policies(refusal: Excepti
 
 
 def test_the_losses_of_all_queues_are_listed() -> None:
-    """mqtool lists each queue that a new policy would cause to lose messages, in the broker's order. A queue that would
-    also expire is listed twice.
+    """mqtool lists each queue in which a new policy would cause losses, in the broker's order. A queue that would drop
+    messages and would also expire is listed twice.
     """
     new = policy(max_length=4, expires=1000)
     found = lost(new, queue(name="a"), queue(2, name="b"), queue(0, name="c"), queue(type="stream"), queue(name="d"))

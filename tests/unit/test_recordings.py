@@ -59,9 +59,8 @@ def test_a_late_replayed_message_does_not_delay_later_ones() -> None:
 
 
 def test_a_replayed_message_with_an_earlier_timestamp_is_due_immediately() -> None:
-    """A replayed message whose timestamp is earlier than that of the message before it is due immediately. If its
-    timestamp is more than a second earlier, or if it is the first message of a file, the times of later messages are
-    relative to this message.
+    """A replayed message whose timestamp is earlier than that of the message before is due immediately. If it is more
+    than 1 s earlier, or if the message begins another file, the gaps to later messages are measured from this message.
     """
     assert dues(ReplayPace(clock=Clock()), read(line(3), line(4), line(3.5), line(5))) == [0, 1, 1, 2]
     assert dues(ReplayPace(clock=Clock()), read(line(8), line(9), line(2), line(3))) == [0, 1, 1, 2]

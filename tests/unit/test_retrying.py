@@ -201,8 +201,8 @@ def test_a_program_that_exits_with_65_rejects_its_message() -> None:
 )
 def test_a_message_too_large_for_its_history_is_dead_lettered_without_its_headers(error: Exception) -> None:
     """If a failed message's headers are so large that `worker` cannot add the message's history, the message is
-    dead-lettered instead of retried. If the headers are too large even for that, the message loses its own headers, and
-    both the notice and the header mqtool-last-error report this.
+    dead-lettered instead of retried. If the broker accepts no message with these headers in the dead-letter queue,
+    `worker` drops the headers, and says so in the notice and in the header mqtool-last-error.
     """
     channel, notices = FakeChannel(error, error, CONFIRMED), list[str]()
     assert retrying(channel, retries=2, notice=notices.append).retry(AGAIN, "exit status 1") is False

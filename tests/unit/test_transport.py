@@ -143,8 +143,8 @@ def test_a_connection_logs_in_and_opens_the_virtual_host(broker: Broker) -> None
 
 @pytest.mark.parametrize(("heartbeat", "expected"), [(0, None), (7, 7000), (None, 60_000)])
 def test_a_heartbeat_of_0_turns_heartbeats_off(broker: Broker, heartbeat: int | None, expected: int | None) -> None:
-    """mqtool tells the broker an idle timeout, in milliseconds: the heartbeat of the URL, or 60 seconds if the URL has
-    none. With a heartbeat of 0, mqtool tells the broker no idle timeout.
+    """When an AMQP 1.0 connection is opened, mqtool's idle timeout is the heartbeat of the URL in milliseconds, or
+    60,000 ms if the URL has none. With a heartbeat of 0, mqtool sends no idle timeout.
     """
     broker.connect(opened(), ADDRESS._replace(heartbeat=heartbeat))
     [answer] = performatives(broker.received().partition(AMQP_HEADER)[2])
@@ -158,8 +158,8 @@ def test_a_heartbeat_of_0_turns_heartbeats_off(broker: Broker, heartbeat: int | 
 def test_a_client_certificate_is_used_to_log_in_if_the_url_names_no_user(
     broker: Broker, offered: str, *, names_user: bool, mechanism: str
 ) -> None:
-    """If the URL names no user and the broker offers EXTERNAL, mqtool logs in with the client certificate. Otherwise,
-    mqtool logs in with a user name and a password.
+    """If a client certificate is given, the URL names no user and the broker offers EXTERNAL, an AMQP 1.0 connection
+    logs in with the certificate. In all other cases, it logs in with a user name and a password.
     """
     offer = frame(0, SaslMechanisms(Array([Symbol("PLAIN"), Symbol(offered)])), SASL)
     data = SASL_HEADER + offer + opened().removeprefix(SASL_HEADER + MECHANISMS)
@@ -205,8 +205,8 @@ def test_the_error_of_a_connection_that_cannot_be_opened_gives_the_reason(
 
 @pytest.mark.parametrize("data", [b"", SASL_HEADER, LOGGED_IN])
 def test_a_reconnection_that_ends_early_is_a_network_failure(broker: Broker, data: bytes) -> None:
-    """If mqtool reconnects, and the broker closes the new connection before it is open, mqtool raises Unavailable,
-    which leads to another attempt, and not an error about a refused login.
+    """If the broker closes the socket while mqtool reconnects, before the connection is open, mqtool raises Unavailable
+    and therefore tries again. It does not report a refused login, because it has logged in before.
     """
     broker.socket.sendall(data)
     broker.end()
@@ -230,15 +230,15 @@ def test_the_error_of_a_refused_connection_names_the_host_and_the_port(monkeypat
     ("offered", "expected"), [(None, 131_072), (131_073, 131_072), (4096, 4096), (512, 512), (1, 512)]
 )
 def test_frames_are_as_large_as_both_ends_accept(broker: Broker, offered: int | None, expected: int) -> None:
-    """mqtool's frames are as large as the broker's max-frame-size allows, but at most 128 KiB, and at least 512
-    bytes.
+    """An AMQP 1.0 frame of mqtool is at most as large as the broker's max-frame-size and 128 KiB allow. If the broker's
+    max-frame-size is less than 512 bytes, the limit is 512 bytes.
     """
     assert broker.connect(opened(max_frame_size=offered)).frame_max == expected
 
 
 def test_frames_are_read_however_the_bytes_are_split(broker: Broker) -> None:
-    """read() returns the bodies of the frames that have arrived completely; the rest of a frame may arrive later.
-    Heartbeats have no body. Extended headers of frames are skipped.
+    """An AMQP 1.0 connection's read() returns the bodies of the frames that have arrived completely, without
+    heartbeats, and skips extended headers. The rest of an incomplete frame may arrive later.
     """
     connected = broker.connect(opened())
     broker.arrives(FLOW[:3])
@@ -282,7 +282,9 @@ def test_a_connection_that_the_broker_closes_is_lost(broker: Broker) -> None:
 
 
 def test_wake_makes_read_return_early(broker: Broker) -> None:
-    """If another thread or a signal handler calls wake(), read() returns early. Later calls of read() wait again."""
+    """After wake() was called, once or several times, the next read() of an AMQP 1.0 connection returns immediately,
+    without frames. Later calls of read() wait again.
+    """
     connected = broker.connect(opened())
     connected.wake()
     connected.wake()
@@ -326,7 +328,7 @@ def test_no_heartbeats_are_sent_to_a_broker_without_an_idle_timeout(broker: Brok
 
 
 def test_a_connection_is_lost_if_the_broker_sends_nothing_for_the_heartbeat_interval(broker: Broker) -> None:
-    """If the broker sends nothing for longer than the heartbeat of the URL, not even a heartbeat, read() raises
+    """If the broker sends nothing, not even a heartbeat, for longer than the heartbeat in the URL, read() raises
     TimeoutError, and the connection counts as lost.
     """
     connected = broker.connect(opened(), ADDRESS._replace(heartbeat=7))
