@@ -89,8 +89,8 @@ TOLD = "clients that declare 'jobs' with the old type or arguments get 406 PRECO
 
 def test_a_conversion_to_another_type_keeps_the_queues_arguments() -> None:
     """A conversion to another queue type keeps the queue's arguments, such as x-max-length, and changes only
-    x-queue-type. The plan of this conversion contains no refusal and one remark: clients that declare the queue with
-    the old type or arguments get 406 PRECONDITION_FAILED.
+    x-queue-type. `queue convert` does not refuse this conversion. Its only remark is that clients that declare the
+    queue with the old type or arguments get 406 PRECONDITION_FAILED.
     """
     it = found(queue=view(arguments={"x-queue-type": "classic", "x-max-length": 5, "app": "a"}, messages_ready=3))
     assert it.plan.queue == "jobs"
@@ -114,7 +114,9 @@ def test_a_queue_that_the_api_describes_only_in_part_is_classic_and_empty() -> N
 
 @pytest.mark.parametrize(("to", "durable"), [("classic", False), ("quorum", True), ("stream", True), (None, False)])
 def test_quorum_queues_and_streams_are_durable(to: str | None, durable: bool) -> None:
-    """A transient classic queue stays transient, unless it is converted to a quorum queue or a stream."""
+    """`queue convert` makes a transient classic queue durable if it converts the queue to a quorum queue or a stream.
+    Otherwise, the queue stays transient.
+    """
     it = found(to, {"x-max-length": 7}, queue=view(durable=False))
     assert (it.plan.target.durable, it.plan.target.type) == (durable, to or "classic")
     assert ("it becomes durable" in it.remarks) is durable
@@ -172,8 +174,8 @@ def test_the_hint_for_a_missing_queue_suggests_a_similar_name() -> None:
     ],
 )
 def test_an_argument_is_kept_if_the_new_type_supports_it(to: str, kept: str) -> None:
-    """A conversion keeps each argument that the new queue type supports, and each argument that RabbitMQ does not know.
-    All other arguments are left out.
+    """`queue convert` keeps each argument that the new queue type supports, and each argument that RabbitMQ does not
+    know. All other arguments are left out.
     """
     for name in kept.split():
         queue = view(arguments={name: 1})
@@ -275,7 +277,7 @@ def test_exclusive_queues_auto_delete_queues_and_streams_cannot_be_converted(
 
 
 def test_a_queue_with_a_name_reserved_for_the_broker_cannot_be_converted() -> None:
-    """A queue whose name starts with `amq.` cannot be converted, because clients cannot declare a queue with such a
+    """`queue convert` refuses a queue whose name starts with `amq.`, because clients cannot declare a queue with such a
     name.
     """
     api = api_with(**{"queues/v/amq.gen-1": view(name="amq.gen-1"), "queues/v/amq.gen-1/bindings": [], "queues/v": []})
@@ -286,9 +288,9 @@ def test_a_queue_with_a_name_reserved_for_the_broker_cannot_be_converted() -> No
 
 @pytest.mark.parametrize("kind", ["direct", "fanout", "topic", "headers", "x-delayed-message", "x-consistent-hash"])
 def test_a_queue_bound_to_a_consistent_hash_exchange_cannot_be_converted(kind: str) -> None:
-    """A conversion adds a binding to each exchange that the queue is bound to. A consistent hash exchange would then
-    route messages differently, so a queue that is bound to such an exchange cannot be converted. Bindings to direct,
-    fanout, topic, headers and delayed message exchanges do not prevent a conversion.
+    """`queue convert` refuses a queue that is bound to a consistent hash exchange: during a conversion, one more queue
+    is bound to each of the queue's exchanges, and a consistent hash exchange would then distribute messages
+    differently. Bindings to direct, fanout, topic, headers and delayed message exchanges do not prevent a conversion.
     """
     bindings = [{"source": "logs", "routing_key": key} for key in ("1", "2")]
     api = api_with(bindings=bindings, **{"exchanges/v/logs": {"type": kind}})
@@ -360,8 +362,8 @@ def test_a_queue_whose_consumers_are_only_counted_is_converted_only_with_force(c
 
 @pytest.mark.parametrize(("count", "text"), [(1, "1 message is"), (2, "2 messages are")])
 def test_unacknowledged_messages_prevent_a_conversion(count: int, text: str) -> None:
-    """A conversion would lose unacknowledged messages, so a queue with such messages cannot be converted, even if the
-    management API reports no consumer.
+    """`queue convert` refuses a queue with unacknowledged messages, even if the management API reports no consumer,
+    because these messages would be lost.
     """
     for more in ({}, {"consumer_details": []}, {"consumers": 0}):
         assert found(queue=view(messages_unacknowledged=count, **more)).refusals == [
@@ -388,7 +390,7 @@ def test_unacknowledged_messages_of_a_queue_declared_by_a_conversion_do_not_prev
 @pytest.mark.parametrize("channel", ["c", "other"])
 def test_a_consumer_with_a_global_prefetch_limit_prevents_a_conversion(to: str, channel: str) -> None:
     """Quorum queues and streams refuse a consumer whose channel has one prefetch limit for all its consumers (basic.qos
-    with global=true). A queue with such a consumer can only be converted to a classic queue.
+    with global=true). `queue convert` converts a queue with such a consumer only to a classic queue.
     """
     channels = [{"name": channel, "global_prefetch_count": 5}, {"name": "third", "global_prefetch_count": 0}]
     queue = view(
@@ -607,8 +609,8 @@ def test_settings_of_a_policy_that_the_new_type_does_not_support_are_named_in_a_
 
 
 def test_a_remark_says_which_messages_a_classic_queue_loses_in_a_restart() -> None:
-    """If a quorum queue is converted to a classic queue, a remark says that a restart of the broker then loses the
-    messages that are not persistent, and contains the command that shows these messages.
+    """If `queue convert` converts a quorum queue to a classic queue, a remark says that a restart of the broker will
+    then lose messages that are not persistent. The remark contains the command that shows these messages.
     """
     remark = (
         "a restart of the broker loses its messages that are not persistent: quorum queues keep them, and do not count "
@@ -697,8 +699,8 @@ def test_a_stored_plan_keeps_the_size_of_its_transactions(at_once: int) -> None:
     ],
 )
 def test_an_argument_that_is_not_a_plan_raises_bad_data(text: object) -> None:
-    """If the value of the argument x-mqtool-convert is not a plan of a conversion, BadData is raised. The error shows
-    up to 200 characters of the value.
+    """If a queue's argument x-mqtool-convert, in which `queue convert` stores its plan, does not contain a plan,
+    BadData is raised. The error shows up to 200 characters of the value.
     """
     with pytest.raises(BadData) as refused:
         ConversionPlan.parsed(text)
@@ -710,8 +712,8 @@ def test_an_argument_that_is_not_a_plan_raises_bad_data(text: object) -> None:
 
 
 def test_the_queues_and_exchanges_of_a_conversion_are_named_after_the_queue() -> None:
-    """The names of the queues and exchanges that a conversion declares start with the name of the queue to convert,
-    followed by `.mqtool-convert`.
+    """The queues and exchanges that `queue convert` declares to convert the queue `jobs` are named
+    `jobs.mqtool-convert` and, for example, `jobs.mqtool-convert.meanwhile`.
     """
     assert plan().names == ConversionNames.of("jobs")
     assert [*ConversionNames.of("jobs")] == [

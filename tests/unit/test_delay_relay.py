@@ -266,7 +266,7 @@ def test_delayed_relay_publishes_a_message_without_x_delay_at_once() -> None:
 
 @pytest.mark.parametrize(("user_id", "kept"), [("me", "me"), ("you", None), (None, None)])
 def test_delayed_relay_removes_the_user_id_of_another_user(user_id: str | None, kept: str | None) -> None:
-    """If a message's user_id is not the user as whom `delayed relay` is logged in, the command removes the user_id
+    """If a message's user_id differs from the user that `delayed relay` logs in as, the command removes the user_id
     before it publishes the message, because the broker would refuse the message.
     """
     delivery = job(1)

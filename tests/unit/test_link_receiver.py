@@ -231,7 +231,9 @@ def test_a_receiver_accepts_each_delivery_after_the_caller_asks_for_the_next_one
 
 
 def test_a_quarter_of_the_prefetched_deliveries_are_accepted_together(broker: Broker) -> None:
-    """A receiver accepts the handled deliveries as soon as there are as many as a quarter of its prefetch."""
+    """An AMQP 1.0 receiver with a prefetch of 20 accepts handled deliveries together as soon as there are 5, a quarter
+    of the prefetch.
+    """
     broker.bodies = [b"%d" % number for number in range(20)]
     deliveries = attached(broker, prefetch=20).deliveries()
     for _ in range(13):

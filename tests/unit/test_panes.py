@@ -90,8 +90,8 @@ values = st.lists(st.floats(0, 1e6), min_size=1, max_size=300)
 
 @given(values, st.integers(1, 120), st.integers(1, 8))
 def test_a_chart_shows_its_maximum_and_every_value(values: list[float], width: int, height: int) -> None:
-    """In the chart of a running tutorial, the maximum reaches the top and, if there are not too many values, each value
-    above 0 is visible. The chart is never wider than the space for it.
+    """In the chart of a running tutorial, the greatest value has a bar of full height. If the chart has a column for
+    every value, each value above 0 has a visible bar. The chart is never wider than the space for it.
     """
     rows = chart(values, width, height)
     columns = ["".join(column) for column in zip(*rows, strict=True)]

@@ -363,9 +363,9 @@ def test_no_loss_is_reported_for_a_queue_that_a_new_policy_does_not_affect(
 
 
 def test_losses_are_reported_only_for_a_policy_that_would_apply() -> None:
-    """mqtool reports no loss if another policy of the queue takes precedence over the new one. If the new policy
-    replaces one with the same name, mqtool compares the two. An operator policy limits a queue in addition to the
-    queue's policy.
+    """mqtool reports no loss by a new policy if another policy of the queue has a higher priority, or if the policy or
+    operator policy that already applies is at least as strict. It counts a loss if the new policy has a higher
+    priority, replaces a less strict policy with the same name, or is an operator policy.
     """
     strong, four = policy("strong", priority=5, max_length=20), policy(max_length=4)
     assert lost(four, queue(), policies=[strong]) == []
@@ -393,8 +393,8 @@ def test_losses_are_reported_only_for_a_policy_that_would_apply() -> None:
 def test_clearing_a_policy_can_make_a_queue_drop_messages(
     cleared: dict[str, Any], there: dict[str, Any], weaker: dict[str, Any] | None, loss: Loss | None
 ) -> None:
-    """If other limits apply to a queue once its policy is cleared, mqtool says what the queue loses. Otherwise, or if
-    there is no such policy, clearing loses nothing.
+    """Before mqtool clears a policy, it says what a queue would lose because of the limits that then apply to it. If
+    there are no such limits, or no policy of this name, it reports no loss.
     """
     api = api_with([cleared, *([weaker] if weaker else [])], [], [there])
     assert losses_by_clearing(api, "v", policy()["name"], operator=False) == ([loss] if loss else [])

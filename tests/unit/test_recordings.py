@@ -124,8 +124,8 @@ def test_a_replayed_message_goes_to_its_exchange_or_queue_unless_another_is_give
 
 
 def test_a_replay_drops_and_sets_headers() -> None:
-    """A replay first drops the headers that it is told to drop, and then sets others. The remaining headers keep their
-    values and types.
+    """`replay` first removes the headers that its options say to drop, and then sets those that its options add. All
+    other headers keep their values and types.
     """
     given = line(headers={"x-death": [], "n": 1, "raw": {"$bytes": "AA=="}}, properties={"type": "t", "user_id": "app"})
     [message] = read(given, changes=Changes(dropped_headers=["x-death", "none"], headers={"n": 2, "replayed": True}))

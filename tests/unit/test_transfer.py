@@ -50,8 +50,9 @@ def test_a_moved_message_is_persistent_and_does_not_expire() -> None:
 
 
 def test_a_failed_message_contains_its_history_and_no_headers_of_the_broker() -> None:
-    """The headers of a failed message say how often and why handling the message failed, which queue it was in, and
-    when it first failed. mqtool removes the broker's own headers and the headers CC and BCC.
+    """When mqtool moves a failed message to another queue, the message's headers say how often and why handling it
+    failed, which queue it was in, and when it first failed. mqtool removes the broker's own headers and the headers CC
+    and BCC.
     """
     message = failed(with_headers({**BROKERS, **COPIES, "x": 1}), "exit status 1", "jobs.wait.1s")
     headers = dict(message.properties["headers"])
@@ -208,8 +209,8 @@ def test_a_move_ends_with_an_error_if_the_target_queue_rejects_a_message(
 def test_a_move_can_continue_after_a_refused_message(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """If a message cannot be moved and the caller chooses to continue, that message stays in its queue, and the move
-    goes on with the others.
+    """If a queue refuses a message that is to be moved, and the caller chooses to continue, the message stays in its
+    queue, and the move continues with the other messages.
     """
     fill(channel, 30)
     channel.declare(Queue("to", durable=True))
@@ -304,8 +305,8 @@ def test_a_move_without_a_target_deletes_messages(channel: Channel, connect: Cal
 def test_a_limit_on_moved_messages_also_applies_without_a_target(
     channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """If messages are moved without a target queue, as in `dlq drop`, no more messages are deleted than the
-    limit says.
+    """If messages are moved without a target queue, as in `dlq drop`, at most as many messages are deleted as the limit
+    allows.
     """
     fill(channel, 10)
     source = connect()
@@ -520,7 +521,7 @@ def test_all_requeued_messages_are_received_if_some_are_held(
 
 
 def test_held_messages_are_requeued_a_few_batches_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the end of a move, mqtool requeues the messages that it kept back in batches. After every few batches, it
+    """At the end of a move, mqtool requeues the messages that were not moved, in batches. After every few batches, it
     waits until the queue reports their messages as ready, because a quorum queue could otherwise change the order.
     """
     monkeypatch.setattr(transfer, "AT_ONCE", 2)
