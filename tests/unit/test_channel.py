@@ -294,8 +294,8 @@ def test_a_consumer_of_a_queue_with_a_delivery_limit_starts_with_a_prefetch_of_1
 
 def test_a_stream_is_consumed_from_an_offset(broker: ScriptedBroker) -> None:
     """A consumer of a stream starts at the offset that the caller passes, if any. If the caller wants only one message,
-    a consumer of another queue has a prefetch of 1 so that the other messages stay ready; a consumer of a stream does
-    not need this, because messages stay in a stream.
+    a consumer of a queue has a prefetch of 1. A consumer of a stream has its usual prefetch, because messages stay in a
+    stream.
     """
     channel = broker.channel()
     stream = Queue("q", durable=True, arguments={"x-queue-type": "stream"})

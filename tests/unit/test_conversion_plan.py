@@ -752,8 +752,8 @@ DLX, KEY = "x-dead-letter-exchange", "x-dead-letter-routing-key"
 
 
 def test_the_dead_letter_settings_of_a_queue_are_its_exchange_and_routing_key() -> None:
-    """The dead-letter settings of a queue are its dead-letter exchange and its dead-letter routing key, without its
-    other arguments.
+    """dead_letters() returns a queue's arguments x-dead-letter-exchange and x-dead-letter-routing-key, if any, and none
+    of its other arguments.
     """
     assert dead_letters(Definition("classic", True, {DLX: "d", KEY: "k", "x-max-length": 5})) == {DLX: "d", KEY: "k"}
     assert dead_letters(Definition("classic", True, {})) == {}

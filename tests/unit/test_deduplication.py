@@ -222,7 +222,7 @@ def test_the_message_of_a_worker_that_is_a_zombie_is_handled_again(
     path: Path, other_worker: multiprocessing.Process
 ) -> None:
     """With `--deduplicate`, a worker handles the message of another worker that was killed, even if the killed process
-    is still a zombie, because its parent has not read its exit status.
+    is still a zombie because its parent process has not collected the exit status.
     """
     other_worker.kill()
     os.waitid(os.P_PID, other_worker.pid or 0, os.WEXITED | os.WNOWAIT)  # it has ended, and is now a zombie

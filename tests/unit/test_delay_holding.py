@@ -114,8 +114,8 @@ def test_messages_without_a_delay_are_published_unchanged() -> None:
 @pytest.mark.parametrize("given", [{"delay": 5.25}, {"due": _NOW + 5.25}], ids=["delay", "due time"])
 def test_with_the_plugin_a_delayed_message_goes_to_its_exchange_with_the_delay_in_a_header(given: Any) -> None:
     """If the broker has the delayed message plugin, a message with a delay or a due time is published to the plugin's
-    exchange as persistent. Its header x-delay contains the delay in milliseconds, and mqtool-due the due time. Its
-    body, message id and other properties are unchanged.
+    exchange as persistent. Its header x-delay contains the delay in milliseconds, and its header mqtool-due the due
+    time. Its body, message id and other properties are unchanged.
     """
     found = held(Message(b"x", "jobs", None, {"headers": {"a": 1}, "type": "t"}, "id-1", **given))
     assert (found.body, found.message_id) == (b"x", "id-1")
@@ -369,8 +369,8 @@ def test_a_delayed_message_to_a_missing_exchange_is_refused(message: Message) ->
 
 @pytest.mark.parametrize("to", [_LOGS, DEFAULT_EXCHANGE], ids=["exchange of the command", "default exchange"])
 def test_where_messages_wait_can_be_chosen_before_the_exchange_is_declared(to: Exchange) -> None:
-    """mqtool can choose where delayed messages wait before the command declares its exchange. mqtool does not check
-    whether the default exchange exists, because it always does.
+    """mqtool can determine where delayed messages will wait before the command has declared their exchange. If their
+    exchange is the default exchange, mqtool does not check whether it exists.
     """
     delays, _, _ = delaying(FakeBroker(), Destination(to, is_declared=to is _LOGS), Via.TTL)
     delays.choose()

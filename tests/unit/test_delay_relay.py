@@ -421,8 +421,8 @@ def test_a_due_message_that_a_queue_rejects_is_delayed_for_another_second(*, del
 
 @pytest.mark.parametrize("confirmation", [Confirmation.NACKED, Confirmation.RETURNED])
 def test_delayed_relay_ends_if_a_message_does_not_reach_its_wait_queue(confirmation: Confirmation) -> None:
-    """If the queue in which a message is to wait for the end of its delay rejects the message, or the broker returns
-    the message as unroutable, `delayed relay` ends with an error, and the message stays in the command's queue.
+    """If a wait queue, which holds messages until their delay is over, rejects a message, or the broker returns the
+    message as unroutable, `delayed relay` ends with an error, and the message stays in the command's queue.
     """
     broker = FakeBroker(job(7, x_delay=5000))
     broker.answer = lambda _: confirmation
@@ -626,8 +626,8 @@ def test_a_check_that_is_running_when_delayed_relay_ends_opens_no_connection() -
 
 
 def test_a_message_waits_in_another_queue_if_its_wait_queue_has_no_leader() -> None:
-    """If the queue in which `delayed relay` lets messages with some delay wait has no leader, these messages wait in an
-    additional queue. Messages without a delay, and messages with other delays, are relayed as usual.
+    """If the wait queue for messages with a particular delay has no leader, `delayed relay` lets these messages wait in
+    an additional queue. Messages without a delay, and messages with other delays, are relayed as usual.
     """
     broker = FakeBroker(job(1, x_delay=5000), job(2), job(3, x_delay=2000))
     broker.leader = lambda queue: no_leader(queue) if queue == WAIT else None

@@ -134,8 +134,8 @@ def test_a_moved_message_keeps_only_an_origin_that_is_proven(
     headers: dict[str, Any] | None, exchange: str, kept: dict[str, Any]
 ) -> None:
     """If a message has the headers mqtool-exchange or mqtool-routing-key, moving the message to another queue sets both
-    to the message's proven original exchange and routing key. If a queue other than one of the queue's wait queues has
-    dead-lettered the message, both headers are removed. A message without these headers gets none.
+    to the message's proven original exchange and routing key. If the message was dead-lettered from a queue that is not
+    one of mqtool's wait queues for retries, both headers are removed. A message without these headers gets none.
     """
     given = dict(headers or {})
     assert history.headers_with_origin(delivery(headers, exchange)) == kept

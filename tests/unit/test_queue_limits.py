@@ -404,8 +404,9 @@ def test_clearing_a_policy_can_make_a_queue_drop_messages(
     "new", [policy(overflow="drop-head"), policy(message_ttl=1000)], ids=["drop-head", "no overflow behaviour"]
 )
 def test_replacing_a_policy_can_make_a_queue_drop_messages(new: dict[str, Any]) -> None:
-    """If the new policy means that a queue no longer rejects messages, mqtool says that the queue will drop messages
-    beyond the limit of its operator policy. A policy that only removes a limit loses nothing.
+    """If a new policy replaces one that made a queue reject messages beyond its limit, mqtool says that the queue will
+    now drop messages beyond the limit of its operator policy. If the new policy only removes a limit, mqtool reports no
+    loss.
     """
     rejects, limit = policy(overflow="reject-publish"), [policy(max_length=4)]
     assert lost(new, queue(), policies=[rejects], operator=limit) == [
