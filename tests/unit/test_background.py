@@ -21,8 +21,8 @@ def process(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_process_counts_as_running_until_it_has_ended(process: int) -> None:
-    """mqtool considers a process that it started as running until the process has ended, even if a later command runs
-    with another time zone (TZ) or language (LC_ALL).
+    """A process that mqtool started counts as running until it has ended, even if the time zone (TZ) or the language
+    (LC_ALL) has changed since it was started.
     """
     started = background.started(process)
     assert background.is_running(started)

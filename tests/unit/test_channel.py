@@ -94,7 +94,7 @@ def test_an_existing_queue_with_other_settings_is_used_with_a_notice(broker: Scr
 def test_declaring_a_queue_exactly_raises_an_error_if_it_has_other_settings(
     broker: ScriptedBroker, *, strict: bool
 ) -> None:
-    """If a queue exists with other settings, declaring it raises DeclaredDifferently on a strict channel, or if the
+    """If a queue exists with other settings, declaring it raises DeclaredDifferently if the channel is strict or the
     caller passes exactly=True. The queue is not declared again after a reconnection.
     """
     channel = broker.channel(strict=strict)

@@ -602,8 +602,8 @@ def test_settings_of_a_policy_that_the_new_type_does_not_support_are_named_in_a_
     to: str, definition: dict[str, Any], what: str, text: str
 ) -> None:
     """If a policy matches the queue before and after a conversion, but the new queue type does not support some of the
-    policy's settings, a remark names these settings. If such a setting prevents the whole policy from applying, the
-    remark says so.
+    policy's settings, a remark of `queue convert` names these settings. If such a setting prevents the whole policy
+    from applying, the remark says so.
     """
     assert found(to, policies=[policy("p", "^jobs$", **definition)]).remarks == [text.format(what, to), TOLD]
 

@@ -599,8 +599,8 @@ def test_a_slow_wait_queue_is_avoided_until_it_answers(
 
 
 def test_a_check_that_is_running_when_delayed_relay_ends_opens_no_connection() -> None:
-    """If `delayed relay` ends while it checks whether a wait queue answers, the command does not wait for the check,
-    and the check opens no new connection when its own is lost.
+    """If `delayed relay` ends while it checks whether a wait queue answers, the command does not wait for the check. If
+    the connection is then lost, the check does not open another one.
     """
     started, may_go_on, ended = threading.Event(), threading.Event(), threading.Event()
     broker = FakeBroker()

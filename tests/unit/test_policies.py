@@ -147,9 +147,9 @@ def test_a_caller_that_acknowledges_never_gets_more_messages_than_the_limit() ->
 
 
 def test_the_last_missing_messages_are_prefetched_together() -> None:
-    """If the caller acknowledges messages itself, a consumer with `--count` subscribes again when it needs no more
-    messages than its prefetch. Its prefetch is then the number that is missing or, at the second time, half of this
-    number.
+    """If the caller acknowledges messages itself, a consumer with `--count` subscribes again once the number of missing
+    messages is at most its prefetch, and prefetches all of them. If messages are still missing after that, it
+    subscribes again and prefetches half of them.
     """
     policy = CallerSettles(Receiving(count=20, prefetch=8, acknowledge=False))
     assert acknowledge(policy, *range(8, 20)) == [Step.GO_ON] * 12
@@ -215,9 +215,9 @@ def test_a_forged_delivery_count_does_not_make_a_consumer_slow() -> None:
 def test_the_options_decide_how_many_messages_are_prefetched_and_who_acknowledges(
     receiving: Receiving, expected: tuple[object, ...], *, is_stream: bool
 ) -> None:
-    """A consumer's prefetch is `--prefetch`. With `--count` of up to 250, it is 1, and with a higher `--count`, at most
-    50 less than `--count`. mqtool acknowledges the messages, except with `--auto-ack` or if the caller acknowledges
-    them.
+    """A consumer's prefetch is the value of `--prefetch`. It is 1 with a `--count` of up to 250, and at least 50 less
+    than `--count` with a higher one. mqtool acknowledges the messages, except with `--auto-ack` or if the caller
+    acknowledges them.
     """
     policy = policy_for(receiving, limits_deliveries=False, is_stream=is_stream)
     assert (type(policy), policy.prefetch, policy.auto_ack, policy.acknowledges) == expected

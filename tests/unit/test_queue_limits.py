@@ -355,9 +355,9 @@ def test_mqtool_says_what_a_new_policy_would_remove_from_a_queue(
 def test_no_loss_is_reported_for_a_queue_that_a_new_policy_does_not_affect(
     new: dict[str, Any], there: dict[str, Any]
 ) -> None:
-    """Before mqtool sets a policy, it reports no loss for a queue that is a stream, does not match the policy, has
-    fewer messages or lower limits than the policy sets, or rejects new messages instead. It reports no expiry of a
-    queue that is empty or has consumers.
+    """Before mqtool sets a policy, it reports no loss for a queue that is within the policy's limits or already has
+    lower ones, rejects new messages instead, is a stream, or does not match the policy. It reports no expiry of a queue
+    that is empty or has consumers.
     """
     assert lost(new, there) == []
 

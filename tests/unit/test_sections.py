@@ -61,9 +61,9 @@ PROPERTIES: dict[str, Any] = {
 
 
 def test_each_property_has_its_place_in_an_amqp_1_0_message() -> None:
-    """Each property of a message is sent in the section where RabbitMQ expects it: delivery mode, priority and
-    expiration in the header; the type, x- headers and CC as annotations; other headers as application properties; the
-    other properties in the properties section.
+    """Over AMQP 1.0, each property of a message is sent in the section where RabbitMQ expects it: delivery mode,
+    priority and expiration in the header; the type, x- headers and CC as annotations; other headers as application
+    properties; the other properties in the properties section.
     """
     sent = Amqp10Message.decode(encode(Message(b"body", properties=PROPERTIES, message_id="id"), to="/queues/q"))
     assert sent == Amqp10Message(
@@ -265,8 +265,8 @@ def test_a_delivery_is_redelivered_if_first_acquirer_is_false(header: MessageHea
 
 
 def test_the_header_section_becomes_delivery_mode_priority_and_expiration() -> None:
-    """The fields durable, priority and ttl of a message's header section become the properties delivery mode, priority
-    and expiration. A field that is not set becomes no property.
+    """The fields durable, priority and ttl in the header section of an AMQP 1.0 message become the properties delivery
+    mode, priority and expiration. A field that is not set becomes no property.
     """
     found = received(header=MessageHeader(durable=True, priority=UInt8(0), ttl=UInt32(0)))
     assert found.properties == {"delivery_mode": 2, "priority": 0, "expiration": "0"}
@@ -299,8 +299,8 @@ def test_properties_of_other_types_become_text() -> None:
 
 
 def test_a_reply_to_that_is_an_address_is_sent_unchanged() -> None:
-    """A reply_to that is an AMQP 1.0 address is sent unchanged. Any other reply_to is the name of a queue, and is sent
-    as the queue's address.
+    """Over AMQP 1.0, a reply_to that is already an address is sent unchanged. Any other reply_to is the name of a
+    queue, and is sent as the queue's address.
     """
     for reply_to, expected in (("/exchanges/x/k", "/exchanges/x/k"), ("q 1", "/queues/q%201")):
         assert Amqp10Message.decode(encode(Message(b"", properties={"reply_to": reply_to}))).properties == (
@@ -348,8 +348,8 @@ def test_a_message_that_cannot_be_decoded_is_passed_on_whole(damage: str) -> Non
 
 
 def test_at_most_256_decoded_header_and_annotation_sections_are_cached() -> None:
-    """Header sections and annotations that repeat are decoded only once. At most 256 different ones are cached, each of
-    less than 512 bytes, so that a client's memory does not grow.
+    """Header sections and annotations that occur in many AMQP 1.0 messages are decoded only once. At most 256 different
+    ones are cached, each of less than 512 bytes, so that a client needs little memory.
     """
     for cache in (sections._headers_cache, sections._annotations_cache):
         cache.clear()

@@ -89,8 +89,8 @@ def test_a_redriven_message_has_only_its_publishers_headers_its_origin_and_the_n
 
 
 def test_a_message_for_another_broker_keeps_its_properties() -> None:
-    """A message that is moved to another broker keeps its properties, even its expiration. mqtool removes the user id,
-    unless it logs in as this user on the other broker, and the headers CC, BCC and x-delivery-count.
+    """A message that is moved to another broker keeps its properties, including its expiration. mqtool removes the
+    headers CC, BCC and x-delivery-count, and the user id unless mqtool logs in to the other broker as this user.
     """
     message = elsewhere(with_headers({**COPIES, "x-delivery-count": 1, "x": 1}), "other", "me")
     assert (message.body, message.exchange, message.routing_key, message.message_id) == (b"job", "", "other", "a")
@@ -510,9 +510,9 @@ def test_a_move_without_a_condition_receives_no_more_messages_than_its_limit(mon
 def test_all_requeued_messages_are_received_if_some_are_held(
     monkeypatch: pytest.MonkeyPatch, requeued: int, *, chooses: bool, left: int
 ) -> None:
-    """A quorum queue delivers requeued messages first. If a move keeps back some messages and reaches its limit among
-    requeued messages, it receives the remaining requeued messages, too, and requeues all of these together, so that
-    they keep their order. In all other cases, the move receives no further messages.
+    """A quorum queue delivers requeued messages first. If a move that leaves some messages in the queue reaches its
+    limit among requeued messages, it receives the remaining requeued messages, too. It then requeues all of these
+    together, so that they keep their order. In all other cases, the move receives no messages beyond its limit.
     """
     source = Source(monkeypatch, 0.0, 0.0, 0.2, 0.25, 0.25, requeued=requeued)
     assert source.moves(Until(moved=1), chooses=chooses) == [1]

@@ -183,7 +183,7 @@ def test_an_invalid_condition_is_reported_with_the_column_of_the_mistake(text: s
     ],
 )
 def test_the_hint_for_an_invalid_condition_says_what_to_write_instead(text: str, message: str, hint: str) -> None:
-    """If a `--where` condition is invalid, the error says what the mistake is and contains the condition, and the hint
+    """If a `--where` condition is invalid, the error contains the condition and describes the mistake, and the hint
     says what to write instead.
     """
     with pytest.raises(BadExpression) as error:
