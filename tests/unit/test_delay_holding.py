@@ -381,8 +381,8 @@ def test_where_messages_wait_can_be_chosen_before_the_exchange_is_declared(to: E
     "arguments", [{"x-queue-type": "classic"}, {"x-queue-type": "quorum"}], ids=["classic", "quorum"]
 )
 def test_the_broker_is_asked_for_the_type_of_the_queue(arguments: dict[str, str]) -> None:
-    """mqtool asks the broker whether the command's queue is a classic queue. Delayed messages for a classic queue wait
-    in the plugin's exchange, but those for a quorum queue do not.
+    """mqtool asks the broker whether the command's queue is a classic queue. Only delayed messages for a classic queue
+    wait in the plugin's exchange.
     """
     queue = Queue("jobs", durable=True, arguments=arguments)
     delays, _, _ = delaying(FakeBroker(), Destination(queue))

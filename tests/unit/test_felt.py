@@ -54,8 +54,8 @@ def test_felt_does_not_mark_a_command_that_was_slower_by_chance() -> None:
 
 
 def test_felt_repeats_a_measurement_only_if_the_cost_has_grown() -> None:
-    """If the cost of a command is not higher than the base commit's by more than the tolerance, the benchmark `felt`
-    does not repeat the measurement, which keeps CI short.
+    """If the cost of a command is within the tolerance, compared with the base commit, the benchmark `felt` does not
+    measure the command again, to keep CI short.
     """
     figures = Figures([100.0], [99.0])
     assert len(list(check({"help": figures}, ONE, OTHER))) == 1

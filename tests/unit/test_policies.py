@@ -53,8 +53,8 @@ def test_automatic_acknowledgement_is_left_to_the_broker_unless_the_number_of_me
 
 
 def test_a_consumer_without_a_message_limit_acknowledges_a_quarter_of_the_prefetch_at_a_time() -> None:
-    """A consumer without `--count` sends an acknowledgement after each quarter of its prefetch, or earlier if its last
-    acknowledgement was too long ago.
+    """A consumer without `--count` sends an acknowledgement for each quarter of its prefetch, or earlier if it sent the
+    last one more than 50 ms ago.
     """
     policy = Streaming(40)
     assert handle(policy, range(1, 26)) == [10, 20]
@@ -106,7 +106,7 @@ def test_with_a_high_message_limit_acknowledgements_are_held_back_so_that_no_sur
 
 def test_acknowledgements_that_are_held_back_are_sent_when_the_queue_is_empty() -> None:
     """If the queue becomes empty before a consumer has received `--count` messages, the consumer sends the
-    acknowledgements that it has held back, and prefetches further messages one by one.
+    acknowledgements that it has held back, and continues with a prefetch of 1.
     """
     policy = ExactCount(300)
     handle(policy, range(1, 101))
@@ -147,9 +147,9 @@ def test_a_caller_that_acknowledges_never_gets_more_messages_than_the_limit() ->
 
 
 def test_the_last_missing_messages_are_prefetched_together() -> None:
-    """If the caller acknowledges messages itself, a consumer with `--count` subscribes again once the number of missing
-    messages is at most its prefetch, and prefetches all of them. If messages are still missing after that, it
-    subscribes again and prefetches half of them.
+    """If the caller acknowledges messages itself, a consumer with `--count 20` and a prefetch of 8 is cancelled after
+    13 acknowledgements and subscribes again for the 8 messages that it has not received. If it has to subscribe a
+    second time, it prefetches half of the missing messages.
     """
     policy = CallerSettles(Receiving(count=20, prefetch=8, acknowledge=False))
     assert acknowledge(policy, *range(8, 20)) == [Step.GO_ON] * 12
@@ -165,8 +165,8 @@ def test_the_last_missing_messages_are_prefetched_together() -> None:
 
 
 def test_messages_that_were_unacknowledged_when_the_channel_was_lost_do_not_count() -> None:
-    """If a channel is lost, only messages that were acknowledged on it count towards `--count`. An acknowledgement that
-    comes after the loss does not count.
+    """If the caller acknowledges messages itself, and a channel is lost, only messages that were acknowledged before
+    the loss count towards `--count`. An acknowledgement that comes after the loss does not count.
     """
     policy = CallerSettles(Receiving(count=3, prefetch=1, acknowledge=False))
     policy.acknowledged(1, 1, is_current=True)
@@ -215,9 +215,9 @@ def test_a_forged_delivery_count_does_not_make_a_consumer_slow() -> None:
 def test_the_options_decide_how_many_messages_are_prefetched_and_who_acknowledges(
     receiving: Receiving, expected: tuple[object, ...], *, is_stream: bool
 ) -> None:
-    """A consumer's prefetch is the value of `--prefetch`. It is 1 with a `--count` of up to 250, and at least 50 less
-    than `--count` with a higher one. mqtool acknowledges the messages, except with `--auto-ack` or if the caller
-    acknowledges them.
+    """A consumer's prefetch is the value of `--prefetch`. On a queue, a `--count` of more than 250 lowers it to at most
+    50 less than `--count`, and with a smaller `--count`, or a `--prefetch` below the default of 1,000, each message is
+    prefetched alone. mqtool acknowledges the messages, unless the broker (`--auto-ack`) or the caller does.
     """
     policy = policy_for(receiving, limits_deliveries=False, is_stream=is_stream)
     assert (type(policy), policy.prefetch, policy.auto_ack, policy.acknowledges) == expected
@@ -265,8 +265,9 @@ def test_after_a_lost_channel_the_remaining_messages_are_prefetched_as_before() 
 
 
 def test_a_consumer_prefetches_half_of_the_missing_messages_and_at_least_one() -> None:
-    """If a consumer with `--count` subscribes again for the missing messages, it prefetches half of them, rounded down,
-    but at least one message and no more than its prefetch.
+    """If the caller acknowledges messages itself, a consumer with `--count` may subscribe again several times. The
+    first time, it prefetches all missing messages; from the second time on, half of them, rounded down, but at least
+    one.
     """
     policy = CallerSettles(Receiving(count=20, prefetch=8, acknowledge=False))
     prefetched = []

@@ -470,7 +470,9 @@ def test_a_reply_is_published_in_the_same_write_before_its_request_is_acknowledg
 def test_a_reply_waits_while_the_window_of_unconfirmed_replies_is_full(
     broker: ScriptedBroker, waits: Waits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the window of unconfirmed replies is full, the next reply waits until half of the window is confirmed."""
+    """If as many replies are unconfirmed as the window allows, the next reply waits until half of the window is
+    confirmed.
+    """
     monkeypatch.setattr(publisher, "WINDOW", 5)
     broker.confirms = False
     channel = broker.channel(confirm_timeout=7.0)

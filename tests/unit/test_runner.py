@@ -527,8 +527,8 @@ def test_none_of_a_programs_stderr_is_lost_if_mqtools_stderr_is_read_slowly(
 
 
 def test_a_runner_does_not_block_if_mqtools_stderr_is_a_socket() -> None:
-    """If mqtool's stderr is a socket, as in a systemd service, a runner (a process that runs programs for `worker`)
-    keeps in memory what the socket does not accept, and writes it later.
+    """If mqtool's stderr is a socket, as in a systemd service, the process that runs a worker's programs keeps in
+    memory what the socket does not accept, and writes it later.
     """
     ours, theirs = socket.socketpair()
     with ours, theirs, as_stderr(theirs.fileno()):
@@ -570,8 +570,8 @@ def test_a_programs_stderr_is_written_at_once_if_mqtools_stderr_is_a_file(tmp_pa
 
 
 def test_a_runner_does_not_block_if_mqtools_stderr_is_a_terminal() -> None:
-    """If mqtool's stderr is a terminal, a runner (a process that runs programs for `worker`) writes its program's
-    stderr to this terminal without blocking.
+    """If mqtool's stderr is a terminal, the process that runs a worker's programs writes their stderr to this terminal
+    without blocking.
     """
     leader, follower = os.openpty()
     with as_stderr(follower):

@@ -533,8 +533,8 @@ def test_held_messages_are_requeued_a_few_batches_at_a_time(monkeypatch: pytest.
 
 
 def test_a_move_ends_with_the_error_of_a_lost_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the connection is lost while a move keeps messages back, the move ends with the connection's error. It does
-    not try to requeue these messages, because the broker requeues them.
+    """If the connection is lost during a move that leaves some messages in the queue, the move ends with the
+    connection's error. It does not try to requeue these messages, because the broker does.
     """
     monkeypatch.setattr(transfer, "AT_ONCE", 1)
     source = Source(monkeypatch, 0.0, 0.0)
