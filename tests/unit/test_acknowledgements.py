@@ -11,8 +11,8 @@ from mqtool.message import Delivery
 
 @pytest.mark.parametrize("seed", range(5))
 def test_exactly_the_handled_deliveries_are_acknowledged(seed: int) -> None:
-    """In whatever order a consumer handles deliveries, mqtool acknowledges each handled delivery once, and none that
-    has not been handled.
+    """In whatever order a consumer handles deliveries, mqtool acknowledges each handled delivery exactly once, and does
+    not acknowledge a delivery that has not been handled.
     """
     chance, tags = random.Random(seed), AcknowledgedTags()
     unacknowledged, in_hand = set(range(1, 3000)), [*range(1, 3000)]
@@ -49,8 +49,8 @@ def test_later_deliveries_are_acknowledged_without_the_first_one() -> None:
 
 
 def test_deliveries_share_an_acknowledgement_again_after_one_was_handled_early() -> None:
-    """If a delivery is handled before the previous one, each of the two gets its own acknowledgement. Later deliveries
-    share an acknowledgement again, even after a thousand deliveries.
+    """If delivery 1,002 is handled before delivery 1,001, each of the two gets its own acknowledgement. The deliveries
+    after them can share an acknowledgement again.
     """
     tags = AcknowledgedTags()
     for tag in range(1, 1001):
@@ -75,8 +75,8 @@ class Loop:
 
 
 def test_acknowledgements_are_sent_together() -> None:
-    """A consumer collects acknowledgements, and sends them together when a batch ends, a timer fires or the connection
-    is closed.
+    """A consumer collects the acknowledgements of a batch of deliveries, and sends them together at the end of the
+    batch, but at most 2 ms after the first one. Closing the connection sends the collected acknowledgements, too.
     """
     loop, sent = Loop(), list[list[int]]()
 

@@ -77,7 +77,7 @@ def test_commas_separate_the_nodes_of_a_cluster(urls: str, hosts: list[str]) -> 
      "amqp://localhost?connection_timeout=0", "amqp://localhost?colour=red"],
 )  # fmt: skip
 def test_an_invalid_url_is_a_usage_error(url: str) -> None:
-    """An invalid broker URL, for example one with another scheme, an invalid port or an unknown option, raises
+    """An invalid broker URL, for example one with the scheme http, port 65536 or an unknown option, raises
     UsageError.
     """
     with pytest.raises(UsageError):
@@ -127,8 +127,8 @@ def test_a_tls_key_needs_its_certificate(tmp_path: Path) -> None:
 
 
 def test_a_client_certificate_is_used_to_log_in_if_the_url_names_no_user() -> None:
-    """With a client certificate and an amqps URL without a user, mqtool logs in with the mechanism EXTERNAL if the
-    broker offers this mechanism, and otherwise as `guest`.
+    """If a client certificate is given, and the amqps URL names no user, mqtool logs in with the SASL mechanism
+    EXTERNAL if the broker offers it, and otherwise as `guest`.
     """
     files = TlsFiles(cert=Path("cert.pem"))
     assert files.logs_in(parse_address("amqps://host"))

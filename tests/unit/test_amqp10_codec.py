@@ -101,8 +101,8 @@ def map_of(*keys):
     ids=repr,
 )
 def test_keys_of_an_amqp_1_0_map_with_predictable_hashes_are_refused(key):
-    """Decoding an AMQP 1.0 map with a list, map, UUID, float, described value or null as a key raises ValueError,
-    because a publisher could choose such keys so that their hashes collide and block the broker.
+    """Decoding an AMQP 1.0 map with a list, map, UUID, float, described value or null as a key raises ValueError. A
+    client could choose such keys so that their hash values collide, which would make decoding very slow.
     """
     with pytest.raises(ValueError, match="a key of a map"):
         decode(map_of("x", key))
@@ -120,8 +120,8 @@ def nested(count):
 
 
 def test_an_amqp_1_0_value_with_too_many_elements_is_refused():
-    """Decoding an AMQP 1.0 value that contains too many elements raises ValueError, even if they are spread over nested
-    lists.
+    """Decoding an AMQP 1.0 value that contains more than 32,768 elements raises ValueError, even if the elements are
+    spread over nested lists.
     """
     assert len(decode(nested(MOST_VALUES // 20 * 20))[0]) == 20
     with pytest.raises(ValueError, match="too many values"):
@@ -135,8 +135,8 @@ def test_the_number_of_elements_in_an_amqp_1_0_body_is_not_limited():
 
 
 def test_a_client_gets_the_bytes_of_a_message_that_it_cannot_decode():
-    """If mqtool receives an AMQP 1.0 message that it cannot decode, it raises no error, and passes on the whole encoded
-    message as the message's body.
+    """If mqtool receives an AMQP 1.0 message that it cannot decode, it raises no error. The body of the delivery is
+    then the whole encoded message.
     """
     for code, value in [
         (0x72, map_of(Described(ULong(1), ULong(2)))),
@@ -149,8 +149,8 @@ def test_a_client_gets_the_bytes_of_a_message_that_it_cannot_decode():
 
 @pytest.mark.parametrize("value", [RawDecimal(4), [True], {"a": 1}, b"\xff", 1.5], ids=repr)
 def test_a_client_ignores_a_type_and_a_routing_key_that_are_not_text(value):
-    """If a publisher writes values that are not text to the annotations for the type and the routing key, a client's
-    delivery has no type, and has the name of the queue as its routing key.
+    """If the AMQP 1.0 message annotations x-basic-type and x-routing-key are not text, mqtool ignores them: the
+    delivery has no type, and its routing key is the name of the queue.
     """
     annotations = {Symbol("x-basic-type"): value, Symbol("x-routing-key"): value}
     sent = Amqp10Message(message_annotations=annotations, body=data_section(b"x")).encode()

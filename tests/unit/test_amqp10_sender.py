@@ -33,9 +33,9 @@ class LostSession:
 
 
 def test_the_receipts_of_messages_with_an_outcome_are_yielded_if_an_amqp_1_0_session_is_lost() -> None:
-    """If an AMQP 1.0 session is lost after the broker has accepted one message and rejected another, but has not
-    decided about an earlier one, the sender first yields the receipts of the accepted and the rejected message, and
-    then raises Unavailable. Only the message without an outcome still counts as unconfirmed.
+    """If an AMQP 1.0 session is lost after the broker has accepted one message and rejected another, the sender first
+    yields the receipts of these two messages, and then raises Unavailable. A message without an outcome stays
+    unconfirmed, even if it was sent before the other two.
     """
     sender, received = Sender(cast(Any, LostSession()), "/queues/q", persistent=False), list[Receipt]()
     with pytest.raises(Unavailable, match="gone"):

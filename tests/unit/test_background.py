@@ -21,8 +21,8 @@ def process(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_process_counts_as_running_until_it_has_ended(process: int) -> None:
-    """A process that mqtool started counts as running until the process has ended, whatever the time zone and language
-    of the terminal.
+    """A process that mqtool started counts as running until it has ended, even if the time zone (TZ) or the language
+    (LC_ALL) has changed since it was started.
     """
     started = background.started(process)
     assert background.is_running(started)
@@ -35,7 +35,7 @@ def test_a_process_counts_as_running_until_it_has_ended(process: int) -> None:
 
 
 def test_another_process_with_the_same_id_is_not_taken_for_the_broker(process: int) -> None:
-    """Because the system reuses process ids, mqtool considers a process with the broker's recorded process id to be the
-    broker only if it also has the recorded start time.
+    """Because operating systems reuse process ids, mqtool considers a process with the broker's recorded process id to
+    be the broker only if the process also has the recorded start time.
     """
     assert not background.is_running(background.started(process)._replace(born="earlier"))

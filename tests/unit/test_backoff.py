@@ -23,8 +23,8 @@ def test_reconnection_delays_grow_up_to_the_maximum(seed: int, first: float, fac
 
 
 def test_the_number_of_reconnection_attempts_is_limited() -> None:
-    """A client that is allowed four reconnection attempts waits before each of them. A client that is allowed none
-    never waits, and one without a limit can try again any number of times.
+    """A client with a limit of four reconnection attempts waits before each of the four. A client with a limit of 0
+    does not wait or reconnect, and a client without a limit never stops trying.
     """
     assert len(list(Backoff(attempts=4).delays())) == 4
     assert list(Backoff(attempts=0).delays()) == []

@@ -161,7 +161,7 @@ def delivery(
 
 
 def test_with_a_rate_each_message_carries_the_time_at_which_it_was_due() -> None:
-    """If a `bench` publisher with `--rate` was held up, it then sends all overdue messages immediately. Each message
+    """If a `bench` publisher with `--rate` is held up, it sends all overdue messages as soon as it can. Each message
     contains the time at which it was due, not the time at which it is sent.
     """
     client, wire = publisher(rate=1000)
@@ -215,8 +215,8 @@ def test_without_a_rate_messages_are_due_when_they_are_sent() -> None:
     [(1000, sys.maxsize, 0, 256), (1000, 7, 0, 7), (5, 7, 0, 5), (1000, 0, 0, 0), (5, 7, 1 << 18, 0), (5, 7, 1, 5)],
 )
 def test_a_bench_publisher_exceeds_none_of_its_limits(in_flight: int, credit: int, unsent: int, sent: int) -> None:
-    """A `bench` publisher sends at most as many messages at a time as the limit on unconfirmed messages, its credit
-    from the broker and the batch size each allow, and none while 256 KiB wait in the socket.
+    """When a `bench` publisher sends, the number of messages is at most the batch size (256), the credit granted by the
+    broker, and the number that may still become unconfirmed. It sends no messages while 256 KiB wait in the socket.
     """
     client, wire = publisher(in_flight=in_flight)
     wire.credit, wire.waiting_bytes = credit, unsent
@@ -238,7 +238,7 @@ def test_a_bench_publisher_is_done_when_its_messages_are_confirmed() -> None:
 
 @pytest.mark.parametrize(("rate", "over_after"), [(None, 1000), (10.0, 3000)])
 def test_a_bench_publisher_stops_after_the_duration(rate: float | None, over_after: int) -> None:
-    """After `--duration`, a `bench` publisher sends no new messages. With `--rate`, it has up to 2 s more to send the
+    """Once `--duration` is over, a `bench` publisher sends no new messages. With `--rate`, it has 2 s more to send
     messages that were already due.
     """
     client, wire = publisher(duration=1.0, rate=rate, in_flight=1)
@@ -259,8 +259,8 @@ def test_a_bench_publisher_without_a_duration_ends_only_with_its_last_message() 
 
 
 def test_a_bench_publisher_reports_the_outcomes_of_its_messages() -> None:
-    """A `bench` publisher reports which messages have been confirmed since its last report, and how many messages were
-    published, nacked and measured. It ignores confirms with unknown delivery tags.
+    """In each report, a `bench` publisher lists the messages that were confirmed since the previous report, and says
+    how many messages were published, nacked and measured. It ignores confirms with unknown delivery tags.
     """
     client, wire = publisher(rate=1000, warm_up=0.003)
     client.work(wire, START + 9 * MS)
@@ -328,7 +328,7 @@ def test_bench_sends_the_lines_of_a_file_of_bodies_in_turn(tmp_path: Any) -> Non
 
 
 def test_bench_measures_requests_up_to_their_replies() -> None:
-    """With `--rpc`, a `bench` publisher requests replies instead of confirms, and measures the time from each request
+    """With `--rpc`, a `bench` publisher waits for replies instead of confirms, and measures the time from each request
     to its reply.
     """
     client, wire = publisher(rpc=True, in_flight=2)
@@ -409,8 +409,8 @@ def test_the_option_ack_sets_how_many_messages_a_bench_consumer_acknowledges_tog
 
 
 def test_a_bench_consumer_acknowledges_the_messages_that_it_reports() -> None:
-    """A `bench` consumer acknowledges all messages that it reports as received, so that none of them is left in the
-    queue at the end of the run.
+    """When a `bench` consumer reports messages as received, it acknowledges them, even if there are fewer than `--ack`
+    says, so that none of them is left in the queue at the end of the run.
     """
     client, wire = consumer(acknowledge=10)
     wire.take([delivery(1, 0, START), delivery(2, 1, START)])
@@ -451,7 +451,7 @@ def test_the_connections_of_a_bench_run_have_names() -> None:
 
 
 def test_bench_records_the_longest_time_between_two_confirms() -> None:
-    """A `bench` publisher records the longest time between two confirms, and when that time began."""
+    """A `bench` publisher records the longest time between two successive confirms, and when that time began."""
     client, wire = publisher(rate=1000)
     client.work(wire, START + 3 * MS)
     for at, tag in ((2, 1), (9, 2), (12, 3)):
@@ -461,8 +461,8 @@ def test_bench_records_the_longest_time_between_two_confirms() -> None:
 
 
 def test_a_bench_publisher_stops_after_the_given_number_of_messages_and_counts_nacks() -> None:
-    """A `bench` publisher sends no more messages than `--messages` allows, and counts all messages that the broker
-    nacks, whenever they are nacked.
+    """A `bench` publisher sends no more messages than `--messages` allows. It counts every message that the broker
+    nacks, whether the nack arrives before or after the last message was sent.
     """
     client, wire = publisher(rate=1000, messages=5, duration=None)
     client.work(wire, START + 2 * MS)
@@ -476,7 +476,7 @@ def test_a_bench_publisher_stops_after_the_given_number_of_messages_and_counts_n
 
 def test_a_bench_publisher_with_a_rate_does_not_exceed_its_window() -> None:
     """If more messages are due than may be unconfirmed at a time, a `bench` publisher with `--rate` sends only as many
-    as this limit allows.
+    messages as may be unconfirmed.
     """
     client, wire = publisher(rate=1000, in_flight=3)
     client.work(wire, START + 9 * MS)
@@ -484,8 +484,8 @@ def test_a_bench_publisher_with_a_rate_does_not_exceed_its_window() -> None:
 
 
 def test_a_bench_process_with_nothing_to_do_sleeps() -> None:
-    """A `bench` process with nothing to do, such as a consumer, or a publisher whose window is full or whose run is
-    over, sleeps for a second at a time.
+    """A `bench` process with nothing to do sleeps for 1 s at a time. This applies to a consumer, to a publisher that
+    waits for confirms because no more messages may be unconfirmed, and to a publisher whose run is over.
     """
     client, wire = publisher(duration=1.0, in_flight=1)
     client.work(wire, START)
@@ -536,8 +536,8 @@ def test_a_bench_consumer_acknowledges_and_counts_messages_from_outside_its_run(
 
 
 def test_a_bench_publisher_counts_replies_from_outside_its_run() -> None:
-    """With `--rpc`, a `bench` publisher counts a reply that does not belong to its run, but does not take it for the
-    reply to a request of its own.
+    """With `--rpc`, a `bench` publisher that receives a reply from outside its run counts this reply as one from
+    outside, and does not consider any of its own requests answered.
     """
     client, wire = publisher(rpc=True, in_flight=2)
     client.work(wire, START)
@@ -546,7 +546,9 @@ def test_a_bench_publisher_counts_replies_from_outside_its_run() -> None:
 
 
 def test_a_bench_consumer_whose_connection_is_lost_ends_without_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the connection is lost at the end of the run, a `bench` consumer ends without an error."""
+    """If a `bench` consumer cannot send its last acknowledgements at the end of a run because the connection is lost,
+    it ends without an error.
+    """
 
     def lost(tags: object) -> None:
         raise ConnectionError
@@ -580,8 +582,9 @@ def test_each_received_message_is_in_exactly_one_report() -> None:
 def test_churn_measures_each_creation_and_each_removal(
     churn: str, requests: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With `--churn`, `bench` measures how long it takes to create a connection, channel, queue or binding, counted
-    from the time at which the creation was due, and how long it takes to remove the same object again.
+    """With `--churn` and `--rate`, `bench` measures how long it takes until a connection, channel, queue or binding has
+    been created, counted from the time at which the creation was due. It also measures how long it takes to remove this
+    object.
     """
     clock = Clock()
     monkeypatch.setattr("time.monotonic_ns", clock)
@@ -620,8 +623,8 @@ def test_churn_measures_each_creation_and_each_removal(
 
 
 def test_churn_without_a_rate_continues_without_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With `--churn` and without `--rate`, `bench` creates the next queue, channel or connection as soon as the
-    previous one is removed, and measures nothing during the warm-up.
+    """With `--churn` and without `--rate`, `bench` creates the next object, such as a channel, without a pause. It
+    measures nothing during the warm-up.
     """
     clock = Clock()
     monkeypatch.setattr("time.monotonic_ns", clock)
@@ -655,7 +658,7 @@ def test_churn_without_a_rate_continues_without_a_pause(monkeypatch: pytest.Monk
     ],
     ids=["no error", "mqtool error", "connection error"],
 )
-def test_a_bench_process_runs_in_its_role_or_reports_the_error(
+def test_a_bench_process_runs_its_client_or_reports_the_error(
     role: str,
     settings: dict[str, Any],
     kind: type[BenchClient],
@@ -663,8 +666,9 @@ def test_a_bench_process_runs_in_its_role_or_reports_the_error(
     told: list[dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A process of `bench` does what its role and options say. If the process fails, it reports the error, the hint and
-    the exit code to the command.
+    """A process that `bench` starts runs the client that its role and options require: a publisher, a consumer, or with
+    `--churn` a client that creates and removes objects. If the process fails, it reports the error, the hint and the
+    exit code to `bench`.
     """
     ran, reports = _run_main(monkeypatch, job(role, 0, **settings), error)
     assert (ran, reports) == ([kind], told)
@@ -677,8 +681,8 @@ def test_a_bench_process_runs_in_its_role_or_reports_the_error(
 def test_if_bench_is_killed_one_consumer_deletes_the_queue(
     role: str, number: int, deletes: bool, failure: MqtoolError | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the command `bench` is killed, the process of its first consumer, and no other process, deletes the queue that
-    `bench` declared.
+    """If the command `bench` is killed, the queue that it declared is deleted by the process of its first consumer, and
+    by no other of its processes.
     """
     deleted: list[object] = []
 

@@ -58,8 +58,8 @@ def test_bench_does_not_count_unconfirmed_messages_as_lost() -> None:
 
 
 def test_a_message_that_two_competing_consumers_received_is_a_duplicate() -> None:
-    """If two competing consumers receive the same message, `bench` counts one duplicate. `bench` checks the order of
-    messages for each consumer separately.
+    """If two consumers of the same queue receive the same message, `bench` counts one duplicate. `bench` checks the
+    order of messages separately for each consumer.
     """
     tally = Tally()
     tally.confirm(0, [(0, 10_000)])
@@ -146,7 +146,7 @@ def test_a_latency_between_two_bars_of_the_histogram_is_counted_in_the_upper_one
 
 
 def test_equal_latencies_of_two_histograms_are_added() -> None:
-    """`bench` adds up the counts of equal latencies from several reports."""
+    """If several clients of `bench` report the same latency, `bench` adds up its counts."""
     latencies = Latencies([(5, 2)])
     latencies.merge([(5, 3)])
     latencies.record([5000])
@@ -154,7 +154,7 @@ def test_equal_latencies_of_two_histograms_are_added() -> None:
 
 
 def test_redelivered_messages_of_several_reports_are_added() -> None:
-    """`bench` adds up the redelivered messages of all reports of a run."""
+    """`bench` adds up the numbers of redelivered messages from all reports of its consumers."""
     tally = Tally()
     for number in (0, 1):
         _receive(tally, [number], redelivered=True)
@@ -203,7 +203,9 @@ def test_latencies_of_several_processes_are_merged() -> None:
     ids=["no statistics", "one of two nodes without statistics", "two nodes"],
 )
 def test_unknown_cpu_time_of_the_broker_is_not_reported(nodes: list[Any], memory: int | None) -> None:
-    """`bench` reports no CPU time for the broker if a node has no statistics, or if there are several nodes."""
+    """`bench` reports no CPU time for the broker if the management API has no statistics of a node, or if the broker is
+    a cluster of several nodes.
+    """
     api = Mock(Management)
     api.get.return_value = nodes
     use = BrokerUse(lambda: api)
@@ -224,8 +226,8 @@ def test_unknown_cpu_time_of_the_broker_is_not_reported(nodes: list[Any], memory
     ids=["busy client", "waiting client", "idle client"],
 )
 def test_the_result_warns_if_the_clients_may_be_slower_than_the_broker(busiest: tuple[float, float], said: str) -> None:
-    """If a client process of `bench` used almost a whole CPU, or waited long for one, the result warns that the client
-    or the machine may be slower than the broker.
+    """If a client process of `bench` used almost a whole CPU, or waited a large part of the time for a CPU, the result
+    warns that the client or the machine may be slower than the broker.
     """
     plan = Mock(churn=None, rate=None, warm_up=0, delay=0.0)
     result = Mock(busiest=busiest, plan=plan, unsent=0, others=0, reconnects=0, gap=(0.0, 0.0))
@@ -271,8 +273,8 @@ def test_bench_measures_how_long_a_client_waits_for_a_cpu() -> None:
 
 
 def test_a_client_whose_run_never_began_counts_as_using_no_cpu_time() -> None:
-    """A `bench` client whose run never began counts as using no CPU time, so the result does not warn about this
-    client.
+    """If a client of `bench` ended before its run began, `bench` counts the client as having used no CPU time, and does
+    not warn about it.
     """
     # `bench` once warned that it used 42,059,700% of a CPU.
     assert CpuTime(1.0, 0.0).fractions(CpuTime(1.5, 0.2), -3.0) == (0.0, 0.0)

@@ -69,8 +69,8 @@ def test_what_a_channel_declares_is_declared_again_after_a_reconnection(broker: 
 
 
 def test_an_existing_queue_with_other_settings_is_used_with_a_notice(broker: ScriptedBroker) -> None:
-    """If a queue exists with other settings, a channel prints a notice and uses the queue as it is. After a
-    reconnection, the channel only checks that the queue exists, without another notice.
+    """If a channel declares a queue that already exists with other settings, it prints a notice and uses the existing
+    queue. After a reconnection, the channel only checks that the queue exists, and prints no second notice.
     """
     channel = broker.channel()
     broker.refused = {spec.Queue.Declare: DIFFERENT}
@@ -94,8 +94,8 @@ def test_an_existing_queue_with_other_settings_is_used_with_a_notice(broker: Scr
 def test_declaring_a_queue_exactly_raises_an_error_if_it_has_other_settings(
     broker: ScriptedBroker, *, strict: bool
 ) -> None:
-    """If a queue exists with other settings, and the channel is strict or the caller passes exactly=True, declaring the
-    queue raises DeclaredDifferently. The queue is not declared again after a reconnection.
+    """If a queue exists with other settings, declaring it raises DeclaredDifferently if the channel is strict or the
+    caller passes exactly=True. The queue is not declared again after a reconnection.
     """
     channel = broker.channel(strict=strict)
     broker.refused = {spec.Queue.Declare: DIFFERENT}
@@ -119,8 +119,8 @@ def test_a_queue_whose_settings_are_accepted_is_only_checked_for_existence(broke
 
 
 def test_the_depth_of_a_queue_is_its_number_of_ready_messages(broker: ScriptedBroker) -> None:
-    """Channel.depth_of() returns the number of ready messages in a queue. If the queue does not exist, NotFound is
-    raised, the queue is not created, and the channel is opened again.
+    """Channel.depth_of() returns the number of ready messages in a queue. If the queue does not exist, depth_of()
+    raises NotFound without creating the queue, and opens the channel again.
     """
     channel = broker.channel()
     broker.depth = 17
@@ -146,8 +146,8 @@ def test_a_request_that_is_not_answered_in_time_raises_not_confirmed(broker: Scr
 
 
 def test_a_channel_that_the_broker_closes_with_access_refused_stays_closed(broker: ScriptedBroker) -> None:
-    """If the broker closes a channel with ACCESS_REFUSED, which would happen again on another channel, the channel is
-    not opened again, and requests raise AccessRefused.
+    """If the broker closes a channel with ACCESS_REFUSED, the channel is not opened again, because the broker would
+    close it again. Further requests raise AccessRefused.
     """
     channel = broker.channel()
     assert (channel.is_open, channel.refused) == (True, False)
@@ -216,9 +216,9 @@ def consumer_tag(broker: ScriptedBroker) -> str:
 
 
 def test_a_delivery_is_acknowledged_when_the_caller_asks_for_the_next(broker: ScriptedBroker) -> None:
-    """A consumer starts at once, with its prefetch. When the caller asks for the next delivery, the previous one is
-    acknowledged, unless the caller has already acknowledged it. After a reconnection, the consumer starts again, and
-    deliveries of the earlier connection are not acknowledged.
+    """Channel.consume() starts a consumer immediately, with the prefetch of the caller. When the caller asks for the
+    next delivery, the previous one is acknowledged, unless the caller has already acknowledged it. After a
+    reconnection, the consumer starts again, and deliveries from the earlier connection are not acknowledged.
     """
     channel = broker.channel()
     deliveries = channel.consume(Queue("q"), Receiving(prefetch=2, timeout=20))
@@ -246,8 +246,9 @@ def test_a_delivery_is_acknowledged_when_the_caller_asks_for_the_next(broker: Sc
 
 
 def test_deliveries_acknowledged_together_share_one_acknowledgement(broker: ScriptedBroker) -> None:
-    """Consecutive deliveries that the caller acknowledges together share one basic.ack with `multiple`, and all
-    acknowledgements are sent in one write. Deliveries of an earlier connection are not acknowledged.
+    """Consecutive deliveries that the caller acknowledges together share one basic.ack with `multiple`, unless an
+    earlier delivery is unacknowledged. All acknowledgements are sent in one write. Deliveries from an earlier
+    connection are not acknowledged.
     """
     channel = broker.channel()
     lot = [delivery(channel, tag) for tag in (1, 2, 4)]
@@ -282,9 +283,9 @@ def test_deliveries_acknowledged_together_share_one_acknowledgement(broker: Scri
 def test_a_consumer_of_a_queue_with_a_delivery_limit_starts_with_a_prefetch_of_1(
     broker: ScriptedBroker, arguments: dict[str, Any], version: str, *, one_by_one: bool
 ) -> None:
-    """A quorum queue with a delivery limit drops messages that were delivered too often. Since RabbitMQ 4.0, each
-    quorum queue has such a limit; before, only if its arguments set one. A consumer of such a queue starts with a
-    prefetch of 1, any other consumer with a prefetch of 1,000.
+    """A consumer of a quorum queue that has a delivery limit starts with a prefetch of 1, because such a queue drops
+    messages that were delivered too often. From RabbitMQ 4.0 on, every quorum queue has a delivery limit; in earlier
+    versions, only those whose arguments set one. All other consumers start with a prefetch of 1,000.
     """
     broker.broker = version
     broker.channel().consume(Queue("q", arguments=arguments))
@@ -292,8 +293,9 @@ def test_a_consumer_of_a_queue_with_a_delivery_limit_starts_with_a_prefetch_of_1
 
 
 def test_a_stream_is_consumed_from_an_offset(broker: ScriptedBroker) -> None:
-    """A consumer of a stream starts at the caller's offset, if any. If the caller wants only one message, the prefetch
-    is 1 for a queue, but not for a stream, because messages stay in a stream.
+    """A consumer of a stream starts at the offset that the caller passes, if any. If the caller wants only one message,
+    a consumer of a queue has a prefetch of 1. A consumer of a stream has its usual prefetch, because messages stay in a
+    stream.
     """
     channel = broker.channel()
     stream = Queue("q", durable=True, arguments={"x-queue-type": "stream"})
@@ -341,8 +343,8 @@ def test_a_consumer_that_has_ended_gets_no_events_of_its_channel(broker: Scripte
 
 
 def test_stopping_a_channel_ends_its_consumers(broker: ScriptedBroker) -> None:
-    """When a channel is stopped, its consumers end. Consumers that are started later end at once. The connection no
-    longer waits for a broker that cannot reply.
+    """When a channel is stopped, its consumers end, and consumers that are started later end immediately. The channel's
+    connection is stopped, too, so that it does not wait for a broker that does not reply.
     """
     channel = broker.channel()
     assert (channel.stopping, broker.stopping) == (False, False)
@@ -369,9 +371,9 @@ def test_channel_get_does_not_acknowledge_the_message(broker: ScriptedBroker) ->
 
 
 def test_replies_to_requests_that_have_already_arrived_are_sent_in_one_write(broker: ScriptedBroker) -> None:
-    """If more requests have already arrived, a reply is not sent at once, but up to two milliseconds later, in one
-    write with the replies to these requests and one acknowledgement for all of them. A request is acknowledged only
-    once, even if it is answered twice.
+    """If a channel answers a request while further requests are waiting, the reply is not sent immediately, but up to 2
+    ms later, in one write with the replies to the waiting requests and one acknowledgement for all of them. A request
+    that is answered twice is acknowledged only once.
     """
     channel = broker.channel()
     requests = channel.consume(Queue("q"), Receiving(acknowledge=False, timeout=20))
@@ -408,8 +410,8 @@ def test_the_caller_can_wait_for_the_confirms_of_replies(broker: ScriptedBroker)
 
 
 def test_a_channel_sends_pending_acknowledgements_before_it_is_closed(broker: ScriptedBroker) -> None:
-    """Before a channel is closed, it sends its pending acknowledgements, and no others, so that the broker requeues all
-    other deliveries. Closing the channel again has no effect.
+    """Before a channel is closed, it sends the acknowledgements that are pending, so that the broker requeues only
+    unacknowledged deliveries. Closing the channel again has no effect.
     """
     channel = broker.channel()
     requests = channel.consume(Queue("q"), Receiving(acknowledge=False, timeout=20))

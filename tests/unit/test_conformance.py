@@ -39,8 +39,8 @@ def test_the_table_of_suites_names_no_package_index() -> None:
 
 
 def test_a_test_with_a_failing_teardown_is_counted_once_as_failed() -> None:
-    """`make conformance` counts a test that pytest reports twice, because its teardown fails too, as one failed
-    test.
+    """If a test fails, and its teardown fails too, pytest reports both failures. `make conformance` counts them as one
+    failed test.
     """
     assert outcomes(REPORT) == {"t::sends[1]": "passed", "t::gets": "failed", "t::tls": "skipped"}
 
@@ -57,8 +57,8 @@ def test_make_conformance_fails_for_a_difference_without_a_reason() -> None:
 
 
 def test_the_conformance_page_counts_outcomes_and_gives_reasons() -> None:
-    """The conformance page shows how many of a suite's tests passed and failed on each broker, and why some fail only
-    on the embedded broker.
+    """The page about `make conformance` shows how many of a suite's tests passed and failed on each broker, and why
+    some tests fail only on the embedded broker.
     """
     ours = {"t::sends": "passed", "t::expires[1]": "failed", "t::gets": "failed", "t::tls": "skipped"}
     page = written([SUITE], _results(ours, {**ours, "t::expires[1]": "passed", "t::tls": "failed"}))

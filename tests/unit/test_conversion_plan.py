@@ -89,8 +89,8 @@ TOLD = "clients that declare 'jobs' with the old type or arguments get 406 PRECO
 
 def test_a_conversion_to_another_type_keeps_the_queues_arguments() -> None:
     """A conversion to another queue type keeps the queue's arguments, such as x-max-length, and changes only
-    x-queue-type. The plan of this conversion contains no refusal and one remark: clients that declare the queue with
-    the old type or arguments get 406 PRECONDITION_FAILED.
+    x-queue-type. `queue convert` does not refuse this conversion. Its only remark is that clients that declare the
+    queue with the old type or arguments get 406 PRECONDITION_FAILED.
     """
     it = found(queue=view(arguments={"x-queue-type": "classic", "x-max-length": 5, "app": "a"}, messages_ready=3))
     assert it.plan.queue == "jobs"
@@ -103,8 +103,8 @@ def test_a_conversion_to_another_type_keeps_the_queues_arguments() -> None:
 
 
 def test_a_queue_that_the_api_describes_only_in_part_is_classic_and_empty() -> None:
-    """If the management API reports neither the type nor any statistics of a queue, the queue is treated as a transient
-    classic queue without messages.
+    """If the management API reports neither the type of a queue nor its number of messages, `queue convert` treats the
+    queue as a transient classic queue without messages.
     """
     it = found(queue={"name": "jobs", "arguments": None, "message_bytes": None, "messages": None})
     assert it.plan.source == Definition("classic", False, {})
@@ -114,7 +114,9 @@ def test_a_queue_that_the_api_describes_only_in_part_is_classic_and_empty() -> N
 
 @pytest.mark.parametrize(("to", "durable"), [("classic", False), ("quorum", True), ("stream", True), (None, False)])
 def test_quorum_queues_and_streams_are_durable(to: str | None, durable: bool) -> None:
-    """A transient classic queue stays transient, unless it is converted to a quorum queue or a stream."""
+    """`queue convert` makes a transient classic queue durable if it converts the queue to a quorum queue or a stream.
+    Otherwise, the queue stays transient.
+    """
     it = found(to, {"x-max-length": 7}, queue=view(durable=False))
     assert (it.plan.target.durable, it.plan.target.type) == (durable, to or "classic")
     assert ("it becomes durable" in it.remarks) is durable
@@ -172,8 +174,8 @@ def test_the_hint_for_a_missing_queue_suggests_a_similar_name() -> None:
     ],
 )
 def test_an_argument_is_kept_if_the_new_type_supports_it(to: str, kept: str) -> None:
-    """A conversion keeps each argument that the new queue type supports, and each one that is not an argument of
-    RabbitMQ. All other arguments are left out.
+    """`queue convert` keeps each argument that the new queue type supports, and each argument that RabbitMQ does not
+    know. All other arguments are left out.
     """
     for name in kept.split():
         queue = view(arguments={name: 1})
@@ -220,8 +222,9 @@ def test_an_unsupported_argument_without_effect_on_messages_is_left_out_with_a_r
 def test_an_unsupported_argument_that_affects_the_queue_must_be_removed_explicitly(
     argument: str, to: str, why: str
 ) -> None:
-    """If the new queue type does not support an argument that changes what happens to the queue or its messages, the
-    conversion is refused unless the command removes the argument with `--argument NAME:=null`.
+    """If an argument changes what happens to the queue or its messages, and the new queue type does not support the
+    argument, `queue convert` refuses the conversion unless the command removes the argument with `--argument
+    NAME:=null`.
     """
     queue = view(arguments={argument: 1})
     assert found(to, queue=queue).refusals == [
@@ -235,7 +238,7 @@ def test_an_unsupported_argument_that_affects_the_queue_must_be_removed_explicit
 
 
 def test_a_conversion_that_would_change_nothing_is_refused() -> None:
-    """If a queue already has the requested type and arguments, its conversion is refused."""
+    """If a queue already has the requested type and arguments, `queue convert` refuses to convert it."""
     assert found("classic").refusals == [
         Refusal(
             "it is a classic queue with these arguments already",
@@ -267,12 +270,14 @@ def test_a_conversion_that_would_change_nothing_is_refused() -> None:
 def test_exclusive_queues_auto_delete_queues_and_streams_cannot_be_converted(
     more: dict[str, Any], what: str, hint: str
 ) -> None:
-    """Exclusive queues, auto-delete queues and streams cannot be converted. The hint says what to do instead."""
+    """`queue convert` refuses to convert exclusive queues, auto-delete queues and streams. The hint says what to do
+    instead.
+    """
     assert found(queue=view(**more)).refusals == [Refusal(what, hint)]
 
 
 def test_a_queue_with_a_name_reserved_for_the_broker_cannot_be_converted() -> None:
-    """A queue whose name starts with `amq.` cannot be converted, because clients cannot declare a queue with such a
+    """`queue convert` refuses a queue whose name starts with `amq.`, because clients cannot declare a queue with such a
     name.
     """
     api = api_with(**{"queues/v/amq.gen-1": view(name="amq.gen-1"), "queues/v/amq.gen-1/bindings": [], "queues/v": []})
@@ -283,9 +288,9 @@ def test_a_queue_with_a_name_reserved_for_the_broker_cannot_be_converted() -> No
 
 @pytest.mark.parametrize("kind", ["direct", "fanout", "topic", "headers", "x-delayed-message", "x-consistent-hash"])
 def test_a_queue_bound_to_a_consistent_hash_exchange_cannot_be_converted(kind: str) -> None:
-    """A conversion adds a binding to each exchange that the queue is bound to. A consistent hash exchange would then
-    route messages differently, so a queue that is bound to such an exchange cannot be converted. Bindings to direct,
-    fanout, topic, headers and delayed message exchanges do not prevent a conversion.
+    """`queue convert` refuses a queue that is bound to a consistent hash exchange: during a conversion, one more queue
+    is bound to each of the queue's exchanges, and a consistent hash exchange would then distribute messages
+    differently. Bindings to direct, fanout, topic, headers and delayed message exchanges do not prevent a conversion.
     """
     bindings = [{"source": "logs", "routing_key": key} for key in ("1", "2")]
     api = api_with(bindings=bindings, **{"exchanges/v/logs": {"type": kind}})
@@ -332,8 +337,8 @@ def test_a_queue_with_consumers_is_converted_only_with_force(count: int, text: s
 
 
 def test_an_exclusive_consumer_prevents_a_conversion() -> None:
-    """While a queue has an exclusive consumer, the queue cannot be converted, even with --force, because `queue
-    convert` cannot consume the messages.
+    """While a queue has an exclusive consumer, `queue convert` refuses to convert the queue, even with --force, because
+    no other consumer can get the messages.
     """
     it = found(queue=view(consumer_details=[{"consumer_tag": "t", "exclusive": True}]), **{"vhosts/v/channels": []})
     assert it.refusals == [
@@ -346,8 +351,8 @@ def test_an_exclusive_consumer_prevents_a_conversion() -> None:
 
 @pytest.mark.parametrize(("count", "text"), [(1, "1 consumer"), (2, "2 consumers")])
 def test_a_queue_whose_consumers_are_only_counted_is_converted_only_with_force(count: int, text: str) -> None:
-    """If the management API reports the number of a queue's consumers without a list of them, the queue is converted
-    only with --force. If the list is empty, the number has no effect.
+    """If the management API reports how many consumers a queue has, but does not list them, `queue convert` needs
+    --force. If the API lists the consumers and the list is empty, the number is ignored.
     """
     assert found(queue=view(consumers=count)).refusals == [
         Refusal(f"{text} would be cancelled", "stop them, or use --force", is_final=False)
@@ -357,8 +362,8 @@ def test_a_queue_whose_consumers_are_only_counted_is_converted_only_with_force(c
 
 @pytest.mark.parametrize(("count", "text"), [(1, "1 message is"), (2, "2 messages are")])
 def test_unacknowledged_messages_prevent_a_conversion(count: int, text: str) -> None:
-    """A conversion would lose unacknowledged messages, so a queue with such messages cannot be converted, even if the
-    management API reports no consumer.
+    """`queue convert` refuses a queue with unacknowledged messages, even if the management API reports no consumer,
+    because these messages would be lost.
     """
     for more in ({}, {"consumer_details": []}, {"consumers": 0}):
         assert found(queue=view(messages_unacknowledged=count, **more)).refusals == [
@@ -371,8 +376,8 @@ def test_unacknowledged_messages_prevent_a_conversion(count: int, text: str) -> 
 
 
 def test_unacknowledged_messages_of_a_queue_declared_by_a_conversion_do_not_prevent_a_conversion() -> None:
-    """If a conversion declared a queue, as its name and its argument x-mqtool-convert show, unacknowledged messages in
-    this queue do not prevent a conversion.
+    """A queue that `queue convert` itself declared, as its name and its argument x-mqtool-convert show, can be
+    converted even if it has unacknowledged messages.
     """
     ours = view(name="jobs.mqtool-convert", arguments={PLAN: "{}"}, messages_unacknowledged=5)
     assert plan_is_ours(ours)
@@ -385,7 +390,7 @@ def test_unacknowledged_messages_of_a_queue_declared_by_a_conversion_do_not_prev
 @pytest.mark.parametrize("channel", ["c", "other"])
 def test_a_consumer_with_a_global_prefetch_limit_prevents_a_conversion(to: str, channel: str) -> None:
     """Quorum queues and streams refuse a consumer whose channel has one prefetch limit for all its consumers (basic.qos
-    with global=true). A queue with such a consumer can only be converted to a classic queue.
+    with global=true). `queue convert` converts a queue with such a consumer only to a classic queue.
     """
     channels = [{"name": channel, "global_prefetch_count": 5}, {"name": "third", "global_prefetch_count": 0}]
     queue = view(
@@ -421,9 +426,9 @@ THROUGH_DEFAULT = (
 
 @pytest.mark.parametrize("bound", [True, False])
 def test_publishers_through_the_default_exchange_prevent_a_conversion_without_force(bound: bool) -> None:
-    """If clients publish to a queue through the default exchange, the queue is converted only with --force, because
-    messages that are published while the queue is replaced may be lost. All messages that are published to a queue
-    without bindings go through the default exchange.
+    """If clients publish to a queue through the default exchange, `queue convert` needs --force, because messages that
+    are published while the queue is replaced may be lost. If the queue has no bindings, all of its messages are
+    published through the default exchange.
     """
     stats = rate(2.5)["message_stats"]
     incoming = [
@@ -458,8 +463,9 @@ def test_publishers_through_the_default_exchange_prevent_a_conversion_without_fo
 def test_a_remark_says_if_the_broker_does_not_report_which_exchanges_clients_publish_to(
     more: dict[str, Any], bound: bool, remarked: bool
 ) -> None:
-    """If clients publish to a queue with bindings, and the broker does not report through which exchanges, a remark
-    says that the conversion may need --force. In all other cases, there is no such remark.
+    """If clients publish to a queue with bindings, and the management API does not say through which exchanges, a
+    remark of `queue convert` says that the conversion may need --force. If clients do not publish to the queue, or the
+    API names the exchanges, there is no such remark.
     """
     it = found(queue=view(**more), bindings=[{"source": "logs"}] if bound else [])
     remark = (
@@ -484,9 +490,9 @@ def policy(name: str, pattern: str = "", to: str = "queues", **definition: Any) 
 def test_a_policy_that_limits_the_queue_that_holds_the_messages_prevents_a_conversion(
     limit: str, operator: bool
 ) -> None:
-    """During a conversion, a temporary queue holds the messages. A policy or operator policy with a limit that also
-    matches the temporary queue would remove messages, so it prevents the conversion. A policy that matches only the
-    queue to convert does not.
+    """During a conversion, a temporary queue holds the messages. If a policy or operator policy with a limit (such as
+    max-length) matches the temporary queue, `queue convert` refuses the conversion, because the limit could remove
+    messages. A policy that matches only the queue to convert does not prevent the conversion.
     """
     alone, both = policy("alone", "^jobs$", **{limit: 5}), policy("both", "^jobs", **{limit: 5}, x=1)
     it = found(**({"operator": [alone, both]} if operator else {"policies": [alone, both]}))
@@ -499,9 +505,9 @@ def test_a_policy_that_limits_the_queue_that_holds_the_messages_prevents_a_conve
 
 
 def test_a_policy_that_limits_the_queue_for_messages_published_meanwhile_prevents_a_conversion() -> None:
-    """A policy that limits only the temporary queue for messages published during the conversion prevents the
-    conversion, too, and the refusal names all limits of this policy. A policy without limits, without a definition, or
-    only for classic queues does not prevent the conversion.
+    """During a conversion, a second temporary queue receives newly published messages. If a policy sets limits for this
+    queue, `queue convert` refuses the conversion and names the limits. A policy without limits, without a definition,
+    or only for classic queues does not prevent the conversion.
     """
     policies = [
         policy("m", "meanwhile$", max_length=5, expires=6, queue_leader_locator="balanced"),
@@ -516,8 +522,8 @@ def test_a_policy_that_limits_the_queue_for_messages_published_meanwhile_prevent
 
 @pytest.mark.parametrize("to", ["quorum_queues", "classic_queues"])
 def test_a_policy_for_quorum_queues_prevents_a_conversion_like_one_for_all(to: str) -> None:
-    """The queues that hold the messages are quorum queues, so a limit in a policy for quorum queues prevents a
-    conversion, and so does one that rejects messages beyond a number of bytes. A policy for classic queues does not.
+    """The temporary queues of a conversion are quorum queues. So a policy for quorum queues that limits their size, or
+    makes them reject messages beyond a number of bytes, prevents the conversion. A policy for classic queues does not.
     """
     limits = {"overflow": "reject-publish", "max-length-bytes": 5}
     assert len(found(policies=[policy("p", "", to, **limits)]).refusals) == (2 if to == "quorum_queues" else 0)
@@ -525,9 +531,9 @@ def test_a_policy_for_quorum_queues_prevents_a_conversion_like_one_for_all(to: s
 
 @pytest.mark.parametrize("by", ["argument", "policy"])
 def test_a_queue_that_rejects_messages_beyond_a_number_of_bytes_cannot_be_converted(by: str) -> None:
-    """If the arguments or a policy make a queue reject messages beyond a number of bytes, the queue cannot be
-    converted, because messages that are published during the conversion may not fit. A command that removes such an
-    argument makes the conversion possible, and a command that adds one prevents it.
+    """`queue convert` refuses a queue that rejects messages beyond a number of bytes (max-length-bytes with
+    reject-publish), whether its arguments or a policy say so, because messages published during the conversion may not
+    fit. A command that removes such an argument makes the conversion possible. A command that adds one prevents it.
     """
     limits = {"overflow": "reject-publish", "max-length-bytes": 5}
     arguments = {f"x-{name}": value for name, value in limits.items()}
@@ -545,8 +551,8 @@ def test_a_queue_that_rejects_messages_beyond_a_number_of_bytes_cannot_be_conver
 
 @pytest.mark.parametrize("error", [AccessRefused("no"), NotFound("no")])
 def test_a_plan_considers_only_the_policies_that_the_user_can_read(error: Exception) -> None:
-    """If the user cannot read the policies, a plan considers only the operator policies, and vice versa. If the user
-    can read neither, a plan considers no policies.
+    """If the user of `queue convert` may read only the policies or only the operator policies, the conversion is
+    checked against those alone. If the user may read neither, the conversion is not checked against policies.
     """
     both = [policy("both", "^jobs", max_length=5)]
     assert len(found(policies=error, operator=both).refusals) == 1
@@ -569,7 +575,9 @@ def test_a_plan_considers_only_the_policies_that_the_user_can_read(error: Except
     ],
 )
 def test_policies_that_start_or_cease_to_apply_are_named_in_remarks(given: dict[str, Any], remark: str | None) -> None:
-    """A remark names each policy that applies to the queue only before its conversion, or only afterwards."""
+    """`queue convert` prints a remark about each policy that applies to the queue only before its conversion, or only
+    afterwards.
+    """
     remarks = found(policies=[given]).remarks
     assert remark in remarks if remark is not None else remarks == [TOLD]
 
@@ -594,15 +602,15 @@ def test_settings_of_a_policy_that_the_new_type_does_not_support_are_named_in_a_
     to: str, definition: dict[str, Any], what: str, text: str
 ) -> None:
     """If a policy matches the queue before and after a conversion, but the new queue type does not support some of the
-    policy's settings, a remark names these settings. If they prevent the whole policy from applying, the remark says
-    so.
+    policy's settings, a remark of `queue convert` names these settings. If such a setting prevents the whole policy
+    from applying, the remark says so.
     """
     assert found(to, policies=[policy("p", "^jobs$", **definition)]).remarks == [text.format(what, to), TOLD]
 
 
 def test_a_remark_says_which_messages_a_classic_queue_loses_in_a_restart() -> None:
-    """If a quorum queue is converted to a classic queue, a remark says that a restart of the broker then loses the
-    messages that are not persistent, and contains the command that shows these messages.
+    """If `queue convert` converts a quorum queue to a classic queue, a remark says that a restart of the broker will
+    then lose messages that are not persistent. The remark contains the command that shows these messages.
     """
     remark = (
         "a restart of the broker loses its messages that are not persistent: quorum queues keep them, and do not count "
@@ -617,8 +625,9 @@ def test_a_remark_says_which_messages_a_classic_queue_loses_in_a_restart() -> No
 
 
 def test_bindings_are_listed_without_the_one_to_the_default_exchange() -> None:
-    """bindings_of() returns a queue's bindings except the one to the default exchange, or the bindings that have an
-    exchange as their destination. For a queue or an exchange that does not exist, it returns no bindings.
+    """bindings_of() returns a queue's bindings except the one to the default exchange. With exchange=True, it returns
+    the bindings whose destination is an exchange. If the queue or exchange does not exist, bindings_of() returns no
+    bindings.
     """
     objects = {
         "queues/v/jobs/bindings": [{"source": ""}, {"source": "a"}],
@@ -644,7 +653,7 @@ def plan(**more: Any) -> ConversionPlan:
 
 
 def test_a_plan_that_is_stored_as_json_is_read_unchanged() -> None:
-    """A plan is stored as JSON in a queue argument, and is the same after it has been read again."""
+    """The plan of a conversion is stored as JSON in a queue argument. Reading the argument returns the same plan."""
     arguments = {"x-max-length": 5}
     written = ConversionPlan("jobs", Definition("classic", True, arguments), Definition("quorum", True, arguments), 7)
     assert json.loads(written.as_text()) == PLANNED
@@ -654,7 +663,9 @@ def test_a_plan_that_is_stored_as_json_is_read_unchanged() -> None:
 
 @pytest.mark.parametrize("at_once", [1, 500])
 def test_a_stored_plan_keeps_the_size_of_its_transactions(at_once: int) -> None:
-    """After a plan has been stored and read again, its transactions have the same size, from 1 to 500 messages."""
+    """A conversion plan that was stored and read again still says how many messages are moved in one transaction (1 to
+    500).
+    """
     assert plan(at_once=at_once).at_once == at_once
 
 
@@ -688,8 +699,8 @@ def test_a_stored_plan_keeps_the_size_of_its_transactions(at_once: int) -> None:
     ],
 )
 def test_an_argument_that_is_not_a_plan_raises_bad_data(text: object) -> None:
-    """If the value of the argument x-mqtool-convert is not a plan of a conversion, BadData is raised. The error shows
-    up to 200 characters of the value.
+    """If a queue's argument x-mqtool-convert, in which `queue convert` stores its plan, does not contain a plan,
+    BadData is raised. The error shows up to 200 characters of the value.
     """
     with pytest.raises(BadData) as refused:
         ConversionPlan.parsed(text)
@@ -701,8 +712,8 @@ def test_an_argument_that_is_not_a_plan_raises_bad_data(text: object) -> None:
 
 
 def test_the_queues_and_exchanges_of_a_conversion_are_named_after_the_queue() -> None:
-    """The names of the queues and exchanges that a conversion declares start with the name of the queue to convert,
-    followed by `.mqtool-convert`.
+    """The queues and exchanges that `queue convert` declares to convert the queue `jobs` are named
+    `jobs.mqtool-convert` and, for example, `jobs.mqtool-convert.meanwhile`.
     """
     assert plan().names == ConversionNames.of("jobs")
     assert [*ConversionNames.of("jobs")] == [
@@ -715,8 +726,9 @@ def holder(name: str, text: str) -> dict[str, Any]:
 
 
 def test_unfinished_conversions_are_found_by_the_queues_that_hold_their_messages() -> None:
-    """The plan of an unfinished conversion is valid only as an argument of the queue that holds the messages of the
-    queue to convert. Each other queue with a plan is listed with the reason why its plan is ignored.
+    """mqtool finds unfinished conversions by the plans that are stored as arguments of queues. A plan is valid only on
+    the temporary queue that holds the messages of the queue to convert. A plan on any other queue is ignored, and
+    mqtool gives the reason.
     """
     text = json.dumps(PLANNED)
     queues = [
@@ -740,8 +752,8 @@ DLX, KEY = "x-dead-letter-exchange", "x-dead-letter-routing-key"
 
 
 def test_the_dead_letter_settings_of_a_queue_are_its_exchange_and_routing_key() -> None:
-    """The dead-letter settings of a queue are its dead-letter exchange and its dead-letter routing key, without its
-    other arguments.
+    """dead_letters() returns a queue's arguments x-dead-letter-exchange and x-dead-letter-routing-key, if any, and none
+    of its other arguments.
     """
     assert dead_letters(Definition("classic", True, {DLX: "d", KEY: "k", "x-max-length": 5})) == {DLX: "d", KEY: "k"}
     assert dead_letters(Definition("classic", True, {})) == {}
@@ -764,8 +776,9 @@ def test_the_dead_letter_settings_of_a_queue_are_its_exchange_and_routing_key() 
 def test_a_plan_that_changes_a_queues_dead_letter_settings_is_noticed(
     source: dict[str, Any], target: dict[str, Any], now: dict[str, Any] | None, redirected: bool
 ) -> None:
-    """mqtool notices if an unfinished plan sets a dead-letter exchange or routing key other than the queue's current
-    one, because a conversion declares the queue with the permissions of the user who resumes the conversion.
+    """mqtool notices if an unfinished plan would declare a queue with a dead-letter exchange or routing key that the
+    queue does not have now. The check is needed because the queue is declared with the permissions of the user who
+    resumes the conversion.
     """
     it = ConversionPlan("jobs", Definition("classic", True, source), Definition("quorum", True, target))
     assert it.redirects(None if now is None else view(arguments=now)) is redirected

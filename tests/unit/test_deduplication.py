@@ -222,7 +222,7 @@ def test_the_message_of_a_worker_that_is_a_zombie_is_handled_again(
     path: Path, other_worker: multiprocessing.Process
 ) -> None:
     """With `--deduplicate`, a worker handles the message of another worker that was killed, even if the killed process
-    is still a zombie, because its parent has not read its exit status.
+    is still a zombie because its parent process has not collected the exit status.
     """
     other_worker.kill()
     os.waitid(os.P_PID, other_worker.pid or 0, os.WEXITED | os.WNOWAIT)  # it has ended, and is now a zombie
@@ -251,8 +251,8 @@ def test_without_proc_a_worker_is_identified_by_its_process_id(
 def test_a_worker_whose_name_looks_like_a_process_state_is_identified(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, *, is_alive: bool
 ) -> None:
-    """mqtool can tell whether another worker is still running, even if the name of that worker's program contains
-    parentheses and looks like a process state in /proc.
+    """With `--deduplicate`, a worker can tell whether another worker is running, even if the name of the other worker's
+    program looks like a process state in /proc, such as `a) Z 1`.
     """
     monkeypatch.setattr(deduplication, "_PROC", tmp_path)
     stat_file = tmp_path / str(os.getpid()) / "stat"
@@ -282,8 +282,8 @@ def test_a_reused_process_id_is_not_taken_for_the_worker(path: Path, other_worke
 
 
 def test_a_message_that_an_earlier_run_did_not_finish_is_handled(path: Path) -> None:
-    """If an entry in the deduplication store has the worker's own process id and start time, but the worker has not
-    begun to handle the message, the entry is from an earlier run of `worker`, and the worker handles the message.
+    """The deduplication store may contain an entry of a killed worker that had the same process id and start time as a
+    new worker. The new worker knows that it has not begun to handle the entry's message, and therefore handles it.
     """
     HandledMessages(path, DAY).begin(KEY)
     assert HandledMessages(path, DAY).begin(KEY, lambda: True) is None

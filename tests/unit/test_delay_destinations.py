@@ -124,8 +124,8 @@ def test_a_delayed_message_to_several_queues_is_refused(header: str) -> None:
 
 
 def test_mqtool_knows_the_queue_in_which_delayed_messages_arrive() -> None:
-    """If delayed messages go to a queue, or to an exchange to which the command binds a queue, mqtool knows that they
-    arrive in this queue. For any other exchange, mqtool does not know the queue.
+    """If a command delays messages to a queue, or to an exchange to which it binds a queue, mqtool knows that the
+    messages arrive in this queue. For any other exchange, mqtool does not know in which queues they arrive.
     """
     assert Destination(_HELLO).queue == _HELLO
     assert Destination(_LOGS).queue is None
@@ -146,9 +146,8 @@ def test_mqtool_knows_the_queue_in_which_delayed_messages_arrive() -> None:
 def test_a_destination_may_be_a_quorum_queue_unless_mqtool_knows_otherwise(
     to: Exchange | Queue, is_classic: bool | None, may: bool
 ) -> None:
-    """When mqtool delays messages for a queue, it assumes that this may be a quorum queue, unless it knows that the
-    queue is classic. mqtool assumes the same of queues that are bound to a durable exchange, but not of queues that are
-    bound to a transient one.
+    """mqtool assumes that delayed messages may arrive in a quorum queue, unless their destination is a queue that
+    mqtool knows to be classic, or a transient exchange.
     """
     destination = Destination(to, is_classic=is_classic)
     assert destination.may_lead_to_quorum_queue(to) is may

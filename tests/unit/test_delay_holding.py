@@ -101,7 +101,7 @@ def held(message: Message, destination: Destination = _CLASSIC, via: Via = Via.A
 
 def test_messages_without_a_delay_are_published_unchanged() -> None:
     """Messages without a delay are published unchanged, and mqtool declares no queue or exchange for delaying messages.
-    A None among the messages, which means that there is no input right now, is passed on.
+    If the input contains None, which means that no message is available at the moment, None is passed on.
     """
     broker = FakeBroker(_JOBS)
     broker.in_flight = 1_000_000
@@ -114,8 +114,8 @@ def test_messages_without_a_delay_are_published_unchanged() -> None:
 @pytest.mark.parametrize("given", [{"delay": 5.25}, {"due": _NOW + 5.25}], ids=["delay", "due time"])
 def test_with_the_plugin_a_delayed_message_goes_to_its_exchange_with_the_delay_in_a_header(given: Any) -> None:
     """If the broker has the delayed message plugin, a message with a delay or a due time is published to the plugin's
-    exchange as persistent. Its header x-delay contains the delay in milliseconds, and mqtool-due the due time. Its
-    body, message id and other properties are unchanged.
+    exchange as persistent. Its header x-delay contains the delay in milliseconds, and its header mqtool-due the due
+    time. Its body, message id and other properties are unchanged.
     """
     found = held(Message(b"x", "jobs", None, {"headers": {"a": 1}, "type": "t"}, "id-1", **given))
     assert (found.body, found.message_id) == (b"x", "id-1")
@@ -198,8 +198,8 @@ def test_the_user_is_told_how_many_messages_were_already_due(overdue: int, notic
 
 @pytest.mark.parametrize("via", [Via.AUTO, Via.PLUGIN])
 def test_a_delay_of_more_than_49_days_is_refused(via: Via) -> None:
-    """A delay longer than 2^32 - 1 ms (49 days) raises BadData, and mqtool knows which message is at fault. The plugin
-    accepts a delay of exactly 2^32 - 1 ms.
+    """A message with a delay of more than 2^32 - 1 ms (49 days) raises BadData, and `at_fault` is this message. A delay
+    of exactly 2^32 - 1 ms is accepted.
     """
     delays, _, _ = delaying(FakeBroker(_JOBS), via=via)
     longest, longer = (Message(b"x", delay=(LONGEST + more) / 1000) for more in (0, 1))
@@ -212,7 +212,9 @@ def test_a_delay_of_more_than_49_days_is_refused(via: Via) -> None:
 
 
 def test_if_all_messages_could_be_delayed_none_is_at_fault() -> None:
-    """If mqtool could delay all messages, it reports none of them as the cause of an error."""
+    """The attribute `at_fault`, which names the message that could not be delayed, is None if mqtool could delay all
+    messages.
+    """
     delays, _, _ = delaying(FakeBroker(_JOBS))
     assert delays.at_fault is None
     for _ in delays.hold([Message(b"x", delay=5.0)]):
@@ -232,9 +234,9 @@ def test_a_message_with_a_delay_of_one_millisecond_waits_on_the_broker(via: Via)
 
 @pytest.mark.parametrize(("delay", "at_most"), [(0.001, 100), (5.0, 100), (90.0, 500), (3600.0, 12_000)])
 def test_few_messages_with_short_delays_are_in_flight(delay: float, at_most: int) -> None:
-    """At most 100 messages with a delay of up to a minute are unconfirmed at a time, because more of them would be
-    late. With longer delays, the limit is higher. The delay of the next message does not begin until the number of
-    unconfirmed messages is below the limit.
+    """Of messages with a delay of up to 5 s, at most 100 are unconfirmed at a time, because more of them would arrive
+    late. For longer delays, the limit is higher, for example 500 for a delay of 90 s. The delay of the next message
+    does not begin until the number of unconfirmed messages is below the limit.
     """
     broker = FakeBroker(_JOBS)
     delays, _, _ = delaying(broker)
@@ -275,9 +277,10 @@ _QUORUM_NOTICE = "messages wait in queues, which lose nothing on the way to a qu
 def test_delayed_messages_wait_where_none_is_lost(
     via: Via, destination: Destination, plugin: bool, where: str, notices: list[str], warnings: list[str]
 ) -> None:
-    """Without `--via`, delayed messages for a quorum queue wait in wait queues, and other messages wait in the plugin's
-    exchange if the broker has the plugin. One notice says where the messages wait, and why, unless `--via ttl` is
-    given. With `--via plugin`, a warning is printed if messages may be lost.
+    """Without `--via`, delayed messages for a quorum queue wait in wait queues; those for a classic queue wait in the
+    plugin's exchange if the broker has the delayed message plugin, and otherwise in wait queues. One notice says where
+    the messages wait, and why. `--via ttl` always uses wait queues, without a notice. `--via plugin` always uses the
+    plugin's exchange, and warns that messages for a quorum queue may be lost.
     """
     delays, told, warned = delaying(FakeBroker(_JOBS, plugin=plugin), destination, via)
     found = [*delays.hold([Message(b"x", delay=5.0), Message(b"y", delay=5.0), Message(b"z", delay=7.0)])]
@@ -366,8 +369,8 @@ def test_a_delayed_message_to_a_missing_exchange_is_refused(message: Message) ->
 
 @pytest.mark.parametrize("to", [_LOGS, DEFAULT_EXCHANGE], ids=["exchange of the command", "default exchange"])
 def test_where_messages_wait_can_be_chosen_before_the_exchange_is_declared(to: Exchange) -> None:
-    """mqtool can choose where delayed messages wait before the command declares its exchange. mqtool does not check
-    whether the default exchange exists, because it always does.
+    """mqtool can determine where delayed messages will wait before the command has declared their exchange. If their
+    exchange is the default exchange, mqtool does not check whether it exists.
     """
     delays, _, _ = delaying(FakeBroker(), Destination(to, is_declared=to is _LOGS), Via.TTL)
     delays.choose()
@@ -378,8 +381,8 @@ def test_where_messages_wait_can_be_chosen_before_the_exchange_is_declared(to: E
     "arguments", [{"x-queue-type": "classic"}, {"x-queue-type": "quorum"}], ids=["classic", "quorum"]
 )
 def test_the_broker_is_asked_for_the_type_of_the_queue(arguments: dict[str, str]) -> None:
-    """mqtool asks the broker whether the command's queue is a classic queue. Delayed messages for a classic queue wait
-    in the plugin's exchange, but those for a quorum queue do not.
+    """mqtool asks the broker whether the command's queue is a classic queue. Only delayed messages for a classic queue
+    wait in the plugin's exchange.
     """
     queue = Queue("jobs", durable=True, arguments=arguments)
     delays, _, _ = delaying(FakeBroker(), Destination(queue))

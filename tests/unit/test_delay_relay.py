@@ -266,8 +266,8 @@ def test_delayed_relay_publishes_a_message_without_x_delay_at_once() -> None:
 
 @pytest.mark.parametrize(("user_id", "kept"), [("me", "me"), ("you", None), (None, None)])
 def test_delayed_relay_removes_the_user_id_of_another_user(user_id: str | None, kept: str | None) -> None:
-    """The broker refuses messages whose user_id is not the user who publishes them. So if a message has the user_id of
-    another user, `delayed relay` removes the user_id before it publishes the message.
+    """If a message's user_id differs from the user that `delayed relay` logs in as, the command removes the user_id
+    before it publishes the message, because the broker would refuse the message.
     """
     delivery = job(1)
     cast(dict[str, Any], delivery.properties)["user_id"] = user_id
@@ -277,9 +277,9 @@ def test_delayed_relay_removes_the_user_id_of_another_user(user_id: str | None, 
 
 
 def test_delayed_relay_publishes_a_message_with_x_delay_to_a_wait_queue() -> None:
-    """`delayed relay` publishes a message with the header x-delay to a wait queue, in which the message stays until its
-    delay is over, once this queue has answered a check. The message's headers contain the time when the message is due,
-    and a negative x-delay, as after a delay by the delayed message exchange plugin.
+    """If a message has the header x-delay, `delayed relay` publishes it to a wait queue, in which the message stays
+    until it is due. A header of the message contains this time. As with the delayed message exchange plugin, the header
+    x-delay then contains the negative delay.
     """
     broker = FakeBroker(job(7, x_delay=5000, a=1))
     relayed = Relayed(broker).run()
@@ -293,9 +293,8 @@ def test_delayed_relay_publishes_a_message_with_x_delay_to_a_wait_queue() -> Non
 
 
 def test_delayed_relay_checks_every_5_ms_whether_a_wait_queue_has_answered() -> None:
-    """While `delayed relay` waits for the answer of a wait queue, in which messages stay until their delay is over, the
-    command waits for deliveries for only 5 ms at a time. So the command publishes a message to this queue soon after
-    the queue has answered.
+    """While `delayed relay` waits for the answer of a wait queue, it waits at most 5 ms at a time for deliveries, so
+    that it publishes the queue's messages soon after the answer. A wait queue holds messages until their delay is over.
     """
     broker = FakeBroker(job(7, x_delay=5000))
     broker.leader = lambda _: broker.has_looked.wait(30)
@@ -340,9 +339,9 @@ def test_delayed_relay_checks_a_wait_queue_once_for_several_messages() -> None:
 def test_with_by_timestamps_a_delay_counts_from_the_time_of_publication(
     published: Any, option: bool, left: int
 ) -> None:
-    """With `delayed relay --by-timestamps`, a message's delay starts at the time in the header timestamp_in_ms, and the
-    message expires after the rest of the delay, or after 1 ms if the delay is over. If this time is in the future or is
-    not a number, or without --by-timestamps, the delay starts when the command gets the message.
+    """With `delayed relay --by-timestamps`, a message's delay starts at the time in the header timestamp_in_ms. If the
+    delay is over, the message is delayed for 1 ms. Without --by-timestamps, or if the header is not a number or is in
+    the future, the delay starts when the command gets the message.
     """
     given = int(published) if isinstance(published, float) else published
     broker = FakeBroker(job(7, x_delay=5000, timestamp_in_ms=given))
@@ -422,8 +421,8 @@ def test_a_due_message_that_a_queue_rejects_is_delayed_for_another_second(*, del
 
 @pytest.mark.parametrize("confirmation", [Confirmation.NACKED, Confirmation.RETURNED])
 def test_delayed_relay_ends_if_a_message_does_not_reach_its_wait_queue(confirmation: Confirmation) -> None:
-    """If the queue in which a message is to wait for the end of its delay rejects the message, or the broker returns
-    the message as unroutable, `delayed relay` ends with an error, and the message stays in the command's queue.
+    """If a wait queue, which holds messages until their delay is over, rejects a message, or the broker returns the
+    message as unroutable, `delayed relay` ends with an error, and the message stays in the command's queue.
     """
     broker = FakeBroker(job(7, x_delay=5000))
     broker.answer = lambda _: confirmation
@@ -513,8 +512,8 @@ def no_leader(_: str) -> object:
 
 
 def test_a_wait_queue_without_a_leader_is_avoided_with_a_warning() -> None:
-    """If a wait queue, in which messages stay until their delay is over, has no leader, this run of `delayed relay` and
-    later runs do not use the queue, and a warning contains the command that deletes the queue.
+    """If a wait queue, in which messages stay until their delay is over, has no leader, `delayed relay` does not use
+    the queue in this run or in later runs. A warning contains the command that deletes the queue.
     """
     broker, dead = FakeBroker(), {"known"}
     broker.leader = no_leader
@@ -532,8 +531,8 @@ def test_a_wait_queue_without_a_leader_is_avoided_with_a_warning() -> None:
 
 
 def test_a_deleted_wait_queue_counts_as_having_answered() -> None:
-    """If a wait queue has been deleted, `delayed relay` treats it as if it had answered a check, because the broker
-    returns messages for a deleted queue as unroutable.
+    """If a wait queue has been deleted, `delayed relay` treats it like a queue that has answered a check: the broker
+    returns a message for it as unroutable, so the message is not lost.
     """
     broker = FakeBroker()
 
@@ -577,9 +576,9 @@ def test_delayed_relay_opens_another_connection_if_the_one_for_checks_is_closed(
 def test_a_slow_wait_queue_is_avoided_until_it_answers(
     monkeypatch: pytest.MonkeyPatch, *, pressed: bool, seconds: float, avoided: bool
 ) -> None:
-    """If a wait queue, in which messages stay until their delay is over, has not answered for three seconds, or for
-    half a second while many messages wait, `delayed relay` does not use this queue until it answers. The additional
-    queue that the command uses in the meantime may be slow.
+    """If a wait queue, in which messages stay until their delay is over, has not answered a check for 3 s, `delayed
+    relay` avoids the queue until it answers. If many messages are waiting, 0.5 s is enough. An additional wait queue,
+    which is used in place of an avoided one, is never avoided because it is slow.
     """
     clock = Monotonic(monkeypatch)
     may_answer = threading.Event()
@@ -600,8 +599,8 @@ def test_a_slow_wait_queue_is_avoided_until_it_answers(
 
 
 def test_a_check_that_is_running_when_delayed_relay_ends_opens_no_connection() -> None:
-    """When `delayed relay` ends, it does not wait for a check of a wait queue that is still running, and this check
-    does not open another connection.
+    """If `delayed relay` ends while it checks whether a wait queue answers, the command does not wait for the check. If
+    the connection is then lost, the check does not open another one.
     """
     started, may_go_on, ended = threading.Event(), threading.Event(), threading.Event()
     broker = FakeBroker()
@@ -627,8 +626,8 @@ def test_a_check_that_is_running_when_delayed_relay_ends_opens_no_connection() -
 
 
 def test_a_message_waits_in_another_queue_if_its_wait_queue_has_no_leader() -> None:
-    """If the queue in which `delayed relay` lets messages with some delay wait has no leader, these messages wait in an
-    additional queue. Messages without a delay, and messages with other delays, are relayed as usual.
+    """If the wait queue for messages with a particular delay has no leader, `delayed relay` lets these messages wait in
+    an additional queue. Messages without a delay, and messages with other delays, are relayed as usual.
     """
     broker = FakeBroker(job(1, x_delay=5000), job(2), job(3, x_delay=2000))
     broker.leader = lambda queue: no_leader(queue) if queue == WAIT else None

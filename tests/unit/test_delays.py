@@ -47,8 +47,8 @@ class FakeChannel:
 
 @given(delays)
 def test_a_message_expires_when_it_is_due(delay: int) -> None:
-    """A delayed message waits in wait queues for at most one millisecond longer than its delay, because its own
-    expiration takes effect before the wait queue's TTL, which is rounded up.
+    """A delayed message waits at most 1 ms longer than its delay. The wait queue's TTL is rounded up and may be longer,
+    but the message's own expiration takes effect first.
     """
     through = ThroughQueues(cast(Channel, FakeChannel()), Destination(to=Exchange("logs", durable=True)), print)
     place = through.place(Message(b"", "", "logs"), lambda: delay)
@@ -73,7 +73,7 @@ def test_a_delay_needs_at_most_two_wait_queues(delay: int) -> None:
     "delay", ["250ms", "1s", "59s", "1m", "90s", "2m", "5m", "30m", "1h", "2h", "12h", "1d", "30d"]
 )
 def test_a_round_delay_needs_one_wait_queue(delay: str) -> None:
-    """A round delay such as 30m needs only one wait queue, whose TTL is exactly the delay."""
+    """A usual delay such as 90s, 30m or 1d needs only one wait queue, whose TTL is exactly the delay."""
     assert [wait.milliseconds for wait in waits_for(round(parse_duration(delay) * 1000))] == [
         round(parse_duration(delay) * 1000)
     ]
@@ -81,7 +81,7 @@ def test_a_round_delay_needs_one_wait_queue(delay: str) -> None:
 
 @given(delays, delays)
 def test_wait_queues_with_the_same_name_have_the_same_arguments(one: int, other: int) -> None:
-    """If two delays need wait queues with the same name, mqtool declares these with the same arguments."""
+    """If two delays use a wait queue with the same name, mqtool declares it with the same arguments for both."""
     waits = {wait.suffix: wait for wait in waits_for(one)}
     assert all(waits.get(wait.suffix, wait) == wait for wait in waits_for(other))
 

@@ -64,8 +64,8 @@ def frames_of(delivery: Delivery) -> list[bytes]:
 def test_frames_that_mqtool_does_not_decode_are_passed_to_pika_unchanged(
     sent: list[Delivery | Confirm | bytes], ends: list[int]
 ) -> None:
-    """mqtool decodes confirms and deliveries with at most one body frame itself, and passes all other frames to pika
-    unchanged and in order, however the bytes are split.
+    """mqtool itself decodes confirms, and deliveries whose body is at most one frame. It passes all other frames to
+    pika unchanged and in order, however the bytes are split.
     """
     got: list[Delivery | Confirm | bytes] = []
     reader = FrameReader(got.append)
@@ -131,8 +131,8 @@ PROPERTIES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("persistent", [True, False])
 def test_messages_are_published_in_the_frames_that_pika_would_send(*, persistent: bool) -> None:
-    """A message is sent with its own exchange, routing key and properties, or else those of the command, in frames that
-    are as large as the broker accepts. A message has its own delivery mode, or the command's.
+    """mqtool publishes a message in the same frames as pika, each at most as large as the broker accepts. A message
+    without an exchange, routing key or delivery mode of its own gets the command's.
     """
     encoder = PublishEncoder(3, BODY_MAX + 8)
     route = Route("x", "k", mandatory=True, persistent=persistent)
@@ -152,8 +152,9 @@ def test_messages_are_published_in_the_frames_that_pika_would_send(*, persistent
 
 
 def test_the_same_properties_are_sent_persistent_or_not_as_the_command_says() -> None:
-    """If two commands share an encoder, messages with the same properties have each command's delivery mode. A message
-    ID may have 255 bytes, and may be no UTF-8.
+    """If a persistent and a transient command publish messages with the same properties, each message has its command's
+    delivery mode, although the encoded properties are cached. A message id of 255 bytes that are not valid UTF-8 is
+    sent unchanged.
     """
     encoder, message = PublishEncoder(3, BODY_MAX + 500), Message(b"", message_id="\udce9" + "x" * 254)
     for persistent in (True, False, True):
@@ -179,8 +180,9 @@ def test_the_same_properties_are_sent_persistent_or_not_as_the_command_says() ->
     ],
 )
 def test_a_message_that_cannot_be_encoded_is_an_error_that_names_the_reason(message: Message, error: str) -> None:
-    """A message whose names are too long, or whose properties AMQP cannot express or that do not fit into a frame, is
-    not sent: the error says why. The encoder can then encode other messages.
+    """A message raises an error that names the reason if its exchange, routing key or message id is too long, its
+    headers contain values that AMQP cannot encode, or its headers and properties do not fit into a frame. Messages
+    after it can be encoded.
     """
     encoder = PublishEncoder(3, 4008)
     with pytest.raises(MqtoolError, match=error):
@@ -191,7 +193,9 @@ def test_a_message_that_cannot_be_encoded_is_an_error_that_names_the_reason(mess
 
 
 def test_acknowledgements_are_sent_in_the_frames_that_pika_would_send() -> None:
-    """Each acknowledgement is a basic.ack with its delivery tag, of one delivery or of all up to it."""
+    """mqtool sends each acknowledgement in the same frame as pika: a basic.ack with a delivery tag, with or without
+    `multiple`.
+    """
     assert acknowledgements(3, [(5, True), (1 << 40, False)]) == [
         frame.Method(3, spec.Basic.Ack(5, True)).marshal(),
         frame.Method(3, spec.Basic.Ack(1 << 40, False)).marshal(),
@@ -221,7 +225,9 @@ def test_methods_are_decoded_as_by_pika_even_if_their_strings_are_not_utf_8(meth
 
 
 def test_content_headers_are_decoded_and_other_frames_are_left_to_pika() -> None:
-    """A content header is decoded with its size and properties. Other frames are left to pika."""
+    """mqtool decodes a content header frame to the size of the body and the properties. It leaves body frames, and
+    methods such as basic.cancel-ok, to pika.
+    """
     found = decode_frame(frame.Header(3, 17, spec.BasicProperties(message_id="id", priority=4)).marshal())
     assert isinstance(found, frame.Header)
     assert (found.channel_number, found.body_size) == (3, 17)

@@ -13,9 +13,9 @@ from mqtool.broker.docker import Docker
 from mqtool.broker.state import Started
 
 
-def test_another_container_that_is_removed_meanwhile_does_not_disturb(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If another container is removed while mqtool asks the Docker daemon about all containers, mqtool still counts the
-    running nodes of its own broker.
+def test_another_container_that_is_removed_meanwhile_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a container that does not belong to the broker is removed while mqtool asks the Docker daemon about all
+    containers, mqtool still finds the running nodes of its broker.
     """
     client = DockerClient(base_url="tcp://127.0.0.1:9", version="1.44")
     with closing(client):

@@ -18,8 +18,8 @@ BEFORE = Started("default", "docker", "amqp://ann:kept@127.0.0.1:5672", 0, "/now
     ids=["no user", "user and password", "user without a password"],
 )
 def test_a_broker_in_docker_keeps_the_users_password(login: tuple[str, str | None] | None, expected: str) -> None:
-    """If a broker in Docker is started again with the same user, but without a password, the user keeps the old
-    password. If no user is given, the broker has the user guest.
+    """If a broker in Docker is started again with the same user, but without a password, the user keeps the earlier
+    password. If no user is given, the user is guest with the password guest.
     """
     assert _login(Wanted(login=login), BEFORE) == expected
 

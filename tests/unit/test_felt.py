@@ -54,8 +54,8 @@ def test_felt_does_not_mark_a_command_that_was_slower_by_chance() -> None:
 
 
 def test_felt_repeats_a_measurement_only_if_the_cost_has_grown() -> None:
-    """If the cost of a command is not higher than the base commit's by more than the tolerance, the benchmark `felt`
-    does not repeat the measurement, which keeps CI short.
+    """If the cost of a command is within the tolerance, compared with the base commit, the benchmark `felt` does not
+    measure the command again, to keep CI short.
     """
     figures = Figures([100.0], [99.0])
     assert len(list(check({"help": figures}, ONE, OTHER))) == 1
@@ -73,8 +73,8 @@ def test_felt_alternates_which_checkout_it_measures_first() -> None:
 
 
 def test_a_line_of_felt_shows_the_medians_the_minima_and_their_ratio() -> None:
-    """A line of the benchmark `felt` shows the medians of base and change, then their minima, then the ratio of the
-    minima.
+    """A line of the benchmark `felt` shows the median cost at the base commit and with the change, then the two lowest
+    costs, then the ratio of the lowest costs.
     """
     assert row_of("help", [10, 30, 20], [5, 5, 40]).split() == ["help", "20.0", "5.0", "10.0", "5.0", "0.50x"]
 
@@ -86,7 +86,7 @@ def test_felt_measures_a_broker_that_seems_slower_again(
     monkeypatch: pytest.MonkeyPatch, later: float, mark: str
 ) -> None:
     """If the embedded broker seems to need more CPU time per message than at the base commit, the benchmark `felt`
-    measures the broker again, and marks it GREW only if it still seems to need more.
+    measures the broker again. `felt` marks the broker GREW only if the second measurement agrees.
     """
     results = [6.0, later, later, 5.0, 5.0]
 
@@ -125,8 +125,8 @@ def test_felt_measures_a_checkout_or_an_interpreter(tmp_path: Path) -> None:
 
 
 def test_felt_ignores_pythondontwritebytecode(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The benchmark `felt` ignores PYTHONDONTWRITEBYTECODE, so that the time that Python needs to compile mqtool is not
-    measured.
+    """The benchmark `felt` ignores the environment variable PYTHONDONTWRITEBYTECODE, so that its measurements do not
+    include the compilation of mqtool's modules.
     """
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     assert "PYTHONDONTWRITEBYTECODE" not in Installation.at(Path(sys.executable)).environment

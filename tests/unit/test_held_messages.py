@@ -57,8 +57,9 @@ KEPT: dict[str, Any] = {"CC": ["a"], "BCC": ["b"], "mqtool-exchange": "x", "mqto
 @pytest.mark.parametrize("headers", [None, {"a": 1}, {"a": 1, **KEPT}, {HEADER: {"exchange": "x"}}, {HEADER: 3}, KEPT])
 @pytest.mark.parametrize("exchange", ["logs", ""])
 def test_a_conversion_returns_each_message_unchanged(headers: dict[str, Any] | None, exchange: str) -> None:
-    """After a conversion, each message of the queue has the body, the routing key, the properties and the headers with
-    which it was published, even if its headers have names that mqtool uses itself.
+    """`queue convert` moves the messages of a queue to a temporary queue and back. Afterwards, each message has the
+    body, routing key, properties and headers with which it was published, even if its headers have names that mqtool
+    uses itself.
     """
     found = delivery(headers, exchange=exchange, key="eu", **ALL)
     conversion = converting()
@@ -71,9 +72,9 @@ def test_a_conversion_returns_each_message_unchanged(headers: dict[str, Any] | N
 
 
 def test_a_held_message_has_no_expiration_no_priority_and_no_headers_that_request_copies() -> None:
-    """While a conversion holds a message in another queue, the message has no expiration, no priority, and no headers
-    that request copies (CC, BCC) or show where the message was first published. The header mqtool-convert contains the
-    expiration and the priority, and the start of the body contains all other headers.
+    """While `queue convert` holds a message in a temporary queue, the message has no expiration and no priority, and no
+    headers that request copies (CC, BCC) or show where it was first published. Its header mqtool-convert contains the
+    expiration and the priority, and its body begins with its other headers.
     """
     held = converting().held(delivery({"a": 1, **KEPT, "x-delivery-count": 3, "x-acquired-count": 4}, **ALL))
     table = CLIENT.encode_table({"a": 1, **KEPT})
@@ -86,9 +87,9 @@ def test_a_held_message_has_no_expiration_no_priority_and_no_headers_that_reques
 
 
 def test_a_held_message_keeps_headers_that_do_not_affect_its_delivery() -> None:
-    """If no header of a message affects its delivery, the message keeps its body and its headers while a conversion
-    holds it. The header mqtool-convert contains the message's exchange and routing key, and its priority and
-    expiration, if any.
+    """If no header of a message requests copies (CC, BCC) or is one that mqtool uses, the message keeps its body and
+    headers while `queue convert` holds it in a temporary queue. The header mqtool-convert contains the message's
+    exchange and routing key, and its priority and expiration, if any.
     """
     held = converting().held(delivery({"a": 1, "x-delivery-count": 3, "x-acquired-count": 4}))
     assert held.body == b"job"
@@ -100,8 +101,8 @@ def test_a_held_message_keeps_headers_that_do_not_affect_its_delivery() -> None:
 
 @pytest.mark.parametrize("name", [*KEPT, HEADER])
 def test_headers_that_affect_the_delivery_are_held_in_the_body(name: str) -> None:
-    """If any header of a message affects its delivery, all headers of the message are at the start of its body while a
-    conversion holds the message.
+    """If a message has a header that requests copies (CC, BCC) or that mqtool itself uses, such as mqtool-exchange,
+    `queue convert` moves all headers to the start of the message's body while the message is in a temporary queue.
     """
     headers = {"a": 1, name: KEPT.get(name, {"x": 1})}
     held = converting().held(delivery(headers))
@@ -113,8 +114,9 @@ def test_headers_that_affect_the_delivery_are_held_in_the_body(name: str) -> Non
 
 @pytest.mark.parametrize("size", [8 << 20, (8 << 20) + 1])
 def test_no_headers_are_added_to_a_body_that_is_larger_than_8_mib(size: int) -> None:
-    """If a message's body is larger than 8 MiB, a conversion adds no headers to the body, because the broker limits the
-    body's size. The header mqtool-convert then contains the headers that affect the delivery.
+    """If a message's body is larger than 8 MiB, `queue convert` does not move the message's headers to the body,
+    because the broker limits the body's size. Instead, the header mqtool-convert contains the headers that must not
+    take effect in a temporary queue, such as CC.
     """
     body = b"x" * size
     conversion = converting()
@@ -129,8 +131,8 @@ def test_no_headers_are_added_to_a_body_that_is_larger_than_8_mib(size: int) -> 
 
 
 def test_a_header_mqtool_convert_that_a_client_has_set_is_unchanged_in_a_large_message() -> None:
-    """If a message is too large for headers in its body, and a client has published it with a header mqtool-convert,
-    this header is unchanged after the conversion.
+    """If a client publishes a message with a body of more than 8 MiB and a header named mqtool-convert, which mqtool
+    uses itself, the message has the same header after `queue convert`.
     """
     body = b"x" * ((8 << 20) + 1)
     conversion = converting()
@@ -148,8 +150,8 @@ def large(size: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("more", [0, 1])
 def test_headers_that_almost_fill_a_frame_are_held_in_the_body(more: int) -> None:
-    """If a message's headers leave less than 4,000 bytes of a frame for anything else, they are at the start of the
-    message's body while a conversion holds the message.
+    """If a message's headers leave less than 4,000 bytes free in a frame, `queue convert` moves them to the start of
+    the message's body while the message is in a temporary queue, because the header mqtool-convert needs space.
     """
     headers = large(largest_payload(FRAME_MAX) - 4000 + more)
     conversion = converting()
@@ -159,7 +161,7 @@ def test_headers_that_almost_fill_a_frame_are_held_in_the_body(more: int) -> Non
 
 
 def test_a_conversion_stops_at_a_message_whose_headers_no_client_can_publish() -> None:
-    """If a message's headers and properties are larger than clients can publish, the conversion stops. The error
+    """If a message's headers and properties are too large to be published again, `queue convert` stops. The error
     contains their size, and the hint contains the command that removes the message from the queue. Headers and
     properties of exactly the largest size are accepted.
     """
@@ -181,8 +183,8 @@ def test_a_conversion_stops_at_a_message_whose_headers_no_client_can_publish() -
 
 
 def test_the_priority_and_expiration_count_towards_the_size_of_the_headers() -> None:
-    """A message's priority and expiration count towards the size of its headers and properties, which clients can
-    publish only up to a limit.
+    """When `queue convert` checks whether a message's headers and properties fit into a frame, it counts the message's
+    priority and expiration, too.
     """
     most = largest_payload(FRAME_MAX)
     besides = header_size({"priority": 3, "expiration": "5"})
@@ -195,8 +197,8 @@ def test_the_priority_and_expiration_count_towards_the_size_of_the_headers() -> 
 
 
 def test_a_message_published_during_a_conversion_reaches_the_queue_unchanged() -> None:
-    """A message that a client publishes while its queue is converted reaches the converted queue with its own body,
-    properties, headers and routing key, but without the headers in which the broker counts deliveries.
+    """If a client publishes a message to a queue during `queue convert`, the message reaches the converted queue with
+    its own body, properties, headers and routing key, but without the headers in which the broker counts deliveries.
     """
     found = delivery({"a": 1, "x-delivery-count": 2}, **ALL)
     back = converting().returned(replace(found, queue="jobs.meanwhile"))
@@ -219,9 +221,9 @@ def test_a_message_published_during_a_conversion_reaches_the_queue_unchanged() -
 def test_a_message_returns_to_its_queue_with_its_own_routing_key(
     exchange: str, key: str, headers: dict[str, Any] | None, through: str
 ) -> None:
-    """A message that was published directly to the queue returns through the default exchange. Any other message, and
-    any message that requests copies, returns with its own routing key through an exchange that is bound only to the
-    queue.
+    """When `queue convert` returns messages to the converted queue, a message that was published directly to the queue
+    goes through the default exchange. Any other message, and any message with CC or BCC, keeps its routing key and goes
+    through an exchange that is bound only to this queue.
     """
     conversion = converting()
     back = conversion.returned(taken(conversion.held(delivery(headers, exchange=exchange, key=key))))
@@ -229,8 +231,9 @@ def test_a_message_returns_to_its_queue_with_its_own_routing_key(
 
 
 def test_a_message_that_is_put_back_keeps_its_expiration_and_priority() -> None:
-    """A message that a conversion puts back into its queue is published only to this queue, and keeps its expiration
-    and its priority. If a conversion holds and returns the message later, the message is unchanged.
+    """If `queue convert` puts a message back into its queue before the conversion is complete, the message is published
+    only to this queue, and has its expiration and priority. If the conversion continues later, the message is unchanged
+    in the end.
     """
     conversion = converting()
     restored = conversion.restored(delivery({"a": 1, "CC": ["x"]}, **ALL))
@@ -248,8 +251,8 @@ def test_a_message_that_is_put_back_keeps_its_expiration_and_priority() -> None:
 
 
 def test_headers_that_request_copies_are_removed_from_a_held_message() -> None:
-    """If somebody adds CC or BCC to a message that a conversion already holds, a conversion that holds the message
-    again removes these headers.
+    """If somebody adds CC or BCC to a message that `queue convert` holds in a temporary queue, a resumed conversion
+    removes these headers.
     """
     conversion = converting()
     held = taken(conversion.held(delivery({"a": 1})))
@@ -286,8 +289,8 @@ SETTINGS: dict[str, Any] = {"exchange": "logs", "routing_key": "eu"}
     ],
 )
 def test_a_forged_header_with_settings_that_the_broker_refuses_is_left_unchanged(settings: Any) -> None:
-    """If somebody forges the header mqtool-convert with settings that the broker would refuse, the conversion does not
-    stop: the message reaches the queue, and still has the forged header.
+    """If a client has forged the header mqtool-convert with settings that the broker would refuse, such as an invalid
+    priority, `queue convert` does not stop. The message reaches the converted queue, and has the forged header.
     """
     forged = delivery({HEADER: settings}, exchange="into", key="")
     back = converting().returned(forged)
@@ -309,8 +312,8 @@ def test_a_forged_header_with_settings_that_the_broker_refuses_is_left_unchanged
 )
 @pytest.mark.parametrize(("exchange", "key"), [("into", ""), ("", "jobs")])
 def test_valid_settings_of_a_held_message_are_restored(more: dict[str, Any], exchange: str, key: str) -> None:
-    """If the broker accepts the routing key, the priority, the expiration and the CC in the header mqtool-convert of a
-    held message, the message has them again when it returns to its queue.
+    """While `queue convert` holds a message, the header mqtool-convert contains the message's routing key, priority,
+    expiration and CC. The message gets them back when it returns to its queue, if the broker accepts these values.
     """
     found = delivery({HEADER: {**SETTINGS, **more}, "a": 1}, exchange=exchange, key=key)
     back = converting().returned(found)
@@ -326,8 +329,8 @@ def test_valid_settings_of_a_held_message_are_restored(more: dict[str, Any], exc
 def test_mqtools_header_has_an_effect_only_in_messages_that_mqtool_may_have_published(
     exchange: str, key: str, queue: str
 ) -> None:
-    """The header mqtool-convert has an effect only in a message that was published through the conversion's exchange or
-    directly to the queue. In any other message, a header of this name is left unchanged, like all other headers.
+    """`queue convert` reads the header mqtool-convert only in a message that was published through the conversion's own
+    exchange or directly to the queue. In any other message, the header is left unchanged, like all other headers.
     """
     found = replace(delivery({HEADER: SETTINGS}, exchange=exchange, key=key), queue=queue)
     assert set_ones(converting().returned(found)) == {"headers": {HEADER: SETTINGS}}
@@ -335,8 +338,8 @@ def test_mqtools_header_has_an_effect_only_in_messages_that_mqtool_may_have_publ
 
 @pytest.mark.parametrize("table", [b"", b"\0\0\0\x05abc", b"\0\0\0\x03\x01aZ"])
 def test_a_forged_claim_that_headers_are_in_the_body_has_no_effect(table: bytes) -> None:
-    """If the header mqtool-convert says that the headers are at the start of the body, but the body does not start with
-    valid headers, the message reaches the queue unchanged.
+    """If the header mqtool-convert says that a message's body begins with headers, but it does not begin with valid
+    ones, `queue convert` returns the message to its queue unchanged.
     """
     found = delivery({HEADER: {**SETTINGS, "packed": True}}, table, exchange="into", key="")
     back = converting().returned(found)
@@ -344,8 +347,8 @@ def test_a_forged_claim_that_headers_are_in_the_body_has_no_effect(table: bytes)
 
 
 def test_forged_headers_in_the_body_that_no_client_can_publish_stay_in_the_body() -> None:
-    """If the headers at the start of a message's body do not fit into a frame together with the message's properties,
-    or contain a CC that the broker refuses, the message reaches the queue unchanged.
+    """If a message's body begins with forged headers that do not fit into a frame or contain a CC that the broker
+    refuses, `queue convert` returns the message to its queue unchanged.
     """
     most = largest_payload(FRAME_MAX)
     besides = header_size({"expiration": "5"})
@@ -362,8 +365,8 @@ def test_forged_headers_in_the_body_that_no_client_can_publish_stay_in_the_body(
     ("user", "user_id", "kept"), [(None, "ann", True), ("me", "ann", False), ("me", "me", True), ("me", None, True)]
 )
 def test_a_conversion_removes_the_user_id_of_another_user(user: str | None, user_id: str | None, kept: bool) -> None:
-    """If the user who runs a conversion may publish only with that user's own name as user_id, the conversion removes
-    any other user_id, and counts the messages from which it was removed.
+    """If the user of `queue convert` may not publish messages with another user's user_id, the command removes such a
+    user_id, and counts the messages from which it was removed.
     """
     conversion = converting(user)
     held = conversion.held(delivery(user_id=user_id))
@@ -375,8 +378,8 @@ def test_a_conversion_removes_the_user_id_of_another_user(user: str | None, user
 
 @pytest.mark.parametrize(("frame_max", "most"), [(0, 131_064), (4096, 4088)])
 def test_the_largest_headers_depend_on_the_size_of_a_frame(frame_max: int, most: int) -> None:
-    """A message's headers and properties must fit into a frame, whose size the broker limits. If the broker sets no
-    limit, they may have up to 131,064 bytes.
+    """For `queue convert`, a message's headers and properties must fit into a frame, whose size the broker limits. If
+    the broker sets no limit, they may have up to 131,064 bytes.
     """
     conversion = converting(frame_max=frame_max)
     conversion.held(delivery(large(most - 14)))
@@ -426,8 +429,9 @@ class FakeChannel:
 def test_a_queue_has_a_leader_if_it_reports_messages_or_answers_basic_get(
     depth: int, message: Any, found: bool
 ) -> None:
-    """A queue has a leader if it reports ready messages, or answers basic.get in time. Afterwards, mqtool closes the
-    channel, so that the broker requeues the message that basic.get returned, if any.
+    """`queue convert` considers a queue to have a leader if the queue reports ready messages or answers basic.get in
+    time. Afterwards, the command closes the channel, so that the broker requeues the message that basic.get returned,
+    if any.
     """
     channel = FakeChannel(depth, message)
     assert has_leader(channel.owner, "jobs", 3.0) is found
@@ -436,8 +440,8 @@ def test_a_queue_has_a_leader_if_it_reports_messages_or_answers_basic_get(
 
 
 def test_a_channel_that_the_broker_has_closed_is_not_closed_again() -> None:
-    """If the broker closes the channel on which mqtool checks a queue for a leader or for messages, mqtool does not
-    close the channel again.
+    """If the broker closes the channel on which `queue convert` checks a queue for a leader or for messages, the
+    command does not close the channel again.
     """
     channel = FakeChannel(0, None)
     channel.is_open = False
@@ -447,8 +451,8 @@ def test_a_channel_that_the_broker_has_closed_is_not_closed_again() -> None:
 
 @pytest.mark.parametrize("message", [None, "m"])
 def test_a_queue_is_empty_if_basic_get_finds_no_message(message: str | None) -> None:
-    """mqtool uses basic.get to find out whether a queue is empty, because RabbitMQ also reports a depth of 0 for a
-    queue that answers slowly.
+    """`queue convert` uses basic.get to find out whether a queue is empty, because RabbitMQ also reports 0 messages for
+    a queue that answers slowly.
     """
     channel = FakeChannel(0, message)
     assert is_empty(channel.owner, "jobs") is (message is None)
@@ -457,8 +461,8 @@ def test_a_queue_is_empty_if_basic_get_finds_no_message(message: str | None) -> 
 
 
 def test_a_conversion_stops_at_a_queue_without_a_leader() -> None:
-    """If a quorum queue has no leader, the conversion stops. The error names the queue. The hint says to start stopped
-    nodes, or to delete the queue if RabbitMQ was killed just after it had declared the queue.
+    """If a quorum queue has no leader, `queue convert` stops with an error that names the queue. The hint says to start
+    stopped nodes, or to delete the queue if RabbitMQ was killed just after it had declared the queue.
     """
     check_leader(cast(Connection, FakeChannel(0, None)), "jobs", "again")
     channel = FakeChannel(0, NotConfirmed("no"))
@@ -518,8 +522,9 @@ class FakeApi:
 def test_a_conversion_waits_for_a_current_count_of_unacknowledged_messages(
     monkeypatch: pytest.MonkeyPatch, counts: list[tuple[int | None, int | None]], looks: int
 ) -> None:
-    """A conversion continues once a current count says that the queue has no unacknowledged messages. A count is
-    current once the queue's number of reductions has changed twice, or if the broker does not report reductions.
+    """`queue convert` waits until a current count says that the queue has no unacknowledged messages. A count is
+    current if the queue's number of reductions has changed twice since the wait began, or if the broker does not report
+    reductions.
     """
     api = FakeApi(monkeypatch, *counts)
     assert api.check() == (looks - 1) * 0.25
@@ -530,8 +535,8 @@ def test_a_conversion_waits_for_a_current_count_of_unacknowledged_messages(
 def test_a_conversion_stops_if_messages_stay_unacknowledged(
     monkeypatch: pytest.MonkeyPatch, count: int, text: str
 ) -> None:
-    """If messages are still unacknowledged after more than 20 seconds, the conversion stops. The error contains their
-    number.
+    """If a queue still has unacknowledged messages after more than 20 seconds, `queue convert` stops. The error
+    contains their number.
     """
     api = FakeApi(monkeypatch, (count, None))
     with pytest.raises(Unavailable) as refused:
@@ -546,7 +551,7 @@ def test_a_conversion_stops_without_a_current_count_of_unacknowledged_messages(
     monkeypatch: pytest.MonkeyPatch, view: tuple[int | None, int | None], seconds: float
 ) -> None:
     """If the broker reports no count of unacknowledged messages for 30 seconds, or no current count for 180 seconds,
-    the conversion stops.
+    `queue convert` stops.
     """
     api = FakeApi(monkeypatch, view)
     with pytest.raises(Unavailable) as refused:

@@ -133,9 +133,9 @@ def test_origin_headers_count_only_if_the_message_came_through_the_default_excha
 def test_a_moved_message_keeps_only_an_origin_that_is_proven(
     headers: dict[str, Any] | None, exchange: str, kept: dict[str, Any]
 ) -> None:
-    """If a message with headers about its original exchange and routing key is moved to another queue, these headers
-    then contain the origin that was proven in the first queue. If the broker has dead-lettered the message, mqtool
-    removes these headers. mqtool never adds such headers to a message without them.
+    """If a message has the headers mqtool-exchange or mqtool-routing-key, moving the message to another queue sets both
+    to the message's proven original exchange and routing key. If the message was dead-lettered from a queue that is not
+    one of mqtool's wait queues for retries, both headers are removed. A message without these headers gets none.
     """
     given = dict(headers or {})
     assert history.headers_with_origin(delivery(headers, exchange)) == kept
@@ -203,8 +203,8 @@ def test_why_a_message_was_dead_lettered_is_read_from_x_death_or_else_from_mqtoo
     headers: dict[str, Any] | None, death: Death
 ) -> None:
     """mqtool reads why, where and when a message was dead-lettered from the newest entry of x-death or, if there is
-    none, from its own headers. The number of attempts is the sum of those that mqtool has counted and the rejections in
-    x-death. A header of the wrong type counts as missing.
+    none, from the headers that mqtool added. The number of attempts is the number in mqtool-attempts plus the
+    rejections in x-death. A header of the wrong type is ignored.
     """
     assert history.death_of(delivery(headers)) == death
 

@@ -91,7 +91,9 @@ def test_class_names_are_unique() -> None:
 
 
 def test_functions_and_classes_are_short() -> None:
-    """Each function of mqtool has fewer than 60 lines, not counting parameters, and each class at most 25 methods."""
+    """Each function of mqtool has fewer than 60 lines, not counting its signature, and each class has at most 25
+    methods.
+    """
     for path in SOURCES:
         for node in definitions(path):
             if isinstance(node, ast.ClassDef):
@@ -183,8 +185,8 @@ def changed_by(node: ast.AST) -> list[ast.expr]:
 
 
 def test_no_attribute_of_a_library_is_assigned() -> None:
-    """mqtool assigns no attribute of pika, rstream, typer, rich or pamqp, so a program that imports mqtool has
-    unchanged libraries.
+    """mqtool assigns no attribute of the libraries pika, rstream, typer, rich and pamqp, so a program that imports
+    mqtool can use them unchanged.
     """
     for path in containing("|".join(LIBRARIES)):
         theirs = from_libraries(tree_of(path))

@@ -18,8 +18,8 @@ def test_a_quiet_run_prints_only_data_and_errors(capfd: pytest.CaptureFixture[st
 
 
 def test_a_command_run_by_another_command_has_its_own_settings() -> None:
-    """If a command runs another command, that command starts with default settings, and does not change the settings of
-    the first.
+    """If an mqtool command runs another command, the inner command starts with default settings, and the outer
+    command's settings do not change.
     """
     with running(Invocation(output_name="outer")):
         with running(Invocation()) as inner:

@@ -184,14 +184,16 @@ def told(sender: Sender) -> list[tuple[bytes, str]]:
 
 
 def test_a_session_begins_with_a_window_of_5000_transfers(broker: Broker, session: LinkConnection) -> None:
-    """mqtool begins a session with incoming and outgoing windows of 5,000 transfers, and allows up to 256 links."""
+    """mqtool begins an AMQP 1.0 session with incoming and outgoing windows of 5,000 transfers, and allows up to 256
+    links.
+    """
     assert broker.begun == [Begin(None, 0, 5000, 5000, handle_max=255)]
     assert broker.received == []
 
 
 def test_a_session_has_one_sending_link_for_each_address(broker: Broker, session: LinkConnection) -> None:
-    """A session attaches one sending link for each address, with its own handle and name. If the broker refuses a link,
-    the session uses the link's handle for the next link.
+    """An AMQP 1.0 session attaches one sending link for each address, with its own handle and name. If the broker
+    refuses a link, the session uses the link's handle for the next link.
     """
     first = session.sending_link(QUEUE)
     assert session.sending_link(QUEUE) is first
@@ -209,8 +211,8 @@ def test_a_session_has_one_sending_link_for_each_address(broker: Broker, session
 
 
 def test_a_receiver_of_a_missing_queue_raises_not_found(broker: Broker, session: LinkConnection) -> None:
-    """If the broker refuses the link of a receiver because the queue does not exist, attaching the link raises NotFound
-    with the broker's error text.
+    """If the broker refuses the link of an AMQP 1.0 receiver because the queue does not exist, attaching the link
+    raises NotFound with the broker's error text.
     """
     broker.refuses = {QUEUE}
     with pytest.raises(NotFound, match="no queue /queues/q"):
@@ -219,7 +221,7 @@ def test_a_receiver_of_a_missing_queue_raises_not_found(broker: Broker, session:
 
 def test_messages_are_sent_when_the_broker_gives_credit(broker: Broker, session: LinkConnection) -> None:
     """As soon as the broker grants credit to a link, mqtool sends the link's messages unsettled. Delivery ids are
-    consecutive across all links of a session.
+    consecutive across all links of an AMQP 1.0 session.
     """
     published(session, b"1", b"2")
     published(session, b"3", address=OTHER)
@@ -241,8 +243,8 @@ def test_messages_are_sent_when_the_broker_gives_credit(broker: Broker, session:
 def test_a_large_message_waits_until_all_of_its_frames_fit_into_the_brokers_incoming_window(
     broker: Broker, session: LinkConnection
 ) -> None:
-    """A message that is larger than a frame is sent in several transfer frames, once all of them fit into the broker's
-    incoming window. Transfers that the broker has not received yet use part of this window.
+    """Over AMQP 1.0, mqtool sends a message that is larger than a frame in several transfer frames, once all of them
+    fit into the broker's incoming window. Transfers that the broker has not received yet count towards this window.
     """
     broker.window = 4
     session.begin()
@@ -265,8 +267,8 @@ def test_a_large_message_waits_until_all_of_its_frames_fit_into_the_brokers_inco
 def test_a_flow_frame_without_a_handle_extends_the_window_of_the_session(
     broker: Broker, session: LinkConnection
 ) -> None:
-    """A flow frame without a handle sets the broker's incoming window of the session, and does not change the credit of
-    any link. mqtool answers a flow frame that asks for an echo.
+    """An AMQP 1.0 flow frame without a handle sets the broker's incoming window of the session, and does not change the
+    credit of any link. mqtool answers a flow frame that asks for an echo.
     """
     broker.window = 0
     session.begin()
@@ -285,8 +287,8 @@ def test_a_flow_frame_without_a_handle_extends_the_window_of_the_session(
 
 
 def test_a_disposition_applies_to_a_range_of_messages(broker: Broker, session: LinkConnection) -> None:
-    """The broker's disposition applies to all messages from its first to its last delivery id, or only to the first one
-    if the disposition contains no last id. mqtool ignores the ids of messages that already have an outcome.
+    """An AMQP 1.0 disposition from the broker applies to all messages from its first to its last delivery id, or only
+    to the first one if it contains no last id. mqtool ignores the ids of messages that already have an outcome.
     """
     sender = published(session, *(b"%d" % number for number in range(6)))
     broker.credit(0, 0, 9)
@@ -307,8 +309,8 @@ def test_a_disposition_applies_to_a_range_of_messages(broker: Broker, session: L
 
 
 def test_delivery_ids_wrap_after_32_bits(broker: Broker, session: LinkConnection) -> None:
-    """Delivery ids are 32-bit numbers: 0 follows 4,294,967,295. A disposition may apply to a range of ids that contains
-    both.
+    """The delivery ids of an AMQP 1.0 session are 32-bit numbers: 0 follows 4,294,967,295. A disposition may apply to a
+    range of ids that contains both.
     """
     sender = published(session, b"1", b"2", b"3")
     session._next_id = session._next_out = 0xFFFF_FFFE
@@ -325,9 +327,8 @@ def test_delivery_ids_wrap_after_32_bits(broker: Broker, session: LinkConnection
 def test_a_message_rejected_by_an_unavailable_queue_is_sent_again_for_20_seconds(
     broker: Broker, session: LinkConnection
 ) -> None:
-    """For 20 seconds after a reconnection, if an unavailable queue rejects a message, mqtool sends the message again
-    after a quarter of a second, before messages that have not been sent yet. After these 20 seconds, the rejection is
-    final.
+    """If an unavailable queue rejects an AMQP 1.0 message within 20 s after a reconnection, mqtool sends the message
+    again after 0.25 s, before any message that has not been sent yet. Later rejections are final.
     """
     sender = published(session, b"1", b"2")
     reopen(session, lose(session))
@@ -365,9 +366,9 @@ def test_a_message_rejected_by_an_unavailable_queue_is_sent_again_for_20_seconds
 def test_a_rejected_message_is_sent_again_if_a_node_could_not_be_reached(
     broker: Broker, monkeypatch: pytest.MonkeyPatch, *, lacks_a_node: bool
 ) -> None:
-    """If mqtool could not reach a node of the cluster when it opened the connection, and an unavailable queue rejects a
-    message, mqtool sends this message again, because the queue may have no leader yet. Otherwise, the rejection is
-    final.
+    """If mqtool could not reach a node of the cluster when it opened an AMQP 1.0 connection, and an unavailable queue
+    then rejects a message, mqtool sends the message again, because the queue may have no leader yet. If all nodes could
+    be reached, the rejection is final.
     """
     failures = [Unavailable("no route to host")] * lacks_a_node
 
@@ -391,8 +392,8 @@ def test_a_rejected_message_is_sent_again_if_a_node_could_not_be_reached(
 def test_messages_without_an_outcome_are_sent_again_after_a_reconnection(
     broker: Broker, session: LinkConnection
 ) -> None:
-    """After a reconnection, mqtool attaches its links again. mqtool first sends the messages without an outcome again,
-    in order, and then the messages that it has not sent yet. While the connection is lost, mqtool sends nothing.
+    """After a reconnection, mqtool attaches its AMQP 1.0 links again. It sends the messages without an outcome again,
+    in order, before the messages that it has not sent yet. While the connection is lost, mqtool sends nothing.
     """
     sender = published(session, b"1", b"2", b"3", b"4")
     broker.credit(0, 0, 3)
@@ -420,8 +421,8 @@ def test_messages_without_an_outcome_are_sent_again_after_a_reconnection(
 
 
 def test_the_confirm_timeout_of_a_session_counts_from_the_last_outcome(broker: Broker, session: LinkConnection) -> None:
-    """The confirm timeout counts from the last outcome or, if no messages were waiting for an outcome then, from the
-    next message sent. The confirm timeout does not run while the connection is lost.
+    """The confirm timeout of an AMQP 1.0 session starts again with each outcome and, if no message was waiting for an
+    outcome, with the next message sent. It does not run while the connection is lost.
     """
     broker.now += 60
     assert session.patience() == 5.0
@@ -451,8 +452,8 @@ def test_the_confirm_timeout_of_a_session_counts_from_the_last_outcome(broker: B
 def test_a_command_that_must_stop_does_not_wait_for_a_broker_that_accepts_no_messages(
     broker: Broker, session: LinkConnection
 ) -> None:
-    """If a command must stop, it waits for the outcomes of messages that it has sent. The command does not wait if it
-    has sent none and the broker's incoming window is closed, or if the connection is lost.
+    """If a command that publishes over AMQP 1.0 must stop, it waits for the outcomes of messages that it has sent. It
+    does not wait if it has sent none and the broker's incoming window is closed, or if the connection is lost.
     """
     assert session.hopeless is None
     session.stopping = True
@@ -474,8 +475,8 @@ def test_a_command_that_must_stop_does_not_wait_for_a_broker_that_accepts_no_mes
 
 
 def test_a_receiver_grants_credit_and_accepts_ranges_of_deliveries(broker: Broker, session: LinkConnection) -> None:
-    """A receiver grants as much credit as its prefetch. It accepts each range of consecutive deliveries with one
-    disposition frame, and then grants credit for as many deliveries. To settle a delivery again has no effect.
+    """An AMQP 1.0 receiver grants as much credit as its prefetch. It accepts each range of consecutive deliveries with
+    one disposition frame, and then grants credit for as many deliveries again. Settling a delivery twice has no effect.
     """
     link = receiver(session, prefetch=4)
     assert broker.of(Flow) == [Flow(70, 5000, 0, 5000, 0, 0, 4, echo=False)]
@@ -499,8 +500,9 @@ def test_a_receiver_grants_credit_and_accepts_ranges_of_deliveries(broker: Broke
 
 
 def test_a_delivery_that_the_broker_has_requeued_cannot_be_settled(broker: Broker, session: LinkConnection) -> None:
-    """Once the broker has requeued a delivery after a consumer timeout, the receiver can no longer settle the delivery,
-    which no longer counts towards the prefetch. Deliveries of an earlier connection cannot be settled, either.
+    """If the broker requeues an AMQP 1.0 delivery after a consumer timeout, the receiver can no longer settle the
+    delivery, and the delivery no longer counts towards the prefetch. Deliveries from before a reconnection cannot be
+    settled, either.
     """
     link = receiver(session, prefetch=4)
     broker.deliver(0, 0, 1, 2, 3)
@@ -530,8 +532,8 @@ def test_a_delivery_that_the_broker_has_requeued_cannot_be_settled(broker: Broke
 def test_the_incoming_window_of_mqtool_is_extended_when_half_of_it_is_used(
     broker: Broker, session: LinkConnection
 ) -> None:
-    """When the broker has sent half of the 5,000 transfers that mqtool's incoming window allows, mqtool sets the window
-    to 5,000 again. Aborted transfers, and transfers for unknown handles, use the window, too.
+    """When the broker has sent half of the 5,000 transfers that mqtool's incoming window of an AMQP 1.0 session allows,
+    mqtool sets the window to 5,000 again. Aborted transfers, and transfers for unknown handles, use the window, too.
     """
     link = receiver(session, prefetch=0)
     broker.of(Flow)
@@ -553,8 +555,8 @@ def test_the_incoming_window_of_mqtool_is_extended_when_half_of_it_is_used(
 def test_a_receiver_that_ends_releases_the_deliveries_that_the_caller_has_not_received(
     broker: Broker, session: LinkConnection
 ) -> None:
-    """When a receiver ends, it first withdraws its credit and waits for deliveries in transit. Then the receiver
-    releases the deliveries that the caller has not received, and detaches its link.
+    """When an AMQP 1.0 receiver ends, it first withdraws its credit and waits for deliveries in transit. Then the
+    receiver releases the deliveries that the caller has not received, and detaches its link.
     """
     link = receiver(session, prefetch=5)
     broker.deliver(0, 0)
@@ -579,8 +581,8 @@ def test_a_receiver_that_ends_releases_the_deliveries_that_the_caller_has_not_re
 def test_a_receiver_ends_after_two_seconds_if_the_broker_does_not_answer(
     broker: Broker, session: LinkConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the broker does not answer when a receiver withdraws its credit, the receiver ends after two seconds. If the
-    receiver has no credit left to withdraw, it ends at once.
+    """If the broker does not answer when an AMQP 1.0 receiver withdraws its credit, the receiver ends after two
+    seconds. If the receiver has no credit left to withdraw, it ends at once.
     """
     silent, empty = receiver(session, prefetch=1), receiver(session, prefetch=1)
     broker.deliver(1, 0)
@@ -598,8 +600,8 @@ def test_a_receiver_ends_after_two_seconds_if_the_broker_does_not_answer(
 
 
 def test_all_deliveries_are_released_when_a_session_ends(broker: Broker, session: LinkConnection) -> None:
-    """When a session ends, mqtool releases all unsettled deliveries, including those that the caller has received, so
-    that they do not count as failed. mqtool does not detach the links before.
+    """When an AMQP 1.0 session ends, mqtool releases all unsettled deliveries, including those that the caller has
+    received, so that the broker does not count them as failed. mqtool does not detach the session's links.
     """
     links = [receiver(session, address, prefetch=2) for address in (QUEUE, OTHER)]
     broker.deliver(0, 0, 2)
@@ -617,7 +619,7 @@ def test_all_deliveries_are_released_when_a_session_ends(broker: Broker, session
 def test_nothing_is_sent_when_a_session_ends_while_its_connection_is_lost(
     broker: Broker, session: LinkConnection
 ) -> None:
-    """When a session ends while its connection is lost, mqtool sends nothing."""
+    """When an AMQP 1.0 session ends while its connection is lost, mqtool sends nothing."""
     link = receiver(session)
     broker.deliver(0, 0)
     session.run(0)
@@ -631,9 +633,9 @@ def test_nothing_is_sent_when_a_session_ends_while_its_connection_is_lost(
 
 
 def test_a_link_that_the_broker_detaches_raises_an_error(broker: Broker, session: LinkConnection) -> None:
-    """If the broker detaches a link with an error, for example because the link's queue was deleted, mqtool answers
-    with a detach frame and raises the broker's error. A detach frame without an error is the answer to mqtool's own
-    detach frame. mqtool ignores a detach frame for an unknown handle.
+    """If the broker detaches an AMQP 1.0 link with an error, for example because the link's queue was deleted, mqtool
+    answers with a detach frame and raises the broker's error. A detach frame without an error is the answer to mqtool's
+    own. mqtool ignores a detach frame for an unknown handle.
     """
     receiver(session)
     broker.tell(Detach(40, closed=True))
@@ -652,15 +654,17 @@ def test_a_link_that_the_broker_detaches_raises_an_error(broker: Broker, session
 def test_a_session_that_the_broker_ends_raises_an_error(
     broker: Broker, session: LinkConnection, performative: type[End | Close]
 ) -> None:
-    """If the broker ends the session or closes the connection, mqtool raises an error with the broker's error text."""
+    """If the broker ends an AMQP 1.0 session or closes the connection, mqtool raises an error with the broker's error
+    text.
+    """
     broker.tell(performative(Error(Symbol("amqp:internal-error"), "the reason")))
     with pytest.raises(ClosedByBroker, match="the reason"):
         session.run(0)
 
 
 def test_a_link_that_mqtool_did_not_ask_for_raises_an_error(broker: Broker, session: LinkConnection) -> None:
-    """If the broker attaches a link that mqtool did not ask for, or answers an attach frame with the wrong role, mqtool
-    raises ValueError.
+    """If the broker attaches an AMQP 1.0 link that mqtool did not ask for, or answers an attach frame with the wrong
+    role, mqtool raises ValueError.
     """
     session.sending_link(QUEUE)
     name = broker.attached[0].name
@@ -671,9 +675,9 @@ def test_a_link_that_mqtool_did_not_ask_for_raises_an_error(broker: Broker, sess
 
 
 def test_a_management_request_is_sent_settled(broker: Broker, session: LinkConnection) -> None:
-    """mqtool sends a management request settled, even if the broker's incoming window is closed, so it does not send
-    the request again after a reconnection. While the connection is lost, only the thread that sets it up again can send
-    a request.
+    """mqtool sends AMQP 1.0 management requests settled, even if the broker's incoming window is closed, so it does not
+    send them again after a reconnection. While the connection is lost, only the thread that opens the connection again
+    can send such a request.
     """
     session._broker_window = 0
     session.send_request(7, b"request")
@@ -690,5 +694,7 @@ def test_a_management_request_is_sent_settled(broker: Broker, session: LinkConne
 
 
 def test_the_names_of_links_are_random() -> None:
-    """Each link has a different, random name, so that the broker does not take it for a link of another client."""
+    """mqtool gives each AMQP 1.0 link a different, random name, so that the broker does not take it for a link of
+    another client.
+    """
     assert len({new_name() for _ in range(100)}) == 100

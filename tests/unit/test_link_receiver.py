@@ -122,8 +122,8 @@ def attached(
     ],
 )
 def test_an_offset_is_sent_as_a_filter_of_a_stream(offset: Offset, expected: object) -> None:
-    """A receiver sends the offset at which reading a stream begins as the filter rabbitmq:stream-offset-spec. The
-    filter's value is a number, a timestamp, or one of first, last and next.
+    """An AMQP 1.0 receiver sends the offset at which reading a stream begins as the filter rabbitmq:stream-offset-spec.
+    The filter's value is a number, a timestamp, or one of first, last and next.
     """
     found = offset_filter(offset)
     assert found == Described(OFFSET, expected)
@@ -131,8 +131,8 @@ def test_an_offset_is_sent_as_a_filter_of_a_stream(offset: Offset, expected: obj
 
 
 def test_values_and_sql_are_sent_as_filters_of_a_stream() -> None:
-    """A receiver of a stream sends the user's filter values as the filter rabbitmq:stream-filter, and the user's SQL
-    expression as the filter amqp:sql-filter. A filter that the user has not given is not sent.
+    """An AMQP 1.0 receiver of a stream sends the user's filter values as the filter rabbitmq:stream-filter, and the
+    user's SQL expression as the filter amqp:sql-filter. A filter that the user has not given is not sent.
     """
     values, sql = {VALUES: Described(VALUES, ["a", "b"])}, {"sql-filter": Described(Symbol("amqp:sql-filter"), "x > 1")}
     assert stream_filters(["a", "b"], "x > 1") == values | sql
@@ -145,8 +145,8 @@ def test_values_and_sql_are_sent_as_filters_of_a_stream() -> None:
 
 
 def test_a_receiving_link_is_attached_as_a_receiver_of_its_queue(broker: Broker) -> None:
-    """A receiver attaches its link with the queue's address and the filters as its source. The link asks for unsettled
-    deliveries, or for settled ones with automatic acknowledgement.
+    """An AMQP 1.0 receiver attaches its link with the queue's address and the filters as its source. The link asks for
+    unsettled deliveries, or for settled ones with automatic acknowledgement.
     """
     receiver = Receiver(broker, "name", QUEUE, Receiving(), {})
     assert not receiver.is_attached
@@ -162,8 +162,9 @@ def test_a_receiving_link_is_attached_as_a_receiver_of_its_queue(broker: Broker)
 
 
 def test_a_receiver_of_replies_asks_the_broker_for_an_address(broker: Broker) -> None:
-    """A receiver without an address asks the broker for a volatile queue, which the broker deletes when the link is
-    detached, and for settled deliveries. The broker chooses the receiver's address again after each reconnection.
+    """An AMQP 1.0 receiver without an address asks the broker for a volatile queue, which the broker deletes when the
+    link is detached, and for settled deliveries. The broker chooses the receiver's address again after each
+    reconnection.
     """
     receiver = attached(broker, None)
     assert receiver.address == "/queues/reply"
@@ -184,9 +185,9 @@ def test_a_receiver_of_replies_asks_the_broker_for_an_address(broker: Broker) ->
 
 
 def test_a_receiver_knows_which_filters_the_broker_ignores(broker: Broker) -> None:
-    """The broker's attach frame lists the filters that the broker applies. A receiver's ignored_filters contains all
-    other filters that the receiver has asked for. If the broker's attach frame has no source, because the broker
-    refuses the link, the link does not count as attached.
+    """An AMQP 1.0 receiver's ignored_filters contains the filters that the receiver asked for, but that the broker's
+    attach frame does not list. If the broker's attach frame has no source, the broker refuses the link, and the link
+    does not count as attached.
     """
     filters = {"sql-filter": Described(Symbol("amqp:sql-filter"), "x"), "f": Described(Symbol("f"), 1)}
     receiver = Receiver(broker, "name", QUEUE, Receiving(), filters)
@@ -205,9 +206,9 @@ def test_a_receiver_knows_which_filters_the_broker_ignores(broker: Broker) -> No
 
 
 def test_a_receiver_accepts_each_delivery_after_the_caller_asks_for_the_next_one(broker: Broker) -> None:
-    """A receiver yields deliveries in order, with their queue, tag and epoch. A delivery counts as handled when the
-    caller asks for the next one. The receiver accepts handled deliveries together, at the latest after 50 ms, and
-    before it waits for further deliveries.
+    """An AMQP 1.0 receiver yields deliveries in order, each with its queue, its delivery tag and the number of its
+    connection. A delivery counts as handled when the caller asks for the next one. The receiver accepts handled
+    deliveries together: at the latest after 50 ms, and before it waits for further deliveries.
     """
     broker.bodies = [b"1", b"2", b"3", b"4"]
     receiver = attached(broker, idle_timeout=1.0)
@@ -231,7 +232,9 @@ def test_a_receiver_accepts_each_delivery_after_the_caller_asks_for_the_next_one
 
 
 def test_a_quarter_of_the_prefetched_deliveries_are_accepted_together(broker: Broker) -> None:
-    """A receiver accepts the handled deliveries as soon as there are as many as a quarter of its prefetch."""
+    """An AMQP 1.0 receiver with a prefetch of 20 accepts handled deliveries together as soon as there are 5, a quarter
+    of the prefetch.
+    """
     broker.bodies = [b"%d" % number for number in range(20)]
     deliveries = attached(broker, prefetch=20).deliveries()
     for _ in range(13):
@@ -241,8 +244,9 @@ def test_a_quarter_of_the_prefetched_deliveries_are_accepted_together(broker: Br
 
 @pytest.mark.parametrize("acknowledge", [True, False])
 def test_deliveries_that_the_caller_settles_are_not_accepted_again(broker: Broker, *, acknowledge: bool) -> None:
-    """A receiver does not accept a delivery that the caller has settled. If the caller is to acknowledge all deliveries
-    itself, the receiver accepts none, and its link stays attached at the end, so that the caller can still settle them.
+    """An AMQP 1.0 receiver does not accept a delivery that the caller has settled. If the caller is to acknowledge all
+    deliveries itself, the receiver accepts none, and its link stays attached at the end, so that the caller can still
+    settle them.
     """
     broker.bodies = [b"1", b"2"]
     for number, delivery in enumerate(attached(broker, count=2, acknowledge=acknowledge).deliveries()):
@@ -253,8 +257,8 @@ def test_deliveries_that_the_caller_settles_are_not_accepted_again(broker: Broke
 
 
 def test_a_receiver_with_a_message_limit_takes_no_more_messages_from_the_queue(broker: Broker) -> None:
-    """A receiver with a message limit ends after this number of messages, and never grants credit for more messages
-    than are still missing.
+    """An AMQP 1.0 receiver with a message limit ends after this number of messages, and never grants credit for more
+    messages than are still missing.
     """
     broker.bodies = [b"%d" % number for number in range(9)]
     receiver = attached(broker, count=5, prefetch=3)
@@ -266,8 +270,8 @@ def test_a_receiver_with_a_message_limit_takes_no_more_messages_from_the_queue(b
 
 
 def test_credit_is_given_again_when_half_of_the_prefetch_is_used(broker: Broker) -> None:
-    """A receiver first grants as much credit as its prefetch. It grants credit again when half of the prefetch is free,
-    or when the broker has no credit left. With a prefetch of 0, the credit is 65,535.
+    """An AMQP 1.0 receiver first grants as much credit as its prefetch. It grants credit again when half of the
+    prefetch is free, or when the broker has no credit left. With a prefetch of 0, the credit is 65,535.
     """
     receiver = attached(broker, prefetch=10)
     assert receiver.wanted_credit() == 10
@@ -293,8 +297,8 @@ def test_credit_is_given_again_when_half_of_the_prefetch_is_used(broker: Broker)
 
 
 def test_the_prefetch_limits_settled_deliveries_that_the_caller_has_not_received(broker: Broker) -> None:
-    """With automatic acknowledgement, or for replies, a receiver grants new credit when the caller receives deliveries,
-    so that no more deliveries than the prefetch wait for the caller.
+    """With automatic acknowledgement, or for replies, an AMQP 1.0 receiver grants new credit when the caller receives
+    deliveries, so that no more deliveries than the prefetch wait for the caller.
     """
     for receiver in (attached(broker, prefetch=10, auto_ack=True), attached(broker, None, prefetch=10)):
         assert receiver.wanted_credit() == 10
@@ -309,8 +313,8 @@ def test_the_prefetch_limits_settled_deliveries_that_the_caller_has_not_received
 
 
 def test_deliveries_that_wait_for_the_caller_count_towards_the_message_limit(broker: Broker) -> None:
-    """A receiver with a message limit grants credit only for messages that have not arrived yet. A delivery that has
-    arrived counts towards the limit even if the caller has not received it.
+    """An AMQP 1.0 receiver with a message limit grants credit only for messages that have not arrived yet. A delivery
+    that has arrived counts towards the limit even if the caller has not received it.
     """
     receiver = attached(broker, count=4, prefetch=10)
     assert receiver.wanted_credit() == 4
@@ -324,8 +328,8 @@ def test_deliveries_that_wait_for_the_caller_count_towards_the_message_limit(bro
 
 
 def test_the_delivery_count_of_a_link_starts_at_the_brokers_initial_delivery_count_and_wraps(broker: Broker) -> None:
-    """The delivery-count of a receiving link starts at the broker's initial-delivery-count. It is a 32-bit number: 0
-    follows 4,294,967,295.
+    """The delivery-count of an AMQP 1.0 receiving link starts at the broker's initial-delivery-count. It is a 32-bit
+    number: 0 follows 4,294,967,295.
     """
     receiver = attached(broker)
     assert receiver.delivery_count == 0
@@ -338,9 +342,9 @@ def test_the_delivery_count_of_a_link_starts_at_the_brokers_initial_delivery_cou
 
 
 def test_a_receiver_that_ends_withdraws_its_credit(broker: Broker) -> None:
-    """When a receiver ends, it grants no more credit, and asks the broker to give back any credit that is left. The
-    receiver has stopped once the broker reports a credit of 0. If no credit is left, or the link is not attached, the
-    receiver asks for nothing.
+    """When an AMQP 1.0 receiver ends, it grants no more credit, and withdraws the credit that is left, if any. It has
+    stopped once the broker reports a credit of 0. If no credit is left, or the link is not attached, the receiver sends
+    nothing.
     """
     receiver = attached(broker, prefetch=1)
     receiver.flow(Flow(0, 0, 0, 0, 0, 0, 0))
@@ -369,8 +373,8 @@ def test_a_receiver_that_ends_withdraws_its_credit(broker: Broker) -> None:
 
 
 def test_a_message_in_several_frames_is_one_delivery(broker: Broker) -> None:
-    """If the broker sends a message in several transfer frames, the message is one delivery, with the delivery id of
-    the first frame. If the connection is lost in the middle of a message, its first frames are dropped.
+    """If the broker sends an AMQP 1.0 message in several transfer frames, the message is one delivery, with the
+    delivery id of the first frame. If the connection is lost in the middle of a message, its first frames are dropped.
     """
     receiver = attached(broker)
     payload = sections.encode(Message(b"abcdef"))
@@ -389,9 +393,9 @@ def test_a_message_in_several_frames_is_one_delivery(broker: Broker) -> None:
 
 
 def test_deliveries_from_before_a_reconnection_are_dropped(broker: Broker) -> None:
-    """After a reconnection, a receiver drops the unsettled deliveries that the caller has not received yet, because the
-    broker delivers them again. With automatic acknowledgement, the broker does not deliver them again, so the caller
-    gets them.
+    """After a reconnection, an AMQP 1.0 receiver drops the unsettled deliveries that the caller has not received yet,
+    because the broker delivers them again. With automatic acknowledgement, the broker does not deliver them again, so
+    the caller gets them.
     """
     for auto_ack in (False, True):
         receiver = attached(broker, auto_ack=auto_ack, idle_timeout=1.0)
@@ -409,9 +413,9 @@ def test_deliveries_from_before_a_reconnection_are_dropped(broker: Broker) -> No
 
 
 def test_a_receiver_of_a_stream_continues_after_the_last_received_offset(broker: Broker) -> None:
-    """After a reconnection, a receiver of a stream continues after the offset of the last message that the caller has
-    received, and sends its other filters again. If the caller has received no message with an offset, the receiver
-    starts where it started at first.
+    """After a reconnection, an AMQP 1.0 receiver of a stream continues after the offset of the last message that the
+    caller has received, and sends its other filters again. If the caller has received no message with an offset, the
+    receiver starts where it started at first.
     """
     filters = {str(OFFSET): offset_filter(FIRST), "f": Described(Symbol("f"), 1)}
     receiver = attached(broker, filters=filters)
@@ -429,8 +433,9 @@ def test_a_receiver_of_a_stream_continues_after_the_last_received_offset(broker:
 
 
 def test_rest_returns_the_unsettled_deliveries_that_the_caller_has_not_received(broker: Broker) -> None:
-    """When a receiver ends, rest() returns the ids of deliveries that the caller has not received, so that they can be
-    released. The ids of deliveries from before a reconnection, and of settled deliveries, are not among them.
+    """When an AMQP 1.0 receiver ends, rest() returns the ids of deliveries that the caller has not received, so that
+    they can be released. The ids of deliveries from before a reconnection, and of settled deliveries, are not among
+    them.
     """
     receiver = attached(broker)
     broker.deliver(receiver, b"1")
@@ -446,8 +451,8 @@ def test_rest_returns_the_unsettled_deliveries_that_the_caller_has_not_received(
 
 
 def test_a_receiver_that_must_stop_ends_after_the_current_delivery(broker: Broker) -> None:
-    """If the command must stop, a receiver accepts the current delivery and ends. With automatic acknowledgement, the
-    receiver first yields all deliveries that have arrived, because they would otherwise be lost.
+    """If the command must stop, an AMQP 1.0 receiver accepts the current delivery and ends. With automatic
+    acknowledgement, the receiver first yields all deliveries that have arrived, because they would otherwise be lost.
     """
     for auto_ack, expected in ((False, [b"1"]), (True, [b"1", b"2", b"3"])):
         broker.stopping = False
@@ -466,9 +471,9 @@ def test_a_receiver_that_must_stop_ends_after_the_current_delivery(broker: Broke
 
 
 def test_a_receiver_keeps_its_time_limits(broker: Broker) -> None:
-    """A receiver ends after its idle timeout, which starts again with each delivery and does not run while the
-    connection is lost. After its total timeout, the receiver raises TimedOut. The receiver never waits longer than the
-    time that is left.
+    """An AMQP 1.0 receiver ends after its idle timeout, which starts again with each delivery and does not run while
+    the connection is lost. After its total timeout, the receiver raises TimedOut. The receiver never waits longer than
+    the time that is left.
     """
     receiver = attached(broker, idle_timeout=2.0)
     broker.steps = [lambda: broker.deliver(receiver, b"1")]
@@ -505,8 +510,8 @@ def test_a_receiver_keeps_its_time_limits(broker: Broker) -> None:
 
 
 def test_a_connection_that_is_lost_for_good_ends_a_receiver(broker: Broker) -> None:
-    """If the connection is lost for good, a receiver accepts the delivery that the caller has handled, and raises the
-    connection's error.
+    """If the connection is lost for good, an AMQP 1.0 receiver accepts the delivery that the caller has handled, and
+    raises the connection's error.
     """
     broker.bodies = [b"1"]
     deliveries = attached(broker).deliveries()
@@ -519,8 +524,9 @@ def test_a_connection_that_is_lost_for_good_ends_a_receiver(broker: Broker) -> N
 
 
 def test_deliveries_are_accepted_only_after_their_output_is_written(broker: Broker) -> None:
-    """A receiver has its output written before it accepts deliveries, and before it waits for further ones. If the
-    output cannot be written, the receiver does not accept the deliveries, does not write again, and ends.
+    """An AMQP 1.0 receiver calls the command's function that writes pending output before it accepts deliveries, and
+    before it waits for more. If writing fails, the receiver does not accept the deliveries, does not call the function
+    again, and ends with the error.
     """
     log = list[str]()
 
@@ -544,7 +550,9 @@ def test_deliveries_are_accepted_only_after_their_output_is_written(broker: Brok
 
 
 def test_output_is_written_once_before_a_receiver_waits(broker: Broker) -> None:
-    """While no delivery arrives, a receiver has its output written once, not each time that it looks for a delivery."""
+    """While no delivery arrives, an AMQP 1.0 receiver calls the command's function that writes pending output only
+    once, not each time that it looks for a delivery.
+    """
     written = list[int]()
     receiver = attached(broker, auto_ack=True, before_acknowledging=lambda: written.append(1))
     broker.steps = [lambda: None, lambda: None, lambda: broker.deliver(receiver, b"1")]
@@ -555,7 +563,9 @@ def test_output_is_written_once_before_a_receiver_waits(broker: Broker) -> None:
 
 
 def test_consecutive_delivery_ids_are_settled_as_one_range() -> None:
-    """Consecutive delivery ids are settled as one range, whatever the order in which the deliveries were handled."""
+    """An AMQP 1.0 receiver settles consecutive delivery ids as one range, whatever the order in which the deliveries
+    were handled.
+    """
     assert ranges([]) == []
     assert ranges([4]) == [(4, 4)]
     assert ranges([3, 1, 2, 7, 9, 8, 5]) == [(1, 3), (5, 5), (7, 9)]

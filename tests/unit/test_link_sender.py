@@ -152,9 +152,9 @@ def test_an_outcome_becomes_a_confirmation_and_a_reason(
 
 
 def test_the_receipt_of_a_message_that_was_not_accepted_contains_the_exchange_and_routing_key(broker: Broker) -> None:
-    """If the broker does not accept a message, the receipt contains the message with the exchange and the routing key
-    to which the message was published, so that the message can be published again. The receipt of an accepted message
-    contains the same object that was published.
+    """If the broker does not accept an AMQP 1.0 message, the receipt's message has the exchange and the routing key to
+    which it was published, so that it can be published again. The receipt of an accepted message contains the same
+    object that was published.
     """
     given = Message(b"1"), Message(b"2")
     broker.steps = [lambda: broker.decide(b"1", state=Rejected()), broker.decide]
@@ -176,8 +176,8 @@ def test_the_receipt_of_a_message_that_was_not_accepted_contains_the_exchange_an
     ids=["unavailable", "no error", "full", "no info", "released", "accepted"],
 )
 def test_a_rejection_without_a_reason_counts_as_one_by_an_unavailable_queue(state: object, *, expected: bool) -> None:
-    """A message counts as rejected by an unavailable queue, and is sent again, if the outcome `rejected` has the reason
-    `unavailable`, or contains no error at all.
+    """An AMQP 1.0 message counts as rejected by an unavailable queue, and is sent again, if the outcome `rejected` has
+    the reason `unavailable`, or contains no error.
     """
     assert is_unavailable(state) is expected
 
@@ -196,8 +196,8 @@ def test_a_rejection_without_a_reason_counts_as_one_by_an_unavailable_queue(stat
 def test_a_message_keeps_its_own_exchange_and_routing_key_over_amqp_1_0(
     broker: Broker, message: Message, to: str, expected: tuple[str, str]
 ) -> None:
-    """If a message has its own exchange or routing key, the sender's address does not replace it. Otherwise, the
-    message gets the exchange or the routing key of the sender's address.
+    """Over AMQP 1.0, a message that has its own exchange or routing key keeps it. Otherwise, the message gets the
+    exchange or the routing key of the sender's address.
     """
     for found in (addressed(message, to), Sender(broker, to, persistent=False).addressed(message)):
         assert found == replace(message, exchange=expected[0], routing_key=expected[1])
@@ -226,9 +226,10 @@ def test_a_message_keeps_its_own_exchange_and_routing_key_over_amqp_1_0(
 def test_a_message_with_its_own_address_is_sent_over_the_link_without_an_address(
     broker: Broker, address: str | None, exchange: str | None, key: str | None, link: str | None, to: str | None
 ) -> None:
-    """If the exchange and the routing key of a message are those of the sender's address, the message is sent over the
-    link to this address. Otherwise, the message contains its own address, and is sent over the link without an address.
-    If a message has only a routing key or only an exchange, the sender's address completes it, as over AMQP 0-9-1.
+    """An AMQP 1.0 sender has an address, which names an exchange and a routing key. A message with the same exchange
+    and routing key is sent over the link to this address. Any other message contains its own address, and is sent over
+    a link without an address. If a message has only an exchange or only a routing key, the sender's address completes
+    it, as over AMQP 0-9-1.
     """
     message = Message(b"body", key, exchange)
     broker.steps = [lambda: broker.decide(state=Released())]
@@ -246,15 +247,15 @@ def test_a_message_with_its_own_address_is_sent_over_the_link_without_an_address
 
 @pytest.mark.parametrize("persistent", [True, False])
 def test_messages_are_durable_if_the_sender_is_persistent(broker: Broker, *, persistent: bool) -> None:
-    """A persistent sender makes messages without a delivery mode durable. A sender that is not persistent does not."""
+    """An AMQP 1.0 sender makes messages without a delivery mode durable only if the sender is persistent."""
     Sender(broker, QUEUE, persistent=persistent).add(Message(b"body"))
     broker.pump()
     assert broker.sent[0].data == sections.encode(Message(b"body"), persistent=persistent)
 
 
 def test_a_message_that_is_larger_than_the_broker_accepts_is_not_sent(broker: Broker) -> None:
-    """If a message is larger than the link's max-message-size, mqtool does not send it, and raises an error that names
-    both sizes and the broker's setting. A message of exactly this size is sent.
+    """If an AMQP 1.0 message is larger than the link's max-message-size, mqtool does not send it, and raises an error
+    that names both sizes and the broker's setting. A message of exactly this size is sent.
     """
     message = Message(bytes(2000))
     broker.largest = len(sections.encode(message))
@@ -310,8 +311,9 @@ def test_a_batch_is_sent_up_to_an_invalid_message_over_amqp_1_0(broker: Broker) 
 
 
 def test_a_lost_connection_ends_sending_after_the_receipts_of_earlier_outcomes(broker: Broker) -> None:
-    """If the connection is lost for good, send() first yields the receipts of messages that have an outcome, and then
-    raises the connection's error. The attribute `unconfirmed` contains the other messages.
+    """If the connection of an AMQP 1.0 sender is lost for good, send() first yields the receipts of messages that have
+    an outcome, and then raises the connection's error. The sender's attribute `unconfirmed` contains the other
+    messages.
     """
 
     def fail() -> None:
@@ -328,8 +330,8 @@ def test_a_lost_connection_ends_sending_after_the_receipts_of_earlier_outcomes(b
 
 
 def test_send_raises_the_error_of_a_lost_connection_at_once(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a link cannot be attached because the connection is lost for good, send() raises the connection's error at
-    once. Unlike an error in the input, this error is raised without waiting for the outcomes of earlier messages.
+    """If an AMQP 1.0 link cannot be attached because the connection is lost for good, send() raises the connection's
+    error immediately, without waiting for the outcomes of earlier messages.
     """
 
     def lost(_: str | None) -> SendingLink:
@@ -381,8 +383,8 @@ def test_a_sender_keeps_to_a_window_of_16_mib(broker: Broker) -> None:
 
 
 def test_receipts_are_yielded_while_there_is_no_input(broker: Broker) -> None:
-    """While there is no input, a sender waits for outcomes for up to 50 ms at a time, yields the receipts, and then
-    looks for input again.
+    """While there is no input, an AMQP 1.0 sender waits for outcomes for up to 50 ms at a time, yields the receipts,
+    and then looks for input again.
     """
     looked = list[float]()
 
@@ -412,8 +414,8 @@ def test_receipts_are_yielded_while_there_is_no_input(broker: Broker) -> None:
 
 
 def test_a_sender_without_input_notices_at_once_that_it_must_stop(broker: Broker) -> None:
-    """While there is no input and every message has its outcome, a sender waits for 50 ms before it looks for input
-    again. If the command must stop, the sender does not wait.
+    """While there is no input and every message has its outcome, an AMQP 1.0 sender waits for 50 ms before it looks for
+    input again. If the command must stop, the sender does not wait.
     """
     broker.stopping = True
     assert [*Sender(broker, QUEUE, persistent=False).send(iter([None]))] == []
@@ -422,9 +424,9 @@ def test_a_sender_without_input_notices_at_once_that_it_must_stop(broker: Broker
 
 
 def test_a_missing_outcome_raises_not_confirmed(broker: Broker) -> None:
-    """If the broker sends no outcome within the confirm timeout, the sender first yields the receipts of earlier
-    messages, and then raises NotConfirmed, which names the number of unconfirmed messages and the option for a longer
-    timeout.
+    """If the broker sends no outcome of an AMQP 1.0 message within the confirm timeout, the sender first yields the
+    receipts of earlier messages, and then raises NotConfirmed. The error names the number of unconfirmed messages and
+    the option for a longer timeout.
     """
     broker.steps = [lambda: broker.decide(b"1"), lambda: setattr(broker, "now", broker.now + 2)]
     broker.confirm_timeout = 2.5
@@ -442,8 +444,9 @@ def test_a_missing_outcome_raises_not_confirmed(broker: Broker) -> None:
 
 
 def test_a_sender_can_be_used_again_after_a_missing_outcome(broker: Broker) -> None:
-    """If the outcome of a message does not arrive in time while the window is full, send() raises an error. If the
-    outcome arrives later, the next call of send() yields the receipt of this message, and sends more messages.
+    """If the window of an AMQP 1.0 sender is full, and the outcome of a message does not arrive in time, send() raises
+    an error. If the outcome arrives later, the next call of send() yields the receipt of this message, and sends more
+    messages.
     """
     sender = Sender(broker, QUEUE, persistent=False)
     with pytest.raises(NotConfirmed):
@@ -455,8 +458,8 @@ def test_a_sender_can_be_used_again_after_a_missing_outcome(broker: Broker) -> N
 
 
 def test_a_sender_that_must_stop_does_not_wait_for_outcomes(broker: Broker) -> None:
-    """If a command must stop while messages are unconfirmed, and waiting is pointless, for example because the
-    connection is lost, send() raises NotConfirmed with the reason and the number of these messages.
+    """If a command must stop while AMQP 1.0 messages are unconfirmed and their outcomes cannot arrive, for example
+    because the connection is lost, send() raises NotConfirmed with the reason and the number of these messages.
     """
     broker.hopeless = "the connection is lost"
     words = r"^stopped with 2 messages unconfirmed: the connection is lost$"
@@ -467,9 +470,8 @@ def test_a_sender_that_must_stop_does_not_wait_for_outcomes(broker: Broker) -> N
 
 
 def test_flush_waits_until_messages_are_sent_and_settle_until_they_have_outcomes(broker: Broker) -> None:
-    """So that a program can send a reply before it accepts the request, flush() returns once all messages are sent,
-    without waiting for outcomes, and drops the messages that have one. settle() returns once every message has an
-    outcome.
+    """An AMQP 1.0 sender's flush() returns once all messages are sent, without waiting for their outcomes, so that a
+    program can send a reply before it accepts the request. settle() returns once every message has an outcome.
     """
     broker.credit = 1
     sender = Sender(broker, None, persistent=False)
@@ -496,9 +498,9 @@ def test_flush_waits_until_messages_are_sent_and_settle_until_they_have_outcomes
 
 
 def test_messages_of_a_list_are_sent_in_batches_of_256(broker: Broker) -> None:
-    """With the default window, an AMQP 1.0 sender sends the messages of a list in batches of 256, and those of a source
-    with batches in the source's batches. With a small window, or from an iterator, the sender sends messages one by
-    one. None in the input is not sent.
+    """With the default window, an AMQP 1.0 sender sends the messages of a list in batches of 256, and the messages of a
+    source that has its own batches in those. From an iterator, or with a small window, it sends messages one at a time.
+    If the input contains None, nothing is sent for it.
     """
     listed: list[Message | None] = [Message(b"%d" % number) for number in range(600)]
     listed[5] = None
@@ -523,8 +525,8 @@ def test_messages_of_a_list_are_sent_in_batches_of_256(broker: Broker) -> None:
 
 
 def test_a_sending_link_is_attached_as_a_sender_of_unsettled_messages() -> None:
-    """A sending link attaches as a sender to its address, with the mode `unsettled` and an initial delivery count of 0.
-    After a reconnection, the link attaches again, without the credit that it had before.
+    """An AMQP 1.0 sending link attaches as a sender to its address, with the mode `unsettled` and an initial delivery
+    count of 0. After a reconnection, the link attaches again, without the credit that it had before.
     """
     link = SendingLink("name", QUEUE)
     assert (link.is_attached, link.credit, link.largest, link.is_kept) == (False, 0, 0, True)
@@ -545,9 +547,9 @@ def test_a_sending_link_is_attached_as_a_sender_of_unsettled_messages() -> None:
 
 
 def test_a_sender_never_sends_more_messages_than_it_has_credit_for(broker: Broker) -> None:
-    """A sending link sends messages in order, and no more messages than its credit. The broker's link-credit counts
-    from the broker's delivery-count, so messages in transit have used part of the credit. The link sends nothing while
-    it is not attached, or while the session's window is full.
+    """An AMQP 1.0 sending link sends its messages in order, and only while it has credit. The broker's link-credit
+    counts from the broker's delivery-count, so messages that the broker has not received yet use part of the credit.
+    The link sends nothing while it is not attached, or while the broker's incoming window is full.
     """
     broker.credit = 0
     link = broker.sending_link(QUEUE)

@@ -60,15 +60,15 @@ def test_plugins_of_a_node_that_has_just_started_are_listed() -> None:
     ],
 )
 def test_a_condition_on_a_list_compares_numbers_as_numbers(text: str, holds: bool) -> None:
-    """A condition on a column of a list compares numbers by value. The condition does not match a row for which the
-    broker reports no value in this column.
+    """A `--where` condition on a list, such as `list queues`, compares numbers by value. It does not match a row for
+    which the broker reports no value in the column.
     """
     assert parse(text, ROW.keys()).matches({name: each for name, each in ROW.items() if each is not None}) is holds
 
 
 def test_rows_without_a_value_are_sorted_last() -> None:
-    """In a list, rows without a value come last in both sort directions. Rows with equal values are sorted by the next
-    column, or keep their order.
+    """When a list, such as `list queues`, is sorted by a column, rows without a value in this column come last in both
+    directions. Rows with equal values are sorted by the next column, or keep their order.
     """
     rows = [{"n": 2, "m": "b"}, {"n": None, "m": "x"}, {"n": 10, "m": "c"}, {"n": 2, "m": "a"}]
     assert [row["m"] for row in in_order(rows, ["n"])] == ["b", "a", "c", "x"]
@@ -76,8 +76,8 @@ def test_rows_without_a_value_are_sorted_last() -> None:
 
 
 def test_the_hint_for_an_unknown_column_names_the_most_similar_one_or_all() -> None:
-    """If a list has no column with the given name, the hint names the most similar column, or all columns if none is
-    similar.
+    """If a list, such as `list queues`, has no column with the given name, the hint names the most similar column, or
+    all columns if none is similar.
     """
     with pytest.raises(UsageError, match="no column 'mesages_ready'") as caught:
         QUEUES.check(["name", "mesages_ready"])
@@ -101,7 +101,9 @@ def test_the_hint_for_an_unknown_column_names_the_most_similar_one_or_all() -> N
     ids=repr,
 )
 def test_values_in_lists_are_printed_as_plain_text_or_json(value: Any, text: str) -> None:
-    """In lists, booleans, numbers and lists of words are printed as plain text, and tables as JSON with sorted keys."""
+    """In lists, such as `list queues`, booleans, numbers and lists of words are printed as plain text, and tables as
+    JSON with sorted keys.
+    """
     assert as_text(value) == text
 
 
@@ -136,8 +138,8 @@ def test_an_incomplete_json_array_is_an_error(data: bytes) -> None:
 
 @pytest.mark.parametrize("name", ["", ".", ".."])
 def test_names_that_would_change_a_management_path_are_refused(name: str) -> None:
-    """The names "", "." and ".." raise UsageError, because they would change the meaning of a path of the management
-    API. Other names are percent-encoded.
+    """In a URL path of the management API, the names "", "." and ".." raise UsageError, because the path would then
+    refer to another object. Other names are percent-encoded.
     """
     with pytest.raises(UsageError):
         path("vhosts", name)

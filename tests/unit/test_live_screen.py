@@ -20,8 +20,8 @@ def shown(live: Live) -> str:
 
 
 def test_a_live_view_keeps_its_rows_while_the_broker_is_unreachable() -> None:
-    """While the broker is unreachable, a live view shows the last rows, their age, and the reason why the broker is
-    unreachable. After the reconnection, the view shows new rows, and no longer the reason.
+    """While the broker is unreachable, a live view, such as `top`, shows the last rows, their age, and the reason why
+    the broker is unreachable. After a reconnection, the view shows new rows, without the reason.
     """
     answers = [Frame(Text("jobs 12")), Unavailable("no broker at localhost:5672"), Frame(Text("jobs 13"))]
     is_asked, may_answer, stop = threading.Event(), threading.Semaphore(0), threading.Event()
@@ -53,7 +53,9 @@ def test_a_live_view_keeps_its_rows_while_the_broker_is_unreachable() -> None:
 
 
 def test_a_live_view_can_be_filtered_scrolled_and_quit_with_keys() -> None:
-    """In a live view, keys edit and clear the filter, scroll to both ends, show the list of keys, and quit."""
+    """In a live view, such as `top`, keys edit and clear the filter, scroll to both ends, show the list of keys, and
+    quit.
+    """
     wanted: list[str] = []
 
     def fetch(_height: int, text: str) -> Frame:
@@ -82,7 +84,9 @@ def test_a_live_view_can_be_filtered_scrolled_and_quit_with_keys() -> None:
 
 
 def test_control_characters_in_names_are_escaped_in_a_live_view() -> None:
-    """A live view escapes control characters and invisible characters in what the broker returns."""
+    """A live view, such as `top`, escapes control characters and invisible characters in the names that the broker
+    reports.
+    """
     live = Live(lambda _height, _wanted: Frame(Text("\x1b]0;owned \x9b \u202e")), 0.0)
     live._keep(live._fetch(10, ""))
     assert r"\x1b]0;owned \x9b \u202e" in shown(live)

@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_every_mutated_module_and_its_tests_exist() -> None:
-    """Each entry of `make mutants` is a module or a package of mqtool, and the tests listed for it are files,
-    directories or test functions of the suite.
+    """`make mutants` changes modules of mqtool to see whether their tests notice. Each entry of its list is a module or
+    a package of mqtool, and the tests listed for it are files, directories or test functions of the suite.
     """
     for judged, selection in JUDGES.items():
         assert (ROOT / judged).exists(), judged
@@ -27,8 +27,8 @@ def test_every_mutated_module_and_its_tests_exist() -> None:
 
 
 def test_every_module_is_mutated_once() -> None:
-    """`make mutants` mutates each module of the packages that it lists exactly once, and knows which tests must notice
-    a change in the module.
+    """`make mutants`, which checks that tests notice changes in the code, covers each module of the listed packages
+    exactly once, and has a list of tests for each module.
     """
     listed = [*modules()]
     assert len(listed) == len(set(listed)) > 80
@@ -37,8 +37,8 @@ def test_every_module_is_mutated_once() -> None:
 
 
 def test_the_change_that_a_surviving_mutant_makes_is_shown() -> None:
-    """`make mutants` shows the lines in which a surviving mutant differs from the original function, with the lines
-    around them.
+    """If no test notices a change that `make mutants` has made to a function, the command shows the changed lines with
+    the lines around them.
     """
     mutated = "\n".join(
         f"def f__mutmut_{which}(a):\n    b = a\n    return b {operator} 1"
@@ -49,8 +49,8 @@ def test_the_change_that_a_surviving_mutant_makes_is_shown() -> None:
 
 @pytest.mark.parametrize("page", ["docs/explanation/mutation-testing.md", "CONTRIBUTING.md", "Makefile"])
 def test_the_documentation_names_modules_that_are_mutated(page: str) -> None:
-    """`make mutants` accepts each module that the documentation names in `MODULE=…` or in the first column of a
-    table.
+    """Each module that the documentation of `make mutants` names, in `MODULE=…` or in the first column of a table, is
+    one that the command accepts.
     """
     found = re.findall(r"(?:MODULE=|^\| `)(mqtool/[\w/]+\.py)", (ROOT / page).read_text(), re.MULTILINE)
     assert found

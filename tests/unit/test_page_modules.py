@@ -26,8 +26,9 @@ def test_no_two_javascript_modules_declare_the_same_name() -> None:
 
 
 def test_javascript_modules_can_be_joined_into_one_file() -> None:
-    """A recording can join all JavaScript modules of `mqtool ui` into one file, because each import is on one line and
-    renames nothing, and each module is listed after the modules that it imports.
+    """A recording joins all JavaScript modules of `mqtool ui` into one file. To make this possible, each import is on
+    one line and renames nothing, nothing is exported as default, and each module is listed after the modules that it
+    imports.
     """
     order = page_server._MODULES  # the modules that are joined
     assert sorted(order) == sorted(SOURCES)

@@ -90,8 +90,8 @@ values = st.lists(st.floats(0, 1e6), min_size=1, max_size=300)
 
 @given(values, st.integers(1, 120), st.integers(1, 8))
 def test_a_chart_shows_its_maximum_and_every_value(values: list[float], width: int, height: int) -> None:
-    """In the chart of a running tutorial, the maximum reaches the top and, if there are not too many values, each value
-    above 0 is visible. The chart is never wider than the space for it.
+    """In the chart of a running tutorial, the greatest value has a bar of full height. If the chart has a column for
+    every value, each value above 0 has a visible bar. The chart is never wider than the space for it.
     """
     rows = chart(values, width, height)
     columns = ["".join(column) for column in zip(*rows, strict=True)]
@@ -147,8 +147,9 @@ def test_the_queue_is_drawn_between_the_panes(columns: int, rows: int) -> None:
 
 
 def test_a_busy_pane_gets_the_lines_that_another_pane_does_not_need() -> None:
-    """On a terminal of 80 columns and 24 rows, a running tutorial shows all five tasks in the pane of a worker, because
-    the pane of the sender takes no more lines than it needs.
+    """If a running tutorial shows a sender with one line of output and a worker with five received tasks on a terminal
+    of 80 columns and 24 rows, the worker's pane shows all five tasks, because the sender's pane takes only the lines
+    that it needs.
     """
     panes, console = playing(80, 24, "boss", "worker 1", "worker 2")
     panes.narrate("Three lines of text. " * 10)

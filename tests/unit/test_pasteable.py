@@ -33,8 +33,8 @@ _OWN_NAMES = {"tutorial", "drill", "help", "cheat", "list"}
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_in_a_printed_command_line_is_one_argument(name: str) -> None:
-    """A name in a printed command line is quoted, so that bash passes it to mqtool as one argument and not as an
-    option.
+    """In a command line that mqtool prints, names are quoted, so that bash passes each of them to mqtool as one
+    argument and not as an option.
     """
     script = f"mqtool() {{ printf '%s\\0' \"$@\"; }}; {pasteable('queue delete', name)}"
     words = subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout.split(b"\0")[:-1]
@@ -50,8 +50,8 @@ def test_a_name_in_a_printed_command_line_is_one_argument(name: str) -> None:
 
 
 def test_a_name_with_a_nul_is_not_cut_in_a_printed_command_line() -> None:
-    """If a queue's name contains a NUL, which no argument can contain, a pasted command line does not act on the queue
-    whose name is the part before the NUL.
+    """In a command line that mqtool prints, a NUL in a queue's name is written as an escape sequence, because a shell
+    would cut the name or drop the NUL, and the command could act on another queue.
     """
     script = f"mqtool() {{ printf '%s\\0' \"$@\"; }}; {pasteable('queue delete', chr(0).join(('pay', '0ll')))}"
     words = subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout.split(b"\0")[:-1]

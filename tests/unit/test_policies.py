@@ -26,9 +26,9 @@ def handle(policy: ConsumePolicy, tags: range, now: float = SOON) -> list[int]:
 
 
 def test_the_options_decide_how_a_command_consumes() -> None:
-    """A command's options `--count`, `--prefetch` and those for acknowledgement, together with the queue's delivery
-    limit, decide how the command consumes: with a full prefetch, message by message, up to an exact number of messages,
-    or with acknowledgements by the caller.
+    """A command usually consumes with a full prefetch. On a queue with a delivery limit, it starts with a prefetch of
+    1, unless `--prefetch` or `--auto-ack` is given. With `--count`, it gets exactly this number of messages, unless the
+    caller acknowledges the messages itself.
     """
     assert type(policy_for(Receiving(), limits_deliveries=False)) is Streaming
     assert type(policy_for(Receiving(), limits_deliveries=True)) is Cautious
@@ -39,8 +39,9 @@ def test_the_options_decide_how_a_command_consumes() -> None:
 
 
 def test_automatic_acknowledgement_is_left_to_the_broker_unless_the_number_of_messages_is_limited() -> None:
-    """With `--auto-ack`, the broker acknowledges deliveries by itself. If `--count` is given as well, mqtool
-    acknowledges each message instead, because the prefetch does not limit automatically acknowledged deliveries.
+    """With `--auto-ack`, the broker considers deliveries acknowledged when it sends them. If `--count` is given as
+    well, mqtool acknowledges each message instead, because the prefetch does not limit automatically acknowledged
+    deliveries.
     """
     for receiving, auto_ack in (
         (Receiving(auto_ack=True), True),
@@ -52,8 +53,8 @@ def test_automatic_acknowledgement_is_left_to_the_broker_unless_the_number_of_me
 
 
 def test_a_consumer_without_a_message_limit_acknowledges_a_quarter_of_the_prefetch_at_a_time() -> None:
-    """A consumer without `--count` sends an acknowledgement after each quarter of its prefetch, or earlier if its last
-    acknowledgement was too long ago.
+    """A consumer without `--count` sends an acknowledgement for each quarter of its prefetch, or earlier if it sent the
+    last one more than 50 ms ago.
     """
     policy = Streaming(40)
     assert handle(policy, range(1, 26)) == [10, 20]
@@ -70,8 +71,8 @@ def test_a_consumer_with_a_prefetch_of_one_acknowledges_each_delivery() -> None:
 
 
 def test_often_requeued_messages_are_prefetched_one_by_one() -> None:
-    """While messages arrive that have been requeued 15 times or more, a consumer prefetches messages one by one. From
-    the first message that was requeued less often, the consumer uses the full prefetch again.
+    """While a consumer receives messages that have been requeued 15 times or more, its prefetch is 1. From the first
+    message that was requeued less often, it uses its full prefetch.
     """
     policy = Cautious()
     assert (policy.prefetch, policy.taken(delivery(1, times=15)), policy.prefetch) == (1, Step.GO_ON, 1)
@@ -80,8 +81,8 @@ def test_often_requeued_messages_are_prefetched_one_by_one() -> None:
 
 
 def test_with_a_low_message_limit_messages_are_prefetched_one_by_one() -> None:
-    """With a low `--count`, a consumer prefetches messages one by one, and cancels its subscription before it
-    acknowledges the last message, so that the broker delivers no further message.
+    """With `--count 3`, a consumer has a prefetch of 1, and is cancelled before it acknowledges the last message, so
+    that the broker delivers no further message.
     """
     policy = ExactCount(3)
     assert policy.prefetch == 1
@@ -105,7 +106,7 @@ def test_with_a_high_message_limit_acknowledgements_are_held_back_so_that_no_sur
 
 def test_acknowledgements_that_are_held_back_are_sent_when_the_queue_is_empty() -> None:
     """If the queue becomes empty before a consumer has received `--count` messages, the consumer sends the
-    acknowledgements that it has held back, and prefetches further messages one by one.
+    acknowledgements that it has held back, and continues with a prefetch of 1.
     """
     policy = ExactCount(300)
     handle(policy, range(1, 101))
@@ -117,8 +118,8 @@ def test_acknowledgements_that_are_held_back_are_sent_when_the_queue_is_empty() 
 
 
 def test_a_consumer_stopped_early_acknowledges_all_messages_that_it_has_handled() -> None:
-    """If a consumer of 300 messages, which acknowledges them in groups, is stopped after 100 messages, it acknowledges
-    all 100.
+    """If a consumer with `--count 300`, which acknowledges several messages at a time, is stopped after it has handled
+    100 messages, it acknowledges all 100.
     """
     policy = ExactCount(300)
     handle(policy, range(1, 101))
@@ -131,8 +132,8 @@ def acknowledge(policy: CallerSettles, *received: int, first: int = 1) -> list[S
 
 
 def test_a_caller_that_acknowledges_never_gets_more_messages_than_the_limit() -> None:
-    """If the caller acknowledges the messages itself, it never gets more messages than `--count` allows, however late
-    it acknowledges them.
+    """If the caller acknowledges messages itself, it never gets more messages than `--count` allows, however late the
+    acknowledgements are.
     """
     policy = CallerSettles(Receiving(count=5, prefetch=2, acknowledge=False))
     assert policy.prefetch == 2
@@ -146,8 +147,9 @@ def test_a_caller_that_acknowledges_never_gets_more_messages_than_the_limit() ->
 
 
 def test_the_last_missing_messages_are_prefetched_together() -> None:
-    """Once a consumer with `--count` needs fewer messages than it prefetches, it subscribes again with a prefetch of
-    the number that is missing, and the next time with half of the number that is then missing.
+    """If the caller acknowledges messages itself, a consumer with `--count 20` and a prefetch of 8 is cancelled after
+    13 acknowledgements and subscribes again for the 8 messages that it has not received. If it has to subscribe a
+    second time, it prefetches half of the missing messages.
     """
     policy = CallerSettles(Receiving(count=20, prefetch=8, acknowledge=False))
     assert acknowledge(policy, *range(8, 20)) == [Step.GO_ON] * 12
@@ -163,8 +165,8 @@ def test_the_last_missing_messages_are_prefetched_together() -> None:
 
 
 def test_messages_that_were_unacknowledged_when_the_channel_was_lost_do_not_count() -> None:
-    """If a channel is lost, only messages that were acknowledged on it count towards `--count`. An acknowledgement that
-    comes after the loss does not count.
+    """If the caller acknowledges messages itself, and a channel is lost, only messages that were acknowledged before
+    the loss count towards `--count`. An acknowledgement that comes after the loss does not count.
     """
     policy = CallerSettles(Receiving(count=3, prefetch=1, acknowledge=False))
     policy.acknowledged(1, 1, is_current=True)
@@ -213,16 +215,16 @@ def test_a_forged_delivery_count_does_not_make_a_consumer_slow() -> None:
 def test_the_options_decide_how_many_messages_are_prefetched_and_who_acknowledges(
     receiving: Receiving, expected: tuple[object, ...], *, is_stream: bool
 ) -> None:
-    """A consumer prefetches as many messages as its options allow. With a low `--count`, it prefetches messages one by
-    one, and with a high one, at most 50 fewer than `--count`. mqtool acknowledges the messages, unless the broker or
-    the caller does.
+    """A consumer's prefetch is the value of `--prefetch`. On a queue, a `--count` of more than 250 lowers it to at most
+    50 less than `--count`, and with a smaller `--count`, or a `--prefetch` below the default of 1,000, each message is
+    prefetched alone. mqtool acknowledges the messages, unless the broker (`--auto-ack`) or the caller does.
     """
     policy = policy_for(receiving, limits_deliveries=False, is_stream=is_stream)
     assert (type(policy), policy.prefetch, policy.auto_ack, policy.acknowledges) == expected
     assert not policy.withholds
 
 
-def test_acknowledgements_of_50_ms_are_sent_together() -> None:
+def test_acknowledgements_within_50_ms_are_sent_together() -> None:
     """A consumer acknowledges its first delivery immediately, and later ones once the last acknowledgement was sent
     more than 50 ms ago. If the prefetch is unlimited, only this time decides when acknowledgements are sent.
     """
@@ -235,8 +237,8 @@ def test_acknowledgements_of_50_ms_are_sent_together() -> None:
 
 
 def test_a_consumer_whose_caller_acknowledges_is_cancelled_at_its_message_limit() -> None:
-    """If the caller acknowledges messages, the subscription is cancelled once the last message that `--count` allows
-    has arrived. Without `--count`, consuming continues, even after the subscription was cancelled and opened again.
+    """If the caller acknowledges messages itself, the consumer is cancelled once the last message that `--count` allows
+    has arrived. Without `--count`, the consumer never ends by itself, even if it was cancelled and started again.
     """
     policy = CallerSettles(Receiving(count=3, acknowledge=False))
     assert [policy.taken(delivery(tag)) for tag in (1, 2, 3)] == [Step.GO_ON, Step.GO_ON, Step.CANCEL]
@@ -248,9 +250,9 @@ def test_a_consumer_whose_caller_acknowledges_is_cancelled_at_its_message_limit(
 
 
 def test_after_a_lost_channel_the_remaining_messages_are_prefetched_as_before() -> None:
-    """If a channel is lost before a consumer has reached its `--count`, each acknowledgement on the new channel lets
-    the broker send one more of the missing messages. Once the broker may have sent all of them, the consumer subscribes
-    again for the rest.
+    """A consumer with `--count` whose caller acknowledges messages itself continues after its channel was lost: each
+    acknowledgement on the new channel lets the broker send one more of the missing messages. The consumer subscribes
+    again as soon as the broker could send more than are missing.
     """
     policy = CallerSettles(Receiving(count=7, prefetch=2, acknowledge=False))
     assert acknowledge(policy, 2, 3) == [Step.GO_ON] * 2
@@ -263,8 +265,9 @@ def test_after_a_lost_channel_the_remaining_messages_are_prefetched_as_before() 
 
 
 def test_a_consumer_prefetches_half_of_the_missing_messages_and_at_least_one() -> None:
-    """If a consumer with `--count` subscribes again for the missing messages, it prefetches half of them, rounded down,
-    but at least one message and no more than its prefetch.
+    """If the caller acknowledges messages itself, a consumer with `--count` may subscribe again several times. The
+    first time, it prefetches all missing messages; from the second time on, half of them, rounded down, but at least
+    one.
     """
     policy = CallerSettles(Receiving(count=20, prefetch=8, acknowledge=False))
     prefetched = []

@@ -34,7 +34,9 @@ class Launch:
 
 
 def test_a_node_with_a_stream_port_listens_on_it(conf: Launch) -> None:
-    """A private RabbitMQ node with a stream port listens on it and advertises it to clients."""
+    """A RabbitMQ node that mqtool starts with a stream port listens on this port, and advertises the port to
+    clients.
+    """
     assert conf(None) == []
     assert conf(6000) == [
         "stream.listeners.tcp.0 = 127.0.0.1:6000",
@@ -44,15 +46,15 @@ def test_a_node_with_a_stream_port_listens_on_it(conf: Launch) -> None:
 
 
 def test_a_node_for_other_machines_advertises_its_address(conf: Launch) -> None:
-    """A private RabbitMQ node for clients on other machines advertises the address that they use, in
+    """A RabbitMQ node that mqtool starts for clients on other machines advertises the address that they use, in
     stream.advertised_host.
     """
     assert "stream.advertised_host = 192.0.2.7" in conf(6000, "192.0.2.7")
 
 
 def test_the_stream_plugin_listens_only_on_loopback(conf: Launch) -> None:
-    """If a private RabbitMQ node is started without a stream port while its stream plugin is still enabled, the plugin
-    listens only on the loopback address.
+    """If mqtool starts a RabbitMQ node without a stream port after an earlier start with one, the stream plugin, which
+    is still enabled, listens only on the loopback address.
     """
     conf(6000)
 
@@ -80,8 +82,8 @@ def daemon(answers: Sequence[bytes]) -> Iterator[tuple[int, list[bytes]]]:
 
 
 def test_epmd_is_stopped_even_if_the_program_epmd_is_not_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When a private RabbitMQ node is stopped, mqtool also stops the node's epmd, even if the program `epmd` is not on
-    the PATH. mqtool repeats the request to stop until epmd accepts it.
+    """When mqtool stops a RabbitMQ node that it has started, it also stops the node's epmd, even if the program `epmd`
+    is not on the PATH. mqtool repeats the request to stop until epmd accepts it.
     """
     monkeypatch.setenv("PATH", "")
     with daemon([b"NO", b"NO", b"OK"]) as (port, asked):
@@ -91,8 +93,8 @@ def test_epmd_is_stopped_even_if_the_program_epmd_is_not_on_the_path(monkeypatch
 
 
 def test_another_program_on_the_port_of_epmd_is_left_alone() -> None:
-    """If another program listens on the port that a stopped node's epmd used, mqtool sends this program one request,
-    and does not wait for the program to end.
+    """When mqtool stops a RabbitMQ node, another program may listen on the port of the node's epmd. mqtool sends this
+    program only one request, and does not wait for the program to end.
     """
     with daemon([b"SSH-2.0-"]) as (port, asked):
         node.stop_epmd(port)

@@ -90,7 +90,7 @@ def test_receipts_come_in_the_order_of_publishing(wire: Wire, publisher: Unconfi
 
 
 def test_a_multiple_nack_applies_to_messages_without_a_confirm(wire: Wire, publisher: Unconfirmed) -> None:
-    """A basic.nack with `multiple` applies to all earlier messages, except those that the broker has
+    """A basic.nack with `multiple` applies to all messages up to its delivery tag, except those that the broker has
     already confirmed.
     """
     wire.publish(b"1", b"2", b"3")
@@ -191,9 +191,8 @@ def test_a_failed_connection_ends_waiting_for_confirms_but_keeps_receipts(wire: 
 def test_messages_confirmed_out_of_order_do_not_count_as_unconfirmed_after_an_error(
     wire: Wire, publisher: Unconfirmed
 ) -> None:
-    """If publishing ends with an error after the broker has confirmed or nacked a message, but not an earlier one, the
-    receipt of the later message can be collected, once. Only messages that were neither confirmed nor nacked still
-    count as unconfirmed.
+    """If publishing ends with an error, the receipts of messages that were confirmed or nacked before an earlier
+    message can be collected, once. Only messages that were neither confirmed nor nacked still count as unconfirmed.
     """
     wire.publish(b"1", b"2", b"3", b"4")
     publisher.on_ack(2, multiple=False)
@@ -251,8 +250,9 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_an_early_confirm_takes_effect_once_earlier_messages_are_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
-    """If messages are confirmed out of order, the publisher returns the receipt of a message only once all earlier
-    messages are confirmed. The publisher keeps no record of an early confirm after that.
+    """If a message is confirmed before earlier messages, the publisher counts it as in flight and holds back its
+    receipt until the earlier messages are confirmed, too. After that, the publisher keeps no record of the early
+    confirm.
     """
     wire.publish(b"1", b"2", b"3", b"4", b"5")
     for tag in (2, 3, 5):
@@ -420,9 +420,8 @@ def test_a_return_is_matched_to_the_most_similar_message_with_the_same_address(
 
 
 def test_waiting_for_confirms_ends_when_enough_messages_are_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
-    """Waiting for confirms ends as soon as fewer messages are unconfirmed than the number that the caller gives. It
-    does not matter whether the receipts of confirmed messages have been collected, or whether a thread was already
-    waiting.
+    """A caller of wait(N) waits until fewer than N messages are unconfirmed, even if the receipts of confirmed messages
+    have not been collected. If that is already so, wait() returns immediately.
     """
     wire.publish(b"1", b"2", b"3")
     publisher.on_ack(2, multiple=True)
@@ -434,8 +433,8 @@ def test_waiting_for_confirms_ends_when_enough_messages_are_confirmed(wire: Wire
 
 
 def test_waiting_for_confirms_continues_while_16_mib_are_unconfirmed(wire: Wire, publisher: Unconfirmed) -> None:
-    """While 16 MiB of messages are unconfirmed, waiting for confirms continues, even if these are only a few messages.
-    It ends once a receipt can be collected.
+    """If 16 MiB of messages are unconfirmed, a publisher's window is full, even if these are only a few messages.
+    Waiting for confirms then ends as soon as the receipt of one message can be collected.
     """
     wire.publish(b"1", bytes(WINDOW_BYTES - 1))
     assert publisher.is_full(1000)

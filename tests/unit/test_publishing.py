@@ -154,8 +154,8 @@ def test_a_returned_message_equals_the_published_one() -> None:
 def test_messages_are_published_until_the_window_of_unconfirmed_messages_is_full(
     broker: ScriptedBroker, waits: Waits
 ) -> None:
-    """A publisher publishes messages until its window of unconfirmed messages is full. It continues once half of the
-    window is confirmed, and yields receipts in the meantime.
+    """A publisher publishes messages until its window of unconfirmed messages is full. Then it waits until half of the
+    window is confirmed, and continues. It yields receipts in the meantime.
     """
     broker.confirms = False
     sent = list[int]()
@@ -470,7 +470,9 @@ def test_a_reply_is_published_in_the_same_write_before_its_request_is_acknowledg
 def test_a_reply_waits_while_the_window_of_unconfirmed_replies_is_full(
     broker: ScriptedBroker, waits: Waits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the window of unconfirmed replies is full, the next reply waits until half of the window is confirmed."""
+    """If as many replies are unconfirmed as the window allows, the next reply waits until half of the window is
+    confirmed.
+    """
     monkeypatch.setattr(publisher, "WINDOW", 5)
     broker.confirms = False
     channel = broker.channel(confirm_timeout=7.0)

@@ -355,16 +355,17 @@ def test_mqtool_says_what_a_new_policy_would_remove_from_a_queue(
 def test_no_loss_is_reported_for_a_queue_that_a_new_policy_does_not_affect(
     new: dict[str, Any], there: dict[str, Any]
 ) -> None:
-    """Before mqtool sets a policy, it reports no loss for a queue that is within the policy's limits, already has lower
-    limits, rejects new messages instead, is a stream, is in use, or does not match the policy.
+    """Before mqtool sets a policy, it reports no loss for a queue that is within the policy's limits or already has
+    lower ones, rejects new messages instead, is a stream, or does not match the policy. It reports no expiry of a queue
+    that is empty or has consumers.
     """
     assert lost(new, there) == []
 
 
 def test_losses_are_reported_only_for_a_policy_that_would_apply() -> None:
-    """mqtool reports no loss if another policy of the queue takes precedence over the new one. If the new policy
-    replaces one with the same name, mqtool compares the two. An operator policy limits a queue in addition to the
-    queue's policy.
+    """mqtool reports no loss by a new policy if another policy of the queue has a higher priority, or if the policy or
+    operator policy that already applies is at least as strict. It counts a loss if the new policy has a higher
+    priority, replaces a less strict policy with the same name, or is an operator policy.
     """
     strong, four = policy("strong", priority=5, max_length=20), policy(max_length=4)
     assert lost(four, queue(), policies=[strong]) == []
@@ -392,8 +393,8 @@ def test_losses_are_reported_only_for_a_policy_that_would_apply() -> None:
 def test_clearing_a_policy_can_make_a_queue_drop_messages(
     cleared: dict[str, Any], there: dict[str, Any], weaker: dict[str, Any] | None, loss: Loss | None
 ) -> None:
-    """If other limits apply to a queue once its policy is cleared, mqtool says what the queue loses. Otherwise, or if
-    there is no such policy, clearing loses nothing.
+    """Before mqtool clears a policy, it says what a queue would lose because of the limits that then apply to it. If
+    there are no such limits, or no policy of this name, it reports no loss.
     """
     api = api_with([cleared, *([weaker] if weaker else [])], [], [there])
     assert losses_by_clearing(api, "v", policy()["name"], operator=False) == ([loss] if loss else [])
@@ -403,8 +404,9 @@ def test_clearing_a_policy_can_make_a_queue_drop_messages(
     "new", [policy(overflow="drop-head"), policy(message_ttl=1000)], ids=["drop-head", "no overflow behaviour"]
 )
 def test_replacing_a_policy_can_make_a_queue_drop_messages(new: dict[str, Any]) -> None:
-    """If the new policy means that a queue no longer rejects messages, mqtool says that the queue will drop messages
-    beyond the limit of its operator policy. A policy that only removes a limit loses nothing.
+    """If a new policy replaces one that made a queue reject messages beyond its limit, mqtool says that the queue will
+    now drop messages beyond the limit of its operator policy. If the new policy only removes a limit, mqtool reports no
+    loss.
     """
     rejects, limit = policy(overflow="reject-publish"), [policy(max_length=4)]
     assert lost(new, queue(), policies=[rejects], operator=limit) == [
@@ -424,8 +426,8 @@ def test_losses_are_counted_without_permission_to_read_policies(refusal: Excepti
 
 
 def test_the_losses_of_all_queues_are_listed() -> None:
-    """mqtool lists each queue that a new policy would cause to lose messages, in the broker's order. A queue that would
-    also expire is listed twice.
+    """mqtool lists each queue in which a new policy would cause losses, in the broker's order. A queue that would drop
+    messages and would also expire is listed twice.
     """
     new = policy(max_length=4, expires=1000)
     found = lost(new, queue(name="a"), queue(2, name="b"), queue(0, name="c"), queue(type="stream"), queue(name="d"))

@@ -38,9 +38,7 @@ def dues(pace: ReplayPace, messages: list[RecordedMessage]) -> list[float]:
 
 
 def test_a_replay_keeps_the_recorded_gaps() -> None:
-    """In a replay, the time between the first message and any other is the same as in the recording, divided by the
-    speed.
-    """
+    """`replay` publishes each message as long after the first one as in the recording, divided by the speed."""
     messages = read(line(5), line(5.25), line(9))
     assert dues(ReplayPace(clock=Clock()), messages) == [0, 0.25, 4]
     assert dues(ReplayPace(2, clock=Clock()), messages) == [0, 0.125, 2]
@@ -48,7 +46,9 @@ def test_a_replay_keeps_the_recorded_gaps() -> None:
 
 
 def test_a_late_replayed_message_does_not_delay_later_ones() -> None:
-    """If a replayed message is late, later messages are still due as long after the first one as in the recording."""
+    """If `replay` publishes a message late, later messages are not delayed: they are due as long after the first
+    message as in the recording.
+    """
     clock = Clock()
     pace = ReplayPace(clock=clock)
     first, second, third = read(line(0), line(1), line(2))
@@ -59,9 +59,9 @@ def test_a_late_replayed_message_does_not_delay_later_ones() -> None:
 
 
 def test_a_replayed_message_with_an_earlier_timestamp_is_due_immediately() -> None:
-    """A replayed message whose timestamp is earlier than that of the message before it is due immediately. If its
-    timestamp is more than a second earlier, or if it is the first message of a file, the times of later messages are
-    relative to this message.
+    """If a recorded message has an earlier timestamp than the message before it, `replay` publishes it immediately. If
+    the timestamp is more than 1 s earlier, or if the message begins another file, the times of later messages are
+    measured from this message.
     """
     assert dues(ReplayPace(clock=Clock()), read(line(3), line(4), line(3.5), line(5))) == [0, 1, 1, 2]
     assert dues(ReplayPace(clock=Clock()), read(line(8), line(9), line(2), line(3))) == [0, 1, 1, 2]
@@ -125,8 +125,8 @@ def test_a_replayed_message_goes_to_its_exchange_or_queue_unless_another_is_give
 
 
 def test_a_replay_drops_and_sets_headers() -> None:
-    """A replay first drops the headers that it is told to drop, and then sets others. The remaining headers keep their
-    values and types.
+    """`replay` first removes the headers that its options say to drop, and then sets those that its options add. All
+    other headers keep their values and types.
     """
     given = line(headers={"x-death": [], "n": 1, "raw": {"$bytes": "AA=="}}, properties={"type": "t", "user_id": "app"})
     [message] = read(given, changes=Changes(dropped_headers=["x-death", "none"], headers={"n": 2, "replayed": True}))

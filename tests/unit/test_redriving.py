@@ -98,8 +98,8 @@ def died_in(queue: str) -> dict[str, Any]:
 
 
 def test_the_origin_of_a_dead_letter_of_worker_follows_from_the_name_of_its_dead_letter_queue() -> None:
-    """`worker` publishes dead letters to QUEUE.dlq through the default exchange. mqtool takes QUEUE as the origin of
-    such a dead letter, without asking the management API.
+    """`worker` publishes dead letters to QUEUE.dlq through the default exchange. mqtool knows from this name that such
+    a dead letter came from QUEUE, without asking the management API.
     """
 
     def api() -> Management:
@@ -120,8 +120,8 @@ def test_the_origin_of_a_dead_letter_of_worker_follows_from_the_name_of_its_dead
 def test_a_dead_letters_origin_is_proven_if_the_queue_dead_letters_in_the_same_way(
     arguments: dict[str, Any], exchange: str, key: str
 ) -> None:
-    """A dead letter is proven to be from the queue that its headers name if that queue dead-letters to the exchange to
-    which the dead letter was published, and with the same routing key.
+    """A dead letter's headers name the queue that it came from. This is proven if that queue dead-letters to the
+    exchange to which the dead letter was published, and with the same routing key.
     """
     assert origins({"orders": arguments}, "all.dlq").of(letter(died_in("orders"), exchange, key)) == "orders"
 
@@ -152,9 +152,9 @@ def test_a_dead_letters_origin_is_proven_if_the_queue_dead_letters_in_the_same_w
 def test_if_a_dead_letters_origin_is_not_proven_the_error_says_why(
     queues: dict[str, Any], dead: Delivery, why: str
 ) -> None:
-    """A dead letter's origin is not proven if its headers name no queue, or if they name a queue that does not exist,
-    cannot be looked up, or dead-letters in another way than this dead letter was published. The error says which of
-    these is the case.
+    """It is not proven which queue a dead letter came from if its headers name no queue, or if they name a queue that
+    does not exist, cannot be looked up, or dead-letters to another exchange or with another routing key. The error says
+    which of these is the case.
     """
     with pytest.raises(Unproven) as error:
         origins(queues).of(dead)

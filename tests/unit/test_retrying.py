@@ -123,8 +123,8 @@ def test_the_delay_before_each_retry_doubles_up_to_the_maximum(
 
 
 def test_after_thousands_of_retries_the_delay_is_still_the_maximum() -> None:
-    """A message that has failed thousands of times waits for the maximum delay before the next retry, and the doubled
-    delay does not overflow.
+    """Before each retry of a message that has failed thousands of times, `worker` waits for the maximum delay.
+    Computing the doubled delay does not overflow.
     """
     assert RetryPolicy(retries=10_000).delay(5_000) == 300
 
@@ -201,8 +201,8 @@ def test_a_program_that_exits_with_65_rejects_its_message() -> None:
 )
 def test_a_message_too_large_for_its_history_is_dead_lettered_without_its_headers(error: Exception) -> None:
     """If a failed message's headers are so large that `worker` cannot add the message's history, the message is
-    dead-lettered instead of retried. If the headers are too large even for that, the message loses its own headers, and
-    both the notice and the header mqtool-last-error report this.
+    dead-lettered instead of retried. If the broker accepts no message with these headers in the dead-letter queue,
+    `worker` drops the headers, and says so in the notice and in the header mqtool-last-error.
     """
     channel, notices = FakeChannel(error, error, CONFIRMED), list[str]()
     assert retrying(channel, retries=2, notice=notices.append).retry(AGAIN, "exit status 1") is False
@@ -217,8 +217,8 @@ def test_a_message_too_large_for_its_history_is_dead_lettered_without_its_header
 
 
 def test_a_message_that_fits_into_the_dead_letter_queue_keeps_its_headers() -> None:
-    """A failed message that is too large for the wait queue, but not for the dead-letter queue, is dead-lettered with
-    its own headers.
+    """If a failed message's headers are too large for a retry, but not for the dead-letter queue, `worker` dead-letters
+    the message with its own headers.
     """
     channel, notices = FakeChannel(BadData("too large"), CONFIRMED), list[str]()
     assert retrying(channel, retries=2, notice=notices.append).retry(AGAIN, "exit status 1") is False

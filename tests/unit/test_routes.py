@@ -173,8 +173,8 @@ def test_arguments_override_policies_in_routes() -> None:
 
 
 def test_route_names_an_exchange_of_unknown_type() -> None:
-    """If `route` does not know the type of an exchange, it lists no queues for this exchange, and names it as an
-    exchange of unknown type.
+    """If `route` does not know the type of an exchange, it lists no queues for this exchange, and says that the type is
+    unknown.
     """
     bound = [Binding("h", "q", "1")]
     route = Router(Definitions.of([Exchange("h", "x-consistent-hash")], [Queue("q")], bound)).route("h", "k")

@@ -90,8 +90,8 @@ def wait_for_the_end(pid: int) -> None:
     ],
 )
 def test_the_reason_of_a_failure_is_the_exit_status_and_the_last_line_of_stderr(ending: Ending, reason: str) -> None:
-    """The reason why a program failed names its exit status, the signal that ended it or the limit that it exceeded,
-    and up to 300 characters of the last line of its stderr that is not blank.
+    """If a program that `worker` runs fails, the reason contains its exit status, the signal that ended it or the limit
+    that it exceeded, and up to 300 characters of the last line of its stderr that is not blank.
     """
     assert ending.reason == reason
 
@@ -102,7 +102,9 @@ def test_the_reason_of_a_failure_is_the_exit_status_and_the_last_line_of_stderr(
 def test_a_programs_status_is_its_exit_status_or_128_and_the_signal(
     run: Callable[..., Ending], script: str, status: int
 ) -> None:
-    """The status of a program is its exit status, or 128 plus the number of the signal that ended it."""
+    """The status of a program that `worker` runs is its exit status or, if a signal ended it, 128 plus the signal's
+    number.
+    """
     assert run(shell(script)) == Ending(status)
 
 
@@ -114,8 +116,8 @@ def test_a_program_gets_the_message_on_stdin_and_its_output_is_returned(run: Cal
 
 
 def test_a_program_has_the_environment_of_mqtool_and_the_variables_of_its_message(run: Callable[..., Ending]) -> None:
-    """A program inherits mqtool's environment variables, and also gets those of its message. If two variables have the
-    same name, the program gets the one of the message.
+    """A program that `worker` runs inherits mqtool's environment variables, and gets additional variables that describe
+    its message. If two variables have the same name, the program gets the message's.
     """
     request = shell("echo $A $B $C", environment={b"B": b"2", b"C": b"3"})
     assert run(request, {b"A": b"1", b"B": b"x"}).stdout == b"1 2 3\n"
@@ -123,15 +125,17 @@ def test_a_program_has_the_environment_of_mqtool_and_the_variables_of_its_messag
 
 @pytest.mark.parametrize("size", [0, 1, 4096, 4097, 65536, 65537, 1_000_000])
 def test_a_body_of_any_size_reaches_the_program_and_comes_back(run: Callable[..., Ending], size: int) -> None:
-    """A program reads the whole body of a message, whatever its size, up to the end of its stdin."""
+    """A program that `worker` runs can read the whole body of a message from its stdin, whatever the size. At the end
+    of the body, it reads end of file.
+    """
     body = os.urandom(size)
     assert run(shell("cat", body)) == Ending(0, b"", body)
 
 
 @pytest.mark.parametrize("script", ["exit 0", "exec <&-; sleep 0.05", "head -c 5"])
 def test_a_program_need_not_read_its_input(run: Callable[..., Ending], script: str) -> None:
-    """If a program does not read a large body to the end, or closes its stdin, the worker still gets its exit status
-    and its output.
+    """If a program that `worker` runs does not read a large body to the end, or closes its stdin, the worker still gets
+    the program's exit status and output.
     """
     ending = run(shell(script, b"x" * 1_000_000))
     assert (ending.status, ending.stderr) == (0, b"")
@@ -141,7 +145,9 @@ def test_a_program_need_not_read_its_input(run: Callable[..., Ending], script: s
 def test_the_end_of_stderr_is_returned_and_all_of_it_is_shown(
     run: Callable[..., Ending], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The last 2,000 bytes of a program's stderr are returned, and all of its stderr is written to mqtool's stderr."""
+    """The result of a program that `worker` runs contains the last 2,000 bytes of the program's stderr. All of its
+    stderr is written to mqtool's stderr.
+    """
     ending = run(shell("printf '%070000d' 1 >&2; printf end >&2"))
     assert ending.stderr == b"0" * 1996 + b"1end"
     assert capfd.readouterr().err == "0" * 69_999 + "1end"
@@ -150,15 +156,17 @@ def test_the_end_of_stderr_is_returned_and_all_of_it_is_shown(
 def test_a_program_whose_output_is_not_captured_writes_to_mqtools_stdout(
     run: Callable[..., Ending], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """If a program's stdout is not captured, the program writes directly to mqtool's stdout. No stdout is returned."""
+    """If `worker` does not capture the stdout of a program, the program writes directly to mqtool's stdout, and the
+    program's result contains no stdout.
+    """
     assert run(shell("echo out; echo err >&2", capture=None)) == Ending(0, b"err\n")
     assert capfd.readouterr() == ("out\n", "err\n")
 
 
 @pytest.mark.parametrize("limit", [99_999, 100_000, 0])
 def test_a_program_that_prints_too_much_is_killed(run: Callable[..., Ending], limit: int) -> None:
-    """A program that prints more bytes than its limit is killed, and its stdout is discarded. A program that prints
-    exactly as many bytes as its limit is not killed.
+    """If a program that `worker` runs prints more bytes than its limit, it is killed, and its stdout is discarded. A
+    program that prints exactly as many bytes as its limit is not killed.
     """
     began = time.monotonic()
     ending = run(shell(f"printf '%0100000d' 1{'; exec sleep 60' if limit < 100_000 else ''}", capture=limit))
@@ -183,8 +191,8 @@ def test_a_program_that_exits_right_after_it_has_printed_too_much_has_exceeded_t
 def test_a_program_and_its_child_processes_are_killed_at_the_timeout(
     run: Callable[..., Ending], monkeypatch: pytest.MonkeyPatch, *, has_pidfd: bool
 ) -> None:
-    """At its timeout, a program is killed, together with all processes of its process group. Its output up to then is
-    returned.
+    """When a program that `worker` runs reaches its timeout, all processes of its process group are killed. The output
+    that it has printed until then is returned.
     """
     if not has_pidfd:
         monkeypatch.delattr(os, "pidfd_open")
@@ -195,7 +203,7 @@ def test_a_program_and_its_child_processes_are_killed_at_the_timeout(
 
 
 def test_a_timeout_that_is_not_reached_has_no_effect(run: Callable[..., Ending]) -> None:
-    """A program that exits before its timeout does not count as timed out."""
+    """A program that `worker` runs does not count as timed out if it exits before its timeout."""
     assert run(shell("exit 3", timeout=60.0)) == Ending(3)
 
 
@@ -219,8 +227,8 @@ def test_a_programs_end_is_noticed_on_systems_without_pidfd(
 
 
 def test_a_program_has_ended_even_if_its_child_process_keeps_its_output_open(run: Callable[..., Ending]) -> None:
-    """A program has ended when its own process ends, even if a child process still runs and keeps the program's stdout
-    open.
+    """`worker` considers a program as ended when the program's own process ends, even if a child process is still
+    running and keeps the program's stdout open.
     """
     began = time.monotonic()
     ending = run(shell("sleep 60 & echo $!"))
@@ -229,7 +237,7 @@ def test_a_program_has_ended_even_if_its_child_process_keeps_its_output_open(run
 
 
 def test_a_program_has_its_own_process_group_and_the_default_for_sigpipe(run: Callable[..., Ending]) -> None:
-    """A program is the leader of a new process group, and SIGPIPE ends the program, as in a shell."""
+    """A program that `worker` runs is the leader of a new process group. As in a shell, SIGPIPE ends the program."""
     fields = run(shell("cat /proc/$$/stat")).stdout.decode().rpartition(") ")[2].split()
     own = run(shell("echo $$; cat /proc/$$/stat")).stdout.decode().splitlines()
     assert own[1].rpartition(") ")[2].split()[2] == own[0]
@@ -241,13 +249,15 @@ def test_a_program_has_its_own_process_group_and_the_default_for_sigpipe(run: Ca
 
 
 def test_a_program_that_closes_its_output_early_keeps_running(run: Callable[..., Ending]) -> None:
-    """A program that closes its stdout and stderr keeps running until it exits, and its exit status is returned."""
+    """If a program that `worker` runs closes its stdout and stderr, the worker waits until the program exits, and gets
+    its exit status.
+    """
     assert run(shell("exec >&- 2>&-; sleep 0.1; exit 5")).status == 5
 
 
 def test_a_program_is_killed_if_its_worker_dies() -> None:
-    """If a worker dies, its runner, which is the process that runs the worker's programs, kills the process group of
-    the running program and exits. The broker redelivers the message to another worker.
+    """If `worker` is killed, its runner (the process that starts the worker's programs) kills the process group of the
+    running program and exits. The broker redelivers the message to another worker.
     """
     ours, theirs = socket.socketpair()
     with theirs:
@@ -259,7 +269,7 @@ def test_a_program_is_killed_if_its_worker_dies() -> None:
 
 
 def test_no_pipe_stays_open_if_a_program_cannot_be_started(run: Callable[..., Ending]) -> None:
-    """If a program cannot be started, its pipes are closed. A fixture of these tests checks this."""
+    """If a program that `worker` runs cannot be started, all pipes that were opened for the program are closed."""
     with pytest.raises(FileNotFoundError):
         run(shell("")._replace(path="/does/not/exist"))
 
@@ -273,8 +283,8 @@ def test_no_pipe_stays_open_if_a_program_cannot_be_started(run: Callable[..., En
     ],
 )
 def test_a_program_that_cannot_be_started_has_the_exit_status_of_a_shell(number: int, ending: Ending) -> None:
-    """If a program is not found, its exit status is 127; if it cannot be executed, 126; and if its message does not fit
-    into the environment, 65.
+    """If `worker` cannot start a program, the exit status is 127 if the program is not found, 126 if it cannot be
+    executed, and 65 if its message does not fit into the environment.
     """
     assert _not_started(OSError(number, "why")) == ending
 
@@ -314,9 +324,9 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[Endin
 def test_a_runner_runs_one_program_after_another_until_its_worker_ends(
     served: Callable[..., list[Ending]], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A runner is a process that runs programs for `worker`: one after another, even after a program that could not be
-    started, until the worker ends. A runner has its own process group, so that Ctrl-C reaches only the worker, and the
-    default handlers for SIGINT and SIGTERM.
+    """A runner is a process that runs programs for `worker`, one after another, until the worker ends. It continues
+    after a program that could not be started. A runner has its own process group, so that Ctrl-C reaches only the
+    worker, and it has the default handlers for SIGINT and SIGTERM.
     """
     missing = shell("")._replace(path="/does/not/exist")
     endings = served(
@@ -350,8 +360,8 @@ class Started:
 
 def test_a_program_that_a_killed_runner_should_run_has_exit_status_126() -> None:
     """`worker` starts its programs through separate processes, called runners. If a runner is killed, the next program
-    that this runner should have started counts as having exited with 126, the status for a program that cannot be
-    executed. The other runners still run programs.
+    that it was to run counts as having exited with 126, as if it could not be executed. The other runners are not
+    affected.
     """
     first = Started(A="a")
     second = Started(first)
@@ -367,8 +377,8 @@ def test_a_program_that_a_killed_runner_should_run_has_exit_status_126() -> None
 
 
 def test_a_runner_ends_with_its_worker_even_if_a_later_runner_has_inherited_its_socket() -> None:
-    """A runner, the process that runs programs for `worker`, ends when the worker closes the socket to this runner,
-    even if another runner, which was started later and has inherited this socket, is still running.
+    """A runner, which is a process that runs programs for `worker`, ends when the worker closes its socket to the
+    runner. It ends even if a runner that was started later has inherited the socket and is still running.
     """
     first = Started()
     second = Started(first)
@@ -410,9 +420,9 @@ def pipe() -> Iterator[tuple[_Stderr, int]]:
 
 
 def test_a_runner_does_not_block_if_mqtools_stderr_is_a_full_pipe(pipe: tuple[_Stderr, int]) -> None:
-    """If mqtool's stderr is a full pipe that no process reads, the runner, which is the process that runs a worker's
-    programs, keeps a program's stderr in memory, and writes it once there is room in the pipe. The file descriptor of
-    mqtool's stderr stays blocking, because other processes use it, too.
+    """A runner, which is a process that runs programs for `worker`, does not block if mqtool's stderr is a full pipe.
+    It keeps the program's stderr in memory, and writes it when there is room in the pipe. The file descriptor of
+    mqtool's stderr stays blocking, because it is shared with other processes.
     """
     stderr, reading = pipe
     assert stderr.descriptor != 2
@@ -441,8 +451,8 @@ def test_a_programs_stderr_is_dropped_once_the_reader_of_mqtools_stderr_has_ende
 
 
 def test_the_rest_of_stderr_is_written_before_a_runner_ends(pipe: tuple[_Stderr, int]) -> None:
-    """Before the process that runs a worker's programs ends, it writes the rest of its program's stderr, as fast as
-    mqtool's stderr is read.
+    """Before a runner, which is a process that runs programs for `worker`, ends, it writes the rest of its program's
+    stderr, as fast as the reader of mqtool's stderr reads.
     """
     stderr, reading = pipe
     stderr.write(b"a" * (3 * PIPE_SIZE))
@@ -462,7 +472,9 @@ def test_the_rest_of_stderr_is_written_before_a_runner_ends(pipe: tuple[_Stderr,
 def test_a_runner_ends_even_if_nobody_reads_mqtools_stderr(
     pipe: tuple[_Stderr, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If nobody reads mqtool's stderr, a runner waits only for a limited time before it ends."""
+    """If mqtool's stderr is a pipe that is full and is not read, a runner (a process that runs programs for `worker`)
+    ends after a limited time, without writing the rest of its program's stderr.
+    """
     monkeypatch.setattr(runners, "_PATIENCE", 10)
     stderr, _ = pipe
     stderr.write(b"a" * (2 * PIPE_SIZE))
@@ -471,8 +483,8 @@ def test_a_runner_ends_even_if_nobody_reads_mqtools_stderr(
 
 
 def test_a_runner_writes_the_rest_of_stderr_until_its_next_request_arrives(pipe: tuple[_Stderr, int]) -> None:
-    """While a runner waits for the next request of its worker, it writes the rest of its last program's stderr. It
-    stops writing as soon as a request arrives.
+    """While a runner, which runs programs for `worker`, has no program to run, it writes the rest of its last program's
+    stderr. It stops writing as soon as the worker requests the next program.
     """
     stderr, reading = pipe
     stderr.write(b"a" * (2 * PIPE_SIZE))
@@ -494,8 +506,8 @@ def test_a_runner_writes_the_rest_of_stderr_until_its_next_request_arrives(pipe:
 def test_none_of_a_programs_stderr_is_lost_if_mqtools_stderr_is_read_slowly(
     pipe: tuple[_Stderr, int], worker: tuple[socket.socket, socket.socket]
 ) -> None:
-    """If a program writes more to stderr than the pipe of mqtool's stderr can hold, a runner reads the rest only when
-    there is room again. All of the program's stderr is written, and the program ends normally.
+    """If a program of `worker` writes more to stderr than fits into the pipe of mqtool's stderr, the rest waits until
+    there is room again. All of it is written in the end, and the program ends normally.
     """
     stderr, reading = pipe
     running = _Run(shell("printf '%0500000d' 1 >&2"), PATH, worker[1], stderr)
@@ -515,8 +527,8 @@ def test_none_of_a_programs_stderr_is_lost_if_mqtools_stderr_is_read_slowly(
 
 
 def test_a_runner_does_not_block_if_mqtools_stderr_is_a_socket() -> None:
-    """If mqtool's stderr is a socket, as in a systemd service, a runner keeps in memory what the socket does not
-    accept, and writes it later.
+    """If mqtool's stderr is a socket, as in a systemd service, the process that runs a worker's programs keeps in
+    memory what the socket does not accept, and writes it later.
     """
     ours, theirs = socket.socketpair()
     with ours, theirs, as_stderr(theirs.fileno()):
@@ -543,7 +555,9 @@ def test_a_runner_does_not_block_if_mqtools_stderr_is_a_socket() -> None:
 
 
 def test_a_programs_stderr_is_written_at_once_if_mqtools_stderr_is_a_file(tmp_path: Path) -> None:
-    """If mqtool's stderr is a file, a runner writes its program's stderr at once to the same file descriptor."""
+    """If mqtool's stderr is a file, the stderr of a program that `worker` runs is written to it immediately, through
+    the same file descriptor.
+    """
     end = os.open(tmp_path / "stderr", os.O_CREAT | os.O_WRONLY)
     with as_stderr(end):
         os.close(end)
@@ -556,7 +570,9 @@ def test_a_programs_stderr_is_written_at_once_if_mqtools_stderr_is_a_file(tmp_pa
 
 
 def test_a_runner_does_not_block_if_mqtools_stderr_is_a_terminal() -> None:
-    """If mqtool's stderr is a terminal, a runner writes its program's stderr to this terminal without blocking."""
+    """If mqtool's stderr is a terminal, the process that runs a worker's programs writes their stderr to this terminal
+    without blocking.
+    """
     leader, follower = os.openpty()
     with as_stderr(follower):
         stderr = _Stderr()

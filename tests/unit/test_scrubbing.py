@@ -45,8 +45,8 @@ def same_shape(before: str, after: str) -> bool:
 
 @given(st.lists(words, min_size=1, max_size=4))
 def test_scrub_replaces_a_word_with_another_of_the_same_shape(parts: list[str]) -> None:
-    """`scrub` replaces each word with another that has letters and digits in the same positions, and equal words with
-    equal words.
+    """`scrub` replaces each word with another one that has letters and digits in the same positions. Equal words get
+    the same replacement.
     """
     text = "-_.@ "[len(parts)].join(parts)
     after = PSEUDONYMS.text(text)
@@ -71,7 +71,9 @@ def test_scrub_replaces_different_words_with_different_words(alphabet: str, leng
 
 @given(st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False))
 def test_scrub_replaces_a_number_with_another_of_as_many_digits(number: float) -> None:
-    """`scrub` replaces a number with one that has as many digits, and a 64-bit integer with a 64-bit integer."""
+    """`scrub` replaces a number with one of the same sign and the same number of digits. A 64-bit integer remains
+    one.
+    """
     text = json.dumps(number)
     after = PSEUDONYMS.number(text)
     assert type(json.loads(after)) is type(number)
@@ -130,8 +132,8 @@ def shape(value: Any) -> Any:
 @settings(max_examples=50)
 @given(st.dictionaries(st.text(max_size=5), values, max_size=4), values, words)
 def test_no_long_word_is_left_after_scrubbing(headers: dict[str, Any], body: Any, key: str) -> None:
-    """After `scrub`, a message contains no long word of its original headers, ids, routing key or body. Its structure,
-    types, timestamp, exchange and queue are unchanged.
+    """After `scrub`, a message contains no word of 8 or more letters and digits from its original headers, ids, routing
+    key or body. Its structure, types, timestamp, exchange and queue are unchanged.
     """
     line = {
         "timestamp": "2026-01-31T12:00:00.000Z", "exchange": "logs", "routing_key": key, "queue": "q",
@@ -153,8 +155,8 @@ def test_no_long_word_is_left_after_scrubbing(headers: dict[str, Any], body: Any
 
 
 def test_scrub_replaces_equal_values_with_equal_values() -> None:
-    """`scrub` replaces equal values with equal values, in all fields of a message and in each run with the
-    same seed.
+    """With the same seed, `scrub` replaces equal values with equal values, in all fields of a message and in each
+    run.
     """
     line = {"exchange": "", "routing_key": "q", "headers": {"user": "alice", "id": 1742}, "body": "alice bought 1742"}
     after = scrubbed(line)
@@ -217,8 +219,8 @@ def test_scrub_refuses_a_line_that_is_not_a_message(bad: bytes) -> None:
 
 
 def test_scrub_replaces_headers_that_repeat_x_death() -> None:
-    """`scrub` replaces the values of headers such as x-first-death-queue, because a publisher can set them
-    to anything.
+    """`scrub` replaces the values of x-first-death-queue, x-last-death-reason and similar headers, because a publisher
+    could have set them to anything.
     """
     headers = {f"x-{which}-death-{what}": "Secret1" for which in ("first", "last") for what in ("queue", "reason")}
     line = scrubbed({"version": 1, "body": "", "headers": headers})

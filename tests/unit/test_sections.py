@@ -27,9 +27,9 @@ from mqtool.message import Delivery, Message
     ],
 )
 def test_an_address_names_an_exchange_and_a_routing_key(exchange: str, key: str, address: str) -> None:
-    """The AMQP 1.0 address of a message is /exchanges/ with the exchange and the routing key or, for the default
-    exchange, /queues/ with the queue. Names are percent-encoded, and may contain bytes that are not UTF-8. With the
-    default exchange, a routing key that is already an address is used unchanged, for replies.
+    """The AMQP 1.0 address of a message is /exchanges/EXCHANGE/KEY or, for the default exchange, /queues/QUEUE. Names
+    are percent-encoded, and may contain bytes that are not UTF-8. If a reply is published to the default exchange, and
+    its routing key is already an address such as /exchanges/x/k, this address is used unchanged.
     """
     assert exchange_address(exchange, key) == address
     if not key.startswith("/"):
@@ -38,7 +38,7 @@ def test_an_address_names_an_exchange_and_a_routing_key(exchange: str, key: str,
 
 
 def test_a_message_without_an_address_has_neither_exchange_nor_routing_key() -> None:
-    """Without an address, a message goes to the default exchange with an empty routing key."""
+    """If an AMQP 1.0 message has no address, its exchange is the default exchange, and its routing key is empty."""
     assert exchange_and_key(None) == exchange_and_key("") == exchange_and_key("q") == ("", "")
     assert exchange_and_key("/queues/") == ("", "")
     assert exchange_address("x") == "/exchanges/x"
@@ -61,9 +61,9 @@ PROPERTIES: dict[str, Any] = {
 
 
 def test_each_property_has_its_place_in_an_amqp_1_0_message() -> None:
-    """Each property of a message is sent in the section where RabbitMQ expects it: delivery mode, priority and
-    expiration in the header; the type, x- headers and CC as annotations; other headers as application properties; the
-    other properties in the properties section.
+    """Over AMQP 1.0, each property of a message is sent in the section where RabbitMQ expects it: delivery mode,
+    priority and expiration in the header; the type, x- headers and CC as annotations; other headers as application
+    properties; the other properties in the properties section.
     """
     sent = Amqp10Message.decode(encode(Message(b"body", properties=PROPERTIES, message_id="id"), to="/queues/q"))
     assert sent == Amqp10Message(
@@ -84,7 +84,7 @@ def test_each_property_has_its_place_in_an_amqp_1_0_message() -> None:
 
 
 def test_a_message_arrives_with_the_properties_with_which_it_was_sent() -> None:
-    """A message that is encoded and decoded for AMQP 1.0 has the same body, message id, properties and headers as
+    """After a message was encoded and decoded for AMQP 1.0, it has the same body, message id, properties and headers as
     before. The address to which it was sent is not one of its properties.
     """
     data = encode(Message(b"body", properties=PROPERTIES, message_id="id"), to="/queues/q")
@@ -132,8 +132,8 @@ def test_a_body_of_any_size_arrives_unchanged(
 def test_a_message_without_a_delivery_mode_is_durable_if_its_sender_is_persistent(
     persistent: bool, properties: dict[str, Any], header: MessageHeader
 ) -> None:
-    """A message with delivery mode 2 is sent as durable, and one with delivery mode 1 is not. A message without a
-    delivery mode is sent as durable if its sender is persistent.
+    """Over AMQP 1.0, a message with delivery mode 2 is sent as durable, and one with delivery mode 1 is not. A message
+    without a delivery mode is sent as durable only if its sender is persistent.
     """
     assert Amqp10Message.decode(encode(Message(b"", properties=properties), persistent=persistent)).header == header
 
@@ -172,9 +172,9 @@ def test_a_property_that_amqp_1_0_cannot_express_raises_an_error(
 
 
 def test_properties_but_not_header_names_may_contain_bytes_that_are_not_utf_8() -> None:
-    """The values of properties, the message id and the address may contain bytes that are not UTF-8. If the name of a
-    header is not UTF-8, encoding the message raises UsageError. In a header that becomes an annotation, a name that is
-    not ASCII has "?" instead.
+    """When a message is encoded for AMQP 1.0, its properties, message id and address may contain bytes that are not
+    UTF-8. A header name that is not UTF-8 raises UsageError. In the name of an x- header, which becomes an annotation,
+    "?" replaces each character that is not ASCII.
     """
     properties = {"app_id": "\udcff", "type": "\udcfe"}
     data = encode(Message(b"", properties=properties, message_id="\udcfd"), to="/queues/\udcfc")
@@ -215,8 +215,8 @@ def test_a_delivery_has_the_exchange_and_the_routing_key_of_its_message() -> Non
 
 
 def test_dead_letters_have_their_deaths_in_x_death() -> None:
-    """RabbitMQ lists the deaths of a dead letter in an annotation over AMQP 1.0. The delivery has them in the header
-    x-death, with the field names that x-death has over AMQP 0-9-1.
+    """Over AMQP 1.0, RabbitMQ describes why a message was dead-lettered in the annotation x-opt-deaths. A delivery has
+    this information in the header x-death, with the field names of AMQP 0-9-1.
     """
     death = {
         Symbol("queue"): "q", Symbol("reason"): Symbol("expired"), Symbol("count"): 2,
@@ -257,16 +257,16 @@ def test_headers_come_from_application_properties_and_annotations() -> None:
     ],
 )
 def test_a_delivery_is_redelivered_if_first_acquirer_is_false(header: MessageHeader, *, redelivered: bool) -> None:
-    """A delivery counts as redelivered if first-acquirer in the message's header is false. If first-acquirer is
-    missing, the delivery counts as redelivered if delivery-count is above 0.
+    """Over AMQP 1.0, a delivery counts as redelivered if first-acquirer in the message's header section is false or, if
+    first-acquirer is missing, if delivery-count is above 0.
     """
     for _ in range(2):
         assert received(header=header).redelivered is redelivered
 
 
 def test_the_header_section_becomes_delivery_mode_priority_and_expiration() -> None:
-    """The fields durable, priority and ttl of a message's header section become the properties delivery mode, priority
-    and expiration. A field that is not set becomes no property.
+    """The fields durable, priority and ttl in the header section of an AMQP 1.0 message become the properties delivery
+    mode, priority and expiration. A field that is not set becomes no property.
     """
     found = received(header=MessageHeader(durable=True, priority=UInt8(0), ttl=UInt32(0)))
     assert found.properties == {"delivery_mode": 2, "priority": 0, "expiration": "0"}
@@ -274,9 +274,9 @@ def test_the_header_section_becomes_delivery_mode_priority_and_expiration() -> N
 
 
 def test_properties_of_other_types_become_text() -> None:
-    """If a property of a message is not text, such as a message id that is a number, or a user id of bytes, it becomes
-    text. Fields that AMQP 0-9-1 does not have are left out. If reply-to is the address of a queue, the property
-    reply_to is the queue's name; any other address is kept as an address.
+    """If a property of an AMQP 1.0 message has another type, such as a number as message id, mqtool converts it to
+    text. Properties that AMQP 0-9-1 does not have are left out. If reply-to is the address of a queue, mqtool's
+    property reply_to is the queue's name; any other address is unchanged.
     """
     found = received(
         properties=BareProperties(
@@ -299,8 +299,8 @@ def test_properties_of_other_types_become_text() -> None:
 
 
 def test_a_reply_to_that_is_an_address_is_sent_unchanged() -> None:
-    """A reply_to that is an AMQP 1.0 address is sent unchanged. Any other reply_to is the name of a queue, and is sent
-    as the queue's address.
+    """Over AMQP 1.0, a reply_to that is already an address is sent unchanged. Any other reply_to is the name of a
+    queue, and is sent as the queue's address.
     """
     for reply_to, expected in (("/exchanges/x/k", "/exchanges/x/k"), ("q 1", "/queues/q%201")):
         assert Amqp10Message.decode(encode(Message(b"", properties={"reply_to": reply_to}))).properties == (
@@ -324,8 +324,9 @@ def test_a_reply_to_that_is_an_address_is_sent_unchanged() -> None:
     ids=["data", "none", "text", "long text", "bytes", "long bytes", "number", "map", "sequence"],
 )
 def test_a_body_that_is_not_bytes_keeps_its_encoding(body: bytes, expected: bytes, kind: str | None) -> None:
-    """If the body of an AMQP 1.0 message is data, text or bytes, the delivery's body contains these bytes. Any other
-    body stays encoded, and the delivery has the type amqp-1.0, so that sending its body again sends the same value.
+    """If the body of an AMQP 1.0 message is data, text or bytes, the delivery's body consists of these bytes. Any other
+    body, such as a number or a map, stays encoded, and the delivery's type is amqp-1.0. If mqtool publishes this
+    delivery again over AMQP 1.0, the body has the same value.
     """
     found = received(body=body, message_annotations={Symbol("x-basic-type"): "own"})
     assert (found.body, found.properties["type"]) == (expected, kind or "own")
@@ -336,7 +337,9 @@ def test_a_body_that_is_not_bytes_keeps_its_encoding(body: bytes, expected: byte
 
 @pytest.mark.parametrize("damage", ["section", "size", "body"])
 def test_a_message_that_cannot_be_decoded_is_passed_on_whole(damage: str) -> None:
-    """If an AMQP 1.0 message is damaged, all its bytes are the body of the delivery, which has no properties."""
+    """If mqtool receives a damaged AMQP 1.0 message, the delivery's body consists of all bytes of the message, and the
+    delivery has no properties.
+    """
     data = Amqp10Message(properties=BareProperties(message_id="id"), body=data_section(b"body")).encode()
     broken = {"section": b"\x01" + data[1:], "size": data[:-1], "body": data + b"\x00\x53\x75\xb0\x00\x00\x01\x00x"}[
         damage
@@ -345,8 +348,8 @@ def test_a_message_that_cannot_be_decoded_is_passed_on_whole(damage: str) -> Non
 
 
 def test_at_most_256_decoded_header_and_annotation_sections_are_cached() -> None:
-    """Header sections and annotations that repeat are decoded only once. At most 256 different ones are cached, each of
-    less than 512 bytes, so that a client's memory does not grow.
+    """Header sections and annotations that occur in many AMQP 1.0 messages are decoded only once. At most 256 different
+    ones are cached, each of less than 512 bytes, so that a client needs little memory.
     """
     for cache in (sections._headers_cache, sections._annotations_cache):
         cache.clear()

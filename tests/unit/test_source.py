@@ -45,8 +45,8 @@ def test_input_is_split_at_delimiters_however_it_arrives(given: tuple[bytes, lis
 
 @given(cut_input())
 def test_pauses_in_the_input_are_reported(given: tuple[bytes, list[bytes | None], bytes]) -> None:
-    """If there is a pause in the input of a publishing command, the command gets None instead of a message, so that it
-    can process confirms in the meantime.
+    """While the input of a publishing command pauses, the command gets None instead of a message, so that it can
+    process confirms.
     """
     _, chunks, delimiter = given
     assert list(delimited(iter(chunks), delimiter)).count(None) == chunks.count(None)
@@ -113,8 +113,8 @@ def test_options_set_headers_properties_and_persistence() -> None:
 
 
 def test_unconfirmed_messages_are_saved_before_unread_lines(tmp_path: Path) -> None:
-    """If publishing fails, `send --failed-to` first writes the messages that were not confirmed, and then the input
-    lines that were not yet read.
+    """If `send --failed-to` fails, it writes the remaining messages in the order of the input: first those that were
+    published but not confirmed, then the lines that were not yet read.
     """
     lines = tmp_path / "lines"
     lines.write_bytes(b"".join(b"%d\n" % number for number in range(600)))
@@ -130,8 +130,8 @@ def test_unconfirmed_messages_are_saved_before_unread_lines(tmp_path: Path) -> N
 
 
 def test_each_published_message_has_its_own_id() -> None:
-    """Each message that mqtool publishes gets its own message id, so that a consumer can recognise a duplicate after a
-    reconnection.
+    """Each message that mqtool publishes gets a message id of its own, so that a consumer can recognise a duplicate if
+    mqtool publishes the message again after a reconnection.
     """
     ids = {only(["x"], MessageOptions()).message_id for _ in range(100)}
     assert len(ids) == 100
@@ -146,8 +146,8 @@ def test_each_published_message_has_its_own_id() -> None:
     ],
 )
 def test_the_option_key_pattern_fills_the_routing_key(line: str, key: str) -> None:
-    """The groups of `--key-pattern` fill the placeholders in the routing key. A placeholder whose group does not match
-    becomes "unknown".
+    """The regular expression of `--key-pattern` is matched against a message, and its named groups replace the
+    placeholders in the routing key. A placeholder whose group does not match becomes "unknown".
     """
     import re
 

@@ -71,7 +71,7 @@ def test_a_stream_message_ignores_annotations_with_values_of_the_wrong_type(valu
 
 def test_a_stream_entry_published_over_amqp_0_9_1_has_its_exchange_and_routing_key() -> None:
     """If a stream entry was published over AMQP 0-9-1, mqtool reads its exchange and routing key from RabbitMQ's
-    annotations. When mqtool itself stores a message in a stream, it leaves out headers that are tables.
+    annotations. When mqtool publishes over the stream protocol, it leaves out headers whose values are tables.
     """
     annotations = {"x-exchange": "logs", "x-routing-key": "kern.error"}
     stored = section(0x72, entries._map(annotations, key=0xA3)) + entries.encode(Message(b"body"))
@@ -109,8 +109,8 @@ def compressed(kind: int, data: bytes) -> bytes:
 
 @pytest.mark.parametrize("compression", range(5))
 def test_the_messages_of_a_sub_entry_batch_are_read_one_by_one(compression: int) -> None:
-    """If another stream client has published a sub-entry batch, with any type of compression or none, mqtool reads the
-    messages of the batch one by one.
+    """mqtool reads the messages of a sub-entry batch, in which another stream client has published several messages as
+    one entry, one by one, whatever the batch's compression.
     """
     chunk = batch_of(compressed(compression, PLAIN), compression)
     assert (chunk.first_offset, chunk.records, [*entries.chunk_entries(chunk)]) == (42, 2, [b"one", b"two"])
@@ -118,8 +118,8 @@ def test_the_messages_of_a_sub_entry_batch_are_read_one_by_one(compression: int)
 
 @pytest.mark.parametrize("compression", range(5))
 def test_a_sub_entry_batch_larger_than_it_claims_is_skipped(compression: int) -> None:
-    """A stream reader skips a sub-entry batch that decompresses to more bytes than its header says, because 100
-    compressed bytes could become gigabytes.
+    """If a sub-entry batch of a stream decompresses to more bytes than its header says, a stream reader skips the
+    batch, because 100 compressed bytes could become gigabytes.
     """
     chunk = batch_of(compressed(compression, bytes(1_000_000)), compression, size=100)
     assert [*entries.chunk_entries(chunk)] == [

@@ -28,8 +28,8 @@ from mqtool.inspection.queue_details import ReaderOffsets, reader_findings
 def test_stream_consumers_that_fall_behind_or_miss_messages_are_reported(
     before: ReaderOffsets, now: ReaderOffsets, found: str | None
 ) -> None:
-    """`doctor` reports a stream consumer that falls far behind, and one whose unread messages were deleted by
-    retention.
+    """`doctor` reports a stream consumer that is thousands of messages behind and falls further behind between two
+    measurements. It also reports a stream consumer whose unread messages were deleted by retention.
     """
     reported = [finding.what for finding in reader_findings({("/", "s"): before}, {("/", "s"): now})]
     assert len(reported) == (found is not None)

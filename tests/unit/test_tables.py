@@ -46,8 +46,8 @@ DEEP = [nested(MAX_DEPTH + 1), nested(20_000), nested(450, b"A")]
 
 @pytest.mark.parametrize("value", [*AS_THEY_ARE, *DEEP, b"F" + sized(b"?")], ids=lambda value: value[:9].hex())
 def test_a_received_header_value_is_encoded_to_the_same_bytes(value: bytes) -> None:
-    """If mqtool publishes a received message again, each header value consists of the same bytes, even if it is not
-    UTF-8, deeply nested or damaged.
+    """If mqtool receives a message and publishes it again, each header value is encoded to the same bytes, even if it
+    is not UTF-8, is deeply nested or is damaged.
     """
     table = sized(headers_of((b"h\xff", value), (b"after", b"V")))
     decoded, end = CLIENT.decode_table(table)
@@ -57,8 +57,8 @@ def test_a_received_header_value_is_encoded_to_the_same_bytes(value: bytes) -> N
 
 
 def test_a_header_value_that_python_cannot_represent_is_kept() -> None:
-    """If Python's datetime cannot represent a header's timestamp, for example because it is in milliseconds by mistake,
-    mqtool decodes it as a Timestamp. A value that is nested too deeply stays encoded.
+    """If a header's timestamp is beyond the range of Python's datetime, for example because it is in milliseconds by
+    mistake, mqtool decodes it as a Timestamp. A value that is nested too deeply stays encoded.
     """
     table = headers_of((b"ms", b"T" + pack(">q", 1_700_000_000_000_000)), (b"deep", b"A" + sized(nested(MAX_DEPTH))))
     decoded = CLIENT.decode_table(sized(table))[0]
@@ -73,8 +73,8 @@ def test_a_header_value_that_python_cannot_represent_is_kept() -> None:
 
 @given(some.binary(max_size=60))
 def test_random_bytes_never_break_decoding(octets: bytes) -> None:
-    """Any bytes can be decoded as a field table or as properties without an error. The field that follows a damaged
-    table can still be read.
+    """Decoding any bytes as a field table or as properties raises no error. The field that follows a damaged table can
+    still be read.
     """
     assert isinstance(CLIENT.decode_table(octets)[0], dict)
     _, end = CLIENT.decode_table(sized(octets) + short(b"next"))

@@ -15,8 +15,8 @@ def batch(*bodies: str) -> list[Delivery]:
 
 
 def test_a_tap_with_a_slow_reader_drops_the_oldest_messages_and_counts_them() -> None:
-    """If the reader of a tap is so slow that the tap's buffer is full, the tap drops the oldest messages and counts
-    them. It does not divide a batch that is larger than the buffer.
+    """If the buffer of a tap is full because the tap's reader is slow, the tap drops the oldest batches of messages and
+    counts the dropped messages. A batch that is larger than the buffer is kept whole.
     """
     buffer = Buffer(3)
     buffer.put(batch("1", "2"))
@@ -32,8 +32,9 @@ def test_a_tap_with_a_slow_reader_drops_the_oldest_messages_and_counts_them() ->
 
 
 def test_a_full_tap_buffer_keeps_the_latest_batch_and_a_wake_up() -> None:
-    """If the reader of a tap is to be woken, for example because the connection was lost, and a batch arrives that is
-    larger than the tap's buffer, the buffer keeps both the wake-up and the whole batch.
+    """A tap's buffer contains batches of messages and wake-ups, which tell the reader, for example, that the connection
+    was lost. If a batch arrives that is larger than the buffer, the tap drops older batches, but neither a wake-up nor
+    the new batch.
     """
     buffer = Buffer(1)
     buffer.put(batch("1"))

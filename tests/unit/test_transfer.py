@@ -40,8 +40,8 @@ def with_headers(headers: dict[str, Any], delivery: Delivery = JOB) -> Delivery:
 
 
 def test_a_moved_message_is_persistent_and_does_not_expire() -> None:
-    """If mqtool retries or redrives a message, the message keeps its body, id and other properties, but is persistent,
-    does not expire, and has no user id, because the broker could refuse a user id.
+    """If mqtool retries or redrives a message, the message keeps its body, id and other properties, with three
+    exceptions: it is persistent, has no expiration, and has no user id, because the broker could refuse the user id.
     """
     for message in (failed(JOB, "exit status 1", "other"), redriven(JOB, "other")):
         assert (message.body, message.exchange, message.routing_key) == (b"job", "", "other")
@@ -50,8 +50,9 @@ def test_a_moved_message_is_persistent_and_does_not_expire() -> None:
 
 
 def test_a_failed_message_contains_its_history_and_no_headers_of_the_broker() -> None:
-    """The headers of a failed message say how often and why handling the message failed, which queue it was in, and
-    when it first failed. mqtool removes the broker's own headers and the headers CC and BCC.
+    """When mqtool moves a failed message to another queue, the message's headers say how often and why handling it
+    failed, which queue it was in, and when it first failed. mqtool removes the broker's own headers and the headers CC
+    and BCC.
     """
     message = failed(with_headers({**BROKERS, **COPIES, "x": 1}), "exit status 1", "jobs.wait.1s")
     headers = dict(message.properties["headers"])
@@ -88,8 +89,8 @@ def test_a_redriven_message_has_only_its_publishers_headers_its_origin_and_the_n
 
 
 def test_a_message_for_another_broker_keeps_its_properties() -> None:
-    """A message that is moved to another broker keeps its properties, even its expiration. mqtool removes the user id,
-    unless it logs in as this user on the other broker, and the headers CC, BCC and x-delivery-count.
+    """A message that is moved to another broker keeps its properties, including its expiration. mqtool removes the
+    headers CC, BCC and x-delivery-count, and the user id unless mqtool logs in to the other broker as this user.
     """
     message = elsewhere(with_headers({**COPIES, "x-delivery-count": 1, "x": 1}), "other", "me")
     assert (message.body, message.exchange, message.routing_key, message.message_id) == (b"job", "", "other", "a")
@@ -168,8 +169,8 @@ def test_all_messages_are_moved_in_order(amqp_vhost: Vhost, channel: Channel, co
 def test_messages_that_are_not_chosen_stay_in_order(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel], kind: str
 ) -> None:
-    """If only some messages of a queue are moved, the others are still in the queue afterwards, in order, however many
-    there are, and even if they have been requeued before.
+    """If only some messages of a queue are moved, the others stay in the queue in their order, even if there are
+    hundreds of them and they have been requeued before.
     """
     channel.declare(Queue("from", durable=True, arguments={"x-queue-type": kind}))
     channel.declare(Queue("to", durable=True))
@@ -208,8 +209,8 @@ def test_a_move_ends_with_an_error_if_the_target_queue_rejects_a_message(
 def test_a_move_can_continue_after_a_refused_message(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """If a message cannot be moved and the caller chooses to continue, that message stays in its queue, and the move
-    goes on with the others.
+    """If a queue refuses a message that is to be moved, and the caller chooses to continue, the message stays in its
+    queue, and the move continues with the other messages.
     """
     fill(channel, 30)
     channel.declare(Queue("to", durable=True))
@@ -242,8 +243,8 @@ def test_a_move_ends_at_its_limit(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel], *, until: Until, every: int, moved: list[int],
     chooses: bool,
 ) -> None:  # fmt: skip
-    """A move ends once a given number of messages was moved or received, or once no message has arrived for a given
-    time. All other messages stay in the queue.
+    """A move between queues ends once the given number of messages was moved or received, or if no message arrives for
+    the given time. All messages that were not moved stay in the queue.
     """
     fill(channel, 10)
     channel.declare(Queue("to", durable=True))
@@ -304,8 +305,8 @@ def test_a_move_without_a_target_deletes_messages(channel: Channel, connect: Cal
 def test_a_limit_on_moved_messages_also_applies_without_a_target(
     channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """If messages are moved without a target queue, as in `dlq drop`, no more messages are deleted than the
-    limit says.
+    """If messages are moved without a target queue, as in `dlq drop`, at most as many messages are deleted as the limit
+    allows.
     """
     fill(channel, 10)
     source = connect()
@@ -318,8 +319,8 @@ def test_a_limit_on_moved_messages_also_applies_without_a_target(
 def test_messages_that_could_not_be_moved_are_requeued_at_the_end(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """If no queue accepts some of the messages that are to be moved, these messages are back in their queue when the
-    move ends, even if the channel stays open.
+    """If no queue accepts some of the messages that are to be moved, these messages are requeued when the move ends,
+    even if the channel stays open.
     """
     fill(channel, 3)
     moving = QueueTransfer(connect(), connect(), "from", to("missing"), until=Until(), goes_on=lambda *_: True)
@@ -466,8 +467,8 @@ class Source:
 def test_waiting_for_requeued_messages_ends_when_they_are_ready_or_after_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """mqtool waits until a queue reports requeued messages as ready, or until the given time is over. While waiting,
-    mqtool requests the number of ready messages every 10 ms.
+    """After mqtool has requeued messages, it asks for the queue's number of ready messages every 10 ms, until the queue
+    reports these messages as ready or the given time is over.
     """
     source = Source(monkeypatch)
     source.ready = 3
@@ -494,8 +495,8 @@ def test_a_move_ends_immediately_when_the_queue_is_empty(monkeypatch: pytest.Mon
 
 
 def test_a_move_without_a_condition_receives_no_more_messages_than_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A move with a limit and no condition receives no more messages than the limit. With a condition, it may receive
-    more, because not every message matches. In both cases, at most 100 messages are prefetched.
+    """A move of at most N messages without a condition receives no more than N messages. With a condition, it may
+    receive more, because some messages do not match.
     """
     every, some = Source(monkeypatch, 0.0, 0.0), Source(monkeypatch, 0.0, 0.0)
     for source, chooses in ((every, False), (some, True)):
@@ -509,9 +510,9 @@ def test_a_move_without_a_condition_receives_no_more_messages_than_its_limit(mon
 def test_all_requeued_messages_are_received_if_some_are_held(
     monkeypatch: pytest.MonkeyPatch, requeued: int, *, chooses: bool, left: int
 ) -> None:
-    """A quorum queue delivers requeued messages first. If a move that holds back some messages reaches its limit while
-    it receives requeued messages, mqtool also receives the remaining requeued messages, and requeues all of them
-    together, so that they keep their order. Otherwise, the move receives no messages beyond its limit.
+    """A quorum queue delivers requeued messages first. If a move that leaves some messages in the queue reaches its
+    limit among requeued messages, it receives the remaining requeued messages, too. It then requeues all of these
+    together, so that they keep their order. In all other cases, the move receives no messages beyond its limit.
     """
     source = Source(monkeypatch, 0.0, 0.0, 0.2, 0.25, 0.25, requeued=requeued)
     assert source.moves(Until(moved=1), chooses=chooses) == [1]
@@ -520,8 +521,8 @@ def test_all_requeued_messages_are_received_if_some_are_held(
 
 
 def test_held_messages_are_requeued_a_few_batches_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """mqtool requeues messages that a move has held back, a batch at a time. After a few batches, it waits until the
-    queue reports the requeued messages as ready, because a quorum queue could otherwise change their order.
+    """At the end of a move, mqtool requeues the messages that were not moved, in batches. After every few batches, it
+    waits until the queue reports their messages as ready, because a quorum queue could otherwise change the order.
     """
     monkeypatch.setattr(transfer, "AT_ONCE", 2)
     monkeypatch.setattr(transfer, "_TOGETHER", 2)
@@ -532,8 +533,8 @@ def test_held_messages_are_requeued_a_few_batches_at_a_time(monkeypatch: pytest.
 
 
 def test_a_move_ends_with_the_error_of_a_lost_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the connection is lost while a move is holding messages back, the move ends with the connection's error, and
-    does not try to requeue these messages, because the broker does.
+    """If the connection is lost during a move that leaves some messages in the queue, the move ends with the
+    connection's error. It does not try to requeue these messages, because the broker does.
     """
     monkeypatch.setattr(transfer, "AT_ONCE", 1)
     source = Source(monkeypatch, 0.0, 0.0)

@@ -143,8 +143,8 @@ def test_a_connection_logs_in_and_opens_the_virtual_host(broker: Broker) -> None
 
 @pytest.mark.parametrize(("heartbeat", "expected"), [(0, None), (7, 7000), (None, 60_000)])
 def test_a_heartbeat_of_0_turns_heartbeats_off(broker: Broker, heartbeat: int | None, expected: int | None) -> None:
-    """mqtool tells the broker an idle timeout, in milliseconds: the heartbeat of the URL, or 60 seconds if the URL has
-    none. With a heartbeat of 0, mqtool tells the broker no idle timeout.
+    """When an AMQP 1.0 connection is opened, mqtool's idle timeout is the heartbeat of the URL in milliseconds, or
+    60,000 ms if the URL has none. With a heartbeat of 0, mqtool sends no idle timeout.
     """
     broker.connect(opened(), ADDRESS._replace(heartbeat=heartbeat))
     [answer] = performatives(broker.received().partition(AMQP_HEADER)[2])
@@ -158,8 +158,8 @@ def test_a_heartbeat_of_0_turns_heartbeats_off(broker: Broker, heartbeat: int | 
 def test_a_client_certificate_is_used_to_log_in_if_the_url_names_no_user(
     broker: Broker, offered: str, *, names_user: bool, mechanism: str
 ) -> None:
-    """If the URL names no user and the broker offers EXTERNAL, mqtool logs in with the client certificate. Otherwise,
-    mqtool logs in with a user name and a password.
+    """If a client certificate is given, the URL names no user and the broker offers EXTERNAL, an AMQP 1.0 connection
+    logs in with the certificate. In all other cases, it logs in with a user name and a password.
     """
     offer = frame(0, SaslMechanisms(Array([Symbol("PLAIN"), Symbol(offered)])), SASL)
     data = SASL_HEADER + offer + opened().removeprefix(SASL_HEADER + MECHANISMS)
@@ -205,8 +205,8 @@ def test_the_error_of_a_connection_that_cannot_be_opened_gives_the_reason(
 
 @pytest.mark.parametrize("data", [b"", SASL_HEADER, LOGGED_IN])
 def test_a_reconnection_that_ends_early_is_a_network_failure(broker: Broker, data: bytes) -> None:
-    """If mqtool reconnects, and the broker closes the new connection before it is open, mqtool raises Unavailable,
-    which leads to another attempt, and not an error about a refused login.
+    """If an AMQP 1.0 connection is opened again, and the broker closes the socket before the connection is open, mqtool
+    raises Unavailable and therefore tries again. It does not report a refused login, because it has logged in before.
     """
     broker.socket.sendall(data)
     broker.end()
@@ -216,7 +216,9 @@ def test_a_reconnection_that_ends_early_is_a_network_failure(broker: Broker, dat
 
 
 def test_the_error_of_a_refused_connection_names_the_host_and_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If nothing listens on the broker's port, mqtool's error names the host and the port."""
+    """If mqtool opens an AMQP 1.0 connection, and nothing listens on the broker's port, the error names the host and
+    the port.
+    """
 
     def refuse(*_: object) -> socket.socket:
         raise ConnectionRefusedError
@@ -230,15 +232,15 @@ def test_the_error_of_a_refused_connection_names_the_host_and_the_port(monkeypat
     ("offered", "expected"), [(None, 131_072), (131_073, 131_072), (4096, 4096), (512, 512), (1, 512)]
 )
 def test_frames_are_as_large_as_both_ends_accept(broker: Broker, offered: int | None, expected: int) -> None:
-    """mqtool's frames are as large as the broker's max-frame-size allows, but at most 128 KiB, and at least 512
-    bytes.
+    """An AMQP 1.0 frame of mqtool is at most as large as the broker's max-frame-size and 128 KiB allow. If the broker's
+    max-frame-size is less than 512 bytes, the limit is 512 bytes.
     """
     assert broker.connect(opened(max_frame_size=offered)).frame_max == expected
 
 
 def test_frames_are_read_however_the_bytes_are_split(broker: Broker) -> None:
-    """read() returns the bodies of the frames that have arrived completely; the rest of a frame may arrive later.
-    Heartbeats have no body. Extended headers of frames are skipped.
+    """An AMQP 1.0 connection's read() returns the bodies of the frames that have arrived completely, without
+    heartbeats, and skips extended headers. The rest of an incomplete frame may arrive later.
     """
     connected = broker.connect(opened())
     broker.arrives(FLOW[:3])
@@ -262,8 +264,8 @@ def test_frames_are_read_however_the_bytes_are_split(broker: Broker) -> None:
 
 @pytest.mark.parametrize("size", [7, 131_073])
 def test_a_frame_of_an_impossible_size_ends_the_connection(broker: Broker, size: int) -> None:
-    """If the broker sends a frame that is smaller than a frame header, or larger than mqtool accepts, read() raises
-    EOFError, and the connection counts as lost.
+    """If the broker sends an AMQP 1.0 frame that is smaller than a frame header, or larger than mqtool accepts, read()
+    raises EOFError, and the connection counts as lost.
     """
     connected = broker.connect(opened())
     broker.arrives(size.to_bytes(4, "big") + b"\2\0\0\0")
@@ -272,7 +274,9 @@ def test_a_frame_of_an_impossible_size_ends_the_connection(broker: Broker, size:
 
 
 def test_a_connection_that_the_broker_closes_is_lost(broker: Broker) -> None:
-    """If the broker closes the socket, read() first returns the frames that have arrived, and then raises EOFError."""
+    """If the broker closes the socket of an AMQP 1.0 connection, read() first returns the frames that have arrived, and
+    then raises EOFError.
+    """
     connected = broker.connect(opened())
     broker.arrives(FLOW)
     broker.end()
@@ -282,7 +286,9 @@ def test_a_connection_that_the_broker_closes_is_lost(broker: Broker) -> None:
 
 
 def test_wake_makes_read_return_early(broker: Broker) -> None:
-    """If another thread or a signal handler calls wake(), read() returns early. Later calls of read() wait again."""
+    """After wake() was called, once or several times, the next read() of an AMQP 1.0 connection returns immediately,
+    without frames. Later calls of read() wait again.
+    """
     connected = broker.connect(opened())
     connected.wake()
     connected.wake()
@@ -293,8 +299,8 @@ def test_wake_makes_read_return_early(broker: Broker) -> None:
 
 
 def test_a_heartbeat_is_sent_after_a_third_of_the_brokers_idle_timeout(broker: Broker) -> None:
-    """If the broker's idle timeout is 30 seconds, mqtool sends a heartbeat whenever it has sent nothing for ten
-    seconds.
+    """If the broker's idle timeout of an AMQP 1.0 connection is 30 seconds, mqtool sends a heartbeat whenever it has
+    sent nothing for 10 seconds.
     """
     connected = broker.connect(opened(idle_time_out=30_000))
     broker.received()
@@ -316,7 +322,7 @@ def test_a_heartbeat_is_sent_after_a_third_of_the_brokers_idle_timeout(broker: B
 
 
 def test_no_heartbeats_are_sent_to_a_broker_without_an_idle_timeout(broker: Broker) -> None:
-    """If the broker has no idle timeout, mqtool sends no heartbeats."""
+    """If the broker sets no idle timeout for an AMQP 1.0 connection, mqtool sends no heartbeats."""
     connected = broker.connect(opened(), ADDRESS._replace(heartbeat=0))
     broker.received()
     broker.now += 100_000
@@ -326,8 +332,8 @@ def test_no_heartbeats_are_sent_to_a_broker_without_an_idle_timeout(broker: Brok
 
 
 def test_a_connection_is_lost_if_the_broker_sends_nothing_for_the_heartbeat_interval(broker: Broker) -> None:
-    """If the broker sends nothing for longer than the heartbeat of the URL, not even a heartbeat, read() raises
-    TimeoutError, and the connection counts as lost.
+    """If the broker sends nothing on an AMQP 1.0 connection, not even a heartbeat, for longer than the heartbeat in the
+    URL, read() raises TimeoutError, and the connection counts as lost.
     """
     connected = broker.connect(opened(), ADDRESS._replace(heartbeat=7))
     broker.now += 5
@@ -341,8 +347,8 @@ def test_a_connection_is_lost_if_the_broker_sends_nothing_for_the_heartbeat_inte
 
 
 def test_frames_that_the_socket_does_not_accept_are_sent_later(broker: Broker) -> None:
-    """While the broker does not read, mqtool's frames wait, and send() does not block. read() sends the waiting frames
-    in order once the broker reads again.
+    """While the broker does not read from an AMQP 1.0 connection, mqtool's frames wait, and send() does not block.
+    read() sends the waiting frames in order once the broker reads again.
     """
     connected = broker.connect(opened())
     broker.received()
@@ -361,7 +367,9 @@ def test_frames_that_the_socket_does_not_accept_are_sent_later(broker: Broker) -
 
 
 def test_pending_frames_and_a_close_frame_are_sent_before_a_connection_is_closed(broker: Broker) -> None:
-    """close() sends the pending frames and a close frame, waits for the broker's close frame, and closes the socket."""
+    """Closing an AMQP 1.0 connection sends the pending frames and a close frame, waits for the broker's close frame,
+    and closes the socket.
+    """
     connected = broker.connect(opened())
     broker.received()
     connected.send([FLOW])
@@ -372,8 +380,8 @@ def test_pending_frames_and_a_close_frame_are_sent_before_a_connection_is_closed
 
 
 def test_a_lost_connection_is_closed_without_a_close_frame(broker: Broker) -> None:
-    """close() closes the socket of a lost connection at once, and sends no close frame. After that, send() and wake()
-    do nothing.
+    """Closing an AMQP 1.0 connection that is lost closes the socket immediately, and sends no close frame. After that,
+    send() and wake() do nothing.
     """
     connected = broker.connect(opened())
     broker.received()
@@ -387,7 +395,9 @@ def test_a_lost_connection_is_closed_without_a_close_frame(broker: Broker) -> No
 def test_close_waits_at_most_one_second_for_the_brokers_close_frame(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the broker does not answer with a close frame, close() closes the socket after one second."""
+    """When mqtool closes an AMQP 1.0 connection, and the broker does not answer with a close frame, mqtool closes the
+    socket after one second.
+    """
     connected = broker.connect(opened())
     waits = list[float]()
 

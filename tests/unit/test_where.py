@@ -183,7 +183,7 @@ def test_an_invalid_condition_is_reported_with_the_column_of_the_mistake(text: s
     ],
 )
 def test_the_hint_for_an_invalid_condition_says_what_to_write_instead(text: str, message: str, hint: str) -> None:
-    """If a `--where` condition is invalid, the error says what the mistake is and contains the condition, and the hint
+    """If a `--where` condition is invalid, the error contains the condition and describes the mistake, and the hint
     says what to write instead.
     """
     with pytest.raises(BadExpression) as error:
@@ -232,8 +232,8 @@ def test_a_size_is_a_number_of_bytes(size: str, bytes_: int) -> None:
 
 
 def test_a_duration_is_compared_in_seconds() -> None:
-    """In a `--where` condition such as `headers.age>5s`, the duration is compared with the header's value as a number
-    of seconds.
+    """In a `--where` condition such as `headers.age>=2m`, the duration is converted to a number of seconds (120) and
+    compared with the header's value.
     """
     assert where.parse("headers.age=5s").matches({"headers": {"age": 5}})
     assert where.parse("headers.age>=2m").matches({"headers": {"age": 120}})
@@ -242,8 +242,8 @@ def test_a_duration_is_compared_in_seconds() -> None:
 
 @pytest.mark.parametrize("value", ["5s", "1kB", "2026-01-31", "2026-13-45", "3"])
 def test_a_value_that_looks_like_a_number_also_equals_its_text(value: str) -> None:
-    """In a `--where` condition, a value that looks like a number, size, duration or time, such as 5s, also matches a
-    header that contains this text.
+    """In a `--where` condition such as `headers.h=5s`, a value that looks like a number, size, duration or time also
+    matches a header that contains exactly this text.
     """
     assert where.parse(f"headers.h={value}").matches({"headers": {"h": value}})
 
@@ -267,8 +267,8 @@ def test_a_timestamp_without_a_time_zone_is_in_utc() -> None:
 
 
 def test_each_attribute_of_a_delivery_can_be_tested() -> None:
-    """A `--where` condition can test every attribute of a delivery, from its exchange to its body, and the time at
-    which the delivery arrived, in UTC.
+    """A `--where` condition can test the exchange, routing key, queue, headers, properties and body of a delivery,
+    whether it was redelivered, and when it arrived, in UTC.
     """
     delivery = Delivery(
         b"b", "ex", "rk", "q", redelivered=True, properties={"headers": {"h": 1}, "type": "t"}, delivery_tag=1
@@ -303,8 +303,8 @@ def test_a_condition_sees_a_missing_exchange_key_or_headers_as_empty() -> None:
 
 
 def test_a_parsed_condition_contains_its_text_and_its_fields() -> None:
-    """A parsed `--where` condition contains its text and the names of the fields that it tests, so that the caller can
-    fetch only these fields.
+    """A parsed `--where` condition has the attributes `text`, the condition itself, and `fields`, the names of the
+    fields that it tests, so that the caller can fetch only these fields.
     """
     condition = where.parse("headers.x=1 and (queue=a or not message-id)")
     assert condition.text == "headers.x=1 and (queue=a or not message-id)"
@@ -314,8 +314,8 @@ def test_a_parsed_condition_contains_its_text_and_its_fields() -> None:
 
 @pytest.mark.parametrize("value", ["'X'", "X-1", '"a" or queue="X"'])
 def test_a_quoted_value_ends_at_the_next_quote(value: str) -> None:
-    """In a `--where` condition, a quoted value ends at the next quotation mark of the same kind. A value without
-    quotation marks can begin with any letter.
+    """In a `--where` condition, a quoted value ends at the next quotation mark of the same kind, so `"a" or queue="X"`
+    contains two values. A value without quotation marks can begin with any letter.
     """
     record = {"queue": "X-1" if value == "X-1" else "X"}
     assert where.parse(f"queue={value}").matches(record)
@@ -355,8 +355,8 @@ def test_a_condition_can_test_a_message_before_it_is_published() -> None:
 
 
 def test_a_condition_on_a_list_may_name_only_its_columns() -> None:
-    """A condition on a list raises BadExpression if it names a field that is not a column of the list. If the columns
-    are not known, the condition can name any field.
+    """If a `--where` condition on a list, such as `list queues`, names a field that is not a column of the list,
+    BadExpression is raised. If the columns are not known in advance, the condition can name any field.
     """
     columns = frozenset({"name", "messages_ready"})
     assert where.parse("messages-ready>0", columns).matches({"name": "q", "messages_ready": 1})

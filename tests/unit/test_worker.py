@@ -136,8 +136,9 @@ def test_a_message_that_could_not_be_moved_is_not_acknowledged(
 
 @pytest.mark.parametrize("status", [126, 127])
 def test_a_program_that_cannot_be_run_ends_the_worker(handled: HandledMessages, status: int) -> None:
-    """If a worker's program cannot be run (exit status 126 or 127), the worker ends, and the message stays in its
-    queue. If the program was killed at its timeout, the worker does not end, whatever the exit status.
+    """If a worker's program cannot be run (exit status 126 or 127), the worker ends with an error, and the message
+    stays in its queue. A program that was killed at its timeout does not end the worker, even if its exit status is 126
+    or 127.
     """
     channel = FakeChannel(job(1, "a"), job(2, "b"))
     _, work = working(channel, Job({1: Ending(status, timed_out=1.0), 2: Ending(status)}), handled)
@@ -152,8 +153,8 @@ def test_a_message_whose_connection_was_lost_is_neither_moved_nor_acknowledged(
     handled: HandledMessages, *, deduplicates: bool
 ) -> None:
     """If the connection is lost while a worker's program handles a message, the worker does not acknowledge, move or
-    count the message, and a notice says that the broker delivers the message again. With `--deduplicate`, the program
-    does not run a second time for a message that it has handled successfully.
+    count the message, and a notice says that the broker will deliver it again. With `--deduplicate`, the program does
+    not run again for this message if it has handled it successfully.
     """
     channel, notices = FakeChannel(job(1, "a"), job(2, "b"), job(3, "c")), list[str]()
     channel.lost = {1, 2}
@@ -170,9 +171,9 @@ def test_a_message_whose_connection_was_lost_is_neither_moved_nor_acknowledged(
 
 
 def test_a_duplicate_is_acknowledged_without_running_its_program(handled: HandledMessages) -> None:
-    """With `--deduplicate`, if a message was handled successfully or dead-lettered, the worker acknowledges a copy of
-    it without running the program, and a notice says why. It runs the program for a dead letter that was moved back,
-    and for a message that is retried.
+    """With `--deduplicate`, if a copy of a message arrives that was handled successfully or dead-lettered, the worker
+    acknowledges the copy without running its program, and a notice says why. The worker runs its program for a message
+    that is retried, and for a dead letter that was moved back.
     """
     program = Job({2: Ending(65), 3: Ending(1)})
     working(FakeChannel(job(1, "a"), job(2, "b"), job(3, "c")), program, handled)[1]()
@@ -205,8 +206,8 @@ def test_a_worker_can_be_stopped_while_another_one_handles_a_copy(handled: Handl
 
 
 def test_with_a_concurrency_of_3_three_programs_run_at_the_same_time() -> None:
-    """With a concurrency of 3, a worker runs three programs at the same time, and reports that it is handling three
-    messages.
+    """With a concurrency of 3, a worker runs three programs at the same time, and its count of messages in progress is
+    3.
     """
     together, seen = threading.Barrier(3, timeout=20), list[int]()
     channel = FakeChannel(*(job(tag) for tag in range(1, 7)))
