@@ -829,8 +829,9 @@ NOT_OUTCOMES = {
 def test_a_disposition_without_an_outcome_ends_the_session_and_requeues_its_deliveries(
     broker: TestBroker, client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any, state: Any
 ) -> None:
-    """If an AMQP 1.0 receiver settles five deliveries with a state that is not an outcome, the broker ends the session
-    or the connection, and requeues all five messages in order.
+    """If an AMQP 1.0 receiver settles five deliveries with a state that is not an outcome, such as `received`, the
+    broker ends the session, and requeues all five messages in order. If RabbitMQ cannot decode the state, it closes the
+    connection instead.
     """
     for number in range(5):
         channel.basic_publish("", "q", b"%d" % number)
@@ -860,7 +861,8 @@ def test_no_message_is_lost_if_the_outcome_modified_has_invalid_annotations(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel, quorum: str, take: Any, annotations: Any
 ) -> None:
     """If an AMQP 1.0 receiver settles deliveries with the outcome `modified` and invalid annotations, the embedded
-    broker ends the session or the connection, and requeues all these messages in order.
+    broker requeues all these messages in order. It ends the session or, if it cannot decode the annotations, closes the
+    connection.
     """
     if broker.kind != "embedded":
         pytest.skip("RabbitMQ keeps values that AMQP 0-9-1 does not have")

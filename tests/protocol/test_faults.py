@@ -84,9 +84,10 @@ def stream(whole: EmbeddedBroker, vhost: Vhost) -> Iterator[RawStream]:
     client.close()
 
 
-def test_faults_also_affect_connections_of_the_stream_protocol(vhost: Vhost, stream: RawStream) -> None:
-    """The faults `slow_down`, `go_silent`, `refuse_connections` and `close_connections` also affect connections of the
-    stream protocol.
+def test_faults_affect_connections_of_the_stream_protocol(vhost: Vhost, stream: RawStream) -> None:
+    """The embedded broker's faults affect clients of the stream protocol: `slow_down` delays replies, `go_silent` holds
+    them back, `refuse_connections` refuses new connections, and `close_connections` closes open ones with the given
+    text.
     """
     assert stream.create("s") == 1
     with vhost.faults.slow_down(0.1):
@@ -108,8 +109,8 @@ def test_faults_also_affect_connections_of_the_stream_protocol(vhost: Vhost, str
 
 
 def test_published_returns_messages_published_over_the_stream_protocol(vhost: Vhost, stream: RawStream) -> None:
-    """published() returns messages that were published over the stream protocol. If no message matches, the repr of the
-    empty result shows which messages were published.
+    """In a user's test, published() returns messages that were published over the stream protocol. If no message
+    matches, the repr of the empty result shows what was published instead.
     """
     assert stream.create("s") == 1
     assert stream.declare_publisher(1, "s") == 1
@@ -144,8 +145,8 @@ def test_the_restart_fault_closes_stream_connections(vhost: Vhost, stream: RawSt
 
 
 def test_reset_empties_streams(vhost: Vhost, stream: RawStream, channel: BlockingChannel) -> None:
-    """reset() empties a stream. Readers stay subscribed and get only later messages. Publishers may use their
-    publishing ids again.
+    """In a user's test, reset() of the embedded broker empties a stream. Readers stay subscribed and get only messages
+    that are published later. Publishers may use their publishing ids again.
     """
     assert stream.create("s") == 1
     assert stream.declare_publisher(1, "s", "me") == 1
@@ -174,8 +175,8 @@ def test_reset_empties_streams(vhost: Vhost, stream: RawStream, channel: Blockin
 
 
 def test_messages_deleted_by_reset_do_not_return_after_a_restart(tmp_path: Path) -> None:
-    """After reset() and a restart, a stream has only the messages that were published after reset(), and continues at
-    the next offset.
+    """Messages of a stream that were deleted by the embedded broker's reset() do not return after a restart. The next
+    message gets the offset after the last deleted message's.
     """
 
     def publish(broker: EmbeddedBroker, body: bytes) -> None:
@@ -285,9 +286,9 @@ def test_the_block_publishers_fault_holds_back_all_messages(vhost: Vhost, raw: R
 def test_a_fault_for_a_misspelled_queue_is_refused(
     vhost: Vhost, channel: BlockingChannel, begin: Callable[[Faults], object], message: str
 ) -> None:
-    """If a method of `faults` is given the name of a queue that does not exist, and an existing queue has a similar
-    name, the method raises ValueError and suggests the existing name. If no name is similar, only `cancel_consumers`
-    raises ValueError, because that fault would have no effect.
+    """If a user's test begins a fault for a queue that does not exist, and an existing queue has a similar name, a
+    ValueError suggests that name. If no name is similar, only the fault `cancel_consumers` raises ValueError, because
+    it would have no effect.
     """
     channel.queue_declare("jobs")
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -298,8 +299,8 @@ def test_a_fault_for_a_misspelled_queue_is_refused(
 
 
 def test_the_faults_close_channels_and_close_connections_send_the_given_code(vhost: Vhost, raw: RawClient) -> None:
-    """The faults `close_channels` and `close_connections` send the given code and text. A code that AMQP does not have
-    raises ValueError.
+    """The embedded broker's faults `close_channels` and `close_connections` send clients the given code and text. A
+    code that AMQP does not have raises ValueError.
     """
     assert vhost.faults.close_channels(404, "NOT_FOUND - it was here") == 1
     close = raw.expect(commands.Channel.Close)
@@ -368,10 +369,12 @@ def test_the_nack_publishes_fault_nacks_the_given_number_of_messages(vhost: Vhos
         (lambda faults: faults.go_silent(-5), "seconds must be at least 0, not -5"),
     ],
 )
-def test_a_method_of_faults_refuses_an_argument_out_of_range(
+def test_a_fault_with_an_argument_out_of_range_is_refused(
     vhost: Vhost, begin: Callable[[Faults], object], message: str
 ) -> None:
-    """If an argument is out of range, a method of `faults` raises ValueError with the reason, and no fault begins."""
+    """If a user's test begins a fault with an argument out of range, such as a negative number of seconds, ValueError
+    is raised with the reason, and the fault does not begin.
+    """
     with pytest.raises(ValueError, match=f"^{message}$"):
         begin(vhost.faults)
     assert vhost.faults.in_force() == []

@@ -174,7 +174,7 @@ def test_a_rejected_message_is_dead_lettered_with_its_routing_keys(channel: Bloc
 
 def test_x_death_counts_repeated_deaths(channel: BlockingChannel, take: Take) -> None:
     """The header x-death has one entry for each queue and reason, with the number of times that the message was
-    dead-lettered from this queue for this reason. The entry for the latest time comes first.
+    dead-lettered from this queue for this reason. The entry of the most recent death comes first.
     """
     channel.queue_declare("dead", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "q"})
     channel.queue_declare("q", arguments=dead_lettering())
@@ -285,8 +285,8 @@ def test_a_quorum_queue_replaces_a_delivery_count_that_the_publisher_set(channel
 def test_a_delivery_limit_decides_where_a_quorum_queue_puts_requeued_messages(
     channel: BlockingChannel, take: Take, limit: dict[str, int], expected: bytes
 ) -> None:
-    """A quorum queue with a delivery limit puts requeued messages in front of all others. Without a delivery limit, it
-    puts them behind all others, in the order in which they were requeued.
+    """A quorum queue with a delivery limit puts requeued messages in front of all others. Up to RabbitMQ 3.13, a quorum
+    queue without a delivery limit puts them behind all others, in the order in which they were requeued.
     """
     channel.queue_declare("q", durable=True, arguments={**QUORUM, **limit})
     for number in b"1234":
