@@ -218,8 +218,8 @@ def test_a_deleted_user_guest_is_not_created_again(process: BrokerProcess) -> No
 def test_a_slow_disk_delays_only_the_replies_to_declarations_of_durable_queues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the disk is slow, only the replies to declarations of durable queues are delayed. Clients on other
-    connections get their replies immediately.
+    """While the disk is slow, the replies to declarations of durable queues, over AMQP or HTTP, wait for the disk.
+    Meanwhile, a client on another connection can publish to a transient queue and purge it without a delay.
     """
     slow, syncing, done = threading.Event(), threading.Event(), threading.Event()
     sync = Database.sync

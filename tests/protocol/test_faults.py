@@ -61,8 +61,8 @@ def channel(connect: Callable[..., BlockingChannel]) -> BlockingChannel:
 
 
 def test_the_cut_connections_fault_resets_or_closes_connections(vhost: Vhost) -> None:
-    """The fault `cut_connections` resets a client's connection (ECONNRESET). With reset=False, the fault closes the
-    connection normally.
+    """The embedded broker's fault `cut_connections` resets each client's connection (ECONNRESET). With reset=False, the
+    fault closes the connections normally.
     """
     with RawClient(vhost.url) as client:
         assert vhost.faults.cut_connections() == 1
@@ -128,8 +128,8 @@ def test_published_returns_messages_published_over_the_stream_protocol(vhost: Vh
 def test_the_cut_connections_fault_resets_or_closes_stream_connections(
     vhost: Vhost, stream: RawStream, reset: bool
 ) -> None:
-    """The fault `cut_connections` resets a connection of the stream protocol (ECONNRESET). With reset=False, the fault
-    closes the connection normally.
+    """The embedded broker's fault `cut_connections` resets each connection of the stream protocol (ECONNRESET). With
+    reset=False, the fault closes the connections normally.
     """
     assert vhost.faults.cut_connections(reset=reset) == 1
     with pytest.raises(ConnectionResetError if reset else EOFError):
@@ -137,8 +137,9 @@ def test_the_cut_connections_fault_resets_or_closes_stream_connections(
 
 
 def test_the_restart_fault_closes_stream_connections(vhost: Vhost, stream: RawStream) -> None:
-    """The fault `restart` closes connections of the stream protocol. After the restart, stream clients can log in
-    again."""
+    """The embedded broker's fault `restart` closes the connections of the stream protocol. After the restart, stream
+    clients can log in again.
+    """
     vhost.faults.restart()
     assert stream.at_end()
     RawStream(*stream.socket.getpeername()).log_in()
@@ -201,7 +202,9 @@ def test_messages_deleted_by_reset_do_not_return_after_a_restart(tmp_path: Path)
 def test_the_cut_connections_fault_can_select_connections_by_name(
     vhost: Vhost, connect: Callable[..., BlockingChannel]
 ) -> None:
-    """The fault `cut_connections("orders-*")` cuts only the connections whose names begin with "orders-"."""
+    """The embedded broker's fault `cut_connections("orders-*")` cuts only the connections whose names begin with
+    "orders-".
+    """
     orders, mail = connect("orders-1"), connect("mail-1")
     assert vhost.faults.cut_connections("orders-*") == 1
     with pytest.raises(exceptions.AMQPConnectionError):
@@ -210,8 +213,8 @@ def test_the_cut_connections_fault_can_select_connections_by_name(
 
 
 def test_the_refuse_connections_fault_does_not_close_open_connections(vhost: Vhost, raw: RawClient) -> None:
-    """While the fault `refuse_connections` is in force, new connections are refused, but open connections stay usable.
-    After the fault, clients can connect again.
+    """While the embedded broker's fault `refuse_connections` is in force, new connections are refused, but open
+    connections stay usable. After the fault has ended, clients can connect again.
     """
     with vhost.faults.refuse_connections(), pytest.raises(ConnectionRefusedError):
         RawClient(vhost.url)
@@ -221,8 +224,8 @@ def test_the_refuse_connections_fault_does_not_close_open_connections(vhost: Vho
 
 
 def test_the_go_silent_fault_holds_back_everything_that_the_broker_sends(vhost: Vhost) -> None:
-    """While the fault `go_silent` is in force, neither connected nor new clients get replies or heartbeats. When the
-    fault ends, the clients get all replies and heartbeats that were held back.
+    """While the embedded broker's fault `go_silent` is in force, neither connected nor new clients get replies or
+    heartbeats. When the fault ends, the clients get all replies and heartbeats that were held back.
     """
     with RawClient(vhost.url, heartbeat=1) as client:
         client.socket.settimeout(1.2)
@@ -241,7 +244,7 @@ def test_the_go_silent_fault_holds_back_everything_that_the_broker_sends(vhost: 
 
 
 def test_the_slow_down_fault_delays_replies(vhost: Vhost, raw: RawClient) -> None:
-    """While the fault `slow_down(0.1)` is in force, a reply takes at least 0.1 s."""
+    """While the embedded broker's fault `slow_down(0.1)` is in force, a reply takes at least 0.1 s."""
     with vhost.faults.slow_down(0.1):
         began = time.monotonic()
         raw.send(commands.Basic.Qos())
@@ -250,8 +253,8 @@ def test_the_slow_down_fault_delays_replies(vhost: Vhost, raw: RawClient) -> Non
 
 
 def test_the_block_publishers_fault_sends_connection_blocked_and_unblocked(vhost: Vhost, raw: RawClient) -> None:
-    """When the fault `block_publishers` is in force, a publisher gets connection.blocked with the given reason. When
-    the fault ends, the publisher gets connection.unblocked.
+    """When the embedded broker's fault `block_publishers` begins, a publisher gets connection.blocked with the given
+    reason. When the fault ends, the publisher gets connection.unblocked.
     """
     with vhost.faults.block_publishers("low on patience"):
         raw.send(commands.Basic.Publish(exchange="", routing_key="q"))
@@ -260,8 +263,8 @@ def test_the_block_publishers_fault_sends_connection_blocked_and_unblocked(vhost
 
 
 def test_the_block_publishers_fault_holds_back_all_messages(vhost: Vhost, raw: RawClient) -> None:
-    """While the fault `block_publishers` is in force, the broker holds back all messages, even the first one of a
-    connection. When the fault ends, all these messages are published.
+    """While the embedded broker's fault `block_publishers` is in force, the broker holds back all messages, even the
+    first one of a connection. When the fault ends, all these messages are published.
     """
     publish = header.ContentHeader(body_size=1, properties=commands.Basic.Properties())
     message = frame.marshal(commands.Basic.Publish(exchange="", routing_key="q"), 1)
@@ -315,8 +318,8 @@ def test_the_faults_close_channels_and_close_connections_send_the_given_code(vho
 def test_the_restart_fault_keeps_durable_queues_and_their_messages(
     vhost: Vhost, connect: Callable[..., BlockingChannel], keep_transient: bool
 ) -> None:
-    """The fault `restart` keeps durable queues with their persistent messages, and all messages of quorum queues.
-    Transient queues, exchanges and messages are kept only with `keep_transient`.
+    """The embedded broker's fault `restart` keeps durable queues with their persistent messages, and all messages of
+    quorum queues. It keeps transient queues, exchanges and messages only if the argument `keep_transient` is set.
     """
     channel = connect()
     channel.queue_declare("durable", durable=True)
@@ -343,8 +346,8 @@ def test_the_restart_fault_keeps_durable_queues_and_their_messages(
 
 
 def test_the_nack_publishes_fault_nacks_the_given_number_of_messages(vhost: Vhost, channel: BlockingChannel) -> None:
-    """The fault `nack_publishes("jobs", 2)` nacks the next two messages to the queue `jobs`, and no others. These two
-    messages do not reach the queue.
+    """The embedded broker's fault `nack_publishes("jobs", 2)` nacks the next two messages to the queue `jobs`, and no
+    others. These two messages do not reach the queue.
     """
     channel.confirm_delivery()
     for queue in ("jobs", "mail"):
@@ -381,7 +384,9 @@ def test_a_fault_with_an_argument_out_of_range_is_refused(
 
 
 def test_the_return_unroutable_fault_returns_the_next_message(vhost: Vhost, channel: BlockingChannel) -> None:
-    """After the fault `return_unroutable()`, the next mandatory message is returned, and the one after it is routed."""
+    """The embedded broker's fault `return_unroutable()` makes the broker return the next mandatory message as
+    unroutable, although a queue exists for it. The message after this one is routed.
+    """
     channel.confirm_delivery()
     channel.queue_declare("jobs")
     vhost.faults.return_unroutable()
@@ -392,8 +397,8 @@ def test_the_return_unroutable_fault_returns_the_next_message(vhost: Vhost, chan
 
 
 def test_the_delay_confirms_fault_holds_back_publisher_confirms(vhost: Vhost, raw: RawClient) -> None:
-    """While the fault `delay_confirms` is in force, publisher confirms arrive only after the given time. If no time is
-    given, publisher confirms arrive when the fault ends.
+    """While the embedded broker's fault `delay_confirms` is in force, publisher confirms arrive only after the given
+    time or, if no time is given, when the fault ends.
     """
     raw.send(commands.Confirm.Select())
     raw.expect(commands.Confirm.SelectOk)
@@ -417,8 +422,8 @@ def test_the_delay_confirms_fault_holds_back_publisher_confirms(vhost: Vhost, ra
 
 
 def test_the_lose_acks_fault_loses_the_next_acknowledgement(vhost: Vhost, channel: BlockingChannel) -> None:
-    """After the fault `lose_acks()`, the broker ignores the next acknowledgement, and delivers the message again,
-    marked as redelivered.
+    """The embedded broker's fault `lose_acks()` makes the broker ignore the next acknowledgement, and deliver the
+    message again, marked as redelivered.
     """
     channel.queue_declare("jobs")
     channel.basic_publish("", "jobs", b"1")
@@ -434,8 +439,9 @@ def test_the_lose_acks_fault_loses_the_next_acknowledgement(vhost: Vhost, channe
 
 
 def test_the_cancel_consumers_fault_sends_basic_cancel(vhost: Vhost, channel: BlockingChannel) -> None:
-    """The fault `cancel_consumers("jobs")` sends a consumer of the queue `jobs` a basic.cancel with its
-    consumer tag."""
+    """The embedded broker's fault `cancel_consumers("jobs")` sends a consumer of the queue `jobs` a basic.cancel with
+    its consumer tag.
+    """
     channel.queue_declare("jobs")
     channel.basic_consume("jobs", lambda *_: None, consumer_tag="mine")
     cancelled = []
@@ -446,7 +452,7 @@ def test_the_cancel_consumers_fault_sends_basic_cancel(vhost: Vhost, channel: Bl
 
 
 def test_a_fault_ends_with_its_virtual_host_or_after_its_duration(whole: EmbeddedBroker) -> None:
-    """If a virtual host is deleted, the faults of this virtual host end. A fault with a duration ends after this
+    """When a virtual host of the embedded broker is deleted, its faults end. A fault with a duration ends after this
     duration.
     """
     with whole.fresh_vhost() as vhost:

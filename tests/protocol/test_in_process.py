@@ -174,8 +174,8 @@ def test_a_query_for_a_misspelled_queue_suggests_a_similar_name(vhost: Vhost, ch
 
 
 def test_a_nacked_message_is_not_shown_as_unrouted(vhost: Vhost, channel: BlockingChannel) -> None:
-    """If the fault `nack_publishes` nacks a message and the client publishes it again, published() returns both
-    publishes, and the list `unrouted` contains neither of them.
+    """If the embedded broker's fault `nack_publishes` nacks a message and the client publishes it again, published()
+    returns both publishes, and the list `unrouted` contains neither of them.
     """
     channel.confirm_delivery()
     vhost.faults.nack_publishes("jobs")

@@ -359,7 +359,7 @@ def test_queue_purge_and_queue_delete_return_the_number_of_ready_messages(channe
 
 
 def test_x_death_can_be_encoded_as_json(channel: BlockingChannel, take: Take) -> None:
-    """The entries of a dead letter's x-death header, except for their times, can be encoded as JSON."""
+    """A client can encode the entries of a dead letter's x-death header as JSON, except for their times."""
     channel.queue_declare("dead")
     channel.queue_declare("q", arguments=dead_lettering(x_max_length=0))
     channel.basic_publish("", "q", b"x")
