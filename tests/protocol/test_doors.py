@@ -67,8 +67,8 @@ LOGIN = f"authorization: Basic {GUEST}"
 def test_guest_may_log_in_from_another_machine_only_with_guest_from_anywhere(
     tmp_path: Path, options: tuple[str, ...], status: int
 ) -> None:
-    """Over AMQP and at the management API, the user guest may log in from another machine only if the broker was
-    started with --guest-from-anywhere.
+    """Over AMQP and HTTP, the user guest may log in from another machine only if the broker was started with
+    --guest-from-anywhere.
     """
     here = other_address()
     if here is None:

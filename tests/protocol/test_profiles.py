@@ -285,7 +285,7 @@ def test_policy_keys_depend_on_the_version(broker: TestBroker, api: Api, vhost: 
     assert not put({"delayed-retry-type": "all"})
 
 
-def test_refusals_name_the_permission_and_passive_declarations_need_one(
+def test_permission_checks_and_their_errors_depend_on_the_version(
     broker: TestBroker, connect: Callable[..., pika.BlockingConnection], api: Api, vhost: str, amqp_url: str
 ) -> None:
     """From RabbitMQ 4.0 on, the error for a refused operation names the missing permission. From 4.3 on, a passive

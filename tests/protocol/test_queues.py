@@ -106,7 +106,9 @@ def test_a_message_with_expiration_0_is_delivered_only_to_a_waiting_consumer(
 
 
 def test_an_unused_queue_expires(channel: BlockingChannel, connection: pika.BlockingConnection, take: Take) -> None:
-    """If a queue with an x-expires of one second is not used for three seconds, the broker deletes it."""
+    """If a queue with an x-expires of 1 s has lost its last consumer and is not used, the broker deletes the queue
+    within 3 s.
+    """
     channel.queue_declare("q", arguments={"x-expires": 1000})
 
     def gone() -> bool:

@@ -547,10 +547,9 @@ def test_acknowledging_100000_messages_is_done_in_several_turns_of_the_event_loo
 
 def test_a_message_for_40000_queues_does_not_hold_up_other_clients(tmp_path: Path) -> None:
     """While the broker adds a persistent message to 40,000 queues with a TTL and a maximum length, it serves other
-    clients at least every 0.25 s of its processor time. The message may be published over AMQP 0-9-1 (with a confirm,
-    or in a transaction), over AMQP 1.0 or by the management API, or be a dead letter or a delayed message. All queues
-    contain the message before its publisher gets a confirm or reply, and before any queue gets the publisher's next
-    message.
+    clients at least every 0.25 s of its processor time. The message may come over AMQP 0-9-1, AMQP 1.0 or HTTP, or may
+    be a dead letter or a delayed message. All queues contain the message before its publisher gets a confirm or reply,
+    and before any queue gets the publisher's next message.
     """
     with EmbeddedBroker(management_port=0, data_dir=tmp_path, like="4.2") as broker:
         vhost, watch, queues = _vhost(broker), LoopWatch(broker), []
