@@ -369,9 +369,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_refused_link_is_detached_with_an_error(broker: TestBroker, client: RawAmqp10, vhost: str, case: str) -> None:
-    """If the broker refuses a link, for example to a missing queue, it first attaches the link without a terminus, and
-    then detaches the link with an error. The session continues. Before RabbitMQ 4.2, the broker ends the session with
-    the error instead.
+    """From RabbitMQ 4.2 on, if the broker refuses a link, for example to a missing queue, it first attaches the link
+    without a terminus, and then detaches the link with an error. The session continues. Earlier versions end the
+    session with the error.
     """
     role, address, condition, text = REFUSED[case]
     client.attach(role, address)
@@ -623,9 +623,11 @@ def test_a_sender_that_exceeds_its_credit_is_detached(client: RawAmqp10, channel
 
 
 @pytest.mark.parametrize("payload", [b"", b"\x00", b"garbage", b"\x00\x53\x70\xc0\x01", b"\x00\x53\x99\x40"])
-def test_a_malformed_message_ends_the_link_or_the_session(client: RawAmqp10, queue: str, payload: bytes) -> None:
-    """If the payload of a transfer is not an AMQP 1.0 message, the broker ends the link or the session with
-    an error.
+def test_a_malformed_message_detaches_the_link_or_ends_the_session(
+    client: RawAmqp10, queue: str, payload: bytes
+) -> None:
+    """If the payload of a transfer is not an AMQP 1.0 message, the broker detaches the link or ends the session, in
+    both cases with an error.
     """
     client.attach_sender(queue)
     client.publish(0, payload)

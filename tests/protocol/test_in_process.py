@@ -250,8 +250,9 @@ def _publish(url: str) -> None:
 
 
 def test_administrators_can_query_messages_and_inject_faults_over_http(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """Over HTTP, an administrator can query the messages that were published to an embedded broker, and inject faults.
-    If the broker does not record messages, a query gets the status 409. Other users get 401.
+    """Through /api/mqtool, an administrator can query the messages that were published to an embedded broker, and
+    inject faults. If the broker does not record messages, a query gets the status 409. Users without the tag
+    `administrator` get 401.
     """
     with EmbeddedBroker(management_port=0, recording=True) as broker:
         api = api_of(broker)
@@ -282,8 +283,8 @@ def test_administrators_can_query_messages_and_inject_faults_over_http(api_of: C
 
 
 def test_a_query_over_http_for_a_misspelled_name_is_refused(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """An HTTP query for the messages of a virtual host or queue that never existed gets the status 404, so that a
-    misspelled name does not look like a missing message. A misspelled query parameter gets 400.
+    """A query to /api/mqtool for the messages of a virtual host or queue that never existed gets the status 404, so
+    that a misspelled name does not look like a missing message. A misspelled query parameter gets 400.
     """
     with EmbeddedBroker(management_port=0, recording=True) as broker:
         api = api_of(broker)
@@ -312,8 +313,8 @@ def test_a_query_over_http_for_a_misspelled_name_is_refused(api_of: Callable[[Em
 
 
 def test_a_query_over_http_waits_for_a_queue_to_be_declared(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """An HTTP query with count=1 for the messages of a queue that is not declared yet waits until the queue exists
-    and has a message.
+    """A query to /api/mqtool/queues with count=1 for the messages of a queue that is not declared yet waits until the
+    queue exists and has a message.
     """
     with EmbeddedBroker(management_port=0, recording=True) as broker, ThreadPoolExecutor(1) as pool:
         asked = pool.submit(api_of(broker), "GET", "mqtool/queues/%2F/jobs/messages?count=1&timeout=30")
@@ -343,7 +344,7 @@ def test_the_javascript_helper_in_the_documentation_accepts_responses_without_a_
 
 
 def test_a_query_over_http_waits_for_the_given_number_of_messages(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """An HTTP query for published messages with a count and a timeout is answered when that many messages have been
+    """A query to /api/mqtool/published with a count and a timeout is answered when that many messages have been
     published, or after the timeout.
     """
     with EmbeddedBroker(management_port=0, recording=True) as broker, ThreadPoolExecutor(1) as pool:
@@ -359,8 +360,8 @@ def test_a_query_over_http_waits_for_the_given_number_of_messages(api_of: Callab
 
 
 def test_a_query_over_http_with_a_timeout_alone_waits_for_one_message(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """An HTTP query with a timeout but no count waits for one message. If the timeout is 0, the query is answered
-    immediately.
+    """A query to /api/mqtool/published with a timeout but no count waits for one message. If the timeout is 0, the
+    query is answered immediately.
     """
     with EmbeddedBroker(management_port=0, recording=True) as broker, ThreadPoolExecutor(1) as pool:
         api = api_of(broker)

@@ -61,8 +61,8 @@ def test_a_stream_reader_is_listed_as_a_consumer(api: Api, vhost: str, client: R
 
 
 def test_declarations_over_http_get_201_204_or_400(api: Api, vhost: str, channel: BlockingChannel) -> None:
-    """Over HTTP, declaring a new object gets the status 201, and declaring it again gets 204. Declaring an existing
-    queue with other arguments gets 400, and reading a missing object gets 404.
+    """Over HTTP, declaring a new queue or exchange gets the status 201, and declaring it again gets 204. Declaring an
+    existing queue with other arguments gets 400, and reading a queue that does not exist gets 404.
     """
     queue = {"durable": True, "arguments": {"x-message-ttl": 1000}}
     assert api("PUT", f"queues/{vhost}/q", queue)[0] == 201

@@ -287,8 +287,8 @@ def test_a_quorum_queue_replaces_a_delivery_count_that_the_publisher_set(channel
 def test_a_delivery_limit_decides_where_a_quorum_queue_puts_requeued_messages(
     channel: BlockingChannel, take: Take, limit: dict[str, int], expected: bytes
 ) -> None:
-    """A quorum queue with a delivery limit puts requeued messages in front of all others. Up to RabbitMQ 3.13, a quorum
-    queue without a delivery limit puts them behind all others, in the order in which they were requeued.
+    """A quorum queue with a delivery limit puts requeued messages in front of all others. Without a delivery limit,
+    which is the default up to RabbitMQ 3.13, it puts them behind all others, in the order in which they were requeued.
     """
     channel.queue_declare("q", durable=True, arguments={**QUORUM, **limit})
     for number in b"1234":

@@ -161,9 +161,9 @@ def test_stream_subscriptions_count_towards_memory_use() -> None:
         client.close()
 
 
-def test_names_of_stream_producers_count_towards_memory_use() -> None:
-    """The names of the producers that have published to a stream count towards the broker's memory use until the
-    stream is deleted.
+def test_names_of_stream_publishers_count_towards_memory_use() -> None:
+    """The names of the publishers that have published to a stream count towards the broker's memory use until the
+    stream is deleted, even if the publishers have been deleted before.
     """
     with EmbeddedBroker(stream_port=0) as embedded:
         client = _client(embedded)
