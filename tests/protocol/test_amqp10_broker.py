@@ -133,8 +133,8 @@ def test_exceeding_the_session_window_during_an_alarm_ends_the_session(broker: E
 def test_faults_of_the_embedded_broker_end_amqp_1_0_connections_and_sessions(
     broker: EmbeddedBroker, queue: str
 ) -> None:
-    """The embedded broker's faults `close_connections` and `cut_connections` end AMQP 1.0 connections, and the fault
-    `close_channels` ends AMQP 1.0 sessions.
+    """The embedded broker's fault `close_connections` sends an AMQP 1.0 client a close frame, the fault
+    `cut_connections` cuts its connection without one, and the fault `close_channels` ends its session.
     """
     client = RawAmqp10(broker.url)
     client.attach_sender(queue)
@@ -335,8 +335,8 @@ def test_long_link_names_count_towards_memory_use() -> None:
 
 
 def test_the_firehose_copies_amqp_1_0_messages(broker: EmbeddedBroker, queue: str) -> None:
-    """While tracing is on, the broker sends copies of messages that are published or delivered over AMQP 1.0 to the
-    exchange `amq.rabbitmq.trace`.
+    """While tracing is on, the exchange `amq.rabbitmq.trace` gets a copy of each message that is published or delivered
+    over AMQP 1.0.
     """
     Api(str(broker.management_url))("PUT", "vhosts/%2F", {"tracing": True})
     with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:

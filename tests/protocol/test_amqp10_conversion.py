@@ -208,8 +208,8 @@ def test_a_message_keeps_its_content_across_protocols(
     kind: str,
     reader: str,
 ) -> None:
-    """A message keeps its properties, headers, annotations and body if it is published over AMQP 0-9-1, AMQP 1.0 or the
-    stream protocol, and read over the same or another of these protocols.
+    """A message that is published over AMQP 0-9-1, AMQP 1.0 or the stream protocol keeps its properties, headers,
+    annotations and body, whichever of these protocols it is read over.
     """
     channel.queue_declare("q", durable=True, arguments={"x-queue-type": kind})
     match sender:
@@ -245,8 +245,8 @@ def test_a_message_keeps_its_content_across_protocols(
 def test_an_amqp_1_0_message_keeps_what_amqp_0_9_1_cannot_express(
     channel: BlockingChannel, client: RawAmqp10, kind: str, body: bytes
 ) -> None:
-    """A message sent and received over AMQP 1.0 keeps what AMQP 0-9-1 cannot express: all its properties, its
-    application properties and footer, and a body of data, sequences or a value.
+    """A message that is sent and received over AMQP 1.0 keeps its properties, application properties and footer, and a
+    body of data, sequences or a value, including everything that AMQP 0-9-1 cannot express.
     """
     channel.queue_declare("q", durable=True, arguments={"x-queue-type": kind})
     sent = Amqp10Message(
@@ -317,8 +317,8 @@ def test_a_dead_letter_carries_its_death_history_over_each_protocol(
 def test_the_header_cc_and_the_annotation_x_cc_are_converted_into_each_other(
     broker: TestBroker, channel: BlockingChannel, take: Take, client: RawAmqp10
 ) -> None:
-    """The header CC of AMQP 0-9-1 and the annotation x-cc of AMQP 1.0 both route copies of a message. CC arrives as
-    x-cc over AMQP 1.0, and x-cc arrives as CC over AMQP 0-9-1.
+    """From RabbitMQ 4.2 on, both the header CC (AMQP 0-9-1) and the annotation x-cc (AMQP 1.0) add routing keys to a
+    message. CC arrives as x-cc over AMQP 1.0, and x-cc arrives as CC over AMQP 0-9-1.
     """
     if not broker.differs_since("4.2", "x-cc is a list of routing keys"):
         pytest.skip("RabbitMQ 4.0 does not route by x-cc")
@@ -345,8 +345,8 @@ def test_the_header_cc_and_the_annotation_x_cc_are_converted_into_each_other(
 def test_a_stream_receiver_with_an_sql_or_property_filter_gets_only_matching_messages(
     broker: TestBroker, channel: BlockingChannel, client: RawAmqp10, filter_: Described, chosen: list[bytes]
 ) -> None:
-    """If an AMQP 1.0 receiver of a stream has an SQL filter or a property filter, it gets only the matching
-    messages.
+    """From RabbitMQ 4.2 on, an AMQP 1.0 receiver of a stream can attach with an SQL filter, or with a filter for
+    properties or application properties. The receiver then gets only the matching messages.
     """
     if not broker.differs_since("4.2", "messages are filtered"):
         pytest.skip("RabbitMQ 4.0 filters no messages")

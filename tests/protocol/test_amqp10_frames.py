@@ -369,9 +369,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_refused_link_is_detached_with_an_error(broker: TestBroker, client: RawAmqp10, vhost: str, case: str) -> None:
-    """If the broker refuses a link, for example to a missing queue, it first attaches the link without a terminus, and
-    then detaches the link with an error. The session continues. Before RabbitMQ 4.2, the broker ends the session with
-    the error instead.
+    """From RabbitMQ 4.2 on, if the broker refuses a link, for example to a missing queue, it first attaches the link
+    without a terminus, and then detaches the link with an error. The session continues. Earlier versions end the
+    session with the error.
     """
     role, address, condition, text = REFUSED[case]
     client.attach(role, address)
@@ -623,9 +623,11 @@ def test_a_sender_that_exceeds_its_credit_is_detached(client: RawAmqp10, channel
 
 
 @pytest.mark.parametrize("payload", [b"", b"\x00", b"garbage", b"\x00\x53\x70\xc0\x01", b"\x00\x53\x99\x40"])
-def test_a_malformed_message_ends_the_link_or_the_session(client: RawAmqp10, queue: str, payload: bytes) -> None:
-    """If the payload of a transfer is not an AMQP 1.0 message, the broker ends the link or the session with
-    an error.
+def test_a_malformed_message_detaches_the_link_or_ends_the_session(
+    client: RawAmqp10, queue: str, payload: bytes
+) -> None:
+    """If the payload of a transfer is not an AMQP 1.0 message, the broker detaches the link or ends the session, in
+    both cases with an error.
     """
     client.attach_sender(queue)
     client.publish(0, payload)
@@ -829,8 +831,9 @@ NOT_OUTCOMES = {
 def test_a_disposition_without_an_outcome_ends_the_session_and_requeues_its_deliveries(
     broker: TestBroker, client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any, state: Any
 ) -> None:
-    """If an AMQP 1.0 receiver settles five deliveries with a state that is not an outcome, the broker ends the session
-    or the connection, and requeues all five messages in order.
+    """If an AMQP 1.0 receiver settles five deliveries with a state that is not an outcome, such as `received`, the
+    broker ends the session, and requeues all five messages in order. If RabbitMQ cannot decode the state, it closes the
+    connection instead.
     """
     for number in range(5):
         channel.basic_publish("", "q", b"%d" % number)
@@ -860,7 +863,8 @@ def test_no_message_is_lost_if_the_outcome_modified_has_invalid_annotations(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel, quorum: str, take: Any, annotations: Any
 ) -> None:
     """If an AMQP 1.0 receiver settles deliveries with the outcome `modified` and invalid annotations, the embedded
-    broker ends the session or the connection, and requeues all these messages in order.
+    broker requeues all these messages in order. It ends the session or, if it cannot decode the annotations, closes the
+    connection.
     """
     if broker.kind != "embedded":
         pytest.skip("RabbitMQ keeps values that AMQP 0-9-1 does not have")

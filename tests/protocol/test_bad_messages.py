@@ -34,8 +34,8 @@ def dead_letters_to(channel: BlockingChannel, target: str, **arguments: object) 
 @pytest.mark.parametrize("depth", [60, 61, 62, 63])
 @pytest.mark.parametrize("header", ["CC", "BCC", "x"])
 def test_messages_with_deeply_nested_headers_are_dead_lettered(depth: int, header: str) -> None:
-    """When a message with headers that are nested 60 to 63 levels deep expires, the message is dead-lettered, even if
-    the nested header is CC or BCC. The next message in the queue is dead-lettered, too.
+    """When a message with a header that is nested 60 to 63 levels deep expires, the message is dead-lettered, even if
+    the header is CC or BCC. Later messages in the queue are dead-lettered as usual.
     """
     value: Any = ["k"]
     for _ in range(depth):
@@ -52,8 +52,8 @@ def test_messages_with_deeply_nested_headers_are_dead_lettered(depth: int, heade
 def test_a_message_that_cannot_be_dead_lettered_is_kept_until_a_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If dead-lettering a message fails inside the broker, the broker keeps the message on disk, and dead-letters it
-    after a restart. The broker logs the failure once.
+    """If an internal error prevents the broker from dead-lettering a message, the broker keeps the message on disk, and
+    dead-letters it after a restart. It logs the error once, even if it occurs for several messages.
     """
     caplog.set_level(logging.ERROR)
     make = dead_lettering.dead_letter
@@ -81,8 +81,8 @@ def test_a_message_that_cannot_be_dead_lettered_is_kept_until_a_restart(
 
 
 def test_a_delayed_message_that_cannot_be_published_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If publishing a delayed message fails inside the broker when the message is due, other delayed messages are
-    still delivered.
+    """If an internal error prevents the broker from publishing a delayed message that is due, other delayed messages
+    are still delivered.
     """
     enqueue = VirtualHost.enqueue
 

@@ -174,9 +174,9 @@ def test_up_to_4_2_a_consumers_own_timeout_has_no_effect() -> None:
             assert closed_after(client) == text_of(SHORT)
 
 
-def test_from_4_3_on_a_timeout_without_a_cancellable_consumer_closes_the_channel() -> None:
-    """From RabbitMQ 4.3 on, the broker closes the channel after the consumer timeout if the message was fetched with
-    basic.get, or if the client does not support a basic.cancel from the broker.
+def test_from_4_3_on_a_timeout_closes_the_channel_if_no_consumer_can_be_cancelled() -> None:
+    """From RabbitMQ 4.3 on, the broker closes the channel after the consumer timeout if the unacknowledged message was
+    fetched with basic.get, or if the client lacks the capability consumer_cancel_notify.
     """
     with EmbeddedBroker(like="4.3") as broker:
         declare(broker.url, **{"x-consumer-timeout": SHORT})

@@ -96,8 +96,8 @@ def test_deleting_a_virtual_host_deletes_its_bindings_and_policies(process: Brok
 
 
 def test_unusual_names_stay_distinct_after_a_restart(tmp_path: Path) -> None:
-    """Names that are not valid UTF-8, names that look like the escaped form of such a name, and names that contain NUL
-    are still distinct after a restart.
+    """After a restart, a queue whose name is not valid UTF-8 and the queues whose names look like its escaped form are
+    still different queues. Bindings whose queue names or routing keys contain NUL are still different bindings.
     """
     names = ("q\udcff", "q\\udcff", "q\\xff")
     bindings = [("d", "k\0x"), ("d\0k", "x")]
@@ -218,8 +218,8 @@ def test_a_deleted_user_guest_is_not_created_again(process: BrokerProcess) -> No
 def test_a_slow_disk_delays_only_the_replies_to_declarations_of_durable_queues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the disk is slow, only the replies to declarations of durable queues are delayed. Clients on other
-    connections get their replies immediately.
+    """While the disk is slow, the replies to declarations of durable queues, over AMQP or HTTP, wait for the disk.
+    Meanwhile, a client on another connection can publish to a transient queue and purge it without a delay.
     """
     slow, syncing, done = threading.Event(), threading.Event(), threading.Event()
     sync = Database.sync

@@ -71,8 +71,8 @@ def test_x_delay_may_be_a_float_or_a_string_of_digits(
     ids=repr,
 )
 def test_an_invalid_x_delay_closes_the_connection(connection: pika.BlockingConnection, milliseconds: object) -> None:
-    """As in RabbitMQ's plugin, an x-delay that is NaN, infinite, a decimal, or text that is not a number closes the
-    connection with 541.
+    """If a message's x-delay is NaN, infinite, an AMQP decimal, or text that is not a number, the broker closes the
+    connection with 541, as RabbitMQ's plugin does.
     """
     channel = connection.channel()
     channel.basic_publish("x", "k", b"x", delay(milliseconds))
@@ -122,8 +122,9 @@ def test_a_mandatory_delayed_message_is_returned_and_still_delivered(channel: Bl
 
 @pytest.mark.usefixtures("delayed")
 def test_a_message_routed_through_two_delayed_exchanges_is_delayed_once(channel: BlockingChannel, take: Take) -> None:
-    """If a message is routed through two delayed exchanges, one after the other, only the first one delays the message.
-    A queue that is bound to the fanout exchange in front of both gets the message immediately.
+    """If a message is routed through a fanout exchange and then through two delayed exchanges, one after the other,
+    only the first delayed exchange delays the message. A queue bound to the fanout exchange gets the message
+    immediately.
     """
     channel.exchange_declare("before", "fanout")
     channel.queue_declare("beside")

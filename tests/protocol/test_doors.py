@@ -67,8 +67,8 @@ LOGIN = f"authorization: Basic {GUEST}"
 def test_guest_may_log_in_from_another_machine_only_with_guest_from_anywhere(
     tmp_path: Path, options: tuple[str, ...], status: int
 ) -> None:
-    """Over AMQP and at the management API, the user guest may log in from another machine only if the broker was
-    started with --guest-from-anywhere.
+    """Over AMQP and HTTP, the user guest may log in from another machine only if the broker was started with
+    --guest-from-anywhere.
     """
     here = other_address()
     if here is None:
@@ -190,7 +190,7 @@ def test_http_connections_from_one_address_do_not_displace_connections_from_anot
     broker: EmbeddedBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If too many HTTP connections without a login come from one address, the broker closes some of these connections,
-    but none from another address. The broker logs such closings at most once a second.
+    but none from another address. It logs these closings at most once a second.
     """
     caplog.set_level(logging.WARNING)
     crowd = [socket.create_connection(address(broker), timeout=60) for _ in range(MAX_CONNECTIONS)]
@@ -282,8 +282,8 @@ def test_arguments_that_cannot_be_stored_are_refused(broker: EmbeddedBroker, api
 
 
 def test_an_expensive_regular_expression_does_not_block_the_broker(broker: EmbeddedBroker, api: Api) -> None:
-    """The broker does not hang if a queue filter or a permission contains a regular expression whose matching with
-    backtracking would take forever.
+    """The broker still answers after a queue filter or a permission has been given a regular expression that would take
+    forever to match by backtracking.
     """
     evil = "(a|a)*(a+)+$"
     api("PUT", "queues/%2F/" + "a" * 200 + "b")

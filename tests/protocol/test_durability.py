@@ -33,8 +33,8 @@ def restart(process: BrokerProcess, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_durable_objects_and_persistent_messages_survive_a_restart(process: BrokerProcess, how: str) -> None:
-    """After a restart, whether it was stopped or killed, a broker has the durable exchanges and queues, their bindings
-    and the persistent messages. Transient exchanges, queues and messages are gone.
+    """After the broker was stopped or killed and has been restarted, it has the durable exchanges and queues, their
+    bindings and the persistent messages. Transient exchanges, queues and messages are gone.
     """
     channel = connect(process).channel()
     channel.exchange_declare("x", "topic", durable=True, arguments={"alternate-exchange": "amq.fanout"})
@@ -181,8 +181,8 @@ def test_users_permissions_and_virtual_hosts_survive_a_restart(tmp_path: Path) -
 
 
 def test_a_virtual_host_name_cannot_forge_lines_in_the_log(process: BrokerProcess) -> None:
-    """If a client asks for a virtual host whose name contains line breaks or control characters, the broker's log shows
-    these characters escaped.
+    """If a client tries to connect to a virtual host whose name contains line breaks or control characters, the
+    broker's log shows these characters escaped.
     """
     parameters = pika.URLParameters(process.url)
     parameters.virtual_host = "no\n2026-01-01 \x1b[31mforged"

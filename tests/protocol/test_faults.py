@@ -61,8 +61,8 @@ def channel(connect: Callable[..., BlockingChannel]) -> BlockingChannel:
 
 
 def test_the_cut_connections_fault_resets_or_closes_connections(vhost: Vhost) -> None:
-    """The fault `cut_connections` resets a client's connection (ECONNRESET). With reset=False, the fault closes the
-    connection normally.
+    """The embedded broker's fault `cut_connections` resets each client's connection (ECONNRESET). With reset=False, the
+    fault closes the connections normally.
     """
     with RawClient(vhost.url) as client:
         assert vhost.faults.cut_connections() == 1
@@ -84,9 +84,10 @@ def stream(whole: EmbeddedBroker, vhost: Vhost) -> Iterator[RawStream]:
     client.close()
 
 
-def test_faults_also_affect_connections_of_the_stream_protocol(vhost: Vhost, stream: RawStream) -> None:
-    """The faults `slow_down`, `go_silent`, `refuse_connections` and `close_connections` also affect connections of the
-    stream protocol.
+def test_faults_affect_connections_of_the_stream_protocol(vhost: Vhost, stream: RawStream) -> None:
+    """The embedded broker's faults affect clients of the stream protocol: `slow_down` delays replies, `go_silent` holds
+    them back, `refuse_connections` refuses new connections, and `close_connections` closes open ones with the given
+    text.
     """
     assert stream.create("s") == 1
     with vhost.faults.slow_down(0.1):
@@ -108,8 +109,8 @@ def test_faults_also_affect_connections_of_the_stream_protocol(vhost: Vhost, str
 
 
 def test_published_returns_messages_published_over_the_stream_protocol(vhost: Vhost, stream: RawStream) -> None:
-    """published() returns messages that were published over the stream protocol. If no message matches, the repr of the
-    empty result shows which messages were published.
+    """In a user's test, published() returns messages that were published over the stream protocol. If no message
+    matches, the repr of the empty result shows what was published instead.
     """
     assert stream.create("s") == 1
     assert stream.declare_publisher(1, "s") == 1
@@ -127,8 +128,8 @@ def test_published_returns_messages_published_over_the_stream_protocol(vhost: Vh
 def test_the_cut_connections_fault_resets_or_closes_stream_connections(
     vhost: Vhost, stream: RawStream, reset: bool
 ) -> None:
-    """The fault `cut_connections` resets a connection of the stream protocol (ECONNRESET). With reset=False, the fault
-    closes the connection normally.
+    """The embedded broker's fault `cut_connections` resets each connection of the stream protocol (ECONNRESET). With
+    reset=False, the fault closes the connections normally.
     """
     assert vhost.faults.cut_connections(reset=reset) == 1
     with pytest.raises(ConnectionResetError if reset else EOFError):
@@ -136,16 +137,17 @@ def test_the_cut_connections_fault_resets_or_closes_stream_connections(
 
 
 def test_the_restart_fault_closes_stream_connections(vhost: Vhost, stream: RawStream) -> None:
-    """The fault `restart` closes connections of the stream protocol. After the restart, stream clients can log in
-    again."""
+    """The embedded broker's fault `restart` closes the connections of the stream protocol. After the restart, stream
+    clients can log in again.
+    """
     vhost.faults.restart()
     assert stream.at_end()
     RawStream(*stream.socket.getpeername()).log_in()
 
 
 def test_reset_empties_streams(vhost: Vhost, stream: RawStream, channel: BlockingChannel) -> None:
-    """reset() empties a stream. Readers stay subscribed and get only later messages. Publishers may use their
-    publishing ids again.
+    """In a user's test, reset() of the embedded broker empties a stream. Readers stay subscribed and get only messages
+    that are published later. Publishers may use their publishing ids again.
     """
     assert stream.create("s") == 1
     assert stream.declare_publisher(1, "s", "me") == 1
@@ -174,8 +176,8 @@ def test_reset_empties_streams(vhost: Vhost, stream: RawStream, channel: Blockin
 
 
 def test_messages_deleted_by_reset_do_not_return_after_a_restart(tmp_path: Path) -> None:
-    """After reset() and a restart, a stream has only the messages that were published after reset(), and continues at
-    the next offset.
+    """Messages of a stream that were deleted by the embedded broker's reset() do not return after a restart. The next
+    message gets the offset after the last deleted message's.
     """
 
     def publish(broker: EmbeddedBroker, body: bytes) -> None:
@@ -200,7 +202,9 @@ def test_messages_deleted_by_reset_do_not_return_after_a_restart(tmp_path: Path)
 def test_the_cut_connections_fault_can_select_connections_by_name(
     vhost: Vhost, connect: Callable[..., BlockingChannel]
 ) -> None:
-    """The fault `cut_connections("orders-*")` cuts only the connections whose names begin with "orders-"."""
+    """The embedded broker's fault `cut_connections("orders-*")` cuts only the connections whose names begin with
+    "orders-".
+    """
     orders, mail = connect("orders-1"), connect("mail-1")
     assert vhost.faults.cut_connections("orders-*") == 1
     with pytest.raises(exceptions.AMQPConnectionError):
@@ -209,8 +213,8 @@ def test_the_cut_connections_fault_can_select_connections_by_name(
 
 
 def test_the_refuse_connections_fault_does_not_close_open_connections(vhost: Vhost, raw: RawClient) -> None:
-    """While the fault `refuse_connections` is in force, new connections are refused, but open connections stay usable.
-    After the fault, clients can connect again.
+    """While the embedded broker's fault `refuse_connections` is in force, new connections are refused, but open
+    connections stay usable. After the fault has ended, clients can connect again.
     """
     with vhost.faults.refuse_connections(), pytest.raises(ConnectionRefusedError):
         RawClient(vhost.url)
@@ -220,8 +224,8 @@ def test_the_refuse_connections_fault_does_not_close_open_connections(vhost: Vho
 
 
 def test_the_go_silent_fault_holds_back_everything_that_the_broker_sends(vhost: Vhost) -> None:
-    """While the fault `go_silent` is in force, neither connected nor new clients get replies or heartbeats. When the
-    fault ends, the clients get all replies and heartbeats that were held back.
+    """While the embedded broker's fault `go_silent` is in force, neither connected nor new clients get replies or
+    heartbeats. When the fault ends, the clients get all replies and heartbeats that were held back.
     """
     with RawClient(vhost.url, heartbeat=1) as client:
         client.socket.settimeout(1.2)
@@ -240,7 +244,7 @@ def test_the_go_silent_fault_holds_back_everything_that_the_broker_sends(vhost: 
 
 
 def test_the_slow_down_fault_delays_replies(vhost: Vhost, raw: RawClient) -> None:
-    """While the fault `slow_down(0.1)` is in force, a reply takes at least 0.1 s."""
+    """While the embedded broker's fault `slow_down(0.1)` is in force, a reply takes at least 0.1 s."""
     with vhost.faults.slow_down(0.1):
         began = time.monotonic()
         raw.send(commands.Basic.Qos())
@@ -249,8 +253,8 @@ def test_the_slow_down_fault_delays_replies(vhost: Vhost, raw: RawClient) -> Non
 
 
 def test_the_block_publishers_fault_sends_connection_blocked_and_unblocked(vhost: Vhost, raw: RawClient) -> None:
-    """When the fault `block_publishers` is in force, a publisher gets connection.blocked with the given reason. When
-    the fault ends, the publisher gets connection.unblocked.
+    """When the embedded broker's fault `block_publishers` begins, a publisher gets connection.blocked with the given
+    reason. When the fault ends, the publisher gets connection.unblocked.
     """
     with vhost.faults.block_publishers("low on patience"):
         raw.send(commands.Basic.Publish(exchange="", routing_key="q"))
@@ -259,8 +263,8 @@ def test_the_block_publishers_fault_sends_connection_blocked_and_unblocked(vhost
 
 
 def test_the_block_publishers_fault_holds_back_all_messages(vhost: Vhost, raw: RawClient) -> None:
-    """While the fault `block_publishers` is in force, the broker holds back all messages, even the first one of a
-    connection. When the fault ends, all these messages are published.
+    """While the embedded broker's fault `block_publishers` is in force, the broker holds back all messages, even the
+    first one of a connection. When the fault ends, all these messages are published.
     """
     publish = header.ContentHeader(body_size=1, properties=commands.Basic.Properties())
     message = frame.marshal(commands.Basic.Publish(exchange="", routing_key="q"), 1)
@@ -285,9 +289,9 @@ def test_the_block_publishers_fault_holds_back_all_messages(vhost: Vhost, raw: R
 def test_a_fault_for_a_misspelled_queue_is_refused(
     vhost: Vhost, channel: BlockingChannel, begin: Callable[[Faults], object], message: str
 ) -> None:
-    """If a method of `faults` is given the name of a queue that does not exist, and an existing queue has a similar
-    name, the method raises ValueError and suggests the existing name. If no name is similar, only `cancel_consumers`
-    raises ValueError, because that fault would have no effect.
+    """If a user's test begins a fault for a queue that does not exist, and an existing queue has a similar name, a
+    ValueError suggests that name. If no name is similar, only the fault `cancel_consumers` raises ValueError, because
+    it would have no effect.
     """
     channel.queue_declare("jobs")
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -298,8 +302,8 @@ def test_a_fault_for_a_misspelled_queue_is_refused(
 
 
 def test_the_faults_close_channels_and_close_connections_send_the_given_code(vhost: Vhost, raw: RawClient) -> None:
-    """The faults `close_channels` and `close_connections` send the given code and text. A code that AMQP does not have
-    raises ValueError.
+    """The embedded broker's faults `close_channels` and `close_connections` send clients the given code and text. A
+    code that AMQP does not have raises ValueError.
     """
     assert vhost.faults.close_channels(404, "NOT_FOUND - it was here") == 1
     close = raw.expect(commands.Channel.Close)
@@ -314,8 +318,8 @@ def test_the_faults_close_channels_and_close_connections_send_the_given_code(vho
 def test_the_restart_fault_keeps_durable_queues_and_their_messages(
     vhost: Vhost, connect: Callable[..., BlockingChannel], keep_transient: bool
 ) -> None:
-    """The fault `restart` keeps durable queues with their persistent messages, and all messages of quorum queues.
-    Transient queues, exchanges and messages are kept only with `keep_transient`.
+    """The embedded broker's fault `restart` keeps durable queues with their persistent messages, and all messages of
+    quorum queues. It keeps transient queues, exchanges and messages only if the argument `keep_transient` is set.
     """
     channel = connect()
     channel.queue_declare("durable", durable=True)
@@ -342,8 +346,8 @@ def test_the_restart_fault_keeps_durable_queues_and_their_messages(
 
 
 def test_the_nack_publishes_fault_nacks_the_given_number_of_messages(vhost: Vhost, channel: BlockingChannel) -> None:
-    """The fault `nack_publishes("jobs", 2)` nacks the next two messages to the queue `jobs`, and no others. These two
-    messages do not reach the queue.
+    """The embedded broker's fault `nack_publishes("jobs", 2)` nacks the next two messages to the queue `jobs`, and no
+    others. These two messages do not reach the queue.
     """
     channel.confirm_delivery()
     for queue in ("jobs", "mail"):
@@ -368,17 +372,21 @@ def test_the_nack_publishes_fault_nacks_the_given_number_of_messages(vhost: Vhos
         (lambda faults: faults.go_silent(-5), "seconds must be at least 0, not -5"),
     ],
 )
-def test_a_method_of_faults_refuses_an_argument_out_of_range(
+def test_a_fault_with_an_argument_out_of_range_is_refused(
     vhost: Vhost, begin: Callable[[Faults], object], message: str
 ) -> None:
-    """If an argument is out of range, a method of `faults` raises ValueError with the reason, and no fault begins."""
+    """If a user's test begins a fault with an argument out of range, such as a negative number of seconds, ValueError
+    is raised with the reason, and the fault does not begin.
+    """
     with pytest.raises(ValueError, match=f"^{message}$"):
         begin(vhost.faults)
     assert vhost.faults.in_force() == []
 
 
 def test_the_return_unroutable_fault_returns_the_next_message(vhost: Vhost, channel: BlockingChannel) -> None:
-    """After the fault `return_unroutable()`, the next mandatory message is returned, and the one after it is routed."""
+    """The embedded broker's fault `return_unroutable()` makes the broker return the next mandatory message as
+    unroutable, although a queue exists for it. The message after this one is routed.
+    """
     channel.confirm_delivery()
     channel.queue_declare("jobs")
     vhost.faults.return_unroutable()
@@ -389,8 +397,8 @@ def test_the_return_unroutable_fault_returns_the_next_message(vhost: Vhost, chan
 
 
 def test_the_delay_confirms_fault_holds_back_publisher_confirms(vhost: Vhost, raw: RawClient) -> None:
-    """While the fault `delay_confirms` is in force, publisher confirms arrive only after the given time. If no time is
-    given, publisher confirms arrive when the fault ends.
+    """While the embedded broker's fault `delay_confirms` is in force, publisher confirms arrive only after the given
+    time or, if no time is given, when the fault ends.
     """
     raw.send(commands.Confirm.Select())
     raw.expect(commands.Confirm.SelectOk)
@@ -414,8 +422,8 @@ def test_the_delay_confirms_fault_holds_back_publisher_confirms(vhost: Vhost, ra
 
 
 def test_the_lose_acks_fault_loses_the_next_acknowledgement(vhost: Vhost, channel: BlockingChannel) -> None:
-    """After the fault `lose_acks()`, the broker ignores the next acknowledgement, and delivers the message again,
-    marked as redelivered.
+    """The embedded broker's fault `lose_acks()` makes the broker ignore the next acknowledgement, and deliver the
+    message again, marked as redelivered.
     """
     channel.queue_declare("jobs")
     channel.basic_publish("", "jobs", b"1")
@@ -431,8 +439,9 @@ def test_the_lose_acks_fault_loses_the_next_acknowledgement(vhost: Vhost, channe
 
 
 def test_the_cancel_consumers_fault_sends_basic_cancel(vhost: Vhost, channel: BlockingChannel) -> None:
-    """The fault `cancel_consumers("jobs")` sends a consumer of the queue `jobs` a basic.cancel with its
-    consumer tag."""
+    """The embedded broker's fault `cancel_consumers("jobs")` sends a consumer of the queue `jobs` a basic.cancel with
+    its consumer tag.
+    """
     channel.queue_declare("jobs")
     channel.basic_consume("jobs", lambda *_: None, consumer_tag="mine")
     cancelled = []
@@ -443,7 +452,7 @@ def test_the_cancel_consumers_fault_sends_basic_cancel(vhost: Vhost, channel: Bl
 
 
 def test_a_fault_ends_with_its_virtual_host_or_after_its_duration(whole: EmbeddedBroker) -> None:
-    """If a virtual host is deleted, the faults of this virtual host end. A fault with a duration ends after this
+    """When a virtual host of the embedded broker is deleted, its faults end. A fault with a duration ends after this
     duration.
     """
     with whole.fresh_vhost() as vhost:

@@ -125,8 +125,8 @@ def test_the_documented_table_of_consumer_arguments_is_true(
 
 
 def test_every_argument_documented_as_supported_appears_in_another_test_file() -> None:
-    """Each argument that docs/reference/embedded-broker.md calls supported appears in at least one test file of the
-    broker besides test_features.py.
+    """Each argument of queues and consumers that docs/reference/embedded-broker.md calls supported appears in at least
+    one file of tests/protocol other than test_features.py.
     """
     here = Path(__file__)
     texts = [path.read_text() for path in here.parent.glob("test_*.py") if path != here]
@@ -427,9 +427,9 @@ def test_the_documented_table_of_management_paths_is_complete(broker: TestBroker
 def test_every_documented_request_of_later_versions_and_plugins_succeeds(
     broker: TestBroker, api: Api, names: dict[str, str]
 ) -> None:
-    """Each path of later RabbitMQ versions and of plugins that docs/reference/embedded-broker.md lists gets the status
-    200 or 204. Paths that the page describes as always empty return an empty list. A path with a virtual host that does
-    not exist gets 404.
+    """A request for each path in the section "Paths of later versions and of plugins" of
+    docs/reference/embedded-broker.md gets the status 200 or 204, with an empty list if the page calls the path always
+    empty. Requests for the shovels or federation links of a virtual host that does not exist get 404.
     """
     browser = Browser(broker.management)
     assert browser.ask("PUT", filled("users/USER", names), BODIES["PUT users/USER"]).status == 201

@@ -290,7 +290,9 @@ def test_the_unacknowledged_messages_of_a_reset_connection_are_requeued(
 
 
 def test_a_client_that_sends_no_heartbeats_is_disconnected(amqp_url: str) -> None:
-    """The broker sends heartbeats, and closes the connection of a client that sends none."""
+    """If a client has negotiated heartbeats, the broker sends heartbeats, and closes the connection if the client sends
+    none.
+    """
     with RawClient(amqp_url, heartbeat=1) as client:
         assert client.read(8) == b"\x08\x00\x00\x00\x00\x00\x00\xce"
         with pytest.raises((EOFError, ConnectionResetError)):

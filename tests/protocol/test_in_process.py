@@ -68,8 +68,9 @@ def test_importing_the_broker_loads_no_heavy_library() -> None:
 
 
 def test_published_finds_messages_by_exchange_routing_key_and_queue(vhost: Vhost, channel: BlockingChannel) -> None:
-    """vhost.published() finds messages by exchange, routing key or queue, with all their properties. vhost.unrouted
-    lists the messages that were routed to no queue.
+    """In a test with the pytest fixture amqp_vhost, amqp_vhost.published() finds messages by exchange, routing key or
+    queue, and returns them with all their properties. amqp_vhost.unrouted lists the messages that were routed to no
+    queue.
     """
     channel.queue_bind("jobs", "amq.topic", "order.*")
     properties = BasicProperties(content_type="application/json", headers={"try": 1}, message_id="m1", priority=3)
@@ -85,9 +86,9 @@ def test_published_finds_messages_by_exchange_routing_key_and_queue(vhost: Vhost
     assert not vhost.published(exchange="amq.direct", timeout=0)
 
 
-def test_the_function_one_returns_the_only_message_or_raises_an_error(vhost: Vhost, channel: BlockingChannel) -> None:
-    """The function one() returns the only message of a result. If the result contains no message or more than one,
-    one() raises AssertionError, whose text shows what was published.
+def test_one_returns_the_only_published_message_or_raises_an_error(vhost: Vhost, channel: BlockingChannel) -> None:
+    """In a user's test, published(…).one() returns the only message that was found. If no message or more than one was
+    found, one() raises AssertionError, whose text shows what was published.
     """
     channel.basic_publish("amq.topic", "order.new", b"7")
     assert vhost.published(exchange="amq.topic").one().body == b"7"
@@ -130,11 +131,11 @@ def test_the_report_of_a_failed_test_says_what_was_published(tmp_path: Path) -> 
     assert re.search(rf"{section}-*\nnothing was published", done.stdout)
 
 
-def test_recorded_events_say_why_the_broker_closed_a_channel(
+def test_the_result_of_published_says_why_the_broker_closed_a_channel(
     vhost: Vhost, channel: BlockingChannel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If the broker closes a channel because of an invalid declaration, the recorded events and the broker's log
-    contain the reason.
+    """If a client declares a queue and the broker closes the channel with 404 or 406, the repr of the result of
+    published() and the broker's log contain the code and the reason.
     """
     caplog.set_level(logging.INFO, "mqtool.broker.embedded")
     first, second = channel.connection.channel(), channel.connection.channel()
@@ -148,8 +149,12 @@ def test_recorded_events_say_why_the_broker_closed_a_channel(
         assert f" closed: {why}" in caplog.text.replace("\\'", "'")
 
 
-def test_recorded_events_say_why_the_broker_closed_a_connection(vhost: Vhost, channel: BlockingChannel) -> None:
-    """If the broker closes a connection, the recorded events contain the reason."""
+def test_the_result_of_published_says_why_the_broker_closed_a_connection(
+    vhost: Vhost, channel: BlockingChannel
+) -> None:
+    """If the broker closes a client's connection, the repr of the result of published() contains the code and the
+    reason.
+    """
     assert vhost.faults.close_connections(501, "FRAME_ERROR - Closed by a test") > 0
     with pytest.raises(ConnectionClosedByBroker):
         channel.connection.process_data_events(10)
@@ -157,8 +162,8 @@ def test_recorded_events_say_why_the_broker_closed_a_connection(vhost: Vhost, ch
 
 
 def test_a_query_for_a_misspelled_queue_suggests_a_similar_name(vhost: Vhost, channel: BlockingChannel) -> None:
-    """If a test asks for a queue that does not exist, the printed result reports this, and suggests an existing queue
-    with a similar name.
+    """If a user's test queries a queue that does not exist with amqp_vhost.queue(), the repr of the result says that
+    the queue does not exist, and suggests an existing queue with a similar name.
     """
     assert channel.is_open, "it has declared the queue jobs"
     meant = "queue 'jbos' does not exist: did you mean 'jobs'?"
@@ -169,8 +174,8 @@ def test_a_query_for_a_misspelled_queue_suggests_a_similar_name(vhost: Vhost, ch
 
 
 def test_a_nacked_message_is_not_shown_as_unrouted(vhost: Vhost, channel: BlockingChannel) -> None:
-    """If the fault `nack_publishes` nacks a message and the client publishes it again, both publishes are recorded, and
-    neither is listed as unrouted.
+    """If the embedded broker's fault `nack_publishes` nacks a message and the client publishes it again, published()
+    returns both publishes, and the list `unrouted` contains neither of them.
     """
     channel.confirm_delivery()
     vhost.faults.nack_publishes("jobs")
@@ -182,8 +187,8 @@ def test_a_nacked_message_is_not_shown_as_unrouted(vhost: Vhost, channel: Blocki
 
 
 def test_a_queue_object_lists_messages_by_what_happened_to_them(vhost: Vhost, channel: BlockingChannel) -> None:
-    """vhost.queue("jobs") lists separately which messages of the queue `jobs` were acknowledged, rejected or requeued,
-    and which are ready. After reset(), these lists are empty.
+    """In a user's test, amqp_vhost.queue("jobs") has separate lists of the messages of the queue `jobs` that were
+    acknowledged, rejected or requeued, and of those that are ready. After amqp_vhost.reset(), these lists are empty.
     """
     jobs = vhost.queue("jobs")
     for number in range(5):
@@ -205,8 +210,8 @@ def test_a_queue_object_lists_messages_by_what_happened_to_them(vhost: Vhost, ch
 
 
 def test_published_waits_for_a_message(vhost: Vhost, channel: BlockingChannel) -> None:
-    """published() waits for a message. If none is published before the timeout, the printed result says what was
-    published instead.
+    """In a user's test, published() waits until a message is published. If none is published before the timeout, the
+    repr of the empty result says what was published instead.
     """
     timer = threading.Timer(0.05, lambda: channel.basic_publish("", "jobs", b"late"))
     timer.start()
@@ -221,8 +226,8 @@ def test_published_waits_for_a_message(vhost: Vhost, channel: BlockingChannel) -
 
 
 def test_published_does_not_block_an_event_loop() -> None:
-    """On an event loop, published() returns immediately, wait_for() raises RuntimeError, and `await until()` waits
-    without blocking the loop.
+    """If an embedded broker runs on the event loop of a user's test, published() returns immediately, wait_for() raises
+    RuntimeError, and `await broker.until()` waits without blocking the loop.
     """
 
     async def ask() -> None:
@@ -245,7 +250,10 @@ def _publish(url: str) -> None:
 
 
 def test_administrators_can_query_messages_and_inject_faults_over_http(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """Over HTTP, an administrator can query published messages, if the broker records them, and inject faults."""
+    """Through /api/mqtool, an administrator can query the messages that were published to an embedded broker, and
+    inject faults. If the broker does not record messages, a query gets the status 409. Users without the tag
+    `administrator` get 401.
+    """
     with EmbeddedBroker(management_port=0, recording=True) as broker:
         api = api_of(broker)
         with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
@@ -275,8 +283,8 @@ def test_administrators_can_query_messages_and_inject_faults_over_http(api_of: C
 
 
 def test_a_query_over_http_for_a_misspelled_name_is_refused(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """An HTTP query for a virtual host or queue that never existed gets the status 404, so that a misspelled name does
-    not look like a missing message. A misspelled query parameter gets 400.
+    """A query to /api/mqtool for the messages of a virtual host or queue that never existed gets the status 404, so
+    that a misspelled name does not look like a missing message. A misspelled query parameter gets 400.
     """
     with EmbeddedBroker(management_port=0, recording=True) as broker:
         api = api_of(broker)
@@ -305,8 +313,8 @@ def test_a_query_over_http_for_a_misspelled_name_is_refused(api_of: Callable[[Em
 
 
 def test_a_query_over_http_waits_for_a_queue_to_be_declared(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """An HTTP query with count=1 for the messages of a queue that is not declared yet waits until the queue exists
-    and has a message.
+    """A query to /api/mqtool/queues with count=1 for the messages of a queue that is not declared yet waits until the
+    queue exists and has a message.
     """
     with EmbeddedBroker(management_port=0, recording=True) as broker, ThreadPoolExecutor(1) as pool:
         asked = pool.submit(api_of(broker), "GET", "mqtool/queues/%2F/jobs/messages?count=1&timeout=30")
@@ -318,8 +326,8 @@ def test_a_query_over_http_waits_for_a_queue_to_be_declared(api_of: Callable[[Em
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs the command node")
 def test_the_javascript_helper_in_the_documentation_accepts_responses_without_a_body() -> None:
-    """In the documentation's example for Node.js, the function api() can reset the broker, although the response to
-    this request has no body. It also returns the results of queries.
+    """In the documentation's example for Node.js, the function api() accepts the response to a reset of the broker,
+    which has no body, and returns the results of queries.
     """
     page = (ROOT / "docs/how-to/testing-in-any-language.md").read_text()
     helper = page[page.index("const api =") : page.index("test(")]
@@ -336,7 +344,7 @@ def test_the_javascript_helper_in_the_documentation_accepts_responses_without_a_
 
 
 def test_a_query_over_http_waits_for_the_given_number_of_messages(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """An HTTP query for published messages with a count and a timeout is answered when that many messages have been
+    """A query to /api/mqtool/published with a count and a timeout is answered when that many messages have been
     published, or after the timeout.
     """
     with EmbeddedBroker(management_port=0, recording=True) as broker, ThreadPoolExecutor(1) as pool:
@@ -352,8 +360,8 @@ def test_a_query_over_http_waits_for_the_given_number_of_messages(api_of: Callab
 
 
 def test_a_query_over_http_with_a_timeout_alone_waits_for_one_message(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """An HTTP query with a timeout but no count waits for one message. If the timeout is 0, the query is answered
-    immediately.
+    """A query to /api/mqtool/published with a timeout but no count waits for one message. If the timeout is 0, the
+    query is answered immediately.
     """
     with EmbeddedBroker(management_port=0, recording=True) as broker, ThreadPoolExecutor(1) as pool:
         api = api_of(broker)
@@ -365,8 +373,8 @@ def test_a_query_over_http_with_a_timeout_alone_waits_for_one_message(api_of: Ca
 
 
 def test_an_async_condition_is_refused() -> None:
-    """until() and wait_for() raise TypeError if the condition is an async function, because its result would always
-    count as true.
+    """The embedded broker's methods until() and wait_for() raise TypeError if the condition is an async function,
+    because its result would always count as true.
     """
 
     async def never() -> bool:
@@ -385,9 +393,9 @@ def test_an_async_condition_is_refused() -> None:
 def test_a_failed_assertion_names_the_queue_whose_messages_were_not_acknowledged(
     vhost: Vhost, channel: BlockingChannel
 ) -> None:
-    """If a message was delivered but not acknowledged, a failed assertion about acknowledged messages names the queue
-    and the number of such messages. After the consumer's channel is closed, the assertion says that the message is
-    ready again.
+    """If a user's test expects an acknowledged message, but the message was delivered and not acknowledged, the failed
+    assertion names the queue and the number of such messages. If the consumer's channel has been closed, the assertion
+    says that the message is ready again.
     """
     channel.basic_publish("", "jobs", b"1")
     assert channel.basic_get("jobs")[2] == b"1"
@@ -400,8 +408,8 @@ def test_a_failed_assertion_names_the_queue_whose_messages_were_not_acknowledged
 
 
 def test_a_failed_wait_for_lists_the_faults_in_force(vhost: Vhost, channel: BlockingChannel) -> None:
-    """The error of a failed wait_for() lists each fault that is in force, with its arguments, and no fault that has
-    ended.
+    """If wait_for() fails in a user's test, the error lists each fault of the embedded broker that is in force, with
+    its arguments, and no fault that has ended.
     """
     channel.queue_declare("q")
     vhost.faults.nack_publishes("q")
@@ -415,9 +423,9 @@ def test_a_failed_wait_for_lists_the_faults_in_force(vhost: Vhost, channel: Bloc
     ]
 
 
-def test_a_failed_wait_for_says_that_a_fault_has_no_effect_without_its_queue(vhost: Vhost) -> None:
-    """If a fault is in force for a queue that does not exist, the error of a failed wait_for() says that the fault has
-    had no effect, and names the queue.
+def test_a_failed_wait_for_says_that_the_queue_of_a_fault_does_not_exist(vhost: Vhost) -> None:
+    """If wait_for() fails in a user's test while a fault is in force for a queue that does not exist, the error names
+    the queue, and says that the fault has had no effect so far.
     """
     vhost.faults.nack_publishes("shipping")
     with pytest.raises(
@@ -468,7 +476,9 @@ def test_stopping_a_broker_that_hangs_raises_an_error(monkeypatch: pytest.Monkey
 
 
 def test_published_without_recording_raises_an_error() -> None:
-    """Without recording=True, published() raises LookupError, whose text names this option."""
+    """If an EmbeddedBroker was started without recording=True, published() raises LookupError, whose text names this
+    option.
+    """
     with EmbeddedBroker() as broker, pytest.raises(LookupError, match="recording=True"):
         broker.published()
 
@@ -493,8 +503,8 @@ def test_a_version_that_is_a_number_is_refused() -> None:
     "written", ["[tool.pytest]\namqp_broker_like = 4.3", "[tool.pytest.ini_options]\namqp_broker_like = 3.10"]
 )
 def test_a_version_without_quotes_in_pyproject_is_explained(tmp_path: Path, written: str) -> None:
-    """If amqp_broker_like in pyproject.toml is a number, tests fail with an error that names the setting and says to
-    write the version in quotes.
+    """If the version amqp_broker_like in pyproject.toml is a number instead of a string, tests fail with an error that
+    names the setting and says to write the version in quotes.
     """
     if "ini_options" not in written and pytest.version_tuple < (9, 0):
         pytest.skip("pytest reads [tool.pytest] from version 9 on")
@@ -533,11 +543,11 @@ OVER_VERSIONS = inspect.cleandoc("""
 
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_amqp_like_runs_each_test_once_per_version_and_lists_tests_that_depend_on_the_version(
+def test_amqp_like_runs_each_test_once_per_version_and_lists_those_with_different_results(
     tmp_path: Path, workers: str
 ) -> None:
-    """`pytest --amqp-like 3.10,4.3.5,4.3` runs each test that uses the broker once per version, and lists the tests
-    that fail with only some versions, with the reasons. A version that mqtool does not know is refused.
+    """`pytest --amqp-like 3.10,4.3.5,4.3` runs each test that uses the embedded broker once per version, and lists the
+    tests that fail with only some versions, with the reasons. A version that mqtool does not know is refused.
     """
     (tmp_path / "test_mine.py").write_text(OVER_VERSIONS)
     pytest_like = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", workers, "--amqp-like"]
@@ -584,8 +594,9 @@ OVERRIDDEN = {
 
 @large
 def test_amqp_like_fails_a_test_whose_broker_has_another_version(tmp_path: Path) -> None:
-    """With `pytest --amqp-like`, a test whose own fixture amqp_broker ignores the requested version fails, and the
-    error says how to change the fixture. After this change, the test passes with and without the option.
+    """If a project has its own fixture amqp_broker, which ignores the version requested by `pytest --amqp-like`, a test
+    that uses the fixture fails, and the error says how to change the fixture. After this change, the test passes with
+    and without the option.
     """
     (tmp_path / "ours").mkdir()
     for name, text in OVERRIDDEN.items():
@@ -645,8 +656,8 @@ FIXTURES = inspect.cleandoc("""
 
 
 def test_the_pytest_fixtures_isolate_tests(tmp_path: Path) -> None:
-    """Each test that uses the pytest fixtures has its own virtual host, and a fault ends when the test that injected it
-    ends. Tests without these fixtures do not import the broker.
+    """Each test that uses the pytest fixture amqp_vhost has its own virtual host, and a fault ends when the test that
+    injected it ends. Tests without mqtool's fixtures do not import the broker.
     """
     (tmp_path / "test_mine.py").write_text(FIXTURES)
     (tmp_path / "pytest.ini").write_text("[pytest]\namqp_broker_like = 4.3\n")

@@ -90,8 +90,9 @@ def test_the_first_message_of_a_stream_has_the_initial_offset(broker: EmbeddedBr
 
 
 def test_the_initial_offset_survives_a_restart(tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """If the broker is restarted while a stream with `x-stream-initial-offset` is empty, the stream's first message
-    still gets this offset. The management API then counts one message.
+    """If the broker is restarted while a stream with `x-stream-initial-offset` is empty, the first message published
+    afterwards still gets this offset. The management API counts no message before the restart, and one message after
+    this publish.
     """
     for count in range(2):
         with (

@@ -61,8 +61,8 @@ def test_a_stream_reader_is_listed_as_a_consumer(api: Api, vhost: str, client: R
 
 
 def test_declarations_over_http_get_201_204_or_400(api: Api, vhost: str, channel: BlockingChannel) -> None:
-    """Over HTTP, declaring a new object gets the status 201, and declaring it again gets 204. Declaring an existing
-    queue with other arguments gets 400, and reading a missing object gets 404.
+    """Over HTTP, declaring a new queue or exchange gets the status 201, and declaring it again gets 204. Declaring an
+    existing queue with other arguments gets 400, and reading a queue that does not exist gets 404.
     """
     queue = {"durable": True, "arguments": {"x-message-ttl": 1000}}
     assert api("PUT", f"queues/{vhost}/q", queue)[0] == 201
@@ -115,8 +115,9 @@ def test_a_health_check_for_a_port_or_protocol_without_a_listener_gets_503(api: 
 
 
 def test_missing_policies_and_parameters_get_404_and_reserved_queue_names_are_refused(api: Api, vhost: str) -> None:
-    """Over HTTP, reading a policy or a global parameter that does not exist gets the status 404, and the list of
-    policies of a virtual host without policies is empty. Declaring a queue whose name begins with `amq.` is refused.
+    """Over HTTP, a GET request for a policy, an operator policy or a global parameter that does not exist gets the
+    status 404. A virtual host without policies has an empty list of policies. A request to declare a queue whose name
+    begins with `amq.` is refused.
     """
     assert api("GET", f"policies/{vhost}") == (200, [])
     for path in (f"policies/{vhost}/none", f"operator-policies/{vhost}/none", "global-parameters/none"):

@@ -71,8 +71,8 @@ def channel(broker: EmbeddedBroker) -> Iterator[BlockingChannel]:
 def test_events_follow_a_message_from_publish_to_acknowledgement(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """The events `ready`, `delivered`, `requeued` and `acknowledged` of a message in a queue all have the same value of
-    `copy`. The event `published` contains the message's properties and body.
+    """In /api/mqtool/events, the events `ready`, `delivered`, `requeued` and `acknowledged` of one message in a queue
+    have the same value of `copy`. The event `published` contains the message's properties and body.
     """
     channel.queue_declare("q")
     events = Events(broker)
@@ -98,8 +98,10 @@ def test_events_follow_a_message_from_publish_to_acknowledgement(
     assert acknowledged["copy"] == ready["copy"]
 
 
-def test_events_name_a_consumer_as_the_management_api_does(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """The event `delivered` names the consumer by its channel and its consumer tag, as the management API does."""
+def test_events_name_a_consumer_by_its_channel_and_consumer_tag(
+    broker: EmbeddedBroker, channel: BlockingChannel
+) -> None:
+    """In /api/mqtool/events, the event `delivered` names the consumer by its channel and its consumer tag."""
     channel.queue_declare("q")
     events = Events(broker)
     channel.basic_consume("q", lambda *_: None, auto_ack=True, consumer_tag="me")
@@ -112,7 +114,9 @@ def test_events_name_a_consumer_as_the_management_api_does(broker: EmbeddedBroke
 def test_events_name_the_exchanges_that_a_message_passes_through(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """The event `published` lists each path that a message takes through bound exchanges or an alternate exchange."""
+    """In /api/mqtool/events, the event `published` lists each path of the message from exchange to queue, including the
+    exchanges bound in between and an alternate exchange.
+    """
     channel.exchange_declare("rest", "fanout")
     channel.exchange_declare("first", "direct", arguments={"alternate-exchange": "rest"})
     channel.exchange_declare("second", "fanout")
@@ -130,8 +134,8 @@ def test_events_name_the_exchanges_that_a_message_passes_through(
 
 
 def test_events_report_returned_dropped_and_refused_messages(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """An unroutable message causes the event `dropped` or, if it is mandatory, `returned`. A message that a full
-    queue rejects causes the event `refused`.
+    """In /api/mqtool/events, an unroutable message appears as `dropped` or, if it is mandatory, as `returned`. A
+    message that a full queue rejects appears as `refused`.
     """
     channel.queue_declare("full", arguments={"x-max-length": 0, "x-overflow": "reject-publish"})
     events = Events(broker)
@@ -146,8 +150,8 @@ def test_events_report_returned_dropped_and_refused_messages(broker: EmbeddedBro
 def test_events_report_a_message_to_an_exchange_that_does_not_exist(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """If a message is published to an exchange that does not exist, the only event is `unknown-exchange`. It names the
-    exchange and the publisher's protocol, and contains the body.
+    """If a message is published to an exchange that does not exist, its only event in /api/mqtool/events is
+    `unknown-exchange`, which contains the exchange, the publisher's protocol and the body.
     """
     channel.queue_declare("q")
     events = Events(broker)
@@ -158,8 +162,8 @@ def test_events_report_a_message_to_an_exchange_that_does_not_exist(
 
 
 def test_events_say_whether_a_connection_was_closed_or_lost(broker: EmbeddedBroker) -> None:
-    """The event `requeued` has the reason `closed` if the client closed the channel or the connection, and the reason
-    `lost` if the connection broke.
+    """In /api/mqtool/events, the event `requeued` has the reason `closed` if the client closed the channel or the
+    connection, and the reason `lost` if the connection broke.
     """
     with RawAmqp10(broker.url) as client, pika.BlockingConnection(pika.URLParameters(broker.url)) as publisher:
         publisher.channel().queue_declare("q", durable=True)
@@ -184,7 +188,9 @@ def test_events_say_whether_a_connection_was_closed_or_lost(broker: EmbeddedBrok
 
 
 def test_events_say_whether_a_publisher_uses_confirms(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """The event `published` says whether the publisher of an AMQP 0-9-1 message uses publisher confirms."""
+    """In /api/mqtool/events, the event `published` says whether the publisher of an AMQP 0-9-1 message uses publisher
+    confirms.
+    """
     events = Events(broker)
     channel.basic_publish("", "nowhere", b"x")
     assert events.until("published", "dropped")[0]["from"]["confirms"] is False
@@ -194,8 +200,8 @@ def test_events_say_whether_a_publisher_uses_confirms(broker: EmbeddedBroker, ch
 
 
 def test_events_report_an_unroutable_amqp_1_0_message_as_returned_or_dropped(broker: EmbeddedBroker) -> None:
-    """An unroutable AMQP 1.0 message causes the event `returned` if it was sent unsettled, and the event `dropped` if
-    it was sent settled.
+    """In /api/mqtool/events, an unroutable AMQP 1.0 message appears as `returned` if it was sent unsettled, and as
+    `dropped` if it was sent settled.
     """
     events = Events(broker)
     with RawAmqp10(broker.url) as client:
@@ -207,8 +213,8 @@ def test_events_report_an_unroutable_amqp_1_0_message_as_returned_or_dropped(bro
 
 
 def test_events_name_the_protocol_of_publishers_and_consumers(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """The event `published` names the publisher's protocol. The event `delivered` names the consumer's protocol and
-    connection.
+    """In /api/mqtool/events, the event `published` names the publisher's protocol, and the event `delivered` names the
+    consumer's protocol and connection.
     """
     channel.queue_declare("q", durable=True)
     events = Events(broker)
@@ -225,8 +231,8 @@ def test_events_name_the_protocol_of_publishers_and_consumers(broker: EmbeddedBr
 def test_events_report_the_largest_link_credit_of_each_amqp_1_0_consumer(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """The response to a request for events contains the link credit of each AMQP 1.0 consumer that has granted any. A
-    delivery uses up credit, but does not change this number, which is the most that the client has granted at once.
+    """A response from /api/mqtool/events contains the largest link credit that each AMQP 1.0 consumer has granted at
+    once. Deliveries do not reduce this number. Consumers that have granted no credit are not listed.
     """
     channel.queue_declare("q", durable=True)
     events = Events(broker)
@@ -245,8 +251,8 @@ def test_events_report_the_largest_link_credit_of_each_amqp_1_0_consumer(
 def test_events_follow_a_dead_letter_to_its_queue(
     broker: EmbeddedBroker, channel: BlockingChannel, arguments: dict[str, int], reason: str
 ) -> None:
-    """The event `dead-lettered` contains the reason and the dead-letter exchange. The event `published` that follows it
-    names the queue from which the message was dead-lettered.
+    """In /api/mqtool/events, a dead letter appears as `dead-lettered`, with the reason and the dead-letter exchange,
+    and then as `published`, with the queue from which the message was dead-lettered.
     """
     channel.queue_declare("dead")
     to_dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
@@ -260,8 +266,8 @@ def test_events_follow_a_dead_letter_to_its_queue(
 
 
 def test_events_report_discarded_and_purged_messages(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """If a message is rejected and its queue has no dead-letter exchange, this causes the event `discarded`. A purge
-    causes the event `purged` with the name of the queue.
+    """In /api/mqtool/events, a message that is rejected in a queue without a dead-letter exchange appears as
+    `discarded`. A purge appears as `purged`, with the name of the queue.
     """
     channel.queue_declare("q")
     channel.basic_publish("", "q", b"x")
@@ -284,8 +290,8 @@ def test_events_report_discarded_and_purged_messages(broker: EmbeddedBroker, cha
 def test_events_report_the_time_until_which_a_message_is_delayed(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """The event `delayed` contains the time until which a message is delayed. Until then, the list of waiting messages
-    contains the message and its exchange.
+    """In /api/mqtool/events, the event `delayed` contains the time until which a message is delayed. Until then, the
+    response's list of waiting messages contains the message and its exchange.
     """
     channel.exchange_declare("late", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     channel.queue_declare("q")
@@ -302,8 +308,8 @@ def test_events_report_the_time_until_which_a_message_is_delayed(
 def test_events_report_that_a_delayed_message_or_dead_letter_is_dropped(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """If a dead letter, or a delayed message that is due, reaches no queue, the event `published` is followed by the
-    event `dropped`.
+    """If a dead letter, or a delayed message that is due, reaches no queue, it appears in /api/mqtool/events as
+    `published` and then as `dropped`.
     """
     channel.exchange_declare("late", "x-delayed-message", arguments={"x-delayed-type": "direct"})
     dead = {"x-dead-letter-exchange": "amq.direct", "x-message-ttl": 1}
@@ -318,8 +324,8 @@ def test_events_report_that_a_delayed_message_or_dead_letter_is_dropped(
 
 
 def test_events_report_appended_and_read_messages_of_a_stream(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """A message of a stream causes the event `appended` when it is published, and the event `read` when it is
-    delivered, each with its offset. Acknowledging the message causes no event.
+    """In /api/mqtool/events, a message of a stream appears as `appended` when it is published, and as `read` when it is
+    delivered, both times with its offset. Acknowledging the message causes no event.
     """
     channel.queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
     channel.basic_qos(prefetch_count=10)
@@ -346,8 +352,8 @@ def with_stream(broker: EmbeddedBroker) -> RawStream:
 
 
 def test_events_of_the_stream_protocol_name_no_exchange_and_count_deliveries(broker: EmbeddedBroker) -> None:
-    """If a message is published over the stream protocol, the path in its event `published` contains no exchange. The
-    response to a request for events also contains the number of messages that each reader has received.
+    """If a message is published over the stream protocol, the path in its event `published` in /api/mqtool/events
+    contains the stream, but no exchange. The response contains the number of messages that each reader has received.
     """
     with closing(with_stream(broker)) as client:
         events = Events(broker)
@@ -376,9 +382,9 @@ def test_events_of_the_stream_protocol_name_no_exchange_and_count_deliveries(bro
 
 
 def test_events_report_the_stored_offset_of_a_reader_and_its_reset(broker: EmbeddedBroker) -> None:
-    """If a client stores an offset, the event `stored` names the stream, the reader and the client, and the response to
-    a request for events contains the offset that was stored last. If the offset is reset, the event `stored` contains
-    the offset -1.
+    """If a client stores an offset, the event `stored` in /api/mqtool/events contains the stream, the reader, the
+    offset and the client's protocol. The response contains the offset that was stored last. A reset appears as an event
+    `stored` with the offset -1.
     """
     with closing(with_stream(broker)) as client:
         events = Events(broker)
@@ -401,7 +407,7 @@ def test_events_report_an_amqp_1_0_client_that_cannot_publish_to_an_address(
     broker: EmbeddedBroker, address: str
 ) -> None:
     """If an AMQP 1.0 client attaches a sender to a queue or exchange that does not exist, the event `unknown-address`
-    names the client and the address.
+    in /api/mqtool/events contains the address and the client's protocol.
     """
     events = Events(broker)
     with RawAmqp10(broker.url) as client:
@@ -413,8 +419,8 @@ def test_events_report_an_amqp_1_0_client_that_cannot_publish_to_an_address(
 def test_quickly_published_messages_are_all_counted_but_only_some_cause_events(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """If 3,000 messages are published quickly, all of them are counted, but only some cause events. If a client
-    requests events that are no longer stored, the response says that some events are lost.
+    """If 3,000 messages are published quickly, /api/mqtool/events counts all of them, but returns events for only some
+    of them. If a client requests events that are no longer stored, the response says that some events are lost.
     """
     channel.queue_declare("q")
     events = Events(broker)
@@ -431,12 +437,12 @@ def test_quickly_published_messages_are_all_counted_but_only_some_cause_events(
     assert events.get(after=1, timeout=0)["lost"]
 
 
-def test_events_follow_a_dead_letter_to_a_queue_whose_new_messages_are_only_counted(
+def test_events_report_a_dead_letter_in_a_queue_whose_other_messages_are_only_counted(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """If messages are published to a routing key faster than events can report them, the broker only counts these
-    messages. If a message that events have already reported is dead-lettered to this routing key, events still report
-    it.
+    """If messages are published to a queue faster than /api/mqtool/events can report them, the broker only counts these
+    messages. If a message that was reported in another queue is dead-lettered to this queue, the dead letter is
+    reported.
     """
     channel.queue_declare("dead")
     channel.queue_declare("q", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"})
@@ -456,8 +462,8 @@ def test_events_follow_a_dead_letter_to_a_queue_whose_new_messages_are_only_coun
 def test_a_delayed_message_omitted_from_the_events_does_not_affect_later_events(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """A busy broker omits some messages from the events that /api/mqtool/events returns. If it omitted a delayed
-    message, it still reports a later message with the same exchange and routing key, and does not report it as delayed.
+    """If the broker is busy, /api/mqtool/events omits some messages. If it has omitted a delayed message, a later
+    message with the same exchange and routing key is still reported, and is not reported as delayed.
     """
     channel.exchange_declare("late", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     channel.queue_declare("q")
@@ -480,7 +486,7 @@ def test_a_delayed_message_omitted_from_the_events_does_not_affect_later_events(
 def test_a_request_for_events_with_a_timeout_waits_for_an_event(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """If a request for events has a timeout, the request is answered as soon as the next event happens."""
+    """If a request to /api/mqtool/events has a timeout, the broker answers it as soon as the next event happens."""
     channel.queue_declare("q")
     events = Events(broker)
     with ThreadPoolExecutor() as threads:
@@ -495,7 +501,9 @@ def test_a_request_for_events_with_a_timeout_waits_for_an_event(
 def test_messages_of_a_deleted_queue_are_no_longer_tracked_for_events(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """After a queue is deleted, the broker no longer tracks its ready and unacknowledged messages for events."""
+    """After a queue is deleted, the broker no longer tracks the queue's ready and unacknowledged messages for
+    /api/mqtool/events.
+    """
     channel.queue_declare("q")
     events = Events(broker)
     for body in (b"x", b"y"):
@@ -517,8 +525,8 @@ def watcher_of(broker: EmbeddedBroker) -> Any:
 def test_the_broker_stops_recording_events_that_nobody_requests(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """The broker starts recording events when a client requests them, and stops within 30 seconds after the last
-    request.
+    """The broker starts recording events when a client requests them from /api/mqtool/events, and stops within 30
+    seconds after the last request.
     """
     assert channel.is_open
     assert watcher_of(broker) is None

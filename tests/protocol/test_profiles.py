@@ -90,8 +90,8 @@ def test_the_broker_reports_the_version_that_it_imitates(
 def test_the_default_delivery_limit_depends_on_the_version(
     broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str]
 ) -> None:
-    """Up to RabbitMQ 3.13, a quorum queue has no default delivery limit. From 4.0 on, it drops a message that is
-    requeued for the 21st time. From 4.3 on, requeues by basic.nack do not count.
+    """Up to RabbitMQ 3.13, a quorum queue has no default delivery limit. From 4.0 on, the default is 20, so the queue
+    drops a message that is requeued for the 21st time. From 4.3 on, requeues by basic.nack do not count.
     """
     queue = quorum()
     give_back = channel.basic_reject if broker.differs_since("4.3", "a nack does not count") else channel.basic_nack
@@ -285,7 +285,7 @@ def test_policy_keys_depend_on_the_version(broker: TestBroker, api: Api, vhost: 
     assert not put({"delayed-retry-type": "all"})
 
 
-def test_refusals_name_the_permission_and_passive_declarations_need_one(
+def test_permission_checks_and_their_errors_depend_on_the_version(
     broker: TestBroker, connect: Callable[..., pika.BlockingConnection], api: Api, vhost: str, amqp_url: str
 ) -> None:
     """From RabbitMQ 4.0 on, the error for a refused operation names the missing permission. From 4.3 on, a passive
@@ -359,8 +359,8 @@ def test_x_delayed_retry_type_decides_which_requeued_messages_are_delayed(
     give_back: str,
     is_held: bool,
 ) -> None:
-    """From RabbitMQ 4.3 on, the queue argument x-delayed-retry-type decides which messages are delayed: those requeued
-    with basic.nack, those requeued with basic.reject, or both.
+    """From RabbitMQ 4.3 on, a quorum queue's argument x-delayed-retry-type decides which requeued messages are delayed:
+    with `returned`, those requeued by basic.nack; with `failed`, those requeued by basic.reject; with `all`, both.
     """
     queue = quorum(body=b"1", **{"x-delayed-retry-type": which, "x-delayed-retry-min": 60_000})
     getattr(channel, give_back)(take.one(queue, auto_ack=False)[0].delivery_tag)

@@ -106,7 +106,9 @@ def test_a_message_with_expiration_0_is_delivered_only_to_a_waiting_consumer(
 
 
 def test_an_unused_queue_expires(channel: BlockingChannel, connection: pika.BlockingConnection, take: Take) -> None:
-    """If a queue with an x-expires of one second is not used for three seconds, the broker deletes it."""
+    """If a queue with an x-expires of 1 s has lost its last consumer and is not used, the broker deletes the queue
+    within 3 s.
+    """
     channel.queue_declare("q", arguments={"x-expires": 1000})
 
     def gone() -> bool:
@@ -174,7 +176,7 @@ def test_a_rejected_message_is_dead_lettered_with_its_routing_keys(channel: Bloc
 
 def test_x_death_counts_repeated_deaths(channel: BlockingChannel, take: Take) -> None:
     """The header x-death has one entry for each queue and reason, with the number of times that the message was
-    dead-lettered from this queue for this reason. The entry for the latest time comes first.
+    dead-lettered from this queue for this reason. The entry of the most recent death comes first.
     """
     channel.queue_declare("dead", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "q"})
     channel.queue_declare("q", arguments=dead_lettering())
@@ -285,8 +287,8 @@ def test_a_quorum_queue_replaces_a_delivery_count_that_the_publisher_set(channel
 def test_a_delivery_limit_decides_where_a_quorum_queue_puts_requeued_messages(
     channel: BlockingChannel, take: Take, limit: dict[str, int], expected: bytes
 ) -> None:
-    """A quorum queue with a delivery limit puts requeued messages in front of all others. Without a delivery limit, it
-    puts them behind all others, in the order in which they were requeued.
+    """A quorum queue with a delivery limit puts requeued messages in front of all others. Without a delivery limit,
+    which is the default up to RabbitMQ 3.13, it puts them behind all others, in the order in which they were requeued.
     """
     channel.queue_declare("q", durable=True, arguments={**QUORUM, **limit})
     for number in b"1234":
@@ -359,7 +361,7 @@ def test_queue_purge_and_queue_delete_return_the_number_of_ready_messages(channe
 
 
 def test_x_death_can_be_encoded_as_json(channel: BlockingChannel, take: Take) -> None:
-    """The entries of a dead letter's x-death header, except for their times, can be encoded as JSON."""
+    """A client can encode the entries of a dead letter's x-death header as JSON, except for their times."""
     channel.queue_declare("dead")
     channel.queue_declare("q", arguments=dead_lettering(x_max_length=0))
     channel.basic_publish("", "q", b"x")

@@ -49,7 +49,9 @@ def test_rabbitmqadmin_works_with_the_embedded_broker_as_with_rabbitmq(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """With both RabbitMQ and the embedded broker, each rabbitmqadmin command in this test prints the expected text."""
+    """The Python program rabbitmqadmin, which RabbitMQ serves for download, prints the same results with the embedded
+    broker as with RabbitMQ when it declares, lists, publishes, gets, purges, exports, imports and deletes.
+    """
     if rabbitmq is None:
         pytest.skip("no RabbitMQ to download rabbitmqadmin from")
     try:

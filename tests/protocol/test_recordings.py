@@ -60,8 +60,8 @@ def test_replay_waits_until_queues_and_bindings_exist(
     amqp_broker: EmbeddedBroker,
     api_of: Callable[[EmbeddedBroker], Api],
 ) -> None:
-    """If a user's test declares the exchange, the queue and the bindings only during a replay, all messages of the
-    recording still arrive in order, and published() lists each of them once.
+    """If a user's test declares the exchange, the queue and the bindings of a recording only after replaying() has
+    begun, all messages of the recording still arrive in order, and published() lists each of them once.
     """
 
     def attempts() -> int:
@@ -88,7 +88,7 @@ def test_replay_waits_until_queues_and_bindings_exist(
 
 def test_replay_says_why_a_message_stays_unroutable(vhost: Vhost, channel: BlockingChannel, recording: Path) -> None:
     """If a message of a recording stays unroutable, replay() raises Unavailable, whose text names the missing exchange
-    or the unbound routing key.
+    or the routing key that has no binding.
     """
     with pytest.raises(Unavailable, match=r"incident.ndjson could not be routed: exchange 'logs' does not exist"):
         replay(vhost, recording, patience=0)
@@ -139,8 +139,9 @@ def test_without_a_path(amqp_vhost): pass
 
 
 def test_the_marker_amqp_recording_replays_in_a_users_test(tmp_path: Path, recording: Path) -> None:
-    """In a user's test, the pytest marker amqp_recording replays the recording that the marker names. A test that
-    misuses the marker fails, and the error says what is wrong.
+    """In a user's test, the pytest marker amqp_recording replays the recording that the marker names. The test fails
+    with the reason if a message is unroutable, if the file or its path is missing, or if the test does not use the
+    embedded broker.
     """
     assert recording.parent == tmp_path
     (tmp_path / "test_app.py").write_text(TESTS)
@@ -173,7 +174,7 @@ WRONG = {
 
 def test_a_test_whose_marker_amqp_recording_has_a_wrong_argument_fails(tmp_path: Path, recording: Path) -> None:
     """If an argument of the pytest marker amqp_recording is invalid or unknown, or if no message would be replayed, the
-    test fails before it runs, and the error names the file and the argument.
+    test fails before it runs, and the error names the recording and says what is wrong.
     """
     assert recording.parent == tmp_path
     (tmp_path / "empty.ndjson").write_text("\n")
@@ -193,9 +194,11 @@ def test_a_test_whose_marker_amqp_recording_has_a_wrong_argument_fails(tmp_path:
         assert f"amqp_recording({name}): " in section or name == "3", section
 
 
-def test_any_error_during_a_replay_is_raised(vhost: Vhost, recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If an unexpected error occurs in the thread of replaying(), the `with` statement raises this error at its end, so
-    that the user's test fails.
+def test_an_unexpected_error_during_a_replay_is_raised(
+    vhost: Vhost, recording: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If an unexpected error occurs in the background thread in which replaying() replays a recording, the `with`
+    statement raises this error at its end, so that the user's test fails.
     """
 
     def fail(*_: object) -> None:
@@ -207,7 +210,7 @@ def test_any_error_during_a_replay_is_raised(vhost: Vhost, recording: Path, monk
 
 
 def test_replay_refuses_a_recording_without_messages(vhost: Vhost, recording: Path) -> None:
-    """replay() raises BadData if the recording contains no messages, or none that match the condition."""
+    """replay() raises BadData if the recording contains no messages, or none that match the argument `where`."""
     with pytest.raises(BadData, match=r"no message of .*incident.ndjson matches 'headers.n=99'"):
         replay(vhost, recording, where="headers.n=99")
     recording.write_text("")

@@ -236,8 +236,8 @@ Start = Callable[..., Nacking]
 def test_a_message_that_is_published_while_others_are_requeued_is_delivered_after_them(
     nacking: Start, arguments: dict[str, Any]
 ) -> None:
-    """If a fifth message is published while one basic.nack requeues four messages, the client's consumer, which was at
-    its prefetch limit, gets the four messages again, and not the fifth one.
+    """A consumer at its prefetch limit has four unacknowledged messages. If a fifth message is published while one
+    basic.nack requeues the four, the consumer gets the four messages again, and the fifth one stays in the queue.
     """
     nack = nacking(arguments, b"1234", 4, prefetch=4)
     nack.stop_in(_NACK)
@@ -309,8 +309,8 @@ def test_messages_being_requeued_are_dropped_if_their_queue_is_deleted(
 
 @_BOTH
 def test_a_second_nack_waits_until_the_first_one_is_done(nacking: Start, arguments: dict[str, Any]) -> None:
-    """If a client sends a second basic.nack while the first one requeues two messages, the second one takes effect
-    afterwards. All four messages are requeued in order.
+    """If a client sends a second basic.nack while its first one is requeueing two messages, the second one takes effect
+    after the first. All four messages are requeued in order.
     """
     nack = nacking(arguments, b"1234", 4)
     nack.stop_in(commands.Basic.Nack(delivery_tag=2, multiple=True), _NACK)
@@ -319,8 +319,9 @@ def test_a_second_nack_waits_until_the_first_one_is_done(nacking: Start, argumen
 
 
 def test_a_nack_of_another_client_does_not_wait(nacking: Start) -> None:
-    """If another client requeues two messages of a quorum queue while one basic.nack requeues four, the two messages
-    come first in the queue, followed by the four messages in order.
+    """If one client's basic.nack requeues four messages of a quorum queue and, in the meantime, another client requeues
+    two, the other client does not have to wait: its two messages come first in the queue, followed by the four in
+    order.
     """
     nack = nacking(_LIMITED, b"123456", 4)
     tags = [Take(nack.other).one("q", auto_ack=False)[0].delivery_tag for _ in range(2)]

@@ -431,8 +431,8 @@ def test_storing_an_offset_needs_the_write_permission_only_before_3_13(
 def test_refused_offsets_do_not_fill_the_log(
     streams: "tuple[World, Callable[[str, str], RawStream]]", caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If a client without permission tries to store an offset a thousand times, the broker logs some of the refusals,
-    but fewer than a hundred.
+    """If a client tries to store an offset in a stream a thousand times without permission, the broker logs at least
+    one refusal, but fewer than a hundred.
     """
     world, log_in = streams
     world.reset([])
@@ -744,8 +744,8 @@ def test_an_administrator_without_permissions_cannot_use_queues_or_exchanges(nat
 def test_an_exclusive_queue_cannot_be_used_through_the_management_api(
     world: World, connection: pika.BlockingConnection
 ) -> None:
-    """If a request to the management API uses an exclusive queue of a connection, even an administrator gets the status
-    400.
+    """A request to the management API that deletes, purges, reads, binds or declares an exclusive queue of a connection
+    gets the status 400, even if the user is an administrator.
     """
     world.reset([])
     connection.channel().queue_declare("theirs", exclusive=True)
@@ -764,8 +764,8 @@ def test_an_exclusive_queue_cannot_be_used_through_the_management_api(
 def test_a_policy_needs_no_permission_for_the_exchange_that_it_names(
     world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, kind: str
 ) -> None:
-    """A user who names an exchange in a policy needs no permission for this exchange. The same goes for a user who
-    declares a queue or an exchange to which such a policy applies.
+    """A user needs no permission for an exchange to set a policy that uses it as a dead-letter exchange or alternate
+    exchange, or to declare a queue or an exchange to which such a policy applies.
     """
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "policymaker"})
     world.reset([("configure", "new")])

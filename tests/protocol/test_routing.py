@@ -121,7 +121,7 @@ def test_a_queue_gets_a_message_once_even_if_several_bindings_match(channel: Blo
 
 
 def test_exchanges_bound_in_a_cycle_route_a_message_once(channel: BlockingChannel) -> None:
-    """If two exchanges are bound to each other, a queue that is bound to one of them gets a message once."""
+    """If two exchanges are bound to each other, a queue that is bound to one of them gets each message once."""
     channel.queue_declare("q")
     for name in ("one", "two"):
         channel.exchange_declare(name, "fanout")

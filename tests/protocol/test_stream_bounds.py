@@ -133,8 +133,9 @@ def test_properties_of_stream_subscriptions_count_towards_memory_use(api_of: Cal
 
 
 def test_stream_subscriptions_count_towards_memory_use() -> None:
-    """Each stream subscription counts towards the broker's memory use, even if it has no properties. So does what the
-    broker remembers of each stream that a client has used, until the stream is deleted or the client disconnects.
+    """Each stream subscription counts towards the broker's memory use until it ends, even if it has no properties. What
+    the broker remembers about each stream that a client has used counts until the stream is deleted or the client
+    disconnects.
     """
     with EmbeddedBroker(stream_port=0) as embedded:
         client, other = _client(embedded), _client(embedded)
@@ -160,9 +161,9 @@ def test_stream_subscriptions_count_towards_memory_use() -> None:
         client.close()
 
 
-def test_names_of_stream_producers_count_towards_memory_use() -> None:
-    """The names of the producers that have published to a stream count towards the broker's memory use until the
-    stream is deleted.
+def test_names_of_stream_publishers_count_towards_memory_use() -> None:
+    """The names of the publishers that have published to a stream count towards the broker's memory use until the
+    stream is deleted, even if the publishers have been deleted before.
     """
     with EmbeddedBroker(stream_port=0) as embedded:
         client = _client(embedded)
@@ -184,8 +185,8 @@ def test_names_of_stream_producers_count_towards_memory_use() -> None:
 
 
 def test_the_number_of_readers_whose_offsets_a_stream_stores_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    """During a memory alarm, or once a stream stores the offsets of the maximum number of readers, the stream stores no
-    offset for a new reader. It still stores new offsets of readers that it knows. A disk alarm changes nothing.
+    """During a memory alarm, or once a stream stores the offsets of the maximum number of readers, the stream stores
+    new offsets only of readers that it knows. A disk alarm has no such effect.
     """
     monkeypatch.setattr(stream_requests, "_MOST_READERS", 3)
     with EmbeddedBroker(stream_port=0) as embedded:

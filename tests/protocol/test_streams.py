@@ -242,8 +242,8 @@ def test_nacking_a_message_of_a_stream_closes_the_connection(
 def test_a_stream_consumer_needs_a_prefetch_and_acknowledgements(
     channel: BlockingChannel, prefetch: int, options: dict[str, Any], code: int, words: str
 ) -> None:
-    """The broker refuses a basic.consume on a stream without a prefetch, with automatic acknowledgement, with a
-    priority or with an invalid offset.
+    """The broker refuses basic.consume on a stream if the channel has no prefetch, if the consumer uses automatic
+    acknowledgement, or if it has the argument x-priority or an invalid x-stream-offset.
     """
     channel.basic_qos(prefetch_count=prefetch)
     with pytest.raises((ChannelClosedByBroker, ConnectionClosedByBroker)) as caught:

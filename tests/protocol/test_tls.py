@@ -46,8 +46,8 @@ def port_of(broker: EmbeddedBroker, protocol: str) -> tuple[str, int]:
 
 
 def test_clients_of_every_protocol_can_log_in_over_tls(broker: EmbeddedBroker, amqp_tls: Authority) -> None:
-    """Over TLS, clients can log in to AMQP, the management API and the stream port, and an AMQP client can receive a
-    message of 1 MB.
+    """Over TLS, clients can log in with AMQP, with HTTP (management API) and with the stream protocol, and an AMQP
+    client can receive a message of 1 MB.
     """
     api = Management(broker.urls["https"], "guest", "guest", ca=str(amqp_tls.ca))
     with connection(broker, amqp_tls) as opened:
@@ -170,8 +170,8 @@ def ipv6() -> bool:
 
 @pytest.mark.parametrize("host", ["::", "localhost"])
 def test_one_port_serves_ipv4_and_ipv6(host: str) -> None:
-    """A broker with the host `::` or `localhost` listens for IPv4 and IPv6 on the same port. If a second broker is
-    started on this port for IPv6 alone, it fails with OSError.
+    """A broker with the host `::` or `localhost` listens for IPv4 and IPv6 on the same port. Starting a second broker
+    on this port with the host `::1` raises OSError.
     """
     names = {address[0] for _, _, _, _, address in socket.getaddrinfo("localhost", 1)}
     if not ipv6() or (host == "localhost" and "::1" not in names):

@@ -43,7 +43,7 @@ def test_a_queue_declared_without_a_type_gets_the_default_queue_type(
     api: Api, vhost: str, channel: BlockingChannel
 ) -> None:
     """A queue that is declared over AMQP or HTTP without a type gets the default queue type of its virtual host.
-    Exclusive queues are still classic, and a type in the declaration takes precedence.
+    Exclusive queues are classic in any case. A type in the declaration overrides the default.
     """
     api("PUT", f"vhosts/{vhost}", {"default_queue_type": "quorum"})
     for _ in range(2):
