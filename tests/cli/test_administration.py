@@ -117,9 +117,9 @@ def test_queue_declare_declares_the_same_queue_as_send(admin: Shell) -> None:
 
 @pytest.mark.parametrize("command", ["queue delete", "queue purge", "exchange delete"])
 def test_delete_and_purge_stop_at_a_missing_name_and_say_what_is_left(admin: Shell, command: str) -> None:
-    """If one of several given queues or exchanges does not exist, `queue delete`, `queue purge` and `exchange delete`
-    stop there, exit with 3, and say how many they deleted or purged, and which ones they did not. If the first one does
-    not exist, the commands exit with 69.
+    """`queue delete`, `queue purge` and `exchange delete` take several names. At the first name that does not exist,
+    the command stops. It exits with 3, prints how many queues or exchanges it has deleted or purged, and names the
+    others. If it has deleted or purged none, it exits with 69.
     """
     kind, verb = command.split()
     for name in ("one", "two"):
@@ -147,8 +147,8 @@ def test_queue_delete_if_empty_and_unused_keeps_a_classic_queue_with_messages(ad
 
 
 def test_exchange_commands_create_and_delete_exchanges_and_bindings(admin: Shell, broker: TestBroker) -> None:
-    """After `exchange bind` has bound a queue to an exchange, and this exchange to another one, a message passes
-    through both exchanges to the queue. After `exchange unbind`, no further message reaches the queue. Without a
+    """`exchange bind` binds an exchange to a topic exchange, and a queue to the second exchange. Messages whose routing
+    key and headers match reach the queue through both exchanges until `exchange unbind` removes a binding. Without a
     terminal, `exchange delete` needs --yes. If the exchange does not exist, `exchange delete` exits with 69.
     """
     assert admin.run("mqtool", "exchange", "declare", "in", "topic").code == 0

@@ -373,8 +373,8 @@ def test_a_context_selects_the_protocol(shell: Shell, broker: TestBroker) -> Non
 @pytest.mark.parametrize("tutorial", ["hello-world", "work-queues", "publish-subscribe", "routing", "topics", "rpc"])
 @pytest.mark.sampled(2)
 def test_plain_scripts_exchange_messages_with_mqtool_commands(shell: Shell, broker: TestBroker, tutorial: str) -> None:
-    """The AMQP 1.0 scripts printed by `tutorial show --plain` run unchanged, and receive both their own messages and
-    those of the matching mqtool command.
+    """Each AMQP 1.0 script that `tutorial show --plain` prints runs unchanged. Its receiver gets the message of the
+    script's own sender and the message of the corresponding mqtool command, such as `send`.
     """
     shell.environment |= {"AMQP_URL": broker.url, "PYTHONUNBUFFERED": "1"}
     (shell.directory / "script.py").write_bytes(

@@ -206,8 +206,8 @@ def test_brokers_are_listed_and_removed(home: Shell) -> None:
 
 
 def test_broker_status_says_which_broker_is_used_and_why(home: Shell) -> None:
-    """`broker status` says to which broker mqtool's commands connect, and why. `broker up` says this only if commands
-    do not connect to the broker that `broker up` has started.
+    """`broker status` says to which broker mqtool's commands connect, and why. `broker up` prints the same only if
+    commands connect to another broker than the one that it has started, for example because AMQP_URL is set.
     """
     assert home.run("mqtool", "broker", "status").stdout == "commands use amqp://guest@localhost:5672, the default\n"
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--port", str(port := free_port()))

@@ -33,11 +33,11 @@ ENDED = (0, 1, 3, 124)
 
 @pytest.mark.timeout(max(1200, 10 * EXAMPLES))
 def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: TestBroker) -> None:
-    """A user with permissions only on her own queues and exchanges forges arguments and headers. Whatever command an
-    administrator then runs, the queues, exchanges, bindings and messages of other users stay unchanged, she cannot read
-    other users' messages, and none of her queues or exchanges passes messages to an exchange that she may not write to.
-    If she has only published messages, these do not stop the command; if the command only reads or converts messages,
-    her messages stay in order.
+    """A user who has permissions only on her own queues and exchanges forges queue arguments and message headers.
+    Whatever command an administrator then runs, other users' queues, exchanges, bindings and messages stay unchanged.
+    She can neither read other users' messages, nor have messages routed to an exchange that she may not write to. If
+    she has forged only messages, these do not stop the command, and a command that only reads or converts messages
+    keeps their order.
     """
     seen: Counter[str] = Counter()
 
@@ -282,9 +282,9 @@ def is_governed(broker: TestBroker, queue: str) -> bool:
 def test_dlq_redrive_checks_that_the_queue_in_x_death_dead_letters_to_the_exchange(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`dlq redrive` checks the queue that a dead letter's x-death header names. It moves the dead letter back only if
-    this queue, by its arguments or a policy, dead-letters messages with the exchange and routing key that the dead
-    letter has. A message with a forged header stays where it is.
+    """`dlq redrive` moves a dead letter back to the queue in its x-death header only if the arguments or a policy of
+    that queue dead-letter messages to the exchange, and with the routing key, through which this dead letter came. A
+    message whose x-death header is forged stays where it is.
     """
     vhost = broker.vhost
     broker.api("PUT", f"exchanges/{vhost}/graveyard", {"type": "topic", "durable": True})
@@ -321,9 +321,8 @@ def test_dlq_redrive_checks_that_the_queue_in_x_death_dead_letters_to_the_exchan
 def test_delayed_commands_ignore_a_stream_that_claims_to_hold_delayed_messages(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If a stream has a name and arguments like the queue of a `delayed relay`, the `delayed` commands ignore the
-    stream, because each client that can write to the stream chooses the exchange and the routing key in the annotations
-    of its messages.
+    """The `delayed` commands ignore a stream whose name and arguments are like those of the queue of a `delayed relay`.
+    In a stream, any publisher can forge the annotations that contain a message's exchange and routing key.
     """
     if not broker.streams:
         pytest.skip("this broker has no port for streams")
@@ -407,11 +406,9 @@ def test_headers_cannot_change_the_exchange_and_routing_key_that_worker_passes_t
     ]
 
 
-def test_a_queue_that_only_its_owner_can_read_does_not_stop_commands_on_all_queues(
-    shell: Shell, broker: TestBroker
-) -> None:
-    """If only the owner of a queue can read the queue, because it is exclusive or has a single active consumer, `dlq
-    ls` and the `delayed` commands print a warning about this queue, and process all other queues.
+def test_a_queue_that_mqtool_cannot_read_does_not_stop_commands_on_all_queues(shell: Shell, broker: TestBroker) -> None:
+    """If mqtool cannot read a queue, because the queue is exclusive to another connection or has a single active
+    consumer, `dlq ls` and the `delayed` commands print a warning about this queue and process all other queues.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     single: dict[str, Any] = {"x_single_active_consumer": True}
@@ -493,8 +490,8 @@ def test_worker_ignores_a_forged_origin_after_another_command_moved_the_message(
 def test_a_dead_letter_of_worker_keeps_its_original_exchange_and_key_when_it_is_moved(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """A message that `worker` has dead-lettered keeps its original exchange and routing key through `move` and `dlq
-    redrive`.
+    """If `worker` dead-letters a message, and `move` and `dlq redrive` then move the message, `worker` passes the
+    message's original exchange and routing key to its program.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for name in ("jobs", "jobs.dlq", "aside"):

@@ -144,9 +144,9 @@ def staging(shell: Shell, broker: TestBroker) -> Shell:
 
 @pytest.mark.parametrize("strongest", PRECEDENCE)
 def test_options_override_the_environment_and_the_context_in_use(home: Shell, strongest: str) -> None:
-    """A command uses the broker that an option names. Without such an option, it uses the first of these that is set:
-    the broker that an environment variable names, the broker of the context in use, the broker that `broker up`
-    started, and otherwise localhost. `broker status` says which broker is used, and why.
+    """A command uses the broker that an option names, or else the one that an environment variable names, that of the
+    context in use, or the one that `broker up` started, in this order. If there is none, the command uses localhost.
+    `broker status` says which broker is used, and why.
     """
     words, environment = [], {}
     rows = list(PRECEDENCE)
@@ -369,8 +369,8 @@ def test_the_password_is_the_first_line_of_the_password_command(shell: Shell, br
 
 
 def test_every_command_declares_its_effect_on_a_broker() -> None:
-    """Every command declares whether it shows, sends or changes something on a broker. In a protected context, the
-    declared effect decides whether the command asks for a confirmation.
+    """The code of every command declares whether the command shows, sends or changes something on a broker. In a
+    protected context, this decides whether the command asks for a confirmation.
     """
     assert [leaf.words for leaf in leaves(described()) if leaf.effect is None] == []
     assert len(CHANGING) > 30
@@ -380,7 +380,9 @@ def test_every_command_declares_its_effect_on_a_broker() -> None:
 def test_the_url_option_overrides_the_context_in_use(
     staging: Shell, broker: TestBroker, embedded: TestBroker, request: pytest.FixtureRequest
 ) -> None:
-    """A command with --url uses that URL and not the context in use, even if AMQP_URL contains the same URL."""
+    """If a context is in use, a command with --url uses the broker at that URL instead of the context's broker. That is
+    the case even if AMQP_URL contains the same URL as --url.
+    """
     other = embedded.with_fresh_vhost(f"other-{time.monotonic_ns()}")
     request.addfinalizer(other.drop_vhost)
     for each in (broker, other):

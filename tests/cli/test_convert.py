@@ -390,8 +390,8 @@ def test_a_queue_with_an_unacknowledged_message_is_not_converted(
 def test_a_killed_conversion_can_be_completed_after_other_clients_used_the_queue(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, kill_at: int, what: str
 ) -> None:
-    """`queue convert` is killed, and then another client uses the queue or sets a policy on it. Once this client has
-    disconnected, the conversion can still be completed, and no message is lost.
+    """After `queue convert` was killed, another client reads from the queue or sets a policy on the queue. Once this
+    client has disconnected, another run of `queue convert` completes the conversion, and no message is lost.
     """
     fill(broker)
     monkeypatch.setattr(held_messages, "_PATIENCE", 0.0)
@@ -539,7 +539,7 @@ def test_messages_published_while_queue_convert_moves_a_queue_are_moved_in_order
 def test_a_conversion_counts_the_messages_that_later_ones_may_have_overtaken(
     broker: TestBroker, before: str, after: str
 ) -> None:
-    """If messages are published during `queue convert`, all messages stay in order, except for at most 50 at the end.
+    """If messages are published during `queue convert`, at most the last 50 messages may be out of order afterwards.
     The command counts the messages that later ones may have overtaken.
     """
     fill(broker, before, count := 300)
@@ -602,8 +602,9 @@ def test_a_conversion_deletes_no_messages_of_a_quorum_queue_that_is_slow_to_answ
 def test_messages_that_a_full_converted_queue_rejects_are_kept(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, before: str, after: str, by_policy: bool
 ) -> None:
-    """If publishers fill a queue whose `overflow` is `reject-publish` while the queue is being converted, `queue
-    convert` stops and keeps every confirmed message. Once messages have been consumed, the conversion can be resumed.
+    """A queue has a maximum length and rejects further messages (overflow `reject-publish`), by a policy or by its
+    arguments. If publishers fill the queue during `queue convert`, the command stops and keeps every confirmed message.
+    Once messages have been consumed, the conversion can be resumed.
     """
     monkeypatch.setattr(transactions, "_STALLED", 0.3)
     limits = {"max-length": COUNT + 5, "overflow": "reject-publish"}
@@ -679,8 +680,8 @@ def test_a_queue_that_fills_up_during_a_batch_loses_no_messages(broker: TestBrok
 def test_a_conversion_moves_messages_that_arrive_after_the_queue_is_reported_as_empty(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RabbitMQ may report a queue as empty before it sends the last deliveries. Each step of `queue convert` that
-    empties a queue waits for these deliveries and moves them, too.
+    """RabbitMQ may report a queue as empty before it has sent the last deliveries. When `queue convert` empties a
+    queue, it waits for these deliveries, so it moves all messages.
     """
     with Connection(parse_addresses(broker.url)) as connection:
         channel = connection.channel()
@@ -1242,10 +1243,10 @@ def test_a_message_that_no_client_can_publish_stops_a_conversion(broker: TestBro
 
 
 @pytest.mark.keeps_messages
-def test_messages_of_the_largest_size_are_converted_if_their_headers_leave_room(tmp_path: Path) -> None:
-    """A message as large as the broker accepts is converted, even if its publisher has forged mqtool's own headers. If
-    the headers of such a message also fill a frame, the conversion stops, the error names the setting max_message_size,
-    and `queue convert --undo` restores all messages.
+def test_messages_of_the_largest_size_are_moved_if_their_headers_leave_room(tmp_path: Path) -> None:
+    """`queue convert` moves a message of the largest size that the broker accepts, even if the message's publisher has
+    forged mqtool's own headers. If the headers of such a message fill a frame, the conversion stops, the error names
+    the setting max_message_size, and `queue convert --undo` restores all messages.
     """
     with EmbeddedBroker(like="4.2", management_port=0) as broker:
         settings = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url}

@@ -54,9 +54,9 @@ ORDERS = "group of 75 queues orders-…"
 
 
 def test_similar_queues_are_drawn_as_one_group_that_can_be_expanded(chromium: Any, tmp_path: Path) -> None:
-    """In the picture of `mqtool ui`, queues whose names differ only in a number, the wait queues of one queue, and the
-    consumers of such a group of queues are each drawn as one group, with the totals of their counts. A click or Enter
-    expands a group; a button or a key collapses it again.
+    """The picture of `mqtool ui` draws queues whose names differ only in a number as one group, with the totals of
+    their counts. It groups the wait queues of a queue, and the consumers of a group of queues, in the same way. A click
+    or Enter expands a group; a button or a key collapses it again.
     """
     page = recorded(chromium, tmp_path, shop(75))
     page.until(lambda: group_of(page, ORDERS) == "0 ready · 0 unacked", "the group")

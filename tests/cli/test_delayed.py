@@ -122,8 +122,9 @@ def test_each_publishing_command_accepts_a_delay(shell: Shell, via: str, receive
 def test_via_auto_chooses_the_plugin_or_wait_queues(
     shell: Shell, broker: TestBroker, plugin: bool, command: str, with_plugin: str, without: str
 ) -> None:
-    """Without --via, a command with --delay chooses the delayed message plugin, or classic or quorum wait queues,
-    depending on the destination.
+    """Without --via, a command with --delay uses the delayed message plugin, if the broker has it, for a classic queue
+    that the command declares, for a non-durable exchange, and for the default queue of `send-delayed`. Otherwise,
+    messages wait in wait queues: in classic ones for the first two destinations, and in quorum ones for all others.
     """
     broker.api("PUT", f"queues/{broker.vhost}/theirs", {"durable": True})
     sent = shell.run("mqtool", *command.split(), "x", "--delay", "1h")
@@ -498,8 +499,8 @@ def test_failed_to_keeps_delayed_messages_for_a_missing_queue(shell: Shell, via:
 
 @on_any_broker
 def test_failed_to_keeps_the_delay_of_each_unsent_line(shell: Shell) -> None:
-    """If a line cannot be delayed, `send-delayed --failed-to FILE` writes this line and all later ones to the file,
-    each with the delay that was meant for it.
+    """If a line has a delay that is too long, `send-delayed --failed-to FILE` writes this line and all later ones to
+    FILE, each with its exchange, its routing key and its own delay.
     """
     lines = [{"body": "x", "delay": "50d"}, {"body": "y"}, {"body": "z", "headers": {"x-delay": 70}}]
     (shell.directory / "given").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -69,8 +69,9 @@ def test_the_tutorial_incident_passes_its_checks_and_leaves_no_queue(shell: Shel
 
 @on_any_broker
 def test_tutorial_run_neither_consumes_nor_shows_existing_messages(shell: Shell) -> None:
-    """`tutorial run` leaves the messages in a user's queue, and does not show messages that an earlier `tutorial run`
-    has left in its own queue."""
+    """`tutorial run` does not consume the messages in a user's own queue. It does not show messages that were left in
+    the tutorial's queue by an earlier run.
+    """
     shell.run("mqtool", "send", "mine")
     shell.run("mqtool", "send", "-q", "demo.hello", "stale")
 

@@ -66,8 +66,8 @@ RECEIVERS = {
 @pytest.mark.parametrize(("dialect", "command"), SPOKEN)
 @pytest.mark.sampled(12)
 def test_each_dialect_prints_the_lines_of_its_scripts(shell: Shell, dialect: str, command: str) -> None:
-    """With --dialect, each command prints the same lines as the dialect's tutorial scripts, on stderr for Go and on
-    stdout for the other languages.
+    """With --dialect, which selects the tutorials of one programming language, each command prints the same lines as
+    the scripts of these tutorials: on stderr for Go, and on stdout for the other languages.
     """
     sent, received = SPOKEN[dialect, command]
     [receive] = [whose for sender, whose in RECEIVERS.items() if command.startswith(sender)]
@@ -98,8 +98,8 @@ def of_script(result: Result, dialect: str) -> list[str]:
     ids=["no word", "two words", "three words"],
 )
 def test_the_dialect_go_article_makes_the_routing_key_from_two_words(shell: Shell, words: list[str], key: str) -> None:
-    """`emit-log topic --dialect go-article` joins its first two words with a dot into the routing key if there is a
-    third word; otherwise the routing key is `nil.nil`.
+    """`emit-log topic --dialect go-article`, like the script of an article about RabbitMQ in Go, joins its first two
+    words with a dot into the routing key if a third word follows. With fewer words, the routing key is `nil.nil`.
     """
     arguments = ("topic", "#", "--dialect", "go-article", "-c", "1", "-F", "%r")
     receiver = shell.start("mqtool", "receive-log", *arguments).wait_until_ready()
@@ -116,7 +116,9 @@ def test_the_dialect_go_article_makes_the_routing_key_from_two_words(shell: Shel
 def test_the_dialect_go_article_2_takes_the_first_word_as_the_routing_key(
     shell: Shell, words: list[str], key: str
 ) -> None:
-    """`emit-log topic --dialect go-article-2` uses its first word as the routing key, or `info` if no word is given."""
+    """`emit-log topic --dialect go-article-2`, like the script of another article about RabbitMQ in Go, uses its first
+    word as the routing key, or `info` if no word is given.
+    """
     arguments = ("topic", "#", "--dialect", "go-article-2", "-c", "1", "-F", "%r %b")
     receiver = shell.start("mqtool", "receive-log", *arguments).wait_until_ready()
     assert shell.run("mqtool", "emit-log", "topic", *words, "--dialect", "go-article-2").code == 0

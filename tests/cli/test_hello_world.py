@@ -21,8 +21,8 @@ def test_send_and_receive_print_the_lines_of_the_tutorial(shell: Shell) -> None:
 
 @on_any_broker
 def test_aliases_and_options_of_other_tools_are_accepted(shell: Shell, broker: TestBroker) -> None:
-    """mqtool accepts the aliases `publish`, `sub` and `queue ls`, the option -n, a URL without a scheme, and a duration
-    in seconds without a unit.
+    """mqtool accepts the aliases `publish`, `sub` and `queue ls`, the option -n for a number of messages, a URL without
+    a scheme, and a duration without a unit, which is in seconds.
     """
     assert shell.run("mqtool", "publish", "-u", broker.url.removeprefix("amqp://"), "hi").code == 0
     received = shell.run("mqtool", "sub", "-n", "1", "--timeout", "60", "--raw")
@@ -69,8 +69,8 @@ def test_a_receiver_declares_its_queue(shell: Shell, command: str) -> None:
 
 @on_any_broker
 def test_a_receiver_declares_no_queue_in_a_protected_context(shell: Shell, broker: TestBroker) -> None:
-    """In a protected context, if the queue does not exist, `receive-log -q QUEUE` exits with 69, even with --confirm,
-    unless --declare is given.
+    """In a protected context, if the queue does not exist, `receive-log -q QUEUE` exits with 69, even if --confirm
+    gives the context's name. Only with --declare does the command declare the queue.
     """
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     shell.run("mqtool", "context", "add", "prod", "--url", broker.url, "--protected")

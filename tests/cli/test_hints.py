@@ -122,8 +122,8 @@ def test_a_queue_given_as_an_option_gets_a_hint_about_the_argument(lonely_shell:
     ],
 )
 def test_a_help_topic_says_what_scripts_rely_on(lonely_shell: Shell, topic: str, says: str) -> None:
-    """`mqtool help programs` lists the exit codes of `worker`. `mqtool help messages` says with which input a command
-    sends nothing, and which unsent lines --failed-to does not keep.
+    """`mqtool help programs` lists the exit codes of `worker`. `mqtool help messages` says that empty input sends
+    nothing, and that --failed-to does not keep lines from the first invalid one on.
     """
     assert says in " ".join(lonely_shell.run("mqtool", "help", topic).stdout.split())
 
@@ -134,8 +134,8 @@ def test_a_help_topic_says_what_scripts_rely_on(lonely_shell: Shell, topic: str,
 def test_the_hint_for_an_embedded_broker_without_a_management_api_names_broker_serve(
     lonely_shell: Shell, words: list[str]
 ) -> None:
-    """If a command needs the management API and the embedded broker has none, the hint names `broker serve
-    --management-port`, with the port at which commands look first, and not rabbitmq-plugins.
+    """If a command needs the management API and the embedded broker has none, the hint is `broker serve
+    --management-port` with the port that commands try first. The hint does not mention `rabbitmq-plugins`.
     """
     with EmbeddedBroker() as broker:
         refused = lonely_shell.run("mqtool", *words, "-u", broker.url)

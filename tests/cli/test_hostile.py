@@ -136,8 +136,8 @@ def test_worker_passes_hostile_messages_to_programs(shell: Shell, play: Any, how
 
 @on_any_broker
 def test_a_message_that_names_a_missing_program_is_dead_lettered(shell: Shell) -> None:
-    """If a message's id is not the name of a program, `worker --exec '{message_id}'` dead-letters the message and
-    continues.
+    """`worker --exec '{message_id}'` runs the program that a message's id names. If there is no such program, `worker`
+    dead-letters the message and continues with the next one.
     """
     shell.run("mqtool", "new-task", "--json", stdin=b'{"body":"","properties":{"message_id":"no such program"}}\n')
     shell.run("mqtool", "new-task", "--json", stdin=b'{"body":"","properties":{"message_id":"true"}}\n')
@@ -147,8 +147,8 @@ def test_a_message_that_names_a_missing_program_is_dead_lettered(shell: Shell) -
 
 @on_any_broker
 def test_control_characters_are_escaped_on_a_terminal(shell: Shell) -> None:
-    """On a terminal, `receive` and `receive-log` print control characters in keys, ids and bodies as escapes. Only a
-    body may have several lines, and all its lines but the first are indented.
+    """On a terminal, `receive` and `receive-log` print control characters in routing keys, message ids and bodies as
+    escapes. Only a body may have several lines, and all its lines but the first are indented.
     """
     line = {"body": "a\nb\x1b[31m", "routing_key": "k\nmqtool: \u202e", "properties": {"message_id": "\x9b\n"}}
     shell.run("mqtool", "queue", "declare", "q", "--durable")

@@ -469,8 +469,8 @@ def test_an_exclusive_queue_of_another_connection_is_never_used(
 
 
 def test_send_declares_a_queue_exactly_as_its_options_say(shell: Shell, connection: Connection) -> None:
-    """`send` declares a queue with exactly the properties and arguments that its options give, without adding the
-    defaults of the dialect.
+    """With --transient and --argument, `send` declares a queue with exactly the properties and arguments that these
+    options give, and adds none of its usual defaults.
     """
     result = shell.run("mqtool", "send", "-q", "odd", "--transient", "--argument", "x-max-length=7", "x")
 

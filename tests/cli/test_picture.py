@@ -628,8 +628,8 @@ def test_the_picture_does_not_show_a_deleted_reply_queue_beside_the_next_one(
     chromium: Any, tmp_path: Path, is_told: bool
 ) -> None:
     """If the queue for the replies to an RPC client is declared and deleted before the page has asked the broker for
-    its queues, a tutorial's picture shows the queue while the reply moves. It no longer shows it after the event of
-    its deletion or, without such an event, once the commands of the next scene begin.
+    its queues, a tutorial's picture shows the queue while the reply moves. The picture removes the queue after the
+    event of the queue's deletion or, without such an event, once the commands of the next scene begin.
     """
     records = of_rpc()
     (topology,) = [each for each in records if each["kind"] == "topology"]
@@ -1032,8 +1032,9 @@ def test_a_moving_message_of_a_tutorial_has_its_body_beside_it(chromium: Any, tm
 def test_a_message_of_a_tutorial_has_its_body_beside_it_if_all_bindings_have_its_routing_key(
     chromium: Any, tmp_path: Path, keys: list[str], seen: set[str]
 ) -> None:
-    """While messages move through an exchange whose bindings all have the same key, a tutorial's picture shows their
-    bodies, which tell them apart. If the bindings have different keys, it shows their routing keys.
+    """While messages move through an exchange whose bindings all have the same key, a tutorial's picture shows the
+    messages' bodies, because the routing keys would all be the same. If the bindings have different keys, the picture
+    shows the messages' routing keys.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     records = [*jobs(), *published(1000, 0, "Tea is ready.")]
@@ -1047,8 +1048,8 @@ def test_a_message_of_a_tutorial_has_its_body_beside_it_if_all_bindings_have_its
 
 
 def test_the_label_of_a_moving_message_does_not_cover_the_messages_in_a_queue(chromium: Any, tmp_path: Path) -> None:
-    """On a phone, the label of a message that moves to its consumer does not cover the messages that wait in the queue
-    above.
+    """In the picture of `mqtool ui` on a phone, the label of a message that moves to its consumer does not cover the
+    messages that wait in the queue above the consumer.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     records = [*begins, *jobs([{"name": "one/tag", "label": "worker 1"}])]
@@ -1169,8 +1170,8 @@ def test_an_offset_moves_to_the_stream_and_then_stays_below_it(chromium: Any, tm
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_moving_messages_and_offsets_do_not_cover_the_stored_offset(chromium: Any, tmp_path: Path, width: int) -> None:
-    """While messages move from a stream to its reader, or an offset moves back to the stream, neither these nor their
-    labels cover the stored offset below the stream.
+    """While messages move from a stream to its reader, or an offset moves back to the stream, neither the moving
+    messages and offsets nor their labels cover the stored offset below the stream.
     """
     records = of_offsets()
     for each in records:
@@ -1341,7 +1342,9 @@ def test_a_long_name_is_cut_to_fit_its_box(chromium: Any, tmp_path: Path, width:
 
 
 def test_the_labels_of_messages_that_move_beside_each_other_do_not_overlap(chromium: Any, tmp_path: Path) -> None:
-    """On a phone, the labels of two messages that move side by side do not overlap, however long the labels are."""
+    """In the picture of `mqtool ui` on a phone, the labels of two messages that move side by side do not overlap,
+    however long the labels are.
+    """
     records = jobs()
     (queue,), (link,) = records[1]["queues"], records[1]["links"]
     records[1]["queues"].append({**queue, "name": "mail"})
@@ -1384,7 +1387,7 @@ return dots.map((dot) => [dot, dot.querySelector("text")]).filter(([dot, text]) 
 def test_the_label_of_a_moving_message_does_not_cover_another_moving_message(
     chromium: Any, tmp_path: Path, width: int
 ) -> None:
-    """While messages move beside each other, no message's label covers another message, so that a viewer sees all."""
+    """While messages move side by side in the picture of `mqtool ui`, no message's label covers another message."""
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     readers = [{"name": f"{each}/tag", "label": each} for each in ("first", "second", "third")]
     records = [*begins, *jobs(readers)]
@@ -1457,8 +1460,8 @@ def test_a_message_dropped_after_its_delay_is_marked_at_the_exchange_that_finds_
 def test_the_marks_of_dropped_messages_do_not_cover_the_number_of_messages_that_are_not_drawn(
     chromium: Any, tmp_path: Path
 ) -> None:
-    """If a queue drops messages, the picture of `mqtool ui` does not draw the marks of these messages over the number
-    of the queue's messages that are not drawn. When the queue is purged, this number disappears at once.
+    """In the picture of `mqtool ui`, a queue shows up to ten messages and the number of the others. The marks of
+    messages that the queue drops do not cover this number. When the queue is purged, the number disappears at once.
     """
     records = jobs(ready=5000)
     for number in range(12):

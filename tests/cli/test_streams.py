@@ -487,9 +487,9 @@ def test_receive_stream_needs_little_memory_for_compressed_batches(shell: Shell,
 
 @on_any_broker
 def test_receive_stream_ends_before_a_batch_for_which_a_package_is_missing(shell: Shell, broker: TestBroker) -> None:
-    """If a Python package is missing to decompress a batch, `receive-stream --track` prints and tracks the messages
-    before the batch, names the package, and exits with 2. Nothing is skipped, so that no message is lost. A reader that
-    does not need the batch continues after it with `offset set`.
+    """If a Python package is missing to decompress a batch, `receive-stream --track` prints the messages before the
+    batch, stores their offset, names the package, and exits with 2. It does not skip the batch, so no message is lost.
+    A reader that does not need the batch can skip it with `offset set`.
     """
     if importlib.util.find_spec("lz4") is not None:
         pytest.skip("lz4 is installed")

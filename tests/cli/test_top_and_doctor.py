@@ -88,8 +88,8 @@ def test_doctor_reports_several_kinds_of_problem(watcher: Shell, broker: TestBro
 
 
 def test_doctor_and_top_report_a_forgotten_acknowledgement(watcher: Shell, broker: TestBroker) -> None:
-    """If a consumer does not acknowledge its message while other messages wait in the queue, `doctor` and `top` say of
-    this queue that nothing moves.
+    """If a consumer does not acknowledge its message while other messages wait in the queue, `doctor` and `top` report
+    that no message of this queue moves.
     """
     watcher.run("mqtool", "new-task", "-l", stdin="1\n2\n3\n")
     watcher.start("mqtool", "worker", "--forget-ack").wait_until_ready().wait_for_stdout("Received 1")
@@ -215,8 +215,8 @@ def test_doctor_reports_a_user_who_may_write_only_to_the_dead_letter_queue_of_a_
 
 @on_any_broker
 def test_doctor_groups_equal_findings(watcher: Shell, broker: TestBroker) -> None:
-    """If 40 queues have the same problem, `doctor` prints one finding, which names 21 of the queues. With --json,
-    `doctor` prints one finding for each queue.
+    """If 40 queues have the same problem, `doctor` prints one finding, which names 21 of the queues and says that there
+    are 19 others. With --json, `doctor` prints one finding for each queue.
     """
     many = [f"q{number:02}" for number in range(40)]
     for name in many:
