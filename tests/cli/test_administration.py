@@ -403,8 +403,8 @@ def test_queue_delete_keeps_a_queue_if_the_answer_is_no(admin: Shell, broker: Te
 
 @on_any_broker
 def test_deleting_the_current_user_or_the_default_vhost_needs_an_extra_option(shell: Shell, broker: TestBroker) -> None:
-    """`user delete` for the user who is logged in, and `vhost delete /`, exit with 2 even with --yes; the hint names
-    the option that is also needed.
+    """`user delete` needs --myself to delete the user who is logged in, and `vhost delete /` needs --default-vhost.
+    Without these options, both exit with 2, even with --yes, and the hint names the option.
     """
     management = ("--yes", "--management", broker.management)
     for words, flag in ((("user", "delete", "guest"), "--myself"), (("vhost", "delete", "/"), "--default-vhost")):

@@ -428,9 +428,9 @@ def test_broker_up_names_a_port_that_is_in_use(home: Shell) -> None:
 def test_broker_up_with_tls_needs_the_port_below_each_plain_port(
     home: Shell, amqp_tls: Authority, at_port: str
 ) -> None:
-    """`broker up` with TLS also needs the port below each plain port, as 5671 is below 5672. If the port below --port
-    is in use, the command exits with 69. If the port below the default management port is in use, the management API
-    gets other ports.
+    """`broker up` with TLS uses, in addition to each plain port, the port below it, such as 5671 below 5672. If the
+    port below --port is in use, the command exits with 69. If the port below the default management port is in use, the
+    management API gets other ports.
     """
     up = ("mqtool", "broker", "up", "--kind=embedded", "--in-memory", f"--tls-cert={amqp_tls.cert}")
     port = free_port()

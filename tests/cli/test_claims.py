@@ -235,8 +235,9 @@ def test_dlq_redrive_leaves_a_message_that_another_exchange_routed_to_the_dead_l
 
 @pytest.mark.keeps_messages
 def test_a_dead_letter_whose_headers_fill_a_frame_does_not_stop_dlq_redrive(shell: Shell, broker: TestBroker) -> None:
-    """If the headers of a dead letter fill a frame, so that `dlq redrive` cannot add a header, the command leaves this
-    dead letter in its queue and reports the reason, moves the other dead letters back, and exits with 3.
+    """`dlq redrive` adds a header to each dead letter. If the headers of a dead letter fill a frame, so that nothing
+    can be added, the command leaves this dead letter in its queue and reports the reason. It moves the other dead
+    letters back and exits with 3.
     """
     for queue in ("orders", "orders.dlq"):
         declare(broker, queue)
@@ -253,9 +254,9 @@ def test_a_dead_letter_whose_headers_fill_a_frame_does_not_stop_dlq_redrive(shel
 def test_a_delayed_message_whose_headers_fill_a_frame_does_not_stop_delayed_now(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If the headers of a delayed message claim a false origin and fill a frame, so that `delayed now` cannot add the
-    true origin, the command leaves this message in its wait queue and reports the reason, delivers the other messages,
-    and exits with 3.
+    """`delayed now` adds a message's true exchange and routing key to its headers if these claim a false exchange. If
+    the headers fill a frame, so that nothing can be added, the command leaves this message in its wait queue and
+    reports the reason. It delivers the other messages and exits with 3.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     waits = {"x_message_ttl": 300_000, "x_expires": 300_000 + GRACE, "x_dead_letter_exchange": ""}

@@ -171,9 +171,9 @@ def test_options_override_the_environment_and_the_context_in_use(home: Shell, st
 
 @on_any_broker
 def test_broker_status_checks_a_broker_that_mqtool_did_not_start(shell: Shell) -> None:
-    """`broker status` also checks a broker that mqtool did not start, given by MQTOOL_URL or -u: it exits with 0 if the
-    broker accepts connections, and with 69 if nothing listens there. It also exits with 69 if no started broker has the
-    name given with --name.
+    """`broker status` checks a broker that mqtool did not start if MQTOOL_URL or -u names it. The command exits with 0
+    if the broker accepts connections, and with 69 if nothing listens there. With --name, it exits with 69 if no broker
+    of this name was started.
     """
     shell.environment["XDG_STATE_HOME"] = str(shell.directory)
     answers = shell.run("mqtool", "broker", "status")
@@ -306,8 +306,8 @@ def test_contexts_added_at_the_same_time_are_all_kept(home: Shell) -> None:
 
 
 def test_context_edit_saves_only_a_valid_file(home: Shell) -> None:
-    """If the edited text is invalid, `context edit` leaves the contexts file unchanged and keeps the text in another
-    file. If the editor fails, the contexts file stays unchanged, too.
+    """If the edited text is invalid, `context edit` leaves the contexts file unchanged and saves the text in another
+    file. If the editor fails, the contexts file stays unchanged as well.
     """
     editor = home.directory / "editor"
     editor.write_text('#!/bin/sh\necho "$TEXT" >> "$2"\nexit "$CODE"\n')

@@ -1022,8 +1022,8 @@ def test_queue_convert_undo_converts_a_replaced_queue_back(managed: Shell, broke
 def test_queue_convert_resume_says_that_the_holding_queue_was_deleted(
     managed: Shell, broker: TestBroker, kill_at: int
 ) -> None:
-    """If the holding queue was deleted during a conversion, the messages in it are lost. `queue convert --resume` says
-    so, and restores the bindings and the other messages.
+    """`queue convert` holds messages in another queue while it replaces a queue. If this holding queue was deleted, the
+    messages in it are lost. `queue convert --resume` says so, and restores the bindings and the other messages.
     """
     fill(broker)
     assert convert(broker, kill_at) is None
@@ -1178,9 +1178,9 @@ def dead_lettered(broker: TestBroker, headers: dict[str, Any]) -> None:
 def test_a_message_whose_headers_fill_a_frame_does_not_stop_a_conversion(
     broker: TestBroker, kill_at: int | None, undo: bool
 ) -> None:
-    """`queue convert` also converts a queue with a message whose headers fill a frame, so that mqtool cannot add
-    another header to the message. If the command is killed, `queue convert --resume` completes the conversion of such a
-    queue, and `queue convert --undo` reverses it. In all cases, the messages are unchanged.
+    """`queue convert` converts a queue even if a message's headers fill a frame, so that mqtool cannot add another
+    header. If the command is killed, `queue convert --resume` completes the conversion of such a queue, and `queue
+    convert --undo` reverses it. In all cases, the messages are unchanged.
     """
     without_name = {"padding": FULL["padding"][:-100]}
     deepest: dict[str, Any] = {}

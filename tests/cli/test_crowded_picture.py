@@ -96,8 +96,8 @@ def width_of(page: Page) -> float:
 
 def test_the_picture_can_be_zoomed_and_dragged(chromium: Any, tmp_path: Path) -> None:
     """On the page of `mqtool ui`, keys, the mouse wheel with Ctrl, or a gesture with two fingers zoom the picture, and
-    a key fits it to the window. Dragging, or Shift with an arrow key, shows another part. The minus key does not zoom,
-    but slows the replay down.
+    another key fits the picture to the window. Dragging, or Shift with an arrow key, shows another part of the picture.
+    The minus key does not zoom, but slows the replay down.
     """
     page = recorded(chromium, tmp_path, shop(75))
     fitting = width_of(page)

@@ -307,8 +307,8 @@ def test_messages_sent_with_a_time_do_not_arrive_before_it(shell: Shell, via: st
 
 
 def test_the_delay_of_each_line_starts_when_the_line_is_sent(shell: Shell, via: str) -> None:
-    """With `send -l --delay`, the delay of each line starts when that line is sent, so the first line arrives before
-    the second one is typed.
+    """With `send -l --delay`, the delay of each line starts when that line is sent. The first line can therefore arrive
+    before the second one is typed.
     """
     receiver = shell.start("mqtool", "receive", "-c", "2", "--raw").wait_until_ready()
     sender = shell.start("mqtool", "send", "-l", "--via", via, "--delay", "50ms", stdin=PIPE)
@@ -359,8 +359,8 @@ def test_each_message_in_ndjson_can_have_its_own_delay(shell: Shell, via: str) -
     ],
 )
 def test_an_invalid_delay_in_ndjson_is_reported_with_its_line(shell: Shell, line: str, says: str) -> None:
-    """If a line has an invalid delay, `send --json` sends the lines before it, says what is wrong, and exits with
-    65.
+    """If a line has an invalid "delay" or "at", `send --json` sends the lines before this line, says what is wrong with
+    it, and exits with 65.
     """
     refused = shell.run("mqtool", "send", "--json", stdin='{"body": "before"}\n' + line + "\n")
     assert says in refused.stderr
@@ -421,8 +421,8 @@ def test_keep_delay_delays_a_received_message_again(shell: Shell, via: str, sign
 
 @pytest.mark.parametrize("options", [["x"], ["--json", "--delay", "1s"]], ids=" ".join)
 def test_keep_delay_needs_json(lonely_shell: Shell, options: list[str]) -> None:
-    """`send-delayed --keep-delay` exits with 2 if --json is missing or --delay is also given. In both cases, it says
-    that --keep-delay needs --json, and cannot be combined with --delay.
+    """`send-delayed --keep-delay` exits with 2 if --json is missing or --delay is given. In both cases, the error says
+    that --keep-delay needs --json and cannot be combined with --delay.
     """
     refused = lonely_shell.run("mqtool", "send-delayed", "--keep-delay", *options, "-u", "amqp://127.0.0.1:1")
     assert "--keep-delay needs --json" in refused.stderr

@@ -115,7 +115,9 @@ def test_the_log_demonstration_fails_if_the_log_changes(shell: Shell, broker: Te
 
 
 def test_tutorial_run_starts_no_broker_if_mqtool_url_names_one(lonely_shell: Shell) -> None:
-    """If MQTOOL_URL names a broker that does not answer, `tutorial run` exits with 69 and starts no broker."""
+    """If MQTOOL_URL names a broker that does not answer, `tutorial run` exits with 69 and does not start a broker
+    instead.
+    """
     result = lonely_shell.run(*TUTORIALS, "hello-world", environment={"MQTOOL_URL": "amqp://127.0.0.1:1"})
 
     assert result.code == 69

@@ -92,7 +92,7 @@ def test_drill_restart_broker_loses_nothing(lonely_shell: Shell, kind: BrokerKin
 
 def test_drill_kill_node_loses_nothing(lonely_shell: Shell) -> None:
     """In the drill `kill-node`, the node of a three-node cluster that leads the queue is killed while messages flow.
-    All 40,000 messages are confirmed and handled, and the longest pause between messages is shorter than 10 s.
+    All 40,000 messages are confirmed and handled, and the longest time without a delivery is less than 10 s.
     """
     own_broker(BrokerKind.NODE)
     result = lonely_shell.run("mqtool", "drill", "kill-node", "--kind", "node", timeout=240)

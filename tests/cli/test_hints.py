@@ -43,7 +43,9 @@ def test_a_tutorial_can_be_named_like_its_file(lonely_shell: Shell) -> None:
     ("typed", "name"), [("pubsub", "publish_subscribe"), ("streams", "stream_hello_world"), ("7", "publisher_confirms")]
 )
 def test_a_tutorial_can_be_named_by_a_usual_short_form(lonely_shell: Shell, typed: str, name: str) -> None:
-    """`tutorial show` also accepts a tutorial's number, or a common short name such as `pubsub` or `streams`."""
+    """`tutorial show` accepts a tutorial's number, or a common short name such as `pubsub` or `streams`, instead of the
+    tutorial's full name.
+    """
     assert f"{name}.py" in lonely_shell.run("mqtool", "tutorial", "show", typed).stdout
 
 
@@ -73,8 +75,8 @@ def test_broker_up_says_how_to_start_a_broker_at_the_port_in_mqtool_url(lonely_s
 
 @on_any_broker
 def test_receive_log_warns_if_unquoted_patterns_became_file_names(shell: Shell) -> None:
-    """If every pattern of `receive-log topic` is the name of a file in the current directory, the command warns that a
-    `*` was probably not quoted.
+    """If every pattern of `receive-log topic` is the name of a file in the current directory, as when the shell has
+    replaced an unquoted `*` with file names, the command suggests putting patterns in quotes.
     """
     for name in ("notes.txt", "todo"):
         (shell.directory / name).touch()
@@ -88,8 +90,8 @@ def test_receive_log_warns_if_unquoted_patterns_became_file_names(shell: Shell) 
 
 @on_any_broker
 def test_emit_log_warns_if_an_unquoted_star_became_file_names(shell: Shell) -> None:
-    """If the arguments of `emit-log topic` begin with the names of all files in the current directory, the command asks
-    whether the user typed a `*` without quotes.
+    """If the shell replaces the unquoted `*` in `mqtool emit-log topic * hi` with the names of all files in the current
+    directory, the command asks whether the user typed a `*` without quotes.
     """
     for name in ("notes.txt", "todo"):
         (shell.directory / name).touch()

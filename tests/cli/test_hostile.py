@@ -56,8 +56,8 @@ LIMITS = ("--timeout", "30s")
 
 
 def test_receive_prints_hostile_messages(shell: Shell, play: Any) -> None:
-    """In each format, `receive` prints every hostile message, for example one with a body that is not UTF-8 or with
-    control characters in its headers. The NDJSON that `receive` prints is valid input for `send --json`.
+    """In each format, `receive` prints messages with any body and headers, for example a body that is not UTF-8, or
+    control characters in headers. The NDJSON that `receive` prints is valid input for `send --json`.
     """
     formats = {"text": [], "raw": ["--raw"], "json": ["--json"], "places": ["-F", "%r %e %i %c %l %h %s %b"]}
     count = play(*formats)
@@ -167,8 +167,8 @@ def test_control_characters_are_escaped_on_a_terminal(shell: Shell) -> None:
 
 @on_any_broker
 def test_a_body_forges_no_line_on_a_terminal(shell: Shell) -> None:
-    """On a terminal, `peek`, `receive`, `worker` and `rpc-client` indent all lines of a body but the first, so that
-    they cannot be mistaken for other messages. With --raw, and in a pipe, the body is unchanged.
+    """On a terminal, `peek`, `receive`, `worker` and `rpc-client` indent all lines of a body but the first, so that no
+    line of a body can be mistaken for another message. With --raw, and in a pipe, the body is unchanged.
     """
     body = "one\nq: forged\n [x] Received forged\n [.] Got forged"
     indented = body.replace("\n", "\n    ")
@@ -193,8 +193,8 @@ def terminal_lines(shell: Shell, *command: str) -> str:
 
 @large
 def test_hostile_messages_are_retried_dead_lettered_and_redriven(shell: Shell, play: Any) -> None:
-    """If the program of `worker` fails for each message of a hostile batch, for example one with very large headers,
-    `worker` retries and dead-letters all of these messages, and `dlq redrive` moves all of them back.
+    """If the program of `worker` fails for messages with unusual bodies and headers, for example with very large
+    headers, `worker` retries and dead-letters all of these messages, and `dlq redrive` moves all of them back.
     """
     count = left = play("q")
     worker = ("mqtool", "worker", "-q", "q", *LIMITS, "--exec", "false", "--backoff", "1ms", "--retries", "1")
@@ -228,8 +228,8 @@ def test_dlq_commands_handle_dead_letters_with_forged_headers(shell: Shell, play
 
 @on_any_broker
 def test_rpc_server_answers_hostile_requests(shell: Shell, play: Any) -> None:
-    """`rpc-server` handles every request of a hostile batch, whatever the bodies and headers contain, exits with 0, and
-    leaves the queue empty.
+    """`rpc-server` handles requests with any body and headers, for example with control characters or the name of a
+    missing reply queue. It exits with 0 and leaves its queue empty.
     """
     count = play("fib", "add", "cat")
     limits = ("-c", str(count), *LIMITS)

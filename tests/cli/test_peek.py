@@ -63,8 +63,8 @@ def test_peek_keeps_the_order_of_hundreds_of_messages(shell: Shell, broker: Test
 def test_peek_keeps_the_order_of_a_quorum_queue_with_expired_messages(
     shell: Shell, broker: TestBroker, kind: str
 ) -> None:
-    """If one of a quorum queue's messages has expired, so that `peek` gets fewer messages than the queue has counted,
-    the other messages stay in order, even those that an earlier `peek` has requeued.
+    """If one of a quorum queue's messages has expired, `peek` gets fewer messages than the queue's count says. The
+    other messages stay in order, even if an earlier `peek` has requeued them.
     """
     ids = filled(shell, 1, *QUEUES[kind])
     assert peeked(shell, broker) == ids

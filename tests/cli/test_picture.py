@@ -868,7 +868,8 @@ def test_a_worker_is_drawn_only_after_the_messages_that_were_there_before_it(
     chromium: Any, tmp_path: Path, is_listed: bool
 ) -> None:
     """If a worker begins to consume from a queue that already has a message, a tutorial's picture first draws the
-    message in the queue and then the worker, even if the message is still drawn on its way when the worker begins.
+    message in the queue and then the worker, even if the message is still moving to the queue in the picture when the
+    worker begins.
     """
     worker = {"name": "one/tag", "label": "worker 1"}
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]

@@ -241,8 +241,8 @@ def streams(room: Room, broker: TestBroker) -> Room:
 
 
 def test_the_script_of_streams_exchanges_messages_with_send_stream_and_receive_stream(streams: Room) -> None:
-    """`tutorial show stream-hello-world --plain` prints a script that reads the messages of `send-stream` and its own.
-    `receive-stream` also reads the messages of both.
+    """`tutorial show stream-hello-world --plain` prints a script that reads its own messages and those of
+    `send-stream`. `receive-stream` reads the same messages.
     """
     streams.printed("stream-hello-world")
     assert streams.script("send").stdout == " [x] Hello, World! message sent\n"

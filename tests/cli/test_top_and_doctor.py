@@ -291,8 +291,8 @@ def test_doctor_upgrade_reports_what_a_newer_rabbitmq_refuses(watcher: Shell, br
 def test_doctor_upgrade_lists_general_changes_in_version_4_4(
     watcher: Shell, broker: TestBroker, version: str, *, is_told: bool
 ) -> None:
-    """`doctor --upgrade 4.4` also lists changes in RabbitMQ 4.4 that do not depend on the broker's topology; for
-    example, that OpenID Connect requires https. `doctor --upgrade 4.3` does not list these changes.
+    """`doctor --upgrade 4.4` lists changes in RabbitMQ 4.4 that do not depend on the broker's queues, exchanges and
+    clients; for example, that OpenID Connect requires https. `doctor --upgrade 4.3` does not list these changes.
     """
     told = watcher.run("mqtool", "doctor", "--vhost", broker.vhost, "--upgrade", version).stderr
     for what in (
