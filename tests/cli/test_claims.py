@@ -119,8 +119,9 @@ def arguments_of(broker: TestBroker, queue: str) -> dict[str, Any]:
 
 
 def test_queue_convert_resume_ignores_forged_conversion_plans(shell: Shell, broker: TestBroker) -> None:
-    """`queue convert --resume` ignores forged and unreadable conversion plans, with a warning, and resumes genuine
-    conversions.
+    """`queue convert` stores its plan in the arguments of a queue that holds the messages. `queue convert --resume`
+    ignores a plan in the arguments of any other queue, or one that it cannot read, with a warning. It resumes the
+    conversions whose plans are valid.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for queue in ("payroll", "jobs"):
@@ -283,9 +284,9 @@ def is_governed(broker: TestBroker, queue: str) -> bool:
 def test_dlq_redrive_checks_that_the_queue_in_x_death_dead_letters_to_the_exchange(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`dlq redrive` moves a dead letter back to the queue in its x-death header only if the arguments or a policy of
-    that queue dead-letter messages to the exchange, and with the routing key, through which this dead letter came. A
-    message whose x-death header is forged stays where it is.
+    """`dlq redrive` moves a dead letter back to the queue in its x-death header only if that queue, by its arguments or
+    a policy, dead-letters messages to the dead letter's exchange and with its routing key. A message whose x-death
+    header is forged stays where it is.
     """
     vhost = broker.vhost
     broker.api("PUT", f"exchanges/{vhost}/graveyard", {"type": "topic", "durable": True})

@@ -266,8 +266,8 @@ def test_an_error_in_the_contexts_file_is_reported_with_its_line(home: Shell, te
 
 
 def test_mistakes_with_contexts_are_usage_errors(home: Shell) -> None:
-    """If a context is unknown or invalid, or if the command does not take a context, the command reports this and exits
-    with 2.
+    """If a context is unknown or invalid, or if -C is given to a command that does not take a context, the command says
+    what is wrong and exits with 2.
     """
     assert home.run("mqtool", "context", "add", "staging", "-u", "amqp://a").code == 0
     for words, said in {
@@ -370,7 +370,7 @@ def test_the_password_is_the_first_line_of_the_password_command(shell: Shell, br
 
 def test_every_command_declares_its_effect_on_a_broker() -> None:
     """The code of every command declares whether the command shows, sends or changes something on a broker. In a
-    protected context, this decides whether the command asks for a confirmation.
+    protected context, this declaration decides whether the command asks for a confirmation.
     """
     assert [leaf.words for leaf in leaves(described()) if leaf.effect is None] == []
     assert len(CHANGING) > 30

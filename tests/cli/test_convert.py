@@ -471,8 +471,8 @@ def test_a_killed_conversion_can_be_undone(broker: TestBroker, kill_at: int) -> 
 
 @pytest.mark.keeps_messages
 def test_messages_published_during_a_conversion_arrive_once(broker: TestBroker) -> None:
-    """Each message that is published to an exchange during `queue convert` arrives in the queue once, and none is
-    returned as unroutable.
+    """During `queue convert`, a client publishes messages to an exchange that is bound to the queue. Each message
+    arrives in the queue once, and none is returned as unroutable.
     """
     fill(broker, count=COUNT)
     stop, published = threading.Event(), COUNT

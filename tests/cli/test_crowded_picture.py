@@ -305,8 +305,8 @@ def shared(records: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
 
 
 def test_the_picture_of_a_tutorial_hides_the_queues_of_other_users(chromium: Any, tmp_path: Path) -> None:
-    """On a broker that other users also use, the picture of a tutorial in `mqtool ui` shows only the tutorial's queues,
-    exchanges and clients. A button shows those of other users, and a key hides them again.
+    """If a broker has other queues and exchanges besides a tutorial's, the tutorial's picture shows only the tutorial's
+    queues, exchanges and clients. A button shows the others, and a key hides them again.
     """
     page = recorded(chromium, tmp_path, shared(play()))
     seek(page, 0.45)

@@ -22,8 +22,8 @@ def depth(broker: TestBroker, queue: str) -> int:
 
 @on_any_broker
 def test_a_program_gets_the_body_on_stdin_and_the_rest_in_its_environment(shell: Shell) -> None:
-    """`worker --exec` passes the body to its program on stdin, and properties, headers and the attempt in MQ_*
-    environment variables. It fills in placeholders in the command without a shell.
+    """`worker --exec` passes the body to its program on stdin, and properties, headers and the number of the attempt in
+    MQ_* environment variables. `worker` fills in placeholders in the command, such as {routing_key}, without a shell.
     """
     shell.run("mqtool", "new-task", "-H", "tenant-id=a b", "-H", "n:=[1,2]", "--property", "message-id=m1", "ünï;$x")
     result = shell.run(

@@ -79,8 +79,8 @@ def test_receive_prints_hostile_messages(shell: Shell, play: Any) -> None:
 
 @on_any_broker
 def test_recording_reconcile_finds_a_message_among_hostile_ones(shell: Shell, play: Any) -> None:
-    """`recording reconcile` finds a sent message among received messages with hostile headers, and says how many of the
-    received messages have no message id.
+    """`recording reconcile` finds a sent message among received ones with any headers, properties and bodies, for
+    example with control characters in headers. It says how many of the received messages have no message id.
     """
     count = play("q")
     received = shell.run("mqtool", "receive", "-q", "q", "--durable", "-c", str(count), *LIMITS, "--json")
@@ -95,8 +95,8 @@ def test_recording_reconcile_finds_a_message_among_hostile_ones(shell: Shell, pl
 
 @on_any_broker
 def test_receive_log_and_receive_delayed_print_hostile_messages(shell: Shell, play: Any) -> None:
-    """`receive-log` and `receive-delayed` print hostile messages without an error, for example if their routing keys
-    contain control characters. No message can forge a line on stderr.
+    """`receive-log` and `receive-delayed` print messages with any routing key, properties and body without an error,
+    for example with control characters in the routing key. No message can forge a line on stderr.
     """
     count = play("logs", "late")
     limits = ("--durable", "-c", str(count), *LIMITS)
@@ -108,8 +108,8 @@ def test_receive_log_and_receive_delayed_print_hostile_messages(shell: Shell, pl
 
 @on_any_broker
 def test_worker_handles_hostile_messages(shell: Shell, play: Any) -> None:
-    """`worker` without a program handles hostile messages without an error, for example if their headers contain
-    control characters. No message can forge a line on stderr.
+    """`worker` without a program handles messages with any headers, properties and body without an error, for example
+    with control characters in headers. No message can forge a line on stderr.
     """
     result = survived(shell.run("mqtool", "worker", "-q", "q", "-c", str(play("q")), *LIMITS))
     assert b"Received last\n" in result.stdout_bytes
@@ -119,8 +119,8 @@ def test_worker_handles_hostile_messages(shell: Shell, play: Any) -> None:
 @pytest.mark.parametrize("how", ["exec", "shell", "deduplicate"])
 @pytest.mark.sampled(1)
 def test_worker_passes_hostile_messages_to_programs(shell: Shell, play: Any, how: str) -> None:
-    """`worker` fills in a program's arguments and environment variables from any hostile message, for example one with
-    control characters in its headers, and no message is retried or dead-lettered.
+    """`worker` fills in a program's arguments and environment variables from any message, for example from one with
+    control characters in its headers. No message is retried or dead-lettered.
     """
     count = play("q")
     options = {

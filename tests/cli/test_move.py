@@ -178,8 +178,8 @@ def test_a_killed_move_loses_no_message(shell: Shell, broker: TestBroker, other:
 
 @pytest.mark.keeps_messages
 def test_move_leaves_messages_that_the_target_queue_rejects(shell: Shell, broker: TestBroker) -> None:
-    """If the target queue becomes full, `move` exits with 3, or with 75 if it could not move any message. The messages
-    that were not moved stay in the source queue.
+    """If the target queue becomes full and rejects messages, `move` exits with 3, or with 75 if no message could be
+    moved. The messages that were not moved stay in the source queue.
     """
     full = Queue("b", arguments={"x-max-length": 3, "x-overflow": "reject-publish"})
     fill(broker, Queue("a"), numbered(300), full)

@@ -173,8 +173,8 @@ def test_a_message_that_no_queue_received_is_reported(shell: Shell, command: str
 def test_messages_sent_after_their_queue_was_deleted_count_as_returned(
     shell: Shell, broker: TestBroker, command: str
 ) -> None:
-    """If the queue is deleted while `send -l` runs, the messages sent after the deletion count as returned, and
-    --failed-to keeps these messages. With --no-mandatory, messages to a missing queue count as sent.
+    """If the queue is deleted while `send -l` runs, `send` counts the messages sent after the deletion as returned, and
+    --failed-to keeps these messages. With --no-mandatory, `send` counts messages to a missing queue as sent.
     """
     shell.run("mqtool", "queue", "declare", "gone")
     sender = shell.start("mqtool", *command.split(" "), "-l", "-v", "--failed-to", "failed", stdin=PIPE)

@@ -1093,8 +1093,8 @@ def test_a_message_moving_from_a_stream_to_a_consumer_has_its_offset_beside_it(c
 def test_a_consumer_that_reads_a_stream_from_the_start_is_drawn_from_offset_0_on(chromium: Any, tmp_path: Path) -> None:
     """If a consumer reads a stream of twenty messages from the start, the picture of `mqtool ui` first moves the
     message at offset 0 to the consumer, although the stream's box shows only the last ten messages. The consumer's box
-    shows the offset of the latest message that has arrived there and, at the end, the offset of messages that the
-    picture counts but does not draw.
+    shows the offset of the latest message that has arrived there and, at the end, the last offset that the broker has
+    reported.
     """
     records = jobs([{"name": "one/tag", "label": "third"}])
     records[1]["queues"][0]["type"] = "stream"
@@ -1900,8 +1900,8 @@ def test_the_end_of_a_recording_shows_deleted_queues_only_if_no_command_follows(
 
 
 def test_the_time_bar_of_a_recording_has_a_mark_for_each_scene(chromium: Any, tmp_path: Path) -> None:
-    """The time bar of a recorded tutorial has a mark for each scene. A click on a mark shows the mark's scene. The
-    number of a scene in the page's address also selects this scene.
+    """The time bar of a recorded tutorial has a mark for each scene. A click on a mark shows its scene, and so does a
+    page address that contains the scene's number.
     """
     page = recorded(chromium, tmp_path, play())
     page.until(lambda: len(page.find("#chapters button")) == 2, "the marks")

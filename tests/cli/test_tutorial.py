@@ -129,8 +129,8 @@ def test_tutorial_show_is_coloured_on_a_terminal(lonely_shell: Shell) -> None:
 
 
 def test_tutorial_show_suggests_a_pager_if_the_terminal_is_too_short(lonely_shell: Shell) -> None:
-    """If the output of `tutorial show` is longer than the terminal, its last line is a command that shows it in a
-    pager. On a tall terminal or in a pipe, there is no such line.
+    """If the output of `tutorial show` is longer than the terminal, the last line of the output is a command that shows
+    the tutorial in a pager. On a tall terminal or in a pipe, there is no such line.
     """
     told = "To read it page by page: mqtool tutorial show routing | less"
     watched = Watched(lonely_shell, 80, 24, "mqtool", "tutorial", "show", "4", "--no-color")

@@ -356,8 +356,8 @@ def test_actions_on_the_page_run_commands_and_show_them(shell: Shell, page: Page
 def test_publish_at_a_publishers_box_uses_the_publishers_connection_name(
     shell: Shell, broker: TestBroker, page: Page
 ) -> None:
-    """If a user clicks a publisher's box on the page of `mqtool ui` and then "Publish", the command that is run uses
-    the same connection name, so the message leaves from that box.
+    """If a user clicks a publisher's box on the page of `mqtool ui` and then "Publish", the page runs a command with
+    the publisher's connection name, so the message leaves from that box.
     """
     do(shell, "exchange declare orders fanout")
     parameters = pika.URLParameters(broker.url)
