@@ -156,8 +156,8 @@ def test_send_reports_rejected_and_released_messages(shell: Shell) -> None:
 def test_errors_over_amqp_1_0_say_what_is_wrong(
     shell: Shell, broker: TestBroker, command: list[str], code: int, says: str
 ) -> None:
-    """Over AMQP 1.0, if an option or header is not supported, a queue or exchange does not exist, or the login is
-    refused, the command's error names this cause, and the command exits with the documented code.
+    """Over AMQP 1.0, the command's error names the cause if an option or header is not supported, a queue or exchange
+    does not exist, or the login is refused. The command exits with the documented code.
     """
     management = broker.management.replace("http:", "amqp:")
     told = shell.run("mqtool", *(each.format(management=management) for each in command))

@@ -455,7 +455,7 @@ def test_broker_up_starts_no_broker_if_mqtool_url_names_another(home: Shell) -> 
 
 def test_modules_in_the_current_directory_are_not_run(home: Shell, at_port: str) -> None:
     """Commands that start further processes of mqtool, such as `broker up` and `bench`, do not run a file json.py in
-    the current directory, which may be a directory such as /tmp where other users can write.
+    the current directory. In a directory such as /tmp, other users could have written this file.
     """
     (home.directory / "json.py").write_text("open('was-run', 'w').close()\nraise SystemExit(1)\n")
     up = home.run("mqtool", "broker", "up", "--kind", "embedded", at_port)

@@ -203,9 +203,9 @@ def test_dlq_redrive_moves_no_message_to_a_queue_that_a_forged_x_death_names(she
 def test_dlq_redrive_leaves_a_message_that_another_exchange_routed_to_the_dead_letter_queue(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`dlq redrive orders` leaves a message in the queue `orders.dlq` if the message was published to an exchange to
-    which the queue `orders` does not dead-letter, even if the message's headers claim that the message came from
-    `orders`. Messages that the broker or `worker` has dead-lettered are moved back.
+    """If a message reached the queue `orders.dlq` through an exchange to which the queue `orders` does not dead-letter,
+    `dlq redrive orders` leaves the message there, even if its headers claim that it came from `orders`. Messages that
+    the broker or `worker` has dead-lettered are moved back.
     """
     # The publisher may have rights on names like `^orders[.]`, but none on orders.
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
@@ -409,8 +409,8 @@ def test_headers_cannot_change_the_exchange_and_routing_key_that_worker_passes_t
 
 
 def test_a_queue_that_mqtool_cannot_read_does_not_stop_commands_on_all_queues(shell: Shell, broker: TestBroker) -> None:
-    """If mqtool cannot read a queue, because the queue is exclusive to another connection or has a single active
-    consumer, `dlq ls` and the `delayed` commands print a warning about this queue and process all other queues.
+    """mqtool cannot read a queue that is exclusive to another connection or has a single active consumer. `dlq ls` and
+    the `delayed` commands print a warning about such a queue and process all other queues.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     single: dict[str, Any] = {"x_single_active_consumer": True}

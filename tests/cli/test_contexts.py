@@ -144,9 +144,9 @@ def staging(shell: Shell, broker: TestBroker) -> Shell:
 
 @pytest.mark.parametrize("strongest", PRECEDENCE)
 def test_options_override_the_environment_and_the_context_in_use(home: Shell, strongest: str) -> None:
-    """A command uses the broker that an option names, or else the one that an environment variable names, that of the
-    context in use, or the one that `broker up` started, in this order. If there is none, the command uses localhost.
-    `broker status` says which broker is used, and why.
+    """An option selects a command's broker. Without one, the command uses the first of these that is set: an
+    environment variable, the context in use, the broker that `broker up` started. If none is set, the command uses
+    localhost. `broker status` says which broker is used, and why.
     """
     words, environment = [], {}
     rows = list(PRECEDENCE)

@@ -646,8 +646,9 @@ def test_messages_that_a_full_converted_queue_rejects_are_kept(
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_a_queue_that_fills_up_during_a_batch_loses_no_messages(broker: TestBroker, kind: str) -> None:
-    """If publishers fill a queue whose `x-overflow` is `reject-publish` just before `queue convert` moves a batch to
-    the queue, the messages that the queue rejects stay in the holding queue, and are moved once there is room.
+    """`queue convert` moves messages in batches from a holding queue. If publishers fill a queue with overflow
+    `reject-publish` just before a batch, the messages that the queue rejects stay in the holding queue. They are moved
+    once there is room.
     """
     arguments = {"x-queue-type": kind, "x-max-length": 10, "x-overflow": "reject-publish"}
     with Connection(parse_addresses(broker.url)) as connection:

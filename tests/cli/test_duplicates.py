@@ -15,8 +15,8 @@ def _message(message_id: str, body: str = "x") -> str:
 
 @on_any_broker
 def test_worker_deduplicate_skips_a_message_that_was_handled_before(shell: Shell, broker: TestBroker) -> None:
-    """If a message has the same message ID as one that was handled before, even by an earlier run of `worker`, `worker
-    --deduplicate` does not handle this message again, but acknowledges it and prints a note with the message ID.
+    """If a message with the same message ID was handled before, even by an earlier run of `worker`, `worker
+    --deduplicate` does not handle the message. It acknowledges the message and prints a note with the message ID.
     """
     store = ["--deduplicate", "--dedup-store", "store"]
     program = ["--shell", "--exec", "echo did $MQ_MESSAGE_ID"]

@@ -93,8 +93,8 @@ def test_worker_exits_and_keeps_the_message_if_the_program_cannot_be_run(shell: 
 
 @on_any_broker
 def test_worker_refuses_an_invalid_program(shell: Shell) -> None:
-    """If the program of `worker --exec` does not exist, or its command line has an unknown placeholder or, without
-    --shell, shell syntax, `worker` says what is wrong and exits with 2.
+    """`worker --exec` says what is wrong and exits with 2 if the program does not exist, if the command line has an
+    unknown placeholder, or if the command line has shell syntax and --shell is not given.
     """
     (shell.directory / "script").touch()
     for options, said in (

@@ -191,8 +191,8 @@ def test_fanout_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(
 @every_dialect_in_one_order
 @pytest.mark.sampled(2)
 def test_direct_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(room: Room, first: str) -> None:
-    """In RabbitMQ's tutorial 4, both `receive-log` and the tutorial's receiving script get exactly those logs of
-    `emit-log` and of the tutorial's sending script that have one of the severities given to the receiver.
+    """In RabbitMQ's tutorial 4, `emit-log` and the tutorial's sending script emit logs. Both `receive-log` and the
+    tutorial's receiving script get exactly the logs with one of the severities that they were given.
     """
     emit = {
         "mqtool": lambda: room.mqtool("emit-log", "direct", "error", "Run. Run.", "Or it will explode."),
@@ -223,9 +223,8 @@ def test_direct_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(
 @every_dialect_in_one_order
 @pytest.mark.sampled(2)
 def test_topic_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(room: Room, first: str) -> None:
-    """In RabbitMQ's tutorial 5, both `receive-log` and the tutorial's receiving script get exactly those logs of
-    `emit-log` and of the tutorial's sending script that match one of the patterns given to the receiver, and get each
-    of these logs once.
+    """In RabbitMQ's tutorial 5, `emit-log` and the tutorial's sending script emit logs. Both `receive-log` and the
+    tutorial's receiving script get exactly the logs that match one of their patterns, and get each of these once.
     """
     emit = {
         "mqtool": lambda: room.mqtool("emit-log", "topic", "kern.critical", "A critical kernel error"),

@@ -147,10 +147,9 @@ def test_policy_set_asks_for_confirmation_if_a_policy_would_remove_messages(
 
 @pytest.mark.own_vhost("policies stay in it")
 def test_policy_set_does_not_ask_if_the_policy_removes_no_messages(admin: Shell, broker: TestBroker) -> None:
-    """`policy set` does not ask for confirmation if the policy removes no messages, for example because the queue is
-    within the new limit, because another policy or a lower limit already applies to the queue, because the queue
-    rejects new messages instead, because the queue's type does not support one of the settings, or because the policy
-    affects only future messages.
+    """`policy set` does not ask for confirmation if the policy removes no messages. Examples are a limit that the queue
+    is within, a queue to which another policy or a lower limit applies, a queue that rejects new messages instead of
+    dropping old ones, a setting that the queue's type does not support, and a policy for future messages only.
     """
     filled(admin, broker, "jobs")
     filled(admin, broker, "full", "--argument", "x-overflow=reject-publish")

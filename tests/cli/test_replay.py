@@ -78,8 +78,8 @@ UNVERSIONED = Path(__file__).parents[1] / "recordings" / "unversioned.ndjson"
 
 
 def test_a_recording_of_an_early_version_of_mqtool_is_replayed(shell: Shell, connection: Connection) -> None:
-    """A recording of an early version of mqtool, whose lines do not name the version of the format, can be replayed,
-    scrubbed and sent, and its bodies, headers and properties are kept.
+    """In recordings of early versions of mqtool, the lines do not name the version of the format. Such a recording can
+    be replayed, scrubbed and sent, and keeps its bodies, headers and properties.
     """
     channel = connection.channel()
     queue = channel.declare(Queue("jobs"))
@@ -212,8 +212,8 @@ def test_cc_and_bcc_of_an_input_message_have_no_effect_if_the_command_line_names
     shell: Shell, broker: TestBroker, connection: Connection, command: str
 ) -> None:
     """If the command line names the exchange, the routing key or the queue, the headers CC and BCC of a message in the
-    input have no effect, whether the message was read from a queue or from a stream. A header CC that is given on the
-    command line has an effect.
+    input have no effect. That holds for messages from queues and from streams. A CC header that is given on the command
+    line has an effect.
     """
     channel = connection.channel()
     exchange = channel.declare(Exchange("audit", "direct", durable=True))

@@ -428,9 +428,8 @@ def test_the_work_queues_tutorial_shows_that_a_killed_workers_task_is_redelivere
 def test_tutorial_run_checks_the_statements_of_the_official_tutorials(
     lonely_shell: Shell, name: str, checks: list[str]
 ) -> None:
-    """`tutorial run` of publish-subscribe, routing and topics checks what RabbitMQ's own tutorials say: for example,
-    that a named queue keeps its messages while its receiver is stopped, and which routing keys a pattern such as `#.*`
-    matches.
+    """`tutorial run` of publish-subscribe, routing and topics checks what RabbitMQ's own tutorials say. It checks, for
+    example, that a named queue keeps messages while its receiver is stopped, and which keys the pattern `#.*` matches.
     """
     played = lonely_shell.run("mqtool", "tutorial", "run", name, "--auto", timeout=PLAYING)
     assert played.code == 0
