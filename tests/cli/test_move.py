@@ -274,8 +274,8 @@ def test_a_move_whose_connection_is_closed_can_be_run_again(shell: Shell, broker
 
 @on_any_broker
 def test_move_to_a_protected_context_needs_confirm(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
-    """If the target broker is a protected context and there is no terminal, `move` exits with 2, unless --confirm gives
-    the context's name.
+    """If the target broker of `move` is that of a protected context, and there is no terminal, `move` exits with 2
+    unless --confirm gives the context's name.
     """
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     assert shell.run("mqtool", "context", "add", "prod", "--url", other.url, "--protected").code == 0

@@ -93,8 +93,8 @@ def test_peek_needs_no_management_api(shell: Shell, broker: TestBroker) -> None:
 
 @on_any_broker
 def test_peek_says_that_messages_stay_in_the_queue(shell: Shell, broker: TestBroker) -> None:
-    """`peek` prints messages as lines, or in the format of a template to a file. It says that the messages stay in the
-    queue and are marked as redelivered.
+    """`peek` prints messages as lines, and then says that the messages stay in the queue, marked as redelivered. With
+    -F and -o, `peek` writes messages to a file in the format of a template.
     """
     filled(shell, 2)
     shown = shell.run("mqtool", "peek", "jobs")

@@ -132,8 +132,8 @@ def test_ctrl_c_while_python_imports_mqtool_exits_with_130(lonely_shell: Shell) 
 def test_send_accepts_only_a_certificate_signed_by_the_authority_in_tls_ca(
     lonely_shell: Shell, amqp_tls: Authority, tmp_path: Path
 ) -> None:
-    """Over TLS, `send` accepts a broker's certificate only if --tls-ca gives the certificate of the authority that
-    signed it. Otherwise, `send` exits with 69.
+    """If a private authority signed the broker's certificate, `send` accepts the certificate only if --tls-ca gives the
+    certificate of that authority. Otherwise, `send` exits with 69.
     """
     other = new_authority(tmp_path)
     shell = lonely_shell

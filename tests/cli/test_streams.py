@@ -241,8 +241,8 @@ def test_offset_receive_resumes_at_the_stored_offset(shell: Shell) -> None:
 @on_any_broker
 @pytest.mark.parametrize("dialect", StreamDialect)
 def test_stream_dialects_print_the_lines_of_their_scripts(shell: Shell, dialect: StreamDialect) -> None:
-    """With --dialect, `send-stream` and `receive-stream` use the stream, the message and the output of the stream
-    tutorial in the dialect's language.
+    """With --dialect, which selects the tutorials of one programming language, `send-stream` and `receive-stream` use
+    the stream and the message of that language's stream tutorial, and print the lines of its scripts.
     """
     tutorial = HELLO[dialect]
     body = tutorial.body.decode()

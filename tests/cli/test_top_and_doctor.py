@@ -332,8 +332,8 @@ def test_doctor_upgrade_peek_checks_messages_and_leaves_them_in_the_queue(watche
 
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
 def test_doctor_upgrade_finds_messages_near_the_delivery_limit(watcher: Shell, broker: TestBroker) -> None:
-    """Because RabbitMQ 4.0 has a default delivery limit, `doctor --upgrade --peek` reports a quorum queue with a
-    message that was requeued 15 times.
+    """From RabbitMQ 4.0 on, quorum queues have a default delivery limit of 20. `doctor --upgrade 4.3 --peek` therefore
+    reports a quorum queue with a message that was requeued 15 times.
     """
     watcher.run("mqtool", "send", "-q", "jobs", "--queue-type", "quorum", "--durable", "x")
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
