@@ -385,8 +385,8 @@ def test_a_forged_destination_gets_no_message_before_it_is_due(shell: Shell, bro
 def test_headers_cannot_change_the_exchange_and_routing_key_that_worker_passes_to_its_program(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """A publisher's headers change neither the exchange and routing key that `worker` passes to its program, nor the
-    original exchange and routing key that `worker` passes on a retry.
+    """`worker` passes a message's exchange and routing key to its program, and also the original ones, which differ
+    from them on a retry. A publisher cannot change any of these with headers.
     """
     shell.run("mqtool", "exchange", "declare", "logs", "topic")
     shell.run("mqtool", "queue", "declare", "jobs")

@@ -295,8 +295,8 @@ HELLO = {
 def test_an_existing_queue_with_different_arguments_is_used_as_it_is(
     shell: Shell, connection: Connection, broker: TestBroker, difference: str
 ) -> None:
-    """If the queue 'hello' already exists, but with different properties or arguments, `send` and `receive` each print
-    a notice and use the queue as it is.
+    """If the tutorial's queue 'hello' exists with other properties or arguments than in the tutorial, `send` and
+    `receive` without -q each print a notice and use the queue as it is.
     """
     existing = HELLO[difference]
     keep = connection.channel(strict=True)
@@ -359,8 +359,8 @@ def test_a_queue_that_the_option_strict_refuses_keeps_its_messages(shell: Shell)
 def test_worker_and_rpc_server_use_a_queue_of_another_dialect_unless_strict(
     shell: Shell, strict: bool, command: str
 ) -> None:
-    """`worker` and `rpc-server` use a queue that was declared with a different --dialect. With --strict, they exit with
-    78.
+    """If the queue was declared by the same command with another --dialect, which selects other tutorial scripts,
+    `worker` and `rpc-server` print a notice and use the queue. With --strict, they exit with 78.
     """
     other = "python-classic"
     shell.start("mqtool", command, "--dialect", other).wait_until_ready().interrupt().wait()
@@ -384,8 +384,8 @@ LOGS = {
 def test_an_existing_exchange_with_different_arguments_is_used_as_it_is(
     shell: Shell, connection: Connection, difference: str
 ) -> None:
-    """If the exchange 'logs' already exists, but with different properties or arguments, `emit-log` and `receive-log`
-    each print a notice and use the exchange as it is.
+    """If the tutorial's exchange 'logs' exists with other properties or arguments than in the tutorial, `emit-log` and
+    `receive-log` without -e each print a notice and use the exchange as it is.
     """
     keep = connection.channel(strict=True)
     keep.declare(LOGS[difference])

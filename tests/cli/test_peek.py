@@ -179,8 +179,9 @@ def test_peek_ignores_a_delivery_count_that_a_publisher_has_forged(shell: Shell,
 def test_peek_ignores_a_forged_delivery_count_after_a_consumer_has_requeued_the_message(
     tmp_path: Path, like: str
 ) -> None:
-    """From RabbitMQ 4.3 on, a message that was only requeued with a nack keeps the x-delivery-count that its publisher
-    has forged. `peek` leaves such a message in its place in the queue, and ignores the forged count in its warnings.
+    """A publisher has forged a message's x-delivery-count. In RabbitMQ 4.3 and later, the message keeps this count when
+    a consumer requeues it with a nack. `peek` leaves the message in its place in the queue, and ignores the forged
+    count in its warnings.
     """
     with EmbeddedBroker(like=like, management_port=0) as broker:
         settings = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url}

@@ -1806,7 +1806,7 @@ def test_the_picture_takes_most_of_the_page(chromium: Any, tmp_path: Path, schem
 
 
 def test_a_projected_tutorial_with_three_queues_and_charts_is_legible(chromium: Any, tmp_path: Path) -> None:
-    """In a window of 1280×800 pixels, with charts and with three queues one below the other, queue names in a
+    """In a window of 1280×800 pixels, even with charts and three queues one below the other, the names of queues in a
     tutorial's picture are at least 12 pixels high, and the page does not scroll.
     """
     records = play()
