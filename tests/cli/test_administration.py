@@ -309,8 +309,8 @@ def test_messages_can_be_sent_to_a_virtual_host_until_it_is_deleted(admin: Shell
 
 
 def test_plugins_of_the_embedded_broker_cannot_be_disabled(lonely_shell: Shell) -> None:
-    """On the embedded broker, `plugin disable` exits with 2, and `plugin enable` exits with 2 if the embedded broker
-    does not have the plugin. If no broker was started with `broker up`, `plugin enable` exits with 69.
+    """On the embedded broker, `plugin disable` exits with 2, and so does `plugin enable` for a plugin that the embedded
+    broker does not have. If no broker was started with `broker up`, `plugin enable` exits with 69.
     """
     lonely_shell.environment["XDG_STATE_HOME"] = str(lonely_shell.directory)
     assert lonely_shell.run("mqtool", "plugin", "enable", "rabbitmq_shovel").code == 69
