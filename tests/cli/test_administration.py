@@ -117,9 +117,9 @@ def test_queue_declare_declares_the_same_queue_as_send(admin: Shell) -> None:
 
 @pytest.mark.parametrize("command", ["queue delete", "queue purge", "exchange delete"])
 def test_delete_and_purge_stop_at_a_missing_name_and_say_what_is_left(admin: Shell, command: str) -> None:
-    """If one of several given queues or exchanges does not exist, `queue delete`, `queue purge` and `exchange delete`
-    stop there, exit with 3, and say how many they deleted or purged, and which ones they did not. If the first one does
-    not exist, the commands exit with 69.
+    """`queue delete`, `queue purge` and `exchange delete` take several names. At the first name that does not exist,
+    the command stops. It exits with 3, prints how many queues or exchanges it has deleted or purged, and names the
+    others. If it has deleted or purged none, it exits with 69.
     """
     kind, verb = command.split()
     for name in ("one", "two"):
@@ -147,8 +147,8 @@ def test_queue_delete_if_empty_and_unused_keeps_a_classic_queue_with_messages(ad
 
 
 def test_exchange_commands_create_and_delete_exchanges_and_bindings(admin: Shell, broker: TestBroker) -> None:
-    """After `exchange bind` has bound a queue to an exchange, and this exchange to another one, a message passes
-    through both exchanges to the queue. After `exchange unbind`, no further message reaches the queue. Without a
+    """`exchange bind` binds an exchange to a topic exchange, and a queue to the second exchange. Messages whose routing
+    key and headers match reach the queue through both exchanges until `exchange unbind` removes a binding. Without a
     terminal, `exchange delete` needs --yes. If the exchange does not exist, `exchange delete` exits with 69.
     """
     assert admin.run("mqtool", "exchange", "declare", "in", "topic").code == 0
@@ -220,8 +220,8 @@ def test_a_user_can_do_only_what_the_permission_patterns_allow(admin: Shell, ann
 
 
 def test_user_commands_add_change_and_delete_a_user(admin: Shell, ann: str) -> None:
-    """`user add` fails for an existing user unless --if-not-exists is given, and `user delete` fails for a missing user
-    unless --if-exists is given. `user password` keeps the user's tags, and `user tags` keeps the password.
+    """`user add` fails if the user exists, unless --if-not-exists is given, and `user delete` fails if the user does
+    not exist, unless --if-exists is given. `user password` keeps the user's tags, and `user tags` keeps the password.
     """
     assert said(admin.run("mqtool", "user", "add", ann, "--password-file", "secret"))[0] == 1
     assert admin.run("mqtool", "user", "add", ann, "--if-not-exists").code == 0
@@ -309,8 +309,8 @@ def test_messages_can_be_sent_to_a_virtual_host_until_it_is_deleted(admin: Shell
 
 
 def test_plugins_of_the_embedded_broker_cannot_be_disabled(lonely_shell: Shell) -> None:
-    """On the embedded broker, `plugin disable` exits with 2, and `plugin enable` exits with 2 if the embedded broker
-    does not have the plugin. If no broker was started with `broker up`, `plugin enable` exits with 69.
+    """On the embedded broker, `plugin disable` exits with 2, and so does `plugin enable` for a plugin that the embedded
+    broker does not have. If no broker was started with `broker up`, `plugin enable` exits with 69.
     """
     lonely_shell.environment["XDG_STATE_HOME"] = str(lonely_shell.directory)
     assert lonely_shell.run("mqtool", "plugin", "enable", "rabbitmq_shovel").code == 69
@@ -403,8 +403,8 @@ def test_queue_delete_keeps_a_queue_if_the_answer_is_no(admin: Shell, broker: Te
 
 @on_any_broker
 def test_deleting_the_current_user_or_the_default_vhost_needs_an_extra_option(shell: Shell, broker: TestBroker) -> None:
-    """`user delete` for the user who is logged in, and `vhost delete /`, exit with 2 even with --yes; the hint names
-    the option that is also needed.
+    """`user delete` needs --myself to delete the user who is logged in, and `vhost delete /` needs --default-vhost.
+    Without these options, both exit with 2, even with --yes, and the hint names the option.
     """
     management = ("--yes", "--management", broker.management)
     for words, flag in ((("user", "delete", "guest"), "--myself"), (("vhost", "delete", "/"), "--default-vhost")):

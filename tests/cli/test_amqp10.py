@@ -156,8 +156,8 @@ def test_send_reports_rejected_and_released_messages(shell: Shell) -> None:
 def test_errors_over_amqp_1_0_say_what_is_wrong(
     shell: Shell, broker: TestBroker, command: list[str], code: int, says: str
 ) -> None:
-    """Over AMQP 1.0, if an option or header is not supported, a queue or exchange does not exist, or the login is
-    refused, the command's error names this cause, and the command exits with the documented code.
+    """Over AMQP 1.0, the command's error names the cause if an option or header is not supported, a queue or exchange
+    does not exist, or the login is refused. The command exits with the documented code.
     """
     management = broker.management.replace("http:", "amqp:")
     told = shell.run("mqtool", *(each.format(management=management) for each in command))
@@ -373,8 +373,8 @@ def test_a_context_selects_the_protocol(shell: Shell, broker: TestBroker) -> Non
 @pytest.mark.parametrize("tutorial", ["hello-world", "work-queues", "publish-subscribe", "routing", "topics", "rpc"])
 @pytest.mark.sampled(2)
 def test_plain_scripts_exchange_messages_with_mqtool_commands(shell: Shell, broker: TestBroker, tutorial: str) -> None:
-    """The AMQP 1.0 scripts printed by `tutorial show --plain` run unchanged, and receive both their own messages and
-    those of the matching mqtool command.
+    """Each AMQP 1.0 script that `tutorial show --plain` prints runs unchanged. Its receiver gets the message of the
+    script's own sender and the message of the corresponding mqtool command, such as `send`.
     """
     shell.environment |= {"AMQP_URL": broker.url, "PYTHONUNBUFFERED": "1"}
     (shell.directory / "script.py").write_bytes(

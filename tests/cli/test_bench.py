@@ -80,7 +80,9 @@ def _counted_by(broker: TestBroker, names: Sequence[str]) -> list[int]:
 @on_any_broker
 @large
 def test_the_report_of_bench_fits_into_80_columns(shell: Shell, broker: TestBroker) -> None:
-    """The report of `bench` has a histogram, a line about losses and a summary line, and fits into 80 columns."""
+    """The report of `bench` has a histogram, a line with the numbers of lost, duplicated, reordered and redelivered
+    messages, and a summary. No line is longer than 80 columns.
+    """
     done = shell.run(
         *BENCH, "--rate", "500", "-c", "300", "--consumers", "2", "--exchange", "topic", "--size", "50-2KiB"
     )
@@ -181,8 +183,8 @@ def test_other_messages_in_the_queue_of_bench_are_counted_separately(
 def test_other_messages_in_the_queue_of_bench_are_counted_separately_over_amqp10(
     tester: Shell, own: EmbeddedBroker, queue_type: str
 ) -> None:
-    """With --protocol amqp1.0, too, `bench` reports the number of messages that another client has published to its
-    queue, and counts them in no other result.
+    """With --protocol amqp1.0, if another client publishes messages to the queue of `bench`, a classic queue or a
+    stream, `bench` reports the number of these messages, and counts them in no other result.
     """
     broker = TestBroker("embedded", own.url, own.management_url or "")
     _disturbed(tester, broker, "--protocol", "amqp1.0", "--queue-type", queue_type)
@@ -204,9 +206,9 @@ def test_bench_stops_if_nothing_is_confirmed_for_10_s(tester: Shell, own: Embedd
 def test_bench_with_a_rate_counts_messages_that_were_due_during_a_stall_as_late(
     tester: Shell, own: EmbeddedBroker
 ) -> None:
-    """If the broker stalls for a second, `bench --rate 1000` counts the hundreds of messages that were due during the
-    stall as late. Without --rate and with `--confirms 1`, only one message is in flight at a time, so at most three
-    messages are late.
+    """If the broker stalls for 1 s, `bench --rate 1000` measures each latency from the time at which the message was
+    due, so at least 400 messages have a latency of more than 0.5 s. Without --rate and with `--confirms 1`, only one
+    message is in flight at a time, so at most three messages have a latency of more than 0.9 s.
     """
 
     def stall() -> None:
@@ -230,9 +232,9 @@ def test_bench_with_a_rate_counts_messages_that_were_due_during_a_stall_as_late(
 def test_latencies_count_from_the_due_time_if_the_publisher_waits_for_confirms(
     tester: Shell, own: EmbeddedBroker, protocol: str
 ) -> None:
-    """If the broker stalls for a second, `bench --rate 1000 --confirms 20` stops publishing at 20 unconfirmed messages.
-    The latency of each message that is published after the stall is measured from the time at which the message was
-    due, so hundreds of messages are late, not just 20.
+    """If the broker stalls for 1 s, `bench --rate 1000 --confirms 20` stops publishing at 20 unconfirmed messages. The
+    latency of a message that is published after the stall is measured from the time at which the message was due. At
+    least 300 messages therefore have a latency of more than 0.5 s, and not only the 20 that were unconfirmed.
     """
     load = ("--rate", "1000", "--duration", "3s", "--confirms", "20", "--protocol", protocol)
     found = _once_it_runs(tester, own, *load, then=lambda: own.faults.go_silent(1.0))
@@ -282,7 +284,7 @@ def test_bench_names_a_command_that_failed_during_the_run(shell: Shell) -> None:
     ids=lambda value: value if isinstance(value, str) else f"{value[1]} received",
 )
 @pytest.mark.sampled(2)
-def test_bench_with_rpc_delay_ack_or_churn_confirms_everything_and_loses_nothing(
+def test_bench_with_rpc_delay_ack_or_churn_reports_everything_as_confirmed(
     shell: Shell, broker: TestBroker, options: str, totals: tuple[int, int]
 ) -> None:
     """`bench` with --rpc, --delay or --ack reports that all messages were confirmed and none was lost. `bench --churn`,
@@ -300,8 +302,8 @@ def test_bench_with_rpc_delay_ack_or_churn_confirms_everything_and_loses_nothing
 @on_any_broker
 @large
 def test_bench_vary_and_bench_compare_report_several_runs(shell: Shell, broker: TestBroker) -> None:
-    """`bench --vary` prints a row for each value of the option that it varies. `bench compare` compares two queue
-    types, or the results in two files.
+    """`bench --vary size=50,1KiB` measures with each of these values and prints a row for each. `bench compare classic
+    quorum` compares the two queue types, and `bench compare FILE1 FILE2` compares the results in two files.
     """
     varied = shell.run(*BENCH, "--vary", "size=50,1KiB", "-c", "100", "--csv")
     assert (varied.code, len(varied.stdout.splitlines())) == (0, 3), varied.stderr
@@ -452,8 +454,8 @@ def test_bench_prints_the_result_so_far_after_ctrl_c(tester: Shell, own: Embedde
 def test_a_killed_bench_run_leaves_no_queue_or_exchange_behind(
     tester: Shell, own: EmbeddedBroker, options: str, numbers: Sequence[int]
 ) -> None:
-    """If `bench` is killed with SIGKILL or gets a second signal while it stops, the queues and exchanges that it
-    declared are still deleted.
+    """If `bench` is killed with SIGKILL, or gets a second signal while it stops, the queues and exchanges of the run
+    are deleted soon afterwards.
     """
 
     def declared() -> str:

@@ -206,8 +206,8 @@ def test_brokers_are_listed_and_removed(home: Shell) -> None:
 
 
 def test_broker_status_says_which_broker_is_used_and_why(home: Shell) -> None:
-    """`broker status` says to which broker mqtool's commands connect, and why. `broker up` says this only if commands
-    do not connect to the broker that `broker up` has started.
+    """`broker status` says to which broker mqtool's commands connect, and why. `broker up` prints the same only if
+    commands connect to another broker than the one that it has started, for example because AMQP_URL is set.
     """
     assert home.run("mqtool", "broker", "status").stdout == "commands use amqp://guest@localhost:5672, the default\n"
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--port", str(port := free_port()))
@@ -439,9 +439,9 @@ def test_broker_serve_names_a_port_that_is_in_use(home: Shell, option: str) -> N
 def test_broker_up_with_tls_needs_the_port_below_each_plain_port(
     home: Shell, amqp_tls: Authority, at_port: str
 ) -> None:
-    """`broker up` with TLS also needs the port below each plain port, as 5671 is below 5672. If the port below --port
-    is in use, the command exits with 69. If the port below the default management port is in use, the management API
-    gets other ports.
+    """`broker up` with TLS uses, in addition to each plain port, the port below it, such as 5671 below 5672. If the
+    port below --port is in use, the command exits with 69. If the port below the default management port is in use, the
+    management API gets other ports.
     """
     up = ("mqtool", "broker", "up", "--kind=embedded", "--in-memory", f"--tls-cert={amqp_tls.cert}")
     port = free_port()
@@ -466,7 +466,7 @@ def test_broker_up_starts_no_broker_if_mqtool_url_names_another(home: Shell) -> 
 
 def test_modules_in_the_current_directory_are_not_run(home: Shell, at_port: str) -> None:
     """Commands that start further processes of mqtool, such as `broker up` and `bench`, do not run a file json.py in
-    the current directory, which may be a directory such as /tmp where other users can write.
+    the current directory. In a directory such as /tmp, other users could have written this file.
     """
     (home.directory / "json.py").write_text("open('was-run', 'w').close()\nraise SystemExit(1)\n")
     up = home.run("mqtool", "broker", "up", "--kind", "embedded", at_port)

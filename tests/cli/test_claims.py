@@ -33,11 +33,11 @@ ENDED = (0, 1, 3, 124)
 
 @pytest.mark.timeout(max(1200, 10 * EXAMPLES))
 def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: TestBroker) -> None:
-    """A user with permissions only on her own queues and exchanges forges arguments and headers. Whatever command an
-    administrator then runs, the queues, exchanges, bindings and messages of other users stay unchanged, she cannot read
-    other users' messages, and none of her queues or exchanges passes messages to an exchange that she may not write to.
-    If she has only published messages, these do not stop the command; if the command only reads or converts messages,
-    her messages stay in order.
+    """A user who has permissions only on her own queues and exchanges forges queue arguments and message headers.
+    Whatever command an administrator then runs, other users' queues, exchanges, bindings and messages stay unchanged.
+    She can neither read other users' messages, nor have messages routed to an exchange that she may not write to. If
+    she has forged only messages, these do not stop the command, and a command that only reads or converts messages
+    keeps their order.
     """
     seen: Counter[str] = Counter()
 
@@ -119,8 +119,9 @@ def arguments_of(broker: TestBroker, queue: str) -> dict[str, Any]:
 
 
 def test_queue_convert_resume_ignores_forged_conversion_plans(shell: Shell, broker: TestBroker) -> None:
-    """`queue convert --resume` ignores forged and unreadable conversion plans, with a warning, and resumes genuine
-    conversions.
+    """`queue convert` stores its plan in the arguments of a queue that holds the messages. `queue convert --resume`
+    ignores a plan in the arguments of any other queue, or one that it cannot read, with a warning. It resumes the
+    conversions whose plans are valid.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for queue in ("payroll", "jobs"):
@@ -202,9 +203,9 @@ def test_dlq_redrive_moves_no_message_to_a_queue_that_a_forged_x_death_names(she
 def test_dlq_redrive_leaves_a_message_that_another_exchange_routed_to_the_dead_letter_queue(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`dlq redrive orders` leaves a message in the queue `orders.dlq` if the message was published to an exchange to
-    which the queue `orders` does not dead-letter, even if the message's headers claim that the message came from
-    `orders`. Messages that the broker or `worker` has dead-lettered are moved back.
+    """If a message reached the queue `orders.dlq` through an exchange to which the queue `orders` does not dead-letter,
+    `dlq redrive orders` leaves the message there, even if its headers claim that it came from `orders`. Messages that
+    the broker or `worker` has dead-lettered are moved back.
     """
     # The publisher may have rights on names like `^orders[.]`, but none on orders.
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
@@ -235,8 +236,9 @@ def test_dlq_redrive_leaves_a_message_that_another_exchange_routed_to_the_dead_l
 
 @pytest.mark.keeps_messages
 def test_a_dead_letter_whose_headers_fill_a_frame_does_not_stop_dlq_redrive(shell: Shell, broker: TestBroker) -> None:
-    """If the headers of a dead letter fill a frame, so that `dlq redrive` cannot add a header, the command leaves this
-    dead letter in its queue and reports the reason, moves the other dead letters back, and exits with 3.
+    """`dlq redrive` adds a header to each dead letter. If the headers of a dead letter fill a frame, so that nothing
+    can be added, the command leaves this dead letter in its queue and reports the reason. It moves the other dead
+    letters back and exits with 3.
     """
     for queue in ("orders", "orders.dlq"):
         declare(broker, queue)
@@ -253,9 +255,9 @@ def test_a_dead_letter_whose_headers_fill_a_frame_does_not_stop_dlq_redrive(shel
 def test_a_delayed_message_whose_headers_fill_a_frame_does_not_stop_delayed_now(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If the headers of a delayed message claim a false origin and fill a frame, so that `delayed now` cannot add the
-    true origin, the command leaves this message in its wait queue and reports the reason, delivers the other messages,
-    and exits with 3.
+    """`delayed now` adds a message's true exchange and routing key to its headers if these claim a false exchange. If
+    the headers fill a frame, so that nothing can be added, the command leaves this message in its wait queue and
+    reports the reason. It delivers the other messages and exits with 3.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     waits = {"x_message_ttl": 300_000, "x_expires": 300_000 + GRACE, "x_dead_letter_exchange": ""}
@@ -282,9 +284,9 @@ def is_governed(broker: TestBroker, queue: str) -> bool:
 def test_dlq_redrive_checks_that_the_queue_in_x_death_dead_letters_to_the_exchange(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`dlq redrive` checks the queue that a dead letter's x-death header names. It moves the dead letter back only if
-    this queue, by its arguments or a policy, dead-letters messages with the exchange and routing key that the dead
-    letter has. A message with a forged header stays where it is.
+    """`dlq redrive` moves a dead letter back to the queue in its x-death header only if that queue, by its arguments or
+    a policy, dead-letters messages to the dead letter's exchange and with its routing key. A message whose x-death
+    header is forged stays where it is.
     """
     vhost = broker.vhost
     broker.api("PUT", f"exchanges/{vhost}/graveyard", {"type": "topic", "durable": True})
@@ -321,9 +323,8 @@ def test_dlq_redrive_checks_that_the_queue_in_x_death_dead_letters_to_the_exchan
 def test_delayed_commands_ignore_a_stream_that_claims_to_hold_delayed_messages(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If a stream has a name and arguments like the queue of a `delayed relay`, the `delayed` commands ignore the
-    stream, because each client that can write to the stream chooses the exchange and the routing key in the annotations
-    of its messages.
+    """The `delayed` commands ignore a stream whose name and arguments are like those of the queue of a `delayed relay`.
+    In a stream, any publisher can forge the annotations that contain a message's exchange and routing key.
     """
     if not broker.streams:
         pytest.skip("this broker has no port for streams")
@@ -384,8 +385,8 @@ def test_a_forged_destination_gets_no_message_before_it_is_due(shell: Shell, bro
 def test_headers_cannot_change_the_exchange_and_routing_key_that_worker_passes_to_its_program(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """A publisher's headers change neither the exchange and routing key that `worker` passes to its program, nor the
-    original exchange and routing key that `worker` passes on a retry.
+    """`worker` passes a message's exchange and routing key to its program, and also the original ones, which differ
+    from them on a retry. A publisher cannot change any of these with headers.
     """
     shell.run("mqtool", "exchange", "declare", "logs", "topic")
     shell.run("mqtool", "queue", "declare", "jobs")
@@ -407,11 +408,9 @@ def test_headers_cannot_change_the_exchange_and_routing_key_that_worker_passes_t
     ]
 
 
-def test_a_queue_that_only_its_owner_can_read_does_not_stop_commands_on_all_queues(
-    shell: Shell, broker: TestBroker
-) -> None:
-    """If only the owner of a queue can read the queue, because it is exclusive or has a single active consumer, `dlq
-    ls` and the `delayed` commands print a warning about this queue, and process all other queues.
+def test_a_queue_that_mqtool_cannot_read_does_not_stop_commands_on_all_queues(shell: Shell, broker: TestBroker) -> None:
+    """mqtool cannot read a queue that is exclusive to another connection or has a single active consumer. `dlq ls` and
+    the `delayed` commands print a warning about such a queue and process all other queues.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     single: dict[str, Any] = {"x_single_active_consumer": True}
@@ -493,8 +492,8 @@ def test_worker_ignores_a_forged_origin_after_another_command_moved_the_message(
 def test_a_dead_letter_of_worker_keeps_its_original_exchange_and_key_when_it_is_moved(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """A message that `worker` has dead-lettered keeps its original exchange and routing key through `move` and `dlq
-    redrive`.
+    """If `worker` dead-letters a message, and `move` and `dlq redrive` then move the message, `worker` passes the
+    message's original exchange and routing key to its program.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for name in ("jobs", "jobs.dlq", "aside"):

@@ -144,9 +144,9 @@ def staging(shell: Shell, broker: TestBroker) -> Shell:
 
 @pytest.mark.parametrize("strongest", PRECEDENCE)
 def test_options_override_the_environment_and_the_context_in_use(home: Shell, strongest: str) -> None:
-    """A command uses the broker that an option names. Without such an option, it uses the first of these that is set:
-    the broker that an environment variable names, the broker of the context in use, the broker that `broker up`
-    started, and otherwise localhost. `broker status` says which broker is used, and why.
+    """An option selects a command's broker. Without one, the command uses the first of these that is set: an
+    environment variable, the context in use, the broker that `broker up` started. If none is set, the command uses
+    localhost. `broker status` says which broker is used, and why.
     """
     words, environment = [], {}
     rows = list(PRECEDENCE)
@@ -171,9 +171,9 @@ def test_options_override_the_environment_and_the_context_in_use(home: Shell, st
 
 @on_any_broker
 def test_broker_status_checks_a_broker_that_mqtool_did_not_start(shell: Shell) -> None:
-    """`broker status` also checks a broker that mqtool did not start, given by MQTOOL_URL or -u: it exits with 0 if the
-    broker accepts connections, and with 69 if nothing listens there. It also exits with 69 if no started broker has the
-    name given with --name.
+    """`broker status` checks a broker that mqtool did not start if MQTOOL_URL or -u names it. The command exits with 0
+    if the broker accepts connections, and with 69 if nothing listens there. With --name, it exits with 69 if no broker
+    of this name was started.
     """
     shell.environment["XDG_STATE_HOME"] = str(shell.directory)
     answers = shell.run("mqtool", "broker", "status")
@@ -266,8 +266,8 @@ def test_an_error_in_the_contexts_file_is_reported_with_its_line(home: Shell, te
 
 
 def test_mistakes_with_contexts_are_usage_errors(home: Shell) -> None:
-    """If a context is unknown or invalid, or if the command does not take a context, the command reports this and exits
-    with 2.
+    """If a context is unknown or invalid, or if -C is given to a command that does not take a context, the command says
+    what is wrong and exits with 2.
     """
     assert home.run("mqtool", "context", "add", "staging", "-u", "amqp://a").code == 0
     for words, said in {
@@ -306,8 +306,8 @@ def test_contexts_added_at_the_same_time_are_all_kept(home: Shell) -> None:
 
 
 def test_context_edit_saves_only_a_valid_file(home: Shell) -> None:
-    """If the edited text is invalid, `context edit` leaves the contexts file unchanged and keeps the text in another
-    file. If the editor fails, the contexts file stays unchanged, too.
+    """If the edited text is invalid, `context edit` leaves the contexts file unchanged and saves the text in another
+    file. If the editor fails, the contexts file stays unchanged as well.
     """
     editor = home.directory / "editor"
     editor.write_text('#!/bin/sh\necho "$TEXT" >> "$2"\nexit "$CODE"\n')
@@ -369,8 +369,8 @@ def test_the_password_is_the_first_line_of_the_password_command(shell: Shell, br
 
 
 def test_every_command_declares_its_effect_on_a_broker() -> None:
-    """Every command declares whether it shows, sends or changes something on a broker. In a protected context, the
-    declared effect decides whether the command asks for a confirmation.
+    """The code of every command declares whether the command shows, sends or changes something on a broker. In a
+    protected context, this declaration decides whether the command asks for a confirmation.
     """
     assert [leaf.words for leaf in leaves(described()) if leaf.effect is None] == []
     assert len(CHANGING) > 30
@@ -380,7 +380,9 @@ def test_every_command_declares_its_effect_on_a_broker() -> None:
 def test_the_url_option_overrides_the_context_in_use(
     staging: Shell, broker: TestBroker, embedded: TestBroker, request: pytest.FixtureRequest
 ) -> None:
-    """A command with --url uses that URL and not the context in use, even if AMQP_URL contains the same URL."""
+    """If a context is in use, a command with --url uses the broker at that URL instead of the context's broker. That is
+    the case even if AMQP_URL contains the same URL as --url.
+    """
     other = embedded.with_fresh_vhost(f"other-{time.monotonic_ns()}")
     request.addfinalizer(other.drop_vhost)
     for each in (broker, other):

@@ -390,8 +390,8 @@ def test_a_queue_with_an_unacknowledged_message_is_not_converted(
 def test_a_killed_conversion_can_be_completed_after_other_clients_used_the_queue(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, kill_at: int, what: str
 ) -> None:
-    """`queue convert` is killed, and then another client uses the queue or sets a policy on it. Once this client has
-    disconnected, the conversion can still be completed, and no message is lost.
+    """After `queue convert` was killed, another client reads from the queue or sets a policy on the queue. Once this
+    client has disconnected, another run of `queue convert` completes the conversion, and no message is lost.
     """
     fill(broker)
     monkeypatch.setattr(held_messages, "_PATIENCE", 0.0)
@@ -471,8 +471,8 @@ def test_a_killed_conversion_can_be_undone(broker: TestBroker, kill_at: int) -> 
 
 @pytest.mark.keeps_messages
 def test_messages_published_during_a_conversion_arrive_once(broker: TestBroker) -> None:
-    """Each message that is published to an exchange during `queue convert` arrives in the queue once, and none is
-    returned as unroutable.
+    """During `queue convert`, a client publishes messages to an exchange that is bound to the queue. Each message
+    arrives in the queue once, and none is returned as unroutable.
     """
     fill(broker, count=COUNT)
     stop, published = threading.Event(), COUNT
@@ -539,7 +539,7 @@ def test_messages_published_while_queue_convert_moves_a_queue_are_moved_in_order
 def test_a_conversion_counts_the_messages_that_later_ones_may_have_overtaken(
     broker: TestBroker, before: str, after: str
 ) -> None:
-    """If messages are published during `queue convert`, all messages stay in order, except for at most 50 at the end.
+    """If messages are published during `queue convert`, at most the last 50 messages may be out of order afterwards.
     The command counts the messages that later ones may have overtaken.
     """
     fill(broker, before, count := 300)
@@ -602,8 +602,9 @@ def test_a_conversion_deletes_no_messages_of_a_quorum_queue_that_is_slow_to_answ
 def test_messages_that_a_full_converted_queue_rejects_are_kept(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, before: str, after: str, by_policy: bool
 ) -> None:
-    """If publishers fill a queue whose `overflow` is `reject-publish` while the queue is being converted, `queue
-    convert` stops and keeps every confirmed message. Once messages have been consumed, the conversion can be resumed.
+    """A queue has a maximum length and rejects further messages (overflow `reject-publish`), by a policy or by its
+    arguments. If publishers fill the queue during `queue convert`, the command stops and keeps every confirmed message.
+    Once messages have been consumed, the conversion can be resumed.
     """
     monkeypatch.setattr(transactions, "_STALLED", 0.3)
     limits = {"max-length": COUNT + 5, "overflow": "reject-publish"}
@@ -645,8 +646,9 @@ def test_messages_that_a_full_converted_queue_rejects_are_kept(
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_a_queue_that_fills_up_during_a_batch_loses_no_messages(broker: TestBroker, kind: str) -> None:
-    """If publishers fill a queue whose `x-overflow` is `reject-publish` just before `queue convert` moves a batch to
-    the queue, the messages that the queue rejects stay in the holding queue, and are moved once there is room.
+    """`queue convert` moves messages in batches from a holding queue. If publishers fill a queue with overflow
+    `reject-publish` just before a batch, the messages that the queue rejects stay in the holding queue. They are moved
+    once there is room.
     """
     arguments = {"x-queue-type": kind, "x-max-length": 10, "x-overflow": "reject-publish"}
     with Connection(parse_addresses(broker.url)) as connection:
@@ -679,8 +681,8 @@ def test_a_queue_that_fills_up_during_a_batch_loses_no_messages(broker: TestBrok
 def test_a_conversion_moves_messages_that_arrive_after_the_queue_is_reported_as_empty(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RabbitMQ may report a queue as empty before it sends the last deliveries. Each step of `queue convert` that
-    empties a queue waits for these deliveries and moves them, too.
+    """RabbitMQ may report a queue as empty before it has sent the last deliveries. When `queue convert` empties a
+    queue, it waits for these deliveries, so it moves all messages.
     """
     with Connection(parse_addresses(broker.url)) as connection:
         channel = connection.channel()
@@ -1021,8 +1023,8 @@ def test_queue_convert_undo_converts_a_replaced_queue_back(managed: Shell, broke
 def test_queue_convert_resume_says_that_the_holding_queue_was_deleted(
     managed: Shell, broker: TestBroker, kill_at: int
 ) -> None:
-    """If the holding queue was deleted during a conversion, the messages in it are lost. `queue convert --resume` says
-    so, and restores the bindings and the other messages.
+    """`queue convert` holds messages in another queue while it replaces a queue. If this holding queue was deleted, the
+    messages in it are lost. `queue convert --resume` says so, and restores the bindings and the other messages.
     """
     fill(broker)
     assert convert(broker, kill_at) is None
@@ -1177,9 +1179,9 @@ def dead_lettered(broker: TestBroker, headers: dict[str, Any]) -> None:
 def test_a_message_whose_headers_fill_a_frame_does_not_stop_a_conversion(
     broker: TestBroker, kill_at: int | None, undo: bool
 ) -> None:
-    """`queue convert` also converts a queue with a message whose headers fill a frame, so that mqtool cannot add
-    another header to the message. If the command is killed, `queue convert --resume` completes the conversion of such a
-    queue, and `queue convert --undo` reverses it. In all cases, the messages are unchanged.
+    """`queue convert` converts a queue even if a message's headers fill a frame, so that mqtool cannot add another
+    header. If the command is killed, `queue convert --resume` completes the conversion of such a queue, and `queue
+    convert --undo` reverses it. In all cases, the messages are unchanged.
     """
     without_name = {"padding": FULL["padding"][:-100]}
     deepest: dict[str, Any] = {}
@@ -1242,10 +1244,10 @@ def test_a_message_that_no_client_can_publish_stops_a_conversion(broker: TestBro
 
 
 @pytest.mark.keeps_messages
-def test_messages_of_the_largest_size_are_converted_if_their_headers_leave_room(tmp_path: Path) -> None:
-    """A message as large as the broker accepts is converted, even if its publisher has forged mqtool's own headers. If
-    the headers of such a message also fill a frame, the conversion stops, the error names the setting max_message_size,
-    and `queue convert --undo` restores all messages.
+def test_messages_of_the_largest_size_are_moved_if_their_headers_leave_room(tmp_path: Path) -> None:
+    """`queue convert` moves a message of the largest size that the broker accepts, even if the message's publisher has
+    forged mqtool's own headers. If the headers of such a message fill a frame, the conversion stops, the error names
+    the setting max_message_size, and `queue convert --undo` restores all messages.
     """
     with EmbeddedBroker(like="4.2", management_port=0) as broker:
         settings = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url}

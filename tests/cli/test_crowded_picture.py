@@ -54,9 +54,9 @@ ORDERS = "group of 75 queues orders-…"
 
 
 def test_similar_queues_are_drawn_as_one_group_that_can_be_expanded(chromium: Any, tmp_path: Path) -> None:
-    """In the picture of `mqtool ui`, queues whose names differ only in a number, the wait queues of one queue, and the
-    consumers of such a group of queues are each drawn as one group, with the totals of their counts. A click or Enter
-    expands a group; a button or a key collapses it again.
+    """The picture of `mqtool ui` draws queues whose names differ only in a number as one group, with the totals of
+    their counts. It groups the wait queues of a queue, and the consumers of a group of queues, in the same way. A click
+    or Enter expands a group; a button or a key collapses it again.
     """
     page = recorded(chromium, tmp_path, shop(75))
     page.until(lambda: group_of(page, ORDERS) == "0 ready · 0 unacked", "the group")
@@ -96,8 +96,8 @@ def width_of(page: Page) -> float:
 
 def test_the_picture_can_be_zoomed_and_dragged(chromium: Any, tmp_path: Path) -> None:
     """On the page of `mqtool ui`, keys, the mouse wheel with Ctrl, or a gesture with two fingers zoom the picture, and
-    a key fits it to the window. Dragging, or Shift with an arrow key, shows another part. The minus key does not zoom,
-    but slows the replay down.
+    another key fits the picture to the window. Dragging, or Shift with an arrow key, shows another part of the picture.
+    The minus key does not zoom, but slows the replay down.
     """
     page = recorded(chromium, tmp_path, shop(75))
     fitting = width_of(page)
@@ -305,8 +305,8 @@ def shared(records: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
 
 
 def test_the_picture_of_a_tutorial_hides_the_queues_of_other_users(chromium: Any, tmp_path: Path) -> None:
-    """On a broker that other users also use, the picture of a tutorial in `mqtool ui` shows only the tutorial's queues,
-    exchanges and clients. A button shows those of other users, and a key hides them again.
+    """If a broker has other queues and exchanges besides a tutorial's, the tutorial's picture shows only the tutorial's
+    queues, exchanges and clients. A button shows the others, and a key hides them again.
     """
     page = recorded(chromium, tmp_path, shared(play()))
     seek(page, 0.45)

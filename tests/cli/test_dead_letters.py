@@ -121,8 +121,8 @@ def test_dlq_redrive_ignores_headers_that_a_publisher_forged(shell: Shell, broke
 
 @on_any_broker
 def test_dlq_drop_needs_yes_without_a_terminal(dead: Shell, broker: TestBroker) -> None:
-    """Without a terminal, `dlq drop` exits with 2 and deletes nothing unless --yes is given. The hint also suggests
-    --id, unless the command already selects messages.
+    """Without a terminal, `dlq drop` exits with 2 and deletes nothing unless --yes is given. The hint suggests --yes
+    and, if the command does not select messages, --id.
     """
     refused = dead.run("mqtool", "dlq", "drop", "jobs")
     assert (refused.code, "hint: pass --yes, or select with --id" in refused.stderr) == (2, True)

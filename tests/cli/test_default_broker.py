@@ -166,8 +166,8 @@ def test_amqp_1_0_tutorials_exchange_messages_without_a_dialect(shell: Shell, na
 @pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", pages.NAMES)
 def test_the_plain_script_of_every_tutorial_sends_and_receives(shell: Shell, name: str) -> None:
-    """The script that `tutorial show --plain` prints, for pika, rstream or RabbitMQ's library for AMQP 1.0, sends and
-    receives on the default broker, exits with 0, and prints nothing on stderr.
+    """`tutorial show --plain` prints a script for pika, rstream or RabbitMQ's library for AMQP 1.0. On the default
+    broker, the script of every tutorial sends and receives, exits with 0, and prints nothing on stderr.
     """
     shell.environment |= {"AMQP_URL": shell.environment["MQTOOL_URL"], "PYTHONUNBUFFERED": "1"}
     receiver, sender, expected = PLAIN[name.removeprefix(pages.AMQP10)]

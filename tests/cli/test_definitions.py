@@ -41,8 +41,9 @@ def actions(result: Result) -> set[tuple[str, str, str]]:
 
 
 def test_exported_definitions_can_be_imported(admin: Shell) -> None:
-    """`definitions diff` lists the exported definitions that the broker no longer has, and exits with 3; `definitions
-    import` adds exactly these definitions. `definitions import --dry-run` prints what would be added, and adds nothing.
+    """If the broker no longer has some of the exported definitions, `definitions diff` lists these and exits with 3,
+    and `definitions import` adds these and no others. `definitions import --dry-run` prints the same list, and adds
+    nothing.
     """
     assert run(admin, "diff file").code == 0
     for line in ("queue delete jobs --yes", "exchange delete logs --yes"):
@@ -63,8 +64,8 @@ def test_exported_definitions_can_be_imported(admin: Shell) -> None:
 
 
 def test_definitions_import_does_not_change_queues_that_differ(admin: Shell) -> None:
-    """If a queue's arguments differ from those in the definitions file, `definitions import` leaves this queue
-    unchanged and exits with 3, but imports everything else.
+    """If a queue's arguments on the broker differ from those in the definitions file, `definitions import` leaves this
+    queue unchanged, imports everything else, and exits with 3.
     """
     file = admin.directory / "file"
     contents = json.loads(file.read_text())
@@ -281,8 +282,9 @@ def test_an_expensive_or_invalid_policy_pattern_does_not_stop_definitions_conver
 
 
 def test_definitions_convert_changes_what_rabbitmq_4_3_refuses(old: Shell) -> None:
-    """`definitions convert --to 4.3` changes the definitions that RabbitMQ 4.3 refuses, names each change, and keeps
-    everything else. It exits with 3 as long as the user has decisions to make.
+    """`definitions convert --to 4.3` changes or leaves out the definitions that RabbitMQ 4.3 refuses, names each
+    change, and keeps everything else. If the user must decide something, such as how to replace a mirrored queue, it
+    exits with 3 and prints the number of open decisions.
     """
     converted = run(old, "convert old.json --to 4.3")
     assert converted.code == 3
@@ -403,8 +405,8 @@ def api(broker: EmbeddedBroker, path: str, body: Any = None) -> Any:
 def test_doctor_says_that_it_cannot_match_a_pattern_in_a_definitions_file(
     lonely_shell: Shell, options: tuple[str, ...], *, warns: bool
 ) -> None:
-    """`doctor FILE --upgrade` says if it assumes that a policy applies to nothing, because it cannot match its pattern,
-    unless the policy is in another virtual host than the chosen one.
+    """If `doctor FILE --upgrade` cannot match the pattern of a policy, it warns that it assumes that the policy applies
+    to no queue. With --vhost, it does not warn about the policies of other virtual hosts.
     """
     policy = {"vhost": "/", "name": "ttl", "pattern": "(", "priority": 0, "definition": {"message-ttl": 1000}}
     (lonely_shell.directory / "new.json").write_text(json.dumps({"vhosts": [{"name": "/"}], "policies": [policy]}))

@@ -122,8 +122,9 @@ def test_each_publishing_command_accepts_a_delay(shell: Shell, via: str, receive
 def test_via_auto_chooses_the_plugin_or_wait_queues(
     shell: Shell, broker: TestBroker, plugin: bool, command: str, with_plugin: str, without: str
 ) -> None:
-    """Without --via, a command with --delay chooses the delayed message plugin, or classic or quorum wait queues,
-    depending on the destination.
+    """Without --via, a command with --delay uses the delayed message plugin, if the broker has it, in three cases: for
+    a classic queue that the command declares, for a non-durable exchange, and for the default queue of `send-delayed`.
+    Otherwise, messages wait in wait queues: in classic ones in the first two cases, and in quorum ones in all others.
     """
     broker.api("PUT", f"queues/{broker.vhost}/theirs", {"durable": True})
     sent = shell.run("mqtool", *command.split(), "x", "--delay", "1h")
@@ -306,8 +307,8 @@ def test_messages_sent_with_a_time_do_not_arrive_before_it(shell: Shell, via: st
 
 
 def test_the_delay_of_each_line_starts_when_the_line_is_sent(shell: Shell, via: str) -> None:
-    """With `send -l --delay`, the delay of each line starts when that line is sent, so the first line arrives before
-    the second one is typed.
+    """With `send -l --delay`, the delay of each line starts when that line is sent. The first line can therefore arrive
+    before the second one is typed.
     """
     receiver = shell.start("mqtool", "receive", "-c", "2", "--raw").wait_until_ready()
     sender = shell.start("mqtool", "send", "-l", "--via", via, "--delay", "50ms", stdin=PIPE)
@@ -358,8 +359,8 @@ def test_each_message_in_ndjson_can_have_its_own_delay(shell: Shell, via: str) -
     ],
 )
 def test_an_invalid_delay_in_ndjson_is_reported_with_its_line(shell: Shell, line: str, says: str) -> None:
-    """If a line has an invalid delay, `send --json` sends the lines before it, says what is wrong, and exits with
-    65.
+    """If a line has an invalid "delay" or "at", `send --json` sends the lines before this line, says what is wrong with
+    it, and exits with 65.
     """
     refused = shell.run("mqtool", "send", "--json", stdin='{"body": "before"}\n' + line + "\n")
     assert says in refused.stderr
@@ -420,8 +421,8 @@ def test_keep_delay_delays_a_received_message_again(shell: Shell, via: str, sign
 
 @pytest.mark.parametrize("options", [["x"], ["--json", "--delay", "1s"]], ids=" ".join)
 def test_keep_delay_needs_json(lonely_shell: Shell, options: list[str]) -> None:
-    """`send-delayed --keep-delay` exits with 2 if --json is missing or --delay is also given. In both cases, it says
-    that --keep-delay needs --json, and cannot be combined with --delay.
+    """`send-delayed --keep-delay` exits with 2 if --json is missing or --delay is given. In both cases, the error says
+    that --keep-delay needs --json and cannot be combined with --delay.
     """
     refused = lonely_shell.run("mqtool", "send-delayed", "--keep-delay", *options, "-u", "amqp://127.0.0.1:1")
     assert "--keep-delay needs --json" in refused.stderr
@@ -498,8 +499,8 @@ def test_failed_to_keeps_delayed_messages_for_a_missing_queue(shell: Shell, via:
 
 @on_any_broker
 def test_failed_to_keeps_the_delay_of_each_unsent_line(shell: Shell) -> None:
-    """If a line cannot be delayed, `send-delayed --failed-to FILE` writes this line and all later ones to the file,
-    each with the delay that was meant for it.
+    """If a line has a delay that is too long, `send-delayed --failed-to FILE` writes this line and all later ones to
+    FILE, each with its exchange, its routing key and its own delay.
     """
     lines = [{"body": "x", "delay": "50d"}, {"body": "y"}, {"body": "z", "headers": {"x-delay": 70}}]
     (shell.directory / "given").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -43,7 +43,7 @@ def waiting(shell: Shell, broker: TestBroker) -> Waiting:
 
 def test_delayed_ls_and_show_list_delayed_messages_and_retries(waiting: Waiting) -> None:
     """`delayed ls` counts the delayed messages for each destination, and `delayed show` prints them. Both include the
-    retries of `worker`, and consume nothing.
+    retries of `worker`, and leave all messages where they are.
     """
     waiting.shell.run("mqtool", "send", "-r", "jobs", "--property", "message-id=m-5", "fails")
     failing = ("mqtool", "worker", "-q", "jobs", "-c", "1", "--backoff", "2m", "--exec", "false")

@@ -69,8 +69,9 @@ def test_the_tutorial_incident_passes_its_checks_and_leaves_no_queue(shell: Shel
 
 @on_any_broker
 def test_tutorial_run_neither_consumes_nor_shows_existing_messages(shell: Shell) -> None:
-    """`tutorial run` leaves the messages in a user's queue, and does not show messages that an earlier `tutorial run`
-    has left in its own queue."""
+    """`tutorial run` does not consume the messages in a user's own queue. It does not show messages that were left in
+    the tutorial's queue by an earlier run.
+    """
     shell.run("mqtool", "send", "mine")
     shell.run("mqtool", "send", "-q", "demo.hello", "stale")
 
@@ -114,7 +115,9 @@ def test_the_log_demonstration_fails_if_the_log_changes(shell: Shell, broker: Te
 
 
 def test_tutorial_run_starts_no_broker_if_mqtool_url_names_one(lonely_shell: Shell) -> None:
-    """If MQTOOL_URL names a broker that does not answer, `tutorial run` exits with 69 and starts no broker."""
+    """If MQTOOL_URL names a broker that does not answer, `tutorial run` exits with 69 and does not start a broker
+    instead.
+    """
     result = lonely_shell.run(*TUTORIALS, "hello-world", environment={"MQTOOL_URL": "amqp://127.0.0.1:1"})
 
     assert result.code == 69

@@ -66,8 +66,8 @@ RECEIVERS = {
 @pytest.mark.parametrize(("dialect", "command"), SPOKEN)
 @pytest.mark.sampled(12)
 def test_each_dialect_prints_the_lines_of_its_scripts(shell: Shell, dialect: str, command: str) -> None:
-    """With --dialect, each command prints the same lines as the dialect's tutorial scripts, on stderr for Go and on
-    stdout for the other languages.
+    """With --dialect, which selects the tutorials of one programming language, each command prints the same lines as
+    the scripts of these tutorials: on stderr for Go, and on stdout for the other languages.
     """
     sent, received = SPOKEN[dialect, command]
     [receive] = [whose for sender, whose in RECEIVERS.items() if command.startswith(sender)]
@@ -98,8 +98,8 @@ def of_script(result: Result, dialect: str) -> list[str]:
     ids=["no word", "two words", "three words"],
 )
 def test_the_dialect_go_article_makes_the_routing_key_from_two_words(shell: Shell, words: list[str], key: str) -> None:
-    """`emit-log topic --dialect go-article` joins its first two words with a dot into the routing key if there is a
-    third word; otherwise the routing key is `nil.nil`.
+    """Like the Go script of an article about RabbitMQ, `emit-log topic --dialect go-article` joins its first two words
+    with a dot into the routing key if a third word follows. With fewer words, the routing key is `nil.nil`.
     """
     arguments = ("topic", "#", "--dialect", "go-article", "-c", "1", "-F", "%r")
     receiver = shell.start("mqtool", "receive-log", *arguments).wait_until_ready()
@@ -116,7 +116,9 @@ def test_the_dialect_go_article_makes_the_routing_key_from_two_words(shell: Shel
 def test_the_dialect_go_article_2_takes_the_first_word_as_the_routing_key(
     shell: Shell, words: list[str], key: str
 ) -> None:
-    """`emit-log topic --dialect go-article-2` uses its first word as the routing key, or `info` if no word is given."""
+    """Like the Go script of another article about RabbitMQ, `emit-log topic --dialect go-article-2` uses its first word
+    as the routing key, or `info` if no word is given.
+    """
     arguments = ("topic", "#", "--dialect", "go-article-2", "-c", "1", "-F", "%r %b")
     receiver = shell.start("mqtool", "receive-log", *arguments).wait_until_ready()
     assert shell.run("mqtool", "emit-log", "topic", *words, "--dialect", "go-article-2").code == 0
@@ -150,9 +152,9 @@ def test_a_named_queue_is_as_durable_as_in_the_dialects_scripts(shell: Shell, co
 
 @on_any_broker
 def test_send_says_that_the_dialect_makes_a_new_queue_transient(shell: Shell) -> None:
-    """When `send --dialect NAME -q QUEUE` on a terminal declares a new queue, the command prints a note that the
-    dialect, which is the set of tutorials that it follows, makes the queue transient. The note suggests --durable, and
-    is not printed again once the queue exists.
+    """With `--dialect NAME`, `send` follows a set of tutorials, some of which declare transient queues. If `send -q
+    QUEUE` on a terminal declares a new transient queue for this reason, a note says so and suggests --durable. If the
+    queue exists, there is no note.
     """
     send = ("mqtool", "send", "x", "--dialect", "go-classic", "-q")
     said = "it is transient, as in --dialect go-classic; for a durable queue, add --durable"
@@ -207,8 +209,8 @@ def test_a_dialect_does_not_change_raw_data(shell: Shell, dialect: str) -> None:
 )  # fmt: skip
 @pytest.mark.sampled(2)
 def test_a_tutorials_queue_is_declared_without_a_notice(shell: Shell, command: str, queue: str) -> None:
-    """On a terminal, a tutorial's command declares the tutorial's queue without a notice, so that the first line that
-    it prints is the tutorial's own.
+    """On a terminal, a tutorial's command declares the tutorial's queue without a notice. The first line that the
+    command prints is therefore the first line of the tutorial's script.
     """
     shown = on_terminal(shell, "mqtool", *command.split()).stdout
     assert shown.startswith(" [")

@@ -30,8 +30,8 @@ def _drill(shell: Shell, broker: TestBroker, name: str) -> dict[str, int]:
 
 
 def test_drill_kill_worker_loses_nothing(lonely_shell: Shell, broker: TestBroker) -> None:
-    """In the drill `kill-worker`, all 200 messages are handled, and none twice. The messages that the killed worker had
-    not acknowledged are redelivered.
+    """In the drill `kill-worker`, a worker is killed while it handles messages. All 200 messages are handled, and none
+    twice. The messages that the killed worker had not acknowledged are redelivered.
     """
     verdict = _drill(lonely_shell, broker, "kill-worker")
     assert (verdict["sent"], verdict["done"]) == (200, 200)
@@ -53,7 +53,7 @@ def test_drill_drop_connection_loses_nothing(lonely_shell: Shell, broker: TestBr
 def test_drill_poison_dead_letters_only_messages_that_can_never_be_handled(
     lonely_shell: Shell, broker: TestBroker
 ) -> None:
-    """In the drill `poison`, the two messages that can never be handled are dead-lettered, the other 198 are handled
+    """In the drill `poison`, two of 200 messages can never be handled, and are dead-lettered. The other 198 are handled
     once, and no queue is left behind.
     """
     result = lonely_shell.run("mqtool", "drill", "poison", "-u", broker.url)
@@ -91,8 +91,8 @@ def test_drill_restart_broker_loses_nothing(lonely_shell: Shell, kind: BrokerKin
 
 
 def test_drill_kill_node_loses_nothing(lonely_shell: Shell) -> None:
-    """In the drill `kill-node`, the node that leads the queue is killed in a cluster of three. All messages are
-    confirmed and handled, and the longest pause is shorter than ten seconds.
+    """In the drill `kill-node`, the node of a three-node cluster that leads the queue is killed while messages flow.
+    All 40,000 messages are confirmed and handled, and the longest time without a delivery is less than 10 s.
     """
     own_broker(BrokerKind.NODE)
     result = lonely_shell.run("mqtool", "drill", "kill-node", "--kind", "node", timeout=240)

@@ -15,8 +15,8 @@ def _message(message_id: str, body: str = "x") -> str:
 
 @on_any_broker
 def test_worker_deduplicate_skips_a_message_that_was_handled_before(shell: Shell, broker: TestBroker) -> None:
-    """If a message has the same message ID as one that was handled before, even by an earlier run of `worker`, `worker
-    --deduplicate` does not handle this message again, but acknowledges it and prints a note with the message ID.
+    """If a message with the same message ID was handled before, even by an earlier run of `worker`, `worker
+    --deduplicate` does not handle the message. It acknowledges the message and prints a note with the message ID.
     """
     store = ["--deduplicate", "--dedup-store", "store"]
     program = ["--shell", "--exec", "echo did $MQ_MESSAGE_ID"]
@@ -114,8 +114,8 @@ def test_worker_refuses_a_file_that_is_not_a_deduplication_store(shell: Shell) -
 
 @on_any_broker
 def test_rpc_server_exec_replies_with_the_programs_output(shell: Shell) -> None:
-    """`rpc-client` prints the stdout of the program that `rpc-server --exec` runs, reports its stderr, and exits with
-    the program's exit status.
+    """`rpc-client` prints what the program that `rpc-server --exec` runs has written to stdout, reports what the
+    program has written to stderr, and exits with the program's exit status.
     """
     server = shell.start("mqtool", "rpc-server", "--shell", "--exec", 'read -r x; echo "got $x"; echo hm >&2; exit $x')
     server.wait_until_ready()

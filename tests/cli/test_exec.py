@@ -22,8 +22,8 @@ def depth(broker: TestBroker, queue: str) -> int:
 
 @on_any_broker
 def test_a_program_gets_the_body_on_stdin_and_the_rest_in_its_environment(shell: Shell) -> None:
-    """`worker --exec` passes the body to its program on stdin, and properties, headers and the attempt in MQ_*
-    environment variables. It fills in placeholders in the command without a shell.
+    """`worker --exec` passes the body to its program on stdin, and properties, headers and the number of the attempt in
+    MQ_* environment variables. `worker` fills in placeholders in the command, such as {routing_key}, without a shell.
     """
     shell.run("mqtool", "new-task", "-H", "tenant-id=a b", "-H", "n:=[1,2]", "--property", "message-id=m1", "ünï;$x")
     result = shell.run(
@@ -93,8 +93,8 @@ def test_worker_exits_and_keeps_the_message_if_the_program_cannot_be_run(shell: 
 
 @on_any_broker
 def test_worker_refuses_an_invalid_program(shell: Shell) -> None:
-    """If the program of `worker --exec` does not exist, or its command line has an unknown placeholder or, without
-    --shell, shell syntax, `worker` says what is wrong and exits with 2.
+    """`worker --exec` says what is wrong and exits with 2 if the program does not exist, if the command line has an
+    unknown placeholder, or if the command line has shell syntax and --shell is not given.
     """
     (shell.directory / "script").touch()
     for options, said in (

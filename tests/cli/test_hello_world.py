@@ -21,8 +21,8 @@ def test_send_and_receive_print_the_lines_of_the_tutorial(shell: Shell) -> None:
 
 @on_any_broker
 def test_aliases_and_options_of_other_tools_are_accepted(shell: Shell, broker: TestBroker) -> None:
-    """mqtool accepts the aliases `publish`, `sub` and `queue ls`, the option -n, a URL without a scheme, and a duration
-    in seconds without a unit.
+    """mqtool accepts the aliases `publish`, `sub` and `queue ls`, the option -n for a number of messages, a URL without
+    a scheme, and a duration without a unit, which is in seconds.
     """
     assert shell.run("mqtool", "publish", "-u", broker.url.removeprefix("amqp://"), "hi").code == 0
     received = shell.run("mqtool", "sub", "-n", "1", "--timeout", "60", "--raw")
@@ -69,8 +69,8 @@ def test_a_receiver_declares_its_queue(shell: Shell, command: str) -> None:
 
 @on_any_broker
 def test_a_receiver_declares_no_queue_in_a_protected_context(shell: Shell, broker: TestBroker) -> None:
-    """In a protected context, if the queue does not exist, `receive-log -q QUEUE` exits with 69, even with --confirm,
-    unless --declare is given.
+    """In a protected context, if the queue does not exist, `receive-log -q QUEUE` exits with 69, even if --confirm
+    gives the context's name. Only with --declare does the command declare the queue.
     """
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     shell.run("mqtool", "context", "add", "prod", "--url", broker.url, "--protected")
@@ -107,7 +107,8 @@ def test_a_publisher_declares_no_queue_in_a_protected_context(shell: Shell, brok
 @pytest.mark.parametrize("command", ["send", "new-task"])
 def test_a_publisher_that_declares_a_mistyped_queue_says_so(shell: Shell, broker: TestBroker, command: str) -> None:
     """If `send` or `new-task` on a terminal declares a queue whose name resembles that of an existing one, the command
-    asks "did you mean" once. With --declare, or if no name is similar, the command says only that the queue is new.
+    asks "did you mean". Once the queue exists, it does not ask again. With --declare, or if no name is similar, the
+    command says only that the queue is new.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "queue", "declare", "invoices")
@@ -138,7 +139,8 @@ def test_a_receiver_does_not_declare_a_queue_with_a_mistyped_name(
     shell: Shell, broker: TestBroker, command: str
 ) -> None:
     """If a queue does not exist, but its name resembles that of an existing one, a receiving command exits with 69 and
-    asks "did you mean", unless --declare or an option for declaring the queue, such as --queue-type, is given.
+    asks "did you mean". With --declare, or an option for declaring the queue such as --queue-type, it declares the
+    queue.
     """
     assert shell.run("mqtool", "send", "-q", "invoices", "x").code == 0
     name, *rest = command.split()
@@ -155,8 +157,8 @@ def test_a_receiver_does_not_declare_a_queue_with_a_mistyped_name(
 
 @on_any_broker
 def test_send_and_receive_use_an_existing_queue_with_other_arguments(shell: Shell, broker: TestBroker) -> None:
-    """`send` and `receive` use an existing queue whose arguments differ from the commands' defaults. Only if an option
-    asks for another value does a notice name the difference.
+    """With -q, `send` and `receive` use an existing queue whose arguments differ from the commands' defaults. If an
+    option asks for another value than the queue has, a notice names the difference. Otherwise, there is no notice.
     """
     shell.run("mqtool", "queue", "declare", "events", "--queue-type", "classic", "--max-length", "9")
     assert shell.run("mqtool", "send", "-q", "events", "x").stderr == " [x] Sent 'x'\n"

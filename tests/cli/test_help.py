@@ -81,8 +81,9 @@ def test_option_texts_are_short_phrases() -> None:
 
 
 def test_help_all_shows_every_option() -> None:
-    """`COMMAND --help-all` shows all options. `COMMAND --help` leaves some options out, and names the help topic of
-    each of these."""
+    """`COMMAND --help-all` shows all options. `COMMAND --help` leaves out some options, and names the help topics that
+    describe these options.
+    """
     topics = {name: topic_page(name, 80) for name in TOPICS}
     for command in leaves(described()):
         everything, page = page_of(command, everything=True), page_of(command)

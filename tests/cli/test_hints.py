@@ -43,7 +43,9 @@ def test_a_tutorial_can_be_named_like_its_file(lonely_shell: Shell) -> None:
     ("typed", "name"), [("pubsub", "publish_subscribe"), ("streams", "stream_hello_world"), ("7", "publisher_confirms")]
 )
 def test_a_tutorial_can_be_named_by_a_usual_short_form(lonely_shell: Shell, typed: str, name: str) -> None:
-    """`tutorial show` also accepts a tutorial's number, or a common short name such as `pubsub` or `streams`."""
+    """`tutorial show` accepts a tutorial's number, or a common short name such as `pubsub` or `streams`, instead of the
+    tutorial's full name.
+    """
     assert f"{name}.py" in lonely_shell.run("mqtool", "tutorial", "show", typed).stdout
 
 
@@ -73,8 +75,8 @@ def test_broker_up_says_how_to_start_a_broker_at_the_port_in_mqtool_url(lonely_s
 
 @on_any_broker
 def test_receive_log_warns_if_unquoted_patterns_became_file_names(shell: Shell) -> None:
-    """If every pattern of `receive-log topic` is the name of a file in the current directory, the command warns that a
-    `*` was probably not quoted.
+    """If every pattern of `receive-log topic` is the name of a file in the current directory, as when the shell has
+    replaced an unquoted `*` with file names, the command suggests putting patterns in quotes.
     """
     for name in ("notes.txt", "todo"):
         (shell.directory / name).touch()
@@ -88,8 +90,8 @@ def test_receive_log_warns_if_unquoted_patterns_became_file_names(shell: Shell) 
 
 @on_any_broker
 def test_emit_log_warns_if_an_unquoted_star_became_file_names(shell: Shell) -> None:
-    """If the arguments of `emit-log topic` begin with the names of all files in the current directory, the command asks
-    whether the user typed a `*` without quotes.
+    """If the shell replaces the unquoted `*` in `mqtool emit-log topic * hi` with the names of all files in the current
+    directory, the command asks whether the user typed a `*` without quotes.
     """
     for name in ("notes.txt", "todo"):
         (shell.directory / name).touch()
@@ -122,8 +124,8 @@ def test_a_queue_given_as_an_option_gets_a_hint_about_the_argument(lonely_shell:
     ],
 )
 def test_a_help_topic_says_what_scripts_rely_on(lonely_shell: Shell, topic: str, says: str) -> None:
-    """`mqtool help programs` lists the exit codes of `worker`. `mqtool help messages` says with which input a command
-    sends nothing, and which unsent lines --failed-to does not keep.
+    """`mqtool help programs` lists the exit codes of `worker`. `mqtool help messages` says that empty input sends
+    nothing, and that --failed-to does not keep lines from the first invalid one on.
     """
     assert says in " ".join(lonely_shell.run("mqtool", "help", topic).stdout.split())
 
@@ -134,8 +136,8 @@ def test_a_help_topic_says_what_scripts_rely_on(lonely_shell: Shell, topic: str,
 def test_the_hint_for_an_embedded_broker_without_a_management_api_names_broker_serve(
     lonely_shell: Shell, words: list[str]
 ) -> None:
-    """If a command needs the management API and the embedded broker has none, the hint names `broker serve
-    --management-port`, with the port at which commands look first, and not rabbitmq-plugins.
+    """If a command needs the management API and the embedded broker has none, the hint is `broker serve
+    --management-port` with the port that commands try first. The hint does not mention `rabbitmq-plugins`.
     """
     with EmbeddedBroker() as broker:
         refused = lonely_shell.run("mqtool", *words, "-u", broker.url)

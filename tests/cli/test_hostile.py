@@ -56,8 +56,8 @@ LIMITS = ("--timeout", "30s")
 
 
 def test_receive_prints_hostile_messages(shell: Shell, play: Any) -> None:
-    """In each format, `receive` prints every hostile message, for example one with a body that is not UTF-8 or with
-    control characters in its headers. The NDJSON that `receive` prints is valid input for `send --json`.
+    """In each format, `receive` prints messages with any body and headers, for example a body that is not UTF-8, or
+    control characters in headers. The NDJSON that `receive` prints is valid input for `send --json`.
     """
     formats = {"text": [], "raw": ["--raw"], "json": ["--json"], "places": ["-F", "%r %e %i %c %l %h %s %b"]}
     count = play(*formats)
@@ -79,8 +79,8 @@ def test_receive_prints_hostile_messages(shell: Shell, play: Any) -> None:
 
 @on_any_broker
 def test_recording_reconcile_finds_a_message_among_hostile_ones(shell: Shell, play: Any) -> None:
-    """`recording reconcile` finds a sent message among received messages with hostile headers, and says how many of the
-    received messages have no message id.
+    """`recording reconcile` finds a sent message among received ones with any headers, properties and bodies, for
+    example with control characters in headers. It says how many of the received messages have no message id.
     """
     count = play("q")
     received = shell.run("mqtool", "receive", "-q", "q", "--durable", "-c", str(count), *LIMITS, "--json")
@@ -95,8 +95,8 @@ def test_recording_reconcile_finds_a_message_among_hostile_ones(shell: Shell, pl
 
 @on_any_broker
 def test_receive_log_and_receive_delayed_print_hostile_messages(shell: Shell, play: Any) -> None:
-    """`receive-log` and `receive-delayed` print hostile messages without an error, for example if their routing keys
-    contain control characters. No message can forge a line on stderr.
+    """`receive-log` and `receive-delayed` print messages with any routing key, properties and body without an error,
+    for example with control characters in the routing key. No message can forge a line on stderr.
     """
     count = play("logs", "late")
     limits = ("--durable", "-c", str(count), *LIMITS)
@@ -108,8 +108,8 @@ def test_receive_log_and_receive_delayed_print_hostile_messages(shell: Shell, pl
 
 @on_any_broker
 def test_worker_handles_hostile_messages(shell: Shell, play: Any) -> None:
-    """`worker` without a program handles hostile messages without an error, for example if their headers contain
-    control characters. No message can forge a line on stderr.
+    """`worker` without a program handles messages with any headers, properties and body without an error, for example
+    with control characters in headers. No message can forge a line on stderr.
     """
     result = survived(shell.run("mqtool", "worker", "-q", "q", "-c", str(play("q")), *LIMITS))
     assert b"Received last\n" in result.stdout_bytes
@@ -119,8 +119,8 @@ def test_worker_handles_hostile_messages(shell: Shell, play: Any) -> None:
 @pytest.mark.parametrize("how", ["exec", "shell", "deduplicate"])
 @pytest.mark.sampled(1)
 def test_worker_passes_hostile_messages_to_programs(shell: Shell, play: Any, how: str) -> None:
-    """`worker` fills in a program's arguments and environment variables from any hostile message, for example one with
-    control characters in its headers, and no message is retried or dead-lettered.
+    """`worker` fills in a program's arguments and environment variables from any message, for example from one with
+    control characters in its headers. No message is retried or dead-lettered.
     """
     count = play("q")
     options = {
@@ -136,8 +136,8 @@ def test_worker_passes_hostile_messages_to_programs(shell: Shell, play: Any, how
 
 @on_any_broker
 def test_a_message_that_names_a_missing_program_is_dead_lettered(shell: Shell) -> None:
-    """If a message's id is not the name of a program, `worker --exec '{message_id}'` dead-letters the message and
-    continues.
+    """`worker --exec '{message_id}'` runs the program that a message's id names. If there is no such program, `worker`
+    dead-letters the message and continues with the next one.
     """
     shell.run("mqtool", "new-task", "--json", stdin=b'{"body":"","properties":{"message_id":"no such program"}}\n')
     shell.run("mqtool", "new-task", "--json", stdin=b'{"body":"","properties":{"message_id":"true"}}\n')
@@ -147,8 +147,8 @@ def test_a_message_that_names_a_missing_program_is_dead_lettered(shell: Shell) -
 
 @on_any_broker
 def test_control_characters_are_escaped_on_a_terminal(shell: Shell) -> None:
-    """On a terminal, `receive` and `receive-log` print control characters in keys, ids and bodies as escapes. Only a
-    body may have several lines, and all its lines but the first are indented.
+    """On a terminal, `receive` and `receive-log` print control characters in routing keys, message ids and bodies as
+    escapes. Only a body may have several lines, and all its lines but the first are indented.
     """
     line = {"body": "a\nb\x1b[31m", "routing_key": "k\nmqtool: \u202e", "properties": {"message_id": "\x9b\n"}}
     shell.run("mqtool", "queue", "declare", "q", "--durable")
@@ -167,8 +167,8 @@ def test_control_characters_are_escaped_on_a_terminal(shell: Shell) -> None:
 
 @on_any_broker
 def test_a_body_forges_no_line_on_a_terminal(shell: Shell) -> None:
-    """On a terminal, `peek`, `receive`, `worker` and `rpc-client` indent all lines of a body but the first, so that
-    they cannot be mistaken for other messages. With --raw, and in a pipe, the body is unchanged.
+    """On a terminal, `peek`, `receive`, `worker` and `rpc-client` indent all lines of a body but the first, so that no
+    line of a body can be mistaken for another message. With --raw, and in a pipe, the body is unchanged.
     """
     body = "one\nq: forged\n [x] Received forged\n [.] Got forged"
     indented = body.replace("\n", "\n    ")
@@ -193,8 +193,8 @@ def terminal_lines(shell: Shell, *command: str) -> str:
 
 @large
 def test_hostile_messages_are_retried_dead_lettered_and_redriven(shell: Shell, play: Any) -> None:
-    """If the program of `worker` fails for each message of a hostile batch, for example one with very large headers,
-    `worker` retries and dead-letters all of these messages, and `dlq redrive` moves all of them back.
+    """If the program of `worker` fails for messages with unusual bodies and headers, for example with very large
+    headers, `worker` retries and dead-letters all of these messages, and `dlq redrive` moves all of them back.
     """
     count = left = play("q")
     worker = ("mqtool", "worker", "-q", "q", *LIMITS, "--exec", "false", "--backoff", "1ms", "--retries", "1")
@@ -228,8 +228,8 @@ def test_dlq_commands_handle_dead_letters_with_forged_headers(shell: Shell, play
 
 @on_any_broker
 def test_rpc_server_answers_hostile_requests(shell: Shell, play: Any) -> None:
-    """`rpc-server` handles every request of a hostile batch, whatever the bodies and headers contain, exits with 0, and
-    leaves the queue empty.
+    """`rpc-server` handles requests with any body and headers, for example with control characters or the name of a
+    missing reply queue. It exits with 0 and leaves its queue empty.
     """
     count = play("fib", "add", "cat")
     limits = ("-c", str(count), *LIMITS)

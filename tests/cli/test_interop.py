@@ -191,8 +191,8 @@ def test_fanout_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(
 @every_dialect_in_one_order
 @pytest.mark.sampled(2)
 def test_direct_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(room: Room, first: str) -> None:
-    """In RabbitMQ's tutorial 4, both `receive-log` and the tutorial's receiving script get exactly those logs of
-    `emit-log` and of the tutorial's sending script that have one of the severities given to the receiver.
+    """In RabbitMQ's tutorial 4, `emit-log` and the tutorial's sending script emit logs. Both `receive-log` and the
+    tutorial's receiving script get exactly the logs with one of the severities that they were given.
     """
     emit = {
         "mqtool": lambda: room.mqtool("emit-log", "direct", "error", "Run. Run.", "Or it will explode."),
@@ -223,9 +223,8 @@ def test_direct_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(
 @every_dialect_in_one_order
 @pytest.mark.sampled(2)
 def test_topic_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(room: Room, first: str) -> None:
-    """In RabbitMQ's tutorial 5, both `receive-log` and the tutorial's receiving script get exactly those logs of
-    `emit-log` and of the tutorial's sending script that match one of the patterns given to the receiver, and get each
-    of these logs once.
+    """In RabbitMQ's tutorial 5, `emit-log` and the tutorial's sending script emit logs. Both `receive-log` and the
+    tutorial's receiving script get exactly the logs that match one of their patterns, and get each of these once.
     """
     emit = {
         "mqtool": lambda: room.mqtool("emit-log", "topic", "kern.critical", "A critical kernel error"),
@@ -296,8 +295,8 @@ HELLO = {
 def test_an_existing_queue_with_different_arguments_is_used_as_it_is(
     shell: Shell, connection: Connection, broker: TestBroker, difference: str
 ) -> None:
-    """If the queue 'hello' already exists, but with different properties or arguments, `send` and `receive` each print
-    a notice and use the queue as it is.
+    """If the tutorial's queue 'hello' exists with other properties or arguments than in the tutorial, `send` and
+    `receive` without -q each print a notice and use the queue as it is.
     """
     existing = HELLO[difference]
     keep = connection.channel(strict=True)
@@ -360,8 +359,8 @@ def test_a_queue_that_the_option_strict_refuses_keeps_its_messages(shell: Shell)
 def test_worker_and_rpc_server_use_a_queue_of_another_dialect_unless_strict(
     shell: Shell, strict: bool, command: str
 ) -> None:
-    """`worker` and `rpc-server` use a queue that was declared with a different --dialect. With --strict, they exit with
-    78.
+    """If the queue was declared by the same command with another --dialect, which selects other tutorial scripts,
+    `worker` and `rpc-server` print a notice and use the queue. With --strict, they exit with 78.
     """
     other = "python-classic"
     shell.start("mqtool", command, "--dialect", other).wait_until_ready().interrupt().wait()
@@ -385,8 +384,8 @@ LOGS = {
 def test_an_existing_exchange_with_different_arguments_is_used_as_it_is(
     shell: Shell, connection: Connection, difference: str
 ) -> None:
-    """If the exchange 'logs' already exists, but with different properties or arguments, `emit-log` and `receive-log`
-    each print a notice and use the exchange as it is.
+    """If the tutorial's exchange 'logs' exists with other properties or arguments than in the tutorial, `emit-log` and
+    `receive-log` without -e each print a notice and use the exchange as it is.
     """
     keep = connection.channel(strict=True)
     keep.declare(LOGS[difference])
@@ -469,8 +468,8 @@ def test_an_exclusive_queue_of_another_connection_is_never_used(
 
 
 def test_send_declares_a_queue_exactly_as_its_options_say(shell: Shell, connection: Connection) -> None:
-    """`send` declares a queue with exactly the properties and arguments that its options give, without adding the
-    defaults of the dialect.
+    """With --transient and --argument, `send` declares a queue with exactly the properties and arguments that these
+    options give, and adds none of its usual defaults.
     """
     result = shell.run("mqtool", "send", "-q", "odd", "--transient", "--argument", "x-max-length=7", "x")
 

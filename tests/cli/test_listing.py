@@ -66,8 +66,8 @@ def test_each_list_command_shows_what_is_on_the_broker(
 
 
 def test_list_queues_shows_current_counts(shell: Shell, listing: object) -> None:
-    """`list queues` shows current counts of ready messages and consumers. If the counts of unacknowledged messages are
-    up to 5 s old, the command prints a note about their age.
+    """`list queues` shows the current counts of ready messages and consumers. The counts of unacknowledged messages may
+    be up to 5 s old; if the command shows old ones, it prints a note about their age.
     """
     shell.run("mqtool", "new-task", "-l", stdin="one\ntwo\nthree\n")
     listed = shell.run("mqtool", "list", "queues")
@@ -83,11 +83,11 @@ def test_list_queues_shows_current_counts(shell: Shell, listing: object) -> None
     assert (without.stdout, without.stderr) == ("1\t1\n", ""), "there is no note without that column"
 
 
-def test_exclusive_queues_and_streams_are_listed_with_the_management_apis_counts(
+def test_list_queues_shows_the_management_apis_counts_of_exclusive_queues_and_streams(
     shell: Shell, broker: TestBroker, connection: Connection, listing: object
 ) -> None:
-    """For exclusive queues and streams, `list queues` shows the management API's counts, because AMQP does not provide
-    any.
+    """For exclusive queues and streams, `list queues` shows the counts of the management API, because AMQP does not
+    provide them to other connections or for streams.
     """
     channel = connection.channel()
     channel.declare(Queue("mine", exclusive=True))

@@ -53,8 +53,8 @@ def bodies(deliveries: list[Delivery]) -> list[int]:
 
 
 def test_move_keeps_bodies_properties_and_headers(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
-    """`move` to another broker keeps the order, bodies, properties and headers of messages, except for the headers
-    x-delivery-count and CC.
+    """`move` to another broker keeps the messages' order, bodies, properties and headers. Only the headers
+    x-delivery-count and CC are not kept.
     """
     death = [{"queue": "gone", "reason": "expired", "count": 1}]
     headers: dict[str, Any] = {"tenant": "acme", "n": 3, "x-death": death, "x-delivery-count": 4, "CC": ["b"]}
@@ -178,8 +178,8 @@ def test_a_killed_move_loses_no_message(shell: Shell, broker: TestBroker, other:
 
 @pytest.mark.keeps_messages
 def test_move_leaves_messages_that_the_target_queue_rejects(shell: Shell, broker: TestBroker) -> None:
-    """If the target queue becomes full, `move` exits with 3, or with 75 if it could not move any message. The messages
-    that were not moved stay in the source queue.
+    """If the target queue becomes full and rejects messages, `move` exits with 3, or with 75 if no message could be
+    moved. The messages that were not moved stay in the source queue.
     """
     full = Queue("b", arguments={"x-max-length": 3, "x-overflow": "reject-publish"})
     fill(broker, Queue("a"), numbered(300), full)
@@ -228,8 +228,8 @@ def test_move_checks_the_target_queue_before_it_consumes(shell: Shell, broker: T
 
 @on_any_broker
 def test_move_waits_for_more_messages_with_idle_timeout(shell: Shell, broker: TestBroker) -> None:
-    """`move --idle-timeout` waits for further messages and moves them, too. Without this option, `move` ends when the
-    queue is empty.
+    """`move --idle-timeout DURATION` also moves messages that arrive while it runs, and ends once none has arrived for
+    this time. Without this option, `move` ends when the queue is empty.
     """
     fill(broker, Queue("a"), [], Queue("b"))
     assert shell.run("mqtool", "move", "a", "--to", "b").stderr == "0 moved from a to b\n"
@@ -274,8 +274,8 @@ def test_a_move_whose_connection_is_closed_can_be_run_again(shell: Shell, broker
 
 @on_any_broker
 def test_move_to_a_protected_context_needs_confirm(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
-    """If the target broker is a protected context and there is no terminal, `move` exits with 2, unless --confirm gives
-    the context's name.
+    """If the target broker of `move` is that of a protected context, and there is no terminal, `move` exits with 2
+    unless --confirm gives the context's name.
     """
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     assert shell.run("mqtool", "context", "add", "prod", "--url", other.url, "--protected").code == 0
@@ -322,8 +322,8 @@ def test_a_forged_origin_in_a_full_frame_does_not_stop_move(shell: Shell, broker
 @pytest.mark.keeps_messages
 def test_move_names_the_message_that_no_client_can_publish(shell: Shell, broker: TestBroker) -> None:
     """If the broker has added headers to a dead letter whose headers filled a frame, no client can publish this message
-    again. `move` moves the messages before it, names this message, says how to go on, and exits with 65. With --where,
-    all other messages can be moved.
+    again. `move` moves the messages before it, names this message, says how to continue, and exits with 65. With
+    --where, all other messages can be moved.
     """
     to_a = {"x-message-ttl": 0, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "a"}
     fill(broker, Queue("a"), [Message(b"0")], Queue("b"), Queue("source", arguments=to_a))

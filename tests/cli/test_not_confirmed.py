@@ -173,8 +173,8 @@ def test_a_message_that_no_queue_received_is_reported(shell: Shell, command: str
 def test_messages_sent_after_their_queue_was_deleted_count_as_returned(
     shell: Shell, broker: TestBroker, command: str
 ) -> None:
-    """If the queue is deleted while `send -l` runs, the messages sent after the deletion count as returned, and
-    --failed-to keeps these messages. With --no-mandatory, messages to a missing queue count as sent.
+    """If the queue is deleted while `send -l` runs, `send` counts the messages sent after the deletion as returned, and
+    --failed-to keeps these messages. With --no-mandatory, `send` counts messages to a missing queue as sent.
     """
     shell.run("mqtool", "queue", "declare", "gone")
     sender = shell.start("mqtool", *command.split(" "), "-l", "-v", "--failed-to", "failed", stdin=PIPE)
@@ -533,8 +533,8 @@ def test_receive_log_declares_no_queue_with_a_mistyped_name(shell: Shell, broker
 
 def test_receive_stream_declares_no_stream_with_a_mistyped_name(shell: Shell, broker: TestBroker) -> None:
     """If the stream that `receive-stream -q` names does not exist, but a stream with a similar name does, the command
-    exits with 69 and suggests that stream, unless --declare or an argument for declaring the stream is given. If the
-    name is that of a queue of another type, the command exits with 78.
+    exits with 69 and suggests that stream. With --declare, or an argument for declaring the stream, the command
+    declares the missing stream. If the name is that of a queue of another type, the command exits with 78.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "send-stream", "-q", "events", "x")

@@ -28,8 +28,8 @@ def _check(row: Row, result: Result) -> None:
 )
 @pytest.mark.sampled(6)
 def test_each_dialect_prints_the_lines_of_its_articles_scripts(shell: Shell, scene: Scene) -> None:
-    """With the --dialect of an article about RabbitMQ, each command prints the lines of the article's script, on the
-    same stream, and exits with the same code, except for documented differences.
+    """Some values of --dialect select an article about RabbitMQ. With these, each command prints the lines of the
+    article's script, on the same stream, and exits with the same code, except for documented differences.
     """
     receivers = []
     for row in scene.rows:

@@ -149,8 +149,8 @@ def test_receive_exits_with_2_if_its_output_file_cannot_be_created(shell: Shell,
 def test_receive_to_a_file_ends_when_its_terminal_is_closed(
     shell: Shell, broker: TestBroker, *, keeps_stderr: bool
 ) -> None:
-    """When its terminal is closed, `receive -o` exits with 0, also if stderr goes to a file. It does not mistake the
-    terminal's SIGHUP for that of logrotate.
+    """When its terminal is closed, `receive -o` exits with 0, even if stderr goes to a file. `receive` does not mistake
+    the SIGHUP of the terminal for the SIGHUP with which logrotate asks it to reopen the file.
     """
     shell.start_cold()  # the process itself needs the terminal
     pid, terminal = os.forkpty()

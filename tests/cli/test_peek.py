@@ -63,8 +63,8 @@ def test_peek_keeps_the_order_of_hundreds_of_messages(shell: Shell, broker: Test
 def test_peek_keeps_the_order_of_a_quorum_queue_with_expired_messages(
     shell: Shell, broker: TestBroker, kind: str
 ) -> None:
-    """If one of a quorum queue's messages has expired, so that `peek` gets fewer messages than the queue has counted,
-    the other messages stay in order, even those that an earlier `peek` has requeued.
+    """If one of a quorum queue's messages has expired, `peek` gets fewer messages than the queue's count says. The
+    other messages stay in order, even if an earlier `peek` has requeued them.
     """
     ids = filled(shell, 1, *QUEUES[kind])
     assert peeked(shell, broker) == ids
@@ -93,8 +93,8 @@ def test_peek_needs_no_management_api(shell: Shell, broker: TestBroker) -> None:
 
 @on_any_broker
 def test_peek_says_that_messages_stay_in_the_queue(shell: Shell, broker: TestBroker) -> None:
-    """`peek` prints messages as lines, with a template or to a file, and says that the messages stay in the queue,
-    marked as redelivered.
+    """`peek` prints messages as lines, and then says that the messages stay in the queue, marked as redelivered. With
+    -F and -o, `peek` writes messages to a file in the format of a template.
     """
     filled(shell, 2)
     shown = shell.run("mqtool", "peek", "jobs")
@@ -179,8 +179,9 @@ def test_peek_ignores_a_delivery_count_that_a_publisher_has_forged(shell: Shell,
 def test_peek_ignores_a_forged_delivery_count_after_a_consumer_has_requeued_the_message(
     tmp_path: Path, like: str
 ) -> None:
-    """From RabbitMQ 4.3 on, a message that was only requeued with a nack keeps the x-delivery-count that its publisher
-    has forged. `peek` leaves such a message in its place in the queue, and ignores the forged count in its warnings.
+    """A publisher has forged a message's x-delivery-count. In RabbitMQ 4.3 and later, the message keeps this count when
+    a consumer requeues it with a nack. `peek` leaves the message in its place in the queue, and ignores the forged
+    count in its warnings.
     """
     with EmbeddedBroker(like=like, management_port=0) as broker:
         settings = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url}

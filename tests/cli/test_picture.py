@@ -275,7 +275,7 @@ def test_a_worker_with_prefetch_1_is_never_drawn_with_two_messages(chromium: Any
 
 def test_a_worker_without_a_prefetch_limit_is_drawn_with_several_messages(chromium: Any, tmp_path: Path) -> None:
     """If a consumer without a prefetch limit gets several messages in the same millisecond, the picture of `mqtool ui`
-    draws several messages at the consumer at the same time, even if the consumer acknowledges each message immediately.
+    draws several messages at the consumer. That is the case even if the consumer acknowledges each message immediately.
     """
     records = [*jobs([{"name": "one/tag", "label": "worker 1", "prefetch": 0}])]
     for number in range(4):
@@ -295,7 +295,7 @@ def test_a_consumer_that_has_ended_is_drawn_until_its_last_message_has_been_draw
     chromium: Any, tmp_path: Path
 ) -> None:
     """If a consumer ends while its messages are still being drawn, the picture of `mqtool ui` shows the consumer's box
-    until the last message has been drawn, so that the counts always equal the messages drawn.
+    until the last message has been drawn. The counts always equal the messages drawn.
     """
     consumers = [{"name": f"{each}/tag", "label": f"worker {each}"} for each in range(2)]
     records = jobs(consumers)
@@ -575,8 +575,8 @@ def test_a_terminal_that_publishes_and_consumes_is_one_box(chromium: Any, tmp_pa
 
 def test_a_terminal_that_publishes_and_consumes_is_one_row_of_the_table(chromium: Any, tmp_path: Path) -> None:
     """A tutorial's page shows its terminals in a picture and in a table. If the program in a terminal publishes and
-    consumes, the table has one row for this terminal, with the program's exchange and queue, and a click on the
-    terminal in the picture opens one panel, with the heading "Publisher and consumer".
+    consumes, the table has one row for the terminal, with the program's exchange and queue. A click on the terminal in
+    the picture opens one panel, with the heading "Publisher and consumer".
     """
     page = recorded(chromium, tmp_path, of_rpc())
     seek(page, 0.4)
@@ -610,8 +610,7 @@ def test_the_picture_shows_a_queue_for_replies_once_it_is_used(chromium: Any, tm
 
 def test_the_picture_does_not_show_a_deleted_queue_at_the_end(chromium: Any, tmp_path: Path) -> None:
     """If a tutorial's queue is deleted shortly before the last message is published, the picture at the end of the
-    recording does not show the queue, even if a message from this queue was still being drawn as moving when the queue
-    was deleted.
+    recording does not show the queue. That is the case even if the picture was still moving a message from the queue.
     """
     records = of_rpc()
     (topology,) = [each for each in records if each["kind"] == "topology"]
@@ -628,8 +627,8 @@ def test_the_picture_does_not_show_a_deleted_reply_queue_beside_the_next_one(
     chromium: Any, tmp_path: Path, is_told: bool
 ) -> None:
     """If the queue for the replies to an RPC client is declared and deleted before the page has asked the broker for
-    its queues, a tutorial's picture shows the queue while the reply moves. It no longer shows it after the event of
-    its deletion or, without such an event, once the commands of the next scene begin.
+    its queues, a tutorial's picture shows the queue while the reply moves. The picture removes the queue after the
+    event of the queue's deletion or, without such an event, once the commands of the next scene begin.
     """
     records = of_rpc()
     (topology,) = [each for each in records if each["kind"] == "topology"]
@@ -731,8 +730,8 @@ def arrows_behind(page: Page) -> list[str]:
 
 def test_no_arrow_of_an_rpc_tutorial_runs_behind_a_box_on_a_phone(chromium: Any, tmp_path: Path) -> None:
     """If the window is 390 pixels wide, no arrow in the picture of an RPC tutorial runs behind the box of a client,
-    exchange or queue, not even the arrow from the server back to the exchange, or the arrow from the reply queue to the
-    client.
+    exchange or queue. This includes the arrow from the server back to the exchange, and the one from the reply queue to
+    the client.
     """
     page = recorded(chromium, tmp_path, of_rpc())
     page.resize(390)
@@ -743,8 +742,8 @@ def test_no_arrow_of_an_rpc_tutorial_runs_behind_a_box_on_a_phone(chromium: Any,
 
 
 def test_with_two_consumers_no_arrow_runs_behind_a_box_on_a_phone(chromium: Any, tmp_path: Path) -> None:
-    """If the window is 390 pixels wide and there are two consumers, of which the first one publishes replies, no arrow
-    in a tutorial's picture runs behind the box of a client, exchange or queue, or leaves the picture.
+    """In a window that is 390 pixels wide, a tutorial's picture shows two consumers, of which the first publishes
+    replies. No arrow runs behind the box of a client, exchange or queue, or leaves the picture.
     """
     records = of_rpc()
     topology = next(each for each in records if each["kind"] == "topology")
@@ -868,7 +867,8 @@ def test_a_worker_is_drawn_only_after_the_messages_that_were_there_before_it(
     chromium: Any, tmp_path: Path, is_listed: bool
 ) -> None:
     """If a worker begins to consume from a queue that already has a message, a tutorial's picture first draws the
-    message in the queue and then the worker, even if the message is still drawn on its way when the worker begins.
+    message in the queue and then the worker. That is the case even if the picture is still moving the message to the
+    queue.
     """
     worker = {"name": "one/tag", "label": "worker 1"}
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
@@ -911,9 +911,9 @@ def test_two_clients_with_the_same_name_are_two_boxes(chromium: Any, tmp_path: P
 def test_a_moving_message_has_its_routing_key_or_headers_beside_it(
     chromium: Any, tmp_path: Path, kind: str, key: str, seen: str
 ) -> None:
-    """While a message moves to a queue, the picture of `mqtool ui` shows the routing key beside the message or, after a
-    headers exchange, the message's headers, unless they would cover a name. A key without letters and digits is in
-    quotes. After a fanout exchange or the default exchange, there is no text beside the message.
+    """While a message moves to a queue, the picture of `mqtool ui` shows the message's routing key beside it or, after
+    a headers exchange, the message's headers. Text that would cover a name is not shown. A key without letters and
+    digits is in quotes. After a fanout exchange or the default exchange, there is no text beside the message.
     """
     name = "logs" if kind else ""
     records = [*jobs(), *published(1000, 0)]
@@ -935,8 +935,8 @@ def test_a_moving_message_has_its_routing_key_or_headers_beside_it(
 def test_the_labels_of_moving_messages_and_of_bindings_do_not_overlap(
     chromium: Any, tmp_path: Path, width: int
 ) -> None:
-    """While messages move through an exchange to three queues, the routing key of a message does not cover the key of a
-    binding, the name of a client, exchange or queue, or the routing key of another message. The key of a binding does
+    """While messages move through an exchange to three queues, the routing key beside a message covers neither a
+    binding's key, nor the name of a client, exchange or queue, nor another message's routing key. A binding's key does
     not cover the line of another binding.
     """
     records = [*jobs(), *published(1000, 0)]
@@ -1032,8 +1032,9 @@ def test_a_moving_message_of_a_tutorial_has_its_body_beside_it(chromium: Any, tm
 def test_a_message_of_a_tutorial_has_its_body_beside_it_if_all_bindings_have_its_routing_key(
     chromium: Any, tmp_path: Path, keys: list[str], seen: set[str]
 ) -> None:
-    """While messages move through an exchange whose bindings all have the same key, a tutorial's picture shows their
-    bodies, which tell them apart. If the bindings have different keys, it shows their routing keys.
+    """While messages move through an exchange whose bindings all have the same key, a tutorial's picture shows the
+    messages' bodies, because the routing keys would all be the same. If the bindings have different keys, the picture
+    shows the messages' routing keys.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     records = [*jobs(), *published(1000, 0, "Tea is ready.")]
@@ -1047,8 +1048,8 @@ def test_a_message_of_a_tutorial_has_its_body_beside_it_if_all_bindings_have_its
 
 
 def test_the_label_of_a_moving_message_does_not_cover_the_messages_in_a_queue(chromium: Any, tmp_path: Path) -> None:
-    """On a phone, the label of a message that moves to its consumer does not cover the messages that wait in the queue
-    above.
+    """In the picture of `mqtool ui` on a phone, the label of a message that moves to its consumer does not cover the
+    messages that wait in the queue above the consumer.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     records = [*begins, *jobs([{"name": "one/tag", "label": "worker 1"}])]
@@ -1074,9 +1075,8 @@ def test_the_label_of_a_moving_message_does_not_cover_the_messages_in_a_queue(ch
 
 
 def test_a_message_moving_from_a_stream_to_a_consumer_has_its_offset_beside_it(chromium: Any, tmp_path: Path) -> None:
-    """While messages move from a stream to a consumer, the picture of `mqtool ui` shows the offset of each message
-    beside the message, even if the consumer gets several messages together, so that a viewer sees where each consumer
-    starts.
+    """While messages move from a stream to a consumer, the picture of `mqtool ui` shows each message's offset beside
+    it, even if the consumer gets several messages together. A viewer thus sees where each consumer starts.
     """
     records = jobs([{"name": "one/tag", "label": "third"}])
     records[1]["queues"][0]["type"] = "stream"
@@ -1091,8 +1091,8 @@ def test_a_message_moving_from_a_stream_to_a_consumer_has_its_offset_beside_it(c
 def test_a_consumer_that_reads_a_stream_from_the_start_is_drawn_from_offset_0_on(chromium: Any, tmp_path: Path) -> None:
     """If a consumer reads a stream of twenty messages from the start, the picture of `mqtool ui` first moves the
     message at offset 0 to the consumer, although the stream's box shows only the last ten messages. The consumer's box
-    shows the offset of the latest message that has arrived there and, at the end, the offset of messages that the
-    picture counts but does not draw.
+    shows the offset of the latest message that has arrived there and, at the end, the last offset that the broker has
+    reported.
     """
     records = jobs([{"name": "one/tag", "label": "third"}])
     records[1]["queues"][0]["type"] = "stream"
@@ -1169,8 +1169,8 @@ def test_an_offset_moves_to_the_stream_and_then_stays_below_it(chromium: Any, tm
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_moving_messages_and_offsets_do_not_cover_the_stored_offset(chromium: Any, tmp_path: Path, width: int) -> None:
-    """While messages move from a stream to its reader, or an offset moves back to the stream, neither these nor their
-    labels cover the stored offset below the stream.
+    """While messages move from a stream to its reader, or an offset moves back to the stream, neither the moving
+    messages and offsets nor their labels cover the stored offset below the stream.
     """
     records = of_offsets()
     for each in records:
@@ -1235,8 +1235,8 @@ def test_a_client_is_drawn_even_if_the_queue_to_which_it_publishes_does_not_exis
     chromium: Any, tmp_path: Path
 ) -> None:
     """If an AMQP 1.0 client cannot publish to a queue because the queue does not exist, a tutorial's picture still
-    shows the client, with an arrow to the default exchange, and a message that returns from there. Beside the message
-    that returns is the name of the queue that does not exist.
+    shows the client, with an arrow to the default exchange. From there, a message returns, with the name of the missing
+    queue beside it.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     records = jobs()
@@ -1341,7 +1341,9 @@ def test_a_long_name_is_cut_to_fit_its_box(chromium: Any, tmp_path: Path, width:
 
 
 def test_the_labels_of_messages_that_move_beside_each_other_do_not_overlap(chromium: Any, tmp_path: Path) -> None:
-    """On a phone, the labels of two messages that move side by side do not overlap, however long the labels are."""
+    """In the picture of `mqtool ui` on a phone, the labels of two messages that move side by side do not overlap,
+    however long the labels are.
+    """
     records = jobs()
     (queue,), (link,) = records[1]["queues"], records[1]["links"]
     records[1]["queues"].append({**queue, "name": "mail"})
@@ -1384,7 +1386,7 @@ return dots.map((dot) => [dot, dot.querySelector("text")]).filter(([dot, text]) 
 def test_the_label_of_a_moving_message_does_not_cover_another_moving_message(
     chromium: Any, tmp_path: Path, width: int
 ) -> None:
-    """While messages move beside each other, no message's label covers another message, so that a viewer sees all."""
+    """While messages move side by side in the picture of `mqtool ui`, no message's label covers another message."""
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     readers = [{"name": f"{each}/tag", "label": each} for each in ("first", "second", "third")]
     records = [*begins, *jobs(readers)]
@@ -1457,8 +1459,8 @@ def test_a_message_dropped_after_its_delay_is_marked_at_the_exchange_that_finds_
 def test_the_marks_of_dropped_messages_do_not_cover_the_number_of_messages_that_are_not_drawn(
     chromium: Any, tmp_path: Path
 ) -> None:
-    """If a queue drops messages, the picture of `mqtool ui` does not draw the marks of these messages over the number
-    of the queue's messages that are not drawn. When the queue is purged, this number disappears at once.
+    """In the picture of `mqtool ui`, a queue shows up to ten messages and the number of the others. The marks of
+    messages that the queue drops do not cover this number. When the queue is purged, the number disappears at once.
     """
     records = jobs(ready=5000)
     for number in range(12):
@@ -1804,7 +1806,7 @@ def test_the_picture_takes_most_of_the_page(chromium: Any, tmp_path: Path, schem
 
 
 def test_a_projected_tutorial_with_three_queues_and_charts_is_legible(chromium: Any, tmp_path: Path) -> None:
-    """In a window of 1280×800 pixels, with charts and with three queues one below the other, queue names in a
+    """In a window of 1280×800 pixels, even with charts and three queues one below the other, the names of queues in a
     tutorial's picture are at least 12 pixels high, and the page does not scroll.
     """
     records = play()
@@ -1834,8 +1836,8 @@ def test_a_projected_tutorial_with_three_queues_and_charts_is_legible(chromium: 
 
 
 def test_the_picture_keeps_its_place_from_scene_to_scene(chromium: Any, tmp_path: Path) -> None:
-    """In a window of 1280×900 pixels, the picture of a tutorial has the same position and height in every scene,
-    whatever the length of the scene's text, and whether the scene has two or three terminals, charts or checks.
+    """In a window of 1280×900 pixels, the picture of a tutorial has the same position and height in every scene.
+    Neither the length of the scene's text, nor the number of terminals, nor charts or checks change that.
     """
     records = play()
     texts = iter([("Send a task.", ""), ("The next task. " * 16, "What will the other worker do meanwhile? " * 4)])
@@ -1896,8 +1898,8 @@ def test_the_end_of_a_recording_shows_deleted_queues_only_if_no_command_follows(
 
 
 def test_the_time_bar_of_a_recording_has_a_mark_for_each_scene(chromium: Any, tmp_path: Path) -> None:
-    """The time bar of a recorded tutorial has a mark for each scene. A click on a mark shows the mark's scene. The
-    number of a scene in the page's address also selects this scene.
+    """The time bar of a recorded tutorial has a mark for each scene. A click on a mark shows its scene, and so does a
+    page address that contains the scene's number.
     """
     page = recorded(chromium, tmp_path, play())
     page.until(lambda: len(page.find("#chapters button")) == 2, "the marks")

@@ -58,8 +58,8 @@ def ends_well(script: Running) -> None:
 
 @pytest.mark.parametrize("first", ["mqtool", "script"])
 def test_the_script_of_hello_world_exchanges_messages_with_send_and_receive(room: Room, first: str) -> None:
-    """`tutorial show hello-world --plain` prints a script that gets the message of `send`, and whose own message
-    `receive` gets, whichever program has declared the queue.
+    """`tutorial show hello-world --plain` prints a script that can send and receive. The script gets the message of
+    `send`, and `receive` gets the message of the script, whichever program has declared the queue.
     """
     room.printed("hello-world")
     send = {"mqtool": lambda: room.mqtool("send"), "script": lambda: room.script("send", "Good", "morning!")}
@@ -75,8 +75,8 @@ def test_the_script_of_hello_world_exchanges_messages_with_send_and_receive(room
 
 @pytest.mark.parametrize("first", ["mqtool", "script"])
 def test_the_script_of_work_queues_exchanges_tasks_with_new_task_and_worker(room: Room, first: str) -> None:
-    """`tutorial show work-queues --plain` prints a script that handles the tasks of `new-task`, and whose own tasks
-    `worker` handles.
+    """`tutorial show work-queues --plain` prints a script that can send and handle tasks. The script handles the tasks
+    of `new-task`, and `worker` handles the tasks of the script.
     """
     room.printed("work-queues")
     if first == "script":
@@ -188,8 +188,8 @@ def test_the_topics_script_receives_only_logs_that_match_its_patterns(room: Room
 
 
 def test_the_script_of_rpc_and_mqtools_rpc_commands_answer_each_other(room: Room) -> None:
-    """`tutorial show rpc --plain` prints a script whose server answers `rpc-client`, and whose client gets its answer
-    from `rpc-server`. To an invalid request, the script's server replies with an error.
+    """`tutorial show rpc --plain` prints a script with a server and a client. The script's server answers `rpc-client`,
+    and `rpc-server` answers the script's client. The script's server replies to an invalid request with an error.
     """
     room.printed("rpc")
     server = room.start_script("server")
@@ -241,8 +241,8 @@ def streams(room: Room, broker: TestBroker) -> Room:
 
 
 def test_the_script_of_streams_exchanges_messages_with_send_stream_and_receive_stream(streams: Room) -> None:
-    """`tutorial show stream-hello-world --plain` prints a script that reads the messages of `send-stream` and its own.
-    `receive-stream` also reads the messages of both.
+    """`tutorial show stream-hello-world --plain` prints a script that reads its own messages and those of
+    `send-stream`. `receive-stream` reads the same messages.
     """
     streams.printed("stream-hello-world")
     assert streams.script("send").stdout == " [x] Hello, World! message sent\n"

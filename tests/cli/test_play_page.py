@@ -280,8 +280,8 @@ def test_the_picture_the_answers_and_the_list_of_tutorials_do_not_overlap(
 
 
 def test_the_list_of_tutorials_does_not_cut_the_picture(chromium: Any, tmp_path: Path) -> None:
-    """At the end of a tutorial, in a window of 1280×800 pixels, the list of tutorials takes its space from the
-    terminals. A picture with three queues below each other is still completely visible, and so are the latest lines of
+    """At the end of a tutorial, in a window of 1280×800 pixels, the list of tutorials appears where terminals were
+    shown. A picture with three queues, one below the other, is still completely visible, and so are the latest lines of
     the terminals.
     """
     records = many_plays()

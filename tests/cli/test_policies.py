@@ -51,9 +51,8 @@ def test_policy_commands_set_list_and_clear_a_policy(admin: Shell, kind: list[st
 def test_policy_clear_asks_for_confirmation_if_another_policy_would_then_remove_messages(
     admin: Shell, broker: TestBroker
 ) -> None:
-    """If a queue would lose messages because another policy applies once its policy is cleared, `policy clear` says how
-    many, and asks for confirmation. Without a terminal, it exits with 2 and clears nothing. With --yes, it does not
-    ask.
+    """If another policy would apply to a queue after `policy clear` and remove messages, the command says how many, and
+    asks for confirmation. Without a terminal, the command exits with 2 and clears nothing. With --yes, it does not ask.
     """
     filled(admin, broker, "jobs")
     common = ("mqtool", "policy", "set", "--pattern", "^jobs", "--definition")
@@ -148,9 +147,9 @@ def test_policy_set_asks_for_confirmation_if_a_policy_would_remove_messages(
 
 @pytest.mark.own_vhost("policies stay in it")
 def test_policy_set_does_not_ask_if_the_policy_removes_no_messages(admin: Shell, broker: TestBroker) -> None:
-    """`policy set` does not ask for confirmation if the policy removes no messages: because the queue is within the
-    limit, a lower limit or another policy already applies, the queue rejects new messages instead, the queue's type
-    does not support one of the settings, or the policy affects only future messages.
+    """`policy set` does not ask for confirmation if the policy removes no messages. Examples are a limit that the queue
+    is within, a queue to which another policy or a lower limit applies, a queue that rejects new messages instead of
+    dropping old ones, a setting that the queue's type does not support, and a policy for future messages only.
     """
     filled(admin, broker, "jobs")
     filled(admin, broker, "full", "--argument", "x-overflow=reject-publish")
@@ -176,8 +175,9 @@ def test_policy_set_does_not_ask_if_the_policy_removes_no_messages(admin: Shell,
 
 @pytest.mark.own_vhost("policies stay in it")
 def test_policy_set_asks_before_it_replaces_the_overflow_reject_publish(admin: Shell, broker: TestBroker) -> None:
-    """If a queue keeps the messages beyond its limit only because a policy sets overflow to reject-publish, `policy
-    set` says how many messages would be dropped without that setting, and asks before it replaces the policy.
+    """A policy sets `overflow` to reject-publish, so a queue with more messages than its maximum length keeps them. If
+    `policy set` would replace this policy by one without the setting, the command says how many messages the queue
+    would drop, and asks for confirmation.
     """
     filled(admin, broker, "jobs")
     command = ("mqtool", "policy", "set")

@@ -78,8 +78,8 @@ UNVERSIONED = Path(__file__).parents[1] / "recordings" / "unversioned.ndjson"
 
 
 def test_a_recording_of_an_early_version_of_mqtool_is_replayed(shell: Shell, connection: Connection) -> None:
-    """A recording of an early version of mqtool, whose lines do not name the version of the format, can be replayed,
-    scrubbed and sent, and its bodies, headers and properties are kept.
+    """In recordings of early versions of mqtool, the lines do not name the version of the format. Such a recording can
+    be replayed, scrubbed and sent, and keeps its bodies, headers and properties.
     """
     channel = connection.channel()
     queue = channel.declare(Queue("jobs"))
@@ -165,10 +165,9 @@ def forged(broker: TestBroker, stream: str, headers: dict[str, Any]) -> None:
 def test_a_message_read_from_a_stream_is_published_to_the_stream_and_not_to_a_forged_address(
     shell: Shell, broker: TestBroker, connection: Connection, read: str, command: str
 ) -> None:
-    """`recording replay` and `send --json` publish a message that was read from a stream to the stream, and print a
-    warning. Both ignore the exchange and the routing key in the message, which its publisher may have forged, even if
-    the publisher has also forged an offset. With --trust-streams, both publish the message to this exchange and routing
-    key.
+    """In a stream, a publisher can forge a message's exchange, routing key and offset. `recording replay` and `send
+    --json` publish a message that was read from a stream to the same stream, and print a warning. With --trust-streams,
+    they publish the message to the exchange and with the routing key that it contains.
     """
     if not broker.streams:
         pytest.skip("this broker has no port for streams")
@@ -213,8 +212,8 @@ def test_cc_and_bcc_of_an_input_message_have_no_effect_if_the_command_line_names
     shell: Shell, broker: TestBroker, connection: Connection, command: str
 ) -> None:
     """If the command line names the exchange, the routing key or the queue, the headers CC and BCC of a message in the
-    input have no effect, whether the message was read from a queue or from a stream. A header CC that is given on the
-    command line has an effect.
+    input have no effect. That holds for messages from queues and from streams. A CC header that is given on the command
+    line has an effect.
     """
     channel = connection.channel()
     exchange = channel.declare(Exchange("audit", "direct", durable=True))
@@ -234,9 +233,9 @@ def test_cc_and_bcc_of_an_input_message_have_no_effect_if_the_command_line_names
 
 
 def test_a_copy_of_a_message_does_not_have_the_user_id_of_the_original(shell: Shell, broker: TestBroker) -> None:
-    """`send --json` removes the property user_id of a received message. The broker would refuse a message with the
-    user_id of another user. If somebody had forged the user_id of a message in a stream to name the user of `send`, the
-    broker would accept the message, and so vouch for it. A user_id on the command line is sent.
+    """`send --json` removes the property user_id of a received message, because the broker would refuse a message with
+    the user_id of another user. A user_id forged in a stream could be that of the user who runs `send`, and the broker
+    would then confirm it as genuine. A user_id on the command line is sent.
     """
     user = parse_addresses(broker.url)[0].user
     line = {"exchange": "", "routing_key": "jobs", "queue": "s", "redelivered": False, "headers": None, "body": "x"}

@@ -29,8 +29,8 @@ def test_a_scrubbed_recording_can_be_replayed(lonely_shell: Shell) -> None:
 
 
 def test_scrub_prints_each_line_as_it_arrives(lonely_shell: Shell) -> None:
-    """`recording scrub` prints each line from a pipe as it arrives, while the pipe is still open. After Ctrl-C, it
-    still prints the remaining lines.
+    """`recording scrub` prints each line from a pipe as soon as the line arrives, while the pipe is still open. After
+    Ctrl-C, it continues until the pipe is closed, so no line is lost.
     """
     running = lonely_shell.start("mqtool", "recording", "scrub", "--field", "headers", stdin=PIPE)
     assert running.process.stdin is not None

@@ -81,8 +81,8 @@ def test_topology_shows_the_exchange_of_a_publisher_only_with_detailed_rates(
 
 
 def test_queue_convert_refuses_a_queue_with_unacknowledged_messages(shell: Shell, channel: Any) -> None:
-    """`queue convert` exits with 69 if the queue has unacknowledged messages, even if they were delivered so recently
-    that the management API, whose counts can be up to 5 s old, does not report them as unacknowledged yet.
+    """`queue convert` exits with 69 if the queue has unacknowledged messages. It finds even messages that were
+    delivered less than 5 s ago, which the management API may not report as unacknowledged yet.
     """
     channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": "classic"})
     channel.confirm_delivery()

@@ -65,8 +65,8 @@ def test_send_and_receive_import_no_slow_module(shell: Shell, command: list[str]
 
 @on_any_broker
 def test_list_queues_connects_over_amqp_only_if_counts_may_be_old(shell: Shell) -> None:
-    """`list queues` connects over AMQP for the counts of a quorum queue and the consumers of a classic queue. It does
-    not connect for the messages of a classic queue, because the management API's count is current.
+    """`list queues` connects over AMQP to count the messages of quorum queues and the consumers of classic queues. It
+    does not connect to count the messages of classic queues, because the count of the management API is current.
     """
 
     def loads_client(*words: str) -> bool:
@@ -132,8 +132,8 @@ def test_ctrl_c_while_python_imports_mqtool_exits_with_130(lonely_shell: Shell) 
 def test_send_accepts_only_a_certificate_signed_by_the_authority_in_tls_ca(
     lonely_shell: Shell, amqp_tls: Authority, tmp_path: Path
 ) -> None:
-    """Over TLS, `send` accepts a broker's certificate only if --tls-ca gives the certificate of the authority that
-    signed it. Otherwise, `send` exits with 69.
+    """If a private authority signed the broker's certificate, `send` accepts the certificate only if --tls-ca gives the
+    certificate of that authority. Otherwise, `send` exits with 69.
     """
     other = new_authority(tmp_path)
     shell = lonely_shell

@@ -148,7 +148,9 @@ with stopping.calling(lambda: print("stopping")):
 
 
 def test_two_signals_at_the_same_moment_count_as_one() -> None:
-    """If two SIGTERMs arrive at the same moment, they count as one request to stop, and the command exits with 0."""
+    """If two SIGTERMs arrive at the same moment, mqtool treats them as one request to stop, and exits with 0, as after
+    a single one.
+    """
     result = run([sys.executable, "-c", TWO_SIGNALS], capture_output=True, text=True, check=False)
     assert (result.stdout, result.stderr, result.returncode) == ("stopping\n", "", 0)
 

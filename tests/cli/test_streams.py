@@ -241,8 +241,8 @@ def test_offset_receive_resumes_at_the_stored_offset(shell: Shell) -> None:
 @on_any_broker
 @pytest.mark.parametrize("dialect", StreamDialect)
 def test_stream_dialects_print_the_lines_of_their_scripts(shell: Shell, dialect: StreamDialect) -> None:
-    """With --dialect, `send-stream` and `receive-stream` use the stream, the message and the output of the stream
-    tutorial in the dialect's language.
+    """With --dialect, which selects the tutorials of one programming language, `send-stream` and `receive-stream` use
+    the stream and the message of that language's stream tutorial, and print the lines of its scripts.
     """
     tutorial = HELLO[dialect]
     body = tutorial.body.decode()
@@ -487,9 +487,9 @@ def test_receive_stream_needs_little_memory_for_compressed_batches(shell: Shell,
 
 @on_any_broker
 def test_receive_stream_ends_before_a_batch_for_which_a_package_is_missing(shell: Shell, broker: TestBroker) -> None:
-    """If a Python package is missing to decompress a batch, `receive-stream --track` prints and tracks the messages
-    before the batch, names the package, and exits with 2. Nothing is skipped, so that no message is lost. A reader that
-    does not need the batch continues after it with `offset set`.
+    """If a Python package is missing to decompress a batch, `receive-stream --track` prints the messages before the
+    batch, stores their offset, names the package, and exits with 2. It does not skip the batch, so no message is lost.
+    A reader that does not need the batch can skip it with `offset set`.
     """
     if importlib.util.find_spec("lz4") is not None:
         pytest.skip("lz4 is installed")

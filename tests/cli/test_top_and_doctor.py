@@ -88,8 +88,8 @@ def test_doctor_reports_several_kinds_of_problem(watcher: Shell, broker: TestBro
 
 
 def test_doctor_and_top_report_a_forgotten_acknowledgement(watcher: Shell, broker: TestBroker) -> None:
-    """If a consumer does not acknowledge its message while other messages wait in the queue, `doctor` and `top` say of
-    this queue that nothing moves.
+    """If a consumer does not acknowledge its message while other messages wait in the queue, `doctor` and `top` report
+    that no message of this queue moves.
     """
     watcher.run("mqtool", "new-task", "-l", stdin="1\n2\n3\n")
     watcher.start("mqtool", "worker", "--forget-ack").wait_until_ready().wait_for_stdout("Received 1")
@@ -215,8 +215,8 @@ def test_doctor_reports_a_user_who_may_write_only_to_the_dead_letter_queue_of_a_
 
 @on_any_broker
 def test_doctor_groups_equal_findings(watcher: Shell, broker: TestBroker) -> None:
-    """If 40 queues have the same problem, `doctor` prints one finding, which names 21 of the queues. With --json,
-    `doctor` prints one finding for each queue.
+    """If 40 queues have the same problem, `doctor` prints one finding, which names 21 of the queues and says that there
+    are 19 others. With --json, `doctor` prints one finding for each queue.
     """
     many = [f"q{number:02}" for number in range(40)]
     for name in many:
@@ -291,8 +291,8 @@ def test_doctor_upgrade_reports_what_a_newer_rabbitmq_refuses(watcher: Shell, br
 def test_doctor_upgrade_lists_general_changes_in_version_4_4(
     watcher: Shell, broker: TestBroker, version: str, *, is_told: bool
 ) -> None:
-    """`doctor --upgrade 4.4` also lists changes in RabbitMQ 4.4 that do not depend on the broker's topology; for
-    example, that OpenID Connect requires https. `doctor --upgrade 4.3` does not list these changes.
+    """`doctor --upgrade 4.4` lists changes in RabbitMQ 4.4 that do not depend on the broker's queues, exchanges and
+    clients; for example, that OpenID Connect requires https. `doctor --upgrade 4.3` does not list these changes.
     """
     told = watcher.run("mqtool", "doctor", "--vhost", broker.vhost, "--upgrade", version).stderr
     for what in (
@@ -332,8 +332,8 @@ def test_doctor_upgrade_peek_checks_messages_and_leaves_them_in_the_queue(watche
 
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
 def test_doctor_upgrade_finds_messages_near_the_delivery_limit(watcher: Shell, broker: TestBroker) -> None:
-    """Because RabbitMQ 4.0 has a default delivery limit, `doctor --upgrade --peek` reports a quorum queue with a
-    message that was requeued 15 times.
+    """From RabbitMQ 4.0 on, quorum queues have a default delivery limit of 20. `doctor --upgrade 4.3 --peek` therefore
+    reports a quorum queue with a message that was requeued 15 times.
     """
     watcher.run("mqtool", "send", "-q", "jobs", "--queue-type", "quorum", "--durable", "x")
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:

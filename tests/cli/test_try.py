@@ -307,7 +307,7 @@ def test_tutorial_try_suggests_a_name_for_an_unknown_tutorial(lonely_shell: Shel
 
 
 def test_every_goal_belongs_to_a_tutorial() -> None:
-    """Each tutorial with goals for `tutorial try`, except `repair`, is also a tutorial that `tutorial run` can play."""
+    """Every tutorial that has goals for `tutorial try`, except `repair`, can be played with `tutorial run`."""
     assert GOALS.keys() - {"repair"} <= PLAYS.keys()
 
 

@@ -129,8 +129,8 @@ def test_tutorial_show_is_coloured_on_a_terminal(lonely_shell: Shell) -> None:
 
 
 def test_tutorial_show_suggests_a_pager_if_the_terminal_is_too_short(lonely_shell: Shell) -> None:
-    """If the output of `tutorial show` is longer than the terminal, its last line is a command that shows it in a
-    pager. On a tall terminal or in a pipe, there is no such line.
+    """If the output of `tutorial show` is longer than the terminal, the last line of the output is a command that shows
+    the tutorial in a pager. On a tall terminal or in a pipe, there is no such line.
     """
     told = "To read it page by page: mqtool tutorial show routing | less"
     watched = Watched(lonely_shell, 80, 24, "mqtool", "tutorial", "show", "4", "--no-color")
@@ -297,8 +297,8 @@ def test_tutorial_run_starts_no_broker_if_the_command_line_names_one(lonely_shel
 )
 @pytest.mark.sampled(1)
 def test_tutorial_run_leaves_no_process_after_a_signal(lonely_shell: Shell, number: signal.Signals) -> None:
-    """After SIGINT, SIGTERM, SIGHUP or SIGKILL, `tutorial run` ends with exit code 128 plus the signal's number, and
-    the commands and the broker that it has started end, too.
+    """After SIGINT, SIGTERM, SIGHUP or SIGKILL, `tutorial run` ends with exit code 128 plus the signal's number. No
+    command and no broker that it has started is left running.
     """
     lonely_shell.start_cold()  # a preloaded command has the environment of its server
     lonely_shell.environment["TUTORIAL_MARK"] = mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
@@ -428,8 +428,8 @@ def test_the_work_queues_tutorial_shows_that_a_killed_workers_task_is_redelivere
 def test_tutorial_run_checks_the_statements_of_the_official_tutorials(
     lonely_shell: Shell, name: str, checks: list[str]
 ) -> None:
-    """`tutorial run` of publish-subscribe, routing and topics checks what RabbitMQ's tutorials explain about bindings,
-    about temporary and named queues, and about the routing keys that a pattern such as `#.*` matches.
+    """`tutorial run` of publish-subscribe, routing and topics checks what RabbitMQ's own tutorials say. It checks, for
+    example, that a named queue keeps messages while its receiver is stopped, and which keys the pattern `#.*` matches.
     """
     played = lonely_shell.run("mqtool", "tutorial", "run", name, "--auto", timeout=PLAYING)
     assert played.code == 0

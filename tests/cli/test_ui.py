@@ -356,8 +356,8 @@ def test_actions_on_the_page_run_commands_and_show_them(shell: Shell, page: Page
 def test_publish_at_a_publishers_box_uses_the_publishers_connection_name(
     shell: Shell, broker: TestBroker, page: Page
 ) -> None:
-    """If a user clicks a publisher's box on the page of `mqtool ui` and then "Publish", the command that is run uses
-    the same connection name, so the message leaves from that box.
+    """If a user clicks a publisher's box on the page of `mqtool ui` and then "Publish", the page runs a command with
+    the publisher's connection name, so the message leaves from that box.
     """
     do(shell, "exchange declare orders fanout")
     parameters = pika.URLParameters(broker.url)
@@ -490,8 +490,9 @@ def test_names_in_actions_are_not_treated_as_options_or_patterns(ui: Running) ->
 
 
 def test_the_page_offers_no_changes_to_a_broker_that_mqtool_did_not_start(shell: Shell, broker: TestBroker) -> None:
-    """`mqtool ui --vhost /` shows the default virtual host. If mqtool did not start the RabbitMQ broker, the page
-    offers only actions that change nothing. For an embedded broker, it offers other actions, too.
+    """`mqtool ui --vhost /` shows the default virtual host. On a RabbitMQ broker that mqtool did not start, the page
+    offers only the actions "route" and "peek", which change nothing. On an embedded broker, the page offers further
+    actions, such as "publish".
     """
     shell.environment |= {"MQTOOL_MANAGEMENT_URL": broker.management, "XDG_STATE_HOME": str(shell.directory / "none")}
     ui = shell.start("mqtool", "ui", "--vhost", "/", ready=False).wait_for_stdout("\n")
