@@ -109,8 +109,9 @@ def test_a_message_is_stored_if_it_and_its_queue_survive_a_restart(
 def test_the_first_delivery_of_a_durable_queue_is_recorded(
     vhost: VirtualHost, ledger: RecordingLedger, how: str
 ) -> None:
-    """The broker records in its data directory that a durable queue has made its first delivery. It records neither
-    later deliveries nor those of transient queues.
+    """When a durable queue makes its first delivery, the broker records this in its data directory, so that it knows
+    after a kill which queues may have delivered messages. Later deliveries, and those of transient queues, are not
+    recorded.
     """
     for name, durable in (("durable", True), ("transient", False)):
         queue = add_queue(vhost, name, durable=durable)
@@ -467,8 +468,8 @@ def test_a_dead_letter_leaves_its_queue_once_another_queue_has_it(
 
 
 def test_a_consumer_gets_messages_that_wait_until_they_expire(vhost: VirtualHost, clock: FakeClock) -> None:
-    """A new consumer gets the waiting messages of a queue with a TTL. A consumer that can take messages again only
-    after the TTL of many messages has passed gets none of these messages.
+    """A consumer gets the messages that wait in a queue with a TTL. If a busy consumer can take messages again only
+    after the TTL has passed, it gets none of the expired messages, however many there are.
     """
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     for body in (b"0", b"1"):
@@ -501,7 +502,9 @@ def test_basic_get_never_returns_an_expired_message(vhost: VirtualHost, clock: F
 
 
 def test_a_message_that_is_requeued_to_an_empty_queue_expires_in_time(vhost: VirtualHost, clock: FakeClock) -> None:
-    """A requeued message expires after its TTL even if its queue was found empty in the meantime."""
+    """If a message with a TTL is requeued, it expires exactly when its TTL has passed, even if basic.get has found the
+    queue empty while a client held the message.
+    """
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     queue.publish(message())
     entry = take(queue)
@@ -564,8 +567,8 @@ def test_a_message_of_high_priority_comes_first_in_queues_with_priorities(
 
 
 def test_a_policy_does_not_give_quorum_queues_of_old_versions_a_delivery_limit() -> None:
-    """In RabbitMQ 3.10, a quorum queue has no delivery limit, either without a policy or with a policy that sets
-    something else.
+    """With `broker up --like 3.10`, a quorum queue has no delivery limit by default, and a policy that sets only other
+    limits does not give it one.
     """
     vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[Like.V3_10])
     queue = add_queue(vhost, durable=True, x_queue_type="quorum")
@@ -642,10 +645,9 @@ class Watching:
         self.publishing = {id(routing.message): routing}
 
 
-def test_a_watcher_is_told_what_happens_to_messages(vhost: VirtualHost) -> None:
-    """A watcher of message events is told when a message enters a queue, is delivered, acknowledged or requeued, or is
-    dead-lettered or dropped with a reason, and when a queue is emptied. A watcher is told nothing about messages that
-    it has chosen not to show.
+def test_a_live_display_is_told_what_happens_to_messages(vhost: VirtualHost) -> None:
+    """A live display, such as `mqtool ui`, is told when a message enters a queue, is delivered, acknowledged, requeued
+    or dead-lettered, and when a queue is purged. The display is told nothing about messages that it does not show.
     """
     watcher = Watching()
     queue = add_queue(vhost, x_dead_letter_exchange="amq.fanout")

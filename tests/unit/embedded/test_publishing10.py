@@ -737,8 +737,9 @@ class Watcher:
 def test_a_live_display_is_told_who_published_a_message_and_which_messages_were_unroutable(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """A live display is told which connection published each message, which messages were unroutable, and whether the
-    publisher was told so: a released message counts as returned to its publisher, and a settled one does not.
+    """A live display, such as `mqtool ui`, is told which connection published each AMQP 1.0 message, which messages
+    were unroutable, and whether the publisher was told so. The publisher is told of an unroutable message by the
+    outcome `released`, but not if it sent the message settled.
     """
     watcher: Any = Watcher()
     vhost = broker.vhosts["/"]
@@ -771,7 +772,7 @@ class RejectingHooks:
 def test_a_fault_that_rejects_messages_also_applies_to_amqp_1_0_publishers(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """If a fault of the embedded broker rejects messages, the broker also rejects those of AMQP 1.0 publishers, and
+    """If a test makes the embedded broker reject messages, the broker rejects those of AMQP 1.0 publishers as well, and
     adds them to no queue.
     """
     hooks: Any = RejectingHooks()

@@ -520,8 +520,9 @@ def test_many_messages_that_exceed_the_delivery_limit_are_dead_lettered(ledger: 
 
 @pytest.mark.parametrize("overflow", ["drop-head", "reject-publish"])
 def test_a_queue_keeps_its_maximum_length_while_many_messages_are_requeued(ledger: Ledger, overflow: str) -> None:
-    """While many messages are being requeued, their queue does not exceed its maximum length. With the overflow
-    behaviour `reject-publish`, the queue rejects new messages in the meantime.
+    """While many messages are being requeued, they count towards the maximum length of their queue. If the queue is
+    full and another message is published, the queue dead-letters its oldest message or, with the overflow behaviour
+    `reject-publish`, rejects the new one.
     """
     clock, vhost, queue = requeue_many(ledger, x_max_length=101, x_overflow=overflow)
     is_accepted = queue.publish(message(b"101"))[0]

@@ -225,9 +225,9 @@ def test_a_drain_completes_only_after_the_last_transfer_of_a_large_message(
 def test_a_drain_waits_for_messages_that_are_being_requeued(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, monkeypatch: pytest.MonkeyPatch, *, detaches: bool
 ) -> None:
-    """While the broker requeues the many messages of one link, in several turns, a drain of a second link completes
-    only after the second link has got these messages. If the client detaches the second link before that, the drain is
-    not answered.
+    """If a client detaches a link with many unsettled messages, the broker requeues them in several turns of its event
+    loop. A drain of another link completes only after that link has got these messages. If the client detaches the
+    other link before that, the drain is not answered.
     """
     fill(q, *[b"%d" % number for number in range(100)])
     client.attach_receiver("/queues/q")

@@ -297,8 +297,9 @@ def test_a_message_with_too_many_routing_keys_for_its_exchanges_is_refused(
 
 
 def test_the_outcome_of_a_publish_says_whether_queues_took_the_message(vhost: VirtualHost) -> None:
-    """The outcome of a publish says whether a queue got the message, whether no queue refused it, and whether it is
-    being written to disk. A queue that was deleted in the meantime does not count.
+    """When the broker publishes a message, the result says whether the message was routed to any queue, whether all
+    these queues accepted it, and whether it must be written to disk before it is confirmed. A queue that was deleted
+    after routing does not count.
     """
     add_queue(vhost)
     add_queue(vhost, "stored", durable=True, x_queue_type="quorum")
@@ -362,8 +363,9 @@ def test_an_auto_delete_exchange_is_deleted_with_its_last_binding(vhost: Virtual
 
 
 def test_new_queues_and_exchanges_have_the_policies_that_match_them(vhost: VirtualHost) -> None:
-    """If a policy matches a queue or exchange that is declared later, the policy applies to it. The queue is listed
-    with its declared properties, and with a type argument if the RabbitMQ version lists one.
+    """If a policy matches the name of a queue or exchange that is declared later, the policy applies to it. The queue
+    has the properties with which it was declared. If it was declared without a type, it has the argument x-queue-type
+    only in RabbitMQ versions that set this argument.
     """
     vhost.policies.put(USER, Policy("p", "^q$", {"max-length": Int32(1)}, 0, "queues"))
     vhost.policies.put(USER, Policy("e", "^x$", {"alternate-exchange": "alt"}, 0, "exchanges"))
@@ -403,11 +405,9 @@ def test_policies_are_applied_to_many_queues_in_turns(ledger: Storing) -> None:
 
 
 @pytest.mark.parametrize("like", [Like.V3_10, Like.V4_2])
-def test_a_delayed_message_is_stored_with_its_exchange_and_released_with_its_source(
-    ledger: Storing, clock: FakeClock, like: Like
-) -> None:
-    """A delayed message is written to disk if its exchange is durable, and is confirmed only after it has been written.
-    When the message is released, a watcher of events is told which exchange held it back.
+def test_a_delayed_message_is_stored_if_its_exchange_is_durable(ledger: Storing, clock: FakeClock, like: Like) -> None:
+    """A delayed message is written to disk if its x-delayed-message exchange is durable, and is confirmed only after
+    that. When the message is released, a live display is told which exchange held it back.
     """
     vhost = VirtualHost("/", clock, ledger, PROFILES[like])
     watcher = Watching()
@@ -543,9 +543,9 @@ def test_a_dead_letter_is_delayed_unless_its_delay_cannot_be_read(
 def test_a_dead_letter_needs_memory_for_its_copies(
     vhost: VirtualHost, ledger: Storing, caplog: pytest.LogCaptureFixture, strategy: str
 ) -> None:
-    """If a dead letter goes to several queues, but there is no memory for the copies, its queue keeps the dead letter
-    with the strategy at-least-once. Otherwise, the dead letter is set aside, and the log gives the reason. A dead
-    letter for one queue is always published.
+    """If a dead letter goes to several queues, but there is no memory for the copies, a queue with the strategy
+    at-least-once keeps the dead letter. With at-most-once, the dead letter goes to no queue, and the log gives the
+    reason. A dead letter for one queue is always published.
     """
     for name in "ab":
         vhost.bind(vhost.exchanges["amq.fanout"], add_queue(vhost, name), "", {})
