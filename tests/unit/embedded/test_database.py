@@ -248,8 +248,8 @@ def test_exactly_the_removed_messages_are_deleted(rows: set[int], data: st.DataO
 
 
 def test_messages_are_read_from_a_data_directory_in_batches() -> None:
-    """The broker reads messages from its data directory in batches, in order. If the bodies of a batch exceed 1 MiB, it
-    reads only the first few messages of the batch.
+    """The broker reads messages from its data directory in batches, in order. If the bodies of a batch exceed 1 MiB,
+    the broker reads only the first messages of the batch, up to the one that exceeds this size.
     """
     db = memory()
     rows = range(1, BATCH + 10)

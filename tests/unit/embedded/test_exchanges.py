@@ -236,8 +236,9 @@ def test_a_message_that_was_delayed_has_its_delay_negated(vhost: VirtualHost) ->
 def test_a_message_that_was_held_back_before_a_restart_waits_no_longer_than_its_delay(
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger, delay: Value
 ) -> None:
-    """If the system time has changed when the broker is restarted, a delayed message waits for at most its x-delay,
-    whatever type x-delay has, and whether or not it is already negated.
+    """If the system clock was changed while the broker was stopped, a message in an x-delayed-message exchange waits
+    for at most its x-delay after the restart. The x-delay may be an integer, a float or a string, and may have been
+    negated.
     """
     exchange = BrokerExchange("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     vhost.add_exchange(exchange)

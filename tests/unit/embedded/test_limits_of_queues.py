@@ -348,8 +348,9 @@ def test_a_quorum_queue_delays_retries(which: str, why: Why, delays: list[int]) 
 
 @pytest.mark.parametrize(("like", "lasts"), [(Like.V4_2, 0), (Like.V4_3, 700)])
 def test_a_client_can_delay_the_redelivery_of_a_message_that_it_requeues(like: Like, lasts: int) -> None:
-    """From RabbitMQ 4.3 on, a client that requeues a message can name the time before which the message must not be
-    delivered again. Earlier versions ignore this time. Purging the queue also removes delayed messages.
+    """From RabbitMQ 4.3 on, a client that requeues a message to a quorum queue can set a time before which the message
+    is not delivered again. Earlier versions ignore this time. A purge of the queue removes messages that wait for such
+    a time as well.
     """
     queue, clock = quorum_queue(like)
     for body in (b"0", b"1"):
@@ -580,8 +581,8 @@ def test_a_policy_does_not_give_quorum_queues_of_old_versions_a_delivery_limit()
 
 
 def test_paged_out_messages_that_are_purged_are_deleted_on_disk(vhost: VirtualHost, ledger: RecordingLedger) -> None:
-    """A purge deletes all messages of a queue on disk, and frees the memory that they take, even if some of them are
-    paged out.
+    """If a queue is purged, all its messages are deleted on disk and no longer count towards the memory use, including
+    those that are paged out.
     """
     queue = add_queue(vhost, durable=True, x_queue_type="quorum")
     empty, ledger.roomy_bytes = ledger.held_bytes, 0

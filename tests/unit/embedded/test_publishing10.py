@@ -398,9 +398,10 @@ def test_a_message_with_a_ttl_of_the_wrong_type_detaches_the_link(client: Memory
     assert bodies(broker) == []
 
 
-def test_messages_are_counted_by_their_outcomes(client: MemoryClient10, broker: Broker) -> None:
-    """The broker's metrics count all messages of AMQP 1.0 publishers, those whose publishers expect an outcome, the
-    accepted ones, those added to queues, and the unroutable ones: unsettled as returned, settled as dropped.
+def test_amqp_1_0_messages_are_counted_by_their_outcomes(client: MemoryClient10, broker: Broker) -> None:
+    """The broker's metrics count the messages that AMQP 1.0 publishers send, those that are sent unsettled, those that
+    are accepted, and those that are routed to queues. An unroutable message counts as returned if it was sent
+    unsettled, and as dropped if it was sent settled.
     """
     vhost = broker.vhosts["/"]
     vhost.add_queue(QueueDeclaration("other", {}))

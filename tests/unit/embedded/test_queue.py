@@ -266,9 +266,8 @@ def test_consumers_take_turns_within_a_priority(vhost: VirtualHost) -> None:
 
 
 def test_a_queue_does_not_check_busy_consumers_until_they_can_take_messages_again(vhost: VirtualHost) -> None:
-    """If 100 consumers have used up their prefetch, a queue does not check each of them again whenever a message
-    arrives or a consumer is cancelled. Once one of these consumers can take messages again, that consumer gets the next
-    message.
+    """If 100 consumers have used up their prefetch, their queue does not check them again when messages arrive or
+    consumers are cancelled. Once one of them can take messages again, that consumer gets the next message.
     """
     queue = add_queue(vhost)
     consumers = [FakeConsumer(room=1, queue=queue, priority=number % 50) for number in range(100)]
@@ -506,8 +505,8 @@ def test_a_deleted_quorum_queue_dead_letters_only_messages_that_were_requeued_be
 
 @pytest.mark.parametrize("end", ["nothing", "purge", "delete"])
 def test_many_messages_that_exceed_the_delivery_limit_are_dead_lettered(ledger: Ledger, end: str) -> None:
-    """If many messages are requeued that exceed the delivery limit, each is dead-lettered once, in order, even if the
-    queue is purged or deleted immediately afterwards.
+    """If 100 messages are requeued together and exceed the delivery limit, each of them is dead-lettered once, in
+    order, even if the queue is purged or deleted immediately afterwards.
     """
     clock, vhost, queue = requeue_many(ledger, "3.10", x_queue_type="quorum", x_delivery_limit=0)
     if end == "purge":

@@ -58,8 +58,9 @@ def test_a_consumer_gets_no_more_than_its_prefetch(vhost: VirtualHost) -> None:
 
 @pytest.mark.parametrize("order", [*permutations([-1, 0, 3, 5])], ids=str)
 def test_consumers_of_higher_priority_come_first(vhost: VirtualHost, order: tuple[int, ...]) -> None:
-    """A message goes to the consumer with the highest priority that can take another message, whatever the order in
-    which consumers were added or became busy. A cancelled consumer and a consumer of another queue get no messages.
+    """Of the consumers that can take another message, the one with the highest priority gets it, whatever the order in
+    which the consumers were added or became busy. A consumer that is cancelled, or that belongs to another queue, gets
+    no messages.
     """
     queue = add_queue(vhost)
     consumers = {priority: FakeConsumer(room=1, queue=queue, priority=priority) for priority in order}

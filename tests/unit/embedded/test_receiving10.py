@@ -165,8 +165,8 @@ def test_the_answer_to_a_drain_contains_the_number_of_messages_left_in_the_queue
 def test_a_drain_completes_only_after_a_slow_receiver_has_got_the_waiting_messages(
     client: MemoryClient10, q: BrokerQueue, *, waiting: bool
 ) -> None:
-    """While an AMQP 1.0 receiver reads too slowly, the broker holds back the receiver's messages, and a drain completes
-    only after the waiting messages have been sent. If no messages wait, the drain completes at once.
+    """While an AMQP 1.0 client reads too slowly, the broker holds back the messages of its receivers. A drain completes
+    only after these messages have been sent. If the queue is empty, the drain completes at once.
     """
     if waiting:
         fill(q, b"1")
@@ -535,8 +535,8 @@ class Watcher:
 def test_a_live_display_is_told_of_each_delivery_of_a_message_that_it_shows(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, *, settled: bool
 ) -> None:
-    """A live display gets an event when a message that it shows is delivered over AMQP 1.0 from a queue, and for every
-    delivery from a stream.
+    """A live display, such as `mqtool ui`, is told when a queue delivers a message over AMQP 1.0 that the display
+    shows, and of every delivery from a stream.
     """
     stream = stream_with(broker, b"1")
     fill(q, b"1", b"2")

@@ -286,8 +286,8 @@ def test_after_a_kill_messages_that_may_have_been_delivered_are_redelivered(tmp_
 
 
 def test_after_a_kill_a_message_keeps_the_count_of_its_deliveries(tmp_path: Path) -> None:
-    """If the broker is stopped, started again and then killed, a message still has the delivery counts from before the
-    stop when the broker is started once more, even though the message's queue has delivered messages since the stop.
+    """If the broker is stopped, it stores the delivery counts of messages. A message has these counts after each
+    restart, even if the broker was killed after its queue had delivered the message again.
     """
     copy = tmp_path / "copy"
 

@@ -222,8 +222,8 @@ def test_header_values_are_compared_as_in_rabbitmq(
 
 
 def test_headers_bindings_follow_a_change_of_version() -> None:
-    """If the embedded broker changes to a RabbitMQ version that compares numbers in headers strictly by type, its
-    existing headers bindings compare numbers in this way, too.
+    """If the embedded broker switches to imitating a RabbitMQ version that compares numbers in headers strictly by
+    type, existing headers bindings compare numbers in this way from then on.
     """
     table: HeadersTable[str] = HeadersTable()
     table.add("", {"a": 1}, "q")
@@ -272,8 +272,8 @@ def test_a_queue_stays_bound_until_each_headers_binding_is_removed() -> None:
     ],
 )
 def test_x_delay_is_a_number_of_milliseconds(value: Value, delay: int) -> None:
-    """The header x-delay is a number of milliseconds, or a string of digits. If the value is negative, longer than the
-    plugin can wait, or of another type, the message is not delayed.
+    """The header x-delay is a number of milliseconds, or a string of digits, and fractions are dropped. A message is
+    not delayed if the value is negative, longer than the delayed message plugin allows, or of another type.
     """
     assert delay_of(value) == delay
 

@@ -312,8 +312,8 @@ class Holding:
 def test_outcomes_that_a_fault_delays_are_sent_unless_the_session_has_ended(
     client: MemoryClient10, broker: Broker, *, is_open: bool
 ) -> None:
-    """If a fault of the embedded broker delays confirms, the outcomes of AMQP 1.0 messages are delayed, too. The broker
-    does not send delayed outcomes once the session has ended. Settled messages get no outcome.
+    """If a test makes the embedded broker delay confirms, the outcomes of unsettled AMQP 1.0 messages are delayed as
+    well. If the session has ended in the meantime, the broker does not send them.
     """
     hooks: Any = Holding()
     broker.hooks = hooks
@@ -734,8 +734,8 @@ def test_the_end_of_a_session_requeues_its_unsettled_messages(
 
 
 def test_a_fault_that_closes_a_session_sends_one_end_frame_with_the_error(client: MemoryClient10) -> None:
-    """If a fault of the embedded broker closes a session with an AMQP 0-9-1 reply code, the broker sends an end frame
-    with the AMQP 1.0 condition for this code, and sends it only once.
+    """If a test makes the embedded broker close an AMQP 1.0 session with an AMQP 0-9-1 reply code, the broker sends one
+    end frame, with the AMQP 1.0 condition for this code, even if the test closes the session twice.
     """
     session = client.connection.sessions[0]
     session.close(AmqpException(541, "broken"))

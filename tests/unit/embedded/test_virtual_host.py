@@ -75,8 +75,8 @@ def publish(vhost: VirtualHost, exchange: str, sent: BrokerMessage) -> tuple[boo
 
 
 def test_a_new_virtual_host_has_the_predeclared_exchanges(vhost: VirtualHost) -> None:
-    """A new virtual host has no queues, limits, labels or description, its firehose is off, and it has the predeclared
-    exchanges, of which only the one for the firehose is internal.
+    """A new virtual host has only the predeclared exchanges, of which amq.rabbitmq.trace is internal. It has no queues,
+    limits, labels or description, and message tracing is off.
     """
     assert (vhost.name, vhost.description, vhost.limits, vhost.tracing, vhost.watcher) == ("/", "", {}, False, None)
     assert (vhost.queues, tuple(vhost.labels)) == ({}, ((), "", False))
@@ -485,8 +485,8 @@ def test_a_delayed_message_that_cannot_be_published_is_set_aside(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """If publishing a delayed message that is due fails, the broker logs the failure, keeps the message on disk but no
-    longer in memory, and publishes the other messages.
+    """If an error occurs when the broker publishes a delayed message that is due, the broker logs the error, and
+    publishes the other messages. The failed message stays on disk, but not in memory.
     """
     exchange = add_exchange(vhost, "x", "x-delayed-message", arguments=DELAYED)
     queue = add_queue(vhost)
@@ -604,8 +604,8 @@ def test_an_expired_message_is_not_dead_lettered_back_to_its_own_queue(vhost: Vi
 def test_an_x_death_header_that_a_publisher_has_set_is_kept_only_by_old_versions(
     ledger: Storing, like: Like, deaths: int
 ) -> None:
-    """In RabbitMQ 3.10, a dead letter keeps an x-death header that its publisher has set. In 4.2, it does not. A
-    watcher of events is told the queue from which a message was dead-lettered, and the reason.
+    """If a publisher has set an x-death header, a dead letter keeps it with `broker up --like 3.10`, but not with
+    `--like 4.2`. A live display is told the queue from which the message was dead-lettered, and the reason.
     """
     vhost = VirtualHost("/", FakeClock(), ledger, PROFILES[like])
     dead, watcher, sources = add_queue(vhost, "dead"), Watching(), []
@@ -632,10 +632,10 @@ def test_a_message_that_several_exchanges_delay_is_stored_if_one_of_them_is_dura
     assert publish(vhost, "amq.fanout", message(headers={"x-delay": Int32(1000)})) == (False, True, True)
 
 
-def test_a_watcher_is_told_of_changes_and_of_what_is_published(vhost: VirtualHost) -> None:
-    """A watcher of events is told of each change to queues, exchanges, bindings and policies, of each published
-    message, except for addresses that the watcher skips, and of each queue that refuses a message. Without a watcher,
-    nothing is reported.
+def test_a_live_display_is_told_of_changes_and_of_what_is_published(vhost: VirtualHost) -> None:
+    """A live display, such as `mqtool ui`, is told of each change to queues, exchanges, bindings and policies, of each
+    published message, except for addresses that the display skips, and of each queue that refuses a message. Once the
+    display is closed, nothing is reported.
     """
     queue = add_queue(vhost)
     watcher = Watching()
