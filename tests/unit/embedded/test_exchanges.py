@@ -155,8 +155,8 @@ def test_the_properties_key_of_a_binding_is_its_quoted_routing_key(
 
 
 def test_bindings_with_different_arguments_have_different_properties_keys(vhost: VirtualHost) -> None:
-    """The properties_key of a binding with arguments ends with a hash of the arguments, which can be part of a URL. It
-    differs from the properties_key of any other binding with the same routing key.
+    """The properties_key of a binding with arguments ends with a hash of these arguments, which needs no encoding in a
+    URL. Bindings with the same routing key and different arguments have different properties_keys.
     """
     exchange, queue = vhost.exchanges["amq.topic"], add_queue(vhost)
     tables: list[Table] = [{"a": Int32(1)}, {"a": Int32(2)}, {"b": Int32(1)}, {"a": "1"}]

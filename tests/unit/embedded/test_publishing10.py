@@ -681,8 +681,8 @@ def test_a_direct_reply_is_delivered_to_the_channel_that_waits_for_it(client: Me
 
 
 def test_only_the_default_exchange_delivers_direct_replies(client: MemoryClient10, broker: Broker) -> None:
-    """Only the default exchange delivers direct replies. Any other exchange routes a message whose routing key is the
-    address of a direct reply by the exchange's bindings.
+    """Only the default exchange delivers direct replies. If the routing key of a message is the address of a direct
+    reply, any other exchange uses it like any routing key, and routes the message by its bindings.
     """
     vhost, key = broker.vhosts["/"], f"{DIRECT_REPLY_TO}.token"
     asking = broker.reply_consumers["token"] = ReplyChannel()

@@ -116,8 +116,9 @@ def bodies(queue: BrokerQueue) -> list[bytes]:
 
 
 def test_the_consumers_of_a_deleted_queue_are_cancelled_in_turns() -> None:
-    """If a queue with many consumers and publishing links is deleted, the broker informs some of them immediately, and
-    the others in later turns of its event loop. A link that its client has detached in the meantime is not informed.
+    """If a queue is deleted that has many consumers, and AMQP 1.0 links that publish to it, the broker cancels some
+    consumers immediately. It cancels the others, and informs the links, in later turns of its event loop, except for a
+    link that its client has detached in the meantime.
     """
     clock, seconds, told = FakeClock(), 0.0, list[str]()
     clock.elapsed = lambda: seconds  # type: ignore[method-assign]

@@ -287,7 +287,9 @@ def test_the_answer_to_a_drain_of_a_stream_always_says_that_no_messages_are_avai
 def test_deliveries_have_successive_ids_on_a_session_and_successive_tags_on_a_link(
     client: MemoryClient10, q: BrokerQueue, broker: Broker
 ) -> None:
-    """Delivery ids count the deliveries of a session, and delivery tags those of a link."""
+    """The broker numbers the deliveries of a session with successive delivery ids, and the deliveries of each link with
+    successive delivery tags.
+    """
     fill(q, b"1", b"2")
     fill(add(broker, "other"), b"3")
     for handle, queue in enumerate(("q", "other")):
@@ -702,8 +704,8 @@ def test_receivers_of_a_classic_queue_and_before_rabbitmq_4_3_are_not_told_wheth
 def test_no_receiver_of_a_session_that_ends_is_told_that_it_becomes_active(
     client: MemoryClient10, sac: BrokerQueue
 ) -> None:
-    """When a session ends that has two receivers of a queue with a single active consumer, the broker does not tell the
-    second receiver that it has become active.
+    """If a session has two receivers of a queue with a single active consumer, and the client ends the session, the
+    broker does not tell the second receiver that it has become active.
     """
     for handle in range(2):
         client.attach_receiver("/queues/sac", handle=handle)

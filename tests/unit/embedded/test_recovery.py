@@ -255,9 +255,9 @@ def test_messages_survive_a_restart(tmp_path: Path) -> None:
 
 
 def test_after_a_kill_messages_that_may_have_been_delivered_are_redelivered(tmp_path: Path) -> None:
-    """If the broker is killed, unacknowledged messages are ready again after the restart. If a queue has delivered any
-    message, all of its messages are then marked as redelivered. Messages of other queues, and messages published later,
-    are not.
+    """If the broker is killed, unacknowledged messages are ready again after the restart. If a queue had delivered any
+    of its messages, all of them are marked as redelivered. Messages of queues that had delivered none, and messages
+    published after the restart, are not marked.
     """
     copy = tmp_path / "copy"
 

@@ -49,8 +49,8 @@ def test_a_message_with_several_routing_keys_is_routed_by_each_of_them(
 
 @given(patterns=st.lists(st.tuples(keys, st.integers(0, 2)), max_size=8), key=keys)
 def test_a_topic_binding_that_was_removed_no_longer_matches(patterns: list[tuple[str, int]], key: str) -> None:
-    """After a binding of a topic exchange is removed, it no longer matches. An exchange without bindings keeps no
-    routing data in memory.
+    """After a binding of a topic exchange is removed, its binding key no longer matches any message. An exchange
+    without bindings keeps no routing data in memory.
     """
     table: TopicTable[int] = TopicTable()
     for pattern, item in patterns:

@@ -295,8 +295,8 @@ def test_each_message_of_a_sub_entry_batch_takes_one_offset(bench: Bench) -> Non
 
 
 def test_unwritten_stream_entries_cannot_be_read(bench: Bench) -> None:
-    """An entry that is appended to a stream cannot be read until it has been written to the stream's log. Then the
-    stream's readers are notified.
+    """A new entry of a stream cannot be read until the broker has written it to the stream's log. As soon as it is
+    written, the stream's readers are notified.
     """
     reader, told = StreamQueueReader(bench.log, 0), []
     bench.log.watch(lambda: told.append(bench.log.end))

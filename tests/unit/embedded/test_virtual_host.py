@@ -350,7 +350,9 @@ def test_bindings_that_their_exchange_cannot_have_are_refused(vhost: VirtualHost
 
 
 def test_an_auto_delete_exchange_is_deleted_with_its_last_binding(vhost: VirtualHost) -> None:
-    """An auto-delete exchange is deleted when its last binding is removed; others are not."""
+    """An auto-delete exchange is deleted when its last binding is removed. An exchange that was declared without
+    auto-delete is not deleted then.
+    """
     queue = add_queue(vhost)
     for name, auto_delete in (("auto", True), ("other", False)):
         exchange = add_exchange(vhost, name, auto_delete=auto_delete)
