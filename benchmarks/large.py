@@ -75,7 +75,7 @@ def embedded() -> Iterator[Broker]:
 
 @contextmanager
 def rabbitmq() -> Iterator[Broker]:
-    """Run a private RabbitMQ node. mqtool would set a detailed rates mode, which takes more memory than the default."""
+    """Run a private RabbitMQ node with basic rates, the default. mqtool would set detailed rates, which cost more."""
     starter = PrivateNodes("RabbitMQ", ("management.rates_mode = basic",))
     started = starter.start(Wanted(f"large-{os.getpid()}", ports.free_port(), management_port=ports.free_port()))
     try:

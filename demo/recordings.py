@@ -112,7 +112,7 @@ class PlaysRecorder(PlayPage):
 
 
 def record_plays(path: Path, names: Iterable[str]) -> None:
-    """Record these plays in one HTML page. It shows the play that is named in its URL, or offers a choice of plays."""
+    """Record these plays, such as tutorials, in an HTML page, which plays the one in its URL or offers a choice."""
     offered = [{"name": name, "title": plays.PLAYS[name].title, "story": plays.PLAYS[name].story} for name in names]
     guard = Guard()
     with PlaysRecorder(offered) as recorder:

@@ -217,8 +217,8 @@ def test_an_rpc_client_whose_connection_is_cut_gets_all_replies(
 
 @on_any_broker
 def test_a_consumer_started_after_ctrl_c_ends_immediately(channel: Channel) -> None:
-    """If a channel is stopped, as Ctrl-C does, before a consumer starts on this channel, the consumer ends immediately
-    instead of waiting for a message.
+    """If a channel was stopped, as Ctrl-C stops it, a consumer that is started on this channel ends immediately instead
+    of waiting for a message.
     """
     queue = channel.declare(Queue("q", durable=True))
     channel.stop()

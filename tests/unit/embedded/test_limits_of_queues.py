@@ -195,8 +195,9 @@ def test_each_reason_for_a_dead_letter_is_named(vhost: VirtualHost, clock: FakeC
 
 @pytest.mark.parametrize("overflow", ["drop-head", "reject-publish"])
 def test_a_maximum_length_in_bytes_counts_the_bodies_of_ready_messages(vhost: VirtualHost, overflow: str) -> None:
-    """A queue with x-max-length-bytes contains ready messages up to this many bytes, and drops the oldest messages or
-    rejects new ones beyond that. Unacknowledged messages do not count.
+    """The bodies of the ready messages in a queue with x-max-length-bytes take at most this many bytes. Beyond that,
+    the queue drops its oldest messages or, with `reject-publish`, rejects new ones. Unacknowledged messages do not
+    count.
     """
     queue = add_queue(vhost, x_max_length_bytes=Int32(10), x_overflow=overflow)
     queue.publish(message(b"unacknowledged"[:9]))

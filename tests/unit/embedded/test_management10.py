@@ -272,8 +272,8 @@ def test_an_invalid_binding_is_refused_over_amqp_1_0(client: _Client, change: An
 def test_unknown_management_requests_over_amqp_1_0_end_the_session(
     client: _Client, method: str, target: str, body: Any10
 ) -> None:
-    """If an AMQP 1.0 management request has an unknown path or method, or a body that does not fit, it raises
-    UnknownRequest. The broker then ends the session.
+    """If an AMQP 1.0 management request has an unknown path or method, or a body that does not fit, handling the
+    request raises UnknownRequest. The broker then ends the session.
     """
     with pytest.raises(UnknownRequest):
         client(method, target, body)

@@ -525,8 +525,8 @@ def test_the_error_about_a_settled_message_without_a_delivery_tag_contains_an_em
 def test_a_message_for_a_deleted_exchange_is_released_and_detaches_the_link(
     loop: asyncio.AbstractEventLoop, like: Like, *, settled: bool
 ) -> None:
-    """If the exchange of a link has been deleted, the broker releases the next message, unless the message is settled,
-    and detaches the link with not-found.
+    """If the exchange of a link has been deleted, and the publisher sends another message, the broker detaches the link
+    with not-found. If the message is unsettled, its outcome is `released`.
     """
     broker = broker_like(loop, like)
     broker.vhosts["/"].add_exchange(BrokerExchange("x", "fanout"))
@@ -583,8 +583,10 @@ def test_permissions_are_checked_for_each_message_on_a_link_without_a_target(
     assert error_of(ann.publish(1, message(to=to))) == (END, "amqp:unauthorized-access", text)
 
 
-def test_topic_permissions_also_apply_to_further_routing_keys(ann: MemoryClient10) -> None:
-    """Topic permissions also apply to the routing keys in the annotation x-cc of an AMQP 1.0 message."""
+def test_topic_permissions_apply_to_the_routing_keys_in_x_cc(ann: MemoryClient10) -> None:
+    """If a routing key in the annotation x-cc of an AMQP 1.0 message does not match the topic permissions of the
+    publisher, the broker refuses the message.
+    """
     ann.attach_sender("/exchanges/amq.topic/ann.1")
     assert outcomes(ann.publish(0, cc("ann.2"))) == [(0, None, RELEASE)]
     text = "write access to topic 'bob' in exchange 'amq.topic' in vhost '/' refused for user 'ann'"

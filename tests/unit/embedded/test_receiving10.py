@@ -537,8 +537,8 @@ class Watcher:
 def test_a_live_display_is_told_of_each_delivery_of_a_message_that_it_shows(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, *, settled: bool
 ) -> None:
-    """A live display, such as `mqtool ui`, is told when a queue delivers a message over AMQP 1.0 that the display
-    shows, and of every delivery from a stream.
+    """A live display, such as `mqtool ui`, is told of each AMQP 1.0 delivery from a stream, and of each AMQP 1.0
+    delivery from a queue whose message the display shows.
     """
     stream = stream_with(broker, b"1")
     fill(q, b"1", b"2")

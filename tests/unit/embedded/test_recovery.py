@@ -394,7 +394,7 @@ def test_a_delayed_message_survives_a_restart(tmp_path: Path) -> None:
 
 def test_a_queue_that_is_declared_after_a_restart_does_not_get_the_messages_of_another(tmp_path: Path) -> None:
     """A queue or exchange that is declared after a restart does not get the messages of any queue or exchange that
-    existed before the restart, even if a deleted one.
+    existed before the restart, including those that were deleted.
     """
 
     async def run() -> None:

@@ -299,8 +299,8 @@ def test_headers_match_numbers_by_value_and_lists_by_type() -> None:
 
 
 def test_a_headers_binding_is_removed_by_its_arguments() -> None:
-    """A headers binding is removed by naming its arguments, in any order. Removing a binding that does not exist raises
-    KeyError.
+    """To remove a headers binding, a client gives the arguments of the binding, in any order. Removing a binding that
+    does not exist raises KeyError.
     """
     table: HeadersTable[str] = HeadersTable()
     table.add("", {"a": 1, "b": 2}, "q")

@@ -276,8 +276,8 @@ def test_a_message_with_too_many_routing_keys_for_its_exchanges_is_refused(
     vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The broker looks up each routing key of a message in each direct or topic exchange that the message passes
-    through. Every other exchange counts as one lookup. If there are more lookups than the limit, the broker closes the
-    channel with 406.
+    through, and counts every other exchange as one lookup. If a message needs more lookups than the broker's limit, the
+    broker closes the channel with 406.
     """
     monkeypatch.setattr("mqtool.broker.embedded.model.virtual_host._MOST_LOOKUPS", 7)
     fanout, direct, topic = (
