@@ -184,8 +184,8 @@ def test_an_x_death_header_that_is_not_a_list_of_tables_counts_as_empty(forged: 
 def test_a_dead_letter_that_returns_to_its_queue_is_in_a_cycle_unless_it_was_rejected(
     entries: list[dict[str, Any]], cycles: bool
 ) -> None:
-    """A dead letter is in a cycle if it returns to a queue that has dead-lettered it before. The cycle does not count
-    if, since then, any queue has dead-lettered the message because a consumer rejected it.
+    """A dead letter is in a cycle if it returns to a queue that has dead-lettered it before. It is not in a cycle if it
+    was dead-lettered that time, or by any queue since, because a consumer rejected it.
     """
     assert would_cycle(message({"x-death": cast(Any, entries)}), "jobs") is cycles
 
@@ -281,8 +281,8 @@ def test_a_dead_letter_that_cannot_be_published_does_not_stop_the_others(caplog:
 
 
 def test_messages_that_wait_to_be_dead_lettered_are_dead_lettered_before_the_broker_stops() -> None:
-    """When the broker stops, it dead-letters the waiting messages until the time for that is over, and returns the
-    number of messages that are left.
+    """When the broker stops, it dead-letters waiting messages for a limited time, and then returns the number of
+    messages that are left.
     """
     clock, outcomes = FakeClock(), list[Outcome]()
 

@@ -106,8 +106,8 @@ def test_changes_of_memory_are_reported_only_above_a_limit(ledger: Reading) -> N
 
 
 def test_definitions_count_towards_the_brokers_memory_use(ledger: Reading) -> None:
-    """The memory of queues, exchanges and bindings is part of the broker's memory use. The broker can show this part
-    separately.
+    """The memory of queues, exchanges and bindings counts towards the broker's memory use. There is also a separate
+    count of this memory, without messages.
     """
     ledger.hold_bytes(100)
     ledger.hold_bytes(20, definition=True)

@@ -305,8 +305,8 @@ def test_a_classic_queue_counts_failed_deliveries_over_amqp_1_0(like: Like, coun
 def test_without_a_delivery_limit_requeued_messages_come_last(
     like: Like, limit: int, why: Why, *, is_last: bool
 ) -> None:
-    """Up to RabbitMQ 4.2, if a quorum queue has no delivery limit, it delivers a message that a client has requeued
-    after all other messages. In all other cases, the message returns to its position.
+    """Up to RabbitMQ 4.2, if a quorum queue has no delivery limit, and a client requeues a message, the message becomes
+    the last one in the queue. In all other cases, a requeued message returns to its position.
     """
     queue, _ = quorum_queue(like, x_delivery_limit=Int32(limit))
     for body in (b"0", b"1", b"2"):

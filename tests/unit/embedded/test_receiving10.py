@@ -250,7 +250,9 @@ def test_a_drain_waits_for_messages_that_are_being_requeued(
 def test_a_drain_whose_credit_is_used_up_completes_although_the_window_is_closed(
     client: MemoryClient10, q: BrokerQueue
 ) -> None:
-    """If the last message for the drained credit uses up the client's incoming window, the drain completes at once."""
+    """If a message uses up both the drained credit and the client's incoming window, the drain completes at once,
+    without waiting for the window to open.
+    """
     fill(q, b"1", b"2")
     client.attach_receiver("/queues/q")
     found = client.flow(0, 1, drain=True, window=1)
@@ -650,8 +652,9 @@ def news(active: bool) -> dict[str, bool]:
 
 
 def test_a_receiver_of_a_quorum_queue_is_told_whether_it_is_active(client: MemoryClient10, sac: BrokerQueue) -> None:
-    """The broker tells a receiver of a quorum queue with a single active consumer whether this receiver is the active
-    one when the receiver first grants credit, not earlier, and later only when the receiver becomes the active one.
+    """When a receiver of a quorum queue with a single active consumer first grants credit, the broker tells the
+    receiver whether it is the active one. Afterwards, the broker tells the receiver only when it becomes the active
+    one.
     """
     fill(sac, b"1")
     for handle in range(2):
