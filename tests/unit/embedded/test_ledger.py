@@ -231,7 +231,7 @@ def test_the_default_memory_limit_is_that_of_the_smallest_container(
 def test_the_free_disk_space_is_what_users_other_than_root_may_use(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The free disk space that the broker reports is the number of bytes that are left for users other than root."""
+    """The free disk space that the broker reports does not include the space that the file system reserves for root."""
     asked = []
 
     def statvfs(path: Path) -> SimpleNamespace:

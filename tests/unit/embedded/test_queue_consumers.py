@@ -141,8 +141,8 @@ def test_all_consumers_may_get_messages_without_single_active_consumer(vhost: Vi
 
 
 def test_an_exclusive_consumer_excludes_others_until_it_is_cancelled(vhost: VirtualHost) -> None:
-    """A queue with an exclusive consumer reports that no other consumer may be added, until this consumer
-    is cancelled.
+    """A queue reports that it has an exclusive consumer, so that the broker refuses other consumers, until the
+    exclusive consumer is cancelled.
     """
     queue = add_queue(vhost)
     assert not queue.consumers.exclusive

@@ -454,8 +454,8 @@ def test_a_delayed_message_waits_for_memory_for_its_copies(
     vhost: VirtualHost, clock: FakeClock, ledger: Storing
 ) -> None:
     """If a delayed message is due for several queues, but there is no memory for the copies, the exchange holds the
-    message back for another second, until there is memory. A message for one queue is released immediately, and a
-    message whose exchange was deleted is dropped.
+    message back, and tries again each second until there is memory. A message for one queue is released immediately,
+    and a message whose exchange was deleted is dropped.
     """
     exchange = add_exchange(vhost, "x", "x-delayed-message", arguments=DELAYED)
     queues = [add_queue(vhost, name) for name in "ab"]
