@@ -636,8 +636,8 @@ def test_the_files_of_a_deleted_stream_are_deleted_unless_a_definition_is_damage
 def test_files_in_a_data_directory_that_are_not_the_brokers_are_left_there(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """When the broker starts, it warns about each file in the directories of its streams that the broker did not
-    create, and leaves this file where it is.
+    """If the directories in which the broker keeps its streams contain files or directories that it did not create, the
+    broker warns about each of these when it starts, and leaves them where they are.
     """
 
     async def run() -> None:

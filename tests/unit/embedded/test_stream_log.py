@@ -456,7 +456,7 @@ def test_a_kill_at_the_start_of_a_segment_loses_no_publishing_ids_or_offsets(
 
 
 def test_if_a_chunk_in_an_older_segment_is_damaged_only_this_chunk_is_lost(on_disk: Bench, tmp_path: Path) -> None:
-    """If a chunk in an older segment of a stream is damaged, only this chunk is lost. Later chunks can
+    """If a chunk in an older segment of a stream is damaged, only the messages in this chunk are lost. Later chunks can
     still be read.
     """
     on_disk.open(segment_bytes=600)
