@@ -1,9 +1,9 @@
-"""Measure the speed and memory of messages and RPC over AMQP 1.0, compared with rabbitmq-amqp-python-client.
+"""Measure the speed and memory of sending, receiving and RPC over AMQP 1.0, compared with a Python library.
 
     python -m benchmarks.amqp10 [COUNT [PAIRS]]
 
-Uses the broker of MQTOOL_URL: RabbitMQ 4, or the embedded broker with --like 4.3. The library can only publish
-one message at a time, and waits for its outcome.
+Uses the broker of MQTOOL_URL: RabbitMQ 4, or the embedded broker with --like 4.3. The library,
+rabbitmq-amqp-python-client, waits for the outcome of each message before it sends the next one.
 """
 
 import filecmp

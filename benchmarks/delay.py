@@ -57,14 +57,14 @@ def started(kind: BrokerKind) -> Iterator[str]:
 
 
 def messages(count: int, longest: int) -> bytes:
-    """Return NDJSON lines with evenly spread delays in random order."""
+    """Return input for `send --json`: a line for each message, with evenly spread delays in random order."""
     delays = [longest * 1000 * number // (count - 1) for number in range(count)]
     random.Random(7).shuffle(delays)
     return "".join(f'{{"body": "{number}", "delay": "{delay}ms"}}\n' for number, delay in enumerate(delays)).encode()
 
 
 def measure(url: str, count: int, longest: int, queue_type: str, via: str) -> str:
-    """Send and receive the messages at the same time; return the cells of a table row."""
+    """Send delayed messages, and receive them at the same time; return the cells of a table row."""
     queue = ["-q", f"{queue_type}-{via}-{count}", "--queue-type", queue_type, "--durable", "-u", url, "--quiet"]
     with tempfile.TemporaryDirectory() as directory:
         ready, out, lines = (Path(directory) / name for name in ("ready", "out", "lines"))
@@ -90,7 +90,7 @@ def measure(url: str, count: int, longest: int, queue_type: str, via: str) -> st
 
 
 def cells(count: int, lasted: float, arrived: list[tuple[int, str]]) -> str:
-    """Return the cells of a table row from the lateness and the body of each message."""
+    """Return the cells of a table row, given the lateness (in milliseconds) and the body of each received message."""
     late = sorted(lateness for lateness, _ in arrived)
     lost = count - len({body for _, body in arrived})
     early = sum(lateness < 0 for lateness in late)
@@ -100,6 +100,7 @@ def cells(count: int, lasted: float, arrived: list[tuple[int, str]]) -> str:
 
 def measure_relay(url: str, count: int, longest: int, rate: int = 0) -> str:
     """Publish messages to a relay, and receive them at the same time; return the cells of a table row.
+
     Args:
         longest: the longest delay, in seconds.
         rate: messages to publish per second, with delays of at least two thirds of the longest; 0 for no limit.

@@ -1,4 +1,4 @@
-"""Measure how much slower the embedded broker becomes with longer queues, and with more bindings of an exchange.
+"""Measure how much slower the embedded broker is with a longer queue, and with more bindings of an exchange.
 
     python -m benchmarks.embedded
 
@@ -77,7 +77,7 @@ def publish_frames(exchange: str, key: str, *, persistent: bool) -> bytes:
 
 
 def publish_confirmed(client: Client, exchange: str, key: str, count: int) -> float:
-    """Publish persistent messages, with at most WINDOW of them unconfirmed at a time; return the seconds taken."""
+    """Publish persistent messages, with up to WINDOW of them unconfirmed at a time; return how many seconds it took."""
     client.call(commands.Confirm.Select(), commands.Confirm.SelectOk)
     one = publish_frames(exchange, key, persistent=True)
     lot = 500
@@ -98,7 +98,7 @@ def publish_confirmed(client: Client, exchange: str, key: str, count: int) -> fl
 
 
 def consume(client: Client, queue: str, count: int, window: int = WINDOW) -> float:
-    """Consume messages with a prefetch of `window`, and acknowledge many at a time; return the seconds taken."""
+    """Consume messages with this prefetch, and acknowledge them in batches; return how many seconds it took."""
     client.call(commands.Basic.Qos(prefetch_count=window), commands.Basic.QosOk)
     started = time.perf_counter()
     client.call(commands.Basic.Consume(queue=queue, consumer_tag="c"), commands.Basic.ConsumeOk)
@@ -163,7 +163,7 @@ def by_length(url: str, ready: int, count: int) -> float:
 
 
 def by_bindings(url: str, kind: str, bindings: int, count: int) -> float:
-    """Return how many microseconds it takes to route a message by many bindings, one of which matches."""
+    """Return how many microseconds it takes to route a message by this many bindings, one of which matches."""
     client = Client(url)
     exchange = f"embedded-benchmark-{kind}-{bindings}"
     queue = client.call(commands.Queue.Declare(exclusive=True), commands.Queue.DeclareOk).queue
@@ -208,7 +208,7 @@ class Process:
 
     @property
     def resident(self) -> int:
-        """Return how many bytes of memory the process uses; on Linux only."""
+        """The resident memory of the process in bytes. On Linux only."""
         status = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS"))
 
@@ -219,7 +219,7 @@ class Process:
 
 def main() -> None:
     with Process("--in-memory") as broker:
-        print(f"the broker listens {broker.started_in * 1000:.0f} ms after its start")
+        print(f"the broker accepts connections {broker.started_in * 1000:.0f} ms after its start")
         for ready in (100, 100_000):
             print(
                 f"queue of {ready:,} messages: {by_length(broker.url, ready, 10_000):.1f} µs to publish and consume one"

@@ -35,7 +35,7 @@ def fresh_classic_queue(url: str) -> None:
 
 
 def through(url: str, lines: Path, out: Path) -> Callable[[], Run]:
-    """Return a function that sends the lines through a broker and receives them."""
+    """Return a function that sends the lines to a broker, receives them, and checks that they are unchanged."""
 
     def send_and_receive() -> Run:
         fresh_classic_queue(url)

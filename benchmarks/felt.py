@@ -6,8 +6,8 @@ An installation is a Python interpreter that has mqtool installed, or a checkout
 Python in its .venv, or by the current Python if it has no .venv. CHANGE is this checkout by default.
 
 The table shows medians and minima of the CPU time of each process, in alternating runs. With --instructions, valgrind
-counts the instructions of commands instead, which hardly depend on the load of the machine; the exit code is then 1
-if a command takes over 5 % more instructions, or a broker over 10 % more CPU time.
+counts the instructions of commands instead, because their number hardly depends on the load of the machine. The exit
+code is then 1 if a command takes over 5 % more instructions, or a broker over 10 % more CPU time.
 """
 
 import argparse
@@ -50,7 +50,7 @@ Measure = Callable[["Installation"], float]
 
 @dataclass(frozen=True)
 class Installation:
-    """A Python interpreter, and environment variables with which it finds mqtool."""
+    """A Python interpreter, and the environment variables that let it find mqtool."""
 
     python: str
     environment: Mapping[str, str]
@@ -242,7 +242,7 @@ def _cpu(pid: int) -> float:
 
 
 def rows(*, counted: bool) -> dict[str, Measure]:
-    """Return the rows for commands: each row's name, with the function that measures it."""
+    """Return the rows for mqtool's commands: the name of each row, and the function that measures it."""
     lines = 2_000 if counted else 50_000
     text = b"".join(b"%08d %s\n" % (number, b"x" * 90) for number in range(lines))
     queue = ("-q", _QUEUE, "--queue-type", "quorum")
@@ -328,7 +328,7 @@ def main() -> None:
     parser.add_argument(
         "--instructions", action="store_true", help="count instructions; exit with 1 if any cost has grown"
     )
-    parser.add_argument("--rows", metavar="WORD", default="", help="only rows whose names contain WORD")
+    parser.add_argument("--rows", metavar="WORD", default="", help="measure only rows whose names contain WORD")
     parser.add_argument("--runs", type=int, default=7, help="runs of each row (default: 7)")
     asked = parser.parse_args()
     base, change = Installation.at(asked.base), Installation.at(asked.change)

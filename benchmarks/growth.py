@@ -4,8 +4,8 @@
 
 Starts embedded brokers. The cost per additional unit, such as a message, is the difference between the costs of two
 sizes, divided by the units between them, so the start of the processes does not count. If a unit of the last step costs
-over 1.5 times as much as a unit of the step before, a line reports this: either the growth is worse than linear, or the
-machine was busy with something else.
+over 1.5 times as much as a unit of the step before, a line reports this. The growth may be worse than linear, or the
+machine may have been busy with something else.
 """
 
 import itertools
@@ -28,7 +28,7 @@ _BAR = 30
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of one size: seconds, MiB of memory of mqtool, if it ran, and MiB of memory of the broker."""
+    """The cost of a task at one size: seconds, peak MiB of mqtool (None if it did not run), and MiB of the broker."""
 
     seconds: float
     ours: float | None
@@ -116,7 +116,7 @@ GROWTHS = (
 
 
 def costs(growth: Growth) -> Iterator[tuple[int, Cost]]:
-    """Measure the task at each size on a new broker; yield the size and its cost."""
+    """Measure the task at each size, with a new broker for each; yield the size and the cost."""
     for size in growth.sizes:
         with Process("--data-dir", "{}/data") as broker, tempfile.TemporaryDirectory() as directory:
             before = _resident(broker)
@@ -133,7 +133,7 @@ def _resident(broker: Process) -> float:
 
 
 def show(growth: Growth, came: list[tuple[int, Cost]]) -> None:
-    """Print a table, and a chart of what each additional queue, binding or message costs."""
+    """Print a table of the costs, with a bar chart of the time for each additional unit, such as a queue."""
     heads = f"{growth.unit + 's':>12} {'seconds':>9} {'mqtool MiB':>10} {'broker MiB':>11}"
     print(f"\n{growth.what}\n{heads}   time per additional {growth.unit}")
     each = [
@@ -146,7 +146,7 @@ def show(growth: Growth, came: list[tuple[int, Cost]]) -> None:
         print(f"{size:12,} {cost.seconds:9.3f} {ours:>10} {cost.broker:11.1f}   {bar}", flush=True)
     if each[-1] > 1.5 * each[-2] > 0:
         times = each[-1] / each[-2]
-        note = f"each {growth.unit} now takes {times:.1f} times as long as one step earlier"
+        note = f"each additional {growth.unit} takes {times:.1f} times as long as in the step before"
         print(f"             perhaps worse than linear: {note}")
 
 

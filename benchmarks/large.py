@@ -1,11 +1,10 @@
-"""Measure the memory and CPU time that many queues, bindings, connections and messages cost both brokers.
+"""Measure how much memory and CPU time many queues, bindings, connections and messages take in each broker.
 
     python -m benchmarks.large [--part N] [--rows WORD]
 
-Starts a new broker for each row, on loopback: the embedded broker with --data-dir, and a private node of the installed
-RabbitMQ, if there is one. Queues are durable classic queues; messages are persistent and confirmed. The table shows
-how much a broker's memory (RSS) has grown five seconds after everything was created, and the CPU time until then. On
-Linux only.
+Starts new brokers for each row: the embedded broker with --data-dir, and a private node of RabbitMQ if it is installed.
+Queues are durable classic queues; messages are persistent and confirmed. The table shows how much a broker's memory
+(RSS) has grown five seconds after everything was created, and the CPU time until then. On Linux only.
 
 By default, all sizes are a tenth of those in docs/explanation/performance.md; with `--part 1`, the brokers need up to 5
 GiB of memory, and half an hour.
@@ -61,7 +60,7 @@ class Broker(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """The cost of a broker: MiB when idle, additional MiB with all objects, and seconds of CPU time until then."""
+    """The cost of a row: MiB of the idle broker, additional MiB with all objects, and CPU seconds in between."""
 
     idle: float
     memory: float
@@ -76,7 +75,7 @@ def embedded() -> Iterator[Broker]:
 
 @contextmanager
 def rabbitmq() -> Iterator[Broker]:
-    """Run a private node of RabbitMQ, configured as most users' nodes are."""
+    """Run a private RabbitMQ node with basic rates, the default. mqtool would set detailed rates, which cost more."""
     starter = PrivateNodes("RabbitMQ", ("management.rates_mode = basic",))
     started = starter.start(Wanted(f"large-{os.getpid()}", ports.free_port(), management_port=ports.free_port()))
     try:
@@ -167,7 +166,7 @@ def line(what: str, costs: list[Cost]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.large", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--part", type=int, default=10, metavar="N", help="divide all sizes by N (default: 10)")
-    parser.add_argument("--rows", metavar="WORD", default="", help="only rows whose names contain WORD")
+    parser.add_argument("--rows", metavar="WORD", default="", help="measure only rows whose names contain WORD")
     asked = parser.parse_args()
     brokers = (
         {"embedded": embedded, "RabbitMQ": rabbitmq} if PrivateNodes("").is_available() else {"embedded": embedded}

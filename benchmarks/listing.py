@@ -1,7 +1,7 @@
 """Measure the time and memory that `list queues` and `list bindings` take with 5,000 queues and 20,000 bindings.
 
-Creates a virtual host for this on the broker of MQTOOL_URL, and deletes it at the end. Memory is also measured with
-500 queues and 2,000 bindings, to show whether it grows. For aims and results, see docs/explanation/performance.md.
+Creates a virtual host on the broker of MQTOOL_URL, and deletes it at the end. Measures everything with 500 queues and
+2,000 bindings as well, to show how time and memory grow. For aims and results, see docs/explanation/performance.md.
 """
 
 from urllib.parse import urlsplit

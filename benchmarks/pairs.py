@@ -28,7 +28,7 @@ QUIET = subprocess.DEVNULL
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a whole process: wall-clock seconds, and its peak memory in MiB."""
+    """One run of a command, from start to exit: wall-clock seconds, and peak memory in MiB."""
 
     seconds: float
     peak: float

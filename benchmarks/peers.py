@@ -22,7 +22,7 @@ def send() -> None:
 
 
 def confirm_lines(queue: str) -> None:
-    """Publish stdin line by line, persistent, each confirmed before the next."""
+    """Publish each line of stdin as a persistent message, and wait for its confirm before publishing the next one."""
     connection = pika.BlockingConnection(pika.URLParameters(_URL))
     channel = connection.channel()
     channel.confirm_delivery()
@@ -55,7 +55,7 @@ def receive_lines(queue: str, count: int) -> None:
 
 
 def rpc_server(queue: str) -> None:
-    """Answer each request with its own body: the tutorial's server without the computation."""
+    """Reply to each request with the request's body, like the server of the RPC tutorial, but without a computation."""
     connection = pika.BlockingConnection(pika.URLParameters(_URL))
     channel = connection.channel()
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.replay
 
-Starts an embedded broker, and RabbitMQ if it is installed, and stops them at the end. The error of a message is the
-difference between the times at which it was due and at which it arrived, relative to the most punctual message.
+Starts an embedded broker, and RabbitMQ if it is installed, and stops them at the end. The error of a message is how
+much later it arrived than it was due, minus the same figure for the most punctual message.
 """
 
 import json

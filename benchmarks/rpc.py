@@ -1,5 +1,5 @@
-"""Measure the time of an RPC round trip, compared with a bare pika server, and of 2,000 requests sent without waiting,
-compared with a bare pika client and server.
+"""Measure the time of an RPC round trip with mqtool's server and with a bare pika server, and the time of 2,000
+requests that are sent without waiting for replies, with mqtool's client and with a bare pika client.
 """
 
 import statistics

@@ -2,8 +2,8 @@
 
     python -m benchmarks.streams [COUNT [PAIRS]]
 
-Uses the broker of MQTOOL_URL, with its stream port in MQTOOL_STREAM_PORT. rstream publishes in batches of 500, which is
-its fastest way, and waits for all confirms.
+Uses the broker of MQTOOL_URL, with its stream port in MQTOOL_STREAM_PORT. rstream publishes in batches of 500, its
+fastest method, and waits for all confirms.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ _BROKER: dict[str, Any] = {
 
 
 async def publish() -> None:
-    """Publish stdin line by line, and wait for the confirms."""
+    """Publish each line of stdin as a message, in batches of 500, and wait for all confirms."""
     sent = confirmed = 0
     all_sent, done = False, asyncio.Event()
 

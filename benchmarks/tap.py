@@ -85,7 +85,7 @@ def consume(url: str, lines: list[bytes], ready: Path) -> None:
 
 
 def processor_time(pid: int) -> float:
-    """Return the seconds of processor time that a process has used; on Linux only."""
+    """Return how many seconds of CPU time a process has used. On Linux only."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -96,7 +96,7 @@ def started(role: str, *words: object) -> "subprocess.Popen[str]":
 
 
 def measured(url: str, pid: int, directory: Path, *, tapped: bool) -> Taken:
-    """Publish to two consumers, and return the time taken. Fails if a consumer or the tap missed a message."""
+    """Publish to two consumers; return how long it took. Fails if a consumer or the tap has missed a message."""
     lines, seen, ready = (directory / name for name in ("lines", "seen", "ready"))
     consumers = []
     for number in range(2):

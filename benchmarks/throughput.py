@@ -47,7 +47,7 @@ def measure(count: int, pairs: int) -> None:
         if shutil.which("amqp-publish"):
             compare(f"send -l, {count:,} lines", send, amqp_publish, "amqp-publish -l -p", pairs)
         else:
-            print("amqp-publish is not installed (Debian: amqp-tools): not compared")
+            print("amqp-publish (Debian package: amqp-tools) is not installed, so it is not compared")
         compare(f"receive, {count:,} lines", receive, callback_loop, "pika callback loop", pairs)
         if pairs > 1:
             compare("send -l, 20,000 lines", lambda: send(some), confirm_loop, "pika confirm loop", pairs=3)

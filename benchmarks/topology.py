@@ -34,7 +34,7 @@ def a_vhost(api: Management, name: str) -> Iterator[str]:
 
 
 def fill(url: str, queues: int, bindings: int) -> None:
-    """Declare this many queues, and bind them to topic exchanges in turn."""
+    """Declare this many queues, and spread this many bindings evenly over them and over 50 topic exchanges."""
     connection = pika.BlockingConnection(pika.URLParameters(url))
     channel = connection.channel()
     for number in range(EXCHANGES):

@@ -1,8 +1,8 @@
 """Measure the speed of the embedded broker without and with a page of `mqtool ui` open: python -m benchmarks.ui
 
-Messages are published and consumed as fast as the broker can. A separate process reads what the page would read. This
-process runs on the same machine, and slows the broker down if no core is free, so the broker's CPU time is printed,
-too.
+Messages are published and consumed as fast as the broker can handle them. In place of a browser, a separate process
+reads what the page would read. It runs on the same machine, and slows the broker down if no core is free, so the
+broker's CPU time is printed as well.
 """
 
 import statistics
@@ -28,14 +28,14 @@ def read(management: str) -> None:
 
 
 def measured(broker: Process) -> tuple[Throughput, float]:
-    """Measure how many messages per second the broker handles, and its CPU time for each message in microseconds."""
+    """Return how many messages per second the broker handles, and its CPU time per message in microseconds."""
     computed = processor_time(broker.process.pid)
     found = throughput(broker.url, COUNT)
     return found, (processor_time(broker.process.pid) - computed) / COUNT * 1e6
 
 
 def idle(broker: Process) -> float:
-    """Measure milliseconds of the broker's processor time for each second in which nothing happens."""
+    """Return how many milliseconds of CPU time the broker uses per second while no messages are published."""
     computed = processor_time(broker.process.pid)
     time.sleep(IDLE)
     return (processor_time(broker.process.pid) - computed) / IDLE * 1e3

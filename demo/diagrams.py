@@ -107,8 +107,8 @@ mqtool tutorial run work-queues --ui
 
 With `--ui`, the tutorial plays [in your browser](how-to/browser.md#play-a-tutorial-or-a-drill), with a picture of the
 messages as they move. "Watch it", below each title, opens [a recording of the tutorials](pictures/tutorials.html). The
-recording is a single file, which any browser can play without mqtool and without a network. In
-a copy of the source, `make docs` makes it, and the site shows it in this page.
+recording is a single file, which any browser can play without mqtool and without a network. It is part of the
+documentation site; in a checkout, run `make docs` to make it.
 
 `tutorial show` prints the diagram, the explanation, the commands and the source of a tutorial. With `--plain`,
 `tutorial show` prints a script that does the same with a client library, without mqtool.
@@ -165,7 +165,7 @@ def document() -> str:
 
 
 def _section_over_amqp10(name: str) -> str:
-    """Return the section of a tutorial over AMQP 1.0. The tutorial over AMQP 0-9-1 has its commands."""
+    """Return the section of a tutorial over AMQP 1.0. Its commands are those of the tutorial over AMQP 0-9-1."""
     page = pages.page(name)
     return f"### {page.title.partition(',')[0]}\n\n{_introduction(page)}"
 
@@ -178,7 +178,7 @@ def _section(name: str) -> str:
 
 
 def _introduction(page: Page) -> str:
-    """Return a sentence on what the tutorial shows, links, and its diagram."""
+    """Return a sentence that says what the tutorial shows, its links, and its diagram."""
     diagram = "\n".join(f"    {line}" for line in DIAGRAMS[page.name])
     return (
         f"{page.summary[0].upper()}{page.summary[1:]} "

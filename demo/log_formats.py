@@ -30,7 +30,7 @@ class LogFormat:
     """A rule for making a routing key of two words from a line.
 
     Attributes:
-        name: a name for such a log, for use in a sentence.
+        name: what to call such a log in a sentence, such as "the log of dpkg".
         first, second: names of the pattern's groups that match the two words. The first word has no dots and few
             values, because receivers select lines by it.
         pattern: a regular expression for --key-pattern.
@@ -79,7 +79,7 @@ UNKNOWN_FORMAT = LogFormat(
 
 
 def format_of(log: bytes) -> LogFormat:
-    """Return the first format that matches at least half of the lines."""
+    """Return the first format whose pattern matches at least half of the log's first 500 lines."""
     sample = log.splitlines()[:_SAMPLE]
     for candidate in FORMATS:
         fits = sum(re.search(candidate.pattern, line.decode("utf-8", "replace")) is not None for line in sample)
@@ -123,7 +123,8 @@ def history_of_this_project() -> Path:
         log = subprocess.run(["git", "-C", root, "log", "--format=%as %an: %s"], capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         raise CheckFailed(
-            "no log file on this machine, and no history of this project\n  name a log file with LOG=FILE"
+            "there is no readable log file on this machine, and the Git history of this project cannot be read",
+            ANOTHER_FILE,
         ) from error
     path.write_bytes(log)
     return path

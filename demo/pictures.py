@@ -84,7 +84,7 @@ def of_command(columns: int, command: str, lines: int | None = None, code: int =
 
 
 def of_shop(columns: int, command: str, code: int = 0) -> Console:
-    """Return a console with a command and its output, run on a broker with the queues of `recordings.SHOP`."""
+    """Return a console with a command and its output, run on a broker that `recordings.SHOP` has prepared."""
     with EmbeddedBroker(management_port=0) as broker, tempfile.TemporaryDirectory() as directory:
         place = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url or ""}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -211,7 +211,7 @@ def _without_title_bar(match: re.Match[str]) -> str:
 
 
 def _trimmed(match: re.Match[str]) -> str:
-    """Return an SVG text without the spaces at its end, with the width of its columns in any font."""
+    """Return an SVG text element without trailing spaces, whose width is that of its columns in any font."""
     length = float(match[1])
     columns = round(length / _CHARACTER)
     return f'textLength="{(columns - len(match[3])) * _CHARACTER:g}">{match[2]}</text>'
@@ -230,7 +230,7 @@ _STILLS = ("work-queues", "why-queues")
 
 
 def main() -> None:
-    """Make the pictures named on the command line, or all, and the page of the tutorials."""
+    """Make the pictures that are named on the command line, by default all, and docs/tutorials.md."""
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     for name in sys.argv[1:] or [recordings.SHOP_AT_WORK, recordings.TUTORIALS, *PICTURES]:
         path = DIRECTORY / f"{name}.svg"

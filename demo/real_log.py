@@ -44,7 +44,7 @@ class Receiver:
     Attributes:
         binding_keys: the binding keys of the receiver.
         key_regex: a regular expression that matches the same routing keys.
-        is_part: True if the receiver gets one of the parts that add up to the whole log.
+        is_part: True if no other receiver of a part gets the same lines; the parts add up to the whole log.
     """
 
     name: str
@@ -116,7 +116,7 @@ def _play(stage: Stage, path: Path, note: Callable[[str], None], table: Callable
 def _find(note: Callable[[str], None]) -> Path:
     if (found := log_formats.find()) is not None:
         return found
-    note("No readable log file on this machine: using the history of this project instead.")
+    note("This machine has no readable log file, so the Git history of this project is sent instead.")
     return log_formats.history_of_this_project()
 
 
@@ -127,7 +127,9 @@ def _lines(log: bytes) -> list[bytes]:
 
 
 def _receivers(keys: Sequence[str]) -> list[Receiver]:
-    """Return receivers: for all lines, for each frequent first word, for other first words, and for a second word."""
+    """Return the receivers: one for all lines, one for each of the three most frequent first words of the routing
+    keys, one for the other first words if there are at most 24, and one for the most frequent second word.
+    """
     first = [word for word, _ in Counter(key.partition(".")[0] for key in keys).most_common()]
     own, rest = first[:_OWN], first[_OWN:]
     receivers = [Receiver("all", ("#",), ".*")]
@@ -142,7 +144,7 @@ def _receivers(keys: Sequence[str]) -> list[Receiver]:
 
 
 def _file_name(word: str, number: int, words: Sequence[str]) -> str:
-    """Return the word if it is a unique file name, even on a file system that ignores case."""
+    """Return the word as a file name, or "part-N" if the name would be too long or not unique, regardless of case."""
     names = [other.casefold() for other in words]
     name = word.casefold()
     return name if names.count(name) == 1 and name not in _OTHER_NAMES and len(name) <= _LONGEST else f"part-{number}"
@@ -173,7 +175,7 @@ def _sent(path: Path, before: bytes, emitter: Terminal) -> bytes:
     at_least, at_most = len(_lines(before)), len(_lines(now))
     if not (now.startswith(before) and at_least <= count <= at_most):
         raise CheckFailed(
-            f"{path} changed while it was being read, not only by new lines at the end: expected {at_least:,} lines, "
+            f"{path} changed while it was being read, and not only by additional lines: it had {at_least:,} lines, "
             f"{count:,} were sent, and the file now has {at_most:,}"
         )
     return now if count == at_most else b"".join(line + b"\n" for line in _lines(now)[:count])
@@ -245,7 +247,7 @@ def main() -> int:
     except MqtoolError as failure:
         output.error(str(failure), failure.hint)
         return 1
-    lines.right(f"{checks} checks passed; see {OUTPUT}/.")
+    lines.right(f"{checks} checks passed; the receivers' files are in {OUTPUT}/.")
     return 0
 
 

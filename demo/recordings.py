@@ -46,7 +46,7 @@ _PACKING = "sleep 1.5; ! grep -q broken"
 
 
 def record(path: Path) -> None:
-    """Record a page of `mqtool ui` while orders are published, packed by two workers, and invoiced."""
+    """Record the page of `mqtool ui` while orders are published, packed by two workers, and received for invoices."""
     with EmbeddedBroker(management_port=0) as broker, tempfile.TemporaryDirectory() as directory, ExitStack() as ending:
         place = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url or ""}
         environment = {**os.environ, **place, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
@@ -94,13 +94,13 @@ _SETTLES = 2.5
 
 
 class PlaysRecorder(PlayPage):
-    """Records runs of tutorials as the `ui` page plays them, without the pauses for reading."""
+    """Records tutorials as `tutorial run --ui` plays them in a browser, without the pauses for reading."""
 
     def __enter__(self) -> Self:
         return self
 
     def say(self, text: str, question: str = "") -> None:
-        """Record an explanation, and continue once the picture shows what happened before it."""
+        """Record an explanation, once the page shows everything that happened before. Do not wait for a reader."""
         time.sleep(_SETTLES)
         self._continued = self._said + 1
         super().say(text, question)
@@ -112,7 +112,7 @@ class PlaysRecorder(PlayPage):
 
 
 def record_plays(path: Path, names: Iterable[str]) -> None:
-    """Record these plays in one HTML page. It shows the play that is named in its URL, or offers a choice of plays."""
+    """Record these plays, such as tutorials, in an HTML page, which plays the one in its URL or offers a choice."""
     offered = [{"name": name, "title": plays.PLAYS[name].title, "story": plays.PLAYS[name].story} for name in names]
     guard = Guard()
     with PlaysRecorder(offered) as recorder:

@@ -1,8 +1,8 @@
 """Makes docs/pictures/two-minutes.svg, an animated terminal, from a real run (`make pictures`).
 
-Each command is typed, and its output appears line by line as it was printed, with shorter pauses. The animation is CSS:
-readers who prefer reduced motion see only the last screen. If the picture is opened on its own,
-the animation pauses while the pointer is over it.
+The picture shows each command being typed, and then its output, line by line as it was printed, but with shorter
+pauses. The animation is CSS. Readers who prefer reduced motion see only the last screen. If the picture is opened on
+its own, the animation pauses while the pointer is over the picture.
 """
 
 import io
@@ -58,7 +58,7 @@ _KEY, _BEFORE, _AFTER, _PAUSE, _READ, _END = 0.04, 0.5, 0.25, 1.5, 1.2, 8.0
 
 
 class Line(NamedTuple):
-    """A line of the terminal, and when it appears, in seconds. `typed` is the number of characters that are typed."""
+    """A line of the terminal, the second at which it appears, and how many of its characters are typed."""
 
     text: Text
     at: float

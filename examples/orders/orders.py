@@ -16,11 +16,11 @@ ATTEMPTS = 3
 
 
 class OrderFailed(Exception):
-    """The order was not stored, so it will not be billed."""
+    """The broker has not confirmed the order, so the order may not be billed."""
 
 
 def connect(url: str) -> BlockingChannel:
-    """Open a channel, and declare what the service needs."""
+    """Open a channel, and declare the exchange, queues and binding that the service needs."""
     parameters = pika.URLParameters(url)
     parameters.client_properties = {"connection_name": "orders"}
     channel = pika.BlockingConnection(parameters).channel()
@@ -34,7 +34,7 @@ def connect(url: str) -> BlockingChannel:
 
 
 class Orders:
-    """Announces orders; each has been stored by the broker when place() returns."""
+    """Announces orders. When place() returns, the broker has confirmed the order."""
 
     def __init__(self, url: str) -> None:
         self._url = url

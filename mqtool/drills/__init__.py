@@ -1,1 +1,1 @@
-"""Drills: start commands on a broker, cause a failure, and count lost and duplicated messages."""
+"""Drills: run commands against a broker, cause a failure, and count lost and duplicated messages."""

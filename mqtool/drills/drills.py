@@ -1,19 +1,19 @@
 """The drills: each one disturbs a flow of messages to a receiver, or workers that run a program for each message.
 
-A flow of messages; the broker restarts, a node dies, or connections are cut:
+Messages flow from a sender to a receiver while the broker restarts, a node is killed, or connections are cut:
 
     send ──> [drill] ──> receive
          ^           ^
-         └── broken ─┘
+         └─── cut ───┘
 
 The sender republishes unconfirmed messages with the same message ID. The broker redelivers unacknowledged messages to
 the receiver. So a message may arrive twice, which can be detected by its ID, but no message is lost.
 
-Workers; one is killed, a message always fails, or messages are published twice:
+Workers run a program for each message. One of them is killed, a message always fails, or messages are published twice:
 
     send ──> [drill] ──> worker --exec … --deduplicate ──> done
                 │  ^
-                v  └── again later ──> [drill.dlq]
+                v  └── retries ──> [drill.dlq]
              killed
 
 The broker redelivers the unacknowledged messages of a killed worker to another worker. A message that always fails is
@@ -44,8 +44,8 @@ STREAM_MESSAGES = 10_000
 NODE_MESSAGES = 40_000
 #: The explanation shown in each drill with a flow of messages.
 _AGAIN = (
-    "The sender republishes every unconfirmed message, and the broker redelivers every unacknowledged one. Some may "
-    "arrive twice; none may be lost."
+    "The sender republishes every unconfirmed message, and the broker redelivers every unacknowledged one. Some "
+    "messages may arrive twice; none may be lost."
 )
 
 
@@ -62,7 +62,7 @@ def restart_broker(scene: DrillScene, count: int = STREAM_MESSAGES) -> Verdict:
 
 
 def kill_node(scene: DrillScene, count: int = NODE_MESSAGES) -> Verdict:
-    """kill -9 the node that hosts the queue's leader and both clients' connections; restart it later.
+    """Kill the node (kill -9) that hosts the queue's leader and both clients' connections. Restart the node later.
 
     The other nodes elect a new leader, and both clients reconnect to another node.
     """
@@ -76,9 +76,9 @@ def kill_node(scene: DrillScene, count: int = NODE_MESSAGES) -> Verdict:
         scene.revive_nodes()
 
     scene.say(
-        f"{count:,} messages flow from a sender to a receiver. Node 1 leads the queue, both programs are connected to "
-        "node 1, and node 1 is killed while messages flow. Watch both programs reconnect to another node. The longest "
-        f"pause shows how long it takes until another node leads the queue. {_AGAIN}"
+        f"{count:,} messages flow from a sender to a receiver. Node 1 hosts the queue's leader, and both programs are "
+        "connected to it. Then node 1 is killed. Watch both programs reconnect to another node. The longest pause "
+        f"shows how long it takes to elect a new leader. {_AGAIN}"
     )
     return _flow(scene, scene.url, count, {1: kill, 3: revive})
 
@@ -141,7 +141,7 @@ _AT_ONCE = 4
 
 
 def kill_worker(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
-    """kill -9 a worker while its programs run; another worker takes over."""
+    """Kill a worker (kill -9) while its programs run. Another worker gets its messages, and then the rest."""
     scene.say(
         f"{count} messages wait for workers that run a program for each message, up to {_AT_ONCE} at once. Worker 1 is "
         "killed while its programs run, before it has acknowledged their messages. Watch worker 2 get these messages, "
@@ -194,7 +194,7 @@ def poison(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
 def duplicate(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
     """Publish every tenth message twice, as if its confirm had been lost; the worker handles each message once."""
     scene.say(
-        f"Every tenth of {count} messages is published twice, as by a sender that did not receive the confirm. Watch "
+        f"Every tenth of {count} messages is published twice, as if the sender had not received the confirm. Watch "
         "the worker, which has the option --deduplicate, recognise each duplicate by its message ID, and run the "
         "program only for the original."
     )
@@ -216,7 +216,7 @@ def _worker(scene: DrillScene, program: str, *options: str) -> str:
 
 
 def _effects(scene: DrillScene, messages: DrillMessages) -> tuple[list[tuple[str, bool]], int]:
-    """Return the ID of each message of the drill that was handled, and whether it was redelivered; count the others."""
+    """Return the ID of each handled message of the drill with True if it was redelivered, and the number of others."""
     lines = [line.partition(" ") for line in lines_of(scene.directory / "effects")]
     own = [(message_id, redelivered == "1") for redelivered, _, message_id in lines if message_id in messages]
     return own, len(lines) - len(own)

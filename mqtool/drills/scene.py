@@ -42,7 +42,7 @@ class Verdict:
 
     Attributes:
         sent: distinct messages passed to the publisher.
-        confirmed: messages that the broker confirmed, including duplicates.
+        confirmed: publishes that the broker confirmed, including those of duplicates.
         done: distinct messages handled at least once.
         redelivered: deliveries marked redelivered.
         suppressed: deliveries recognised as duplicates by their message_id.
@@ -201,7 +201,7 @@ class DrillScene:
         self._start_broker()
 
     def kill_node(self) -> None:
-        """kill -9 the first node of the cluster."""
+        """Kill the first node of the cluster (kill -9)."""
         self._starter.kill(self._started, 0)
 
     def revive_nodes(self) -> None:
@@ -243,10 +243,10 @@ def number_of(terminal: Terminal, what: str) -> int:
 
 
 class DrillMessages:
-    """The messages of a drill, whose IDs contain random digits to distinguish them from other clients' messages.
+    """The messages of a drill. Their IDs contain random digits, so that no other client's message has the same ID.
 
     Attributes:
-        ids: the messages' IDs, by number.
+        ids: the IDs of the messages, indexed by their numbers, which count from 0.
     """
 
     def __init__(self, count: int) -> None:
@@ -262,11 +262,11 @@ class DrillMessages:
 
 
 class Arrivals:
-    """The messages of a run that `receive --json` has written to a file. count() reads what was added to the file.
+    """The messages that `receive --json` has written to a file. count() reads what was added to the file.
 
     Attributes:
-        deliveries: the deliveries of the run's messages.
-        ids: the IDs of the messages that have arrived.
+        deliveries: the deliveries of the drill's messages.
+        ids: the IDs of the drill's messages that have arrived.
         foreign: the number of deliveries of other messages.
     """
 
@@ -279,7 +279,7 @@ class Arrivals:
         self._read = 0
 
     def count(self) -> int:
-        """Return the number of deliveries of the run's messages so far."""
+        """Return the number of deliveries of the drill's messages so far."""
         with self._path.open("rb") as file:
             file.seek(self._read)
             for line in file:

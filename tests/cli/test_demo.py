@@ -98,7 +98,7 @@ def test_the_log_demonstration_names_a_missing_log_file(shell: Shell) -> None:
 @large
 def test_the_log_demonstration_fails_if_the_log_changes(shell: Shell, broker: TestBroker, tmp_path: Path) -> None:
     """If the log file changes while the log demonstration of `make demo` reads it, the demonstration says how many
-    lines it expected and how many it sent, and exits with 1.
+    lines the file had and how many were sent, and exits with 1.
     """
     log = tmp_path / "app.log"
     log.write_text("INFO one\nWARN two\n")
@@ -110,7 +110,7 @@ def test_the_log_demonstration_fails_if_the_log_changes(shell: Shell, broker: Te
 
     assert running.wait().code == 1
     assert "app.log changed while it was being read" in running.stderr
-    assert "expected 2 lines, 3 were sent" in running.stderr
+    assert "it had 2 lines, 3 were sent" in running.stderr
     assert left_behind(broker) == []
 
 

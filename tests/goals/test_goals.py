@@ -164,8 +164,8 @@ def test_tutorial_try_reports_each_message_to_a_missing_exchange(goal: Goal, lea
 
 @pytest.mark.parametrize("goal", [GOALS["hello-world"][2]], ids=["no-queue"])
 def test_the_last_hint_works_after_the_learner_has_tried_the_example(goal: Goal, learner: Learner) -> None:
-    """The commands in the last hint of the goal "no-queue" reach that goal even if the learner has already declared the
-    queue 'helo', which the goal's text names as an example of a missing queue.
+    """The commands in the last hint of the goal "no-queue" reach the goal even if the learner has already declared the
+    queue 'helo', which the goal's text names as an example of a queue that does not exist.
     """
     learner.make(f"mqtool send -q helo 'Hello?'; {goal.hints[2]}")
     assert learner.wait_for("reached")

@@ -87,8 +87,8 @@ def test_a_redelivered_message_does_not_count_as_received_too_early() -> None:
 
 
 def test_a_delayed_message_is_not_reported_as_not_received() -> None:
-    """While an exchange delays a message, `tutorial try` does not report that nobody has received the message.
-    `tutorial try` reports that once the exchange is deleted.
+    """While an exchange delays a message, `tutorial try` does not report the message as not received. If the exchange
+    is deleted, and the message with it, `tutorial try` reports the message.
     """
     (goal,) = GOALS["delayed-messages"]
     seen = Seen()

@@ -122,8 +122,8 @@ def test_tutorial_try_does_not_say_that_no_message_arrives_if_there_is_a_consume
 
 @pytest.mark.usefixtures("no_other_firehose")
 def test_the_firehoses_of_four_virtual_hosts_can_be_switched_at_the_same_time(broker: TestBroker) -> None:
-    """If mqtool switches the firehoses of four virtual hosts on or off at the same time, it switches all four, even
-    though RabbitMQ may lose one of several simultaneous requests.
+    """If mqtool switches the firehoses of four virtual hosts on or off at the same time, all four are switched,
+    although RabbitMQ may lose the effect of one of several simultaneous requests.
     """
     api = watched(broker).find()
     with ExitStack() as ending, ThreadPoolExecutor() as threads:

@@ -161,7 +161,8 @@ def test_delayed_messages_are_routed_by_their_own_key_and_headers(
     wrong: Message | None,
 ) -> None:
     """When a delayed message is due, the exchange (direct, topic, fanout or headers) routes the message by its own
-    routing key and headers, not by the routing key that was given to the publisher.
+    routing key and headers. The routing key that the caller passed to publish() does not apply to a message that has
+    its own.
     """
     channel.declare(exchange)
     queue = channel.declare(PRIVATE_QUEUE)
@@ -177,9 +178,9 @@ def test_delayed_messages_are_routed_by_their_own_key_and_headers(
     assert channel.depth_of(queue.name) == 0
 
 
-def test_a_delayed_messages_own_exchange_and_key_override_the_publishers(channel: Channel, publish: Publish) -> None:
-    """If a delayed message has its own exchange and routing key, these override the exchange and routing key that were
-    given to the publisher.
+def test_a_delayed_messages_own_exchange_and_key_override_those_of_publish(channel: Channel, publish: Publish) -> None:
+    """If a delayed message has its own exchange and routing key, the message is published with these when it is due,
+    not with those that the caller passed to publish().
     """
     channel.declare(Exchange("other", "direct"))
     queue = channel.declare(CLASSIC)

@@ -217,8 +217,8 @@ def test_an_rpc_client_whose_connection_is_cut_gets_all_replies(
 
 @on_any_broker
 def test_a_consumer_started_after_ctrl_c_ends_immediately(channel: Channel) -> None:
-    """If a channel is stopped, as Ctrl-C does, before a consumer starts on this channel, the consumer ends immediately
-    instead of waiting for a message.
+    """If a channel was stopped, as Ctrl-C stops it, a consumer that is started on this channel ends immediately instead
+    of waiting for a message.
     """
     queue = channel.declare(Queue("q", durable=True))
     channel.stop()
@@ -307,8 +307,8 @@ def test_queues_and_exchanges_with_different_arguments_are_reported_once(
 
 
 def test_closing_a_connection_during_a_reconnection_ends_the_waiting_thread(amqp_vhost: Vhost) -> None:
-    """If a connection is closed while mqtool reopens the connection, a thread that waits for the connection gets the
-    error "the connection is closed".
+    """If a program closes a connection that mqtool is reopening, a thread that waits for the connection gets the error
+    "the connection is closed".
     """
     for cuts, pause in ((1, 0.0), (1, 0.01), (2, 0.005), (2, 0.02)):
         connection = Connection(parse_addresses(amqp_vhost.url), backoff=EAGER)

@@ -14,8 +14,8 @@ LINES = [{"exchange": "", "routing_key": "jobs", "headers": {"n": n}, "body": f"
 
 
 def test_the_fixture_amqp_vhost_provides_a_running_broker(amqp_vhost: Vhost) -> None:
-    """The broker of the pytest fixture amqp_vhost accepts TCP connections, and answers an unknown protocol header with
-    an AMQP header.
+    """The broker of the pytest fixture amqp_vhost accepts TCP connections. If a client sends a protocol header that the
+    broker does not support, the broker answers with one that it supports.
     """
     port = int(amqp_vhost.url.rpartition(":")[2].partition("/")[0])
     with socket.create_connection(("127.0.0.1", port)) as client:

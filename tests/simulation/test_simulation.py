@@ -182,9 +182,9 @@ def test_the_model_allows_a_second_delivery_of_a_delayed_message_only_after_a_ki
 
 @pytest.mark.parametrize("later", [0.003, 2])
 def test_the_model_allows_a_late_delivery_of_an_acknowledged_message_only_while_the_broker_stops(later: float) -> None:
-    """While the broker is stopping, a message may be requeued, redelivered and acknowledged while its first delivery is
-    still on the way to a connection that is being closed. Only then does the simulation's model allow a message to
-    arrive after its acknowledgement.
+    """The simulation's model allows a consumer to receive a message that another consumer has already acknowledged only
+    shortly after the broker began to stop. At that moment, a first delivery may still be on the way to a closing
+    connection while the message is requeued, redelivered and acknowledged.
     """
     now = 10.0
     judge = Judge(lambda: now, {"q": Kind()})

@@ -71,13 +71,15 @@ _STORED = (
 )
 
 
-def test_a_stream_stores_the_same_bytes_of_a_message_as_rabbitmq() -> None:
-    """A message published to a stream over AMQP 0-9-1 is stored as the same bytes as in RabbitMQ 3.10.8."""
+def test_a_stream_stores_a_message_as_the_same_bytes_as_rabbitmq() -> None:
+    """If a message is published to a stream over AMQP 0-9-1, the embedded broker stores it as the same bytes as
+    RabbitMQ 3.10.8.
+    """
     assert encode(MessageProperties.of(_FIELDS), b"hello", "", "s1") == _STORED
 
 
 def test_a_message_read_from_a_stream_has_all_its_properties() -> None:
-    """A message that is read from a stream has the body, exchange, routing key and properties with which it was
+    """A message that is read from a stream has the body, exchange, routing key and properties that it had when it was
     published.
     """
     found = decode(_STORED)
@@ -116,8 +118,8 @@ def test_an_id_that_is_not_a_string_has_its_type_in_a_header(identifier: bytes, 
 
 
 def test_an_amqp_1_0_header_becomes_delivery_mode_priority_and_expiration() -> None:
-    """The fields `durable`, `priority` and `ttl` in the header section of an AMQP 1.0 message are delivered over AMQP
-    0-9-1 as the properties delivery mode, priority and expiration.
+    """If an AMQP 1.0 message in a stream has the header fields `durable`, `priority` and `ttl`, the message is
+    delivered over AMQP 0-9-1 with a delivery mode, a priority and an expiration.
     """
     found = decode(b"\x00Sp\xc0\x06\x03AP\x05R\x64" + b"\x00Su\xa0\x01x")
 
@@ -143,8 +145,8 @@ def test_an_amqp_1_0_value_as_a_body_is_delivered_encoded() -> None:
 
 @given(st.binary(max_size=60) | st.binary(max_size=60).map(lambda data: b"\x00Ss\xc0" + data))
 def test_any_bytes_in_a_stream_are_decoded_as_a_message(data: bytes) -> None:
-    """Whatever bytes a client stores as an entry of a stream, reading the entry returns a message and
-    raises no error.
+    """Whatever bytes a client stores as an entry of a stream, the embedded broker reads them as a message and raises no
+    error.
     """
     assert isinstance(decode(data).body, bytes)
 
@@ -157,8 +159,8 @@ def test_a_stream_entry_that_is_not_amqp_1_0_is_delivered_as_the_body() -> None:
 
 
 def test_a_stream_entry_of_deeply_nested_values_is_delivered_as_the_body() -> None:
-    """If a stream entry consists of 100,000 nested values, the message that is delivered has all bytes of the entry as
-    its body, and there is no error.
+    """If a stream entry consists of 100,000 nested AMQP 1.0 values, the broker raises no error, and delivers a message
+    whose body is the whole entry.
     """
     nested = b"\x00" * 100_000
 

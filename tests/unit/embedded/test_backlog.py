@@ -111,9 +111,9 @@ def take(backlog: Backlog, expected: Expected) -> BacklogEntry:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("most", [0, 1, BATCH], ids=["in memory", "paged out, large", "paged out"])
 def test_messages_are_delivered_in_the_order_of_the_queue_type(kind: str, most: int) -> None:
-    """After any sequence of publishes, deliveries and requeues, a queue of the embedded broker delivers the same
-    message next as RabbitMQ does: the oldest one, the oldest one with the highest priority or, in a quorum queue, a
-    requeued one if there is any. It makes no difference whether messages are paged out to disk.
+    """After any sequence of publishes, deliveries and requeues, a queue of the embedded broker delivers messages in
+    RabbitMQ's order for the type of the queue: classic with or without priorities, or quorum in 3.13, 4.2 or 4.3. The
+    order is the same if messages are paged out to disk.
     """
     for seed in range(20):
         chance = random.Random(seed)
@@ -138,8 +138,8 @@ def test_messages_are_delivered_in_the_order_of_the_queue_type(kind: str, most: 
 
 
 def test_a_newly_published_message_has_never_been_delivered() -> None:
-    """A message that was just published is not marked as redelivered, was never requeued, has the expiration time that
-    its publisher has set, if any, and is only in memory.
+    """A message that was just published is not marked as redelivered, has delivery counts of 0, and is not on disk yet.
+    It has an expiration time only if its publisher has set one.
     """
     new = BacklogEntry(entry(1).message, 7, expires_at=5)
     assert (new.position, new.redelivered, new.acquired_count, new.delivery_count) == (7, False, 0, 0)

@@ -6,8 +6,8 @@ from mqtool.broker.embedded.model.clock import LoopClock
 
 
 def test_every_client_is_served_while_all_clients_are_busy() -> None:
-    """If each of 100 clients always has 1 ms of work for the embedded broker, each client is served at least once
-    before any client has been served 40 times.
+    """If 100 clients keep the embedded broker busy, and each request takes 1 ms, the broker serves every client at
+    least once before it serves any client for the 40th time.
     """
     served = [0] * 100
 

@@ -65,8 +65,9 @@ def test_only_one_broker_uses_a_data_directory(tmp_path: Path) -> None:
 
 
 def test_a_data_directory_is_accessible_only_to_its_user(tmp_path: Path) -> None:
-    """A new data directory and its database are accessible only to their user. If an existing database is accessible to
-    others, the broker changes the mode of the database when it starts, but not the mode of its directory.
+    """Only the operating system user who runs the broker can access a new data directory and its database. If other
+    users can access an existing database, the broker corrects the file's mode when it starts, but does not change the
+    mode of the directory.
     """
     directory = tmp_path / "a" / "b"
     open_database(directory).close()
@@ -107,8 +108,8 @@ _PLENTY, _TOO_LITTLE = 10**12, 999_999
 def test_a_full_disk_is_named_as_the_reason_why_a_broker_cannot_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, free: int, *, is_full: bool
 ) -> None:
-    """If a data directory cannot be opened because the disk is full, the error gives the free space and the required
-    space. Other errors are passed on unchanged. The directory can be used again later.
+    """If a data directory cannot be opened because the disk is full, the error says how many bytes are free and how
+    many are needed. Any other error contains the original reason. Once the reason is gone, the directory can be opened.
     """
 
     def fail(_: Path) -> None:
@@ -168,7 +169,9 @@ def test_an_empty_database_file_is_reported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("used_by", ["mark", "definition"])
 def test_a_data_directory_is_new_until_it_is_used(tmp_path: Path, used_by: str) -> None:
-    """A data directory counts as new until it is marked as used or contains a definition."""
+    """A data directory counts as new, so that the broker creates its default definitions, until the directory has been
+    marked as used or contains a definition.
+    """
     opened = open_database(tmp_path)
     assert opened.is_new
     if used_by == "mark":
@@ -203,8 +206,8 @@ class RecordingDisk(Disk):
 
 
 def test_the_writer_thread_syncs_and_checkpoints_the_database(tmp_path: Path) -> None:
-    """Changes are committed to SQLite's write-ahead log, and only sync() syncs this log to disk. The writer thread can
-    sync the log, and checkpoint it into the database file, although the event loop's thread has opened the database.
+    """Changes are committed to SQLite's write-ahead log, which only sync() syncs to disk. A thread other than the one
+    that opened the database can call sync(), and checkpoint(), which copies the log into the database file.
     """
     disk, log = RecordingDisk(), tmp_path / f"{FILE}-wal"
     opened = open_database(tmp_path, disk)
@@ -245,8 +248,8 @@ def test_exactly_the_removed_messages_are_deleted(rows: set[int], data: st.DataO
 
 
 def test_messages_are_read_from_a_data_directory_in_batches() -> None:
-    """The broker reads messages from its data directory in batches, in order. If the bodies of a batch exceed 1 MiB, it
-    reads only the first few messages of the batch.
+    """The broker reads messages from its data directory in batches, in order. If the bodies of a batch exceed 1 MiB,
+    the broker reads only the first messages of the batch, up to the one that exceeds this size.
     """
     db = memory()
     rows = range(1, BATCH + 10)

@@ -23,8 +23,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_on_macos_a_sync_waits_for_the_drive(asked: list[str], tmp_path: Path) -> None:
-    """On macOS, the broker syncs files and directories with F_FULLFSYNC. After an fsync(), data could still be in the
-    drive's memory.
+    """On macOS, the broker syncs files and directories with F_FULLFSYNC, because after an fsync() alone, data may still
+    be in the drive's memory.
     """
     with (tmp_path / "log").open("wb") as file:
         disk.DISK.sync(file.fileno(), tmp_path / "log")

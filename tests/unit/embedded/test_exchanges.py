@@ -155,8 +155,8 @@ def test_the_properties_key_of_a_binding_is_its_quoted_routing_key(
 
 
 def test_bindings_with_different_arguments_have_different_properties_keys(vhost: VirtualHost) -> None:
-    """The properties_key of a binding with arguments ends with a hash of the arguments, which can be part of a URL. It
-    differs from the properties_key of any other binding with the same routing key.
+    """The properties_key of a binding with arguments ends with a hash of these arguments, which needs no encoding in a
+    URL. Bindings with the same routing key and different arguments have different properties_keys.
     """
     exchange, queue = vhost.exchanges["amq.topic"], add_queue(vhost)
     tables: list[Table] = [{"a": Int32(1)}, {"a": Int32(2)}, {"b": Int32(1)}, {"a": "1"}]
@@ -236,8 +236,9 @@ def test_a_message_that_was_delayed_has_its_delay_negated(vhost: VirtualHost) ->
 def test_a_message_that_was_held_back_before_a_restart_waits_no_longer_than_its_delay(
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger, delay: Value
 ) -> None:
-    """If the system time has changed when the broker is restarted, a delayed message waits for at most its x-delay,
-    whatever type x-delay has, and whether or not it is already negated.
+    """If the system clock was changed while the broker was stopped, a message in an x-delayed-message exchange waits
+    for at most its x-delay after the restart. The x-delay may be an integer, a float or a string, and may have been
+    negated.
     """
     exchange = BrokerExchange("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     vhost.add_exchange(exchange)

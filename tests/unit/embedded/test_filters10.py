@@ -268,9 +268,9 @@ def test_a_long_like_pattern_is_compared_in_under_a_million_steps(pattern: str) 
     assert work_of(pattern, "a" * 900_000) < MOST_WORK
 
 
-def test_a_sql_filter_that_takes_too_long_for_a_message_raises_an_error() -> None:
-    """Evaluating an SQL filter raises TooMuchWork if it would take too many steps on a large message because of the
-    filter's LIKE patterns.
+def test_an_sql_filter_that_takes_too_long_for_a_message_raises_an_error() -> None:
+    """Evaluating an SQL filter raises TooMuchWork if comparing its LIKE patterns with a large message would take too
+    many steps.
     """
     message = parse(Amqp10Message(application_properties={"a": "a" * 900_000}, body=data_section(b"")).encode())
     with pytest.raises(TooMuchWork):

@@ -67,9 +67,9 @@ def entered(ledger: Ledger, row: int = 0) -> BacklogEntry:
 
 
 def test_the_memory_of_a_message_is_counted_until_it_leaves_its_queue(ledger: Reading) -> None:
-    """A message counts towards the broker's memory use from the time at which it enters a queue, or is recovered, until
-    it is dropped or set aside. Each change of the memory use is reported, and only a dropped message is deleted on
-    disk.
+    """A message counts towards the broker's memory use from the time at which it enters a queue, or is recovered from
+    disk, until it is dropped or set aside. If it is dropped, it is deleted on disk. If it is set aside because it
+    cannot be processed, it stays on disk.
     """
     first, second, third = entered(ledger, 1), entered(ledger, 2), entered(ledger)
     ledger.hold(first)
@@ -81,7 +81,9 @@ def test_the_memory_of_a_message_is_counted_until_it_leaves_its_queue(ledger: Re
 
 
 def test_messages_are_numbered_in_the_order_in_which_they_arrive(ledger: Reading) -> None:
-    """Each message that arrives gets the next position and its expiration time."""
+    """The broker numbers messages in the order in which they arrive, starting at 1, and keeps the expiration time of
+    each message, if any.
+    """
     entries = [ledger.enter(message(body), when) for body, when in ((b"0", None), (b"1", 17), (b"2", None))]
     assert [(entry.position, entry.expires_at, entry.message.body) for entry in entries] == [
         (1, None, b"0"),
@@ -91,7 +93,9 @@ def test_messages_are_numbered_in_the_order_in_which_they_arrive(ledger: Reading
 
 
 def test_changes_of_memory_are_reported_only_above_a_limit(ledger: Reading) -> None:
-    """While the broker's memory use does not exceed `quiet_bytes`, changes of the memory use are not reported."""
+    """The ledger, which counts the memory that messages take, reports a change to the broker only if more than
+    `quiet_bytes` are in use afterwards.
+    """
     ledger.quiet_bytes = 2 * MESSAGE
     entries = [entered(ledger) for _ in range(4)]
     for entry in entries:
@@ -102,8 +106,8 @@ def test_changes_of_memory_are_reported_only_above_a_limit(ledger: Reading) -> N
 
 
 def test_definitions_count_towards_the_brokers_memory_use(ledger: Reading) -> None:
-    """The memory of queues, exchanges and bindings counts towards the broker's memory use, and is also counted
-    separately.
+    """The memory of queues, exchanges and bindings counts towards the broker's memory use. There is also a separate
+    count of this memory, without messages.
     """
     ledger.hold_bytes(100)
     ledger.hold_bytes(20, definition=True)
@@ -114,8 +118,8 @@ def test_definitions_count_towards_the_brokers_memory_use(ledger: Reading) -> No
 
 
 def test_messages_are_paged_out_only_while_memory_is_short(ledger: Reading) -> None:
-    """Stored messages are paged out only while messages take more than `roomy_bytes` of memory, not counting those that
-    are already paged out. A paged-out message takes 40 bytes. After it is read back, it takes as much memory as before.
+    """A stored message is paged out only while messages in memory take more than `roomy_bytes`, by default 32 MiB. A
+    paged-out message takes 40 bytes of memory. After it is read back, it takes as much memory as before.
     """
     ledger.roomy_bytes = 3 * MESSAGE
     entries = [entered(ledger, row) for row in range(1, 6)]
@@ -143,9 +147,9 @@ def test_a_dead_letter_is_never_paged_out(ledger: Reading) -> None:
     assert ledger.held_bytes == MESSAGE
 
 
-def test_segments_in_memory_count_until_they_are_cut_or_deleted(ledger: Reading) -> None:
-    """Without a data directory, a stream's segments are kept in memory, and count towards the broker's memory use until
-    they are removed. A new write replaces the incomplete data of a failed write.
+def test_segments_of_a_stream_without_a_data_directory_count_as_memory(ledger: Reading) -> None:
+    """Without a data directory, the segments of a stream are kept in memory, and count towards the broker's memory use
+    until they are shortened or deleted. If a write fails halfway, the next write replaces the incomplete data.
     """
     segments = ledger.segments(1)
     assert [*segments.existing()] == []
@@ -164,8 +168,8 @@ def test_segments_in_memory_count_until_they_are_cut_or_deleted(ledger: Reading)
 
 
 def test_definitions_with_different_names_have_different_keys() -> None:
-    """The key of a definition contains the length of each name, so that no two lists of names have the same key. A name
-    that is not UTF-8 keeps its bytes.
+    """In the database, the key of a definition consists of its names, such as those of a virtual host and a queue, each
+    after its length. No two definitions have the same key, and names that are not valid UTF-8 keep their bytes.
     """
     assert definition_key(["/", "q\udce9"]) == b"\0\0\0\1/\0\0\0\2q\xe9"
     assert definition_key([b"ab", ""]) == b"\0\0\0\2ab\0\0\0\0"
@@ -198,8 +202,9 @@ def nested(depth: int) -> Table:
 
 @pytest.mark.parametrize("value", [nested(MAX_DEPTH + 10), {"a": 1 << 70}, {"a" * 300: True}])
 def test_a_definition_that_could_not_be_read_back_is_refused(ledger: Reading, value: Any) -> None:
-    """The broker refuses a definition with 406, and does not store the definition, if it is nested too deeply or
-    contains a value or name that cannot be encoded. A definition may be nested a little more deeply than a message.
+    """If the arguments of a declaration are nested too deeply, or contain a value or name that cannot be encoded, the
+    broker refuses the declaration with 406 and stores nothing. Arguments that are nested 8 levels deeper than a message
+    allows can be stored and read back.
     """
     with pytest.raises(ChannelException, match="a definition cannot be stored: ") as error:
         ledger.save("queue", ("/", "q"), value)
@@ -226,7 +231,7 @@ def test_the_default_memory_limit_is_that_of_the_smallest_container(
 def test_the_free_disk_space_is_what_users_other_than_root_may_use(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The free disk space that the broker reports is the number of bytes that are left for users other than root."""
+    """The free disk space that the broker reports does not include the space that the file system reserves for root."""
     asked = []
 
     def statvfs(path: Path) -> SimpleNamespace:
@@ -239,9 +244,7 @@ def test_the_free_disk_space_is_what_users_other_than_root_may_use(
 
 
 def test_without_a_data_directory_everything_counts_as_stored_immediately() -> None:
-    """Without a data directory, clients do not wait for the disk, definitions are not stored, and no database keys or
-    rows are used.
-    """
+    """Without a data directory, clients do not wait for the disk, and neither definitions nor messages are stored."""
     ledger, called = Ledger(), []
     ledger.after_commit(lambda: called.append(True))
     assert called == [True]

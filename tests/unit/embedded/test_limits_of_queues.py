@@ -109,8 +109,9 @@ def test_a_message_is_stored_if_it_and_its_queue_survive_a_restart(
 def test_the_first_delivery_of_a_durable_queue_is_recorded(
     vhost: VirtualHost, ledger: RecordingLedger, how: str
 ) -> None:
-    """The broker records in its data directory that a durable queue has made its first delivery. It records neither
-    later deliveries nor those of transient queues.
+    """When a durable queue makes its first delivery, the broker records this in its data directory, so that it knows
+    after a kill which queues may have delivered messages. Later deliveries, and those of transient queues, are not
+    recorded.
     """
     for name, durable in (("durable", True), ("transient", False)):
         queue = add_queue(vhost, name, durable=durable)
@@ -194,8 +195,9 @@ def test_each_reason_for_a_dead_letter_is_named(vhost: VirtualHost, clock: FakeC
 
 @pytest.mark.parametrize("overflow", ["drop-head", "reject-publish"])
 def test_a_maximum_length_in_bytes_counts_the_bodies_of_ready_messages(vhost: VirtualHost, overflow: str) -> None:
-    """A queue with x-max-length-bytes contains ready messages up to this many bytes, and drops the oldest messages or
-    rejects new ones beyond that. Unacknowledged messages do not count.
+    """The bodies of the ready messages in a queue with x-max-length-bytes take at most this many bytes. Beyond that,
+    the queue drops its oldest messages or, with `reject-publish`, rejects new ones. Unacknowledged messages do not
+    count.
     """
     queue = add_queue(vhost, x_max_length_bytes=Int32(10), x_overflow=overflow)
     queue.publish(message(b"unacknowledged"[:9]))
@@ -303,8 +305,8 @@ def test_a_classic_queue_counts_failed_deliveries_over_amqp_1_0(like: Like, coun
 def test_without_a_delivery_limit_requeued_messages_come_last(
     like: Like, limit: int, why: Why, *, is_last: bool
 ) -> None:
-    """Up to RabbitMQ 4.2, if a quorum queue has no delivery limit, it delivers a message that a client has requeued
-    after all other messages. In all other cases, the message returns to its position.
+    """Up to RabbitMQ 4.2, if a quorum queue has no delivery limit, and a client requeues a message, the message becomes
+    the last one in the queue. In all other cases, a requeued message returns to its position.
     """
     queue, _ = quorum_queue(like, x_delivery_limit=Int32(limit))
     for body in (b"0", b"1", b"2"):
@@ -347,8 +349,9 @@ def test_a_quorum_queue_delays_retries(which: str, why: Why, delays: list[int]) 
 
 @pytest.mark.parametrize(("like", "lasts"), [(Like.V4_2, 0), (Like.V4_3, 700)])
 def test_a_client_can_delay_the_redelivery_of_a_message_that_it_requeues(like: Like, lasts: int) -> None:
-    """From RabbitMQ 4.3 on, a client that requeues a message can name the time before which the message must not be
-    delivered again. Earlier versions ignore this time. Purging the queue also removes delayed messages.
+    """From RabbitMQ 4.3 on, a client that requeues a message to a quorum queue can set a time before which the message
+    is not delivered again. Earlier versions ignore this time. A purge of the queue removes messages that wait for such
+    a time as well.
     """
     queue, clock = quorum_queue(like)
     for body in (b"0", b"1"):
@@ -467,8 +470,8 @@ def test_a_dead_letter_leaves_its_queue_once_another_queue_has_it(
 
 
 def test_a_consumer_gets_messages_that_wait_until_they_expire(vhost: VirtualHost, clock: FakeClock) -> None:
-    """A new consumer gets the waiting messages of a queue with a TTL. A consumer that can take messages again only
-    after the TTL of many messages has passed gets none of these messages.
+    """A consumer gets the messages that wait in a queue with a TTL. If a busy consumer can take messages again only
+    after the TTL has passed, it gets none of the expired messages, however many there are.
     """
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     for body in (b"0", b"1"):
@@ -501,7 +504,9 @@ def test_basic_get_never_returns_an_expired_message(vhost: VirtualHost, clock: F
 
 
 def test_a_message_that_is_requeued_to_an_empty_queue_expires_in_time(vhost: VirtualHost, clock: FakeClock) -> None:
-    """A requeued message expires after its TTL even if its queue was found empty in the meantime."""
+    """If a message with a TTL is requeued, it expires exactly when its TTL has passed, even if basic.get has found the
+    queue empty while a client held the message.
+    """
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     queue.publish(message())
     entry = take(queue)
@@ -564,8 +569,8 @@ def test_a_message_of_high_priority_comes_first_in_queues_with_priorities(
 
 
 def test_a_policy_does_not_give_quorum_queues_of_old_versions_a_delivery_limit() -> None:
-    """In RabbitMQ 3.10, a quorum queue has no delivery limit, either without a policy or with a policy that sets
-    something else.
+    """With `broker up --like 3.10`, a quorum queue has no delivery limit by default, and a policy that sets only other
+    limits does not give it one.
     """
     vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[Like.V3_10])
     queue = add_queue(vhost, durable=True, x_queue_type="quorum")
@@ -577,8 +582,8 @@ def test_a_policy_does_not_give_quorum_queues_of_old_versions_a_delivery_limit()
 
 
 def test_paged_out_messages_that_are_purged_are_deleted_on_disk(vhost: VirtualHost, ledger: RecordingLedger) -> None:
-    """A purge deletes all messages of a queue on disk, and frees the memory that they take, even if some of them are
-    paged out.
+    """If a queue is purged, all its messages are deleted on disk and no longer count towards the memory use, including
+    those that are paged out.
     """
     queue = add_queue(vhost, durable=True, x_queue_type="quorum")
     empty, ledger.roomy_bytes = ledger.held_bytes, 0
@@ -642,10 +647,9 @@ class Watching:
         self.publishing = {id(routing.message): routing}
 
 
-def test_a_watcher_is_told_what_happens_to_messages(vhost: VirtualHost) -> None:
-    """A watcher of message events is told when a message enters a queue, is delivered, acknowledged or requeued, or is
-    dead-lettered or dropped with a reason, and when a queue is emptied. A watcher is told nothing about messages that
-    it has chosen not to show.
+def test_a_live_display_is_told_what_happens_to_messages(vhost: VirtualHost) -> None:
+    """A live display, such as `mqtool ui`, is told when a message enters a queue, is delivered, acknowledged, requeued
+    or dead-lettered, and when a queue is purged. The display is told nothing about messages that it does not show.
     """
     watcher = Watching()
     queue = add_queue(vhost, x_dead_letter_exchange="amq.fanout")

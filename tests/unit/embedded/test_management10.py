@@ -64,8 +64,9 @@ _QUEUE = {
 
 
 def test_a_queue_is_declared_read_purged_and_deleted_over_amqp_1_0(client: _Client) -> None:
-    """Over AMQP 1.0, a request to declare a new queue returns 201, and later requests for the queue return 200. Once
-    the queue is deleted, a request to read or purge it returns 404, and a request to delete it again returns 200.
+    """Over AMQP 1.0, a request to declare a new queue returns 201. Requests to declare it again, read it, purge it or
+    delete it return 200. Once the queue is deleted, requests to read or purge it return 404, and a request to delete it
+    again returns 200.
     """
     assert client("PUT", "/queues/q", {}) == (201, _QUEUE)
     assert client("PUT", "/queues/q", {"durable": True, "arguments": {}}) == (200, _QUEUE)
@@ -245,8 +246,8 @@ def test_bindings_are_added_listed_and_removed_over_amqp_1_0(client: _Client) ->
     ],
 )
 def test_an_invalid_binding_is_refused_over_amqp_1_0(client: _Client, change: Any10, status: int, text: str) -> None:
-    """Over AMQP 1.0, a request to bind a missing queue, to bind to a missing exchange or to the default exchange, or
-    with an unknown field, is refused with the same text as in RabbitMQ.
+    """Over AMQP 1.0, the broker refuses a binding with RabbitMQ's status and text if the queue or the exchange does not
+    exist, if the source is the default exchange, or if the request contains an unknown field.
     """
     client(*_NOT_EMPTY)
     binding = {"source": "amq.topic", "destination_queue": "q", "binding_key": "k", "arguments": {}}
@@ -271,8 +272,8 @@ def test_an_invalid_binding_is_refused_over_amqp_1_0(client: _Client, change: An
 def test_unknown_management_requests_over_amqp_1_0_end_the_session(
     client: _Client, method: str, target: str, body: Any10
 ) -> None:
-    """If an AMQP 1.0 management request has an unknown path, method or body, it raises UnknownRequest, for which the
-    broker ends the session.
+    """If an AMQP 1.0 management request has an unknown path or method, or a body that does not fit, handling the
+    request raises UnknownRequest. The broker then ends the session.
     """
     with pytest.raises(UnknownRequest):
         client(method, target, body)

@@ -35,11 +35,12 @@ def collections(monkeypatch: pytest.MonkeyPatch) -> Iterator[main._LongCollectio
 
 
 @pytest.mark.parametrize("end", ["emptied", "waste"])
-def test_what_survives_a_long_garbage_collection_is_left_out_of_later_ones(
+def test_objects_that_survive_a_long_garbage_collection_are_excluded_from_later_ones(
     collections: main._LongCollections, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    """If a broker has many messages, objects that survive a long garbage collection are left out of later ones, until
-    the broker has few messages again, or until its process has grown much more than its messages.
+    """If the broker holds many messages, and Python's garbage collection takes long, surviving objects are excluded
+    from later collections. They are included again once the broker holds few messages, or once its process has grown
+    much more than its messages.
     """
     ledger = Mock(held_bytes=1 << 30)
     memory = main._Memory(ledger, collections)
@@ -60,10 +61,12 @@ def test_what_survives_a_long_garbage_collection_is_left_out_of_later_ones(
     asyncio.run(check())
 
 
-def test_what_survives_a_short_garbage_collection_is_included_in_later_ones(
+def test_objects_that_survive_a_short_garbage_collection_are_included_in_later_ones(
     collections: main._LongCollections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Objects that survive a garbage collection of only a few milliseconds are included in the next one."""
+    """Objects that survive one of Python's garbage collections are included in the next one if the collection took only
+    a few milliseconds.
+    """
     monkeypatch.setattr(main, "_LONG", 1000)
     gc.collect()
     assert gc.get_freeze_count() == 0

@@ -213,9 +213,9 @@ def test_topic_permissions_apply_to_the_routing_keys_in_cc_and_bcc(headers: dict
 def test_a_declaration_needs_permissions_for_the_exchange_it_names(
     kind: str, argument: str, permissions: Permissions, leads_to: Any, exists: bool, missing: tuple[str, str] | None
 ) -> None:
-    """To declare a new queue with a dead-letter exchange, or a new exchange with an alternate exchange, a user also
-    needs read permission for the new queue or exchange, and write permission for the exchange that it names. If the
-    queue or exchange already exists, configure permission is enough.
+    """To declare a new queue with a dead-letter exchange, or a new exchange with an alternate exchange, a user needs
+    three permissions: configure and read for the new queue or exchange, and write for the dead-letter or alternate
+    exchange. If the queue or exchange already exists, configure permission is enough.
     """
 
     def ask(rights: Rights) -> None:

@@ -398,9 +398,10 @@ def test_a_message_with_a_ttl_of_the_wrong_type_detaches_the_link(client: Memory
     assert bodies(broker) == []
 
 
-def test_messages_are_counted_by_their_outcomes(client: MemoryClient10, broker: Broker) -> None:
-    """The broker's metrics count all messages of AMQP 1.0 publishers, those whose publishers expect an outcome, the
-    accepted ones, those added to queues, and the unroutable ones: unsettled as returned, settled as dropped.
+def test_amqp_1_0_messages_are_counted_by_their_outcomes(client: MemoryClient10, broker: Broker) -> None:
+    """The broker's metrics count the messages that AMQP 1.0 publishers send, those that are sent unsettled, those that
+    are accepted, and those that are routed to queues. An unroutable message counts as returned if it was sent
+    unsettled, and as dropped if it was sent settled.
     """
     vhost = broker.vhosts["/"]
     vhost.add_queue(QueueDeclaration("other", {}))
@@ -524,8 +525,8 @@ def test_the_error_about_a_settled_message_without_a_delivery_tag_contains_an_em
 def test_a_message_for_a_deleted_exchange_is_released_and_detaches_the_link(
     loop: asyncio.AbstractEventLoop, like: Like, *, settled: bool
 ) -> None:
-    """If the exchange of a link has been deleted, the broker releases the next message, unless the message is settled,
-    and detaches the link with not-found.
+    """If the exchange of a link has been deleted, and the publisher sends another message, the broker detaches the link
+    with not-found. If the message is unsettled, its outcome is `released`.
     """
     broker = broker_like(loop, like)
     broker.vhosts["/"].add_exchange(BrokerExchange("x", "fanout"))
@@ -582,8 +583,10 @@ def test_permissions_are_checked_for_each_message_on_a_link_without_a_target(
     assert error_of(ann.publish(1, message(to=to))) == (END, "amqp:unauthorized-access", text)
 
 
-def test_topic_permissions_also_apply_to_further_routing_keys(ann: MemoryClient10) -> None:
-    """Topic permissions also apply to the routing keys in the annotation x-cc of an AMQP 1.0 message."""
+def test_topic_permissions_apply_to_the_routing_keys_in_x_cc(ann: MemoryClient10) -> None:
+    """If a routing key in the annotation x-cc of an AMQP 1.0 message does not match the topic permissions of the
+    publisher, the broker refuses the message.
+    """
     ann.attach_sender("/exchanges/amq.topic/ann.1")
     assert outcomes(ann.publish(0, cc("ann.2"))) == [(0, None, RELEASE)]
     text = "write access to topic 'bob' in exchange 'amq.topic' in vhost '/' refused for user 'ann'"
@@ -680,8 +683,8 @@ def test_a_direct_reply_is_delivered_to_the_channel_that_waits_for_it(client: Me
 
 
 def test_only_the_default_exchange_delivers_direct_replies(client: MemoryClient10, broker: Broker) -> None:
-    """Only the default exchange delivers direct replies. Any other exchange routes a message whose routing key is the
-    address of a direct reply by the exchange's bindings.
+    """Only the default exchange delivers direct replies. If the routing key of a message is the address of a direct
+    reply, any other exchange uses it like any routing key, and routes the message by its bindings.
     """
     vhost, key = broker.vhosts["/"], f"{DIRECT_REPLY_TO}.token"
     asking = broker.reply_consumers["token"] = ReplyChannel()
@@ -737,8 +740,9 @@ class Watcher:
 def test_a_live_display_is_told_who_published_a_message_and_which_messages_were_unroutable(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """A live display is told which connection published each message, which messages were unroutable, and whether the
-    publisher was told so: a released message counts as returned to its publisher, and a settled one does not.
+    """A live display, such as `mqtool ui`, is told which connection published each AMQP 1.0 message, which messages
+    were unroutable, and whether the publisher was told so. The publisher is told of an unroutable message by the
+    outcome `released`, but not if it sent the message settled.
     """
     watcher: Any = Watcher()
     vhost = broker.vhosts["/"]
@@ -771,7 +775,7 @@ class RejectingHooks:
 def test_a_fault_that_rejects_messages_also_applies_to_amqp_1_0_publishers(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """If a fault of the embedded broker rejects messages, the broker also rejects those of AMQP 1.0 publishers, and
+    """If a test makes the embedded broker reject messages, the broker rejects those of AMQP 1.0 publishers as well, and
     adds them to no queue.
     """
     hooks: Any = RejectingHooks()

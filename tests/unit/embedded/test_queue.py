@@ -116,8 +116,9 @@ def bodies(queue: BrokerQueue) -> list[bytes]:
 
 
 def test_the_consumers_of_a_deleted_queue_are_cancelled_in_turns() -> None:
-    """If a queue with many consumers and publishing links is deleted, the broker informs some of them immediately, and
-    the others in later turns of its event loop. A link that its client has detached in the meantime is not informed.
+    """If a queue is deleted that has many consumers, and AMQP 1.0 links that publish to it, the broker cancels some
+    consumers immediately. It cancels the others, and informs the links, in later turns of its event loop, except for a
+    link that its client has detached in the meantime.
     """
     clock, seconds, told = FakeClock(), 0.0, list[str]()
     clock.elapsed = lambda: seconds  # type: ignore[method-assign]
@@ -266,9 +267,8 @@ def test_consumers_take_turns_within_a_priority(vhost: VirtualHost) -> None:
 
 
 def test_a_queue_does_not_check_busy_consumers_until_they_can_take_messages_again(vhost: VirtualHost) -> None:
-    """If 100 consumers have used up their prefetch, a queue does not check each of them again whenever a message
-    arrives or a consumer is cancelled. Once one of these consumers can take messages again, that consumer gets the next
-    message.
+    """If 100 consumers have used up their prefetch, their queue does not check them again when messages arrive or
+    consumers are cancelled. Once one of them can take messages again, that consumer gets the next message.
     """
     queue = add_queue(vhost)
     consumers = [FakeConsumer(room=1, queue=queue, priority=number % 50) for number in range(100)]
@@ -506,8 +506,8 @@ def test_a_deleted_quorum_queue_dead_letters_only_messages_that_were_requeued_be
 
 @pytest.mark.parametrize("end", ["nothing", "purge", "delete"])
 def test_many_messages_that_exceed_the_delivery_limit_are_dead_lettered(ledger: Ledger, end: str) -> None:
-    """If many messages are requeued that exceed the delivery limit, each is dead-lettered once, in order, even if the
-    queue is purged or deleted immediately afterwards.
+    """If 100 messages are requeued together and exceed the delivery limit, each of them is dead-lettered once, in
+    order, even if the queue is purged or deleted immediately afterwards.
     """
     clock, vhost, queue = requeue_many(ledger, "3.10", x_queue_type="quorum", x_delivery_limit=0)
     if end == "purge":
@@ -520,8 +520,9 @@ def test_many_messages_that_exceed_the_delivery_limit_are_dead_lettered(ledger: 
 
 @pytest.mark.parametrize("overflow", ["drop-head", "reject-publish"])
 def test_a_queue_keeps_its_maximum_length_while_many_messages_are_requeued(ledger: Ledger, overflow: str) -> None:
-    """While many messages are being requeued, their queue does not exceed its maximum length. With the overflow
-    behaviour `reject-publish`, the queue rejects new messages in the meantime.
+    """While many messages are being requeued, they count towards the maximum length of their queue. If the queue is
+    full and another message is published, the queue dead-letters its oldest message or, with the overflow behaviour
+    `reject-publish`, rejects the new one.
     """
     clock, vhost, queue = requeue_many(ledger, x_max_length=101, x_overflow=overflow)
     is_accepted = queue.publish(message(b"101"))[0]

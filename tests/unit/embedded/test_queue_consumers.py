@@ -58,8 +58,9 @@ def test_a_consumer_gets_no_more_than_its_prefetch(vhost: VirtualHost) -> None:
 
 @pytest.mark.parametrize("order", [*permutations([-1, 0, 3, 5])], ids=str)
 def test_consumers_of_higher_priority_come_first(vhost: VirtualHost, order: tuple[int, ...]) -> None:
-    """A message goes to the consumer with the highest priority that can take another message, whatever the order in
-    which consumers were added or became busy. A cancelled consumer and a consumer of another queue get no messages.
+    """Of the consumers that can take another message, the one with the highest priority gets it, whatever the order in
+    which the consumers were added or became busy. A consumer that is cancelled, or that belongs to another queue, gets
+    no messages.
     """
     queue = add_queue(vhost)
     consumers = {priority: FakeConsumer(room=1, queue=queue, priority=priority) for priority in order}
@@ -128,8 +129,8 @@ def test_a_consumer_that_becomes_the_active_one_is_informed_even_if_no_message_i
 
 
 def test_all_consumers_may_get_messages_without_single_active_consumer(vhost: VirtualHost) -> None:
-    """Each consumer of a queue without x-single-active-consumer is active, and none of them is the single
-    active one.
+    """Without x-single-active-consumer, all consumers of a queue are active, and the queue has no single active
+    consumer.
     """
     queue = add_queue(vhost)
     consumers = [FakeConsumer(queue=queue), FakeConsumer(queue=queue)]
@@ -140,8 +141,8 @@ def test_all_consumers_may_get_messages_without_single_active_consumer(vhost: Vi
 
 
 def test_an_exclusive_consumer_excludes_others_until_it_is_cancelled(vhost: VirtualHost) -> None:
-    """A queue with an exclusive consumer reports that no other consumer may be added, until this consumer
-    is cancelled.
+    """A queue reports that it has an exclusive consumer, so that the broker refuses other consumers, until the
+    exclusive consumer is cancelled.
     """
     queue = add_queue(vhost)
     assert not queue.consumers.exclusive

@@ -165,8 +165,8 @@ def test_the_answer_to_a_drain_contains_the_number_of_messages_left_in_the_queue
 def test_a_drain_completes_only_after_a_slow_receiver_has_got_the_waiting_messages(
     client: MemoryClient10, q: BrokerQueue, *, waiting: bool
 ) -> None:
-    """While an AMQP 1.0 receiver reads too slowly, the broker holds back the receiver's messages, and a drain completes
-    only after the waiting messages have been sent. If no messages wait, the drain completes at once.
+    """While an AMQP 1.0 client reads too slowly, the broker holds back the messages of its receivers. A drain completes
+    only after these messages have been sent. If the queue is empty, the drain completes at once.
     """
     if waiting:
         fill(q, b"1")
@@ -225,9 +225,9 @@ def test_a_drain_completes_only_after_the_last_transfer_of_a_large_message(
 def test_a_drain_waits_for_messages_that_are_being_requeued(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, monkeypatch: pytest.MonkeyPatch, *, detaches: bool
 ) -> None:
-    """While the broker requeues the many messages of one link, in several turns, a drain of a second link completes
-    only after the second link has got these messages. If the client detaches the second link before that, the drain is
-    not answered.
+    """If a client detaches a link with many unsettled messages, the broker requeues them in several turns of its event
+    loop. A drain of another link completes only after that link has got these messages. If the client detaches the
+    other link before that, the drain is not answered.
     """
     fill(q, *[b"%d" % number for number in range(100)])
     client.attach_receiver("/queues/q")
@@ -250,7 +250,9 @@ def test_a_drain_waits_for_messages_that_are_being_requeued(
 def test_a_drain_whose_credit_is_used_up_completes_although_the_window_is_closed(
     client: MemoryClient10, q: BrokerQueue
 ) -> None:
-    """If the last message for the drained credit uses up the client's incoming window, the drain completes at once."""
+    """If a message uses up both the drained credit and the client's incoming window, the drain completes at once,
+    without waiting for the window to open.
+    """
     fill(q, b"1", b"2")
     client.attach_receiver("/queues/q")
     found = client.flow(0, 1, drain=True, window=1)
@@ -287,7 +289,9 @@ def test_the_answer_to_a_drain_of_a_stream_always_says_that_no_messages_are_avai
 def test_deliveries_have_successive_ids_on_a_session_and_successive_tags_on_a_link(
     client: MemoryClient10, q: BrokerQueue, broker: Broker
 ) -> None:
-    """Delivery ids count the deliveries of a session, and delivery tags those of a link."""
+    """The broker numbers the deliveries of a session with successive delivery ids, and the deliveries of each link with
+    successive delivery tags.
+    """
     fill(q, b"1", b"2")
     fill(add(broker, "other"), b"3")
     for handle, queue in enumerate(("q", "other")):
@@ -535,8 +539,8 @@ class Watcher:
 def test_a_live_display_is_told_of_each_delivery_of_a_message_that_it_shows(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, *, settled: bool
 ) -> None:
-    """A live display gets an event when a message that it shows is delivered over AMQP 1.0 from a queue, and for every
-    delivery from a stream.
+    """A live display, such as `mqtool ui`, is told of each AMQP 1.0 delivery from a stream, and of each AMQP 1.0
+    delivery from a queue whose message the display shows.
     """
     stream = stream_with(broker, b"1")
     fill(q, b"1", b"2")
@@ -648,8 +652,9 @@ def news(active: bool) -> dict[str, bool]:
 
 
 def test_a_receiver_of_a_quorum_queue_is_told_whether_it_is_active(client: MemoryClient10, sac: BrokerQueue) -> None:
-    """The broker tells a receiver of a quorum queue with a single active consumer whether this receiver is the active
-    one when the receiver first grants credit, not earlier, and later only when the receiver becomes the active one.
+    """When a receiver of a quorum queue with a single active consumer first grants credit, the broker tells the
+    receiver whether it is the active one. Afterwards, the broker tells the receiver only when it becomes the active
+    one.
     """
     fill(sac, b"1")
     for handle in range(2):
@@ -702,8 +707,8 @@ def test_receivers_of_a_classic_queue_and_before_rabbitmq_4_3_are_not_told_wheth
 def test_no_receiver_of_a_session_that_ends_is_told_that_it_becomes_active(
     client: MemoryClient10, sac: BrokerQueue
 ) -> None:
-    """When a session ends that has two receivers of a queue with a single active consumer, the broker does not tell the
-    second receiver that it has become active.
+    """If a session has two receivers of a queue with a single active consumer, and the client ends the session, the
+    broker does not tell the second receiver that it has become active.
     """
     for handle in range(2):
         client.attach_receiver("/queues/sac", handle=handle)

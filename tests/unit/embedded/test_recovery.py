@@ -255,9 +255,9 @@ def test_messages_survive_a_restart(tmp_path: Path) -> None:
 
 
 def test_after_a_kill_messages_that_may_have_been_delivered_are_redelivered(tmp_path: Path) -> None:
-    """If the broker is killed, unacknowledged messages are ready again after the restart. If a queue has delivered any
-    message, all of its messages are then marked as redelivered. Messages of other queues, and messages published later,
-    are not.
+    """If the broker is killed, unacknowledged messages are ready again after the restart. If a queue had delivered any
+    of its messages, all of them are marked as redelivered. Messages of queues that had delivered none, and messages
+    published after the restart, are not marked.
     """
     copy = tmp_path / "copy"
 
@@ -286,8 +286,8 @@ def test_after_a_kill_messages_that_may_have_been_delivered_are_redelivered(tmp_
 
 
 def test_after_a_kill_a_message_keeps_the_count_of_its_deliveries(tmp_path: Path) -> None:
-    """If the broker is stopped, started again and then killed, a message still has the delivery counts from before the
-    stop when the broker is started once more, even though the message's queue has delivered messages since the stop.
+    """If the broker is stopped, it stores the delivery counts of messages. A message has these counts after each
+    restart, even if the broker was killed after its queue had delivered the message again.
     """
     copy = tmp_path / "copy"
 
@@ -393,8 +393,8 @@ def test_a_delayed_message_survives_a_restart(tmp_path: Path) -> None:
 
 
 def test_a_queue_that_is_declared_after_a_restart_does_not_get_the_messages_of_another(tmp_path: Path) -> None:
-    """A queue or exchange that is declared after a restart does not get the messages of a queue or exchange that was
-    declared earlier, even if that one was deleted.
+    """A queue or exchange that is declared after a restart does not get the messages of any queue or exchange that
+    existed before the restart, including those that were deleted.
     """
 
     async def run() -> None:
@@ -636,8 +636,8 @@ def test_the_files_of_a_deleted_stream_are_deleted_unless_a_definition_is_damage
 def test_files_in_a_data_directory_that_are_not_the_brokers_are_left_there(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """When the broker starts, it warns about each file in the directories of its streams that the broker did not
-    create, and leaves this file where it is.
+    """If the directories in which the broker keeps its streams contain files or directories that it did not create, the
+    broker warns about each of these when it starts, and leaves them where they are.
     """
 
     async def run() -> None:

@@ -49,8 +49,8 @@ def test_a_message_with_several_routing_keys_is_routed_by_each_of_them(
 
 @given(patterns=st.lists(st.tuples(keys, st.integers(0, 2)), max_size=8), key=keys)
 def test_a_topic_binding_that_was_removed_no_longer_matches(patterns: list[tuple[str, int]], key: str) -> None:
-    """After a binding of a topic exchange is removed, it no longer matches. An exchange without bindings keeps no
-    routing data in memory.
+    """After a binding of a topic exchange is removed, its binding key no longer matches any message. An exchange
+    without bindings keeps no routing data in memory.
     """
     table: TopicTable[int] = TopicTable()
     for pattern, item in patterns:
@@ -222,8 +222,8 @@ def test_header_values_are_compared_as_in_rabbitmq(
 
 
 def test_headers_bindings_follow_a_change_of_version() -> None:
-    """If the embedded broker changes to a RabbitMQ version that compares numbers in headers strictly by type, its
-    existing headers bindings compare numbers in this way, too.
+    """If the embedded broker switches to imitating a RabbitMQ version that compares numbers in headers strictly by
+    type, existing headers bindings compare numbers in this way from then on.
     """
     table: HeadersTable[str] = HeadersTable()
     table.add("", {"a": 1}, "q")
@@ -272,8 +272,8 @@ def test_a_queue_stays_bound_until_each_headers_binding_is_removed() -> None:
     ],
 )
 def test_x_delay_is_a_number_of_milliseconds(value: Value, delay: int) -> None:
-    """The header x-delay is a number of milliseconds, or a string of digits. If the value is negative, longer than the
-    plugin can wait, or of another type, the message is not delayed.
+    """The header x-delay is a number of milliseconds, or a string of digits, and fractions are dropped. A message is
+    not delayed if the value is negative, longer than the delayed message plugin allows, or of another type.
     """
     assert delay_of(value) == delay
 
@@ -299,8 +299,8 @@ def test_headers_match_numbers_by_value_and_lists_by_type() -> None:
 
 
 def test_a_headers_binding_is_removed_by_its_arguments() -> None:
-    """A headers binding is removed by naming its arguments, in any order. Removing a binding that does not exist raises
-    KeyError.
+    """To remove a headers binding, a client gives the arguments of the binding, in any order. Removing a binding that
+    does not exist raises KeyError.
     """
     table: HeadersTable[str] = HeadersTable()
     table.add("", {"a": 1, "b": 2}, "q")

@@ -100,8 +100,8 @@ def test_the_log_of_a_killed_broker_is_read_and_no_copy_of_it_is_left(killed: Pa
 def test_damage_to_the_log_is_reported_with_the_number_of_lost_changes(
     killed: Path, page: int, offset: int, reported: str, count: int
 ) -> None:
-    """If a bit of SQLite's log is flipped, the broker reads the changes before the damage, and reports how many are
-    lost. The broker keeps unchanged copies of the damaged log and of the database, which only the files' owner can
+    """If a bit of SQLite's log is flipped, the broker reads the changes before the damage, and reports how many changes
+    are lost. The broker keeps unchanged copies of the damaged log and of the database, which only the files' owner can
     read.
     """
     log = killed / f"{FILE}-wal"
@@ -278,7 +278,8 @@ def test_incomplete_messages_beside_a_damaged_part_of_the_database_are_left_out(
     stopped: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If damage to the database leaves a message without a body, the broker does not copy the message to the new
-    database, and logs which table is damaged. A file that is left from an earlier attempt is replaced.
+    database file, and logs which table is damaged. A new database file that an earlier attempt has left behind is
+    replaced.
     """
     db = sqlite3.connect(stopped)
     db.execute("UPDATE entry SET body = NULL WHERE row IN (1, 99)")
@@ -316,7 +317,9 @@ def test_lost_definitions_are_reported(opened: Database, tmp_path: Path) -> None
 
 
 def test_damaged_files_are_kept_in_a_directory_that_is_named_after_the_time(tmp_path: Path) -> None:
-    """Damaged files are kept in a directory for their user only, which is named after the local time to the second."""
+    """Damaged files are kept in a directory whose name contains the local time to the second. Only the operating system
+    user who runs the broker can access this directory.
+    """
     for _ in range(2):
         path = new_directory(tmp_path)
         assert path.parent == tmp_path

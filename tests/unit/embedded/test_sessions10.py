@@ -312,8 +312,8 @@ class Holding:
 def test_outcomes_that_a_fault_delays_are_sent_unless_the_session_has_ended(
     client: MemoryClient10, broker: Broker, *, is_open: bool
 ) -> None:
-    """If a fault of the embedded broker delays confirms, the outcomes of AMQP 1.0 messages are delayed, too. The broker
-    does not send delayed outcomes once the session has ended. Settled messages get no outcome.
+    """If a test makes the embedded broker delay confirms, the outcomes of unsettled AMQP 1.0 messages are delayed as
+    well. If the session has ended in the meantime, the broker does not send them.
     """
     hooks: Any = Holding()
     broker.hooks = hooks
@@ -531,9 +531,9 @@ class Recording:
 def test_a_recording_contains_the_outcomes_of_amqp_1_0_clients(
     client: MemoryClient10, broker: Broker, q: BrokerQueue
 ) -> None:
-    """While the embedded broker records messages, it records which messages an AMQP 1.0 client rejects or releases, but
-    not which ones are requeued at the end of a session. If a fault loses an acknowledgement, the message is requeued,
-    and recorded as released.
+    """While a test records what the embedded broker does, the recording contains the messages that an AMQP 1.0 client
+    rejects or releases, but not those that are requeued because a session ends. If an injected fault loses an
+    acknowledgement, the message is requeued and recorded as released.
     """
     hooks: Any = Recording()
     broker.hooks = hooks
@@ -647,8 +647,8 @@ class Watcher:
 
 
 def test_a_live_display_shows_publishers_whose_queue_does_not_exist(client: MemoryClient10, broker: Broker) -> None:
-    """A live display is told when a publisher attaches a link to a queue that does not exist. The display is not told
-    of receivers whose queue does not exist, nor of links with an invalid address.
+    """A live display, such as `mqtool ui`, is told when an AMQP 1.0 publisher attaches a link to a queue that does not
+    exist. The display is not told of receivers whose queue does not exist, nor of links with an invalid address.
     """
     watcher: Any = Watcher()
     broker.vhosts["/"].watcher = watcher
@@ -734,8 +734,8 @@ def test_the_end_of_a_session_requeues_its_unsettled_messages(
 
 
 def test_a_fault_that_closes_a_session_sends_one_end_frame_with_the_error(client: MemoryClient10) -> None:
-    """If a fault of the embedded broker closes a session with an AMQP 0-9-1 reply code, the broker sends an end frame
-    with the AMQP 1.0 condition for this code, and sends it only once.
+    """If a test makes the embedded broker close an AMQP 1.0 session with an AMQP 0-9-1 reply code, the broker sends one
+    end frame, with the AMQP 1.0 condition for this code, even if the test closes the session twice.
     """
     session = client.connection.sessions[0]
     session.close(AmqpException(541, "broken"))
@@ -745,8 +745,8 @@ def test_a_fault_that_closes_a_session_sends_one_end_frame_with_the_error(client
 
 
 def test_an_error_that_ends_a_session_is_sent_after_the_current_event(client: MemoryClient10) -> None:
-    """If an error ends a session while the broker handles an event, the broker sends the end frame once the event has
-    been handled.
+    """If an error ends an AMQP 1.0 session, the session stays open until the broker has finished the step in which the
+    error occurred. Then the broker sends the end frame with the error.
     """
     session = client.connection.sessions[0]
     session.fail(SessionError(INTERNAL_ERROR, "broken"))

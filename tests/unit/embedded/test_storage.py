@@ -434,9 +434,9 @@ async def writing_a_dead_letter(directory: Path, disk: WaitingDisk) -> tuple[Sto
 
 
 def test_a_kill_while_a_dead_letter_is_written_to_a_stream_neither_loses_nor_duplicates_it(tmp_path: Path) -> None:
-    """If the broker is killed while it writes a dead letter to a stream and a copy of it to another queue, the message
-    is still in its original queue after a restart, and the other queue has no copy. The message leaves its original
-    queue only when the copies are on disk.
+    """If the broker is killed while it writes a dead letter to a stream and to another queue, the message is still in
+    its original queue after a restart, and the other queue has no copy. Only when both copies are on disk does the
+    message leave its original queue and become readable in the stream.
     """
     directory, copy = tmp_path / "data", tmp_path / "copy"
 

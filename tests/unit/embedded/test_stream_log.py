@@ -165,7 +165,9 @@ def test_the_index_of_a_segment_is_built_in_turns_for_a_start_by_timestamp(on_di
 
 
 def test_a_timestamp_in_a_stream_with_many_segments_is_looked_up_in_turns(in_memory: Bench) -> None:
-    """A reader that starts at a timestamp looks at up to 256 segments per turn until it has found the right one."""
+    """When a reader of a stream starts at a timestamp, the broker looks at up to 256 segments in each turn of its event
+    loop, until it has found the segment with the timestamp.
+    """
     in_memory.open(segment_bytes=1)
     for number in range(1_000):
         in_memory.clock.time = 1_000 + number
@@ -177,7 +179,9 @@ def test_a_timestamp_in_a_stream_with_many_segments_is_looked_up_in_turns(in_mem
 
 
 def test_the_age_of_an_old_segment_is_looked_up_in_turns(on_disk: Bench) -> None:
-    """If an old segment without an index may be too old, the broker indexes 256 KiB of it per turn, then deletes it."""
+    """If the oldest segment of a stream has no index yet and may exceed the maximum age, the broker indexes 256 KiB of
+    the segment in each turn of its event loop, and then deletes the segment if it is too old.
+    """
     on_disk.open(segment_bytes=600_000)
     for _ in range(4):
         on_disk.add(bytes(200_000))
@@ -191,9 +195,9 @@ def test_the_age_of_an_old_segment_is_looked_up_in_turns(on_disk: Bench) -> None
     assert turns == 2
 
 
-def test_chunks_without_messages_are_read_once_when_a_stream_is_opened(quick_disk: Bench) -> None:
-    """If a reader has stored offsets very often since the last message, the broker reads these chunks only once to find
-    the last message.
+def test_chunks_without_messages_are_not_read_again_and_again_when_a_stream_is_opened(quick_disk: Bench) -> None:
+    """If a segment of a stream ends with 4,000 chunks that contain only stored offsets, the broker reads less than
+    three times the size of the segment to find the last message.
     """
     quick_disk.add(b"a")
     for number in range(4_000):
@@ -215,9 +219,9 @@ def test_chunks_without_messages_are_read_once_when_a_stream_is_opened(quick_dis
 def test_offsets_stored_without_end_lose_no_messages_and_take_limited_space(
     quick_disk: Bench, in_memory: Bench, tmp_path: Path
 ) -> None:
-    """A reader stores offsets again and again, more than fit into a segment, in a stream that keeps only its latest
-    messages. No message after that is lost, neither before nor after a restart. The offsets stored since the last
-    message take at most 1 MiB or the size of a segment on disk, and nothing in memory.
+    """If a reader stores its offset 5,000 times in a stream with a size limit, messages published after that are not
+    lost, either before or after a restart. The stored offsets take at most about 1 MiB on disk and, in a stream without
+    a data directory, hardly any memory.
     """
     limits = {"segment_bytes": 600, "max_bytes": 3_000}
     in_memory.open(**limits)
@@ -240,9 +244,10 @@ def test_offsets_stored_without_end_lose_no_messages_and_take_limited_space(
     assert quick_disk.read(3) == [(3, b"d")]
 
 
-def test_many_watchers_of_a_stream_are_called_in_turns() -> None:
-    """If calling all watchers of a stream takes long, the broker calls some immediately, and the others in later turns
-    of its event loop. Each watcher is called once. Those that have stopped watching in the meantime are not called.
+def test_many_readers_that_wait_for_a_stream_are_notified_in_turns() -> None:
+    """If many readers wait for new messages of a stream, the broker notifies some of them immediately, and the others
+    in later turns of its event loop. Each reader is notified once. A reader that has stopped waiting in the meantime is
+    not notified.
     """
     bench = Bench(lambda: MemorySegments(lambda _: None))
     seconds, called = 0.0, list[int]()
@@ -290,8 +295,8 @@ def test_each_message_of_a_sub_entry_batch_takes_one_offset(bench: Bench) -> Non
 
 
 def test_unwritten_stream_entries_cannot_be_read(bench: Bench) -> None:
-    """An entry that is appended to a stream cannot be read until it has been written to the stream's log. Then the
-    stream's readers are notified.
+    """A new entry of a stream cannot be read until the broker has written it to the stream's log. As soon as it is
+    written, the stream's readers are notified.
     """
     reader, told = StreamQueueReader(bench.log, 0), []
     bench.log.watch(lambda: told.append(bench.log.end))
@@ -302,7 +307,9 @@ def test_unwritten_stream_entries_cannot_be_read(bench: Bench) -> None:
 
 
 def test_new_chunks_have_the_current_time_even_if_the_clock_was_set_back(bench: Bench) -> None:
-    """If the system clock was set back, new chunks of a stream have the current time, as in RabbitMQ."""
+    """If the system clock was set back, a new chunk of a stream has the current time as its timestamp, even if the
+    chunk before has a later one. RabbitMQ does the same.
+    """
     for time in (9_000_000, 1_000):
         bench.clock.time = time
         bench.add(b"a")
@@ -449,7 +456,7 @@ def test_a_kill_at_the_start_of_a_segment_loses_no_publishing_ids_or_offsets(
 
 
 def test_if_a_chunk_in_an_older_segment_is_damaged_only_this_chunk_is_lost(on_disk: Bench, tmp_path: Path) -> None:
-    """If a chunk in an older segment of a stream is damaged, only this chunk is lost. Later chunks can
+    """If a chunk in an older segment of a stream is damaged, only the messages in this chunk are lost. Later chunks can
     still be read.
     """
     on_disk.open(segment_bytes=600)

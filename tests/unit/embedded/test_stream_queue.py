@@ -50,8 +50,8 @@ def new_stream() -> tuple[StreamQueue, HandClock]:
 def test_a_stream_returns_each_message_unchanged(
     messages: list[tuple[bytes | None, bytes | None, dict[str, object], str, bytes]],
 ) -> None:
-    """Each message that is read from a stream has its own id, properties and routing key, and its offset in
-    x-stream-offset, whichever message was read before it.
+    """Each message that is read from a stream has its own id, properties, routing key and body, even if they resemble
+    those of the message before. Its offset is in the header x-stream-offset.
     """
     stream, clock = new_stream()
     for message_id, content_type, headers, key, body in messages:

@@ -75,8 +75,8 @@ def publish(vhost: VirtualHost, exchange: str, sent: BrokerMessage) -> tuple[boo
 
 
 def test_a_new_virtual_host_has_the_predeclared_exchanges(vhost: VirtualHost) -> None:
-    """A new virtual host has no queues, limits, labels or description, its firehose is off, and it has the predeclared
-    exchanges, of which only the one for the firehose is internal.
+    """A new virtual host has only the predeclared exchanges, of which amq.rabbitmq.trace is internal. It has no queues,
+    limits, labels or description, and message tracing is off.
     """
     assert (vhost.name, vhost.description, vhost.limits, vhost.tracing, vhost.watcher) == ("/", "", {}, False, None)
     assert (vhost.queues, tuple(vhost.labels)) == ({}, ((), "", False))
@@ -276,8 +276,8 @@ def test_a_message_with_too_many_routing_keys_for_its_exchanges_is_refused(
     vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The broker looks up each routing key of a message in each direct or topic exchange that the message passes
-    through. Every other exchange counts as one lookup. If there are more lookups than the limit, the broker closes the
-    channel with 406.
+    through, and counts every other exchange as one lookup. If a message needs more lookups than the broker's limit, the
+    broker closes the channel with 406.
     """
     monkeypatch.setattr("mqtool.broker.embedded.model.virtual_host._MOST_LOOKUPS", 7)
     fanout, direct, topic = (
@@ -297,8 +297,9 @@ def test_a_message_with_too_many_routing_keys_for_its_exchanges_is_refused(
 
 
 def test_the_outcome_of_a_publish_says_whether_queues_took_the_message(vhost: VirtualHost) -> None:
-    """The outcome of a publish says whether a queue got the message, whether no queue refused it, and whether it is
-    being written to disk. A queue that was deleted in the meantime does not count.
+    """When the broker publishes a message, the result says whether the message was routed to any queue, whether all
+    these queues accepted it, and whether it must be written to disk before it is confirmed. A queue that was deleted
+    after routing does not count.
     """
     add_queue(vhost)
     add_queue(vhost, "stored", durable=True, x_queue_type="quorum")
@@ -349,7 +350,9 @@ def test_bindings_that_their_exchange_cannot_have_are_refused(vhost: VirtualHost
 
 
 def test_an_auto_delete_exchange_is_deleted_with_its_last_binding(vhost: VirtualHost) -> None:
-    """An auto-delete exchange is deleted when its last binding is removed; others are not."""
+    """An auto-delete exchange is deleted when its last binding is removed. An exchange that was declared without
+    auto-delete is not deleted then.
+    """
     queue = add_queue(vhost)
     for name, auto_delete in (("auto", True), ("other", False)):
         exchange = add_exchange(vhost, name, auto_delete=auto_delete)
@@ -362,8 +365,9 @@ def test_an_auto_delete_exchange_is_deleted_with_its_last_binding(vhost: Virtual
 
 
 def test_new_queues_and_exchanges_have_the_policies_that_match_them(vhost: VirtualHost) -> None:
-    """If a policy matches a queue or exchange that is declared later, the policy applies to it. The queue is listed
-    with its declared properties, and with a type argument if the RabbitMQ version lists one.
+    """If a policy matches the name of a queue or exchange that is declared later, the policy applies to it. The queue
+    has the properties with which it was declared. If it was declared without a type, it has the argument x-queue-type
+    only in RabbitMQ versions that set this argument.
     """
     vhost.policies.put(USER, Policy("p", "^q$", {"max-length": Int32(1)}, 0, "queues"))
     vhost.policies.put(USER, Policy("e", "^x$", {"alternate-exchange": "alt"}, 0, "exchanges"))
@@ -403,11 +407,9 @@ def test_policies_are_applied_to_many_queues_in_turns(ledger: Storing) -> None:
 
 
 @pytest.mark.parametrize("like", [Like.V3_10, Like.V4_2])
-def test_a_delayed_message_is_stored_with_its_exchange_and_released_with_its_source(
-    ledger: Storing, clock: FakeClock, like: Like
-) -> None:
-    """A delayed message is written to disk if its exchange is durable, and is confirmed only after it has been written.
-    When the message is released, a watcher of events is told which exchange held it back.
+def test_a_delayed_message_is_stored_if_its_exchange_is_durable(ledger: Storing, clock: FakeClock, like: Like) -> None:
+    """A delayed message is written to disk if its x-delayed-message exchange is durable, and is confirmed only after
+    that. When the message is released, a live display is told which exchange held it back.
     """
     vhost = VirtualHost("/", clock, ledger, PROFILES[like])
     watcher = Watching()
@@ -452,8 +454,8 @@ def test_a_delayed_message_waits_for_memory_for_its_copies(
     vhost: VirtualHost, clock: FakeClock, ledger: Storing
 ) -> None:
     """If a delayed message is due for several queues, but there is no memory for the copies, the exchange holds the
-    message back for another second, until there is memory. A message for one queue is released immediately, and a
-    message whose exchange was deleted is dropped.
+    message back, and tries again each second until there is memory. A message for one queue is released immediately,
+    and a message whose exchange was deleted is dropped.
     """
     exchange = add_exchange(vhost, "x", "x-delayed-message", arguments=DELAYED)
     queues = [add_queue(vhost, name) for name in "ab"]
@@ -485,8 +487,8 @@ def test_a_delayed_message_that_cannot_be_published_is_set_aside(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """If publishing a delayed message that is due fails, the broker logs the failure, keeps the message on disk but no
-    longer in memory, and publishes the other messages.
+    """If an error occurs when the broker publishes a delayed message that is due, the broker logs the error, and
+    publishes the other messages. The failed message stays on disk, but not in memory.
     """
     exchange = add_exchange(vhost, "x", "x-delayed-message", arguments=DELAYED)
     queue = add_queue(vhost)
@@ -543,9 +545,9 @@ def test_a_dead_letter_is_delayed_unless_its_delay_cannot_be_read(
 def test_a_dead_letter_needs_memory_for_its_copies(
     vhost: VirtualHost, ledger: Storing, caplog: pytest.LogCaptureFixture, strategy: str
 ) -> None:
-    """If a dead letter goes to several queues, but there is no memory for the copies, its queue keeps the dead letter
-    with the strategy at-least-once. Otherwise, the dead letter is set aside, and the log gives the reason. A dead
-    letter for one queue is always published.
+    """If a dead letter goes to several queues, but there is no memory for the copies, a queue with the strategy
+    at-least-once keeps the dead letter. With at-most-once, the dead letter goes to no queue, and the log gives the
+    reason. A dead letter for one queue is always published.
     """
     for name in "ab":
         vhost.bind(vhost.exchanges["amq.fanout"], add_queue(vhost, name), "", {})
@@ -604,8 +606,8 @@ def test_an_expired_message_is_not_dead_lettered_back_to_its_own_queue(vhost: Vi
 def test_an_x_death_header_that_a_publisher_has_set_is_kept_only_by_old_versions(
     ledger: Storing, like: Like, deaths: int
 ) -> None:
-    """In RabbitMQ 3.10, a dead letter keeps an x-death header that its publisher has set. In 4.2, it does not. A
-    watcher of events is told the queue from which a message was dead-lettered, and the reason.
+    """If a publisher has set an x-death header, a dead letter keeps it with `broker up --like 3.10`, but not with
+    `--like 4.2`. A live display is told the queue from which the message was dead-lettered, and the reason.
     """
     vhost = VirtualHost("/", FakeClock(), ledger, PROFILES[like])
     dead, watcher, sources = add_queue(vhost, "dead"), Watching(), []
@@ -632,10 +634,10 @@ def test_a_message_that_several_exchanges_delay_is_stored_if_one_of_them_is_dura
     assert publish(vhost, "amq.fanout", message(headers={"x-delay": Int32(1000)})) == (False, True, True)
 
 
-def test_a_watcher_is_told_of_changes_and_of_what_is_published(vhost: VirtualHost) -> None:
-    """A watcher of events is told of each change to queues, exchanges, bindings and policies, of each published
-    message, except for addresses that the watcher skips, and of each queue that refuses a message. Without a watcher,
-    nothing is reported.
+def test_a_live_display_is_told_of_changes_and_of_what_is_published(vhost: VirtualHost) -> None:
+    """A live display, such as `mqtool ui`, is told of each change to queues, exchanges, bindings and policies, of each
+    published message, except for addresses that the display skips, and of each queue that refuses a message. Once the
+    display is closed, nothing is reported.
     """
     queue = add_queue(vhost)
     watcher = Watching()
