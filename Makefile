@@ -8,13 +8,14 @@ install = $(PIP) --quiet --editable $(1) || $(PIP) --editable $(1)
 # Tests wait more than they compute, so six workers suit two cores.
 WORKERS ?= 6
 PYTEST ?= $(BIN)/pytest
+PAGE_TESTS := ui picture crowded_picture play_page pictures
 
 TUTORIALS := hello-world work-queues publish-subscribe routing topics headers rpc publisher-confirms delayed-messages \
 	stream-hello-world stream-offset-tracking \
 	amqp10-hello-world amqp10-work-queues amqp10-publish-subscribe amqp10-routing amqp10-topics amqp10-rpc \
 	incident
 
-.PHONY: setup demo demo-cluster $(TUTORIALS:%=demo-%) demo-real-log test test-all test-embedded test-rabbitmq soak siege simulate mutants conformance lint lint-page docs site bench \
+.PHONY: setup demo demo-cluster $(TUTORIALS:%=demo-%) demo-real-log test test-all test-page test-embedded test-rabbitmq soak siege simulate mutants conformance lint lint-page docs site bench \
 	pictures up down clean
 .DEFAULT_GOAL := help
 
@@ -57,6 +58,10 @@ test: .venv/installed-dev  ## run the tests, with samples of the long ones; on R
 test-all: export CI := 1
 test-all: TEST_OPTIONS := --on-both-brokers
 test-all: test  ## run every test on both brokers, as CI does
+
+test-page: export CI := 1
+test-page: .venv/installed-dev  ## run the tests of the page of mqtool ui in a browser (Debian: chromium, chromium-driver)
+	$(PYTEST) -n $(WORKERS) --dist worksteal -q $(PAGE_TESTS:%=tests/cli/test_%.py)
 
 lint: .venv/installed-dev  ## check style, types and imports; with npm, also the page of mqtool ui
 	$(BIN)/ruff check .

@@ -35,6 +35,8 @@ LIKE = os.environ.get("MQTOOL_TEST_LIKE") or "3.10"
 on_any_broker = pytest.mark.parametrize("broker", ["embedded"], indirect=True)
 #: For tests with tens of megabytes, or thousands of messages.
 large = pytest.mark.skipif(not IN_CI, reason="it takes seconds of computing: only where CI is set")
+#: For the tests of single pictures in a browser, which take nearly half of the processor time of all tests.
+pictures = pytest.mark.skipif(not IN_CI, reason="a browser draws for minutes: only in make test-page and CI")
 
 
 @dataclass(frozen=True)

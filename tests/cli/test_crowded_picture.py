@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
+from tests.brokers import pictures
 from tests.cli.test_picture import differences, jobs, message, play, recorded, seek
 from tests.cli.test_ui import Page, chromium
 
 __all__ = ["chromium"]
+
+pytestmark = pictures
 
 
 def shop(count: int) -> list[dict[str, Any]]:

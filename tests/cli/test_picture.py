@@ -17,12 +17,14 @@ import pytest
 
 from mqtool import plays
 from mqtool.ui.page_server import PageServer, single_file
-from tests.brokers import TestBroker, large, on_any_broker
+from tests.brokers import TestBroker, on_any_broker, pictures
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_tutorial import processes_with
 from tests.cli.test_ui import Page, chromium
 
 __all__ = ["chromium"]
+
+pytestmark = pictures
 
 #: For each queue, what its counters say, and what is drawn: messages, and numbers of messages.
 _COUNTED_AND_DRAWN = """
@@ -113,7 +115,7 @@ return found;
 _SHOWN = [each for each in plays.PLAYS if each != "publisher-confirms"]
 
 
-@pytest.mark.parametrize("name", [pytest.param(each, marks=[] if each == "hello-world" else large) for each in _SHOWN])
+@pytest.mark.parametrize("name", _SHOWN)
 def test_the_counts_in_the_picture_agree_with_the_messages_drawn(lonely_shell: Shell, chromium: Any, name: str) -> None:
     """In the picture of `tutorial run --ui`, both live and replayed, each queue's counts equal the number of messages
     drawn. Clients have the names of the tutorial's terminals. A generated name appears only if a terminal shows it. At
@@ -1631,7 +1633,6 @@ def test_the_page_of_an_empty_broker_proposes_a_command_for_that_broker(
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 @pytest.mark.own_vhost("a consumer that RabbitMQ has just cancelled in this vhost may still be shown")
-@large
 def test_the_page_of_a_tutorial_on_rabbitmq_shows_only_the_tutorials_messages(
     shell: Shell, broker: TestBroker, chromium: Any
 ) -> None:
