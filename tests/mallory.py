@@ -2,8 +2,9 @@
 
 Mallory owns all names that start with "mallory" or, in some attacks, with "mallory.". In their vhost, others have
 queues, exchanges and messages. She declares what she may, with arguments and headers that mqtool or RabbitMQ knows,
-forged by value and by type. An administrator then runs one command, while she may delete what the command has declared.
-After that, all that is not hers must be unchanged.
+forged by value and by type. To a stream of hers, she also writes messages over the stream protocol, whose sections no
+broker checks. An administrator then runs one command, while she may delete what the command has declared. After that,
+all that is not hers must be unchanged.
 """
 
 import base64
@@ -29,18 +30,22 @@ from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 from pika.spec import FRAME_MAX_SIZE
 
+from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, data_section
+from mqtool.codecs.amqp10_values import Symbol
 from mqtool.codecs.field_tables import CLIENT
 from mqtool.delays.wait_queues import GRACE, RELAY
 from mqtool.topology import DELAYED
 from mqtool.work import history
 from mqtool.work.conversion_plan import PLAN, ConversionPlan, Definition
 from tests.brokers import TestBroker
+from tests.protocol.raw_stream import OPEN, RawStream, string
 
 #: Other users' objects: an empty queue, one with a message, one with dead letters, and the exchanges that lead there.
-EMPTY, PAYROLL, WAGES, BURIED, AUDIT, ORDERS, GRAVEYARD = (
-    *("empty", "payroll", "wages", "buried", "audit", "orders", "graveyard"),
+#: `send` declares the queue "hello", even if all of its messages have other addresses.
+EMPTY, HELLO, PAYROLL, WAGES, BURIED, AUDIT, ORDERS, GRAVEYARD = (
+    *("empty", "hello", "payroll", "wages", "buried", "audit", "orders", "graveyard"),
 )
-OTHERS = (EMPTY, PAYROLL, WAGES, BURIED, AUDIT, ORDERS, GRAVEYARD)
+OTHERS = (EMPTY, HELLO, PAYROLL, WAGES, BURIED, AUDIT, ORDERS, GRAVEYARD)
 #: Mallory's queues and exchanges, with the names that mqtool gives to the queues and exchanges that it declares.
 HERS = (
     *("mallory", "mallory.q", "mallory.dlq", "mallory.quorum", "mallory.relay", "mallory.relayed", "mallory.delay.5m"),
@@ -49,7 +54,7 @@ HERS = (
     "mallory.mqtool-convert.into",
     *("mallory.r.relay", "mallory.r.relayed"),
 )
-QUORUM = "mallory.quorum"
+QUORUM, STREAM = "mallory.quorum", "mallory.stream"
 #: What nobody but its owners may read.
 SECRET = b"secret of "
 
@@ -257,6 +262,37 @@ class Published:
 
 
 @dataclass(frozen=True)
+class Streamed:
+    """A message that she writes to her stream over the stream protocol.
+
+    Attributes:
+        annotations: the message annotations, in which RabbitMQ stores the exchange and the routing key.
+        properties: the properties of AMQP 1.0, by name.
+        headers: the application properties.
+        body: the encoded body; or, without other sections, any bytes.
+    """
+
+    annotations: Mapping[str, Any]
+    properties: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, Any] = field(default_factory=dict)
+    body: bytes = data_section(Published.body)
+
+    def encode(self) -> bytes:
+        claims: dict[Any, Any] = {Symbol(name): value for name, value in self.annotations.items()}
+        return Amqp10Message(
+            message_annotations=claims,
+            properties=BareProperties(**self.properties),
+            application_properties=dict(self.headers),
+            body=self.body,
+        ).encode()
+
+    def write(self, client: RawStream) -> None:
+        assert client.declare_publisher(1, STREAM) == 1
+        client.publish(1, 1, self.encode())
+        client.confirmed(1)
+
+
+@dataclass(frozen=True)
 class PolicySet:
     """A policy for names of hers, which the broker accepts if she has the tag `policymaker`."""
 
@@ -270,7 +306,7 @@ class PolicySet:
         ask("PUT", f"policies/{vhost}/{quote(self.name, safe='')}", body)
 
 
-Step = Declared | DeclaredExchange | Bound | Published | PolicySet
+Step = Declared | DeclaredExchange | Bound | Published | Streamed | PolicySet
 #: Whoever may set policies may have any queue dead-letter to any exchange, so these name exchanges of hers only.
 policies = st.builds(
     PolicySet,
@@ -336,6 +372,42 @@ under_way = st.lists(
     min_size=1,
     max_size=3,
 ).map(lambda messages: [*BEGUN, *messages])
+#: Values that the codec of AMQP 1.0 can encode, too.
+odd_in_stream = odd_in_json | st.just(b"\xff")
+#: What she writes to her stream. Half of the annotations claim that the message is for another user's queue.
+streamed = st.builds(
+    Streamed,
+    st.fixed_dictionaries(
+        {"x-exchange": st.sampled_from(("", ORDERS, GRAVEYARD)), "x-routing-key": st.sampled_from(OTHERS)}
+    )
+    | st.fixed_dictionaries(
+        {},
+        optional={
+            **dict.fromkeys(("x-exchange", "x-routing-key", "x-opt-to", "x-basic-expiration"), mostly(names)),
+            **dict.fromkeys(("x-cc", "x-opt-cc", "x-death", "x-opt-deaths"), mostly(lists, odd_in_stream)),
+            **dict.fromkeys(("x-stream-offset", "x-basic-priority", "x-basic-delivery-mode"), odd_in_stream),
+        },
+    ),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            **dict.fromkeys(
+                ("message_id", "to", "subject", "reply_to", "correlation_id"), mostly(names, odd_in_stream)
+            ),
+            "user_id": st.sampled_from((b"guest", b"\xff", "guest", 7)),
+        },
+    ),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            **dict.fromkeys(("CC", "BCC"), mostly(lists, odd_in_stream)),
+            **dict.fromkeys((history.EXCHANGE, history.ROUTING_KEY, history.QUEUE, "x-basic-type"), mostly(names)),
+            "x-stream-offset": odd_in_stream,
+            "x-death": st.just([{"queue": PAYROLL, "reason": "rejected"}]),
+        },
+    ),
+    mostly(st.just(Streamed.body), st.sampled_from((b"", b"bytes", b"\0Sw@", b"\0Su\xa0\xff", b"\0Sv\xc0\1\0"))),
+)
 #: A wait queue for delayed messages to an exchange of hers.
 WAITING = Declared(
     "mallory.wait.5m",
@@ -361,6 +433,8 @@ steps: st.SearchStrategy[list[Step]] = st.one_of(
 
 def steps_before(command: str) -> st.SearchStrategy[list[Step]]:
     """What she does before a command: half of it is what that command reads."""
+    if STREAM in command:
+        return messages_for(command)
     to_others = st.lists(st.sampled_from(OTHERS), min_size=1, max_size=2)
     copied = st.fixed_dictionaries({}, optional={"CC": lists, "BCC": lists}) | st.builds(dict, CC=to_others)
     to_hers = st.builds(lambda copied: [Published("mallory", "mallory", copied)] * 5, copied)
@@ -492,6 +566,19 @@ COMMANDS = (
     *["mqtool dlq show mallory && mqtool dlq show mallory"] * 2,
     "mqtool dlq ls",
     "mqtool delayed ls && mqtool delayed show",
+    *(
+        f"mqtool {read} {STREAM} {options} --json > recorded; mqtool {publish}"
+        for read, options in (
+            ("receive-stream -q", "--offset first --idle-timeout 200ms"),
+            ("receive -q", "--offset first --idle-timeout 200ms"),
+            ("peek", ""),
+        )
+        for publish in ("recording replay recorded --speed max", "send --json < recorded")
+    ),
+    f"mqtool receive-stream -q {STREAM} --offset first --idle-timeout 200ms --json > recorded; "
+    "mqtool recording replay recorded --speed max --to-queue mallory.q",
+    f"mqtool move {STREAM} --to mallory.q --yes",
+    f"mqtool dlq redrive any --from {STREAM} --yes",
 )
 #: Those that read most claims are tried more often.
 likely = st.sampled_from(
@@ -531,6 +618,10 @@ dotted_attacks = st.sampled_from(DOTTED_COMMANDS).flatmap(
 
 def messages_for(command: str) -> st.SearchStrategy[list[Step]]:
     """Messages in the queue that a command reads, with nothing else that could stop it; half claim what it believes."""
+    if STREAM in command:
+        return st.lists(streamed, min_size=1, max_size=3).map(
+            lambda messages: [Declared(STREAM, {"x-queue-type": "stream"}), *messages]
+        )
     if "delayed" in command:
         return written.map(lambda message: [WAITING, replace(message, key=WAITING.name)])
     key, read, left = "mallory", headers, rooms
@@ -583,6 +674,9 @@ KNOWN = (
            "mqtool queue convert mallory --to quorum --yes", ["mallory.mqtool-convert"]),
     Attack(_OWNED, None, "", [Published("mallory", "mallory", {"a": 1}, room=0)],
            "mqtool queue convert mallory --to quorum --yes"),
+    Attack(_OWNED, None, "", [Declared(STREAM, {"x-queue-type": "stream"}),
+                              Streamed({"x-exchange": "", "x-routing-key": PAYROLL})],
+           f"mqtool receive-stream -q {STREAM} --offset first -c 1 --idle-timeout 5s --json | mqtool send --json"),
 )  # fmt: skip
 
 
@@ -599,9 +693,9 @@ class Scene:
             channel.exchange_declare(ORDERS, "topic", durable=True)
             channel.exchange_declare(GRAVEYARD, "fanout", durable=True)
             to_graveyard = {"x-dead-letter-exchange": GRAVEYARD}
-            for queue in (EMPTY, PAYROLL, WAGES, BURIED, AUDIT):
+            for queue in (EMPTY, HELLO, PAYROLL, WAGES, BURIED, AUDIT):
                 channel.queue_declare(queue, durable=True, arguments=to_graveyard if queue == WAGES else {})
-                if queue != EMPTY:
+                if untouched(queue):
                     channel.basic_publish("", queue, SECRET + queue.encode())
             channel.queue_bind(BURIED, GRAVEYARD)
             for queue in (PAYROLL, EMPTY, AUDIT):
@@ -630,6 +724,14 @@ class Scene:
         finally:
             with contextlib.suppress(AMQPError):
                 connection.close()
+
+    @contextlib.contextmanager
+    def _stream(self) -> Iterator[RawStream]:
+        place = urlsplit(self.broker.streams)
+        with contextlib.closing(RawStream(place.hostname or "", place.port or 0)) as client:
+            client.log_in(self._user, "x")
+            assert client.request(OPEN, string(self.broker.vhost)).code == 1
+            yield client
 
     def _api(self, method: str, path: str, body: object = None, user: str = "guest:guest") -> Any:
         request = urllib.request.Request(f"{self.broker.management}/api/{path}", method=method)
@@ -660,17 +762,23 @@ class Scene:
                     if not channel.is_open:
                         channel = channel.connection.channel()
                     channel.confirm_delivery()
-                    if isinstance(step, PolicySet):
-                        step.put(partial(self._api, user=f"{self._user}:x"), vhost)
-                    else:
-                        step.do(channel)
-                    if isinstance(step, Declared):
-                        channel.queue_bind(step.name, attack.exchange, step.name)
+                    self._do(step, channel, attack.exchange)
                     accepted += 1
-                except (AMQPError, ValueError, TypeError, AssertionError, urllib.error.HTTPError):
+                except (AMQPError, ValueError, TypeError, AssertionError, EOFError, OSError):
                     if not channel.connection.is_open:
                         break
         return accepted
+
+    def _do(self, step: Step, channel: BlockingChannel, exchange: str) -> None:
+        if isinstance(step, PolicySet):
+            step.put(partial(self._api, user=f"{self._user}:x"), quote(self.broker.vhost, safe=""))
+        elif isinstance(step, Streamed):
+            with self._stream() as client:
+                step.write(client)
+        else:
+            step.do(channel)
+        if isinstance(step, Declared):
+            channel.queue_bind(step.name, exchange, step.name)
 
     @contextlib.contextmanager
     def deleting(self, attack: Attack) -> Iterator[None]:
@@ -722,11 +830,11 @@ class Scene:
         return kept
 
     def messages(self) -> dict[str, list[tuple[bytes, Mapping[str, Any]]]]:
-        """Take the messages out of all queues; return their bodies and headers."""
+        """Take the messages out of all queues but streams; return their bodies and headers."""
         listed = self._api("GET", f"queues/{quote(self.broker.vhost, safe='')}?columns=name,type")
         found: dict[str, list[tuple[bytes, Mapping[str, Any]]]] = {}
         with self._channel() as channel:
-            for queue in sorted(each["name"] for each in listed):
+            for queue in sorted(each["name"] for each in listed if each["type"] != "stream"):
                 messages = found[queue] = []
                 while (got := channel.basic_get(queue, auto_ack=True))[0] is not None:
                     messages.append((got[2] or b"", got[1].headers or {}))
@@ -754,4 +862,4 @@ def is_hers(each: Mapping[str, Any]) -> bool:
 
 def untouched(queue: str) -> list[bytes]:
     """The messages of another user's queue."""
-    return [] if queue == EMPTY else [SECRET + queue.encode()]
+    return [] if queue in (EMPTY, HELLO) else [SECRET + queue.encode()]

@@ -212,7 +212,9 @@ class Channel(ChannelListener):
         limits = _limits_deliveries(queue, self.connection.broker)
         policy = policy_for(receiving, limits_deliveries=limits, is_stream=is_stream)
         position = StreamPosition(receiving.offset) if is_stream else None
-        consumer = Consumer(self.reopening, queue, receiving, policy, position, on_end=self._forget)
+        consumer = Consumer(
+            self.reopening, queue, receiving, policy, position, send_answers=self._acks.flush, on_end=self._forget
+        )
         self._consumers.append(consumer)
         if self.stopping:  # a signal arrived before there was a consumer to stop
             consumer.stop()

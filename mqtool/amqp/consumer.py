@@ -31,6 +31,7 @@ class Consumer(ChannelListener):
 
     Args:
         position: where to start in a stream; None if the queue is not a stream.
+        send_answers: sends the replies and acknowledgements of Channel.answer() that still wait for others.
         on_end: called when deliveries() ends.
     """
 
@@ -44,12 +45,14 @@ class Consumer(ChannelListener):
         policy: ConsumePolicy,
         position: StreamPosition | None,
         *,
+        send_answers: Callable[[], None],
         on_end: Callable[["Consumer"], None],
     ) -> None:
         self._channel = channel
         self._queue = queue
         self._receiving = receiving
         self._policy = policy
+        self._send_answers = send_answers
         self._on_end = on_end
         self._inbox: Buffer | queues.SimpleQueue[list[Delivery] | None] = receiving.buffer or queues.SimpleQueue()
         self._batch: deque[Delivery] = deque()  # taken from the inbox, but not yielded yet
@@ -274,4 +277,5 @@ class Consumer(ChannelListener):
             tag = delivery.delivery_tag
             if delivery.epoch == self._channel.requests.epoch and self._channel.is_ready:
                 self._channel.progress()
+            self._send_answers()  # a second acknowledgement of their requests, after this one, would close the channel
             self._channel.requests.send(delivery.epoch, lambda pika: pika.basic_ack(tag, multiple=True))

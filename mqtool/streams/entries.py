@@ -5,6 +5,7 @@ annotations (exchange and routing key, if it was published over AMQP 0-9-1), pro
 (headers), and the body. Data that does not consist of such sections is treated as a body.
 """
 
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +28,7 @@ from mqtool.codecs.amqp10_message import (
 from mqtool.codecs.amqp10_spans import find
 from mqtool.codecs.amqp10_values import NULL, compound, section, variable
 from mqtool.codecs.field_tables import UInt8
-from mqtool.errors import BadData, UsageError
+from mqtool.errors import BadData
 from mqtool.message import Message
 
 #: The fields of the properties section, in order; "" for a field that does not exist in AMQP 0-9-1.
@@ -224,10 +225,17 @@ def parse_chunk(frame: bytes) -> Chunk:
 
 
 class Skipped(NamedTuple):
-    """How many messages in a chunk cannot be read, and why, as a clause for a warning."""
+    """Messages in a chunk that cannot be read.
+
+    Attributes:
+        messages: how many they are.
+        reason: why, as a clause for a warning.
+        package: the Python package with which they could perhaps be read; "" if they are damaged.
+    """
 
     messages: int
     reason: str
+    package: str = ""
 
 
 def chunk_entries(chunk: Chunk) -> Iterator[bytes | Skipped]:
@@ -266,11 +274,13 @@ def _of_batch(data: bytes, compression: int, count: int, size: int) -> Iterator[
         return
     try:
         data = decompress(data, size + 1)
-    except ImportError as error:
-        raise UsageError(
-            f"the stream's messages are compressed with {name}, for which a Python package is missing",
-            f"install it beside mqtool: pip install {_PACKAGES[name]}",
-        ) from error
+    except ImportError:
+        package, start = _PACKAGES[name]
+        if start.match(data):
+            yield Skipped(count, f"the batch is compressed with {name}, for which a Python package is missing", package)
+        else:
+            yield Skipped(count, f"the batch cannot be decompressed ({name}): it does not begin like {name} data")
+        return
     except Exception as error:  # each compression library has its own errors
         yield Skipped(count, f"the batch cannot be decompressed ({name}): {error}")
         return
@@ -326,4 +336,10 @@ _COMPRESSIONS: tuple[tuple[str, Callable[[bytes, int], bytes]], ...] = (
     ("lz4", _unlz4),
     ("zstd", _unzstd),
 )
-_PACKAGES = {"snappy": "python-snappy", "lz4": "lz4", "zstd": "zstandard"}
+#: The package for a compression method, and how all data begins that the package can decompress. (zstd data can begin
+#: with a skippable frame.)
+_PACKAGES = {
+    "snappy": ("python-snappy", re.compile(rb"\xff\x06\x00\x00sNaPpY")),
+    "lz4": ("lz4", re.compile(rb"\x04\x22\x4d\x18")),
+    "zstd": ("zstandard", re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")),
+}

@@ -9,9 +9,10 @@ from rstream import schema
 from rstream.constants import OffsetType
 
 from mqtool.amqp import Receiving
-from mqtool.errors import Unavailable
+from mqtool.errors import Unavailable, UsageError
 from mqtool.message import Delivery
 from mqtool.offsets import FIRST, Offset, Start
+from mqtool.spelling import pasteable
 from mqtool.streams.entries import Chunk, Skipped, body_alone, chunk_entries, decode, parse_chunk
 from mqtool.streams.rstream_private import CONSUMER_UPDATE, DELIVER, METADATA_UPDATE
 from mqtool.streams.session import SessionOwner, StreamSession
@@ -67,7 +68,11 @@ class Reading:
         self._answer(correlation, None)
 
     def take(self, chunk: Chunk, warn: Callable[[str], None]) -> Iterator[Delivery]:
-        """Yield a chunk's messages from the wanted offset on; call `warn` with a sentence about unreadable ones."""
+        """Yield a chunk's messages from the wanted offset on; call `warn` with a sentence about damaged ones.
+
+        Raises:
+            UsageError: a Python package is missing to decompress the next messages.
+        """
         self.session.send(_CREDIT_FRAME.pack(_CREDIT_FRAME.size - 4, _KEY_CREDIT, 1, self._number, 1))
         wanted, stream, offset = self.next, self.stream, chunk.first_offset - 1
         for record in chunk_entries(chunk):
@@ -76,6 +81,9 @@ class Reading:
                 last = offset + record.messages - 1
                 if last >= wanted:
                     what = f"{record.messages:,} message{'s' * (record.messages != 1)} of stream {stream!r}"
+                    if record.package:
+                        hint = f"install it beside mqtool: pip install {record.package}; or {self._how_to_skip(last)}"
+                        raise UsageError(f"cannot read {what} from offset {offset:,}: {record.reason}", hint)
                     warn(f"skipped {what} from offset {offset:,}: {record.reason}")
                 offset = last
             elif offset < wanted:
@@ -89,6 +97,12 @@ class Reading:
                 yield Delivery(body, exchange, key, stream, False, properties, offset)
         self._has_received = True
         self.next = max(wanted, chunk.first_offset + chunk.records)
+
+    def _how_to_skip(self, last: int) -> str:
+        name = self._properties.get("name")
+        if name is None:
+            return f"skip the batch: {pasteable('receive-stream --queue=', self.stream)} --offset={last + 1}"
+        return f"skip the batch: {pasteable('offset set', self.stream, name, str(last))}"
 
     def _behind(self) -> Offset:
         return Offset(Start.OFFSET, self.next) if self._has_received else self._place

@@ -50,6 +50,7 @@ def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: 
     @example(KNOWN[0])
     @example(KNOWN[1])
     @example(KNOWN[2])
+    @example(KNOWN[3])
     def attack(attack: Attack) -> None:
         with Scene(broker) as scene:
             seen["attacks"] += 1

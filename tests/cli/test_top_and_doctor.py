@@ -149,6 +149,21 @@ def test_queue_declare_and_doctor_say_that_dead_letters_would_be_lost(watcher: S
 
 
 @on_any_broker
+def test_a_command_in_a_finding_can_be_copied(watcher: Shell, broker: TestBroker) -> None:
+    """On a terminal, `doctor` prints each command on one line, even if a name in it has spaces and the line is too long
+    for the terminal, so that a user can copy the command. It wraps other text to the terminal's width.
+    """
+    missing = "a queue that " + "does not exist " * 6
+    arguments = ("-a", "x-dead-letter-exchange=", "-a", f"x-dead-letter-routing-key={missing}")
+    assert watcher.run("mqtool", "queue", "declare", "jobs", *arguments).code == 0
+    looked = ("mqtool", "doctor", "--vhost", broker.vhost, "--between", "10ms")
+    lines = re.sub(r"\x1b\[\d+m", "", on_terminal(watcher, *looked).stdout).split("\r\n")
+    command = f"mqtool queue declare '{missing}'"
+    assert f"  {command}" in lines
+    assert max(len(line) for line in lines if command not in line) <= 80
+
+
+@on_any_broker
 def test_doctor_reports_streams_without_limits_and_consumers_that_missed_messages(
     watcher: Shell, broker: TestBroker
 ) -> None:

@@ -104,6 +104,21 @@ def test_a_reply_larger_than_the_limit_of_unconfirmed_bytes_is_sent(
         assert [reply.body for _, reply in replies.result(30)] == [b"x" * 100] * 2
 
 
+def test_an_rpc_server_acknowledges_each_request_once_if_some_need_no_reply(connection: Connection) -> None:
+    """If some of the requests in a queue have no reply_to, so that they need no reply, the RPC server acknowledges each
+    request once, and answers all others. (To acknowledge a request twice would close the channel.)
+    """
+    client, server = connection.channel(), connection.channel()
+    queue, replies = client.declare(QUEUE), client.declare(PRIVATE_QUEUE)
+    properties = ({"reply_to": replies.name}, {})
+    list(client.publish([Message(b"", QUEUE.name, "", properties[number % 2]) for number in range(40)]))
+
+    served = rpc.serve(server, queue, lambda _: Message(b""), Receiving(prefetch=40, idle_timeout=0.5))
+
+    assert len([*served]) == 40
+    assert (client.depth_of(QUEUE.name), client.depth_of(replies.name)) == (0, 20)
+
+
 def test_the_error_about_missing_replies_says_that_no_server_consumes(connection: Connection) -> None:
     """If an RPC client gets no reply and its request is still in the queue, the error says that no server consumes from
     the queue. Otherwise, the error says how many replies are missing.

@@ -392,6 +392,25 @@ def test_replies_to_requests_that_have_already_arrived_are_sent_in_one_write(bro
     assert broker.acks == [(3, True)]
 
 
+def test_a_request_that_needs_no_reply_is_acknowledged_after_the_replies_to_earlier_requests(
+    broker: ScriptedBroker,
+) -> None:
+    """If the caller does not answer a request, it is acknowledged only after the replies to earlier requests have been
+    published, which would otherwise wait two milliseconds. No request is acknowledged before its reply, or twice.
+    """
+    channel = broker.channel()
+    requests = channel.consume(Queue("q"), Receiving(timeout=20))
+    tag = consumer_tag(broker)
+    for number in (1, 2, 3):
+        broker.deliver(tag, number, Message(b"%d" % number))
+    channel.answer(next(requests), Message(b"", "reply-to"))
+    next(requests)
+    assert (broker.published, broker.acks) == ([], [])
+    next(requests)
+    assert broker.writes[-2:] == [["Basic.Publish", "Basic.Ack"], ["Basic.Ack"]]
+    assert broker.acks == [(1, False), (2, True)]
+
+
 def test_the_caller_can_wait_for_the_confirms_of_replies(broker: ScriptedBroker) -> None:
     """Channel.wait_for_confirms() returns once the broker has confirmed all replies. It raises NotConfirmed if a
     confirm does not arrive in time, or the channel's error if the channel is closed for good.

@@ -2,7 +2,6 @@
 
 import json
 import re
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -130,12 +129,10 @@ def escaped_lines(console: "Console", what: "RenderableType") -> "list[list[Segm
 
 
 def show_wrapped(text: str, indent: str = "", *, style: str = "") -> None:
-    """Print a sentence on stdout. On a terminal, wrap it between words and indent the continuation lines."""
-    lines = [text]
+    """Print a sentence on stdout. On a terminal, wrap it between words, and indent all lines but the first."""
     if output.is_terminal(1):
-        width = terminal().width
-        lines = textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-    for line in lines:
+        text = output.broken(output.one_line(text), 0, terminal().width, indent)
+    for line in text.split("\n"):
         output.show(line, style=style)
 
 

@@ -30,7 +30,7 @@ _EXCERPT = 200
 _NO_TEXT = "[\ud800-\udc7f\udd00-\udfff]"
 
 #: A word, or a command, with the space before it.
-_UNBROKEN = r"""\s*(?:'mqtool [^']*'|eval "[^"]*"|(?<=: )mqtool .*|\S)+"""
+_UNBROKEN = r"""^\s*mqtool .*|\s*(?:'mqtool [^']*'|eval "[^"]*"|(?<=: )mqtool .*|\S)+"""
 _STYLE = r"\x1b\[[0-9;]*m"
 
 #: The lock held by the thread that writes to stdout.
@@ -335,7 +335,7 @@ def _to_stderr(text: str, prefix: str = "", *, is_sentence: bool = True) -> None
     """
     text = one_line(text)
     if is_sentence and is_terminal(STDERR):
-        text = _broken(text, len(re.sub(_STYLE, "", prefix)), os.get_terminal_size(STDERR).columns)
+        text = broken(text, len(re.sub(_STYLE, "", prefix)), os.get_terminal_size(STDERR).columns)
     try:
         sys.stderr.write(f"{prefix}{text}\n")
         sys.stderr.flush()
@@ -345,15 +345,18 @@ def _to_stderr(text: str, prefix: str = "", *, is_sentence: bool = True) -> None
         # Nobody reads stderr; only the data on stdout matters.
 
 
-def _broken(text: str, used: int, width: int) -> str:
+def broken(text: str, used: int, width: int, indent: str = "") -> str:
     """Break a sentence into lines of up to `width` columns. On the first line, `used` columns are already taken.
 
     A command is never broken, so that it can be copied.
+
+    Args:
+        indent: the beginning of all lines but the first.
     """
     lines = [""]
     for unit in re.findall(_UNBROKEN, text):
         if width and used + len(unit) > width and lines[-1]:
-            lines.append(unit.lstrip())
+            lines.append(indent + unit.lstrip())
             used = len(lines[-1])
         else:
             lines[-1] += unit
