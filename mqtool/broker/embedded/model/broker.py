@@ -16,7 +16,14 @@ from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
 from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.totals import Totals
 from mqtool.broker.embedded.model.users import DEFAULT_USER, Permissions, User
-from mqtool.broker.embedded.model.virtual_host import Publication, Routing, VhostLabels, VirtualHost, limit_of
+from mqtool.broker.embedded.model.virtual_host import (
+    Publication,
+    Routing,
+    VhostLabels,
+    VirtualHost,
+    check_room,
+    limit_of,
+)
 from mqtool.codecs.field_tables import Table
 
 log = logging.getLogger("mqtool.broker.embedded")
@@ -239,12 +246,19 @@ class Broker:
         self.save_user(replace(self.users[user], permissions=changed))
 
     def set_global_parameter(self, name: str, text: str | None) -> None:
-        """Set a global parameter to a JSON text; None deletes it."""
+        """Set a global parameter to a JSON text; None deletes it. Raises AmqpException if it cannot be stored."""
         if text is not None:
+            check_room(self.ledger, f"global parameter '{name}'")
             self.ledger.save("global_parameter", (name,), {"name": name, "json": text})
-            self.global_parameters[name] = text
-        elif self.global_parameters.pop(name, None) is not None:
+            self.restore_global_parameter(name, text)
+        elif (before := self.global_parameters.pop(name, None)) is not None:
+            self.ledger.hold_bytes(-len(before), definition=True)
             self.ledger.forget("global_parameter", (name,))
+
+    def restore_global_parameter(self, name: str, text: str) -> None:
+        """Add a global parameter that was read from the data directory."""
+        self.ledger.hold_bytes(len(text) - len(self.global_parameters.get(name, "")), definition=True)
+        self.global_parameters[name] = text
 
     @property
     def cluster_name(self) -> str:

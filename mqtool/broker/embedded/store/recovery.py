@@ -105,7 +105,7 @@ class _Recovery:
         )
 
     def _global_parameter(self, stored: Any) -> None:
-        self._broker.global_parameters[stored["name"]] = str(stored["json"])
+        self._broker.restore_global_parameter(stored["name"], str(stored["json"]))
 
     def _policy(self, kind: str, stored: Any) -> None:
         vhost = self._broker.vhosts[stored.pop("vhost")]
