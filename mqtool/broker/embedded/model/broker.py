@@ -11,6 +11,7 @@ from mqtool.broker.embedded.model.amqp_errors import NOT_ALLOWED, ConnectionExce
 from mqtool.broker.embedded.model.amqp_message import BrokerMessage
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.clock import Clock, LoopClock, Timer
+from mqtool.broker.embedded.model.footprint import of_global_parameter
 from mqtool.broker.embedded.model.ledger import Ledger, default_memory_limit
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
 from mqtool.broker.embedded.model.queue import BrokerQueue
@@ -247,18 +248,14 @@ class Broker:
 
     def set_global_parameter(self, name: str, text: str | None) -> None:
         """Set a global parameter to a JSON text; None deletes it. Raises AmqpException if it cannot be stored."""
+        before = of_global_parameter(name, self.global_parameters.get(name))
         if text is not None:
             check_room(self.ledger, f"global parameter '{name}'")
             self.ledger.save("global_parameter", (name,), {"name": name, "json": text})
-            self.restore_global_parameter(name, text)
-        elif (before := self.global_parameters.pop(name, None)) is not None:
-            self.ledger.hold_bytes(-len(before), definition=True)
+            self.global_parameters[name] = text
+        elif self.global_parameters.pop(name, None) is not None:
             self.ledger.forget("global_parameter", (name,))
-
-    def restore_global_parameter(self, name: str, text: str) -> None:
-        """Add a global parameter that was read from the data directory."""
-        self.ledger.hold_bytes(len(text) - len(self.global_parameters.get(name, "")), definition=True)
-        self.global_parameters[name] = text
+        self.ledger.hold_bytes(of_global_parameter(name, text) - before, definition=True)
 
     @property
     def cluster_name(self) -> str:
