@@ -251,6 +251,7 @@ def reply(url: str, queue: str, batch: list[Hostile], requests: int) -> None:
 def name_everything(url: str) -> None:
     """Declare queues and exchanges with hostile names and bind them with hostile keys and arguments."""
     client = RawClient(url)
+    deep = headers_of((b"deep", nested(3000)))  # deeper than Python's json reads; the embedded broker refuses it
 
     def call(method: bytes, *names: bytes, bits: bytes, table: bytes = b"") -> None:
         payload = method + b"\0\0" + b"".join(map(short, names)) + bits + sized(table)
@@ -271,4 +272,11 @@ def name_everything(url: str) -> None:
         fields = headers_of((name[:100], b"S" + sized(name)), (b"n", nested(20)))
         for source in (b"amq.topic", b"amq.headers", exchange):
             call(b"\x00\x32\x00\x14", queue, source, name, bits=b"\0", table=fields)
+    for method, *names, bits in (
+        (b"\x00\x32\x00\x0a", b"deep", b"\x02"), (b"\x00\x28\x00\x0a", b"deep", b"topic", b"\x02"),
+        (b"\x00\x32\x00\x14", queue, b"amq.topic", b"deep", b"\0"),
+    ):  # fmt: skip
+        client.socket.close()
+        client = RawClient(url)
+        call(method, *names, bits=bits, table=deep)
     client.socket.close()

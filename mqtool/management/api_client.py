@@ -4,6 +4,7 @@ import base64
 import codecs
 import json
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,14 +22,44 @@ from mqtool.errors import (
     Unavailable,
     UsageError,
 )
+from mqtool.message import MAX_DEPTH
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse, PoolManager
 
 
+#: A bracket outside strings, or a string, which may be cut short.
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
+_DECODER = json.JSONDecoder()
+
+
+def _decode(text: str, start: int = 0) -> tuple[Any, int]:
+    """Decode the JSON value at `start`; return it and its end. Raises ValueError if it is not complete.
+
+    RabbitMQ accepts arguments of any depth, so whoever may declare a queue could make all lists of queues undecodable.
+    If Python cannot decode a value, a text replaces what is nested deeper than MAX_DEPTH.
+    """
+    try:
+        return _DECODER.raw_decode(text, start)
+    except RecursionError:
+        kept, depth = "", 0
+    for token in _TOKEN.finditer(text, start):
+        if token[0] in "[{":
+            if depth == MAX_DEPTH:
+                kept += f'{text[start : token.start()]}"(nested too deeply)"'
+            depth += 1
+        elif token[0] in "]}":
+            depth -= 1
+            if depth == MAX_DEPTH:
+                start = token.end()
+            elif depth == 0:
+                return _DECODER.decode(kept + text[start : token.end()]), token.end()
+    raise ValueError("cut short")
+
+
 def objects(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     """Decode the objects of a JSON array as they arrive; raise ValueError if the array is not complete."""
-    decoder, utf8 = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8")()
+    utf8 = codecs.getincrementaldecoder("utf-8")()
     text, start, begun = "", 0, False
     for chunk in chunks:
         text, start = text[start:] + utf8.decode(chunk), 0
@@ -42,7 +73,7 @@ def objects(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
             if text.startswith("]", start):
                 return
             try:
-                item, start = decoder.raw_decode(text, start)
+                item, start = _decode(text, start)
             except ValueError:  # the rest follows in the next chunk
                 break
             yield item
@@ -258,7 +289,7 @@ class Management:
 
     def _decoded(self, answer: "BaseHTTPResponse") -> Any:
         try:
-            return json.loads(answer.data)
+            return _decode(answer.data.decode().strip())[0]
         except ValueError as error:
             raise Unavailable(f"{self.url} is not a management API", HOW_TO_ENABLE) from error
 

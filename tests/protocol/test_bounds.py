@@ -66,6 +66,21 @@ def test_publishers_are_blocked_while_the_broker_is_low_on_memory(small: Embedde
         connection.close()
 
 
+def test_global_parameters_are_limited_by_memory(
+    small: EmbeddedBroker, api_of: Callable[[EmbeddedBroker], Any]
+) -> None:
+    """Global parameters count towards the memory that queues, exchanges and bindings may take. Once it is used up,
+    further parameters are refused with 400, until others are deleted.
+    """
+    api = api_of(small)
+    answers = [api("PUT", f"global-parameters/p{number}", {"value": "x" * 400_000})[0] for number in range(5)]
+    assert answers == [201, 201, 201, 400, 400]
+    assert api("DELETE", "global-parameters/p0")[0] == 204
+    assert api("PUT", "global-parameters/p1", {"value": 1})[0] == 204
+    assert api("PUT", "global-parameters/p3", {"value": "x"})[0] == 201
+    assert [each["name"] for each in api("GET", "global-parameters")[1]][-3:] == ["p1", "p2", "p3"]
+
+
 def test_consumers_are_served_while_the_broker_is_low_on_memory(small: EmbeddedBroker) -> None:
     """While a publisher is blocked because the broker is low on memory, another client can connect and consume
     messages.

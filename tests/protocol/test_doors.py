@@ -106,7 +106,13 @@ def test_http_requests_whose_host_header_names_another_host_are_refused(
 
 @pytest.mark.parametrize(
     ("origin", "status"),
-    [("http://127.0.0.1:15672", 200), ("http://evil.example", 403), ("null", 403), ("http://127.0.0.1:80", 403)],
+    [
+        ("http://127.0.0.1:15672", 200),
+        ("http://evil.example", 403),
+        ("null", 403),
+        ("http://127.0.0.1:80", 403),
+        ("http://[", 403),
+    ],
 )
 def test_http_requests_from_pages_of_another_site_are_refused(broker: EmbeddedBroker, origin: str, status: int) -> None:
     """If the Origin header of a request names another site, the management API answers with the status 403, even if the

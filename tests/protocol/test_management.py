@@ -475,6 +475,13 @@ def test_lists_of_the_management_api_are_sorted_by_name_or_by_the_given_column(
     assert api("GET", f"queues/{vhost}?{sort}")[1]["items"] == [{"name": "b"}, {"name": "a"}]
 
 
+def test_columns_that_name_missing_nested_fields_are_left_out(api: Api, vhost: str, channel: BlockingChannel) -> None:
+    """The parameter `columns` leaves out fields that do not exist, however deep they are."""
+    channel.queue_declare("q")
+    columns = f"name,no.such.field,name.x,{'.'.join('a' * 1500)}"
+    assert api("GET", f"queues/{vhost}?columns={columns}") == (200, [{"name": "q"}])
+
+
 def test_a_queues_message_stats_count_gets_and_show_a_publish_rate(
     api: Api, vhost: str, channel: BlockingChannel, take: Take
 ) -> None:

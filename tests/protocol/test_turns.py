@@ -715,6 +715,28 @@ def test_adding_many_policies_does_not_hold_up_other_clients(broker: EmbeddedBro
     watch.check()
 
 
+@large
+def test_large_global_parameters_do_not_hold_up_other_clients() -> None:
+    """While the management API returns 50 global parameters with large values, or one of them, other clients wait for
+    less than 0.25 s of processor time.
+    """
+    with EmbeddedBroker(management_port=0, memory_limit=1 << 40) as broker:
+        watch = LoopWatch(broker)
+        host = urlsplit(broker.management_url or "").netloc
+        with closing(HTTPConnection(host, timeout=60)) as client:
+            login = {"authorization": "Basic " + base64.b64encode(b"guest:guest").decode()}
+            value = json.dumps({"value": ["xxxxx"] * 90_000})
+            answers = []
+            for number in range(50):
+                client.request("PUT", f"/api/global-parameters/p{number}", value, login)
+                answers.append(client.getresponse().read())
+            for path in ("global-parameters", "global-parameters/p7", "definitions"):
+                client.request("GET", f"/api/{path}", headers=login)
+                answers.append(client.getresponse().read())
+        assert [b"xxxxx" in each for each in answers] == [False] * 50 + [True] * 3
+        watch.check()
+
+
 def _vhost(broker: EmbeddedBroker) -> VirtualHost:
     assert broker._server is not None
     return broker._server.broker.vhosts["/"]

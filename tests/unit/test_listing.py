@@ -127,6 +127,21 @@ def test_a_json_array_can_arrive_in_any_pieces(items: list[dict[str, Any]], size
     assert list(objects(data[at : at + size] for at in range(0, len(data), size))) == items
 
 
+@pytest.mark.parametrize("size", [9_999, 1_000_000])
+def test_values_that_are_nested_too_deeply_for_json_are_left_out(size: int) -> None:
+    """If arguments in a list are nested too deeply for Python's json, which only RabbitMQ accepts, a text replaces
+    their inner levels, and all else in the list is decoded.
+    """
+    data = b'[{"a":[["]"]]},{"b\\"[":%s,"c":"]}"},{"d":1}]' % (b'["[",' * 5000 + b'"x"' + b',{"y\\\\":"["}]' * 5000)
+    first, deep, last = objects(data[at : at + size] for at in range(0, len(data), size))
+    assert (first, deep["c"], last) == ({"a": [["]"]]}, "]}", {"d": 1})
+    inner = deep['b"[']
+    while isinstance(inner[1], list):
+        assert (inner[0], inner[2]) == ("[", {"y\\": "["})
+        inner = inner[1]
+    assert inner[1] == "(nested too deeply)"
+
+
 @pytest.mark.parametrize("data", [b"", b'{"error": 1}', b'[{"a": 1}', b'[{"a": '])
 def test_an_incomplete_json_array_is_an_error(data: bytes) -> None:
     """Decoding JSON that is not an array, or is cut short, raises ValueError, so that a list is never silently

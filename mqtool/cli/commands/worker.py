@@ -153,7 +153,7 @@ class ProgramOptions:
     app,
     "mqtool worker",
     "mqtool worker --prefetch 0",
-    "mqtool worker --exec './resize {message_id}'",
+    "mqtool worker --exec './resize -- {message_id}'",
     effect=Effect.CHANGES,
     instead={"queue": tutorials_queue(NAMES[Dialect.PYTHON].task_queue)},
     heading="Tutorials",

@@ -384,6 +384,24 @@ def test_new_queues_and_exchanges_have_the_policies_that_match_them(vhost: Virtu
     ) == ("classic" if PROFILES[Like.V4_3].lists_type else None)
 
 
+def test_a_vhost_has_only_as_many_policies_as_a_name_is_quickly_matched_with(vhost: VirtualHost) -> None:
+    """A policy is refused if the patterns of the virtual host's policies would be too large, because each new queue and
+    exchange is matched with all of them. A policy can be replaced, and there is room again once one is deleted.
+    """
+
+    def put(*numbers: int) -> None:
+        for number in numbers:
+            policy = Policy(f"p{number}", rf"(?i)(\pL){{100}}({number}|x)y", {"max-length": Int32(1)})
+            vhost.policies.put(USER, policy)
+
+    with pytest.raises(ChannelException, match="too many policies in vhost '/', or too large patterns"):
+        put(*range(50))
+    assert len(vhost.policies.by_kind[USER]) > 10
+    put(0)
+    vhost.policies.delete(USER, "p1")
+    put(50)
+
+
 def test_policies_are_applied_to_many_queues_in_turns(ledger: Storing) -> None:
     """If a virtual host has many queues, the broker applies a policy to a few of them in each turn of its event loop.
     If the policy is changed in the meantime, the new policy applies to all queues.

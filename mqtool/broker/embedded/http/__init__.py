@@ -214,12 +214,15 @@ def _columns(item: Json, columns: list[str]) -> Json:
         return item
     cut: Json = {}
     for column in columns:
-        names = column.split(".")
-        into: Any = cut
-        for name in names[:-1]:
-            into = into.setdefault(name, {}) if isinstance(into, dict) else None
-        if isinstance(into, dict) and (value := _value(item, names)) is not None:
-            into[names[-1]] = value
+        *outer, last = column.split(".")
+        has, into = item, cut
+        for name in outer:
+            if not isinstance(has.get(name), dict):
+                break  # names of fields that do not exist must not nest objects
+            has, into = has[name], into.setdefault(name, {})
+        else:
+            if has.get(last) is not None:
+                into[last] = has[last]
     return cut
 
 

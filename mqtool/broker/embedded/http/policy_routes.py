@@ -4,7 +4,7 @@ https://www.rabbitmq.com/docs/policies and https://www.rabbitmq.com/docs/paramet
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from mqtool.broker.embedded.http.http_server import HttpAnswer, bad_request, required
@@ -17,6 +17,7 @@ from mqtool.broker.embedded.http.route_table import (
     administrator_or_member,
     anyone,
     first,
+    missing,
     policymaker,
     put,
     route,
@@ -231,18 +232,19 @@ def delete_parameter(call: RouteCall, component: str, vhost: str, name: str) -> 
 
 
 @route(READ, "global-parameters", policymaker)
-def global_parameters(call: RouteCall) -> list[Json]:
+def global_parameters(call: RouteCall) -> Iterator[Json]:
     return global_parameter_views(call.broker)
 
 
 @route(READ, "global-parameters/NAME", policymaker_of_component)
 def global_parameter(call: RouteCall, name: str) -> Json:
-    return first(global_parameter_views(call.broker), name=name)
+    value = call.broker.global_parameters.get(name)
+    return missing() if value is None else {"name": name, "value": json.loads(value)}
 
 
-def global_parameter_views(broker: Broker) -> list[Json]:
-    """Return the global parameters in the format of /api/global-parameters."""
-    return [{"name": name, "value": json.loads(text)} for name, text in broker.global_parameters.items()]
+def global_parameter_views(broker: Broker) -> Iterator[Json]:
+    """Yield the global parameters in the format of /api/global-parameters."""
+    return ({"name": name, "value": json.loads(text)} for name, text in [*broker.global_parameters.items()])
 
 
 @route("PUT", "global-parameters/NAME", policymaker_of_component)

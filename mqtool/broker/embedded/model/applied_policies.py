@@ -1,12 +1,16 @@
 """The policies of a virtual host, and how they apply to its queues and exchanges."""
 
 import logging
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import re2
 
+from mqtool.broker.embedded.model.amqp_errors import precondition_failed
+from mqtool.broker.embedded.model.footprint import of_value
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.codecs.field_tables import Table
 from mqtool.policy_settings import UNSUPPORTED
@@ -18,6 +22,10 @@ _EVERYTHING = ".*"
 #: The memory in bytes that RE2 may use for a stored pattern, such as a policy's, and for the pattern of one request.
 #: It also limits how long compiling and matching take.
 _STORED_PATTERN, _REQUESTED_PATTERN = 2 * 1024 * 1024, 128 * 1024
+
+#: The size of a compiled pattern, besides its instructions; the most of all compiled patterns, of which each takes some
+#: ten bytes; and the most of a virtual host's policies: each queue that is declared is matched with all their patterns.
+_PATTERN, _MOST_COMPILED, _MOST_OF_POLICIES = 250, 8_000_000, 2_000_000
 
 #: The longest pattern in a request, in characters.
 _LONGEST_REQUESTED = 1000
@@ -34,9 +42,31 @@ def _compile(pattern: str, most_bytes: int) -> Any:
         raise ValueError(reason.decode() if isinstance(reason, bytes) else str(reason)) from error
 
 
-@lru_cache(maxsize=16_384)
-def _compiled(pattern: str) -> Any:
-    return _compile(pattern, _STORED_PATTERN)
+class _Patterns:
+    """Compiled patterns by their texts, the least recently used first, up to a size of _MOST_COMPILED. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, Any] = OrderedDict()
+        self._size = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, pattern: str) -> Any:
+        with self._lock:
+            if pattern in self._kept:
+                self._kept.move_to_end(pattern)
+                return self._kept[pattern]
+            self._kept[pattern] = compiled = _compile(pattern, _STORED_PATTERN)
+            self._size += _size_of(compiled)
+            while self._size > _MOST_COMPILED:
+                self._size -= _size_of(self._kept.popitem(last=False)[1])
+            return compiled
+
+
+def _size_of(compiled: Any) -> int:
+    return _PATTERN + int(compiled.programsize)
+
+
+_compiled = _Patterns()
 
 
 def check_pattern(pattern: str) -> None:
@@ -89,6 +119,11 @@ class Policy(NamedTuple):
     priority: float = 0
     apply_to: str = "all"
 
+    @property
+    def size(self) -> int:
+        """A measure of the memory that the policy takes, and of the time that matching a name takes."""
+        return of_value(self.definition) + (0 if self.pattern == _EVERYTHING else _size_of(_compiled(self.pattern)))
+
     def matches(self, name: str, kind: str) -> bool:
         """Return True if the policy applies to an object with this name; `kind` is a queue type or `exchange`."""
         return (
@@ -127,22 +162,32 @@ class Policies:
         self._ledger = ledger
         self._when_changed = when_changed
         self.by_kind: dict[str, dict[str, Policy]] = {USER: {}, OPERATOR: {}}
+        self._size = 0
 
     def put(self, kind: str, policy: Policy) -> None:
         """Store a valid policy, replacing any with the same name. Raises AmqpException if it cannot be stored."""
+        if self._size + policy.size - self._size_of(kind, policy.name) > _MOST_OF_POLICIES:
+            what = f"too many policies in vhost '{self._vhost}', or too large patterns"
+            raise precondition_failed(what)
         value: Table = {"vhost": self._vhost, **policy._asdict()}
         self._ledger.save(kind, (self._vhost, policy.name), value)
         self.restore(kind, policy)
 
     def restore(self, kind: str, policy: Policy) -> None:
         """Add a policy that was read from the data directory."""
+        self._size += policy.size - self._size_of(kind, policy.name)
         self.by_kind[kind][policy.name] = policy
         self._when_changed()
 
     def delete(self, kind: str, name: str) -> None:
+        self._size -= self._size_of(kind, name)
         del self.by_kind[kind][name]
         self._ledger.forget(kind, (self._vhost, name))
         self._when_changed()
+
+    def _size_of(self, kind: str, name: str) -> int:
+        policy = self.by_kind[kind].get(name)
+        return 0 if policy is None else policy.size
 
     def applied_to(self, name: str, kind: str) -> Applied:
         """Return the policies that apply to an object with this name; `kind` is a queue type or `exchange`."""

@@ -11,12 +11,20 @@ from mqtool.broker.embedded.model.amqp_errors import NOT_ALLOWED, ConnectionExce
 from mqtool.broker.embedded.model.amqp_message import BrokerMessage
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.clock import Clock, LoopClock, Timer
+from mqtool.broker.embedded.model.footprint import of_global_parameter
 from mqtool.broker.embedded.model.ledger import Ledger, default_memory_limit
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
 from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.totals import Totals
 from mqtool.broker.embedded.model.users import DEFAULT_USER, Permissions, User
-from mqtool.broker.embedded.model.virtual_host import Publication, Routing, VhostLabels, VirtualHost, limit_of
+from mqtool.broker.embedded.model.virtual_host import (
+    Publication,
+    Routing,
+    VhostLabels,
+    VirtualHost,
+    check_room,
+    limit_of,
+)
 from mqtool.codecs.field_tables import Table
 
 log = logging.getLogger("mqtool.broker.embedded")
@@ -239,12 +247,15 @@ class Broker:
         self.save_user(replace(self.users[user], permissions=changed))
 
     def set_global_parameter(self, name: str, text: str | None) -> None:
-        """Set a global parameter to a JSON text; None deletes it."""
+        """Set a global parameter to a JSON text; None deletes it. Raises AmqpException if it cannot be stored."""
+        before = of_global_parameter(name, self.global_parameters.get(name))
         if text is not None:
+            check_room(self.ledger, f"global parameter '{name}'")
             self.ledger.save("global_parameter", (name,), {"name": name, "json": text})
             self.global_parameters[name] = text
         elif self.global_parameters.pop(name, None) is not None:
             self.ledger.forget("global_parameter", (name,))
+        self.ledger.hold_bytes(of_global_parameter(name, text) - before, definition=True)
 
     @property
     def cluster_name(self) -> str:

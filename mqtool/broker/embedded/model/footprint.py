@@ -25,6 +25,9 @@ SUBSCRIPTION, WATCHED = 1500, 700
 #: A queue, a stream, an exchange and a binding, besides their names and arguments. Measured with 20,000 of each.
 QUEUE, STREAM, EXCHANGE, BINDING = 5500, 8500, 900, 700
 
+#: A global parameter, besides its name and value.
+_PARAMETER = 300
+
 #: A word of a topic binding's key.
 _WORD = 320
 
@@ -64,6 +67,11 @@ def of_binding(routed_as: str, key: str, arguments: Table) -> int:
     """Return the memory that a binding takes: in a topic exchange, each word of its key takes some."""
     words = _WORD * (key.count(".") + 1) if routed_as == "topic" else 0
     return BINDING + len(key) + words + of_value(arguments)
+
+
+def of_global_parameter(name: str, text: str | None) -> int:
+    """Return the memory that a global parameter takes; 0 if there is none."""
+    return 0 if text is None else _PARAMETER + len(name) + len(text)
 
 
 def of_properties(properties: Table) -> int:

@@ -189,7 +189,7 @@ class VirtualHost:
         """Add an exchange whose declaration is valid. Raises AmqpException if it cannot be stored."""
         encode_definition(exchange.arguments)
         if not exchange.key:
-            _check_room(self._ledger, f"exchange '{exchange.name}'")
+            check_room(self._ledger, f"exchange '{exchange.name}'")
         if exchange.durable and not exchange.key:
             save_exchange(self._ledger, self.name, exchange)
         exchange.follow(self.profile)
@@ -235,7 +235,7 @@ class VirtualHost:
         name, arguments = declared.name, declared.arguments
         encode_definition(arguments)
         if not key:
-            _check_room(self._ledger, f"queue '{name}'")
+            check_room(self._ledger, f"queue '{name}'")
         if self.profile.lists_type:
             arguments = {"x-queue-type": "classic", **arguments}
         kind = _stream_type() if arguments.get("x-queue-type") == "stream" else BrokerQueue
@@ -323,7 +323,7 @@ class VirtualHost:
             )
         if source.find(destination, routing_key, arguments) is not None:
             return
-        _check_room(self._ledger, "binding")
+        check_room(self._ledger, "binding")
         binding = BrokerBinding(source, destination, routing_key, arguments)
         if binding.stored:
             save_binding(self._ledger, self.name, binding)
@@ -547,7 +547,7 @@ def _add(
     return Publication(routed, accepted, stored)
 
 
-def _check_room(ledger: Ledger, what: str) -> None:
+def check_room(ledger: Ledger, what: str) -> None:
     """Raise ChannelException 406 if queues, exchanges and bindings already take too much memory to add another."""
     if ledger.definition_bytes > ledger.most_definition_bytes:
         raise precondition_failed(

@@ -9,6 +9,7 @@ from mqtool.broker.embedded.model.amqp_message import DEEPEST, HeaderReader
 from mqtool.broker.embedded.model.applied_policies import OPERATOR, USER, Policy
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.exchange import BrokerBinding, BrokerExchange
+from mqtool.broker.embedded.model.footprint import of_global_parameter
 from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.users import Permissions, TopicPermissions, User
@@ -105,7 +106,9 @@ class _Recovery:
         )
 
     def _global_parameter(self, stored: Any) -> None:
-        self._broker.global_parameters[stored["name"]] = str(stored["json"])
+        name, text = stored["name"], str(stored["json"])
+        self._broker.global_parameters[name] = text
+        self._broker.ledger.hold_bytes(of_global_parameter(name, text), definition=True)
 
     def _policy(self, kind: str, stored: Any) -> None:
         vhost = self._broker.vhosts[stored.pop("vhost")]
