@@ -289,7 +289,11 @@ class Management:
 
     def _decoded(self, answer: "BaseHTTPResponse") -> Any:
         try:
-            return _decode(answer.data.decode().strip())[0]
+            text = answer.data.decode().strip()
+            value, end = _decode(text)
+            if end < len(text):
+                raise ValueError("more than one value")
+            return value
         except ValueError as error:
             raise Unavailable(f"{self.url} is not a management API", HOW_TO_ENABLE) from error
 

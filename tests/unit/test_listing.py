@@ -1,14 +1,16 @@
 """Lists: conditions, order, values as text, and JSON arrays that arrive in pieces."""
 
 import json
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqtool.errors import UsageError
+from mqtool.errors import Unavailable, UsageError
 from mqtool.inspection.listing import BINDINGS, LISTINGS, QUEUES, in_order
 from mqtool.management import Management, path
 from mqtool.management.api_client import Json, objects
@@ -140,6 +142,31 @@ def test_values_that_are_nested_too_deeply_for_json_are_left_out(size: int) -> N
         assert (inner[0], inner[2]) == ("[", {"y\\": "["})
         inner = inner[1]
     assert inner[1] == "(nested too deeply)"
+
+
+class OtherServer(BaseHTTPRequestHandler):
+    """A web server that is not a management API. Its answer begins like JSON."""
+
+    def do_GET(self) -> None:
+        """Answer with a number and words."""
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"200 requests served")
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+def test_an_answer_that_only_begins_with_json_is_not_one_of_the_management_api() -> None:
+    """If text follows the JSON value in a server's answer, the request fails with Unavailable: the server is not a
+    management API.
+    """
+    with HTTPServer(("127.0.0.1", 0), OtherServer) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        with pytest.raises(Unavailable, match="is not a management API"):
+            Management(f"http://127.0.0.1:{server.server_port}", "guest", "guest").get(path("overview"))
+        thread.join()
 
 
 @pytest.mark.parametrize("data", [b"", b'{"error": 1}', b'[{"a": 1}', b'[{"a": '])
