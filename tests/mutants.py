@@ -78,7 +78,11 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     "mqtool/work/worker.py": ("tests/unit/test_worker.py",),
     "mqtool/benching": ("tests/unit/test_bench_clients.py", "tests/unit/test_benching.py"),
     f"{_BROKER}/amqp10": (_EMBEDDED, _SIMULATION),
-    f"{_BROKER}/amqp10/amqp10_session.py": (f"{_EMBEDDED}/test_sessions10.py",),
+    f"{_BROKER}/amqp10/amqp10_session.py": (
+        f"{_EMBEDDED}/test_sessions10.py",
+        f"{_EMBEDDED}/test_publishing10.py",
+        f"{_EMBEDDED}/test_receiving10.py",
+    ),
     f"{_BROKER}/amqp10/incoming_link.py": (f"{_EMBEDDED}/test_publishing10.py",),
     f"{_BROKER}/amqp10/like_pattern.py": (f"{_EMBEDDED}/test_filters10.py",),
     f"{_BROKER}/amqp10/outgoing_link.py": (f"{_EMBEDDED}/test_receiving10.py", f"{_EMBEDDED}/test_amqp10_writes.py"),

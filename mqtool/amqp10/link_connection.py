@@ -90,6 +90,7 @@ class LinkConnection(ReopeningTransport):
         self._links: dict[int, Link] = {}  # by mqtool's handles
         self._incoming: dict[int, Link] = {}  # by the broker's handles
         self._refusals: dict[int, ClosedByBroker] = {}
+        self._detached: set[int] = set()  # handles of links that mqtool has detached
         self._senders: dict[str | None, SendingLink] = {}  # by address
         self._sent: dict[int, OutgoingTransfer] = {}  # messages without an outcome, by delivery id
         self._refused: list[OutgoingTransfer] = []  # rejected by a queue that may have no leader yet; to be republished
@@ -137,6 +138,7 @@ class LinkConnection(ReopeningTransport):
         with self.changed:
             handle = next(number for number in range(_HANDLES) if number not in self._links)
             self._links[handle] = link
+            self._detached.discard(handle)
             self.transport.send([frame(0, link.attach(handle))])
         self.until(lambda: link.is_attached or handle in self._refusals)
         with self.changed:
@@ -253,6 +255,7 @@ class LinkConnection(ReopeningTransport):
             if not (stays or self.is_lost or self.failure):
                 self._settle_ids([number for number in rest if number in self.unsettled], Released())
                 self.transport.send([frame(0, Detach(receiver.handle, closed=True))])
+                self._detached.add(receiver.handle)
                 receiver.is_attached = False
 
     def release_all(self) -> None:
@@ -331,8 +334,8 @@ class LinkConnection(ReopeningTransport):
             return
         was_attached, link.is_attached = link.is_attached, False
         self._links.pop(link.handle, None)
-        if told.error is None:
-            return  # the reply to our own frame
+        if told.error is None or link.handle in self._detached:
+            return  # the reply to our own frame, or sent before the broker received it
         self.transport.send([frame(0, Detach(link.handle, closed=True))])
         if was_attached:
             raise ClosedByBroker.from_error(told.error)

@@ -312,6 +312,24 @@ def test_a_stream_is_consumed_from_an_offset(broker: ScriptedBroker) -> None:
     assert [each.prefetch_count for each in broker.of(spec.Basic.Qos)] == [1000, 1000, 1000, 1]
 
 
+def test_a_consumer_of_a_queue_ignores_the_offsets_of_messages_from_a_stream(broker: ScriptedBroker) -> None:
+    """A message that was copied from a stream to a queue still has its header `x-stream-offset`. After a reconnection,
+    a consumer of this queue starts again without an offset. A consumer of a stream starts after its latest message.
+    """
+    channel = broker.channel()
+    stream = Queue("s", arguments={"x-queue-type": "stream"})
+    consumers = []
+    for queue in (Queue("q"), stream):
+        consumers.append(channel.consume(queue, Receiving(timeout=20)))
+        broker.deliver(consumer_tag(broker), 1, Message(b"1", properties={"headers": {"x-stream-offset": 7}}))
+        assert next(consumers[-1]).headers == {"x-stream-offset": 7}
+    broker.methods.clear()
+    reconnect(channel)
+    assert [(each.queue, each.arguments) for each in broker.of(spec.Basic.Consume)] == [
+        ("q", {}), ("s", {"x-stream-offset": 8}),
+    ]  # fmt: skip
+
+
 def test_consuming_from_a_missing_queue_raises_not_found(broker: ScriptedBroker) -> None:
     """If a queue does not exist, consuming from it raises NotFound, and the consumer is not started again after a
     reconnection.

@@ -151,15 +151,12 @@ def test_delayed_relay_has_a_fanout_exchange_a_queue_and_an_exchange_for_due_mes
     command uses an existing exchange for due messages instead.
     """
     arguments = {"x-queue-type": "quorum", "x-delivery-limit": 2**31 - 1}
-    assert (
-        RelayNames(
-            Exchange("tasks", "fanout", durable=True),
-            Queue("tasks.relay", durable=True, arguments={**arguments, "x-mqtool-relay": "tasks.relayed"}),
-            Exchange("tasks.relayed", "direct", durable=True),
-            is_ours=True,
-        )
-        == NAMES
-    )
+    assert RelayNames(
+        Exchange("tasks", "fanout", durable=True),
+        Queue("tasks.relay", durable=True, arguments={**arguments, "x-mqtool-relay": "tasks.relayed"}),
+        Exchange("tasks.relayed", "direct", durable=True),
+        is_ours=True,
+    ) == RelayNames.of("tasks")
     other = RelayNames.of("tasks", "topic", "due")
     assert (other.out, other.is_ours) == (Exchange("due", "topic", durable=True), False)
     assert other.intake.arguments["x-mqtool-relay"] == "due"

@@ -72,6 +72,7 @@ class Broker:
 
     def send(self, frames: list[bytes]) -> None:
         for each in frames:
+            assert each[6:8] == b"\0\0", "the session is on channel 0"
             body = each[8:]
             told, end = decode_performative(body)
             if isinstance(told, Begin):
@@ -301,10 +302,12 @@ def test_a_disposition_applies_to_a_range_of_messages(broker: Broker, session: L
     session.run(0)
     assert session.has_progressed
     assert told(sender) == [(b"0", "confirmed"), (b"1", "returned"), (b"2", "returned")]
+    session.has_progressed = False
     broker.tell(Disposition(True, 2, 4, settled=True, state=Accepted()))
     broker.tell(Disposition(True, 5, 5, settled=True, state=UNAVAILABLE))
     session.run(0)
     assert told(sender) == [(b"3", "confirmed"), (b"4", "confirmed"), (b"5", "nacked")]
+    assert session.has_progressed
     assert session._sent == {}
 
 
@@ -576,6 +579,53 @@ def test_a_receiver_that_ends_releases_the_deliveries_that_the_caller_has_not_re
     session.run(0)
     assert broker.now == 1000
     assert receiver(session, OTHER).handle == 0
+
+
+def test_a_queue_that_is_deleted_while_its_receiver_ends_does_not_affect_the_next_receiver(
+    broker: Broker, session: LinkConnection
+) -> None:
+    """If the broker detaches a link with an error while mqtool's detach frame is on its way, because the link's queue
+    was deleted, mqtool does not answer, and raises no error. The error is not taken for the answer to the next link.
+    """
+    link = receiver(session, prefetch=1)
+    broker.credit(0, 0, 0)
+    session.end_receiver(link, stays=False)
+    assert broker.of(Detach) == [Detach(0, closed=True)]
+    broker.tell(Detach(40, closed=True, error=Error(Symbol("amqp:resource-deleted"), "queue 'q' was deleted")))
+    session.run(0)
+    assert broker.of(Detach) == []
+    following = receiver(session, OTHER)
+    assert (following.handle, following.is_attached) == (0, True)
+    broker.tell(Detach(40, closed=True, error=Error(Symbol("amqp:resource-deleted"), "queue 'other' was deleted")))
+    with pytest.raises(ClosedByBroker, match="queue 'other' was deleted"):
+        session.run(0)
+
+
+def test_a_receiver_ends_without_an_error_if_the_connection_is_lost_in_the_meantime(
+    broker: Broker, session: LinkConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the connection is lost while a receiver that ends waits for deliveries in transit, the receiver ends without
+    an error, and sends nothing more: the broker requeues the receiver's deliveries.
+    """
+    link = receiver(session)
+    broker.deliver(0, 0)
+    session.run(0)
+    broker.received.clear()
+    monkeypatch.setattr(session, "_reader", None)  # the I/O thread reads, not this one
+    monkeypatch.setattr(session, "wait", lambda *_: setattr(session, "is_lost", True))
+    session.end_receiver(link, stays=False)
+    assert [type(each) for each in broker.received] == [Flow]
+
+
+def test_settled_deliveries_are_not_released_when_a_session_ends(broker: Broker, session: LinkConnection) -> None:
+    """When a session ends, mqtool does not release deliveries that the broker has sent settled."""
+    link = receiver(session, auto_ack=True)
+    broker.tell(Transfer(40, 0, b"tag", 0, True, False), sections.encode(Message(b"0")))
+    session.run(0)
+    broker.credit(0, 1, 0)
+    session.release_all()
+    assert broker.of(Disposition) == []
+    assert link.arrived() == []
 
 
 def test_a_receiver_ends_after_two_seconds_if_the_broker_does_not_answer(

@@ -226,6 +226,22 @@ def test_a_programs_end_is_noticed_on_systems_without_pidfd(
     assert run(shell("kill -9 $$")).status == 137
 
 
+@pytest.mark.parametrize("size", [0, 1, 50_000])
+def test_what_a_program_prints_just_before_it_exits_is_returned(
+    run: Callable[..., Ending], monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """A program's output is complete, even if the program prints it just before it exits."""
+
+    def only_the_exit(_self: _Run, process: int) -> select.poll:
+        poll = select.poll()
+        poll.register(process, select.POLLIN)
+        return poll
+
+    monkeypatch.setattr(_Run, "_watched", only_the_exit)  # the output comes after the runner has looked for it
+    ending = run(shell(f"head -c {size} /dev/zero; head -c {size} /dev/zero >&2"))
+    assert (len(ending.stdout), len(ending.stderr)) == (size, min(size, 2000))
+
+
 def test_a_program_has_ended_even_if_its_child_process_keeps_its_output_open(run: Callable[..., Ending]) -> None:
     """`worker` considers a program as ended when the program's own process ends, even if a child process is still
     running and keeps the program's stdout open.
@@ -503,6 +519,18 @@ def test_a_runner_writes_the_rest_of_stderr_until_its_next_request_arrives(pipe:
     os.read(reading, PIPE_SIZE)
 
 
+def test_the_last_byte_of_stderr_is_written_before_the_next_request_arrives(pipe: tuple[_Stderr, int]) -> None:
+    """A runner writes all of a program's stderr while it waits for the next request, however little is left."""
+    stderr, reading = pipe
+    never, ends = os.pipe()
+    stderr.waiting += b"x"
+    stderr.write_until_readable(never)
+    assert not stderr.waiting
+    assert os.read(reading, 10) == b"x"
+    os.close(never)
+    os.close(ends)
+
+
 def test_none_of_a_programs_stderr_is_lost_if_mqtools_stderr_is_read_slowly(
     pipe: tuple[_Stderr, int], worker: tuple[socket.socket, socket.socket]
 ) -> None:
@@ -581,5 +609,25 @@ def test_a_runner_does_not_block_if_mqtools_stderr_is_a_terminal() -> None:
         stderr.write(b"hello")
         assert os.read(leader, 10) == b"hello"
         os.close(stderr.descriptor)
+    os.close(leader)
+    os.close(follower)
+
+
+def test_a_runner_writes_to_a_terminal_that_it_may_not_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If mqtool's stderr is a terminal that the user may not open, as after `su`, a runner writes its program's stderr
+    to the file descriptor that it has inherited.
+    """
+
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    leader, follower = os.openpty()
+    with as_stderr(follower):
+        monkeypatch.setattr(os, "open", refuse)
+        stderr = _Stderr()
+        monkeypatch.undo()
+        assert stderr.descriptor == 2
+        stderr.write(b"hello")
+        assert os.read(leader, 10) == b"hello"
     os.close(leader)
     os.close(follower)

@@ -14,7 +14,7 @@ from mqtool.broker.embedded.model.profile import PROFILES, Like
 from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.totals import AMQP10
-from mqtool.codecs.amqp10_values import Described, Symbol, ULong
+from mqtool.codecs.amqp10_values import Described, Milliseconds, Symbol, ULong
 from mqtool.codecs.field_tables import UInt32
 from tests.protocol.raw_amqp10 import (
     ACCEPTED,
@@ -40,6 +40,8 @@ from tests.protocol.raw_amqp10 import (
 )
 from tests.unit.embedded.memory_client10 import MemoryClient10, broker_with, encoded, fill, frames
 
+#: A time that does not come while a test runs, in milliseconds since 1970.
+TOMORROW = 4_000_000_000_000
 ACCEPT, RELEASE, REJECT = described(ACCEPTED), described(RELEASED), described(REJECTED)
 
 
@@ -392,6 +394,14 @@ def test_a_disposition_settles_its_range_of_deliveries(
     assert {*client.connection.sessions[0].unsettled} == left - {0}
 
 
+def test_a_disposition_does_not_settle_the_delivery_after_its_range(client: MemoryClient10, q: BrokerQueue) -> None:
+    """A disposition settles no delivery after its range, even if most deliveries of the range are already settled."""
+    receiving(client, q, *(b"%d" % number for number in range(6)))
+    for first in (1, 0):
+        client.send(DISPOSITION, RECEIVER, UInt32(first), UInt32(4), True, ACCEPT)
+    assert [*client.connection.sessions[0].unsettled] == [5]
+
+
 def test_an_unsettled_disposition_is_answered_with_a_settled_one(client: MemoryClient10, q: BrokerQueue) -> None:
     """If a client sends an unsettled disposition, the broker settles the deliveries and answers with a settled
     disposition for the same range and outcome. The broker ignores a disposition for deliveries that are already
@@ -454,6 +464,29 @@ def test_annotations_of_an_outcome_are_kept_by_quorum_queues_only(
     found = [frame.message for frame in client.flow(0, 9, count=3, seen=3) if frame.code == TRANSFER]
     why = [each.message_annotations.get(Symbol("x-opt-why")) for each in found]
     assert why == (["busy", "busy"] if kind == "quorum" else [None, None])
+
+
+@pytest.mark.parametrize(
+    ("name", "time", "is_held"),
+    [
+        ("x-opt-delivery-time", Milliseconds(TOMORROW), True),
+        ("x-opt-delivery-time", Milliseconds(1), False),
+        ("x-opt-delivery-time", "tomorrow", False),
+        ("x-opt-delivery-time", True, False),
+        ("x-opt-other", Milliseconds(TOMORROW), False),
+    ],
+)
+def test_a_quorum_queue_holds_a_message_until_the_delivery_time_of_its_modified_outcome(
+    client: MemoryClient10, broker: Broker, *, name: str, time: Any, is_held: bool
+) -> None:
+    """If a client returns a message with the outcome `modified` and the annotation x-opt-delivery-time, a quorum queue
+    does not redeliver the message before this time. A value that is not a time has no effect.
+    """
+    queue = quorum(broker)
+    receiving(client, queue, b"0")
+    client.settle(0, described(MODIFIED, True, False, {Symbol(name): time}))
+    client.send(DETACH, UInt32(0), True)
+    assert bodies(queue) == ([] if is_held else [b"0"])
 
 
 @pytest.mark.parametrize("excess", [False, True])
