@@ -199,8 +199,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> int | str:
-    """Run a broker with the settings on the command line until SIGTERM or SIGINT. Returns what sys.exit() takes."""
+def main() -> None:
+    """Run a broker with the settings on the command line until SIGTERM or SIGINT."""
     parser = _parser()
     options = vars(parser.parse_args())
     files = [options.pop(option[2:].replace("-", "_")) for option in TLS_OPTIONS]
@@ -212,9 +212,8 @@ def main() -> int | str:
     try:
         run(Settings(**options, tls=Tls(*files) if any(files) else None), **more)
     except CannotStart as error:
-        return f"embedded broker: {error}"
-    return 0
+        sys.exit(f"embedded broker: {error}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
