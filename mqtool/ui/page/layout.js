@@ -93,7 +93,7 @@ export class Layout {
         places.set(id, narrow ? { x: across, y: 0, layer: index } : { x: 0, y: across, layer: index });
       });
     });
-    const gaps = gapsOf(layers.length, places, size, narrow, arrows);
+    const gaps = gapsOf(state, layers.length, places, size, narrow, arrows);
     let along = size.before + (narrow ? size.height : size.width) / 2;
     layers.forEach((layer, index) => {
       for (const id of layer) places.get(id)[narrow ? "y" : "x"] = along;
@@ -157,8 +157,9 @@ function sizeOf(state, narrow, most, count) {
 }
 
 /** The room after each layer: enough for the labels of the arrows that end at the next one. */
-function gapsOf(count, places, size, narrow, arrows) {
-  const gaps = Array(count).fill(size.along);
+function gapsOf(state, count, places, size, narrow, arrows) {
+  // In a play, the bodies of messages are beside them.
+  const gaps = Array(count).fill(state.play && !narrow ? Math.max(size.along, LEAST_KEYED) : size.along);
   const used = new Map();
   for (const { from, to, label } of arrows) {
     const [start, end] = [places.get(from)?.layer, places.get(to)?.layer];
@@ -236,10 +237,9 @@ export function labelsOf(layout, arrows, curve) {
  * first; it is on the other side of the arrow than the arrow's own label.
  * @param {{x: number, y: number, from?: string, to?: string}} at  where the message is, and on which arrow
  * @param {number} half  half of the label's width
- * @param {boolean} wantsAbove  above the message
  * @returns {Box[]}
  */
-export function besideMessage(layout, labels, at, half, wantsAbove) {
+export function besideMessage(layout, labels, at, half) {
   const { places, narrow, size, width, height } = layout;
   const [start, end] = [places.get(at.from), places.get(at.to)];
   const own = labels.get(`${at.from} ${at.to}`);
@@ -256,11 +256,15 @@ export function besideMessage(layout, labels, at, half, wantsAbove) {
     return [box(x + half < Math.min(width, ...next.map((each) => each.x)) ? x : at.x, y)];
   }
   const isAway = isKeyed && isForward && end.y > start.y;
-  const isAbove = wantsAbove || narrow || isAway || at.y + BELOW_MESSAGE + 4 > height;
-  const [left, right] = [start.x + size.width / 2 + half + 4, end.x - size.width / 2 - half - 4];
-  const x = isForward && left <= right ? within(at.x, left, right) : at.x;
+  const isAbove = narrow || isAway || at.y + BELOW_MESSAGE + 4 > height;
+  const isBack = start.layer - end.layer === 1;
+  const [first, last] = isBack ? [end, start] : [start, end];
+  const [left, right] = [first.x + size.width / 2 + half + 4, last.x - size.width / 2 - half - 4];
+  const x = (isForward || isBack) && left <= right ? within(at.x, left, right) : at.x;
   const sides = [box(x, at.y + BELOW_MESSAGE), box(x, at.y + ABOVE_MESSAGE)];
-  return isAbove ? sides.reverse() : sides;
+  if (isAbove) return sides.reverse();
+  // Above what moves back is the arrow that leads forward.
+  return isBack ? sides.slice(0, 1) : sides;
 }
 
 const within = (value, low, high) => Math.max(low, Math.min(high, value));
