@@ -1073,6 +1073,30 @@ def test_the_label_of_a_moving_message_does_not_cover_the_messages_in_a_queue(ch
     assert seen > 3
 
 
+#: The labels of moving messages at 120 moments, each with the state of its message, and those that cover a box.
+_LABELS_OVER_BOXES = """
+const done = arguments[0], time = document.querySelector("#time"), labels = new Set(), over = [];
+const box = (each) => each.getBoundingClientRect();
+const meet = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+let step = 0;
+const look = () => {
+  for (const label of document.querySelectorAll(".dot.moving text")) {
+    if (!label.textContent) continue;
+    const { fate } = label.parentElement.dataset;
+    labels.add(`${fate} ${label.textContent}`);
+    for (const each of document.querySelectorAll(".node .box")) {
+      if (meet(box(label), box(each))) over.push([step, fate, each.parentElement.dataset.id]);
+    }
+  }
+  if (step++ === 120) return done([[...labels].sort(), over]);
+  Object.assign(time, { step: "any", value: (step / 120) * 1000 });
+  time.dispatchEvent(new Event("input"));
+  requestAnimationFrame(() => requestAnimationFrame(look));
+};
+look();
+"""
+
+
 def test_the_label_of_a_moving_message_covers_no_box(chromium: Any, tmp_path: Path) -> None:
     """In a tutorial's picture, the start of a message's body, which is beside the message while it moves, covers no
     part of the box of a client, exchange or queue, even if the message moves back to its queue.
@@ -1082,30 +1106,25 @@ def test_the_label_of_a_moving_message_covers_no_box(chromium: Any, tmp_path: Pa
     to = {"consumer": "one/tag", "no_ack": False, "redelivered": False, "to": None}
     records += [happens(1000, "delivered", 0, **to), happens(4000, "requeued", 0, why="rejected")]
     page = recorded(chromium, tmp_path, [*records, {"kind": "now", "t": 6000}])
-    labels, over = page.driver.execute_async_script(
-        """
-        const done = arguments[0], time = document.querySelector("#time"), labels = new Set(), over = [];
-        const box = (each) => each.getBoundingClientRect();
-        const meet = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
-        let step = 0;
-        const look = () => {
-          for (const label of document.querySelectorAll(".dot.moving text")) {
-            if (!label.textContent) continue;
-            const { fate } = label.parentElement.dataset;
-            labels.add(`${fate} ${label.textContent}`);
-            for (const each of document.querySelectorAll(".node .box")) {
-              if (meet(box(label), box(each))) over.push([step, fate, each.parentElement.dataset.id]);
-            }
-          }
-          if (step++ === 120) return done([[...labels].sort(), over]);
-          Object.assign(time, { step: "any", value: (step / 120) * 1000 });
-          time.dispatchEvent(new Event("input"));
-          requestAnimationFrame(() => requestAnimationFrame(look));
-        };
-        look();
-        """
-    )
+    labels, over = page.driver.execute_async_script(_LABELS_OVER_BOXES)
     assert labels == [f"{fate} warning: it i…" for fate in ("ready", "requeued", "unacknowledged")]
+    assert over == []
+
+
+def test_the_headers_of_a_message_that_moves_to_its_exchange_cover_no_box(chromium: Any, tmp_path: Path) -> None:
+    """In the picture of the tutorial on headers, the two headers of a message, which are beside the message while it
+    moves to its exchange and returns, cover no part of the box of the publisher or of the exchange.
+    """
+    begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
+    records = [*begins, *jobs()]
+    records[len(begins) + 1]["exchanges"].append({"name": "reports", "type": "headers", "alternate": None})
+    sent, _ = published(1000, 0)
+    headers = {"format": "zip", "type": "report"}
+    sent |= {"paths": [], "details": {**sent["details"], "exchange": "reports", "headers": headers}}
+    records += [sent, {"kind": "event", "t": 1001, "message": 0, "what": "returned"}]
+    page = recorded(chromium, tmp_path, [*records, {"kind": "now", "t": 4000}])
+    labels, over = page.driver.execute_async_script(_LABELS_OVER_BOXES)
+    assert labels == [f"{fate} format=zip type=report" for fate in ("ready", "returned")]
     assert over == []
 
 

@@ -27,6 +27,8 @@ const NAME = 7;
 const ROOM = 1290;
 /** The least room between layers if there are labels. */
 const LEAST_KEYED = 116;
+/** The room for two headers beside a message on its way to its exchange. */
+const HEADERS = 170;
 /** How much room there is at the sides for an offset that stands beside the arrow below its stream. */
 const NOTE = 68;
 
@@ -160,6 +162,10 @@ function sizeOf(state, narrow, most, count) {
 function gapsOf(state, count, places, size, narrow, arrows) {
   // In a play, the bodies of messages are beside them.
   const gaps = Array(count).fill(state.play && !narrow ? Math.max(size.along, LEAST_KEYED) : size.along);
+  for (const { id, type } of state.play && !narrow ? state.exchanges.values() : []) {
+    const { layer } = places.get(id);
+    if (type === "headers" && layer) gaps[layer - 1] = Math.max(gaps[layer - 1], HEADERS);
+  }
   const used = new Map();
   for (const { from, to, label } of arrows) {
     const [start, end] = [places.get(from)?.layer, places.get(to)?.layer];
