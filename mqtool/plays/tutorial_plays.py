@@ -475,8 +475,8 @@ RPC = Play(
 )
 
 
-#: With batches of 10, even on one machine, waiting for each batch clearly takes longer than not waiting.
-_CONFIRM_COUNT, _CONFIRM_BATCH = 3_000, 10
+#: With batches of 5, even on one machine, waiting for each batch clearly takes longer than not waiting.
+_CONFIRM_COUNT, _CONFIRM_BATCH = 10_000, 5
 #: The ways of waiting for confirms, each with a queue of its own, and how the output describes each of them.
 _CONFIRM_WAYS = {"individual": "individually", "batch": "in batch", "async": "and handled confirms asynchronously"}
 
