@@ -1247,6 +1247,21 @@ def test_a_request_and_its_reply_have_the_same_correlation_id_beside_them(chromi
     assert labels == {"fib(6) · id 23c3", "8 · id 23c3", "ack"}
 
 
+def test_the_label_of_a_reply_covers_no_box(chromium: Any, tmp_path: Path) -> None:
+    """While the reply of an RPC server moves below the queues to the exchange, its body and its correlation ID, which
+    are beside it in a tutorial's picture, cover no part of the box of a client, exchange or queue.
+    """
+    records = of_rpc()
+    for each in records:
+        if each.get("what") == "published":
+            each["details"]["properties"]["correlation_id"] = "23c3e3a1-7e5b-4b0e-a1d6-0c2f6b7b0a11"
+            each["details"]["body"] = each["details"]["body"].removeprefix("fib(").removesuffix(")")
+    page = recorded(chromium, tmp_path, [*records, {"kind": "now", "t": 8000}])
+    labels, over = page.driver.execute_async_script(_LABELS_OVER_BOXES)
+    assert "ready 8 · id 23c3" in labels
+    assert over == []
+
+
 def of_offsets() -> list[dict[str, Any]]:
     """The records of a reader of a stream that stores two offsets, and of another client that resets the offset."""
     to = {"client": "receiver", "connection": "10.0.0.7:50001 -> 10.0.0.1:5552", "protocol": "stream"}

@@ -12,6 +12,7 @@ export const SIZE = {
 /** Above the nodes, if the layers are beside each other, and below them, where there are arrows around all, or notes. */
 const ABOVE = 14;
 const BELOW = 26;
+const BELOW_LABELS = 48;
 /** The width of a character and the height of a line of a label, roughly; and the most lines in a label. */
 const CHARACTER = 6.8;
 const LINE = 14;
@@ -103,7 +104,10 @@ export class Layout {
     });
     const length = along - gaps[gaps.length - 1] - (narrow ? size.height : size.width) / 2 + size.before;
     const low = (narrow ? size.margin : ABOVE) + most * cross - size.across;
-    const breadth = low + (narrow ? size.margin + size.across : BELOW);
+    // In a play, there is room for labels below the arrows that lead around all.
+    const layerOf = (id) => places.get(id)?.layer;
+    const isAround = state.play && arrows.some(({ from, to }) => layerOf(from) - layerOf(to) > 1);
+    const breadth = low + (narrow ? size.margin + size.across : isAround ? BELOW_LABELS : BELOW);
     return {
       places,
       narrow,
@@ -263,14 +267,14 @@ export function besideMessage(layout, labels, at, half) {
   }
   const isAway = isKeyed && isForward && end.y > start.y;
   const isAbove = narrow || isAway || at.y + BELOW_MESSAGE + 4 > height;
-  const isBack = start.layer - end.layer === 1;
+  const isBack = start.layer > end.layer;
   const [first, last] = isBack ? [end, start] : [start, end];
   const [left, right] = [first.x + size.width / 2 + half + 4, last.x - size.width / 2 - half - 4];
   const x = (isForward || isBack) && left <= right ? within(at.x, left, right) : at.x;
   const sides = [box(x, at.y + BELOW_MESSAGE), box(x, at.y + ABOVE_MESSAGE)];
   if (isAbove) return sides.reverse();
   // Above what moves back is the arrow that leads forward.
-  return isBack ? sides.slice(0, 1) : sides;
+  return start.layer - end.layer === 1 ? sides.slice(0, 1) : sides;
 }
 
 const within = (value, low, high) => Math.max(low, Math.min(high, value));
