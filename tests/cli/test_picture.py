@@ -1015,10 +1015,10 @@ def test_a_lost_message_of_a_tutorial_has_its_body_beside_it(chromium: Any, tmp_
 
 
 def test_a_moving_message_of_a_tutorial_has_its_body_beside_it(chromium: Any, tmp_path: Path) -> None:
-    """In a tutorial's picture, a moving message has the beginning of its body beside it, unless many messages move at
-    the same time.
+    """In a tutorial's picture, a moving message has the beginning of its body beside it, and an acknowledgement
+    the word "ack", unless many messages move at the same time.
     """
-    assert moving_labels(recorded(chromium, tmp_path, play()), 80) == {"first", "second"}
+    assert moving_labels(recorded(chromium, tmp_path, play()), 80) == {"first", "second", "ack"}
     many = [event for number in range(2, 40) for event in published(12_000, number, f"task {number}")]
     page = recorded(chromium, tmp_path, [*play(), *many, {"kind": "now", "t": 20_000}])
     page.ask("document.querySelector('#time').step = 'any'")
@@ -1076,6 +1076,125 @@ def test_the_label_of_a_moving_message_does_not_cover_the_messages_in_a_queue(ch
     assert seen > 3
 
 
+#: The labels of moving messages at 120 moments, each with the state of its message, and those that cover a box.
+_LABELS_OVER_BOXES = """
+const done = arguments[0], time = document.querySelector("#time"), labels = new Set(), over = [];
+const box = (each) => each.getBoundingClientRect();
+const meet = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+let step = 0;
+const look = () => {
+  for (const label of document.querySelectorAll(".dot.moving text")) {
+    if (!label.textContent) continue;
+    const { fate } = label.parentElement.dataset;
+    labels.add(`${fate} ${label.textContent}`);
+    for (const each of document.querySelectorAll(".node .box")) {
+      if (meet(box(label), box(each))) over.push([step, fate, each.parentElement.dataset.id]);
+    }
+  }
+  if (step++ === 120) return done([[...labels].sort(), over]);
+  Object.assign(time, { step: "any", value: (step / 120) * 1000 });
+  time.dispatchEvent(new Event("input"));
+  requestAnimationFrame(() => requestAnimationFrame(look));
+};
+look();
+"""
+
+
+def test_the_label_of_a_moving_message_covers_no_box(chromium: Any, tmp_path: Path) -> None:
+    """In a tutorial's picture, the start of a message's body, which is beside the message while it moves, covers no
+    part of the box of a client, exchange or queue, even if the message moves back to its queue.
+    """
+    begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
+    records = [*begins, *jobs([{"name": "one/tag", "label": "worker 1"}]), *published(1000, 0, "warning: it is late")]
+    to = {"consumer": "one/tag", "no_ack": False, "redelivered": False, "to": None}
+    records += [happens(1000, "delivered", 0, **to), happens(4000, "requeued", 0, why="rejected")]
+    page = recorded(chromium, tmp_path, [*records, {"kind": "now", "t": 6000}])
+    labels, over = page.driver.execute_async_script(_LABELS_OVER_BOXES)
+    assert labels == [f"{fate} warning: it i…" for fate in ("ready", "requeued", "unacknowledged")]
+    assert over == []
+
+
+def test_the_headers_of_a_message_that_moves_to_its_exchange_cover_no_box(chromium: Any, tmp_path: Path) -> None:
+    """In the picture of the tutorial on headers, the two headers of a message, which are beside the message while it
+    moves to its exchange and returns, cover no part of the box of the publisher or of the exchange.
+    """
+    begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
+    records = [*begins, *jobs()]
+    records[len(begins) + 1]["exchanges"].append({"name": "reports", "type": "headers", "alternate": None})
+    sent, _ = published(1000, 0)
+    headers = {"format": "zip", "type": "report"}
+    sent |= {"paths": [], "details": {**sent["details"], "exchange": "reports", "headers": headers}}
+    records += [sent, {"kind": "event", "t": 1001, "message": 0, "what": "returned"}]
+    page = recorded(chromium, tmp_path, [*records, {"kind": "now", "t": 4000}])
+    labels, over = page.driver.execute_async_script(_LABELS_OVER_BOXES)
+    assert labels == [f"{fate} format=zip type=report" for fate in ("ready", "returned")]
+    assert over == []
+
+
+def test_an_acknowledgement_moves_from_the_consumer_to_the_queue(chromium: Any, tmp_path: Path) -> None:
+    """If a consumer acknowledges a message, the picture of a tutorial moves a tick with the word "ack" from the
+    consumer to the message's queue. From the moment at which the tick leaves, the message is no longer counted.
+    """
+    begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
+    records = [*begins, *jobs([{"name": "one/tag", "label": "worker 1"}]), *published(1000, 0, "first")]
+    to = {"consumer": "one/tag", "no_ack": False, "redelivered": False, "to": None}
+    records += [happens(1000, "delivered", 0, **to), happens(4000, "acknowledged", 0)]
+    page = recorded(chromium, tmp_path, [*records, {"kind": "now", "t": 6000}])
+    ways, words = [], set()
+    for step in range(120):
+        seek(page, step / 120)
+        assert differences(page) == [], step
+        if found := places(page, "acknowledged"):
+            ways += found
+            words |= set(page.ask(
+                "return [...document.querySelectorAll('.dot.acknowledged text')].map((e) => e.textContent)"
+            ))  # fmt: skip
+    assert len(ways) > 5
+    assert all(after < before + 1 for (before, _), (after, _) in itertools.pairwise(ways))
+    queue, consumer = box(page, ".node.q .box"), box(page, ".node.c .box")
+    assert consumer["left"] - 40 < ways[0][0] <= consumer["left"]
+    assert queue["right"] - 10 <= ways[-1][0] < queue["right"] + 40
+    assert words == {"ack"}
+
+
+def test_a_rate_is_not_measured_across_two_connections_of_a_publisher(chromium: Any, tmp_path: Path) -> None:
+    """If a publisher ends, and publishes more messages over a new connection, the picture of `mqtool ui` shows no rate
+    until it has measured one: the number of messages of the new connection says nothing about the time before it.
+    """
+    records = [*jobs(), *published(1000, 0)]
+
+    def counted(t: int, *counts: int) -> dict[str, Any]:
+        published = [["boss", "", count] for count in counts]
+        return {"kind": "moved", "t": t, "queues": {"jobs": [1, 0, 1]}, "taken": [], "published": published}
+
+    records += [counted(2000, 0), counted(4000, 2000), counted(5000), counted(6000, 2400), {"kind": "now", "t": 6400}]
+    page = recorded(chromium, tmp_path, records)
+    rates = []
+    for part in (4500 / 10_400, 6300 / 10_400):
+        seek(page, part)
+        rates.append(page.ask("return [...document.querySelectorAll('.rate')].map((e) => e.textContent).join('')"))
+    assert rates == ["1,000/s", ""]
+
+
+def test_the_rates_of_a_scene_are_not_shown_in_the_next_one(chromium: Any, tmp_path: Path) -> None:
+    """When the commands of a tutorial's next scene begin, the picture no longer shows how many messages a second moved
+    in the scene before.
+    """
+    records = play()
+    for t, count in ((5000, 0), (6800, 3000)):
+        at = next(index for index, each in enumerate(records) if each["t"] > t)
+        counts = {"queues": {"jobs": [0, 0, count]}, "taken": [], "published": [["boss", "", count]]}
+        records.insert(at, {"kind": "moved", "t": t, **counts})
+    page = recorded(chromium, tmp_path, records)
+    rates: dict[str, list[str]] = {}
+    for step in range(130):
+        seek(page, step / 130)
+        shown = page.ask("return [...document.querySelectorAll('.rate')].map((e) => e.textContent).join('')")
+        rates.setdefault(page.text("#scene"), []).append(shown)
+    assert "1,667/s" in rates["Scene 1"][-1]
+    assert set(rates["Scene 2"][1:]) == {""}
+
+
 def test_a_message_moving_from_a_stream_to_a_consumer_has_its_offset_beside_it(chromium: Any, tmp_path: Path) -> None:
     """While messages move from a stream to a consumer, the picture of `mqtool ui` shows each message's offset beside
     it, even if the consumer gets several messages together. A viewer thus sees where each consumer starts.
@@ -1127,7 +1246,22 @@ def test_a_request_and_its_reply_have_the_same_correlation_id_beside_them(chromi
         if each.get("what") == "published":
             each["details"]["properties"]["correlation_id"] = "23c3e3a1-7e5b-4b0e-a1d6-0c2f6b7b0a11"
     labels = moving_labels(recorded(chromium, tmp_path, [*records, {"kind": "now", "t": 8000}]), 120)
-    assert labels == {"fib(6) · id 23c3", "8 · id 23c3"}
+    assert labels == {"fib(6) · id 23c3", "8 · id 23c3", "ack"}
+
+
+def test_the_label_of_a_reply_covers_no_box(chromium: Any, tmp_path: Path) -> None:
+    """While the reply of an RPC server moves below the queues to the exchange, its body and its correlation ID, which
+    are beside it in a tutorial's picture, cover no part of the box of a client, exchange or queue.
+    """
+    records = of_rpc()
+    for each in records:
+        if each.get("what") == "published":
+            each["details"]["properties"]["correlation_id"] = "23c3e3a1-7e5b-4b0e-a1d6-0c2f6b7b0a11"
+            each["details"]["body"] = each["details"]["body"].removeprefix("fib(").removesuffix(")")
+    page = recorded(chromium, tmp_path, [*records, {"kind": "now", "t": 8000}])
+    labels, over = page.driver.execute_async_script(_LABELS_OVER_BOXES)
+    assert "ready 8 · id 23c3" in labels
+    assert over == []
 
 
 def of_offsets() -> list[dict[str, Any]]:

@@ -279,6 +279,64 @@ def test_the_picture_the_answers_and_the_list_of_tutorials_do_not_overlap(
     assert where["right"] <= header["right"]
 
 
+@pytest.mark.parametrize("width", [1280, 768, 390], ids="{} pixels".format)
+def test_the_picture_keeps_its_place_however_long_the_text_of_a_scene_is(
+    chromium: Any, tmp_path: Path, width: int
+) -> None:
+    """At each width of the window, the picture of a tutorial is at the same place in a scene with a long text and a
+    question as in a scene with a short text.
+    """
+    records = play()
+    scenes = [each for each in records if each["kind"] == "scene"]
+    scenes[0].update(
+        text=f"{scenes[0]['text']} The boss sends a long task.", question="Which worker gets the next one?"
+    )
+    file = tmp_path / "recording.html"
+    file.write_bytes(single_file(records))
+    page = Page(chromium, file.as_uri())
+    page.resize(width)
+    found = []
+    for part in (0.2, 0.6):
+        seek(page, part)
+        found.append((shown(page, "#scene"), box(page, "#view")["top"]))
+    assert [scene for scene, _ in found] == ["Scene 1", "Scene 2"]
+    assert found[0][1] == found[1][1]
+
+
+def test_the_answer_of_a_scene_with_a_long_text_is_not_cut(chromium: Any, tmp_path: Path) -> None:
+    """On a wide screen, an answer and a check that follow a scene's long text are visible in full: from the first
+    answer on, they are where the summary of the tutorial was.
+    """
+    records = play()
+    scene = next(each for each in records if each["kind"] == "scene")
+    scene["text"] = " ".join([scene["text"]] * 2)
+    ends = next(each for each in records if each["kind"] == "ends")
+    text = "None. While it works on the long task, it gets no other task. The other worker does all five quick tasks."
+    answered = {"t": 5000, "kind": "answered", "n": 90, "text": text}
+    checked = {
+        "t": 5000,
+        "kind": "checked",
+        "n": 91,
+        "what": "worker 1 did the long task, worker 2 the others",
+        "ok": True,
+    }
+    at = next(index for index, each in enumerate(records) if each["t"] > 5000)
+    records[at:at] = [answered, checked]
+    numbers = itertools.count()
+    assert ends["n"] < 90
+    file = tmp_path / "recording.html"
+    file.write_bytes(single_file({**each, "n": next(numbers)} if "n" in each else each for each in records))
+    page = Page(chromium, file.as_uri())
+    seek(page, 0.05)
+    assert "Workers share tasks" in shown(page, "#summary")
+    seek(page, 0.27)
+    page.until(lambda: len(page.find("#checks li")) == 2, "the answer and the check")
+    assert shown(page, "#scene") == "Scene 1"
+    checks, answer, check = (box(page, f"#checks{each}") for each in ("", " .answer", " .passed"))
+    assert checks["top"] <= answer["top"]
+    assert check["bottom"] <= checks["bottom"]
+
+
 def test_the_list_of_tutorials_does_not_cut_the_picture(chromium: Any, tmp_path: Path) -> None:
     """At the end of a tutorial, in a window of 1280×800 pixels, the list of tutorials appears where terminals were
     shown. A picture with three queues, one below the other, is still completely visible, and so are the latest lines of

@@ -12,6 +12,7 @@ export const SIZE = {
 /** Above the nodes, if the layers are beside each other, and below them, where there are arrows around all, or notes. */
 const ABOVE = 14;
 const BELOW = 26;
+const BELOW_LABELS = 48;
 /** The width of a character and the height of a line of a label, roughly; and the most lines in a label. */
 const CHARACTER = 6.8;
 const LINE = 14;
@@ -27,6 +28,8 @@ const NAME = 7;
 const ROOM = 1290;
 /** The least room between layers if there are labels. */
 const LEAST_KEYED = 116;
+/** The room for two headers beside a message on its way to its exchange. */
+const HEADERS = 170;
 /** How much room there is at the sides for an offset that stands beside the arrow below its stream. */
 const NOTE = 68;
 
@@ -93,7 +96,7 @@ export class Layout {
         places.set(id, narrow ? { x: across, y: 0, layer: index } : { x: 0, y: across, layer: index });
       });
     });
-    const gaps = gapsOf(layers.length, places, size, narrow, arrows);
+    const gaps = gapsOf(state, layers.length, places, size, narrow, arrows);
     let along = size.before + (narrow ? size.height : size.width) / 2;
     layers.forEach((layer, index) => {
       for (const id of layer) places.get(id)[narrow ? "y" : "x"] = along;
@@ -101,7 +104,10 @@ export class Layout {
     });
     const length = along - gaps[gaps.length - 1] - (narrow ? size.height : size.width) / 2 + size.before;
     const low = (narrow ? size.margin : ABOVE) + most * cross - size.across;
-    const breadth = low + (narrow ? size.margin + size.across : BELOW);
+    // In a play, there is room for labels below the arrows that lead around all.
+    const layerOf = (id) => places.get(id)?.layer;
+    const isAround = state.play && arrows.some(({ from, to }) => layerOf(from) - layerOf(to) > 1);
+    const breadth = low + (narrow ? size.margin + size.across : isAround ? BELOW_LABELS : BELOW);
     return {
       places,
       narrow,
@@ -157,8 +163,13 @@ function sizeOf(state, narrow, most, count) {
 }
 
 /** The room after each layer: enough for the labels of the arrows that end at the next one. */
-function gapsOf(count, places, size, narrow, arrows) {
-  const gaps = Array(count).fill(size.along);
+function gapsOf(state, count, places, size, narrow, arrows) {
+  // In a play, the bodies of messages are beside them.
+  const gaps = Array(count).fill(state.play && !narrow ? Math.max(size.along, LEAST_KEYED) : size.along);
+  for (const { id, type } of state.play && !narrow ? state.exchanges.values() : []) {
+    const { layer } = places.get(id);
+    if (type === "headers" && layer) gaps[layer - 1] = Math.max(gaps[layer - 1], HEADERS);
+  }
   const used = new Map();
   for (const { from, to, label } of arrows) {
     const [start, end] = [places.get(from)?.layer, places.get(to)?.layer];
@@ -236,10 +247,9 @@ export function labelsOf(layout, arrows, curve) {
  * first; it is on the other side of the arrow than the arrow's own label.
  * @param {{x: number, y: number, from?: string, to?: string}} at  where the message is, and on which arrow
  * @param {number} half  half of the label's width
- * @param {boolean} wantsAbove  above the message
  * @returns {Box[]}
  */
-export function besideMessage(layout, labels, at, half, wantsAbove) {
+export function besideMessage(layout, labels, at, half) {
   const { places, narrow, size, width, height } = layout;
   const [start, end] = [places.get(at.from), places.get(at.to)];
   const own = labels.get(`${at.from} ${at.to}`);
@@ -256,11 +266,15 @@ export function besideMessage(layout, labels, at, half, wantsAbove) {
     return [box(x + half < Math.min(width, ...next.map((each) => each.x)) ? x : at.x, y)];
   }
   const isAway = isKeyed && isForward && end.y > start.y;
-  const isAbove = wantsAbove || narrow || isAway || at.y + BELOW_MESSAGE + 4 > height;
-  const [left, right] = [start.x + size.width / 2 + half + 4, end.x - size.width / 2 - half - 4];
-  const x = isForward && left <= right ? within(at.x, left, right) : at.x;
+  const isAbove = narrow || isAway || at.y + BELOW_MESSAGE + 4 > height;
+  const isBack = start.layer > end.layer;
+  const [first, last] = isBack ? [end, start] : [start, end];
+  const [left, right] = [first.x + size.width / 2 + half + 4, last.x - size.width / 2 - half - 4];
+  const x = (isForward || isBack) && left <= right ? within(at.x, left, right) : at.x;
   const sides = [box(x, at.y + BELOW_MESSAGE), box(x, at.y + ABOVE_MESSAGE)];
-  return isAbove ? sides.reverse() : sides;
+  if (isAbove) return sides.reverse();
+  // Above what moves back is the arrow that leads forward.
+  return start.layer - end.layer === 1 ? sides.slice(0, 1) : sides;
 }
 
 const within = (value, low, high) => Math.max(low, Math.min(high, value));

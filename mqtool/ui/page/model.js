@@ -134,11 +134,15 @@ function whenShown(state, { kind, terminal, t }) {
 
 const CONCLUSIONS = new Set(["answered", "checked", "ends", "measured"]);
 
+/** Whether what moves is an acknowledgement on its way from a consumer to the queue. */
+export const isAck = ({ nodes, fate }) => fate === "acknowledged" && nodes.length > 1 && nodes.at(-1)[0] === "q";
+
 /** When the last messages are seen to arrive that still move, by node. */
 function arrivals(state) {
   const found = new Map();
-  for (const { t1, nodes } of state.motions) {
-    const node = nodes[nodes.length - 1];
+  for (const { t1, nodes, fate } of state.motions) {
+    // An acknowledgement is no message that comes to its queue.
+    const node = isAck({ nodes, fate }) ? nodes[0] : nodes[nodes.length - 1];
     if (t1 > (found.get(node) ?? state.t)) found.set(node, t1);
   }
   return found;
@@ -161,7 +165,7 @@ function settle(state) {
   for (const copy of state.copies.values()) copy.busyUntil = Math.min(copy.busyUntil, state.t);
   for (const message of state.messages.values()) message.arrives = Math.min(message.arrives, state.t);
   for (const publisher of state.publishers.values()) publisher.gone = Math.min(publisher.gone, state.t);
-  for (const known of [state.left, state.settled, state.parties, state.lately]) known.clear();
+  for (const known of [state.left, state.settled, state.parties, state.lately, state.rates]) known.clear();
   state.lastDead = null;
 }
 
@@ -853,6 +857,10 @@ const HANDLERS = {
     for (const [client, exchange, count] of record.published) list(client, exchangeId(exchange), count);
     for (const [client, stream, count] of record.appended || []) list(client, queueId(stream), count);
     for (const [key, count] of published) measure(key, count);
+    // The counts of a publisher that connects again begin at 0.
+    for (const counted of [state.counts, state.rates]) {
+      for (const key of counted.keys()) if (key.startsWith("p:") && !published.has(key)) counted.delete(key);
+    }
   },
 
   published(state, event) {
@@ -1036,7 +1044,7 @@ const HANDLERS = {
     const copy = copyOf(state, event);
     if (!copy) return;
     const start = Math.max(event.t, copy.busyUntil);
-    move(state, copy.key, [copy.node], "acknowledged", start, { details: copy.details }, END);
+    move(state, copy.key, [copy.node, copy.place], "acknowledged", start, { details: copy.details }, END);
     state.settled.set(copy.node, Math.max(start, state.settled.get(copy.node) ?? 0));
     state.copies.delete(copy.key);
   },

@@ -3,7 +3,7 @@
 import { FATES } from "./fates.js";
 import { Finder } from "./finder.js";
 import { arrowsOf, besideMessage, curveBetween, cut, isOver, labelsOf, Layout, pointOf, takenBy } from "./layout.js";
-import { addressOf, hasMotion, labelOf, momentOf, rateOf } from "./model.js";
+import { addressOf, hasMotion, isAck, labelOf, momentOf, rateOf } from "./model.js";
 import { offsetOf, visible } from "./sentences.js";
 import { View } from "./view.js";
 import { Zoom } from "./zoom.js";
@@ -490,8 +490,7 @@ export class Picture {
       const at = { x: place.x + LABEL.beside + half, y: place.y, half, height: 0 };
       return at.x + half < this.leftOfRow(this.shown.drawn(motion.nodes[0])) && isFree(at) ? at : undefined;
     }
-    // An offset moves above the one that was stored before, which is below its stream.
-    const sides = besideMessage(this.places, this.labels, place, half, motion.fate === "stored");
+    const sides = besideMessage(this.places, this.labels, place, half);
     return sides.find((side) => isFree(side) && !this.taken.some((each) => isOver(each, side)));
   }
 
@@ -583,6 +582,7 @@ function besideOf(state, { nodes, fate, details, offset, unknown }, isFew) {
   const address = isRouted ? addressOf(state, details) : "";
   const isDone = nodes.length === 1 && fate === "acknowledged";
   const hasBody = state.play && isFew && !isDone && typeof details.body === "string";
+  if (hasBody && isAck({ nodes, fate })) return "ack";
   if (address || !hasBody) return address;
   const id = details.properties.correlation_id;
   // Enough of it to tell the answers of a conversation apart.

@@ -355,6 +355,7 @@ export class Play {
       title: part("h2", { id: "play-title" }),
       summary: part("p", { id: "summary" }),
       scene: part("p", { id: "scene" }),
+      words: part("div", { id: "words" }),
       text: part("p", { id: "narration", role: "status" }),
       question: part("p", { id: "question", role: "status" }),
       checks: part("ul", { id: "checks", "aria-label": "Checks" }),
@@ -364,7 +365,8 @@ export class Play {
       terminals: part("section", { id: "terminals", "aria-label": "Terminals" }),
       charts: part("section", { id: "charts", "aria-label": "Measurements" }),
     };
-    const { title, summary, scene, text, question, checks, counts, buttons, menu, terminals, charts } = this.parts;
+    const { title, summary, scene, words, text, question, checks, counts } = this.parts;
+    const { buttons, menu, terminals, charts } = this.parts;
     this.parts.back = buttonFor("Previous scene", "Show the previous scene again (b, or the left arrow)", () =>
       this.back(),
     );
@@ -377,7 +379,8 @@ export class Play {
     this.parts.act.id = "try";
     buttons.append(this.parts.back, this.parts.next, this.parts.act);
     if (this.plays.length) buttons.append(this.parts.other);
-    story.append(title, scene, text, question, buttons, checks, counts, menu, summary);
+    words.append(text, question);
+    story.append(title, scene, words, buttons, checks, counts, menu, summary);
     main.prepend(story);
     document.getElementById("view").after(terminals, charts);
     document.body.classList.add("playing");
