@@ -527,8 +527,9 @@ def test_a_command_that_sends_or_shows_messages_asks_before_it_changes_the_broke
     in_use: Shell, broker: TestBroker
 ) -> None:
     """In a protected context, a command that usually only sends or shows messages asks before it declares something,
-    changes a setting, or consumes from a named queue. Without a terminal, the command changes nothing and exits with 2,
-    or with 69 if it has --declare and the queue is missing.
+    changes a setting, or consumes from a named queue. Without a terminal, the command changes nothing and exits with 2.
+    If a queue or stream is missing that the command would declare only with --declare, the command exits with 69
+    instead of asking.
     """
     before, there = contents(broker), depth(broker, "jobs")
     for words in ASKING:

@@ -41,9 +41,8 @@ def actions(result: Result) -> set[tuple[str, str, str]]:
 
 
 def test_exported_definitions_can_be_imported(admin: Shell) -> None:
-    """If the broker no longer has some of the exported definitions, `definitions diff` lists these and exits with 3,
-    and `definitions import` adds these and no others. `definitions import --dry-run` prints the same list, and adds
-    nothing.
+    """`definitions diff` lists the exported definitions that the broker no longer has, and exits with 3. `definitions
+    import --dry-run` prints the same list, and adds nothing. `definitions import` adds these definitions and no others.
     """
     assert run(admin, "diff file").code == 0
     for line in ("queue delete jobs --yes", "exchange delete logs --yes"):

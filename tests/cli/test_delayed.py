@@ -122,9 +122,10 @@ def test_each_publishing_command_accepts_a_delay(shell: Shell, via: str, receive
 def test_via_auto_chooses_the_plugin_or_wait_queues(
     shell: Shell, broker: TestBroker, plugin: bool, command: str, with_plugin: str, without: str
 ) -> None:
-    """Without --via, a command with --delay uses the delayed message plugin, if the broker has it, in three cases: for
-    a classic queue that the command declares, for a non-durable exchange, and for the default queue of `send-delayed`.
-    Otherwise, messages wait in wait queues: in classic ones in the first two cases, and in quorum ones in all others.
+    """With --delay and without --via, a command chooses where messages wait. For a classic queue that the command
+    declares, and for a non-durable exchange, they wait in the delayed message plugin if the broker has it, and
+    otherwise in classic wait queues. For the default queue of `send-delayed`, they wait in the plugin or, without it,
+    in quorum wait queues. In all other cases, they wait in quorum wait queues.
     """
     broker.api("PUT", f"queues/{broker.vhost}/theirs", {"durable": True})
     sent = shell.run("mqtool", *command.split(), "x", "--delay", "1h")

@@ -125,7 +125,8 @@ def test_a_queue_given_as_an_option_gets_a_hint_about_the_argument(lonely_shell:
 )
 def test_a_help_topic_says_what_scripts_rely_on(lonely_shell: Shell, topic: str, says: str) -> None:
     """`mqtool help programs` lists the exit codes of `worker`. `mqtool help messages` says that empty input sends
-    nothing, and that --failed-to does not keep lines from the first invalid one on.
+    nothing, that --failed-to keeps neither the first invalid line nor any later one, and that the routing key chooses
+    the partition of a super stream.
     """
     assert says in " ".join(lonely_shell.run("mqtool", "help", topic).stdout.split())
 

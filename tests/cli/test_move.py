@@ -321,9 +321,9 @@ def test_a_forged_origin_in_a_full_frame_does_not_stop_move(shell: Shell, broker
 
 @pytest.mark.keeps_messages
 def test_move_names_the_message_that_no_client_can_publish(shell: Shell, broker: TestBroker) -> None:
-    """If the broker has added headers to a dead letter whose headers filled a frame, no client can publish this message
-    again. `move` moves the messages before it, names this message, says how to continue, and exits with 65. With
-    --where, all other messages can be moved.
+    """If the broker has added headers to a dead letter whose headers filled a frame, no client can publish this dead
+    letter again. `move` moves the messages before it, names the dead letter, says how to continue, and exits with 65.
+    `move --where` can then move all other messages.
     """
     to_a = {"x-message-ttl": 0, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "a"}
     fill(broker, Queue("a"), [Message(b"0")], Queue("b"), Queue("source", arguments=to_a))

@@ -420,9 +420,9 @@ def test_sigterm_ends_send_while_the_broker_is_down_or_blocks_publishers(
 def test_sigterm_ends_a_worker_that_cannot_publish_a_retry(
     own_shell: Shell, amqp_vhost: Vhost, fault: Callable[[Vhost], None], code: int
 ) -> None:
-    """If `worker` cannot publish a retry, SIGTERM ends `worker`, and the message stays in its queue. The exit code is
-    75 if the broker blocks publishers, and 0 if the connection was lost while the program ran, because the broker then
-    delivers the message again.
+    """If `worker` cannot publish a retry, SIGTERM ends `worker`, and the message stays in its queue. If the broker
+    blocks publishers, the exit code is 75. If the connection was lost while the program ran, the exit code is 0,
+    because the broker returns the message to its queue.
     """
     own_shell.run("mqtool", "new-task", "task")
     worker = own_shell.start(

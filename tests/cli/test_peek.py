@@ -93,8 +93,8 @@ def test_peek_needs_no_management_api(shell: Shell, broker: TestBroker) -> None:
 
 @on_any_broker
 def test_peek_says_that_messages_stay_in_the_queue(shell: Shell, broker: TestBroker) -> None:
-    """`peek` prints messages as lines, and then says that the messages stay in the queue, marked as redelivered. With
-    -F and -o, `peek` writes messages to a file in the format of a template.
+    """`peek` prints each message as a line on stdout. Then it says on stderr that the messages stay in the queue,
+    marked as redelivered. With `-F TEMPLATE -o FILE`, `peek` writes the messages to FILE in the format of TEMPLATE.
     """
     filled(shell, 2)
     shown = shell.run("mqtool", "peek", "jobs")
@@ -135,8 +135,8 @@ def test_where_cannot_test_the_time_of_receipt_of_messages_in_a_queue(shell: She
 
 @pytest.mark.keeps_messages
 def test_peek_stops_before_messages_exceed_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
-    """On a quorum queue, `peek` prints a warning with the number of times that messages have been requeued. If one more
-    delivery could make the queue drop messages because of its delivery limit, `peek` exits with 1 instead.
+    """On a quorum queue, `peek` warns how often messages have been requeued. If one more delivery could make the queue
+    drop a message because of its delivery limit, `peek` shows no message and exits with 1.
     """
     ids = filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=3")
     command = ("mqtool", "peek", "jobs", "--raw", "--management", broker.management)

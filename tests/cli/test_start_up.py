@@ -83,9 +83,9 @@ def test_list_queues_connects_over_amqp_only_if_counts_may_be_old(shell: Shell) 
 
 
 def test_only_the_command_that_is_run_is_built_for_typer() -> None:
-    """If a command line names a command of a group, as in `queue purge`, mqtool builds only that command for typer. If
-    a command line names only the group or an unknown command, mqtool builds all commands of the group, so that help,
-    hints and completion know them.
+    """To start quickly, mqtool builds only the command that the command line names, such as `queue purge`, for typer,
+    its command-line parser. If the command line names only a group, such as `queue`, or an unknown command of the
+    group, mqtool builds all commands of the group, because help, hints and completion need them.
     """
 
     def built(*words: str) -> set[str]:

@@ -127,9 +127,9 @@ def test_receive_reads_a_stream_from_an_offset(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_receive_stream_track_resumes_after_the_last_printed_message(shell: Shell) -> None:
-    """After `receive-stream --track` was ended by --count or Ctrl-C, the next run resumes after the last message that
-    was printed, so that no message is repeated or skipped. After `receive-stream --track | head`, one message may be
-    skipped, because `head` may have read one line more than it printed.
+    """If `receive-stream --track` was ended by --count or Ctrl-C, the next run resumes after the last printed message.
+    No message is repeated or skipped. If `receive-stream --track | head` was ended by `head`, the next run may skip one
+    message, which `head` had read but not printed.
     """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(0, 2999))
     read = ("mqtool", "receive-stream", "-q", "s", "--raw", "--track", "me")
@@ -148,8 +148,8 @@ def test_receive_stream_track_resumes_after_the_last_printed_message(shell: Shel
 
 @pytest.mark.keeps_messages
 def test_a_killed_receive_stream_track_skips_no_message(shell: Shell, broker: TestBroker) -> None:
-    """If `receive-stream --track` is killed, the next run skips no message. The next run repeats only messages whose
-    offset was not stored yet, which are at most about a thousand on the embedded broker.
+    """If `receive-stream --track` is killed, the next run skips no message. The next run repeats only the messages
+    whose offset had not been stored. On the embedded broker, these are at most 1,100.
     """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(1, 20_000))
     output = shell.directory / "out"
@@ -464,9 +464,9 @@ def test_receive_stream_skips_a_damaged_batch_with_a_warning(shell: Shell, broke
 @large
 @on_any_broker
 def test_receive_stream_needs_little_memory_for_compressed_batches(shell: Shell, broker: TestBroker) -> None:
-    """`receive-stream` decompresses one batch at a time, so that 600 MB of address space are enough to read a stream
-    whose compressed batches contain 6.5 million messages. The test reads only 70,000 messages, which are more than one
-    batch.
+    """`receive-stream` decompresses one batch at a time. With 600 MB of address space, it can therefore read a stream
+    whose compressed batches contain 6.5 million messages. The test reads only 70,000 of these messages, which are more
+    than one batch.
     """
     place = urlsplit(broker.streams)
     client = RawStream(place.hostname or "", place.port or 0)
@@ -487,9 +487,9 @@ def test_receive_stream_needs_little_memory_for_compressed_batches(shell: Shell,
 
 @on_any_broker
 def test_receive_stream_ends_before_a_batch_for_which_a_package_is_missing(shell: Shell, broker: TestBroker) -> None:
-    """If a Python package is missing to decompress a batch, `receive-stream --track` prints the messages before the
-    batch, stores their offset, names the package, and exits with 2. It does not skip the batch, so no message is lost.
-    A reader that does not need the batch can skip it with `offset set`.
+    """If the Python package that decompresses a batch is missing, `receive-stream --track` prints the messages before
+    the batch, stores their offset, names the package, and exits with 2. The next run ends at the same batch, so no
+    message is skipped. A user who does not need the batch can skip it with `offset set`.
     """
     if importlib.util.find_spec("lz4") is not None:
         pytest.skip("lz4 is installed")

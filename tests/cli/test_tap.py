@@ -125,8 +125,9 @@ def test_tap_says_what_cannot_be_tapped(shell: Shell, broker: TestBroker) -> Non
 @on_any_broker
 @pytest.mark.usefixtures("api")
 def test_the_output_of_tap_json_can_be_sent_again(shell: Shell, broker: TestBroker) -> None:
-    """`send --json` publishes a line of `tap --json` to the exchange that was tapped, even if the message has a header
-    x-stream-offset because it was once in a stream. If `tap` watches several brokers, each line names its broker.
+    """`send --json` publishes a message that `tap --json` has printed to the exchange that was tapped. A header
+    x-stream-offset, which a message from a stream may have, does not change this. If `tap` watches several brokers,
+    each line names its broker.
     """
     tap = shell.start("mqtool", "tap", "amq.topic", "--json", "-c", "1").wait_until_ready()
     other = f"{broker.url.partition('//')[0]}//{broker.url.partition('@')[2]}"

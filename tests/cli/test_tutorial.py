@@ -266,8 +266,9 @@ def test_tutorial_run_asks_before_a_scene_and_answers_after_it(lonely_shell: She
 def test_the_receivers_of_a_scene_run_until_the_next_scene_has_been_explained(
     lonely_shell: Shell, name: str, scenes: list[tuple[str, str]]
 ) -> None:
-    """In `tutorial run`, receivers with temporary queues end only after the next scene has been explained, so that the
-    picture of `tutorial run --ui` shows these queues until the scene ends.
+    """In `tutorial run`, receivers with temporary queues keep running at the end of their scene. They end only after
+    the next scene has been explained. The picture of `tutorial run --ui` therefore shows their queues during the whole
+    scene.
     """
     played = lonely_shell.run("mqtool", "tutorial", "run", name, "--no-pause", timeout=PLAYING).stdout
     for explained, following in scenes:

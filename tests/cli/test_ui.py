@@ -180,8 +180,9 @@ def test_mqtool_ui_shows_the_link_credit_of_an_amqp_1_0_worker(tmp_path: Path, c
 @on_any_broker
 @large
 def test_each_state_of_a_message_has_its_own_shape(shell: Shell, page: Page) -> None:
-    """The legend on the page of `mqtool ui` has a different shape for each state of a message. The page shows returned
-    messages, delayed messages, and messages in streams.
+    """The legend on the page of `mqtool ui` has a different shape for each state of a message. The page says that a
+    message is returned, draws a delayed message with the seconds until it is due, and draws a message of a stream in
+    the stream's box.
     """
     shapes = page.ask("return [...document.querySelectorAll('#legend path')].map(e => e.getAttribute('d'))")
     assert len(shapes) == len(set(shapes)) > 8
