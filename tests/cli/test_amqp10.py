@@ -296,9 +296,8 @@ def test_receive_reads_a_stream_from_an_offset(shell: Shell, offset: str, expect
 
 
 def test_the_broker_filters_a_stream_for_receive(shell: Shell, broker: TestBroker) -> None:
-    """Over AMQP 1.0, `receive --filter` gets only those messages of a stream that have the given filter value. With
-    --sql, RabbitMQ 4.2 and later send only the messages that match the SQL filter; with an earlier version, the command
-    exits with 2.
+    """Over AMQP 1.0, `receive --filter` gets only those messages of a stream that have the given filter value. `receive
+    --sql` gets only the messages that match an SQL filter; with RabbitMQ before 4.2, the command exits with 2.
     """
     shell.run("mqtool", "queue", "declare", "log", "--queue-type", "stream")
     for country, level in (("NL", 1), ("NL", 5), ("BE", 7)):

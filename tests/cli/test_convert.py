@@ -681,8 +681,8 @@ def test_a_queue_that_fills_up_during_a_batch_loses_no_messages(broker: TestBrok
 def test_a_conversion_moves_messages_that_arrive_after_the_queue_is_reported_as_empty(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RabbitMQ may report a queue as empty before it has sent the last deliveries. When `queue convert` empties a
-    queue, it waits for these deliveries, so it moves all messages.
+    """RabbitMQ may report a queue as empty before it has sent the last deliveries to a consumer. `queue convert` waits
+    for these deliveries, and so moves all messages.
     """
     with Connection(parse_addresses(broker.url)) as connection:
         channel = connection.channel()

@@ -422,8 +422,8 @@ def test_keep_delay_delays_a_received_message_again(shell: Shell, via: str, sign
 
 @pytest.mark.parametrize("options", [["x"], ["--json", "--delay", "1s"]], ids=" ".join)
 def test_keep_delay_needs_json(lonely_shell: Shell, options: list[str]) -> None:
-    """`send-delayed --keep-delay` exits with 2 if --json is missing or --delay is given. In both cases, the error says
-    that --keep-delay needs --json and cannot be combined with --delay.
+    """`send-delayed --keep-delay` exits with 2 if --json is missing, or if --delay is given. In both cases, the error
+    says what --keep-delay needs.
     """
     refused = lonely_shell.run("mqtool", "send-delayed", "--keep-delay", *options, "-u", "amqp://127.0.0.1:1")
     assert "--keep-delay needs --json" in refused.stderr

@@ -166,8 +166,8 @@ def test_send_says_that_the_dialect_makes_a_new_queue_transient(shell: Shell) ->
 
 @on_any_broker
 def test_raw_output_and_output_files_work_with_a_dialect(shell: Shell) -> None:
-    """With --dialect, `receive --raw` prints only bodies on stdout, and the other lines of the dialect's script on
-    stderr. With -o FILE, `receive` writes the lines of the messages to the file.
+    """With --dialect, `receive --raw` prints only bodies on stdout. The other lines of the dialect's script go to
+    stderr. With -o FILE, `receive` writes to FILE only the lines that the script prints for messages.
     """
     shell.run("mqtool", "send", "-l", "--dialect", "go-classic", stdin="one\ntwo\n")
     raw = shell.run("mqtool", "receive", "--raw", "-c", "1", "--dialect", "go-classic")

@@ -138,7 +138,8 @@ def test_the_hint_for_an_embedded_broker_without_a_management_api_names_broker_s
     lonely_shell: Shell, words: list[str]
 ) -> None:
     """If a command needs the management API and the embedded broker has none, the hint is `broker serve
-    --management-port` with the port that commands try first. The hint does not mention `rabbitmq-plugins`.
+    --management-port=PORT`, where PORT is the port at which the command looks for the management API first. The hint
+    does not mention `rabbitmq-plugins`.
     """
     with EmbeddedBroker() as broker:
         refused = lonely_shell.run("mqtool", *words, "-u", broker.url)

@@ -130,7 +130,8 @@ def test_the_next_send_discards_a_message_that_a_killed_send_left_incomplete(she
 @on_any_broker
 def test_send_exits_with_3_if_messages_of_a_killed_run_are_still_unsent(shell: Shell) -> None:
     """If FILE.unfinished contains messages of a killed run, `send --failed-to FILE` exits with 3, even if the broker
-    confirms all messages of the new run. If FILE.unfinished is also the input, `send` exits with 2 and sends nothing.
+    confirms all messages of the new run. If the input of `send` is FILE.unfinished itself, the command exits with 2 and
+    sends nothing.
     """
     unfinished = shell.directory / "failed.unfinished"
     unfinished.write_text('{"body": "earlier"}\n')
@@ -351,8 +352,8 @@ def test_send_exits_with_75_if_it_loses_the_connection_after_all_messages_were_r
 def test_max_reconnects_counts_the_attempts_since_the_last_confirm(
     own_shell: Shell, amqp_vhost: Vhost, *, progress: bool
 ) -> None:
-    """For --max-reconnects, `send` counts a connection that is lost before any confirm as a failed attempt. After each
-    confirm, `send` counts the failed attempts from zero again.
+    """For --max-reconnects, `send` counts the failed attempts since the last confirm. If a connection is established
+    again, but lost before a confirm, it counts as a failed attempt.
     """
     sender = own_shell.start("mqtool", "send", "-l", "-v", "--max-reconnects", "2", stdin=PIPE)
     assert sender.process.stdin is not None

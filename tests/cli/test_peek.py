@@ -121,8 +121,9 @@ def test_peek_says_that_messages_stay_in_the_queue(shell: Shell, broker: TestBro
 @on_any_broker
 @pytest.mark.parametrize("command", ["peek jobs", "move jobs --to other", "dlq show jobs"])
 def test_where_cannot_test_the_time_of_receipt_of_messages_in_a_queue(shell: Shell, command: str) -> None:
-    """`peek`, `move` and `dlq show` exit with 2 if --where tests `timestamp`, the time at which a message was received,
-    because messages in a queue have not been received yet. The hint suggests properties.timestamp.
+    """In --where, `timestamp` is the time at which a message was received. `peek`, `move` and `dlq show` exit with 2 if
+    --where tests `timestamp`, because the messages in a queue have not been received yet. The hint suggests
+    properties.timestamp.
     """
     refused = shell.run("mqtool", *command.split(), "--where", "timestamp<2026-01-31")
     assert refused.code == 2

@@ -51,8 +51,9 @@ def test_policy_commands_set_list_and_clear_a_policy(admin: Shell, kind: list[st
 def test_policy_clear_asks_for_confirmation_if_another_policy_would_then_remove_messages(
     admin: Shell, broker: TestBroker
 ) -> None:
-    """If another policy would apply to a queue after `policy clear` and remove messages, the command says how many, and
-    asks for confirmation. Without a terminal, the command exits with 2 and clears nothing. With --yes, it does not ask.
+    """After `policy clear`, another policy may apply to a queue. If that policy would remove messages, `policy clear`
+    says how many, and asks for confirmation. Without a terminal, the command exits with 2 and clears nothing. With
+    --yes, it does not ask.
     """
     filled(admin, broker, "jobs")
     common = ("mqtool", "policy", "set", "--pattern", "^jobs", "--definition")
@@ -197,8 +198,8 @@ def test_policy_set_asks_before_it_replaces_the_overflow_reject_publish(admin: S
 def test_policy_set_asks_about_all_queues_if_the_pattern_takes_too_long_to_match(
     admin: Shell, broker: TestBroker
 ) -> None:
-    """If a policy's pattern could take very long to match, mqtool does not test which queues the pattern matches.
-    Instead, `policy set` asks about every queue from which the policy would remove messages if the pattern matched.
+    """If a policy's pattern could take very long to match, mqtool does not find out which queues the pattern matches.
+    `policy set` then asks about every queue from which the policy would remove messages if it applied to the queue.
     """
     filled(admin, broker, "jobs")
     refused = admin.run("mqtool", "policy", "set", "limits", "--pattern", "^(?!x)([a-z]+)+$", *SET[6:])

@@ -229,8 +229,8 @@ def test_keys_step_forward_and_back_through_the_events_of_a_paused_page(shell: S
 @on_any_broker
 @large
 def test_the_page_can_be_used_with_the_keyboard_alone(shell: Shell, page: Page) -> None:
-    """On the page of `mqtool ui`, Tab reaches every box, Enter opens a box's details, and Escape closes the details. A
-    key opens tables that show the same as the picture, and another key searches for names.
+    """On the page of `mqtool ui`, Tab reaches the boxes, Enter opens a box's details, and Escape closes the details.
+    The key t shows tables with the same information as the picture. The key / starts a search for names.
     """
     do(shell, "emit-log topic kern.critical 'A critical kernel error'")
     receiver = shell.start("mqtool", "receive-log", "topic", "kern.*").wait_until_ready()
