@@ -148,9 +148,9 @@ def test_queue_delete_if_empty_and_unused_keeps_a_classic_queue_with_messages(ad
 
 def test_exchange_commands_create_and_delete_exchanges_and_bindings(admin: Shell, broker: TestBroker) -> None:
     """`exchange bind` can bind an exchange to a topic exchange, and a queue to a headers exchange. A message reaches
-    the queue through both exchanges only if its routing key and one of its headers match the bindings. After `exchange
-    unbind`, no further message reaches the queue. Without a terminal, `exchange delete` needs --yes. If the exchange
-    does not exist, `exchange delete` exits with 69.
+    the queue through both exchanges only if its routing key and one of its headers match the bindings. When `exchange
+    unbind` has removed a binding, no further message reaches the queue. Without a terminal, `exchange delete` needs
+    --yes. If the exchange does not exist, `exchange delete` exits with 69.
     """
     assert admin.run("mqtool", "exchange", "declare", "in", "topic").code == 0
     assert admin.run("mqtool", "exchange", "declare", "in", "fanout").code == 78

@@ -206,8 +206,8 @@ def test_brokers_are_listed_and_removed(home: Shell) -> None:
 
 
 def test_broker_status_says_which_broker_is_used_and_why(home: Shell) -> None:
-    """`broker status` says to which broker mqtool's commands connect, and why. `broker up` says so only if commands
-    will not connect to the broker that it has started, for example because AMQP_URL names another one.
+    """`broker status` says to which broker mqtool's commands connect, and why. `broker up` prints the same line only if
+    commands connect to another broker than the one that it has started, for example because AMQP_URL is set.
     """
     assert home.run("mqtool", "broker", "status").stdout == "commands use amqp://guest@localhost:5672, the default\n"
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--port", str(port := free_port()))

@@ -285,9 +285,9 @@ def is_governed(broker: TestBroker, queue: str) -> bool:
 def test_dlq_redrive_checks_that_the_queue_in_x_death_dead_letters_to_the_exchange(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`dlq redrive` moves a dead letter back to the queue that its x-death header names if that queue dead-letters to
-    the exchange, and with the routing key, of the dead letter. Otherwise, the header may be forged, and the message
-    stays where it is. The queue's dead-letter settings may come from its arguments or from a policy.
+    """The x-death header of a dead letter names the queue that it came from. `dlq redrive` moves the dead letter back
+    to this queue only if the dead letter has the exchange and routing key to which the queue dead-letters, by its
+    arguments or by a policy. Otherwise, the header may be forged, and the message stays where it is.
     """
     vhost = broker.vhost
     broker.api("PUT", f"exchanges/{vhost}/graveyard", {"type": "topic", "durable": True})
@@ -495,8 +495,8 @@ def test_worker_ignores_a_forged_origin_after_another_command_moved_the_message(
 def test_a_dead_letter_of_worker_keeps_its_original_exchange_and_key_when_it_is_moved(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If `worker` dead-letters a message, and `move` and `dlq redrive` then move the message, `worker` passes the
-    message's original exchange and routing key to its program.
+    """`worker` dead-letters a message, then `move` and `dlq redrive` move the message. When `worker` gets the message
+    again, it passes the message's original exchange and routing key to its program.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for name in ("jobs", "jobs.dlq", "aside"):

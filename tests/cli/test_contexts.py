@@ -206,8 +206,8 @@ def test_a_context_applies_to_amqp_the_management_api_and_completion(staging: Sh
 
 
 def test_the_contexts_file_is_private_and_keeps_its_comments(home: Shell) -> None:
-    """Only the owner can read the contexts file. Commands that change the file keep its comments; if the file is a
-    symbolic link, it stays one. `context show` and `context ls` print no passwords.
+    """Only the owner can read the contexts file. Commands that change the file keep its comments. If the file is a
+    symbolic link, they change the link's target and keep the link. `context show` and `context ls` print no passwords.
     """
     config(home).parent.mkdir()
     config(home).symlink_to(home.directory / "dotfile")
@@ -380,8 +380,8 @@ def test_every_command_declares_its_effect_on_a_broker() -> None:
 def test_the_url_option_overrides_the_context_in_use(
     staging: Shell, broker: TestBroker, embedded: TestBroker, request: pytest.FixtureRequest
 ) -> None:
-    """If a context is in use, a command with --url uses the broker at that URL instead of the context's broker. That is
-    the case even if AMQP_URL contains the same URL as --url.
+    """If a context is in use, a command with --url uses the broker at that URL instead of the context's broker. This
+    also holds if AMQP_URL contains the same URL.
     """
     other = embedded.with_fresh_vhost(f"other-{time.monotonic_ns()}")
     request.addfinalizer(other.drop_vhost)

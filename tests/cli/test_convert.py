@@ -439,8 +439,8 @@ def test_a_queue_with_an_exclusive_consumer_is_not_converted(managed: Shell, bro
 
 @pytest.mark.keeps_messages
 def test_a_queue_is_converted_after_a_conversion_that_was_killed_before_its_last_request(broker: TestBroker) -> None:
-    """If `queue convert` was killed before its last request, which deletes an exchange, the next run still converts the
-    queue, and keeps all messages.
+    """The last request of `queue convert` deletes an exchange. If the command was killed before this request, the next
+    run still converts the queue, and keeps all messages.
     """
     fill(broker)
     assert convert(broker) is not None

@@ -102,8 +102,8 @@ def test_dlq_redrive_by_id_moves_one_message_back(dead: Shell, broker: TestBroke
 
 
 def test_dlq_redrive_ignores_headers_that_a_publisher_forged(shell: Shell, broker: TestBroker) -> None:
-    """If a publisher forges the headers that name a dead letter's original queue, `dlq redrive` does not move the
-    message to that queue.
+    """If a publisher forges the headers with which `worker` names a dead letter's original queue, `dlq redrive` does
+    not move the message to the queue that they name.
     """
     shell.run("mqtool", "receive", "-q", "payroll", "--declare", "--idle-timeout", "10ms")
     forged = ("-H", "mqtool-queue=payroll", "-H", "mqtool-reason=rejected")

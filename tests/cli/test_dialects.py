@@ -66,8 +66,8 @@ RECEIVERS = {
 @pytest.mark.parametrize(("dialect", "command"), SPOKEN)
 @pytest.mark.sampled(12)
 def test_each_dialect_prints_the_lines_of_its_scripts(shell: Shell, dialect: str, command: str) -> None:
-    """With --dialect, which selects the tutorials of one programming language, each command prints the same lines as
-    the scripts of these tutorials: on stderr for Go, and on stdout for the other languages.
+    """Each --dialect stands for the tutorials of one programming language. With this option, each command prints the
+    same lines as the scripts of these tutorials: on stderr for Go, and on stdout for the other languages.
     """
     sent, received = SPOKEN[dialect, command]
     [receive] = [whose for sender, whose in RECEIVERS.items() if command.startswith(sender)]

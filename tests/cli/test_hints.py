@@ -26,8 +26,8 @@ from tests.cli.shell import Shell
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_a_usage_error_names_what_was_probably_meant(lonely_shell: Shell, command: list[str], hint: str) -> None:
-    """If a command is mistyped, the hint names what the user probably meant: a similar command, a command of a group
-    such as `dlq`, an option, or missing quotes.
+    """If a command line is mistyped, the command exits with 2. The hint names what the user probably meant: a similar
+    command, a command of a group such as `dlq`, an option, or missing quotes.
     """
     refused = lonely_shell.run("mqtool", *command)
     assert (refused.code, hint in refused.stderr) == (2, True), refused.stderr

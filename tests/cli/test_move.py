@@ -200,8 +200,8 @@ def test_move_leaves_messages_that_the_target_queue_rejects(shell: Shell, broker
 def test_the_hint_about_a_missing_target_queue_is_for_the_other_broker(
     shell: Shell, broker: TestBroker, other: TestBroker
 ) -> None:
-    """If the target queue of `move --to-url` does not exist, the hint is a command that declares it on the other
-    broker.
+    """If the target queue of `move --to-url` does not exist, the hint is a command that declares this queue on the
+    other broker.
     """
     fill(broker, Queue("a"), numbered(1))
     move = ("mqtool", "move", "a", "--to", "new", "--to-url", other.url)

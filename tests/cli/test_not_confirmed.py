@@ -505,8 +505,8 @@ def test_rpc_server_declares_no_queue_with_a_mistyped_name(shell: Shell, broker:
 
 
 def test_suggestions_for_a_mistyped_queue_use_mqtool_management_url(lonely_shell: Shell) -> None:
-    """If a queue's name is mistyped, receiving commands ask the management API at MQTOOL_MANAGEMENT_URL for the queues'
-    names, and suggest the most similar one.
+    """If a queue's name is mistyped, a receiving command asks the management API at MQTOOL_MANAGEMENT_URL for the names
+    of all queues. It suggests the queue with the most similar name, and exits with 69.
     """
     with EmbeddedBroker(management_port=0) as broker:
         lonely_shell.environment |= {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": str(broker.management_url)}

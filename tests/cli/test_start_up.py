@@ -49,8 +49,8 @@ print(json.dumps(shown))
     "command", [["send", "-q", "q", "hello"], ["receive", "-q", "q", "-c", "1"]], ids=lambda words: words[0]
 )
 def test_send_and_receive_import_no_slow_module(shell: Shell, command: list[str]) -> None:
-    """`send` and `receive` do not import modules that are slow to import and that they do not need, such as `rich` or
-    `requests`.
+    """`send` and `receive` do not import slow modules that they do not need, such as `rich` or `requests`, so that they
+    start quickly.
     """
     shell.run("mqtool", "send", "-q", "q", "waiting")
     result = shell.run(sys.executable, "-X", "importtime", "-m", "mqtool", *command)

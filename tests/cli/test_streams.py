@@ -69,8 +69,9 @@ def test_5000_lines_can_be_read_in_order_from_any_offset(shell: Shell) -> None:
 
 
 def test_stream_messages_keep_their_headers_and_properties(shell: Shell) -> None:
-    """A message in a stream keeps its headers and properties when `receive-stream` reads the message and when the
-    message is copied as NDJSON, even if the message was published over AMQP 0-9-1.
+    """`receive-stream --json` prints the headers and properties of a message in a stream, whether the message was
+    published over the stream protocol or over AMQP 0-9-1. If `send-stream --json` publishes the printed line again, the
+    copy keeps the headers.
     """
     send = (
         "mqtool",
@@ -241,8 +242,9 @@ def test_offset_receive_resumes_at_the_stored_offset(shell: Shell) -> None:
 @on_any_broker
 @pytest.mark.parametrize("dialect", StreamDialect)
 def test_stream_dialects_print_the_lines_of_their_scripts(shell: Shell, dialect: StreamDialect) -> None:
-    """With --dialect, which selects the tutorials of one programming language, `send-stream` and `receive-stream` use
-    the stream and the message of that language's stream tutorial, and print the lines of its scripts.
+    """Each --dialect stands for the tutorials of one programming language. With this option, `send-stream` and
+    `receive-stream` use the stream and the message of the language's stream tutorial, and print the lines of its
+    scripts.
     """
     tutorial = HELLO[dialect]
     body = tutorial.body.decode()

@@ -195,8 +195,8 @@ def test_tutorial_run_starts_and_stops_its_own_broker(lonely_shell: Shell) -> No
 def test_every_tutorial_runs_on_an_existing_broker_and_leaves_nothing_behind(
     shell: Shell, broker: TestBroker, connection: Connection
 ) -> None:
-    """Each tutorial passes its checks on RabbitMQ, and leaves queues and messages that existed before the tutorial
-    unchanged.
+    """On RabbitMQ, each tutorial passes its checks and leaves none of its queues and exchanges behind. A queue that
+    existed before keeps its messages.
     """
     only_in_ci("all tutorials take a minute, and 'make demo' runs them on the embedded broker")
     if broker.kind == "embedded":

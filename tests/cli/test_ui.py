@@ -491,8 +491,8 @@ def test_names_in_actions_are_not_treated_as_options_or_patterns(ui: Running) ->
 
 
 def test_the_page_offers_no_changes_to_a_broker_that_mqtool_did_not_start(shell: Shell, broker: TestBroker) -> None:
-    """`mqtool ui --vhost /` shows the default virtual host. On a RabbitMQ broker that mqtool did not start, the page
-    offers only the actions "route" and "peek", which change nothing. On an embedded broker, the page offers further
+    """On a RabbitMQ broker that mqtool did not start, the page of `mqtool ui --vhost /` shows the default virtual host,
+    and offers only the actions "route" and "peek", which change nothing. On an embedded broker, the page offers further
     actions, such as "publish".
     """
     shell.environment |= {"MQTOOL_MANAGEMENT_URL": broker.management, "XDG_STATE_HOME": str(shell.directory / "none")}
@@ -523,8 +523,8 @@ def test_ui_exits_with_69_if_its_port_is_in_use_and_with_0_after_ctrl_c(shell: S
 @on_any_broker
 @large
 def test_a_recording_of_the_page_plays_without_mqtool(shell: Shell, chromium: Any) -> None:
-    """`mqtool ui --record` and the page's key for saving each write one HTML file, which a browser plays without mqtool
-    and without loading anything else.
+    """`mqtool ui --record FILE` writes a recording of its page to one HTML file. The key s on the page saves such a
+    file as well. A browser plays each of the two files without mqtool, and loads nothing else.
     """
     do(shell, "send -q jobs before")
     ui = shell.start("mqtool", "ui", "--record", "seen <1>.html", ready=False).wait_for_stdout("\n")
