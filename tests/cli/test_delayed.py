@@ -403,8 +403,8 @@ def test_a_received_message_that_is_sent_again_is_not_delayed_again(shell: Shell
 @pytest.mark.once_on_rabbitmq("via")
 @pytest.mark.parametrize("sign", [1, -1], ids=["positive x-delay", "negative x-delay"])
 def test_keep_delay_delays_a_received_message_again(shell: Shell, via: str, sign: int) -> None:
-    """`send-delayed --json --keep-delay` delays a received message again by its x-delay header. If the line also has
-    the key "delay", this key overrides the header.
+    """`send-delayed --json --keep-delay` delays a received message again by its x-delay header, even if the value is
+    negative, as after a delivery by the plugin. If the line also has the key "delay", this key overrides the header.
     """
     shell.run("mqtool", "receive-delayed", "--idle-timeout", "1ms")
     lines = [

@@ -93,8 +93,9 @@ def test_worker_exits_and_keeps_the_message_if_the_program_cannot_be_run(shell: 
 
 @on_any_broker
 def test_worker_refuses_an_invalid_program(shell: Shell) -> None:
-    """`worker --exec` says what is wrong and exits with 2 if the program does not exist, if the command line has an
-    unknown placeholder, or if the command line has shell syntax and --shell is not given.
+    """`worker --exec` says what is wrong and exits with 2 if the program does not exist or is not executable, or if the
+    command line has an unknown placeholder. Without --shell, shell syntax is refused in the same way. With --shell, any
+    placeholder is refused, because the shell would run its value as code.
     """
     (shell.directory / "script").touch()
     for options, said in (

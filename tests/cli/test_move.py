@@ -258,7 +258,7 @@ def test_move_keeps_to_its_rate_and_stops_at_ctrl_c(shell: Shell, broker: TestBr
 @on_any_broker
 def test_a_move_whose_connection_is_closed_can_be_run_again(shell: Shell, broker: TestBroker) -> None:
     """If the broker closes the connection of `move`, the command exits with 69, and the hint says to run `move` again.
-    The second run moves the remaining messages.
+    The second run moves the remaining messages. No message is lost, but some may arrive twice.
     """
     fill(broker, Queue("a", durable=True), numbered(300), Queue("b", durable=True))
     running = shell.start("mqtool", "move", "a", "--to", "b", "--rate", "20/s", "-v").wait_for_stderr("Moved")
@@ -274,8 +274,8 @@ def test_a_move_whose_connection_is_closed_can_be_run_again(shell: Shell, broker
 
 @on_any_broker
 def test_move_to_a_protected_context_needs_confirm(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
-    """If the target broker of `move` is that of a protected context, and there is no terminal, `move` exits with 2
-    unless --confirm gives the context's name.
+    """If --to-context names a protected context, and there is no terminal, `move` exits with 2 unless --confirm gives
+    the context's name.
     """
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     assert shell.run("mqtool", "context", "add", "prod", "--url", other.url, "--protected").code == 0

@@ -349,8 +349,8 @@ def test_send_stream_keeps_a_message_that_is_too_large(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_send_stream_and_receive_stream_resume_after_a_lost_connection(shell: Shell, broker: TestBroker) -> None:
-    """Each time the connection is lost, `send-stream` and `receive-stream --track` reconnect, and every message
-    arrives, in order.
+    """Each time the connection is lost, `send-stream` and `receive-stream --track` reconnect. Every message arrives, in
+    order, though some may be printed twice.
     """
     target = urlsplit(broker.streams)
     with Proxy(target.port or 0) as proxy:

@@ -40,8 +40,8 @@ def publish(
 def test_tap_prints_every_message_that_passes_through_an_exchange(
     shell: Shell, broker: TestBroker, connection: Connection, kind: str
 ) -> None:
-    """`tap EXCHANGE` prints each message published to the exchange, whatever the exchange's type. The bound queues
-    still get every message.
+    """`tap EXCHANGE` prints each message published to a topic, fanout or headers exchange. From a direct exchange, it
+    prints the messages whose routing keys are bound when `tap` starts. The bound queues still get every message.
     """
     channel, exchange = connection.channel(), Exchange("orders", kind, auto_delete=True)
     channel.declare(exchange)
