@@ -755,8 +755,8 @@ def test_messages_keep_their_routing_keys_if_the_queues_of_a_conversion_are_dele
 def test_messages_go_back_to_the_holding_queue_if_the_converted_queue_is_deleted(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`queue convert` holds messages in a holding queue, and then moves them to the converted queue. If the converted
-    queue is deleted during this move, each message returns to the holding queue exactly once. When the conversion is
+    """`queue convert` moves messages to a holding queue and then to the converted queue. If the converted queue is
+    deleted during the second move, each message is in the holding queue exactly once afterwards. When the conversion is
     resumed, all messages are moved to the converted queue.
     """
     fill(broker)

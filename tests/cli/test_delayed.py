@@ -551,8 +551,8 @@ _LOGS = ["-e", "lasting", "--durable"]
 def test_delayed_messages_arrive_after_a_restart_of_the_broker(
     restartable: Restartable, lonely_shell: Shell, via: str, send: list[str], receive: list[str]
 ) -> None:
-    """After a restart of the broker, all delayed messages for durable queues arrive, and none early. On RabbitMQ,
-    messages that are due while the broker starts may arrive up to three minutes late.
+    """After a restart of the broker, all delayed messages for durable queues arrive, and none early. Some may arrive
+    twice. On RabbitMQ, messages that are due while the broker starts may arrive up to three minutes late.
     """
     shell = lonely_shell
     first = 20 if restartable.kind is BrokerKind.EMBEDDED else 20_000

@@ -231,8 +231,8 @@ def test_a_tutorials_queue_is_declared_without_a_notice(shell: Shell, command: s
 )
 def test_the_notice_about_a_different_queue_names_the_dialect(shell: Shell, first: str, then: str, like: str) -> None:
     """If an existing queue or exchange differs from the one that a command would declare, the command uses the existing
-    one and prints a notice. If the same command with some --dialect would declare it exactly as it exists, the notice
-    names this dialect.
+    one and prints a notice. If some --dialect would make the command declare exactly the existing one, the notice names
+    this dialect.
     """
     assert shell.run("mqtool", *first.split()).code == 0
     adopted = shell.run("mqtool", *then.split())

@@ -423,7 +423,7 @@ def test_sigterm_ends_a_worker_that_cannot_publish_a_retry(
 ) -> None:
     """If `worker` cannot publish a retry, SIGTERM ends `worker`, and the message stays in its queue. If the broker
     blocks publishers, the exit code is 75. If the connection was lost while the program ran, the exit code is 0,
-    because the broker returns the message to its queue.
+    because the broker requeues the message.
     """
     own_shell.run("mqtool", "new-task", "task")
     worker = own_shell.start(

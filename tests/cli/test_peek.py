@@ -217,8 +217,8 @@ def test_peek_exits_with_69_if_a_single_active_consumer_has_the_queue(
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_peek_reads_a_stream_from_any_offset(shell: Shell, broker: TestBroker) -> None:
-    """`peek --offset` shows the messages of a stream from a numeric offset, an age or the start of the last chunk to
-    the end. Without --offset, `peek` starts at the first message.
+    """`peek --offset` shows the messages of a stream from a numeric offset, from an age such as 1h, or from the start
+    of the last chunk (`last`). Without --offset, `peek` starts at the first message.
     """
     ids = filled(shell, 500, "--queue-type", "stream", "--argument", "x-max-length-bytes=100000000")
     assert peeked(shell, broker) == ids
