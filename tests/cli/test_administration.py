@@ -43,9 +43,9 @@ def said(result: Result) -> tuple[int, str]:
 
 
 def test_queue_commands_declare_purge_and_delete_a_queue(admin: Shell, broker: TestBroker) -> None:
-    """`queue declare` exits with 0 if the queue exists with the same arguments, and with 78 if the arguments differ.
+    """If the queue exists, `queue declare` exits with 0 if its arguments are the same, and with 78 if they differ.
     Without a terminal, `queue purge` and `queue delete` need --yes. If the queue does not exist, `queue delete` exits
-    with 69, but `queue purge --if-exists` and `queue delete --if-exists` exit with 0.
+    with 69. With --if-exists, `queue purge` and `queue delete` then exit with 0.
     """
     queue = ("mqtool", "queue")
     assert said(admin.run(*queue, "declare", "jobs", "--max-length", "9")) == (0, "declared queue 'jobs'")
@@ -147,9 +147,10 @@ def test_queue_delete_if_empty_and_unused_keeps_a_classic_queue_with_messages(ad
 
 
 def test_exchange_commands_create_and_delete_exchanges_and_bindings(admin: Shell, broker: TestBroker) -> None:
-    """`exchange bind` binds an exchange to a topic exchange, and a queue to the second exchange. Messages whose routing
-    key and headers match reach the queue through both exchanges until `exchange unbind` removes a binding. Without a
-    terminal, `exchange delete` needs --yes. If the exchange does not exist, `exchange delete` exits with 69.
+    """`exchange bind` can bind an exchange to a topic exchange, and a queue to a headers exchange. A message reaches
+    the queue through both exchanges only if its routing key and one of its headers match the bindings. When `exchange
+    unbind` has removed a binding, no further message reaches the queue. Without a terminal, `exchange delete` needs
+    --yes. If the exchange does not exist, `exchange delete` exits with 69.
     """
     assert admin.run("mqtool", "exchange", "declare", "in", "topic").code == 0
     assert admin.run("mqtool", "exchange", "declare", "in", "fanout").code == 78
@@ -246,8 +247,9 @@ def test_user_commands_add_change_and_delete_a_user(admin: Shell, ann: str) -> N
 
 @on_any_broker
 def test_invalid_user_and_permission_commands_are_usage_errors(admin: Shell, ann: str) -> None:
-    """`user add` without a usable password, and `permission set` without a valid pattern, exit with 2 and say what is
-    wrong.
+    """`user add` exits with 2 if the password is missing or empty, or if the user's name cannot be used, such as `..`.
+    `permission set` exits with 2 if no permission is given, or if a pattern is not a valid regular expression. The
+    error says what is wrong.
     """
     (admin.directory / "empty").write_text("\n")
     for words, sentence in {
@@ -374,8 +376,8 @@ def test_ctrl_c_at_a_confirmation_prompt_changes_nothing(admin: Shell, broker: T
 
 @on_any_broker
 def test_ctrl_c_at_the_second_prompt_says_which_queue_was_deleted(admin: Shell, broker: TestBroker) -> None:
-    """If `queue delete` is given two queues, it asks about each. After Ctrl-C at the second prompt, the command exits
-    with 130 and says that only the first queue was deleted.
+    """`queue delete` with two queues asks about each. If a user answers yes for the first one and presses Ctrl-C at the
+    second prompt, the command exits with 130, says that one of two queues was deleted, and names the other.
     """
     admin.run("mqtool", "send", "-q", "jobs", "x")
     admin.run("mqtool", "queue", "declare", "other")

@@ -286,8 +286,8 @@ def test_publisher_confirms_runs_all_three_strategies(shell: Shell) -> None:
     ids=["first message", "offset", "age"],
 )
 def test_receive_reads_a_stream_from_an_offset(shell: Shell, offset: str, expected: str) -> None:
-    """Over AMQP 1.0, `receive --offset` starts to read a stream at the first message, at an offset such as 2, or with
-    the messages of the last hour (1h).
+    """Over AMQP 1.0, `receive --offset` reads a stream from the first message (`first`), from an offset (`2`), or from
+    the first message of the last hour (`1h`).
     """
     shell.run("mqtool", "queue", "declare", "log", "--queue-type", "stream")
     assert shell.run("mqtool", "send", "-q", "log", "-l", stdin="1\n2\n3\n4\n5\n").code == 0
@@ -296,9 +296,8 @@ def test_receive_reads_a_stream_from_an_offset(shell: Shell, offset: str, expect
 
 
 def test_the_broker_filters_a_stream_for_receive(shell: Shell, broker: TestBroker) -> None:
-    """Over AMQP 1.0, `receive --filter` gets only those messages of a stream that have the given filter value. With
-    --sql, RabbitMQ 4.2 and later send only the messages that match the SQL filter; with an earlier version, the command
-    exits with 2.
+    """Over AMQP 1.0, `receive --filter` gets only those messages of a stream that have the given filter value. `receive
+    --sql` gets only the messages that match an SQL filter; with RabbitMQ before 4.2, the command exits with 2.
     """
     shell.run("mqtool", "queue", "declare", "log", "--queue-type", "stream")
     for country, level in (("NL", 1), ("NL", 5), ("BE", 7)):
@@ -373,8 +372,8 @@ def test_a_context_selects_the_protocol(shell: Shell, broker: TestBroker) -> Non
 @pytest.mark.parametrize("tutorial", ["hello-world", "work-queues", "publish-subscribe", "routing", "topics", "rpc"])
 @pytest.mark.sampled(2)
 def test_plain_scripts_exchange_messages_with_mqtool_commands(shell: Shell, broker: TestBroker, tutorial: str) -> None:
-    """Each AMQP 1.0 script that `tutorial show --plain` prints runs unchanged. Its receiver gets the message of the
-    script's own sender and the message of the corresponding mqtool command, such as `send`.
+    """Each AMQP 1.0 script that `tutorial show --plain` prints runs unchanged, as a receiver or as a sender. The
+    receiver gets one message from the sender, and one from the corresponding mqtool command, such as `send`.
     """
     shell.environment |= {"AMQP_URL": broker.url, "PYTHONUNBUFFERED": "1"}
     (shell.directory / "script.py").write_bytes(

@@ -327,8 +327,8 @@ def places() -> Iterator[dict[str, str]]:
 def test_an_error_says_why_no_broker_answers_at_an_address(
     lonely_shell: Shell, places: dict[str, str], case: Case
 ) -> None:
-    """If no AMQP broker answers at the address, the command says why; for example, that the host is unknown, that the
-    port is closed, that a web server answers, or that the server does not use TLS.
+    """If no AMQP broker answers at the address, the command says why: for example, the host is unknown, the port is
+    closed, a web server answers, or the server does not use TLS.
     """
     run(case, lonely_shell, places)
 

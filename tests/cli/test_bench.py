@@ -172,9 +172,9 @@ def _disturbed(shell: Shell, broker: TestBroker, *options: str) -> None:
 def test_other_messages_in_the_queue_of_bench_are_counted_separately(
     shell: Shell, broker: TestBroker, options: str
 ) -> None:
-    """If another client publishes messages to the queue of `bench`, with forged sequence numbers or none, `bench`
-    reports the number of these messages, and counts them in no other result. With --rpc, `bench` sends no reply to the
-    queue that such a message names in reply_to.
+    """Another client publishes messages to the queue of `bench`, some with forged sequence numbers, others with none.
+    `bench` reports how many these are, and includes them in no other result. With --rpc, `bench` sends no reply to the
+    queue that these messages name in reply_to.
     """
     _disturbed(shell, broker, *options.split())
 
@@ -183,8 +183,8 @@ def test_other_messages_in_the_queue_of_bench_are_counted_separately(
 def test_other_messages_in_the_queue_of_bench_are_counted_separately_over_amqp10(
     tester: Shell, own: EmbeddedBroker, queue_type: str
 ) -> None:
-    """With --protocol amqp1.0, if another client publishes messages to the queue of `bench`, a classic queue or a
-    stream, `bench` reports the number of these messages, and counts them in no other result.
+    """With `--protocol amqp1.0`, `bench` reports separately how many messages other clients published to its queue, and
+    includes them in no other result. This holds for classic queues and for streams.
     """
     broker = TestBroker("embedded", own.url, own.management_url or "")
     _disturbed(tester, broker, "--protocol", "amqp1.0", "--queue-type", queue_type)
@@ -206,9 +206,10 @@ def test_bench_stops_if_nothing_is_confirmed_for_10_s(tester: Shell, own: Embedd
 def test_bench_with_a_rate_counts_messages_that_were_due_during_a_stall_as_late(
     tester: Shell, own: EmbeddedBroker
 ) -> None:
-    """If the broker stalls for 1 s, `bench --rate 1000` measures each latency from the time at which the message was
-    due, so at least 400 messages have a latency of more than 0.5 s. Without --rate and with `--confirms 1`, only one
-    message is in flight at a time, so at most three messages have a latency of more than 0.9 s.
+    """`bench --rate 1000` measures each latency from the time at which the message was due. If the broker stalls for 1
+    s, at least 400 messages therefore have a latency of more than 0.5 s. `bench --confirms 1` without --rate waits for
+    each confirm before it publishes the next message. The same stall then delays at most three messages by more than
+    0.9 s.
     """
 
     def stall() -> None:
@@ -232,9 +233,10 @@ def test_bench_with_a_rate_counts_messages_that_were_due_during_a_stall_as_late(
 def test_latencies_count_from_the_due_time_if_the_publisher_waits_for_confirms(
     tester: Shell, own: EmbeddedBroker, protocol: str
 ) -> None:
-    """If the broker stalls for 1 s, `bench --rate 1000 --confirms 20` stops publishing at 20 unconfirmed messages. The
-    latency of a message that is published after the stall is measured from the time at which the message was due. At
-    least 300 messages therefore have a latency of more than 0.5 s, and not only the 20 that were unconfirmed.
+    """If the broker stalls for 1 s, `bench --rate 1000 --confirms 20` stops publishing once 20 messages are
+    unconfirmed. For messages that it publishes after the stall, latencies are measured from the time at which each
+    message was due. At least 300 messages, not only the 20 unconfirmed ones, therefore have a latency of more than 0.5
+    s.
     """
     load = ("--rate", "1000", "--duration", "3s", "--confirms", "20", "--protocol", protocol)
     found = _once_it_runs(tester, own, *load, then=lambda: own.faults.go_silent(1.0))

@@ -206,7 +206,7 @@ def test_brokers_are_listed_and_removed(home: Shell) -> None:
 
 
 def test_broker_status_says_which_broker_is_used_and_why(home: Shell) -> None:
-    """`broker status` says to which broker mqtool's commands connect, and why. `broker up` prints the same only if
+    """`broker status` says to which broker mqtool's commands connect, and why. `broker up` prints the same line only if
     commands connect to another broker than the one that it has started, for example because AMQP_URL is set.
     """
     assert home.run("mqtool", "broker", "status").stdout == "commands use amqp://guest@localhost:5672, the default\n"
@@ -439,9 +439,9 @@ def test_broker_serve_names_a_port_that_is_in_use(home: Shell, option: str) -> N
 def test_broker_up_with_tls_needs_the_port_below_each_plain_port(
     home: Shell, amqp_tls: Authority, at_port: str
 ) -> None:
-    """`broker up` with TLS uses, in addition to each plain port, the port below it, such as 5671 below 5672. If the
-    port below --port is in use, the command exits with 69. If the port below the default management port is in use, the
-    management API gets other ports.
+    """With TLS, `broker up` uses two ports for each protocol: a plain port and, for TLS, the port below it, such as
+    5672 and 5671. If the port below --port is in use, the command exits with 69. If the port below the default
+    management port is in use, the management API gets other ports.
     """
     up = ("mqtool", "broker", "up", "--kind=embedded", "--in-memory", f"--tls-cert={amqp_tls.cert}")
     port = free_port()

@@ -35,9 +35,9 @@ ENDED = (0, 1, 3, 124)
 def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: TestBroker) -> None:
     """A user who has permissions only on her own queues and exchanges forges queue arguments and message headers.
     Whatever command an administrator then runs, other users' queues, exchanges, bindings and messages stay unchanged.
-    She can neither read other users' messages, nor have messages routed to an exchange that she may not write to. If
-    she has forged only messages, these do not stop the command, and a command that only reads or converts messages
-    keeps their order.
+    She cannot read other users' messages, and cannot have messages routed to an exchange that she may not write to. If
+    she has only published messages, the administrator's command runs to its end. If this command only reads or converts
+    messages, they stay in order.
     """
     seen: Counter[str] = Counter()
 
@@ -120,8 +120,8 @@ def arguments_of(broker: TestBroker, queue: str) -> dict[str, Any]:
 
 
 def test_queue_convert_resume_ignores_forged_conversion_plans(shell: Shell, broker: TestBroker) -> None:
-    """`queue convert` stores its plan in the arguments of a queue that holds the messages. `queue convert --resume`
-    ignores a plan in the arguments of any other queue, or one that it cannot read, with a warning. It resumes the
+    """`queue convert` stores its plan in the arguments of the queue that holds the messages. `queue convert --resume`
+    ignores, with a warning, a plan in the arguments of any other queue, and a plan that it cannot read. It resumes the
     conversions whose plans are valid.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
@@ -153,8 +153,9 @@ def test_queue_convert_resume_ignores_forged_conversion_plans(shell: Shell, brok
 def test_queue_convert_resume_shows_the_new_definition_and_needs_a_confirmation(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`queue convert --resume` shows the queue's new definition and needs --yes. If the dead-letter arguments change,
-    the command also needs the queue's name as an argument.
+    """`queue convert --resume` first shows the queue's new definition. Without a terminal, the command needs --yes. If
+    the dead-letter arguments change, it also needs the queue's name as an argument; otherwise, the queue is not
+    converted.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     declare(broker, "mallory")
@@ -204,9 +205,9 @@ def test_dlq_redrive_moves_no_message_to_a_queue_that_a_forged_x_death_names(she
 def test_dlq_redrive_leaves_a_message_that_another_exchange_routed_to_the_dead_letter_queue(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If a message reached the queue `orders.dlq` through an exchange to which the queue `orders` does not dead-letter,
-    `dlq redrive orders` leaves the message there, even if its headers claim that it came from `orders`. Messages that
-    the broker or `worker` has dead-lettered are moved back.
+    """The queue `orders` dead-letters to the queue `orders.dlq` through an exchange. If a message reached `orders.dlq`
+    through another exchange, `dlq redrive orders` leaves the message there, even if its headers claim that it came from
+    `orders`. The command moves back the messages that the broker or `worker` has dead-lettered.
     """
     # The publisher may have rights on names like `^orders[.]`, but none on orders.
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
@@ -256,9 +257,9 @@ def test_a_dead_letter_whose_headers_fill_a_frame_does_not_stop_dlq_redrive(shel
 def test_a_delayed_message_whose_headers_fill_a_frame_does_not_stop_delayed_now(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`delayed now` adds a message's true exchange and routing key to its headers if these claim a false exchange. If
-    the headers fill a frame, so that nothing can be added, the command leaves this message in its wait queue and
-    reports the reason. It delivers the other messages and exits with 3.
+    """If a message's headers claim a false exchange, `delayed now` adds headers with the true exchange and routing key
+    before it publishes the message. If the message's headers fill a frame, so that nothing can be added, the command
+    leaves the message in its wait queue and reports the reason. It delivers the other messages and exits with 3.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     waits = {"x_message_ttl": 300_000, "x_expires": 300_000 + GRACE, "x_dead_letter_exchange": ""}
@@ -285,9 +286,9 @@ def is_governed(broker: TestBroker, queue: str) -> bool:
 def test_dlq_redrive_checks_that_the_queue_in_x_death_dead_letters_to_the_exchange(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`dlq redrive` moves a dead letter back to the queue in its x-death header only if that queue, by its arguments or
-    a policy, dead-letters messages to the dead letter's exchange and with its routing key. A message whose x-death
-    header is forged stays where it is.
+    """The x-death header of a dead letter names the queue that it came from. `dlq redrive` moves the dead letter back
+    to this queue only if the dead letter has the exchange and routing key to which the queue dead-letters, by its
+    arguments or by a policy. Otherwise, the header may be forged, and the message stays where it is.
     """
     vhost = broker.vhost
     broker.api("PUT", f"exchanges/{vhost}/graveyard", {"type": "topic", "durable": True})
@@ -325,7 +326,8 @@ def test_delayed_commands_ignore_a_stream_that_claims_to_hold_delayed_messages(
     shell: Shell, broker: TestBroker
 ) -> None:
     """The `delayed` commands ignore a stream whose name and arguments are like those of the queue of a `delayed relay`.
-    In a stream, any publisher can forge the annotations that contain a message's exchange and routing key.
+    They do so because anyone who publishes to a stream can forge the annotations that contain a message's exchange and
+    routing key.
     """
     if not broker.streams:
         pytest.skip("this broker has no port for streams")
@@ -386,8 +388,9 @@ def test_a_forged_destination_gets_no_message_before_it_is_due(shell: Shell, bro
 def test_headers_cannot_change_the_exchange_and_routing_key_that_worker_passes_to_its_program(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`worker` passes a message's exchange and routing key to its program, and also the original ones, which differ
-    from them on a retry. A publisher cannot change any of these with headers.
+    """`worker` passes four values to its program: a message's exchange and routing key, and the exchange and routing
+    key with which the message was first published. On a retry, these differ. A publisher cannot change any of the four
+    values with headers.
     """
     shell.run("mqtool", "exchange", "declare", "logs", "topic")
     shell.run("mqtool", "queue", "declare", "jobs")
@@ -493,8 +496,8 @@ def test_worker_ignores_a_forged_origin_after_another_command_moved_the_message(
 def test_a_dead_letter_of_worker_keeps_its_original_exchange_and_key_when_it_is_moved(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If `worker` dead-letters a message, and `move` and `dlq redrive` then move the message, `worker` passes the
-    message's original exchange and routing key to its program.
+    """`worker` dead-letters a message, then `move` and `dlq redrive` move the message. When `worker` gets the message
+    again, it passes the message's original exchange and routing key to its program.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for name in ("jobs", "jobs.dlq", "aside"):

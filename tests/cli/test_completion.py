@@ -191,8 +191,8 @@ def test_completion_uses_the_broker_that_the_command_line_selects(broker: TestBr
 
 
 def test_names_that_would_become_options_are_not_proposed(broker: TestBroker, lonely_shell: Shell) -> None:
-    """Completion proposes no queue whose name begins with a dash. Otherwise, a user who may declare queues could add
-    options to an administrator's command.
+    """Completion proposes no queue whose name begins with a dash. By declaring a queue with such a name, a user could
+    otherwise add an option to an administrator's command.
     """
     declare(broker, "jobs", "--output=jobs", "-o")
     lonely_shell.environment |= {"MQTOOL_COMPLETION_TIMEOUT": "20s", "MQTOOL_MANAGEMENT_URL": broker.management}

@@ -206,8 +206,8 @@ def test_a_context_applies_to_amqp_the_management_api_and_completion(staging: Sh
 
 
 def test_the_contexts_file_is_private_and_keeps_its_comments(home: Shell) -> None:
-    """Only the owner can read the contexts file. Commands that change the file keep its comments; if the file is a
-    symbolic link, it stays one. `context show` and `context ls` print no passwords.
+    """Only the owner can read the contexts file. Commands that change the file keep its comments. If the file is a
+    symbolic link, they change the link's target and keep the link. `context show` and `context ls` print no passwords.
     """
     config(home).parent.mkdir()
     config(home).symlink_to(home.directory / "dotfile")
@@ -380,8 +380,8 @@ def test_every_command_declares_its_effect_on_a_broker() -> None:
 def test_the_url_option_overrides_the_context_in_use(
     staging: Shell, broker: TestBroker, embedded: TestBroker, request: pytest.FixtureRequest
 ) -> None:
-    """If a context is in use, a command with --url uses the broker at that URL instead of the context's broker. That is
-    the case even if AMQP_URL contains the same URL as --url.
+    """If a context is in use, a command with --url uses the broker at that URL instead of the context's broker. This
+    also holds if AMQP_URL contains the same URL.
     """
     other = embedded.with_fresh_vhost(f"other-{time.monotonic_ns()}")
     request.addfinalizer(other.drop_vhost)
@@ -527,8 +527,9 @@ def test_a_command_that_sends_or_shows_messages_asks_before_it_changes_the_broke
     in_use: Shell, broker: TestBroker
 ) -> None:
     """In a protected context, a command that usually only sends or shows messages asks before it declares something,
-    changes a setting, or consumes from a named queue. Without a terminal, the command changes nothing and exits with 2,
-    or with 69 if it has --declare and the queue is missing.
+    changes a setting, or consumes from a named queue. Without a terminal, the command changes nothing and exits with 2.
+    If a queue or stream is missing that the command would declare only with --declare, the command exits with 69
+    instead of asking.
     """
     before, there = contents(broker), depth(broker, "jobs")
     for words in ASKING:

@@ -439,8 +439,8 @@ def test_a_queue_with_an_exclusive_consumer_is_not_converted(managed: Shell, bro
 
 @pytest.mark.keeps_messages
 def test_a_queue_is_converted_after_a_conversion_that_was_killed_before_its_last_request(broker: TestBroker) -> None:
-    """If `queue convert` was killed before its last request, which deletes an exchange, the next run still converts the
-    queue, and keeps all messages.
+    """The last request of `queue convert` deletes an exchange. If the command was killed before this request, the next
+    run still converts the queue, and keeps all messages.
     """
     fill(broker)
     assert convert(broker) is not None
@@ -507,9 +507,9 @@ def _unexpected(delivery: Delivery) -> Message:
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_messages_published_while_queue_convert_moves_a_queue_are_moved_in_order(broker: TestBroker, kind: str) -> None:
-    """While `queue convert` moves the messages of a queue, clients publish to the queue half as fast as mqtool moves
-    messages. Each message is moved once and in order. Before mqtool moves the last messages, it stops new ones from
-    reaching the queue; at most 50 are then left to move.
+    """Clients publish to a queue half as fast as `queue convert` moves the queue's messages. Each message is moved once
+    and in order. When at most 50 messages are left, `queue convert` stops new ones from reaching the queue, and then
+    moves the last ones.
     """
     published = 300
 
@@ -539,8 +539,8 @@ def test_messages_published_while_queue_convert_moves_a_queue_are_moved_in_order
 def test_a_conversion_counts_the_messages_that_later_ones_may_have_overtaken(
     broker: TestBroker, before: str, after: str
 ) -> None:
-    """If messages are published during `queue convert`, at most the last 50 messages may be out of order afterwards.
-    The command counts the messages that later ones may have overtaken.
+    """If messages are published during `queue convert`, later messages may overtake earlier ones. At most 50 messages
+    are overtaken. The command counts the messages that may have been overtaken.
     """
     fill(broker, before, count := 300)
     api = Management(broker.management, "guest", "guest")
@@ -564,9 +564,9 @@ def test_a_conversion_counts_the_messages_that_later_ones_may_have_overtaken(
 def test_a_conversion_deletes_no_messages_of_a_quorum_queue_that_is_slow_to_answer(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`queue convert` holds newly published messages in a temporary quorum queue. If this queue is slow to answer, so
-    that RabbitMQ reports no messages in it, the command stops instead of deleting the queue, and the conversion can be
-    resumed.
+    """`queue convert` holds newly published messages in a temporary quorum queue. If this queue is slow to answer,
+    RabbitMQ reports that it is empty although it has messages. The command then stops instead of deleting the queue,
+    and the conversion can be resumed without losing a message.
     """
     fill(broker, "quorum")
     depth = administration.depth
@@ -602,9 +602,9 @@ def test_a_conversion_deletes_no_messages_of_a_quorum_queue_that_is_slow_to_answ
 def test_messages_that_a_full_converted_queue_rejects_are_kept(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, before: str, after: str, by_policy: bool
 ) -> None:
-    """A queue has a maximum length and rejects further messages (overflow `reject-publish`), by a policy or by its
-    arguments. If publishers fill the queue during `queue convert`, the command stops and keeps every confirmed message.
-    Once messages have been consumed, the conversion can be resumed.
+    """A queue has a maximum length and the overflow setting `reject-publish`, by a policy or by its arguments. If
+    publishers fill this queue during `queue convert`, the command stops, and every confirmed message is kept. Once
+    messages have been consumed, the conversion can be resumed.
     """
     monkeypatch.setattr(transactions, "_STALLED", 0.3)
     limits = {"max-length": COUNT + 5, "overflow": "reject-publish"}
@@ -646,9 +646,9 @@ def test_messages_that_a_full_converted_queue_rejects_are_kept(
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_a_queue_that_fills_up_during_a_batch_loses_no_messages(broker: TestBroker, kind: str) -> None:
-    """`queue convert` moves messages in batches from a holding queue. If publishers fill a queue with overflow
-    `reject-publish` just before a batch, the messages that the queue rejects stay in the holding queue. They are moved
-    once there is room.
+    """`queue convert` moves messages in batches from a holding queue to the converted queue. If the converted queue has
+    the overflow setting `reject-publish`, and publishers fill it just before a batch, the messages that it rejects stay
+    in the holding queue. They are moved once there is room.
     """
     arguments = {"x-queue-type": kind, "x-max-length": 10, "x-overflow": "reject-publish"}
     with Connection(parse_addresses(broker.url)) as connection:
@@ -681,8 +681,8 @@ def test_a_queue_that_fills_up_during_a_batch_loses_no_messages(broker: TestBrok
 def test_a_conversion_moves_messages_that_arrive_after_the_queue_is_reported_as_empty(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RabbitMQ may report a queue as empty before it has sent the last deliveries. When `queue convert` empties a
-    queue, it waits for these deliveries, so it moves all messages.
+    """RabbitMQ may report a queue as empty before it has sent the last deliveries to a consumer. `queue convert` waits
+    for these deliveries, and so moves all messages.
     """
     with Connection(parse_addresses(broker.url)) as connection:
         channel = connection.channel()
@@ -706,9 +706,9 @@ def test_a_conversion_moves_messages_that_arrive_after_the_queue_is_reported_as_
 def test_messages_keep_their_routing_keys_if_the_queues_of_a_conversion_are_deleted(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, both: bool
 ) -> None:
-    """If a user deletes the queues that `queue convert` has just declared to hold messages, the conversion stops, and a
-    later run completes it. All messages keep their routing keys, and none is copied to a queue that a CC or BCC header
-    names.
+    """`queue convert` declares two queues to hold messages. If a user immediately deletes one or both of these queues,
+    the conversion stops, and a later run completes it. All messages keep their routing keys, and none is copied to a
+    queue that a CC or BCC header names.
     """
     fill(broker, count=0)
     copied = {"headers": {"CC": ["victim"], "BCC": ["victim"], "mqtool-exchange": "forged"}, "priority": 3}
@@ -755,9 +755,9 @@ def test_messages_keep_their_routing_keys_if_the_queues_of_a_conversion_are_dele
 def test_messages_go_back_to_the_holding_queue_if_the_converted_queue_is_deleted(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`queue convert` holds the messages in another queue. If the converted queue is deleted while messages are moved
-    back to it, each message returns to the holding queue exactly once. The messages are moved back when the conversion
-    is resumed.
+    """`queue convert` moves messages to a holding queue and then to the converted queue. If the converted queue is
+    deleted during the second move, each message is in the holding queue exactly once afterwards. When the conversion is
+    resumed, all messages are moved to the converted queue.
     """
     fill(broker)
     api = Management(broker.management, "guest", "guest")
@@ -843,8 +843,8 @@ def test_queue_convert_dry_run_refuses_a_queue_to_which_clients_publish_by_its_n
     shell: Shell, broker: TestBroker
 ) -> None:
     """`queue convert --dry-run` exits with 2 if clients publish to the queue through the default exchange. If the queue
-    has other bindings, mqtool finds such clients only if the broker has rates_mode = detailed; otherwise, the plan says
-    that mqtool cannot know in advance whether there are such clients.
+    has other bindings, mqtool finds such clients only on a broker with rates_mode = detailed. With another rates_mode,
+    the plan says that mqtool cannot know in advance whether there are such clients.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     plan = ("mqtool", "queue", "convert", "jobs", "--dry-run")
@@ -956,8 +956,9 @@ def test_queues_that_cannot_be_converted_are_named_before_any_change(managed: Sh
 
 
 def test_queue_convert_dry_run_needs_only_the_management_api(managed: Shell, broker: TestBroker) -> None:
-    """`queue convert --dry-run` prints its plan even if only the management API can be reached, and even if a killed
-    run has left behind a queue that was declared only to try the arguments.
+    """`queue convert --dry-run` prints its plan even if mqtool can reach only the management API and not the AMQP port.
+    mqtool tries a queue's new arguments on a trial queue. A trial queue that a killed run has left behind does not
+    prevent the plan.
     """
     managed.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic")
     managed.run("mqtool", "queue", "declare", "jobs.mqtool-convert.trial", "--queue-type", "classic")
@@ -1046,9 +1047,9 @@ def test_queue_convert_resume_says_that_the_holding_queue_was_deleted(
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
 def test_a_conversion_resumes_after_the_broker_was_killed(lonely_shell: Shell, kind: BrokerKind) -> None:
-    """If the broker is killed during `queue convert`, the command fails and its hint names --resume, which completes
-    the conversion without losing a message. On the embedded broker, at most one batch arrives twice; on RabbitMQ, any
-    message that was moved may arrive twice.
+    """If the broker is killed during `queue convert`, the command fails, and its hint names --resume. With this option,
+    `queue convert` completes the conversion and loses no message. On the embedded broker, at most one batch of messages
+    arrives twice. On RabbitMQ, any message that had been moved may arrive twice.
     """
     own_broker(kind)
     restartable, count = Restartable(kind, f"convert-{uuid.uuid4().hex[:8]}"), 5_000
@@ -1138,9 +1139,9 @@ NOT_PACKED: dict[str, bytes] = {
 
 @pytest.mark.keeps_messages
 def test_a_forged_claim_that_headers_are_in_the_body_does_not_stop_a_conversion(broker: TestBroker) -> None:
-    """`queue convert` stores headers in the body if they do not fit into a frame. If a forged header claims that a
-    message's headers are in its body, but the body does not begin with valid headers, the message is still moved to the
-    holding queue and back, unchanged.
+    """If a message's headers do not fit into a frame, `queue convert` stores them in the body, and adds a header that
+    says so. A publisher can forge this header. If the body does not begin with valid headers, the message is still
+    moved to the holding queue and back, unchanged.
     """
     headers = {"mqtool-convert": {"exchange": "logs", "routing_key": "x", "packed": True}}
     with Connection(parse_addresses(broker.url)) as connection:
@@ -1179,9 +1180,9 @@ def dead_lettered(broker: TestBroker, headers: dict[str, Any]) -> None:
 def test_a_message_whose_headers_fill_a_frame_does_not_stop_a_conversion(
     broker: TestBroker, kill_at: int | None, undo: bool
 ) -> None:
-    """`queue convert` converts a queue even if a message's headers fill a frame, so that mqtool cannot add another
-    header. If the command is killed, `queue convert --resume` completes the conversion of such a queue, and `queue
-    convert --undo` reverses it. In all cases, the messages are unchanged.
+    """If a message's headers fill a frame, mqtool cannot add another header. `queue convert` still converts the queue.
+    If the command is killed, `queue convert --resume` completes the conversion, and `queue convert --undo` reverses it.
+    In all cases, the messages are unchanged.
     """
     without_name = {"padding": FULL["padding"][:-100]}
     deepest: dict[str, Any] = {}
@@ -1217,8 +1218,8 @@ def test_a_message_whose_headers_fill_a_frame_does_not_stop_a_conversion(
 def test_a_message_that_no_client_can_publish_stops_a_conversion(broker: TestBroker) -> None:
     """If the broker has added headers to a dead letter whose headers filled a frame, no client can publish this dead
     letter again. `queue convert` moves the messages before it, stops, and names the queue and the command that removes
-    the dead letter. Then `--undo` restores the queue with the dead letter; `--resume` completes the conversion once the
-    dead letter has been removed.
+    the dead letter. `queue convert --undo` then restores the queue with the dead letter. If the dead letter is removed
+    instead, a second run completes the conversion.
     """
     for undo in (True, False):
         fill(broker, count=7)
@@ -1245,9 +1246,9 @@ def test_a_message_that_no_client_can_publish_stops_a_conversion(broker: TestBro
 
 @pytest.mark.keeps_messages
 def test_messages_of_the_largest_size_are_moved_if_their_headers_leave_room(tmp_path: Path) -> None:
-    """`queue convert` moves a message of the largest size that the broker accepts, even if the message's publisher has
-    forged mqtool's own headers. If the headers of such a message fill a frame, the conversion stops, the error names
-    the setting max_message_size, and `queue convert --undo` restores all messages.
+    """`queue convert` moves a message of the largest size that the broker accepts, even if the publisher has forged
+    mqtool's own headers. If the headers of such a message fill a frame, the conversion stops, and the error names the
+    setting max_message_size. `queue convert --undo` then restores all messages.
     """
     with EmbeddedBroker(like="4.2", management_port=0) as broker:
         settings = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url}

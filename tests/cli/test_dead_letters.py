@@ -42,9 +42,9 @@ def test_dlq_show_leaves_the_dead_letters_in_order(dead: Shell) -> None:
 
 
 def test_dlq_ls_lists_dead_letter_queues_with_reasons(dead: Shell, broker: TestBroker) -> None:
-    """`dlq ls` lists each queue that holds dead letters of `worker` or of a dead-letter exchange, with their number and
-    reasons. If no management API answers, `dlq ls` exits with 69. If QUEUE does not exist, `dlq redrive --to QUEUE`
-    exits with 75.
+    """`dlq ls` lists each queue that holds dead letters of `worker` or of a dead-letter exchange, with the number of
+    dead letters and their reasons. If no management API answers, `dlq ls` exits with 69. `dlq redrive --to QUEUE` exits
+    with 75 if QUEUE does not exist.
     """
     broker.api("PUT", f"exchanges/{broker.vhost}/graveyard", {"type": "fanout", "durable": True})
     broker.api("PUT", f"queues/{broker.vhost}/buried", {"durable": True})
@@ -102,8 +102,8 @@ def test_dlq_redrive_by_id_moves_one_message_back(dead: Shell, broker: TestBroke
 
 
 def test_dlq_redrive_ignores_headers_that_a_publisher_forged(shell: Shell, broker: TestBroker) -> None:
-    """If a publisher forges the headers that name a dead letter's original queue, `dlq redrive` does not move the
-    message to that queue.
+    """If a publisher forges the headers with which `worker` names a dead letter's original queue, `dlq redrive` does
+    not move the message to the queue that they name.
     """
     shell.run("mqtool", "receive", "-q", "payroll", "--declare", "--idle-timeout", "10ms")
     forged = ("-H", "mqtool-queue=payroll", "-H", "mqtool-reason=rejected")
@@ -284,8 +284,8 @@ def test_dlq_show_keeps_the_order_despite_a_forged_delivery_count(like: Shell) -
 
 @pytest.mark.sampled(1)
 def test_redrives_and_attempts_are_counted_without_x_death(like: Shell) -> None:
-    """`dlq show` counts redrives and `worker` counts attempts with every RabbitMQ version, although RabbitMQ 4.0 and
-    later ignore an x-death header that a client publishes.
+    """RabbitMQ 4.0 and later ignore an x-death header that a client publishes. With these and with earlier versions,
+    `dlq show` still counts how often a message was redriven, and `worker` counts the attempts to handle a message.
     """
     like.run("mqtool", "queue", "declare", "jobs.dlq", "--queue-type", "classic")
     like.run("mqtool", "queue", "declare", "jobs", "--dead-letter-exchange", "", "--ttl", "1ms")

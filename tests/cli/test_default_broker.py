@@ -139,8 +139,8 @@ def test_every_tutorial_exchanges_messages_in_every_dialect(shell: Shell, dialec
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("dialect", StreamDialect)
 def test_every_stream_tutorial_exchanges_messages_in_every_dialect(shell: Shell, dialect: StreamDialect) -> None:
-    """With each --dialect, which selects the tutorials of one programming language, `receive-stream` prints the message
-    of `send-stream`, and `offset receive` reaches the last offset of the messages of `offset send`.
+    """Each --dialect stands for the tutorials of one programming language. With any of them, `receive-stream` prints
+    the message of `send-stream`, and `offset receive` reaches the last offset of the messages of `offset send`.
     """
     printed = [
         as_is(shell.run("mqtool", *command.split(), "--dialect", dialect))

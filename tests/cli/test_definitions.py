@@ -41,9 +41,8 @@ def actions(result: Result) -> set[tuple[str, str, str]]:
 
 
 def test_exported_definitions_can_be_imported(admin: Shell) -> None:
-    """If the broker no longer has some of the exported definitions, `definitions diff` lists these and exits with 3,
-    and `definitions import` adds these and no others. `definitions import --dry-run` prints the same list, and adds
-    nothing.
+    """`definitions diff` lists the exported definitions that the broker no longer has, and exits with 3. `definitions
+    import --dry-run` prints the same list, and adds nothing. `definitions import` adds these definitions and no others.
     """
     assert run(admin, "diff file").code == 0
     for line in ("queue delete jobs --yes", "exchange delete logs --yes"):
@@ -405,8 +404,8 @@ def api(broker: EmbeddedBroker, path: str, body: Any = None) -> Any:
 def test_doctor_says_that_it_cannot_match_a_pattern_in_a_definitions_file(
     lonely_shell: Shell, options: tuple[str, ...], *, warns: bool
 ) -> None:
-    """If `doctor FILE --upgrade` cannot match the pattern of a policy, it warns that it assumes that the policy applies
-    to no queue. With --vhost, it does not warn about the policies of other virtual hosts.
+    """If `doctor FILE --upgrade` cannot match the pattern of a policy, it assumes that the policy applies to no queue,
+    and prints a warning. With --vhost, it does not warn about the policies of other virtual hosts.
     """
     policy = {"vhost": "/", "name": "ttl", "pattern": "(", "priority": 0, "definition": {"message-ttl": 1000}}
     (lonely_shell.directory / "new.json").write_text(json.dumps({"vhosts": [{"name": "/"}], "policies": [policy]}))

@@ -122,9 +122,10 @@ def test_each_publishing_command_accepts_a_delay(shell: Shell, via: str, receive
 def test_via_auto_chooses_the_plugin_or_wait_queues(
     shell: Shell, broker: TestBroker, plugin: bool, command: str, with_plugin: str, without: str
 ) -> None:
-    """Without --via, a command with --delay uses the delayed message plugin, if the broker has it, in three cases: for
-    a classic queue that the command declares, for a non-durable exchange, and for the default queue of `send-delayed`.
-    Otherwise, messages wait in wait queues: in classic ones in the first two cases, and in quorum ones in all others.
+    """With --delay and without --via, a command chooses where messages wait. For a classic queue that the command
+    declares, and for a non-durable exchange, they wait in the delayed message plugin if the broker has it, and
+    otherwise in classic wait queues. For the default queue of `send-delayed`, they wait in the plugin or, without it,
+    in quorum wait queues. In all other cases, they wait in quorum wait queues.
     """
     broker.api("PUT", f"queues/{broker.vhost}/theirs", {"durable": True})
     sent = shell.run("mqtool", *command.split(), "x", "--delay", "1h")
@@ -402,8 +403,8 @@ def test_a_received_message_that_is_sent_again_is_not_delayed_again(shell: Shell
 @pytest.mark.once_on_rabbitmq("via")
 @pytest.mark.parametrize("sign", [1, -1], ids=["positive x-delay", "negative x-delay"])
 def test_keep_delay_delays_a_received_message_again(shell: Shell, via: str, sign: int) -> None:
-    """`send-delayed --json --keep-delay` delays a received message again by its x-delay header. If the line also has
-    the key "delay", this key overrides the header.
+    """`send-delayed --json --keep-delay` delays a received message again by its x-delay header, even if the value is
+    negative, as after a delivery by the plugin. If the line also has the key "delay", this key overrides the header.
     """
     shell.run("mqtool", "receive-delayed", "--idle-timeout", "1ms")
     lines = [
@@ -421,8 +422,8 @@ def test_keep_delay_delays_a_received_message_again(shell: Shell, via: str, sign
 
 @pytest.mark.parametrize("options", [["x"], ["--json", "--delay", "1s"]], ids=" ".join)
 def test_keep_delay_needs_json(lonely_shell: Shell, options: list[str]) -> None:
-    """`send-delayed --keep-delay` exits with 2 if --json is missing or --delay is given. In both cases, the error says
-    that --keep-delay needs --json and cannot be combined with --delay.
+    """`send-delayed --keep-delay` exits with 2 if --json is missing, or if --delay is given. In both cases, the error
+    says that --keep-delay needs --json.
     """
     refused = lonely_shell.run("mqtool", "send-delayed", "--keep-delay", *options, "-u", "amqp://127.0.0.1:1")
     assert "--keep-delay needs --json" in refused.stderr
@@ -550,8 +551,8 @@ _LOGS = ["-e", "lasting", "--durable"]
 def test_delayed_messages_arrive_after_a_restart_of_the_broker(
     restartable: Restartable, lonely_shell: Shell, via: str, send: list[str], receive: list[str]
 ) -> None:
-    """After a restart of the broker, all delayed messages for durable queues arrive, and none early. On RabbitMQ,
-    messages that are due while the broker starts may arrive up to three minutes late.
+    """After a restart of the broker, all delayed messages for durable queues arrive, and none early. Some may arrive
+    twice. On RabbitMQ, messages that are due while the broker starts may arrive up to three minutes late.
     """
     shell = lonely_shell
     first = 20 if restartable.kind is BrokerKind.EMBEDDED else 20_000

@@ -66,9 +66,9 @@ def received(shell: Shell, count: int, patience: float = PATIENCE) -> list[Any]:
 
 @pytest.mark.keeps_messages
 def test_delayed_relay_delays_the_messages_of_any_client(shell: Shell, broker: TestBroker) -> None:
-    """`delayed relay` routes a message by its routing key once the delay in its x-delay header is over, never early,
-    and keeps the message's properties and headers. If x-delay is missing or not a positive number, the relay forwards
-    the message immediately.
+    """`delayed relay` routes a message by its routing key once the delay in its x-delay header is over, never early.
+    The message keeps its properties and headers, except that x-delay becomes negative, as with the plugin. If x-delay
+    is missing or not a positive number, the relay forwards the message immediately.
     """
     running = relay(shell, "--type", "topic")
     shell.run("mqtool", "send", "-e", "tasks", "-r", "nobody", "no queue is bound by this key")
@@ -137,8 +137,9 @@ def test_a_killed_delayed_relay_loses_no_message(shell: Shell, broker: TestBroke
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
 def test_delayed_relay_continues_after_the_broker_was_killed(lonely_shell: Shell, kind: BrokerKind) -> None:
-    """After kill -9 of the broker, `delayed relay` reconnects and continues without help, and every confirmed message
-    arrives. On RabbitMQ, messages that are due while the broker is down or starting may arrive some minutes late.
+    """After kill -9 of the broker, `delayed relay` reconnects and continues. Every confirmed message arrives, though
+    some may arrive twice. On RabbitMQ, messages that are due while the broker is down or starting may arrive some
+    minutes late.
     """
     own_broker(kind)
     shell, delayed, at_once = lonely_shell, 200, 400

@@ -66,8 +66,8 @@ RECEIVERS = {
 @pytest.mark.parametrize(("dialect", "command"), SPOKEN)
 @pytest.mark.sampled(12)
 def test_each_dialect_prints_the_lines_of_its_scripts(shell: Shell, dialect: str, command: str) -> None:
-    """With --dialect, which selects the tutorials of one programming language, each command prints the same lines as
-    the scripts of these tutorials: on stderr for Go, and on stdout for the other languages.
+    """Each --dialect stands for the tutorials of one programming language. With this option, each command prints the
+    same lines as the scripts of these tutorials: on stderr for Go, and on stdout for the other languages.
     """
     sent, received = SPOKEN[dialect, command]
     [receive] = [whose for sender, whose in RECEIVERS.items() if command.startswith(sender)]
@@ -98,8 +98,8 @@ def of_script(result: Result, dialect: str) -> list[str]:
     ids=["no word", "two words", "three words"],
 )
 def test_the_dialect_go_article_makes_the_routing_key_from_two_words(shell: Shell, words: list[str], key: str) -> None:
-    """Like the Go script of an article about RabbitMQ, `emit-log topic --dialect go-article` joins its first two words
-    with a dot into the routing key if a third word follows. With fewer words, the routing key is `nil.nil`.
+    """`emit-log topic --dialect go-article` imitates the Go script of an article about RabbitMQ. With three or more
+    arguments, the routing key consists of the first two, joined with a dot. With fewer, the routing key is `nil.nil`.
     """
     arguments = ("topic", "#", "--dialect", "go-article", "-c", "1", "-F", "%r")
     receiver = shell.start("mqtool", "receive-log", *arguments).wait_until_ready()
@@ -116,8 +116,8 @@ def test_the_dialect_go_article_makes_the_routing_key_from_two_words(shell: Shel
 def test_the_dialect_go_article_2_takes_the_first_word_as_the_routing_key(
     shell: Shell, words: list[str], key: str
 ) -> None:
-    """Like the Go script of another article about RabbitMQ, `emit-log topic --dialect go-article-2` uses its first word
-    as the routing key, or `info` if no word is given.
+    """`emit-log topic --dialect go-article-2` imitates the Go script of an article about RabbitMQ. The routing key is
+    the first argument or, without arguments, `info`.
     """
     arguments = ("topic", "#", "--dialect", "go-article-2", "-c", "1", "-F", "%r %b")
     receiver = shell.start("mqtool", "receive-log", *arguments).wait_until_ready()
@@ -138,8 +138,8 @@ def test_the_dialect_go_article_2_takes_the_first_word_as_the_routing_key(
 )
 @on_any_broker
 def test_a_named_queue_is_as_durable_as_in_the_dialects_scripts(shell: Shell, command: str, settings: str) -> None:
-    """With --dialect, a command declares a queue as durable or transient, as the dialect's scripts do. With --durable,
-    the queue is durable in any dialect.
+    """With --dialect, a command declares a named queue as durable or as transient, like the dialect's scripts. With
+    --durable, the queue is durable in any dialect.
     """
     assert shell.run("mqtool", *command.split()).code == 0
     name, durable = settings.split()
@@ -152,9 +152,9 @@ def test_a_named_queue_is_as_durable_as_in_the_dialects_scripts(shell: Shell, co
 
 @on_any_broker
 def test_send_says_that_the_dialect_makes_a_new_queue_transient(shell: Shell) -> None:
-    """With `--dialect NAME`, `send` follows a set of tutorials, some of which declare transient queues. If `send -q
-    QUEUE` on a terminal declares a new transient queue for this reason, a note says so and suggests --durable. If the
-    queue exists, there is no note.
+    """`send --dialect go-classic` declares new queues as transient, like the scripts of this dialect. If `send -q
+    QUEUE` on a terminal does so, a note says that the queue is transient, and suggests --durable. There is no note if
+    the queue exists, or if --durable is given.
     """
     send = ("mqtool", "send", "x", "--dialect", "go-classic", "-q")
     said = "it is transient, as in --dialect go-classic; for a durable queue, add --durable"
@@ -166,8 +166,8 @@ def test_send_says_that_the_dialect_makes_a_new_queue_transient(shell: Shell) ->
 
 @on_any_broker
 def test_raw_output_and_output_files_work_with_a_dialect(shell: Shell) -> None:
-    """With --dialect, `receive --raw` prints only bodies on stdout, and the other lines of the dialect's script on
-    stderr. With -o FILE, `receive` writes the lines of the messages to the file.
+    """With --dialect, `receive --raw` prints only bodies on stdout. The other lines of the dialect's script go to
+    stderr. With -o FILE, `receive` writes to FILE only the lines that the script prints for messages.
     """
     shell.run("mqtool", "send", "-l", "--dialect", "go-classic", stdin="one\ntwo\n")
     raw = shell.run("mqtool", "receive", "--raw", "-c", "1", "--dialect", "go-classic")
@@ -230,8 +230,9 @@ def test_a_tutorials_queue_is_declared_without_a_notice(shell: Shell, command: s
     ],
 )
 def test_the_notice_about_a_different_queue_names_the_dialect(shell: Shell, first: str, then: str, like: str) -> None:
-    """If an existing queue or exchange differs from what a command would declare, the command uses it and prints a
-    notice. If a dialect would declare the queue or exchange exactly as it is, the notice names this dialect.
+    """If an existing queue or exchange differs from the one that a command would declare, the command uses the existing
+    one and prints a notice. If some --dialect would make the command declare exactly the existing one, the notice names
+    this dialect.
     """
     assert shell.run("mqtool", *first.split()).code == 0
     adopted = shell.run("mqtool", *then.split())

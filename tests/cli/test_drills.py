@@ -131,8 +131,8 @@ def _intrude(broker: TestBroker, queue: str, place: Path) -> None:
 def test_a_drill_does_not_count_messages_that_other_clients_publish_to_its_queue(
     lonely_shell: Shell, broker: TestBroker, name: str, count: int
 ) -> None:
-    """If another client publishes to a drill's queue, with message IDs and bodies like those of the drill, the drill
-    counts these messages separately, reports that nothing was lost, and exits with 0. The drill never runs a message ID
+    """Another client publishes messages to a drill's queue, with message IDs and bodies like those of the drill. The
+    drill counts these messages separately, reports that nothing was lost, and exits with 0. It never runs a message ID
     of another client as part of a shell command.
     """
     drill = lonely_shell.start("mqtool", "drill", name, "-c", str(count), "-u", broker.url)

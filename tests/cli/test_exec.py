@@ -93,8 +93,9 @@ def test_worker_exits_and_keeps_the_message_if_the_program_cannot_be_run(shell: 
 
 @on_any_broker
 def test_worker_refuses_an_invalid_program(shell: Shell) -> None:
-    """`worker --exec` says what is wrong and exits with 2 if the program does not exist, if the command line has an
-    unknown placeholder, or if the command line has shell syntax and --shell is not given.
+    """`worker --exec` says what is wrong and exits with 2 if the program does not exist or is not executable, or if the
+    command line has an unknown placeholder. Without --shell, shell syntax is refused in the same way. With --shell, any
+    placeholder is refused, because the shell would run its value as code.
     """
     (shell.directory / "script").touch()
     for options, said in (
@@ -256,8 +257,8 @@ def test_quick_programs_run_beside_slow_ones(shell: Shell, broker: TestBroker) -
 def test_worker_prefetches_one_message_for_each_program_or_as_many_as_prefetch_says(
     shell: Shell, broker: TestBroker, options: tuple[str, ...], left: int
 ) -> None:
-    """`worker` prefetches one message for each program that it may run at the same time, or as many as --prefetch says.
-    The other messages stay in the queue for other workers, even with --count.
+    """With --concurrency N, `worker` prefetches N messages, or as many as --prefetch says. It prefetches no more even
+    if --count is larger. The other messages stay in the queue for other workers.
     """
     shell.run("mqtool", "new-task", "-l", stdin="task\n" * 6)
     program = "echo started; while ! [ -e go ]; do sleep 0.1; done"

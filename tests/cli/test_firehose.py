@@ -149,7 +149,7 @@ def test_tap_uses_the_firehose_only_with_its_option(shell: Shell) -> None:
 
 def test_tap_names_the_permission_that_is_missing(shell: Shell, broker: TestBroker) -> None:
     """If the user may not declare the queue of `tap` or read from the exchange, `tap` exits with 77 and names the
-    missing permission. `tap --firehose` does the same if the user is not an administrator.
+    missing permission. `tap --firehose` exits with 77 if the user is not an administrator.
     """
     user = f"tapper-{uuid.uuid4().hex[:8]}"
     broker.api("PUT", f"users/{user}", {"password": "secret", "tags": "management"})

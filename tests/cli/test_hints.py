@@ -26,8 +26,8 @@ from tests.cli.shell import Shell
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_a_usage_error_names_what_was_probably_meant(lonely_shell: Shell, command: list[str], hint: str) -> None:
-    """If a command is mistyped, the hint names what the user probably meant: a similar command, a command of a group
-    such as `dlq`, an option, or missing quotes.
+    """If a command line is mistyped, the command exits with 2. The hint names what the user probably meant: a similar
+    command, a command of a group such as `dlq`, an option, or missing quotes.
     """
     refused = lonely_shell.run("mqtool", *command)
     assert (refused.code, hint in refused.stderr) == (2, True), refused.stderr
@@ -125,7 +125,8 @@ def test_a_queue_given_as_an_option_gets_a_hint_about_the_argument(lonely_shell:
 )
 def test_a_help_topic_says_what_scripts_rely_on(lonely_shell: Shell, topic: str, says: str) -> None:
     """`mqtool help programs` lists the exit codes of `worker`. `mqtool help messages` says that empty input sends
-    nothing, and that --failed-to does not keep lines from the first invalid one on.
+    nothing, that --failed-to keeps neither the first invalid line nor any later one, and that the routing key chooses
+    the partition of a super stream.
     """
     assert says in " ".join(lonely_shell.run("mqtool", "help", topic).stdout.split())
 
@@ -137,7 +138,8 @@ def test_the_hint_for_an_embedded_broker_without_a_management_api_names_broker_s
     lonely_shell: Shell, words: list[str]
 ) -> None:
     """If a command needs the management API and the embedded broker has none, the hint is `broker serve
-    --management-port` with the port that commands try first. The hint does not mention `rabbitmq-plugins`.
+    --management-port=PORT`, where PORT is the port at which the command looks for the management API first. The hint
+    does not mention `rabbitmq-plugins`.
     """
     with EmbeddedBroker() as broker:
         refused = lonely_shell.run("mqtool", *words, "-u", broker.url)

@@ -56,8 +56,8 @@ LIMITS = ("--timeout", "30s")
 
 
 def test_receive_prints_hostile_messages(shell: Shell, play: Any) -> None:
-    """In each format, `receive` prints messages with any body and headers, for example a body that is not UTF-8, or
-    control characters in headers. The NDJSON that `receive` prints is valid input for `send --json`.
+    """In each of its formats, `receive` prints every message, whatever the body and headers contain, for example bytes
+    that are not UTF-8, or control characters. The NDJSON that `receive` prints is valid input for `send --json`.
     """
     formats = {"text": [], "raw": ["--raw"], "json": ["--json"], "places": ["-F", "%r %e %i %c %l %h %s %b"]}
     count = play(*formats)
@@ -79,8 +79,8 @@ def test_receive_prints_hostile_messages(shell: Shell, play: Any) -> None:
 
 @on_any_broker
 def test_recording_reconcile_finds_a_message_among_hostile_ones(shell: Shell, play: Any) -> None:
-    """`recording reconcile` finds a sent message among received ones with any headers, properties and bodies, for
-    example with control characters in headers. It says how many of the received messages have no message id.
+    """`recording reconcile` finds a sent message among the received ones, whatever their headers, properties and bodies
+    contain, for example control characters. It says how many of the received messages have no message id.
     """
     count = play("q")
     received = shell.run("mqtool", "receive", "-q", "q", "--durable", "-c", str(count), *LIMITS, "--json")
@@ -95,8 +95,8 @@ def test_recording_reconcile_finds_a_message_among_hostile_ones(shell: Shell, pl
 
 @on_any_broker
 def test_receive_log_and_receive_delayed_print_hostile_messages(shell: Shell, play: Any) -> None:
-    """`receive-log` and `receive-delayed` print messages with any routing key, properties and body without an error,
-    for example with control characters in the routing key. No message can forge a line on stderr.
+    """`receive-log` and `receive-delayed` print every message without an error, whatever the routing key, properties
+    and body contain, for example control characters. No message can forge a line on stderr.
     """
     count = play("logs", "late")
     limits = ("--durable", "-c", str(count), *LIMITS)
@@ -108,8 +108,8 @@ def test_receive_log_and_receive_delayed_print_hostile_messages(shell: Shell, pl
 
 @on_any_broker
 def test_worker_handles_hostile_messages(shell: Shell, play: Any) -> None:
-    """`worker` without a program handles messages with any headers, properties and body without an error, for example
-    with control characters in headers. No message can forge a line on stderr.
+    """`worker` without a program handles every message without an error, whatever the headers, properties and body
+    contain, for example control characters. No message can forge a line on stderr.
     """
     result = survived(shell.run("mqtool", "worker", "-q", "q", "-c", str(play("q")), *LIMITS))
     assert b"Received last\n" in result.stdout_bytes
@@ -119,8 +119,8 @@ def test_worker_handles_hostile_messages(shell: Shell, play: Any) -> None:
 @pytest.mark.parametrize("how", ["exec", "shell", "deduplicate"])
 @pytest.mark.sampled(1)
 def test_worker_passes_hostile_messages_to_programs(shell: Shell, play: Any, how: str) -> None:
-    """`worker` fills in a program's arguments and environment variables from any message, for example from one with
-    control characters in its headers. No message is retried or dead-lettered.
+    """`worker` passes every message to its program, in arguments and environment variables, whatever the message
+    contains, for example control characters in headers. No message is retried or dead-lettered.
     """
     count = play("q")
     options = {
@@ -228,8 +228,8 @@ def test_dlq_commands_handle_dead_letters_with_forged_headers(shell: Shell, play
 
 @on_any_broker
 def test_rpc_server_answers_hostile_requests(shell: Shell, play: Any) -> None:
-    """`rpc-server` handles requests with any body and headers, for example with control characters or the name of a
-    missing reply queue. It exits with 0 and leaves its queue empty.
+    """`rpc-server` handles every request, whatever the body and headers contain, for example control characters or the
+    name of a missing reply queue. It exits with 0 and leaves its queue empty.
     """
     count = play("fib", "add", "cat")
     limits = ("-c", str(count), *LIMITS)
@@ -253,8 +253,8 @@ def test_rpc_client_prints_no_escape_sequences_of_hostile_replies_on_stderr(shel
 
 @pytest.mark.own_vhost("some of these names cannot be deleted by the management API")
 def test_listing_commands_succeed_and_escape_hostile_names(shell: Shell, broker: TestBroker) -> None:
-    """Commands that list queues, exchanges and bindings succeed whatever the names and arguments contain, and no name
-    can forge a line of output.
+    """Commands that list queues, exchanges and bindings succeed, whatever the names and arguments contain. No name can
+    forge a line of output.
     """
     hostile.name_everything(broker.url)
     api = ("--management", broker.management)
@@ -271,9 +271,9 @@ def test_listing_commands_succeed_and_escape_hostile_names(shell: Shell, broker:
 
 
 def test_a_body_of_100_mb_is_passed_on_completely(shell: Shell, broker: TestBroker) -> None:
-    """A message with a 100 MB body reaches the program of `worker`, is dead-lettered when the program fails, is moved
-    back by `dlq redrive`, and is printed by `receive`, all without a change in size. `rpc-server` can send a reply of
-    100 MB.
+    """A 100 MB body keeps its size at each step: `worker` passes the body to a program and dead-letters the message
+    when the program fails, `dlq redrive` moves the message back, and `receive` prints the body. `rpc-server` can send a
+    reply of 100 MB.
     """
     only_in_ci("it moves a gigabyte")
     # A container has too little memory for that many copies, and RabbitMQ 4.0 takes 16 MiB at most.

@@ -341,8 +341,8 @@ def test_the_option_strict_refuses_a_queue_with_different_arguments(
 
 
 def test_a_queue_that_the_option_strict_refuses_keeps_its_messages(shell: Shell) -> None:
-    """If `send --strict` and `receive --strict` refuse a queue because its arguments differ, the message in the queue
-    stays there, and no other is added.
+    """If a queue's properties differ from those that the command would declare, `send --strict` publishes nothing to
+    the queue, and `receive --strict` leaves the queue's messages there.
     """
     shell.run("mqtool", "send", "theirs", "--dialect", "python-classic")
 
@@ -359,8 +359,9 @@ def test_a_queue_that_the_option_strict_refuses_keeps_its_messages(shell: Shell)
 def test_worker_and_rpc_server_use_a_queue_of_another_dialect_unless_strict(
     shell: Shell, strict: bool, command: str
 ) -> None:
-    """If the queue was declared by the same command with another --dialect, which selects other tutorial scripts,
-    `worker` and `rpc-server` print a notice and use the queue. With --strict, they exit with 78.
+    """The scripts of `--dialect python-classic` declare queues with other properties than mqtool does without
+    --dialect. If the queue was declared with this dialect, `worker` and `rpc-server` without --dialect print a notice
+    and use the queue. With --strict, they exit with 78.
     """
     other = "python-classic"
     shell.start("mqtool", command, "--dialect", other).wait_until_ready().interrupt().wait()

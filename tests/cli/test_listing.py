@@ -86,8 +86,8 @@ def test_list_queues_shows_current_counts(shell: Shell, listing: object) -> None
 def test_list_queues_shows_the_management_apis_counts_of_exclusive_queues_and_streams(
     shell: Shell, broker: TestBroker, connection: Connection, listing: object
 ) -> None:
-    """For exclusive queues and streams, `list queues` shows the counts of the management API, because AMQP does not
-    provide them to other connections or for streams.
+    """For exclusive queues and for streams, `list queues` shows the counts of the management API. Over AMQP, a client
+    can count neither the messages of another connection's exclusive queue nor those of a stream.
     """
     channel = connection.channel()
     channel.declare(Queue("mine", exclusive=True))
@@ -305,8 +305,9 @@ def test_bindings_of_the_default_exchange_are_hidden_on_a_terminal(shell: Shell,
 
 
 def test_list_queues_uses_amqp_without_the_management_api(shell: Shell, broker: TestBroker) -> None:
-    """Without the management API, `list queues` looks up ready messages and consumers over AMQP, for the queues that -q
-    names or, without -q, for the tutorials' queues. `list bindings` exits with 69, because AMQP cannot list bindings.
+    """Without the management API, `list queues` looks up the numbers of ready messages and consumers over AMQP. It does
+    so for the queues that -q names or, without -q, for the tutorials' queues. `list bindings` exits with 69, because
+    AMQP cannot list bindings.
     """
     shell.run("mqtool", "send", "one")
     shell.run("mqtool", "send", "-q", "jobs", "two")

@@ -200,8 +200,8 @@ def test_move_leaves_messages_that_the_target_queue_rejects(shell: Shell, broker
 def test_the_hint_about_a_missing_target_queue_is_for_the_other_broker(
     shell: Shell, broker: TestBroker, other: TestBroker
 ) -> None:
-    """If the target queue of `move --to-url` does not exist, the hint is a command that declares it on the other
-    broker.
+    """If the target queue of `move --to-url` does not exist, the hint is a command that declares this queue on the
+    other broker.
     """
     fill(broker, Queue("a"), numbered(1))
     move = ("mqtool", "move", "a", "--to", "new", "--to-url", other.url)
@@ -258,7 +258,7 @@ def test_move_keeps_to_its_rate_and_stops_at_ctrl_c(shell: Shell, broker: TestBr
 @on_any_broker
 def test_a_move_whose_connection_is_closed_can_be_run_again(shell: Shell, broker: TestBroker) -> None:
     """If the broker closes the connection of `move`, the command exits with 69, and the hint says to run `move` again.
-    The second run moves the remaining messages.
+    The second run moves the remaining messages. No message is lost, but some may arrive twice.
     """
     fill(broker, Queue("a", durable=True), numbered(300), Queue("b", durable=True))
     running = shell.start("mqtool", "move", "a", "--to", "b", "--rate", "20/s", "-v").wait_for_stderr("Moved")
@@ -274,8 +274,8 @@ def test_a_move_whose_connection_is_closed_can_be_run_again(shell: Shell, broker
 
 @on_any_broker
 def test_move_to_a_protected_context_needs_confirm(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
-    """If the target broker of `move` is that of a protected context, and there is no terminal, `move` exits with 2
-    unless --confirm gives the context's name.
+    """If --to-context names a protected context, and there is no terminal, `move` exits with 2 unless --confirm gives
+    the context's name.
     """
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     assert shell.run("mqtool", "context", "add", "prod", "--url", other.url, "--protected").code == 0
@@ -321,9 +321,9 @@ def test_a_forged_origin_in_a_full_frame_does_not_stop_move(shell: Shell, broker
 
 @pytest.mark.keeps_messages
 def test_move_names_the_message_that_no_client_can_publish(shell: Shell, broker: TestBroker) -> None:
-    """If the broker has added headers to a dead letter whose headers filled a frame, no client can publish this message
-    again. `move` moves the messages before it, names this message, says how to continue, and exits with 65. With
-    --where, all other messages can be moved.
+    """If the broker has added headers to a dead letter whose headers filled a frame, no client can publish this dead
+    letter again. `move` moves the messages before it, names the dead letter, says how to continue, and exits with 65.
+    `move --where` can then move all other messages.
     """
     to_a = {"x-message-ttl": 0, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "a"}
     fill(broker, Queue("a"), [Message(b"0")], Queue("b"), Queue("source", arguments=to_a))

@@ -36,8 +36,9 @@ def test_a_publishing_command_with_a_queue_or_exchange_needs_a_message(shell: Sh
 
 @on_any_broker
 def test_empty_input_publishes_nothing_and_prints_a_note(shell: Shell) -> None:
-    """If stdin or the input file is empty, `send` and `new-task` publish nothing, and a note says that the input is
-    empty. If the message argument is '', or is - and stdin is empty, `send` publishes an empty message.
+    """If `send` or `new-task` reads its input from stdin or a file, and the input is empty, the command publishes
+    nothing and prints a note that says so. To send an empty message, a user gives `send` the argument '', or the
+    argument - and an empty stdin.
     """
     shell.run("mqtool", "queue", "declare", "jobs")
     for command in (["send"], ["send", "-q", "jobs"], ["new-task"]):

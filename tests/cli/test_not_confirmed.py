@@ -130,7 +130,8 @@ def test_the_next_send_discards_a_message_that_a_killed_send_left_incomplete(she
 @on_any_broker
 def test_send_exits_with_3_if_messages_of_a_killed_run_are_still_unsent(shell: Shell) -> None:
     """If FILE.unfinished contains messages of a killed run, `send --failed-to FILE` exits with 3, even if the broker
-    confirms all messages of the new run. If FILE.unfinished is also the input, `send` exits with 2 and sends nothing.
+    confirms all messages of the new run. If the input of `send` is FILE.unfinished itself, the command exits with 2 and
+    sends nothing.
     """
     unfinished = shell.directory / "failed.unfinished"
     unfinished.write_text('{"body": "earlier"}\n')
@@ -351,8 +352,8 @@ def test_send_exits_with_75_if_it_loses_the_connection_after_all_messages_were_r
 def test_max_reconnects_counts_the_attempts_since_the_last_confirm(
     own_shell: Shell, amqp_vhost: Vhost, *, progress: bool
 ) -> None:
-    """For --max-reconnects, `send` counts a connection that is lost before any confirm as a failed attempt. After each
-    confirm, `send` counts the failed attempts from zero again.
+    """For --max-reconnects, `send` counts the failed attempts since the last confirm. If a connection is established
+    again, but lost before a confirm, it counts as a failed attempt.
     """
     sender = own_shell.start("mqtool", "send", "-l", "-v", "--max-reconnects", "2", stdin=PIPE)
     assert sender.process.stdin is not None
@@ -420,9 +421,9 @@ def test_sigterm_ends_send_while_the_broker_is_down_or_blocks_publishers(
 def test_sigterm_ends_a_worker_that_cannot_publish_a_retry(
     own_shell: Shell, amqp_vhost: Vhost, fault: Callable[[Vhost], None], code: int
 ) -> None:
-    """If `worker` cannot publish a retry, SIGTERM ends `worker`, and the message stays in its queue. The exit code is
-    75 if the broker blocks publishers, and 0 if the connection was lost while the program ran, because the broker then
-    delivers the message again.
+    """If `worker` cannot publish a retry, SIGTERM ends `worker`, and the message stays in its queue. If the broker
+    blocks publishers, the exit code is 75. If the connection was lost while the program ran, the exit code is 0,
+    because the broker requeues the message.
     """
     own_shell.run("mqtool", "new-task", "task")
     worker = own_shell.start(
@@ -504,8 +505,8 @@ def test_rpc_server_declares_no_queue_with_a_mistyped_name(shell: Shell, broker:
 
 
 def test_suggestions_for_a_mistyped_queue_use_mqtool_management_url(lonely_shell: Shell) -> None:
-    """If a queue's name is mistyped, receiving commands ask the management API at MQTOOL_MANAGEMENT_URL for the queues'
-    names, and suggest the most similar one.
+    """If a queue's name is mistyped, a receiving command asks the management API at MQTOOL_MANAGEMENT_URL for the names
+    of all queues. It suggests the queue with the most similar name, and exits with 69.
     """
     with EmbeddedBroker(management_port=0) as broker:
         lonely_shell.environment |= {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": str(broker.management_url)}

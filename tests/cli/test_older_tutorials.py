@@ -28,8 +28,9 @@ def _check(row: Row, result: Result) -> None:
 )
 @pytest.mark.sampled(6)
 def test_each_dialect_prints_the_lines_of_its_articles_scripts(shell: Shell, scene: Scene) -> None:
-    """Some values of --dialect select an article about RabbitMQ. With these, each command prints the lines of the
-    article's script, on the same stream, and exits with the same code, except for documented differences.
+    """Some dialects imitate the scripts of an article about RabbitMQ. With such a --dialect, each command prints the
+    same lines as the article's script, on the same stream (stdout or stderr), and exits with the same code. The only
+    differences are those that the documentation lists.
     """
     receivers = []
     for row in scene.rows:

@@ -93,8 +93,8 @@ def test_peek_needs_no_management_api(shell: Shell, broker: TestBroker) -> None:
 
 @on_any_broker
 def test_peek_says_that_messages_stay_in_the_queue(shell: Shell, broker: TestBroker) -> None:
-    """`peek` prints messages as lines, and then says that the messages stay in the queue, marked as redelivered. With
-    -F and -o, `peek` writes messages to a file in the format of a template.
+    """`peek` prints each message as a line on stdout. Then it says on stderr that the messages stay in the queue,
+    marked as redelivered. With `-F TEMPLATE -o FILE`, `peek` writes the messages to FILE in the format of TEMPLATE.
     """
     filled(shell, 2)
     shown = shell.run("mqtool", "peek", "jobs")
@@ -121,8 +121,9 @@ def test_peek_says_that_messages_stay_in_the_queue(shell: Shell, broker: TestBro
 @on_any_broker
 @pytest.mark.parametrize("command", ["peek jobs", "move jobs --to other", "dlq show jobs"])
 def test_where_cannot_test_the_time_of_receipt_of_messages_in_a_queue(shell: Shell, command: str) -> None:
-    """`peek`, `move` and `dlq show` exit with 2 if --where tests `timestamp`, the time at which a message was received,
-    because messages in a queue have not been received yet. The hint suggests properties.timestamp.
+    """In --where, `timestamp` is the time at which a message was received. `peek`, `move` and `dlq show` exit with 2 if
+    --where tests `timestamp`, because the messages in a queue have not been received yet. The hint suggests
+    properties.timestamp.
     """
     refused = shell.run("mqtool", *command.split(), "--where", "timestamp<2026-01-31")
     assert refused.code == 2
@@ -135,8 +136,8 @@ def test_where_cannot_test_the_time_of_receipt_of_messages_in_a_queue(shell: She
 
 @pytest.mark.keeps_messages
 def test_peek_stops_before_messages_exceed_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
-    """On a quorum queue, `peek` prints a warning with the number of times that messages have been requeued. If one more
-    delivery could make the queue drop messages because of its delivery limit, `peek` exits with 1 instead.
+    """On a quorum queue, `peek` warns how often messages have been requeued. If one more delivery could make the queue
+    drop a message because of its delivery limit, `peek` shows no message and exits with 1.
     """
     ids = filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=3")
     command = ("mqtool", "peek", "jobs", "--raw", "--management", broker.management)
@@ -216,8 +217,8 @@ def test_peek_exits_with_69_if_a_single_active_consumer_has_the_queue(
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_peek_reads_a_stream_from_any_offset(shell: Shell, broker: TestBroker) -> None:
-    """`peek --offset` shows the messages of a stream from a numeric offset, an age or the start of the last chunk to
-    the end. Without --offset, `peek` starts at the first message.
+    """`peek --offset` shows the messages of a stream from a numeric offset, from an age such as 1h, or from the start
+    of the last chunk (`last`). Without --offset, `peek` starts at the first message.
     """
     ids = filled(shell, 500, "--queue-type", "stream", "--argument", "x-max-length-bytes=100000000")
     assert peeked(shell, broker) == ids

@@ -51,8 +51,9 @@ def test_policy_commands_set_list_and_clear_a_policy(admin: Shell, kind: list[st
 def test_policy_clear_asks_for_confirmation_if_another_policy_would_then_remove_messages(
     admin: Shell, broker: TestBroker
 ) -> None:
-    """If another policy would apply to a queue after `policy clear` and remove messages, the command says how many, and
-    asks for confirmation. Without a terminal, the command exits with 2 and clears nothing. With --yes, it does not ask.
+    """After `policy clear`, another policy may apply to a queue. If that policy would remove messages, `policy clear`
+    says how many, and asks for confirmation. Without a terminal, the command exits with 2 and clears nothing. With
+    --yes, it does not ask.
     """
     filled(admin, broker, "jobs")
     common = ("mqtool", "policy", "set", "--pattern", "^jobs", "--definition")
@@ -147,9 +148,10 @@ def test_policy_set_asks_for_confirmation_if_a_policy_would_remove_messages(
 
 @pytest.mark.own_vhost("policies stay in it")
 def test_policy_set_does_not_ask_if_the_policy_removes_no_messages(admin: Shell, broker: TestBroker) -> None:
-    """`policy set` does not ask for confirmation if the policy removes no messages. Examples are a limit that the queue
-    is within, a queue to which another policy or a lower limit applies, a queue that rejects new messages instead of
-    dropping old ones, a setting that the queue's type does not support, and a policy for future messages only.
+    """`policy set` does not ask for confirmation if the policy removes no messages, for example in these cases: the
+    queue is within the limit; another policy or a lower limit applies to the queue; the queue rejects new messages
+    instead of dropping old ones; the queue's type does not support a setting; the setting affects only messages that
+    are published later.
     """
     filled(admin, broker, "jobs")
     filled(admin, broker, "full", "--argument", "x-overflow=reject-publish")
@@ -175,9 +177,9 @@ def test_policy_set_does_not_ask_if_the_policy_removes_no_messages(admin: Shell,
 
 @pytest.mark.own_vhost("policies stay in it")
 def test_policy_set_asks_before_it_replaces_the_overflow_reject_publish(admin: Shell, broker: TestBroker) -> None:
-    """A policy sets `overflow` to reject-publish, so a queue with more messages than its maximum length keeps them. If
-    `policy set` would replace this policy by one without the setting, the command says how many messages the queue
-    would drop, and asks for confirmation.
+    """A queue has more messages than its maximum length, and keeps them because a policy sets `overflow` to
+    reject-publish. If `policy set` would replace this policy with one without the setting, the command says how many
+    messages the queue would drop, and asks for confirmation.
     """
     filled(admin, broker, "jobs")
     command = ("mqtool", "policy", "set")
@@ -196,8 +198,8 @@ def test_policy_set_asks_before_it_replaces_the_overflow_reject_publish(admin: S
 def test_policy_set_asks_about_all_queues_if_the_pattern_takes_too_long_to_match(
     admin: Shell, broker: TestBroker
 ) -> None:
-    """If a policy's pattern could take very long to match, mqtool does not test which queues the pattern matches.
-    Instead, `policy set` asks about every queue from which the policy would remove messages if the pattern matched.
+    """If a policy's pattern could take very long to match, mqtool does not find out which queues the pattern matches.
+    `policy set` then asks about every queue from which the policy would remove messages if it applied to the queue.
     """
     filled(admin, broker, "jobs")
     refused = admin.run("mqtool", "policy", "set", "limits", "--pattern", "^(?!x)([a-z]+)+$", *SET[6:])

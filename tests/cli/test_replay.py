@@ -211,9 +211,9 @@ def test_a_message_read_from_a_stream_is_published_to_the_stream_and_not_to_a_fo
 def test_cc_and_bcc_of_an_input_message_have_no_effect_if_the_command_line_names_the_destination(
     shell: Shell, broker: TestBroker, connection: Connection, command: str
 ) -> None:
-    """If the command line names the exchange, the routing key or the queue, the headers CC and BCC of a message in the
-    input have no effect. That holds for messages from queues and from streams. A CC header that is given on the command
-    line has an effect.
+    """If the command line names the exchange, the routing key or the queue, the headers CC and BCC of the messages in
+    the input have no effect. This holds for messages from queues and from streams. A CC header that the command line
+    sets does send a copy.
     """
     channel = connection.channel()
     exchange = channel.declare(Exchange("audit", "direct", durable=True))
@@ -233,9 +233,9 @@ def test_cc_and_bcc_of_an_input_message_have_no_effect_if_the_command_line_names
 
 
 def test_a_copy_of_a_message_does_not_have_the_user_id_of_the_original(shell: Shell, broker: TestBroker) -> None:
-    """`send --json` removes the property user_id of a received message, because the broker would refuse a message with
-    the user_id of another user. A user_id forged in a stream could be that of the user who runs `send`, and the broker
-    would then confirm it as genuine. A user_id on the command line is sent.
+    """`send --json` removes the property user_id of a received message. If the user_id is that of another user, the
+    broker would refuse the message. If it is that of the user who runs `send`, it may have been forged in a stream, and
+    the broker would confirm it as genuine. A user_id on the command line is sent.
     """
     user = parse_addresses(broker.url)[0].user
     line = {"exchange": "", "routing_key": "jobs", "queue": "s", "redelivered": False, "headers": None, "body": "x"}
@@ -268,9 +268,9 @@ def test_the_docs_recipe_for_copying_a_stream_ignores_cc_and_bcc(
 
 @on_any_broker
 def test_replay_selects_messages_and_keeps_the_time_between_them(shell: Shell, connection: Connection) -> None:
-    """`recording replay` publishes the messages that --since, --until and --where select, with the same time between
-    them as in the recording. With --to-queue, --set-header and --drop-header, the messages get another queue and other
-    headers.
+    """`recording replay` publishes only the messages that --since, --until and --where select, and keeps the recorded
+    time between them. With --to-queue, the messages go to another queue. With --set-header and --drop-header, their
+    headers change.
     """
     connection.channel().declare(Queue("jobs", durable=True))
     name = recording(shell, *[{"routing_key": "elsewhere"}] * 9)

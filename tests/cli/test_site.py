@@ -26,7 +26,7 @@ def site() -> list[Path]:
 @large
 @pytest.mark.timeout(1500)
 def test_every_command_on_the_site_can_be_typed_twice_on_one_broker(lonely_shell: Shell, tmp_path: Path) -> None:
-    """If a reader types the commands of every page of the documentation's site twice on the same broker, the commands
+    """The commands of all pages of the documentation's site can be typed twice on the same broker. Both times, they
     print what the pages show. Only the README's output is not compared the second time, because the README lists all
     queues.
     """

@@ -49,8 +49,8 @@ print(json.dumps(shown))
     "command", [["send", "-q", "q", "hello"], ["receive", "-q", "q", "-c", "1"]], ids=lambda words: words[0]
 )
 def test_send_and_receive_import_no_slow_module(shell: Shell, command: list[str]) -> None:
-    """`send` and `receive` do not import modules that are slow to import and that they do not need, such as `rich` or
-    `requests`.
+    """`send` and `receive` do not import slow modules that they do not need, such as `rich` or `requests`, so that they
+    start quickly.
     """
     shell.run("mqtool", "send", "-q", "q", "waiting")
     result = shell.run(sys.executable, "-X", "importtime", "-m", "mqtool", *command)
@@ -83,9 +83,9 @@ def test_list_queues_connects_over_amqp_only_if_counts_may_be_old(shell: Shell) 
 
 
 def test_only_the_command_that_is_run_is_built_for_typer() -> None:
-    """If a command line names a command of a group, as in `queue purge`, mqtool builds only that command for typer. If
-    a command line names only the group or an unknown command, mqtool builds all commands of the group, so that help,
-    hints and completion know them.
+    """To start quickly, mqtool builds only the command that the command line names, such as `queue purge`, for typer,
+    its command-line parser. If the command line names only a group, such as `queue`, or an unknown command of the
+    group, mqtool builds all commands of the group, because help, hints and completion need them.
     """
 
     def built(*words: str) -> set[str]:

@@ -69,8 +69,9 @@ def test_5000_lines_can_be_read_in_order_from_any_offset(shell: Shell) -> None:
 
 
 def test_stream_messages_keep_their_headers_and_properties(shell: Shell) -> None:
-    """A message in a stream keeps its headers and properties when `receive-stream` reads the message and when the
-    message is copied as NDJSON, even if the message was published over AMQP 0-9-1.
+    """`receive-stream --json` prints the headers and properties of a message in a stream, whether the message was
+    published over the stream protocol or over AMQP 0-9-1. If `send-stream --json` publishes the printed line again, the
+    copy keeps the headers.
     """
     send = (
         "mqtool",
@@ -127,9 +128,9 @@ def test_receive_reads_a_stream_from_an_offset(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_receive_stream_track_resumes_after_the_last_printed_message(shell: Shell) -> None:
-    """After `receive-stream --track` was ended by --count or Ctrl-C, the next run resumes after the last message that
-    was printed, so that no message is repeated or skipped. After `receive-stream --track | head`, one message may be
-    skipped, because `head` may have read one line more than it printed.
+    """If `receive-stream --track` was ended by --count or Ctrl-C, the next run resumes after the last printed message.
+    No message is repeated or skipped. If `receive-stream --track | head` was ended by `head`, the next run may skip one
+    message, which `head` had read but not printed.
     """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(0, 2999))
     read = ("mqtool", "receive-stream", "-q", "s", "--raw", "--track", "me")
@@ -148,8 +149,8 @@ def test_receive_stream_track_resumes_after_the_last_printed_message(shell: Shel
 
 @pytest.mark.keeps_messages
 def test_a_killed_receive_stream_track_skips_no_message(shell: Shell, broker: TestBroker) -> None:
-    """If `receive-stream --track` is killed, the next run skips no message. The next run repeats only messages whose
-    offset was not stored yet, which are at most about a thousand on the embedded broker.
+    """If `receive-stream --track` is killed, the next run skips no message. The next run repeats only the messages
+    whose offset had not been stored. On the embedded broker, these are at most 1,100.
     """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(1, 20_000))
     output = shell.directory / "out"
@@ -241,8 +242,9 @@ def test_offset_receive_resumes_at_the_stored_offset(shell: Shell) -> None:
 @on_any_broker
 @pytest.mark.parametrize("dialect", StreamDialect)
 def test_stream_dialects_print_the_lines_of_their_scripts(shell: Shell, dialect: StreamDialect) -> None:
-    """With --dialect, which selects the tutorials of one programming language, `send-stream` and `receive-stream` use
-    the stream and the message of that language's stream tutorial, and print the lines of its scripts.
+    """Each --dialect stands for the tutorials of one programming language. With this option, `send-stream` and
+    `receive-stream` use the stream and the message of the language's stream tutorial, and print the lines of its
+    scripts.
     """
     tutorial = HELLO[dialect]
     body = tutorial.body.decode()
@@ -347,8 +349,8 @@ def test_send_stream_keeps_a_message_that_is_too_large(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_send_stream_and_receive_stream_resume_after_a_lost_connection(shell: Shell, broker: TestBroker) -> None:
-    """Each time the connection is lost, `send-stream` and `receive-stream --track` reconnect, and every message
-    arrives, in order.
+    """Each time the connection is lost, `send-stream` and `receive-stream --track` reconnect. Every message arrives, in
+    order, though some may be printed twice.
     """
     target = urlsplit(broker.streams)
     with Proxy(target.port or 0) as proxy:
@@ -474,9 +476,9 @@ def test_receive_stream_skips_a_damaged_batch_with_a_warning(shell: Shell, broke
 @large
 @on_any_broker
 def test_receive_stream_needs_little_memory_for_compressed_batches(shell: Shell, broker: TestBroker) -> None:
-    """`receive-stream` decompresses one batch at a time, so that 600 MB of address space are enough to read a stream
-    whose compressed batches contain 6.5 million messages. The test reads only 70,000 messages, which are more than one
-    batch.
+    """`receive-stream` decompresses one batch at a time. With 600 MB of address space, it can therefore read a stream
+    whose compressed batches contain 6.5 million messages. The test reads only 70,000 of these messages, which are more
+    than one batch.
     """
     place = urlsplit(broker.streams)
     client = RawStream(place.hostname or "", place.port or 0)
@@ -497,9 +499,10 @@ def test_receive_stream_needs_little_memory_for_compressed_batches(shell: Shell,
 
 @on_any_broker
 def test_receive_stream_ends_before_a_batch_for_which_a_package_is_missing(shell: Shell, broker: TestBroker) -> None:
-    """If a Python package is missing to decompress a batch, `receive-stream --track` prints the messages before the
-    batch, stores their offset, names the package, and exits with 2. It does not skip the batch, so no message is lost.
-    The hint has the command with which a reader continues after the batch, even in the middle of a chunk.
+    """If the Python package that decompresses a batch is missing, `receive-stream --track` prints the messages before
+    the batch, stores their offset, names the package, and exits with 2. The next run ends at the same batch, so no
+    message is skipped. The hint has the command with which a reader continues after the batch, even in the middle of a
+    chunk.
     """
     if importlib.util.find_spec("lz4") is not None:
         pytest.skip("lz4 is installed")

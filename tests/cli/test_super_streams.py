@@ -103,8 +103,8 @@ def test_an_existing_super_stream_is_used_with_its_partitions(shell: Shell) -> N
 
 @on_any_broker
 def test_super_stream_commands_reconnect_and_lose_no_message(shell: Shell, broker: TestBroker) -> None:
-    """Each time the connection is lost, `send-stream` and `receive-stream` on a super stream reconnect, and every
-    message arrives.
+    """Each time the connection is lost, `send-stream` and `receive-stream` on a super stream reconnect. Every message
+    arrives, though some may arrive twice.
     """
     with Proxy(urlsplit(broker.streams).port or 0) as proxy:
         shell.environment["MQTOOL_STREAM_PORT"] = str(proxy.port)

@@ -40,8 +40,8 @@ def publish(
 def test_tap_prints_every_message_that_passes_through_an_exchange(
     shell: Shell, broker: TestBroker, connection: Connection, kind: str
 ) -> None:
-    """`tap EXCHANGE` prints each message published to the exchange, whatever the exchange's type. The bound queues
-    still get every message.
+    """`tap EXCHANGE` prints each message published to a topic, fanout or headers exchange. From a direct exchange, it
+    prints the messages whose routing keys are bound when `tap` starts. The bound queues still get every message.
     """
     channel, exchange = connection.channel(), Exchange("orders", kind, auto_delete=True)
     channel.declare(exchange)
@@ -125,8 +125,9 @@ def test_tap_says_what_cannot_be_tapped(shell: Shell, broker: TestBroker) -> Non
 @on_any_broker
 @pytest.mark.usefixtures("api")
 def test_the_output_of_tap_json_can_be_sent_again(shell: Shell, broker: TestBroker) -> None:
-    """`send --json` publishes a line of `tap --json` to the exchange that was tapped, even if the message has a header
-    x-stream-offset because it was once in a stream. If `tap` watches several brokers, each line names its broker.
+    """`tap --json` prints each message as a line that `send --json` publishes to the tapped exchange. A header
+    x-stream-offset, which a message from a stream may have, does not change this. If `tap` watches several brokers,
+    each line names its broker.
     """
     tap = shell.start("mqtool", "tap", "amq.topic", "--json", "-c", "1").wait_until_ready()
     other = f"{broker.url.partition('//')[0]}//{broker.url.partition('@')[2]}"

@@ -195,8 +195,8 @@ def test_tutorial_run_starts_and_stops_its_own_broker(lonely_shell: Shell) -> No
 def test_every_tutorial_runs_on_an_existing_broker_and_leaves_nothing_behind(
     shell: Shell, broker: TestBroker, connection: Connection
 ) -> None:
-    """Each tutorial passes its checks on RabbitMQ, and leaves queues and messages that existed before the tutorial
-    unchanged.
+    """On RabbitMQ, each tutorial passes its checks and leaves none of its queues and exchanges behind. A queue that
+    existed before keeps its messages.
     """
     only_in_ci("all tutorials take a minute, and 'make demo' runs them on the embedded broker")
     if broker.kind == "embedded":
@@ -266,8 +266,9 @@ def test_tutorial_run_asks_before_a_scene_and_answers_after_it(lonely_shell: She
 def test_the_receivers_of_a_scene_run_until_the_next_scene_has_been_explained(
     lonely_shell: Shell, name: str, scenes: list[tuple[str, str]]
 ) -> None:
-    """In `tutorial run`, receivers with temporary queues end only after the next scene has been explained, so that the
-    picture of `tutorial run --ui` shows these queues until the scene ends.
+    """In `tutorial run`, receivers with temporary queues keep running at the end of their scene. They end only after
+    the next scene has been explained. The picture of `tutorial run --ui` therefore shows their queues during the whole
+    scene.
     """
     played = lonely_shell.run("mqtool", "tutorial", "run", name, "--no-pause", timeout=PLAYING).stdout
     for explained, following in scenes:

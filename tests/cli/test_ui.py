@@ -180,8 +180,9 @@ def test_mqtool_ui_shows_the_link_credit_of_an_amqp_1_0_worker(tmp_path: Path, c
 @on_any_broker
 @large
 def test_each_state_of_a_message_has_its_own_shape(shell: Shell, page: Page) -> None:
-    """The legend on the page of `mqtool ui` has a different shape for each state of a message. The page shows returned
-    messages, delayed messages, and messages in streams.
+    """The legend on the page of `mqtool ui` has a different shape for each state of a message. The page says that a
+    message is returned, draws a delayed message with the seconds until it is due, and draws a message of a stream in
+    the stream's box.
     """
     shapes = page.ask("return [...document.querySelectorAll('#legend path')].map(e => e.getAttribute('d'))")
     assert len(shapes) == len(set(shapes)) > 8
@@ -228,8 +229,8 @@ def test_keys_step_forward_and_back_through_the_events_of_a_paused_page(shell: S
 @on_any_broker
 @large
 def test_the_page_can_be_used_with_the_keyboard_alone(shell: Shell, page: Page) -> None:
-    """On the page of `mqtool ui`, Tab reaches every box, Enter opens a box's details, and Escape closes the details. A
-    key opens tables that show the same as the picture, and another key searches for names.
+    """On the page of `mqtool ui`, Tab reaches the boxes, Enter opens a box's details, and Escape closes the details.
+    The key t shows tables with the same information as the picture. The key / starts a search for names.
     """
     do(shell, "emit-log topic kern.critical 'A critical kernel error'")
     receiver = shell.start("mqtool", "receive-log", "topic", "kern.*").wait_until_ready()
@@ -490,8 +491,8 @@ def test_names_in_actions_are_not_treated_as_options_or_patterns(ui: Running) ->
 
 
 def test_the_page_offers_no_changes_to_a_broker_that_mqtool_did_not_start(shell: Shell, broker: TestBroker) -> None:
-    """`mqtool ui --vhost /` shows the default virtual host. On a RabbitMQ broker that mqtool did not start, the page
-    offers only the actions "route" and "peek", which change nothing. On an embedded broker, the page offers further
+    """On a RabbitMQ broker that mqtool did not start, the page of `mqtool ui --vhost /` shows the default virtual host,
+    and offers only the actions "route" and "peek", which change nothing. On an embedded broker, the page offers further
     actions, such as "publish".
     """
     shell.environment |= {"MQTOOL_MANAGEMENT_URL": broker.management, "XDG_STATE_HOME": str(shell.directory / "none")}
@@ -522,8 +523,8 @@ def test_ui_exits_with_69_if_its_port_is_in_use_and_with_0_after_ctrl_c(shell: S
 @on_any_broker
 @large
 def test_a_recording_of_the_page_plays_without_mqtool(shell: Shell, chromium: Any) -> None:
-    """`mqtool ui --record` and the page's key for saving each write one HTML file, which a browser plays without mqtool
-    and without loading anything else.
+    """`mqtool ui --record FILE` writes a recording of its page to one HTML file. The key s on the page saves such a
+    file as well. A browser plays each of the two files without mqtool, and loads nothing else.
     """
     do(shell, "send -q jobs before")
     ui = shell.start("mqtool", "ui", "--record", "seen <1>.html", ready=False).wait_for_stdout("\n")
