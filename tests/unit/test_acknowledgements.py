@@ -75,8 +75,9 @@ class Loop:
 
 
 def test_acknowledgements_are_sent_together() -> None:
-    """A consumer collects the acknowledgements of a batch of deliveries, and sends them together at the end of the
-    batch, but at most 2 ms after the first one. Closing the connection sends the collected acknowledgements, too.
+    """The acknowledgements of deliveries that arrived together are sent together, at the end of this batch or 2 ms
+    after the first acknowledgement, whichever is earlier. When the connection is closed, pending acknowledgements are
+    sent at once.
     """
     loop, sent = Loop(), list[list[int]]()
 
@@ -102,8 +103,8 @@ def test_acknowledgements_are_sent_together() -> None:
 
 
 def test_each_acknowledgement_is_sent_once() -> None:
-    """Each acknowledgement is sent once, however often flush() is called. If acknowledgements are added before earlier
-    ones have been sent, all of them are sent together. Without pending acknowledgements, nothing is sent.
+    """Acknowledgements wait until the connection's next write, which sends all of them. Each acknowledgement is sent
+    once, however often the caller asks for pending acknowledgements to be sent. If none are pending, nothing is sent.
     """
     loop, sent = Loop(), list[list[int]]()
     acks = Acknowledgements(loop, lambda lot: sent.append([each.delivery_tag for each in lot]))  # type: ignore[arg-type]

@@ -288,9 +288,10 @@ def test_a_queue_with_a_name_reserved_for_the_broker_cannot_be_converted() -> No
 
 @pytest.mark.parametrize("kind", ["direct", "fanout", "topic", "headers", "x-delayed-message", "x-consistent-hash"])
 def test_a_queue_bound_to_a_consistent_hash_exchange_cannot_be_converted(kind: str) -> None:
-    """`queue convert` refuses a queue that is bound to a consistent hash exchange: during a conversion, one more queue
+    """`queue convert` refuses a queue that is bound to a consistent hash exchange. During a conversion, a second queue
     is bound to each of the queue's exchanges, and a consistent hash exchange would then distribute messages
-    differently. Bindings to direct, fanout, topic, headers and delayed message exchanges do not prevent a conversion.
+    differently. Bindings to exchanges of the types direct, fanout, topic, headers and x-delayed-message do not prevent
+    a conversion.
     """
     bindings = [{"source": "logs", "routing_key": key} for key in ("1", "2")]
     api = api_with(bindings=bindings, **{"exchanges/v/logs": {"type": kind}})
@@ -376,8 +377,8 @@ def test_unacknowledged_messages_prevent_a_conversion(count: int, text: str) -> 
 
 
 def test_unacknowledged_messages_of_a_queue_declared_by_a_conversion_do_not_prevent_a_conversion() -> None:
-    """A queue that `queue convert` itself declared, as its name and its argument x-mqtool-convert show, can be
-    converted even if it has unacknowledged messages.
+    """A queue is one that an earlier `queue convert` declared if its name ends in `.mqtool-convert` and it has the
+    argument x-mqtool-convert. `queue convert` accepts such a queue even if it has unacknowledged messages.
     """
     ours = view(name="jobs.mqtool-convert", arguments={PLAN: "{}"}, messages_unacknowledged=5)
     assert plan_is_ours(ours)
@@ -463,9 +464,9 @@ def test_publishers_through_the_default_exchange_prevent_a_conversion_without_fo
 def test_a_remark_says_if_the_broker_does_not_report_which_exchanges_clients_publish_to(
     more: dict[str, Any], bound: bool, remarked: bool
 ) -> None:
-    """If clients publish to a queue with bindings, and the management API does not say through which exchanges, a
-    remark of `queue convert` says that the conversion may need --force. If clients do not publish to the queue, or the
-    API names the exchanges, there is no such remark.
+    """If clients publish to a queue with bindings, and the management API does not report through which exchanges,
+    `queue convert` prints a remark: the conversion fails without --force if a client publishes through the default
+    exchange. If no client publishes to the queue, or the API names the exchanges, there is no such remark.
     """
     it = found(queue=view(**more), bindings=[{"source": "logs"}] if bound else [])
     remark = (
@@ -506,8 +507,8 @@ def test_a_policy_that_limits_the_queue_that_holds_the_messages_prevents_a_conve
 
 def test_a_policy_that_limits_the_queue_for_messages_published_meanwhile_prevents_a_conversion() -> None:
     """During a conversion, a second temporary queue receives newly published messages. If a policy sets limits for this
-    queue, `queue convert` refuses the conversion and names the limits. A policy without limits, without a definition,
-    or only for classic queues does not prevent the conversion.
+    queue, `queue convert` refuses the conversion and names the limits. A policy does not prevent the conversion if it
+    sets no limits, has no definition, or applies only to classic queues.
     """
     policies = [
         policy("m", "meanwhile$", max_length=5, expires=6, queue_leader_locator="balanced"),
@@ -522,8 +523,9 @@ def test_a_policy_that_limits_the_queue_for_messages_published_meanwhile_prevent
 
 @pytest.mark.parametrize("to", ["quorum_queues", "classic_queues"])
 def test_a_policy_for_quorum_queues_prevents_a_conversion_like_one_for_all(to: str) -> None:
-    """The temporary queues of a conversion are quorum queues. So a policy for quorum queues that limits their size, or
-    makes them reject messages beyond a number of bytes, prevents the conversion. A policy for classic queues does not.
+    """The temporary queues of `queue convert` are quorum queues. If a policy for quorum queues makes them reject
+    messages beyond a number of bytes, the conversion is refused. If the same policy is only for classic queues, the
+    conversion is not refused.
     """
     limits = {"overflow": "reject-publish", "max-length-bytes": 5}
     assert len(found(policies=[policy("p", "", to, **limits)]).refusals) == (2 if to == "quorum_queues" else 0)
@@ -776,9 +778,9 @@ def test_the_dead_letter_settings_of_a_queue_are_its_exchange_and_routing_key() 
 def test_a_plan_that_changes_a_queues_dead_letter_settings_is_noticed(
     source: dict[str, Any], target: dict[str, Any], now: dict[str, Any] | None, redirected: bool
 ) -> None:
-    """mqtool notices if an unfinished plan would declare a queue with a dead-letter exchange or routing key that the
-    queue does not have now. The check is needed because the queue is declared with the permissions of the user who
-    resumes the conversion.
+    """When a conversion is resumed, its stored plan may set another dead-letter exchange or routing key than the queue
+    has now. mqtool notices this, because the converted queue is declared with the permissions of the user who resumes
+    the conversion.
     """
     it = ConversionPlan("jobs", Definition("classic", True, source), Definition("quorum", True, target))
     assert it.redirects(None if now is None else view(arguments=now)) is redirected
