@@ -34,8 +34,8 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_with_deduplicate_a_worker_handles_a_message_once(path: Path) -> None:
-    """With `--deduplicate`, a worker handles each message once. If a copy of a handled message arrives, the worker only
-    sends the stored reply, if any, again.
+    """With `--deduplicate`, a worker handles each message once. If a copy of a handled message arrives, the worker does
+    not handle the copy, but sends the stored reply again, if there is one.
     """
     store = HandledMessages(path, DAY)
     assert store.begin(KEY) is None
@@ -81,8 +81,8 @@ def test_messages_with_different_ids_that_are_not_utf_8_are_not_duplicates(path:
 
 
 def test_a_message_that_failed_is_handled_again(path: Path) -> None:
-    """With `--deduplicate`, a worker handles a redelivered message again if handling it failed before, but not if it
-    succeeded.
+    """With `--deduplicate`, a worker handles a redelivered message if handling it failed before. It does not handle the
+    message again once handling it has succeeded.
     """
     store = HandledMessages(path, DAY)
     store.begin(KEY)
@@ -94,8 +94,8 @@ def test_a_message_that_failed_is_handled_again(path: Path) -> None:
 
 
 def test_a_dead_letter_is_handled_again_only_after_a_redrive(path: Path) -> None:
-    """With `--deduplicate`, a worker does not handle a copy of a dead-lettered message again, unless that copy has been
-    moved back from the dead-letter queue since then.
+    """With `--deduplicate`, a worker does not handle a copy of a message that has been dead-lettered. It handles the
+    copy if the copy was moved back from the dead-letter queue after that.
     """
     store = HandledMessages(path, DAY)
     assert store.begin(KEY, returns=1) is None
@@ -282,16 +282,17 @@ def test_a_reused_process_id_is_not_taken_for_the_worker(path: Path, other_worke
 
 
 def test_a_message_that_an_earlier_run_did_not_finish_is_handled(path: Path) -> None:
-    """The deduplication store may contain an entry of a killed worker that had the same process id and start time as a
-    new worker. The new worker knows that it has not begun to handle the entry's message, and therefore handles it.
+    """A worker that was killed may leave an entry in the deduplication store that says it is handling a message. If a
+    new worker has the same process id and start time, the entry seems to be its own. The new worker still handles the
+    message, because it knows that it has not begun to.
     """
     HandledMessages(path, DAY).begin(KEY)
     assert HandledMessages(path, DAY).begin(KEY, lambda: True) is None
 
 
 def test_the_threads_of_a_worker_share_one_deduplication_store(path: Path) -> None:
-    """The threads of a worker share one deduplication store. Another worker waits up to 30 seconds for the store's
-    lock.
+    """A message that one thread of a worker has handled is a duplicate for the worker's other threads. A worker waits
+    up to 30 seconds while another worker has locked the deduplication store.
     """
     store = HandledMessages(path, DAY)
     with ThreadPoolExecutor(1) as other:

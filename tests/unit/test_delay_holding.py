@@ -101,7 +101,7 @@ def held(message: Message, destination: Destination = _CLASSIC, via: Via = Via.A
 
 def test_messages_without_a_delay_are_published_unchanged() -> None:
     """Messages without a delay are published unchanged, and mqtool declares no queue or exchange for delaying messages.
-    If the input contains None, which means that no message is available at the moment, None is passed on.
+    None in the input means that no message is available at the moment, and is passed on.
     """
     broker = FakeBroker(_JOBS)
     broker.in_flight = 1_000_000
@@ -234,9 +234,9 @@ def test_a_message_with_a_delay_of_one_millisecond_waits_on_the_broker(via: Via)
 
 @pytest.mark.parametrize(("delay", "at_most"), [(0.001, 100), (5.0, 100), (90.0, 500), (3600.0, 12_000)])
 def test_few_messages_with_short_delays_are_in_flight(delay: float, at_most: int) -> None:
-    """Of messages with a delay of up to 5 s, at most 100 are unconfirmed at a time, because more of them would arrive
-    late. For longer delays, the limit is higher, for example 500 for a delay of 90 s. The delay of the next message
-    does not begin until the number of unconfirmed messages is below the limit.
+    """Of messages with a delay of up to 5 s, at most 100 are unconfirmed at a time, because more would arrive late.
+    Longer delays have a higher limit, such as 500 messages for 90 s. At the limit, mqtool waits before it publishes the
+    next message, and this message's delay has not begun.
     """
     broker = FakeBroker(_JOBS)
     delays, _, _ = delaying(broker)
@@ -277,10 +277,10 @@ _QUORUM_NOTICE = "messages wait in queues, which lose nothing on the way to a qu
 def test_delayed_messages_wait_where_none_is_lost(
     via: Via, destination: Destination, plugin: bool, where: str, notices: list[str], warnings: list[str]
 ) -> None:
-    """Without `--via`, delayed messages for a quorum queue wait in wait queues; those for a classic queue wait in the
-    plugin's exchange if the broker has the delayed message plugin, and otherwise in wait queues. One notice says where
-    the messages wait, and why. `--via ttl` always uses wait queues, without a notice. `--via plugin` always uses the
-    plugin's exchange, and warns that messages for a quorum queue may be lost.
+    """Without `--via`, delayed messages for a classic queue wait in the exchange of the delayed message plugin, if the
+    broker has the plugin. All others wait in wait queues. One notice says where the messages wait, and why. `--via ttl`
+    always uses wait queues, without a notice. `--via plugin` always uses the plugin's exchange, and warns that messages
+    for a quorum queue may be lost.
     """
     delays, told, warned = delaying(FakeBroker(_JOBS, plugin=plugin), destination, via)
     found = [*delays.hold([Message(b"x", delay=5.0), Message(b"y", delay=5.0), Message(b"z", delay=7.0)])]
@@ -315,8 +315,8 @@ def test_an_exchange_of_another_type_in_place_of_the_plugins_is_not_used(via: Vi
 
 @pytest.mark.parametrize("existing", ["mqtool.delayed", "jobs.delay.5s.classic"])
 def test_the_place_where_delayed_messages_wait_is_not_announced_again(existing: str) -> None:
-    """mqtool prints no notice about where delayed messages wait if the exchange or wait queue for them already exists,
-    because mqtool printed the notice when it declared this exchange or queue.
+    """When mqtool declares the exchange or wait queue for delayed messages, a notice says where the messages wait. If
+    this exchange or wait queue already exists, mqtool prints no notice.
     """
     is_plugin = existing == "mqtool.delayed"
     there = Exchange(existing, DELAYED) if is_plugin else Queue(existing)
@@ -340,9 +340,9 @@ def test_an_x_delayed_message_exchange_delays_messages_to_a_classic_queue_itself
 
 
 def test_delayed_messages_wait_in_a_place_that_suits_their_destination() -> None:
-    """Delayed messages for the command's classic queue wait in the plugin's exchange. Those that name another
-    destination, which may be a quorum queue, wait in wait queues. mqtool prints one notice about the plugin's exchange,
-    and one about the wait queues.
+    """Delayed messages for the command's classic queue wait in the exchange of the delayed message plugin. Those for
+    another queue, which may be a quorum queue, wait in wait queues. mqtool prints one notice about the plugin's
+    exchange, and one about the wait queues.
     """
     delays, notices, _ = delaying(FakeBroker(_JOBS, Queue("other")))
     keys = ["jobs", "other", "jobs", "other"]
@@ -369,8 +369,8 @@ def test_a_delayed_message_to_a_missing_exchange_is_refused(message: Message) ->
 
 @pytest.mark.parametrize("to", [_LOGS, DEFAULT_EXCHANGE], ids=["exchange of the command", "default exchange"])
 def test_where_messages_wait_can_be_chosen_before_the_exchange_is_declared(to: Exchange) -> None:
-    """mqtool can determine where delayed messages will wait before the command has declared their exchange. If their
-    exchange is the default exchange, mqtool does not check whether it exists.
+    """mqtool can choose where delayed messages will wait before the command has declared their exchange. It does not
+    check whether the command's exchange or the default exchange exists.
     """
     delays, _, _ = delaying(FakeBroker(), Destination(to, is_declared=to is _LOGS), Via.TTL)
     delays.choose()

@@ -71,8 +71,8 @@ def test_scrub_replaces_different_words_with_different_words(alphabet: str, leng
 
 @given(st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False))
 def test_scrub_replaces_a_number_with_another_of_as_many_digits(number: float) -> None:
-    """`scrub` replaces a number with one of the same sign and the same number of digits. A 64-bit integer remains
-    one.
+    """`scrub` replaces a number with one of the same sign and the same number of digits. The replacement of a 64-bit
+    integer also fits into 64 bits.
     """
     text = json.dumps(number)
     after = PSEUDONYMS.number(text)
