@@ -29,8 +29,8 @@ def test_exactly_the_handled_deliveries_are_acknowledged(seed: int) -> None:
 
 
 def test_deliveries_handled_in_order_share_one_acknowledgement() -> None:
-    """Handled deliveries share one acknowledgement (with `multiple`) if all earlier deliveries have been handled, too.
-    A delivery that follows an unhandled one is acknowledged on its own.
+    """Handled deliveries share one acknowledgement (with `multiple`) if no earlier delivery is unhandled. While an
+    earlier delivery is unhandled, each handled one gets its own acknowledgement.
     """
     tags = AcknowledgedTags()
     assert [*tags.acknowledge([1])] == [(1, False)]
@@ -40,7 +40,7 @@ def test_deliveries_handled_in_order_share_one_acknowledgement() -> None:
 
 
 def test_later_deliveries_are_acknowledged_without_the_first_one() -> None:
-    """If a consumer handles the second and third deliveries before the first one, they are acknowledged without
+    """If a consumer handles the second and third deliveries before the first one, these two are acknowledged without
     `multiple`, so that the broker can still redeliver the first one.
     """
     tags = AcknowledgedTags()

@@ -446,7 +446,9 @@ def test_a_bench_consumer_of_a_stream_continues_after_the_last_message() -> None
 
 
 def test_the_connections_of_a_bench_run_have_names() -> None:
-    """On the broker, the name of each connection of a `bench` run contains its role and its number, counted from 1."""
+    """The name of each connection of a `bench` run, which the broker shows, contains the client's role and its number,
+    counted from 1.
+    """
     BenchPublisher(replace(job("publisher"), number=2), Orders())
     assert os.environ["MQTOOL_CONNECTION_NAME"] == "mqtool bench publisher 3"
 

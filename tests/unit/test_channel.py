@@ -40,9 +40,10 @@ def names(methods: list[Any]) -> list[str]:
 
 
 def test_what_a_channel_declares_is_declared_again_after_a_reconnection(broker: ScriptedBroker) -> None:
-    """After a reconnection, a channel declares its exchanges, queues and bindings again, in the same order, except
-    those that were declared with remember=False. If the broker chooses the name of a queue, the caller gets this name,
-    and the bindings that are declared again have the queue's new name.
+    """After a reconnection, a channel declares its exchanges, queues and bindings again in the same order. Those that
+    were declared with remember=False are left out. If the broker chooses the name of a queue, declare() returns this
+    name. When the broker chooses another name after the reconnection, the queue's bindings are declared with the new
+    name.
     """
     channel = broker.channel()
     exchange = channel.declare(Exchange("x", "topic"))

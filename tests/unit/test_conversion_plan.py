@@ -88,9 +88,9 @@ TOLD = "clients that declare 'jobs' with the old type or arguments get 406 PRECO
 
 
 def test_a_conversion_to_another_type_keeps_the_queues_arguments() -> None:
-    """A conversion to another queue type keeps the queue's arguments, such as x-max-length, and changes only
-    x-queue-type. `queue convert` does not refuse this conversion. Its only remark is that clients that declare the
-    queue with the old type or arguments get 406 PRECONDITION_FAILED.
+    """`queue convert` to another queue type keeps the queue's arguments, such as x-max-length, and changes only
+    x-queue-type. It prints one remark: clients that declare the queue with the old type or arguments get 406
+    PRECONDITION_FAILED.
     """
     it = found(queue=view(arguments={"x-queue-type": "classic", "x-max-length": 5, "app": "a"}, messages_ready=3))
     assert it.plan.queue == "jobs"
@@ -135,8 +135,8 @@ def test_quorum_queues_and_streams_are_durable(to: str | None, durable: bool) ->
     ],
 )
 def test_a_transaction_contains_at_most_500_messages_and_32_mib(count: int, size: int, at_once: int) -> None:
-    """`queue convert` moves up to 500 messages in one transaction, or fewer if the messages are large: up to 32 MiB,
-    but at least one message.
+    """`queue convert` moves up to 500 messages in one transaction. It moves fewer if the messages are large, so that a
+    transaction contains about 32 MiB, but at least one message.
     """
     assert found(queue=view(messages=count, message_bytes=size)).plan.at_once == at_once
 
@@ -665,8 +665,8 @@ def test_a_plan_that_is_stored_as_json_is_read_unchanged() -> None:
 
 @pytest.mark.parametrize("at_once", [1, 500])
 def test_a_stored_plan_keeps_the_size_of_its_transactions(at_once: int) -> None:
-    """A conversion plan that was stored and read again still says how many messages are moved in one transaction (1 to
-    500).
+    """A stored conversion plan contains how many messages are moved in one transaction, from 1 to 500. Reading the plan
+    returns the same number.
     """
     assert plan(at_once=at_once).at_once == at_once
 
@@ -714,8 +714,8 @@ def test_an_argument_that_is_not_a_plan_raises_bad_data(text: object) -> None:
 
 
 def test_the_queues_and_exchanges_of_a_conversion_are_named_after_the_queue() -> None:
-    """The queues and exchanges that `queue convert` declares to convert the queue `jobs` are named
-    `jobs.mqtool-convert` and, for example, `jobs.mqtool-convert.meanwhile`.
+    """To convert the queue `jobs`, `queue convert` declares queues and exchanges named `jobs.mqtool-convert` with
+    different endings, such as `jobs.mqtool-convert.meanwhile`.
     """
     assert plan().names == ConversionNames.of("jobs")
     assert [*ConversionNames.of("jobs")] == [

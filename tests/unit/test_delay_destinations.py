@@ -103,8 +103,8 @@ class FakeChannel:
 def test_a_delayed_message_goes_where_it_would_go_without_a_delay(
     to: Exchange | Queue, exchange: str | None, key: str | None, found: Exchange | Queue
 ) -> None:
-    """A delayed message goes to the exchange and routing key that the message names, or else to those of the command.
-    If the exchange is the default exchange, the routing key is the name of a queue.
+    """A delayed message goes to the exchange and routing key that it names itself. If it does not name one of these,
+    that of the command is used. If the exchange is the default exchange, the routing key is the name of a queue.
     """
     assert Destination(to).of(Message(b"", key, exchange)) == found
 

@@ -198,8 +198,8 @@ def test_the_user_is_told_how_many_messages_were_already_due(overdue: int, notic
 
 @pytest.mark.parametrize("via", [Via.AUTO, Via.PLUGIN])
 def test_a_delay_of_more_than_49_days_is_refused(via: Via) -> None:
-    """A message with a delay of more than 2^32 - 1 ms (49 days) raises BadData, and `at_fault` is this message. A delay
-    of exactly 2^32 - 1 ms is accepted.
+    """A message with a delay of more than 2^32 - 1 ms (49 days) raises BadData, and the attribute `at_fault` is then
+    this message. A delay of exactly 2^32 - 1 ms is accepted.
     """
     delays, _, _ = delaying(FakeBroker(_JOBS), via=via)
     longest, longer = (Message(b"x", delay=(LONGEST + more) / 1000) for more in (0, 1))
@@ -211,9 +211,9 @@ def test_a_delay_of_more_than_49_days_is_refused(via: Via) -> None:
     assert delays.at_fault is longer
 
 
-def test_if_all_messages_could_be_delayed_none_is_at_fault() -> None:
-    """The attribute `at_fault`, which names the message that could not be delayed, is None if mqtool could delay all
-    messages.
+def test_at_fault_is_none_if_all_messages_could_be_delayed() -> None:
+    """If mqtool cannot delay a message, the attribute `at_fault` is this message. If mqtool could delay all messages,
+    `at_fault` is None.
     """
     delays, _, _ = delaying(FakeBroker(_JOBS))
     assert delays.at_fault is None
@@ -224,8 +224,8 @@ def test_if_all_messages_could_be_delayed_none_is_at_fault() -> None:
 
 @pytest.mark.parametrize("via", [Via.PLUGIN, Via.TTL])
 def test_a_message_with_a_delay_of_one_millisecond_waits_on_the_broker(via: Via) -> None:
-    """Even a message with a delay of only one millisecond waits on the broker, in the plugin's exchange or in a wait
-    queue.
+    """A message with a delay of only 1 ms waits on the broker, either in the exchange of the delayed message plugin or
+    in a wait queue.
     """
     found = held(Message(b"x", delay=0.001), via=via)
     headers = {Via.PLUGIN: {"x-delay": 1}, Via.TTL: {}}
@@ -300,8 +300,9 @@ def test_the_option_via_plugin_fails_without_the_plugin() -> None:
 
 @pytest.mark.parametrize("via", [Via.AUTO, Via.PLUGIN])
 def test_an_exchange_of_another_type_in_place_of_the_plugins_is_not_used(via: Via) -> None:
-    """If the exchange mqtool.delayed exists with another type than the plugin's, delayed messages wait in wait queues.
-    With `--via plugin`, the error says how to delete the exchange.
+    """If the exchange mqtool.delayed exists, but is not an exchange of the delayed message plugin, delayed messages
+    wait in wait queues. With `--via plugin`, an error is raised instead, and its hint contains the command that deletes
+    the exchange.
     """
     delays, _, _ = delaying(FakeBroker(_JOBS, Exchange("mqtool.delayed")), via=via)
     messages = delays.hold([Message(b"x", delay=5.0)])
@@ -381,8 +382,8 @@ def test_where_messages_wait_can_be_chosen_before_the_exchange_is_declared(to: E
     "arguments", [{"x-queue-type": "classic"}, {"x-queue-type": "quorum"}], ids=["classic", "quorum"]
 )
 def test_the_broker_is_asked_for_the_type_of_the_queue(arguments: dict[str, str]) -> None:
-    """mqtool asks the broker whether the command's queue is a classic queue. Only delayed messages for a classic queue
-    wait in the plugin's exchange.
+    """mqtool asks the broker whether the command's queue is a classic queue. If it is, delayed messages for the queue
+    wait in the exchange of the delayed message plugin, and otherwise in wait queues.
     """
     queue = Queue("jobs", durable=True, arguments=arguments)
     delays, _, _ = delaying(FakeBroker(), Destination(queue))
@@ -400,7 +401,9 @@ def test_a_warning_says_that_messages_lose_their_expiration_in_a_wait_queue() ->
 
 
 def test_the_exchange_of_delayed_messages_is_looked_up_once() -> None:
-    """mqtool checks whether an exchange exists only for the first delayed message that is sent to it."""
+    """When the first delayed message is sent to an exchange, mqtool checks whether the exchange exists. It does not
+    check again for later messages to this exchange.
+    """
     broker = FakeBroker(Exchange("audit"))
     delays, _, _ = delaying(broker, Destination(_LOGS), Via.TTL)
     delays.choose(Exchange("audit"))
@@ -409,8 +412,8 @@ def test_the_exchange_of_delayed_messages_is_looked_up_once() -> None:
 
 
 def test_many_messages_in_wait_queues_are_announced() -> None:
-    """When the 10,000th message for wait queues is sent, and only then, a notice says how many messages per second a
-    broker can move from wait queues in time.
+    """When the 10,000th message is sent to wait queues, and only then, a notice says how many messages per second a
+    broker can move out of wait queues, and that messages arrive late if more are due.
     """
     delays, notices, _ = delaying(FakeBroker(_JOBS), via=Via.TTL)
     messages = delays.hold(Message(b"x", delay=5.0) for _ in range(10_001))

@@ -391,8 +391,8 @@ def test_a_message_that_cannot_be_encoded_stays_in_the_queue_of_delayed_relay() 
 
 
 def test_an_unroutable_due_message_is_dropped_and_counted() -> None:
-    """If a message that is due is unroutable, `delayed relay` drops and counts the message. The delayed message
-    exchange plugin drops such messages, too.
+    """If a message that is due is unroutable, `delayed relay` drops and counts the message, because the delayed message
+    exchange plugin drops such messages as well.
     """
     broker = FakeBroker(job(7))
     broker.answer = lambda _: Confirmation.RETURNED

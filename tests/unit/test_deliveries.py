@@ -64,8 +64,8 @@ def frames_of(delivery: Delivery) -> list[bytes]:
 def test_frames_that_mqtool_does_not_decode_are_passed_to_pika_unchanged(
     sent: list[Delivery | Confirm | bytes], ends: list[int]
 ) -> None:
-    """mqtool itself decodes confirms, and deliveries whose body is at most one frame. It passes all other frames to
-    pika unchanged and in order, however the bytes are split.
+    """mqtool itself decodes confirms, and deliveries whose body is at most one frame. All other frames are passed to
+    pika unchanged and in order, wherever the received bytes are split.
     """
     got: list[Delivery | Confirm | bytes] = []
     reader = FrameReader(got.append)

@@ -151,8 +151,9 @@ def large(size: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("more", [0, 1])
 def test_headers_that_almost_fill_a_frame_are_held_in_the_body(more: int) -> None:
-    """If a message's headers leave less than 4,000 bytes free in a frame, `queue convert` moves them to the start of
-    the message's body while the message is in a temporary queue, because the header mqtool-convert needs space.
+    """If a message's headers leave fewer than 4,000 bytes free in a frame, there is no space for the header
+    mqtool-convert. While such a message is in a temporary queue, `queue convert` stores all headers at the start of the
+    body.
     """
     headers = large(largest_payload(FRAME_MAX) - 4000 + more)
     conversion = converting()
@@ -184,8 +185,8 @@ def test_a_conversion_stops_at_a_message_whose_headers_no_client_can_publish() -
 
 
 def test_the_priority_and_expiration_count_towards_the_size_of_the_headers() -> None:
-    """When `queue convert` checks whether a message's headers and properties fit into a frame, it counts the message's
-    priority and expiration, too.
+    """When `queue convert` checks whether a message's headers and properties fit into a frame, it includes the
+    message's priority and expiration.
     """
     most = largest_payload(FRAME_MAX)
     besides = header_size({"priority": 3, "expiration": "5"})
@@ -338,8 +339,8 @@ def test_mqtools_header_has_an_effect_only_in_messages_that_mqtool_may_have_publ
 
 @pytest.mark.parametrize("table", [b"", b"\0\0\0\x05abc", b"\0\0\0\x03\x01aZ"])
 def test_a_forged_claim_that_headers_are_in_the_body_has_no_effect(table: bytes) -> None:
-    """If the header mqtool-convert says that a message's body begins with headers, but it does not begin with valid
-    ones, `queue convert` returns the message to its queue unchanged.
+    """A client may forge a header mqtool-convert that says that the message's body begins with headers. If the body
+    does not begin with valid headers, `queue convert` returns the message to its queue unchanged.
     """
     found = delivery({HEADER: {**SETTINGS, "packed": True}}, table, exchange="into", key="")
     back = converting().returned(found)

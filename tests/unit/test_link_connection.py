@@ -311,7 +311,7 @@ def test_a_disposition_applies_to_a_range_of_messages(broker: Broker, session: L
 
 def test_delivery_ids_wrap_after_32_bits(broker: Broker, session: LinkConnection) -> None:
     """The delivery ids of an AMQP 1.0 session are 32-bit numbers: 0 follows 4,294,967,295. A disposition may apply to a
-    range of ids that contains both.
+    range that contains both of these ids.
     """
     sender = published(session, b"1", b"2", b"3")
     session._next_id = session._next_out = 0xFFFF_FFFE
@@ -453,8 +453,8 @@ def test_the_confirm_timeout_of_a_session_counts_from_the_last_outcome(broker: B
 def test_a_command_that_must_stop_does_not_wait_for_a_broker_that_accepts_no_messages(
     broker: Broker, session: LinkConnection
 ) -> None:
-    """A command that publishes over AMQP 1.0 and must stop waits for the outcomes of messages that it has sent. It does
-    not wait if the connection is lost, or if it has sent no messages and the broker's incoming window is closed.
+    """If a command that publishes over AMQP 1.0 must stop, it waits for the outcomes of messages that it has sent,
+    unless the connection is lost. If it has sent none, it does not wait for a broker whose incoming window is closed.
     """
     assert session.hopeless is None
     session.stopping = True
@@ -636,8 +636,8 @@ def test_nothing_is_sent_when_a_session_ends_while_its_connection_is_lost(
 
 def test_a_link_that_the_broker_detaches_raises_an_error(broker: Broker, session: LinkConnection) -> None:
     """If the broker detaches an AMQP 1.0 link with an error, for example because the link's queue was deleted, mqtool
-    answers with a detach frame and raises the broker's error. It ignores a detach frame without an error, which answers
-    its own, and one for an unknown handle.
+    answers with a detach frame and raises the broker's error. mqtool ignores a detach frame for an unknown handle, and
+    one without an error, which is the answer to its own detach frame.
     """
     receiver(session)
     broker.tell(Detach(40, closed=True))

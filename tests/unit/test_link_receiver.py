@@ -206,8 +206,8 @@ def test_a_receiver_knows_which_filters_the_broker_ignores(broker: Broker) -> No
 
 def test_a_receiver_accepts_each_delivery_after_the_caller_asks_for_the_next_one(broker: Broker) -> None:
     """An AMQP 1.0 receiver yields deliveries in order. A delivery counts as handled when the caller asks for the next
-    one. The receiver accepts handled deliveries together once more than 50 ms have passed, and before it waits for
-    further deliveries.
+    one. The receiver accepts handled deliveries together, once more than 50 ms have passed since it last accepted any,
+    and before it waits for further deliveries.
     """
     broker.bodies = [b"1", b"2", b"3", b"4"]
     receiver = attached(broker, idle_timeout=1.0)
@@ -413,8 +413,8 @@ def test_deliveries_from_before_a_reconnection_are_dropped(broker: Broker) -> No
 
 def test_a_receiver_of_a_stream_continues_after_the_last_received_offset(broker: Broker) -> None:
     """After a reconnection, an AMQP 1.0 receiver of a stream continues after the offset of the last message that the
-    caller has received, with the same other filters. If the caller has not received a message with an offset, the
-    receiver uses the first offset again.
+    caller has received. If the caller has not received a message with an offset, the receiver starts where it started
+    before. The other filters stay the same.
     """
     filters = {str(OFFSET): offset_filter(FIRST), "f": Described(Symbol("f"), 1)}
     receiver = attached(broker, filters=filters)

@@ -27,8 +27,8 @@ def handle(policy: ConsumePolicy, tags: range, now: float = SOON) -> list[int]:
 
 def test_the_options_decide_how_a_command_consumes() -> None:
     """A command usually consumes with its full prefetch. On a queue with a delivery limit, it starts with a prefetch of
-    1, unless `--prefetch` or `--auto-ack` is given. With `--count`, mqtool limits the number of messages in one of two
-    ways, depending on whether it acknowledges the messages or the caller does.
+    1. Other rules apply if `--prefetch`, `--auto-ack` or `--count` is given, or if the caller acknowledges messages
+    itself.
     """
     assert type(policy_for(Receiving(), limits_deliveries=False)) is Streaming
     assert type(policy_for(Receiving(), limits_deliveries=True)) is Cautious

@@ -251,8 +251,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_an_early_confirm_takes_effect_once_earlier_messages_are_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
     """If a message is confirmed before earlier messages, the publisher counts it as in flight and holds back its
-    receipt until the earlier messages are confirmed, too. After that, the publisher keeps no record of the early
-    confirm.
+    receipt until the earlier messages are confirmed. After that, the publisher keeps no record of the early confirm.
     """
     wire.publish(b"1", b"2", b"3", b"4", b"5")
     for tag in (2, 3, 5):
@@ -324,8 +323,8 @@ def test_messages_are_written_together_while_others_are_unconfirmed(wire: Wire, 
 
 
 def test_messages_can_wait_for_the_next_acknowledgements(wire: Wire, publisher: Unconfirmed) -> None:
-    """A message that is published with the argument `waits`, such as the reply of an RPC server, is not sent until the
-    next acknowledgements are, and then immediately before them.
+    """A message that is published with the argument `waits`, such as the reply of an RPC server, is sent together with
+    the next acknowledgements, immediately before them.
     """
     wire.busy = True
     publisher.add([Message(b"1")], ROUTE, waits=True)

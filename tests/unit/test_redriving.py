@@ -247,8 +247,9 @@ def bodies(vhost: Vhost, queue: str) -> list[int]:
 def test_a_redrive_moves_chosen_dead_letters_back_to_the_queue_they_came_from(
     amqp_vhost: Vhost, channel: Channel
 ) -> None:
-    """`dlq redrive` moves the chosen dead letters back to the queue they came from, in order. The others stay. Chosen
-    dead letters whose origin is not proven stay, too, and each of these is reported.
+    """`dlq redrive` moves the chosen dead letters back to the queue they came from, in order. If it is not proven which
+    queue a chosen dead letter came from, this dead letter stays, and is reported. Dead letters that were not chosen
+    stay.
     """
     bury(channel, "jobs", "jobs", "other", "jobs", "jobs")
     left = list[str]()

@@ -165,7 +165,7 @@ def test_a_program_whose_output_is_not_captured_writes_to_mqtools_stdout(
 
 @pytest.mark.parametrize("limit", [99_999, 100_000, 0])
 def test_a_program_that_prints_too_much_is_killed(run: Callable[..., Ending], limit: int) -> None:
-    """If a program that `worker` runs prints more bytes than its limit, it is killed, and its stdout is discarded. A
+    """A program that `worker` runs is killed if it prints more bytes than its limit, and its stdout is discarded. A
     program that prints exactly as many bytes as its limit is not killed.
     """
     began = time.monotonic()
@@ -180,8 +180,8 @@ def test_a_program_that_prints_too_much_is_killed(run: Callable[..., Ending], li
 def test_a_program_that_exits_right_after_it_has_printed_too_much_has_exceeded_the_limit(
     run: Callable[..., Ending],
 ) -> None:
-    """If a program prints more bytes than its limit and exits at once, the result still says that the program exceeded
-    the limit, and the program's stdout is discarded.
+    """If a program that `worker` runs prints more bytes than its limit and exits at once, the result says that the
+    program exceeded the limit, and the program's stdout is discarded.
     """
     ending = run(shell("printf 12345", capture=4))
     assert (ending.stdout, ending.too_much) == (b"", 4)
@@ -227,7 +227,7 @@ def test_a_programs_end_is_noticed_on_systems_without_pidfd(
 
 
 def test_a_program_has_ended_even_if_its_child_process_keeps_its_output_open(run: Callable[..., Ending]) -> None:
-    """`worker` considers a program as ended when the program's own process ends, even if a child process is still
+    """A program that `worker` runs has ended when its own process ends, even if a child process of the program is still
     running and keeps the program's stdout open.
     """
     began = time.monotonic()
@@ -324,9 +324,9 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[Endin
 def test_a_runner_runs_one_program_after_another_until_its_worker_ends(
     served: Callable[..., list[Ending]], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A runner is a process that runs programs for `worker`, one after another, until the worker ends. It continues
-    after a program that could not be started. A runner has its own process group, so that Ctrl-C reaches only the
-    worker, and it has the default handlers for SIGINT and SIGTERM.
+    """A runner is a process that runs programs for `worker`, one after another, until the worker ends. If a program
+    cannot be started, the runner continues with the next one. A runner has its own process group, so that Ctrl-C
+    reaches only the worker, and the default handlers for SIGINT and SIGTERM.
     """
     missing = shell("")._replace(path="/does/not/exist")
     endings = served(

@@ -61,9 +61,9 @@ PROPERTIES: dict[str, Any] = {
 
 
 def test_each_property_has_its_place_in_an_amqp_1_0_message() -> None:
-    """Over AMQP 1.0, each property of a message is sent in the section where RabbitMQ expects it: delivery mode,
-    priority and expiration in the header; the type, x- headers and CC as annotations; other headers as application
-    properties; the other properties in the properties section.
+    """mqtool sends each property of an AMQP 1.0 message in the section where RabbitMQ expects it. The delivery mode,
+    priority and expiration are in the header section. The type, x- headers and CC are annotations. Other headers are
+    application properties. All other properties are in the properties section.
     """
     sent = Amqp10Message.decode(encode(Message(b"body", properties=PROPERTIES, message_id="id"), to="/queues/q"))
     assert sent == Amqp10Message(

@@ -46,8 +46,8 @@ def test_a_full_tap_buffer_keeps_the_latest_batch_and_a_wake_up() -> None:
 
 
 def test_an_exchange_that_distributes_messages_cannot_be_tapped() -> None:
-    """Tapping a consistent-hash exchange raises UsageError, because the tap's queue would receive some messages instead
-    of the other queues.
+    """Tapping a consistent-hash exchange raises UsageError, because the exchange would route some messages to the tap's
+    queue instead of another queue.
     """
 
     class Api:

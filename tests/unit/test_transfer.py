@@ -90,8 +90,7 @@ def test_a_redriven_message_has_only_its_publishers_headers_its_origin_and_the_n
 
 def test_a_message_for_another_broker_keeps_its_properties() -> None:
     """A message that is moved to another broker keeps its properties, including its expiration. mqtool removes the
-    headers CC, BCC and x-delivery-count. It removes the user id if this is not the user as whom mqtool logs in to the
-    other broker.
+    headers CC, BCC and x-delivery-count. The user id is kept only if mqtool logs in to the other broker as this user.
     """
     message = elsewhere(with_headers({**COPIES, "x-delivery-count": 1, "x": 1}), "other", "me")
     assert (message.body, message.exchange, message.routing_key, message.message_id) == (b"job", "", "other", "a")
