@@ -103,8 +103,9 @@ def test_acknowledgements_are_sent_together() -> None:
 
 
 def test_each_acknowledgement_is_sent_once() -> None:
-    """Acknowledgements wait until the connection's next write, which sends all of them. Each acknowledgement is sent
-    once, however often the caller asks for pending acknowledgements to be sent. If none are pending, nothing is sent.
+    """Acknowledgements that are added before earlier ones have been sent are sent together with these. Each
+    acknowledgement is sent once, however often the caller asks for pending ones to be sent. If none are pending,
+    nothing is sent.
     """
     loop, sent = Loop(), list[list[int]]()
     acks = Acknowledgements(loop, lambda lot: sent.append([each.delivery_tag for each in lot]))  # type: ignore[arg-type]

@@ -122,7 +122,8 @@ def test_a_queue_whose_settings_are_accepted_is_only_checked_for_existence(broke
 
 def test_the_depth_of_a_queue_is_its_number_of_ready_messages(broker: ScriptedBroker) -> None:
     """Channel.depth_of() returns the number of ready messages in a queue. If the queue does not exist, depth_of()
-    raises NotFound without creating the queue, and opens the channel again.
+    raises NotFound and does not create the queue. It reopens the channel, which the broker has closed because of the
+    missing queue.
     """
     channel = broker.channel()
     broker.depth = 17
@@ -411,8 +412,8 @@ def test_the_caller_can_wait_for_the_confirms_of_replies(broker: ScriptedBroker)
 
 
 def test_a_channel_sends_pending_acknowledgements_before_it_is_closed(broker: ScriptedBroker) -> None:
-    """Before a channel is closed, it sends the acknowledgements that are pending, so that the broker requeues only
-    unacknowledged deliveries. Closing the channel again has no effect.
+    """Before a channel is closed, it sends the acknowledgements that are pending, so that the broker does not requeue
+    deliveries that the caller has acknowledged. Closing the channel again has no effect.
     """
     channel = broker.channel()
     requests = channel.consume(Queue("q"), Receiving(acknowledge=False, timeout=20))

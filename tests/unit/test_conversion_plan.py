@@ -522,7 +522,7 @@ def test_a_policy_that_limits_the_queue_for_messages_published_meanwhile_prevent
 
 
 @pytest.mark.parametrize("to", ["quorum_queues", "classic_queues"])
-def test_a_policy_for_quorum_queues_prevents_a_conversion_like_one_for_all(to: str) -> None:
+def test_a_policy_only_for_quorum_queues_can_prevent_a_conversion(to: str) -> None:
     """The temporary queues of `queue convert` are quorum queues. If a policy for quorum queues makes them reject
     messages beyond a number of bytes, the conversion is refused. If the same policy is only for classic queues, the
     conversion is not refused.
@@ -533,9 +533,9 @@ def test_a_policy_for_quorum_queues_prevents_a_conversion_like_one_for_all(to: s
 
 @pytest.mark.parametrize("by", ["argument", "policy"])
 def test_a_queue_that_rejects_messages_beyond_a_number_of_bytes_cannot_be_converted(by: str) -> None:
-    """`queue convert` refuses a queue that rejects messages beyond a number of bytes (max-length-bytes with
-    reject-publish), whether its arguments or a policy say so, because messages published during the conversion may not
-    fit. A command that removes such an argument makes the conversion possible. A command that adds one prevents it.
+    """Arguments or a policy may make a queue reject messages beyond a number of bytes (max-length-bytes with
+    reject-publish). `queue convert` refuses such a queue, because messages published during the conversion may not fit.
+    A command that removes the argument makes the conversion possible. A command that adds such an argument prevents it.
     """
     limits = {"overflow": "reject-publish", "max-length-bytes": 5}
     arguments = {f"x-{name}": value for name, value in limits.items()}

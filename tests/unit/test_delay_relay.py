@@ -578,8 +578,8 @@ def test_a_slow_wait_queue_is_avoided_until_it_answers(
     monkeypatch: pytest.MonkeyPatch, *, pressed: bool, seconds: float, avoided: bool
 ) -> None:
     """If a wait queue has not answered a check for more than 3 s, or more than 0.5 s while many messages are waiting,
-    `delayed relay` avoids it until it answers. The messages then wait in an additional queue, which is never avoided
-    because it is slow.
+    `delayed relay` avoids it until it answers. The messages then wait in an additional queue, which is used however
+    slowly it answers.
     """
     clock = Monotonic(monkeypatch)
     may_answer = threading.Event()

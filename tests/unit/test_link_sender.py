@@ -142,9 +142,10 @@ def rejected(condition: str, description: str | None = None, **info: object) -> 
 def test_an_outcome_becomes_a_confirmation_and_a_reason(
     broker: Broker, state: object, confirmation: str, reason: str
 ) -> None:
-    """The receipt of an AMQP 1.0 message says `confirmed` if the broker accepted the message, `returned` if it released
-    it, and `nacked` after any other outcome. If the outcome names the queue that rejected the message, the receipt's
-    reason names this queue. Otherwise, the reason is the description or the condition of the broker's error, if any.
+    """The receipt of an AMQP 1.0 message says `confirmed` if the broker accepted the message, `returned` if the broker
+    released the message, and `nacked` after any other outcome. If the outcome names the queue that rejected the
+    message, the receipt's reason names this queue. Otherwise, the reason is the description or the condition of the
+    broker's error, if any.
     """
     broker.steps = [lambda: broker.decide(state=state)]
     [receipt] = Sender(broker, QUEUE, persistent=False).send([Message(b"")])
@@ -176,8 +177,8 @@ def test_the_receipt_of_a_message_that_was_not_accepted_contains_the_exchange_an
     ids=["unavailable", "no error", "full", "no info", "released", "accepted"],
 )
 def test_a_rejection_without_a_reason_counts_as_one_by_an_unavailable_queue(state: object, *, expected: bool) -> None:
-    """If a queue rejects an AMQP 1.0 message with the reason `unavailable`, or without any error, mqtool considers the
-    queue unavailable. Any other outcome does not count as one of an unavailable queue.
+    """If the broker rejects an AMQP 1.0 message with the reason `unavailable`, or without any error, mqtool assumes
+    that the message's queue is unavailable. After any other outcome, mqtool does not assume this.
     """
     assert is_unavailable(state) is expected
 
@@ -226,9 +227,10 @@ def test_a_message_keeps_its_own_exchange_and_routing_key_over_amqp_1_0(
 def test_a_message_with_its_own_address_is_sent_over_the_link_without_an_address(
     broker: Broker, address: str | None, exchange: str | None, key: str | None, link: str | None, to: str | None
 ) -> None:
-    """An AMQP 1.0 sender's address names an exchange and a routing key. If a message has no others, it is sent over the
-    link to this address. Any other message is sent with an address of its own, over a link without an address. If such
-    a message has only an exchange or only a routing key, the other one is taken from the sender's address.
+    """An AMQP 1.0 sender's address names an exchange and a routing key. A message that names the same ones, or none, is
+    sent over the link to this address. Any other message is sent with an address of its own, over a link without an
+    address. If such a message has only an exchange or only a routing key, the other one is taken from the sender's
+    address.
     """
     message = Message(b"body", key, exchange)
     broker.steps = [lambda: broker.decide(state=Released())]

@@ -71,8 +71,8 @@ def test_a_consumer_with_a_prefetch_of_one_acknowledges_each_delivery() -> None:
 
 
 def test_often_requeued_messages_are_prefetched_one_by_one() -> None:
-    """While a consumer receives messages that have been requeued 15 times or more, its prefetch is 1. From the first
-    message that was requeued less often, it uses its full prefetch.
+    """While a consumer of a queue with a delivery limit receives messages that have been requeued 15 times or more, its
+    prefetch is 1. As soon as it receives a message that was requeued less often, it uses its full prefetch.
     """
     policy = Cautious()
     assert (policy.prefetch, policy.taken(delivery(1, times=15)), policy.prefetch) == (1, Step.GO_ON, 1)

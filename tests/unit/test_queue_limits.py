@@ -90,9 +90,9 @@ def api_with(policies: Any = (), operator: Any = (), queues: Any = (), **more: A
 def test_a_queue_with_the_overflow_reject_publish_rejects_messages_beyond_its_lowest_limit(
     arguments: dict[str, Any], policies: list[dict[str, Any]], beyond: int | None
 ) -> None:
-    """If a queue's argument or, if it has no such argument, a policy sets the overflow behaviour to reject-publish,
-    mqtool expects the queue to reject messages beyond the lowest of its limits. It expects other queues not to reject
-    messages.
+    """A queue's argument sets its overflow behaviour or, if it has no such argument, a policy does. If the behaviour is
+    reject-publish, mqtool expects the queue to reject messages beyond the lowest of its limits. It expects other queues
+    not to reject messages.
     """
     assert rejects_beyond(arguments, policies) == beyond
     assert rejects_beyond(arguments, iter(policies)) == beyond
@@ -426,8 +426,8 @@ def test_losses_are_counted_without_permission_to_read_policies(refusal: Excepti
 
 
 def test_the_losses_of_all_queues_are_listed() -> None:
-    """mqtool lists each queue in which a new policy would cause losses, in the broker's order. A queue that would drop
-    messages and would also expire is listed twice.
+    """mqtool lists each queue in which a new policy would cause losses, in the order in which the broker lists the
+    queues. A queue that would drop messages and would also expire is listed twice.
     """
     new = policy(max_length=4, expires=1000)
     found = lost(new, queue(name="a"), queue(2, name="b"), queue(0, name="c"), queue(type="stream"), queue(name="d"))

@@ -74,8 +74,8 @@ def test_a_dead_letter_is_chosen_if_it_meets_all_conditions(conditions: dict[str
 
 
 def test_a_condition_does_not_match_a_dead_letter_whose_error_or_time_is_unknown() -> None:
-    """A condition on the last error does not match a dead letter whose last error is unknown, and a condition on the
-    time does not match one whose time is unknown.
+    """In `dlq` commands, a condition on the last error does not match a dead letter whose last error is unknown. A
+    condition on the time does not match a dead letter whose time is unknown.
     """
     unknown = letter({"mqtool-reason": "rejected"})
     assert not choice(error="X")(unknown)
@@ -121,8 +121,8 @@ def test_a_dead_letters_origin_is_proven_if_the_queue_dead_letters_in_the_same_w
     arguments: dict[str, Any], exchange: str, key: str
 ) -> None:
     """A dead letter's headers, which could be forged, name the queue that it came from. mqtool considers this proven if
-    the queue dead-letters to the exchange to which the dead letter was published, and with the same routing key, if the
-    queue sets one.
+    the queue's dead-letter exchange is the exchange to which the dead letter was published. If the queue sets a
+    dead-letter routing key, the dead letter must have this key.
     """
     assert origins({"orders": arguments}, "all.dlq").of(letter(died_in("orders"), exchange, key)) == "orders"
 

@@ -155,8 +155,8 @@ def test_no_long_word_is_left_after_scrubbing(headers: dict[str, Any], body: Any
 
 
 def test_scrub_replaces_equal_values_with_equal_values() -> None:
-    """With the same seed, `scrub` replaces equal values with equal values, in all fields of a message and in each
-    run.
+    """`scrub` replaces equal values with equal values, in whatever fields of a message they are. With the same seed, a
+    later run replaces them with the same values again.
     """
     line = {"exchange": "", "routing_key": "q", "headers": {"user": "alice", "id": 1742}, "body": "alice bought 1742"}
     after = scrubbed(line)

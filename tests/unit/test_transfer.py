@@ -191,7 +191,7 @@ def test_a_move_ends_with_an_error_if_the_target_queue_rejects_a_message(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
     """If the target queue rejects a message, the move ends with an error that names the message. Each message is then
-    in one of the two queues, in order.
+    in exactly one of the two queues, in order.
     """
     fill(channel, 150)
     channel.declare(Queue("to", durable=True, arguments={"x-max-length": 20, "x-overflow": "reject-publish"}))

@@ -424,8 +424,8 @@ def _grown(inner: st.SearchStrategy[tuple[str, bool]]) -> st.SearchStrategy[tupl
 
 @given(st.recursive(_LEAVES, _grown, max_leaves=8))
 def test_conditions_can_be_combined_with_and_or_and_not(grown: tuple[str, bool]) -> None:
-    """If `--where` conditions are combined at random with and, or, not and parentheses, the result is the same as in
-    Python.
+    """If `--where` conditions are combined at random with and, or, not and parentheses, the result is that of the same
+    expression in Python.
     """
     text, holds = grown
     assert where.parse(text).matches(RECORD) is holds
