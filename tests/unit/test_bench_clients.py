@@ -251,7 +251,7 @@ def test_a_bench_publisher_stops_after_the_duration(rate: float | None, over_aft
 
 
 def test_a_bench_publisher_without_a_duration_ends_only_with_its_last_message() -> None:
-    """Without `--duration`, a `bench` publisher that has not sent all of its messages is not done, however long it has
+    """Without `--duration`, a `bench` publisher is not done before it has sent all of its messages, however long it has
     run.
     """
     client, _ = publisher(messages=3, duration=None)
@@ -259,9 +259,8 @@ def test_a_bench_publisher_without_a_duration_ends_only_with_its_last_message() 
 
 
 def test_a_bench_publisher_reports_the_outcomes_of_its_messages() -> None:
-    """Each report of a `bench` publisher lists the messages that were confirmed since its previous report, and counts
-    those that were published, those that were nacked, and those whose latency was measured. Confirms with unknown
-    delivery tags are ignored.
+    """Each report of a `bench` publisher lists the messages that were confirmed since its previous report. It contains
+    the numbers of published, nacked and measured messages. Confirms with unknown delivery tags are ignored.
     """
     client, wire = publisher(rate=1000, warm_up=0.003)
     client.work(wire, START + 9 * MS)
@@ -487,8 +486,8 @@ def test_a_bench_publisher_with_a_rate_does_not_exceed_its_window() -> None:
 
 
 def test_a_bench_process_with_nothing_to_do_sleeps() -> None:
-    """A `bench` process sleeps for up to 1 s at a time if it is a consumer, a publisher that may not send until a
-    message is confirmed, or a publisher whose run is over.
+    """A `bench` process with nothing to do sleeps for 1 s at a time. This applies to a consumer that waits for
+    messages, a publisher that waits for confirms, and a publisher whose run is over.
     """
     client, wire = publisher(duration=1.0, in_flight=1)
     client.work(wire, START)

@@ -228,8 +228,8 @@ def test_unknown_cpu_time_of_the_broker_is_not_reported(nodes: list[Any], memory
     ids=["busy client", "waiting client", "idle client"],
 )
 def test_the_result_warns_if_the_clients_may_be_slower_than_the_broker(busiest: tuple[float, float], said: str) -> None:
-    """If a client process of `bench` used almost a whole CPU, or waited a large part of the time for a CPU, the result
-    warns that the client or the machine may be slower than the broker.
+    """The result of `bench` warns that the client or the machine may be slower than the broker. It does so if a client
+    process used almost a whole CPU, or waited a large part of the time for a CPU.
     """
     plan = Mock(churn=None, rate=None, warm_up=0, delay=0.0)
     result = Mock(busiest=busiest, plan=plan, unsent=0, others=0, reconnects=0, gap=(0.0, 0.0))

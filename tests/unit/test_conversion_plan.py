@@ -222,7 +222,7 @@ def test_an_unsupported_argument_without_effect_on_messages_is_left_out_with_a_r
 def test_an_unsupported_argument_that_affects_the_queue_must_be_removed_explicitly(
     argument: str, to: str, why: str
 ) -> None:
-    """If an argument changes what happens to the queue or its messages, and the new queue type does not support the
+    """Some arguments change what happens to a queue or its messages. If the new queue type does not support such an
     argument, `queue convert` refuses the conversion unless the command removes the argument with `--argument
     NAME:=null`.
     """
@@ -779,8 +779,8 @@ def test_a_plan_that_changes_a_queues_dead_letter_settings_is_noticed(
     source: dict[str, Any], target: dict[str, Any], now: dict[str, Any] | None, redirected: bool
 ) -> None:
     """When a conversion is resumed, its stored plan may set another dead-letter exchange or routing key than the queue
-    has now. mqtool notices this, because the converted queue is declared with the permissions of the user who resumes
-    the conversion.
+    has now. mqtool notices this difference. The check is needed because the queue is declared with the permissions of
+    the user who resumes the conversion.
     """
     it = ConversionPlan("jobs", Definition("classic", True, source), Definition("quorum", True, target))
     assert it.redirects(None if now is None else view(arguments=now)) is redirected

@@ -59,8 +59,8 @@ def test_with_deduplicate_a_worker_handles_a_message_once(path: Path) -> None:
     ids=["broker", "queue", "id", "client"],
 )
 def test_a_message_with_another_broker_queue_client_or_id_is_not_a_duplicate(path: Path, other: MessageKey) -> None:
-    """With `--deduplicate`, a message is not a duplicate of a handled message if it is on another broker, in another
-    queue or from another client, or if its message ID differs, even if only in letter case.
+    """With `--deduplicate`, a message on another broker, in another queue or from another client is not a duplicate of
+    a handled message. Nor is a message with another message ID, even if the two IDs differ only in letter case.
     """
     store = HandledMessages(path, DAY)
     store.begin(KEY)
@@ -221,8 +221,8 @@ def test_the_message_of_a_killed_worker_is_handled_again(path: Path, other_worke
 def test_the_message_of_a_worker_that_is_a_zombie_is_handled_again(
     path: Path, other_worker: multiprocessing.Process
 ) -> None:
-    """With `--deduplicate`, a worker handles the message of another worker that was killed, even if the killed process
-    is still a zombie because its parent process has not collected the exit status.
+    """If a worker was killed, another worker with `--deduplicate` handles its message. This holds even if the killed
+    process is a zombie, because its parent process has not collected the exit status.
     """
     other_worker.kill()
     os.waitid(os.P_PID, other_worker.pid or 0, os.WEXITED | os.WNOWAIT)  # it has ended, and is now a zombie
@@ -331,8 +331,8 @@ def test_the_deduplication_store_is_synced_at_each_commit(path: Path) -> None:
 
 
 def test_a_file_that_is_not_a_deduplication_store_is_a_usage_error(tmp_path: Path) -> None:
-    """If the file that is named as the deduplication store contains something else, or cannot be created, the error
-    names the file, and the hint names the option that chooses another file.
+    """If the file that is to be the deduplication store contains something else, or cannot be created, UsageError is
+    raised. The error names the file, and the hint names the option that chooses another file.
     """
     path = tmp_path / "notes"
     path.write_text("these are notes, and long enough not to be taken for an empty database" * 20)

@@ -165,8 +165,8 @@ def test_failed_to_saves_a_delayed_message_with_its_due_time() -> None:
     ids=["due a minute ago", "due now", "delay of 0", "delay below half a millisecond"],
 )
 def test_a_message_that_is_already_due_is_published_to_its_destination(given: Any, due: int) -> None:
-    """A message whose due time has passed, or whose delay is less than half a millisecond, is published to its own
-    exchange immediately, with its own properties and the due time as a header. mqtool declares nothing to delay it.
+    """A message counts as due if its due time has passed, or if its delay is less than 0.5 ms. It is published to its
+    own exchange immediately, with its own properties and the due time as a header. mqtool declares nothing to delay it.
     """
     broker = FakeBroker(_JOBS)
     delays, _, _ = delaying(broker)
@@ -413,7 +413,7 @@ def test_the_exchange_of_delayed_messages_is_looked_up_once() -> None:
 
 def test_many_messages_in_wait_queues_are_announced() -> None:
     """When the 10,000th message is sent to wait queues, and only then, a notice says how many messages per second a
-    broker can move out of wait queues, and that messages arrive late if more are due.
+    broker can move out of wait queues. If more are due, they arrive late.
     """
     delays, notices, _ = delaying(FakeBroker(_JOBS), via=Via.TTL)
     messages = delays.hold(Message(b"x", delay=5.0) for _ in range(10_001))

@@ -266,8 +266,8 @@ def test_delayed_relay_publishes_a_message_without_x_delay_at_once() -> None:
 
 @pytest.mark.parametrize(("user_id", "kept"), [("me", "me"), ("you", None), (None, None)])
 def test_delayed_relay_removes_the_user_id_of_another_user(user_id: str | None, kept: str | None) -> None:
-    """If a message's user_id is not the user as whom `delayed relay` logs in, the command publishes the message without
-    the user_id, because the broker would refuse it otherwise.
+    """If a message's user_id is not the user as whom `delayed relay` logs in, the command removes the user_id before it
+    publishes the message. The broker would otherwise refuse the message.
     """
     delivery = job(1)
     cast(dict[str, Any], delivery.properties)["user_id"] = user_id

@@ -93,7 +93,7 @@ def test_a_message_with_a_longer_delay_never_waits_for_less_time(one: int, other
 
 
 def test_all_delays_up_to_a_minute_need_only_158_wait_queues() -> None:
-    """All delays up to a minute, in steps of 5 ms, need only 158 wait queues in total."""
+    """All delays up to a minute that are multiples of 5 ms need only 158 wait queues in total."""
     queues, expected = set(), {10_000: 58, 60_000: 158, 300_000: 293}
     for delay in range(5, max(expected) + 1, 5):
         queues.update(wait.suffix for wait in waits_for(delay))

@@ -180,9 +180,9 @@ def test_the_same_properties_are_sent_persistent_or_not_as_the_command_says() ->
     ],
 )
 def test_a_message_that_cannot_be_encoded_is_an_error_that_names_the_reason(message: Message, error: str) -> None:
-    """Encoding a message raises an error with the reason in three cases: its exchange, routing key or message id is too
-    long or not valid UTF-8, a header's value has no AMQP encoding, or its headers and properties do not fit into a
-    frame. Later messages can still be encoded.
+    """Encoding a message raises an error with the reason if its exchange, routing key or message id is too long or not
+    valid UTF-8, or if a header's value has no AMQP encoding. The same applies if its headers and properties do not fit
+    into a frame. Later messages can still be encoded.
     """
     encoder = PublishEncoder(3, 4008)
     with pytest.raises(MqtoolError, match=error):

@@ -101,9 +101,9 @@ def test_a_held_message_keeps_headers_that_do_not_affect_its_delivery() -> None:
 
 @pytest.mark.parametrize("name", [*KEPT, HEADER])
 def test_headers_that_affect_the_delivery_are_held_in_the_body(name: str) -> None:
-    """If a message has a CC or BCC header, or one that mqtool uses, such as mqtool-exchange, `queue convert` stores all
-    headers at the start of the body while the message is in a temporary queue. When the message returns to its queue,
-    it has its own headers and body again.
+    """If a message has a CC or BCC header, or one that mqtool uses, such as mqtool-exchange, `queue convert` moves all
+    headers to the start of the body. When the message returns from the temporary queue to its own, it has its own
+    headers and body again.
     """
     headers = {"a": 1, name: KEPT.get(name, {"x": 1})}
     held = converting().held(delivery(headers))
@@ -200,7 +200,8 @@ def test_the_priority_and_expiration_count_towards_the_size_of_the_headers() -> 
 
 def test_a_message_published_during_a_conversion_reaches_the_queue_unchanged() -> None:
     """If a client publishes a message to a queue during `queue convert`, the message reaches the converted queue with
-    its own body, properties, headers and routing key, but without the headers in which the broker counts deliveries.
+    its own body, properties, headers and routing key. Only the headers in which the broker counts deliveries are
+    removed.
     """
     found = delivery({"a": 1, "x-delivery-count": 2}, **ALL)
     back = converting().returned(replace(found, queue="jobs.meanwhile"))

@@ -100,9 +100,9 @@ def test_origin_headers_count_only_if_the_message_came_through_the_default_excha
     headers: dict[str, Any] | None, exchange: str, key: str, origin: Origin
 ) -> None:
     """The headers `mqtool-exchange` and `mqtool-routing-key` name the exchange and routing key with which a message was
-    first published. mqtool trusts them only if the message came to its queue directly through the default exchange, or
-    from one of the wait queues in which mqtool delays the queue's retries. If a header is missing, invalid or not
-    trusted, mqtool uses the exchange or routing key of the delivery.
+    first published. mqtool trusts them in a message that came to its queue directly through the default exchange, or
+    from a wait queue for the queue's retries. If a header is missing, invalid or not trusted, mqtool uses the exchange
+    or routing key of the delivery.
     """
     assert history.origin_of(delivery(headers, exchange, key)) == origin
 

@@ -288,8 +288,8 @@ def test_a_flow_frame_without_a_handle_extends_the_window_of_the_session(
 
 
 def test_a_disposition_applies_to_a_range_of_messages(broker: Broker, session: LinkConnection) -> None:
-    """An AMQP 1.0 disposition from the broker applies to all messages from its first to its last delivery id, or only
-    to the first one if it contains no last id. mqtool ignores the ids of messages that already have an outcome.
+    """An AMQP 1.0 disposition from the broker applies to all messages from its first to its last delivery id. Without a
+    last id, it applies only to the first one. mqtool ignores the ids of messages that already have an outcome.
     """
     sender = published(session, *(b"%d" % number for number in range(6)))
     broker.credit(0, 0, 9)

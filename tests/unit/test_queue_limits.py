@@ -91,8 +91,8 @@ def test_a_queue_with_the_overflow_reject_publish_rejects_messages_beyond_its_lo
     arguments: dict[str, Any], policies: list[dict[str, Any]], beyond: int | None
 ) -> None:
     """A queue's argument sets its overflow behaviour or, if it has no such argument, a policy does. If the behaviour is
-    reject-publish, mqtool expects the queue to reject messages beyond the lowest of its limits. It expects other queues
-    not to reject messages.
+    reject-publish or reject-publish-dlx, mqtool expects the queue to reject messages beyond the lowest of its limits in
+    messages. It expects other queues not to reject messages.
     """
     assert rejects_beyond(arguments, policies) == beyond
     assert rejects_beyond(arguments, iter(policies)) == beyond
@@ -355,9 +355,9 @@ def test_mqtool_says_what_a_new_policy_would_remove_from_a_queue(
 def test_no_loss_is_reported_for_a_queue_that_a_new_policy_does_not_affect(
     new: dict[str, Any], there: dict[str, Any]
 ) -> None:
-    """Before mqtool sets a policy, it reports no loss for a queue that is a stream or does not match the policy, that
-    is within the policy's limits or already has lower ones, or that rejects new messages instead of dropping old ones.
-    It reports no expiry of a queue that is empty or has consumers.
+    """Before mqtool sets a policy, it reports no loss for a queue that is a stream or does not match the policy. Nor
+    does it report a loss if the queue is within the policy's limits, already has lower ones, or rejects new messages
+    instead of dropping old ones. It reports no expiry of a queue that is empty or has consumers.
     """
     assert lost(new, there) == []
 

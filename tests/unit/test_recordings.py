@@ -48,8 +48,8 @@ def test_a_replay_keeps_the_recorded_gaps() -> None:
 
 
 def test_a_late_replayed_message_does_not_delay_later_ones() -> None:
-    """If `recording replay` publishes a message late, later messages are not delayed: the time at which each is due
-    depends only on the time of the first message and the recorded times.
+    """If `recording replay` publishes a message late, later messages are not delayed. When each of them is due depends
+    only on the recorded times and the time at which the first message was published.
     """
     clock = Clock()
     pace = ReplayPace(clock=clock)

@@ -153,9 +153,9 @@ def test_a_dead_letters_origin_is_proven_if_the_queue_dead_letters_in_the_same_w
 def test_if_a_dead_letters_origin_is_not_proven_the_error_says_why(
     queues: dict[str, Any], dead: Delivery, why: str
 ) -> None:
-    """If it is not proven which queue a dead letter came from, the error gives the reason: the headers name no queue,
-    or the named queue does not exist, cannot be looked up, or dead-letters to another exchange or with another routing
-    key.
+    """If it is not proven which queue a dead letter came from, the error gives the reason. The headers may name no
+    queue. The queue that they name may not exist, may not be accessible, or may dead-letter to another exchange or with
+    another routing key.
     """
     with pytest.raises(Unproven) as error:
         origins(queues).of(dead)

@@ -91,8 +91,8 @@ def wait_for_the_end(pid: int) -> None:
 )
 def test_the_reason_of_a_failure_is_the_exit_status_and_the_last_line_of_stderr(ending: Ending, reason: str) -> None:
     """If a program that `worker` runs fails, the reason says how it ended: with an exit status, by a signal, or because
-    it exceeded a limit. The reason then quotes up to 300 characters of the last line of the program's stderr that is
-    not blank.
+    it exceeded a limit. Unless the program printed too much, the reason also quotes up to 300 characters of the last
+    line of its stderr that is not blank.
     """
     assert ending.reason == reason
 

@@ -60,9 +60,9 @@ def test_a_stream_entry_that_is_not_amqp_1_0_is_received_as_the_body(data: bytes
 
 @pytest.mark.parametrize("value", [b"\x74" + bytes(4), b"\xa0\x01\xff", b"\x45", b"\x41", b"\x82\x7f\xf8" + bytes(6)])
 def test_a_stream_message_ignores_annotations_with_values_of_the_wrong_type(value: bytes) -> None:
-    """If a message annotation of a stream entry contains a priority, a delivery mode or an expiration as a decimal,
-    binary, list, boolean or double, mqtool ignores the annotation: the message has no such property, and can be printed
-    as JSON.
+    """A message annotation of a stream entry may contain a priority, a delivery mode or an expiration as a decimal,
+    binary, list, boolean or double. mqtool ignores such an annotation: the message has no such property, and can be
+    printed as JSON.
     """
     names = (b"x-basic-priority", b"x-basic-delivery-mode", b"x-basic-expiration")
     annotations = compound(0xC1, [part for name in names for part in (variable(0xA3, name), value)])

@@ -73,8 +73,8 @@ def test_a_failed_message_contains_its_history_and_no_headers_of_the_broker() ->
 
 
 def test_a_redriven_message_has_only_its_publishers_headers_its_origin_and_the_number_of_redrives() -> None:
-    """A message that is moved back from a dead-letter queue has three kinds of headers: those that its publisher set,
-    those with its original exchange and routing key, if any, and the number of its redrives. All others are removed.
+    """A message that is moved back from a dead-letter queue has the headers that its publisher set, those with its
+    original exchange and routing key, if any, and the number of its redrives. All others are removed.
     """
     ours = {
         "mqtool-attempts": 6, "mqtool-last-error": "no", "mqtool-queue": "jobs", "mqtool-first-failure": FIRST,
@@ -243,9 +243,9 @@ def test_a_move_ends_at_its_limit(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel], *, until: Until, every: int, moved: list[int],
     chooses: bool,
 ) -> None:  # fmt: skip
-    """A move between queues ends when it has moved the given number of messages, when it has received the given number,
-    including messages that it does not choose, or when no message arrives for the given time. Messages that were not
-    moved stay in the queue.
+    """A move between queues ends when it has moved the given number of messages, or when no message arrives for the
+    given time. With a limit on received messages, it ends when it has received this number, including messages that it
+    does not choose. Messages that were not moved stay in the queue.
     """
     fill(channel, 10)
     channel.declare(Queue("to", durable=True))

@@ -114,8 +114,7 @@ def performatives(data: bytes) -> list[Any]:
 
 def test_a_connection_logs_in_and_opens_the_virtual_host(broker: Broker) -> None:
     """An AMQP 1.0 connection logs in with the user's name and password (SASL PLAIN), and opens the virtual host of the
-    URL, with frames of up to 128 KiB and an idle timeout of 60 seconds. The connection name is the name that the caller
-    has chosen.
+    URL. It has the name that the caller has chosen, frames of up to 128 KiB, and an idle timeout of 60 s.
     """
     connected = broker.connect(opened(properties={Symbol("version"): "4.1.0", Symbol("product"): "RabbitMQ"}))
     assert connected.properties == {"version": "4.1.0", "product": "RabbitMQ"}
@@ -205,8 +204,8 @@ def test_the_error_of_a_connection_that_cannot_be_opened_gives_the_reason(
 
 @pytest.mark.parametrize("data", [b"", SASL_HEADER, LOGGED_IN])
 def test_a_reconnection_that_ends_early_is_a_network_failure(broker: Broker, data: bytes) -> None:
-    """If mqtool opens an AMQP 1.0 connection again, and the broker closes the socket before the connection is open,
-    mqtool raises Unavailable and not an error about a refused login, because it has logged in before.
+    """During a reconnection over AMQP 1.0, the broker may close the socket before the connection is open. mqtool has
+    logged in before, so it raises Unavailable, and not an error about a refused login.
     """
     broker.socket.sendall(data)
     broker.end()
