@@ -535,7 +535,8 @@ def test_a_policy_only_for_quorum_queues_can_prevent_a_conversion(to: str) -> No
 def test_a_queue_that_rejects_messages_beyond_a_number_of_bytes_cannot_be_converted(by: str) -> None:
     """Arguments or a policy may make a queue reject messages beyond a number of bytes (max-length-bytes with
     reject-publish). `queue convert` refuses such a queue, because messages published during the conversion may not fit.
-    A command that removes the argument makes the conversion possible. A command that adds such an argument prevents it.
+    If the command itself removes the argument, the conversion is possible. If the command adds such an argument, the
+    conversion is refused.
     """
     limits = {"overflow": "reject-publish", "max-length-bytes": 5}
     arguments = {f"x-{name}": value for name, value in limits.items()}
@@ -628,8 +629,8 @@ def test_a_remark_says_which_messages_a_classic_queue_loses_in_a_restart() -> No
 
 def test_bindings_are_listed_without_the_one_to_the_default_exchange() -> None:
     """bindings_of() returns a queue's bindings except the one to the default exchange. With exchange=True, it returns
-    the bindings whose destination is an exchange. If the queue or exchange does not exist, bindings_of() returns no
-    bindings.
+    the bindings whose destination is the exchange with the given name. If the queue or exchange does not exist, it
+    returns no bindings.
     """
     objects = {
         "queues/v/jobs/bindings": [{"source": ""}, {"source": "a"}],
