@@ -29,8 +29,8 @@ def test_exactly_the_handled_deliveries_are_acknowledged(seed: int) -> None:
 
 
 def test_deliveries_handled_in_order_share_one_acknowledgement() -> None:
-    """Handled deliveries share one acknowledgement (with `multiple`) if all earlier deliveries have been handled, too.
-    A delivery that follows an unhandled one is acknowledged on its own.
+    """Handled deliveries share one acknowledgement (with `multiple`) if no earlier delivery is unhandled. While an
+    earlier delivery is unhandled, each handled one gets its own acknowledgement.
     """
     tags = AcknowledgedTags()
     assert [*tags.acknowledge([1])] == [(1, False)]
@@ -40,7 +40,7 @@ def test_deliveries_handled_in_order_share_one_acknowledgement() -> None:
 
 
 def test_later_deliveries_are_acknowledged_without_the_first_one() -> None:
-    """If a consumer handles the second and third deliveries before the first one, they are acknowledged without
+    """If a consumer handles the second and third deliveries before the first one, these two are acknowledged without
     `multiple`, so that the broker can still redeliver the first one.
     """
     tags = AcknowledgedTags()
@@ -75,8 +75,9 @@ class Loop:
 
 
 def test_acknowledgements_are_sent_together() -> None:
-    """A consumer collects the acknowledgements of a batch of deliveries, and sends them together at the end of the
-    batch, but at most 2 ms after the first one. Closing the connection sends the collected acknowledgements, too.
+    """The acknowledgements of deliveries that arrived together are sent together, at the end of this batch or 2 ms
+    after the first acknowledgement, whichever is earlier. When the connection is closed, pending acknowledgements are
+    sent at once.
     """
     loop, sent = Loop(), list[list[int]]()
 
@@ -102,8 +103,9 @@ def test_acknowledgements_are_sent_together() -> None:
 
 
 def test_each_acknowledgement_is_sent_once() -> None:
-    """Each acknowledgement is sent once, however often flush() is called. If acknowledgements are added before earlier
-    ones have been sent, all of them are sent together. Without pending acknowledgements, nothing is sent.
+    """Acknowledgements that are added before earlier ones have been sent are sent together with these. Each
+    acknowledgement is sent once, however often the caller asks for pending ones to be sent. If none are pending,
+    nothing is sent.
     """
     loop, sent = Loop(), list[list[int]]()
     acks = Acknowledgements(loop, lambda lot: sent.append([each.delivery_tag for each in lot]))  # type: ignore[arg-type]

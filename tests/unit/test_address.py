@@ -127,8 +127,8 @@ def test_a_tls_key_needs_its_certificate(tmp_path: Path) -> None:
 
 
 def test_a_client_certificate_is_used_to_log_in_if_the_url_names_no_user() -> None:
-    """If a client certificate is given, and the amqps URL names no user, mqtool logs in with the SASL mechanism
-    EXTERNAL if the broker offers it, and otherwise as `guest`.
+    """If a client certificate is given, and the amqps URL names no user, mqtool logs in with the certificate (SASL
+    mechanism EXTERNAL). If the broker does not offer EXTERNAL, mqtool logs in as `guest`.
     """
     files = TlsFiles(cert=Path("cert.pem"))
     assert files.logs_in(parse_address("amqps://host"))
@@ -141,8 +141,8 @@ def test_a_client_certificate_is_used_to_log_in_if_the_url_names_no_user() -> No
 
 
 def test_the_hint_about_refused_access_names_the_user_of_the_certificate() -> None:
-    """If a user who logged in with a client certificate has no access to a virtual host, the command in the error's
-    hint names the user from the broker's reply, not `guest`.
+    """A user who logged in with a client certificate may have no access to a virtual host. The hint of mqtool's error
+    is then a command that grants access to the user whom the broker's reply names, not to `guest`.
     """
     address = parse_address("amqps://host/shop")
     refused = ConnectionClosedByBroker(530, "NOT_ALLOWED - access to vhost 'shop' refused for user 'orders'")

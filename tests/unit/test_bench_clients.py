@@ -196,8 +196,8 @@ def test_a_bench_publisher_waits_for_the_start_of_the_run() -> None:
 
 
 def test_without_a_rate_messages_are_due_when_they_are_sent() -> None:
-    """Without `--rate`, a `bench` publisher immediately sends as many messages as may be unconfirmed, and continues
-    when confirms arrive. A message is due when the publisher sends it.
+    """Without `--rate`, a `bench` publisher sends as many messages as may be unconfirmed, and then one more for each
+    confirm. Without a schedule, each message contains the time at which it is sent as the time at which it was due.
     """
     client, wire = publisher(in_flight=3)
     assert client.work(wire, START + 9 * MS) == START + 9 * MS
@@ -215,8 +215,8 @@ def test_without_a_rate_messages_are_due_when_they_are_sent() -> None:
     [(1000, sys.maxsize, 0, 256), (1000, 7, 0, 7), (5, 7, 0, 5), (1000, 0, 0, 0), (5, 7, 1 << 18, 0), (5, 7, 1, 5)],
 )
 def test_a_bench_publisher_exceeds_none_of_its_limits(in_flight: int, credit: int, unsent: int, sent: int) -> None:
-    """When a `bench` publisher sends, the number of messages is at most the batch size (256), the credit granted by the
-    broker, and the number that may still become unconfirmed. It sends no messages while 256 KiB wait in the socket.
+    """A `bench` publisher sends at most 256 messages at a time, no more than the credit that the broker has granted,
+    and no more than may still become unconfirmed. While 256 KiB wait in the socket, it sends no messages.
     """
     client, wire = publisher(in_flight=in_flight)
     wire.credit, wire.waiting_bytes = credit, unsent
@@ -251,7 +251,7 @@ def test_a_bench_publisher_stops_after_the_duration(rate: float | None, over_aft
 
 
 def test_a_bench_publisher_without_a_duration_ends_only_with_its_last_message() -> None:
-    """Without `--duration`, a `bench` publisher that has not sent all of its messages is not done, however long it has
+    """Without `--duration`, a `bench` publisher is not done before it has sent all of its messages, however long it has
     run.
     """
     client, _ = publisher(messages=3, duration=None)
@@ -259,8 +259,8 @@ def test_a_bench_publisher_without_a_duration_ends_only_with_its_last_message() 
 
 
 def test_a_bench_publisher_reports_the_outcomes_of_its_messages() -> None:
-    """In each report, a `bench` publisher lists the messages that were confirmed since the previous report, and says
-    how many messages were published, nacked and measured. It ignores confirms with unknown delivery tags.
+    """Each report of a `bench` publisher lists the messages that were confirmed since its previous report. It contains
+    the numbers of published, nacked and measured messages. Confirms with unknown delivery tags are ignored.
     """
     client, wire = publisher(rate=1000, warm_up=0.003)
     client.work(wire, START + 9 * MS)
@@ -409,8 +409,8 @@ def test_the_option_ack_sets_how_many_messages_a_bench_consumer_acknowledges_tog
 
 
 def test_a_bench_consumer_acknowledges_the_messages_that_it_reports() -> None:
-    """When a `bench` consumer reports messages as received, it acknowledges them, even if there are fewer than `--ack`
-    says, so that none of them is left in the queue at the end of the run.
+    """When a `bench` consumer reports the number of messages that it has received, it acknowledges all of them, even if
+    they are fewer than `--ack` sets. At the end of the run, therefore, none of them is left in the queue.
     """
     client, wire = consumer(acknowledge=10)
     wire.take([delivery(1, 0, START), delivery(2, 1, START)])
@@ -445,7 +445,9 @@ def test_a_bench_consumer_of_a_stream_continues_after_the_last_message() -> None
 
 
 def test_the_connections_of_a_bench_run_have_names() -> None:
-    """On the broker, the name of each connection of a `bench` run contains its role and its number, counted from 1."""
+    """The name of each connection of a `bench` run, which the broker shows, contains the client's role and its number,
+    counted from 1.
+    """
     BenchPublisher(replace(job("publisher"), number=2), Orders())
     assert os.environ["MQTOOL_CONNECTION_NAME"] == "mqtool bench publisher 3"
 
@@ -484,8 +486,8 @@ def test_a_bench_publisher_with_a_rate_does_not_exceed_its_window() -> None:
 
 
 def test_a_bench_process_with_nothing_to_do_sleeps() -> None:
-    """A `bench` process with nothing to do sleeps for 1 s at a time. This applies to a consumer, to a publisher that
-    waits for confirms because no more messages may be unconfirmed, and to a publisher whose run is over.
+    """A `bench` process with nothing to do sleeps for 1 s at a time. This applies to a consumer that waits for
+    messages, a publisher that waits for confirms, and a publisher whose run is over.
     """
     client, wire = publisher(duration=1.0, in_flight=1)
     client.work(wire, START)
@@ -536,8 +538,8 @@ def test_a_bench_consumer_acknowledges_and_counts_messages_from_outside_its_run(
 
 
 def test_a_bench_publisher_counts_replies_from_outside_its_run() -> None:
-    """With `--rpc`, a `bench` publisher that receives a reply from outside its run counts this reply as one from
-    outside, and does not consider any of its own requests answered.
+    """With `--rpc`, a `bench` publisher may receive a reply that does not belong to its run. It counts such replies
+    separately, and continues to wait for the replies to its own requests.
     """
     client, wire = publisher(rpc=True, in_flight=2)
     client.work(wire, START)
@@ -582,9 +584,8 @@ def test_each_received_message_is_in_exactly_one_report() -> None:
 def test_churn_measures_each_creation_and_each_removal(
     churn: str, requests: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With `--churn` and `--rate`, `bench` measures how long it takes until a connection, channel, queue or binding has
-    been created, counted from the time at which the creation was due. It also measures how long it takes to remove this
-    object.
+    """With `--churn`, `bench` creates and removes connections, channels, queues or bindings. With `--rate`, it measures
+    the time from when a creation was due until the object exists. It also measures how long the removal takes.
     """
     clock = Clock()
     monkeypatch.setattr("time.monotonic_ns", clock)
@@ -623,8 +624,8 @@ def test_churn_measures_each_creation_and_each_removal(
 
 
 def test_churn_without_a_rate_continues_without_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With `--churn` and without `--rate`, `bench` creates the next object, such as a channel, without a pause. It
-    measures nothing during the warm-up.
+    """With `--churn` and without `--rate`, `bench` creates and removes objects, such as channels, one after another
+    without a pause. It measures nothing during the warm-up.
     """
     clock = Clock()
     monkeypatch.setattr("time.monotonic_ns", clock)

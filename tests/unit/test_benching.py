@@ -139,14 +139,16 @@ def test_the_latency_curve_ends_at_100_percent() -> None:
 
 
 def test_a_latency_between_two_bars_of_the_histogram_is_counted_in_the_upper_one() -> None:
-    """If a latency lies exactly between two bars of `bench`'s histogram, `bench` counts it in the upper one."""
+    """If a latency is exactly the limit between two bars of `bench`'s histogram, `bench` counts it in the upper bar."""
     latencies = Latencies()
     latencies.record([each * 1000 for each in (999, 1000, 1000, 1500, 2000)])
     assert latencies.bars([0.0, 0.001, 0.002, 0.003]) == [1, 3, 1]
 
 
 def test_equal_latencies_of_two_histograms_are_added() -> None:
-    """If several clients of `bench` report the same latency, `bench` adds up its counts."""
+    """If several clients of `bench` measured the same latency, `bench` adds up how many messages of each client had
+    this latency.
+    """
     latencies = Latencies([(5, 2)])
     latencies.merge([(5, 3)])
     latencies.record([5000])
@@ -226,8 +228,8 @@ def test_unknown_cpu_time_of_the_broker_is_not_reported(nodes: list[Any], memory
     ids=["busy client", "waiting client", "idle client"],
 )
 def test_the_result_warns_if_the_clients_may_be_slower_than_the_broker(busiest: tuple[float, float], said: str) -> None:
-    """If a client process of `bench` used almost a whole CPU, or waited a large part of the time for a CPU, the result
-    warns that the client or the machine may be slower than the broker.
+    """The result of `bench` warns that the client or the machine may be slower than the broker. It does so if a client
+    process used almost a whole CPU, or waited a large part of the time for a CPU.
     """
     plan = Mock(churn=None, rate=None, warm_up=0, delay=0.0)
     result = Mock(busiest=busiest, plan=plan, unsent=0, others=0, reconnects=0, gap=(0.0, 0.0))

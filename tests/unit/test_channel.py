@@ -40,9 +40,10 @@ def names(methods: list[Any]) -> list[str]:
 
 
 def test_what_a_channel_declares_is_declared_again_after_a_reconnection(broker: ScriptedBroker) -> None:
-    """After a reconnection, a channel declares its exchanges, queues and bindings again, in the same order, except
-    those that were declared with remember=False. If the broker chooses the name of a queue, the caller gets this name,
-    and the bindings that are declared again have the queue's new name.
+    """After a reconnection, a channel declares its exchanges, queues and bindings again in the same order. Those that
+    were declared with remember=False are left out. If the broker chooses the name of a queue, declare() returns this
+    name. When the broker chooses another name after the reconnection, the queue's bindings are declared with the new
+    name.
     """
     channel = broker.channel()
     exchange = channel.declare(Exchange("x", "topic"))
@@ -94,8 +95,9 @@ def test_an_existing_queue_with_other_settings_is_used_with_a_notice(broker: Scr
 def test_declaring_a_queue_exactly_raises_an_error_if_it_has_other_settings(
     broker: ScriptedBroker, *, strict: bool
 ) -> None:
-    """If a queue exists with other settings, declaring it raises DeclaredDifferently if the channel is strict or the
-    caller passes exactly=True. The queue is not declared again after a reconnection.
+    """If a queue exists with other settings than those that a channel declares, a strict channel raises
+    DeclaredDifferently. So does any channel if the caller passes exactly=True. The queue is not declared again after a
+    reconnection.
     """
     channel = broker.channel(strict=strict)
     broker.refused = {spec.Queue.Declare: DIFFERENT}
@@ -120,7 +122,8 @@ def test_a_queue_whose_settings_are_accepted_is_only_checked_for_existence(broke
 
 def test_the_depth_of_a_queue_is_its_number_of_ready_messages(broker: ScriptedBroker) -> None:
     """Channel.depth_of() returns the number of ready messages in a queue. If the queue does not exist, depth_of()
-    raises NotFound without creating the queue, and opens the channel again.
+    raises NotFound and does not create the queue. It reopens the channel, which the broker has closed because of the
+    missing queue.
     """
     channel = broker.channel()
     broker.depth = 17
@@ -173,9 +176,9 @@ def test_a_mandatory_argument_of_publish_overrides_the_channels_setting(
 
 
 def test_the_callers_exchange_and_routing_key_are_for_messages_without_their_own(broker: ScriptedBroker) -> None:
-    """A message without an exchange and a routing key of its own is published with those that the caller passes to
-    publish(), or else to the default exchange. Messages that do not set a delivery mode are persistent only if the
-    caller passes persistent=True.
+    """A message without an exchange and routing key of its own is published with those that the caller passes to
+    publish(), if any, and otherwise to the default exchange. A message without a delivery mode of its own is persistent
+    only if the caller passes persistent=True.
     """
     channel = broker.channel()
     assert channel.addressed(Message(b"0")) == Message(b"0", "", "")
@@ -216,9 +219,9 @@ def consumer_tag(broker: ScriptedBroker) -> str:
 
 
 def test_a_delivery_is_acknowledged_when_the_caller_asks_for_the_next(broker: ScriptedBroker) -> None:
-    """Channel.consume() starts a consumer immediately, with the prefetch of the caller. When the caller asks for the
-    next delivery, the previous one is acknowledged, unless the caller has already acknowledged it. After a
-    reconnection, the consumer starts again, and deliveries from the earlier connection are not acknowledged.
+    """Channel.consume() starts a consumer immediately, with the caller's prefetch. When the caller asks for the next
+    delivery, the previous one is acknowledged, unless the caller has done so. A reconnection starts the consumer again.
+    Deliveries from before the reconnection are not acknowledged.
     """
     channel = broker.channel()
     deliveries = channel.consume(Queue("q"), Receiving(prefetch=2, timeout=20))
@@ -293,9 +296,9 @@ def test_a_consumer_of_a_queue_with_a_delivery_limit_starts_with_a_prefetch_of_1
 
 
 def test_a_stream_is_consumed_from_an_offset(broker: ScriptedBroker) -> None:
-    """A consumer of a stream starts at the offset that the caller passes, if any. If the caller wants only one message,
-    a consumer of a queue has a prefetch of 1. A consumer of a stream has its usual prefetch, because messages stay in a
-    stream.
+    """A consumer of a stream starts at the offset that the caller passes, if any. For a single message, a consumer of a
+    queue has a prefetch of 1. A consumer of a stream, and any consumer with an offset, has a prefetch of 1,000, because
+    messages stay in a stream.
     """
     channel = broker.channel()
     stream = Queue("q", durable=True, arguments={"x-queue-type": "stream"})
@@ -362,7 +365,7 @@ def test_a_consumer_that_has_ended_gets_no_events_of_its_channel(broker: Scripte
 
 def test_stopping_a_channel_ends_its_consumers(broker: ScriptedBroker) -> None:
     """When a channel is stopped, its consumers end, and consumers that are started later end immediately. The channel's
-    connection is stopped, too, so that it does not wait for a broker that does not reply.
+    connection is stopped as well, so it does not wait for a broker that does not reply.
     """
     channel = broker.channel()
     assert (channel.stopping, broker.stopping) == (False, False)
@@ -389,9 +392,8 @@ def test_channel_get_does_not_acknowledge_the_message(broker: ScriptedBroker) ->
 
 
 def test_replies_to_requests_that_have_already_arrived_are_sent_in_one_write(broker: ScriptedBroker) -> None:
-    """If a channel answers a request while further requests are waiting, the reply is not sent immediately, but up to 2
-    ms later, in one write with the replies to the waiting requests and one acknowledgement for all of them. A request
-    that is answered twice is acknowledged only once.
+    """While further requests are waiting, an RPC server's channel delays its replies by up to 2 ms. It then sends them
+    in one write, with one acknowledgement for all the requests. A request with two replies is acknowledged only once.
     """
     channel = broker.channel()
     requests = channel.consume(Queue("q"), Receiving(acknowledge=False, timeout=20))
@@ -447,8 +449,8 @@ def test_the_caller_can_wait_for_the_confirms_of_replies(broker: ScriptedBroker)
 
 
 def test_a_channel_sends_pending_acknowledgements_before_it_is_closed(broker: ScriptedBroker) -> None:
-    """Before a channel is closed, it sends the acknowledgements that are pending, so that the broker requeues only
-    unacknowledged deliveries. Closing the channel again has no effect.
+    """Before a channel is closed, it sends the acknowledgements that are pending, so that the broker does not requeue
+    deliveries that the caller has acknowledged. Closing the channel again has no effect.
     """
     channel = broker.channel()
     requests = channel.consume(Queue("q"), Receiving(acknowledge=False, timeout=20))

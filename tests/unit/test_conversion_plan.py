@@ -88,9 +88,9 @@ TOLD = "clients that declare 'jobs' with the old type or arguments get 406 PRECO
 
 
 def test_a_conversion_to_another_type_keeps_the_queues_arguments() -> None:
-    """A conversion to another queue type keeps the queue's arguments, such as x-max-length, and changes only
-    x-queue-type. `queue convert` does not refuse this conversion. Its only remark is that clients that declare the
-    queue with the old type or arguments get 406 PRECONDITION_FAILED.
+    """`queue convert` to another queue type keeps the queue's arguments, such as x-max-length, and changes only
+    x-queue-type. It prints one remark: clients that declare the queue with the old type or arguments get 406
+    PRECONDITION_FAILED.
     """
     it = found(queue=view(arguments={"x-queue-type": "classic", "x-max-length": 5, "app": "a"}, messages_ready=3))
     assert it.plan.queue == "jobs"
@@ -135,8 +135,8 @@ def test_quorum_queues_and_streams_are_durable(to: str | None, durable: bool) ->
     ],
 )
 def test_a_transaction_contains_at_most_500_messages_and_32_mib(count: int, size: int, at_once: int) -> None:
-    """`queue convert` moves up to 500 messages in one transaction, or fewer if the messages are large: up to 32 MiB,
-    but at least one message.
+    """`queue convert` moves up to 500 messages in one transaction. It moves fewer if the messages are large, so that a
+    transaction contains about 32 MiB, but at least one message.
     """
     assert found(queue=view(messages=count, message_bytes=size)).plan.at_once == at_once
 
@@ -222,7 +222,7 @@ def test_an_unsupported_argument_without_effect_on_messages_is_left_out_with_a_r
 def test_an_unsupported_argument_that_affects_the_queue_must_be_removed_explicitly(
     argument: str, to: str, why: str
 ) -> None:
-    """If an argument changes what happens to the queue or its messages, and the new queue type does not support the
+    """Some arguments change what happens to a queue or its messages. If the new queue type does not support such an
     argument, `queue convert` refuses the conversion unless the command removes the argument with `--argument
     NAME:=null`.
     """
@@ -288,9 +288,10 @@ def test_a_queue_with_a_name_reserved_for_the_broker_cannot_be_converted() -> No
 
 @pytest.mark.parametrize("kind", ["direct", "fanout", "topic", "headers", "x-delayed-message", "x-consistent-hash"])
 def test_a_queue_bound_to_a_consistent_hash_exchange_cannot_be_converted(kind: str) -> None:
-    """`queue convert` refuses a queue that is bound to a consistent hash exchange: during a conversion, one more queue
+    """`queue convert` refuses a queue that is bound to a consistent hash exchange. During a conversion, a second queue
     is bound to each of the queue's exchanges, and a consistent hash exchange would then distribute messages
-    differently. Bindings to direct, fanout, topic, headers and delayed message exchanges do not prevent a conversion.
+    differently. Bindings to exchanges of the types direct, fanout, topic, headers and x-delayed-message do not prevent
+    a conversion.
     """
     bindings = [{"source": "logs", "routing_key": key} for key in ("1", "2")]
     api = api_with(bindings=bindings, **{"exchanges/v/logs": {"type": kind}})
@@ -376,8 +377,8 @@ def test_unacknowledged_messages_prevent_a_conversion(count: int, text: str) -> 
 
 
 def test_unacknowledged_messages_of_a_queue_declared_by_a_conversion_do_not_prevent_a_conversion() -> None:
-    """A queue that `queue convert` itself declared, as its name and its argument x-mqtool-convert show, can be
-    converted even if it has unacknowledged messages.
+    """A queue is one that an earlier `queue convert` declared if its name ends in `.mqtool-convert` and it has the
+    argument x-mqtool-convert. `queue convert` accepts such a queue even if it has unacknowledged messages.
     """
     ours = view(name="jobs.mqtool-convert", arguments={PLAN: "{}"}, messages_unacknowledged=5)
     assert plan_is_ours(ours)
@@ -463,9 +464,9 @@ def test_publishers_through_the_default_exchange_prevent_a_conversion_without_fo
 def test_a_remark_says_if_the_broker_does_not_report_which_exchanges_clients_publish_to(
     more: dict[str, Any], bound: bool, remarked: bool
 ) -> None:
-    """If clients publish to a queue with bindings, and the management API does not say through which exchanges, a
-    remark of `queue convert` says that the conversion may need --force. If clients do not publish to the queue, or the
-    API names the exchanges, there is no such remark.
+    """If clients publish to a queue with bindings, and the management API does not report through which exchanges,
+    `queue convert` prints a remark: the conversion fails without --force if a client publishes through the default
+    exchange. If no client publishes to the queue, or the API names the exchanges, there is no such remark.
     """
     it = found(queue=view(**more), bindings=[{"source": "logs"}] if bound else [])
     remark = (
@@ -506,8 +507,8 @@ def test_a_policy_that_limits_the_queue_that_holds_the_messages_prevents_a_conve
 
 def test_a_policy_that_limits_the_queue_for_messages_published_meanwhile_prevents_a_conversion() -> None:
     """During a conversion, a second temporary queue receives newly published messages. If a policy sets limits for this
-    queue, `queue convert` refuses the conversion and names the limits. A policy without limits, without a definition,
-    or only for classic queues does not prevent the conversion.
+    queue, `queue convert` refuses the conversion and names the limits. A policy does not prevent the conversion if it
+    sets no limits, has no definition, or applies only to classic queues.
     """
     policies = [
         policy("m", "meanwhile$", max_length=5, expires=6, queue_leader_locator="balanced"),
@@ -521,9 +522,10 @@ def test_a_policy_that_limits_the_queue_for_messages_published_meanwhile_prevent
 
 
 @pytest.mark.parametrize("to", ["quorum_queues", "classic_queues"])
-def test_a_policy_for_quorum_queues_prevents_a_conversion_like_one_for_all(to: str) -> None:
-    """The temporary queues of a conversion are quorum queues. So a policy for quorum queues that limits their size, or
-    makes them reject messages beyond a number of bytes, prevents the conversion. A policy for classic queues does not.
+def test_a_policy_only_for_quorum_queues_can_prevent_a_conversion(to: str) -> None:
+    """The temporary queues of `queue convert` are quorum queues. If a policy for quorum queues makes them reject
+    messages beyond a number of bytes, the conversion is refused. If the same policy is only for classic queues, the
+    conversion is not refused.
     """
     limits = {"overflow": "reject-publish", "max-length-bytes": 5}
     assert len(found(policies=[policy("p", "", to, **limits)]).refusals) == (2 if to == "quorum_queues" else 0)
@@ -531,9 +533,10 @@ def test_a_policy_for_quorum_queues_prevents_a_conversion_like_one_for_all(to: s
 
 @pytest.mark.parametrize("by", ["argument", "policy"])
 def test_a_queue_that_rejects_messages_beyond_a_number_of_bytes_cannot_be_converted(by: str) -> None:
-    """`queue convert` refuses a queue that rejects messages beyond a number of bytes (max-length-bytes with
-    reject-publish), whether its arguments or a policy say so, because messages published during the conversion may not
-    fit. A command that removes such an argument makes the conversion possible. A command that adds one prevents it.
+    """Arguments or a policy may make a queue reject messages beyond a number of bytes (max-length-bytes with
+    reject-publish). `queue convert` refuses such a queue, because messages published during the conversion may not fit.
+    If the command itself removes the argument, the conversion is possible. If the command adds such an argument, the
+    conversion is refused.
     """
     limits = {"overflow": "reject-publish", "max-length-bytes": 5}
     arguments = {f"x-{name}": value for name, value in limits.items()}
@@ -626,8 +629,8 @@ def test_a_remark_says_which_messages_a_classic_queue_loses_in_a_restart() -> No
 
 def test_bindings_are_listed_without_the_one_to_the_default_exchange() -> None:
     """bindings_of() returns a queue's bindings except the one to the default exchange. With exchange=True, it returns
-    the bindings whose destination is an exchange. If the queue or exchange does not exist, bindings_of() returns no
-    bindings.
+    the bindings whose destination is the exchange with the given name. If the queue or exchange does not exist, it
+    returns no bindings.
     """
     objects = {
         "queues/v/jobs/bindings": [{"source": ""}, {"source": "a"}],
@@ -663,8 +666,8 @@ def test_a_plan_that_is_stored_as_json_is_read_unchanged() -> None:
 
 @pytest.mark.parametrize("at_once", [1, 500])
 def test_a_stored_plan_keeps_the_size_of_its_transactions(at_once: int) -> None:
-    """A conversion plan that was stored and read again still says how many messages are moved in one transaction (1 to
-    500).
+    """A stored conversion plan contains how many messages are moved in one transaction, from 1 to 500. Reading the plan
+    returns the same number.
     """
     assert plan(at_once=at_once).at_once == at_once
 
@@ -712,8 +715,8 @@ def test_an_argument_that_is_not_a_plan_raises_bad_data(text: object) -> None:
 
 
 def test_the_queues_and_exchanges_of_a_conversion_are_named_after_the_queue() -> None:
-    """The queues and exchanges that `queue convert` declares to convert the queue `jobs` are named
-    `jobs.mqtool-convert` and, for example, `jobs.mqtool-convert.meanwhile`.
+    """To convert the queue `jobs`, `queue convert` declares queues and exchanges named `jobs.mqtool-convert` with
+    different endings, such as `jobs.mqtool-convert.meanwhile`.
     """
     assert plan().names == ConversionNames.of("jobs")
     assert [*ConversionNames.of("jobs")] == [
@@ -776,9 +779,9 @@ def test_the_dead_letter_settings_of_a_queue_are_its_exchange_and_routing_key() 
 def test_a_plan_that_changes_a_queues_dead_letter_settings_is_noticed(
     source: dict[str, Any], target: dict[str, Any], now: dict[str, Any] | None, redirected: bool
 ) -> None:
-    """mqtool notices if an unfinished plan would declare a queue with a dead-letter exchange or routing key that the
-    queue does not have now. The check is needed because the queue is declared with the permissions of the user who
-    resumes the conversion.
+    """When a conversion is resumed, its stored plan may set another dead-letter exchange or routing key than the queue
+    has now. mqtool notices this difference. The check is needed because the queue is declared with the permissions of
+    the user who resumes the conversion.
     """
     it = ConversionPlan("jobs", Definition("classic", True, source), Definition("quorum", True, target))
     assert it.redirects(None if now is None else view(arguments=now)) is redirected

@@ -34,8 +34,8 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_with_deduplicate_a_worker_handles_a_message_once(path: Path) -> None:
-    """With `--deduplicate`, a worker handles each message once. If a copy of a handled message arrives, the worker only
-    sends the stored reply, if any, again.
+    """With `--deduplicate`, a worker handles each message once. If a copy of a handled message arrives, the worker does
+    not handle the copy, but sends the stored reply again, if there is one.
     """
     store = HandledMessages(path, DAY)
     assert store.begin(KEY) is None
@@ -59,8 +59,8 @@ def test_with_deduplicate_a_worker_handles_a_message_once(path: Path) -> None:
     ids=["broker", "queue", "id", "client"],
 )
 def test_a_message_with_another_broker_queue_client_or_id_is_not_a_duplicate(path: Path, other: MessageKey) -> None:
-    """With `--deduplicate`, a message is not a duplicate of a handled message if it is on another broker, in another
-    queue or from another client, or if its message ID differs, even if only in letter case.
+    """With `--deduplicate`, a message on another broker, in another queue or from another client is not a duplicate of
+    a handled message. Nor is a message with another message ID, even if the two IDs differ only in letter case.
     """
     store = HandledMessages(path, DAY)
     store.begin(KEY)
@@ -81,8 +81,8 @@ def test_messages_with_different_ids_that_are_not_utf_8_are_not_duplicates(path:
 
 
 def test_a_message_that_failed_is_handled_again(path: Path) -> None:
-    """With `--deduplicate`, a worker handles a redelivered message again if handling it failed before, but not if it
-    succeeded.
+    """With `--deduplicate`, a worker handles a redelivered message if handling it failed before. It does not handle the
+    message again once handling it has succeeded.
     """
     store = HandledMessages(path, DAY)
     store.begin(KEY)
@@ -94,8 +94,8 @@ def test_a_message_that_failed_is_handled_again(path: Path) -> None:
 
 
 def test_a_dead_letter_is_handled_again_only_after_a_redrive(path: Path) -> None:
-    """With `--deduplicate`, a worker does not handle a copy of a dead-lettered message again, unless that copy has been
-    moved back from the dead-letter queue since then.
+    """With `--deduplicate`, a worker does not handle a copy of a message that has been dead-lettered. It handles the
+    copy if the copy was moved back from the dead-letter queue after that.
     """
     store = HandledMessages(path, DAY)
     assert store.begin(KEY, returns=1) is None
@@ -221,8 +221,8 @@ def test_the_message_of_a_killed_worker_is_handled_again(path: Path, other_worke
 def test_the_message_of_a_worker_that_is_a_zombie_is_handled_again(
     path: Path, other_worker: multiprocessing.Process
 ) -> None:
-    """With `--deduplicate`, a worker handles the message of another worker that was killed, even if the killed process
-    is still a zombie because its parent process has not collected the exit status.
+    """If a worker was killed, another worker with `--deduplicate` handles its message. This holds even if the killed
+    process is a zombie, because its parent process has not collected the exit status.
     """
     other_worker.kill()
     os.waitid(os.P_PID, other_worker.pid or 0, os.WEXITED | os.WNOWAIT)  # it has ended, and is now a zombie
@@ -282,16 +282,17 @@ def test_a_reused_process_id_is_not_taken_for_the_worker(path: Path, other_worke
 
 
 def test_a_message_that_an_earlier_run_did_not_finish_is_handled(path: Path) -> None:
-    """The deduplication store may contain an entry of a killed worker that had the same process id and start time as a
-    new worker. The new worker knows that it has not begun to handle the entry's message, and therefore handles it.
+    """A worker that was killed may leave an entry in the deduplication store that says it is handling a message. If a
+    new worker has the same process id and start time, the entry seems to be its own. The new worker still handles the
+    message, because it knows that it has not begun to.
     """
     HandledMessages(path, DAY).begin(KEY)
     assert HandledMessages(path, DAY).begin(KEY, lambda: True) is None
 
 
 def test_the_threads_of_a_worker_share_one_deduplication_store(path: Path) -> None:
-    """The threads of a worker share one deduplication store. Another worker waits up to 30 seconds for the store's
-    lock.
+    """A message that one thread of a worker has handled is a duplicate for the worker's other threads. A worker waits
+    up to 30 seconds while another worker has locked the deduplication store.
     """
     store = HandledMessages(path, DAY)
     with ThreadPoolExecutor(1) as other:
@@ -330,8 +331,8 @@ def test_the_deduplication_store_is_synced_at_each_commit(path: Path) -> None:
 
 
 def test_a_file_that_is_not_a_deduplication_store_is_a_usage_error(tmp_path: Path) -> None:
-    """If the file that is named as the deduplication store contains something else, or cannot be created, the error
-    names the file, and the hint names the option that chooses another file.
+    """If the file that is to be the deduplication store contains something else, or cannot be created, UsageError is
+    raised. The error names the file, and the hint names the option that chooses another file.
     """
     path = tmp_path / "notes"
     path.write_text("these are notes, and long enough not to be taken for an empty database" * 20)

@@ -103,16 +103,16 @@ class FakeChannel:
 def test_a_delayed_message_goes_where_it_would_go_without_a_delay(
     to: Exchange | Queue, exchange: str | None, key: str | None, found: Exchange | Queue
 ) -> None:
-    """A delayed message goes to the exchange and routing key that the message names, or else to those of the command.
-    If the exchange is the default exchange, the routing key is the name of a queue.
+    """A delayed message goes to the exchange and routing key that it names itself. If it does not name one of these,
+    that of the command is used. If the exchange is the default exchange, the routing key is the name of a queue.
     """
     assert Destination(to).of(Message(b"", key, exchange)) == found
 
 
 @pytest.mark.parametrize("header", ["CC", "BCC"])
 def test_a_delayed_message_to_several_queues_is_refused(header: str) -> None:
-    """Delaying a message to a queue raises BadData if the message has a CC or BCC header, because only one of the
-    queues would get the message. A message to a named exchange may have these headers.
+    """If a delayed message is sent to a queue, and has the header CC or BCC, BadData is raised, because only one of the
+    queues would get the message. A delayed message to a named exchange may have these headers.
     """
     message = Message(b"", None, None, {"headers": {header: ["a", "b"], "x": 1}})
     with pytest.raises(BadData, match="CC or BCC") as error:
@@ -214,9 +214,9 @@ def test_a_queue_is_classic_only_if_the_broker_says_so(
 def test_the_broker_is_not_asked_for_the_type_of_a_destination_that_is_known(
     to: Exchange | Queue, known: bool | None, is_classic: bool
 ) -> None:
-    """mqtool does not ask the broker for the type of a delayed message's destination if it already knows the type. Nor
-    does it ask about an exchange, an exclusive queue (which is always classic) or a queue that is declared with another
-    type.
+    """mqtool asks the broker for the type of a delayed message's destination only if the destination may be a classic
+    queue, but is not known to be one. It does not ask about an exchange, an exclusive queue, which is always classic,
+    or a queue that the command declares with another type.
     """
     broker = FakeConnection()
     destination = Destination(to, is_classic=known)

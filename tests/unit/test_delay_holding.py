@@ -101,7 +101,7 @@ def held(message: Message, destination: Destination = _CLASSIC, via: Via = Via.A
 
 def test_messages_without_a_delay_are_published_unchanged() -> None:
     """Messages without a delay are published unchanged, and mqtool declares no queue or exchange for delaying messages.
-    If the input contains None, which means that no message is available at the moment, None is passed on.
+    None in the input means that no message is available at the moment, and is passed on.
     """
     broker = FakeBroker(_JOBS)
     broker.in_flight = 1_000_000
@@ -165,8 +165,8 @@ def test_failed_to_saves_a_delayed_message_with_its_due_time() -> None:
     ids=["due a minute ago", "due now", "delay of 0", "delay below half a millisecond"],
 )
 def test_a_message_that_is_already_due_is_published_to_its_destination(given: Any, due: int) -> None:
-    """A message whose due time has passed, or whose delay is less than half a millisecond, is published to its own
-    exchange immediately, with its own properties and the due time as a header. mqtool declares nothing to delay it.
+    """A message counts as due if its due time has passed, or if its delay is less than 0.5 ms. It is published to its
+    own exchange immediately, with its own properties and the due time as a header. mqtool declares nothing to delay it.
     """
     broker = FakeBroker(_JOBS)
     delays, _, _ = delaying(broker)
@@ -198,8 +198,8 @@ def test_the_user_is_told_how_many_messages_were_already_due(overdue: int, notic
 
 @pytest.mark.parametrize("via", [Via.AUTO, Via.PLUGIN])
 def test_a_delay_of_more_than_49_days_is_refused(via: Via) -> None:
-    """A message with a delay of more than 2^32 - 1 ms (49 days) raises BadData, and `at_fault` is this message. A delay
-    of exactly 2^32 - 1 ms is accepted.
+    """A message with a delay of more than 2^32 - 1 ms (49 days) raises BadData, and the attribute `at_fault` is then
+    this message. A delay of exactly 2^32 - 1 ms is accepted.
     """
     delays, _, _ = delaying(FakeBroker(_JOBS), via=via)
     longest, longer = (Message(b"x", delay=(LONGEST + more) / 1000) for more in (0, 1))
@@ -211,9 +211,9 @@ def test_a_delay_of_more_than_49_days_is_refused(via: Via) -> None:
     assert delays.at_fault is longer
 
 
-def test_if_all_messages_could_be_delayed_none_is_at_fault() -> None:
-    """The attribute `at_fault`, which names the message that could not be delayed, is None if mqtool could delay all
-    messages.
+def test_at_fault_is_none_if_all_messages_could_be_delayed() -> None:
+    """If mqtool cannot delay a message, the attribute `at_fault` is this message. If mqtool could delay all messages,
+    `at_fault` is None.
     """
     delays, _, _ = delaying(FakeBroker(_JOBS))
     assert delays.at_fault is None
@@ -224,8 +224,8 @@ def test_if_all_messages_could_be_delayed_none_is_at_fault() -> None:
 
 @pytest.mark.parametrize("via", [Via.PLUGIN, Via.TTL])
 def test_a_message_with_a_delay_of_one_millisecond_waits_on_the_broker(via: Via) -> None:
-    """Even a message with a delay of only one millisecond waits on the broker, in the plugin's exchange or in a wait
-    queue.
+    """A message with a delay of only 1 ms waits on the broker, either in the exchange of the delayed message plugin or
+    in a wait queue.
     """
     found = held(Message(b"x", delay=0.001), via=via)
     headers = {Via.PLUGIN: {"x-delay": 1}, Via.TTL: {}}
@@ -234,9 +234,9 @@ def test_a_message_with_a_delay_of_one_millisecond_waits_on_the_broker(via: Via)
 
 @pytest.mark.parametrize(("delay", "at_most"), [(0.001, 100), (5.0, 100), (90.0, 500), (3600.0, 12_000)])
 def test_few_messages_with_short_delays_are_in_flight(delay: float, at_most: int) -> None:
-    """Of messages with a delay of up to 5 s, at most 100 are unconfirmed at a time, because more of them would arrive
-    late. For longer delays, the limit is higher, for example 500 for a delay of 90 s. The delay of the next message
-    does not begin until the number of unconfirmed messages is below the limit.
+    """Of messages with a delay of up to 5 s, at most 100 are unconfirmed at a time, because more would arrive late.
+    Longer delays have a higher limit, such as 500 messages for 90 s. At the limit, mqtool waits before it publishes the
+    next message, and this message's delay has not begun.
     """
     broker = FakeBroker(_JOBS)
     delays, _, _ = delaying(broker)
@@ -277,10 +277,10 @@ _QUORUM_NOTICE = "messages wait in queues, which lose nothing on the way to a qu
 def test_delayed_messages_wait_where_none_is_lost(
     via: Via, destination: Destination, plugin: bool, where: str, notices: list[str], warnings: list[str]
 ) -> None:
-    """Without `--via`, delayed messages for a quorum queue wait in wait queues; those for a classic queue wait in the
-    plugin's exchange if the broker has the delayed message plugin, and otherwise in wait queues. One notice says where
-    the messages wait, and why. `--via ttl` always uses wait queues, without a notice. `--via plugin` always uses the
-    plugin's exchange, and warns that messages for a quorum queue may be lost.
+    """Without `--via`, delayed messages for a classic queue wait in the exchange of the delayed message plugin, if the
+    broker has the plugin. All others wait in wait queues. One notice says where the messages wait, and why. `--via ttl`
+    always uses wait queues, without a notice. `--via plugin` always uses the plugin's exchange, and warns that messages
+    for a quorum queue may be lost.
     """
     delays, told, warned = delaying(FakeBroker(_JOBS, plugin=plugin), destination, via)
     found = [*delays.hold([Message(b"x", delay=5.0), Message(b"y", delay=5.0), Message(b"z", delay=7.0)])]
@@ -300,8 +300,9 @@ def test_the_option_via_plugin_fails_without_the_plugin() -> None:
 
 @pytest.mark.parametrize("via", [Via.AUTO, Via.PLUGIN])
 def test_an_exchange_of_another_type_in_place_of_the_plugins_is_not_used(via: Via) -> None:
-    """If the exchange mqtool.delayed exists with another type than the plugin's, delayed messages wait in wait queues.
-    With `--via plugin`, the error says how to delete the exchange.
+    """If the exchange mqtool.delayed exists, but is not an exchange of the delayed message plugin, delayed messages
+    wait in wait queues. With `--via plugin`, an error is raised instead, and its hint contains the command that deletes
+    the exchange.
     """
     delays, _, _ = delaying(FakeBroker(_JOBS, Exchange("mqtool.delayed")), via=via)
     messages = delays.hold([Message(b"x", delay=5.0)])
@@ -315,8 +316,8 @@ def test_an_exchange_of_another_type_in_place_of_the_plugins_is_not_used(via: Vi
 
 @pytest.mark.parametrize("existing", ["mqtool.delayed", "jobs.delay.5s.classic"])
 def test_the_place_where_delayed_messages_wait_is_not_announced_again(existing: str) -> None:
-    """mqtool prints no notice about where delayed messages wait if the exchange or wait queue for them already exists,
-    because mqtool printed the notice when it declared this exchange or queue.
+    """When mqtool declares the exchange or wait queue for delayed messages, a notice says where the messages wait. If
+    this exchange or wait queue already exists, mqtool prints no notice.
     """
     is_plugin = existing == "mqtool.delayed"
     there = Exchange(existing, DELAYED) if is_plugin else Queue(existing)
@@ -340,9 +341,9 @@ def test_an_x_delayed_message_exchange_delays_messages_to_a_classic_queue_itself
 
 
 def test_delayed_messages_wait_in_a_place_that_suits_their_destination() -> None:
-    """Delayed messages for the command's classic queue wait in the plugin's exchange. Those that name another
-    destination, which may be a quorum queue, wait in wait queues. mqtool prints one notice about the plugin's exchange,
-    and one about the wait queues.
+    """Delayed messages for the command's classic queue wait in the exchange of the delayed message plugin. Those for
+    another queue, which may be a quorum queue, wait in wait queues. mqtool prints one notice about the plugin's
+    exchange, and one about the wait queues.
     """
     delays, notices, _ = delaying(FakeBroker(_JOBS, Queue("other")))
     keys = ["jobs", "other", "jobs", "other"]
@@ -369,8 +370,8 @@ def test_a_delayed_message_to_a_missing_exchange_is_refused(message: Message) ->
 
 @pytest.mark.parametrize("to", [_LOGS, DEFAULT_EXCHANGE], ids=["exchange of the command", "default exchange"])
 def test_where_messages_wait_can_be_chosen_before_the_exchange_is_declared(to: Exchange) -> None:
-    """mqtool can determine where delayed messages will wait before the command has declared their exchange. If their
-    exchange is the default exchange, mqtool does not check whether it exists.
+    """mqtool can choose where delayed messages will wait before the command has declared their exchange. It does not
+    check whether the command's exchange or the default exchange exists.
     """
     delays, _, _ = delaying(FakeBroker(), Destination(to, is_declared=to is _LOGS), Via.TTL)
     delays.choose()
@@ -381,8 +382,8 @@ def test_where_messages_wait_can_be_chosen_before_the_exchange_is_declared(to: E
     "arguments", [{"x-queue-type": "classic"}, {"x-queue-type": "quorum"}], ids=["classic", "quorum"]
 )
 def test_the_broker_is_asked_for_the_type_of_the_queue(arguments: dict[str, str]) -> None:
-    """mqtool asks the broker whether the command's queue is a classic queue. Only delayed messages for a classic queue
-    wait in the plugin's exchange.
+    """mqtool asks the broker whether the command's queue is a classic queue. If it is, delayed messages for the queue
+    wait in the exchange of the delayed message plugin, and otherwise in wait queues.
     """
     queue = Queue("jobs", durable=True, arguments=arguments)
     delays, _, _ = delaying(FakeBroker(), Destination(queue))
@@ -400,7 +401,9 @@ def test_a_warning_says_that_messages_lose_their_expiration_in_a_wait_queue() ->
 
 
 def test_the_exchange_of_delayed_messages_is_looked_up_once() -> None:
-    """mqtool checks whether an exchange exists only for the first delayed message that is sent to it."""
+    """When the first delayed message is sent to an exchange, mqtool checks whether the exchange exists. It does not
+    check again for later messages to this exchange.
+    """
     broker = FakeBroker(Exchange("audit"))
     delays, _, _ = delaying(broker, Destination(_LOGS), Via.TTL)
     delays.choose(Exchange("audit"))
@@ -409,8 +412,8 @@ def test_the_exchange_of_delayed_messages_is_looked_up_once() -> None:
 
 
 def test_many_messages_in_wait_queues_are_announced() -> None:
-    """When the 10,000th message for wait queues is sent, and only then, a notice says how many messages per second a
-    broker can move from wait queues in time.
+    """When the 10,000th message is sent to wait queues, and only then, a notice says how many messages per second a
+    broker can move out of wait queues. If more are due, they arrive late.
     """
     delays, notices, _ = delaying(FakeBroker(_JOBS), via=Via.TTL)
     messages = delays.hold(Message(b"x", delay=5.0) for _ in range(10_001))

@@ -146,9 +146,9 @@ class Relayed:
 
 
 def test_delayed_relay_has_a_fanout_exchange_a_queue_and_an_exchange_for_due_messages() -> None:
-    """`delayed relay tasks` declares `tasks` as a fanout exchange, `tasks.relay` as a quorum queue with the largest
-    possible delivery limit, and `tasks.relayed` as the exchange for due messages, of the requested type. With --to, the
-    command uses an existing exchange for due messages instead.
+    """`delayed relay tasks` uses the fanout exchange `tasks`, the quorum queue `tasks.relay` with the largest possible
+    delivery limit, and the exchange `tasks.relayed`, of the requested type, for due messages. With --to, an existing
+    exchange takes the place of `tasks.relayed`.
     """
     arguments = {"x-queue-type": "quorum", "x-delivery-limit": 2**31 - 1}
     assert RelayNames(
@@ -263,8 +263,8 @@ def test_delayed_relay_publishes_a_message_without_x_delay_at_once() -> None:
 
 @pytest.mark.parametrize(("user_id", "kept"), [("me", "me"), ("you", None), (None, None)])
 def test_delayed_relay_removes_the_user_id_of_another_user(user_id: str | None, kept: str | None) -> None:
-    """If a message's user_id differs from the user that `delayed relay` logs in as, the command removes the user_id
-    before it publishes the message, because the broker would refuse the message.
+    """If a message's user_id is not the user as whom `delayed relay` logs in, the command removes the user_id before it
+    publishes the message. The broker would otherwise refuse the message.
     """
     delivery = job(1)
     cast(dict[str, Any], delivery.properties)["user_id"] = user_id
@@ -274,9 +274,9 @@ def test_delayed_relay_removes_the_user_id_of_another_user(user_id: str | None, 
 
 
 def test_delayed_relay_publishes_a_message_with_x_delay_to_a_wait_queue() -> None:
-    """If a message has the header x-delay, `delayed relay` publishes it to a wait queue, in which the message stays
-    until it is due. A header of the message contains this time. As with the delayed message exchange plugin, the header
-    x-delay then contains the negative delay.
+    """If a message has the header x-delay, `delayed relay` publishes it to a wait queue, in which it stays until it is
+    due. The time at which it is due is stored in another header. The header x-delay then contains the negative delay,
+    as with the delayed message exchange plugin.
     """
     broker = FakeBroker(job(7, x_delay=5000, a=1))
     relayed = Relayed(broker).run()
@@ -290,8 +290,9 @@ def test_delayed_relay_publishes_a_message_with_x_delay_to_a_wait_queue() -> Non
 
 
 def test_delayed_relay_checks_every_5_ms_whether_a_wait_queue_has_answered() -> None:
-    """While `delayed relay` waits for the answer of a wait queue, it waits at most 5 ms at a time for deliveries, so
-    that it publishes the queue's messages soon after the answer. A wait queue holds messages until their delay is over.
+    """A wait queue holds messages until their delay is over. `delayed relay` publishes messages to a wait queue once
+    the queue has answered a check. Until then, the command waits at most 5 ms at a time for deliveries, so that it
+    notices the answer soon.
     """
     broker = FakeBroker(job(7, x_delay=5000))
     broker.leader = lambda _: broker.has_looked.wait(30)
@@ -301,8 +302,8 @@ def test_delayed_relay_checks_every_5_ms_whether_a_wait_queue_has_answered() -> 
 
 
 def test_delayed_relay_waits_50_ms_for_more_messages_before_it_waits_for_confirms() -> None:
-    """While messages are unconfirmed, `delayed relay` waits up to 50 ms for the next delivery, and then waits for
-    confirms.
+    """While messages are unconfirmed, `delayed relay` waits up to 50 ms for the next delivery. If no delivery arrives
+    in this time, it waits for confirms.
     """
     broker = FakeBroker(job(1), job(2))
     broker.is_slow = True
@@ -337,8 +338,8 @@ def test_with_by_timestamps_a_delay_counts_from_the_time_of_publication(
     published: Any, option: bool, left: int
 ) -> None:
     """With `delayed relay --by-timestamps`, a message's delay starts at the time in the header timestamp_in_ms. If the
-    delay is over, the message is delayed for 1 ms. Without --by-timestamps, or if the header is not a number or is in
-    the future, the delay starts when the command gets the message.
+    delay is already over, the message is delayed for 1 ms. If this header is not a number or is in the future, or
+    without --by-timestamps, the delay starts when the command gets the message.
     """
     given = int(published) if isinstance(published, float) else published
     broker = FakeBroker(job(7, x_delay=5000, timestamp_in_ms=given))
@@ -387,8 +388,8 @@ def test_a_message_that_cannot_be_encoded_stays_in_the_queue_of_delayed_relay() 
 
 
 def test_an_unroutable_due_message_is_dropped_and_counted() -> None:
-    """If a message that is due is unroutable, `delayed relay` drops and counts the message. The delayed message
-    exchange plugin drops such messages, too.
+    """If a message that is due is unroutable, `delayed relay` drops and counts the message, because the delayed message
+    exchange plugin drops such messages as well.
     """
     broker = FakeBroker(job(7))
     broker.answer = lambda _: Confirmation.RETURNED
@@ -399,9 +400,9 @@ def test_an_unroutable_due_message_is_dropped_and_counted() -> None:
 
 @pytest.mark.parametrize("delayed", [False, True])
 def test_a_due_message_that_a_queue_rejects_is_delayed_for_another_second(*, delayed: bool) -> None:
-    """If a queue rejects a message that is due, `delayed relay` publishes the message to a wait queue, in which the
-    message stays for one second, and then acknowledges the delivery. The message gets a new x-delay only if it had this
-    header before.
+    """If a queue rejects a message that is due, `delayed relay` publishes the message to a wait queue for 1 s, and then
+    acknowledges the delivery. If the message has the header x-delay, this header is set to the new delay. Otherwise,
+    the header is not added.
     """
     broker = FakeBroker(job(7, **({"x_delay": 0} if delayed else {})))
     broker.answer = lambda message: (
@@ -418,8 +419,8 @@ def test_a_due_message_that_a_queue_rejects_is_delayed_for_another_second(*, del
 
 @pytest.mark.parametrize("confirmation", [Confirmation.NACKED, Confirmation.RETURNED])
 def test_delayed_relay_ends_if_a_message_does_not_reach_its_wait_queue(confirmation: Confirmation) -> None:
-    """If a wait queue, which holds messages until their delay is over, rejects a message, or the broker returns the
-    message as unroutable, `delayed relay` ends with an error, and the message stays in the command's queue.
+    """A wait queue holds messages until their delay is over. If a wait queue rejects a message, or the broker returns
+    the message as unroutable, `delayed relay` ends with an error, and the message stays in the command's queue.
     """
     broker = FakeBroker(job(7, x_delay=5000))
     broker.answer = lambda _: confirmation
@@ -448,10 +449,10 @@ class Monotonic:
 def test_a_message_is_acknowledged_once_its_new_wait_queue_would_survive_a_kill_of_rabbitmq(
     monkeypatch: pytest.MonkeyPatch, broker_name: str
 ) -> None:
-    """RabbitMQ saves the name of a new quorum queue a moment after it has declared the queue. So, after
-    `delayed relay` has published a message to a new wait queue, the command acknowledges the original message 1.5
-    seconds after the declaration, even if the command is being stopped. The embedded broker saves the name at once, so
-    there the command does not wait.
+    """RabbitMQ saves the name of a new quorum queue shortly after it has declared the queue. If `delayed relay`
+    declares a wait queue and publishes a message to it, the command therefore acknowledges the original message 1.5 s
+    after the declaration, even if the command is being stopped. On the embedded broker, which saves the name at once,
+    it does not wait.
     """
     clock = Monotonic(monkeypatch)
     broker = FakeBroker(job(7, x_delay=5000), job(8), broker=broker_name)
@@ -482,8 +483,8 @@ def wait_for_changes(checks: WaitQueueChecks) -> None:
 
 
 def test_a_wait_queue_is_used_once_it_has_answered() -> None:
-    """`delayed relay` uses a wait queue, in which messages stay until their delay is over, once the queue has answered
-    a check. The command checks each wait queue only once.
+    """A wait queue holds messages until their delay is over. `delayed relay` checks each wait queue once, and uses the
+    queue after it has answered this check.
     """
     asked: list[str] = []
     broker = FakeBroker()
@@ -509,8 +510,8 @@ def no_leader(_: str) -> object:
 
 
 def test_a_wait_queue_without_a_leader_is_avoided_with_a_warning() -> None:
-    """If a wait queue, in which messages stay until their delay is over, has no leader, `delayed relay` does not use
-    the queue in this run or in later runs. A warning contains the command that deletes the queue.
+    """A wait queue holds messages until their delay is over. If a wait queue has no leader, `delayed relay` uses it
+    neither in this run nor in later runs. A warning contains the command that deletes the queue.
     """
     broker, dead = FakeBroker(), {"known"}
     broker.leader = no_leader
@@ -528,8 +529,8 @@ def test_a_wait_queue_without_a_leader_is_avoided_with_a_warning() -> None:
 
 
 def test_a_deleted_wait_queue_counts_as_having_answered() -> None:
-    """If a wait queue has been deleted, `delayed relay` treats it like a queue that has answered a check: the broker
-    returns a message for it as unroutable, so the message is not lost.
+    """`delayed relay` treats a wait queue that has been deleted like one that has answered a check. No message is lost,
+    because the broker returns a message for a deleted queue as unroutable.
     """
     broker = FakeBroker()
 
@@ -546,8 +547,8 @@ def test_a_deleted_wait_queue_counts_as_having_answered() -> None:
 
 
 def test_delayed_relay_opens_another_connection_if_the_one_for_checks_is_closed() -> None:
-    """If RabbitMQ closes the connection on which `delayed relay` checks its wait queues, the command opens another
-    connection and checks the wait queue again. Both connections are closed in the end.
+    """`delayed relay` has a connection of its own for checking its wait queues. If RabbitMQ closes this connection, the
+    command opens another one, and checks the wait queue again. In the end, both connections are closed.
     """
     broker = FakeBroker()
     lost = [Unavailable("lost")]
@@ -573,9 +574,9 @@ def test_delayed_relay_opens_another_connection_if_the_one_for_checks_is_closed(
 def test_a_slow_wait_queue_is_avoided_until_it_answers(
     monkeypatch: pytest.MonkeyPatch, *, pressed: bool, seconds: float, avoided: bool
 ) -> None:
-    """If a wait queue, in which messages stay until their delay is over, has not answered a check for 3 s, `delayed
-    relay` avoids the queue until it answers. If many messages are waiting, 0.5 s is enough. An additional wait queue,
-    which is used in place of an avoided one, is never avoided because it is slow.
+    """If a wait queue has not answered a check for more than 3 s, or more than 0.5 s while many messages are waiting,
+    `delayed relay` avoids it until it answers. The messages then wait in an additional queue, which is used however
+    slowly it answers.
     """
     clock = Monotonic(monkeypatch)
     may_answer = threading.Event()
@@ -596,8 +597,8 @@ def test_a_slow_wait_queue_is_avoided_until_it_answers(
 
 
 def test_a_check_that_is_running_when_delayed_relay_ends_opens_no_connection() -> None:
-    """If `delayed relay` ends while it checks whether a wait queue answers, the command does not wait for the check. If
-    the connection is then lost, the check does not open another one.
+    """If `delayed relay` ends during a check of a wait queue, it closes the connection for checks without waiting for
+    the check to end. A check that fails because the connection is lost does not then open another one.
     """
     started, may_go_on, ended = threading.Event(), threading.Event(), threading.Event()
     broker = FakeBroker()
@@ -623,8 +624,9 @@ def test_a_check_that_is_running_when_delayed_relay_ends_opens_no_connection() -
 
 
 def test_a_message_waits_in_another_queue_if_its_wait_queue_has_no_leader() -> None:
-    """If the wait queue for messages with a particular delay has no leader, `delayed relay` lets these messages wait in
-    an additional queue. Messages without a delay, and messages with other delays, are relayed as usual.
+    """All messages with the same delay wait in the same wait queue. If this queue has no leader, `delayed relay`
+    publishes them to an additional wait queue. Messages without a delay, and messages with other delays, are relayed as
+    usual.
     """
     broker = FakeBroker(job(1, x_delay=5000), job(2), job(3, x_delay=2000))
     broker.leader = lambda queue: no_leader(queue) if queue == WAIT else None
@@ -640,8 +642,8 @@ def test_a_message_waits_in_another_queue_if_its_wait_queue_has_no_leader() -> N
 
 
 def test_delayed_relay_does_not_use_a_wait_queue_that_an_earlier_run_found_without_a_leader() -> None:
-    """If an earlier `delayed relay` has found that a wait queue has no leader, a later one neither uses nor checks this
-    queue.
+    """If an earlier run of `delayed relay` found that a wait queue has no leader, a later run neither uses nor checks
+    this queue.
     """
     asked: list[str] = []
     broker = FakeBroker(job(1, x_delay=5000))

@@ -60,8 +60,8 @@ def test_a_message_expires_when_it_is_due(delay: int) -> None:
 
 @given(delays)
 def test_a_delay_needs_at_most_two_wait_queues(delay: int) -> None:
-    """A delay needs at most two wait queues, the longer one first. Neither queue expires as unused while it holds a
-    message.
+    """A delay needs at most two wait queues, the longer one first. While a wait queue holds a message, the queue does
+    not expire for lack of use (x-expires).
     """
     waits = waits_for(delay)
     assert 1 <= len(waits) <= 2
@@ -93,7 +93,7 @@ def test_a_message_with_a_longer_delay_never_waits_for_less_time(one: int, other
 
 
 def test_all_delays_up_to_a_minute_need_only_158_wait_queues() -> None:
-    """All delays up to a minute, in steps of 5 ms, need only 158 wait queues in total."""
+    """All delays up to a minute that are multiples of 5 ms need only 158 wait queues in total."""
     queues, expected = set(), {10_000: 58, 60_000: 158, 300_000: 293}
     for delay in range(5, max(expected) + 1, 5):
         queues.update(wait.suffix for wait in waits_for(delay))
@@ -114,8 +114,8 @@ def test_the_hint_names_the_plugin_release_for_the_broker(version: str) -> None:
 
 @pytest.mark.parametrize("version", ["4.3.0", "4.10.1", "5.0.0"])
 def test_without_a_plugin_release_the_hint_names_via_ttl(version: str) -> None:
-    """If a command needs the delayed message plugin, but the broker is RabbitMQ 4.3 or later, for which the plugin has
-    no release, the error's hint suggests `--via ttl`, and does not suggest enabling the plugin.
+    """The delayed message plugin has no release for RabbitMQ 4.3 or later. If a command needs the plugin on such a
+    broker, the error's hint suggests `--via ttl`, and does not suggest enabling the plugin.
     """
     error = PluginMissing(f"RabbitMQ {version}")
     assert f"RabbitMQ {version} cannot have the delayed message plugin" in str(error)

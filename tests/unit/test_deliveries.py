@@ -64,8 +64,8 @@ def frames_of(delivery: Delivery) -> list[bytes]:
 def test_frames_that_mqtool_does_not_decode_are_passed_to_pika_unchanged(
     sent: list[Delivery | Confirm | bytes], ends: list[int]
 ) -> None:
-    """mqtool itself decodes confirms, and deliveries whose body is at most one frame. It passes all other frames to
-    pika unchanged and in order, however the bytes are split.
+    """mqtool itself decodes confirms, and deliveries whose body is at most one frame. All other frames are passed to
+    pika unchanged and in order, wherever the received bytes are split.
     """
     got: list[Delivery | Confirm | bytes] = []
     reader = FrameReader(got.append)
@@ -131,8 +131,8 @@ PROPERTIES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("persistent", [True, False])
 def test_messages_are_published_in_the_frames_that_pika_would_send(*, persistent: bool) -> None:
-    """mqtool publishes a message in the same frames as pika, each at most as large as the broker accepts. A message
-    without an exchange, routing key or delivery mode of its own gets the command's.
+    """mqtool publishes a message in the same frames as pika, each at most as large as the broker accepts. If a message
+    has no exchange, routing key or delivery mode of its own, that of the command is used.
     """
     encoder = PublishEncoder(3, BODY_MAX + 8)
     route = Route("x", "k", mandatory=True, persistent=persistent)
@@ -152,9 +152,9 @@ def test_messages_are_published_in_the_frames_that_pika_would_send(*, persistent
 
 
 def test_the_same_properties_are_sent_persistent_or_not_as_the_command_says() -> None:
-    """If a persistent and a transient command publish messages with the same properties, each message has its command's
-    delivery mode, although the encoded properties are cached. A message id of 255 bytes that are not valid UTF-8 is
-    sent unchanged.
+    """mqtool caches encoded properties. If a persistent and a transient command publish messages with the same
+    properties, each message is still sent with its own command's delivery mode. A message id of 255 bytes that are not
+    valid UTF-8 is sent unchanged.
     """
     encoder, message = PublishEncoder(3, BODY_MAX + 500), Message(b"", message_id="\udce9" + "x" * 254)
     for persistent in (True, False, True):
@@ -180,9 +180,9 @@ def test_the_same_properties_are_sent_persistent_or_not_as_the_command_says() ->
     ],
 )
 def test_a_message_that_cannot_be_encoded_is_an_error_that_names_the_reason(message: Message, error: str) -> None:
-    """A message raises an error that names the reason if its exchange, routing key or message id is too long, its
-    headers contain values that AMQP cannot encode, or its headers and properties do not fit into a frame. Messages
-    after it can be encoded.
+    """Encoding a message raises an error with the reason if its exchange, routing key or message id is too long or not
+    valid UTF-8, or if a header's value has no AMQP encoding. The same applies if its headers and properties do not fit
+    into a frame. Later messages can still be encoded.
     """
     encoder = PublishEncoder(3, 4008)
     with pytest.raises(MqtoolError, match=error):
@@ -225,8 +225,8 @@ def test_methods_are_decoded_as_by_pika_even_if_their_strings_are_not_utf_8(meth
 
 
 def test_content_headers_are_decoded_and_other_frames_are_left_to_pika() -> None:
-    """mqtool decodes a content header frame to the size of the body and the properties. It leaves body frames, and
-    methods such as basic.cancel-ok, to pika.
+    """mqtool itself decodes a content header frame, which contains the size of the body and the properties. It leaves
+    body frames, and methods such as basic.cancel-ok, to pika.
     """
     found = decode_frame(frame.Header(3, 17, spec.BasicProperties(message_id="id", priority=4)).marshal())
     assert isinstance(found, frame.Header)

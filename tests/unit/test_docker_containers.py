@@ -14,8 +14,8 @@ from mqtool.broker.state import Started
 
 
 def test_another_container_that_is_removed_meanwhile_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a container that does not belong to the broker is removed while mqtool asks the Docker daemon about all
-    containers, mqtool still finds the running nodes of its broker.
+    """While mqtool asks the Docker daemon about all containers, a container that does not belong to mqtool's broker may
+    be removed. mqtool still finds the running nodes of its broker.
     """
     client = DockerClient(base_url="tcp://127.0.0.1:9", version="1.44")
     with closing(client):

@@ -72,9 +72,9 @@ def test_a_conversion_returns_each_message_unchanged(headers: dict[str, Any] | N
 
 
 def test_a_held_message_has_no_expiration_no_priority_and_no_headers_that_request_copies() -> None:
-    """While `queue convert` holds a message in a temporary queue, the message has no expiration and no priority, and no
-    headers that request copies (CC, BCC) or show where it was first published. Its header mqtool-convert contains the
-    expiration and the priority, and its body begins with its other headers.
+    """While `queue convert` holds a message in a temporary queue, the message has no expiration and no priority. The
+    header mqtool-convert stores both. If the message has headers that request copies (CC, BCC) or show where it was
+    first published, all of its headers are stored at the start of the body.
     """
     held = converting().held(delivery({"a": 1, **KEPT, "x-delivery-count": 3, "x-acquired-count": 4}, **ALL))
     table = CLIENT.encode_table({"a": 1, **KEPT})
@@ -87,9 +87,9 @@ def test_a_held_message_has_no_expiration_no_priority_and_no_headers_that_reques
 
 
 def test_a_held_message_keeps_headers_that_do_not_affect_its_delivery() -> None:
-    """If no header of a message requests copies (CC, BCC) or is one that mqtool uses, the message keeps its body and
-    headers while `queue convert` holds it in a temporary queue. The header mqtool-convert contains the message's
-    exchange and routing key, and its priority and expiration, if any.
+    """If a message has no CC or BCC header and none that mqtool uses, it keeps its body and headers while `queue
+    convert` holds it in a temporary queue. `queue convert` adds the header mqtool-convert with the message's exchange,
+    routing key, and priority and expiration, if any.
     """
     held = converting().held(delivery({"a": 1, "x-delivery-count": 3, "x-acquired-count": 4}))
     assert held.body == b"job"
@@ -101,8 +101,9 @@ def test_a_held_message_keeps_headers_that_do_not_affect_its_delivery() -> None:
 
 @pytest.mark.parametrize("name", [*KEPT, HEADER])
 def test_headers_that_affect_the_delivery_are_held_in_the_body(name: str) -> None:
-    """If a message has a header that requests copies (CC, BCC) or that mqtool itself uses, such as mqtool-exchange,
-    `queue convert` moves all headers to the start of the message's body while the message is in a temporary queue.
+    """If a message has a CC or BCC header, or one that mqtool uses, such as mqtool-exchange, `queue convert` moves all
+    headers to the start of the body. When the message returns from the temporary queue to its own, it has its own
+    headers and body again.
     """
     headers = {"a": 1, name: KEPT.get(name, {"x": 1})}
     held = converting().held(delivery(headers))
@@ -114,9 +115,9 @@ def test_headers_that_affect_the_delivery_are_held_in_the_body(name: str) -> Non
 
 @pytest.mark.parametrize("size", [8 << 20, (8 << 20) + 1])
 def test_no_headers_are_added_to_a_body_that_is_larger_than_8_mib(size: int) -> None:
-    """If a message's body is larger than 8 MiB, `queue convert` does not move the message's headers to the body,
-    because the broker limits the body's size. Instead, the header mqtool-convert contains the headers that must not
-    take effect in a temporary queue, such as CC.
+    """If a message's body is larger than 8 MiB, `queue convert` does not store headers in the body, because the broker
+    limits the body's size. Headers that must have no effect in a temporary queue, such as CC, are stored in the header
+    mqtool-convert instead.
     """
     body = b"x" * size
     conversion = converting()
@@ -131,8 +132,8 @@ def test_no_headers_are_added_to_a_body_that_is_larger_than_8_mib(size: int) -> 
 
 
 def test_a_header_mqtool_convert_that_a_client_has_set_is_unchanged_in_a_large_message() -> None:
-    """If a client publishes a message with a body of more than 8 MiB and a header named mqtool-convert, which mqtool
-    uses itself, the message has the same header after `queue convert`.
+    """A client may publish a message of more than 8 MiB with a header named mqtool-convert, a name that `queue convert`
+    uses itself. After the conversion, the message has the client's header again.
     """
     body = b"x" * ((8 << 20) + 1)
     conversion = converting()
@@ -150,8 +151,9 @@ def large(size: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("more", [0, 1])
 def test_headers_that_almost_fill_a_frame_are_held_in_the_body(more: int) -> None:
-    """If a message's headers leave less than 4,000 bytes free in a frame, `queue convert` moves them to the start of
-    the message's body while the message is in a temporary queue, because the header mqtool-convert needs space.
+    """If a message's headers leave fewer than 4,000 bytes free in a frame, there is no space for the header
+    mqtool-convert. While such a message is in a temporary queue, `queue convert` stores all headers at the start of the
+    body.
     """
     headers = large(largest_payload(FRAME_MAX) - 4000 + more)
     conversion = converting()
@@ -183,8 +185,8 @@ def test_a_conversion_stops_at_a_message_whose_headers_no_client_can_publish() -
 
 
 def test_the_priority_and_expiration_count_towards_the_size_of_the_headers() -> None:
-    """When `queue convert` checks whether a message's headers and properties fit into a frame, it counts the message's
-    priority and expiration, too.
+    """When `queue convert` checks whether a message's headers and properties fit into a frame, it includes the
+    message's priority and expiration.
     """
     most = largest_payload(FRAME_MAX)
     besides = header_size({"priority": 3, "expiration": "5"})
@@ -198,7 +200,8 @@ def test_the_priority_and_expiration_count_towards_the_size_of_the_headers() -> 
 
 def test_a_message_published_during_a_conversion_reaches_the_queue_unchanged() -> None:
     """If a client publishes a message to a queue during `queue convert`, the message reaches the converted queue with
-    its own body, properties, headers and routing key, but without the headers in which the broker counts deliveries.
+    its own body, properties, headers and routing key. Only the headers in which the broker counts deliveries are
+    removed.
     """
     found = delivery({"a": 1, "x-delivery-count": 2}, **ALL)
     back = converting().returned(replace(found, queue="jobs.meanwhile"))
@@ -221,8 +224,8 @@ def test_a_message_published_during_a_conversion_reaches_the_queue_unchanged() -
 def test_a_message_returns_to_its_queue_with_its_own_routing_key(
     exchange: str, key: str, headers: dict[str, Any] | None, through: str
 ) -> None:
-    """When `queue convert` returns messages to the converted queue, a message that was published directly to the queue
-    goes through the default exchange. Any other message, and any message with CC or BCC, keeps its routing key and goes
+    """When `queue convert` returns messages to the converted queue, they keep their routing keys. A message that was
+    published directly to the queue, without CC or BCC, goes through the default exchange. Any other message goes
     through an exchange that is bound only to this queue.
     """
     conversion = converting()
@@ -231,9 +234,8 @@ def test_a_message_returns_to_its_queue_with_its_own_routing_key(
 
 
 def test_a_message_that_is_put_back_keeps_its_expiration_and_priority() -> None:
-    """If `queue convert` puts a message back into its queue before the conversion is complete, the message is published
-    only to this queue, and has its expiration and priority. If the conversion continues later, the message is unchanged
-    in the end.
+    """If `queue convert` puts a message back before the conversion is complete, it publishes the message only to its
+    queue, with its expiration and priority. If the conversion is resumed, the message is unchanged in the end.
     """
     conversion = converting()
     restored = conversion.restored(delivery({"a": 1, "CC": ["x"]}, **ALL))
@@ -329,8 +331,8 @@ def test_valid_settings_of_a_held_message_are_restored(more: dict[str, Any], exc
 def test_mqtools_header_has_an_effect_only_in_messages_that_mqtool_may_have_published(
     exchange: str, key: str, queue: str
 ) -> None:
-    """`queue convert` reads the header mqtool-convert only in a message that was published through the conversion's own
-    exchange or directly to the queue. In any other message, the header is left unchanged, like all other headers.
+    """`queue convert` uses the header mqtool-convert only if the message was published through the conversion's own
+    exchange or directly to the queue. In any other message, this header is returned unchanged, like all other headers.
     """
     found = replace(delivery({HEADER: SETTINGS}, exchange=exchange, key=key), queue=queue)
     assert set_ones(converting().returned(found)) == {"headers": {HEADER: SETTINGS}}
@@ -338,8 +340,8 @@ def test_mqtools_header_has_an_effect_only_in_messages_that_mqtool_may_have_publ
 
 @pytest.mark.parametrize("table", [b"", b"\0\0\0\x05abc", b"\0\0\0\x03\x01aZ"])
 def test_a_forged_claim_that_headers_are_in_the_body_has_no_effect(table: bytes) -> None:
-    """If the header mqtool-convert says that a message's body begins with headers, but it does not begin with valid
-    ones, `queue convert` returns the message to its queue unchanged.
+    """A client may forge a header mqtool-convert that says that the message's body begins with headers. If the body
+    does not begin with valid headers, `queue convert` returns the message to its queue unchanged.
     """
     found = delivery({HEADER: {**SETTINGS, "packed": True}}, table, exchange="into", key="")
     back = converting().returned(found)
@@ -347,8 +349,9 @@ def test_a_forged_claim_that_headers_are_in_the_body_has_no_effect(table: bytes)
 
 
 def test_forged_headers_in_the_body_that_no_client_can_publish_stay_in_the_body() -> None:
-    """If a message's body begins with forged headers that do not fit into a frame or contain a CC that the broker
-    refuses, `queue convert` returns the message to its queue unchanged.
+    """A client may forge a message whose body begins with headers, as if `queue convert` had stored them there. If
+    these headers do not fit into a frame, or contain a CC that the broker refuses, `queue convert` returns the message
+    unchanged.
     """
     most = largest_payload(FRAME_MAX)
     besides = header_size({"expiration": "5"})
@@ -366,7 +369,7 @@ def test_forged_headers_in_the_body_that_no_client_can_publish_stay_in_the_body(
 )
 def test_a_conversion_removes_the_user_id_of_another_user(user: str | None, user_id: str | None, kept: bool) -> None:
     """If the user of `queue convert` may not publish messages with another user's user_id, the command removes such a
-    user_id, and counts the messages from which it was removed.
+    user_id from each message. It counts the messages from which it removed a user_id.
     """
     conversion = converting(user)
     held = conversion.held(delivery(user_id=user_id))
@@ -378,8 +381,8 @@ def test_a_conversion_removes_the_user_id_of_another_user(user: str | None, user
 
 @pytest.mark.parametrize(("frame_max", "most"), [(0, 131_064), (4096, 4088)])
 def test_the_largest_headers_depend_on_the_size_of_a_frame(frame_max: int, most: int) -> None:
-    """For `queue convert`, a message's headers and properties must fit into a frame, whose size the broker limits. If
-    the broker sets no limit, they may have up to 131,064 bytes.
+    """`queue convert` raises HeadersTooLarge if a message's headers and properties do not fit into one frame of the
+    size that the broker allows. If the broker sets no limit, they may have up to 131,064 bytes.
     """
     conversion = converting(frame_max=frame_max)
     conversion.held(delivery(large(most - 14)))
@@ -430,8 +433,7 @@ def test_a_queue_has_a_leader_if_it_reports_messages_or_answers_basic_get(
     depth: int, message: Any, found: bool
 ) -> None:
     """`queue convert` considers a queue to have a leader if the queue reports ready messages or answers basic.get in
-    time. Afterwards, the command closes the channel, so that the broker requeues the message that basic.get returned,
-    if any.
+    time. It then closes the channel, so that the broker requeues a message that basic.get may have returned.
     """
     channel = FakeChannel(depth, message)
     assert has_leader(channel.owner, "jobs", 3.0) is found
@@ -522,9 +524,9 @@ class FakeApi:
 def test_a_conversion_waits_for_a_current_count_of_unacknowledged_messages(
     monkeypatch: pytest.MonkeyPatch, counts: list[tuple[int | None, int | None]], looks: int
 ) -> None:
-    """`queue convert` waits until a current count says that the queue has no unacknowledged messages. A count is
-    current if the queue's number of reductions has changed twice since the wait began, or if the broker does not report
-    reductions.
+    """The management API may report an old number of unacknowledged messages. `queue convert` waits for a current
+    number that is 0. A number is current once the queue's number of reductions has changed twice, or if the broker does
+    not report reductions.
     """
     api = FakeApi(monkeypatch, *counts)
     assert api.check() == (looks - 1) * 0.25

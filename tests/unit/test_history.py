@@ -29,9 +29,9 @@ def dead_in(queue: object, **more: Any) -> dict[str, Any]:
      (2**63, 2**31 - 2)],
 )  # fmt: skip
 def test_the_attempt_is_one_more_than_the_failures_so_far(count: object, failures: int) -> None:
-    """mqtool counts the attempts to handle a message from 1, and writes the number of failed ones to the header
-    mqtool-attempts. A value in this header that is not a positive integer counts as 0, and a huge value is limited, so
-    that the next attempt's header does not overflow.
+    """The header mqtool-attempts contains how many attempts to handle a message have failed. The current attempt is
+    this number plus 1. A value that is not a positive integer counts as 0, and a huge one is reduced so that adding 1
+    does not overflow.
     """
     failed = delivery(None if count is None else {"mqtool-attempts": count})
     assert history.failures_of(failed) == failures
@@ -100,9 +100,9 @@ def test_origin_headers_count_only_if_the_message_came_through_the_default_excha
     headers: dict[str, Any] | None, exchange: str, key: str, origin: Origin
 ) -> None:
     """The headers `mqtool-exchange` and `mqtool-routing-key` name the exchange and routing key with which a message was
-    first published. mqtool uses these headers only if the message came to its queue through the default exchange:
-    directly, or from one of the queue's own wait queues, in which mqtool delays retries. Instead of a header that is
-    missing, invalid or not used, mqtool uses the exchange or routing key of the delivery.
+    first published. mqtool trusts them in a message that came to its queue directly through the default exchange, or
+    from a wait queue for the queue's retries. If a header is missing, invalid or not trusted, mqtool uses the exchange
+    or routing key of the delivery.
     """
     assert history.origin_of(delivery(headers, exchange, key)) == origin
 
@@ -133,9 +133,11 @@ def test_origin_headers_count_only_if_the_message_came_through_the_default_excha
 def test_a_moved_message_keeps_only_an_origin_that_is_proven(
     headers: dict[str, Any] | None, exchange: str, kept: dict[str, Any]
 ) -> None:
-    """If a message has the headers mqtool-exchange or mqtool-routing-key, moving the message to another queue sets both
-    to the message's proven original exchange and routing key. If the message was dead-lettered from a queue that is not
-    one of mqtool's wait queues for retries, both headers are removed. A message without these headers gets none.
+    """The headers mqtool-exchange and mqtool-routing-key name a message's original exchange and routing key, but any
+    publisher can set them. When mqtool moves a message that has either header, it keeps values that it trusts, and sets
+    the others to the exchange or routing key of the delivery. It removes both headers if the broker dead-lettered the
+    message from any queue other than a wait queue for retries. mqtool never adds the headers to a message that has
+    neither.
     """
     given = dict(headers or {})
     assert history.headers_with_origin(delivery(headers, exchange)) == kept
@@ -202,9 +204,9 @@ def test_a_dead_letter_whose_headers_are_too_large_keeps_the_essential_ones() ->
 def test_why_a_message_was_dead_lettered_is_read_from_x_death_or_else_from_mqtools_headers(
     headers: dict[str, Any] | None, death: Death
 ) -> None:
-    """mqtool reads why, where and when a message was dead-lettered from the newest entry of x-death or, if there is
-    none, from the headers that mqtool added. The number of attempts is the number in mqtool-attempts plus the
-    rejections in x-death. A header of the wrong type is ignored.
+    """mqtool reads why and where a message was dead-lettered from the newest entry of x-death or, if there is none,
+    from the headers that mqtool added. The number of attempts is the number in mqtool-attempts plus the rejections in
+    x-death. A header of the wrong type is ignored.
     """
     assert history.death_of(delivery(headers)) == death
 

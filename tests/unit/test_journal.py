@@ -28,8 +28,8 @@ def test_bindings_follow_the_new_name_of_a_server_named_queue() -> None:
 
 
 def test_a_connection_remembers_that_a_queue_has_other_arguments_until_they_no_longer_differ() -> None:
-    """If a queue exists with arguments other than those that a command declares, the connection remembers this until
-    the arguments no longer differ. An exchange with the same name is not affected.
+    """If a queue exists with arguments other than those that a command declares, the connection records the difference,
+    until it learns that the arguments no longer differ. An exchange with the same name is not affected.
     """
     journal = Journal()
     journal.set_differs(Queue("x"))

@@ -244,8 +244,9 @@ def test_messages_are_sent_when_the_broker_gives_credit(broker: Broker, session:
 def test_a_large_message_waits_until_all_of_its_frames_fit_into_the_brokers_incoming_window(
     broker: Broker, session: LinkConnection
 ) -> None:
-    """Over AMQP 1.0, mqtool sends a message that is larger than a frame in several transfer frames, once all of them
-    fit into the broker's incoming window. Transfers that the broker has not received yet count towards this window.
+    """Over AMQP 1.0, mqtool splits a message that is larger than a frame into several transfers, and sends them once
+    all of them fit into the broker's incoming window. Transfers that are still on their way to the broker take up part
+    of this window.
     """
     broker.window = 4
     session.begin()
@@ -268,8 +269,8 @@ def test_a_large_message_waits_until_all_of_its_frames_fit_into_the_brokers_inco
 def test_a_flow_frame_without_a_handle_extends_the_window_of_the_session(
     broker: Broker, session: LinkConnection
 ) -> None:
-    """An AMQP 1.0 flow frame without a handle sets the broker's incoming window of the session, and does not change the
-    credit of any link. mqtool answers a flow frame that asks for an echo.
+    """If the broker sends an AMQP 1.0 flow frame without a handle, mqtool may send as many transfers as the frame's
+    incoming window allows. The credit of the links does not change. mqtool answers a flow frame that asks for an echo.
     """
     broker.window = 0
     session.begin()
@@ -288,8 +289,8 @@ def test_a_flow_frame_without_a_handle_extends_the_window_of_the_session(
 
 
 def test_a_disposition_applies_to_a_range_of_messages(broker: Broker, session: LinkConnection) -> None:
-    """An AMQP 1.0 disposition from the broker applies to all messages from its first to its last delivery id, or only
-    to the first one if it contains no last id. mqtool ignores the ids of messages that already have an outcome.
+    """An AMQP 1.0 disposition from the broker applies to all messages from its first to its last delivery id. Without a
+    last id, it applies only to the first one. mqtool ignores the ids of messages that already have an outcome.
     """
     sender = published(session, *(b"%d" % number for number in range(6)))
     broker.credit(0, 0, 9)
@@ -313,7 +314,7 @@ def test_a_disposition_applies_to_a_range_of_messages(broker: Broker, session: L
 
 def test_delivery_ids_wrap_after_32_bits(broker: Broker, session: LinkConnection) -> None:
     """The delivery ids of an AMQP 1.0 session are 32-bit numbers: 0 follows 4,294,967,295. A disposition may apply to a
-    range of ids that contains both.
+    range that contains both of these ids.
     """
     sender = published(session, b"1", b"2", b"3")
     session._next_id = session._next_out = 0xFFFF_FFFE
@@ -369,9 +370,9 @@ def test_a_message_rejected_by_an_unavailable_queue_is_sent_again_for_20_seconds
 def test_a_rejected_message_is_sent_again_if_a_node_could_not_be_reached(
     broker: Broker, monkeypatch: pytest.MonkeyPatch, *, lacks_a_node: bool
 ) -> None:
-    """If mqtool could not reach a node of the cluster when it opened an AMQP 1.0 connection, and an unavailable queue
-    then rejects a message, mqtool sends the message again, because the queue may have no leader yet. If all nodes could
-    be reached, the rejection is final.
+    """If mqtool could not reach one of a cluster's nodes when it opened an AMQP 1.0 connection, a queue may have no
+    leader yet. If an unavailable queue then rejects a message, mqtool sends the message again. If all nodes could be
+    reached, the rejection is final.
     """
     failures = [Unavailable("no route to host")] * lacks_a_node
 
@@ -424,8 +425,8 @@ def test_messages_without_an_outcome_are_sent_again_after_a_reconnection(
 
 
 def test_the_confirm_timeout_of_a_session_counts_from_the_last_outcome(broker: Broker, session: LinkConnection) -> None:
-    """The confirm timeout of an AMQP 1.0 session starts again with each outcome and, if no message was waiting for an
-    outcome, with the next message sent. It does not run while the connection is lost.
+    """The confirm timeout of an AMQP 1.0 session starts again with each outcome. If no message was waiting for an
+    outcome, it starts when the next message is sent. It does not run while the connection is lost.
     """
     broker.now += 60
     assert session.patience() == 5.0
@@ -455,8 +456,8 @@ def test_the_confirm_timeout_of_a_session_counts_from_the_last_outcome(broker: B
 def test_a_command_that_must_stop_does_not_wait_for_a_broker_that_accepts_no_messages(
     broker: Broker, session: LinkConnection
 ) -> None:
-    """If a command that publishes over AMQP 1.0 must stop, it waits for the outcomes of messages that it has sent. It
-    does not wait if it has sent none and the broker's incoming window is closed, or if the connection is lost.
+    """If a command that publishes over AMQP 1.0 must stop, it waits for the outcomes of messages that it has sent,
+    unless the connection is lost. If it has sent none, it does not wait for a broker whose incoming window is closed.
     """
     assert session.hopeless is None
     session.stopping = True
@@ -479,7 +480,8 @@ def test_a_command_that_must_stop_does_not_wait_for_a_broker_that_accepts_no_mes
 
 def test_a_receiver_grants_credit_and_accepts_ranges_of_deliveries(broker: Broker, session: LinkConnection) -> None:
     """An AMQP 1.0 receiver grants as much credit as its prefetch. It accepts each range of consecutive deliveries with
-    one disposition frame, and then grants credit for as many deliveries again. Settling a delivery twice has no effect.
+    one disposition frame, and then grants credit for the same number of deliveries. Settling a delivery twice has no
+    effect.
     """
     link = receiver(session, prefetch=4)
     assert broker.of(Flow) == [Flow(70, 5000, 0, 5000, 0, 0, 4, echo=False)]
@@ -503,9 +505,9 @@ def test_a_receiver_grants_credit_and_accepts_ranges_of_deliveries(broker: Broke
 
 
 def test_a_delivery_that_the_broker_has_requeued_cannot_be_settled(broker: Broker, session: LinkConnection) -> None:
-    """If the broker requeues an AMQP 1.0 delivery after a consumer timeout, the receiver can no longer settle the
-    delivery, and the delivery no longer counts towards the prefetch. Deliveries from before a reconnection cannot be
-    settled, either.
+    """If the broker releases an AMQP 1.0 delivery, for example after a consumer timeout, the receiver cannot settle the
+    delivery any more, and the delivery no longer counts towards the prefetch. Nor can the receiver settle a delivery
+    from before a reconnection.
     """
     link = receiver(session, prefetch=4)
     broker.deliver(0, 0, 1, 2, 3)
@@ -535,8 +537,8 @@ def test_a_delivery_that_the_broker_has_requeued_cannot_be_settled(broker: Broke
 def test_the_incoming_window_of_mqtool_is_extended_when_half_of_it_is_used(
     broker: Broker, session: LinkConnection
 ) -> None:
-    """When the broker has sent half of the 5,000 transfers that mqtool's incoming window of an AMQP 1.0 session allows,
-    mqtool sets the window to 5,000 again. Aborted transfers, and transfers for unknown handles, use the window, too.
+    """mqtool's incoming window of an AMQP 1.0 session is 5,000 transfers. When the broker has sent half of them, mqtool
+    sets the window to 5,000 again. Aborted transfers, and transfers for unknown handles, are included in the count.
     """
     link = receiver(session, prefetch=0)
     broker.of(Flow)
@@ -558,8 +560,8 @@ def test_the_incoming_window_of_mqtool_is_extended_when_half_of_it_is_used(
 def test_a_receiver_that_ends_releases_the_deliveries_that_the_caller_has_not_received(
     broker: Broker, session: LinkConnection
 ) -> None:
-    """When an AMQP 1.0 receiver ends, it first withdraws its credit and waits for deliveries in transit. Then the
-    receiver releases the deliveries that the caller has not received, and detaches its link.
+    """When an AMQP 1.0 receiver ends, it first withdraws its credit and waits for deliveries in transit. It then
+    releases the deliveries that the caller has not received, and detaches its link.
     """
     link = receiver(session, prefetch=5)
     broker.deliver(0, 0)
@@ -684,8 +686,8 @@ def test_nothing_is_sent_when_a_session_ends_while_its_connection_is_lost(
 
 def test_a_link_that_the_broker_detaches_raises_an_error(broker: Broker, session: LinkConnection) -> None:
     """If the broker detaches an AMQP 1.0 link with an error, for example because the link's queue was deleted, mqtool
-    answers with a detach frame and raises the broker's error. A detach frame without an error is the answer to mqtool's
-    own. mqtool ignores a detach frame for an unknown handle.
+    answers with a detach frame and raises the broker's error. mqtool ignores a detach frame for an unknown handle, and
+    one without an error, which is the answer to its own detach frame.
     """
     receiver(session)
     broker.tell(Detach(40, closed=True))
@@ -725,9 +727,9 @@ def test_a_link_that_mqtool_did_not_ask_for_raises_an_error(broker: Broker, sess
 
 
 def test_a_management_request_is_sent_settled(broker: Broker, session: LinkConnection) -> None:
-    """mqtool sends AMQP 1.0 management requests settled, even if the broker's incoming window is closed, so it does not
-    send them again after a reconnection. While the connection is lost, only the thread that opens the connection again
-    can send such a request.
+    """mqtool sends AMQP 1.0 management requests settled, so they are not sent again after a reconnection. They are sent
+    even if the broker's incoming window is closed. While the connection is lost, only the thread that reopens the
+    connection can send them.
     """
     session._broker_window = 0
     session.send_request(7, b"request")
@@ -744,7 +746,7 @@ def test_a_management_request_is_sent_settled(broker: Broker, session: LinkConne
 
 
 def test_the_names_of_links_are_random() -> None:
-    """mqtool gives each AMQP 1.0 link a different, random name, so that the broker does not take it for a link of
-    another client.
+    """mqtool gives each AMQP 1.0 link a random name, so that the broker never mistakes it for the link of another
+    client.
     """
     assert len({new_name() for _ in range(100)}) == 100

@@ -162,8 +162,8 @@ def test_a_receiving_link_is_attached_as_a_receiver_of_its_queue(broker: Broker)
 
 
 def test_a_receiver_of_replies_asks_the_broker_for_an_address(broker: Broker) -> None:
-    """An AMQP 1.0 receiver without an address asks the broker for a volatile queue, which the broker deletes when the
-    link is detached, and for settled deliveries. The broker chooses the receiver's address again after each
+    """An AMQP 1.0 receiver without an address asks the broker for settled deliveries from a volatile queue, which the
+    broker deletes when the link is detached. The broker chooses the queue's address, and a new one after each
     reconnection.
     """
     receiver = attached(broker, None)
@@ -185,9 +185,8 @@ def test_a_receiver_of_replies_asks_the_broker_for_an_address(broker: Broker) ->
 
 
 def test_a_receiver_knows_which_filters_the_broker_ignores(broker: Broker) -> None:
-    """An AMQP 1.0 receiver's ignored_filters contains the filters that the receiver asked for, but that the broker's
-    attach frame does not list. If the broker's attach frame has no source, the broker refuses the link, and the link
-    does not count as attached.
+    """An AMQP 1.0 receiver's ignored_filters contains the requested filters that the broker's attach frame does not
+    list. If the broker's attach frame has no source, the broker refuses the link, and the link counts as not attached.
     """
     filters = {"sql-filter": Described(Symbol("amqp:sql-filter"), "x"), "f": Described(Symbol("f"), 1)}
     receiver = Receiver(broker, "name", QUEUE, Receiving(), filters)
@@ -206,9 +205,9 @@ def test_a_receiver_knows_which_filters_the_broker_ignores(broker: Broker) -> No
 
 
 def test_a_receiver_accepts_each_delivery_after_the_caller_asks_for_the_next_one(broker: Broker) -> None:
-    """An AMQP 1.0 receiver yields deliveries in order, each with its queue, its delivery tag and the number of its
-    connection. A delivery counts as handled when the caller asks for the next one. The receiver accepts handled
-    deliveries together: at the latest after 50 ms, and before it waits for further deliveries.
+    """An AMQP 1.0 receiver yields deliveries in order. A delivery counts as handled when the caller asks for the next
+    one. The receiver accepts handled deliveries together, once more than 50 ms have passed since it last accepted any,
+    and before it waits for further deliveries.
     """
     broker.bodies = [b"1", b"2", b"3", b"4"]
     receiver = attached(broker, idle_timeout=1.0)
@@ -244,9 +243,8 @@ def test_a_quarter_of_the_prefetched_deliveries_are_accepted_together(broker: Br
 
 @pytest.mark.parametrize("acknowledge", [True, False])
 def test_deliveries_that_the_caller_settles_are_not_accepted_again(broker: Broker, *, acknowledge: bool) -> None:
-    """An AMQP 1.0 receiver does not accept a delivery that the caller has settled. If the caller is to acknowledge all
-    deliveries itself, the receiver accepts none, and its link stays attached at the end, so that the caller can still
-    settle them.
+    """An AMQP 1.0 receiver does not accept a delivery that the caller has settled. With acknowledge=False, the caller
+    settles all deliveries, so the receiver accepts none, and its link stays attached when the receiver ends.
     """
     broker.bodies = [b"1", b"2"]
     for number, delivery in enumerate(attached(broker, count=2, acknowledge=acknowledge).deliveries()):
@@ -270,8 +268,9 @@ def test_a_receiver_with_a_message_limit_takes_no_more_messages_from_the_queue(b
 
 
 def test_credit_is_given_again_when_half_of_the_prefetch_is_used(broker: Broker) -> None:
-    """An AMQP 1.0 receiver first grants as much credit as its prefetch. It grants credit again when half of the
-    prefetch is free, or when the broker has no credit left. With a prefetch of 0, the credit is 65,535.
+    """An AMQP 1.0 receiver first grants as much credit as its prefetch. It grants more when half of the prefetch is
+    free, or when the broker has no credit left and some of the prefetch is free. With a prefetch of 0, the credit is
+    65,535.
     """
     receiver = attached(broker, prefetch=10)
     assert receiver.wanted_credit() == 10
@@ -297,8 +296,8 @@ def test_credit_is_given_again_when_half_of_the_prefetch_is_used(broker: Broker)
 
 
 def test_the_prefetch_limits_settled_deliveries_that_the_caller_has_not_received(broker: Broker) -> None:
-    """With automatic acknowledgement, or for replies, an AMQP 1.0 receiver grants new credit when the caller receives
-    deliveries, so that no more deliveries than the prefetch wait for the caller.
+    """With automatic acknowledgement, or for replies, an AMQP 1.0 receiver grants new credit only when the caller
+    receives deliveries. The number of deliveries that wait for the caller therefore never exceeds the prefetch.
     """
     for receiver in (attached(broker, prefetch=10, auto_ack=True), attached(broker, None, prefetch=10)):
         assert receiver.wanted_credit() == 10
@@ -342,9 +341,9 @@ def test_the_delivery_count_of_a_link_starts_at_the_brokers_initial_delivery_cou
 
 
 def test_a_receiver_that_ends_withdraws_its_credit(broker: Broker) -> None:
-    """When an AMQP 1.0 receiver ends, it grants no more credit, and withdraws the credit that is left, if any. It has
-    stopped once the broker reports a credit of 0. If no credit is left, or the link is not attached, the receiver sends
-    nothing.
+    """When an AMQP 1.0 receiver ends, it withdraws the credit that the broker has left, and grants no more. It has
+    stopped once the broker reports a credit of 0. If the broker has no credit left, or the link is not attached, the
+    receiver sends nothing.
     """
     receiver = attached(broker, prefetch=1)
     receiver.flow(Flow(0, 0, 0, 0, 0, 0, 0))
@@ -393,9 +392,9 @@ def test_a_message_in_several_frames_is_one_delivery(broker: Broker) -> None:
 
 
 def test_deliveries_from_before_a_reconnection_are_dropped(broker: Broker) -> None:
-    """After a reconnection, an AMQP 1.0 receiver drops the unsettled deliveries that the caller has not received yet,
-    because the broker delivers them again. With automatic acknowledgement, the broker does not deliver them again, so
-    the caller gets them.
+    """After a reconnection, an AMQP 1.0 receiver drops deliveries that the caller has not received yet, because the
+    broker delivers them again. With automatic acknowledgement, the broker does not deliver them again, so the receiver
+    keeps them for the caller.
     """
     for auto_ack in (False, True):
         receiver = attached(broker, auto_ack=auto_ack, idle_timeout=1.0)
@@ -414,8 +413,8 @@ def test_deliveries_from_before_a_reconnection_are_dropped(broker: Broker) -> No
 
 def test_a_receiver_of_a_stream_continues_after_the_last_received_offset(broker: Broker) -> None:
     """After a reconnection, an AMQP 1.0 receiver of a stream continues after the offset of the last message that the
-    caller has received, and sends its other filters again. If the caller has received no message with an offset, the
-    receiver starts where it started at first.
+    caller has received. If the caller has not received a message with an offset, the receiver starts where it started
+    before. The other filters stay the same.
     """
     filters = {str(OFFSET): offset_filter(FIRST), "f": Described(Symbol("f"), 1)}
     receiver = attached(broker, filters=filters)
@@ -433,9 +432,8 @@ def test_a_receiver_of_a_stream_continues_after_the_last_received_offset(broker:
 
 
 def test_rest_returns_the_unsettled_deliveries_that_the_caller_has_not_received(broker: Broker) -> None:
-    """When an AMQP 1.0 receiver ends, rest() returns the ids of deliveries that the caller has not received, so that
-    they can be released. The ids of deliveries from before a reconnection, and of settled deliveries, are not among
-    them.
+    """When an AMQP 1.0 receiver ends, rest() returns the ids of the deliveries that the caller has not received, so
+    that they can be released. It leaves out deliveries from before a reconnection and settled deliveries.
     """
     receiver = attached(broker)
     broker.deliver(receiver, b"1")
@@ -471,9 +469,9 @@ def test_a_receiver_that_must_stop_ends_after_the_current_delivery(broker: Broke
 
 
 def test_a_receiver_keeps_its_time_limits(broker: Broker) -> None:
-    """An AMQP 1.0 receiver ends after its idle timeout, which starts again with each delivery and does not run while
-    the connection is lost. After its total timeout, the receiver raises TimedOut. The receiver never waits longer than
-    the time that is left.
+    """An AMQP 1.0 receiver ends after its idle timeout. This time starts again with each delivery, and does not run
+    while the connection is lost. After its total timeout, the receiver raises TimedOut. It never waits for a delivery
+    longer than the time that is left.
     """
     receiver = attached(broker, idle_timeout=2.0)
     broker.steps = [lambda: broker.deliver(receiver, b"1")]
@@ -524,9 +522,9 @@ def test_a_connection_that_is_lost_for_good_ends_a_receiver(broker: Broker) -> N
 
 
 def test_deliveries_are_accepted_only_after_their_output_is_written(broker: Broker) -> None:
-    """An AMQP 1.0 receiver calls the command's function that writes pending output before it accepts deliveries, and
-    before it waits for more. If writing fails, the receiver does not accept the deliveries, does not call the function
-    again, and ends with the error.
+    """Before an AMQP 1.0 receiver accepts deliveries, and before it waits for more, it calls the function that writes
+    the command's pending output. If this function raises an error, the receiver accepts no deliveries, and ends with
+    the error.
     """
     log = list[str]()
 
@@ -550,8 +548,8 @@ def test_deliveries_are_accepted_only_after_their_output_is_written(broker: Brok
 
 
 def test_output_is_written_once_before_a_receiver_waits(broker: Broker) -> None:
-    """While no delivery arrives, an AMQP 1.0 receiver calls the command's function that writes pending output only
-    once, not each time that it looks for a delivery.
+    """While an AMQP 1.0 receiver waits for a delivery, it calls the function that writes the command's pending output
+    once, and not at each check for a delivery.
     """
     written = list[int]()
     receiver = attached(broker, auto_ack=True, before_acknowledging=lambda: written.append(1))

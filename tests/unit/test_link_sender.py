@@ -142,9 +142,10 @@ def rejected(condition: str, description: str | None = None, **info: object) -> 
 def test_an_outcome_becomes_a_confirmation_and_a_reason(
     broker: Broker, state: object, confirmation: str, reason: str
 ) -> None:
-    """The receipt of an AMQP 1.0 message says that an accepted message is confirmed, that a released one is returned,
-    and that any other is nacked. The receipt's reason names the queue that rejected the message if the outcome names
-    the queue, and otherwise contains the description or the condition of the broker's error.
+    """The receipt of an AMQP 1.0 message says `confirmed` if the broker accepted the message, `returned` if the broker
+    released the message, and `nacked` after any other outcome. If the outcome names the queue that rejected the
+    message, the receipt's reason names this queue. Otherwise, the reason is the description or the condition of the
+    broker's error, if any.
     """
     broker.steps = [lambda: broker.decide(state=state)]
     [receipt] = Sender(broker, QUEUE, persistent=False).send([Message(b"")])
@@ -152,9 +153,9 @@ def test_an_outcome_becomes_a_confirmation_and_a_reason(
 
 
 def test_the_receipt_of_a_message_that_was_not_accepted_contains_the_exchange_and_routing_key(broker: Broker) -> None:
-    """If the broker does not accept an AMQP 1.0 message, the receipt's message has the exchange and the routing key to
-    which it was published, so that it can be published again. The receipt of an accepted message contains the same
-    object that was published.
+    """If the broker does not accept an AMQP 1.0 message, the message in the receipt has the exchange and the routing
+    key with which it was published, so that it can be published again. The receipt of an accepted message contains the
+    published object itself.
     """
     given = Message(b"1"), Message(b"2")
     broker.steps = [lambda: broker.decide(b"1", state=Rejected()), broker.decide]
@@ -176,8 +177,8 @@ def test_the_receipt_of_a_message_that_was_not_accepted_contains_the_exchange_an
     ids=["unavailable", "no error", "full", "no info", "released", "accepted"],
 )
 def test_a_rejection_without_a_reason_counts_as_one_by_an_unavailable_queue(state: object, *, expected: bool) -> None:
-    """An AMQP 1.0 message counts as rejected by an unavailable queue, and is sent again, if the outcome `rejected` has
-    the reason `unavailable`, or contains no error.
+    """If the broker rejects an AMQP 1.0 message with the reason `unavailable`, or without any error, mqtool assumes
+    that the message's queue is unavailable. After any other outcome, mqtool does not assume this.
     """
     assert is_unavailable(state) is expected
 
@@ -226,10 +227,10 @@ def test_a_message_keeps_its_own_exchange_and_routing_key_over_amqp_1_0(
 def test_a_message_with_its_own_address_is_sent_over_the_link_without_an_address(
     broker: Broker, address: str | None, exchange: str | None, key: str | None, link: str | None, to: str | None
 ) -> None:
-    """An AMQP 1.0 sender has an address, which names an exchange and a routing key. A message with the same exchange
-    and routing key is sent over the link to this address. Any other message contains its own address, and is sent over
-    a link without an address. If a message has only an exchange or only a routing key, the sender's address completes
-    it, as over AMQP 0-9-1.
+    """An AMQP 1.0 sender's address names an exchange and a routing key. A message that names the same ones, or none, is
+    sent over the link to this address. Any other message is sent with an address of its own, over a link without an
+    address. If such a message has only an exchange or only a routing key, the other one is taken from the sender's
+    address.
     """
     message = Message(b"body", key, exchange)
     broker.steps = [lambda: broker.decide(state=Released())]
@@ -292,9 +293,9 @@ def test_an_error_in_the_input_is_raised_after_earlier_amqp_1_0_messages_have_th
 
 
 def test_a_batch_is_sent_up_to_an_invalid_message_over_amqp_1_0(broker: Broker) -> None:
-    """If a batch contains an invalid message, an AMQP 1.0 sender sends the messages before the invalid one, and removes
-    the sent messages from the batch. The invalid message and all later ones stay in the batch, so that `send
-    --failed-to` can write them to a file.
+    """If a batch contains an invalid message, an AMQP 1.0 sender sends the messages before it, and removes these from
+    the batch. The invalid message and all later ones stay in the batch, so that `send --failed-to` can write them to a
+    file.
     """
     batch = [Message(b"1"), Message(b"2"), Message(b"3", properties={"cluster_id": "c"}), Message(b"4")]
 
@@ -444,9 +445,8 @@ def test_a_missing_outcome_raises_not_confirmed(broker: Broker) -> None:
 
 
 def test_a_sender_can_be_used_again_after_a_missing_outcome(broker: Broker) -> None:
-    """If the window of an AMQP 1.0 sender is full, and the outcome of a message does not arrive in time, send() raises
-    an error. If the outcome arrives later, the next call of send() yields the receipt of this message, and sends more
-    messages.
+    """If the outcome of an AMQP 1.0 message does not arrive in time, send() raises an error. The outcome may arrive
+    later. The next call of send() then yields the receipt of this message first, and sends further messages.
     """
     sender = Sender(broker, QUEUE, persistent=False)
     with pytest.raises(NotConfirmed):
@@ -458,8 +458,9 @@ def test_a_sender_can_be_used_again_after_a_missing_outcome(broker: Broker) -> N
 
 
 def test_a_sender_that_must_stop_does_not_wait_for_outcomes(broker: Broker) -> None:
-    """If a command must stop while AMQP 1.0 messages are unconfirmed and their outcomes cannot arrive, for example
-    because the connection is lost, send() raises NotConfirmed with the reason and the number of these messages.
+    """If a command must stop while AMQP 1.0 messages are unconfirmed, and their outcomes cannot arrive, for example
+    because the connection is lost, send() raises NotConfirmed. The error gives the reason and the number of unconfirmed
+    messages.
     """
     broker.hopeless = "the connection is lost"
     words = r"^stopped with 2 messages unconfirmed: the connection is lost$"
@@ -470,8 +471,8 @@ def test_a_sender_that_must_stop_does_not_wait_for_outcomes(broker: Broker) -> N
 
 
 def test_flush_waits_until_messages_are_sent_and_settle_until_they_have_outcomes(broker: Broker) -> None:
-    """An AMQP 1.0 sender's flush() returns once all messages are sent, without waiting for their outcomes, so that a
-    program can send a reply before it accepts the request. settle() returns once every message has an outcome.
+    """An AMQP 1.0 sender's flush() returns once all messages are sent, and does not wait for their outcomes. settle()
+    returns once every message has an outcome.
     """
     broker.credit = 1
     sender = Sender(broker, None, persistent=False)
@@ -498,9 +499,9 @@ def test_flush_waits_until_messages_are_sent_and_settle_until_they_have_outcomes
 
 
 def test_messages_of_a_list_are_sent_in_batches_of_256(broker: Broker) -> None:
-    """With the default window, an AMQP 1.0 sender sends the messages of a list in batches of 256, and the messages of a
-    source that has its own batches in those. From an iterator, or with a small window, it sends messages one at a time.
-    If the input contains None, nothing is sent for it.
+    """With the default window, an AMQP 1.0 sender sends the messages of a list in batches of 256. If the input has
+    batches of its own, it sends those. From an iterator, or with a small window, it sends messages one at a time. It
+    sends nothing for None in the input.
     """
     listed: list[Message | None] = [Message(b"%d" % number) for number in range(600)]
     listed[5] = None
@@ -547,9 +548,9 @@ def test_a_sending_link_is_attached_as_a_sender_of_unsettled_messages() -> None:
 
 
 def test_a_sender_never_sends_more_messages_than_it_has_credit_for(broker: Broker) -> None:
-    """An AMQP 1.0 sending link sends its messages in order, and only while it has credit. The broker's link-credit
-    counts from the broker's delivery-count, so messages that the broker has not received yet use part of the credit.
-    The link sends nothing while it is not attached, or while the broker's incoming window is full.
+    """An AMQP 1.0 sending link sends its messages in order, and only while it has credit. If the broker grants credit
+    before it has received all messages, those on their way use part of this credit. While the link is not attached, or
+    the broker's incoming window is full, it sends nothing.
     """
     broker.credit = 0
     link = broker.sending_link(QUEUE)

@@ -7,8 +7,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_each_word_by_which_the_makefile_selects_tests_is_in_a_test_name() -> None:
-    """If a target of the Makefile selects tests by a word, as in `pytest FILE -k surviv`, at least one test in this
-    file has the word in its name.
+    """If a target of the Makefile selects tests by words, as in `pytest FILE -k surviv`, each of these words is in the
+    name of at least one test in FILE.
     """
     chosen = re.findall(r"(tests/\S+\.py) -k '([^']+)'", (ROOT / "Makefile").read_text())
     assert len(chosen) >= 2

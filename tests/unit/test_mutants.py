@@ -27,8 +27,8 @@ def test_every_mutated_module_and_its_tests_exist() -> None:
 
 
 def test_every_module_is_mutated_once() -> None:
-    """`make mutants`, which checks that tests notice changes in the code, covers each module of the listed packages
-    exactly once, and has a list of tests for each module.
+    """`make mutants` changes modules of mqtool to see whether their tests notice. It covers each module of its list
+    exactly once, and has tests for each of them.
     """
     listed = [*modules()]
     assert len(listed) == len(set(listed)) > 80

@@ -147,9 +147,9 @@ def test_the_queue_is_drawn_between_the_panes(columns: int, rows: int) -> None:
 
 
 def test_a_busy_pane_gets_the_lines_that_another_pane_does_not_need() -> None:
-    """If a running tutorial shows a sender with one line of output and a worker with five received tasks on a terminal
-    of 80 columns and 24 rows, the worker's pane shows all five tasks, because the sender's pane takes only the lines
-    that it needs.
+    """A tutorial runs on a terminal of 80 columns and 24 rows, with one line of output from a sender, and five received
+    tasks from a worker. The sender's pane takes only the lines that it needs, so the worker's pane shows all five
+    tasks.
     """
     panes, console = playing(80, 24, "boss", "worker 1", "worker 2")
     panes.narrate("Three lines of text. " * 10)

@@ -50,8 +50,8 @@ def test_a_name_in_a_printed_command_line_is_one_argument(name: str) -> None:
 
 
 def test_a_name_with_a_nul_is_not_cut_in_a_printed_command_line() -> None:
-    """In a command line that mqtool prints, a NUL in a queue's name is written as an escape sequence, because a shell
-    would cut the name or drop the NUL, and the command could act on another queue.
+    """In a command line that mqtool prints, a NUL in a queue's name is written as an escape sequence. A shell would
+    otherwise cut the name or drop the NUL, and the command could act on another queue.
     """
     script = f"mqtool() {{ printf '%s\\0' \"$@\"; }}; {pasteable('queue delete', chr(0).join(('pay', '0ll')))}"
     words = subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout.split(b"\0")[:-1]

@@ -26,9 +26,9 @@ def handle(policy: ConsumePolicy, tags: range, now: float = SOON) -> list[int]:
 
 
 def test_the_options_decide_how_a_command_consumes() -> None:
-    """A command usually consumes with a full prefetch. On a queue with a delivery limit, it starts with a prefetch of
-    1, unless `--prefetch` or `--auto-ack` is given. With `--count`, it gets exactly this number of messages, unless the
-    caller acknowledges the messages itself.
+    """A command usually consumes with its full prefetch. On a queue with a delivery limit, it starts with a prefetch of
+    1. Other rules apply if `--prefetch`, `--auto-ack` or `--count` is given, or if the caller acknowledges messages
+    itself.
     """
     assert type(policy_for(Receiving(), limits_deliveries=False)) is Streaming
     assert type(policy_for(Receiving(), limits_deliveries=True)) is Cautious
@@ -71,8 +71,8 @@ def test_a_consumer_with_a_prefetch_of_one_acknowledges_each_delivery() -> None:
 
 
 def test_often_requeued_messages_are_prefetched_one_by_one() -> None:
-    """While a consumer receives messages that have been requeued 15 times or more, its prefetch is 1. From the first
-    message that was requeued less often, it uses its full prefetch.
+    """While a consumer of a queue with a delivery limit receives messages that have been requeued 15 times or more, its
+    prefetch is 1. As soon as it receives a message that was requeued less often, it uses its full prefetch.
     """
     policy = Cautious()
     assert (policy.prefetch, policy.taken(delivery(1, times=15)), policy.prefetch) == (1, Step.GO_ON, 1)
@@ -147,9 +147,9 @@ def test_a_caller_that_acknowledges_never_gets_more_messages_than_the_limit() ->
 
 
 def test_the_last_missing_messages_are_prefetched_together() -> None:
-    """If the caller acknowledges messages itself, a consumer with `--count 20` and a prefetch of 8 is cancelled after
-    13 acknowledgements and subscribes again for the 8 messages that it has not received. If it has to subscribe a
-    second time, it prefetches half of the missing messages.
+    """A caller acknowledges messages itself, with `--count 20` and a prefetch of 8. After 13 acknowledgements, the
+    consumer is cancelled, and subscribes again for the 8 messages that it has not received. If it has to subscribe once
+    more, it prefetches half of the missing messages.
     """
     policy = CallerSettles(Receiving(count=20, prefetch=8, acknowledge=False))
     assert acknowledge(policy, *range(8, 20)) == [Step.GO_ON] * 12
@@ -165,8 +165,8 @@ def test_the_last_missing_messages_are_prefetched_together() -> None:
 
 
 def test_messages_that_were_unacknowledged_when_the_channel_was_lost_do_not_count() -> None:
-    """If the caller acknowledges messages itself, and a channel is lost, only messages that were acknowledged before
-    the loss count towards `--count`. An acknowledgement that comes after the loss does not count.
+    """If the caller acknowledges messages itself, and the channel is lost, messages that were unacknowledged at the
+    time of the loss do not count towards `--count`. A late acknowledgement of such a message does not count either.
     """
     policy = CallerSettles(Receiving(count=3, prefetch=1, acknowledge=False))
     policy.acknowledged(1, 1, is_current=True)
@@ -215,9 +215,10 @@ def test_a_forged_delivery_count_does_not_make_a_consumer_slow() -> None:
 def test_the_options_decide_how_many_messages_are_prefetched_and_who_acknowledges(
     receiving: Receiving, expected: tuple[object, ...], *, is_stream: bool
 ) -> None:
-    """A consumer's prefetch is the value of `--prefetch`. On a queue, a `--count` of more than 250 lowers it to at most
-    50 less than `--count`, and with a smaller `--count`, or a `--prefetch` below the default of 1,000, each message is
-    prefetched alone. mqtool acknowledges the messages, unless the broker (`--auto-ack`) or the caller does.
+    """A consumer's prefetch is the value of `--prefetch`, by default 1,000. On a queue, `--count` lowers it to at most
+    50 less than `--count`, or to 1 if `--count` is 250 or less or `--prefetch` is below 1,000. mqtool acknowledges the
+    messages, unless the broker (`--auto-ack`) or the caller does. If the caller does, the prefetch is at most
+    `--count`.
     """
     policy = policy_for(receiving, limits_deliveries=False, is_stream=is_stream)
     assert (type(policy), policy.prefetch, policy.auto_ack, policy.acknowledges) == expected
@@ -225,8 +226,9 @@ def test_the_options_decide_how_many_messages_are_prefetched_and_who_acknowledge
 
 
 def test_acknowledgements_within_50_ms_are_sent_together() -> None:
-    """A consumer acknowledges its first delivery immediately, and later ones once the last acknowledgement was sent
-    more than 50 ms ago. If the prefetch is unlimited, only this time decides when acknowledgements are sent.
+    """A consumer acknowledges a delivery immediately if it sent its last acknowledgement more than 50 ms ago, and
+    otherwise later, together with others. With an unlimited prefetch, only this time decides when acknowledgements are
+    sent.
     """
     for prefetch in (0, 1000):
         assert handle(Streaming(prefetch), range(1, 50), 0.05) == []
@@ -237,8 +239,8 @@ def test_acknowledgements_within_50_ms_are_sent_together() -> None:
 
 
 def test_a_consumer_whose_caller_acknowledges_is_cancelled_at_its_message_limit() -> None:
-    """If the caller acknowledges messages itself, the consumer is cancelled once the last message that `--count` allows
-    has arrived. Without `--count`, the consumer never ends by itself, even if it was cancelled and started again.
+    """If the caller acknowledges messages itself, the consumer is cancelled once as many messages have arrived as
+    `--count` allows. Without `--count`, the consumer never ends by itself.
     """
     policy = CallerSettles(Receiving(count=3, acknowledge=False))
     assert [policy.taken(delivery(tag)) for tag in (1, 2, 3)] == [Step.GO_ON, Step.GO_ON, Step.CANCEL]
@@ -250,9 +252,9 @@ def test_a_consumer_whose_caller_acknowledges_is_cancelled_at_its_message_limit(
 
 
 def test_after_a_lost_channel_the_remaining_messages_are_prefetched_as_before() -> None:
-    """A consumer with `--count` whose caller acknowledges messages itself continues after its channel was lost: each
-    acknowledgement on the new channel lets the broker send one more of the missing messages. The consumer subscribes
-    again as soon as the broker could send more than are missing.
+    """A consumer with `--count`, whose caller acknowledges messages itself, continues after its channel was lost. Each
+    acknowledgement on the new channel lets the broker send one more message. Before the broker could send more messages
+    than are missing, the consumer is cancelled and subscribes again.
     """
     policy = CallerSettles(Receiving(count=7, prefetch=2, acknowledge=False))
     assert acknowledge(policy, 2, 3) == [Step.GO_ON] * 2
@@ -265,9 +267,9 @@ def test_after_a_lost_channel_the_remaining_messages_are_prefetched_as_before() 
 
 
 def test_a_consumer_prefetches_half_of_the_missing_messages_and_at_least_one() -> None:
-    """If the caller acknowledges messages itself, a consumer with `--count` may subscribe again several times. The
-    first time, it prefetches all missing messages; from the second time on, half of them, rounded down, but at least
-    one.
+    """If the caller acknowledges messages itself, a consumer with `--count` may have to subscribe again several times.
+    The first time, it prefetches all missing messages. Each later time, it prefetches half of them, rounded down, but
+    at least one.
     """
     policy = CallerSettles(Receiving(count=20, prefetch=8, acknowledge=False))
     prefetched = []

@@ -191,8 +191,8 @@ def test_a_failed_connection_ends_waiting_for_confirms_but_keeps_receipts(wire: 
 def test_messages_confirmed_out_of_order_do_not_count_as_unconfirmed_after_an_error(
     wire: Wire, publisher: Unconfirmed
 ) -> None:
-    """If publishing ends with an error, the receipts of messages that were confirmed or nacked before an earlier
-    message can be collected, once. Only messages that were neither confirmed nor nacked still count as unconfirmed.
+    """If publishing ends with an error, the receipts of messages that were confirmed or nacked out of order can be
+    collected once. Only messages that were neither confirmed nor nacked then count as unconfirmed.
     """
     wire.publish(b"1", b"2", b"3", b"4")
     publisher.on_ack(2, multiple=False)
@@ -251,8 +251,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_an_early_confirm_takes_effect_once_earlier_messages_are_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
     """If a message is confirmed before earlier messages, the publisher counts it as in flight and holds back its
-    receipt until the earlier messages are confirmed, too. After that, the publisher keeps no record of the early
-    confirm.
+    receipt until the earlier messages are confirmed. After that, the publisher keeps no record of the early confirm.
     """
     wire.publish(b"1", b"2", b"3", b"4", b"5")
     for tag in (2, 3, 5):
@@ -296,8 +295,8 @@ def test_a_message_keeps_its_own_exchange_and_routing_key(wire: Wire, publisher:
 
 
 def test_messages_are_written_together_while_others_are_unconfirmed(wire: Wire, publisher: Unconfirmed) -> None:
-    """A publisher sends the first message immediately. While that message is unconfirmed, further messages wait for a
-    millisecond, or until they add up to 64 KiB, and are then sent together.
+    """A publisher sends the first message immediately. While that message is unconfirmed, further messages wait for 1
+    ms, or until they add up to 64 KiB, and are then sent together.
     """
     wire.busy = True
     wire.publish(b"1")
@@ -324,8 +323,8 @@ def test_messages_are_written_together_while_others_are_unconfirmed(wire: Wire, 
 
 
 def test_messages_can_wait_for_the_next_acknowledgements(wire: Wire, publisher: Unconfirmed) -> None:
-    """A message that is published with the argument `waits`, such as the reply of an RPC server, is not sent until the
-    next acknowledgements are, and then immediately before them.
+    """A message that is published with the argument `waits`, such as the reply of an RPC server, is sent together with
+    the next acknowledgements, immediately before them.
     """
     wire.busy = True
     publisher.add([Message(b"1")], ROUTE, waits=True)
@@ -337,7 +336,7 @@ def test_messages_can_wait_for_the_next_acknowledgements(wire: Wire, publisher: 
 def test_a_message_that_was_not_sent_yet_is_published_once_after_a_reconnection(
     wire: Wire, publisher: Unconfirmed
 ) -> None:
-    """If a message was not yet sent when the connection was lost, it is sent once, on the next channel. The same
+    """If the connection is lost before a message was sent, the message is sent once, on the next channel. The same
     applies to a message that is published before the first channel is open.
     """
     wire.busy = True
@@ -413,15 +412,15 @@ def test_a_return_is_matched_to_the_most_similar_message_with_the_same_address(
     returned: Message, published: list[tuple[Message, Route]], expected: int | None
 ) -> None:
     """mqtool matches a returned message to a published one with the same exchange, routing key, id and body. If there
-    are several, it chooses the first of those whose properties and headers differ least. The delivery mode counts as a
-    difference, but a BCC header does not.
+    are several, it chooses the one whose properties and headers differ least, and among equal ones the first. The
+    delivery mode counts as a difference, but a BCC header does not.
     """
     assert most_similar(returned, ((tag, *each) for tag, each in enumerate(published, 1))) == expected
 
 
 def test_waiting_for_confirms_ends_when_enough_messages_are_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
-    """A caller of wait(N) waits until fewer than N messages are unconfirmed, even if the receipts of confirmed messages
-    have not been collected. If that is already so, wait() returns immediately.
+    """wait(N) returns once fewer than N messages are unconfirmed, even if the receipts of confirmed messages have not
+    been collected. If this is already the case, it returns immediately.
     """
     wire.publish(b"1", b"2", b"3")
     publisher.on_ack(2, multiple=True)
@@ -433,8 +432,8 @@ def test_waiting_for_confirms_ends_when_enough_messages_are_confirmed(wire: Wire
 
 
 def test_waiting_for_confirms_continues_while_16_mib_are_unconfirmed(wire: Wire, publisher: Unconfirmed) -> None:
-    """If 16 MiB of messages are unconfirmed, a publisher's window is full, even if these are only a few messages.
-    Waiting for confirms then ends as soon as the receipt of one message can be collected.
+    """If 16 MiB of messages are unconfirmed, a publisher's window is full, however few the messages are. wait() then
+    returns as soon as the receipt of one message can be collected.
     """
     wire.publish(b"1", bytes(WINDOW_BYTES - 1))
     assert publisher.is_full(1000)
@@ -466,8 +465,8 @@ def test_a_command_that_must_stop_does_not_wait_for_confirms(wire: Wire, publish
 
 
 def test_the_confirm_timeout_counts_from_the_last_confirm(wire: Wire, publisher: Unconfirmed, now: list[float]) -> None:
-    """The confirm timeout starts at the last confirm or, if no message was unconfirmed after that, when the next
-    message is published. Further messages do not extend it.
+    """The confirm timeout starts at the last confirm. If no message was unconfirmed after that confirm, it starts when
+    the next message is published. Further messages do not extend it.
     """
     wire.publish(b"1")
     publisher.on_ack(1, multiple=False)
@@ -503,8 +502,8 @@ def test_waiting_for_less_than_the_confirm_timeout_raises_no_error(wire: Wire, p
 def test_nacks_are_final_once_queues_have_had_time_to_elect_leaders(
     wire: Wire, publisher: Unconfirmed, now: list[float]
 ) -> None:
-    """For 20 seconds after a reconnection, a publisher publishes a nacked message again after a quarter of a second,
-    each time on another channel, but not while there is no connection. After the 20 seconds, a nack is final.
+    """In the first 20 s after a reconnection, a publisher republishes a nacked message after 0.25 s, each time on
+    another channel. While it is disconnected, it waits. After the 20 s, a nack is final.
     """
     wire.open(connection_is_new=True)
     for attempt in range(2):

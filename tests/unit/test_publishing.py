@@ -154,8 +154,8 @@ def test_a_returned_message_equals_the_published_one() -> None:
 def test_messages_are_published_until_the_window_of_unconfirmed_messages_is_full(
     broker: ScriptedBroker, waits: Waits
 ) -> None:
-    """A publisher publishes messages until its window of unconfirmed messages is full. Then it waits until half of the
-    window is confirmed, and continues. It yields receipts in the meantime.
+    """A publisher publishes messages until its window of unconfirmed messages is full. It continues once half of the
+    window is confirmed. While it waits, it yields receipts.
     """
     broker.confirms = False
     sent = list[int]()
@@ -188,8 +188,8 @@ def test_with_a_window_of_one_each_message_is_confirmed_before_the_next(broker: 
 
 
 def test_receipts_are_yielded_while_there_is_no_message_to_publish(broker: ScriptedBroker, waits: Waits) -> None:
-    """While there is no message to publish, a publisher waits for confirms for 50 ms at a time, and yields their
-    receipts before it asks for more messages.
+    """While there is no message to publish, a publisher waits for confirms, for up to 50 ms at a time. It yields the
+    receipts of confirmed messages before it asks for more messages.
     """
     broker.confirms = False
     asked = list[int]()
@@ -293,8 +293,8 @@ def test_the_messages_before_one_that_cannot_be_encoded_are_published(broker: Sc
 
 
 def test_a_list_is_published_in_batches_of_256() -> None:
-    """With the default window, a list of messages is published in batches of 256, without the list's items that are
-    None. With a small window, or from an iterator, messages are published one by one.
+    """With the default window, a list of messages is published in batches of 256. With a small window, or from an
+    iterator, messages are published one by one. Nothing is published for None in the input.
     """
     listed: list[Message | None] = [Message(b"%d" % number) for number in range(600)]
     listed[5] = None
@@ -340,9 +340,9 @@ def test_unconfirmed_messages_are_published_again_on_the_next_channel(broker: Sc
 
 @pytest.mark.parametrize("when", ["new connection", "lacks a node", "reopened channel"])
 def test_a_nack_is_not_final_while_queues_may_lack_a_leader(broker: ScriptedBroker, waits: Waits, when: str) -> None:
-    """If a message is nacked soon after a reconnection, or on a connection that was opened while a node could not be
-    reached, the message stays unconfirmed and is to be published again, because its queue may have no leader yet. In
-    all other cases, a nack is final.
+    """Soon after a reconnection, or if a node could not be reached when the connection was opened, a queue may have no
+    leader yet. A message that is nacked then stays unconfirmed, and is to be published again. In all other cases, a
+    nack is final.
     """
     broker.confirms = False
     broker.lacks_a_node = when == "lacks a node"
@@ -490,8 +490,8 @@ def test_a_reply_waits_while_the_window_of_unconfirmed_replies_is_full(
 
 
 def test_acknowledgements_are_sent_on_the_channel_of_their_deliveries(broker: ScriptedBroker) -> None:
-    """A delivery is acknowledged on the channel on which it arrived, even if messages are published on this channel,
-    too. After a reconnection, deliveries of earlier channels are not acknowledged, because the broker redelivers them.
+    """A delivery is acknowledged on the channel on which it arrived, even if that channel publishes messages as well.
+    After a channel was lost, its deliveries are not acknowledged, because the broker redelivers them.
     """
     channel = broker.channel()
     old, older = delivery(channel, 1), delivery(channel, 2)

@@ -90,9 +90,9 @@ def api_with(policies: Any = (), operator: Any = (), queues: Any = (), **more: A
 def test_a_queue_with_the_overflow_reject_publish_rejects_messages_beyond_its_lowest_limit(
     arguments: dict[str, Any], policies: list[dict[str, Any]], beyond: int | None
 ) -> None:
-    """If a queue's argument or, if it has no such argument, a policy sets the overflow behaviour to reject-publish,
-    mqtool expects the queue to reject messages beyond the lowest of its limits. It expects other queues not to reject
-    messages.
+    """A queue's argument sets its overflow behaviour or, if it has no such argument, a policy does. If the behaviour is
+    reject-publish or reject-publish-dlx, mqtool expects the queue to reject messages beyond the lowest of its limits in
+    messages. It expects other queues not to reject messages.
     """
     assert rejects_beyond(arguments, policies) == beyond
     assert rejects_beyond(arguments, iter(policies)) == beyond
@@ -185,8 +185,8 @@ def test_the_policy_and_the_operator_policy_of_a_queue_are_found() -> None:
 
 @pytest.mark.parametrize("refusal", [AccessRefused("no"), NotFound("no")], ids=["access refused", "not found"])
 def test_without_permission_to_read_policies_the_queues_effective_policy_is_used(refusal: Exception) -> None:
-    """If a user has no permission to read policies, mqtool uses the effective policy that the management API shows for
-    the queue, if the queue exists.
+    """If a user has no permission to read policies, mqtool uses the effective policy that the management API reports
+    for the queue itself. If the queue does not exist, mqtool assumes that there is no policy.
     """
     effective = {"name": "q", "effective_policy_definition": {"max-length": 9}}
     for lists in ({"policies": refusal}, {"policies": [policy(max_length=5)], "operator": refusal}):
@@ -355,17 +355,17 @@ def test_mqtool_says_what_a_new_policy_would_remove_from_a_queue(
 def test_no_loss_is_reported_for_a_queue_that_a_new_policy_does_not_affect(
     new: dict[str, Any], there: dict[str, Any]
 ) -> None:
-    """Before mqtool sets a policy, it reports no loss for a queue that is within the policy's limits or already has
-    lower ones, rejects new messages instead, is a stream, or does not match the policy. It reports no expiry of a queue
-    that is empty or has consumers.
+    """Before mqtool sets a policy, it reports no loss for a queue that is a stream or does not match the policy. Nor
+    does it report a loss if the queue is within the policy's limits, already has lower ones, or rejects new messages
+    instead of dropping old ones. It reports no expiry of a queue that is empty or has consumers.
     """
     assert lost(new, there) == []
 
 
 def test_losses_are_reported_only_for_a_policy_that_would_apply() -> None:
-    """mqtool reports no loss by a new policy if another policy of the queue has a higher priority, or if the policy or
-    operator policy that already applies is at least as strict. It counts a loss if the new policy has a higher
-    priority, replaces a less strict policy with the same name, or is an operator policy.
+    """mqtool reports no loss if a policy with a higher priority applies to the queue instead of the new one. It reports
+    no loss if the queue's policy of the same name, or its operator policy, is at least as strict. It reports a loss if
+    the new policy has the highest priority, is stricter than the policy that it replaces, or is an operator policy.
     """
     strong, four = policy("strong", priority=5, max_length=20), policy(max_length=4)
     assert lost(four, queue(), policies=[strong]) == []
@@ -393,8 +393,8 @@ def test_losses_are_reported_only_for_a_policy_that_would_apply() -> None:
 def test_clearing_a_policy_can_make_a_queue_drop_messages(
     cleared: dict[str, Any], there: dict[str, Any], weaker: dict[str, Any] | None, loss: Loss | None
 ) -> None:
-    """Before mqtool clears a policy, it says what a queue would lose because of the limits that then apply to it. If
-    there are no such limits, or no policy of this name, it reports no loss.
+    """When a policy is cleared, other limits may apply to a queue. Before mqtool clears the policy, it says what the
+    queue would lose because of these limits. If there are none, or no policy has the given name, it reports no loss.
     """
     api = api_with([cleared, *([weaker] if weaker else [])], [], [there])
     assert losses_by_clearing(api, "v", policy()["name"], operator=False) == ([loss] if loss else [])
@@ -404,9 +404,9 @@ def test_clearing_a_policy_can_make_a_queue_drop_messages(
     "new", [policy(overflow="drop-head"), policy(message_ttl=1000)], ids=["drop-head", "no overflow behaviour"]
 )
 def test_replacing_a_policy_can_make_a_queue_drop_messages(new: dict[str, Any]) -> None:
-    """If a new policy replaces one that made a queue reject messages beyond its limit, mqtool says that the queue will
-    now drop messages beyond the limit of its operator policy. If the new policy only removes a limit, mqtool reports no
-    loss.
+    """A policy with reject-publish makes a queue reject messages beyond the limit of its operator policy. If a new
+    policy without reject-publish replaces it, mqtool says how many messages the queue will drop. If the new policy only
+    removes a limit, mqtool reports no loss.
     """
     rejects, limit = policy(overflow="reject-publish"), [policy(max_length=4)]
     assert lost(new, queue(), policies=[rejects], operator=limit) == [
@@ -426,8 +426,8 @@ def test_losses_are_counted_without_permission_to_read_policies(refusal: Excepti
 
 
 def test_the_losses_of_all_queues_are_listed() -> None:
-    """mqtool lists each queue in which a new policy would cause losses, in the broker's order. A queue that would drop
-    messages and would also expire is listed twice.
+    """mqtool lists each queue in which a new policy would cause losses, in the order in which the broker lists the
+    queues. A queue that would drop messages and would also expire is listed twice.
     """
     new = policy(max_length=4, expires=1000)
     found = lost(new, queue(name="a"), queue(2, name="b"), queue(0, name="c"), queue(type="stream"), queue(name="d"))

@@ -38,7 +38,9 @@ def dues(pace: ReplayPace, messages: list[RecordedMessage]) -> list[float]:
 
 
 def test_a_replay_keeps_the_recorded_gaps() -> None:
-    """`replay` publishes each message as long after the first one as in the recording, divided by the speed."""
+    """`recording replay` keeps the recorded gaps: the time between the first message and any later one is the recorded
+    time, divided by the speed.
+    """
     messages = read(line(5), line(5.25), line(9))
     assert dues(ReplayPace(clock=Clock()), messages) == [0, 0.25, 4]
     assert dues(ReplayPace(2, clock=Clock()), messages) == [0, 0.125, 2]
@@ -46,8 +48,8 @@ def test_a_replay_keeps_the_recorded_gaps() -> None:
 
 
 def test_a_late_replayed_message_does_not_delay_later_ones() -> None:
-    """If `replay` publishes a message late, later messages are not delayed: they are due as long after the first
-    message as in the recording.
+    """If `recording replay` publishes a message late, later messages are not delayed. When each of them is due depends
+    only on the recorded times and the time at which the first message was published.
     """
     clock = Clock()
     pace = ReplayPace(clock=clock)
@@ -59,9 +61,9 @@ def test_a_late_replayed_message_does_not_delay_later_ones() -> None:
 
 
 def test_a_replayed_message_with_an_earlier_timestamp_is_due_immediately() -> None:
-    """If a recorded message has an earlier timestamp than the message before it, `replay` publishes it immediately. If
-    the timestamp is more than 1 s earlier, or if the message begins another file, the times of later messages are
-    measured from this message.
+    """If a recorded message has an earlier timestamp than the message before it, `recording replay` publishes it
+    immediately. If the timestamp is more than 1 s earlier, or the message is the first of another file, the times of
+    later messages are measured from this message.
     """
     assert dues(ReplayPace(clock=Clock()), read(line(3), line(4), line(3.5), line(5))) == [0, 1, 1, 2]
     assert dues(ReplayPace(clock=Clock()), read(line(8), line(9), line(2), line(3))) == [0, 1, 1, 2]
@@ -88,8 +90,8 @@ def test_a_replay_at_a_fixed_rate_has_no_burst_after_a_pause() -> None:
 
 
 def test_the_options_since_and_until_select_recorded_messages() -> None:
-    """`replay --since` and `--until` select recorded messages by time, or by a duration after the first message. A
-    message at the exact time of `--until` is not selected.
+    """`recording replay --since` and `--until` select recorded messages by time, or by a duration after the first
+    message. A message at the exact time of `--until` is not selected.
     """
     lines = [line(second, body=str(second)) for second in range(5)]
     for since, until in (
@@ -103,9 +105,10 @@ def test_the_options_since_and_until_select_recorded_messages() -> None:
 
 
 def test_a_replayed_message_goes_to_its_exchange_or_queue_unless_another_is_given() -> None:
-    """A replayed message is published to the recorded exchange or, if there is none or the message was read from a
-    stream, to the queue from which it was recorded, unless the command names another destination. A message that was
-    recorded with neither raises BadData.
+    """`recording replay` publishes a message to the exchange in the recording. If the recording names no exchange, or
+    the message was read from a stream, `recording replay` publishes it to the queue from which it was recorded. The
+    command's options can name another destination. A message that was recorded with neither exchange nor queue raises
+    BadData.
     """
 
     def place(*lines: bytes, changes: Changes | None = None) -> tuple[str | None, str | None]:
@@ -125,8 +128,8 @@ def test_a_replayed_message_goes_to_its_exchange_or_queue_unless_another_is_give
 
 
 def test_a_replay_drops_and_sets_headers() -> None:
-    """`replay` first removes the headers that its options say to drop, and then sets those that its options add. All
-    other headers keep their values and types.
+    """`recording replay` first removes the headers that its options say to drop, and then sets those that its options
+    add. All other headers keep their values and types.
     """
     given = line(headers={"x-death": [], "n": 1, "raw": {"$bytes": "AA=="}}, properties={"type": "t", "user_id": "app"})
     [message] = read(given, changes=Changes(dropped_headers=["x-death", "none"], headers={"n": 2, "replayed": True}))

@@ -74,8 +74,8 @@ def test_a_dead_letter_is_chosen_if_it_meets_all_conditions(conditions: dict[str
 
 
 def test_a_condition_does_not_match_a_dead_letter_whose_error_or_time_is_unknown() -> None:
-    """A condition on the last error does not match a dead letter whose last error is unknown, and a condition on the
-    time does not match one whose time is unknown.
+    """In `dlq` commands, a condition on the last error does not match a dead letter whose last error is unknown. A
+    condition on the time does not match a dead letter whose time is unknown.
     """
     unknown = letter({"mqtool-reason": "rejected"})
     assert not choice(error="X")(unknown)
@@ -98,8 +98,8 @@ def died_in(queue: str) -> dict[str, Any]:
 
 
 def test_the_origin_of_a_dead_letter_of_worker_follows_from_the_name_of_its_dead_letter_queue() -> None:
-    """`worker` publishes dead letters to QUEUE.dlq through the default exchange. mqtool knows from this name that such
-    a dead letter came from QUEUE, without asking the management API.
+    """`worker` publishes the dead letters of QUEUE to QUEUE.dlq through the default exchange. The name of this
+    dead-letter queue tells mqtool that they came from QUEUE, so it does not ask the management API.
     """
 
     def api() -> Management:
@@ -120,8 +120,9 @@ def test_the_origin_of_a_dead_letter_of_worker_follows_from_the_name_of_its_dead
 def test_a_dead_letters_origin_is_proven_if_the_queue_dead_letters_in_the_same_way(
     arguments: dict[str, Any], exchange: str, key: str
 ) -> None:
-    """A dead letter's headers name the queue that it came from. This is proven if that queue dead-letters to the
-    exchange to which the dead letter was published, and with the same routing key.
+    """A dead letter's headers, which could be forged, name the queue that it came from. mqtool considers this proven if
+    the queue's dead-letter exchange is the exchange to which the dead letter was published. If the queue sets a
+    dead-letter routing key, the dead letter must have this key.
     """
     assert origins({"orders": arguments}, "all.dlq").of(letter(died_in("orders"), exchange, key)) == "orders"
 
@@ -152,9 +153,9 @@ def test_a_dead_letters_origin_is_proven_if_the_queue_dead_letters_in_the_same_w
 def test_if_a_dead_letters_origin_is_not_proven_the_error_says_why(
     queues: dict[str, Any], dead: Delivery, why: str
 ) -> None:
-    """It is not proven which queue a dead letter came from if its headers name no queue, or if they name a queue that
-    does not exist, cannot be looked up, or dead-letters to another exchange or with another routing key. The error says
-    which of these is the case.
+    """If it is not proven which queue a dead letter came from, the error gives the reason. The headers may name no
+    queue. The queue that they name may not exist, may not be accessible, or may dead-letter to another exchange or with
+    another routing key.
     """
     with pytest.raises(Unproven) as error:
         origins(queues).of(dead)
@@ -183,7 +184,8 @@ def test_each_queue_that_dead_letters_name_is_looked_up_once() -> None:
 
 def test_dead_letter_queues_are_found_by_their_name_and_by_the_queues_that_dead_letter_to_them() -> None:
     """mqtool considers a queue a dead-letter queue if it is named NAME.dlq, if a queue dead-letters to it, or if it is
-    bound to a dead-letter exchange. Exclusive queues do not count, nor do queues to which only wait queues dead-letter.
+    bound to a dead-letter exchange. Exclusive queues do not count. Nor does a queue count if only wait queues
+    dead-letter to it.
     """
     arguments: dict[str, dict[str, Any]] = {
         "jobs": {},
@@ -245,8 +247,9 @@ def bodies(vhost: Vhost, queue: str) -> list[int]:
 def test_a_redrive_moves_chosen_dead_letters_back_to_the_queue_they_came_from(
     amqp_vhost: Vhost, channel: Channel
 ) -> None:
-    """`dlq redrive` moves the chosen dead letters back to the queue they came from, in order. The others stay. Chosen
-    dead letters whose origin is not proven stay, too, and each of these is reported.
+    """`dlq redrive` moves the chosen dead letters back to the queue they came from, in order. If it is not proven which
+    queue a chosen dead letter came from, this dead letter stays, and is reported. Dead letters that were not chosen
+    stay.
     """
     bury(channel, "jobs", "jobs", "other", "jobs", "jobs")
     left = list[str]()
@@ -262,8 +265,8 @@ def test_a_redrive_moves_chosen_dead_letters_back_to_the_queue_they_came_from(
 def test_a_queue_that_does_not_accept_its_dead_letters_does_not_stop_a_redrive(
     amqp_vhost: Vhost, channel: Channel
 ) -> None:
-    """If a queue does not accept one of its dead letters back, `dlq redrive` leaves all dead letters of this queue
-    where they are, and reports each. It still moves dead letters that came from other queues.
+    """If the queue that some dead letters came from does not accept one of them back, `dlq redrive` leaves all of them
+    in the dead-letter queue, and reports each. It still moves the dead letters that came from other queues.
     """
     arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "jobs.dlq"}
     bury(channel, *["gone"] * 150, "jobs")

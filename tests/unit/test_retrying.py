@@ -78,9 +78,9 @@ def test_a_worker_that_is_stopped_before_it_can_publish_a_retry_raises_not_confi
 
 
 def test_a_wait_queue_that_has_just_expired_is_declared_again() -> None:
-    """If the wait queue for a retry has just expired, the broker returns the message as unroutable, and `worker`
-    declares the wait queue and publishes the message again. If the broker returns the message three times, `worker`
-    raises NotConfirmed.
+    """If the wait queue for a retry has just expired, the broker returns the message as unroutable. `worker` then
+    declares the wait queue again, and publishes the message again. If the broker returns the message three times,
+    `worker` raises NotConfirmed.
     """
     channel = FakeChannel(Confirmation.RETURNED, Confirmation.CONFIRMED)
     assert retrying(channel).retry(JOB, "failed")
@@ -90,8 +90,8 @@ def test_a_wait_queue_that_has_just_expired_is_declared_again() -> None:
 
 
 def test_after_a_missing_confirm_worker_publishes_no_further_retries() -> None:
-    """If the confirm of a message that is to be retried does not arrive, `worker` publishes no further retries. Each
-    further retry raises NotConfirmed, because a late confirm could be mistaken for that of the next message.
+    """If the confirm of a retry does not arrive, `worker` publishes no further retries: each of them raises
+    NotConfirmed. Otherwise, a late confirm could be mistaken for that of the next retry.
     """
     channel = FakeChannel(NotConfirmed("no answer"), Confirmation.CONFIRMED)
     ours = retrying(channel)
@@ -133,8 +133,8 @@ def test_after_thousands_of_retries_the_delay_is_still_the_maximum() -> None:
     ("delay", "name", "milliseconds"), [(1, "1s", 1000), (90, "1m30s", 90_000), (0.25, "250ms", 250)]
 )
 def test_messages_return_from_a_wait_queue_to_their_work_queue(delay: float, name: str, milliseconds: int) -> None:
-    """The wait queue for a retry is durable, dead-letters its messages after the delay to the work queue, through the
-    default exchange, and does not expire before its messages do. The dead-letter queue is a durable classic queue.
+    """The wait queue for a retry is durable, and does not expire before its messages do. After the delay, it
+    dead-letters them to the work queue, through the default exchange. The dead-letter queue is a durable classic queue.
     """
     queue = retry_queue("jobs", delay)
     assert (queue.name, queue.durable) == (f"jobs.wait.{name}", True)
@@ -200,9 +200,9 @@ def test_a_program_that_exits_with_65_rejects_its_message() -> None:
     ids=["bad data", "usage error"],
 )
 def test_a_message_too_large_for_its_history_is_dead_lettered_without_its_headers(error: Exception) -> None:
-    """If a failed message's headers are so large that `worker` cannot add the message's history, the message is
-    dead-lettered instead of retried. If the broker accepts no message with these headers in the dead-letter queue,
-    `worker` drops the headers, and says so in the notice and in the header mqtool-last-error.
+    """If a failed message's headers are so large that `worker` cannot add the message's history, `worker` dead-letters
+    the message instead of retrying it. If the dead-letter queue does not accept these headers either, `worker` removes
+    them. The notice and the header mqtool-last-error say so.
     """
     channel, notices = FakeChannel(error, error, CONFIRMED), list[str]()
     assert retrying(channel, retries=2, notice=notices.append).retry(AGAIN, "exit status 1") is False

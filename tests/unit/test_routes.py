@@ -48,8 +48,8 @@ def maze(bound: list[Binding], others: dict[str, str | None]) -> Definitions:
 def test_route_finds_the_same_queues_as_an_exhaustive_search(
     bound: list[Binding], others: dict[str, str | None], start: str, key: str
 ) -> None:
-    """`route` finds the same queues as an exhaustive search, and each step of each path that it shows follows a binding
-    that matches the message.
+    """Whatever the bindings and alternate exchanges, `route` finds the same queues as an exhaustive search. Each step
+    of a path that it shows follows a matching binding or leads to an alternate exchange.
     """
     definitions = maze(bound, others)
     route = Router(definitions).route(start, key, near_misses=100)

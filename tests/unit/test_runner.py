@@ -90,8 +90,9 @@ def wait_for_the_end(pid: int) -> None:
     ],
 )
 def test_the_reason_of_a_failure_is_the_exit_status_and_the_last_line_of_stderr(ending: Ending, reason: str) -> None:
-    """If a program that `worker` runs fails, the reason contains its exit status, the signal that ended it or the limit
-    that it exceeded, and up to 300 characters of the last line of its stderr that is not blank.
+    """If a program that `worker` runs fails, the reason says how it ended: with an exit status, by a signal, or because
+    it exceeded a limit. Unless the program printed too much, the reason also quotes up to 300 characters of the last
+    line of its stderr that is not blank.
     """
     assert ending.reason == reason
 
@@ -165,7 +166,7 @@ def test_a_program_whose_output_is_not_captured_writes_to_mqtools_stdout(
 
 @pytest.mark.parametrize("limit", [99_999, 100_000, 0])
 def test_a_program_that_prints_too_much_is_killed(run: Callable[..., Ending], limit: int) -> None:
-    """If a program that `worker` runs prints more bytes than its limit, it is killed, and its stdout is discarded. A
+    """A program that `worker` runs is killed if it prints more bytes than its limit, and its stdout is discarded. A
     program that prints exactly as many bytes as its limit is not killed.
     """
     began = time.monotonic()
@@ -180,8 +181,8 @@ def test_a_program_that_prints_too_much_is_killed(run: Callable[..., Ending], li
 def test_a_program_that_exits_right_after_it_has_printed_too_much_has_exceeded_the_limit(
     run: Callable[..., Ending],
 ) -> None:
-    """If a program prints more bytes than its limit and exits at once, the result still says that the program exceeded
-    the limit, and the program's stdout is discarded.
+    """If a program that `worker` runs prints more bytes than its limit and exits at once, the result says that the
+    program exceeded the limit, and the program's stdout is discarded.
     """
     ending = run(shell("printf 12345", capture=4))
     assert (ending.stdout, ending.too_much) == (b"", 4)
@@ -243,7 +244,7 @@ def test_what_a_program_prints_just_before_it_exits_is_returned(
 
 
 def test_a_program_has_ended_even_if_its_child_process_keeps_its_output_open(run: Callable[..., Ending]) -> None:
-    """`worker` considers a program as ended when the program's own process ends, even if a child process is still
+    """A program that `worker` runs has ended when its own process ends, even if a child process of the program is still
     running and keeps the program's stdout open.
     """
     began = time.monotonic()
@@ -272,8 +273,8 @@ def test_a_program_that_closes_its_output_early_keeps_running(run: Callable[...,
 
 
 def test_a_program_is_killed_if_its_worker_dies() -> None:
-    """If `worker` is killed, its runner (the process that starts the worker's programs) kills the process group of the
-    running program and exits. The broker redelivers the message to another worker.
+    """If `worker` is killed, its runner, the process that starts the worker's programs, kills the running program and
+    exits.
     """
     ours, theirs = socket.socketpair()
     with theirs:
@@ -340,9 +341,9 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[Endin
 def test_a_runner_runs_one_program_after_another_until_its_worker_ends(
     served: Callable[..., list[Ending]], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A runner is a process that runs programs for `worker`, one after another, until the worker ends. It continues
-    after a program that could not be started. A runner has its own process group, so that Ctrl-C reaches only the
-    worker, and it has the default handlers for SIGINT and SIGTERM.
+    """A runner is a process that runs programs for `worker`, one after another, until the worker ends. If a program
+    cannot be started, the runner continues with the next one. A runner has its own process group, so that Ctrl-C
+    reaches only the worker, and the default handlers for SIGINT and SIGTERM.
     """
     missing = shell("")._replace(path="/does/not/exist")
     endings = served(
@@ -375,9 +376,8 @@ class Started:
 
 
 def test_a_program_that_a_killed_runner_should_run_has_exit_status_126() -> None:
-    """`worker` starts its programs through separate processes, called runners. If a runner is killed, the next program
-    that it was to run counts as having exited with 126, as if it could not be executed. The other runners are not
-    affected.
+    """`worker` starts its programs through separate processes, called runners. If a runner is killed, its next program
+    is not run, and counts as having exited with 126. The other runners are not affected.
     """
     first = Started(A="a")
     second = Started(first)
@@ -393,8 +393,8 @@ def test_a_program_that_a_killed_runner_should_run_has_exit_status_126() -> None
 
 
 def test_a_runner_ends_with_its_worker_even_if_a_later_runner_has_inherited_its_socket() -> None:
-    """A runner, which is a process that runs programs for `worker`, ends when the worker closes its socket to the
-    runner. It ends even if a runner that was started later has inherited the socket and is still running.
+    """A runner is a process that runs programs for `worker`, and ends when the worker closes its socket to the runner.
+    A runner that was started later may have inherited this socket, but does not keep the first runner alive.
     """
     first = Started()
     second = Started(first)
@@ -436,9 +436,9 @@ def pipe() -> Iterator[tuple[_Stderr, int]]:
 
 
 def test_a_runner_does_not_block_if_mqtools_stderr_is_a_full_pipe(pipe: tuple[_Stderr, int]) -> None:
-    """A runner, which is a process that runs programs for `worker`, does not block if mqtool's stderr is a full pipe.
-    It keeps the program's stderr in memory, and writes it when there is room in the pipe. The file descriptor of
-    mqtool's stderr stays blocking, because it is shared with other processes.
+    """A runner is a process that runs programs for `worker`. If mqtool's stderr is a full pipe, the runner does not
+    block: it keeps the program's stderr in memory, and writes it when there is room in the pipe. File descriptor 2
+    stays in blocking mode, because other processes share it.
     """
     stderr, reading = pipe
     assert stderr.descriptor != 2
@@ -467,8 +467,8 @@ def test_a_programs_stderr_is_dropped_once_the_reader_of_mqtools_stderr_has_ende
 
 
 def test_the_rest_of_stderr_is_written_before_a_runner_ends(pipe: tuple[_Stderr, int]) -> None:
-    """Before a runner, which is a process that runs programs for `worker`, ends, it writes the rest of its program's
-    stderr, as fast as the reader of mqtool's stderr reads.
+    """A runner is a process that runs programs for `worker`. It does not end before it has written all of its program's
+    stderr, as long as the reader of mqtool's stderr continues to read.
     """
     stderr, reading = pipe
     stderr.write(b"a" * (3 * PIPE_SIZE))
@@ -488,8 +488,8 @@ def test_the_rest_of_stderr_is_written_before_a_runner_ends(pipe: tuple[_Stderr,
 def test_a_runner_ends_even_if_nobody_reads_mqtools_stderr(
     pipe: tuple[_Stderr, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If mqtool's stderr is a pipe that is full and is not read, a runner (a process that runs programs for `worker`)
-    ends after a limited time, without writing the rest of its program's stderr.
+    """A runner is a process that runs programs for `worker`. If mqtool's stderr is a full pipe that nobody reads, the
+    runner ends after a limited time, without writing the rest of its program's stderr.
     """
     monkeypatch.setattr(runners, "_PATIENCE", 10)
     stderr, _ = pipe
@@ -499,8 +499,8 @@ def test_a_runner_ends_even_if_nobody_reads_mqtools_stderr(
 
 
 def test_a_runner_writes_the_rest_of_stderr_until_its_next_request_arrives(pipe: tuple[_Stderr, int]) -> None:
-    """While a runner, which runs programs for `worker`, has no program to run, it writes the rest of its last program's
-    stderr. It stops writing as soon as the worker requests the next program.
+    """A runner is a process that runs programs for `worker`. Between two programs, it writes the rest of the first
+    program's stderr, until the worker requests the second program.
     """
     stderr, reading = pipe
     stderr.write(b"a" * (2 * PIPE_SIZE))
@@ -534,8 +534,8 @@ def test_the_last_byte_of_stderr_is_written_before_the_next_request_arrives(pipe
 def test_none_of_a_programs_stderr_is_lost_if_mqtools_stderr_is_read_slowly(
     pipe: tuple[_Stderr, int], worker: tuple[socket.socket, socket.socket]
 ) -> None:
-    """If a program of `worker` writes more to stderr than fits into the pipe of mqtool's stderr, the rest waits until
-    there is room again. All of it is written in the end, and the program ends normally.
+    """A program that `worker` runs may write more to stderr than fits into the pipe of mqtool's stderr. The rest waits
+    until there is room in the pipe. In the end, all of it has been written, and the program exits normally.
     """
     stderr, reading = pipe
     running = _Run(shell("printf '%0500000d' 1 >&2"), PATH, worker[1], stderr)
@@ -555,8 +555,8 @@ def test_none_of_a_programs_stderr_is_lost_if_mqtools_stderr_is_read_slowly(
 
 
 def test_a_runner_does_not_block_if_mqtools_stderr_is_a_socket() -> None:
-    """If mqtool's stderr is a socket, as in a systemd service, the process that runs a worker's programs keeps in
-    memory what the socket does not accept, and writes it later.
+    """A runner is a process that runs programs for `worker`. If mqtool's stderr is a socket, as in a systemd service,
+    the runner keeps in memory what the socket does not accept, and writes it later.
     """
     ours, theirs = socket.socketpair()
     with ours, theirs, as_stderr(theirs.fileno()):
@@ -598,8 +598,8 @@ def test_a_programs_stderr_is_written_at_once_if_mqtools_stderr_is_a_file(tmp_pa
 
 
 def test_a_runner_does_not_block_if_mqtools_stderr_is_a_terminal() -> None:
-    """If mqtool's stderr is a terminal, the process that runs a worker's programs writes their stderr to this terminal
-    without blocking.
+    """A runner is a process that runs programs for `worker`. If mqtool's stderr is a terminal, the runner writes its
+    programs' stderr to this terminal without blocking.
     """
     leader, follower = os.openpty()
     with as_stderr(follower):

@@ -71,8 +71,8 @@ def test_scrub_replaces_different_words_with_different_words(alphabet: str, leng
 
 @given(st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False))
 def test_scrub_replaces_a_number_with_another_of_as_many_digits(number: float) -> None:
-    """`scrub` replaces a number with one of the same sign and the same number of digits. A 64-bit integer remains
-    one.
+    """`scrub` replaces a number with one of the same sign and the same number of digits. The replacement of a 64-bit
+    integer also fits into 64 bits.
     """
     text = json.dumps(number)
     after = PSEUDONYMS.number(text)
@@ -155,8 +155,8 @@ def test_no_long_word_is_left_after_scrubbing(headers: dict[str, Any], body: Any
 
 
 def test_scrub_replaces_equal_values_with_equal_values() -> None:
-    """With the same seed, `scrub` replaces equal values with equal values, in all fields of a message and in each
-    run.
+    """`scrub` replaces equal values with equal values, in whatever fields of a message they are. With the same seed, a
+    later run replaces them with the same values again.
     """
     line = {"exchange": "", "routing_key": "q", "headers": {"user": "alice", "id": 1742}, "body": "alice bought 1742"}
     after = scrubbed(line)

@@ -28,8 +28,8 @@ from mqtool.message import Delivery, Message
 )
 def test_an_address_names_an_exchange_and_a_routing_key(exchange: str, key: str, address: str) -> None:
     """The AMQP 1.0 address of a message is /exchanges/EXCHANGE/KEY or, for the default exchange, /queues/QUEUE. Names
-    are percent-encoded, and may contain bytes that are not UTF-8. If a reply is published to the default exchange, and
-    its routing key is already an address such as /exchanges/x/k, this address is used unchanged.
+    are percent-encoded, and may contain bytes that are not UTF-8. A routing key of the default exchange that begins
+    with /exchanges/, such as a reply's, is already an address, and is used unchanged.
     """
     assert exchange_address(exchange, key) == address
     if not key.startswith("/"):
@@ -61,9 +61,9 @@ PROPERTIES: dict[str, Any] = {
 
 
 def test_each_property_has_its_place_in_an_amqp_1_0_message() -> None:
-    """Over AMQP 1.0, each property of a message is sent in the section where RabbitMQ expects it: delivery mode,
-    priority and expiration in the header; the type, x- headers and CC as annotations; other headers as application
-    properties; the other properties in the properties section.
+    """mqtool sends each property of an AMQP 1.0 message in the section where RabbitMQ expects it. The delivery mode,
+    priority and expiration are in the header section. The type, x- headers and CC are annotations. Other headers are
+    application properties. All other properties are in the properties section.
     """
     sent = Amqp10Message.decode(encode(Message(b"body", properties=PROPERTIES, message_id="id"), to="/queues/q"))
     assert sent == Amqp10Message(
@@ -172,9 +172,9 @@ def test_a_property_that_amqp_1_0_cannot_express_raises_an_error(
 
 
 def test_properties_but_not_header_names_may_contain_bytes_that_are_not_utf_8() -> None:
-    """When a message is encoded for AMQP 1.0, its properties, message id and address may contain bytes that are not
-    UTF-8. A header name that is not UTF-8 raises UsageError. In the name of an x- header, which becomes an annotation,
-    "?" replaces each character that is not ASCII.
+    """A message's properties, message id and address may contain bytes that are not UTF-8 when it is encoded for AMQP
+    1.0. The name of a header may not: encoding raises UsageError. A header whose name begins with x- becomes an
+    annotation, in whose name "?" replaces each character that is not ASCII.
     """
     properties = {"app_id": "\udcff", "type": "\udcfe"}
     data = encode(Message(b"", properties=properties, message_id="\udcfd"), to="/queues/\udcfc")
@@ -233,9 +233,8 @@ def test_dead_letters_have_their_deaths_in_x_death() -> None:
 
 
 def test_headers_come_from_application_properties_and_annotations() -> None:
-    """The headers of an AMQP 1.0 delivery are the message's application properties and its x- annotations. If an
-    application property and an annotation have the same name, the header has the annotation's value, which the broker
-    may have set.
+    """The headers of an AMQP 1.0 delivery are the message's application properties and its x- annotations. If both
+    contain the same name, the header has the annotation's value, because the broker may have set it.
     """
     found = received(
         message_annotations={Symbol("x-n"): 1, Symbol("x-stream-offset"): 17},
@@ -257,8 +256,8 @@ def test_headers_come_from_application_properties_and_annotations() -> None:
     ],
 )
 def test_a_delivery_is_redelivered_if_first_acquirer_is_false(header: MessageHeader, *, redelivered: bool) -> None:
-    """Over AMQP 1.0, a delivery counts as redelivered if first-acquirer in the message's header section is false or, if
-    first-acquirer is missing, if delivery-count is above 0.
+    """An AMQP 1.0 delivery counts as redelivered if first-acquirer in the message's header section is false. If
+    first-acquirer is missing, the delivery counts as redelivered if delivery-count is above 0.
     """
     for _ in range(2):
         assert received(header=header).redelivered is redelivered
@@ -274,9 +273,9 @@ def test_the_header_section_becomes_delivery_mode_priority_and_expiration() -> N
 
 
 def test_properties_of_other_types_become_text() -> None:
-    """If a property of an AMQP 1.0 message has another type, such as a number as message id, mqtool converts it to
-    text. Properties that AMQP 0-9-1 does not have are left out. If reply-to is the address of a queue, mqtool's
-    property reply_to is the queue's name; any other address is unchanged.
+    """mqtool converts the properties of an AMQP 1.0 message to those of AMQP 0-9-1. A value of another type, such as a
+    number as message id, becomes text. Properties that AMQP 0-9-1 does not have are left out. If reply-to is the
+    address of a queue, reply_to is the queue's name. Any other address is only percent-decoded.
     """
     found = received(
         properties=BareProperties(
@@ -324,9 +323,9 @@ def test_a_reply_to_that_is_an_address_is_sent_unchanged() -> None:
     ids=["data", "none", "text", "long text", "bytes", "long bytes", "number", "map", "sequence"],
 )
 def test_a_body_that_is_not_bytes_keeps_its_encoding(body: bytes, expected: bytes, kind: str | None) -> None:
-    """If the body of an AMQP 1.0 message is data, text or bytes, the delivery's body consists of these bytes. Any other
-    body, such as a number or a map, stays encoded, and the delivery's type is amqp-1.0. If mqtool publishes this
-    delivery again over AMQP 1.0, the body has the same value.
+    """If the body of an AMQP 1.0 message is data, text or bytes, the delivery's body contains these bytes. Any other
+    body, such as a number or a map, stays encoded, and the delivery's type is amqp-1.0. A delivery of this type that
+    mqtool publishes over AMQP 1.0 has the same body as the original message.
     """
     found = received(body=body, message_annotations={Symbol("x-basic-type"): "own"})
     assert (found.body, found.properties["type"]) == (expected, kind or "own")

@@ -45,8 +45,8 @@ def test_input_is_split_at_delimiters_however_it_arrives(given: tuple[bytes, lis
 
 @given(cut_input())
 def test_pauses_in_the_input_are_reported(given: tuple[bytes, list[bytes | None], bytes]) -> None:
-    """While the input of a publishing command pauses, the command gets None instead of a message, so that it can
-    process confirms.
+    """A publishing command reads its messages one by one. While the input pauses, the command gets None instead of a
+    message, so that it can process confirms.
     """
     _, chunks, delimiter = given
     assert list(delimited(iter(chunks), delimiter)).count(None) == chunks.count(None)
@@ -113,8 +113,8 @@ def test_options_set_headers_properties_and_persistence() -> None:
 
 
 def test_unconfirmed_messages_are_saved_before_unread_lines(tmp_path: Path) -> None:
-    """If `send --failed-to` fails, it writes the remaining messages in the order of the input: first those that were
-    published but not confirmed, then the lines that were not yet read.
+    """If `send --failed-to FILE` fails, it writes the messages that are left to FILE, in the order of the input.
+    Messages that were published but not confirmed come first, then the lines that were not yet read.
     """
     lines = tmp_path / "lines"
     lines.write_bytes(b"".join(b"%d\n" % number for number in range(600)))

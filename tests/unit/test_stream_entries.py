@@ -60,8 +60,9 @@ def test_a_stream_entry_that_is_not_amqp_1_0_is_received_as_the_body(data: bytes
 
 @pytest.mark.parametrize("value", [b"\x74" + bytes(4), b"\xa0\x01\xff", b"\x45", b"\x41", b"\x82\x7f\xf8" + bytes(6)])
 def test_a_stream_message_ignores_annotations_with_values_of_the_wrong_type(value: bytes) -> None:
-    """If a publisher writes a priority, a delivery mode or an expiration as a decimal, binary, list, boolean or double,
-    the stream message has no such property, and can be printed as JSON.
+    """A message annotation of a stream entry may contain a priority, a delivery mode or an expiration as a decimal,
+    binary, list, boolean or double. mqtool ignores such an annotation: the message has no such property, and can be
+    printed as JSON.
     """
     names = (b"x-basic-priority", b"x-basic-delivery-mode", b"x-basic-expiration")
     annotations = compound(0xC1, [part for name in names for part in (variable(0xA3, name), value)])
@@ -71,7 +72,7 @@ def test_a_stream_message_ignores_annotations_with_values_of_the_wrong_type(valu
 
 def test_a_stream_entry_published_over_amqp_0_9_1_has_its_exchange_and_routing_key() -> None:
     """If a stream entry was published over AMQP 0-9-1, mqtool reads its exchange and routing key from RabbitMQ's
-    annotations. When mqtool publishes over the stream protocol, it leaves out headers whose values are tables.
+    message annotations. A stream entry that mqtool encodes itself has no headers whose values are tables.
     """
     annotations = {"x-exchange": "logs", "x-routing-key": "kern.error"}
     stored = section(0x72, entries._map(annotations, key=0xA3)) + entries.encode(Message(b"body"))
@@ -109,8 +110,8 @@ def compressed(kind: int, data: bytes) -> bytes:
 
 @pytest.mark.parametrize("compression", range(5))
 def test_the_messages_of_a_sub_entry_batch_are_read_one_by_one(compression: int) -> None:
-    """mqtool reads the messages of a sub-entry batch, in which another stream client has published several messages as
-    one entry, one by one, whatever the batch's compression.
+    """Other stream clients can publish several messages as one entry, a sub-entry batch. mqtool reads the messages of a
+    batch one by one, whatever its compression.
     """
     chunk = batch_of(compressed(compression, PLAIN), compression)
     assert (chunk.first_offset, chunk.records, [*entries.chunk_entries(chunk)]) == (42, 2, [b"one", b"two"])

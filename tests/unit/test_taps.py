@@ -15,8 +15,8 @@ def batch(*bodies: str) -> list[Delivery]:
 
 
 def test_a_tap_with_a_slow_reader_drops_the_oldest_messages_and_counts_them() -> None:
-    """If the buffer of a tap is full because the tap's reader is slow, the tap drops the oldest batches of messages and
-    counts the dropped messages. A batch that is larger than the buffer is kept whole.
+    """If a tap's buffer is full because the reader is slow, the tap drops the oldest batches of messages, and counts
+    the dropped messages. It does not split a batch that is larger than the buffer.
     """
     buffer = Buffer(3)
     buffer.put(batch("1", "2"))
@@ -32,9 +32,9 @@ def test_a_tap_with_a_slow_reader_drops_the_oldest_messages_and_counts_them() ->
 
 
 def test_a_full_tap_buffer_keeps_the_latest_batch_and_a_wake_up() -> None:
-    """A tap's buffer contains batches of messages and wake-ups, which tell the reader, for example, that the connection
-    was lost. If a batch arrives that is larger than the buffer, the tap drops older batches, but neither a wake-up nor
-    the new batch.
+    """A tap's buffer contains batches of messages and wake-ups. A wake-up tells the reader, for example, that the
+    connection was lost. If the latest batch does not fit into the buffer, the tap drops older batches, but keeps
+    wake-ups and the latest batch.
     """
     buffer = Buffer(1)
     buffer.put(batch("1"))
@@ -46,8 +46,8 @@ def test_a_full_tap_buffer_keeps_the_latest_batch_and_a_wake_up() -> None:
 
 
 def test_an_exchange_that_distributes_messages_cannot_be_tapped() -> None:
-    """Tapping a consistent-hash exchange raises UsageError, because the tap's queue would receive some messages instead
-    of the other queues.
+    """Tapping a consistent-hash exchange raises UsageError, because the exchange would route some messages to the tap's
+    queue instead of another queue.
     """
 
     class Api:

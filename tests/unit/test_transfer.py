@@ -40,8 +40,8 @@ def with_headers(headers: dict[str, Any], delivery: Delivery = JOB) -> Delivery:
 
 
 def test_a_moved_message_is_persistent_and_does_not_expire() -> None:
-    """If mqtool retries or redrives a message, the message keeps its body, id and other properties, with three
-    exceptions: it is persistent, has no expiration, and has no user id, because the broker could refuse the user id.
+    """If mqtool retries or redrives a message, it publishes the message as persistent, without an expiration, and
+    without a user id, which the broker could refuse. The message keeps its body, id and other properties.
     """
     for message in (failed(JOB, "exit status 1", "other"), redriven(JOB, "other")):
         assert (message.body, message.exchange, message.routing_key) == (b"job", "", "other")
@@ -50,9 +50,9 @@ def test_a_moved_message_is_persistent_and_does_not_expire() -> None:
 
 
 def test_a_failed_message_contains_its_history_and_no_headers_of_the_broker() -> None:
-    """When mqtool moves a failed message to another queue, the message's headers say how often and why handling it
-    failed, which queue it was in, and when it first failed. mqtool removes the broker's own headers and the headers CC
-    and BCC.
+    """When `worker` moves a message to another queue after a failed attempt, the message's headers contain the number
+    of failed attempts, the last error, the queue, and the time of the first failure. The broker's own headers, CC and
+    BCC are removed.
     """
     message = failed(with_headers({**BROKERS, **COPIES, "x": 1}), "exit status 1", "jobs.wait.1s")
     headers = dict(message.properties["headers"])
@@ -73,8 +73,8 @@ def test_a_failed_message_contains_its_history_and_no_headers_of_the_broker() ->
 
 
 def test_a_redriven_message_has_only_its_publishers_headers_its_origin_and_the_number_of_redrives() -> None:
-    """A message that is moved back from a dead-letter queue has only the headers that its publisher set, those with its
-    original exchange and routing key, and the number of its redrives.
+    """A message that is moved back from a dead-letter queue has the headers that its publisher set, those with its
+    original exchange and routing key, if any, and the number of its redrives. All others are removed.
     """
     ours = {
         "mqtool-attempts": 6, "mqtool-last-error": "no", "mqtool-queue": "jobs", "mqtool-first-failure": FIRST,
@@ -90,7 +90,7 @@ def test_a_redriven_message_has_only_its_publishers_headers_its_origin_and_the_n
 
 def test_a_message_for_another_broker_keeps_its_properties() -> None:
     """A message that is moved to another broker keeps its properties, including its expiration. mqtool removes the
-    headers CC, BCC and x-delivery-count, and the user id unless mqtool logs in to the other broker as this user.
+    headers CC, BCC and x-delivery-count. The user id is kept only if mqtool logs in to the other broker as this user.
     """
     message = elsewhere(with_headers({**COPIES, "x-delivery-count": 1, "x": 1}), "other", "me")
     assert (message.body, message.exchange, message.routing_key, message.message_id) == (b"job", "", "other", "a")
@@ -191,7 +191,7 @@ def test_a_move_ends_with_an_error_if_the_target_queue_rejects_a_message(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
     """If the target queue rejects a message, the move ends with an error that names the message. Each message is then
-    in one of the two queues, in order.
+    in exactly one of the two queues, in order.
     """
     fill(channel, 150)
     channel.declare(Queue("to", durable=True, arguments={"x-max-length": 20, "x-overflow": "reject-publish"}))
@@ -243,8 +243,9 @@ def test_a_move_ends_at_its_limit(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel], *, until: Until, every: int, moved: list[int],
     chooses: bool,
 ) -> None:  # fmt: skip
-    """A move between queues ends once the given number of messages was moved or received, or if no message arrives for
-    the given time. All messages that were not moved stay in the queue.
+    """A move between queues ends when it has moved the given number of messages, or when no message arrives for the
+    given time. With a limit on received messages, it ends when it has received this number, including messages that it
+    does not choose. Messages that were not moved stay in the queue.
     """
     fill(channel, 10)
     channel.declare(Queue("to", durable=True))
@@ -262,7 +263,7 @@ def test_a_move_includes_deliveries_that_arrive_after_the_reply_that_a_queue_is_
     monkeypatch: pytest.MonkeyPatch, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
     """RabbitMQ may report a queue as empty before its last deliveries have arrived. A move waits for these deliveries,
-    and moves their messages, too.
+    and includes their messages.
     """
     fill(channel, 50)
     replies, arrives, depth = list[int](), Consumer.arrives, administration.depth
@@ -467,8 +468,8 @@ class Source:
 def test_waiting_for_requeued_messages_ends_when_they_are_ready_or_after_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """After mqtool has requeued messages, it asks for the queue's number of ready messages every 10 ms, until the queue
-    reports these messages as ready or the given time is over.
+    """After a move has requeued messages, mqtool asks for the queue's number of ready messages every 10 ms. It stops
+    asking when the queue reports all requeued messages as ready, or when the given time is over.
     """
     source = Source(monkeypatch)
     source.ready = 3
@@ -479,8 +480,8 @@ def test_waiting_for_requeued_messages_ends_when_they_are_ready_or_after_a_time(
 
 
 def test_idle_time_includes_the_time_spent_waiting_for_confirms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With an idle time limit of one second, a move ends one second after the last message arrived, even if it spent
-    part of that second waiting for confirms.
+    """With an idle time limit of 1 s, a move ends 1 s after the last message arrived. The time that the move spends
+    waiting for confirms counts towards this second.
     """
     source = Source(monkeypatch, 0.0, 0.9, 1.8, 2.9)
     assert source.moves(Until(idle=1.0)) == [1, 2, 3]
@@ -495,8 +496,8 @@ def test_a_move_ends_immediately_when_the_queue_is_empty(monkeypatch: pytest.Mon
 
 
 def test_a_move_without_a_condition_receives_no_more_messages_than_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A move of at most N messages without a condition receives no more than N messages. With a condition, it may
-    receive more, because some messages do not match.
+    """If a move is limited to N messages, and has no condition, it receives no more than N messages from the queue.
+    With a condition, it may receive more, because some messages do not match.
     """
     every, some = Source(monkeypatch, 0.0, 0.0), Source(monkeypatch, 0.0, 0.0)
     for source, chooses in ((every, False), (some, True)):
@@ -510,9 +511,9 @@ def test_a_move_without_a_condition_receives_no_more_messages_than_its_limit(mon
 def test_all_requeued_messages_are_received_if_some_are_held(
     monkeypatch: pytest.MonkeyPatch, requeued: int, *, chooses: bool, left: int
 ) -> None:
-    """A quorum queue delivers requeued messages first. If a move that leaves some messages in the queue reaches its
-    limit among requeued messages, it receives the remaining requeued messages, too. It then requeues all of these
-    together, so that they keep their order. In all other cases, the move receives no messages beyond its limit.
+    """A quorum queue delivers requeued messages first. A move that leaves some of them in the queue may reach its limit
+    before it has received all of them. It then receives the rest, and requeues all of these messages together, in
+    order. In all other cases, a move receives no messages beyond its limit.
     """
     source = Source(monkeypatch, 0.0, 0.0, 0.2, 0.25, 0.25, requeued=requeued)
     assert source.moves(Until(moved=1), chooses=chooses) == [1]
@@ -521,8 +522,8 @@ def test_all_requeued_messages_are_received_if_some_are_held(
 
 
 def test_held_messages_are_requeued_a_few_batches_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the end of a move, mqtool requeues the messages that were not moved, in batches. After every few batches, it
-    waits until the queue reports their messages as ready, because a quorum queue could otherwise change the order.
+    """At the end of a move, mqtool requeues, in batches, the messages that were not moved. After every few batches,
+    mqtool waits until the queue reports them as ready, because a quorum queue could otherwise change their order.
     """
     monkeypatch.setattr(transfer, "AT_ONCE", 2)
     monkeypatch.setattr(transfer, "_TOGETHER", 2)
@@ -533,8 +534,8 @@ def test_held_messages_are_requeued_a_few_batches_at_a_time(monkeypatch: pytest.
 
 
 def test_a_move_ends_with_the_error_of_a_lost_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the connection is lost during a move that leaves some messages in the queue, the move ends with the
-    connection's error. It does not try to requeue these messages, because the broker does.
+    """If the connection is lost during a move that leaves some messages in the queue, the move raises the connection's
+    error. mqtool does not requeue these messages, because the broker does.
     """
     monkeypatch.setattr(transfer, "AT_ONCE", 1)
     source = Source(monkeypatch, 0.0, 0.0)

@@ -114,8 +114,7 @@ def performatives(data: bytes) -> list[Any]:
 
 def test_a_connection_logs_in_and_opens_the_virtual_host(broker: Broker) -> None:
     """An AMQP 1.0 connection logs in with the user's name and password (SASL PLAIN), and opens the virtual host of the
-    URL, with frames of up to 128 KiB and an idle timeout of 60 seconds. The connection name is the name that the caller
-    has chosen.
+    URL. It has the name that the caller has chosen, frames of up to 128 KiB, and an idle timeout of 60 s.
     """
     connected = broker.connect(opened(properties={Symbol("version"): "4.1.0", Symbol("product"): "RabbitMQ"}))
     assert connected.properties == {"version": "4.1.0", "product": "RabbitMQ"}
@@ -158,8 +157,8 @@ def test_a_heartbeat_of_0_turns_heartbeats_off(broker: Broker, heartbeat: int | 
 def test_a_client_certificate_is_used_to_log_in_if_the_url_names_no_user(
     broker: Broker, offered: str, *, names_user: bool, mechanism: str
 ) -> None:
-    """If a client certificate is given, the URL names no user and the broker offers EXTERNAL, an AMQP 1.0 connection
-    logs in with the certificate. In all other cases, it logs in with a user name and a password.
+    """An AMQP 1.0 connection logs in with the client certificate if one is given, the URL names no user and the broker
+    offers the SASL mechanism EXTERNAL. In all other cases, it logs in with a user name and a password.
     """
     offer = frame(0, SaslMechanisms(Array([Symbol("PLAIN"), Symbol(offered)])), SASL)
     data = SASL_HEADER + offer + opened().removeprefix(SASL_HEADER + MECHANISMS)
@@ -192,8 +191,8 @@ def test_a_client_certificate_is_used_to_log_in_if_the_url_names_no_user(
 def test_the_error_of_a_connection_that_cannot_be_opened_gives_the_reason(
     broker: Broker, data: bytes, kind: type[MqtoolError], words: str
 ) -> None:
-    """If an AMQP 1.0 connection cannot be opened, mqtool's error says whether the other end is not an AMQP 1.0 broker,
-    has refused the login, or has refused the virtual host. mqtool closes the socket.
+    """If an AMQP 1.0 connection cannot be opened, mqtool's error gives the reason: the other end closed the socket,
+    does not speak AMQP 1.0, refused the login, or refused the virtual host. mqtool closes the socket.
     """
     broker.socket.sendall(data)
     broker.end()
@@ -205,8 +204,8 @@ def test_the_error_of_a_connection_that_cannot_be_opened_gives_the_reason(
 
 @pytest.mark.parametrize("data", [b"", SASL_HEADER, LOGGED_IN])
 def test_a_reconnection_that_ends_early_is_a_network_failure(broker: Broker, data: bytes) -> None:
-    """If an AMQP 1.0 connection is opened again, and the broker closes the socket before the connection is open, mqtool
-    raises Unavailable and therefore tries again. It does not report a refused login, because it has logged in before.
+    """During a reconnection over AMQP 1.0, the broker may close the socket before the connection is open. mqtool has
+    logged in before, so it raises Unavailable, and not an error about a refused login.
     """
     broker.socket.sendall(data)
     broker.end()
@@ -232,15 +231,15 @@ def test_the_error_of_a_refused_connection_names_the_host_and_the_port(monkeypat
     ("offered", "expected"), [(None, 131_072), (131_073, 131_072), (4096, 4096), (512, 512), (1, 512)]
 )
 def test_frames_are_as_large_as_both_ends_accept(broker: Broker, offered: int | None, expected: int) -> None:
-    """An AMQP 1.0 frame of mqtool is at most as large as the broker's max-frame-size and 128 KiB allow. If the broker's
-    max-frame-size is less than 512 bytes, the limit is 512 bytes.
+    """mqtool sends AMQP 1.0 frames of at most 128 KiB, or of the broker's max-frame-size if this is smaller. A
+    max-frame-size of less than 512 bytes counts as 512 bytes.
     """
     assert broker.connect(opened(max_frame_size=offered)).frame_max == expected
 
 
 def test_frames_are_read_however_the_bytes_are_split(broker: Broker) -> None:
-    """An AMQP 1.0 connection's read() returns the bodies of the frames that have arrived completely, without
-    heartbeats, and skips extended headers. The rest of an incomplete frame may arrive later.
+    """An AMQP 1.0 connection's read() returns the bodies of all frames that have arrived completely, without heartbeats
+    and extended headers. A frame that has arrived in part is returned by a later call.
     """
     connected = broker.connect(opened())
     broker.arrives(FLOW[:3])

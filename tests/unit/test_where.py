@@ -303,8 +303,8 @@ def test_a_condition_sees_a_missing_exchange_key_or_headers_as_empty() -> None:
 
 
 def test_a_parsed_condition_contains_its_text_and_its_fields() -> None:
-    """A parsed `--where` condition has the attributes `text`, the condition itself, and `fields`, the names of the
-    fields that it tests, so that the caller can fetch only these fields.
+    """A parsed `--where` condition has the attributes `text` and `fields`. `text` is the condition as it was written.
+    `fields` contains the names of the fields that the condition tests, so that the caller can fetch only these.
     """
     condition = where.parse("headers.x=1 and (queue=a or not message-id)")
     assert condition.text == "headers.x=1 and (queue=a or not message-id)"
@@ -314,8 +314,8 @@ def test_a_parsed_condition_contains_its_text_and_its_fields() -> None:
 
 @pytest.mark.parametrize("value", ["'X'", "X-1", '"a" or queue="X"'])
 def test_a_quoted_value_ends_at_the_next_quote(value: str) -> None:
-    """In a `--where` condition, a quoted value ends at the next quotation mark of the same kind, so `"a" or queue="X"`
-    contains two values. A value without quotation marks can begin with any letter.
+    """A quoted value in a `--where` condition ends at the next quotation mark of the same kind. The text `"a" or
+    queue="X"` therefore contains two values. A value without quotation marks can begin with any letter.
     """
     record = {"queue": "X-1" if value == "X-1" else "X"}
     assert where.parse(f"queue={value}").matches(record)
@@ -424,8 +424,8 @@ def _grown(inner: st.SearchStrategy[tuple[str, bool]]) -> st.SearchStrategy[tupl
 
 @given(st.recursive(_LEAVES, _grown, max_leaves=8))
 def test_conditions_can_be_combined_with_and_or_and_not(grown: tuple[str, bool]) -> None:
-    """If `--where` conditions are combined at random with and, or, not and parentheses, the result is the same as in
-    Python.
+    """If `--where` conditions are combined at random with and, or, not and parentheses, the result is that of the same
+    expression in Python.
     """
     text, holds = grown
     assert where.parse(text).matches(RECORD) is holds

@@ -153,8 +153,8 @@ def test_a_message_whose_connection_was_lost_is_neither_moved_nor_acknowledged(
     handled: HandledMessages, *, deduplicates: bool
 ) -> None:
     """If the connection is lost while a worker's program handles a message, the worker does not acknowledge, move or
-    count the message, and a notice says that the broker will deliver it again. With `--deduplicate`, the program does
-    not run again for this message if it has handled it successfully.
+    count the message. A notice says that the broker will deliver the message again. With `--deduplicate`, the program
+    then runs for the message only if it failed the first time.
     """
     channel, notices = FakeChannel(job(1, "a"), job(2, "b"), job(3, "c")), list[str]()
     channel.lost = {1, 2}
@@ -171,9 +171,9 @@ def test_a_message_whose_connection_was_lost_is_neither_moved_nor_acknowledged(
 
 
 def test_a_duplicate_is_acknowledged_without_running_its_program(handled: HandledMessages) -> None:
-    """With `--deduplicate`, if a copy of a message arrives that was handled successfully or dead-lettered, the worker
-    acknowledges the copy without running its program, and a notice says why. The worker runs its program for a message
-    that is retried, and for a dead letter that was moved back.
+    """With `--deduplicate`, a worker acknowledges a copy of a message that was handled successfully or dead-lettered,
+    without running its program. A notice says why. The worker does run its program for a message that is retried, and
+    for a dead letter that was moved back.
     """
     program = Job({2: Ending(65), 3: Ending(1)})
     working(FakeChannel(job(1, "a"), job(2, "b"), job(3, "c")), program, handled)[1]()
@@ -248,8 +248,8 @@ def test_running_programs_finish_before_the_worker_ends_with_an_error() -> None:
 
 
 def test_a_worker_that_is_stopped_while_its_connection_is_blocked_raises_the_error_of_the_retry() -> None:
-    """If a signal stops `worker` while the broker blocks its connection, `worker` can neither publish a retry nor
-    cancel its consumer. It raises the error of the retry, NotConfirmed, and does not acknowledge the message.
+    """While the broker blocks its connection, `worker` can neither publish a retry nor cancel its consumer. If a signal
+    then stops `worker`, it raises the error of the retry, NotConfirmed, and does not acknowledge the message.
     """
     channel = FakeChannel(job(1), error=StoppedWaiting("stopped: the broker blocks publishers"))
     _, work = working(channel, Job({1: Ending(1)}, moves=False), concurrency=2)
