@@ -88,7 +88,6 @@ def _decoupling(stage: Stage) -> None:
 
 
 def _asynchrony(stage: Stage) -> None:
-    shop_terminal, packer = stage.terminals("shop", "packer")
     packing = stage.name("packing")
     # In the picture, too, the packer has packed an order before the next one comes.
     count, per_second = 8, 2.0
@@ -97,6 +96,7 @@ def _asynchrony(stage: Stage) -> None:
         f"Second reason: asynchrony. Packing an order takes {_PACK_SECONDS:g} s. First, the shop itself runs ./pack: "
         "it sends no message, the queue stays empty, and the customer has to wait."
     )
+    shop_terminal, packer = stage.terminals("shop", "packer")
     _forget_orders(stage)
     packer.start(f"mqtool worker -q {packing} --declare --exec ./pack")
     direct = Shop(shop_terminal, 'while read -r order; do echo "$order" | ./pack; done', _PACKED)
@@ -142,7 +142,6 @@ def _forget_orders(stage: Stage) -> None:
 
 
 def _peak_clipping(stage: Stage) -> None:
-    shop_terminal, packer = stage.terminals("shop", "packer")
     packing = stage.name("packing")
     burst, capacity = 40, 1 / _PACK_SECONDS
 
@@ -150,6 +149,7 @@ def _peak_clipping(stage: Stage) -> None:
         f"Third reason: peak clipping. The packer can do {capacity:g} orders a second at most. On a quiet day that "
         f"is enough. Now {burst} orders come within a second."
     )
+    shop_terminal, packer = stage.terminals("shop", "packer")
     packer.start(f"mqtool worker -q {packing} --declare --exec ./pack")
     shop = Shop(shop_terminal, f"mqtool new-task -q {packing} -l -v", _SENT)
     with (

@@ -1419,6 +1419,25 @@ def test_the_lines_of_a_terminal_are_in_order_after_a_jump_within_a_recording(ch
     assert shown == [*lines, "^C", "$ next"]
 
 
+def test_a_command_is_shown_below_what_the_previous_one_printed_in_the_same_millisecond(
+    chromium: Any, tmp_path: Path
+) -> None:
+    """If a command prints its last line, ends, and the next command is typed in the same millisecond, a terminal shows
+    the line above the next command.
+    """
+    happened = [("typed", "first"), ("printed", "the output of first"), ("finished", ""), ("typed", "second")]
+    records = play([])[:-1]
+    records += [
+        {"t": 12_000, "kind": kind, "n": 60 + n, "terminal": "worker 1", "line": line}
+        for n, (kind, line) in enumerate(happened)
+    ]
+    page = recorded(chromium, tmp_path, [*records, {"kind": "now", "t": 13_000}])
+    seek(page, 1)
+    page.until(lambda: "second" in page.text("#terminals"), "the second command")
+    shown = page.ask("return [...document.querySelectorAll('.terminal pre')][1].textContent").splitlines()
+    assert shown == ["$ first", "the output of first", "$ second"]
+
+
 @pytest.mark.parametrize("name", ["hello-python-stream", "delayed_logs.delayed", "WORKSHOPS.WM.illnesses.illicit"])
 def test_the_name_of_a_queue_fits_into_its_outline(chromium: Any, tmp_path: Path, name: str) -> None:
     """In the picture of `mqtool ui`, the name of a queue does not cross the outline of the cylinder that stands for the

@@ -115,24 +115,32 @@ export function apply(state, record) {
 
 /**
  * The order of records by their time. What a program prints may be known before the broker's event that it follows from,
- * and in the same millisecond.
+ * and in the same millisecond, as may the next command that is typed.
  */
 export const inOrder = (one, other) =>
-  one.t - other.t || Number(one.kind === "printed") - Number(other.kind === "printed");
+  one.t - other.t || Number(OF_TERMINALS.has(one.kind)) - Number(OF_TERMINALS.has(other.kind));
+
+const OF_TERMINALS = new Set(["typed", "printed", "finished"]);
 
 /** When a record of a play is shown: what was printed or found out, only after the messages that it follows from. */
 function whenShown(state, { kind, terminal, t }) {
   if (!state.play) return t;
-  if (kind === "printed" || kind === "typed" || kind === "finished") {
+  if (OF_TERMINALS.has(kind)) {
     const known = kind === "printed" ? [...state.parties.values()].filter(({ client }) => client === terminal) : [];
     // Lines of a terminal stay in their order.
     const before = state.due.filter((each) => each.record.terminal === terminal).map(({ at }) => at);
     return Math.max(t, ...known.map(({ told }) => told), ...before);
   }
+  if (kind === "measured") {
+    // Charts show how many messages wait, as the queues do.
+    const toQueues = [...arrivals(state)].filter(([node]) => node.startsWith("q")).map(([, at]) => at);
+    const before = state.due.filter((each) => each.record.kind === kind).map(({ at }) => at);
+    return Math.max(t, ...toQueues, ...before);
+  }
   return CONCLUSIONS.has(kind) ? settlesAt(state) : t;
 }
 
-const CONCLUSIONS = new Set(["answered", "checked", "ends", "measured"]);
+const CONCLUSIONS = new Set(["answered", "checked", "ends"]);
 
 /** Whether what moves is an acknowledgement on its way from a consumer to the queue. */
 export const isAck = ({ nodes, fate }) => fate === "acknowledged" && nodes.length > 1 && nodes.at(-1)[0] === "q";
