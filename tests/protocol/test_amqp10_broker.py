@@ -133,8 +133,8 @@ def test_exceeding_the_session_window_during_an_alarm_ends_the_session(broker: E
 def test_faults_of_the_embedded_broker_end_amqp_1_0_connections_and_sessions(
     broker: EmbeddedBroker, queue: str
 ) -> None:
-    """The embedded broker's fault `close_connections` sends an AMQP 1.0 client a close frame, the fault
-    `cut_connections` cuts its connection without one, and the fault `close_channels` ends its session.
+    """Faults of the embedded broker affect AMQP 1.0 clients. The fault `close_connections` sends the client a close
+    frame, `close_channels` ends its session, and `cut_connections` cuts its connection without a close frame.
     """
     client = RawAmqp10(broker.url)
     client.attach_sender(queue)

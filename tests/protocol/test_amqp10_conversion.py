@@ -245,8 +245,9 @@ def test_a_message_keeps_its_content_across_protocols(
 def test_an_amqp_1_0_message_keeps_what_amqp_0_9_1_cannot_express(
     channel: BlockingChannel, client: RawAmqp10, kind: str, body: bytes
 ) -> None:
-    """A message that is sent and received over AMQP 1.0 keeps its properties, application properties and footer, and a
-    body of data, sequences or a value, including everything that AMQP 0-9-1 cannot express.
+    """If a message is sent and received over AMQP 1.0, nothing that AMQP 0-9-1 cannot express is lost. The message
+    keeps all its properties, its application properties and its footer. Its body may consist of data sections,
+    sequences or a value.
     """
     channel.queue_declare("q", durable=True, arguments={"x-queue-type": kind})
     sent = Amqp10Message(
@@ -266,9 +267,9 @@ def test_an_amqp_1_0_message_keeps_what_amqp_0_9_1_cannot_express(
 
 
 def test_a_value_body_arrives_encoded_over_amqp_0_9_1(channel: BlockingChannel, take: Take, client: RawAmqp10) -> None:
-    """The amqp-value body of an AMQP 1.0 message arrives over AMQP 0-9-1 in its AMQP 1.0 encoding, with the type
-    property amqp-1.0. If an AMQP 0-9-1 client publishes this message again, an AMQP 1.0 receiver gets the original
-    value.
+    """If the body of an AMQP 1.0 message is a value, the message arrives over AMQP 0-9-1 with the encoded value as its
+    body, and `amqp-1.0` as its property `type`. If an AMQP 0-9-1 client publishes this message again, an AMQP 1.0
+    receiver gets the original value.
     """
     channel.queue_declare("q", durable=True)
     _publish_10(client, "q", Amqp10Message(body=value_section(["a", True])))

@@ -832,8 +832,8 @@ def test_a_disposition_without_an_outcome_ends_the_session_and_requeues_its_deli
     broker: TestBroker, client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any, state: Any
 ) -> None:
     """If an AMQP 1.0 receiver settles five deliveries with a state that is not an outcome, such as `received`, the
-    broker ends the session, and requeues all five messages in order. If RabbitMQ cannot decode the state, it closes the
-    connection instead.
+    broker ends the session and requeues all five messages in order. For a state of an unknown type, RabbitMQ closes the
+    connection instead of ending the session.
     """
     for number in range(5):
         channel.basic_publish("", "q", b"%d" % number)

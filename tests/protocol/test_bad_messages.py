@@ -34,8 +34,8 @@ def dead_letters_to(channel: BlockingChannel, target: str, **arguments: object) 
 @pytest.mark.parametrize("depth", [60, 61, 62, 63])
 @pytest.mark.parametrize("header", ["CC", "BCC", "x"])
 def test_messages_with_deeply_nested_headers_are_dead_lettered(depth: int, header: str) -> None:
-    """When a message with a header that is nested 60 to 63 levels deep expires, the message is dead-lettered, even if
-    the header is CC or BCC. Later messages in the queue are dead-lettered as usual.
+    """If a message expires whose header (CC, BCC or any other) contains lists nested more than 60 levels deep, the
+    message is dead-lettered. Later messages in the queue are dead-lettered as well.
     """
     value: Any = ["k"]
     for _ in range(depth):

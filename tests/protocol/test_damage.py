@@ -48,8 +48,8 @@ def kept(process: BrokerProcess) -> Path:
 
 
 def test_no_damage_is_reported_after_the_broker_was_killed_or_stopped(process: BrokerProcess) -> None:
-    """When a broker that was killed or stopped starts again, it has all messages, logs no damage, and keeps no copies
-    of damaged files.
+    """After the broker was killed or stopped, and is started again, it has all messages, logs no damage, and keeps no
+    copies of damaged files.
     """
     for end in (process.kill, process.stop):
         end()

@@ -178,8 +178,8 @@ def test_the_alternate_exchange_of_a_delayed_exchange_gets_a_copy_immediately(
 def test_a_transaction_has_no_effect_on_a_delayed_message(
     channel: BlockingChannel, connection: pika.BlockingConnection, take: Take, end: str
 ) -> None:
-    """A delayed message published in a transaction is delivered once, even if the transaction is rolled back or the
-    channel is closed.
+    """If a message is published in a transaction to an x-delayed-message exchange, it is delivered once, whether the
+    transaction is committed or rolled back, or the channel is closed.
     """
     other = connection.channel()
     other.tx_select()
@@ -255,7 +255,9 @@ def test_x_delayed_type_must_be_an_exchange_type(connection: pika.BlockingConnec
 
 @pytest.mark.usefixtures("delayed")
 def test_each_of_many_delayed_messages_arrives_exactly_once(channel: BlockingChannel, take: Take) -> None:
-    """If 500 delayed messages are published, and later ones are due earlier, each message arrives exactly once."""
+    """If 500 messages are published to a delayed exchange, and each is due no later than the one before, all 500
+    arrive, each exactly once.
+    """
     for number in range(500):
         channel.basic_publish("x", "k", str(number).encode(), delay(300 - number // 2))
     got = [int(body) for body in take.bodies("q", 500)]

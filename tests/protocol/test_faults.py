@@ -452,8 +452,8 @@ def test_the_cancel_consumers_fault_sends_basic_cancel(vhost: Vhost, channel: Bl
 
 
 def test_a_fault_ends_with_its_virtual_host_or_after_its_duration(whole: EmbeddedBroker) -> None:
-    """When a virtual host of the embedded broker is deleted, its faults end. A fault with a duration ends after this
-    duration.
+    """When a virtual host of the embedded broker is deleted, all faults that were injected into this virtual host end.
+    A fault with a duration ends after this duration.
     """
     with whole.fresh_vhost() as vhost:
         vhost.faults.refuse_connections()

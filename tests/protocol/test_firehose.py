@@ -75,9 +75,9 @@ def test_the_firehose_copies_a_published_message(trace: Trace, connect: Opener, 
     assert list(headers["properties"]) == [*reversed(properties)]
 
 
-def test_the_firehoses_copy_lists_the_routing_keys_in_cc_and_bcc(trace: Trace, connect: Opener) -> None:
-    """If a message is published in a transaction, the firehose's copy arrives before the transaction is committed. The
-    copy lists all routing keys of the message, including those in CC and BCC.
+def test_the_firehose_copies_a_message_in_a_transaction_before_the_commit(trace: Trace, connect: Opener) -> None:
+    """If a message is published in a transaction, the firehose's copy arrives before the commit. The copy lists all
+    routing keys of the message, including those in CC and BCC.
     """
     client = connect().channel()
     client.tx_select()

@@ -115,9 +115,9 @@ def test_a_health_check_for_a_port_or_protocol_without_a_listener_gets_503(api: 
 
 
 def test_missing_policies_and_parameters_get_404_and_reserved_queue_names_are_refused(api: Api, vhost: str) -> None:
-    """Over HTTP, a GET request for a policy, an operator policy or a global parameter that does not exist gets the
-    status 404. A virtual host without policies has an empty list of policies. A request to declare a queue whose name
-    begins with `amq.` is refused.
+    """Over HTTP, a request for a missing policy, operator policy or global parameter gets the status 404. A request for
+    all policies of a virtual host without policies gets an empty list. A request to declare a queue whose name begins
+    with `amq.` is refused.
     """
     assert api("GET", f"policies/{vhost}") == (200, [])
     for path in (f"policies/{vhost}/none", f"operator-policies/{vhost}/none", "global-parameters/none"):

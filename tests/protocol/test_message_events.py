@@ -231,8 +231,8 @@ def test_events_name_the_protocol_of_publishers_and_consumers(broker: EmbeddedBr
 def test_events_report_the_largest_link_credit_of_each_amqp_1_0_consumer(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """A response from /api/mqtool/events contains the largest link credit that each AMQP 1.0 consumer has granted at
-    once. Deliveries do not reduce this number. Consumers that have granted no credit are not listed.
+    """A response from /api/mqtool/events contains, for each AMQP 1.0 consumer that has granted link credit, the largest
+    credit granted so far. Deliveries do not reduce this number. Consumers that have granted no credit are not listed.
     """
     channel.queue_declare("q", durable=True)
     events = Events(broker)
@@ -440,9 +440,9 @@ def test_quickly_published_messages_are_all_counted_but_only_some_cause_events(
 def test_events_report_a_dead_letter_in_a_queue_whose_other_messages_are_only_counted(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """If messages are published to a queue faster than /api/mqtool/events can report them, the broker only counts these
-    messages. If a message that was reported in another queue is dead-lettered to this queue, the dead letter is
-    reported.
+    """If messages are published to a queue faster than /api/mqtool/events can report them, the broker only counts most
+    of these messages. A dead letter that arrives in the same queue is reported nevertheless, if the message was
+    reported in its original queue.
     """
     channel.queue_declare("dead")
     channel.queue_declare("q", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"})
@@ -462,8 +462,9 @@ def test_events_report_a_dead_letter_in_a_queue_whose_other_messages_are_only_co
 def test_a_delayed_message_omitted_from_the_events_does_not_affect_later_events(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """If the broker is busy, /api/mqtool/events omits some messages. If it has omitted a delayed message, a later
-    message with the same exchange and routing key is still reported, and is not reported as delayed.
+    """While many messages are published, /api/mqtool/events omits some of them. If one that it omitted is delayed, and
+    a message with the same exchange and routing key but without a delay is published later, the later message is
+    reported, and is not reported as delayed.
     """
     channel.exchange_declare("late", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     channel.queue_declare("q")

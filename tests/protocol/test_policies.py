@@ -142,8 +142,8 @@ def test_a_policy_can_set_overflow_message_ttl_and_expires(
 
 @pytest.mark.differs_since("4.3", "what is returned with basic.nack does not count")
 def test_a_policy_can_set_a_delivery_limit(channel: BlockingChannel, take: Take, set_policy: SetPolicy) -> None:
-    """If a policy sets a delivery-limit, a quorum queue drops a message that has been requeued more often than the
-    limit allows, even if the queue's own limit is higher.
+    """If a policy sets a delivery-limit for a quorum queue, the queue drops a message that exceeds this limit, even if
+    the queue's own x-delivery-limit is higher.
     """
     set_policy("jobs", {"delivery-limit": 1})
     channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 9})

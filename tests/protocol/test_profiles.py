@@ -106,9 +106,9 @@ def test_the_default_delivery_limit_depends_on_the_version(
 def test_delivery_counts_depend_on_the_version(
     broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str]
 ) -> None:
-    """Up to RabbitMQ 4.2, a quorum queue counts requeues by basic.nack, basic.reject and closed channels in
-    x-delivery-count. From 4.3 on, it counts all of them in x-acquired-count, and all but those by basic.nack in
-    x-delivery-count.
+    """Up to RabbitMQ 4.2, the x-delivery-count of a quorum queue's message counts every requeue: by basic.nack, by
+    basic.reject or by closing the channel. From 4.3 on, x-acquired-count counts every requeue, and x-delivery-count
+    counts all but those by basic.nack.
     """
     queue, seen = quorum(), []
     for give_back in (channel.basic_nack, channel.basic_reject, channel.basic_recover):

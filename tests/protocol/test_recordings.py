@@ -140,8 +140,8 @@ def test_without_a_path(amqp_vhost): pass
 
 def test_the_marker_amqp_recording_replays_in_a_users_test(tmp_path: Path, recording: Path) -> None:
     """In a user's test, the pytest marker amqp_recording replays the recording that the marker names. The test fails
-    with the reason if a message is unroutable, if the file or its path is missing, or if the test does not use the
-    embedded broker.
+    with the reason if a message is unroutable, if the marker names no file or one that does not exist, or if the test
+    does not use the embedded broker.
     """
     assert recording.parent == tmp_path
     (tmp_path / "test_app.py").write_text(TESTS)

@@ -75,9 +75,9 @@ def _deliveries(client: RawClient, expected: int) -> list[tuple[int, bool]]:
 def test_messages_keep_their_order_when_one_nack_requeues_25000_of_them(
     broker_in_process: EmbeddedBroker, kind: str
 ) -> None:
-    """If one basic.nack requeues 25,000 messages of a classic queue, a quorum queue or a queue with priorities, the
-    consumer gets all of them again, in the order in which the queue delivered them before. RabbitMQ 3.10 keeps the
-    order, too, except in quorum queues.
+    """If one basic.nack requeues 25,000 messages, the consumer gets all of them again, in the order in which the queue
+    delivered them before. This holds for classic queues, quorum queues and queues with priorities of the embedded
+    broker.
     """
     with RawClient(broker_in_process.url) as client:
         _declare(client, "q", _KINDS[kind])
@@ -319,9 +319,8 @@ def test_a_second_nack_waits_until_the_first_one_is_done(nacking: Start, argumen
 
 
 def test_a_nack_of_another_client_does_not_wait(nacking: Start) -> None:
-    """If one client's basic.nack requeues four messages of a quorum queue and, in the meantime, another client requeues
-    two, the other client does not have to wait: its two messages come first in the queue, followed by the four in
-    order.
+    """While one client's basic.nack requeues four messages of a quorum queue, another client can requeue two messages
+    without waiting. The two messages then come first in the queue, followed by the four messages in order.
     """
     nack = nacking(_LIMITED, b"123456", 4)
     tags = [Take(nack.other).one("q", auto_ack=False)[0].delivery_tag for _ in range(2)]

@@ -653,8 +653,8 @@ def test_topic_permissions_apply_to_the_management_api(broker: TestBroker, world
 @of_topics
 @pytest.mark.parametrize("native", ["4.0", "4.3"], indirect=True)
 def test_topic_permissions_apply_over_amqp_1_0(native: "tuple[World, str]", topic: Topic) -> None:
-    """Over AMQP 1.0, a user cannot publish or bind if a routing key of the message or the binding, including the keys
-    in x-cc, does not match the user's topic permission.
+    """Over AMQP 1.0, a user cannot publish a message with a routing key that does not match the user's topic
+    permission, or add a binding with such a key. The routing keys in the annotation x-cc must match as well.
     """
     if topic.links is None:
         pytest.skip("AMQP 1.0 has no BCC")
@@ -764,8 +764,8 @@ def test_an_exclusive_queue_cannot_be_used_through_the_management_api(
 def test_a_policy_needs_no_permission_for_the_exchange_that_it_names(
     world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, kind: str
 ) -> None:
-    """A user needs no permission for an exchange to set a policy that uses it as a dead-letter exchange or alternate
-    exchange, or to declare a queue or an exchange to which such a policy applies.
+    """A policy can name a dead-letter exchange or an alternate exchange for which its user has no permission. Another
+    queue or exchange to which this policy applies can be declared by a user without permission for that exchange, too.
     """
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "policymaker"})
     world.reset([("configure", "new")])

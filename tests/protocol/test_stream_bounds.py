@@ -185,8 +185,9 @@ def test_names_of_stream_publishers_count_towards_memory_use() -> None:
 
 
 def test_the_number_of_readers_whose_offsets_a_stream_stores_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    """During a memory alarm, or once a stream stores the offsets of the maximum number of readers, the stream stores
-    new offsets only of readers that it knows. A disk alarm has no such effect.
+    """A stream stores the offsets of a limited number of readers. Once the limit is reached, the stream ignores offsets
+    of further readers, but still stores new offsets of the readers that it knows. The same is true during a memory
+    alarm, but not during a disk alarm.
     """
     monkeypatch.setattr(stream_requests, "_MOST_READERS", 3)
     with EmbeddedBroker(stream_port=0) as embedded:
