@@ -764,8 +764,8 @@ def test_an_exclusive_queue_cannot_be_used_through_the_management_api(
 def test_a_policy_needs_no_permission_for_the_exchange_that_it_names(
     world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, kind: str
 ) -> None:
-    """A policy can name a dead-letter exchange or an alternate exchange for which its user has no permission. Another
-    queue or exchange to which this policy applies can be declared by a user without permission for that exchange, too.
+    """A policy can name a dead-letter exchange or an alternate exchange. A user who sets such a policy, or declares a
+    queue or an exchange to which the policy applies, needs no permission for the exchange that the policy names.
     """
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "policymaker"})
     world.reset([("configure", "new")])

@@ -184,8 +184,8 @@ def test_an_x_death_header_that_is_not_a_list_of_tables_counts_as_empty(forged: 
 def test_a_dead_letter_that_returns_to_its_queue_is_in_a_cycle_unless_it_was_rejected(
     entries: list[dict[str, Any]], cycles: bool
 ) -> None:
-    """A dead letter is in a cycle if it returns to a queue that has dead-lettered it before. It is not in a cycle if it
-    was dead-lettered that time, or by any queue since, because a consumer rejected it.
+    """A dead letter is in a cycle if it would return to a queue that has dead-lettered it before. It is not in a cycle
+    if a consumer has rejected it in that queue, or in any queue since.
     """
     assert would_cycle(message({"x-death": cast(Any, entries)}), "jobs") is cycles
 
@@ -281,9 +281,7 @@ def test_a_dead_letter_that_cannot_be_published_does_not_stop_the_others(caplog:
 
 
 def test_messages_that_wait_to_be_dead_lettered_are_dead_lettered_before_the_broker_stops() -> None:
-    """When the broker stops, it dead-letters waiting messages for a limited time, and then returns the number of
-    messages that are left.
-    """
+    """When the broker stops, it dead-letters waiting messages for a limited time, and counts those that are left."""
     clock, outcomes = FakeClock(), list[Outcome]()
 
     def publish(*_: object) -> bool:
@@ -299,9 +297,9 @@ def test_messages_that_wait_to_be_dead_lettered_are_dead_lettered_before_the_bro
 
 
 def test_a_dead_letter_for_many_queues_is_published_in_turns_before_the_next_one() -> None:
-    """If the broker needs several turns of its event loop to add a dead letter to its queues, it serves other clients
-    in between, and then publishes the next dead letter. The original queue is told the outcome after the last turn. If
-    the broker stops before that, the dead letter counts as waiting.
+    """If a dead letter goes to many queues, the broker adds it to them in several turns of its event loop, and serves
+    other clients in between. After the last turn, the original queue is told the outcome, and the broker publishes the
+    next dead letter. If the broker stops before the last turn, the dead letter counts as not published.
     """
     clock, outcomes, added = FakeClock(), list[Outcome](), list[tuple[int, int]]()
 

@@ -220,8 +220,8 @@ def test_each_delayed_exchange_counts_its_messages(vhost: VirtualHost, clock: Fa
 
 
 def test_a_message_that_was_delayed_has_its_delay_negated(vhost: VirtualHost) -> None:
-    """After a message was delayed, its x-delay is negated, as a 32-bit integer if it fits, so that another
-    x-delayed-message exchange does not delay the message again. Its other headers are unchanged.
+    """When a delayed message is released, its x-delay is negated, so that another x-delayed-message exchange does not
+    delay the message again. The negated x-delay is a 32-bit integer if it fits. Other headers are unchanged.
     """
     for delay, kind in ((5000, Int32), (2**31, Int32), (2**31 + 1, Int64)):
         found = negate_delay(message(headers={"x-delay": Int64(delay), "a": "b"}), delay).headers
@@ -236,9 +236,9 @@ def test_a_message_that_was_delayed_has_its_delay_negated(vhost: VirtualHost) ->
 def test_a_message_that_was_held_back_before_a_restart_waits_no_longer_than_its_delay(
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger, delay: Value
 ) -> None:
-    """If the system clock was changed while the broker was stopped, a message in an x-delayed-message exchange waits
-    for at most its x-delay after the restart. The x-delay may be an integer, a float or a string, and may have been
-    negated.
+    """After a restart, a message in an x-delayed-message exchange waits for at most its x-delay, even if the system
+    clock was changed while the broker was stopped. The x-delay may be an integer, a float or a string, and may have
+    been negated.
     """
     exchange = BrokerExchange("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     vhost.add_exchange(exchange)

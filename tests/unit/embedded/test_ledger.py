@@ -67,9 +67,9 @@ def entered(ledger: Ledger, row: int = 0) -> BacklogEntry:
 
 
 def test_the_memory_of_a_message_is_counted_until_it_leaves_its_queue(ledger: Reading) -> None:
-    """A message counts towards the broker's memory use from the time at which it enters a queue, or is recovered from
-    disk, until it is dropped or set aside. If it is dropped, it is deleted on disk. If it is set aside because it
-    cannot be processed, it stays on disk.
+    """A message counts towards the broker's memory use while it is in a queue, including a message that was recovered
+    from disk. A message that is dropped is deleted on disk. A message that is set aside, because it cannot be
+    processed, stays on disk but takes no memory.
     """
     first, second, third = entered(ledger, 1), entered(ledger, 2), entered(ledger)
     ledger.hold(first)
@@ -93,8 +93,8 @@ def test_messages_are_numbered_in_the_order_in_which_they_arrive(ledger: Reading
 
 
 def test_changes_of_memory_are_reported_only_above_a_limit(ledger: Reading) -> None:
-    """The ledger, which counts the memory that messages take, reports a change to the broker only if more than
-    `quiet_bytes` are in use afterwards.
+    """The ledger counts the memory that messages take. It reports a change to the broker only if more than
+    `quiet_bytes` are in use after the change.
     """
     ledger.quiet_bytes = 2 * MESSAGE
     entries = [entered(ledger) for _ in range(4)]
@@ -149,7 +149,8 @@ def test_a_dead_letter_is_never_paged_out(ledger: Reading) -> None:
 
 def test_segments_of_a_stream_without_a_data_directory_count_as_memory(ledger: Reading) -> None:
     """Without a data directory, the segments of a stream are kept in memory, and count towards the broker's memory use
-    until they are shortened or deleted. If a write fails halfway, the next write replaces the incomplete data.
+    until they are shortened or deleted. A write to a segment replaces everything after its position, such as the
+    incomplete data of a failed write.
     """
     segments = ledger.segments(1)
     assert [*segments.existing()] == []
@@ -168,8 +169,9 @@ def test_segments_of_a_stream_without_a_data_directory_count_as_memory(ledger: R
 
 
 def test_definitions_with_different_names_have_different_keys() -> None:
-    """In the database, the key of a definition consists of its names, such as those of a virtual host and a queue, each
-    after its length. No two definitions have the same key, and names that are not valid UTF-8 keep their bytes.
+    """In the database, a definition has a key that consists of its names, such as those of a virtual host and a queue,
+    each preceded by its length. So different definitions have different keys, and names that are not valid UTF-8 keep
+    their bytes.
     """
     assert definition_key(["/", "q\udce9"]) == b"\0\0\0\1/\0\0\0\2q\xe9"
     assert definition_key([b"ab", ""]) == b"\0\0\0\2ab\0\0\0\0"

@@ -160,8 +160,8 @@ _NOT_EMPTY = ("PUT", "/queues/q", {})
 def test_management_requests_over_amqp_1_0_get_rabbitmqs_status_and_text(
     client: _Client, method: str, target: str, body: Any10, status: int, text: Any10
 ) -> None:
-    """The embedded broker answers management requests over AMQP 1.0, most of which are invalid in this test, with the
-    same status and text as RabbitMQ 4.3.6.
+    """Over AMQP 1.0, the embedded broker answers management requests with the same status and text as RabbitMQ 4.3.6.
+    Most of the requests in this test are invalid.
     """
     client(*_NOT_EMPTY)
     assert client(method, target, body) == (status, text)

@@ -125,8 +125,8 @@ def slow(loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch) -> tu
 
 
 def test_a_message_gets_its_outcome_once_it_is_on_disk(slow: tuple[MemoryClient10, SlowLedger]) -> None:
-    """If an AMQP 1.0 message is to be stored on disk, the broker sends the message's outcome once the message is synced
-    to disk. A message in a later group of writes gets its outcome once that group is synced.
+    """If an AMQP 1.0 message must be stored, the broker sends the message's outcome once the message is synced to disk.
+    The broker syncs messages in groups: the outcomes of each group are sent once this group is synced.
     """
     client, ledger = slow
     client.attach_sender("/queues/q")
@@ -207,8 +207,9 @@ def test_a_publisher_that_exceeds_its_link_credit_is_detached(
 def test_a_message_in_several_transfers_counts_as_memory_until_it_is_complete_and_published(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """Until an AMQP 1.0 message in several transfers is complete, its parts count as memory used by the connection.
-    Then the broker publishes the whole message and sends one outcome. Only the first transfer needs a delivery id.
+    """While an AMQP 1.0 message in several transfers is incomplete, the transfers that have arrived count as memory of
+    the connection. When the message is complete, the broker publishes it, and sends one outcome. Only the first
+    transfer needs a delivery id.
     """
     client.attach_sender("/queues/q")
     before = client.connection.held_bytes
@@ -399,8 +400,8 @@ def test_a_message_with_a_ttl_of_the_wrong_type_detaches_the_link(client: Memory
 
 
 def test_amqp_1_0_messages_are_counted_by_their_outcomes(client: MemoryClient10, broker: Broker) -> None:
-    """The broker's metrics count the messages that AMQP 1.0 publishers send, those that are sent unsettled, those that
-    are accepted, and those that are routed to queues. An unroutable message counts as returned if it was sent
+    """The broker's metrics count how many messages AMQP 1.0 publishers have sent, how many of these were unsettled, how
+    many were accepted, and to how many queues they were routed. An unroutable message counts as returned if it was sent
     unsettled, and as dropped if it was sent settled.
     """
     vhost = broker.vhosts["/"]
@@ -621,8 +622,8 @@ def test_a_message_whose_further_routing_keys_are_not_strings_is_rejected(
 def test_the_user_id_of_a_message_must_be_that_of_its_publisher(
     client: MemoryClient10, broker: Broker, user_id: bytes | None, tags: list[str], accepted: bool
 ) -> None:
-    """If the user-id of a message is not the name of the publisher's user, the broker detaches the link, unless the
-    user has the tag `impersonator`.
+    """If the user-id of an AMQP 1.0 message is not the name of the publisher's user, the broker detaches the link. A
+    user with the tag `impersonator` may set any user-id.
     """
     broker.users["guest"].tags[:] = tags
     client.attach_sender("/queues/q")
@@ -641,8 +642,8 @@ def test_the_user_id_of_a_message_must_be_that_of_its_publisher(
 def test_deleting_a_queue_detaches_only_the_links_that_still_publish_to_it(
     client: MemoryClient10, broker: Broker, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """When a queue is deleted, the broker detaches the links that publish to this queue with resource-deleted. If the
-    client has already detached such a link and uses its handle for a link to another queue, this new link stays
+    """When a queue is deleted, the broker detaches each link that publishes to it, with the error resource-deleted. If
+    the client has already detached such a link and reused its handle for a link to another queue, the new link stays
     attached.
     """
     vhost = broker.vhosts["/"]
@@ -698,8 +699,8 @@ def test_only_the_default_exchange_delivers_direct_replies(client: MemoryClient1
 def test_the_firehose_copies_a_message_with_its_connection_channel_and_queues(
     client: MemoryClient10, broker: Broker, *, tracing: bool
 ) -> None:
-    """While message tracing is on, each message published over AMQP 1.0 is copied to the firehose with the names of its
-    connection, its user and its queues, and the number of its channel. While tracing is off, no message is copied.
+    """While message tracing is on, the firehose gets a copy of each message that is published over AMQP 1.0. The copy
+    names the message's connection, channel, user and queues. While tracing is off, there are no copies.
     """
     vhost = broker.vhosts["/"]
     vhost.tracing = tracing
@@ -740,9 +741,9 @@ class Watcher:
 def test_a_live_display_is_told_who_published_a_message_and_which_messages_were_unroutable(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """A live display, such as `mqtool ui`, is told which connection published each AMQP 1.0 message, which messages
-    were unroutable, and whether the publisher was told so. The publisher is told of an unroutable message by the
-    outcome `released`, but not if it sent the message settled.
+    """A live display, such as `mqtool ui`, is told which connection published each AMQP 1.0 message, and which messages
+    were unroutable. It is also told whether the publisher knows that a message was unroutable: the outcome `released`
+    says so, but a message that was sent settled has no outcome.
     """
     watcher: Any = Watcher()
     vhost = broker.vhosts["/"]
