@@ -443,8 +443,8 @@ def test_a_settled_message_gets_no_outcome(client: MemoryClient10, *, settled: b
 def test_a_message_for_a_full_queue_is_rejected_with_the_name_of_the_queue(
     client: MemoryClient10, broker: Broker, address: str | None, to: str | None
 ) -> None:
-    """If a queue rejects a message because the queue is full, the outcome `rejected` contains the name of the queue and
-    the reason `maxlen`, whether the link's target or the message's property `to` names the queue.
+    """If a message is rejected because a queue is full, the outcome `rejected` contains the name of the queue and the
+    reason `maxlen`. It does not matter whether the link's target or the message's property `to` names the queue.
     """
     broker.vhosts["/"].add_queue(QueueDeclaration("full", {"x-max-length": 0, "x-overflow": "reject-publish"}))
     client.attach_sender(address)
@@ -603,9 +603,7 @@ def test_a_message_to_an_internal_exchange_detaches_the_link(client: MemoryClien
     assert error_of(found) == (DETACH, "amqp:unauthorized-access", text)
 
 
-def test_a_message_whose_further_routing_keys_are_not_strings_is_rejected(
-    client: MemoryClient10, broker: Broker
-) -> None:
+def test_a_message_whose_x_cc_is_not_a_list_of_strings_is_rejected(client: MemoryClient10, broker: Broker) -> None:
     """If the annotation x-cc of a message on a link without a target is not a list of strings, the broker rejects the
     message with invalid-field, and adds it to no queue.
     """

@@ -81,9 +81,9 @@ def test_a_receiver_gets_no_message_before_it_grants_credit(client: MemoryClient
 def test_credit_counts_from_the_delivery_count_that_the_receiver_has_seen(
     client: MemoryClient10, q: BrokerQueue, count: int | None, credit: int | None, left: int
 ) -> None:
-    """Link credit counts from the delivery count in the receiver's flow frame, or from 0 if the frame contains none.
-    Messages that the broker sent after that delivery count use up credit. A flow frame without link-credit withdraws
-    the credit.
+    """The link credit in a receiver's flow frame counts from the delivery count in this frame, or from 0 if the frame
+    contains none. Messages that the broker has sent since that delivery count use up credit. A flow frame without
+    link-credit withdraws the credit.
     """
     fill(q, b"1", b"2")
     client.attach_receiver("/queues/q", handle=4)
@@ -165,8 +165,9 @@ def test_the_answer_to_a_drain_contains_the_number_of_messages_left_in_the_queue
 def test_a_drain_completes_only_after_a_slow_receiver_has_got_the_waiting_messages(
     client: MemoryClient10, q: BrokerQueue, *, waiting: bool
 ) -> None:
-    """While an AMQP 1.0 client reads too slowly, the broker holds back the messages of its receivers. A drain completes
-    only after these messages have been sent. If the queue is empty, the drain completes at once.
+    """While an AMQP 1.0 client reads too slowly, the broker holds back messages for its receivers. If the queue
+    contains messages, a drain completes only after these have been sent. If the queue is empty, the drain completes at
+    once.
     """
     if waiting:
         fill(q, b"1")
@@ -225,9 +226,9 @@ def test_a_drain_completes_only_after_the_last_transfer_of_a_large_message(
 def test_a_drain_waits_for_messages_that_are_being_requeued(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, monkeypatch: pytest.MonkeyPatch, *, detaches: bool
 ) -> None:
-    """If a client detaches a link with many unsettled messages, the broker requeues them in several turns of its event
-    loop. A drain of another link completes only after that link has got these messages. If the client detaches the
-    other link before that, the drain is not answered.
+    """A client detaches a link with many unsettled messages, which the broker requeues in several turns of its event
+    loop. A drain of another link to the same queue completes only after that link has got the requeued messages. If the
+    client detaches that link earlier, the drain is not answered.
     """
     fill(q, *[b"%d" % number for number in range(100)])
     client.attach_receiver("/queues/q")
@@ -304,8 +305,8 @@ def test_deliveries_have_successive_ids_on_a_session_and_successive_tags_on_a_li
 
 @pytest.mark.parametrize("settled", [False, True])
 def test_deliveries_are_counted_by_queue_type(client: MemoryClient10, broker: Broker, *, settled: bool) -> None:
-    """The broker's metrics count deliveries over AMQP 1.0 by queue type, and also how many of these were redelivered
-    and how many were sent settled. A message that is sent settled is acknowledged at once.
+    """The broker's metrics count AMQP 1.0 deliveries separately for each queue type: all deliveries, those of
+    redelivered messages, and those sent settled. A message that is sent settled is acknowledged at once.
     """
     queue = add(broker, "qq", x_queue_type="quorum")
     fill(queue, b"1", b"2")
@@ -423,8 +424,8 @@ def test_a_receiver_is_paused_while_the_clients_incoming_window_is_closed(
 
 
 def test_the_tag_of_an_amqp_1_0_consumer_is_the_handle_of_its_link(client: MemoryClient10, q: BrokerQueue) -> None:
-    """The consumer of an AMQP 1.0 link has the link's handle as its tag. The consumer's priority is the link's property
-    rabbitmq:priority, or 0 if there is none. The consumer is not exclusive.
+    """The consumer of an AMQP 1.0 link has the link's handle as its consumer tag. Its priority is the link's property
+    rabbitmq:priority, or 0 if the property is missing. It is not exclusive.
     """
     client.attach_receiver("/queues/q", handle=3)
     client.attach_receiver("/queues/q", handle=4, rest=(None, None, None, {Symbol("rabbitmq:priority"): Int32(5)}))
@@ -443,8 +444,8 @@ def test_the_tag_of_an_amqp_1_0_consumer_is_the_handle_of_its_link(client: Memor
 
 
 def test_a_temporary_queue_is_deleted_with_its_link(client: MemoryClient10, broker: Broker) -> None:
-    """If a client has attached a link that created a temporary queue, the queue is deleted when the client detaches the
-    link. Detaching a link to any other queue does not delete the queue.
+    """If attaching a link has created a temporary queue, the queue is deleted when the client detaches the link.
+    Detaching a link to any other queue does not delete the queue.
     """
     client.attach_receiver("/queues/q", handle=1)
     source = (None, None, None, True, None, None, None, None, None, Symbol("temporary-queue"))
@@ -477,8 +478,8 @@ def test_deleting_a_queue_detaches_its_receivers(
 def test_a_link_that_was_detached_is_not_detached_again_when_its_queue_is_deleted(
     client: MemoryClient10, q: BrokerQueue, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """When a queue is deleted, and the client detaches a link before the broker has cancelled the link's consumer, the
-    broker does not detach the link again, even if the client has attached a new link with the same handle.
+    """While a queue is being deleted, its receiver's client may detach the link before the broker does. The broker then
+    sends no detach frame for this link, even if the client has attached a new link with the same handle.
     """
     client.attach_receiver("/queues/q")
     [link] = q.consumers
@@ -539,8 +540,8 @@ class Watcher:
 def test_a_live_display_is_told_of_each_delivery_of_a_message_that_it_shows(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, *, settled: bool
 ) -> None:
-    """A live display, such as `mqtool ui`, is told of each AMQP 1.0 delivery from a stream, and of each AMQP 1.0
-    delivery from a queue whose message the display shows.
+    """A live display, such as `mqtool ui`, is told of AMQP 1.0 deliveries. It is told of every delivery from a stream.
+    Of deliveries from a queue, it is told only if it shows the message.
     """
     stream = stream_with(broker, b"1")
     fill(q, b"1", b"2")
@@ -570,9 +571,9 @@ class Hooks:
 def test_a_message_that_is_sent_settled_is_recorded_as_acknowledged_at_once(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, *, settled: bool
 ) -> None:
-    """While a test records what the embedded broker does, a message that the broker sends settled over AMQP 1.0 is
-    recorded as acknowledged immediately. A message that the broker sends unsettled is recorded as acknowledged when the
-    client accepts it. Both are true of messages from queues and from streams.
+    """While a test records what the embedded broker does, an AMQP 1.0 message from a queue or a stream is recorded as
+    acknowledged when the broker sends it settled. A message that is sent unsettled is recorded as acknowledged when the
+    client accepts it.
     """
     hooks: Any = Hooks()
     broker.hooks = hooks
@@ -626,7 +627,7 @@ def test_a_receiver_with_an_sql_filter_gets_only_the_messages_that_match(
 
 def test_filters_that_take_too_long_detach_the_link(client: MemoryClient10, broker: Broker) -> None:
     """If evaluating the filters of a link takes too long for one message, the broker detaches the link with
-    resource-limit-exceeded. The broker sends neither this message nor later messages that match the filters.
+    resource-limit-exceeded, and sends neither this message nor later messages over it.
     """
     stream = stream_with(broker)
     fill_with_subjects(stream, "a" * 100_000, "b")

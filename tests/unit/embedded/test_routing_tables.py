@@ -289,8 +289,8 @@ def test_an_x_delay_that_the_plugin_cannot_read_is_refused(value: Value) -> None
 
 
 def test_headers_match_numbers_by_value_and_lists_by_type() -> None:
-    """As in RabbitMQ, a 32-bit integer in a headers binding matches a 64-bit integer with the same value, but not if
-    both are in lists.
+    """As in RabbitMQ, a 32-bit integer in a headers binding matches a 64-bit integer with the same value. If the
+    integers are items of lists, they do not match.
     """
     assert header_matches({"a": Int64(1)}, "a", Int32(1))
     assert not header_matches({"a": True}, "a", Int32(1))

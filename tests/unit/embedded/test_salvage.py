@@ -119,9 +119,9 @@ def test_damage_to_the_log_is_reported_with_the_number_of_lost_changes(
 def test_only_damage_to_the_last_page_of_a_group_looks_like_an_incomplete_write(
     opened: Database, tmp_path: Path, page: int, *, is_torn: bool
 ) -> None:
-    """If the last group of changes in SQLite's log fills several pages, and only its last page is damaged, the broker
-    reports an incomplete write, because it may have been killed while it was writing that page. Damage to an earlier
-    page is reported as damage.
+    """The last group of changes in SQLite's log may fill several pages. If only the last page of this group is damaged,
+    the broker reports an incomplete write, because it may have been killed while it was writing that page. If an
+    earlier page is damaged, the broker reports damage.
     """
     opened.db.execute("BEGIN")
     write_definitions(opened.db, {("queue", b"large"): bytes(2 * PAGE)})
@@ -277,9 +277,9 @@ def test_the_messages_before_and_after_a_damaged_part_of_the_database_are_read(
 def test_incomplete_messages_beside_a_damaged_part_of_the_database_are_left_out(
     stopped: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If damage to the database leaves a message without a body, the broker does not copy the message to the new
-    database file, and logs which table is damaged. A new database file that an earlier attempt has left behind is
-    replaced.
+    """If the database is damaged and a message has no body, the broker does not copy the message to the new database
+    file, and logs which table is damaged. The broker replaces a new database file that an earlier attempt has left
+    behind.
     """
     db = sqlite3.connect(stopped)
     db.execute("UPDATE entry SET body = NULL WHERE row IN (1, 99)")

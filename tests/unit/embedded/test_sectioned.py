@@ -250,8 +250,8 @@ def test_amqp_0_9_1_properties_become_1_0_sections() -> None:
 
 
 def test_with_like_4_0_reply_to_is_not_converted() -> None:
-    """With `broker up --like 4.0`, reply-to is the same over AMQP 1.0 and AMQP 0-9-1. RabbitMQ 4.2 and later convert it
-    between an AMQP 1.0 address and a queue name.
+    """With `broker up --like 4.0`, the broker does not convert reply-to between an AMQP 1.0 address and a queue name.
+    The property has the same value over AMQP 1.0 and over AMQP 0-9-1.
     """
     old = PROFILES[Like.V4_0]
     sent = Amqp10Message(properties=BareProperties(reply_to="/queues/q"), body=data_section(b""))
@@ -441,8 +441,8 @@ def test_a_stream_entry_that_is_not_a_message_is_delivered_as_a_body(entry: byte
 def test_a_filter_that_skips_many_messages_lets_the_broker_serve_other_clients(
     monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
-    """If the filter of a stream consumer skips messages for too long, the broker serves other clients first, and then
-    continues where it stopped filtering.
+    """If the filter of a stream consumer skips many messages without a match, the broker serves other clients after
+    some time, and later continues with the next message.
     """
     monkeypatch.setattr(stream_queue, "TURN_SECONDS", seconds)
     stream, clock = _stream()

@@ -144,8 +144,9 @@ def test_the_incoming_window_is_extended_once_half_of_it_is_used(client: MemoryC
 def test_an_alarm_closes_the_window_but_400_more_transfers_are_tolerated(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """At the first transfer during an alarm, the broker sends a flow frame with an incoming window of 0. The broker
-    tolerates up to 400 transfers that the client may have sent before it read this frame; one more ends the session.
+    """At the first transfer during an alarm, the broker sends a flow frame with an incoming window of 0. Up to 400
+    transfers are tolerated, because the client may have sent them before it read this frame. One more transfer ends the
+    session.
     """
     client.attach_sender("/queues/q")
     client.publish(0)
@@ -209,9 +210,9 @@ def test_the_ids_and_windows_of_a_session_are_those_of_the_latest_flow_frame(cli
 def test_transfers_wait_until_the_client_opens_its_window(
     loop: asyncio.AbstractEventLoop, broker: Broker, q: BrokerQueue
 ) -> None:
-    """Transfers of a large message that do not fit into the client's incoming window wait, and count as memory of the
-    client's connection. The broker sends them as the client opens the window. Transfers that the client has not
-    received yet use part of a new window.
+    """If a large message needs more transfers than fit into the client's incoming window, the remaining transfers wait
+    until the client opens the window, and count as memory of the connection until they are sent. Transfers that the
+    client has not received yet when it opens the window use part of it.
     """
     client = MemoryClient10(loop, broker)
     client.connection.frame_max = 512
@@ -267,9 +268,9 @@ def transfers(*numbers: int, handle: int = 0, settled: bool = False) -> bytes:
 
 
 def test_consecutive_messages_with_the_same_outcome_share_a_disposition(client: MemoryClient10) -> None:
-    """The broker sends one disposition frame for consecutive messages with the same outcome, and a new frame for each
-    change of the outcome or gap in the delivery ids. Settled messages get no outcome. Delivery id 0 follows
-    4,294,967,295.
+    """Unsettled messages with consecutive delivery ids and the same outcome share one disposition frame. Another
+    outcome, or a gap in the delivery ids, begins a new frame. Delivery id 0 follows 4,294,967,295. Settled messages get
+    no outcome.
     """
     client.attach_sender("/queues/q")
     client.attach_sender("/exchanges/amq.direct/none", handle=1)
@@ -531,9 +532,9 @@ class Recording:
 def test_a_recording_contains_the_outcomes_of_amqp_1_0_clients(
     client: MemoryClient10, broker: Broker, q: BrokerQueue
 ) -> None:
-    """While a test records what the embedded broker does, the recording contains the messages that an AMQP 1.0 client
-    rejects or releases, but not those that are requeued because a session ends. If an injected fault loses an
-    acknowledgement, the message is requeued and recorded as released.
+    """While a test records what the embedded broker does, each message that an AMQP 1.0 client rejects or releases is
+    recorded. A message that is requeued because its session ends is not recorded. If an injected fault loses an
+    acknowledgement, the message is requeued, and is recorded as released.
     """
     hooks: Any = Recording()
     broker.hooks = hooks
@@ -745,8 +746,8 @@ def test_a_fault_that_closes_a_session_sends_one_end_frame_with_the_error(client
 
 
 def test_an_error_that_ends_a_session_is_sent_after_the_current_event(client: MemoryClient10) -> None:
-    """If an error ends an AMQP 1.0 session, the session stays open until the broker has finished the step in which the
-    error occurred. Then the broker sends the end frame with the error.
+    """If an error ends an AMQP 1.0 session, the broker first finishes the step in which the error occurred, with the
+    session open. Then it sends the end frame with the error.
     """
     session = client.connection.sessions[0]
     session.fail(SessionError(INTERNAL_ERROR, "broken"))

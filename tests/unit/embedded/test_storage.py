@@ -277,8 +277,8 @@ def test_a_group_that_cannot_be_written_for_an_unforeseen_reason_is_reported_and
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If writing a group of changes to disk fails with an error that does not come from SQLite, the broker reports the
-    error like any other failed write, and writes the group again. No message of the group is lost, and all of them are
-    confirmed.
+    error like any other failed write, and writes the group again later. No message of the group is lost, and all of
+    them are confirmed.
     """
     errors: list[Exception] = []
     recovered = asyncio.Event()
@@ -310,10 +310,10 @@ def test_a_group_that_cannot_be_written_for_an_unforeseen_reason_is_reported_and
 def test_if_a_new_segment_of_a_stream_cannot_be_created_the_whole_group_of_changes_is_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
-    """If the broker cannot create the next segment of a stream, it reports the error and confirms nothing, but keeps
-    the whole group of changes: messages for queues, messages of streams in their order, and stored offsets. The broker
-    writes and confirms all of these once it can create the segment. If the disk did not cause the error, the broker
-    also logs it.
+    """If the broker cannot create the next segment of a stream, it reports the error and confirms nothing. It keeps the
+    whole group of changes: messages for queues, messages of streams in their order, and stored offsets. Once it can
+    create the segment, it writes and confirms all of them. An error that the disk did not cause is logged as an
+    internal error.
     """
     monkeypatch.setattr(store, "_RETRY_SECONDS", 0.01)
     directory, copy = tmp_path / "data", tmp_path / "copy"
@@ -434,9 +434,9 @@ async def writing_a_dead_letter(directory: Path, disk: WaitingDisk) -> tuple[Sto
 
 
 def test_a_kill_while_a_dead_letter_is_written_to_a_stream_neither_loses_nor_duplicates_it(tmp_path: Path) -> None:
-    """If the broker is killed while it writes a dead letter to a stream and to another queue, the message is still in
-    its original queue after a restart, and the other queue has no copy. Only when both copies are on disk does the
-    message leave its original queue and become readable in the stream.
+    """A dead letter goes to a stream and to another queue. If the broker is killed before both copies are on disk, the
+    message is in its original queue after a restart, and the other queue has no copy. Once both copies are on disk, the
+    message leaves its original queue, and can be read from the stream.
     """
     directory, copy = tmp_path / "data", tmp_path / "copy"
 

@@ -127,9 +127,9 @@ def test_a_stream_is_read_from_any_offset(bench: Bench) -> None:
 
 
 def test_the_index_of_a_segment_is_built_in_turns_after_a_restart(on_disk: Bench) -> None:
-    """After a restart, the broker adds 256 KiB of a segment to the segment's index in each turn of its event loop, so a
-    reader that starts in the middle of an old segment gets its first chunk after several turns. For a later reader of
-    the segment, one turn is enough.
+    """After a restart, a reader starts in the middle of an old segment of a stream. The broker first builds the index
+    of this segment, 256 KiB in each turn of its event loop, so the reader gets its first chunk after several turns. A
+    later reader of the segment needs only one turn.
     """
     on_disk.open(segment_bytes=600_000)
     for number in range(400):
@@ -147,8 +147,9 @@ def test_the_index_of_a_segment_is_built_in_turns_after_a_restart(on_disk: Bench
 
 
 def test_the_index_of_a_segment_is_built_in_turns_for_a_start_by_timestamp(on_disk: Bench) -> None:
-    """After a restart, a reader that starts at a timestamp in an old segment gets its first chunk after several turns,
-    in each of which the broker adds 256 KiB to the segment's index. A later reader of the segment needs only one turn.
+    """After a restart, a reader starts at a timestamp in an old segment of a stream. The broker first builds the index
+    of this segment, 256 KiB in each turn of its event loop, so the reader gets its first chunk after several turns. A
+    later reader of the segment needs only one turn.
     """
     on_disk.open(segment_bytes=600_000)
     for number in range(400):
@@ -196,8 +197,8 @@ def test_the_age_of_an_old_segment_is_looked_up_in_turns(on_disk: Bench) -> None
 
 
 def test_chunks_without_messages_are_not_read_again_and_again_when_a_stream_is_opened(quick_disk: Bench) -> None:
-    """If a segment of a stream ends with 4,000 chunks that contain only stored offsets, the broker reads less than
-    three times the size of the segment to find the last message.
+    """If a segment of a stream ends with 4,000 chunks that contain stored offsets but no messages, the broker must
+    search for the last message. To find it, it reads less than three times the size of the segment.
     """
     quick_disk.add(b"a")
     for number in range(4_000):
@@ -219,9 +220,9 @@ def test_chunks_without_messages_are_not_read_again_and_again_when_a_stream_is_o
 def test_offsets_stored_without_end_lose_no_messages_and_take_limited_space(
     quick_disk: Bench, in_memory: Bench, tmp_path: Path
 ) -> None:
-    """If a reader stores its offset 5,000 times in a stream with a size limit, messages published after that are not
-    lost, either before or after a restart. The stored offsets take at most about 1 MiB on disk and, in a stream without
-    a data directory, hardly any memory.
+    """A reader stores its offset 5,000 times in a stream with a size limit. Messages that are published afterwards are
+    not lost, either before or after a restart. On disk, the stored offsets take at most about 1 MiB. Without a data
+    directory, they take less than 100 bytes of memory.
     """
     limits = {"segment_bytes": 600, "max_bytes": 3_000}
     in_memory.open(**limits)
@@ -281,8 +282,9 @@ def batch(compression: int, plain: bytes, packed: bytes, *, records: int) -> byt
 
 
 def test_each_message_of_a_sub_entry_batch_takes_one_offset(bench: Bench) -> None:
-    """Each message of a sub-entry batch takes one offset. A consumer that reads the stream over AMQP does not get the
-    messages of compressed batches, or the missing part of a batch that is cut off.
+    """Each message of a sub-entry batch takes one offset. If a consumer reads the stream over AMQP, it gets only the
+    messages of uncompressed batches. If an uncompressed batch is cut off, the consumer gets the messages before the
+    cut.
     """
     plain = simple_entry(b"a") + simple_entry(b"b")
     bench.log.append(batch(0, plain, plain, records=2), records=2)
@@ -351,8 +353,8 @@ def test_a_timestamp_is_looked_up_in_the_last_segment_that_begins_before_it(benc
 
 
 def test_old_segments_are_deleted_by_size_and_age(bench: Bench) -> None:
-    """Retention by size or by age deletes whole old segments of a stream. A reader that was in a deleted segment
-    continues with the first one that is left.
+    """Retention by size or by age deletes whole old segments of a stream. A reader whose segment was deleted continues
+    with the first message that is left.
     """
     log = bench.open(segment_bytes=1_000, max_bytes=2_500)
     bench.add(b"first")
