@@ -192,8 +192,8 @@ def test_a_malformed_amqp_1_0_login_closes_the_connection(amqp_url: str, mechani
     ids=["vhost", "frame size", "idle time-out"],
 )
 def test_an_invalid_open_frame_closes_the_amqp_1_0_connection(amqp_url: str, fields: tuple[Any, ...]) -> None:
-    """If an AMQP 1.0 client's open frame has an unknown virtual host, a max-frame-size below 512 bytes or an idle
-    time-out below one second, the broker closes the connection without a close frame.
+    """If an AMQP 1.0 client's open frame is invalid, the broker closes the connection without a close frame. It is
+    invalid if it has an unknown virtual host, a max-frame-size below 512 bytes or an idle time-out below one second.
     """
     client = RawAmqp10(amqp_url, opened=False)
     client.log_in()
@@ -369,9 +369,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_refused_link_is_detached_with_an_error(broker: TestBroker, client: RawAmqp10, vhost: str, case: str) -> None:
-    """From RabbitMQ 4.2 on, if the broker refuses a link, for example to a missing queue, it first attaches the link
-    without a terminus, and then detaches the link with an error. The session continues. Earlier versions end the
-    session with the error.
+    """An AMQP 1.0 client attaches a link that the broker refuses, for example to a missing queue. From RabbitMQ 4.2 on,
+    the broker answers with an attach frame without a terminus, detaches the link with an error, and keeps the session
+    open. Earlier versions end the session with the error.
     """
     role, address, condition, text = REFUSED[case]
     client.attach(role, address)
@@ -426,8 +426,8 @@ UNSUPPORTED = {
 def test_a_link_with_an_unsupported_setting_is_refused(
     broker: TestBroker, client: RawAmqp10, queue: str, case: str
 ) -> None:
-    """If an AMQP 1.0 link uses transactions, link recovery, the receiver settle mode `second` or unknown outcomes, none
-    of which RabbitMQ supports, the broker refuses the link with amqp:not-implemented.
+    """RabbitMQ does not support transactions, link recovery, the receiver settle mode `second` or unknown outcomes over
+    AMQP 1.0. The broker refuses a link that uses any of these with amqp:not-implemented.
     """
     (sending, receiving), given, text = UNSUPPORTED[case]
     source = described(SOURCE, *[None] * 9, given["outcomes"]) if "outcomes" in given else described(SOURCE)
@@ -464,7 +464,7 @@ def test_a_message_published_over_amqp_1_0_is_accepted(
 
 def test_each_of_80_messages_sent_without_waiting_is_accepted_over_amqp_1_0(client: RawAmqp10, queue: str) -> None:
     """If an AMQP 1.0 client sends 80 messages without waiting for their outcomes, each message gets the outcome
-    `accepted`, in a disposition of its own or in one for a range of messages.
+    `accepted`. A disposition may be for one message or for a range of messages.
     """
     client.attach_sender(queue)
     for number in range(80):
@@ -584,8 +584,9 @@ LINK_ERRORS: dict[str, tuple[UInt8 | None, list[tuple[Any, ...]], str, str]] = {
 
 @pytest.mark.parametrize("case", LINK_ERRORS)
 def test_an_invalid_transfer_detaches_the_link(broker: TestBroker, client: RawAmqp10, queue: str, case: str) -> None:
-    """The broker detaches an AMQP 1.0 link if the delivery id or the settled flag changes within a message, if the
-    settled flag contradicts the link's settle mode, or if a transfer asks for the receiver settle mode `second`.
+    """The broker detaches an AMQP 1.0 link after an invalid transfer. A transfer is invalid if its delivery id or
+    settled flag differs from that of the message's first transfer, if the settled flag contradicts the link's settle
+    mode, or if it asks for the receiver settle mode `second`.
     """
     mode, transfers, condition, text = LINK_ERRORS[case]
     client.attach_sender(queue, mode=mode)

@@ -78,8 +78,8 @@ def test_a_flipped_bit_in_the_write_ahead_log_is_reported(process: BrokerProcess
 
 
 def test_damage_at_the_end_of_the_write_ahead_log_loses_only_the_last_change(process: BrokerProcess) -> None:
-    """If the end of the write-ahead log is damaged, the broker loses only the last change that it stored (one message
-    in this test), logs a warning, and keeps a copy of the log.
+    """If the end of the write-ahead log is damaged, the broker loses only the change that it stored last, in this test
+    one message. It logs a warning, and keeps a copy of the log.
     """
     process.kill()
     _, log = files(process)

@@ -72,7 +72,7 @@ def test_x_delay_may_be_a_float_or_a_string_of_digits(
 )
 def test_an_invalid_x_delay_closes_the_connection(connection: pika.BlockingConnection, milliseconds: object) -> None:
     """If a message's x-delay is NaN, infinite, an AMQP decimal, or text that is not a number, the broker closes the
-    connection with 541, as RabbitMQ's plugin does.
+    connection with 541. RabbitMQ's delayed message plugin does the same.
     """
     channel = connection.channel()
     channel.basic_publish("x", "k", b"x", delay(milliseconds))

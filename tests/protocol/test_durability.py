@@ -135,8 +135,8 @@ def test_unacknowledged_messages_are_redelivered_after_a_restart(process: Broker
 
 
 def test_names_that_are_not_utf_8_survive_a_restart(process: BrokerProcess) -> None:
-    """If the name of a queue, the name of an exchange and the routing key of their binding are not valid UTF-8, the
-    exchange still routes a message to the queue after a restart.
+    """The names of a queue and an exchange and the routing key of their binding need not be valid UTF-8. After a
+    restart, the exchange still routes a message with this key to the queue.
     """
 
     def method(index: bytes, *names: bytes, bits: bytes) -> bytes:

@@ -134,8 +134,8 @@ def test_the_report_of_a_failed_test_says_what_was_published(tmp_path: Path) -> 
 def test_the_result_of_published_says_why_the_broker_closed_a_channel(
     vhost: Vhost, channel: BlockingChannel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If a client declares a queue and the broker closes the channel with 404 or 406, the repr of the result of
-    published() and the broker's log contain the code and the reason.
+    """If the broker refuses a client's queue declaration and closes the channel with 404 or 406, the code and the
+    reason appear in the broker's log and in the repr of the result of published().
     """
     caplog.set_level(logging.INFO, "mqtool.broker.embedded")
     first, second = channel.connection.channel(), channel.connection.channel()
@@ -162,8 +162,8 @@ def test_the_result_of_published_says_why_the_broker_closed_a_connection(
 
 
 def test_a_query_for_a_misspelled_queue_suggests_a_similar_name(vhost: Vhost, channel: BlockingChannel) -> None:
-    """If a user's test queries a queue that does not exist with amqp_vhost.queue(), the repr of the result says that
-    the queue does not exist, and suggests an existing queue with a similar name.
+    """In a user's test, amqp_vhost.queue() is called with the name of a queue that does not exist. The repr of the
+    result says so, and suggests an existing queue with a similar name.
     """
     assert channel.is_open, "it has declared the queue jobs"
     meant = "queue 'jbos' does not exist: did you mean 'jobs'?"
@@ -424,8 +424,8 @@ def test_a_failed_wait_for_lists_the_faults_in_force(vhost: Vhost, channel: Bloc
 
 
 def test_a_failed_wait_for_says_that_the_queue_of_a_fault_does_not_exist(vhost: Vhost) -> None:
-    """If wait_for() fails in a user's test while a fault is in force for a queue that does not exist, the error names
-    the queue, and says that the fault has had no effect so far.
+    """In a user's test, a fault is in force for a queue that does not exist. If wait_for() fails, the error names this
+    queue, and says that the fault has had no effect so far.
     """
     vhost.faults.nack_publishes("shipping")
     with pytest.raises(

@@ -291,8 +291,8 @@ def test_consumers_are_listed_with_queue_and_prefetch(api: Api, vhost: str, chan
 def test_lists_of_the_management_api_can_be_read_in_pages(
     api: Api, vhost: str, channel: BlockingChannel, query: str
 ) -> None:
-    """If a request to the management API has the parameters `page` and `page_size`, the response contains this page of
-    the list, the number of all items, and the number of items on the page.
+    """With the parameters `page` and `page_size`, the management API returns one page of a list. The response also
+    contains the number of all items and the number of items on the page.
     """
     for number in range(3):
         channel.queue_declare(f"q{number}")
@@ -339,8 +339,8 @@ def test_users_can_be_added_and_deleted_over_http(api: Api, vhost: str) -> None:
 
 
 def test_the_management_api_has_the_fields_that_monitoring_tools_use(api: Api) -> None:
-    """In the management API, the overview, the nodes, the health check of alarms and the feature flags have the fields
-    that monitoring tools use, such as rabbitmq_version and fd_used.
+    """The management API's overview, nodes, health check of alarms and feature flags have the fields that monitoring
+    tools use, such as rabbitmq_version and fd_used.
     """
     overview = api("GET", "overview")[1]
     assert re.match(r"\d+\.\d+", overview["rabbitmq_version"])

@@ -251,8 +251,8 @@ def test_events_report_the_largest_link_credit_of_each_amqp_1_0_consumer(
 def test_events_follow_a_dead_letter_to_its_queue(
     broker: EmbeddedBroker, channel: BlockingChannel, arguments: dict[str, int], reason: str
 ) -> None:
-    """In /api/mqtool/events, a dead letter appears as `dead-lettered`, with the reason and the dead-letter exchange,
-    and then as `published`, with the queue from which the message was dead-lettered.
+    """In /api/mqtool/events, a dead letter appears first as `dead-lettered`, with the reason and the dead-letter
+    exchange. It then appears as `published`, with the queue from which it was dead-lettered.
     """
     channel.queue_declare("dead")
     to_dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
@@ -462,9 +462,9 @@ def test_events_report_a_dead_letter_in_a_queue_whose_other_messages_are_only_co
 def test_a_delayed_message_omitted_from_the_events_does_not_affect_later_events(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """While many messages are published, /api/mqtool/events omits some of them. If one that it omitted is delayed, and
-    a message with the same exchange and routing key but without a delay is published later, the later message is
-    reported, and is not reported as delayed.
+    """While many messages are published, /api/mqtool/events omits some of them, among them a delayed message. A message
+    without a delay is then published with the same exchange and routing key. The events report this later message, and
+    not as delayed.
     """
     channel.exchange_declare("late", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     channel.queue_declare("q")

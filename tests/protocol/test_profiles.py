@@ -194,8 +194,8 @@ def test_an_x_death_header_set_by_a_publisher_counts_only_before_4_0(
 def test_x_death_counts_rise_in_a_dead_letter_cycle_in_every_version(
     broker: TestBroker, channel: BlockingChannel, take: Take
 ) -> None:
-    """If a message goes back and forth between two queues, and is dead-lettered twice from each of them, its x-death
-    header has a count of 2 for each queue, in every version of RabbitMQ.
+    """If a message goes back and forth between two queues, and each queue dead-letters it twice, its x-death header has
+    a count of 2 for each queue. This is the same in every version of RabbitMQ.
     """
     for name, other, ttl in (("a", "b", {}), ("b", "a", {"x-message-ttl": 1})):
         arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": other, **ttl}

@@ -61,7 +61,8 @@ def test_replay_waits_until_queues_and_bindings_exist(
     api_of: Callable[[EmbeddedBroker], Api],
 ) -> None:
     """If a user's test declares the exchange, the queue and the bindings of a recording only after replaying() has
-    begun, all messages of the recording still arrive in order, and published() lists each of them once.
+    begun, the replay waits for them. All messages of the recording then arrive in order, and published() lists each of
+    them once.
     """
 
     def attempts() -> int:
@@ -173,8 +174,8 @@ WRONG = {
 
 
 def test_a_test_whose_marker_amqp_recording_has_a_wrong_argument_fails(tmp_path: Path, recording: Path) -> None:
-    """If an argument of the pytest marker amqp_recording is invalid or unknown, or if no message would be replayed, the
-    test fails before it runs, and the error names the recording and says what is wrong.
+    """A test fails before it runs if an argument of its pytest marker amqp_recording is invalid or unknown, or if no
+    message would be replayed. The error names the recording and says what is wrong.
     """
     assert recording.parent == tmp_path
     (tmp_path / "empty.ndjson").write_text("\n")

@@ -669,8 +669,8 @@ def test_topic_permissions_apply_over_amqp_1_0(native: "tuple[World, str]", topi
 def test_an_embedded_broker_that_imitates_4_0_or_4_3_checks_topic_permissions_for_cc_and_bcc(
     native: "tuple[World, str]",
 ) -> None:
-    """An embedded broker that imitates RabbitMQ 4.0 or 4.3 checks topic permissions not only for a message's own
-    routing key, but also for the routing keys in CC and BCC, both over AMQP 0-9-1 and over HTTP.
+    """An embedded broker that imitates RabbitMQ 4.0 or 4.3 also checks the routing keys in CC and BCC against the
+    user's topic permissions, over AMQP 0-9-1 and over HTTP.
     """
     world, url = native
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "management"})
@@ -744,8 +744,8 @@ def test_an_administrator_without_permissions_cannot_use_queues_or_exchanges(nat
 def test_an_exclusive_queue_cannot_be_used_through_the_management_api(
     world: World, connection: pika.BlockingConnection
 ) -> None:
-    """A request to the management API that deletes, purges, reads, binds or declares an exclusive queue of a connection
-    gets the status 400, even if the user is an administrator.
+    """Through the management API, nobody can delete, purge, read, bind or declare a connection's exclusive queue. Such
+    a request gets the status 400, even from an administrator.
     """
     world.reset([])
     connection.channel().queue_declare("theirs", exclusive=True)

@@ -54,8 +54,8 @@ ACCESS_REFUSED, PRECONDITION_FAILED, NO_PUBLISHER, NO_OFFSET = range(16, 20)
 def test_a_stream_connection_is_closed_after_a_failed_login(
     connect_stream: Opener, mechanism: str, secret: bytes, code: int
 ) -> None:
-    """If a client logs in over the stream protocol with an unknown mechanism, a wrong password or a malformed response,
-    it gets the error code for this failure, and the broker closes the connection.
+    """A login over the stream protocol fails if the mechanism is unknown, the password is wrong or the response is
+    malformed. The client gets the error code for this failure, and the broker closes the connection.
     """
     client = connect_stream()
     client.request(PEER_PROPERTIES, table({}))

@@ -487,9 +487,9 @@ def test_large_annotations_for_many_messages_do_not_hold_up_other_clients(
 def test_many_connections_that_publish_at_the_same_time_do_not_hold_up_other_clients(
     broker: EmbeddedBroker, watch: LoopWatch
 ) -> None:
-    """If 60 connections publish ten messages each at the same time, and each message is routed to a thousand queues,
-    the broker never uses more than 0.25 s of CPU time before it serves other clients. The queue that was bound last
-    gets every message.
+    """Sixty connections publish ten messages each at the same time, and each message is routed to a thousand queues.
+    The broker never uses more than 0.25 s of CPU time before it serves other clients. The last of these queues gets
+    every message.
     """
     with ExitStack() as stack:
         clients = [stack.enter_context(RawClient(broker.url)) for _ in range(60)]
@@ -730,8 +730,8 @@ def many_files() -> Iterator[None]:
 
 
 def test_the_loss_of_many_connections_with_many_channels_does_not_hold_up_other_clients() -> None:
-    """If 60 connections with 2,047 channels each are lost at the same time, the broker closes all of them, and never
-    uses more than 0.25 s of CPU time before it serves other clients.
+    """Sixty connections with 2,047 channels each are lost at the same time. While the broker closes them, it never uses
+    more than 0.25 s of CPU time before it serves other clients.
     """
     opened = b"".join(frame.marshal(commands.Channel.Open(), number) for number in range(2, 2048))
     with EmbeddedBroker(like="4.3", memory_limit=1 << 40) as broker, ExitStack() as stack:

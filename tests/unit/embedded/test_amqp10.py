@@ -109,7 +109,7 @@ def test_tables_and_arrays_are_removed_from_the_headers_of_a_message_in_a_stream
 )
 def test_an_id_that_is_not_a_string_has_its_type_in_a_header(identifier: bytes, message_id: str, kind: str) -> None:
     """If the message id of an AMQP 1.0 message in a stream is a uuid, ulong or binary, it is delivered over AMQP 0-9-1
-    as text, and the header x-message-id-type contains its type.
+    as text. The header x-message-id-type then contains its type.
     """
     found = decode(b"\x00Ss\xc0" + bytes((len(identifier) + 1, 1)) + identifier + b"\x00Su\xa0\x01x")
 

@@ -90,9 +90,9 @@ def test_a_dead_letter_does_not_expire_again() -> None:
 
 
 def test_x_death_counts_a_repeated_death_and_lists_it_first() -> None:
-    """If a queue dead-letters a message again for the same reason, the count of the queue's entry in x-death increases,
-    and the entry moves to the first place, but its time does not change. Another queue or another reason gets an entry
-    of its own.
+    """If a queue dead-letters a message again for the same reason, the count of its entry in x-death increases and the
+    entry becomes the first, but the entry's time does not change. Another queue or another reason gets an entry of its
+    own.
     """
     letter = message()
     for number, (queue, reason) in enumerate([("a", "expired"), ("b", "expired"), ("a", "rejected"), ("b", "expired")]):

@@ -61,8 +61,8 @@ def test_a_local_random_exchange_routes_each_message_to_one_queue(vhost: Virtual
 def test_an_unroutable_message_goes_to_the_alternate_exchange(
     vhost: VirtualHost, argument: Value, policy: str | None, goes_to: str | None
 ) -> None:
-    """If no binding matches a message, the message goes to the alternate exchange, which is set by the exchange's
-    arguments or, if they set none, by a policy. If the alternate exchange does not exist, the message is unroutable.
+    """If no binding matches a message, it goes to the alternate exchange that the exchange's arguments name. If they
+    name none, a policy can. If the alternate exchange does not exist, the message is unroutable.
     """
     queues = {name: add_queue(vhost, name) for name in "ab"}
     for name, queue in queues.items():

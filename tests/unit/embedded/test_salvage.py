@@ -173,8 +173,8 @@ def test_a_log_without_its_database_is_not_touched(killed: Path, database: str) 
 
 @pytest.mark.parametrize("why", ["full", "locked", "garbage"])
 def test_a_start_that_fails_leaves_no_copy_of_the_log(killed: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
-    """If the broker cannot open a data directory because the disk is full, another program locks the database, or
-    nothing in the database can be read, the files of the directory are unchanged, and no copy of SQLite's log is left.
+    """The broker cannot open a data directory if the disk is full, if another program locks the database, or if nothing
+    in the database can be read. It then leaves the database and SQLite's log unchanged, and leaves no copy of the log.
     """
     database, log = killed / FILE, killed / f"{FILE}-wal"
     other = sqlite3.connect(database, isolation_level=None)
