@@ -61,8 +61,8 @@ def test_the_tutorials_asynchronous_publisher_collects_the_nacked_messages(conne
 
 @pytest.mark.parametrize("reply_queue", [PRIVATE_QUEUE, rpc.DIRECT_REPLY_TO], ids=["queue", "direct"])
 def test_replies_are_matched_to_their_requests(connection: Connection, reply_queue: Queue) -> None:
-    """The client of the RPC tutorial yields replies as they arrive, each with the number of its request, and ignores a
-    reply with an unknown correlation ID. in_order() sorts the replies by request.
+    """The RPC tutorial's client yields replies as they arrive, each with the number of its request. It ignores a reply
+    with an unknown correlation ID. The function in_order() sorts the replies by request.
     """
     channel = connection.channel()
     queue = channel.declare(Queue("requests", durable=True))

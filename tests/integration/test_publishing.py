@@ -195,8 +195,8 @@ def test_messages_that_a_full_queue_rejects_are_reported_as_nacked(connection: C
 
 
 def test_an_error_in_the_input_is_raised_after_earlier_messages_are_confirmed(connection: Connection) -> None:
-    """If the iterable of messages raises an error, the publisher raises it only after all earlier messages are
-    confirmed.
+    """If the iterable of messages that is being published raises an error, publish() first waits until all earlier
+    messages are confirmed, and then raises this error.
     """
     channel = connection.channel()
     channel.declare(QUEUE)

@@ -111,8 +111,8 @@ def quorum(channel: BlockingChannel) -> str:
 
 
 def test_an_amqp_1_0_connection_is_opened_and_closed_as_in_rabbitmq(amqp_url: str) -> None:
-    """When an AMQP 1.0 client logs in, opens a connection and a session, and closes both, the broker answers with the
-    same limits and capabilities as RabbitMQ.
+    """An AMQP 1.0 client logs in, opens a connection and a session, and closes both. The broker's answers contain the
+    same limits and capabilities as RabbitMQ's.
     """
     client = RawAmqp10(amqp_url, opened=False)
     client.log_in()
@@ -627,8 +627,8 @@ def test_a_sender_that_exceeds_its_credit_is_detached(client: RawAmqp10, channel
 def test_a_malformed_message_detaches_the_link_or_ends_the_session(
     client: RawAmqp10, queue: str, payload: bytes
 ) -> None:
-    """If the payload of a transfer is not an AMQP 1.0 message, the broker detaches the link or ends the session, in
-    both cases with an error.
+    """If the payload of a transfer is not an AMQP 1.0 message, the broker either detaches the link or ends the session.
+    In both cases, it sends an error.
     """
     client.attach_sender(queue)
     client.publish(0, payload)

@@ -104,8 +104,8 @@ def test_a_delayed_message_that_cannot_be_published_does_not_stop_the_others(mon
 
 @pytest.mark.parametrize("step", [-3600, 3600])
 def test_setting_the_clock_affects_neither_ttl_nor_delays(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """If the system clock is set forward or back by an hour, messages with a TTL expire as if it had not been set, and
-    delayed messages arrive as if it had not been set.
+    """If the system clock is set forward or back by an hour, a message still expires once its TTL has passed, and a
+    delayed message still arrives once its delay has passed.
     """
     now, now_ns = time.time, time.time_ns
     with EmbeddedBroker() as broker:

@@ -62,8 +62,8 @@ def test_no_damage_is_reported_after_the_broker_was_killed_or_stopped(process: B
 
 @pytest.mark.parametrize("where", [0.5, 0.0], ids=["in the middle", "in its header"])
 def test_a_flipped_bit_in_the_write_ahead_log_is_reported(process: BrokerProcess, where: float) -> None:
-    """If a bit in the write-ahead log is flipped, the broker logs a warning at its next start, keeps a copy of the log,
-    and recovers the messages before the damage.
+    """After a bit in the write-ahead log is flipped, the broker starts with the messages before the damage. It logs a
+    warning, and keeps a copy of the log.
     """
     process.kill()
     _, log = files(process)

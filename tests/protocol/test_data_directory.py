@@ -78,8 +78,8 @@ def test_deeply_nested_queue_arguments_are_stored_or_refused(process: BrokerProc
 
 
 def test_deleting_a_virtual_host_deletes_its_bindings_and_policies(process: BrokerProcess) -> None:
-    """If a virtual host is deleted, and is created again after a restart of the broker, the new virtual host has none
-    of the bindings and policies of the deleted one.
+    """A virtual host is deleted, the broker is restarted, and a virtual host with the same name is created. The new
+    virtual host has none of the bindings and policies of the old one.
     """
     api = Api(process.management_url)
     api("PUT", "vhosts/v")
@@ -430,8 +430,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_the_broker_survives_or_explains_any_damage_to_its_data_directory(killed: Path, data: st.DataObject) -> None:
-    """If any file in the data directory is corrupted, truncated, extended or removed, the broker either starts, or
-    raises an error that says why it cannot start.
+    """Any file in the data directory may be corrupted, truncated, extended or removed. The broker then either starts,
+    or raises an error that says why it cannot start.
     """
     with TemporaryDirectory() as name:
         directory = Path(name) / "data"

@@ -122,9 +122,8 @@ def test_a_mandatory_delayed_message_is_returned_and_still_delivered(channel: Bl
 
 @pytest.mark.usefixtures("delayed")
 def test_a_message_routed_through_two_delayed_exchanges_is_delayed_once(channel: BlockingChannel, take: Take) -> None:
-    """If a message is routed through a fanout exchange and then through two delayed exchanges, one after the other,
-    only the first delayed exchange delays the message. A queue bound to the fanout exchange gets the message
-    immediately.
+    """A message is routed through a fanout exchange, and then through two delayed exchanges, one after the other. Only
+    the first delayed exchange delays it. A queue bound to the fanout exchange gets it immediately.
     """
     channel.exchange_declare("before", "fanout")
     channel.queue_declare("beside")
@@ -160,7 +159,7 @@ def test_the_alternate_exchange_of_a_delayed_exchange_gets_a_copy_immediately(
     channel: BlockingChannel, take: Take, *, is_bound: bool
 ) -> None:
     """When a message is published to a delayed exchange, the alternate exchange gets a copy immediately. When the
-    message is due, it is routed again, to a bound queue or, if no queue is bound, to the alternate exchange.
+    message is due, a bound queue gets it. If no queue is bound, the alternate exchange gets it again.
     """
     channel.exchange_declare("y", DELAYED, arguments={"x-delayed-type": "direct", "alternate-exchange": "amq.fanout"})
     channel.queue_declare("spare")

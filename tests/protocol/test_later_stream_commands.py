@@ -60,8 +60,8 @@ def test_the_commands_partitions_and_route_return_the_streams_of_a_super_stream(
 
 
 def test_a_super_stream_is_created_completely_or_not_at_all(client: RawStream, orders: list[str]) -> None:
-    """If a partition of a new super stream already exists, or if the super stream has more binding keys than
-    partitions, the broker creates no part of it.
+    """The broker cannot create a super stream if one of its partitions already exists, or if it has more binding keys
+    than partitions. It then creates no part of it.
     """
     again = string("more") + strings("more-0", orders[0]) + strings("a", "b") + table({})
     assert client.request(CREATE_SUPER_STREAM, again).code == EXISTS
@@ -106,7 +106,7 @@ def answer(client: RawStream, correlation: int, place: bytes = struct.pack(">H",
 def test_the_next_single_active_consumer_of_a_stream_becomes_active_when_the_active_one_disconnects(
     open_stream: Opener, client: RawStream, stream: str
 ) -> None:
-    """If a stream has several single active consumers with the same name, and the active one disconnects, the next one
+    """Of several single active consumers of a stream with the same name, one is active. If it disconnects, the next one
     becomes active, and starts at the offset that it requests.
     """
     client.declare_publisher(1, stream)

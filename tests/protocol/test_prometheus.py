@@ -261,8 +261,8 @@ def test_metrics_count_messages_separately_for_each_protocol(broker: EmbeddedBro
 
 
 def test_totals_in_metrics_do_not_decrease(broker: EmbeddedBroker) -> None:
-    """The totals in the embedded broker's /metrics do not decrease when a channel is closed, even because of an error,
-    or when a virtual host is deleted.
+    """The totals in the embedded broker's /metrics do not decrease when a virtual host is deleted, or when a channel is
+    closed, whether by the client or because of an error.
     """
     broker.under_test(lambda found: found.add_vhost("other"))
     other = broker.url.replace("%2F", "other")

@@ -198,8 +198,8 @@ def test_a_test_whose_marker_amqp_recording_has_a_wrong_argument_fails(tmp_path:
 def test_an_unexpected_error_during_a_replay_is_raised(
     vhost: Vhost, recording: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If an unexpected error occurs in the background thread in which replaying() replays a recording, the `with`
-    statement raises this error at its end, so that the user's test fails.
+    """replaying() replays a recording in a background thread. If an unexpected error occurs in this thread, the `with`
+    statement raises the error at its end, so that the user's test fails.
     """
 
     def fail(*_: object) -> None:

@@ -201,8 +201,8 @@ def test_deleting_an_exchange_deletes_its_bindings(channel: BlockingChannel) -> 
 
 
 def test_an_empty_queue_name_means_the_last_declared_queue(channel: BlockingChannel) -> None:
-    """If queue.bind has an empty queue name and an empty routing key, it binds the queue that was declared last on the
-    channel, with the queue's name as the routing key.
+    """In queue.bind, an empty queue name means the queue that was declared last on the channel. If the routing key is
+    empty as well, the queue's name becomes the routing key.
     """
     name = channel.queue_declare("", exclusive=True).method.queue
     assert name.startswith("amq.gen-")

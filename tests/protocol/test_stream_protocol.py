@@ -383,8 +383,8 @@ _PROPERTIES = pika.BasicProperties(
 def test_a_message_keeps_its_properties_from_amqp_to_the_stream_protocol_and_back(
     client: RawStream, stream: str, channel: BlockingChannel
 ) -> None:
-    """If a stream client reads a message that was published over AMQP 0-9-1 and publishes it again, both messages have
-    the original properties when they are read over AMQP 0-9-1.
+    """A stream client reads a message that was published over AMQP 0-9-1, and publishes it again. When both messages
+    are read over AMQP 0-9-1, they have the original properties.
     """
     channel.confirm_delivery()
     channel.queue_bind(stream, "amq.topic", "a.*")

@@ -622,8 +622,8 @@ def _ways_to_publish(
 def test_dead_lettering_many_messages_does_not_hold_up_other_clients(
     broker: EmbeddedBroker, watch: LoopWatch, how: str
 ) -> None:
-    """If a nack or a new policy with max-length 0 dead-letters 2,000 messages, each to 50 queues, the broker never uses
-    more than 0.25 s of CPU time before it serves other clients.
+    """While a nack or a new policy with max-length 0 dead-letters 2,000 messages, each to 50 queues, the broker never
+    uses more than 0.25 s of CPU time before it serves other clients.
     """
     count = 2000
     with RawClient(broker.url) as client:

@@ -134,8 +134,8 @@ def test_each_planted_defect_can_still_be_planted() -> None:
 
 
 def test_a_sender_beyond_its_credit_is_detached() -> None:
-    """If the embedded broker grants no credit because its disk fails, and an AMQP 1.0 sender sends a message
-    nevertheless, the broker detaches the link with transfer-limit-exceeded.
+    """While the embedded broker's disk fails, the broker grants no credit. If an AMQP 1.0 sender sends a message beyond
+    its credit, the broker detaches the link with transfer-limit-exceeded.
     """
     actors = (
         Actor("faults", "Faults", 1, (Step(1, "eio", {"seconds": 30}),)),

@@ -138,8 +138,8 @@ def test_a_publishers_death_headers_are_kept_only_before_4_0(forged: Table) -> N
     ids=["largest count", "almost the largest count", "negative count", "text"],
 )
 def test_a_forged_x_death_header_raises_no_error(count: object, time: Any, next_count: int, next_time: object) -> None:
-    """If a publisher has set an x-death header, the broker accepts any count and time in the header, and keeps fields
-    that the broker does not know.
+    """If a publisher has set an x-death header with an impossible count or time, dead-lettering raises no error. The
+    count never exceeds 2^63-1, and a count that is text is replaced by 1. Unknown fields are kept.
     """
     letter = dead(message({"x-death": [death(count=count, time=time, more=7)]}), trusts=True)
     [entry] = deaths(letter)

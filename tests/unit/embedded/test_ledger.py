@@ -205,8 +205,8 @@ def nested(depth: int) -> Table:
 @pytest.mark.parametrize("value", [nested(MAX_DEPTH + 10), {"a": 1 << 70}, {"a" * 300: True}])
 def test_a_definition_that_could_not_be_read_back_is_refused(ledger: Reading, value: Any) -> None:
     """If the arguments of a declaration are nested too deeply, or contain a value or name that cannot be encoded, the
-    broker refuses the declaration with 406 and stores nothing. Arguments that are nested 8 levels deeper than a message
-    allows can be stored and read back.
+    broker refuses the declaration with 406 and stores nothing. Arguments may be nested 8 levels deeper than headers of
+    a message.
     """
     with pytest.raises(ChannelException, match="a definition cannot be stored: ") as error:
         ledger.save("queue", ("/", "q"), value)

@@ -246,8 +246,8 @@ def test_bindings_are_added_listed_and_removed_over_amqp_1_0(client: _Client) ->
     ],
 )
 def test_an_invalid_binding_is_refused_over_amqp_1_0(client: _Client, change: Any10, status: int, text: str) -> None:
-    """Over AMQP 1.0, the broker refuses a binding with RabbitMQ's status and text if the queue or the exchange does not
-    exist, if the source is the default exchange, or if the request contains an unknown field.
+    """Over AMQP 1.0, the broker refuses an invalid binding with RabbitMQ's status and text. It is invalid if the queue
+    or the exchange does not exist, if the source is the default exchange, or if the request contains an unknown field.
     """
     client(*_NOT_EMPTY)
     binding = {"source": "amq.topic", "destination_queue": "q", "binding_key": "k", "arguments": {}}
@@ -299,7 +299,7 @@ def test_a_missing_permission_for_an_amqp_1_0_management_request_ends_the_sessio
     client: _Client, allowed: Permissions, request_: tuple[Any10, ...], missing: str
 ) -> None:
     """If a user lacks a permission that an AMQP 1.0 management request needs, the broker ends the session with
-    RabbitMQ's error 403, which names the permission and the queue or exchange.
+    RabbitMQ's error 403. The error names the permission and the queue or exchange.
     """
     client(*_NOT_EMPTY)
     client.broker.set_permissions("guest", "/", allowed)

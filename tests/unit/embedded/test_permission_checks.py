@@ -287,8 +287,8 @@ def test_two_users_with_the_same_password_have_different_hashes() -> None:
 def test_a_queue_is_not_deleted_or_purged_for_a_user_who_is_deleted_during_the_request(
     drop: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a user is deleted while the user's HTTP request to delete or purge a queue waits for messages that are being
-    requeued, the broker refuses the request, and the queue is unchanged.
+    """A user's HTTP request to delete or purge a queue waits for messages that are being requeued. If the user is
+    deleted meanwhile, the broker refuses the request, and the queue is unchanged.
     """
 
     async def send() -> int:

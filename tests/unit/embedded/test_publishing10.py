@@ -237,8 +237,8 @@ def test_the_first_transfer_determines_whether_a_message_is_settled(client: Memo
 
 @pytest.mark.parametrize("how", ["aborted", "detached", "ended"])
 def test_an_incomplete_message_is_discarded(client: MemoryClient10, broker: Broker, how: str) -> None:
-    """If an AMQP 1.0 publisher aborts a message, or if it detaches its link or ends its session before the last
-    transfer of a message, the broker discards the message and frees the memory of its transfers.
+    """An AMQP 1.0 message stays incomplete if its publisher aborts it, or detaches the link or ends the session before
+    the last transfer. The broker discards an incomplete message, and frees the memory of its transfers.
     """
     before = client.connection.held_bytes
     client.attach_sender("/queues/q")
@@ -295,8 +295,8 @@ DIFFERS = (
 def test_a_transfer_that_contradicts_the_first_one_of_its_message_detaches_the_link(
     client: MemoryClient10, first: tuple[int, bool | None], second: tuple[int, bool | None], text: str
 ) -> None:
-    """If the delivery id or the settled flag of a later transfer differs from that of the message's first transfer, the
-    broker detaches the link with RabbitMQ's error text, and frees the memory of the message.
+    """If a later transfer of a message has another delivery id or settled flag than the first one, the broker detaches
+    the link with RabbitMQ's error text, and frees the memory of the message.
     """
     before = client.connection.held_bytes
     client.attach_sender("/queues/q")
@@ -513,8 +513,8 @@ def test_a_settled_message_with_an_invalid_address_detaches_the_link(client: Mem
 
 
 def test_the_error_about_a_settled_message_without_a_delivery_tag_contains_an_empty_tag(client: MemoryClient10) -> None:
-    """If the broker detaches a link because it cannot publish a settled message, and the message has no delivery tag,
-    the error contains an empty delivery tag.
+    """If the broker cannot publish a settled message, it detaches the link with an error that contains the message's
+    delivery tag. If the message has none, the error contains an empty delivery tag.
     """
     client.attach_sender(None)
     found = client.send(TRANSFER, UInt32(0), UInt32(1), None, UInt32(0), True, payload=message(to="/what"))
@@ -668,8 +668,8 @@ class ReplyChannel:
 
 
 def test_a_direct_reply_is_delivered_to_the_channel_that_waits_for_it(client: MemoryClient10, broker: Broker) -> None:
-    """A message to the address of a direct reply is delivered to the requester's channel, without a queue, and
-    accepted. If the requester is gone, the message is released.
+    """A message to a direct reply-to address is accepted, and delivered to the requester's channel without a queue. If
+    the requester is gone, the message is released.
     """
     asking = broker.reply_consumers["token"] = ReplyChannel()
     client.attach_sender(None)
@@ -682,8 +682,8 @@ def test_a_direct_reply_is_delivered_to_the_channel_that_waits_for_it(client: Me
 
 
 def test_only_the_default_exchange_delivers_direct_replies(client: MemoryClient10, broker: Broker) -> None:
-    """Only the default exchange delivers direct replies. If the routing key of a message is the address of a direct
-    reply, any other exchange uses it like any routing key, and routes the message by its bindings.
+    """Only the default exchange delivers a message to a direct reply-to address. If a message with such an address as
+    its routing key is published to another exchange, that exchange routes it by its bindings.
     """
     vhost, key = broker.vhosts["/"], f"{DIRECT_REPLY_TO}.token"
     asking = broker.reply_consumers["token"] = ReplyChannel()

@@ -509,7 +509,7 @@ def test_a_deleted_quorum_queue_dead_letters_only_messages_that_were_requeued_be
 @pytest.mark.parametrize("end", ["nothing", "purge", "delete"])
 def test_many_messages_that_exceed_the_delivery_limit_are_dead_lettered(ledger: Ledger, end: str) -> None:
     """If 100 messages are requeued together and exceed the delivery limit, each of them is dead-lettered once, in
-    order, even if the queue is purged or deleted immediately afterwards.
+    order. Purging or deleting the queue immediately afterwards does not change this.
     """
     clock, vhost, queue = requeue_many(ledger, "3.10", x_queue_type="quorum", x_delivery_limit=0)
     if end == "purge":
@@ -605,8 +605,8 @@ HOUR = 3_600_000
 def test_a_message_published_while_the_clock_was_ahead_expires_after_its_ttl(
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger
 ) -> None:
-    """If a message was published while the system clock was ahead, and the broker is restarted after the clock was
-    corrected, the message expires once its TTL has passed since the restart.
+    """A message is published while the system clock is ahead. If the clock is corrected before the broker is restarted,
+    the message expires once its TTL has passed since the restart.
     """
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     queue.restore(ledger.enter(message(), clock.now() + 48 * HOUR))
@@ -617,9 +617,8 @@ def test_a_message_published_while_the_clock_was_ahead_expires_after_its_ttl(
 
 
 def test_a_paged_out_message_published_while_the_clock_was_ahead_expires_after_its_ttl(tmp_path: Path) -> None:
-    """If the system clock was ahead when messages were published, and is correct when the broker is restarted, the
-    messages expire once their TTL has passed since this restart, even if they are paged out. A second restart does not
-    delay their expiration.
+    """Messages are published while the system clock is ahead, and are paged out. If the clock is corrected before the
+    broker is restarted, they expire once their TTL has passed since the restart. A second restart does not delay this.
     """
 
     def started(clock: FakeClock) -> tuple[Storage, VirtualHost]:
@@ -712,8 +711,8 @@ def test_a_full_disk_neither_loses_nor_duplicates_a_dead_letter_for_a_stream(tmp
 def test_a_delayed_message_published_while_the_clock_was_ahead_is_released_after_its_delay(
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger
 ) -> None:
-    """If a delayed message was published while the system clock was ahead, and the broker is restarted after the clock
-    was corrected, the message is released once its delay has passed since the restart.
+    """A delayed message is published while the system clock is ahead. If the clock is corrected before the broker is
+    restarted, the message is released once its delay has passed since the restart.
     """
     exchange = BrokerExchange("later", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     vhost.add_exchange(exchange)

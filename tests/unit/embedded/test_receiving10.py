@@ -496,8 +496,9 @@ def test_a_link_that_was_detached_is_not_detached_again_when_its_queue_is_delete
 def test_the_firehose_copies_each_delivery(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, *, tracing: bool
 ) -> None:
-    """While message tracing is on, each delivery over AMQP 1.0 is copied to the firehose with the name of its
-    connection, its channel, its user, and a flag for redelivered messages. While tracing is off, no delivery is copied.
+    """While message tracing is on, the firehose gets a copy of each delivery over AMQP 1.0. The copy names the
+    delivery's connection, channel and user, and says whether the message was redelivered. While tracing is off, there
+    are no copies.
     """
     vhost = broker.vhosts["/"]
     copies = add(broker, "copies")
@@ -672,7 +673,7 @@ def test_a_receiver_of_a_quorum_queue_is_told_whether_it_is_active(client: Memor
 
 
 def test_the_answer_to_a_drain_tells_whether_the_receiver_is_active(client: MemoryClient10, sac: BrokerQueue) -> None:
-    """If a receiver of a quorum queue with a single active consumer drains its first credit, the answer to the drain
+    """A receiver of a quorum queue with a single active consumer may drain its first credit. The answer to this drain
     also says whether the receiver is the active one.
     """
     client.attach_receiver("/queues/sac")
@@ -708,8 +709,8 @@ def test_receivers_of_a_classic_queue_and_before_rabbitmq_4_3_are_not_told_wheth
 def test_no_receiver_of_a_session_that_ends_is_told_that_it_becomes_active(
     client: MemoryClient10, sac: BrokerQueue
 ) -> None:
-    """If a session has two receivers of a queue with a single active consumer, and the client ends the session, the
-    broker does not tell the second receiver that it has become active.
+    """A session has two receivers of a queue with a single active consumer. If the client ends the session, the broker
+    does not tell the second receiver that it has become active.
     """
     for handle in range(2):
         client.attach_receiver("/queues/sac", handle=handle)

@@ -423,8 +423,8 @@ def test_a_queue_that_is_declared_after_a_restart_does_not_get_the_messages_of_a
 
 
 def test_the_maximum_length_counts_messages_that_were_unacknowledged(tmp_path: Path) -> None:
-    """Messages that were unacknowledged when the broker was killed are ready after the restart, and count towards the
-    maximum length of their queue, which therefore drops its oldest messages.
+    """Messages that were unacknowledged when the broker was killed are ready after the restart. They count towards the
+    maximum length of their queue, which drops its oldest messages if it is too long.
     """
     copy = tmp_path / "copy"
 
@@ -558,8 +558,8 @@ def test_a_damaged_virtual_host_is_lost_with_its_contents_but_left_in_the_data_d
 def test_a_damaged_message_does_not_prevent_the_recovery_of_the_others(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If a stored message cannot be read, the broker logs the number of the message in the database, leaves the message
-    in the data directory, and restores the messages before and after it.
+    """If a stored message cannot be read, the broker restores the messages before and after it. It logs the number of
+    the damaged message in the database, and leaves this message in the data directory.
     """
 
     async def run() -> None:
@@ -637,8 +637,8 @@ def test_the_files_of_a_deleted_stream_are_deleted_unless_a_definition_is_damage
 def test_files_in_a_data_directory_that_are_not_the_brokers_are_left_there(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If the directories in which the broker keeps its streams contain files or directories that it did not create, the
-    broker warns about each of these when it starts, and leaves them where they are.
+    """The directories in which the broker keeps its streams may contain files or directories that it did not create.
+    When it starts, the broker warns about each of these, and leaves them where they are.
     """
 
     async def run() -> None:

@@ -74,8 +74,8 @@ def test_a_topic_pattern_with_many_wildcards_is_matched_without_backtracking() -
 
 @pytest.mark.parametrize("kind", [DirectTable, TopicTable], ids=["direct", "topic"])
 def test_other_bindings_of_an_exchange_do_not_slow_down_routing(kind: type[DirectTable[int] | TopicTable[int]]) -> None:
-    """To find the binding that matches a message, a direct or topic exchange with 10,000 bindings takes less than 20
-    times as long as an exchange with one binding.
+    """In a direct or topic exchange with 10,000 bindings, finding the one that matches a message takes less than 20
+    times as long as in an exchange with one binding.
     """
 
     def seconds(count: int) -> float:
@@ -222,8 +222,8 @@ def test_header_values_are_compared_as_in_rabbitmq(
 
 
 def test_headers_bindings_follow_a_change_of_version() -> None:
-    """If the embedded broker switches to imitating a RabbitMQ version that compares numbers in headers strictly by
-    type, existing headers bindings compare numbers in this way from then on.
+    """If the embedded broker switches to a RabbitMQ version in which an integer in a headers binding does not match a
+    float, existing bindings follow this rule from then on.
     """
     table: HeadersTable[str] = HeadersTable()
     table.add("", {"a": 1}, "q")
@@ -327,8 +327,8 @@ def test_300_topic_patterns_match_the_same_keys_as_regular_expressions() -> None
 
 
 def test_300_topic_patterns_of_wildcards_are_matched_quickly() -> None:
-    """A topic exchange matches 500 routing keys of 120 words with 300 binding keys that consist only of wildcards in
-    less than 5 s of CPU time.
+    """In a topic exchange with 300 binding keys that consist only of wildcards, matching 500 routing keys of 120 words
+    takes less than 5 s of CPU time.
     """
     some = random.Random(1)
     table: TopicTable[int] = TopicTable()

@@ -251,8 +251,8 @@ def test_the_messages_before_and_after_a_damaged_part_of_the_database_are_read(
     stopped: Path, contents: list[bytes], lost: str
 ) -> None:
     """If pages of the database are damaged, the broker copies the definitions and messages before and after the damage
-    to a new database file, which only the file's owner can read. The broker reports the loss once, keeps the damaged
-    file unchanged in another directory, and does not create the default user again.
+    to a new database file, which only its owner can read. It reports the loss once, and keeps the damaged file
+    unchanged in another directory. It does not create the default user again.
     """
     overwrite(stopped, *contents)
     before = stopped.read_bytes()
@@ -302,7 +302,7 @@ def test_incomplete_messages_beside_a_damaged_part_of_the_database_are_left_out(
 
 def test_lost_definitions_are_reported(opened: Database, tmp_path: Path) -> None:
     """If definitions are lost, the broker reports that some of its queues, exchanges, bindings or users could not be
-    read, even if all messages could.
+    read. It does so even if all messages could be read.
     """
     write_definitions(opened.db, {("queue", b"%03d" % number): bytes(900) for number in range(100)})
     write_entries(opened.db, [(1, 1, None, 0, 0, b"", b"", body(1))], [], {})

@@ -736,7 +736,8 @@ def test_the_end_of_a_session_requeues_its_unsettled_messages(
 
 def test_a_fault_that_closes_a_session_sends_one_end_frame_with_the_error(client: MemoryClient10) -> None:
     """If a test makes the embedded broker close an AMQP 1.0 session with an AMQP 0-9-1 reply code, the broker sends one
-    end frame, with the AMQP 1.0 condition for this code, even if the test closes the session twice.
+    end frame with the corresponding AMQP 1.0 condition. If the test closes the session a second time, nothing more is
+    sent.
     """
     session = client.connection.sessions[0]
     session.close(AmqpException(541, "broken"))

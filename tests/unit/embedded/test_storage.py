@@ -526,8 +526,8 @@ def test_a_message_that_is_acknowledged_before_it_is_written_is_never_written(tm
 
 
 def test_a_message_published_during_a_write_is_not_confirmed_by_that_write(tmp_path: Path) -> None:
-    """As soon as the broker begins to write a group of changes to disk, later changes belong to the next group, so a
-    message that is published then is not confirmed together with those before it.
+    """The broker writes changes to disk in groups. A message that is published after the broker has begun to write a
+    group belongs to the next group, and is not confirmed together with those before it.
     """
 
     async def run() -> None:

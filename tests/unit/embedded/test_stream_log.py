@@ -167,7 +167,7 @@ def test_the_index_of_a_segment_is_built_in_turns_for_a_start_by_timestamp(on_di
 
 def test_a_timestamp_in_a_stream_with_many_segments_is_looked_up_in_turns(in_memory: Bench) -> None:
     """When a reader of a stream starts at a timestamp, the broker looks at up to 256 segments in each turn of its event
-    loop, until it has found the segment with the timestamp.
+    loop until it has found the right one.
     """
     in_memory.open(segment_bytes=1)
     for number in range(1_000):
@@ -180,8 +180,8 @@ def test_a_timestamp_in_a_stream_with_many_segments_is_looked_up_in_turns(in_mem
 
 
 def test_the_age_of_an_old_segment_is_looked_up_in_turns(on_disk: Bench) -> None:
-    """If the oldest segment of a stream has no index yet and may exceed the maximum age, the broker indexes 256 KiB of
-    the segment in each turn of its event loop, and then deletes the segment if it is too old.
+    """The oldest segment of a stream may exceed the maximum age, but have no index yet. The broker then indexes 256 KiB
+    of this segment in each turn of its event loop, and deletes the segment if it is too old.
     """
     on_disk.open(segment_bytes=600_000)
     for _ in range(4):
@@ -330,8 +330,8 @@ def test_reading_from_a_timestamp_starts_at_the_first_chunk_that_is_not_older(be
 
 
 def test_a_timestamp_offset_after_the_last_chunk_means_the_end_of_the_stream(bench: Bench) -> None:
-    """As in RabbitMQ, a consumer with a timestamp offset later than the timestamp of the last chunk starts at the end
-    of the stream, even if earlier chunks have later timestamps.
+    """If a consumer's timestamp offset is later than the timestamp of the last chunk, the consumer starts at the end of
+    the stream, even if an earlier chunk has a later timestamp. RabbitMQ does the same.
     """
     for time in (9_000, 1_000, 2_000):
         bench.clock.time = time
@@ -375,8 +375,9 @@ def test_old_segments_are_deleted_by_size_and_age(bench: Bench) -> None:
 def test_messages_are_stored_although_the_oldest_segment_cannot_be_deleted(
     on_disk: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If the disk does not let the broker delete a stream's oldest segment, the broker logs an error, and the stream's
-    new messages are stored and can still be read. The segment is deleted when the next segment begins.
+    """If an error of the disk prevents the broker from deleting a stream's oldest segment, the broker logs the error.
+    New messages are still stored, and all messages can be read. When the error is gone, the segment is deleted as soon
+    as the next segment begins.
     """
     log = on_disk.open(segment_bytes=1_000, max_bytes=1_000)
     on_disk.add(bytes(600))
@@ -416,8 +417,8 @@ def test_publishing_ids_and_stored_offsets_survive_a_restart_and_the_deletion_of
 
 
 def test_an_incomplete_chunk_at_the_end_of_a_stream_is_moved_to_another_file(on_disk: Bench, tmp_path: Path) -> None:
-    """If the last chunk of a stream is incomplete because the broker was killed, the broker moves the incomplete chunk
-    to another file at its next start, and writes the next chunk in its place.
+    """If the broker is killed while it writes a chunk of a stream, the chunk stays incomplete. At its next start, the
+    broker moves it to another file, and writes the next chunk in its place.
     """
     on_disk.add(b"a", b"b")
     sound = segment_files(tmp_path)[0].stat().st_size

@@ -437,8 +437,8 @@ def test_a_delayed_message_is_stored_if_its_exchange_is_durable(ledger: Storing,
 def test_the_delay_of_a_message_whose_headers_the_broker_has_changed_is_negated(
     vhost: VirtualHost, clock: FakeClock, headers: Table, delay: int, *, is_changed: bool
 ) -> None:
-    """If the broker has changed the headers of a delayed message, as it does for a dead letter or a message with BCC,
-    consumers get the message with a negated x-delay. Otherwise, consumers get the x-delay that the publisher sent.
+    """The broker changes the headers of some delayed messages, such as dead letters and messages with BCC. Consumers
+    get these messages with a negated x-delay, and all others with the x-delay that the publisher sent.
     """
     exchange = add_exchange(vhost, "x", "x-delayed-message", arguments=DELAYED)
     queue = add_queue(vhost)
