@@ -227,8 +227,8 @@ def test_tutorial_try_names_a_bound_queue_without_a_consumer(goal: Goal, learner
 def test_the_goal_star_is_reached_even_if_the_receiver_exits_immediately(
     goal: Goal, learner: Learner, broker: TestBroker
 ) -> None:
-    """The goal "star" of the tutorial `topics` is reached even if the learner's receiver exits immediately after three
-    messages have been published.
+    """The goal "star" of the tutorial `topics` is reached even if the learner stops the receiver immediately after
+    publishing three messages.
     """
     if broker.kind != "embedded":
         pytest.skip("RabbitMQ's bindings are read every few seconds: a queue may be gone before it is seen")

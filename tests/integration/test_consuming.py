@@ -97,8 +97,8 @@ def test_a_consumer_raises_an_error_if_its_queue_is_deleted(broker: TestBroker) 
 
 
 def test_a_consumer_ends_after_its_idle_timeout_and_fails_after_its_total_timeout(broker: TestBroker) -> None:
-    """A consumer without a limit of messages ends without an error after its idle timeout, and raises TimedOut after
-    its total timeout.
+    """A consumer may have no limit of messages. It ends without an error after its idle timeout, but raises TimedOut
+    after its total timeout.
     """
     fill(broker, 1)
     with Connection(parse_addresses(broker.url)) as connection:

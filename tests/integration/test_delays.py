@@ -238,8 +238,8 @@ def test_messages_to_exchanges_and_queues_whose_names_begin_with_amq_can_be_dela
 def test_publishing_a_delayed_message_to_a_missing_exchange_or_queue_fails_immediately(
     channel: Channel, publish: Publish, message: Message
 ) -> None:
-    """If the exchange or the queue does not exist, publishing a message with a delay of an hour raises Unavailable
-    immediately, not when the message is due.
+    """A message with a delay of an hour is published to an exchange or a queue that does not exist. Publishing raises
+    Unavailable immediately, not when the message is due.
     """
     with pytest.raises(Unavailable, match=r"no (exchange|queue) 'missing'"):
         publish([message], channel.declare(CLASSIC))

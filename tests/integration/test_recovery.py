@@ -193,8 +193,8 @@ def test_an_rpc_server_whose_connection_is_cut_answers_every_request(
 def test_an_rpc_client_whose_connection_is_cut_gets_all_replies(
     broker: TestBroker, proxy: Proxy, channel: Channel, reply_to: Queue
 ) -> None:
-    """If an RPC client's connection is cut, the client sends its requests again and gets all replies, both with a
-    private reply queue and with direct reply-to.
+    """If an RPC client's connection is cut, the client sends its requests again and gets all replies. This holds for a
+    private reply queue and for direct reply-to.
     """
 
     def answer(request: Message) -> Message:
@@ -218,8 +218,8 @@ def test_an_rpc_client_whose_connection_is_cut_gets_all_replies(
 
 @on_any_broker
 def test_a_consumer_started_after_ctrl_c_ends_immediately(channel: Channel) -> None:
-    """If a channel was stopped, as Ctrl-C stops it, a consumer that is started on this channel ends immediately instead
-    of waiting for a message.
+    """Ctrl-C stops a channel of mqtool. A consumer that is started on a stopped channel ends immediately instead of
+    waiting for a message.
     """
     queue = channel.declare(Queue("q", durable=True))
     channel.stop()

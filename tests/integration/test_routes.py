@@ -182,8 +182,8 @@ def test_route_follows_exchanges_that_policies_set(broker: TestBroker, channel: 
 def test_route_follows_policies_even_if_the_user_may_not_list_them(
     broker: TestBroker, channel: BlockingChannel
 ) -> None:
-    """`route` takes into account the dead-letter exchange that a policy sets for a queue, even if the user lacks the
-    tag policymaker and therefore may not list policies.
+    """A user without the tag policymaker may not list policies. `route` still takes into account the dead-letter
+    exchange that a policy sets for a queue.
     """
     channel.queue_declare("q")
     applied = {"pattern": "^q$", "definition": {"dead-letter-exchange": "amq.direct"}}

@@ -51,8 +51,8 @@ def test_a_broker_can_be_started_in_a_running_event_loop() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("pika") is None, reason="there is no pika")
 def test_the_fixture_amqp_vhost_works_with_pika(amqp_vhost: Vhost) -> None:
-    """With the pytest fixture amqp_vhost, pika can publish and get a message, an injected nack raises pika's NackError,
-    and published() returns the message.
+    """With the pytest fixture amqp_vhost, pika can publish and get a message. An injected nack raises pika's NackError.
+    published() returns the message.
     """
     import pika
     from pika.exceptions import NackError

@@ -318,8 +318,8 @@ def test_attaching_a_link_with_a_handle_that_is_in_use_ends_the_session(
 
 
 def test_the_incoming_window_opens_again_once_half_of_it_is_used(client: RawAmqp10, queue: str) -> None:
-    """After 200 transfers, which is half of an AMQP 1.0 session's incoming window of 400, the broker opens the full
-    window again. The broker also gives the sender new link credit.
+    """An AMQP 1.0 session has an incoming window of 400 transfers. After 200 transfers, the broker opens the full
+    window again, and gives the sender new link credit.
     """
     client.attach_sender(queue)
     for number in range(200):

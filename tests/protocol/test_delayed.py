@@ -37,8 +37,8 @@ def delay(milliseconds: object) -> BasicProperties:
 def test_delayed_messages_arrive_in_the_order_of_their_delays_and_none_is_early(
     channel: BlockingChannel, take: Take
 ) -> None:
-    """Messages that are published to an x-delayed-message exchange arrive in the order of their delays. None is early,
-    and the header x-delay is unchanged.
+    """Messages that are published to an x-delayed-message exchange arrive in the order of their delays. No message
+    arrives early. The header x-delay is unchanged.
     """
     started = time.monotonic()
     for milliseconds in (150, 50, 100):
@@ -55,8 +55,8 @@ def test_delayed_messages_arrive_in_the_order_of_their_delays_and_none_is_early(
 def test_x_delay_may_be_a_float_or_a_string_of_digits(
     channel: BlockingChannel, take: Take, milliseconds: object
 ) -> None:
-    """If a message's x-delay is a float or a string of digits, even with a plus sign or a leading zero, the message is
-    delayed by that many milliseconds.
+    """A message's x-delay may be a float or a string of digits, which may begin with a plus sign or a zero. The message
+    is delayed by that many milliseconds.
     """
     started = time.monotonic()
     channel.basic_publish("x", "k", b"x", delay(milliseconds))
@@ -228,8 +228,8 @@ def test_delayed_messages_outlive_their_exchange(channel: BlockingChannel, take:
 
 @pytest.mark.usefixtures("delayed")
 def test_bindings_of_a_delayed_exchange_are_checked_by_x_delayed_type(connection: pika.BlockingConnection) -> None:
-    """If a delayed exchange's x-delayed-type is headers, the broker refuses a binding with an invalid x-match with the
-    code 406.
+    """A delayed exchange whose x-delayed-type is headers cannot have a binding with an invalid x-match. The broker
+    refuses such a binding with 406.
     """
     channel = connection.channel()
     channel.exchange_declare("y", DELAYED, arguments={"x-delayed-type": "headers"})

@@ -45,7 +45,7 @@ def trace(api: Api, vhost: str, channel: BlockingChannel) -> Iterator[Trace]:
 
 
 def test_the_firehose_copies_a_published_message(trace: Trace, connect: Opener, vhost: str) -> None:
-    """The routing key of the firehose's copy of a published message names the exchange. The copy's headers contain the
+    """The firehose's copy of a published message has a routing key that names the exchange. Its headers contain the
     message's properties, its routing keys and the queues to which it was routed.
     """
     client = connect().channel()

@@ -313,7 +313,7 @@ def test_a_query_over_http_for_a_misspelled_name_is_refused(api_of: Callable[[Em
 
 
 def test_a_query_over_http_waits_for_a_queue_to_be_declared(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """A query to /api/mqtool/queues with count=1 for the messages of a queue that is not declared yet waits until the
+    """If a query to /api/mqtool/queues with count=1 names a queue that is not declared yet, the query waits until the
     queue exists and has a message.
     """
     with EmbeddedBroker(management_port=0, recording=True) as broker, ThreadPoolExecutor(1) as pool:

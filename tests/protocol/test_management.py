@@ -99,8 +99,8 @@ def test_booleans_can_be_sent_as_text(api: Api, vhost: str) -> None:
 
 
 def test_a_health_check_for_a_port_or_protocol_without_a_listener_gets_503(api: Api) -> None:
-    """If a health check asks for a port or protocol without a listener, the management API answers with the status 503,
-    and lists the ports or protocols that have one.
+    """If no listener has the port or protocol that a health check names, the management API answers with the status
+    503, and lists the ports or protocols that have a listener.
     """
     assert api("GET", "health/checks/alarms")[0] == 200
     status, answer = api("GET", "health/checks/protocol-listener/amqp091")
@@ -160,8 +160,8 @@ GET = {"count": 1, "ackmode": "ack_requeue_true", "encoding": "auto"}
 def test_messages_can_be_published_and_read_over_http(
     api: Api, vhost: str, channel: BlockingChannel, take: Take
 ) -> None:
-    """Messages can be published and read over HTTP, as text or base64, with their properties. The request's `ackmode`
-    decides whether a message is requeued or removed after it was read.
+    """Messages can be published and read over HTTP, as text or base64, with their properties. When a message is read,
+    the request's `ackmode` decides whether it is requeued or removed.
     """
     channel.queue_declare("q", durable=True)
     publish, get = f"exchanges/{vhost}/amq.default/publish", f"queues/{vhost}/q/get"

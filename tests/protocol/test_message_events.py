@@ -150,8 +150,8 @@ def test_events_report_returned_dropped_and_refused_messages(broker: EmbeddedBro
 def test_events_report_a_message_to_an_exchange_that_does_not_exist(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """If a message is published to an exchange that does not exist, its only event in /api/mqtool/events is
-    `unknown-exchange`, which contains the exchange, the publisher's protocol and the body.
+    """If a message is published to an exchange that does not exist, /api/mqtool/events has only one event for it:
+    `unknown-exchange`. This event contains the exchange, the publisher's protocol and the body.
     """
     channel.queue_declare("q")
     events = Events(broker)
@@ -352,8 +352,8 @@ def with_stream(broker: EmbeddedBroker) -> RawStream:
 
 
 def test_events_of_the_stream_protocol_name_no_exchange_and_count_deliveries(broker: EmbeddedBroker) -> None:
-    """If a message is published over the stream protocol, the path in its event `published` in /api/mqtool/events
-    contains the stream, but no exchange. The response contains the number of messages that each reader has received.
+    """If a message is published over the stream protocol, its event `published` in /api/mqtool/events names the stream,
+    but no exchange. The response also says how many messages each reader has received.
     """
     with closing(with_stream(broker)) as client:
         events = Events(broker)
@@ -382,8 +382,8 @@ def test_events_of_the_stream_protocol_name_no_exchange_and_count_deliveries(bro
 
 
 def test_events_report_the_stored_offset_of_a_reader_and_its_reset(broker: EmbeddedBroker) -> None:
-    """If a client stores an offset, the event `stored` in /api/mqtool/events contains the stream, the reader, the
-    offset and the client's protocol. The response contains the offset that was stored last. A reset appears as an event
+    """When a client stores an offset, /api/mqtool/events has an event `stored` with the stream, the reader, the offset
+    and the client's protocol. The response contains the offset that was stored last. A reset appears as an event
     `stored` with the offset -1.
     """
     with closing(with_stream(broker)) as client:
@@ -406,8 +406,8 @@ def test_events_report_the_stored_offset_of_a_reader_and_its_reset(broker: Embed
 def test_events_report_an_amqp_1_0_client_that_cannot_publish_to_an_address(
     broker: EmbeddedBroker, address: str
 ) -> None:
-    """If an AMQP 1.0 client attaches a sender to a queue or exchange that does not exist, the event `unknown-address`
-    in /api/mqtool/events contains the address and the client's protocol.
+    """If an AMQP 1.0 client attaches a sender to a queue or exchange that does not exist, /api/mqtool/events has the
+    event `unknown-address`, with the address and the client's protocol.
     """
     events = Events(broker)
     with RawAmqp10(broker.url) as client:

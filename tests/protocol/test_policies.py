@@ -96,8 +96,8 @@ def test_queue_arguments_override_a_policy_except_for_limits(
 def test_only_the_policy_with_the_highest_priority_applies(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy
 ) -> None:
-    """If several policies match a queue, only the one with the highest priority applies. Policies for exchanges, and
-    policies with settings that the queue's type does not support, do not count.
+    """If several policies match a queue, only the one with the highest priority applies. Policies for exchanges are
+    ignored, and so are policies with settings that the queue's type does not support.
     """
     set_policy("jo", {"max-length": 1}, priority=1)
     set_policy("job", {"max-length-bytes": 4}, priority=2)

@@ -90,8 +90,8 @@ def test_the_broker_reports_the_version_that_it_imitates(
 def test_the_default_delivery_limit_depends_on_the_version(
     broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str]
 ) -> None:
-    """Up to RabbitMQ 3.13, a quorum queue has no default delivery limit. From 4.0 on, the default is 20, so the queue
-    drops a message that is requeued for the 21st time. From 4.3 on, requeues by basic.nack do not count.
+    """Up to RabbitMQ 3.13, a quorum queue has no default delivery limit. From 4.0 on, the limit is 20, so the queue
+    drops a message that is requeued for the 21st time. From 4.3 on, requeues by basic.nack do not count towards it.
     """
     queue = quorum()
     give_back = channel.basic_reject if broker.differs_since("4.3", "a nack does not count") else channel.basic_nack
@@ -309,9 +309,8 @@ def test_permission_checks_and_their_errors_depend_on_the_version(
 def test_a_transaction_commit_to_a_deleted_queue_depends_on_the_version(
     broker: TestBroker, channel: BlockingChannel, connect: Callable[..., pika.BlockingConnection]
 ) -> None:
-    """If a message is published in a transaction, and its queue is deleted before tx.commit, the commit succeeds up to
-    RabbitMQ 3.13. In RabbitMQ 4.0, the commit closes the channel; from 4.2 on, it closes the connection. RabbitMQ 4.1
-    is not tested.
+    """A message is published in a transaction, and its queue is deleted before tx.commit. Up to RabbitMQ 3.13, the
+    commit succeeds. In 4.0, it closes the channel. From 4.2 on, it closes the connection. RabbitMQ 4.1 is not tested.
     """
     channel.queue_declare("q", durable=True)
     other = connect().channel()

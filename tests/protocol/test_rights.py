@@ -387,7 +387,7 @@ def test_operations_over_amqp_1_0_need_exactly_their_permissions(native: "tuple[
 @rows("http")
 def test_operations_of_the_management_api_need_exactly_their_permissions(world: World, row: Row) -> None:
     """In the management API, a user who has exactly the permissions that an operation needs can perform it. If one of
-    these permissions is missing, the broker refuses the operation with 401, or with 400 if the operation is to publish.
+    these permissions is missing, the API refuses to publish with the status 400, and any other operation with 401.
     """
     asked = row.http
     assert asked is not None
@@ -618,7 +618,7 @@ def test_topic_permissions_apply_over_amqp_0_9_1(
     broker: TestBroker, world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, topic: Topic
 ) -> None:
     """Over AMQP 0-9-1, a user cannot publish or bind with a routing key that does not match the user's topic
-    permission. From RabbitMQ 4.0.3 on, this also applies to the keys in CC and BCC.
+    permission. From RabbitMQ 4.0.3 on, the keys in CC and BCC must match as well.
     """
     grant_topics(world)
     assert topic.channel is not None
@@ -636,7 +636,7 @@ def test_topic_permissions_apply_over_amqp_0_9_1(
 @of_topics
 def test_topic_permissions_apply_to_the_management_api(broker: TestBroker, world: World, topic: Topic) -> None:
     """In the management API, a user cannot publish or bind with a routing key that does not match the user's topic
-    permission. From RabbitMQ 4.0.3 on, this also applies to the keys in CC and BCC.
+    permission. From RabbitMQ 4.0.3 on, the keys in CC and BCC must match as well.
     """
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "management"})
     grant_topics(world)

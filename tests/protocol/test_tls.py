@@ -46,8 +46,8 @@ def port_of(broker: EmbeddedBroker, protocol: str) -> tuple[str, int]:
 
 
 def test_clients_of_every_protocol_can_log_in_over_tls(broker: EmbeddedBroker, amqp_tls: Authority) -> None:
-    """Over TLS, clients can log in with AMQP, with HTTP (management API) and with the stream protocol, and an AMQP
-    client can receive a message of 1 MB.
+    """Over TLS, clients can log in with AMQP, HTTP (management API) and the stream protocol. An AMQP client can receive
+    a message of 1 MB.
     """
     api = Management(broker.urls["https"], "guest", "guest", ca=str(amqp_tls.ca))
     with connection(broker, amqp_tls) as opened:

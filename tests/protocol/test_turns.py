@@ -515,9 +515,8 @@ def test_many_connections_that_publish_at_the_same_time_do_not_hold_up_other_cli
 
 
 def test_acknowledging_100000_messages_is_done_in_several_turns_of_the_event_loop(broker: EmbeddedBroker) -> None:
-    """If one basic.ack acknowledges 100,000 messages, the broker handles it in several turns of its event loop, so that
-    other clients can be served in between. The broker handles the client's next method only when all messages are
-    acknowledged.
+    """The broker handles a basic.ack for 100,000 messages in several turns of its event loop, so that other clients can
+    be served in between. It handles the client's next method only when all messages are acknowledged.
     """
     count = 100_000
     with RawClient(broker.url) as client:

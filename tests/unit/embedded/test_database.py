@@ -109,7 +109,8 @@ def test_a_full_disk_is_named_as_the_reason_why_a_broker_cannot_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, free: int, *, is_full: bool
 ) -> None:
     """If a data directory cannot be opened because the disk is full, the error says how many bytes are free and how
-    many are needed. Any other error contains the original reason. Once the reason is gone, the directory can be opened.
+    many are needed. If there is another reason, the error contains it. Once the reason is gone, the directory can be
+    opened.
     """
 
     def fail(_: Path) -> None:
@@ -249,7 +250,7 @@ def test_exactly_the_removed_messages_are_deleted(rows: set[int], data: st.DataO
 
 def test_messages_are_read_from_a_data_directory_in_batches() -> None:
     """The broker reads messages from its data directory in batches, in order. If the bodies of a batch exceed 1 MiB,
-    the broker reads only the first messages of the batch, up to the one that exceeds this size.
+    the batch ends with the message that exceeds this size.
     """
     db = memory()
     rows = range(1, BATCH + 10)
@@ -276,8 +277,8 @@ def test_a_message_that_is_missing_in_the_data_directory_is_an_error(rows: list[
 
 
 def test_definitions_are_replaced_found_and_deleted_by_kind_and_key() -> None:
-    """If a definition is written to a data directory, it replaces only the definition of the same kind, such as
-    "queue", with the same name. Deleting a definition deletes only that one.
+    """A definition in a data directory has a kind, such as "queue", and a name. Writing a definition replaces only the
+    one of the same kind and name, and deleting a definition deletes only that one.
     """
     db = memory()
     db.text_factory = bytes

@@ -259,8 +259,8 @@ def test_a_queue_without_a_dead_letter_exchange_publishes_nothing(exchange: str 
 
 
 def test_a_dead_letter_that_cannot_be_published_does_not_stop_the_others(caplog: pytest.LogCaptureFixture) -> None:
-    """If dead-lettering a message raises an error, the queue is informed of the failure, the log names the queue, and
-    the next message is still dead-lettered.
+    """If an error prevents the broker from dead-lettering a message, the queue is told so, and the log names the queue.
+    The next message is still dead-lettered.
     """
     outcomes = list[Outcome]()
 

@@ -26,8 +26,8 @@ _ALWAYS = {"direct", "fanout", "topic", "headers"}
     ],
 )
 def test_a_broker_has_the_exchange_types_of_its_version(like: Like, more: set[str]) -> None:
-    """The embedded broker has the exchange types of the RabbitMQ version that it imitates: x-local-random from 4.0 on,
-    and x-delayed-message up to 4.2, the last version with the plugin.
+    """The embedded broker has the exchange types of the RabbitMQ version that it imitates. From 4.0 on, it has
+    x-local-random. Up to 4.2, the last version with the plugin, it has x-delayed-message.
     """
     assert set(types_of(PROFILES[like])) == _ALWAYS | more
 
@@ -84,8 +84,8 @@ def test_an_unroutable_message_goes_to_the_alternate_exchange(
 
 @pytest.mark.parametrize(("like", "matches"), [(Like.V3_10, True), (Like.V4_2, False)])
 def test_a_headers_exchange_compares_numbers_as_its_version_does(like: Like, *, matches: bool) -> None:
-    """With `broker up --like 3.10`, a headers exchange considers the integer 1 equal to the float 1.0, as in RabbitMQ
-    3.10. With `--like 4.2`, it does not, as in RabbitMQ 4.2.
+    """With `broker up --like 3.10`, the integer 1 in a headers binding matches the float 1.0. With `--like 4.2`, it
+    does not. RabbitMQ 3.10 and 4.2 do the same.
     """
     vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[like])
     exchange, queue = BrokerExchange("x", "headers"), add_queue(vhost)
@@ -97,8 +97,8 @@ def test_a_headers_exchange_compares_numbers_as_its_version_does(like: Like, *, 
 
 
 def test_a_queue_that_is_bound_twice_stays_bound_until_both_bindings_are_removed(vhost: VirtualHost) -> None:
-    """Bindings with different keys or arguments between the same exchange and queue are independent, so the queue stays
-    bound until all of them are removed. Removing a binding that does not exist changes nothing.
+    """An exchange and a queue may have several bindings, with different keys or arguments. The queue stays bound until
+    all of them are removed. Removing a binding that does not exist changes nothing.
     """
     exchange, queue = vhost.exchanges["amq.fanout"], add_queue(vhost)
     bindings: list[tuple[str, Table]] = [("", {}), ("k", {}), ("k", {"a": Int32(1)})]
@@ -201,7 +201,7 @@ def test_a_delayed_headers_exchange_routes_by_headers_when_a_message_is_due(
 
 def test_each_delayed_exchange_counts_its_messages(vhost: VirtualHost, clock: FakeClock) -> None:
     """Each x-delayed-message exchange counts the messages that it holds back, and lists them in the order in which they
-    are due. If the messages of one exchange are released, the count of another exchange does not change.
+    are due. Releasing messages of one exchange does not change the count of another.
     """
     exchanges = [
         BrokerExchange(name, "x-delayed-message", arguments={"x-delayed-type": "fanout"}) for name in ("one", "two")

@@ -106,8 +106,8 @@ def test_changes_of_memory_are_reported_only_above_a_limit(ledger: Reading) -> N
 
 
 def test_definitions_count_towards_the_brokers_memory_use(ledger: Reading) -> None:
-    """The memory of queues, exchanges and bindings counts towards the broker's memory use. There is also a separate
-    count of this memory, without messages.
+    """Queues, exchanges and bindings count towards the broker's memory use. Their memory is also counted separately,
+    without that of messages.
     """
     ledger.hold_bytes(100)
     ledger.hold_bytes(20, definition=True)
@@ -118,7 +118,7 @@ def test_definitions_count_towards_the_brokers_memory_use(ledger: Reading) -> No
 
 
 def test_messages_are_paged_out_only_while_memory_is_short(ledger: Reading) -> None:
-    """A stored message is paged out only while messages in memory take more than `roomy_bytes`, by default 32 MiB. A
+    """A stored message is paged out only while messages take more than `roomy_bytes` of memory, by default 32 MiB. A
     paged-out message takes 40 bytes of memory. After it is read back, it takes as much memory as before.
     """
     ledger.roomy_bytes = 3 * MESSAGE
@@ -189,8 +189,8 @@ def test_definitions_with_different_names_have_different_keys() -> None:
     ],
 )
 def test_definitions_are_read_back_as_they_were_stored(value: Table, decoded: Table) -> None:
-    """When a definition is read back, its names are str, even if they are not valid UTF-8, and the arguments that a
-    client has declared are unchanged.
+    """When a definition is read back, its names are strings (str), even if they are not valid UTF-8. The arguments that
+    a client has declared are unchanged.
     """
     assert decode_definition(encode_definition(value)) == decoded
 

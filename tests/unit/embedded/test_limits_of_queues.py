@@ -306,8 +306,9 @@ def test_a_classic_queue_counts_failed_deliveries_over_amqp_1_0(like: Like, coun
 def test_without_a_delivery_limit_requeued_messages_come_last(
     like: Like, limit: int, why: Why, *, is_last: bool
 ) -> None:
-    """Up to RabbitMQ 4.2, if a quorum queue has no delivery limit, and a client requeues a message, the message becomes
-    the last one in the queue. In all other cases, a requeued message returns to its position.
+    """Up to RabbitMQ 4.2, if a client requeues a message of a quorum queue without a delivery limit, the message goes
+    behind all others. In any other case, for example when a channel is closed, a requeued message returns to its
+    position.
     """
     queue, _ = quorum_queue(like, x_delivery_limit=Int32(limit))
     for body in (b"0", b"1", b"2"):
@@ -571,8 +572,8 @@ def test_a_message_of_high_priority_comes_first_in_queues_with_priorities(
 
 
 def test_a_policy_does_not_give_quorum_queues_of_old_versions_a_delivery_limit() -> None:
-    """With `broker up --like 3.10`, a quorum queue has no delivery limit by default, and a policy that sets only other
-    limits does not give it one.
+    """With `broker up --like 3.10`, a quorum queue has no delivery limit by default. A policy without a delivery limit
+    does not change this.
     """
     vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[Like.V3_10])
     queue = add_queue(vhost, durable=True, x_queue_type="quorum")
@@ -584,8 +585,8 @@ def test_a_policy_does_not_give_quorum_queues_of_old_versions_a_delivery_limit()
 
 
 def test_paged_out_messages_that_are_purged_are_deleted_on_disk(vhost: VirtualHost, ledger: RecordingLedger) -> None:
-    """If a queue is purged, all its messages are deleted on disk and no longer count towards the memory use, including
-    those that are paged out.
+    """If a queue is purged, all its messages, including those that are paged out, are deleted on disk, and no longer
+    count towards the broker's memory use.
     """
     queue = add_queue(vhost, durable=True, x_queue_type="quorum")
     empty, ledger.roomy_bytes = ledger.held_bytes, 0

@@ -85,8 +85,8 @@ def test_a_user_without_permissions_in_a_virtual_host_is_refused_every_access(wh
 
 
 def test_a_deleted_user_is_refused_every_access() -> None:
-    """After a user is deleted, the broker refuses every access on connections that this user still has open, even an
-    access that was allowed before.
+    """After a user is deleted, connections of this user stay open. The broker refuses every access on them, even one
+    that was allowed before.
     """
 
     def ask(rights: Rights) -> None:
@@ -213,9 +213,9 @@ def test_topic_permissions_apply_to_the_routing_keys_in_cc_and_bcc(headers: dict
 def test_a_declaration_needs_permissions_for_the_exchange_it_names(
     kind: str, argument: str, permissions: Permissions, leads_to: Any, exists: bool, missing: tuple[str, str] | None
 ) -> None:
-    """To declare a new queue with a dead-letter exchange, or a new exchange with an alternate exchange, a user needs
-    three permissions: configure and read for the new queue or exchange, and write for the dead-letter or alternate
-    exchange. If the queue or exchange already exists, configure permission is enough.
+    """A new queue may name a dead-letter exchange, and a new exchange may name an alternate exchange. To declare it, a
+    user needs configure and read permission for the new queue or exchange, and write permission for the one that it
+    names. If the queue or exchange already exists, configure permission is enough.
     """
 
     def ask(rights: Rights) -> None:

@@ -143,8 +143,8 @@ def test_a_message_gets_its_outcome_once_it_is_on_disk(slow: tuple[MemoryClient1
 def test_a_publisher_gets_no_new_link_credit_while_170_messages_are_unsettled(
     slow: tuple[MemoryClient10, SlowLedger],
 ) -> None:
-    """While 170 messages of an AMQP 1.0 publisher are unsettled because they are not on disk yet, the broker grants no
-    new link credit. The broker grants credit again once the messages are settled.
+    """While 170 messages of an AMQP 1.0 publisher are not on disk yet, and therefore unsettled, the broker grants no
+    new link credit. It grants credit again once the messages are settled.
     """
     client, ledger = slow
     client.attach_sender("/queues/q")
@@ -170,8 +170,8 @@ def test_a_publisher_gets_new_link_credit_while_169_messages_are_unsettled(
 
 
 def test_no_link_credit_is_granted_on_a_session_that_has_ended(slow: tuple[MemoryClient10, SlowLedger]) -> None:
-    """If a session ends before its messages are on disk, the broker sends neither outcomes nor link credit for this
-    session afterwards.
+    """If a session ends before its messages are on disk, the broker sends no outcomes and no link credit for this
+    session when they are.
     """
     client, ledger = slow
     client.attach_sender("/queues/q")
@@ -353,8 +353,8 @@ def test_an_unsettled_message_that_asks_for_the_receiver_settle_mode_second_deta
 def test_a_message_larger_than_the_maximum_message_size_ends_the_session(
     loop: asyncio.AbstractEventLoop, parts: int
 ) -> None:
-    """The broker accepts a message of exactly the maximum message size. If a message is one byte larger, whether in one
-    transfer or in several, the broker ends the session with message-size-exceeded, and frees the memory of the message.
+    """The broker accepts a message of exactly the maximum message size. A message that is one byte larger, in one
+    transfer or in several, ends the session with message-size-exceeded, and its memory is freed.
     """
     broker = broker_with(loop, PROFILES[Like.V4_3]._replace(largest_message=100))
     client = MemoryClient10(loop, broker)
@@ -476,8 +476,9 @@ def test_the_outcome_of_a_rejected_message_names_the_routing_key_if_the_target_i
 def test_a_link_without_a_target_stays_attached_if_a_message_is_rejected(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """On a link without a target, the broker rejects a message without a valid address in `to`, or to an exchange that
-    does not exist. Rejected messages use link credit. The link stays attached, and later messages are published.
+    """On a link without a target, the broker rejects a message whose `to` is missing, is not a valid address, or names
+    an exchange that does not exist. The rejected message uses link credit. The link stays attached, and later messages
+    are published.
     """
     client.attach_sender(None)
     refused = {
@@ -526,8 +527,8 @@ def test_the_error_about_a_settled_message_without_a_delivery_tag_contains_an_em
 def test_a_message_for_a_deleted_exchange_is_released_and_detaches_the_link(
     loop: asyncio.AbstractEventLoop, like: Like, *, settled: bool
 ) -> None:
-    """If the exchange of a link has been deleted, and the publisher sends another message, the broker detaches the link
-    with not-found. If the message is unsettled, its outcome is `released`.
+    """If a publisher sends a message on a link whose exchange has been deleted, the broker detaches the link with
+    not-found. If the message is unsettled, its outcome is `released`.
     """
     broker = broker_like(loop, like)
     broker.vhosts["/"].add_exchange(BrokerExchange("x", "fanout"))
@@ -576,8 +577,8 @@ def cc(*keys: Any, to: str | None = None) -> bytes:
 def test_permissions_are_checked_for_each_message_on_a_link_without_a_target(
     ann: MemoryClient10, to: str, text: str
 ) -> None:
-    """If the user has no permission to publish a message on a link without a target, the broker ends the session with
-    unauthorized-access, whether the message's exchange exists or not.
+    """On a link without a target, each message can be for another exchange. If the user has no permission to publish a
+    message, the broker ends the session with unauthorized-access, whether the exchange exists or not.
     """
     ann.attach_sender(None)
     assert outcomes(ann.publish(0, message(to="/exchanges/amq.topic/ann.1"))) == [(0, None, RELEASE)]
@@ -774,8 +775,8 @@ class RejectingHooks:
 def test_a_fault_that_rejects_messages_also_applies_to_amqp_1_0_publishers(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """If a test makes the embedded broker reject messages, the broker rejects those of AMQP 1.0 publishers as well, and
-    adds them to no queue.
+    """If a test makes the embedded broker reject messages, this also applies to messages of AMQP 1.0 publishers. The
+    rejected messages are added to no queue.
     """
     hooks: Any = RejectingHooks()
     broker.hooks = hooks

@@ -188,8 +188,8 @@ def test_a_drain_completes_only_after_a_slow_receiver_has_got_the_waiting_messag
 def test_a_drain_completes_only_after_the_clients_incoming_window_opens(
     client: MemoryClient10, q: BrokerQueue, *, waiting: bool
 ) -> None:
-    """While the client's incoming window is closed, a drain completes at once if the queue contains no messages.
-    Otherwise, once the client opens the window, the broker sends the messages and completes the drain.
+    """While the client's incoming window is closed, a drain completes at once if the queue is empty. If the queue
+    contains messages, the broker sends them and completes the drain once the client opens the window.
     """
     if waiting:
         fill(q, b"1")
@@ -275,8 +275,8 @@ def test_the_drain_of_a_stream_completes_once_all_messages_have_been_sent(
 def test_the_answer_to_a_drain_of_a_stream_always_says_that_no_messages_are_available(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """If a stream contains more messages than the drained credit, the broker's answer to the drain still says that 0
-    messages are available.
+    """In the answer to the drain of a stream, the number of available messages is always 0, even if the stream contains
+    more messages than the drained credit.
     """
     stream_with(broker, b"1", b"2", b"3")
     client.attach_receiver("/queues/s", *FIRST)
@@ -326,8 +326,8 @@ def test_deliveries_are_counted_by_queue_type(client: MemoryClient10, broker: Br
 def test_a_redelivered_message_has_first_acquirer_false_and_counts_its_deliveries(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """In a message that is delivered again, first-acquirer is false. If the message comes from a quorum queue,
-    delivery-count is the number of failed deliveries, and the annotation x-acquired-count is set.
+    """In a redelivered message, first-acquirer is false. If it comes from a quorum queue, its delivery-count is the
+    number of failed deliveries, and it has the annotation x-acquired-count.
     """
     queue = add(broker, "qq", x_queue_type="quorum")
     fill(queue, b"1")
@@ -462,8 +462,8 @@ def test_a_temporary_queue_is_deleted_with_its_link(client: MemoryClient10, brok
 def test_deleting_a_queue_detaches_its_receivers(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """When a queue is deleted, the broker detaches the queue's receivers with resource-deleted, except for a link that
-    the client has already detached.
+    """When a queue is deleted, the broker detaches the links of its receivers with resource-deleted. It sends no detach
+    frame for a link that the client has already detached.
     """
     client.attach_receiver("/queues/q", handle=2)
     client.attach_receiver("/queues/q", handle=3)
@@ -696,8 +696,8 @@ def test_receivers_of_a_quorum_queue_without_a_single_active_consumer_are_all_ac
 def test_receivers_of_a_classic_queue_and_before_rabbitmq_4_3_are_not_told_whether_they_are_active(
     loop: asyncio.AbstractEventLoop, like: Like, kind: str
 ) -> None:
-    """The broker does not tell receivers of a classic queue whether they are active. If the broker imitates a version
-    of RabbitMQ before 4.3, it does not tell receivers of a quorum queue, either.
+    """The broker does not tell receivers of a classic queue whether they are active. If it imitates a version of
+    RabbitMQ before 4.3, the same is true of quorum queues.
     """
     broker = broker_with(loop, PROFILES[like])
     add(broker, "sac", x_queue_type=kind, x_single_active_consumer=True)

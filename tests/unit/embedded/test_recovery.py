@@ -141,7 +141,7 @@ def test_definitions_survive_a_restart(tmp_path: Path) -> None:
 
 def test_a_new_data_directory_has_the_definitions_of_a_new_broker(tmp_path: Path) -> None:
     """A broker with a new data directory has the virtual host `/` and the user `guest`. If both are deleted, a restart
-    does not create them again, even if there are no other definitions.
+    does not create them again, even if the data directory then contains no definitions.
     """
 
     async def run() -> None:
@@ -472,7 +472,8 @@ def test_one_damaged_definition_does_not_prevent_the_recovery_of_the_rest(
     tmp_path: Path, kind: str, unreadable: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If a definition cannot be read, the broker starts with all others, and reports and logs the damage at each start.
-    The damaged definition stays in the data directory, and so do the messages of a queue whose definition is damaged.
+    The data directory keeps the damaged definition. If this is the definition of a queue, the data directory also keeps
+    the queue's messages.
     """
 
     def kinds(broker: Broker) -> set[str]:
@@ -611,9 +612,9 @@ def test_messages_of_a_deleted_queue_are_deleted_at_the_next_start(tmp_path: Pat
 def test_the_files_of_a_deleted_stream_are_deleted_unless_a_definition_is_damaged(
     tmp_path: Path, *, is_damaged: bool
 ) -> None:
-    """If the broker is killed before it has deleted the files of a deleted stream, it deletes the files at its next
-    start. If any definition is damaged, the broker keeps the files, because the damaged definition may be that of the
-    stream. In neither case does a later stream get these files.
+    """If the broker is killed before it has deleted the files of a deleted stream, it deletes them at its next start.
+    If any definition is damaged, it keeps the files, because the damaged definition may be that of the stream. A later
+    stream never gets these files.
     """
 
     async def run() -> None:

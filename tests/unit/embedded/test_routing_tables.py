@@ -63,8 +63,8 @@ def test_a_topic_binding_that_was_removed_no_longer_matches(patterns: list[tuple
 
 
 def test_a_topic_pattern_with_many_wildcards_is_matched_without_backtracking() -> None:
-    """A topic exchange matches a binding key with 20 wildcards without backtracking. With backtracking, the match would
-    take years, so this test would time out.
+    """A topic exchange matches a binding key with 20 wildcards without backtracking. With backtracking, this test would
+    take years and time out.
     """
     table: TopicTable[str] = TopicTable()
     table.add(".".join(["#", "a"] * 20), {}, "q")
@@ -280,8 +280,8 @@ def test_x_delay_is_a_number_of_milliseconds(value: Value, delay: int) -> None:
 
 @pytest.mark.parametrize("value", ["", "1.5", "1s", "soon", b"5", b"\xff", Decimal(1, 5), float("inf"), float("nan")])
 def test_an_x_delay_that_the_plugin_cannot_read_is_refused(value: Value) -> None:
-    """If the header x-delay is a decimal, bytes, an infinite float or NaN, or text that is not a whole number, reading
-    it raises a ValueError that contains the value.
+    """The header x-delay cannot be a decimal, bytes, an infinite float, NaN, or text that is not a whole number.
+    Reading such a value raises a ValueError that contains it.
     """
     with pytest.raises(ValueError, match="x-delay is not a number of milliseconds: ") as caught:
         delay_of(value)

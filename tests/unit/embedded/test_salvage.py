@@ -101,8 +101,8 @@ def test_damage_to_the_log_is_reported_with_the_number_of_lost_changes(
     killed: Path, page: int, offset: int, reported: str, count: int
 ) -> None:
     """If a bit of SQLite's log is flipped, the broker reads the changes before the damage, and reports how many changes
-    are lost. The broker keeps unchanged copies of the damaged log and of the database, which only the files' owner can
-    read.
+    are lost. It keeps unchanged copies of the damaged log and of the database. Only the files' owner can read these
+    copies.
     """
     log = killed / f"{FILE}-wal"
     flip(log, offset + (LOG_HEADER + (page - 1) * (PAGE_HEADER + PAGE) if page else 0))
@@ -151,7 +151,7 @@ def test_an_older_part_of_a_log_that_was_restarted_is_not_reported(opened: Datab
 
 @pytest.mark.parametrize("database", ["missing", "empty"])
 def test_a_log_without_its_database_is_not_touched(killed: Path, database: str) -> None:
-    """If SQLite's log contains pages, but the database is missing or empty, the broker refuses to open the data
+    """If SQLite's log contains pages, but the database is missing or empty, the broker does not open the data
     directory, because SQLite would delete the log. If the log contains no pages, the broker opens the data directory.
     """
     path, log = killed / FILE, killed / f"{FILE}-wal"

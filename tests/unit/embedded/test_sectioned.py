@@ -262,7 +262,7 @@ def test_with_like_4_0_reply_to_is_not_converted() -> None:
 
 def test_from_4_4_on_priority_delivery_mode_and_expiration_that_rabbitmq_3_stored_in_a_stream_are_lost() -> None:
     """RabbitMQ 3 stored a message's priority, delivery mode and expiration in a stream as annotations. With `broker up
-    --like 4.3`, they are read as properties, and with `--like 4.4`, they are lost.
+    --like 4.3`, the broker reads them as properties. With `--like 4.4`, they are lost.
     """
     stored = {"x-basic-priority": UInt8(7), "x-basic-delivery-mode": UInt8(2), "x-basic-expiration": "60000"}
     annotations: Map = {Symbol(name): value for name, value in stored.items()}
@@ -305,8 +305,8 @@ def test_a_dead_letter_has_its_history_as_annotations(is_native: bool) -> None:
 
 @pytest.mark.parametrize("is_native", [True, False])
 def test_a_message_dead_lettered_twice_contains_both_times_over_amqp_1_0(is_native: bool) -> None:
-    """If a message was dead-lettered twice, its annotation x-opt-deaths over AMQP 1.0 contains the first and the last
-    time, in milliseconds. Its header x-death over AMQP 0-9-1 contains only the first, in seconds.
+    """If a message was dead-lettered twice, its annotation x-opt-deaths (AMQP 1.0) contains the first and the last
+    time, in milliseconds. Its header x-death (AMQP 0-9-1) contains only the first time, in seconds.
     """
     # As in the module mc of RabbitMQ 4.3.5.
     dead = _published(Amqp10Message(body=data_section(b"d"))) if is_native else _from_091({}, b"d")

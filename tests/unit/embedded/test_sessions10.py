@@ -115,8 +115,8 @@ def test_a_session_begins_with_a_window_of_400_transfers(client: MemoryClient10)
 def test_the_handle_max_of_a_session_is_the_lower_one_of_the_client_and_the_broker(
     client: MemoryClient10, wanted: int, agreed: int
 ) -> None:
-    """A session's handle-max is that of the client's begin frame, if it is lower than the broker's 255. If the client
-    attaches a link with a higher handle, the broker ends the session.
+    """A session's handle-max is the lower one of the client's and the broker's, which is 255. If the client attaches a
+    link with a higher handle, the broker ends the session.
     """
     other = MemoryClient10(client.loop, client.connection.broker, begin=False)
     [begun] = other.send(BEGIN, None, UInt32(0), UInt32(9), UInt32(9), UInt32(wanted))
@@ -360,9 +360,9 @@ def test_outcomes_that_are_due_are_sent_before_the_end_of_the_session(client: Me
 def test_an_outcome_acknowledges_dead_letters_or_requeues_a_message(
     client: MemoryClient10, broker: Broker, state: Described, ready: int, dead: int, counts: tuple[int, int] | None
 ) -> None:
-    """The outcome `accepted` acknowledges a message. `rejected`, and `modified` with undeliverable-here, dead-letter
-    the message. `released`, and any other `modified`, requeue the message. Only `modified` with delivery-failed counts
-    towards the delivery limit.
+    """The outcome `accepted` acknowledges a message. The outcome `rejected`, or `modified` with undeliverable-here,
+    dead-letters it. The outcome `released`, or any other `modified`, requeues it. Only `modified` with delivery-failed
+    counts towards the delivery limit.
     """
     queue = quorum(broker)
     receiving(client, queue, b"1")
@@ -616,8 +616,8 @@ def test_the_memory_of_waiting_transfers_is_freed_when_the_session_ends(
 def test_a_refused_link_is_attached_without_a_terminus_and_detached(
     loop: asyncio.AbstractEventLoop, like: Like, *, role: bool
 ) -> None:
-    """From RabbitMQ 4.2 on, the broker answers a refused link with an attach frame without the broker's terminus, and
-    then detaches the link with the error. In earlier versions, the broker ends the session.
+    """If the broker refuses a link, it answers, from RabbitMQ 4.2 on, with an attach frame without its own terminus,
+    and then detaches the link with the error. In earlier versions, the broker ends the session.
     """
     client = MemoryClient10(loop, broker_with(loop, PROFILES[like]))
     attach = client.attach_sender if role is SENDER else client.attach_receiver
@@ -649,7 +649,7 @@ class Watcher:
 
 def test_a_live_display_shows_publishers_whose_queue_does_not_exist(client: MemoryClient10, broker: Broker) -> None:
     """A live display, such as `mqtool ui`, is told when an AMQP 1.0 publisher attaches a link to a queue that does not
-    exist. The display is not told of receivers whose queue does not exist, nor of links with an invalid address.
+    exist. It is not told of receivers of such a queue, or of links with an invalid address.
     """
     watcher: Any = Watcher()
     broker.vhosts["/"].watcher = watcher
@@ -763,9 +763,9 @@ def test_an_error_that_ends_a_session_is_sent_after_the_current_event(client: Me
 def test_a_delivery_that_stays_unsettled_too_long_is_released(
     loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch, like: Like, kind: str
 ) -> None:
-    """From RabbitMQ 4.3 on, if a delivery from a quorum queue stays unsettled for longer than the consumer timeout, the
-    broker sends an unsettled disposition with the outcome `released`, and requeues the message. Other queues have no
-    such limit.
+    """From RabbitMQ 4.3 on, a delivery from a quorum queue may stay unsettled for the consumer timeout. The broker then
+    sends an unsettled disposition with the outcome `released`, and requeues the message. Other queues have no such
+    limit.
     """
     broker = broker_with(loop, PROFILES[like])
     queue = quorum(broker) if kind == "quorum" else broker.vhosts["/"].queues["q"]

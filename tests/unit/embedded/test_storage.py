@@ -134,8 +134,8 @@ def test_a_deletion_that_waits_for_the_disk_does_not_remove_a_new_queue(
 def test_a_failed_write_of_a_definition_does_not_prevent_confirms(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the broker cannot write a definition while it is syncing messages to disk, these messages are still confirmed
-    after the sync.
+    """If the broker fails to write a definition while messages are being synced to disk, these messages are still
+    confirmed after the sync.
     """
     monkeypatch.setattr(store, "_RETRY_SECONDS", 0)
 
@@ -365,8 +365,8 @@ def test_if_a_new_segment_of_a_stream_cannot_be_created_the_whole_group_of_chang
 
 
 def test_unwritten_changes_are_written_when_the_broker_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the disk works again when the broker stops, the broker writes all changes that are not yet on disk, even those
-    that it could not write before.
+    """While the disk fails, changes are not written. If the disk works again when the broker stops, the broker writes
+    all of them.
     """
     monkeypatch.setattr(store, "_RETRY_SECONDS", 60)
 
@@ -570,8 +570,8 @@ def test_a_large_log_is_copied_to_the_database_file(tmp_path: Path) -> None:
 
 
 def test_deleting_a_virtual_host_keeps_the_user_with_the_same_name(tmp_path: Path) -> None:
-    """If a virtual host is deleted, all definitions in it are deleted from the disk. Other definitions are kept, even
-    those of a user with the same name, or of a virtual host whose name begins with this name.
+    """When a virtual host is deleted, all definitions in it are deleted on disk. A user with the same name is kept, and
+    so is a virtual host whose name begins with this name.
     """
 
     async def run() -> None:

@@ -341,7 +341,7 @@ def test_a_timestamp_offset_after_the_last_chunk_means_the_end_of_the_stream(ben
 
 def test_a_timestamp_is_looked_up_in_the_last_segment_that_begins_before_it(bench: Bench) -> None:
     """If the system clock was set back, a reader that starts at a timestamp looks in the last segment that begins
-    before the timestamp. The reader starts at the first chunk of this or a later segment that is not older than the
+    before the timestamp. It starts at the first chunk, in this segment or a later one, that is not older than the
     timestamp.
     """
     bench.open(segment_bytes=70_000)
@@ -402,7 +402,7 @@ def raises(error: Exception) -> Callable[..., None]:
 
 def test_publishing_ids_and_stored_offsets_survive_a_restart_and_the_deletion_of_a_segment(on_disk: Bench) -> None:
     """A stream keeps its publishing ids and stored offsets after a restart, even if the segment in which they were
-    written is deleted. As in RabbitMQ, a stored offset before the first remaining message is lost.
+    written is deleted. As in RabbitMQ, a stored offset is lost if the message at this offset is deleted.
     """
     log = on_disk.open(segment_bytes=500, max_bytes=500)
     log.append(simple_entry(b"a"), producer="p", publishing_id=7)
@@ -474,7 +474,7 @@ def test_if_a_chunk_in_an_older_segment_is_damaged_only_this_chunk_is_lost(on_di
 def test_stream_entries_whose_write_failed_are_written_again_in_order(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the broker cannot write entries of a stream, it tries to write them again, before later entries."""
+    """If the broker fails to write entries of a stream, it writes them again before it writes later entries."""
     log = bench.log
     log.append(simple_entry(b"a"))
     log.prepare()

@@ -95,8 +95,8 @@ def test_a_new_virtual_host_has_the_predeclared_exchanges(vhost: VirtualHost) ->
 def test_durable_queues_exchanges_and_bindings_are_stored_until_they_are_deleted(
     vhost: VirtualHost, ledger: Storing
 ) -> None:
-    """A durable queue, exchange or binding is stored on disk when it is declared, and removed from the disk when it is
-    deleted. Transient ones are not stored, and those that were read from the data directory are not stored again.
+    """A durable queue, exchange or binding is stored on disk when it is declared, and deleted on disk when it is
+    deleted. Transient ones are not stored. Those that were read from the data directory are not stored again.
     """
     queue = add_queue(vhost, durable=True, auto_delete=True, x_max_length=Int32(5))
     exchange = add_exchange(vhost, "x", "headers", internal=True)
@@ -137,8 +137,8 @@ def test_durable_queues_exchanges_and_bindings_are_stored_until_they_are_deleted
 
 
 def test_all_memory_of_definitions_is_freed_when_they_are_deleted(vhost: VirtualHost, ledger: Storing) -> None:
-    """Each queue, exchange and binding counts towards the memory use of definitions until it is deleted, alone or with
-    its virtual host.
+    """Each queue, exchange and binding counts towards the memory use of definitions. It no longer counts after it is
+    deleted, alone or with its virtual host.
     """
     counts = [ledger.definition_bytes]
     queue = add_queue(vhost)
@@ -251,8 +251,8 @@ def test_a_message_goes_to_the_queues_of_all_its_routing_keys(
 
 
 def test_a_message_passes_through_each_bound_exchange_once(vhost: VirtualHost) -> None:
-    """If exchanges are bound to each other, even in a cycle, a message passes through each exchange once, and goes once
-    to each queue. If no binding of an exchange matches, the message goes to the alternate exchange of this exchange.
+    """If exchanges are bound to each other, even in a cycle, a message passes through each of them once, and goes to
+    each queue once. If an exchange has no binding that matches, the message goes to its alternate exchange.
     """
     one, two = add_exchange(vhost, "one"), add_exchange(vhost, "two", "direct", arguments={"alternate-exchange": "alt"})
     alternate = add_exchange(vhost, "alt")
@@ -385,8 +385,8 @@ def test_new_queues_and_exchanges_have_the_policies_that_match_them(vhost: Virtu
 
 
 def test_policies_are_applied_to_many_queues_in_turns(ledger: Storing) -> None:
-    """If a virtual host has many queues, the broker applies a policy to a few of them in each turn of its event loop.
-    If the policy is changed in the meantime, the new policy applies to all queues.
+    """In a virtual host with many queues, the broker applies a policy to a few queues in each turn of its event loop.
+    If the policy is changed meanwhile, the new policy applies to all queues.
     """
     clock = BusyClock()
     vhost = VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
