@@ -147,7 +147,7 @@ def test_mqtool_decodes_deliveries_itself_and_reads_them_in_large_pieces(
 
 
 def test_pika_counts_heartbeats_as_received_bytes(broker: TestBroker) -> None:
-    """pika counts the broker's heartbeats as received bytes. Therefore, it does not close a connection on which only
+    """pika counts the broker's heartbeats as received bytes, so pika does not close a connection on which only
     heartbeats arrive.
     """
     with Connection(parse_addresses(f"{broker.url}?heartbeat=1")) as connection:

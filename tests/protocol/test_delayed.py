@@ -254,7 +254,7 @@ def test_x_delayed_type_must_be_an_exchange_type(connection: pika.BlockingConnec
 
 @pytest.mark.usefixtures("delayed")
 def test_each_of_many_delayed_messages_arrives_exactly_once(channel: BlockingChannel, take: Take) -> None:
-    """If 500 messages are published to a delayed exchange, and each is due no later than the one before, all 500
+    """A client publishes 500 messages to a delayed exchange, each of which is due no later than the one before. All 500
     arrive, each exactly once.
     """
     for number in range(500):

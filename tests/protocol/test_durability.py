@@ -33,8 +33,8 @@ def restart(process: BrokerProcess, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_durable_objects_and_persistent_messages_survive_a_restart(process: BrokerProcess, how: str) -> None:
-    """After the broker was stopped or killed and has been restarted, it has the durable exchanges and queues, their
-    bindings and the persistent messages. Transient exchanges, queues and messages are gone.
+    """After the broker is stopped or killed and then restarted, it has the durable exchanges and queues, their bindings
+    and the persistent messages. Transient exchanges, queues and messages are gone.
     """
     channel = connect(process).channel()
     channel.exchange_declare("x", "topic", durable=True, arguments={"alternate-exchange": "amq.fanout"})

@@ -45,8 +45,8 @@ def trace(api: Api, vhost: str, channel: BlockingChannel) -> Iterator[Trace]:
 
 
 def test_the_firehose_copies_a_published_message(trace: Trace, connect: Opener, vhost: str) -> None:
-    """The firehose's copy of a published message has a routing key that names the exchange. Its headers contain the
-    message's properties, its routing keys and the queues to which it was routed.
+    """The firehose's copy of a published message has a routing key that names the exchange. The copy's headers contain
+    the message's properties, its routing keys and the queues to which it was routed.
     """
     client = connect().channel()
     client.queue_declare("jobs", exclusive=True)

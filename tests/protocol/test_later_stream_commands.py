@@ -60,8 +60,8 @@ def test_the_commands_partitions_and_route_return_the_streams_of_a_super_stream(
 
 
 def test_a_super_stream_is_created_completely_or_not_at_all(client: RawStream, orders: list[str]) -> None:
-    """The broker cannot create a super stream if one of its partitions already exists, or if it has more binding keys
-    than partitions. It then creates no part of it.
+    """If a partition of a new super stream already exists, or if the super stream has more binding keys than
+    partitions, the broker creates neither the super stream nor any of its partitions.
     """
     again = string("more") + strings("more-0", orders[0]) + strings("a", "b") + table({})
     assert client.request(CREATE_SUPER_STREAM, again).code == EXISTS

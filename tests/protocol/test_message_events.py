@@ -463,8 +463,8 @@ def test_a_delayed_message_omitted_from_the_events_does_not_affect_later_events(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
     """While many messages are published, /api/mqtool/events omits some of them, among them a delayed message. A message
-    without a delay is then published with the same exchange and routing key. The events report this later message, and
-    not as delayed.
+    without a delay is then published with the same exchange and routing key. The events report this later message, but
+    do not report it as delayed.
     """
     channel.exchange_declare("late", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     channel.queue_declare("q")

@@ -133,9 +133,9 @@ def test_properties_of_stream_subscriptions_count_towards_memory_use(api_of: Cal
 
 
 def test_stream_subscriptions_count_towards_memory_use() -> None:
-    """Each stream subscription counts towards the broker's memory use until it ends, even if it has no properties. For
-    each stream that a client has used, the broker remembers some data. These count until the stream is deleted or the
-    client disconnects.
+    """Each stream subscription counts towards the broker's memory use until it ends, even if it has no properties. What
+    the broker stores about each stream that a client has used also counts, until the stream is deleted or the client
+    disconnects.
     """
     with EmbeddedBroker(stream_port=0) as embedded:
         client, other = _client(embedded), _client(embedded)

@@ -185,7 +185,7 @@ def test_a_dead_letter_that_returns_to_its_queue_is_in_a_cycle_unless_it_was_rej
     entries: list[dict[str, Any]], cycles: bool
 ) -> None:
     """A dead letter is in a cycle if it would return to a queue that has dead-lettered it before. It is not in a cycle
-    if a consumer has rejected it in that queue, or in any queue since.
+    if it left that queue, or any queue since, because a consumer rejected it.
     """
     assert would_cycle(message({"x-death": cast(Any, entries)}), "jobs") is cycles
 
@@ -259,8 +259,8 @@ def test_a_queue_without_a_dead_letter_exchange_publishes_nothing(exchange: str 
 
 
 def test_a_dead_letter_that_cannot_be_published_does_not_stop_the_others(caplog: pytest.LogCaptureFixture) -> None:
-    """If an error prevents the broker from dead-lettering a message, the queue is told so, and the log names the queue.
-    The next message is still dead-lettered.
+    """If an error prevents the broker from dead-lettering a message, the message's queue is told of the failure, and
+    the log names the queue. The next message is still dead-lettered.
     """
     outcomes = list[Outcome]()
 

@@ -269,9 +269,9 @@ _COUNTED = [Why.REJECTED, Why.FAILED, Why.CLOSED, Why.LOST]
 @pytest.mark.parametrize("why", list(Why))
 @pytest.mark.parametrize(("like", "also"), [(Like.V4_2, [Why.RETURNED]), (Like.V4_3, [])])
 def test_a_quorum_queue_counts_the_failed_deliveries_of_a_message(like: Like, also: list[Why], why: Why) -> None:
-    """A quorum queue counts every requeue of a message as an acquisition. It counts a failed delivery only if the
-    message was rejected, failed or lost or, up to RabbitMQ 4.2, requeued with basic.nack. The AMQP 1.0 outcome
-    `released` is no failed delivery.
+    """A quorum queue counts how often a message is requeued. It also counts failed deliveries: those that were
+    rejected, failed or lost and, up to RabbitMQ 4.2, those requeued with basic.nack. The AMQP 1.0 outcome `released`
+    does not count as a failed delivery.
     """
     queue, _ = quorum_queue(like)
     queue.publish(message())

@@ -85,8 +85,8 @@ def test_a_user_without_permissions_in_a_virtual_host_is_refused_every_access(wh
 
 
 def test_a_deleted_user_is_refused_every_access() -> None:
-    """After a user is deleted, connections of this user stay open. The broker refuses every access on them, even one
-    that was allowed before.
+    """After a user is deleted, the broker refuses every access on the connections that the user still has open, even an
+    access that was allowed before.
     """
 
     def ask(rights: Rights) -> None:
@@ -172,8 +172,9 @@ def test_topic_permissions_are_for_the_routing_keys_of_a_topic_exchange(
     ],
 )
 def test_topic_permissions_apply_to_the_routing_keys_in_cc_and_bcc(headers: dict[str, Any], is_refused: bool) -> None:
-    """As in RabbitMQ from 4.0.3 on, the routing keys in CC and BCC headers must also match the publisher's topic
-    permissions. With `broker up --like 3.10`, only the message's own routing key must match.
+    """A publisher's topic permissions apply to a message's own routing key and, as in RabbitMQ from 4.0.3 on, to the
+    routing keys in its CC and BCC headers. With `broker up --like 3.10`, they apply only to the message's own routing
+    key.
     """
 
     def ask(rights: Rights) -> None:

@@ -170,8 +170,8 @@ def test_a_publisher_gets_new_link_credit_while_169_messages_are_unsettled(
 
 
 def test_no_link_credit_is_granted_on_a_session_that_has_ended(slow: tuple[MemoryClient10, SlowLedger]) -> None:
-    """If a session ends before its messages are on disk, the broker sends no outcomes and no link credit for this
-    session when they are.
+    """If a session ends before its messages are on disk, the broker sends neither outcomes nor link credit for this
+    session later.
     """
     client, ledger = slow
     client.attach_sender("/queues/q")

@@ -444,8 +444,8 @@ def test_the_tag_of_an_amqp_1_0_consumer_is_the_handle_of_its_link(client: Memor
 
 
 def test_a_temporary_queue_is_deleted_with_its_link(client: MemoryClient10, broker: Broker) -> None:
-    """If attaching a link has created a temporary queue, the queue is deleted when the client detaches the link.
-    Detaching a link to any other queue does not delete the queue.
+    """If attaching a link has created a temporary queue, this queue is deleted when the client detaches the link. Any
+    other queue is not deleted when a link to it is detached.
     """
     client.attach_receiver("/queues/q", handle=1)
     source = (None, None, None, True, None, None, None, None, None, Symbol("temporary-queue"))

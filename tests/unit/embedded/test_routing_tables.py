@@ -281,7 +281,7 @@ def test_x_delay_is_a_number_of_milliseconds(value: Value, delay: int) -> None:
 @pytest.mark.parametrize("value", ["", "1.5", "1s", "soon", b"5", b"\xff", Decimal(1, 5), float("inf"), float("nan")])
 def test_an_x_delay_that_the_plugin_cannot_read_is_refused(value: Value) -> None:
     """The header x-delay cannot be a decimal, bytes, an infinite float, NaN, or text that is not a whole number.
-    Reading such a value raises a ValueError that contains it.
+    Reading such a header raises a ValueError that contains the value.
     """
     with pytest.raises(ValueError, match="x-delay is not a number of milliseconds: ") as caught:
         delay_of(value)

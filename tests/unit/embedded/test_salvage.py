@@ -119,9 +119,9 @@ def test_damage_to_the_log_is_reported_with_the_number_of_lost_changes(
 def test_only_damage_to_the_last_page_of_a_group_looks_like_an_incomplete_write(
     opened: Database, tmp_path: Path, page: int, *, is_torn: bool
 ) -> None:
-    """The last group of changes in SQLite's log may fill several pages. If only the last page of this group is damaged,
-    the broker reports an incomplete write, because it may have been killed while it was writing that page. If an
-    earlier page is damaged, the broker reports damage.
+    """The last group of changes in SQLite's log may fill several pages. If only the last of these pages is damaged, the
+    broker reports an incomplete write, because it may have been killed while it was writing that page. If an earlier
+    page is damaged, the broker reports damage.
     """
     opened.db.execute("BEGIN")
     write_definitions(opened.db, {("queue", b"large"): bytes(2 * PAGE)})
@@ -251,8 +251,8 @@ def test_the_messages_before_and_after_a_damaged_part_of_the_database_are_read(
     stopped: Path, contents: list[bytes], lost: str
 ) -> None:
     """If pages of the database are damaged, the broker copies the definitions and messages before and after the damage
-    to a new database file, which only its owner can read. It reports the loss once, and keeps the damaged file
-    unchanged in another directory. It does not create the default user again.
+    to a new database file, which only the file's owner can read. The broker reports the loss once, and keeps the
+    damaged file unchanged in another directory. It does not create the default user again.
     """
     overwrite(stopped, *contents)
     before = stopped.read_bytes()

@@ -197,7 +197,7 @@ def test_every_kind_of_body_arrives_unchanged_over_amqp_1_0(body: bytes, body_09
 
 
 def test_an_amqp_1_0_value_is_unchanged_after_it_is_republished_over_amqp_0_9_1() -> None:
-    """A client receives a message whose body is an AMQP 1.0 value over AMQP 0-9-1, and republishes it. Over AMQP 1.0,
+    """Over AMQP 0-9-1, a client receives a message whose body is an AMQP 1.0 value, and republishes it. Over AMQP 1.0,
     the body of the republished message is the same value.
     """
     message = _published(Amqp10Message(body=value_section(["a", None])))

@@ -616,8 +616,8 @@ def test_the_memory_of_waiting_transfers_is_freed_when_the_session_ends(
 def test_a_refused_link_is_attached_without_a_terminus_and_detached(
     loop: asyncio.AbstractEventLoop, like: Like, *, role: bool
 ) -> None:
-    """If the broker refuses a link, it answers, from RabbitMQ 4.2 on, with an attach frame without its own terminus,
-    and then detaches the link with the error. In earlier versions, the broker ends the session.
+    """From RabbitMQ 4.2 on, the broker answers an attach frame for a link that it refuses with an attach frame without
+    its own terminus. It then detaches the link with the error. In earlier versions, the broker ends the session.
     """
     client = MemoryClient10(loop, broker_with(loop, PROFILES[like]))
     attach = client.attach_sender if role is SENDER else client.attach_receiver
@@ -747,8 +747,8 @@ def test_a_fault_that_closes_a_session_sends_one_end_frame_with_the_error(client
 
 
 def test_an_error_that_ends_a_session_is_sent_after_the_current_event(client: MemoryClient10) -> None:
-    """If an error ends an AMQP 1.0 session, the broker first finishes the step in which the error occurred, with the
-    session open. Then it sends the end frame with the error.
+    """If an error ends an AMQP 1.0 session, the broker first finishes the step in which the error occurred. The session
+    stays open until then. Then the broker sends the end frame with the error.
     """
     session = client.connection.sessions[0]
     session.fail(SessionError(INTERNAL_ERROR, "broken"))

@@ -95,8 +95,8 @@ def test_a_new_virtual_host_has_the_predeclared_exchanges(vhost: VirtualHost) ->
 def test_durable_queues_exchanges_and_bindings_are_stored_until_they_are_deleted(
     vhost: VirtualHost, ledger: Storing
 ) -> None:
-    """A durable queue, exchange or binding is stored on disk when it is declared, and deleted on disk when it is
-    deleted. Transient ones are not stored. Those that were read from the data directory are not stored again.
+    """A durable queue, exchange or binding is stored on disk from its declaration to its deletion. Transient ones are
+    not stored. Those that were read from the data directory are not stored again.
     """
     queue = add_queue(vhost, durable=True, auto_delete=True, x_max_length=Int32(5))
     exchange = add_exchange(vhost, "x", "headers", internal=True)
