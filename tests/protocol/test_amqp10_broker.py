@@ -166,8 +166,8 @@ def test_the_lose_acks_fault_applies_to_amqp_1_0(broker: EmbeddedBroker, queue: 
 
 
 def test_the_consumer_timeout_releases_unsettled_messages_over_amqp_1_0() -> None:
-    """After the consumer timeout, the broker releases a message that an AMQP 1.0 receiver has not settled, ignores the
-    receiver's late settlement, and redelivers the message.
+    """If an AMQP 1.0 receiver does not settle a message within the consumer timeout, the broker releases the message
+    and redelivers it. If the receiver settles the message late, the broker ignores this.
     """
     with EmbeddedBroker(like="4.3", consumer_timeout=0.3) as broker:
         with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:

@@ -187,8 +187,8 @@ def test_a_nacked_message_is_not_shown_as_unrouted(vhost: Vhost, channel: Blocki
 
 
 def test_a_queue_object_lists_messages_by_what_happened_to_them(vhost: Vhost, channel: BlockingChannel) -> None:
-    """In a user's test, amqp_vhost.queue("jobs") has separate lists of the messages of the queue `jobs` that were
-    acknowledged, rejected or requeued, and of those that are ready. After amqp_vhost.reset(), these lists are empty.
+    """In a user's test, amqp_vhost.queue("jobs") lists the ready messages of the queue `jobs`. It has further lists of
+    the messages that were acknowledged, rejected and requeued. amqp_vhost.reset() empties these lists.
     """
     jobs = vhost.queue("jobs")
     for number in range(5):

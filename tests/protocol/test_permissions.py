@@ -75,8 +75,8 @@ def test_topic_permissions_apply_to_cc_and_bcc_from_4_0_on(
     broker: TestBroker,
     header: str,
 ) -> None:
-    """From RabbitMQ 4.0.3 on, topic permissions also apply to the routing keys in CC and BCC. RabbitMQ 3.10 checks only
-    the message's own routing key.
+    """From RabbitMQ 4.0.3 on, topic permissions apply to a message's own routing key and to the routing keys in CC and
+    BCC. RabbitMQ 3.10 checks only the message's own routing key.
     """
     api("PUT", f"users/{ann}", {"password": "secret", "tags": "management"})
     api("PUT", f"permissions/{vhost}/{ann}", {"configure": ".*", "write": ".*", "read": ".*"})

@@ -80,7 +80,9 @@ def test_the_smaller_limit_of_policy_and_operator_policy_applies(
 def test_queue_arguments_override_a_policy_except_for_limits(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy
 ) -> None:
-    """A queue's own dead-letter arguments override those of a policy, but the policy's max-length applies."""
+    """If a queue's arguments and a policy both set a dead-letter exchange and routing key, the queue's own apply. The
+    policy's max-length applies to the queue nevertheless.
+    """
     channel.queue_declare("dead")
     channel.queue_declare("other")
     set_policy("jobs", {"dead-letter-exchange": "amq.fanout", "dead-letter-routing-key": "other", "max-length": 1})

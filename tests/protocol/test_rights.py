@@ -669,8 +669,8 @@ def test_topic_permissions_apply_over_amqp_1_0(native: "tuple[World, str]", topi
 def test_an_embedded_broker_that_imitates_4_0_or_4_3_checks_topic_permissions_for_cc_and_bcc(
     native: "tuple[World, str]",
 ) -> None:
-    """An embedded broker that imitates RabbitMQ 4.0 or 4.3 also checks the routing keys in CC and BCC against the
-    user's topic permissions, over AMQP 0-9-1 and over HTTP.
+    """Over AMQP 0-9-1 and over HTTP, an embedded broker that imitates RabbitMQ 4.0 or 4.3 checks a user's topic
+    permissions for a message's own routing key and for the routing keys in CC and BCC.
     """
     world, url = native
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "management"})

@@ -344,9 +344,7 @@ def test_a_stored_offset_can_be_queried(client: RawStream, stream: str) -> None:
 
 
 def test_a_stored_offset_is_deleted_with_its_segment(client: RawStream) -> None:
-    """When a stream deletes its oldest segment, the stream also deletes each stored offset that refers to a message in
-    this segment.
-    """
+    """When a stream deletes its oldest segment, it deletes each stored offset of a message in this segment."""
     client.create("short", max_length_bytes="2000", stream_max_segment_size_bytes="1000")
     client.declare_publisher(1, "short")
     asked = string("reader") + string("short")

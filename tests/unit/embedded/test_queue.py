@@ -148,8 +148,8 @@ def test_the_consumers_of_a_deleted_queue_are_cancelled_in_turns() -> None:
 
 @given(actions=st.lists(st.sampled_from(["publish", "take", "return newest", "return oldest", "ack"]), max_size=60))
 def test_requeued_messages_return_to_their_original_position(actions: list[str]) -> None:
-    """Requeued messages return to their original position. After any sequence of publishing, basic.get, requeuing and
-    acknowledging, the ready messages are in the order in which they were published.
+    """Requeued messages of a classic queue return to their original position. After any sequence of publishing,
+    basic.get, requeueing and acknowledging, the ready messages are in the order in which they were published.
     """
     queue = add_queue(VirtualHost("/", FakeClock(), Ledger(), PROFILES[DEFAULT]))
     taken: list[BacklogEntry] = []

@@ -673,8 +673,8 @@ def test_a_receiver_of_a_quorum_queue_is_told_whether_it_is_active(client: Memor
 
 
 def test_the_answer_to_a_drain_tells_whether_the_receiver_is_active(client: MemoryClient10, sac: BrokerQueue) -> None:
-    """A receiver of a quorum queue with a single active consumer may drain its first credit. The answer to this drain
-    also says whether the receiver is the active one.
+    """If a receiver of a quorum queue with a single active consumer drains its first credit, the answer to the drain
+    says whether the receiver is the active one.
     """
     client.attach_receiver("/queues/sac")
     client.attach_receiver("/queues/sac", handle=1)

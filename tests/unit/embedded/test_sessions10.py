@@ -313,8 +313,8 @@ class Holding:
 def test_outcomes_that_a_fault_delays_are_sent_unless_the_session_has_ended(
     client: MemoryClient10, broker: Broker, *, is_open: bool
 ) -> None:
-    """If a test makes the embedded broker delay confirms, the outcomes of unsettled AMQP 1.0 messages are delayed as
-    well. If the session has ended in the meantime, the broker does not send them.
+    """If a fault makes the embedded broker delay confirms, it delays the outcomes of unsettled AMQP 1.0 messages. If
+    the session ends meanwhile, the broker does not send them.
     """
     hooks: Any = Holding()
     broker.hooks = hooks
@@ -735,9 +735,8 @@ def test_the_end_of_a_session_requeues_its_unsettled_messages(
 
 
 def test_a_fault_that_closes_a_session_sends_one_end_frame_with_the_error(client: MemoryClient10) -> None:
-    """If a test makes the embedded broker close an AMQP 1.0 session with an AMQP 0-9-1 reply code, the broker sends one
-    end frame with the corresponding AMQP 1.0 condition. If the test closes the session a second time, nothing more is
-    sent.
+    """If a fault closes an AMQP 1.0 session with an AMQP 0-9-1 reply code, the broker sends one end frame with the
+    corresponding AMQP 1.0 condition. If the session is closed a second time, the broker sends nothing more.
     """
     session = client.connection.sessions[0]
     session.close(AmqpException(541, "broken"))
