@@ -19,7 +19,7 @@ FULL = Queue("q", durable=True, arguments={"x-queue-type": "quorum", "x-max-leng
 
 
 @pytest.mark.parametrize(("reason", "again"), [("unavailable", True), ("maxlen", False)], ids=["unavailable", "full"])
-def test_an_amqp_1_0_message_rejected_by_an_unavailable_queue_after_a_reconnection_is_republished(
+def test_an_amqp_1_0_message_rejected_right_after_a_reconnection_is_republished(
     monkeypatch: pytest.MonkeyPatch, reason: str, *, again: bool
 ) -> None:
     """An AMQP 1.0 message may be rejected right after a reconnection. If the reason is that the queue was unavailable,

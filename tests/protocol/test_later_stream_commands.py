@@ -103,7 +103,7 @@ def answer(client: RawStream, correlation: int, place: bytes = struct.pack(">H",
     client.send(CONSUMER_UPDATE | 0x8000, struct.pack(">IH", correlation, OK) + place)
 
 
-def test_the_next_single_active_consumer_of_a_stream_becomes_active_when_the_active_one_disconnects(
+def test_if_the_single_active_consumer_of_a_stream_disconnects_the_next_one_becomes_active(
     open_stream: Opener, client: RawStream, stream: str
 ) -> None:
     """Of several single active consumers of a stream with the same name, one is active. If it disconnects, the next one

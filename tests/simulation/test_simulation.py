@@ -183,7 +183,7 @@ def test_the_model_allows_a_second_delivery_of_a_delayed_message_only_after_a_ki
 
 
 @pytest.mark.parametrize("later", [0.003, 2])
-def test_the_model_allows_a_late_delivery_of_an_acknowledged_message_only_while_the_broker_stops(later: float) -> None:
+def test_the_model_allows_a_delivery_after_an_acknowledgement_only_while_the_broker_stops(later: float) -> None:
     """When the broker begins to stop, a delivery may be on its way to a closing connection while the message is
     requeued, redelivered and acknowledged. The simulation's model therefore allows a consumer to receive a message that
     another consumer has acknowledged, but only shortly after the broker began to stop.
@@ -201,9 +201,7 @@ def test_the_model_allows_a_late_delivery_of_an_acknowledged_message_only_while_
         judge.delivered("q", sent.number, "closed first", redelivered=True)
 
 
-def test_the_model_allows_a_second_delivery_of_a_delayed_message_after_a_stop_with_a_full_disk(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_model_allows_a_second_delivery_after_a_stop_with_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """A delayed message is delivered while the disk is full, and the broker is stopped before the disk has space. The
     simulation's model allows the broker to deliver the message again without the redelivered flag. Without this
     exception to its rule, the model would report the second delivery.
@@ -308,7 +306,7 @@ def test_the_model_allows_a_declaration_with_different_arguments_after_a_queue_w
         "in a classic queue",
     ],
 )
-def test_the_model_allows_a_delayed_message_twice_in_a_stream_only_after_a_kill_near_its_due_time(
+def test_the_model_allows_a_delayed_message_twice_in_a_stream_only_after_a_kill(
     kind: str, fault: list[float] | None, killed_at: float, is_allowed: bool
 ) -> None:
     """After a kill, a stream may contain a delayed message twice. The simulation's model allows this only if the broker

@@ -242,7 +242,7 @@ def test_a_declaration_needs_permissions_for_the_exchange_it_names(
     ],
     ids=["all needed", "no write", "no read", "forbidden topic", "no routing key"],
 )
-def test_a_binding_needs_write_permission_for_its_destination_and_read_permission_for_its_source(
+def test_a_binding_needs_write_permission_for_its_destination_and_read_for_its_source(
     kind: str, permissions: Permissions, key: str | None, missing: tuple[str, str] | None
 ) -> None:
     """To add a binding, a user needs write permission for its destination and read permission for its source. If the

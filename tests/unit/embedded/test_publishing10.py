@@ -336,9 +336,7 @@ def test_a_message_is_published_if_the_settle_mode_of_the_link_allows_its_settle
     assert bodies(broker) == [b"hello"]
 
 
-def test_an_unsettled_message_that_asks_for_the_receiver_settle_mode_second_detaches_the_link(
-    client: MemoryClient10,
-) -> None:
+def test_an_unsettled_message_with_the_receiver_settle_mode_second_detaches_the_link(client: MemoryClient10) -> None:
     """If an unsettled message asks for the rcv-settle-mode `second`, the broker detaches the link with not-implemented.
     For a settled message, the broker ignores the mode.
     """
@@ -459,7 +457,7 @@ def test_a_message_for_a_full_queue_is_rejected_with_the_name_of_the_queue(
     assert type(state.value[0].value[2][Symbol("reason")]) is Symbol
 
 
-def test_the_outcome_of_a_rejected_message_names_the_routing_key_if_the_target_is_an_exchange(
+def test_the_outcome_rejected_names_the_routing_key_if_the_target_is_an_exchange(
     client: MemoryClient10, broker: Broker
 ) -> None:
     """If a message is published to an exchange and a full queue rejects it, the outcome `rejected` names the routing

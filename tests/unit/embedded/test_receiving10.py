@@ -92,7 +92,7 @@ def test_credit_counts_from_the_delivery_count_that_the_receiver_has_seen(
     assert flows(found) == [(4, 2, left, 0, False, False, None)]
 
 
-def test_the_answer_to_a_flow_frame_with_echo_contains_the_remaining_credit_and_the_available_messages(
+def test_the_answer_to_a_flow_frame_with_echo_contains_credit_and_available_messages(
     client: MemoryClient10, q: BrokerQueue
 ) -> None:
     """The broker's answer to a flow frame with echo contains the link's delivery count, its remaining credit and the
@@ -693,7 +693,7 @@ def test_receivers_of_a_quorum_queue_without_a_single_active_consumer_are_all_ac
 
 
 @pytest.mark.parametrize(("like", "kind"), [(Like.V4_2, "quorum"), (Like.V4_3, "classic")])
-def test_receivers_of_a_classic_queue_and_before_rabbitmq_4_3_are_not_told_whether_they_are_active(
+def test_receivers_of_classic_queues_or_before_4_3_are_not_told_whether_they_are_active(
     loop: asyncio.AbstractEventLoop, like: Like, kind: str
 ) -> None:
     """The broker does not tell receivers of a classic queue whether they are active. If it imitates a version of

@@ -260,7 +260,7 @@ def test_with_like_4_0_reply_to_is_not_converted() -> None:
     assert delivered.properties.reply_to == "q"
 
 
-def test_from_4_4_on_priority_delivery_mode_and_expiration_that_rabbitmq_3_stored_in_a_stream_are_lost() -> None:
+def test_from_4_4_on_properties_that_rabbitmq_3_stored_as_annotations_are_lost() -> None:
     """RabbitMQ 3 stored a message's priority, delivery mode and expiration in a stream as annotations. With `broker up
     --like 4.3`, the broker reads them as properties. With `--like 4.4`, they are lost.
     """

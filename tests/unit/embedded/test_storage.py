@@ -307,7 +307,7 @@ def test_a_group_that_cannot_be_written_for_an_unforeseen_reason_is_reported_and
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), TypeError("unforeseen")], ids=repr)
-def test_if_a_new_segment_of_a_stream_cannot_be_created_the_whole_group_of_changes_is_retried(
+def test_a_group_of_changes_is_retried_if_a_new_segment_of_a_stream_cannot_be_created(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     """If the broker cannot create the next segment of a stream, it reports the error and confirms nothing. It keeps the
