@@ -377,7 +377,7 @@ def test_the_management_api_lists_and_closes_amqp_1_0_connections(
     broker: TestBroker, api: Api, channel: BlockingChannel, take: Take, client: RawAmqp10
 ) -> None:
     """As in RabbitMQ, the management API lists the connections, sessions, links and consumers of AMQP 1.0 clients. A
-    DELETE request closes the connection.
+    DELETE request for such a connection closes it.
     """
     channel.queue_declare("q", durable=True)
     client.attach_sender("/queues/q", handle=5)

@@ -370,8 +370,8 @@ def reopened(directory: Path, change: Callable[[Broker], object] = lambda _: Non
 def test_any_accepted_definition_survives_a_restart(
     operations: list[tuple[str, str, str, str, dict[str, Any]]],
 ) -> None:
-    """After a restart, the broker has exactly the definitions that it had accepted before the restart. The test makes
-    random sequences of declarations and deletions.
+    """After a random sequence of declarations and deletions and a restart, the broker has exactly the same definitions
+    as before the restart.
     """
 
     def change(broker: Broker) -> None:

@@ -309,7 +309,7 @@ def test_an_invalid_or_unsupported_regular_expression_is_refused(api: Api, patte
 @pytest.mark.parametrize("pattern", [r"(?i)(\pL){300}x", "a" * 1001], ids=["large when compiled", "long"])
 def test_a_regular_expression_that_needs_a_lot_of_memory_is_refused_as_a_filter(api: Api, pattern: str) -> None:
     """The management API answers a list request with the status 400 if the regular expression of the request's filter
-    has more than 1000 characters, or takes more than 128 KiB when compiled.
+    has more than 1,000 characters, or takes more than 128 KiB when compiled.
     """
     status, error = api("GET", f"queues?page=1&name={quote(pattern)}&use_regex=true")
     assert status == 400

@@ -234,7 +234,7 @@ def test_the_command_stream_stats_returns_the_first_and_the_last_committed_chunk
 
 
 def test_the_management_api_lists_and_closes_stream_connections(client: RawStream, api: Api, vhost: str) -> None:
-    """The management API lists connections of the stream protocol. A DELETE request closes the connection."""
+    """The management API lists connections of the stream protocol. A DELETE request for such a connection closes it."""
     (found,) = api("GET", f"vhosts/{vhost}/connections")[1]
     assert (found["protocol"], found["user"], found["channels"]) == ("stream", "guest", 0)
     assert found["client_properties"] == {"product": "raw"}

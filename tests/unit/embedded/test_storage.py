@@ -365,8 +365,8 @@ def test_a_group_of_changes_is_retried_if_a_new_segment_of_a_stream_cannot_be_cr
 
 
 def test_unwritten_changes_are_written_when_the_broker_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the disk fails, changes are not written. If the disk works again when the broker stops, the broker writes
-    all of them.
+    """While the disk fails, the broker cannot write changes. If the disk works again when the broker stops, the broker
+    writes all of them.
     """
     monkeypatch.setattr(store, "_RETRY_SECONDS", 60)
 
