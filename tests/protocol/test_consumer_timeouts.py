@@ -133,8 +133,8 @@ def test_the_shorter_consumer_timeout_of_queue_argument_and_policy_applies(start
 
 
 def test_a_queues_consumer_timeout_can_be_longer_than_the_brokers(like: str) -> None:
-    """A queue's consumer timeout replaces the broker's consumer timeout, even if the broker's is shorter. A consumer of
-    this queue can acknowledge late, while a consumer of another queue times out.
+    """A queue's own consumer timeout replaces the broker's, even if the broker's is shorter. A consumer of this queue
+    can acknowledge late, while a consumer of another queue times out.
     """
     with EmbeddedBroker(like=like, consumer_timeout=SHORT / 1000) as broker:
         declare(broker.url, **{"x-consumer-timeout": LONG})

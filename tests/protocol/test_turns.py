@@ -412,7 +412,7 @@ def test_routing_by_thousands_of_wildcard_bindings_does_not_hold_up_other_client
 ) -> None:
     """A topic exchange has thousands of bindings with wildcards after a `#`. The broker routes a message whose routing
     key has 14 words. If the routing key has 127 words, routing would take too long, so the broker closes the channel
-    with an error. In both cases, it never uses more than 0.25 s of CPU time before it serves other clients.
+    with an error. In both cases, the broker never uses more than 0.25 s of CPU time before it serves other clients.
     """
     with RawClient(broker.url) as client:
         client.send(commands.Queue.Declare(queue="q", nowait=True))

@@ -306,8 +306,8 @@ def test_publishers_are_blocked_while_the_disk_has_too_little_space(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, free: int, alarms: dict[str, str], seconds: float
 ) -> None:
     """While less disk space is free than the limit, the disk alarm blocks publishers, and the log says how many bytes
-    are free. The broker checks the free space regularly, and more often if less is free. When the broker stops, the
-    checks end.
+    are free. The broker checks the free space again after 0.1 to 10 s, sooner if it is close to the limit. When the
+    broker stops, the checks end.
     """
     caplog.set_level(logging.WARNING)
     later: list[float] = []

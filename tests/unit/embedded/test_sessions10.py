@@ -762,9 +762,8 @@ def test_an_error_that_ends_a_session_is_sent_after_the_current_event(client: Me
 def test_a_delivery_that_stays_unsettled_too_long_is_released(
     loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch, like: Like, kind: str
 ) -> None:
-    """From RabbitMQ 4.3 on, a delivery from a quorum queue may stay unsettled for the consumer timeout. The broker then
-    sends an unsettled disposition with the outcome `released`, and requeues the message. Other queues have no such
-    limit.
+    """From RabbitMQ 4.3 on, if a delivery from a quorum queue is unsettled after the consumer timeout, the broker sends
+    an unsettled disposition with the outcome `released`, and requeues the message. Other queues have no such limit.
     """
     broker = broker_with(loop, PROFILES[like])
     queue = quorum(broker) if kind == "quorum" else broker.vhosts["/"].queues["q"]
