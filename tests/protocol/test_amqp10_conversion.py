@@ -245,9 +245,8 @@ def test_a_message_keeps_its_content_across_protocols(
 def test_an_amqp_1_0_message_keeps_what_amqp_0_9_1_cannot_express(
     channel: BlockingChannel, client: RawAmqp10, kind: str, body: bytes
 ) -> None:
-    """If a message is sent and received over AMQP 1.0, nothing that AMQP 0-9-1 cannot express is lost. The message
-    keeps all its properties, its application properties and its footer. Its body may consist of data sections,
-    sequences or a value.
+    """A message that is sent and received over AMQP 1.0 keeps its properties, application properties and footer,
+    including everything that AMQP 0-9-1 cannot express. Its body of data sections, sequences or a value is unchanged.
     """
     channel.queue_declare("q", durable=True, arguments={"x-queue-type": kind})
     sent = Amqp10Message(
