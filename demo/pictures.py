@@ -57,12 +57,15 @@ _TITLE_BAR = 32
 
 
 def of_command(columns: int, command: str, lines: int | None = None, code: int = 0, **variables: str) -> Console:
-    """Return a console with a command and what it prints on a terminal of this width.
+    """Run a command on a terminal of this width; return a rich console, from which `svg` makes a picture.
 
     Args:
-        lines: the number of lines to show.
-        code: the exit code that the command must have.
+        lines: the number of lines of the command's output to show; None: all.
+        code: the expected exit code.
         variables: environment variables of the command.
+
+    Raises:
+        SystemExit: the command exits with another code.
     """
     ours, theirs = pty.openpty()
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -84,7 +87,7 @@ def of_command(columns: int, command: str, lines: int | None = None, code: int =
 
 
 def of_shop(columns: int, command: str, code: int = 0) -> Console:
-    """Return a console with a command and its output, run on a broker that `recordings.SHOP` has prepared."""
+    """Run a command as `of_command` does, on a broker that `recordings.SHOP` has prepared."""
     with EmbeddedBroker(management_port=0) as broker, tempfile.TemporaryDirectory() as directory:
         place = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url or ""}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -135,7 +138,11 @@ def still(window: "WebDriver", recording: str, path: Path, moment: float | None 
 
 
 def _seek(window: "WebDriver", moment: float) -> int:
-    """Show the recording at a moment, a fraction of its length; return how many messages are visible."""
+    """Show a moment of the recording; return how many messages are visible.
+
+    Args:
+        moment: the moment, as a fraction of the recording's length (0 to 1).
+    """
     window.execute_script(_SEEK, moment)
     time.sleep(0.2)
     return int(window.execute_script("return document.querySelectorAll('.dot').length"))

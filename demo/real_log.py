@@ -193,7 +193,7 @@ def _compare(
         sent if is_whole else sent + b"\n",
     )
     stage.expect(
-        "each receiver got as many lines as have routing keys that match its regular expression",
+        "each receiver got the expected number of lines: those whose routing keys match its regular expression",
         [len(got[receiver]) for receiver in others],
         [len(should_get[receiver]) for receiver in others],
     )

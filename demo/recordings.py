@@ -46,7 +46,9 @@ _PACKING = "sleep 1.5; ! grep -q broken"
 
 
 def record(path: Path) -> None:
-    """Record the page of `mqtool ui` while orders are published, packed by two workers, and received for invoices."""
+    """Record the page of `mqtool ui` while orders are published. Two workers pack them, and `receive` gets a copy of
+    each order for its invoice.
+    """
     with EmbeddedBroker(management_port=0) as broker, tempfile.TemporaryDirectory() as directory, ExitStack() as ending:
         place = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url or ""}
         environment = {**os.environ, **place, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}

@@ -135,8 +135,8 @@ _MISTAKES_IN_TURN = [
 def test_tutorial_try_reports_a_second_mistake_while_the_first_is_still_visible(
     first: tuple[Attempt, str], second: tuple[Attempt, str], learner: Learner
 ) -> None:
-    """`tutorial try` reports a second mistake even while the first one is still visible on the broker. The first report
-    is repeated only if the learner makes the first mistake again.
+    """After a learner has made a mistake, `tutorial try` reports a second mistake although the first one is still
+    visible on the broker. It reports the first mistake again only if the learner makes it again.
     """
     for attempt, answer in (first, second):
         learner.make(attempt)
@@ -164,8 +164,8 @@ def test_tutorial_try_reports_each_message_to_a_missing_exchange(goal: Goal, lea
 
 @pytest.mark.parametrize("goal", [GOALS["hello-world"][2]], ids=["no-queue"])
 def test_the_last_hint_works_after_the_learner_has_tried_the_example(goal: Goal, learner: Learner) -> None:
-    """The commands in the last hint of the goal "no-queue" reach the goal even if the learner has already declared the
-    queue 'helo', which the goal's text names as an example of a queue that does not exist.
+    """The text of the goal "no-queue" names the queue 'helo' as an example of a queue that does not exist. The commands
+    in the goal's last hint reach the goal even if the learner has declared this queue before.
     """
     learner.make(f"mqtool send -q helo 'Hello?'; {goal.hints[2]}")
     assert learner.wait_for("reached")
@@ -173,8 +173,8 @@ def test_the_last_hint_works_after_the_learner_has_tried_the_example(goal: Goal,
 
 @pytest.mark.parametrize("goal", [GOALS["work-queues"][3]], ids=["restart"])
 def test_tutorial_try_names_a_message_that_was_received_after_the_restart(goal: Goal, learner: Learner) -> None:
-    """If a goal asks for a message that survives a restart of the broker, `tutorial try` names a persistent message
-    that was received after the restart, not one that was received before the restart.
+    """A goal asks for a message that survives a restart of the broker. If the learner has received one persistent
+    message before the restart and one after it, `tutorial try` names the one that was received after it.
     """
     learner.make(work_queues_attempts.received_before_the_restart)
     assert "'kept' is persistent" in learner.wait_for("reached")
@@ -184,8 +184,9 @@ def test_tutorial_try_names_a_message_that_was_received_after_the_restart(goal: 
 def test_tutorial_try_does_not_say_that_a_purge_deleted_a_message_lost_in_the_restart(
     goal: Goal, learner: Learner
 ) -> None:
-    """If the learner purges the queue after a restart of the broker, `tutorial try` says that the purge deleted the
-    persistent message. It does not say this about the transient message, which was already lost in the restart.
+    """A learner publishes a persistent and a transient message, restarts the broker and purges the queue. `tutorial
+    try` says that the purge deleted the persistent message. It does not say so of the transient message, which was lost
+    in the restart.
     """
     learner.make(work_queues_attempts.purge_after_restart)
     learner.wait_for(
@@ -199,8 +200,8 @@ def test_tutorial_try_does_not_say_that_a_purge_deleted_a_message_lost_in_the_re
 
 @pytest.mark.parametrize("goal", [GOALS["routing"][1]], ids=["no-errors"])
 def test_tutorial_try_mentions_a_wrong_binding_only_once(goal: Goal, learner: Learner) -> None:
-    """`tutorial try` mentions a wrong binding once, and does not mention it again for each message that is published
-    later.
+    """If a learner has bound a queue with a wrong key, `tutorial try` says so once, and not again for each message that
+    is published later.
     """
     learner.make("mqtool exchange bind direct_logs errors error; mqtool emit-log direct error 1")
     learner.wait_for("mistake", "still bound with 'eror'")
@@ -212,8 +213,8 @@ def test_tutorial_try_mentions_a_wrong_binding_only_once(goal: Goal, learner: Le
 
 @pytest.mark.parametrize("goal", [GOALS["publish-subscribe"][1]], ids=["two-copies"])
 def test_tutorial_try_names_a_bound_queue_without_a_consumer(goal: Goal, learner: Learner) -> None:
-    """If a third queue, which has no consumer, is bound to the exchange 'logs', the goal "two-copies" is still reached,
-    and `tutorial try` says that nobody receives from that queue.
+    """The goal "two-copies" is reached even if a third queue, which has no consumer, is bound to the exchange 'logs'.
+    `tutorial try` then says that nobody receives from that queue.
     """
     learner.make(
         "mqtool queue declare left; mqtool exchange declare logs fanout; mqtool exchange bind logs left;"
@@ -226,8 +227,8 @@ def test_tutorial_try_names_a_bound_queue_without_a_consumer(goal: Goal, learner
 def test_the_goal_star_is_reached_even_if_the_receiver_exits_immediately(
     goal: Goal, learner: Learner, broker: TestBroker
 ) -> None:
-    """The goal "star" of the tutorial `topics` is reached even if the learner's receiver exits immediately after three
-    messages have been published.
+    """The goal "star" of the tutorial `topics` is reached even if the learner stops the receiver immediately after
+    publishing three messages.
     """
     if broker.kind != "embedded":
         pytest.skip("RabbitMQ's bindings are read every few seconds: a queue may be gone before it is seen")
@@ -275,8 +276,8 @@ def test_the_goal_two_copies_says_that_the_broker_does_not_see_files() -> None:
 
 
 def test_every_goal_has_hints_and_tests_of_wrong_attempts() -> None:
-    """Each goal of `tutorial try` has hints, the first of which is a question, and tests of at least three wrong
-    attempts, each with its own explanation.
+    """Each goal of `tutorial try` has hints, the first of which is a question. For each goal, there are tests of at
+    least three wrong attempts, each with its own explanation.
     """
     for name, goals in GOALS.items():
         assert [goal.name for goal in goals] == [*ATTEMPTS[name]]

@@ -41,8 +41,8 @@ def test_a_message_counts_as_received_once_rabbitmq_counts_its_acknowledgement()
 
 
 def test_a_message_without_counters_counts_as_received_if_its_queue_stays_empty() -> None:
-    """If a consumer ended so quickly that RabbitMQ shows no counters for this consumer, `tutorial try` counts the
-    delivered message as received once `tutorial try` has found the queue empty eight times.
+    """If a consumer ends so quickly that RabbitMQ shows no counters for it, `tutorial try` cannot see an
+    acknowledgement. It then counts the delivered message as received once it has found the queue empty eight times.
     """
     seen = _seen()
     _look(seen, unacked=0, times=7)
@@ -52,8 +52,9 @@ def test_a_message_without_counters_counts_as_received_if_its_queue_stays_empty(
 
 
 def test_a_goal_is_reached_if_the_program_ended_before_rabbitmq_counted_its_acknowledgement() -> None:
-    """If a learner's program acknowledges the invoice, and ends so quickly that RabbitMQ shows no counters for it, the
-    goal 'other-settings' is reached once `tutorial try` has found the queue empty eight times.
+    """For the goal 'other-settings', the learner's program must receive and acknowledge an invoice. If it ends so
+    quickly that RabbitMQ shows no counters for it, the goal is reached once `tutorial try` has found the queue empty
+    eight times.
     """
     goal = next(each for each in GOALS["repair"] if each.name == "other-settings")
     seen = _seen("invoices")
@@ -76,8 +77,8 @@ def test_an_unacknowledged_message_does_not_count_as_received() -> None:
 
 
 def test_a_redelivered_message_does_not_count_as_received_too_early() -> None:
-    """After a message was redelivered, `tutorial try` counts the message as received only if it finds the message's
-    queue empty another eight times.
+    """If a message is redelivered after `tutorial try` has found its queue empty seven times, the count begins again:
+    the message counts as received only after `tutorial try` has found the queue empty eight more times.
     """
     seen = _seen()
     _look(seen, unacked=0, times=7)
@@ -87,8 +88,8 @@ def test_a_redelivered_message_does_not_count_as_received_too_early() -> None:
 
 
 def test_a_delayed_message_is_not_reported_as_not_received() -> None:
-    """While an exchange delays a message, `tutorial try` does not report the message as not received. If the exchange
-    is deleted, and the message with it, `tutorial try` reports the message.
+    """While an exchange delays a message, `tutorial try` does not say that nobody has received it. It says so once the
+    exchange has been deleted, and the message with it.
     """
     (goal,) = GOALS["delayed-messages"]
     seen = Seen()

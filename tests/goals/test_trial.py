@@ -31,7 +31,7 @@ def _depth(plain: Plain, queue: str) -> int:
 
 def test_restarting_a_goal_deletes_the_learners_queues_and_exchanges(broker: TestBroker) -> None:
     """When a learner restarts a goal, `tutorial try` deletes the queues and exchanges that were declared since the goal
-    began, and purges older queues.
+    began. It keeps older queues, but purges them.
     """
     with closing(Plain(broker.url)) as plain, Trial(watched(broker)) as trial:
         plain.queue("earlier")
@@ -49,8 +49,8 @@ def test_restarting_a_goal_deletes_the_learners_queues_and_exchanges(broker: Tes
 
 
 def test_tutorial_try_says_once_how_to_reach_its_broker_if_no_message_arrives(broker: TestBroker) -> None:
-    """If no message has reached the broker for some time, `tutorial try` prints the command that selects this broker in
-    the learner's terminals, once for each goal.
+    """If no message has reached the broker for some time, `tutorial try` prints a command with which the learner
+    selects this broker in other terminals. It does so once for each goal.
     """
     with Trial(watched(broker, "export AMQP_URL=amqp://there"), silence=0.5) as trial:
         trial.prepare(_WAITS)
@@ -64,7 +64,7 @@ def test_tutorial_try_says_once_how_to_reach_its_broker_if_no_message_arrives(br
 
 
 def test_tutorial_try_says_once_that_no_further_message_arrives(broker: TestBroker) -> None:
-    """If no further message reaches the broker for some time after the first messages of a goal, `tutorial try` prints
+    """If messages of a goal have reached the broker, but no further one arrives for some time, `tutorial try` prints
     one note about this.
     """
     with closing(Plain(broker.url)) as plain, Trial(watched(broker, "export AMQP_URL=x"), silence=2) as trial:
@@ -122,8 +122,8 @@ def test_tutorial_try_does_not_say_that_no_message_arrives_if_there_is_a_consume
 
 @pytest.mark.usefixtures("no_other_firehose")
 def test_the_firehoses_of_four_virtual_hosts_can_be_switched_at_the_same_time(broker: TestBroker) -> None:
-    """If mqtool switches the firehoses of four virtual hosts on or off at the same time, all four are switched,
-    although RabbitMQ may lose the effect of one of several simultaneous requests.
+    """RabbitMQ may lose one of several simultaneous requests that switch the firehose. If mqtool switches the firehoses
+    of four virtual hosts on or off at the same time, all four are switched nevertheless.
     """
     api = watched(broker).find()
     with ExitStack() as ending, ThreadPoolExecutor() as threads:

@@ -19,11 +19,11 @@ FULL = Queue("q", durable=True, arguments={"x-queue-type": "quorum", "x-max-leng
 
 
 @pytest.mark.parametrize(("reason", "again"), [("unavailable", True), ("maxlen", False)], ids=["unavailable", "full"])
-def test_an_amqp_1_0_message_rejected_by_an_unavailable_queue_after_a_reconnection_is_republished(
+def test_an_amqp_1_0_message_rejected_right_after_a_reconnection_is_republished(
     monkeypatch: pytest.MonkeyPatch, reason: str, *, again: bool
 ) -> None:
-    """If an AMQP 1.0 message is rejected right after a reconnection, mqtool republishes the message if the queue was
-    unavailable, but not if the queue was full.
+    """An AMQP 1.0 message may be rejected right after a reconnection. If the reason is that the queue was unavailable,
+    mqtool republishes the message. If the queue was full, mqtool reports the message as nacked.
     """
     rejected, notices = 0, list[str]()
 

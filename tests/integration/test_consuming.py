@@ -60,8 +60,8 @@ def test_a_consumer_with_a_limit_of_messages_consumes_exactly_that_many(
 
 
 def test_a_consumer_that_times_out_has_acknowledged_the_messages_it_received(broker: TestBroker) -> None:
-    """If a consumer that waits for 500 messages receives only 400, it raises TimedOut, and the 400 messages are
-    acknowledged.
+    """If a consumer waits for 500 messages, but receives only 400 before its timeout, it raises TimedOut. The 400
+    messages are acknowledged.
     """
     fill(broker, 400)
     with Connection(parse_addresses(broker.url)) as connection:
@@ -73,8 +73,8 @@ def test_a_consumer_that_times_out_has_acknowledged_the_messages_it_received(bro
 
 
 def test_a_delivery_is_acknowledged_when_the_caller_asks_for_the_next_one(broker: TestBroker) -> None:
-    """mqtool acknowledges a delivery when the caller asks for the next one. If the caller stops iterating, the last
-    delivery that the caller got and all later ones are requeued, in order.
+    """mqtool acknowledges a delivery when the caller asks for the next one. If the caller stops iterating, the delivery
+    that the caller got last is requeued, and so are all later ones, in order.
     """
     bodies = fill(broker, 10)
     with Connection(parse_addresses(broker.url)) as connection:
@@ -97,8 +97,8 @@ def test_a_consumer_raises_an_error_if_its_queue_is_deleted(broker: TestBroker) 
 
 
 def test_a_consumer_ends_after_its_idle_timeout_and_fails_after_its_total_timeout(broker: TestBroker) -> None:
-    """A consumer without a limit of messages ends without an error after its idle timeout, and raises TimedOut after
-    its total timeout.
+    """A consumer may have no limit of messages. It ends without an error after its idle timeout, but raises TimedOut
+    after its total timeout.
     """
     fill(broker, 1)
     with Connection(parse_addresses(broker.url)) as connection:
@@ -109,8 +109,8 @@ def test_a_consumer_ends_after_its_idle_timeout_and_fails_after_its_total_timeou
 
 
 def test_prefetched_messages_do_not_count_towards_the_delivery_limit(broker: TestBroker) -> None:
-    """Thirty consumers that each take one message, as `receive | head -n 1` does, get all thirty messages of a queue
-    with a delivery limit of 20. Messages that were only prefetched do not count towards the limit.
+    """A queue with a delivery limit of 20 has thirty messages. Thirty consumers that each take one message, as `receive
+    | head -n 1` does, get all of them, because messages that were only prefetched do not count towards the limit.
     """
     queue = Queue("q", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 20})
     bodies = fill(broker, 30, queue)
@@ -128,8 +128,8 @@ def test_prefetched_messages_do_not_count_towards_the_delivery_limit(broker: Tes
 def test_mqtool_decodes_deliveries_itself_and_reads_them_in_large_pieces(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """mqtool, not pika, decodes deliveries, and reads more than 4,096 bytes from the socket at a time. If this test
-    fails, pika has changed, and receiving has become slow.
+    """For speed, mqtool decodes deliveries itself instead of leaving this to pika, and reads more than 4,096 bytes from
+    the socket at a time. If this test fails, pika has changed, and receiving has become slow.
     """
     pieces, receive = [], FrameReader.receive
     monkeypatch.setattr(
@@ -147,8 +147,8 @@ def test_mqtool_decodes_deliveries_itself_and_reads_them_in_large_pieces(
 
 
 def test_pika_counts_heartbeats_as_received_bytes(broker: TestBroker) -> None:
-    """pika counts the broker's heartbeats as received bytes, so it does not close a connection on which nothing else
-    arrives.
+    """pika counts the broker's heartbeats as received bytes, so pika does not close a connection on which only
+    heartbeats arrive.
     """
     with Connection(parse_addresses(f"{broker.url}?heartbeat=1")) as connection:
         pika = connection._pika

@@ -160,9 +160,8 @@ def test_delayed_messages_are_routed_by_their_own_key_and_headers(
     right: Message,
     wrong: Message | None,
 ) -> None:
-    """When a delayed message is due, the exchange (direct, topic, fanout or headers) routes the message by its own
-    routing key and headers. The routing key that the caller passed to publish() does not apply to a message that has
-    its own.
+    """When a delayed message is due, a direct, topic, fanout or headers exchange routes it by its own routing key and
+    headers. The routing key that the caller passes to publish() applies only to messages that have none.
     """
     channel.declare(exchange)
     queue = channel.declare(PRIVATE_QUEUE)
@@ -179,8 +178,8 @@ def test_delayed_messages_are_routed_by_their_own_key_and_headers(
 
 
 def test_a_delayed_messages_own_exchange_and_key_override_those_of_publish(channel: Channel, publish: Publish) -> None:
-    """If a delayed message has its own exchange and routing key, the message is published with these when it is due,
-    not with those that the caller passed to publish().
+    """If a delayed message has its own exchange and routing key, these are used when the message is due, instead of
+    those that the caller passed to publish().
     """
     channel.declare(Exchange("other", "direct"))
     queue = channel.declare(CLASSIC)
@@ -221,8 +220,8 @@ def test_delayed_messages_are_dropped_if_no_queue_is_bound_when_they_are_due(
 def test_messages_to_exchanges_and_queues_whose_names_begin_with_amq_can_be_delayed(
     channel: Channel, publish: Publish
 ) -> None:
-    """Messages to the exchange amq.topic and to a queue with a generated name can be delayed, even though names that
-    begin with "amq." are reserved.
+    """Names that begin with "amq." are reserved. Messages to the exchange amq.topic and to a queue with a generated
+    name can be delayed nevertheless.
     """
     queue = channel.declare(PRIVATE_QUEUE)
     channel.bind(queue, Exchange("amq.topic"), "#")
@@ -239,8 +238,8 @@ def test_messages_to_exchanges_and_queues_whose_names_begin_with_amq_can_be_dela
 def test_publishing_a_delayed_message_to_a_missing_exchange_or_queue_fails_immediately(
     channel: Channel, publish: Publish, message: Message
 ) -> None:
-    """If the exchange or the queue does not exist, publishing a message with a delay of an hour raises Unavailable
-    immediately, not when the message is due.
+    """A message with a delay of an hour is published to an exchange or a queue that does not exist. Publishing raises
+    Unavailable immediately, not when the message is due.
     """
     with pytest.raises(Unavailable, match=r"no (exchange|queue) 'missing'"):
         publish([message], channel.declare(CLASSIC))
@@ -281,9 +280,9 @@ def test_the_receipt_of_a_delayed_message_identifies_the_callers_message(channel
 def test_wait_queues_outlive_their_messages_and_are_as_durable_as_the_destination(
     broker: TestBroker, connection: Connection
 ) -> None:
-    """Wait queues, in which messages spend their delay, expire only after all of these messages. Wait queues are quorum
-    queues if the destination is a quorum queue or a durable exchange, and classic queues otherwise. The exchanges of
-    wait queues are auto-delete.
+    """mqtool delays messages in wait queues. A wait queue expires only after all its messages. If the destination is a
+    quorum queue or a durable exchange, the wait queue is a quorum queue; otherwise, it is a classic queue. The
+    exchanges of wait queues are auto-delete.
     """
     channel = connection.channel()
     logs = [Exchange("logs", "fanout"), Exchange("durable", "fanout", durable=True)]

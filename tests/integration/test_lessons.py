@@ -34,8 +34,8 @@ def test_the_tutorials_delayed_exchange_delivers_in_the_order_of_the_delays(conn
 
 
 def test_the_tutorial_delays_messages_without_the_plugin(connection: Connection) -> None:
-    """send_by_dead_lettering(), from the tutorial on delayed messages, delays messages without the plugin. A message
-    with a shorter delay arrives first, even though it was published second.
+    """The function send_by_dead_lettering(), from the tutorial on delayed messages, delays messages without the plugin.
+    A message with a shorter delay arrives before one with a longer delay that was published first.
     """
     channel = connection.channel()
     queue = channel.declare(QUEUE)
@@ -46,8 +46,8 @@ def test_the_tutorial_delays_messages_without_the_plugin(connection: Connection)
 
 
 def test_the_tutorials_asynchronous_publisher_collects_the_nacked_messages(connection: Connection) -> None:
-    """asynchronously(), from the tutorial on publisher confirms, numbers the messages from 1, and collects exactly
-    those that a full queue has rejected (basic.nack).
+    """The function asynchronously(), from the tutorial on publisher confirms, numbers the messages from 1. It collects
+    exactly the messages that a full queue has rejected (basic.nack).
     """
     channel = connection.channel()
     full = channel.declare(Queue(exclusive=True, arguments={"x-max-length": 5, "x-overflow": "reject-publish"}))
@@ -61,8 +61,8 @@ def test_the_tutorials_asynchronous_publisher_collects_the_nacked_messages(conne
 
 @pytest.mark.parametrize("reply_queue", [PRIVATE_QUEUE, rpc.DIRECT_REPLY_TO], ids=["queue", "direct"])
 def test_replies_are_matched_to_their_requests(connection: Connection, reply_queue: Queue) -> None:
-    """The client of the RPC tutorial yields replies as they arrive, each with the number of its request, and ignores a
-    reply with an unknown correlation ID. in_order() sorts the replies by request.
+    """The RPC tutorial's client yields replies as they arrive, each with the number of its request. It ignores a reply
+    with an unknown correlation ID. The function in_order() sorts the replies by request.
     """
     channel = connection.channel()
     queue = channel.declare(Queue("requests", durable=True))
@@ -89,7 +89,7 @@ def test_replies_are_matched_to_their_requests(connection: Connection, reply_que
 def test_a_reply_larger_than_the_limit_of_unconfirmed_bytes_is_sent(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An RPC server can send a reply that is larger than the publisher's limit of unconfirmed bytes, and then the next
+    """An RPC server can send a reply that is larger than its limit of unconfirmed bytes. It can then send another
     reply.
     """
     monkeypatch.setattr(unconfirmed, "WINDOW_BYTES", 10)

@@ -14,8 +14,8 @@ from mqtool.management import Management
 def test_a_given_ca_certificate_replaces_the_one_in_the_environment(
     amqp_tls: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
-    """If a CA certificate is given, mqtool verifies the management API's certificate only with the given one.
-    Otherwise, mqtool uses the CA certificate that REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names.
+    """mqtool verifies the management API's certificate with the CA certificate that it is given, and with no other. If
+    none is given, it uses the CA certificate that REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names.
     """
     ours, other = str(amqp_tls.ca), str(new_authority(tmp_path).ca)
     with EmbeddedBroker(management_port=0, tls=amqp_tls.tls()) as broker:

@@ -104,8 +104,8 @@ def test_mqtool_notices_that_a_private_method_of_pika_is_missing_or_has_changed(
 
 
 def test_mqtool_uses_pikas_public_methods_if_private_names_have_changed() -> None:
-    """If pika's private names have changed, mqtool publishes and consumes through pika's public methods alone.
-    MQTOOL_PIKA=public runs all tests in this directory with these methods alone.
+    """If pika's private names have changed, mqtool publishes and consumes with pika's public methods alone. To run all
+    tests in this directory in this way, set MQTOOL_PIKA=public.
     """
     rename = """
     from pika.adapters.utils import io_services_utils

@@ -99,8 +99,8 @@ def test_receipts_arrive_in_the_order_of_publishing(connection: Connection) -> N
 
 
 def test_publishing_continues_while_messages_are_unconfirmed(connection: Connection) -> None:
-    """A publisher keeps sending while more than ten messages are unconfirmed, both with the default limit of
-    unconfirmed messages and with a limit of 1,000.
+    """A publisher keeps sending while more than ten messages are unconfirmed. This holds for the default limit of
+    unconfirmed messages, and for a limit of 1,000.
     """
     channel = connection.channel()
     channel.declare(QUEUE)
@@ -126,8 +126,8 @@ def test_publishing_continues_while_messages_are_unconfirmed(connection: Connect
 def test_mqtool_writes_messages_and_decodes_confirms_itself(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """mqtool, not pika, writes messages to the socket and decodes publisher confirms. If this test fails, pika has
-    changed, and publishing has become slow.
+    """For speed, mqtool writes messages to the socket and decodes publisher confirms itself, instead of leaving this to
+    pika. If this test fails, pika has changed, and publishing has become slow.
     """
     done_by_pika = []
     for kind, name in ((_AsyncPlaintextTransport, "_on_socket_writable"), (pika.spec.Basic.Ack, "decode")):
@@ -155,8 +155,8 @@ def test_exactly_the_unroutable_messages_are_reported_as_returned(connection: Co
 
 
 def test_of_equal_messages_only_the_unroutable_ones_are_reported_as_returned(connection: Connection) -> None:
-    """If mandatory messages have equal ids, routing keys and bodies, but different exchanges or headers, exactly the
-    unroutable ones are reported as returned.
+    """Mandatory messages may have the same id, routing key and body, and differ only in their exchanges or headers.
+    Exactly those that are unroutable are reported as returned.
     """
     channel = connection.channel(mandatory=True)
     channel.declare(QUEUE)
@@ -177,8 +177,8 @@ def test_of_equal_messages_only_the_unroutable_ones_are_reported_as_returned(con
 
 
 def test_messages_that_a_full_queue_rejects_are_reported_as_nacked(connection: Connection) -> None:
-    """A queue with x-max-length 3 and x-overflow reject-publish confirms at least the first three messages. The
-    publisher reports each message that the full queue rejects as nacked.
+    """If ten messages are published to a queue with x-max-length 3 and x-overflow reject-publish, at least the first
+    three are confirmed. The publisher reports each message that the full queue rejects as nacked.
     """
     channel = connection.channel()
     full = channel.declare(Queue("full", durable=True, arguments={"x-max-length": 3, "x-overflow": "reject-publish"}))
@@ -195,8 +195,8 @@ def test_messages_that_a_full_queue_rejects_are_reported_as_nacked(connection: C
 
 
 def test_an_error_in_the_input_is_raised_after_earlier_messages_are_confirmed(connection: Connection) -> None:
-    """If the iterable of messages raises an error, the publisher raises it only after all earlier messages are
-    confirmed.
+    """If the iterable of messages that is being published raises an error, publish() first waits until all earlier
+    messages are confirmed, and then raises this error.
     """
     channel = connection.channel()
     channel.declare(QUEUE)
@@ -213,8 +213,9 @@ def test_an_error_in_the_input_is_raised_after_earlier_messages_are_confirmed(co
 
 
 def test_a_batch_is_published_up_to_an_invalid_message(connection: Connection) -> None:
-    """If a batch contains an invalid message, the messages before it are confirmed, and publishing raises UsageError.
-    The invalid message and all later ones stay in the batch, so that `send --failed-to` can write them to a file.
+    """If a batch contains an invalid message, the messages before it are confirmed, and publishing then raises
+    UsageError. The invalid message and those after it stay in the batch, so that `send --failed-to` can write them to a
+    file.
     """
     channel = connection.channel()
     channel.declare(QUEUE)

@@ -73,7 +73,7 @@ def test_a_publisher_whose_connection_is_cut_loses_no_message(
 
 def test_replay_in_a_users_test_reconnects_and_loses_no_message(broker: TestBroker, proxy: Proxy) -> None:
     """If the connection of replay(), which users call in their tests, is cut, replay() reconnects. All messages arrive
-    in order, but unconfirmed messages may arrive twice.
+    in order. Messages that were unconfirmed may arrive twice.
     """
     count, stopped = 3_000, threading.Event()
 
@@ -104,8 +104,9 @@ def test_replay_in_a_users_test_reconnects_and_loses_no_message(broker: TestBrok
 def test_a_message_nacked_right_after_a_reconnection_is_republished(
     broker: TestBroker, proxy: Proxy, channel: Channel
 ) -> None:
-    """mqtool republishes a message that the broker nacks right after a reconnection, because the queue may have had no
-    leader yet. Any other nack is final. In this test, a full queue causes the nacks.
+    """If the broker nacks a message right after a reconnection, mqtool republishes the message, because the queue may
+    have had no leader yet. A nack before the connection was lost is final. In this test, a full queue causes both
+    nacks.
     """
     full = Queue("full", durable=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
     channel.declare(full)
@@ -192,8 +193,8 @@ def test_an_rpc_server_whose_connection_is_cut_answers_every_request(
 def test_an_rpc_client_whose_connection_is_cut_gets_all_replies(
     broker: TestBroker, proxy: Proxy, channel: Channel, reply_to: Queue
 ) -> None:
-    """If an RPC client's connection is cut, the client sends its requests again and gets all replies, both with a
-    private reply queue and with direct reply-to.
+    """If an RPC client's connection is cut, the client sends its requests again and gets all replies. This holds for a
+    private reply queue and for direct reply-to.
     """
 
     def answer(request: Message) -> Message:
@@ -217,8 +218,8 @@ def test_an_rpc_client_whose_connection_is_cut_gets_all_replies(
 
 @on_any_broker
 def test_a_consumer_started_after_ctrl_c_ends_immediately(channel: Channel) -> None:
-    """If a channel was stopped, as Ctrl-C stops it, a consumer that is started on this channel ends immediately instead
-    of waiting for a message.
+    """Ctrl-C stops a channel of mqtool. A consumer that is started on a stopped channel ends immediately instead of
+    waiting for a message.
     """
     queue = channel.declare(Queue("q", durable=True))
     channel.stop()
@@ -241,8 +242,8 @@ def test_a_reconnection_that_the_broker_closes_during_the_handshake_is_retried(
 def test_an_exclusive_queue_is_declared_and_bound_again_after_a_reconnection(
     broker: TestBroker, proxy: Proxy, channel: Channel
 ) -> None:
-    """After a reconnection, mqtool declares a consumer's exclusive queue again with the same bindings, and the consumer
-    receives the messages published from then on.
+    """After a reconnection, mqtool declares a consumer's exclusive queue again and adds its bindings again. The
+    consumer receives the messages that are published from then on.
     """
     logs = channel.declare(Exchange("logs", "direct"))
     queue = channel.declare(PRIVATE_QUEUE)
@@ -287,8 +288,8 @@ def test_a_consumer_that_may_not_reconnect_reports_why_the_connection_was_lost(
 def test_queues_and_exchanges_with_different_arguments_are_reported_once(
     broker: TestBroker, proxy: Proxy, channel: Channel, notices: list[str]
 ) -> None:
-    """If a queue or an exchange already exists with different properties or arguments, mqtool uses the existing one as
-    it is, and reports the difference only once, even after a reconnection.
+    """If mqtool declares a queue or an exchange that exists with different properties or arguments, it uses the
+    existing one unchanged. It reports the difference only once, even if it reconnects.
     """
     others = [Queue("a", durable=True, arguments={"x-max-length": 9}), Queue("b", durable=True)]
     with Connection(parse_addresses(broker.url)) as connection:

@@ -106,8 +106,8 @@ def what_queues_hold(channel: BlockingChannel) -> dict[int, set[str]]:
 
 @pytest.mark.differs_since("4.0", "a headers exchange distinguishes types of numbers")
 def test_route_names_exactly_the_queues_in_which_messages_arrive(broker: TestBroker, channel: BlockingChannel) -> None:
-    """Each of at least a thousand messages, published to random exchanges, arrives in exactly the queues that `route`
-    names. If `route` names none, the broker returns the message.
+    """At least a thousand messages are published to randomly bound exchanges. Each of them arrives in exactly the
+    queues that `route` names. If `route` names no queue, the broker returns the message.
     """
     chance = random.Random(20261120)
     with Connection(parse_addresses(broker.url)) as connection:
@@ -128,8 +128,8 @@ def test_route_names_exactly_the_queues_in_which_messages_arrive(broker: TestBro
 
 
 def test_route_names_the_queues_in_which_dead_letters_arrive(broker: TestBroker, channel: BlockingChannel) -> None:
-    """`route` names the queues in which a message's dead letters arrive, whether the dead letters keep their routing
-    key or get a new one. `route` also reports a dead-letter exchange that does not exist.
+    """`route` names the queues in which a message's dead letters arrive. The dead letters may keep their routing keys,
+    or get the queue's x-dead-letter-routing-key. If a dead-letter exchange does not exist, `route` says so.
     """
     to_dlx = {"x-dead-letter-exchange": "dlx"}
     channel.exchange_declare("x", "topic")
@@ -182,8 +182,8 @@ def test_route_follows_exchanges_that_policies_set(broker: TestBroker, channel: 
 def test_route_follows_policies_even_if_the_user_may_not_list_them(
     broker: TestBroker, channel: BlockingChannel
 ) -> None:
-    """`route` takes into account the dead-letter exchange that a policy sets for a queue, even if the user lacks the
-    tag policymaker and therefore may not list policies.
+    """A user without the tag policymaker may not list policies. `route` still takes into account the dead-letter
+    exchange that a policy sets for a queue.
     """
     channel.queue_declare("q")
     applied = {"pattern": "^q$", "definition": {"dead-letter-exchange": "amq.direct"}}
@@ -199,8 +199,8 @@ def test_route_follows_policies_even_if_the_user_may_not_list_them(
 
 
 def test_route_follows_a_delayed_exchange_by_its_x_delayed_type(broker: TestBroker, channel: BlockingChannel) -> None:
-    """For an x-delayed-message exchange, `route` finds the queues by the exchange's x-delayed-type, and reports the
-    message's x-delay. If x-delay is not a number of milliseconds, `route` raises BadData.
+    """For an x-delayed-message exchange, `route` names the queues that an exchange of its x-delayed-type would choose,
+    and reports the message's x-delay. If x-delay is not a number of milliseconds, `route` raises BadData.
     """
     overview: Any = broker.api("GET", "overview")
     if not any(each["name"] == "x-delayed-message" for each in overview["exchange_types"]):

@@ -14,8 +14,8 @@ LINES = [{"exchange": "", "routing_key": "jobs", "headers": {"n": n}, "body": f"
 
 
 def test_the_fixture_amqp_vhost_provides_a_running_broker(amqp_vhost: Vhost) -> None:
-    """The broker of the pytest fixture amqp_vhost accepts TCP connections. If a client sends a protocol header that the
-    broker does not support, the broker answers with one that it supports.
+    """The pytest fixture amqp_vhost provides a broker that accepts TCP connections. If a client sends a protocol header
+    that the broker does not support, the broker answers with one that it supports.
     """
     port = int(amqp_vhost.url.rpartition(":")[2].partition("/")[0])
     with socket.create_connection(("127.0.0.1", port)) as client:
@@ -24,7 +24,9 @@ def test_the_fixture_amqp_vhost_provides_a_running_broker(amqp_vhost: Vhost) -> 
 
 
 def test_replay_publishes_a_recording_in_order(tmp_path: Path) -> None:
-    """replay() publishes the 200 messages of a recording in order, to a queue that a definitions file declares."""
+    """A recording contains 200 messages for a queue that a definitions file declares. replay() publishes all of them in
+    order.
+    """
     definitions = tmp_path / "definitions.json"
     queue = {"name": "jobs", "vhost": "/", "durable": True, "auto_delete": False, "arguments": {}}
     definitions.write_text(json.dumps({"vhosts": [{"name": "/"}], "queues": [queue]}))
@@ -49,8 +51,8 @@ def test_a_broker_can_be_started_in_a_running_event_loop() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("pika") is None, reason="there is no pika")
 def test_the_fixture_amqp_vhost_works_with_pika(amqp_vhost: Vhost) -> None:
-    """With the pytest fixture amqp_vhost, pika can publish and get a message, an injected nack raises pika's NackError,
-    and published() returns the message.
+    """With the pytest fixture amqp_vhost, pika can publish and get a message. An injected nack raises pika's NackError.
+    published() returns the message.
     """
     import pika
     from pika.exceptions import NackError

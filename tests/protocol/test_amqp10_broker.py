@@ -133,8 +133,8 @@ def test_exceeding_the_session_window_during_an_alarm_ends_the_session(broker: E
 def test_faults_of_the_embedded_broker_end_amqp_1_0_connections_and_sessions(
     broker: EmbeddedBroker, queue: str
 ) -> None:
-    """The embedded broker's fault `close_connections` sends an AMQP 1.0 client a close frame, the fault
-    `cut_connections` cuts its connection without one, and the fault `close_channels` ends its session.
+    """Faults of the embedded broker affect AMQP 1.0 clients. The fault `close_connections` sends the client a close
+    frame, `close_channels` ends its session, and `cut_connections` cuts its connection without a close frame.
     """
     client = RawAmqp10(broker.url)
     client.attach_sender(queue)
@@ -166,8 +166,8 @@ def test_the_lose_acks_fault_applies_to_amqp_1_0(broker: EmbeddedBroker, queue: 
 
 
 def test_the_consumer_timeout_releases_unsettled_messages_over_amqp_1_0() -> None:
-    """After the consumer timeout, the broker releases a message that an AMQP 1.0 receiver has not settled, ignores the
-    receiver's late settlement, and redelivers the message.
+    """If an AMQP 1.0 receiver does not settle a message within the consumer timeout, the broker releases the message
+    and redelivers it. If the receiver settles the message late, the broker ignores this.
     """
     with EmbeddedBroker(like="4.3", consumer_timeout=0.3) as broker:
         with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:

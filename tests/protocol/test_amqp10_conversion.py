@@ -208,8 +208,8 @@ def test_a_message_keeps_its_content_across_protocols(
     kind: str,
     reader: str,
 ) -> None:
-    """A message that is published over AMQP 0-9-1, AMQP 1.0 or the stream protocol keeps its properties, headers,
-    annotations and body, whichever of these protocols it is read over.
+    """A message is published over AMQP 0-9-1, AMQP 1.0 or the stream protocol, and read over any of them. Its
+    properties, headers, annotations and body are unchanged.
     """
     channel.queue_declare("q", durable=True, arguments={"x-queue-type": kind})
     match sender:
@@ -245,8 +245,8 @@ def test_a_message_keeps_its_content_across_protocols(
 def test_an_amqp_1_0_message_keeps_what_amqp_0_9_1_cannot_express(
     channel: BlockingChannel, client: RawAmqp10, kind: str, body: bytes
 ) -> None:
-    """A message that is sent and received over AMQP 1.0 keeps its properties, application properties and footer, and a
-    body of data, sequences or a value, including everything that AMQP 0-9-1 cannot express.
+    """A message that is sent and received over AMQP 1.0 keeps its properties, application properties and footer,
+    including everything that AMQP 0-9-1 cannot express. Its body of data sections, sequences or a value is unchanged.
     """
     channel.queue_declare("q", durable=True, arguments={"x-queue-type": kind})
     sent = Amqp10Message(
@@ -266,9 +266,9 @@ def test_an_amqp_1_0_message_keeps_what_amqp_0_9_1_cannot_express(
 
 
 def test_a_value_body_arrives_encoded_over_amqp_0_9_1(channel: BlockingChannel, take: Take, client: RawAmqp10) -> None:
-    """The amqp-value body of an AMQP 1.0 message arrives over AMQP 0-9-1 in its AMQP 1.0 encoding, with the type
-    property amqp-1.0. If an AMQP 0-9-1 client publishes this message again, an AMQP 1.0 receiver gets the original
-    value.
+    """If the body of an AMQP 1.0 message is a value, the message arrives over AMQP 0-9-1 with the encoded value as its
+    body, and `amqp-1.0` as its property `type`. If an AMQP 0-9-1 client publishes this message again, an AMQP 1.0
+    receiver gets the original value.
     """
     channel.queue_declare("q", durable=True)
     _publish_10(client, "q", Amqp10Message(body=value_section(["a", True])))
@@ -376,7 +376,7 @@ def test_the_management_api_lists_and_closes_amqp_1_0_connections(
     broker: TestBroker, api: Api, channel: BlockingChannel, take: Take, client: RawAmqp10
 ) -> None:
     """As in RabbitMQ, the management API lists the connections, sessions, links and consumers of AMQP 1.0 clients. A
-    DELETE request closes the connection.
+    DELETE request for such a connection closes it.
     """
     channel.queue_declare("q", durable=True)
     client.attach_sender("/queues/q", handle=5)

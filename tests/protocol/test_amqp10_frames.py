@@ -111,8 +111,8 @@ def quorum(channel: BlockingChannel) -> str:
 
 
 def test_an_amqp_1_0_connection_is_opened_and_closed_as_in_rabbitmq(amqp_url: str) -> None:
-    """When an AMQP 1.0 client logs in, opens a connection and a session, and closes both, the broker answers with the
-    same limits and capabilities as RabbitMQ.
+    """An AMQP 1.0 client logs in, opens a connection and a session, and closes both. The broker's answers contain the
+    same limits and capabilities as RabbitMQ's.
     """
     client = RawAmqp10(amqp_url, opened=False)
     client.log_in()
@@ -192,8 +192,8 @@ def test_a_malformed_amqp_1_0_login_closes_the_connection(amqp_url: str, mechani
     ids=["vhost", "frame size", "idle time-out"],
 )
 def test_an_invalid_open_frame_closes_the_amqp_1_0_connection(amqp_url: str, fields: tuple[Any, ...]) -> None:
-    """If an AMQP 1.0 client's open frame has an unknown virtual host, a max-frame-size below 512 bytes or an idle
-    time-out below one second, the broker closes the connection without a close frame.
+    """If an AMQP 1.0 client's open frame is invalid, the broker closes the connection without a close frame. It is
+    invalid if it has an unknown virtual host, a max-frame-size below 512 bytes or an idle time-out below one second.
     """
     client = RawAmqp10(amqp_url, opened=False)
     client.log_in()
@@ -318,8 +318,8 @@ def test_attaching_a_link_with_a_handle_that_is_in_use_ends_the_session(
 
 
 def test_the_incoming_window_opens_again_once_half_of_it_is_used(client: RawAmqp10, queue: str) -> None:
-    """After 200 transfers, which is half of an AMQP 1.0 session's incoming window of 400, the broker opens the full
-    window again. The broker also gives the sender new link credit.
+    """An AMQP 1.0 session has an incoming window of 400 transfers. After 200 transfers, the broker opens the full
+    window again, and gives the sender new link credit.
     """
     client.attach_sender(queue)
     for number in range(200):
@@ -369,9 +369,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_refused_link_is_detached_with_an_error(broker: TestBroker, client: RawAmqp10, vhost: str, case: str) -> None:
-    """From RabbitMQ 4.2 on, if the broker refuses a link, for example to a missing queue, it first attaches the link
-    without a terminus, and then detaches the link with an error. The session continues. Earlier versions end the
-    session with the error.
+    """An AMQP 1.0 client attaches a link that the broker refuses, for example to a missing queue. From RabbitMQ 4.2 on,
+    the broker answers with an attach frame without a terminus, detaches the link with an error, and keeps the session
+    open. Earlier versions end the session with the error.
     """
     role, address, condition, text = REFUSED[case]
     client.attach(role, address)
@@ -426,8 +426,8 @@ UNSUPPORTED = {
 def test_a_link_with_an_unsupported_setting_is_refused(
     broker: TestBroker, client: RawAmqp10, queue: str, case: str
 ) -> None:
-    """If an AMQP 1.0 link uses transactions, link recovery, the receiver settle mode `second` or unknown outcomes, none
-    of which RabbitMQ supports, the broker refuses the link with amqp:not-implemented.
+    """RabbitMQ does not support transactions, link recovery, the receiver settle mode `second` or unknown outcomes over
+    AMQP 1.0. The broker refuses a link that uses any of these with amqp:not-implemented.
     """
     (sending, receiving), given, text = UNSUPPORTED[case]
     source = described(SOURCE, *[None] * 9, given["outcomes"]) if "outcomes" in given else described(SOURCE)
@@ -464,7 +464,7 @@ def test_a_message_published_over_amqp_1_0_is_accepted(
 
 def test_each_of_80_messages_sent_without_waiting_is_accepted_over_amqp_1_0(client: RawAmqp10, queue: str) -> None:
     """If an AMQP 1.0 client sends 80 messages without waiting for their outcomes, each message gets the outcome
-    `accepted`, in a disposition of its own or in one for a range of messages.
+    `accepted`. A disposition may be for one message or for a range of messages.
     """
     client.attach_sender(queue)
     for number in range(80):
@@ -584,8 +584,9 @@ LINK_ERRORS: dict[str, tuple[UInt8 | None, list[tuple[Any, ...]], str, str]] = {
 
 @pytest.mark.parametrize("case", LINK_ERRORS)
 def test_an_invalid_transfer_detaches_the_link(broker: TestBroker, client: RawAmqp10, queue: str, case: str) -> None:
-    """The broker detaches an AMQP 1.0 link if the delivery id or the settled flag changes within a message, if the
-    settled flag contradicts the link's settle mode, or if a transfer asks for the receiver settle mode `second`.
+    """The broker detaches an AMQP 1.0 link after an invalid transfer. A transfer is invalid if its delivery id or
+    settled flag differs from that of the message's first transfer, if the settled flag contradicts the link's settle
+    mode, or if it asks for the receiver settle mode `second`.
     """
     mode, transfers, condition, text = LINK_ERRORS[case]
     client.attach_sender(queue, mode=mode)
@@ -626,8 +627,8 @@ def test_a_sender_that_exceeds_its_credit_is_detached(client: RawAmqp10, channel
 def test_a_malformed_message_detaches_the_link_or_ends_the_session(
     client: RawAmqp10, queue: str, payload: bytes
 ) -> None:
-    """If the payload of a transfer is not an AMQP 1.0 message, the broker detaches the link or ends the session, in
-    both cases with an error.
+    """If the payload of a transfer is not an AMQP 1.0 message, the broker either detaches the link or ends the session.
+    In both cases, it sends an error.
     """
     client.attach_sender(queue)
     client.publish(0, payload)
@@ -832,8 +833,8 @@ def test_a_disposition_without_an_outcome_ends_the_session_and_requeues_its_deli
     broker: TestBroker, client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any, state: Any
 ) -> None:
     """If an AMQP 1.0 receiver settles five deliveries with a state that is not an outcome, such as `received`, the
-    broker ends the session, and requeues all five messages in order. If RabbitMQ cannot decode the state, it closes the
-    connection instead.
+    broker ends the session and requeues all five messages in order. For a state of an unknown type, RabbitMQ closes the
+    connection instead of ending the session.
     """
     for number in range(5):
         channel.basic_publish("", "q", b"%d" % number)

@@ -119,9 +119,9 @@ def channel_properties() -> object:
 def test_receivers_of_a_queue_with_a_single_active_consumer_are_told_which_one_is_active(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """From RabbitMQ 4.3 on, each AMQP 1.0 receiver of a quorum queue with x-single-active-consumer gets a flow frame
-    whose property rabbitmq:active says whether this receiver is the active one. When the active receiver detaches, the
-    next one is told that it is active now.
+    """From RabbitMQ 4.3 on, each AMQP 1.0 receiver of a quorum queue with x-single-active-consumer is told whether it
+    is the active one, by the property rabbitmq:active of a flow frame. When the active receiver detaches, the next one
+    is told that it is active now.
     """
     if not broker.differs_since("4.3", "consumers of quorum queues are told"):
         pytest.skip("from 4.3 on")
@@ -253,9 +253,9 @@ def test_a_modified_message_is_not_redelivered_before_its_x_opt_delivery_time(
 def test_x_opt_delivery_time_takes_precedence_over_a_queues_x_delayed_retry_max(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """From RabbitMQ 4.3 on, if an AMQP 1.0 receiver settles a message with the outcome `modified` and an
-    x-opt-delivery-time of tomorrow, the quorum queue holds the message back while it delivers later messages, even if
-    the queue's x-delayed-retry-max is 1 ms.
+    """From RabbitMQ 4.3 on, an x-opt-delivery-time in the outcome `modified` takes precedence over a quorum queue's
+    x-delayed-retry-max. If the time is tomorrow, and x-delayed-retry-max is 1 ms, the queue holds the message back, and
+    delivers later messages in the meantime.
     """
     # As in rabbit_fifo of RabbitMQ 4.3.0 and 4.3.5.
     if not broker.differs_since("4.3", "delayed retry"):
@@ -284,9 +284,10 @@ def acquired(frame: Frame) -> int:
 def test_a_message_released_by_a_link_with_credit_is_requeued_again_when_the_link_ends(
     broker: TestBroker, channel: BlockingChannel, state: Described, ending: int, *, pipelined: bool
 ) -> None:
-    """From RabbitMQ 4.3 on, a message that an AMQP 1.0 receiver releases or modifies while its link has credit is
-    delivered to the same link again. When the link, its session or its connection then ends, the message is requeued a
-    second time, so its x-acquired-count has risen by 2. If the link has no credit left, the count rises by 1.
+    """From RabbitMQ 4.3 on, if an AMQP 1.0 receiver releases or modifies a message while its link has credit, the
+    message is delivered to the same link again. When the link, its session or its connection then ends, the message is
+    requeued a second time, and its x-acquired-count has risen by 2. If the link has no credit, the message is requeued
+    only once, and the count rises by 1.
     """
     if not broker.differs_since("4.3", "x-acquired-count"):
         pytest.skip("from 4.3 on")

@@ -34,8 +34,8 @@ def dead_letters_to(channel: BlockingChannel, target: str, **arguments: object) 
 @pytest.mark.parametrize("depth", [60, 61, 62, 63])
 @pytest.mark.parametrize("header", ["CC", "BCC", "x"])
 def test_messages_with_deeply_nested_headers_are_dead_lettered(depth: int, header: str) -> None:
-    """When a message with a header that is nested 60 to 63 levels deep expires, the message is dead-lettered, even if
-    the header is CC or BCC. Later messages in the queue are dead-lettered as usual.
+    """If a message expires whose header (CC, BCC or any other) contains lists nested more than 60 levels deep, the
+    message is dead-lettered. Later messages in the queue are dead-lettered as well.
     """
     value: Any = ["k"]
     for _ in range(depth):
@@ -104,8 +104,8 @@ def test_a_delayed_message_that_cannot_be_published_does_not_stop_the_others(mon
 
 @pytest.mark.parametrize("step", [-3600, 3600])
 def test_setting_the_clock_affects_neither_ttl_nor_delays(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """If the system clock is set forward or back by an hour, messages still expire when they are due, and delayed
-    messages still arrive when they are due, neither earlier nor an hour later.
+    """If the system clock is set forward or back by an hour, a message still expires once its TTL has passed, and a
+    delayed message still arrives once its delay has passed.
     """
     now, now_ns = time.time, time.time_ns
     with EmbeddedBroker() as broker:

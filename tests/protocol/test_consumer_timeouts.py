@@ -133,8 +133,8 @@ def test_the_shorter_consumer_timeout_of_queue_argument_and_policy_applies(start
 
 
 def test_a_queues_consumer_timeout_can_be_longer_than_the_brokers(like: str) -> None:
-    """A queue's consumer timeout replaces the broker's consumer timeout, even if the broker's is shorter. A consumer of
-    this queue can acknowledge late, while a consumer of another queue times out.
+    """A queue's own consumer timeout replaces the broker's, even if the broker's is shorter. A consumer of this queue
+    can acknowledge late, while a consumer of another queue times out.
     """
     with EmbeddedBroker(like=like, consumer_timeout=SHORT / 1000) as broker:
         declare(broker.url, **{"x-consumer-timeout": LONG})
@@ -248,8 +248,9 @@ def test_from_4_3_on_a_timeout_of_the_consumer_the_queue_or_a_policy_cancels_the
 
 
 def test_from_4_3_on_a_consumers_long_timeout_replaces_the_queues(broker: TestBroker) -> None:
-    """From RabbitMQ 4.3 on, a consumer whose own timeout is longer than the queue's can acknowledge late and then gets
-    more messages, while the broker cancels another consumer of the same queue.
+    """From RabbitMQ 4.3 on, a consumer's own timeout replaces the queue's, even if it is longer. Such a consumer can
+    acknowledge late, and then gets more messages. Another consumer of the same queue, without a timeout of its own, is
+    cancelled.
     """
     since_4_3(broker)
     declare(broker.url, **{"x-consumer-timeout": SHORT})

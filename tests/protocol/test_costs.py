@@ -24,8 +24,8 @@ ROOM = 2
 def test_no_frame_or_request_holds_up_other_clients_for_half_a_second(
     wire: str, tmp_path: Path, *, is_stored: bool
 ) -> None:
-    """However large a frame or request from a client is, the embedded broker handles it in steps of at most half a
-    second of processor time, and serves other clients in between.
+    """However large a client's frame or request is, the embedded broker never uses more than 0.5 s of CPU time before
+    it serves other clients.
     """
     with World("4.3", tmp_path / "data" if is_stored else None) as world:
         every = EVERY[is_stored]

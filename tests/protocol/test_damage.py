@@ -48,8 +48,8 @@ def kept(process: BrokerProcess) -> Path:
 
 
 def test_no_damage_is_reported_after_the_broker_was_killed_or_stopped(process: BrokerProcess) -> None:
-    """When a broker that was killed or stopped starts again, it has all messages, logs no damage, and keeps no copies
-    of damaged files.
+    """After the broker was killed or stopped, and is started again, it has all messages, logs no damage, and keeps no
+    copies of damaged files.
     """
     for end in (process.kill, process.stop):
         end()
@@ -62,8 +62,8 @@ def test_no_damage_is_reported_after_the_broker_was_killed_or_stopped(process: B
 
 @pytest.mark.parametrize("where", [0.5, 0.0], ids=["in the middle", "in its header"])
 def test_a_flipped_bit_in_the_write_ahead_log_is_reported(process: BrokerProcess, where: float) -> None:
-    """If a bit in the write-ahead log is flipped, the broker logs a warning at its next start, keeps a copy of the log,
-    and recovers the messages before the damage.
+    """After a bit in the write-ahead log is flipped, the broker starts with the messages before the damage. It logs a
+    warning, and keeps a copy of the log.
     """
     process.kill()
     _, log = files(process)
@@ -78,8 +78,8 @@ def test_a_flipped_bit_in_the_write_ahead_log_is_reported(process: BrokerProcess
 
 
 def test_damage_at_the_end_of_the_write_ahead_log_loses_only_the_last_change(process: BrokerProcess) -> None:
-    """If the end of the write-ahead log is damaged, the broker loses only the last change that it stored (one message
-    in this test), logs a warning, and keeps a copy of the log.
+    """If the end of the write-ahead log is damaged, the broker loses only the change that it stored last, in this test
+    one message. It logs a warning, and keeps a copy of the log.
     """
     process.kill()
     _, log = files(process)

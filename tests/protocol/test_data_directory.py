@@ -63,8 +63,8 @@ def nested(depth: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("depth", [62, 63, 64, 65, 80, 400])
 def test_deeply_nested_queue_arguments_are_stored_or_refused(process: BrokerProcess, depth: int) -> None:
-    """If a queue with deeply nested arguments is declared over HTTP, the broker either refuses the queue, or still has
-    it after a restart.
+    """If a client declares a queue with deeply nested arguments over HTTP, the broker either refuses the declaration,
+    or has the queue again after it was killed and restarted.
     """
     api = Api(process.management_url)
     status, _ = api("PUT", "queues/%2F/q", {"durable": True, "arguments": {"x-unknown": nested(depth)}})
@@ -78,8 +78,8 @@ def test_deeply_nested_queue_arguments_are_stored_or_refused(process: BrokerProc
 
 
 def test_deleting_a_virtual_host_deletes_its_bindings_and_policies(process: BrokerProcess) -> None:
-    """If a virtual host is deleted, and is created again after a restart of the broker, the new virtual host has none
-    of the bindings and policies of the deleted one.
+    """A virtual host is deleted, the broker is restarted, and a virtual host with the same name is created. The new
+    virtual host has none of the bindings and policies of the old one.
     """
     api = Api(process.management_url)
     api("PUT", "vhosts/v")
@@ -96,8 +96,9 @@ def test_deleting_a_virtual_host_deletes_its_bindings_and_policies(process: Brok
 
 
 def test_unusual_names_stay_distinct_after_a_restart(tmp_path: Path) -> None:
-    """After a restart, a queue whose name is not valid UTF-8 and the queues whose names look like its escaped form are
-    still different queues. Bindings whose queue names or routing keys contain NUL are still different bindings.
+    """If a queue's name is not valid UTF-8, the broker does not confuse the queue after a restart with queues whose
+    names look like the escaped form of this name. Bindings whose queue names or routing keys contain NUL are not
+    confused, either.
     """
     names = ("q\udcff", "q\\udcff", "q\\xff")
     bindings = [("d", "k\0x"), ("d\0k", "x")]
@@ -369,8 +370,8 @@ def reopened(directory: Path, change: Callable[[Broker], object] = lambda _: Non
 def test_any_accepted_definition_survives_a_restart(
     operations: list[tuple[str, str, str, str, dict[str, Any]]],
 ) -> None:
-    """After a restart, the broker has exactly the definitions that it had accepted before the restart. The test makes
-    random sequences of declarations and deletions.
+    """After a random sequence of declarations and deletions and a restart, the broker has exactly the same definitions
+    as before the restart.
     """
 
     def change(broker: Broker) -> None:
@@ -429,8 +430,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_the_broker_survives_or_explains_any_damage_to_its_data_directory(killed: Path, data: st.DataObject) -> None:
-    """If any file in the data directory is corrupted, truncated, extended or removed, the broker either starts, or
-    raises an error that says why it cannot start.
+    """Any file in the data directory may be corrupted, truncated, extended or removed. The broker then either starts,
+    or raises an error that says why it cannot start.
     """
     with TemporaryDirectory() as name:
         directory = Path(name) / "data"

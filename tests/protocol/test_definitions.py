@@ -169,9 +169,9 @@ def test_malformed_definitions_are_refused(document: dict[str, Any], api_of: Cal
 
 
 def test_a_broker_starts_with_a_definitions_file(tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """A broker that is started with a definitions file has the queues, policies and users in the file, both at the
-    first start and at a second start on the same data directory. Definitions without a virtual host belong to `/`.
-    Topic permissions from the file are kept when the broker is later started without the file.
+    """A broker that is started with a definitions file has the queues, policies and users in the file. Definitions
+    without a virtual host belong to `/`. The broker can be started again with the same file and data directory. If it
+    is later started without the file, it keeps the topic permissions from the file.
     """
     file, data = tmp_path / "definitions.json", tmp_path / "data"
     rights = {"user": "ann", "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"}

@@ -37,8 +37,8 @@ def delay(milliseconds: object) -> BasicProperties:
 def test_delayed_messages_arrive_in_the_order_of_their_delays_and_none_is_early(
     channel: BlockingChannel, take: Take
 ) -> None:
-    """Messages that are published to an x-delayed-message exchange arrive in the order of their delays. None is early,
-    and the header x-delay is unchanged.
+    """Messages that are published to an x-delayed-message exchange arrive in the order of their delays. No message
+    arrives early. The header x-delay is unchanged.
     """
     started = time.monotonic()
     for milliseconds in (150, 50, 100):
@@ -55,8 +55,8 @@ def test_delayed_messages_arrive_in_the_order_of_their_delays_and_none_is_early(
 def test_x_delay_may_be_a_float_or_a_string_of_digits(
     channel: BlockingChannel, take: Take, milliseconds: object
 ) -> None:
-    """If a message's x-delay is a float or a string of digits, even with a plus sign or a leading zero, the message is
-    delayed by that many milliseconds.
+    """A message's x-delay may be a float or a string of digits, which may begin with a plus sign or a zero. The message
+    is delayed by that many milliseconds.
     """
     started = time.monotonic()
     channel.basic_publish("x", "k", b"x", delay(milliseconds))
@@ -72,7 +72,7 @@ def test_x_delay_may_be_a_float_or_a_string_of_digits(
 )
 def test_an_invalid_x_delay_closes_the_connection(connection: pika.BlockingConnection, milliseconds: object) -> None:
     """If a message's x-delay is NaN, infinite, an AMQP decimal, or text that is not a number, the broker closes the
-    connection with 541, as RabbitMQ's plugin does.
+    connection with 541. RabbitMQ's delayed message plugin does the same.
     """
     channel = connection.channel()
     channel.basic_publish("x", "k", b"x", delay(milliseconds))
@@ -122,9 +122,8 @@ def test_a_mandatory_delayed_message_is_returned_and_still_delivered(channel: Bl
 
 @pytest.mark.usefixtures("delayed")
 def test_a_message_routed_through_two_delayed_exchanges_is_delayed_once(channel: BlockingChannel, take: Take) -> None:
-    """If a message is routed through a fanout exchange and then through two delayed exchanges, one after the other,
-    only the first delayed exchange delays the message. A queue bound to the fanout exchange gets the message
-    immediately.
+    """A message is routed through a fanout exchange, and then through two delayed exchanges, one after the other. Only
+    the first delayed exchange delays it. A queue bound to the fanout exchange gets it immediately.
     """
     channel.exchange_declare("before", "fanout")
     channel.queue_declare("beside")
@@ -160,7 +159,7 @@ def test_the_alternate_exchange_of_a_delayed_exchange_gets_a_copy_immediately(
     channel: BlockingChannel, take: Take, *, is_bound: bool
 ) -> None:
     """When a message is published to a delayed exchange, the alternate exchange gets a copy immediately. When the
-    message is due, it is routed again, to a bound queue or, if no queue is bound, to the alternate exchange.
+    message is due, a bound queue gets it. If no queue is bound, the alternate exchange gets it again.
     """
     channel.exchange_declare("y", DELAYED, arguments={"x-delayed-type": "direct", "alternate-exchange": "amq.fanout"})
     channel.queue_declare("spare")
@@ -178,8 +177,8 @@ def test_the_alternate_exchange_of_a_delayed_exchange_gets_a_copy_immediately(
 def test_a_transaction_has_no_effect_on_a_delayed_message(
     channel: BlockingChannel, connection: pika.BlockingConnection, take: Take, end: str
 ) -> None:
-    """A delayed message published in a transaction is delivered once, even if the transaction is rolled back or the
-    channel is closed.
+    """If a message is published in a transaction to an x-delayed-message exchange, it is delivered once, whether the
+    transaction is committed or rolled back, or the channel is closed.
     """
     other = connection.channel()
     other.tx_select()
@@ -229,8 +228,8 @@ def test_delayed_messages_outlive_their_exchange(channel: BlockingChannel, take:
 
 @pytest.mark.usefixtures("delayed")
 def test_bindings_of_a_delayed_exchange_are_checked_by_x_delayed_type(connection: pika.BlockingConnection) -> None:
-    """If a delayed exchange's x-delayed-type is headers, the broker refuses a binding with an invalid x-match with the
-    code 406.
+    """A delayed exchange whose x-delayed-type is headers cannot have a binding with an invalid x-match. The broker
+    refuses such a binding with 406.
     """
     channel = connection.channel()
     channel.exchange_declare("y", DELAYED, arguments={"x-delayed-type": "headers"})
@@ -255,7 +254,9 @@ def test_x_delayed_type_must_be_an_exchange_type(connection: pika.BlockingConnec
 
 @pytest.mark.usefixtures("delayed")
 def test_each_of_many_delayed_messages_arrives_exactly_once(channel: BlockingChannel, take: Take) -> None:
-    """If 500 delayed messages are published, and later ones are due earlier, each message arrives exactly once."""
+    """A client publishes 500 messages to a delayed exchange, each of which is due no later than the one before. All 500
+    arrive, each exactly once.
+    """
     for number in range(500):
         channel.basic_publish("x", "k", str(number).encode(), delay(300 - number // 2))
     got = [int(body) for body in take.bodies("q", 500)]

@@ -142,8 +142,8 @@ def test_pages_of_another_site_cannot_load_the_management_api_as_an_image_or_a_s
 
 
 def test_the_management_api_does_not_wait_for_a_body_of_16_mb(broker: EmbeddedBroker) -> None:
-    """The management API answers a request that announces a body of 16 MB without waiting for the body: with the status
-    401 if the request has no login, and otherwise with 413.
+    """If a request announces a body of 16 MB, the management API answers without waiting for the body. The status is
+    401 if the request has no login, and 413 otherwise.
     """
     assert ask(broker, "content-length: 16000000", method="PUT", path="/api/queues/%2F/q")[0] == 401
     assert ask(broker, LOGIN, "content-length: 16000000", method="PUT", path="/api/queues/%2F/q")[0] == 413
@@ -170,8 +170,8 @@ def test_an_http_connection_stays_open_after_the_status_401(broker: EmbeddedBrok
     ],
 )
 def test_http_requests_with_a_malformed_header_are_refused(broker: EmbeddedBroker, header: str, status: int) -> None:
-    """The management API refuses an HTTP request with a malformed or too long header with the status 400, 411 or 431,
-    and answers the next request.
+    """If a header of an HTTP request is malformed or too long, the management API answers with the status 400, 411 or
+    431. It then answers the next request.
     """
     assert ask(broker, LOGIN, header)[0] == status
     assert ask(broker, LOGIN)[0] == 200
@@ -314,8 +314,8 @@ def test_an_invalid_or_unsupported_regular_expression_is_refused(api: Api, patte
 
 @pytest.mark.parametrize("pattern", [r"(?i)(\pL){300}x", "a" * 1001], ids=["large when compiled", "long"])
 def test_a_regular_expression_that_needs_a_lot_of_memory_is_refused_as_a_filter(api: Api, pattern: str) -> None:
-    """If the filter of a list request is a regular expression of more than 1000 characters, or of more than 128 KiB
-    when compiled, the management API answers with the status 400.
+    """The management API answers a list request with the status 400 if the regular expression of the request's filter
+    has more than 1,000 characters, or takes more than 128 KiB when compiled.
     """
     status, error = api("GET", f"queues?page=1&name={quote(pattern)}&use_regex=true")
     assert status == 400

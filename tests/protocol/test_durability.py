@@ -33,8 +33,8 @@ def restart(process: BrokerProcess, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_durable_objects_and_persistent_messages_survive_a_restart(process: BrokerProcess, how: str) -> None:
-    """After the broker was stopped or killed and has been restarted, it has the durable exchanges and queues, their
-    bindings and the persistent messages. Transient exchanges, queues and messages are gone.
+    """After the broker is stopped or killed and then restarted, it has the durable exchanges and queues, their bindings
+    and the persistent messages. Transient exchanges, queues and messages are gone.
     """
     channel = connect(process).channel()
     channel.exchange_declare("x", "topic", durable=True, arguments={"alternate-exchange": "amq.fanout"})
@@ -135,8 +135,8 @@ def test_unacknowledged_messages_are_redelivered_after_a_restart(process: Broker
 
 
 def test_names_that_are_not_utf_8_survive_a_restart(process: BrokerProcess) -> None:
-    """If the name of a queue, the name of an exchange and the routing key of their binding are not valid UTF-8, the
-    exchange still routes a message to the queue after a restart.
+    """The names of a queue and an exchange and the routing key of their binding need not be valid UTF-8. After a
+    restart, the exchange still routes a message with this key to the queue.
     """
 
     def method(index: bytes, *names: bytes, bits: bytes) -> bytes:

@@ -290,8 +290,8 @@ def test_a_fault_for_a_misspelled_queue_is_refused(
     vhost: Vhost, channel: BlockingChannel, begin: Callable[[Faults], object], message: str
 ) -> None:
     """If a user's test begins a fault for a queue that does not exist, and an existing queue has a similar name, a
-    ValueError suggests that name. If no name is similar, only the fault `cancel_consumers` raises ValueError, because
-    it would have no effect.
+    ValueError suggests that name. If no name is similar, the fault begins, except for `cancel_consumers`, which raises
+    ValueError because it would have no effect.
     """
     channel.queue_declare("jobs")
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -375,8 +375,8 @@ def test_the_nack_publishes_fault_nacks_the_given_number_of_messages(vhost: Vhos
 def test_a_fault_with_an_argument_out_of_range_is_refused(
     vhost: Vhost, begin: Callable[[Faults], object], message: str
 ) -> None:
-    """If a user's test begins a fault with an argument out of range, such as a negative number of seconds, ValueError
-    is raised with the reason, and the fault does not begin.
+    """If a user's test begins a fault with an argument out of range, such as a negative number of seconds, the call
+    raises ValueError with the reason. The fault does not begin.
     """
     with pytest.raises(ValueError, match=f"^{message}$"):
         begin(vhost.faults)
@@ -452,8 +452,8 @@ def test_the_cancel_consumers_fault_sends_basic_cancel(vhost: Vhost, channel: Bl
 
 
 def test_a_fault_ends_with_its_virtual_host_or_after_its_duration(whole: EmbeddedBroker) -> None:
-    """When a virtual host of the embedded broker is deleted, its faults end. A fault with a duration ends after this
-    duration.
+    """When a virtual host of the embedded broker is deleted, all faults that were injected into this virtual host end.
+    A fault with a duration ends after this duration.
     """
     with whole.fresh_vhost() as vhost:
         vhost.faults.refuse_connections()

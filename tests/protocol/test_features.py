@@ -427,9 +427,9 @@ def test_the_documented_table_of_management_paths_is_complete(broker: TestBroker
 def test_every_documented_request_of_later_versions_and_plugins_succeeds(
     broker: TestBroker, api: Api, names: dict[str, str]
 ) -> None:
-    """A request for each path in the section "Paths of later versions and of plugins" of
-    docs/reference/embedded-broker.md gets the status 200 or 204, with an empty list if the page calls the path always
-    empty. Requests for the shovels or federation links of a virtual host that does not exist get 404.
+    """The section "Paths of later versions and of plugins" of docs/reference/embedded-broker.md lists requests. The
+    embedded broker answers each of them with the status 200 or 204, and with an empty list if the page calls the path
+    always empty. A request for the shovels or federation links of a virtual host that does not exist gets 404.
     """
     browser = Browser(broker.management)
     assert browser.ask("PUT", filled("users/USER", names), BODIES["PUT users/USER"]).status == 201
@@ -451,8 +451,8 @@ def test_every_documented_request_of_later_versions_and_plugins_succeeds(
 def test_every_documented_request_of_the_management_api_succeeds(
     broker: TestBroker, api: Api, names: dict[str, str]
 ) -> None:
-    """RabbitMQ and the embedded broker answer each path and method of the management API that
-    docs/reference/embedded-broker.md lists with the status 200, 201 or 204.
+    """RabbitMQ and the embedded broker accept each request to the management API (path and method) that
+    docs/reference/embedded-broker.md lists. The answer has the status 200, 201 or 204.
     """
     rows = [row for row in table("Paths of the management API", -1) if row[2] != "missing"]
     changes = [f"{method} {path}" for path, methods, _ in rows for method in methods.split(", ") if method != "GET"]

@@ -45,8 +45,8 @@ def trace(api: Api, vhost: str, channel: BlockingChannel) -> Iterator[Trace]:
 
 
 def test_the_firehose_copies_a_published_message(trace: Trace, connect: Opener, vhost: str) -> None:
-    """The routing key of the firehose's copy of a published message names the exchange. The copy's headers contain the
-    message's properties, its routing keys and the queues to which it was routed.
+    """The firehose's copy of a published message has a routing key that names the exchange. The copy's headers contain
+    the message's properties, its routing keys and the queues to which it was routed.
     """
     client = connect().channel()
     client.queue_declare("jobs", exclusive=True)
@@ -75,9 +75,9 @@ def test_the_firehose_copies_a_published_message(trace: Trace, connect: Opener, 
     assert list(headers["properties"]) == [*reversed(properties)]
 
 
-def test_the_firehoses_copy_lists_the_routing_keys_in_cc_and_bcc(trace: Trace, connect: Opener) -> None:
-    """If a message is published in a transaction, the firehose's copy arrives before the transaction is committed. The
-    copy lists all routing keys of the message, including those in CC and BCC.
+def test_the_firehose_copies_a_message_in_a_transaction_before_the_commit(trace: Trace, connect: Opener) -> None:
+    """If a message is published in a transaction, the firehose's copy arrives before the commit. The copy lists all
+    routing keys of the message, including those in CC and BCC.
     """
     client = connect().channel()
     client.tx_select()

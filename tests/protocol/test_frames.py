@@ -130,7 +130,7 @@ def test_frames_may_arrive_byte_by_byte(amqp_url: str) -> None:
 
 def test_messages_and_bindings_sent_in_one_write_take_effect_in_order(amqp_url: str) -> None:
     """If a client sends messages, queue.bind and queue.unbind in one write, the broker executes them in the order in
-    which they were sent, so each bind or unbind affects only later messages.
+    which they were sent. Each bind or unbind affects only the messages after it.
     """
     queue, exchange = "q", "amq.fanout"
     publish = frame.marshal(commands.Basic.Publish(exchange=exchange), 1) + HEADER + raw_frame(3, 1, b"hello")
@@ -177,7 +177,7 @@ def test_the_error_for_the_flag_immediate_names_basic_publish(amqp_url: str, pie
 
 
 def test_integers_with_the_field_type_l_are_accepted(amqp_url: str) -> None:
-    """The broker accepts integers with the field type `L`, which kombu and py-amqp send, in arguments and headers."""
+    """kombu and py-amqp send integers with the field type `L`. The broker accepts them in arguments and headers."""
     number = (2**40).to_bytes(8)
     arguments = b"\x09x-expiresL" + number
     headers = b"\x04sizeL" + number

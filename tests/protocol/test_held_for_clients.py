@@ -125,8 +125,8 @@ def test_unread_replies_do_not_fill_the_memory(measured: MeasuredBroker) -> None
 
 
 def test_incomplete_messages_do_not_fill_the_memory(measured: MeasuredBroker) -> None:
-    """If ten clients each send half of a 40 MB message, the memory of a broker with a limit of 60 MB grows by less than
-    120 MB, and the broker serves other clients.
+    """Ten clients each send half of a 40 MB message to a broker with a memory limit of 60 MB. The broker's memory grows
+    by less than 120 MB, and the broker serves other clients.
     """
     with ExitStack() as stack:
         for _ in range(10):
@@ -137,8 +137,8 @@ def test_incomplete_messages_do_not_fill_the_memory(measured: MeasuredBroker) ->
 
 
 def test_uncommitted_messages_do_not_fill_the_memory(measured: MeasuredBroker) -> None:
-    """If four clients each publish 50 MB in a transaction without committing, the memory of a broker with a limit of 60
-    MB grows by less than 120 MB, and the broker serves other clients.
+    """Four clients each publish 50 MB in a transaction, without a commit, to a broker with a memory limit of 60 MB. The
+    broker's memory grows by less than 120 MB, and the broker serves other clients.
     """
     with ExitStack() as stack:
         for _ in range(4):
@@ -152,8 +152,8 @@ def test_uncommitted_messages_do_not_fill_the_memory(measured: MeasuredBroker) -
 
 
 def test_incomplete_stream_frames_do_not_fill_the_memory(measured: MeasuredBroker) -> None:
-    """If ten stream clients each send half of a 40 MB frame, the memory of a broker with a limit of 60 MB grows by less
-    than 140 MB, and the broker serves other clients.
+    """Ten stream clients each send half of a 40 MB frame to a broker with a memory limit of 60 MB. The broker's memory
+    grows by less than 140 MB, and the broker serves other clients.
     """
     with ExitStack() as stack:
         for _ in range(10):
@@ -211,8 +211,8 @@ def test_channels_count_towards_memory_use() -> None:
 
 
 def test_memory_held_for_clients_is_freed_when_they_disconnect() -> None:
-    """If a client disconnects in the middle of a transaction, of a message or of a stream frame, the broker frees all
-    memory that it held for this client.
+    """If a client disconnects during a transaction, or before a message or a stream frame is complete, the broker frees
+    all memory that it held for this client.
     """
     with EmbeddedBroker(stream_port=0, memory_limit=LIMIT) as embedded:
         broker = embedded._server.broker  # type: ignore[attr-defined]
@@ -245,8 +245,8 @@ def http(method: str, path: str, body: dict[str, Any]) -> bytes:
 
 
 def test_unread_http_responses_do_not_fill_the_memory(measured: MeasuredBroker) -> None:
-    """If eighty HTTP clients each request 4 MB of messages and do not read the responses, the memory of a broker with a
-    limit of 60 MB grows by less than 240 MB, and the broker serves other clients.
+    """Eighty HTTP clients each request 4 MB of messages from a broker with a memory limit of 60 MB, and do not read the
+    responses. The broker's memory grows by less than 240 MB, and the broker serves other clients.
     """
     with pika.BlockingConnection(pika.URLParameters(measured.url)) as connection:
         channel = connection.channel()

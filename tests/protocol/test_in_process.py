@@ -134,8 +134,8 @@ def test_the_report_of_a_failed_test_says_what_was_published(tmp_path: Path) -> 
 def test_the_result_of_published_says_why_the_broker_closed_a_channel(
     vhost: Vhost, channel: BlockingChannel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If a client declares a queue and the broker closes the channel with 404 or 406, the repr of the result of
-    published() and the broker's log contain the code and the reason.
+    """If the broker refuses a client's queue declaration and closes the channel with 404 or 406, the code and the
+    reason appear in the broker's log and in the repr of the result of published().
     """
     caplog.set_level(logging.INFO, "mqtool.broker.embedded")
     first, second = channel.connection.channel(), channel.connection.channel()
@@ -162,8 +162,8 @@ def test_the_result_of_published_says_why_the_broker_closed_a_connection(
 
 
 def test_a_query_for_a_misspelled_queue_suggests_a_similar_name(vhost: Vhost, channel: BlockingChannel) -> None:
-    """If a user's test queries a queue that does not exist with amqp_vhost.queue(), the repr of the result says that
-    the queue does not exist, and suggests an existing queue with a similar name.
+    """In a user's test, amqp_vhost.queue() is called with the name of a queue that does not exist. The repr of the
+    result says so, and suggests an existing queue with a similar name.
     """
     assert channel.is_open, "it has declared the queue jobs"
     meant = "queue 'jbos' does not exist: did you mean 'jobs'?"
@@ -174,8 +174,8 @@ def test_a_query_for_a_misspelled_queue_suggests_a_similar_name(vhost: Vhost, ch
 
 
 def test_a_nacked_message_is_not_shown_as_unrouted(vhost: Vhost, channel: BlockingChannel) -> None:
-    """If the embedded broker's fault `nack_publishes` nacks a message and the client publishes it again, published()
-    returns both publishes, and the list `unrouted` contains neither of them.
+    """If the embedded broker's fault `nack_publishes` nacks a message, and the client publishes it again, published()
+    returns the message twice. The list `unrouted` does not contain it.
     """
     channel.confirm_delivery()
     vhost.faults.nack_publishes("jobs")
@@ -187,8 +187,8 @@ def test_a_nacked_message_is_not_shown_as_unrouted(vhost: Vhost, channel: Blocki
 
 
 def test_a_queue_object_lists_messages_by_what_happened_to_them(vhost: Vhost, channel: BlockingChannel) -> None:
-    """In a user's test, amqp_vhost.queue("jobs") has separate lists of the messages of the queue `jobs` that were
-    acknowledged, rejected or requeued, and of those that are ready. After amqp_vhost.reset(), these lists are empty.
+    """In a user's test, amqp_vhost.queue("jobs") lists the ready messages of the queue `jobs`. It has further lists of
+    the messages that were acknowledged, rejected and requeued. amqp_vhost.reset() empties these lists.
     """
     jobs = vhost.queue("jobs")
     for number in range(5):
@@ -226,8 +226,8 @@ def test_published_waits_for_a_message(vhost: Vhost, channel: BlockingChannel) -
 
 
 def test_published_does_not_block_an_event_loop() -> None:
-    """If an embedded broker runs on the event loop of a user's test, published() returns immediately, wait_for() raises
-    RuntimeError, and `await broker.until()` waits without blocking the loop.
+    """If an embedded broker runs on the event loop of a user's test, no call may block this loop. So published()
+    returns immediately, wait_for() raises RuntimeError, and `await broker.until()` waits without blocking.
     """
 
     async def ask() -> None:
@@ -283,8 +283,8 @@ def test_administrators_can_query_messages_and_inject_faults_over_http(api_of: C
 
 
 def test_a_query_over_http_for_a_misspelled_name_is_refused(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """A query to /api/mqtool for the messages of a virtual host or queue that never existed gets the status 404, so
-    that a misspelled name does not look like a missing message. A misspelled query parameter gets 400.
+    """A query to /api/mqtool for a virtual host or queue that has never existed gets the status 404. So a misspelled
+    name does not look like a queue without messages. A misspelled query parameter gets 400.
     """
     with EmbeddedBroker(management_port=0, recording=True) as broker:
         api = api_of(broker)
@@ -313,7 +313,7 @@ def test_a_query_over_http_for_a_misspelled_name_is_refused(api_of: Callable[[Em
 
 
 def test_a_query_over_http_waits_for_a_queue_to_be_declared(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """A query to /api/mqtool/queues with count=1 for the messages of a queue that is not declared yet waits until the
+    """If a query to /api/mqtool/queues with count=1 names a queue that is not declared yet, the query waits until the
     queue exists and has a message.
     """
     with EmbeddedBroker(management_port=0, recording=True) as broker, ThreadPoolExecutor(1) as pool:
@@ -326,7 +326,7 @@ def test_a_query_over_http_waits_for_a_queue_to_be_declared(api_of: Callable[[Em
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs the command node")
 def test_the_javascript_helper_in_the_documentation_accepts_responses_without_a_body() -> None:
-    """In the documentation's example for Node.js, the function api() accepts the response to a reset of the broker,
+    """The documentation's example for Node.js has a function api(). It accepts the response to a reset of the broker,
     which has no body, and returns the results of queries.
     """
     page = (ROOT / "docs/how-to/testing-in-any-language.md").read_text()
@@ -393,9 +393,9 @@ def test_an_async_condition_is_refused() -> None:
 def test_a_failed_assertion_names_the_queue_whose_messages_were_not_acknowledged(
     vhost: Vhost, channel: BlockingChannel
 ) -> None:
-    """If a user's test expects an acknowledged message, but the message was delivered and not acknowledged, the failed
-    assertion names the queue and the number of such messages. If the consumer's channel has been closed, the assertion
-    says that the message is ready again.
+    """In a user's test, an assertion that a message was acknowledged fails because the message was delivered but not
+    acknowledged. The failed assertion names the queue and the number of such messages. If the consumer's channel has
+    been closed, the assertion says that the message is ready again.
     """
     channel.basic_publish("", "jobs", b"1")
     assert channel.basic_get("jobs")[2] == b"1"
@@ -408,8 +408,8 @@ def test_a_failed_assertion_names_the_queue_whose_messages_were_not_acknowledged
 
 
 def test_a_failed_wait_for_lists_the_faults_in_force(vhost: Vhost, channel: BlockingChannel) -> None:
-    """If wait_for() fails in a user's test, the error lists each fault of the embedded broker that is in force, with
-    its arguments, and no fault that has ended.
+    """If wait_for() fails in a user's test, the error lists the faults of the embedded broker that are in force, with
+    their arguments. Faults that have ended are not listed.
     """
     channel.queue_declare("q")
     vhost.faults.nack_publishes("q")
@@ -424,8 +424,8 @@ def test_a_failed_wait_for_lists_the_faults_in_force(vhost: Vhost, channel: Bloc
 
 
 def test_a_failed_wait_for_says_that_the_queue_of_a_fault_does_not_exist(vhost: Vhost) -> None:
-    """If wait_for() fails in a user's test while a fault is in force for a queue that does not exist, the error names
-    the queue, and says that the fault has had no effect so far.
+    """In a user's test, a fault is in force for a queue that does not exist. If wait_for() fails, the error names this
+    queue, and says that the fault has had no effect so far.
     """
     vhost.faults.nack_publishes("shipping")
     with pytest.raises(
@@ -503,8 +503,8 @@ def test_a_version_that_is_a_number_is_refused() -> None:
     "written", ["[tool.pytest]\namqp_broker_like = 4.3", "[tool.pytest.ini_options]\namqp_broker_like = 3.10"]
 )
 def test_a_version_without_quotes_in_pyproject_is_explained(tmp_path: Path, written: str) -> None:
-    """If the version amqp_broker_like in pyproject.toml is a number instead of a string, tests fail with an error that
-    names the setting and says to write the version in quotes.
+    """In pyproject.toml, the version amqp_broker_like must be a string. If it is a number, tests fail with an error
+    that names the setting and says to write the version in quotes.
     """
     if "ini_options" not in written and pytest.version_tuple < (9, 0):
         pytest.skip("pytest reads [tool.pytest] from version 9 on")
@@ -546,8 +546,8 @@ OVER_VERSIONS = inspect.cleandoc("""
 def test_amqp_like_runs_each_test_once_per_version_and_lists_those_with_different_results(
     tmp_path: Path, workers: str
 ) -> None:
-    """`pytest --amqp-like 3.10,4.3.5,4.3` runs each test that uses the embedded broker once per version, and lists the
-    tests that fail with only some versions, with the reasons. A version that mqtool does not know is refused.
+    """`pytest --amqp-like 3.10,4.3.5,4.3` runs each test that uses the embedded broker once per version. The tests that
+    fail with only some versions are listed, with the reasons. A version that mqtool does not know is refused.
     """
     (tmp_path / "test_mine.py").write_text(OVER_VERSIONS)
     pytest_like = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", workers, "--amqp-like"]
@@ -594,9 +594,9 @@ OVERRIDDEN = {
 
 @large
 def test_amqp_like_fails_a_test_whose_broker_has_another_version(tmp_path: Path) -> None:
-    """If a project has its own fixture amqp_broker, which ignores the version requested by `pytest --amqp-like`, a test
-    that uses the fixture fails, and the error says how to change the fixture. After this change, the test passes with
-    and without the option.
+    """A project may have its own fixture amqp_broker, which ignores the version that `pytest --amqp-like` requests. A
+    test that uses this fixture then fails, and the error says how to change the fixture. After this change, the test
+    passes with and without the option.
     """
     (tmp_path / "ours").mkdir()
     for name, text in OVERRIDDEN.items():
@@ -616,8 +616,8 @@ def test_amqp_like_fails_a_test_whose_broker_has_another_version(tmp_path: Path)
 
 @large
 def test_amqp_like_fails_a_test_that_it_cannot_run_once_per_version(tmp_path: Path) -> None:
-    """With `pytest --amqp-like`, a test that gets the broker by getfixturevalue() fails, and the error says how to name
-    the fixture instead. Without the option, the test passes.
+    """`pytest --amqp-like` cannot run a test once per version if the test gets the broker by getfixturevalue(). Such a
+    test fails, and the error says how to name the fixture instead. Without the option, the test passes.
     """
     (tmp_path / "test_mine.py").write_text("def test_one(request): request.getfixturevalue('amqp_vhost')")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]

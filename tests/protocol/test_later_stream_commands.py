@@ -61,7 +61,7 @@ def test_the_commands_partitions_and_route_return_the_streams_of_a_super_stream(
 
 def test_a_super_stream_is_created_completely_or_not_at_all(client: RawStream, orders: list[str]) -> None:
     """If a partition of a new super stream already exists, or if the super stream has more binding keys than
-    partitions, the broker creates no part of it.
+    partitions, the broker creates neither the super stream nor any of its partitions.
     """
     again = string("more") + strings("more-0", orders[0]) + strings("a", "b") + table({})
     assert client.request(CREATE_SUPER_STREAM, again).code == EXISTS
@@ -103,10 +103,10 @@ def answer(client: RawStream, correlation: int, place: bytes = struct.pack(">H",
     client.send(CONSUMER_UPDATE | 0x8000, struct.pack(">IH", correlation, OK) + place)
 
 
-def test_the_next_single_active_consumer_of_a_stream_becomes_active_when_the_active_one_disconnects(
+def test_if_the_single_active_consumer_of_a_stream_disconnects_the_next_one_becomes_active(
     open_stream: Opener, client: RawStream, stream: str
 ) -> None:
-    """If a stream has several single active consumers with the same name, and the active one disconnects, the next one
+    """Of several single active consumers of a stream with the same name, one is active. If it disconnects, the next one
     becomes active, and starts at the offset that it requests.
     """
     client.declare_publisher(1, stream)
@@ -234,7 +234,7 @@ def test_the_command_stream_stats_returns_the_first_and_the_last_committed_chunk
 
 
 def test_the_management_api_lists_and_closes_stream_connections(client: RawStream, api: Api, vhost: str) -> None:
-    """The management API lists connections of the stream protocol. A DELETE request closes the connection."""
+    """The management API lists connections of the stream protocol. A DELETE request for such a connection closes it."""
     (found,) = api("GET", f"vhosts/{vhost}/connections")[1]
     assert (found["protocol"], found["user"], found["channels"]) == ("stream", "guest", 0)
     assert found["client_properties"] == {"product": "raw"}

@@ -87,8 +87,8 @@ def test_limits_of_a_user_apply_to_connections_and_channels(api: Api, ann: str, 
     ids=str,
 )
 def test_an_invalid_limit_is_refused(api: Api, vhost: str, ann: str, of: str, wrong: dict[str, Any]) -> None:
-    """If a limit of a virtual host or user has an unknown name or a value that is not an integer, the management API
-    answers with the status 400, and the limit is not stored.
+    """A limit of a virtual host or user is invalid if its name is unknown or its value is not an integer. The
+    management API answers with the status 400, and does not store the limit.
     """
     name = vhost if of == "vhost" else urlsplit(ann).username
     ((limit, value),) = wrong.items()

@@ -99,8 +99,8 @@ def test_booleans_can_be_sent_as_text(api: Api, vhost: str) -> None:
 
 
 def test_a_health_check_for_a_port_or_protocol_without_a_listener_gets_503(api: Api) -> None:
-    """If a health check asks for a port or protocol without a listener, the management API answers with the status 503,
-    and lists the ports or protocols that have one.
+    """If no listener has the port or protocol that a health check names, the management API answers with the status
+    503, and lists the ports or protocols that have a listener.
     """
     assert api("GET", "health/checks/alarms")[0] == 200
     status, answer = api("GET", "health/checks/protocol-listener/amqp091")
@@ -115,9 +115,9 @@ def test_a_health_check_for_a_port_or_protocol_without_a_listener_gets_503(api: 
 
 
 def test_missing_policies_and_parameters_get_404_and_reserved_queue_names_are_refused(api: Api, vhost: str) -> None:
-    """Over HTTP, a GET request for a policy, an operator policy or a global parameter that does not exist gets the
-    status 404. A virtual host without policies has an empty list of policies. A request to declare a queue whose name
-    begins with `amq.` is refused.
+    """Over HTTP, a request for a missing policy, operator policy or global parameter gets the status 404. A request for
+    all policies of a virtual host without policies gets an empty list. A request to declare a queue whose name begins
+    with `amq.` is refused.
     """
     assert api("GET", f"policies/{vhost}") == (200, [])
     for path in (f"policies/{vhost}/none", f"operator-policies/{vhost}/none", "global-parameters/none"):
@@ -160,8 +160,8 @@ GET = {"count": 1, "ackmode": "ack_requeue_true", "encoding": "auto"}
 def test_messages_can_be_published_and_read_over_http(
     api: Api, vhost: str, channel: BlockingChannel, take: Take
 ) -> None:
-    """Messages can be published and read over HTTP, as text or base64, with their properties. The request's `ackmode`
-    decides whether a message is requeued or removed after it was read.
+    """Messages can be published and read over HTTP, as text or base64, with their properties. When a message is read,
+    the request's `ackmode` decides whether it is requeued or removed.
     """
     channel.queue_declare("q", durable=True)
     publish, get = f"exchanges/{vhost}/amq.default/publish", f"queues/{vhost}/q/get"
@@ -291,8 +291,8 @@ def test_consumers_are_listed_with_queue_and_prefetch(api: Api, vhost: str, chan
 def test_lists_of_the_management_api_can_be_read_in_pages(
     api: Api, vhost: str, channel: BlockingChannel, query: str
 ) -> None:
-    """If a request to the management API has the parameters `page` and `page_size`, the response contains this page of
-    the list, the number of all items, and the number of items on the page.
+    """With the parameters `page` and `page_size`, the management API returns one page of a list. The response also
+    contains the number of all items and the number of items on the page.
     """
     for number in range(3):
         channel.queue_declare(f"q{number}")
@@ -339,8 +339,8 @@ def test_users_can_be_added_and_deleted_over_http(api: Api, vhost: str) -> None:
 
 
 def test_the_management_api_has_the_fields_that_monitoring_tools_use(api: Api) -> None:
-    """In the management API, the overview, the nodes, the health check of alarms and the feature flags have the fields
-    that monitoring tools use, such as rabbitmq_version and fd_used.
+    """The management API's overview, nodes, health check of alarms and feature flags have the fields that monitoring
+    tools use, such as rabbitmq_version and fd_used.
     """
     overview = api("GET", "overview")[1]
     assert re.match(r"\d+\.\d+", overview["rabbitmq_version"])

@@ -150,8 +150,8 @@ def test_events_report_returned_dropped_and_refused_messages(broker: EmbeddedBro
 def test_events_report_a_message_to_an_exchange_that_does_not_exist(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """If a message is published to an exchange that does not exist, its only event in /api/mqtool/events is
-    `unknown-exchange`, which contains the exchange, the publisher's protocol and the body.
+    """If a message is published to an exchange that does not exist, /api/mqtool/events has only one event for it:
+    `unknown-exchange`. This event contains the exchange, the publisher's protocol and the body.
     """
     channel.queue_declare("q")
     events = Events(broker)
@@ -231,8 +231,8 @@ def test_events_name_the_protocol_of_publishers_and_consumers(broker: EmbeddedBr
 def test_events_report_the_largest_link_credit_of_each_amqp_1_0_consumer(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """A response from /api/mqtool/events contains the largest link credit that each AMQP 1.0 consumer has granted at
-    once. Deliveries do not reduce this number. Consumers that have granted no credit are not listed.
+    """A response from /api/mqtool/events contains, for each AMQP 1.0 consumer that has granted link credit, the largest
+    credit granted so far. Deliveries do not reduce this number. Consumers that have granted no credit are not listed.
     """
     channel.queue_declare("q", durable=True)
     events = Events(broker)
@@ -251,8 +251,8 @@ def test_events_report_the_largest_link_credit_of_each_amqp_1_0_consumer(
 def test_events_follow_a_dead_letter_to_its_queue(
     broker: EmbeddedBroker, channel: BlockingChannel, arguments: dict[str, int], reason: str
 ) -> None:
-    """In /api/mqtool/events, a dead letter appears as `dead-lettered`, with the reason and the dead-letter exchange,
-    and then as `published`, with the queue from which the message was dead-lettered.
+    """In /api/mqtool/events, a dead letter appears first as `dead-lettered`, with the reason and the dead-letter
+    exchange. It then appears as `published`, with the queue from which it was dead-lettered.
     """
     channel.queue_declare("dead")
     to_dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
@@ -352,8 +352,8 @@ def with_stream(broker: EmbeddedBroker) -> RawStream:
 
 
 def test_events_of_the_stream_protocol_name_no_exchange_and_count_deliveries(broker: EmbeddedBroker) -> None:
-    """If a message is published over the stream protocol, the path in its event `published` in /api/mqtool/events
-    contains the stream, but no exchange. The response contains the number of messages that each reader has received.
+    """If a message is published over the stream protocol, its event `published` in /api/mqtool/events names the stream,
+    but no exchange. The response also says how many messages each reader has received.
     """
     with closing(with_stream(broker)) as client:
         events = Events(broker)
@@ -382,8 +382,8 @@ def test_events_of_the_stream_protocol_name_no_exchange_and_count_deliveries(bro
 
 
 def test_events_report_the_stored_offset_of_a_reader_and_its_reset(broker: EmbeddedBroker) -> None:
-    """If a client stores an offset, the event `stored` in /api/mqtool/events contains the stream, the reader, the
-    offset and the client's protocol. The response contains the offset that was stored last. A reset appears as an event
+    """When a client stores an offset, /api/mqtool/events has an event `stored` with the stream, the reader, the offset
+    and the client's protocol. The response contains the offset that was stored last. A reset appears as an event
     `stored` with the offset -1.
     """
     with closing(with_stream(broker)) as client:
@@ -406,8 +406,8 @@ def test_events_report_the_stored_offset_of_a_reader_and_its_reset(broker: Embed
 def test_events_report_an_amqp_1_0_client_that_cannot_publish_to_an_address(
     broker: EmbeddedBroker, address: str
 ) -> None:
-    """If an AMQP 1.0 client attaches a sender to a queue or exchange that does not exist, the event `unknown-address`
-    in /api/mqtool/events contains the address and the client's protocol.
+    """If an AMQP 1.0 client attaches a sender to a queue or exchange that does not exist, /api/mqtool/events has the
+    event `unknown-address`, with the address and the client's protocol.
     """
     events = Events(broker)
     with RawAmqp10(broker.url) as client:
@@ -440,9 +440,9 @@ def test_quickly_published_messages_are_all_counted_but_only_some_cause_events(
 def test_events_report_a_dead_letter_in_a_queue_whose_other_messages_are_only_counted(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """If messages are published to a queue faster than /api/mqtool/events can report them, the broker only counts these
-    messages. If a message that was reported in another queue is dead-lettered to this queue, the dead letter is
-    reported.
+    """If messages are published to a queue faster than /api/mqtool/events can report them, the broker only counts most
+    of these messages. A dead letter that arrives in the same queue is reported nevertheless, if the message was
+    reported in its original queue.
     """
     channel.queue_declare("dead")
     channel.queue_declare("q", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"})
@@ -462,8 +462,9 @@ def test_events_report_a_dead_letter_in_a_queue_whose_other_messages_are_only_co
 def test_a_delayed_message_omitted_from_the_events_does_not_affect_later_events(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """If the broker is busy, /api/mqtool/events omits some messages. If it has omitted a delayed message, a later
-    message with the same exchange and routing key is still reported, and is not reported as delayed.
+    """While many messages are published, /api/mqtool/events omits some of them, among them a delayed message. A message
+    without a delay is then published with the same exchange and routing key. The events report this later message, but
+    do not report it as delayed.
     """
     channel.exchange_declare("late", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     channel.queue_declare("q")

@@ -51,7 +51,9 @@ def test_an_amqp_1_0_message_to_a_name_over_255_bytes_is_rejected(native: Embedd
 
 
 def test_a_queue_with_a_nul_in_its_name_gets_and_delivers_messages(native: EmbeddedBroker) -> None:
-    """A queue whose name contains a NUL character gets dead letters, and delivers them to an AMQP 1.0 receiver."""
+    """A queue whose name contains a NUL character can be the target of dead letters. It delivers them to an AMQP 1.0
+    receiver.
+    """
     connection = pika.BlockingConnection(pika.URLParameters(native.url))
     arguments = {"x-queue-type": "quorum", "x-dead-letter-exchange": "", "x-dead-letter-routing-key": NUL}
     connection.channel().queue_declare(NUL, durable=True)

@@ -131,8 +131,8 @@ CAUSES = {
 
 @large
 def test_amqp_like_names_the_operation_that_some_versions_refuse(tmp_path: Path) -> None:
-    """If some versions of RabbitMQ refuse an operation of a user's test, such as declaring a transient queue, the
-    summary of `pytest --amqp-like` names the operation and the line of the test, however the client reports the error.
+    """Some versions of RabbitMQ refuse an operation of a user's test, such as declaring a transient queue. The summary
+    of `pytest --amqp-like` then names the operation and the line of the test, however the client reports the error.
     """
     (tmp_path / "test_mine.py").write_text(SUITE)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0"]

@@ -37,8 +37,8 @@ TOPICS: list[tuple[Callable[[BlockingChannel], object], str | None]] = [
 def test_topic_permissions_apply_to_publishing_and_binding(
     connect: Callable[..., pika.BlockingConnection], api: Api, amqp_url: str, ann: str, vhost: str
 ) -> None:
-    """A user's topic permissions limit the routing keys with which the user may publish to a topic exchange, and the
-    binding keys with which the user may bind queues and exchanges to it. Other exchanges are not affected.
+    """A user's topic permissions for a topic exchange limit the routing keys with which the user may publish to it, and
+    the keys with which the user may bind queues and exchanges to it. Other exchanges are not affected.
     """
     api("PUT", f"permissions/{vhost}/{ann}", {"configure": ".*", "write": ".*", "read": ".*"})
     path = f"topic-permissions/{vhost}/{ann}"
@@ -75,8 +75,8 @@ def test_topic_permissions_apply_to_cc_and_bcc_from_4_0_on(
     broker: TestBroker,
     header: str,
 ) -> None:
-    """From RabbitMQ 4.0.3 on, topic permissions also apply to the routing keys in CC and BCC. RabbitMQ 3.10 checks only
-    the message's own routing key.
+    """From RabbitMQ 4.0.3 on, topic permissions apply to a message's own routing key and to the routing keys in CC and
+    BCC. RabbitMQ 3.10 checks only the message's own routing key.
     """
     api("PUT", f"users/{ann}", {"password": "secret", "tags": "management"})
     api("PUT", f"permissions/{vhost}/{ann}", {"configure": ".*", "write": ".*", "read": ".*"})
@@ -163,8 +163,8 @@ def test_an_operation_for_which_the_user_lacks_the_permission_is_refused(
 def test_a_permission_allows_only_matching_names(
     connect: Callable[..., pika.BlockingConnection], api: Api, amqp_url: str, ann: str, vhost: str
 ) -> None:
-    """A user may declare and publish to a queue whose name matches the user's configure and write patterns. If the read
-    pattern is empty, the user may not read from this queue.
+    """A user may declare a queue and publish to it if the queue's name matches the user's configure and write patterns.
+    If the read pattern is empty, the user may not read from this queue.
     """
     api("PUT", f"permissions/{vhost}/{ann}", {"configure": "^mine$", "write": ".*", "read": ""})
     connection = connect(amqp_url.replace("guest:guest", f"{ann}:secret"))

@@ -80,7 +80,9 @@ def test_the_smaller_limit_of_policy_and_operator_policy_applies(
 def test_queue_arguments_override_a_policy_except_for_limits(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy
 ) -> None:
-    """A queue's own dead-letter arguments override those of a policy, but the policy's max-length applies."""
+    """If a queue's arguments and a policy both set a dead-letter exchange and routing key, the queue's own apply. The
+    policy's max-length applies to the queue nevertheless.
+    """
     channel.queue_declare("dead")
     channel.queue_declare("other")
     set_policy("jobs", {"dead-letter-exchange": "amq.fanout", "dead-letter-routing-key": "other", "max-length": 1})
@@ -96,8 +98,8 @@ def test_queue_arguments_override_a_policy_except_for_limits(
 def test_only_the_policy_with_the_highest_priority_applies(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy
 ) -> None:
-    """If several policies match a queue, only the one with the highest priority applies. Policies for exchanges, and
-    policies with settings that the queue's type does not support, do not count.
+    """If several policies match a queue, only the one with the highest priority applies. Policies for exchanges are
+    ignored, and so are policies with settings that the queue's type does not support.
     """
     set_policy("jo", {"max-length": 1}, priority=1)
     set_policy("job", {"max-length-bytes": 4}, priority=2)
@@ -142,8 +144,8 @@ def test_a_policy_can_set_overflow_message_ttl_and_expires(
 
 @pytest.mark.differs_since("4.3", "what is returned with basic.nack does not count")
 def test_a_policy_can_set_a_delivery_limit(channel: BlockingChannel, take: Take, set_policy: SetPolicy) -> None:
-    """If a policy sets a delivery-limit, a quorum queue drops a message that has been requeued more often than the
-    limit allows, even if the queue's own limit is higher.
+    """If a policy sets a delivery-limit for a quorum queue, the queue drops a message that exceeds this limit, even if
+    the queue's own x-delivery-limit is higher.
     """
     set_policy("jobs", {"delivery-limit": 1})
     channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 9})

@@ -90,8 +90,8 @@ def test_the_broker_reports_the_version_that_it_imitates(
 def test_the_default_delivery_limit_depends_on_the_version(
     broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str]
 ) -> None:
-    """Up to RabbitMQ 3.13, a quorum queue has no default delivery limit. From 4.0 on, the default is 20, so the queue
-    drops a message that is requeued for the 21st time. From 4.3 on, requeues by basic.nack do not count.
+    """Up to RabbitMQ 3.13, a quorum queue has no default delivery limit. From 4.0 on, the limit is 20, so the queue
+    drops a message that is requeued for the 21st time. From 4.3 on, requeues by basic.nack do not count towards it.
     """
     queue = quorum()
     give_back = channel.basic_reject if broker.differs_since("4.3", "a nack does not count") else channel.basic_nack
@@ -106,9 +106,9 @@ def test_the_default_delivery_limit_depends_on_the_version(
 def test_delivery_counts_depend_on_the_version(
     broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str]
 ) -> None:
-    """Up to RabbitMQ 4.2, a quorum queue counts requeues by basic.nack, basic.reject and closed channels in
-    x-delivery-count. From 4.3 on, it counts all of them in x-acquired-count, and all but those by basic.nack in
-    x-delivery-count.
+    """Up to RabbitMQ 4.2, the x-delivery-count of a quorum queue's message counts every requeue: by basic.nack, by
+    basic.reject or by closing the channel. From 4.3 on, x-acquired-count counts every requeue, and x-delivery-count
+    counts all but those by basic.nack.
     """
     queue, seen = quorum(), []
     for give_back in (channel.basic_nack, channel.basic_reject, channel.basic_recover):
@@ -194,8 +194,8 @@ def test_an_x_death_header_set_by_a_publisher_counts_only_before_4_0(
 def test_x_death_counts_rise_in_a_dead_letter_cycle_in_every_version(
     broker: TestBroker, channel: BlockingChannel, take: Take
 ) -> None:
-    """If a message goes back and forth between two queues, and is dead-lettered twice from each of them, its x-death
-    header has a count of 2 for each queue, in every version of RabbitMQ.
+    """If a message goes back and forth between two queues, and each queue dead-letters it twice, its x-death header has
+    a count of 2 for each queue. This is the same in every version of RabbitMQ.
     """
     for name, other, ttl in (("a", "b", {}), ("b", "a", {"x-message-ttl": 1})):
         arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": other, **ttl}
@@ -309,9 +309,8 @@ def test_permission_checks_and_their_errors_depend_on_the_version(
 def test_a_transaction_commit_to_a_deleted_queue_depends_on_the_version(
     broker: TestBroker, channel: BlockingChannel, connect: Callable[..., pika.BlockingConnection]
 ) -> None:
-    """If a message is published in a transaction, and its queue is deleted before tx.commit, the commit succeeds up to
-    RabbitMQ 3.13. In RabbitMQ 4.0, the commit closes the channel; from 4.2 on, it closes the connection. RabbitMQ 4.1
-    is not tested.
+    """A message is published in a transaction, and its queue is deleted before tx.commit. Up to RabbitMQ 3.13, the
+    commit succeeds. In 4.0, it closes the channel. From 4.2 on, it closes the connection. RabbitMQ 4.1 is not tested.
     """
     channel.queue_declare("q", durable=True)
     other = connect().channel()

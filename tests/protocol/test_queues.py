@@ -145,8 +145,8 @@ def test_a_full_queue_dead_letters_its_oldest_message(
 def test_a_queue_that_exceeds_x_max_length_bytes_drops_its_oldest_messages(
     channel: BlockingChannel, take: Take
 ) -> None:
-    """When the message bodies in a queue together exceed its x-max-length-bytes, the queue drops its oldest messages. A
-    message that is itself larger than the limit is dropped immediately.
+    """If the message bodies in a queue together exceed x-max-length-bytes, the queue drops its oldest messages. A
+    single message that is larger than the limit is dropped immediately.
     """
     channel.queue_declare("q", arguments={"x-max-length-bytes": 10})
     for body in (b"1234567", b"123", b"1"):
@@ -175,8 +175,8 @@ def test_a_rejected_message_is_dead_lettered_with_its_routing_keys(channel: Bloc
 
 
 def test_x_death_counts_repeated_deaths(channel: BlockingChannel, take: Take) -> None:
-    """The header x-death has one entry for each queue and reason, with the number of times that the message was
-    dead-lettered from this queue for this reason. The entry of the most recent death comes first.
+    """The header x-death has one entry for each queue and reason. The entry's count says how often this queue has
+    dead-lettered the message for this reason. The entry of the most recent death comes first.
     """
     channel.queue_declare("dead", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "q"})
     channel.queue_declare("q", arguments=dead_lettering())
@@ -287,8 +287,8 @@ def test_a_quorum_queue_replaces_a_delivery_count_that_the_publisher_set(channel
 def test_a_delivery_limit_decides_where_a_quorum_queue_puts_requeued_messages(
     channel: BlockingChannel, take: Take, limit: dict[str, int], expected: bytes
 ) -> None:
-    """A quorum queue with a delivery limit puts requeued messages in front of all others. Without a delivery limit,
-    which is the default up to RabbitMQ 3.13, it puts them behind all others, in the order in which they were requeued.
+    """A quorum queue with a delivery limit puts requeued messages in front of all others. A quorum queue without one,
+    which is the default up to RabbitMQ 3.13, puts them behind all others, in the order in which they were requeued.
     """
     channel.queue_declare("q", durable=True, arguments={**QUORUM, **limit})
     for number in b"1234":

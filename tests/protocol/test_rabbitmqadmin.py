@@ -49,8 +49,8 @@ def test_rabbitmqadmin_works_with_the_embedded_broker_as_with_rabbitmq(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """The Python program rabbitmqadmin, which RabbitMQ serves for download, prints the same results with the embedded
-    broker as with RabbitMQ when it declares, lists, publishes, gets, purges, exports, imports and deletes.
+    """RabbitMQ serves the Python program rabbitmqadmin for download. Its commands to declare, list, publish, get,
+    purge, export, import and delete print the same results with the embedded broker as with RabbitMQ.
     """
     if rabbitmq is None:
         pytest.skip("no RabbitMQ to download rabbitmqadmin from")

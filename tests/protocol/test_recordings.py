@@ -61,7 +61,8 @@ def test_replay_waits_until_queues_and_bindings_exist(
     api_of: Callable[[EmbeddedBroker], Api],
 ) -> None:
     """If a user's test declares the exchange, the queue and the bindings of a recording only after replaying() has
-    begun, all messages of the recording still arrive in order, and published() lists each of them once.
+    begun, the replay waits for them. All messages of the recording then arrive in order, and published() lists each of
+    them once.
     """
 
     def attempts() -> int:
@@ -140,8 +141,8 @@ def test_without_a_path(amqp_vhost): pass
 
 def test_the_marker_amqp_recording_replays_in_a_users_test(tmp_path: Path, recording: Path) -> None:
     """In a user's test, the pytest marker amqp_recording replays the recording that the marker names. The test fails
-    with the reason if a message is unroutable, if the file or its path is missing, or if the test does not use the
-    embedded broker.
+    with the reason if a message is unroutable, if the marker names no file or one that does not exist, or if the test
+    does not use the embedded broker.
     """
     assert recording.parent == tmp_path
     (tmp_path / "test_app.py").write_text(TESTS)
@@ -173,8 +174,8 @@ WRONG = {
 
 
 def test_a_test_whose_marker_amqp_recording_has_a_wrong_argument_fails(tmp_path: Path, recording: Path) -> None:
-    """If an argument of the pytest marker amqp_recording is invalid or unknown, or if no message would be replayed, the
-    test fails before it runs, and the error names the recording and says what is wrong.
+    """A test fails before it runs if an argument of its pytest marker amqp_recording is invalid or unknown, or if no
+    message would be replayed. The error names the recording and says what is wrong.
     """
     assert recording.parent == tmp_path
     (tmp_path / "empty.ndjson").write_text("\n")
@@ -197,8 +198,8 @@ def test_a_test_whose_marker_amqp_recording_has_a_wrong_argument_fails(tmp_path:
 def test_an_unexpected_error_during_a_replay_is_raised(
     vhost: Vhost, recording: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If an unexpected error occurs in the background thread in which replaying() replays a recording, the `with`
-    statement raises this error at its end, so that the user's test fails.
+    """replaying() replays a recording in a background thread. If an unexpected error occurs in this thread, the `with`
+    statement raises the error at its end, so that the user's test fails.
     """
 
     def fail(*_: object) -> None:

@@ -75,9 +75,9 @@ def _deliveries(client: RawClient, expected: int) -> list[tuple[int, bool]]:
 def test_messages_keep_their_order_when_one_nack_requeues_25000_of_them(
     broker_in_process: EmbeddedBroker, kind: str
 ) -> None:
-    """If one basic.nack requeues 25,000 messages of a classic queue, a quorum queue or a queue with priorities, the
-    consumer gets all of them again, in the order in which the queue delivered them before. RabbitMQ 3.10 keeps the
-    order, too, except in quorum queues.
+    """If one basic.nack requeues 25,000 messages, the consumer gets all of them again, in the order in which the queue
+    delivered them before. This holds for classic queues, quorum queues and queues with priorities of the embedded
+    broker.
     """
     with RawClient(broker_in_process.url) as client:
         _declare(client, "q", _KINDS[kind])
@@ -98,7 +98,7 @@ def test_messages_keep_their_order_when_one_nack_puts_25000_over_the_delivery_li
     broker_in_process: EmbeddedBroker,
 ) -> None:
     """If one basic.nack puts 25,000 messages of a quorum queue over the delivery limit, the embedded broker
-    dead-letters these messages in their order. RabbitMQ 3.10 dead-letters them in any order.
+    dead-letters them in order. RabbitMQ 3.10 dead-letters them in any order.
     """
     dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
     with RawClient(broker_in_process.url) as client:
@@ -236,8 +236,8 @@ Start = Callable[..., Nacking]
 def test_a_message_that_is_published_while_others_are_requeued_is_delivered_after_them(
     nacking: Start, arguments: dict[str, Any]
 ) -> None:
-    """A consumer at its prefetch limit has four unacknowledged messages. If a fifth message is published while one
-    basic.nack requeues the four, the consumer gets the four messages again, and the fifth one stays in the queue.
+    """A consumer at its prefetch limit has four unacknowledged messages. A fifth message is published while one
+    basic.nack requeues the four. The consumer gets the four messages again, and the fifth one stays in the queue.
     """
     nack = nacking(arguments, b"1234", 4, prefetch=4)
     nack.stop_in(_NACK)
@@ -249,7 +249,7 @@ def test_a_message_that_is_published_while_others_are_requeued_is_delivered_afte
 
 @_BOTH
 def test_basic_get_returns_no_message_that_is_being_requeued(nacking: Start, arguments: dict[str, Any]) -> None:
-    """If a client sends basic.get while one basic.nack of another client requeues four of five messages, basic.get
+    """While one client's basic.nack requeues the first four of five messages, another client sends basic.get, which
     returns the fifth message. The four messages are delivered later, in order.
     """
     nack = nacking(arguments, b"12345", 4)
@@ -263,8 +263,8 @@ def test_basic_get_returns_no_message_that_is_being_requeued(nacking: Start, arg
 def test_a_consumer_that_starts_while_messages_are_requeued_gets_them_in_order(
     nacking: Start, arguments: dict[str, Any]
 ) -> None:
-    """If a client starts a consumer while another client's basic.nack requeues the first four of six messages, the
-    consumer first gets the two ready messages, and then the four requeued messages in order.
+    """While one client's basic.nack requeues the first four of six messages, another client starts a consumer. The
+    consumer gets the two messages that are ready, and then the four requeued messages in order.
     """
     nack = nacking(arguments, b"123456", 4)
     nack.stop_in(_NACK)
@@ -279,8 +279,8 @@ def test_a_consumer_that_starts_while_messages_are_requeued_gets_them_in_order(
 
 @_BOTH
 def test_a_purge_keeps_messages_that_are_being_requeued(nacking: Start, arguments: dict[str, Any]) -> None:
-    """If a queue is purged while one basic.nack requeues four of its messages, the purge drops only the two messages
-    that were ready. The four messages are then in the queue, in order.
+    """While one basic.nack requeues four messages of a queue, the queue is purged. The purge drops only the two
+    messages that were ready. The four messages are then in the queue, in order.
     """
     nack = nacking(arguments, b"123456", 4)
     nack.stop_in(_NACK)
@@ -293,8 +293,8 @@ def test_a_purge_keeps_messages_that_are_being_requeued(nacking: Start, argument
 def test_messages_being_requeued_are_dropped_if_their_queue_is_deleted(
     nacking: Start, arguments: dict[str, Any]
 ) -> None:
-    """If a queue is deleted while one basic.nack requeues four of its messages, the broker frees the memory of these
-    messages. A new queue with the same name does not contain them.
+    """While one basic.nack requeues four messages of a queue, the queue is deleted. The broker frees the memory of
+    these messages. A new queue with the same name does not contain them.
     """
     nack = nacking(arguments, b"1234", 4)
     nack.stop_in(_NACK)
@@ -309,8 +309,8 @@ def test_messages_being_requeued_are_dropped_if_their_queue_is_deleted(
 
 @_BOTH
 def test_a_second_nack_waits_until_the_first_one_is_done(nacking: Start, arguments: dict[str, Any]) -> None:
-    """If a client sends a second basic.nack while its first one is requeueing two messages, the second one takes effect
-    after the first. All four messages are requeued in order.
+    """If a client sends a second basic.nack while its first one is still requeueing two messages, the second one takes
+    effect after the first. All four messages are requeued in order.
     """
     nack = nacking(arguments, b"1234", 4)
     nack.stop_in(commands.Basic.Nack(delivery_tag=2, multiple=True), _NACK)
@@ -319,9 +319,8 @@ def test_a_second_nack_waits_until_the_first_one_is_done(nacking: Start, argumen
 
 
 def test_a_nack_of_another_client_does_not_wait(nacking: Start) -> None:
-    """If one client's basic.nack requeues four messages of a quorum queue and, in the meantime, another client requeues
-    two, the other client does not have to wait: its two messages come first in the queue, followed by the four in
-    order.
+    """While one client's basic.nack requeues four messages of a quorum queue, another client can requeue two messages
+    without waiting. The two messages then come first in the queue, followed by the four messages in order.
     """
     nack = nacking(_LIMITED, b"123456", 4)
     tags = [Take(nack.other).one("q", auto_ack=False)[0].delivery_tag for _ in range(2)]
@@ -337,8 +336,8 @@ def test_a_nack_of_another_client_does_not_wait(nacking: Start) -> None:
 def test_messages_being_requeued_keep_their_order_if_the_connection_ends(
     nacking: Start, api_of: Callable[[EmbeddedBroker], Api], arguments: dict[str, Any], how: str
 ) -> None:
-    """If a connection is lost or is closed through the management API while its basic.nack requeues two of four
-    unacknowledged messages, all four messages are requeued in order, before the messages that are ready.
+    """While a basic.nack requeues two of a client's four unacknowledged messages, the client's connection is lost, or
+    is closed through the management API. All four messages are requeued in order, before the messages that are ready.
     """
     nack = nacking(arguments, b"12345", 4)
     nack.stop_in(commands.Basic.Nack(delivery_tag=2, multiple=True))
@@ -355,8 +354,8 @@ def test_messages_being_requeued_keep_their_order_if_the_connection_ends(
 def test_basic_recover_is_not_answered_after_the_connection_was_closed(
     nacking: Start, api_of: Callable[[EmbeddedBroker], Api]
 ) -> None:
-    """If a connection is closed through the management API while basic.recover requeues messages, the client gets
-    connection.close and no basic.recover-ok, and the messages are requeued in order.
+    """While basic.recover requeues a client's messages, its connection is closed through the management API. The client
+    gets connection.close but no basic.recover-ok, and the messages are requeued in order.
     """
     nack = nacking({}, b"1234", 4)
     nack.stop_in(commands.Basic.Recover(requeue=True))
@@ -369,8 +368,8 @@ def test_basic_recover_is_not_answered_after_the_connection_was_closed(
 
 
 def test_messages_being_requeued_are_dead_lettered_in_order_above_the_delivery_limit(nacking: Start) -> None:
-    """If a fifth message is published while one basic.nack puts four messages of a quorum queue over the delivery
-    limit, the four messages are dead-lettered in order, and the fifth one stays in the queue.
+    """One basic.nack puts four messages of a quorum queue over the delivery limit, and a fifth message is published
+    meanwhile. The four messages are dead-lettered in order, and the fifth one stays in the queue.
     """
     dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
     nack = nacking({**_QUORUM, "x-delivery-limit": 0, **dead}, b"1234", 4)
@@ -383,8 +382,8 @@ def test_messages_being_requeued_are_dead_lettered_in_order_above_the_delivery_l
 
 
 def test_messages_being_requeued_while_the_broker_stops_are_redelivered_after_a_restart(tmp_path: Path) -> None:
-    """If the broker is stopped while one basic.nack requeues four persistent messages, the messages are in the queue
-    after the restart, in order, and marked as redelivered.
+    """The broker is stopped while one basic.nack requeues four persistent messages. After a restart, the messages are
+    in the queue, in order, and marked as redelivered.
     """
     with EmbeddedBroker(data_dir=tmp_path) as broker, closing(Nacking(broker, {}, b"12345", 4)) as nack:
         nack.stop_in(_NACK)

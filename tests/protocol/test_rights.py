@@ -387,7 +387,7 @@ def test_operations_over_amqp_1_0_need_exactly_their_permissions(native: "tuple[
 @rows("http")
 def test_operations_of_the_management_api_need_exactly_their_permissions(world: World, row: Row) -> None:
     """In the management API, a user who has exactly the permissions that an operation needs can perform it. If one of
-    these permissions is missing, the broker refuses the operation with 401, or with 400 if the operation is to publish.
+    these permissions is missing, the API refuses to publish with the status 400, and any other operation with 401.
     """
     asked = row.http
     assert asked is not None
@@ -618,7 +618,7 @@ def test_topic_permissions_apply_over_amqp_0_9_1(
     broker: TestBroker, world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, topic: Topic
 ) -> None:
     """Over AMQP 0-9-1, a user cannot publish or bind with a routing key that does not match the user's topic
-    permission. From RabbitMQ 4.0.3 on, this also applies to the keys in CC and BCC.
+    permission. From RabbitMQ 4.0.3 on, the keys in CC and BCC must match as well.
     """
     grant_topics(world)
     assert topic.channel is not None
@@ -636,7 +636,7 @@ def test_topic_permissions_apply_over_amqp_0_9_1(
 @of_topics
 def test_topic_permissions_apply_to_the_management_api(broker: TestBroker, world: World, topic: Topic) -> None:
     """In the management API, a user cannot publish or bind with a routing key that does not match the user's topic
-    permission. From RabbitMQ 4.0.3 on, this also applies to the keys in CC and BCC.
+    permission. From RabbitMQ 4.0.3 on, the keys in CC and BCC must match as well.
     """
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "management"})
     grant_topics(world)
@@ -653,8 +653,8 @@ def test_topic_permissions_apply_to_the_management_api(broker: TestBroker, world
 @of_topics
 @pytest.mark.parametrize("native", ["4.0", "4.3"], indirect=True)
 def test_topic_permissions_apply_over_amqp_1_0(native: "tuple[World, str]", topic: Topic) -> None:
-    """Over AMQP 1.0, a user cannot publish or bind if a routing key of the message or the binding, including the keys
-    in x-cc, does not match the user's topic permission.
+    """Over AMQP 1.0, a user cannot publish a message with a routing key that does not match the user's topic
+    permission, or add a binding with such a key. The routing keys in the annotation x-cc must match as well.
     """
     if topic.links is None:
         pytest.skip("AMQP 1.0 has no BCC")
@@ -666,11 +666,9 @@ def test_topic_permissions_apply_over_amqp_1_0(native: "tuple[World, str]", topi
 
 
 @pytest.mark.parametrize("native", ["4.0", "4.3"], indirect=True)
-def test_an_embedded_broker_that_imitates_4_0_or_4_3_checks_topic_permissions_for_cc_and_bcc(
-    native: "tuple[World, str]",
-) -> None:
-    """An embedded broker that imitates RabbitMQ 4.0 or 4.3 checks topic permissions not only for a message's own
-    routing key, but also for the routing keys in CC and BCC, both over AMQP 0-9-1 and over HTTP.
+def test_brokers_that_imitate_4_0_or_4_3_check_topic_permissions_for_cc_and_bcc(native: "tuple[World, str]") -> None:
+    """Over AMQP 0-9-1 and over HTTP, an embedded broker that imitates RabbitMQ 4.0 or 4.3 checks a user's topic
+    permissions for a message's own routing key and for the routing keys in CC and BCC.
     """
     world, url = native
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "management"})
@@ -744,8 +742,8 @@ def test_an_administrator_without_permissions_cannot_use_queues_or_exchanges(nat
 def test_an_exclusive_queue_cannot_be_used_through_the_management_api(
     world: World, connection: pika.BlockingConnection
 ) -> None:
-    """A request to the management API that deletes, purges, reads, binds or declares an exclusive queue of a connection
-    gets the status 400, even if the user is an administrator.
+    """Through the management API, nobody can delete, purge, read, bind or declare a connection's exclusive queue. Such
+    a request gets the status 400, even from an administrator.
     """
     world.reset([])
     connection.channel().queue_declare("theirs", exclusive=True)
@@ -764,8 +762,8 @@ def test_an_exclusive_queue_cannot_be_used_through_the_management_api(
 def test_a_policy_needs_no_permission_for_the_exchange_that_it_names(
     world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, kind: str
 ) -> None:
-    """A user needs no permission for an exchange to set a policy that uses it as a dead-letter exchange or alternate
-    exchange, or to declare a queue or an exchange to which such a policy applies.
+    """A policy can name a dead-letter exchange or an alternate exchange. A user who sets such a policy, or declares a
+    queue or an exchange to which the policy applies, needs no permission for the exchange that the policy names.
     """
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "policymaker"})
     world.reset([("configure", "new")])

@@ -98,8 +98,8 @@ _KINDS_OF_NUMBERS = pytest.mark.differs_since("4.0", "a headers exchange tells k
 def test_a_binding_of_a_headers_exchange_matches_all_or_any_of_its_arguments(
     channel: BlockingChannel, arguments: dict[str, Any], headers: dict[str, Any], matches: bool
 ) -> None:
-    """A binding of a headers exchange matches a message if the message's headers equal all or, depending on x-match,
-    any of the binding's arguments. Values and types are compared as in RabbitMQ.
+    """With x-match `all`, a binding of a headers exchange matches a message whose headers contain all of the binding's
+    arguments. With `any`, one of them is enough. Values and types are compared as in RabbitMQ.
     """
     channel.queue_declare("q")
     channel.queue_bind("q", "amq.headers", "", arguments=arguments)
@@ -201,8 +201,8 @@ def test_deleting_an_exchange_deletes_its_bindings(channel: BlockingChannel) -> 
 
 
 def test_an_empty_queue_name_means_the_last_declared_queue(channel: BlockingChannel) -> None:
-    """If queue.bind has an empty queue name and an empty routing key, it binds the queue that was declared last on the
-    channel, with the queue's name as the routing key.
+    """In queue.bind, an empty queue name means the queue that was declared last on the channel. If the routing key is
+    empty as well, the queue's name becomes the routing key.
     """
     name = channel.queue_declare("", exclusive=True).method.queue
     assert name.startswith("amq.gen-")

@@ -15,9 +15,8 @@ _UNDECODABLE = b"AMQP\x00\x00\x09\x01" + raw_frame(1, 0, b"\x00\x0a\x00\x0b" + b
 
 
 def test_clients_without_a_login_cannot_fill_the_log(tmp_path: Path) -> None:
-    """If clients without a login send frames that cannot be decoded, the broker logs at most one such error per second.
-    Each of these lines has fewer than 800 characters, and contains the number of similar errors that were not logged,
-    if any.
+    """If clients without a login send frames that cannot be decoded, the broker logs at most one such error per second,
+    in a line of fewer than 800 characters. The line says how many similar errors were not logged, if any.
     """
     with BrokerProcess(tmp_path, "--in-memory") as broker:
         port = int(broker.url.rpartition(":")[2].partition("/")[0])

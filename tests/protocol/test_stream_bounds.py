@@ -134,7 +134,7 @@ def test_properties_of_stream_subscriptions_count_towards_memory_use(api_of: Cal
 
 def test_stream_subscriptions_count_towards_memory_use() -> None:
     """Each stream subscription counts towards the broker's memory use until it ends, even if it has no properties. What
-    the broker remembers about each stream that a client has used counts until the stream is deleted or the client
+    the broker stores about each stream that a client has used also counts, until the stream is deleted or the client
     disconnects.
     """
     with EmbeddedBroker(stream_port=0) as embedded:
@@ -185,8 +185,9 @@ def test_names_of_stream_publishers_count_towards_memory_use() -> None:
 
 
 def test_the_number_of_readers_whose_offsets_a_stream_stores_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    """During a memory alarm, or once a stream stores the offsets of the maximum number of readers, the stream stores
-    new offsets only of readers that it knows. A disk alarm has no such effect.
+    """A stream stores the offsets of a limited number of readers. Once the limit is reached, the stream ignores offsets
+    of further readers, but still stores new offsets of the readers that it knows. The same is true during a memory
+    alarm, but not during a disk alarm.
     """
     monkeypatch.setattr(stream_requests, "_MOST_READERS", 3)
     with EmbeddedBroker(stream_port=0) as embedded:
@@ -219,8 +220,8 @@ def _connect(port: int) -> RawStream:
 
 
 def test_stored_offsets_are_not_rewritten_with_each_segment() -> None:
-    """The files of a stream with 100 tiny segments and 5,000 stored offsets take less than 3.3 MB, because the broker
-    does not write all offsets again for each segment.
+    """When a stream with stored offsets begins a new segment, the broker does not write all offsets again. With 100
+    tiny segments and 5,000 stored offsets, the files of the stream take less than 3.3 MB.
     """
     with EmbeddedBroker(stream_port=0) as embedded:
         client = _client(embedded)

@@ -54,8 +54,8 @@ ACCESS_REFUSED, PRECONDITION_FAILED, NO_PUBLISHER, NO_OFFSET = range(16, 20)
 def test_a_stream_connection_is_closed_after_a_failed_login(
     connect_stream: Opener, mechanism: str, secret: bytes, code: int
 ) -> None:
-    """If a client logs in over the stream protocol with an unknown mechanism, a wrong password or a malformed response,
-    it gets the error code for this failure, and the broker closes the connection.
+    """A login over the stream protocol fails if the mechanism is unknown, the password is wrong or the response is
+    malformed. The client gets the error code for this failure, and the broker closes the connection.
     """
     client = connect_stream()
     client.request(PEER_PROPERTIES, table({}))
@@ -344,7 +344,7 @@ def test_a_stored_offset_can_be_queried(client: RawStream, stream: str) -> None:
 
 
 def test_a_stored_offset_is_deleted_with_its_segment(client: RawStream) -> None:
-    """When a stream deletes its oldest segment, it also deletes a stored offset of a message in this segment."""
+    """When a stream deletes its oldest segment, it deletes each stored offset of a message in this segment."""
     client.create("short", max_length_bytes="2000", stream_max_segment_size_bytes="1000")
     client.declare_publisher(1, "short")
     asked = string("reader") + string("short")
@@ -381,8 +381,8 @@ _PROPERTIES = pika.BasicProperties(
 def test_a_message_keeps_its_properties_from_amqp_to_the_stream_protocol_and_back(
     client: RawStream, stream: str, channel: BlockingChannel
 ) -> None:
-    """If a stream client reads a message that was published over AMQP 0-9-1 and publishes it again, both messages have
-    the original properties when they are read over AMQP 0-9-1.
+    """A stream client reads a message that was published over AMQP 0-9-1, and publishes it again. When both messages
+    are read over AMQP 0-9-1, they have the original properties.
     """
     channel.confirm_delivery()
     channel.queue_bind(stream, "amq.topic", "a.*")

@@ -242,8 +242,9 @@ def test_nacking_a_message_of_a_stream_closes_the_connection(
 def test_a_stream_consumer_needs_a_prefetch_and_acknowledgements(
     channel: BlockingChannel, prefetch: int, options: dict[str, Any], code: int, words: str
 ) -> None:
-    """The broker refuses basic.consume on a stream if the channel has no prefetch, if the consumer uses automatic
-    acknowledgement, or if it has the argument x-priority or an invalid x-stream-offset.
+    """A consumer of a stream needs a prefetch, and cannot use automatic acknowledgement. The broker refuses
+    basic.consume if one of these rules is broken, if there is the argument x-priority, or if x-stream-offset is
+    invalid.
     """
     channel.basic_qos(prefetch_count=prefetch)
     with pytest.raises((ChannelClosedByBroker, ConnectionClosedByBroker)) as caught:
@@ -278,8 +279,8 @@ def test_a_stream_consumer_needs_a_prefetch_and_acknowledgements(
 def test_an_invalid_stream_declaration_is_refused(
     channel: BlockingChannel, arguments: dict[str, Any], options: dict[str, Any], words: str
 ) -> None:
-    """The broker refuses to declare a transient, exclusive, auto-delete or unnamed stream, or a stream with invalid
-    arguments, with RabbitMQ's error text.
+    """A stream cannot be transient, exclusive, auto-delete or unnamed, or have invalid arguments. The broker refuses
+    such a declaration with RabbitMQ's error text.
     """
     with pytest.raises(ChannelClosedByBroker, match=words):
         channel.queue_declare(**{"queue": "other", "durable": True, **options}, arguments={**STREAM, **arguments})

@@ -46,8 +46,8 @@ def port_of(broker: EmbeddedBroker, protocol: str) -> tuple[str, int]:
 
 
 def test_clients_of_every_protocol_can_log_in_over_tls(broker: EmbeddedBroker, amqp_tls: Authority) -> None:
-    """Over TLS, clients can log in with AMQP, with HTTP (management API) and with the stream protocol, and an AMQP
-    client can receive a message of 1 MB.
+    """Over TLS, clients can log in with AMQP, HTTP (management API) and the stream protocol. An AMQP client can receive
+    a message of 1 MB.
     """
     api = Management(broker.urls["https"], "guest", "guest", ca=str(amqp_tls.ca))
     with connection(broker, amqp_tls) as opened:
@@ -93,8 +93,8 @@ def test_a_failed_tls_handshake_is_logged_in_one_line(
 def test_unfinished_tls_handshakes_are_limited_per_address(
     amqp_tls: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If one address has more connections with an unfinished TLS handshake than the limit allows, the broker closes the
-    oldest of them, and still serves other clients.
+    """The number of connections from one address whose TLS handshake is unfinished has a limit. If there are more, the
+    broker closes the oldest of them, and still serves other clients.
     """
     monkeypatch.setattr(listener, "stranger_limit", lambda: 10)
     with EmbeddedBroker(tls=amqp_tls.tls()) as broker, ExitStack() as stack:

@@ -66,7 +66,7 @@ def test_a_seed_of_the_simulation_gives_the_same_history_in_every_process() -> N
 
 def test_a_history_of_the_simulation_does_not_depend_on_the_garbage_collector(monkeypatch: pytest.MonkeyPatch) -> None:
     """If the embedded broker is killed in a simulation, the history is the same whether or not Python collects garbage
-    afterwards.
+    after the kill.
     """
 
     class Collector:
@@ -115,7 +115,9 @@ def test_a_history_of_the_simulation_does_not_depend_on_the_free_disk_space(monk
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name.replace(" ", "-"))
 @pytest.mark.timeout(3600)
 def test_the_simulation_finds_each_planted_defect(mutation: Mutation) -> None:
-    """If a known defect is planted in the embedded broker, the simulation finds it within its first 1,000 seeds."""
+    """Each known defect is planted in the embedded broker, one at a time. The simulation finds each of them within its
+    first 1,000 seeds.
+    """
     found = run("--quick", "--seeds", str(_MOST_SEEDS), "--mutation", mutation.name)
     assert found.returncode == 1, f"not found: {found.stdout}{found.stderr}"
     assert found.stdout.startswith("seed "), found.stdout + found.stderr
@@ -132,8 +134,8 @@ def test_each_planted_defect_can_still_be_planted() -> None:
 
 
 def test_a_sender_beyond_its_credit_is_detached() -> None:
-    """If the embedded broker grants no credit because its disk fails, and an AMQP 1.0 sender sends a message
-    nevertheless, the broker detaches the link with transfer-limit-exceeded.
+    """While the embedded broker's disk fails, the broker grants no credit. If an AMQP 1.0 sender sends a message beyond
+    its credit, the broker detaches the link with transfer-limit-exceeded.
     """
     actors = (
         Actor("faults", "Faults", 1, (Step(1, "eio", {"seconds": 30}),)),
@@ -165,8 +167,8 @@ def test_the_management_api_refuses_changes_while_the_disk_is_full() -> None:
     "killed_after", [-0.009, 0.005, 5]
 )  # a delivery that was on its way arrives even after the kill
 def test_the_model_allows_a_second_delivery_of_a_delayed_message_only_after_a_kill(killed_after: float) -> None:
-    """The simulation's model allows the broker to deliver a delayed message twice without the redelivered flag only if
-    the broker was killed right after the first delivery.
+    """A delayed message is delivered twice without the redelivered flag. The simulation's model allows this only if the
+    broker was killed right after the first delivery.
     """
     now = 10.0
     judge = Judge(lambda: now, {"q": Kind()})
@@ -181,10 +183,10 @@ def test_the_model_allows_a_second_delivery_of_a_delayed_message_only_after_a_ki
 
 
 @pytest.mark.parametrize("later", [0.003, 2])
-def test_the_model_allows_a_late_delivery_of_an_acknowledged_message_only_while_the_broker_stops(later: float) -> None:
-    """The simulation's model allows a consumer to receive a message that another consumer has already acknowledged only
-    shortly after the broker began to stop. At that moment, a first delivery may still be on the way to a closing
-    connection while the message is requeued, redelivered and acknowledged.
+def test_the_model_allows_a_delivery_after_an_acknowledgement_only_while_the_broker_stops(later: float) -> None:
+    """When the broker begins to stop, a delivery may be on its way to a closing connection while the message is
+    requeued, redelivered and acknowledged. The simulation's model therefore allows a consumer to receive a message that
+    another consumer has acknowledged, but only shortly after the broker began to stop.
     """
     now = 10.0
     judge = Judge(lambda: now, {"q": Kind()})
@@ -199,11 +201,9 @@ def test_the_model_allows_a_late_delivery_of_an_acknowledged_message_only_while_
         judge.delivered("q", sent.number, "closed first", redelivered=True)
 
 
-def test_the_model_allows_a_second_delivery_of_a_delayed_message_after_a_stop_with_a_full_disk(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The simulation's model allows the broker to deliver a delayed message again without the redelivered flag if the
-    first delivery was made while the disk was full, and the broker was stopped before the disk had space. Without this
+def test_the_model_allows_a_second_delivery_after_a_stop_with_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A delayed message is delivered while the disk is full, and the broker is stopped before the disk has space. The
+    simulation's model allows the broker to deliver the message again without the redelivered flag. Without this
     exception to its rule, the model would report the second delivery.
     """
     delayed = Step(2, "publish", {"queue": "q1-quorum", "count": 5, "exchange": "delayed", "delays": True})
@@ -224,9 +224,8 @@ def test_the_model_allows_a_second_delivery_of_a_delayed_message_after_a_stop_wi
 
 
 def test_the_model_allows_a_queue_to_be_missing_after_a_kill_during_its_deletion() -> None:
-    """If a client deletes a queue and declares it again, and the broker is killed in between, the simulation's model
-    allows the queue to be missing. Messages to the missing queue are confirmed but not stored, and requests for it are
-    answered with 404.
+    """A client deletes a queue and declares it again, and the broker is killed in between. The simulation's model
+    allows the queue to be missing: messages to it are confirmed but not stored, and requests for it get the status 404.
     """
     confirmed_without_queue = 0
     for seed in range(20):
@@ -251,7 +250,7 @@ def test_the_model_allows_a_queue_to_be_missing_after_a_kill_during_its_deletion
 
 def test_the_model_allows_a_commit_to_a_queue_that_was_just_deleted_to_fail() -> None:
     """If a queue is deleted during a transaction that publishes to it, the simulation's model allows the broker to
-    close the channel with "partial tx completion".
+    answer tx.commit by closing the channel with "partial tx completion".
     """
     partial = "channel closed: 406 PRECONDITION_FAILED - partial tx completion"
     failed = 0
@@ -268,9 +267,9 @@ def test_the_model_allows_a_commit_to_a_queue_that_was_just_deleted_to_fail() ->
 
 
 def test_the_model_allows_a_declaration_with_different_arguments_after_a_queue_was_deleted() -> None:
-    """If a client deletes a queue and declares it again, while another client declares the queue with different
-    arguments, the simulation's model allows the broker to refuse the other client's declaration with 406, or to accept
-    it while the queue is deleted.
+    """A client deletes a queue and declares it again. At the same time, another client declares the queue with
+    different arguments. The simulation's model allows the broker to accept this declaration while the queue is deleted,
+    and to refuse it with 406 while the queue exists.
     """
     outcomes = set()
     for seed in range(60):
@@ -307,12 +306,12 @@ def test_the_model_allows_a_declaration_with_different_arguments_after_a_queue_w
         "in a classic queue",
     ],
 )
-def test_the_model_allows_a_delayed_message_twice_in_a_stream_only_after_a_kill_near_its_due_time(
+def test_the_model_allows_a_delayed_message_twice_in_a_stream_only_after_a_kill(
     kind: str, fault: list[float] | None, killed_at: float, is_allowed: bool
 ) -> None:
-    """The simulation's model allows a stream to contain a delayed message twice only if the broker was killed just
-    after the message was due, or during a disk fault that began before the message was due. The model never allows
-    three copies.
+    """After a kill, a stream may contain a delayed message twice. The simulation's model allows this only if the broker
+    was killed just after the message was due, or during a disk fault that began before the message was due. The model
+    never allows three copies, or two copies in a classic queue.
     """
     now = 10.0
     judge = Judge(lambda: now, {"q": KINDS[kind]})
@@ -333,8 +332,8 @@ def test_the_model_allows_a_delayed_message_twice_in_a_stream_only_after_a_kill_
 def test_a_failing_seed_of_the_simulation_is_reduced_to_the_steps_that_make_it_fail(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """If a seed of the simulation fails, the printed history contains only those clients and steps without which the
-    seed would not fail.
+    """If a seed of the simulation fails, the printed history is reduced: it contains only the clients and steps without
+    which the seed would not fail.
     """
     from tests.simulation import shrinking
 

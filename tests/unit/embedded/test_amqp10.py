@@ -109,7 +109,7 @@ def test_tables_and_arrays_are_removed_from_the_headers_of_a_message_in_a_stream
 )
 def test_an_id_that_is_not_a_string_has_its_type_in_a_header(identifier: bytes, message_id: str, kind: str) -> None:
     """If the message id of an AMQP 1.0 message in a stream is a uuid, ulong or binary, it is delivered over AMQP 0-9-1
-    as text, and the header x-message-id-type contains its type.
+    as text. The header x-message-id-type then contains its type.
     """
     found = decode(b"\x00Ss\xc0" + bytes((len(identifier) + 1, 1)) + identifier + b"\x00Su\xa0\x01x")
 
@@ -136,7 +136,7 @@ def test_several_data_sections_are_joined_into_one_body() -> None:
 
 def test_an_amqp_1_0_value_as_a_body_is_delivered_encoded() -> None:
     """If the body of a message is an AMQP 1.0 value, the message is delivered over AMQP 0-9-1 with the encoded value as
-    its body and `amqp-1.0` as its type property.
+    its body. Its property `type` is then `amqp-1.0`.
     """
     found = decode(b"\x00Sw\xa1\x02hi")
 

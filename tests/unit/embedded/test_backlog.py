@@ -111,9 +111,9 @@ def take(backlog: Backlog, expected: Expected) -> BacklogEntry:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("most", [0, 1, BATCH], ids=["in memory", "paged out, large", "paged out"])
 def test_messages_are_delivered_in_the_order_of_the_queue_type(kind: str, most: int) -> None:
-    """After any sequence of publishes, deliveries and requeues, a queue of the embedded broker delivers messages in
-    RabbitMQ's order for the type of the queue: classic with or without priorities, or quorum in 3.13, 4.2 or 4.3. The
-    order is the same if messages are paged out to disk.
+    """After any sequence of publishes, deliveries and requeues, a queue delivers messages in the same order as
+    RabbitMQ. The test covers classic queues with and without priorities, and quorum queues in 3.13, 4.2 and 4.3. Paging
+    messages out to disk does not change the order.
     """
     for seed in range(20):
         chance = random.Random(seed)
@@ -162,8 +162,8 @@ def test_an_empty_queue_has_no_next_message(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_purge_removes_all_ready_messages_even_those_that_are_paged_out(kind: str) -> None:
-    """A purge removes all ready messages, even those that were requeued or paged out, and returns them, so that they
-    can be deleted from the disk. The queue can then be used again.
+    """A purge removes all ready messages from a queue, including those that were requeued or paged out. It returns
+    them, so that the broker can delete them on disk. The queue can then be used again.
     """
     backlog = new_backlog(FakePages(), *KINDS[kind])
     for position in range(1, 4):

@@ -19,7 +19,7 @@ from mqtool.broker.embedded.amqp10.amqp10_socket import escape_name
     ],
 )
 def test_special_characters_in_the_subject_of_a_certificate_are_escaped(value: str, escaped: str) -> None:
-    """As in RabbitMQ, special characters in the CN of a client certificate are escaped in the user name, so that a CN
-    with a comma cannot look like the subject of another user.
+    """In the user name, special characters in the CN of a client certificate are escaped, as in RabbitMQ. So a CN with
+    a comma cannot look like the subject of another user.
     """
     assert escape_name(value) == escaped

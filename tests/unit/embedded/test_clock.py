@@ -6,8 +6,8 @@ from mqtool.broker.embedded.model.clock import LoopClock
 
 
 def test_every_client_is_served_while_all_clients_are_busy() -> None:
-    """If 100 clients keep the embedded broker busy, and each request takes 1 ms, the broker serves every client at
-    least once before it serves any client for the 40th time.
+    """100 clients keep the embedded broker busy with requests that take 1 ms each. Every client is served at least once
+    before any client is served for the 40th time.
     """
     served = [0] * 100
 

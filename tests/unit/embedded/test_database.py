@@ -66,7 +66,7 @@ def test_only_one_broker_uses_a_data_directory(tmp_path: Path) -> None:
 
 def test_a_data_directory_is_accessible_only_to_its_user(tmp_path: Path) -> None:
     """Only the operating system user who runs the broker can access a new data directory and its database. If other
-    users can access an existing database, the broker corrects the file's mode when it starts, but does not change the
+    users can access an existing database, the broker takes their access away when it starts, but does not change the
     mode of the directory.
     """
     directory = tmp_path / "a" / "b"
@@ -109,7 +109,8 @@ def test_a_full_disk_is_named_as_the_reason_why_a_broker_cannot_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, free: int, *, is_full: bool
 ) -> None:
     """If a data directory cannot be opened because the disk is full, the error says how many bytes are free and how
-    many are needed. Any other error contains the original reason. Once the reason is gone, the directory can be opened.
+    many are needed. If there is another reason, the error contains it. Once the reason is gone, the directory can be
+    opened.
     """
 
     def fail(_: Path) -> None:
@@ -136,8 +137,8 @@ def test_a_full_disk_is_named_as_the_reason_why_a_broker_cannot_start(
 def test_the_space_needed_to_open_a_data_directory_grows_with_its_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Opening a data directory needs free space of twice the size of SQLite's log, because the log is copied and then
-    moved.
+    """To open a data directory, the broker needs free space of twice the size of SQLite's log, because it copies the
+    log and then moves its contents into the database.
     """
 
     def fail(_: Path) -> None:
@@ -169,8 +170,8 @@ def test_an_empty_database_file_is_reported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("used_by", ["mark", "definition"])
 def test_a_data_directory_is_new_until_it_is_used(tmp_path: Path, used_by: str) -> None:
-    """A data directory counts as new, so that the broker creates its default definitions, until the directory has been
-    marked as used or contains a definition.
+    """A data directory counts as new until it has been marked as used or contains a definition. In a new data
+    directory, the broker creates its default definitions.
     """
     opened = open_database(tmp_path)
     assert opened.is_new
@@ -206,8 +207,8 @@ class RecordingDisk(Disk):
 
 
 def test_the_writer_thread_syncs_and_checkpoints_the_database(tmp_path: Path) -> None:
-    """Changes are committed to SQLite's write-ahead log, which only sync() syncs to disk. A thread other than the one
-    that opened the database can call sync(), and checkpoint(), which copies the log into the database file.
+    """Changes are committed to SQLite's write-ahead log. sync() syncs this log to disk, and checkpoint() copies it into
+    the database file. A thread other than the one that opened the database can call both.
     """
     disk, log = RecordingDisk(), tmp_path / f"{FILE}-wal"
     opened = open_database(tmp_path, disk)
@@ -249,7 +250,7 @@ def test_exactly_the_removed_messages_are_deleted(rows: set[int], data: st.DataO
 
 def test_messages_are_read_from_a_data_directory_in_batches() -> None:
     """The broker reads messages from its data directory in batches, in order. If the bodies of a batch exceed 1 MiB,
-    the broker reads only the first messages of the batch, up to the one that exceeds this size.
+    the batch ends with the message that exceeds this size.
     """
     db = memory()
     rows = range(1, BATCH + 10)
@@ -276,8 +277,8 @@ def test_a_message_that_is_missing_in_the_data_directory_is_an_error(rows: list[
 
 
 def test_definitions_are_replaced_found_and_deleted_by_kind_and_key() -> None:
-    """If a definition is written to a data directory, it replaces only the definition of the same kind, such as
-    "queue", with the same name. Deleting a definition deletes only that one.
+    """A definition in a data directory has a kind, such as "queue", and a name. Writing a definition replaces only the
+    one of the same kind and name, and deleting a definition deletes only that one.
     """
     db = memory()
     db.text_factory = bytes
@@ -304,9 +305,9 @@ def test_definitions_are_replaced_found_and_deleted_by_kind_and_key() -> None:
 def test_publishers_are_blocked_while_the_disk_has_too_little_space(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, free: int, alarms: dict[str, str], seconds: float
 ) -> None:
-    """While less disk space is free than the limit, the disk alarm blocks publishers, and the log says how much is
-    free. The less space is free, the sooner the broker checks the space again. After the broker has stopped, no further
-    checks are made.
+    """While less disk space is free than the limit, the disk alarm blocks publishers, and the log says how many bytes
+    are free. The broker checks the free space again after 0.1 to 10 s, sooner if it is close to the limit. When the
+    broker stops, the checks end.
     """
     caplog.set_level(logging.WARNING)
     later: list[float] = []

@@ -90,9 +90,9 @@ def test_a_dead_letter_does_not_expire_again() -> None:
 
 
 def test_x_death_counts_a_repeated_death_and_lists_it_first() -> None:
-    """If a queue dead-letters a message again for the same reason, the count of the queue's entry in x-death increases,
-    and the entry moves to the first place, but its time does not change. Another queue or another reason gets an entry
-    of its own.
+    """If a queue dead-letters a message again for the same reason, the count of its entry in x-death increases and the
+    entry becomes the first, but the entry's time does not change. Another queue or another reason gets an entry of its
+    own.
     """
     letter = message()
     for number, (queue, reason) in enumerate([("a", "expired"), ("b", "expired"), ("a", "rejected"), ("b", "expired")]):
@@ -138,8 +138,8 @@ def test_a_publishers_death_headers_are_kept_only_before_4_0(forged: Table) -> N
     ids=["largest count", "almost the largest count", "negative count", "text"],
 )
 def test_a_forged_x_death_header_raises_no_error(count: object, time: Any, next_count: int, next_time: object) -> None:
-    """If a publisher has set an x-death header, the broker accepts any count and time in the header, and keeps fields
-    that the broker does not know.
+    """If a publisher has set an x-death header with an impossible count or time, dead-lettering raises no error. The
+    count never exceeds 2^63-1, and a count that is text is replaced by 1. Unknown fields are kept.
     """
     letter = dead(message({"x-death": [death(count=count, time=time, more=7)]}), trusts=True)
     [entry] = deaths(letter)
@@ -184,8 +184,8 @@ def test_an_x_death_header_that_is_not_a_list_of_tables_counts_as_empty(forged: 
 def test_a_dead_letter_that_returns_to_its_queue_is_in_a_cycle_unless_it_was_rejected(
     entries: list[dict[str, Any]], cycles: bool
 ) -> None:
-    """A dead letter is in a cycle if it returns to a queue that has dead-lettered it before. It is not in a cycle if it
-    was dead-lettered that time, or by any queue since, because a consumer rejected it.
+    """A dead letter would return to a queue that has dead-lettered the message before. This counts as a cycle, unless a
+    consumer rejected the message in that queue or in any queue since then.
     """
     assert would_cycle(message({"x-death": cast(Any, entries)}), "jobs") is cycles
 
@@ -259,8 +259,8 @@ def test_a_queue_without_a_dead_letter_exchange_publishes_nothing(exchange: str 
 
 
 def test_a_dead_letter_that_cannot_be_published_does_not_stop_the_others(caplog: pytest.LogCaptureFixture) -> None:
-    """If dead-lettering a message raises an error, the queue is informed of the failure, the log names the queue, and
-    the next message is still dead-lettered.
+    """If an error prevents the broker from dead-lettering a message, the message's queue is told of the failure, and
+    the log names the queue. The next message is still dead-lettered.
     """
     outcomes = list[Outcome]()
 
@@ -281,9 +281,7 @@ def test_a_dead_letter_that_cannot_be_published_does_not_stop_the_others(caplog:
 
 
 def test_messages_that_wait_to_be_dead_lettered_are_dead_lettered_before_the_broker_stops() -> None:
-    """When the broker stops, it dead-letters waiting messages for a limited time, and then returns the number of
-    messages that are left.
-    """
+    """When the broker stops, it dead-letters waiting messages for a limited time, and counts those that are left."""
     clock, outcomes = FakeClock(), list[Outcome]()
 
     def publish(*_: object) -> bool:
@@ -299,9 +297,9 @@ def test_messages_that_wait_to_be_dead_lettered_are_dead_lettered_before_the_bro
 
 
 def test_a_dead_letter_for_many_queues_is_published_in_turns_before_the_next_one() -> None:
-    """If the broker needs several turns of its event loop to add a dead letter to its queues, it serves other clients
-    in between, and then publishes the next dead letter. The original queue is told the outcome after the last turn. If
-    the broker stops before that, the dead letter counts as waiting.
+    """If a dead letter goes to many queues, the broker adds it to them in several turns of its event loop, and serves
+    other clients in between. After the last turn, the original queue is told the outcome, and the broker publishes the
+    next dead letter. If the broker stops before the last turn, the dead letter counts as not published.
     """
     clock, outcomes, added = FakeClock(), list[Outcome](), list[tuple[int, int]]()
 

@@ -26,8 +26,8 @@ _ALWAYS = {"direct", "fanout", "topic", "headers"}
     ],
 )
 def test_a_broker_has_the_exchange_types_of_its_version(like: Like, more: set[str]) -> None:
-    """The embedded broker has the exchange types of the RabbitMQ version that it imitates: x-local-random from 4.0 on,
-    and x-delayed-message up to 4.2, the last version with the plugin.
+    """The embedded broker has the exchange types of the RabbitMQ version that it imitates. From 4.0 on, it has
+    x-local-random. Up to 4.2, the last version with the plugin, it has x-delayed-message.
     """
     assert set(types_of(PROFILES[like])) == _ALWAYS | more
 
@@ -61,8 +61,8 @@ def test_a_local_random_exchange_routes_each_message_to_one_queue(vhost: Virtual
 def test_an_unroutable_message_goes_to_the_alternate_exchange(
     vhost: VirtualHost, argument: Value, policy: str | None, goes_to: str | None
 ) -> None:
-    """If no binding matches a message, the message goes to the alternate exchange, which is set by the exchange's
-    arguments or, if they set none, by a policy. If the alternate exchange does not exist, the message is unroutable.
+    """If no binding matches a message, it goes to the alternate exchange that the exchange's arguments name. If they
+    name none, a policy can. If the alternate exchange does not exist, the message is unroutable.
     """
     queues = {name: add_queue(vhost, name) for name in "ab"}
     for name, queue in queues.items():
@@ -84,8 +84,8 @@ def test_an_unroutable_message_goes_to_the_alternate_exchange(
 
 @pytest.mark.parametrize(("like", "matches"), [(Like.V3_10, True), (Like.V4_2, False)])
 def test_a_headers_exchange_compares_numbers_as_its_version_does(like: Like, *, matches: bool) -> None:
-    """With `broker up --like 3.10`, a headers exchange considers the integer 1 equal to the float 1.0, as in RabbitMQ
-    3.10. With `--like 4.2`, it does not, as in RabbitMQ 4.2.
+    """With `broker up --like 3.10`, the integer 1 in a headers binding matches the float 1.0. With `--like 4.2`, it
+    does not. RabbitMQ 3.10 and 4.2 do the same.
     """
     vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[like])
     exchange, queue = BrokerExchange("x", "headers"), add_queue(vhost)
@@ -97,8 +97,8 @@ def test_a_headers_exchange_compares_numbers_as_its_version_does(like: Like, *, 
 
 
 def test_a_queue_that_is_bound_twice_stays_bound_until_both_bindings_are_removed(vhost: VirtualHost) -> None:
-    """Bindings with different keys or arguments between the same exchange and queue are independent, so the queue stays
-    bound until all of them are removed. Removing a binding that does not exist changes nothing.
+    """An exchange and a queue may have several bindings, with different keys or arguments. The queue stays bound until
+    all of them are removed. Removing a binding that does not exist changes nothing.
     """
     exchange, queue = vhost.exchanges["amq.fanout"], add_queue(vhost)
     bindings: list[tuple[str, Table]] = [("", {}), ("k", {}), ("k", {"a": Int32(1)})]
@@ -201,7 +201,7 @@ def test_a_delayed_headers_exchange_routes_by_headers_when_a_message_is_due(
 
 def test_each_delayed_exchange_counts_its_messages(vhost: VirtualHost, clock: FakeClock) -> None:
     """Each x-delayed-message exchange counts the messages that it holds back, and lists them in the order in which they
-    are due. If the messages of one exchange are released, the count of another exchange does not change.
+    are due. Releasing messages of one exchange does not change the count of another.
     """
     exchanges = [
         BrokerExchange(name, "x-delayed-message", arguments={"x-delayed-type": "fanout"}) for name in ("one", "two")
@@ -220,8 +220,8 @@ def test_each_delayed_exchange_counts_its_messages(vhost: VirtualHost, clock: Fa
 
 
 def test_a_message_that_was_delayed_has_its_delay_negated(vhost: VirtualHost) -> None:
-    """After a message was delayed, its x-delay is negated, as a 32-bit integer if it fits, so that another
-    x-delayed-message exchange does not delay the message again. Its other headers are unchanged.
+    """When a delayed message is released, its x-delay is negated, so that another x-delayed-message exchange does not
+    delay the message again. The negated x-delay is a 32-bit integer if it fits. Other headers are unchanged.
     """
     for delay, kind in ((5000, Int32), (2**31, Int32), (2**31 + 1, Int64)):
         found = negate_delay(message(headers={"x-delay": Int64(delay), "a": "b"}), delay).headers
@@ -236,9 +236,9 @@ def test_a_message_that_was_delayed_has_its_delay_negated(vhost: VirtualHost) ->
 def test_a_message_that_was_held_back_before_a_restart_waits_no_longer_than_its_delay(
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger, delay: Value
 ) -> None:
-    """If the system clock was changed while the broker was stopped, a message in an x-delayed-message exchange waits
-    for at most its x-delay after the restart. The x-delay may be an integer, a float or a string, and may have been
-    negated.
+    """After a restart, a message in an x-delayed-message exchange waits for at most its x-delay, even if the system
+    clock was changed while the broker was stopped. The x-delay may be an integer, a float or a string, and may have
+    been negated.
     """
     exchange = BrokerExchange("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     vhost.add_exchange(exchange)

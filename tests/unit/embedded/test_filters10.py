@@ -126,8 +126,8 @@ def _parsed(wanted: Map, like: Like = Like.V4_3) -> LinkFilters:
 def test_property_filters_select_messages_by_value_prefix_or_suffix(
     descriptor: Any10, wanted: Map, chosen: bool
 ) -> None:
-    """A filter on properties or application properties selects messages with equal values, or with strings that have a
-    given prefix or suffix, as in RabbitMQ 4.3.
+    """A filter on a property or an application property selects messages whose value is equal to the given one or, for
+    strings, has the given prefix or suffix. RabbitMQ 4.3 does the same.
     """
     filters = _parsed({Symbol("any"): Described(descriptor, wanted)})
     assert filters.effective == {"any": Described(descriptor, wanted)}
@@ -174,8 +174,8 @@ def test_invalid_filters_of_a_stream_consumer_are_ignored(filter_: Any10) -> Non
 
 
 def test_stream_filters_become_consumer_arguments() -> None:
-    """The embedded broker converts RabbitMQ's AMQP 1.0 filters for a stream's offset and filter values to the consumer
-    arguments x-stream-offset, x-stream-filter and x-stream-match-unfiltered.
+    """For streams, RabbitMQ has AMQP 1.0 filters for the offset and for filter values. The embedded broker converts
+    them to the consumer arguments x-stream-offset, x-stream-filter and x-stream-match-unfiltered.
     """
     wanted: Map = {
         Symbol("a"): Described(Symbol("rabbitmq:stream-offset-spec"), Milliseconds(5_999)),
@@ -191,8 +191,8 @@ def test_stream_filters_become_consumer_arguments() -> None:
 
 
 def test_sql_and_property_filters_exclude_each_other() -> None:
-    """If an AMQP 1.0 client attaches with both an SQL filter and property filters, the broker applies only the kind
-    that comes last, as in RabbitMQ 4.3.
+    """An AMQP 1.0 client may attach with both an SQL filter and property filters. The broker applies only the kind that
+    the client lists last, as RabbitMQ 4.3 does.
     """
     sql = Described(Symbol("amqp:sql-filter"), "size = 5")
     fields = Described(_FIELDS, {Symbol("subject"): "x"})
@@ -235,8 +235,8 @@ def test_like_patterns_match_the_same_texts_as_regular_expressions() -> None:
     [("%a_b%", "aaxb"), ("%a_b", "aaaxb"), ("a%bb%c", "abbc"), ("%_%", "x"), ("%_a%_b%", "xaxb"), ("_%_", "ab")],
 )
 def test_a_like_pattern_matches_even_if_its_first_attempt_fails(pattern: str, text: str) -> None:
-    """In SQL filters, a LIKE pattern matches a text even if a part of the pattern also occurs earlier in the text,
-    where the rest does not fit: 'aaxb' is LIKE '%a_b%'.
+    """In an SQL filter, a part of a LIKE pattern may occur in the text several times. If the rest of the pattern does
+    not fit after the first occurrence, a later one can match: 'aaxb' is LIKE '%a_b%'.
     """
     assert LikePattern(pattern).matches(text, lambda _: None)
 

@@ -67,9 +67,9 @@ def entered(ledger: Ledger, row: int = 0) -> BacklogEntry:
 
 
 def test_the_memory_of_a_message_is_counted_until_it_leaves_its_queue(ledger: Reading) -> None:
-    """A message counts towards the broker's memory use from the time at which it enters a queue, or is recovered from
-    disk, until it is dropped or set aside. If it is dropped, it is deleted on disk. If it is set aside because it
-    cannot be processed, it stays on disk.
+    """A message counts towards the broker's memory use while it is in a queue, including a message that was recovered
+    from disk. A message that is dropped is deleted on disk. A message that is set aside, because it cannot be
+    processed, stays on disk but takes no memory.
     """
     first, second, third = entered(ledger, 1), entered(ledger, 2), entered(ledger)
     ledger.hold(first)
@@ -93,8 +93,8 @@ def test_messages_are_numbered_in_the_order_in_which_they_arrive(ledger: Reading
 
 
 def test_changes_of_memory_are_reported_only_above_a_limit(ledger: Reading) -> None:
-    """The ledger, which counts the memory that messages take, reports a change to the broker only if more than
-    `quiet_bytes` are in use afterwards.
+    """The ledger counts the memory that messages take. It reports a change to the broker only if more than
+    `quiet_bytes` are in use after the change.
     """
     ledger.quiet_bytes = 2 * MESSAGE
     entries = [entered(ledger) for _ in range(4)]
@@ -106,8 +106,8 @@ def test_changes_of_memory_are_reported_only_above_a_limit(ledger: Reading) -> N
 
 
 def test_definitions_count_towards_the_brokers_memory_use(ledger: Reading) -> None:
-    """The memory of queues, exchanges and bindings counts towards the broker's memory use. There is also a separate
-    count of this memory, without messages.
+    """Queues, exchanges and bindings count towards the broker's memory use. Their memory is also counted separately,
+    without that of messages.
     """
     ledger.hold_bytes(100)
     ledger.hold_bytes(20, definition=True)
@@ -118,7 +118,7 @@ def test_definitions_count_towards_the_brokers_memory_use(ledger: Reading) -> No
 
 
 def test_messages_are_paged_out_only_while_memory_is_short(ledger: Reading) -> None:
-    """A stored message is paged out only while messages in memory take more than `roomy_bytes`, by default 32 MiB. A
+    """A stored message is paged out only while messages take more than `roomy_bytes` of memory, by default 32 MiB. A
     paged-out message takes 40 bytes of memory. After it is read back, it takes as much memory as before.
     """
     ledger.roomy_bytes = 3 * MESSAGE
@@ -149,7 +149,8 @@ def test_a_dead_letter_is_never_paged_out(ledger: Reading) -> None:
 
 def test_segments_of_a_stream_without_a_data_directory_count_as_memory(ledger: Reading) -> None:
     """Without a data directory, the segments of a stream are kept in memory, and count towards the broker's memory use
-    until they are shortened or deleted. If a write fails halfway, the next write replaces the incomplete data.
+    until they are shortened or deleted. A write to a segment replaces everything after its position, such as the
+    incomplete data of a failed write.
     """
     segments = ledger.segments(1)
     assert [*segments.existing()] == []
@@ -168,8 +169,9 @@ def test_segments_of_a_stream_without_a_data_directory_count_as_memory(ledger: R
 
 
 def test_definitions_with_different_names_have_different_keys() -> None:
-    """In the database, the key of a definition consists of its names, such as those of a virtual host and a queue, each
-    after its length. No two definitions have the same key, and names that are not valid UTF-8 keep their bytes.
+    """In the database, a definition has a key that consists of its names, such as those of a virtual host and a queue,
+    each preceded by its length. So different definitions have different keys, and names that are not valid UTF-8 keep
+    their bytes.
     """
     assert definition_key(["/", "q\udce9"]) == b"\0\0\0\1/\0\0\0\2q\xe9"
     assert definition_key([b"ab", ""]) == b"\0\0\0\2ab\0\0\0\0"
@@ -187,8 +189,8 @@ def test_definitions_with_different_names_have_different_keys() -> None:
     ],
 )
 def test_definitions_are_read_back_as_they_were_stored(value: Table, decoded: Table) -> None:
-    """When a definition is read back, its names are str, even if they are not valid UTF-8, and the arguments that a
-    client has declared are unchanged.
+    """When a definition is read back, its names are strings (str), even if they are not valid UTF-8. The arguments that
+    a client has declared are unchanged.
     """
     assert decode_definition(encode_definition(value)) == decoded
 
@@ -203,8 +205,8 @@ def nested(depth: int) -> Table:
 @pytest.mark.parametrize("value", [nested(MAX_DEPTH + 10), {"a": 1 << 70}, {"a" * 300: True}])
 def test_a_definition_that_could_not_be_read_back_is_refused(ledger: Reading, value: Any) -> None:
     """If the arguments of a declaration are nested too deeply, or contain a value or name that cannot be encoded, the
-    broker refuses the declaration with 406 and stores nothing. Arguments that are nested 8 levels deeper than a message
-    allows can be stored and read back.
+    broker refuses the declaration with 406 and stores nothing. Arguments may be nested 8 levels deeper than headers of
+    a message.
     """
     with pytest.raises(ChannelException, match="a definition cannot be stored: ") as error:
         ledger.save("queue", ("/", "q"), value)

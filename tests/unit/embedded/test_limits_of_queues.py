@@ -91,8 +91,8 @@ def deaths(queue: BrokerQueue) -> list[tuple[bytes, object]]:
 def test_a_message_is_stored_if_it_and_its_queue_survive_a_restart(
     vhost: VirtualHost, ledger: RecordingLedger, declared: Any, arguments: Table, mode: int, *, stored: bool
 ) -> None:
-    """A message is stored on disk if it is persistent and in a durable queue that is not exclusive, or if it is in a
-    quorum queue. It is confirmed once it is stored, even if a consumer with automatic acknowledgement gets it
+    """The broker stores a persistent message in a durable queue that is not exclusive, and each message in a quorum
+    queue. Such a message is confirmed once it is on disk, even if a consumer with automatic acknowledgement gets it
     immediately. Other messages are not stored.
     """
     queue = vhost.add_queue(QueueDeclaration("q", arguments, **declared))
@@ -109,9 +109,9 @@ def test_a_message_is_stored_if_it_and_its_queue_survive_a_restart(
 def test_the_first_delivery_of_a_durable_queue_is_recorded(
     vhost: VirtualHost, ledger: RecordingLedger, how: str
 ) -> None:
-    """When a durable queue makes its first delivery, the broker records this in its data directory, so that it knows
-    after a kill which queues may have delivered messages. Later deliveries, and those of transient queues, are not
-    recorded.
+    """After a kill, the broker must know which queues may have delivered messages. It therefore records in its data
+    directory when a durable queue makes its first delivery. Later deliveries, and deliveries of transient queues, are
+    not recorded.
     """
     for name, durable in (("durable", True), ("transient", False)):
         queue = add_queue(vhost, name, durable=durable)
@@ -209,8 +209,9 @@ def test_a_maximum_length_in_bytes_counts_the_bodies_of_ready_messages(vhost: Vi
 
 
 def test_a_policy_that_limits_a_long_queue_drops_messages_in_turns(vhost: VirtualHost, clock: FakeClock) -> None:
-    """If a policy sets a maximum length, a long queue drops its oldest messages in several turns of the event loop,
-    even if no client uses the queue in the meantime. If the policy is deleted, the queue no longer has a limit.
+    """If a policy sets a maximum length for a long queue, the queue drops its oldest messages in several turns of the
+    broker's event loop, without waiting for a client to use the queue. After the policy is deleted, the queue has no
+    limit.
     """
     queue = add_queue(vhost)
     for number in range(100):
@@ -268,9 +269,9 @@ _COUNTED = [Why.REJECTED, Why.FAILED, Why.CLOSED, Why.LOST]
 @pytest.mark.parametrize("why", list(Why))
 @pytest.mark.parametrize(("like", "also"), [(Like.V4_2, [Why.RETURNED]), (Like.V4_3, [])])
 def test_a_quorum_queue_counts_the_failed_deliveries_of_a_message(like: Like, also: list[Why], why: Why) -> None:
-    """A quorum queue counts how often a message is requeued. Towards the delivery limit, it counts only deliveries that
-    were rejected, failed or lost and, up to RabbitMQ 4.2, those requeued with basic.nack, but not those with the AMQP
-    1.0 outcome `released`.
+    """A quorum queue counts how often a message is requeued. It also counts failed deliveries: those that were
+    rejected, failed or lost and, up to RabbitMQ 4.2, those requeued with basic.nack. The AMQP 1.0 outcome `released`
+    does not count as a failed delivery.
     """
     queue, _ = quorum_queue(like)
     queue.publish(message())
@@ -305,8 +306,9 @@ def test_a_classic_queue_counts_failed_deliveries_over_amqp_1_0(like: Like, coun
 def test_without_a_delivery_limit_requeued_messages_come_last(
     like: Like, limit: int, why: Why, *, is_last: bool
 ) -> None:
-    """Up to RabbitMQ 4.2, if a quorum queue has no delivery limit, and a client requeues a message, the message becomes
-    the last one in the queue. In all other cases, a requeued message returns to its position.
+    """Up to RabbitMQ 4.2, if a client requeues a message of a quorum queue without a delivery limit, the message goes
+    behind all others. In any other case, for example when a channel is closed, a requeued message returns to its
+    position.
     """
     queue, _ = quorum_queue(like, x_delivery_limit=Int32(limit))
     for body in (b"0", b"1", b"2"):
@@ -329,9 +331,9 @@ def test_without_a_delivery_limit_requeued_messages_come_last(
     ids=str,
 )
 def test_a_quorum_queue_delays_retries(which: str, why: Why, delays: list[int]) -> None:
-    """From RabbitMQ 4.3 on, the argument x-delayed-retry-type of a quorum queue decides which messages are delayed when
-    they are requeued. Each further failure makes the delay longer, up to the maximum. A waiting consumer gets the
-    message when the delay is over.
+    """From RabbitMQ 4.3 on, a quorum queue can delay requeued messages. The argument x-delayed-retry-type decides which
+    messages are delayed. Each further failure of a message makes its delay longer, up to the maximum. A waiting
+    consumer gets the message when the delay is over.
     """
     arguments = {"x_delayed_retry_type": which, "x_delayed_retry_min": Int32(1000), "x_delayed_retry_max": Int32(2500)}
     queue, clock = quorum_queue(Like.V4_3, **arguments)
@@ -350,8 +352,8 @@ def test_a_quorum_queue_delays_retries(which: str, why: Why, delays: list[int]) 
 @pytest.mark.parametrize(("like", "lasts"), [(Like.V4_2, 0), (Like.V4_3, 700)])
 def test_a_client_can_delay_the_redelivery_of_a_message_that_it_requeues(like: Like, lasts: int) -> None:
     """From RabbitMQ 4.3 on, a client that requeues a message to a quorum queue can set a time before which the message
-    is not delivered again. Earlier versions ignore this time. A purge of the queue removes messages that wait for such
-    a time as well.
+    is not redelivered. Earlier versions ignore this time. A purge of the queue also removes messages whose time has not
+    come.
     """
     queue, clock = quorum_queue(like)
     for body in (b"0", b"1"):
@@ -417,7 +419,7 @@ def test_a_recovered_message_expires_no_later_than_its_ttl_allows(
     lasts: int | None,
 ) -> None:
     """A message that is recovered from disk expires at its stored expiration time, but no later than one TTL (its own
-    or the queue's) after the recovery. So it expires in time even if the clock was ahead when the time was stored. A
+    or the queue's) after the recovery. The second limit applies if the clock was ahead when the time was stored. A
     message without a stored time does not expire.
     """
     if policy_ttl is not None:
@@ -447,9 +449,9 @@ def test_a_recovered_message_expires_no_later_than_its_ttl_allows(
 def test_a_dead_letter_leaves_its_queue_once_another_queue_has_it(
     vhost: VirtualHost, ledger: RecordingLedger, strategy: str, outcome: Outcome, end: str, *, is_deleted: bool
 ) -> None:
-    """A queue deletes a dead letter once another queue has accepted it or, except with the strategy at-least-once, if
-    no queue accepts it. If publishing the dead letter fails, it stays on disk, and is in its queue again after a
-    restart. A deleted queue keeps no dead letters.
+    """A queue deletes a dead letter once another queue has accepted it. If no queue accepts it, the dead letter is
+    dropped or, with the strategy at-least-once, kept. If an error prevents publishing, the dead letter stays on disk,
+    and returns to its queue after a restart. When a queue is deleted, the memory of its dead letters is freed.
     """
     to: Table = {"x_dead_letter_exchange": "x", "x_dead_letter_strategy": strategy, "x_overflow": "reject-publish"}
     queue = add_queue(vhost, durable=True, x_queue_type="quorum", **to)
@@ -470,8 +472,8 @@ def test_a_dead_letter_leaves_its_queue_once_another_queue_has_it(
 
 
 def test_a_consumer_gets_messages_that_wait_until_they_expire(vhost: VirtualHost, clock: FakeClock) -> None:
-    """A consumer gets the messages that wait in a queue with a TTL. If a busy consumer can take messages again only
-    after the TTL has passed, it gets none of the expired messages, however many there are.
+    """A consumer gets the messages that wait in a queue with a TTL. If the consumer is busy until the TTL has passed,
+    it gets none of the messages that have expired in the meantime, however many there are.
     """
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     for body in (b"0", b"1"):
@@ -490,8 +492,8 @@ def test_a_consumer_gets_messages_that_wait_until_they_expire(vhost: VirtualHost
 
 
 def test_basic_get_never_returns_an_expired_message(vhost: VirtualHost, clock: FakeClock, ledger: Ledger) -> None:
-    """If the TTL of all messages in a queue has passed, basic.get returns no message, even while many of these messages
-    are still being requeued.
+    """If the TTL of all messages in a queue has passed, basic.get returns no message. This holds even while the broker
+    is still requeueing many of these messages.
     """
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     for _ in range(60):
@@ -504,8 +506,8 @@ def test_basic_get_never_returns_an_expired_message(vhost: VirtualHost, clock: F
 
 
 def test_a_message_that_is_requeued_to_an_empty_queue_expires_in_time(vhost: VirtualHost, clock: FakeClock) -> None:
-    """If a message with a TTL is requeued, it expires exactly when its TTL has passed, even if basic.get has found the
-    queue empty while a client held the message.
+    """A message with a TTL is delivered, and basic.get then finds its queue empty. If the message is requeued, it still
+    expires exactly when its TTL has passed.
     """
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     queue.publish(message())
@@ -519,8 +521,9 @@ def test_a_message_that_is_requeued_to_an_empty_queue_expires_in_time(vhost: Vir
 
 
 def test_messages_that_are_published_and_requeued_in_turn_keep_their_order() -> None:
-    """If clients publish some messages and requeue others while many messages are already being requeued, all messages
-    are delivered in the order in which they were first published, and only the requeued ones are marked as redelivered.
+    """While the broker is requeueing many messages, clients publish some messages and requeue others. All messages are
+    then delivered in the order in which they were first published, and only the requeued ones are marked as
+    redelivered.
     """
     clock = BusyClock()
     queue = add_queue(VirtualHost("/", clock, Ledger(), PROFILES[Like.V4_2]))
@@ -569,8 +572,8 @@ def test_a_message_of_high_priority_comes_first_in_queues_with_priorities(
 
 
 def test_a_policy_does_not_give_quorum_queues_of_old_versions_a_delivery_limit() -> None:
-    """With `broker up --like 3.10`, a quorum queue has no delivery limit by default, and a policy that sets only other
-    limits does not give it one.
+    """With `broker up --like 3.10`, a quorum queue has no delivery limit by default. A policy without a delivery limit
+    does not change this.
     """
     vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[Like.V3_10])
     queue = add_queue(vhost, durable=True, x_queue_type="quorum")
@@ -582,8 +585,8 @@ def test_a_policy_does_not_give_quorum_queues_of_old_versions_a_delivery_limit()
 
 
 def test_paged_out_messages_that_are_purged_are_deleted_on_disk(vhost: VirtualHost, ledger: RecordingLedger) -> None:
-    """If a queue is purged, all its messages are deleted on disk and no longer count towards the memory use, including
-    those that are paged out.
+    """If a queue is purged, all its messages, including those that are paged out, are deleted on disk, and no longer
+    count towards the broker's memory use.
     """
     queue = add_queue(vhost, durable=True, x_queue_type="quorum")
     empty, ledger.roomy_bytes = ledger.held_bytes, 0
@@ -648,8 +651,9 @@ class Watching:
 
 
 def test_a_live_display_is_told_what_happens_to_messages(vhost: VirtualHost) -> None:
-    """A live display, such as `mqtool ui`, is told when a message enters a queue, is delivered, acknowledged, requeued
-    or dead-lettered, and when a queue is purged. The display is told nothing about messages that it does not show.
+    """A live display, such as `mqtool ui`, is told when a message that it shows enters a queue or is delivered,
+    acknowledged, requeued or dead-lettered, and when a queue is purged. It is told nothing about messages that it does
+    not show.
     """
     watcher = Watching()
     queue = add_queue(vhost, x_dead_letter_exchange="amq.fanout")

@@ -79,8 +79,8 @@ def test_a_queue_is_declared_read_purged_and_deleted_over_amqp_1_0(client: _Clie
 
 
 def test_a_queue_declared_over_amqp_1_0_has_the_name_type_and_arguments_of_its_declaration(client: _Client) -> None:
-    """If a queue is declared over AMQP 1.0 with a percent-encoded name, it has the decoded name, the requested queue
-    type, and arguments with unchanged AMQP types.
+    """A queue can be declared over AMQP 1.0 with a percent-encoded name. The queue has the decoded name, the requested
+    type, and its arguments with their AMQP types.
     """
     arguments = {"x-queue-type": "quorum", Symbol("x-max-length"): UInt32(5)}
     _, queue = client("PUT", "/queues/a%2Fb%20%C3%A9", {"arguments": arguments})
@@ -160,8 +160,8 @@ _NOT_EMPTY = ("PUT", "/queues/q", {})
 def test_management_requests_over_amqp_1_0_get_rabbitmqs_status_and_text(
     client: _Client, method: str, target: str, body: Any10, status: int, text: Any10
 ) -> None:
-    """The embedded broker answers management requests over AMQP 1.0, most of which are invalid in this test, with the
-    same status and text as RabbitMQ 4.3.6.
+    """Over AMQP 1.0, the embedded broker answers management requests with the same status and text as RabbitMQ 4.3.6.
+    Most of the requests in this test are invalid.
     """
     client(*_NOT_EMPTY)
     assert client(method, target, body) == (status, text)
@@ -181,11 +181,11 @@ def test_management_requests_over_amqp_1_0_get_rabbitmqs_status_and_text(
                                "arguments": {}}, "binding key is not UTF-8"),
     ],
 )  # fmt: skip
-def test_names_that_amqp_0_9_1_does_not_allow_are_refused_over_amqp_1_0(
+def test_names_that_are_too_long_or_not_utf_8_are_refused_over_amqp_1_0(
     client: _Client, method: str, target: str, body: Any10, wrong: str
 ) -> None:
-    """If a management request over AMQP 1.0 contains a name or binding key that is longer than 255 bytes or not UTF-8,
-    it returns 400 and declares nothing.
+    """If a name or binding key in a management request over AMQP 1.0 is longer than 255 bytes or not UTF-8, the broker
+    answers with 400 and declares nothing.
     """
     client("PUT", "/queues/q", {})
     before = {*client.vhost.queues}, {*client.vhost.exchanges}, len(list(client.vhost.bindings()))
@@ -246,8 +246,8 @@ def test_bindings_are_added_listed_and_removed_over_amqp_1_0(client: _Client) ->
     ],
 )
 def test_an_invalid_binding_is_refused_over_amqp_1_0(client: _Client, change: Any10, status: int, text: str) -> None:
-    """Over AMQP 1.0, the broker refuses a binding with RabbitMQ's status and text if the queue or the exchange does not
-    exist, if the source is the default exchange, or if the request contains an unknown field.
+    """Over AMQP 1.0, the broker refuses an invalid binding with RabbitMQ's status and text. It is invalid if the queue
+    or the exchange does not exist, if the source is the default exchange, or if the request contains an unknown field.
     """
     client(*_NOT_EMPTY)
     binding = {"source": "amq.topic", "destination_queue": "q", "binding_key": "k", "arguments": {}}
@@ -272,8 +272,8 @@ def test_an_invalid_binding_is_refused_over_amqp_1_0(client: _Client, change: An
 def test_unknown_management_requests_over_amqp_1_0_end_the_session(
     client: _Client, method: str, target: str, body: Any10
 ) -> None:
-    """If an AMQP 1.0 management request has an unknown path or method, or a body that does not fit, handling the
-    request raises UnknownRequest. The broker then ends the session.
+    """If an AMQP 1.0 management request has an unknown path or method, or an unsuitable body, handling it raises
+    UnknownRequest. The broker then ends the session.
     """
     with pytest.raises(UnknownRequest):
         client(method, target, body)
@@ -299,7 +299,7 @@ def test_a_missing_permission_for_an_amqp_1_0_management_request_ends_the_sessio
     client: _Client, allowed: Permissions, request_: tuple[Any10, ...], missing: str
 ) -> None:
     """If a user lacks a permission that an AMQP 1.0 management request needs, the broker ends the session with
-    RabbitMQ's error 403, which names the permission and the queue or exchange.
+    RabbitMQ's error 403. The error names the permission and the queue or exchange.
     """
     client(*_NOT_EMPTY)
     client.broker.set_permissions("guest", "/", allowed)

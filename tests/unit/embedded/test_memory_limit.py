@@ -38,9 +38,9 @@ def collections(monkeypatch: pytest.MonkeyPatch) -> Iterator[main._LongCollectio
 def test_objects_that_survive_a_long_garbage_collection_are_excluded_from_later_ones(
     collections: main._LongCollections, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    """If the broker holds many messages, and Python's garbage collection takes long, surviving objects are excluded
-    from later collections. They are included again once the broker holds few messages, or once its process has grown
-    much more than its messages.
+    """If the broker holds many messages, and one of Python's garbage collections takes long, the objects that survive
+    it are excluded from later collections. They are included again once the broker holds few messages, or once the
+    memory of its process has grown by much more than the size of its messages.
     """
     ledger = Mock(held_bytes=1 << 30)
     memory = main._Memory(ledger, collections)

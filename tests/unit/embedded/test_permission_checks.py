@@ -85,7 +85,7 @@ def test_a_user_without_permissions_in_a_virtual_host_is_refused_every_access(wh
 
 
 def test_a_deleted_user_is_refused_every_access() -> None:
-    """After a user is deleted, the broker refuses every access on connections that this user still has open, even an
+    """After a user is deleted, the broker refuses every access on the connections that the user still has open, even an
     access that was allowed before.
     """
 
@@ -172,8 +172,9 @@ def test_topic_permissions_are_for_the_routing_keys_of_a_topic_exchange(
     ],
 )
 def test_topic_permissions_apply_to_the_routing_keys_in_cc_and_bcc(headers: dict[str, Any], is_refused: bool) -> None:
-    """As in RabbitMQ from 4.0.3 on, the routing keys in CC and BCC headers must also match the publisher's topic
-    permissions. With `broker up --like 3.10`, only the message's own routing key must match.
+    """A publisher's topic permissions apply to a message's own routing key and, as in RabbitMQ from 4.0.3 on, to the
+    routing keys in its CC and BCC headers. With `broker up --like 3.10`, they apply only to the message's own routing
+    key.
     """
 
     def ask(rights: Rights) -> None:
@@ -213,9 +214,9 @@ def test_topic_permissions_apply_to_the_routing_keys_in_cc_and_bcc(headers: dict
 def test_a_declaration_needs_permissions_for_the_exchange_it_names(
     kind: str, argument: str, permissions: Permissions, leads_to: Any, exists: bool, missing: tuple[str, str] | None
 ) -> None:
-    """To declare a new queue with a dead-letter exchange, or a new exchange with an alternate exchange, a user needs
-    three permissions: configure and read for the new queue or exchange, and write for the dead-letter or alternate
-    exchange. If the queue or exchange already exists, configure permission is enough.
+    """A new queue may name a dead-letter exchange, and a new exchange may name an alternate exchange. To declare it, a
+    user needs configure and read permission for the new queue or exchange, and write permission for the one that it
+    names. If the queue or exchange already exists, configure permission is enough.
     """
 
     def ask(rights: Rights) -> None:
@@ -241,7 +242,7 @@ def test_a_declaration_needs_permissions_for_the_exchange_it_names(
     ],
     ids=["all needed", "no write", "no read", "forbidden topic", "no routing key"],
 )
-def test_a_binding_needs_write_permission_for_its_destination_and_read_permission_for_its_source(
+def test_a_binding_needs_write_permission_for_its_destination_and_read_for_its_source(
     kind: str, permissions: Permissions, key: str | None, missing: tuple[str, str] | None
 ) -> None:
     """To add a binding, a user needs write permission for its destination and read permission for its source. If the
@@ -287,8 +288,8 @@ def test_two_users_with_the_same_password_have_different_hashes() -> None:
 def test_a_queue_is_not_deleted_or_purged_for_a_user_who_is_deleted_during_the_request(
     drop: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a user is deleted while the user's HTTP request to delete or purge a queue waits for messages that are being
-    requeued, the broker refuses the request, and the queue is unchanged.
+    """A user's HTTP request to delete or purge a queue waits for messages that are being requeued. If the user is
+    deleted meanwhile, the broker refuses the request, and the queue is unchanged.
     """
 
     async def send() -> int:

@@ -125,8 +125,8 @@ def slow(loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch) -> tu
 
 
 def test_a_message_gets_its_outcome_once_it_is_on_disk(slow: tuple[MemoryClient10, SlowLedger]) -> None:
-    """If an AMQP 1.0 message is to be stored on disk, the broker sends the message's outcome once the message is synced
-    to disk. A message in a later group of writes gets its outcome once that group is synced.
+    """If an AMQP 1.0 message must be stored, the broker sends the message's outcome once the message is synced to disk.
+    The broker syncs messages in groups: the outcomes of each group are sent once this group is synced.
     """
     client, ledger = slow
     client.attach_sender("/queues/q")
@@ -143,8 +143,8 @@ def test_a_message_gets_its_outcome_once_it_is_on_disk(slow: tuple[MemoryClient1
 def test_a_publisher_gets_no_new_link_credit_while_170_messages_are_unsettled(
     slow: tuple[MemoryClient10, SlowLedger],
 ) -> None:
-    """While 170 messages of an AMQP 1.0 publisher are unsettled because they are not on disk yet, the broker grants no
-    new link credit. The broker grants credit again once the messages are settled.
+    """While 170 messages of an AMQP 1.0 publisher are not on disk yet, and therefore unsettled, the broker grants no
+    new link credit. It grants credit again once the messages are settled.
     """
     client, ledger = slow
     client.attach_sender("/queues/q")
@@ -171,7 +171,7 @@ def test_a_publisher_gets_new_link_credit_while_169_messages_are_unsettled(
 
 def test_no_link_credit_is_granted_on_a_session_that_has_ended(slow: tuple[MemoryClient10, SlowLedger]) -> None:
     """If a session ends before its messages are on disk, the broker sends neither outcomes nor link credit for this
-    session afterwards.
+    session later.
     """
     client, ledger = slow
     client.attach_sender("/queues/q")
@@ -207,8 +207,9 @@ def test_a_publisher_that_exceeds_its_link_credit_is_detached(
 def test_a_message_in_several_transfers_counts_as_memory_until_it_is_complete_and_published(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """Until an AMQP 1.0 message in several transfers is complete, its parts count as memory used by the connection.
-    Then the broker publishes the whole message and sends one outcome. Only the first transfer needs a delivery id.
+    """While an AMQP 1.0 message in several transfers is incomplete, the transfers that have arrived count as memory of
+    the connection. When the message is complete, the broker publishes it, and sends one outcome. Only the first
+    transfer needs a delivery id.
     """
     client.attach_sender("/queues/q")
     before = client.connection.held_bytes
@@ -236,8 +237,8 @@ def test_the_first_transfer_determines_whether_a_message_is_settled(client: Memo
 
 @pytest.mark.parametrize("how", ["aborted", "detached", "ended"])
 def test_an_incomplete_message_is_discarded(client: MemoryClient10, broker: Broker, how: str) -> None:
-    """If an AMQP 1.0 publisher aborts a message, or if it detaches its link or ends its session before the last
-    transfer of a message, the broker discards the message and frees the memory of its transfers.
+    """An AMQP 1.0 message stays incomplete if its publisher aborts it, or detaches the link or ends the session before
+    the last transfer. The broker discards an incomplete message, and frees the memory of its transfers.
     """
     before = client.connection.held_bytes
     client.attach_sender("/queues/q")
@@ -294,8 +295,8 @@ DIFFERS = (
 def test_a_transfer_that_contradicts_the_first_one_of_its_message_detaches_the_link(
     client: MemoryClient10, first: tuple[int, bool | None], second: tuple[int, bool | None], text: str
 ) -> None:
-    """If the delivery id or the settled flag of a later transfer differs from that of the message's first transfer, the
-    broker detaches the link with RabbitMQ's error text, and frees the memory of the message.
+    """If a later transfer of a message has another delivery id or settled flag than the first one, the broker detaches
+    the link with RabbitMQ's error text, and frees the memory of the message.
     """
     before = client.connection.held_bytes
     client.attach_sender("/queues/q")
@@ -335,9 +336,7 @@ def test_a_message_is_published_if_the_settle_mode_of_the_link_allows_its_settle
     assert bodies(broker) == [b"hello"]
 
 
-def test_an_unsettled_message_that_asks_for_the_receiver_settle_mode_second_detaches_the_link(
-    client: MemoryClient10,
-) -> None:
+def test_an_unsettled_message_with_the_receiver_settle_mode_second_detaches_the_link(client: MemoryClient10) -> None:
     """If an unsettled message asks for the rcv-settle-mode `second`, the broker detaches the link with not-implemented.
     For a settled message, the broker ignores the mode.
     """
@@ -352,8 +351,8 @@ def test_an_unsettled_message_that_asks_for_the_receiver_settle_mode_second_deta
 def test_a_message_larger_than_the_maximum_message_size_ends_the_session(
     loop: asyncio.AbstractEventLoop, parts: int
 ) -> None:
-    """The broker accepts a message of exactly the maximum message size. If a message is one byte larger, whether in one
-    transfer or in several, the broker ends the session with message-size-exceeded, and frees the memory of the message.
+    """The broker accepts a message of exactly the maximum message size. A message that is one byte larger, in one
+    transfer or in several, ends the session with message-size-exceeded, and its memory is freed.
     """
     broker = broker_with(loop, PROFILES[Like.V4_3]._replace(largest_message=100))
     client = MemoryClient10(loop, broker)
@@ -399,8 +398,8 @@ def test_a_message_with_a_ttl_of_the_wrong_type_detaches_the_link(client: Memory
 
 
 def test_amqp_1_0_messages_are_counted_by_their_outcomes(client: MemoryClient10, broker: Broker) -> None:
-    """The broker's metrics count the messages that AMQP 1.0 publishers send, those that are sent unsettled, those that
-    are accepted, and those that are routed to queues. An unroutable message counts as returned if it was sent
+    """The broker's metrics count how many messages AMQP 1.0 publishers have sent, how many of these were unsettled, how
+    many were accepted, and to how many queues they were routed. An unroutable message counts as returned if it was sent
     unsettled, and as dropped if it was sent settled.
     """
     vhost = broker.vhosts["/"]
@@ -442,8 +441,8 @@ def test_a_settled_message_gets_no_outcome(client: MemoryClient10, *, settled: b
 def test_a_message_for_a_full_queue_is_rejected_with_the_name_of_the_queue(
     client: MemoryClient10, broker: Broker, address: str | None, to: str | None
 ) -> None:
-    """If a queue rejects a message because the queue is full, the outcome `rejected` contains the name of the queue and
-    the reason `maxlen`, whether the link's target or the message's property `to` names the queue.
+    """If a message is rejected because a queue is full, the outcome `rejected` contains the name of the queue and the
+    reason `maxlen`. It does not matter whether the link's target or the message's property `to` names the queue.
     """
     broker.vhosts["/"].add_queue(QueueDeclaration("full", {"x-max-length": 0, "x-overflow": "reject-publish"}))
     client.attach_sender(address)
@@ -458,7 +457,7 @@ def test_a_message_for_a_full_queue_is_rejected_with_the_name_of_the_queue(
     assert type(state.value[0].value[2][Symbol("reason")]) is Symbol
 
 
-def test_the_outcome_of_a_rejected_message_names_the_routing_key_if_the_target_is_an_exchange(
+def test_the_outcome_rejected_names_the_routing_key_if_the_target_is_an_exchange(
     client: MemoryClient10, broker: Broker
 ) -> None:
     """If a message is published to an exchange and a full queue rejects it, the outcome `rejected` names the routing
@@ -475,8 +474,9 @@ def test_the_outcome_of_a_rejected_message_names_the_routing_key_if_the_target_i
 def test_a_link_without_a_target_stays_attached_if_a_message_is_rejected(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """On a link without a target, the broker rejects a message without a valid address in `to`, or to an exchange that
-    does not exist. Rejected messages use link credit. The link stays attached, and later messages are published.
+    """On a link without a target, the broker rejects a message whose `to` is missing, is not a valid address, or names
+    an exchange that does not exist. The rejected message uses link credit. The link stays attached, and later messages
+    are published.
     """
     client.attach_sender(None)
     refused = {
@@ -512,8 +512,8 @@ def test_a_settled_message_with_an_invalid_address_detaches_the_link(client: Mem
 
 
 def test_the_error_about_a_settled_message_without_a_delivery_tag_contains_an_empty_tag(client: MemoryClient10) -> None:
-    """If the broker detaches a link because it cannot publish a settled message, and the message has no delivery tag,
-    the error contains an empty delivery tag.
+    """If the broker cannot publish a settled message, it detaches the link with an error that contains the message's
+    delivery tag. If the message has none, the error contains an empty delivery tag.
     """
     client.attach_sender(None)
     found = client.send(TRANSFER, UInt32(0), UInt32(1), None, UInt32(0), True, payload=message(to="/what"))
@@ -525,8 +525,8 @@ def test_the_error_about_a_settled_message_without_a_delivery_tag_contains_an_em
 def test_a_message_for_a_deleted_exchange_is_released_and_detaches_the_link(
     loop: asyncio.AbstractEventLoop, like: Like, *, settled: bool
 ) -> None:
-    """If the exchange of a link has been deleted, and the publisher sends another message, the broker detaches the link
-    with not-found. If the message is unsettled, its outcome is `released`.
+    """If a publisher sends a message on a link whose exchange has been deleted, the broker detaches the link with
+    not-found. If the message is unsettled, its outcome is `released`.
     """
     broker = broker_like(loop, like)
     broker.vhosts["/"].add_exchange(BrokerExchange("x", "fanout"))
@@ -575,8 +575,8 @@ def cc(*keys: Any, to: str | None = None) -> bytes:
 def test_permissions_are_checked_for_each_message_on_a_link_without_a_target(
     ann: MemoryClient10, to: str, text: str
 ) -> None:
-    """If the user has no permission to publish a message on a link without a target, the broker ends the session with
-    unauthorized-access, whether the message's exchange exists or not.
+    """On a link without a target, each message can be for another exchange. If the user has no permission to publish a
+    message, the broker ends the session with unauthorized-access, whether the exchange exists or not.
     """
     ann.attach_sender(None)
     assert outcomes(ann.publish(0, message(to="/exchanges/amq.topic/ann.1"))) == [(0, None, RELEASE)]
@@ -602,9 +602,7 @@ def test_a_message_to_an_internal_exchange_detaches_the_link(client: MemoryClien
     assert error_of(found) == (DETACH, "amqp:unauthorized-access", text)
 
 
-def test_a_message_whose_further_routing_keys_are_not_strings_is_rejected(
-    client: MemoryClient10, broker: Broker
-) -> None:
+def test_a_message_whose_x_cc_is_not_a_list_of_strings_is_rejected(client: MemoryClient10, broker: Broker) -> None:
     """If the annotation x-cc of a message on a link without a target is not a list of strings, the broker rejects the
     message with invalid-field, and adds it to no queue.
     """
@@ -621,8 +619,8 @@ def test_a_message_whose_further_routing_keys_are_not_strings_is_rejected(
 def test_the_user_id_of_a_message_must_be_that_of_its_publisher(
     client: MemoryClient10, broker: Broker, user_id: bytes | None, tags: list[str], accepted: bool
 ) -> None:
-    """If the user-id of a message is not the name of the publisher's user, the broker detaches the link, unless the
-    user has the tag `impersonator`.
+    """If the user-id of an AMQP 1.0 message is not the name of the publisher's user, the broker detaches the link. A
+    user with the tag `impersonator` may set any user-id.
     """
     broker.users["guest"].tags[:] = tags
     client.attach_sender("/queues/q")
@@ -641,8 +639,8 @@ def test_the_user_id_of_a_message_must_be_that_of_its_publisher(
 def test_deleting_a_queue_detaches_only_the_links_that_still_publish_to_it(
     client: MemoryClient10, broker: Broker, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """When a queue is deleted, the broker detaches the links that publish to this queue with resource-deleted. If the
-    client has already detached such a link and uses its handle for a link to another queue, this new link stays
+    """When a queue is deleted, the broker detaches each link that publishes to it, with the error resource-deleted. If
+    the client has already detached such a link and reused its handle for a link to another queue, the new link stays
     attached.
     """
     vhost = broker.vhosts["/"]
@@ -669,8 +667,8 @@ class ReplyChannel:
 
 
 def test_a_direct_reply_is_delivered_to_the_channel_that_waits_for_it(client: MemoryClient10, broker: Broker) -> None:
-    """A message to the address of a direct reply is delivered to the requester's channel, without a queue, and
-    accepted. If the requester is gone, the message is released.
+    """A message to a direct reply-to address is accepted, and delivered to the requester's channel without a queue. If
+    the requester is gone, the message is released.
     """
     asking = broker.reply_consumers["token"] = ReplyChannel()
     client.attach_sender(None)
@@ -683,8 +681,8 @@ def test_a_direct_reply_is_delivered_to_the_channel_that_waits_for_it(client: Me
 
 
 def test_only_the_default_exchange_delivers_direct_replies(client: MemoryClient10, broker: Broker) -> None:
-    """Only the default exchange delivers direct replies. If the routing key of a message is the address of a direct
-    reply, any other exchange uses it like any routing key, and routes the message by its bindings.
+    """Only the default exchange delivers a message to a direct reply-to address. If a message with such an address as
+    its routing key is published to another exchange, that exchange routes it by its bindings.
     """
     vhost, key = broker.vhosts["/"], f"{DIRECT_REPLY_TO}.token"
     asking = broker.reply_consumers["token"] = ReplyChannel()
@@ -698,8 +696,8 @@ def test_only_the_default_exchange_delivers_direct_replies(client: MemoryClient1
 def test_the_firehose_copies_a_message_with_its_connection_channel_and_queues(
     client: MemoryClient10, broker: Broker, *, tracing: bool
 ) -> None:
-    """While message tracing is on, each message published over AMQP 1.0 is copied to the firehose with the names of its
-    connection, its user and its queues, and the number of its channel. While tracing is off, no message is copied.
+    """While message tracing is on, the firehose gets a copy of each message that is published over AMQP 1.0. The copy
+    names the message's connection, channel, user and queues. While tracing is off, there are no copies.
     """
     vhost = broker.vhosts["/"]
     vhost.tracing = tracing
@@ -740,9 +738,9 @@ class Watcher:
 def test_a_live_display_is_told_who_published_a_message_and_which_messages_were_unroutable(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """A live display, such as `mqtool ui`, is told which connection published each AMQP 1.0 message, which messages
-    were unroutable, and whether the publisher was told so. The publisher is told of an unroutable message by the
-    outcome `released`, but not if it sent the message settled.
+    """A live display, such as `mqtool ui`, is told which connection published each AMQP 1.0 message, and which messages
+    were unroutable. It is also told whether the publisher knows that a message was unroutable: the outcome `released`
+    says so, but a message that was sent settled has no outcome.
     """
     watcher: Any = Watcher()
     vhost = broker.vhosts["/"]
@@ -775,8 +773,8 @@ class RejectingHooks:
 def test_a_fault_that_rejects_messages_also_applies_to_amqp_1_0_publishers(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """If a test makes the embedded broker reject messages, the broker rejects those of AMQP 1.0 publishers as well, and
-    adds them to no queue.
+    """If a fault makes the embedded broker reject messages, a message of an AMQP 1.0 publisher gets the outcome
+    `rejected`, and is added to no queue.
     """
     hooks: Any = RejectingHooks()
     broker.hooks = hooks

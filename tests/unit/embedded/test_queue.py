@@ -116,9 +116,9 @@ def bodies(queue: BrokerQueue) -> list[bytes]:
 
 
 def test_the_consumers_of_a_deleted_queue_are_cancelled_in_turns() -> None:
-    """If a queue is deleted that has many consumers, and AMQP 1.0 links that publish to it, the broker cancels some
-    consumers immediately. It cancels the others, and informs the links, in later turns of its event loop, except for a
-    link that its client has detached in the meantime.
+    """When a queue with many consumers is deleted, the broker cancels some of them at once, and the others in later
+    turns of its event loop. In these turns, it also detaches the AMQP 1.0 links that publish to the queue, unless the
+    client has already detached them.
     """
     clock, seconds, told = FakeClock(), 0.0, list[str]()
     clock.elapsed = lambda: seconds  # type: ignore[method-assign]
@@ -148,8 +148,8 @@ def test_the_consumers_of_a_deleted_queue_are_cancelled_in_turns() -> None:
 
 @given(actions=st.lists(st.sampled_from(["publish", "take", "return newest", "return oldest", "ack"]), max_size=60))
 def test_requeued_messages_return_to_their_original_position(actions: list[str]) -> None:
-    """Requeued messages return to their original position. After any sequence of publishing, basic.get, requeuing and
-    acknowledging, the ready messages are in the order in which they were published.
+    """Requeued messages of a classic queue return to their original position. After any sequence of publishing,
+    basic.get, requeueing and acknowledging, the ready messages are in the order in which they were published.
     """
     queue = add_queue(VirtualHost("/", FakeClock(), Ledger(), PROFILES[DEFAULT]))
     taken: list[BacklogEntry] = []
@@ -174,9 +174,8 @@ def test_requeued_messages_return_to_their_original_position(actions: list[str])
 
 
 def test_memory_is_freed_however_messages_leave_a_queue(vhost: VirtualHost, ledger: Ledger) -> None:
-    """Once all messages have left a queue, they no longer count towards the broker's memory use. It does not matter
-    whether they were dropped because of max-length, acknowledged, deleted with the queue, or requeued to a deleted
-    queue.
+    """Once all messages have left a queue, they no longer count towards the broker's memory use. They may have been
+    dropped because of max-length, acknowledged, deleted with the queue, or requeued to a deleted queue.
     """
     queue = add_queue(vhost, x_max_length=Int32(3))
     for _ in range(5):
@@ -234,7 +233,9 @@ def test_x_expires_counts_from_the_last_use(vhost: VirtualHost, clock: FakeClock
 
 
 def test_a_message_is_dead_lettered_through_250_queues(vhost: VirtualHost) -> None:
-    """If a message is dead-lettered through 250 queues, it arrives in the last one with 250 entries in x-death."""
+    """A message can be dead-lettered through 250 queues, one after the other. It arrives in the last queue with 250
+    entries in x-death.
+    """
     for number in range(250):
         add_queue(
             vhost,
@@ -267,8 +268,8 @@ def test_consumers_take_turns_within_a_priority(vhost: VirtualHost) -> None:
 
 
 def test_a_queue_does_not_check_busy_consumers_until_they_can_take_messages_again(vhost: VirtualHost) -> None:
-    """If 100 consumers have used up their prefetch, their queue does not check them again when messages arrive or
-    consumers are cancelled. Once one of them can take messages again, that consumer gets the next message.
+    """While all 100 consumers of a queue have used up their prefetch, the queue does not check them when messages
+    arrive or consumers are cancelled. Once a consumer can take messages again, it gets the next message.
     """
     queue = add_queue(vhost)
     consumers = [FakeConsumer(room=1, queue=queue, priority=number % 50) for number in range(100)]
@@ -287,8 +288,8 @@ def test_a_queue_does_not_check_busy_consumers_until_they_can_take_messages_agai
 
 
 def test_deleting_a_queue_cancels_consumers_and_removes_bindings(vhost: VirtualHost) -> None:
-    """When a queue is deleted, its consumers are cancelled and its bindings removed, so an auto-delete exchange to
-    which no other queue is bound is deleted as well.
+    """When a queue is deleted, its consumers are cancelled and its bindings are removed. An auto-delete exchange to
+    which only this queue was bound is deleted as well.
     """
     queue = add_queue(vhost)
     exchange = BrokerExchange("x", "direct", auto_delete=True)
@@ -361,9 +362,9 @@ KIND_NAMES = ["classic", "priorities", "single active consumer", "quorum 3.10", 
 
 @pytest.mark.parametrize(("like", "arguments"), KINDS, ids=KIND_NAMES)
 def test_many_messages_are_requeued_in_turns_and_keep_their_order(ledger: Ledger, like: str, arguments: Table) -> None:
-    """If many messages are requeued, the broker needs several turns of its event loop. All these messages count as
-    ready immediately, but the queue delivers none until all are requeued, so that a consumer gets them in order, before
-    a message that was published in the meantime.
+    """The broker requeues many messages in several turns of its event loop. All of them count as ready immediately, but
+    the queue delivers messages only after the last turn. A consumer then gets the requeued messages in order, and after
+    them a message that was published in the meantime.
     """
     clock, _, queue = requeue_many(ledger, like, **arguments)
     assert (len(queue), queue.unacked) == (101, 0)
@@ -381,8 +382,8 @@ def test_many_messages_are_requeued_in_turns_and_keep_their_order(ledger: Ledger
 def test_a_queue_can_be_used_while_many_messages_are_being_requeued(
     ledger: Ledger, like: str, arguments: Table
 ) -> None:
-    """While many messages are being requeued, basic.get returns the first of them, and purging or deleting the queue
-    drops and counts all of them.
+    """While many messages are being requeued, basic.get returns the first of them. If the queue is purged or deleted
+    meanwhile, all of them are dropped, and the reply counts them.
     """
     clock, vhost, queue = requeue_many(ledger, like, **arguments)
     entry = queue.get(no_ack=False)
@@ -404,8 +405,9 @@ def test_a_queue_can_be_used_while_many_messages_are_being_requeued(
 @pytest.mark.parametrize("end", ["purge", "delete"])
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_the_messages_of_a_long_queue_are_dropped_in_turns(ledger: Ledger, kind: str, end: str) -> None:
-    """If a queue with many messages is purged or deleted, the queue is empty immediately, and the broker frees the
-    messages' memory in several turns of its event loop. A message that is published after a purge stays in the queue.
+    """When a queue with many messages is purged or deleted, it is empty immediately, although the broker frees the
+    memory of the messages in several turns of its event loop. A message that is published after a purge stays in the
+    queue.
     """
     clock = BusyClock()
     vhost = VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
@@ -428,8 +430,8 @@ def test_the_messages_of_a_long_queue_are_dropped_in_turns(ledger: Ledger, kind:
 def test_a_message_that_cannot_be_dropped_keeps_no_others_in_memory(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If dropping a message of a deleted queue fails, the broker logs the failure, and still frees the other messages
-    of that queue and of queues deleted later. The client that deletes the queue gets no error.
+    """If an error prevents the broker from dropping a message of a deleted queue, the broker logs the error, and drops
+    the other messages of this queue and of queues deleted later. The client that deletes the queue gets no error.
     """
     clock = BusyClock()
     vhost = VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
@@ -458,8 +460,8 @@ def test_a_message_that_cannot_be_dropped_keeps_no_others_in_memory(
 
 @pytest.mark.parametrize("what", ["queue", "destination", "source"])
 def test_the_bindings_of_a_deleted_queue_or_exchange_are_removed_in_turns(ledger: Ledger, what: str) -> None:
-    """If a queue or an exchange with many bindings is to be deleted because it is no longer used, the broker first
-    removes the bindings, in several turns of its event loop.
+    """When the broker deletes an unused queue or exchange that has many bindings, it first removes the bindings in
+    several turns of its event loop.
     """
     clock = BusyClock()
     vhost = VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
@@ -487,8 +489,8 @@ def test_the_bindings_of_a_deleted_queue_or_exchange_are_removed_in_turns(ledger
 
 @pytest.mark.parametrize("end", ["line", "after"])
 def test_a_deleted_quorum_queue_dead_letters_only_messages_that_were_requeued_before(ledger: Ledger, end: str) -> None:
-    """If a quorum queue is deleted while many messages are being requeued, those that exceed the delivery limit are
-    still dead-lettered. A message that is requeued after the deletion is dropped.
+    """While a quorum queue requeues many messages that exceed the delivery limit, the queue is deleted. These messages
+    are still dead-lettered. A message that is requeued after the deletion is dropped.
     """
     clock, vhost, queue = requeue_many(ledger, "3.10", x_queue_type="quorum", x_delivery_limit=0)
     if end == "after":
@@ -507,7 +509,7 @@ def test_a_deleted_quorum_queue_dead_letters_only_messages_that_were_requeued_be
 @pytest.mark.parametrize("end", ["nothing", "purge", "delete"])
 def test_many_messages_that_exceed_the_delivery_limit_are_dead_lettered(ledger: Ledger, end: str) -> None:
     """If 100 messages are requeued together and exceed the delivery limit, each of them is dead-lettered once, in
-    order, even if the queue is purged or deleted immediately afterwards.
+    order. Purging or deleting the queue immediately afterwards does not change this.
     """
     clock, vhost, queue = requeue_many(ledger, "3.10", x_queue_type="quorum", x_delivery_limit=0)
     if end == "purge":
@@ -520,8 +522,8 @@ def test_many_messages_that_exceed_the_delivery_limit_are_dead_lettered(ledger: 
 
 @pytest.mark.parametrize("overflow", ["drop-head", "reject-publish"])
 def test_a_queue_keeps_its_maximum_length_while_many_messages_are_requeued(ledger: Ledger, overflow: str) -> None:
-    """While many messages are being requeued, they count towards the maximum length of their queue. If the queue is
-    full and another message is published, the queue dead-letters its oldest message or, with the overflow behaviour
+    """Messages that are being requeued count towards the maximum length of their queue. If this makes the queue full
+    and another message is published, the queue dead-letters its oldest message or, with the overflow behaviour
     `reject-publish`, rejects the new one.
     """
     clock, vhost, queue = requeue_many(ledger, x_max_length=101, x_overflow=overflow)
@@ -536,8 +538,9 @@ def test_a_queue_keeps_its_maximum_length_while_many_messages_are_requeued(ledge
 def test_many_messages_that_are_due_at_the_same_time_are_published_in_turns_and_in_order(
     ledger: Ledger, how: str
 ) -> None:
-    """If many messages expire at the same time, or the delays of many messages end, the broker publishes a few of these
-    messages in each turn of its event loop, in order. Other clients do not have to wait until all are published.
+    """If many messages expire at the same time, or the delays of many messages end at the same time, the broker
+    publishes a few of these messages in each turn of its event loop, in order. Other clients are served between the
+    turns.
     """
     clock = BusyClock()
     vhost = VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
@@ -568,8 +571,8 @@ def test_many_messages_that_are_due_at_the_same_time_are_published_in_turns_and_
 def test_with_at_least_once_a_dead_letter_is_kept_until_a_queue_accepts_it(
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger
 ) -> None:
-    """With the dead-letter strategy at-least-once, if the target queue of a dead letter is missing or full, the quorum
-    queue keeps the dead letter, and publishes it again until a queue accepts it.
+    """If a quorum queue has the dead-letter strategy at-least-once, and the target queue of a dead letter is missing or
+    full, the quorum queue keeps the dead letter, and publishes it again until a queue accepts it.
     """
     source = add_queue(
         vhost,
@@ -602,8 +605,8 @@ HOUR = 3_600_000
 def test_a_message_published_while_the_clock_was_ahead_expires_after_its_ttl(
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger
 ) -> None:
-    """If a message was published while the system clock was ahead, and the broker is restarted after the clock was
-    corrected, the message expires once its TTL has passed since the restart.
+    """A message is published while the system clock is ahead. If the clock is corrected before the broker is restarted,
+    the message expires once its TTL has passed since the restart.
     """
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     queue.restore(ledger.enter(message(), clock.now() + 48 * HOUR))
@@ -614,9 +617,8 @@ def test_a_message_published_while_the_clock_was_ahead_expires_after_its_ttl(
 
 
 def test_a_paged_out_message_published_while_the_clock_was_ahead_expires_after_its_ttl(tmp_path: Path) -> None:
-    """If messages were published while the system clock was ahead, and are paged out when the broker is restarted with
-    a corrected clock, the messages expire once their TTL has passed since that restart, even if the broker is restarted
-    again.
+    """Messages are published while the system clock is ahead, and are paged out. If the clock is corrected before the
+    broker is restarted, they expire once their TTL has passed since the restart. A second restart does not delay this.
     """
 
     def started(clock: FakeClock) -> tuple[Storage, VirtualHost]:
@@ -664,8 +666,8 @@ def started_in(directory: Path, clock: FakeClock, disk: Disk) -> tuple[Storage, 
 
 @pytest.mark.parametrize("end", ["kill", "stop"])
 def test_a_full_disk_neither_loses_nor_duplicates_a_dead_letter_for_a_stream(tmp_path: Path, end: str) -> None:
-    """If the disk is full when a message is dead-lettered to a stream and a queue, and the broker is then killed or
-    stopped, the message is in its original queue after the restart. Once the disk has space, the stream and the queue
+    """A message is dead-lettered to a stream and a queue while the disk is full, and the broker is then killed or
+    stopped. After a restart, the message is in its original queue. Once the disk has space, the stream and the queue
     each get the dead letter exactly once.
     """
     directory, copy = tmp_path / "data", tmp_path / "copy"
@@ -709,8 +711,8 @@ def test_a_full_disk_neither_loses_nor_duplicates_a_dead_letter_for_a_stream(tmp
 def test_a_delayed_message_published_while_the_clock_was_ahead_is_released_after_its_delay(
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger
 ) -> None:
-    """If a delayed message was published while the system clock was ahead, and the broker is restarted after the clock
-    was corrected, the message is released once its delay has passed since the restart.
+    """A delayed message is published while the system clock is ahead. If the clock is corrected before the broker is
+    restarted, the message is released once its delay has passed since the restart.
     """
     exchange = BrokerExchange("later", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     vhost.add_exchange(exchange)

@@ -58,8 +58,8 @@ def test_a_consumer_gets_no_more_than_its_prefetch(vhost: VirtualHost) -> None:
 
 @pytest.mark.parametrize("order", [*permutations([-1, 0, 3, 5])], ids=str)
 def test_consumers_of_higher_priority_come_first(vhost: VirtualHost, order: tuple[int, ...]) -> None:
-    """Of the consumers that can take another message, the one with the highest priority gets it, whatever the order in
-    which the consumers were added or became busy. A consumer that is cancelled, or that belongs to another queue, gets
+    """Of the consumers that can take another message, the one with the highest priority gets it. The order in which
+    they were added or became busy does not matter. A consumer that is cancelled, or that belongs to another queue, gets
     no messages.
     """
     queue = add_queue(vhost)
@@ -86,9 +86,9 @@ def test_consumers_of_higher_priority_come_first(vhost: VirtualHost, order: tupl
 
 
 def test_only_the_oldest_consumer_gets_messages_from_a_queue_with_a_single_active_consumer(vhost: VirtualHost) -> None:
-    """With x-single-active-consumer, only the oldest consumer gets messages, even if this consumer is busy or others
-    have a higher priority. When the oldest consumer is cancelled, the next oldest one becomes active, and immediately
-    gets the messages that are ready.
+    """With x-single-active-consumer, only the oldest consumer gets messages, even if it is busy or others have a higher
+    priority. When it is cancelled, the next oldest one becomes active, and immediately gets the messages that are
+    ready.
     """
     queue = add_queue(vhost, x_single_active_consumer=True)
     one, two, three = consumers = [FakeConsumer(room=1, queue=queue, priority=number) for number in range(3)]
@@ -113,9 +113,9 @@ def test_only_the_oldest_consumer_gets_messages_from_a_queue_with_a_single_activ
 
 
 def test_a_consumer_that_becomes_the_active_one_is_informed_even_if_no_message_is_ready(vhost: VirtualHost) -> None:
-    """When a consumer becomes the single active one, the queue informs this consumer, even if no message is ready, so
-    that the consumer can inform its client. If the last consumer is cancelled, or if the queue has no single active
-    consumer, the queue informs no consumer.
+    """When a consumer becomes the single active consumer of a queue, the queue informs it immediately, even if no
+    message is ready, so that the consumer can inform its client. If no consumer is left, or the queue has no single
+    active consumer, no consumer is informed.
     """
     for is_single, asked in ((True, 1), (False, 0)):
         queue = add_queue(vhost, f"q{is_single}", x_single_active_consumer=is_single)
@@ -141,8 +141,8 @@ def test_all_consumers_may_get_messages_without_single_active_consumer(vhost: Vi
 
 
 def test_an_exclusive_consumer_excludes_others_until_it_is_cancelled(vhost: VirtualHost) -> None:
-    """A queue reports that it has an exclusive consumer, so that the broker refuses other consumers, until the
-    exclusive consumer is cancelled.
+    """While a queue has an exclusive consumer, the queue says so, and the broker can refuse other consumers. After the
+    exclusive consumer is cancelled, other consumers are possible.
     """
     queue = add_queue(vhost)
     assert not queue.consumers.exclusive
@@ -170,8 +170,8 @@ def test_the_consumers_of_a_deleted_queue_are_gone(*, single_active: bool) -> No
 
 
 def test_deliveries_are_counted_as_the_management_api_reports_them(vhost: VirtualHost) -> None:
-    """A queue has separate counts of messages that were published, redelivered or acknowledged, and of deliveries to
-    consumers and to basic.get, with and without acknowledgement. The count deliver_get is the sum of all deliveries.
+    """A queue counts messages that were published, redelivered or acknowledged. It counts deliveries to consumers and
+    to basic.get, each with and without acknowledgement. The count deliver_get is the sum of all deliveries.
     """
     queue = add_queue(vhost)
     publish(queue, *[b"x"] * 11)

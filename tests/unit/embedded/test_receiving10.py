@@ -81,9 +81,9 @@ def test_a_receiver_gets_no_message_before_it_grants_credit(client: MemoryClient
 def test_credit_counts_from_the_delivery_count_that_the_receiver_has_seen(
     client: MemoryClient10, q: BrokerQueue, count: int | None, credit: int | None, left: int
 ) -> None:
-    """Link credit counts from the delivery count in the receiver's flow frame, or from 0 if the frame contains none.
-    Messages that the broker sent after that delivery count use up credit. A flow frame without link-credit withdraws
-    the credit.
+    """The link credit in a receiver's flow frame counts from the delivery count in this frame, or from 0 if the frame
+    contains none. Messages that the broker has sent since that delivery count use up credit. A flow frame without
+    link-credit withdraws the credit.
     """
     fill(q, b"1", b"2")
     client.attach_receiver("/queues/q", handle=4)
@@ -92,7 +92,7 @@ def test_credit_counts_from_the_delivery_count_that_the_receiver_has_seen(
     assert flows(found) == [(4, 2, left, 0, False, False, None)]
 
 
-def test_the_answer_to_a_flow_frame_with_echo_contains_the_remaining_credit_and_the_available_messages(
+def test_the_answer_to_a_flow_frame_with_echo_contains_credit_and_available_messages(
     client: MemoryClient10, q: BrokerQueue
 ) -> None:
     """The broker's answer to a flow frame with echo contains the link's delivery count, its remaining credit and the
@@ -165,8 +165,9 @@ def test_the_answer_to_a_drain_contains_the_number_of_messages_left_in_the_queue
 def test_a_drain_completes_only_after_a_slow_receiver_has_got_the_waiting_messages(
     client: MemoryClient10, q: BrokerQueue, *, waiting: bool
 ) -> None:
-    """While an AMQP 1.0 client reads too slowly, the broker holds back the messages of its receivers. A drain completes
-    only after these messages have been sent. If the queue is empty, the drain completes at once.
+    """While an AMQP 1.0 client reads too slowly, the broker holds back messages for its receivers. If the queue
+    contains messages, a drain completes only after these have been sent. If the queue is empty, the drain completes at
+    once.
     """
     if waiting:
         fill(q, b"1")
@@ -187,8 +188,8 @@ def test_a_drain_completes_only_after_a_slow_receiver_has_got_the_waiting_messag
 def test_a_drain_completes_only_after_the_clients_incoming_window_opens(
     client: MemoryClient10, q: BrokerQueue, *, waiting: bool
 ) -> None:
-    """While the client's incoming window is closed, a drain completes at once if the queue contains no messages.
-    Otherwise, once the client opens the window, the broker sends the messages and completes the drain.
+    """While the client's incoming window is closed, a drain completes at once if the queue is empty. If the queue
+    contains messages, the broker sends them and completes the drain once the client opens the window.
     """
     if waiting:
         fill(q, b"1")
@@ -225,9 +226,9 @@ def test_a_drain_completes_only_after_the_last_transfer_of_a_large_message(
 def test_a_drain_waits_for_messages_that_are_being_requeued(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, monkeypatch: pytest.MonkeyPatch, *, detaches: bool
 ) -> None:
-    """If a client detaches a link with many unsettled messages, the broker requeues them in several turns of its event
-    loop. A drain of another link completes only after that link has got these messages. If the client detaches the
-    other link before that, the drain is not answered.
+    """A client detaches a link with many unsettled messages, which the broker requeues in several turns of its event
+    loop. A drain of another link to the same queue completes only after that link has got the requeued messages. If the
+    client detaches that link earlier, the drain is not answered.
     """
     fill(q, *[b"%d" % number for number in range(100)])
     client.attach_receiver("/queues/q")
@@ -274,8 +275,8 @@ def test_the_drain_of_a_stream_completes_once_all_messages_have_been_sent(
 def test_the_answer_to_a_drain_of_a_stream_always_says_that_no_messages_are_available(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """If a stream contains more messages than the drained credit, the broker's answer to the drain still says that 0
-    messages are available.
+    """In the answer to the drain of a stream, the number of available messages is always 0, even if the stream contains
+    more messages than the drained credit.
     """
     stream_with(broker, b"1", b"2", b"3")
     client.attach_receiver("/queues/s", *FIRST)
@@ -304,8 +305,8 @@ def test_deliveries_have_successive_ids_on_a_session_and_successive_tags_on_a_li
 
 @pytest.mark.parametrize("settled", [False, True])
 def test_deliveries_are_counted_by_queue_type(client: MemoryClient10, broker: Broker, *, settled: bool) -> None:
-    """The broker's metrics count deliveries over AMQP 1.0 by queue type, and also how many of these were redelivered
-    and how many were sent settled. A message that is sent settled is acknowledged at once.
+    """The broker's metrics count AMQP 1.0 deliveries separately for each queue type: all deliveries, those of
+    redelivered messages, and those sent settled. A message that is sent settled is acknowledged at once.
     """
     queue = add(broker, "qq", x_queue_type="quorum")
     fill(queue, b"1", b"2")
@@ -325,8 +326,8 @@ def test_deliveries_are_counted_by_queue_type(client: MemoryClient10, broker: Br
 def test_a_redelivered_message_has_first_acquirer_false_and_counts_its_deliveries(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """In a message that is delivered again, first-acquirer is false. If the message comes from a quorum queue,
-    delivery-count is the number of failed deliveries, and the annotation x-acquired-count is set.
+    """In a redelivered message, first-acquirer is false. If it comes from a quorum queue, its delivery-count is the
+    number of failed deliveries, and it has the annotation x-acquired-count.
     """
     queue = add(broker, "qq", x_queue_type="quorum")
     fill(queue, b"1")
@@ -423,8 +424,8 @@ def test_a_receiver_is_paused_while_the_clients_incoming_window_is_closed(
 
 
 def test_the_tag_of_an_amqp_1_0_consumer_is_the_handle_of_its_link(client: MemoryClient10, q: BrokerQueue) -> None:
-    """The consumer of an AMQP 1.0 link has the link's handle as its tag. The consumer's priority is the link's property
-    rabbitmq:priority, or 0 if there is none. The consumer is not exclusive.
+    """The consumer of an AMQP 1.0 link has the link's handle as its consumer tag. Its priority is the link's property
+    rabbitmq:priority, or 0 if the property is missing. It is not exclusive.
     """
     client.attach_receiver("/queues/q", handle=3)
     client.attach_receiver("/queues/q", handle=4, rest=(None, None, None, {Symbol("rabbitmq:priority"): Int32(5)}))
@@ -443,8 +444,8 @@ def test_the_tag_of_an_amqp_1_0_consumer_is_the_handle_of_its_link(client: Memor
 
 
 def test_a_temporary_queue_is_deleted_with_its_link(client: MemoryClient10, broker: Broker) -> None:
-    """If a client has attached a link that created a temporary queue, the queue is deleted when the client detaches the
-    link. Detaching a link to any other queue does not delete the queue.
+    """If attaching a link has created a temporary queue, this queue is deleted when the client detaches the link. Any
+    other queue is not deleted when a link to it is detached.
     """
     client.attach_receiver("/queues/q", handle=1)
     source = (None, None, None, True, None, None, None, None, None, Symbol("temporary-queue"))
@@ -461,8 +462,8 @@ def test_a_temporary_queue_is_deleted_with_its_link(client: MemoryClient10, brok
 def test_deleting_a_queue_detaches_its_receivers(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """When a queue is deleted, the broker detaches the queue's receivers with resource-deleted, except for a link that
-    the client has already detached.
+    """When a queue is deleted, the broker detaches the links of its receivers with resource-deleted. It sends no detach
+    frame for a link that the client has already detached.
     """
     client.attach_receiver("/queues/q", handle=2)
     client.attach_receiver("/queues/q", handle=3)
@@ -477,8 +478,8 @@ def test_deleting_a_queue_detaches_its_receivers(
 def test_a_link_that_was_detached_is_not_detached_again_when_its_queue_is_deleted(
     client: MemoryClient10, q: BrokerQueue, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """When a queue is deleted, and the client detaches a link before the broker has cancelled the link's consumer, the
-    broker does not detach the link again, even if the client has attached a new link with the same handle.
+    """While a queue is being deleted, its receiver's client may detach the link before the broker does. The broker then
+    sends no detach frame for this link, even if the client has attached a new link with the same handle.
     """
     client.attach_receiver("/queues/q")
     [link] = q.consumers
@@ -495,8 +496,9 @@ def test_a_link_that_was_detached_is_not_detached_again_when_its_queue_is_delete
 def test_the_firehose_copies_each_delivery(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, *, tracing: bool
 ) -> None:
-    """While message tracing is on, each delivery over AMQP 1.0 is copied to the firehose with the name of its
-    connection, its channel, its user, and a flag for redelivered messages. While tracing is off, no delivery is copied.
+    """While message tracing is on, the firehose gets a copy of each delivery over AMQP 1.0. The copy names the
+    delivery's connection, channel and user, and says whether the message was redelivered. While tracing is off, there
+    are no copies.
     """
     vhost = broker.vhosts["/"]
     copies = add(broker, "copies")
@@ -539,8 +541,8 @@ class Watcher:
 def test_a_live_display_is_told_of_each_delivery_of_a_message_that_it_shows(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, *, settled: bool
 ) -> None:
-    """A live display, such as `mqtool ui`, is told of each AMQP 1.0 delivery from a stream, and of each AMQP 1.0
-    delivery from a queue whose message the display shows.
+    """A live display, such as `mqtool ui`, is told of AMQP 1.0 deliveries. It is told of every delivery from a stream.
+    Of deliveries from a queue, it is told only if it shows the message.
     """
     stream = stream_with(broker, b"1")
     fill(q, b"1", b"2")
@@ -570,9 +572,9 @@ class Hooks:
 def test_a_message_that_is_sent_settled_is_recorded_as_acknowledged_at_once(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, *, settled: bool
 ) -> None:
-    """While a test records what the embedded broker does, a message that the broker sends settled over AMQP 1.0 is
-    recorded as acknowledged immediately. A message that the broker sends unsettled is recorded as acknowledged when the
-    client accepts it. Both are true of messages from queues and from streams.
+    """While a test records what the embedded broker does, an AMQP 1.0 message from a queue or a stream is recorded as
+    acknowledged when the broker sends it settled. A message that is sent unsettled is recorded as acknowledged when the
+    client accepts it.
     """
     hooks: Any = Hooks()
     broker.hooks = hooks
@@ -626,7 +628,7 @@ def test_a_receiver_with_an_sql_filter_gets_only_the_messages_that_match(
 
 def test_filters_that_take_too_long_detach_the_link(client: MemoryClient10, broker: Broker) -> None:
     """If evaluating the filters of a link takes too long for one message, the broker detaches the link with
-    resource-limit-exceeded. The broker sends neither this message nor later messages that match the filters.
+    resource-limit-exceeded, and sends neither this message nor later messages over it.
     """
     stream = stream_with(broker)
     fill_with_subjects(stream, "a" * 100_000, "b")
@@ -672,7 +674,7 @@ def test_a_receiver_of_a_quorum_queue_is_told_whether_it_is_active(client: Memor
 
 def test_the_answer_to_a_drain_tells_whether_the_receiver_is_active(client: MemoryClient10, sac: BrokerQueue) -> None:
     """If a receiver of a quorum queue with a single active consumer drains its first credit, the answer to the drain
-    also says whether the receiver is the active one.
+    says whether the receiver is the active one.
     """
     client.attach_receiver("/queues/sac")
     client.attach_receiver("/queues/sac", handle=1)
@@ -691,11 +693,11 @@ def test_receivers_of_a_quorum_queue_without_a_single_active_consumer_are_all_ac
 
 
 @pytest.mark.parametrize(("like", "kind"), [(Like.V4_2, "quorum"), (Like.V4_3, "classic")])
-def test_receivers_of_a_classic_queue_and_before_rabbitmq_4_3_are_not_told_whether_they_are_active(
+def test_receivers_of_classic_queues_or_before_4_3_are_not_told_whether_they_are_active(
     loop: asyncio.AbstractEventLoop, like: Like, kind: str
 ) -> None:
-    """The broker does not tell receivers of a classic queue whether they are active. If the broker imitates a version
-    of RabbitMQ before 4.3, it does not tell receivers of a quorum queue, either.
+    """The broker does not tell receivers of a classic queue whether they are active. If it imitates a version of
+    RabbitMQ before 4.3, the same is true of quorum queues.
     """
     broker = broker_with(loop, PROFILES[like])
     add(broker, "sac", x_queue_type=kind, x_single_active_consumer=True)
@@ -707,8 +709,8 @@ def test_receivers_of_a_classic_queue_and_before_rabbitmq_4_3_are_not_told_wheth
 def test_no_receiver_of_a_session_that_ends_is_told_that_it_becomes_active(
     client: MemoryClient10, sac: BrokerQueue
 ) -> None:
-    """If a session has two receivers of a queue with a single active consumer, and the client ends the session, the
-    broker does not tell the second receiver that it has become active.
+    """A session has two receivers of a queue with a single active consumer. If the client ends the session, the broker
+    does not tell the second receiver that it has become active.
     """
     for handle in range(2):
         client.attach_receiver("/queues/sac", handle=handle)

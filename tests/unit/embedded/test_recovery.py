@@ -141,7 +141,7 @@ def test_definitions_survive_a_restart(tmp_path: Path) -> None:
 
 def test_a_new_data_directory_has_the_definitions_of_a_new_broker(tmp_path: Path) -> None:
     """A broker with a new data directory has the virtual host `/` and the user `guest`. If both are deleted, a restart
-    does not create them again, even if there are no other definitions.
+    does not create them again, even if the data directory then contains no definitions.
     """
 
     async def run() -> None:
@@ -220,9 +220,9 @@ def test_only_durable_definitions_survive_a_restart(tmp_path: Path) -> None:
 
 
 def test_messages_survive_a_restart(tmp_path: Path) -> None:
-    """Persistent messages in durable queues, and all messages in quorum queues, survive a restart, in order and with
-    their properties. Acknowledged messages, transient messages in classic queues, and messages of a purged queue do
-    not.
+    """After a restart, durable queues have their persistent messages, and quorum queues have all messages, in order and
+    with their properties. Acknowledged messages, transient messages of classic queues, and the messages of a purged
+    queue are gone.
     """
 
     async def run() -> None:
@@ -255,9 +255,9 @@ def test_messages_survive_a_restart(tmp_path: Path) -> None:
 
 
 def test_after_a_kill_messages_that_may_have_been_delivered_are_redelivered(tmp_path: Path) -> None:
-    """If the broker is killed, unacknowledged messages are ready again after the restart. If a queue had delivered any
-    of its messages, all of them are marked as redelivered. Messages of queues that had delivered none, and messages
-    published after the restart, are not marked.
+    """After a kill and a restart, unacknowledged messages are ready again. If a queue had delivered any message before
+    the kill, all messages that it had then are marked as redelivered. Messages of other queues, and messages published
+    after the restart, are not marked.
     """
     copy = tmp_path / "copy"
 
@@ -286,8 +286,9 @@ def test_after_a_kill_messages_that_may_have_been_delivered_are_redelivered(tmp_
 
 
 def test_after_a_kill_a_message_keeps_the_count_of_its_deliveries(tmp_path: Path) -> None:
-    """If the broker is stopped, it stores the delivery counts of messages. A message has these counts after each
-    restart, even if the broker was killed after its queue had delivered the message again.
+    """When the broker is stopped, it stores the delivery counts of messages. After a restart, a message has these
+    counts. If the message is then delivered and the broker is killed, the message has the same counts after the next
+    restart.
     """
     copy = tmp_path / "copy"
 
@@ -314,8 +315,8 @@ def test_after_a_kill_a_message_keeps_the_count_of_its_deliveries(tmp_path: Path
 
 
 def test_after_a_stop_only_delivered_messages_are_redelivered(tmp_path: Path) -> None:
-    """If the broker is stopped, a message that was delivered and requeued is marked as redelivered after the restart,
-    and has its delivery counts. Other messages are not marked.
+    """After the broker is stopped and restarted, a message that was delivered and requeued before is marked as
+    redelivered, and has its delivery counts. Other messages are not marked.
     """
 
     async def run() -> None:
@@ -393,8 +394,8 @@ def test_a_delayed_message_survives_a_restart(tmp_path: Path) -> None:
 
 
 def test_a_queue_that_is_declared_after_a_restart_does_not_get_the_messages_of_another(tmp_path: Path) -> None:
-    """A queue or exchange that is declared after a restart does not get the messages of any queue or exchange that
-    existed before the restart, including those that were deleted.
+    """A queue or exchange that is declared after a restart gets no messages of the queues and exchanges that were
+    declared before the restart, whether these exist or have been deleted.
     """
 
     async def run() -> None:
@@ -422,8 +423,8 @@ def test_a_queue_that_is_declared_after_a_restart_does_not_get_the_messages_of_a
 
 
 def test_the_maximum_length_counts_messages_that_were_unacknowledged(tmp_path: Path) -> None:
-    """Messages that were unacknowledged when the broker was killed are ready after the restart, and count towards the
-    maximum length of their queue, which therefore drops its oldest messages.
+    """Messages that were unacknowledged when the broker was killed are ready after the restart. They count towards the
+    maximum length of their queue, which drops its oldest messages if it is too long.
     """
     copy = tmp_path / "copy"
 
@@ -471,7 +472,8 @@ def test_one_damaged_definition_does_not_prevent_the_recovery_of_the_rest(
     tmp_path: Path, kind: str, unreadable: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If a definition cannot be read, the broker starts with all others, and reports and logs the damage at each start.
-    The damaged definition stays in the data directory, and so do the messages of a queue whose definition is damaged.
+    The data directory keeps the damaged definition. If this is the definition of a queue, the data directory also keeps
+    the queue's messages.
     """
 
     def kinds(broker: Broker) -> set[str]:
@@ -521,9 +523,9 @@ def test_one_damaged_definition_does_not_prevent_the_recovery_of_the_rest(
 
 
 def test_a_damaged_virtual_host_is_lost_with_its_contents_but_left_in_the_data_directory(tmp_path: Path) -> None:
-    """If the definition of a virtual host cannot be read, the broker starts without this virtual host, reports which of
-    its queues are missing, and leaves everything in the data directory. Once the definition is restored, everything is
-    available again.
+    """If the definition of a virtual host cannot be read, the broker starts without this virtual host, and reports
+    which of its queues are missing. The data directory keeps everything, so once the definition is restored, the
+    virtual host and its contents are available again.
     """
 
     async def run() -> None:
@@ -557,8 +559,8 @@ def test_a_damaged_virtual_host_is_lost_with_its_contents_but_left_in_the_data_d
 def test_a_damaged_message_does_not_prevent_the_recovery_of_the_others(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If a stored message cannot be read, the broker logs the number of the message in the database, leaves the message
-    in the data directory, and restores the messages before and after it.
+    """If a stored message cannot be read, the broker restores the messages before and after it. It logs the number of
+    the damaged message in the database, and leaves this message in the data directory.
     """
 
     async def run() -> None:
@@ -610,9 +612,9 @@ def test_messages_of_a_deleted_queue_are_deleted_at_the_next_start(tmp_path: Pat
 def test_the_files_of_a_deleted_stream_are_deleted_unless_a_definition_is_damaged(
     tmp_path: Path, *, is_damaged: bool
 ) -> None:
-    """If the broker is killed before it has deleted the files of a deleted stream, it deletes the files at its next
-    start. If any definition is damaged, the broker keeps the files, because the damaged definition may be that of the
-    stream. In neither case does a later stream get these files.
+    """If the broker is killed before it has deleted the files of a deleted stream, it deletes them at its next start.
+    If any definition is damaged, it keeps the files, because the damaged definition may be that of the stream. A later
+    stream never gets these files.
     """
 
     async def run() -> None:
@@ -636,8 +638,8 @@ def test_the_files_of_a_deleted_stream_are_deleted_unless_a_definition_is_damage
 def test_files_in_a_data_directory_that_are_not_the_brokers_are_left_there(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If the directories in which the broker keeps its streams contain files or directories that it did not create, the
-    broker warns about each of these when it starts, and leaves them where they are.
+    """The directories in which the broker keeps its streams may contain files or directories that it did not create.
+    When it starts, the broker warns about each of these, and leaves them where they are.
     """
 
     async def run() -> None:

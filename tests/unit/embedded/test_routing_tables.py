@@ -63,8 +63,8 @@ def test_a_topic_binding_that_was_removed_no_longer_matches(patterns: list[tuple
 
 
 def test_a_topic_pattern_with_many_wildcards_is_matched_without_backtracking() -> None:
-    """A topic exchange matches a binding key with 20 wildcards without backtracking. With backtracking, the match would
-    take years, so this test would time out.
+    """A topic exchange matches a binding key with 20 wildcards without backtracking. With backtracking, this test would
+    take years and time out.
     """
     table: TopicTable[str] = TopicTable()
     table.add(".".join(["#", "a"] * 20), {}, "q")
@@ -74,8 +74,8 @@ def test_a_topic_pattern_with_many_wildcards_is_matched_without_backtracking() -
 
 @pytest.mark.parametrize("kind", [DirectTable, TopicTable], ids=["direct", "topic"])
 def test_other_bindings_of_an_exchange_do_not_slow_down_routing(kind: type[DirectTable[int] | TopicTable[int]]) -> None:
-    """To find the binding that matches a message, a direct or topic exchange with 10,000 bindings takes less than 20
-    times as long as an exchange with one binding.
+    """In a direct or topic exchange with 10,000 bindings, finding the one that matches a message takes less than 20
+    times as long as in an exchange with one binding.
     """
 
     def seconds(count: int) -> float:
@@ -208,8 +208,9 @@ def test_x_match_all_requires_headers_with_and_without_a_value() -> None:
 def test_header_values_are_compared_as_in_rabbitmq(
     value: Value, wanted: Value, until_3_13: bool, since_4_0: bool
 ) -> None:
-    """As in RabbitMQ, a headers binding compares strings by their UTF-8 bytes, and numbers by value. From 4.0 on, an
-    integer matches only integers, a float only floats, and a timestamp only timestamps.
+    """As in RabbitMQ, a headers binding compares strings by their UTF-8 bytes. Up to RabbitMQ 3.13, it compares
+    integers, floats and timestamps by their numeric values. From 4.0 on, an integer matches only integers, a float only
+    floats, and a timestamp only timestamps.
     """
     assert header_matches({"a": value}, "a", wanted) == until_3_13
     assert not header_matches({"b": value}, "a", wanted)
@@ -222,8 +223,8 @@ def test_header_values_are_compared_as_in_rabbitmq(
 
 
 def test_headers_bindings_follow_a_change_of_version() -> None:
-    """If the embedded broker switches to imitating a RabbitMQ version that compares numbers in headers strictly by
-    type, existing headers bindings compare numbers in this way from then on.
+    """If the embedded broker switches to a RabbitMQ version in which an integer in a headers binding does not match a
+    float, existing bindings follow this rule from then on.
     """
     table: HeadersTable[str] = HeadersTable()
     table.add("", {"a": 1}, "q")
@@ -280,8 +281,8 @@ def test_x_delay_is_a_number_of_milliseconds(value: Value, delay: int) -> None:
 
 @pytest.mark.parametrize("value", ["", "1.5", "1s", "soon", b"5", b"\xff", Decimal(1, 5), float("inf"), float("nan")])
 def test_an_x_delay_that_the_plugin_cannot_read_is_refused(value: Value) -> None:
-    """If the header x-delay is a decimal, bytes, an infinite float or NaN, or text that is not a whole number, reading
-    it raises a ValueError that contains the value.
+    """The header x-delay cannot be a decimal, bytes, an infinite float, NaN, or text that is not a whole number.
+    Reading such a header raises a ValueError that contains the value.
     """
     with pytest.raises(ValueError, match="x-delay is not a number of milliseconds: ") as caught:
         delay_of(value)
@@ -289,8 +290,8 @@ def test_an_x_delay_that_the_plugin_cannot_read_is_refused(value: Value) -> None
 
 
 def test_headers_match_numbers_by_value_and_lists_by_type() -> None:
-    """As in RabbitMQ, a 32-bit integer in a headers binding matches a 64-bit integer with the same value, but not if
-    both are in lists.
+    """As in RabbitMQ, a 32-bit integer in a headers binding matches a 64-bit integer with the same value. If the
+    integers are items of lists, they do not match.
     """
     assert header_matches({"a": Int64(1)}, "a", Int32(1))
     assert not header_matches({"a": True}, "a", Int32(1))
@@ -327,8 +328,8 @@ def test_300_topic_patterns_match_the_same_keys_as_regular_expressions() -> None
 
 
 def test_300_topic_patterns_of_wildcards_are_matched_quickly() -> None:
-    """A topic exchange matches 500 routing keys of 120 words with 300 binding keys that consist only of wildcards in
-    less than 5 s of CPU time.
+    """In a topic exchange with 300 binding keys that consist only of wildcards, matching 500 routing keys of 120 words
+    takes less than 5 s of CPU time.
     """
     some = random.Random(1)
     table: TopicTable[int] = TopicTable()

@@ -101,8 +101,8 @@ def test_damage_to_the_log_is_reported_with_the_number_of_lost_changes(
     killed: Path, page: int, offset: int, reported: str, count: int
 ) -> None:
     """If a bit of SQLite's log is flipped, the broker reads the changes before the damage, and reports how many changes
-    are lost. The broker keeps unchanged copies of the damaged log and of the database, which only the files' owner can
-    read.
+    are lost. It keeps unchanged copies of the damaged log and of the database. Only the files' owner can read these
+    copies.
     """
     log = killed / f"{FILE}-wal"
     flip(log, offset + (LOG_HEADER + (page - 1) * (PAGE_HEADER + PAGE) if page else 0))
@@ -119,9 +119,9 @@ def test_damage_to_the_log_is_reported_with_the_number_of_lost_changes(
 def test_only_damage_to_the_last_page_of_a_group_looks_like_an_incomplete_write(
     opened: Database, tmp_path: Path, page: int, *, is_torn: bool
 ) -> None:
-    """If the last group of changes in SQLite's log fills several pages, and only its last page is damaged, the broker
-    reports an incomplete write, because it may have been killed while it was writing that page. Damage to an earlier
-    page is reported as damage.
+    """The last group of changes in SQLite's log may fill several pages. If only the last of these pages is damaged, the
+    broker reports an incomplete write, because it may have been killed while it was writing that page. If an earlier
+    page is damaged, the broker reports damage.
     """
     opened.db.execute("BEGIN")
     write_definitions(opened.db, {("queue", b"large"): bytes(2 * PAGE)})
@@ -151,7 +151,7 @@ def test_an_older_part_of_a_log_that_was_restarted_is_not_reported(opened: Datab
 
 @pytest.mark.parametrize("database", ["missing", "empty"])
 def test_a_log_without_its_database_is_not_touched(killed: Path, database: str) -> None:
-    """If SQLite's log contains pages, but the database is missing or empty, the broker refuses to open the data
+    """If SQLite's log contains pages, but the database is missing or empty, the broker does not open the data
     directory, because SQLite would delete the log. If the log contains no pages, the broker opens the data directory.
     """
     path, log = killed / FILE, killed / f"{FILE}-wal"
@@ -173,8 +173,8 @@ def test_a_log_without_its_database_is_not_touched(killed: Path, database: str) 
 
 @pytest.mark.parametrize("why", ["full", "locked", "garbage"])
 def test_a_start_that_fails_leaves_no_copy_of_the_log(killed: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
-    """If the broker cannot open a data directory because the disk is full, another program locks the database, or
-    nothing in the database can be read, the files of the directory are unchanged, and no copy of SQLite's log is left.
+    """The broker cannot open a data directory if the disk is full, if another program locks the database, or if nothing
+    in the database can be read. It then leaves the database and SQLite's log unchanged, and leaves no copy of the log.
     """
     database, log = killed / FILE, killed / f"{FILE}-wal"
     other = sqlite3.connect(database, isolation_level=None)
@@ -251,8 +251,8 @@ def test_the_messages_before_and_after_a_damaged_part_of_the_database_are_read(
     stopped: Path, contents: list[bytes], lost: str
 ) -> None:
     """If pages of the database are damaged, the broker copies the definitions and messages before and after the damage
-    to a new database file, which only the file's owner can read. The broker reports the loss once, keeps the damaged
-    file unchanged in another directory, and does not create the default user again.
+    to a new database file, which only the file's owner can read. The broker reports the loss once, and keeps the
+    damaged file unchanged in another directory. It does not create the default user again.
     """
     overwrite(stopped, *contents)
     before = stopped.read_bytes()
@@ -277,9 +277,9 @@ def test_the_messages_before_and_after_a_damaged_part_of_the_database_are_read(
 def test_incomplete_messages_beside_a_damaged_part_of_the_database_are_left_out(
     stopped: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If damage to the database leaves a message without a body, the broker does not copy the message to the new
-    database file, and logs which table is damaged. A new database file that an earlier attempt has left behind is
-    replaced.
+    """If the database is damaged and a message has no body, the broker does not copy the message to the new database
+    file, and logs which table is damaged. The broker replaces a new database file that an earlier attempt has left
+    behind.
     """
     db = sqlite3.connect(stopped)
     db.execute("UPDATE entry SET body = NULL WHERE row IN (1, 99)")
@@ -302,7 +302,7 @@ def test_incomplete_messages_beside_a_damaged_part_of_the_database_are_left_out(
 
 def test_lost_definitions_are_reported(opened: Database, tmp_path: Path) -> None:
     """If definitions are lost, the broker reports that some of its queues, exchanges, bindings or users could not be
-    read, even if all messages could.
+    read. It does so even if all messages could be read.
     """
     write_definitions(opened.db, {("queue", b"%03d" % number): bytes(900) for number in range(100)})
     write_entries(opened.db, [(1, 1, None, 0, 0, b"", b"", body(1))], [], {})

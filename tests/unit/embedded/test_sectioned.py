@@ -197,8 +197,8 @@ def test_every_kind_of_body_arrives_unchanged_over_amqp_1_0(body: bytes, body_09
 
 
 def test_an_amqp_1_0_value_is_unchanged_after_it_is_republished_over_amqp_0_9_1() -> None:
-    """If the body of a message is an AMQP 1.0 value, and a client receives and republishes the message over AMQP 0-9-1,
-    the body is delivered over AMQP 1.0 as the same value.
+    """Over AMQP 0-9-1, a client receives a message whose body is an AMQP 1.0 value, and republishes it. Over AMQP 1.0,
+    the body of the republished message is the same value.
     """
     message = _published(Amqp10Message(body=value_section(["a", None])))
     back = _delivered(_from_091(message.properties.fields(), message.body))
@@ -250,8 +250,8 @@ def test_amqp_0_9_1_properties_become_1_0_sections() -> None:
 
 
 def test_with_like_4_0_reply_to_is_not_converted() -> None:
-    """With `broker up --like 4.0`, reply-to is the same over AMQP 1.0 and AMQP 0-9-1. RabbitMQ 4.2 and later convert it
-    between an AMQP 1.0 address and a queue name.
+    """With `broker up --like 4.0`, the broker does not convert reply-to between an AMQP 1.0 address and a queue name.
+    The property has the same value over AMQP 1.0 and over AMQP 0-9-1.
     """
     old = PROFILES[Like.V4_0]
     sent = Amqp10Message(properties=BareProperties(reply_to="/queues/q"), body=data_section(b""))
@@ -260,9 +260,9 @@ def test_with_like_4_0_reply_to_is_not_converted() -> None:
     assert delivered.properties.reply_to == "q"
 
 
-def test_from_4_4_on_priority_delivery_mode_and_expiration_that_rabbitmq_3_stored_in_a_stream_are_lost() -> None:
+def test_from_4_4_on_properties_that_rabbitmq_3_stored_as_annotations_are_lost() -> None:
     """RabbitMQ 3 stored a message's priority, delivery mode and expiration in a stream as annotations. With `broker up
-    --like 4.3`, they are read as properties, and with `--like 4.4`, they are lost.
+    --like 4.3`, the broker reads them as properties. With `--like 4.4`, they are lost.
     """
     stored = {"x-basic-priority": UInt8(7), "x-basic-delivery-mode": UInt8(2), "x-basic-expiration": "60000"}
     annotations: Map = {Symbol(name): value for name, value in stored.items()}
@@ -305,8 +305,8 @@ def test_a_dead_letter_has_its_history_as_annotations(is_native: bool) -> None:
 
 @pytest.mark.parametrize("is_native", [True, False])
 def test_a_message_dead_lettered_twice_contains_both_times_over_amqp_1_0(is_native: bool) -> None:
-    """If a message was dead-lettered twice, its annotation x-opt-deaths over AMQP 1.0 contains the first and the last
-    time, in milliseconds. Its header x-death over AMQP 0-9-1 contains only the first, in seconds.
+    """If a message was dead-lettered twice, its annotation x-opt-deaths (AMQP 1.0) contains the first and the last
+    time, in milliseconds. Its header x-death (AMQP 0-9-1) contains only the first time, in seconds.
     """
     # As in the module mc of RabbitMQ 4.3.5.
     dead = _published(Amqp10Message(body=data_section(b"d"))) if is_native else _from_091({}, b"d")
@@ -441,8 +441,8 @@ def test_a_stream_entry_that_is_not_a_message_is_delivered_as_a_body(entry: byte
 def test_a_filter_that_skips_many_messages_lets_the_broker_serve_other_clients(
     monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
-    """If the filter of a stream consumer skips messages for too long, the broker serves other clients first, and then
-    continues where it stopped filtering.
+    """If the filter of a stream consumer skips many messages without a match, the broker serves other clients after
+    some time, and later continues with the next message.
     """
     monkeypatch.setattr(stream_queue, "TURN_SECONDS", seconds)
     stream, clock = _stream()

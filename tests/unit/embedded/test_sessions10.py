@@ -117,8 +117,8 @@ def test_a_session_begins_with_a_window_of_400_transfers(client: MemoryClient10)
 def test_the_handle_max_of_a_session_is_the_lower_one_of_the_client_and_the_broker(
     client: MemoryClient10, wanted: int, agreed: int
 ) -> None:
-    """A session's handle-max is that of the client's begin frame, if it is lower than the broker's 255. If the client
-    attaches a link with a higher handle, the broker ends the session.
+    """A session's handle-max is the lower one of the client's and the broker's, which is 255. If the client attaches a
+    link with a higher handle, the broker ends the session.
     """
     other = MemoryClient10(client.loop, client.connection.broker, begin=False)
     [begun] = other.send(BEGIN, None, UInt32(0), UInt32(9), UInt32(9), UInt32(wanted))
@@ -146,8 +146,9 @@ def test_the_incoming_window_is_extended_once_half_of_it_is_used(client: MemoryC
 def test_an_alarm_closes_the_window_but_400_more_transfers_are_tolerated(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """At the first transfer during an alarm, the broker sends a flow frame with an incoming window of 0. The broker
-    tolerates up to 400 transfers that the client may have sent before it read this frame; one more ends the session.
+    """At the first transfer during an alarm, the broker sends a flow frame with an incoming window of 0. Up to 400
+    transfers are tolerated, because the client may have sent them before it read this frame. One more transfer ends the
+    session.
     """
     client.attach_sender("/queues/q")
     client.publish(0)
@@ -211,9 +212,9 @@ def test_the_ids_and_windows_of_a_session_are_those_of_the_latest_flow_frame(cli
 def test_transfers_wait_until_the_client_opens_its_window(
     loop: asyncio.AbstractEventLoop, broker: Broker, q: BrokerQueue
 ) -> None:
-    """Transfers of a large message that do not fit into the client's incoming window wait, and count as memory of the
-    client's connection. The broker sends them as the client opens the window. Transfers that the client has not
-    received yet use part of a new window.
+    """If a large message needs more transfers than fit into the client's incoming window, the remaining transfers wait
+    until the client opens the window, and count as memory of the connection until they are sent. Transfers that the
+    client has not received yet when it opens the window use part of it.
     """
     client = MemoryClient10(loop, broker)
     client.connection.frame_max = 512
@@ -269,9 +270,9 @@ def transfers(*numbers: int, handle: int = 0, settled: bool = False) -> bytes:
 
 
 def test_consecutive_messages_with_the_same_outcome_share_a_disposition(client: MemoryClient10) -> None:
-    """The broker sends one disposition frame for consecutive messages with the same outcome, and a new frame for each
-    change of the outcome or gap in the delivery ids. Settled messages get no outcome. Delivery id 0 follows
-    4,294,967,295.
+    """Unsettled messages with consecutive delivery ids and the same outcome share one disposition frame. Another
+    outcome, or a gap in the delivery ids, begins a new frame. Delivery id 0 follows 4,294,967,295. Settled messages get
+    no outcome.
     """
     client.attach_sender("/queues/q")
     client.attach_sender("/exchanges/amq.direct/none", handle=1)
@@ -314,8 +315,8 @@ class Holding:
 def test_outcomes_that_a_fault_delays_are_sent_unless_the_session_has_ended(
     client: MemoryClient10, broker: Broker, *, is_open: bool
 ) -> None:
-    """If a test makes the embedded broker delay confirms, the outcomes of unsettled AMQP 1.0 messages are delayed as
-    well. If the session has ended in the meantime, the broker does not send them.
+    """If a fault makes the embedded broker delay confirms, it delays the outcomes of unsettled AMQP 1.0 messages. If
+    the session ends meanwhile, the broker does not send them.
     """
     hooks: Any = Holding()
     broker.hooks = hooks
@@ -361,9 +362,9 @@ def test_outcomes_that_are_due_are_sent_before_the_end_of_the_session(client: Me
 def test_an_outcome_acknowledges_dead_letters_or_requeues_a_message(
     client: MemoryClient10, broker: Broker, state: Described, ready: int, dead: int, counts: tuple[int, int] | None
 ) -> None:
-    """The outcome `accepted` acknowledges a message. `rejected`, and `modified` with undeliverable-here, dead-letter
-    the message. `released`, and any other `modified`, requeue the message. Only `modified` with delivery-failed counts
-    towards the delivery limit.
+    """The outcome `accepted` acknowledges a message. The outcome `rejected`, or `modified` with undeliverable-here,
+    dead-letters it. The outcome `released`, or any other `modified`, requeues it. Only `modified` with delivery-failed
+    counts towards the delivery limit.
     """
     queue = quorum(broker)
     receiving(client, queue, b"1")
@@ -564,9 +565,9 @@ class Recording:
 def test_a_recording_contains_the_outcomes_of_amqp_1_0_clients(
     client: MemoryClient10, broker: Broker, q: BrokerQueue
 ) -> None:
-    """While a test records what the embedded broker does, the recording contains the messages that an AMQP 1.0 client
-    rejects or releases, but not those that are requeued because a session ends. If an injected fault loses an
-    acknowledgement, the message is requeued and recorded as released.
+    """While a test records what the embedded broker does, each message that an AMQP 1.0 client rejects or releases is
+    recorded. A message that is requeued because its session ends is not recorded. If an injected fault loses an
+    acknowledgement, the message is requeued, and is recorded as released.
     """
     hooks: Any = Recording()
     broker.hooks = hooks
@@ -648,8 +649,8 @@ def test_the_memory_of_waiting_transfers_is_freed_when_the_session_ends(
 def test_a_refused_link_is_attached_without_a_terminus_and_detached(
     loop: asyncio.AbstractEventLoop, like: Like, *, role: bool
 ) -> None:
-    """From RabbitMQ 4.2 on, the broker answers a refused link with an attach frame without the broker's terminus, and
-    then detaches the link with the error. In earlier versions, the broker ends the session.
+    """From RabbitMQ 4.2 on, the broker answers an attach frame for a link that it refuses with an attach frame without
+    its own terminus. It then detaches the link with the error. In earlier versions, the broker ends the session.
     """
     client = MemoryClient10(loop, broker_with(loop, PROFILES[like]))
     attach = client.attach_sender if role is SENDER else client.attach_receiver
@@ -681,7 +682,7 @@ class Watcher:
 
 def test_a_live_display_shows_publishers_whose_queue_does_not_exist(client: MemoryClient10, broker: Broker) -> None:
     """A live display, such as `mqtool ui`, is told when an AMQP 1.0 publisher attaches a link to a queue that does not
-    exist. The display is not told of receivers whose queue does not exist, nor of links with an invalid address.
+    exist. It is not told of receivers of such a queue, or of links with an invalid address.
     """
     watcher: Any = Watcher()
     broker.vhosts["/"].watcher = watcher
@@ -767,8 +768,8 @@ def test_the_end_of_a_session_requeues_its_unsettled_messages(
 
 
 def test_a_fault_that_closes_a_session_sends_one_end_frame_with_the_error(client: MemoryClient10) -> None:
-    """If a test makes the embedded broker close an AMQP 1.0 session with an AMQP 0-9-1 reply code, the broker sends one
-    end frame, with the AMQP 1.0 condition for this code, even if the test closes the session twice.
+    """If a fault closes an AMQP 1.0 session with an AMQP 0-9-1 reply code, the broker sends one end frame with the
+    corresponding AMQP 1.0 condition. If the session is closed a second time, the broker sends nothing more.
     """
     session = client.connection.sessions[0]
     session.close(AmqpException(541, "broken"))
@@ -778,8 +779,8 @@ def test_a_fault_that_closes_a_session_sends_one_end_frame_with_the_error(client
 
 
 def test_an_error_that_ends_a_session_is_sent_after_the_current_event(client: MemoryClient10) -> None:
-    """If an error ends an AMQP 1.0 session, the session stays open until the broker has finished the step in which the
-    error occurred. Then the broker sends the end frame with the error.
+    """If an error ends an AMQP 1.0 session, the broker first finishes the step in which the error occurred. The session
+    stays open until then. Then the broker sends the end frame with the error.
     """
     session = client.connection.sessions[0]
     session.fail(SessionError(INTERNAL_ERROR, "broken"))
@@ -794,9 +795,8 @@ def test_an_error_that_ends_a_session_is_sent_after_the_current_event(client: Me
 def test_a_delivery_that_stays_unsettled_too_long_is_released(
     loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch, like: Like, kind: str
 ) -> None:
-    """From RabbitMQ 4.3 on, if a delivery from a quorum queue stays unsettled for longer than the consumer timeout, the
-    broker sends an unsettled disposition with the outcome `released`, and requeues the message. Other queues have no
-    such limit.
+    """From RabbitMQ 4.3 on, if a delivery from a quorum queue is unsettled after the consumer timeout, the broker sends
+    an unsettled disposition with the outcome `released`, and requeues the message. Other queues have no such limit.
     """
     broker = broker_with(loop, PROFILES[like])
     queue = quorum(broker) if kind == "quorum" else broker.vhosts["/"].queues["q"]

@@ -134,8 +134,8 @@ def test_a_deletion_that_waits_for_the_disk_does_not_remove_a_new_queue(
 def test_a_failed_write_of_a_definition_does_not_prevent_confirms(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the broker cannot write a definition while it is syncing messages to disk, these messages are still confirmed
-    after the sync.
+    """If the broker fails to write a definition while messages are being synced to disk, these messages are still
+    confirmed after the sync.
     """
     monkeypatch.setattr(store, "_RETRY_SECONDS", 0)
 
@@ -277,8 +277,8 @@ def test_a_group_that_cannot_be_written_for_an_unforeseen_reason_is_reported_and
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If writing a group of changes to disk fails with an error that does not come from SQLite, the broker reports the
-    error like any other failed write, and writes the group again. No message of the group is lost, and all of them are
-    confirmed.
+    error like any other failed write, and writes the group again later. No message of the group is lost, and all of
+    them are confirmed.
     """
     errors: list[Exception] = []
     recovered = asyncio.Event()
@@ -307,13 +307,13 @@ def test_a_group_that_cannot_be_written_for_an_unforeseen_reason_is_reported_and
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), TypeError("unforeseen")], ids=repr)
-def test_if_a_new_segment_of_a_stream_cannot_be_created_the_whole_group_of_changes_is_retried(
+def test_a_group_of_changes_is_retried_if_a_new_segment_of_a_stream_cannot_be_created(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
-    """If the broker cannot create the next segment of a stream, it reports the error and confirms nothing, but keeps
-    the whole group of changes: messages for queues, messages of streams in their order, and stored offsets. The broker
-    writes and confirms all of these once it can create the segment. If the disk did not cause the error, the broker
-    also logs it.
+    """If the broker cannot create the next segment of a stream, it reports the error and confirms nothing. It keeps the
+    whole group of changes: messages for queues, messages of streams in their order, and stored offsets. Once it can
+    create the segment, it writes and confirms all of them. An error that the disk did not cause is logged as an
+    internal error.
     """
     monkeypatch.setattr(store, "_RETRY_SECONDS", 0.01)
     directory, copy = tmp_path / "data", tmp_path / "copy"
@@ -365,8 +365,8 @@ def test_if_a_new_segment_of_a_stream_cannot_be_created_the_whole_group_of_chang
 
 
 def test_unwritten_changes_are_written_when_the_broker_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the disk works again when the broker stops, the broker writes all changes that are not yet on disk, even those
-    that it could not write before.
+    """While the disk fails, the broker cannot write changes. If the disk works again when the broker stops, the broker
+    writes all of them.
     """
     monkeypatch.setattr(store, "_RETRY_SECONDS", 60)
 
@@ -434,9 +434,9 @@ async def writing_a_dead_letter(directory: Path, disk: WaitingDisk) -> tuple[Sto
 
 
 def test_a_kill_while_a_dead_letter_is_written_to_a_stream_neither_loses_nor_duplicates_it(tmp_path: Path) -> None:
-    """If the broker is killed while it writes a dead letter to a stream and to another queue, the message is still in
-    its original queue after a restart, and the other queue has no copy. Only when both copies are on disk does the
-    message leave its original queue and become readable in the stream.
+    """A dead letter goes to a stream and to another queue. If the broker is killed before both copies are on disk, the
+    message is in its original queue after a restart, and the other queue has no copy. Once both copies are on disk, the
+    message leaves its original queue, and can be read from the stream.
     """
     directory, copy = tmp_path / "data", tmp_path / "copy"
 
@@ -458,8 +458,8 @@ def test_a_kill_while_a_dead_letter_is_written_to_a_stream_neither_loses_nor_dup
 
 
 def test_a_new_expiration_time_of_a_message_is_read_back(tmp_path: Path) -> None:
-    """If the broker changes the time at which a message expires, the message has this time when it is read back,
-    whether the time is already on disk, is being written, or is still waiting to be written.
+    """After the broker has changed the time at which a message expires, it reads the message back with the new time.
+    The new time may be on disk, on its way to the disk, or still waiting to be written.
     """
 
     async def run() -> None:
@@ -526,8 +526,8 @@ def test_a_message_that_is_acknowledged_before_it_is_written_is_never_written(tm
 
 
 def test_a_message_published_during_a_write_is_not_confirmed_by_that_write(tmp_path: Path) -> None:
-    """As soon as the broker begins to write a group of changes to disk, later changes belong to the next group, so a
-    message that is published then is not confirmed together with those before it.
+    """The broker writes changes to disk in groups. A message that is published after the broker has begun to write a
+    group belongs to the next group, and is not confirmed together with those before it.
     """
 
     async def run() -> None:
@@ -570,8 +570,8 @@ def test_a_large_log_is_copied_to_the_database_file(tmp_path: Path) -> None:
 
 
 def test_deleting_a_virtual_host_keeps_the_user_with_the_same_name(tmp_path: Path) -> None:
-    """If a virtual host is deleted, all definitions in it are deleted from the disk. Other definitions are kept, even
-    those of a user with the same name, or of a virtual host whose name begins with this name.
+    """When a virtual host is deleted, all definitions in it are deleted on disk. A user with the same name is kept, and
+    so is a virtual host whose name begins with this name.
     """
 
     async def run() -> None:

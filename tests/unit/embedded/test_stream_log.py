@@ -127,9 +127,9 @@ def test_a_stream_is_read_from_any_offset(bench: Bench) -> None:
 
 
 def test_the_index_of_a_segment_is_built_in_turns_after_a_restart(on_disk: Bench) -> None:
-    """After a restart, the broker adds 256 KiB of a segment to the segment's index in each turn of its event loop, so a
-    reader that starts in the middle of an old segment gets its first chunk after several turns. For a later reader of
-    the segment, one turn is enough.
+    """After a restart, a reader starts in the middle of an old segment of a stream. The broker first builds the index
+    of this segment, 256 KiB in each turn of its event loop, so the reader gets its first chunk after several turns. A
+    later reader of the segment needs only one turn.
     """
     on_disk.open(segment_bytes=600_000)
     for number in range(400):
@@ -147,8 +147,9 @@ def test_the_index_of_a_segment_is_built_in_turns_after_a_restart(on_disk: Bench
 
 
 def test_the_index_of_a_segment_is_built_in_turns_for_a_start_by_timestamp(on_disk: Bench) -> None:
-    """After a restart, a reader that starts at a timestamp in an old segment gets its first chunk after several turns,
-    in each of which the broker adds 256 KiB to the segment's index. A later reader of the segment needs only one turn.
+    """After a restart, a reader starts at a timestamp in an old segment of a stream. The broker first builds the index
+    of this segment, 256 KiB in each turn of its event loop, so the reader gets its first chunk after several turns. A
+    later reader of the segment needs only one turn.
     """
     on_disk.open(segment_bytes=600_000)
     for number in range(400):
@@ -166,7 +167,7 @@ def test_the_index_of_a_segment_is_built_in_turns_for_a_start_by_timestamp(on_di
 
 def test_a_timestamp_in_a_stream_with_many_segments_is_looked_up_in_turns(in_memory: Bench) -> None:
     """When a reader of a stream starts at a timestamp, the broker looks at up to 256 segments in each turn of its event
-    loop, until it has found the segment with the timestamp.
+    loop until it has found the right one.
     """
     in_memory.open(segment_bytes=1)
     for number in range(1_000):
@@ -179,8 +180,8 @@ def test_a_timestamp_in_a_stream_with_many_segments_is_looked_up_in_turns(in_mem
 
 
 def test_the_age_of_an_old_segment_is_looked_up_in_turns(on_disk: Bench) -> None:
-    """If the oldest segment of a stream has no index yet and may exceed the maximum age, the broker indexes 256 KiB of
-    the segment in each turn of its event loop, and then deletes the segment if it is too old.
+    """The oldest segment of a stream may exceed the maximum age, but have no index yet. The broker then indexes 256 KiB
+    of this segment in each turn of its event loop, and deletes the segment if it is too old.
     """
     on_disk.open(segment_bytes=600_000)
     for _ in range(4):
@@ -196,8 +197,8 @@ def test_the_age_of_an_old_segment_is_looked_up_in_turns(on_disk: Bench) -> None
 
 
 def test_chunks_without_messages_are_not_read_again_and_again_when_a_stream_is_opened(quick_disk: Bench) -> None:
-    """If a segment of a stream ends with 4,000 chunks that contain only stored offsets, the broker reads less than
-    three times the size of the segment to find the last message.
+    """If a segment of a stream ends with 4,000 chunks that contain stored offsets but no messages, the broker must
+    search for the last message. To find it, it reads less than three times the size of the segment.
     """
     quick_disk.add(b"a")
     for number in range(4_000):
@@ -219,9 +220,9 @@ def test_chunks_without_messages_are_not_read_again_and_again_when_a_stream_is_o
 def test_offsets_stored_without_end_lose_no_messages_and_take_limited_space(
     quick_disk: Bench, in_memory: Bench, tmp_path: Path
 ) -> None:
-    """If a reader stores its offset 5,000 times in a stream with a size limit, messages published after that are not
-    lost, either before or after a restart. The stored offsets take at most about 1 MiB on disk and, in a stream without
-    a data directory, hardly any memory.
+    """A reader stores its offset 5,000 times in a stream with a size limit. Messages that are published afterwards are
+    not lost, either before or after a restart. On disk, the stored offsets take at most about 1 MiB. Without a data
+    directory, they take less than 100 bytes of memory.
     """
     limits = {"segment_bytes": 600, "max_bytes": 3_000}
     in_memory.open(**limits)
@@ -281,8 +282,9 @@ def batch(compression: int, plain: bytes, packed: bytes, *, records: int) -> byt
 
 
 def test_each_message_of_a_sub_entry_batch_takes_one_offset(bench: Bench) -> None:
-    """Each message of a sub-entry batch takes one offset. A consumer that reads the stream over AMQP does not get the
-    messages of compressed batches, or the missing part of a batch that is cut off.
+    """Each message of a sub-entry batch takes one offset. If a consumer reads the stream over AMQP, it gets only the
+    messages of uncompressed batches. If an uncompressed batch is cut off, the consumer gets the messages before the
+    cut.
     """
     plain = simple_entry(b"a") + simple_entry(b"b")
     bench.log.append(batch(0, plain, plain, records=2), records=2)
@@ -328,8 +330,8 @@ def test_reading_from_a_timestamp_starts_at_the_first_chunk_that_is_not_older(be
 
 
 def test_a_timestamp_offset_after_the_last_chunk_means_the_end_of_the_stream(bench: Bench) -> None:
-    """As in RabbitMQ, a consumer with a timestamp offset later than the timestamp of the last chunk starts at the end
-    of the stream, even if earlier chunks have later timestamps.
+    """If a consumer's timestamp offset is later than the timestamp of the last chunk, the consumer starts at the end of
+    the stream, even if an earlier chunk has a later timestamp. RabbitMQ does the same.
     """
     for time in (9_000, 1_000, 2_000):
         bench.clock.time = time
@@ -339,7 +341,7 @@ def test_a_timestamp_offset_after_the_last_chunk_means_the_end_of_the_stream(ben
 
 def test_a_timestamp_is_looked_up_in_the_last_segment_that_begins_before_it(bench: Bench) -> None:
     """If the system clock was set back, a reader that starts at a timestamp looks in the last segment that begins
-    before the timestamp. The reader starts at the first chunk of this or a later segment that is not older than the
+    before the timestamp. It starts at the first chunk, in this segment or a later one, that is not older than the
     timestamp.
     """
     bench.open(segment_bytes=70_000)
@@ -351,8 +353,8 @@ def test_a_timestamp_is_looked_up_in_the_last_segment_that_begins_before_it(benc
 
 
 def test_old_segments_are_deleted_by_size_and_age(bench: Bench) -> None:
-    """Retention by size or by age deletes whole old segments of a stream. A reader that was in a deleted segment
-    continues with the first one that is left.
+    """Retention by size or by age deletes whole old segments of a stream. A reader whose segment was deleted continues
+    with the first message that is left.
     """
     log = bench.open(segment_bytes=1_000, max_bytes=2_500)
     bench.add(b"first")
@@ -373,8 +375,9 @@ def test_old_segments_are_deleted_by_size_and_age(bench: Bench) -> None:
 def test_messages_are_stored_although_the_oldest_segment_cannot_be_deleted(
     on_disk: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If the disk does not let the broker delete a stream's oldest segment, the broker logs an error, and the stream's
-    new messages are stored and can still be read. The segment is deleted when the next segment begins.
+    """If an error of the disk prevents the broker from deleting a stream's oldest segment, the broker logs the error.
+    New messages are still stored, and all messages can be read. When the error is gone, the segment is deleted as soon
+    as the next segment begins.
     """
     log = on_disk.open(segment_bytes=1_000, max_bytes=1_000)
     on_disk.add(bytes(600))
@@ -399,7 +402,7 @@ def raises(error: Exception) -> Callable[..., None]:
 
 def test_publishing_ids_and_stored_offsets_survive_a_restart_and_the_deletion_of_a_segment(on_disk: Bench) -> None:
     """A stream keeps its publishing ids and stored offsets after a restart, even if the segment in which they were
-    written is deleted. As in RabbitMQ, a stored offset before the first remaining message is lost.
+    written is deleted. As in RabbitMQ, a stored offset is lost if the message at this offset is deleted.
     """
     log = on_disk.open(segment_bytes=500, max_bytes=500)
     log.append(simple_entry(b"a"), producer="p", publishing_id=7)
@@ -414,8 +417,8 @@ def test_publishing_ids_and_stored_offsets_survive_a_restart_and_the_deletion_of
 
 
 def test_an_incomplete_chunk_at_the_end_of_a_stream_is_moved_to_another_file(on_disk: Bench, tmp_path: Path) -> None:
-    """If the last chunk of a stream is incomplete because the broker was killed, the broker moves the incomplete chunk
-    to another file at its next start, and writes the next chunk in its place.
+    """If the broker is killed while it writes a chunk of a stream, the chunk stays incomplete. At its next start, the
+    broker moves it to another file, and writes the next chunk in its place.
     """
     on_disk.add(b"a", b"b")
     sound = segment_files(tmp_path)[0].stat().st_size
@@ -471,7 +474,7 @@ def test_if_a_chunk_in_an_older_segment_is_damaged_only_this_chunk_is_lost(on_di
 def test_stream_entries_whose_write_failed_are_written_again_in_order(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the broker cannot write entries of a stream, it tries to write them again, before later entries."""
+    """If the broker fails to write entries of a stream, it writes them again before it writes later entries."""
     log = bench.log
     log.append(simple_entry(b"a"))
     log.prepare()

@@ -74,8 +74,8 @@ def test_a_stream_returns_each_message_unchanged(
 def test_truncated_entries_of_stream_clients_are_delivered(
     entries: list[tuple[bytes | None, str, bytes, bytes]],
 ) -> None:
-    """Stream entries that are truncated, or that contain additional bytes after the body, are delivered, and no error
-    is raised.
+    """A stream client may store an entry that is truncated, or that has additional bytes after the body. Such an entry
+    is delivered, and raises no error.
     """
     stream, clock = new_stream()
     encoded = [encode(published(mid, None, None), body, "x", key) + more for mid, key, body, more in entries]

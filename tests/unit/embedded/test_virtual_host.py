@@ -95,8 +95,8 @@ def test_a_new_virtual_host_has_the_predeclared_exchanges(vhost: VirtualHost) ->
 def test_durable_queues_exchanges_and_bindings_are_stored_until_they_are_deleted(
     vhost: VirtualHost, ledger: Storing
 ) -> None:
-    """A durable queue, exchange or binding is stored on disk when it is declared, and removed from the disk when it is
-    deleted. Transient ones are not stored, and those that were read from the data directory are not stored again.
+    """A durable queue, exchange or binding is stored on disk from its declaration to its deletion. Transient ones are
+    not stored. Those that were read from the data directory are not stored again.
     """
     queue = add_queue(vhost, durable=True, auto_delete=True, x_max_length=Int32(5))
     exchange = add_exchange(vhost, "x", "headers", internal=True)
@@ -137,8 +137,8 @@ def test_durable_queues_exchanges_and_bindings_are_stored_until_they_are_deleted
 
 
 def test_all_memory_of_definitions_is_freed_when_they_are_deleted(vhost: VirtualHost, ledger: Storing) -> None:
-    """Each queue, exchange and binding counts towards the memory use of definitions until it is deleted, alone or with
-    its virtual host.
+    """Each queue, exchange and binding counts towards the memory use of definitions. It no longer counts after it is
+    deleted, alone or with its virtual host.
     """
     counts = [ledger.definition_bytes]
     queue = add_queue(vhost)
@@ -251,8 +251,8 @@ def test_a_message_goes_to_the_queues_of_all_its_routing_keys(
 
 
 def test_a_message_passes_through_each_bound_exchange_once(vhost: VirtualHost) -> None:
-    """If exchanges are bound to each other, even in a cycle, a message passes through each exchange once, and goes once
-    to each queue. If no binding of an exchange matches, the message goes to the alternate exchange of this exchange.
+    """If exchanges are bound to each other, even in a cycle, a message passes through each of them once, and goes to
+    each queue once. If an exchange has no binding that matches, the message goes to its alternate exchange.
     """
     one, two = add_exchange(vhost, "one"), add_exchange(vhost, "two", "direct", arguments={"alternate-exchange": "alt"})
     alternate = add_exchange(vhost, "alt")
@@ -275,9 +275,9 @@ def test_a_message_passes_through_each_bound_exchange_once(vhost: VirtualHost) -
 def test_a_message_with_too_many_routing_keys_for_its_exchanges_is_refused(
     vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The broker looks up each routing key of a message in each direct or topic exchange that the message passes
-    through, and counts every other exchange as one lookup. If a message needs more lookups than the broker's limit, the
-    broker closes the channel with 406.
+    """The broker limits the lookups for one message. A direct or topic exchange that the message passes through needs
+    one lookup for each routing key of the message, and any other exchange needs one. If a message needs more lookups
+    than the limit, the broker closes the channel with 406.
     """
     monkeypatch.setattr("mqtool.broker.embedded.model.virtual_host._MOST_LOOKUPS", 7)
     fanout, direct, topic = (
@@ -298,8 +298,8 @@ def test_a_message_with_too_many_routing_keys_for_its_exchanges_is_refused(
 
 def test_the_outcome_of_a_publish_says_whether_queues_took_the_message(vhost: VirtualHost) -> None:
     """When the broker publishes a message, the result says whether the message was routed to any queue, whether all
-    these queues accepted it, and whether it must be written to disk before it is confirmed. A queue that was deleted
-    after routing does not count.
+    these queues accepted it, and whether it must be on disk before it is confirmed. Queues that were deleted after the
+    message was routed are ignored.
     """
     add_queue(vhost)
     add_queue(vhost, "stored", durable=True, x_queue_type="quorum")
@@ -365,9 +365,9 @@ def test_an_auto_delete_exchange_is_deleted_with_its_last_binding(vhost: Virtual
 
 
 def test_new_queues_and_exchanges_have_the_policies_that_match_them(vhost: VirtualHost) -> None:
-    """If a policy matches the name of a queue or exchange that is declared later, the policy applies to it. The queue
-    has the properties with which it was declared. If it was declared without a type, it has the argument x-queue-type
-    only in RabbitMQ versions that set this argument.
+    """A policy applies to queues and exchanges with matching names that are declared later. Such a queue also has the
+    properties with which it was declared. If no type was declared, the queue has the argument x-queue-type only in
+    RabbitMQ versions that add this argument.
     """
     vhost.policies.put(USER, Policy("p", "^q$", {"max-length": Int32(1)}, 0, "queues"))
     vhost.policies.put(USER, Policy("e", "^x$", {"alternate-exchange": "alt"}, 0, "exchanges"))
@@ -403,8 +403,8 @@ def test_a_vhost_has_only_as_many_policies_as_a_name_is_quickly_matched_with(vho
 
 
 def test_policies_are_applied_to_many_queues_in_turns(ledger: Storing) -> None:
-    """If a virtual host has many queues, the broker applies a policy to a few of them in each turn of its event loop.
-    If the policy is changed in the meantime, the new policy applies to all queues.
+    """In a virtual host with many queues, the broker applies a policy to a few queues in each turn of its event loop.
+    If the policy is changed meanwhile, the new policy applies to all queues.
     """
     clock = BusyClock()
     vhost = VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
@@ -426,8 +426,8 @@ def test_policies_are_applied_to_many_queues_in_turns(ledger: Storing) -> None:
 
 @pytest.mark.parametrize("like", [Like.V3_10, Like.V4_2])
 def test_a_delayed_message_is_stored_if_its_exchange_is_durable(ledger: Storing, clock: FakeClock, like: Like) -> None:
-    """A delayed message is written to disk if its x-delayed-message exchange is durable, and is confirmed only after
-    that. When the message is released, a live display is told which exchange held it back.
+    """If an x-delayed-message exchange is durable, each message that it holds back is written to disk, and is confirmed
+    only after that. When a message is released, a live display is told which exchange held the message back.
     """
     vhost = VirtualHost("/", clock, ledger, PROFILES[like])
     watcher = Watching()
@@ -455,8 +455,8 @@ def test_a_delayed_message_is_stored_if_its_exchange_is_durable(ledger: Storing,
 def test_the_delay_of_a_message_whose_headers_the_broker_has_changed_is_negated(
     vhost: VirtualHost, clock: FakeClock, headers: Table, delay: int, *, is_changed: bool
 ) -> None:
-    """If the broker has changed the headers of a delayed message, as it does for a dead letter or a message with BCC,
-    consumers get the message with a negated x-delay. Otherwise, consumers get the x-delay that the publisher sent.
+    """The broker changes the headers of some delayed messages, such as dead letters and messages with BCC. Consumers
+    get these messages with a negated x-delay, and all others with the x-delay that the publisher sent.
     """
     exchange = add_exchange(vhost, "x", "x-delayed-message", arguments=DELAYED)
     queue = add_queue(vhost)
@@ -471,9 +471,9 @@ def test_the_delay_of_a_message_whose_headers_the_broker_has_changed_is_negated(
 def test_a_delayed_message_waits_for_memory_for_its_copies(
     vhost: VirtualHost, clock: FakeClock, ledger: Storing
 ) -> None:
-    """If a delayed message is due for several queues, but there is no memory for the copies, the exchange holds the
-    message back, and tries again each second until there is memory. A message for one queue is released immediately,
-    and a message whose exchange was deleted is dropped.
+    """A delayed message that is due for several queues needs memory for its copies. If there is not enough, the
+    exchange holds the message back, and tries again each second. A message that is due for only one queue is released
+    immediately. If its exchange was deleted, a delayed message is dropped.
     """
     exchange = add_exchange(vhost, "x", "x-delayed-message", arguments=DELAYED)
     queues = [add_queue(vhost, name) for name in "ab"]
@@ -563,9 +563,9 @@ def test_a_dead_letter_is_delayed_unless_its_delay_cannot_be_read(
 def test_a_dead_letter_needs_memory_for_its_copies(
     vhost: VirtualHost, ledger: Storing, caplog: pytest.LogCaptureFixture, strategy: str
 ) -> None:
-    """If a dead letter goes to several queues, but there is no memory for the copies, a queue with the strategy
-    at-least-once keeps the dead letter. With at-most-once, the dead letter goes to no queue, and the log gives the
-    reason. A dead letter for one queue is always published.
+    """A dead letter for several queues needs memory for its copies. If there is not enough, the original queue keeps
+    the dead letter with the strategy at-least-once. With at-most-once, the dead letter is dropped, and the log gives
+    the reason. A dead letter for one queue is always published.
     """
     for name in "ab":
         vhost.bind(vhost.exchanges["amq.fanout"], add_queue(vhost, name), "", {})
@@ -591,8 +591,8 @@ def test_a_dead_letter_needs_memory_for_its_copies(
 def test_a_dead_letter_of_a_missing_or_full_destination_is_kept_only_at_least_once(
     vhost: VirtualHost, strategy: str
 ) -> None:
-    """If the exchange or the queue to which a dead letter goes is missing, or if the queue is full, the dead letter is
-    kept with the strategy at-least-once, and dropped otherwise.
+    """A dead letter cannot be delivered if its exchange is missing, if no queue is bound to the exchange, or if the
+    queue is full. With the strategy at-least-once, it is then kept. Otherwise, it is dropped.
     """
     vhost.bind(
         vhost.exchanges["amq.fanout"], add_queue(vhost, "full", x_max_length=0, x_overflow="reject-publish"), "", {}
@@ -605,8 +605,8 @@ def test_a_dead_letter_of_a_missing_or_full_destination_is_kept_only_at_least_on
 
 
 def test_an_expired_message_is_not_dead_lettered_back_to_its_own_queue(vhost: VirtualHost, clock: FakeClock) -> None:
-    """If an expired message would be dead-lettered to its own queue and to others, it goes only to the others. A
-    rejected message also returns to its own queue.
+    """If a message expires, and its dead letter is routed to its own queue and to others, only the others get the dead
+    letter. If a consumer rejects the message, its own queue gets the dead letter as well.
     """
     queue = add_queue(vhost, x_message_ttl=Int32(1000), x_dead_letter_exchange="amq.fanout")
     other = add_queue(vhost, "other")
@@ -654,8 +654,8 @@ def test_a_message_that_several_exchanges_delay_is_stored_if_one_of_them_is_dura
 
 def test_a_live_display_is_told_of_changes_and_of_what_is_published(vhost: VirtualHost) -> None:
     """A live display, such as `mqtool ui`, is told of each change to queues, exchanges, bindings and policies, of each
-    published message, except for addresses that the display skips, and of each queue that refuses a message. Once the
-    display is closed, nothing is reported.
+    published message, and of each message that a queue refuses. It is not told of messages to addresses that it skips.
+    Once the display is closed, nothing is reported.
     """
     queue = add_queue(vhost)
     watcher = Watching()
