@@ -42,8 +42,8 @@ class Growth:
     Attributes:
         what: a name for the task.
         unit: what the size counts, such as "queue".
-        measure: performs the task on a broker; takes the broker, the size and an empty directory. Returns the time and
-            memory that mqtool used, or only the seconds if mqtool did not run.
+        measure: a function that performs the task. It takes the broker, the size and an empty directory. It returns the
+            seconds and the memory that mqtool used or, for a task that does not run mqtool, only the seconds.
     """
 
     what: str

@@ -128,9 +128,9 @@ class Row:
     """A row of the table.
 
     Attributes:
-        size: the number of objects with `--part 1`.
-        fill: a function that creates objects on a broker; takes its URL, the number of objects, and a stack that closes
-            the open sockets in the end.
+        size: the number of objects with `--part 1`. With `--part N`, this number is divided by N.
+        fill: a function that creates the objects on a broker. It takes the broker's URL, the number of objects, and an
+            ExitStack, which closes the opened sockets at the end.
     """
 
     what: str

@@ -31,7 +31,7 @@ _LOT, _PREFETCH, _TOGETHER = 200, 5_000, 500
 
 @dataclass(frozen=True)
 class Taken:
-    """Seconds until both consumers had received all messages, and seconds of the broker's CPU time."""
+    """Seconds from the first publish until both consumers had received all messages, and the broker's CPU seconds."""
 
     seconds: float
     broker: float
@@ -96,7 +96,11 @@ def started(role: str, *words: object) -> "subprocess.Popen[str]":
 
 
 def measured(url: str, pid: int, directory: Path, *, tapped: bool) -> Taken:
-    """Publish to two consumers; return how long it took. Fails if a consumer or the tap has missed a message."""
+    """Publish messages to two consumers; return how long it took until both had received all of them.
+
+    Raises:
+        AssertionError: a consumer or the tap missed a message.
+    """
     lines, seen, ready = (directory / name for name in ("lines", "seen", "ready"))
     consumers = []
     for number in range(2):

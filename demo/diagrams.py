@@ -178,7 +178,7 @@ def _section(name: str) -> str:
 
 
 def _introduction(page: Page) -> str:
-    """Return a sentence that says what the tutorial shows, its links, and its diagram."""
+    """Return the Markdown for a tutorial: a sentence that says what it shows, then its links, then its diagram."""
     diagram = "\n".join(f"    {line}" for line in DIAGRAMS[page.name])
     return (
         f"{page.summary[0].upper()}{page.summary[1:]} "

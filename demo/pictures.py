@@ -153,7 +153,7 @@ const time = document.querySelector("#time");
 time.value = 1000 * arguments[0];
 time.dispatchEvent(new Event("input"));
 """
-#: The picture with those rules of the page's style that it needs, in both colour schemes.
+#: Returns the picture as SVG, with the rules of the page's style that it needs, for light and dark mode.
 _PICTURE = """
 const svg = document.querySelector("#picture").cloneNode(true);
 const isOfPicture = ({ selectorText, conditionText }) => selectorText === undefined
@@ -190,7 +190,7 @@ def _theme(ground: str, colours: str) -> TerminalTheme:
 
 
 def svg(console: Console) -> str:
-    """Return a picture, in both colour schemes, of what a console has recorded."""
+    """Return the output that a console has recorded as one SVG, with colours for light and dark mode."""
     light, dark = (
         console.export_svg(theme=_theme(*theme), code_format=_FORMAT, unique_id=_ID, clear=False, title="")
         for theme in (_LIGHT, _DARK)

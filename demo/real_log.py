@@ -39,12 +39,12 @@ _LONGEST = 16
 
 @dataclass(frozen=True)
 class Receiver:
-    """A receiver of a part of the log.
+    """A receiver in the demonstration.
 
     Attributes:
-        binding_keys: the binding keys of the receiver.
+        binding_keys: the binding keys of the receiver's queue.
         key_regex: a regular expression that matches the same routing keys.
-        is_part: True if no other receiver of a part gets the same lines; the parts add up to the whole log.
+        is_part: True if the receiver is one of those that divide the log among them: no line goes to two of these.
     """
 
     name: str
@@ -164,7 +164,7 @@ def _sent(path: Path, before: bytes, emitter: Terminal) -> bytes:
     """Return the part of the log that was sent. A log that is in use may have grown in the meantime.
 
     Raises:
-        CheckFailed: not all lines were confirmed, or the log changed other than by new lines at the end.
+        CheckFailed: not all lines were confirmed, or the log changed, and not only by lines added at the end.
     """
     last = emitter.lines[-1] if emitter.lines else ""
     confirmed = re.match(r"([\d,]+) confirmed in ", last)
@@ -175,8 +175,9 @@ def _sent(path: Path, before: bytes, emitter: Terminal) -> bytes:
     at_least, at_most = len(_lines(before)), len(_lines(now))
     if not (now.startswith(before) and at_least <= count <= at_most):
         raise CheckFailed(
-            f"{path} changed while it was being read, and not only by additional lines: it had {at_least:,} lines, "
-            f"{count:,} were sent, and the file now has {at_most:,}"
+            f"{path} changed while it was being read, and not only by lines added at the end: it had {at_least:,} "
+            f"lines, {count:,} were sent, and it now has {at_most:,}",
+            log_formats.ANOTHER_FILE,
         )
     return now if count == at_most else b"".join(line + b"\n" for line in _lines(now)[:count])
 

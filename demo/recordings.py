@@ -102,7 +102,7 @@ class PlaysRecorder(PlayPage):
         return self
 
     def say(self, text: str, question: str = "") -> None:
-        """Record an explanation, once the page shows everything that happened before. Do not wait for a reader."""
+        """Record an explanation once the page shows all earlier events. Do not pause to give a viewer time to read."""
         time.sleep(_SETTLES)
         self._continued = self._said + 1
         super().say(text, question)

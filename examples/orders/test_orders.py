@@ -19,7 +19,7 @@ def orders(amqp_vhost: Any) -> Iterator[Orders]:
 
 @pytest.fixture
 def billed(amqp_vhost: Any) -> Iterator[list[Any]]:
-    """Start Billing, and return the list of what it has billed."""
+    """Run Billing during a test; return the list to which it adds each order that it bills."""
     bills: list[Any] = []
     billing = Billing(amqp_vhost.url, bills.append)
     thread = threading.Thread(target=billing.run)

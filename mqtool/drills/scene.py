@@ -237,7 +237,10 @@ class DrillScene:
 
 
 def number_of(terminal: Terminal, what: str) -> int:
-    """Return the number before `what`, such as "confirmed", in the last line that contains both; 0 if there is none."""
+    """Return the number before the word `what`, such as "confirmed", in a terminal's output.
+
+    If several lines contain a number before this word, the last of these lines counts. If none does, the result is 0.
+    """
     found = [match[1] for line in terminal.lines if (match := re.search(rf"([\d,]+) {what}", line))]
     return int(found[-1].replace(",", "")) if found else 0
 

@@ -250,8 +250,8 @@ def test_delayed_commands_include_the_messages_of_a_relay(shell: Shell, broker: 
 
 @on_any_broker
 def test_delayed_relay_publishes_due_messages_to_another_exchange(shell: Shell, broker: TestBroker) -> None:
-    """`delayed relay --to` publishes messages that are due to an existing exchange. It warns about each queue that is
-    bound directly to the relay's own exchange, because such a queue gets the messages without delay.
+    """When a message is due, `delayed relay --to` publishes it to an existing exchange. The command warns about each
+    queue that is bound directly to the relay's own exchange, because such a queue gets the messages without delay.
     """
     shell.run("mqtool", "queue", "declare", "jobs")
     shell.run("mqtool", "exchange", "declare", "events", "topic")

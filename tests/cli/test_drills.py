@@ -153,7 +153,8 @@ def test_a_drill_ends_although_other_clients_publish_to_its_queue_without_end(
     lonely_shell: Shell, broker: TestBroker
 ) -> None:
     """If another client keeps publishing to a drill's queue, so that the queue is never empty, the drill ends once none
-    of its own messages have been handled for 20 s. The drill then reports that nothing was lost.
+    of its own messages has been handled for 20 s. If all of its own messages were handled by then, it reports that
+    nothing was lost.
     """
     drill = lonely_shell.start("mqtool", "drill", "duplicate", "-c", "20", "-u", broker.url)
     queue = _queue_of_drill(broker)

@@ -91,7 +91,8 @@ def test_receive_log_warns_if_unquoted_patterns_became_file_names(shell: Shell) 
 @on_any_broker
 def test_emit_log_warns_if_an_unquoted_star_became_file_names(shell: Shell) -> None:
     """If the shell replaces the unquoted `*` in `mqtool emit-log topic * hi` with the names of all files in the current
-    directory, the command asks whether the user typed a `*` without quotes.
+    directory, the command prints a notice with the question "was it a * without quotes?". If the arguments contain the
+    name of only one of the files, it prints no such notice.
     """
     for name in ("notes.txt", "todo"):
         (shell.directory / name).touch()

@@ -673,9 +673,9 @@ def of_dead_letters() -> list[dict[str, Any]]:
 
 
 def test_arrows_from_two_exchanges_do_not_cross(chromium: Any, tmp_path: Path) -> None:
-    """If an exchange is bound to a queue, and the default exchange leads to the queue's dead-letter queue, the arrows
-    from the two exchanges do not cross in the picture. The default exchange is below the other exchange, even if the
-    default exchange was shown first.
+    """The queues `jobs` and `jobs.dlq` are bound to the default exchange, and `jobs` is bound to the exchange
+    `payments` as well. In the picture, the default exchange is below `payments`, although it is the first in the list
+    of exchanges, so that the arrows from the two exchanges do not cross.
     """
     page = recorded(chromium, tmp_path, of_dead_letters())
     seek(page, 0.3)
@@ -1101,8 +1101,8 @@ look();
 
 
 def test_the_label_of_a_moving_message_covers_no_box(chromium: Any, tmp_path: Path) -> None:
-    """In a tutorial's picture, the start of a message's body, which is beside the message while it moves, covers no
-    part of the box of a client, exchange or queue, even if the message moves back to its queue.
+    """In a tutorial's picture, a moving message has the start of its body beside it as a label. The label covers no box
+    of a client, exchange or queue, even while the message moves back to its queue.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     records = [*begins, *jobs([{"name": "one/tag", "label": "worker 1"}]), *published(1000, 0, "warning: it is late")]

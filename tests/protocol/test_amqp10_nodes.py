@@ -119,9 +119,9 @@ def channel_properties() -> object:
 def test_receivers_of_a_queue_with_a_single_active_consumer_are_told_which_one_is_active(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """From RabbitMQ 4.3 on, each AMQP 1.0 receiver of a quorum queue with x-single-active-consumer is told whether it
-    is the active one, by the property rabbitmq:active of a flow frame. When the active receiver detaches, the next one
-    is told that it is active now.
+    """From RabbitMQ 4.3 on, the broker tells each AMQP 1.0 receiver of a quorum queue with x-single-active-consumer
+    whether the receiver is the active one, in the property rabbitmq:active of a flow frame. When the active receiver
+    detaches, the broker tells the next one that it is active now.
     """
     if not broker.differs_since("4.3", "consumers of quorum queues are told"):
         pytest.skip("from 4.3 on")

@@ -141,8 +141,8 @@ def test_definitions_of_the_whole_broker_contain_users_and_permissions(api: Api,
 
 
 def test_invalid_definitions_are_refused(api: Api, vhost: str) -> None:
-    """The broker refuses to import definitions with an unknown virtual host, type, user or policy key, and creates no
-    queue.
+    """The broker refuses to import definitions that name no virtual host, or that contain an unknown virtual host,
+    user, queue type, exchange type, policy key or parameter component. It creates none of their queues.
     """
     queue = {"name": "q", "durable": True, "auto_delete": False, "arguments": {}}
     for document in (

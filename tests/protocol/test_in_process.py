@@ -187,8 +187,9 @@ def test_a_nacked_message_is_not_shown_as_unrouted(vhost: Vhost, channel: Blocki
 
 
 def test_a_queue_object_lists_messages_by_what_happened_to_them(vhost: Vhost, channel: BlockingChannel) -> None:
-    """In a user's test, amqp_vhost.queue("jobs") lists the ready messages of the queue `jobs`. It has further lists of
-    the messages that were acknowledged, rejected and requeued. amqp_vhost.reset() empties these lists.
+    """In a user's test, amqp_vhost.queue("jobs") gives access to the ready messages of the queue `jobs`, and to the
+    lists of the messages that were acknowledged, rejected and requeued. amqp_vhost.reset() purges the queue, and
+    empties these lists.
     """
     jobs = vhost.queue("jobs")
     for number in range(5):

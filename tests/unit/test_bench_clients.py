@@ -215,8 +215,8 @@ def test_without_a_rate_messages_are_due_when_they_are_sent() -> None:
     [(1000, sys.maxsize, 0, 256), (1000, 7, 0, 7), (5, 7, 0, 5), (1000, 0, 0, 0), (5, 7, 1 << 18, 0), (5, 7, 1, 5)],
 )
 def test_a_bench_publisher_exceeds_none_of_its_limits(in_flight: int, credit: int, unsent: int, sent: int) -> None:
-    """A `bench` publisher sends at most 256 messages at a time, no more than the credit that the broker has granted,
-    and no more than may still become unconfirmed. While 256 KiB wait in the socket, it sends no messages.
+    """A `bench` publisher sends at most 256 messages at a time. It exceeds neither the credit that the broker has
+    granted nor its limit of unconfirmed messages. While 256 KiB wait to be sent on its socket, it sends no messages.
     """
     client, wire = publisher(in_flight=in_flight)
     wire.credit, wire.waiting_bytes = credit, unsent

@@ -70,8 +70,9 @@ def test_what_a_channel_declares_is_declared_again_after_a_reconnection(broker: 
 
 
 def test_an_existing_queue_with_other_settings_is_used_with_a_notice(broker: ScriptedBroker) -> None:
-    """If a channel declares a queue that already exists with other settings, it prints a notice and uses the existing
-    queue. After a reconnection, the channel only checks that the queue exists, and prints no second notice.
+    """If a channel declares a queue that already exists with other properties or arguments, it prints a notice and uses
+    the existing queue. After a reconnection, the channel only checks that the queue exists, and prints no second
+    notice.
     """
     channel = broker.channel()
     broker.refused = {spec.Queue.Declare: DIFFERENT}
@@ -95,9 +96,9 @@ def test_an_existing_queue_with_other_settings_is_used_with_a_notice(broker: Scr
 def test_declaring_a_queue_exactly_raises_an_error_if_it_has_other_settings(
     broker: ScriptedBroker, *, strict: bool
 ) -> None:
-    """If a queue exists with other settings than those that a channel declares, a strict channel raises
-    DeclaredDifferently. So does any channel if the caller passes exactly=True. The queue is not declared again after a
-    reconnection.
+    """If a queue exists with other properties or arguments than those declared, declaring it raises DeclaredDifferently
+    on a strict channel, and on any channel if the caller passes exactly=True. The failed declaration is not repeated
+    after a reconnection.
     """
     channel = broker.channel(strict=strict)
     broker.refused = {spec.Queue.Declare: DIFFERENT}

@@ -207,8 +207,8 @@ def other_worker(path: Path) -> Iterator[multiprocessing.Process]:
 
 
 def test_the_message_of_a_killed_worker_is_handled_again(path: Path, other_worker: multiprocessing.Process) -> None:
-    """With `--deduplicate`, a worker does not handle a message while another worker is handling it, but handles it if
-    the other worker is killed.
+    """With `--deduplicate`, a worker does not handle a message while another worker is handling a message with the same
+    ID. If the other worker is killed before it is done, the worker handles the message.
     """
     store = HandledMessages(path, DAY)
     with pytest.raises(Interrupted):

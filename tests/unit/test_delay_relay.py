@@ -232,8 +232,9 @@ def test_delayed_relay_does_not_declare_the_exchange_of_the_option_to() -> None:
 def test_delayed_relay_says_what_to_do_if_its_exchange_or_queue_exists_with_other_settings(
     name: str, hint: str
 ) -> None:
-    """If the exchange that `delayed relay` declares exists with other settings, the error's hint suggests another
-    exchange. If the command's queue exists with other settings, the hint contains the command that deletes the queue.
+    """If the exchange that `delayed relay` declares exists with another type or other properties, the error's hint
+    suggests another exchange. If the command's queue exists with other properties or arguments, the hint contains the
+    command that deletes the queue.
     """
     with pytest.raises(DeclaredDifferently) as refused:
         NAMES.declare(cast(Any, Declaring(refuses=name)), keep_type=True)

@@ -73,8 +73,8 @@ def test_felt_alternates_which_checkout_it_measures_first() -> None:
 
 
 def test_a_line_of_felt_shows_the_medians_the_minima_and_their_ratio() -> None:
-    """A line of the benchmark `felt` shows the median cost at the base commit and with the change, then the two lowest
-    costs, then the ratio of the lowest costs.
+    """A line of the benchmark `felt` shows the median cost at the base commit and with the change, then the lowest cost
+    of each, then the ratio of these lowest costs.
     """
     assert row_of("help", [10, 30, 20], [5, 5, 40]).split() == ["help", "20.0", "5.0", "10.0", "5.0", "0.50x"]
 

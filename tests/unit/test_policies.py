@@ -186,8 +186,9 @@ def test_without_a_message_limit_consuming_continues_after_each_acknowledgement(
 
 
 def test_a_forged_delivery_count_does_not_make_a_consumer_slow() -> None:
-    """If x-delivery-count is not a number, or is set on a first delivery, a publisher has forged it. The message then
-    counts as never requeued, so the consumer uses its full prefetch.
+    """If a queue limits deliveries, a consumer gets one message at a time until one has been requeued fewer than 15
+    times. The consumer then uses its full prefetch. An x-delivery-count that is not a number, or is set on a first
+    delivery, was forged by a publisher: the message counts as never requeued.
     """
     for redelivered, count in (False, 1000), (False, "x"), (True, "x"), (True, None):
         forged = Delivery(b"", "", "q", "q", redelivered, {"headers": {"x-delivery-count": count}}, 1)

@@ -343,7 +343,7 @@ def test_a_runner_runs_one_program_after_another_until_its_worker_ends(
 ) -> None:
     """A runner is a process that runs programs for `worker`, one after another, until the worker ends. If a program
     cannot be started, the runner continues with the next one. A runner has its own process group, so that Ctrl-C
-    reaches only the worker, and the default handlers for SIGINT and SIGTERM.
+    reaches only the worker. Its handlers for SIGINT and SIGTERM are the default ones.
     """
     missing = shell("")._replace(path="/does/not/exist")
     endings = served(
@@ -599,7 +599,8 @@ def test_a_programs_stderr_is_written_at_once_if_mqtools_stderr_is_a_file(tmp_pa
 
 def test_a_runner_does_not_block_if_mqtools_stderr_is_a_terminal() -> None:
     """A runner is a process that runs programs for `worker`. If mqtool's stderr is a terminal, the runner writes its
-    programs' stderr to this terminal without blocking.
+    programs' stderr there in non-blocking mode, so that it does not wait if the terminal accepts no output, for example
+    after Ctrl-S.
     """
     leader, follower = os.openpty()
     with as_stderr(follower):

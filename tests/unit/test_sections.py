@@ -37,8 +37,10 @@ def test_an_address_names_an_exchange_and_a_routing_key(exchange: str, key: str,
         assert exchange or queue_address(key) == address
 
 
-def test_a_message_without_an_address_has_neither_exchange_nor_routing_key() -> None:
-    """If an AMQP 1.0 message has no address, its exchange is the default exchange, and its routing key is empty."""
+def test_a_message_without_an_address_has_the_default_exchange_and_an_empty_routing_key() -> None:
+    """If an AMQP 1.0 message has no address, or an address that contains no name of an exchange or queue, its exchange
+    is the default exchange, and its routing key is empty.
+    """
     assert exchange_and_key(None) == exchange_and_key("") == exchange_and_key("q") == ("", "")
     assert exchange_and_key("/queues/") == ("", "")
     assert exchange_address("x") == "/exchanges/x"
@@ -172,9 +174,9 @@ def test_a_property_that_amqp_1_0_cannot_express_raises_an_error(
 
 
 def test_properties_but_not_header_names_may_contain_bytes_that_are_not_utf_8() -> None:
-    """A message's properties, message id and address may contain bytes that are not UTF-8 when it is encoded for AMQP
-    1.0. The name of a header may not: encoding raises UsageError. A header whose name begins with x- becomes an
-    annotation, in whose name "?" replaces each character that is not ASCII.
+    """When a message is encoded for AMQP 1.0, bytes in its properties, message ID and address that are not UTF-8 are
+    kept. A header name with such bytes raises UsageError. A header whose name begins with x- becomes an annotation. In
+    the annotation's name, "?" replaces each character that is not ASCII.
     """
     properties = {"app_id": "\udcff", "type": "\udcfe"}
     data = encode(Message(b"", properties=properties, message_id="\udcfd"), to="/queues/\udcfc")

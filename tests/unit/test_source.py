@@ -113,8 +113,8 @@ def test_options_set_headers_properties_and_persistence() -> None:
 
 
 def test_unconfirmed_messages_are_saved_before_unread_lines(tmp_path: Path) -> None:
-    """If `send --failed-to FILE` fails, it writes the messages that are left to FILE, in the order of the input.
-    Messages that were published but not confirmed come first, then the lines that were not yet read.
+    """If `send --failed-to FILE` fails, it writes the remaining messages to FILE, in the order of the input: first
+    those that were published but not confirmed, then the lines that were not yet read.
     """
     lines = tmp_path / "lines"
     lines.write_bytes(b"".join(b"%d\n" % number for number in range(600)))

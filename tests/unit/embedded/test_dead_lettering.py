@@ -259,8 +259,8 @@ def test_a_queue_without_a_dead_letter_exchange_publishes_nothing(exchange: str 
 
 
 def test_a_dead_letter_that_cannot_be_published_does_not_stop_the_others(caplog: pytest.LogCaptureFixture) -> None:
-    """If an error prevents the broker from dead-lettering a message, the message's queue is told of the failure, and
-    the log names the queue. The next message is still dead-lettered.
+    """If an error prevents the broker from dead-lettering a message, the broker reports the failure to the message's
+    queue, and logs an error that names the queue. The next message is still dead-lettered.
     """
     outcomes = list[Outcome]()
 
@@ -298,8 +298,8 @@ def test_messages_that_wait_to_be_dead_lettered_are_dead_lettered_before_the_bro
 
 def test_a_dead_letter_for_many_queues_is_published_in_turns_before_the_next_one() -> None:
     """If a dead letter goes to many queues, the broker adds it to them in several turns of its event loop, and serves
-    other clients in between. After the last turn, the original queue is told the outcome, and the broker publishes the
-    next dead letter. If the broker stops before the last turn, the dead letter counts as not published.
+    other clients in between. After the last turn, the broker reports the outcome to the original queue, and publishes
+    the next dead letter. If the broker stops before the last turn, the dead letter counts as not published.
     """
     clock, outcomes, added = FakeClock(), list[Outcome](), list[tuple[int, int]]()
 

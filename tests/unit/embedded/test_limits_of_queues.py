@@ -1,4 +1,4 @@
-"""The embedded broker's queues: lengths, lifetimes, delivery limits, delayed retries, and what a watcher is told."""
+"""The embedded broker's queues: lengths, lifetimes, delivery limits, delayed retries, reports to a live display."""
 
 from typing import Any
 
@@ -627,7 +627,7 @@ def test_each_delivery_by_basic_get_is_counted(vhost: VirtualHost) -> None:
 
 
 class Watching:
-    """A watcher that shows all messages, and keeps what it is told."""
+    """A live display that shows all messages, and keeps what the broker reports."""
 
     def __init__(self) -> None:
         self.shown: Any = range(1, 1000)
@@ -650,10 +650,10 @@ class Watching:
         self.publishing = {id(routing.message): routing}
 
 
-def test_a_live_display_is_told_what_happens_to_messages(vhost: VirtualHost) -> None:
-    """A live display, such as `mqtool ui`, is told when a message that it shows enters a queue or is delivered,
-    acknowledged, requeued or dead-lettered, and when a queue is purged. It is told nothing about messages that it does
-    not show.
+def test_what_happens_to_shown_messages_is_reported_to_a_live_display(vhost: VirtualHost) -> None:
+    """The broker reports to a live display, such as `mqtool ui`, when a message that the display shows enters a queue,
+    or is delivered, acknowledged, requeued or dead-lettered, and when a queue is purged. It reports nothing about
+    messages that the display does not show.
     """
     watcher = Watching()
     queue = add_queue(vhost, x_dead_letter_exchange="amq.fanout")

@@ -735,12 +735,12 @@ class Watcher:
         """Do nothing."""
 
 
-def test_a_live_display_is_told_who_published_a_message_and_which_messages_were_unroutable(
+def test_publishers_and_unroutable_messages_are_reported_to_a_live_display(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """A live display, such as `mqtool ui`, is told which connection published each AMQP 1.0 message, and which messages
-    were unroutable. It is also told whether the publisher knows that a message was unroutable: the outcome `released`
-    says so, but a message that was sent settled has no outcome.
+    """The broker reports to a live display, such as `mqtool ui`, which connection published each AMQP 1.0 message, and
+    which messages were unroutable. It also reports whether the publisher knows that a message was unroutable: the
+    outcome `released` says so, but a message that was sent settled has no outcome.
     """
     watcher: Any = Watcher()
     vhost = broker.vhosts["/"]

@@ -141,8 +141,9 @@ def test_all_consumers_may_get_messages_without_single_active_consumer(vhost: Vi
 
 
 def test_an_exclusive_consumer_excludes_others_until_it_is_cancelled(vhost: VirtualHost) -> None:
-    """While a queue has an exclusive consumer, the queue says so, and the broker can refuse other consumers. After the
-    exclusive consumer is cancelled, other consumers are possible.
+    """While a queue has an exclusive consumer, the queue object reports this, so that the broker can refuse other
+    consumers. After the exclusive consumer is cancelled, the object no longer reports one, and another consumer can be
+    added.
     """
     queue = add_queue(vhost)
     assert not queue.consumers.exclusive

@@ -538,11 +538,11 @@ class Watcher:
 
 
 @pytest.mark.parametrize("settled", [False, True])
-def test_a_live_display_is_told_of_each_delivery_of_a_message_that_it_shows(
+def test_each_delivery_of_a_shown_message_is_reported_to_a_live_display(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, *, settled: bool
 ) -> None:
-    """A live display, such as `mqtool ui`, is told of AMQP 1.0 deliveries. It is told of every delivery from a stream.
-    Of deliveries from a queue, it is told only if it shows the message.
+    """The broker reports AMQP 1.0 deliveries to a live display, such as `mqtool ui`. It reports all deliveries from a
+    stream. Of the deliveries from a queue, it reports only those of messages that the display shows.
     """
     stream = stream_with(broker, b"1")
     fill(q, b"1", b"2")
@@ -686,7 +686,9 @@ def test_the_answer_to_a_drain_tells_whether_the_receiver_is_active(client: Memo
 def test_receivers_of_a_quorum_queue_without_a_single_active_consumer_are_all_active(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """Each receiver of a quorum queue without a single active consumer is told that it is active."""
+    """If a quorum queue has no single active consumer, the broker tells each of its receivers that the receiver is
+    active.
+    """
     add(broker, "qq", x_queue_type="quorum")
     client.attach_receiver("/queues/qq")
     assert flows(client.flow(0, 3)) == [(0, 0, 3, 0, False, False, news(True))]

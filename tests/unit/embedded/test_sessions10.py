@@ -212,9 +212,9 @@ def test_the_ids_and_windows_of_a_session_are_those_of_the_latest_flow_frame(cli
 def test_transfers_wait_until_the_client_opens_its_window(
     loop: asyncio.AbstractEventLoop, broker: Broker, q: BrokerQueue
 ) -> None:
-    """If a large message needs more transfers than fit into the client's incoming window, the remaining transfers wait
-    until the client opens the window, and count as memory of the connection until they are sent. Transfers that the
-    client has not received yet when it opens the window use part of it.
+    """If a large message needs more transfers than the client's incoming window allows, the rest wait until the client
+    opens the window. Until they are sent, they count as memory of the connection. Transfers that are still on their way
+    when the client opens the window count against the new window.
     """
     client = MemoryClient10(loop, broker)
     client.connection.frame_max = 512
@@ -681,8 +681,8 @@ class Watcher:
 
 
 def test_a_live_display_shows_publishers_whose_queue_does_not_exist(client: MemoryClient10, broker: Broker) -> None:
-    """A live display, such as `mqtool ui`, is told when an AMQP 1.0 publisher attaches a link to a queue that does not
-    exist. It is not told of receivers of such a queue, or of links with an invalid address.
+    """The broker reports to a live display, such as `mqtool ui`, when an AMQP 1.0 publisher attaches a link to a queue
+    that does not exist. It reports neither receivers of such a queue nor links with an invalid address.
     """
     watcher: Any = Watcher()
     broker.vhosts["/"].watcher = watcher

@@ -95,8 +95,9 @@ def test_a_new_virtual_host_has_the_predeclared_exchanges(vhost: VirtualHost) ->
 def test_durable_queues_exchanges_and_bindings_are_stored_until_they_are_deleted(
     vhost: VirtualHost, ledger: Storing
 ) -> None:
-    """A durable queue, exchange or binding is stored on disk from its declaration to its deletion. Transient ones are
-    not stored. Those that were read from the data directory are not stored again.
+    """A durable queue, exchange or binding is stored on disk from its declaration to its deletion. A transient one is
+    not stored. When the broker starts, it does not write the queues and exchanges that it reads from the data directory
+    to disk again.
     """
     queue = add_queue(vhost, durable=True, auto_delete=True, x_max_length=Int32(5))
     exchange = add_exchange(vhost, "x", "headers", internal=True)
@@ -427,7 +428,8 @@ def test_policies_are_applied_to_many_queues_in_turns(ledger: Storing) -> None:
 @pytest.mark.parametrize("like", [Like.V3_10, Like.V4_2])
 def test_a_delayed_message_is_stored_if_its_exchange_is_durable(ledger: Storing, clock: FakeClock, like: Like) -> None:
     """If an x-delayed-message exchange is durable, each message that it holds back is written to disk, and is confirmed
-    only after that. When a message is released, a live display is told which exchange held the message back.
+    only after that. When a message is due, the broker reports to a live display, such as `mqtool ui`, which exchange
+    held the message back.
     """
     vhost = VirtualHost("/", clock, ledger, PROFILES[like])
     watcher = Watching()
@@ -625,7 +627,8 @@ def test_an_x_death_header_that_a_publisher_has_set_is_kept_only_by_old_versions
     ledger: Storing, like: Like, deaths: int
 ) -> None:
     """If a publisher has set an x-death header, a dead letter keeps it with `broker up --like 3.10`, but not with
-    `--like 4.2`. A live display is told the queue from which the message was dead-lettered, and the reason.
+    `--like 4.2`. With both, the broker reports to a live display, such as `mqtool ui`, from which queue the message was
+    dead-lettered, and why.
     """
     vhost = VirtualHost("/", FakeClock(), ledger, PROFILES[like])
     dead, watcher, sources = add_queue(vhost, "dead"), Watching(), []
@@ -652,10 +655,10 @@ def test_a_message_that_several_exchanges_delay_is_stored_if_one_of_them_is_dura
     assert publish(vhost, "amq.fanout", message(headers={"x-delay": Int32(1000)})) == (False, True, True)
 
 
-def test_a_live_display_is_told_of_changes_and_of_what_is_published(vhost: VirtualHost) -> None:
-    """A live display, such as `mqtool ui`, is told of each change to queues, exchanges, bindings and policies, of each
-    published message, and of each message that a queue refuses. It is not told of messages to addresses that it skips.
-    Once the display is closed, nothing is reported.
+def test_changes_and_published_messages_are_reported_to_a_live_display(vhost: VirtualHost) -> None:
+    """The broker reports to a live display, such as `mqtool ui`, each change to queues, exchanges, bindings and
+    policies, each published message, and each message that a queue refuses. It does not report messages to addresses
+    that the display skips. Once the display is closed, the broker reports nothing.
     """
     queue = add_queue(vhost)
     watcher = Watching()

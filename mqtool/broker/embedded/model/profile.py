@@ -70,7 +70,7 @@ class Profile(NamedTuple):
         speaks_amqp10: True if clients may use AMQP 1.0, and streams store messages by the tables of RabbitMQ 4.
         detaches_links: True if an error of an AMQP 1.0 link only detaches the link, and if clients may request dynamic
             sources. If not, such an error ends the session.
-        tells_active: True if AMQP 1.0 consumers of quorum queues are told whether they are the active ones.
+        tells_active: True if the broker tells AMQP 1.0 consumers of quorum queues whether they are the active ones.
         filters_messages: True if AMQP 1.0 consumers of streams can filter messages by properties or with SQL.
         restores_basic: True if the annotations `x-basic-delivery-mode`, `-priority` and `-expiration`, which streams of
             3.13 and earlier contain, become properties again.
