@@ -53,7 +53,7 @@ def publish() -> None:
 
 
 def consume(count: int) -> None:
-    """Accept this many messages, and write each body to stdout as a line."""
+    """Consume and accept this many messages, and write each body to stdout as a line."""
     received, done, out = 0, threading.Event(), sys.stdout.buffer
 
     def on_message(context: Any, message: Message) -> None:
@@ -72,7 +72,7 @@ def consume(count: int) -> None:
 
 
 def request(count: int) -> None:
-    """Send this many requests to an RPC server, one after another."""
+    """Send this many requests to an RPC server, each after the reply to the previous one."""
     answered = threading.Event()
     with connected() as connection:
         replies = (
@@ -90,7 +90,11 @@ def request(count: int) -> None:
 
 
 def measure(count: int, pairs: int) -> None:
-    """Measure how long it takes to send this many lines, to receive them, and to get replies from an RPC server."""
+    """Compare mqtool with the library: sending this many lines, receiving them, and getting replies to RPC requests.
+
+    Args:
+        pairs: the number of runs of each of the two programs.
+    """
     with tempfile.TemporaryDirectory() as directory:
         lines, out = Path(directory) / "lines", Path(directory) / "out"
         write_lines(lines, count)

@@ -4,10 +4,12 @@
 
 Measures wait queues (`--via ttl`) for classic and quorum queues, the delayed message exchange plugin, and `delayed
 relay`, with 1,000, 10,000 and 100,000 messages. Starts the embedded broker, and RabbitMQ if it is installed. Takes
-about twelve minutes on an otherwise idle machine. The lateness of a message is the difference between the time when it
-arrived and the time when it was due. It was due at the time in its header mqtool-due or, with the relay, when its delay
-had passed since it was published. Before the measurement, the relay gets one message with each delay, because it
-declares a queue for each delay when the first message with this delay arrives.
+about twelve minutes on an otherwise idle machine.
+
+The lateness of a message is the difference between the time when it arrived and the time when it was due. A message is
+due at the time in its header mqtool-due or, with the relay, when its delay has passed since it was published. The relay
+declares a queue for each delay when the first message with this delay arrives. To leave this out of the measurement,
+the relay gets one message with each delay beforehand.
 
     python -m benchmarks.delay relay URL 10000 60      only the relay, on this broker: 10,000 messages with delays of up
                                                        to 60 s, published as fast as possible
@@ -103,7 +105,8 @@ def measure_relay(url: str, count: int, longest: int, rate: int = 0) -> str:
 
     Args:
         longest: the longest delay, in seconds.
-        rate: messages to publish per second, with delays of at least two thirds of the longest; 0 for no limit.
+        rate: messages to publish per second, with delays of at least two thirds of `longest`. With 0, messages with any
+            delay up to `longest` are published as fast as possible.
     """
     name = f"relayed-{uuid.uuid4().hex[:8]}"  # no messages of an earlier run count
     due = Exchange(f"{name}.relayed", "direct", durable=True)

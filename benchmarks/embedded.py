@@ -1,4 +1,4 @@
-"""Measure how much slower the embedded broker is with a longer queue, and with more bindings of an exchange.
+"""Measure how fast the embedded broker starts, and how its speed depends on the numbers of messages and bindings.
 
     python -m benchmarks.embedded
 
@@ -77,7 +77,7 @@ def publish_frames(exchange: str, key: str, *, persistent: bool) -> bytes:
 
 
 def publish_confirmed(client: Client, exchange: str, key: str, count: int) -> float:
-    """Publish persistent messages, with up to WINDOW of them unconfirmed at a time; return how many seconds it took."""
+    """Publish persistent messages, with at most WINDOW unconfirmed at a time; return how many seconds it took."""
     client.call(commands.Confirm.Select(), commands.Confirm.SelectOk)
     one = publish_frames(exchange, key, persistent=True)
     lot = 500
@@ -163,7 +163,7 @@ def by_length(url: str, ready: int, count: int) -> float:
 
 
 def by_bindings(url: str, kind: str, bindings: int, count: int) -> float:
-    """Return how many microseconds it takes to route a message by this many bindings, one of which matches."""
+    """Return how many microseconds it takes to route a message if one of this many bindings matches."""
     client = Client(url)
     exchange = f"embedded-benchmark-{kind}-{bindings}"
     queue = client.call(commands.Queue.Declare(exclusive=True), commands.Queue.DeclareOk).queue

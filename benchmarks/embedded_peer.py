@@ -22,7 +22,7 @@ WAITING = 1_000_000
 
 
 def is_rabbitmq(url: str) -> bool:
-    """Return True if the broker is RabbitMQ itself. The embedded broker reports the same product name."""
+    """Return True for RabbitMQ; False for the embedded broker, which reports the same product but another platform."""
     with pika.BlockingConnection(pika.URLParameters(url)) as connection:
         return str(connection._impl.server_properties["platform"]).startswith("Erlang")
 

@@ -1,4 +1,4 @@
-"""Compare two installations of mqtool: how long commands take, and how much CPU time the embedded broker uses.
+"""Compare two installations of mqtool: how much CPU time their commands and their embedded brokers use.
 
     python -m benchmarks.felt BASE [CHANGE] [--instructions] [--rows WORD] [--runs N]
 
@@ -7,7 +7,8 @@ Python in its .venv, or by the current Python if it has no .venv. CHANGE is this
 
 The table shows medians and minima of the CPU time of each process, in alternating runs. With --instructions, valgrind
 counts the instructions of commands instead, because their number hardly depends on the load of the machine. The exit
-code is then 1 if a command takes over 5 % more instructions, or a broker over 10 % more CPU time.
+code is then 1 if a command of CHANGE executes over 5 % more instructions than that of BASE, or if its broker uses over
+10 % more CPU time.
 """
 
 import argparse
@@ -107,7 +108,9 @@ def instructions_in(report: str) -> float:
 
 @contextmanager
 def _counting(command: Sequence[str]) -> Iterator[tuple[list[str], Callable[[], float]]]:
-    """Yield a command line to count instructions, and a function that returns the count in millions."""
+    """Yield a command line that runs a command under valgrind, and a function that returns how many million
+    instructions the command executed.
+    """
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory, "report")
         counter = ["valgrind", "--quiet", "--tool=cachegrind", "--cache-sim=no", f"--cachegrind-out-file={report}"]
@@ -122,7 +125,7 @@ class CommandRow:
         words: the arguments of the command.
         stdin: the input of the command.
         counted: True to count instructions instead of CPU time.
-        first: a command to run before this one, which is not measured.
+        first: a command to run, without measuring it, before each run of this one.
     """
 
     words: Sequence[str]
@@ -210,8 +213,8 @@ def broker_rounds(
         messages: the number of messages in a round, a multiple of 500.
 
     Returns:
-        For "in" (publishing) and "out" (consuming), the CPU time per message in microseconds: a list with an entry per
-        round for `base`, and one for `change`.
+        Two lists, for `base` and for `change`, under each of the keys "in" (publishing) and "out" (consuming). A list
+        contains the CPU time per message of each round, in microseconds.
     """
     figures: dict[str, tuple[list[float], list[float]]] = {"in": ([], []), "out": ([], [])}
     with (
@@ -316,7 +319,7 @@ def _grown_brokers(figures: Mapping[str, tuple[Sequence[float], Sequence[float]]
 
 
 def _warm_up(installation: Installation) -> None:
-    """Compile the modules that are not in the bytecode cache yet, and declare the queues."""
+    """Run each command once, so that all modules are in the bytecode cache, and the queues exist."""
     for words in (["send", "x"], ["help"], ["send", "--help"], ["list", "queues"], ["receive", "-c", "1"]):
         CommandRow(words)(installation)
 

@@ -3,9 +3,9 @@
     python -m benchmarks.growth
 
 Starts embedded brokers. The cost per additional unit, such as a message, is the difference between the costs of two
-sizes, divided by the units between them, so the start of the processes does not count. If a unit of the last step costs
-over 1.5 times as much as a unit of the step before, a line reports this. The growth may be worse than linear, or the
-machine may have been busy with something else.
+sizes, divided by the number of units between them, so it does not include the start of the processes. If a unit of the
+last step takes over 1.5 times as long as a unit of the step before, a line reports this: the growth may be worse than
+linear, or the machine may have been busy with something else.
 """
 
 import itertools
@@ -28,7 +28,13 @@ _BAR = 30
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a task at one size: seconds, peak MiB of mqtool (None if it did not run), and MiB of the broker."""
+    """The cost of a task at one size.
+
+    Attributes:
+        seconds: the time that the task took.
+        ours: mqtool's peak memory in MiB; None if the task does not run mqtool.
+        broker: the growth of the broker's peak memory in MiB.
+    """
 
     seconds: float
     ours: float | None
@@ -63,7 +69,7 @@ def messages_received(broker: Process, size: int, directory: Path) -> Run:
 
 
 def queues(broker: Process, size: int, directory: Path) -> Run:
-    """Publish a hundred messages, each of which is copied to this many queues."""
+    """Publish a hundred messages, each of which is routed to this many queues."""
     write_lines(directory / "lines", 100)
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         channel = connection.channel()
@@ -89,7 +95,7 @@ def bindings(broker: Process, size: int, directory: Path) -> Run:
 
 
 def connections(broker: Process, size: int, _directory: Path) -> float:
-    """Open this many connections at the same time, each with a channel."""
+    """Open this many connections, each with a channel, and keep them open; return how many seconds it took."""
     with ExitStack() as opened:
         started = time.perf_counter()
         for _ in range(size):

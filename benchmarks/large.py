@@ -1,13 +1,14 @@
-"""Measure how much memory and CPU time many queues, bindings, connections and messages take in each broker.
+"""Measure the memory and CPU time that brokers need for many queues, bindings, connections and messages.
 
     python -m benchmarks.large [--part N] [--rows WORD]
 
 Starts new brokers for each row: the embedded broker with --data-dir, and a private node of RabbitMQ if it is installed.
 Queues are durable classic queues; messages are persistent and confirmed. The table shows how much a broker's memory
-(RSS) has grown five seconds after everything was created, and the CPU time until then. On Linux only.
+(RSS) has grown five seconds after everything was created, and how much CPU time the broker used to create everything.
+On Linux only.
 
-By default, all sizes are a tenth of those in docs/explanation/performance.md; with `--part 1`, the brokers need up to 5
-GiB of memory, and half an hour.
+By default, all sizes are a tenth of those in docs/explanation/performance.md. With `--part 1`, a broker needs up to 5
+GiB of memory, and the benchmark takes half an hour.
 """
 
 import argparse
@@ -60,7 +61,13 @@ class Broker(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """The cost of a row: MiB of the idle broker, additional MiB with all objects, and CPU seconds in between."""
+    """The cost of a row.
+
+    Attributes:
+        idle: memory of the broker without objects, in MiB.
+        memory: additional memory with all objects, in MiB.
+        cpu: CPU time that the broker used to create the objects, in seconds.
+    """
 
     idle: float
     memory: float
@@ -75,7 +82,9 @@ def embedded() -> Iterator[Broker]:
 
 @contextmanager
 def rabbitmq() -> Iterator[Broker]:
-    """Run a private RabbitMQ node with basic rates, the default. mqtool would set detailed rates, which cost more."""
+    """Run a private RabbitMQ node with basic message rates, RabbitMQ's default. `mqtool broker up` sets detailed ones,
+    which cost more.
+    """
     starter = PrivateNodes("RabbitMQ", ("management.rates_mode = basic",))
     started = starter.start(Wanted(f"large-{os.getpid()}", ports.free_port(), management_port=ports.free_port()))
     try:

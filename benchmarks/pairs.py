@@ -35,7 +35,7 @@ class Run:
 
 
 def run(command: Sequence[str], stdin: Path | None = None, stdout: Path | None = None) -> Run:
-    """Run a command, which must succeed; return its time and memory."""
+    """Run a command, which must succeed; return the time that it took, and its peak memory."""
     with (stdin or Path(os.devnull)).open("rb") as source, (stdout or Path(os.devnull)).open("wb") as target:
         started = time.perf_counter()
         process = subprocess.Popen(command, stdin=source, stdout=target, stderr=subprocess.PIPE)
@@ -81,7 +81,7 @@ def _median(runs: Sequence[Run]) -> float:
 
 
 def fresh_queue() -> None:
-    """Declare an empty quorum queue, as the tutorials do."""
+    """Delete the benchmarks' queue, and declare it again as a durable quorum queue, like those of the tutorials."""
     connection = pika.BlockingConnection(pika.URLParameters(URL))
     channel = connection.channel()
     channel.queue_delete(QUEUE)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.replay
 
-Starts an embedded broker, and RabbitMQ if it is installed, and stops them at the end. The error of a message is how
-much later it arrived than it was due, minus the same figure for the most punctual message.
+Starts an embedded broker, and RabbitMQ if it is installed, and stops them at the end. The lateness of a message is the
+time from when it was due to when it arrived. Its error is its lateness minus that of the most punctual message.
 """
 
 import json
@@ -42,7 +42,7 @@ def recording(path: Path) -> list[float]:
 
 
 def lateness(url: str, path: Path, moments: list[float], speed: int) -> list[float]:
-    """Return each message's lateness relative to the most punctual message, in milliseconds, in ascending order."""
+    """Replay the recording; return the error of each message, in milliseconds, in ascending order."""
     with Connection(parse_addresses(url)) as connection:
         channel = connection.channel()
         deliveries = channel.consume(channel.declare(QUEUE), Receiving(auto_ack=True))

@@ -1,5 +1,7 @@
-"""Measure the time of an RPC round trip with mqtool's server and with a bare pika server, and the time of 2,000
-requests that are sent without waiting for replies, with mqtool's client and with a bare pika client.
+"""Compare mqtool's RPC server and RPC client with bare pika scripts.
+
+Measures how long a round trip takes with each server. Then measures how long each client takes to send 2,000 requests
+without waiting in between, and to receive the replies.
 """
 
 import statistics
@@ -39,7 +41,7 @@ def served_by(command: list[str]) -> Iterator[None]:
 
 
 def round_trip() -> float:
-    """Return the median time of RPC round trips, one after another, in milliseconds."""
+    """Make RPC round trips, one after another; return their median time in milliseconds."""
     with pika.BlockingConnection(pika.URLParameters(URL)) as connection:
         channel = connection.channel()
         replies = channel.queue_declare("", exclusive=True).method.queue

@@ -1,9 +1,9 @@
-"""Measure the speed and memory of publishing to a stream and reading from it, compared with rstream alone.
+"""Measure the speed and memory of publishing to a stream and reading from it, compared with a bare rstream script.
 
     python -m benchmarks.streams [COUNT [PAIRS]]
 
-Uses the broker of MQTOOL_URL, with its stream port in MQTOOL_STREAM_PORT. rstream publishes in batches of 500, its
-fastest method, and waits for all confirms.
+mqtool itself uses the library rstream for streams. The script publishes in batches of 500, rstream's fastest method,
+and waits for all confirms. Uses the broker of MQTOOL_URL, with its stream port in MQTOOL_STREAM_PORT.
 """
 
 import asyncio
@@ -79,7 +79,11 @@ async def consume(count: int) -> None:
 
 
 def measure(count: int, pairs: int) -> None:
-    """Measure how long it takes to send this many lines, and to receive them."""
+    """Compare mqtool with the rstream script: sending this many lines to a stream, and receiving them.
+
+    Args:
+        pairs: the number of runs of each of the two programs.
+    """
     peer = [sys.executable, "-m", "benchmarks.streams"]
     with tempfile.TemporaryDirectory() as directory:
         lines, out = Path(directory) / "lines", Path(directory) / "out"

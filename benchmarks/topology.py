@@ -1,9 +1,9 @@
-"""Measure the time and memory of `topology` and `route` on a large virtual host and on a small one.
+"""Measure the time and memory that `topology` and `route` take on a small virtual host and on a large one.
 
     python -m benchmarks.topology
 
-The large virtual host has 5,000 queues and 20,000 bindings. The benchmark creates both virtual hosts, and deletes them
-at the end. Needs the management API. For aims and results, see docs/explanation/performance.md.
+The small one has 50 queues and 200 bindings; the large one has 5,000 queues and 20,000 bindings. The benchmark creates
+and deletes them. Needs the management API. For aims and results, see docs/explanation/performance.md.
 """
 
 import statistics

@@ -31,8 +31,8 @@ class LogFormat:
 
     Attributes:
         name: what to call such a log in a sentence, such as "the log of dpkg".
-        first, second: names of the pattern's groups that match the two words. The first word has no dots and few
-            values, because receivers select lines by it.
+        first, second: names of the pattern's groups that match the two words. Receivers select lines by the first word,
+            so it contains no dots, and has few different values.
         pattern: a regular expression for --key-pattern.
     """
 
@@ -112,10 +112,10 @@ def find() -> Path | None:
 
 
 def history_of_this_project() -> Path:
-    """Write the history of this project to a file, and return its path.
+    """Write the Git history of this project to a file, and return its path.
 
     Raises:
-        CheckFailed: this directory is not a Git repository.
+        CheckFailed: Git is not installed, or the project is not in a Git repository.
     """
     path = OUTPUT / "git.log"
     root = Path(__file__).parent

@@ -87,7 +87,9 @@ def of_command(columns: int, command: str, lines: int | None = None, code: int =
 
 
 def of_shop(columns: int, command: str, code: int = 0) -> Console:
-    """Run a command as `of_command` does, on a broker that `recordings.SHOP` has prepared."""
+    """Run a command as `of_command` does, on a new broker. The commands in `recordings.SHOP` run first, and a worker
+    runs meanwhile.
+    """
     with EmbeddedBroker(management_port=0) as broker, tempfile.TemporaryDirectory() as directory:
         place = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url or ""}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -124,7 +126,7 @@ def browser() -> "Iterator[WebDriver]":
 
 
 def still(window: "WebDriver", recording: str, path: Path, moment: float | None = None) -> None:
-    """Save a picture from a recording.
+    """Save what a recording shows at one moment as a picture.
 
     Args:
         moment: the moment to show, as a fraction of the recording's length; None: when most messages are visible.
@@ -218,7 +220,7 @@ def _without_title_bar(match: re.Match[str]) -> str:
 
 
 def _trimmed(match: re.Match[str]) -> str:
-    """Return an SVG text element without trailing spaces, whose width is that of its columns in any font."""
+    """Return the end of an SVG text element without trailing spaces. In any font, the text fills its columns."""
     length = float(match[1])
     columns = round(length / _CHARACTER)
     return f'textLength="{(columns - len(match[3])) * _CHARACTER:g}">{match[2]}</text>'

@@ -127,8 +127,11 @@ def _lines(log: bytes) -> list[bytes]:
 
 
 def _receivers(keys: Sequence[str]) -> list[Receiver]:
-    """Return the receivers: one for all lines, one for each of the three most frequent first words of the routing
-    keys, one for the other first words if there are at most 24, and one for the most frequent second word.
+    """Return the receivers for lines with these routing keys.
+
+    The first receiver gets all lines. Each of the three most frequent first words has a receiver for its lines. If
+    there are at most 24 other first words, one more receiver gets their lines. The last receiver gets the lines with
+    the most frequent second word, if any line has a second word.
     """
     first = [word for word, _ in Counter(key.partition(".")[0] for key in keys).most_common()]
     own, rest = first[:_OWN], first[_OWN:]
@@ -144,7 +147,7 @@ def _receivers(keys: Sequence[str]) -> list[Receiver]:
 
 
 def _file_name(word: str, number: int, words: Sequence[str]) -> str:
-    """Return the word as a file name, or "part-N" if the name would be too long or not unique, regardless of case."""
+    """Return the word in lower case as a file name; "part-N" if the name would be too long, or is that of another."""
     names = [other.casefold() for other in words]
     name = word.casefold()
     return name if names.count(name) == 1 and name not in _OTHER_NAMES and len(name) <= _LONGEST else f"part-{number}"

@@ -96,7 +96,7 @@ _SETTLES = 2.5
 
 
 class PlaysRecorder(PlayPage):
-    """Records tutorials as `tutorial run --ui` plays them in a browser, without the pauses for reading."""
+    """Records tutorials as `tutorial run --ui` plays them in a browser, but without the pauses for reading."""
 
     def __enter__(self) -> Self:
         return self
@@ -114,7 +114,7 @@ class PlaysRecorder(PlayPage):
 
 
 def record_plays(path: Path, names: Iterable[str]) -> None:
-    """Record these plays, such as tutorials, in an HTML page, which plays the one in its URL or offers a choice."""
+    """Record these plays, such as tutorials, in one HTML page. It plays the one that its URL names, or lists them."""
     offered = [{"name": name, "title": plays.PLAYS[name].title, "story": plays.PLAYS[name].story} for name in names]
     guard = Guard()
     with PlaysRecorder(offered) as recorder:

@@ -58,7 +58,12 @@ _KEY, _BEFORE, _AFTER, _PAUSE, _READ, _END = 0.04, 0.5, 0.25, 1.5, 1.2, 8.0
 
 
 class Line(NamedTuple):
-    """A line of the terminal, the second at which it appears, and how many of its characters are typed."""
+    """A line on the terminal.
+
+    Attributes:
+        at: when the line appears, in seconds after the start of the animation.
+        typed: the number of characters that appear one by one, as if typed; 0 for a line of output.
+    """
 
     text: Text
     at: float
@@ -66,7 +71,7 @@ class Line(NamedTuple):
 
 
 def lines() -> Iterator[Line]:
-    """Run the commands of the picture on the embedded broker, in an empty directory; yield what a terminal shows."""
+    """Run the commands of the picture on the embedded broker, in an empty directory; yield the lines to show."""
     with tempfile.TemporaryDirectory() as directory:
         tools = Path(directory, "bin")
         tools.mkdir()
@@ -96,7 +101,7 @@ def lines() -> Iterator[Line]:
 
 
 def _printed(command: str, directory: str, environment: dict[str, str]) -> list[tuple[float, str]]:
-    """Run a command on a terminal; return each line that it printed, with its time."""
+    """Run a command on a terminal; return when it printed each line, in seconds after its start, and the line."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (ROWS, COLUMNS))
     started = time.monotonic()

@@ -16,7 +16,7 @@ ATTEMPTS = 3
 
 
 class OrderFailed(Exception):
-    """The broker has not confirmed the order, so the order may not be billed."""
+    """The broker has not confirmed the order, so the order might never be billed."""
 
 
 def connect(url: str) -> BlockingChannel:
@@ -78,12 +78,12 @@ class Billing:
         self._channel.basic_consume(QUEUE, self._on_order)
 
     def run(self) -> None:
-        """Bill until stop() is called."""
+        """Bill orders until stop() is called."""
         self._channel.start_consuming()
         self._channel.connection.close()
 
     def stop(self) -> None:
-        """End run(). Any thread may call this."""
+        """Make run() return. Any thread may call this method."""
         self._channel.connection.add_callback_threadsafe(self._channel.stop_consuming)
 
     def _on_order(self, channel: BlockingChannel, method: Any, properties: Any, body: bytes) -> None:

@@ -98,7 +98,7 @@ def drop_connection(scene: DrillScene, count: int = STREAM_MESSAGES) -> Verdict:
 
 
 def _flow(scene: DrillScene, url: str, count: int, breaks: dict[int, Callable[[], None]]) -> Verdict:
-    """Send and receive messages in four parts, numbered from 0. Before part N, call breaks[N], if there is one."""
+    """Send and receive messages in four parts, numbered from 0. Before sending part N, call breaks[N] if it exists."""
     messages = DrillMessages(count)
     arrivals = Arrivals(scene.directory / "got", messages)
     receiver, sender = scene.terminals("receiver", "sender", url=url)
@@ -207,7 +207,7 @@ def duplicate(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
 
 
 def _worker(scene: DrillScene, program: str, *options: str) -> str:
-    """Return the command line of a worker that exits when no more messages arrive."""
+    """Return the command line of a worker that exits when no message has arrived for 3 s."""
     return shlex.join([
         "mqtool", "worker", "--declare", "-q", scene.queue, "--concurrency", str(_AT_ONCE),
         "--deduplicate", "--dedup-store", "handled.sqlite", "--idle-timeout", "3s",
@@ -216,14 +216,20 @@ def _worker(scene: DrillScene, program: str, *options: str) -> str:
 
 
 def _effects(scene: DrillScene, messages: DrillMessages) -> tuple[list[tuple[str, bool]], int]:
-    """Return the ID of each handled message of the drill with True if it was redelivered, and the number of others."""
+    """Return what the workers have handled: the drill's messages, and the number of other messages.
+
+    Each of the drill's messages is a pair of its ID and True if it was redelivered.
+    """
     lines = [line.partition(" ") for line in lines_of(scene.directory / "effects")]
     own = [(message_id, redelivered == "1") for redelivered, _, message_id in lines if message_id in messages]
     return own, len(lines) - len(own)
 
 
 def _finish(scene: DrillScene, messages: DrillMessages, worker: Terminal, code: int = 0) -> None:
-    """Wait until a worker ends because its queue is empty. Interrupt it if others keep publishing to the queue."""
+    """Wait until a worker ends because its queue is empty.
+
+    If other clients keep publishing to the queue, interrupt the worker once it handles no more of the drill's messages.
+    """
     scene.wait_until_still(lambda: worker.has_ended, lambda: len(_effects(scene, messages)[0]))
     if worker.has_ended:
         worker.wait(PATIENCE, code)

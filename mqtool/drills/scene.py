@@ -44,12 +44,12 @@ class Verdict:
         sent: distinct messages passed to the publisher.
         confirmed: publishes that the broker confirmed, including those of duplicates.
         done: distinct messages handled at least once.
-        redelivered: deliveries marked redelivered.
-        suppressed: deliveries recognised as duplicates by their message_id.
+        redelivered: deliveries that the broker marked as redelivered.
+        suppressed: deliveries recognised as duplicates by their message ID.
         twice: messages handled more than once.
         dead: messages in the dead-letter queue.
         pause: the longest time without a delivery, in seconds, if measured.
-        foreign: messages that other publishers sent to the drill's queue, which no other count includes.
+        foreign: messages that other publishers sent to the drill's queue. No other count includes them.
     """
 
     sent: int
@@ -74,7 +74,10 @@ class Verdict:
         return self.lost > 0 and self.foreign > 0
 
     def balance(self) -> str:
-        """Return the number of lost messages, followed by the equation sent = done + dead letters + lost."""
+        """Return the number of lost messages, followed by the equation sent = done + dead letters + lost.
+
+        If the missing messages may still be in the queue, return a text that says so.
+        """
         if self.is_inconclusive:
             return f"inconclusive: {self.lost:,} missing, perhaps still in the queue, behind other publishers' messages"
         dead = f" + {self.dead:,} dead letters" if self.dead else ""
@@ -107,7 +110,7 @@ class Verdict:
 
 
 class DrillScene:
-    """Context manager for a drill: starts a broker, and provides a directory and terminals.
+    """Context manager for a drill: starts a broker if none is given, and provides a directory and terminals.
 
     Args:
         url: the URL of a broker to use; None to start one.
@@ -179,7 +182,7 @@ class DrillScene:
                 self._starter.discard(started)
 
     def _remove_queues(self, failed: object, *_: object) -> None:
-        """Delete the drill's queues from a broker that others also use. Wait queues expire and need not be deleted."""
+        """Delete the drill's queues from a broker that the user named. Wait queues expire and need not be deleted."""
         with (
             undisturbed(),
             contextlib.suppress(*([MqtoolError] if failed else [])),  # report the first error
@@ -223,7 +226,7 @@ class DrillScene:
         return number_of(terminal, "confirmed")
 
     def wait_until_still(self, complete: Callable[[], bool], progress: Callable[[], int]) -> None:
-        """Wait until complete() is true, or until progress() stops changing.
+        """Wait until complete() returns True, or until progress() has returned the same number for 20 s.
 
         Messages that are then missing are lost, or are in the queue behind those of other publishers.
         """
@@ -265,7 +268,7 @@ class DrillMessages:
 
 
 class Arrivals:
-    """The messages that `receive --json` has written to a file. count() reads what was added to the file.
+    """The messages that `receive --json` has written to a file. count() reads the lines added since its last call.
 
     Attributes:
         deliveries: the deliveries of the drill's messages.
@@ -282,7 +285,7 @@ class Arrivals:
         self._read = 0
 
     def count(self) -> int:
-        """Return the number of deliveries of the drill's messages so far."""
+        """Read the new lines of the file; return the number of deliveries of the drill's messages so far."""
         with self._path.open("rb") as file:
             file.seek(self._read)
             for line in file:
@@ -339,7 +342,7 @@ class Proxy:
                 self.join(client, server)
 
     def join(self, client: socket.socket, server: socket.socket) -> None:
-        """Forward data between two connections from now on."""
+        """Start to forward data between two connections, in both directions."""
         self._open += [client, server]
         for ends in ((client, server), (server, client)):
             threading.Thread(target=self._forward, args=ends, daemon=True).start()
