@@ -1,1 +1,1 @@
-"""Benchmarks that run mqtool and comparable programs alternately. Machines differ, so compare ratios, not times."""
+"""Benchmarks. Most run mqtool and a comparable program alternately: machines differ, so compare ratios, not times."""

@@ -1,9 +1,9 @@
-"""Compare the embedded broker with RabbitMQ's durable classic queues: speed, memory per message, and start-up time.
+"""Compare the speed of the embedded broker and RabbitMQ; measure the embedded broker's memory and start-up time.
 
     python -m benchmarks.embedded_peer
 
-RabbitMQ is the broker at MQTOOL_URL, or the one that `mqtool broker up` has started. Messages have 100 bytes, and are
-persistent and confirmed. For aims and results, see docs/explanation/performance.md.
+RabbitMQ is the broker at MQTOOL_URL, or the one that `mqtool broker up` has started. Queues are durable classic queues.
+Messages have 100 bytes, and are persistent and confirmed. For aims and results, see docs/explanation/performance.md.
 """
 
 import filecmp

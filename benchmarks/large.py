@@ -196,7 +196,7 @@ def main() -> None:
             costs.append(cost(row, size, running()))
             idle[name] = costs[-1].idle
         print(line(f"{size:,} {row.what}", costs), flush=True)
-    print("without anything: " + ", ".join(f"{name} {each:.0f} MiB" for name, each in idle.items()))
+    print("memory of the idle brokers: " + ", ".join(f"{name} {each:.0f} MiB" for name, each in idle.items()))
 
 
 if __name__ == "__main__":

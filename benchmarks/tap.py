@@ -96,7 +96,7 @@ def started(role: str, *words: object) -> "subprocess.Popen[str]":
 
 
 def measured(url: str, pid: int, directory: Path, *, tapped: bool) -> Taken:
-    """Publish messages to two consumers; return how long it took until both had received all of them.
+    """Publish messages to two consumers; return the time until both have received all of them, and the CPU time.
 
     Raises:
         AssertionError: a consumer or the tap missed a message.

@@ -87,8 +87,8 @@ def of_command(columns: int, command: str, lines: int | None = None, code: int =
 
 
 def of_shop(columns: int, command: str, code: int = 0) -> Console:
-    """Run a command as `of_command` does, on a new broker. The commands in `recordings.SHOP` run first, and a worker
-    runs meanwhile.
+    """Run a command as `of_command` does, on a new broker. The commands in `recordings.SHOP` run before the command,
+    and a worker runs at the same time.
     """
     with EmbeddedBroker(management_port=0) as broker, tempfile.TemporaryDirectory() as directory:
         place = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url or ""}

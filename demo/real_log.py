@@ -147,7 +147,7 @@ def _receivers(keys: Sequence[str]) -> list[Receiver]:
 
 
 def _file_name(word: str, number: int, words: Sequence[str]) -> str:
-    """Return the word in lower case as a file name; "part-N" if the name would be too long, or is that of another."""
+    """Return the word in lower case as a file name; "part-N" if this name would be too long, or is taken."""
     names = [other.casefold() for other in words]
     name = word.casefold()
     return name if names.count(name) == 1 and name not in _OTHER_NAMES and len(name) <= _LONGEST else f"part-{number}"

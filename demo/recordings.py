@@ -114,7 +114,7 @@ class PlaysRecorder(PlayPage):
 
 
 def record_plays(path: Path, names: Iterable[str]) -> None:
-    """Record these plays, such as tutorials, in one HTML page. It plays the one that its URL names, or lists them."""
+    """Record plays, such as tutorials, in one HTML page. It plays the one that its URL names, or offers a choice."""
     offered = [{"name": name, "title": plays.PLAYS[name].title, "story": plays.PLAYS[name].story} for name in names]
     guard = Guard()
     with PlaysRecorder(offered) as recorder:

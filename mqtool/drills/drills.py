@@ -7,7 +7,7 @@ Messages flow from a sender to a receiver while the broker restarts, a node is k
          └─── cut ───┘
 
 The sender republishes unconfirmed messages with the same message ID. The broker redelivers unacknowledged messages to
-the receiver. So a message may arrive twice, which can be detected by its ID, but no message is lost.
+the receiver. So no message is lost, but a message may arrive twice. Its ID shows that the second one is a duplicate.
 
 Workers run a program for each message. One of them is killed, a message always fails, or messages are published twice:
 

@@ -235,7 +235,7 @@ def test_a_message_returns_to_its_queue_with_its_own_routing_key(
 
 def test_a_message_that_is_put_back_keeps_its_expiration_and_priority() -> None:
     """If `queue convert` puts a message back before the conversion is complete, it publishes the message only to its
-    queue, with its expiration and priority. If the conversion is resumed, the message is unchanged in the end.
+    queue, with its expiration and priority. If the conversion is resumed, it leaves the message unchanged.
     """
     conversion = converting()
     restored = conversion.restored(delivery({"a": 1, "CC": ["x"]}, **ALL))
