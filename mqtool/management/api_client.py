@@ -8,6 +8,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
@@ -36,13 +37,14 @@ _DECODER = json.JSONDecoder()
 def _decode(text: str, start: int = 0) -> tuple[Any, int]:
     """Decode the JSON value at `start`; return it and its end. Raises ValueError if it is not complete.
 
-    RabbitMQ accepts arguments of any depth, so whoever may declare a queue could make all lists of queues undecodable.
-    If Python cannot decode a value, a text replaces what is nested deeper than MAX_DEPTH.
+    RabbitMQ accepts arguments of any depth, so whoever may declare a queue could make all lists of queues unusable. A
+    text replaces what is nested deeper than MAX_DEPTH.
     """
-    try:
-        return _DECODER.raw_decode(text, start)
-    except RecursionError:
-        kept, depth = "", 0
+    with suppress(RecursionError):
+        value, end = _DECODER.raw_decode(text, start)
+        if text.count("[", start, end) + text.count("{", start, end) <= MAX_DEPTH:
+            return value, end
+    kept, depth = "", 0
     for token in _TOKEN.finditer(text, start):
         if token[0] in "[{":
             if depth == MAX_DEPTH:

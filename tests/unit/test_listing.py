@@ -130,13 +130,15 @@ def test_a_json_array_can_arrive_in_any_pieces(items: list[dict[str, Any]], size
 
 
 @pytest.mark.parametrize("size", [9_999, 1_000_000])
-def test_values_that_are_nested_too_deeply_for_json_are_left_out(size: int) -> None:
-    """If arguments in a list are nested too deeply for Python's json, which only RabbitMQ accepts, a text replaces
-    their inner levels, and all else in the list is decoded.
+@pytest.mark.parametrize("depth", [100, 5000])
+def test_values_that_are_nested_too_deeply_are_left_out(size: int, depth: int) -> None:
+    """If arguments in a list are nested more than 64 levels deep, which RabbitMQ accepts, a text replaces their inner
+    levels, and all else in the list is decoded.
     """
-    data = b'[{"a":[["]"]]},{"b\\"[":%s,"c":"]}"},{"d":1}]' % (b'["[",' * 5000 + b'"x"' + b',{"y\\\\":"["}]' * 5000)
+    nested = b'["[",' * depth + b'"x"' + b',{"y\\\\":"["}]' * depth
+    data = b'[{"a":[["]"]]},{"b\\"[":%s,"c":"]}"},{"d":[%s{}]}]' % (nested, b"{}," * 99)
     first, deep, last = objects(data[at : at + size] for at in range(0, len(data), size))
-    assert (first, deep["c"], last) == ({"a": [["]"]]}, "]}", {"d": 1})
+    assert (first, deep["c"], last) == ({"a": [["]"]]}, "]}", {"d": [{}] * 100})
     inner = deep['b"[']
     while isinstance(inner[1], list):
         assert (inner[0], inner[2]) == ("[", {"y\\": "["})
