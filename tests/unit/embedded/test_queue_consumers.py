@@ -140,20 +140,6 @@ def test_all_consumers_may_get_messages_without_single_active_consumer(vhost: Vi
     assert queue.consumers.active is None
 
 
-def test_an_exclusive_consumer_excludes_others_until_it_is_cancelled(vhost: VirtualHost) -> None:
-    """A queue reports that it has an exclusive consumer, so that the broker refuses other consumers, until the
-    exclusive consumer is cancelled.
-    """
-    queue = add_queue(vhost)
-    assert not queue.consumers.exclusive
-    consumer = FakeConsumer(queue=queue, exclusive=True)
-    queue.add_consumer(consumer)
-    assert queue.consumers.exclusive
-    queue.remove_consumer(consumer)
-    queue.add_consumer(FakeConsumer(queue=queue))
-    assert not queue.consumers.exclusive
-
-
 @pytest.mark.parametrize("single_active", [False, True])
 def test_the_consumers_of_a_deleted_queue_are_gone(*, single_active: bool) -> None:
     """When a queue is deleted, all its consumers are removed, and returned in the order in which they were added, so
