@@ -7,6 +7,7 @@ import pytest
 from pamqp import commands
 from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
+from pika.exceptions import ChannelClosedByBroker
 
 from tests.brokers import TestBroker
 from tests.protocol.conftest import Take
@@ -169,3 +170,23 @@ def test_deleting_a_queue_cancels_its_consumers(
     connection.channel().queue_delete("q")
     take.until(lambda: cancelled)
     assert cancelled[0].method.consumer_tag == "t"
+
+
+def test_an_exclusive_consumer_excludes_others_until_it_is_cancelled(
+    connection: pika.BlockingConnection, channel: BlockingChannel, take: Take
+) -> None:
+    """While a queue has an exclusive consumer, the broker refuses any other consumer with 403. Once the exclusive
+    consumer is cancelled, another consumer is accepted and gets messages.
+    """
+    channel.queue_declare("q")
+    exclusive, other = Recorder(), Recorder()
+    tag = channel.basic_consume("q", exclusive, exclusive=True)
+    for is_exclusive in (False, True):
+        with pytest.raises(ChannelClosedByBroker, match=r"ACCESS_REFUSED - .*'q'.* in exclusive use") as refused:
+            connection.channel().basic_consume("q", other, exclusive=is_exclusive)
+        assert refused.value.reply_code == 403
+    channel.basic_cancel(tag)
+    channel.basic_consume("q", other)
+    publish(channel, 1)
+    take.until(lambda: other.got)
+    assert (exclusive.bodies, other.bodies) == ([], [b"0"])

@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 import time
 import uuid
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from urllib.parse import quote, urlsplit
 
 import pika
 import pytest
+from pamqp import commands
 from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
 
@@ -408,11 +408,15 @@ def test_reading_a_missing_virtual_host_gets_404_and_declaring_an_existing_one_g
 
 
 def test_a_virtual_host_can_be_deleted_during_the_handshake_of_a_client(api: Api, amqp_url: str) -> None:
-    """A virtual host can be deleted over HTTP while a client's connection to the broker is still in its handshake."""
-    parts = urlsplit(amqp_url)
-    with socket.create_connection((parts.hostname or "", parts.port or 5672)) as connecting:
-        connecting.sendall(b"AMQP\x00\x00\x09\x01")
-        assert connecting.recv(1), "connection.start"
+    """A virtual host can be deleted over HTTP while the handshake of a client has only begun, and while a client has
+    logged in, but has not opened the virtual host yet.
+    """
+    with RawClient(amqp_url, opened=False) as begun, RawClient(amqp_url, opened=False) as logged_in:
+        for client in (begun, logged_in):
+            client.socket.sendall(b"AMQP\x00\x00\x09\x01")
+            client.expect(commands.Connection.Start)
+        logged_in.send(commands.Connection.StartOk(mechanism="PLAIN", response=logged_in.login), 0)
+        logged_in.expect(commands.Connection.Tune)
         assert api("PUT", "vhosts/short-lived")[0] == 201
         assert api("DELETE", "vhosts/short-lived")[0] == 204
 

@@ -17,6 +17,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.codecs.amqp10_message import data_section
 from tests.cli.shell import wait_until
+from tests.protocol.conftest import Api
 from tests.protocol.raw_amqp10 import CLOSE, SENDER, TRANSFER, RawAmqp10
 from tests.protocol.raw_stream import DELETE, OPEN, STORE_OFFSET, RawStream, at, string
 
@@ -108,7 +109,8 @@ def test_events_name_a_consumer_by_its_channel_and_consumer_tag(
     channel.basic_publish("", "q", b"x")
     *_, delivered = events.until("published", "ready", "delivered")
     assert delivered["no_ack"]
-    assert delivered["consumer"].endswith(" (1)/me")
+    (listed,) = Api(broker.urls["http"])("GET", "consumers")[1]
+    assert delivered["consumer"] == f"{listed['channel_details']['name']}/{listed['consumer_tag']}"
 
 
 def test_events_name_the_exchanges_that_a_message_passes_through(
@@ -341,6 +343,13 @@ def test_events_report_appended_and_read_messages_of_a_stream(broker: EmbeddedBr
     assert events.until() == []
 
 
+def connection_of(broker: EmbeddedBroker, protocol: str) -> str:
+    """Return the name that the management API gives to the only connection with this protocol."""
+    connections = Api(broker.urls["http"])("GET", "connections")[1]
+    (name,) = [each["name"] for each in connections if each["protocol"] == protocol]
+    return str(name)
+
+
 def with_stream(broker: EmbeddedBroker) -> RawStream:
     """Return a client of the stream protocol that has declared the stream `s`."""
     address = urllib.parse.urlsplit(broker.urls["stream"])
@@ -382,9 +391,9 @@ def test_events_of_the_stream_protocol_name_no_exchange_and_count_deliveries(bro
 
 
 def test_events_report_the_stored_offset_of_a_reader_and_its_reset(broker: EmbeddedBroker) -> None:
-    """When a client stores an offset, /api/mqtool/events has an event `stored` with the stream, the reader, the offset
-    and the client's protocol. The response contains the offset that was stored last. A reset appears as an event
-    `stored` with the offset -1.
+    """If a client stores an offset, the event `stored` in /api/mqtool/events contains the stream, the reader, the
+    offset, and the client's protocol and connection. The response contains the offset that was stored last. A reset
+    appears as an event `stored` with the offset -1.
     """
     with closing(with_stream(broker)) as client:
         events = Events(broker)
@@ -395,6 +404,7 @@ def test_events_report_the_stored_offset_of_a_reader_and_its_reset(broker: Embed
             ("s", "reports", 41), ("s", "reports", 42),
         ]  # fmt: skip
         assert stored[0]["from"]["protocol"] == "stream"
+        assert stored[0]["from"]["connection"] == connection_of(broker, "stream")
         assert events.get(after=events.snapshot["number"], timeout=0)["stored"] == [["s", "reports", 42]]
         client.send(STORE_OFFSET, string("reports") + string("s") + b"\xff" * 8)
         assert [each["offset"] for each in events.until("stored")] == [-1]
@@ -406,14 +416,16 @@ def test_events_report_the_stored_offset_of_a_reader_and_its_reset(broker: Embed
 def test_events_report_an_amqp_1_0_client_that_cannot_publish_to_an_address(
     broker: EmbeddedBroker, address: str
 ) -> None:
-    """If an AMQP 1.0 client attaches a sender to a queue or exchange that does not exist, /api/mqtool/events has the
-    event `unknown-address`, with the address and the client's protocol.
+    """If an AMQP 1.0 client attaches a sender to a queue or exchange that does not exist, the event `unknown-address`
+    in /api/mqtool/events contains the address, and the client's protocol and connection.
     """
     events = Events(broker)
     with RawAmqp10(broker.url) as client:
         client.attach(SENDER, address)
         (unknown,) = events.until("unknown-address")
-        assert (unknown["address"], unknown["from"]["protocol"]) == (address, "AMQP 1-0")
+        assert unknown["address"] == address
+        assert unknown["from"]["protocol"] == "AMQP 1-0"
+        assert unknown["from"]["connection"] == connection_of(broker, "AMQP 1-0")
 
 
 def test_quickly_published_messages_are_all_counted_but_only_some_cause_events(

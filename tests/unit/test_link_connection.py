@@ -30,7 +30,7 @@ from mqtool.codecs.amqp10_frames import (
     frame,
 )
 from mqtool.codecs.amqp10_values import Symbol
-from mqtool.errors import NotFound, Unavailable
+from mqtool.errors import NotConfirmed, NotFound, Unavailable
 from mqtool.message import Message
 
 QUEUE, OTHER = "/queues/q", "/queues/other"
@@ -459,23 +459,21 @@ def test_a_command_that_must_stop_does_not_wait_for_a_broker_that_accepts_no_mes
     """If a command that publishes over AMQP 1.0 must stop, it waits for the outcomes of messages that it has sent,
     unless the connection is lost. If it has sent none, it does not wait for a broker whose incoming window is closed.
     """
-    assert session.hopeless is None
-    session.stopping = True
-    assert session.hopeless is None
-    session._broker_window = 0
-    assert session.hopeless == "the broker takes no messages"
-    session.is_lost = True
-    assert session.hopeless == "the connection is lost"
-    session.stopping = False
-    assert session.hopeless is None
-    session.is_lost = False
-    assert session.hopeless is None
-    session._broker_window = 9
-    published(session, b"1")
-    broker.credit(0, 0, 1)
+    sender = published(session, b"1")
+    broker.credit(0, 0, 2, window=0)
     session.run(0)
-    session._broker_window, session.stopping = 0, True
-    assert session.hopeless is None
+    sender._wait(at_most=0)  # raises nothing: it would wait longer
+    session.stopping = True
+    with pytest.raises(NotConfirmed, match="stopped with 1 message unconfirmed: the broker takes no messages"):
+        sender._wait()
+    assert broker.of(Transfer) == []
+    broker.credit(0, 0, 2, window=1)
+    session.run(0)
+    assert len(broker.of(Transfer)) == 1
+    sender._wait(at_most=0)
+    session.is_lost = True
+    with pytest.raises(NotConfirmed, match="stopped with 1 message unconfirmed: the connection is lost"):
+        sender._wait()
 
 
 def test_a_receiver_grants_credit_and_accepts_ranges_of_deliveries(broker: Broker, session: LinkConnection) -> None:

@@ -140,21 +140,6 @@ def test_all_consumers_may_get_messages_without_single_active_consumer(vhost: Vi
     assert queue.consumers.active is None
 
 
-def test_an_exclusive_consumer_excludes_others_until_it_is_cancelled(vhost: VirtualHost) -> None:
-    """While a queue has an exclusive consumer, the queue object reports this, so that the broker can refuse other
-    consumers. After the exclusive consumer is cancelled, the object no longer reports one, and another consumer can be
-    added.
-    """
-    queue = add_queue(vhost)
-    assert not queue.consumers.exclusive
-    consumer = FakeConsumer(queue=queue, exclusive=True)
-    queue.add_consumer(consumer)
-    assert queue.consumers.exclusive
-    queue.remove_consumer(consumer)
-    queue.add_consumer(FakeConsumer(queue=queue))
-    assert not queue.consumers.exclusive
-
-
 @pytest.mark.parametrize("single_active", [False, True])
 def test_the_consumers_of_a_deleted_queue_are_gone(*, single_active: bool) -> None:
     """When a queue is deleted, all its consumers are removed, and returned in the order in which they were added, so
