@@ -308,6 +308,7 @@ def test_properties_of_other_types_become_text() -> None:
     assert (
         received(properties=BareProperties(reply_to="/exchanges/x/a%20b")).properties["reply_to"] == "/exchanges/x/a b"
     )
+    assert received(properties=BareProperties(reply_to="/queues/a%FF")).properties == {"reply_to": "a\udcff"}
     assert received(properties=BareProperties(creation_time="no time")).properties == {"timestamp": None}
     assert received(properties=BareProperties(message_id=b"id")).properties == {"message_id": "id"}
     assert received(properties=BareProperties(message_id=UInt32(5))).properties == {"message_id": "5"}
