@@ -195,8 +195,8 @@ def test_the_number_of_remaining_moves_shrinks_with_each_batch(place: Place, bat
 
 def test_messages_that_are_published_while_a_queue_is_replaced_go_to_another_queue(place: Place) -> None:
     """From when a conversion replaces its queue until the messages are back, messages that clients publish go to a
-    third queue, of the original type. There, they are dead-lettered as in the original queue. The quorum queue that holds the
-    messages has no delivery limit.
+    third queue, of the original type. There, they are dead-lettered as in the original queue. The quorum queue that
+    holds the messages has no delivery limit.
     """
     place.fill(**{"x-message-ttl": 3_600_000, "x-dead-letter-exchange": "amq.fanout"})
     begin_and_stop(place, 4)
