@@ -53,6 +53,8 @@ from mqtool.topology import Exchange, Queue
         ({"duration": None}, "the run would never end", "give --duration or --messages"),
         ({"duration": 5.0, "warm_up": 5.0}, "the warm-up takes the whole run",
          "make --warm-up shorter than --duration"),
+        ({"prefetch": 1, "acknowledge": 2}, "--ack 2 waits for more messages than --prefetch 1 allows",
+         "make --ack smaller, or --prefetch larger"),
         ({"prefetch": 4, "acknowledge": 5}, "--ack 5 waits for more messages than --prefetch 4 allows",
          "make --ack smaller, or --prefetch larger"),
     ],
@@ -175,7 +177,7 @@ def test_bodies_from_a_file_are_its_lines(tmp_path: Path) -> None:
 def test_a_process_of_a_run_gets_the_whole_job(body_file: Path | None) -> None:
     """Each process of a `bench` run gets its job as one line of JSON, which contains all settings and addresses."""
     plan = BenchPlan(sizes=(26, 30), bodies=body_file, rate=5.0, exchange="topic")
-    nodes = [Address("one", 1), Address("two", 2, "vhost", "user", "password", tls=True)]
+    nodes = [Address("one", 1), Address("two", 2, "my vhost", "user", "password", tls=True)]
     tls = TlsFiles(Path("/ca"), Path("/cert"), None)
     job = Job("publisher", 3, plan, nodes, nodes[:1], tls, "exchange", "key", "queue", "12345678")
     line = told(job.as_told())
