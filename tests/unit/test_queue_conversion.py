@@ -182,6 +182,31 @@ def test_a_conversion_is_undone_before_the_queue_is_replaced(place: Place, batch
     place.check_converted("classic", COUNT + 1)
 
 
+def test_an_undo_that_was_stopped_is_completed_by_the_next_run(place: Place) -> None:
+    """If the undo of a conversion is stopped while the messages return to the queue, the next run completes the undo,
+    even without --undo.
+    """
+    place.fill()
+    begin_and_stop(place, 3)
+    undoing = place.conversion(plan=place.unfinished())
+    undoing.lock()
+    with closing(undoing.run(undo=True)) as running:
+        assert next(running) == 4
+    place.connections[-1].close()
+    assert place.resume().held == 0
+    place.check_converted("classic")
+
+
+def test_an_undo_declares_a_queue_that_was_deleted_as_it_was_before(place: Place) -> None:
+    """If the queue of a conversion was deleted, an undo declares it with its original type and arguments."""
+    place.fill(**{"x-max-length": 1000})
+    begin_and_stop(place, 3)
+    administration.delete_queue(place.channel, "jobs")
+    place.resume(undo=True)
+    assert place.view()["arguments"] == {"x-queue-type": "classic", "x-max-length": 1000}
+    assert place.bodies() == [*range(COUNT)]
+
+
 @pytest.mark.parametrize(("batches", "left"), [(0, 22), (1, 18), (3, 12), (4, 7), (6, 1)])
 def test_the_number_of_remaining_moves_shrinks_with_each_batch(place: Place, batches: int, left: int) -> None:
     """The number of moves that remain counts each message in the queue twice, because it leaves the queue and returns.
@@ -298,10 +323,12 @@ def test_a_conversion_waits_until_the_queue_has_no_consumers(place: Place, monke
 
 
 def test_by_force_a_queue_is_replaced_although_it_has_consumers(place: Place) -> None:
-    """With --force, a conversion replaces a queue that has consumers. The broker cancels them."""
+    """With --force, a conversion replaces a queue that has consumers, which the broker cancels. It does not wait to see
+    whether clients publish to the queue directly.
+    """
     place.fill(count=0)
     place.connect().channel().consumer(Queue("jobs"), Receiving(prefetch=1))
-    conversion = place.conversion(force=True)
+    conversion = place.conversion(force=True, quiet=100_000.0)
     conversion.begin()
     list(conversion.run())
     assert place.view()["type"] == "quorum"
