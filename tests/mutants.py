@@ -70,6 +70,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     "mqtool/work/held_messages.py": ("tests/unit/test_held_messages.py",),
     "mqtool/work/history.py": ("tests/unit/test_history.py",),
     "mqtool/work/policy_losses.py": ("tests/unit/test_queue_limits.py",),
+    "mqtool/work/queue_conversion.py": ("tests/unit/test_queue_conversion.py",),
     "mqtool/work/queue_limits.py": ("tests/unit/test_queue_limits.py",),
     "mqtool/work/redriving.py": ("tests/unit/test_redriving.py",),
     "mqtool/work/retry_or_dead_letter.py": ("tests/unit/test_retrying.py",),
@@ -77,6 +78,10 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     "mqtool/work/transfer.py": ("tests/unit/test_transfer.py",),
     "mqtool/work/worker.py": ("tests/unit/test_worker.py",),
     "mqtool/benching": ("tests/unit/test_bench_clients.py", "tests/unit/test_benching.py"),
+    "mqtool/benching/charts.py": ("tests/unit/test_bench_result.py",),
+    "mqtool/benching/comparison.py": ("tests/unit/test_bench_comparison.py",),
+    "mqtool/benching/plan.py": ("tests/unit/test_bench_plan.py",),
+    "mqtool/benching/result.py": ("tests/unit/test_bench_result.py",),
     f"{_BROKER}/amqp10": (_EMBEDDED, _SIMULATION),
     f"{_BROKER}/amqp10/amqp10_session.py": (
         f"{_EMBEDDED}/test_sessions10.py",

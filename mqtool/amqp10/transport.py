@@ -64,7 +64,7 @@ class Transport:
         self._heartbeat = _HEARTBEAT if address.heartbeat is None else address.heartbeat
         try:
             self._socket = self._connect(address, context)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: not a valid host name
             raise pika_errors.connecting(error, address) from error
         try:
             opened = self._log_in(address, name)

@@ -338,7 +338,7 @@ class Access(NamedTuple):
                 if not address.tls:
                     probe.sendall(_GREETING)
                     said = probe.recv(4096)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: not a valid host name
             from mqtool.amqp.pika_errors import connecting
 
             raise connecting(error, address) from error

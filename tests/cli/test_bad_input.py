@@ -164,6 +164,8 @@ COMMAND_LINE = [
 NO_BROKER = [
     Case("send x -u amqp://no-such-host.invalid", 69, "cannot find the host 'no-such-host.invalid'", "in --url"),
     Case("send x -u amqp://no..host", 69, "cannot find the host 'no..host'", "in --url"),
+    Case("send x --protocol amqp1.0 -u amqp://no..host", 69, "cannot find the host 'no..host'", "in --url"),
+    Case("send-stream x -u amqp://no..host", 69, "cannot find the host 'no..host'", "in --url"),
     Case("send x -u amqp://{closed}", 69, "no broker answers at {closed}: connection refused", "mqtool broker up"),
     Case("receive -u amqp://{closed}", 69, "no broker answers at {closed}: connection refused", "mqtool broker up"),
     Case("top --once -u amqp://{closed}", 69, "no broker answers at {closed}: connection refused", "mqtool broker up"),

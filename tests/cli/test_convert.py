@@ -410,7 +410,8 @@ def test_a_killed_conversion_can_be_completed_after_other_clients_used_the_queue
         else:
             broker.api("PUT", f"policies/{quote(broker.vhost, safe='')}/later", {**policy, "priority": 1})
     client.process_data_events(0)
-    with contextlib.suppress(MqtoolError):
+    with contextlib.suppress(MqtoolError), monkeypatch.context() as impatient:
+        impatient.setattr(queue_conversion, "_PATIENCE", 1.0)  # the client stays
         convert(broker)
     client.close()
     convert(broker)

@@ -502,6 +502,19 @@ def test_a_receiver_grants_credit_and_accepts_ranges_of_deliveries(broker: Broke
     assert (broker.received, session.has_progressed) == ([], False)
 
 
+def test_each_receiver_grants_credit_again_when_deliveries_of_several_are_settled_together(
+    broker: Broker, session: LinkConnection
+) -> None:
+    """If deliveries of several AMQP 1.0 receivers are settled together, each of these receivers grants credit again."""
+    links = [receiver(session, address, prefetch=1) for address in (QUEUE, OTHER)]
+    broker.deliver(0, 0)
+    broker.deliver(1, 1)
+    session.run(0)
+    broker.of(Flow)
+    session.settle([each for link in links for each in link.arrived()], Accepted())
+    assert [(each.handle, each.link_credit) for each in broker.of(Flow)] == [(0, 1), (1, 1)]
+
+
 def test_a_delivery_that_the_broker_has_requeued_cannot_be_settled(broker: Broker, session: LinkConnection) -> None:
     """If the broker releases an AMQP 1.0 delivery, for example after a consumer timeout, the receiver cannot settle the
     delivery any more, and the delivery no longer counts towards the prefetch. Nor can the receiver settle a delivery

@@ -1,6 +1,7 @@
 """Messages in AMQP 1.0: properties and headers keep their meaning, and addresses name exchanges and queues."""
 
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -82,6 +83,8 @@ def test_each_property_has_its_place_in_an_amqp_1_0_message() -> None:
     )  # fmt: skip
     assert isinstance(sent.properties.content_type, Symbol)
     assert isinstance(sent.properties.content_encoding, Symbol)
+    assert not isinstance(sent.properties.correlation_id, Symbol)
+    assert not isinstance(sent.properties.group_id, Symbol)
     assert not isinstance(sent.message_annotations[Symbol("x-basic-type")], Symbol)
 
 
@@ -137,7 +140,15 @@ def test_a_message_without_a_delivery_mode_is_durable_if_its_sender_is_persisten
     """Over AMQP 1.0, a message with delivery mode 2 is sent as durable, and one with delivery mode 1 is not. A message
     without a delivery mode is sent as durable only if its sender is persistent.
     """
-    assert Amqp10Message.decode(encode(Message(b"", properties=properties), persistent=persistent)).header == header
+    for message_id, to in ((None, None), ("id", None), (None, "/queues/q")):
+        message = Message(b"", properties=properties, message_id=message_id)
+        assert Amqp10Message.decode(encode(message, to=to, persistent=persistent)).header == header
+
+
+@pytest.mark.parametrize("properties", [{}, {"headers": {}}, {"priority": None}])
+def test_a_message_without_properties_consists_of_its_body_only(properties: dict[str, Any]) -> None:
+    """Over AMQP 1.0, a message that has neither properties nor headers is sent without empty sections for them."""
+    assert encode(Message(b"body", properties=properties)) == data_section(b"body")
 
 
 @pytest.mark.parametrize(
@@ -156,10 +167,15 @@ def test_a_message_without_a_delivery_mode_is_durable_if_its_sender_is_persisten
          "put it into the body; headers that start with x- may be lists and objects"),
         ({"headers": {"h": {"a": 1}}}, "the header 'h' is an object, which AMQP 1.0 does not allow",
          "put it into the body; headers that start with x- may be lists and objects"),
-        ({"headers": {"h": 1 << 70}}, "the header 'h' is a number this large, which AMQP 1.0 does not allow",
-         "put it into the body; headers that start with x- may be lists and objects"),
-        ({"headers": {"x-h": 1 << 70}}, "the header 'x-h' is a number this large, which AMQP 1.0 does not allow",
-         "put it into the body; headers that start with x- may be lists and objects"),
+        *(
+            ({"headers": {name: value}},
+             f"the header '{name}' contains a number that is too large for AMQP 1.0, or of AMQP 0-9-1's type decimal",
+             "send the number as text")
+            for name, value in [
+                ("h", 1 << 70), ("h", Decimal("0.1")), ("x-h", 1 << 70), ("x-h", Decimal("0.1")), ("x-h", [1 << 70]),
+                ("x-h", {"a": [1 << 70]}),
+            ]
+        ),
     ],
 )  # fmt: skip
 def test_a_property_that_amqp_1_0_cannot_express_raises_an_error(
@@ -293,8 +309,12 @@ def test_properties_of_other_types_become_text() -> None:
     assert (
         received(properties=BareProperties(reply_to="/exchanges/x/a%20b")).properties["reply_to"] == "/exchanges/x/a b"
     )
+    assert received(properties=BareProperties(reply_to="/queues/a%FF")).properties == {"reply_to": "a\udcff"}
     assert received(properties=BareProperties(creation_time="no time")).properties == {"timestamp": None}
     assert received(properties=BareProperties(message_id=b"id")).properties == {"message_id": "id"}
+    assert received(properties=BareProperties(message_id=UInt32(5))).properties == {"message_id": "5"}
+    both = {"message_id": "id", "user_id": "u"}
+    assert received(properties=BareProperties(message_id="id", user_id=b"u")).properties == both
     assert received(properties=BareProperties(message_id="only an id")).properties == {"message_id": "only an id"}
     assert received(properties=BareProperties(user_id=b"u")).properties == {"user_id": "u"}
 
@@ -346,6 +366,15 @@ def test_a_message_that_cannot_be_decoded_is_passed_on_whole(damage: str) -> Non
         damage
     ]
     assert decode(broken, "q", 1, 2, settled=True) == Delivery(broken, "", "q", "q", False, {}, 1, 2, settled=True)
+
+
+def test_headers_and_annotations_that_occur_in_many_messages_are_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If two AMQP 1.0 messages have the same header section and annotations, mqtool decodes these only once."""
+    parts = {"header": MessageHeader(ttl=UInt32(77)), "message_annotations": {Symbol("x-n"): 77}}
+    first = received(**parts)
+    for name in ("plain_list", "plain_map"):
+        monkeypatch.delattr(sections, name)
+    assert received(**parts) == first
 
 
 def test_at_most_256_decoded_header_and_annotation_sections_are_cached() -> None:

@@ -3,6 +3,7 @@
 import os
 import select
 import socket
+import ssl
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,6 +71,11 @@ class Broker:
         self.transport = Transport(address, None, "name", **options)
         return self.transport
 
+    def shrink_buffers(self) -> None:
+        """Let the operating system keep less than a megabyte that the broker has not read yet."""
+        self.client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 18)
+
     def end(self) -> None:
         self.socket.shutdown(socket.SHUT_WR)
 
@@ -103,6 +109,7 @@ def split(data: bytes) -> list[bytes]:
     bodies = []
     while data:
         size = int.from_bytes(data[:4], "big")
+        assert data[6:8] == b"\0\0", "channel 0"
         bodies.append(data[8:size])
         data = data[size:]
     return bodies
@@ -180,8 +187,8 @@ def test_a_client_certificate_is_used_to_log_in_if_the_url_names_no_user(
         (SASL_HEADER + b"\0\2\0\1\2\1\0\0" + bytes(50), Unavailable, "does not speak AMQP 1.0"),
         (SASL_HEADER + b"\0\0\0\x10\1\1\0\0" + bytes(50), Unavailable, "does not speak AMQP 1.0"),
         (SASL_HEADER + b"\0\0\0\x10\5\1\0\0" + bytes(50), Unavailable, "does not speak AMQP 1.0"),
-        (SASL_HEADER + MECHANISMS + frame(0, SaslOutcome(1), SASL), AccessRefused, "refused the login of user 'ann'"),
-        (SASL_HEADER + MECHANISMS + frame(0, Close()), AccessRefused, "refused the login of user 'ann'"),
+        (SASL_HEADER + MECHANISMS + frame(0, SaslOutcome(1), SASL), AccessRefused, "refused the login of user 'ann'$"),
+        (SASL_HEADER + MECHANISMS + frame(0, Close()), AccessRefused, "refused the login of user 'ann'$"),
         (LOGGED_IN, AccessRefused, "cannot open vhost 'my vhost'"),
         (LOGGED_IN + AMQP_HEADER, AccessRefused, "cannot open vhost 'my vhost'"),
         (LOGGED_IN + AMQP_HEADER + frame(0, Close(Error(Symbol("c"), "the reason"))), AccessRefused, "^the reason$"),
@@ -200,6 +207,87 @@ def test_the_error_of_a_connection_that_cannot_be_opened_gives_the_reason(
         Transport(ADDRESS, None, "name")
     assert type(error.value) is kind
     assert broker.client.fileno() == -1
+
+
+class FakeTls:
+    """Takes the place of an SSLContext: records what it wraps, and lets TLS fail with an error, if any."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.wrapped: list[tuple[socket.socket, str]] = []
+
+    def wrap_socket(self, plain: socket.socket, *, server_hostname: str) -> socket.socket:
+        self.wrapped.append((plain, server_hostname))
+        if self.error is not None:
+            raise self.error
+        return plain
+
+
+@pytest.mark.parametrize("tls", [True, False])
+def test_tls_is_used_for_amqps_urls_only(broker: Broker, *, tls: bool) -> None:
+    """An AMQP 1.0 connection uses TLS if the URL begins with amqps://. The certificate must be that of the URL's host
+    name.
+    """
+    context: Any = FakeTls()
+    broker.socket.sendall(opened())
+    broker.transport = Transport(ADDRESS._replace(tls=tls), context, "name")
+    assert context.wrapped == ([(broker.client, "127.0.0.1")] if tls else [])
+
+
+def test_a_socket_whose_tls_handshake_fails_is_closed(broker: Broker) -> None:
+    """If the TLS handshake of an AMQP 1.0 connection fails, the error gives the reason. mqtool closes the socket."""
+    error = ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number")
+    error.reason = "WRONG_VERSION_NUMBER"
+    context: Any = FakeTls(error)
+    with pytest.raises(Unavailable, match=r"^127\.0\.0\.1:5672 does not speak TLS: wrong version number$"):
+        Transport(ADDRESS._replace(tls=True), context, "name")
+    assert broker.client.fileno() == -1
+
+
+class FailingSocket(socket.socket):
+    """A socket whose recv() raises an error."""
+
+    error: Exception
+
+    def recv(self, *_: object) -> bytes:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (ssl.SSLError(1, "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert certificate required"), AccessRefused,
+         "^127.0.0.1:5672 does not accept the client certificate: certificate required$"),
+        (ssl.SSLEOFError(8, "EOF occurred in violation of protocol"), Unavailable,
+         "^127.0.0.1:5672 closed the connection during the handshake$"),
+    ],
+)  # fmt: skip
+def test_a_client_certificate_that_is_refused_after_the_tls_handshake_is_named_in_the_error(
+    broker: Broker, error: Exception, kind: type[MqtoolError], words: str
+) -> None:
+    """With TLS 1.3, a broker refuses a client certificate only after the TLS handshake. mqtool's error then says that
+    the broker does not accept the certificate. If the broker only closes the connection, the error says that.
+    """
+    broker.client = FailingSocket(fileno=broker.client.detach())
+    broker.client.error = error
+    with pytest.raises(kind, match=words) as raised:
+        Transport(ADDRESS, None, "name")
+    assert type(raised.value) is kind
+    assert broker.client.fileno() == -1
+
+
+class SlowSocket(socket.socket):
+    """A socket on which at most three bytes arrive at a time."""
+
+    def recv(self, size: int, *_: object) -> bytes:
+        return super().recv(min(size, 3))
+
+
+def test_a_login_may_arrive_in_pieces(broker: Broker) -> None:
+    """mqtool opens an AMQP 1.0 connection even if the broker's answers arrive in small pieces."""
+    broker.client = SlowSocket(fileno=broker.client.detach())
+    connected = broker.connect(opened(max_frame_size=4096))
+    assert connected.frame_max == 4096
 
 
 @pytest.mark.parametrize("data", [b"", SASL_HEADER, LOGGED_IN])
@@ -285,13 +373,15 @@ def test_a_connection_that_the_broker_closes_is_lost(broker: Broker) -> None:
 
 
 def test_wake_makes_read_return_early(broker: Broker) -> None:
-    """After wake() was called, once or several times, the next read() of an AMQP 1.0 connection returns immediately,
-    without frames. Later calls of read() wait again.
+    """After wake() was called, the next read() of an AMQP 1.0 connection returns immediately, without frames. Later
+    calls of read() wait again. wake() never blocks, however often it is called.
     """
     connected = broker.connect(opened())
-    connected.wake()
-    connected.wake()
+    for _ in range(5000):
+        connected.wake()
     assert connected.read(3600) == []
+    while select.select([connected._wakes], [], [], 0)[0]:
+        assert connected.read(3600) == []
     broker.arrives(FLOW)
     assert connected.read(3600) == [FLOW[8:]]
     assert connected.read(0) == []
@@ -345,17 +435,22 @@ def test_a_connection_is_lost_if_the_broker_sends_nothing_for_the_heartbeat_inte
         connected.read(0)
 
 
-def test_frames_that_the_socket_does_not_accept_are_sent_later(broker: Broker) -> None:
-    """While the broker does not read from an AMQP 1.0 connection, mqtool's frames wait, and send() does not block.
-    read() sends the waiting frames in order once the broker reads again.
+def test_frames_that_the_socket_does_not_accept_are_sent_later(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the broker does not read from an AMQP 1.0 connection, mqtool's frames wait, and send() does not block. It
+    wakes read(), which sends the waiting frames in order once the broker reads again.
     """
     connected = broker.connect(opened())
     broker.received()
-    assert connected.unsent == 0
-    large = [frame(0, Close(Error(Symbol("c"), f"{number}" + "x" * 200_000))) for number in range(100)]
+    wakes = list[None]()
+    monkeypatch.setattr(connected, "wake", lambda: wakes.append(None))
+    connected.send([FLOW])
+    assert (connected.unsent, wakes, broker.received()) == (0, [], FLOW)
+    broker.shrink_buffers()
+    large = [frame(0, Close(Error(Symbol("c"), f"{number}" + "x" * 20_000))) for number in range(100)]
     for each in large:
         connected.send([each])
     assert 0 < connected.unsent < len(b"".join(large))
+    assert len(wakes) == 1
     data = b""
     while connected.unsent:
         data += broker.received()
@@ -389,6 +484,56 @@ def test_a_lost_connection_is_closed_without_a_close_frame(broker: Broker) -> No
     assert broker.client.fileno() == -1
     connected.wake()
     connected.send([FLOW])
+
+
+@pytest.mark.parametrize("error", [EOFError, ConnectionResetError])
+def test_a_connection_that_is_lost_while_it_is_closed_raises_no_error(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """If an AMQP 1.0 connection is lost while mqtool closes it, mqtool closes the socket and raises no error."""
+
+    def read(_: float) -> list[bytes]:
+        raise error
+
+    connected = broker.connect(opened())
+    monkeypatch.setattr(connected, "read", read)
+    connected.close()
+    assert broker.client.fileno() == -1
+
+
+class RecordingPoll:
+    """Takes the place of select.poll(): records what read() waits for. Nothing is ever ready."""
+
+    def __init__(self) -> None:
+        self.registered: dict[object, int] = {}
+        self.waits: list[float] = []
+
+    def register(self, what: object, events: int) -> None:
+        self.registered[what] = events
+
+    def poll(self, milliseconds: float) -> list[tuple[int, int]]:
+        self.waits.append(milliseconds)
+        return []
+
+
+def test_read_waits_for_the_socket_and_for_room_only_if_frames_are_unsent(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """read() of an AMQP 1.0 connection waits up to its timeout until the broker has sent something. While frames are
+    unsent, it also waits until the socket accepts more.
+    """
+    poll = RecordingPoll()
+    monkeypatch.setattr(transport.select, "poll", lambda: poll)
+    connected = broker.connect(opened())
+    assert poll.registered == {connected._wakes: select.POLLIN}
+    assert connected.read(2.5) == []
+    assert poll.registered[broker.client] == select.POLLIN
+    broker.shrink_buffers()
+    connected.send([b"x" * 2_000_000])
+    assert connected.unsent
+    assert connected.read(0.5) == []
+    assert poll.registered[broker.client] == select.POLLIN | select.POLLOUT
+    assert poll.waits == [2500, 500]
 
 
 def test_close_waits_at_most_one_second_for_the_brokers_close_frame(

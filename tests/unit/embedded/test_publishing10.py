@@ -140,20 +140,42 @@ def test_a_message_gets_its_outcome_once_it_is_on_disk(slow: tuple[MemoryClient1
     assert outcomes(client.received()) == [(2, None, ACCEPT)]
 
 
-def test_a_publisher_gets_no_new_link_credit_while_170_messages_are_unsettled(
+def test_messages_of_two_groups_that_are_on_disk_get_their_outcomes_together(
     slow: tuple[MemoryClient10, SlowLedger],
 ) -> None:
-    """While 170 messages of an AMQP 1.0 publisher are not on disk yet, and therefore unsettled, the broker grants no
-    new link credit. It grants credit again once the messages are settled.
+    """If two groups of writes are synced to disk before the broker sends the outcomes of the first, the messages of
+    both groups get their outcomes.
     """
     client, ledger = slow
     client.attach_sender("/queues/q")
-    granted = {number: flow for number in range(1, 256) if (flow := credits_of(client.publish(number - 1)))}
-    assert granted == {85: [(0, 85, 170)]}
+    client.publish(0)
+    ledger.group += 1
+    client.publish(1)
     ledger.sync()
+    assert outcomes(client.received()) == [(0, 1, ACCEPT)]
+
+
+def test_a_publisher_gets_no_new_link_credit_while_170_messages_are_unsettled(
+    slow: tuple[MemoryClient10, SlowLedger],
+) -> None:
+    """While 170 messages of an AMQP 1.0 publisher are unsettled because they are not on disk yet, the broker grants no
+    new link credit. The broker grants credit again once only 169 messages are unsettled.
+    """
+    client, ledger = slow
+    client.attach_sender("/queues/q")
+    granted = {}
+    for number in range(1, 256):
+        ledger.group += number in (86, 87)
+        if flow := credits_of(client.publish(number - 1)):
+            granted[number] = flow
+    assert granted == {85: [(0, 85, 170)]}
+    first_85, next_one, _ = ledger.waiting
+    first_85()
     found = client.received()
-    assert outcomes(found) == [(0, 254, ACCEPT)]
-    assert credits_of(found) == [(0, 255, 170)]
+    assert (outcomes(found), credits_of(found)) == ([(0, 84, ACCEPT)], [])
+    next_one()
+    found = client.received()
+    assert (outcomes(found), credits_of(found)) == ([(85, None, ACCEPT)], [(0, 255, 170)])
 
 
 def test_a_publisher_gets_new_link_credit_while_169_messages_are_unsettled(

@@ -321,13 +321,15 @@ def test_outcomes_that_a_fault_delays_are_sent_unless_the_session_has_ended(
     hooks: Any = Holding()
     broker.hooks = hooks
     client.attach_sender("/queues/q")
-    assert client.publish(0) == []
-    assert client.publish(1, settled=True) == []
+    client.attach_sender("/exchanges/amq.direct/none", handle=1)
+    assert client.write_frames(transfers(0) + transfers(1, handle=1)) == []
+    assert client.publish(2, settled=True) == []
     [(data, send)] = hooks.kept
     if not is_open:
         client.send(END)
     send(data)
-    assert dispositions(client.received()) == ([(RECEIVER, 0, None, True, ACCEPT)] if is_open else [])
+    both = [(RECEIVER, 0, None, True, ACCEPT), (RECEIVER, 1, None, True, RELEASE)]
+    assert dispositions(client.received()) == (both if is_open else [])
 
 
 def test_outcomes_that_are_due_are_sent_before_the_end_of_the_session(client: MemoryClient10) -> None:
@@ -499,7 +501,7 @@ def test_annotations_that_make_the_headers_larger_than_a_frame_end_the_session(
     """
     queue = quorum(broker)
     receiving(client, queue, b"0")
-    size = 128 * 1024 - 64 - 29 - (0 if excess else 100)
+    size = 128 * 1024 - 64 - 33 + excess
     state = described(MODIFIED, True, False, {Symbol("x-opt-why"): "y" * size})
     found = client.settle(0, state)
     if excess:
@@ -509,6 +511,29 @@ def test_annotations_that_make_the_headers_larger_than_a_frame_end_the_session(
         )
     [entry] = queue.backlog.in_memory()
     assert ("x-opt-why" in entry.message.headers) is not excess
+
+
+@pytest.mark.parametrize("count", [256, 257])
+def test_one_disposition_adds_up_to_16_mib_of_annotations(
+    client: MemoryClient10, broker: Broker, *, count: int
+) -> None:
+    """The annotations of one disposition are added to each of its messages, up to 16 MiB in total. If there are more,
+    the broker ends the session and requeues all messages; the first ones keep the annotations that they got.
+    """
+    queue = quorum(broker)
+    receiving(client, queue, *(b"%d" % number for number in range(count)))
+    state = described(MODIFIED, True, False, {Symbol("x-opt-why"): "y" * (64 * 1024 - 19)})
+    found = client.send(DISPOSITION, RECEIVER, UInt32(0), UInt32(count - 1), True, state)
+    if count > 256:
+        assert ended(found) == (
+            "amqp:resource-limit-exceeded",
+            "the annotations of all messages in DISPOSITION would have more than 16777216 bytes",
+        )
+    else:
+        assert found == []
+        client.send(DETACH, UInt32(0), True)
+    added = [len(entry.message.headers.get("x-opt-why", "")) for entry in queue.backlog.in_memory()]
+    assert added == [64 * 1024 - 19] * 256 + [0] * (count - 256)
 
 
 def test_annotations_that_amqp_0_9_1_cannot_express_are_refused() -> None:

@@ -1,0 +1,498 @@
+"""Conversions of queues on an embedded broker in this process: their steps, what stops them, and how they continue."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from mqtool.amqp import Connection, Receiving, administration, parse_addresses, transactions
+from mqtool.errors import NotFound, Unavailable, UsageError
+from mqtool.management import Management, path
+from mqtool.message import Confirmation, Message
+from mqtool.testing import EmbeddedBroker, Vhost
+from mqtool.topology import Exchange, Queue
+from mqtool.work import conversion_plan, held_messages, queue_conversion
+from mqtool.work.conversion_plan import ConversionNames, Definition, Refusal
+from mqtool.work.queue_conversion import Conversion, ConversionTally, Stopped, left_behind, refused_by_broker
+
+NAMES = ConversionNames.of("jobs")
+#: The number of messages in `jobs` at the start; and in one batch of a conversion.
+COUNT, AT_ONCE = 10, 4
+
+
+class Place:
+    """A virtual host with the queue `jobs`, and what it contains.
+
+    Attributes:
+        connections: all connections that a test has opened.
+    """
+
+    def __init__(self, broker: EmbeddedBroker, vhost: Vhost) -> None:
+        self.api = Management(str(broker.management_url), "guest", "guest")
+        self.name = vhost.name
+        self.connections: list[Connection] = []
+        self._url = vhost.url
+        self._published = 0
+        self.channel = self.connect().channel()
+
+    def connect(self) -> Connection:
+        connection = Connection(parse_addresses(self._url))
+        self.connections.append(connection)
+        return connection
+
+    def fill(self, kind: str = "classic", count: int = COUNT, **arguments: Any) -> None:
+        """Declare `jobs`, bound to the exchange `logs`, with messages whose bodies are their numbers."""
+        self.channel.declare(Queue("jobs", durable=True, arguments={"x-queue-type": kind, **arguments}))
+        self.channel.declare(Exchange("logs", "topic", durable=True))
+        self.channel.bind(Queue("jobs"), Exchange("logs"), "kern.#", {"note": "kept"})
+        self.publish(count)
+
+    def publish(self, count: int = 1, exchange: str = "logs", key: str = "kern.info") -> None:
+        for _ in range(count):
+            message = Message(b"%d" % self._published, key, exchange, {"delivery_mode": 2})
+            [receipt] = self.channel.publish([message], mandatory=True)
+            assert receipt.confirmation is Confirmation.CONFIRMED
+            self._published += 1
+
+    def conversion(
+        self, to: str = "quorum", plan: conversion_plan.ConversionPlan | None = None, **options: Any
+    ) -> Conversion:
+        """A new conversion or, with the plan of one that has begun, its continuation."""
+        if plan is None:
+            found = conversion_plan.prospect(self.api, self.name, "jobs", to, options.pop("changes", {}))
+            plan = replace(found.plan, at_once=AT_ONCE)
+        options = {"young": 0.0, "quiet": 0.0, **options}
+        return Conversion(self.connect(), self.api, self.name, plan, user="guest", **options)
+
+    def unfinished(self) -> conversion_plan.ConversionPlan | None:
+        return conversion_plan.unfinished(self.api, self.name).plans.get("jobs")
+
+    def resume(self, *, undo: bool = False, **options: Any) -> ConversionTally:
+        """Continue the conversion that has begun, with a new connection."""
+        conversion = self.conversion(plan=self.unfinished(), **options)
+        conversion.lock()
+        for _ in conversion.run(undo=undo):
+            pass
+        return conversion.tally
+
+    def view(self, queue: str = "jobs") -> Any:
+        return self.api.get(path("queues", self.name, queue))
+
+    def depths(self) -> dict[str, int]:
+        """The number of messages in each queue."""
+        names = [each["name"] for each in self.api.get(path("queues", self.name))]
+        return {name: self.channel.depth_of(name) for name in names if name != NAMES.lock}
+
+    def exchanges(self) -> set[str]:
+        found: Any = self.api.get(path("exchanges", self.name))
+        return {each["name"] for each in found if each["name"] and not each["name"].startswith("amq.")}
+
+    def bindings(self) -> list[tuple[str, str, str, Any]]:
+        found: Any = self.api.get(path("bindings", self.name))
+        return [
+            (each["source"], each["destination"], each["routing_key"], each["arguments"])
+            for each in found
+            if each["source"]
+        ]
+
+    def bodies(self, queue: str = "jobs") -> list[int]:
+        """Take all messages out of a queue."""
+        count = self.channel.depth_of(queue)
+        return [int(each.body) for each in self.channel.consume(Queue(queue), Receiving(count=count))] if count else []
+
+    def check_converted(self, kind: str, count: int = COUNT) -> None:
+        """Assert that `jobs` has its new type, all its messages and its binding, and that nothing else is left."""
+        assert self.view()["type"] == kind
+        assert self.depths() == {"jobs": count}
+        assert self.exchanges() == {"logs"}
+        assert self.bindings() == [("logs", "jobs", "kern.#", {"note": "kept"})]
+        assert self.bodies() == [*range(count)]
+
+
+@pytest.fixture
+def place(amqp_broker: EmbeddedBroker, amqp_vhost: Vhost) -> Iterator[Place]:
+    place = Place(amqp_broker, amqp_vhost)
+    yield place
+    for each in place.connections:
+        each.close()
+
+
+@pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic")])
+def test_a_converted_queue_has_its_messages_in_order_and_its_bindings(place: Place, before: str, after: str) -> None:
+    """A conversion reports the size of each batch of messages that it has moved, out of the queue and back. Afterwards,
+    the queue has its new type and arguments, all its messages in order, and its bindings. The queues and exchanges of
+    the conversion are deleted.
+    """
+    place.fill(before)
+    conversion = place.conversion(after, changes={"x-max-length": 1000})
+    assert not conversion.has_begun
+    conversion.begin()
+    assert conversion.has_begun
+    assert [*conversion.run()] == [4, 4, 2, 4, 4, 2]
+    tally = conversion.tally
+    assert tally == ConversionTally(COUNT, COUNT, 0, tally.absence, 0, 0)
+    assert tally.total == COUNT
+    assert tally.absence is not None
+    assert 0 < tally.absence < 60
+    assert place.view()["arguments"] == {"x-queue-type": after, "x-max-length": 1000}
+    place.check_converted(after)
+
+
+def begin_and_stop(place: Place, batches: int, to: str = "quorum") -> Conversion:
+    """Begin a conversion, and end its connection once it has moved this many batches."""
+    conversion = place.conversion(to)
+    conversion.begin()
+    with closing(conversion.run()) as running:
+        for _ in range(batches):
+            next(running)
+    place.connections[-1].close()
+    return conversion
+
+
+@pytest.mark.parametrize(
+    ("batches", "held", "returned", "meanwhile"), [(1, 7, 11, 0), (3, 1, 11, 0), (4, 0, 6, 1), (6, 0, 0, 1)]
+)
+@pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic")])
+def test_a_conversion_continues_where_it_was_stopped(
+    place: Place, before: str, after: str, batches: int, held: int, returned: int, meanwhile: int
+) -> None:
+    """If a conversion is stopped after any batch, the next run continues with the plan that is stored on the broker. A
+    message that is published in the meantime comes after the others.
+    """
+    place.fill(before)
+    begin_and_stop(place, batches, after)
+    place.publish()
+    tally = place.resume()
+    assert (tally.held, tally.returned, tally.meanwhile, tally.overtaken) == (held, returned, meanwhile, 0)
+    place.check_converted(after, COUNT + 1)
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_a_conversion_is_undone_before_the_queue_is_replaced(place: Place, batches: int) -> None:
+    """A conversion that has not replaced its queue yet can be undone: the queue, which is still the same, gets all its
+    messages in order, and its bindings.
+    """
+    place.fill()
+    begin_and_stop(place, batches)
+    place.publish()
+    assert not place.conversion(plan=place.unfinished()).is_replaced()
+    place.resume(undo=True)
+    place.check_converted("classic", COUNT + 1)
+
+
+def test_an_undo_that_was_stopped_is_completed_by_the_next_run(place: Place) -> None:
+    """If the undo of a conversion is stopped while the messages return to the queue, the next run completes the undo,
+    even without --undo.
+    """
+    place.fill()
+    begin_and_stop(place, 3)
+    undoing = place.conversion(plan=place.unfinished())
+    undoing.lock()
+    with closing(undoing.run(undo=True)) as running:
+        assert next(running) == 4
+    place.connections[-1].close()
+    assert place.resume().held == 0
+    place.check_converted("classic")
+
+
+def test_an_undo_declares_a_queue_that_was_deleted_as_it_was_before(place: Place) -> None:
+    """If the queue of a conversion was deleted, an undo declares it with its original type and arguments."""
+    place.fill(**{"x-max-length": 1000})
+    begin_and_stop(place, 3)
+    administration.delete_queue(place.channel, "jobs")
+    place.resume(undo=True)
+    assert place.view()["arguments"] == {"x-queue-type": "classic", "x-max-length": 1000}
+    assert place.bodies() == [*range(COUNT)]
+
+
+@pytest.mark.parametrize(("batches", "left"), [(0, 22), (1, 18), (3, 12), (4, 7), (6, 1)])
+def test_the_number_of_remaining_moves_shrinks_with_each_batch(place: Place, batches: int, left: int) -> None:
+    """The number of moves that remain counts each message in the queue twice, because it leaves the queue and returns.
+    Messages that are already in the other queues of the conversion count once.
+    """
+    place.fill()
+    begin_and_stop(place, batches)
+    place.publish()
+    assert place.conversion(plan=place.unfinished()).remaining() == left
+
+
+def test_messages_that_are_published_while_a_queue_is_replaced_go_to_another_queue(place: Place) -> None:
+    """From when a conversion replaces its queue until the messages are back, messages that clients publish go to a
+    third queue, of the original type. There, they are dead-lettered as in the original queue. The quorum queue that
+    holds the messages has no delivery limit.
+    """
+    place.fill(**{"x-message-ttl": 3_600_000, "x-dead-letter-exchange": "amq.fanout"})
+    begin_and_stop(place, 4)
+    place.publish()
+    assert place.depths() == {"jobs": 4, NAMES.held: 6, NAMES.meanwhile: 1}
+    meanwhile, held = place.view(NAMES.meanwhile), place.view(NAMES.held)
+    assert meanwhile["type"] == "classic"
+    assert meanwhile["arguments"]["x-dead-letter-exchange"] == "amq.fanout"
+    assert "x-delivery-limit" not in meanwhile["arguments"]
+    assert (held["type"], held["durable"]) == ("quorum", True)
+    assert held["arguments"]["x-delivery-limit"] == -1
+    assert "x-dead-letter-exchange" not in held["arguments"]
+    place.resume()
+    assert place.bodies() == [*range(11)]
+
+
+def test_only_one_conversion_of_a_queue_runs_at_a_time(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a conversion runs, another one of the same queue fails. If the other connection ends in time, the second
+    conversion waits for that and continues.
+    """
+    place.fill()
+    conversion = place.conversion()
+    conversion.begin()
+    first = place.connections[-1]
+    other = place.conversion(plan=place.unfinished())
+    monkeypatch.setattr(queue_conversion, "_PATIENCE", 0.0)
+    monkeypatch.setattr(queue_conversion, "_LOOK", 0.001)
+    with pytest.raises(Unavailable, match=r"^another mqtool converts 'jobs'$") as raised:
+        other.lock()
+    assert raised.value.hint == "if it was killed, the broker notices within a minute or two: try again then"
+    monkeypatch.setattr(queue_conversion, "_PATIENCE", 20.0)
+    sleep = queue_conversion.time.sleep
+
+    def end_the_first(seconds: float) -> None:
+        first.close()
+        sleep(seconds)
+
+    monkeypatch.setattr(queue_conversion.time, "sleep", end_the_first)
+    other.lock()
+    monkeypatch.undo()
+    assert [*other.run()] == [4, 4, 2, 4, 4, 2]
+    place.check_converted("quorum")
+
+
+def test_a_definition_that_the_broker_refuses_changes_nothing(place: Place) -> None:
+    """If the broker does not accept the new arguments of a queue, a conversion does not begin, and the error names the
+    queue. The same is known in advance.
+    """
+    place.fill()
+    conversion = place.conversion(changes={"x-max-length": "many"})
+    plan = conversion._plan
+    refusal = refused_by_broker(place.connect(), plan)
+    assert refusal is not None
+    assert refusal.what.startswith("invalid arg 'x-max-length' for queue 'jobs'")
+    assert refusal == Refusal(refusal.what, "see --to and --argument")
+    with pytest.raises(UsageError, match=r"^invalid arg 'x-max-length' for queue 'jobs'") as raised:
+        conversion.begin()
+    assert raised.value.hint == "see --to and --argument"
+    assert not conversion.has_begun
+    assert place.depths() == {"jobs": COUNT}
+    assert place.unfinished() is None
+
+
+@pytest.mark.parametrize("to", ["quorum", "classic", "stream"])
+def test_asking_the_broker_about_a_definition_declares_nothing(place: Place, to: str) -> None:
+    """mqtool can ask the broker whether it would accept the new definition of a queue. No queue remains, and a queue
+    that an earlier run has left behind for this does no harm.
+    """
+    place.fill("quorum" if to == "classic" else "classic")
+    plan = place.conversion(to)._plan
+    assert refused_by_broker(place.connect(), plan) is None
+    assert place.depths() == {"jobs": COUNT}
+    place.channel.declare(Queue(NAMES.trial, durable=True, arguments={"x-queue-type": "classic"}))
+    assert refused_by_broker(place.connect(), plan) is None
+
+
+def test_a_conversion_waits_until_the_queue_has_no_consumers(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A conversion waits until the queue has no consumers. If some remain, it fails, and the hint says how to continue.
+    With --force, it does not wait, but it still fails while messages are unacknowledged.
+    """
+    place.fill()
+    consumer = place.connect().channel()
+    consumer.consumer(Queue("jobs"), Receiving(prefetch=1))
+    monkeypatch.setattr(queue_conversion, "_PATIENCE", 0.0)
+    conversion = place.conversion()
+    conversion.begin()
+    with pytest.raises(Unavailable, match=r"^'jobs' has 1 consumer$") as raised:
+        list(conversion.run())
+    assert raised.value.hint == "stop them, then: mqtool queue convert --resume jobs"
+    place.connections[-1].close()
+    monkeypatch.setattr(held_messages, "_PATIENCE", 0.0)
+    with pytest.raises(Unavailable, match="1 message of 'jobs' is unacknowledged"):
+        place.resume(force=True)
+    place.connections[-1].close()
+    consumer.connection.close()
+    place.resume()
+    assert place.view()["type"] == "quorum"
+    assert sorted(place.bodies()) == [*range(COUNT)]
+
+
+def test_by_force_a_queue_is_replaced_although_it_has_consumers(place: Place) -> None:
+    """With --force, a conversion replaces a queue that has consumers, which the broker cancels. It does not wait to see
+    whether clients publish to the queue directly.
+    """
+    place.fill(count=0)
+    place.connect().channel().consumer(Queue("jobs"), Receiving(prefetch=1))
+    conversion = place.conversion(force=True, quiet=100_000.0)
+    conversion.begin()
+    list(conversion.run())
+    assert place.view()["type"] == "quorum"
+    assert administration.depth(place.channel, "jobs").consumers == 0
+
+
+def direct(place: Place, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """Publish to `jobs` by its name whenever the conversion waits for messages, this many times."""
+    left, sleep = times, queue_conversion.time.sleep
+
+    def publish_directly(seconds: float) -> None:
+        nonlocal left
+        if left and seconds == queue_conversion._LOOK:
+            left -= 1
+            place.publish(exchange="", key="jobs")
+        sleep(seconds)
+
+    monkeypatch.setattr(queue_conversion.time, "sleep", publish_directly)
+
+
+def test_a_queue_is_not_replaced_while_clients_publish_to_it_directly(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a client publishes to a queue by its name, the queue gets messages although its bindings are diverted. Then a
+    conversion stops before it replaces the queue, unless this happens only once.
+    """
+    place.fill()
+    direct(place, monkeypatch, 2)
+    conversion = place.conversion(quiet=20.0)
+    conversion.begin()
+    said = "^clients publish to 'jobs' through the default exchange: messages may be lost when it is replaced$"
+    with pytest.raises(Unavailable, match=said) as raised:
+        list(conversion.run())
+    assert raised.value.hint == (
+        "stop these clients, then: mqtool queue convert --resume jobs; or, to accept the loss, add --force"
+    )
+    assert place.view()["type"] == "classic"
+    place.connections[-1].close()
+    direct(place, monkeypatch, 1)
+    tally = place.resume(quiet=5.0)
+    assert tally.held == 2
+    place.check_converted("quorum", COUNT + 3)
+
+
+def test_a_conversion_can_be_stopped(place: Place) -> None:
+    """A conversion that is told to stop ends after the current batch, and can be continued."""
+    place.fill()
+    conversion = place.conversion()
+    conversion.begin()
+
+    def run() -> None:
+        for _ in conversion.run():
+            conversion.stop()
+
+    with pytest.raises(Stopped):
+        run()
+    assert conversion.tally.held == 4
+    place.connections[-1].close()
+    place.resume()
+    place.check_converted("quorum")
+
+
+def test_a_conversion_can_be_stopped_while_it_waits_for_messages(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A conversion that waits to see whether clients publish to the queue directly can be stopped."""
+    place.fill()
+    conversion = place.conversion(quiet=1000.0)
+    conversion.begin()
+    sleep = queue_conversion.time.sleep
+
+    def stop(seconds: float) -> None:
+        conversion.stop()
+        sleep(seconds)
+
+    running = conversion.run()
+    assert [next(running) for _ in range(3)] == [4, 4, 2]
+    monkeypatch.setattr(queue_conversion.time, "sleep", stop)
+    with pytest.raises(Stopped):
+        next(running)
+
+
+def test_messages_that_do_not_fit_into_the_converted_queue_stay_in_the_queue_that_holds_them(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the converted queue is full and rejects messages, the conversion fails, and the hint says how to continue. No
+    message is lost.
+    """
+    monkeypatch.setattr(transactions, "_STALLED", 0.3)
+    place.fill(**{"x-max-length": COUNT, "x-overflow": "reject-publish"})
+    conversion = place.conversion()
+    conversion.begin()
+    running = conversion.run()
+    for _ in range(4):
+        next(running)
+    place.channel.bind(Queue("jobs"), Exchange("amq.direct"), "now")
+    place.publish(6, "amq.direct", "now")
+    with pytest.raises(Unavailable, match=r"^'jobs' is full, and messages that it had before or") as raised:
+        list(running)
+    assert raised.value.hint == (
+        "consume messages from 'jobs', or raise its limit by a policy, then: mqtool queue convert --resume jobs"
+    )
+    place.connections[-1].close()
+    found = place.bodies()
+    assert [each for each in found if each < COUNT] == [0, 1, 2, 3]
+    place.resume()
+    assert sorted(found + place.bodies()) == [*range(16)]
+
+
+def test_a_conversion_fails_if_the_queue_that_holds_its_messages_is_deleted(place: Place) -> None:
+    """If the queue that holds the messages is deleted during a conversion, the conversion fails."""
+    place.fill()
+    conversion = place.conversion()
+    conversion.begin()
+    running = conversion.run()
+    next(running)
+    assert not conversion.is_robbed()
+    administration.delete_queue(place.channel, NAMES.held)
+    assert conversion.is_robbed()
+    with pytest.raises(NotFound, match=f"^queue '{NAMES.held}' was deleted during the conversion$"):
+        next(running)
+
+
+@pytest.mark.parametrize(
+    ("batches", "kind", "bodies"), [(1, "classic", [*range(4, 11)]), (4, "quorum", [0, 1, 2, 3, 10])]
+)
+def test_what_is_left_of_a_conversion_can_be_finished(place: Place, batches: int, kind: str, bodies: list[int]) -> None:
+    """If the queue that holds the messages was deleted, the rest of the conversion can be finished: the queue has its
+    bindings again, and all messages that were not in the deleted queue.
+    """
+    place.fill()
+    assert left_behind(place.api, place.name, "jobs") is None
+    begin_and_stop(place, batches)
+    place.publish()
+    administration.delete_queue(place.channel, NAMES.held)
+    plan = left_behind(place.api, place.name, "jobs")
+    assert plan is not None
+    assert (plan.queue, plan.target) == ("jobs", Definition(kind, True, {}))
+    last = place.conversion(plan=plan)
+    last.begin()
+    assert sum(last.run()) == (batches == 4)
+    assert place.exchanges() == {"logs"}
+    assert place.bindings() == [("logs", "jobs", "kern.#", {"note": "kept"})]
+    assert place.depths() == {"jobs": len(bodies)}
+    assert place.bodies() == bodies
+    assert left_behind(place.api, place.name, "jobs") is None
+
+
+def test_a_conversion_cannot_be_finished_without_its_queue(place: Place) -> None:
+    """If the queue that holds the messages and the converted queue are both deleted, mqtool says to declare the queue
+    again.
+    """
+    place.fill()
+    begin_and_stop(place, 3)
+    for name in (NAMES.held, "jobs"):
+        administration.delete_queue(place.channel, name)
+    with pytest.raises(NotFound, match=r"^queue 'jobs' does not exist$") as raised:
+        left_behind(place.api, place.name, "jobs")
+    assert raised.value.hint == "declare it as you want it, then run this again"
+
+
+def test_a_conversion_whose_replaced_queue_was_deleted_declares_it_again(place: Place) -> None:
+    """If the queue is deleted before its messages have returned, the next run declares it with its new definition."""
+    place.fill()
+    begin_and_stop(place, 3)
+    administration.delete_queue(place.channel, "jobs")
+    place.resume()
+    assert place.view()["type"] == "quorum"
+    assert place.bodies() == [*range(COUNT)]
