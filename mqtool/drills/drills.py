@@ -195,7 +195,7 @@ def duplicate(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
     """Publish every tenth message twice, as if its confirm had been lost; the worker handles each message once."""
     scene.say(
         f"Every tenth of {count} messages is published twice, as if the sender had not received the confirm. The "
-        "worker runs with --deduplicate: it recognises each duplicate by its message ID, and runs the program only "
+        "worker runs with --deduplicate. Watch it recognise each duplicate by its message ID, and run the program only "
         "for the original."
     )
     sender, worker = scene.terminals("sender", "worker")
