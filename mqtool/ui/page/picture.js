@@ -394,12 +394,13 @@ export class Picture {
       const rate = measured.reduce((sum, each) => sum + each.rate, 0);
       const isFlow = rate > FLOW;
       const about = measured.every((each) => each.isExact) ? "" : "about ";
-      const text = isFlow ? `${about}${number(Math.round(rate))}/s` : "";
+      // The rate of a moment contradicts what a tutorial measures over a whole run.
+      const text = isFlow && !state.play ? `${about}${number(Math.round(rate))}/s` : "";
       if (drawn.rateText !== text) {
         drawn.rate.textContent = text;
         drawn.rateText = text;
-        drawn.group.classList.toggle("flow", isFlow);
       }
+      drawn.group.classList.toggle("flow", isFlow);
       if (isFlow) drawn.path.setAttribute("stroke-dashoffset", String(-((now / 25) % 240)));
     }
   }
