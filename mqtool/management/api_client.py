@@ -291,7 +291,7 @@ class Management:
 
     def _decoded(self, answer: "BaseHTTPResponse") -> Any:
         try:
-            text = answer.data.decode().strip()
+            text = answer.data.decode("utf-8", "surrogatepass").strip()  # as json.loads() does
             value, end = _decode(text)
             if end < len(text):
                 raise ValueError("more than one value")

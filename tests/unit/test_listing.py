@@ -146,29 +146,40 @@ def test_values_that_are_nested_too_deeply_are_left_out(size: int, depth: int) -
     assert inner[1] == "(nested too deeply)"
 
 
-class OtherServer(BaseHTTPRequestHandler):
-    """A web server that is not a management API. Its answer begins like JSON."""
+def overview(answer: bytes) -> Any:
+    """Ask a web server with this answer for the overview of the management API."""
 
-    def do_GET(self) -> None:
-        """Answer with a number and words."""
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(b"200 requests served")
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer)
 
-    def log_message(self, *_: object) -> None:
-        """Print nothing."""
+        def log_message(self, *_: object) -> None:
+            """Print nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        try:
+            return Management(f"http://127.0.0.1:{server.server_port}", "guest", "guest").get(path("overview"))
+        finally:
+            thread.join()
 
 
 def test_an_answer_that_only_begins_with_json_is_not_one_of_the_management_api() -> None:
     """If text follows the JSON value in a server's answer, the request fails with Unavailable: the server is not a
     management API.
     """
-    with HTTPServer(("127.0.0.1", 0), OtherServer) as server:
-        thread = threading.Thread(target=server.handle_request)
-        thread.start()
-        with pytest.raises(Unavailable, match="is not a management API"):
-            Management(f"http://127.0.0.1:{server.server_port}", "guest", "guest").get(path("overview"))
-        thread.join()
+    with pytest.raises(Unavailable, match="is not a management API"):
+        overview(b"200 requests served")
+
+
+def test_an_answer_of_the_management_api_may_contain_surrogate_characters() -> None:
+    """If the management API's answer contains the bytes of a surrogate character, which is not valid UTF-8, mqtool
+    decodes them to this character.
+    """
+    assert overview(b'{"cluster_name": "\xed\xa0\x80"}') == {"cluster_name": "\ud800"}
 
 
 @pytest.mark.parametrize("data", [b"", b'{"error": 1}', b'[{"a": 1}', b'[{"a": '])
