@@ -5,10 +5,11 @@ A policy's message-ttl is not among them: brokers apply it to messages that are 
 https://www.rabbitmq.com/docs/maxlength, https://www.rabbitmq.com/docs/ttl#queue-ttl
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mqtool import management
+from mqtool.amqp.administration import Depth
 from mqtool.duration import compact_duration
 from mqtool.errors import AccessRefused, NotFound
 from mqtool.management import Management, path
@@ -17,30 +18,36 @@ from mqtool.management.policy_patterns import policy_matches
 from mqtool.spelling import counted
 from mqtool.work.queue_limits import strongest
 
-_COLUMNS = ("name", "type", "arguments", "messages", "messages_ready", "message_bytes_ready", "consumers")
+_COUNTS = ("messages_ready", "messages_unacknowledged", "message_bytes_ready", "consumers")
+_COLUMNS = ("name", "type", "arguments", *_COUNTS)
 _KINDS = ("policies", "operator-policies")
+
+#: Counts a queue's ready messages and consumers now; None if it cannot be asked, as a queue of another connection.
+#: The counts of the management API can be some seconds old, or missing.
+Counts = Callable[[str], Depth | None]
 
 
 class Loss(NamedTuple):
     """What a queue would lose.
 
     Attributes:
-        messages: how many messages, as far as the API knows: it counts every few seconds.
+        messages: how many messages; None if they cannot be counted.
         why: a sentence about it.
         of_queue: True if the queue itself would be deleted.
     """
 
     queue: str
-    messages: int
+    messages: int | None
     why: str
     of_queue: bool = False
 
 
-def losses(api: Management, vhost: str, policy: Json, *, operator: bool) -> list[Loss]:
+def losses(api: Management, vhost: str, policy: Json, count: Counts, *, operator: bool) -> list[Loss]:
     """Return what existing queues would lose if a policy was set.
 
     Args:
         policy: the policy as the API takes it, and its name.
+        count: called for each queue whose limits would change.
 
     Raises:
         NotFound: there is no such virtual host.
@@ -53,11 +60,14 @@ def losses(api: Management, vhost: str, policy: Json, *, operator: bool) -> list
     if not removes and not any("overflow" in each["definition"] for each in now[kind]):
         return []
     then = {**now, kind: [*(each for each in now[kind] if each["name"] != policy["name"]), policy]}
-    return [*_of_queues(api, vhost, policy, now, then)]
+    return [*_of_queues(api, vhost, policy, now, then, count)]
 
 
-def losses_by_clearing(api: Management, vhost: str, name: str, *, operator: bool) -> list[Loss]:
+def losses_by_clearing(api: Management, vhost: str, name: str, count: Counts, *, operator: bool) -> list[Loss]:
     """Return what existing queues would lose if a policy was cleared, because other limits would then apply to them.
+
+    Args:
+        count: called for each queue whose limits would change.
 
     Raises:
         Unavailable, AccessRefused: see Management.get().
@@ -68,11 +78,16 @@ def losses_by_clearing(api: Management, vhost: str, name: str, *, operator: bool
     if cleared is None:
         return []
     then = {**now, kind: [each for each in now[kind] if each is not cleared]}
-    return [*_of_queues(api, vhost, cleared, now, then)]
+    return [*_of_queues(api, vhost, cleared, now, then, count)]
 
 
 def _of_queues(
-    api: Management, vhost: str, policy: Json, now: Mapping[str, list[Json]], then: Mapping[str, list[Json]]
+    api: Management,
+    vhost: str,
+    policy: Json,
+    now: Mapping[str, list[Json]],
+    then: Mapping[str, list[Json]],
+    count: Counts,
 ) -> Iterator[Loss]:
     """Yield what the queues that a policy may apply to would lose if the policies were changed."""
     for view in management.queues(api, vhost, _COLUMNS):
@@ -80,7 +95,7 @@ def _of_queues(
         if view.get("type") != "stream" and policy_matches(policy, view["name"]) is not False:
             before, after = _Limits.of(view, now.values()), _Limits.of(view, then.values())
             if before != after:
-                yield from _of_queue(view, before, after)
+                yield from _of_queue(view, count(view["name"]), before, after)
 
 
 def _policies(api: Management, vhost: str, kind: str) -> list[Json]:
@@ -121,22 +136,30 @@ class _Limits(NamedTuple):
         return cls(lowest("max-length"), lowest("max-length-bytes"), lowest("expires"), drops, dead_letters)
 
 
-def _of_queue(view: Json, before: _Limits, after: _Limits) -> Iterator[Loss]:
-    name, ready, size = view["name"], view.get("messages_ready") or 0, view.get("message_bytes_ready") or 0
-    there = view.get("messages") or 0
+def _of_queue(view: Json, depth: Depth | None, before: _Limits, after: _Limits) -> Iterator[Loss]:
+    name, reported = view["name"], view.get("messages_ready")
+    ready, consumers = depth or (reported, view.get("consumers") or 0)
     is_sooner = after.expires is not None and (before.expires is None or after.expires < before.expires)
-    if there and after.expires is not None and is_sooner and not view.get("consumers"):
+    if ready is None:
+        if is_sooner or (after.drops and (after.length, after.size) != (None, None)):
+            yield Loss(name, None, "may lose messages, which cannot be counted")
+        return
+    there = ready + (view.get("messages_unacknowledged") or 0)
+    if there and is_sooner and after.expires is not None and not consumers:
         unused = compact_duration(after.expires / 1000)
         yield Loss(name, there, f"is deleted with {counted(there)} if it is not used for {unused}", of_queue=True)
     if not after.drops:
         return
-    beyond = 0 if after.length is None else max(0, ready - after.length)
-    in_bytes = 0
-    if after.size is not None and size > after.size:
-        in_bytes = min(ready, -(-(size - after.size) * ready // size))  # if all are of the same size
     verb = "dead-letters" if after.dead_letters else "drops"
+    beyond = 0 if after.length is None else max(0, ready - after.length)
+    size, in_bytes, about = view.get("message_bytes_ready"), 0, "about"
+    if after.size is not None and ready:
+        if size:  # as many messages as the API counted; if it has not counted them, as many as there are
+            in_bytes = max(0, ready - after.size * (reported or ready) // size)
+        else:
+            in_bytes, about = ready, "up to"
     if beyond and beyond >= in_bytes:
         yield Loss(name, beyond, f"{verb} {beyond:,} of {counted(ready)}: max-length is {after.length:,}")
     elif in_bytes:
         limit = f"max-length-bytes is {after.size:,}"
-        yield Loss(name, in_bytes, f"{verb} about {in_bytes:,} of {counted(ready)}: {limit}")
+        yield Loss(name, in_bytes, f"{verb} {about} {in_bytes:,} of {counted(ready)}: {limit}")

@@ -1,6 +1,7 @@
 """`policy set`, `policy ls` and `policy clear`."""
 
 import json
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -55,7 +56,7 @@ def test_policy_clear_asks_for_confirmation_if_another_policy_would_then_remove_
     says how many, and asks for confirmation. Without a terminal, the command exits with 2 and clears nothing. With
     --yes, it does not ask.
     """
-    filled(admin, broker, "jobs")
+    fill(admin, "jobs")
     common = ("mqtool", "policy", "set", "--pattern", "^jobs", "--definition")
     assert admin.run(*common, '{"max-length": 20}', "--priority", "1", "limits").code == 0
     assert admin.run(*common, '{"max-length": 7}', "weaker").code == 0
@@ -88,12 +89,16 @@ def test_a_policy_definition_must_be_a_json_object_that_is_not_empty(lonely_shel
     assert "is not" in wrong.stderr
 
 
-def filled(admin: Shell, broker: TestBroker, queue: str, *settings: str) -> int:
-    """Declare a queue with ten messages, wait until the management API counts them, and return the bytes of each.
+def fill(admin: Shell, queue: str, *settings: str) -> None:
+    """Declare a queue with ten messages of two bytes. The management API of RabbitMQ counts them seconds later."""
+    admin.run("mqtool", "send", "-q", queue, *settings, "-l", stdin="".join(f"{n}\n" for n in range(10, 20)))
+
+
+def size_of_each(admin: Shell, queue: str) -> int:
+    """Wait until the management API counts a queue's ten messages, and return the bytes of each.
 
     They are two, and in quorum queues of RabbitMQ 4 some more.
     """
-    admin.run("mqtool", "send", "-q", queue, *settings, "-l", stdin="".join(f"{n}\n" for n in range(10, 20)))
     listing = ("mqtool", "list", "queues", "messages_ready", "message_bytes_ready", "--where", f"name='{queue}'")
 
     def counts() -> list[int]:
@@ -130,8 +135,9 @@ def test_policy_set_asks_for_confirmation_if_a_policy_would_remove_messages(
     """If a policy would remove messages, `policy set` says how many messages of which queue, and asks for confirmation.
     Without a terminal, the command exits with 2 and sets nothing. With --yes, the command does not ask.
     """
-    size = filled(admin, broker, "jobs")
+    fill(admin, "jobs")
     if "max-length-bytes" in definition:
+        size = size_of_each(admin, "jobs")
         definition = {"max-length-bytes": int(4.5 * size)}
         warns += str(int(4.5 * size))
     command = ("mqtool", "policy", "set", "limits", *operator, "--pattern", "^jobs", "--definition")
@@ -153,9 +159,9 @@ def test_policy_set_does_not_ask_if_the_policy_removes_no_messages(admin: Shell,
     instead of dropping old ones; the queue's type does not support a setting; the setting affects only messages that
     are published later.
     """
-    filled(admin, broker, "jobs")
-    filled(admin, broker, "full", "--argument", "x-overflow=reject-publish")
-    filled(admin, broker, "short", "--argument", "x-max-length=10")
+    fill(admin, "jobs")
+    fill(admin, "full", "--argument", "x-overflow=reject-publish")
+    fill(admin, "short", "--argument", "x-max-length=10")
     for name, pattern, more, definition in (
         ("high", "^jobs", ["--priority", "7"], {"max-length": 10}),
         ("low", "^jobs", [], {"max-length": 3}),
@@ -181,7 +187,7 @@ def test_policy_set_asks_before_it_replaces_the_overflow_reject_publish(admin: S
     reject-publish. If `policy set` would replace this policy with one without the setting, the command says how many
     messages the queue would drop, and asks for confirmation.
     """
-    filled(admin, broker, "jobs")
+    fill(admin, "jobs")
     command = ("mqtool", "policy", "set")
     full = ("full", "--pattern", "^jobs", "--definition")
     assert admin.run(*command, *full, '{"overflow": "reject-publish"}').code == 0
@@ -201,7 +207,7 @@ def test_policy_set_asks_about_all_queues_if_the_pattern_takes_too_long_to_match
     """If a policy's pattern could take very long to match, mqtool does not find out which queues the pattern matches.
     `policy set` then asks about every queue from which the policy would remove messages if it applied to the queue.
     """
-    filled(admin, broker, "jobs")
+    fill(admin, "jobs")
     refused = admin.run("mqtool", "policy", "set", "limits", "--pattern", "^(?!x)([a-z]+)+$", *SET[6:])
     assert (refused.code, depth(broker, "jobs")) == (2, 10)
     assert "warning: queue 'jobs' drops 7 of 10 messages: max-length is 3\n" in refused.stderr
@@ -210,5 +216,19 @@ def test_policy_set_asks_about_all_queues_if_the_pattern_takes_too_long_to_match
 @pytest.mark.own_vhost("policies stay in it")
 def test_policy_set_says_how_many_messages_are_dead_lettered(admin: Shell, broker: TestBroker) -> None:
     """If a queue has a dead-letter exchange, `policy set` says how many messages the new limit would dead-letter."""
-    filled(admin, broker, "jobs", "--dead-letter-exchange", "amq.fanout")
+    fill(admin, "jobs", "--dead-letter-exchange", "amq.fanout")
     assert "queue 'jobs' dead-letters 7 of 10 messages: max-length is 3" in admin.run(*SET).stderr
+
+
+@pytest.mark.own_vhost("policies stay in it")
+def test_policy_set_asks_for_confirmation_if_amqp_is_not_available(admin: Shell, broker: TestBroker) -> None:
+    """If `policy set` cannot connect over AMQP to count the messages that the policy would remove, it says that the
+    counts of the management API may be old. It asks for confirmation if a queue would lose messages, and if the API has
+    not counted the queue's messages yet.
+    """
+    fill(admin, "jobs")
+    refused = admin.run(*SET, "--url", urlsplit(broker.url)._replace(netloc="guest:guest@127.0.0.1:1").geturl())
+    assert (refused.code, depth(broker, "jobs")) == (2, 10), refused.stderr
+    assert "counts of messages can be 5 s old" in refused.stderr
+    assert "warning: queue 'jobs' " in refused.stderr
+    assert "from 1 queue\nhint: pass --yes\n" in refused.stderr

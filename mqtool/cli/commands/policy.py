@@ -1,11 +1,16 @@
 """mqtool policy."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Annotated, Any, Literal
 
 import typer
 
+from mqtool.amqp import Channel, administration
+from mqtool.amqp.administration import Depth
+from mqtool.cli.access import Access
 from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command, group
 from mqtool.cli.completion import names_of
@@ -16,10 +21,10 @@ from mqtool.cli.options import ManagedBroker, Yes
 from mqtool.cli.options.broker_options import IfExists
 from mqtool.cli.pipe.existence import missing
 from mqtool.cli.values import parsed
-from mqtool.errors import NotFound
+from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, NotFound
 from mqtool.management import path
 from mqtool.spelling import counted
-from mqtool.work.policy_losses import Loss, losses, losses_by_clearing
+from mqtool.work.policy_losses import Counts, Loss, losses, losses_by_clearing
 
 app = group("policy", "Set, list and clear policies of queues and exchanges.", heading="Manage")
 
@@ -85,7 +90,8 @@ def set_policy(
     body = {"pattern": pattern, "definition": settings, "priority": priority, "apply-to": to}
     what = f"{_named(name, operator=operator)} in vhost {access.vhost!r}"
     api = access.management()
-    lost = losses(api, access.vhost, {**body, "name": name}, operator=operator)
+    with _counting(access) as count:
+        lost = losses(api, access.vhost, {**body, "name": name}, count, operator=operator)
     _warn(lost)
     ask(f"set {what}{_costing(lost)}", access, yes=yes, is_safe=not lost)
     is_new = api.put(path(_kind(operator=operator), access.vhost, name), body)
@@ -119,7 +125,8 @@ def clear_policy(
     access = access_to(broker)
     what = f"{_named(name, operator=operator)} in vhost {access.vhost!r}"
     api = access.management()
-    lost = losses_by_clearing(api, access.vhost, name, operator=operator)
+    with _counting(access) as count:
+        lost = losses_by_clearing(api, access.vhost, name, count, operator=operator)
     _warn(lost)
     ask(f"remove {what}{_costing(lost)}", access, yes=yes, is_safe=not lost)
     try:
@@ -128,6 +135,30 @@ def clear_policy(
         missing(what, "'mqtool policy ls' shows them", is_fine=if_exists)
     else:
         output.status(f"removed {what}")
+
+
+@contextmanager
+def _counting(access: Access) -> Iterator[Counts]:
+    """Count queues' messages over AMQP, with a connection that is opened for the first queue and kept for the block."""
+    with ExitStack() as stack:
+
+        @cache
+        def channel() -> Channel | None:
+            try:
+                return stack.enter_context(access.channel())
+            except MqtoolError as error:
+                output.notice(f"counts of messages can be 5 s old: {error}")
+                return None
+
+        def count(queue: str) -> Depth | None:
+            if (asked := channel()) is None:
+                return None
+            try:
+                return administration.depth(asked, queue)
+            except (NotFound, AccessRefused, DeclaredDifferently):  # deleted, or exclusive to another connection
+                return None
+
+        yield count
 
 
 def _warn(lost: Sequence[Loss]) -> None:
@@ -140,10 +171,11 @@ def _costing(lost: Sequence[Loss]) -> str:
     dropping, expiring = ([each for each in lost if each.of_queue is of_queue] for of_queue in (False, True))
     parts = ""
     if dropping:
-        messages = counted(sum(each.messages for each in dropping))
+        counts = [each.messages for each in dropping if each.messages is not None]
+        messages = counted(sum(counts)) if len(counts) == len(dropping) else "messages"
         parts += f", and remove {messages} from {counted(len(dropping), 'queue')}"
     if expiring:
-        messages = counted(sum(each.messages for each in expiring))
+        messages = counted(sum(each.messages or 0 for each in expiring))
         parts += f", and let {counted(len(expiring), 'queue')} with {messages} expire"
     return parts
 
