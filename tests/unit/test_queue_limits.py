@@ -423,6 +423,16 @@ def test_a_loss_is_counted_from_the_messages_that_are_in_the_queue_now(
     assert losses(api, "v", new, lambda _: there, operator=False) == ([loss] if loss else [])
 
 
+def test_each_queue_loses_its_own_messages() -> None:
+    """If a policy applies to several queues, mqtool counts the messages of each queue, and says what each one loses."""
+    counts = {"few": Depth(5, 0), "many": Depth(9, 0)}
+    api = api_with(queues=[{"name": name} for name in counts])
+    assert losses(api, "v", policy(max_length=4), counts.__getitem__, operator=False) == [
+        Loss("few", 1, "drops 1 of 5 messages: max-length is 4"),
+        Loss("many", 5, "drops 5 of 9 messages: max-length is 4"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("cleared", "there", "weaker", "loss"),
     [
