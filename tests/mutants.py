@@ -78,10 +78,20 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     "mqtool/work/transfer.py": ("tests/unit/test_transfer.py",),
     "mqtool/work/worker.py": ("tests/unit/test_worker.py",),
     "mqtool/benching": ("tests/unit/test_bench_clients.py", "tests/unit/test_benching.py"),
+    **{
+        f"mqtool/benching/{wire}.py": ("tests/unit/test_bench_wires.py",)
+        for wire in ("wire", "amqp10_wire", "stream_wire")
+    },
     "mqtool/benching/charts.py": ("tests/unit/test_bench_result.py",),
+    "mqtool/benching/client_process.py": (
+        "tests/unit/test_bench_processes.py",
+        "tests/unit/test_bench_clients.py",
+        "tests/unit/test_benching.py",
+    ),
     "mqtool/benching/comparison.py": ("tests/unit/test_bench_comparison.py",),
     "mqtool/benching/plan.py": ("tests/unit/test_bench_plan.py",),
     "mqtool/benching/result.py": ("tests/unit/test_bench_result.py",),
+    "mqtool/benching/run.py": ("tests/unit/test_bench_run.py", "tests/unit/test_benching.py"),
     f"{_BROKER}/amqp10": (_EMBEDDED, _SIMULATION),
     f"{_BROKER}/amqp10/amqp10_session.py": (
         f"{_EMBEDDED}/test_sessions10.py",
