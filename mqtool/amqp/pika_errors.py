@@ -74,7 +74,8 @@ def connecting(error: BaseException, address: Address) -> MqtoolError:
         )
     for kind, what, hint in _meanings():
         if isinstance(cause, kind):
-            error_type = NothingAnswers if kind is ConnectionRefusedError else Unavailable
+            is_nobody = kind in (ConnectionRefusedError, socket.gaierror)
+            error_type = NothingAnswers if is_nobody else Unavailable
             return error_type(what.format(where=where, host=address.host, cause=_plain(cause)), hint)
     if isinstance(cause, exceptions.ProbableAuthenticationError):
         return login_refused(address, getattr(cause, "reply_text", ""))

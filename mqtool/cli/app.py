@@ -14,7 +14,7 @@ from mqtool.cli.commands import command_tree, without_aliases
 from mqtool.cli.display import ascii_terminal, output
 from mqtool.cli.help.index import ALIASES
 from mqtool.cli.invocation import Invocation, current, running
-from mqtool.errors import BadExpression, ExitCode, MqtoolError, NothingAnswers
+from mqtool.errors import BadExpression, ExitCode, MqtoolError, NothingAnswers, TimedOut
 
 #: The environment variable in which a completion script passes the line to complete.
 _COMPLETE = "_MQTOOL_COMPLETE"
@@ -71,12 +71,15 @@ def _exit_code() -> int:
 
 
 def _hint(error: MqtoolError) -> str | None:
-    """Return the hint of an error: where no broker answers on this machine, the way to the tutorial that runs here."""
+    """Return the hint of an error. If no broker answers, it names the tutorial that runs here, or the URL's source."""
     if isinstance(error, NothingAnswers) and any(host in str(error) for host in ("localhost", "127.0.0.1")):
         from mqtool.broker import tutorial_broker
 
         if (tutorial := tutorial_broker.running()) is not None:
             return tutorial.hint
+    source = current().url_source
+    if source is not None and isinstance(error.__cause__ if isinstance(error, TimedOut) else error, NothingAnswers):
+        return f"{error.hint}; the URL is {source}"
     return error.hint
 
 

@@ -52,6 +52,8 @@ def access_to(broker: BrokerOptions | ManagedBroker, *, reconnects: bool = True)
     management = broker.management if isinstance(broker, ManagedBroker) else None
     set_up_printing(options)
     choice = chosen(options)
+    if choice.is_named and not choice.is_typed:
+        current().url_source = choice.reason
     access = Access(
         resolve_addresses(choice, user=options.user, vhost=options.vhost, password_file=options.password_file),
         choice.tls(TlsFiles(options.tls_ca, options.tls_cert, options.tls_key)),

@@ -42,6 +42,7 @@ class Invocation:
         parsing: the context of the command whose arguments typer parsed last, for explaining a usage error.
         is_writing: True while the main thread writes to stdout, or waits until a pipe's reader has read the output.
         script_output: the descriptor that the lines of a dialect's script go to; None without --dialect.
+        url_source: where the broker's URL comes from, such as "from MQTOOL_URL", if not from an option or a default.
         output_name: what error messages call standard output, such as the file given with `--output`.
     """
 
@@ -55,6 +56,7 @@ class Invocation:
         self.parsing: typer.Context | None = None
         self.is_writing = False
         self.script_output: int | None = None
+        self.url_source: str | None = None
         self.output_name = output_name
 
 

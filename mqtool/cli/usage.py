@@ -14,6 +14,8 @@ from mqtool.cli.help.index import MEANT_BY
 from mqtool.cli.invocation import current
 from mqtool.spelling import SYNONYMS, did_you_mean, nearest, quoted
 
+#: An unknown word can be the last one of several commands; a hint lists up to this many.
+_MOST_SUGGESTED = 3
 _NOT_A_NUMBER = r" is not a valid (?:int|integer|float)(?: range)?"
 #: Options of other tools, and what to use instead.
 _OTHER_OPTIONS = {
@@ -30,6 +32,8 @@ _OTHER_OPTIONS = {
     "--password": "--password-file FILE, or - to read it from stdin",
 }
 
+#: What a short option of other tools means, in the commands that have such an option.
+_SHORT = {"-t": "--timeout"}
 #: Options that are arguments of some commands.
 _LONG = {"-q": "--queue", "-e": "--exchange", "-k": "--routing-key"}
 
@@ -44,18 +48,11 @@ def explain(error: typer.TyperException) -> tuple[str, str | None]:
         return f"unknown command '{path} {unknown[1]}'", _command_hint(context, unknown[1])
     if unknown := re.fullmatch(r"No such option: (.*)", text, re.DOTALL):
         return f"unknown option {unknown[1]}", _option_hint(context, unknown[1])
-    what = re.sub(_NOT_A_NUMBER, " is not a number", error.format_message().rstrip("."))
-    extra: tuple[str, str] | None = getattr(facts, "extra", None)
-    if extra is not None and "unexpected extra argument" in what:
+    what = _sentence(error)
+    if "unexpected extra argument" in what and (extra := _extra_argument(what, context)):
         return extra
     if "'--yes'" in what and "does not take a value" in what:
         return what, "--confirm NAME names a protected context"
-    if "unexpected extra argument" in what and "--exec" in sys.argv[:-1]:
-        program = sys.argv[sys.argv.index("--exec") + 1]
-        return what, f"quote the program and its arguments: --exec '{program} …'"
-    named = re.search(r"unexpected extra argument\(?s?\)? \((\S+)\)$", what)
-    if named is not None and _takes_queue(context):
-        return what, f"to name a queue: {path} -q {quoted(named[1])}"
     examples = getattr(facts, "examples", ())
     how = f"for example: {examples[0]}" if examples else f"'{path} --help' shows the usage"
     if context and (flag := re.search(r"'(--?[\w-]+)'", what)):
@@ -67,11 +64,35 @@ def explain(error: typer.TyperException) -> tuple[str, str | None]:
     return what, did_you_mean(typed[1], re.findall(r"'([^']*)'", choices), how) if typed else how
 
 
-def _takes_queue(context: Any) -> bool:
-    """True if a command has the option --queue, and no arguments."""
+def _sentence(error: typer.TyperException) -> str:
+    what = re.sub(_NOT_A_NUMBER, " is not a number", error.format_message().rstrip("."))
+    missing, colon, choices = what.partition(". Choose from:")
+    return f"{missing}: one of {' '.join(choices.split())}" if colon else what
+
+
+def _extra_argument(what: str, context: Any) -> tuple[str, str] | None:
+    """Explain an argument that the command does not take; None if there is nothing to add to typer's sentence."""
+    extra: tuple[str, str] | None = getattr(getattr(context and context.command, "callback", None), "extra", None)
+    if extra is not None:
+        return extra
+    if "--exec" in sys.argv[:-1]:
+        program = sys.argv[sys.argv.index("--exec") + 1]
+        return what, f"quote the program and its arguments: --exec '{program} …'"
+    named = re.search(r"\((\S+)\)$", what)
+    for flag, noun in (("-q", "queue"), ("--name", "broker")):
+        if named is not None and _names_only_with(flag, context):
+            return (
+                f"unexpected argument {named[1]!r}",
+                f"to name a {noun}: {context.command_path} {flag} {quoted(named[1])}",
+            )
+    return None
+
+
+def _names_only_with(flag: str, context: Any) -> bool:
+    """True if a command has this option, and no arguments."""
     parameters = context.command.params if context else []
     has_arguments = any(each.param_type_name == "argument" for each in parameters)
-    return not has_arguments and any("--queue" in each.opts for each in parameters)
+    return not has_arguments and any(flag in each.opts for each in parameters)
 
 
 def _command_hint(context: Any, word: str) -> str | None:
@@ -89,14 +110,21 @@ def _command_hint(context: Any, word: str) -> str | None:
         line = equivalent(word)
         if line is not None and "-p" in sys.argv[:-1]:  # rabbitmqctl's option for a virtual host
             line += f" --vhost {quoted(sys.argv[sys.argv.index('-p') + 1])}"
+        if line is None and 0 < len(paths := _ending_in(word)) <= _MOST_SUGGESTED:
+            return f"did you mean {', '.join(map(repr, paths[:-1]))}{' or ' if paths[1:] else ''}{paths[-1]!r}?"
         return line or did_you_mean(word, names, "'mqtool --help' lists the commands")
     alike = f"'{path}' is followed by {', '.join(names[:-1])} or {names[-1]}"
     if meant := nearest(word, names):
         alike = f"did you mean '{path} {meant}'?"
     if word in SYNONYMS:  # such a verb suits many groups
         return alike
-    elsewhere = [leaf.path for leaf in leaves(describe(whole_tree())) if word in (leaf.words[-1], *leaf.aliases)]
+    elsewhere = _ending_in(word)
     return f"did you mean '{elsewhere[0]}'?" if len(elsewhere) == 1 else alike
+
+
+def _ending_in(word: str) -> list[str]:
+    """Return the whole commands, of any group, whose last word or alias this is."""
+    return [leaf.path for leaf in leaves(describe(whole_tree())) if word in (leaf.words[-1], *leaf.aliases)]
 
 
 def _option_hint(context: Any, flag: str) -> str | None:
@@ -108,7 +136,10 @@ def _option_hint(context: Any, flag: str) -> str | None:
     flags = [flag for each in parameters for flag in (*each.opts, *each.secondary_opts) if flag.startswith("-")]
     if hasattr(context.command, "commands"):
         return did_you_mean(flag, flags, f"options follow the command: {context.command_path} COMMAND {flag} …")
-    return _OTHER_OPTIONS.get(flag, did_you_mean(flag, flags, f"'{context.command_path} --help-all' lists the options"))
+    listing = f"'{context.command_path} --help-all' lists the options"
+    if len(flag) == 2 and flag not in _OTHER_OPTIONS:  # one letter resembles too many options
+        return f"did you mean '{_SHORT[flag]}'?" if _SHORT.get(flag) in flags else listing
+    return _OTHER_OPTIONS.get(flag, did_you_mean(flag, flags, listing))
 
 
 def _last_word(name: str) -> str:

@@ -25,6 +25,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -91,25 +92,33 @@ def drop_connection(scene: DrillScene, count: int = STREAM_MESSAGES) -> Verdict:
     )
     with Proxy(scene.port) as proxy:
 
-        def cut() -> None:
-            scene.say(f"Now a proxy cuts {counted(proxy.cut(), 'connection')}.")
+        def cut(number: int) -> None:
+            scene.say(f"Cut {number} of 3: a proxy cuts both connections.")
+            proxy.cut()
 
-        return _flow(scene, scene.through(proxy.port), count, dict.fromkeys((1, 2, 3), cut))
+        return _flow(scene, scene.through(proxy.port), count, {number: partial(cut, number) for number in (1, 2, 3)})
 
 
 def _flow(scene: DrillScene, url: str, count: int, breaks: dict[int, Callable[[], None]]) -> Verdict:
-    """Send and receive messages in four parts, numbered from 0. Before sending part N, call breaks[N] if it exists."""
+    """Send and receive messages in four parts, numbered from 0. Before sending part N, call breaks[N] if it exists.
+
+    Before each break, both programs have reported that they have reconnected after the previous one.
+    """
     messages = DrillMessages(count)
     arrivals = Arrivals(scene.directory / "got", messages)
     receiver, sender = scene.terminals("receiver", "sender", url=url)
     receiver.start(f"mqtool receive --declare --json -q {scene.queue} > got")
     sender.feed(scene.sending)
+    broken = 0
     for quarter in range(4):
         first, last = count * quarter // 4, count * (quarter + 1) // 4
         if quarter in breaks:
             # By now, some messages are in the queue, some are unconfirmed, and some are unacknowledged.
             wait_until(lambda half=first // 2: arrivals.count() > half, "messages to arrive", PATIENCE)  # type: ignore[misc]
+            for terminal in (receiver, sender):
+                terminal.wait_for("connected again", broken)
             breaks[quarter]()
+            broken += 1
         sender.write("\n".join(map(messages.line, range(first, last))))
     sender.finish(PATIENCE)
     scene.wait_until_still(lambda: len(arrivals.ids) == count, arrivals.count)

@@ -169,6 +169,20 @@ def test_options_override_the_environment_and_the_context_in_use(home: Shell, st
     assert f"commands use amqp://guest@{PRECEDENCE[strongest]}" in map(str.strip, result.stdout.splitlines())
 
 
+@pytest.mark.parametrize("command", ["send x", "list queues", "wait --timeout 10ms"])
+def test_the_hint_says_where_the_url_of_a_broker_that_does_not_answer_is_from(home: Shell, command: str) -> None:
+    """If no broker answers, and no option names one, the hint says that the URL is from a context or a variable.
+    Starting a broker with `broker up` would not change which one the commands use.
+    """
+    write_config(home, 'use = "dev"\n[contexts.dev]\nurl = "amqp://localhost:1"\n')
+    used = home.run("mqtool", *command.split())
+    assert used.stderr.endswith("; the URL is from context 'dev', which is in use\n"), used.stderr
+    variable = home.run("mqtool", *command.split(), environment={"AMQP_URL": "amqp://no-such-host.invalid"})
+    assert variable.stderr.endswith("; the URL is from AMQP_URL\n"), variable.stderr
+    typed = home.run("mqtool", *command.split(), "-u", "amqp://localhost:1")
+    assert "the URL is from" not in typed.stderr
+
+
 @on_any_broker
 def test_broker_status_checks_a_broker_that_mqtool_did_not_start(shell: Shell) -> None:
     """`broker status` checks a broker that mqtool did not start if MQTOOL_URL or -u names it. The command exits with 0

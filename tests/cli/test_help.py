@@ -129,7 +129,7 @@ def test_mqtool_help_prints_the_help_of_a_command_or_topic(lonely_shell: Shell) 
         lonely_shell.run("mqtool", "help", "queue", "declare").stdout
         == lonely_shell.run("mqtool", "queue", "declare", "--help").stdout
     )
-    assert "65" in lonely_shell.run("mqtool", "help", "exit-codes").stdout
+    assert "\n  65     bad input data\n" in lonely_shell.run("mqtool", "help", "exit-codes").stdout
     assert len(overview().splitlines()) <= LINES[80]
 
 

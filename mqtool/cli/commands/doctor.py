@@ -180,6 +180,7 @@ def _findings(
     access: Access, vhost: str | None, between: float, say: Callable[[str], None], stream_port: int | None
 ) -> Iterator[Finding]:
     api, stop = access.management(), threading.Event()
+    api.get("overview")  # if there is no broker, this is the only error
     say(f"taking two samples, {between:g} s apart …")
 
     def wait() -> None:

@@ -151,6 +151,19 @@ def is_terminal(descriptor: int) -> bool:
         return False
 
 
+def is_in_background() -> bool:
+    """Return True for a job in the background, started with `&`, whose terminal shows something else.
+
+    An interactive shell runs it in a process group of its own, and a script or make gives it an empty stdin.
+    """
+    with contextlib.suppress(OSError):
+        if os.tcgetpgrp(2) != os.getpgrp():
+            return True
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.fstat(0), Path(os.devnull).stat())
+    return False
+
+
 def is_file(descriptor: int) -> bool:
     """Return True if the descriptor is a regular file."""
     try:

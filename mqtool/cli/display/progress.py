@@ -21,6 +21,8 @@ PATIENCE, _BETWEEN_UPDATES = 1.0, 0.1
 class Progress:
     """Counts items, and shows the count on stderr if that is a terminal and the work takes longer than `patience`.
 
+    A job in the background shows nothing, because it would overwrite what is typed or printed in the foreground.
+
     Args:
         done: the word after the count, such as "confirmed".
         is_wanted: False to count without showing anything.
@@ -76,6 +78,9 @@ class Progress:
             self._bar = None
 
     def _show(self) -> None:
+        if output.is_in_background():
+            self.stop()
+            return
         if self._bar is None:
             self._bar = self._opened()
         if self._fraction is not None:

@@ -34,7 +34,7 @@ def topic_text(name: str) -> tuple[str, str]:
         resources.files("mqtool.cli.help").joinpath(f"topics/{name}.txt").read_text("utf-8").partition("\n")
     )
     places = "\n".join(f"  %{letter}  {meaning}" for letter, meaning in TEMPLATE_PLACES.items())
-    return title, text.strip().replace("{places}", places)
+    return title, text.strip("\n").replace("{places}", places)
 
 
 def write_topic(name: str, options: Sequence[tuple[str, str]], formatter: Any) -> None:

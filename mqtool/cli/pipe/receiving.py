@@ -182,21 +182,24 @@ class Matching(NamedTuple):
 
         found, held, limit = 0, 0, self.receiving.limit
         most = self.receiving.prefetch or _MOST
-        for delivery in deliveries:
-            if where.matches(of_delivery(delivery)):
-                found += 1
-                yield delivery
-                if not self.skips:
-                    settings.before_acknowledging()
-                    channel.acknowledge(delivery)
-                if found == limit:
-                    return
-            elif not self.skips:
-                held += 1
-                if held == most:
-                    output.warning(
-                        f"{held:,} messages that do not match are held unacknowledged: the prefetch limit is reached, "
-                        "so no more will arrive"
-                    )
+        try:
+            for delivery in deliveries:
+                if where.matches(of_delivery(delivery)):
+                    found += 1
+                    yield delivery
+                    if not self.skips:
+                        settings.before_acknowledging()
+                        channel.acknowledge(delivery)
+                    if found == limit:
+                        return
+                elif not self.skips:
+                    held += 1
+                    if held == most:
+                        output.warning(
+                            f"{held:,} messages that do not match are held unacknowledged: the prefetch limit is "
+                            "reached, so no more will arrive"
+                        )
+        except TimedOut as error:  # its count includes messages that do not match
+            raise TimedOut(f"timed out after {self.receiving.timeout:g} s, with {found:,} received") from error
         if limit is not None and self.receiving.idle_timeout is not None and not channel.stopping:
             raise TimedOut(f"no message for {self.receiving.idle_timeout:g} s: {found:,} of {limit:,} received")
