@@ -88,7 +88,7 @@ const drawn = (selector) => [...document.querySelectorAll(`#picture ${selector}`
 const cross = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1.5
   && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1.5;
 const fixed = drawn(".arrow-words text, .node .note"), moving = drawn(".dot.moving:not(.ended) text");
-const words = [...fixed, ...moving], names = drawn(".node :is(.name, .line)");
+const words = [...fixed, ...moving], names = drawn(".node :is(.name, .line, .below)");
 const found = [];
 const note = (one, other) => cross(box(one), box(other)) && found.push([one.textContent, other.textContent]);
 words.forEach((each, index) => words.slice(0, index).forEach((other) => note(each, other)));
@@ -743,6 +743,53 @@ def test_no_arrow_of_an_rpc_tutorial_runs_behind_a_box_on_a_phone(chromium: Any,
     assert arrows_behind(page) == []
 
 
+#: The pairs of arrows that cross. Arrows that begin or end at the same box may join there.
+_CROSSING = """
+const arrows = [...document.querySelectorAll(".arrow")].map(({ dataset: { from, to }, lastChild: path }) => {
+  const length = path.getTotalLength();
+  return { from, to, points: Array.from({ length: 101 }, (_, index) => path.getPointAtLength((length * index) / 100)) };
+});
+const side = (a, b, c) => Math.sign((b.x - a.x) * (c.y - a.y) - (b.y - a.y) * (c.x - a.x));
+const cross = (a, b, c, d) => side(a, b, c) * side(a, b, d) < 0 && side(c, d, a) * side(c, d, b) < 0;
+const found = [];
+arrows.forEach((one, index) => arrows.slice(0, index).forEach((other) => {
+  if (one.from === other.from || one.to === other.to) return;
+  const { points: a } = one, { points: b } = other;
+  for (let i = 1; i < a.length; i += 1) for (let k = 1; k < b.length; k += 1)
+    if (cross(a[i - 1], a[i], b[k - 1], b[k])) return found.push(`${one.from} ${one.to} / ${other.from} ${other.to}`);
+}));
+return found;
+"""
+
+
+@pytest.mark.parametrize("width", [768, 390])
+def test_two_reply_queues_of_an_rpc_client_have_different_names_and_no_arrows_cross(
+    chromium: Any, tmp_path: Path, width: int
+) -> None:
+    """If an RPC client of a tutorial is started again while the picture still shows its first reply queue, the second
+    reply queue is called "boss's queue 2". In a window that is 768 or 390 pixels wide, no arrow crosses another one.
+    """
+    records = of_rpc()
+    topology = next(each for each in records if each["kind"] == "topology")
+    again = REPLIES[:-1] + "2"
+    topology["queues"].append({**topology["queues"][1], "name": again})
+    topology["links"].append({**topology["links"][1], "to": again})
+    client = topology["consumers"][1]
+    page = recorded(chromium, tmp_path, records)
+    page.resize(width)
+    page.until(lambda: page.ask("return innerWidth") == width, "the window")
+    seek(page, 0.4)
+    assert page.ask(_CROSSING) == []
+    topology["consumers"].append({**client, "name": "10.0.0.7:50003 -> 10.0.0.1:5672 (1)/tag", "queue": again})
+    page = recorded(chromium, tmp_path, records)
+    page.resize(width)
+    page.until(lambda: page.ask("return innerWidth") == width, "the window")
+    seek(page, 0.4)
+    assert names(page)[1] == {"jobs", "boss's queue", "boss's queue 2"}
+    assert page.ask(_CROSSING) == []
+    assert arrows_behind(page) == []
+
+
 def test_with_two_consumers_no_arrow_runs_behind_a_box_on_a_phone(chromium: Any, tmp_path: Path) -> None:
     """In a window that is 390 pixels wide, a tutorial's picture shows two consumers, of which the first publishes
     replies. No arrow runs behind the box of a client, exchange or queue, or leaves the picture.
@@ -904,7 +951,7 @@ def test_two_clients_with_the_same_name_are_two_boxes(chromium: Any, tmp_path: P
     [
         ("topic", "kern.info", "kern.info"),
         ("topic", "..", "“..”"),
-        ("headers", "kern.info", "format=pdf pages=3"),
+        ("headers", "kern.info", "format=pdf, pages=3"),
         ("fanout", "kern.info", ""),
         ("", "kern.info", ""),
     ],
@@ -930,7 +977,7 @@ def test_a_moving_message_has_its_routing_key_or_headers_beside_it(
         seek(page, 0.2 + step / 60)
         texts += page.ask("return [...document.querySelectorAll('.dot.moving text')].map((e) => e.textContent)")
     assert set(texts) <= {seen, ""}
-    assert texts.count(seen) > len(texts) / 2
+    assert texts.count(seen) >= len(texts) / 2
 
 
 @pytest.mark.parametrize("width", [1280, 768, 390], ids="{} pixels".format)
@@ -1127,7 +1174,7 @@ def test_the_headers_of_a_message_that_moves_to_its_exchange_cover_no_box(chromi
     records += [sent, {"kind": "event", "t": 1001, "message": 0, "what": "returned"}]
     page = recorded(chromium, tmp_path, [*records, {"kind": "now", "t": 4000}])
     labels, over = page.driver.execute_async_script(_LABELS_OVER_BOXES)
-    assert labels == [f"{fate} format=zip type=report" for fate in ("ready", "returned")]
+    assert labels == [f"{fate} format=zip, type=report" for fate in ("ready", "returned")]
     assert over == []
 
 
@@ -1456,6 +1503,30 @@ def test_the_name_of_a_queue_fits_into_its_outline(chromium: Any, tmp_path: Path
     )
     assert left <= start
     assert end <= right
+
+
+@pytest.mark.parametrize("width", [1280, 768, 390])
+def test_the_name_of_an_exchange_fits_into_its_outline(chromium: Any, tmp_path: Path, width: int) -> None:
+    """In the picture of `mqtool ui`, the name of an exchange is not cut, and does not cross the sloping sides of the
+    hexagon that stands for the exchange.
+    """
+    records = jobs()
+    records[1]["exchanges"].append({"name": "delayed_logs.delayed", "type": "x-delayed-message", "alternate": None})
+    page = recorded(chromium, tmp_path, records)
+    page.resize(width)
+    page.until(lambda: page.ask("return innerWidth") == width, "the window")
+    seek(page, 1)
+    name, corners = page.ask(
+        """
+        const exchange = document.querySelector('.node.x[data-name="delayed_logs.delayed"]');
+        const box = exchange.querySelector(".box"), name = exchange.querySelector(".name");
+        const { left, right, top, bottom } = name.getBoundingClientRect();
+        const isInside = (x, y) => box.isPointInFill(new DOMPoint(x, y).matrixTransform(box.getScreenCTM().inverse()));
+        return [name.textContent, [isInside(left, top + 3), isInside(right, top + 3), isInside(left, bottom)]];
+        """
+    )
+    assert name == "delayed_logs.delayed"
+    assert corners == [True] * 3
 
 
 @pytest.mark.parametrize("width", [1280, 390])
