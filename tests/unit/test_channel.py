@@ -1,12 +1,13 @@
 """Channel: topology, consumers, basic.get and acknowledgements, with a broker that does what the test says."""
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from pika import exceptions, spec
 
-from mqtool.amqp import Receiving
+from mqtool.amqp import Receiving, pika_errors
 from mqtool.amqp.administration import declare_request
 from mqtool.amqp.channel import Channel
 from mqtool.amqp.reopening_channel import ChannelListener
@@ -569,3 +570,54 @@ def test_a_command_that_must_stop_does_not_wait_for_the_broker(broker: ScriptedB
     channel.reopening.lost()
     with pytest.raises(StoppedWaiting, match=r"^stopped: the connection is lost$"):
         channel.reopening.retrying(lambda: None)
+
+
+TIMED_OUT = 406, "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout value used: 1000 ms."
+
+
+def test_a_channel_that_the_broker_closes_for_a_consumer_timeout_is_opened_again(broker: ScriptedBroker) -> None:
+    """If the broker closes a channel because a delivery was not acknowledged within the consumer timeout, mqtool opens
+    the channel again, and tells the user both. If the connection does not come back after a loss, the channel stays
+    closed.
+    """
+    channel, is_open_again = broker.channel(), threading.Event()
+    listener = Told(channel)
+    channel.reopening.listen(listener)
+
+    def notice(text: str) -> None:
+        broker.notices.append(text)
+        daemons.append(threading.current_thread().daemon)
+        if len(broker.notices) == 2:
+            is_open_again.set()
+
+    daemons: list[bool] = []
+    broker.notice = notice
+    broker.send(spec.Channel.Close(*TIMED_OUT, 0, 0))
+    assert is_open_again.wait(20)
+    failure = pika_errors.closed_by_broker(exceptions.ChannelClosedByBroker(*TIMED_OUT))
+    hint = f" ({failure.hint})" if failure.hint else ""
+    assert broker.notices == [f"the broker closed the channel: {failure}{hint}", "opened the channel again"]
+    assert listener.events == [("paused", False), ("opened", False, False)]
+    assert daemons == [True, True]  # a daemon thread does not keep a command from ending
+    assert (channel.is_open, channel.refused) == (True, False)
+    broker.comes_back = False
+    broker.send(spec.Channel.Close(*TIMED_OUT, 0, 0))
+    assert (channel.is_open, channel.refused) == (False, True)
+    assert listener.events[2:] == [("failed", str(failure), False)]
+
+
+def test_a_channel_that_cannot_be_set_up_again_after_a_refusal_is_closed_for_good(broker: ScriptedBroker) -> None:
+    """If the broker refuses a request of a consumer's channel, and then also a declaration that is repeated on the
+    reopened channel, the channel is closed for good, and its consumers are told why.
+    """
+    channel = broker.channel()
+    channel.declare(Exchange("x", "topic"))
+    listener = Told(channel)
+    listener.consumes = True
+    channel.reopening.listen(listener)
+    broker.refused = {spec.Exchange.Declare: (403, "ACCESS_REFUSED - no"), spec.Queue.Declare: MISSING}
+    with pytest.raises(AccessRefused):
+        channel.reopening.checked(declare_request(Queue("q"), passive=True))
+    assert [event for event, *_ in listener.events] == ["failed"]
+    assert isinstance(channel.reopening.failure, AccessRefused)
+    assert str(channel.reopening.failure) == listener.events[0][1]
