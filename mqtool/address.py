@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from mqtool.errors import UsageError
 
 _EXAMPLE = "a URL looks like amqp://user:password@host:5672/vhost"
-_ESCAPE = "in a user, a password or a vhost, write # as %23, / as %2F, ? as %3F, @ as %40"
+_ESCAPE = "in a user, a password or a vhost, write # as %23, / as %2F, ? as %3F, @ as %40, [ as %5B, ] as %5D"
 #: A comma that separates two URLs; a comma within a password does not.
 _BETWEEN_URLS = r",(?=\s*(?:\w+://|,|$))"
 _HIDDEN_PARAMETER = r"(?i)([?&][^=&#]*(?:pass|pw|secret|token)[^=&#]*=)[^&#]*"
@@ -126,8 +126,10 @@ def parse_address(url: str) -> Address:
         raise _bad(url, f"its scheme is {scheme!r}, not amqp or amqps", hint)
     try:
         parts = urlsplit(url)
-    except ValueError as error:  # bad brackets: in an IPv6 address, or in a password with a [
-        raise _bad(url, str(error), _EXAMPLE) from error
+    except (
+        ValueError
+    ) as error:  # bad brackets: in an IPv6 address, or in a password, which the error's text may contain
+        raise _bad(url, "its host is not valid", _ESCAPE if "@" in url else _EXAMPLE) from error
     if "," in parts.netloc.rpartition("@")[2]:
         raise _bad(url, "its host contains a ','", "write a URL for each node: amqp://one,amqp://two")
     try:
@@ -185,7 +187,7 @@ def _bad(url: str, what: str, hint: str | None = None) -> UsageError:
 
 def without_passwords(urls: str) -> str:
     """Remove the passwords from comma-separated URLs of a broker or its management API."""
-    return ",".join(_without_password(url, mark="") for url in re.split(_BETWEEN_URLS, urls))
+    return ",".join(_without_password(url.strip(), mark="") for url in re.split(_BETWEEN_URLS, urls))
 
 
 def _without_password(url: str, mark: str = ":***") -> str:

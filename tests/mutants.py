@@ -53,11 +53,17 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
         "tests/unit/test_publisher.py",
         "tests/unit/test_publishing.py",
     ),
+    "mqtool/amqp/reopening_channel.py": (
+        "tests/unit/test_channel.py",
+        "tests/unit/test_journal.py",
+        "tests/unit/test_publishing.py",
+    ),
     "mqtool/amqp/unconfirmed.py": ("tests/unit/test_publisher.py",),
     "mqtool/amqp10": ("tests/unit/test_amqp10_codec.py", *_CLIENT),
     "mqtool/amqp10/link_connection.py": ("tests/unit/test_link_connection.py",),
     "mqtool/amqp10/link_receiver.py": ("tests/unit/test_link_receiver.py",),
     "mqtool/amqp10/link_sender.py": ("tests/unit/test_link_sender.py",),
+    "mqtool/amqp10/refusals.py": ("tests/unit/test_refusals.py",),
     "mqtool/amqp10/sections.py": ("tests/unit/test_amqp10_codec.py", "tests/unit/test_sections.py"),
     "mqtool/amqp10/transport.py": ("tests/unit/test_transport.py",),
     "mqtool/delays": ("tests/unit/test_delay_destinations.py", "tests/unit/test_delays.py", *_CLIENT),
@@ -93,6 +99,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     "mqtool/benching/result.py": ("tests/unit/test_bench_result.py",),
     "mqtool/benching/run.py": ("tests/unit/test_bench_run.py", "tests/unit/test_benching.py"),
     f"{_BROKER}/amqp10": (_EMBEDDED, _SIMULATION),
+    f"{_BROKER}/amqp10/addresses.py": (f"{_EMBEDDED}/test_addresses10.py",),
     f"{_BROKER}/amqp10/amqp10_session.py": (
         f"{_EMBEDDED}/test_sessions10.py",
         f"{_EMBEDDED}/test_publishing10.py",
@@ -120,6 +127,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
         f"{_EMBEDDED}/test_queue_consumers.py",
         f"{_EMBEDDED}/test_limits_of_queues.py",
     ),
+    f"{_BROKER}/model/stream_log.py": (f"{_EMBEDDED}/test_stream_log.py", f"{_EMBEDDED}/test_stream_queue.py"),
     f"{_BROKER}/model/virtual_host.py": (
         f"{_EMBEDDED}/test_exchanges.py",
         f"{_EMBEDDED}/test_queue.py",

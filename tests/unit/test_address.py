@@ -1,6 +1,9 @@
 """AMQP URLs."""
 
+import re
+import ssl
 from pathlib import Path
+from unittest.mock import Mock
 from urllib.parse import quote
 
 import pytest
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 from pika import spec
 from pika.exceptions import ConnectionClosedByBroker
 
-from mqtool.address import Address, TlsFiles, parse_address, parse_addresses
+from mqtool.address import Address, TlsFiles, connection_name, parse_address, parse_addresses, without_passwords
 from mqtool.amqp import pika_errors
 from mqtool.amqp.pika_private import CertificateFirst
 from mqtool.cli.access import Access
@@ -61,6 +64,7 @@ def test_a_url_is_parsed_into_an_address(url: str, address: Address) -> None:
         ("amqp://one,amqp://two:1,amqps://three", ["one", "two", "three"]),
         (" amqp://one , amqp://two ,", ["one", "two"]),
         ("amqp://one", ["one"]),
+        ("me:p,w@one", ["one"]),
         ("one:5673, two", ["one", "two"]),
     ],
 )
@@ -69,19 +73,103 @@ def test_commas_separate_the_nodes_of_a_cluster(urls: str, hosts: list[str]) -> 
     assert [address.host for address in parse_addresses(urls)] == hosts
 
 
+EXAMPLE = "a URL looks like amqp://user:password@host:5672/vhost"
+ESCAPE = "in a user, a password or a vhost, write # as %23, / as %2F, ? as %3F, @ as %40, [ as %5B, ] as %5D"
+PORT = "port must be between 1 and 65535"
+PARAMETERS = "known are heartbeat (seconds) and connection_timeout (milliseconds); for TLS files, --tls-ca"
+
+
 @pytest.mark.parametrize(
-    "url",
-    ["", ",", " ", "local host", "localhost:port", "amqp:localhost", "http://localhost", "amqp://one,two", "amqp://localhost:0",
-     "amqp://localhost:65536", "amqp://localhost:-1", "amqp://localhost:x", "amqp://[::1", "amqp://localhost/#v",
-     "amqp://localhost?heartbeat=", "amqp://localhost?heartbeat=-1", "amqp://localhost?heartbeat=65536",
-     "amqp://localhost?connection_timeout=0", "amqp://localhost?colour=red"],
+    ("url", "shown", "message", "hint"),
+    [
+        ("local host", "", "it has no scheme", EXAMPLE),
+        ("localhost:port", "localhost:***", "it has no scheme", EXAMPLE),
+        ("amqp:localhost", "amqp:***", "it has no scheme", EXAMPLE),
+        ("a:b://c", "a:***", "it has no scheme", EXAMPLE),
+        ("http://localhost", "", "its scheme is 'http', not amqp or amqps", EXAMPLE),
+        ("http://localhost:15672/", "", "its scheme is 'http', not amqp or amqps",
+         "15672 is the management page's port; AMQP's is 5672"),
+        ("amqp://one,two", "", "its host contains a ','", "write a URL for each node: amqp://one,amqp://two"),
+        ("amqp://localhost:0", "", PORT, EXAMPLE),
+        ("amqp://localhost:65536", "", PORT, EXAMPLE),
+        ("amqp://localhost:-1", "amqp://localhost:***", PORT, EXAMPLE),
+        ("amqp://localhost:x", "amqp://localhost:***", PORT, EXAMPLE),
+        ("amqp://me:p/w@localhost", "amqp://me:***@localhost", PORT, ESCAPE),
+        ("amqp://[::1", "amqp://[:***", "its host is not valid", EXAMPLE),
+        ("amqp://me:[pw]@localhost", "amqp://me:***@localhost", "its host is not valid", ESCAPE),
+        ("amqp://localhost/#v", "", "'#' starts a fragment, but AMQP URLs have none", ESCAPE),
+        (f"amqp://localhost/{'v' * 256}", "", "its vhost is longer than 255 bytes", EXAMPLE),
+        ("amqp://localhost?heartbeat=", "", "heartbeat is '', not a whole number", None),
+        ("amqp://localhost?heartbeat=-1", "", "heartbeat is '-1', not a whole number", None),
+        ("amqp://localhost?heartbeat=65536", "", "heartbeat is 65536",
+         "up to 65,535 seconds are possible; 0 turns heartbeats off"),
+        ("amqp://localhost?connection_timeout=0", "", "connection_timeout must be more than 0",
+         "it is in milliseconds"),
+        ("amqp://localhost?colour=red", "", "unknown parameter 'colour'", PARAMETERS),
+        ("amqp://localhost?token=abc&x=1", "amqp://localhost?token=***&x=1", "unknown parameter 'token'", PARAMETERS),
+    ],
 )  # fmt: skip
-def test_an_invalid_url_is_a_usage_error(url: str) -> None:
-    """An invalid broker URL, for example one with the scheme http, port 65536 or an unknown option, raises
-    UsageError.
+def test_an_invalid_url_is_a_usage_error(url: str, shown: str, message: str, hint: str | None) -> None:
+    """An invalid broker URL, for example one with the scheme http, port 65536 or an unknown option, raises UsageError.
+    The error shows the URL, without what may be a password, and says what is wrong.
     """
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError) as raised:
         parse_addresses(url)
+    assert (str(raised.value), raised.value.hint) == (f"bad broker URL {shown or url!r}: {message}", hint)
+
+
+@pytest.mark.parametrize("urls", ["", ",", " "])
+def test_an_empty_url_is_a_usage_error(urls: str) -> None:
+    """A broker URL that is empty raises UsageError, which shows an example."""
+    with pytest.raises(UsageError) as raised:
+        parse_addresses(urls)
+    assert (str(raised.value), raised.value.hint) == ("the broker's URL is empty", EXAMPLE)
+
+
+def test_the_largest_values_of_a_url_are_valid() -> None:
+    """A heartbeat of 65,535 seconds, port 65535, a time limit of 1 ms and a vhost of 255 bytes are valid."""
+    found = parse_address(f"amqp://localhost:65535/{'v' * 255}?heartbeat=65535&connection_timeout=1")
+    assert (found.port, len(found.virtual_host), found.heartbeat) == (65535, 255, 65535)
+    assert found.connection_timeout == 0.001
+    assert parse_address("amqp://localhost:1").port == 1
+
+
+@pytest.mark.parametrize(
+    ("urls", "shown"),
+    [
+        ("amqp://me:pw@one,amqp://two/v", "amqp://me@one,amqp://two/v"),
+        ("amqp://me:p,w@one, amqp://two", "amqp://me@one,amqp://two"),
+        ("http://a:b@h:15672/?password=x&y=1", "http://a@h:15672/?password=&y=1"),
+        ("http://h?Secret=a#f", "http://h?Secret=#f"),
+        ("me:pw@host", "me@host"),
+        ("me:p://w@host", "me@host"),
+        ("host:5672", "host:5672"),
+        ("host:secret", "host"),
+        ("x://a:b://c@d", "x://a@d"),
+    ],
+)
+def test_passwords_are_removed_from_urls_that_are_shown(urls: str, shown: str) -> None:
+    """mqtool shows the URLs of a broker and of its management API without passwords and other secrets."""
+    assert without_passwords(urls) == shown
+
+
+def test_a_connection_has_the_name_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MQTOOL_CONNECTION_NAME sets the name of a command's connections. Without it, the name is mqtool."""
+    monkeypatch.setenv("MQTOOL_CONNECTION_NAME", "mine")
+    assert connection_name() == "mine"
+    monkeypatch.delenv("MQTOOL_CONNECTION_NAME")
+    assert connection_name() == "mqtool"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("shop", "shop v"), ("rabbit@localhost", "rabbit@localhost h:1 v"), ("", " h:1 v"), (None, "None h:1 v")],
+)
+def test_a_cluster_name_that_is_not_unique_is_completed_with_host_and_port(name: str | None, shown: str) -> None:
+    """What mqtool stores about a vhost is kept by the name of the cluster. If many brokers have this name, as with
+    rabbit@localhost, or if the broker has none, mqtool keeps it by host and port as well.
+    """
+    assert Address("h", 1, "v").cluster(name) == shown
 
 
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
@@ -97,15 +185,21 @@ def test_percent_encoded_parts_of_a_url_are_decoded(user: str, password: str, vh
     assert (address.user, address.password, address.virtual_host) == (user, password, vhost)
 
 
-@example("", "://")
-@given(st.sampled_from(["amqp://", ""]), st.text("abc:/?#@[],.% 019", max_size=12))
-def test_a_password_in_a_url_is_never_shown(scheme: str, rest: str) -> None:
+@example("", "", "://")
+@example("amqp://", "[", "]")
+@example("amqp://", "\uff0f", "")
+@given(
+    st.sampled_from(["amqp://", ""]),
+    st.text("abc:[],.% ", max_size=4),  # after a @, a / or a ?, it would be a host, a vhost or a parameter
+    st.text("abc:/?#@[],.% 019", max_size=12),
+)
+def test_a_password_in_a_url_is_never_shown(scheme: str, before: str, after: str) -> None:
     """A password in a URL never appears in the printed address or in an error, even if the password contains characters
     of URL syntax.
     """
     word = "WORD"
     try:
-        address = parse_address(f"{scheme}me:{word}{rest}@localhost")
+        address = parse_address(f"{scheme}me:{before}{word}{after}@localhost")
         shown = f"{address} {address!r}"
     except UsageError as error:
         shown = f"{error} {error.hint}"
@@ -118,12 +212,54 @@ def test_an_address_prints_as_the_url_without_its_password() -> None:
     assert str(parse_address("amqps://guest:guest@one")) == "amqps://guest@one:5671"
     assert str(parse_address("amqps://one")) == "amqps://one:5671"  # the user is the one in the client's certificate
     assert str(Address()) == "amqp://guest@localhost:5672"
+    assert str(Address(user="a/b", virtual_host="X")) == "amqp://a%2Fb@localhost:5672/X"
+    assert repr(Address("one")) == "Address('amqp://guest@one:5672')"
 
 
-def test_a_tls_key_needs_its_certificate(tmp_path: Path) -> None:
-    """If a TLS key is given without its certificate, mqtool raises UsageError."""
-    with pytest.raises(UsageError, match="needs its certificate"):
-        TlsFiles(key=tmp_path / "key.pem").context()
+def test_a_tls_key_needs_its_certificate() -> None:
+    """If a TLS key is given without its certificate, mqtool raises UsageError, and names the option for it."""
+    with pytest.raises(UsageError, match=r"^the key key.pem needs its certificate$") as raised:
+        TlsFiles(key=Path("key.pem")).context()
+    assert raised.value.hint == "name it with --tls-cert"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (FileNotFoundError(2, "No such file or directory"), "No such file or directory"),
+        (OSError("no details"), "no details"),
+        (ssl.SSLError("[SSL] PEM lib"), re.escape("('[SSL] PEM lib',)")),
+    ],
+    ids=["missing", "no reason", "not PEM"],
+)
+def test_tls_files_that_cannot_be_used_are_named(
+    error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If one of the TLS files is missing or is not in PEM form, mqtool raises UsageError, which names the files and the
+    reason.
+    """
+    monkeypatch.setattr(ssl, "create_default_context", Mock(side_effect=error))
+    files = TlsFiles(Path("ca.pem"), Path("cert.pem"))
+    with pytest.raises(UsageError, match=f"^cannot use the TLS files ca.pem, cert.pem: {reason}$") as raised:
+        files.context()
+    assert raised.value.hint == "give files in PEM form"
+
+
+def test_a_tls_connection_checks_the_certificate_of_the_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mqtool verifies the broker's certificate with the given CA certificate, or with those of the system, and ignores
+    the certificate's common name. It presents the client's certificate, if there is one.
+    """
+    made = TlsFiles().context()
+    assert (made.verify_mode, made.check_hostname, made.hostname_checks_common_name) == (ssl.CERT_REQUIRED, True, False)
+    create = Mock()
+    monkeypatch.setattr(ssl, "create_default_context", create)
+    TlsFiles().context()
+    TlsFiles(Path("ca.pem")).context()
+    TlsFiles(cert=Path("cert.pem")).context()
+    TlsFiles(cert=Path("cert.pem"), key=Path("key.pem")).context()
+    assert [call.kwargs for call in create.call_args_list] == [{"cafile": ca} for ca in (None, "ca.pem", None, None)]
+    loaded = [call.args for call in create.return_value.load_cert_chain.call_args_list]
+    assert loaded == [(Path("cert.pem"), None), (Path("cert.pem"), Path("key.pem"))]
 
 
 def test_a_client_certificate_is_used_to_log_in_if_the_url_names_no_user() -> None:

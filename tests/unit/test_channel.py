@@ -1,16 +1,25 @@
 """Channel: topology, consumers, basic.get and acknowledgements, with a broker that does what the test says."""
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from pika import spec
+from pika import exceptions, spec
 
-from mqtool.amqp import Receiving
+from mqtool.amqp import Receiving, pika_errors
 from mqtool.amqp.administration import declare_request
 from mqtool.amqp.channel import Channel
 from mqtool.amqp.reopening_channel import ChannelListener
-from mqtool.errors import AccessRefused, DeclaredDifferently, NotConfirmed, NotFound, Unavailable
+from mqtool.errors import (
+    AccessRefused,
+    DeclaredDifferently,
+    MqtoolError,
+    NotConfirmed,
+    NotFound,
+    StoppedWaiting,
+    Unavailable,
+)
 from mqtool.message import Delivery, Message
 from mqtool.offsets import FIRST
 from mqtool.topology import Exchange, Queue
@@ -481,3 +490,134 @@ def test_a_stopped_consumer_is_cancelled_before_its_last_delivery_is_acknowledge
     assert [write for write in broker.writes if write in (["Basic.Cancel"], ["Basic.Ack"])] == [
         ["Basic.Cancel"], ["Basic.Ack"],
     ]  # fmt: skip
+
+
+class Told(ChannelListener):
+    """A listener that records the events of a channel, and whether the channel was ready at each of them."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.events: list[Any] = []
+
+    def _told(self, *event: Any) -> None:
+        self.events.append((*event, self.channel.reopening.is_ready))
+
+    def opened(self, *, connection_is_new: bool) -> None:
+        self._told("opened", connection_is_new)
+
+    def paused(self) -> None:
+        self._told("paused")
+
+    def cancelled(self, tag: str) -> None:
+        self._told("cancelled", tag)
+
+    def failed(self, failure: MqtoolError) -> None:
+        self._told("failed", str(failure))
+
+
+def test_publishers_and_consumers_are_told_what_happens_to_their_channel(broker: ScriptedBroker) -> None:
+    """The publishers and consumers of a channel are told when the connection is lost, when the channel is open again
+    and whether its connection is a new one, which consumer the broker has cancelled, and, once, that the channel is
+    closed for good. They are told before the channel can be used by others. Those that have ended are told nothing.
+    """
+    channel = broker.channel()
+    listener, ended = Told(channel), Told(channel)
+    for each in (listener, ended):
+        channel.reopening.listen(each)
+    for _ in range(2):
+        channel.reopening.forget(ended)
+    reconnect(channel)
+    channel.reopening.open()
+    broker.send(spec.Basic.Cancel("ours", True))
+    broker.refused = {spec.Queue.Declare: MISSING}
+    with pytest.raises(NotFound):
+        channel.reopening.checked(declare_request(Queue("q"), passive=True))
+    for reason in ("gone", "gone again"):
+        channel.reopening.fail(Unavailable(reason))
+    assert listener.events == [
+        ("paused", False), ("opened", True, False), ("cancelled", "ours", True), ("opened", False, False),
+        ("failed", "gone", True),
+    ]  # fmt: skip
+    assert ended.events == []
+
+
+def test_a_request_that_loses_its_connection_is_repeated(broker: ScriptedBroker) -> None:
+    """If the connection is lost while a request waits for its reply, the request is repeated on the next one."""
+    channel = broker.channel()
+    made: list[int] = []
+
+    def request() -> int:
+        made.append(channel.reopening.requests.epoch)
+        if len(made) == 1:
+            reconnect(channel)
+            raise exceptions.ConnectionClosed(0, "lost")
+        return 7
+
+    assert channel.reopening.retrying(request) == 7
+    assert len(made) == 2
+    assert made[0] < made[1]
+
+
+def test_a_command_that_must_stop_does_not_wait_for_the_broker(broker: ScriptedBroker) -> None:
+    """If a command must stop while the connection is lost, or while the broker does not answer, its requests fail, and
+    the error says why.
+    """
+    channel = broker.channel()
+    broker.hopeless = "the connection is lost"
+    broker.silent = {spec.Queue.Declare}
+    with pytest.raises(StoppedWaiting):
+        channel.declare(Queue("q"))
+    channel.reopening.lost()
+    with pytest.raises(StoppedWaiting, match=r"^stopped: the connection is lost$"):
+        channel.reopening.retrying(lambda: None)
+
+
+TIMED_OUT = 406, "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout value used: 1000 ms."
+
+
+def test_a_channel_that_the_broker_closes_for_a_consumer_timeout_is_opened_again(broker: ScriptedBroker) -> None:
+    """If the broker closes a channel because a delivery was not acknowledged within the consumer timeout, mqtool opens
+    the channel again, and tells the user both. If the connection does not come back after a loss, the channel stays
+    closed.
+    """
+    channel, is_open_again = broker.channel(), threading.Event()
+    listener = Told(channel)
+    channel.reopening.listen(listener)
+
+    def notice(text: str) -> None:
+        broker.notices.append(text)
+        daemons.append(threading.current_thread().daemon)
+        if len(broker.notices) == 2:
+            is_open_again.set()
+
+    daemons: list[bool] = []
+    broker.notice = notice
+    broker.send(spec.Channel.Close(*TIMED_OUT, 0, 0))
+    assert is_open_again.wait(20)
+    failure = pika_errors.closed_by_broker(exceptions.ChannelClosedByBroker(*TIMED_OUT))
+    hint = f" ({failure.hint})" if failure.hint else ""
+    assert broker.notices == [f"the broker closed the channel: {failure}{hint}", "opened the channel again"]
+    assert listener.events == [("paused", False), ("opened", False, False)]
+    assert daemons == [True, True]  # a daemon thread does not keep a command from ending
+    assert (channel.is_open, channel.refused) == (True, False)
+    broker.comes_back = False
+    broker.send(spec.Channel.Close(*TIMED_OUT, 0, 0))
+    assert (channel.is_open, channel.refused) == (False, True)
+    assert listener.events[2:] == [("failed", str(failure), False)]
+
+
+def test_a_channel_that_cannot_be_set_up_again_after_a_refusal_is_closed_for_good(broker: ScriptedBroker) -> None:
+    """If the broker refuses a request of a consumer's channel, and then also a declaration that is repeated on the
+    reopened channel, the channel is closed for good, and its consumers are told why.
+    """
+    channel = broker.channel()
+    channel.declare(Exchange("x", "topic"))
+    listener = Told(channel)
+    listener.consumes = True
+    channel.reopening.listen(listener)
+    broker.refused = {spec.Exchange.Declare: (403, "ACCESS_REFUSED - no"), spec.Queue.Declare: MISSING}
+    with pytest.raises(AccessRefused):
+        channel.reopening.checked(declare_request(Queue("q"), passive=True))
+    assert [event for event, *_ in listener.events] == ["failed"]
+    assert isinstance(channel.reopening.failure, AccessRefused)
+    assert str(channel.reopening.failure) == listener.events[0][1]

@@ -94,6 +94,49 @@ def test_frames_that_mqtool_does_not_decode_are_passed_to_pika_unchanged(
     assert taken == len(data) - sum(len(passed) for passed in got if isinstance(passed, bytes))
 
 
+def test_a_delivery_is_passed_on_as_soon_as_it_is_complete() -> None:
+    """Wherever the received bytes are divided, each delivery is passed on as soon as its last byte has arrived, as is
+    each frame for pika. Deliveries that arrive together are passed on together.
+    """
+    plain: dict[str, Any] = {}
+    with_id = {"message_id": "m", "delivery_mode": 2}
+    small = [
+        Delivery(body, exchange, key, "q", redelivered, properties, tag, 7)
+        for tag, (body, exchange, key, redelivered, properties) in enumerate([
+            (b"", "", "q", False, plain), (b"b", "", "q", False, plain), (b"b", "", "q", True, with_id),
+            (b"bb", "logs", "a.b", False, with_id), (b"c" * BODY_MAX, "logs", "a.b", False, plain),
+            (b"", "", "", False, plain),
+        ], 1)
+    ]  # fmt: skip
+    large = frames_of(Delivery(b"d" * (BODY_MAX + 1), "", "q", "q", False, plain, 7, 7))
+    expected: list[Delivery | bytes] = [*small, *large, *OTHERS[:4], *reversed(small)]
+    pieces = [b"".join(frames_of(each)) if isinstance(each, Delivery) else each for each in expected]
+    data = b"".join(pieces)
+    complete_at = [len(b"".join(pieces[:count])) for count in range(1, len(pieces) + 1)]
+    batches: list[list[Delivery]] = []
+
+    def take(batch: list[Delivery]) -> None:
+        for delivery in batch:
+            delivery.properties = {name: delivery.properties[name] for name in delivery.properties}
+        batches.append(batch)
+        got.extend(batch)
+
+    for size in range(1, len(data) + 1):
+        got: list[Delivery | bytes] = []
+        reader = FrameReader(got.append)
+        reader.add(ConsumerFrames(1, "ours", "q", 7, take))
+        reader.add(ConsumerFrames(2, "other", "q", 7, take))
+        batches.clear()
+        for start in range(0, len(data), size):
+            reader.receive(data[start : start + size])
+            end = min(start + size, len(data))
+            passed = len([each for each in complete_at if each <= end])
+            waiting = passed if passed == len(expected) else expected[passed]
+            assert got == expected[: len(got)]
+            assert len(got) == passed or waiting in large or expected[passed - 1] in large
+    assert [len(batch) for batch in batches] == [6, 6]
+
+
 def test_a_protocol_header_is_passed_to_pika() -> None:
     """If a broker refuses AMQP 0-9-1 by sending another protocol header, mqtool passes the header to pika."""
     got: list[bytes] = []

@@ -21,10 +21,13 @@ def test_bindings_follow_the_new_name_of_a_server_named_queue() -> None:
     journal = Journal()
     journal.renamed("amq.gen-1", "amq.gen-2")
     assert (journal.current_name("amq.gen-1"), journal.current_name("q")) == ("amq.gen-2", "q")
-    assert journal.current(Binding("logs", "amq.gen-1", "key")).destination == "amq.gen-2"
+    current = journal.current(Binding("logs", "amq.gen-1", "key", {"n": 1}))
+    assert (current.source, current.destination) == ("logs", "amq.gen-2")
+    assert (current.routing_key, current.arguments, current.to_exchange) == ("key", {"n": 1}, False)
     assert journal.current(Binding("logs", "amq.gen-1", to_exchange=True)).destination == "amq.gen-1"
     assert is_named_by_broker(Queue("amq.gen-1", exclusive=True))
     assert not is_named_by_broker(Queue("amq.gen-1"))
+    assert not is_named_by_broker(Queue("q", exclusive=True))
 
 
 def test_a_connection_remembers_that_a_queue_has_other_arguments_until_they_no_longer_differ() -> None:

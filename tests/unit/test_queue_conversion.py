@@ -373,6 +373,37 @@ def test_a_queue_is_not_replaced_while_clients_publish_to_it_directly(
     place.check_converted("quorum", COUNT + 3)
 
 
+def test_a_message_that_arrives_just_before_a_classic_queue_is_replaced_is_not_lost(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A conversion deletes a classic queue only if it is empty. If a client publishes to the queue by its name after
+    the conversion has looked for such messages, the conversion moves this message as well. If there is another message
+    each time, the conversion stops and says how to continue, and no message is lost.
+    """
+    place.fill()
+    replace_queue, late = Conversion._replace, 3
+
+    def replaced(*arguments: Any, **options: Any) -> bool:
+        nonlocal late
+        if late:
+            late -= 1
+            place.publish(exchange="", key="jobs")
+        return replace_queue(*arguments, **options)
+
+    monkeypatch.setattr(Conversion, "_replace", replaced)
+    monkeypatch.setattr(queue_conversion, "_TRIES", 3)
+    conversion = place.conversion()
+    conversion.begin()
+    with pytest.raises(Unavailable, match="'jobs' gets messages faster than they can be moved") as raised:
+        list(conversion.run())
+    assert raised.value.hint == "stop their publishers, then: mqtool queue convert --resume jobs"
+    assert place.view()["type"] == "classic"
+    place.connections[-1].close()
+    late = 1
+    place.resume()
+    place.check_converted("quorum", COUNT + 3 + 1)
+
+
 def test_a_conversion_can_be_stopped(place: Place) -> None:
     """A conversion that is told to stop ends after the current batch, and can be continued."""
     place.fill()

@@ -11,7 +11,7 @@ import pytest
 from mqtool.broker.embedded.model.ledger import Ledger, MemorySegments, Segments
 from mqtool.broker.embedded.model.stream_log import Retention, StreamLog
 from mqtool.broker.embedded.model.stream_queue import StreamQueueReader
-from mqtool.broker.embedded.model.stream_segment import simple_entry
+from mqtool.broker.embedded.model.stream_segment import UNFILTERED, ChunkFilters, bits_of, simple_entry
 from mqtool.broker.embedded.store.disk import Disk
 from mqtool.broker.embedded.store.segment_files import SegmentDirectory
 
@@ -496,3 +496,189 @@ def test_deleting_a_stream_notifies_readers_and_removes_files(bench: Bench, tmp_
     bench.clock.turn()
     assert told == [True]
     assert not list(tmp_path.glob("streams/*"))
+
+
+def test_a_stream_that_is_emptied_keeps_nothing_and_reuses_no_offset(bench: Bench, tmp_path: Path) -> None:
+    """If a stream is emptied between two tests, all of its messages are deleted, even those that were not written yet.
+    So are its publishing ids and stored offsets. The next message has the offset that it would have had otherwise.
+    After a restart, the stream is still empty.
+    """
+    log = bench.log
+    log.append(simple_entry(b"a"), producer="p", publishing_id=7)
+    log.store_offset("c", 0)
+    bench.add(b"b")
+    log.append(simple_entry(b"c"), producer="p", publishing_id=8)
+    log.store_offset("c", 1)
+    log.clear()
+    bench.clock.turn()
+    for again in (False, True):
+        if again and not segment_files(tmp_path):  # in memory
+            break
+        log = bench.open() if again else log
+        assert (log.first_offset, log.last_chunk, log.end, log.next_offset) == (3, 3, 3, 3)
+        assert (bench.read(), log.publishing_ids, log.offsets, log.segments) == ([], {}, {}, 1)
+        assert len(segment_files(tmp_path)) in (0, 1)
+    bench.add(b"d")
+    log.store_offset("c", 3)
+    bench.clock.turn()
+    assert (bench.read(), log.last_chunk, log.end, log.offsets) == ([(3, b"d")], 3, 4, {"c": 3})
+    log.clear()
+    bench.clock.turn()
+    bench.add(b"e")
+    assert (bench.read(), log.offsets) == ([(4, b"e")], {})
+
+
+def test_a_chunk_has_at_most_4096_messages_and_256_kib(bench: Bench) -> None:
+    """Messages that reach a stream together are stored in one chunk, up to 4,096 messages or 256 KiB. A larger message
+    has a chunk of its own.
+    """
+    for _ in range(4096 + 1):
+        bench.log.append(simple_entry(b"a"))
+    for size in (100 * 1024, 100 * 1024, 56 * 1024 - 12, 1, 300 * 1024):
+        bench.log.append(simple_entry(bytes(size)))
+    bench.clock.turn()
+    reader, chunks = StreamQueueReader(bench.log, 0), []
+    while found := reader.read():
+        chunks += [(chunk.offset, chunk.end) for chunk in found]
+    assert chunks == [(0, 4096), (4096, 4099), (4099, 4101), (4101, 4102)]
+    assert bench.log.last_chunk == 4101
+
+
+def test_messages_that_arrive_together_are_written_once(bench: Bench) -> None:
+    """Messages that reach a stream together, and the offsets that are stored meanwhile, are written together. A stream
+    that was deleted is not written any more.
+    """
+    for number in range(3):
+        bench.log.append(simple_entry(b"a"))
+        bench.log.store_offset("c", number)
+    assert len(bench.clock.due) == 1
+    bench.clock.turn()
+    bench.log.append(simple_entry(b"b"))
+    assert len(bench.clock.due) == 1
+    bench.clock.turn()
+    bench.log.delete()
+    bench.log.append(simple_entry(b"c"))
+    assert bench.clock.due == []
+
+
+def test_a_segment_ends_when_it_is_full_even_if_its_chunks_are_written_together(bench: Bench, tmp_path: Path) -> None:
+    """A segment of a stream ends with the chunk that fills it, even if all of its chunks are written at once. All of
+    them can be read, also after a restart.
+    """
+    log = bench.open(segment_bytes=300 * 1024)
+    for number in range(7):
+        log.append(simple_entry(b"%d" % number * 200 * 1024))
+    bench.clock.turn()
+    assert [segment.base for segment in log.newest_first()] == [6, 4, 2, 0]
+    expected = [(number, b"%d" % number * 200 * 1024) for number in range(7)]
+    assert bench.read() == expected
+    if segment_files(tmp_path):
+        log = bench.open()
+        assert (log.lost, bench.read() == expected, log.last_chunk) == (0, True, 6)
+
+
+def test_many_producers_do_not_make_each_message_a_segment(bench: Bench) -> None:
+    """Each segment of a stream begins with the publishing ids of the stream's producers. If these take more space than
+    a segment may have, the segments are twice as large as the publishing ids.
+    """
+    log = bench.open(segment_bytes=1)
+    for number in range(3):
+        bench.add(b"%d" % number)
+    assert log.segments == 3
+    for number in range(100):
+        log.append(simple_entry(b"x"), producer=f"{number:0>100}", publishing_id=number)
+    bench.clock.turn()
+    bench.add(b"first")
+    segment = log.segment_of(log.end)
+    begins, snapshot = log.segments, segment.size
+    assert 100 * 100 < snapshot < 100 * 130
+    while log.segments == begins:
+        size = segment.size
+        bench.add(bytes(1000))
+    assert 2 * snapshot - 1500 < size < 2 * snapshot + 1500
+    assert (log.publishing_ids["0" * 98 + "42"], len(bench.read())) == (42, log.end)
+
+
+def test_the_filter_of_a_chunk_has_the_filter_values_of_all_its_messages(bench: Bench, tmp_path: Path) -> None:
+    """A chunk with messages of several filter values is found by each of these values, also after a restart, so that a
+    reader with a filter misses none of its messages.
+    """
+    values = [bits_of(each) for each in (b"invoices", b"orders", b"returns")]
+    for bits in values:
+        bench.log.append(simple_entry(b"x"), filter_bits=bits)
+    bench.clock.turn()
+    bench.add(b"without")
+    for again in (False, True):
+        if again and segment_files(tmp_path):
+            bench.open()
+        for wanted, found in [*((each, [0]) for each in values), (bits_of(b"other"), []), (UNFILTERED, [3])]:
+            chunks = StreamQueueReader(bench.log, 0, ChunkFilters([wanted])).read()
+            assert [chunk.offset for chunk in chunks] == found
+
+
+@pytest.mark.parametrize(("age", "left"), [(999, 3), (1000, 3), (1001, 2), (1999, 2), (2001, 1), (9999, 1)])
+def test_segments_are_deleted_when_all_of_their_messages_are_too_old(bench: Bench, age: int, left: int) -> None:
+    """When a new segment of a stream begins, segments whose last message is older than the maximum age are deleted,
+    except for the last one.
+    """
+    log = bench.open(segment_bytes=1)
+    bench.add(b"a")
+    bench.clock.time += 1000
+    bench.add(b"a")
+    bench.clock.time += age - 1000
+    log.retention = Retention(max_age=1000, segment_bytes=1)
+    bench.add(b"a")
+    bench.clock.turn()
+    assert log.segments == left
+
+
+@pytest.mark.parametrize(("less", "left"), [(0, 4), (1, 3), (10**6, 1)], ids=["exactly", "more", "much more"])
+def test_segments_are_deleted_only_if_the_stream_is_larger_than_its_limit(bench: Bench, less: int, left: int) -> None:
+    """A stream of exactly its maximum size keeps all segments. Of a larger one, the oldest segments are deleted, but
+    never the last one.
+    """
+    log = bench.open(segment_bytes=1)
+    for _ in range(3):
+        bench.add(b"a")
+    size = log.size + log.segment_of(2).size
+    log.retention = Retention(max_bytes=max(size - less, 0), segment_bytes=1)
+    bench.add(b"a")
+    assert log.segments == left
+    assert (log.first_offset, log.last_chunk) == (4 - left, 3)
+
+
+def test_a_reader_that_has_stopped_is_not_notified(bench: Bench) -> None:
+    """A reader of a stream that has stopped is not notified of new messages. It may stop twice."""
+    told: list[str] = []
+
+    def reader() -> None:
+        told.append("new")
+
+    bench.log.watch(reader)
+    assert bench.log.is_watched
+    bench.add(b"a")
+    bench.log.unwatch(reader)
+    bench.log.unwatch(reader)
+    assert not bench.log.is_watched
+    bench.add(b"b")
+    assert told == ["new"]
+
+
+def test_the_last_chunk_is_known_after_a_restart(bench: Bench, tmp_path: Path) -> None:
+    """A reader that starts at the last chunk of a stream gets the same chunk after a restart, even if the last segment
+    contains no message yet. In a stream without messages, it starts at the end.
+    """
+    log = bench.open(segment_bytes=1)
+    assert (log.last_chunk, log.subscriptions, log.deleted) == (0, 0, False)
+    bench.add(b"a")
+    bench.add(b"b", b"c")
+    for number in range(3):
+        log.store_offset("c", number)
+        bench.clock.turn()
+    assert log.last_chunk == 1
+    if segment_files(tmp_path):
+        for offsets in ({"c": 2}, {"c": 2, "d": 1}):
+            log = bench.open(segment_bytes=1)
+            assert (log.last_chunk, log.end, log.offsets) == (1, 3, offsets)
+            log.store_offset("d", 1)
+            bench.clock.turn()

@@ -1,0 +1,77 @@
+"""The addresses of AMQP 1.0, version 2, as the embedded broker reads and writes them."""
+
+import pytest
+
+from mqtool.broker.embedded.amqp10.addresses import (
+    PublishTarget,
+    is_version_2,
+    parse_source,
+    parse_target,
+    queue_address,
+)
+
+TOO_LONG = "a name or a routing key is longer than 255 bytes"
+
+
+@pytest.mark.parametrize(
+    ("address", "target"),
+    [
+        ("/queues/q", PublishTarget("", "q", "q")),
+        ("/queues/a%2Fb%20%C3%A9", PublishTarget("", "a/b é", "a/b é")),
+        ("/queues/" + "q" * 255, PublishTarget("", "q" * 255, "q" * 255)),
+        ("/exchanges/x", PublishTarget("x", "")),
+        ("/exchanges/x/key", PublishTarget("x", "key")),
+        ("/exchanges/a%2Fb/c%2Fd", PublishTarget("a/b", "c/d")),
+    ],
+)
+def test_an_address_names_a_queue_or_an_exchange_and_a_routing_key(address: str, target: PublishTarget) -> None:
+    """A message that is sent to the address of a queue goes to this queue, and one that is sent to the address of an
+    exchange goes to this exchange, with the routing key in the address. Names in addresses are percent-encoded.
+    """
+    assert parse_target(address) == target
+    assert target.address == address
+    assert is_version_2(address)
+
+
+@pytest.mark.parametrize(
+    ("address", "error"),
+    [
+        ("/queues/", "the name of the queue is empty"),
+        ("/queues/%", "a percent sign does not start an escape"),
+        ("/queues/a%2", "a percent sign does not start an escape"),
+        ("/exchanges/x/%zz", "a percent sign does not start an escape"),
+        ("/queues/" + "q" * 256, TOO_LONG),
+        ("/exchanges/" + "x" * 256, TOO_LONG),
+        ("/exchanges/x/" + "k" * 256, TOO_LONG),
+        ("/queue/q", "not an address"),
+        ("q", "not an address"),
+        ("/exchanges/", "not the address of an exchange"),
+        ("/exchanges//key", "not the address of an exchange"),
+        ("/exchanges/amq.default", "not the address of an exchange"),
+        ("/exchanges/amq.default/key", "not the address of an exchange"),
+        ("/exchanges/x/a/b", "not the address of an exchange"),
+    ],
+)
+def test_a_message_to_an_address_that_is_not_valid_goes_nowhere(address: str, error: str) -> None:
+    """An address whose name is empty, too long or not encoded correctly, or that is not one of version 2, is refused.
+    So is the default exchange, as an exchange.
+    """
+    with pytest.raises(ValueError, match=f"^{error}$"):
+        parse_target(address)
+
+
+@pytest.mark.parametrize("address", ["/queues/%FF", "/exchanges/%FF", "/exchanges/x/%FF"])
+def test_a_name_in_an_address_is_utf_8(address: str) -> None:
+    """An address with a name that is not UTF-8 is refused."""
+    with pytest.raises(UnicodeDecodeError):
+        parse_target(address)
+
+
+def test_a_receiver_reads_from_the_address_of_a_queue() -> None:
+    """A receiver may read from the address of a queue, but not from that of an exchange."""
+    assert parse_source("/queues/a%2Fb") == "a/b"
+    assert queue_address("a/b") == "/queues/a%2Fb"
+    for address in ("/exchanges/x", "q"):
+        with pytest.raises(ValueError, match=r"^not the address of a queue$"):
+            parse_source(address)
+    assert [is_version_2(address) for address in ("/exchanges/x", "/queue/q", "q")] == [True, False, False]

@@ -1,0 +1,119 @@
+"""Errors of AMQP 1.0: a condition or the status of a management response becomes one of mqtool's errors."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from mqtool.address import Address
+from mqtool.amqp10.refusals import ClosedByBroker, not_amqp10, too_old, vhost_refused
+from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, MqtoolError, NotFound, Unavailable
+
+
+def told(condition: str, description: str | None) -> SimpleNamespace:
+    """The error of a Close, End or Detach."""
+    return SimpleNamespace(condition=condition, description=description)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "kind", "message", "hint"),
+    [
+        (told("amqp:link:message-size-exceeded", "too large"), BadData, "the broker refused the message: too large",
+         "its limit is max_message_size in rabbitmq.conf"),
+        (told("amqp:resource-deleted", "queue gone"), Unavailable, "the queue or exchange is gone: queue gone", None),
+        (told("amqp:decode-error", "odd frame"), Unavailable, "the broker closed the connection: odd frame", None),
+        (told("amqp:decode-error", None), Unavailable, "the broker closed the connection: amqp:decode-error", None),
+        (None, Unavailable, "the broker gave no reason", None),
+    ],
+    ids=["message too large", "queue deleted", "another condition", "no description", "no error"],
+)  # fmt: skip
+def test_the_reason_of_a_broker_is_told_in_mqtools_words(
+    refusal: SimpleNamespace | None, kind: type[MqtoolError], message: str, hint: str | None
+) -> None:
+    """If a broker closes an AMQP 1.0 connection or link, mqtool says why, in the broker's words or, if there are none,
+    with the condition.
+    """
+    error = ClosedByBroker.from_error(refusal).translated()
+    assert (type(error), str(error), error.hint) == (kind, message, hint)
+
+
+@pytest.mark.parametrize(
+    ("condition", "kind"),
+    [
+        ("amqp:not-found", NotFound),
+        ("amqp:unauthorized-access", AccessRefused),
+        ("amqp:resource-locked", 405),
+        ("amqp:precondition-failed", 406),
+        ("amqp:resource-limit-exceeded", 406),
+    ],
+)
+def test_conditions_mean_the_same_as_the_reply_codes_of_amqp_0_9_1(
+    condition: str, kind: type[MqtoolError] | int
+) -> None:
+    """The conditions of AMQP 1.0 become the same errors as the corresponding reply codes of AMQP 0-9-1."""
+    refusal = ClosedByBroker.from_error(told(condition, "why"))
+    if isinstance(kind, int):
+        assert refusal.reply_code == kind
+    else:
+        assert type(refusal.translated()) is kind
+    assert "why" in str(refusal.translated())
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "reply_code", "text"),
+    [
+        (400, "bad", 406, "bad"), (401, "no", 403, "no"), (403, "no", 403, "no"), (404, "none", 404, "none"),
+        (409, "differs", 406, "differs"), (500, None, 0, "status 500"), (500, "", 0, "status 500"),
+    ],
+)  # fmt: skip
+def test_the_status_of_a_management_response_means_the_same_as_a_reply_code(
+    status: int, body: str | None, reply_code: int, text: str
+) -> None:
+    """The status of a response to an AMQP 1.0 management request becomes the same error as the corresponding reply code
+    of AMQP 0-9-1. If the response has no text, the error shows the status.
+    """
+    refusal = ClosedByBroker.from_response(status, body)
+    assert (refusal.reply_code, refusal.reply_text, str(refusal)) == (reply_code, text, text)
+    assert text in str(refusal.translated())
+
+
+@pytest.mark.parametrize(
+    ("refusal", "is_temporary"),
+    [
+        (ClosedByBroker.from_error(told("amqp:connection:forced", "shutdown")), True),
+        (ClosedByBroker.from_error(told("amqp:internal-error", "failed")), True),
+        (ClosedByBroker.from_error(None), True),
+        (ClosedByBroker.from_error(told("amqp:not-found", "no queue")), False),
+    ],
+    ids=["forced", "internal error", "no error", "not found"],
+)
+def test_a_broker_that_shuts_down_is_expected_to_come_back(refusal: ClosedByBroker, is_temporary: bool) -> None:
+    """If a broker closes an AMQP 1.0 connection because it shuts down, because of an internal error, or without a
+    reason, mqtool connects again. For any other reason, it does not.
+    """
+    assert refusal.is_temporary is is_temporary
+
+
+def test_an_exchange_with_other_arguments_is_used_as_it_is_over_amqp_1_0() -> None:
+    """If an exchange exists with other arguments but the same type, mqtool uses it as it is. If its type differs,
+    mqtool does not.
+    """
+    for argument, is_harmless in (("durable", True), ("type", False)):
+        text = f"PRECONDITION_FAILED - inequivalent arg '{argument}' for exchange 'x' in vhost '/': received 'a' but current is 'b'"  # noqa: E501  # fmt: skip
+        refusal = ClosedByBroker.from_response(409, text)
+        assert refusal.is_harmless_difference is is_harmless
+        assert isinstance(refusal.translated(), DeclaredDifferently)
+
+
+def test_servers_without_amqp_1_0_are_named() -> None:
+    """If a server does not speak AMQP 1.0, or only the AMQP 1.0 of RabbitMQ 3, or if it does not open the vhost, mqtool
+    says so, and what to do.
+    """
+    errors = [not_amqp10(Address("one", 5673)), too_old("3.13.7"), vhost_refused(Address(virtual_host="v", user="u"))]
+    assert [(type(error), str(error), error.hint) for error in errors] == [
+        (Unavailable, "one:5673 does not speak AMQP 1.0",
+         "RabbitMQ does from 4.0 on; for AMQP 0-9-1, leave out --protocol"),
+        (Unavailable, "AMQP 1.0 needs RabbitMQ 4.0, but the broker is RabbitMQ 3.13.7",
+         "for AMQP 0-9-1, leave out --protocol"),
+        (AccessRefused, "cannot open vhost 'v': it does not exist, or user 'u' may not use it",
+         "check the URL's path; leave it out, or write /%2F, for vhost '/'"),
+    ]  # fmt: skip
