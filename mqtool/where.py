@@ -222,12 +222,50 @@ def _comparison(name: str, path: tuple[str, ...], compare: Callable[[Any, Any], 
     return test
 
 
-def _search(name: str, path: tuple[str, ...], pattern: re.Pattern[str], wanted: object) -> Test:
+def _search(name: str, path: tuple[str, ...], is_found: Callable[[str], bool], wanted: object) -> Test:
     def test(subject: _Subject) -> bool:
         value = ndjson.from_json(subject.at(name, path))
-        return value is not _MISSING and (pattern.search(text_of(value)) is not None) is wanted
+        return value is not _MISSING and is_found(text_of(value)) is wanted
 
     return test
+
+
+#: An escaped character, or a character class.
+_CHARACTER = re.compile(r"\\(.)|\[\^?\]?(?:\\.|[^]\\])*\]", re.DOTALL)
+#: The classes of all letters and digits, in or outside brackets. RE2's own classes contain only those of ASCII.
+_CLASSES = {"w": r"\pL\pN_", "d": r"\p{Nd}", "D": r"\P{Nd}"}
+_OUTSIDE_BRACKETS = {**_CLASSES, "w": r"[\pL\pN_]", "W": r"[^\pL\pN_]"}
+
+
+def _pattern(text: str) -> Callable[[str], bool]:
+    """Return a function that returns True if a regular expression matches part of a text.
+
+    Python's engine can take hours for one body, which anybody may have sent. RE2 takes linear time.
+
+    Raises:
+        ValueError: RE2 does not support a part of the expression, which the error names.
+    """
+    import re2
+
+    def in_unicode(found: re.Match[str]) -> str:
+        if found[1]:
+            return _OUTSIDE_BRACKETS.get(found[1], found[0])
+        return re.sub(r"\\(.)", lambda each: _CLASSES.get(each[1], each[0]), found[0], flags=re.DOTALL)
+
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        pattern = re2.compile(_CHARACTER.sub(in_unicode, text).encode(errors="surrogatepass"), options)
+    except re2.error as error:
+        raise ValueError(error.args[0].decode("utf-8", "replace")) from error
+
+    def is_found(subject: str) -> bool:
+        encoded = subject.encode(errors="replace")
+        if pattern.search(encoded):
+            return True
+        return "$" in text and encoded.endswith(b"\n") and pattern.search(encoded[:-1]) is not None
+
+    return is_found
 
 
 def _presence(name: str, path: tuple[str, ...]) -> Test:
@@ -312,9 +350,11 @@ class _Parser:
         if not sign[0].endswith("~"):
             return _comparison(name, tuple(path), _OPERATORS[sign[0]], literal)
         try:
-            return _search(name, tuple(path), re.compile(literal.text), sign[0] == "~")
-        except (re.error, OverflowError, RecursionError) as error:
-            raise self.error(f"not a valid regular expression: {error}", start, "put it in quotes") from error
+            return _search(name, tuple(path), _pattern(literal.text), sign[0] == "~")
+        except ValueError as error:
+            is_unsupported = str(error).startswith(("invalid perl operator", "invalid escape"))
+            hint = "lookaround and backreferences are not supported" if is_unsupported else "put it in quotes"
+            raise self.error(f"not a valid regular expression: {error}", start, hint) from error
 
     def _field(self) -> list[str]:
         self._skip()

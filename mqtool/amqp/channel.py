@@ -26,6 +26,7 @@ from mqtool.topology import Binding, Exchange, Queue
 
 if TYPE_CHECKING:
     from mqtool.amqp.consumer import Consumer
+    from mqtool.amqp.replies import Replies
 
 
 class ChannelOwner(ChannelConnection, Protocol):
@@ -50,6 +51,7 @@ class Channel(ChannelListener):
         reopening: opens the channel again after a loss.
         stopping: True once stop() has been called.
         cluster: identifies the broker and the virtual host.
+        replies: publishes the replies of answer(); None before the first.
     """
 
     def __init__(self, connection: ChannelOwner, *, strict: bool, mandatory: bool, confirm_timeout: float) -> None:
@@ -60,6 +62,7 @@ class Channel(ChannelListener):
         self._mandatory = mandatory
         self._consumers: list[Consumer] = []
         self._publisher = Publisher(self.reopening, connection, confirm_timeout)
+        self.replies: Replies | None = None
         self._tags, self._tags_of = AcknowledgedTags(), 0
         self._acks = Acknowledgements(connection.io, self._acknowledge)
         self.reopening.listen(self)
@@ -260,7 +263,11 @@ class Channel(ChannelListener):
             NotConfirmed: the broker did not confirm earlier replies in time.
             MqtoolError: the channel was closed for good.
         """
-        self._publisher.add(reply)
+        if self.replies is None:
+            from mqtool.amqp.replies import Replies
+
+            self.replies = Replies(self._publisher, self._acks.send, self.connection.notice)
+        self.replies.publish(reply, is_current=self.is_current(delivery))
         consumers = tuple(self._consumers)
         more_follow = any(consumer.arrives(0) for consumer in consumers)
         self._acks.add(_settled([delivery], consumers), more_follow=more_follow)

@@ -28,7 +28,7 @@ from mqtool.message import CONFIRM_TIMEOUT
 _CLOSE_PATIENCE, _HOPELESS_PATIENCE = 2.0, 0.2
 #: Reply codes with which a broker closes a connection because of a client error that would occur again.
 _OUR_FAULT = range(402, 600)
-_FORCED_BY_OPERATOR = 320
+_FORCED_BY_OPERATOR, _INTERNAL_ERROR = 320, 541
 #: Seconds to wait while the other nodes of a cluster elect new leaders for their queues. In RabbitMQ 3.10, a client
 #: that publishes or consumes earlier may be blocked for half a minute.
 _ELECTION = 2.0
@@ -306,7 +306,8 @@ class Connection:
         if state in (State.CLOSING, State.FAILED):
             return
         code = getattr(error, "reply_code", _FORCED_BY_OPERATOR)
-        if state is not State.OPENING and (self._backoff is None or code in _OUR_FAULT):
+        recurs = code in _OUR_FAULT and not (code == _INTERNAL_ERROR and _drop_replies(self._channels))
+        if state is not State.OPENING and (self._backoff is None or recurs):
             self._fail(pika_errors.closed_by_broker(error))
             return
         for channel in self._channels:
@@ -406,3 +407,11 @@ def parameters_for(
 
 def _unopened(channels: Iterable[Channel]) -> list[Channel]:
     return [channel for channel in channels if not (channel.reopening.is_ready or channel.reopening.failure)]
+
+
+def _drop_replies(channels: Iterable[Channel]) -> bool:
+    """Drop unconfirmed replies, which may have caused an internal error. Return False if no channel replies."""
+    replying = [channel.replies for channel in channels if channel.replies is not None]
+    for replies in replying:
+        replies.drop()
+    return bool(replying)

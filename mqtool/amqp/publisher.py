@@ -1,5 +1,6 @@
 """Publisher publishes messages with confirms, across reconnections; Acknowledgements collects acknowledgements."""
 
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
@@ -20,6 +21,8 @@ _BATCH_SIZE = 256
 _EARLY = 1000
 #: Seconds that an acknowledgement waits for others that follow immediately.
 _MOMENT = 0.002
+#: The maximum number of seconds to wait for the I/O thread.
+_PATIENCE = 2.0
 
 
 class Publisher(ChannelListener):
@@ -52,13 +55,13 @@ class Publisher(ChannelListener):
             yield from self.unconfirmed.collect(out_of_order=True)  # for messages confirmed before the error
             raise
 
-    def add(self, message: Message) -> None:
-        """Publish a message in the same write as the next acknowledgement, for Channel.answer()."""
+    def add(self, message: Message, *, waits: bool = True) -> None:
+        """Publish a message: if it waits, in the same write as the next acknowledgement."""
         self._start()
         self.unconfirmed.collect()
         if self.unconfirmed.is_full(WINDOW):
             self.unconfirmed.wait(WINDOW // 2, self._confirm_timeout)
-        self.unconfirmed.add([message], Route(), waits=True)
+        self.unconfirmed.add([message], Route(), waits=waits)
 
     def _start(self) -> None:
         if self._confirming is None:
@@ -118,10 +121,10 @@ class Publisher(ChannelListener):
         self._confirm(may_lack_leaders=connection_is_new)
 
     def paused(self) -> None:
-        self.unconfirmed.pause()
+        self.unconfirmed.set_paused(is_paused=True)
 
     def resumed(self) -> None:
-        self.unconfirmed.resume()
+        self.unconfirmed.set_paused(is_paused=False)
 
     def failed(self, failure: MqtoolError) -> None:
         self.unconfirmed.fail(failure)
@@ -214,6 +217,13 @@ class Acknowledgements:
         if self._waiting and not self._is_due_now:
             self._is_due = self._is_due_now = True
             self._io.run(self._send_all)
+
+    def send(self) -> None:
+        """Send pending acknowledgements, and return once they are written."""
+        self.flush()
+        written = threading.Event()
+        self._io.run(written.set)
+        written.wait(_PATIENCE)
 
     def _send_all(self) -> None:
         # Before the deque is read: a delivery that is added from here on is sent by another call.

@@ -294,37 +294,42 @@ class Unconfirmed:
             may_lack_leaders: the cluster has just lost a node, so that some queues may have no leader yet.
         """
         with self._changed:
-            self._done += self._take_answered() + self._take_early()
-            waiting = enumerate(self._outstanding, self._collected + 1)
-            self._outstanding = deque(published for tag, published in waiting if tag not in self._collected_early)
-            self._outstanding.extendleft(reversed(self._later))
-            self._later.clear()
+            self._leave_channel()
             if may_lack_leaders:
                 self._leaderless_until = time.monotonic() + LEADERLESS
             self._is_reopening = False
             self._writer = writer
-            self._collected = self._answered = 0
-            self._answered_early.clear()
-            self._collected_early.clear()
-            self._refused.clear()
-            self._again.clear()
-            self._outbox.clear()
-            self._outbox_size = 0
             again = [writer.encode([message], route) for message, route, _ in self._outstanding]
             self._last_answer = time.monotonic()
             self._paused = False
         if again:
             writer.write(again)
 
-    def pause(self) -> None:
-        """Stop the clock of confirm_timeout."""
-        self._set_paused(is_paused=True)
+    def drop(self) -> None:
+        """Drop the unconfirmed messages of a closed channel, so that restart() does not publish them again."""
+        with self._changed:
+            self._leave_channel()
+            self._outstanding.clear()
+            self._bytes = 0
+            self._changed.notify_all()
 
-    def resume(self) -> None:
-        """Start the clock of confirm_timeout again, from zero."""
-        self._set_paused(is_paused=False)
+    def _leave_channel(self) -> None:
+        """Keep only unconfirmed messages in _outstanding. They have no delivery tags until they are written again."""
+        self._done += self._take_answered() + self._take_early()
+        waiting = enumerate(self._outstanding, self._collected + 1)
+        self._outstanding = deque(published for tag, published in waiting if tag not in self._collected_early)
+        self._outstanding.extendleft(reversed(self._later))
+        self._later.clear()
+        self._collected = self._answered = 0
+        self._answered_early.clear()
+        self._collected_early.clear()
+        self._refused.clear()
+        self._again.clear()
+        self._outbox.clear()
+        self._outbox_size = 0
 
-    def _set_paused(self, *, is_paused: bool) -> None:
+    def set_paused(self, *, is_paused: bool) -> None:
+        """Stop the clock of confirm_timeout, or start it again from zero."""
         with self._changed:
             self._paused = is_paused
             self._last_answer = time.monotonic()

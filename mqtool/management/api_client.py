@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from http import HTTPStatus
 from ipaddress import ip_address
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
@@ -42,7 +43,7 @@ def _decode(text: str, start: int = 0) -> tuple[Any, int]:
     """
     with suppress(RecursionError):
         value, end = _DECODER.raw_decode(text, start)
-        if text.count("[", start, end) + text.count("{", start, end) <= MAX_DEPTH:
+        if not _is_too_deep(value):
             return value, end
     kept, depth = "", 0
     for token in _TOKEN.finditer(text, start):
@@ -57,6 +58,14 @@ def _decode(text: str, start: int = 0) -> tuple[Any, int]:
             elif depth == 0:
                 return _DECODER.decode(kept + text[start : token.end()]), token.end()
     raise ValueError("cut short")
+
+
+def _is_too_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        lists = [each for each in level if isinstance(each, list)]
+        level = [*chain(*lists, *(each.values() for each in level if isinstance(each, dict)))]
+    return any(isinstance(each, list | dict) for each in level)
 
 
 def objects(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:

@@ -160,7 +160,7 @@ class Conversion:
     ) -> None:
         self.tally = ConversionTally()
         self.has_begun = False
-        self._is_acknowledged = self._was_left = False
+        self._is_acknowledged = self._was_left = self._is_new = False
         self._in_order = 0  # of the messages moved from `meanwhile`, those moved before others could overtake them
         self._moving: Channel | None = None
         self._connection = connection
@@ -197,7 +197,7 @@ class Conversion:
             # An earlier conversion that was killed before its last request: messages would seem to be coming back.
             administration.delete_exchange(self._channel, self._names.back)
         self._channel.declare(self._holder(self._names.held, {PLAN: self._plan.as_text()}))
-        self.has_begun = True
+        self.has_begun = self._is_new = True
 
     def lock(self) -> None:
         """Make sure that no other connection works on this conversion.
@@ -385,9 +385,13 @@ class Conversion:
         for _ in self._drain(names.meanwhile, self.messages.returned, "meanwhile"):
             pass
         self.tally.overtaken = self.tally.meanwhile - self._in_order + self.tally.returned * self._was_left
+        # Another client may hold messages. To ask takes seconds on RabbitMQ, so not if this run has returned all.
+        has_all = self._is_new and self.tally.held == self.tally.returned and not self.tally.meanwhile
         for holder in (names.meanwhile, names.held):  # the plan is deleted with `held`
             if not is_empty(self._connection, holder):
                 raise Unavailable(f"{holder!r} still has messages")
+            if not has_all:
+                self._check_clients(holder)
             administration.delete_queue(channel, holder)
         # Deleted last, because its binding shows that messages are being returned, even in an undo.
         administration.delete_exchange(channel, names.back)
@@ -472,7 +476,7 @@ class Conversion:
     def _check_clients(self, queue: str) -> None:
         """Check that deleting a queue would lose no messages, because none are unacknowledged."""
         self._wait_for_clients(queue)
-        go_on = pasteable("queue convert --resume", queue)
+        go_on = pasteable("queue convert --resume", self._plan.queue)
         check_acknowledged(self._api, self._vhost, queue, lambda: self._channel.depth_of(queue), go_on)
         self._is_acknowledged = True
 

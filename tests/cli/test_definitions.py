@@ -454,6 +454,19 @@ def test_doctor_reads_a_definitions_file_without_a_broker(old: Shell) -> None:
     assert old.run("mqtool", "doctor", "-", "--upgrade", "4.3", stdin="[]").code == 65
 
 
+def test_doctor_escapes_names_in_sarif_messages(lonely_shell: Shell) -> None:
+    """`doctor --format sarif` escapes brackets and braces in a name: the name of a queue cannot become a link or a
+    placeholder in the message.
+    """
+    queue = {"vhost": "/", "name": "[x](http://evil) {0} \\", "durable": False, "auto_delete": False, "arguments": {}}
+    (lonely_shell.directory / "old.json").write_text(json.dumps({"vhosts": [{"name": "/"}], "queues": [queue]}))
+    told = lonely_shell.run("mqtool", "doctor", "old.json", "--upgrade", "4.3", "--format", "sarif")
+    (result,) = json.loads(told.stdout)["runs"][0]["results"]
+    assert result["message"]["text"].startswith(r"queue '\[x\](http://evil) {{0}} \\\\' (line ")
+    (location,) = result["locations"][0]["logicalLocations"]
+    assert location["name"] == r"queue '[x](http://evil) {0} \\'"
+
+
 @on_any_broker
 @pytest.mark.parametrize("kind", ["queues", "exchanges"])
 def test_definitions_import_refuses_a_name_that_utf_8_cannot_encode(admin: Shell, kind: str) -> None:

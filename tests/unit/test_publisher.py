@@ -169,9 +169,9 @@ def test_a_missing_confirm_raises_not_confirmed(wire: Wire, publisher: Unconfirm
 def test_the_confirm_timeout_pauses_without_a_connection(wire: Wire, publisher: Unconfirmed) -> None:
     """Time during which there is no connection does not count towards a publisher's confirm timeout."""
     wire.publish(b"1")
-    publisher.pause()
+    publisher.set_paused(is_paused=True)
     publisher.wait(1, confirm_timeout=0.01, at_most=0.05)
-    publisher.resume()
+    publisher.set_paused(is_paused=False)
     with pytest.raises(NotConfirmed):
         publisher.wait(1, confirm_timeout=0.01)
 
@@ -516,10 +516,10 @@ def test_nacks_are_final_once_queues_have_had_time_to_elect_leaders(
         publisher.wait(1, confirm_timeout=60, at_most=0)
         assert wire.reopened == attempt
         now[0] += 0.01
-        publisher.pause()
+        publisher.set_paused(is_paused=True)
         publisher.wait(1, confirm_timeout=60, at_most=0)
         assert wire.reopened == attempt
-        publisher.resume()
+        publisher.set_paused(is_paused=False)
         for _ in range(2):
             publisher.wait(1, confirm_timeout=60, at_most=0)
             assert wire.reopened == attempt + 1

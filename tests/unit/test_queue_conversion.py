@@ -169,6 +169,25 @@ def test_a_conversion_continues_where_it_was_stopped(
     place.check_converted(after, COUNT + 1)
 
 
+def test_a_conversion_does_not_delete_messages_that_a_client_has_taken_from_the_holding_queue(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If another client holds a message of the holding queue unacknowledged, such as `peek`, a conversion does not
+    delete this queue. Once the client has ended, the conversion can be completed, and no message is lost.
+    """
+    monkeypatch.setattr(held_messages, "_PATIENCE", 0.1)
+    place.fill()
+    begin_and_stop(place, 3)
+    peeking = place.connect()
+    assert peeking.channel().get(NAMES.held) is not None
+    with pytest.raises(Unavailable, match=r"^1 message of 'jobs[.]mqtool-convert' is unacknowledged"):
+        place.resume()
+    place.connections[-1].close()
+    peeking.close()
+    place.resume()
+    assert sorted(place.bodies()) == [*range(COUNT)]
+
+
 @pytest.mark.parametrize("batches", [1, 3])
 def test_a_conversion_is_undone_before_the_queue_is_replaced(place: Place, batches: int) -> None:
     """A conversion that has not replaced its queue yet can be undone: the queue, which is still the same, gets all its

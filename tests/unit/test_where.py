@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
@@ -396,6 +397,47 @@ def test_a_condition_never_fails_whatever_a_message_contains(value: Any) -> None
     """Whatever a header, property or body contains, testing a `--where` condition raises no error."""
     for test in _TESTS:
         test.matches({"headers": {"h": value}, "body": value, "properties": {"message_id": value}, "timestamp": value})
+
+
+@pytest.mark.parametrize(
+    ("pattern", "body"),
+    [("(a+)+$", "a" * 40 + "!"), ("a.*b", "a" * 1_000_000), ("(x|x)*y", "x" * 100_000), (r"(\w+)*é$", "ü" * 50 + "!")],
+)
+def test_a_regular_expression_is_matched_in_linear_time(pattern: str, body: str) -> None:
+    """A body that a stranger has sent cannot make a command with --where hang: a regular expression is matched in
+    linear time, whatever the expression and the body are.
+    """
+    started = time.process_time()
+    assert not where.parse(f"body~'{pattern}'").matches({"body": body})
+    assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("pattern", "part"), [("a(?=b)", "(?="), (r"(a)\1", r"\1"), ("a(?!b)c", "(?!"), ("(?<=a)b", "(?<=")]
+)
+def test_a_regular_expression_that_cannot_be_matched_in_linear_time_is_refused(pattern: str, part: str) -> None:
+    """If a condition contains a regular expression with lookaround or a backreference, it is refused. The error names
+    this part.
+    """
+    with pytest.raises(BadExpression, match=re.escape(part)) as refused:
+        where.parse(f"body~'{pattern}'")
+    assert refused.value.hint == "lookaround and backreferences are not supported"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "body"),
+    [
+        (r"^\w+$", "Müller_٣"), (r"^[\w.]+$", "Mül.ler"), (r"^\W$", "€"), (r"^\d$", "٣"), (r"^[^\D]$", "٣"),
+        (r"^\\w$", r"\w"), (r"^[\\w]+$", r"w\w"), (r"^[]\]w]+$", "]w"), ("b$", "ab\n"), ("(?m)^b$", "a\nb\nc"),
+        ("(?i)É", "é"), ("^$", ""), ("^$", "\n"),
+    ],
+)  # fmt: skip
+def test_a_regular_expression_matches_as_in_python(pattern: str, body: str) -> None:
+    """A regular expression in a condition matches letters and digits of all languages, and `$` also matches before a
+    newline at the end, as in Python.
+    """
+    assert re.search(pattern, body)
+    assert where.parse(f"body~'{pattern}'").matches({"body": body})
 
 
 @given(st.text(alphabet="abz()'\".=~!<> \n\0é1") | st.text())

@@ -215,6 +215,8 @@ _SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 _INFORMATION = "https://www.rabbitmq.com/docs/upgrade"
 #: The SARIF level for each severity.
 _LEVELS = {"critical": "error", "warning": "warning"}
+#: In a SARIF message, brackets mark a link, and braces a placeholder. Anybody may choose a name with either.
+_IN_SARIF = str.maketrans({"\\": r"\\", "[": r"\[", "]": r"\]", "{": "{{", "}": "}}"})
 
 
 def sarif(found: Sequence[Finding], file: Path | None) -> dict[str, Any]:
@@ -224,14 +226,14 @@ def sarif(found: Sequence[Finding], file: Path | None) -> dict[str, Any]:
         file: the definitions file that was checked; None if a broker was checked.
     """
     checks = {finding.check: finding for finding in found}
-    rules = [{"id": check, "help": {"text": first.hint}} for check, first in checks.items()]
+    rules = [{"id": check, "help": {"text": first.hint.translate(_IN_SARIF)}} for check, first in checks.items()]
     driver = {"name": "mqtool doctor", "version": __version__, "informationUri": _INFORMATION, "rules": rules}
     results = [
         {
             "ruleId": finding.check,
             "ruleIndex": [*checks].index(finding.check),
             "level": _LEVELS[finding.severity],
-            "message": {"text": f"{finding.where} {finding.what}: {finding.hint}"},
+            "message": {"text": f"{finding.where} {finding.what}: {finding.hint}".translate(_IN_SARIF)},
             "locations": [_location(finding, file)],
         }
         for finding in found

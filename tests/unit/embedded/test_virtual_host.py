@@ -193,7 +193,8 @@ def test_declarations_are_refused_while_definitions_take_too_much_memory(vhost: 
             declare()
         assert error.value.code == 406
         assert str(error.value.text).endswith(
-            f"cannot declare {what}: queues, exchanges and bindings take {taken} bytes, which is more than {most}"
+            f"cannot declare {what}: queues, exchanges, bindings and global parameters take {taken} bytes, which is "
+            f"more than {most}"
         )
     assert ("more" in vhost.queues, "more" in vhost.exchanges, len([*vhost.bindings()])) == (False, False, 1)
     vhost.add_queue(QueueDeclaration("restored", {}, durable=True), key=1)

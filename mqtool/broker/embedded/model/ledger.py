@@ -205,7 +205,8 @@ class Ledger:
     Attributes:
         held_bytes: the memory that messages and clients take, in bytes.
         quiet_bytes: while held_bytes is not above this, changes are not reported.
-        definition_bytes: the part of held_bytes that queues, exchanges and bindings take, without messages.
+        definition_bytes: the part of held_bytes that queues (without messages), exchanges, bindings and global
+            parameters take.
         most_definition_bytes: while definition_bytes is above this, clients cannot declare any more.
         most_bytes: while held_bytes is above this, the broker makes no further copies of messages.
         when_changed: called with held_bytes after each other change.

@@ -548,11 +548,11 @@ def _add(
 
 
 def check_room(ledger: Ledger, what: str) -> None:
-    """Raise ChannelException 406 if queues, exchanges and bindings already take too much memory to add another."""
+    """Raise ChannelException 406 if definitions already take too much memory to add another."""
     if ledger.definition_bytes > ledger.most_definition_bytes:
         raise precondition_failed(
-            f"cannot declare {what}: queues, exchanges and bindings take {ledger.definition_bytes} bytes, "
-            f"which is more than {ledger.most_definition_bytes}"
+            f"cannot declare {what}: queues, exchanges, bindings and global parameters take "
+            f"{ledger.definition_bytes} bytes, which is more than {ledger.most_definition_bytes}"
         )
 
 

@@ -1,0 +1,52 @@
+"""A requester cannot stop an RPC server with a reply queue for which the broker closes the connection (541)."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from mqtool.amqp import Backoff, Connection, Receiving, administration, parse_addresses
+from mqtool.message import Message
+from mqtool.topology import Queue
+from mqtool.tutorials import rpc
+from tests.brokers import TestBroker
+from tests.cli.shell import wait_until
+
+#: Looks like a queue for direct replies. RabbitMQ 3.10 cannot decode it, and closes the connection with 541.
+HOSTILE = "amq.rabbitmq.reply-to.x.y"
+
+
+@pytest.mark.parametrize("prefetch", [1, 100])
+def test_an_rpc_server_drops_replies_for_which_the_broker_closes_the_connection(
+    broker: TestBroker, prefetch: int
+) -> None:
+    """If a requester names a reply queue for which RabbitMQ closes the connection with 541, the RPC server reconnects.
+    If RabbitMQ does so again, the server drops the reply, with a notice, and acknowledges the request. It answers all
+    requests of others.
+    """
+    bodies = [b"%d" % number for number in range(150)]
+    notices: list[str] = []
+    with (
+        Connection(parse_addresses(broker.url)) as connection,
+        Connection(parse_addresses(broker.url), backoff=Backoff(first=0.01), notice=notices.append) as of_server,
+        ThreadPoolExecutor() as pool,
+    ):
+        channel, serving = connection.channel(), of_server.channel()
+        queue = channel.declare(Queue("requests", durable=True))
+        hostile = [Message(b"x", queue.name, properties={"reply_to": HOSTILE})] * 2
+        assert [receipt.confirmation for receipt in channel.publish(hostile)] == ["confirmed"] * 2
+        served = rpc.serve(serving, queue, lambda request: Message(request.body), Receiving(prefetch=prefetch))
+        server = pool.submit(lambda: sum(1 for _ in served))
+        try:
+            replies = dict(rpc.call(channel, queue, bodies, Receiving(timeout=60)))
+            wait_until(lambda: administration.depth(channel, queue.name).ready == 0, "no request left")
+        finally:
+            serving.stop()
+        assert server.result(30) >= 152
+
+    assert [replies[number].body for number in range(150)] == bodies
+    is_closed = any("INTERNAL_ERROR" in notice for notice in notices)
+    assert is_closed == (broker.kind == "rabbitmq")
+    dropped = f"dropped a reply to queue {HOSTILE!r}: publishing it makes the broker close the connection"
+    assert notices.count(dropped) == (2 if is_closed else 0)
+    with Connection(parse_addresses(broker.url)) as connection:
+        assert administration.depth(connection.channel(), "requests").ready == 0
