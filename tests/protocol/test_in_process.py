@@ -500,6 +500,7 @@ def test_a_version_that_is_a_number_is_refused() -> None:
         EmbeddedBroker(like=4.3)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "written", ["[tool.pytest]\namqp_broker_like = 4.3", "[tool.pytest.ini_options]\namqp_broker_like = 3.10"]
 )
