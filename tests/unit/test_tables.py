@@ -6,7 +6,7 @@ from struct import error as StructError  # noqa: N812
 from struct import pack
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as some
 
 from mqtool.codecs.field_tables import CLIENT, NoFieldType, decode_properties, decode_short_string
@@ -29,7 +29,6 @@ scalars = (
 values = some.recursive(scalars, lambda inner: some.lists(inner) | some.dictionaries(names, inner), max_leaves=8)
 
 
-@settings(max_examples=40, deadline=None)
 @given(some.dictionaries(names, values, max_size=5))
 def test_a_field_table_is_decoded_as_it_was_encoded(table: dict[str, object]) -> None:
     """After encoding and decoding, a field table contains the same values, even if tables and lists are
