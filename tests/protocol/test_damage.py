@@ -11,12 +11,12 @@ from pika import BasicProperties
 from tests.protocol.broker_process import BrokerProcess
 
 PERSISTENT = BasicProperties(delivery_mode=2)
-MESSAGES = 300
+MESSAGES = 100
 
 
 @pytest.fixture
 def process(process: BrokerProcess) -> BrokerProcess:
-    """A broker with 300 messages."""
+    """A broker with 100 messages."""
     channel = pika.BlockingConnection(pika.URLParameters(process.url)).channel()
     channel.queue_declare("q", durable=True)
     channel.confirm_delivery()

@@ -500,6 +500,7 @@ def test_a_version_that_is_a_number_is_refused() -> None:
         EmbeddedBroker(like=4.3)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "written", ["[tool.pytest]\namqp_broker_like = 4.3", "[tool.pytest.ini_options]\namqp_broker_like = 3.10"]
 )
@@ -662,6 +663,6 @@ def test_the_pytest_fixtures_isolate_tests(tmp_path: Path) -> None:
     """
     (tmp_path / "test_mine.py").write_text(FIXTURES)
     (tmp_path / "pytest.ini").write_text("[pytest]\namqp_broker_like = 4.3\n")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "1", str(tmp_path)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "4 passed" in done.stdout, done.stdout

@@ -504,6 +504,7 @@ def test_a_queues_message_stats_count_gets_and_show_a_publish_rate(
         if stats.get("publish_details", {}).get("rate") and stats.get("get_no_ack"):
             break
         assert time.monotonic() < deadline, stats
+        channel.connection.process_data_events(0.1)
     assert stats["publish"] > 0
     assert [stats.get(name, 0) for name in ("get", "get_no_ack", "deliver", "deliver_get")] == [1, 1, 0, 2]
     assert eventually(api, f"vhosts/{vhost}")["message_stats"]["deliver_get"] == 2

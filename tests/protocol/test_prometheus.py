@@ -314,6 +314,7 @@ def test_metrics_of_many_queues_do_not_hold_up_other_clients() -> None:
         watch.check()
 
 
+@large
 def test_metrics_of_many_channels_do_not_hold_up_other_clients() -> None:
     """While the broker serves the metrics of 100,000 channels, it never uses more than 0.25 s of CPU time before it
     serves other clients.

@@ -30,6 +30,7 @@ from mqtool.codecs.amqp10_values import (
     section,
 )
 from mqtool.codecs.field_tables import Float32, Int8, Int16, Int32, Int64, UInt8, UInt16, UInt32
+from tests.brokers import IN_CI
 
 VALUES = [
     *(None, True, False, UInt8(3), UInt16(500), UInt32(0), UInt32(7), UInt32(1 << 31), ULong(0), ULong(5)),
@@ -53,11 +54,11 @@ def test_an_amqp_1_0_value_is_decoded_as_it_was_encoded(value):
 
 
 def test_damaged_amqp_1_0_values_raise_only_value_error():
-    """Decoding any of 20,000 randomly damaged AMQP 1.0 values returns a value or raises ValueError, but no other
-    exception.
+    """Decoding any of thousands of randomly damaged AMQP 1.0 values returns a value or raises ValueError, but no
+    other exception.
     """
     chosen = random.Random(26)
-    for _ in range(20_000):
+    for _ in range(20_000 if IN_CI else 2_000):
         damaged = bytearray(encode(chosen.choice(VALUES)))
         for _ in range(chosen.randint(1, 4)):
             damaged[chosen.randrange(len(damaged))] = chosen.randrange(256)

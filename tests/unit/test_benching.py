@@ -267,7 +267,7 @@ def test_bench_measures_how_long_a_client_waits_for_a_cpu() -> None:
         "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
         "os.fork()\n"
         "before = CpuTime.now()\n"
-        "while (after := CpuTime.now()).used - before.used < 0.3: pass\n"
+        "while (after := CpuTime.now()).used - before.used < 0.15: pass\n"
         "print(after.waited - before.waited > 0.05)\n"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,7 +7,7 @@ from datetime import date, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mqtool import ndjson
@@ -129,7 +129,6 @@ def shape(value: Any) -> Any:
     return value if isinstance(value, bool) else type(value)
 
 
-@settings(max_examples=50)
 @given(st.dictionaries(st.text(max_size=5), values, max_size=4), values, words)
 def test_no_long_word_is_left_after_scrubbing(headers: dict[str, Any], body: Any, key: str) -> None:
     """After `scrub`, a message contains no word of 8 or more letters and digits from its original headers, ids, routing

@@ -6,7 +6,7 @@ from struct import error as StructError  # noqa: N812
 from struct import pack
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as some
 
 from mqtool.codecs.field_tables import CLIENT, NoFieldType, decode_properties, decode_short_string
@@ -29,7 +29,6 @@ scalars = (
 values = some.recursive(scalars, lambda inner: some.lists(inner) | some.dictionaries(names, inner), max_leaves=8)
 
 
-@settings(max_examples=40, deadline=None)
 @given(some.dictionaries(names, values, max_size=5))
 def test_a_field_table_is_decoded_as_it_was_encoded(table: dict[str, object]) -> None:
     """After encoding and decoding, a field table contains the same values, even if tables and lists are
@@ -41,7 +40,7 @@ def test_a_field_table_is_decoded_as_it_was_encoded(table: dict[str, object]) ->
 
 
 AS_THEY_ARE = [value for value in VALUES if value[:1] != b"t"]  # any octet but zero is true
-DEEP = [nested(MAX_DEPTH + 1), nested(20_000), nested(450, b"A")]
+DEEP = [nested(MAX_DEPTH + 1), nested(2_000), nested(450, b"A")]
 
 
 @pytest.mark.parametrize("value", [*AS_THEY_ARE, *DEEP, b"F" + sized(b"?")], ids=lambda value: value[:9].hex())

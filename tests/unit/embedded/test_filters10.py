@@ -15,6 +15,7 @@ from mqtool.broker.embedded.model.sectioned import parse
 from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, MessageHeader, data_section
 from mqtool.codecs.amqp10_values import Any10, Described, Map, Milliseconds, Symbol, ULong
 from mqtool.codecs.field_tables import Int32, Timestamp, UInt8, UInt32
+from tests.brokers import IN_CI
 
 _ID = uuid.UUID("00112233-4455-6677-8899-aabbccddeeff")
 _PROPERTIES = BareProperties(
@@ -215,9 +216,9 @@ def test_a_broker_like_4_0_has_only_stream_filters() -> None:
 
 
 def test_like_patterns_match_the_same_texts_as_regular_expressions() -> None:
-    """In SQL filters, 20,000 random LIKE patterns match the same texts as the equivalent regular expressions."""
+    """In SQL filters, thousands of random LIKE patterns match the same texts as the equivalent regular expressions."""
     chosen = random.Random(41)
-    for _ in range(20_000):
+    for _ in range(20_000 if IN_CI else 2_000):
         pattern = "".join(chosen.choices("ab%_!", weights=(3, 3, 3, 2, 1), k=chosen.randrange(9)))
         text = "".join(chosen.choices("ab%\n", weights=(4, 4, 1, 1), k=chosen.randrange(10)))
         if re.fullmatch(r"([^!]|!.)*", pattern) is None:
