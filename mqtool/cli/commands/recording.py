@@ -299,7 +299,7 @@ def _show(recording: RecordingOptions, pace: ReplayPace) -> None:
     app,
     "mqtool tap orders --json | mqtool recording scrub > incident.ndjson",
     "mqtool recording scrub incident.ndjson --keep routing_key,headers.type",
-    "mqtool recording scrub incident.ndjson --field body.customer.email --seed 'a long secret'",
+    "mqtool recording scrub incident.ndjson --field body.email --seed 'a secret'",
     effect=Effect.NONE,
 )
 def scrub(
