@@ -175,7 +175,7 @@ def closed_early(address: Address) -> MqtoolError:
         + (
             "; if clients need a certificate, name it with --tls-cert"
             if address.tls
-            else "; if the port speaks TLS, use amqps://"
+            else "; if the port speaks TLS, use amqps://; AMQP's port is usually 5672"
         ),
     )
 

@@ -368,6 +368,8 @@ def _notice(text: str) -> None:
     """Print a notice. If it reports a queue or exchange with other settings, suggest a --dialect that matches them."""
     if differs := Difference.reported_in(text):
         setting, thing, name, ours, theirs = differs
+        if thing == "exchange" and name.startswith("amq."):
+            return  # predefined: the user can only use it as it is
         text = f"{thing} '{name}' exists with {setting} {theirs} instead of {ours}, and is used as it is"
         if like := declaring_like(differs):
             text += f"; --dialect {' or '.join(like)} declares it like that"

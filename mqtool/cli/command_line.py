@@ -24,7 +24,7 @@ from mqtool.cli import contexts
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.help.index import ALIASES
-from mqtool.cli.help.option_sections import SECTIONS
+from mqtool.cli.help.option_sections import SECTIONS, help_record
 from mqtool.cli.help.sentence import sentence_of
 from mqtool.cli.invocation import Call, current
 from mqtool.errors import UsageError
@@ -60,7 +60,7 @@ class Command(TyperCommand):
         shown: dict[str, list[tuple[str, str]]] = {title: [] for title in ("Arguments", "Options", *SECTIONS)}
         hidden: dict[str, list[str]] = {}
         for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
+            record = help_record(parameter, ctx)
             if record is None:
                 continue
             title = getattr(parameter, "rich_help_panel", None) or ""

@@ -42,7 +42,10 @@ class Listing:
         for name in names:
             if name not in self.columns:
                 columns = f"columns: {', '.join(sorted(self.columns))}"
-                raise UsageError(f"{self.things} have no column {name!r}", did_you_mean(name, self.columns, columns))
+                hint = did_you_mean(name, self.columns, columns)
+                if "," in name:
+                    hint = f"separate columns with spaces: {name.replace(',', ' ')}"
+                raise UsageError(f"{self.things} have no column {name!r}", hint)
 
     def rows(self, api: Management, vhost: str | None, names: Sequence[str]) -> Iterator[Row]:
         """Yield rows with these columns. Values that the broker does not report are None."""

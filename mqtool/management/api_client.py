@@ -135,9 +135,9 @@ def _missing(url: str) -> tuple[str, str | None]:
         case "queues" | "exchanges" | "bindings" | "consumers" | "policies", [vhost]:
             return f"vhost {vhost!r} does not exist", "'mqtool list vhosts' shows them"
         case "queues" | "exchanges", [vhost, name, *_]:
-            return f"{kind[:-1]} {name!r} or vhost {vhost!r} does not exist", listed
+            return f"{kind[:-1]} {name!r} does not exist in vhost {vhost!r}", listed
         case "policies" | "operator-policies", [vhost, name]:
-            return f"policy {name!r} or vhost {vhost!r} does not exist", "'mqtool policy ls' shows them"
+            return f"policy {name!r} does not exist in vhost {vhost!r}", "'mqtool policy ls' shows them"
         case "users", [name, *_]:
             return f"user {name!r} does not exist", listed
     return " ".join([kind, *map(repr, names), "does not exist"]), None

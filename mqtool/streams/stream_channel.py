@@ -14,6 +14,7 @@ from mqtool.amqp import CONFIRM_TIMEOUT, STREAMING, Address, Backoff, Channel, R
 from mqtool.errors import DeclaredDifferently, MqtoolError, NotFound, Unavailable, UsageError
 from mqtool.message import Delivery, Message, Receipt
 from mqtool.offsets import FIRST, Offset
+from mqtool.spelling import pasteable
 from mqtool.streams.entries import encode
 from mqtool.streams.session import NOWHERE, Inbox, StreamSession, in_words
 from mqtool.streams.stream_consumer import StreamConsumer
@@ -117,7 +118,8 @@ class StreamChannel:
             return stream
         if not self.exists(stream.name):
             raise DeclaredDifferently(
-                f"queue {stream.name!r} is not a stream", "name another with -q, or delete it: mqtool queue delete"
+                f"queue {stream.name!r} is not a stream",
+                f"name another with -q, or delete it: {pasteable('queue delete', stream.name)}",
             )
         if self._strict:
             raise DeclaredDifferently(f"stream {stream.name!r} has different settings", "leave out --strict to use it")

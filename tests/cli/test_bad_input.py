@@ -234,7 +234,7 @@ BROKER = [
     Case("receive-log fanout -e a-topic-exchange", 78, "inequivalent arg 'type' for exchange", "routes differently"),
     # Publishing.
     Case("send x -e nowhere", 69, "no exchange 'nowhere' in vhost", "check the name"),
-    Case("tap nowhere", 69, "exchange 'nowhere' or vhost", "'mqtool list exchanges' shows them"),
+    Case("tap nowhere", 69, "exchange 'nowhere' does not exist in vhost", "'mqtool list exchanges' shows them"),
     Case("route nowhere key", 69, "exchange 'nowhere' does not exist in vhost", "'mqtool list exchanges' shows them"),
     Case("send x -e amq.direct -r nobody --mandatory", 75, "the message was returned: NO_ROUTE", "no queue is bound"),
     *[
@@ -394,11 +394,12 @@ def test_the_first_ten_unroutable_messages_are_reported_and_all_are_counted(shel
 
     result = shell.run("mqtool", "send", "-l", "-e", "amq.direct", "-r", "nobody", "--mandatory", stdin=stdin)
 
-    *named, more, total, sentence = result.stderr.splitlines()
+    *named, more, total, sentence, hint = result.stderr.splitlines()
     assert named == [f"warning: returned: 'line {number}': NO_ROUTE (312)" for number in range(10)]
     assert more == "warning: further failures are only counted"
     assert total.startswith("0 confirmed, 12 returned in ")
-    assert sentence == "mqtool: the broker confirmed none of 12 messages"
+    assert sentence == "mqtool: no queue received any of the 12 messages"
+    assert hint == "hint: 'mqtool topology' shows which queues are bound"
     assert (result.stdout, result.code) == ("", 75)
 
 

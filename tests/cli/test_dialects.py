@@ -217,6 +217,14 @@ def test_a_tutorials_queue_is_declared_without_a_notice(shell: Shell, command: s
     assert shell.run("mqtool", "list", "queues", "name").stdout == f"{queue}\n"
 
 
+@on_any_broker
+def test_there_is_no_notice_about_a_predefined_exchange(shell: Shell) -> None:
+    """`emit-log -e amq.topic` uses the predefined exchange, which is durable, without a notice."""
+    assert shell.run("mqtool", "emit-log", "topic", "-e", "amq.topic", "kern.info", "x").stderr == (
+        " [x] Sent kern.info:x, no queue received it\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("first", "then", "like"),
     [

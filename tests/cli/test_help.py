@@ -80,6 +80,16 @@ def test_option_texts_are_short_phrases() -> None:
             assert not TRANSLATED.search(text)
 
 
+def test_the_value_of_an_option_has_a_name_and_a_duration_a_unit() -> None:
+    """Help calls an option's value by a name such as N or FILE, not by a Python type such as <int range>. The default
+    of a duration has a unit.
+    """
+    for command in leaves(described()):
+        page = page_of(command, everything=True)
+        assert not re.search(r"<(int|float|str|path)\b", page), command.words
+    assert "default: 30s]" in line_of("wait")
+
+
 def test_help_all_shows_every_option() -> None:
     """`COMMAND --help-all` shows all options. `COMMAND --help` leaves out some options, and names the help topics that
     describe these options.

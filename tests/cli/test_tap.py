@@ -108,8 +108,8 @@ def test_tap_says_what_cannot_be_tapped(shell: Shell, broker: TestBroker) -> Non
     bindings, or if the command line does not name exactly one exchange or queue.
     """
     for words, code, said in (
-        (["nowhere", "key"], 69, "exchange 'nowhere' or vhost "),
-        (["-q", "nowhere"], 69, "queue 'nowhere' or vhost "),
+        (["nowhere", "key"], 69, "exchange 'nowhere' does not exist in vhost "),
+        (["-q", "nowhere"], 69, "queue 'nowhere' does not exist in vhost "),
         (["amq.direct"], 2, "nothing is bound to the direct exchange 'amq.direct'"),
         ([], 2, "name either an exchange or a queue"),
         (["amq.topic", "-q", "jobs"], 2, "name either an exchange or a queue"),

@@ -79,11 +79,14 @@ def test_rows_without_a_value_are_sorted_last() -> None:
 
 def test_the_hint_for_an_unknown_column_names_the_most_similar_one_or_all() -> None:
     """If a list, such as `list queues`, has no column with the given name, the hint names the most similar column, or
-    all columns if none is similar.
+    all columns if none is similar. If columns are separated with commas, it says to use spaces.
     """
     with pytest.raises(UsageError, match="no column 'mesages_ready'") as caught:
         QUEUES.check(["name", "mesages_ready"])
     assert caught.value.hint == "did you mean 'messages_ready'?"
+    with pytest.raises(UsageError) as caught:
+        QUEUES.check(["name,messages"])
+    assert caught.value.hint == "separate columns with spaces: name messages"
     with pytest.raises(UsageError) as caught:
         BINDINGS.check(["nothing"])
     assert "source_name" in str(caught.value.hint)

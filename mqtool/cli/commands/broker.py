@@ -17,9 +17,9 @@ from mqtool.broker.state import DEFAULT_NAME, Started
 from mqtool.cli import stopping
 from mqtool.cli.broker_access import chosen
 from mqtool.cli.chosen_broker import resolve_addresses
-from mqtool.cli.command_line import command, group
-from mqtool.cli.commands import broker_fault, broker_up
-from mqtool.cli.commands.broker_up import Name, known
+from mqtool.cli.command_line import command
+from mqtool.cli.commands import broker_fault
+from mqtool.cli.commands.broker_up import Name, app, known, up_again
 from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import MANAGEMENT_VARIABLE, Effect
 from mqtool.cli.display import layout, output
@@ -28,8 +28,6 @@ from mqtool.cli.options.broker_options import WhichBroker
 from mqtool.errors import Unavailable, UsageError
 from mqtool.spelling import pasteable
 
-app = group("broker", "Start a broker for yourself, and stop it.", heading="Broker")
-app.add_typer(broker_up.part)
 app.add_typer(broker_fault.part)
 
 _LOG_PAUSE = 0.2
@@ -74,7 +72,7 @@ def status(which: WhichBroker, name: Name = DEFAULT_NAME) -> None:
             output.show(f"  {key.replace('_', ' '):<12} {value}")
     output.show(f"  commands use {choice.description()}")
     if running < started.nodes:
-        raise Unavailable(f"the broker is {says}", f"start it again: {broker_up.up_again(started)}")
+        raise Unavailable(f"the broker is {says}", f"start it again: {up_again(started)}")
 
 
 def _state_of(started: Started) -> str:
@@ -124,7 +122,7 @@ def rm(
 def _say_kept(removed: Started) -> None:
     """Say where the messages of a removed broker are, how to use them again, and how to delete them."""
     if (to_delete := starter_of(removed).to_delete_messages(removed)) is not None:
-        data, again = Path(str(removed.details["data"])), broker_up.up_again(removed)
+        data, again = Path(str(removed.details["data"])), up_again(removed)
         if data.is_absolute() and not data.is_relative_to(removed.directory):
             again += f" --data-dir={shlex.quote(str(data))}"
         output.notice(f"its messages are kept in {data}; to use them again: {again}; to delete them: {to_delete}")

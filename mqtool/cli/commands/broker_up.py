@@ -21,27 +21,27 @@ from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.broker_access import access_to
 from mqtool.cli.chosen_broker import choose, is_same_node, read_password
-from mqtool.cli.command_line import command
+from mqtool.cli.command_line import command, group
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import BrokerOptions
 from mqtool.errors import NothingAnswers, Unavailable, UsageError
 from mqtool.spelling import pasteable
 
-part = typer.Typer()
+app = group("broker", "Start a broker for yourself, and stop it.", heading="Broker")
 
 _PAUSE = 0.2
 
-Name = Annotated[str, typer.Option(help="Name of the broker", autocompletion=lambda: state.names())]
+Name = Annotated[str, typer.Option(metavar="NAME", help="Name of the broker", autocompletion=lambda: state.names())]
 DefinitionsOption = Annotated[Path | None, typer.Option(metavar="FILE", resolve_path=True, help=help_of("definitions"))]
 
 
 def _port(about: str, lowest: int = 1) -> Any:
-    return typer.Option(min=lowest, max=65535, help=about)
+    return typer.Option(min=lowest, max=65535, metavar="N", help=about)
 
 
 @command(
-    part,
+    app,
     "mqtool broker up",
     "mqtool broker up --kind embedded --port 5673 --name second",
     effect=Effect.READS,
@@ -306,7 +306,7 @@ def known(name: str) -> Started:
 
 
 @command(
-    part,
+    app,
     "mqtool broker serve --port 0 --print-url",
     "mqtool broker serve --management-port 15672 --recording",
     effect=Effect.OWN,
@@ -359,7 +359,7 @@ def serve(
         raise Unavailable(str(error), "with port 0, it takes a free one" if error.is_port_taken else None) from error
 
 
-@command(part, "mqtool broker restart", "mqtool broker restart --name second", effect=Effect.OWN)
+@command(app, "mqtool broker restart", "mqtool broker restart --name second", effect=Effect.OWN)
 def restart(name: Name = DEFAULT_NAME) -> None:
     """Restart the broker that 'broker up' started; messages are kept."""
     known(name)

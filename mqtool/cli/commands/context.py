@@ -32,7 +32,7 @@ _COLUMNS = ("name", "url", "management", "protected", "in_use")
 
 
 def _pem(what: str) -> Any:
-    return typer.Option(resolve_path=True, help=f"{what} (PEM)")
+    return typer.Option(resolve_path=True, metavar="FILE", help=f"{what} (PEM)")
 
 
 @command(

@@ -299,7 +299,7 @@ def _show(recording: RecordingOptions, pace: ReplayPace) -> None:
     app,
     "mqtool tap orders --json | mqtool recording scrub > incident.ndjson",
     "mqtool recording scrub incident.ndjson --keep routing_key,headers.type",
-    "mqtool recording scrub incident.ndjson --field body.customer.email --seed 'a long secret'",
+    "mqtool recording scrub incident.ndjson --field body.email --seed 'a secret'",
     effect=Effect.NONE,
 )
 def scrub(
@@ -320,8 +320,8 @@ def scrub(
     """Replace the values in a recording, so that it can be shared.
 
     Replaces routing keys, header values, ids and bodies: letters with letters, and digits with digits. Replacements are
-    consistent: equal words stay equal. Does not change exchanges, queues, times, content types, names of headers, keys
-    of JSON bodies, true, false and null, and headers that RabbitMQ itself sets, such as x-death.
+    consistent: equal words stay equal. Keeps exchanges, queues, times and content types; the names of headers, and the
+    headers that RabbitMQ sets, such as x-death; the keys of JSON bodies, and their true, false and null.
     """
     if file is None and output.is_terminal(STDIN):
         raise UsageError("no recording to scrub", "name a file, or pipe one in")

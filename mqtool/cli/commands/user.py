@@ -37,7 +37,8 @@ IfNotExists = Annotated[bool, typer.Option("--if-not-exists", help="Succeed if i
 
 
 LoginPassword = Annotated[
-    Path | None, typer.Option(help="Read the password to log in with from FILE", rich_help_panel="Broker")
+    Path | None,
+    typer.Option(metavar="FILE", help="Read the password to log in with from FILE", rich_help_panel="Broker"),
 ]
 
 

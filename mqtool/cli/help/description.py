@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from mqtool.cli.contexts import Effect
-from mqtool.cli.help.option_sections import SECTIONS
+from mqtool.cli.help.option_sections import SECTIONS, help_record
 from mqtool.cli.help.sentence import sentence_of
 
 
@@ -104,7 +104,7 @@ _ORDER = ("", *(each.topic for each in SECTIONS.values()))
 
 
 def _option(parameter: Any, context: typer.Context) -> OptionHelp:
-    syntax, text = parameter.get_help_record(context)
+    syntax, text = help_record(parameter, context)
     section = SECTIONS.get(parameter.rich_help_panel)
     is_option = parameter.param_type_name == "option"
     return OptionHelp(

@@ -3,8 +3,11 @@
 An option is in the section that its `rich_help_panel` names.
 """
 
+import re
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from mqtool.duration import compact_duration
 
 
 class Section(NamedTuple):
@@ -45,3 +48,11 @@ SECTIONS = {
     ),
     "Broker": Section("connection", frozenset({"--url", "--context"}), "--protocol"),
 }
+
+
+def help_record(parameter: Any, context: Any) -> Any:
+    """Return the syntax and the text of a parameter, None if it is hidden. A duration's default has a unit: 30s."""
+    record = parameter.get_help_record(context)
+    if record is None or parameter.metavar != "DURATION":
+        return record
+    return record[0], re.sub(r"(?<=\[default: )[\d.]+", lambda found: compact_duration(float(found[0])), record[1])

@@ -172,6 +172,9 @@ class Outgoing:
             if (not_taken := self._not_taken(error)) is not None:
                 raise not_taken from error
             raise
+        if self.total and self._counts[Confirmation.RETURNED] == self.total:
+            which = f"any of the {_messages(self.total)}" if self.total > 1 else "the message"
+            raise NotConfirmed(f"no queue received {which}", "'mqtool topology' shows which queues are bound")
         if self._failed and not self._counts[Confirmation.CONFIRMED]:
             raise NotConfirmed(f"the broker confirmed none of {_messages(self._failed)}")
         if self._failed:
