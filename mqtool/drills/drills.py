@@ -89,12 +89,12 @@ def drop_connection(scene: DrillScene, count: int = STREAM_MESSAGES) -> Verdict:
         f"{count:,} messages flow from a sender to a receiver. The connections of both programs are cut three times. "
         f"Watch the programs reconnect. {_AGAIN}"
     )
-    with Proxy(scene.port) as proxy:
+    with Proxy(scene.address.port, scene.address.host) as proxy:
 
         def cut() -> None:
             scene.say(f"Now a proxy cuts {counted(proxy.cut(), 'connection')}.")
 
-        return _flow(scene, scene.through(proxy.port), count, dict.fromkeys((1, 2, 3), cut))
+        return _flow(scene, scene.through(proxy), count, dict.fromkeys((1, 2, 3), cut))
 
 
 def _flow(scene: DrillScene, url: str, count: int, breaks: dict[int, Callable[[], None]]) -> Verdict:
