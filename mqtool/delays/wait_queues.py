@@ -26,7 +26,7 @@ from mqtool.delays import LONGEST, WAIT_SUFFIX
 from mqtool.delays.destinations import DelayPlace, Destination, Warn, derived_name, expect, is_there, name_for
 from mqtool.duration import compact_duration, parse_duration
 from mqtool.errors import BadData, DeclaredDifferently, UsageError
-from mqtool.message import DUE, Delivery, Message
+from mqtool.message import DUE, END_OF_TIME, Delivery, Message
 from mqtool.spelling import pasteable
 from mqtool.topology import Binding, Exchange, Queue
 
@@ -319,6 +319,9 @@ def waits_for(milliseconds: int) -> list[Wait]:
 
 #: The argument of a relay's queue (work/delay_relay.py), with the name of the exchange for due messages.
 RELAY = "x-mqtool-relay"
+#: The latest due time, in milliseconds since 1970, that datetime can convert in each time zone. Whoever may publish can
+#: write any number into the header.
+_LATEST = (END_OF_TIME - 86_400) * 1000
 #: Headers that the broker or this module has added.
 _NOT_THEIRS = {"x-delivery-count", "x-acquired-count", _THEN}
 
@@ -347,9 +350,9 @@ class WaitQueue(NamedTuple):
         return self.exchange or self.routing_key or (self.claimed.shown() if self.claimed else "")
 
     def due_of(self, delivery: Delivery) -> float | None:
-        """Return a message's due time, in seconds since 1970; None if unknown, as for a retry."""
+        """Return a message's due time, in seconds since 1970; None if unknown, as for a retry, or not a time."""
         due = delivery.headers.get(DUE)
-        return due / 1000 if self.kind == "delay" and isinstance(due, int) else None
+        return due / 1000 if self.kind == "delay" and isinstance(due, int) and 0 <= due <= _LATEST else None
 
     def original(self, delivery: Delivery) -> Message:
         """Return the message as it will be delivered to its destination, or as it was published if that is unknown.

@@ -90,13 +90,13 @@ def drop_connection(scene: DrillScene, count: int = STREAM_MESSAGES) -> Verdict:
         f"{count:,} messages flow from a sender to a receiver. The connections of both programs are cut three times. "
         f"Watch the programs reconnect. {_AGAIN}"
     )
-    with Proxy(scene.port) as proxy:
+    with Proxy(scene.address.port, scene.address.host) as proxy:
 
         def cut(number: int) -> None:
             scene.say(f"Cut {number} of 3: a proxy cuts both connections.")
             proxy.cut()
 
-        return _flow(scene, scene.through(proxy.port), count, {number: partial(cut, number) for number in (1, 2, 3)})
+        return _flow(scene, scene.through(proxy), count, {number: partial(cut, number) for number in (1, 2, 3)})
 
 
 def _flow(scene: DrillScene, url: str, count: int, breaks: dict[int, Callable[[], None]]) -> Verdict:

@@ -14,13 +14,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote
 
-from mqtool.amqp import Connection, administration, parse_addresses
+from mqtool.amqp import Address, Connection, administration, parse_addresses
 from mqtool.broker import choice, ports, state
 from mqtool.broker.choice import BrokerKind
 from mqtool.broker.readiness import wait_until_up
 from mqtool.broker.state import Started, Wanted
-from mqtool.errors import MqtoolError, Unavailable
+from mqtool.errors import MqtoolError, Unavailable, UsageError
 from mqtool.message import new_message_id
 from mqtool.stage.stage import Stage, undisturbed
 from mqtool.stage.terminal import Audience, Guard, Terminal, TerminalPlace
@@ -34,6 +35,7 @@ PATIENCE = 60.0
 _LOOK = 0.1
 #: Give up after this many seconds without progress. After a restart, electing a queue's leader takes time.
 _STILL = 20.0
+_THIS_MACHINE = ("localhost", "127.0.0.1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,12 +159,25 @@ class DrillScene:
     # The broker.
 
     @property
-    def port(self) -> int:
-        return parse_addresses(self.url)[0].port
+    def address(self) -> Address:
+        """The address of the broker, or of its first node."""
+        return parse_addresses(self.url)[0]
 
-    def through(self, port: int) -> str:
-        """Return the broker's URL with another port, such as the port of a proxy."""
-        return self.url.replace(f":{self.port}", f":{port}")
+    def through(self, proxy: "Proxy") -> str:
+        """Return the URL with which clients reach the broker through a proxy on this machine.
+
+        Raises:
+            UsageError: the broker is on another machine, and its certificate is not valid for this one.
+        """
+        address = self.address
+        if address.tls and address.host not in _THIS_MACHINE:
+            raise UsageError(
+                f"the drill's proxy is on this machine, for which the certificate of {address.host} is not valid",
+                "use a broker on this machine, or amqp://",
+            )
+        login, vhost = (quote(each, safe="") for each in (address.password, address.virtual_host))
+        host = f"{address.host if address.tls else '127.0.0.1'}:{proxy.port}"
+        return f"amqp{'s' * address.tls}://{quote(address.user, safe='')}:{login}@{host}/{vhost}"
 
     @property
     def _started(self) -> Started:
@@ -303,10 +318,10 @@ class Arrivals:
 
 
 class Proxy:
-    """A TCP proxy: forwards connections from its own port to another port on this machine, and can cut them."""
+    """A TCP proxy: forwards connections from its own port on this machine to a port of a host, and can cut them."""
 
-    def __init__(self, target_port: int) -> None:
-        self._target_port = target_port
+    def __init__(self, target_port: int, host: str = "127.0.0.1") -> None:
+        self._target = host, target_port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self._open: list[socket.socket] = []
@@ -335,7 +350,7 @@ class Proxy:
             while True:
                 client, _ = self._listener.accept()
                 try:
-                    server = socket.create_connection(("127.0.0.1", self._target_port))
+                    server = socket.create_connection(self._target)
                 except OSError:  # the broker is down
                     client.close()
                     continue

@@ -28,14 +28,14 @@ from mqtool.amqp import Channel, ChannelOwner, Receiving, administration
 from mqtool.delays.destinations import Destination, Warn, name_for
 from mqtool.delays.wait_queues import LONGEST_IN_QUEUES, RELAY, YOUNG, ThroughQueues, is_numbered
 from mqtool.duration import compact_duration
-from mqtool.errors import BadData, DeclaredDifferently, NotFound, Unavailable, UsageError
+from mqtool.errors import BadData, DeclaredDifferently, HeadersTooLarge, NotFound, Unavailable, UsageError
 from mqtool.field_values import FieldValue
 from mqtool.message import DUE, Confirmation, Delivery, Message, Receipt
 from mqtool.routing import delay_of
 from mqtool.spelling import pasteable
 from mqtool.topology import Exchange, Queue
 from mqtool.work.held_messages import has_leader
-from mqtool.work.transfer import name_of, not_taken
+from mqtool.work.transfer import ADDED_BY_BROKER, name_of, not_taken
 
 #: The maximum number of a relay's unacknowledged messages.
 _AT_ONCE = 200
@@ -277,6 +277,8 @@ class Relay:
         self._next: deque[Taken] = deque()
         self._parked: list[Taken] = []
         self._confirmed: list[Delivery] = []
+        #: The tags of deliveries whose headers do not fit into a frame together with those of a delay.
+        self._too_large: set[int] = set()
         #: Confirmed deliveries whose wait queue was declared too recently to survive a kill of the broker.
         self._held_back: deque[tuple[Delivery, float]] = deque()
         # The embedded broker writes a declaration to disk before it replies.
@@ -302,7 +304,14 @@ class Relay:
                 self._acknowledge()
                 return
             except (BadData, UsageError) as error:  # the message cannot be encoded; earlier ones are confirmed
-                self._warn(f"{name_of(self._on_their_way.popitem()[1][0])} stays in {self._names.intake.name}: {error}")
+                delivery, _ = self._on_their_way.popitem()[1]
+                if isinstance(error, HeadersTooLarge) and delivery.delivery_tag not in self._too_large:
+                    # As many such messages as may be unacknowledged would keep all others from being delivered.
+                    self._too_large.add(delivery.delivery_tag)
+                    self._next.append(Taken(delivery))
+                    self._warn(f"{name_of(delivery)} is not delayed: {error}")
+                    continue
+                self._warn(f"{name_of(delivery)} stays in {self._names.intake.name}: {error}")
 
     def _messages(self) -> Iterator[Message | None]:
         while True:
@@ -352,7 +361,8 @@ class Relay:
         delivery, delay, due, wait = taken
         self._sequence += 1
         self._on_their_way[self._sequence] = delivery, 0.0
-        headers = {name: value for name, value in delivery.headers.items() if name not in _NOT_THEIRS}
+        dropped = _NOT_THEIRS | ADDED_BY_BROKER if delivery.delivery_tag in self._too_large else _NOT_THEIRS
+        headers = {name: value for name, value in delivery.headers.items() if name not in dropped}
         properties = {name: value for name, value in delivery.properties.items() if name != "message_id"}
         if properties.get("user_id") != self._user:
             properties["user_id"] = None
@@ -394,6 +404,7 @@ class Relay:
             self._confirmed.append(self._held_back.popleft()[0])
         if self._confirmed:
             self._source.acknowledge(*self._confirmed)
+            self._too_large.difference_update(each.delivery_tag for each in self._confirmed)
             self._confirmed.clear()
 
 

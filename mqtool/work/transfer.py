@@ -37,7 +37,7 @@ _PAUSE, _SHORTEST_PAUSE = 0.05, 0.002
 #: 32. The number of such batches to requeue at once, and seconds to wait until the queue reports them as ready.
 _TOGETHER, _BATCHES, _REQUEUED = 25, 16, 1.0
 #: Headers that the broker adds to a dead letter. It drops a message whose x-death shows a cycle.
-_BROKERS = {"x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason",
+ADDED_BY_BROKER = {"x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason",
             "x-last-death-exchange", "x-last-death-queue", "x-last-death-reason"}  # fmt: skip
 #: Headers that the broker adds to a delivery, with the number of times that the queue has delivered the message.
 _COUNTS = {"x-delivery-count", "x-acquired-count"}
@@ -89,7 +89,7 @@ def failed(delivery: Delivery, error: str, to: str, reason: str | None = None) -
         reason: why the message is dead-lettered; None for a retry.
     """
     origin = history.origin_of(delivery)
-    headers = _without(delivery.headers, _BROKERS | _COUNTS | _COPIES)
+    headers = _without(delivery.headers, ADDED_BY_BROKER | _COUNTS | _COPIES)
     headers |= {
         history.ATTEMPTS: history.attempt_of(delivery),
         history.LAST_ERROR: error,
@@ -110,7 +110,7 @@ def redriven(delivery: Delivery, to: str) -> Message:
 
     A header counts how many times it has been moved back.
     """
-    headers = _without(history.headers_with_origin(delivery), _OURS | _BROKERS | _COUNTS | _COPIES)
+    headers = _without(history.headers_with_origin(delivery), _OURS | ADDED_BY_BROKER | _COUNTS | _COPIES)
     headers[history.RETURNS] = history.death_of(delivery).redrives + 1
     return _moved(delivery, headers, to)
 

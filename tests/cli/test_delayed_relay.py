@@ -114,6 +114,21 @@ def test_delayed_relay_by_timestamps_counts_the_delay_from_publishing(shell: She
     assert running.interrupt().wait().code == 0
 
 
+def test_messages_with_headers_too_large_for_a_delay_do_not_keep_others_from_being_delayed(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """If publishers fill the headers of more messages than `delayed relay` takes at once, so that there is no room for
+    the headers of a delay, these messages are published without delay, with warnings, and the others are delayed.
+    """
+    running = relay(shell, "--type", "topic")
+    large = {"x-delay": 1000, "pad": "x" * 131_010}
+    with Connection(parse_addresses(broker.url)) as connection:
+        [*connection.channel().publish(Message(b"", "large", "tasks", {"headers": large}) for _ in range(AT_ONCE + 1))]
+    publish(broker.url, [100, 1000])
+    assert len(received(shell, 2)) == 2
+    assert f"2 delayed, 0 at once, {AT_ONCE + 1} unroutable" in running.interrupt().wait().stderr
+
+
 @pytest.mark.keeps_messages
 def test_a_killed_delayed_relay_loses_no_message(shell: Shell, broker: TestBroker) -> None:
     """If several processes of `delayed relay` run for one exchange, and all but the last are killed one after the

@@ -73,6 +73,17 @@ def test_delayed_ls_and_show_list_delayed_messages_and_retries(waiting: Waiting)
     assert "mqtool-then" not in in_two_queues["headers"]
 
 
+def test_delayed_show_shows_a_message_with_a_forged_due_time(waiting: Waiting) -> None:
+    """If a publisher has written a number into the header `mqtool-due` that is no time until the year 9999, `delayed
+    show` does not know when the message is due, and shows it and all others.
+    """
+    for due in (10**18, -(10**18), 253_402_300_799_999):
+        sent = ("mqtool", "send", "--no-declare", "-q", "jobs.delay.1h", "-H", f"mqtool-due:={due}")
+        assert waiting.shell.run(*sent, "--property", f"message-id={due}", "forged").code == 0
+        assert f"{due}: within 1h, to jobs: forged" in waiting.run("show").stdout.splitlines()
+    assert {"m-1", "m-2", "m-3", "m-4"} < {*waiting.shown()}
+
+
 def test_delayed_cancel_deletes_the_chosen_messages(waiting: Waiting) -> None:
     """`delayed cancel --yes` deletes the delayed messages that an id or a condition selects; the others keep waiting.
     Without a terminal and without --yes, it exits with 2.

@@ -53,6 +53,25 @@ def test_drill_drop_connection_loses_nothing(lonely_shell: Shell, broker: TestBr
 
 
 @on_any_broker
+def test_drill_drop_connection_cuts_connections_whatever_the_url_looks_like(
+    lonely_shell: Shell, broker: TestBroker
+) -> None:
+    """`drill drop-connection` logs in and cuts both connections if the URL has no scheme, and its password is the
+    number of the port.
+    """
+    address = parse_addresses(broker.url)[0]
+    user = f"drill-{address.port}"
+    broker.api("PUT", f"users/{user}", {"password": str(address.port), "tags": ""})
+    everything = {"configure": ".*", "write": ".*", "read": ".*"}
+    broker.api("PUT", f"permissions/{broker.vhost}/{user}", everything)
+    url = f"{user}:{address.port}@127.0.0.1:{address.port}/{broker.vhost}"
+    result = lonely_shell.run("mqtool", "drill", "drop-connection", "-c", "400", "-u", url)
+    broker.api("DELETE", f"users/{user}")
+    assert _verdict(result)["done"] == 400
+    assert "a proxy cuts 2 connections" in result.stderr
+
+
+@on_any_broker
 def test_drill_poison_dead_letters_only_messages_that_can_never_be_handled(
     lonely_shell: Shell, broker: TestBroker
 ) -> None:

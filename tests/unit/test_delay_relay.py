@@ -11,7 +11,7 @@ import pytest
 
 from mqtool.amqp import Receiving
 from mqtool.delays.wait_queues import LONGEST_IN_QUEUES
-from mqtool.errors import BadData, DeclaredDifferently, NotConfirmed, NotFound, Unavailable
+from mqtool.errors import BadData, DeclaredDifferently, HeadersTooLarge, NotConfirmed, NotFound, Unavailable
 from mqtool.message import DUE, Confirmation, Delivery, Message, Receipt
 from mqtool.topology import Exchange, Queue
 from mqtool.work.delay_relay import Relay, RelayNames, WaitQueueChecks
@@ -28,6 +28,7 @@ class FakeBroker:
 
     Attributes:
         answer: returns the broker's response to a message.
+        fits: the most headers that a message with the body "large" can have.
         is_slow: confirm messages only when there is nothing more to publish.
         has_looked: set once the relay has waited for an answer.
         leader: returns what basic.get finds in a queue. Raises NotConfirmed if the queue has no leader.
@@ -49,6 +50,7 @@ class FakeBroker:
         self.closed = 0
         self.is_open = True
         self.is_slow = False
+        self.fits = 1
         self.has_looked = threading.Event()
 
     def consumer(self, queue: Queue, receiving: Receiving) -> "FakeBroker":
@@ -74,6 +76,8 @@ class FakeBroker:
             if message is not None:
                 if message.body == b"cannot be encoded":
                     raise BadData("no")
+                if message.body == b"large" and len(message.properties["headers"] or ()) > self.fits:
+                    raise HeadersTooLarge("too large")
                 self.published.append(message)
                 sequence += 1
                 unconfirmed.append(Receipt(message, self.answer(message), "why", sequence))
@@ -383,6 +387,32 @@ def test_a_message_that_cannot_be_encoded_stays_in_the_queue_of_delayed_relay() 
     assert broker.acknowledged == [1, 3]
     assert relayed.warnings == ["message m stays in tasks.relay: no"]
     assert relayed.counts["at once"] == 2
+
+
+@pytest.mark.parametrize("headers", [{"x_delay": 5000}, {"x_delay": 5000, "x_death": [{"queue": "q" * 200}]}])
+def test_a_message_whose_headers_have_no_room_for_a_delay_is_published_at_once(headers: dict[str, Any]) -> None:
+    """If the headers of a message do not fit into a frame together with those of its delay, or with those that the
+    broker has added to a dead letter, `delayed relay` publishes it at once without them, prints a warning, and
+    acknowledges it: it takes the place of no other message.
+    """
+    broker = FakeBroker(job(1, b"large", **headers), job(2))
+    relayed = Relayed(broker).run()
+    assert [(each.exchange, each.properties["headers"]) for each in broker.published if each.body == b"large"] == [
+        ("tasks.relayed", {"x-delay": 5000})
+    ]
+    assert sorted(broker.acknowledged) == [1, 2]
+    assert relayed.warnings == ["message m is not delayed: too large"]
+
+
+def test_a_message_that_can_never_be_published_stays_in_the_queue_of_delayed_relay() -> None:
+    """If the headers of a message do not fit into a frame even without a delay, `delayed relay` prints a warning and
+    leaves the message in the command's queue.
+    """
+    broker = FakeBroker(job(1, b"large", x_delay=5000), job(2))
+    broker.fits = 0
+    relayed = Relayed(broker).run()
+    assert broker.acknowledged == [2]
+    assert relayed.warnings == ["message m is not delayed: too large", "message m stays in tasks.relay: too large"]
 
 
 # The broker's responses

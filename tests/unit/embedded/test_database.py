@@ -23,6 +23,7 @@ from mqtool.broker.embedded.store import database
 from mqtool.broker.embedded.store.database import (
     FILE,
     SCHEMA,
+    STREAMS,
     DiskSpace,
     StoredEntry,
     all_entries,
@@ -49,6 +50,21 @@ def memory() -> sqlite3.Connection:
 
 def stored(row: int, body: bytes = b"x") -> StoredEntry:
     return StoredEntry(row, 1, None, 0, 0, b"", b"", body)
+
+
+@pytest.mark.parametrize("name", [FILE, f"{FILE}-wal.copy", STREAMS, f"{STREAMS}/7", f"{STREAMS}/7/{0:020}.segment"])
+def test_a_data_directory_with_a_symbolic_link_is_not_used(tmp_path: Path, name: str) -> None:
+    """If a file of the broker in its data directory is a symbolic link, which whoever may write to the directory could
+    have created, the broker does not start: it neither changes the file that the link leads to, nor its mode.
+    """
+    target, link = tmp_path / "target", tmp_path / "data" / name
+    target.write_bytes(b"not the broker's")
+    target.chmod(0o644)
+    link.parent.mkdir(parents=True)
+    link.symlink_to(target)
+    with pytest.raises(OSError, match=f"{link} is a symbolic link"):
+        open_database(tmp_path / "data")
+    assert (target.read_bytes(), mode_of(target)) == (b"not the broker's", 0o644)
 
 
 def test_only_one_broker_uses_a_data_directory(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from mqtool.broker.embedded.model.queue import Why
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.users import Permissions, TopicPermissions, User
 from mqtool.broker.embedded.model.virtual_host import VhostLabels, VirtualHost
-from mqtool.broker.embedded.store.database import FILE
+from mqtool.broker.embedded.store.database import FILE, STREAMS
 from mqtool.broker.embedded.store.recovery import recover
-from mqtool.broker.embedded.store.storage import STREAMS, Storage
+from mqtool.broker.embedded.store.storage import Storage
 from mqtool.codecs.field_tables import Int32, Table
 from tests.unit.embedded.test_queue import FakeClock, FakeConsumer
 

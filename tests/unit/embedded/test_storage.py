@@ -17,7 +17,7 @@ from mqtool.broker.embedded.model.stream_log import Retention, StreamLog
 from mqtool.broker.embedded.model.stream_queue import StreamQueueReader
 from mqtool.broker.embedded.model.stream_segment import simple_entry
 from mqtool.broker.embedded.store import storage as store
-from mqtool.broker.embedded.store.database import definitions_of
+from mqtool.broker.embedded.store.database import STREAMS, definitions_of
 from mqtool.broker.embedded.store.disk import Disk
 from mqtool.broker.embedded.store.segment_files import SegmentDirectory
 from mqtool.broker.embedded.store.storage import Storage
@@ -235,7 +235,7 @@ def test_changes_that_cannot_be_written_are_written_once_the_disk_works(
     asyncio.run(run())
     assert {type(error) for error in errors} == {sqlite3.OperationalError if failing == "rows" else OSError}
     assert entries_in(copy) == {b"dated 0": 500, b"dated 1": 501, b"added 0": 1000, b"added 1": 1000}
-    assert [path.name for path in (copy / store.STREAMS).iterdir()] == ["2"]
+    assert [path.name for path in (copy / STREAMS).iterdir()] == ["2"]
 
 
 @pytest.mark.parametrize("is_stopped", [False, True])

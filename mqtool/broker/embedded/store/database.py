@@ -6,6 +6,7 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,8 @@ from mqtool.broker.embedded.store.disk import DISK, Disk
 from mqtool.codecs.field_tables import Table
 
 FILE = "broker.sqlite3"
+#: The subdirectory of a data directory that contains one directory for each stream, named after its key.
+STREAMS = "streams"
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS definition (kind TEXT, key BLOB, value BLOB, PRIMARY KEY (kind, key)) WITHOUT ROWID;
@@ -88,11 +91,26 @@ def open_database(directory: Path, disk: Disk = DISK) -> Database:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = _lock(directory)
     try:
+        _refuse_links(directory)
         db, damage = _open(directory)
         return Database(directory, lock, db, damage, disk)
     except (OSError, sqlite3.Error) as error:
         os.close(lock)
         raise _explained(error, directory) from error
+
+
+def _refuse_links(directory: Path) -> None:
+    """Raise OSError if one of the broker's files is a symbolic link.
+
+    Whoever can write to the directory could have the broker write to, change the mode of, or delete any of its user's
+    files.
+    """
+    for path in chain(*map(directory.glob, (f"{FILE}*", STREAMS, f"{STREAMS}/**/*"))):
+        if path.is_symlink():
+            raise OSError(
+                f"cannot use {directory}: {path} is a symbolic link, which the broker does not follow. Nothing was "
+                "changed; move the file or directory there, or use another data directory"
+            )
 
 
 def _explained(error: Exception, directory: Path) -> OSError:

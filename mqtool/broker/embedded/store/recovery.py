@@ -14,9 +14,9 @@ from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.users import Permissions, TopicPermissions, User
 from mqtool.broker.embedded.model.virtual_host import VhostLabels, VirtualHost
-from mqtool.broker.embedded.store.database import definitions_of
+from mqtool.broker.embedded.store.database import STREAMS, definitions_of
 from mqtool.broker.embedded.store.segment_files import SegmentDirectory
-from mqtool.broker.embedded.store.storage import STREAMS, Storage
+from mqtool.broker.embedded.store.storage import Storage
 from mqtool.codecs.field_tables import Table
 
 log = logging.getLogger("mqtool.broker.embedded")

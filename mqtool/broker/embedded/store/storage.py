@@ -22,6 +22,7 @@ from mqtool.broker.embedded.model.amqp_message import DEEPEST, HeaderReader
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.ledger import Ledger, Log, Segments, definition_key
 from mqtool.broker.embedded.store.database import (
+    STREAMS,
     Database,
     StoredEntry,
     all_entries,
@@ -38,9 +39,6 @@ from mqtool.broker.embedded.store.writer import Writer
 from mqtool.codecs.field_tables import encode_table
 
 log = logging.getLogger("mqtool.broker.embedded")
-
-#: The subdirectory of a data directory that contains one directory for each stream, named after its key.
-STREAMS = "streams"
 
 #: The kinds of definitions that belong to a virtual host. Their keys begin with the virtual host's name.
 _IN_VHOSTS = ("vhost", "exchange", "queue", "binding", "policy", "operator_policy")
