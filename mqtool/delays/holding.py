@@ -172,4 +172,4 @@ def _milliseconds(message: Message) -> int:
 
 def _may_be_in_flight(message: Message) -> int:
     """Return the maximum number of unconfirmed messages. It is larger if `message`, the next one, has a long delay."""
-    return _IN_FLIGHT * step_of(_milliseconds(message)) // SHORTEST_STEP
+    return _IN_FLIGHT * step_of(min(_milliseconds(message), LONGEST)) // SHORTEST_STEP

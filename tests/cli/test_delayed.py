@@ -357,6 +357,7 @@ def test_each_message_in_ndjson_can_have_its_own_delay(shell: Shell, via: str) -
         ('{"body": "x", "at": "noon"}', 'line 2 has an "at" that is not a time'),
         ('{"body": "x", "delay": "1s", "at": "2030-01-01"}', 'line 2 has both "delay" and "at"'),
         ('{"body": "x", "delay": "50d"}', "a delay of 50d is too long"),
+        ('{"body": "x", "at": "9999-12-31"}', "is too long"),
     ],
 )
 def test_an_invalid_delay_in_ndjson_is_reported_with_its_line(shell: Shell, line: str, says: str) -> None:
