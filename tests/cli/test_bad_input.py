@@ -284,7 +284,7 @@ def run(case: Case, shell: Shell, places: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("case", COMMAND_LINE, ids=str)
-@pytest.mark.sampled(30)
+@pytest.mark.sampled(15)
 def test_a_wrong_command_line_is_a_usage_error(lonely_shell: Shell, case: Case) -> None:
     """A wrong option or value on the command line is reported in one sentence, with exit code 2 and without contacting
     a broker.
@@ -337,6 +337,7 @@ def test_an_error_says_why_no_broker_answers_at_an_address(
 
 @on_any_broker
 @pytest.mark.parametrize("case", UNSAYABLE, ids=str)
+@pytest.mark.sampled(4)
 def test_values_that_amqp_cannot_carry_are_refused_by_mqtool(shell: Shell, broker: TestBroker, case: Case) -> None:
     """A name or header that AMQP cannot carry, such as a queue name of 256 bytes, is refused by mqtool itself, with one
     sentence that gives the reason.
@@ -345,7 +346,7 @@ def test_values_that_amqp_cannot_carry_are_refused_by_mqtool(shell: Shell, broke
 
 
 @pytest.mark.parametrize("case", BROKER, ids=str)
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(4)
 def test_a_refusal_by_the_broker_is_reported_in_one_sentence(
     shell: Shell, broker: TestBroker, connection: Connection, case: Case
 ) -> None:
@@ -362,6 +363,7 @@ def test_a_refusal_by_the_broker_is_reported_in_one_sentence(
 
 @on_any_broker
 @pytest.mark.parametrize("case", NDJSON, ids=lambda case: case.stdin[:40])
+@pytest.mark.sampled(3)
 def test_an_invalid_line_of_ndjson_is_reported_and_ends_the_input(shell: Shell, case: Case) -> None:
     """`send --json` reports the number of an invalid line and exits with 65; the messages before that line are
     delivered, and those after it are not sent.

@@ -454,6 +454,7 @@ def test_a_queue_that_mqtool_cannot_read_does_not_stop_commands_on_all_queues(sh
 
 
 @pytest.mark.parametrize("command", ["move", "dlq redrive", "dlq redrive of an expired message", "delayed now"])
+@pytest.mark.sampled(2)
 def test_worker_ignores_a_forged_origin_after_another_command_moved_the_message(
     shell: Shell, broker: TestBroker, command: str
 ) -> None:

@@ -252,6 +252,7 @@ def test_the_contexts_file_is_private_and_keeps_its_comments(home: Shell) -> Non
     ids=["a URL without quotes", "an unknown key", "a text that should be a boolean", "a context without a URL",
          "an unknown setting", "an unknown context in use", "contexts that are not a table"],
 )  # fmt: skip
+@pytest.mark.sampled(3)
 def test_an_error_in_the_contexts_file_is_reported_with_its_line(home: Shell, text: str, said: str) -> None:
     """If the contexts file is invalid, `send` says what is wrong, and on which line, and exits with 2. With --url,
     `send` does not read the file.

@@ -187,7 +187,7 @@ def assert_shown(blocks: list[tuple[str, str]], printed: list[str]) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 def test_the_commands_on_a_documentation_page_print_what_it_shows(
     lonely_shell: Shell, tmp_path: Path, page: Path
 ) -> None:
@@ -213,7 +213,7 @@ SECTIONS = [text for text in TUTORIALS.read_text().split("\n## ") if "\nRun this
 
 @on_any_broker
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda text: text.partition("\n")[0])
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 def test_the_commands_of_a_tutorial_succeed_in_several_terminals(shell: Shell, section: str) -> None:
     """The commands of each tutorial in the documentation, pasted in order into several terminals, succeed. Commands
     that run until Ctrl-C exit with 0 after Ctrl-C, and at least one of them receives a message.

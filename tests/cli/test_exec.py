@@ -80,6 +80,7 @@ def test_worker_with_concurrent_programs_handles_exactly_as_many_messages_as_cou
 
 @on_any_broker
 @pytest.mark.parametrize("status", [126, 127], ids="exit status {}".format)
+@pytest.mark.sampled(1)
 def test_worker_exits_and_keeps_the_message_if_the_program_cannot_be_run(shell: Shell, status: int) -> None:
     """If the program cannot be run (exit status 126 or 127), `worker` exits with 1, and the message stays in the queue
     for another worker.

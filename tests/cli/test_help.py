@@ -52,6 +52,7 @@ def topic_page(name: str, columns: int) -> str:
 
 
 @pytest.mark.parametrize("columns", LINES, ids="{} columns".format)
+@pytest.mark.sampled(1)
 def test_help_fits_on_two_screens_and_nothing_is_cut(columns: int) -> None:
     """`COMMAND --help` has at most 60 lines on a terminal of 80 columns, and at most 90 lines on a terminal of 50
     columns. No line is wider than the terminal, and no text is cut.
@@ -181,6 +182,7 @@ def test_help_can_be_piped_into_head(lonely_shell: Shell) -> None:
         ("top --sort redy", "ready"),
     ],
 )
+@pytest.mark.sampled(5)
 def test_a_mistyped_word_gets_the_nearest_name_as_a_hint(lonely_shell: Shell, typed: str, meant: str) -> None:
     """If a command, an option or a value is mistyped, mqtool exits with 2, and the hint asks "did you mean" with the
     most similar name.

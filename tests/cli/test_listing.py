@@ -331,6 +331,7 @@ def test_list_queues_uses_amqp_without_the_management_api(shell: Shell, broker: 
 
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.sampled(2)
 def test_list_exits_with_77_if_the_password_is_wrong(kind: str, shell: Shell, listing: object) -> None:
     """If the password is wrong, each `list` command exits with 77 and says that the broker refuses the user. It does
     not print the password.

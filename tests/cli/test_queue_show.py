@@ -78,6 +78,7 @@ def test_queue_show_json_prints_one_object(admin: Shell) -> None:
         ("nowhere", "lost, the exchange does not exist"),
     ],
 )
+@pytest.mark.sampled(2)
 def test_queue_show_says_where_dead_letters_go(admin: Shell, settings: str, goes: str) -> None:
     """`queue show` names the queue to which dead letters go, or says that dead letters are dropped or lost, and why."""
     starts = ("--dead-letter-exchange=", "--argument=x-dead-letter-routing-key=")
