@@ -230,7 +230,7 @@ def test_bench_with_a_rate_counts_messages_that_were_due_during_a_stall_as_late(
 
 
 @pytest.mark.parametrize("protocol", ["amqp0.9.1", "amqp1.0", "stream"])
-@pytest.mark.sampled(1)
+@large
 def test_latencies_count_from_the_due_time_if_the_publisher_waits_for_confirms(
     tester: Shell, own: EmbeddedBroker, protocol: str
 ) -> None:
@@ -425,7 +425,7 @@ def test_bench_resumes_after_its_connections_were_cut(tester: Shell, own: Embedd
     """If the connections of `bench` are cut, its publisher and its consumer reconnect, and no confirmed message is
     lost. On a stream, no message is received twice.
     """
-    load = ("--rate", "300", "-c", "1800", *options.split())  # a count, so that a busy machine only takes longer
+    load = ("--rate", "300", "-c", "900", *options.split())  # a count, so that a busy machine only takes longer
     name, port = ("STREAM_PORT", own.stream_port) if "protocol stream" in options else ("URL", own.port)
     with Proxy(port or 0) as proxy:
         tester.environment[f"MQTOOL_{name}"] = tester.environment[f"MQTOOL_{name}"].replace(str(port), str(proxy.port))

@@ -24,7 +24,7 @@ from tests.cli.test_replay import forged as forge_in_stream
 from tests.mallory import KNOWN, Attack, Published, Scene, attacks, untouched
 
 #: In CI, and in long runs (MQTOOL_EXAMPLES), more attacks are tried. On RabbitMQ, each takes about a second.
-EXAMPLES = int(os.environ.get("MQTOOL_EXAMPLES", "100" if IN_CI else "8"))
+EXAMPLES = int(os.environ.get("MQTOOL_EXAMPLES", "100" if IN_CI else "4"))
 
 #: Exit codes of a command that no message has stopped: success; `worker` had failures; some messages were left where
 #: they are; or `timeout` stopped the command.

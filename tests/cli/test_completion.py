@@ -15,7 +15,7 @@ import pytest
 import typer
 
 from mqtool.cli.commands import whole_tree
-from tests.brokers import TestBroker, on_any_broker, skip_or_fail
+from tests.brokers import IN_CI, TestBroker, on_any_broker, skip_or_fail
 from tests.cli.shell import Shell
 
 #: How to start each shell without its user's settings, and how it loads mqtool's completion script.
@@ -109,7 +109,7 @@ def test_tab_completes_commands_and_queue_names(broker: TestBroker, terminal: Te
     assert terminal.complete("mqtool dlq show jo") == ["dlq", "show", "jobs"]
     assert terminal.complete(f"mqtool send -u {broker.url} -q jo")[-1] == "jobs"
     for name, start in HOSTILE.items():
-        for quote in ("", "'", '"'):
+        for quote in ("", "'", '"') if IN_CI else ("",):
             assert terminal.complete(f"mqtool send -q {quote}{start}") == ["send", "-q", name]
         assert terminal.complete(f"mqtool send --queue={start}") == ["send", f"--queue={name}"]
     assert terminal.complete('mqtool send --queue="dol') == ["send", "--queue=dollar$x two words!"]

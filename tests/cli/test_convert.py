@@ -1250,6 +1250,7 @@ def test_a_message_that_no_client_can_publish_stops_a_conversion(broker: TestBro
         assert definitions(broker)[0] == {"jobs"}
 
 
+@large
 @pytest.mark.keeps_messages
 def test_messages_of_the_largest_size_are_moved_if_their_headers_leave_room(tmp_path: Path) -> None:
     """`queue convert` moves a message of the largest size that the broker accepts, even if the publisher has forged

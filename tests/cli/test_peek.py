@@ -10,7 +10,7 @@ import pytest
 from mqtool.amqp import Connection, Receiving
 from mqtool.testing import EmbeddedBroker
 from mqtool.topology import Queue
-from tests.brokers import TestBroker, on_any_broker
+from tests.brokers import TestBroker, large, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.terminal import on_terminal
 from tests.cli.test_exec import depth
@@ -246,6 +246,7 @@ def test_peek_shows_ten_messages_on_a_terminal_and_says_how_many_more_there_are(
 
 
 @on_any_broker
+@large
 def test_peek_stops_when_the_reader_of_its_output_exits(shell: Shell, broker: TestBroker) -> None:
     """On a queue with 30,000 messages, `peek | head -3` consumes at most 12,000 messages, and requeues all of them."""
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="x\n" * 30_000)
