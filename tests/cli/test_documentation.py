@@ -85,10 +85,15 @@ def invocations(line: str) -> list[list[str]]:
     return found
 
 
+@functools.cache
+def _built(*words: str) -> Any:
+    return typer.main.get_command(command_tree(words))
+
+
 def parse(arguments: list[str]) -> None:
     """Parse a command's words as mqtool does, and do nothing."""
     rest = without_aliases(arguments)
-    command: Any = typer.main.get_command(command_tree(rest))
+    command = _built(*(rest if "".join(rest[:1]).startswith("-") else rest[:2]))
     while rest and hasattr(command, "commands"):
         word = rest.pop(0)
         if word == "-C":

@@ -217,6 +217,7 @@ def test_hints_about_options_name_the_command() -> None:
     """
     tried = set()
     for command in leaves(described()):
+        run = typer.main.get_command(command_tree(command.words))
         for option in command.options:
             flag = option.flags[-1]
             if flag in tried and not IN_CI and option != command.options[0]:
@@ -227,9 +228,7 @@ def test_hints_about_options_name_the_command() -> None:
                 [f"{flag}-not"],
             ):
                 with pytest.raises(typer.TyperException) as raised:
-                    command_tree(command.words)(
-                        args=[*command.words, *typed], prog_name="mqtool", standalone_mode=False
-                    )
+                    run(args=[*command.words, *typed], prog_name="mqtool", standalone_mode=False)
                 hint = explain(raised.value)[1]
                 assert hint is not None
                 assert command.path in hint or hint.startswith(("did you mean", "--")), (command.words, typed, hint)
