@@ -83,6 +83,7 @@ def test_queue_commands_declare_purge_and_delete_a_queue(admin: Shell, broker: T
         "exchange delete jbos --yes",
     ],
 )
+@pytest.mark.sampled(3)
 def test_the_hint_for_a_missing_queue_or_exchange_suggests_a_similar_name(
     admin: Shell, connection: Connection, command: str
 ) -> None:
@@ -116,6 +117,7 @@ def test_queue_declare_declares_the_same_queue_as_send(admin: Shell) -> None:
 
 
 @pytest.mark.parametrize("command", ["queue delete", "queue purge", "exchange delete"])
+@pytest.mark.sampled(1)
 def test_delete_and_purge_stop_at_a_missing_name_and_say_what_is_left(admin: Shell, command: str) -> None:
     """`queue delete`, `queue purge` and `exchange delete` take several names. At the first name that does not exist,
     the command stops. It exits with 3, prints how many queues or exchanges it has deleted or purged, and names the

@@ -146,13 +146,14 @@ def test_send_reports_rejected_and_released_messages(shell: Shell) -> None:
         (["send", "--protocol", "amqp3", "x"], 2, "'amqp3' is not one of 'amqp0.9.1', 'amqp1.0'"),
         # If a server closes the connection at once, its answer may be lost.
         (
-            ["send", "--url", "{management}", "x"],
+            ["send", "--url", "{management}/?connection_timeout=1000", "x"],
             69,
             "accepted the connection, but is not an AMQP 1.0 broker|closed the connection during the handshake",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
+@pytest.mark.sampled(5)
 def test_errors_over_amqp_1_0_say_what_is_wrong(
     shell: Shell, broker: TestBroker, command: list[str], code: int, says: str
 ) -> None:
@@ -176,6 +177,7 @@ def test_send_json_over_amqp_1_0_stops_at_a_message_with_a_delay(shell: Shell) -
 
 
 @pytest.mark.parametrize("kind", ["direct", "topic"])
+@pytest.mark.sampled(1)
 def test_receive_log_gets_only_logs_with_the_given_routing_key(shell: Shell, kind: str) -> None:
     """Over AMQP 1.0, `receive-log KEY` prints the messages that were published with this routing key to a direct or a
     topic exchange, and no others.
@@ -220,6 +222,7 @@ def test_a_message_whose_program_fails_is_retried_and_then_dead_lettered(shell: 
 
 @pytest.mark.parametrize("client", ["amqp1.0", "amqp0.9.1"])
 @pytest.mark.parametrize("server", ["amqp1.0", "amqp0.9.1"])
+@pytest.mark.sampled(2)
 def test_rpc_client_and_server_may_use_different_protocols(
     shell: Shell, broker: TestBroker, client: str, server: str
 ) -> None:
@@ -285,6 +288,7 @@ def test_publisher_confirms_runs_all_three_strategies(shell: Shell) -> None:
     [("first", "1\n2\n3\n"), ("2", "3\n4\n5\n"), ("1h", "1\n2\n3\n")],
     ids=["first message", "offset", "age"],
 )
+@pytest.mark.sampled(1)
 def test_receive_reads_a_stream_from_an_offset(shell: Shell, offset: str, expected: str) -> None:
     """Over AMQP 1.0, `receive --offset` reads a stream from the first message (`first`), from an offset (`2`), or from
     the first message of the last hour (`1h`).
@@ -370,7 +374,7 @@ def test_a_context_selects_the_protocol(shell: Shell, broker: TestBroker) -> Non
 
 
 @pytest.mark.parametrize("tutorial", ["hello-world", "work-queues", "publish-subscribe", "routing", "topics", "rpc"])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_plain_scripts_exchange_messages_with_mqtool_commands(shell: Shell, broker: TestBroker, tutorial: str) -> None:
     """Each AMQP 1.0 script that `tutorial show --plain` prints runs unchanged, as a receiver or as a sender. The
     receiver gets one message from the sender, and one from the corresponding mqtool command, such as `send`.
@@ -406,6 +410,7 @@ COMMANDS = {"publish-subscribe": "fanout", "routing": "direct", "topics": "topic
 @pytest.mark.parametrize(
     "words", ["emit-log fanout -e new x", "publisher-confirms async -c 10 -q new", "receive-log fanout -e new"]
 )
+@pytest.mark.sampled(1)
 def test_a_command_in_a_protected_context_declares_nothing_without_confirmation(
     shell: Shell, broker: TestBroker, words: str
 ) -> None:

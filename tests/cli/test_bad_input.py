@@ -297,7 +297,7 @@ def run(case: Case, shell: Shell, places: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("case", COMMAND_LINE, ids=str)
-@pytest.mark.sampled(30)
+@pytest.mark.sampled(15)
 def test_a_wrong_command_line_is_a_usage_error(lonely_shell: Shell, case: Case) -> None:
     """A wrong option or value on the command line is reported in one sentence, with exit code 2 and without contacting
     a broker.
@@ -350,6 +350,7 @@ def test_an_error_says_why_no_broker_answers_at_an_address(
 
 @on_any_broker
 @pytest.mark.parametrize("case", UNSAYABLE, ids=str)
+@pytest.mark.sampled(4)
 def test_values_that_amqp_cannot_carry_are_refused_by_mqtool(shell: Shell, broker: TestBroker, case: Case) -> None:
     """A name or header that AMQP cannot carry, such as a queue name of 256 bytes, is refused by mqtool itself, with one
     sentence that gives the reason.
@@ -358,7 +359,7 @@ def test_values_that_amqp_cannot_carry_are_refused_by_mqtool(shell: Shell, broke
 
 
 @pytest.mark.parametrize("case", BROKER, ids=str)
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(4)
 def test_a_refusal_by_the_broker_is_reported_in_one_sentence(
     shell: Shell, broker: TestBroker, connection: Connection, case: Case
 ) -> None:
@@ -375,6 +376,7 @@ def test_a_refusal_by_the_broker_is_reported_in_one_sentence(
 
 @on_any_broker
 @pytest.mark.parametrize("case", NDJSON, ids=lambda case: case.stdin[:40])
+@pytest.mark.sampled(3)
 def test_an_invalid_line_of_ndjson_is_reported_and_ends_the_input(shell: Shell, case: Case) -> None:
     """`send --json` reports the number of an invalid line and exits with 65; the messages before that line are
     delivered, and those after it are not sent.
@@ -429,8 +431,9 @@ def test_send_on_a_terminal_names_the_address_that_does_not_answer(lonely_shell:
     """
     with socket.create_server(("127.0.0.1", 0)) as silent:
         at = f"127.0.0.1:{silent.getsockname()[1]}"
-        shown = on_terminal(lonely_shell, "mqtool", "send", "x", "-u", f"amqp://{at}").stdout
-        piped = lonely_shell.run("mqtool", "send", "x", "-u", f"amqp://{at}").stderr
+        send = ("mqtool", "send", "x", "-u", f"amqp://{at}/?connection_timeout=1000")
+        shown = on_terminal(lonely_shell, *send).stdout
+        piped = lonely_shell.run(*send).stderr
     assert shown.startswith(f"waiting for an answer from amqp://guest@{at}\r\n")
     assert "mqtool: " in shown
     assert piped.startswith("mqtool: ")

@@ -168,7 +168,7 @@ def _disturbed(shell: Shell, broker: TestBroker, *options: str) -> None:
 
 @pytest.mark.parametrize("options", ["", "--rpc", "--queue-type stream", "--protocol stream", "--delay 1s"])
 @pytest.mark.own_vhost("it looks for the queue of the run")
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_other_messages_in_the_queue_of_bench_are_counted_separately(
     shell: Shell, broker: TestBroker, options: str
 ) -> None:
@@ -180,6 +180,7 @@ def test_other_messages_in_the_queue_of_bench_are_counted_separately(
 
 
 @pytest.mark.parametrize("queue_type", ["classic", "stream"])
+@pytest.mark.sampled(1)
 def test_other_messages_in_the_queue_of_bench_are_counted_separately_over_amqp10(
     tester: Shell, own: EmbeddedBroker, queue_type: str
 ) -> None:
@@ -229,7 +230,7 @@ def test_bench_with_a_rate_counts_messages_that_were_due_during_a_stall_as_late(
 
 
 @pytest.mark.parametrize("protocol", ["amqp0.9.1", "amqp1.0", "stream"])
-@pytest.mark.sampled(1)
+@large
 def test_latencies_count_from_the_due_time_if_the_publisher_waits_for_confirms(
     tester: Shell, own: EmbeddedBroker, protocol: str
 ) -> None:
@@ -350,7 +351,7 @@ def test_bench_vary_and_bench_compare_report_several_runs(shell: Shell, broker: 
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(3)
 def test_an_invalid_bench_command_is_a_usage_error(tester: Shell, words: list[str], said: str) -> None:
     """`bench` with an invalid option, or with options that cannot be combined, says what is wrong and exits with 2."""
     done = tester.run(*BENCH, *words)
@@ -424,7 +425,7 @@ def test_bench_resumes_after_its_connections_were_cut(tester: Shell, own: Embedd
     """If the connections of `bench` are cut, its publisher and its consumer reconnect, and no confirmed message is
     lost. On a stream, no message is received twice.
     """
-    load = ("--rate", "300", "-c", "1800", *options.split())  # a count, so that a busy machine only takes longer
+    load = ("--rate", "300", "-c", "900", *options.split())  # a count, so that a busy machine only takes longer
     name, port = ("STREAM_PORT", own.stream_port) if "protocol stream" in options else ("URL", own.port)
     with Proxy(port or 0) as proxy:
         tester.environment[f"MQTOOL_{name}"] = tester.environment[f"MQTOOL_{name}"].replace(str(port), str(proxy.port))
@@ -452,7 +453,7 @@ def test_bench_prints_the_result_so_far_after_ctrl_c(tester: Shell, own: Embedde
 @pytest.mark.parametrize(
     "numbers", [(signal.SIGINT, signal.SIGTERM), (signal.SIGKILL,)], ids=["two signals", "SIGKILL"]
 )
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_a_killed_bench_run_leaves_no_queue_or_exchange_behind(
     tester: Shell, own: EmbeddedBroker, options: str, numbers: Sequence[int]
 ) -> None:

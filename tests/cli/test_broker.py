@@ -319,6 +319,7 @@ def waiting_for_a_lock() -> set[int]:
 
 @only_on_linux
 @pytest.mark.parametrize("command", ["restart", "down", "rm"])
+@pytest.mark.sampled(1)
 def test_a_second_broker_restart_down_or_rm_waits_for_the_first(
     home: Shell, at_port: str, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,6 +354,7 @@ def test_broker_up_does_not_take_a_port_of_a_broker_that_is_being_restarted(home
 
 
 @pytest.mark.parametrize("ended", ["stopped", "killed"])
+@pytest.mark.sampled(1)
 def test_broker_up_restores_a_stopped_brokers_kind_port_and_messages(home: Shell, at_port: str, ended: str) -> None:
     """After `broker down` or kill -9 of the broker, `broker up --name NAME` starts the same kind of broker again, such
     as the embedded one, on the same port and with the persistent messages.

@@ -9,7 +9,7 @@ from tests.cli.shell import Shell
 
 @on_any_broker
 @pytest.mark.parametrize("topic", recipes())
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(1)
 def test_cheat_recipes_succeed_as_printed_and_fit_on_a_screen(shell: Shell, broker: TestBroker, topic: str) -> None:
     """The commands that `cheat TOPIC` prints succeed when run in order, and fit into 24 lines of 80 columns."""
     shell.environment |= {"MQTOOL_MANAGEMENT_URL": broker.management, "XDG_CONFIG_HOME": str(shell.directory)}

@@ -24,7 +24,7 @@ from tests.cli.test_replay import forged as forge_in_stream
 from tests.mallory import KNOWN, Attack, Published, Scene, attacks, untouched
 
 #: In CI, and in long runs (MQTOOL_EXAMPLES), more attacks are tried. On RabbitMQ, each takes about a second.
-EXAMPLES = int(os.environ.get("MQTOOL_EXAMPLES", "100" if IN_CI else "8"))
+EXAMPLES = int(os.environ.get("MQTOOL_EXAMPLES", "100" if IN_CI else "4"))
 
 #: Exit codes of a command that no message has stopped: success; `worker` had failures; some messages were left where
 #: they are; or `timeout` stopped the command.
@@ -454,6 +454,7 @@ def test_a_queue_that_mqtool_cannot_read_does_not_stop_commands_on_all_queues(sh
 
 
 @pytest.mark.parametrize("command", ["move", "dlq redrive", "dlq redrive of an expired message", "delayed now"])
+@pytest.mark.sampled(2)
 def test_worker_ignores_a_forged_origin_after_another_command_moved_the_message(
     shell: Shell, broker: TestBroker, command: str
 ) -> None:

@@ -15,7 +15,7 @@ import pytest
 import typer
 
 from mqtool.cli.commands import whole_tree
-from tests.brokers import TestBroker, on_any_broker, skip_or_fail
+from tests.brokers import IN_CI, TestBroker, on_any_broker, skip_or_fail
 from tests.cli.shell import Shell
 
 #: How to start each shell without its user's settings, and how it loads mqtool's completion script.
@@ -109,7 +109,7 @@ def test_tab_completes_commands_and_queue_names(broker: TestBroker, terminal: Te
     assert terminal.complete("mqtool dlq show jo") == ["dlq", "show", "jobs"]
     assert terminal.complete(f"mqtool send -u {broker.url} -q jo")[-1] == "jobs"
     for name, start in HOSTILE.items():
-        for quote in ("", "'", '"'):
+        for quote in ("", "'", '"') if IN_CI else ("",):
             assert terminal.complete(f"mqtool send -q {quote}{start}") == ["send", "-q", name]
         assert terminal.complete(f"mqtool send --queue={start}") == ["send", f"--queue={name}"]
     assert terminal.complete('mqtool send --queue="dol') == ["send", "--queue=dollar$x two words!"]
@@ -152,6 +152,7 @@ def ask(shell: Shell, line: str) -> tuple[str, str, int]:
         ("mqtool broker fault nack", "nack-publishes"),
     ],
 )
+@pytest.mark.sampled(5)
 def test_commands_options_and_values_complete_without_a_broker(lonely_shell: Shell, line: str, word: str) -> None:
     """Completion proposes commands, options and their values even if no broker is running."""
     proposed = [proposal.partition("\t")[0] for proposal in ask(lonely_shell, line)[0].splitlines()]
@@ -159,6 +160,7 @@ def test_commands_options_and_values_complete_without_a_broker(lonely_shell: She
 
 
 @pytest.mark.parametrize("line", ["mqtool send -q ", "mqtool route ", "mqtool send --vhost ", "mqtool dlq show j"])
+@pytest.mark.sampled(2)
 def test_completion_of_names_without_a_broker_prints_nothing(lonely_shell: Shell, line: str) -> None:
     """If no broker answers, or the broker's URL is invalid, completion of the name of a queue, exchange or virtual host
     proposes nothing and prints no error.
@@ -249,6 +251,7 @@ def test_completion_proposes_names_wherever_a_command_takes_one() -> None:
         ("mqtool send --mandat", "--mandatory\tFail if unroutable (default: only if sent to a queue)"),
     ],
 )
+@pytest.mark.sampled(2)
 def test_completion_does_not_cut_descriptions(lonely_shell: Shell, line: str, proposal: str) -> None:
     """In completion, the description beside a command or an option is never cut off."""
     assert proposal in ask(lonely_shell, line)[0].splitlines()

@@ -3,6 +3,7 @@
 import json
 import stat
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,12 @@ from docs.generate import described
 from mqtool.broker.state import Started, save
 from mqtool.cli.contexts import Effect
 from mqtool.cli.help.description import leaves
-from tests.brokers import TestBroker, on_any_broker
+from tests.brokers import IN_CI, TestBroker, on_any_broker
 from tests.cli.shell import Shell
 from tests.cli.terminal import on_terminal
 from tests.cli.test_completion import ask
 from tests.cli.test_exec import depth
 
-EFFECTS = {" ".join(leaf.words): leaf.effect for leaf in leaves(described())}
-CHANGING = {name for name, effect in EFFECTS.items() if effect is Effect.CHANGES}
 #: Commands that only send or show messages: they do not ask if they declare nothing. The queue jobs, the stream events
 #: and the exchanges TYPE_used exist.
 NOT_ASKING = (
@@ -59,7 +58,6 @@ NOT_ASKING = (
     "broker up",
     "broker status",
     "broker env -C staging",
-    *(f"list {each.removeprefix('list ')}" for each in EFFECTS if each.startswith("list ")),
 )
 #: Those that declare something, change a setting, or consume from a queue that others may use.
 ASKING = (
@@ -114,6 +112,16 @@ PRECEDENCE = {
 }
 
 
+def some(commands: Sequence[str]) -> Sequence[str]:
+    """Return all of the commands in CI, and a third of them elsewhere."""
+    return commands if IN_CI else commands[::3]
+
+
+def effects() -> dict[str, Effect | None]:
+    """Return the effect of each command on a broker, by the command's name."""
+    return {" ".join(leaf.words): leaf.effect for leaf in leaves(described())}
+
+
 @pytest.fixture
 def home(lonely_shell: Shell) -> Shell:
     """A shell with configuration and state of its own."""
@@ -143,6 +151,7 @@ def staging(shell: Shell, broker: TestBroker) -> Shell:
 
 
 @pytest.mark.parametrize("strongest", PRECEDENCE)
+@pytest.mark.sampled(3)
 def test_options_override_the_environment_and_the_context_in_use(home: Shell, strongest: str) -> None:
     """An option selects a command's broker. Without one, the command uses the first of these that is set: an
     environment variable, the context in use, the broker that `broker up` started. If none is set, the command uses
@@ -266,6 +275,7 @@ def test_the_contexts_file_is_private_and_keeps_its_comments(home: Shell) -> Non
     ids=["a URL without quotes", "an unknown key", "a text that should be a boolean", "a context without a URL",
          "an unknown setting", "an unknown context in use", "contexts that are not a table"],
 )  # fmt: skip
+@pytest.mark.sampled(3)
 def test_an_error_in_the_contexts_file_is_reported_with_its_line(home: Shell, text: str, said: str) -> None:
     """If the contexts file is invalid, `send` says what is wrong, and on which line, and exits with 2. With --url,
     `send` does not read the file.
@@ -387,7 +397,7 @@ def test_every_command_declares_its_effect_on_a_broker() -> None:
     protected context, this declaration decides whether the command asks for a confirmation.
     """
     assert [leaf.words for leaf in leaves(described()) if leaf.effect is None] == []
-    assert len(CHANGING) > 30
+    assert [*effects().values()].count(Effect.CHANGES) > 30
 
 
 @on_any_broker
@@ -451,8 +461,7 @@ def test_a_command_in_a_protected_context_asks_before_each_change(staging: Shell
     assert staging.run("mqtool", "send-stream", "-q", "events", "x", "--confirm", "staging").code == 0
     (staging.directory / "recording").write_text('{"body": "x", "exchange": "", "routing_key": "jobs"}\n')
     before = staging.run("mqtool", "definitions", "export").stdout
-    asking = set()
-    for words in (
+    commands = (
         "receive -q jobs -c 1 --timeout 1s",
         "worker -q jobs -c 1 --timeout 1s",
         "rpc-server -q jobs --timeout 1s",
@@ -492,12 +501,13 @@ def test_a_command_in_a_protected_context_asks_before_each_change(staging: Shell
         """policy set limits --pattern ^jobs --definition {"max-length":1}""",
         "definitions import new.json",
         "user delete guest --myself -y",
-    ):
+    )
+    for words in some(commands):
         result = staging.run("mqtool", *words.split())
         assert result.code == 2, words
-        asking |= {name for name in CHANGING if words.startswith(f"{name} ")}
         assert "in the protected context 'staging'\nhint: pass --confirm staging" in result.stderr
-    assert asking == CHANGING
+    changing = {name for name, effect in effects().items() if effect is Effect.CHANGES}
+    assert {name for name in changing if any(words.startswith(f"{name} ") for words in commands)} == changing
     assert staging.run("mqtool", "definitions", "export").stdout == before
     assert "but the context is 'staging'" in staging.run("mqtool", "queue", "purge", "jobs", "--confirm", "prod").stderr
     assert depth(broker, "jobs") == 1
@@ -546,11 +556,11 @@ def test_a_command_that_sends_or_shows_messages_asks_before_it_changes_the_broke
     instead of asking.
     """
     before, there = contents(broker), depth(broker, "jobs")
-    for words in ASKING:
+    for words in some(ASKING):
         result = in_use.run("mqtool", *words.split())
         assert "in the protected context 'staging'\nhint: pass --confirm staging" in result.stderr, words
         assert (result.code, contents(broker), depth(broker, "jobs")) == (2, before, there), words
-    for words in REFUSING:
+    for words in some(REFUSING):
         result = in_use.run("mqtool", *words.split())
         assert result.stderr.endswith("--declare declares it\n"), words
         assert (result.code, contents(broker), depth(broker, "jobs")) == (69, before, there), words
@@ -566,14 +576,15 @@ def test_a_command_that_changes_nothing_does_not_ask(in_use: Shell, broker: Test
     for a confirmation. These commands change no queue, exchange or binding, and do not switch the firehose on.
     """
     before = contents(broker)
-    for words in NOT_ASKING:
+    commands = (*NOT_ASKING, *(name for name in effects() if name.startswith("list ")))
+    for words in some(commands):
         result = in_use.run("mqtool", *words.split())
         assert "protected" not in result.stderr, words
         assert (result.code in (0, 1, 3, 69, 124), contents(broker)) == (True, before), (words, result.stderr)
     ui = in_use.start("mqtool", "ui").wait_for_stdout("http").interrupt()
     assert (ui.wait().code, contents(broker)) == (0, before)
-    tried = {name for name in EFFECTS if any(f"{each} ".startswith(f"{name} ") for each in (*NOT_ASKING, "ui"))}
-    assert tried == {name for name, effect in EFFECTS.items() if effect in (Effect.READS, Effect.SENDS)}
+    tried = {name for name in effects() if any(f"{each} ".startswith(f"{name} ") for each in (*commands, "ui"))}
+    assert tried == {name for name, effect in effects().items() if effect in (Effect.READS, Effect.SENDS)}
 
 
 @on_any_broker

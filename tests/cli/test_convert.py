@@ -227,6 +227,7 @@ def as_published(delivery: Delivery) -> dict[str, Any]:
 
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic"), ("classic", "stream")])
+@pytest.mark.sampled(2)
 def test_queue_convert_keeps_the_messages_and_their_order(broker: TestBroker, before: str, after: str) -> None:
     """After `queue convert`, the queue has the new type and all its messages in order, with their properties and
     headers.
@@ -386,7 +387,7 @@ def test_a_queue_with_an_unacknowledged_message_is_not_converted(
 
 @pytest.mark.parametrize("kill_at", range(20, 260, 40), ids="killed at frame {}".format)
 @pytest.mark.parametrize("what", ["consume exclusively", "get", "set a policy"])
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 def test_a_killed_conversion_can_be_completed_after_other_clients_used_the_queue(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, kill_at: int, what: str
 ) -> None:
@@ -456,7 +457,7 @@ def test_a_queue_is_converted_after_a_conversion_that_was_killed_before_its_last
 
 
 @pytest.mark.parametrize("kill_at", [30, 90, 150], ids="killed at frame {}".format)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_a_killed_conversion_can_be_undone(broker: TestBroker, kill_at: int) -> None:
     """If `queue convert` is killed before it has replaced the queue, `queue convert --undo` restores the queue with its
     type, messages and bindings, even if the undo is also killed and run again.
@@ -537,6 +538,7 @@ def test_messages_published_while_queue_convert_moves_a_queue_are_moved_in_order
 
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic")])
+@pytest.mark.sampled(1)
 def test_a_conversion_counts_the_messages_that_later_ones_may_have_overtaken(
     broker: TestBroker, before: str, after: str
 ) -> None:
@@ -600,6 +602,7 @@ def test_a_conversion_deletes_no_messages_of_a_quorum_queue_that_is_slow_to_answ
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("by_policy", [True, False], ids=["policy", "argument"])
 @pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic")])
+@pytest.mark.sampled(2)
 def test_messages_that_a_full_converted_queue_rejects_are_kept(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, before: str, after: str, by_policy: bool
 ) -> None:
@@ -822,6 +825,7 @@ class DirectPublisher:
 
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic")])
+@pytest.mark.sampled(1)
 def test_a_queue_is_not_replaced_while_clients_publish_to_it_by_its_name(
     broker: TestBroker, before: str, after: str
 ) -> None:
@@ -982,6 +986,7 @@ def test_queue_convert_dry_run_needs_only_the_management_api(managed: Shell, bro
         ("classic", "x-max-priority:=5", ""),
     ],
 )
+@pytest.mark.sampled(3)
 def test_queue_convert_dry_run_says_what_the_broker_would_refuse(
     managed: Shell, broker: TestBroker, to: str, argument: str, said: str
 ) -> None:
@@ -1177,7 +1182,7 @@ def dead_lettered(broker: TestBroker, headers: dict[str, Any]) -> None:
     [(None, False), *((frame, undo) for frame in (40, 70, 100) for undo in (False, True))],
     ids=["not killed", *(f"killed at {frame}, {how}" for frame in (40, 70, 100) for how in ("resumed", "undone"))],
 )
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 def test_a_message_whose_headers_fill_a_frame_does_not_stop_a_conversion(
     broker: TestBroker, kill_at: int | None, undo: bool
 ) -> None:
@@ -1245,6 +1250,7 @@ def test_a_message_that_no_client_can_publish_stops_a_conversion(broker: TestBro
         assert definitions(broker)[0] == {"jobs"}
 
 
+@large
 @pytest.mark.keeps_messages
 def test_messages_of_the_largest_size_are_moved_if_their_headers_leave_room(tmp_path: Path) -> None:
     """`queue convert` moves a message of the largest size that the broker accepts, even if the publisher has forged

@@ -149,6 +149,7 @@ def test_dlq_commands_ask_only_if_there_are_dead_letters(dead: Shell) -> None:
 
 @on_any_broker
 @pytest.mark.parametrize("verb", ["show", "redrive", "drop"])
+@pytest.mark.sampled(1)
 def test_dlq_commands_refuse_the_name_of_a_dead_letter_queue(dead: Shell, verb: str) -> None:
     """If `dlq show`, `dlq redrive` or `dlq drop` is given the name of a dead-letter queue, the command exits with 69,
     and the hint names the queue from which the dead letters came.
@@ -250,6 +251,7 @@ def test_dlq_ls_exits_with_69_if_the_management_api_is_not_at_its_usual_port(lon
 
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+@pytest.mark.sampled(1)
 def test_expired_messages_and_those_beyond_the_maximum_length_are_dead_lettered(shell: Shell, queue_type: str) -> None:
     """If `send` declares a queue with --ttl, --max-length and --dead-letter-exchange, the queue dead-letters the
     messages that expire and those beyond its maximum length.
@@ -313,6 +315,7 @@ def test_dlq_commands_refuse_an_unknown_reason(lonely_shell: Shell, command: str
 
 
 @pytest.mark.parametrize(("reason", "moved"), [("rejected", 3), ("reject", 3), ("expired", 0), ("exhausted", 0)])
+@pytest.mark.sampled(2)
 def test_dlq_redrive_chooses_dead_letters_by_their_reason(dead: Shell, reason: str, moved: int) -> None:
     """`dlq redrive --reason WORD` moves back the dead letters whose reason is or contains this word, and no others."""
     redriven = dead.run("mqtool", "dlq", "redrive", "jobs", "--reason", reason)

@@ -108,7 +108,7 @@ def test_every_tutorial_is_tested_on_the_default_broker() -> None:
     assert over_amqp10 < set(PAIRS)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("dialect", Dialect)
 def test_every_tutorial_exchanges_messages_in_every_dialect(shell: Shell, dialect: Dialect) -> None:
     """With each --dialect, such as `go`, a tutorial's receiver prints the messages of mqtool's sender and those of the
@@ -136,7 +136,7 @@ def test_every_tutorial_exchanges_messages_in_every_dialect(shell: Shell, dialec
             assert re.search(r"Hello|hello|Hot|task|Report|Late|fib\(7\)|xcgj", text), (name, text)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("dialect", StreamDialect)
 def test_every_stream_tutorial_exchanges_messages_in_every_dialect(shell: Shell, dialect: StreamDialect) -> None:
     """Each --dialect stands for the tutorials of one programming language. With any of them, `receive-stream` prints
@@ -152,6 +152,7 @@ def test_every_stream_tutorial_exchanges_messages_in_every_dialect(shell: Shell,
 
 
 @pytest.mark.parametrize("name", [name for name in pages.NAMES if name.startswith(pages.AMQP10)])
+@pytest.mark.sampled(2)
 def test_amqp_1_0_tutorials_exchange_messages_without_a_dialect(shell: Shell, name: str) -> None:
     """With MQTOOL_PROTOCOL=amqp1.0 and no other option, the receiver of each AMQP 1.0 tutorial prints the sender's
     message.
@@ -163,7 +164,7 @@ def test_amqp_1_0_tutorials_exchange_messages_without_a_dialect(shell: Shell, na
     assert re.search(r"Hello|Hot|task|fib\(7\)", as_is(receiving.wait()))
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", pages.NAMES)
 def test_the_plain_script_of_every_tutorial_sends_and_receives(shell: Shell, name: str) -> None:
     """`tutorial show --plain` prints a script for pika, rstream or RabbitMQ's library for AMQP 1.0. On the default

@@ -188,6 +188,7 @@ def test_mqtool_and_rabbitmq_read_each_others_definitions_files(admin: Shell, br
         ('{"queues": [{"name": "a", "vhost": "b"}]}', "- has nothing for vhost '/', only for 'b'"),
     ],
 )
+@pytest.mark.sampled(3)
 def test_an_invalid_definitions_file_is_refused_without_a_broker(lonely_shell: Shell, text: str, says: str) -> None:
     """If a definitions file is invalid, `definitions diff` says what is wrong and exits with 65, without contacting a
     broker.
@@ -469,6 +470,7 @@ def test_doctor_escapes_names_in_sarif_messages(lonely_shell: Shell) -> None:
 
 @on_any_broker
 @pytest.mark.parametrize("kind", ["queues", "exchanges"])
+@pytest.mark.sampled(1)
 def test_definitions_import_refuses_a_name_that_utf_8_cannot_encode(admin: Shell, kind: str) -> None:
     """If a name in a definitions file is half of a surrogate pair, which UTF-8 cannot encode, `definitions import`
     warns about the name and exits with 3.

@@ -119,6 +119,7 @@ def test_each_publishing_command_accepts_a_delay(shell: Shell, via: str, receive
         ("send-delayed -r theirs", "quorum", "quorum"),
     ],
 )
+@pytest.mark.sampled(4)
 def test_via_auto_chooses_the_plugin_or_wait_queues(
     shell: Shell, broker: TestBroker, plugin: bool, command: str, with_plugin: str, without: str
 ) -> None:
@@ -166,6 +167,7 @@ def test_send_with_a_delay_says_where_messages_wait_and_why(shell: Shell, broker
 @pytest.mark.parametrize(
     "command", ["send-delayed", "send", "send -q c --queue-type classic", "emit-log topic -e lasting --durable a.b"]
 )
+@pytest.mark.sampled(2)
 def test_only_the_first_run_says_where_delayed_messages_wait(shell: Shell, plugin: bool, command: str) -> None:
     """If a command with --delay is run three times, only the first run says where the messages wait."""
     said = [shell.run("mqtool", *command.split(), "x", "--delay", "1h").stderr.splitlines() for _ in range(3)]
@@ -360,6 +362,7 @@ def test_each_message_in_ndjson_can_have_its_own_delay(shell: Shell, via: str) -
         ('{"body": "x", "at": "9999-12-31"}', "is too long"),
     ],
 )
+@pytest.mark.sampled(2)
 def test_an_invalid_delay_in_ndjson_is_reported_with_its_line(shell: Shell, line: str, says: str) -> None:
     """If a line has an invalid "delay" or "at", `send --json` sends the lines before this line, says what is wrong with
     it, and exits with 65.
@@ -403,6 +406,7 @@ def test_a_received_message_that_is_sent_again_is_not_delayed_again(shell: Shell
 
 @pytest.mark.once_on_rabbitmq("via")
 @pytest.mark.parametrize("sign", [1, -1], ids=["positive x-delay", "negative x-delay"])
+@pytest.mark.sampled(3)
 def test_keep_delay_delays_a_received_message_again(shell: Shell, via: str, sign: int) -> None:
     """`send-delayed --json --keep-delay` delays a received message again by its x-delay header, even if the value is
     negative, as after a delivery by the plugin. If the line also has the key "delay", this key overrides the header.

@@ -64,7 +64,7 @@ RECEIVERS = {
 
 @on_any_broker
 @pytest.mark.parametrize(("dialect", "command"), SPOKEN)
-@pytest.mark.sampled(12)
+@pytest.mark.sampled(6)
 def test_each_dialect_prints_the_lines_of_its_scripts(shell: Shell, dialect: str, command: str) -> None:
     """Each --dialect stands for the tutorials of one programming language. With this option, each command prints the
     same lines as the scripts of these tutorials: on stderr for Go, and on stdout for the other languages.
@@ -97,6 +97,7 @@ def of_script(result: Result, dialect: str) -> list[str]:
     [([], "nil.nil"), (["kern.critical", "A"], "nil.nil"), (["kern", "critical", "A"], "kern.critical")],
     ids=["no word", "two words", "three words"],
 )
+@pytest.mark.sampled(1)
 def test_the_dialect_go_article_makes_the_routing_key_from_two_words(shell: Shell, words: list[str], key: str) -> None:
     """`emit-log topic --dialect go-article` imitates the Go script of an article about RabbitMQ. With three or more
     arguments, the routing key consists of the first two, joined with a dot. With fewer, the routing key is `nil.nil`.
@@ -113,6 +114,7 @@ def test_the_dialect_go_article_makes_the_routing_key_from_two_words(shell: Shel
     [([], "info"), (["kern.critical", "disk", "full"], "kern.critical"), (["cron"], "cron")],
     ids=["no word", "three words", "one word"],
 )
+@pytest.mark.sampled(1)
 def test_the_dialect_go_article_2_takes_the_first_word_as_the_routing_key(
     shell: Shell, words: list[str], key: str
 ) -> None:
@@ -137,6 +139,7 @@ def test_the_dialect_go_article_2_takes_the_first_word_as_the_routing_key(
     ],
 )
 @on_any_broker
+@pytest.mark.sampled(3)
 def test_a_named_queue_is_as_durable_as_in_the_dialects_scripts(shell: Shell, command: str, settings: str) -> None:
     """With --dialect, a command declares a named queue as durable or as transient, like the dialect's scripts. With
     --durable, the queue is durable in any dialect.
@@ -237,6 +240,7 @@ def test_there_is_no_notice_about_a_predefined_exchange(shell: Shell) -> None:
         ("queue declare hello --queue-type quorum --ttl 1m", "send", ""),
     ],
 )
+@pytest.mark.sampled(3)
 def test_the_notice_about_a_different_queue_names_the_dialect(shell: Shell, first: str, then: str, like: str) -> None:
     """If an existing queue or exchange differs from the one that a command would declare, the command uses the existing
     one and prints a notice. If some --dialect would make the command declare exactly the existing one, the notice names

@@ -85,10 +85,15 @@ def invocations(line: str) -> list[list[str]]:
     return found
 
 
+@functools.cache
+def _built(*words: str) -> Any:
+    return typer.main.get_command(command_tree(words))
+
+
 def parse(arguments: list[str]) -> None:
     """Parse a command's words as mqtool does, and do nothing."""
     rest = without_aliases(arguments)
-    command: Any = typer.main.get_command(command_tree(rest))
+    command = _built(*(rest if "".join(rest[:1]).startswith("-") else rest[:2]))
     while rest and hasattr(command, "commands"):
         word = rest.pop(0)
         if word == "-C":
@@ -187,7 +192,7 @@ def assert_shown(blocks: list[tuple[str, str]], printed: list[str]) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 def test_the_commands_on_a_documentation_page_print_what_it_shows(
     lonely_shell: Shell, tmp_path: Path, page: Path
 ) -> None:
@@ -213,7 +218,7 @@ SECTIONS = [text for text in TUTORIALS.read_text().split("\n## ") if "\nRun this
 
 @on_any_broker
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda text: text.partition("\n")[0])
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 def test_the_commands_of_a_tutorial_succeed_in_several_terminals(shell: Shell, section: str) -> None:
     """The commands of each tutorial in the documentation, pasted in order into several terminals, succeed. Commands
     that run until Ctrl-C exit with 0 after Ctrl-C, and at least one of them receives a message.

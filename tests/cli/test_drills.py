@@ -150,6 +150,7 @@ def _intrude(broker: TestBroker, queue: str, place: Path) -> None:
     ("name", "count"), [("drop-connection", 2000), ("kill-worker", 200), ("poison", 200), ("duplicate", 200)]
 )
 @pytest.mark.once_on_rabbitmq
+@pytest.mark.sampled(1)
 def test_a_drill_does_not_count_messages_that_other_clients_publish_to_its_queue(
     lonely_shell: Shell, broker: TestBroker, name: str, count: int
 ) -> None:

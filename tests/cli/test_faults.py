@@ -78,6 +78,7 @@ def test_send_retries_after_a_nack_if_a_node_of_the_cluster_is_down(tester: Shel
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
+@pytest.mark.sampled(3)
 def test_an_unknown_fault_or_argument_is_a_usage_error(tester: Shell, words: list[str], said: str) -> None:
     """`broker fault` with an unknown fault or argument says which faults or arguments are valid, and exits with 2."""
     refused = tester.run("mqtool", "broker", "fault", *words)

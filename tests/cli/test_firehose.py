@@ -76,6 +76,7 @@ def test_two_taps_share_the_firehose(shell: Shell, broker: TestBroker, connectio
 
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.sampled(1)
 def test_tap_switches_the_firehose_off_at_its_end(shell: Shell, broker: TestBroker, end: signal.Signals) -> None:
     """After SIGINT, SIGTERM or SIGHUP, `tap --all --firehose` exits with 0 and switches the firehose off again."""
     tap = tapping(shell, "--all")

@@ -33,6 +33,7 @@ def send_to_server_that_answers(shell: Shell, answer: bytes, *options: str) -> R
     [("amqp0.9.1", b""), ("amqp0.9.1", _START), ("amqp1.0", b""), ("amqp1.0", b"AMQP\x03\x01\x00\x00")],
     ids=["0-9-1, immediately", "0-9-1, after Start", "1.0, immediately", "1.0, after the header"],
 )
+@pytest.mark.sampled(2)
 def test_send_explains_a_connection_that_is_closed_during_the_handshake(
     lonely_shell: Shell, protocol: str, answer: bytes
 ) -> None:

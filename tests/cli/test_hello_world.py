@@ -51,7 +51,7 @@ _RECEIVERS = ["receive", "worker", "worker --exec true", "rpc-server", "receive-
 
 @on_any_broker
 @pytest.mark.parametrize("command", _RECEIVERS)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(1)
 def test_a_receiver_declares_its_queue(shell: Shell, command: str) -> None:
     """If the queue of a receiving command does not exist, the command declares the queue, and says on a terminal that
     the queue is new. With --no-declare, the command exits with 69.
@@ -83,6 +83,7 @@ def test_a_receiver_declares_no_queue_in_a_protected_context(shell: Shell, broke
 
 @on_any_broker
 @pytest.mark.parametrize("command", ["send", "new-task"])
+@pytest.mark.sampled(1)
 def test_a_publisher_declares_no_queue_in_a_protected_context(shell: Shell, broker: TestBroker, command: str) -> None:
     """In a protected context, `send` and `new-task` exit with 69 if the queue does not exist, even if it is the default
     queue of the command. The hint suggests an existing queue with a similar name, and says that --declare declares the
@@ -105,6 +106,7 @@ def test_a_publisher_declares_no_queue_in_a_protected_context(shell: Shell, brok
 
 @on_any_broker
 @pytest.mark.parametrize("command", ["send", "new-task"])
+@pytest.mark.sampled(1)
 def test_a_publisher_that_declares_a_mistyped_queue_says_so(shell: Shell, broker: TestBroker, command: str) -> None:
     """If `send` or `new-task` on a terminal declares a queue whose name resembles that of an existing one, the command
     asks "did you mean". Once the queue exists, the command no longer asks. With --declare, or if no name is similar,

@@ -52,6 +52,7 @@ def topic_page(name: str, columns: int) -> str:
 
 
 @pytest.mark.parametrize("columns", LINES, ids="{} columns".format)
+@pytest.mark.sampled(1)
 def test_help_fits_on_two_screens_and_nothing_is_cut(columns: int) -> None:
     """`COMMAND --help` has at most 60 lines on a terminal of 80 columns, and at most 90 lines on a terminal of 50
     columns. No line is wider than the terminal, and no text is cut.
@@ -191,6 +192,7 @@ def test_help_can_be_piped_into_head(lonely_shell: Shell) -> None:
         ("top --sort redy", "ready"),
     ],
 )
+@pytest.mark.sampled(5)
 def test_a_mistyped_word_gets_the_nearest_name_as_a_hint(lonely_shell: Shell, typed: str, meant: str) -> None:
     """If a command, an option or a value is mistyped, mqtool exits with 2, and the hint asks "did you mean" with the
     most similar name.
@@ -225,6 +227,7 @@ def test_hints_about_options_name_the_command() -> None:
     """
     tried = set()
     for command in leaves(described()):
+        run = typer.main.get_command(command_tree(command.words))
         for option in command.options:
             flag = option.flags[-1]
             if flag in tried and not IN_CI and option != command.options[0]:
@@ -235,9 +238,7 @@ def test_hints_about_options_name_the_command() -> None:
                 [f"{flag}-not"],
             ):
                 with pytest.raises(typer.TyperException) as raised:
-                    command_tree(command.words)(
-                        args=[*command.words, *typed], prog_name="mqtool", standalone_mode=False
-                    )
+                    run(args=[*command.words, *typed], prog_name="mqtool", standalone_mode=False)
                 hint = explain(raised.value)[1]
                 assert hint is not None
                 assert command.path in hint or hint.startswith(("did you mean", "--")), (command.words, typed, hint)

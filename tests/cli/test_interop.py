@@ -125,7 +125,7 @@ def test_send_and_receive_exchange_messages_with_the_tutorials_scripts(room: Roo
 
 
 @every_dialect_in_one_order
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_new_task_and_worker_exchange_tasks_with_the_tutorials_scripts(room: Room, first: str) -> None:
     """In RabbitMQ's tutorial 2, `worker` handles the task of the tutorial's sending script, and the tutorial's worker
     script handles the task of `new-task`.
@@ -165,7 +165,7 @@ def test_new_task_and_worker_exchange_tasks_with_the_tutorials_scripts(room: Roo
 
 @pytest.mark.once_on_rabbitmq
 @every_dialect_in_one_order
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_fanout_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(room: Room, first: str) -> None:
     """In RabbitMQ's tutorial 3, both `receive-log` and the tutorial's receiving script get the logs of `emit-log` and
     the logs of the tutorial's sending script. A log that is emitted before any receiver has started is lost.
@@ -189,7 +189,7 @@ def test_fanout_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(
 
 @pytest.mark.once_on_rabbitmq
 @every_dialect_in_one_order
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_direct_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(room: Room, first: str) -> None:
     """In RabbitMQ's tutorial 4, `emit-log` and the tutorial's sending script emit logs. Both `receive-log` and the
     tutorial's receiving script get exactly the logs with one of the severities that they were given.
@@ -221,7 +221,7 @@ def test_direct_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(
 
 @pytest.mark.once_on_rabbitmq
 @every_dialect_in_one_order
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_topic_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(room: Room, first: str) -> None:
     """In RabbitMQ's tutorial 5, `emit-log` and the tutorial's sending script emit logs. Both `receive-log` and the
     tutorial's receiving script get exactly the logs that match one of their patterns, and get each of these once.
@@ -252,7 +252,7 @@ def test_topic_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(r
 
 
 @every_dialect_in_one_order
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_rpc_server_and_rpc_client_work_with_the_tutorials_scripts(room: Room, first: str) -> None:
     """In RabbitMQ's tutorial 6, `rpc-server` answers the tutorial's client script, and the tutorial's server script
     answers `rpc-client`, whichever server has declared the queue.
@@ -292,6 +292,7 @@ HELLO = {
 
 
 @pytest.mark.parametrize("difference", HELLO)
+@pytest.mark.sampled(1)
 def test_an_existing_queue_with_different_arguments_is_used_as_it_is(
     shell: Shell, connection: Connection, broker: TestBroker, difference: str
 ) -> None:
@@ -318,6 +319,7 @@ def test_an_existing_queue_with_different_arguments_is_used_as_it_is(
 
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("difference", HELLO)
+@pytest.mark.sampled(1)
 def test_the_option_strict_refuses_a_queue_with_different_arguments(
     shell: Shell, connection: Connection, difference: str
 ) -> None:
@@ -356,6 +358,7 @@ def test_a_queue_that_the_option_strict_refuses_keeps_its_messages(shell: Shell)
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("strict", [False, True], ids=["default", "strict"])
 @pytest.mark.parametrize("command", ["worker", "rpc-server"])
+@pytest.mark.sampled(2)
 def test_worker_and_rpc_server_use_a_queue_of_another_dialect_unless_strict(
     shell: Shell, strict: bool, command: str
 ) -> None:
@@ -382,6 +385,7 @@ LOGS = {
 
 
 @pytest.mark.parametrize("difference", LOGS)
+@pytest.mark.sampled(1)
 def test_an_existing_exchange_with_different_arguments_is_used_as_it_is(
     shell: Shell, connection: Connection, difference: str
 ) -> None:
@@ -405,6 +409,7 @@ def test_an_existing_exchange_with_different_arguments_is_used_as_it_is(
 
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("difference", LOGS)
+@pytest.mark.sampled(1)
 def test_the_option_strict_refuses_an_exchange_with_different_arguments(
     shell: Shell, connection: Connection, difference: str
 ) -> None:
@@ -483,6 +488,7 @@ def test_send_declares_a_queue_exactly_as_its_options_say(shell: Shell, connecti
 
 @pytest.mark.parametrize("dialect", [Dialect.PYTHON])
 @in_both_orders
+@pytest.mark.sampled(1)
 def test_send_delayed_and_receive_delayed_exchange_messages_with_the_tutorials_scripts(
     room: Room, connection: Connection, first: str
 ) -> None:

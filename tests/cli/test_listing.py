@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mqtool.amqp import Connection
+from mqtool.amqp import Connection, parse_addresses
 from mqtool.broker import state
 from mqtool.inspection.listing import LISTINGS
 from mqtool.message import Message
@@ -272,8 +272,10 @@ def test_list_watch_on_a_terminal_reacts_to_keys(shell: Shell, broker: TestBroke
     """On a terminal, keys filter, sort, scroll and quit `list queues --watch`, and a line says how many rows do not
     fit. If TERM is "dumb", the output contains no escape sequences.
     """
-    for number in range(30):
-        shell.run("mqtool", "queue", "declare", f"{'even' if number % 2 else 'odd'}-{number:02}")
+    with Connection(parse_addresses(broker.url)) as connection:
+        channel = connection.channel()
+        for number in range(30):
+            channel.declare(Queue(f"{'even' if number % 2 else 'odd'}-{number:02}", durable=True))
     command = ("mqtool", "list", "queues", "name", "--watch", "50ms", "--management", broker.management)
 
     def frames(*keys: str) -> list[str]:
@@ -331,6 +333,7 @@ def test_list_queues_uses_amqp_without_the_management_api(shell: Shell, broker: 
 
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.sampled(2)
 def test_list_exits_with_77_if_the_password_is_wrong(kind: str, shell: Shell, listing: object) -> None:
     """If the password is wrong, each `list` command exits with 77 and says that the broker refuses the user. It does
     not print the password.

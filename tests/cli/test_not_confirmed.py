@@ -157,6 +157,7 @@ def test_send_exits_with_3_if_messages_of_a_killed_run_are_still_unsent(shell: S
     ],
     ids=["fanout", "direct", "headers", "send", "quiet", "x-delay"],
 )
+@pytest.mark.sampled(2)
 def test_a_message_that_no_queue_received_is_reported(shell: Shell, command: str, line: str) -> None:
     """If no queue receives a message that `send` or `emit-log` publishes to an exchange, the command prints a note that
     no queue received it, and exits with 0. With -l, the note contains the number of such messages.

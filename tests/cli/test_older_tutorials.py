@@ -26,7 +26,7 @@ def _check(row: Row, result: Result) -> None:
 @pytest.mark.parametrize(
     "scene", SCENES, ids=[f"{scene.dialect}: {scene.rows[0].script.replace('#', 'any')}" for scene in SCENES]
 )
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(3)
 def test_each_dialect_prints_the_lines_of_its_articles_scripts(shell: Shell, scene: Scene) -> None:
     """Some dialects imitate the scripts of an article about RabbitMQ. With such a --dialect, each command prints the
     same lines as the article's script, on the same stream (stdout or stderr), and exits with the same code. The only

@@ -43,6 +43,7 @@ def test_receive_opens_a_new_file_after_logrotate(shell: Shell, broker: TestBrok
 @on_any_broker
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to see when the handler is set")
 @pytest.mark.parametrize("option", ["-o", "--output=app.log"])
+@pytest.mark.sampled(1)
 def test_sighup_does_not_end_receive_while_it_starts(shell: Shell, option: str) -> None:
     """If logrotate sends SIGHUP while `receive -o` is starting and has not opened its file yet, `receive` continues."""
     shell.start_cold()
@@ -146,6 +147,7 @@ def test_receive_exits_with_2_if_its_output_file_cannot_be_created(shell: Shell,
 
 @on_any_broker
 @pytest.mark.parametrize("keeps_stderr", [True, False], ids=["stderr", "stderr in a file"])
+@pytest.mark.sampled(1)
 def test_receive_to_a_file_ends_when_its_terminal_is_closed(
     shell: Shell, broker: TestBroker, *, keeps_stderr: bool
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 from mqtool.amqp import Connection, Receiving
 from mqtool.testing import EmbeddedBroker
 from mqtool.topology import Queue
-from tests.brokers import TestBroker, on_any_broker
+from tests.brokers import TestBroker, large, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.terminal import on_terminal
 from tests.cli.test_exec import depth
@@ -120,6 +120,7 @@ def test_peek_says_that_messages_stay_in_the_queue(shell: Shell, broker: TestBro
 
 @on_any_broker
 @pytest.mark.parametrize("command", ["peek jobs", "move jobs --to other", "dlq show jobs"])
+@pytest.mark.sampled(1)
 def test_where_cannot_test_the_time_of_receipt_of_messages_in_a_queue(shell: Shell, command: str) -> None:
     """In --where, `timestamp` is the time at which a message was received. `peek`, `move` and `dlq show` exit with 2 if
     --where tests `timestamp`, because the messages in a queue have not been received yet. The hint suggests
@@ -177,6 +178,7 @@ def test_peek_ignores_a_delivery_count_that_a_publisher_has_forged(shell: Shell,
 
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("like", ["3.10", "4.2", "4.3"])
+@pytest.mark.sampled(1)
 def test_peek_ignores_a_forged_delivery_count_after_a_consumer_has_requeued_the_message(
     tmp_path: Path, like: str
 ) -> None:
@@ -244,6 +246,7 @@ def test_peek_shows_ten_messages_on_a_terminal_and_says_how_many_more_there_are(
 
 
 @on_any_broker
+@large
 def test_peek_stops_when_the_reader_of_its_output_exits(shell: Shell, broker: TestBroker) -> None:
     """On a queue with 30,000 messages, `peek | head -3` consumes at most 12,000 messages, and requeues all of them."""
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="x\n" * 30_000)

@@ -13,6 +13,7 @@ from mqtool.tutorials import pages
 from mqtool.tutorials.dialects import NAMES, Dialect
 from mqtool.tutorials.stream_dialects import HELLO, TRACKING, StreamDialect
 from mqtool.ui.page_server import single_file
+from tests.brokers import large
 from tests.cli.test_picture import box, play
 from tests.cli.test_ui import Page, chromium
 
@@ -82,6 +83,7 @@ def test_links_of_the_readme_lead_to_files_in_the_repository() -> None:
     assert [path for path in files if path.suffix == ".html" or not path.exists()] == []
 
 
+@large
 def test_a_line_that_is_only_a_link_to_a_recording_embeds_the_recording(chromium: Any, tmp_path: Path) -> None:
     """If a line in the documentation is only a link to a recording, the page embeds the recording. The recording is
     loaded when a reader opens it, and begins at the linked scene.
@@ -100,6 +102,7 @@ def test_a_line_that_is_only_a_link_to_a_recording_embeds_the_recording(chromium
     assert shown.complaints() == []
 
 
+@large
 def test_an_embedded_recording_shows_three_queues_and_its_buttons_on_a_phone(chromium: Any, tmp_path: Path) -> None:
     """On a screen that is 390 pixels wide, an embedded recording shows a picture of three queues side by side in full,
     below the scene's title and text. Nothing covers the button for the next scene, even if a long text moves the

@@ -99,6 +99,7 @@ def test_ten_thousand_unusual_lines_arrive_byte_for_byte(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("option", "end"), [(["-0"], b"\0"), (["-D", "::"], b"::"), (["-D", r"\t"], b"\t")], ids=["NUL", "colons", "tab"]
 )
+@pytest.mark.sampled(1)
 def test_send_splits_its_input_at_nul_or_at_another_delimiter(shell: Shell, option: list[str], end: bytes) -> None:
     """`send -0` splits its input at NUL bytes, and `send -D` at the given delimiter. Messages may contain newlines or
     be empty, and the last one needs no delimiter.
@@ -189,6 +190,7 @@ def test_a_long_body_is_shortened_on_a_terminal(shell: Shell) -> None:
     ],
     ids=["classic", "classic and persistent", "quorum"],
 )
+@pytest.mark.sampled(1)
 def test_send_says_on_a_terminal_that_messages_are_not_persistent(
     shell: Shell, words: tuple[str, ...], said: bool
 ) -> None:

@@ -57,6 +57,7 @@ def ends_well(script: Running) -> None:
 
 
 @pytest.mark.parametrize("first", ["mqtool", "script"])
+@pytest.mark.sampled(1)
 def test_the_script_of_hello_world_exchanges_messages_with_send_and_receive(room: Room, first: str) -> None:
     """`tutorial show hello-world --plain` prints a script that can send and receive. The script gets the message of
     `send`, and `receive` gets the message of the script, whichever program has declared the queue.
@@ -74,6 +75,7 @@ def test_the_script_of_hello_world_exchanges_messages_with_send_and_receive(room
 
 
 @pytest.mark.parametrize("first", ["mqtool", "script"])
+@pytest.mark.sampled(1)
 def test_the_script_of_work_queues_exchanges_tasks_with_new_task_and_worker(room: Room, first: str) -> None:
     """`tutorial show work-queues --plain` prints a script that can send and handle tasks. The script handles the tasks
     of `new-task`, and `worker` handles the tasks of the script.
@@ -155,6 +157,7 @@ LOGS = {
 
 
 @pytest.mark.parametrize("tutorial", LOGS)
+@pytest.mark.sampled(2)
 def test_plain_scripts_exchange_logs_with_emit_log_and_receive_log(room: Room, tutorial: str) -> None:
     """For each tutorial about logs, `tutorial show --plain` prints a script that can send and receive logs. Both
     `receive-log` and the script print the logs that `emit-log` sends and the logs that the script sends.

@@ -22,6 +22,7 @@ def admin(shell: Shell, broker: TestBroker) -> Shell:
 
 @pytest.mark.own_vhost("policies stay in it")
 @pytest.mark.parametrize("kind", [[], ["--operator"]], ids=["user", "operator"])
+@pytest.mark.sampled(1)
 def test_policy_commands_set_list_and_clear_a_policy(admin: Shell, kind: list[str]) -> None:
     """`policy set` creates or changes a policy, which immediately applies to matching queues. `policy ls` lists the
     policy, and `policy clear` deletes it.
@@ -129,6 +130,7 @@ def size_of_each(admin: Shell, queue: str) -> int:
     ids=["max-length", "max-length-bytes", "expires"],
 )
 @pytest.mark.parametrize("operator", [[], ["--operator"]], ids=["user", "operator"])
+@pytest.mark.sampled(2)
 def test_policy_set_asks_for_confirmation_if_a_policy_would_remove_messages(
     admin: Shell, broker: TestBroker, definition: dict[str, int], warns: str, asks: str, left: int, operator: list[str]
 ) -> None:

@@ -41,6 +41,7 @@ def test_queue_show_fits_on_one_screen(admin: Shell) -> None:
         return admin.run("mqtool", "queue", "show", "jobs").stdout
 
     wait_until(lambda: "guest at " in shown(), "the consumer in the management API")  # its statistics lag by seconds
+    found = shown()
     for expected in (
         "queue jobs in vhost ",
         "quorum, durable",
@@ -51,7 +52,7 @@ def test_queue_show_fits_on_one_screen(admin: Shell) -> None:
         "in ── 'kern.*'",
         "in ── '29'",
     ):
-        assert expected in shown()
+        assert expected in found
     on_screen = on_terminal(admin, "mqtool", "queue", "show", "jobs").stdout
     assert len(on_screen.splitlines()) <= 24
     assert "more" in on_screen
@@ -78,6 +79,7 @@ def test_queue_show_json_prints_one_object(admin: Shell) -> None:
         ("nowhere", "lost, the exchange does not exist"),
     ],
 )
+@pytest.mark.sampled(2)
 def test_queue_show_says_where_dead_letters_go(admin: Shell, settings: str, goes: str) -> None:
     """`queue show` names the queue to which dead letters go, or says that dead letters are dropped or lost, and why."""
     starts = ("--dead-letter-exchange=", "--argument=x-dead-letter-routing-key=")

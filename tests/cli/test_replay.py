@@ -110,6 +110,7 @@ def test_a_recording_of_an_early_version_of_mqtool_is_replayed(shell: Shell, con
     ],
 )
 @on_any_broker
+@pytest.mark.sampled(1)
 def test_a_recording_in_a_newer_format_is_refused(shell: Shell, command: str) -> None:
     """If a recording is in a newer version of the recording format than mqtool knows, each command that reads
     recordings exits with 65, and the hint says to upgrade mqtool.
@@ -162,6 +163,7 @@ def forged(broker: TestBroker, stream: str, headers: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "read", ["receive-stream -q news -c 1", "receive -q news --offset first -c 1", "peek news -c 1", "tap --firehose"]
 )
+@pytest.mark.sampled(3)
 def test_a_message_read_from_a_stream_is_published_to_the_stream_and_not_to_a_forged_address(
     shell: Shell, broker: TestBroker, connection: Connection, read: str, command: str
 ) -> None:
@@ -208,6 +210,7 @@ def test_a_message_read_from_a_stream_is_published_to_the_stream_and_not_to_a_fo
     ],
 )
 @pytest.mark.once_on_rabbitmq
+@pytest.mark.sampled(3)
 def test_cc_and_bcc_of_an_input_message_have_no_effect_if_the_command_line_names_the_destination(
     shell: Shell, broker: TestBroker, connection: Connection, command: str
 ) -> None:

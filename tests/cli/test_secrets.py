@@ -32,7 +32,7 @@ COMMANDS = (
 
 
 @pytest.mark.parametrize("url", URLS)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 def test_no_error_shows_a_password(lonely_shell: Shell, url: str) -> None:
     """Whatever is wrong with a URL or the broker at that URL, no command prints the password in the URL."""
     for command in COMMANDS:
@@ -57,6 +57,7 @@ def test_credentials_in_the_management_url_are_used_and_not_shown(shell: Shell, 
 
 @on_any_broker
 @pytest.mark.parametrize("how", ["--exec", "--shell"])
+@pytest.mark.sampled(1)
 def test_a_workers_program_gets_urls_without_passwords(shell: Shell, how: str) -> None:
     """`worker --exec` removes the passwords from URLs in the program's environment, unless --pass-url is given."""
     shell.environment["MQTOOL_MANAGEMENT_URL"] = "http://guest:guest@localhost"

@@ -48,6 +48,7 @@ print(json.dumps(shown))
 @pytest.mark.parametrize(
     "command", [["send", "-q", "q", "hello"], ["receive", "-q", "q", "-c", "1"]], ids=lambda words: words[0]
 )
+@pytest.mark.sampled(1)
 def test_send_and_receive_import_no_slow_module(shell: Shell, command: list[str]) -> None:
     """`send` and `receive` do not import slow modules that they do not need, such as `rich` or `requests`, so that they
     start quickly.

@@ -168,6 +168,7 @@ def test_gnu_timeout_lets_a_worker_finish_its_task(shell: Shell) -> None:
 
 @on_any_broker
 @pytest.mark.parametrize("doing", [(), ("--exec", "sh -c 'echo $$ > pid; exec sleep 600'")], ids=["task", "program"])
+@pytest.mark.sampled(1)
 def test_a_busy_worker_says_after_ctrl_c_that_it_is_finishing_its_task(shell: Shell, doing: tuple[str, ...]) -> None:
     """After the first Ctrl-C, a busy `worker` says that it is finishing its task. A second Ctrl-C immediately ends
     `worker` and its program, with exit code 130.
@@ -213,6 +214,7 @@ def test_publisher_confirms_stops_at_the_first_ctrl_c(shell: Shell, way: str) ->
 
 
 @pytest.mark.parametrize("options", ["--raw", "--raw --auto-ack"], ids=["one at a time", "in batches"])
+@pytest.mark.sampled(1)
 def test_sigterm_ends_receive_while_its_pipe_is_full(shell: Shell, broker: TestBroker, options: str) -> None:
     """If `receive` is blocked because nothing reads from the pipe to which it prints, the first SIGTERM ends it with
     exit code 143.

@@ -195,6 +195,7 @@ def test_receive_stream_filter_gets_only_messages_with_that_filter_value(shell: 
 
 
 @pytest.mark.parametrize("command", ["offset set NAME me 17", "offset reset NAME me"])
+@pytest.mark.sampled(1)
 def test_offset_set_and_offset_reset_exit_with_69_if_there_is_no_such_stream(shell: Shell, command: str) -> None:
     """If the stream does not exist, or the name belongs to another type of queue, `offset set` and `offset reset` exit
     with 69.
@@ -241,6 +242,7 @@ def test_offset_receive_resumes_at_the_stored_offset(shell: Shell) -> None:
 
 @on_any_broker
 @pytest.mark.parametrize("dialect", StreamDialect)
+@pytest.mark.sampled(3)
 def test_stream_dialects_print_the_lines_of_their_scripts(shell: Shell, dialect: StreamDialect) -> None:
     """Each --dialect stands for the tutorials of one programming language. With this option, `send-stream` and
     `receive-stream` use the stream and the message of the language's stream tutorial, and print the lines of its
@@ -525,6 +527,7 @@ def test_receive_stream_ends_before_a_batch_for_which_a_package_is_missing(shell
 
 @on_any_broker
 @pytest.mark.parametrize("kind", [2, 3, 4], ids=["snappy", "lz4", "zstd"])
+@pytest.mark.sampled(1)
 def test_receive_stream_skips_junk_that_claims_to_be_compressed(shell: Shell, broker: TestBroker, kind: int) -> None:
     """If a publisher has marked junk as a compressed batch, `receive-stream` skips it with a warning like any damaged
     batch, whether or not the Python package for the compression method is installed.

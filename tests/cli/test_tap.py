@@ -37,6 +37,7 @@ def publish(
 
 @pytest.mark.usefixtures("api")
 @pytest.mark.parametrize("kind", ["direct", "topic", "fanout", "headers"])
+@pytest.mark.sampled(2)
 def test_tap_prints_every_message_that_passes_through_an_exchange(
     shell: Shell, broker: TestBroker, connection: Connection, kind: str
 ) -> None:

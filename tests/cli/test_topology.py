@@ -101,6 +101,7 @@ def test_topology_of_an_exchange_shows_only_where_the_exchange_routes(shell: She
 
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("form", ["mermaid", "dot", "json"])
+@pytest.mark.sampled(1)
 def test_each_format_of_topology_contains_every_exchange_and_queue(
     shell: Shell, channel: BlockingChannel, form: str
 ) -> None:

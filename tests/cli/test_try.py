@@ -251,6 +251,7 @@ def test_the_key_r_deletes_the_learners_queues_and_restarts_the_goal(lonely_shel
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.sampled(1)
 def test_tutorial_try_leaves_no_process_after_a_signal(lonely_shell: Shell, number: signal.Signals) -> None:
     """After SIGINT, SIGTERM or SIGKILL, no process that `tutorial try` has started is left, not even its broker."""
     lonely_shell.start_cold()

@@ -262,7 +262,7 @@ def test_tutorial_run_asks_before_a_scene_and_answers_after_it(lonely_shell: She
     ],
     ids=["publish-subscribe", "routing", "topics", "headers"],
 )
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_the_receivers_of_a_scene_run_until_the_next_scene_has_been_explained(
     lonely_shell: Shell, name: str, scenes: list[tuple[str, str]]
 ) -> None:
@@ -373,6 +373,7 @@ def test_tutorial_run_prints_lines_instead_of_panes_on_a_narrow_terminal(lonely_
 
 
 @pytest.mark.parametrize("columns", [50, 100], ids="{} columns".format)
+@pytest.mark.sampled(1)
 def test_tutorial_run_shows_the_url_of_its_broker(lonely_shell: Shell, columns: int) -> None:
     """While `tutorial run` waits for Enter, it shows the URL of the broker that it has started, with or without panes.
     Commands in other terminals can use that URL.
@@ -425,7 +426,7 @@ def test_the_work_queues_tutorial_shows_that_a_killed_workers_task_is_redelivere
     ],
     ids=["publish-subscribe", "routing", "topics"],
 )
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_tutorial_run_checks_the_statements_of_the_official_tutorials(
     lonely_shell: Shell, name: str, checks: list[str]
 ) -> None:

@@ -141,6 +141,7 @@ def page(ui: Running, chromium: Any, request: pytest.FixtureRequest) -> Iterator
 
 
 @on_any_broker
+@large
 def test_each_message_is_drawn_in_its_queue_or_at_its_consumer(shell: Shell, broker: TestBroker, page: Page) -> None:
     """The page of `mqtool ui` draws a ready message in its queue, an unacknowledged message at its consumer, and a
     dead-lettered message in the dead-letter queue.
@@ -165,6 +166,7 @@ def test_each_message_is_drawn_in_its_queue_or_at_its_consumer(shell: Shell, bro
     assert page.complaints() == []
 
 
+@large
 def test_mqtool_ui_shows_the_link_credit_of_an_amqp_1_0_worker(tmp_path: Path, chromium: Any) -> None:
     """On the embedded broker, the page of `mqtool ui` shows the link credit of a `worker` that uses AMQP 1.0."""
     with EmbeddedBroker(management_port=0) as broker:

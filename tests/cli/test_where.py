@@ -17,6 +17,7 @@ def sent(shell: Shell, count: int) -> None:
 
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+@pytest.mark.sampled(1)
 def test_receive_where_keeps_the_order_of_messages_that_do_not_match(
     shell: Shell, broker: TestBroker, queue_type: str
 ) -> None:

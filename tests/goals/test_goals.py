@@ -86,7 +86,7 @@ def test_each_goal_can_be_reached_with_plain_pika(attempts: Attempts, learner: L
     assert learner.wait_for("reached")
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("goal", "wrong"), EVERY_MISTAKE)
 def test_a_wrong_attempt_gets_an_explanation_and_does_not_reach_the_goal(
     wrong: Wrong, learner: Learner, broker: TestBroker
@@ -132,6 +132,7 @@ _MISTAKES_IN_TURN = [
 
 
 @pytest.mark.parametrize(("goal", "first", "second"), _MISTAKES_IN_TURN)
+@pytest.mark.sampled(1)
 def test_tutorial_try_reports_a_second_mistake_while_the_first_is_still_visible(
     first: tuple[Attempt, str], second: tuple[Attempt, str], learner: Learner
 ) -> None:
@@ -246,6 +247,7 @@ _FIXED = [
 
 
 @pytest.mark.parametrize(("goal", "wrong", "attempts"), _FIXED)
+@pytest.mark.sampled(2)
 def test_a_repaired_program_reaches_its_goal_without_a_restart_of_the_goal(
     wrong: Wrong, attempts: Attempts, learner: Learner
 ) -> None:
@@ -260,6 +262,7 @@ def test_a_repaired_program_reaches_its_goal_without_a_restart_of_the_goal(
 
 @pytest.mark.parametrize("goal", [GOALS["delayed-messages"][0]], ids=["overtaken"])
 @pytest.mark.parametrize("way", ["commands", "plain"])
+@pytest.mark.sampled(1)
 def test_tutorial_try_reports_no_mistake_while_a_delayed_message_is_not_due(
     goal: Goal, way: str, learner: Learner
 ) -> None:

@@ -42,7 +42,7 @@ COUNTS = [
 
 
 @pytest.mark.parametrize(("count", "settings"), COUNTS, ids=str)
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(4)
 def test_a_consumer_with_a_limit_of_messages_consumes_exactly_that_many(
     broker: TestBroker, count: int, settings: dict[str, int]
 ) -> None:

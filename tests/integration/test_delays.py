@@ -58,7 +58,7 @@ def received(channel: Channel, queue: Queue, count: int) -> list[Delivery]:
 
 
 @pytest.mark.parametrize("queue", [CLASSIC, QUORUM], ids=["classic", "quorum"])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_all_delayed_messages_arrive_and_none_arrives_early(channel: Channel, publish: Publish, queue: Queue) -> None:
     """If 200 messages with different delays are published in random order, all of them arrive, and none arrives before
     it is due.
@@ -152,6 +152,7 @@ def test_a_delayed_message_keeps_its_body_properties_and_headers(channel: Channe
     ],
     ids=["direct", "topic", "fanout", "headers"],
 )
+@pytest.mark.sampled(5)
 def test_delayed_messages_are_routed_by_their_own_key_and_headers(
     channel: Channel,
     publish: Publish,
@@ -199,6 +200,7 @@ def test_a_delayed_messages_own_exchange_and_key_override_those_of_publish(chann
 
 
 @pytest.mark.parametrize("durable", [False, True], ids=["transient", "durable"])
+@pytest.mark.sampled(4)
 def test_delayed_messages_are_dropped_if_no_queue_is_bound_when_they_are_due(
     channel: Channel, publish: Publish, durable: bool
 ) -> None:
@@ -235,6 +237,7 @@ def test_messages_to_exchanges_and_queues_whose_names_begin_with_amq_can_be_dela
     [Message(b"", "k", "missing", delay=HOUR), Message(b"", "missing", "", delay=HOUR)],
     ids=["exchange", "queue"],
 )
+@pytest.mark.sampled(4)
 def test_publishing_a_delayed_message_to_a_missing_exchange_or_queue_fails_immediately(
     channel: Channel, publish: Publish, message: Message
 ) -> None:
@@ -259,6 +262,7 @@ def test_a_message_can_be_delayed_again_after_it_was_received(channel: Channel, 
 
 
 @pytest.mark.parametrize("copies", ["CC", "BCC"])
+@pytest.mark.sampled(4)
 def test_a_delayed_message_with_a_cc_or_bcc_header_is_refused(channel: Channel, publish: Publish, copies: str) -> None:
     """Publishing a delayed message with a CC or BCC header raises BadData, because the copies would arrive without the
     delay or be lost.

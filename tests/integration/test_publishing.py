@@ -48,7 +48,7 @@ EVERY_PROPERTY: dict[str, Any] = {
 
 @pytest.mark.parametrize("size", [0, 1, 131_063, 131_064, 131_065, 1_000_000])
 @pytest.mark.parametrize("properties", [{}, EVERY_PROPERTY], ids=["bare", "every-property"])
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(6)
 def test_messages_published_by_mqtool_equal_those_published_by_pika(
     broker: TestBroker, size: int, properties: dict[str, Any]
 ) -> None:

@@ -15,7 +15,7 @@ from mqtool.errors import MqtoolError, Unavailable
 from mqtool.message import Confirmation, Message
 from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
 from mqtool.tutorials import rpc
-from tests.brokers import TestBroker, on_any_broker
+from tests.brokers import IN_CI, TestBroker, on_any_broker
 from tests.cli.shell import wait_until
 from tests.proxy import Proxy
 
@@ -45,26 +45,27 @@ def notices() -> list[str]:
 def test_a_publisher_whose_connection_is_cut_loses_no_message(
     broker: TestBroker, proxy: Proxy, channel: Channel, notices: list[str]
 ) -> None:
-    """If a publisher's connection is cut three times while it publishes 30,000 messages, every message is confirmed and
-    arrives in the queue at least once.
+    """If a publisher's connection is cut three times while it publishes thousands of messages, every message is
+    confirmed and arrives in the queue at least once.
     """
     channel.declare(QUORUM)
+    count = 30_000 if IN_CI else 6_000
 
     def source() -> Iterator[Message]:
-        for number in range(30_000):
-            if number in (5_000, 12_000, 20_000):
+        for number in range(count):
+            if number in (count // 6, count * 2 // 5, count * 2 // 3):
                 proxy.cut()
             yield Message(b"%d" % number, message_id=str(number))
 
     receipts = list(channel.publish(source(), routing_key="q"))
 
-    assert len(receipts) == 30_000
+    assert len(receipts) == count
     assert {receipt.confirmation for receipt in receipts} == {Confirmation.CONFIRMED}
     arrived: set[tuple[bytes, str]] = set()
     with Connection(parse_addresses(broker.url)) as connection:
         for delivery in connection.channel().consume(QUORUM, Receiving(timeout=60)):
             arrived.add((delivery.body, delivery.properties["message_id"]))
-            if len(arrived) == 30_000:  # otherwise some are lost, and the loop times out
+            if len(arrived) == count:  # otherwise some are lost, and the loop times out
                 break
     assert proxy.accepted >= 2
     assert any("lost the connection" in notice for notice in notices)
@@ -164,12 +165,13 @@ def test_an_rpc_server_whose_connection_is_cut_answers_every_request(
     it acknowledges the request.
     """
     queue = channel.declare(Queue("requests", durable=True))
-    bodies = [b"%d" % number for number in range(1_000)]
+    count = 1_000 if IN_CI else 200
+    bodies = [b"%d" % number for number in range(count)]
 
     def serve() -> int:
         answered = 0
         for answered, _ in enumerate(rpc.serve(channel, queue, lambda request: Message(request.body)), 1):
-            if answered in (300, 600):
+            if answered in (count * 3 // 10, count * 6 // 10):
                 proxy.cut()
         return answered
 
@@ -182,10 +184,10 @@ def test_an_rpc_server_whose_connection_is_cut_answers_every_request(
             }
         finally:
             channel.stop()
-        assert server.result(30) >= 1_000
+        assert server.result(30) >= count
         assert administration.depth(connection.channel(), queue.name).ready == 0
 
-    assert [replies[number] for number in range(1_000)] == bodies
+    assert [replies[number] for number in range(count)] == bodies
     assert proxy.accepted == 3
 
 
