@@ -71,7 +71,7 @@ def try_(
     *,
     page: PageOptions,
 ) -> None:
-    """Try a tutorial yourself: mqtool sets goals, and says what is missing.
+    """Try a tutorial yourself: mqtool sets goals, and checks them.
 
     Each goal asks for something that you bring about in other terminals, with any program. Without NAME, the goals are
     listed, with those that you have reached.
