@@ -68,7 +68,7 @@ def test_drill_drop_connection_cuts_connections_whatever_the_url_looks_like(
     result = lonely_shell.run("mqtool", "drill", "drop-connection", "-c", "400", "-u", url)
     broker.api("DELETE", f"users/{user}")
     assert _verdict(result)["done"] == 400
-    assert "a proxy cuts 2 connections" in result.stderr
+    assert result.stderr.count("connected again") >= 6  # both programs, after each cut
 
 
 @on_any_broker
