@@ -126,7 +126,7 @@ def parse_address(url: str) -> Address:
         raise _bad(url, f"its scheme is {scheme!r}, not amqp or amqps", hint)
     try:
         parts = urlsplit(url)
-    except ValueError as error:  # bad brackets: in an IPv6 address or a password, which the error may quote
+    except ValueError as error:  # bad brackets, in an IPv6 address or in a password; the error's text may contain it
         raise _bad(url, "its host is not valid", _ESCAPE if "@" in url else _EXAMPLE) from error
     if "," in parts.netloc.rpartition("@")[2]:
         raise _bad(url, "its host contains a ','", "write a URL for each node: amqp://one,amqp://two")
