@@ -743,6 +743,53 @@ def test_no_arrow_of_an_rpc_tutorial_runs_behind_a_box_on_a_phone(chromium: Any,
     assert arrows_behind(page) == []
 
 
+#: The pairs of arrows that cross. Arrows that begin or end at the same box may join there.
+_CROSSING = """
+const arrows = [...document.querySelectorAll(".arrow")].map(({ dataset: { from, to }, lastChild: path }) => {
+  const length = path.getTotalLength();
+  return { from, to, points: Array.from({ length: 101 }, (_, index) => path.getPointAtLength((length * index) / 100)) };
+});
+const side = (a, b, c) => Math.sign((b.x - a.x) * (c.y - a.y) - (b.y - a.y) * (c.x - a.x));
+const cross = (a, b, c, d) => side(a, b, c) * side(a, b, d) < 0 && side(c, d, a) * side(c, d, b) < 0;
+const found = [];
+arrows.forEach((one, index) => arrows.slice(0, index).forEach((other) => {
+  if (one.from === other.from || one.to === other.to) return;
+  const { points: a } = one, { points: b } = other;
+  for (let i = 1; i < a.length; i += 1) for (let k = 1; k < b.length; k += 1)
+    if (cross(a[i - 1], a[i], b[k - 1], b[k])) return found.push(`${one.from} ${one.to} / ${other.from} ${other.to}`);
+}));
+return found;
+"""
+
+
+@pytest.mark.parametrize("width", [768, 390])
+def test_two_reply_queues_of_an_rpc_client_have_different_names_and_no_arrows_cross(
+    chromium: Any, tmp_path: Path, width: int
+) -> None:
+    """If an RPC client of a tutorial is started again while the picture still shows its first reply queue, the second
+    reply queue is called "boss's queue 2". In a window that is 768 or 390 pixels wide, no arrow crosses another one.
+    """
+    records = of_rpc()
+    topology = next(each for each in records if each["kind"] == "topology")
+    again = REPLIES[:-1] + "2"
+    topology["queues"].append({**topology["queues"][1], "name": again})
+    topology["links"].append({**topology["links"][1], "to": again})
+    client = topology["consumers"][1]
+    page = recorded(chromium, tmp_path, records)
+    page.resize(width)
+    page.until(lambda: page.ask("return innerWidth") == width, "the window")
+    seek(page, 0.4)
+    assert page.ask(_CROSSING) == []
+    topology["consumers"].append({**client, "name": "10.0.0.7:50003 -> 10.0.0.1:5672 (1)/tag", "queue": again})
+    page = recorded(chromium, tmp_path, records)
+    page.resize(width)
+    page.until(lambda: page.ask("return innerWidth") == width, "the window")
+    seek(page, 0.4)
+    assert names(page)[1] == {"jobs", "boss's queue", "boss's queue 2"}
+    assert page.ask(_CROSSING) == []
+    assert arrows_behind(page) == []
+
+
 def test_with_two_consumers_no_arrow_runs_behind_a_box_on_a_phone(chromium: Any, tmp_path: Path) -> None:
     """In a window that is 390 pixels wide, a tutorial's picture shows two consumers, of which the first publishes
     replies. No arrow runs behind the box of a client, exchange or queue, or leaves the picture.

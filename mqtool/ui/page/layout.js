@@ -30,6 +30,9 @@ const ROOM = 1290;
 const LEAST_KEYED = 116;
 /** The room for two headers beside a message on its way to its exchange. */
 const HEADERS = 170;
+/** How far an arrow on the left stays from the edge of the picture, so that no message is cut; and from the boxes. */
+const EDGE = 6;
+const BESIDE_BOXES = 4;
 /** How much room there is at the sides for an offset that stands beside the arrow below its stream. */
 const NOTE = 68;
 
@@ -80,19 +83,24 @@ export class Layout {
    * @param {boolean} narrow  layers from top to bottom instead of from left to right
    * @param {any[]} arrows  see arrowsOf()
    * @returns {{places: Map<string, Place>, width: number, height: number, size: any, narrow: boolean,
-   *   low: number, gaps: number[]}}  low: the lower side of all nodes (if narrow, the right one); gaps: the room after
-   *   each layer
+   *   left: number, low: number, gaps: number[]}}  left: the left side of all nodes, if narrow; low: the lower side (if
+   *   narrow, the right one); gaps: the room after each layer
    */
   of(state, narrow, arrows) {
-    const layers = this.layersOf(state);
+    // A client above gets the messages of these. Their arrows lead up on the left, those to exchanges on the right.
+    const above = new Set(
+      narrow ? arrows.filter(({ from, to }) => isUpToClient(from, to)).map(({ from }) => from) : [],
+    );
+    const layers = this.layersOf(state, above);
     const most = Math.max(1, ...layers.map((layer) => layer.length));
     const size = sizeOf(state, narrow, most, layers.length);
     const cross = (narrow ? size.width : size.height) + size.across;
+    const left = Math.max(size.margin, above.size ? EDGE + BESIDE_BOXES : 0);
     const places = new Map();
     layers.forEach((layer, index) => {
       const first = ((most - layer.length) * cross) / 2;
       layer.forEach((id, row) => {
-        const across = (narrow ? size.margin : ABOVE) + first + row * cross + (narrow ? size.width : size.height) / 2;
+        const across = (narrow ? left : ABOVE) + first + row * cross + (narrow ? size.width : size.height) / 2;
         places.set(id, narrow ? { x: across, y: 0, layer: index } : { x: 0, y: across, layer: index });
       });
     });
@@ -103,7 +111,7 @@ export class Layout {
       along += (narrow ? size.height : size.width) + gaps[index];
     });
     const length = along - gaps[gaps.length - 1] - (narrow ? size.height : size.width) / 2 + size.before;
-    const low = (narrow ? size.margin : ABOVE) + most * cross - size.across;
+    const low = (narrow ? left : ABOVE) + most * cross - size.across;
     // In a play, there is room for labels below the arrows that lead around all.
     const layerOf = (id) => places.get(id)?.layer;
     const isAround = state.play && arrows.some(({ from, to }) => layerOf(from) - layerOf(to) > 1);
@@ -112,6 +120,7 @@ export class Layout {
       places,
       narrow,
       size,
+      left,
       low,
       gaps,
       width: narrow ? breadth : length,
@@ -119,8 +128,8 @@ export class Layout {
     };
   }
 
-  /** The ids of the nodes of each layer, in their order. */
-  layersOf(state) {
+  /** The ids of the nodes of each layer, in their order; `first` are the queues that come before the others. */
+  layersOf(state, first) {
     const depths = depthsOf(state);
     // With the stream protocol, messages pass no exchange: such a publisher is in the layer next to the streams.
     const isNextToStream = (publisher) => [...publisher.targets.keys()].some((id) => id.startsWith("q:"));
@@ -141,6 +150,7 @@ export class Layout {
       // The default exchange is below the others: what comes back from below, such as dead letters, passes it.
       layer.sort(
         (one, other) =>
+          Number(first.has(other)) - Number(first.has(one)) ||
           before(one) - before(other) ||
           Number(one === "x:") - Number(other === "x:") ||
           this.order.get(one) - this.order.get(other),
@@ -149,6 +159,9 @@ export class Layout {
     return layers;
   }
 }
+
+/** Whether an arrow leads from a queue to a client that is drawn above it, such as that of the replies to a client. */
+const isUpToClient = (from, to) => from.startsWith("q:") && to.startsWith("p:");
 
 /** The sizes of a picture: of all its boxes, and between them. */
 function sizeOf(state, narrow, most, count) {
@@ -419,7 +432,7 @@ export function curveBetween(layout, from, to) {
     // Beside the arrows that lead forward; if there are nodes between, around the lower side of all.
     const shift = side / 2;
     const isNear = start.layer - end.layer === 1;
-    if (!isNear && layout.narrow) return aroundRight(layout, start, end);
+    if (!isNear && layout.narrow) return (isUpToClient(from, to) ? aroundLeft : aroundRight)(layout, start, end);
     const [s, e] = [start[along] - half, end[along] + half - (to.startsWith("x:") && !layout.narrow ? 6 : 0)];
     const [first, last] = [start[across] + shift, end[across] + shift];
     const bend = isNear ? (s - e) / 2 : layout.size.along;
@@ -441,6 +454,21 @@ function aroundRight({ places, size, low }, start, end) {
   const isLast = (place) => [...places.values()].every(({ x, layer }) => layer !== place.layer || x <= place.x);
   const { along, across, width, height } = size;
   const s = { x: start.x + width / 4, y: start.y - height / 2 };
+  if (isLast(start) && isLast(end) && start.x + width / 2 < low) {
+    // Up only beside all nodes: those above may reach further to the right.
+    const [outer, below] = [low + across, s.y - along / 2];
+    const [from, to] = [start, end].map(({ x, y }) => ({ x: x + width / 2, y }));
+    const corner = { x: outer, y: to.y };
+    return [
+      from,
+      { x: (from.x + outer) / 2, y: from.y },
+      { x: outer, y: from.y },
+      { x: outer, y: below },
+      corner,
+      corner,
+      to,
+    ];
+  }
   const first = isLast(start) ? { x: start.x + width / 2, y: start.y } : { x: low, y: s.y - along / 2 };
   const [d, y] = isLast(end)
     ? [{ x: end.x + width / 2, y: end.y }, end.y]
@@ -448,6 +476,26 @@ function aroundRight({ places, size, low }, start, end) {
   const x = (low + across - Math.max(first.x, d.x) / 4) / 0.75;
   const curve = [first, { x, y: first.y }, { x, y }, d];
   return isLast(start) ? curve : [s, { x: s.x, y: first.y }, { x: (s.x + low) / 2, y: first.y }, ...curve];
+}
+
+/**
+ * A curve that leads up, to the left of all nodes. From a node that has others to its left, it leads below them first, so
+ * that it crosses none of the arrows from above.
+ */
+function aroundLeft({ places, size, left }, start, end) {
+  const isFirst = (place) => [...places.values()].every(({ x, layer }) => layer !== place.layer || x >= place.x);
+  const { along, across, width, height } = size;
+  const d = isFirst(end) ? { x: end.x - width / 2, y: end.y } : { x: end.x - width / 4, y: end.y + height / 2 };
+  const y = d.y + (isFirst(end) ? 0 : along);
+  if (isFirst(start)) {
+    const first = { x: start.x - width / 2, y: start.y };
+    const x = first.x - 2 * across;
+    return [first, { x, y: first.y }, { x, y }, d];
+  }
+  const s = { x: start.x - width / 4, y: start.y + height / 2 };
+  const first = { x: left, y: s.y + along / 2 };
+  const x = (Math.max(EDGE, left - across) - (first.x + d.x) / 8) / 0.75;
+  return [s, { x: s.x, y: first.y }, { x: (s.x + left) / 2, y: first.y }, first, { x, y: first.y }, { x, y }, d];
 }
 
 /** The point of a curve at a fraction of its length, roughly. */

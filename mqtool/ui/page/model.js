@@ -442,18 +442,24 @@ function exchangeOf(state, name) {
  */
 const newCounts = () => ({ ready: 0, unacked: 0, uncopied: { ready: 0, unacked: 0 }, counted: "" });
 
-/** Remember whose queue it is: one with a generated name is called after its first consumer. */
+/**
+ * Remember whose queue it is: one with a generated name is called after its first consumer. `nth` tells several of the
+ * same consumer apart, as of a client that was started again.
+ */
 function belongs(state, queue, label) {
   const found = state.queues.get(queue);
-  if (found && found.owner === undefined) found.owner = label;
+  if (!found || found.owner !== undefined) return;
+  const others = [...state.queues.values()].filter(({ name, owner }) => owner === label && isGenerated(name));
+  Object.assign(found, { owner: label, nth: Math.max(0, ...others.map(({ nth }) => nth)) + 1 });
 }
 
 /** Whether a name was made by a program or by the broker. */
 export const isGenerated = (name) => /\bgen-|^amq_|[0-9a-f]{8}-[0-9a-f]{4}-|[0-9a-f]{20}/.test(name);
 
 /** What a queue is called, as people would. */
-export function labelOf({ name, owner }) {
-  return !isGenerated(name) ? name : owner === undefined ? "temporary queue" : `${owner}'s queue`;
+export function labelOf({ name, owner, nth }) {
+  if (!isGenerated(name)) return name;
+  return owner === undefined ? "temporary queue" : `${owner}'s queue${nth > 1 ? ` ${nth}` : ""}`;
 }
 
 const countsOf = ({ ready, unacked, uncopied, counted } = newCounts()) => ({ ready, unacked, uncopied, counted });
