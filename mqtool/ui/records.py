@@ -290,7 +290,7 @@ def _keys(source: str, link: WiredLink) -> Json:
 
 
 def _key(binding: Binding) -> str:
-    return " ".join(f"{name}={value!s}" for name, value in binding.arguments.items()) or binding.routing_key
+    return ", ".join(f"{name}={value!s}" for name, value in binding.arguments.items()) or binding.routing_key
 
 
 def _text(arguments: Mapping[str, Any], name: str) -> str | None:

@@ -257,6 +257,36 @@ def test_a_picture_with_three_queues_fits_on_a_phone(chromium: Any, tmp_path: Pa
     assert outside == 0, "lines cross the outlines of queues"
 
 
+def test_the_number_of_unacknowledged_messages_is_readable_on_a_phone(chromium: Any, tmp_path: Path) -> None:
+    """If three queues have 10,000 messages each, a screen that is 390 pixels wide shows how many of them are ready and
+    how many are unacknowledged, one number below the other. Both are inside the queue's outline, above its messages.
+    """
+    records = with_queues(["individual", "batch", "async"])
+    topology, moved = (next(each for each in records if each["kind"] == kind) for kind in ("topology", "moved"))
+    moved["queues"] = {queue["name"]: [10_000, 0, 10_000] for queue in topology["queues"]}
+    page = recorded(chromium, tmp_path, records)
+    page.resize(390)
+    page.until(lambda: page.ask("return innerWidth") == 390, "the window")
+    seek(page, 1)
+    seen = page.ask(
+        """
+        const boxOf = (each) => each.getBoundingClientRect();
+        return [...document.querySelectorAll(".node.q")].map((queue) => {
+          const texts = [".name", ".line", ".below", ".more"].map((each) => queue.querySelector(each));
+          const [, line, below] = texts;
+          const box = boxOf(queue.querySelector(".box")), ends = [line, below].map(boxOf);
+          const isInside = ends.every(({ left, right }) => box.left < left && right < box.right);
+          const dots = [...document.querySelectorAll(".dot path")].map(boxOf);
+          const isFree = dots.every(({ top }) => top > ends[1].bottom - 4);
+          const tops = texts.map((each) => boxOf(each).top);
+          const isBelow = tops.every((top, at) => !at || top > tops[at - 1]);
+          return [line.textContent, below.textContent, isInside, isFree, isBelow];
+        });
+        """
+    )
+    assert seen == [["10,000 ready", "0 unacked", True, True, True]] * 3
+
+
 def test_find_counts_the_matches_and_dims_the_rest(chromium: Any, tmp_path: Path) -> None:
     """`Find` on the page of `mqtool ui` searches names, binding keys, headers and bodies, shows the number of matches,
     and dims everything else. If nothing matches, nothing is dimmed.

@@ -88,7 +88,7 @@ const drawn = (selector) => [...document.querySelectorAll(`#picture ${selector}`
 const cross = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1.5
   && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1.5;
 const fixed = drawn(".arrow-words text, .node .note"), moving = drawn(".dot.moving:not(.ended) text");
-const words = [...fixed, ...moving], names = drawn(".node :is(.name, .line)");
+const words = [...fixed, ...moving], names = drawn(".node :is(.name, .line, .below)");
 const found = [];
 const note = (one, other) => cross(box(one), box(other)) && found.push([one.textContent, other.textContent]);
 words.forEach((each, index) => words.slice(0, index).forEach((other) => note(each, other)));
@@ -951,7 +951,7 @@ def test_two_clients_with_the_same_name_are_two_boxes(chromium: Any, tmp_path: P
     [
         ("topic", "kern.info", "kern.info"),
         ("topic", "..", "“..”"),
-        ("headers", "kern.info", "format=pdf pages=3"),
+        ("headers", "kern.info", "format=pdf, pages=3"),
         ("fanout", "kern.info", ""),
         ("", "kern.info", ""),
     ],
@@ -977,7 +977,7 @@ def test_a_moving_message_has_its_routing_key_or_headers_beside_it(
         seek(page, 0.2 + step / 60)
         texts += page.ask("return [...document.querySelectorAll('.dot.moving text')].map((e) => e.textContent)")
     assert set(texts) <= {seen, ""}
-    assert texts.count(seen) > len(texts) / 2
+    assert texts.count(seen) >= len(texts) / 2
 
 
 @pytest.mark.parametrize("width", [1280, 768, 390], ids="{} pixels".format)
@@ -1174,7 +1174,7 @@ def test_the_headers_of_a_message_that_moves_to_its_exchange_cover_no_box(chromi
     records += [sent, {"kind": "event", "t": 1001, "message": 0, "what": "returned"}]
     page = recorded(chromium, tmp_path, [*records, {"kind": "now", "t": 4000}])
     labels, over = page.driver.execute_async_script(_LABELS_OVER_BOXES)
-    assert labels == [f"{fate} format=zip type=report" for fate in ("ready", "returned")]
+    assert labels == [f"{fate} format=zip, type=report" for fate in ("ready", "returned")]
     assert over == []
 
 
@@ -1503,6 +1503,30 @@ def test_the_name_of_a_queue_fits_into_its_outline(chromium: Any, tmp_path: Path
     )
     assert left <= start
     assert end <= right
+
+
+@pytest.mark.parametrize("width", [1280, 768, 390])
+def test_the_name_of_an_exchange_fits_into_its_outline(chromium: Any, tmp_path: Path, width: int) -> None:
+    """In the picture of `mqtool ui`, the name of an exchange is not cut, and does not cross the sloping sides of the
+    hexagon that stands for the exchange.
+    """
+    records = jobs()
+    records[1]["exchanges"].append({"name": "delayed_logs.delayed", "type": "x-delayed-message", "alternate": None})
+    page = recorded(chromium, tmp_path, records)
+    page.resize(width)
+    page.until(lambda: page.ask("return innerWidth") == width, "the window")
+    seek(page, 1)
+    name, corners = page.ask(
+        """
+        const exchange = document.querySelector('.node.x[data-name="delayed_logs.delayed"]');
+        const box = exchange.querySelector(".box"), name = exchange.querySelector(".name");
+        const { left, right, top, bottom } = name.getBoundingClientRect();
+        const isInside = (x, y) => box.isPointInFill(new DOMPoint(x, y).matrixTransform(box.getScreenCTM().inverse()));
+        return [name.textContent, [isInside(left, top + 3), isInside(right, top + 3), isInside(left, bottom)]];
+        """
+    )
+    assert name == "delayed_logs.delayed"
+    assert corners == [True] * 3
 
 
 @pytest.mark.parametrize("width", [1280, 390])

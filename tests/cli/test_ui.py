@@ -179,6 +179,21 @@ def test_mqtool_ui_shows_the_link_credit_of_an_amqp_1_0_worker(tmp_path: Path, c
 
 @on_any_broker
 @large
+def test_the_headers_of_a_binding_are_separated_by_commas(shell: Shell, page: Page) -> None:
+    """The page of `mqtool ui` shows the headers of a binding with commas between them, and two bindings of a queue with
+    a semicolon between them.
+    """
+    do(shell, "exchange declare reports headers")
+    do(shell, "queue declare archive")
+    do(shell, "exchange bind reports archive --match all -H format=pdf -H type=report")
+    key = "x-match=all, format=pdf, type=report"
+    labels = "return [...document.querySelectorAll('.arrow-words title')].map((e) => e.textContent).filter(Boolean)"
+    page.until(lambda: page.ask(labels) == [key], "the binding")
+    do(shell, "exchange bind reports archive --match any -H type=log")
+    both = [f"{key}; x-match=any, type=log", f"x-match=any, type=log; {key}"]
+    page.until(lambda: page.ask(labels)[0] in both, "both bindings")
+
+
 def test_each_state_of_a_message_has_its_own_shape(shell: Shell, page: Page) -> None:
     """The legend on the page of `mqtool ui` has a different shape for each state of a message. The page says that a
     message is returned, draws a delayed message with the seconds until it is due, and draws a message of a stream in

@@ -1,7 +1,7 @@
 // The panel with the facts about a node or a message, and the tables with the same facts as the picture. Names, headers
 // and bodies come from strangers: they are only ever set as text.
 
-import { labelOf } from "./model.js";
+import { joinedKeys, labelOf } from "./model.js";
 import { describe, limitOf, nodeOf } from "./picture.js";
 import { offsetOf, visible } from "./sentences.js";
 
@@ -28,7 +28,7 @@ const titleOf = (id) => visible(id.slice(2)) || "(default exchange)";
 function routeTo(id, { keys, more }) {
   const shown = keys.filter((key) => key !== "");
   if (more) shown.push(`${more.toLocaleString("en")} more`);
-  return titleOf(id) + (shown.length ? ` (${visible(shown.join(", "))})` : "");
+  return titleOf(id) + (shown.length ? ` (${visible(joinedKeys(shown))})` : "");
 }
 
 const hasAny = (value) => value && Object.keys(value).length > 0;

@@ -1,7 +1,7 @@
 // Where the nodes are: publishers, exchanges, queues and consumers in layers. A node keeps its place among its layer
 // when others come and go. Between two layers there is room for the labels of the arrows.
 
-import { labelOf } from "./model.js";
+import { joinedKeys, labelOf } from "./model.js";
 
 export const SIZE = {
   wide: { width: 160, height: 62, along: 96, across: 20, margin: 24, before: 24, longest: 24 },
@@ -29,7 +29,7 @@ const ROOM = 1290;
 /** The least room between layers if there are labels. */
 const LEAST_KEYED = 116;
 /** The room for two headers beside a message on its way to its exchange. */
-const HEADERS = 170;
+const HEADERS = 184;
 /** How far an arrow on the left stays from the edge of the picture, so that no message is cut; and from the boxes. */
 const EDGE = 6;
 const BESIDE_BOXES = 4;
@@ -375,7 +375,7 @@ export function arrowsOf(view, state) {
   };
   for (const link of view.links.values()) {
     const more = link.more ? ` and ${link.more.toLocaleString("en")} more` : "";
-    add(link.from, link.to, "binding", link.keys.filter((key) => key !== "").join(", ") + more);
+    add(link.from, link.to, "binding", joinedKeys(link.keys.filter((key) => key !== "")) + more);
   }
   // What these stand for; the labels are those of the view.
   if (view.links !== view.ways) for (const link of view.ways.values()) add(link.from, link.to, "binding");

@@ -453,6 +453,9 @@ function belongs(state, queue, label) {
   Object.assign(found, { owner: label, nth: Math.max(0, ...others.map(({ nth }) => nth)) + 1 });
 }
 
+/** The keys of an arrow as one text. Those of a headers exchange have commas themselves, between the headers. */
+export const joinedKeys = (keys) => keys.join(keys.some((key) => key.includes(", ")) ? "; " : ", ");
+
 /** Whether a name was made by a program or by the broker. */
 export const isGenerated = (name) => /\bgen-|^amq_|[0-9a-f]{8}-[0-9a-f]{4}-|[0-9a-f]{20}/.test(name);
 
@@ -633,7 +636,7 @@ export function addressOf(state, { exchange, routing_key, headers }) {
     return /[\p{L}\p{N}]/u.test(routing_key) ? routing_key : `“${routing_key}”`;
   }
   const own = Object.entries(headers).filter(([name]) => !name.startsWith("x-"));
-  return own.map(([name, value]) => `${name}=${typeof value === "string" ? value : JSON.stringify(value)}`).join(" ");
+  return own.map(([name, value]) => `${name}=${typeof value === "string" ? value : JSON.stringify(value)}`).join(", ");
 }
 
 /**

@@ -39,13 +39,13 @@ function element(name, attributes = {}, text = undefined) {
 /** A text that is a little too wide is drawn narrower, down to this part of its width. */
 const NARROWEST = 0.8;
 
-/** Set a text, narrower if it does not fit a width, and cut only if it does not fit even then. */
+/** Set a text, narrower if it does not fit a width, and cut only if it does not fit even then. Returns whether it is cut. */
 function fit(drawn, text, width) {
   drawn.removeAttribute("textLength");
   drawn.textContent = text;
   const needed = drawn.getComputedTextLength(); // 0 if the picture is hidden
   if (text && !needed) drawn.textContent = cut(text, 15);
-  if (needed <= width) return;
+  if (needed <= width) return false;
   const most = width / NARROWEST;
   let length = Math.min(text.length, Math.ceil((text.length * most) / needed) + 4);
   while (length > 1 && drawn.getComputedTextLength() > most) drawn.textContent = cut(text, length--);
@@ -53,6 +53,17 @@ function fit(drawn, text, width) {
     drawn.setAttribute("textLength", String(width));
     drawn.setAttribute("lengthAdjust", "spacingAndGlyphs");
   }
+  return needed > most;
+}
+
+/** Set the line below a node's name: if it would be cut, its two counts on a line each, with the name further up. */
+function fitLine({ name, line, below }, text, width) {
+  const [first, second] = text.split(" · ");
+  const isTwo = fit(line, text, width) && second !== undefined;
+  if (isTwo) fit(line, first, width);
+  fit(below, isTwo ? second : "", width);
+  name.setAttribute("y", isTwo ? "15" : "19");
+  line.setAttribute("y", isTwo ? "28" : "34");
 }
 
 /** How many messages a consumer may have unacknowledged; "" if nothing is known of it. */
@@ -322,16 +333,16 @@ export class Picture {
         drawn.behind.setAttribute("d", drawn.isGroup ? outline(id[0], width, height) : "");
         drawn.count.setAttribute("x", String(width - (id[0] === "q" ? 12 : 14)));
         const middle = width / 2 + (id[0] === "q" ? 6 : 0);
-        for (const text of [drawn.name, drawn.line]) text.setAttribute("x", String(middle));
+        for (const text of [drawn.name, drawn.line, drawn.below]) text.setAttribute("x", String(middle));
         // Messages move along the arrow that leads down.
         drawn.note.setAttribute("x", String(this.places.narrow ? width / 2 - LABEL.beside : middle));
         Object.assign(drawn, { where, width });
       }
       if (drawn.words !== words || drawn.cut !== width) {
         drawn.cut = width;
-        const beside = (id[0] === "q" ? 28 : id[0] === "x" ? 16 : 10) + (drawn.isGroup ? 56 : 0);
+        const beside = (id[0] === "q" ? 28 : id[0] === "x" ? 22 : 10) + (drawn.isGroup ? 56 : 0);
         fit(drawn.name, name, width - beside);
-        fit(drawn.line, line, width - (id[0] === "q" ? 24 : 10));
+        fitLine(drawn, line, width - (id[0] === "q" ? 24 : 10));
         fit(drawn.note, note, Math.max(width, 160));
         drawn.title.textContent = drawn.isGroup ? `${words}. Click to unfold` : words;
         drawn.group.setAttribute("aria-label", words);
@@ -355,8 +366,9 @@ export class Picture {
     const title = group.appendChild(element("title"));
     const behind = group.appendChild(element("path", { class: "behind", transform: "translate(5 5)" }));
     const box = group.appendChild(element("path", { class: "box" }));
-    const name = group.appendChild(element("text", { class: "name", y: "19" }));
-    const line = group.appendChild(element("text", { class: "line", y: "34" }));
+    const name = group.appendChild(element("text", { class: "name" }));
+    const line = group.appendChild(element("text", { class: "line" }));
+    const below = group.appendChild(element("text", { class: "below", y: "40" }));
     const note = group.appendChild(element("text", { class: "note", y: String(this.places.size.height + 14) }));
     const count = group.appendChild(element("text", { class: "count", y: "19" }));
     const more = group.appendChild(element("text", { class: "more" }));
@@ -368,7 +380,7 @@ export class Picture {
     group.addEventListener("keydown", (event) => {
       if (event.key === "Enter") act();
     });
-    const drawn = { group, title, behind, box, name, line, note, count, more, moreText: "", isGroup };
+    const drawn = { group, title, behind, box, name, line, below, note, count, more, moreText: "", isGroup };
     this.drawnNodes.set(id, drawn);
     return drawn;
   }
