@@ -20,6 +20,8 @@ from mqtool.broker.embedded.model.virtual_host import ReleasedQueue, Routing, Vi
 
 #: The maximum number of events kept for slow readers, of messages shown at the same time, and of skipped addresses.
 _MAX_EVENTS, _MAX_SHOWN, _MAX_SKIPPED = 4_000, 2_000, 1_000
+#: The maximum number of channels whose confirms are awaited.
+_MAX_CHANNELS = 1_000
 #: The maximum number of new messages shown per second, between two requests, and per second for one exchange and key.
 _PER_SECOND, _AT_ONCE, _PER_SECOND_ON_ARROW = 100, 50, 20
 #: The maximum number of messages in a snapshot: per queue, channel or delayed exchange, and in total.
@@ -88,6 +90,7 @@ class MessageEvents:
 
     Args:
         client_of: describes the connection or channel that a message comes from or goes to.
+        publish_of: returns the number of the publish that a channel is performing; None if it expects no confirm.
         name_of: returns the name of a queue's consumer; None for basic.get.
     """
 
@@ -95,6 +98,7 @@ class MessageEvents:
         self,
         vhost: VirtualHost,
         client_of: Callable[[object], EventFields],
+        publish_of: Callable[[object], int | None],
         name_of: Callable[[QueueConsumer | None, BrokerQueue], str | None],
     ) -> None:
         self.number = time.monotonic_ns() // 1000
@@ -107,6 +111,7 @@ class MessageEvents:
         self.offsets: dict[str, tuple[str, int]] = {}
         self._vhost = vhost
         self._client_of = client_of
+        self._publish_of = publish_of
         self._name_of = name_of
         self._events: deque[Event] = deque()
         #: The number of the latest event that has been dropped.
@@ -115,6 +120,8 @@ class MessageEvents:
         self._in_streams: deque[tuple[str, int]] = deque(maxlen=LISTED * 10)
         self._messages = 0
         self._held: tuple[str, BacklogEntry] | None = None
+        #: For each channel, the publishes that are shown and were not confirmed yet: their numbers, and the messages'.
+        self._unconfirmed: dict[object, deque[tuple[int, int]]] = {}
         #: Messages that are being dead-lettered.
         self._dead: deque[BrokerMessage] = deque(maxlen=LISTED)
         self._quota = _Quota()
@@ -139,6 +146,8 @@ class MessageEvents:
         self.publishing[id(message)] = message, self._messages
         fields = {"what": "published", "message": self._messages, "from": self._origin(source)}
         self._add({**fields, "paths": [*_paths(self._vhost, message, routing.queues)]}, message)
+        if (publish := self._publish_of(source)) is not None:
+            self._await_confirm(source, publish)
         if held is not None and held[1].message.address == message.address:
             del self.publishing[id(message)]  # not lost, although no queue receives it
             exchange, entry = held
@@ -151,6 +160,29 @@ class MessageEvents:
     def _may_show(self, address: bytes) -> bool:
         """Return True if another new message may be shown."""
         return len(self.shown) < _MAX_SHOWN and self._quota.has(address)
+
+    def _await_confirm(self, channel: object, publish: int) -> None:
+        """Remember the number of the latest message's publish until the broker has confirmed it."""
+        if channel not in self._unconfirmed and len(self._unconfirmed) >= _MAX_CHANNELS:
+            del self._unconfirmed[next(iter(self._unconfirmed))]  # channels that were closed are not removed otherwise
+        self._unconfirmed.setdefault(channel, deque(maxlen=_MAX_SHOWN)).append((publish, self._messages))
+
+    def confirmed(self, channel: object, settled: range, nacked: Collection[int]) -> None:
+        waiting = self._unconfirmed.get(channel)
+        if not waiting:
+            return
+        fields = {"what": "confirmed", "from": self._client_of(channel)}
+        confirmed = []
+        while waiting and waiting[0][0] < settled.stop:
+            publish, number = waiting.popleft()
+            if publish in nacked:
+                self._add({**fields, "messages": [number], "count": 1, "nack": True})
+            else:
+                confirmed.append(number)
+        if confirmed:
+            self._add({**fields, "messages": confirmed, "count": len(settled) - len(nacked), "nack": False})
+        if not waiting:
+            del self._unconfirmed[channel]
 
     def unroutable(self, message: BrokerMessage, *, returned: bool) -> None:
         if (found := self.publishing.get(id(message))) is not None:
