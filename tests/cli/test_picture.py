@@ -713,26 +713,6 @@ def test_arrows_from_two_exchanges_do_not_cross(chromium: Any, tmp_path: Path) -
     assert queues == sorted(queues)
 
 
-def test_the_picture_changes_no_class_of_an_arrow_or_box_while_nothing_moves(chromium: Any, tmp_path: Path) -> None:
-    """While no message moves, the page of `mqtool ui` does not set the classes of arrows and boxes again in each frame,
-    which would cost a slow machine time.
-    """
-    page = recorded(chromium, tmp_path, [*jobs(), *published(1000, 0), {"kind": "now", "t": 60_000}])
-    seek(page, 0.3)
-    changed = page.driver.execute_async_script(
-        """
-        const done = arguments[0], found = [];
-        const observer = new MutationObserver((all) => found.push(...all.map(({ target }) => target.outerHTML)));
-        observer.observe(document.querySelector("#picture"), { subtree: true, attributeFilter: ["class"] });
-        document.querySelector("#pause").click();
-        let frames = 0;
-        const next = () => (frames++ < 20 ? requestAnimationFrame(next) : done(found));
-        next();
-        """
-    )
-    assert changed == []
-
-
 def test_a_receiver_that_was_stopped_disappears_with_its_queue(chromium: Any, tmp_path: Path) -> None:
     """If a receiver of a tutorial has been stopped, and the broker has deleted its queue, the picture shows neither of
     them any more, even if the page has not asked the broker for its consumers since then.

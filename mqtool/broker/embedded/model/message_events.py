@@ -51,9 +51,9 @@ class _Quota:
         self._in_second: Counter[bytes] = Counter()
         self._second = 0
 
-    def has(self, address: bytes) -> bool:
-        """Return True if another message with this exchange and routing key may be shown."""
-        return self._left >= 1 and self._in_second[address] < _PER_SECOND_ON_ARROW
+    def has(self, address: bytes, others: int) -> bool:
+        """Return True if one more message with this exchange and routing key may be shown, besides these others."""
+        return others < _MAX_SHOWN and self._left >= 1 and self._in_second[address] < _PER_SECOND_ON_ARROW
 
     def use(self, address: bytes) -> None:
         """Count a message that is shown."""
@@ -73,6 +73,29 @@ class _Quota:
         if int(now) != self._second:
             self._second = int(now)
             self._in_second.clear()
+
+
+class _Unconfirmed:
+    """The publishes of messages that are shown, until the broker has confirmed them."""
+
+    def __init__(self) -> None:
+        #: For each channel, the numbers of its publishes, and of their messages.
+        self._publishes: dict[object, deque[tuple[int, int]]] = {}
+
+    def add(self, channel: object, publish: int, message: int) -> None:
+        if channel not in self._publishes and len(self._publishes) >= _MAX_CHANNELS:
+            del self._publishes[next(iter(self._publishes))]  # channels that were closed are not removed otherwise
+        self._publishes.setdefault(channel, deque(maxlen=_MAX_SHOWN)).append((publish, message))
+
+    def take(self, channel: object, settled: range) -> list[tuple[int, int]]:
+        """Remove and return those that are settled."""
+        waiting = self._publishes.get(channel, deque())
+        found = []
+        while waiting and waiting[0][0] < settled.stop:
+            found.append(waiting.popleft())
+        if found and not waiting:
+            del self._publishes[channel]
+        return found
 
 
 class MessageEvents:
@@ -120,8 +143,7 @@ class MessageEvents:
         self._in_streams: deque[tuple[str, int]] = deque(maxlen=LISTED * 10)
         self._messages = 0
         self._held: tuple[str, BacklogEntry] | None = None
-        #: For each channel, the publishes that are shown and were not confirmed yet: their numbers, and the messages'.
-        self._unconfirmed: dict[object, deque[tuple[int, int]]] = {}
+        self._unconfirmed = _Unconfirmed()
         #: Messages that are being dead-lettered.
         self._dead: deque[BrokerMessage] = deque(maxlen=LISTED)
         self._quota = _Quota()
@@ -136,7 +158,7 @@ class MessageEvents:
         else:
             may_show = False
         if not may_show:
-            if not self._may_show(message.address):
+            if not self._quota.has(message.address, len(self.shown)):
                 # On a busy broker, most messages are not shown. The next ones to this address need no call.
                 if len(self.skipped) < _MAX_SKIPPED:
                     self.skipped.add(message.address)
@@ -147,7 +169,7 @@ class MessageEvents:
         fields = {"what": "published", "message": self._messages, "from": self._origin(source)}
         self._add({**fields, "paths": [*_paths(self._vhost, message, routing.queues)]}, message)
         if (publish := self._publish_of(source)) is not None:
-            self._await_confirm(source, publish)
+            self._unconfirmed.add(source, publish, self._messages)
         if held is not None and held[1].message.address == message.address:
             del self.publishing[id(message)]  # not lost, although no queue receives it
             exchange, entry = held
@@ -157,32 +179,16 @@ class MessageEvents:
         elif not routing.queues and _is_dropped(source):
             self.unroutable(message, returned=False)
 
-    def _may_show(self, address: bytes) -> bool:
-        """Return True if another new message may be shown."""
-        return len(self.shown) < _MAX_SHOWN and self._quota.has(address)
-
-    def _await_confirm(self, channel: object, publish: int) -> None:
-        """Remember the number of the latest message's publish until the broker has confirmed it."""
-        if channel not in self._unconfirmed and len(self._unconfirmed) >= _MAX_CHANNELS:
-            del self._unconfirmed[next(iter(self._unconfirmed))]  # channels that were closed are not removed otherwise
-        self._unconfirmed.setdefault(channel, deque(maxlen=_MAX_SHOWN)).append((publish, self._messages))
-
     def confirmed(self, channel: object, settled: range, nacked: Collection[int]) -> None:
-        waiting = self._unconfirmed.get(channel)
-        if not waiting:
+        found = self._unconfirmed.take(channel, settled)
+        if not found:
             return
         fields = {"what": "confirmed", "from": self._client_of(channel)}
-        confirmed = []
-        while waiting and waiting[0][0] < settled.stop:
-            publish, number = waiting.popleft()
+        for publish, number in found:
             if publish in nacked:
                 self._add({**fields, "messages": [number], "count": 1, "nack": True})
-            else:
-                confirmed.append(number)
-        if confirmed:
+        if confirmed := [number for publish, number in found if publish not in nacked]:
             self._add({**fields, "messages": confirmed, "count": len(settled) - len(nacked), "nack": False})
-        if not waiting:
-            del self._unconfirmed[channel]
 
     def unroutable(self, message: BrokerMessage, *, returned: bool) -> None:
         if (found := self.publishing.get(id(message))) is not None:
@@ -250,7 +256,7 @@ class MessageEvents:
 
     def streamed(self, source: object, stream: str, messages: Iterator[tuple[int, BrokerMessage]]) -> None:
         address = stream.encode(errors="surrogateescape")
-        while self._may_show(address) and (found := next(messages, None)) is not None:
+        while self._quota.has(address, len(self.shown)) and (found := next(messages, None)) is not None:
             self._quota.use(address)
             self._messages += 1
             position, message = found
