@@ -275,6 +275,32 @@ def test_a_worker_with_prefetch_1_is_never_drawn_with_two_messages(chromium: Any
     assert most == 1
 
 
+def test_a_worker_with_prefetch_1_gets_its_next_message_once_its_acknowledgement_has_arrived(
+    chromium: Any, tmp_path: Path
+) -> None:
+    """In the picture of `mqtool ui`, the next message leaves its queue for a consumer with prefetch 1 only when the
+    tick of the consumer's acknowledgement has arrived at the queue. Until then, the queue counts the message as ready.
+    """
+    to = {"consumer": "one/tag", "no_ack": False, "redelivered": False, "to": None}
+    records = [*jobs([{"name": "one/tag", "label": "worker 1"}]), *published(1000, 0), *published(1000, 1)]
+    records += [happens(1001, "delivered", 0, **to), happens(4000, "acknowledged", 0)]
+    records += [happens(4000, "delivered", 1, **to), {"kind": "now", "t": 8000}]
+    page = recorded(chromium, tmp_path, records)
+    ticks = both = 0
+    for step in range(100):
+        seek(page, 0.3 + step / 250)
+        assert differences(page) == []
+        moving = [fate for fate, _ in page.dots("moving")]
+        ticks += "acknowledged" in moving
+        both += "acknowledged" in moving and "unacknowledged" in moving
+        if "acknowledged" in moving:
+            assert page.nodes()["quorum queue jobs"] == "1 ready · 0 unacked"
+    assert ticks > 3
+    assert both == 0
+    seek(page, 1)
+    assert page.dots() == [("unacknowledged", page.ask("return document.querySelector('.node.c').dataset.id"))]
+
+
 def test_a_worker_without_a_prefetch_limit_is_drawn_with_several_messages(chromium: Any, tmp_path: Path) -> None:
     """If a consumer without a prefetch limit gets several messages in the same millisecond, the picture of `mqtool ui`
     draws several messages at the consumer. That is the case even if the consumer acknowledges each message immediately.
@@ -661,6 +687,7 @@ def of_dead_letters() -> list[dict[str, Any]]:
     (topology,) = [each for each in records if each["kind"] == "topology"]
     topology["exchanges"].append({"name": "payments", "type": "topic", "alternate": None})
     topology["queues"].append({**topology["queues"][0], "name": "jobs.dlq"})
+    topology["queues"][0] |= {"deadLetterExchange": "", "deadLetterKey": "jobs.dlq"}
     topology["links"] += [
         {**topology["links"][0], "to": "jobs.dlq"},
         {**topology["links"][0], "from": "payments", "keys": ["charge.#"]},
@@ -684,6 +711,37 @@ def test_arrows_from_two_exchanges_do_not_cross(chromium: Any, tmp_path: Path) -
     queues = [box(page, f'.node.q[data-name="{name}"]')["top"] for name in ("jobs", "jobs.dlq")]
     assert exchanges == sorted(exchanges)
     assert queues == sorted(queues)
+
+
+def test_a_receiver_that_was_stopped_disappears_with_its_queue(chromium: Any, tmp_path: Path) -> None:
+    """If a receiver of a tutorial has been stopped, and the broker has deleted its queue, the picture shows neither of
+    them any more, even if the page has not asked the broker for its consumers since then.
+    """
+    records = [*play()[:3], *jobs([{"name": "one/tag", "label": "worker 1"}])]
+    records = json.loads(json.dumps(records).replace('"jobs"', f'"{REPLIES}"'))
+    records += [of_terminal(500, 21, "typed", "worker 1"), {"kind": "goes_on", "t": 3000, "n": 22, "number": 1}]
+    records.append({"kind": "event", "t": 4000, "what": "purged", "queue": REPLIES})
+    records += [of_terminal(4100, 23, "finished", "worker 1"), of_terminal(9000, 24, "typed", "boss")]
+    page = recorded(chromium, tmp_path, [*records, {"kind": "now", "t": 10_000}])
+    seek(page, 0.2)
+    assert names(page) == ({"worker 1"}, {"worker 1's queue"})
+    seek(page, 0.5)
+    assert names(page) == (set(), set())
+
+
+def test_the_default_exchange_is_not_drawn_before_a_queue_is_bound(chromium: Any, tmp_path: Path) -> None:
+    """If a tutorial declares an exchange and a queue, and then binds the queue, its picture does not show the default
+    exchange in between. It shows the default exchange once a message passes through it.
+    """
+    begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
+    records = [*begins, *jobs()]
+    topology = next(each for each in records if each["kind"] == "topology")
+    topology["exchanges"].append({"name": "orders", "type": "fanout", "alternate": None})
+    page = recorded(chromium, tmp_path, [*records, *published(4000, 0), {"kind": "now", "t": 8000}])
+    seek(page, 0.2)
+    assert {"exchange orders", "quorum queue jobs"} == set(page.nodes())
+    seek(page, 1)
+    assert "exchange (default exchange)" in page.nodes()
 
 
 def test_a_terminal_that_publishes_and_later_consumes_stays_where_it_is(chromium: Any, tmp_path: Path) -> None:
@@ -787,6 +845,7 @@ def test_two_reply_queues_of_an_rpc_client_have_different_names_and_no_arrows_cr
     seek(page, 0.4)
     assert names(page)[1] == {"jobs", "boss's queue", "boss's queue 2"}
     assert page.ask(_CROSSING) == []
+    assert page.ask("return Math.min(...[...document.querySelectorAll('.arrow path')].map((e) => e.getBBox().x))") > 2
     assert arrows_behind(page) == []
 
 
@@ -1204,6 +1263,65 @@ def test_an_acknowledgement_moves_from_the_consumer_to_the_queue(chromium: Any, 
     assert words == {"ack"}
 
 
+def of_confirms(count: int = 1, **fields: object) -> list[dict[str, Any]]:
+    """The records of a play in which boss publishes a message, which is confirmed together with others."""
+    begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
+    ends = {"client": "boss", "connection": "10.0.0.7:50001 -> 10.0.0.1:5672", "protocol": "AMQP 0-9-1"}
+    records = [*begins, *jobs(), *published(1000, 0)]
+    confirmed = {"kind": "event", "t": 1001, "what": "confirmed", "messages": [0], "count": count, "nack": False}
+    return [*records, {**confirmed, "from": ends, **fields}, {"kind": "now", "t": 6000}]
+
+
+@pytest.mark.parametrize("width", [1280, 768, 390])
+@pytest.mark.parametrize(
+    ("count", "nack", "label"),
+    [(1, False, "confirmed confirm"), (5, False, "confirmed confirm of 5"), (1, True, "dead nack")],
+    ids=["one", "several", "nack"],
+)
+def test_a_confirm_moves_to_the_publisher_after_its_message_has_arrived(
+    chromium: Any, tmp_path: Path, width: int, count: int, nack: bool, label: str
+) -> None:
+    """If the broker confirms a message, the picture of a tutorial moves a small tick with the word "confirm" from the
+    exchange to the publisher, once the message has arrived in its queue. A confirm for five messages says so, and a
+    negative one has the word "nack". The label covers no box, and the confirm is not counted as a message.
+    """
+    page = recorded(chromium, tmp_path, of_confirms(count, nack=nack))
+    page.resize(width)
+    page.until(lambda: page.ask("return innerWidth") == width, "the window")
+    labels, over = page.driver.execute_async_script(_LABELS_OVER_BOXES)
+    assert labels == sorted(["ready x", label])
+    assert over == []
+    fate = label.partition(" ")[0]
+    seen = 0
+    for step in range(60):
+        seek(page, 0.1 + step / 100)
+        assert differences(page) == []
+        if (fate, "p:boss") in page.dots("moving"):
+            seen += 1
+            assert page.dots("resting") == [("ready", "q:jobs")]
+    assert seen > 3
+    page.until(lambda: ("nacked" if nack else "confirmed to boss") in page.said(), "the sentence")
+
+
+def test_confirms_are_thinned_as_their_messages_are(chromium: Any, tmp_path: Path) -> None:
+    """If many messages are confirmed in the same millisecond, the confirms leave the exchange one after the other, and
+    most of them have no label. Confirms of messages that are not shown are not drawn.
+    """
+    records = of_confirms()[:-2]
+    confirmed = of_confirms()[-2]
+    for number in range(1, 40):
+        records += [*published(1001, number), {**confirmed, "t": 1002, "messages": [number]}]
+    records += [{**confirmed, "t": 1002, "messages": [number]} for number in range(100, 140)]
+    page = recorded(chromium, tmp_path, [*records, {"kind": "now", "t": 12_000}])
+    most, labels, labelled = 0, 0, "return [...document.querySelectorAll('.confirmed text')].map((e) => e.textContent)"
+    for step in range(100):
+        seek(page, step / 100)
+        most = max(most, len(places(page, "confirmed")))
+        labels = max(labels, len([each for each in page.ask(labelled) if each]))
+    assert 2 < most < 15
+    assert labels < 4
+
+
 def test_a_rate_is_not_measured_across_two_connections_of_a_publisher(chromium: Any, tmp_path: Path) -> None:
     """If a publisher ends, and publishes more messages over a new connection, the picture of `mqtool ui` shows no rate
     until it has measured one: the number of messages of the new connection says nothing about the time before it.
@@ -1308,6 +1426,25 @@ def test_the_label_of_a_reply_covers_no_box(chromium: Any, tmp_path: Path) -> No
     page = recorded(chromium, tmp_path, [*records, {"kind": "now", "t": 8000}])
     labels, over = page.driver.execute_async_script(_LABELS_OVER_BOXES)
     assert "ready 8 · id 23c3" in labels
+    assert over == []
+
+
+@pytest.mark.parametrize("width", [768, 390])
+def test_the_label_of_a_long_reply_covers_no_box_on_a_phone(chromium: Any, tmp_path: Path, width: int) -> None:
+    """In a window that is 768 or 390 pixels wide, the label of a reply that moves up beside the boxes, from the server
+    to the exchange or from the reply queue to the client, covers no part of a box, even if the label is long.
+    """
+    records = of_rpc()
+    for each in records:
+        if each.get("what") == "published":
+            each["details"]["properties"]["correlation_id"] = "23c3e3a1-7e5b-4b0e-a1d6-0c2f6b7b0a11"
+            if each["message"] == 1:
+                each["details"]["body"] = "the request 'ten' is not an integer"
+    page = recorded(chromium, tmp_path, [*records, {"kind": "now", "t": 8000}])
+    page.resize(width)
+    page.until(lambda: page.ask("return innerWidth") == width, "the window")
+    labels, over = page.driver.execute_async_script(_LABELS_OVER_BOXES)
+    assert {"ready the request '… · id 23c3", "acknowledged the request '… · id 23c3"} <= set(labels)
     assert over == []
 
 

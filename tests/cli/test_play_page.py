@@ -13,7 +13,7 @@ import pytest
 from mqtool.ui.page_server import single_file
 from tests.brokers import large
 from tests.cli.shell import Running, Shell, wait_until
-from tests.cli.test_picture import box, play, seek
+from tests.cli.test_picture import box, of_terminal, play, recorded, seek
 from tests.cli.test_tutorial import processes_with
 from tests.cli.test_ui import Page, chromium
 
@@ -363,6 +363,35 @@ def test_the_list_of_tutorials_does_not_cut_the_picture(chromium: Any, tmp_path:
     below = "const pre = document.querySelector('.terminal pre'); return pre.scrollHeight - pre.clientHeight"
     assert page.ask(below) > 0
     assert page.ask(f"{below} - pre.scrollTop") < 2, "the latest line is visible"
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (1920, 1080), (768, 1024), (390, 844)])
+def test_no_line_of_a_scrolled_terminal_is_cut(chromium: Any, tmp_path: Path, width: int, height: int) -> None:
+    """At each size of the window, a terminal of a tutorial with more lines than fit shows whole lines only: none is cut
+    below the terminal's name.
+    """
+    printed = [{**of_terminal(150, 100 + line, "printed"), "line": f" [x] Received {line}"} for line in range(40)]
+    page = recorded(chromium, tmp_path, sorted([*play(), *printed], key=lambda each: each["t"]))
+    seek(page, 0.2)
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    page.until(lambda: page.ask("return innerWidth") == width, "the window")
+    lines = page.driver.execute_async_script(
+        """
+        const done = arguments[0], pre = document.querySelector(".terminal pre"), range = document.createRange();
+        range.selectNodeContents(pre);
+        pre.scrollTop = pre.scrollHeight;
+        requestAnimationFrame(() => {
+          const { top, bottom } = pre.getBoundingClientRect();
+          const lines = [...range.getClientRects()].filter((line) => line.height && line.bottom > top + 2);
+          done({ scrolled: pre.scrollTop, cut: lines.filter((line) => line.top < top - 2).length,
+            whole: lines.filter((line) => line.top >= top - 2 && line.bottom < bottom).length });
+        });
+        """
+    )
+    assert lines["scrolled"] > 0
+    assert lines["cut"] == 0
+    assert lines["whole"] >= 4
 
 
 def test_the_page_scrolls_to_the_top_when_another_tutorial_is_chosen(chromium: Any, tmp_path: Path) -> None:

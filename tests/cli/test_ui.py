@@ -554,7 +554,7 @@ def test_a_recording_of_the_page_plays_without_mqtool(shell: Shell, chromium: An
     saved = shell.directory / "mqtool-ui.html"
     wait_until(saved.exists, lambda: "the saved recording", 30)
     assert ui.interrupt().wait().code == 0
-    assert "2 events written" in ui.stderr
+    assert "3 events written" in ui.stderr
     for file in (saved, shell.directory / "seen <1>.html"):
         recorded = Page(chromium, file.as_uri())
         recorded.until(lambda shown=recorded: shown.dots() == [("ready", "q:jobs")] * 2, "both messages")

@@ -1,6 +1,7 @@
 """GET /api/mqtool/events reports each thing that can happen to a message, for the page of `mqtool ui`."""
 
 import base64
+import itertools
 import json
 import urllib.error
 import urllib.parse
@@ -12,6 +13,9 @@ from typing import Any
 
 import pika
 import pytest
+from pamqp import commands, frame
+from pamqp.body import ContentBody
+from pamqp.header import ContentHeader
 from pika.adapters.blocking_connection import BlockingChannel
 
 from mqtool.broker.embedded import EmbeddedBroker
@@ -19,6 +23,7 @@ from mqtool.codecs.amqp10_message import data_section
 from tests.cli.shell import wait_until
 from tests.protocol.conftest import Api
 from tests.protocol.raw_amqp10 import CLOSE, SENDER, TRANSFER, RawAmqp10
+from tests.protocol.raw_client import RawClient
 from tests.protocol.raw_stream import DELETE, OPEN, STORE_OFFSET, RawStream, at, string
 
 Event = dict[str, Any]
@@ -198,7 +203,78 @@ def test_events_say_whether_a_publisher_uses_confirms(broker: EmbeddedBroker, ch
     assert events.until("published", "dropped")[0]["from"]["confirms"] is False
     channel.confirm_delivery()
     channel.basic_publish("", "nowhere", b"x")
-    assert events.until("published", "dropped")[0]["from"]["confirms"] is True
+    assert events.until("published", "dropped", "confirmed")[0]["from"]["confirms"] is True
+
+
+@pytest.mark.parametrize("queue", ["classic", "quorum"])
+def test_events_report_the_confirms_that_the_broker_sends(broker: EmbeddedBroker, queue: str) -> None:
+    """In /api/mqtool/events, each basic.ack to a publisher appears as `confirmed`, with the messages that it confirms
+    and their number, and so does each basic.nack, with `nack`.
+    """
+    with closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
+        channel = connection.channel()
+        channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": queue})
+        channel.queue_declare("full", arguments={"x-max-length": 0, "x-overflow": "reject-publish"})
+        channel.confirm_delivery()
+        events = Events(broker)
+        channel.basic_publish("", "jobs", b"x")
+        published, _, confirmed = events.until("published", "ready", "confirmed")
+        assert confirmed["messages"] == [published["message"]]
+        assert (confirmed["count"], confirmed["nack"]) == (1, False)
+        assert confirmed["from"] == published["from"]
+        with pytest.raises(pika.exceptions.NackError):
+            channel.basic_publish("", "full", b"x")
+        published, _, confirmed = events.until("published", "refused", "confirmed")
+        assert confirmed["messages"] == [published["message"]]
+        assert (confirmed["count"], confirmed["nack"]) == (1, True)
+        with pytest.raises(pika.exceptions.UnroutableError):
+            channel.basic_publish("", "nowhere", b"x", mandatory=True)
+        assert events.until("published", "returned", "confirmed")[2]["nack"] is False
+
+
+def test_events_report_how_many_messages_one_confirm_is_for(broker: EmbeddedBroker) -> None:
+    """If a publisher does not wait for confirms, and the broker confirms 200 messages with fewer frames,
+    /api/mqtool/events tells for each frame with a message that is shown how many messages the frame confirms.
+    """
+    events = Events(broker)
+    with RawClient(broker.url) as client:
+        for method, answer in [
+            (commands.Queue.Declare(queue="jobs"), commands.Queue.DeclareOk),
+            (commands.Confirm.Select(), commands.Confirm.SelectOk),
+        ]:
+            client.send(method)
+            client.expect(answer)
+        publish = commands.Basic.Publish(routing_key="jobs")
+        one = [publish, ContentHeader(body_size=1), ContentBody(b"x")]
+        client.socket.sendall(b"".join(frame.marshal(each, 1) for each in one) * 200)
+        confirms = [client.expect(commands.Basic.Ack)]
+        while confirms[-1].delivery_tag < 200:
+            confirms.append(client.expect(commands.Basic.Ack))
+    found = events.get(after=events.snapshot["number"], timeout=0)["events"]
+    shown = [each["message"] for each in found if each["what"] == "published"]
+    confirmed = [each for each in found if each["what"] == "confirmed"]
+    assert [number for each in confirmed for number in each["messages"]] == shown
+    assert len(shown) < 200
+    tags = [0, *(each.delivery_tag for each in confirms)]
+    sizes = [tag - before for before, tag in itertools.pairwise(tags)]
+    assert [each["count"] for each in confirmed] == sizes[: len(confirmed)]
+
+
+def test_events_report_a_delayed_confirm_once_it_is_sent(broker: EmbeddedBroker) -> None:
+    """While the embedded broker's fault `delay_confirms` is in force, /api/mqtool/events does not report a confirm. The
+    event appears when the fault ends and the broker sends the confirm.
+    """
+    events = Events(broker)
+    with RawClient(broker.url) as client:
+        client.send(commands.Confirm.Select())
+        client.expect(commands.Confirm.SelectOk)
+        with broker.faults.delay_confirms():
+            publish = [commands.Basic.Publish(routing_key="nowhere"), ContentHeader(body_size=0), commands.Basic.Qos()]
+            client.socket.sendall(b"".join(frame.marshal(each, 1) for each in publish))
+            client.expect(commands.Basic.QosOk)
+            events.until("published", "dropped")
+        client.expect(commands.Basic.Ack)
+        events.until("confirmed")
 
 
 def test_events_report_an_unroutable_amqp_1_0_message_as_returned_or_dropped(broker: EmbeddedBroker) -> None:

@@ -387,7 +387,9 @@ def test_routing_many_keys_in_cc_by_topic_bindings_does_not_hold_up_other_client
     CPU time before it serves other clients. The broker refuses to route such a message through 60 topic exchanges.
     """
     if is_watched:
-        broker.under_test(lambda _: _vhost(broker).watch(MessageEvents(_vhost(broker), lambda _: {}, lambda *_: None)))
+        broker.under_test(
+            lambda _: _vhost(broker).watch(MessageEvents(_vhost(broker), lambda _: {}, lambda _: None, lambda *_: None))
+        )
     with closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
         channel = connection.channel()
         channel.confirm_delivery()

@@ -14,6 +14,10 @@ export const FATES = {
     shape: "M6 0A6 6 0 1 1 -6 0A6 6 0 1 1 6 0ZM3 0A3 3 0 1 0 -3 0A3 3 0 1 0 3 0Z",
   },
   acknowledged: { means: "acknowledged", shape: "M-6 0L-4 -2L-1.5 .5L4 -5L6 -3L-1.5 4.5Z" },
+  confirmed: {
+    means: "confirmed",
+    shape: "M-4 -2L-2.7 -3.3L-1.2 -1.8L3 -6L4.3 -4.7L-1.2 .8ZM-4.5 3H4.5V5H-4.5Z",
+  },
   requeued: { means: "requeued, and redelivered later", shape: "M0 -7L7 0L0 7L-7 0Z" },
   delayed: {
     means: "delayed by its exchange",

@@ -22,6 +22,8 @@ const BESIDE_ARROW = 9;
 /** The base of a label, from its moving message. Below, boxes are empty; above are their names. */
 const BELOW_MESSAGE = 21.5;
 const ABOVE_MESSAGE = -11.5;
+/** A label that is further above or below its message is not seen to be of it. */
+const FAR = 36;
 /** Boxes are as wide as the longest name needs, if that is not wider than this, and layers beside each other have room. */
 const WIDEST = 236;
 const NAME = 7;
@@ -30,9 +32,8 @@ const ROOM = 1290;
 const LEAST_KEYED = 116;
 /** The room for two headers beside a message on its way to its exchange. */
 const HEADERS = 184;
-/** How far an arrow on the left stays from the edge of the picture, so that no message is cut; and from the boxes. */
-const EDGE = 6;
-const BESIDE_BOXES = 4;
+/** How much room there is for arrows to the left of all boxes. */
+const LEFT = 10;
 /** How much room there is at the sides for an offset that stands beside the arrow below its stream. */
 const NOTE = 68;
 
@@ -95,7 +96,7 @@ export class Layout {
     const most = Math.max(1, ...layers.map((layer) => layer.length));
     const size = sizeOf(state, narrow, most, layers.length);
     const cross = (narrow ? size.width : size.height) + size.across;
-    const left = Math.max(size.margin, above.size ? EDGE + BESIDE_BOXES : 0);
+    const left = Math.max(size.margin, above.size ? LEFT : 0);
     const places = new Map();
     layers.forEach((layer, index) => {
       const first = ((most - layer.length) * cross) / 2;
@@ -278,8 +279,9 @@ export function besideMessage(layout, labels, at, half) {
     const next = [...places.values()].filter((each) => each.layer === lower.layer && each.x > lower.x + 1);
     return [box(x + half < Math.min(width, ...next.map((each) => each.x)) ? x : at.x, y)];
   }
+  if (narrow) return besideArrowAround(layout, at, half);
   const isAway = isKeyed && isForward && end.y > start.y;
-  const isAbove = narrow || isAway || at.y + BELOW_MESSAGE + 4 > height;
+  const isAbove = isAway || at.y + BELOW_MESSAGE + 4 > height;
   const isBack = start.layer > end.layer;
   const [first, last] = isBack ? [end, start] : [start, end];
   const [left, right] = [first.x + size.width / 2 + half + 4, last.x - size.width / 2 - half - 4];
@@ -288,6 +290,32 @@ export function besideMessage(layout, labels, at, half) {
   if (isAbove) return sides.reverse();
   // Above what moves back is the arrow that leads forward.
   return start.layer - end.layer === 1 ? sides.slice(0, 1) : sides;
+}
+
+/**
+ * Where the label of a message may be that moves up beside all nodes, or within a layer: where it covers no box; on the
+ * inner side of the arrow, or above or below the message.
+ */
+function besideArrowAround({ places, size, width }, at, half) {
+  const isLeft = at.x < width / 2;
+  const inner = at.x + (isLeft ? 1 : -1) * (BESIDE_ARROW + half);
+  const rows = [...new Set([...places.values()].map(({ y }) => y))].sort((one, other) => one - other);
+  const between = rows.slice(1).map((y, index) => ({ x: inner, y: (y + rows[index]) / 2 + 4 }));
+  const near = between.filter(({ y }) => Math.abs(y - at.y) < FAR);
+  const all = [
+    { x: inner, y: at.y + 4 },
+    { x: at.x, y: at.y + ABOVE_MESSAGE },
+    { x: at.x, y: at.y + BELOW_MESSAGE },
+  ];
+  const boxes = [...places.values()].map(({ x, y }) => ({
+    x,
+    y: y - size.height / 2 + 11,
+    half: size.width / 2,
+    height: size.height - 14,
+  }));
+  return [...all, ...near]
+    .map(({ x, y }) => ({ x: within(x, half, width - half), y, half, height: 0 }))
+    .filter((place) => !boxes.some((each) => isOver(each, place)));
 }
 
 const within = (value, low, high) => Math.max(low, Math.min(high, value));
@@ -494,7 +522,7 @@ function aroundLeft({ places, size, left }, start, end) {
   }
   const s = { x: start.x - width / 4, y: start.y + height / 2 };
   const first = { x: left, y: s.y + along / 2 };
-  const x = (Math.max(EDGE, left - across) - (first.x + d.x) / 8) / 0.75;
+  const x = left - 2.5 * across;
   return [s, { x: s.x, y: first.y }, { x: (s.x + left) / 2, y: first.y }, first, { x, y: first.y }, { x, y }, d];
 }
 

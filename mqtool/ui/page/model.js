@@ -68,7 +68,7 @@ export function emptyState() {
     motions: [],
     /** When something last left on a way, by the ids of its ends. */
     left: new Map(),
-    /** When each consumer is seen to have acknowledged a message, or given it back. */
+    /** When an acknowledgement of each consumer, or a message that it gave back, is seen to arrive at the queue. */
     settled: new Map(),
     /** By connection, when a client is seen to have got what it has got: what it does and prints follows from that. */
     parties: new Map(),
@@ -564,8 +564,9 @@ function forgetUnused(state, id, uses = ({ gone }) => !gone) {
 
 /**
  * Let something move along nodes. Returns when it arrives.
- * @param {{details?: any, place?: string, offset?: number, unknown?: string}} [message]  what is known of it: a message's
- *   details, and the queue whose unacknowledged message it is; an offset; a name that no queue has
+ * @param {{details?: any, place?: string, offset?: number, unknown?: string, confirms?: number}} [message]  what is known
+ *   of it: a message's details, and the queue whose unacknowledged message it is; an offset; a name that no queue has; how
+ *   many messages it confirms
  * @param {number} [last]  milliseconds from one node to the next
  */
 function move(state, key, nodes, fate, start, message = {}, last = HOP) {
@@ -688,6 +689,7 @@ function enter(state, message, queue, event, fate) {
   const start = path[0] === message.origin ? inTurn(state, path[0], queue, message.arrives) : message.arrives;
   const arrives = move(state, `${queue}/${event.copy}`, [...path, queue], fate, start, { details: message.details });
   addCopy(state, queue, event, message.details, fate, arrives);
+  message.done = Math.max(message.done ?? 0, arrives);
   if (message.from.confirms) reached(state, message.from, arrives, true);
 }
 
@@ -712,6 +714,16 @@ const HANDLERS = {
     const listed = new Set(state.topology?.queues.map(({ name }) => queueId(name)));
     const uses = (consumer) => !consumer.gone || isRunning(state, consumer);
     for (const { id } of state.queues.values()) if (!listed.has(id)) forgetUnused(state, id, uses);
+  },
+
+  finished(state, record) {
+    PLAY_KINDS.finished(state, record);
+    // The topology, which is not read all the time, may still list its consumers.
+    for (const consumer of state.consumers.values()) {
+      if (consumer.label !== record.terminal || !state.queues.get(consumer.queue)?.isPurged) continue;
+      consumer.gone ||= state.t;
+      forgetUnused(state, consumer.queue);
+    }
   },
 
   rests(state, record) {
@@ -1020,7 +1032,23 @@ const HANDLERS = {
     if (!message?.origin) return;
     const nodes = [message.exchange, message.origin];
     const arrives = move(state, `m${event.message}`, nodes, "returned", message.arrives, { details: message.details });
+    message.done = arrives;
     if (message.from.client !== undefined) reached(state, message.from, arrives);
+  },
+
+  confirmed(state, { messages, count, nack, t }) {
+    const known = messages.map((each) => state.messages.get(each)).filter((each) => each?.exchange);
+    if (!known.length) return;
+    const { exchange, origin, from } = known.at(-1);
+    const done = Math.max(t, ...known.map((each) => each.done ?? each.arrives));
+    const start = inTurn(state, exchange, origin, done);
+    const fate = nack ? "dead" : "confirmed";
+    reached(
+      state,
+      from,
+      move(state, `confirm ${state.number}`, [exchange, origin], fate, start, { confirms: count }),
+      true,
+    );
   },
 
   dropped(state, event) {
@@ -1037,7 +1065,9 @@ const HANDLERS = {
   refused(state, event) {
     const message = state.messages.get(event.message);
     const nodes = message && [message.exchange, queueOf(state, event.queue)];
-    if (message) move(state, `m${event.message}`, nodes, "dropped", message.arrives, { details: message.details });
+    if (!message) return;
+    const moved = { details: message.details };
+    message.done = move(state, `m${event.message}`, nodes, "dropped", message.arrives, moved);
   },
 
   delivered(state, event) {
@@ -1061,8 +1091,8 @@ const HANDLERS = {
     const copy = copyOf(state, event);
     if (!copy) return;
     const start = Math.max(event.t, copy.busyUntil);
-    move(state, copy.key, [copy.node, copy.place], "acknowledged", start, { details: copy.details }, END);
-    state.settled.set(copy.node, Math.max(start, state.settled.get(copy.node) ?? 0));
+    const arrives = move(state, copy.key, [copy.node, copy.place], "acknowledged", start, { details: copy.details });
+    state.settled.set(copy.node, Math.max(arrives, state.settled.get(copy.node) ?? 0));
     state.copies.delete(copy.key);
   },
 
@@ -1074,8 +1104,8 @@ const HANDLERS = {
     const held = ENDS.has(event.why) ? [...state.copies.values()].filter(({ node }) => node === copy.node) : [];
     const isSeen = Math.max(0, ...held.map(({ busyUntil }) => busyUntil + END));
     const start = leaves(state, copy, copy.place, event.t, isSeen);
-    state.settled.set(copy.node, start);
     copy.busyUntil = move(state, copy.key, nodes, "requeued", start, { details: copy.details });
+    state.settled.set(copy.node, copy.busyUntil);
     Object.assign(copy, { node: copy.place, fate: "requeued", since: event.t });
   },
 
@@ -1086,6 +1116,7 @@ const HANDLERS = {
     if (copy.node !== copy.place) {
       const start = leaves(state, copy, copy.place, event.t);
       arrives = move(state, copy.key, [copy.node, copy.place], "dead", start, { details: copy.details });
+      state.settled.set(copy.node, arrives);
     }
     state.lastDead = { queue: copy.place, arrives };
     state.copies.delete(copy.key);
@@ -1105,7 +1136,7 @@ const HANDLERS = {
     // What was counted before is not seen later.
     state.due = state.due.filter(({ record }) => record.kind !== "counted" || record.queue !== queue);
     const { uncopied } = state.queues.get(queue);
-    Object.assign(state.queues.get(queue), { uncopied: { ...uncopied, ready: 0 }, counted: "" });
+    Object.assign(state.queues.get(queue), { uncopied: { ...uncopied, ready: 0 }, counted: "", isPurged: true });
     forgetUnused(state, queue);
   },
 

@@ -293,6 +293,7 @@ export class Picture {
         this.drawnArrows.set(arrow.key, drawn);
       }
       drawn.group.setAttribute("class", `arrow ${arrow.kind}`);
+      drawn.isFlow = false;
       drawn.group.dataset.from = arrow.from;
       drawn.group.dataset.to = arrow.to;
       const [first, ...rest] = points.map((each) => `${each.x} ${each.y}`);
@@ -354,11 +355,19 @@ export class Picture {
       }
       const isFound = this.finder.nodes.has(id);
       const isBusy = (id[0] === "c" || id[0] === "p") && this.moment.resting.has(id);
+      const isAside = this.finder.hasFound && !isFound;
+      const looks = `${isBusy} ${isFound} ${isAside}`;
+      if (drawn.looks === looks) continue;
+      drawn.looks = looks;
       drawn.group.classList.toggle("busy", isBusy);
       drawn.group.classList.toggle("found", isFound);
-      drawn.group.classList.toggle("aside", this.finder.hasFound && !isFound);
+      drawn.group.classList.toggle("aside", isAside);
     }
-    for (const [key, { words }] of this.drawnArrows) words.classList.toggle("found", this.finder.arrows.has(key));
+    for (const [key, drawn] of this.drawnArrows) {
+      const isFound = this.finder.arrows.has(key);
+      if (drawn.isFound !== isFound) drawn.words.classList.toggle("found", isFound);
+      drawn.isFound = isFound;
+    }
   }
 
   newNode(id) {
@@ -412,7 +421,8 @@ export class Picture {
         drawn.rate.textContent = text;
         drawn.rateText = text;
       }
-      drawn.group.classList.toggle("flow", isFlow);
+      if (drawn.isFlow !== isFlow) drawn.group.classList.toggle("flow", isFlow);
+      drawn.isFlow = isFlow;
       if (isFlow) drawn.path.setAttribute("stroke-dashoffset", String(-((now / 25) % 240)));
     }
   }
@@ -422,7 +432,7 @@ export class Picture {
     const ends = new Map();
     const labelled = [];
     const placed = [];
-    const isFew = this.moment.moving.length <= FEW;
+    const isFew = this.moment.moving.filter(({ confirms }) => !confirms).length <= FEW;
     for (const id of this.places.places.keys()) this.drawRow(shown, id, now, seen);
     for (const motion of this.moment.moving) {
       const node = this.shown.drawn(motion.nodes[0]);
@@ -533,9 +543,11 @@ export class Picture {
       return { x: place.x - width / 2 + 20 + (index % 8) * (PITCH + 3), y: place.y + height / 2 - above };
     }
     const leg = Math.min(legs - 1, Math.floor(done * legs));
-    const [from, to] = [this.shown.drawn(motion.nodes[leg]), this.shown.drawn(motion.nodes[leg + 1])];
+    let [from, to] = [this.shown.drawn(motion.nodes[leg]), this.shown.drawn(motion.nodes[leg + 1])];
+    let part = done * legs - leg;
+    // No arrow leads to a consumer from an exchange: what returns there takes the way on which it published.
+    if (from[0] === "x" && to[0] === "c") [from, to, part] = [to, from, 1 - part];
     const points = this.curve(from, to);
-    const part = done * legs - leg;
     return points.length ? { ...pointOf(points, part * part * (3 - 2 * part)), from, to } : null;
   }
 
@@ -586,9 +598,13 @@ export class Picture {
 
 /**
  * What is said beside a moving message: to its queue, what it is routed by; in a play, where that says nothing and few
- * messages move, its body, also beside one that is lost. From a stream, its offset; if the client asks for a queue that does not exist, its name.
+ * messages move, its body, also beside one that is lost; beside a confirm, of how many messages it is. From a stream, its offset; if the client asks for a queue that does not exist, its name.
  */
-function besideOf(state, { nodes, fate, details, offset, unknown }, isFew) {
+function besideOf(state, { nodes, fate, details, offset, unknown, confirms }, isFew) {
+  if (confirms !== undefined) {
+    const what = fate === "confirmed" ? "confirm" : "nack";
+    return state.play && isFew ? what + (confirms > 1 ? ` of ${number(confirms)}` : "") : "";
+  }
   if (offset !== undefined) return isFew && offset >= 0 ? `offset ${number(offset)}` : "";
   if (unknown !== undefined) return `${fate === "returned" ? "no queue" : "to"} ${cut(visible(unknown), SHORT)}`;
   const isRouted = nodes.some((id) => id[0] === "x") && !(state.play && hasOneKey(state, details));

@@ -39,6 +39,10 @@ export function sentence(event) {
       return `offset${copy} of stream ${quote(event.queue)} is read`;
     case "delayed":
       return `message ${event.message} is delayed by exchange ${quote(event.exchange)}`;
+    case "confirmed": {
+      const which = event.count > 1 ? `${event.count} messages are` : `message ${event.messages[0]} is`;
+      return `${which} ${event.nack ? "nacked" : "confirmed"} to ${visible(event.from.client)}`;
+    }
     case "returned":
       return `message ${event.message} is returned: no queue gets it`;
     case "dropped":

@@ -213,15 +213,23 @@ function usedQueues({ play, queues, links, copies, messages, consumers }) {
 
 /**
  * The links of a state without those that nobody uses: the default exchange is bound to streams, too, but with the stream
- * protocol, messages do not pass it.
+ * protocol, messages do not pass it. In a play with other exchanges, it leads to queues that are about to be bound to them.
  */
-function usedWays({ links, queues, publishers, seen }) {
+function usedWays({ links, queues, exchanges, publishers, seen, play }) {
   const has = (target) => [...publishers.values()].some(({ targets }) => targets.has(target));
+  const isPublishedTo = has("x:");
+  const hasOther = [...exchanges.keys()].some((id) => id !== "x:");
+  const isToBeBound = play && hasOther && !isPublishedTo && !hasDeadLetters({ queues });
   const isUnused = ([key, { from, to }]) =>
-    from === "x:" && queues.get(to)?.type === "stream" && !seen.has(key) && (has(to) || !has("x:"));
+    from === "x:" &&
+    !seen.has(key) &&
+    (isToBeBound || (queues.get(to)?.type === "stream" && (has(to) || !isPublishedTo)));
   const unused = new Set([...links].filter(isUnused).map(([key]) => key));
   return unused.size ? new Map([...links].filter(([key]) => !unused.has(key))) : links;
 }
+
+/** Whether dead letters go to the default exchange. */
+const hasDeadLetters = ({ queues }) => [...queues.values()].some(({ deadLetterExchange }) => deadLetterExchange === "");
 
 /** The exchanges of a state without the default exchange, if only links from it are unused. */
 function usedExchanges({ exchanges, links, queues, publishers }, ways) {
@@ -229,7 +237,7 @@ function usedExchanges({ exchanges, links, queues, publishers }, ways) {
     ways === links ||
     [...ways.values()].some(({ from }) => from === "x:") ||
     [...publishers.values()].some(({ targets }) => targets.has("x:")) ||
-    [...queues.values()].some(({ deadLetterExchange }) => deadLetterExchange === "");
+    hasDeadLetters({ queues });
   return isUsed ? exchanges : new Map([...exchanges].filter(([id]) => id !== "x:"));
 }
 

@@ -59,6 +59,13 @@ def _client_of(source: object) -> dict[str, Any]:
     return {"client": "management API", "connection": "", "protocol": ""}
 
 
+def _publish_of(source: object) -> int | None:
+    """Return the number, among a channel's publishes, of the one in hand; None if no confirm is expected."""
+    if not isinstance(source, BrokerChannel) or source.confirms is None:
+        return None
+    return source.confirms.settled + len(source.confirms) + 1
+
+
 def details(message: BrokerMessage) -> Json:
     """Describe a message, including the start of its body."""
     properties = message.properties.named()
@@ -87,7 +94,7 @@ def _watched(broker: Broker, vhost: VirtualHost) -> MessageEvents:
     """Return a virtual host's event recorder, starting it if necessary."""
     found = vhost.watcher
     if not isinstance(found, MessageEvents):
-        found = MessageEvents(vhost, _client_of, _name)
+        found = MessageEvents(vhost, _client_of, _publish_of, _name)
         vhost.watch(found)
         _look_again(broker, vhost, found)
     found.refill()

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from operator import neg
 from typing import Any, Protocol
@@ -230,6 +230,14 @@ class Watcher(Protocol):
 
     def entered(self, queue: Any, message: BrokerMessage, position: int) -> None:
         """Handle a published message that a queue has accepted."""
+
+    def confirmed(self, channel: Any, settled: range, nacked: Collection[int]) -> None:
+        """Handle confirms that were sent for publishes of a channel, which are numbered from 1.
+
+        Args:
+            settled: the publishes that were confirmed or nacked.
+            nacked: those of them that were nacked, with a frame each; one frame confirms all others.
+        """
 
     def delivered(self, queue: Any, entry: BacklogEntry, consumer: QueueConsumer | None, *, no_ack: bool) -> None:
         """Handle a delivery; `consumer` is None for basic.get."""

@@ -20,6 +20,8 @@ from mqtool.broker.embedded.model.virtual_host import ReleasedQueue, Routing, Vi
 
 #: The maximum number of events kept for slow readers, of messages shown at the same time, and of skipped addresses.
 _MAX_EVENTS, _MAX_SHOWN, _MAX_SKIPPED = 4_000, 2_000, 1_000
+#: The maximum number of channels whose confirms are awaited.
+_MAX_CHANNELS = 1_000
 #: The maximum number of new messages shown per second, between two requests, and per second for one exchange and key.
 _PER_SECOND, _AT_ONCE, _PER_SECOND_ON_ARROW = 100, 50, 20
 #: The maximum number of messages in a snapshot: per queue, channel or delayed exchange, and in total.
@@ -49,9 +51,9 @@ class _Quota:
         self._in_second: Counter[bytes] = Counter()
         self._second = 0
 
-    def has(self, address: bytes) -> bool:
-        """Return True if another message with this exchange and routing key may be shown."""
-        return self._left >= 1 and self._in_second[address] < _PER_SECOND_ON_ARROW
+    def has(self, address: bytes, others: int) -> bool:
+        """Return True if one more message with this exchange and routing key may be shown, besides these others."""
+        return others < _MAX_SHOWN and self._left >= 1 and self._in_second[address] < _PER_SECOND_ON_ARROW
 
     def use(self, address: bytes) -> None:
         """Count a message that is shown."""
@@ -73,6 +75,29 @@ class _Quota:
             self._in_second.clear()
 
 
+class _Unconfirmed:
+    """The publishes of messages that are shown, until the broker has confirmed them."""
+
+    def __init__(self) -> None:
+        #: For each channel, the numbers of its publishes, and of their messages.
+        self._publishes: dict[object, deque[tuple[int, int]]] = {}
+
+    def add(self, channel: object, publish: int, message: int) -> None:
+        if channel not in self._publishes and len(self._publishes) >= _MAX_CHANNELS:
+            del self._publishes[next(iter(self._publishes))]  # channels that were closed are not removed otherwise
+        self._publishes.setdefault(channel, deque(maxlen=_MAX_SHOWN)).append((publish, message))
+
+    def take(self, channel: object, settled: range) -> list[tuple[int, int]]:
+        """Remove and return those that are settled."""
+        waiting = self._publishes.get(channel, deque())
+        found = []
+        while waiting and waiting[0][0] < settled.stop:
+            found.append(waiting.popleft())
+        if found and not waiting:
+            del self._publishes[channel]
+        return found
+
+
 class MessageEvents:
     """Records what happens to the messages of a virtual host. Implements consumers.Watcher.
 
@@ -88,6 +113,7 @@ class MessageEvents:
 
     Args:
         client_of: describes the connection or channel that a message comes from or goes to.
+        publish_of: returns the number of the publish that a channel is performing; None if it expects no confirm.
         name_of: returns the name of a queue's consumer; None for basic.get.
     """
 
@@ -95,6 +121,7 @@ class MessageEvents:
         self,
         vhost: VirtualHost,
         client_of: Callable[[object], EventFields],
+        publish_of: Callable[[object], int | None],
         name_of: Callable[[QueueConsumer | None, BrokerQueue], str | None],
     ) -> None:
         self.number = time.monotonic_ns() // 1000
@@ -107,6 +134,7 @@ class MessageEvents:
         self.offsets: dict[str, tuple[str, int]] = {}
         self._vhost = vhost
         self._client_of = client_of
+        self._publish_of = publish_of
         self._name_of = name_of
         self._events: deque[Event] = deque()
         #: The number of the latest event that has been dropped.
@@ -115,6 +143,7 @@ class MessageEvents:
         self._in_streams: deque[tuple[str, int]] = deque(maxlen=LISTED * 10)
         self._messages = 0
         self._held: tuple[str, BacklogEntry] | None = None
+        self._unconfirmed = _Unconfirmed()
         #: Messages that are being dead-lettered.
         self._dead: deque[BrokerMessage] = deque(maxlen=LISTED)
         self._quota = _Quota()
@@ -129,7 +158,7 @@ class MessageEvents:
         else:
             may_show = False
         if not may_show:
-            if not self._may_show(message.address):
+            if not self._quota.has(message.address, len(self.shown)):
                 # On a busy broker, most messages are not shown. The next ones to this address need no call.
                 if len(self.skipped) < _MAX_SKIPPED:
                     self.skipped.add(message.address)
@@ -139,6 +168,8 @@ class MessageEvents:
         self.publishing[id(message)] = message, self._messages
         fields = {"what": "published", "message": self._messages, "from": self._origin(source)}
         self._add({**fields, "paths": [*_paths(self._vhost, message, routing.queues)]}, message)
+        if (publish := self._publish_of(source)) is not None:
+            self._unconfirmed.add(source, publish, self._messages)
         if held is not None and held[1].message.address == message.address:
             del self.publishing[id(message)]  # not lost, although no queue receives it
             exchange, entry = held
@@ -148,9 +179,16 @@ class MessageEvents:
         elif not routing.queues and _is_dropped(source):
             self.unroutable(message, returned=False)
 
-    def _may_show(self, address: bytes) -> bool:
-        """Return True if another new message may be shown."""
-        return len(self.shown) < _MAX_SHOWN and self._quota.has(address)
+    def confirmed(self, channel: object, settled: range, nacked: Collection[int]) -> None:
+        found = self._unconfirmed.take(channel, settled)
+        if not found:
+            return
+        fields = {"what": "confirmed", "from": self._client_of(channel)}
+        for publish, number in found:
+            if publish in nacked:
+                self._add({**fields, "messages": [number], "count": 1, "nack": True})
+        if confirmed := [number for publish, number in found if publish not in nacked]:
+            self._add({**fields, "messages": confirmed, "count": len(settled) - len(nacked), "nack": False})
 
     def unroutable(self, message: BrokerMessage, *, returned: bool) -> None:
         if (found := self.publishing.get(id(message))) is not None:
@@ -218,7 +256,7 @@ class MessageEvents:
 
     def streamed(self, source: object, stream: str, messages: Iterator[tuple[int, BrokerMessage]]) -> None:
         address = stream.encode(errors="surrogateescape")
-        while self._may_show(address) and (found := next(messages, None)) is not None:
+        while self._quota.has(address, len(self.shown)) and (found := next(messages, None)) is not None:
             self._quota.use(address)
             self._messages += 1
             position, message = found

@@ -1,8 +1,9 @@
 """The broker's side of an AMQP 0-9-1 channel: its state, and the checks and replies that its method handlers share."""
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 from pamqp import commands
@@ -133,16 +134,23 @@ class BrokerChannel:
     def write_confirms(self) -> None:
         """Send the confirms that are due."""
         self._confirms_soon = False
-        if self.state == "open" and self.confirms is not None and (data := self.confirms.take(self.number)):
+        confirms = self.confirms
+        if self.state != "open" or confirms is None:
+            return
+        before = confirms.settled
+        if data := confirms.take(self.number):
+            settled, nacked = range(before + 1, confirms.settled + 1), confirms.nacked
             hooks = self.session.broker.hooks
             if hooks is None:
-                self.session.write(data)
+                self._send_confirms(data, settled, nacked)
             else:
-                hooks.confirm(data, self._send_late)
+                hooks.confirm(data, partial(self._send_confirms, settled=settled, nacked=nacked))
 
-    def _send_late(self, confirms: bytes) -> None:
+    def _send_confirms(self, data: bytes, settled: range, nacked: Sequence[int]) -> None:
         if self.state == "open":
-            self.session.write(confirms)
+            self.session.write(data)
+            if self.vhost.watcher is not None:
+                self.vhost.watcher.confirmed(self, settled, nacked)
 
     def queue(self, name: str) -> BrokerQueue:
         """Return the queue of this name. Raises 404 if it does not exist, 405 if another connection owns it."""

@@ -1,7 +1,7 @@
 """A channel's incoming messages: `Content` assembles them from frames, and `Confirms` tracks publisher confirms."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mqtool.broker.embedded.model.amqp_errors import (
     FRAME_ERROR,
@@ -181,6 +181,7 @@ class Confirms:
     Attributes:
         settled: the number of publishes that have been confirmed or nacked.
         refused: the number of those that have been nacked.
+        nacked: the numbers of those that the latest take() has nacked.
     """
 
     def __init__(self) -> None:
@@ -190,6 +191,7 @@ class Confirms:
         self._unstored: deque[int] = deque()
         self._group = 0
         self._refused: list[int] = []
+        self.nacked: Sequence[int] = ()
 
     def __len__(self) -> int:
         """Return the number of publishes that are not settled."""
@@ -225,6 +227,7 @@ class Confirms:
             return b""
         refused = [number for number in self._refused if number <= last]
         self._refused = self._refused[len(refused) :]
+        self.nacked = tuple(refused)
         parts = [frames.nack(channel, number) for number in refused]
         accepted = last - self.settled - len(refused)
         self.settled = last
