@@ -4,6 +4,7 @@ import faulthandler
 import fcntl
 import itertools
 import json
+import logging
 import os
 import shutil
 import signal
@@ -234,6 +235,22 @@ def emptied() -> Iterator[list[TestBroker]]:
     yield vhosts
     for each in vhosts:
         each.drop_vhost()
+
+
+@pytest.fixture(autouse=True)
+def no_exception_is_lost() -> Iterator[None]:
+    """Fail the test during which asyncio reports an exception that nobody retrieved, from a task of this process."""
+    lost: list[str] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: lost.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("asyncio")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    logger.addHandler(handler)
+    yield
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+    assert not [message for message in lost if "never retrieved" in message]
 
 
 @pytest.fixture(params=["embedded", "rabbitmq"])

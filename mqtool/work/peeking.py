@@ -11,7 +11,8 @@ How a queue requeues messages depends on its type, as measured on RabbitMQ 3.10:
 
 A queue that is deleted with its last consumer is read with basic.get, which is slower, but safe. A quorum queue counts
 how many times a message was requeued, and drops a message that exceeds the delivery limit. So if there is a limit, the
-message at the head is received on its own, and checked before any others are received.
+message at the head is received on its own, and checked before any others are received. A message behind it that the
+queue would drop is published to the queue again instead.
 """
 
 import re
@@ -155,7 +156,8 @@ def peek(
     Raises:
         NotFound: there is no such queue.
         Unavailable: the queue has messages, but the broker delivers none.
-        MqtoolError: one or two more requeues would make the queue drop the message at its head.
+        MqtoolError: one or two more requeues would make the queue drop the message at its head; or, on closing, one
+            behind it.
     """
     kind = kind or kind_of(channel, queue, None, vhost="")
     if kind.how is How.STREAM:
@@ -171,7 +173,11 @@ def peek(
 
 @contextmanager
 def looking(channel: Channel, queue: str, kind: PeekKind) -> Iterator["Look"]:
-    """Yield a Look, which reads a queue and can remove messages. On exit, requeue the remaining messages."""
+    """Yield a Look, which reads a queue and can remove messages. On exit, requeue the remaining messages.
+
+    Raises:
+        MqtoolError: on exit; see Look.give_back().
+    """
     look = Look(channel, queue, kind)
     try:
         yield look
@@ -195,6 +201,7 @@ class Look:
         self._newest: Delivery | None = None
         self._held: dict[Channel, int] = {}
         self._removed: list[tuple[Channel, Delivery]] = []
+        self._worn: list[tuple[Channel, Delivery]] = []  # near the limit, and not at the head
         self._on_their_way: Iterator[Delivery] = iter(())
 
     def messages(self, most: int | None = None) -> Iterator[Delivery]:
@@ -216,6 +223,8 @@ class Look:
         """Mark the latest delivery, so that give_back() removes it instead of requeueing it."""
         self._removed.append((self._newest_channel, delivery))
         self._held[self._newest_channel] -= 1
+        if self._worn and self._worn[-1][1] is delivery:
+            self._worn.pop()
 
     @property
     def _newest_channel(self) -> Channel:
@@ -241,7 +250,12 @@ class Look:
                 self._held[self._newest_channel] += 1
                 self._bytes += len(delivery.body) + _OVERHEAD
                 self._newest = delivery
+                if self._limit is not None and self.count > 1 and self._times_requeued(delivery) >= self._limit - 1:
+                    self._worn.append((self._newest_channel, delivery))
                 yield delivery
+
+    def _times_requeued(self, delivery: Delivery) -> int:
+        return times_requeued(delivery, self._channel.connection.broker)
 
     def _check_head(self, head: Delivery, limit: int) -> None:
         """Check that the queue will not drop the message at its head if that message is requeued twice, now and later.
@@ -249,24 +263,30 @@ class Look:
         Raises:
             MqtoolError: the queue would drop it. If it would do so now, the message is published again instead.
         """
-        count = times_requeued(head, self._channel.connection.broker)
+        count = self._times_requeued(head)
         if count < limit - 1:
             return
         self._newest = None  # do not read the other requeued messages
-        hint = f"receive the messages, or move them: {pasteable('move --to QUEUE', self._queue)}"
         if count < limit:
             raise MqtoolError(
                 f"{name_of(head)} has been requeued {counted(count, 'time')}, "
                 f"and {self._queue!r} drops it after {limit}: peek leaves it, because one more look would be the last",
-                hint,
+                self._hint,
             )
         move(self._channel, head, _anew(head, self._queue, self._channel.connection.frame_max))
         self._newest_channel.stop()  # else the broker delivers the next message, which may be near the limit, too
         self._newest_channel.acknowledge(head)
-        raise MqtoolError(
-            f"{name_of(head)} has come back {counted(count, 'time')}, the limit of {self._queue!r}, "
+        raise self._published_again(head, count)
+
+    @property
+    def _hint(self) -> str:
+        return f"receive the messages, or move them: {pasteable('move --to QUEUE', self._queue)}"
+
+    def _published_again(self, delivery: Delivery, count: int) -> MqtoolError:
+        return MqtoolError(
+            f"{name_of(delivery)} has come back {counted(count, 'time')}, the limit of {self._queue!r}, "
             "which would have dropped it: it is now at the end of the queue",
-            hint,
+            self._hint,
         )
 
     def finish_line(self) -> None:
@@ -284,8 +304,16 @@ class Look:
                 deque(batch, maxlen=0)
 
     def give_back(self) -> None:
-        """Acknowledge the messages to remove, and requeue all others in order."""
+        """Acknowledge the messages to remove, publish again those that the queue would drop, and requeue all others in
+        order.
+
+        Raises:
+            MqtoolError: the queue would have dropped a message, or would do so at the next requeue.
+        """
+        problem: MqtoolError | None = None
         with suppress(MqtoolError):
+            for channel, delivery in self._worn:
+                problem = self._spare(channel, delivery)
             for channel, held in self._held.items():
                 ready = self._channel.depth_of(self._queue)
                 for _, delivery in filter(lambda removed: removed[0] is channel, self._removed):
@@ -293,6 +321,24 @@ class Look:
                 channel.close()
                 if held and channel is not self._newest_channel:
                     wait_for(self._channel, self._queue, ready + 1, _PATIENCE)
+        if problem is not None:
+            raise problem
+
+    def _spare(self, channel: Channel, delivery: Delivery) -> MqtoolError:
+        """If requeuing a message would make the queue drop it, publish it again; return an error that says so."""
+        count = self._times_requeued(delivery)
+        if self._limit is None or count < self._limit:
+            return MqtoolError(
+                f"{name_of(delivery)} has been requeued {counted(count + 1, 'time')}: "
+                f"{self._queue!r} drops it if it is requeued once more",
+                self._hint,
+            )
+        try:
+            move(self._channel, delivery, _anew(delivery, self._queue, self._channel.connection.frame_max))
+        except MqtoolError as error:  # the others must still be acknowledged or requeued
+            return MqtoolError(str(error))
+        self._removed.append((channel, delivery))
+        return self._published_again(delivery, count)
 
 
 def _anew(head: Delivery, queue: str, frame_max: int) -> Message:

@@ -386,6 +386,7 @@ def test_ctrl_c_at_the_second_prompt_says_which_queue_was_deleted(admin: Shell, 
     keys = ["y\n", "\x03"]
     asked = on_terminal(admin, "mqtool", "queue", "delete", "other", "jobs", keys=keys, cue="[y/N]: ")
     assert (asked.code, "deleted: 1 of 2, not 'jobs'" in asked.stdout) == (130, True), asked.stdout
+    assert admin.run("mqtool", "list", "queues", "name").stdout == "jobs\n"
     assert depth(broker, "jobs") == 1
 
 

@@ -327,6 +327,7 @@ def test_contexts_added_at_the_same_time_are_all_kept(home: Shell) -> None:
     edited = home.run("mqtool", "context", "edit", environment={"EDITOR": str(editor)})
     assert edited.code == 1
     assert "has been changed meanwhile" in edited.stderr
+    assert 'use = "c1"' in config(home).read_text()
 
 
 def test_context_edit_saves_only_a_valid_file(home: Shell) -> None:

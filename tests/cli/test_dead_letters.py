@@ -131,6 +131,7 @@ def test_dlq_drop_needs_yes_without_a_terminal(dead: Shell, broker: TestBroker) 
     assert depth(broker, "jobs.dlq") == 3
     assert dead.run("mqtool", "dlq", "drop", "jobs", "--id", "m-one", "--yes").code == 0
     assert depth(broker, "jobs.dlq") == 2
+    assert "m-one" not in dead.run("mqtool", "dlq", "show", "jobs").stdout
 
 
 @on_any_broker

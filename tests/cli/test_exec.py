@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 from itertools import pairwise
 
@@ -152,6 +153,13 @@ def test_a_program_is_killed_in_time_even_if_the_stderr_of_worker_is_not_read(sh
         path = shell.directory / "pids"
         return [int(line) for line in path.read_text().split()] if path.exists() else []
 
+    def is_full() -> bool:
+        writer = os.open(shell.directory / "log", os.O_WRONLY | os.O_NONBLOCK)
+        try:
+            return not select.select([], [writer], [], 0)[1]
+        finally:
+            os.close(writer)
+
     command = f"exec mqtool worker -c 2 --timeout 300ms --retries 0 --shell --exec '{talk}' 2> log"
     worker = shell.start("bash", "-c", command, ready=False)
     wait_until(lambda: pids() and not is_alive(pids()[0]), "the program to be killed")
@@ -162,6 +170,7 @@ def test_a_program_is_killed_in_time_even_if_the_stderr_of_worker_is_not_read(sh
     before = len(pids())
     worker = shell.start("bash", "-c", command.replace("300ms", "1h"), ready=False)
     wait_until(lambda: len(pids()) > before, "the program to start")
+    wait_until(is_full, "the pipe to fill up")
     worker.process.kill()
     wait_until(lambda: not is_alive(pids()[-1]), "the end of the program")
     os.close(reader)

@@ -5,6 +5,7 @@ import pytest
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell
 from tests.cli.terminal import on_terminal
+from tests.cli.test_exec import depth
 
 
 def test_send_and_receive_print_the_lines_of_the_tutorial(shell: Shell) -> None:
@@ -31,10 +32,10 @@ def test_aliases_and_options_of_other_tools_are_accepted(shell: Shell, broker: T
 
 
 @on_any_broker
-@pytest.mark.parametrize("command", ["send x", "receive -c 1", "new-task x", "worker -c 1", "worker -c 1 --exec true",
+@pytest.mark.parametrize("command", ["send 3", "receive -c 1", "new-task 3", "worker -c 1", "worker -c 1 --exec true",
                                      "rpc-server -c 1", "receive-delayed -c 1"])  # fmt: skip
 @pytest.mark.sampled(2)
-def test_a_command_with_no_declare_uses_only_existing_queues(shell: Shell, command: str) -> None:
+def test_a_command_with_no_declare_uses_only_existing_queues(shell: Shell, broker: TestBroker, command: str) -> None:
     """If the queue does not exist, a command with --no-declare exits with 69 and declares nothing. If the queue exists,
     the command uses it.
     """
@@ -42,8 +43,12 @@ def test_a_command_with_no_declare_uses_only_existing_queues(shell: Shell, comma
     result = shell.run("mqtool", name, "-q", "jbos", "--no-declare", *rest)
     assert (result.code, "queue 'jbos' does not exist" in result.stderr) == (69, True)
     assert shell.run("mqtool", "list", "queues", "name").stdout == ""
+    sends = name in ("send", "new-task")
     shell.run("mqtool", "queue", "declare", "jobs")
-    assert shell.run("mqtool", "send", "-q", "jobs", "--no-declare", "x").code == 0
+    if not sends:
+        shell.run("mqtool", "send", "-q", "jobs", "3")
+    used = shell.run("mqtool", name, "-q", "jobs", "--no-declare", *rest)
+    assert (used.code, depth(broker, "jobs")) == (0, int(sends)), used.stderr
 
 
 _RECEIVERS = ["receive", "worker", "worker --exec true", "rpc-server", "receive-log topic a.#", "receive-delayed"]

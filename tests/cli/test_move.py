@@ -126,16 +126,18 @@ def test_move_where_with_a_count_keeps_the_order_of_the_other_messages(
 @pytest.mark.keeps_messages
 def test_move_stops_before_messages_exceed_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
     """If another delivery would make a quorum queue drop messages because of its delivery limit, `move --where` exits
-    with 1, and no message is lost.
+    with 1. No message is lost, however often the command is repeated.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     limited = Queue("a", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 6})
     fill(broker, limited, numbered(3), Queue("b", durable=True))
-    moves = [shell.run("mqtool", "move", "a", "--to", "b", "--where", "size=0") for _ in range(5)]
-    wait_until(lambda: depth(broker, "a") == 3, "all messages requeued")
-    if not broker.differs_since("4.3", "messages that a client requeues do not count"):
-        assert (moves[0].code, moves[-1].code) == (0, 1)
-        assert "has been requeued" in moves[-1].stderr
+    moves = [shell.run("mqtool", "move", "a", "--to", "b", "--where", "size=0") for _ in range(10)]
+    # From RabbitMQ 4.3 on, what a client requeues with basic.nack does not count.
+    stopped = 5 if broker.differs_since("4.3", "only the check of the first message counts") else 3
+    assert [move.code for move in moves[: stopped + 1]] == [0] * stopped + [1]
+    assert "drops it after 6" in moves[stopped].stderr or "would have dropped it" in moves[stopped].stderr
+    assert sorted(bodies(taken(broker, "a", 3))) == [0, 1, 2]
+    assert depth(broker, "b") == 0
 
 
 def test_move_with_a_count_moves_exactly_that_many_messages(shell: Shell, broker: TestBroker) -> None:

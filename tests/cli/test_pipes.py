@@ -156,6 +156,9 @@ def test_receive_json_piped_into_send_json_copies_messages_exactly(shell: Shell)
     assert copied.code == 0, copied.stderr
     first, second = (_without_place(shell.directory / name) for name in ("a.json", "b.json"))
     assert first == second
+    assert [each.get("body", each.get("body_base64")) for each in first] == ["ünïcode\n[/red]", "/wD+", ""]
+    given = {"priority": 9, "content_type": "text/plain", "delivery_mode": 2, "timestamp": 1700000000}
+    assert given.items() <= first[0]["properties"].items()
     assert first[2]["properties"] == {}, "no property was added"
     assert first[0]["headers"] == {"n": 1.5, "deep": {"list": [1, None, True, "x"]}, "text": "1"}
 

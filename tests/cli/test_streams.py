@@ -19,7 +19,7 @@ from mqtool.tutorials.stream_dialects import HELLO, StreamDialect
 from tests.brokers import TestBroker, large, on_any_broker
 from tests.cli.shell import IDLE, Shell, wait_until
 from tests.cli.test_tutorial import Watched
-from tests.protocol.raw_stream import OPEN, PUBLISH, RawStream, string
+from tests.protocol.raw_stream import DECLARE_PUBLISHER, OPEN, PUBLISH, RawStream, string
 from tests.proxy import Proxy
 
 
@@ -71,30 +71,21 @@ def test_5000_lines_can_be_read_in_order_from_any_offset(shell: Shell) -> None:
 def test_stream_messages_keep_their_headers_and_properties(shell: Shell) -> None:
     """`receive-stream --json` prints the headers and properties of a message in a stream, whether the message was
     published over the stream protocol or over AMQP 0-9-1. If `send-stream --json` publishes the printed line again, the
-    copy keeps the headers.
+    copy keeps the headers and properties.
     """
-    send = (
-        "mqtool",
-        "send-stream",
-        "-q",
-        "s",
-        "-H",
-        "retries:=3",
-        "-H",
-        "who=ann",
-        "--property",
-        "content-type=text/a",
-    )
-    shell.run(*send, "body")
+    headers = {"retries": 3, "ratio": 0.5, "is_new": True, "who": "ann"}
+    properties = {"content_type": "text/a", "message_id": "m-1", "correlation_id": "c-1", "timestamp": 1769817600}
+    given = [word for name, value in headers.items() for word in ("-H", f"{name}:={json.dumps(value)}")]
+    given += [word for name, value in properties.items() for word in ("--property", f"{name}={value}")]
     read = ("mqtool", "receive-stream", "-q", "s", "--json", "-c")
-    one = json.loads(shell.run(*read, "1").stdout)
-    assert (one["body"], one["queue"], one["properties"]) == ("body", "s", {"content_type": "text/a"})
-    assert one["headers"] == {"retries": 3, "who": "ann", "x-stream-offset": 0}
-    shell.run("mqtool", "send-stream", "-q", "s", "--json", stdin=json.dumps(one) + "\n")
-    shell.run("mqtool", "send", "-q", "s", "--queue-type", "stream", "-H", "by=amqp", "over AMQP")
-    _, copied, by_amqp = map(json.loads, shell.run(*read, "3").stdout.splitlines())
-    assert (copied["body"], copied["headers"]["retries"]) == ("body", 3)
-    assert (by_amqp["body"], by_amqp["headers"]["by"], by_amqp["routing_key"]) == ("over AMQP", "amqp", "s")
+    shell.run("mqtool", "send-stream", "-q", "s", *given, "body")
+    line = shell.run(*read, "1").stdout
+    shell.run("mqtool", "send-stream", "-q", "s", "--json", stdin=line)
+    shell.run("mqtool", "send", "-q", "s", "--queue-type", "stream", *given, "body")
+    messages = [json.loads(line) for line in shell.run(*read, "3").stdout.splitlines()]
+    for offset, message in enumerate(messages):
+        assert (message["body"], message["queue"], message["routing_key"]) == ("body", "s", "s")
+        assert (message["headers"], message["properties"]) == ({**headers, "x-stream-offset": offset}, properties)
 
 
 def test_receive_says_that_it_gets_only_new_messages_of_a_stream(shell: Shell, broker: TestBroker) -> None:
@@ -409,22 +400,52 @@ def test_receive_resumes_a_stream_after_a_lost_connection(shell: Shell, broker: 
     assert reader.interrupt().wait().stdout == numbers(1, 19)
 
 
-def test_stream_commands_end_if_their_stream_is_deleted(shell: Shell) -> None:
-    """If the stream is deleted, `receive-stream` exits with 69. `send-stream` exits with 3 if a message was confirmed
-    before the deletion, and otherwise with 75. Neither command declares the stream again.
+class PublishesNothing(Proxy):
+    """Drops what clients publish to streams.
+
+    Attributes:
+        dropped: how many times it has done so.
+        publishers: how many publishers clients have declared.
     """
+
+    def __init__(self, target_port: int) -> None:
+        super().__init__(target_port)
+        self.dropped = self.publishers = 0
+
+    def _forward(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # the connection was cut
+            while data := source.recv(65536):
+                key = int.from_bytes(data[4:6])
+                self.dropped += key == PUBLISH
+                if key != PUBLISH:
+                    target.sendall(data)
+                self.publishers += key == DECLARE_PUBLISHER | 0x8000  # the broker's answer
+
+
+def test_stream_commands_end_if_their_stream_is_deleted(shell: Shell, broker: TestBroker) -> None:
+    """If the stream is deleted, `receive-stream` exits with 69. `send-stream` exits with 3 if a message was confirmed
+    before the deletion, with 75 if none of its messages was, and with 69 if it had sent no message. Neither command
+    declares the stream again.
+    """
+    send = ("mqtool", "send-stream", "-l", "-v", "-q", "s")
     reader = shell.start("mqtool", "receive-stream", "-q", "s", "--declare", "--raw").wait_until_ready()
-    sender = shell.start("mqtool", "send-stream", "-l", "-q", "s", stdin=subprocess.PIPE)
-    assert sender.process.stdin is not None
-    sender.process.stdin.write(b"one\n")
-    sender.process.stdin.flush()
-    reader.wait_for_stdout("one\n")
-    shell.run("mqtool", "queue", "delete", "s", "--yes")
-    for running, codes in ((reader, {69}), (sender, {3, 75})):
-        ended = running.wait()
-        assert ended.code in codes, ended.stderr
-        assert "stream 's'" in ended.stderr
-    assert shell.run("mqtool", "offset", "show", "s", "me").code == 69
+    with PublishesNothing(urlsplit(broker.streams).port or 0) as proxy:
+        confirmed = shell.start(*send, stdin=subprocess.PIPE)
+        through = ("--stream-port", str(proxy.port))
+        unconfirmed, idle = (shell.start(*send, *through, stdin=subprocess.PIPE) for _ in range(2))
+        for sender in confirmed, unconfirmed:
+            assert sender.process.stdin is not None
+            sender.process.stdin.write(b"one\n")
+            sender.process.stdin.flush()
+        confirmed.wait_for_stderr("one message sent")
+        wait_until(lambda: (proxy.publishers, proxy.dropped) == (2, 1), "a message that is not published")
+        shell.run("mqtool", "queue", "delete", "s", "--yes")
+        for running, code in (reader, 69), (confirmed, 3), (unconfirmed, 75), (idle, 69):
+            ended = running.wait()
+            assert ended.code == code, ended.stderr
+            assert "stream 's'" in ended.stderr
+    assert reader.stdout == "one\n"
+    assert shell.run("mqtool", "list", "queues", "name").stdout == ""
 
 
 def test_queue_delete_if_empty_refuses_a_stream(shell: Shell, broker: TestBroker) -> None:

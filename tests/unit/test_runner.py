@@ -485,17 +485,20 @@ def test_the_rest_of_stderr_is_written_before_a_runner_ends(pipe: tuple[_Stderr,
     assert (b"".join(got), stderr.waiting) == (b"a" * (3 * PIPE_SIZE), b"")
 
 
-def test_a_runner_ends_even_if_nobody_reads_mqtools_stderr(
-    pipe: tuple[_Stderr, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_runner_ends_even_if_nobody_reads_mqtools_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
     """A runner is a process that runs programs for `worker`. If mqtool's stderr is a full pipe that nobody reads, the
-    runner ends after a limited time, without writing the rest of its program's stderr.
+    runner ends a limited time after its worker, without writing the rest of its program's stderr.
     """
     monkeypatch.setattr(runners, "_PATIENCE", 10)
-    stderr, _ = pipe
-    stderr.write(b"a" * (2 * PIPE_SIZE))
-    stderr.finish()
-    assert len(stderr.waiting) == PIPE_SIZE
+    reading, writing = os.pipe()
+    with as_stderr(writing):
+        started = Started()
+    os.close(writing)
+    assert started.runner.run(shell(f"head -c {2 * PIPE_SIZE} /dev/zero >&2")).status == 0
+    started.close()
+    assert started.has_ended()
+    assert len(os.read(reading, 3 * PIPE_SIZE)) == PIPE_SIZE
+    os.close(reading)
 
 
 def test_a_runner_writes_the_rest_of_stderr_until_its_next_request_arrives(pipe: tuple[_Stderr, int]) -> None:
