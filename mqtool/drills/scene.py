@@ -321,7 +321,7 @@ class Proxy:
     """A TCP proxy: forwards connections from its own port on this machine to a port of a host, and can cut them."""
 
     def __init__(self, target_port: int, host: str = "127.0.0.1") -> None:
-        self._target = host, target_port
+        self.target = host, target_port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self._open: list[socket.socket] = []
@@ -350,7 +350,7 @@ class Proxy:
             while True:
                 client, _ = self._listener.accept()
                 try:
-                    server = socket.create_connection(self._target)
+                    server = socket.create_connection(self.target)
                 except OSError:  # the broker is down
                     client.close()
                     continue

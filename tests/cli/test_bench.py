@@ -375,7 +375,7 @@ class Meddler(Proxy):
         self.deliveries = 0
 
     def _forward(self, source: socket.socket, target: socket.socket) -> None:
-        if source.getpeername()[1] != self._target_port:
+        if source.getpeername()[1] != self.target[1]:
             super()._forward(source, target)
             return
         data, pieces, held = b"", [], b""

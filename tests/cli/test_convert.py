@@ -61,7 +61,7 @@ class Killer(Proxy):
 
     def _forward(self, source: socket.socket, target: socket.socket) -> None:
         try:
-            is_from_client = target.getpeername()[1] == self._target_port
+            is_from_client = target.getpeername()[1] == self.target[1]
         except OSError:  # cut
             return
         if is_from_client:
