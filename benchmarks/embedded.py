@@ -56,7 +56,7 @@ class Client:
                 return got
             if isinstance(got, commands.Basic.Deliver | header.ContentHeader | body.ContentBody):
                 continue
-            raise RuntimeError(f"expected {kind.name}, got {got}: {dict(got) if hasattr(got, '__iter__') else ''}")
+            raise RuntimeError(f"expected {kind.name}, got {got}{f': {dict(got)}' if hasattr(got, '__iter__') else ''}")
 
     def read(self) -> None:
         data = self.socket.recv(1 << 18)

@@ -70,7 +70,7 @@ def main() -> None:
     ours, bare = (statistics.median(each) for each in zip(*pairs, strict=True))
     print(
         f"RPC round trip           mqtool {ours:6.2f} ms   pika server {bare:6.2f} ms   "
-        f"time {ratio:4.2f} (mqtool / pika server)"
+        f"ratio {ratio:4.2f} (mqtool / pika server)"
     )
 
     def clients(count: int) -> Run:

@@ -220,7 +220,7 @@ def _without_title_bar(match: re.Match[str]) -> str:
 
 
 def _trimmed(match: re.Match[str]) -> str:
-    """Return the end of an SVG text element without trailing spaces. In any font, the text fills its columns."""
+    """Return the rest of an SVG text element, without trailing spaces and with the width of the remaining columns."""
     length = float(match[1])
     columns = round(length / _CHARACTER)
     return f'textLength="{(columns - len(match[3])) * _CHARACTER:g}">{match[2]}</text>'

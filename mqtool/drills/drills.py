@@ -183,7 +183,9 @@ def poison(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
     sender, worker = scene.terminals("sender", "worker")
     messages, bodies = DrillMessages(count), {count // 3: "always fails", count // 2: "bad data"}
     confirmed = scene.send(sender, (messages.line(number, bodies.get(number)) for number in range(count)))
-    program = 'case "$(cat)" in "always fails") echo I cannot >&2; exit 1;; "bad data") exit 65;; esac; ' + _EFFECT
+    program = (
+        'case "$(cat)" in "always fails") echo cannot handle it >&2; exit 1;; "bad data") exit 65;; esac; ' + _EFFECT
+    )
     worker.start(_worker(scene, program, "--retries", str(_RETRIES), "--backoff", "100ms"))
     _finish(scene, messages, worker, ExitCode.SOME_FAILED)
     with Connection(parse_addresses(scene.url)) as connection:

@@ -116,7 +116,9 @@ _SHOWN = [each for each in plays.PLAYS if each != "publisher-confirms"]
 
 
 @pytest.mark.parametrize("name", _SHOWN)
-def test_the_counts_in_the_picture_agree_with_the_messages_drawn(lonely_shell: Shell, chromium: Any, name: str) -> None:
+def test_the_picture_of_a_tutorial_has_correct_counts_and_names_and_no_overlapping_labels(
+    lonely_shell: Shell, chromium: Any, name: str
+) -> None:
     """In the picture of `tutorial run --ui`, both live and replayed, each queue's counts equal the number of messages
     drawn. Clients have the names of the tutorial's terminals. A generated name appears only if a terminal shows it. At
     widths of 1280, 768 and 390 pixels, the label of an arrow lies over no other label, over no other arrow, and not
@@ -825,7 +827,8 @@ def test_two_reply_queues_of_an_rpc_client_have_different_names_and_no_arrows_cr
     chromium: Any, tmp_path: Path, width: int
 ) -> None:
     """If an RPC client of a tutorial is started again while the picture still shows its first reply queue, the second
-    reply queue is called "boss's queue 2". In a window that is 768 or 390 pixels wide, no arrow crosses another one.
+    reply queue gets a number: for a client named "boss", it is called "boss's queue 2". In a window that is 768 or 390
+    pixels wide, no arrow crosses another one.
     """
     records = of_rpc()
     topology = next(each for each in records if each["kind"] == "topology")

@@ -217,7 +217,9 @@ def test_policy_set_asks_about_all_queues_if_the_pattern_takes_too_long_to_match
 
 @pytest.mark.own_vhost("policies stay in it")
 def test_policy_set_says_how_many_messages_are_dead_lettered(admin: Shell, broker: TestBroker) -> None:
-    """If a queue has a dead-letter exchange, `policy set` says how many messages the new limit would dead-letter."""
+    """If `policy set` sets a maximum length that is smaller than the length of a queue with a dead-letter exchange, the
+    command says how many messages the queue will dead-letter.
+    """
     fill(admin, "jobs", "--dead-letter-exchange", "amq.fanout")
     assert "queue 'jobs' dead-letters 7 of 10 messages: max-length is 3" in admin.run(*SET).stderr
 

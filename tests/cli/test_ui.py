@@ -197,9 +197,9 @@ def test_the_headers_of_a_binding_are_separated_by_commas(shell: Shell, page: Pa
 
 
 def test_each_state_of_a_message_has_its_own_shape(shell: Shell, page: Page) -> None:
-    """The legend on the page of `mqtool ui` has a different shape for each state of a message. The page says that a
-    message is returned, draws a delayed message with the seconds until it is due, and draws a message of a stream in
-    the stream's box.
+    """The legend on the page of `mqtool ui` has a different shape for each state of a message. If the broker returns a
+    message as unroutable, the page says so. A delayed message is drawn with the seconds until it is due, and a message
+    of a stream is drawn in the stream's box.
     """
     shapes = page.ask("return [...document.querySelectorAll('#legend path')].map(e => e.getAttribute('d'))")
     assert len(shapes) == len(set(shapes)) > 8

@@ -259,8 +259,9 @@ def test_a_bench_publisher_without_a_duration_ends_only_with_its_last_message() 
 
 
 def test_a_bench_publisher_reports_the_outcomes_of_its_messages() -> None:
-    """Each report of a `bench` publisher lists the messages that were confirmed since its previous report. It contains
-    the numbers of published, nacked and measured messages. Confirms with unknown delivery tags are ignored.
+    """Each report of a `bench` publisher lists the messages that were confirmed since its previous report. It also says
+    how many messages were published, how many were nacked, and of how many the latency was measured. Confirms with
+    unknown delivery tags are ignored.
     """
     client, wire = publisher(rate=1000, warm_up=0.003)
     client.work(wire, START + 9 * MS)

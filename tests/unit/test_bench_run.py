@@ -560,8 +560,8 @@ def test_each_client_gets_its_job_on_its_standard_input(world: World) -> None:
 
 
 def test_clients_of_the_stream_protocol_connect_to_the_streams_leader(world: World) -> None:
-    """With `--protocol stream`, the clients connect to the node that leads the stream. They know the other nodes, so
-    that they can delete the stream.
+    """With `--protocol stream`, the clients of `bench` connect to the node that leads the stream. They also get the
+    AMQP addresses of the nodes, to which they connect to delete the stream.
     """
     world.work = ten_messages
     world.result(queue_type="stream", protocol="stream")
@@ -651,8 +651,8 @@ def test_clients_that_do_not_end_are_waited_for_ten_seconds(world: World) -> Non
     assert [client.was_killed for client in world.clients] == [True, True]
 
 
-def test_a_client_that_has_ended_gets_no_more_orders(world: World) -> None:
-    """If the process of a client has ended when `bench` tells it to stop, that is no failure."""
+def test_telling_a_client_that_has_ended_to_stop_is_not_an_error(world: World) -> None:
+    """If a client's process has already ended when `bench` tells it to stop, `bench` does not treat that as an error."""
 
     def leave(client: Client) -> None:
         if client.job.role == "publisher":

@@ -52,8 +52,10 @@ def connection(monkeypatch: pytest.MonkeyPatch) -> Mock:
     return made
 
 
-def test_an_amqp_connection_of_bench_is_one_of_the_client(connection: Mock) -> None:
-    """With AMQP 0-9-1, `bench` uses the connection of mqtool's client. The broker accepts any number of messages."""
+def test_bench_uses_mqtools_own_amqp_connection(connection: Mock) -> None:
+    """With AMQP 0-9-1, `bench` opens the same kind of connection as mqtool's other commands. Its publishers need no
+    credit from the broker, so any number of messages may be unconfirmed.
+    """
     before = time.monotonic_ns()
     made = AmqpWire(NODE, PLAIN)
     cast(Mock, wire.SingleThreadConnection).assert_called_once_with(NODE, PLAIN)
@@ -473,8 +475,8 @@ def test_a_stream_connection_of_bench_fills_frames_up_to_their_limit(streams: St
 
 
 def test_a_stream_connection_of_bench_starts_at_an_offset(streams: StreamBroker) -> None:
-    """With the stream protocol, a `bench` consumer gets each message from its offset on once, although the broker sends
-    whole chunks. Each has its offset.
+    """With the stream protocol, a `bench` consumer that starts at an offset gets every message from that offset on
+    exactly once, although the broker sends whole chunks. Each message has its own offset.
     """
     made = StreamWire(NODE, PLAIN)
     found: list[Delivery] = []
@@ -535,7 +537,9 @@ def test_orders_are_read_while_a_stream_connection_waits(streams: StreamBroker) 
 
 
 def test_a_stream_connection_of_bench_leaves_nothing_open(streams: StreamBroker) -> None:
-    """A stream connection is closed with its event loop, also if it could not be opened."""
+    """Closing a stream connection of `bench` also closes its event loop. If the connection cannot be opened, its event
+    loop is closed as well.
+    """
     made = StreamWire(NODE, PLAIN)
     made.close()
     assert (streams.closed, streams.loop.is_closed()) == (1, True)

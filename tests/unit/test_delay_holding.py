@@ -198,7 +198,7 @@ def test_the_user_is_told_how_many_messages_were_already_due(overdue: int, notic
 
 @pytest.mark.parametrize("via", [Via.AUTO, Via.PLUGIN])
 def test_a_delay_of_more_than_49_days_is_refused(via: Via) -> None:
-    """A message with a delay of more than 2^32 - 1 ms (49 days) raises BadData, and the attribute `at_fault` is then
+    """Sending a message with a delay of more than 2^32 - 1 ms (49 days) raises BadData, and `Delaying.at_fault` is then
     this message. A delay of exactly 2^32 - 1 ms is accepted.
     """
     delays, _, _ = delaying(FakeBroker(_JOBS), via=via)

@@ -95,8 +95,8 @@ def test_frames_that_mqtool_does_not_decode_are_passed_to_pika_unchanged(
 
 
 def test_a_delivery_is_passed_on_as_soon_as_it_is_complete() -> None:
-    """Wherever the received bytes are divided, each delivery is passed on as soon as its last byte has arrived, as is
-    each frame for pika. Deliveries that arrive together are passed on together.
+    """However the received bytes are divided, the client passes on each delivery as soon as its last byte has arrived.
+    The same holds for the frames that it leaves to pika. Deliveries that arrive together are passed on together.
     """
     plain: dict[str, Any] = {}
     with_id = {"message_id": "m", "delivery_mode": 2}

@@ -134,9 +134,9 @@ def test_a_json_array_can_arrive_in_any_pieces(items: list[dict[str, Any]], size
 
 @pytest.mark.parametrize("size", [9_999, 1_000_000])
 @pytest.mark.parametrize("depth", [100, 5000])
-def test_values_that_are_nested_too_deeply_are_left_out(size: int, depth: int) -> None:
-    """If arguments in a list are nested more than 64 levels deep, which RabbitMQ accepts, a text replaces their inner
-    levels, and all else in the list is decoded.
+def test_levels_of_arguments_that_are_nested_too_deeply_are_replaced_by_a_text(size: int, depth: int) -> None:
+    """If the arguments of a listed queue are nested more than 64 levels deep, which RabbitMQ accepts, a text replaces
+    their inner levels. The rest of the list is decoded as usual.
     """
     nested = b'["[",' * depth + b'"x"' + b',{"y\\\\":"["}]' * depth
     data = b'[{"a":[["]"]]},{"b\\"[":%s,"c":"]}"},{"d":[%s{}]}]' % (nested, b"{}," * 99)

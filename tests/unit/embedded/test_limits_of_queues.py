@@ -571,7 +571,7 @@ def test_a_message_of_high_priority_comes_first_in_queues_with_priorities(
     assert take(queue).message.body == (b"high" if is_first else b"low")
 
 
-def test_a_policy_does_not_give_quorum_queues_of_old_versions_a_delivery_limit() -> None:
+def test_a_policy_without_a_delivery_limit_leaves_quorum_queues_of_old_versions_unlimited() -> None:
     """With `broker up --like 3.10`, a quorum queue has no delivery limit by default. A policy without a delivery limit
     does not change this.
     """

@@ -785,8 +785,9 @@ def test_a_requester_that_reads_slowly_gets_no_replies(client: MemoryClient10, b
 def test_a_requester_can_drain_its_credit_and_ask_for_an_echo(
     client: MemoryClient10, broker: Broker, replies: str
 ) -> None:
-    """A drain of a requester's link completes at once, since direct replies are never queued. The broker answers a flow
-    frame with echo for this link.
+    """If an AMQP 1.0 client drains the link on which it receives direct replies, the drain completes at once, since
+    direct replies are never queued. If the client sends a flow frame with echo=true on this link, the broker answers
+    with a flow frame.
     """
     assert flows(client.flow(0, 3, echo=True)) == [(0, 0, 3, 0, False, False, None)]
     assert flows(client.flow(0, 3)) == []
