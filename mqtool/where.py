@@ -230,11 +230,26 @@ def _search(name: str, path: tuple[str, ...], is_found: Callable[[str], bool], w
     return test
 
 
-#: An escaped character, or a character class.
-_CHARACTER = re.compile(r"\\(.)|\[\^?\]?(?:\\.|[^]\\])*\]", re.DOTALL)
-#: The classes of all letters and digits, in or outside brackets. RE2's own classes contain only those of ASCII.
-_CLASSES = {"w": r"\pL\pN_", "d": r"\p{Nd}", "D": r"\P{Nd}"}
-_OUTSIDE_BRACKETS = {**_CLASSES, "w": r"[\pL\pN_]", "W": r"[^\pL\pN_]"}
+#: What Python and RE2 write differently: an escaped character, a character class, or a repetition without a minimum.
+_ESCAPED = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
+_DIFFERENT = re.compile(rf"{_ESCAPED.pattern}|\[\^?\]?(?:\\.|[^]\\])*\]|\{{,(?=\d+\}})", re.DOTALL)
+#: The classes of all letters, digits and spaces, in brackets. RE2's own classes contain only those of ASCII.
+_IN_BRACKETS = {
+    "w": r"\pL\pN_",
+    "W": r"\pM\pS\pZ\pC\p{Pd}\p{Ps}\p{Pe}\p{Pi}\p{Pf}\p{Po}",  # and all connectors (Pc), which are rare, but _
+    "d": r"\p{Nd}",
+    "D": r"\P{Nd}",
+    "s": r"\s\v\x1c-\x1f\x{85}\pZ",
+}
+_OUTSIDE = {
+    "w": f"[{_IN_BRACKETS['w']}]",
+    "W": f"[^{_IN_BRACKETS['w']}]",
+    "d": r"\p{Nd}",
+    "D": r"\P{Nd}",
+    "s": f"[{_IN_BRACKETS['s']}]",
+    "S": f"[^{_IN_BRACKETS['s']}]",
+    "Z": r"\z",
+}
 
 
 def _pattern(text: str) -> Callable[[str], bool]:
@@ -247,15 +262,17 @@ def _pattern(text: str) -> Callable[[str], bool]:
     """
     import re2
 
-    def in_unicode(found: re.Match[str]) -> str:
-        if found[1]:
-            return _OUTSIDE_BRACKETS.get(found[1], found[0])
-        return re.sub(r"\\(.)", lambda each: _CLASSES.get(each[1], each[0]), found[0], flags=re.DOTALL)
+    def as_re2(found: re.Match[str], classes: Mapping[str, str] = _OUTSIDE) -> str:
+        if found[0] == "{,":
+            return "{0,"
+        if not found[1]:
+            return _ESCAPED.sub(lambda each: as_re2(each, _IN_BRACKETS), found[0])
+        return f"\\x{{{found[1][1:]}}}" if len(found[1]) > 1 else classes.get(found[1], found[0])
 
     options = re2.Options()
     options.log_errors = False
     try:
-        pattern = re2.compile(_CHARACTER.sub(in_unicode, text).encode(errors="surrogatepass"), options)
+        pattern = re2.compile(_DIFFERENT.sub(as_re2, text).encode(errors="surrogatepass"), options)
     except re2.error as error:
         raise ValueError(error.args[0].decode("utf-8", "replace")) from error
 
@@ -352,8 +369,8 @@ class _Parser:
         try:
             return _search(name, tuple(path), _pattern(literal.text), sign[0] == "~")
         except ValueError as error:
-            is_unsupported = str(error).startswith(("invalid perl operator", "invalid escape"))
-            hint = "lookaround and backreferences are not supported" if is_unsupported else "put it in quotes"
+            is_cut = str(error).startswith(("missing", "no argument", "unexpected"))  # as by a space
+            hint = "put it in quotes" if is_cut else "its syntax is RE2's, without lookaround and backreferences"
             raise self.error(f"not a valid regular expression: {error}", start, hint) from error
 
     def _field(self) -> list[str]:

@@ -789,7 +789,11 @@ class Scene:
         stop = threading.Event()
 
         def delete() -> None:
-            with self._channel(self._user) as channel, self._channel() as watching:
+            with (
+                contextlib.suppress(AMQPError),  # the connection was closed
+                self._channel(self._user) as channel,
+                self._channel() as watching,
+            ):
                 with contextlib.suppress(ChannelClosedByBroker):  # a command is replacing the queue
                     while not any(
                         watching.queue_declare(name, passive=True).method.consumer_count

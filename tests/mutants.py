@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 MUTMUT = Path(sys.executable).with_name("mutmut")
 _BROKER = "mqtool/broker/embedded"
 _EMBEDDED = "tests/unit/embedded"
-#: One part of the simulation: fifty seeds.
+#: One part of the simulation.
 _SIMULATION = (
     "tests/simulation/test_simulation.py::test_the_embedded_broker_keeps_every_rule_of_the_simulations_model[0]"
 )

@@ -1,5 +1,6 @@
 """A proxy in front of a broker that breaks connections in more ways than a drill does."""
 
+import contextlib
 import socket
 
 from mqtool.drills import scene
@@ -21,10 +22,9 @@ class Proxy(scene.Proxy):
     def join(self, client: socket.socket, server: socket.socket) -> None:
         if self.break_early:
             self.break_early -= 1
-            server.sendall(client.recv(8))
-            client.sendall(server.recv(65536))
-            client.close()
-            server.close()
+            with client, server, contextlib.suppress(OSError):  # one of them has closed it
+                server.sendall(client.recv(8))
+                client.sendall(server.recv(65536))
             return
         self.accepted += 1
         super().join(client, server)

@@ -49,17 +49,16 @@ def access_to(broker: BrokerOptions | ManagedBroker, *, reconnects: bool = True)
         MqtoolError: the user declined.
     """
     options = broker.options if isinstance(broker, ManagedBroker) else broker
-    management = broker.management if isinstance(broker, ManagedBroker) else None
+    typed = broker.management if isinstance(broker, ManagedBroker) else None
+    management = typed or os.environ.get(MANAGEMENT_VARIABLE)
     set_up_printing(options)
     choice = chosen(options)
-    if choice.is_named and not choice.is_typed:
+    if choice.is_named and not choice.is_typed and not management:
         current().url_source = choice.reason
     access = Access(
         resolve_addresses(choice, user=options.user, vhost=options.vhost, password_file=options.password_file),
         choice.tls(TlsFiles(options.tls_ca, options.tls_cert, options.tls_key)),
-        choice.management(
-            management or os.environ.get(MANAGEMENT_VARIABLE), is_typed="management" in options.call.typed
-        ),
+        choice.management(management, is_typed="management" in options.call.typed),
         options.wait,
         Backoff(attempts=options.max_reconnects) if options.reconnect and reconnects else None,
         options.strict,
@@ -114,5 +113,7 @@ def access_to_destination(destination: DestinationOptions, source: Access) -> Ac
     uses_tls = any(address.tls for address in addresses)
     tls = choice.tls(source.tls if uses_tls and choice.context is None else TlsFiles())
     other = source._replace(addresses=addresses, tls=tls, management_url=None, protected=choice.protected)
-    is_same = other.vhost == source.vhost and is_same_node(other.address, source.address)
-    return None if is_same else other
+    if other.vhost == source.vhost and is_same_node(other.address, source.address):
+        return None
+    current().url_source = None  # from here on, an error may be about the destination
+    return other

@@ -319,8 +319,8 @@ def waits_for(milliseconds: int) -> list[Wait]:
 
 #: The argument of a relay's queue (work/delay_relay.py), with the name of the exchange for due messages.
 RELAY = "x-mqtool-relay"
-#: The latest due time, in milliseconds since 1970, that datetime can convert in each time zone. Whoever may publish can
-#: write any number into the header.
+#: The latest due time, in milliseconds since 1970, that datetime can convert in each time zone. Anyone who may publish
+#: can write any number into the header.
 _LATEST = (END_OF_TIME - 86_400) * 1000
 #: Headers that the broker or this module has added.
 _NOT_THEIRS = {"x-delivery-count", "x-acquired-count", _THEN}
@@ -372,7 +372,7 @@ class WaitQueue(NamedTuple):
 def wait_queue_of(view: Mapping[str, Any]) -> WaitQueue | None:
     """Convert the management API's description of a queue to a WaitQueue; return None if it is not one.
 
-    Whoever may declare a queue may claim in its arguments that its messages are for any other queue or exchange. The
+    Anyone who may declare a queue can claim in its arguments that its messages are for any other queue or exchange. The
     name proves it: mqtool makes it from the name of the target, so the same users may declare both.
     """
     name, arguments = view["name"], view.get("arguments") or {}

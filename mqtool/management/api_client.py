@@ -43,7 +43,8 @@ def _decode(text: str, start: int = 0) -> tuple[Any, int]:
     """
     with suppress(RecursionError):
         value, end = _DECODER.raw_decode(text, start)
-        if not _is_too_deep(value):
+        brackets = text.count("[", start, end) + text.count("{", start, end)
+        if brackets <= MAX_DEPTH or not _is_too_deep(value):  # most objects have few, which is found out faster
             return value, end
     kept, depth = "", 0
     for token in _TOKEN.finditer(text, start):

@@ -87,7 +87,7 @@ def _declare_exchange(given: Mapping[str, str]) -> list[str]:
 
 
 def _cut(given: Mapping[str, str]) -> list[str]:
-    # Whoever opens a connection chooses its name: the name * must not match all connections.
+    # Its client chooses a connection's name: the name * must not match all connections.
     names = [f"name={glob.escape(given['client'])}"] if given["client"] else []
     return _words("broker fault cut-connections", [], *names)
 

@@ -102,7 +102,7 @@ class HeldMessages:
     def _kept(self, delivery: Delivery) -> "_Kept | None":
         """Return what held() or restored() has kept in a message; None if neither has published the message.
 
-        Whoever may publish to the default exchange can forge it. The message goes to the queue in any case. A header
+        Anyone who may publish to the default exchange can forge it. The message goes to the queue in any case. A header
         with which the message could not be published is left as it is: it would stop the conversion for good.
         """
         settings, body = delivery.headers.get(_HEADER), delivery.body

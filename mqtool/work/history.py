@@ -67,8 +67,8 @@ def origin_of(delivery: Delivery) -> Origin:
     """Return the exchange and routing key with which the message was first published, before any retry or redrive.
 
     Headers name them. Any publisher can set these headers, so they count only if mqtool has published the message to
-    its queue: the broker says that it came through the default exchange. Whoever may write to the default exchange can
-    still forge them.
+    its queue: the broker says that it came through the default exchange. Anyone who may write to the default exchange
+    can still forge them.
     """
     if not _is_published_again(delivery):
         return Origin(delivery.exchange, delivery.routing_key)

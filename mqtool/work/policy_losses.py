@@ -139,10 +139,12 @@ class _Limits(NamedTuple):
 def _of_queue(view: Json, depth: Depth | None, before: _Limits, after: _Limits) -> Iterator[Loss]:
     name, reported = view["name"], view.get("messages_ready")
     ready, consumers = depth or (reported, view.get("consumers") or 0)
+    if ready == 0 and reported:  # a quorum queue without a leader says that it is empty
+        ready = reported
     is_sooner = after.expires is not None and (before.expires is None or after.expires < before.expires)
     if ready is None:
         if is_sooner or (after.drops and (after.length, after.size) != (None, None)):
-            yield Loss(name, None, "may lose messages, which cannot be counted")
+            yield Loss(name, None, "may lose messages; the broker does not report how many")
         return
     there = ready + (view.get("messages_unacknowledged") or 0)
     if there and is_sooner and after.expires is not None and not consumers:

@@ -146,7 +146,7 @@ def test_send_reports_rejected_and_released_messages(shell: Shell) -> None:
         (["send", "--protocol", "amqp3", "x"], 2, "'amqp3' is not one of 'amqp0.9.1', 'amqp1.0'"),
         # If a server closes the connection at once, its answer may be lost.
         (
-            ["send", "--url", "{management}/?connection_timeout=1000", "x"],
+            ["send", "--url", "{management}/?connection_timeout=5000", "x"],
             69,
             "accepted the connection, but is not an AMQP 1.0 broker|closed the connection during the handshake",
         ),

@@ -388,7 +388,7 @@ def test_after_a_killed_runner_at_most_one_message_is_handled_twice(shell: Shell
     """`worker` starts programs from a child process, its runner. If the runner is killed, `worker` exits with 1,
     another worker handles the remaining messages, and at most one message is handled twice.
     """
-    shell.run("sh", "-c", "seq 100 | mqtool send -l -q jobs")
+    shell.run("sh", "-c", "seq 200 | mqtool send -l -q jobs")
     program = ("--shell", "--exec", 'echo "$(cat)" >> done; sleep 0.01', "--concurrency", "2")
     worker = shell.start("mqtool", "worker", "--declare", "-q", "jobs", *program).wait_until_ready()
     finished = shell.directory / "done"
@@ -397,11 +397,11 @@ def test_after_a_killed_runner_at_most_one_message_is_handled_twice(shell: Shell
     os.kill(children_of(pid)[0], signal.SIGKILL)
     assert worker.wait().code == 1
     other = shell.start("mqtool", "worker", "-q", "jobs", *program)
-    wait_until(lambda: len(set(finished.read_text().split())) == 100, "the other programs")
+    wait_until(lambda: len(set(finished.read_text().split())) == 200, "the other programs")
     assert other.interrupt().wait().code == 0
     lines = finished.read_text().split()
-    assert sorted(set(lines), key=int) == [str(number) for number in range(1, 101)]
-    assert len(lines) <= 100 + 1
+    assert sorted(set(lines), key=int) == [str(number) for number in range(1, 201)]
+    assert len(lines) <= 200 + 1
 
 
 def test_heartbeats_continue_while_a_program_runs(shell: Shell, broker: TestBroker) -> None:

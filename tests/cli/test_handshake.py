@@ -1,5 +1,6 @@
 """Connections that the other end closes during the handshake."""
 
+import contextlib
 import socket
 import threading
 
@@ -17,9 +18,9 @@ def send_to_server_that_answers(shell: Shell, answer: bytes, *options: str) -> R
 
         def close_early() -> None:
             connection, _ = server.accept()
-            connection.recv(8)
-            connection.sendall(answer)
-            connection.close()
+            with connection, contextlib.suppress(OSError):  # the client has closed it
+                connection.recv(8)
+                connection.sendall(answer)
 
         closing = threading.Thread(target=close_early)
         closing.start()

@@ -208,7 +208,7 @@ def test_peek_ignores_a_delivery_count_that_a_publisher_has_forged(shell: Shell,
 
 
 @pytest.mark.keeps_messages
-@pytest.mark.parametrize("like", ["3.10", "4.2", "4.3"])
+@pytest.mark.parametrize("like", ["4.3", "4.2", "3.10"])
 @pytest.mark.sampled(1)
 def test_peek_ignores_a_forged_delivery_count_after_a_consumer_has_requeued_the_message(
     tmp_path: Path, like: str

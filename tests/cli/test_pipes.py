@@ -281,6 +281,7 @@ def test_a_job_in_the_background_shows_no_progress_line(shell: Shell, shell_opti
     assert "1 received in" in background
 
 
+@on_any_broker
 def test_the_progress_line_shows_the_percentage_and_the_rate(shell: Shell) -> None:
     """On a terminal, if the total is known, a command's progress line shows the percentage, the count, the time and the
     rate.

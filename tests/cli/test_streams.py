@@ -413,13 +413,17 @@ class PublishesNothing(Proxy):
         self.dropped = self.publishers = 0
 
     def _forward(self, source: socket.socket, target: socket.socket) -> None:
+        data = b""
         with contextlib.suppress(OSError):  # the connection was cut
-            while data := source.recv(65536):
-                key = int.from_bytes(data[4:6])
-                self.dropped += key == PUBLISH
-                if key != PUBLISH:
-                    target.sendall(data)
-                self.publishers += key == DECLARE_PUBLISHER | 0x8000  # the broker's answer
+            while more := source.recv(65536):
+                data += more
+                while len(data) >= 4 and len(data) >= (size := 4 + int.from_bytes(data[:4])):
+                    frame, data = data[:size], data[size:]
+                    key = int.from_bytes(frame[4:6])
+                    self.dropped += key == PUBLISH
+                    if key != PUBLISH:
+                        target.sendall(frame)
+                    self.publishers += key == DECLARE_PUBLISHER | 0x8000  # the broker's answer
 
 
 def test_stream_commands_end_if_their_stream_is_deleted(shell: Shell, broker: TestBroker) -> None:
@@ -438,7 +442,7 @@ def test_stream_commands_end_if_their_stream_is_deleted(shell: Shell, broker: Te
             sender.process.stdin.write(b"one\n")
             sender.process.stdin.flush()
         confirmed.wait_for_stderr("one message sent")
-        wait_until(lambda: (proxy.publishers, proxy.dropped) == (2, 1), "a message that is not published")
+        wait_until(lambda: proxy.publishers >= 2 and proxy.dropped >= 1, "a message that is not published")
         shell.run("mqtool", "queue", "delete", "s", "--yes")
         for running, code in (reader, 69), (confirmed, 3), (unconfirmed, 75), (idle, 69):
             ended = running.wait()

@@ -196,6 +196,8 @@ def test_the_headers_of_a_binding_are_separated_by_commas(shell: Shell, page: Pa
     page.until(lambda: page.ask(labels)[0] in both, "both bindings")
 
 
+@on_any_broker
+@large
 def test_each_state_of_a_message_has_its_own_shape(shell: Shell, page: Page) -> None:
     """The legend on the page of `mqtool ui` has a different shape for each state of a message. If the broker returns a
     message as unroutable, the page says so. A delayed message is drawn with the seconds until it is due, and a message

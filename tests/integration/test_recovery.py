@@ -324,7 +324,7 @@ def test_closing_a_connection_during_a_reconnection_ends_the_waiting_thread(amqp
             amqp_vhost.faults.cut_connections()
             time.sleep(pause)
         connection.close()
-        asking.join(5)
+        asking.join(30)
         assert [str(error) for error in ended] == ["the connection is closed"]
 
 

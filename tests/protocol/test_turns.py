@@ -503,7 +503,7 @@ def test_many_connections_that_publish_at_the_same_time_do_not_hold_up_other_cli
         method = frame.marshal(commands.Basic.Publish(exchange="amq.fanout", routing_key="a"), 1)
         published, have_sent = method + raw_frame(2, 1, struct.pack(">HHQH", 60, 0, 0, 0)), threading.Event()
         watch.take()
-        busy = threading.Thread(target=broker.under_test, args=(lambda _: have_sent.wait(60),))
+        busy = threading.Thread(target=broker.under_test, args=(lambda _: have_sent.wait(25),))
         busy.start()
         for client in clients:
             client.socket.sendall(published * 10)
@@ -765,7 +765,7 @@ def test_the_loss_of_many_connections_with_many_channels_does_not_hold_up_other_
             for _ in range(2046):
                 client.receive()
         watch.take()
-        busy = threading.Thread(target=broker.under_test, args=(lambda _: lost.wait(60),))
+        busy = threading.Thread(target=broker.under_test, args=(lambda _: lost.wait(25),))
         busy.start()
         for client in clients:
             client.socket.close()
@@ -787,7 +787,7 @@ def test_a_thousand_handshakes_do_not_hold_up_other_clients(amqp_tls: Authority,
     with EmbeddedBroker(stream_port=0, management_port=0, tls=amqp_tls.tls()) as broker, ExitStack() as stack:
         address = urlsplit(broker.urls[kind])
         watch, connected = LoopWatch(broker), threading.Event()
-        busy = threading.Thread(target=broker.under_test, args=(lambda _: connected.wait(60),))
+        busy = threading.Thread(target=broker.under_test, args=(lambda _: connected.wait(25),))
         busy.start()
         for _ in range(1000):
             stack.enter_context(socket.create_connection((address.hostname, address.port), timeout=60))

@@ -652,7 +652,7 @@ def test_clients_that_do_not_end_are_waited_for_ten_seconds(world: World) -> Non
 
 
 def test_telling_a_client_that_has_ended_to_stop_is_not_an_error(world: World) -> None:
-    """If a client's process has already ended when `bench` tells it to stop, `bench` does not treat that as an error."""
+    """If a client's process has already ended when `bench` tells it to stop, `bench` does not report an error."""
 
     def leave(client: Client) -> None:
         if client.job.role == "publisher":

@@ -147,7 +147,7 @@ def _counting(access: Access) -> Iterator[Counts]:
             try:
                 return stack.enter_context(access.channel())
             except MqtoolError as error:
-                output.notice(f"counts of messages can be 5 s old: {error}")
+                output.notice(f"message counts may be up to 5 s old: {error}")
                 return None
 
         def count(queue: str) -> Depth | None:

@@ -6,6 +6,7 @@ import functools
 import os
 import re
 import select
+import signal
 import stat
 import sys
 import threading
@@ -152,16 +153,14 @@ def is_terminal(descriptor: int) -> bool:
 
 
 def is_in_background() -> bool:
-    """Return True for a job in the background, started with `&`, whose terminal shows something else.
+    """Return True for a job that was started with `&`.
 
-    An interactive shell runs it in a process group of its own, and a script or make gives it an empty stdin.
+    An interactive shell runs it in a process group of its own. In scripts and make, the shell makes it ignore Ctrl-C.
     """
     with contextlib.suppress(OSError):
         if os.tcgetpgrp(2) != os.getpgrp():
             return True
-    with contextlib.suppress(OSError):
-        return os.path.samestat(os.fstat(0), Path(os.devnull).stat())
-    return False
+    return signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def is_file(descriptor: int) -> bool:

@@ -102,8 +102,8 @@ def open_database(directory: Path, disk: Disk = DISK) -> Database:
 def _refuse_links(directory: Path) -> None:
     """Raise OSError if one of the broker's files is a symbolic link.
 
-    Whoever can write to the directory could have the broker write to, change the mode of, or delete any of its user's
-    files.
+    Anyone who can write to the directory could otherwise have the broker write to, change the mode of, or delete any
+    file of its user.
     """
     for path in chain(*map(directory.glob, (f"{FILE}*", STREAMS, f"{STREAMS}/**/*"))):
         if path.is_symlink():
@@ -116,9 +116,11 @@ def _refuse_links(directory: Path) -> None:
 def _explained(error: Exception, directory: Path) -> OSError:
     """Convert an error to an OSError with a full sentence. If the disk is full, give the free and required space."""
     code = error.errno if isinstance(error, OSError) else None
-    is_full = code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "full" in str(error)
-    if not is_full and isinstance(error, sqlite3.Error):
-        is_full = "disk I/O error" in str(error) and disk_free(directory) < _room_needed(directory)
+    is_full = code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, sqlite3.Error):
+        is_full = "full" in str(error) or (
+            "disk I/O error" in str(error) and disk_free(directory) < _room_needed(directory)
+        )
     if not is_full:
         return error if isinstance(error, OSError) else OSError(f"cannot use {directory}: {error}")
     room = f"{disk_free(directory)} bytes are free, and about {_room_needed(directory)} are needed"
