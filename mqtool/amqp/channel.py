@@ -276,11 +276,14 @@ class Channel(ChannelListener):
         """Wait until the broker has confirmed or rejected all published messages.
 
         Raises:
-            NotConfirmed: the broker did not confirm in time.
+            NotConfirmed: the broker did not confirm in time; or the last replies were dropped, and not because of
+                stop().
             MqtoolError: the channel was closed for good.
         """
         for _ in self._publisher.receipts([], Route(), WINDOW):
             pass
+        if self.replies is not None and not self.stopping:
+            self.replies.check()
 
     def is_current(self, delivery: Delivery) -> bool:
         """True if a delivery can still be acknowledged. If not, the broker redelivers it."""

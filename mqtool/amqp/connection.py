@@ -410,8 +410,6 @@ def _unopened(channels: Iterable[Channel]) -> list[Channel]:
 
 
 def _drop_replies(channels: Iterable[Channel]) -> bool:
-    """Drop unconfirmed replies, which may have caused an internal error. Return False if no channel replies."""
-    replying = [channel.replies for channel in channels if channel.replies is not None]
-    for replies in replying:
-        replies.drop()
-    return bool(replying)
+    """Drop unconfirmed replies, which may have caused an internal error. Return False if there are none."""
+    have_dropped = [channel.replies.drop() for channel in channels if channel.replies is not None]
+    return any(have_dropped)

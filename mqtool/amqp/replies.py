@@ -6,13 +6,18 @@ acknowledgement that follows the reply, so it redelivers the request. The reply 
 """
 
 import math
+import time
 from collections.abc import Callable
 
 from mqtool.amqp.publisher import Publisher
+from mqtool.errors import NotConfirmed
 from mqtool.message import Message
+from mqtool.spelling import counted
 
 #: Seconds to wait for the confirm of a reply that is published alone. An internal error would come at once.
 _PATIENCE = 1.0
+#: Seconds for which replies to a queue are dropped. Each attempt to publish one may cost a reconnection.
+_DROP_SECONDS = 60.0
 
 
 class Replies:
@@ -20,7 +25,7 @@ class Replies:
 
     After an internal error, all queues whose replies were unconfirmed are suspects: mqtool waits for the confirm of the
     next reply to a suspect. If the connection is closed again, with no other reply unconfirmed, this queue is the
-    cause, and the next reply to it is dropped.
+    cause, and replies to it are dropped for a minute.
 
     Args:
         send_acks: sends pending acknowledgements, and returns once they are written.
@@ -30,9 +35,8 @@ class Replies:
         self._publisher = publisher
         self._send_acks = send_acks
         self._notice = notice
-        self._suspects: set[str | None] = set()
+        self._suspects: dict[str | None, float] = {}  # until when to drop replies; 0 publishes the next one alone
         self._alone: str | None = None
-        self._cause: str | None = None
 
     def publish(self, reply: Message, *, is_current: bool) -> None:
         """Publish a reply before the next acknowledgement; in the same write, unless its queue is a suspect.
@@ -41,25 +45,39 @@ class Replies:
             is_current: its request can be acknowledged. Otherwise, the broker redelivers the request.
         """
         queue = reply.routing_key
-        if queue not in self._suspects:
+        if is_current:
+            self._publisher.unconfirmed.dropped = 0  # the channel is open: the broker redelivers their requests
+        until = self._suspects.get(queue)
+        if until is None:
             self._publisher.add(reply)
         elif not is_current:
             return
-        elif queue == self._cause:
-            self._cause = None
+        elif time.monotonic() < until:
             self._notice(f"dropped a reply to queue {queue!r}: publishing it makes the broker close the connection")
         else:
             self._send_acks()  # the broker does not process those that follow an internal error
-            self._suspects.discard(queue)
+            self._suspects.pop(queue, None)
             self._alone = queue
             self._publisher.add(reply, waits=False)
             self._publisher.unconfirmed.wait(1, math.inf, at_most=_PATIENCE)
             self._alone = None
 
-    def drop(self) -> None:
-        """Drop unconfirmed replies after an internal error. Called on the I/O thread."""
-        queues = {reply.routing_key for reply in self._publisher.unconfirmed.messages}
-        self._suspects |= queues
+    def check(self) -> None:
+        """Raise NotConfirmed if drop() has dropped replies, and no request has been answered since."""
+        if dropped := self._publisher.unconfirmed.dropped:
+            raise NotConfirmed(
+                f"the broker closed the connection with {counted(dropped)} unconfirmed", "it redelivers the requests"
+            )
+
+    def drop(self) -> bool:
+        """Drop unconfirmed replies after an internal error. Return False if none can have caused it.
+
+        Called on the I/O thread, before the channel is told that the connection is lost.
+        """
+        queues = {reply.routing_key for reply in self._publisher.unconfirmed.drop()}
+        now = time.monotonic()
+        causes = {queue: until for queue, until in self._suspects.copy().items() if until > now}
         if queues == {self._alone}:
-            self._cause = self._alone
-        self._publisher.unconfirmed.drop()  # last, since publish() goes on then
+            causes[self._alone] = now + _DROP_SECONDS
+        self._suspects = dict.fromkeys(queues, 0.0) | causes
+        return bool(queues)

@@ -98,6 +98,9 @@ _Published = tuple[Message, Route, int]
 class Unconfirmed:
     """The unconfirmed messages of one channel, in the order in which they were published.
 
+    Attributes:
+        dropped: the number of messages that drop() has dropped since the owner last set it to zero.
+
     Args:
         run: runs a function on the I/O thread.
         run_later: runs a function on the I/O thread after a number of seconds.
@@ -116,6 +119,7 @@ class Unconfirmed:
         self._run_later = run_later
         self._reopen = reopen
         self._hopeless = hopeless
+        self.dropped = 0
         self._is_reopening = False
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
@@ -305,13 +309,22 @@ class Unconfirmed:
         if again:
             writer.write(again)
 
-    def drop(self) -> None:
-        """Drop the unconfirmed messages of a closed channel, so that restart() does not publish them again."""
+    def drop(self) -> list[Message]:
+        """Drop the messages of a closed channel that the broker has not answered; return them.
+
+        restart() publishes only nacked messages again, whose queue had no leader. The call of set_paused() or fail()
+        that follows wakes wait().
+        """
         with self._changed:
+            waiting = [*enumerate(self._outstanding, self._collected + 1)]
+            nacked = [*self._later, *(published for tag, published in waiting if tag in self._again)]
+            unanswered = [each for each in waiting if each[0] > self._answered and each[0] not in self._answered_early]
+            dropped = [message for _, (message, _, _) in unanswered]
+            self.dropped += len(dropped)  # before is_waiting turns false
             self._leave_channel()
-            self._outstanding.clear()
-            self._bytes = 0
-            self._changed.notify_all()
+            self._outstanding = deque(nacked)
+            self._bytes -= sum([len(message.body) for message in dropped])
+        return dropped
 
     def _leave_channel(self) -> None:
         """Keep only unconfirmed messages in _outstanding. They have no delivery tags until they are written again."""

@@ -1,10 +1,12 @@
 """A requester cannot stop an RPC server with a reply queue for which the broker closes the connection (541)."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pytest
 
 from mqtool.amqp import Backoff, Connection, Receiving, administration, parse_addresses
+from mqtool.errors import NotConfirmed
 from mqtool.message import Message
 from mqtool.topology import Queue
 from mqtool.tutorials import rpc
@@ -20,8 +22,8 @@ def test_an_rpc_server_drops_replies_for_which_the_broker_closes_the_connection(
     broker: TestBroker, prefetch: int
 ) -> None:
     """If a requester names a reply queue for which RabbitMQ closes the connection with 541, the RPC server reconnects.
-    If RabbitMQ does so again, the server drops the reply, with a notice, and acknowledges the request. It answers all
-    requests of others.
+    If RabbitMQ does so again, the server drops the replies to this queue, each with a notice, and acknowledges the
+    requests. It answers all requests of others.
     """
     bodies = [b"%d" % number for number in range(150)]
     notices: list[str] = []
@@ -32,8 +34,8 @@ def test_an_rpc_server_drops_replies_for_which_the_broker_closes_the_connection(
     ):
         channel, serving = connection.channel(), of_server.channel()
         queue = channel.declare(Queue("requests", durable=True))
-        hostile = [Message(b"x", queue.name, properties={"reply_to": HOSTILE})] * 2
-        assert [receipt.confirmation for receipt in channel.publish(hostile)] == ["confirmed"] * 2
+        hostile = [Message(b"x", queue.name, properties={"reply_to": HOSTILE})] * 5
+        assert [receipt.confirmation for receipt in channel.publish(hostile)] == ["confirmed"] * 5
         served = rpc.serve(serving, queue, lambda request: Message(request.body), Receiving(prefetch=prefetch))
         server = pool.submit(lambda: sum(1 for _ in served))
         try:
@@ -41,12 +43,33 @@ def test_an_rpc_server_drops_replies_for_which_the_broker_closes_the_connection(
             wait_until(lambda: administration.depth(channel, queue.name).ready == 0, "no request left")
         finally:
             serving.stop()
-        assert server.result(30) >= 152
+        assert server.result(30) >= 155
 
     assert [replies[number].body for number in range(150)] == bodies
-    is_closed = any("INTERNAL_ERROR" in notice for notice in notices)
+    times_closed = sum("INTERNAL_ERROR" in notice for notice in notices)
+    is_closed = times_closed > 0
     assert is_closed == (broker.kind == "rabbitmq")
+    assert times_closed < 5
     dropped = f"dropped a reply to queue {HOSTILE!r}: publishing it makes the broker close the connection"
-    assert notices.count(dropped) == (2 if is_closed else 0)
+    assert notices.count(dropped) == (5 if is_closed else 0)
     with Connection(parse_addresses(broker.url)) as connection:
         assert administration.depth(connection.channel(), "requests").ready == 0
+
+
+def test_an_rpc_server_fails_if_its_last_reply_makes_the_broker_close_the_connection(broker: TestBroker) -> None:
+    """If the last reply of an RPC server makes RabbitMQ close the connection with 541, the server raises NotConfirmed.
+    The request stays in its queue.
+    """
+    with (
+        Connection(parse_addresses(broker.url)) as connection,
+        Connection(parse_addresses(broker.url), backoff=Backoff(first=0.01)) as of_server,
+    ):
+        channel = connection.channel()
+        queue = channel.declare(Queue("requests", durable=True))
+        [*channel.publish([Message(b"x", queue.name, properties={"reply_to": HOSTILE})])]
+        served = rpc.serve(of_server.channel(), queue, lambda request: Message(request.body), Receiving(count=1))
+        is_rabbitmq = broker.kind == "rabbitmq"
+        unconfirmed = pytest.raises(NotConfirmed, match="closed the connection with 1 message unconfirmed")
+        with unconfirmed if is_rabbitmq else nullcontext():
+            assert len([*served]) == 1
+        wait_until(lambda: administration.depth(channel, queue.name).ready == is_rabbitmq, "the request is requeued")

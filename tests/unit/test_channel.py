@@ -10,6 +10,7 @@ from pika import exceptions, spec
 from mqtool.amqp import Receiving, pika_errors
 from mqtool.amqp.administration import declare_request
 from mqtool.amqp.channel import Channel
+from mqtool.amqp.connection import _drop_replies
 from mqtool.amqp.reopening_channel import ChannelListener
 from mqtool.errors import (
     AccessRefused,
@@ -456,6 +457,22 @@ def test_the_caller_can_wait_for_the_confirms_of_replies(broker: ScriptedBroker)
     channel.reopening.fail(Unavailable("gone"))
     with pytest.raises(Unavailable, match="gone"):
         channel.wait_for_confirms()
+
+
+def test_waiting_for_confirms_fails_if_the_last_replies_were_dropped(broker: ScriptedBroker) -> None:
+    """If the broker has closed the connection with an internal error before it confirmed the last replies of a channel,
+    Channel.wait_for_confirms() raises NotConfirmed. It does not if the channel was stopped.
+    """
+    broker.confirms = False
+    channel = broker.channel()
+    channel.answer(delivery(channel, 1), Message(b"", "reply-to"))
+    assert _drop_replies([channel, broker.channel()])
+    assert not _drop_replies([channel])
+    reconnect(channel)
+    with pytest.raises(NotConfirmed, match="closed the connection with 1 message unconfirmed"):
+        channel.wait_for_confirms()
+    channel.stop()
+    channel.wait_for_confirms()
 
 
 def test_a_channel_sends_pending_acknowledgements_before_it_is_closed(broker: ScriptedBroker) -> None:

@@ -156,6 +156,26 @@ def test_a_message_nacked_right_after_a_reconnection_is_published_again(wire: Wi
     assert wire.sent == [b"1"]
 
 
+def test_dropping_unanswered_messages_keeps_nacked_ones(wire: Wire, publisher: Unconfirmed) -> None:
+    """If a publisher drops its unanswered messages, it still publishes those again that the broker has nacked because
+    their queue had no leader.
+    """
+    wire.open(connection_is_new=True)
+    wire.publish(b"1", b"2", b"3", b"4", b"5")
+    publisher.on_nack(1, multiple=False)
+    assert wire.collected() == []
+    publisher.on_nack(3, multiple=False)
+    publisher.on_ack(5, multiple=False)
+    assert [message.body for message in publisher.drop()] == [b"2", b"4"]
+    assert publisher.dropped == 2
+    wire.open()
+    assert wire.sent == [b"1", b"3"]
+    assert wire.collected() == [(b"5", "confirmed")]
+    publisher.on_ack(2, multiple=True)
+    assert wire.collected() == [(b"1", "confirmed"), (b"3", "confirmed")]
+    assert not publisher.is_waiting
+
+
 def test_a_missing_confirm_raises_not_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
     """If confirms do not arrive within the timeout, a NotConfirmed error says how many messages are unconfirmed, and
     the publisher keeps all of these messages.

@@ -1,8 +1,16 @@
 """Replies of an RPC server, with plain callables in place of a broker."""
 
+import time
+
+import pytest
+
+from mqtool.amqp import replies
 from mqtool.amqp.replies import Replies
+from mqtool.errors import NotConfirmed
 from mqtool.message import Message
 from tests.unit.test_publisher import ROUTE, Wire
+
+DROPPED = "dropped a reply to queue 'hostile': publishing it makes the broker close the connection"
 
 
 class Server:
@@ -20,9 +28,10 @@ class Server:
         if not waits and self.closes and message.routing_key == "hostile":
             self.close()
 
-    def close(self) -> None:
-        self.replies.drop()
+    def close(self) -> bool:
+        has_dropped = self.replies.drop()
         self.wire.open(connection_is_new=True)
+        return has_dropped
 
     def reply(self, queue: str, *, is_current: bool = True) -> None:
         self.replies.publish(Message(queue.encode(), queue), is_current=is_current)
@@ -52,7 +61,60 @@ def test_a_reply_is_dropped_only_if_no_other_reply_can_have_caused_the_internal_
     server.closes = True
     server.reply("hostile")
     assert server.notices == []
-    server.reply("hostile")
-    assert server.notices == ["dropped a reply to queue 'hostile': publishing it makes the broker close the connection"]
+    for _ in range(2):
+        server.reply("hostile")
+    assert server.notices == [DROPPED] * 2
     server.reply("theirs")
     assert server.wire.sent == [b"theirs"]
+
+
+def test_replies_to_a_queue_are_dropped_for_a_minute_after_an_internal_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An RPC server drops replies to the queue that has caused an internal error for a minute, even if other replies
+    are dropped in the meantime. Then it publishes one again.
+    """
+    server = Server()
+    server.closes = True
+    server.reply("hostile")
+    server.close()
+    server.reply("hostile")
+    server.reply("theirs")
+    server.close()
+    server.reply("hostile")
+    assert (server.wire.sent, server.notices) == ([], [DROPPED])
+    now = time.monotonic()
+    server.closes = False
+    monkeypatch.setattr(replies.time, "monotonic", lambda: now + 61)
+    monkeypatch.setattr(replies, "_PATIENCE", 0)
+    server.reply("hostile")
+    assert (server.wire.sent, server.notices) == ([b"hostile"], [DROPPED])
+
+
+def test_only_replies_that_are_still_unconfirmed_can_have_caused_an_internal_error() -> None:
+    """After an internal error, an RPC server knows whether one of its replies can have caused it: not those that the
+    broker has confirmed or nacked.
+    """
+    server = Server()
+    assert not server.close()
+    server.reply("theirs")
+    server.unconfirmed.on_ack(1, multiple=False)
+    server.reply("leaderless")
+    server.unconfirmed.on_nack(2, multiple=False)
+    assert not server.close()
+    server.reply("theirs")
+    assert server.close()
+
+
+def test_an_rpc_server_that_ends_after_an_internal_error_says_that_its_last_replies_were_dropped() -> None:
+    """If an RPC server ends after an internal error that left replies unconfirmed, it says so. It says nothing if it
+    has answered a request after the reconnection.
+    """
+    server = Server()
+    server.replies.check()
+    server.reply("hostile")
+    server.reply("theirs")
+    server.close()
+    server.reply("theirs", is_current=False)
+    with pytest.raises(NotConfirmed, match="closed the connection with 2 messages unconfirmed"):
+        server.replies.check()
+    server.reply("others")
+    server.replies.check()
