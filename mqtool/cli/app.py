@@ -53,7 +53,7 @@ def _exit_code() -> int:
         code = error.exit_code
     except MqtoolError as error:
         output.error(str(error), _hint(error))
-        code = _ended_by_signal(error) or error.exit_code
+        code = _ended_early(error) or error.exit_code
     except typer.TyperException as error:
         from mqtool.cli import usage
 
@@ -66,7 +66,7 @@ def _exit_code() -> int:
             raise
         where = f"it is at {_place(error)}" if current().debug is None else "--debug shows where"
         output.error(f"unexpected error: {type(error).__name__}: {error}", f"this is a bug in mqtool; {where}")
-        code = _ended_by_signal(error) or ExitCode.FAILED
+        code = _ended_early(error) or ExitCode.FAILED
     return code
 
 
@@ -83,11 +83,16 @@ def _hint(error: MqtoolError) -> str | None:
     return error.hint
 
 
-def _ended_by_signal(error: BaseException) -> int | None:
-    """Return 128 + n if the error occurred while signal n was ending the command, such as when cleaning up."""
+def _ended_early(error: BaseException) -> int | None:
+    """Return the exit code if the command was already ending when the error occurred, such as when cleaning up.
+
+    It is 128 + n if signal n was ending the command, or that of ReaderGone.
+    """
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+    while cause is not None and not isinstance(cause, KeyboardInterrupt | output.ReaderGone):
         cause = cause.__context__
+    if isinstance(cause, output.ReaderGone):
+        return cause.exit_code
     return None if cause is None else 128 + (stopping.requested() or 2)
 
 

@@ -25,6 +25,8 @@ from itertools import islice
 from typing import Any
 
 from mqtool.amqp import Channel, Receiving
+from mqtool.amqp.consumer import Consumer
+from mqtool.delays import WAIT_SUFFIX
 from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, TimedOut, Unavailable
 from mqtool.management import Management, path
 from mqtool.message import Delivery, Message
@@ -200,8 +202,9 @@ class Look:
         self._bytes = 0
         self._newest: Delivery | None = None
         self._held: dict[Channel, int] = {}
+        self._consumers: dict[Channel, Consumer] = {}
         self._removed: list[tuple[Channel, Delivery]] = []
-        self._worn: list[tuple[Channel, Delivery]] = []  # near the limit, and not at the head
+        self._near_limit: list[tuple[Channel, Delivery]] = []  # without the message at the head
         self._on_their_way: Iterator[Delivery] = iter(())
 
     def messages(self, most: int | None = None) -> Iterator[Delivery]:
@@ -223,8 +226,8 @@ class Look:
         """Mark the latest delivery, so that give_back() removes it instead of requeueing it."""
         self._removed.append((self._newest_channel, delivery))
         self._held[self._newest_channel] -= 1
-        if self._worn and self._worn[-1][1] is delivery:
-            self._worn.pop()
+        if self._near_limit and self._near_limit[-1][1] is delivery:
+            self._near_limit.pop()
 
     @property
     def _newest_channel(self) -> Channel:
@@ -239,7 +242,8 @@ class Look:
         self._held[channel] = 0
         # The count is one more than will arrive, because the consumer would be cancelled when it is reached.
         receiving = Receiving(size, acknowledge=False, count=size + 1, idle_timeout=_PATIENCE)
-        self._on_their_way = islice(channel.consume(Queue(self._queue), receiving), size)
+        self._consumers[channel] = channel.consumer(Queue(self._queue), receiving)
+        self._on_their_way = islice(self._consumers[channel].deliveries(), size)
         yield from self._rest()
         self._has_more = last == self.count
 
@@ -251,7 +255,7 @@ class Look:
                 self._bytes += len(delivery.body) + _OVERHEAD
                 self._newest = delivery
                 if self._limit is not None and self.count > 1 and self._times_requeued(delivery) >= self._limit - 1:
-                    self._worn.append((self._newest_channel, delivery))
+                    self._near_limit.append((self._newest_channel, delivery))
                 yield delivery
 
     def _times_requeued(self, delivery: Delivery) -> int:
@@ -273,19 +277,31 @@ class Look:
                 f"and {self._queue!r} drops it after {limit}: peek leaves it, because one more look would be the last",
                 self._hint,
             )
-        move(self._channel, head, _anew(head, self._queue, self._channel.connection.frame_max))
+        error = self._publish_again(head)
         self._newest_channel.stop()  # else the broker delivers the next message, which may be near the limit, too
         self._newest_channel.acknowledge(head)
-        raise self._published_again(head, count)
+        raise error
 
     @property
     def _hint(self) -> str:
         return f"receive the messages, or move them: {pasteable('move --to QUEUE', self._queue)}"
 
-    def _published_again(self, delivery: Delivery, count: int) -> MqtoolError:
+    def _publish_again(self, delivery: Delivery) -> MqtoolError:
+        """Publish a message to the queue again; return an error that says so. The caller acknowledges the delivery.
+
+        Raises:
+            MqtoolError: the message was not confirmed, so the queue drops it.
+        """
+        has_been = f"has been requeued {counted(self._times_requeued(delivery), 'time')}, the limit of {self._queue!r}"
+        try:
+            move(self._channel, delivery, _anew(delivery, self._queue, self._channel.connection.frame_max))
+        except MqtoolError as error:
+            raise MqtoolError(
+                f"{name_of(delivery)} {has_been}, which drops or dead-letters it now, "
+                f"because it could not be published again: {error}"
+            ) from error
         return MqtoolError(
-            f"{name_of(delivery)} has come back {counted(count, 'time')}, the limit of {self._queue!r}, "
-            "which would have dropped it: it is now at the end of the queue",
+            f"{name_of(delivery)} {has_been}, which would have dropped it: it is now at the end of the queue",
             self._hint,
         )
 
@@ -310,21 +326,28 @@ class Look:
         Raises:
             MqtoolError: the queue would have dropped a message, or would do so at the next requeue.
         """
-        problem: MqtoolError | None = None
+        problems: list[MqtoolError] = []
         with suppress(MqtoolError):
-            for channel, delivery in self._worn:
-                problem = self._spare(channel, delivery)
+            if self._near_limit or self._removed:
+                deque(self._rest(), maxlen=0)  # a consumer is cancelled only when nothing is in transit to it
+            # Those that are published again come first, because the first error is the one that is told.
+            for channel, delivery in sorted(self._near_limit, key=lambda each: -self._times_requeued(each[1])):
+                problems.append(self._check_near_limit(channel, delivery))
             for channel, held in self._held.items():
                 ready = self._channel.depth_of(self._queue)
-                for _, delivery in filter(lambda removed: removed[0] is channel, self._removed):
-                    channel.acknowledge(delivery)
+                removed = [delivery for holder, delivery in self._removed if holder is channel]
+                if removed:
+                    self._consumers[channel].cancel()  # else it would get messages that other batches have requeued
+                    channel.acknowledge(*removed)
                 channel.close()
                 if held and channel is not self._newest_channel:
                     wait_for(self._channel, self._queue, ready + 1, _PATIENCE)
-        if problem is not None:
-            raise problem
+        if problems:
+            first, others = problems[0], len(problems) - 1
+            more = f" ({counted(others, 'more message')} at this limit or near it)" if others else ""
+            raise MqtoolError(f"{first}{more}", first.hint)
 
-    def _spare(self, channel: Channel, delivery: Delivery) -> MqtoolError:
+    def _check_near_limit(self, channel: Channel, delivery: Delivery) -> MqtoolError:
         """If requeuing a message would make the queue drop it, publish it again; return an error that says so."""
         count = self._times_requeued(delivery)
         if self._limit is None or count < self._limit:
@@ -334,17 +357,33 @@ class Look:
                 self._hint,
             )
         try:
-            move(self._channel, delivery, _anew(delivery, self._queue, self._channel.connection.frame_max))
-        except MqtoolError as error:  # the others must still be acknowledged or requeued
-            return MqtoolError(str(error))
+            error = self._publish_again(delivery)
+        except MqtoolError as dropped:  # the others must still be acknowledged or requeued
+            return dropped
         self._removed.append((channel, delivery))
-        return self._published_again(delivery, count)
+        self._held[channel] -= 1
+        return error
 
 
-def _anew(head: Delivery, queue: str, frame_max: int) -> Message:
-    """Return the message to publish to its queue again, with its origin in its headers, if it fits."""
-    origin, message = history.origin_of(head), elsewhere(head, queue, "", frame_max)
+def _anew(delivery: Delivery, queue: str, frame_max: int) -> Message:
+    """Return the message to publish to its queue again, with its origin in its headers, if it fits.
+
+    The broker dead-letters the messages of some wait queues with their own routing keys, which the default exchange
+    would replace. Such a message is published to the exchange through which it came.
+    """
+    message = elsewhere(delivery, queue, "", frame_max)
+    headers = message.properties.get("headers") or {}
+    if delivery.exchange in _entrances(queue):
+        headers |= {"CC": delivery.headers["CC"]} if "CC" in delivery.headers else {}  # keys for the dead letter, too
+        properties = {**message.properties, "headers": headers}
+        return replace(message, exchange=delivery.exchange, routing_key=delivery.routing_key, properties=properties)
+    origin = history.origin_of(delivery)
     first = {history.EXCHANGE: origin.exchange, history.ROUTING_KEY: origin.routing_key}
-    headers = {**(message.properties.get("headers") or {}), **first}
-    named = replace(message, properties={**message.properties, "headers": headers})
+    named = replace(message, properties={**message.properties, "headers": {**headers, **first}})
     return named if fits(named, frame_max) else message
+
+
+def _entrances(queue: str) -> tuple[str, ...]:
+    """Return the names of the exchanges that only mqtool's wait queues for an exchange are bound to, if it is one."""
+    suffix = WAIT_SUFFIX.search(queue)
+    return () if suffix is None or not suffix["exchange"] else (queue, queue[: suffix.end("kind")])

@@ -35,8 +35,8 @@ class WaitingMessages:
     """The waiting messages of a virtual host. `channel` must not reconnect: that would requeue them.
 
     Args:
-        skipped: called with the name of each wait queue whose messages could not be received, and the reason. Anyone
-            may have declared a queue with such a name, or consume from it.
+        skipped: called with the name of each wait queue whose messages could not be received or requeued, and the
+            reason. Anyone may have declared a queue with such a name, or consume from it.
     """
 
     def __init__(
@@ -76,6 +76,8 @@ class WaitingMessages:
             if not (self._channel.is_open or self._channel.refused):  # the connection was lost
                 raise
             self._skipped(queue.name, error)
+            if isinstance(error.__context__, GeneratorExit):  # the caller wants no more queues
+                raise error.__context__ from None
 
     def exchanges(self) -> Iterator[tuple[str, int]]:
         """Yield the x-delayed-message exchanges that hold messages, each with its number of messages."""

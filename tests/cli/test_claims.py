@@ -440,7 +440,7 @@ def test_a_queue_that_mqtool_cannot_read_does_not_stop_commands_on_all_queues(sh
 
         listed = shell.run("mqtool", "dlq", "ls")
         assert (listed.code, "jobs.dlq\t3\t3 unknown\n" in listed.stdout) == (3, True), listed.stderr
-        assert "warning: the reasons of the dead letters in 'mallory.s.dlq' are unknown: " in listed.stderr
+        assert "warning: dead letters in 'mallory.s.dlq': " in listed.stderr
         for typed, code, said in (
             ("ls", 0, "\t3\tjobs.delay.5m\n"),
             ("show", 0, "to jobs: forged\n"),
@@ -449,8 +449,8 @@ def test_a_queue_that_mqtool_cannot_read_does_not_stop_commands_on_all_queues(sh
         ):
             result = shell.run("mqtool", "delayed", *typed.split())
             assert (typed, result.code, said in result.stdout + result.stderr) == (typed, code, True), result.stderr
-            assert "warning: wait queue 'mallory.exchange.delay.5m' is skipped: it is exclusive" in result.stderr
-            assert ("wait queue 'mallory.delay.1m' is skipped" in result.stderr) is (code == 3)
+            assert "warning: wait queue 'mallory.exchange.delay.5m': it is exclusive" in result.stderr
+            assert ("wait queue 'mallory.delay.1m': " in result.stderr) is (code == 3)
 
 
 @pytest.mark.parametrize("command", ["move", "dlq redrive", "dlq redrive of an expired message", "delayed now"])

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from mqtool.management import Management, path
 from tests.brokers import TestBroker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_exec import depth
@@ -109,6 +110,29 @@ def test_delayed_now_delivers_a_message_before_it_is_due(waiting: Waiting) -> No
     assert (line["exchange"], line["routing_key"], line["body"]) == ("logs", "kern.error", "to logs")
     assert "expiration" not in line["properties"]
     assert waiting.shell.run("mqtool", "receive", "-q", "jobs", "-c", "1", "--raw").stdout == "body of m-2\n"
+
+
+@pytest.mark.keeps_messages
+def test_delayed_show_keeps_the_routing_key_of_a_message_that_reaches_the_delivery_limit(waiting: Waiting) -> None:
+    """`delayed show` is repeated until a message for an exchange reaches the delivery limit of its wait queue, and is
+    published to the wait queue again. The message still reaches the exchange with its own routing key. If
+    `delayed show` leaves out such a message, it exits with 3, and says why.
+    """
+    policy = ("mqtool", "policy", "set", "few", "--definition", '{"delivery-limit": 2}', "--pattern", "^logs")
+    assert waiting.shell.run(*policy, "--management", waiting.broker.management).code == 0
+    sent = ("mqtool", "send", "-e", "logs", "-r", "kern.error", "--via", "ttl", "--delay", "1h")
+    assert waiting.shell.run(*sent, "--property", "message-id=m-5", "to logs").code == 0
+    api, queue = Management(waiting.broker.management, "guest", "guest"), "logs.exchange.delay.1h"
+    wait_until(
+        lambda: api.get(path("queues", waiting.broker.vhost, queue)).get("effective_policy_definition"),
+        "the policy",
+        10,
+    )
+    assert sorted(waiting.shown("logs")) == ["m-4", "m-5"]
+    for why in "one more look would be the last", "which would have dropped it: it is now at the end of the queue":
+        assert why in waiting.run("show", "logs", code=3).stderr
+    assert "1 delivered" in waiting.run("now", "m-5").stderr
+    wait_until(lambda: depth(waiting.broker, "errors") == 1, "the log message")
 
 
 def test_delayed_now_keeps_a_message_whose_queue_was_deleted(waiting: Waiting) -> None:

@@ -33,6 +33,19 @@ def peeked(shell: Shell, broker: TestBroker, *words: str) -> Sequence[str]:
     return [json.loads(line)["properties"]["message_id"] for line in shown.stdout.splitlines()]
 
 
+def requeue_the_second(broker: TestBroker, count: int, times: int) -> None:
+    """Requeue the first of the `count` messages in queue jobs once, and the second one this many times."""
+    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as client:
+        channel = client.channel()
+        channel.basic_get("jobs")
+        for _ in range(times - 1):
+            wait_until(lambda: depth(broker, "jobs") == count - 1, "the second message requeued", 10)
+            channel.basic_reject(channel.basic_get("jobs")[0].delivery_tag)
+        wait_until(lambda: depth(broker, "jobs") == count - 1, "the second message requeued", 10)
+        channel.basic_get("jobs")
+    wait_until(lambda: depth(broker, "jobs") == count, "all messages requeued", 10)
+
+
 QUEUES = {
     "classic": ["--queue-type", "classic"],
     "quorum": ["--queue-type", "quorum"],
@@ -173,20 +186,111 @@ def test_no_message_behind_the_first_one_exceeds_the_delivery_limit(
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "queue", "declare", "other")
     ids = filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=6")
+    requeue_the_second(broker, len(ids), 6)
+    ended = [shell.run("mqtool", *command.split()) for _ in range(6)]
+    assert (ended[0].code, "message m-1 has been requeued" in ended[0].stderr) == (1, True), ended[0].stderr
+    wait_until(lambda: depth(broker, "jobs") == len(ids), "all messages requeued", 10)
+    left = shell.run("mqtool", "receive", "-q", "jobs", "--json", "-c", "3", "--timeout", "20s").stdout.splitlines()
+    assert sorted(json.loads(line)["properties"]["message_id"] for line in left) == ids
+
+
+@pytest.mark.keeps_messages
+def test_peek_counts_the_messages_that_reach_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
+    """Two messages behind the first one of a quorum queue have reached the delivery limit. `peek` publishes both to the
+    queue again. Its error names one of them, and counts the other.
+    """
+    ids = filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=6")
     with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as client:
         channel = client.channel()
         channel.basic_get("jobs")
         for _ in range(5):
-            wait_until(lambda: depth(broker, "jobs") == 2, "the second message requeued", 10)
-            channel.basic_reject(channel.basic_get("jobs")[0].delivery_tag)
-        wait_until(lambda: depth(broker, "jobs") == 2, "the second message requeued", 10)
+            wait_until(lambda: depth(broker, "jobs") == 2, "two messages requeued", 10)
+            last = [channel.basic_get("jobs")[0].delivery_tag for _ in range(2)][-1]
+            channel.basic_nack(last - 1)
+            channel.basic_nack(last)
+        wait_until(lambda: depth(broker, "jobs") == 2, "two messages requeued", 10)
+        channel.basic_get("jobs")
         channel.basic_get("jobs")
     wait_until(lambda: depth(broker, "jobs") == len(ids), "all messages requeued", 10)
-    ended = [shell.run("mqtool", *command.split()) for _ in range(6)]
-    assert (ended[0].code, "message m-1 has come back" in ended[0].stderr) == (1, True), ended[0].stderr
+    stopped = shell.run("mqtool", "peek", "jobs", "--raw", "--management", broker.management)
+    told = "it is now at the end of the queue (1 more message at this limit or near it)"
+    assert (stopped.code, stopped.stdout, told in stopped.stderr) == (1, "0\n1\n2\n", True), stopped.stderr
     wait_until(lambda: depth(broker, "jobs") == len(ids), "all messages requeued", 10)
-    left = shell.run("mqtool", "receive", "-q", "jobs", "--json", "-c", "3", "--timeout", "20s").stdout.splitlines()
-    assert sorted(json.loads(line)["properties"]["message_id"] for line in left) == ids
+
+
+@pytest.mark.keeps_messages
+def test_peek_exits_with_141_if_its_reader_ends_and_a_message_reaches_the_delivery_limit(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """The program that reads the output of `peek` has ended, and a message behind the first one has reached the
+    delivery limit. `peek` reports the message, and exits with 141, as it does for any reader that has ended.
+    """
+    filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=6")
+    requeue_the_second(broker, 3, 6)
+    script = f"mqtool peek jobs --management {broker.management} | true; exit ${{PIPESTATUS[0]}}"
+    ended = shell.run("bash", "-c", script)
+    assert (ended.code, "message m-1 has been requeued" in ended.stderr) == (141, True), ended.stderr
+
+
+@pytest.mark.keeps_messages
+@pytest.mark.differs_since("4.0", "it is 4.0 already")
+def test_doctor_upgrade_reports_findings_if_a_message_reaches_the_delivery_limit(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """A message behind the first one of a quorum queue has reached the delivery limit. `doctor --upgrade 4.3 --peek`
+    publishes it to the queue again, warns of it, and still reports what it has found in the messages.
+    """
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=15")
+    requeue_the_second(broker, 3, 15)
+    look = ("mqtool", "doctor", "--vhost", broker.vhost, "--upgrade", "4.3", "--peek", "3")
+    warned = "warning: messages of queue 'jobs': message m-1 has been requeued 15 times"
+    checked = []
+
+    def has_warned() -> bool:
+        checked.append(shell.run(*look))
+        return warned in checked[-1].stderr
+
+    wait_until(has_warned, "the messages in the management API", 20)  # it counts them some seconds later
+    assert "has a message that was returned 15 times" in checked[-1].stdout
+
+
+def test_dlq_ls_counts_the_reasons_if_a_dead_letter_reaches_the_delivery_limit(tmp_path: Path) -> None:
+    """A dead letter behind the first one has reached the default delivery limit of RabbitMQ 4. `dlq ls` publishes it to
+    its queue again, warns of it, counts it by its reason with the others, and exits with 3.
+    """
+    with EmbeddedBroker(like="4.0", management_port=0) as broker:
+        settings = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url}
+        with Shell(tmp_path, settings) as shell, pika.BlockingConnection(pika.URLParameters(broker.url)) as client:
+            shell.run("mqtool", "queue", "declare", "jobs.dlq", "--queue-type", "quorum")
+            for body in "0", "1", "2":
+                shell.run("mqtool", "send", "-r", "jobs.dlq", "--property", f"message-id=m-{body}", body)
+            channel = client.channel()
+            channel.basic_get("jobs.dlq")
+            for _ in range(19):
+                channel.basic_reject(channel.basic_get("jobs.dlq")[0].delivery_tag)
+            channel.basic_get("jobs.dlq")
+            channel.close()
+            listed = shell.run("mqtool", "dlq", "ls")
+    assert (listed.code, listed.stdout) == (3, "jobs.dlq\t3\t3 unknown\n"), listed.stderr
+    assert "warning: dead letters in 'jobs.dlq': message m-1 has been requeued 20 times" in listed.stderr
+
+
+@pytest.mark.keeps_messages
+def test_peek_keeps_the_order_of_later_batches_if_it_publishes_a_message_again(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """`peek -c 150` reads a quorum queue in several batches. A message of an early batch has reached the delivery
+    limit, so `peek` publishes it to the end of the queue. All other messages stay in order.
+    """
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    ids = filled(shell, 250, "--queue-type", "quorum", "--argument", "x-delivery-limit=6")
+    requeue_the_second(broker, len(ids), 6)
+    stopped = shell.run("mqtool", "peek", "jobs", "-c", "150", "--json")
+    assert (stopped.code, "message m-1 " in stopped.stderr) == (1, True), stopped.stderr
+    wait_until(lambda: depth(broker, "jobs") == len(ids), "all messages requeued", 10)
+    left = shell.run("mqtool", "receive", "-q", "jobs", "--json", "-c", "250", "--timeout", "20s").stdout.splitlines()
+    assert [json.loads(line)["properties"]["message_id"] for line in left] == ["m-0", *ids[2:], "m-1"]
 
 
 @pytest.mark.keeps_messages

@@ -43,7 +43,7 @@ _SAID = 10
 
 
 class _Skipped:
-    """The wait queues from which no messages could be received. Warns of each, and counts those that matter.
+    """The wait queues whose messages could not be received or requeued. Warns of each, and counts those that matter.
 
     An exclusive queue does not matter: mqtool declares none, and only the client that has declared it can use it.
     """
@@ -58,12 +58,12 @@ class _Skipped:
         self._said.add(queue)
         self.count += not isinstance(error, Exclusive)
         if len(self._said) <= _SAID:
-            output.warning(f"wait queue {queue!r} is skipped: {error}")
+            output.warning(f"wait queue {queue!r}: {error}")
 
     def check(self) -> None:
         """Raise SomeFailed if messages that the user asked for may be in these queues."""
         if self.count:
-            raise SomeFailed(f"{counted(self.count, 'wait queue')} could not be read")
+            raise SomeFailed(f"errors while reading {counted(self.count, 'wait queue')}")
 
 
 @contextmanager

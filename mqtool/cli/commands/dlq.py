@@ -142,20 +142,20 @@ def ls(broker: ManagedBroker, as_json: AsJson = False) -> None:
     if not layout.show_rows(rows, ("queue", "messages", "reasons"), as_json=as_json):
         output.status("no queue has dead letters")
     if skipped:
-        raise SomeFailed(f"{counted(len(skipped), 'queue')} could not be read")
+        raise SomeFailed(f"errors while reading {counted(len(skipped), 'queue')}")
 
 
 def _counted(access: Access, queue: str, skipped: list[str], *, as_json: bool) -> dict[str, Any] | None:
-    """Count a queue's dead letters by reason. If they cannot be received, warn, and add the queue to `skipped`.
+    """Count a queue's dead letters by reason. On an error, warn, and add the queue to `skipped`.
 
     Anyone may have declared a queue with such a name, or consume from it.
     """
-    count, reasons = 0, dict[str, int]()
+    count, reasons = 0, Counter[str]()
     with _channel(access) as channel:
         try:
             count = channel.depth_of(queue)
             with closing(peeking.peek(channel, queue)) as letters:
-                reasons = dict(Counter(death_of(letter).reason for letter in islice(letters, _LOOKED_AT)).most_common())
+                reasons.update(death_of(letter).reason for letter in islice(letters, _LOOKED_AT))
         except NotFound:  # it has just been deleted
             return None
         except MqtoolError as error:
@@ -163,9 +163,10 @@ def _counted(access: Access, queue: str, skipped: list[str], *, as_json: bool) -
                 raise
             skipped.append(queue)
             if len(skipped) <= _SAID:
-                output.warning(f"the reasons of the dead letters in {queue!r} are unknown: {error}")
-    as_text = ", ".join(f"{number:,} {reason}" for reason, number in reasons.items())
-    return {"queue": queue, "messages": count, "reasons": reasons if as_json else as_text} if count else None
+                output.warning(f"dead letters in {queue!r}: {error}")
+    found = dict(reasons.most_common())
+    as_text = ", ".join(f"{number:,} {reason}" for reason, number in found.items())
+    return {"queue": queue, "messages": count, "reasons": found if as_json else as_text} if count else None
 
 
 @contextmanager

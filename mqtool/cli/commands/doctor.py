@@ -2,7 +2,7 @@
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -160,16 +160,17 @@ def _of_messages(access: Access, api: Management, vhost: str | None, most: int) 
     for queue in management.queues(api, vhost, ("name", "vhost", "type", "exclusive", "messages_ready", "arguments")):
         if not queue.get("messages_ready") or queue.get("exclusive") or queue.get("type") == "stream":
             continue
+        seen = list[Mapping[str, Any]]()
         try:
             with _in_vhost(access, queue["vhost"])._replace(backoff=None).connect() as connection:
                 channel = connection.channel()
                 kind = peeking.kind_of(channel, queue["name"], api, queue["vhost"])
                 with closing(peeking.peek(channel, queue["name"], kind, most)) as deliveries:
-                    seen = [each.headers for each in stopping.until_requested(deliveries)]
+                    for each in stopping.until_requested(deliveries):
+                        seen.append(each.headers)
         except MqtoolError as error:
-            output.warning(f"messages of queue {queue['name']!r} were not checked: {error}")
-        else:
-            yield from upgrade.message_findings(queue, seen)
+            output.warning(f"messages of queue {queue['name']!r}: {error}")
+        yield from upgrade.message_findings(queue, seen)
 
 
 def _in_vhost(access: Access, vhost: str) -> Access:

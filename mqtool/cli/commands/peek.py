@@ -17,7 +17,7 @@ from mqtool.cli.display.delivery_writer import redirect
 from mqtool.cli.options import ManagedBroker
 from mqtool.cli.options.receiving_options import OFFSET, PrintingOptions, WhereWaiting
 from mqtool.cli.pipe.existence import require
-from mqtool.errors import Unavailable, UsageError
+from mqtool.errors import MqtoolError, Unavailable, UsageError
 from mqtool.management import Management
 from mqtool.offsets import FIRST
 from mqtool.spelling import counted
@@ -81,16 +81,20 @@ def peek(
         most = limit if where is None else None
         ready = 0 if kind.how is How.STREAM or where is not None else channel.depth_of(queue)
         with closing(peeking.peek(channel, queue, kind, most, offset or FIRST)) as deliveries:
-            for delivery in stopping.until_requested(deliveries):
-                often = max(often, peeking.times_requeued(delivery, connection.broker))
-                if where is None or where.matches(conditions.of_delivery(delivery)):
-                    write.add(delivery)
-                    shown += 1
-                    if shown == limit:
-                        break
-                    if shown == peeking.FIRST_BATCH:
-                        write.flush()  # so that a reader such as `head` can end before the next batch is taken
-                reader.check()
+            try:
+                for delivery in stopping.until_requested(deliveries):
+                    often = max(often, peeking.times_requeued(delivery, connection.broker))
+                    if where is None or where.matches(conditions.of_delivery(delivery)):
+                        write.add(delivery)
+                        shown += 1
+                        if shown == limit:
+                            break
+                        if shown == peeking.FIRST_BATCH:
+                            write.flush()  # so that a reader such as `head` can end before the next batch is taken
+                    reader.check()
+            except MqtoolError:  # after the last message, when the messages are requeued
+                write.flush()
+                raise
             write.flush()
     _say(queue, kind, shown, has_condition=where is not None)
     if is_screenful and shown == limit and ready != shown:
