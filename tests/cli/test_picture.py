@@ -1306,6 +1306,26 @@ def test_a_confirm_moves_to_the_publisher_after_its_message_has_arrived(
     page.until(lambda: ("nacked" if nack else "confirmed to boss") in page.said(), "the sentence")
 
 
+def order(page: Page) -> list[tuple[str, str]]:
+    """Return the messages and confirms that move in a recording, by fate and destination, each once and in order."""
+    found = dict[tuple[str, str], None]()
+    for step in range(150):
+        seek(page, step / 150)
+        found |= dict.fromkeys(page.dots("moving"))
+    return [*found]
+
+
+def test_the_picture_continues_after_an_event_that_the_page_does_not_know(chromium: Any, tmp_path: Path) -> None:
+    """If a newer broker reports an event that the page does not know, and that belongs to no queue, the page lists the
+    event by its name, and still shows later messages.
+    """
+    unknown = {"kind": "event", "t": 1000, "what": "throttled", "from": {"client": "boss"}}
+    page = recorded(chromium, tmp_path, [*jobs(), unknown, *published(2000, 0), {"kind": "now", "t": 4000}])
+    seek(page, 1)
+    assert page.dots() == [("ready", "q:jobs")]
+    page.until(lambda: "throttled" in page.said(), "the event")
+
+
 def test_confirms_are_thinned_as_their_messages_are(chromium: Any, tmp_path: Path) -> None:
     """If many messages are confirmed in the same millisecond, the confirms leave the exchange one after the other, and
     most of them have no label. Confirms of messages that are not shown are not drawn.

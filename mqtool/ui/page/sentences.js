@@ -68,7 +68,8 @@ export function sentence(event) {
     case "unknown-exchange":
       return `a message was published by ${event.from.client} to ${quote(event.details.exchange)}, which does not exist`;
     default:
-      return `number${copy} of ${quote(event.queue)} is ${event.what}`;
+      // Those of a newer broker may be of no queue.
+      return event.queue === undefined ? event.what : `number${copy} of ${quote(event.queue)} is ${event.what}`;
   }
 }
 
