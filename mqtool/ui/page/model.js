@@ -68,7 +68,7 @@ export function emptyState() {
     motions: [],
     /** When something last left on a way, by the ids of its ends. */
     left: new Map(),
-    /** When an acknowledgement of each consumer, or a message that it gave back, is seen to arrive at the queue. */
+    /** When an acknowledgement of each consumer, or a message that it requeued, is seen to arrive at the queue. */
     settled: new Map(),
     /** By connection, when a client is seen to have got what it has got: what it does and prints follows from that. */
     parties: new Map(),
@@ -171,7 +171,10 @@ function settle(state) {
   showDue(state, Infinity);
   state.motions = [];
   for (const copy of state.copies.values()) copy.busyUntil = Math.min(copy.busyUntil, state.t);
-  for (const message of state.messages.values()) message.arrives = Math.min(message.arrives, state.t);
+  for (const message of state.messages.values()) {
+    message.arrives = Math.min(message.arrives, state.t);
+    delete message.done;
+  }
   for (const publisher of state.publishers.values()) publisher.gone = Math.min(publisher.gone, state.t);
   for (const known of [state.left, state.settled, state.parties, state.lately, state.rates]) known.clear();
   state.lastDead = null;
@@ -443,8 +446,8 @@ function exchangeOf(state, name) {
 const newCounts = () => ({ ready: 0, unacked: 0, uncopied: { ready: 0, unacked: 0 }, counted: "" });
 
 /**
- * Remember whose queue it is: one with a generated name is called after its first consumer. `nth` tells several of the
- * same consumer apart, as of a client that was started again.
+ * Remember whose queue it is: one with a generated name is called after its first consumer. `nth` numbers the queues of
+ * one consumer, such as a client that was started again.
  */
 function belongs(state, queue, label) {
   const found = state.queues.get(queue);
@@ -815,6 +818,7 @@ const HANDLERS = {
 
   snapshot(state, record) {
     state.copies = new Map();
+    state.messages = new Map(); // a broker that has restarted uses their numbers again
     state.motions = [];
     for (const each of record.waiting) {
       if (each.queue === undefined) {
@@ -1059,6 +1063,7 @@ const HANDLERS = {
     const passed = passedBy(state, message.exchange, details.routing_key);
     const arrives =
       passed.length > 1 ? move(state, key, passed, "ready", message.arrives, { details }) : message.arrives;
+    message.done = arrives;
     move(state, key, passed.slice(-1), "dropped", arrives, { details }, END);
   },
 
@@ -1153,7 +1158,8 @@ const OF_NO_MESSAGE = new Set(["stored", "unknown-address"]);
 /** An event in the names that the picture shows: who has done what with which message. */
 function toldOf(state, event) {
   const copy = event.copy === undefined || event.what === "published" ? undefined : copyOf(state, event);
-  const details = event.details ?? copy?.details ?? state.messages.get(event.message)?.details;
+  const message = state.messages.get(event.message ?? event.messages?.[0]);
+  const details = event.details ?? copy?.details ?? message?.details;
   if (!details && !OF_NO_MESSAGE.has(event.what)) return "";
   const queue =
     event.queue === undefined ? "" : labelOf(state.queues.get(queueId(event.queue)) ?? { name: event.queue });
@@ -1162,7 +1168,7 @@ function toldOf(state, event) {
     event.consumer === undefined
       ? undefined
       : state.consumers.get(consumerId(state, event.consumer, event.queue))?.label;
-  const publisher = state.messages.get(event.message)?.from.client;
+  const publisher = message?.from.client;
   return spoken(event, { details, queue, holder, consumer: consumer ?? event.to?.client, publisher });
 }
 
