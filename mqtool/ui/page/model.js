@@ -81,6 +81,7 @@ export function emptyState() {
     rates: new Map(),
     /** When the broker last reported counts. */
     countedAt: 0,
+    /** By queue, how many of its messages have been shown on each arrow. */
     seen: new Map(),
     lastDead: null,
     lately: new Map(),
@@ -654,13 +655,12 @@ export function rateOf(state, arrow) {
   }
   const measured = state.rates.get(arrow.to);
   if (!measured) return undefined;
-  let all = 0;
-  for (const [key, count] of state.seen) if (key.endsWith(` ${arrow.to}`)) all += count;
+  const seen = state.seen.get(arrow.to);
   const links = [...state.links.values()].filter((link) => link.to === arrow.to).length;
   // With the stream protocol, messages come straight from their publishers.
   const isDirect = [...state.publishers.values()].some((publisher) => publisher.targets.has(arrow.to));
-  if (!all) return links === 1 && !isDirect ? { ...measured, isExact: true } : undefined;
-  const share = (state.seen.get(arrow.key) || 0) / all;
+  if (!seen) return links === 1 && !isDirect ? { ...measured, isExact: true } : undefined;
+  const share = (seen.get(arrow.key) || 0) / [...seen.values()].reduce((sum, count) => sum + count, 0);
   return { rate: measured.rate * share, isExact: share === 1 };
 }
 
@@ -814,6 +814,8 @@ const HANDLERS = {
     for (const [key, copy] of state.copies) {
       if (copy.place.startsWith("q:") && (state.queues.get(copy.place)?.isDeleted ?? true)) state.copies.delete(key);
     }
+    const isGone = (id) => !id.startsWith("p:") && !state.queues.has(id) && !state.consumers.has(id);
+    for (const known of [state.seen, state.counts]) for (const id of known.keys()) if (isGone(id)) known.delete(id);
   },
 
   snapshot(state, record) {
@@ -929,7 +931,8 @@ const HANDLERS = {
     const known = new Map(paths.map((path) => [queueId(path[path.length - 1]), path]));
     for (const [queue, path] of known) {
       const arrow = `${exchangeId(path[path.length - 2])} ${queue}`;
-      state.seen.set(arrow, (state.seen.get(arrow) || 0) + 1);
+      if (!state.seen.has(queue)) state.seen.set(queue, new Map());
+      state.seen.get(queue).set(arrow, (state.seen.get(queue).get(arrow) || 0) + 1);
     }
     state.messages.set(event.message, { details, from, origin, exchange, arrives, paths: known });
   },
