@@ -1378,6 +1378,27 @@ def test_a_confirm_is_drawn_without_delay_after_next_has_been_pressed(chromium: 
     assert order(page)[-2:] == [("confirmed", "p:boss"), ("returned", "p:worker 2")]
 
 
+def test_the_picture_keeps_up_with_a_message_that_is_requeued_again_and_again(chromium: Any, tmp_path: Path) -> None:
+    """If a consumer requeues the same message 300 times in 3 seconds, the picture of `mqtool ui` shows some of these
+    redeliveries, and ends at most 15 seconds later, with the message in its queue.
+    """
+    records = [*jobs([{"name": "one/tag", "label": "worker 1"}]), *published(1000, 0)]
+    to = {"consumer": "one/tag", "no_ack": False, "redelivered": True, "to": None}
+    for t in range(1000, 4000, 10):
+        records += [happens(t, "delivered", 0, **to), happens(t, "requeued", 0, why="returned")]
+    page = recorded(chromium, tmp_path, records)
+    moved = 0
+    for step in range(40):
+        seek(page, step / 40)
+        moved += len(page.dots("moving"))
+        assert differences(page) == []
+    seek(page, 1)
+    assert page.dots() == [("requeued", "q:jobs")]
+    assert moved > 20
+    page.until(lambda: re.search(r"0:(\d\d) of 0:\1$", page.text("#where")), "the end")
+    assert int(page.text("#where")[-2:]) <= 19
+
+
 def test_a_confirm_after_a_restart_of_the_broker_is_not_drawn_for_an_earlier_message(
     chromium: Any, tmp_path: Path
 ) -> None:

@@ -614,6 +614,9 @@ function leaves(state, copy, to, t, notBefore = 0) {
   return start;
 }
 
+/** Whether the picture is so far behind with a message, such as one in a requeue loop, that it skips the next motion. */
+const isFarBehind = ({ busyUntil }, { t }) => busyUntil > t + 2 * CAUSES;
+
 function copyOf(state, event) {
   const place =
     event.exchange !== undefined && event.queue === undefined ? exchangeId(event.exchange) : queueId(event.queue);
@@ -1082,8 +1085,12 @@ const HANDLERS = {
     const copy = copyOf(state, event);
     const consumer = consumerOf(state, event.consumer, event.queue, event.to, copy?.since);
     if (!copy) return;
-    const start = leaves(state, copy, consumer, event.t);
     const fate = event.no_ack ? "acknowledged" : "unacknowledged";
+    if (isFarBehind(copy, event) && !event.no_ack) {
+      Object.assign(copy, { node: consumer, fate });
+      return;
+    }
+    const start = leaves(state, copy, consumer, event.t);
     const message = { details: copy.details, place: copy.place };
     copy.busyUntil = move(state, copy.key, [copy.place, consumer], fate, start, message);
     if (event.to) reached(state, event.to, copy.busyUntil);
@@ -1108,6 +1115,10 @@ const HANDLERS = {
     const copy = copyOf(state, event);
     if (!copy) return;
     const nodes = [copy.node, copy.place];
+    if (isFarBehind(copy, event)) {
+      Object.assign(copy, { node: copy.place, fate: "requeued", since: event.t });
+      return;
+    }
     // A consumer that ends is first seen with all messages that it has, and then gives back all of them.
     const held = ENDS.has(event.why) ? [...state.copies.values()].filter(({ node }) => node === copy.node) : [];
     const isSeen = Math.max(0, ...held.map(({ busyUntil }) => busyUntil + END));
