@@ -1303,7 +1303,27 @@ def test_a_confirm_moves_to_the_publisher_after_its_message_has_arrived(
             seen += 1
             assert page.dots("resting") == [("ready", "q:jobs")]
     assert seen > 3
-    page.until(lambda: ("nacked" if nack else "confirmed to boss") in page.said(), "the sentence")
+    page.until(lambda: f"boss gets a {'nack' if nack else 'confirm'} for " in page.said(), "the sentence")
+
+
+def order(page: Page) -> list[tuple[str, str]]:
+    """Return the messages and confirms that move in a recording, by fate and destination, each once and in order."""
+    found = dict[tuple[str, str], None]()
+    for step in range(150):
+        seek(page, step / 150)
+        found |= dict.fromkeys(page.dots("moving"))
+    return [*found]
+
+
+def test_the_picture_continues_after_an_event_that_the_page_does_not_know(chromium: Any, tmp_path: Path) -> None:
+    """If a newer broker reports an event that the page does not know, and that belongs to no queue, the page lists the
+    event by its name, and still shows later messages.
+    """
+    unknown = {"kind": "event", "t": 1000, "what": "throttled", "from": {"client": "boss"}}
+    page = recorded(chromium, tmp_path, [*jobs(), unknown, *published(2000, 0), {"kind": "now", "t": 4000}])
+    seek(page, 1)
+    assert page.dots() == [("ready", "q:jobs")]
+    page.until(lambda: "throttled" in page.said(), "the event")
 
 
 def test_confirms_are_thinned_as_their_messages_are(chromium: Any, tmp_path: Path) -> None:
@@ -1323,6 +1343,79 @@ def test_confirms_are_thinned_as_their_messages_are(chromium: Any, tmp_path: Pat
         labels = max(labels, len([each for each in page.ask(labelled) if each]))
     assert 2 < most < 15
     assert labels < 4
+
+
+def test_the_confirm_of_a_dropped_message_moves_after_the_message_has_been_drawn_as_dropped(
+    chromium: Any, tmp_path: Path
+) -> None:
+    """If a message passes two exchanges, and is then dropped because no queue is bound, the confirm moves to the
+    publisher once the message has arrived at the second exchange.
+    """
+    records, confirmed = jobs(), of_confirms()[-2]
+    records[1]["exchanges"] = [{"name": name, "type": "fanout", "alternate": None} for name in ("logs", "archive")]
+    (link,) = records[1]["links"]
+    records[1]["links"] = [{**link, "from": "logs", "to": "archive", "toExchange": True, "keys": [""]}]
+    sent, _ = published(1000, 0)
+    sent |= {"paths": [], "details": {**sent["details"], "exchange": "logs"}}
+    records += [sent, {"kind": "event", "t": 1000, "what": "dropped", "message": 0}, confirmed]
+    page = recorded(chromium, tmp_path, [*records, {"kind": "now", "t": 4000}])
+    assert order(page)[:3] == [("ready", "x:logs"), ("ready", "x:archive"), ("dropped", "x:archive")]
+    assert order(page)[3:] == [("confirmed", "p:boss")]
+
+
+def test_a_confirm_is_drawn_without_delay_after_next_has_been_pressed(chromium: Any, tmp_path: Path) -> None:
+    """If a viewer of a tutorial presses Next while 40 messages are still moving to their queue, the page draws the
+    confirm that follows before an error that another client gets half a second later.
+    """
+    records = [each for each in play() if each["t"] < 7100]
+    (goes_on,) = [each for each in play() if each["kind"] == "goes_on" and each["number"] == 2]
+    for number in range(1, 41):
+        records += published(7050, number)
+    records += [goes_on, {**of_confirms()[-2], "t": 7110, "messages": [40]}]
+    error = {"kind": "event", "t": 7610, "what": "unknown-address", "from": {"client": "worker 2"}}
+    records += [{**error, "address": "/queues/nowhere"}, {"kind": "now", "t": 12_000}]
+    page = recorded(chromium, tmp_path, records)
+    assert order(page)[-2:] == [("confirmed", "p:boss"), ("returned", "p:worker 2")]
+
+
+def test_the_picture_keeps_up_with_a_message_that_is_requeued_again_and_again(chromium: Any, tmp_path: Path) -> None:
+    """If a consumer requeues the same message 300 times in 3 seconds, the picture of `mqtool ui` shows some of these
+    redeliveries, and ends at most 15 seconds later, with the message in its queue.
+    """
+    records = [*jobs([{"name": "one/tag", "label": "worker 1"}]), *published(1000, 0)]
+    to = {"consumer": "one/tag", "no_ack": False, "redelivered": True, "to": None}
+    for t in range(1000, 4000, 10):
+        records += [happens(t, "delivered", 0, **to), happens(t, "requeued", 0, why="returned")]
+    page = recorded(chromium, tmp_path, records)
+    moved = 0
+    for step in range(40):
+        seek(page, step / 40)
+        moved += len(page.dots("moving"))
+        assert differences(page) == []
+    seek(page, 1)
+    assert page.dots() == [("requeued", "q:jobs")]
+    assert moved > 20
+    page.until(lambda: re.search(r"0:(\d\d) of 0:\1$", page.text("#where")), "the end")
+    assert int(page.text("#where")[-2:]) <= 19
+
+
+def test_a_confirm_after_a_restart_of_the_broker_is_not_drawn_for_an_earlier_message(
+    chromium: Any, tmp_path: Path
+) -> None:
+    """If the broker restarts, and numbers its messages from the beginning, the picture of `mqtool ui` draws no confirm
+    for an earlier message that had the same number.
+    """
+    *records, now = of_confirms()
+    (snapshot,) = [each for each in records if each["kind"] == "snapshot"]
+    records += [{**snapshot, "t": 2400}, {**records[-1], "t": 2600}, now]
+    page = recorded(chromium, tmp_path, records)
+    waiting = []
+    for step in range(60):
+        seek(page, step / 60)
+        if ("confirmed", "p:boss") in page.dots("moving"):
+            waiting += [page.dots("resting")]
+    assert waiting
+    assert all(waiting)  # the restart has lost the message
 
 
 def test_a_rate_is_not_measured_across_two_connections_of_a_publisher(chromium: Any, tmp_path: Path) -> None:
@@ -2297,9 +2390,11 @@ def test_a_scene_asks_what_will_happen_and_answers_later(chromium: Any, tmp_path
 
 def test_a_live_region_tells_screen_readers_what_each_client_does(chromium: Any, tmp_path: Path) -> None:
     """A live region of the page of `mqtool ui` tells screen readers which client has published, received or
-    acknowledged which message.
+    acknowledged which message, and which publisher has got a confirm or a nack.
     """
-    page = recorded(chromium, tmp_path, play())
+    confirmed = of_confirms()[-2]
+    records = [*play(), {**confirmed, "t": 2001}, {**confirmed, "t": 8001, "messages": [1], "nack": True}]
+    page = recorded(chromium, tmp_path, records)
     seen: set[str] = set()
 
     def heard(sentence: str) -> bool:
@@ -2308,6 +2403,7 @@ def test_a_live_region_tells_screen_readers_what_each_client_does(chromium: Any,
 
     seek(page, 0.05)
     page.ask("document.querySelector('#pause').click()")
-    for sentence in ("boss published “first”", "worker 1 got “first”", "worker 1 acknowledged “first”"):
+    heard_first = ("boss published “first”", "worker 1 got “first”", "worker 1 acknowledged “first”")
+    for sentence in (*heard_first, "boss got a confirm for “first”", "boss got a nack for “second”"):
         page.until(lambda expected=sentence: heard(expected), sentence)
     assert page.ask("return document.querySelector('#told').getAttribute('role')") == "log"

@@ -1,11 +1,13 @@
 """GET /api/mqtool/events reports each thing that can happen to a message, for the page of `mqtool ui`."""
 
 import base64
+import gc
 import itertools
 import json
 import urllib.error
 import urllib.parse
 import urllib.request
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -19,6 +21,7 @@ from pamqp.header import ContentHeader
 from pika.adapters.blocking_connection import BlockingChannel
 
 from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.broker.embedded.wire.amqp_channel import BrokerChannel
 from mqtool.codecs.amqp10_message import data_section
 from tests.cli.shell import wait_until
 from tests.protocol.conftest import Api
@@ -275,6 +278,35 @@ def test_events_report_a_delayed_confirm_once_it_is_sent(broker: EmbeddedBroker)
             events.until("published", "dropped")
         client.expect(commands.Basic.Ack)
         events.until("confirmed")
+
+
+def test_a_channel_that_is_closed_before_its_confirms_uses_no_more_memory(broker: EmbeddedBroker) -> None:
+    """If a publisher disconnects before the broker has confirmed its message, and a program reads /api/mqtool/events,
+    the broker frees the memory of the publisher's channel.
+    """
+
+    def channels() -> weakref.WeakSet[BrokerChannel]:
+        return weakref.WeakSet(each for each in gc.get_objects() if isinstance(each, BrokerChannel))
+
+    events = Events(broker)
+    before = [*channels()]
+    with broker.faults.delay_confirms():
+        with RawClient(broker.url) as client:
+            client.send(commands.Confirm.Select())
+            client.expect(commands.Confirm.SelectOk)
+            publish = [commands.Basic.Publish(routing_key="nowhere"), ContentHeader(body_size=0)]
+            client.socket.sendall(b"".join(frame.marshal(each, 1) for each in publish))
+            events.until("published", "dropped")
+            opened = weakref.WeakSet(each for each in channels() if each not in before)
+            assert len(opened) == 1
+        wait_until(lambda: Api(broker.urls["http"])("GET", "connections")[1] == [], "the end of the connection")
+
+    def is_freed() -> bool:
+        events.get()  # otherwise, the broker would stop watching
+        gc.collect()
+        return not opened
+
+    wait_until(is_freed, "the channel's memory to be freed")
 
 
 def test_events_report_an_unroutable_amqp_1_0_message_as_returned_or_dropped(broker: EmbeddedBroker) -> None:

@@ -26,7 +26,10 @@ export const FATES = {
   },
   returned: { means: "returned to the publisher: no queue gets it", shape: "M-7 0L0 -6V-2.5H6V2.5H0V6Z" },
   expired: { means: "expired", shape: "M-5 -6H5L1 0L5 6H-5L-1 0Z" },
-  dead: { means: "dead-lettered or rejected", shape: "M-6 -4L-4 -6L0 -2L4 -6L6 -4L2 0L6 4L4 6L0 2L-4 6L-6 4L-2 0Z" },
+  dead: {
+    means: "dead-lettered or rejected; a nack, if it moves to a publisher",
+    shape: "M-6 -4L-4 -6L0 -2L4 -6L6 -4L2 0L6 4L4 6L0 2L-4 6L-6 4L-2 0Z",
+  },
   dropped: { means: "dropped: no queue gets or keeps it", shape: "M-6 -2H6V2H-6Z" },
   stored: { means: "stored offset", shape: "M-4 -6H4V6L0 2L-4 6Z" },
   stream: { means: "in a stream: stays there, readers get copies", shape: "M-5 -5H5V5H-5Z" },

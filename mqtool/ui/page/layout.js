@@ -22,7 +22,7 @@ const BESIDE_ARROW = 9;
 /** The base of a label, from its moving message. Below, boxes are empty; above are their names. */
 const BELOW_MESSAGE = 21.5;
 const ABOVE_MESSAGE = -11.5;
-/** A label that is further above or below its message is not seen to be of it. */
+/** A label further away than this does not seem to belong to its message. */
 const FAR = 36;
 /** Boxes are as wide as the longest name needs, if that is not wider than this, and layers beside each other have room. */
 const WIDEST = 236;

@@ -190,6 +190,8 @@ let heard = 0;
 const AT_ONCE = 6;
 
 function frame(mine) {
+  // First, so that an error in one frame does not stop the page.
+  requestAnimationFrame(frame);
   // In a background tab, frames are seconds apart.
   player.advance(Math.min(mine - before, 1000), mine);
   before = mine;
@@ -203,7 +205,6 @@ function frame(mine) {
     told = mine;
     tell();
   }
-  requestAnimationFrame(frame);
 }
 
 /** Update what changes less often: the state of the controls, the tables and the details. */

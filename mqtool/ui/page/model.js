@@ -68,7 +68,7 @@ export function emptyState() {
     motions: [],
     /** When something last left on a way, by the ids of its ends. */
     left: new Map(),
-    /** When an acknowledgement of each consumer, or a message that it gave back, is seen to arrive at the queue. */
+    /** When an acknowledgement of each consumer, or a message that it requeued, is seen to arrive at the queue. */
     settled: new Map(),
     /** By connection, when a client is seen to have got what it has got: what it does and prints follows from that. */
     parties: new Map(),
@@ -81,6 +81,7 @@ export function emptyState() {
     rates: new Map(),
     /** When the broker last reported counts. */
     countedAt: 0,
+    /** By queue, how many of its messages have been shown on each arrow. */
     seen: new Map(),
     lastDead: null,
     lately: new Map(),
@@ -171,7 +172,10 @@ function settle(state) {
   showDue(state, Infinity);
   state.motions = [];
   for (const copy of state.copies.values()) copy.busyUntil = Math.min(copy.busyUntil, state.t);
-  for (const message of state.messages.values()) message.arrives = Math.min(message.arrives, state.t);
+  for (const message of state.messages.values()) {
+    message.arrives = Math.min(message.arrives, state.t);
+    delete message.done;
+  }
   for (const publisher of state.publishers.values()) publisher.gone = Math.min(publisher.gone, state.t);
   for (const known of [state.left, state.settled, state.parties, state.lately, state.rates]) known.clear();
   state.lastDead = null;
@@ -443,8 +447,8 @@ function exchangeOf(state, name) {
 const newCounts = () => ({ ready: 0, unacked: 0, uncopied: { ready: 0, unacked: 0 }, counted: "" });
 
 /**
- * Remember whose queue it is: one with a generated name is called after its first consumer. `nth` tells several of the
- * same consumer apart, as of a client that was started again.
+ * Remember whose queue it is: one with a generated name is called after its first consumer. `nth` numbers the queues of
+ * one consumer, such as a client that was started again.
  */
 function belongs(state, queue, label) {
   const found = state.queues.get(queue);
@@ -610,6 +614,9 @@ function leaves(state, copy, to, t, notBefore = 0) {
   return start;
 }
 
+/** Whether the picture is so far behind with a message, such as one in a requeue loop, that it skips the next motion. */
+const isFarBehind = ({ busyUntil }, { t }) => busyUntil > t + 2 * CAUSES;
+
 function copyOf(state, event) {
   const place =
     event.exchange !== undefined && event.queue === undefined ? exchangeId(event.exchange) : queueId(event.queue);
@@ -651,13 +658,12 @@ export function rateOf(state, arrow) {
   }
   const measured = state.rates.get(arrow.to);
   if (!measured) return undefined;
-  let all = 0;
-  for (const [key, count] of state.seen) if (key.endsWith(` ${arrow.to}`)) all += count;
+  const seen = state.seen.get(arrow.to);
   const links = [...state.links.values()].filter((link) => link.to === arrow.to).length;
   // With the stream protocol, messages come straight from their publishers.
   const isDirect = [...state.publishers.values()].some((publisher) => publisher.targets.has(arrow.to));
-  if (!all) return links === 1 && !isDirect ? { ...measured, isExact: true } : undefined;
-  const share = (state.seen.get(arrow.key) || 0) / all;
+  if (!seen) return links === 1 && !isDirect ? { ...measured, isExact: true } : undefined;
+  const share = (seen.get(arrow.key) || 0) / [...seen.values()].reduce((sum, count) => sum + count, 0);
   return { rate: measured.rate * share, isExact: share === 1 };
 }
 
@@ -811,10 +817,13 @@ const HANDLERS = {
     for (const [key, copy] of state.copies) {
       if (copy.place.startsWith("q:") && (state.queues.get(copy.place)?.isDeleted ?? true)) state.copies.delete(key);
     }
+    const isGone = (id) => !id.startsWith("p:") && !state.queues.has(id) && !state.consumers.has(id);
+    for (const known of [state.seen, state.counts]) for (const id of known.keys()) if (isGone(id)) known.delete(id);
   },
 
   snapshot(state, record) {
     state.copies = new Map();
+    state.messages = new Map(); // a broker that has restarted uses their numbers again
     state.motions = [];
     for (const each of record.waiting) {
       if (each.queue === undefined) {
@@ -925,7 +934,8 @@ const HANDLERS = {
     const known = new Map(paths.map((path) => [queueId(path[path.length - 1]), path]));
     for (const [queue, path] of known) {
       const arrow = `${exchangeId(path[path.length - 2])} ${queue}`;
-      state.seen.set(arrow, (state.seen.get(arrow) || 0) + 1);
+      if (!state.seen.has(queue)) state.seen.set(queue, new Map());
+      state.seen.get(queue).set(arrow, (state.seen.get(queue).get(arrow) || 0) + 1);
     }
     state.messages.set(event.message, { details, from, origin, exchange, arrives, paths: known });
   },
@@ -1059,6 +1069,7 @@ const HANDLERS = {
     const passed = passedBy(state, message.exchange, details.routing_key);
     const arrives =
       passed.length > 1 ? move(state, key, passed, "ready", message.arrives, { details }) : message.arrives;
+    message.done = arrives;
     move(state, key, passed.slice(-1), "dropped", arrives, { details }, END);
   },
 
@@ -1074,8 +1085,12 @@ const HANDLERS = {
     const copy = copyOf(state, event);
     const consumer = consumerOf(state, event.consumer, event.queue, event.to, copy?.since);
     if (!copy) return;
-    const start = leaves(state, copy, consumer, event.t);
     const fate = event.no_ack ? "acknowledged" : "unacknowledged";
+    if (isFarBehind(copy, event) && !event.no_ack) {
+      Object.assign(copy, { node: consumer, fate });
+      return;
+    }
+    const start = leaves(state, copy, consumer, event.t);
     const message = { details: copy.details, place: copy.place };
     copy.busyUntil = move(state, copy.key, [copy.place, consumer], fate, start, message);
     if (event.to) reached(state, event.to, copy.busyUntil);
@@ -1100,6 +1115,10 @@ const HANDLERS = {
     const copy = copyOf(state, event);
     if (!copy) return;
     const nodes = [copy.node, copy.place];
+    if (isFarBehind(copy, event)) {
+      Object.assign(copy, { node: copy.place, fate: "requeued", since: event.t });
+      return;
+    }
     // A consumer that ends is first seen with all messages that it has, and then gives back all of them.
     const held = ENDS.has(event.why) ? [...state.copies.values()].filter(({ node }) => node === copy.node) : [];
     const isSeen = Math.max(0, ...held.map(({ busyUntil }) => busyUntil + END));
@@ -1153,7 +1172,8 @@ const OF_NO_MESSAGE = new Set(["stored", "unknown-address"]);
 /** An event in the names that the picture shows: who has done what with which message. */
 function toldOf(state, event) {
   const copy = event.copy === undefined || event.what === "published" ? undefined : copyOf(state, event);
-  const details = event.details ?? copy?.details ?? state.messages.get(event.message)?.details;
+  const message = state.messages.get(event.message ?? event.messages?.[0]);
+  const details = event.details ?? copy?.details ?? message?.details;
   if (!details && !OF_NO_MESSAGE.has(event.what)) return "";
   const queue =
     event.queue === undefined ? "" : labelOf(state.queues.get(queueId(event.queue)) ?? { name: event.queue });
@@ -1162,7 +1182,7 @@ function toldOf(state, event) {
     event.consumer === undefined
       ? undefined
       : state.consumers.get(consumerId(state, event.consumer, event.queue))?.label;
-  const publisher = state.messages.get(event.message)?.from.client;
+  const publisher = message?.from.client;
   return spoken(event, { details, queue, holder, consumer: consumer ?? event.to?.client, publisher });
 }
 

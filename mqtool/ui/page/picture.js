@@ -41,6 +41,7 @@ const NARROWEST = 0.8;
 
 /** Set a text, narrower if it does not fit a width, and cut only if it does not fit even then. Returns whether it is cut. */
 function fit(drawn, text, width) {
+  if (!text && !drawn.textContent) return false;
   drawn.removeAttribute("textLength");
   drawn.textContent = text;
   const needed = drawn.getComputedTextLength(); // 0 if the picture is hidden
@@ -598,7 +599,8 @@ export class Picture {
 
 /**
  * What is said beside a moving message: to its queue, what it is routed by; in a play, where that says nothing and few
- * messages move, its body, also beside one that is lost; beside a confirm, of how many messages it is. From a stream, its offset; if the client asks for a queue that does not exist, its name.
+ * messages move, its body, also beside one that is lost; beside a confirm, of how many messages it is. From a stream, its
+ * offset; if the client asks for a queue that does not exist, its name.
  */
 function besideOf(state, { nodes, fate, details, offset, unknown, confirms }, isFew) {
   if (confirms !== undefined) {

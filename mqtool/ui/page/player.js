@@ -119,8 +119,8 @@ export class Player {
       if (record.t - latest.t > KEYFRAME) {
         this.keyframes.push({ t: record.t, index: this.applied, state: structuredClone(this.state) });
       }
+      this.applied += 1; // before apply(), so that a record that causes an error is not applied again and again
       apply(this.state, record);
-      this.applied += 1;
     }
   }
 

@@ -40,8 +40,8 @@ export function sentence(event) {
     case "delayed":
       return `message ${event.message} is delayed by exchange ${quote(event.exchange)}`;
     case "confirmed": {
-      const which = event.count > 1 ? `${event.count} messages are` : `message ${event.messages[0]} is`;
-      return `${which} ${event.nack ? "nacked" : "confirmed"} to ${visible(event.from.client)}`;
+      const which = event.count > 1 ? `${event.count} messages` : `message ${event.messages[0]}`;
+      return `${visible(event.from.client)} gets a ${event.nack ? "nack" : "confirm"} for ${which}`;
     }
     case "returned":
       return `message ${event.message} is returned: no queue gets it`;
@@ -68,7 +68,8 @@ export function sentence(event) {
     case "unknown-exchange":
       return `a message was published by ${event.from.client} to ${quote(event.details.exchange)}, which does not exist`;
     default:
-      return `number${copy} of ${quote(event.queue)} is ${event.what}`;
+      // Those of a newer broker may be of no queue.
+      return event.queue === undefined ? event.what : `number${copy} of ${quote(event.queue)} is ${event.what}`;
   }
 }
 
@@ -105,6 +106,10 @@ export function spoken(event, { details, queue, holder, consumer, publisher }) {
       return `${body} was dropped: no queue gets it`;
     case "refused":
       return `${visible(queue)} refused ${body}: it is full`;
+    case "confirmed": {
+      const which = event.count > 1 ? `${event.count} messages` : body;
+      return `${visible(event.from.client)} got a ${event.nack ? "nack" : "confirm"} for ${which}`;
+    }
     case "stored":
     case "unknown-address":
       return sentence(event);

@@ -60,7 +60,7 @@ def _client_of(source: object) -> dict[str, Any]:
 
 
 def _publish_of(source: object) -> int | None:
-    """Return the number, among a channel's publishes, of the one in hand; None if no confirm is expected."""
+    """Return the number, among a channel's publishes, of the current publish; None if no confirm is expected."""
     if not isinstance(source, BrokerChannel) or source.confirms is None:
         return None
     return source.confirms.settled + len(source.confirms) + 1

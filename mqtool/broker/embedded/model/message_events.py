@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice, takewhile
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from mqtool.broker.embedded.model.amqp_message import BrokerMessage, carbon_copies
 from mqtool.broker.embedded.model.backlog import BacklogEntry
@@ -20,8 +21,6 @@ from mqtool.broker.embedded.model.virtual_host import ReleasedQueue, Routing, Vi
 
 #: The maximum number of events kept for slow readers, of messages shown at the same time, and of skipped addresses.
 _MAX_EVENTS, _MAX_SHOWN, _MAX_SKIPPED = 4_000, 2_000, 1_000
-#: The maximum number of channels whose confirms are awaited.
-_MAX_CHANNELS = 1_000
 #: The maximum number of new messages shown per second, between two requests, and per second for one exchange and key.
 _PER_SECOND, _AT_ONCE, _PER_SECOND_ON_ARROW = 100, 50, 20
 #: The maximum number of messages in a snapshot: per queue, channel or delayed exchange, and in total.
@@ -51,9 +50,9 @@ class _Quota:
         self._in_second: Counter[bytes] = Counter()
         self._second = 0
 
-    def has(self, address: bytes, others: int) -> bool:
-        """Return True if one more message with this exchange and routing key may be shown, besides these others."""
-        return others < _MAX_SHOWN and self._left >= 1 and self._in_second[address] < _PER_SECOND_ON_ARROW
+    def has(self, address: bytes, shown: int) -> bool:
+        """Return True if one more message with this exchange and routing key may be shown, besides those shown now."""
+        return shown < _MAX_SHOWN and self._left >= 1 and self._in_second[address] < _PER_SECOND_ON_ARROW
 
     def use(self, address: bytes) -> None:
         """Count a message that is shown."""
@@ -79,12 +78,10 @@ class _Unconfirmed:
     """The publishes of messages that are shown, until the broker has confirmed them."""
 
     def __init__(self) -> None:
-        #: For each channel, the numbers of its publishes, and of their messages.
-        self._publishes: dict[object, deque[tuple[int, int]]] = {}
+        #: For each channel, the numbers of its publishes, and of their messages. Closed channels are forgotten.
+        self._publishes = WeakKeyDictionary[object, deque[tuple[int, int]]]()
 
     def add(self, channel: object, publish: int, message: int) -> None:
-        if channel not in self._publishes and len(self._publishes) >= _MAX_CHANNELS:
-            del self._publishes[next(iter(self._publishes))]  # channels that were closed are not removed otherwise
         self._publishes.setdefault(channel, deque(maxlen=_MAX_SHOWN)).append((publish, message))
 
     def take(self, channel: object, settled: range) -> list[tuple[int, int]]:

@@ -137,9 +137,8 @@ class BrokerChannel:
         confirms = self.confirms
         if self.state != "open" or confirms is None:
             return
-        before = confirms.settled
-        if data := confirms.take(self.number):
-            settled, nacked = range(before + 1, confirms.settled + 1), confirms.nacked
+        data, settled, nacked = confirms.take(self.number)
+        if data:
             hooks = self.session.broker.hooks
             if hooks is None:
                 self._send_confirms(data, settled, nacked)

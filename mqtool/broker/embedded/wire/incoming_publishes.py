@@ -181,7 +181,6 @@ class Confirms:
     Attributes:
         settled: the number of publishes that have been confirmed or nacked.
         refused: the number of those that have been nacked.
-        nacked: the numbers of those that the latest take() has nacked.
     """
 
     def __init__(self) -> None:
@@ -191,7 +190,6 @@ class Confirms:
         self._unstored: deque[int] = deque()
         self._group = 0
         self._refused: list[int] = []
-        self.nacked: Sequence[int] = ()
 
     def __len__(self) -> int:
         """Return the number of publishes that are not settled."""
@@ -220,14 +218,19 @@ class Confirms:
         """Mark the publishes of the oldest group as being on disk."""
         self._unstored.popleft()
 
-    def take(self, channel: int) -> bytes:
-        """Settle the publishes that can be settled now; return the encoded basic.ack and basic.nack frames."""
+    def take(self, channel: int) -> tuple[bytes, range, Sequence[int]]:
+        """Settle the publishes that can be settled now.
+
+        Returns:
+            The encoded basic.ack and basic.nack frames, the numbers of the publishes, and of those that are nacked.
+        """
         last = self._unstored[0] - 1 if self._unstored else self._published
-        if last <= self.settled:
-            return b""
+        settled = range(self.settled + 1, last + 1)
+        if not settled:
+            return b"", settled, ()
         refused = [number for number in self._refused if number <= last]
         self._refused = self._refused[len(refused) :]
-        self.nacked = tuple(refused)
+        nacked = tuple(refused)
         parts = [frames.nack(channel, number) for number in refused]
         accepted = last - self.settled - len(refused)
         self.settled = last
@@ -237,4 +240,4 @@ class Confirms:
                 refused.pop()
                 last -= 1
             parts.append(frames.ack(channel, last, multiple=accepted > 1))
-        return b"".join(parts)
+        return b"".join(parts), settled, nacked
