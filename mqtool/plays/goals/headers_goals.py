@@ -9,8 +9,8 @@ _LOGS = "headers_logs"
 
 def _binding_of(seen: Seen, queue: str) -> dict[str, str]:
     """Return the arguments of a queue's first binding."""
-    words = " ".join(sorted(seen.keys_of(queue, _LOGS))[:1]).split()
-    return dict(word.split("=", 1) for word in words if "=" in word)
+    arguments = "".join(sorted(seen.keys_of(queue, _LOGS))[:1]).split(", ")
+    return dict(each.split("=", 1) for each in arguments if "=" in each)
 
 
 def _matching(seen: Seen, message: SeenMessage, how: str) -> list[str]:
