@@ -1,7 +1,7 @@
 // Where the nodes are: publishers, exchanges, queues and consumers in layers. A node keeps its place among its layer
 // when others come and go. Between two layers there is room for the labels of the arrows.
 
-import { joinedKeys, labelOf } from "./model.js";
+import { isGenerated, joinedKeys, labelOf } from "./model.js";
 
 export const SIZE = {
   wide: { width: 160, height: 62, along: 96, across: 20, margin: 24, before: 24, longest: 24 },
@@ -89,14 +89,13 @@ export class Layout {
    */
   of(state, narrow, arrows) {
     // A client above gets the messages of these. Their arrows lead up on the left, those to exchanges on the right.
-    const above = new Set(
-      narrow ? arrows.filter(({ from, to }) => isUpToClient(from, to)).map(({ from }) => from) : [],
-    );
-    const layers = this.layersOf(state, above);
+    const above = narrow ? arrows.filter(({ from, to }) => isUpToClient(from, to)).map(({ from }) => from) : [];
+    const replies = above.filter((id) => isGenerated(state.queues.get(id)?.name ?? ""));
+    const layers = this.layersOf(state, new Set(replies));
     const most = Math.max(1, ...layers.map((layer) => layer.length));
     const size = sizeOf(state, narrow, most, layers.length);
     const cross = (narrow ? size.width : size.height) + size.across;
-    const left = Math.max(size.margin, above.size ? LEFT : 0);
+    const left = Math.max(size.margin, above.length ? LEFT : 0);
     const places = new Map();
     layers.forEach((layer, index) => {
       const first = ((most - layer.length) * cross) / 2;
