@@ -222,7 +222,7 @@ function usedWays({ links, queues, exchanges, publishers, seen, play }) {
   const isToBeBound = play && hasOther && !isPublishedTo && !hasDeadLetters({ queues });
   const isUnused = ([key, { from, to }]) =>
     from === "x:" &&
-    !seen.has(key) &&
+    !seen.get(to)?.has(key) &&
     (isToBeBound || (queues.get(to)?.type === "stream" && (has(to) || !isPublishedTo)));
   const unused = new Set([...links].filter(isUnused).map(([key]) => key));
   return unused.size ? new Map([...links].filter(([key]) => !unused.has(key))) : links;
