@@ -19,7 +19,7 @@ HOSTILE = "amq.rabbitmq.reply-to.x.y"
 
 def closes_for_it(broker: TestBroker) -> bool:
     """True if a reply to HOSTILE makes the broker close the connection."""
-    return broker.kind == "rabbitmq" and not broker.differs_since("4.0", "it drops the reply")
+    return broker.kind == "rabbitmq" and not broker.differs_since("4.1", "it drops the reply")
 
 
 @pytest.mark.parametrize("prefetch", [1, 100])
