@@ -1,9 +1,9 @@
 """Replies publishes replies, and finds the reply queue for which the broker closes the connection.
 
 A requester chooses the queue for the reply. RabbitMQ before 4.1 closes the connection with 541 INTERNAL_ERROR if the
-queue has a name such as "amq.rabbitmq.reply-to.x.y", and 3.10 also if it is a quorum queue that is being deleted. It has
-then not processed the acknowledgement that follows the reply, so it redelivers the request. The reply itself need not be
-published again.
+queue has a name such as "amq.rabbitmq.reply-to.x.y", and 3.10 also if it is a quorum queue that is being deleted. It
+has then not processed the acknowledgement that follows the reply, so it redelivers the request. The reply itself need
+not be published again.
 """
 
 import math
