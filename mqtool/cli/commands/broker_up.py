@@ -32,7 +32,9 @@ app = group("broker", "Start a broker for yourself, and stop it.", heading="Brok
 
 _PAUSE = 0.2
 
-Name = Annotated[str, typer.Option(metavar="NAME", help="Name of the broker", autocompletion=lambda: state.names())]
+Name = Annotated[
+    str, typer.Option("--name", metavar="NAME", help="Name of the broker", autocompletion=lambda: state.names())
+]
 DefinitionsOption = Annotated[Path | None, typer.Option(metavar="FILE", resolve_path=True, help=help_of("definitions"))]
 
 
