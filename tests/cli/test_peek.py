@@ -206,8 +206,8 @@ def test_peek_counts_the_messages_that_reach_the_delivery_limit(shell: Shell, br
         for _ in range(5):
             wait_until(lambda: depth(broker, "jobs") == 2, "two messages requeued", 10)
             last = [channel.basic_get("jobs")[0].delivery_tag for _ in range(2)][-1]
-            channel.basic_nack(last - 1)
-            channel.basic_nack(last)
+            channel.basic_reject(last - 1)
+            channel.basic_reject(last)
         wait_until(lambda: depth(broker, "jobs") == 2, "two messages requeued", 10)
         channel.basic_get("jobs")
         channel.basic_get("jobs")
