@@ -19,6 +19,7 @@ from mqtool.amqp.administration import Reply, Request, delivery_from
 from mqtool.amqp.publisher import AcknowledgedTags, Acknowledgements, Publisher
 from mqtool.amqp.receive_settings import STREAMING, Receiving
 from mqtool.amqp.reopening_channel import ChannelConnection, ChannelListener, ReopeningChannel, Thing
+from mqtool.amqp.replies import Replies
 from mqtool.amqp.unconfirmed import WINDOW, Route, addressed
 from mqtool.field_values import FieldValue
 from mqtool.message import Delivery, Message, Receipt
@@ -26,7 +27,6 @@ from mqtool.topology import Binding, Exchange, Queue
 
 if TYPE_CHECKING:
     from mqtool.amqp.consumer import Consumer
-    from mqtool.amqp.replies import Replies
 
 
 class ChannelOwner(ChannelConnection, Protocol):
@@ -264,8 +264,6 @@ class Channel(ChannelListener):
             MqtoolError: the channel was closed for good.
         """
         if self.replies is None:
-            from mqtool.amqp.replies import Replies
-
             self.replies = Replies(self._publisher, self._acks.send, self.connection.notice)
         self.replies.publish(reply, is_current=self.is_current(delivery))
         consumers = tuple(self._consumers)
