@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import os
+import random
 import shutil
 import signal
 import threading
@@ -133,15 +134,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _sampled(items: list[pytest.Item]) -> set[pytest.Item]:
-    """Return the tests, but only evenly spaced cases of those that are marked `sampled`."""
+    """Return the tests, but of those that are marked `sampled` only the first case and others, the same in each run."""
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
         cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
     chosen = set()
-    for alike in cases.values():
-        mark = alike[0].get_closest_marker("sampled")
-        count = min(mark.args[0], len(alike)) if mark else len(alike)
-        chosen |= {alike[number * len(alike) // count] for number in range(count)}
+    for test, alike in cases.items():
+        if (mark := alike[0].get_closest_marker("sampled")) and mark.args[0] < len(alike):
+            # By chance, because evenly spaced cases could all have the same value of one parameter.
+            alike = [alike[0], *random.Random(test).sample(alike[1:], mark.args[0] - 1)]
+        chosen |= set(alike)
     return chosen
 
 
