@@ -69,6 +69,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     "mqtool/delays": ("tests/unit/test_delay_destinations.py", "tests/unit/test_delays.py", *_CLIENT),
     "mqtool/delays/destinations.py": ("tests/unit/test_delay_destinations.py",),
     "mqtool/delays/holding.py": ("tests/unit/test_delay_holding.py",),
+    "mqtool/delays/wait_queues.py": ("tests/unit/test_wait_queues.py", "tests/unit/test_retrying.py"),
     "mqtool/work": ("tests/unit/test_retrying.py", *_CLIENT),
     "mqtool/work/conversion_plan.py": ("tests/unit/test_conversion_plan.py",),
     "mqtool/work/deduplication.py": ("tests/unit/test_deduplication.py",),
