@@ -1,0 +1,337 @@
+"""Waiting messages on an embedded broker in this process: which are found, cancelled and delivered, and which stay."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from mqtool.amqp import Channel, Connection, administration, parse_addresses
+from mqtool.delays.wait_queues import RELAY, WaitQueue, wait_queue
+from mqtool.errors import (
+    AccessRefused,
+    BadData,
+    DeclaredDifferently,
+    HeadersTooLarge,
+    MqtoolError,
+    NotConfirmed,
+    Unavailable,
+)
+from mqtool.management import Management
+from mqtool.message import Message
+from mqtool.testing import EmbeddedBroker, Vhost
+from mqtool.topology import DELAYED, Exchange, Queue
+from mqtool.work.pending_delays import Exclusive, Waiting, WaitingMessages
+from mqtool.work.transfer import NotMoved
+
+
+class Place:
+    """A virtual host with the queue `jobs`, and what waits in it.
+
+    Attributes:
+        skipped: the wait queues that were skipped, each with its error.
+        left: the errors about messages that could not be delivered.
+    """
+
+    def __init__(self, broker: EmbeddedBroker, vhost: Vhost) -> None:
+        self.vhost = vhost
+        self.skipped: list[tuple[str, MqtoolError]] = []
+        self.left: list[MqtoolError] = []
+        self.connections: list[Connection] = []
+        self.channel = self.connect()
+        self.channel.declare(Queue("jobs", durable=True))
+        self._api = Management(str(broker.management_url), "guest", "guest")
+
+    def connect(self, confirm_timeout: float = 30.0) -> Channel:
+        self.connections.append(Connection(parse_addresses(self.vhost.url)))
+        return self.connections[-1].channel(confirm_timeout=confirm_timeout)
+
+    def declare(self, name: str, *bodies: str, ttl: int = 3_600_000, key: str = "jobs", **more: Any) -> None:
+        """Declare a wait queue for a queue, with these messages in it."""
+        queue = wait_queue(name, ttl, "", key)
+        self.channel.declare(queue._replace(arguments={**queue.arguments, **more}))
+        self.fill(name, *(Message(body.encode(), message_id=body) for body in bodies))
+
+    def fill(self, queue: str, *messages: Message) -> None:
+        list(self.channel.publish(messages, routing_key=queue))
+
+    def delete(self, queue: str) -> None:
+        administration.delete_queue(self.channel, queue)
+
+    def waiting(self, **options: float) -> WaitingMessages:
+        self.skipped.clear()
+        return WaitingMessages(
+            self.connect(**options), self._api, self.vhost.name, lambda *given: self.skipped.append(given)
+        )
+
+    def shown(self, to: str | None = None) -> list[str]:
+        return [each.delivery.body.decode() for each in self.waiting().messages(to)]
+
+    def now(self, *bodies: str, **options: float) -> list[str]:
+        """Deliver the messages with these bodies or, without bodies, all; return those of the delivered ones."""
+
+        def chosen(each: Waiting) -> bool:
+            return not bodies or each.message.body.decode() in bodies
+
+        return [each.message.body.decode() for each in self.waiting(**options).deliver(chosen, self.left.append)]
+
+    def bodies(self, queue: str) -> list[str]:
+        return [each.body.decode() for each in self.vhost.queue(queue).messages(0)]
+
+    def has(self, queue: str, *bodies: str) -> bool:
+        """Wait until a queue has exactly these messages, in this order."""
+        return self.vhost.wait_for(lambda: self.bodies(queue) == [*bodies])
+
+
+@pytest.fixture
+def place(amqp_broker: EmbeddedBroker, amqp_vhost: Vhost) -> Iterator[Place]:
+    place = Place(amqp_broker, amqp_vhost)
+    yield place
+    for each in place.connections:
+        each.close()
+
+
+def test_the_wait_queues_of_a_virtual_host_that_have_messages_are_listed(
+    place: Place, amqp_broker: EmbeddedBroker
+) -> None:
+    """Wait queues of the virtual host are listed with their numbers of messages, if they have any. Other queues are not
+    listed, and neither are streams, in which anyone may have written the exchange and routing key of a message.
+    """
+    place.declare("jobs.delay.1h", "a", "b")
+    place.declare("jobs.delay.2h", ttl=7_200_000)
+    place.declare("jobs.wait.30m", "c", ttl=1_800_000)
+    place.fill("jobs", Message(b"no delay"))
+    place.channel.declare(Queue("s.relay", durable=True, arguments={RELAY: "s.relayed", "x-queue-type": "stream"}))
+    place.fill("s.relay", Message(b"forged"))
+    with amqp_broker.fresh_vhost() as other:
+        elsewhere = Place(amqp_broker, other)
+        elsewhere.declare("jobs.delay.1h", "x")
+        found = [*place.waiting().queues()]
+        elsewhere.connections[0].close()
+    assert sorted(found, key=str) == [
+        (WaitQueue("jobs.delay.1h", "", "jobs", 3600.0, "delay"), 2),
+        (WaitQueue("jobs.wait.30m", "", "jobs", 1800.0, "retry"), 1),
+    ]
+    assert place.skipped == []
+
+
+def test_an_exclusive_wait_queue_is_skipped(place: Place) -> None:
+    """If another client has declared an exclusive queue with the name and arguments of a wait queue, the queue is
+    skipped with an error, since only that client can use it. The other queues are listed.
+    """
+    queue = wait_queue("a.delay.1h", 3_600_000, "", "a")
+    place.connect().declare(queue._replace(exclusive=True))
+    place.declare("jobs.delay.1h", "a")
+    assert [(queue.name, count) for queue, count in place.waiting().queues()] == [("jobs.delay.1h", 1)]
+    [(name, error)] = place.skipped
+    assert (name, type(error), str(error)) == ("a.delay.1h", Exclusive, "it is exclusive to another connection")
+
+
+@pytest.mark.parametrize("is_exclusive", [False, True])
+def test_a_wait_queue_that_changes_while_queues_are_listed_is_skipped(place: Place, *, is_exclusive: bool) -> None:
+    """If a wait queue expires while the wait queues are listed, it is skipped without an error. If another client then
+    declares an exclusive queue with its name, the queue is skipped with the broker's error. The others are listed.
+    """
+    for hours in (1, 2, 3):
+        place.declare(f"jobs.delay.{hours}h", "a", ttl=hours * 3_600_000)
+    names = []
+    for queue, _ in place.waiting().queues():
+        names.append(queue.name)
+        if queue.seconds == 3600:
+            place.delete("jobs.delay.2h")
+            if is_exclusive:
+                place.channel.declare(Queue("jobs.delay.2h", exclusive=True))
+    assert names == ["jobs.delay.1h", "jobs.delay.3h"]
+    assert [(name, type(error)) for name, error in place.skipped] == [
+        ("jobs.delay.2h", DeclaredDifferently)
+    ] * is_exclusive
+
+
+def test_the_messages_that_the_plugin_holds_are_counted(place: Place, amqp_broker: EmbeddedBroker) -> None:
+    """The exchanges of type x-delayed-message of the virtual host are listed with the numbers of messages that they
+    hold, if they hold any.
+    """
+    with amqp_broker.fresh_vhost() as other:
+        elsewhere = Place(amqp_broker, other)
+        for channel, name in ((place.channel, "empty"), (place.channel, "held"), (elsewhere.channel, "other")):
+            channel.declare(Exchange(name, DELAYED, durable=True, arguments={"x-delayed-type": "fanout"}))
+            held = Message(b"", "", name, {"headers": {"x-delay": 3_600_000}})
+            list(channel.publish([] if name == "empty" else [held, held]))
+        assert [*place.waiting().exchanges()] == [("held", 2)]
+        elsewhere.connections[0].close()
+
+
+def test_waiting_messages_are_shown_with_the_shortest_delay_first_and_stay(place: Place) -> None:
+    """Waiting messages are shown in the order of their delays, and then of the names of their wait queues: all, or
+    those for one destination. Afterwards, they are in their queues as before. Each is shown with the exchange and
+    routing key that it will have when it is due.
+    """
+    place.declare("jobs.delay.2h", "d", ttl=7_200_000)
+    place.declare("other.delay.1h", "c", key="other")
+    place.declare("jobs.delay.1h", "a", "b")
+    assert place.shown() == ["a", "b", "c", "d"]
+    assert place.shown("jobs") == ["a", "b", "d"]
+    assert place.has("jobs.delay.1h", "a", "b")
+    first = next(place.waiting().messages())
+    assert (first.queue.name, first.delivery.routing_key) == ("jobs.delay.1h", "jobs.delay.1h")
+    assert (first.message.exchange, first.message.routing_key, first.message.message_id) == ("", "jobs", "a")
+    assert place.has("jobs.delay.1h", "a", "b")
+
+
+def test_a_waiting_message_keeps_only_an_origin_that_is_proven(place: Place) -> None:
+    """The headers mqtool-exchange and mqtool-routing-key name the exchange and routing key with which a message was
+    first published. When a message is delivered from a wait queue, values that its publisher has forged are replaced.
+    """
+    place.declare("jobs.delay.1h")
+    place.channel.declare(Exchange("public", "fanout"))
+    place.channel.bind(Queue("jobs.delay.1h"), Exchange("public"))
+    headers = {"mqtool-exchange": "forged", "mqtool-routing-key": "forged", "a": 1}
+    list(place.channel.publish([Message(b"x", "k", "public", {"headers": headers, "type": "t"})]))
+    assert place.now() == ["x"]
+    [came] = place.vhost.queue("jobs").messages()
+    assert came.headers == {"a": 1, "mqtool-exchange": "public", "mqtool-routing-key": "k"}
+    assert came.properties["type"] == "t"
+
+
+def test_only_the_chosen_messages_are_cancelled(place: Place) -> None:
+    """Cancelling deletes the chosen messages, and leaves the others in their order."""
+    place.declare("jobs.delay.1h", "a", "b", "c", "d")
+    place.declare("jobs.delay.2h", "e", ttl=7_200_000)
+    cancelled = place.waiting().cancel(lambda each: each.message.body in (b"a", b"c", b"e"))
+    assert [each.message.message_id for each in cancelled] == ["a", "c", "e"]
+    assert place.has("jobs.delay.1h", "b", "d")
+    assert place.has("jobs.delay.2h")
+    assert place.bodies("jobs") == []
+
+
+def test_only_the_chosen_messages_are_delivered(place: Place) -> None:
+    """Delivering publishes the chosen messages to their destinations, and removes them from their wait queues. The
+    others stay in their order.
+    """
+    place.declare("jobs.delay.1h", "a", "b", "c", "d")
+    assert place.now("a", "c") == ["a", "c"]
+    assert place.has("jobs.delay.1h", "b", "d")
+    assert place.bodies("jobs") == ["a", "c"]
+    assert place.left == []
+
+
+def test_a_message_whose_exchange_is_not_proven_is_not_delivered(place: Place) -> None:
+    """If a queue of `delayed relay` claims that its messages are for an exchange that its name does not prove, a
+    message stays there, with an error that names the message, the queue and the exchange. Other messages are delivered.
+    """
+    place.channel.declare(Queue("tasks.relay", durable=True, arguments={RELAY: "orders"}))
+    place.fill("tasks.relay", Message(b"x", message_id="m"))
+    place.declare("jobs.delay.1h", "a")
+    assert place.now() == ["a"]
+    [error] = place.left
+    assert type(error) is BadData
+    assert str(error) == (
+        "message m stays in 'tasks.relay', which says that its messages are for exchange 'orders': anyone who declares "
+        "a queue can say that; a relay delivers it"
+    )
+    assert place.has("tasks.relay", "x")
+
+
+def test_a_message_that_its_destination_does_not_accept_stays(place: Place) -> None:
+    """If the destination of a waiting message does not exist, the message stays in its wait queue, with an error that
+    names the message and the queue. Messages for other destinations are delivered.
+    """
+    place.declare("gone.delay.1h", "x", key="gone")
+    place.declare("jobs.delay.1h", "a")
+    assert place.now() == ["a"]
+    [error] = place.left
+    assert (type(error), str(error)) == (NotMoved, "'gone' did not take message x: NO_ROUTE (312)")
+    assert place.has("gone.delay.1h", "x")
+
+
+def test_a_message_whose_headers_fill_a_frame_stays(place: Place) -> None:
+    """If a message's headers claim a false origin, and leave no room in a frame for the true one, the message stays in
+    its wait queue, with an error that names the message and the queue. Other messages are delivered.
+    """
+    place.declare("jobs.delay.1h", "a")
+    place.channel.declare(Exchange("public", "fanout"))
+    place.channel.bind(Queue("jobs.delay.1h"), Exchange("public"))
+    headers = {"mqtool-exchange": "", "padding": "x" * (131_072 - 70)}
+    list(place.channel.publish([Message(b"full", "k", "public", {"headers": headers}, "m")]))
+    assert place.now() == ["a"]
+    [error] = place.left
+    assert type(error) is HeadersTooLarge
+    assert str(error).startswith("message m stays in 'jobs.delay.1h': the headers and properties are 131,")
+    assert place.has("jobs.delay.1h", "full")
+
+
+def test_a_wait_queue_that_expires_while_messages_are_read_is_skipped(place: Place) -> None:
+    """If a wait queue is deleted after it was listed, and before its messages are read, it is skipped without an error,
+    since no message is left in it.
+    """
+    place.declare("jobs.delay.1h", "a")
+    place.declare("jobs.delay.2h", "b", ttl=7_200_000)
+    place.declare("jobs.delay.3h", "c", ttl=10_800_000)
+    found = []
+    for each in place.waiting().messages():
+        found.append(each.message.body)
+        place.delete("jobs.delay.2h")
+    assert found == [b"a", b"c"]
+    assert place.skipped == []
+
+
+def test_a_wait_queue_that_another_client_consumes_exclusively_is_skipped(place: Place) -> None:
+    """If the broker does not let mqtool consume from a wait queue, because another client has an exclusive consumer
+    there, the queue is skipped with the broker's error. Messages of other queues are shown, cancelled and delivered.
+    """
+    place.declare("a.delay.1h", "x", key="a")
+    place.declare("jobs.delay.1h", "a", "b")
+    hers = place.connect()
+    hers.ask(administration.prefetch_request(1))
+    hers.ask(lambda pika, done: pika.basic_consume("a.delay.1h", lambda *_: None, exclusive=True, callback=done))
+    place.declare("a.delay.1h", "y", key="a")
+    for found in (place.shown, place.now):
+        assert found() == ["a", "b"]
+        assert [(name, type(error)) for name, error in place.skipped] == [("a.delay.1h", AccessRefused)]
+
+
+def test_reading_wait_queues_ends_if_the_connection_is_lost(place: Place) -> None:
+    """If the connection is lost while waiting messages are read, an error is raised, and no queue is skipped."""
+    place.declare("jobs.delay.1h", "a")
+    place.declare("jobs.delay.2h", "b", ttl=7_200_000)
+    messages = place.waiting().messages()
+    next(messages)
+    place.connections[-1].close()
+    with pytest.raises(Unavailable):
+        next(messages)
+    assert place.skipped == []
+
+
+def test_delivering_ends_if_a_confirm_does_not_arrive(place: Place) -> None:
+    """If the broker does not confirm a message in time, delivering ends with an error, because later messages would not
+    be confirmed either. The messages stay in their wait queues.
+    """
+    place.declare("jobs.delay.1h", "a", "b")
+    place.declare("jobs.delay.2h", "c", ttl=7_200_000)
+    with place.vhost.faults.delay_confirms(), pytest.raises(NotConfirmed):
+        place.now(confirm_timeout=0.05)
+    assert place.has("jobs.delay.1h", "a", "b")
+    assert (place.skipped, place.left) == ([], [])
+
+
+def test_a_message_near_the_delivery_limit_is_reported_even_if_the_caller_wants_no_more(place: Place) -> None:
+    """If the caller stops reading before the end, and a wait queue would drop one of its messages when it is requeued
+    once more, the queue is reported as skipped, and reading just ends.
+    """
+    place.declare("jobs.delay.1h", "a", "b", **{"x-queue-type": "quorum", "x-delivery-limit": 3})
+    place.declare("jobs.delay.2h", "c", ttl=7_200_000)
+    first, second, third = (place.connect() for _ in range(3))
+    first.get("jobs.delay.1h")
+    second.get("jobs.delay.1h")
+    second.close()
+    assert place.has("jobs.delay.1h", "b")
+    third.get("jobs.delay.1h")
+    first.close()
+    assert place.has("jobs.delay.1h", "a")
+    third.close()
+    assert place.has("jobs.delay.1h", "a", "b")
+    messages = place.waiting().messages()
+    assert [next(messages).message.body for _ in range(2)] == [b"a", b"b"]
+    messages.close()
+    [(name, error)] = place.skipped
+    assert name == "jobs.delay.1h"
+    assert "'jobs.delay.1h' drops it if it is requeued once more" in str(error)

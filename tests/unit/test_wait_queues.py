@@ -1,0 +1,543 @@
+"""Wait queues: what mqtool declares to delay a message, how the message is published, and what is read from a queue's
+name and arguments later.
+"""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import pytest
+
+from mqtool.amqp import Channel
+from mqtool.delays.destinations import Destination
+from mqtool.delays.wait_queues import (
+    LONGEST_IN_QUEUES,
+    RELAY,
+    ThroughQueues,
+    WaitQueue,
+    is_numbered,
+    is_retry_queue,
+    step_of,
+    wait_queue_of,
+)
+from mqtool.errors import BadData, DeclaredDifferently, NotFound, UsageError
+from mqtool.message import DUE, Delivery, Message
+from mqtool.topology import Exchange, Queue
+
+_JOBS, _LOGS = Queue("jobs", durable=True), Exchange("logs", "topic", durable=True)
+_CLASSIC, _QUORUM, _EXCHANGE = Destination(_JOBS, is_classic=True), Destination(_JOBS), Destination(_LOGS)
+_HOUR = 3_600_000
+_AT_LEAST_ONCE = {
+    "x-queue-type": "quorum", "x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish",
+}  # fmt: skip
+
+
+class FakeBroker:
+    """A broker without messages, and one channel to it. Each declaration of a queue takes 10 ms.
+
+    Attributes:
+        queues: their arguments, by name.
+        exchanges: the types of the exchanges that mqtool has declared, by name.
+        bindings: (source, destination, value of the header mqtool-then).
+        remembered: what is declared and bound again after a reconnection.
+        is_old: the broker refuses queues that dead-letter at least once, as RabbitMQ before 3.10 does.
+        refused: the number of refused declarations.
+        now: the time on a clock that only this broker advances. The computer was started half a second ago.
+    """
+
+    def __init__(self) -> None:
+        self.queues: dict[str, Mapping[str, Any]] = {}
+        self.exchanges: dict[str, str] = {}
+        self.bindings: set[tuple[str, str, str | None]] = set()
+        self.remembered: list[object] = []
+        self.is_old = False
+        self.refused = 0
+        self.now = 0.5
+        self.connection = self
+
+    def forget(self) -> tuple[object, object, object]:
+        """Delete, and return, all queues, exchanges and bindings."""
+        deleted = (self.queues, self.exchanges, self.bindings)
+        self.queues, self.exchanges, self.bindings = {}, {}, set()
+        return deleted
+
+    def channel(self) -> "FakeBroker":
+        return self
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def declare(self, thing: Any, *, remember: bool = True, exactly: bool = False) -> Any:
+        assert thing.durable
+        if isinstance(thing, Exchange):
+            assert thing.auto_delete, "the exchange would remain when it is of no more use"
+            self.exchanges[thing.name] = thing.type
+        else:
+            self.now += 0.01
+            if self.is_old and "x-dead-letter-strategy" in thing.arguments:
+                self.refused += 1
+                raise UsageError("no")
+            if exactly and self.queues.get(thing.name, thing.arguments) != thing.arguments:
+                raise DeclaredDifferently("another TTL")
+            self.queues[thing.name] = thing.arguments
+        if remember:
+            self.remembered.append(thing.name)
+        return thing
+
+    def bind(
+        self,
+        to: Queue | Exchange,
+        exchange: Exchange,
+        routing_key: str = "",
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        remember: bool = True,
+    ) -> None:
+        assert to.name in self.queues or to is _LOGS
+        assert exchange.name in self.exchanges
+        assert routing_key == ""
+        assert arguments is None or arguments["x-match"] == "all"
+        binding = (exchange.name, to.name, (arguments or {}).get("mqtool-then"))
+        self.bindings.add(binding)
+        if remember:
+            self.remembered.append(binding)
+
+    def ask(self, request: Any) -> None:
+        request(self, None)
+
+    def queue_unbind(self, queue: str, exchange: str, routing_key: str, arguments: Any, **_: object) -> None:
+        assert routing_key == ""
+        assert arguments["x-match"] == "all"
+        self.bindings.discard((exchange, queue, arguments["mqtool-then"]))
+
+    def queue_declare(self, name: str, **_: object) -> None:
+        if name not in self.queues:
+            raise NotFound("no queue")
+
+
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch) -> FakeBroker:
+    found = FakeBroker()
+    monkeypatch.setattr("time.monotonic", lambda: found.now)
+    return found
+
+
+def through(
+    broker: FakeBroker, destination: Destination = _QUORUM, avoided: set[str] | None = None
+) -> tuple[ThroughQueues, list[str]]:
+    """Return what delays messages in wait queues, and its warnings."""
+    warnings: list[str] = []
+    channel = cast(Channel, broker)
+    return ThroughQueues(channel, destination, warnings.append, set() if avoided is None else avoided), warnings
+
+
+def arguments(ttl: int, exchange: str, key: str | None = None, unused: int = 0, **more: str) -> dict[str, Any]:
+    """Return the arguments of a wait queue that is kept for an hour more than its messages, or than `unused` ms."""
+    to = {"x-dead-letter-exchange": exchange} | ({} if key is None else {"x-dead-letter-routing-key": key})
+    return {"x-message-ttl": ttl, "x-expires": max(ttl, unused) + _HOUR, **to, **more}
+
+
+_NOWHERE = {"logs.nowhere": {"x-max-length": 0, "x-expires": 2**32 - 1}}
+
+
+@pytest.mark.parametrize(
+    ("destination", "delay", "queues", "exchanges", "bindings"),
+    [
+        (_CLASSIC, 5000, {"jobs.delay.5s.classic": arguments(5000, "", "jobs")}, {}, set()),
+        (_QUORUM, 5000, {"jobs.delay.5s": arguments(5000, "", "jobs", **_AT_LEAST_ONCE)}, {}, set()),
+        (
+            _CLASSIC,
+            5310,
+            {
+                "jobs.delay.5s.more.classic": arguments(5000, "jobs.delay.classic", "jobs"),
+                "jobs.delay.325ms.classic": arguments(325, "", "jobs", 60_000),
+            },
+            {"jobs.delay.classic": "headers"},
+            {("jobs.delay.classic", "jobs.delay.325ms.classic", "325ms")},
+        ),
+        (
+            Destination(Exchange("logs", "fanout")),
+            5000,
+            {"logs.exchange.delay.5s.classic": arguments(5000, "logs")},
+            {"logs.exchange.delay.5s.classic": "fanout"},
+            {("logs.exchange.delay.5s.classic", "logs.exchange.delay.5s.classic", None)},
+        ),
+        (
+            _EXCHANGE,
+            61_100,
+            {
+                "logs.exchange.delay.1m.more": arguments(60_000, "logs.exchange.delay", **_AT_LEAST_ONCE),
+                "logs.exchange.delay.1s125ms.5m": arguments(1125, "logs.due", None, 300_000, **_AT_LEAST_ONCE),
+                **_NOWHERE,
+            },
+            {"logs.exchange.delay.1m.more": "fanout", "logs.exchange.delay": "headers", "logs.due": "fanout"},
+            {
+                ("logs.exchange.delay.1m.more", "logs.exchange.delay.1m.more", None),
+                ("logs.exchange.delay", "logs.exchange.delay.1s125ms.5m", "1s125ms.5m"),
+                ("logs.due", "logs", None),
+                ("logs.due", "logs.nowhere", None),
+            },
+        ),
+    ],
+    ids=["classic queue", "quorum queue", "two waits", "transient exchange", "durable exchange, two waits"],
+)
+def test_the_wait_queues_for_a_delay_are_the_same_in_each_version(
+    broker: FakeBroker,
+    destination: Destination,
+    delay: int,
+    queues: dict[str, Any],
+    exchanges: dict[str, str],
+    bindings: set[tuple[str, str, str | None]],
+) -> None:
+    """For each delay and destination, each version of mqtool declares wait queues and exchanges with the same names,
+    arguments and bindings, because they outlive the command that declared them, and the broker refuses a declaration
+    with other arguments. All of them are declared again after a reconnection.
+    """
+    delays, warnings = through(broker, destination)
+    place = delays.place(Message(b""), lambda: delay)
+    assert (broker.queues, broker.exchanges, broker.bindings) == (queues, exchanges, bindings)
+    assert sorted(map(str, broker.remembered)) == sorted(map(str, [*queues, *exchanges, *bindings]))
+    assert [*place.queues] == [name for name in queues if name != "logs.nowhere"]
+    assert warnings == []
+
+
+@pytest.mark.parametrize(
+    ("destination", "delay", "exchange", "key", "expiration", "total", "then"),
+    [
+        (_CLASSIC, 5000, "", "jobs.delay.5s.classic", "5001", 5000, {}),
+        (_QUORUM, 310, "", "jobs.delay.325ms", "311", 325, {}),
+        (_QUORUM, 5310, "", "jobs.delay.5s.more", "4986", 5325, {"mqtool-then": "325ms"}),
+        (_EXCHANGE, 5000, "logs.exchange.delay.5s", None, "5001", 5000, {}),
+    ],
+    ids=["queue", "short delay", "two waits", "exchange"],
+)
+def test_a_delayed_message_is_published_to_its_first_wait_queue(
+    broker: FakeBroker,
+    destination: Destination,
+    delay: int,
+    exchange: str,
+    key: str | None,
+    expiration: str,
+    total: int,
+    then: dict[str, str],
+) -> None:
+    """A delayed message for a queue is published to its first wait queue through the default exchange. A message for an
+    exchange is published to the exchange in front of its first wait queue, and keeps its routing key. The header
+    mqtool-then selects the second wait queue, and the message's expiration is the time in the first one. The message
+    keeps its other properties and headers, except x-death and x-delay, because of which the broker could drop it, or
+    delay it again.
+    """
+    headers = {"x-death": [{"queue": "jobs"}], "x-delay": 1, "a": 2}
+    message = Message(b"", properties={"type": "t", "headers": headers})
+    place = through(broker, destination)[0].place(message, lambda: delay)
+    assert (place.exchange, place.routing_key) == (exchange, key)
+    assert place.properties == {"type": "t", "expiration": expiration, "headers": {"a": 2, **then}}
+    assert place.milliseconds == total
+
+
+def test_a_delay_does_not_include_the_time_of_declarations(broker: FakeBroker) -> None:
+    """A message's due time is fixed before mqtool declares wait queues. The message waits only for the time that is
+    left after these declarations, and for at least 1 ms. The broker is asked nothing for the next message with this
+    delay.
+    """
+    due = broker.now + 5.31
+    delays, _ = through(broker)
+    message = Message(b"")
+    place = delays.place(message, lambda: round((due - broker.now) * 1000))
+    assert place.properties["expiration"] == str(5310 - 20 + 1 - 325)
+    assert place.since == broker.now == 0.52
+    broker.now = due
+    again = delays.place(message, lambda: round((due - broker.now) * 1000), 5310)
+    assert again.queues == ("jobs.delay.5s.more", "jobs.delay.325ms")
+    assert again.properties["expiration"] == "1"
+    assert (again.since, broker.now) == (0.52, due)
+
+
+def test_a_wait_queue_is_declared_again_after_ten_minutes(broker: FakeBroker) -> None:
+    """A wait queue expires an hour after its last use, and only a declaration counts as use. So mqtool declares a wait
+    queue, and the exchanges in front of it and behind it, again when it publishes a message more than 600 s after the
+    last declaration. Until then, only what is missing for another delay is declared. After a reconnection, each of them
+    is declared only once.
+    """
+    delays, _ = through(broker, _EXCHANGE)
+    first = delays.place(Message(b""), lambda: 5310)
+    declared, remembered = broker.forget(), [*broker.remembered]
+    last = broker.now
+    for seconds, again in [(599.0, ({}, {}, set())), (601.0, declared), (1200.0, ({}, {}, set())), (1202.0, declared)]:
+        broker.now = last + seconds
+        place = delays.place(Message(b""), lambda: 5310)
+        assert broker.forget() == again
+        assert (place.since, broker.remembered) == (first.since, remembered)
+    delays.place(Message(b""), lambda: 6000)
+    assert [*broker.queues] == [*broker.exchanges] == ["logs.exchange.delay.6s"]
+
+
+def test_a_delay_that_is_too_long_for_a_wait_queue_is_refused(broker: FakeBroker) -> None:
+    """A wait queue must outlive its messages by an hour. So a message whose delay is less than an hour below 2^32 ms is
+    refused, and the hint mentions the plugin, which can delay it. The longest possible delay is accepted.
+    """
+    delays, _ = through(broker)
+    with pytest.raises(BadData) as error:
+        delays.place(Message(b""), lambda: LONGEST_IN_QUEUES + 1)
+    assert str(error.value) == "a delay of 49d16h2m47s296ms is too long for a wait queue"
+    assert error.value.hint == "at most 49d16h2m47s295ms; --via plugin takes an hour more"
+    assert broker.queues == {}
+    assert delays.place(Message(b""), lambda: LONGEST_IN_QUEUES).milliseconds == LONGEST_IN_QUEUES
+
+
+def test_one_warning_says_that_messages_lose_their_expiration_in_wait_queues(broker: FakeBroker) -> None:
+    """If delayed messages have an expiration, mqtool warns once that they lose it in a wait queue."""
+    delays, warnings = through(broker)
+    for properties in ({}, {"expiration": None}, {"expiration": "1000"}, {"expiration": "2000"}):
+        place = delays.place(Message(b"", properties=properties), lambda: 5000)
+        assert place.properties["expiration"] in ("5001", "5000")
+    assert warnings == ["messages lose their property expiration in a wait queue"]
+
+
+def test_no_wait_queue_is_declared_for_a_message_to_a_missing_queue(broker: FakeBroker) -> None:
+    """Delaying a message for a queue that does not exist, and is not that of the command, raises NotFound. mqtool
+    declares no wait queue for the message.
+    """
+    delays, _ = through(broker)
+    with pytest.raises(NotFound):
+        delays.place(Message(b"", "other"), lambda: 5000)
+    assert broker.queues == {}
+    broker.queues["other"] = {}
+    assert delays.place(Message(b"", "other"), lambda: 5000).queues == ("other.delay.5s",)
+
+
+def test_a_wait_queue_with_other_arguments_is_refused(broker: FakeBroker) -> None:
+    """If a wait queue exists with other arguments than those that mqtool declares, DeclaredDifferently is raised. The
+    hint contains the command that deletes the queue.
+    """
+    for destination, name in ((_QUORUM, "jobs.delay.5s"), (_CLASSIC, "jobs.delay.5s.classic")):
+        broker.queues[name] = {"x-message-ttl": 1}
+        with pytest.raises(DeclaredDifferently) as error:
+            through(broker, destination)[0].place(Message(b""), lambda: 5000)
+        assert str(error.value) == "another TTL"
+        hint = f"messages might never leave {name}; once it is empty: mqtool queue delete {name}"
+        assert error.value.hint == hint
+
+
+def test_a_warning_says_that_an_old_broker_may_lose_waiting_messages(broker: FakeBroker) -> None:
+    """RabbitMQ before 3.10 refuses queues that dead-letter at least once. mqtool then declares ordinary wait queues,
+    does not try again, and warns once that a restart of the broker may lose waiting messages.
+    """
+    broker.is_old = True
+    delays, warnings = through(broker)
+    delays.place(Message(b""), lambda: 5310)
+    assert broker.queues["jobs.delay.5s.more"] == arguments(5000, "jobs.delay", "jobs")
+    assert broker.queues["jobs.delay.325ms"] == arguments(325, "", "jobs", 60_000)
+    assert [name for name in broker.remembered if name in broker.queues] == [*broker.queues]
+    assert broker.refused == 1
+    assert warnings == [
+        "this broker's queues cannot dead-letter at least once: a broker restart may lose waiting messages"
+    ]
+
+
+def test_mqtool_knows_whether_a_delay_has_a_wait_queue_already(broker: FakeBroker) -> None:
+    """A delay is new to the broker if the first wait queue for it does not exist yet."""
+    broker.queues["other"] = {}
+    delays, _ = through(broker)
+    message = Message(b"", "other")
+    assert delays.is_new(message, 5310) is True
+    delays.place(message, lambda: 5310)
+    assert delays.is_new(message, 5310) is False
+    assert delays.is_new(message, 6310) is True
+    assert delays.is_new(Message(b""), 5310) is True
+    avoiding, _ = through(broker, avoided={"other.delay.5s.more"})
+    assert avoiding.is_new(message, 5310) is True
+
+
+@pytest.mark.parametrize(
+    ("avoided", "queues"),
+    [
+        ({"jobs.delay.6s"}, ("jobs.delay.5s.more", "jobs.delay.325ms")),
+        ({"jobs.delay.5s.more"}, ("jobs.delay.5s.more.2", "jobs.delay.325ms")),
+        ({"jobs.delay.325ms"}, ("jobs.delay.5s.more", "jobs.delay.325ms.2")),
+        ({"jobs.delay.325ms", "jobs.delay.325ms.2"}, ("jobs.delay.5s.more", "jobs.delay.325ms.3")),
+    ],
+    ids=["other delay", "first", "second", "second twice"],
+)
+def test_a_message_waits_in_a_numbered_queue_instead_of_one_without_a_leader(
+    broker: FakeBroker, avoided: set[str], queues: tuple[str, str]
+) -> None:
+    """If a wait queue has no leader, messages wait in an additional wait queue, whose name has a number at the end, and
+    which has the same arguments.
+    """
+    delays, _ = through(broker, avoided=avoided)
+    place = delays.place(Message(b""), lambda: 5310)
+    assert place.queues == queues
+    assert place.properties["headers"] == {"mqtool-then": queues[1].removeprefix("jobs.delay.")}
+    assert broker.queues == {
+        queues[0]: arguments(5000, "jobs.delay", "jobs", **_AT_LEAST_ONCE),
+        queues[1]: arguments(325, "", "jobs", 60_000, **_AT_LEAST_ONCE),
+    }
+
+
+def test_messages_that_wait_for_a_second_queue_without_a_leader_are_redirected(broker: FakeBroker) -> None:
+    """If the second wait queue of messages that are in their first one has no leader, the broker routes them to an
+    additional queue. New messages then avoid the first queue, too, because it may be blocked by such a message.
+    """
+    avoided: set[str] = set()
+    delays, _ = through(broker, avoided=avoided)
+    delays.place(Message(b""), lambda: 5310)
+    assert broker.bindings == {("jobs.delay", "jobs.delay.325ms", "325ms")}
+    avoided.add("jobs.delay.325ms")
+    assert delays.place(Message(b""), lambda: 5310).queues == ("jobs.delay.5s.more.2", "jobs.delay.325ms.2")
+    redirected = ("jobs.delay", "jobs.delay.325ms.2", "325ms")
+    assert broker.bindings == {redirected, ("jobs.delay", "jobs.delay.325ms.2", "325ms.2")}
+    assert redirected not in broker.remembered
+    assert delays.place(Message(b""), lambda: 6000).queues == ("jobs.delay.6s",)
+    avoided.add("jobs.delay.5s.more.2")
+    assert delays.place(Message(b""), lambda: 5310).queues[0] == "jobs.delay.5s.more.3"
+
+
+@pytest.mark.parametrize(
+    ("longest", "step"),
+    [("1m", 25), ("5m", 125), ("30m", 750), ("2h", 3000), ("12h", 15_000), ("2d", 90_000), ("8d", 360_000)],
+)
+def test_delays_are_rounded_up_to_a_multiple_of_a_step(longest: str, step: int) -> None:
+    """Delays of up to a minute are rounded up to 25 ms. The longer the delay, the longer this step."""
+    milliseconds = int(longest[:-1]) * {"m": 60_000, "h": _HOUR, "d": 24 * _HOUR}[longest[-1]]
+    assert step_of(milliseconds) == step
+    assert step_of(milliseconds + 1) > step
+
+
+@pytest.mark.parametrize(
+    ("name", "is_retry"),
+    [
+        ("jobs.wait.1s", True),
+        ("jobs.wait.1m30s", True),
+        ("jobs.delay.1s", False),
+        ("other.wait.1s", False),
+        ("jobs", False),
+        ("jobs.wait.1s.wait.1s", False),
+    ],
+)
+def test_a_retry_queue_has_the_name_of_its_work_queue(name: str, is_retry: bool) -> None:
+    """Messages of a queue wait for their next attempt in queues with the name QUEUE.wait.DELAY."""
+    assert is_retry_queue(name, "jobs") is is_retry
+    assert is_retry_queue("a.wait.b.wait.1s", "a.wait.b")
+
+
+@pytest.mark.parametrize(
+    ("name", "numbered"), [("jobs.delay.5s.2", True), ("jobs.delay.5s", False), ("jobs.2", False), ("jobs", False)]
+)
+def test_a_wait_queue_in_place_of_another_one_has_a_number(name: str, numbered: bool) -> None:
+    """A wait queue that is used instead of one without a leader has a number at the end of its name."""
+    assert is_numbered(name) is numbered
+
+
+# What is read from a queue's name and arguments
+
+
+def view(name: str, ttl: object = 5000, expires: object = 5000 + _HOUR, **more: object) -> dict[str, Any]:
+    """Return the management API's description of a wait queue; `key` is the routing key of its dead letters."""
+    key = {"x-dead-letter-routing-key": more["key"]} if "key" in more else {}
+    return {"name": name, "arguments": {"x-message-ttl": ttl, "x-expires": expires, **key}}
+
+
+_LONG = "a" * 300
+
+
+@pytest.mark.parametrize(
+    ("queue", "found"),
+    [
+        (view("jobs.delay.5s", key="jobs"), WaitQueue("jobs.delay.5s", "", "jobs", 5.0, "delay")),
+        (view("jobs.delay.5s", expires=_HOUR, ttl=1, key="jobs"), None),
+        (view("jobs.wait.5s", key="jobs"), WaitQueue("jobs.wait.5s", "", "jobs", 5.0, "retry")),
+        (view("logs.exchange.delay.5s"), WaitQueue("logs.exchange.delay.5s", "logs", None, 5.0, "delay")),
+        (
+            view("mqtool.amq.topic.exchange.delay.5s"),
+            WaitQueue("mqtool.amq.topic.exchange.delay.5s", "amq.topic", None, 5.0, "delay"),
+        ),
+        (
+            view("mqtool.logs.exchange.delay.5s"),
+            WaitQueue("mqtool.logs.exchange.delay.5s", "mqtool.logs", None, 5.0, "delay"),
+        ),
+        (
+            view("logs.exchange.delay.5s.more", key="logs.exchange"),
+            WaitQueue("logs.exchange.delay.5s.more", "", "logs.exchange", 5.0, "delay"),
+        ),
+        (view("jobs.delay.5s", key="victim"), None),
+        (view("jobs.delay.5s", key=5), None),
+        (view("jobs.delay.5s"), None),
+        (view("jobs", key="jobs"), None),
+        (view("jobs.delay.5s", ttl="5000", key="jobs"), None),
+        (view("jobs.delay.5s", expires="3605000", key="jobs"), None),
+        (view("jobs.delay.5s", expires=4999 + _HOUR, key="jobs"), None),
+        ({"name": "jobs.delay.5s"}, None),
+        ({"name": "jobs.delay.5s", "arguments": {"x-message-ttl": 5000}}, None),
+        ({"name": "jobs.delay.5s", "arguments": {"x-expires": _HOUR}}, None),
+    ],
+    ids=[
+        "delay", "expires an hour too early", "retry", "exchange", "predeclared exchange", "exchange named mqtool.logs",
+        "queue whose name ends with .exchange", "another queue's name", "key is a number", "no key", "other name",
+        "TTL is text", "expiry is text", "expires too early", "no arguments", "no expiry", "no TTL",
+    ],
+)  # fmt: skip
+def test_the_destination_of_a_wait_queue_is_proven_by_its_name(queue: dict[str, Any], found: WaitQueue | None) -> None:
+    """mqtool treats a queue as a wait queue for another queue or an exchange only if its name is the one that mqtool
+    makes from the name of this destination, and if it outlives its messages by an hour. Anyone who may declare a queue
+    can claim another destination in its arguments.
+    """
+    assert wait_queue_of(queue) == found
+    if found is not None:
+        assert found.to == (found.exchange or found.routing_key)
+
+
+@pytest.mark.parametrize(
+    ("name", "out", "exchange"),
+    [("tasks.relay", "tasks.relayed", "tasks.relayed"), ("tasks.relay", "victim", None), ("tasks.relay", 5, None)],
+    ids=["proven", "another exchange", "number"],
+)
+def test_the_exchange_of_a_relays_queue_is_proven_by_its_name(name: str, out: object, exchange: str | None) -> None:
+    """The queue NAME.relay of `delayed relay` is for messages to the exchange NAME.relayed. If the queue's arguments
+    name another exchange, mqtool shows this name, but does not use it.
+    """
+    queue = wait_queue_of({"name": name, "arguments": {RELAY: out}})
+    assert queue is not None
+    assert (queue.name, queue.exchange, queue.routing_key) == (name, exchange, None)
+    assert (queue.seconds, queue.kind, queue.to) == (0.0, "relay", str(out))
+    assert wait_queue_of({"name": "tasks", "arguments": {RELAY: "tasks.relayed"}}) is None
+
+
+def waiting(headers: dict[str, Any], **properties: Any) -> Delivery:
+    return Delivery(b"x", "in", "key", "q", False, {**properties, "headers": headers}, 1)
+
+
+_TO_QUEUE, _TO_EXCHANGE = (
+    WaitQueue("q", exchange, key, 5.0, "delay") for exchange, key in (("", "jobs"), ("logs", None))
+)
+
+
+@pytest.mark.parametrize(
+    ("header", "due"),
+    [(0, 0.0), (1_700_000_000_500, 1_700_000_000.5), (-1, None), ("1", None), (253_402_214_399_000, 253_402_214_399.0),
+     (253_402_214_399_001, None)],
+)  # fmt: skip
+def test_the_due_time_of_a_delayed_message_is_in_a_header(header: object, due: float | None) -> None:
+    """The header mqtool-due of a delayed message contains its due time in milliseconds. mqtool ignores it if it is not
+    a number, or not a time that Python can convert in each time zone. A retry has no due time.
+    """
+    assert _TO_QUEUE.due_of(waiting({DUE: header})) == due
+    assert _TO_QUEUE.due_of(waiting({})) is None
+    assert _TO_QUEUE._replace(kind="retry").due_of(waiting({DUE: header})) is None
+
+
+def test_a_waiting_message_is_shown_as_it_will_be_delivered() -> None:
+    """A message in a wait queue is shown with the exchange, routing key and properties that it will have when it is
+    due, and delivered with these by `delayed deliver`: without its expiration and user id, and without headers that the
+    broker or the delay has added. If it is for a queue, the broker drops the headers CC and BCC. If its exchange is not
+    proven, it is shown with the one to which it was published.
+    """
+    added = {"x-delivery-count": 1, "x-acquired-count": 1, "mqtool-then": "325ms"}
+    copies = {"CC": ["a"], "BCC": ["b"]}
+    delivery = waiting({**added, **copies, "a": 1}, expiration="5001", user_id="me", type="t", message_id="m")
+    found = _TO_QUEUE.original(delivery)
+    assert found == Message(b"x", "jobs", "", {"type": "t", "headers": {"a": 1}}, "m")
+    found = _TO_EXCHANGE.original(delivery)
+    assert found == Message(b"x", "key", "logs", {"type": "t", "headers": {**copies, "a": 1}}, "m")
+    unproven = _TO_EXCHANGE._replace(exchange=None)
+    assert unproven.original(waiting({})) == Message(b"x", "key", "in", {"headers": {}})
+    assert unproven.to == ""
