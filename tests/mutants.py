@@ -59,6 +59,11 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
         "tests/unit/test_journal.py",
         "tests/unit/test_publishing.py",
     ),
+    "mqtool/amqp/subscription.py": (
+        "tests/unit/test_taps.py",
+        "tests/unit/test_consumer.py",
+        "tests/unit/test_channel.py",
+    ),
     "mqtool/amqp/unconfirmed.py": ("tests/unit/test_publisher.py",),
     "mqtool/amqp10": ("tests/unit/test_amqp10_codec.py", *_CLIENT),
     "mqtool/amqp10/link_connection.py": ("tests/unit/test_link_connection.py",),

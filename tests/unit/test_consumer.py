@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pika import spec
 
-from mqtool.amqp import Receiving, consumer
+from mqtool.amqp import Receiving, consumer, pika_private, subscription
 from mqtool.amqp.channel import Channel
 from mqtool.amqp.subscription import Buffer
 from mqtool.errors import TimedOut, Unavailable
@@ -235,15 +235,18 @@ def test_late_acknowledgements_do_not_count_after_a_reconnection(broker: Scripte
     acknowledgement does not count towards the number of messages that the broker may deliver.
     """
     channel = broker.channel()
-    deliveries = channel.consume(Q, Receiving(count=4, prefetch=2, acknowledge=False))
-    deliver(broker, 1, 2)
+    deliveries = channel.consume(Q, Receiving(count=5, prefetch=3, acknowledge=False))
+    deliver(broker, 1, 2, 3)
     late = [*islice(deliveries, 2)]
     reconnect(channel)
     channel.acknowledge(*late)
-    deliver(broker, 1, 2)
+    deliver(broker, 1, 2, 3)
     channel.acknowledge(next(deliveries))
-    assert prefetches(broker) == [2, 2]
-    assert broker.acks == [(1, False)]
+    deliver(broker, 4)
+    channel.acknowledge(next(deliveries))
+    assert prefetches(broker) == [3, 3]
+    assert broker.of(spec.Basic.Cancel) == []
+    assert broker.acks == [(1, False), (2, False)]
     assert clock.waits == []
 
 
@@ -419,6 +422,54 @@ def test_a_cancelled_consumer_still_yields_what_has_arrived(broker: ScriptedBrok
     assert receiver.arrives(0)
     assert receiver.arrives(1.5)
     assert tags(deliveries) == []
+
+
+def test_a_connection_that_is_lost_just_when_a_consumer_has_started_starts_it_once_more(
+    broker: ScriptedBroker, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the connection is lost just after the broker has started a consumer, the consumer is started again on the next
+    connection, once.
+    """
+    channel = broker.channel()
+    checked, losses = channel.reopening.checked, [1]
+
+    def lose_it_once(request: Any) -> Any:
+        answer = checked(request)
+        if losses and broker.of(spec.Basic.Consume):
+            losses.pop()
+            reconnect(channel)
+        return answer
+
+    monkeypatch.setattr(channel.reopening, "checked", lose_it_once)
+    deliveries = channel.consume(Q)
+    assert len(broker.of(spec.Basic.Consume)) == 2
+    deliver(broker, 1)
+    assert next(deliveries).epoch == 2
+    assert clock.waits == []
+
+
+@pytest.mark.parametrize("decoder", ["mqtool", "pika"])
+def test_a_delivery_is_the_same_whether_mqtool_or_pika_decodes_it(
+    broker: ScriptedBroker, clock: Clock, monkeypatch: pytest.MonkeyPatch, decoder: str
+) -> None:
+    """mqtool decodes deliveries itself or, if it does not know the installed version of pika, leaves this to pika. The
+    delivery that the caller gets is the same.
+    """
+    if decoder == "mqtool":
+        monkeypatch.setattr(subscription, "delivery_from", lambda *_: pytest.fail("pika has decoded a delivery"))
+    else:
+        monkeypatch.setattr(pika_private, "take_deliveries", lambda *_: None)
+    channel = broker.channel()
+    deliveries = channel.consume(Q)
+    broker.send(
+        spec.Basic.Deliver(broker.of(spec.Basic.Consume)[-1].consumer_tag, 7, True, "x", "key"),
+        content=Message(b"body", properties={"headers": {"n": 1}}, message_id="id"),
+    )
+    got = next(deliveries)
+    assert (got.body, got.exchange, got.routing_key, got.queue) == (b"body", "x", "key", "q")
+    assert (got.redelivered, got.delivery_tag, got.epoch) == (True, 7, channel.reopening.requests.epoch)
+    assert (got.headers, got.message_id) == ({"n": 1}, "id")
+    assert clock.waits == []
 
 
 def test_unacknowledged_messages_are_given_back_batch_by_batch(broker: ScriptedBroker) -> None:
