@@ -47,6 +47,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     "mqtool/amqp/basic_frames.py": ("tests/unit/test_deliveries.py",),
     "mqtool/amqp/channel.py": ("tests/unit/test_channel.py", "tests/unit/test_publishing.py"),
     "mqtool/amqp/consume_policies.py": ("tests/unit/test_policies.py",),
+    "mqtool/amqp/consumer.py": ("tests/unit/test_consumer.py", "tests/unit/test_channel.py"),
     "mqtool/amqp/publisher.py": (
         "tests/unit/test_acknowledgements.py",
         "tests/unit/test_channel.py",
@@ -57,6 +58,11 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
         "tests/unit/test_channel.py",
         "tests/unit/test_journal.py",
         "tests/unit/test_publishing.py",
+    ),
+    "mqtool/amqp/subscription.py": (
+        "tests/unit/test_taps.py",
+        "tests/unit/test_consumer.py",
+        "tests/unit/test_channel.py",
     ),
     "mqtool/amqp/unconfirmed.py": ("tests/unit/test_publisher.py",),
     "mqtool/amqp10": ("tests/unit/test_amqp10_codec.py", *_CLIENT),

@@ -200,6 +200,8 @@ class Consumer(ChannelListener):
             try:
                 batch = self._inbox.get_nowait()
             except queues.Empty:
+                if self._stopping:
+                    return False
                 self._flush()
                 batch = self._wait(taken, started)
             if self._stopping and not self._yields_all:
@@ -215,8 +217,8 @@ class Consumer(ChannelListener):
                         f"read them with: {pasteable('receive-stream --queue=', self._queue.name)}"
                     )
                 raise failure
-            elif self._stopping and self._inbox.empty():
-                return False
+            elif self._stopping and not self._inbox.empty():
+                self._do(Step.CANCEL)  # else deliveries could arrive as fast as they are yielded
         return True
 
     def _wait(self, taken: int, started: float) -> list[Delivery] | None:
@@ -231,9 +233,6 @@ class Consumer(ChannelListener):
             if left == 0:
                 self._stopping = True
                 return None
-            if self._policy.withholds:
-                until_release = max(0.0, idle_since + _SILENCE - now)
-                left = until_release if left is None else min(left, until_release)
             try:
                 # Never without a time-out: Python runs signal handlers only between two steps of the main thread.
                 return self._inbox.get(timeout=CHECK_INTERVAL if left is None else min(left, CHECK_INTERVAL))

@@ -352,6 +352,7 @@ def test_consuming_from_a_missing_queue_raises_not_found(broker: ScriptedBroker)
     broker.refused = {spec.Basic.Consume: MISSING}
     with pytest.raises(NotFound, match="no queue 'q'"):
         channel.consume(Queue("q"))
+    assert channel.is_open
     broker.refused = {}
     broker.methods.clear()
     reconnect(channel)

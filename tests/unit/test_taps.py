@@ -1,5 +1,7 @@
 """Taps: the buffer for a slow reader, and exchanges that cannot be tapped."""
 
+import queue as queues
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -43,6 +45,38 @@ def test_a_full_tap_buffer_keeps_the_latest_batch_and_a_wake_up() -> None:
     assert buffer.dropped == 1
     assert [buffer.get_nowait(), buffer.get_nowait()] == [None, batch("2", "3")]
     assert buffer.empty()
+
+
+def test_a_tap_buffer_has_room_for_its_limit_of_messages() -> None:
+    """A tap's buffer drops a message only if it would contain more than its limit. Messages that the reader has taken
+    do not count.
+    """
+    buffer = Buffer(2)
+    for number in ("1", "2"):
+        buffer.put(batch(number))
+        assert buffer.get(timeout=20) == batch(number)
+    for number in ("3", "4", "5"):
+        buffer.put(batch(number))
+    assert buffer.dropped == 1
+    assert [buffer.get_nowait(), buffer.get_nowait()] == [batch("4"), batch("5")]
+    with pytest.raises(queues.Empty):
+        buffer.get(timeout=0.001)
+
+
+def test_a_tap_buffer_drops_messages_above_128_mib() -> None:
+    """If the bodies of the messages in a tap's buffer are larger than 128 MiB in total, the tap drops the oldest ones,
+    even if the buffer has room for more messages.
+    """
+    buffer, half = Buffer(100), replace(batch("")[0], body=bytes(64 << 20))
+    buffer.put([half])
+    assert buffer.get_nowait() == [half]
+    for added, dropped in ([half], 0), (batch("x"), 0), ([half], 1), ([half], 2), ([half], 3):
+        buffer.put(added)
+        assert buffer.dropped == dropped
+    assert [buffer.get_nowait(), buffer.get_nowait()] == [[half], [half]]
+    buffer.put([half])
+    buffer.put([half])
+    assert buffer.dropped == 3
 
 
 def test_an_exchange_that_distributes_messages_cannot_be_tapped() -> None:

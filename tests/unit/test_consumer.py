@@ -1,0 +1,539 @@
+"""Consumer: when it ends, what it acknowledges and requeues, with a broker that does what the test says."""
+
+import queue as queues
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pika import spec
+
+from mqtool.amqp import Receiving, consumer, pika_private, subscription
+from mqtool.amqp.channel import Channel
+from mqtool.amqp.subscription import Buffer
+from mqtool.errors import TimedOut, Unavailable
+from mqtool.message import Delivery, Message
+from mqtool.offsets import FIRST
+from mqtool.topology import Queue
+from tests.unit.scripted_broker import ScriptedBroker, scripted_broker
+
+Q = Queue("q")
+
+
+class Clock:
+    """The clock of a consumer, which advances only while the consumer waits for deliveries.
+
+    Attributes:
+        now: the time in seconds.
+        events: what happens while the consumer waits, and when, in order.
+        waits: the longest time that each wait may take.
+    """
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.events: list[tuple[float, Callable[[], object]]] = []
+        self.waits: list[float] = []
+
+    def monotonic(self) -> float:
+        assert self.now < 1000, "the consumer never ends"
+        return self.now
+
+    def wait(self, seconds: float, is_over: Callable[[], bool]) -> None:
+        self.waits.append(seconds)
+        until = round(self.now + seconds, 6)
+        while not is_over() and self.events and self.events[0][0] <= until:
+            self.now, event = self.events.pop(0)
+            event()
+        if not is_over():
+            self.now = until
+
+
+class Inbox(queues.SimpleQueue[Any]):
+    """The queue between the I/O thread and the consumer's caller, where waiting takes no time."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: ARG002
+        assert timeout is not None, "a signal handler of Python would never run"
+        self._clock.wait(timeout, lambda: not self.empty())
+        return super().get_nowait()
+
+
+@pytest.fixture
+def broker() -> Iterator[ScriptedBroker]:
+    with scripted_broker() as broker:
+        yield broker
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(consumer, "time", clock)
+    monkeypatch.setattr(consumer, "queues", SimpleNamespace(SimpleQueue=lambda: Inbox(clock), Empty=queues.Empty))
+    return clock
+
+
+def reconnect(channel: Channel) -> None:
+    channel.reopening.lost()
+    channel.reopening.open(connection_is_new=True)
+
+
+def deliver(broker: ScriptedBroker, *tags: int) -> None:
+    """Deliver messages to the latest consumer; the body of each is its delivery tag."""
+    for tag in tags:
+        broker.deliver(broker.of(spec.Basic.Consume)[-1].consumer_tag, tag, Message(b"%d" % tag))
+
+
+def tags(deliveries: Iterable[Delivery]) -> list[int]:
+    return [delivery.delivery_tag for delivery in deliveries]
+
+
+def prefetches(broker: ScriptedBroker) -> list[int]:
+    """The prefetch of each consumer that was started."""
+    return [method.prefetch_count for method in broker.of(spec.Basic.Qos)]
+
+
+def test_a_consumer_ends_after_its_idle_timeout(broker: ScriptedBroker, clock: Clock) -> None:
+    """A consumer with an idle timeout ends once no delivery has arrived for this long. The time without a connection
+    does not count. While it waits, a signal is handled within 0.1 s.
+    """
+    channel = broker.channel()
+    deliveries = channel.consume(Q, Receiving(idle_timeout=5.25))
+    clock.events = [
+        (103, lambda: deliver(broker, 1)),
+        (106, channel.reopening.lost),
+        (150, lambda: channel.reopening.open(connection_is_new=True)),
+    ]
+    assert tags([next(deliveries)]) == [1]
+    assert clock.now == 103
+    assert tags(deliveries) == []
+    assert clock.now == pytest.approx(155.25, abs=0.11)
+    assert max(clock.waits) == 0.1
+    assert [*channel.consume(Q, Receiving(idle_timeout=0.25))] == []
+    assert [round(wait, 6) for wait in clock.waits[-3:]] == [0.1, 0.1, 0.05]
+
+
+@pytest.mark.parametrize(
+    ("limits", "words", "ends"),
+    [
+        ({"timeout": 7}, r"^timed out after 7 s, with 2 received$", 107),
+        ({"timeout": 7, "idle_timeout": 4}, r"^timed out after 7 s, with 2 received$", 107),
+        ({"idle_timeout": 4}, r"^no message for 4 s: 2 of 3 received$", 110),
+    ],
+)
+@pytest.mark.parametrize("acknowledge", [True, False])
+def test_a_consumer_whose_time_limit_passes_raises_timed_out(
+    broker: ScriptedBroker, clock: Clock, limits: dict[str, Any], words: str, ends: float, *, acknowledge: bool
+) -> None:
+    """If a time limit passes before a consumer has received as many messages as it should, it raises TimedOut, which
+    says how many it has received. If the caller acknowledges the messages itself, the consumer is cancelled, so that
+    the broker delivers no more.
+    """
+    channel = broker.channel()
+    deliveries = channel.consume(Q, Receiving(count=3, acknowledge=acknowledge, **limits))
+    clock.events = [(103, lambda: deliver(broker, 1)), (106, lambda: deliver(broker, 2))]
+    assert tags(islice(deliveries, 2)) == [1, 2]
+    with pytest.raises(TimedOut, match=words):
+        next(deliveries)
+    assert clock.now == ends
+    assert broker.acks == ([(1, True), (2, True)] if acknowledge else [])
+    assert len(broker.of(spec.Basic.Cancel)) == (not acknowledge)
+
+
+@pytest.mark.parametrize("acknowledge", [True, False])
+def test_a_consumer_with_a_limit_is_cancelled_before_it_acknowledges_the_last_message(
+    broker: ScriptedBroker, clock: Clock, *, acknowledge: bool
+) -> None:
+    """A consumer that is to receive three messages ends after the third one. It is cancelled first, so that the broker
+    delivers no fourth message when the third one is acknowledged.
+    """
+    channel = broker.channel()
+    deliveries = channel.consume(Q, Receiving(count=3, acknowledge=acknowledge))
+    deliver(broker, 1, 2, 3)
+    assert tags(islice(deliveries, 2)) == [1, 2]
+    assert broker.of(spec.Basic.Cancel) == []
+    third = next(deliveries)
+    assert len(broker.of(spec.Basic.Cancel)) == 1
+    assert broker.acks == ([(1, True), (2, True)] if acknowledge else [])
+    assert tags(deliveries) == []
+    assert broker.acks == ([(1, True), (2, True), (3, True)] if acknowledge else [])
+    assert third.settled is acknowledge
+    assert clock.waits == []
+
+
+def test_acknowledgements_that_a_consumer_holds_back_are_sent_after_two_seconds(
+    broker: ScriptedBroker, clock: Clock
+) -> None:
+    """A consumer with a high limit holds back its last acknowledgements, so that the broker sends no surplus message.
+    If no delivery arrives for two seconds, it sends them, and continues with a prefetch of 1.
+    """
+    deliveries = broker.channel().consume(Q, Receiving(count=300))
+    deliver(broker, *range(1, 61))
+    assert tags(islice(deliveries, 60)) == [*range(1, 61)]
+    sent: list[int] = []
+    clock.events = [(at, lambda: sent.append(len(broker.acks))) for at in (101.95, 102.15)]
+    clock.events.append((103, lambda: deliver(broker, 61)))
+    assert tags([next(deliveries)]) == [61]
+    assert sent == [2, 3]
+    assert broker.acks == [(1, True), (50, True), (60, True)]
+    assert prefetches(broker) == [250, 1]
+    deliveries.close()
+    assert broker.acks[-1] == (60, True)
+
+
+def test_a_consumer_that_ends_early_acknowledges_what_it_holds_back(broker: ScriptedBroker, clock: Clock) -> None:
+    """If the caller of a consumer with a high limit stops early, the consumer acknowledges all messages with which the
+    caller was done, including those whose acknowledgements it held back.
+    """
+    deliveries = broker.channel().consume(Q, Receiving(count=300))
+    deliver(broker, *range(1, 62))
+    assert tags(islice(deliveries, 61)) == [*range(1, 62)]
+    assert clock.waits == []
+    deliveries.close()
+    assert broker.acks == [(1, True), (50, True), (60, True)]
+
+
+def test_a_consumer_of_a_queue_with_a_delivery_limit_soon_has_its_full_prefetch(
+    broker: ScriptedBroker, clock: Clock
+) -> None:
+    """A consumer of a quorum queue, which drops messages that were delivered too often, starts with a prefetch of 1.
+    Once it has received a message that was not requeued often, it consumes again with its full prefetch.
+    """
+    deliveries = broker.channel().consume(Queue("q", arguments={"x-queue-type": "quorum"}))
+    deliver(broker, 1)
+    assert tags([next(deliveries)]) == [1]
+    assert prefetches(broker) == [1, 1000]
+    assert clock.waits == []
+
+
+def test_a_caller_that_acknowledges_gets_the_missing_messages_from_a_new_consumer(
+    broker: ScriptedBroker, clock: Clock
+) -> None:
+    """A caller that acknowledges messages itself gets no more than its limit. Before the broker could deliver more, the
+    consumer is cancelled, and consumes again with a prefetch of the number of missing messages.
+    """
+    channel = broker.channel()
+    deliveries = channel.consume(Q, Receiving(count=7, prefetch=3, acknowledge=False))
+    for tag in range(1, 5):
+        deliver(broker, tag)
+        channel.acknowledge(next(deliveries))
+    assert prefetches(broker) == [3]
+    for tag in (5, 6):
+        deliver(broker, tag)
+        channel.acknowledge(next(deliveries))
+    assert prefetches(broker) == [3, 2, 1]
+    deliver(broker, 7)
+    assert tags(deliveries) == [7]
+    assert len(broker.of(spec.Basic.Cancel)) == 3
+    assert clock.waits == []
+
+
+def test_late_acknowledgements_do_not_count_after_a_reconnection(broker: ScriptedBroker, clock: Clock) -> None:
+    """If a caller acknowledges a message only after the connection was lost, the broker has requeued this message. The
+    acknowledgement does not count towards the number of messages that the broker may deliver.
+    """
+    channel = broker.channel()
+    deliveries = channel.consume(Q, Receiving(count=5, prefetch=3, acknowledge=False))
+    deliver(broker, 1, 2, 3)
+    late = [*islice(deliveries, 2)]
+    reconnect(channel)
+    channel.acknowledge(*late)
+    deliver(broker, 1, 2, 3)
+    channel.acknowledge(next(deliveries))
+    deliver(broker, 4)
+    channel.acknowledge(next(deliveries))
+    assert prefetches(broker) == [3, 3]
+    assert broker.of(spec.Basic.Cancel) == []
+    assert broker.acks == [(1, False), (2, False)]
+    assert clock.waits == []
+
+
+@pytest.mark.parametrize(
+    ("receiving", "is_yielded"),
+    [(Receiving(), False), (Receiving(auto_ack=True), True), (Receiving(auto_ack=True, buffer=Buffer(9)), False)],
+    ids=["acknowledged", "auto-ack", "auto-ack with a buffer"],
+)
+def test_a_stopped_consumer_yields_what_has_arrived_only_if_it_is_acknowledged_already(
+    broker: ScriptedBroker, clock: Clock, receiving: Receiving, *, is_yielded: bool
+) -> None:
+    """When a consumer is stopped, the deliveries that have arrived are requeued. With auto_ack, the broker has already
+    deleted them, so they are yielded, unless they are in a buffer from which messages may be dropped anyway.
+    """
+    channel = broker.channel()
+    deliveries = channel.consume(Q, receiving)
+    deliver(broker, 1, 2, 3)
+    assert tags([next(deliveries)]) == [1]
+    channel.stop()
+    assert tags(deliveries) == ([2, 3] if is_yielded else [])
+    assert broker.acks == ([] if receiving.auto_ack else [(1, True)])
+    assert clock.waits == []
+
+
+def test_a_stopped_consumer_ends_although_messages_keep_arriving(broker: ScriptedBroker, clock: Clock) -> None:
+    """If messages arrive while a consumer with auto_ack is being stopped, it is cancelled. It yields what has arrived
+    until then, and ends. If no messages arrive, it ends without waiting for the broker.
+    """
+    channel = broker.channel()
+    deliveries = channel.consume(Q, Receiving(auto_ack=True))
+    deliver(broker, 1, 2)
+    next(deliveries)
+    channel.stop()
+    deliver(broker, 3, 4)
+    for tag, delivery in zip((2, 3, 4), deliveries, strict=False):
+        assert delivery.delivery_tag == tag
+        if not broker.of(spec.Basic.Cancel):
+            deliver(broker, 5)
+    assert tags(deliveries) == [5]
+    assert len(broker.of(spec.Basic.Cancel)) == 1
+    idle = channel.consumer(Q, Receiving(auto_ack=True))
+    assert tags(idle.deliveries()) == []
+    assert len(broker.of(spec.Basic.Cancel)) == 1
+    assert clock.waits == []
+
+
+def test_deliveries_from_a_lost_connection_are_dropped_unless_nobody_else_gets_them(
+    broker: ScriptedBroker, clock: Clock
+) -> None:
+    """Deliveries that arrived before the connection was lost are not yielded after the reconnection, since the broker
+    delivers them again. They are yielded if the broker does not have them any more: with auto_ack, or if the queue was
+    exclusive, and was deleted with the connection.
+    """
+    for queue, receiving, expected in (
+        (Q, Receiving(), [3]),
+        (Q, Receiving(auto_ack=True), [1, 2, 3]),
+        (Queue("q", exclusive=True), Receiving(), [1, 2, 3]),
+    ):
+        channel = broker.channel()
+        deliveries = channel.consume(queue, receiving)
+        deliver(broker, 1, 2)
+        reconnect(channel)
+        deliver(broker, 3)
+        assert tags(islice(deliveries, len(expected))) == expected
+        channel.close()
+    assert clock.waits == []
+
+
+def test_the_caller_learns_the_new_name_of_its_queue_after_a_reconnection(broker: ScriptedBroker, clock: Clock) -> None:
+    """A queue that was named by the broker has another name after a reconnection. The consumer calls after_reopening
+    with this name, on its caller's thread, before it yields the next delivery.
+    """
+    channel = broker.channel()
+    queue = channel.declare(Queue("", exclusive=True))
+    names: list[str] = []
+    deliveries = channel.consume(queue, Receiving(auto_ack=True, after_reopening=names.append))
+    assert broker.of(spec.Basic.Consume)[-1].no_ack is True
+    reconnect(channel)
+    assert broker.of(spec.Basic.Consume)[-1].no_ack is True
+    assert names == []
+    deliver(broker, 1, 2)
+    next(deliveries)
+    assert names == ["amq.gen-2"]
+    assert tags([next(deliveries)]) == [2]
+    assert names == ["amq.gen-2"]
+    assert clock.waits == []
+
+
+def test_a_consumer_that_the_broker_cancels_raises_unavailable(broker: ScriptedBroker, clock: Clock) -> None:
+    """If the broker cancels a consumer, for example because its queue was deleted, the consumer yields what has arrived
+    and then raises Unavailable, which names the queue and the possible reasons. Another consumer is not affected.
+    """
+    channel = broker.channel()
+    deliveries = channel.consume(Q)
+    deliver(broker, 1)
+    broker.send(spec.Basic.Cancel("another", True))
+    assert channel.reopening.failure is None
+    broker.send(spec.Basic.Cancel(broker.of(spec.Basic.Consume)[-1].consumer_tag, True))
+    assert tags([next(deliveries)]) == [1]
+    with pytest.raises(Unavailable) as error:
+        next(deliveries)
+    assert str(error.value) == (
+        "the broker cancelled the consumer: queue 'q' was deleted, its node is down, "
+        "or a message was not acknowledged within the consumer timeout (RabbitMQ 4.3)"
+    )
+    assert error.value.hint == "messages that were not acknowledged yet are lost with it"
+    assert clock.waits == []
+
+
+def test_a_consumer_whose_channel_has_failed_sends_nothing_when_it_is_stopped(broker: ScriptedBroker) -> None:
+    """If a channel is closed for good, a consumer that is stopped then does not ask the broker to cancel it, or to
+    requeue its messages.
+    """
+    channel = broker.channel()
+    receiver = channel.consumer(Q, Receiving(acknowledge=False))
+    deliveries = receiver.deliveries()
+    deliver(broker, 1)
+    taken = next(deliveries)
+    channel.reopening.fail(Unavailable("gone"))
+    channel.stop()
+    assert tags(deliveries) == []
+    receiver.give_back([taken])
+    assert broker.of(spec.Basic.Cancel) == broker.of(spec.Basic.Nack) == []
+
+
+@pytest.mark.parametrize(
+    ("offset", "failure", "hint"),
+    [
+        (
+            FIRST,
+            Unavailable("INTERNAL_ERROR"),
+            "RabbitMQ cannot deliver a stream's messages of bare bytes over AMQP; "
+            "read them with: mqtool receive-stream --queue=q",
+        ),
+        (FIRST, Unavailable("INTERNAL_ERROR", "known"), "known"),
+        (FIRST, Unavailable("NOT_FOUND"), None),
+        (None, Unavailable("INTERNAL_ERROR"), None),
+    ],
+)
+def test_an_internal_error_of_a_stream_has_a_hint_to_the_stream_protocol(
+    broker: ScriptedBroker, offset: Any, failure: Unavailable, hint: str | None
+) -> None:
+    """If the broker closes the channel of a stream's consumer with an internal error, the error names the command that
+    reads the stream over its own protocol. Other errors keep their hints.
+    """
+    channel = broker.channel()
+    deliveries = channel.consume(Q, Receiving(offset=offset))
+    channel.reopening.fail(failure)
+    with pytest.raises(Unavailable) as error:
+        next(deliveries)
+    assert error.value.hint == hint
+
+
+def test_a_cancelled_consumer_still_yields_what_has_arrived(broker: ScriptedBroker, clock: Clock) -> None:
+    """After a consumer is cancelled, arrives() says whether it has another delivery, and waits for one up to the given
+    time. Once the consumer must end, arrives() returns True immediately, and so does deliveries().
+    """
+    channel = broker.channel()
+    receiver = channel.consumer(Q, Receiving(acknowledge=False))
+    deliveries = receiver.deliveries()
+    deliver(broker, 1, 2)
+    receiver.cancel()
+    assert len(broker.of(spec.Basic.Cancel)) == 1
+    assert receiver.received == 2
+    for tag in (1, 2):
+        assert receiver.arrives(0)
+        assert tags([next(deliveries)]) == [tag]
+    assert not receiver.arrives(0)
+    assert clock.waits == []
+    assert not receiver.arrives(1.5)
+    assert clock.waits == [1.5]
+    channel.stop()
+    assert receiver.arrives(0)
+    assert receiver.arrives(1.5)
+    assert tags(deliveries) == []
+
+
+def test_a_connection_that_is_lost_just_when_a_consumer_has_started_starts_it_once_more(
+    broker: ScriptedBroker, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the connection is lost just after the broker has started a consumer, the consumer is started again on the next
+    connection, once.
+    """
+    channel = broker.channel()
+    checked, losses = channel.reopening.checked, [1]
+
+    def lose_it_once(request: Any) -> Any:
+        answer = checked(request)
+        if losses and broker.of(spec.Basic.Consume):
+            losses.pop()
+            reconnect(channel)
+        return answer
+
+    monkeypatch.setattr(channel.reopening, "checked", lose_it_once)
+    deliveries = channel.consume(Q)
+    assert len(broker.of(spec.Basic.Consume)) == 2
+    deliver(broker, 1)
+    assert next(deliveries).epoch == 2
+    assert clock.waits == []
+
+
+@pytest.mark.parametrize("decoder", ["mqtool", "pika"])
+def test_a_delivery_is_the_same_whether_mqtool_or_pika_decodes_it(
+    broker: ScriptedBroker, clock: Clock, monkeypatch: pytest.MonkeyPatch, decoder: str
+) -> None:
+    """mqtool decodes deliveries itself or, if it does not know the installed version of pika, leaves this to pika. The
+    delivery that the caller gets is the same.
+    """
+    if decoder == "mqtool":
+        monkeypatch.setattr(subscription, "delivery_from", lambda *_: pytest.fail("pika has decoded a delivery"))
+    else:
+        monkeypatch.setattr(pika_private, "take_deliveries", lambda *_: None)
+    channel = broker.channel()
+    deliveries = channel.consume(Q)
+    broker.send(
+        spec.Basic.Deliver(broker.of(spec.Basic.Consume)[-1].consumer_tag, 7, True, "x", "key"),
+        content=Message(b"body", properties={"headers": {"n": 1}}, message_id="id"),
+    )
+    got = next(deliveries)
+    assert (got.body, got.exchange, got.routing_key, got.queue) == (b"body", "x", "key", "q")
+    assert (got.redelivered, got.delivery_tag, got.epoch) == (True, 7, channel.reopening.requests.epoch)
+    assert (got.headers, got.message_id) == ({"n": 1}, "id")
+    assert clock.waits == []
+
+
+def test_unacknowledged_messages_are_given_back_batch_by_batch(broker: ScriptedBroker) -> None:
+    """When a consumer gives back messages, it is cancelled first. Each batch is requeued with one basic.nack. Messages
+    from an earlier connection are not mentioned, as the broker has requeued them already.
+    """
+    channel = broker.channel()
+    receiver = channel.consumer(Q, Receiving(acknowledge=False))
+    deliveries = receiver.deliveries()
+    deliver(broker, 1)
+    old = next(deliveries)
+    reconnect(channel)
+    deliver(broker, 1, 2, 3)
+    taken = [*islice(deliveries, 3)]
+    broker.silent = {spec.Basic.Nack}
+    broker.methods.clear()
+    receiver.give_back([old, taken[1], taken[2]])
+    assert [method.NAME for method in broker.methods] == ["Basic.Cancel", "Basic.Nack", "Basic.Nack"]
+    nacks = [(nack.delivery_tag, nack.multiple, nack.requeue) for nack in broker.of(spec.Basic.Nack)]
+    assert nacks == [(2, True, True), (3, True, True)]
+
+
+def test_a_message_whose_output_cannot_be_written_is_not_acknowledged(broker: ScriptedBroker, clock: Clock) -> None:
+    """Before a consumer acknowledges messages, and whenever it waits for more, it has its caller write the output. If
+    that fails, the messages are not acknowledged, not even when the channel is closed.
+    """
+    channel = broker.channel()
+    written: list[list[tuple[int, bool]]] = []
+
+    def write() -> None:
+        written.append([*broker.acks])
+        if len(written) == 3:
+            raise OSError("disk full")
+
+    deliveries = channel.consume(Q, Receiving(before_acknowledging=write))
+    deliver(broker, 1)
+    clock.events = [(101, lambda: deliver(broker, 2))]
+    assert tags(islice(deliveries, 2)) == [1, 2]
+    assert written == [[], [(1, True)]]
+    with pytest.raises(OSError, match="disk full"):
+        next(deliveries)
+    channel.close()
+    assert written == [[], [(1, True)], [(1, True)]]
+    assert broker.acks == [(1, True)]
+
+
+@pytest.mark.parametrize("auto_ack", [True, False])
+def test_a_connection_has_progressed_once_a_delivery_is_acknowledged(
+    broker: ScriptedBroker, clock: Clock, *, auto_ack: bool
+) -> None:
+    """A connection has made progress, so that the pause before the next reconnection is short, once a message is
+    acknowledged on it. Messages from an earlier connection do not count, unless the broker acknowledged them itself.
+    """
+    channel = broker.channel()
+    deliveries = channel.consume(Q, Receiving(auto_ack=auto_ack, idle_timeout=1))
+    deliver(broker, 1)
+    next(deliveries)
+    assert not broker.has_progressed
+    reconnect(channel)
+    assert tags(deliveries) == []
+    assert broker.has_progressed is auto_ack
+    assert broker.acks == []
+    again = channel.consume(Q, Receiving(auto_ack=auto_ack, idle_timeout=1))
+    deliver(broker, 1)
+    assert tags(again) == [1]
+    assert broker.has_progressed
+    assert clock.now == 102
