@@ -1,0 +1,278 @@
+"""A session over AMQP 1.0: publish, consume and reply, with an embedded broker in this process."""
+
+import ssl
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from mqtool.amqp import Address, Backoff, Receiving, TlsFiles, parse_addresses
+from mqtool.amqp10 import LinkSession, exchange_address, queue_address, reopening_transport
+from mqtool.errors import DeclaredDifferently, NotConfirmed, NotFound, Unavailable, UsageError
+from mqtool.message import Delivery, Message
+from mqtool.offsets import FIRST, Offset, Start
+from mqtool.testing import EmbeddedBroker, Vhost
+from mqtool.topology import Exchange, Queue
+
+Q, X = Queue("q"), Exchange("x")
+STREAM = Queue("s", durable=True, arguments={"x-queue-type": "stream"})
+CONTEXT = ssl.create_default_context()
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[EmbeddedBroker]:
+    with EmbeddedBroker(like="4.3") as broker:
+        yield broker
+
+
+@pytest.fixture
+def vhost(broker: EmbeddedBroker) -> Iterator[Vhost]:
+    with broker.fresh_vhost() as vhost:
+        yield vhost
+
+
+Connect = Callable[..., LinkSession]
+
+
+@pytest.fixture
+def connect(vhost: Vhost) -> Iterator[Connect]:
+    """Open sessions, which are closed at the end of the test."""
+    sessions: list[LinkSession] = []
+
+    def open_one(**options: Any) -> LinkSession:
+        sessions.append(LinkSession(parse_addresses(vhost.url), **options))
+        return sessions[-1]
+
+    yield open_one
+    for session in sessions:
+        session.__exit__()
+
+
+@pytest.fixture
+def session(connect: Connect) -> LinkSession:
+    session = connect()
+    session.declare(Q)
+    return session
+
+
+def publish(session: LinkSession, *bodies: bytes, **where: Any) -> list[tuple[bytes, str]]:
+    receipts = session.publish([Message(body) for body in bodies], **where)
+    return [(each.message.body, each.confirmation) for each in receipts]
+
+
+def received(session: LinkSession, count: int, queue: Queue = Q, **receiving: Any) -> list[Delivery]:
+    return [*session.consume(queue, Receiving(count=count, **receiving))]
+
+
+def test_messages_go_to_their_exchange_and_routing_key(session: LinkSession) -> None:
+    """Over AMQP 1.0, messages are published to the exchange and with the routing key that the caller gives. If it gives
+    neither, each message has its own. A message that no queue receives is returned.
+    """
+    session.declare(X)
+    session.bind(Q, X, "key")
+    assert publish(session, b"1", exchange=X, routing_key="key") == [(b"1", "confirmed")]
+    assert publish(session, b"2", exchange=Exchange(""), routing_key="q") == [(b"2", "confirmed")]
+    assert publish(session, b"3", routing_key="q") == [(b"3", "confirmed")]
+    assert publish(session, b"4", exchange=X) == [(b"4", "returned")]
+    own = [Message(b"5", "key", "x"), Message(b"6", "q", ""), Message(b"7", "other", "x")]
+    assert [each.confirmation for each in session.publish(own)] == ["confirmed", "confirmed", "returned"]
+    found = received(session, 5)
+    assert [(each.body, each.exchange, each.routing_key) for each in found] == [
+        (b"1", "x", "key"), (b"2", "", "q"), (b"3", "", "q"), (b"5", "x", "key"), (b"6", "", "q"),
+    ]  # fmt: skip
+
+
+def test_messages_are_persistent_only_if_the_caller_says_so(session: LinkSession) -> None:
+    """Over AMQP 1.0, messages are persistent if the caller says so, and transient by default."""
+    publish(session, b"1", routing_key="q", persistent=True)
+    publish(session, b"2", routing_key="q")
+    session.sender(queue_address("q"), persistent=True).add(Message(b"3"), 1)
+    [*session.sender(queue_address("q")).send([Message(b"4")])]
+    found = received(session, 4)
+    assert [each.body for each in found if each.properties.get("delivery_mode") == 2] == [b"1", b"3"]
+
+
+def test_a_window_of_1_waits_for_each_outcome(session: LinkSession) -> None:
+    """With a window of 1, publish() over AMQP 1.0 takes the next message only after the previous one has its
+    outcome.
+    """
+    log = list[str]()
+
+    def messages() -> Iterator[Message]:
+        for number in "123":
+            log.append(number)
+            yield Message(number.encode())
+
+    for receipt in session.publish(messages(), routing_key="q", window=1):
+        log.append(f"{receipt.message.body.decode()} {receipt.confirmation}")
+    assert log == ["1", "1 confirmed", "2", "2 confirmed", "3", "3 confirmed"]
+
+
+def test_the_latest_sender_knows_the_messages_without_an_outcome(vhost: Vhost, connect: Connect) -> None:
+    """If the broker confirms nothing within the confirm timeout, publishing over AMQP 1.0 raises NotConfirmed, and the
+    session's list of unconfirmed messages contains the message. A session that has sent nothing has no such messages.
+    addressed() gives a message the address of the latest sender.
+    """
+    session = connect(confirm_timeout=0.05)
+    session.declare(Q)
+    message = Message(b"1")
+    assert session.unconfirmed == []
+    assert session.addressed(message) is message
+    with vhost.faults.delay_confirms():
+        with pytest.raises(NotConfirmed):
+            [*session.publish([message], routing_key="q")]
+        assert session.unconfirmed == [session.addressed(message)] == [Message(b"1", "q", "")]
+    with pytest.raises(NotFound):
+        session.sender(exchange_address("missing", ""))
+
+
+def test_deliveries_are_accepted_when_the_caller_says_so(vhost: Vhost, session: LinkSession) -> None:
+    """If the caller accepts AMQP 1.0 deliveries itself, each stays current until then. When the session is closed, the
+    others are requeued.
+    """
+    publish(session, b"1", b"2", b"3", routing_key="q")
+    deliveries = received(session, 3, acknowledge=False)
+    session.acknowledge(*deliveries[:2])
+    assert [session.is_current(each) for each in deliveries] == [False, False, True]
+    with session:
+        assert not session.refused
+    assert [each.body for each in vhost.queue("q").messages()] == [b"3"]
+
+
+def test_a_stream_is_read_from_an_offset_with_filters(connect: Connect) -> None:
+    """Over AMQP 1.0, a stream is read from the offset that the caller gives; without one, only messages that are
+    published later. A session's filters choose the messages, by their filter values or with an SQL condition.
+    """
+    session = connect()
+    session.declare(STREAM)
+    for value in "abc":
+        properties = {"headers": {"x-stream-filter-value": value, "n": ord(value)}}
+        [*session.publish([Message(value.encode(), properties=properties)], routing_key="s")]
+    at_1 = Offset(Start.OFFSET, 1)
+    assert [each.body for each in received(session, 2, STREAM, offset=at_1)] == [b"b", b"c"]
+    receiver = session.receiver(queue_address("s"))
+    assert publish(session, b"later", routing_key="s") == [(b"later", "confirmed")]
+    assert next(receiver.deliveries()).body == b"later"
+    by_value = connect(values=["c"])
+    assert [each.body for each in received(by_value, 1, STREAM, offset=FIRST)] == [b"c"]
+    by_condition = connect(sql="n > 97")
+    assert [each.body for each in received(by_condition, 2, STREAM, offset=FIRST)] == [b"b", b"c"]
+
+
+def test_an_ignored_filter_is_told(connect: Connect) -> None:
+    """If the broker ignores a filter, for example because an SQL condition is not valid, the user is told."""
+    notices = list[str]()
+    session = connect(sql="n >", notice=notices.append)
+    session.declare(STREAM)
+    session.receiver(queue_address("s"))
+    assert notices == ["the broker ignores the filter sql-filter: it is not valid, or not for this queue"]
+
+
+@pytest.mark.parametrize("version", ["4.0", "4.2"])
+def test_an_sql_condition_needs_rabbitmq_4_2(version: str) -> None:
+    """If the broker is older than RabbitMQ 4.2, which is the first with SQL filters, a session with an SQL condition
+    raises UsageError.
+    """
+    with EmbeddedBroker(like=version) as broker:
+        url = parse_addresses(broker.url)
+        if version == "4.2":
+            with LinkSession(url, sql="n > 1") as session:
+                assert not session.stopping
+            return
+        with LinkSession(url):
+            pass  # without a condition, any broker will do
+        with pytest.raises(UsageError, match=rf"^the broker \(RabbitMQ {version}\.\d+\) has no SQL filters$") as caught:
+            LinkSession(url, sql="n > 1")
+        assert caught.value.hint == "they need RabbitMQ 4.2"
+
+
+def test_a_reply_is_sent_before_its_request_is_accepted(vhost: Vhost, session: LinkSession) -> None:
+    """answer() sends a transient reply to a request over AMQP 1.0, and accepts the request. All replies use one link.
+    wait_for_confirms() waits for their outcomes; if there are none, it returns at once.
+    """
+    session.wait_for_confirms()
+    session.declare(Queue("replies"))
+    publish(session, b"1", b"2", routing_key="q")
+    for delivery in received(session, 2, acknowledge=False):
+        session.answer(delivery, Message(delivery.body + b" done", "replies", ""))
+        assert not session.is_current(delivery)
+    session.wait_for_confirms()
+    assert len(vhost.queue("replies").messages(2)) == 2
+    found = received(session, 2, Queue("replies"))
+    assert [each.body for each in found] == [b"1 done", b"2 done"]
+    assert {each.properties.get("delivery_mode") for each in found} <= {None, 1}
+    assert session.depth_of("q") == 0
+
+
+def test_a_session_reports_and_survives_the_loss_of_its_connection(vhost: Vhost, connect: Connect) -> None:
+    """A session over AMQP 1.0 reports a loss of its connection to the user, and reconnects. It identifies the broker by
+    its cluster name and the virtual host. Once it is stopped, receivers end.
+    """
+    notices = list[str]()
+    session = connect(backoff=Backoff(first=0), notice=notices.append)
+    session.declare(Q)
+    assert vhost.faults.cut_connections() == 1
+    vhost.wait_for(lambda: len(notices) == 2)
+    assert notices[0].startswith("lost the connection to ")
+    assert notices[1].startswith("connected again to ")
+    assert publish(session, b"1", routing_key="q") == [(b"1", "confirmed")]
+    assert session.cluster.endswith(f" {vhost.name}")
+    assert session.cluster.startswith("embedded-")
+    session.stop()
+    assert session.stopping
+    assert [*session.consume(Q)] == []
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_strict_session_fails_if_a_queue_has_other_settings(connect: Connect, *, strict: bool) -> None:
+    """If a queue exists with other settings, declaring it over AMQP 1.0 raises DeclaredDifferently in a strict session.
+    In another, which is the default, it is used as it is, and the user is told.
+    """
+    notices = list[str]()
+    session = connect(notice=notices.append, **({"strict": True} if strict else {}))
+    session.declare(Q)
+    if strict:
+        with pytest.raises(DeclaredDifferently):
+            session.declare(Q._replace(auto_delete=True))
+    else:
+        session.declare(Q._replace(auto_delete=True))
+    assert len(notices) == (not strict)
+
+
+class Files(TlsFiles):
+    def context(self) -> ssl.SSLContext:
+        return CONTEXT
+
+
+@pytest.mark.parametrize(
+    ("url", "files", "context", "names_user"),
+    [
+        ("amqps://one", Files(cert="file"), CONTEXT, False),  # type: ignore[arg-type]
+        ("amqps://ann:secret@one", Files(cert="file"), CONTEXT, True),  # type: ignore[arg-type]
+        ("amqps://one", Files(), CONTEXT, True),
+        ("amqp://one", Files(cert="file"), None, True),  # type: ignore[arg-type]
+        ("amqp://one", None, None, True),
+    ],
+    ids=["certificate", "user", "no certificate", "no TLS", "no files"],
+)
+def test_a_client_certificate_logs_in_if_the_url_names_no_user(
+    monkeypatch: pytest.MonkeyPatch,
+    url: str,
+    files: TlsFiles | None,
+    context: ssl.SSLContext | None,
+    *,
+    names_user: bool,
+) -> None:
+    """A session over AMQP 1.0 uses TLS if a URL says so. It logs in with the client's certificate if there is one and
+    the URL names no user; in all other cases, as a user.
+    """
+    asked = list[tuple[bool, object]]()
+
+    def transport(address: Address, context: object, *_: object, **__: object) -> None:
+        asked.append((address.names_user, context))
+        raise Unavailable("no route")
+
+    monkeypatch.setattr(reopening_transport, "Transport", transport)
+    with pytest.raises(Unavailable):
+        LinkSession(parse_addresses(url), tls=files)
+    assert asked == [(names_user, context)]

@@ -1,0 +1,478 @@
+"""An AMQP 1.0 connection that is reopened after a loss, with what the broker sends in place of a socket."""
+
+import ssl
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import pytest
+
+from mqtool.amqp import Address, Backoff
+from mqtool.amqp10 import reopening_transport
+from mqtool.amqp10.refusals import ClosedByBroker, Lost
+from mqtool.amqp10.reopening_transport import ReopeningTransport
+from mqtool.errors import AccessRefused, MqtoolError, StoppedWaiting, Unavailable
+
+ONE, TWO = Address("one"), Address("two")
+AT_ONCE = Backoff(first=0, attempts=2)
+FORCED = ClosedByBroker("amqp:connection:forced", "shutdown")
+FORBIDDEN = ClosedByBroker("amqp:unauthorized-access", "no permission")
+HELLO, WORK = b"hello", b"work"
+
+
+class Broker:
+    """The broker's end of all connections, in place of a Transport.
+
+    Attributes:
+        now: the time in seconds.
+        unreachable: the errors of the next attempts to connect; None for an attempt that succeeds.
+        asked: the arguments of each attempt to connect.
+        closed: whether each connection that was closed was closed politely.
+        waits: how long each read waited at most.
+        closing_fails: True if closing a connection raises an error.
+    """
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.properties = {"version": "4.1.0"}
+        self.unreachable: list[MqtoolError | None] = []
+        self.asked: list[tuple[Any, ...]] = []
+        self.closed: list[bool] = []
+        self.waits: list[float] = []
+        self.closing_fails = False
+        self._events = SimpleQueue[list[bytes] | BaseException]()
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def connect(self, *arguments: object, **options: object) -> "Broker":
+        self.asked.append((*arguments, options))
+        if self.unreachable and (error := self.unreachable.pop(0)):
+            raise error
+        return self
+
+    def tells(self, *events: bytes | BaseException | None) -> None:
+        """Let the next reads return these frames or nothing, or raise these errors."""
+        for event in events:
+            self._events.put(event if isinstance(event, BaseException) else [] if event is None else [event])
+
+    # A Transport's methods.
+
+    def read(self, timeout: float) -> list[bytes]:
+        self.waits.append(timeout)
+        try:
+            event = self._events.get(timeout=0 if threading.current_thread() is threading.main_thread() else 30)
+        except Empty:
+            event = []
+        if isinstance(event, BaseException):
+            raise event
+        self.now += 0 if event else timeout
+        return event
+
+    def wake(self) -> None:
+        self.tells(None)
+
+    def close(self, *, politely: bool = True) -> None:
+        self.closed.append(politely)
+        if self.closing_fails:
+            raise OSError
+
+
+class Session(ReopeningTransport):
+    """A connection that begins with a frame from the broker, and records what happens to it."""
+
+    def __init__(self, addresses: Sequence[Address] = (ONE,), backoff: Backoff | None = None, **options: Any) -> None:
+        self.log: list[object] = []
+        self.notices: list[str] = []
+        before = {*threading.enumerate()}
+        super().__init__(addresses, options.pop("context", None), backoff, self.notices.append, **options)
+        self.threads = {*threading.enumerate()} - before
+
+    def begin(self) -> None:
+        greeted = len(self.log)
+        self.log.append("begin")
+        self.until(lambda: HELLO in self.log[greeted:])
+
+    def take(self, body: bytes) -> None:
+        if body == FORBIDDEN.reply_text.encode():
+            raise FORBIDDEN
+        self.log.append(body)
+
+    def taken(self) -> None:
+        self.log.append("taken")
+
+    def lost(self) -> Callable[[], None]:
+        self.log.append(("lost", self.is_lost))
+        return lambda: self.log.append("resumed")
+
+    def reopened(self) -> None:
+        self.log.append(("reopened", self.epoch, self.is_lost))
+
+    def has(self, what: object) -> None:
+        """Wait until the log contains something."""
+        self.wait(lambda: what in self.log, None)
+
+    def has_told(self, count: int) -> None:
+        """Wait until there are this many notices."""
+        self.wait(lambda: len(self.notices) == count, None)
+
+    def failed(self) -> MqtoolError:
+        """Wait until the connection and its I/O thread have ended for good; return the error."""
+        with pytest.raises(MqtoolError) as caught:
+            self.wait(lambda: False, None)
+        assert caught.value is self.failure
+        for thread in self.threads:
+            thread.join(10)
+            assert not thread.is_alive()
+        return caught.value
+
+
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
+    broker = Broker()
+    monkeypatch.setattr(reopening_transport, "time", broker)
+    monkeypatch.setattr(reopening_transport, "Transport", broker.connect)
+    return broker
+
+
+@pytest.fixture
+def connect(broker: Broker) -> Iterator[Callable[..., Session]]:
+    """Open a connection. It is closed at the end of the test."""
+    sessions = []
+
+    def open_one(*arguments: Any, **options: Any) -> Session:
+        broker.tells(HELLO)
+        sessions.append(Session(*arguments, **options))
+        return sessions[-1]
+
+    yield open_one
+    broker.closing_fails = False
+    for session in sessions:
+        session.close()
+
+
+class Clocked(threading.Condition):
+    """Waits only by the broker's clock."""
+
+    def __init__(self, broker: Broker) -> None:
+        super().__init__()
+        self.broker = broker
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout
+        self.broker.now += timeout
+        return False
+
+
+Connect = Callable[..., Session]
+
+
+def test_a_connection_uses_the_first_node_that_accepts_it(
+    broker: Broker, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An AMQP 1.0 connection is opened to the first node that can be reached, under the name of the command's
+    connections. After a loss, this node is tried first, and a node that closes the connection during the login counts
+    as unreachable.
+    """
+    monkeypatch.setenv("MQTOOL_CONNECTION_NAME", "nightly")
+    broker.unreachable = [Unavailable("no route")]
+    context = ssl.create_default_context()
+    session = connect([ONE, TWO], AT_ONCE, context=context)
+    assert (session.address, session.lacks_a_node) == (TWO, True)
+    first = {"logged_in_before": False}
+    assert broker.asked == [(ONE, context, "nightly", first), (TWO, context, "nightly", first)]
+    broker.tells(EOFError(), HELLO)
+    session.has(("reopened", 1, False))
+    assert broker.asked[2:] == [(TWO, context, "nightly", {"logged_in_before": True})]
+    assert not session.lacks_a_node
+
+
+def test_the_error_of_the_last_node_is_raised_if_none_can_be_reached(broker: Broker) -> None:
+    """If no node can be reached, opening an AMQP 1.0 connection raises the error of the last one."""
+    broker.unreachable = [Unavailable("no route to one"), Unavailable("no route to two")]
+    with pytest.raises(Unavailable, match=r"^no route to two$"):
+        Session([ONE, TWO])
+    with pytest.raises(Unavailable, match=r"^no address to connect to$"):
+        Session([])
+
+
+def test_a_connection_to_rabbitmq_3_is_closed(broker: Broker, connect: Connect) -> None:
+    """If the broker is RabbitMQ 3, opening an AMQP 1.0 connection closes it again, and raises an error. A broker that
+    does not send its version is accepted.
+    """
+    broker.properties = {"version": "3.13.7"}
+    with pytest.raises(Unavailable, match=r"the broker is RabbitMQ 3\.13\.7$"):
+        Session()
+    assert broker.closed == [True]
+    broker.properties = {}
+    assert not connect().lacks_a_node
+
+
+@pytest.mark.parametrize(
+    ("event", "kind", "words"),
+    [
+        (EOFError(), Unavailable, "lost the connection to amqp://guest@one:5672: closed by the other end"),
+        (OSError(104, "Connection reset"), Unavailable,
+         "lost the connection to amqp://guest@one:5672: connection reset"),
+        (OSError(), Unavailable, "lost the connection to amqp://guest@one:5672: the broker sent something unreadable"),
+        (None, Unavailable, "lost the connection to amqp://guest@one:5672: the broker does not answer"),
+        (FORBIDDEN, AccessRefused, "no permission"),
+    ],
+    ids=["closed", "reset", "nameless", "silent", "refused"],
+)  # fmt: skip
+def test_a_session_that_cannot_begin_gives_the_reason(
+    broker: Broker, event: BaseException | None, kind: type[MqtoolError], words: str
+) -> None:
+    """If an AMQP 1.0 session cannot begin, because the connection is lost, or because the broker refuses it or does not
+    answer within 20 s, opening the connection raises an error with the reason, and closes the socket at once.
+    """
+    broker.tells(event)
+    with pytest.raises(kind) as caught:
+        Session()
+    assert str(caught.value) == words
+    assert broker.closed == [False]
+    assert event or broker.now == pytest.approx(1020, abs=0.5)
+
+
+def test_frames_are_processed_as_they_arrive(broker: Broker, connect: Connect) -> None:
+    """An AMQP 1.0 connection processes frames on its I/O thread, which does not keep the command from ending. It looks
+    for work after each read with frames, and every 0.1 s while something is due.
+    """
+    session = connect()
+    [thread] = session.threads
+    assert (thread.name, thread.daemon) == ("mqtool-amqp10", True)
+    assert not session.reads_here
+    broker.tells(None, WORK)
+    session.has(WORK)
+    assert session.log == ["begin", HELLO, "taken", WORK, "taken"]
+    session.due_at = 1000.5
+    broker.tells(WORK, None, b"last")
+    session.has(b"last")
+    assert session.log[5:] == [WORK, "taken", "taken", b"last", "taken"]
+    assert {*broker.waits[1:3]} == {1.0}
+    assert {*broker.waits[4:]} == {0.1}
+    assert session.has_progressed
+    assert session.epoch == 0
+
+
+def test_a_connection_without_an_io_thread_reads_when_it_is_run(broker: Broker, connect: Connect) -> None:
+    """run() of an AMQP 1.0 connection without an I/O thread waits for frames, processes them, and tells whether there
+    were any. While it runs, an error that ended the session is not raised again.
+    """
+    session = connect(threaded=False)
+    assert session.reads_here
+    broker.tells(WORK)
+    assert session.run(2.5) is True
+    assert WORK in session.log
+    assert session.run(7) is False
+    assert broker.waits[-2:] == [2.5, 7]
+    session.close()
+    session.check()
+    assert broker.closed == [True]
+
+
+def test_a_connection_resumes_after_a_loss(broker: Broker, connect: Connect) -> None:
+    """After a loss, an AMQP 1.0 connection closes its socket and is opened again: it begins, resumes its work, and then
+    looks for more. The user is told of the loss, of each attempt that fails, and how long reconnecting took.
+    """
+    session = connect([ONE], Backoff(first=0))
+    broker.unreachable = [Unavailable("no route"), None, None]
+    broker.tells(OSError(110, "Timed out"), EOFError(), *[None] * 10, HELLO)
+    session.has("resumed")
+    session.wait(lambda: not session.is_lost, None)
+    broker.tells(WORK)
+    session.has(WORK)
+    assert session.notices == [
+        "lost the connection to amqp://guest@one:5672: timed out",
+        "attempt 1 to reconnect failed: no route",
+        "attempt 2 to reconnect failed: closed by the other end",
+        "connected again to amqp://guest@one:5672 after 2.0 s",
+    ]
+    assert broker.closed == [False] * 3
+    assert session.log == [
+        "begin", HELLO, "taken", ("lost", True), "begin", "begin", HELLO, "taken", "resumed",
+        ("reopened", 1, False), "taken", WORK, "taken",
+    ]  # fmt: skip
+    assert session.epoch == 1
+    assert session.failure is None
+
+
+@pytest.mark.parametrize(
+    ("event", "words"),
+    [(ValueError(), "the broker sent something unreadable"), (FORCED, "shutdown")],
+    ids=["unreadable", "shutdown"],
+)
+def test_a_loss_ends_a_connection_that_does_not_reconnect(
+    broker: Broker, connect: Connect, event: BaseException, words: str
+) -> None:
+    """If an AMQP 1.0 connection that does not reconnect is lost, each call that waits raises an error with the
+    reason.
+    """
+    session = connect()
+    broker.tells(event)
+    failure = session.failed()
+    assert (type(failure), str(failure)) == (Unavailable, f"the connection was lost: {words}")
+    assert session.refused is False
+    assert session.is_lost
+    assert session.notices == []
+    session.close()
+    assert session.failure is failure
+    assert broker.closed == [False]
+
+
+def test_a_request_is_repeated_after_a_reconnection(broker: Broker, connect: Connect) -> None:
+    """If an AMQP 1.0 connection is lost while a request waits for its reply, the request is repeated once the
+    connection is open again. On the thread that opens the connection, it is not.
+    """
+    session = connect([ONE], AT_ONCE)
+    epochs = []
+
+    def request() -> str:
+        epochs.append(session.epoch)
+        broker.tells(*([EOFError(), HELLO] if session.epoch == 0 else [WORK]))
+        session.until(lambda: WORK in session.log)
+        return "reply"
+
+    assert session.retrying(request) == "reply"
+    assert epochs == [0, 1]
+
+    def refuse() -> None:
+        raise FORBIDDEN
+
+    with pytest.raises(AccessRefused, match="no permission"):
+        session.retrying(refuse)
+    session.close()
+
+    def lose() -> None:
+        raise Lost
+
+    with pytest.raises(Lost):
+        connect(threaded=False).retrying(lose)
+
+
+def test_a_request_is_given_up_after_20_seconds(broker: Broker, connect: Connect) -> None:
+    """If the broker does not answer a request over AMQP 1.0 within 20 s, or the time that the caller gives, the request
+    raises an error. wait() with a time limit returns when it is over.
+    """
+    session = connect()
+    session.changed = Clocked(broker)
+    with pytest.raises(Unavailable, match=r"^the broker did not answer within 20 s$"):
+        session.until(lambda: False)
+    assert broker.now == pytest.approx(1020, abs=0.5)
+    with pytest.raises(Unavailable, match=r"^the broker did not answer within 2.5 s$"):
+        session.until(lambda: False, 2.5)
+    began = broker.now
+    session.wait(lambda: False, 0.5)
+    assert broker.now == pytest.approx(began + 0.5)
+
+
+def test_reconnecting_is_given_up_when_its_attempts_run_out(broker: Broker, connect: Connect) -> None:
+    """If a connection is lost again within 60 s, before anything was confirmed or settled, the attempts to reconnect
+    count on from the previous loss. When none are left, each call that waits raises an error.
+    """
+    session = connect([ONE, TWO], AT_ONCE)
+    for epoch in (1, 2):
+        broker.tells(EOFError(), HELLO)
+        session.has(("reopened", epoch, False))
+        session.wait(lambda: not session.is_lost, None)
+    broker.now += 60
+    broker.tells(EOFError())
+    failure = session.failed()
+    words = "gave up reconnecting to amqp://guest@one:5672 after 2 attempts"
+    assert (type(failure), str(failure)) == (Unavailable, words)
+    assert not session.refused
+
+
+@pytest.mark.parametrize("progresses", [True, False])
+def test_attempts_to_reconnect_are_counted_from_1_after_a_stable_connection(
+    broker: Broker, connect: Connect, *, progresses: bool
+) -> None:
+    """If a connection is lost after a message was confirmed or settled, or after more than 60 s, the attempts to
+    reconnect are counted from 1 again.
+    """
+    session = connect([ONE], AT_ONCE)
+    for epoch in range(1, 5):
+        broker.unreachable = [Unavailable("no route")]
+        broker.tells(FORCED, HELLO)
+        session.has(("reopened", epoch, False))
+        session.has_told(3 * epoch)
+        assert session.notices[-2] == "attempt 1 to reconnect failed: no route"
+        assert not session.has_progressed
+        if progresses:
+            session.has_progressed = True
+        else:
+            broker.now += 60.5
+
+
+@pytest.mark.parametrize(
+    ("unreachable", "events", "kind", "words"),
+    [
+        ([AccessRefused("wrong password")], [EOFError()], AccessRefused, "wrong password"),
+        ([], [FORCED, FORBIDDEN], AccessRefused, "no permission"),
+    ],
+    ids=["login", "session"],
+)
+def test_reconnecting_ends_if_the_broker_refuses_the_connection(
+    broker: Broker,
+    connect: Connect,
+    unreachable: list[MqtoolError | None],
+    events: list[BaseException],
+    kind: type[MqtoolError],
+    words: str,
+) -> None:
+    """If the broker refuses the login or the session when a connection is opened again, there is no further attempt,
+    and each call that waits raises the error.
+    """
+    session = connect([ONE], Backoff(first=0))
+    broker.unreachable = unreachable
+    broker.tells(*events)
+    failure = session.failed()
+    assert (type(failure), failure.args[0]) == (kind, words)
+    assert not session.refused
+    assert len(broker.asked) == 2
+
+
+def test_a_session_that_the_broker_ends_is_not_begun_again(broker: Broker, connect: Connect) -> None:
+    """If the broker ends an AMQP 1.0 session because of an error, the connection is not opened again, and each call
+    that waits raises the error.
+    """
+    session = connect([ONE], AT_ONCE)
+    broker.tells(FORBIDDEN.reply_text.encode())
+    assert isinstance(session.failed(), AccessRefused)
+    assert (session.refused, session.is_lost) == (True, False)
+    assert session.notices == []
+
+
+def test_stopping_ends_the_wait_for_a_lost_connection(broker: Broker, connect: Connect) -> None:
+    """A command that must stop does not wait for a lost connection, but it does wait for one that is open. stop() makes
+    the connection look for work at once.
+    """
+    session = connect([ONE], Backoff(first=3600))
+    session.stop()
+    session.wait(lambda: session.log.count("taken") == 2, None)
+    assert (session.stopping, session.hopeless) == (True, None)
+    broker.tells(EOFError())
+    with pytest.raises(StoppedWaiting, match=r"^stopped: the connection is lost$"):
+        session.wait(lambda: False, None)
+    session.wait(lambda: False, 0)
+    session.close()
+    assert broker.closed == [False]
+    assert str(session.failure) == "the connection is closed"
+    assert len(broker.asked) == 1
+
+
+@pytest.mark.parametrize("closing_fails", [True, False])
+def test_a_closed_connection_is_not_opened_again(broker: Broker, connect: Connect, *, closing_fails: bool) -> None:
+    """close() of an AMQP 1.0 connection sends a close frame, and ends the I/O thread, even if the socket fails. Calls
+    that wait raise Unavailable. A second close() has no effect.
+    """
+    session = connect([ONE], AT_ONCE)
+    broker.closing_fails = closing_fails
+    session.close()
+    session.close()
+    assert broker.closed == [True]
+    assert not any(thread.is_alive() for thread in session.threads)
+    failure = session.failed()
+    assert (type(failure), str(failure)) == (Unavailable, "the connection is closed")
+    assert session.notices == []
