@@ -114,6 +114,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     f"{_BROKER}/model/backlog.py": (f"{_EMBEDDED}/test_backlog.py",),
     f"{_BROKER}/model/consumers.py": (f"{_EMBEDDED}/test_queue_consumers.py", f"{_EMBEDDED}/test_queue.py"),
     f"{_BROKER}/model/dead_lettering.py": (f"{_EMBEDDED}/test_dead_lettering.py",),
+    f"{_BROKER}/model/declarations.py": (f"{_EMBEDDED}/test_declarations.py",),
     f"{_BROKER}/model/exchange.py": (
         f"{_EMBEDDED}/test_exchanges.py",
         f"{_EMBEDDED}/test_queue.py",
@@ -126,6 +127,10 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
         f"{_EMBEDDED}/test_queue.py",
         f"{_EMBEDDED}/test_queue_consumers.py",
         f"{_EMBEDDED}/test_limits_of_queues.py",
+    ),
+    f"{_BROKER}/model/queue_arguments.py": (
+        f"{_EMBEDDED}/test_queue_arguments.py",
+        f"{_EMBEDDED}/test_declarations.py",
     ),
     f"{_BROKER}/model/stream_log.py": (f"{_EMBEDDED}/test_stream_log.py", f"{_EMBEDDED}/test_stream_queue.py"),
     f"{_BROKER}/model/virtual_host.py": (
