@@ -121,9 +121,11 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     f"{_BROKER}/amqp10/session_state.py": (f"{_EMBEDDED}/test_sessions10.py", f"{_EMBEDDED}/test_publishing10.py"),
     f"{_BROKER}/amqp10/sql_filter.py": (f"{_EMBEDDED}/test_filters10.py",),
     f"{_BROKER}/model": (_EMBEDDED, _SIMULATION),
+    f"{_BROKER}/model/applied_policies.py": (f"{_EMBEDDED}/test_applied_policies.py",),
     f"{_BROKER}/model/backlog.py": (f"{_EMBEDDED}/test_backlog.py",),
     f"{_BROKER}/model/consumers.py": (f"{_EMBEDDED}/test_queue_consumers.py", f"{_EMBEDDED}/test_queue.py"),
     f"{_BROKER}/model/dead_lettering.py": (f"{_EMBEDDED}/test_dead_lettering.py",),
+    f"{_BROKER}/model/declarations.py": (f"{_EMBEDDED}/test_declarations.py",),
     f"{_BROKER}/model/exchange.py": (
         f"{_EMBEDDED}/test_exchanges.py",
         f"{_EMBEDDED}/test_queue.py",
@@ -136,6 +138,10 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
         f"{_EMBEDDED}/test_queue.py",
         f"{_EMBEDDED}/test_queue_consumers.py",
         f"{_EMBEDDED}/test_limits_of_queues.py",
+    ),
+    f"{_BROKER}/model/queue_arguments.py": (
+        f"{_EMBEDDED}/test_queue_arguments.py",
+        f"{_EMBEDDED}/test_declarations.py",
     ),
     f"{_BROKER}/model/stream_log.py": (f"{_EMBEDDED}/test_stream_log.py", f"{_EMBEDDED}/test_stream_queue.py"),
     f"{_BROKER}/model/virtual_host.py": (

@@ -38,8 +38,7 @@ def _compile(pattern: str, most_bytes: int) -> Any:
     try:
         return re2.compile(pattern.encode(errors="surrogateescape"), options)
     except re2.error as error:
-        reason = error.args[0]
-        raise ValueError(reason.decode() if isinstance(reason, bytes) else str(reason)) from error
+        raise ValueError(error.args[0].decode("utf-8", "replace")) from error
 
 
 class _Patterns:

@@ -141,13 +141,11 @@ def check_equivalent_queue(queue: BrokerQueue, declared: QueueDeclaration) -> No
     where, arguments = f"queue '{queue.name}' in vhost '{queue.vhost}'", declared.arguments
     _equivalent("durable", where, declared.durable, queue.durable)
     _equivalent("auto_delete", where, declared.auto_delete, queue.auto_delete)
-    if queue.profile.lists_type:
-        arguments = {"x-queue-type": "classic", **arguments}
-    elif queue.kind == "classic":
+    if queue.profile.lists_type or queue.kind == "classic":
         # `x-queue-type: classic` is the default, so its presence in only one declaration makes no difference.
-        arguments = {"x-queue-type": "classic", **arguments} if "x-queue-type" in queue.arguments else arguments
-        if arguments.get("x-queue-type") == "classic" and "x-queue-type" not in queue.arguments:
-            arguments = {name: value for name, value in arguments.items() if name != "x-queue-type"}
+        arguments = {"x-queue-type": "classic", **arguments}
+        if arguments["x-queue-type"] == "classic" and "x-queue-type" not in queue.arguments:
+            del arguments["x-queue-type"]
     for argument in SUPPORTED[queue.kind]:
         equivalent_argument(argument, where, arguments, queue.arguments)
     if queue.profile.initial_offsets and queue.kind == "stream":

@@ -1,0 +1,502 @@
+"""Declarations of queues, exchanges, bindings and consumers: what is refused, with which code and text, by version."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mqtool.broker.embedded.model.amqp_errors import AmqpException, ConnectionException
+from mqtool.broker.embedded.model.declarations import check_consumer
+from mqtool.broker.embedded.model.exchange import ExchangeDeclaration
+from mqtool.broker.embedded.model.ledger import Ledger
+from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Like
+from mqtool.broker.embedded.model.queue_arguments import MAX_EXPIRY, MAX_INITIAL_OFFSET, OFFSET, QueueDeclaration
+from mqtool.broker.embedded.model.topology_operations import declare_exchange, declare_queue
+from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from mqtool.codecs.field_tables import Float32, Int8, Int32, Int64, Table, Timestamp
+from tests.unit.embedded.test_queue import FakeClock
+
+QUORUM: Table = {"x-queue-type": "quorum"}
+STREAM: Table = {"x-queue-type": "stream"}
+INTEGER = '"expected integer, got longstr"'
+#: The kind of queue with each of these arguments.
+OF_QUORUM = ("x-dead-letter-strategy", "x-max-in-memory-length", "x-max-in-memory-bytes", "x-quorum-initial-group-size")
+OF_STREAMS = ("x-max-age", "x-stream-max-segment-size-bytes", "x-initial-cluster-size")
+
+
+def vhost_like(like: Like) -> VirtualHost:
+    return VirtualHost("v", FakeClock(), Ledger(), PROFILES[like])
+
+
+def refusal(action: Callable[[], object]) -> str | None:
+    """Return the code and the text with which the broker refuses an operation; None if it does not."""
+    try:
+        action()
+    except AmqpException as error:
+        what = "connection" if isinstance(error, ConnectionException) else "channel"
+        return f"{what} {error.code}: {error.what}"
+    return None
+
+
+def declared(vhost: VirtualHost, arguments: Table, **properties: Any) -> str | None:
+    """Declare the durable queue `q`; return the error, if any."""
+    return refusal(lambda: declare_queue(vhost, QueueDeclaration("q", arguments, **properties)))
+
+
+def of_type(name: str) -> Table:
+    return QUORUM if name in OF_QUORUM else STREAM if name in OF_STREAMS else {}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wrong"),
+    [
+        ("x-queue-type", "round", "\"unsupported queue type 'round'\""),
+        ("x-queue-type", Int32(1), "{unacceptable_type,signedint}"),
+        ("x-expires", 0, "{value_zero,0}"),
+        ("x-expires", -1, "{value_negative,-1}"),
+        ("x-expires", MAX_EXPIRY + 1, f"{{value_too_large,{MAX_EXPIRY + 1}}}"),
+        ("x-message-ttl", "1", INTEGER),
+        ("x-message-ttl", True, '"expected integer, got bool"'),
+        ("x-message-ttl", -1, "{value_negative,-1}"),
+        ("x-message-ttl", MAX_EXPIRY + 1, f"{{value_too_large,{MAX_EXPIRY + 1}}}"),
+        ("x-dead-letter-routing-key", "k", "routing_key_but_no_dlx_defined"),
+        ("x-dead-letter-routing-key", Int32(1), "{unacceptable_type,signedint}"),
+        ("x-dead-letter-strategy", "never", "invalid_dlx_strategy"),
+        ("x-max-priority", 256, "{max_value_exceeded,256}"),
+        ("x-overflow", "spill", "invalid_overflow"),
+        ("x-queue-mode", "eager", "\"unsupported queue mode 'eager'\""),
+        ("x-queue-version", 3, "\"unsupported queue version '3'\""),
+        ("x-queue-version", 0, "\"unsupported queue version '0'\""),
+        ("x-single-active-consumer", "true", "{unacceptable_type,longstr}"),
+        ("x-quorum-initial-group-size", 0, "{value_zero,0}"),
+        ("x-max-age", "5x", "invalid_max_age"),
+        ("x-max-age", Int32(5), "{unacceptable_type,signedint}"),
+        ("x-initial-cluster-size", 0, "{value_zero,0}"),
+        ("x-queue-leader-locator", "here", "invalid_queue_locator_arg"),
+        *((name, "1", INTEGER) for name in (
+            "x-max-length", "x-max-length-bytes", "x-max-in-memory-length", "x-max-in-memory-bytes",
+            "x-stream-max-segment-size-bytes",
+        )),
+    ],
+)  # fmt: skip
+def test_a_queue_whose_argument_has_an_invalid_value_is_refused(name: str, value: Any, wrong: str) -> None:
+    """If an argument of a new queue has a value of the wrong type or out of range, the broker refuses the declaration
+    with 406. The error names the argument and the queue, and gives RabbitMQ's reason.
+    """
+    vhost = vhost_like(DEFAULT)
+    expected = f"channel 406: invalid arg '{name}' for queue 'q' in vhost 'v': {wrong}"
+    assert declared(vhost, {**of_type(name), name: value}) == expected
+    assert vhost.queues == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("x-queue-type", kind) for kind in ("classic", "quorum", "stream")),
+        *(("x-expires", value) for value in (1, MAX_EXPIRY)),
+        *(("x-message-ttl", value) for value in (0, Int8(1), MAX_EXPIRY)),
+        *(("x-dead-letter-strategy", value) for value in ("at-most-once", "at-least-once")),
+        *(("x-max-priority", value) for value in (0, 255)),
+        *(("x-overflow", value) for value in ("drop-head", "reject-publish", "reject-publish-dlx")),
+        *(("x-queue-mode", value) for value in ("default", "lazy")),
+        *(("x-queue-version", value) for value in (1, 2)),
+        *(("x-single-active-consumer", value) for value in (True, False)),
+        ("x-quorum-initial-group-size", 1),
+        ("x-max-age", "7D"),
+        ("x-initial-cluster-size", 1),
+        ("x-stream-max-segment-size-bytes", 3_000_000_000),
+        *(("x-queue-leader-locator", each) for each in ("client-local", "balanced", "random", "least-leaders")),
+        *((name, 0) for name in ("x-max-length", "x-max-length-bytes", "x-max-in-memory-length")),
+        ("x-dead-letter-exchange", "x"),
+        ("x-of-my-own", ["anything"]),
+    ],
+)
+def test_a_queue_whose_arguments_are_valid_is_declared(name: str, value: Any) -> None:
+    """The broker accepts the values that RabbitMQ accepts, and any value of an argument that RabbitMQ does not know."""
+    vhost = vhost_like(DEFAULT)
+    arguments = {**of_type(name), name: value}
+    assert declared(vhost, arguments) is None
+    assert vhost.queues["q"].arguments == {"x-queue-type": "classic", **arguments}
+
+
+@pytest.mark.parametrize("key", ["", "k" * 255, "é" * 127, "k" * 256, "é" * 128])
+def test_a_dead_letter_routing_key_has_up_to_255_bytes(key: str) -> None:
+    """A dead-letter routing key may have up to 255 bytes, as any routing key. A queue with a longer one is refused."""
+    arguments: Table = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": key}
+    wrong = "channel 406: invalid arg 'x-dead-letter-routing-key' for queue 'q' in vhost 'v': longer than 255 bytes"
+    assert declared(vhost_like(DEFAULT), arguments) == (None if len(key.encode()) <= 255 else wrong)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *(("classic", each) for each in ("x-delivery-limit", *OF_QUORUM, *OF_STREAMS)),
+        *(("quorum", each) for each in ("x-max-priority", "x-queue-mode", "x-queue-version", *OF_STREAMS)),
+        *(("stream", each) for each in ("x-message-ttl", "x-max-length", "x-dead-letter-exchange", *OF_QUORUM)),
+    ],
+)
+def test_an_argument_of_another_queue_type_is_refused(kind: str, name: str) -> None:
+    """If a queue is declared with an argument that only other types of queues have, the broker refuses it with 406. The
+    error names the argument and the type of the queue. Errors in the values of other arguments come first.
+    """
+    wrong = f"channel 406: invalid arg '{name}' for queue 'q' in vhost 'v' of queue type rabbit_{kind}_queue"
+    assert declared(vhost_like(DEFAULT), {"x-queue-type": kind, name: "x"}) == wrong
+    both: Table = {"x-queue-type": kind, name: "x", "x-max-length-bytes": -1}
+    assert str(declared(vhost_like(DEFAULT), both)).endswith("{value_negative,-1}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wrong"),
+    [
+        ({"x-dead-letter-exchange": Int32(1)},
+         "invalid type 'signedint' for arg 'x-dead-letter-exchange' in queue 'q' in vhost 'v'"),
+        ({**STREAM, "x-stream-max-segment-size-bytes": 3_000_000_001},
+         "Exceeded max value for x-stream-max-segment-size-bytes"),
+    ],
+)  # fmt: skip
+def test_some_invalid_arguments_have_errors_of_their_own(arguments: Table, wrong: str) -> None:
+    """As in RabbitMQ, the errors for a dead-letter exchange that is not a string, and for a stream with too large
+    segments, have their own texts.
+    """
+    assert declared(vhost_like(DEFAULT), arguments) == f"channel 406: {wrong}"
+
+
+@pytest.mark.parametrize(
+    ("accepting", "refusing", "arguments", "wrong"),
+    [
+        (Like.V4_0, Like.V3_10, {"x-queue-leader-locator": "random"}, " of queue type rabbit_classic_queue"),
+        (Like.V4_3, Like.V4_2, {"x-queue-mode": "eager"}, ": \"unsupported queue mode 'eager'\""),
+        (Like.V4_2, Like.V4_3, {"x-queue-version": 1}, ": \"unsupported queue version '1'\""),
+        (Like.V4_3, Like.V4_4, {"x-stream-initial-offset": 1}, " of queue type rabbit_classic_queue"),
+        (Like.V4_3, Like.V4_4, {**QUORUM, "x-stream-initial-offset": 1}, " of queue type rabbit_quorum_queue"),
+        (Like.V4_3, Like.V4_4, {**STREAM, "x-stream-initial-offset": "1"}, f": {INTEGER}"),
+        (Like.V4_3, Like.V4_4, {**STREAM, "x-stream-initial-offset": MAX_INITIAL_OFFSET + 1},
+         f": {{value_too_large,{MAX_INITIAL_OFFSET + 1}}}"),
+        *((Like.V4_2, Like.V4_3, {**kind, f"x-delayed-retry-{name}": "x"}, f" of queue type rabbit_{type_}_queue")
+          for name in ("type", "min", "max") for type_, kind in (("classic", {}), ("stream", STREAM))),
+        (Like.V4_2, Like.V4_3, {"x-consumer-timeout": 1}, " of queue type rabbit_classic_queue"),
+        (Like.V4_2, Like.V4_3, {**STREAM, "x-consumer-timeout": 1}, " of queue type rabbit_stream_queue"),
+        (Like.V4_2, Like.V4_3, {**QUORUM, "x-consumer-timeout": -1}, ": {value_negative,-1}"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_some_arguments_are_refused_only_by_some_versions(
+    accepting: Like, refusing: Like, arguments: Table, wrong: str
+) -> None:
+    """Some arguments of queues are refused only by later versions of RabbitMQ, and others only by earlier ones. The
+    other versions do not know or do not check them.
+    """
+    assert declared(vhost_like(accepting), arguments) is None
+    name = [*arguments][-1]
+    assert declared(vhost_like(refusing), arguments) == (
+        f"channel 406: invalid arg '{name}' for queue 'q' in vhost 'v'{wrong}"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"x-queue-version": 2},
+        {**STREAM, "x-stream-initial-offset": MAX_INITIAL_OFFSET},
+        {**QUORUM, "x-delayed-retry-type": "all", "x-delayed-retry-min": "x", "x-consumer-timeout": 0},
+    ],
+    ids=str,
+)
+def test_the_newest_version_accepts_its_own_arguments(arguments: Table) -> None:
+    """RabbitMQ 4.4 accepts valid arguments that are new in it, and does not check the values of x-delayed-retry-…."""
+    assert declared(vhost_like(Like.V4_4), arguments) is None
+
+
+@pytest.mark.parametrize(
+    ("accepting", "refusing", "arguments", "properties", "feature"),
+    [
+        (Like.V4_3, Like.V4_3_5, {}, {"durable": False}, "transient_nonexcl_queues"),
+        (Like.V4_2, Like.V4_3, {"x-queue-master-locator": "random"}, {}, "queue_master_locator"),
+    ],
+)
+def test_a_deprecated_feature_is_refused_by_some_versions(
+    accepting: Like, refusing: Like, arguments: Table, properties: Any, feature: str
+) -> None:
+    """If a new queue uses a deprecated feature that this version of RabbitMQ no longer permits, the connection is
+    closed with 541. The error names the feature. An exclusive queue may be transient in all versions.
+    """
+    assert declared(vhost_like(accepting), arguments, **properties) is None
+    assert declared(vhost_like(refusing), arguments, **properties) == (
+        f"connection 541: Feature `{feature}` is deprecated.\nBy default, this feature is not permitted anymore.\n"
+        "The feature will be removed from a future major RabbitMQ version, regardless of the configuration; actual "
+        "version to be determined.\nTo continue using this feature when it is not permitted by default, set the "
+        "following parameter in your configuration:"
+    )
+    assert declared(vhost_like(refusing), {}, durable=False, owner=object()) is None
+    assert declared(vhost_like(refusing), {}) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "properties", "wrong"),
+    [
+        ("quorum", {"durable": False}, "non-durable"),
+        ("quorum", {"auto_delete": True}, "auto-delete"),
+        ("quorum", {"owner": object()}, "exclusive-owner"),
+        ("quorum", {"durable": False, "auto_delete": True, "owner": object()}, "non-durable"),
+        ("stream", {"durable": False}, "non-durable"),
+        ("stream", {"auto_delete": True}, "auto-delete"),
+        ("stream", {"owner": object()}, "exclusive-owner"),
+        ("stream", {"durable": False, "auto_delete": True, "owner": object()}, "auto-delete"),
+    ],
+)
+def test_a_quorum_queue_or_stream_is_durable_and_shared(kind: str, properties: Any, wrong: str) -> None:
+    """A quorum queue or a stream cannot be transient, auto-delete, exclusive or named by the broker. The broker refuses
+    it with 406, and the error names the property.
+    """
+    arguments: Table = {"x-queue-type": kind}
+    expected = f"channel 406: invalid property '{wrong}' for queue 'q' in vhost 'v'"
+    assert declared(vhost_like(DEFAULT), arguments, **properties) == expected
+    unnamed = declared(vhost_like(DEFAULT), arguments, server_named=True, **properties)
+    assert unnamed == f"channel 406: Cannot declare a server-named queue for type rabbit_{kind}_queue"
+    assert declared(vhost_like(DEFAULT), {}, server_named=True, **properties) is None
+
+
+TTL: Table = {"x-message-ttl": Int32(5)}
+
+
+@pytest.mark.parametrize(
+    ("like", "first", "again", "difference"),
+    [
+        (Like.V4_2, TTL, TTL, None),
+        (Like.V4_2, TTL, {"x-message-ttl": Int64(5)}, None),
+        (Like.V4_2, TTL, {"x-message-ttl": Int32(6)}, "'x-message-ttl': received '6' but current is '5'"),
+        (Like.V4_2, TTL, {"x-message-ttl": "5"}, "'x-message-ttl': received '5' but current is '5'"),
+        (Like.V4_2, TTL, {"x-message-ttl": Float32(5)}, "'x-message-ttl': received '5.0' but current is '5'"),
+        (Like.V4_2, TTL, {},
+         "'x-message-ttl': received none but current is the value '5' of type 'signedint'"),
+        (Like.V4_2, {}, {"x-single-active-consumer": True},
+         "'x-single-active-consumer': received the value 'true' of type 'bool' but current is none"),
+        (Like.V4_2, {**STREAM, "x-max-age": "7D"}, {**STREAM, "x-max-age": "1D"},
+         "'x-max-age': received '1D' but current is '7D'"),
+        (Like.V4_2, {**QUORUM, "x-delivery-limit": 5.0}, {**QUORUM, "x-delivery-limit": Float32(5)}, None),
+        (Like.V4_2, {**QUORUM, "x-delivery-limit": True}, {**QUORUM, "x-delivery-limit": Timestamp(1)},
+         "'x-delivery-limit': received '1' but current is 'true'"),
+        (Like.V4_2, {"x-of-my-own": 1}, {}, None),
+        (Like.V4_2, {"x-message-ttl": Int32(5), "x-expires": Int32(5)}, {},
+         "'x-expires': received none but current is the value '5' of type 'signedint'"),
+        *((like, first, again, None) for like in (Like.V3_10, Like.V4_2)
+          for first in ({}, {"x-queue-type": "classic"}) for again in ({}, {"x-queue-type": "classic"})),
+        *((like, QUORUM, QUORUM, None) for like in (Like.V3_10, Like.V4_2)),
+        (Like.V4_2, {}, QUORUM, "'x-queue-type': received 'quorum' but current is 'classic'"),
+        (Like.V4_2, QUORUM, {}, "'x-queue-type': received 'classic' but current is 'quorum'"),
+        (Like.V3_10, {}, QUORUM,
+         "'x-queue-type': received the value 'quorum' of type 'longstr' but current is none"),
+        (Like.V3_10, QUORUM, {},
+         "'x-queue-type': received none but current is the value 'quorum' of type 'longstr'"),
+        (Like.V3_10, {"x-queue-type": "classic"}, QUORUM,
+         "'x-queue-type': received 'quorum' but current is 'classic'"),
+        (Like.V3_10, {}, {"x-queue-type": "classic", **TTL},
+         "'x-message-ttl': received the value '5' of type 'signedint' but current is none"),
+        (Like.V3_10, {"x-queue-type": "classic"}, TTL,
+         "'x-message-ttl': received the value '5' of type 'signedint' but current is none"),
+        (Like.V4_4, {**STREAM, "x-stream-initial-offset": Int32(5)}, STREAM,
+         "'x-stream-initial-offset': received none but current is the value '5' of type 'signedint'"),
+        (Like.V4_4, {**STREAM, "x-stream-initial-offset": Int32(5)},
+         {**STREAM, "x-stream-initial-offset": Int64(5)}, None),
+        (Like.V4_3, {**STREAM, "x-stream-initial-offset": Int32(5)}, STREAM, None),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_queue_that_is_declared_again_must_have_the_same_arguments(
+    like: Like, first: Table, again: Table, difference: str | None
+) -> None:
+    """If an existing queue is declared again, the arguments that RabbitMQ knows must be the same, or the broker refuses
+    the declaration with 406 and names the first difference. Integers of different sizes are the same, and so are
+    floats. A missing queue type is the same as `classic`.
+    """
+    vhost = vhost_like(like)
+    assert declared(vhost, first) is None
+    before = {**vhost.queues["q"].arguments}
+    refused = declared(vhost, again)
+    assert refused == (
+        None if difference is None else "channel 406: inequivalent arg " + difference.replace(
+            ":", " for queue 'q' in vhost 'v':", 1
+        )
+    )  # fmt: skip
+    assert vhost.queues["q"].arguments == before
+
+
+@pytest.mark.parametrize(("name", "given"), [("durable", "true"), ("auto_delete", "false")])
+def test_a_queue_that_is_declared_again_must_have_the_same_properties(name: str, given: str) -> None:
+    """If an existing queue is declared again, but not both times as durable, or as auto-delete, the broker refuses the
+    declaration with 406, and the error gives both values.
+    """
+    vhost = vhost_like(DEFAULT)
+    assert declared(vhost, {}) is None
+    received = "false" if given == "true" else "true"
+    assert declared(vhost, {}, **{name: given != "true"}) == (
+        f"channel 406: inequivalent arg '{name}' for queue 'q' in vhost 'v': received '{received}' but current is "
+        f"'{given}'"
+    )
+
+
+def exchange(
+    vhost: VirtualHost, kind: str = "direct", arguments: Table | None = None, **properties: bool
+) -> str | None:
+    """Declare the durable exchange `x`; return the error, if any."""
+    flags = {"durable": True, "auto_delete": False, "internal": False, **properties}
+    return refusal(lambda: declare_exchange(vhost, ExchangeDeclaration("x", kind, arguments=arguments or {}, **flags)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "wrong"),
+    [
+        ("direct", {"alternate-exchange": Int32(1)},
+         "invalid type 'signedint' for arg 'alternate-exchange' in exchange 'x' in vhost 'v'"),
+        ("direct", {"alternate-exchange": "y", "x-delayed-type": "round"}, None),
+        ("x-delayed-message", {}, "Invalid argument, 'x-delayed-type' must be an existing exchange type"),
+        ("x-delayed-message", {"x-delayed-type": Int32(1)},
+         "Invalid argument, 'x-delayed-type' must be an existing exchange type"),
+        ("x-delayed-message", {"x-delayed-type": "x-delayed-message"},
+         "Invalid argument, 'x-delayed-message' can't be used for 'x-delayed-type'"),
+        ("x-delayed-message", {"x-delayed-type": "round"}, "unknown exchange type 'round'"),
+        ("x-delayed-message", {"x-delayed-type": ""}, "invalid exchange type ''"),
+        ("x-delayed-message", {"x-delayed-type": "topic", "alternate-exchange": "y"}, None),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_exchange_whose_argument_is_invalid_is_refused(kind: str, arguments: Table, wrong: str | None) -> None:
+    """The alternate exchange must be a string, and an x-delayed-message exchange needs another existing type in its
+    x-delayed-type. Otherwise, the broker refuses the exchange with 406. In RabbitMQ 3.10, an unknown type closes the
+    connection with 503.
+    """
+    assert exchange(vhost_like(DEFAULT), kind, arguments) == (wrong and f"channel 406: {wrong}")
+    if wrong is not None and "exchange type '" in wrong:
+        assert exchange(vhost_like(Like.V3_10), kind, arguments) == f"connection 503: {wrong}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "properties", "difference"),
+    [
+        ("direct", {"alternate-exchange": "y", "own": 1}, {}, None),
+        ("fanout", {}, {}, "'type': received 'fanout' but current is 'direct'"),
+        ("direct", {}, {"durable": False}, "'durable': received 'false' but current is 'true'"),
+        ("direct", {}, {"auto_delete": True}, "'auto_delete': received 'true' but current is 'false'"),
+        ("direct", {}, {"internal": True}, "'internal': received 'true' but current is 'false'"),
+        ("direct", {}, {},
+         "'alternate-exchange': received none but current is the value 'y' of type 'longstr'"),
+        ("direct", {"alternate-exchange": "z"}, {}, "'alternate-exchange': received 'z' but current is 'y'"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_exchange_that_is_declared_again_must_have_the_same_properties(
+    kind: str, arguments: Table, properties: Any, difference: str | None
+) -> None:
+    """If an existing exchange is declared again with another type, property or alternate exchange, the broker refuses
+    the declaration with 406 and names the first difference.
+    """
+    vhost = vhost_like(DEFAULT)
+    assert exchange(vhost, arguments={"alternate-exchange": "y"}) is None
+    expected = difference and difference.replace(":", " for exchange 'x' in vhost 'v':", 1)
+    assert exchange(vhost, kind, arguments, **properties) == (expected and f"channel 406: inequivalent arg {expected}")
+
+
+@pytest.mark.parametrize(
+    ("mode", "wrong"),
+    [
+        *((mode, None) for mode in ("all", "any", "all-with-x", "any-with-x")),
+        ("most", 'value <<"most">>; expected all, any, all-with-x, or any-with-x'),
+        (True, "type bool (value true); expected longstr"),
+        (Int32(1), "type signedint (value 1); expected longstr"),
+    ],
+)
+def test_a_binding_to_a_headers_exchange_has_a_valid_x_match(mode: Any, wrong: str | None) -> None:
+    """The x-match of a binding to a headers exchange is all, any, all-with-x or any-with-x, and may be missing.
+    Otherwise, the broker refuses the binding with 406.
+    """
+    vhost = vhost_like(DEFAULT)
+    declared(vhost, {})
+    source, queue = vhost.exchanges["amq.headers"], vhost.queues["q"]
+    assert refusal(lambda: vhost.bind(source, queue, "", {})) is None
+    refused = refusal(lambda: vhost.bind(source, queue, "", {"x-match": mode}))
+    assert refused == (wrong and f"channel 406: Invalid x-match field {wrong}")
+
+
+@pytest.mark.parametrize(
+    ("key", "destination", "wrong"),
+    [
+        ("", "classic", None),
+        ("k", "classic", "Non empty binding 'k' key not permitted"),
+        ("", "quorum", "Queue type rabbit_quorum_queue not valid for this exchange type"),
+        ("", "amq.direct", "Destination not found"),
+    ],
+)
+def test_an_x_local_random_exchange_has_bindings_only_to_classic_queues(
+    key: str, destination: str, wrong: str | None
+) -> None:
+    """An x-local-random exchange can be bound only to classic queues, with an empty key. Otherwise, the broker refuses
+    the binding with 406.
+    """
+    vhost = vhost_like(DEFAULT)
+    exchange(vhost, "x-local-random")
+    to: Any = vhost.exchanges.get(destination)
+    if to is None:
+        declared(vhost, {"x-queue-type": destination})
+        to = vhost.queues["q"]
+    assert refusal(lambda: vhost.bind(vhost.exchanges["x"], to, key, {})) == (wrong and f"channel 406: {wrong}")
+
+
+ARG, FILTER = "channel 406: invalid arg '{}' for queue 'q' in vhost 'v'", "x-stream-filter"
+
+
+@pytest.mark.parametrize(
+    ("like", "kind", "arguments", "wrong"),
+    [
+        (Like.V4_2, "classic", {}, None),
+        (Like.V4_2, "classic", {"x-priority": 5, "x-cancel-on-ha-failover": True}, None),
+        (Like.V4_2, "classic", {"x-priority": "5"}, f": {INTEGER}"),
+        (Like.V4_2, "classic", {"x-cancel-on-ha-failover": "yes"}, ": {unacceptable_type,longstr}"),
+        *((Like.V4_2, kind, {name: "first"}, f" of queue type rabbit_{kind}_queue") for kind in ("classic", "quorum")
+          for name in (OFFSET, FILTER, "x-stream-match-unfiltered")),
+        (Like.V3_10, "classic", {FILTER: "a", "x-stream-match-unfiltered": True}, None),
+        (Like.V4_2, "quorum", {"x-priority": 5}, None),
+        (Like.V4_2, "quorum", {"x-cancel-on-ha-failover": True}, " of queue type rabbit_quorum_queue"),
+        (Like.V4_2, "stream", {"x-priority": 5}, " of queue type rabbit_stream_queue"),
+        (Like.V4_2, "stream", {FILTER: "a", "x-stream-match-unfiltered": True}, None),
+        *((Like.V4_2, "stream", {OFFSET: value}, None)
+          for value in ("first", "last", "next", "5m", Int64(5), Timestamp(5), None)),
+        (Like.V4_2, "stream", {OFFSET: "5x"}, ': {invalid_stream_offset_arg,{longstr,<<"5x">>}}'),
+        (Like.V4_2, "stream", {OFFSET: True}, ': {invalid_stream_offset_arg,{bool,<<"true">>}}'),
+        (Like.V4_2, "classic", {"x-consumer-timeout": -1}, None),
+        (Like.V4_3, "quorum", {"x-consumer-timeout": 5}, None),
+        (Like.V4_3, "quorum", {"x-consumer-timeout": -1}, ": {value_negative,-1}"),
+        (Like.V4_3, "classic", {"x-consumer-timeout": 5}, " of queue type rabbit_classic_queue"),
+        (Like.V4_3, "stream", {"x-consumer-timeout": 5}, " of queue type rabbit_stream_queue"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_consumer_whose_argument_is_invalid_is_refused(
+    like: Like, kind: str, arguments: Table, wrong: str | None
+) -> None:
+    """If basic.consume has an argument that the type of the queue does not have, or an argument with an invalid value,
+    the broker refuses it with 406. The error names the argument, the queue, and the reason.
+    """
+    vhost = vhost_like(like)
+    declared(vhost, {"x-queue-type": kind})
+    refused = refusal(lambda: check_consumer(vhost.queues["q"], arguments, prefetch=1, no_ack=False))
+    assert refused == (wrong and ARG.format([*arguments][-1]) + wrong)
+
+
+@pytest.mark.parametrize(
+    ("prefetch", "no_ack", "wrong"),
+    [
+        (0, False, "channel 406: consumer prefetch count is not set for 'queue 'q' in vhost 'v''"),
+        (1, True, "connection 540: automatic acknowledgement not supported by stream queues queue 'q' in vhost 'v'"),
+    ],
+)
+def test_a_consumer_of_a_stream_needs_a_prefetch_count_and_acknowledges(
+    prefetch: int, wrong: str, *, no_ack: bool
+) -> None:
+    """A consumer of a stream must have a prefetch count, or the broker refuses it with 406, and must acknowledge, or
+    the broker closes the connection with 540. Other queues need neither.
+    """
+    for kind, expected in (("stream", wrong), ("quorum", None)):
+        vhost = vhost_like(DEFAULT)
+        declared(vhost, {"x-queue-type": kind})
+        queue = vhost.queues["q"]
+        assert refusal(lambda: check_consumer(queue, {}, prefetch=prefetch, no_ack=no_ack)) == expected  # noqa: B023

@@ -1,0 +1,226 @@
+"""The settings of a queue: how its arguments and the policies that apply to it are combined."""
+
+from typing import Any
+
+import pytest
+
+from mqtool.broker.embedded.model.profile import PROFILES, Like
+from mqtool.broker.embedded.model.queue_arguments import Options, Retry, interval
+from mqtool.codecs.field_tables import Table
+
+SECOND, DAY = 1000, 86_400_000
+RETRIES: Table = {"x-delayed-retry-type": "all", "x-delayed-retry-min": 5, "x-delayed-retry-max": 9}
+AT_LEAST_ONCE: Table = {
+    "dead-letter-exchange": "x", "dead-letter-strategy": "at-least-once", "overflow": "reject-publish",
+}  # fmt: skip
+
+
+def options(arguments: Table, policy: Table | None = None, like: Like = Like.V4_3) -> Options:
+    return Options.of(arguments, policy or {}, PROFILES[like])
+
+
+@pytest.mark.parametrize(
+    ("text", "milliseconds"),
+    [
+        ("1s", SECOND),
+        ("2m", 120 * SECOND),
+        ("3h", 10_800 * SECOND),
+        ("7D", 7 * DAY),
+        ("1M", 30 * DAY),
+        ("1Y", 365 * DAY),
+        ("007s", 7 * SECOND),
+        (f"{10**17}s", 10**17 * SECOND),
+        (f"{10**18 - 1}s", (10**18 - 1) * SECOND),
+        (f"{'9' * 5000}s", 10**18 * SECOND),
+        *((wrong, None) for wrong in ("", "0s", "5", "s", "5x", "5d", "-5s", "1.5h", " 5s", "5s5s")),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_an_interval_is_a_positive_integer_and_a_unit(text: str, milliseconds: int | None) -> None:
+    """An interval, such as a stream's x-max-age, consists of a positive integer and a unit: Y, M, D, h, m or s. A month
+    has 30 days, and a year has 365. A very large number is treated as 10^18.
+    """
+    assert interval(text) == milliseconds
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("message-ttl", "message_ttl"),
+        ("expires", "expires"),
+        ("max-length", "max_length"),
+        ("max-length-bytes", "max_length_bytes"),
+        ("max-priority", "max_priority"),
+        ("delivery-limit", "delivery_limit"),
+        ("stream-max-segment-size-bytes", "segment_bytes"),
+        ("consumer-timeout", "consumer_timeout"),
+    ],
+)
+def test_the_smaller_number_of_an_argument_and_a_policy_applies(name: str, setting: str) -> None:
+    """If an argument of a queue and a policy set the same limit, the smaller number applies, and 0 is a number."""
+    for argument, policy, applies in ((5, None, 5), (None, 5, 5), (5, 7, 5), (7, 5, 5), (0, 5, 0), (5, 0, 0)):
+        found = options({} if argument is None else {f"x-{name}": argument}, {} if policy is None else {name: policy})
+        assert found == Options(**{"delivery_limit": 20, setting: applies})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("overflow", "overflow"),
+        ("dead-letter-exchange", "dead_letter_exchange"),
+        ("dead-letter-routing-key", "dead_letter_routing_key"),
+    ],
+)
+def test_a_text_of_an_argument_takes_precedence_over_a_policy(name: str, setting: str) -> None:
+    """If an argument of a queue and a policy set the same text, the argument applies."""
+    for arguments, policy in (({f"x-{name}": "a"}, {}), ({}, {name: "a"}), ({f"x-{name}": "a"}, {name: "b"})):
+        found = options({**arguments}, {**policy})
+        assert found == Options(delivery_limit=20, **{setting: "a"})  # type: ignore[arg-type]
+    assert options({}).overflow == "drop-head"
+
+
+@pytest.mark.parametrize(
+    ("argument", "policy", "milliseconds"),
+    [("1h", None, DAY // 24), (None, "1h", DAY // 24), ("1D", "1h", DAY // 24), ("1h", "1D", DAY // 24),
+     (None, None, None), ("1h", "none", DAY // 24)],
+)  # fmt: skip
+def test_the_shorter_maximum_age_of_an_argument_and_a_policy_applies(
+    argument: str | None, policy: str | None, milliseconds: int | None
+) -> None:
+    """If an argument of a stream and a policy set a maximum age, the shorter one applies. A maximum age that is not an
+    interval is ignored.
+    """
+    assert options({"x-max-age": argument}, {"max-age": policy}).max_age == milliseconds
+
+
+@pytest.mark.parametrize(("value", "is_set"), [(True, True), (False, False), ("true", False), (None, False)])
+def test_only_an_argument_sets_a_single_active_consumer(value: Any, *, is_set: bool) -> None:
+    """A queue has a single active consumer only if its argument x-single-active-consumer is true; no policy sets it."""
+    assert options({"x-single-active-consumer": value}, {"single-active-consumer": True}).single_active is is_set
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_set"),
+    [
+        ({}, True),
+        ({"dead-letter-exchange": None}, False),
+        ({"dead-letter-strategy": "at-most-once"}, False),
+        ({"dead-letter-strategy": None}, False),
+        ({"overflow": "reject-publish-dlx"}, False),
+        ({"overflow": None}, False),
+    ],
+    ids=str,
+)
+def test_at_least_once_needs_a_dead_letter_exchange_and_the_overflow_reject_publish(
+    changed: Table, *, is_set: bool
+) -> None:
+    """A queue dead-letters at least once only if the strategy is at-least-once, the overflow behaviour is
+    reject-publish, and there is a dead-letter exchange. Otherwise, it dead-letters at most once.
+    """
+    settings = {**AT_LEAST_ONCE, **changed}
+    assert options({}, settings).at_least_once is is_set
+    assert options({f"x-{name}": value for name, value in settings.items()}).at_least_once is is_set
+
+
+@pytest.mark.parametrize(
+    ("like", "argument", "policy", "limit"),
+    [
+        (Like.V3_10, None, None, None),
+        (Like.V3_10, 5, 7, 5),
+        (Like.V3_10, -1, 7, -1),
+        (Like.V4_2, None, None, 20),
+        (Like.V4_2, 30, None, 30),
+        (Like.V4_2, None, 30, 30),
+        (Like.V4_2, 5, 0, 0),
+        (Like.V4_2, -1, 7, 7),
+        (Like.V4_2, -1, 0, 0),
+        (Like.V4_2, -1, None, None),
+        (Like.V4_2, -1, -2, None),
+        (Like.V4_2, "5", None, 20),
+    ],
+)
+def test_a_negative_delivery_limit_is_none_from_4_0_on(
+    like: Like, argument: Any, policy: int | None, limit: int | None
+) -> None:
+    """From RabbitMQ 4.0 on, a quorum queue has a delivery limit of 20 unless an argument or a policy sets another one,
+    and a negative limit means that there is none. The lower limit applies.
+    """
+    assert options({"x-delivery-limit": argument}, {"delivery-limit": policy}, like).delivery_limit == limit
+
+
+@pytest.mark.parametrize(
+    ("arguments", "policy", "retry"),
+    [
+        (RETRIES, {}, Retry("all", 5, 9)),
+        (RETRIES, {"delayed-retry-type": "failed", "delayed-retry-min": 4, "delayed-retry-max": 8},
+         Retry("failed", 4, 8)),
+        ({}, {"delayed-retry-type": "returned", "delayed-retry-min": 1}, Retry("returned", 1, 1)),
+        ({**RETRIES, "x-delayed-retry-max": 0}, {}, Retry("all", 5, 5)),
+        ({**RETRIES, "x-delayed-retry-max": 1}, {}, Retry("all", 5, 1)),
+        ({**RETRIES, "x-delayed-retry-min": 0}, {}, None),
+        ({"x-delayed-retry-type": "all", "x-delayed-retry-max": 9}, {}, None),
+        ({**RETRIES, "x-delayed-retry-type": "disabled"}, {}, None),
+        (RETRIES, {"delayed-retry-type": "disabled"}, None),
+        ({}, {}, None),
+    ],
+)  # fmt: skip
+def test_delayed_retries_need_a_type_and_a_first_delay(arguments: Table, policy: Table, retry: Retry | None) -> None:
+    """From RabbitMQ 4.3 on, a quorum queue delays retries if a type and a positive first delay are set. The type of a
+    policy takes precedence. Without a positive maximum, all delays are the first one. Earlier versions delay nothing.
+    """
+    assert options(arguments, policy).retry == retry
+    assert options(arguments, policy, Like.V4_2).retry is None
+
+
+@pytest.mark.parametrize(
+    ("which", "failed", "delays"),
+    [
+        ("all", True, [5, 5, 10, 12]),
+        ("all", False, [5, 5, 10, 12]),
+        ("failed", True, [5, 5, 10, 12]),
+        ("failed", False, [None] * 4),
+        ("returned", True, [None] * 4),
+        ("returned", False, [5, 5, 10, 12]),
+    ],
+)
+def test_the_delay_of_a_retry_grows_up_to_the_maximum(which: str, delays: list[int | None], *, failed: bool) -> None:
+    """The delay of a retry is the first delay times the number of failed deliveries, but not longer than the maximum.
+    Only messages of the type that is set are delayed: failed ones, returned ones, or all.
+    """
+    assert [Retry(which, 5, 12).delay(count, failed=failed) for count in range(4)] == delays
+
+
+@pytest.mark.parametrize(("like", "timeout"), [(Like.V3_10, None), (Like.V4_0, 5), (Like.V4_3, 5)])
+def test_queues_have_their_own_consumer_timeout_from_4_0_on(like: Like, timeout: int | None) -> None:
+    """From RabbitMQ 4.0 on, an argument or a policy sets the consumer timeout of a queue. Earlier versions have only
+    one timeout for all queues.
+    """
+    for found in (options({"x-consumer-timeout": 5}, {}, like), options({}, {"consumer-timeout": 5}, like)):
+        assert found.consumer_timeout == timeout
+
+
+@pytest.mark.parametrize(
+    ("limits", "fits"),
+    [({}, True), ({"x-max-length": 3}, True), ({"x-max-length": 2}, False), ({"x-max-length-bytes": 30}, True),
+     ({"x-max-length-bytes": 29}, False), ({"x-max-length": 3, "x-max-length-bytes": 29}, False),
+     ({"x-max-length": 2, "x-max-length-bytes": 30}, False)],
+    ids=str,
+)  # fmt: skip
+def test_a_queue_is_too_long_if_it_exceeds_one_of_its_limits(limits: Table, *, fits: bool) -> None:
+    """A queue with 3 messages of 30 bytes is too long if it may have only 2 messages, or 29 bytes."""
+    found = options(limits)
+    assert found.limited is bool(limits)
+    assert found.exceeded(3, 30) is not fits
+
+
+@pytest.mark.parametrize(
+    ("ttl", "expiration", "lasts"),
+    [(None, None, None), (5, None, 5), (None, "7", 7), (5, "7", 5), (7, "5", 5), (0, "5", 0), (5, "0", 0)],
+)
+def test_a_message_lives_for_the_shorter_of_its_expiration_and_its_queues_ttl(
+    ttl: int | None, expiration: str | None, lasts: int | None
+) -> None:
+    """A message expires after its own expiration or its queue's x-message-ttl, whichever is shorter. If neither is set,
+    it never expires.
+    """
+    assert options({} if ttl is None else {"x-message-ttl": ttl}).time_to_live(expiration) == lasts
