@@ -121,6 +121,10 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
         f"{_EMBEDDED}/test_recovery.py",
     ),
     f"{_BROKER}/model/ledger.py": (f"{_EMBEDDED}/test_ledger.py", f"{_EMBEDDED}/test_memory_limit.py"),
+    f"{_BROKER}/model/protocol_conversion.py": (
+        f"{_EMBEDDED}/test_protocol_conversion.py",
+        f"{_EMBEDDED}/test_sectioned.py",
+    ),
     f"{_BROKER}/model/queue.py": (
         f"{_EMBEDDED}/test_backlog.py",
         f"{_EMBEDDED}/test_dead_lettering.py",
