@@ -132,6 +132,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
         f"{_EMBEDDED}/test_queue_consumers.py",
         f"{_EMBEDDED}/test_limits_of_queues.py",
     ),
+    f"{_BROKER}/model/stream_conversion.py": (f"{_EMBEDDED}/test_amqp10.py",),
     f"{_BROKER}/model/stream_log.py": (f"{_EMBEDDED}/test_stream_log.py", f"{_EMBEDDED}/test_stream_queue.py"),
     f"{_BROKER}/model/virtual_host.py": (
         f"{_EMBEDDED}/test_exchanges.py",
