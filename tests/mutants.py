@@ -122,6 +122,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     f"{_BROKER}/amqp10/sql_filter.py": (f"{_EMBEDDED}/test_filters10.py",),
     f"{_BROKER}/model": (_EMBEDDED, _SIMULATION),
     f"{_BROKER}/model/applied_policies.py": (f"{_EMBEDDED}/test_applied_policies.py",),
+    f"{_BROKER}/model/amqp_message.py": (f"{_EMBEDDED}/test_amqp_message.py", f"{_EMBEDDED}/test_dead_lettering.py"),
     f"{_BROKER}/model/backlog.py": (f"{_EMBEDDED}/test_backlog.py",),
     f"{_BROKER}/model/consumers.py": (f"{_EMBEDDED}/test_queue_consumers.py", f"{_EMBEDDED}/test_queue.py"),
     f"{_BROKER}/model/dead_lettering.py": (f"{_EMBEDDED}/test_dead_lettering.py",),
@@ -132,6 +133,10 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
         f"{_EMBEDDED}/test_recovery.py",
     ),
     f"{_BROKER}/model/ledger.py": (f"{_EMBEDDED}/test_ledger.py", f"{_EMBEDDED}/test_memory_limit.py"),
+    f"{_BROKER}/model/protocol_conversion.py": (
+        f"{_EMBEDDED}/test_protocol_conversion.py",
+        f"{_EMBEDDED}/test_sectioned.py",
+    ),
     f"{_BROKER}/model/queue.py": (
         f"{_EMBEDDED}/test_backlog.py",
         f"{_EMBEDDED}/test_dead_lettering.py",
@@ -143,6 +148,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
         f"{_EMBEDDED}/test_queue_arguments.py",
         f"{_EMBEDDED}/test_declarations.py",
     ),
+    f"{_BROKER}/model/stream_conversion.py": (f"{_EMBEDDED}/test_amqp10.py",),
     f"{_BROKER}/model/stream_log.py": (f"{_EMBEDDED}/test_stream_log.py", f"{_EMBEDDED}/test_stream_queue.py"),
     f"{_BROKER}/model/virtual_host.py": (
         f"{_EMBEDDED}/test_exchanges.py",

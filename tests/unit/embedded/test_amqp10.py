@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mqtool.broker.embedded.model.amqp_message import MessageProperties, encode_short
-from mqtool.broker.embedded.model.stream_conversion import decode, encode
+from mqtool.broker.embedded.model.stream_conversion import Decoded, decode, encode
+from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, MessageHeader, data_section
+from mqtool.codecs.amqp10_values import Any10, Array, Char, Described, Map, Milliseconds, RawDecimal, Symbol, ULong
 from mqtool.codecs.field_tables import (
     ByteArray,
     Float32,
@@ -20,8 +22,10 @@ from mqtool.codecs.field_tables import (
     UInt8,
     UInt16,
     UInt32,
+    Value,
     encode_table,
 )
+from tests.unit.embedded.test_field_table import typed
 
 _HEADERS: Table = {
     "s": "text",
@@ -69,6 +73,12 @@ _STORED = (
     b"\xa1\x04trueV\x01\xa1\x04void@\xa1\x03bin\xa0\x02\x00\xff"
     b"\x00Su\xa0\x05hello"
 )
+
+
+def _decoded(message: Amqp10Message) -> Decoded:
+    """Return a message with an empty body as an AMQP 0-9-1 client reads it from a stream."""
+    message.body = data_section(b"")
+    return decode(message.encode())
 
 
 def test_a_stream_stores_a_message_as_the_same_bytes_as_rabbitmq() -> None:
@@ -138,9 +148,13 @@ def test_an_amqp_1_0_value_as_a_body_is_delivered_encoded() -> None:
     """If the body of a message is an AMQP 1.0 value, the message is delivered over AMQP 0-9-1 with the encoded value as
     its body. Its property `type` is then `amqp-1.0`.
     """
-    found = decode(b"\x00Sw\xa1\x02hi")
+    for body in (b"\x00Sw\xa1\x02hi", b"\x00Sv\x45"):
+        stored = encode(MessageProperties.of(_FIELDS), b"", "logs", "s1")
 
-    assert (found.body, found.properties.fields()["type"]) == (b"\x00Sw\xa1\x02hi", encode_short(b"amqp-1.0"))
+        found = decode(stored.removesuffix(data_section(b"")) + body)
+
+        assert (found.body, found.exchange, found.routing_key) == (body, "logs", "s1")
+        assert found.properties.fields() == _FIELDS | {"type": encode_short(b"amqp-1.0")}
 
 
 @given(st.binary(max_size=60) | st.binary(max_size=60).map(lambda data: b"\x00Ss\xc0" + data))
@@ -155,7 +169,9 @@ def test_a_stream_entry_that_is_not_amqp_1_0_is_delivered_as_the_body() -> None:
     """If a stream entry is not an AMQP 1.0 message, the message that is delivered has all bytes of the entry as its
     body.
     """
-    assert decode(b"Hello, World!").body == b"Hello, World!"
+    for entry in (b"Hello, World!", b"", b"\x00Su\xa1\x01a", b"\x00Ss\xc1\x01\x00\x00Su\xa0\x01x"):
+        found = decode(entry)
+        assert (found.body, found.exchange, found.routing_key, found.properties.fields()) == (entry, "", None, {})
 
 
 def test_a_stream_entry_of_deeply_nested_values_is_delivered_as_the_body() -> None:
@@ -165,3 +181,97 @@ def test_a_stream_entry_of_deeply_nested_values_is_delivered_as_the_body() -> No
     nested = b"\x00" * 100_000
 
     assert decode(nested).body == nested
+
+
+@pytest.mark.parametrize("size", [1, 300])
+def test_a_message_in_a_stream_keeps_names_and_values_that_are_not_utf_8(size: int) -> None:
+    """A message that is published to a stream over AMQP 0-9-1, and read again, has the same exchange, routing key,
+    headers and body, even if its values are not UTF-8, or are long. Headers whose names are not UTF-8 are dropped.
+    """
+    headers: Table = {"a": "x" * size, "raw": b"\xff", "no": False, "yes": True, "\u00e9": 2.5, "\udcff": "dropped"}
+    fields = {"headers": encode_table(headers), "message_id": b"\x01\xff", "timestamp": (2**63 // 1000 + 1).to_bytes(8)}
+
+    found = decode(encode(MessageProperties.of(fields), b"x" * size, "e\udcff", "k\udcff"))
+
+    del headers["\udcff"]
+
+    assert (found.exchange, found.routing_key, found.body) == ("e\udcff", "k\udcff", b"x" * size)
+    assert typed(found.properties.headers) == typed(headers)
+    assert found.properties.fields()["message_id"] == b"\x01\xff"
+
+
+def test_the_sections_before_the_body_are_decoded_once_if_they_are_short() -> None:
+    """The broker decodes equal properties of successive messages in a stream once. It does not keep long ones."""
+    for size, is_kept in ((10, True), (300, False)):
+        first, second = (_decoded(Amqp10Message(properties=BareProperties("m" * size))).properties for _ in range(2))
+        assert (first is second) == is_kept
+
+
+def test_application_properties_in_a_stream_become_headers_if_amqp_0_9_1_has_their_type() -> None:
+    """The application properties of an AMQP 1.0 message in a stream become headers over AMQP 0-9-1. An unsigned long
+    that is too large for a long becomes text. Lists, maps, characters, decimals, described values and UUIDs are
+    dropped, and so are properties whose names are not UTF-8 or are longer than 255 bytes.
+    """
+    application: Map = {
+        "text": "\u00e9", "raw": "\udcff", Symbol("s\udcff"): Symbol("s\udcff"), "bytes": b"b",
+        "small": ULong(2**63 - 1), "large": ULong(2**63), "time": Milliseconds(1999), "k" * 255: 1, "k" * 256: 2,
+        "l" * 256: ULong(3), "\udcff": 4, 5: 6, "list": [1], "map": {"a": 1}, "array": Array(["a"]), "char": Char("c"),
+        "uuid": uuid.UUID(int=7), "decimal": RawDecimal(b"1234"), "described": Described(ULong(1), "a"),
+        "x-basic-type": "ty", "x-basic-app-id": "a" * 256,
+    }  # fmt: skip
+
+    message = _decoded(Amqp10Message(application_properties=application))
+
+    found = message.properties
+    assert (message.exchange, message.routing_key) == ("", None)
+    assert typed(found.headers) == typed({
+        "text": "\u00e9", "raw": b"\xff", "s\udcff": b"s\xff", "bytes": ByteArray(b"b"), "small": Int64(2**63 - 1),
+        "large": "9223372036854775808", "time": Timestamp(1), "k" * 255: Int64(1),
+    })  # fmt: skip
+    assert {name: raw for name, raw in found.fields().items() if name != "headers"} == {"type": b"\x02ty"}
+
+
+@pytest.mark.parametrize(
+    ("identifier", "message_id", "header"),
+    [
+        ("m" * 255, "m" * 255, None),
+        (Symbol("m\udcff"), "m\udcff", None),
+        ("m" * 256, None, "m" * 256),
+        ("\udcff" * 256, None, b"\xff" * 256),
+        (b"\xff" * 192, None, "/" * 256),
+        (True, None, None),
+    ],
+    ids=["longest", "symbol", "too long", "not UTF-8", "binary", "not an id"],
+)
+def test_an_id_that_is_too_long_for_a_property_becomes_a_header(
+    identifier: Any10, message_id: str | None, header: Value
+) -> None:
+    """If the message id or correlation id of an AMQP 1.0 message in a stream has more than 255 bytes as text, it
+    becomes a header over AMQP 0-9-1. A value that cannot be an id is dropped.
+    """
+    properties = BareProperties(identifier, correlation_id=identifier, content_type=Symbol("c\udcff"))
+
+    found = _decoded(Amqp10Message(properties=properties)).properties
+
+    assert found.named()["content_type"] == "c\udcff"
+    for name in ("message-id", "correlation-id"):
+        assert found.named().get(name.replace("-", "_")) == message_id
+        assert found.headers.get(f"x-{name}") == header
+        assert f"x-{name}-type" not in found.headers
+
+
+@pytest.mark.parametrize("value", [5, ["a"], None, "a" * 256], ids=["number", "list", "null", "long"])
+def test_annotations_and_properties_of_another_type_are_ignored(value: Any10) -> None:
+    """If the exchange, routing key, priority, delivery mode, expiration or another property of an AMQP 1.0 message in a
+    stream does not have the type that AMQP 0-9-1 needs, or is too long, the message is delivered without it.
+    """
+    names = ("x-exchange", "x-routing-key", "x-basic-priority", "x-basic-delivery-mode", "x-basic-expiration")
+    others = BareProperties(
+        user_id=value, reply_to=value, content_type=value, content_encoding=value, creation_time=value
+    )
+
+    found = _decoded(
+        Amqp10Message(MessageHeader(value, value, value), {}, {Symbol(each): value for each in names}, others)
+    )
+
+    assert (found.exchange, found.routing_key, found.properties.fields()) == ("", None, {})

@@ -4,13 +4,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqtool.broker.embedded.model.amqp_message import (
-    ContentHeader,
-    HeaderReader,
-    MessageProperties,
-    encode_address,
-    parse_address,
-)
 from mqtool.codecs import field_tables as ft
 
 values: st.SearchStrategy[ft.Value] = st.recursive(
@@ -73,50 +66,3 @@ def test_a_deeply_nested_field_table_is_refused() -> None:
         data = b"\x01aF" + len(data).to_bytes(4) + data
     with pytest.raises(ValueError, match="deep"):
         ft.decode_table(len(data).to_bytes(4) + data)
-
-
-@given(exchange=st.text(max_size=60), key=st.text(max_size=60))
-def test_a_messages_exchange_and_routing_key_are_parsed_as_they_were_encoded(exchange: str, key: str) -> None:
-    """After encoding and parsing, a message's exchange and routing key are unchanged."""
-    address = encode_address(exchange, key)
-    assert parse_address(address) == (address, exchange, key)
-
-
-@given(data=st.binary(max_size=60))
-def test_random_bytes_decode_to_properties_or_raise_value_error(data: bytes) -> None:
-    """Decoding random bytes as the properties of a message raises ValueError, or returns properties that encode to the
-    same bytes.
-    """
-    try:
-        properties = MessageProperties(data)
-    except ValueError:
-        return
-    assert properties.encode() == data
-
-
-def test_replacing_one_property_keeps_the_bytes_of_the_others() -> None:
-    """If a message's headers are replaced, its other properties stay unchanged, byte for byte."""
-    header = ContentHeader(bytes.fromhex("003c0000 0000000000000005 f800") + b"\x04text\x03utf\0\0\0\0\x02\x07")
-    edited = header.properties.replace(headers={"a": ft.Int64(1)})
-    assert edited.headers == {"a": 1}
-    assert (edited.delivery_mode, edited.priority) == (2, 7)
-    assert edited.replace(headers={}).encode() == header.properties.encode()
-
-
-@given(
-    sent=st.lists(
-        st.fixed_dictionaries(
-            {"message_id": st.sampled_from([b"\x02m1", b"\x02m2", b"\x03m10"])},
-            optional={"priority": st.sampled_from([b"\x01", b"\x02"]), "app_id": st.sampled_from([b"\x01a", b"\x01b"])},
-        )
-    )
-)
-def test_messages_with_similar_properties_are_not_confused(sent: list[dict[str, bytes]]) -> None:
-    """If several messages have similar properties, each message keeps its own, even though the broker caches the last
-    content header.
-    """
-    reader = HeaderReader()
-    for fields in sent:
-        properties = reader.read(ContentHeader.of(MessageProperties.of(fields), 5).raw).properties
-        assert properties.fields() == fields
-        assert properties.priority == (fields["priority"][0] if "priority" in fields else None)

@@ -86,7 +86,7 @@ def value_to_091(value: Any10) -> "Value | Dropped":
         case Milliseconds():
             return Timestamp(_seconds(value))
         case ULong():
-            return Int64(value if value < 1 << 63 else value - (1 << 64))
+            return Int64(_signed(value))
         case Symbol() | Char():
             return str(value)
         case float():
@@ -102,6 +102,11 @@ def value_to_091(value: Any10) -> "Value | Dropped":
         case dict():
             return table_to_091(value.items())
     return value  # type: ignore[no-any-return]
+
+
+def _signed(value: int) -> int:
+    """Convert an unsigned 64-bit integer to the signed one with the same bits."""
+    return value if value < 1 << 63 else value - (1 << 64)
 
 
 def _seconds(milliseconds: int) -> int:
@@ -123,7 +128,7 @@ def value_from_091(value: Value) -> Any10 | Dropped:
     """Convert a header value to an AMQP 1.0 value; return DROPPED for a decimal."""
     match value:
         case Timestamp():
-            return Milliseconds(value * 1000)
+            return _milliseconds(value)
         case str():
             raw = value.encode(errors="surrogateescape")
             is_text = len(raw) <= _LONGEST_TEXT and b"\0" not in raw and isinstance(text(raw), str)
@@ -249,7 +254,8 @@ def _annotations_to_091(annotations: Map) -> Table:
         if key == _X_CC:
             headers |= table_to_091([(_CC, value)])
         elif key == _X_RECEIVED:
-            headers[_RECEIVED] = Int64(value)
+            if isinstance(value, Milliseconds):
+                headers[_RECEIVED] = Int64(value)
         elif key == _X_DEATHS:
             if (deaths := _deaths_to_091(value)) is not None:
                 headers[_DEATHS] = deaths
@@ -266,19 +272,28 @@ def _deaths_to_091(value: Any10) -> list[Value] | None:
     """Convert the annotation x-opt-deaths to an x-death header; return None if no broker has written it."""
     deaths: list[Value] = []
     for death in value if isinstance(value, list) else ():
-        try:
-            table: Table = {} if death.get("ttl") is None else {"original-expiration": str(int(death["ttl"]))}
-            table |= {
-                "count": Int64(death["count"]),
-                "reason": str(death["reason"]),
-                "queue": str(death["queue"]),
-                "time": Timestamp(death["first-time"] // 1000),
-                "exchange": str(death["exchange"]),
-                "routing-keys": [str(key) for key in death["routing-keys"]],
-            }
-        except (AttributeError, KeyError, TypeError, ValueError):
-            return None
-        deaths.append(table)
+        match death:
+            case {
+                "queue": str() as queue,
+                "reason": str() as reason,
+                "count": ULong() as count,
+                "first-time": Milliseconds() as time,
+                "exchange": str() as exchange,
+                "routing-keys": list() as keys,
+            }:
+                ttl = death.get("ttl")
+                table: Table = {"original-expiration": str(int(ttl))} if isinstance(ttl, UInt32) else {}
+                table |= {
+                    "count": Int64(_signed(count)),
+                    "reason": reason,
+                    "queue": queue,
+                    "time": Timestamp(_seconds(time)),
+                    "exchange": exchange,
+                    "routing-keys": [str(key) for key in keys],
+                }
+                deaths.append(table)
+            case _:
+                return None
     return deaths or None
 
 
@@ -293,12 +308,12 @@ def deaths_from_091(value: Value) -> Array | None:
         if not isinstance(death, dict) or any(name not in death for name in _DEATH_FIELDS):
             return None
         queue, reason, count, time, exchange, keys = (death[name] for name in _DEATH_FIELDS)
-        if not (isinstance(count, int) and isinstance(time, int) and isinstance(keys, list)):
+        if not (isinstance(count, int) and count >= 0 and isinstance(time, int) and isinstance(keys, list)):
             return None
-        ttl = str(death.get("original-expiration", ""))
-        first, last = (time.first, time.last) if isinstance(time, TimeOfDeath) else (time * 1000, time * 1000)
+        ttl = _ttl(death.get("original-expiration"))
+        first, last = (time.first, time.last) if isinstance(time, TimeOfDeath) else (_milliseconds(time),) * 2
         deaths.append(
-            ({Symbol("ttl"): UInt32(ttl)} if ttl.isdigit() else {})
+            ({} if ttl is None else {Symbol("ttl"): ttl})
             | {
                 Symbol("queue"): queue,
                 Symbol("reason"): Symbol(reason),
@@ -314,12 +329,18 @@ def deaths_from_091(value: Value) -> Array | None:
 
 def header_from_091(properties: MessageProperties) -> MessageHeader:
     """Build the AMQP 1.0 header section of a message from its AMQP 0-9-1 properties."""
-    ttl = properties.expiration
     return MessageHeader(
         durable=properties.delivery_mode == 2,
         priority=None if properties.priority is None else UInt8(properties.priority),
-        ttl=UInt32(ttl) if ttl is not None and ttl.isdecimal() and int(ttl) < 1 << 32 else None,
+        ttl=_ttl(properties.expiration),
     )
+
+
+def _ttl(expiration: Value) -> UInt32 | None:
+    """Convert an expiration to a time to live; return None if it is not a number, or too large."""
+    if not isinstance(expiration, str) or not expiration.isdecimal() or len(expiration) >= _SHORT:
+        return None
+    return UInt32(expiration) if int(expiration) < 1 << 32 else None
 
 
 def annotations_from_091(headers: Table) -> Map:
@@ -366,8 +387,8 @@ def sections_from_091(properties: MessageProperties, profile: Profile) -> tuple[
 
 
 def _milliseconds(seconds: int) -> Milliseconds:
-    value = seconds * 1000 & UINT64
-    return Milliseconds(value if value < 1 << 63 else value - (1 << 64))
+    """Convert a time to milliseconds. Like RabbitMQ, keep the lowest 64 bits of a larger number."""
+    return Milliseconds(_signed(seconds * 1000 & UINT64))
 
 
 def _reply_to_from_091(value: str | None, profile: Profile) -> str | None:

@@ -377,5 +377,5 @@ def _is_body(body: bytes) -> bool:
     """Return True if the bytes begin with a body section."""
     try:
         return DATA <= section_at(body, 0)[0] < FOOTER
-    except ValueError:
+    except (ValueError, IndexError):
         return False

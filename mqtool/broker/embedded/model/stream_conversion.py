@@ -182,7 +182,7 @@ def _body(data: bytes, start: int) -> bytes | None:
                 raise ValueError("data is not binary")
             parts.append(data[span.start : span.end])
         start = span.end
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    return b"".join(parts)
 
 
 def _parts(head: bytes) -> Decoded:
@@ -314,7 +314,6 @@ def _take_application(fields: dict[str, bytes], headers: Table, pairs: Iterator[
     for key, value in pairs:
         if key in ("x-basic-type", "x-basic-app-id"):
             _take_string(fields, key.removeprefix("x-basic-").replace("-", "_"), value)
-        elif isinstance(value, ULong):
-            headers[key] = Int64(value) if value < 1 << 63 else str(value)
         elif len(key.encode(errors="surrogateescape")) < _SHORT and not isinstance(value, Dropped | uuid.UUID):
-            headers[key] = value
+            is_ulong = isinstance(value, ULong)
+            headers[key] = (Int64(value) if value < 1 << 63 else str(value)) if is_ulong else value
