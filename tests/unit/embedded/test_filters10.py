@@ -14,7 +14,7 @@ from mqtool.broker.embedded.model.profile import PROFILES, Like
 from mqtool.broker.embedded.model.sectioned import parse
 from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, MessageHeader, data_section
 from mqtool.codecs.amqp10_values import Any10, Described, Map, Milliseconds, Symbol, ULong
-from mqtool.codecs.field_tables import Int32, Timestamp, UInt8, UInt32
+from mqtool.codecs.field_tables import Int32, Int64, Timestamp, UInt8, UInt32, Value
 from tests.brokers import IN_CI
 
 _ID = uuid.UUID("00112233-4455-6677-8899-aabbccddeeff")
@@ -24,7 +24,7 @@ _PROPERTIES = BareProperties(
 )  # fmt: skip
 _APPLICATION: Map = {
     "colour": "red", "size": Int32(5), "price": 2.5, "urgent": True, "nothing": None, "id": _ID, "raw": b"\xff",
-    "a b": "spaced", "list": [1], "at": Milliseconds(1_000), "é": "ü", "a[b]c": 1,
+    "a b": "spaced", "list": [1], "at": Milliseconds(1_000), "é": "ü", "a[b]c": 1, "literal": "&s:d",
 }  # fmt: skip
 _MESSAGE = parse(
     Amqp10Message(
@@ -122,13 +122,22 @@ def _parsed(wanted: Map, like: Like = Like.V4_3) -> LinkFilters:
         (ULong(0x174), {"colour": "&p:r"}, True),
         (_APPLICATION_FIELDS, {"urgent": Int32(1)}, False),
         (_APPLICATION_FIELDS, {"missing": None}, False),
+        (_APPLICATION_FIELDS, {"colour": "&p:e"}, False),
+        (_APPLICATION_FIELDS, {"colour": "&s:e"}, False),
+        (_APPLICATION_FIELDS, {"size": "&p:5"}, False),
+        (_APPLICATION_FIELDS, {"size": "&s:5"}, False),
+        (_APPLICATION_FIELDS, {"literal": "&&s:d"}, True),
+        (_APPLICATION_FIELDS, {"literal": "&s:&s:d"}, True),
+        (_APPLICATION_FIELDS, {"literal": "&&p:d"}, False),
+        (_APPLICATION_FIELDS, {"colour": "red", **{str(number): 1 for number in range(15)}}, False),
     ],
 )
 def test_property_filters_select_messages_by_value_prefix_or_suffix(
     descriptor: Any10, wanted: Map, chosen: bool
 ) -> None:
     """A filter on a property or an application property selects messages whose value is equal to the given one or, for
-    strings, has the given prefix or suffix. RabbitMQ 4.3 does the same.
+    strings, has the given prefix or suffix; `&&` stands for a literal `&`. A filter may have up to 16 fields. RabbitMQ
+    4.3 does the same.
     """
     filters = _parsed({Symbol("any"): Described(descriptor, wanted)})
     assert filters.effective == {"any": Described(descriptor, wanted)}
@@ -147,8 +156,13 @@ def test_property_filters_select_messages_by_value_prefix_or_suffix(
         Described(_APPLICATION_FIELDS, {str(number): 1 for number in range(17)}),
         Described(_APPLICATION_FIELDS, "text"),
         Described(Symbol("rabbitmq:stream-offset-spec"), -1),
+        Described(Symbol("rabbitmq:stream-offset-spec"), ULong(1 << 63)),
+        Described(Symbol("rabbitmq:stream-offset-spec"), True),
+        Described(Symbol("rabbitmq:stream-filter"), 5),
         Described(Symbol("rabbitmq:stream-match-unfiltered"), "true"),
         Described(Symbol("elsewhere"), "x"),
+        Described(Symbol("elsewhere"), ["x"]),
+        Described(Symbol("elsewhere"), {"size": 6}),
         "text",
     ],
     ids=[
@@ -161,8 +175,13 @@ def test_property_filters_select_messages_by_value_prefix_or_suffix(
         "too many application properties",
         "text instead of a map",
         "negative offset",
+        "offset of 2 to the power of 63",
+        "offset that is a boolean",
+        "filter value that is a number",
         "match-unfiltered as text",
         "unknown filter",
+        "unknown filter with a list",
+        "unknown filter with a map",
         "filter without a descriptor",
     ],
 )
@@ -174,21 +193,61 @@ def test_invalid_filters_of_a_stream_consumer_are_ignored(filter_: Any10) -> Non
     assert (filters.effective, filters.arguments, filters.selector(_MESSAGE)) == ({}, {}, True)
 
 
-def test_stream_filters_become_consumer_arguments() -> None:
-    """For streams, RabbitMQ has AMQP 1.0 filters for the offset and for filter values. The embedded broker converts
-    them to the consumer arguments x-stream-offset, x-stream-filter and x-stream-match-unfiltered.
+def test_invalid_filters_do_not_affect_others() -> None:
+    """If some filters of an AMQP 1.0 consumer are invalid, for example because they are named by strings instead of
+    symbols, or an SQL filter has another type, the broker applies the others. Without a map of filters, it delivers
+    every message, and its attach frame has no such map.
     """
-    wanted: Map = {
-        Symbol("a"): Described(Symbol("rabbitmq:stream-offset-spec"), Milliseconds(5_999)),
-        Symbol("b"): Described(Symbol("rabbitmq:stream-filter"), ["x", "y", Symbol("not a text")]),
-        Symbol("c"): Described(Symbol("rabbitmq:stream-match-unfiltered"), True),
+    valid = {Symbol("p"): Described(_FIELDS, {Symbol("subject"): "x"})}
+    invalid: Map = {
+        Symbol("other"): Described(_FIELDS, {}),
+        "string": Described(_APPLICATION_FIELDS, {"size": 5}),
+        Symbol("sql-filter"): Described(_FIELDS, "size = 6"),
     }
+    filters = _parsed(valid | invalid)
+    assert (filters.effective, filters.selector(_MESSAGE)) == (valid, False)
+    assert _parsed({Symbol("sql-filter"): Described(Symbol("amqp:sql-filter"), b"size = 6")}).effective == {}
+    assert _parsed(invalid).effective == {}
+    filters = parse_filters(None, PROFILES[Like.V4_3])
+    assert (filters.effective, filters.arguments, filters.selector(_MESSAGE)) == (None, {}, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "argument"),
+    [
+        ("offset-spec", Milliseconds(5_999), Timestamp(5)),
+        ("offset-spec", Milliseconds(5_000), Timestamp(5)),
+        ("offset-spec", Milliseconds(-1), Timestamp(0)),
+        ("offset-spec", "first", "first"),
+        ("offset-spec", Symbol("last"), "last"),
+        ("offset-spec", ULong(0), Int64(0)),
+        ("offset-spec", ULong((1 << 63) - 1), Int64((1 << 63) - 1)),
+        ("filter", ["x", "y", Symbol("not a text")], ["x", "y"]),
+        ("filter", "x", "x"),
+        ("match-unfiltered", True, True),
+        ("match-unfiltered", False, False),
+    ],
+)
+def test_stream_filters_become_consumer_arguments(name: str, value: Any10, argument: Value) -> None:
+    """For streams, RabbitMQ has AMQP 1.0 filters for the offset and for filter values. The embedded broker converts
+    them to the consumer arguments x-stream-offset, x-stream-filter and x-stream-match-unfiltered. An offset is a time,
+    a number, or text such as `first`.
+    """
+    wanted: Map = {Symbol("any"): Described(Symbol(f"rabbitmq:stream-{name}"), value)}
     filters = _parsed(wanted)
     assert filters.effective == wanted
-    assert filters.arguments == {
-        "x-stream-offset": Timestamp(5), "x-stream-filter": ["x", "y"], "x-stream-match-unfiltered": True,
-    }  # fmt: skip
-    assert type(filters.arguments["x-stream-offset"]) is Timestamp
+    assert filters.arguments == {f"x-stream-{name.removesuffix('-spec')}": argument}
+    assert [type(each) for each in filters.arguments.values()] == [type(argument)]
+
+
+def test_of_several_stream_filters_of_one_kind_the_last_one_counts() -> None:
+    """An AMQP 1.0 consumer can combine stream filters of several kinds. Of two filters of the same kind, the last one
+    counts.
+    """
+    offset, values = (Symbol(f"rabbitmq:stream-{name}") for name in ("offset-spec", "filter"))
+    chosen = [Described(offset, "first"), Described(values, "x"), Described(offset, "next")]
+    wanted: Map = {Symbol(str(number)): each for number, each in enumerate(chosen)}
+    assert _parsed(wanted).arguments == {"x-stream-offset": "next", "x-stream-filter": "x"}
 
 
 def test_sql_and_property_filters_exclude_each_other() -> None:

@@ -1,0 +1,382 @@
+"""Attaching AMQP 1.0 links: what the broker's attach frame contains, and which links it refuses."""
+
+import asyncio
+import re
+from typing import Any
+
+import pytest
+
+from mqtool.broker.embedded.model.broker import Broker
+from mqtool.broker.embedded.model.profile import Like
+from mqtool.broker.embedded.model.queue import BrokerQueue
+from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
+from mqtool.broker.embedded.model.users import Permissions
+from mqtool.codecs.amqp10_values import Array, Described, Symbol, ULong
+from mqtool.codecs.field_tables import Int32, UInt8, UInt32
+from tests.protocol.raw_amqp10 import (
+    ATTACH,
+    COORDINATOR,
+    DETACH,
+    END,
+    RECEIVER,
+    RELEASED,
+    SENDER,
+    SETTLED,
+    SOURCE,
+    TARGET,
+    UNSETTLED,
+    Frame,
+    described,
+    message,
+)
+from tests.unit.embedded.memory_client10 import MemoryClient10, broker_like
+
+FIRST, SECOND = UInt8(0), UInt8(1)
+DETACHED, MAP = Symbol("link-detach"), {Symbol("a"): "b"}
+#: All outcomes that RabbitMQ supports.
+OUTCOMES = Array(Symbol(f"amqp:{name}:list") for name in ("accepted", "rejected", "released", "modified"))
+ACCEPTED, OTHER = Symbol("amqp:accepted:list"), Symbol("amqp:other:list")
+NOT_IMPLEMENTED, INVALID, LOCKED = "amqp:not-implemented", "amqp:invalid-field", "amqp:resource-locked"
+NOT_FOUND, REFUSED = "amqp:not-found", "amqp:unauthorized-access"
+
+
+def attach(
+    client: MemoryClient10,
+    role: bool,
+    *,
+    name: str = "x",
+    handle: int = 7,
+    modes: tuple[UInt8 | None, UInt8 | None] = (None, None),
+    source: Described | None = None,
+    target: Described | None = None,
+    rest: tuple[Any, ...] = (),
+) -> list[Frame]:
+    """Send an attach frame; by default for a link to or from the queue `q`.
+
+    Args:
+        modes: the sender's and the receiver's settle mode.
+        rest: the fields from unsettled on.
+    """
+    source = source or described(SOURCE, *(["/queues/q"] if role is RECEIVER else []))
+    target = target or described(TARGET, *(["/queues/q"] if role is SENDER else []))
+    return client.send(ATTACH, name, UInt32(handle), role, *modes, source, target, *rest)
+
+
+def of(source: Any = None, *, outcomes: Any = None, **fields: Any) -> Described:
+    """A source with an address, and further fields."""
+    names = ("durable", "expiry", "timeout", "dynamic", "node", "mode", "filter", "default")
+    return described(SOURCE, source, *map(fields.get, names), outcomes, fields.get("capabilities"))
+
+
+def asking_for(capability: str, **fields: Any) -> Described:
+    """A dynamic source that is deleted with its link."""
+    wanted: dict[str, Any] = {"expiry": DETACHED, "timeout": UInt32(0), "dynamic": True} | fields
+    return of(fields.get("address"), capabilities=Array([Symbol(capability)]), **wanted)
+
+
+def error(found: list[Frame]) -> tuple[str, str | None] | None:
+    """The error in the detach frame, which has to be the last frame."""
+    assert [frame.code for frame in found] == [ATTACH, DETACH]
+    return found[-1].error
+
+
+def padded(frame: Frame) -> list[Any]:
+    """The fields of an attach frame, including those at its end that are not set."""
+    return [frame.field(number) for number in range(14)]
+
+
+def permit(broker: Broker, configure: str, write: str, read: str) -> None:
+    broker.set_permissions("guest", "/", Permissions(configure, write, read))
+
+
+# The broker's attach frame
+
+
+def test_the_answer_to_a_publishers_attach_frame(client: MemoryClient10) -> None:
+    """The broker answers a publisher's attach frame with the same name, handle, sender settle mode, source and target.
+    The receiver settle mode is `first`, and the max-message-size is 16 MiB, as in RabbitMQ 4.
+    """
+    source, target = of("here", capabilities=Symbol("queue")), described(TARGET, "/queues/q", UInt32(2))
+    answer, _ = attach(client, SENDER, modes=(SETTLED, SECOND), source=source, target=target)
+    assert answer.code == ATTACH
+    assert padded(answer) == ["x", 7, RECEIVER, 1, 0, source, target, *[None] * 3, 16_777_216, *[None] * 3]
+    assert isinstance(answer.fields[3], UInt8)
+
+
+def test_a_publisher_may_attach_without_source_and_target(client: MemoryClient10, q: BrokerQueue) -> None:
+    """If a publisher's attach frame has neither source nor target, each message goes to the address in its property
+    `to`. If there is a target, messages go there.
+    """
+    answer, _ = client.send(ATTACH, "x", UInt32(7), SENDER)
+    assert (answer.code, answer.fields[5:7]) == (ATTACH, [None, described(TARGET)])
+    client.publish(0, message(to="/queues/q"), handle=7)
+    assert len(q) == 1
+    attach(client, SENDER, handle=8)
+    client.publish(1, handle=8)
+    assert len(q) == 2
+
+
+@pytest.mark.parametrize(("mode", "sent"), [(None, 0), (UNSETTLED, 0), (SETTLED, 1), (UInt8(2), 0)])
+def test_the_answer_to_a_receivers_attach_frame(
+    client: MemoryClient10, q: BrokerQueue, mode: UInt8 | None, sent: int
+) -> None:
+    """The broker answers a receiver's attach frame with the same name, handle, receiver settle mode, target and
+    max-message-size, and with an initial delivery count of 0. The source's default outcome is `released`, and it has
+    all outcomes if the client names none. The broker sends messages settled only if the client asks for that.
+    """
+    source = of("/queues/q", durable=UInt32(1), filter={Symbol("no"): "filter"}, capabilities=Symbol("queue"))
+    target = described(TARGET, "there")
+    rest = (None, None, None, ULong(5000))
+    [answer] = attach(client, RECEIVER, modes=(mode, FIRST), source=source, target=target, rest=rest)
+    assert [each.no_ack for each in q.consumers] == [mode == SETTLED]
+    effective = ["/queues/q", 1, *[None] * 5, {}, described(RELEASED), OUTCOMES]
+    expected = ["x", 7, SENDER, sent, 0, Described(ULong(SOURCE), effective), target, None, None, 0, 5000]
+    assert padded(answer) == [*expected, None, None, None]
+
+
+@pytest.mark.parametrize("asked", [Array([ACCEPTED]), Array(OUTCOMES[1:3])])
+def test_a_link_has_only_the_outcomes_that_the_client_asks_for(client: MemoryClient10, asked: Array) -> None:
+    """If a receiver's source names outcomes, the broker's attach frame contains these. The filters in effect are in it,
+    too.
+    """
+    offset = {Symbol("o"): Described(Symbol("rabbitmq:stream-offset-spec"), "first")}
+    client.connection.broker.vhosts["/"].add_queue(QueueDeclaration("s", {"x-queue-type": "stream"}, durable=True))
+    [answer] = attach(client, RECEIVER, source=of("/queues/s", filter=offset, outcomes=asked))
+    assert answer.fields[5].value[7:10] == [offset, described(RELEASED), asked]
+
+
+@pytest.mark.parametrize("target", [None, "/queues/q"])
+def test_a_publisher_may_use_the_settle_mode_second_if_its_messages_are_settled(
+    client: MemoryClient10, target: str | None
+) -> None:
+    """The receiver settle mode `second` has no effect on settled messages, so a publisher of these may ask for it, with
+    or without a target address.
+    """
+    found = attach(client, SENDER, modes=(SETTLED, SECOND), target=described(TARGET, target))
+    assert DETACH not in [frame.code for frame in found]
+
+
+def test_the_priority_and_the_timeout_of_a_consumer_are_link_properties(broker: Broker, client: MemoryClient10) -> None:
+    """An AMQP 1.0 receiver sets its priority and its consumer timeout with the link properties `rabbitmq:priority` and
+    `rabbitmq:consumer-timeout`. Values of other types are ignored.
+    """
+    queue = broker.vhosts["/"].add_queue(QueueDeclaration("qq", {"x-queue-type": "quorum"}, durable=True))
+    names = [Symbol(f"rabbitmq:{name}") for name in ("priority", "consumer-timeout")]
+    for handle, values in enumerate([(Int32(5), UInt32(60_000)), ("5", "60000")]):
+        rest = (*[None] * 6, dict(zip(names, values, strict=True)))
+        attach(client, RECEIVER, name=str(handle), handle=handle, source=of("/queues/qq"), rest=rest)
+    found = {each.tag: each.arguments for each in queue.consumers}
+    assert found == {"0": {"x-priority": 5, "x-consumer-timeout": 60_000}, "1": {}}
+
+
+# Dynamic sources
+
+
+@pytest.mark.parametrize("mode", [UNSETTLED, SETTLED])
+def test_a_dynamic_source_with_the_capability_temporary_queue(
+    client: MemoryClient10, broker: Broker, mode: UInt8
+) -> None:
+    """A receiver with a dynamic source and the capability `temporary-queue` gets an exclusive queue, which is deleted
+    with the link. The broker's attach frame contains the address of this queue.
+    """
+    source = asking_for("temporary-queue", durable=UInt32(1), timeout=UInt32(9), outcomes=Array([ACCEPTED]))
+    target, rest = described(TARGET, "there"), (None, None, None, ULong(5000))
+    [answer] = attach(client, RECEIVER, modes=(mode, FIRST), source=source, target=target, rest=rest)
+    actual = answer.fields[5].value
+    assert re.fullmatch(r"/queues/amq\.dyn-memory-x-[\w-]{22}", actual[0])
+    queue = broker.vhosts["/"].queues[actual[0].removeprefix("/queues/")]
+    assert queue.owner is client.connection
+    assert [*client.connection.exclusive_queues] == [queue]
+    assert [each.no_ack for each in queue.consumers] == [mode == SETTLED]
+    node = {
+        Symbol("lifetime-policy"): Described(ULong(0x2B), []), Symbol("supported-dist-modes"): Array([Symbol("move")])
+    }  # fmt: skip
+    default = described(RELEASED)
+    assert actual[1:] == [0, "link-detach", 0, True, node, Symbol("move"), None, default, Array([ACCEPTED])]
+    answer.fields[5] = None
+    assert padded(answer) == ["x", 7, SENDER, mode, 0, None, target, None, None, 0, 5000, None, None, None]
+    client.send(DETACH, UInt32(7), True)
+    assert [*broker.vhosts["/"].queues] == ["q"]
+
+
+def test_a_dynamic_source_for_direct_replies_has_no_outcomes(client: MemoryClient10, broker: Broker) -> None:
+    """A receiver with a dynamic source and the capability `rabbitmq:volatile-queue` gets an address for direct replies.
+    Since replies are sent settled, the source has no outcomes. No queue is created.
+    """
+    [answer] = attach(client, RECEIVER, modes=(SETTLED, None), source=asking_for("rabbitmq:volatile-queue"))
+    actual = answer.fields[5].value
+    assert actual[0].startswith("/queues/amq.rabbitmq.reply-to.")
+    assert (actual[4], len(actual)) == (True, 7)
+    assert [*broker.vhosts["/"].queues] == ["q"]
+
+
+@pytest.mark.parametrize(("length", "is_named"), [(142, True), (143, False)])
+def test_the_name_of_a_temporary_queue_contains_no_long_names(
+    client: MemoryClient10, length: int, is_named: bool
+) -> None:
+    """The name of a temporary queue contains the container id of the connection and the name of the link if these
+    have fewer than 150 bytes together. Otherwise it contains neither.
+    """
+    [answer] = attach(client, RECEIVER, name="é" + "x" * (length - 2), source=asking_for("temporary-queue"))
+    pattern = r"/queues/amq\.dyn-memory-%C3%A9x+-[\w-]{22}" if is_named else r"/queues/amq\.dyn\.gen-[\w-]{22}"
+    assert re.fullmatch(pattern, answer.fields[5].value[0])
+
+
+@pytest.mark.parametrize(
+    ("source", "mode"),
+    [
+        (asking_for("temporary-queue", address="/queues/q"), SETTLED),
+        (asking_for("other"), SETTLED),
+        (asking_for("rabbitmq:volatile-queue"), UNSETTLED),
+        (asking_for("rabbitmq:volatile-queue", expiry=Symbol("never")), SETTLED),
+        (asking_for("rabbitmq:volatile-queue", timeout=UInt32(1)), SETTLED),
+    ],
+    ids=["with an address", "other capability", "unsettled replies", "other expiry policy", "timeout"],
+)
+def test_other_dynamic_sources_are_not_supported(client: MemoryClient10, source: Described, mode: UInt8) -> None:
+    """The broker refuses a dynamic source that has an address, or none of the capabilities `temporary-queue` and
+    `rabbitmq:volatile-queue`. Direct replies must be settled, and their source must expire with the link.
+    """
+    found = attach(client, RECEIVER, modes=(mode, None), source=source)
+    assert error(found) == (NOT_IMPLEMENTED, "Dynamic source not supported")
+
+
+def test_a_temporary_queue_needs_permission_and_counts_towards_the_queue_limit(
+    client: MemoryClient10, broker: Broker
+) -> None:
+    """A temporary queue is refused if the user may not configure a queue with its name, or if its virtual host has
+    reached its queue limit.
+    """
+    broker.vhosts["/"].limits = {"max-queues": 1}
+    condition, text = error(attach(client, RECEIVER, source=asking_for("temporary-queue"))) or ("", "")
+    assert condition == "amqp:precondition-failed"
+    pattern = r"cannot declare queue 'amq\.dyn-memory-x-\S{22}': queue limit in vhost '/' \(1\) is reached"
+    assert re.fullmatch(pattern, text or "")
+    permit(broker, "^q$", ".*", ".*")
+    [end] = attach(client, RECEIVER, source=asking_for("temporary-queue"))
+    assert end.code == END
+    condition, text = end.error or ("", "")
+    assert condition == REFUSED
+    assert re.match("configure access to queue 'amq.dyn-memory-x-", text or "")
+
+
+# Refused links
+
+
+@pytest.mark.parametrize(
+    ("role", "given", "condition", "text"),
+    [
+        (SENDER, {"target": described(COORDINATOR)}, NOT_IMPLEMENTED, "Transactions not supported"),
+        (SENDER, {"rest": ({b"1": None},)}, NOT_IMPLEMENTED, "Link recovery not supported"),
+        (RECEIVER, {"rest": (None, True)}, NOT_IMPLEMENTED, "Link recovery not supported"),
+        (SENDER, {"modes": (UNSETTLED, SECOND)}, NOT_IMPLEMENTED, "rcv-settle-mode second not supported"),
+        (RECEIVER, {"modes": (None, SECOND)}, NOT_IMPLEMENTED, "rcv-settle-mode second not supported"),
+        (SENDER, {"target": described(TARGET, None, None, None, None, True)},
+         NOT_IMPLEMENTED, "Dynamic target not supported"),
+        (SENDER, {"source": of(outcomes=Array([ACCEPTED, OTHER, Symbol("b")]))},
+         NOT_IMPLEMENTED, 'Outcomes not supported: [{symbol,<<"amqp:other:list">>},{symbol,<<"b">>}]'),
+        (RECEIVER, {"source": of("/queues/q", outcomes=ACCEPTED)},
+         NOT_IMPLEMENTED, 'Outcomes not supported: [{symbol,<<"amqp:accepted:list">>}]'),
+        (RECEIVER, {"source": of("/queues/q", outcomes=Array([OTHER]))},
+         NOT_IMPLEMENTED, 'Outcomes not supported: [{symbol,<<"amqp:other:list">>}]'),
+        (RECEIVER, {"source": asking_for("temporary-queue", outcomes=Array([OTHER]))},
+         NOT_IMPLEMENTED, 'Outcomes not supported: [{symbol,<<"amqp:other:list">>}]'),
+        (RECEIVER, {"source": described(COORDINATOR)}, INVALID, "Attach refused: source_required"),
+        (RECEIVER, {"source": of()}, INVALID, "Attach refused: {bad_address,undefined}"),
+        (RECEIVER, {"source": of(b"q")}, INVALID, 'Attach refused: {bad_address,{binary,<<"q">>}}'),
+        (RECEIVER, {"source": of("q")}, INVALID, 'Attach refused: {amqp_address_v1_not_permitted,{utf8,<<"q">>}}'),
+        (RECEIVER, {"source": of("/exchanges/x")},
+         INVALID, 'Attach refused: {amqp_address_v1_not_permitted,{utf8,<<"/exchanges/x">>}}'),
+        (RECEIVER, {"source": of("/queues/%")}, INVALID, 'Attach refused: {bad_address,{utf8,<<"/queues/%">>}}'),
+        (RECEIVER, {"source": of("/queues/none")}, NOT_FOUND, "no queue 'none' in vhost '/'"),
+        (SENDER, {"target": described(TARGET, b"q")}, INVALID, 'Attach refused: {bad_address,{binary,<<"q">>}}'),
+        (SENDER, {"target": described(TARGET, "q")},
+         INVALID, 'Attach refused: {amqp_address_v1_not_permitted,{utf8,<<"q">>}}'),
+        (SENDER, {"target": described(TARGET, "/queues/%")},
+         INVALID, 'Attach refused: {bad_address_string,<<"/queues/%">>}'),
+        (SENDER, {"target": described(TARGET, "/queues/none")}, NOT_FOUND, "no queue 'none' in vhost '/'"),
+        (SENDER, {"target": described(TARGET, "/exchanges/none/key")}, NOT_FOUND, "no exchange 'none' in vhost '/'"),
+        (SENDER, {"target": described(TARGET, "/exchanges/amq.rabbitmq.trace")}, REFUSED,
+         "forbidden to publish to internal exchange 'amq.rabbitmq.trace' in vhost '/'"),
+    ],
+    ids=[
+        "transactions", "unsettled deliveries", "incomplete unsettled deliveries", "second", "receiver with second",
+        "dynamic target", "publisher's outcomes", "a single outcome", "receiver's outcomes", "outcomes of replies",
+        "coordinator as source", "no source address", "binary source", "version 1 source", "exchange as source",
+        "bad escape in source", "unknown source", "binary target", "version 1 target", "bad escape in target",
+        "unknown queue", "unknown exchange", "internal exchange",
+    ],
+)  # fmt: skip
+def test_a_refused_link_is_detached_with_a_reason(
+    client: MemoryClient10, role: bool, given: dict[str, Any], condition: str, text: str
+) -> None:
+    """If a client attaches a link that RabbitMQ does not support, or whose address is invalid or unknown, the broker
+    detaches this link with RabbitMQ's error.
+    """
+    assert error(attach(client, role, **given)) == (condition, text)
+
+
+@pytest.mark.parametrize(
+    ("role", "permissions", "text"),
+    [
+        (SENDER, (".*", "^$", ".*"), "write access to exchange 'amq.direct' in vhost '/' refused for user 'guest'"),
+        (RECEIVER, (".*", ".*", "^$"), "read access to queue 'q' in vhost '/' refused for user 'guest'"),
+    ],
+    ids=["publisher", "receiver"],
+)
+def test_a_link_needs_permission(
+    client: MemoryClient10, broker: Broker, role: bool, permissions: tuple[str, str, str], text: str
+) -> None:
+    """A publisher needs the permission to write to its target's exchange, and a receiver the one to read its queue. If
+    it is missing, the broker ends the session.
+    """
+    permit(broker, *permissions)
+    target = described(TARGET, "/exchanges/amq.direct" if role is SENDER else None)
+    [end] = attach(client, role, target=target)
+    assert (end.code, end.error) == (END, (REFUSED, text))
+
+
+def test_an_exclusive_queue_can_be_read_only_on_its_own_connection(client: MemoryClient10, broker: Broker) -> None:
+    """The broker refuses a receiver for an exclusive queue of another connection."""
+    vhost, other = broker.vhosts["/"], MemoryClient10(client.loop, broker)
+    vhost.add_queue(QueueDeclaration("mine", {}, owner=client.connection))
+    assert [frame.code for frame in attach(client, RECEIVER, source=of("/queues/mine"))] == [ATTACH]
+    text = "cannot obtain exclusive access to locked queue 'mine' in vhost '/'"
+    assert error(attach(other, RECEIVER, source=of("/queues/mine"))) == (LOCKED, text)
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum", "stream"])
+def test_a_queue_with_an_exclusive_consumer_refuses_receivers(
+    client: MemoryClient10, broker: Broker, kind: str
+) -> None:
+    """The broker refuses a receiver for a queue that has an exclusive consumer. A stream has no exclusive consumers."""
+    queue: BrokerQueue = broker.vhosts["/"].add_queue(QueueDeclaration("e", {"x-queue-type": kind}, durable=True))
+    attach(client, RECEIVER, source=of("/queues/e"))
+    for consumer in queue.consumers:
+        consumer.exclusive = True
+    found = attach(client, RECEIVER, name="y", handle=8, source=of("/queues/e"))
+    if kind == "stream":
+        assert [frame.code for frame in found] == [ATTACH]
+    else:
+        assert error(found) == (REFUSED, "queue 'e' in vhost '/' in exclusive use")
+
+
+def test_a_receiver_with_an_argument_that_its_queue_does_not_have_is_refused(
+    client: MemoryClient10, broker: Broker
+) -> None:
+    """The broker refuses a receiver if its queue's type does not have one of its arguments, such as a stream filter on
+    a classic queue.
+    """
+    wanted = {Symbol("f"): Described(Symbol("rabbitmq:stream-filter"), "x")}
+    condition, text = error(attach(client, RECEIVER, source=of("/queues/q", filter=wanted))) or ("", "")
+    assert condition == "amqp:precondition-failed"
+    assert text == "invalid arg 'x-stream-filter' for queue 'q' in vhost '/' of queue type rabbit_classic_queue"
+
+
+def test_a_broker_like_4_0_has_no_dynamic_sources(loop: asyncio.AbstractEventLoop) -> None:
+    """With `broker up --like 4.0`, a dynamic source is not supported, and a link that cannot be attached ends the
+    session, as in RabbitMQ 4.0.
+    """
+    client = MemoryClient10(loop, broker_like(loop, Like.V4_0))
+    [end] = attach(client, RECEIVER, source=asking_for("temporary-queue"))
+    assert (end.code, end.error) == (END, (NOT_IMPLEMENTED, "Dynamic source not supported"))
