@@ -83,6 +83,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     "mqtool/work/queue_limits.py": ("tests/unit/test_queue_limits.py",),
     "mqtool/work/redriving.py": ("tests/unit/test_redriving.py",),
     "mqtool/work/retry_or_dead_letter.py": ("tests/unit/test_retrying.py",),
+    "mqtool/work/rpc_functions.py": ("tests/unit/test_rpc_functions.py",),
     "mqtool/work/runner.py": ("tests/unit/test_runner.py",),
     "mqtool/work/transfer.py": ("tests/unit/test_transfer.py",),
     "mqtool/work/worker.py": ("tests/unit/test_worker.py",),
