@@ -112,28 +112,36 @@ class WaitingMessages:
             left: called with an error for each chosen message that stays: its destination is not proven (BadData), or
                 did not take it (NotMoved).
         """
+        publisher = self._channel.connection.channel()
 
         def delivered(waiting: Waiting) -> bool:
+            nonlocal publisher
             if not chosen(waiting):
                 return False
+            stays = f"{name_of(waiting.delivery)} stays in {waiting.queue.name!r}"
             if waiting.queue.exchange is None:
                 left(
                     BadData(
-                        f"{name_of(waiting.delivery)} stays in {waiting.queue.name!r}, which says that its messages "
-                        f"are for exchange {waiting.queue.to!r}: anyone who declares a queue can say that; a relay "
-                        "delivers it"
+                        f"{stays}, which says that its messages are for exchange {waiting.queue.to!r}: anyone who "
+                        "declares a queue can say that; a relay delivers it"
                     )
                 )
                 return False
             try:
-                move(self._channel, waiting.delivery, waiting.message)
+                move(publisher, waiting.delivery, waiting.message)
             except NotMoved as error:
                 left(error)
-                return False
             except HeadersTooLarge as error:
-                left(HeadersTooLarge(f"{name_of(waiting.delivery)} stays in {waiting.queue.name!r}: {error}"))
-                return False
-            return True
+                left(HeadersTooLarge(f"{stays}: {error}"))
+            except MqtoolError as error:
+                if not publisher.refused:
+                    raise
+                # For example, its exchange has been deleted. The broker has closed the channel.
+                publisher = self._channel.connection.channel()
+                left(NotMoved(f"{stays}: {error}"))
+            else:
+                return True
+            return False
 
         yield from self.cancel(delivered)
 

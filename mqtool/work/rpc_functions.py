@@ -83,9 +83,13 @@ def of_program(command: ExecCommand) -> Function:
 
 def stop_if_broken(reply: Message) -> None:
     """Raise CommandBroken if the program behind a reply could not be run."""
-    headers = reply.properties.get("headers") or {}
-    if headers.get(EXIT_STATUS) in (CANNOT_RUN, NOT_FOUND):
-        raise CommandBroken(f"the program cannot be run: {headers[STDERR].strip()}", "correct --exec")
+    if _is_broken(reply):
+        what = reply.properties["headers"][STDERR].strip()
+        raise CommandBroken(f"the program cannot be run: {what}", "correct --exec")
+
+
+def _is_broken(reply: Message) -> bool:
+    return (reply.properties.get("headers") or {}).get(EXIT_STATUS) in (CANNOT_RUN, NOT_FOUND)
 
 
 def answering_errors(function: Function) -> Function:
@@ -127,7 +131,10 @@ def answering_once(
         except BaseException:
             handled.failed(key)
             raise
-        handled.done(key, ndjson.from_message(reply))
+        if _is_broken(reply):  # when --exec has been corrected, a stored reply would stop the server again
+            handled.failed(key)
+        else:
+            handled.done(key, ndjson.from_message(reply))
         return reply
 
     return answer

@@ -142,6 +142,19 @@ def test_delayed_now_keeps_a_message_whose_queue_was_deleted(waiting: Waiting) -
     assert waiting.shown("jobs") == ["m-1", "m-2", "m-3"]
 
 
+def test_delayed_now_keeps_a_message_whose_exchange_was_deleted(waiting: Waiting) -> None:
+    """If the destination exchange no longer exists, `delayed now` exits with 75 and the message keeps waiting. If other
+    messages are selected, too, it delivers them, and exits with 3.
+    """
+    waiting.shell.run("mqtool", "exchange", "delete", "logs", "--yes")
+    stays = "message m-4 stays in 'logs.exchange.delay.1h.classic': no exchange 'logs'"
+    assert stays in waiting.run("now", "m-4", code=75).stderr
+    said = waiting.run("now", "m-4", "m-3", code=3).stderr
+    assert "1 delivered\n" in said
+    assert stays in said
+    assert waiting.shown() == ["m-1", "m-2", "m-4"]
+
+
 @pytest.mark.parametrize("broker", ["embedded"], indirect=True)
 def test_delayed_ls_counts_messages_that_the_plugin_holds(shell: Shell, broker: TestBroker) -> None:
     """For messages that the delayed message plugin holds, `delayed ls` prints their number, and `delayed show` says

@@ -1,4 +1,4 @@
-"""Delays: the wait queues for each, their notation, and the error about a missing plugin."""
+"""Delays: the wait queues for each, and their notation."""
 
 import json
 import time
@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from mqtool import ndjson
 from mqtool.amqp import Channel
-from mqtool.delays.delay_plugin import PluginMissing
 from mqtool.delays.destinations import Destination
 from mqtool.delays.wait_queues import LONGEST_IN_QUEUES, SHORTEST_STEP, ThroughQueues, step_of, waits_for
 from mqtool.duration import parse_duration
@@ -98,30 +97,6 @@ def test_all_delays_up_to_a_minute_need_only_158_wait_queues() -> None:
     for delay in range(5, max(expected) + 1, 5):
         queues.update(wait.suffix for wait in waits_for(delay))
         assert len(queues) == expected.get(delay, len(queues))
-
-
-@pytest.mark.parametrize("version", ["3.10.8", "4.0.5", "4.2.7"])
-def test_the_hint_names_the_plugin_release_for_the_broker(version: str) -> None:
-    """If the delayed message plugin is missing on RabbitMQ 4.2 or earlier, the hint names the plugin's release for that
-    version, and the command that enables the plugin.
-    """
-    error = PluginMissing(f"RabbitMQ {version}")
-    assert "is not enabled there" in str(error)
-    assert f"the release for {'.'.join(version.split('.')[:2])}," in (error.hint or "")
-    assert "rabbitmq-plugins enable rabbitmq_delayed_message_exchange" in (error.hint or "")
-    assert error.exit_code == 78
-
-
-@pytest.mark.parametrize("version", ["4.3.0", "4.10.1", "5.0.0"])
-def test_without_a_plugin_release_the_hint_names_via_ttl(version: str) -> None:
-    """The delayed message plugin has no release for RabbitMQ 4.3 or later. If a command needs the plugin on such a
-    broker, the error's hint suggests `--via ttl`, and does not suggest enabling the plugin.
-    """
-    error = PluginMissing(f"RabbitMQ {version}")
-    assert f"RabbitMQ {version} cannot have the delayed message plugin" in str(error)
-    assert "4.2.0, is for RabbitMQ 4.2" in str(error)
-    assert "--via ttl" in (error.hint or "")
-    assert "enable" not in (error.hint or "")
 
 
 @pytest.mark.parametrize(

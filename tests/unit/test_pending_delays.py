@@ -41,9 +41,9 @@ class Place:
         self.channel.declare(Queue("jobs", durable=True))
         self._api = Management(str(broker.management_url), "guest", "guest")
 
-    def connect(self, confirm_timeout: float = 30.0) -> Channel:
-        self.connections.append(Connection(parse_addresses(self.vhost.url)))
-        return self.connections[-1].channel(confirm_timeout=confirm_timeout)
+    def connect(self, kind: type[Connection] = Connection) -> Channel:
+        self.connections.append(kind(parse_addresses(self.vhost.url)))
+        return self.connections[-1].channel()
 
     def declare(self, name: str, *bodies: str, ttl: int = 3_600_000, key: str = "jobs", **more: Any) -> None:
         """Declare a wait queue for a queue, with these messages in it."""
@@ -57,22 +57,22 @@ class Place:
     def delete(self, queue: str) -> None:
         administration.delete_queue(self.channel, queue)
 
-    def waiting(self, **options: float) -> WaitingMessages:
+    def waiting(self, kind: type[Connection] = Connection) -> WaitingMessages:
         self.skipped.clear()
         return WaitingMessages(
-            self.connect(**options), self._api, self.vhost.name, lambda *given: self.skipped.append(given)
+            self.connect(kind), self._api, self.vhost.name, lambda *given: self.skipped.append(given)
         )
 
     def shown(self, to: str | None = None) -> list[str]:
         return [each.delivery.body.decode() for each in self.waiting().messages(to)]
 
-    def now(self, *bodies: str, **options: float) -> list[str]:
+    def now(self, *bodies: str, kind: type[Connection] = Connection) -> list[str]:
         """Deliver the messages with these bodies or, without bodies, all; return those of the delivered ones."""
 
         def chosen(each: Waiting) -> bool:
             return not bodies or each.message.body.decode() in bodies
 
-        return [each.message.body.decode() for each in self.waiting(**options).deliver(chosen, self.left.append)]
+        return [each.message.body.decode() for each in self.waiting(kind).deliver(chosen, self.left.append)]
 
     def bodies(self, queue: str) -> list[str]:
         return [each.body.decode() for each in self.vhost.queue(queue).messages(0)]
@@ -243,6 +243,21 @@ def test_a_message_that_its_destination_does_not_accept_stays(place: Place) -> N
     assert place.has("gone.delay.1h", "x")
 
 
+def test_a_message_whose_exchange_was_deleted_stays(place: Place) -> None:
+    """If the exchange of waiting messages has been deleted, the messages stay in their wait queue, each with an error
+    that names the message, the queue and the exchange. Messages for other destinations are delivered.
+    """
+    place.channel.declare(wait_queue("logs.exchange.delay.1h", 3_600_000, "logs"))
+    place.fill("logs.exchange.delay.1h", Message(b"x", message_id="x"), Message(b"y", message_id="y"))
+    place.declare("jobs.delay.2h", "a", ttl=7_200_000)
+    assert place.now() == ["a"]
+    stay = "stays in 'logs.exchange.delay.1h': no exchange 'logs'"
+    assert [type(error) for error in place.left] == [NotMoved, NotMoved]
+    assert [str(error).partition(" in vhost")[0] for error in place.left] == [f"message x {stay}", f"message y {stay}"]
+    assert place.has("logs.exchange.delay.1h", "x", "y")
+    assert place.skipped == []
+
+
 def test_a_message_whose_headers_fill_a_frame_stays(place: Place) -> None:
     """If a message's headers claim a false origin, and leave no room in a frame for the true one, the message stays in
     its wait queue, with an error that names the message and the queue. Other messages are delivered.
@@ -295,10 +310,17 @@ def test_reading_wait_queues_ends_if_the_connection_is_lost(place: Place) -> Non
     place.declare("jobs.delay.2h", "b", ttl=7_200_000)
     messages = place.waiting().messages()
     next(messages)
-    place.connections[-1].close()
+    place.vhost.faults.cut_connections()
     with pytest.raises(Unavailable):
         next(messages)
     assert place.skipped == []
+
+
+class Impatient(Connection):
+    """A connection whose channels wait only 50 ms for a confirm."""
+
+    def channel(self, **options: Any) -> Channel:
+        return super().channel(**{**options, "confirm_timeout": 0.05})
 
 
 def test_delivering_ends_if_a_confirm_does_not_arrive(place: Place) -> None:
@@ -308,7 +330,7 @@ def test_delivering_ends_if_a_confirm_does_not_arrive(place: Place) -> None:
     place.declare("jobs.delay.1h", "a", "b")
     place.declare("jobs.delay.2h", "c", ttl=7_200_000)
     with place.vhost.faults.delay_confirms(), pytest.raises(NotConfirmed):
-        place.now(confirm_timeout=0.05)
+        place.now(kind=Impatient)
     assert place.has("jobs.delay.1h", "a", "b")
     assert (place.skipped, place.left) == ([], [])
 
