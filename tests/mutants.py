@@ -73,6 +73,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     "mqtool/work/conversion_plan.py": ("tests/unit/test_conversion_plan.py",),
     "mqtool/work/deduplication.py": ("tests/unit/test_deduplication.py",),
     "mqtool/work/delay_relay.py": ("tests/unit/test_delay_relay.py",),
+    "mqtool/work/exec_command.py": ("tests/unit/test_exec_command.py",),
     "mqtool/work/held_messages.py": ("tests/unit/test_held_messages.py",),
     "mqtool/work/history.py": ("tests/unit/test_history.py",),
     "mqtool/work/policy_losses.py": ("tests/unit/test_queue_limits.py",),
