@@ -54,11 +54,13 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
         "tests/unit/test_publisher.py",
         "tests/unit/test_publishing.py",
     ),
+    "mqtool/amqp/receive_settings.py": ("tests/unit/test_receive_settings.py",),
     "mqtool/amqp/reopening_channel.py": (
         "tests/unit/test_channel.py",
         "tests/unit/test_journal.py",
         "tests/unit/test_publishing.py",
     ),
+    "mqtool/amqp/replies.py": ("tests/unit/test_replies.py",),
     "mqtool/amqp/unconfirmed.py": ("tests/unit/test_publisher.py",),
     "mqtool/amqp10": ("tests/unit/test_amqp10_codec.py", *_CLIENT),
     "mqtool/amqp10/link_connection.py": ("tests/unit/test_link_connection.py",),
