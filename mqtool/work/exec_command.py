@@ -42,12 +42,10 @@ _PLACEHOLDERS = (
 _URLS = (b"MQTOOL_URL", b"AMQP_URL", b"MQTOOL_MANAGEMENT_URL")
 _PLACEHOLDER = re.compile(r"(?<!\$)\{(" + "|".join(_PLACEHOLDERS) + r")\}")
 _UNKNOWN_PLACEHOLDER = re.compile(rf"(?<!\$)\{{(?!(?:{'|'.join(_PLACEHOLDERS)})\}})[a-z_]+\}}")
-#: Operators that only a shell understands.
-_OPERATOR = re.compile(r"[|&;<>()]+")
-#: Matches a variable that only a shell expands, such as $NAME or "${NAME}", with a group. Also matches other quotes,
-#: without a group: they may contain a script, as in sh -c "echo $NAME".
+#: Matches, as a group, an operator such as && or a variable such as $NAME or "${NAME}", which only a shell understands.
+#: Also matches other quotes, without a group: they may contain a script, as in sh -c "echo $NAME".
 _NAME = r"\$(?:[A-Za-z_]\w*|{[A-Za-z_]\w*})"
-_VARIABLE = re.compile(rf"""\\.|'[^']*'|"({_NAME})"|"(?:\\.|[^"\\])*"|({_NAME})""", re.DOTALL)
+_SHELL_SYNTAX = re.compile(rf"""\\.|'[^']*'|"({_NAME})"|"(?:\\.|[^"\\])*"|({_NAME}|[|&;<>()]+)""", re.DOTALL)
 
 
 class ExecCommand:
@@ -108,7 +106,7 @@ class ExecCommand:
         try:
             path = self._path or _find(words[0])
         except UsageError as error:  # the program's name comes from a placeholder: the message is at fault
-            return Ending(EX_DATAERR, str(error).encode("utf-8", "replace"))
+            return Ending(EX_DATAERR, str(error).encode())
         environment = {name.encode(): _encoded(value) for name, value in variables.items()}
         return RunnerRequest(path, [*map(_encoded, words)], environment, delivery.body, self._timeout, self._capture)
 
@@ -116,16 +114,12 @@ class ExecCommand:
 def _words(command: str) -> list[str]:
     try:
         words = shlex.split(command)
-        shell = shlex.shlex(command, posix=False, punctuation_chars=True)
-        shell.commenters = ""
-        operators = [word for word in shell if _OPERATOR.fullmatch(word)]
-        operators += [found[1] or found[2] for found in _VARIABLE.finditer(command) if found.lastindex]
     except ValueError as error:
         raise UsageError(f"--exec {command!r} is not a valid command: {str(error).lower()}") from error
     if not words:
         raise UsageError("--exec is empty", "name the program to run for each message")
-    if operators:
-        raise UsageError(f"--exec runs no shell, so {operators[0]!r} would be an argument", "--shell runs it with sh")
+    if syntax := [found[1] or found[2] for found in _SHELL_SYNTAX.finditer(command) if found.lastindex]:
+        raise UsageError(f"--exec runs no shell, so {syntax[0]!r} would be an argument", "--shell runs it with sh")
     if unknown := _UNKNOWN_PLACEHOLDER.search(command):
         known = ", ".join(f"{{{name}}}" for name in _PLACEHOLDERS)
         raise UsageError(f"--exec has an unknown placeholder {unknown[0]}", f"use {known}, or --shell and $MQ_…")

@@ -8,7 +8,6 @@ from itertools import pairwise
 
 import pytest
 
-from mqtool.work.exec_command import ExecCommand
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import IDLE, Shell, wait_until
 from tests.processes import children_of, is_alive
@@ -114,14 +113,6 @@ def test_worker_refuses_an_invalid_program(shell: Shell) -> None:
         result = shell.run("mqtool", "worker", *options)
         assert result.code == 2
         assert said in result.stderr
-
-
-@pytest.mark.parametrize("command", ["sh -c 'echo $MQ_QUEUE'", 'sh -c "echo $MQ_QUEUE"', r"echo \$HOME $1 a$ $"])
-def test_exec_accepts_a_dollar_sign_that_is_meant_for_the_program(command: str) -> None:
-    """`worker --exec` without --shell accepts a `$` in a quoted script for `sh -c`, after a backslash, or where no
-    variable name follows.
-    """
-    ExecCommand(command)
 
 
 @on_any_broker

@@ -1,6 +1,7 @@
 """Replies of an RPC server, with plain callables in place of a broker."""
 
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -14,14 +15,25 @@ DROPPED = "dropped a reply to queue 'hostile': publishing it makes the broker cl
 
 
 class Server:
-    """An RPC server whose broker closes the connection once replies to `hostile` are written."""
+    """An RPC server whose broker closes the connection once replies to `hostile` are written.
+
+    Attributes:
+        flushes: how often it has written its acknowledgements before a reply, instead of together with it.
+    """
 
     def __init__(self) -> None:
         self.wire = Wire()
         self.unconfirmed = self.wire.publisher
         self.closes = False
         self.notices: list[str] = []
-        self.replies = Replies(self, lambda: None, self.notices.append)  # type: ignore[arg-type]
+        self.flushes = 0
+        self.on_flush: Callable[[], object] = lambda: None
+        self.replies = Replies(self, self.flush, self.notices.append)  # type: ignore[arg-type]
+
+    def flush(self) -> None:
+        """Write the pending acknowledgements."""
+        self.flushes += 1
+        self.on_flush()
 
     def add(self, message: Message, *, waits: bool = True) -> None:
         self.unconfirmed.add([message], ROUTE)
@@ -72,6 +84,8 @@ def test_replies_to_a_queue_are_dropped_for_a_minute_after_an_internal_error(mon
     """An RPC server drops replies to the queue that has caused an internal error for a minute, even if other replies
     are dropped in the meantime. Then it publishes one again.
     """
+    now = time.monotonic()
+    monkeypatch.setattr("time.monotonic", lambda: now)
     server = Server()
     server.closes = True
     server.reply("hostile")
@@ -81,12 +95,42 @@ def test_replies_to_a_queue_are_dropped_for_a_minute_after_an_internal_error(mon
     server.close()
     server.reply("hostile")
     assert (server.wire.sent, server.notices) == ([], [DROPPED])
-    now = time.monotonic()
     server.closes = False
-    monkeypatch.setattr(replies.time, "monotonic", lambda: now + 61)
+    monkeypatch.setattr("time.monotonic", lambda: now + 60)
     monkeypatch.setattr(replies, "_PATIENCE", 0)
     server.reply("hostile")
     assert (server.wire.sent, server.notices) == ([b"hostile"], [DROPPED])
+
+
+def test_only_one_reply_to_a_suspect_is_published_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an internal error, an RPC server writes its acknowledgements before the next reply to a queue that may have
+    caused the error, and waits for the confirm of this reply, for up to a second. Later replies to the queue are
+    published as usual.
+    """
+    monkeypatch.setattr(replies, "_PATIENCE", 0.05)
+    server = Server()
+    server.reply("theirs")
+    server.close()
+    began = time.monotonic()
+    server.reply("theirs")
+    assert time.monotonic() - began >= 0.05
+    assert server.flushes == 1
+    server.reply("theirs")
+    assert server.flushes == 1
+    assert server.wire.sent == [b"theirs"] * 2
+
+
+def test_a_reply_is_published_even_if_the_connection_is_lost_just_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the connection is lost while an RPC server writes its acknowledgements before a reply, it publishes the reply
+    on the next connection.
+    """
+    monkeypatch.setattr(replies, "_PATIENCE", 0)
+    server = Server()
+    server.reply("theirs")
+    server.close()
+    server.on_flush = server.close
+    server.reply("theirs")
+    assert server.wire.sent == [b"theirs"]
 
 
 def test_only_replies_that_are_still_unconfirmed_can_have_caused_an_internal_error() -> None:
@@ -114,7 +158,9 @@ def test_an_rpc_server_that_ends_after_an_internal_error_says_that_its_last_repl
     server.reply("theirs")
     server.close()
     server.reply("theirs", is_current=False)
-    with pytest.raises(NotConfirmed, match="closed the connection with 2 messages unconfirmed"):
+    with pytest.raises(NotConfirmed) as failed:
         server.replies.check()
+    assert str(failed.value) == "the broker closed the connection with 2 messages unconfirmed"
+    assert failed.value.hint == "it redelivers the requests"
     server.reply("others")
     server.replies.check()

@@ -1,0 +1,238 @@
+"""Declaring, checking, purging, deleting, binding and unbinding, on an embedded broker in this process."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from mqtool import management
+from mqtool.amqp import Channel, Connection, Receiving, administration, parse_addresses
+from mqtool.amqp.administration import Depth
+from mqtool.errors import AccessRefused, BadData, NotFound, UsageError
+from mqtool.management import Management, path
+from mqtool.message import Confirmation, Message
+from mqtool.testing import EmbeddedBroker, Vhost
+from mqtool.topology import Binding, Exchange, Queue
+
+
+@pytest.fixture
+def channel(amqp_vhost: Vhost) -> Iterator[Channel]:
+    with Connection(parse_addresses(amqp_vhost.url)) as connection:
+        yield connection.channel()
+
+
+@pytest.fixture
+def api(amqp_broker: EmbeddedBroker) -> Management:
+    return Management(str(amqp_broker.management_url), "guest", "guest")
+
+
+def fill(channel: Channel, count: int, queue: str = "q") -> None:
+    channel.declare(Queue(queue, durable=True))
+    list(channel.publish([Message(b"") for _ in range(count)], routing_key=queue))
+
+
+def routed(channel: Channel, exchange: str, key: str, headers: dict[str, Any] | None = None) -> bool:
+    """True if an exchange routes a message with this routing key to any queue."""
+    message = Message(b"", key, exchange, {"headers": headers or {}})
+    [receipt] = channel.publish([message], mandatory=True)
+    return receipt.confirmation is Confirmation.CONFIRMED
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [
+        Queue("q", durable=True),
+        Queue("q", exclusive=True),
+        Queue("q", durable=True, auto_delete=True, arguments={"x-max-length": 5}),
+        Exchange("x"),
+        Exchange("x", "topic", durable=True),
+        Exchange("x", "headers", auto_delete=True, internal=True, arguments={"alternate-exchange": "y"}),
+    ],
+)
+def test_an_exchange_or_a_queue_is_declared_with_all_of_its_settings(
+    channel: Channel, amqp_vhost: Vhost, api: Management, thing: Exchange | Queue
+) -> None:
+    """The broker has an exchange or a queue with exactly the settings that were declared."""
+    channel.declare(thing)
+    kind = "queues" if isinstance(thing, Queue) else "exchanges"
+    view = api.get(path(kind, amqp_vhost.name, thing.name))
+    view["arguments"].pop("x-queue-type", None)  # added by RabbitMQ 4.2
+    assert {name: view[name] for name in thing._fields} == thing._asdict()
+
+
+@pytest.mark.parametrize("passive", [True, False])
+@pytest.mark.parametrize("kind", [Queue, Exchange])
+@pytest.mark.parametrize("name", ["a\nb", "a\rb", "b\n"])
+def test_a_name_with_a_line_break_cannot_be_declared(
+    channel: Channel, kind: type[Exchange | Queue], name: str, *, passive: bool
+) -> None:
+    """An exchange or a queue whose name has a line break is refused before anything is sent to the broker."""
+    with pytest.raises(UsageError) as refused:
+        channel.ask(administration.declare_request(kind(name), passive=passive))
+    assert str(refused.value) == f"the name {name!r} contains a line break"
+    assert refused.value.hint == "names must be on one line"
+
+
+@pytest.mark.parametrize(
+    ("name", "is_valid"),
+    [("é", True), ("\ud7ff\ue000\U0010ffff", True), ("q\ud800", False), ("\udcffq", False), ("\udfff", False)],
+)
+def test_a_name_that_is_not_utf_8_cannot_be_declared(channel: Channel, name: str, *, is_valid: bool) -> None:
+    """The management API cannot list a queue whose name is not valid UTF-8, so such a name is refused."""
+    if is_valid:
+        assert channel.declare(Queue(name)).name == name
+        return
+    with pytest.raises(UsageError) as refused:
+        channel.declare(Queue(name))
+    assert str(refused.value) == f"the name {name!r} is not valid UTF-8"
+    assert refused.value.hint == "only a message's body may be any bytes"
+
+
+def test_the_depth_of_a_queue_is_its_number_of_ready_messages_and_of_consumers(channel: Channel) -> None:
+    """depth() returns how many ready messages and consumers a queue has. purge() removes the ready messages, and
+    delete_queue() deletes the queue. Both return how many messages there were.
+    """
+    fill(channel, 5)
+    consumer = channel.connection.channel().consumer(Queue("q"), Receiving(2, acknowledge=False))
+    assert consumer.arrives(30)
+    assert administration.depth(channel, "q") == Depth(3, 1)
+    assert administration.ready_after_deliveries(channel, "q") == 3
+    assert administration.purge(channel, "q") == 3
+    assert administration.depth(channel, "q") == Depth(0, 1)
+    fill(channel, 1)
+    assert administration.delete_queue(channel, "q") == 1
+    assert not administration.queue_exists(channel, Queue("q"))
+
+
+@pytest.mark.parametrize("ask", [administration.depth, administration.ready_after_deliveries, administration.purge])
+def test_a_missing_queue_has_no_depth_and_cannot_be_purged(channel: Channel, ask: Any) -> None:
+    """depth(), ready_after_deliveries() and purge() raise NotFound if there is no such queue, and do not create it."""
+    for _ in range(2):
+        with pytest.raises(NotFound, match="no queue 'q'"):
+            ask(channel, "q")
+
+
+@pytest.mark.parametrize("replies", [[0, 3], [0, 0], [2, 3]])
+def test_a_queue_counts_as_empty_only_if_it_says_so_twice(replies: list[int]) -> None:
+    """RabbitMQ may report a queue as empty before its last deliveries have arrived. After it has reported this twice,
+    all have arrived.
+    """
+
+    class OtherProtocol:
+        """A channel of another protocol, which looks up queues in its own way."""
+
+        def depth(self, queue: str) -> Depth:
+            return Depth(left.pop(0), len(queue))
+
+        def exists(self, queue: Queue) -> bool:
+            return queue.name == "q"
+
+        def purge(self, queue: str) -> int:
+            return len(queue)
+
+    left = [*replies]
+    channel = OtherProtocol()
+    assert administration.ready_after_deliveries(channel, "q") == (replies[0] or replies[1])
+    left = [7]
+    assert administration.depth(channel, "q") == Depth(7, 1)
+    assert administration.queue_exists(channel, Queue("q"))
+    assert not administration.queue_exists(channel, Queue("other"))
+    assert administration.purge(channel, "seven") == 5
+
+
+@pytest.mark.parametrize("thing", [Queue("q"), Exchange("x")])
+def test_a_channel_finds_out_whether_an_exchange_or_a_queue_exists(channel: Channel, thing: Exchange | Queue) -> None:
+    """exists() returns False, and expect() raises NotFound, until an exchange or a queue is declared."""
+    for _ in range(2):
+        assert not administration.exists(channel, thing)
+        with pytest.raises(NotFound, match=thing.name):
+            administration.expect(channel, thing)
+    channel.declare(thing)
+    assert administration.exists(channel, thing)
+    administration.expect(channel, thing)
+    if isinstance(thing, Queue):
+        assert administration.queue_exists(channel, thing)
+
+
+def test_a_queue_that_is_in_use_or_has_messages_is_deleted_only_if_the_caller_wants_that(channel: Channel) -> None:
+    """delete_queue() does not delete a queue with consumers if `if_unused` is set, or one with messages if `if_empty`
+    is set. Without these arguments, it deletes any queue. Deleting a queue that does not exist is no error.
+    """
+    fill(channel, 1)
+    with pytest.raises(BadData, match="not empty"):
+        administration.delete_queue(channel, "q", if_empty=True)
+    assert administration.delete_queue(channel, "q", if_unused=True) == 1
+    fill(channel, 0)
+    channel.connection.channel().consumer(Queue("q"), Receiving())
+    with pytest.raises(BadData, match="in use"):
+        administration.delete_queue(channel, "q", if_unused=True)
+    assert administration.delete_queue(channel, "q", if_empty=True) == 0
+    assert administration.delete_queue(channel, "q") == 0
+
+
+def test_an_exchange_with_bindings_is_deleted_only_if_the_caller_wants_that(channel: Channel) -> None:
+    """delete_exchange() does not delete an exchange with bindings if `if_unused` is set, nor a predeclared one.
+    Deleting an exchange that does not exist is no error.
+    """
+    channel.declare(Exchange("x"))
+    channel.declare(Queue("q"))
+    administration.bind(channel, Binding("x", "q"))
+    with pytest.raises(BadData, match="in use"):
+        administration.delete_exchange(channel, "x", if_unused=True)
+    for _ in range(2):
+        administration.delete_exchange(channel, "x")
+        assert not administration.exists(channel, Exchange("x"))
+    with pytest.raises(AccessRefused):
+        administration.delete_exchange(channel, "amq.topic")
+
+
+@pytest.mark.parametrize("to_exchange", [True, False])
+def test_a_binding_is_removed_by_its_key_and_arguments(
+    channel: Channel, amqp_vhost: Vhost, api: Management, *, to_exchange: bool
+) -> None:
+    """bind() binds a queue or an exchange to an exchange, and unbind() removes only the binding with the same routing
+    key and arguments. Both are safe to repeat.
+    """
+    channel.declare(Exchange("x", "headers"))
+    channel.declare(Exchange("to") if to_exchange else Queue("to"))
+    kept, removed, other = (
+        Binding("x", "to", key, {"n": number}, to_exchange=to_exchange)
+        for key, number in (("a", 1), ("a", 2), ("b", 2))
+    )
+    for binding in kept, removed, other, removed:
+        administration.bind(channel, binding)
+    for _ in range(2):
+        administration.unbind(channel, removed)
+    found = [
+        (each["source"], each["destination"], each["destination_type"], each["routing_key"], each["arguments"])
+        for each in management.bindings(api, amqp_vhost.name)
+        if each["source"]
+    ]
+    kind = "exchange" if to_exchange else "queue"
+    assert sorted(found) == [("x", "to", kind, "a", {"n": 1}), ("x", "to", kind, "b", {"n": 2})]
+    with pytest.raises(NotFound, match="missing"):
+        administration.bind(channel, Binding("missing", "to", to_exchange=to_exchange))
+
+
+def test_a_message_that_is_got_has_its_properties_and_where_it_came_from(channel: Channel, amqp_vhost: Vhost) -> None:
+    """A message that is received with basic.get has its body, exchange, routing key, properties and queue. It is marked
+    as redelivered if it was received before, and can be acknowledged.
+    """
+    channel.declare(Queue("q"))
+    channel.declare(Exchange("x"))
+    administration.bind(channel, Binding("x", "q", "key"))
+    properties = {"type": "t", "headers": {"n": 1}}
+    list(channel.publish(Message(body, "key", "x", properties, "m-1") for body in (b"first", b"second")))
+    other = channel.connection.channel()
+    other.get("q")
+    other.close()
+    for number, body in enumerate((b"first", b"second"), 1):
+        found = channel.get("q")
+        assert found is not None
+        assert (found.body, found.exchange, found.routing_key, found.queue) == (body, "x", "key", "q")
+        assert (found.redelivered, found.delivery_tag) == (number == 1, number)
+        assert (found.properties["type"], found.headers, found.message_id) == ("t", {"n": 1}, "m-1")
+        if number == 2:
+            channel.acknowledge(found)
+    channel.closing()
+    amqp_vhost.wait_for(lambda: amqp_vhost.queue("q").acked.bodies == [b"second"])

@@ -1,0 +1,47 @@
+"""The time limits of a command that receives messages."""
+
+import pytest
+
+from mqtool.amqp.receive_settings import Receiving
+from mqtool.errors import TimedOut
+
+
+@pytest.mark.parametrize(
+    ("receiving", "lasted", "silent", "left"),
+    [
+        (Receiving(), 5, 3, None),
+        (Receiving(timeout=10), 4, 3, 6),
+        (Receiving(idle_timeout=10), 4, 3, 7),
+        (Receiving(timeout=10, idle_timeout=10), 4, 3, 6),
+        (Receiving(timeout=10, idle_timeout=5), 4, 3, 2),
+        (Receiving(idle_timeout=5), 9, 5, 0),
+        (Receiving(idle_timeout=5), 9, 6, 0),
+        (Receiving(idle_timeout=0), 9, 0, 0),
+        (Receiving(count=3, idle_timeout=5), 9, 4, 1),
+    ],
+)
+def test_receiving_ends_at_the_earlier_of_its_time_limits(
+    receiving: Receiving, lasted: float, silent: float, left: float | None
+) -> None:
+    """A command receives messages until its timeout, which counts from the start, or its idle timeout, which counts
+    from the last message. The idle timeout ends it without an error.
+    """
+    assert receiving.left(2, lasted, silent) == left
+
+
+@pytest.mark.parametrize(
+    ("receiving", "error"),
+    [
+        (Receiving(timeout=9.5), "timed out after 9.5 s, with 2,000 received"),
+        (Receiving(timeout=9.5, idle_timeout=5, count=3000), "timed out after 9.5 s, with 2,000 received"),
+        (Receiving(timeout=10, idle_timeout=5.0, count=3000), "no message for 5 s: 2,000 of 3,000 received"),
+        (Receiving(idle_timeout=4.5, count=3000), "no message for 4.5 s: 2,000 of 3,000 received"),
+    ],
+)
+def test_a_timeout_and_a_count_that_is_not_reached_are_errors(receiving: Receiving, error: str) -> None:
+    """If the timeout has passed, or the idle timeout has passed before as many messages as wanted have arrived, the
+    error says how many were received.
+    """
+    with pytest.raises(TimedOut) as timed_out:
+        receiving.left(2000, lasted=9.5, silent=5.0)
+    assert str(timed_out.value) == error
