@@ -64,6 +64,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
         "tests/unit/test_consumer.py",
         "tests/unit/test_channel.py",
     ),
+    "mqtool/amqp/transactions.py": ("tests/unit/test_transactions.py",),
     "mqtool/amqp/unconfirmed.py": ("tests/unit/test_publisher.py",),
     "mqtool/amqp10": ("tests/unit/test_amqp10_codec.py", *_CLIENT),
     "mqtool/amqp10/link_connection.py": ("tests/unit/test_link_connection.py",),
