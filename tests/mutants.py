@@ -48,6 +48,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     "mqtool/amqp/channel.py": ("tests/unit/test_channel.py", "tests/unit/test_publishing.py"),
     "mqtool/amqp/consume_policies.py": ("tests/unit/test_policies.py",),
     "mqtool/amqp/consumer.py": ("tests/unit/test_consumer.py", "tests/unit/test_channel.py"),
+    "mqtool/amqp/io_thread.py": ("tests/unit/test_io_thread.py",),
     "mqtool/amqp/publisher.py": (
         "tests/unit/test_acknowledgements.py",
         "tests/unit/test_channel.py",
