@@ -49,6 +49,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     "mqtool/amqp/channel.py": ("tests/unit/test_channel.py", "tests/unit/test_publishing.py"),
     "mqtool/amqp/consume_policies.py": ("tests/unit/test_policies.py",),
     "mqtool/amqp/consumer.py": ("tests/unit/test_consumer.py", "tests/unit/test_channel.py"),
+    "mqtool/amqp/io_thread.py": ("tests/unit/test_io_thread.py",),
     "mqtool/amqp/publisher.py": (
         "tests/unit/test_acknowledgements.py",
         "tests/unit/test_channel.py",
@@ -67,6 +68,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
         "tests/unit/test_channel.py",
     ),
     "mqtool/amqp/replies.py": ("tests/unit/test_replies.py",),
+    "mqtool/amqp/transactions.py": ("tests/unit/test_transactions.py",),
     "mqtool/amqp/unconfirmed.py": ("tests/unit/test_publisher.py",),
     "mqtool/amqp10": ("tests/unit/test_amqp10_codec.py", *_CLIENT),
     "mqtool/amqp10/link_connection.py": ("tests/unit/test_link_connection.py",),

@@ -131,7 +131,7 @@ class Requests:
         Raises:
             pika.exceptions.AMQPError: the connection is lost.
         """
-        opened: Answer[PikaChannel] = Answer()
+        opened: Answer[None] = Answer()
         with self._one_at_a_time:
             self._io.run(lambda: self._open(opened))
             opened.result()
@@ -188,11 +188,11 @@ class Requests:
 
         self._io.run(start)
 
-    def _open(self, opened: Answer[PikaChannel]) -> None:
+    def _open(self, opened: Answer[None]) -> None:
         def on_open(pika: PikaChannel) -> None:
             self.epoch += 1  # before the channel is used, so that older delivery tags are not mistaken for its own
             self.pika = pika
-            opened.give(pika)
+            opened.give(None)
 
         try:
             pika = self._open_pika_channel(on_open)

@@ -11,6 +11,7 @@ lost. WithConfirms is for such a queue. It acknowledges each message once the br
 queue. So if the client is killed, no message is lost, but those of one batch may be in both queues.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
@@ -188,7 +189,7 @@ class Mover:
         self._room = room
         self._rejected: list[Delivery] = []
         self._moved = 0
-        self._last_moved = time.monotonic()
+        self._rejects_since = math.inf  # since when the queue that the messages go to has rejected all of them
 
     def batches(self, stop_flow: Callable[[], None] | None = None) -> Iterator[int]:
         """Move the messages; yield the size of each batch once it is moved.
@@ -275,12 +276,11 @@ class Mover:
 
     def _move(self, batch: Sequence[Delivery]) -> int:
         """Move a batch; return how many of its messages were moved."""
-        again, rejected = bool(self._rejected), self._moving.move(batch)
+        rejected = self._moving.move(batch)
         moved = len(batch) - len(rejected)
         self._moved += moved
         self._rejected = [*rejected, *self._rejected]
-        if moved or not again:
-            self._last_moved = time.monotonic()
-        elif time.monotonic() > self._last_moved + _STALLED:
+        self._rejects_since = math.inf if moved else min(self._rejects_since, time.monotonic())
+        if time.monotonic() > self._rejects_since + _STALLED:
             raise NoRoom
         return moved

@@ -1,0 +1,471 @@
+"""Moving the messages of a queue in batches: what each batch sends, when moving ends, and what stops it."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from pika import spec
+
+from mqtool.amqp import Receiving, transactions
+from mqtool.amqp.channel import Channel
+from mqtool.amqp.transactions import InTransactions, Mover, Moving, NoRoom, WithConfirms
+from mqtool.errors import HeadersTooLarge, NotConfirmed, Unavailable
+from mqtool.message import Confirmation, Delivery, Message, Receipt
+from mqtool.topology import Queue
+from tests.unit.scripted_broker import ScriptedBroker
+
+
+def delivery(body: bytes, tag: int = 1) -> Delivery:
+    return Delivery(body, "", "jobs", "jobs", False, {}, tag)
+
+
+def batch(*bodies: bytes) -> list[Delivery]:
+    """Deliveries with delivery tags from 5 on."""
+    return [delivery(body, tag) for tag, body in enumerate(bodies, 5)]
+
+
+def message_for(moved: Delivery) -> Message:
+    if moved.body == b"large":
+        raise HeadersTooLarge("too large")
+    return Message(moved.body, "other", "x")
+
+
+def restored(moved: Delivery) -> Message:
+    return Message(moved.body, "jobs", "back")
+
+
+class TransactionalBroker(ScriptedBroker):
+    """A broker with transactions.
+
+    Attributes:
+        unroutable: for each transaction, the bodies of the messages that no queue takes, in the order of their return.
+        committed: the messages and acknowledgements of each transaction.
+        selected: called when a channel has become transactional.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.confirms = False
+        self.unroutable: list[list[bytes]] = []
+        self.committed: list[tuple[list[Message], list[tuple[int, bool]]]] = []
+        self.selected: Callable[[], None] = lambda: None
+
+    def _answer(self, method: Any, number: int) -> None:
+        if isinstance(method, spec.Tx.Select):
+            self.send(spec.Tx.SelectOk(), number)
+            self.selected()
+        elif isinstance(method, spec.Tx.Commit):
+            assert all(each.mandatory for each, _ in self.published)
+            self.committed.append(([message for _, message in self.published], [*self.acks]))
+            for body in self.unroutable.pop(0) if self.unroutable else []:
+                sent = next((message for _, message in self.published if message.body == body), Message(body, "k", "x"))
+                returned = spec.Basic.Return(312, "NO_ROUTE", sent.exchange, sent.routing_key)
+                self.send(returned, number, Message(body, properties=sent.properties))
+            self.published.clear()
+            self.acks.clear()
+            self.send(spec.Tx.CommitOk(), number)
+        else:
+            super()._answer(method, number)
+
+
+@pytest.fixture
+def broker() -> Iterator[TransactionalBroker]:
+    broker = TransactionalBroker()
+    yield broker
+    broker.close()
+
+
+def messages(*bodies: bytes) -> list[Message]:
+    return [Message(body, "other", "x") for body in bodies]
+
+
+def test_a_batch_is_published_and_acknowledged_in_one_transaction(broker: TransactionalBroker) -> None:
+    """A batch is moved in one transaction: its messages are published with the flag `mandatory`, and its deliveries are
+    acknowledged with one basic.ack, in the same write.
+    """
+    moving = InTransactions(broker.channel(), message_for, restored)
+    large = bytes(70_000)  # needs two frames
+    assert moving.move(batch(b"1", large, b"3")) == []
+    assert broker.committed == [(messages(b"1", large, b"3"), [(7, True)])]
+    assert broker.largest_frame == broker.frame_max
+    assert broker.writes[-2:] == [["Basic.Publish"] * 3 + ["Basic.Ack"], ["Tx.Commit"]]
+
+
+@pytest.mark.parametrize(
+    ("unroutable", "back"),
+    [
+        ([b"2"], [b"2"]),
+        ([b"3", b"1"], [b"1", b"3"]),
+        ([b"same", b"same"], [b"same", b"same"]),
+        ([b"changed"], [b"1", b"2", b"3", b"same", b"same"]),
+    ],
+)
+def test_messages_that_no_queue_takes_are_put_back(
+    broker: TransactionalBroker, unroutable: list[bytes], back: list[bytes]
+) -> None:
+    """If no queue takes some messages of a batch, these are put back into their queue, and NotConfirmed is raised. The
+    other messages went to an alternate exchange, and are not put back. If a returned message cannot be found in the
+    batch, because the broker has changed it, the whole batch is put back. The next batch is moved as usual.
+    """
+    broker.unroutable = [unroutable]
+    moving = InTransactions(broker.channel(), message_for, restored)
+    with pytest.raises(NotConfirmed) as error:
+        moving.move(batch(b"1", b"2", b"3", b"same", b"same"))
+    assert str(error.value) == "no queue took messages from 'jobs': NO_ROUTE"
+    count = f"{len(back)} messages" if len(back) > 1 else "1 message"
+    assert error.value.hint == f"{count} went back to the end of 'jobs'"
+    assert broker.committed[1] == ([Message(body, "jobs", "back") for body in back], [])
+    assert moving.move(batch(b"4")) == []
+
+
+def test_messages_that_cannot_be_put_back_are_reported_as_lost(broker: TransactionalBroker) -> None:
+    """If no queue takes the messages of a batch, and their own queue does not take them back either, the error says how
+    many are lost, and why.
+    """
+    broker.unroutable = [[b"1"], [b"1"]]
+    moving = InTransactions(broker.channel(), message_for, restored)
+    with pytest.raises(NotConfirmed, match=r"^1 message of 'jobs' lost: no queue takes them \(NO_ROUTE\)$"):
+        moving.move(batch(b"1"))
+
+
+def test_a_batch_is_moved_up_to_a_message_that_cannot_be_published(broker: TransactionalBroker) -> None:
+    """If a message of a batch cannot be published, because its headers are too large, the messages before it are moved,
+    and the error is raised. This message and those after it stay in their queue.
+    """
+    moving = InTransactions(broker.channel(), message_for, restored)
+    with pytest.raises(HeadersTooLarge):
+        moving.move(batch(b"1", b"2", b"large", b"4"))
+    assert broker.committed == [(messages(b"1", b"2"), [(6, True)])]
+    with pytest.raises(HeadersTooLarge):
+        moving.move(batch(b"large", b"4"))
+    assert len(broker.committed) == 1
+
+
+def test_a_connection_that_is_lost_before_the_first_transaction_raises_unavailable(broker: TransactionalBroker) -> None:
+    """If the connection is lost just after the broker has made a channel transactional, moving does not begin, and
+    Unavailable is raised.
+    """
+    channel = broker.channel()
+    broker.selected = channel.reopening.lost
+    with pytest.raises(Unavailable, match=r"^the connection was lost$"):
+        InTransactions(channel, message_for, restored)
+
+
+class ConfirmingChannel:
+    """A channel whose broker confirms, rejects or returns each message, depending on its body."""
+
+    def __init__(self) -> None:
+        self.published: list[Message] = []
+        self.acknowledged: list[int] = []
+
+    def publish(self, messages: Sequence[Message], *, mandatory: bool) -> Iterator[Receipt]:
+        assert mandatory
+        for sequence, message in enumerate(messages, 1):
+            self.published.append(message)
+            answers = {b"rejected": Confirmation.NACKED, b"returned": Confirmation.RETURNED}
+            yield Receipt(message, answers.get(message.body, Confirmation.CONFIRMED), "NO_ROUTE", sequence)
+
+    def acknowledge(self, moved: Delivery) -> None:
+        self.acknowledged.append(moved.delivery_tag)
+
+
+def test_with_confirms_only_confirmed_messages_are_acknowledged() -> None:
+    """If messages go to a queue that may be full, each is acknowledged once the broker has confirmed it. Those that the
+    queue rejects are returned to the caller, to be published again.
+    """
+    channel = ConfirmingChannel()
+    moving, lot = WithConfirms(cast(Channel, channel), message_for), batch(b"1", b"rejected", b"3")
+    assert moving.move(lot) == lot[1:2]
+    assert channel.published == messages(b"1", b"rejected", b"3")
+    assert channel.acknowledged == [5, 7]
+
+
+def test_with_confirms_messages_that_are_not_moved_stay_in_their_queue() -> None:
+    """If no queue takes a message of a batch, NotConfirmed is raised, and says that the message is still in its queue.
+    The same is true of a message that cannot be published, and of those after it.
+    """
+    channel = ConfirmingChannel()
+    moving = WithConfirms(cast(Channel, channel), message_for)
+    with pytest.raises(NotConfirmed) as error:
+        moving.move(batch(b"1", b"returned", b"3", b"large"))
+    assert str(error.value) == "no queue took messages from 'jobs': NO_ROUTE"
+    assert error.value.hint == "they are still in 'jobs'"
+    with pytest.raises(NotConfirmed, match="NO_ROUTE"):
+        moving.move(batch(b"returned"))
+    with pytest.raises(HeadersTooLarge):
+        moving.move(batch(b"4", b"large", b"6"))
+    assert channel.acknowledged == [5, 7, 5]
+    assert channel.published[3:] == messages(b"returned", b"4")
+
+
+class FakeQueue:
+    """The queue whose messages are moved, its channel and its consumer. Waiting takes no time.
+
+    Attributes:
+        ready: the bodies of the messages in the queue.
+        late: the bodies of deliveries that arrive only after two requests for the depth of the queue.
+        is_stuck: the queue delivers nothing.
+        events: called at each wait for a delivery or for room, one after another.
+        published: the number of messages that are published while each batch is moved.
+        rejected: for each batch, which of its messages the queue that they go to rejects.
+        pace: the seconds that each batch takes.
+        log: the numbers of the messages of each batch, and other events.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.stopping, self.is_stuck = 1000.0, False, False
+        self.count = self.prefetch = self.unacknowledged = self.received = self.asked = 0
+        self.ready, self.arrived, self.late = deque[bytes](), deque[bytes](), deque[bytes]()
+        self.events: list[Callable[[], None]] = []
+        self.published: list[int] = []
+        self.rejected: list[set[int]] = []
+        self.pace = 0.0
+        self.log: list[Any] = []
+        monkeypatch.setattr(transactions, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self.sleep))
+
+    def mover(self, at_once: int, room: Callable[[], int] | None = None) -> Mover:
+        self.prefetch = 2 * at_once
+        return Mover(cast(Channel, self), "jobs", at_once, cast(Moving, self), room)
+
+    def publish(self, count: int) -> None:
+        self.ready.extend(b"%d" % number for number in range(self.count, self.count + count))
+        self.count += count
+
+    def sleep(self, seconds: float) -> None:
+        assert self.now < 1100, "moving never ends"
+        assert seconds == 0.05
+        self.now = round(self.now + seconds, 6)
+        if self.events:
+            self.events.pop(0)()
+
+    # The channel.
+
+    def depth_of(self, queue: str) -> int:
+        assert queue == "jobs"
+        return len(self.ready)
+
+    def ask(self, request: Callable[..., None]) -> Any:
+        replies: list[Any] = []
+        request(self, replies.append)
+        self.asked += 1
+        if self.asked % 2 == 0:
+            self.arrived += self.late
+            self.received += len(self.late)
+            self.late.clear()
+        return replies[0]
+
+    def queue_declare(self, queue: str, *, passive: bool, callback: Callable[[Any], None], **_: Any) -> None:
+        assert (queue, passive) == ("jobs", True)
+        callback(SimpleNamespace(method=SimpleNamespace(message_count=len(self.ready), consumer_count=1)))
+
+    def consumer(self, queue: Queue, receiving: Receiving) -> "FakeQueue":
+        assert (queue, receiving) == (Queue("jobs"), Receiving(self.prefetch, acknowledge=False))
+        return self
+
+    # The consumer.
+
+    def deliveries(self) -> Iterator[Delivery]:
+        while not self.stopping:
+            yield delivery(self.arrived.popleft())
+
+    def arrives(self, within: float) -> bool:
+        if not self._has_delivered() and within:
+            self.sleep(within)
+        return self._has_delivered()
+
+    def _has_delivered(self) -> bool:
+        while self.ready and not self.is_stuck and self.unacknowledged < self.prefetch:
+            self.arrived.append(self.ready.popleft())
+            self.received += 1
+            self.unacknowledged += 1
+        return bool(self.arrived) or self.stopping
+
+    def cancel(self) -> None:
+        self.prefetch = 0
+        self.log.append("cancelled")
+
+    # The way to move.
+
+    def move(self, moved: Sequence[Delivery]) -> list[Delivery]:
+        assert self.now < 1100, "moving never ends"
+        self.log.append([int(each.body[:9]) for each in moved])
+        self.now += self.pace
+        numbers = self.rejected.pop(0) if self.rejected else set[int]()
+        rejected = [each for each in moved if int(each.body[:9]) in numbers]
+        self.unacknowledged -= len(moved) - len(rejected)
+        self.publish(self.published.pop(0) if self.published else 0)
+        return rejected
+
+
+@pytest.fixture
+def queue(monkeypatch: pytest.MonkeyPatch) -> FakeQueue:
+    return FakeQueue(monkeypatch)
+
+
+def test_the_messages_of_a_queue_are_moved_in_order_in_batches(queue: FakeQueue) -> None:
+    """The messages of a queue are moved in order, in batches of the given size, until the queue is empty. The consumer
+    prefetches two batches.
+    """
+    queue.publish(10)
+    assert [*queue.mover(4).batches()] == [4, 4, 2]
+    assert queue.log == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9], "cancelled"]
+    assert [*queue.mover(4).batches()] == []
+    assert queue.now == pytest.approx(1000.1)
+
+
+def test_a_batch_has_up_to_16_mib(queue: FakeQueue) -> None:
+    """A batch ends once the bodies of its messages are 16 MiB large in total."""
+    queue.ready.extend(
+        body.ljust(size) for body, size in ((b"0", 8 << 20), (b"1", (8 << 20) - 1), (b"2", 1), (b"3", 1))
+    )
+    assert [*queue.mover(9).batches()] == [3, 1]
+
+
+def test_messages_that_arrive_after_the_reply_that_the_queue_is_empty_are_moved(queue: FakeQueue) -> None:
+    """RabbitMQ may reply that a queue is empty before it passes on the last deliveries. They are moved as well."""
+    queue.publish(2)
+    queue.late.append(b"9")
+    assert [*queue.mover(4).batches()] == [2, 1]
+    assert queue.log == [[0, 1], [9], "cancelled"]
+
+
+def test_messages_published_before_the_flow_is_stopped_are_moved_by_the_same_consumer(queue: FakeQueue) -> None:
+    """When the queue is empty, the flow of new messages is stopped, once. Messages that arrived before that are moved
+    next, and only then is the consumer cancelled. Deliveries that arrived before it was cancelled are moved last.
+    """
+    queue.publish(3)
+
+    def stop_flow() -> None:
+        queue.log.append("stopped")
+        queue.publish(5)
+        queue.events = [lambda: None, lambda: queue.publish(1)]
+
+    cancel = queue.cancel
+
+    def publish_and_cancel() -> None:
+        queue.publish(2)
+        queue.arrives(0)
+        cancel()
+
+    queue.cancel = publish_and_cancel  # type: ignore[method-assign]
+    assert [*queue.mover(4).batches(stop_flow)] == [3, 4, 1, 2]
+    assert queue.log == [[0, 1, 2], "stopped", [3, 4, 5, 6], [7], "cancelled", [8, 9]]
+
+
+@pytest.mark.parametrize(
+    ("ready", "published", "before", "after"),
+    [
+        (10, [10, 10, 9, 9, 9, 9], 6, [9]),
+        (10, [9, 8, 7, 6, 5, 4], 7, []),
+        (10, [10, 10, 10, 10], 3, [10, 10]),
+        (0, [1, 1, 1, 1, 1], 3, [1, 1, 1]),
+    ],
+)
+def test_the_flow_is_stopped_when_the_number_of_messages_no_longer_shrinks(
+    queue: FakeQueue, ready: int, published: list[int], before: int, after: list[int]
+) -> None:
+    """While messages keep coming in, a queue does not become empty. The flow is stopped once their number has failed
+    three times to shrink to 90 % of what it was. Until then, and after that, all messages are moved.
+    """
+    queue.publish(ready)
+    queue.published = published
+    if not ready:
+        queue.events = [lambda: queue.publish(1)]
+    sizes = list[int]()
+    until_stopped = list[int]()
+    for size in queue.mover(100).batches(lambda: until_stopped.extend(sizes)):
+        sizes.append(size)
+    assert len(until_stopped) == before
+    assert sizes[before:] == after
+
+
+def test_rejected_messages_count_towards_the_size_of_a_batch(queue: FakeQueue) -> None:
+    """Messages that were rejected are published again, before all others. They count towards the 16 MiB of a batch."""
+    queue.ready.extend(body.ljust(size) for body, size in ((b"0", (16 << 20) - 1), (b"1", 1), (b"2", 1)))
+    queue.rejected = [{0, 1}]
+    assert [*queue.mover(3, lambda: 3).batches()] == [0, 2, 1]
+    assert queue.log == [[0, 1], [0, 1], [2], "cancelled"]
+
+
+def test_rejected_messages_are_published_again_in_order(queue: FakeQueue) -> None:
+    """Messages that were rejected are published again before all others, and in order, even if only some of them fit
+    into the queue that they go to.
+    """
+    queue.publish(6)
+    queue.rejected = [{1, 2, 3}, {1}, {2}]
+    rooms = [4, 1, 2, 1, 9, 9]
+    assert [*queue.mover(4, lambda: rooms.pop(0)).batches()] == [1, 0, 1, 1, 3]
+    assert queue.log == [[0, 1, 2, 3], [1], [1, 2], [2], [3, 4, 5], "cancelled"]
+
+
+def test_a_queue_that_delivers_nothing_raises_unavailable(queue: FakeQueue) -> None:
+    """If a queue has messages, but delivers none for 15 seconds, Unavailable is raised. It says how many messages the
+    queue has, and suggests why. Shorter pauses do no harm.
+    """
+    queue.publish(1)
+    queue.is_stuck = True
+
+    def deliver() -> None:
+        queue.is_stuck = False
+        queue.arrives(0)
+        queue.is_stuck = True
+        queue.publish(1234)
+
+    queue.events = [*[lambda: None] * 290, deliver]
+    running = queue.mover(4).batches()
+    assert next(running) == 1
+    began = queue.now
+    with pytest.raises(Unavailable) as error:
+        next(running)
+    assert str(error.value) == "'jobs' has 1,234 more, but the broker delivers none"
+    assert error.value.hint == "another consumer has a higher priority, or is the single active one"
+    assert queue.now - began == pytest.approx(15, abs=0.11)
+
+
+def test_moving_waits_for_room_in_the_other_queue(queue: FakeQueue) -> None:
+    """If there is no room for another message, moving waits for up to 15 seconds, and then raises NoRoom. A batch has
+    no more messages than there is room for.
+    """
+    queue.publish(9)
+    rooms = [*[0] * 200, 2, 1, 9]
+    running = queue.mover(4, lambda: rooms.pop(0) if rooms else 0).batches()
+    assert [*islice(running, 3)] == [2, 1, 4]
+    assert queue.now == pytest.approx(1010)
+    with pytest.raises(NoRoom):
+        next(running)
+    assert queue.now == pytest.approx(1025, abs=0.11)
+
+
+def test_a_queue_that_keeps_rejecting_messages_raises_no_room(queue: FakeQueue) -> None:
+    """If the queue that the messages go to seems to have room, but rejects all messages for 15 seconds, NoRoom is
+    raised: its limit may be one of bytes. The 15 seconds begin anew when it takes a message.
+    """
+    queue.publish(9)
+    queue.pace = 4
+    queue.rejected = [{0, 1}] * 3 + [{1}] + [{1, 2}] * 9
+    running = queue.mover(2, lambda: 5).batches()
+    assert [*islice(running, 8)] == [0, 0, 0, 1, 0, 0, 0, 0]
+    with pytest.raises(NoRoom):
+        next(running)
+
+
+def test_moving_stops_when_the_command_must_stop(queue: FakeQueue) -> None:
+    """When the command must stop, the current batch is completed, and no other one begins. The flow is not stopped."""
+    queue.publish(9)
+    running = queue.mover(4).batches(lambda: queue.log.append("stopped"))
+    assert next(running) == 4
+    queue.stopping = True
+    assert [*running] == []
+    assert queue.log == [[0, 1, 2, 3], "cancelled"]
+
+
+def test_moving_stops_while_it_waits_for_room(queue: FakeQueue) -> None:
+    """When the command must stop while there is no room for another message, moving ends without an error."""
+    queue.publish(9)
+    queue.events = [lambda: setattr(queue, "stopping", True)]
+    assert [*queue.mover(4, lambda: 0).batches()] == []
+    assert queue.log == ["cancelled"]
+    assert queue.now == pytest.approx(1000.05)
