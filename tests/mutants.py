@@ -64,6 +64,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     "mqtool/amqp10/link_receiver.py": ("tests/unit/test_link_receiver.py",),
     "mqtool/amqp10/link_sender.py": ("tests/unit/test_link_sender.py",),
     "mqtool/amqp10/link_session.py": ("tests/unit/test_link_session.py",),
+    "mqtool/amqp10/management_node.py": ("tests/unit/test_management_node.py",),
     "mqtool/amqp10/refusals.py": ("tests/unit/test_refusals.py",),
     "mqtool/amqp10/reopening_transport.py": ("tests/unit/test_reopening_transport.py",),
     "mqtool/amqp10/sections.py": ("tests/unit/test_amqp10_codec.py", "tests/unit/test_sections.py"),
