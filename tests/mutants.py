@@ -47,6 +47,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     "mqtool/amqp/basic_frames.py": ("tests/unit/test_deliveries.py",),
     "mqtool/amqp/channel.py": ("tests/unit/test_channel.py", "tests/unit/test_publishing.py"),
     "mqtool/amqp/consume_policies.py": ("tests/unit/test_policies.py",),
+    "mqtool/amqp/pika_errors.py": ("tests/unit/test_pika_errors.py",),
     "mqtool/amqp/publisher.py": (
         "tests/unit/test_acknowledgements.py",
         "tests/unit/test_channel.py",
