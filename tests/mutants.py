@@ -50,6 +50,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     "mqtool/amqp/consume_policies.py": ("tests/unit/test_policies.py",),
     "mqtool/amqp/consumer.py": ("tests/unit/test_consumer.py", "tests/unit/test_channel.py"),
     "mqtool/amqp/io_thread.py": ("tests/unit/test_io_thread.py",),
+    "mqtool/amqp/pika_errors.py": ("tests/unit/test_pika_errors.py",),
     "mqtool/amqp/publisher.py": (
         "tests/unit/test_acknowledgements.py",
         "tests/unit/test_channel.py",
@@ -75,6 +76,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     "mqtool/amqp10/link_receiver.py": ("tests/unit/test_link_receiver.py",),
     "mqtool/amqp10/link_sender.py": ("tests/unit/test_link_sender.py",),
     "mqtool/amqp10/link_session.py": ("tests/unit/test_link_session.py",),
+    "mqtool/amqp10/management_node.py": ("tests/unit/test_management_node.py",),
     "mqtool/amqp10/refusals.py": ("tests/unit/test_refusals.py",),
     "mqtool/amqp10/reopening_transport.py": ("tests/unit/test_reopening_transport.py",),
     "mqtool/amqp10/sections.py": ("tests/unit/test_amqp10_codec.py", "tests/unit/test_sections.py"),

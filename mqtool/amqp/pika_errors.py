@@ -78,7 +78,7 @@ def connecting(error: BaseException, address: Address) -> MqtoolError:
             error_type = NothingAnswers if is_nobody else Unavailable
             return error_type(what.format(where=where, host=address.host, cause=_plain(cause)), hint)
     if isinstance(cause, exceptions.ProbableAuthenticationError):
-        return login_refused(address, getattr(cause, "reply_text", ""))
+        return login_refused(address, "")
     if isinstance(cause, exceptions.ProbableAccessDeniedError | exceptions.ConnectionClosedByBroker):
         return _open_refused(address, cause)
     if isinstance(cause, exceptions.IncompatibleProtocolError | exceptions.AMQPConnectionError):
@@ -115,7 +115,6 @@ def _meanings() -> Iterator[tuple[type[BaseException], str, str]]:
     yield exceptions.ConnectionOpenAborted, *_SILENT  # pika's own time limit has passed
     yield connection_workflow.AMQPConnectorAborted, "connecting to {where} was aborted", _START_A_BROKER
     yield TimeoutError, "{where} does not answer: timed out", "check the address, and whether a firewall blocks it"
-    yield OverflowError, "{where} is not a valid address", "port must be between 1 and 65535"
 
 
 def is_cut_off(error: BaseException, *, has_answered: bool) -> bool:

@@ -1,0 +1,298 @@
+"""AMQP 1.0's management node: requests, responses, and what is declared, with a broker in place of a connection."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mqtool.amqp.administration import Depth
+from mqtool.amqp10.management_node import ManagedTopology
+from mqtool.amqp10.refusals import ClosedByBroker, Lost
+from mqtool.codecs.amqp10_frames import SETTLED, Attach, Source, Target
+from mqtool.codecs.amqp10_message import DATA, Amqp10Message, BareProperties, sections, value_section
+from mqtool.codecs.amqp10_values import Symbol, encode, section
+from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, NotFound, UsageError
+from mqtool.topology import Exchange, Queue
+
+NODE = "/management"
+WHY = "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'q' in vhost '/'"
+DIFFERENT = 409, value_section(f"{WHY}: received 'true' but current is 'false'")
+MISSING = 404, value_section("no queue 'q'")
+COUNTS = 200, value_section({"message_count": 17, "consumer_count": 2})
+Q, X = Queue("q"), Exchange("x", "topic")
+#: The settings of Q in a request.
+SETTINGS = {"durable": False, "auto_delete": False, "arguments": {}, "exclusive": False}
+
+
+class Broker:
+    """The broker at the other end of a session's links.
+
+    Attributes:
+        attached: the frames that attached links.
+        flows: the handle, the delivery count and the credit of each flow frame.
+        requests: the method, the path and the body of each request.
+        answers: the status and the encoded body of the next responses. Others have status 200 and no body.
+        loses: the number of requests for whose response the connection is lost.
+        stray: True if a response to an earlier request arrives before and after each response.
+        sends_from: the broker's delivery count when it attaches its link.
+        lacks: the terminus that is missing when it attaches its own link.
+    """
+
+    def __init__(self) -> None:
+        self.attached: list[Attach] = []
+        self.flows: list[tuple[int, int, int]] = []
+        self.requests: list[tuple[str, str, Any]] = []
+        self.answers: list[tuple[int | None, bytes]] = []
+        self.loses = 0
+        self.stray = False
+        self.sends_from = 0
+        self.lacks: str | None = None
+        self.set_up: Callable[[], None] | None = None
+        self._halves: dict[bool, Any] = {}
+
+    # The methods of LinkConnection.
+
+    def retrying(self, request: Callable[[], Any]) -> Any:
+        while True:
+            try:
+                return request()
+            except Lost:
+                for half in self._halves.values():
+                    half.is_attached = False
+                assert self.set_up is not None
+                self.set_up()
+            except ClosedByBroker as refusal:
+                raise refusal.translated() from refusal
+
+    def attach(self, half: Any) -> None:
+        told = half.attach(40 + len(self.attached))
+        assert (half.handle, half.name, half.is_attached, half.is_kept) == (told.handle, told.name, False, False)
+        assert [half.is_for(role) for role in (told.role, not told.role)] == [False, True]
+        self.attached.append(told)
+        self._halves[told.role] = half
+        answer = Attach(told.name, 0, not told.role, source=Source(NODE), target=Target(NODE))
+        if told.role:
+            answer = answer._replace(initial_delivery_count=self.sends_from)
+            if self.lacks:
+                answer = answer._replace(**{self.lacks: None})
+        if not half.attached(answer):
+            raise ClosedByBroker("amqp:not-found", "no such node")
+
+    def send_flow(self, handle: int, delivery_count: int, credit: int) -> None:
+        self.flows.append((handle, delivery_count, credit))
+
+    def send_request(self, handle: int, data: bytes) -> None:
+        assert handle == self._halves[False].handle
+        request = Amqp10Message.decode(data)
+        number, path, method = request.properties.message_id, request.properties.to, request.properties.subject
+        assert request.properties == BareProperties(message_id=number, to=path, subject=method, reply_to="$me")
+        [body] = sections(request.body)
+        self.requests.append((str(method), str(path), body.value))
+        if self.loses:
+            self.loses -= 1
+            return
+        status, content = self.answers.pop(0) if self.answers else (200, b"")
+        if self.stray:
+            self._respond("0", 200, value_section("stray"))
+        self._respond(number, status, content)
+        if self.stray:
+            self._respond("0", 200, value_section("stray"))
+
+    def _respond(self, number: str, status: int | None, content: bytes) -> None:
+        properties = BareProperties(subject=None if status is None else str(status), correlation_id=number)
+        data = Amqp10Message(properties=properties, body=content).encode()
+        for piece, more in ((data[:9], True), (data[9:], False)):
+            self._halves[True].take(None, piece, settled=True, more=more)
+
+    def until(self, done: Callable[[], bool]) -> None:
+        if not done():
+            raise Lost
+
+
+@pytest.fixture
+def broker() -> Broker:
+    return Broker()
+
+
+def topology(broker: Broker, *, strict: bool = False, notices: list[str] | None = None) -> ManagedTopology:
+    links: Any = broker
+    return ManagedTopology(links, strict=strict, notice=([] if notices is None else notices).append)
+
+
+def test_requests_go_over_a_pair_of_links_that_is_attached_once(broker: Broker) -> None:
+    """Before the first request, mqtool attaches a pair of links to the management node, and gives the broker credit for
+    100 responses. All requests use these links. If the broker refuses one, the next request attaches both again.
+    """
+    session = topology(broker)
+    for broker.lacks in ("source", "target"):
+        with pytest.raises(NotFound, match="no such node"):
+            session.declare(Q)
+        broker.attached.clear()
+    broker.lacks = None
+    session.declare(Q)
+    session.declare(Q)
+    pair = Attach(
+        "mqtool-management", 40, False, snd_settle_mode=SETTLED, source=Source(NODE, expiry_policy="link-detach"),
+        target=Target(NODE), initial_delivery_count=0, properties={Symbol("paired"): True},
+    )  # fmt: skip
+    assert broker.attached == [pair, pair._replace(handle=41, role=True, initial_delivery_count=None)]
+    assert {type(name) for each in broker.attached for name in each.properties or ()} == {Symbol}
+    assert broker.flows == [(41, 0, 100)]
+
+
+def test_credit_for_responses_is_renewed_after_every_50_requests(broker: Broker) -> None:
+    """After every 50 requests to the management node, mqtool gives the broker credit for 100 responses again. It counts
+    the responses in 32 bits.
+    """
+    broker.sends_from = 0xFFFF_FFFE
+    session = topology(broker)
+    for _ in range(125):
+        session.declare(Q)
+    assert broker.flows == [(41, 0xFFFF_FFFE, 100), (41, 48, 100), (41, 98, 100)]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "words"),
+    [
+        (199, b"", MqtoolError, "status 199"),
+        (200, b"", None, ""),
+        (299, b"", None, ""),
+        (300, b"", MqtoolError, "status 300"),
+        (None, b"", MqtoolError, "status 0"),
+        (403, value_section("no permission"), AccessRefused, "no permission"),
+        (404, section(DATA, encode(b"data")), NotFound, "status 404"),
+    ],
+)
+def test_a_response_whose_status_is_not_2xx_is_an_error(
+    broker: Broker, status: int | None, body: bytes, kind: type[MqtoolError] | None, words: str
+) -> None:
+    """If the status of a response from the management node is not between 200 and 299, the request raises an error with
+    the text of the response or, if it has none, with the status.
+    """
+    broker.answers = [(status, body)]
+    session = topology(broker)
+    if kind is None:
+        assert session.declare(Q) == Q
+    else:
+        with pytest.raises(kind) as caught:
+            session.declare(Q)
+        assert str(caught.value) == words
+
+
+def test_a_late_response_is_ignored(broker: Broker) -> None:
+    """If the response to an earlier request arrives, which nobody waits for any longer, the request that waits gets its
+    own response all the same.
+    """
+    broker.stray = True
+    broker.answers = [COUNTS]
+    assert topology(broker).depth("q") == Depth(17, 2)
+
+
+def test_declarations_contain_all_settings(broker: Broker) -> None:
+    """Over AMQP 1.0, queues, exchanges and bindings are declared with all their settings. A queue without a name gets
+    one from mqtool. Names that the broker would change are refused.
+    """
+    session = topology(broker)
+    queue = session.declare(Queue("a/b", durable=True, arguments={"x-max-length": 9}))
+    session.declare(Queue("e", exclusive=True, auto_delete=True))
+    named = session.declare(Queue())
+    session.declare(Exchange("x", "topic", durable=True, internal=True, arguments={"alternate-exchange": "y"}))
+    session.declare(Exchange("y", "fanout", auto_delete=True))
+    session.bind(queue, X, "key", {"n": 1})
+    session.bind(Exchange("y"), X)
+    declared = SETTINGS | {"durable": True, "arguments": {"x-max-length": 9}}
+    exchange = {"durable": True, "auto_delete": False, "type": "topic", "internal": True}
+    other = {"durable": False, "auto_delete": True, "type": "fanout", "internal": False, "arguments": {}}
+    binding = {"source": "x", "destination_queue": "a/b", "binding_key": "key", "arguments": {"n": 1}}
+    other_binding = {"source": "x", "destination_exchange": "y", "binding_key": "", "arguments": {}}
+    assert broker.requests == [
+        ("PUT", "/queues/a%2Fb", declared),
+        ("PUT", "/queues/e", SETTINGS | {"exclusive": True, "auto_delete": True}),
+        ("PUT", f"/queues/{named.name}", SETTINGS),
+        ("PUT", "/exchanges/x", exchange | {"arguments": {"alternate-exchange": "y"}}),
+        ("PUT", "/exchanges/y", other),
+        ("POST", "/bindings", binding),
+        ("POST", "/bindings", other_binding),
+    ]
+    assert named.name.startswith("mqtool.gen-")
+    assert len(named.name) == len("mqtool.gen-") + 12
+    for ask in (session.declare, session.exists):
+        with pytest.raises(UsageError, match="line break"):
+            ask(Queue("a\nb"))
+
+
+def test_what_is_declared_is_declared_again_after_a_reconnection(broker: Broker) -> None:
+    """If the connection is lost during a request, mqtool declares its queues, exchanges and bindings again after the
+    reconnection, over a new pair of links, and repeats the request. What was declared with remember=False is left out.
+    """
+    session = topology(broker)
+    session.declare(Q)
+    session.declare(X)
+    session.declare(Queue("temporary"), remember=False)
+    session.bind(Q, X, "key")
+    session.bind(Q, X, "other", remember=False)
+    broker.requests.clear()
+    broker.loses, broker.answers = 1, [(200, b"")] * 3 + [COUNTS]
+    assert session.depth_of("q") == 17
+    assert [(method, path) for method, path, _ in broker.requests] == [
+        ("GET", "/queues/q"), ("PUT", "/queues/q"), ("PUT", "/exchanges/x"), ("POST", "/bindings"),
+        ("GET", "/queues/q"),
+    ]  # fmt: skip
+    assert broker.requests[3][2]["binding_key"] == "key"
+    assert len(broker.attached) == 4
+
+
+@pytest.mark.parametrize("exactly", [True, False])
+@pytest.mark.parametrize("strict", [True, False])
+def test_an_existing_queue_with_other_settings_is_used_with_a_notice(
+    broker: Broker, *, strict: bool, exactly: bool
+) -> None:
+    """If a queue exists with other settings, declaring it over AMQP 1.0 prints a notice once, and uses the queue as it
+    is, also after a reconnection. In a strict session, or with exactly=True, it raises DeclaredDifferently.
+    """
+    notices = list[str]()
+    session = topology(broker, strict=strict, notices=notices)
+    broker.answers = [DIFFERENT, DIFFERENT]
+    if strict or exactly:
+        with pytest.raises(DeclaredDifferently):
+            session.declare(Q, **({"exactly": True} if exactly else {}))
+    else:
+        assert session.declare(Q) == Q
+        assert broker.set_up is not None
+        broker.set_up()
+        assert broker.answers == []
+        assert [notice.partition(":")[0] for notice in notices] == [WHY]
+        broker.answers = [(403, value_section("no permission"))]
+        with pytest.raises(AccessRefused):
+            session.declare(Q)
+
+
+def test_accepted_settings_are_used_without_a_notice(broker: Broker) -> None:
+    """After the caller has accepted a queue's settings with accept_settings(), declaring the queue prints no notice if
+    it exists with other settings. An exchange of the same name is not affected.
+    """
+    notices = list[str]()
+    session = topology(broker, notices=notices)
+    session.accept_settings(Q)
+    broker.answers = [DIFFERENT, DIFFERENT]
+    session.declare(Q)
+    assert notices == []
+    session.declare(Exchange("q"))
+    assert len(notices) == 1
+
+
+def test_queues_are_looked_up_and_purged(broker: Broker) -> None:
+    """Over AMQP 1.0, mqtool looks up how many messages are ready in a queue, and how many consumers it has, and whether
+    it exists. purge() returns how many messages it has removed.
+    """
+    session = topology(broker)
+    broker.answers = [COUNTS, MISSING, COUNTS, MISSING, COUNTS]
+    assert session.depth("a/b") == Depth(17, 2)
+    with pytest.raises(NotFound, match="no queue 'q'"):
+        session.depth_of("q")
+    assert session.exists(Q) is True
+    assert session.exists(Q) is False
+    assert session.purge("a/b") == 17
+    assert broker.requests == [
+        ("GET", "/queues/a%2Fb", None), *[("GET", "/queues/q", None)] * 3, ("DELETE", "/queues/a%2Fb/messages", None),
+    ]  # fmt: skip

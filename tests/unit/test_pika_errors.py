@@ -1,0 +1,357 @@
+"""What a user is told when the broker, the operating system or pika reports an error."""
+
+import errno
+import socket
+import ssl
+import struct
+from collections.abc import Callable
+
+import pytest
+from pika import exceptions
+from pika.adapters.utils import connection_workflow as workflow
+
+from mqtool.amqp import Address, pika_errors
+from mqtool.codecs.field_tables import NoFieldType
+from mqtool.errors import (
+    AccessRefused,
+    BadData,
+    DeclaredDifferently,
+    HeadersTooLarge,
+    MqtoolError,
+    NotFound,
+    NothingAnswers,
+    Unavailable,
+    UnknownExchangeType,
+    UsageError,
+)
+
+ONE = Address("one", 5672, "v", "ann")
+TIMEOUT = "delivery acknowledgement on channel 1 timed out"
+START = "start one with 'mqtool broker up', or name another with --url"
+TLS_TEXT = "name the authority that signed it with --tls-ca, and the broker by the name in its certificate"
+PORTS = "check the port: AMQP's is 5672, with TLS 5671"
+NOT_IN_TIME = "one:5672 accepted the connection but did not answer as an AMQP broker in time"
+RAISE_TIMEOUT = (
+    "raise consumer_timeout in rabbitmq.conf, or x-consumer-timeout of the queue (RabbitMQ 3.12); or take less time: "
+    "worker --timeout"
+)
+LACKS_PERMISSION = "the user lacks a permission: 'mqtool list permissions' shows what it has"
+DIALECT = "another --dialect may match it; without --strict it is used as it is"
+PLUGIN = "a plugin may be missing: 'rabbitmq-plugins list' shows what the broker has"
+IMPOSSIBLE = "see --queue-type, --durable, --transient and --argument"
+
+
+def ssl_error(kind: type[ssl.SSLError], **attributes: str | None) -> ssl.SSLError:
+    """An error as Python's ssl module raises it, with attributes that its constructor does not set."""
+    error = kind(1, "[SSL: ODD_REASON] odd reason (_ssl.c:1)")
+    for name, value in attributes.items():
+        setattr(error, name, value)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "kind", "words", "hint"),
+    [
+        (403, "ACCESS_REFUSED - no access to queue 'q'", AccessRefused, "no access to queue 'q'", LACKS_PERMISSION),
+        (403, "ACCESS_REFUSED - operation not permitted on the default exchange", AccessRefused,
+         "operation not permitted on the default exchange",
+         "it routes to the queue named by the routing key: 'mqtool send -q NAME' publishes there"),
+        (403, "ACCESS_REFUSED - deletion of system exchange 'amq.topic' not allowed", AccessRefused,
+         "deletion of system exchange 'amq.topic' not allowed", "the broker reserves it for itself"),
+        (403, "ACCESS_REFUSED - queue 'q' in vhost '/' in exclusive use", AccessRefused,
+         "queue 'q' in vhost '/' in exclusive use",
+         "a consumer is exclusive, and nobody else can consume: 'mqtool queue show NAME' names it"),
+        (403, "ACCESS_REFUSED - exchange name 'amq.x' contains reserved prefix", AccessRefused,
+         "exchange name 'amq.x' contains reserved prefix",
+         "names that start with 'amq.' are reserved for the broker; choose another"),
+        (404, "NOT_FOUND - no queue 'q'", NotFound, "no queue 'q'",
+         "check the name: 'mqtool list queues' and 'mqtool list exchanges' show what exists"),
+        (405, "RESOURCE_LOCKED - cannot obtain access", DeclaredDifferently, "cannot obtain access",
+         "the queue is exclusive to another connection; use another name"),
+        (540, "NOT_IMPLEMENTED - basic.qos global is not supported by quorum queues", UsageError,
+         "basic.qos global is not supported by quorum queues", "leave it out: only classic queues have it"),
+        (503, "COMMAND_INVALID - unknown exchange type 'x-odd'", UnknownExchangeType, "unknown exchange type 'x-odd'",
+         PLUGIN),
+        (406, "PRECONDITION_FAILED - invalid exchange type 'x-odd'", UnknownExchangeType,
+         "invalid exchange type 'x-odd'", PLUGIN),
+        (504, "CHANNEL_ERROR - unknown exchange type", Unavailable,
+         "the broker closed the connection: unknown exchange type", None),
+        (406, f"PRECONDITION_FAILED - {TIMEOUT}. Timeout value used: 1800000 ms.", Unavailable,
+         "a delivery was not acknowledged within the broker's consumer timeout of 30m; another consumer gets it",
+         RAISE_TIMEOUT),
+        (406, f"PRECONDITION_FAILED - {TIMEOUT}", Unavailable,
+         "a delivery was not acknowledged within the broker's consumer timeout; another consumer gets it",
+         RAISE_TIMEOUT),
+        (406, "PRECONDITION_FAILED - consumer timeout", Unavailable, "consumer timeout",
+         "a delivery was not acknowledged within the broker's consumer_timeout (30 minutes unless configured)"),
+        (406, "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'q'", DeclaredDifferently,
+         "inequivalent arg 'durable' for queue 'q'", DIALECT),
+        (406, "PRECONDITION_FAILED - inequivalent arg 'type' for exchange 'x'", DeclaredDifferently,
+         "inequivalent arg 'type' for exchange 'x'",
+         "an exchange of another type routes differently; name another with --exchange"),
+        *((406, f"PRECONDITION_FAILED - {sign}", UsageError, sign, IMPOSSIBLE)
+          for sign in ("invalid arg 'x'", "invalid property 'exclusive'", "invalid 'x-dead-letter-strategy' argument",
+                       "server-named queue")),
+        (406, "PRECONDITION_FAILED - invalid expiration 'x'", BadData, "invalid expiration 'x'",
+         "an expiration is a number of milliseconds, as text"),
+        (406, "PRECONDITION_FAILED - user_id property set to 'bob' but authenticated user was 'ann'", BadData,
+         "user_id property set to 'bob' but authenticated user was 'ann'",
+         "the property user-id must name the user who logged in"),
+        (406, "PRECONDITION_FAILED - message size 9 is larger than configured max size 8", BadData,
+         "message size 9 is larger than configured max size 8", "the limit is max_message_size in rabbitmq.conf"),
+        (406, "PRECONDITION_FAILED - unknown delivery tag 1", BadData, "unknown delivery tag 1", None),
+        (541, "INTERNAL_ERROR - Feature `transient_nonexcl_queues` is deprecated.\nBy\ndefault", DeclaredDifferently,
+         "Feature `transient_nonexcl_queues` is deprecated.",
+         "this broker no longer accepts transient queues: use --dialect python, or --durable"),
+        (320, "CONNECTION_FORCED - A - B", Unavailable, "the broker closed the connection: A - B", None),
+    ],
+)  # fmt: skip
+def test_the_reply_code_and_text_of_a_broker_become_an_error_with_a_hint(
+    code: int, text: str, kind: type[MqtoolError], words: str, hint: str | None
+) -> None:
+    """If the broker closes a channel or a connection, the user gets its reason without the constant, and a hint."""
+    error = pika_errors.closed_by_broker(exceptions.ChannelClosedByBroker(code, text))
+    assert (type(error), str(error), error.hint) == (kind, words, hint)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (exceptions.StreamLostError("Stream connection lost: ConnectionResetError(104, 'Connection reset by peer')"),
+         "connection reset by peer"),
+        (exceptions.StreamLostError("Transport indicated EOF"), "closed by the other end"),
+        (exceptions.StreamLostError("odd"), "it broke"),
+        (exceptions.AMQPHeartbeatTimeout("No activity or too many missed heartbeats"),
+         "No activity or too many missed heartbeats"),
+        (exceptions.ConnectionWrongStateError(), "ConnectionWrongStateError"),
+        (OSError(113, "No route to host"), "no route to host"),
+        (OSError("odd"), "odd"),
+        (ssl_error(ssl.SSLError, reason="RECORD_LAYER_FAILURE"), "record layer failure"),
+        (ssl_error(ssl.SSLError, reason=None), "[ssl: odd reason] odd reason ( ssl.c:1)"),
+    ],
+)  # fmt: skip
+def test_a_lost_connection_is_explained_without_the_words_of_pika(error: Exception, words: str) -> None:
+    """If a connection is lost, the user gets the reason in plain words: what the operating system says, or which end
+    has closed it.
+    """
+    lost = pika_errors.closed_by_broker(error)
+    assert (type(lost), str(lost), lost.hint) == (Unavailable, f"the connection was lost: {words}", None)
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind", "words", "hint"),
+    [
+        (ConnectionRefusedError(), NothingAnswers, "no broker answers at one:5672: connection refused", START),
+        (socket.gaierror(-2, "Name or service not known"), NothingAnswers,
+         "cannot find the host 'one': name or service not known", "check the host name in --url"),
+        (UnicodeError(), Unavailable, "cannot find the host 'one': not a valid host name", "check it in --url"),
+        (ssl_error(ssl.SSLCertVerificationError, verify_message="self-signed certificate"), Unavailable,
+         "the certificate of one:5672 cannot be trusted: self-signed certificate", TLS_TEXT),
+        (ssl_error(ssl.SSLError, reason="WRONG_VERSION_NUMBER"), Unavailable,
+         "one:5672 does not speak TLS: wrong version number",
+         "use amqp:// for a plain port (usually 5672), amqps:// for a TLS port (usually 5671)"),
+        (exceptions.StreamLostError("SSLError(1, '[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13')"), AccessRefused,
+         "one:5672 does not accept the client certificate: certificate required",
+         "name a certificate that the broker trusts with --tls-cert and --tls-key"),
+        (exceptions.StreamLostError("[SSL: TLSV1_ALERT_UNKNOWN_CA] x"), AccessRefused,
+         "one:5672 does not accept the client certificate: unknown ca",
+         "name a certificate that the broker trusts with --tls-cert and --tls-key"),
+        (workflow.AMQPConnectorStackTimeout(), Unavailable, NOT_IN_TIME, PORTS),
+        (exceptions.ConnectionOpenAborted(), Unavailable, NOT_IN_TIME, PORTS),
+        (workflow.AMQPConnectorAborted(), Unavailable, "connecting to one:5672 was aborted", START),
+        (TimeoutError(), Unavailable, "one:5672 does not answer: timed out",
+         "check the address, and whether a firewall blocks it"),
+        (exceptions.ProbableAuthenticationError("closed"), AccessRefused,
+         "one:5672 refused the login of user 'ann'",
+         "check the user and the password: in --url, or --user and --password-file"),
+        (exceptions.ConnectionClosedByBroker(403, "ACCESS_REFUSED - Login was refused using PLAIN"), AccessRefused,
+         "one:5672 refused the login of user 'ann': Login was refused using PLAIN",
+         "check the user and the password: in --url, or --user and --password-file"),
+        (exceptions.ProbableAccessDeniedError("ConnectionClosedByBroker: (530) 'NOT_ALLOWED - vhost v not found'"),
+         AccessRefused, "cannot open vhost 'v': vhost v not found",
+         "the broker has no vhost 'v': check the URL's path; leave it out, or write /%2F, for vhost '/'"),
+        (exceptions.ProbableAccessDeniedError(
+            "ConnectionClosedByBroker: (530) \"NOT_ALLOWED - access to vhost 'v' refused for user 'bob'\""),
+         AccessRefused, "cannot open vhost 'v': access to vhost 'v' refused for user 'bob'",
+         "as an administrator: mqtool permission set --vhost=v bob"),
+        (exceptions.ConnectionClosedByBroker(403, "ACCESS_REFUSED - odd"), AccessRefused,
+         "cannot open vhost 'v': odd", "as an administrator: mqtool permission set --vhost=v ann"),
+        (exceptions.ConnectionClosedByBroker(320, "CONNECTION_FORCED - shutdown"), Unavailable,
+         "one:5672 closed the connection: shutdown", None),
+        (exceptions.ProbableAccessDeniedError("odd"), Unavailable, "one:5672 closed the connection: odd", None),
+        (exceptions.IncompatibleProtocolError("x"), Unavailable,
+         "one:5672 accepted the connection, but is not an AMQP 0-9-1 broker",
+         "use amqps:// if the port speaks TLS; 15672 is the management page's port, AMQP's is 5672"),
+        (exceptions.StreamLostError("x"), Unavailable,
+         "one:5672 accepted the connection, but is not an AMQP 0-9-1 broker",
+         "use amqps:// if the port speaks TLS; 15672 is the management page's port, AMQP's is 5672"),
+        (OSError(113, "No route to host"), Unavailable, "cannot connect to one:5672: no route to host", START),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda error: error,
+        workflow.AMQPConnectorSocketConnectError,
+        exceptions.AMQPConnectionError,
+        lambda error: workflow.AMQPConnectionWorkflowFailed(
+            [OSError(errno.ENETUNREACH, ""), workflow.AMQPConnectorAMQPHandshakeError(error), OSError("another")]
+        ),
+        lambda error: exceptions.AMQPConnectionError(workflow.AMQPConnectionWorkflowFailed([error])),
+    ],
+    ids=["plain", "phase", "pika", "second address", "nested"],
+)
+def test_a_failed_attempt_to_connect_is_explained_with_a_hint(
+    wrapped: Callable[[BaseException], BaseException],
+    cause: BaseException,
+    kind: type[MqtoolError],
+    words: str,
+    hint: str | None,
+) -> None:
+    """If a connection cannot be opened, the user gets the reason in plain words, and a hint, however deep pika hides
+    the cause. Of a host's addresses, those that this machine cannot reach are ignored.
+    """
+    error = pika_errors.connecting(wrapped(cause), ONE)
+    assert (type(error), str(error), error.hint) == (kind, words, hint)
+
+
+def test_a_host_of_which_no_address_can_be_reached_is_explained_by_the_last_one() -> None:
+    """If this machine can reach none of a host's addresses, the user gets the error of the last one."""
+    tried = [OSError(errno.EADDRNOTAVAIL, "Cannot assign"), OSError(errno.ENETUNREACH, "Network is unreachable")]
+    error = pika_errors.connecting(workflow.AMQPConnectionWorkflowFailed(tried), ONE)
+    assert str(error) == "cannot connect to one:5672: network is unreachable"
+
+
+@pytest.mark.parametrize(
+    ("address", "words", "hint"),
+    [
+        (ONE._replace(tls=True), "one:5672 refused the login: why",
+         "name a user in --url or with --user; without one, guest logs in, or the user of the client certificate"),
+        (ONE._replace(tls=True, names_user=True), "one:5672 refused the login of user 'ann': why",
+         "check the user and the password: in --url, or --user and --password-file"),
+        (ONE._replace(user="guest"), "one:5672 refused the login of user 'guest': why",
+         "RabbitMQ accepts 'guest' from its own machine only: on the broker, 'mqtool user add NAME' and "
+         "'mqtool permission set NAME', then --user NAME"),
+        *((Address(host), f"{host}:5672 refused the login of user 'guest': why",
+           "check the user and the password: in --url, or --user and --password-file")
+          for host in ("localhost", "127.0.0.1", "::1")),
+    ],
+)  # fmt: skip
+def test_a_refused_login_has_a_hint_that_depends_on_the_user(address: Address, words: str, hint: str) -> None:
+    """If the broker refuses the login, the hint says what to check: the user and the password, that guest may only log
+    in on the broker's machine, or the user that belongs to a certificate.
+    """
+    error = pika_errors.login_refused(address, "ACCESS_REFUSED - why")
+    assert (type(error), str(error), error.hint) == (AccessRefused, words, hint)
+
+
+@pytest.mark.parametrize("tls", [True, False])
+def test_the_hint_for_another_protocol_depends_on_tls(*, tls: bool) -> None:
+    """If a server is not a broker, or closes the connection early, the hint depends on whether the URL asks for TLS."""
+    address = ONE._replace(tls=tls)
+    other, early = pika_errors.not_amqp(address, "1.0"), pika_errors.closed_early(address)
+    assert type(other) is type(early) is Unavailable
+    assert str(other) == "one:5672 accepted the connection, but is not an AMQP 1.0 broker"
+    assert str(early) == "one:5672 closed the connection during the handshake"
+    certificate = "; if clients need a certificate, name it with --tls-cert"
+    assert (other.hint, early.hint) == (
+        (
+            f"check the port: AMQP's with TLS is usually 5671{certificate}",
+            f"the broker may be starting or stopping: try again{certificate}",
+        )
+        if tls
+        else (
+            "use amqps:// if the port speaks TLS; 15672 is the management page's port, AMQP's is 5672",
+            "the broker may be starting or stopping: try again; if the port speaks TLS, use amqps://; AMQP's port is "
+            "usually 5672",
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("cause", "has_answered", "is_cut_off"),
+    [
+        (exceptions.IncompatibleProtocolError("x"), False, True),
+        (exceptions.IncompatibleProtocolError("x"), True, False),
+        (exceptions.ProbableAuthenticationError("x"), True, True),
+        (exceptions.ProbableAccessDeniedError("x"), True, True),
+        (exceptions.ProbableAccessDeniedError("ConnectionClosedByBroker: (530) 'x'"), True, False),
+        (exceptions.ProbableAuthenticationError("TLSV1_ALERT_UNKNOWN_CA"), True, False),
+        (OSError(), False, False),
+    ],
+)
+def test_a_handshake_that_is_cut_off_is_not_taken_for_a_refusal(
+    cause: BaseException, *, has_answered: bool, is_cut_off: bool
+) -> None:
+    """A connection that is closed during the handshake without a reason is not taken for a refused login, nor for
+    another protocol, unless the other end has sent something else.
+    """
+    failed = exceptions.AMQPConnectionError(cause)
+    assert pika_errors.is_cut_off(failed, has_answered=has_answered) is is_cut_off
+
+
+def test_an_attempt_that_fails_is_described_without_the_words_of_pika() -> None:
+    """An attempt to reconnect that fails is described with mqtool's error or, if pika raised one, in plain words."""
+    assert pika_errors.in_words(Unavailable("no route")) == "no route"
+    assert pika_errors.in_words(exceptions.ConnectionWrongStateError("x")) == "the connection was lost again"
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "exchanges", "is_mended", "is_harmless"),
+    [
+        (406, f"PRECONDITION_FAILED - {TIMEOUT}", [], True, False),
+        (404, "NOT_FOUND - no exchange 'x' in vhost '/'", ["y", "x"], True, False),
+        (404, "NOT_FOUND - no exchange 'x' in vhost '/'", ["y"], False, False),
+        (406, "PRECONDITION_FAILED - inequivalent arg 'durable'", ["x"], False, True),
+        (406, "PRECONDITION_FAILED - inequivalent arg 'type'", ["x"], False, False),
+        (406, "PRECONDITION_FAILED - odd", ["x"], False, False),
+        (405, "RESOURCE_LOCKED - inequivalent arg 'durable'", ["x"], False, False),
+    ],
+)
+def test_some_errors_of_a_channel_are_mended(
+    code: int, text: str, exchanges: list[str], *, is_mended: bool, is_harmless: bool
+) -> None:
+    """A channel works again after a consumer timeout, or once a missing exchange is declared again. A queue or an
+    exchange of the same type with other settings can be used. No other error can be mended.
+    """
+    error = exceptions.ChannelClosedByBroker(code, text)
+    assert pika_errors.is_mended_by_reopening(error, exchanges) is is_mended
+    assert pika_errors.is_harmless_difference(error) is is_harmless
+    assert not pika_errors.is_mended_by_reopening(OSError(), exchanges)
+    assert not pika_errors.is_harmless_difference(OSError())
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words", "hint"),
+    [
+        (exceptions.ShortStringTooLong(b"x" * 300), UsageError,
+         "the name or key is 300 bytes long; AMQP allows 255", f"it starts with '{'x' * 40}'"),
+        (exceptions.UnsupportedAMQPFieldException([], 1j), BadData, "AMQP has no type for the value 1j",
+         "write it as text"),
+        (NoFieldType(1j), BadData, "AMQP has no type for the value 1j", "write it as text"),
+        (struct.error("x"), BadData, "a number in a header, a property or an argument is too large",
+         "AMQP's integers have 64 bits"),
+        (OverflowError("x"), BadData, "a number in a header, a property or an argument is too large",
+         "AMQP's integers have 64 bits"),
+        (UnicodeEncodeError("utf-8", "\udcff", 0, 1, "x"), UsageError,
+         "a name, a key or a header is not valid UTF-8", "only a message's body may be any bytes"),
+        (TypeError("odd"), BadData, "this cannot be sent: odd", "see 'mqtool send --help' for --property and -H"),
+    ],
+)  # fmt: skip
+def test_what_amqp_cannot_express_is_named(error: Exception, kind: type[MqtoolError], words: str, hint: str) -> None:
+    """If a name, a header, a property or an argument cannot be sent, the user is told which kind of value it is."""
+    found = pika_errors.cannot_encode(error)
+    assert (type(found), str(found), found.hint) == (kind, words, hint)
+
+
+def test_what_is_too_long_is_told_with_its_size() -> None:
+    """If a name is too long, or the headers are too large, the user gets the size and the limit. A character that is
+    cut in two is not shown.
+    """
+    name = pika_errors.too_long("queue name", b"x" * 39 + "é".encode() * 150)
+    assert str(name) == "the queue name is 339 bytes long; AMQP allows 255"
+    assert name.hint == f"it starts with '{'x' * 39}'"
+    headers = pika_errors.headers_too_large(140_000, 131_064)
+    assert type(headers) is HeadersTooLarge
+    assert str(headers) == "the headers and properties are 140,000 bytes long; the broker takes up to 131,064"
+    assert headers.hint == "move what is large into the body"
