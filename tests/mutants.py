@@ -144,11 +144,13 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
         f"{_EMBEDDED}/test_queue.py",
         f"{_EMBEDDED}/test_recovery.py",
     ),
+    f"{_BROKER}/model/footprint.py": (f"{_EMBEDDED}/test_footprint.py",),
     f"{_BROKER}/model/ledger.py": (f"{_EMBEDDED}/test_ledger.py", f"{_EMBEDDED}/test_memory_limit.py"),
     f"{_BROKER}/model/protocol_conversion.py": (
         f"{_EMBEDDED}/test_protocol_conversion.py",
         f"{_EMBEDDED}/test_sectioned.py",
     ),
+    f"{_BROKER}/model/profile.py": (f"{_EMBEDDED}/test_profiles.py",),
     f"{_BROKER}/model/queue.py": (
         f"{_EMBEDDED}/test_backlog.py",
         f"{_EMBEDDED}/test_dead_lettering.py",
@@ -178,6 +180,9 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     f"{_BROKER}/store/recovery.py": (f"{_EMBEDDED}/test_recovery.py", f"{_EMBEDDED}/test_queue.py"),
     f"{_BROKER}/model/sectioned.py": (f"{_EMBEDDED}/test_sectioned.py",),
     f"{_BROKER}/model/rights.py": (f"{_EMBEDDED}/test_permission_checks.py", f"{_EMBEDDED}/test_users.py"),
+    f"{_BROKER}/model/stored_offsets.py": (f"{_EMBEDDED}/test_footprint.py",),
+    f"{_BROKER}/model/topology_operations.py": (f"{_EMBEDDED}/test_declarations.py",),
+    f"{_BROKER}/model/totals.py": (f"{_EMBEDDED}/test_profiles.py",),
     f"{_BROKER}/model/users.py": (f"{_EMBEDDED}/test_permission_checks.py", f"{_EMBEDDED}/test_users.py"),
     f"{_BROKER}/store": (_EMBEDDED, _SIMULATION),
 }

@@ -11,8 +11,8 @@ from mqtool.broker.embedded.model.exchange import ExchangeDeclaration
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Like
 from mqtool.broker.embedded.model.queue_arguments import MAX_EXPIRY, MAX_INITIAL_OFFSET, OFFSET, QueueDeclaration
-from mqtool.broker.embedded.model.topology_operations import declare_exchange, declare_queue
-from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from mqtool.broker.embedded.model.topology_operations import declare_exchange, declare_queue, exchange_of, queue_of
+from mqtool.broker.embedded.model.virtual_host import VhostLabels, VirtualHost
 from mqtool.codecs.field_tables import Float32, Int8, Int32, Int64, Table, Timestamp
 from tests.unit.embedded.test_queue import FakeClock
 
@@ -333,6 +333,80 @@ def test_a_queue_that_is_declared_again_must_have_the_same_properties(name: str,
         f"channel 406: inequivalent arg '{name}' for queue 'q' in vhost 'v': received '{received}' but current is "
         f"'{given}'"
     )
+
+
+@pytest.mark.parametrize("owner", [None, object()])
+def test_an_exclusive_queue_cannot_be_used_by_another_connection(owner: object) -> None:
+    """If a connection declares or uses a queue that is exclusive to another one, or declares an existing queue as
+    exclusive, the broker refuses this with 405. The connection that has declared the queue can use it.
+    """
+    vhost, mine = vhost_like(DEFAULT), object()
+    queue, is_new = declare_queue(vhost, QueueDeclaration("q", {}, owner=mine))
+    assert is_new
+    assert declare_queue(vhost, QueueDeclaration("q", {}, owner=mine)) == (queue, False)
+    assert queue_of(vhost, "q", mine) is queue
+    locked = (
+        "channel 405: cannot obtain exclusive access to locked queue 'q' in vhost 'v'. It could be originally declared "
+        "on another connection or the exclusive property value does not match that of the original declaration."
+    )
+    assert declared(vhost, {}, owner=owner) == locked
+    assert refusal(lambda: queue_of(vhost, "q", owner)) == locked
+    shared, _ = declare_queue(vhost, QueueDeclaration("shared", {}))
+    assert queue_of(vhost, "shared", owner) is shared
+    assert refusal(lambda: declare_queue(vhost, QueueDeclaration("shared", {}, owner=mine))) == locked.replace(
+        "'q'", "'shared'"
+    )
+
+
+def test_a_queue_or_exchange_that_does_not_exist_is_not_found() -> None:
+    """If a client uses a queue or an exchange that does not exist, the broker closes the channel with 404. The error
+    names what is missing, and the virtual host.
+    """
+    vhost = vhost_like(DEFAULT)
+    assert exchange_of(vhost, "amq.topic") is vhost.exchanges["amq.topic"]
+    assert refusal(lambda: exchange_of(vhost, "no")) == "channel 404: no exchange 'no' in vhost 'v'"
+    assert refusal(lambda: queue_of(vhost, "no", None)) == "channel 404: no queue 'no' in vhost 'v'"
+
+
+@pytest.mark.parametrize(
+    ("default", "arguments", "properties", "kind"),
+    [
+        ("", {}, {}, "classic"),
+        ("quorum", {}, {}, "quorum"),
+        ("stream", {"x-max-age": "1D"}, {}, "stream"),
+        ("quorum", {"x-queue-type": "classic"}, {}, "classic"),
+        ("quorum", {}, {"durable": False}, "classic"),
+        ("quorum", {}, {"auto_delete": True}, "classic"),
+        ("quorum", {}, {"owner": object()}, "classic"),
+        ("classic", {}, {"durable": False, "auto_delete": True, "owner": object()}, "classic"),
+        ("classic", {"x-queue-type": "quorum"}, {}, "quorum"),
+    ],
+)
+@pytest.mark.parametrize("like", [Like.V3_10, Like.V4_2])
+def test_a_queue_without_a_type_gets_the_virtual_hosts_default_type(
+    like: Like, default: str, arguments: Table, properties: Any, kind: str
+) -> None:
+    """A queue that is declared without a type gets the default type of its virtual host, unless that type does not
+    allow its other properties. The queue can be declared again, with or without this type.
+    """
+    vhost = vhost_like(like)
+    vhost.labels = VhostLabels(default_queue_type=default)
+    for given in (arguments, {**arguments, "x-queue-type": kind}):
+        assert declared(vhost, given, **properties) is None
+        assert vhost.queues["q"].kind == kind
+    is_listed = like != Like.V3_10 or kind != "classic" or default == "classic" or "x-queue-type" in arguments
+    assert vhost.queues["q"].arguments == {**arguments, **({"x-queue-type": kind} if is_listed else {})}
+
+
+def test_a_virtual_host_with_a_queue_limit_refuses_more_queues() -> None:
+    """If a virtual host has reached its queue limit, the broker refuses a new queue with 406. An existing one can still
+    be declared again.
+    """
+    vhost = vhost_like(DEFAULT)
+    vhost.limits["max-queues"] = 1
+    assert [declared(vhost, {}) for _ in range(2)] == [None, None]
+    refused = refusal(lambda: declare_queue(vhost, QueueDeclaration("r", {})))
+    assert refused == "channel 406: cannot declare queue 'r': queue limit in vhost 'v' (1) is reached"
 
 
 def exchange(

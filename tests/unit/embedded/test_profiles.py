@@ -1,0 +1,58 @@
+"""The versions of RabbitMQ that the embedded broker imitates, and the counts for its Prometheus metrics."""
+
+import sys
+
+import pytest
+
+from mqtool import __version__
+from mqtool.broker.embedded.model.consumers import Traffic
+from mqtool.broker.embedded.model.profile import PROFILES, Like, identity, profile
+from mqtool.broker.embedded.model.totals import Publishes, Totals
+
+
+@pytest.mark.parametrize("like", list(Like))
+def test_each_version_is_imitated_under_its_name(like: Like) -> None:
+    """Each version of `--like` is known by its name, and tells clients a version of RabbitMQ that begins with it."""
+    assert profile(str(like)) is PROFILES[like]
+    assert profile(like).version.startswith(like)
+
+
+def test_a_version_that_is_not_imitated_is_refused() -> None:
+    """If the broker is to behave like a version that it does not know, the error names those that it knows."""
+    with pytest.raises(ValueError) as refused:  # noqa: PT011 - the text is compared below
+        profile("3.8")
+    assert str(refused.value) == ("cannot behave like RabbitMQ 3.8, only like 3.10, 4.0, 4.2, 4.3.5, 4.3, 4.4")
+
+
+def test_the_broker_tells_clients_which_product_and_version_it_is() -> None:
+    """The server properties name RabbitMQ and its version, because clients check them, and say that the broker is
+    mqtool's.
+    """
+    assert identity(profile("4.2"), "rabbit@here") == {
+        "cluster_name": "rabbit@here",
+        "copyright": "The mqtool founders",
+        "information": f"mqtool {__version__} embedded broker: for learning, demonstrations and tests",
+        "platform": f"Python {sys.version.split()[0]}",
+        "product": "RabbitMQ",
+        "version": "4.2.9",
+    }
+
+
+def test_totals_begin_at_zero_for_each_protocol_and_queue_type() -> None:
+    """A new broker has published and delivered nothing over each protocol, and for each type of queue."""
+    totals, kinds = Totals(), ("classic", "quorum", "stream")
+    assert totals.published == dict.fromkeys(("amqp091", "amqp10", "stream"), Publishes())
+    assert {*totals.delivered} == {(protocol, kind) for protocol in ("amqp10", "stream") for kind in kinds}
+    assert {*totals.deleted} == {*kinds}
+    for traffic in (*totals.delivered.values(), *totals.deleted.values()):
+        assert traffic.counts() == Traffic().counts()
+        traffic.add(Traffic(delivered=1))
+    assert totals.found_empty["classic"] == 0
+    totals.found_empty["classic"] += 1
+
+
+def test_the_counts_of_a_closed_channel_are_added_to_the_totals() -> None:
+    """When a channel is closed, each of its counts is added to the totals."""
+    totals = Publishes(1, 2, 3, 4, 5, 6)
+    totals.add(Publishes(10, 20, 30, 40, 50, 60))
+    assert totals == Publishes(11, 22, 33, 44, 55, 66)
