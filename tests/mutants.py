@@ -134,6 +134,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     ),
     f"{_BROKER}/model/stream_conversion.py": (f"{_EMBEDDED}/test_amqp10.py",),
     f"{_BROKER}/model/stream_log.py": (f"{_EMBEDDED}/test_stream_log.py", f"{_EMBEDDED}/test_stream_queue.py"),
+    f"{_BROKER}/model/stream_segment.py": (f"{_EMBEDDED}/test_stream_segment.py",),
     f"{_BROKER}/model/virtual_host.py": (
         f"{_EMBEDDED}/test_exchanges.py",
         f"{_EMBEDDED}/test_queue.py",
