@@ -113,6 +113,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     f"{_BROKER}/model": (_EMBEDDED, _SIMULATION),
     f"{_BROKER}/model/amqp_message.py": (f"{_EMBEDDED}/test_amqp_message.py", f"{_EMBEDDED}/test_dead_lettering.py"),
     f"{_BROKER}/model/backlog.py": (f"{_EMBEDDED}/test_backlog.py",),
+    f"{_BROKER}/model/broker.py": (f"{_EMBEDDED}/test_broker.py", f"{_EMBEDDED}/test_users.py"),
     f"{_BROKER}/model/consumers.py": (f"{_EMBEDDED}/test_queue_consumers.py", f"{_EMBEDDED}/test_queue.py"),
     f"{_BROKER}/model/dead_lettering.py": (f"{_EMBEDDED}/test_dead_lettering.py",),
     f"{_BROKER}/model/exchange.py": (
