@@ -1,6 +1,7 @@
 """Messages converted between AMQP 1.0 and AMQP 0-9-1, compared with RabbitMQ 4.3.6."""
 
 import uuid
+from dataclasses import replace
 
 import pytest
 
@@ -16,7 +17,7 @@ from mqtool.broker.embedded.model.amqp_message import (
 from mqtool.broker.embedded.model.dead_lettering import dead_letter
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import PROFILES, Like, Profile
-from mqtool.broker.embedded.model.sectioned import BadCarbonCopies, NotAMessage, Sectioned, encode, parse
+from mqtool.broker.embedded.model.sectioned import BadCarbonCopies, NotAMessage, Sectioned, encode, parse, parse_stored
 from mqtool.broker.embedded.model.stream_queue import Cursor, StreamQueue, StreamQueueReader, wanted_filters
 from mqtool.broker.embedded.model.stream_segment import simple_entry
 from mqtool.broker.embedded.store.database import StoredEntry
@@ -343,28 +344,95 @@ def test_a_stored_message_is_the_same_when_read_back() -> None:
     [
         (b"", "missing_amqp_message_body"),
         (Amqp10Message(properties=_WIDE).encode(), "missing_amqp_message_body"),
-        (b"hello", ""),
-        (b"\x00Ss\xc0", ""),
-        (b"\x00Su\xa0\xff12", ""),
+        (b"hello", "not a section"),
+        (b"\x00Ss\xc0", "value cut short"),
+        (b"\x00Su\xa0\xff12", "value cut short"),
         (b"\x00Su\xa1\x01a", "data is not binary"),
-        (data_section(b"a")[:-1], ""),
+        (data_section(b"a")[:-1], "value cut short"),
         (b"\x00Ss\xc0\x01\x00" * 2 + data_section(b"a"), "sections in the wrong order"),
-        (b"\x00Sp\xc0\x03\x01\xa1\x00" + data_section(b"a"), ""),
+        (b"\x00Sp\xc0\x03\x01\xa1\x00" + data_section(b"a"), "header section is not valid"),
+        (b"\x00Sp\xc1\x01\x00" + data_section(b"a"), "header section is not valid"),
+        (Amqp10Message(MessageHeader(ttl=UInt32(5)), body=data_section(b"")).encode().replace(b"R\5", b"\xa3\0"),
+         "header section is not valid"),
         (Amqp10Message(message_annotations={Symbol("a"): 1}, body=data_section(b"")).encode(),
          '{reserved_annotation_key,{symbol,<<"a">>}}'),
         (Amqp10Message(delivery_annotations={ULong(5): 1}, body=data_section(b"")).encode(),
          "{reserved_annotation_key,{ulong,5}}"),
-        (Amqp10Message(application_properties={"a": "x" * 2**20}, body=data_section(b"")).encode(),
-         "sections before the"),
+        (Amqp10Message(message_annotations={"x-a": 1}, body=data_section(b"")).encode(),
+         "{reserved_annotation_key,x-a}"),
+        (Amqp10Message(application_properties={"a": "x" * (2**20 - 19)}, body=data_section(b"")).encode(),
+         "sections before the body are longer than 1048576 bytes"),
     ],
 )  # fmt: skip
 def test_a_malformed_amqp_1_0_message_is_refused(payload: bytes, reason: str) -> None:
     """Parsing a malformed AMQP 1.0 message, such as one without a body or with its sections in the wrong order, raises
-    NotAMessage.
+    NotAMessage with the reason.
     """
     with pytest.raises(NotAMessage) as refused:
         parse(payload).to("", "q", _LIKE)
-    assert reason in str(refused.value)
+    assert str(refused.value) == reason
+
+
+def test_the_sections_before_the_body_can_have_1_mib() -> None:
+    """An AMQP 1.0 message is accepted if the sections before its body have at most 1,048,576 bytes."""
+    message = _published(Amqp10Message(application_properties={"a": "x" * (2**20 - 20)}, body=data_section(b"")))
+    assert len(message.bare()) == 2**20 + len(data_section(b""))
+    assert message.section_bytes > 2 * 2**20
+
+
+def test_short_sections_of_successive_messages_are_converted_once() -> None:
+    """If several AMQP 1.0 messages have the same sections before their bodies, the broker decodes and converts these
+    sections once, unless they are long.
+    """
+    for size, is_kept in ((200, True), (500, False)):
+        sent = Amqp10Message(MessageHeader(ttl=UInt32(5)), application_properties={"a": "x" * size})
+        one, other = (_published(replace(sent, body=data_section(body))) for body in (b"1", b"2"))
+        assert (one.headers is other.headers) == is_kept
+        assert (one.sections.head is other.sections.head) == is_kept
+        assert one.annotations() is one.sections.head.annotations
+    sent = Amqp10Message(MessageHeader(ttl=UInt32(5)), {}, {Symbol("x-a"): "x" * 480}, body=data_section(b""))
+    assert _published(sent).headers is not _published(sent).headers
+
+
+def test_the_broker_changes_only_the_annotations_whose_headers_it_has_changed() -> None:
+    """If the broker adds or replaces a header of an AMQP 1.0 message, AMQP 1.0 consumers get it as an annotation. The
+    other annotations keep their types, also those that AMQP 0-9-1 does not have, and after a restart as well.
+    """
+    annotations: Map = {Symbol("x-a"): 1, Symbol("x-b"): _ID, Symbol("x-c"): RawDecimal(b"1234")}
+    sent = Amqp10Message(MessageHeader(True), {}, annotations, body=data_section(b"body"))
+    message = _published(sent)
+    changed = message.replace(headers={**message.headers, "x-a": "new", "x-d": Int64(2), "other": 5})
+    row = StoredEntry(1, 1, None, 0, 0, *changed.stored())
+    for each in (changed, row.entry(HeaderReader()).message):
+        found = _delivered(each)
+        assert found.message_annotations == {
+            "x-routing-key": "key", "x-exchange": "logs", "x-a": "new", "x-b": _ID, "x-c": b"1234", "x-d": 2,
+        }  # fmt: skip
+        assert type(found.message_annotations[Symbol("x-c")]) is RawDecimal
+        assert found.body == data_section(b"body")
+        assert encode(each, _LIKE).count(b"\x00Sp") == encode(each, _LIKE).count(b"\x00Su") == 1
+
+
+@pytest.mark.parametrize(
+    ("exchange", "key", "address"),
+    [("e", "k", ("e", "k")), ("e" * 255, "k" * 255, ("e" * 255, "k" * 255)), (None, "", ("", "")),
+     ("e" * 256, "k" * 256, ("", "s")), ("é" * 128, "é" * 128, ("", "s")), (5, ["k"], ("", "s")),
+     (None, None, ("", "s"))],
+    ids=["names", "longest", "default exchange", "too long", "too many bytes", "not strings", "stream protocol"],
+)  # fmt: skip
+def test_a_message_in_a_stream_without_a_routing_key_has_the_streams_name(
+    exchange: Any10, key: Any10, address: tuple[str, str]
+) -> None:
+    """A message that is read from a stream has the exchange and the routing key in its annotations. If one of them is
+    missing or not valid, it is the default exchange or the stream's name. Annotations with any names are accepted.
+    """
+    given: Map = {Symbol("x-exchange"): exchange, Symbol("x-routing-key"): key, Symbol("a"): 1}
+    annotations: Map = {name: value for name, value in given.items() if value is not None}
+    sent = Amqp10Message(delivery_annotations={"b": 2}, message_annotations=annotations, body=data_section(b"body"))
+    message = parse_stored(sent.encode(), "s", _LIKE)
+    assert (message.exchange, message.routing_key, message.body) == (*address, b"body")
+    broken = parse_stored(b"hello", "s", _LIKE)
+    assert (broken.exchange, broken.routing_key, broken.body) == ("", "s", b"hello")
 
 
 def test_x_cc_must_be_a_list_of_strings() -> None:
@@ -376,6 +444,7 @@ def test_x_cc_must_be_a_list_of_strings() -> None:
     )
     with pytest.raises(BadCarbonCopies, match="bad value for 'x-cc' message-annotation"):
         sections.carbon_copies()
+    assert parse(data_section(b"")).carbon_copies() == []
 
 
 def _stream(like: Profile = _LIKE) -> tuple[StreamQueue, HandClock]:
@@ -485,3 +554,5 @@ def test_a_message_delivered_over_amqp_1_0_has_the_same_bytes_as_in_rabbitmq() -
         b"\x00Ss\xc0\x04\x01\xa1\x01x\x00Su\xa0\x02hi"
     )
     assert section_at(encode(message, _LIKE), 0)[0] == 0x70
+    only_header = _published(Amqp10Message(MessageHeader(True), body=data_section(b"hi")))
+    assert only_header.bare() == data_section(b"hi")

@@ -127,7 +127,7 @@ class Sections(NamedTuple):
                 header, head.annotations, head.properties, head.application, profile, encoded=self.encoded
             )
         except (ValueError, TypeError, OverflowError) as error:
-            raise NotAMessage(str(error)) from error
+            raise NotAMessage("header section is not valid") from error
 
 
 #: A cache of AMQP 0-9-1 properties, by the short sections that they were converted from (see Sections.to).
@@ -218,7 +218,7 @@ def _check(annotations: Map) -> None:
 
 def _body(payload: bytes, start: int) -> tuple[bytes, bytes, bytes | None, bool]:
     """Return the last four fields of Sections; the body starts at this position."""
-    parts, position, first = [], start, (0, 0)
+    parts, position = [], start
     while position < len(payload):
         code, value = section_at(payload, position)
         if code == FOOTER:
@@ -229,10 +229,9 @@ def _body(payload: bytes, start: int) -> tuple[bytes, bytes, bytes | None, bool]
         if span.code not in (0xA0, 0xB0):
             raise NotAMessage("data is not binary")
         parts.append(payload[span.start : span.end])
-        first = first if len(parts) > 1 else (span.start, span.end)
         position = span.end
     if len(parts) == 1:
-        return payload[start : first[0]], parts[0], payload[first[1] :], False
+        return payload[start : span.start], parts[0], payload[span.end :], False
     return payload[start:], b"".join(parts), None, False
 
 
