@@ -109,6 +109,11 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     f"{_BROKER}/amqp10/filters.py": (f"{_EMBEDDED}/test_filters10.py",),
     f"{_BROKER}/amqp10/incoming_link.py": (f"{_EMBEDDED}/test_publishing10.py",),
     f"{_BROKER}/amqp10/like_pattern.py": (f"{_EMBEDDED}/test_filters10.py",),
+    f"{_BROKER}/amqp10/management.py": (f"{_EMBEDDED}/test_management10.py",),
+    f"{_BROKER}/amqp10/management_pair.py": (
+        f"{_EMBEDDED}/test_management_pairs10.py",
+        f"{_EMBEDDED}/test_management10.py",
+    ),
     f"{_BROKER}/amqp10/outgoing_link.py": (f"{_EMBEDDED}/test_receiving10.py", f"{_EMBEDDED}/test_amqp10_writes.py"),
     f"{_BROKER}/amqp10/session_state.py": (f"{_EMBEDDED}/test_sessions10.py", f"{_EMBEDDED}/test_publishing10.py"),
     f"{_BROKER}/amqp10/sql_filter.py": (f"{_EMBEDDED}/test_filters10.py",),
