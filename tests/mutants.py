@@ -149,6 +149,13 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     ),
     f"{_BROKER}/store/damage.py": (f"{_EMBEDDED}/test_salvage.py",),
     f"{_BROKER}/store/recovery.py": (f"{_EMBEDDED}/test_recovery.py", f"{_EMBEDDED}/test_queue.py"),
+    f"{_BROKER}/store/disk.py": (
+        f"{_EMBEDDED}/test_disk.py",
+        f"{_EMBEDDED}/test_disk_writer.py",
+        f"{_EMBEDDED}/test_segment_files.py",
+    ),
+    f"{_BROKER}/store/segment_files.py": (f"{_EMBEDDED}/test_segment_files.py",),
+    f"{_BROKER}/store/writer.py": (f"{_EMBEDDED}/test_disk_writer.py",),
     f"{_BROKER}/model/sectioned.py": (f"{_EMBEDDED}/test_sectioned.py",),
     f"{_BROKER}/model/rights.py": (f"{_EMBEDDED}/test_permission_checks.py", f"{_EMBEDDED}/test_users.py"),
     f"{_BROKER}/model/users.py": (f"{_EMBEDDED}/test_permission_checks.py", f"{_EMBEDDED}/test_users.py"),
