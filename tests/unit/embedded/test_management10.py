@@ -13,13 +13,13 @@ from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import PROFILES, Like
 from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.rights import Rights
-from mqtool.broker.embedded.model.users import Permissions
+from mqtool.broker.embedded.model.users import Permissions, TopicPermissions
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, sections, value_section
 from mqtool.codecs.amqp10_values import Any10, Symbol, ULong
 from mqtool.codecs.field_tables import Int32, UInt32
 from tests.protocol.raw_amqp10 import ATTACH, END, RECEIVER, SENDER, SETTLED, SOURCE, TARGET, described
-from tests.unit.embedded.memory_client10 import MemoryClient10
+from tests.unit.embedded.memory_client10 import MemoryClient10, fill
 
 
 @dataclass
@@ -33,18 +33,22 @@ class _Client:
 
     def __call__(self, method: str, target: str, body: Any10 = None) -> tuple[int, Any10]:
         """Send a request; return the status and the body of the response."""
-        properties = BareProperties(ULong(7), None, target, method, "$me")
-        request = Amqp10Message(properties=properties, body=value_section(body))
-        *_, encoded = self._steps(request.encode())
+        *_, encoded = self.steps(method, target, body)
         assert encoded is not None
         response = Amqp10Message.decode(encoded)
         assert response.properties.correlation_id == 7
         assert response.application_properties == {"http:response": "1.1"}
         return int(response.properties.subject or 0), sections(response.body)[0].value
 
-    def _steps(self, request: bytes) -> Iterator[bytes | None]:
-        """Yield None after each step, and finally the response."""
-        yield (yield from handle(self, request))
+    def steps(self, method: str, target: str, body: Any10 = None) -> Iterator[bytes | None]:
+        """Send a request. Yield None after each step, and finally the response."""
+        yield (yield from handle(self, request_of(method, target, body)))
+
+
+def request_of(method: str | None, target: str | None, body: Any10 = None, reply_to: str = "$me") -> bytes:
+    """Encode a request."""
+    properties = BareProperties(ULong(7), None, target, method, reply_to)
+    return Amqp10Message(properties=properties, body=value_section(body)).encode()
 
 
 async def _client(like: Like = Like.V4_3) -> _Client:
@@ -58,6 +62,7 @@ def client(loop: asyncio.AbstractEventLoop) -> _Client:
     return loop.run_until_complete(_client())
 
 
+_NO_REQUEST = "a request needs a method, a target, and reply-to '$me'"
 _QUEUE = {
     "leader": "embedded@localhost", "message_count": 0, "consumer_count": 0, "name": "q", "vhost": "/",
     "durable": True, "auto_delete": False, "exclusive": False, "type": "classic",
@@ -85,25 +90,30 @@ def test_a_queue_declared_over_amqp_1_0_has_the_name_type_and_arguments_of_its_d
     type, and its arguments with their AMQP types.
     """
     arguments = {"x-queue-type": "quorum", Symbol("x-max-length"): UInt32(5)}
-    _, queue = client("PUT", "/queues/a%2Fb%20%C3%A9", {"arguments": arguments})
+    _, queue = client("PUT", "/queues/a%2fb%20%C3%a9", {"arguments": arguments})
     assert (queue["name"], queue["type"]) == ("a/b é", "quorum")
     assert queue["arguments"] == {"x-queue-type": "quorum", "x-max-length": 5}
     assert type(queue["arguments"]["x-max-length"]) is UInt32
 
 
 def test_an_exclusive_queue_cannot_be_used_by_another_amqp_1_0_connection(client: _Client) -> None:
-    """Over AMQP 1.0, a request to declare, purge, bind or delete another connection's exclusive queue returns 400 with
-    the same text as in RabbitMQ.
+    """Over AMQP 1.0, a request to declare, purge, bind, unbind or delete another connection's exclusive queue returns
+    400 with the same text as in RabbitMQ.
     """
     other = _Client(client.broker, client.vhost, client.rights)
+    assert client("PUT", "/queues/shared", {"exclusive": False})[0] == 201
     assert client("PUT", "/queues/q", {"exclusive": True})[1]["exclusive"]
     assert {queue.name for queue in client.exclusive_queues} == {"q"}
+    binding = {"source": "amq.topic", "destination_queue": "q", "binding_key": "", "arguments": {}}
+    assert client("POST", "/bindings", binding) == (204, None)
+    assert client("DELETE", "/queues/q/messages") == (200, {"message_count": 0})
     locked = "cannot obtain exclusive access to locked queue 'q' in vhost '/'"
     for request in (
         ("PUT", "/queues/q", {"exclusive": True}),
         ("DELETE", "/queues/q"),
         ("DELETE", "/queues/q/messages"),
-        ("POST", "/bindings", {"source": "amq.topic", "destination_queue": "q", "binding_key": "", "arguments": {}}),
+        ("POST", "/bindings", binding),
+        ("DELETE", "/bindings/src=amq.topic;dstq=q;key=;args="),
     ):
         status, text = other(*request)
         assert (status, text[: len(locked)]) == (400, locked)
@@ -111,6 +121,7 @@ def test_an_exclusive_queue_cannot_be_used_by_another_amqp_1_0_connection(client
 
 
 _NOT_EMPTY = ("PUT", "/queues/q", {})
+_BINDING = {"source": "amq.topic", "destination_queue": "q", "binding_key": "k", "arguments": {}}
 
 
 @pytest.mark.parametrize(
@@ -122,6 +133,8 @@ _NOT_EMPTY = ("PUT", "/queues/q", {})
          "inequivalent arg 'x-queue-type' for queue 'q' in vhost '/': received 'quorum' but current is 'classic'"),
         ("PUT", "/queues/q", {"foo": "bar"}, 400, 'bad queue property {{utf8,<<"foo">>},{utf8,<<"bar">>}}'),
         ("PUT", "/queues/q", {"durable": UInt32(5)}, 400, 'bad queue property {{utf8,<<"durable">>},{uint,5}}'),
+        ("PUT", "/queues/q", {"durable": {}}, 400, 'bad queue property {{utf8,<<"durable">>},{map,[]}}'),
+        ("PUT", "/queues/q", {"arguments": "x"}, 400, 'bad queue property {{utf8,<<"arguments">>},{utf8,<<"x">>}}'),
         ("PUT", "/queues/q", {"arguments": {UInt32(1): "x"}}, 400, 'unsupported argument {{uint,1},{utf8,<<"x">>}}'),
         ("PUT", "/queues/", {}, 400, "declare queue with empty name not allowed"),
         ("PUT", "/queues/a%0Ab", {}, 400, "Bad name 'a\nb': line feed and carriage return characters not allowed"),
@@ -136,6 +149,10 @@ _NOT_EMPTY = ("PUT", "/queues/q", {})
          "invalid property 'non-durable' for queue 'n' in vhost '/'"),
         ("PUT", "/queues/%zz", {}, 400,
          "failed to normalize URI '/queues/%zz': invalid_percent_encoding <<\"%zz\">>"),
+        ("PUT", "/queues/%FF", {}, 400, "failed to normalize URI '/queues/%FF': invalid_utf8"),
+        ("GET", "/bindings?src=%FF&dstq=q&key=", None, 400,
+         "failed to normalize URI '/bindings?src=%FF&dstq=q&key=': invalid_utf8"),
+        ("GET", "/bindings?src=none&dstq=q&key=", None, 200, []),
         ("PUT", "/exchanges/x", {"type": "nope"}, 400, "unknown exchange type 'nope'"),
         ("PUT", "/exchanges/", {"type": "direct"}, 403, "operation not permitted on the default exchange"),
         ("PUT", "/exchanges/x", {"arguments": {"alternate-exchange": Int32(5)}}, 400,
@@ -219,7 +236,7 @@ def test_a_queue_beyond_the_limit_of_a_virtual_host_is_refused_over_amqp_1_0(cli
 
 def test_bindings_are_added_listed_and_removed_over_amqp_1_0(client: _Client) -> None:
     """Over AMQP 1.0, clients can add and list bindings to queues and to exchanges. Each listed binding has a location,
-    and a DELETE request for this location removes the binding.
+    and a DELETE request for this location removes this binding only. An exchange can be deleted as well.
     """
     client("PUT", "/queues/q", {})
     assert client("PUT", "/exchanges/x%2F", {"type": "headers"}) == (204, None)
@@ -233,8 +250,13 @@ def test_bindings_are_added_listed_and_removed_over_amqp_1_0(client: _Client) ->
     assert [{name: each[name] for name in each if name != "location"} for each in listed] == [binding, with_arguments]
     assert listed[0]["location"] == "/bindings/src=x%2F;dstq=q;key=k%20y;args="
     assert client("GET", "/bindings?src=x%2F&dste=amq.topic&key=")[1][0]["destination_exchange"] == "amq.topic"
-    for each in listed[::-1]:
-        assert client("DELETE", each["location"]) == (204, None)
+    assert client("DELETE", listed[1]["location"]) == (204, None)
+    assert client("GET", "/bindings?src=x%2F&dstq=q&key=k%20y") == (200, listed[:1])
+    assert client("DELETE", listed[0]["location"]) == (204, None)
+    assert client("DELETE", "/bindings/src=x%2F;dste=amq.topic;key=;args=") == (204, None)
+    assert client("GET", "/bindings?src=x%2F&dste=amq.topic&key=") == (200, [])
+    assert client("DELETE", "/exchanges/x%2F") == (204, None)
+    assert "x/" not in client.vhost.exchanges
     assert client("GET", "/bindings?src=x/&dstq=q&key=k+y") == (200, [])
 
 
@@ -244,38 +266,56 @@ def test_bindings_are_added_listed_and_removed_over_amqp_1_0(client: _Client) ->
         ({"source": "none"}, 400, "no exchange 'none' in vhost '/'"),
         ({"destination_queue": "none"}, 400, "no queue 'none' in vhost '/'"),
         ({"source": ""}, 403, "operation not permitted on the default exchange"),
+        ({"destination_queue": ""}, 400, "no queue '' in vhost '/'"),
+        ({"destination_queue": "a\n"}, 400,
+         "Bad name 'a\n': line feed and carriage return characters not allowed"),
+        ({"arguments": "x"}, 400, 'bad binding field {{utf8,<<"arguments">>},{utf8,<<"x">>}}'),
         ({"foo": Int32(1)}, 400, 'bad binding field {{utf8,<<"foo">>},{int,1}}'),
     ],
-)
+)  # fmt: skip
 def test_an_invalid_binding_is_refused_over_amqp_1_0(client: _Client, change: Any10, status: int, text: str) -> None:
     """Over AMQP 1.0, the broker refuses an invalid binding with RabbitMQ's status and text. It is invalid if the queue
     or the exchange does not exist, if the source is the default exchange, or if the request contains an unknown field.
     """
     client(*_NOT_EMPTY)
-    binding = {"source": "amq.topic", "destination_queue": "q", "binding_key": "k", "arguments": {}}
-    assert client("POST", "/bindings", binding | change) == (status, text)
+    assert client("POST", "/bindings", _BINDING | change) == (status, text)
+
+
+def test_a_queue_cannot_be_bound_to_the_default_exchange_over_amqp_1_0(client: _Client) -> None:
+    """Over AMQP 1.0, a binding to or from the default exchange returns 403."""
+    binding = {"source": "amq.topic", "destination_exchange": "", "binding_key": "k", "arguments": {}}
+    assert client("POST", "/bindings", binding) == (403, "operation not permitted on the default exchange")
 
 
 @pytest.mark.parametrize(
-    ("method", "target", "body"),
+    ("request_", "what"),
     [
-        ("GET", "/nothing", None),
-        ("POST", "/queues/q", {}),
-        ("PUT", "/queues/q", None),
-        ("PUT", "queues/q", {}),
-        ("GET", "/queues/q", {}),
-        ("PUT", "/queues/q/x", {}),
-        ("GET", "/bindings?src=x", None),
-        ("POST", "/bindings", {"source": "x"}),
-        ("PUT", "/auth/tokens", "text"),
-        ("GET", "", None),
+        (request_of("GET", "/nothing"), "GET /nothing"),
+        (request_of("POST", "/queues/q", {}), "POST /queues/q"),
+        (request_of("PUT", "/queues/q"), "PUT /queues/q"),
+        (request_of("PUT", "queues/q", {}), "PUT queues/q"),
+        (request_of("GET", "/queues/q", {}), "GET /queues/q"),
+        (request_of("PUT", "/queues/q/x", {}), "PUT /queues/q/x"),
+        (request_of("PUT", "/auth/tokens", "text"), "PUT /auth/tokens"),
+        (request_of("GET", ""), "GET "),
+        (request_of(None, "/queues/q"), _NO_REQUEST),
+        (request_of("GET", None), _NO_REQUEST),
+        (request_of("GET", "/queues/q", reply_to="me"), _NO_REQUEST),
+        (Amqp10Message(properties=BareProperties(None, None, "/queues/q", "PUT", "$me")).encode(), "PUT /queues/q"),
+        (request_of("GET", "/bindings?src=x"), "bindings are listed by src, dstq or dste, and key"),
+        *[
+            (request_of("POST", "/bindings", {name: each for name, each in _BINDING.items() if name != missing}),
+             "a binding needs a source, a destination, a key and arguments")
+            for missing in _BINDING
+        ],
     ],
-)
+)  # fmt: skip
 def test_unknown_management_requests_over_amqp_1_0_end_the_session(
-    loop: asyncio.AbstractEventLoop, method: str, target: str, body: Any10
+    loop: asyncio.AbstractEventLoop, request_: bytes, what: str
 ) -> None:
     """If an AMQP 1.0 management request has an unknown path or method, or a body that does not fit, the broker ends the
-    session with amqp:internal-error.
+    session with amqp:internal-error. It does the same if the request has no method or path, or if its property reply-to
+    is not `$me`.
     """
     client = MemoryClient10(loop, loop.run_until_complete(_client()).broker)
     ends, paired = (described(SOURCE, "/management"), described(TARGET, "/management")), {Symbol("paired"): True}
@@ -283,13 +323,9 @@ def test_unknown_management_requests_over_amqp_1_0_end_the_session(
         fields = (SETTLED, None, *ends, None, None, count, None, None, None, paired)
         client.send(ATTACH, "pair", UInt32(link), role, *fields)
     client.flow(1, 5)
-    properties = BareProperties(ULong(7), None, target, method, "$me")
-    request = Amqp10Message(properties=properties, body=value_section(body)).encode()
-    (end,) = client.publish(0, request, settled=True)
+    (end,) = client.publish(0, request_, settled=True)
     assert end.code == END
-    condition, text = end.error or ("", "")
-    assert condition == "amqp:internal-error"
-    assert str(text).startswith("the management node does not know this request: ")
+    assert end.error == ("amqp:internal-error", f"the management node does not know this request: {what}")
 
 
 @pytest.mark.parametrize(
@@ -302,7 +338,12 @@ def test_unknown_management_requests_over_amqp_1_0_end_the_session(
          "read access to exchange 'x'"),
         (Permissions(".*", ".*", "^$"), ("DELETE", "/queues/q/messages"), "read access to queue 'q'"),
         (Permissions("^$", "^$", "^$"), ("GET", "/queues/q"), "configure access to queue 'q'"),
+        (Permissions("^$", ".*", ".*"), ("DELETE", "/queues/q"), "configure access to queue 'q'"),
+        (Permissions("^$", ".*", ".*"), ("PUT", "/exchanges/x", {}), "configure access to exchange 'x'"),
         (Permissions("^$", ".*", ".*"), ("DELETE", "/exchanges/x"), "configure access to exchange 'x'"),
+        (Permissions(".*", "^$", ".*"), ("POST", "/bindings", _BINDING), "write access to queue 'q'"),
+        (Permissions(".*", "^$", ".*"), ("DELETE", "/bindings/src=amq.topic;dste=amq.direct;key=k;args="),
+         "write access to exchange 'amq.direct'"),
         (Permissions(".*", "^$", ".*"), ("GET", "/bindings?src=amq.topic&dstq=q&key=k"), "write access to queue 'q'"),
         (Permissions(".*", ".*", "^$"), ("DELETE", "/bindings/src=amq.topic;dstq=q;key=k;args="),
          "read access to exchange 'amq.topic'"),
@@ -321,11 +362,64 @@ def test_a_missing_permission_for_an_amqp_1_0_management_request_ends_the_sessio
     assert (refused.value.code, refused.value.what) == (403, f"{missing} in vhost '/' refused for user 'guest'")
 
 
-def test_a_user_with_only_read_permission_can_get_a_queues_description(client: _Client) -> None:
-    """A user who has only read permission for a queue can get the queue's description over AMQP 1.0."""
+@pytest.mark.parametrize("request_", [
+    ("POST", "/bindings", _BINDING),
+    ("GET", "/bindings?src=amq.topic&dstq=q&key=k"),
+    ("DELETE", "/bindings/src=amq.topic;dstq=q;key=k;args="),
+])  # fmt: skip
+def test_topic_permissions_apply_to_bindings_over_amqp_1_0(client: _Client, request_: tuple[Any10, ...]) -> None:
+    """Over AMQP 1.0, topic permissions apply to the binding keys of bindings that are added, listed or deleted."""
     client(*_NOT_EMPTY)
-    client.broker.set_permissions("guest", "/", Permissions("^$", "^$", "q"))
+    client.broker.users["guest"].topic_permissions["/", "amq.topic"] = TopicPermissions(read="^other$")
+    with pytest.raises(ChannelException, match=r"read access to topic 'k' in exchange 'amq\.topic' "):
+        client(*request_)
+
+
+def test_a_declaration_of_an_existing_node_needs_only_configure_permission_over_amqp_1_0(client: _Client) -> None:
+    """If a queue or an exchange exists, declaring it again over AMQP 1.0 with the same dead-letter or alternate
+    exchange needs only the permission to configure it.
+    """
+    requests = [
+        ("PUT", "/queues/n", {"arguments": {"x-dead-letter-exchange": "d"}}),
+        ("PUT", "/exchanges/x", {"arguments": {"alternate-exchange": "d"}}),
+    ]
+    assert [client(*each)[0] for each in requests] == [201, 204]
+    client.broker.set_permissions("guest", "/", Permissions("^[nx]$", "^$", "^$"))
+    assert [client(*each)[0] for each in requests] == [200, 204]
+
+
+@pytest.mark.parametrize("allowed", [("^q$", "^$", "^$"), ("^$", "^q$", "^$"), ("^$", "^$", "^q$")])
+def test_a_user_with_any_permission_can_get_a_queues_description(
+    client: _Client, allowed: tuple[str, str, str]
+) -> None:
+    """A user who has only one of the permissions for a queue can get the queue's description over AMQP 1.0."""
+    client(*_NOT_EMPTY)
+    client.broker.set_permissions("guest", "/", Permissions(*allowed))
     assert client("GET", "/queues/q")[0] == 200
+
+
+@pytest.mark.parametrize("withdrawn", [False, True])
+def test_a_purge_over_amqp_1_0_waits_for_messages_that_are_being_requeued(client: _Client, withdrawn: bool) -> None:
+    """A request to purge a queue over AMQP 1.0 waits for messages that are being requeued, and then drops these, too.
+    If the permission to read the queue is withdrawn meanwhile, the queue is unchanged.
+    """
+    client(*_NOT_EMPTY)
+    queue = client.vhost.queues["q"]
+    queue.work_soon = lambda _: None  # the broker is busy
+    fill(queue, *[b"x"] * 50)
+    queue.requeue([each for each in (queue.get(no_ack=False) for _ in range(50)) if each is not None])
+    steps = client.steps("DELETE", "/queues/q/messages")
+    assert next(steps) is None
+    if withdrawn:
+        client.broker.set_permissions("guest", "/", Permissions(".*", ".*", "^$"))
+        with pytest.raises(ChannelException) as refused:
+            next(steps)
+        assert refused.value.what == "read access to queue 'q' in vhost '/' refused for user 'guest'"
+        assert len(queue) == 50
+    else:
+        *_, response = steps
+        assert sections(Amqp10Message.decode(response or b"").body)[0].value == {"message_count": 50}
+        assert len(queue) == 0
 
 
 def test_a_broker_like_4_0_shows_queues_without_permission(loop: asyncio.AbstractEventLoop) -> None:

@@ -111,7 +111,7 @@ def _answer(client: ManagementClient, method: str, target: str, body: Any10) -> 
     if first or not segments:
         raise _unknown(f"{method} {target}")
     shape = "/".join((segments[0], *("*" for _ in segments[1:2]), *segments[2:]))
-    handler = _HANDLERS.get((method, segments[0] if shape == segments[0] else shape))
+    handler = _HANDLERS.get((method, shape))
     if handler is None and (method, segments) == ("PUT", ["auth", "tokens"]) and isinstance(body, bytes):
         return 204, None  # Passwords do not expire, so there is nothing to renew.
     expected = dict if method in ("PUT", "POST") else type(None)

@@ -13,7 +13,6 @@ from mqtool.broker.embedded.amqp10.errors10 import (
     INTERNAL_ERROR,
     INVALID_FIELD,
     TOO_LARGE,
-    TRANSFER_LIMIT,
     UNATTACHED,
     UNSUPPORTED,
     LinkError,
@@ -120,9 +119,6 @@ class ManagementLinks:
             raise SessionError(UNATTACHED, f"Unknown link handle: {transfer.handle}")
         if not transfer.settled or transfer.more:
             raise SessionError(UNSUPPORTED, "management requests must be settled and in one transfer")
-        if requests.credit <= 0:
-            text = f"insufficient credit ({requests.credit}) for management link from client to RabbitMQ"
-            raise SessionError(TRANSFER_LIMIT, text)
         found = next((item for item in self.responses.items() if item[1].name == requests.name), None)
         if found is None:
             raise SessionError(FAILED, "received transfer on half open management link pair")

@@ -1,0 +1,83 @@
+"""The thread that waits for the disk."""
+
+import asyncio
+import threading
+
+import pytest
+
+from mqtool.broker.embedded.store.disk import DISK
+from mqtool.broker.embedded.store.writer import Writer
+
+
+@pytest.mark.parametrize("error", [None, OSError("disk full"), KeyboardInterrupt()])
+def test_the_event_loop_goes_on_while_a_thread_writes(error: BaseException | None) -> None:
+    """While a thread waits for the disk, the event loop goes on. Once the work is done, the event loop learns whether
+    it has failed, and with which error.
+    """
+    may_end, threads = threading.Event(), set[int]()
+
+    def work() -> None:
+        threads.add(threading.get_ident())
+        assert may_end.wait(30)
+        if error is not None:
+            raise error
+
+    async def run() -> None:
+        writer = Writer(DISK.writer())
+        assert not writer.is_busy
+        for _ in range(2):
+            may_end.clear()
+            done = asyncio.get_running_loop().create_future()
+            writer.submit(work, done.set_result)
+            await asyncio.sleep(0)
+            assert (writer.is_busy, done.done()) == (True, False)
+            may_end.set()
+            assert await asyncio.wait_for(done, 30) is error
+            assert not writer.is_busy
+        assert writer.stop() is None
+
+    asyncio.run(run())
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
+
+
+@pytest.mark.parametrize("error", [None, OSError("disk full")])
+def test_a_writer_that_is_stopped_waits_for_the_work_in_flight(error: OSError | None) -> None:
+    """When the broker stops, it waits until the write in flight is done, and learns its error at once, not later from
+    the event loop.
+    """
+    may_end, called = threading.Event(), list[object]()
+
+    def work() -> None:
+        assert may_end.wait(30)
+        if error is not None:
+            raise error
+
+    async def run() -> None:
+        writer = Writer(DISK.writer())
+        writer.submit(work, called.append)
+        asyncio.get_running_loop().run_in_executor(None, may_end.set)
+        assert writer.stop() is error
+        assert not writer.is_busy
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    asyncio.run(run())
+    assert called == []
+
+
+def test_the_disk_has_one_thread_for_writing() -> None:
+    """The broker writes on one thread, so that one write after the other is done in order. In a profile, this thread is
+    named `embedded-broker-writer`.
+    """
+    started, done = threading.Barrier(2), list[tuple[int, str]]()
+
+    def work(number: int) -> None:
+        done.append((number, threading.current_thread().name))
+
+    with DISK.writer() as executor:
+        executor.submit(started.wait, 30)
+        futures = [executor.submit(work, number) for number in range(3)]
+        assert not any(each.done() for each in futures)
+        started.wait(30)
+    assert done == [(number, "embedded-broker-writer_0") for number in range(3)]
