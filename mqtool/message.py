@@ -15,6 +15,9 @@ PROPERTIES = (
 
 PERSISTENT = 2
 
+#: The largest message that RabbitMQ accepts, in bytes, whatever its max_message_size is.
+LARGEST_MESSAGE = 512 << 20
+
 #: The header of a delayed message with its due time, in milliseconds since 1970.
 DUE = "mqtool-due"
 

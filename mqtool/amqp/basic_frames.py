@@ -22,7 +22,7 @@ from mqtool.codecs.field_tables import (
     encode_short_string,
     largest_payload,
 )
-from mqtool.message import PERSISTENT, PROPERTIES, Delivery, Message
+from mqtool.message import LARGEST_MESSAGE, PERSISTENT, PROPERTIES, Delivery, Message
 
 _FRAME = Struct(">BHI")
 _HEADER = Struct(">BHIHHQH")
@@ -40,6 +40,8 @@ _FLAGS = {name: 1 << (15 - number) for number, name in enumerate(PROPERTIES)}
 _BEFORE_ID, _AFTER_ID = PROPERTIES[:_MESSAGE_ID], PROPERTIES[_MESSAGE_ID + 1 :]
 #: The maximum number of entries in each cache: every message may have its own routing key, sizes or properties.
 _REMEMBERED = 4096
+#: The largest frame that the broker may send: the size that pika proposes. A broker can only lower it.
+_FRAME_MAX = spec.FRAME_MAX_SIZE
 #: Bodies of more bytes than this are left to pika: waiting here for all of their bytes would copy them too often.
 _LARGE = 1 << 20
 
@@ -288,6 +290,8 @@ class ConsumerFrames:
         if len(data) < next_frame + 7:
             return None
         header = _FRAME.unpack_from(data, next_frame)[2]
+        if header > _FRAME_MAX:
+            raise pika_errors.frame_too_large(_FRAME_MAX)
         if len(data) < next_frame + 8 + header:
             return None
         shape = self._shapes.get((method, header))
@@ -344,6 +348,8 @@ class FrameReader:
                     break
             if kind > _LAST_KIND:
                 after = end  # not a frame, but a protocol header: the broker speaks another version of AMQP
+            elif size > _FRAME_MAX:
+                raise pika_errors.frame_too_large(_FRAME_MAX)
             if after > end:
                 break
             if channel in self.confirmed and data.startswith(_BASIC_ACK, position + 7):
@@ -381,10 +387,16 @@ _METHODS: dict[bytes, tuple[Callable[..., Any], str]] = {
 
 
 def decode_frame(data: bytes) -> "frame.Method[Any] | frame.Header | None":
-    """Decode a content header, or a method with strings from other clients; return None for frames left to pika."""
+    """Decode a content header, or a method with strings from other clients; return None for frames left to pika.
+
+    Raises:
+        Unavailable: the header announces a larger body than any that RabbitMQ accepts.
+    """
     kind, channel, _ = _FRAME.unpack_from(data)
     if kind == spec.FRAME_HEADER:
         (size,) = struct.unpack_from(">Q", data, 11)
+        if size > LARGEST_MESSAGE:
+            raise pika_errors.message_too_large()
         return frame.Header(channel, size, spec.BasicProperties(**decode_properties(data[19:-1])))
     if kind != spec.FRAME_METHOD or data[7:11] not in _METHODS:
         return None

@@ -20,7 +20,7 @@ from mqtool.address import Address, TlsFiles
 from mqtool.amqp import pika_errors
 from mqtool.amqp.channel import Channel
 from mqtool.amqp.io_thread import Answer, IoThread
-from mqtool.amqp.pika_private import CONNECTION, CertificateFirst, received_at
+from mqtool.amqp.pika_private import CONNECTION, CertificateFirst, failure_of, received_at
 from mqtool.duration import Backoff
 from mqtool.errors import MqtoolError, Unavailable
 from mqtool.message import CONFIRM_TIMEOUT
@@ -304,6 +304,9 @@ class Connection:
             self._changed.notify_all()
             state = self._state
         if state in (State.CLOSING, State.FAILED):
+            return
+        if (failure := failure_of(pika)) is not None:
+            self._fail(failure)
             return
         code = getattr(error, "reply_code", _FORCED_BY_OPERATOR)
         recurs = code in _OUR_FAULT and not (code == _INTERNAL_ERROR and _drop_replies(self._channels))

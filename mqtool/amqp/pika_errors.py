@@ -25,6 +25,7 @@ from mqtool.errors import (
     UnknownExchangeType,
     UsageError,
 )
+from mqtool.message import LARGEST_MESSAGE
 from mqtool.spelling import pasteable
 from mqtool.version_changes import TRANSIENT
 
@@ -341,6 +342,18 @@ def headers_too_large(size: int, limit: int) -> HeadersTooLarge:
         f"the headers and properties are {size:,} bytes long; the broker takes up to {limit:,}",
         "move what is large into the body",
     )
+
+
+def frame_too_large(limit: int) -> Unavailable:
+    return Unavailable(f"the broker sends a frame of more than {limit:,} bytes", _NO_BROKER)
+
+
+def message_too_large() -> Unavailable:
+    return Unavailable(f"the broker sends a message of more than {LARGEST_MESSAGE >> 20} MiB", _NO_BROKER)
+
+
+#: The hint at a server that sends more than any RabbitMQ does.
+_NO_BROKER = "RabbitMQ sends nothing as large; check --url, and what is between mqtool and the broker"
 
 
 def _in_short(text: str) -> str:

@@ -32,6 +32,7 @@ from mqtool.amqp.basic_frames import (
 )
 from mqtool.amqp.unconfirmed import Encoded, MessageWriter, PublishCall, Route, addressed
 from mqtool.codecs.field_tables import CLIENT
+from mqtool.errors import Unavailable
 from mqtool.message import PERSISTENT, Message
 
 #: The methods that FastConnection overrides or calls, with their arguments after `self`.
@@ -64,11 +65,13 @@ class FastConnection(SelectConnection):
     Attributes:
         reader: splits received bytes into frames, and decodes deliveries and confirms.
         received_at: when the data being processed arrived, in nanoseconds of the monotonic clock; 0 if none has.
+        failure: why received data was refused, which closes the connection; None if it was not.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.reader = FrameReader(self._on_other_frame)
         self.received_at = 0
+        self.failure: Unavailable | None = None
         self._socket: socket.socket | None = None
         super().__init__(*arguments, **options)
 
@@ -84,8 +87,11 @@ class FastConnection(SelectConnection):
     def _on_data_available(self, data_in: bytes) -> None:
         # pika uses bytes_received to detect whether the broker is alive, and also changes it within this call.
         self.received_at = time.monotonic_ns()
-        taken = self.reader.receive(data_in)
-        self.bytes_received += taken
+        try:
+            self.bytes_received += self.reader.receive(data_in)
+        except Unavailable as error:  # pika reports only that the connection is lost
+            self.failure = error
+            raise
 
     def _on_other_frame(self, data: bytes) -> None:
         decoded = decode_frame(data)
@@ -207,6 +213,11 @@ def take_deliveries(pika: PikaChannel, frames: ConsumerFrames) -> None:
     """With a FastConnection, let mqtool, not pika, decode deliveries to a consumer. Call it on the I/O thread."""
     if isinstance(pika.connection, FastConnection):
         pika.connection.reader.add(frames)
+
+
+def failure_of(pika: object) -> Unavailable | None:
+    """Why the connection was closed, if it was because of data too large; without FastConnection, None."""
+    return pika.failure if isinstance(pika, FastConnection) else None
 
 
 def received_at(pika: SelectConnection) -> int:

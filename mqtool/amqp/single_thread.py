@@ -66,8 +66,9 @@ class SingleThreadConnection:
             raise
         self._writer = pika_private.writer(self._channel, int(self._pika.params.frame_max))
 
-    def _on_close(self, _pika: object, error: BaseException) -> None:
+    def _on_close(self, pika: object, error: BaseException) -> None:
         self._is_closed = True
+        self._failure = self._failure or pika_private.failure_of(pika)
         self._fail(error)
 
     def _fail(self, error: BaseException) -> None:

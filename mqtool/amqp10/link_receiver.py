@@ -9,15 +9,17 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Protocol
 
-from mqtool.amqp import Receiving
+from mqtool.amqp import Receiving, pika_errors
 from mqtool.amqp10 import sections
 from mqtool.codecs.amqp10_frames import SETTLED, UNSETTLED, Accepted, Attach, Flow, Source, Target
 from mqtool.codecs.amqp10_values import Array, Described, Milliseconds, Symbol
-from mqtool.message import Delivery
+from mqtool.message import LARGEST_MESSAGE, Delivery
 from mqtool.offsets import Offset, Start
 
 #: The credit for a prefetch of 0 (no limit): credit in AMQP 1.0 is always limited.
 _MANY = 65_535
+#: The largest message in AMQP 1.0's encoding. Headers do not count towards RabbitMQ's limit.
+_LARGEST = LARGEST_MESSAGE + (1 << 20)
 #: The longest time, in seconds, for which acceptances are collected to be sent together.
 _TOGETHER = 0.05
 OFFSET = "rabbitmq:stream-offset-spec"
@@ -88,7 +90,7 @@ class Receiver:
         self._settles = receiving.acknowledge and not receiving.auto_ack
         # Received but not yet passed to the caller: payload, delivery id, epoch.
         self._inbox: deque[tuple[bytes, int, int]] = deque()
-        self._partial: list[bytes] = []
+        self._partial = bytearray()
         self._partial_id = 0
         self._received = self._limit = 0  # deliveries received on this link, and the most it may send
         self._unsettled = self._taken = self._initial_count = 0
@@ -147,10 +149,12 @@ class Receiver:
         if delivery_id is not None:
             self._partial_id = delivery_id
         if more or self._partial:
-            self._partial.append(payload)
+            self._partial += payload
+            if len(self._partial) > _LARGEST:
+                raise pika_errors.message_too_large()
             if more:
                 return
-            payload = b"".join(self._partial)
+            payload = bytes(self._partial)
             self._partial.clear()
         self._received += 1
         if not settled:

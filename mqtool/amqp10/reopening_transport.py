@@ -208,6 +208,9 @@ class ReopeningTransport:
                     return
                 if not self._reopened(error):
                     return
+            except MqtoolError as failure:  # a message is too large
+                self._fail(failure)
+                return
             except LOST as error:
                 if self._closing.is_set() or not self._reopened(error):
                     return

@@ -24,6 +24,7 @@ from mqtool.errors import (
     Unavailable,
     UsageError,
 )
+from mqtool.management.limits import LARGEST_VALUE, MOST_PAGES, ListLimit, too_large, too_many_pages
 from mqtool.message import MAX_DEPTH
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 #: A bracket outside strings, or a string, which may be cut short.
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
+_BETWEEN = re.compile(r"[, \t\r\n]*")
 _DECODER = json.JSONDecoder()
 
 
@@ -70,24 +72,40 @@ def _is_too_deep(value: Any) -> bool:
 
 
 def objects(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """Decode the objects of a JSON array as they arrive; raise ValueError if the array is not complete."""
+    """Decode the objects of a JSON array as they arrive.
+
+    Raises:
+        ValueError: the array is not complete.
+        Unavailable: the array, or one of its objects, is too large.
+    """
+    limit = ListLimit()
     utf8 = codecs.getincrementaldecoder("utf-8")()
     text, start, begun = "", 0, False
-    for chunk in chunks:
-        text, start = text[start:] + utf8.decode(chunk), 0
+    arrived = bytearray()
+    for chunk in chain(chunks, (b"",)):
+        arrived += chunk
+        if chunk and len(arrived) < (len(text) - start) // 2:
+            continue  # decoding the beginning of a large object again for each small chunk would take too long
+        text, start = text[start:] + utf8.decode(arrived), 0
+        arrived.clear()
         if not begun and text.lstrip():
             if not text.lstrip().startswith("["):
                 raise ValueError("not a list")
             begun, start = True, text.index("[") + 1
         while True:
-            while start < len(text) and text[start] in ", \t\r\n":
-                start += 1
+            start = _BETWEEN.match(text, start).end()  # type: ignore[union-attr] # always matches
             if text.startswith("]", start):
                 return
+            begin = start
             try:
                 item, start = _decode(text, start)
-            except ValueError:  # the rest follows in the next chunk
+            except ValueError as error:  # the rest follows in the next chunk
+                if len(text) - start > LARGEST_VALUE:
+                    raise too_large(LARGEST_VALUE) from error
                 break
+            if not isinstance(item, dict):
+                raise ValueError("not a list of objects")
+            limit.add(text[begin:start])
             yield item
     raise ValueError("cut short")
 
@@ -119,10 +137,10 @@ def refusal(answer: "BaseHTTPResponse", url: str, user: str) -> MqtoolError:
 
 def _said(answer: "BaseHTTPResponse") -> str:
     try:
-        said = json.loads(answer.data)
+        said = json.loads(answer.read(_CHUNK))
         reason = str(said.get("reason") or said.get("error") or answer.reason)
         return " ".join(reason.strip().replace("\n\n", ": ").split())  # RabbitMQ's reasons can have several lines
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return str(answer.reason)
 
 
@@ -210,16 +228,16 @@ class Management:
             NotFound: there is no such object.
             AccessRefused: the user may not do this.
         """
-        return self._decoded(self._request("GET", path, query))
+        return self._decoded(self._request("GET", path, query)[1])
 
     def put(self, path: str, body: Json) -> bool:
         """Create or change an object; return True if it is new. Raises DeclaredDifferently if it cannot be changed."""
-        return self._request("PUT", path, body=body).status == HTTPStatus.CREATED
+        return self._request("PUT", path, body=body)[0] == HTTPStatus.CREATED
 
     def post(self, path: str, body: Json) -> Any:
         """Create an object that has no name, such as a binding; return the decoded response body, if any."""
-        answer = self._request("POST", path, body=body)
-        return self._decoded(answer) if answer.data else None
+        _, content = self._request("POST", path, body=body)
+        return self._decoded(content) if content else None
 
     def delete(self, path: str) -> None:
         self._request("DELETE", path)
@@ -234,9 +252,13 @@ class Management:
             query: query parameters such as name=…, use_regex="true", sort=….
         """
 
+        limit = ListLimit()
+
         def page(number: int) -> Json:
             numbers = {"page": str(number), "page_size": str(page_size)}
-            answer: Any = self.get(path, **numbers, **_columns(columns), **query)
+            _, content = self._request("GET", path, {**numbers, **_columns(columns), **query})
+            limit.add(content.decode("latin-1"))
+            answer = self._decoded(content)
             # Brokers without paging for this list return it whole.
             return answer if isinstance(answer, dict) else {"items": answer, "page_count": 1}
 
@@ -249,17 +271,19 @@ class Management:
         """Yield the items of a list that the API returns without pages, each as soon as it arrives."""
         from urllib3.exceptions import HTTPError
 
-        answer = self._request("GET", path, {**_columns(columns), **query}, stream=True)
+        answer = self._open("GET", path, {**_columns(columns), **query})
         try:
             yield from objects(answer.stream(_CHUNK))
         except (HTTPError, ValueError) as error:
             raise Unavailable(f"the management API at {self.url} ended its response early: {error}") from error
         finally:
-            answer.release_conn()
+            answer.close()
 
     def _connections(self) -> "PoolManager":
         if self._opened is None:
             import urllib3
+
+            from mqtool.management.limited_responses import limit_responses
 
             login = base64.b64encode(f"{self.user}:{self._password}".encode()).decode()
             settings: dict[str, Any] = {
@@ -270,38 +294,58 @@ class Management:
                 "ca_certs": self._ca or os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE"),
             }
             if (proxy := _proxy(self.url)) is None:
-                self._opened = urllib3.PoolManager(**settings)
+                self._opened = limit_responses(urllib3.PoolManager(**settings))
             else:
                 parts = urlsplit(proxy)
                 given = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else None
                 headers = urllib3.make_headers(proxy_basic_auth=given)
-                self._opened = urllib3.ProxyManager(proxy, proxy_headers=headers, **settings)
+                self._opened = limit_responses(urllib3.ProxyManager(proxy, proxy_headers=headers, **settings))
         return self._opened
 
     def _request(
-        self,
-        method: str,
-        path: str,
-        query: dict[str, str] | None = None,
-        body: Json | None = None,
-        stream: bool = False,
+        self, method: str, path: str, query: dict[str, str] | None = None, body: Json | None = None
+    ) -> tuple[int, bytes]:
+        """Make a request; return the status and the content of the response."""
+        from urllib3.exceptions import HTTPError
+
+        answer, content = self._open(method, path, query, body), bytearray()
+        try:
+            for chunk in answer.stream(_CHUNK):
+                content += chunk
+                if len(content) > LARGEST_VALUE:
+                    raise too_large(LARGEST_VALUE)
+        except HTTPError as error:
+            raise self._no_answer(error) from error
+        else:
+            answer.release_conn()
+        finally:
+            answer.close()
+        return answer.status, bytes(content)
+
+    def _open(
+        self, method: str, path: str, query: dict[str, str] | None = None, body: Json | None = None
     ) -> "BaseHTTPResponse":
+        """Make a request; return the response, whose content has not been read yet."""
         from urllib3.exceptions import HTTPError
 
         data = None if body is None else json.dumps(body).encode()
         url = f"{self.url}/api/{path}{f'?{urlencode(query)}' if query else ''}"
         try:
-            answer = self._connections().request(method, url, body=data, preload_content=not stream)
+            # The client does not ask for compression, and a small compressed response could become very large.
+            answer = self._connections().request(method, url, body=data, preload_content=False, decode_content=False)
+            if answer.status >= HTTPStatus.BAD_REQUEST:
+                raise refusal(answer, self.url, self.user)
         except (HTTPError, OSError, ValueError) as error:  # OSError: the CA certificate cannot be read
-            hint = self._on_silence() or HOW_TO_ENABLE
-            raise NothingAnswers(f"no management API answers at {self.url}: {_reason(error)}", hint) from error
-        if answer.status >= HTTPStatus.BAD_REQUEST:
-            raise refusal(answer, self.url, self.user)
+            raise self._no_answer(error) from error
         return answer
 
-    def _decoded(self, answer: "BaseHTTPResponse") -> Any:
+    def _no_answer(self, error: Exception) -> NothingAnswers:
+        hint = self._on_silence() or HOW_TO_ENABLE
+        return NothingAnswers(f"no management API answers at {self.url}: {_reason(error)}", hint)
+
+    def _decoded(self, content: bytes) -> Any:
         try:
-            text = answer.data.decode("utf-8", "surrogatepass").strip()  # as json.loads() does
+            text = content.decode("utf-8", "surrogatepass").strip()  # as json.loads() does
             value, end = _decode(text)
             if end < len(text):
                 raise ValueError("more than one value")
@@ -352,18 +396,26 @@ def _is_loopback(host: str) -> bool:
 
 
 def _later_pages(page: Callable[[int], Json], count: int) -> Iterator[Json]:
-    """Yield the items of all pages but the first. Requests two pages at a time, because each one is slow."""
+    """Yield the items of all pages but the first. Requests two pages at a time, because each one is slow.
+
+    Raises:
+        Unavailable: the list has more pages than any broker's.
+    """
     threads = ThreadPoolExecutor(_PAGES_AT_A_TIME)
     coming: deque[Future[Json]] = deque()
     number = 2
     try:
         while coming or number <= count:
+            if count > MOST_PAGES:
+                raise too_many_pages(count)
             while number <= count and len(coming) < _PAGES_AT_A_TIME:
                 coming.append(threads.submit(page, number))
                 number += 1
             try:
                 answer = coming.popleft().result()
             except UsageError:  # "page out of range": the last page is empty by now
+                return
+            if not answer["items"]:
                 return
             yield from answer["items"]
             count = answer["page_count"]

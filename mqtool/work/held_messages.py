@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 from mqtool.amqp import ChannelOwner, Connection
@@ -248,21 +249,25 @@ def is_empty(connection: ChannelOwner, queue: str) -> bool:
             getting.close()  # requeues the message, if any
 
 
-def check_acknowledged(api: Management, vhost: str, queue: str, ask: Callable[[], object], then: str) -> None:
+def check_acknowledged(
+    api: Management, vhost: str, queue: str, ask: Callable[[], object], then: str, notice: Callable[[str], object]
+) -> None:
     """Wait until a queue has no unacknowledged messages, which would be lost if the queue were deleted.
 
     RabbitMQ counts them every few seconds, and shows each count a moment later. Each count comes with the number of
     `reductions`, which grows whenever the queue does work. When this number has changed twice, the count is current.
 
     Args:
-        ask: sends a request to the queue, so that it does work.
+        ask: sends a request to the queue, so that it does work. Called before each look at the count.
         then: the command with which to continue.
+        notice: called once if the first count is not current, with a sentence for the user.
 
     Raises:
         Unavailable: there are unacknowledged messages, or the broker does not report their number.
     """
     began = time.monotonic()
     seen: list[object] = []
+    notice_once = cache(notice)
     while True:
         ask()
         view = api.get(path("queues", vhost, queue))
@@ -283,4 +288,5 @@ def check_acknowledged(api: Management, vhost: str, queue: str, ask: Callable[[]
                 f"the broker does not say how many messages of {queue!r} are unacknowledged, which would be lost",
                 "have its management plugin collect metrics",
             )
+        notice_once(f"waiting until the broker reports that no messages of {queue!r} are unacknowledged, up to 3 min")
         time.sleep(_LOOK)

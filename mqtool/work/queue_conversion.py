@@ -30,7 +30,7 @@ prefetch, so a quorum queue delivers all messages that a killed run had received
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from mqtool.amqp import Channel, Connection, administration
@@ -207,6 +207,7 @@ class Conversion:
         """
         deadline = time.monotonic() + _PATIENCE
         while True:
+            _check_not_stopped(self._connection)
             try:
                 self._channel.declare(Queue(self._names.lock, exclusive=True))
             except DeclaredDifferently as error:
@@ -448,8 +449,7 @@ class Conversion:
         finally:
             if channel.is_open:
                 channel.close()
-        if self._connection.stopping:
-            raise Stopped
+        _check_not_stopped(self._connection)
 
     def _check_leader(self, queue: str, then: str) -> None:
         view = view_of(self._api, self._vhost, queue)
@@ -463,9 +463,12 @@ class Conversion:
             Unavailable: there are still consumers.
         """
         deadline = time.monotonic() + _PATIENCE
+        notice_once = cache(self._connection.notice)
         while count := _consumers(self._channel, queue):
             if self._force and queue == self._plan.queue:
                 return
+            _check_not_stopped(self._connection)
+            notice_once(f"waiting until {queue!r} has no consumers")
             if time.monotonic() > deadline:
                 raise Unavailable(
                     f"{queue!r} has {counted(count, 'consumer')}",
@@ -477,16 +480,25 @@ class Conversion:
         """Check that deleting a queue would lose no messages, because none are unacknowledged."""
         self._wait_for_clients(queue)
         go_on = pasteable("queue convert --resume", self._plan.queue)
-        check_acknowledged(self._api, self._vhost, queue, lambda: self._channel.depth_of(queue), go_on)
+
+        def ask() -> None:
+            _check_not_stopped(self._connection)
+            self._channel.depth_of(queue)
+
+        check_acknowledged(self._api, self._vhost, queue, ask, go_on, self._connection.notice)
         self._is_acknowledged = True
+
+
+def _check_not_stopped(connection: Connection) -> None:
+    if connection.stopping:
+        raise Stopped
 
 
 def _gets_messages(connection: Connection, channel: Channel, queue: str, within: float) -> bool:
     """Return True as soon as an empty queue has messages; False if it has none within this many seconds."""
     deadline = time.monotonic() + within
     while not channel.depth_of(queue):
-        if connection.stopping:
-            raise Stopped
+        _check_not_stopped(connection)
         if time.monotonic() >= deadline:
             return False
         time.sleep(_LOOK)

@@ -95,12 +95,12 @@ class Api(Management):
         super().__init__(broker.management, "guest", "guest")
         self._killer = killer
 
-    def _request(self, *arguments: Any, **options: Any) -> Any:
+    def _open(self, *arguments: Any, **options: Any) -> Any:
         try:
             self._killer.count()
         except ConnectionError as error:
             raise Unavailable("killed") from error
-        return super()._request(*arguments, **options)
+        return super()._open(*arguments, **options)
 
 
 def convert(
@@ -383,6 +383,25 @@ def test_a_queue_with_an_unacknowledged_message_is_not_converted(
             convert(broker)
     assert convert(broker) is not None
     assert sorted(int(delivery.body) for delivery in taken(broker, "jobs", COUNT)) == list(range(COUNT))
+
+
+def test_ctrl_c_ends_queue_convert_while_it_waits_for_acknowledgements(managed: Shell, broker: TestBroker) -> None:
+    """While a client holds an unacknowledged message of the queue, `queue convert --resume` says what it waits for.
+    Ctrl-C ends it with 130, and the queue has not been replaced.
+    """
+    fill(broker)
+    api = Management(broker.management, "guest", "guest")
+    plan = conversion_plan.prospect(api, broker.vhost, "jobs", "quorum", {}).plan
+    with Connection(parse_addresses(broker.url)) as killed:
+        Conversion(killed, api, broker.vhost, plan, user="guest").begin()
+    with Connection(parse_addresses(broker.url)) as client:
+        client.channel().get("jobs")
+        converting = managed.start("mqtool", "queue", "convert", "jobs", "--resume", "--yes")
+        waiting = "waiting until the broker reports that no messages of 'jobs' are unacknowledged"
+        stopped = converting.wait_for_stderr(waiting).interrupt().wait()
+    assert stopped.code == 130
+    assert "stopped; to continue: mqtool queue convert --resume jobs\n" in stopped.stderr
+    assert kind_of(broker) == "classic"
 
 
 @pytest.mark.parametrize("kill_at", range(20, 260, 40), ids="killed at frame {}".format)

@@ -1,16 +1,17 @@
-"""AMQP 1.0: what the client does with a message that a queue rejects after a reconnection."""
+"""AMQP 1.0: what the client does with a message that a queue rejects after a reconnection, or that does not end."""
 
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mqtool.amqp import Backoff, parse_addresses
-from mqtool.amqp10 import LinkSession, queue_address
+from mqtool.amqp import Backoff, Receiving, parse_addresses
+from mqtool.amqp10 import LinkSession, link_receiver, queue_address
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.amqp10.incoming_link import IncomingLink
 from mqtool.broker.ports import free_port
 from mqtool.codecs.amqp10_frames import Error, Rejected
 from mqtool.codecs.amqp10_values import Symbol
+from mqtool.errors import Unavailable
 from mqtool.message import Confirmation, Message
 from mqtool.topology import Queue
 from tests.cli.shell import wait_until
@@ -76,3 +77,20 @@ def test_an_amqp_1_0_message_rejected_while_a_node_is_down_is_republished(monkey
             wait_until(lambda: len(rejected) > 0, "the queue rejects the message")
             session.purge("q")
             assert [each.confirmation for each in sending.result()] == [Confirmation.CONFIRMED]
+
+
+def test_an_amqp_1_0_message_that_is_larger_than_any_of_rabbitmq_ends_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """If the transfers of an AMQP 1.0 message add up to more than RabbitMQ's largest message, receiving fails with
+    Unavailable, although mqtool would reconnect.
+    """
+    monkeypatch.setattr(link_receiver, "_LARGEST", 150_000)
+    with EmbeddedBroker(like="4.3") as broker, LinkSession(parse_addresses(broker.url), backoff=Backoff()) as session:
+        session.declare(Queue("q", durable=True))
+        for size in (140_000, 200_000):
+            list(session.sender(queue_address("q")).send([Message(b"x" * size)]))
+        deliveries = session.receiver(queue_address("q"), Receiving()).deliveries()
+        assert len(next(deliveries).body) == 140_000
+        with pytest.raises(Unavailable, match="the broker sends a message of more than 512 MiB"):
+            next(deliveries)

@@ -1,5 +1,8 @@
 """The connection breaks while messages flow: nothing confirmed is lost, and duplicates are marked as redelivered."""
 
+import contextlib
+import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -7,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
+from pika import spec
 
 from mqtool.amqp import Backoff, Channel, Connection, Receiving, administration, parse_addresses
 from mqtool.broker.embedded.in_process import Vhost
@@ -364,3 +368,38 @@ def test_a_consumer_waits_for_a_queue_that_is_missing_after_a_reconnection(
             pass
         assert next(deliveries).body == b"back"
     assert proxy.accepted <= 3
+
+
+class Exaggerating(Proxy):
+    """A proxy that makes the announced size of bodies of 7 bytes enormous, or the size of their header frame."""
+
+    what = "message"
+
+    def _forward(self, source: socket.socket, target: socket.socket) -> None:
+        basic, size = struct.pack(">HH", spec.Basic.INDEX, 0), struct.pack(">Q", 7)
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if (at := data.find(basic + size)) >= 0 and self.what == "message":
+                    data = data[: at + 4] + struct.pack(">Q", 1 << 62) + data[at + 12 :]
+                elif at >= 0:
+                    data = data[: at - 4] + struct.pack(">I", 1 << 31) + data[at:]
+                target.sendall(data)
+
+
+@on_any_broker
+@pytest.mark.parametrize("what", ["message", "frame"])
+def test_a_message_or_frame_that_is_larger_than_any_of_rabbitmq_ends_the_command(broker: TestBroker, what: str) -> None:
+    """If a broker announces a message of 2⁶² bytes, or a frame of 2 GiB, receiving fails with Unavailable before the
+    rest arrives, although mqtool would reconnect.
+    """
+    with Connection(parse_addresses(broker.url)) as connection:
+        publisher = connection.channel()
+        publisher.declare(QUORUM)
+        list(publisher.publish([Message(b"7 bytes")], routing_key="q"))
+    with Exaggerating(broker.port) as proxy:
+        proxy.what = what
+        url = broker.url.replace(f":{broker.port}", f":{proxy.port}")
+        with Connection(parse_addresses(url), backoff=Backoff()) as connection:
+            deliveries = connection.channel().consume(QUORUM, Receiving(timeout=20))
+            with pytest.raises(Unavailable, match=f"the broker sends a {what} of more than"):
+                next(deliveries)

@@ -487,6 +487,7 @@ class FakeApi:
         self.counts = list(counts)
         self.asked = self.looked = 0
         self.now = 1000.0
+        self.notices: list[str] = []
         monkeypatch.setattr("time.monotonic", lambda: self.now)
         monkeypatch.setattr("time.sleep", self.sleep)
 
@@ -506,7 +507,7 @@ class FakeApi:
 
     def check(self) -> float:
         """Wait until no messages are unacknowledged; return how long that took, in seconds."""
-        check_acknowledged(cast(Management, self), "v", "jobs", self.ask, "again")
+        check_acknowledged(cast(Management, self), "v", "jobs", self.ask, "again", self.notices.append)
         return self.now - 1000.0
 
 
@@ -525,11 +526,13 @@ def test_a_conversion_waits_for_a_current_count_of_unacknowledged_messages(
     monkeypatch: pytest.MonkeyPatch, counts: list[tuple[int | None, int | None]], looks: int
 ) -> None:
     """The management API may report an old number of unacknowledged messages. `queue convert` waits for a current
-    number that is 0. A number is current once the queue's number of reductions has changed twice, or if the broker does
-    not report reductions.
+    number that is 0, and says so. A number is current once the queue's number of reductions has changed twice, or if
+    the broker does not report reductions.
     """
     api = FakeApi(monkeypatch, *counts)
     assert api.check() == (looks - 1) * 0.25
+    waiting = "waiting until the broker reports that no messages of 'jobs' are unacknowledged, up to 3 min"
+    assert api.notices == [waiting] * (looks > 1)
     assert api.looked == looks
 
 

@@ -2,8 +2,10 @@
 
 import json
 import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain, count, repeat
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from mqtool.errors import Unavailable, UsageError
 from mqtool.inspection.listing import BINDINGS, LISTINGS, QUEUES, in_order
-from mqtool.management import Management, path
+from mqtool.management import Management, limits, path
 from mqtool.management.api_client import Json, objects
 from mqtool.spelling import as_text, counted
 from mqtool.where import parse
@@ -149,25 +151,99 @@ def test_levels_of_arguments_that_are_nested_too_deeply_are_replaced_by_a_text(s
     assert inner[1] == "(nested too deeply)"
 
 
-def overview(answer: bytes) -> Any:
-    """Ask a web server with this answer for the overview of the management API."""
+@contextmanager
+def responding(response: Callable[[], Iterable[bytes]]) -> Iterator[Management]:
+    """Run a web server that sends the parts of a response to each request, unless the client goes away."""
 
     class Server(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(answer)
+            with suppress(OSError):
+                for part in response():
+                    self.wfile.write(part)
 
         def log_message(self, *_: object) -> None:
             """Print nothing."""
 
-    with HTTPServer(("127.0.0.1", 0), Server) as server:
-        thread = threading.Thread(target=server.handle_request)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
-            return Management(f"http://127.0.0.1:{server.server_port}", "guest", "guest").get(path("overview"))
+            yield Management(f"http://127.0.0.1:{server.server_port}", "guest", "guest")
         finally:
+            server.shutdown()
             thread.join()
+
+
+def overview(answer: bytes) -> Any:
+    """Ask a web server with this answer for the overview of the management API."""
+    with responding(lambda: [answer]) as api:
+        return api.get(path("overview"))
+
+
+def test_a_response_of_the_management_api_that_does_not_end_is_given_up_at_32_mib() -> None:
+    """If a server's response to a request for a single value does not end, the request fails with Unavailable after
+    32 MiB.
+    """
+    endless = responding(lambda: chain([b"["], repeat(b"0," * 100_000)))
+    with endless as api, pytest.raises(Unavailable, match="more than 32 MiB"):
+        api.get(path("overview"))
+
+
+def test_an_object_of_a_list_that_does_not_end_is_given_up_at_32_mib() -> None:
+    """If an object in a server's list does not end, the request fails with Unavailable after 32 MiB."""
+    endless = responding(lambda: chain([b'[{"name": "'], repeat(b"x" * 100_000)))
+    with endless as api, pytest.raises(Unavailable, match="more than 32 MiB"):
+        list(api.items("vhosts"))
+
+
+def test_a_list_of_the_management_api_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a server's list does not end, the request fails with Unavailable at a limit, of bytes or of values, since many
+    short values need as much memory as a long text.
+    """
+    monkeypatch.setattr(limits, "MOST_VALUES", 100_000)
+    monkeypatch.setattr(limits, "LARGEST_LIST", 20 << 20)
+    short, long = b'{"name":[[],[]]},' * 1000, b'{"name":"%s"},' % (b"x" * 1_000_000)
+    for part, limit in ((short, "100,000 values"), (long, "20 MiB")):
+        endless = responding(lambda part=part: chain([b"["], repeat(part)))  # type: ignore[misc]
+        with endless as api, pytest.raises(Unavailable, match=f"more than {limit}"):
+            for _ in api.items("vhosts"):
+                pass
+
+
+def test_a_response_of_the_management_api_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a server sends its response byte by byte, so that no read times out, the request fails with Unavailable at a
+    limit for the whole response.
+    """
+    monkeypatch.setattr(limits, "LONGEST", 0.2)
+    stop = threading.Event()
+    slow = responding(lambda: (b" " for _ in iter(lambda: stop.wait(0.01), True)))
+    with slow as api, pytest.raises(Unavailable, match="takes more than"):
+        api.get(path("overview"))
+    stop.set()
+
+
+def test_a_list_with_more_pages_than_any_broker_has_is_refused() -> None:
+    """If a server announces a thousand million pages of a list, no further page is requested: the request fails with
+    Unavailable.
+    """
+    page = b'{"items": [{"name": "q"}], "page_count": 1000000000}'
+    with responding(lambda: [page]) as api, pytest.raises(Unavailable, match="a list of 1,000,000,000 pages"):
+        list(api.pages("queues"))
+
+
+def test_an_empty_page_is_the_last_one_of_a_list() -> None:
+    """If a page of a list is empty, no later page is requested, however many the server announces."""
+    requests = count(1)
+
+    def respond() -> Iterator[bytes]:
+        yield b'{"items": [%s], "page_count": 2000}' % (b"{}" if next(requests) < 3 else b"")
+
+    with responding(respond) as api:
+        assert len(list(api.pages("queues"))) == 2
+    assert next(requests) < 9
 
 
 def test_an_answer_that_only_begins_with_json_is_not_one_of_the_management_api() -> None:

@@ -459,6 +459,51 @@ def test_a_conversion_can_be_stopped_while_it_waits_for_messages(place: Place, m
         next(running)
 
 
+@pytest.mark.parametrize("holds", ["a consumer", "an unacknowledged message"])
+def test_a_conversion_says_that_it_waits_for_clients_and_can_be_stopped(
+    place: Place, monkeypatch: pytest.MonkeyPatch, holds: str
+) -> None:
+    """A conversion that waits until the queue has no consumers, or no unacknowledged messages, says so, and can be
+    stopped at once. The queue stays as it is, and the conversion can be continued.
+    """
+    place.fill()
+    client = place.connect().channel()
+    if holds == "a consumer":
+        client.consumer(Queue("jobs"), Receiving(prefetch=1))
+    else:
+        client.get("jobs")
+    conversion, notices = place.conversion(), list[str]()
+    place.connections[-1].notice = notices.append
+    conversion.begin()
+    monkeypatch.setattr(queue_conversion.time, "sleep", lambda _: notices and conversion.stop())
+    with pytest.raises(Stopped):
+        list(conversion.run())
+    waits_for = {
+        "a consumer": "waiting until 'jobs' has no consumers",
+        "an unacknowledged message": "waiting until the broker reports that no messages of 'jobs' are unacknowledged",
+    }
+    assert [notice.partition(",")[0] for notice in notices] == [waits_for[holds]]
+    assert place.view()["type"] == "classic"
+    monkeypatch.undo()
+    place.connections[-1].close()
+    client.connection.close()
+    place.resume()
+    assert place.view()["type"] == "quorum"
+    assert sorted(place.bodies()) == [*range(COUNT)]
+
+
+def test_a_conversion_can_be_stopped_while_another_one_works(place: Place) -> None:
+    """A conversion that waits because another one works on the queue can be stopped. It changes nothing."""
+    place.fill()
+    place.conversion().lock()
+    waiting = place.conversion()
+    waiting.stop()
+    with pytest.raises(Stopped):
+        waiting.begin()
+    assert not waiting.has_begun
+    assert place.depths() == {"jobs": COUNT}
+
+
 def test_messages_that_do_not_fit_into_the_converted_queue_stay_in_the_queue_that_holds_them(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

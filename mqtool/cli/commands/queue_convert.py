@@ -246,7 +246,8 @@ def _carry_out(
                 is_too_late = undo and conversion.is_replaced()
                 advance(conversion.run(undo=undo and not is_too_late), expected)
         except Stopped:
-            output.status(f"stopped; to continue: {pasteable('queue convert --resume', plan.queue)}")
+            go_on = f"to continue: {pasteable('queue convert --resume', plan.queue)}"
+            output.status(f"stopped; {go_on if conversion.has_begun else 'nothing was changed'}")
             stopping.exit_if_requested()
             raise
         except MqtoolError as error:
