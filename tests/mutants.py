@@ -193,7 +193,6 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     ),
     f"{_BROKER}/store/segment_files.py": (f"{_EMBEDDED}/test_segment_files.py",),
     f"{_BROKER}/store/writer.py": (f"{_EMBEDDED}/test_disk_writer.py",),
-    f"{_BROKER}/model/sectioned.py": (f"{_EMBEDDED}/test_sectioned.py",),
     f"{_BROKER}/model/rights.py": (f"{_EMBEDDED}/test_permission_checks.py", f"{_EMBEDDED}/test_users.py"),
     f"{_BROKER}/model/stored_offsets.py": (f"{_EMBEDDED}/test_footprint.py",),
     f"{_BROKER}/model/topology_operations.py": (f"{_EMBEDDED}/test_declarations.py",),
