@@ -5,6 +5,7 @@ import codecs
 import json
 import os
 import re
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +25,7 @@ from mqtool.errors import (
     Unavailable,
     UsageError,
 )
-from mqtool.management.limits import LARGEST_VALUE, MOST_PAGES, ListLimit, too_large, too_many_pages
+from mqtool.management import limits
 from mqtool.message import MAX_DEPTH
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def objects(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
         ValueError: the array is not complete.
         Unavailable: the array, or one of its objects, is too large.
     """
-    limit = ListLimit()
+    limit = limits.ListLimit()
     utf8 = codecs.getincrementaldecoder("utf-8")()
     text, start, begun = "", 0, False
     arrived = bytearray()
@@ -100,12 +101,12 @@ def objects(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
             try:
                 item, start = _decode(text, start)
             except ValueError as error:  # the rest follows in the next chunk
-                if len(text) - start > LARGEST_VALUE:
-                    raise too_large(LARGEST_VALUE) from error
+                if len(text) - start > limits.LARGEST_VALUE:
+                    raise limits.too_large(limits.LARGEST_VALUE) from error
                 break
             if not isinstance(item, dict):
                 raise ValueError("not a list of objects")
-            limit.add(text[begin:start])
+            limit.add(start - begin, 1)
             yield item
     raise ValueError("cut short")
 
@@ -142,6 +143,20 @@ def _said(answer: "BaseHTTPResponse") -> str:
         return " ".join(reason.strip().replace("\n\n", ": ").split())  # RabbitMQ's reasons can have several lines
     except (ValueError, AttributeError, RecursionError):
         return str(answer.reason)
+
+
+def _chunks(answer: "BaseHTTPResponse") -> Iterator[bytes]:
+    """Yield the content of a response as it arrives. Raises Unavailable if it takes too long."""
+    waited = 0.0
+    while True:
+        begun = time.monotonic()
+        chunk = answer.read1(_CHUNK)  # read() would wait for as much as this, however slowly it arrives
+        waited += time.monotonic() - begun
+        if not chunk:
+            return
+        if waited > limits.LONGEST:
+            raise limits.too_slow()
+        yield chunk
 
 
 def _missing(url: str) -> tuple[str, str | None]:
@@ -252,15 +267,20 @@ class Management:
             query: query parameters such as name=…, use_regex="true", sort=….
         """
 
-        limit = ListLimit()
+        limit = limits.ListLimit()
 
         def page(number: int) -> Json:
             numbers = {"page": str(number), "page_size": str(page_size)}
             _, content = self._request("GET", path, {**numbers, **_columns(columns), **query})
-            limit.add(content.decode("latin-1"))
-            answer = self._decoded(content)
-            # Brokers without paging for this list return it whole.
-            return answer if isinstance(answer, dict) else {"items": answer, "page_count": 1}
+            match self._decoded(content):
+                case {"items": [*items], "page_count": int(count)}:
+                    limits.check_pages(count, page_size)
+                case [*items]:  # brokers without paging for this list return it whole
+                    count = 1
+                case _:
+                    raise self._not_an_api()
+            limit.add(len(content), len(items))
+            return {"items": items, "page_count": count}
 
         first = page(1)
         yield from first["items"]
@@ -273,7 +293,7 @@ class Management:
 
         answer = self._open("GET", path, {**_columns(columns), **query})
         try:
-            yield from objects(answer.stream(_CHUNK))
+            yield from objects(_chunks(answer))
         except (HTTPError, ValueError) as error:
             raise Unavailable(f"the management API at {self.url} ended its response early: {error}") from error
         finally:
@@ -282,8 +302,6 @@ class Management:
     def _connections(self) -> "PoolManager":
         if self._opened is None:
             import urllib3
-
-            from mqtool.management.limited_responses import limit_responses
 
             login = base64.b64encode(f"{self.user}:{self._password}".encode()).decode()
             settings: dict[str, Any] = {
@@ -294,12 +312,12 @@ class Management:
                 "ca_certs": self._ca or os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE"),
             }
             if (proxy := _proxy(self.url)) is None:
-                self._opened = limit_responses(urllib3.PoolManager(**settings))
+                self._opened = urllib3.PoolManager(**settings)
             else:
                 parts = urlsplit(proxy)
                 given = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else None
                 headers = urllib3.make_headers(proxy_basic_auth=given)
-                self._opened = limit_responses(urllib3.ProxyManager(proxy, proxy_headers=headers, **settings))
+                self._opened = urllib3.ProxyManager(proxy, proxy_headers=headers, **settings)
         return self._opened
 
     def _request(
@@ -310,10 +328,10 @@ class Management:
 
         answer, content = self._open(method, path, query, body), bytearray()
         try:
-            for chunk in answer.stream(_CHUNK):
+            for chunk in _chunks(answer):
                 content += chunk
-                if len(content) > LARGEST_VALUE:
-                    raise too_large(LARGEST_VALUE)
+                if len(content) > limits.LARGEST_VALUE:
+                    raise limits.too_large(limits.LARGEST_VALUE)
         except HTTPError as error:
             raise self._no_answer(error) from error
         else:
@@ -351,7 +369,10 @@ class Management:
                 raise ValueError("more than one value")
             return value
         except ValueError as error:
-            raise Unavailable(f"{self.url} is not a management API", HOW_TO_ENABLE) from error
+            raise self._not_an_api() from error
+
+    def _not_an_api(self) -> Unavailable:
+        return Unavailable(f"{self.url} is not a management API", HOW_TO_ENABLE)
 
 
 def path(*names: str) -> str:
@@ -396,18 +417,12 @@ def _is_loopback(host: str) -> bool:
 
 
 def _later_pages(page: Callable[[int], Json], count: int) -> Iterator[Json]:
-    """Yield the items of all pages but the first. Requests two pages at a time, because each one is slow.
-
-    Raises:
-        Unavailable: the list has more pages than any broker's.
-    """
+    """Yield the items of all pages but the first. Requests two pages at a time, because each one is slow."""
     threads = ThreadPoolExecutor(_PAGES_AT_A_TIME)
     coming: deque[Future[Json]] = deque()
     number = 2
     try:
         while coming or number <= count:
-            if count > MOST_PAGES:
-                raise too_many_pages(count)
             while number <= count and len(coming) < _PAGES_AT_A_TIME:
                 coming.append(threads.submit(page, number))
                 number += 1

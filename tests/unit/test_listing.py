@@ -200,13 +200,13 @@ def test_an_object_of_a_list_that_does_not_end_is_given_up_at_32_mib() -> None:
 
 
 def test_a_list_of_the_management_api_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a server's list does not end, the request fails with Unavailable at a limit, of bytes or of values, since many
-    short values need as much memory as a long text.
+    """If a server's list does not end, the request fails with Unavailable at a limit, of bytes or of objects, since
+    many small objects need as much memory as a few large ones.
     """
-    monkeypatch.setattr(limits, "MOST_VALUES", 100_000)
+    monkeypatch.setattr(limits, "MOST_OBJECTS", 100_000)
     monkeypatch.setattr(limits, "LARGEST_LIST", 20 << 20)
-    short, long = b'{"name":[[],[]]},' * 1000, b'{"name":"%s"},' % (b"x" * 1_000_000)
-    for part, limit in ((short, "100,000 values"), (long, "20 MiB")):
+    short, long = b'{"name":""},' * 1000, b'{"name":"%s"},' % (b"x" * 1_000_000)
+    for part, limit in ((short, "100,000 objects"), (long, "20 MiB")):
         endless = responding(lambda part=part: chain([b"["], repeat(part)))  # type: ignore[misc]
         with endless as api, pytest.raises(Unavailable, match=f"more than {limit}"):
             for _ in api.items("vhosts"):
@@ -231,6 +231,15 @@ def test_a_list_with_more_pages_than_any_broker_has_is_refused() -> None:
     """
     page = b'{"items": [{"name": "q"}], "page_count": 1000000000}'
     with responding(lambda: [page]) as api, pytest.raises(Unavailable, match="a list of 1,000,000,000 pages"):
+        list(api.pages("queues"))
+
+
+@pytest.mark.parametrize("page", [b"5", b"{}", b'{"items": 5, "page_count": 1}', b'{"items": [], "page_count": "2"}'])
+def test_a_page_in_another_format_is_not_one_of_the_management_api(page: bytes) -> None:
+    """If a server sends something other than a page of a list, the request fails with Unavailable: the server is not a
+    management API.
+    """
+    with responding(lambda: [page]) as api, pytest.raises(Unavailable, match="is not a management API"):
         list(api.pages("queues"))
 
 
