@@ -94,6 +94,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     "mqtool/work/held_messages.py": ("tests/unit/test_held_messages.py",),
     "mqtool/work/history.py": ("tests/unit/test_history.py",),
     "mqtool/work/pending_delays.py": ("tests/unit/test_pending_delays.py",),
+    "mqtool/work/peeking.py": ("tests/unit/test_peeking.py",),
     "mqtool/work/policy_losses.py": ("tests/unit/test_queue_limits.py",),
     "mqtool/work/queue_conversion.py": ("tests/unit/test_queue_conversion.py",),
     "mqtool/work/queue_limits.py": ("tests/unit/test_queue_limits.py",),

@@ -16,7 +16,6 @@ queue would drop is published to the queue again instead.
 """
 
 import re
-from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from typing import Any
 from mqtool.amqp import Channel, Receiving
 from mqtool.amqp.consumer import Consumer
 from mqtool.delays import WAIT_SUFFIX
-from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, TimedOut, Unavailable
+from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, Unavailable
 from mqtool.management import Management, path
 from mqtool.message import Delivery, Message
 from mqtool.offsets import FIRST, Offset
@@ -88,7 +87,7 @@ def kind_of(channel: Channel, queue: str, api: Management | None, vhost: str) ->
     declared, policy = view.get("arguments") or {}, view.get("effective_policy_definition") or {}
     if view["type"] == "quorum":
         return PeekKind(How.IN_TURN, _limit([declared.get("x-delivery-limit"), policy.get("delivery-limit")], default))
-    goes = view.get("auto_delete") or view.get("exclusive") or declared.get("x-single-active-consumer")
+    goes = view.get("auto_delete") or declared.get("x-single-active-consumer")
     return PeekKind(How.GET if goes else How.CONSUME)
 
 
@@ -129,7 +128,7 @@ def _probed(channel: Channel, queue: str) -> How:
             break
         if re.search(r"'x-queue-type'.*'stream'", told):
             return How.STREAM
-        if re.search("'(durable|auto_delete|exclusive)'", told):
+        if re.search("'(durable|auto_delete)'", told):
             return How.GET
         differs = re.search(r"arg '(x-[\w-]+)'.* current is the value '(.*)' of type '(\w+)'", told)
         if differs is None or differs[1] in known:
@@ -198,7 +197,7 @@ class Look:
         self._queue = queue
         self._limit = kind.limit
         self._ready = channel.depth_of(queue)
-        self._has_more = self._ready > 0
+        self._has_more = True
         self._bytes = 0
         self._newest: Delivery | None = None
         self._held: dict[Channel, int] = {}
@@ -210,7 +209,7 @@ class Look:
     def messages(self, most: int | None = None) -> Iterator[Delivery]:
         """Yield messages, oldest first. Raises Unavailable and MqtoolError as peek() does."""
         wanted = self._ready if most is None else min(most, self._ready)
-        if self._limit is not None:
+        if wanted and self._limit is not None:
             for head in self._take(1):
                 self._check_head(head, self._limit)
                 yield head
@@ -240,23 +239,21 @@ class Look:
         size = max(1, min(most, self._ready - self.count, fits, AT_ONCE))
         channel, last = self._channel.connection.channel(), self.count + size
         self._held[channel] = 0
-        # The count is one more than will arrive, because the consumer would be cancelled when it is reached.
-        receiving = Receiving(size, acknowledge=False, count=size + 1, idle_timeout=_PATIENCE)
+        receiving = Receiving(size, acknowledge=False, idle_timeout=_PATIENCE)  # ends early if others get the messages
         self._consumers[channel] = channel.consumer(Queue(self._queue), receiving)
         self._on_their_way = islice(self._consumers[channel].deliveries(), size)
         yield from self._rest()
         self._has_more = last == self.count
 
     def _rest(self) -> Iterator[Delivery]:
-        with suppress(TimedOut):  # other consumers have received the messages
-            for delivery in self._on_their_way:
-                self.count += 1
-                self._held[self._newest_channel] += 1
-                self._bytes += len(delivery.body) + _OVERHEAD
-                self._newest = delivery
-                if self._limit is not None and self.count > 1 and self._times_requeued(delivery) >= self._limit - 1:
-                    self._near_limit.append((self._newest_channel, delivery))
-                yield delivery
+        for delivery in self._on_their_way:
+            self.count += 1
+            self._held[self._newest_channel] += 1
+            self._bytes += len(delivery.body) + _OVERHEAD
+            self._newest = delivery
+            if self._limit is not None and self.count > 1 and self._times_requeued(delivery) >= self._limit - 1:
+                self._near_limit.append((self._newest_channel, delivery))
+            yield delivery
 
     def _times_requeued(self, delivery: Delivery) -> int:
         return times_requeued(delivery, self._channel.connection.broker)
@@ -317,7 +314,8 @@ class Look:
             if len(self._held) > 1 and not self._channel.depth_of(self._queue):
                 # The newest consumer may have room, because messages have expired. It would then get what the others
                 # requeue. Once no more arrive, it is cancelled.
-                deque(batch, maxlen=0)
+                for _ in batch:
+                    pass
 
     def give_back(self) -> None:
         """Acknowledge the messages to remove, publish again those that the queue would drop, and requeue all others in
@@ -329,7 +327,8 @@ class Look:
         problems: list[MqtoolError] = []
         with suppress(MqtoolError):
             if self._near_limit or self._removed:
-                deque(self._rest(), maxlen=0)  # a consumer is cancelled only when nothing is in transit to it
+                for _ in self._rest():  # a consumer is cancelled only when nothing is in transit to it
+                    pass
             # Those that are published again come first, because the first error is the one that is told.
             for channel, delivery in sorted(self._near_limit, key=lambda each: -self._times_requeued(each[1])):
                 problems.append(self._check_near_limit(channel, delivery))

@@ -1,0 +1,581 @@
+"""Peeking on an embedded broker in this process: what is shown, how the queue is left, and what it would drop."""
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from types import SimpleNamespace
+from typing import Any
+
+import pika
+import pytest
+
+from mqtool import management
+from mqtool.amqp import Connection, Receiving, administration, parse_addresses
+from mqtool.codecs.field_tables import largest_payload
+from mqtool.errors import MqtoolError, NotFound, Unavailable
+from mqtool.management import Management
+from mqtool.message import Delivery, Message
+from mqtool.offsets import FIRST, Offset, Start
+from mqtool.testing import EmbeddedBroker, Recorded, Vhost
+from mqtool.topology import Exchange, Queue
+from mqtool.work import peeking
+from mqtool.work.peeking import How, PeekKind, kind_of, looking, peek, times_requeued
+from mqtool.work.transfer import size_of_headers
+
+NUMBERS = [str(number) for number in range(250)]
+QUORUM = {"x-queue-type": "quorum"}
+HINT = "receive the messages, or move them: mqtool move --to QUEUE jobs"
+
+
+class Place:
+    """A virtual host with the queue `jobs`."""
+
+    def __init__(self, broker: EmbeddedBroker, vhost: Vhost, connection: Connection) -> None:
+        self.api = Management(str(broker.management_url), "guest", "guest")
+        self.vhost = vhost
+        self.connection = connection
+        self.channel = connection.channel()
+
+    def fill(self, *bodies: object, **settings: Any) -> None:
+        """Declare `jobs`, and publish messages with these bodies to it."""
+        self.channel.declare(Queue("jobs", **{"durable": True, **settings}))
+        self.publish(*bodies)
+
+    def publish(self, *bodies: object, exchange: str = "", key: str = "jobs", **properties: Any) -> None:
+        list(self.channel.publish(Message(str(body).encode(), key, exchange, properties) for body in bodies))
+
+    def kind(self, api: Any = None) -> PeekKind:
+        """How to read `jobs`, according to the management API."""
+        return kind_of(self.channel, "jobs", api or self.api, self.vhost.name)
+
+    def peeked(self, most: int | None = None, kind: PeekKind | None = None, offset: Offset = FIRST) -> list[str]:
+        """The bodies of the messages that are shown. They are in the queue again afterwards."""
+        ready, channel = self.channel.depth_of("jobs"), self.connection.channel()
+        try:
+            with closing(peek(channel, "jobs", kind or self.kind(), most, offset)) as deliveries:
+                return [delivery.text for delivery in deliveries]
+        finally:
+            channel.close()
+            self.wait_for(ready)
+
+    def wait_for(self, ready: int) -> None:
+        self.vhost.wait_for(lambda: self.channel.depth_of("jobs") == ready)
+
+    def delivered(self) -> list[str]:
+        """Receive the messages in `jobs`, and return their bodies."""
+        return [delivery.text for delivery in iter(lambda: self.channel.get("jobs"), None)]
+
+    def prefetches(self) -> list[int]:
+        """The prefetch of each consumer, oldest first."""
+        found = management.consumers(self.api, self.vhost.name)
+        return [each["prefetch_count"] for each in sorted(found, key=lambda each: each["channel_details"]["number"])]
+
+    def requeue(self, *times: int) -> None:
+        """Requeue the first message as often as the first number says, and so on; no number is less than the last."""
+        ready = self.channel.depth_of("jobs")
+        with pika.BlockingConnection(pika.URLParameters(self.vhost.url)) as client:
+            channel, held = client.channel(), dict[str, int]()
+            for number in range(max(times)):
+                for count in times:
+                    if count > number:
+                        got: Any = channel.basic_get("jobs")
+                        held[got[2].decode()] = got[0].delivery_tag
+                for at, count in enumerate(times):
+                    if number + 1 < count:
+                        channel.basic_reject(held[str(at)])
+        self.wait_for(ready)
+
+
+@pytest.fixture
+def place(amqp_broker: EmbeddedBroker, amqp_vhost: Vhost) -> Iterator[Place]:
+    with Connection(parse_addresses(amqp_vhost.url)) as connection:
+        yield Place(amqp_broker, amqp_vhost, connection)
+
+
+# How to read a queue
+
+
+@pytest.mark.parametrize(
+    ("view", "kind"),
+    [
+        ({"type": "stream"}, PeekKind(How.STREAM)),
+        ({"type": "classic"}, PeekKind(How.CONSUME)),
+        ({"type": "classic", "arguments": {"x-delivery-limit": 5}}, PeekKind(How.CONSUME)),
+        ({"type": "classic", "auto_delete": True}, PeekKind(How.GET)),
+        ({"type": "classic", "arguments": {"x-single-active-consumer": True}}, PeekKind(How.GET)),
+        ({"type": "quorum"}, PeekKind(How.IN_TURN, 20)),
+        ({"type": "quorum", "arguments": {"x-delivery-limit": 5}}, PeekKind(How.IN_TURN, 5)),
+        ({"type": "quorum", "arguments": {"x-delivery-limit": "5"}}, PeekKind(How.IN_TURN, 20)),
+        ({"type": "quorum", "arguments": {"x-delivery-limit": 0}}, PeekKind(How.IN_TURN, 0)),
+        ({"type": "quorum", "arguments": {"x-delivery-limit": -1}}, PeekKind(How.IN_TURN)),
+        ({"type": "quorum", "effective_policy_definition": {"delivery-limit": 30}}, PeekKind(How.IN_TURN, 30)),
+        (
+            {
+                "type": "quorum",
+                "arguments": {"x-delivery-limit": 5},
+                "effective_policy_definition": {"delivery-limit": 4},
+            },
+            PeekKind(How.IN_TURN, 4),
+        ),
+    ],
+)
+def test_peek_reads_a_queue_in_the_way_that_suits_its_type(place: Place, view: dict[str, Any], kind: PeekKind) -> None:
+    """The management API reports the type and the settings of a queue. `peek` reads a queue that would be deleted with
+    its last consumer, or has a single active one, with basic.get. A quorum queue has the lower of the delivery limits
+    that its arguments and its policy set, or 20 by default.
+    """
+    place.fill()
+    assert place.kind(SimpleNamespace(get={f"queues/{place.vhost.name}/jobs": view}.get)) == kind
+
+
+@pytest.mark.parametrize(("broker", "limit"), [("RabbitMQ 3.13.7", None), ("RabbitMQ 4.0.1", 20), ("LavinMQ 2", None)])
+@pytest.mark.parametrize("has_api", [True, False])
+def test_a_quorum_queue_has_a_delivery_limit_by_default_from_rabbitmq_4_on(
+    monkeypatch: pytest.MonkeyPatch, place: Place, *, broker: str, limit: int | None, has_api: bool
+) -> None:
+    """From RabbitMQ 4.0 on, a quorum queue without a delivery limit has one of 20. In earlier releases, it has none."""
+    place.fill(arguments=QUORUM)
+    monkeypatch.setattr(Connection, "broker", broker)
+    assert kind_of(place.channel, "jobs", place.api if has_api else None, place.vhost.name) == PeekKind(
+        How.IN_TURN, limit
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "how"),
+    [
+        ({}, How.CONSUME),
+        ({"arguments": {"x-queue-type": "classic"}}, How.CONSUME),
+        ({"arguments": {"x-max-length": 5, "x-dead-letter-exchange": "17"}}, How.CONSUME),
+        ({"arguments": QUORUM}, How.IN_TURN),
+        ({"arguments": {**QUORUM, "x-max-length": 5, "x-dead-letter-exchange": "17"}}, How.IN_TURN),
+        ({"arguments": {"x-single-active-consumer": True}}, How.IN_TURN),
+        ({"arguments": {"x-queue-type": "stream"}}, How.STREAM),
+        ({"durable": False}, How.GET),
+        ({"auto_delete": True}, How.GET),
+    ],
+)
+def test_peek_finds_out_over_amqp_how_to_read_a_queue(place: Place, settings: dict[str, Any], how: How) -> None:
+    """Without the management API, `peek` finds out over AMQP how to read a queue. It reads a queue that may be a quorum
+    queue like one.
+    """
+    place.fill(**settings)
+    kind = kind_of(place.channel, "jobs", None, "")
+    assert kind == PeekKind(how, 20 if how is How.IN_TURN else None)
+    assert place.channel.is_open
+
+
+@pytest.mark.parametrize("arguments", [{}, {"x-max-length": 5}, {"x-queue-type": "quorum"}])
+def test_peek_finds_out_over_amqp_that_quorum_is_the_default_type(place: Place, arguments: dict[str, Any]) -> None:
+    """In a virtual host whose default queue type is quorum, a queue that was declared without a type is one, too."""
+    place.api.put(management.path("vhosts", place.vhost.name), {"default_queue_type": "quorum"})
+    place.fill(arguments=arguments)
+    assert kind_of(place.channel, "jobs", None, "") == PeekKind(How.IN_TURN, 20)
+
+
+@pytest.mark.parametrize("api", ["no answer", "refused", "without types"])
+def test_peek_uses_amqp_if_the_management_api_does_not_tell(place: Place, api: str) -> None:
+    """If the management API does not answer, refuses the user or does not report the type of a queue, `peek` finds out
+    over AMQP how to read the queue.
+    """
+    place.fill(durable=False)
+    apis: dict[str, Any] = {
+        "no answer": Management("http://localhost:1", "guest", "guest"),
+        "refused": Management(place.api.url, "guest", "wrong"),
+        "without types": SimpleNamespace(get=lambda _: {"auto_delete": False}),
+    }
+    assert place.kind(apis[api]) == PeekKind(How.GET)
+
+
+def test_peek_uses_basic_get_if_the_user_may_not_declare_the_queue(amqp_broker: EmbeddedBroker, place: Place) -> None:
+    """If the user may not declare a queue, `peek` cannot find out its type over AMQP, and reads it with basic.get."""
+    place.fill(1, 2, arguments=QUORUM)
+    place.api.put("users/reader", {"password": "secret", "tags": ""})
+    rights = {"configure": "", "write": "", "read": ".*"}
+    place.api.put(management.path("permissions", place.vhost.name, "reader"), rights)
+    with Connection(parse_addresses(place.vhost.url.replace("guest:guest", "reader:secret"))) as connection:
+        assert kind_of(connection.channel(), "jobs", None, "") == PeekKind(How.GET)
+
+
+def test_peek_says_that_a_queue_does_not_exist(place: Place) -> None:
+    """`peek` fails if there is no such queue."""
+    with pytest.raises(NotFound, match="no queue 'jobs'"):
+        place.kind()
+
+
+@pytest.mark.parametrize(
+    ("broker", "count", "acquired", "requeued"),
+    [
+        ("RabbitMQ 4.3", 1000, 3, 3),
+        ("RabbitMQ 4.3.1", 2, 3, 2),
+        ("RabbitMQ 4.10.0", 1000, 3, 3),
+        ("RabbitMQ 5.0.0", 1000, 3, 3),
+        ("RabbitMQ 4.3.0", 1000, None, 1000),
+        ("RabbitMQ 4.3.0", 1000, "3", 1000),
+        ("RabbitMQ 4.2.9", 1000, 3, 1000),
+        ("RabbitMQ 3.13.7", 1000, 3, 1000),
+        ("the broker", 1000, 3, 1000),
+    ],
+)
+def test_the_broker_counts_how_often_a_message_was_requeued(
+    broker: str, count: int, acquired: object, requeued: int
+) -> None:
+    """The header x-delivery-count contains how often a quorum queue has requeued a message, unless a publisher has set
+    it. From RabbitMQ 4.3 on, x-acquired-count limits it.
+    """
+    headers = {"x-delivery-count": count, "x-acquired-count": acquired}
+    delivery = Delivery(b"", "", "jobs", "jobs", redelivered=True, properties={"headers": headers}, delivery_tag=1)
+    assert times_requeued(delivery, broker) == requeued
+
+
+# What is shown
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"auto_delete": True}, {"arguments": QUORUM}, {"arguments": {**QUORUM, "x-delivery-limit": 50}}],
+    ids=["classic", "auto-delete", "quorum", "quorum with a limit"],
+)
+def test_messages_stay_in_order_however_many_are_shown(place: Place, settings: dict[str, Any]) -> None:
+    """If messages of a queue are shown several times, all of them or only the first ones, they stay in order."""
+    place.fill(*NUMBERS, **settings)
+    for count in 3, None, 2, 150, 300, 1:
+        assert place.peeked(count) == NUMBERS[:count]
+    assert place.delivered() == NUMBERS
+
+
+def test_peek_finds_out_how_to_read_a_queue(place: Place) -> None:
+    """If nothing is known about a queue, `peek` finds out over AMQP how to read it."""
+    place.fill(*NUMBERS[:3], auto_delete=True)
+    with closing(peek(place.channel, "jobs")) as deliveries:
+        assert [delivery.text for delivery in deliveries] == NUMBERS[:3]
+    place.channel.close()
+    place.channel = place.connection.channel()
+    place.wait_for(3)
+
+
+@pytest.mark.parametrize("settings", [{"auto_delete": True}, {}, {"arguments": QUORUM}])
+def test_messages_that_arrive_later_are_not_shown(place: Place, settings: dict[str, Any]) -> None:
+    """`peek` shows the messages that were in the queue when it began, not those that arrive later."""
+    place.fill(*NUMBERS[:120], **settings)
+    with closing(peek(place.connection.channel(), "jobs", place.kind())) as deliveries:
+        shown = [next(deliveries).text]
+        place.publish("later")
+        shown += [delivery.text for delivery in deliveries]
+    assert shown == NUMBERS[:120]
+
+
+def test_an_empty_queue_has_nothing_to_show(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:
+    """`peek` shows nothing of an empty queue, and does not wait for messages."""
+    monkeypatch.setattr(peeking, "_PATIENCE", 1000)
+    for limit in None, 5:
+        place.fill(arguments=QUORUM)
+        assert place.peeked(kind=PeekKind(How.IN_TURN, limit)) == []
+
+
+def test_peek_says_that_the_broker_delivers_no_message(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:
+    """If a queue has messages, but the broker delivers none, for example because another consumer is the single active
+    one, `peek` says so.
+    """
+    monkeypatch.setattr(peeking, "_PATIENCE", 0.05)
+    place.fill(*range(1001), arguments={"x-single-active-consumer": True})
+    active = place.connection.channel().consume(Queue("jobs"), Receiving(prefetch=1, acknowledge=False))
+    next(active)
+    with pytest.raises(Unavailable) as refused:
+        place.peeked(kind=PeekKind(How.IN_TURN))
+    assert str(refused.value) == "'jobs' has 1,000 ready messages, but the broker delivers none of them"
+    assert refused.value.hint == "its single active consumer gets them, or one with a higher priority"
+
+
+@pytest.mark.parametrize(
+    ("limit", "largest", "prefetches"),
+    [(None, 65535, [100, 1000, 150]), (40, 65535, [1, 100, 1010, 139]), (None, 575, [100, 575, 575])],
+    ids=["no limit", "limit", "largest prefetch"],
+)
+def test_peek_does_not_receive_all_messages_of_a_long_queue_at_once(
+    monkeypatch: pytest.MonkeyPatch, place: Place, limit: int | None, largest: int, prefetches: list[int]
+) -> None:
+    """A caller of `peek` that stops early should not have to wait until thousands of messages are requeued. So the
+    first batch has up to 100 messages, and each later one up to ten times as many as all before. If there is a delivery
+    limit, the first message is received on its own. AMQP limits the prefetch to 65,535.
+    """
+    monkeypatch.setattr(peeking, "AT_ONCE", largest)
+    place.fill(*range(1250), arguments=QUORUM)
+    with looking(place.channel, "jobs", PeekKind(How.IN_TURN, limit)) as look:
+        for count, _ in enumerate(look.messages(), 1):
+            assert look.count == count
+        assert place.prefetches() == prefetches
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_messages_stay_in_order_if_one_has_expired(monkeypatch: pytest.MonkeyPatch, place: Place, count: int) -> None:
+    """If one of the messages that a quorum queue counts has expired, `peek` gets fewer messages than expected. The
+    others stay in order, even if an earlier `peek` has requeued some.
+    """
+    monkeypatch.setattr(peeking, "_PATIENCE", 0.3)
+    place.fill("0", arguments=limited(50))
+    place.peeked()
+    place.publish("expired", expiration="0")
+    place.publish("1", "2")
+    channel = place.connection.channel()
+    with closing(peek(channel, "jobs", place.kind(), count)) as deliveries:
+        assert [delivery.text for delivery in deliveries] == ["0", "1", "2"][:count]
+    place.wait_for(3)
+    assert place.delivered() == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("arguments", [{}, QUORUM], ids=["classic", "quorum"])
+def test_peek_ends_if_the_connection_is_lost(place: Place, arguments: dict[str, Any]) -> None:
+    """If the connection is lost, the broker requeues the messages that `peek` has received, and `peek` ends."""
+    place.fill(*NUMBERS, arguments=arguments)
+    place.peeked()
+    with closing(peek(place.channel, "jobs", place.kind())) as deliveries:
+        assert next(deliveries).text == "0"
+        place.connection.close()
+    place.vhost.wait_for(lambda: len(place.vhost.queue("jobs").messages()) == len(NUMBERS))
+
+
+def test_peek_receives_large_messages_in_small_batches(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:
+    """The messages of a batch have about 16 MiB in total, if those before are of the same size."""
+    monkeypatch.setattr(peeking, "_BATCH", 60_000)
+    place.fill(*["x" * 1000] * 150)
+    with looking(place.channel, "jobs", PeekKind(How.CONSUME)) as look:
+        assert len([*look.messages()]) == 150
+        assert place.prefetches() == [100, 30, 20]
+
+
+@pytest.mark.parametrize(
+    ("most", "offset", "shown"),
+    [(None, FIRST, NUMBERS), (3, FIRST, NUMBERS[:3]), (2, Offset(Start.OFFSET, 240), NUMBERS[240:242])],
+)
+def test_peek_reads_a_stream_from_an_offset(
+    monkeypatch: pytest.MonkeyPatch, place: Place, most: int | None, offset: Offset, shown: list[str]
+) -> None:
+    """`peek` shows the messages of a stream from an offset, by default from the first one, until no more arrive."""
+    monkeypatch.setattr(peeking, "_STREAM_PATIENCE", 0.3)
+    place.fill(*NUMBERS, arguments={"x-queue-type": "stream"})
+    assert place.peeked(most, offset=offset) == shown
+
+
+# Messages near the delivery limit
+
+
+def limited(limit: int, **arguments: Any) -> dict[str, Any]:
+    """The arguments of a quorum queue with a delivery limit."""
+    return {**QUORUM, "x-delivery-limit": limit, **arguments}
+
+
+def test_a_message_can_be_shown_until_one_more_look_would_be_the_last(place: Place) -> None:
+    """A message of a quorum queue with a delivery limit of 3 can be shown twice."""
+    place.fill("0", arguments=limited(3))
+    assert [place.peeked() for _ in range(2)] == [["0"], ["0"]]
+    with pytest.raises(MqtoolError, match="has been requeued 2 times"):
+        place.peeked()
+
+
+def test_peek_stops_before_the_first_message_reaches_the_delivery_limit(place: Place) -> None:
+    """A quorum queue drops a message that is requeued more often than its delivery limit. If one more look would be the
+    last for the first message, `peek` shows none, and leaves all in the queue. If the message has already reached the
+    limit, `peek` publishes it to the end of the queue.
+    """
+    place.fill(*range(3), arguments=limited(3))
+    place.requeue(2)
+    with pytest.raises(MqtoolError) as stopped:
+        place.peeked()
+    assert str(stopped.value) == (
+        "a message without id ('0') has been requeued 2 times, and 'jobs' drops it after 3: "
+        "peek leaves it, because one more look would be the last"
+    )
+    assert stopped.value.hint == HINT
+    with pytest.raises(MqtoolError) as stopped:
+        place.peeked()
+    assert str(stopped.value) == (
+        "a message without id ('0') has been requeued 3 times, the limit of 'jobs', which would have dropped it: "
+        "it is now at the end of the queue"
+    )
+    assert stopped.value.hint == HINT
+    assert [each.redelivered for each in place.vhost.queue("jobs").messages()] == [False] * 3
+    assert place.delivered() == ["1", "2", "0"]
+
+
+def test_peek_reports_a_message_behind_the_first_one_that_is_near_the_delivery_limit(place: Place) -> None:
+    """If the queue would drop a message behind the first one as soon as it is requeued once more after `peek`, `peek`
+    shows it, leaves it in its place, and says so.
+    """
+    place.fill(*range(4), arguments=limited(6))
+    place.requeue(1, 4, 5)
+    shown: list[str] = []
+    with pytest.raises(MqtoolError) as stopped, closing(peek(place.channel, "jobs", place.kind())) as deliveries:
+        shown.extend(delivery.text for delivery in deliveries)
+    assert shown == ["0", "1", "2", "3"]
+    assert str(stopped.value) == (
+        "a message without id ('2') has been requeued 6 times: 'jobs' drops it if it is requeued once more"
+    )
+    assert stopped.value.hint == HINT
+    place.wait_for(4)
+    assert place.delivered() == ["0", "1", "2", "3"]
+
+
+def test_peek_publishes_messages_behind_the_first_one_again_if_the_queue_would_drop_them(place: Place) -> None:
+    """If messages behind the first one have reached the delivery limit, `peek` publishes them to the end of the queue,
+    even if it shows only the first message. Its error names the one that was requeued most, and counts the others.
+    """
+    place.fill(*range(5), arguments=limited(6))
+    place.requeue(1, 1, 5, 6, 6)
+    with pytest.raises(MqtoolError) as stopped:
+        place.peeked(1)
+    assert str(stopped.value) == (
+        "a message without id ('3') has been requeued 6 times, the limit of 'jobs', which would have dropped it: it is "
+        "now at the end of the queue (2 more messages at this limit or near it)"
+    )
+    assert stopped.value.hint == HINT
+    assert place.delivered() == ["0", "1", "2", "3", "4"]
+
+
+def test_peek_says_that_a_message_at_the_delivery_limit_was_dropped(place: Place) -> None:
+    """If a message has reached the delivery limit, and the queue rejects it when `peek` publishes it again, the queue
+    drops it. `peek` says so, and the other messages stay in the queue.
+    """
+    place.fill(*range(3), arguments=limited(6))
+    place.requeue(1, 6, 6)
+    place.vhost.faults.nack_publishes("jobs")
+    with pytest.raises(MqtoolError) as stopped, closing(peek(place.channel, "jobs", place.kind())) as deliveries:
+        next(deliveries)
+    assert str(stopped.value) == (
+        "a message without id ('1') has been requeued 6 times, the limit of 'jobs', which drops or dead-letters it "
+        "now, because it could not be published again: 'jobs' did not take a message without id ('1'): the broker "
+        "refused it (1 more message at this limit or near it)"
+    )
+    place.wait_for(2)
+    assert place.delivered() == ["0", "2"]
+
+
+def published_again(place: Place, queue: str) -> Recorded:
+    """Return the message of a queue after `peek` has published it again because of its delivery limit."""
+    kind = PeekKind(How.IN_TURN, 0)
+    with (
+        pytest.raises(MqtoolError, match="it is now at the end"),
+        closing(peek(place.channel, queue, kind)) as messages,
+    ):
+        next(messages)
+    return place.vhost.queue(queue).messages().one()
+
+
+@pytest.mark.parametrize(("exchange", "key"), [("logs", "eu"), ("", "jobs")])
+@pytest.mark.parametrize("headers", [{}, {"a": 1}])
+def test_a_message_that_is_published_again_keeps_its_origin(
+    place: Place, exchange: str, key: str, headers: dict[str, Any]
+) -> None:
+    """`peek` publishes a message that has reached the delivery limit to its queue, with its properties and headers. Two
+    more headers contain its original exchange and routing key.
+    """
+    place.fill()
+    place.channel.declare(Exchange("logs"))
+    place.channel.bind(Queue("jobs"), Exchange("logs"), "eu")
+    place.publish("x", exchange=exchange, key=key, headers=headers, type="t", user_id="guest")
+    again = published_again(place, "jobs")
+    assert (again.exchange, again.routing_key, again.body, again.redelivered) == ("", "jobs", b"x", False)
+    assert again.properties == {"type": "t"}
+    assert again.headers == {**headers, "mqtool-exchange": exchange, "mqtool-routing-key": key}
+
+
+@pytest.mark.parametrize("forged", [{}, {"mqtool-exchange": ""}])
+def test_a_message_with_large_headers_is_published_again_without_its_origin(
+    monkeypatch: pytest.MonkeyPatch, place: Place, forged: dict[str, Any]
+) -> None:
+    """If the headers of a message that `peek` publishes again leave no room for its origin in the largest frame that
+    the broker accepts, they do not contain it.
+    """
+    monkeypatch.setattr(Connection, "frame_max", 8192)
+    place.fill()
+    place.channel.declare(Exchange("logs", "fanout"))
+    place.channel.bind(Queue("jobs"), Exchange("logs"))
+    room = largest_payload(8192) - size_of_headers(Message(b"", properties={"headers": {"a": "", **forged}}))
+    place.publish("x", exchange="logs", key="", headers={"a": "x" * room, **forged})
+    assert published_again(place, "jobs").headers == {"a": "x" * room}
+
+
+@pytest.mark.parametrize(
+    ("queue", "exchange", "is_kept"),
+    [
+        ("logs.exchange.delay.5s", "logs.exchange.delay.5s", True),
+        ("logs.exchange.delay.5s.2", "logs.exchange.delay", True),
+        ("logs.exchange.delay.5s", "logs", False),
+        ("logs.delay.5s", "logs.delay", False),
+    ],
+)
+def test_a_message_of_a_wait_queue_for_an_exchange_is_published_again_with_its_routing_key(
+    place: Place, queue: str, exchange: str, *, is_kept: bool
+) -> None:
+    """A wait queue for an exchange dead-letters its messages with their own routing keys, and those in the header CC.
+    `peek` keeps these keys if it publishes such a message again.
+    """
+    place.channel.declare(Queue(queue, durable=True))
+    place.channel.declare(Exchange(exchange, "fanout"))
+    place.channel.bind(Queue(queue), Exchange(exchange))
+    for headers in {"a": 1, "CC": ["us"]}, {"CC": ["us"]}, {}:
+        place.publish("x", exchange=exchange, key="eu", headers=headers)
+        again = published_again(place, queue)
+        if is_kept:
+            assert (again.exchange, again.routing_key, again.headers) == (exchange, "eu", headers)
+        else:
+            assert (again.exchange, again.routing_key, "CC" in again.headers) == ("", queue, False)
+        administration.purge(place.channel, queue)
+
+
+# Removed messages
+
+
+@pytest.mark.parametrize("arguments", [{}, QUORUM, limited(50)], ids=["classic", "quorum", "quorum with a limit"])
+def test_removed_messages_are_deleted_and_the_others_stay_in_order(place: Place, arguments: dict[str, Any]) -> None:
+    """A look can remove messages from a queue. When it ends, they are deleted, and the others are in order."""
+    place.fill(*NUMBERS, arguments=arguments)
+    left = NUMBERS
+    for every in 3, 2:
+        with looking(place.connection.channel(), "jobs", place.kind()) as look:
+            for delivery in look.messages():
+                if int(delivery.text) % every == 0:
+                    look.remove(delivery)
+        left = [each for each in left if int(each) % every]
+        place.wait_for(len(left))
+    assert place.delivered() == left
+
+
+@pytest.mark.parametrize("arguments", [{}, QUORUM, limited(50)], ids=["classic", "quorum", "quorum with a limit"])
+def test_a_look_may_end_early(place: Place, arguments: dict[str, Any]) -> None:
+    """If a look ends before it has seen all messages, those that it has removed are deleted, and the others stay in
+    order.
+    """
+    place.fill(*NUMBERS, arguments=arguments)
+    for left in 249, 248:
+        with looking(place.connection.channel(), "jobs", place.kind()) as look:
+            for number, delivery in enumerate(look.messages()):
+                if number == 1:
+                    look.remove(delivery)
+                    break
+        place.wait_for(left)
+    assert place.delivered() == ["0", *NUMBERS[3:]]
+
+
+def test_a_removed_message_is_not_published_again(place: Place) -> None:
+    """If a look removes a message that has reached the delivery limit, the message is deleted without an error."""
+    place.fill(*range(3), arguments=limited(6))
+    place.requeue(1, 6)
+    with looking(place.channel, "jobs", place.kind()) as look:
+        for delivery in look.messages():
+            if delivery.text == "1":
+                look.remove(delivery)
+    place.wait_for(2)
+    assert place.delivered() == ["0", "2"]
+
+
+def test_a_look_that_removes_all_messages_ends_at_once(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:
+    """If a look removes all messages of a queue, it does not wait for any to be requeued when it ends."""
+    monkeypatch.setattr(peeking, "_PATIENCE", 5.0)
+    place.fill(*NUMBERS)
+    with looking(place.channel, "jobs", PeekKind(How.CONSUME)) as look:
+        for delivery in look.messages():
+            look.remove(delivery)
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
+    assert place.channel.depth_of("jobs") == 0
