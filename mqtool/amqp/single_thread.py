@@ -44,7 +44,6 @@ class SingleThreadConnection:
         self._loop = IOLoop()
         self._loop.activate_poller()
         self._failure: Exception | None = None
-        self._is_closed = False
         opened: list[BaseException | None] = []
         context = tls.context() if address.tls else None
         try:
@@ -53,7 +52,7 @@ class SingleThreadConnection:
                 parameters,
                 on_open_callback=lambda _: opened.append(None),
                 on_open_error_callback=lambda _, error: opened.append(error),
-                on_close_callback=self._on_close,
+                on_close_callback=lambda _, error: self._fail(error),
                 custom_ioloop=self._loop,
             )
             while not opened:
@@ -65,10 +64,6 @@ class SingleThreadConnection:
             self._release()
             raise
         self._writer = pika_private.writer(self._channel, int(self._pika.params.frame_max))
-
-    def _on_close(self, _pika: object, error: BaseException) -> None:
-        self._is_closed = True
-        self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
         failure: Exception = pika_errors.closed_by_broker(error)
@@ -190,10 +185,10 @@ class SingleThreadConnection:
             if self._pika.is_open:
                 self._pika.close()
                 deadline = time.monotonic() + _CLOSE_PATIENCE
-                while not self._is_closed and time.monotonic() < deadline:
+                while time.monotonic() < deadline:
                     self.wait(_CLOSE_PATIENCE)
         except (ConnectionError, MqtoolError):
-            pass  # this, too, has closed it
+            pass  # it is closed
         finally:
             self._release()
 
