@@ -63,6 +63,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
         "tests/unit/test_journal.py",
         "tests/unit/test_publishing.py",
     ),
+    "mqtool/amqp/single_thread.py": ("tests/unit/test_single_thread.py",),
     "mqtool/amqp/subscription.py": (
         "tests/unit/test_taps.py",
         "tests/unit/test_consumer.py",

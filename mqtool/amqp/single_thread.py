@@ -44,7 +44,6 @@ class SingleThreadConnection:
         self._loop = IOLoop()
         self._loop.activate_poller()
         self._failure: Exception | None = None
-        self._is_closed = False
         opened: list[BaseException | None] = []
         context = tls.context() if address.tls else None
         try:
@@ -67,7 +66,6 @@ class SingleThreadConnection:
         self._writer = pika_private.writer(self._channel, int(self._pika.params.frame_max))
 
     def _on_close(self, pika: object, error: BaseException) -> None:
-        self._is_closed = True
         self._failure = self._failure or pika_private.failure_of(pika)
         self._fail(error)
 
@@ -191,10 +189,10 @@ class SingleThreadConnection:
             if self._pika.is_open:
                 self._pika.close()
                 deadline = time.monotonic() + _CLOSE_PATIENCE
-                while not self._is_closed and time.monotonic() < deadline:
+                while time.monotonic() < deadline:
                     self.wait(_CLOSE_PATIENCE)
         except (ConnectionError, MqtoolError):
-            pass  # this, too, has closed it
+            pass  # it is closed
         finally:
             self._release()
 
