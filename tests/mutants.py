@@ -46,6 +46,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     "mqtool/address.py": ("tests/unit/test_address.py",),
     "mqtool/amqp/basic_frames.py": ("tests/unit/test_deliveries.py",),
     "mqtool/amqp/channel.py": ("tests/unit/test_channel.py", "tests/unit/test_publishing.py"),
+    "mqtool/amqp/connection.py": ("tests/unit/test_connection.py",),
     "mqtool/amqp/consume_policies.py": ("tests/unit/test_policies.py",),
     "mqtool/amqp/pika_errors.py": ("tests/unit/test_pika_errors.py",),
     "mqtool/amqp/publisher.py": (
