@@ -49,6 +49,13 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     "mqtool/amqp/connection.py": ("tests/unit/test_connection.py",),
     "mqtool/amqp/consume_policies.py": ("tests/unit/test_policies.py",),
     "mqtool/amqp/pika_errors.py": ("tests/unit/test_pika_errors.py",),
+    "mqtool/amqp/pika_private.py": (
+        "tests/unit/test_pika_private.py",
+        "tests/unit/test_channel.py",
+        "tests/unit/test_publishing.py",
+        "tests/integration/test_pika_paths.py"
+        "::test_mqtool_notices_that_a_private_method_of_pika_is_missing_or_has_changed",
+    ),
     "mqtool/amqp/publisher.py": (
         "tests/unit/test_acknowledgements.py",
         "tests/unit/test_channel.py",
