@@ -47,10 +47,18 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     "mqtool/amqp/administration.py": ("tests/unit/test_administration.py",),
     "mqtool/amqp/basic_frames.py": ("tests/unit/test_deliveries.py",),
     "mqtool/amqp/channel.py": ("tests/unit/test_channel.py", "tests/unit/test_publishing.py"),
+    "mqtool/amqp/connection.py": ("tests/unit/test_connection.py",),
     "mqtool/amqp/consume_policies.py": ("tests/unit/test_policies.py",),
     "mqtool/amqp/consumer.py": ("tests/unit/test_consumer.py", "tests/unit/test_channel.py"),
     "mqtool/amqp/io_thread.py": ("tests/unit/test_io_thread.py",),
     "mqtool/amqp/pika_errors.py": ("tests/unit/test_pika_errors.py",),
+    "mqtool/amqp/pika_private.py": (
+        "tests/unit/test_pika_private.py",
+        "tests/unit/test_channel.py",
+        "tests/unit/test_publishing.py",
+        "tests/integration/test_pika_paths.py"
+        "::test_mqtool_notices_that_a_private_method_of_pika_is_missing_or_has_changed",
+    ),
     "mqtool/amqp/publisher.py": (
         "tests/unit/test_acknowledgements.py",
         "tests/unit/test_channel.py",

@@ -28,7 +28,7 @@ from mqtool.message import CONFIRM_TIMEOUT
 _CLOSE_PATIENCE, _HOPELESS_PATIENCE = 2.0, 0.2
 #: Reply codes with which a broker closes a connection because of a client error that would occur again.
 _OUR_FAULT = range(402, 600)
-_FORCED_BY_OPERATOR, _INTERNAL_ERROR = 320, 541
+_INTERNAL_ERROR = 541
 #: Seconds to wait while the other nodes of a cluster elect new leaders for their queues. In RabbitMQ 3.10, a client
 #: that publishes or consumes earlier may be blocked for half a minute.
 _ELECTION = 2.0
@@ -230,11 +230,8 @@ class Connection:
         raise failure or Unavailable("no address to connect to")
 
     def _open_to(self, address: Address) -> None:
-        try:
-            by_certificate = self._tls.logs_in(address)
-            parameters = parameters_for(address, self._tls_context, self._name, by_certificate=by_certificate)
-        except ValueError as error:
-            raise pika_errors.connecting(OverflowError(str(error)), address) from error
+        by_certificate = self._tls.logs_in(address)
+        parameters = parameters_for(address, self._tls_context, self._name, by_certificate=by_certificate)
         opened: Answer[None] = Answer()
         tried: list[SelectConnection] = []
 
@@ -260,10 +257,14 @@ class Connection:
 
         self.io.run(start)
         try:
+            while self.io.waits_for(opened):
+                pass
             opened.result()
         except MqtoolError:
             raise
         except Exception as error:
+            if self._failure is not None:  # the I/O thread has died
+                raise self._failure from error
             # Without pika's private methods, this is unknown, and taken to be true.
             has_answered = any(map(received_at, tried))
             if pika_errors.is_cut_off(error, has_answered=has_answered):
@@ -308,7 +309,7 @@ class Connection:
         if (failure := failure_of(pika)) is not None:
             self._fail(failure)
             return
-        code = getattr(error, "reply_code", _FORCED_BY_OPERATOR)
+        code = getattr(error, "reply_code", 0)
         recurs = code in _OUR_FAULT and not (code == _INTERNAL_ERROR and _drop_replies(self._channels))
         if state is not State.OPENING and (self._backoff is None or recurs):
             self._fail(pika_errors.closed_by_broker(error))
@@ -352,7 +353,7 @@ class Connection:
     def _set_up_again(self) -> None:
         while not self._is_set_up():
             if self._pika is None:
-                raise exceptions.ConnectionWrongStateError("it was lost again")
+                raise exceptions.ConnectionWrongStateError  # it was lost again
             for channel in _unopened(self._channels):
                 channel.reopening.open(connection_is_new=True)
 

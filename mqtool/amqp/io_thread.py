@@ -61,6 +61,7 @@ class IoThread:
     def __init__(self, on_death: Callable[[Exception], None]) -> None:
         self.loop = IOLoop()
         self._on_death = on_death
+        self._is_dead = False
         self._thread = threading.Thread(target=self._run, name="mqtool-amqp", daemon=True)
         self._thread.start()
 
@@ -76,6 +77,18 @@ class IoThread:
 
         self.run(start)
 
+    def waits_for(self, answer: Answer[Any]) -> bool:
+        """Wait a moment for an answer from this thread; return True if it is still to come.
+
+        Raises:
+            pika.exceptions.ConnectionWrongStateError: the thread has died.
+        """
+        if wait([answer], CHECK_INTERVAL).done:
+            return False
+        if self._is_dead:
+            raise exceptions.ConnectionWrongStateError
+        return True
+
     def stop(self) -> None:
         """Stop the event loop, and wait for the thread to end."""
         self.run(self.loop.stop)
@@ -89,6 +102,7 @@ class IoThread:
         except Exception as error:  # else threads that wait for an answer would wait forever
             _log.exception("the I/O thread has died")
             self._on_death(error)
+            self._is_dead = True
 
 
 class Requests:
@@ -134,6 +148,8 @@ class Requests:
         opened: Answer[None] = Answer()
         with self._one_at_a_time:
             self._io.run(lambda: self._open(opened))
+            while self._io.waits_for(opened):
+                pass
             opened.result()
 
     def leave(self) -> PikaChannel | None:
@@ -172,7 +188,7 @@ class Requests:
         with self._one_at_a_time:
             self._io.run(start)
             deadline = None if within is None else time.monotonic() + within
-            while not wait([answer], CHECK_INTERVAL).done:
+            while self._io.waits_for(answer):
                 if deadline is not None and time.monotonic() > deadline:
                     raise NotConfirmed(f"the broker did not reply within {within:g} s")
                 if why := self._hopeless():

@@ -7,6 +7,7 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from typing import Any
 
 import pika
@@ -14,6 +15,7 @@ from pika import frame, spec
 from pika.adapters.select_connection import IOLoop
 
 from mqtool.amqp.channel import Channel
+from mqtool.amqp.io_thread import CHECK_INTERVAL, Answer
 from mqtool.amqp.pika_private import FastConnection
 from mqtool.message import Message
 
@@ -49,6 +51,9 @@ class InlineIo:
 
     def run_later(self, seconds: float, callback: Callable[[], None]) -> None:
         self.later.append((seconds, callback))
+
+    def waits_for(self, answer: Answer[Any]) -> bool:
+        return not wait([answer], CHECK_INTERVAL).done
 
     def run_due(self) -> None:
         """Run what was scheduled for later."""

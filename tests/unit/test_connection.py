@@ -1,0 +1,524 @@
+"""A connection over AMQP 0-9-1 that is reopened after a loss, with an embedded broker in this process."""
+
+import re
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from pika import PlainCredentials
+
+from mqtool.amqp import Address, Backoff, Connection, Receiving, TlsFiles, connection, parse_addresses
+from mqtool.amqp.channel import Channel
+from mqtool.amqp.connection import parameters_for
+from mqtool.amqp.pika_private import CertificateFirst
+from mqtool.amqp.reopening_channel import ChannelListener
+from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, NotConfirmed, Unavailable
+from mqtool.message import Message
+from mqtool.testing import EmbeddedBroker, Vhost
+from mqtool.topology import Queue
+
+AT_ONCE = Backoff(first=0.001, longest=0.001)
+Q = Queue("q")
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[EmbeddedBroker]:
+    with EmbeddedBroker(recording=True) as broker:
+        yield broker
+
+
+@pytest.fixture
+def vhost(broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vhost]:
+    monkeypatch.setattr(connection, "_ELECTION", 3600.0)  # only after a failover
+    with broker.fresh_vhost() as vhost:
+        yield vhost
+
+
+class Told(list[str]):
+    """The notices of a connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._changed = threading.Condition()
+
+    def __call__(self, notice: str) -> None:
+        with self._changed:
+            self.append(notice)
+            self._changed.notify_all()
+
+    def wait_for(self, words: str, count: int = 1) -> None:
+        """Wait until this many notices contain the words."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: sum(words in each for each in self) >= count, 10), [*self]
+
+
+Connect = Callable[..., Connection]
+
+
+@pytest.fixture
+def connect(vhost: Vhost) -> Iterator[Connect]:
+    """Open a connection. At the end of the test, it is closed, and its threads have ended."""
+    before, connections = {*threading.enumerate()}, list[Connection]()
+
+    def open_one(url: str = vhost.url, **options: Any) -> Connection:
+        connections.append(Connection(parse_addresses(url), **options))
+        return connections[-1]
+
+    yield open_one
+    for each in connections:
+        each.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "mqtool-amqp" and thread not in before]
+
+
+class Log(ChannelListener):
+    """Records the events of a channel."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.events: list[object] = []
+        channel.reopening.listen(self)
+
+    def opened(self, *, connection_is_new: bool) -> None:
+        self.events.append(("opened", connection_is_new))
+
+    def paused(self) -> None:
+        self.events.append("paused")
+
+    def resumed(self) -> None:
+        self.events.append("resumed")
+
+    def failed(self, failure: MqtoolError) -> None:
+        self.events.append(failure)
+
+    def closing(self) -> None:
+        self.events.append("closing")
+
+
+def failure_of(channel: Channel) -> MqtoolError:
+    """Use a channel that cannot be used any more; return the error."""
+    with pytest.raises(MqtoolError) as caught:
+        channel.declare(Queue("another"))
+    return caught.value
+
+
+def publish(channel: Channel, *bodies: bytes) -> list[str]:
+    return [each.confirmation for each in channel.publish([Message(body) for body in bodies], routing_key="q")]
+
+
+def unused_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def test_the_parameters_of_a_connection_are_those_of_its_url() -> None:
+    """A connection uses the host, port, virtual host and user of its URL, and its time limit for the TCP connection;
+    the AMQP handshake may take twice as long. The heartbeat is the broker's if the URL has none. The broker sees the
+    connection's name.
+    """
+    address = Address("one", 5673, "v", "ann", "secret", connection_timeout=7)
+    context = ssl.create_default_context()
+    found = parameters_for(address, context, "nightly", by_certificate=False)
+    assert (found.host, found.port, found.virtual_host) == ("one", 5673, "v")
+    assert (found.socket_timeout, found.stack_timeout, found.connection_attempts) == (7, 14, 1)
+    assert (found.heartbeat, found.ssl_options) == (None, None)
+    assert found.client_properties == {"product": "mqtool", "connection_name": "nightly"}
+    assert type(found.credentials) is PlainCredentials
+    assert (found.credentials.username, found.credentials.password) == ("ann", "secret")
+    found = parameters_for(address._replace(heartbeat=0, tls=True), context, "nightly", by_certificate=True)
+    assert found.heartbeat == 0
+    assert (found.ssl_options.context, found.ssl_options.server_hostname) == (context, "one")
+    assert type(found.credentials) is CertificateFirst
+    assert parameters_for(address._replace(tls=True), None, "", by_certificate=False).ssl_options is None
+
+
+def test_a_connection_knows_its_broker(connect: Connect, vhost: Vhost) -> None:
+    """A connection has the broker's name, version and cluster, and the maximum size of a frame. The embedded broker,
+    which claims to be RabbitMQ, is shown by its own name.
+    """
+    opened = connect()
+    assert opened.broker.startswith("RabbitMQ 4.")
+    assert opened.broker_to_show == "the embedded broker"
+    assert opened.cluster.startswith("embedded-")
+    assert opened.cluster.endswith(f"@localhost {vhost.url.partition('@')[2].replace('/', ' ')}")
+    assert opened.frame_max == 131_072
+    assert (opened.comes_back, opened.lacks_a_node, opened.hopeless) == (False, False, None)
+    opened.stopping = True
+    assert opened.hopeless is None
+
+
+def test_a_connection_beside_another_has_its_name(connect: Connect, vhost: Vhost) -> None:
+    """A connection beside another goes to the same broker under the same name, mqtool by default, and is not reopened
+    after a loss.
+    """
+    with connect(name="nightly", backoff=AT_ONCE).beside() as beside:
+        assert not beside.comes_back
+        with connect().beside():
+            assert vhost.faults.cut_connections("mqtool") == 2
+        assert vhost.faults.cut_connections("nightly") == 2
+
+
+def test_a_connection_uses_the_first_node_that_accepts_it(
+    connect: Connect, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection is opened to the first node that can be reached. After a loss, this node is tried first. If another
+    node accepts the connection then, it waits until this one's queues have new leaders.
+    """
+    monkeypatch.setattr(connection, "_ELECTION", 0.05)
+    told, missing = Told(), f"amqp://127.0.0.1:{unused_port()}"
+    opened = connect(f"{missing},{vhost.url}", notice=told, backoff=AT_ONCE)
+    assert opened.lacks_a_node
+    channel = opened.channel()
+    vhost.faults.cut_connections()
+    told.wait_for("connected again to ")
+    assert told[0].startswith(f"lost the connection to {parse_addresses(vhost.url)[0]}: ")
+    assert re.fullmatch(rf"connected again to {parse_addresses(vhost.url)[0]} after \d\.\d s", told[-1])
+    assert not opened.lacks_a_node
+    with EmbeddedBroker() as other:
+        both = connect(f"{other.url},{vhost.url}", notice=told, backoff=AT_ONCE)
+        both.channel()
+    told.wait_for("connected again to ", 2)
+    assert both.lacks_a_node
+    assert channel.is_open
+
+
+def test_a_broker_that_cannot_be_reached_is_an_error() -> None:
+    """If no node can be reached, opening a connection raises Unavailable."""
+    for addresses, words in (
+        ([Address("127.0.0.1", unused_port())], "no broker answers at"),
+        ([], r"^no address to connect to$"),
+    ):
+        with pytest.raises(Unavailable, match=words):
+            Connection(addresses)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [(b"", "closed the connection during the handshake"), (b"HTTP/1.1 400\r\n", "is not an AMQP 0-9-1 broker")],
+)
+def test_a_server_that_is_not_a_broker_is_named(answer: bytes, words: str) -> None:
+    """If the other end closes a new connection without an answer, or answers in another protocol, opening the
+    connection raises Unavailable with the reason.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+
+        def close_early() -> None:
+            with server.accept()[0] as accepted:
+                accepted.recv(8)
+                accepted.sendall(answer)
+
+        answered = pool.submit(close_early)
+        port = server.getsockname()[1]
+        with pytest.raises(Unavailable, match=f"^127.0.0.1:{port} .*{words}"):
+            Connection([Address("127.0.0.1", port)])
+        answered.result()
+
+
+def test_a_broker_that_is_starting_is_tried_again() -> None:
+    """If the other end closes a connection before it is open while mqtool reconnects, as a broker does that is
+    starting, mqtool tries again.
+    """
+    told = Told()
+    with EmbeddedBroker() as broker:
+        opened = Connection(parse_addresses(broker.url), notice=told, backoff=AT_ONCE)
+    with opened, socket.create_server(("127.0.0.1", broker.port)) as server:
+        server.accept()[0].close()
+        told.wait_for(f"127.0.0.1:{broker.port} closed the connection before it was open")
+        server.accept()[0].close()
+
+
+def test_a_lost_connection_that_is_not_reopened_fails_its_channels(connect: Connect, vhost: Vhost) -> None:
+    """If a connection that is not reopened is lost, its channels fail with the reason, and no more can be opened."""
+    opened = connect()
+    channel = opened.channel()
+    log = Log(channel)
+    vhost.faults.cut_connections()
+    failure = failure_of(channel)
+    assert (type(failure), str(failure)) == (Unavailable, "the connection was lost: connection reset by peer")
+    assert log.events == [failure]
+    with pytest.raises(Unavailable) as caught:
+        opened.channel()
+    assert caught.value is failure
+
+
+def test_a_closed_connection_fails_its_channels(connect: Connect) -> None:
+    """close() lets channels send what is pending, and then fails them. A second close() has no effect, and no more
+    channels can be opened.
+    """
+    with connect(backoff=AT_ONCE) as opened:
+        channel = opened.channel()
+        log = Log(channel)
+    opened.close()
+    assert str(failure_of(channel)) == "the connection is closed"
+    assert log.events == ["closing", failure_of(channel)]
+    with pytest.raises(Unavailable, match=r"^the connection is closed$"):
+        opened.channel()
+
+
+def test_a_lost_connection_and_its_channels_are_reopened(connect: Connect, vhost: Vhost) -> None:
+    """After a loss, a connection is opened again, and so are its channels. The user is told of the loss, of each
+    attempt that fails, and how long it took. A channel that is opened meanwhile waits.
+    """
+    told = Told()
+    opened = connect(notice=told, backoff=AT_ONCE)
+    channel, where = opened.channel(), parse_addresses(vhost.url)[0]
+    log = Log(channel)
+    with vhost.faults.refuse_connections():
+        vhost.faults.cut_connections()
+        told.wait_for("attempt 2")
+        assert opened.hopeless is None
+        with ThreadPoolExecutor(1) as pool:
+            other = pool.submit(opened.channel)
+            told.wait_for("attempt 9")
+            vhost.faults.clear()
+            assert publish(other.result()) == []
+    assert channel.declare(Q) == Q
+    assert told[0] == f"lost the connection to {where}: connection reset by peer"
+    assert told[1].startswith(f"attempt 1 to reconnect failed: no broker answers at {where.host}:{where.port}")
+    assert re.fullmatch(rf"connected again to {where} after \d\.\d s", told[-1])
+    assert log.events[0] == "paused"
+    assert log.events[-1] == ("opened", True)
+    assert publish(channel, b"1") == ["confirmed"]
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "is_reopened", "words"),
+    [
+        (320, "CONNECTION_FORCED - shutdown", True, "the broker closed the connection: connection forced: shutdown"),
+        (501, "FRAME_ERROR - odd", False, "the broker closed the connection: odd"),
+        (541, "INTERNAL_ERROR - odd", False, "the broker closed the connection: odd"),
+    ],
+)
+def test_a_connection_that_the_broker_closes_is_reopened_unless_the_error_would_recur(
+    connect: Connect, vhost: Vhost, code: int, text: str, words: str, *, is_reopened: bool
+) -> None:
+    """If the broker closes a connection because it shuts down, the connection is opened again. If it does so because of
+    an error of the client, which would occur again, the connection fails with the reason.
+    """
+    told = Told()
+    channel = connect(notice=told, backoff=AT_ONCE).channel()
+    vhost.faults.close_connections(code, text)
+    if is_reopened:
+        told.wait_for("connected again to ")
+        assert channel.declare(Q) == Q
+    else:
+        assert str(failure_of(channel)) == words
+        assert told == []
+
+
+@pytest.mark.parametrize("code", [541, 501])
+def test_an_internal_error_because_of_a_reply_does_not_end_a_connection(
+    connect: Connect, vhost: Vhost, code: int
+) -> None:
+    """If a broker closes a connection with 541 INTERNAL_ERROR while replies are unconfirmed, one of which may have
+    caused the error, the connection is opened again. For other errors, it is not.
+    """
+    told = Told()
+    channel = connect(notice=told, backoff=AT_ONCE).channel()
+    channel.declare(Q)
+    publish(channel, b"1")
+    with vhost.faults.delay_confirms():
+        [delivery] = channel.consume(Q, Receiving(count=1, acknowledge=False))
+        channel.answer(delivery, Message(b"done", "replies", ""))
+        vhost.wait_for(lambda: vhost.published(routing_key="replies"))
+        vhost.faults.close_connections(code, "ERROR - odd")
+        if code == 541:
+            told.wait_for("connected again to ")
+            assert channel.is_open
+        else:
+            assert str(failure_of(channel)) == "the broker closed the connection: odd"
+
+
+def test_reconnecting_is_given_up_when_its_attempts_run_out(connect: Connect, vhost: Vhost) -> None:
+    """If a connection is lost again within 60 s, before anything was confirmed or acknowledged, the attempts to
+    reconnect count on from the previous loss. When none are left, its channels fail.
+    """
+    told = Told()
+    opened = connect(notice=told, backoff=Backoff(first=0, attempts=2))
+    channel = opened.channel()
+    for count in (1, 2):
+        vhost.faults.cut_connections()
+        told.wait_for("connected again to ", count)
+        assert channel.declare(Q) == Q
+    vhost.faults.cut_connections()
+    told.wait_for("lost the connection", 3)
+    where = parse_addresses(vhost.url)[0]
+    assert str(failure_of(channel)) == f"gave up reconnecting to {where} after 2 attempts"
+
+
+@pytest.mark.parametrize("progresses", [True, False])
+def test_attempts_to_reconnect_are_counted_from_1_after_a_stable_connection(
+    connect: Connect, vhost: Vhost, monkeypatch: pytest.MonkeyPatch, *, progresses: bool
+) -> None:
+    """If a connection is lost after a message was confirmed, or after more than a stable minute, the attempts to
+    reconnect are counted from 1 again.
+    """
+    told = Told()
+    if not progresses:
+        monkeypatch.setattr(connection, "_STEADY", 0.0)
+    channel = connect(notice=told, backoff=Backoff(first=0, attempts=1)).channel()
+    for count in (1, 2, 3):
+        vhost.faults.cut_connections()
+        told.wait_for("connected again to ", count)
+        channel.declare(Q)
+        if progresses:
+            publish(channel, b"1")
+
+
+def test_reconnecting_ends_if_the_broker_refuses_the_connection(connect: Connect, broker: EmbeddedBroker) -> None:
+    """If the virtual host is gone when a connection is opened again, there is no further attempt, and its channels fail
+    with the broker's reason.
+    """
+    told = Told()
+    with broker.fresh_vhost() as vhost:
+        channel = connect(vhost.url, notice=told, backoff=AT_ONCE).channel()
+    told.wait_for("lost the connection")
+    failure = failure_of(channel)
+    assert type(failure) is AccessRefused
+    assert str(failure).startswith(f"cannot open vhost '{vhost.name}': ")
+    assert len(told) == 1
+
+
+def test_closing_ends_the_attempts_to_reconnect(connect: Connect, vhost: Vhost) -> None:
+    """A command that must stop does not wait for a lost connection, and close() ends the wait for the next attempt to
+    reconnect.
+    """
+    told = Told()
+    opened = connect(notice=told, backoff=Backoff(first=3600))
+    before = {*threading.enumerate()}
+    vhost.faults.cut_connections()
+    told.wait_for("lost the connection")
+    [recovery] = {*threading.enumerate()} - before
+    assert recovery.daemon
+    assert opened.hopeless is None
+    opened.stopping = True
+    assert opened.hopeless == "the connection is lost"
+    opened.close()
+    assert not recovery.is_alive()
+    assert len(told) == 1
+
+
+def test_a_blocked_publisher_waits_until_the_broker_unblocks_it(connect: Connect, vhost: Vhost) -> None:
+    """While the broker blocks publishers, they wait, unless the command must stop. The user is told when the broker
+    blocks and unblocks them.
+    """
+    told = Told()
+    opened = connect(notice=told)
+    channel = opened.channel()
+    channel.declare(Q)
+    log = Log(channel)
+    with vhost.faults.block_publishers("low on memory"), ThreadPoolExecutor(1) as pool:
+        sent = pool.submit(publish, channel, b"1")
+        told.wait_for("the broker blocks publishers (low on memory); waiting until it unblocks them")
+        assert opened.hopeless is None
+        opened.stopping = True
+        assert opened.hopeless == "the broker blocks publishers"
+        opened.stopping = False
+        vhost.faults.clear()
+        assert sent.result() == ["confirmed"]
+    told.wait_for("the broker has unblocked publishers")
+    assert told[1:] == ["the broker has unblocked publishers"]
+    assert [each for each in log.events if each in ("paused", "resumed")] == ["paused", "resumed"]
+    opened.stopping = True
+    assert opened.hopeless is None
+
+
+def test_a_reopened_connection_is_not_blocked(connect: Connect, vhost: Vhost) -> None:
+    """A connection that is lost while the broker blocks it can publish once it is open again."""
+    told = Told()
+    opened = connect(notice=told, backoff=AT_ONCE)
+    channel = opened.channel()
+    channel.declare(Q)
+    with vhost.faults.block_publishers() as blocked, ThreadPoolExecutor(1) as pool:
+        sent = pool.submit(publish, channel, b"1")
+        told.wait_for("the broker blocks publishers")
+        with vhost.faults.refuse_connections():
+            vhost.faults.cut_connections()
+            told.wait_for("attempt 1")
+            blocked.undo()
+        assert sent.result() == ["confirmed"]
+    opened.stopping = True
+    assert opened.hopeless is None
+
+
+BUG = "the connection broke down: IndexError('list index out of range')"
+
+
+def test_a_bug_in_a_callback_fails_the_channels(connect: Connect) -> None:
+    """If a callback on the I/O thread raises an error, which is a bug in mqtool, the connection's channels fail with a
+    request to report it. So does a call that waits for the broker at that moment.
+    """
+    opened = connect(backoff=AT_ONCE)
+    channel = opened.channel()
+    log = Log(channel)
+    opened.io.run(lambda: [][0])
+    failure = failure_of(channel)
+    assert (str(failure), failure.hint) == (BUG, "this is a bug in mqtool; please report it")
+    assert failure_of(channel) is failure
+    assert log.events == [failure]
+    with pytest.raises(MqtoolError) as caught:
+        opened.channel()
+    assert caught.value is failure
+
+
+class OddAddress(Address):
+    def cluster(self, _: str | None) -> str:
+        raise IndexError("list index out of range")
+
+
+def test_a_bug_in_a_callback_ends_the_opening_of_a_connection(vhost: Vhost) -> None:
+    """If a callback on the I/O thread raises an error while a connection is being opened, opening it raises an error
+    with a request to report it.
+    """
+    [address] = parse_addresses(vhost.url)
+    with pytest.raises(MqtoolError) as caught:
+        Connection([OddAddress(*address)._replace(connection_timeout=0.05)])
+    assert str(caught.value).startswith("the connection broke down: ")
+
+
+def test_the_options_of_a_channel_are_passed_on(connect: Connect, vhost: Vhost) -> None:
+    """A channel is neither strict nor mandatory unless the caller says so, and gives up after the caller's confirm
+    timeout.
+    """
+    told = Told()
+    opened = connect(notice=told)
+    opened.channel().declare(Q)
+    other = Q._replace(auto_delete=True)
+    opened.channel().declare(other)
+    assert len(told) == 1
+    with pytest.raises(DeclaredDifferently):
+        opened.channel(strict=True).declare(other)
+    lost = [Message(b"1", "missing", "")]
+    assert [each.confirmation for each in opened.channel().publish(lost)] == ["confirmed"]
+    assert [each.confirmation for each in opened.channel(mandatory=True).publish(lost)] == ["returned"]
+    with vhost.faults.delay_confirms(), pytest.raises(NotConfirmed, match=r"within 0\.1 s"):
+        publish(opened.channel(confirm_timeout=0.1), b"1")
+
+
+class Files(TlsFiles):
+    def context(self) -> ssl.SSLContext:
+        return CONTEXT
+
+
+CONTEXT = ssl.create_default_context()
+
+
+@pytest.mark.parametrize(("url", "uses_tls"), [("amqps://one", True), ("amqps://ann:x@one", False)])
+def test_a_client_certificate_logs_in_if_the_url_names_no_user(
+    monkeypatch: pytest.MonkeyPatch, url: str, *, uses_tls: bool
+) -> None:
+    """A connection logs in with the client's certificate if there is one and the URL names no user."""
+    asked = list[tuple[object, ...]]()
+
+    def refuse(address: Address, context: object, name: str, *, by_certificate: bool) -> None:
+        asked.append((context, name, by_certificate))
+        raise Unavailable("no route")
+
+    monkeypatch.setattr(connection, "parameters_for", refuse)
+    with pytest.raises(Unavailable):
+        Connection(parse_addresses(url), tls=Files(cert="file"), name="nightly")  # type: ignore[arg-type]
+    with pytest.raises(Unavailable):
+        Connection(parse_addresses("amqp://one"), tls=Files(cert="file"))  # type: ignore[arg-type]
+    assert asked == [(CONTEXT, "nightly", uses_tls), (None, "mqtool", False)]
