@@ -152,9 +152,11 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     f"{_BROKER}/model/amqp_message.py": (f"{_EMBEDDED}/test_amqp_message.py", f"{_EMBEDDED}/test_dead_lettering.py"),
     f"{_BROKER}/model/backlog.py": (f"{_EMBEDDED}/test_backlog.py",),
     f"{_BROKER}/model/broker.py": (f"{_EMBEDDED}/test_broker.py", f"{_EMBEDDED}/test_users.py"),
+    f"{_BROKER}/model/clock.py": (f"{_EMBEDDED}/test_clock.py",),
     f"{_BROKER}/model/consumers.py": (f"{_EMBEDDED}/test_queue_consumers.py", f"{_EMBEDDED}/test_queue.py"),
     f"{_BROKER}/model/dead_lettering.py": (f"{_EMBEDDED}/test_dead_lettering.py",),
     f"{_BROKER}/model/declarations.py": (f"{_EMBEDDED}/test_declarations.py",),
+    f"{_BROKER}/model/deletions.py": (f"{_EMBEDDED}/test_deletions.py", f"{_EMBEDDED}/test_queue.py"),
     f"{_BROKER}/model/exchange.py": (
         f"{_EMBEDDED}/test_exchanges.py",
         f"{_EMBEDDED}/test_queue.py",
@@ -205,6 +207,11 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     f"{_BROKER}/store/writer.py": (f"{_EMBEDDED}/test_disk_writer.py",),
     f"{_BROKER}/model/rights.py": (f"{_EMBEDDED}/test_permission_checks.py", f"{_EMBEDDED}/test_users.py"),
     f"{_BROKER}/model/stored_offsets.py": (f"{_EMBEDDED}/test_footprint.py",),
+    f"{_BROKER}/model/stream_queue.py": (
+        f"{_EMBEDDED}/test_stream_log.py",
+        f"{_EMBEDDED}/test_stream_queue.py",
+        f"{_EMBEDDED}/test_stream_consumers.py",
+    ),
     f"{_BROKER}/model/topology_operations.py": (f"{_EMBEDDED}/test_declarations.py",),
     f"{_BROKER}/model/totals.py": (f"{_EMBEDDED}/test_profiles.py",),
     f"{_BROKER}/model/users.py": (f"{_EMBEDDED}/test_permission_checks.py", f"{_EMBEDDED}/test_users.py"),

@@ -1,10 +1,26 @@
 """How the embedded broker's clock divides the time of the event loop among clients."""
 
 import asyncio
+import time
+from collections.abc import Callable, Iterator
+from typing import cast
 
 import pytest
 
-from mqtool.broker.embedded.model.clock import LoopClock
+from mqtool.broker.embedded.model.clock import Alarm, LoopClock, Timetable, TurnQueue
+from tests.unit.embedded.test_queue import FakeClock
+
+
+class WorkClock(FakeClock):
+    """A clock on which only the work that tests do takes time."""
+
+    worked = 0.0
+
+    def elapsed(self) -> float:
+        return self.worked
+
+    def work(self, milliseconds: float) -> None:
+        self.worked += milliseconds / 1000
 
 
 def test_every_client_is_served_while_all_clients_are_busy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,3 +52,285 @@ def test_every_client_is_served_while_all_clients_are_busy(monkeypatch: pytest.M
 
     asyncio.run(serve_all())
     assert min(served) > 0
+
+
+def iterations(count: int, begin: Callable[[LoopClock, Callable[[float], None]], object]) -> list[list[object]]:
+    """Run an event loop for some iterations; return what was done in each of them.
+
+    Args:
+        begin: gets the clock, and a function that lets milliseconds of work pass; returns a list that is looked at.
+    """
+    milliseconds, found = 0.0, list[list[object]]()
+
+    def work(more: float) -> None:
+        nonlocal milliseconds
+        milliseconds += more
+
+    async def run() -> None:
+        clock = LoopClock()
+        clock.elapsed = lambda: milliseconds / 1000  # type: ignore[method-assign, assignment]
+        done: list[object] = begin(clock, work)  # type: ignore[assignment]
+        for _ in range(count):
+            await asyncio.sleep(0)
+            found.append([*done])
+            done.clear()
+
+    asyncio.run(run())
+    return found
+
+
+def test_the_clock_shows_the_time_in_milliseconds() -> None:
+    """The broker's clock shows milliseconds since 1970, and calls a function after some milliseconds of real time."""
+
+    async def run() -> None:
+        clock, rung = LoopClock(), asyncio.Event()
+        before = time.time_ns() // 1_000_000
+        now, wall = clock.now(), clock.wall()
+        assert before - 1 <= now <= before + 1000
+        assert before <= wall <= before + 1000
+        assert (type(now), type(wall)) == (int, int)
+        clock.call_later(0, rung.set)
+        await asyncio.wait_for(rung.wait(), 60)
+        timer = cast(asyncio.TimerHandle, clock.call_later(10_000_000, rung.clear))
+        assert 9_999 < timer.when() - asyncio.get_running_loop().time() <= 10_000
+
+    asyncio.run(run())
+
+
+def test_clients_are_late_once_others_were_served_for_more_than_50_ms_of_an_iteration() -> None:
+    """Once clients have been served for more than 50 ms in one iteration of the event loop, other clients must wait.
+    Times of up to 0.2 ms are not counted. In the next iteration, clients are served again.
+    """
+
+    async def run() -> None:
+        clock = LoopClock()
+        for _ in range(3):
+            assert not clock.is_late
+            for _ in range(1000):
+                clock.spend(0.0002)
+            clock.spend(0.025)
+            assert not clock.is_late
+            clock.spend(0.025)
+            assert not clock.is_late
+            clock.spend(0.0003)
+            assert clock.is_late
+            await asyncio.sleep(0)
+            clock.spend(0.051)
+            assert clock.is_late
+            await asyncio.sleep(0)
+
+    asyncio.run(run())
+
+
+def test_several_short_turns_or_one_long_one_are_taken_in_each_iteration() -> None:
+    """In each iteration of the event loop, the broker takes turns until they have taken more than 10 ms, in order. A
+    turn that fails does not prevent the others.
+    """
+
+    def begin(clock: LoopClock, work: Callable[[float], None]) -> list[object]:
+        done: list[object] = []
+
+        def turn(number: int, milliseconds: float) -> None:
+            done.append(number)
+            work(milliseconds)
+            if number == 2:
+                clock.take_turn(lambda: turn(9, 0))
+
+        for number, milliseconds in enumerate((5, 5, 1, 20, 1, 1)):
+            clock.take_turn(lambda number=number, milliseconds=milliseconds: turn(number, milliseconds))  # type: ignore[misc]
+        return done
+
+    assert iterations(5, begin) == [[0, 1, 2], [3], [4, 5, 9], [], []]
+
+
+def test_an_error_in_a_turn_does_not_prevent_the_next_turn() -> None:
+    """If a function fails in its turn, the functions behind it are still called."""
+
+    def begin(clock: LoopClock, _: Callable[[float], None]) -> list[object]:
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: done.append(str(context["exception"])))
+        done: list[object] = []
+        clock.take_turn(lambda: [].pop())
+        clock.take_turn(lambda: done.append("next"))
+        return done
+
+    assert iterations(3, begin) == [["pop from empty list"], ["next"], []]
+
+
+def test_an_alarm_goes_off_once_at_the_time_that_was_set_last() -> None:
+    """An alarm goes off at the time that was set last. set_by() only makes it earlier. A cancelled alarm does not go
+    off. An alarm in the past goes off at once.
+    """
+    clock, rung = FakeClock(), list[int]()
+    begin = clock.now()
+    alarm = Alarm(clock, lambda: rung.append(clock.now() - begin))
+    for at in (50, 100):
+        alarm.set(begin + at)
+    for at in (200, 90, 90, 120):
+        alarm.set_by(begin + at)
+    clock.pass_by(1000)
+    assert rung == [90]
+    alarm.set(begin + 1500)
+    alarm.cancel()
+    alarm.cancel()
+    clock.pass_by(1000)
+    assert rung == [90]
+    alarm.set_by(begin + 2500)
+    clock.pass_by(500)
+    alarm.set(begin)
+    clock.pass_by(0)
+    assert rung == [90, 2500, 2500]
+
+
+def test_a_distant_alarm_looks_at_the_clock_each_minute() -> None:
+    """While the machine sleeps, timers stop but the clock does not. An alarm therefore looks at the clock at least once
+    a minute.
+    """
+    clock, rung = FakeClock(), list[int]()
+    begin = clock.now()
+    alarm = Alarm(clock, lambda: rung.append(clock.now() - begin))
+    alarm.set(begin + 150_000)
+    clock.pass_by(59_999)
+    clock.now = lambda: begin + 150_000  # type: ignore[method-assign]
+    clock.pass_by(1)
+    assert rung == [150_000]
+
+
+def test_a_distant_alarm_goes_off_on_time() -> None:
+    """An alarm that is due in several minutes goes off once, at its time."""
+    clock, rung = FakeClock(), list[int]()
+    begin = clock.now()
+    Alarm(clock, lambda: rung.append(clock.now() - begin)).set(begin + 150_000)
+    clock.pass_by(1_000_000)
+    assert rung == [150_000]
+
+
+def test_items_are_passed_when_they_are_due_in_order() -> None:
+    """The items of a timetable are passed when they are due: earlier ones first, and otherwise as they were added. Many
+    items are passed in several turns, after each of which the caller is told.
+    """
+    clock, passed, ends = WorkClock(), list[str](), list[int]()
+
+    def due(item: str) -> None:
+        passed.append(item)
+        clock.work(5)
+
+    table = Timetable(clock, due, lambda: ends.append(len(passed)))
+    begin = clock.now()
+    for at, item in ((200, "e"), (100, "c"), (200, "d"), (100, "b"), (100, "f"), (100, "a"), (900, "z")):
+        table.add(begin + at, item)
+    assert table.first(3) == ["c", "b", "f"]
+    assert table.first(9) == [*"cbfaedz"]
+    clock.pass_by(99)
+    assert passed == []
+    clock.pass_by(1)
+    assert (passed, ends) == ([*"cbfa"], [3, 4])
+    clock.pass_by(100)
+    assert passed == [*"cbfaed"]
+    assert table.clear() == ["z"]
+    clock.pass_by(1000)
+    assert (passed, table.first(9)) == ([*"cbfaed"], [])
+
+
+def test_an_item_that_takes_long_is_passed_in_steps() -> None:
+    """If passing an item takes long, it is done in steps, in several turns. No other item is passed before its end,
+    even if one is added meanwhile.
+    """
+    clock, passed = WorkClock(), list[str]()
+
+    def steps(item: str) -> Iterator[None]:
+        for number in range(4):
+            passed.append(f"{item}{number}")
+            clock.work(6)
+            yield
+
+    table = Timetable(clock, steps)
+    for item in "ab":
+        table.add(clock.now(), item)
+    turns: list[Callable[[], object]] = []
+    clock.take_turn = turns.append  # type: ignore[method-assign, assignment]
+    clock.pass_by(0)
+    assert passed == ["a0", "a1"]
+    table.add(clock.now() - 5, "c")
+    clock.pass_by(5)
+    assert passed == ["a0", "a1"]
+    while turns:
+        turns.pop()()
+        assert len(turns) <= 1
+    assert passed == [f"{item}{number}" for item in "acb" for number in range(4)]
+
+
+def test_a_queue_of_work_is_handled_at_once_while_that_is_quick() -> None:
+    """Items are handled at once, in order, until 10 ms of a turn have passed, and then in later turns. Items that are
+    added meanwhile come after those that are waiting.
+    """
+    clock, handled = WorkClock(), list[str]()
+
+    def handle(item: str) -> None:
+        handled.append(item)
+        clock.work(5)
+        if item == "b":
+            queue.add("added")
+            handled.append("end of b")
+
+    queue = TurnQueue(clock, handle)
+    for item in "abcde":
+        queue.add(item)
+    assert handled == ["a", "b", "end of b", "added"]
+    for more in (["c", "d", "e"], [], []):
+        before = len(handled)
+        clock.pass_by(0)
+        assert handled[before:] == more
+    queue.add("f")
+    assert handled[-1] == "f"
+
+
+def test_the_steps_of_long_work_are_taken_in_turns() -> None:
+    """Work that takes long is done in steps, and the items behind it wait until it is done. If an item fails, those
+    behind it are handled in the next turn.
+    """
+    clock, handled = WorkClock(), list[str]()
+
+    def handle(item: str) -> Iterator[None]:
+        for number in range(3):
+            handled.append(f"{item}{number}")
+            clock.work(7)
+            if item == "x":
+                raise RuntimeError("broken")
+            yield
+
+    queue = TurnQueue(clock, handle)
+    for item in "ab":
+        queue.add(item)
+    assert handled == ["a0", "a1"]
+    clock.pass_by(0)
+    assert handled == ["a0", "a1", "a2", "b0", "b1", "b2"]
+    handled.clear()
+    with pytest.raises(RuntimeError, match="broken"):
+        queue.add("x")
+    queue.add("c")
+    clock.pass_by(0)
+    assert handled[0] == "x0"
+    assert [each for each in handled if each[0] == "c"] == ["c0", "c1", "c2"]
+
+
+def test_a_broker_that_stops_handles_what_is_waiting_up_to_a_deadline() -> None:
+    """When the broker stops, waiting items are handled until a deadline. The rest is dropped, also in later turns, and
+    counted.
+    """
+    clock, handled = WorkClock(), list[str]()
+
+    def handle(item: str) -> Iterator[None]:
+        for _ in range(2):
+            handled.append(item)
+            clock.work(6)
+            yield
+
+    queue = TurnQueue(clock, handle)
+    for item in "abcde":
+        queue.add(item)
+    assert handled == [*"aa"]
+    assert queue.finish(clock.elapsed() + 0.020) == 3
+    assert handled == [*"aabbcc"]
+    clock.pass_by(1000)
+    assert handled == [*"aabbcc"]
+    assert queue.finish(clock.elapsed() + 0.020) == 0

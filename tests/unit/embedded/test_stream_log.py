@@ -458,9 +458,11 @@ def test_a_kill_at_the_start_of_a_segment_loses_no_publishing_ids_or_offsets(
     assert on_disk.read() == [(0, b"a"), (1, b"b" * 600), (2, b"d"), (3, b"e")]
 
 
-def test_if_a_chunk_in_an_older_segment_is_damaged_only_this_chunk_is_lost(on_disk: Bench, tmp_path: Path) -> None:
+def test_if_a_chunk_in_an_older_segment_is_damaged_only_this_chunk_is_lost(
+    on_disk: Bench, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """If a chunk in an older segment of a stream is damaged, only the messages in this chunk are lost. Later chunks can
-    still be read.
+    still be read. If the header of a chunk is damaged, the rest of its segment is lost. The log says how much was lost.
     """
     on_disk.open(segment_bytes=600)
     for body in (b"a", b"b" * 300, b"c" * 300, b"d"):
@@ -468,7 +470,17 @@ def test_if_a_chunk_in_an_older_segment_is_damaged_only_this_chunk_is_lost(on_di
     first = segment_files(tmp_path)[0]
     first.write_bytes(first.read_bytes().replace(b"bbbb", b"bxbb", 1))
     log = on_disk.open()
-    assert (log.lost, [offset for offset, _ in on_disk.read()]) == (0, [0, 2, 3])
+    with caplog.at_level(logging.ERROR):
+        assert (log.lost, [offset for offset, _ in on_disk.read()]) == (0, [0, 2, 3])
+        assert caplog.messages == ["a damaged chunk with 1 message is skipped"]
+        whole = first.read_bytes()
+        at = whole.index(b"bxbb")
+        header = whole.rindex(whole[:2], 0, at)
+        first.write_bytes(whole[:header] + b"x" + whole[header + 1 :])
+        caplog.clear()
+        on_disk.open()
+        assert [offset for offset, _ in on_disk.read()] == [0, 3]
+        assert caplog.messages == [f"the rest of a damaged segment is skipped: {len(whole) - header:,} bytes"]
 
 
 def test_stream_entries_whose_write_failed_are_written_again_in_order(

@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from heapq import heappop, heappush, nsmallest
+from itertools import count
 from typing import Generic, Protocol, TypeVar
 
 #: The longest timer of an alarm, in milliseconds. While the machine sleeps, timers stop but the clock does not, so an
@@ -177,13 +178,12 @@ class Timetable(Generic[Item]):
         self._steps: Iterator[None] | None = None
         self._heap: list[tuple[int, int, Item]] = []
         self._alarm = Alarm(clock, self._ring)
-        self._added = 0
+        self._numbers = count()
         self._waits = False
 
     def add(self, due: int, item: Item) -> None:
         """Add an item that is due at this time (milliseconds since 1970)."""
-        self._added += 1
-        heappush(self._heap, (due, self._added, item))
+        heappush(self._heap, (due, next(self._numbers), item))
         self._alarm.set_by(due)
 
     def first(self, count: int) -> list[Item]:

@@ -35,6 +35,7 @@ from mqtool.broker.embedded.model.stream_segment import (
     tracking_in,
 )
 from mqtool.codecs.field_tables import Int64, Table, Timestamp, encode_table
+from mqtool.spelling import counted
 
 log = logging.getLogger("mqtool.broker.embedded")
 
@@ -65,7 +66,6 @@ class StreamQueueReader:
             older; otherwise the search begins in the last segment whose first chunk is not younger.
 
     Attributes:
-        offset: the offset of the next message to be read.
         is_tired: True if read() has returned no chunk because it skipped or indexed many, not because it reached the
             end.
     """
@@ -79,10 +79,10 @@ class StreamQueueReader:
         if since is not None:
             last = next(stream.newest_first(), None)
             offset = stream.end if last is None or last.last_timestamp < since else stream.first_offset
-        self.offset = max(min(offset, stream.end), stream.first_offset)
-        self._segment = stream.segment_of(self.offset)
+        offset = max(min(offset, stream.end), stream.first_offset)
+        self._segment = stream.segment_of(offset)
         self._position = 0
-        self._seeking = self._seek(since if self.offset < stream.end else None)
+        self._seeking = self._seek(offset, since if offset < stream.end else None)
         self._is_placed = next(self._seeking, True)
 
     def read(self) -> list[StoredChunk]:
@@ -99,9 +99,7 @@ class StreamQueueReader:
         while not self._stream.deleted:
             segment, start = self._segment, self._position
             if start < segment.size and self._is_kept(segment):
-                chunks = self._read_block()
-                if chunks:
-                    self.offset = chunks[-1].end
+                if chunks := self._read_block():
                     return chunks
             else:
                 following = self._stream.segment_after(segment)
@@ -114,7 +112,7 @@ class StreamQueueReader:
                 return []
         return []
 
-    def _seek(self, since: int | None) -> Iterator[bool]:
+    def _seek(self, offset: int, since: int | None) -> Iterator[bool]:
         """Find the position to start at. Yields False before each turn that takes long."""
         if since is not None:
             for number, segment in enumerate(self._stream.newest_first()):
@@ -125,8 +123,7 @@ class StreamQueueReader:
                 self._segment, begun = segment, segment.first_timestamp
                 if begun is not None and begun <= since:
                     break
-            self.offset = self._segment.base
-        elif self.offset <= self._segment.base:
+        elif offset <= self._segment.base:
             return
         segment = self._segment
         if not segment.is_indexed:
@@ -135,7 +132,7 @@ class StreamQueueReader:
             segment.index_some(INDEX_AT_ONCE)
             yield False
         if self._is_kept(segment):
-            self._position = segment.position_of(self.offset) if since is None else segment.position_at(since)
+            self._position = segment.position_of(offset) if since is None else segment.position_at(since)
 
     def _is_kept(self, segment: Segment) -> bool:
         return not self._stream.deleted and segment is self._stream.segment_of(segment.base)
@@ -150,13 +147,13 @@ class StreamQueueReader:
                 break
             self._position += header.length
             if not is_sound(header, block, at):
-                log.error("a damaged chunk with %d messages is skipped", header.records)
+                log.error("a damaged chunk with %s is skipped", counted(header.records))
             elif header.kind == USER and self._is_wanted(header, block, at):
                 raw = block[at : at + HEADER_SIZE + header.size]
                 end = header.offset + header.records
                 chunks.append(StoredChunk(raw, header.offset, end, header.entries, header.timestamp))
         if self._position == start:
-            log.error("the rest of a damaged segment is skipped: %d bytes", segment.size - start)
+            log.error("the rest of a damaged segment is skipped: %s", counted(segment.size - start, "byte"))
             self._position = segment.size
         return chunks
 
