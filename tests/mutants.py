@@ -149,6 +149,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     f"{_BROKER}/amqp10/sql_filter.py": (f"{_EMBEDDED}/test_filters10.py",),
     f"{_BROKER}/model": (_EMBEDDED, _SIMULATION),
     f"{_BROKER}/model/applied_policies.py": (f"{_EMBEDDED}/test_applied_policies.py",),
+    **{f"{_BROKER}/model/{name}.py": (f"{_EMBEDDED}/test_amqp_errors.py",) for name in ("amqp_errors", "names")},
     f"{_BROKER}/model/amqp_message.py": (f"{_EMBEDDED}/test_amqp_message.py", f"{_EMBEDDED}/test_dead_lettering.py"),
     f"{_BROKER}/model/backlog.py": (f"{_EMBEDDED}/test_backlog.py",),
     f"{_BROKER}/model/broker.py": (f"{_EMBEDDED}/test_broker.py", f"{_EMBEDDED}/test_users.py"),
@@ -164,6 +165,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     ),
     f"{_BROKER}/model/footprint.py": (f"{_EMBEDDED}/test_footprint.py",),
     f"{_BROKER}/model/ledger.py": (f"{_EMBEDDED}/test_ledger.py", f"{_EMBEDDED}/test_memory_limit.py"),
+    f"{_BROKER}/model/message_events.py": (f"{_EMBEDDED}/test_message_events.py",),
     f"{_BROKER}/model/protocol_conversion.py": (
         f"{_EMBEDDED}/test_protocol_conversion.py",
         f"{_EMBEDDED}/test_sectioned.py",

@@ -86,7 +86,7 @@ class _Unconfirmed:
 
     def take(self, channel: object, settled: range) -> list[tuple[int, int]]:
         """Remove and return those that are settled."""
-        waiting = self._publishes.get(channel, deque())
+        waiting = self._publishes.get(channel)
         found = []
         while waiting and waiting[0][0] < settled.stop:
             found.append(waiting.popleft())
@@ -327,10 +327,9 @@ class MessageEvents:
                 self.shown[entry.position] = queue.name, False
                 yield entry, {"queue": queue.name, "consumer": self._name_of(consumer, queue)}
         for queue in self._vhost.queues.values():
-            if queue.kind != "stream":
-                for entry in islice(in_memory(queue), LISTED):
-                    self.shown[entry.position] = queue.name, True
-                    yield entry, {"queue": queue.name}
+            for entry in islice(in_memory(queue), LISTED):
+                self.shown[entry.position] = queue.name, True
+                yield entry, {"queue": queue.name}
 
     def _origin(self, source: object) -> dict[str, Any]:
         """Describe where a message comes from: a client, a queue that dead-lettered it, or an exchange that held it."""
@@ -366,10 +365,7 @@ def _paths(vhost: VirtualHost, message: BrokerMessage, queues: Iterable[BrokerQu
     wanted = set(queues)
     while todo and wanted:
         exchange = todo.pop(0)
-        if exchange.name == "":
-            found: Collection[BrokerDestination] = [vhost.queues[key] for key in keys if key in vhost.queues]
-        else:
-            found = exchange.match(keys, message.headers)
+        found: Collection[BrokerDestination] = exchange.match(keys, message.headers)
         if not found and exchange.alternate in vhost.exchanges:
             found = [vhost.exchanges[exchange.alternate]]
         for each in found:
@@ -379,5 +375,6 @@ def _paths(vhost: VirtualHost, message: BrokerMessage, queues: Iterable[BrokerQu
             elif isinstance(each, BrokerExchange) and each not in paths:
                 paths[each] = [*paths[exchange], each.name]
                 todo.append(each)
-    for queue in wanted:  # its binding was removed before the transaction was committed
+    # The default exchange has no bindings, and others may have been removed before a transaction was committed.
+    for queue in wanted:
         yield [message.exchange, queue.name]

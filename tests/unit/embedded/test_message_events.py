@@ -1,0 +1,485 @@
+"""The events of single messages, as `mqtool ui` shows them: see docs/reference/events.md."""
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mqtool.broker.embedded.model import message_events
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage, encode_address
+from mqtool.broker.embedded.model.backlog import BacklogEntry
+from mqtool.broker.embedded.model.exchange import BrokerExchange
+from mqtool.broker.embedded.model.message_events import EventFields, MessageEvents
+from mqtool.broker.embedded.model.queue import Why
+from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from mqtool.codecs.field_tables import Int32
+from tests.unit.embedded.test_queue import FakeClock, FakeConsumer, add_queue, message
+
+
+class Channel:
+    """A channel whose publishes are confirmed if it has a number for the next one."""
+
+    next: int | None = None
+
+
+@dataclass(eq=False)
+class Consumer(FakeConsumer):
+    client: object = field(default_factory=Channel)
+
+
+class Scene:
+    """A virtual host that is watched, with the queue `q`."""
+
+    def __init__(self, vhost: VirtualHost, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.vhost, self.clock = vhost, clock
+        self.seconds = 1000.0
+        times = {"monotonic": lambda: self.seconds, "monotonic_ns": lambda: 10**12, "time": lambda: 1_700_000_000.5}
+        monkeypatch.setattr(message_events, "time", SimpleNamespace(**times))
+        self.q = add_queue(vhost)
+        self.channel = Channel()
+        self.found = MessageEvents(
+            vhost,
+            lambda source: {"client": type(source).__name__},
+            lambda source: source.next if isinstance(source, Channel) else None,
+            lambda consumer, queue: None if consumer is None else f"{queue.name}/{consumer.tag}",
+        )
+        vhost.watch(self.found)
+        self.found.refill()
+        self.seen = self.found.number
+
+    def publish(self, key: str = "q", exchange: str = "", **headers: Any) -> BrokerMessage:
+        table = {name.replace("_", "-"): value for name, value in headers.items()}
+        sent = message(key=key, headers=table).replace(address=(exchange, key))
+        routing = self.vhost.route(self.vhost.exchanges[exchange], sent)
+        if routing.message.address not in self.found.skipped:
+            routing.source = self.channel
+        self.vhost.enqueue(routing)
+        return routing.message
+
+    def events(self) -> list[EventFields]:
+        """Return the events since the last call."""
+        found = self.found.since(self.seen)
+        assert found is not None
+        self.seen = self.found.number
+        assert [each.number for each in found] == sorted({each.number for each in found})
+        assert all((each.message is not None) == (each.fields["what"] in _WITH_MESSAGE) for each in found)
+        return [each.fields for each in found]
+
+    def what(self) -> list[str]:
+        return [each["what"] for each in self.events()]
+
+    def get(self, *, no_ack: bool = False) -> BacklogEntry:
+        entry = self.q.get(no_ack=no_ack)
+        assert entry is not None
+        return entry
+
+    def exhaust(self) -> None:
+        """Report so many events that no new message is shown before the next request."""
+        for _ in range(50):
+            self.found.unknown_address(self.channel, "x")
+        self.events()
+
+    def pass_by(self, seconds: float) -> None:
+        """A request arrives after this many seconds."""
+        self.seconds += seconds
+        self.found.refill()
+
+
+_WITH_MESSAGE = ("published", "replied", "unknown-exchange")
+_FROM = {"client": "Channel"}
+
+
+@pytest.fixture
+def scene(vhost: VirtualHost, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> Scene:
+    return Scene(vhost, clock, monkeypatch)
+
+
+# What happens to a message
+
+
+def test_a_message_is_shown_from_its_publication_to_its_acknowledgement(scene: Scene) -> None:
+    """The events of a message are its publication, its arrival in a queue, its deliveries, in between why it was
+    requeued, and its acknowledgement. They name its copy in the queue.
+    """
+    before, consumer = scene.found.number, Consumer()
+    scene.publish()
+    entry = scene.get()
+    scene.q.requeue([entry], Why.REJECTED)
+    scene.clock.pass_by(0)
+    assert scene.found.shown == {entry.position: ("q", True)}
+    scene.get()
+    scene.found.delivered(scene.q, entry, consumer, no_ack=False)
+    scene.q.acknowledge(entry)
+    of = {"queue": "q", "copy": entry.position}
+    got = {"what": "delivered", **of, "consumer": None, "to": None, "no_ack": False}
+    assert scene.events() == [
+        {"what": "published", "message": 1, "from": _FROM, "paths": [["", "q"]]},
+        {"what": "ready", "message": 1, **of},
+        got | {"redelivered": False},
+        {"what": "requeued", **of, "why": "rejected"},
+        got | {"redelivered": True},
+        got | {"redelivered": True, "consumer": "q/t", "to": _FROM},
+        {"what": "acknowledged", **of},
+    ]
+    assert scene.found.shown == {}
+    first = scene.found.since(before)
+    assert first is not None
+    assert (first[0].number, first[0].at, first[0].message is entry.message) == (before + 1, 1_700_000_000.5, True)
+    scene.publish()
+    last = scene.get(no_ack=True)
+    assert scene.events()[0]["message"] == 2
+    assert (scene.found.shown, last.position) == ({}, entry.position + 1)
+
+
+def test_a_ready_message_that_was_purged_or_whose_queue_was_deleted_is_not_shown_any_more(scene: Scene) -> None:
+    """When a queue is purged, all its ready messages are gone; unacknowledged ones, and those of other queues, stay. A
+    message that is requeued to a deleted queue has no more events.
+    """
+    other = add_queue(scene.vhost, "other")
+    for key in ("q", "q", "other"):
+        scene.publish(key)
+    entry = scene.get()
+    scene.events()
+    scene.q.purge()
+    assert scene.events() == [{"what": "purged", "queue": "q"}]
+    kept = [position for position, (_, is_ready) in scene.found.shown.items() if not is_ready]
+    assert (kept, len(scene.found.shown)) == ([entry.position], 2)
+    scene.q.delete()
+    scene.q.requeue([entry])
+    scene.clock.pass_by(0)
+    assert scene.what() == ["purged"]
+    assert {*scene.found.shown.values()} == {("other", True)}
+    assert other.get(no_ack=True) is not None
+
+
+def test_a_dead_letter_is_shown_until_it_is_in_its_next_queue(scene: Scene) -> None:
+    """A dead letter has the events of its end in the first queue, and of its publication by this queue, however many
+    other messages are shown. Without a dead-letter exchange, it is discarded; without a queue, it is dropped.
+    """
+    source = add_queue(scene.vhost, "source", x_dead_letter_exchange="", x_dead_letter_routing_key="q")
+    nowhere = add_queue(scene.vhost, "nowhere", x_dead_letter_exchange="", x_dead_letter_routing_key="missing")
+    for key in ("source", "nowhere", "q"):
+        scene.publish(key)
+    taken = [(queue, queue.get(no_ack=False)) for queue in (source, nowhere, scene.q)]
+    scene.exhaust()
+    for queue, entry in taken:
+        assert entry is not None
+        queue.reject(entry)
+    scene.clock.pass_by(1)
+    events = scene.events()
+    assert [each["what"] for each in events] == [
+        "dead-lettered", "published", "ready", "dead-lettered", "published", "dropped", "discarded",
+    ]  # fmt: skip
+    copies = [entry.position for _, entry in taken if entry is not None]
+    ended = {"what": "dead-lettered", "queue": "source", "copy": copies[0], "reason": "rejected", "exchange": ""}
+    assert (events[0], events[3]) == (ended, ended | {"queue": "nowhere", "copy": copies[1]})
+    assert events[6] == {"what": "discarded", "queue": "q", "copy": copies[2], "reason": "rejected"}
+    origin = {"queue": "source", "reason": "rejected"}
+    assert events[1] == {"what": "published", "message": 4, "from": origin, "paths": [["", "q"]]}
+    assert (events[2]["message"], events[4]["paths"], events[5]) == (4, [], {"what": "dropped", "message": 5})
+
+
+def test_a_delayed_message_is_shown_until_its_delay_is_over(scene: Scene) -> None:
+    """A message that an x-delayed-message exchange holds back is delayed until a time. Then the exchange publishes it,
+    and it is in a queue, or dropped.
+    """
+    exchange = BrokerExchange("d", "x-delayed-message", arguments={"x-delayed-type": "direct"})
+    scene.vhost.add_exchange(exchange)
+    scene.vhost.bind(exchange, scene.q, "q", {})
+    scene.events()
+    scene.publish("q", "d", x_delay=Int32(5))
+    scene.publish("lost", "d", x_delay=Int32(6))
+    now = scene.clock.now()
+    published, delayed, *others = scene.events()
+    assert published == {"what": "published", "message": 1, "from": _FROM, "paths": []}
+    copy = delayed["copy"]
+    assert delayed == {"what": "delayed", "message": 1, "exchange": "d", "copy": copy, "until": now + 5}
+    assert [each["what"] for each in others] == ["published", "delayed"]
+    assert scene.found.shown == {copy: ("d", True), copy + 1: ("d", True)}
+    assert scene.found.publishing == {}
+    scene.exhaust()
+    scene.clock.pass_by(10)
+    released = {"what": "published", "message": 3, "from": {"exchange": "d", "copy": copy}, "paths": [["d", "q"]]}
+    events = scene.events()
+    assert events[0] == released
+    assert [each["what"] for each in events] == ["published", "ready", "published", "dropped"]
+    assert {*scene.found.shown.values()} == {("q", True)}
+
+
+def test_a_delayed_message_that_is_not_shown_has_no_events(scene: Scene) -> None:
+    """If a message is delayed while its address is skipped, it has no events, also when its delay is over, and the next
+    message with this address is not taken for it.
+    """
+    exchange = BrokerExchange("d", "x-delayed-message", arguments={"x-delayed-type": "direct"})
+    scene.vhost.add_exchange(exchange)
+    scene.vhost.bind(exchange, scene.q, "q", {})
+    scene.exhaust()
+    scene.publish("q", "d")
+    scene.publish("q", "d", x_delay=Int32(5))
+    scene.clock.pass_by(10)
+    assert (scene.events(), len(scene.q.backlog)) == ([], 2)
+    scene.publish("q", "d", x_delay=Int32(5))
+    scene.pass_by(1)
+    scene.publish("q", "d")
+    assert scene.what() == ["published", "ready"]
+
+
+def test_an_unroutable_or_refused_message_is_shown_as_such(scene: Scene) -> None:
+    """A message for which there is no queue is returned or dropped; a full queue refuses it. If the message is not
+    shown, neither is this.
+    """
+    add_queue(scene.vhost, "full", x_max_length=Int32(0), x_overflow="reject-publish")
+    lost = scene.publish("missing")
+    scene.found.unroutable(lost, returned=True)
+    scene.found.unroutable(lost, returned=False)
+    scene.publish("full")
+    events = scene.events()
+    assert [each["what"] for each in events] == ["published", "returned", "dropped", "published", "refused"]
+    assert (events[0]["paths"], events[1:3]) == (
+        [], [{"what": "returned", "message": 1}, {"what": "dropped", "message": 1}]
+    )  # fmt: skip
+    assert events[4] == {"what": "refused", "message": 2, "queue": "full"}
+    scene.pass_by(0)
+    scene.found.unroutable(lost, returned=True)
+    scene.found.refused(scene.q, lost)
+    assert scene.events() == []
+
+
+def test_a_confirm_is_shown_with_the_messages_that_it_confirms(scene: Scene) -> None:
+    """A publisher confirm is shown with the number of messages that it confirms, and those of them that are shown. Each
+    nacked message is shown by itself. Confirms without messages that are shown are not shown.
+    """
+    for number in (1, 3, 4, 7):
+        scene.channel.next = number
+        scene.publish()
+    scene.channel.next = None
+    scene.publish()
+    scene.events()
+    scene.found.confirmed(scene.channel, range(1, 1), [])
+    scene.found.confirmed(Channel(), range(1, 9), [])
+    scene.found.confirmed(scene.channel, range(1, 5), [2, 3])
+    scene.found.confirmed(scene.channel, range(5, 7), [])
+    scene.found.confirmed(scene.channel, range(7, 8), [7])
+    scene.found.confirmed(scene.channel, range(1, 9), [])
+    confirmed = {"what": "confirmed", "from": _FROM}
+    assert scene.events() == [
+        confirmed | {"messages": [2], "count": 1, "nack": True},
+        confirmed | {"messages": [1, 3], "count": 2, "nack": False},
+        confirmed | {"messages": [4], "count": 1, "nack": True},
+    ]
+
+
+def test_a_path_leads_through_all_exchanges_to_each_queue(scene: Scene) -> None:
+    """The paths of a message contain the exchanges that it passes through, also alternate ones and those bound to each
+    other in a circle, and then one queue each. The shortest path to each queue is shown.
+    """
+    vhost = scene.vhost
+    first = BrokerExchange("first", "fanout")
+    second = BrokerExchange("second", "direct", arguments={"alternate-exchange": "last"})
+    last, far, unused = BrokerExchange("last", "fanout"), BrokerExchange("far", "headers"), add_queue(vhost, "unused")
+    a, b, c, d = (add_queue(vhost, name) for name in "abcd")
+    for exchange in (first, second, last, far):
+        vhost.add_exchange(exchange)
+    bindings: list[tuple[BrokerExchange, Any, str]] = [
+        (first, second, ""), (first, a, ""), (second, first, "k"), (second, a, "k"), (second, b, "cc"), (last, c, ""),
+        (first, last, ""),
+    ]  # fmt: skip
+    for source, destination, key in bindings:
+        vhost.bind(source, destination, key, {})
+    vhost.bind(last, far, "", {})
+    vhost.bind(far, d, "", {"h": "yes"})
+    scene.events()
+    scene.publish("k", "first", CC=["cc"], h="yes")
+    scene.publish("none", "second")
+    scene.publish("a", "", BCC=["b", "missing"])
+    scene.pass_by(1)
+    published = [each["paths"] for each in scene.events() if each["what"] == "published"]
+    assert [sorted(paths) for paths in published] == [
+        [["first", "a"], ["first", "last", "c"], ["first", "last", "far", "d"], ["first", "second", "b"]],
+        [["second", "last", "c"]],
+        [["", "a"], ["", "b"]],
+    ]  # fmt: skip
+    routing = vhost.route(first, message(key="k").replace(address=("first", "k")))
+    vhost.delete_exchange(first)
+    vhost.enqueue(routing)
+    assert sorted(scene.events()[0]["paths"]) == [["first", "a"], ["first", "c"]]
+    assert not unused.unacked
+
+
+# Streams, and events without a message of their own
+
+
+def test_a_message_in_a_stream_is_shown_with_its_readers(scene: Scene) -> None:
+    """A message that is published to a stream over AMQP or the stream protocol is appended, and read by each consumer.
+    Messages that are not shown only count in the offsets of the readers.
+    """
+    stream = add_queue(scene.vhost, "s", durable=True, x_queue_type="stream")
+    scene.events()
+    scene.publish("s")
+    scene.found.streamed(scene.channel, "s", iter([(5, message(key="s")), (6, message(key="s"))]))
+    published, appended = {"what": "published", "from": _FROM}, {"what": "appended", "queue": "s"}
+    assert scene.events() == [
+        published | {"message": 1, "paths": [["", "s"]]},
+        appended | {"message": 1, "copy": 0},
+        published | {"message": 2, "paths": [["s"]]},
+        appended | {"message": 2, "copy": 5},
+        published | {"message": 3, "paths": [["s"]]},
+        appended | {"message": 3, "copy": 6},
+    ]
+    for position in (5, 7):
+        scene.found.delivered(stream, BacklogEntry(message(), position), Consumer(), no_ack=False)
+    scene.found.read("s", range(4, 7), "reader", scene.channel)
+    scene.found.read("other", range(4, 7), "reader", scene.channel)
+    read = {"what": "read", "queue": "s", "to": _FROM}
+    assert scene.events() == [
+        read | {"copy": 5, "consumer": "s/t", "no_ack": False},
+        read | {"copy": 5, "consumer": "reader", "no_ack": True, "offset": 6},
+        read | {"copy": 6, "consumer": "reader", "no_ack": True, "offset": 6},
+    ]
+    assert (scene.found.readers, scene.found.shown) == ({"s/t": 7}, {})
+
+
+def test_a_stored_offset_a_reply_and_an_unknown_name_are_shown(scene: Scene) -> None:
+    """Offsets that clients store in streams, direct replies, and unknown exchanges and addresses are shown. An offset
+    that is reset, which clients do by storing -1 as an unsigned number, is -1.
+    """
+    add_queue(scene.vhost, "s", durable=True, x_queue_type="stream")
+    scene.events()
+    scene.found.stored("s", "reader", 2**63 - 1, scene.channel)
+    scene.found.stored("s", "reader", 2**64 - 1, scene.channel)
+    scene.found.stored("gone", "reader", 2**63, scene.channel)
+    assert scene.found.offsets == {"s": ("reader", -1), "gone": ("reader", -1)}
+    scene.found.replied(scene.channel, message(), None)
+    scene.found.replied(None, message(), scene.channel)
+    scene.found.unknown_exchange(scene.channel, message())
+    scene.found.unknown_address(scene.channel, "/queues/x")
+    stored = {"what": "stored", "queue": "s", "name": "reader", "offset": 2**63 - 1, "from": _FROM}
+    assert scene.events() == [
+        stored,
+        stored | {"offset": -1},
+        stored | {"queue": "gone", "offset": -1},
+        {"what": "replied", "message": 1, "from": _FROM, "to": {"client": "NoneType"}},
+        {"what": "replied", "message": 2, "from": {"client": "NoneType"}, "to": _FROM},
+        {"what": "unknown-exchange", "from": _FROM},
+        {"what": "unknown-address", "from": _FROM, "address": "/queues/x"},
+    ]
+    scene.found.readers["r"] = 5
+    before = scene.found.number, scene.found.changes
+    scene.found.changed()
+    assert (scene.found.number, scene.found.changes) == (before[0] + 1, before[1] + 1)
+    assert (scene.found.offsets, scene.found.readers) == ({"s": ("reader", -1)}, {})
+
+
+# How much is shown
+
+
+def test_of_many_messages_only_some_are_shown(scene: Scene) -> None:
+    """Between two requests, 50 new messages are shown, 20 of them with the same exchange and routing key, and 100 in a
+    second. The others are skipped until the next request.
+    """
+    add_queue(scene.vhost, "other")
+
+    def shown(*keys: str) -> list[int]:
+        for key in keys:
+            for _ in range(60):
+                scene.publish(key)
+        addresses = [each.message.address for each in scene.found.since(scene.seen) or () if each.message is not None]
+        scene.events()
+        return [addresses.count(encode_address("", key)) for key in keys]
+
+    assert shown("q", "other", "a", "b") == [20, 20, 10, 0]
+    assert scene.found.skipped == {encode_address("", key) for key in ("q", "other", "a", "b")}
+    assert shown("q") == [0]
+    scene.pass_by(0.25)
+    assert scene.found.skipped == set()
+    assert shown("q") == [0], "the same second"
+    assert shown("c", "d") == [20, 5]
+    scene.pass_by(0.75)
+    assert shown("q", "c", "d") == [20, 20, 10]
+    scene.pass_by(100)
+    assert shown("q", "c", "d") == [20, 20, 10]
+    scene.pass_by(1)
+    for stream in ("s", "t\udcff", "s"):
+        scene.found.streamed(scene.channel, stream, iter([(number, message()) for number in range(30)]))
+    assert scene.what() == ["published", "appended"] * 40
+
+
+def test_events_without_messages_are_limited_as_well(scene: Scene) -> None:
+    """Of the events that belong to no published message, at most 50 are shown between two requests. A stored offset
+    counts even if it is not shown.
+    """
+    for number in range(60):
+        scene.found.stored("s", "r", number, scene.channel)
+    assert len(scene.events()) == 50
+    assert scene.found.offsets == {"s": ("r", 59)}
+    scene.found.replied(scene.channel, message(), scene.channel)
+    scene.found.unknown_exchange(scene.channel, message())
+    scene.found.unknown_address(scene.channel, "x")
+    scene.found.streamed(scene.channel, "s", iter([(1, message())]))
+    scene.publish()
+    assert scene.events() == []
+    scene.pass_by(0.015)
+    scene.found.unknown_address(scene.channel, "x")
+    scene.found.unknown_address(scene.channel, "x")
+    assert len(scene.events()) == 1
+
+
+def test_at_most_2000_messages_are_shown_at_the_same_time(scene: Scene) -> None:
+    """While 2,000 messages are shown, no new ones are. At most 1,000 addresses are kept as skipped ones."""
+    scene.found.shown = dict.fromkeys(range(10_000, 11_999), ("q", True))
+    scene.publish("q")
+    for number in range(1100):
+        scene.publish(str(number))
+    assert scene.what() == ["published", "ready"]
+    assert len(scene.found.skipped) == 1000
+
+
+def test_only_the_latest_4000_events_are_kept(scene: Scene) -> None:
+    """The latest 4,000 events can be read. If older ones are wanted, or some that have not happened, there are none."""
+    start = scene.found.number
+    assert scene.found.since(start) == []
+    for _ in range(4001):
+        scene.found.emptied(scene.q)
+    assert scene.found.since(start) is None
+    kept = scene.found.since(start + 1)
+    assert kept is not None
+    assert [each.number for each in kept] == [*range(start + 2, start + 4002)]
+    assert [each.number for each in scene.found.since(start + 4000) or ()] == [start + 4001]
+    assert scene.found.since(start + 4001) == []
+    assert scene.found.since(start + 4002) is None
+
+
+def test_numbers_of_events_are_not_used_again_after_a_restart(scene: Scene) -> None:
+    """The numbers of events begin with a time in microseconds, so they are larger than those before a restart."""
+    assert scene.found.number == 10**9
+    assert scene.found.asked == scene.seconds
+
+
+def test_the_messages_that_are_waiting_are_listed_and_shown_from_then_on(scene: Scene) -> None:
+    """A request without a number lists the first 20 messages of each queue, the unacknowledged ones and the delayed
+    ones, up to 1,000. From then on, their events are shown.
+    """
+    exchange = BrokerExchange("d", "x-delayed-message", arguments={"x-delayed-type": "direct"})
+    scene.vhost.add_exchange(exchange)
+    stream = add_queue(scene.vhost, "s", durable=True, x_queue_type="stream")
+    scene.exhaust()
+    for _ in range(25):
+        scene.publish("q")
+        scene.publish("s")
+        scene.publish("q", "d", x_delay=Int32(5))
+    entry, consumer = scene.get(), Consumer()
+    unacknowledged = [(scene.q, entry, consumer), (stream, BacklogEntry(message(), 7), consumer)]
+    found = scene.found.waiting(unacknowledged)
+    places = [place for _, place in found]
+    assert (
+        places
+        == [{"exchange": "d", "until": scene.clock.now() + 5}] * 20
+        + [{"queue": "q", "consumer": "q/t"}]
+        + [{"queue": "q"}] * 20
+    )
+    states = [scene.found.shown[each.position] for each, _ in found]
+    assert states == [("d", True)] * 20 + [("q", False)] + [("q", True)] * 20
+    scene.q.acknowledge(entry)
+    assert scene.what() == ["acknowledged"]
+    assert len(scene.found.waiting([(scene.q, entry, None)] * 2000)) == 1000
