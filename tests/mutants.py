@@ -130,6 +130,11 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     "mqtool/benching/run.py": ("tests/unit/test_bench_run.py", "tests/unit/test_benching.py"),
     f"{_BROKER}/amqp10": (_EMBEDDED, _SIMULATION),
     f"{_BROKER}/amqp10/addresses.py": (f"{_EMBEDDED}/test_addresses10.py",),
+    f"{_BROKER}/amqp10/amqp10_connection.py": (f"{_EMBEDDED}/test_connections10.py",),
+    f"{_BROKER}/amqp10/amqp10_socket.py": (
+        f"{_EMBEDDED}/test_connections10.py",
+        f"{_EMBEDDED}/test_certificate_names.py",
+    ),
     f"{_BROKER}/amqp10/amqp10_session.py": (
         f"{_EMBEDDED}/test_sessions10.py",
         f"{_EMBEDDED}/test_publishing10.py",

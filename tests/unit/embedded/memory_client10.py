@@ -47,20 +47,33 @@ class MemoryClient10(asyncio.Transport):
 
     Args:
         loop: the event loop, which runs only while the client waits for an answer.
-        begin: log in as guest, open the connection, and begin a session on channel 0.
+        begin: begin a session on channel 0.
+        opened: log in and open the connection.
+        extra: more information about the transport, such as the client's certificate.
 
     Attributes:
         unread: the bytes that the client has not read yet, as the broker sees it.
+        closed: True once the broker has closed the socket.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, broker: Broker, *, user: str = "guest", begin: bool = True
+        self,
+        loop: asyncio.AbstractEventLoop,
+        broker: Broker,
+        *,
+        user: str = "guest",
+        begin: bool = True,
+        opened: bool = True,
+        extra: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__({"peername": ("127.0.0.1", 50_000), "sockname": ("127.0.0.1", 5672)})
+        super().__init__({"peername": ("127.0.0.1", 50_000), "sockname": ("127.0.0.1", 5672), **(extra or {})})
         self.loop = loop
         self.writes: list[bytes] = []
         self.unread = 0
+        self.closed = False
         self.connection = loop.run_until_complete(self._connected(broker))
+        if not opened:
+            return
         self.write_frames(SASL_HEADER)
         self.write_frames(encoded(INIT, Symbol("PLAIN"), f"\0{user}\0guest".encode(), kind=1))
         self.write_frames(AMQP_HEADER)
@@ -92,7 +105,7 @@ class MemoryClient10(asyncio.Transport):
         """Do nothing."""
 
     def close(self) -> None:
-        """Do nothing."""
+        self.closed = True
 
     def write_frames(self, data: bytes) -> list[bytes]:
         """Send bytes in one write; return what the broker writes then."""

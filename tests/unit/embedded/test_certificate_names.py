@@ -14,7 +14,10 @@ from mqtool.broker.embedded.amqp10.amqp10_socket import escape_name
         (" a ", r"\ a\ "),
         ("#a#", r"\#a#"),
         ("é\n", r"\C3\A9\0A"),
+        ("a ", r"a\ "),
         (" ", r"\ "),
+        ("|}~", r"|}\7E"),
+        ("\udcff", r"\FF"),
         ("", ""),
     ],
 )
