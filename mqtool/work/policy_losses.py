@@ -152,16 +152,17 @@ def _of_queue(view: Json, depth: Depth | None, before: _Limits, after: _Limits) 
         yield Loss(name, there, f"is deleted with {counted(there)} if it is not used for {unused}", of_queue=True)
     if not after.drops:
         return
-    verb = "dead-letters" if after.dead_letters else "drops"
+    verb = "dead-letter" if after.dead_letters else "drop"
     beyond = 0 if after.length is None else max(0, ready - after.length)
-    size, in_bytes, about = view.get("message_bytes_ready"), 0, "about"
-    if after.size is not None and ready:
-        if size:  # as many messages as the API counted; if it has not counted them, as many as there are
-            in_bytes = max(0, ready - after.size * (reported or ready) // size)
-        else:
-            in_bytes, about = ready, "up to"
+    size, in_bytes = view.get("message_bytes_ready"), 0
+    if after.size is not None and size:  # of as many messages as the API counted; if it has not, as there are
+        in_bytes = max(0, ready - after.size * (reported or ready) // size)
     if beyond and beyond >= in_bytes:
-        yield Loss(name, beyond, f"{verb} {beyond:,} of {counted(ready)}: max-length is {after.length:,}")
+        yield Loss(name, beyond, f"{verb}s {beyond:,} of {counted(ready)}: max-length is {after.length:,}")
     elif in_bytes:
-        limit = f"max-length-bytes is {after.size:,}"
-        yield Loss(name, in_bytes, f"{verb} {about} {in_bytes:,} of {counted(ready)}: {limit}")
+        yield Loss(
+            name, in_bytes, f"{verb}s about {in_bytes:,} of {counted(ready)}: max-length-bytes is {after.size:,}"
+        )
+    elif after.size is not None and ready and not size:  # the bodies are empty, or were published seconds ago
+        limit = f"max-length-bytes is {after.size:,}, and the broker has counted no bytes of them so far"
+        yield Loss(name, None, f"may {verb} some of {counted(ready)}: {limit}")

@@ -1,4 +1,4 @@
-"""A terminal of its own for a command, of 80 columns and 24 lines, with somebody who types."""
+"""A terminal of its own for a command, of 80 columns, or fewer, and 24 lines, with somebody who types."""
 
 import json
 import sys
@@ -13,8 +13,8 @@ child, terminal = pty.fork()
 if not child:
     os.environ["TERM"] = "xterm"
     del os.environ["COLUMNS"]
-    fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    os.execvp(sys.argv[3], sys.argv[3:])
+    fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, int(sys.argv[3]), 0, 0))
+    os.execvp(sys.argv[4], sys.argv[4:])
 seen, answered = b"", 0
 while True:
     try:
@@ -33,10 +33,10 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
-def on_terminal(shell: Shell, *command: str, keys: Sequence[str] = (), cue: str = "") -> Result:
+def on_terminal(shell: Shell, *command: str, keys: Sequence[str] = (), cue: str = "", columns: int = 80) -> Result:
     """Run a command to its end; what it prints there, stdout and stderr alike, is the result's stdout.
 
     Args:
         keys: are typed one by one, each when the cue has appeared once more.
     """
-    return shell.run(sys.executable, "-IS", "-c", _PLAY, json.dumps(list(keys)), cue, *command)
+    return shell.run(sys.executable, "-IS", "-c", _PLAY, json.dumps(list(keys)), cue, str(columns), *command)

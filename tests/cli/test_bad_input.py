@@ -91,6 +91,10 @@ COMMAND_LINE = [
     Case("send x -u amqps://localhost --tls-ca nowhere", 2, "cannot use the TLS files nowhere: No such file", "PEM"),
     Case("send x -u amqps://localhost --tls-key key", 2, "needs its certificate", "--tls-cert"),
     Case("send x -u amqp://localhost --tls-ca ca.pem", 2, "the broker's URL does not use TLS", "amqps://"),
+    # Settings of queues.
+    Case(
+        "receive -q there --queue-type clasic", 2, "'clasic' is not one of 'classic', 'quorum', 'stream'", "'classic'?"
+    ),
     # Headers and properties.
     Case("send x -H nothing", 2, "'nothing' is not a header", "hint: mqtool send --header KEY=VALUE"),
     Case("send x -H =value", 2, "'=value' is not a header"),
@@ -224,7 +228,7 @@ BROKER = [
     Case("send x --property expiration=99999999999999", 65, "invalid expiration '99999999999999'", "milliseconds"),
     Case("send x --property user-id=nobody", 65, "user_id property set to 'nobody'", "who logged in"),
     # Declarations.
-    Case("receive --queue-type nonsense", 2, "unsupported queue type 'nonsense'", "see --queue-type"),
+    Case("receive --argument x-queue-type=nonsense", 2, "unsupported queue type 'nonsense'", "see --queue-type"),
     Case("receive --queue-type quorum --transient", 2, "invalid property 'non-durable'", "see --queue-type"),
     Case("send x --argument x-max-length=many", 2, "invalid arg 'x-max-length' for queue 'hello'", "--argument"),
     Case("send x -q there --strict", 78, "inequivalent arg", "another --dialect may match it"),

@@ -313,6 +313,22 @@ def test_mistakes_with_contexts_are_usage_errors(home: Shell) -> None:
     assert exported.stderr.startswith("mqtool: MQTOOL_CONTEXT: unknown context 'nothing'")
 
 
+def test_context_ls_leaves_out_columns_on_a_narrow_terminal_rather_than_break_a_url(home: Shell) -> None:
+    """If a terminal has no room for all columns, `context ls` leaves out the management API, and protection if
+    necessary, rather than break names or URLs. In a pipe, all columns are printed.
+    """
+    url = "amqp://ann@staging.example.com/shop"
+    home.run("mqtool", "context", "add", "staging", "--url", url, "--management", "http://staging.example.com:15672")
+    first = ["staging", url]
+    rows = {width: on_terminal(home, "mqtool", "context", "ls", columns=width).stdout for width in (110, 80, 60)}
+    assert [rows[width].splitlines()[-1].split() for width in (110, 80, 60)] == [
+        [*first, "http://staging.example.com:15672", "false", "false"],
+        [*first, "false", "false"],
+        [*first, "false"],
+    ]
+    assert len(home.run("mqtool", "context", "ls").stdout.split("\t")) == 5
+
+
 def test_contexts_added_at_the_same_time_are_all_kept(home: Shell) -> None:
     """If eight commands each add a context at the same time, the file contains all eight contexts. `context edit` does
     not replace a file that another command has changed in the meantime.

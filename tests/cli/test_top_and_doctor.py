@@ -465,3 +465,19 @@ def test_doctor_reports_that_guest_can_log_in_over_tls(
         assert [each.check for each in doctor._guest(access.management(), access)] == ["guest"]
         assert not [*doctor._guest(access.management(), access._replace(tls=TlsFiles()))]
     assert "not checked: the certificate" in capsys.readouterr().err
+
+
+@on_any_broker
+def test_top_once_leaves_out_columns_on_a_narrow_terminal_rather_than_break_a_name(watcher: Shell) -> None:
+    """If a terminal has no room for all columns, `top --once` leaves out rates, and the number of consumers if
+    necessary, rather than break the names of queues.
+    """
+    watcher.run("mqtool", "send", "-q", "invoices.dead-letters", "x")
+    rows = {}
+    for width in (100, 80, 60):
+        printed = on_terminal(watcher, "mqtool", "top", "--once", columns=width).stdout
+        [rows[width]] = [line.split() for line in printed.splitlines() if "invoices.dead-letters" in line]
+    counts = ["invoices.dead-letters", "1", "0"]
+    assert rows[100][:4] == rows[80][:4] == [*counts, "0"]
+    assert rows[100][-2:] == rows[80][4:] == rows[60][3:] == ["no", "consumer"]
+    assert rows[60][:3] == counts

@@ -377,6 +377,9 @@ def test_losses_are_reported_only_for_a_policy_that_would_apply() -> None:
     assert losses(api_with([strong], [], [queue()]), "v", four, not_counted, operator=True)[0].messages == 6
 
 
+UNCOUNTED = "max-length-bytes is 75, and the broker has counted no bytes of them so far"
+
+
 @pytest.mark.parametrize(
     ("new", "reported", "there", "loss"),
     [
@@ -390,11 +393,17 @@ def test_losses_are_reported_only_for_a_policy_that_would_apply() -> None:
          Loss("q", None, "may lose messages; the broker does not report how many")),
         (policy(overflow="reject-publish", max_length=4), {}, None, None),
         (policy(max_length_bytes=75), {}, Depth(10, 0),
-         Loss("q", 10, "drops up to 10 of 10 messages: max-length-bytes is 75")),
+         Loss("q", None, f"may drop some of 10 messages: {UNCOUNTED}")),
         (policy(max_length_bytes=75), queue(0), Depth(10, 0),
-         Loss("q", 10, "drops up to 10 of 10 messages: max-length-bytes is 75")),
+         Loss("q", None, f"may drop some of 10 messages: {UNCOUNTED}")),
         (policy(max_length_bytes=75), {"message_bytes_ready": 100}, Depth(10, 0),
          Loss("q", 3, "drops about 3 of 10 messages: max-length-bytes is 75")),
+        (policy(max_length_bytes=75), queue(message_bytes_ready=0), Depth(10, 0),
+         Loss("q", None, f"may drop some of 10 messages: {UNCOUNTED}")),
+        (policy(max_length_bytes=75, dead_letter_exchange="d"), queue(message_bytes_ready=0), Depth(10, 0),
+         Loss("q", None, f"may dead-letter some of 10 messages: {UNCOUNTED}")),
+        (policy(max_length_bytes=75, max_length=4), queue(message_bytes_ready=0), Depth(10, 0),
+         Loss("q", 6, "drops 6 of 10 messages: max-length is 4")),
         (policy(max_length_bytes=75), queue(5), Depth(10, 0),
          Loss("q", 3, "drops about 3 of 10 messages: max-length-bytes is 75")),
         (policy(max_length_bytes=75), queue(20), Depth(7, 0), None),
@@ -408,7 +417,8 @@ def test_losses_are_reported_only_for_a_policy_that_would_apply() -> None:
     ids=[
         "no statistics", "fewer were reported", "more were reported", "quorum queue without a leader", "nobody counted",
         "nobody counted, expiring", "nobody counted, rejecting", "bytes without statistics", "no bytes reported",
-        "only bytes reported", "fewer bytes reported", "more bytes reported", "no bytes of an empty queue",
+        "only bytes reported", "empty bodies", "dead letters with empty bodies", "max-length and empty bodies",
+        "fewer bytes reported", "more bytes reported", "no bytes of an empty queue",
         "expiring queue", "consumer was reported", "consumer was not reported",
     ],
 )  # fmt: skip
@@ -417,7 +427,8 @@ def test_a_loss_is_counted_from_the_messages_that_are_in_the_queue_now(
 ) -> None:
     """The management API's counts of a queue can be some seconds old, or missing. Before mqtool sets a policy, it
     therefore counts the queue's messages and consumers over AMQP. If there are no counts at all, mqtool says that the
-    queue may lose messages. If only the bytes are missing, mqtool says how many messages the queue may drop.
+    queue may lose messages. If only the bytes are missing, or are 0, mqtool says that the queue may drop some messages,
+    and why it does not know their number.
     """
     api = api_with(queues=[{"name": "q"} | reported])
     assert losses(api, "v", new, lambda _: there, operator=False) == ([loss] if loss else [])

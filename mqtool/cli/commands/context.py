@@ -29,6 +29,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", autocompletion=lambda: cont
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
 _COMMENTS_AT_THE_END = re.compile(r"(?:^[ \t]*(?:#.*)?\n)*\Z", re.MULTILINE)
 _COLUMNS = ("name", "url", "management", "protected", "in_use")
+_NARROW = (("name", "url", "protected", "in_use"), ("name", "url", "in_use"))
 
 
 def _pem(what: str) -> Any:
@@ -84,7 +85,8 @@ def add(
 def ls(as_json: AsJson = False) -> None:
     """List the contexts."""
     known = contexts.load()
-    if not layout.show_rows([_row(each, known) for each in known.known.values()], _COLUMNS, as_json=as_json):
+    rows = [_row(each, known) for each in known.known.values()]
+    if not layout.show_rows(rows, _COLUMNS, narrower=_NARROW, as_json=as_json):
         output.status("no contexts yet; 'mqtool context add' adds one")
 
 

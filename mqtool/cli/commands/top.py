@@ -150,7 +150,7 @@ def top(
     screen.descending = screen.order != "n"
     if once or not (output.is_terminal(0) and output.is_terminal(1)):
         rows = [screen.row(queue) for queue in screen.queues(None)]
-        if not layout.show_rows(rows, _SHOWN):
+        if not layout.show_rows(rows, _SHOWN, narrower=[columns for _, columns in reversed(_NARROW)]):
             output.status("no queues")
     else:
         Live(partial(_frame, screen, access.title), interval, screen.press).run()

@@ -25,11 +25,20 @@ _BETWEEN = r"[\t\n\r\\]"
 _WRITTEN = {"\t": r"\t", "\n": r"\n", "\r": r"\r", "\\": r"\\"}
 
 
-def show_rows(rows: "Iterable[Row]", columns: Sequence[str], *, as_json: bool = False) -> int:
-    """Print rows on stdout; return their number. In a pipe, each row is written as soon as it is read."""
+def show_rows(
+    rows: "Iterable[Row]", columns: Sequence[str], *, narrower: Sequence[Sequence[str]] = (), as_json: bool = False
+) -> int:
+    """Print rows on stdout; return their number. In a pipe, each row is written as soon as it is read.
+
+    Args:
+        narrower: the columns to show on a terminal that is too narrow for all columns: the first choice that fits, or
+            the last one.
+    """
     count = 0
     if not as_json and output.is_terminal(1):
         found = list(rows)
+        if narrower:
+            columns = next((each for each in (columns, *narrower) if _fits(found, each)), narrower[-1])
         if len(found) > _MANY:
             _draw_many(found, columns)
         elif found:
@@ -44,6 +53,20 @@ def show_rows(rows: "Iterable[Row]", columns: Sequence[str], *, as_json: bool = 
     return count
 
 
+def _fits(rows: "Sequence[Row]", columns: Sequence[str]) -> bool:
+    cells = [[_cell_text(row[name]) for name in columns] for row in rows]
+    return sum(_widths(columns, cells)) <= _room(columns)
+
+
+def _widths(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+
+
+def _room(columns: Sequence[str]) -> int:
+    """Return the width of the terminal without the gaps between these columns."""
+    return terminal().width - 2 * (len(columns) - 1)
+
+
 def _tabbed(value: Any) -> str:
     return re.sub(_BETWEEN, lambda match: _WRITTEN[match[0]], as_text(value))
 
@@ -54,8 +77,7 @@ def table(rows: "Sequence[Row]", columns: Sequence[str], warning: str | None = N
     from rich.text import Text
 
     cells = [[_cell_text(row[name]) for name in columns] for row in rows]
-    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-    room = terminal().width - 2 * (len(columns) - 1)
+    widths, room = _widths(columns, cells), _room(columns)
     is_wide = sum(widths) > room
     longest = max(widths)
     while not folded and longest > _NARROWEST and sum(min(width, longest) for width in widths) > room:
@@ -79,7 +101,7 @@ def table(rows: "Sequence[Row]", columns: Sequence[str], warning: str | None = N
 
 def _draw_many(rows: "Sequence[Row]", columns: Sequence[str]) -> None:
     cells = [[_cell_text(row[name]) for name in columns] for row in rows]
-    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    widths = _widths(columns, cells)
     right = [_is_number(rows[0][name]) for name in columns]
 
     def line(values: Iterable[str]) -> str:

@@ -1,7 +1,7 @@
 """Options for the name and settings of a queue, exchange or stream."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -65,13 +65,8 @@ class QueueOptions:
     queue: Annotated[str | None, queue_option("Queue")] = None
     durable: _Durable = None
     queue_type: Annotated[
-        str | None,
-        typer.Option(
-            help="classic, quorum or stream",
-            autocompletion=lambda: ["classic", "quorum", "stream"],
-            rich_help_panel="Topology",
-            metavar="TYPE",
-        ),
+        Literal["classic", "quorum", "stream"] | None,
+        typer.Option(help="classic, quorum or stream", rich_help_panel="Topology", metavar="TYPE"),
     ] = None
     arguments: _Arguments = None
 
