@@ -7,15 +7,15 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import wait
 from typing import Any
 
 import pika
 from pika import frame, spec
 from pika.adapters.select_connection import IOLoop
 
+from mqtool.amqp import io_thread
 from mqtool.amqp.channel import Channel
-from mqtool.amqp.io_thread import CHECK_INTERVAL, Answer
+from mqtool.amqp.io_thread import Answer
 from mqtool.amqp.pika_private import FastConnection
 from mqtool.message import Message
 
@@ -53,7 +53,7 @@ class InlineIo:
         self.later.append((seconds, callback))
 
     def waits_for(self, answer: Answer[Any]) -> bool:
-        return not wait([answer], CHECK_INTERVAL).done
+        return not io_thread.wait([answer], io_thread.CHECK_INTERVAL).done
 
     def run_due(self) -> None:
         """Run what was scheduled for later."""

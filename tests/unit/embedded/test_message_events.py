@@ -75,7 +75,7 @@ class Scene:
         return entry
 
     def exhaust(self) -> None:
-        """Report so many events that no new message is shown before the next request."""
+        """Report more events than a request pays for, so that no further message is shown."""
         for _ in range(50):
             self.found.unknown_address(self.channel, "x")
         self.events()
