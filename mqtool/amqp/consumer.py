@@ -204,22 +204,26 @@ class Consumer(ChannelListener):
                     return False
                 self._flush()
                 batch = self._wait(taken, started)
-            if self._stopping and not self._yields_all:
-                return False
+            if self._stopping:
+                if not self._yields_all:
+                    return False
+                if not self._inbox.empty() and self._channel.failure is None:
+                    self._do(Step.CANCEL)  # else deliveries could arrive as fast as they are yielded
             if batch == [] and self._receiving.after_reopening is not None:
                 self._receiving.after_reopening(self._channel.journal.current_name(self._queue.name))
             elif batch is not None:
                 self._batch.extend(batch)
             elif (failure := self._channel.failure) is not None:
-                if self._position is not None and failure.hint is None and "INTERNAL_ERROR" in str(failure):
-                    failure.hint = (
-                        "RabbitMQ cannot deliver a stream's messages of bare bytes over AMQP; "
-                        f"read them with: {pasteable('receive-stream --queue=', self._queue.name)}"
-                    )
-                raise failure
-            elif self._stopping and not self._inbox.empty():
-                self._do(Step.CANCEL)  # else deliveries could arrive as fast as they are yielded
+                raise self._explained(failure)
         return True
+
+    def _explained(self, failure: MqtoolError) -> MqtoolError:
+        if self._position is not None and failure.hint is None and "INTERNAL_ERROR" in str(failure):
+            failure.hint = (
+                "RabbitMQ cannot deliver a stream's messages of bare bytes over AMQP; "
+                f"read them with: {pasteable('receive-stream --queue=', self._queue.name)}"
+            )
+        return failure
 
     def _wait(self, taken: int, started: float) -> list[Delivery] | None:
         idle_since = time.monotonic()
