@@ -168,7 +168,8 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
         f"{_EMBEDDED}/test_queue.py",
         f"{_EMBEDDED}/test_recovery.py",
     ),
-    f"{_BROKER}/model/footprint.py": (f"{_EMBEDDED}/test_footprint.py",),
+    f"{_BROKER}/model/firehose.py": (f"{_EMBEDDED}/test_firehose_copies.py",),
+    f"{_BROKER}/model/footprint.py": (f"{_EMBEDDED}/test_memory_counts.py",),
     f"{_BROKER}/model/ledger.py": (f"{_EMBEDDED}/test_ledger.py", f"{_EMBEDDED}/test_memory_limit.py"),
     f"{_BROKER}/model/message_events.py": (f"{_EMBEDDED}/test_message_events.py",),
     f"{_BROKER}/model/protocol_conversion.py": (
@@ -176,6 +177,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
         f"{_EMBEDDED}/test_sectioned.py",
     ),
     f"{_BROKER}/model/profile.py": (f"{_EMBEDDED}/test_profiles.py",),
+    f"{_BROKER}/model/profile.py": (f"{_EMBEDDED}/test_imitated_versions.py",),
     f"{_BROKER}/model/queue.py": (
         f"{_EMBEDDED}/test_backlog.py",
         f"{_EMBEDDED}/test_dead_lettering.py",
@@ -213,14 +215,14 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     f"{_BROKER}/store/segment_files.py": (f"{_EMBEDDED}/test_segment_files.py",),
     f"{_BROKER}/store/writer.py": (f"{_EMBEDDED}/test_disk_writer.py",),
     f"{_BROKER}/model/rights.py": (f"{_EMBEDDED}/test_permission_checks.py", f"{_EMBEDDED}/test_users.py"),
-    f"{_BROKER}/model/stored_offsets.py": (f"{_EMBEDDED}/test_footprint.py",),
+    f"{_BROKER}/model/stored_offsets.py": (f"{_EMBEDDED}/test_memory_counts.py",),
     f"{_BROKER}/model/stream_queue.py": (
         f"{_EMBEDDED}/test_stream_log.py",
         f"{_EMBEDDED}/test_stream_queue.py",
         f"{_EMBEDDED}/test_stream_consumers.py",
     ),
     f"{_BROKER}/model/topology_operations.py": (f"{_EMBEDDED}/test_declarations.py",),
-    f"{_BROKER}/model/totals.py": (f"{_EMBEDDED}/test_profiles.py",),
+    f"{_BROKER}/model/totals.py": (f"{_EMBEDDED}/test_imitated_versions.py",),
     f"{_BROKER}/model/users.py": (f"{_EMBEDDED}/test_permission_checks.py", f"{_EMBEDDED}/test_users.py"),
     f"{_BROKER}/store": (_EMBEDDED, _SIMULATION),
 }

@@ -19,7 +19,7 @@ from tests.unit.embedded.test_queue import FakeClock
 QUORUM: Table = {"x-queue-type": "quorum"}
 STREAM: Table = {"x-queue-type": "stream"}
 INTEGER = '"expected integer, got longstr"'
-#: The kind of queue with each of these arguments.
+#: The arguments that only quorum queues have, and those that only streams have.
 OF_QUORUM = ("x-dead-letter-strategy", "x-max-in-memory-length", "x-max-in-memory-bytes", "x-quorum-initial-group-size")
 OF_STREAMS = ("x-max-age", "x-stream-max-segment-size-bytes", "x-initial-cluster-size")
 

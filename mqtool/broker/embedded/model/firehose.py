@@ -65,11 +65,10 @@ def _copy(
 ) -> None:
     if len(key.encode(errors="surrogateescape")) > _MAX_KEY:
         return  # a name of 255 bytes leaves no room for the prefix in a routing key
-    properties = {name: _property(value) for name, value in reversed(message.properties.named().items())}
     headers: Table = {
         "exchange_name": message.exchange,
         "routing_keys": [*keys],
-        "properties": properties,
+        "properties": {name: _property(value) for name, value in reversed(message.properties.named().items())},
         "node": NODE,
         **before,
         "vhost": client.vhost.name,
@@ -78,13 +77,7 @@ def _copy(
         "user": client.user.name,
         **after,
     }
-    try:
-        properties_of_copy = _NOTHING.replace(headers=headers)
-    except ValueError:
-        # The copy nests the message's headers one table deeper, which may exceed the limit: leave them out then.
-        named = {name: value for name, value in properties.items() if name != "headers"}
-        properties_of_copy = _NOTHING.replace(headers={**headers, "properties": named})
-    header = ContentHeader.of(properties_of_copy, len(message.body))
+    header = ContentHeader.of(_NOTHING.replace(headers=headers), len(message.body))
     copy = BrokerMessage(encode_address(TRACE_EXCHANGE, key), header, message.body)
     vhost = client.vhost
     vhost.enqueue(vhost.route(vhost.exchanges[TRACE_EXCHANGE], copy))
