@@ -75,7 +75,7 @@ class Scene:
         return entry
 
     def exhaust(self) -> None:
-        """Report so many events that no new message is shown before the next request."""
+        """Report 50 events, so that no new message is shown before the next request."""
         for _ in range(50):
             self.found.unknown_address(self.channel, "x")
         self.events()
