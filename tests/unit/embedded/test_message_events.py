@@ -75,7 +75,7 @@ class Scene:
         return entry
 
     def exhaust(self) -> None:
-        """Report more events than a request pays for, so that no further message is shown."""
+        """Report 50 events, so that no new message is shown before the next request."""
         for _ in range(50):
             self.found.unknown_address(self.channel, "x")
         self.events()
@@ -294,16 +294,15 @@ def test_a_path_leads_through_all_exchanges_to_each_queue(scene: Scene) -> None:
     scene.publish("none", "second")
     scene.publish("a", "", BCC=["b", "missing"])
     scene.pass_by(1)
-    published = [each["paths"] for each in scene.events() if each["what"] == "published"]
-    assert [sorted(paths) for paths in published] == [
-        [["first", "a"], ["first", "last", "c"], ["first", "last", "far", "d"], ["first", "second", "b"]],
+    assert [each["paths"] for each in scene.events() if each["what"] == "published"] == [
+        [["first", "a"], ["first", "second", "b"], ["first", "last", "c"], ["first", "last", "far", "d"]],
         [["second", "last", "c"]],
         [["", "a"], ["", "b"]],
     ]  # fmt: skip
     routing = vhost.route(first, message(key="k").replace(address=("first", "k")))
     vhost.delete_exchange(first)
     vhost.enqueue(routing)
-    assert sorted(scene.events()[0]["paths"]) == [["first", "a"], ["first", "c"]]
+    assert scene.events()[0]["paths"] == [["first", "a"], ["first", "c"]]
     assert not unused.unacked
 
 

@@ -74,7 +74,7 @@ def test_times_before_1970_are_converted(sent: int, seconds: int, republished: i
 @pytest.mark.parametrize("seconds", [2**60, 2**63, 2**64 - 1])
 def test_any_timestamp_of_amqp_0_9_1_can_be_delivered_over_amqp_1_0(seconds: int) -> None:
     """A timestamp of an AMQP 0-9-1 message, in its properties or headers, that is too large for AMQP 1.0 is delivered
-    with its lowest 64 bits as milliseconds, as in RabbitMQ.
+    with the lowest 64 bits of its milliseconds.
     """
     headers: Table = {"t": Timestamp(seconds), "x-t": [Timestamp(seconds)]}
     found = _delivered(_from_091({"timestamp": seconds.to_bytes(8), "headers": encode_table(headers)}))

@@ -362,7 +362,7 @@ def _paths(vhost: VirtualHost, message: BrokerMessage, queues: Iterable[BrokerQu
     first = vhost.exchanges.get(message.exchange)
     keys = [message.routing_key, *carbon_copies(message.headers)]
     todo, paths = ([] if first is None else [first]), {first: [message.exchange]}
-    wanted = set(queues)
+    wanted = dict.fromkeys(queues)
     while todo and wanted:
         exchange = todo.pop(0)
         found: Collection[BrokerDestination] = exchange.match(keys, message.headers)
@@ -370,7 +370,7 @@ def _paths(vhost: VirtualHost, message: BrokerMessage, queues: Iterable[BrokerQu
             found = [vhost.exchanges[exchange.alternate]]
         for each in found:
             if each in wanted:
-                wanted.discard(each)
+                del wanted[each]
                 yield [*paths[exchange], each.name]
             elif isinstance(each, BrokerExchange) and each not in paths:
                 paths[each] = [*paths[exchange], each.name]

@@ -19,6 +19,8 @@ def name_error(kind: str, name: str) -> str | None:
     """
     if is_too_long(name):
         return f"{kind} is longer than {MAX_NAME} bytes"
-    if not name.isascii() and any("\ud800" <= each < "\ue000" for each in name):
+    try:
+        name.encode()
+    except UnicodeEncodeError:
         return f"{kind} is not UTF-8"
     return None

@@ -387,7 +387,7 @@ def sections_from_091(properties: MessageProperties, profile: Profile) -> tuple[
 
 
 def _milliseconds(seconds: int) -> Milliseconds:
-    """Convert a time to milliseconds. Like RabbitMQ, keep the lowest 64 bits of a larger number."""
+    """Convert a time to milliseconds, keeping the lowest 64 bits of a larger number."""
     return Milliseconds(_signed(seconds * 1000 & UINT64))
 
 
