@@ -141,6 +141,8 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
         f"{_EMBEDDED}/test_receiving10.py",
     ),
     f"{_BROKER}/amqp10/attaching.py": (f"{_EMBEDDED}/test_attaching10.py",),
+    f"{_BROKER}/amqp10/errors10.py": (f"{_EMBEDDED}/test_errors10.py",),
+    f"{_BROKER}/amqp10/filtered_message.py": (f"{_EMBEDDED}/test_filters10.py",),
     f"{_BROKER}/amqp10/filters.py": (f"{_EMBEDDED}/test_filters10.py",),
     f"{_BROKER}/amqp10/incoming_link.py": (f"{_EMBEDDED}/test_publishing10.py",),
     f"{_BROKER}/amqp10/like_pattern.py": (f"{_EMBEDDED}/test_filters10.py",),

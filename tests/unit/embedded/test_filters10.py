@@ -338,3 +338,32 @@ def test_an_sql_filter_that_takes_too_long_for_a_message_raises_an_error() -> No
     with pytest.raises(TooMuchWork):
         compile_sql(" OR ".join(["a LIKE '%b%'"] * 45))(FilteredMessage(message))
     assert compile_sql("a LIKE '%a_a%'")(FilteredMessage(message))
+
+
+@pytest.mark.parametrize(
+    ("name", "units"), [("subject", 2), ("group_sequence", 1), ("content_type", 0), ("absolute_expiry_time", 1)]
+)
+def test_decoding_a_field_counts_as_work_once(name: str, units: int) -> None:
+    """Of the work that the filters of a link may do on a message, decoding a field takes one unit, or one for each 64
+    bytes of text. A field is decoded only once.
+    """
+    sent = Amqp10Message(properties=_PROPERTIES._replace(subject="s" * 191), body=data_section(b"")).encode()
+    message = FilteredMessage(parse(sent))
+    message.work(MOST_WORK - units)
+    for _ in range(2):
+        message.property(name)
+    with pytest.raises(TooMuchWork, match=r"^more than 1000000 units of work for one message$"):
+        message.work(1)
+
+
+@pytest.mark.parametrize("header", [None, MessageHeader(True), MessageHeader(True, UInt8(4))])
+def test_the_default_priority_is_4(header: MessageHeader | None) -> None:
+    """In an SQL filter, a message without a priority has the priority 4, which is the default of AMQP 1.0."""
+    message = Amqp10Message(header or MessageHeader(), body=data_section(b"")).encode()
+    assert compile_sql("h.priority = 4")(FilteredMessage(parse(message)))
+
+
+def test_text_that_is_not_utf_8_can_be_compared() -> None:
+    """A filter can compare texts that are not valid UTF-8."""
+    message = Amqp10Message(application_properties={"a": "\udcff"}, body=data_section(b"")).encode()
+    assert compile_sql("a = 0xFF")(FilteredMessage(parse(message)))

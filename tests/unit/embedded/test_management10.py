@@ -309,6 +309,7 @@ def test_a_queue_cannot_be_bound_to_the_default_exchange_over_amqp_1_0(client: _
             for missing in _BINDING
         ],
     ],
+    ids=lambda each: each if isinstance(each, str) else "request",
 )  # fmt: skip
 def test_unknown_management_requests_over_amqp_1_0_end_the_session(
     loop: asyncio.AbstractEventLoop, request_: bytes, what: str

@@ -1,0 +1,83 @@
+"""The errors of AMQP 1.0: their conditions, and values in Erlang's notation in their descriptions."""
+
+import uuid
+
+import pytest
+
+from mqtool.broker.embedded.amqp10.errors10 import LinkError, binary, condition_of, term
+from mqtool.broker.embedded.model.amqp_errors import AmqpException, ChannelException, precondition_failed
+from mqtool.codecs.amqp10_frames import Error
+from mqtool.codecs.amqp10_values import Any10, Array, Char, Described, Milliseconds, Symbol, ULong
+from mqtool.codecs.field_tables import Float32, Int8, Int16, Int32, Int64, UInt8, UInt16, UInt32
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "null"),
+        (True, "true"),
+        (False, "false"),
+        (Char("é"), "{char,233}"),
+        (Symbol("a"), '{symbol,<<"a">>}'),
+        ("a", '{utf8,<<"a">>}'),
+        ("é", '{utf8,<<"é"/utf8>>}'),
+        (b"a b~", '{binary,<<"a b~">>}'),
+        (b"\x1fa", "{binary,<<31,97>>}"),
+        (b"\x7f", "{binary,<<127>>}"),
+        (uuid.UUID(int=5), f"{{uuid,<<{'0,' * 15}5>>}}"),
+        (Described(Symbol("d"), "v"), '{described,{symbol,<<"d">>},{utf8,<<"v">>}}'),
+        ({"a": 1, "b": None}, '{map,[{{utf8,<<"a">>},{long,1}},{{utf8,<<"b">>},null}]}'),
+        (Array([Symbol("a"), Symbol("b")]), '{array,symbol,[{symbol,<<"a">>},{symbol,<<"b">>}]}'),
+        (Array([]), "{array,null,[]}"),
+        (Array([Described("d", "v")]), '{array,described,[{described,{utf8,<<"d">>},{utf8,<<"v">>}}]}'),
+        ([UInt8(1), "x"], '{list,[{ubyte,1},{utf8,<<"x">>}]}'),
+        (UInt16(1), "{ushort,1}"),
+        (UInt32(1), "{uint,1}"),
+        (ULong(1), "{ulong,1}"),
+        (Int8(-1), "{byte,-1}"),
+        (Int16(-1), "{short,-1}"),
+        (Int32(-1), "{int,-1}"),
+        (Int64(-1), "{long,-1}"),
+        (Float32(1.5), "{float,1.5}"),
+        (2.5, "{double,2.5}"),
+        (Milliseconds(5), "{timestamp,5}"),
+    ],
+)
+def test_values_in_descriptions_have_erlangs_notation(value: Any10, text: str) -> None:
+    """If the description of an error contains a value that the client has sent, it has the same notation as in
+    RabbitMQ, which is Erlang's.
+    """
+    assert term(value) == text
+
+
+def test_text_in_a_description_is_in_quotes() -> None:
+    """In an error's description, printable text is in quotes. Other bytes are numbers."""
+    assert [binary(each) for each in ("q", b"q", b"", b"\x00\xff")] == ['<<"q">>', '<<"q">>', '<<"">>', "<<0,255>>"]
+
+
+@pytest.mark.parametrize(
+    ("error", "condition", "text"),
+    [
+        (ChannelException(403, "no"), "amqp:unauthorized-access", "no"),
+        (ChannelException(404, "no queue"), "amqp:not-found", "no queue"),
+        (ChannelException(405, "locked"), "amqp:resource-locked", "locked"),
+        (precondition_failed("a - b"), "amqp:precondition-failed", "a - b"),
+        (AmqpException(540, "not yet"), "amqp:not-implemented", "not yet"),
+        (AmqpException(506, "full"), "amqp:resource-limit-exceeded", "full"),
+        (AmqpException(320, "forced"), "amqp:internal-error", "forced"),
+        (AmqpException(541, "broken"), "amqp:internal-error", "broken"),
+        (AmqpException(541), "amqp:internal-error", "INTERNAL_ERROR"),
+    ],
+)
+def test_an_error_of_the_broker_has_an_amqp_1_0_condition(error: AmqpException, condition: str, text: str) -> None:
+    """An error that AMQP 0-9-1 clients get with a reply code has a condition over AMQP 1.0, and the same text. If there
+    is no text, the name of the reply code stands for it.
+    """
+    assert condition_of(error) == (condition, text)
+
+
+def test_an_error_can_have_additional_information() -> None:
+    """The error in a detach frame has a condition, and may have a description and additional information."""
+    tag = {Symbol("delivery-tag"): b"1"}
+    assert LinkError("amqp:not-found", "no queue", tag).error == Error("amqp:not-found", "no queue", tag)
+    assert LinkError("amqp:not-found").error == Error("amqp:not-found", None, None)
