@@ -259,8 +259,12 @@ class Management:
             _, content = self._request("GET", path, {**numbers, **_columns(columns), **query})
             limit.add(content.decode("latin-1"))
             answer = self._decoded(content)
-            # Brokers without paging for this list return it whole.
-            return answer if isinstance(answer, dict) else {"items": answer, "page_count": 1}
+            if isinstance(answer, list):  # brokers without paging for this list return it whole
+                answer = {"items": answer, "page_count": 1}
+            match answer:
+                case {"items": list(items), "page_count": int(pages)} if all(isinstance(each, dict) for each in items):
+                    return {"items": items, "page_count": pages}
+            raise self._not_an_api()
 
         first = page(1)
         yield from first["items"]
@@ -351,7 +355,10 @@ class Management:
                 raise ValueError("more than one value")
             return value
         except ValueError as error:
-            raise Unavailable(f"{self.url} is not a management API", HOW_TO_ENABLE) from error
+            raise self._not_an_api() from error
+
+    def _not_an_api(self) -> Unavailable:
+        return Unavailable(f"{self.url} is not a management API", HOW_TO_ENABLE)
 
 
 def path(*names: str) -> str:

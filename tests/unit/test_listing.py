@@ -234,6 +234,15 @@ def test_a_list_with_more_pages_than_any_broker_has_is_refused() -> None:
         list(api.pages("queues"))
 
 
+@pytest.mark.parametrize("page", [b"{}", b"null", b"[1]", b'{"items": {}, "page_count": 1}', b'{"items": []}'])
+def test_a_page_that_contains_no_list_of_objects_is_not_one_of_the_management_api(page: bytes) -> None:
+    """If a server responds to a request for a page of a list with other JSON, the request fails with Unavailable: the
+    server is not a management API.
+    """
+    with responding(lambda: [page]) as api, pytest.raises(Unavailable, match="is not a management API"):
+        list(api.pages("queues"))
+
+
 def test_an_empty_page_is_the_last_one_of_a_list() -> None:
     """If a page of a list is empty, no later page is requested, however many the server announces."""
     requests = count(1)
