@@ -248,10 +248,10 @@ def test_an_empty_page_is_the_last_one_of_a_list() -> None:
     requests = count(1)
 
     def respond() -> Iterator[bytes]:
-        yield b'{"items": [%s], "page_count": 2000}' % (b"{}" if next(requests) < 3 else b"")
+        yield b'{"items": [%s], "page_count": 2000}' % (b"{}" if next(requests) == 1 else b"")
 
     with responding(respond) as api:
-        assert len(list(api.pages("queues"))) == 2
+        assert list(api.pages("queues")) == [{}]
     assert next(requests) < 9
 
 
