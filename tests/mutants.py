@@ -178,7 +178,6 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
         f"{_EMBEDDED}/test_protocol_conversion.py",
         f"{_EMBEDDED}/test_sectioned.py",
     ),
-    f"{_BROKER}/model/profile.py": (f"{_EMBEDDED}/test_profiles.py",),
     f"{_BROKER}/model/profile.py": (f"{_EMBEDDED}/test_imitated_versions.py",),
     f"{_BROKER}/model/queue.py": (
         f"{_EMBEDDED}/test_backlog.py",

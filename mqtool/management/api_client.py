@@ -272,15 +272,15 @@ class Management:
         def page(number: int) -> Json:
             numbers = {"page": str(number), "page_size": str(page_size)}
             _, content = self._request("GET", path, {**numbers, **_columns(columns), **query})
-            match self._decoded(content):
-                case {"items": [*items], "page_count": int(count)}:
-                    limits.check_pages(count, page_size)
-                case [*items]:  # brokers without paging for this list return it whole
-                    count = 1
-                case _:
-                    raise self._not_an_api()
-            limit.add(len(content), len(items))
-            return {"items": items, "page_count": count}
+            answer = self._decoded(content)
+            if isinstance(answer, list):  # brokers without paging for this list return it whole
+                answer = {"items": answer, "page_count": 1}
+            match answer:
+                case {"items": list(items), "page_count": int(pages)} if all(isinstance(each, dict) for each in items):
+                    limits.check_pages(pages, page_size)
+                    limit.add(len(content), len(items))
+                    return {"items": items, "page_count": pages}
+            raise self._not_an_api()
 
         first = page(1)
         yield from first["items"]
