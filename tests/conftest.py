@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import tempfile
 import threading
 import uuid
 from collections.abc import Generator, Iterator
@@ -92,9 +93,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: None)
     if not os.environ.get("PYTEST_XDIST_WORKER"):
-        state_home = Path(os.environ.get("TMPDIR", "/tmp")) / f"mqtool-suite-{os.getpid()}"
-        os.environ["MQTOOL_SUITE_STATE"] = str(state_home)
-        state_home.mkdir(parents=True)
+        os.environ["MQTOOL_SUITE_STATE"] = tempfile.mkdtemp(prefix="mqtool-suite-")
         if preloaded.IS_POSSIBLE:
             config.stash[_SERVER] = preloaded.start_server()
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was started is stopped

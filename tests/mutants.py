@@ -173,7 +173,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     f"{_BROKER}/model/firehose.py": (f"{_EMBEDDED}/test_firehose_copies.py",),
     f"{_BROKER}/model/footprint.py": (f"{_EMBEDDED}/test_memory_counts.py",),
     f"{_BROKER}/model/ledger.py": (f"{_EMBEDDED}/test_ledger.py", f"{_EMBEDDED}/test_memory_limit.py"),
-    f"{_BROKER}/model/message_events.py": (f"{_EMBEDDED}/test_message_events.py",),
+    f"{_BROKER}/model/message_events.py": (f"{_EMBEDDED}/test_recorded_events.py",),
     f"{_BROKER}/model/protocol_conversion.py": (
         f"{_EMBEDDED}/test_protocol_conversion.py",
         f"{_EMBEDDED}/test_sectioned.py",

@@ -40,8 +40,6 @@ _FLAGS = {name: 1 << (15 - number) for number, name in enumerate(PROPERTIES)}
 _BEFORE_ID, _AFTER_ID = PROPERTIES[:_MESSAGE_ID], PROPERTIES[_MESSAGE_ID + 1 :]
 #: The maximum number of entries in each cache: every message may have its own routing key, sizes or properties.
 _REMEMBERED = 4096
-#: The largest frame that the broker may send: the size that pika proposes. A broker can only lower it.
-_FRAME_MAX = spec.FRAME_MAX_SIZE
 #: Bodies of more bytes than this are left to pika: waiting here for all of their bytes would copy them too often.
 _LARGE = 1 << 20
 
@@ -290,8 +288,8 @@ class ConsumerFrames:
         if len(data) < next_frame + 7:
             return None
         header = _FRAME.unpack_from(data, next_frame)[2]
-        if header > _FRAME_MAX:
-            raise pika_errors.frame_too_large(_FRAME_MAX)
+        if header > LARGEST_MESSAGE:
+            raise pika_errors.message_too_large()
         if len(data) < next_frame + 8 + header:
             return None
         shape = self._shapes.get((method, header))
@@ -348,8 +346,8 @@ class FrameReader:
                     break
             if kind > _LAST_KIND:
                 after = end  # not a frame, but a protocol header: the broker speaks another version of AMQP
-            elif size > _FRAME_MAX:
-                raise pika_errors.frame_too_large(_FRAME_MAX)
+            elif size > LARGEST_MESSAGE:  # headers may be larger than the largest frame that was agreed upon
+                raise pika_errors.message_too_large()
             if after > end:
                 break
             if channel in self.confirmed and data.startswith(_BASIC_ACK, position + 7):

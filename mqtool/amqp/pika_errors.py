@@ -344,10 +344,6 @@ def headers_too_large(size: int, limit: int) -> HeadersTooLarge:
     )
 
 
-def frame_too_large(limit: int) -> Unavailable:
-    return Unavailable(f"the broker sends a frame of more than {limit:,} bytes", _NO_BROKER)
-
-
 def message_too_large() -> Unavailable:
     return Unavailable(f"the broker sends a message of more than {LARGEST_MESSAGE >> 20} MiB", _NO_BROKER)
 

@@ -88,10 +88,11 @@ class FastConnection(SelectConnection):
         # pika uses bytes_received to detect whether the broker is alive, and also changes it within this call.
         self.received_at = time.monotonic_ns()
         try:
-            self.bytes_received += self.reader.receive(data_in)
+            taken = self.reader.receive(data_in)
         except Unavailable as error:  # pika reports only that the connection is lost
             self.failure = error
             raise
+        self.bytes_received += taken
 
     def _on_other_frame(self, data: bytes) -> None:
         decoded = decode_frame(data)

@@ -79,7 +79,8 @@ class ConnectionError10(Amqp10Error):
 
 def condition_of(error: AmqpException) -> tuple[str, str]:
     """Return the condition and the description for an error raised by the broker's model."""
-    return _CONDITIONS.get(error.code, INTERNAL_ERROR), error.what or error.text
+    _, _, what = error.text.partition(" - ")
+    return _CONDITIONS.get(error.code, INTERNAL_ERROR), what or error.text
 
 
 _TAGS: dict[type, str] = {
