@@ -97,8 +97,8 @@ mqtool broker up
 
 Then run the commands of a tutorial, each in its own terminal.
 
-You can also watch a tutorial in one terminal, on a temporary broker. `run` explains each step and waits for Enter; with
-`--auto` it does not wait.
+You can also watch a tutorial in one terminal, on a temporary broker. `tutorial run` explains each step and waits for
+Enter; with `--auto`, it does not wait.
 
 ```bash
 mqtool tutorial run work-queues
@@ -106,12 +106,12 @@ mqtool tutorial run work-queues --ui
 ```
 
 With `--ui`, the tutorial plays [in your browser](how-to/browser.md#play-a-tutorial-or-a-drill), with a picture of the
-messages as they move. "Watch it", below each title, opens [a recording of the tutorials](pictures/tutorials.html). The
-recording is a single file, which any browser can play without mqtool and without a network. It is part of the
-documentation site; in a checkout, run `make docs` to make it.
+messages as they move. The link "Watch it", below each title, opens [a recording of the
+tutorials](pictures/tutorials.html). The recording is a single file, which any browser can play without mqtool and
+without a network. It is part of the documentation site; in a checkout, run `make docs` to create it.
 
 `tutorial show` prints the diagram, the explanation, the commands and the source of a tutorial. With `--plain`,
-`tutorial show` prints a script that does the same with a client library, without mqtool.
+`tutorial show` prints a script that does the same with a client library instead of mqtool.
 
 ```sh
 mqtool tutorial list
@@ -136,22 +136,22 @@ set the protocol in each terminal:
 export MQTOOL_PROTOCOL=amqp1.0
 ```
 
-Over AMQP 1.0, messages flow over links between programs and addresses; the diagrams show the addresses. [AMQP
-1.0](how-to/amqp10.md) compares the two protocols.
+Over AMQP 1.0, messages flow over links between programs and addresses. The diagrams show the addresses. [AMQP
+1.0](how-to/amqp10.md) compares AMQP 1.0 with AMQP 0-9-1.
 """
 _TAIL = """\
 ## Why queues?
 
-`mqtool tutorial run why-queues` shows and measures three reasons to use a queue. In this picture, each order goes to
-two queues, one for the stock and one for the mail:
+`mqtool tutorial run why-queues` shows three reasons to use a queue, with measurements. In this picture, each order goes
+to two queues, one for the stock and one for the mail:
 
 [![Orders on their way to two queues and their consumers](pictures/why-queues.svg)](pictures/tutorials.html#why-queues)
 
 ## Things to try
 
 - With `mqtool worker --prefetch 0`, two workers get tasks in turn, even while one of them is still busy.
-- `mqtool worker --forget-ack` shows what happens if a worker does not acknowledge its messages; `mqtool top` counts the
-  unacknowledged messages.
+- `mqtool worker --forget-ack` shows what happens if a worker does not acknowledge its messages; `mqtool top` shows the
+  number of unacknowledged messages.
 - `mqtool receive-log fanout -q all --declare` receives from a durable queue, which also collects messages while no
   receiver is running. Without `-q`, the receiver's queue is deleted when the receiver ends.
 """

@@ -1,4 +1,4 @@
-"""RPC, over AMQP 1.0: a request over one link, its reply over another.
+"""RPC, over AMQP 1.0: a request goes over one link, and its reply over another.
 
     rpc-client ── reply-to, correlation-id: 42 ──> [rpc_queue] ──> rpc-server
         ^                                                              │

@@ -1,4 +1,4 @@
-"""Work queues, over AMQP 1.0: tasks shared among workers, each task done by one of them.
+"""Work queues, over AMQP 1.0: tasks are shared among workers, and each task is done by one of them.
 
                              ┌──> worker 1   credit 1
     new-task ──> [task_queue]┤

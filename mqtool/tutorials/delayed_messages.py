@@ -1,4 +1,4 @@
-"""Delayed messages: sent now, received later.
+"""Delayed messages: messages are sent now and received later.
 
     plugin      send ─> (delay_exchange) ··5 s··> [delay_queue] ─> receive
     no plugin   send ─> [delay_queue.wait] ··5 s··> [delay_queue] ─> receive

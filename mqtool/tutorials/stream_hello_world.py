@@ -1,4 +1,4 @@
-"""Hello World, in a stream: a log that keeps messages after they are read, so that every reader can read all of them.
+"""Hello World, in a stream: a stream keeps messages after they are read, so that every reader can read all of them.
 
     send-stream ──> [0|1|2|3| hello-python-stream ──> receive-stream
                      └ messages stay, numbered by their offset

@@ -1,4 +1,4 @@
-"""Work queues: tasks shared among workers, each task done by one of them.
+"""Work queues: tasks are shared among workers, and each task is done by one of them.
 
                              ┌──> worker 1
     new-task ──> [task_queue]┤

@@ -57,8 +57,8 @@ _WAITING, _WAITING_FOR_LOGS = (f" [*] Waiting for {what}. To exit press CTRL+C" 
 _TASKS = ["First message.", "Second message..", "Third message...", "Fourth message....", "Fifth message....."]
 _SEVERITIES, _KEYS = "[info] [warning] [error]", "[binding_key]..."
 _ONE_WORD = "the script ignores a single word; mqtool takes it as the severity"
-_INTERRUPTED = "mqtool ends with 0 after Ctrl-C, and prints no traceback"
-_NOT_A_NUMBER = "mqtool does not send what crashes the script's server"
+_INTERRUPTED = "mqtool exits with 0 after Ctrl-C, and prints no traceback"
+_NOT_A_NUMBER = "mqtool does not send a request that would crash the script's server"
 
 
 def _usage(command: str, arguments: str) -> str:
@@ -184,9 +184,9 @@ _GO_ARTICLE = [
         _go("rpc_client.go", "rpc-client", " [x] Requesting fib(30)", " [.] Got 832040"),
         _go("rpc_client.go 10", "rpc-client 10", " [x] Requesting fib(10)", " [.] Got 55"),
         _go("rpc_client.go -5", "rpc-client -5", " [x] Requesting fib(-5)", " [.] Got 0"),
-        Row("rpc_client.go ten", "rpc-client ten", code=2, differs="a usage error instead of a panic"),
+        Row("rpc_client.go ten", "rpc-client ten", code=2, differs="mqtool reports a usage error instead of a panic"),
     ],
-    [_go("receive.go, then Ctrl-C", "receive", count=0, code=130, differs="mqtool ends with 0 after Ctrl-C")],
+    [_go("receive.go, then Ctrl-C", "receive", count=0, code=130, differs="mqtool exits with 0 after Ctrl-C")],
 ]  # fmt: skip
 _RPC_ARTICLE = [
     [
@@ -259,7 +259,7 @@ class Task(NamedTuple):
     runs: bool = True
 
 
-_NO_INSTALLATION = "nothing to install: without Docker or RabbitMQ, the embedded broker starts"
+_NO_INSTALLATION = "nothing to install; without Docker or RabbitMQ, the embedded broker starts"
 _FILE = "the password is in a file, not on the command line"
 TASKS = [
     Task("brew install rabbitmq; apt-get install rabbitmq-server", "broker up", _NO_INSTALLATION, runs=False),
@@ -270,7 +270,7 @@ TASKS = [
          "broker up --kind docker --image 3.13 --port 5672 --management-port 15672",
          "the image also contains the delayed message plugin", runs=False),
     Task("loopback_users in rabbitmq.config", "broker up --listen 0.0.0.0",
-         "the user remote, with a password, instead of guest", runs=False),
+         "remote clients log in as the user remote instead of guest", runs=False),
     Task("docker exec rabbitmq rabbitmq-plugins enable rabbitmq_delayed_message_exchange",
          "plugin enable rabbitmq_delayed_message_exchange", runs=False),
     Task("rabbitmq-plugins enable rabbitmq_management", "plugin enable rabbitmq_management", runs=False),

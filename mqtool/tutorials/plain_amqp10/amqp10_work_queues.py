@@ -1,4 +1,4 @@
-"""Work queues, over AMQP 1.0: tasks shared among workers, each task done by one of them.
+"""Work queues, over AMQP 1.0: tasks are shared among workers, and each task is done by one of them.
 
 python tasks.py worker                      in two terminals
 python tasks.py new-task A long task...     each dot is a second of work

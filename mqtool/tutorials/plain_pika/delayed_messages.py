@@ -1,4 +1,4 @@
-"""Delayed messages: sent now, received later.
+"""Delayed messages: messages are sent now and received later.
 
 python delayed.py receive
 python delayed.py send 5000 Good morning!       the delay in milliseconds

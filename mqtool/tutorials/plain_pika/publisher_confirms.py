@@ -1,4 +1,4 @@
-"""Publisher confirms: three ways to wait until the broker has a message, and the cost of each.
+"""Publisher confirms: three ways to wait for confirms, and the cost of each.
 
 python confirms.py 50000
 """

@@ -1,4 +1,4 @@
-"""Hello World, in a stream: a log that keeps messages after they are read.
+"""Hello World, in a stream: a stream keeps messages after they are read.
 
 python hello.py receive
 python hello.py send Good morning!
