@@ -5,7 +5,7 @@
     with EmbeddedBroker() as broker:
         ...  # any AMQP client can connect to broker.url
 
-The broker is a single node: a quorum queue or a stream has one replica. To use RabbitMQ instead, change the URL.
+The broker is a single node: a quorum queue or a stream has one replica. To use RabbitMQ instead of it, change the URL.
 """
 
 from importlib import import_module
