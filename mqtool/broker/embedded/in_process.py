@@ -84,7 +84,7 @@ class EmbeddedBroker(Questions):
 
     @property
     def urls(self) -> dict[str, str]:
-        """The URLs by protocol: amqp, http and stream; with `tls`, also amqp/ssl, https and stream/ssl."""
+        """The URLs by protocol: amqp, http and stream; with the setting `tls`, also amqp/ssl, https and stream/ssl."""
         assert self._server is not None, "the broker has not been started"
         return self._server.urls()
 

@@ -38,7 +38,7 @@ class Settings:
         data_dir: a directory for durable queues and persistent messages; None keeps everything in memory.
         management_port: the port of the management API; 0 for any free one, None for none.
         stream_port: the port of the stream protocol; 0 for any free one, None for none.
-        listen: the addresses for AMQP and streams; empty for `host`.
+        listen: the addresses for AMQP and streams; if empty, `host`.
         definitions: a file of definitions in RabbitMQ's export format, loaded when the broker starts.
         tls: PEM files for TLS; each port then has a TLS port that is one lower. None for plain TCP only.
         like: the RabbitMQ version to behave like: 3.10, 4.0, 4.2, 4.3, 4.3.5 (refuses transient queues) or 4.4.

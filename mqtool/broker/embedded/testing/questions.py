@@ -133,7 +133,7 @@ class Questions(ABC):
         """Call a function until its result is true, and return this result. Queries in the function do not wait.
 
         Raises:
-            AssertionError: the timeout expired; the error says what happened instead.
+            AssertionError: the timeout expired; the error shows the latest events.
             RuntimeError: the caller runs on an event loop.
             TypeError: the function is async.
         """
@@ -149,7 +149,7 @@ class Questions(ABC):
         """Wait like wait_for(), but without blocking the event loop.
 
         Raises:
-            AssertionError: the timeout expired; the error says what happened instead.
+            AssertionError: the timeout expired; the error shows the latest events.
             TypeError: the function is async.
         """
         deadline = time.monotonic() + timeout
@@ -202,7 +202,7 @@ class AskBroker(Protocol):
 
 
 class BegunFault:
-    """An active fault. It ends when the `with` block or the test ends, when its time is up, or when undo() is called.
+    """A fault that was started. It ends when the `with` block or the test ends, when its time is up, or on undo().
 
     Attributes:
         met: how many connections, channels or consumers the fault affected.

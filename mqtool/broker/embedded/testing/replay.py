@@ -49,7 +49,7 @@ def replay(
         broker: an AMQP URL, or an object with a `url`.
         path: the recording.
         speed: a multiple of the recorded speed; "max" publishes without pauses.
-        where: a condition as for `--where`; only matching messages are published.
+        where: a condition, as for `--where`; only matching messages are published.
         patience: how many seconds to wait until a message can be routed. The program under test may still be starting.
 
     Returns:

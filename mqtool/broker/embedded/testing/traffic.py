@@ -18,7 +18,7 @@ class Recorded:
     """A message, and what happened to it.
 
     Attributes:
-        what: `published`, `acked`, `rejected` or `requeued`; `ready` for a message that is ready in a queue.
+        what: what happened: `published`, `acked`, `rejected` or `requeued`; `ready` if the message is in a queue.
         vhost: the message's virtual host.
         queues: the queues that a `published` message was routed to; otherwise the queue that the message is or was in.
         exchange: the exchange that the message was published to; empty for the default exchange.
@@ -93,7 +93,7 @@ class Closed:
 
 
 class Messages(list[Recorded]):
-    """A list of messages. If an assertion fails on an empty list, its `repr` shows what happened instead."""
+    """A list of messages. The `repr` of an empty list, in a failed assertion for example, shows the latest events."""
 
     def __init__(self, found: Iterable[Recorded], instead: str = "") -> None:
         super().__init__(found)
@@ -107,7 +107,7 @@ class Messages(list[Recorded]):
         """Return the only message in the list.
 
         Raises:
-            AssertionError: there are no messages, or more than one; the error says what happened instead.
+            AssertionError: there is not exactly one message; the error shows the messages or the latest events.
         """
         if len(self) != 1:
             raise AssertionError(f"{len(self)} messages instead of one: {self!r}")
