@@ -38,9 +38,9 @@ class Settings:
         data_dir: a directory for durable queues and persistent messages; None keeps everything in memory.
         management_port: the port of the management API; 0 for any free one, None for none.
         stream_port: the port of the stream protocol; 0 for any free one, None for none.
-        listen: the addresses for AMQP and streams; if empty, `host`.
+        listen: the addresses for AMQP and streams; if empty, `host` is used.
         definitions: a file of definitions in RabbitMQ's export format, loaded when the broker starts.
-        tls: PEM files for TLS; each port then has a TLS port that is one lower. None for plain TCP only.
+        tls: PEM files; the broker then also listens with TLS, one port below each port. None for plain TCP only.
         like: the RabbitMQ version to behave like: 3.10, 4.0, 4.2, 4.3, 4.3.5 (refuses transient queues) or 4.4.
         memory_limit: block publishers when messages take more bytes than this; None for 40% of the machine's memory.
         disk_free_limit: block publishers when fewer bytes than this are free in the data directory.

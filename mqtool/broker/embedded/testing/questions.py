@@ -269,11 +269,11 @@ class Faults:
         return self.begin(CloseChannels(code, text, name)).met
 
     def refuse_connections(self, seconds: float | None = None) -> BegunFault:
-        """Refuse new connections for this many seconds; None: until the fault is undone."""
+        """Refuse new connections for this many seconds; None means until the fault is undone."""
         return self.begin(RefuseConnections(seconds))
 
     def go_silent(self, seconds: float | None = None) -> BegunFault:
-        """Make the broker hang for this many seconds: it reads and sends nothing. None: until the fault is undone."""
+        """Make the broker hang (read and send nothing) for this many seconds; None means until the fault is undone."""
         return self.begin(GoSilent(seconds))
 
     def slow_down(self, seconds: float = 0.1) -> BegunFault:
@@ -281,7 +281,7 @@ class Faults:
         return self.begin(SlowDown(seconds))
 
     def block_publishers(self, reason: str = "low on memory", seconds: float | None = None) -> BegunFault:
-        """Block publishing connections (connection.blocked) for this many seconds; None: until the fault is undone."""
+        """Block publishers (connection.blocked) for this many seconds; None means until the fault is undone."""
         return self.begin(BlockPublishers(reason, seconds))
 
     def restart(self, seconds: float = 0.0, *, keep_transient: bool = False) -> BegunFault:
@@ -312,7 +312,7 @@ class Faults:
         return self.begin(DelayConfirms(seconds))
 
     def lose_acks(self, count: int = 1, queue: str | None = None) -> BegunFault:
-        """Lose the next `count` acknowledgements for a queue (None: for any queue), so the messages are redelivered.
+        """Lose the next `count` acknowledgements for a queue (any queue if None), so the messages are redelivered.
 
         The queue need not exist yet.
 
