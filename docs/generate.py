@@ -152,7 +152,7 @@ def notation() -> str:
     """The page of the small languages that options are written in: the same texts as in `mqtool help`."""
     parts = [
         "# Conditions, templates and durations\n",
-        "`mqtool help where`, `output` and `durations` print this page.\n",
+        "`mqtool help where`, `mqtool help output` and `mqtool help durations` print the parts of this page.\n",
     ]
     for name, heading in _NOTATION.items():
         _, text = topic_text(name)
@@ -182,19 +182,19 @@ def dialects() -> str:
     )
     parts += [
         "## Printed lines, and default messages",
-        "Without `--dialect`, lines with received data go to stdout, all other lines to stderr. With `--dialect`, all "
-        "lines go where the scripts print them: to stderr if `on stderr` is `yes`. The scripts for Go and Elixir begin "
-        "each line with the time; mqtool does not. `!r` means that the value is quoted, as by Python's `repr()`. The "
-        "rows from `hello` to `number add100` are the messages, routing keys or requests that commands use if you give "
-        "none. The rows of usage codes are the exit codes of `receive-log direct` and `receive-log topic` without "
-        "arguments.",
+        "Without `--dialect`, lines with received data go to stdout, and all other lines go to stderr. With "
+        "`--dialect`, all lines go where the scripts print them: to stderr if the row `on stderr` says `yes`. The "
+        "scripts for Go and Elixir begin each line with the time; mqtool does not. `!r` means that the value is quoted "
+        "as by Python's `repr()`. The rows from `hello` to `number add100` show the messages, routing keys or requests "
+        "that commands use if you give none. The rows `usage code` and `usage code topic` show the exit codes of "
+        "`receive-log direct` and `receive-log topic` without arguments.",
     ]
     spoken = [name for name in vars(DialectLines) if not name.startswith("_")]
     parts.append(_rows([(name, *(_shown(getattr(LINES[dialect], name)) for dialect in Dialect)) for name in spoken]))
     parts += [
         "## Streams",
-        "`send-stream`, `receive-stream`, `offset send` and `offset receive` have these dialects. If the command "
-        "creates the stream, it sets the size limit given in the table.",
+        "`send-stream`, `receive-stream`, `offset send` and `offset receive` have the dialects in this table. A "
+        "command that creates the stream also sets the size limit given here.",
         _rows(
             [
                 ("hello", *(_stream(HELLO[dialect].stream) for dialect in StreamDialect)),
@@ -283,12 +283,12 @@ _ABOUT_PYTHON = """\
 # Python interface
 
 Programs may import the names on this page from mqtool, and use the attributes and methods described here. From version
-1.0 on, these names, attributes and methods keep their meaning until the next major version. Before a name is removed,
-using it gives a `DeprecationWarning` in at least one minor version. CHANGELOG.md lists every change to this interface.
-Everything else in mqtool is private and may change in any release.
+1.0 on, these names, attributes and methods will not change their meaning before the next major version. Before a name
+is removed, its use causes a `DeprecationWarning` in at least one minor version. CHANGELOG.md lists every change to this
+interface. Everything else in mqtool is private and may change in any release.
 
 The pytest fixtures `amqp_broker` (an `EmbeddedBroker`), `amqp_vhost` (a `Vhost`) and `amqp_tls` (an `Authority`), the
-marker `amqp_recording`, the setting `amqp_broker_like` and the option `--amqp-like` are public too; see
+marker `amqp_recording`, the setting `amqp_broker_like` and the option `--amqp-like` are public, too; see
 [testing](../how-to/testing.md)."""
 #: Classes that programs create themselves.
 _CREATED = {"EmbeddedBroker", "Settings", "Tls"}

@@ -52,7 +52,7 @@ class BadExpression(UsageError):
 
 
 class BadData(MqtoolError):
-    """The input to publish, or a received message, is not valid."""
+    """A received message, or the input that was to be published, is not valid."""
 
     exit_code = ExitCode.BAD_DATA
 
@@ -68,7 +68,7 @@ class SomeFailed(MqtoolError):
 
 
 class Unavailable(MqtoolError):
-    """The broker cannot be reached, no consumer replies, or the queue does not exist."""
+    """The broker cannot be reached, no consumer replies, or a queue or exchange does not exist."""
 
     exit_code = ExitCode.UNAVAILABLE
 

@@ -1,4 +1,4 @@
-"""The embedded broker for tests in Python: what tests may import.
+"""The names that tests in Python may import to use the embedded broker.
 
 The pytest fixtures `amqp_broker`, `amqp_vhost` and `amqp_tls` need no import. Import their types for annotations:
 

@@ -12,8 +12,8 @@ _TOP = """\
 # Conformance
 
 Some client libraries for RabbitMQ publish their tests in their source archives. `make conformance` downloads these
-archives from the package index, checks their hashes, and runs the tests that need a broker: on the embedded broker, in
-its default profile, and on RabbitMQ. `make conformance` wrote this page.
+archives from the package index and checks their hashes. It then runs the tests that need a broker, both on the embedded
+broker (in its default profile) and on RabbitMQ, and writes this page.
 
 """
 
@@ -30,9 +30,9 @@ _COLUMNS = (
 )
 
 _COUNTS = """
-*Tests* and *Passed* are counts on the embedded broker, without the tests that a suite skips there. A dash means that no
-RabbitMQ was available that is new enough for the suite. If that RabbitMQ is older than the profile, some tests that
-fail only on the embedded broker depend on what RabbitMQ has changed since.
+*Tests* and *Passed* are the numbers of tests that ran and that passed on the embedded broker; skipped tests are not
+counted. A dash means that no available version of RabbitMQ was new enough for the suite. If RabbitMQ's version is older
+than the embedded broker's, some tests fail only on the embedded broker because RabbitMQ has changed since.
 """
 
 _BOTTOM = """\
@@ -40,7 +40,7 @@ _BOTTOM = """\
 
 - The source archives of pika (1.4.4 and 1.5.0rc1), rstream 1.1.1, rabbitmq-amqp-python-client 0.6.0, python-qpid-proton
   0.40.0 and faststream 0.7.8 contain no tests.
-- That of dramatiq 2.2.1 lacks the `conftest.py` that its tests need.
+- The source archive of dramatiq 2.2.1 lacks the `conftest.py` that its tests need.
 - The integration tests of celery 5.7.0 need Redis, and its smoke tests need Docker.
 
 mqtool's own tests use pika, rstream, celery, dramatiq, python-qpid-proton and others as clients.

@@ -1,11 +1,11 @@
-"""An embedded AMQP broker that behaves like RabbitMQ 4.2: for learning, demonstrations and tests.
+"""An embedded AMQP broker for learning, demonstrations and tests. It behaves like RabbitMQ 4.2.
 
     from mqtool.broker.embedded import EmbeddedBroker
 
     with EmbeddedBroker() as broker:
         ...  # any AMQP client can connect to broker.url
 
-The broker is a single node: a quorum queue or a stream has one replica. To use RabbitMQ instead, change the URL.
+The broker is a single node, so quorum queues and streams have one replica. To use a RabbitMQ broker, change the URL.
 """
 
 from importlib import import_module

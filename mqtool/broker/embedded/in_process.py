@@ -31,7 +31,7 @@ class Vhost(Questions):
         name: the name of the virtual host.
         url: the AMQP URL of the virtual host.
         tls_url: the AMQP URL with TLS; None without TLS.
-        faults: injects faults into the whole broker, not only this virtual host.
+        faults: the methods that inject faults; they affect the whole broker, not only this virtual host.
     """
 
     def __init__(self, broker: "EmbeddedBroker", name: str) -> None:
@@ -46,18 +46,18 @@ class Vhost(Questions):
 
 
 class EmbeddedBroker(Questions):
-    """An embedded broker that runs until the `with` block ends: in a thread, or (`async with`) on the running loop.
+    """An embedded broker that runs until the `with` block ends, in a thread or, with `async with`, on the event loop.
 
         with EmbeddedBroker() as broker:
             connection = pika.BlockingConnection(pika.URLParameters(broker.url))
 
-    Queries such as `broker.published()` are about the virtual host `/`.
+    Queries such as `broker.published()` apply to the virtual host `/`.
 
     Attributes:
         like: the RabbitMQ version that the broker behaves like.
 
     Args:
-        port: the AMQP port, 0 for any free one.
+        port: the AMQP port; 0 for any free one.
         data_dir: a directory for durable queues and persistent messages; None keeps everything in memory.
         settings: any other attribute of Settings, such as `management_port=0`, `recording=True` or `like="4.3"`.
 
@@ -84,7 +84,7 @@ class EmbeddedBroker(Questions):
 
     @property
     def urls(self) -> dict[str, str]:
-        """The URLs by protocol: amqp, http and stream; if `tls` is set, amqp/ssl, https and stream/ssl too."""
+        """The URLs by protocol: amqp, http and stream; with the setting `tls`, also amqp/ssl, https and stream/ssl."""
         assert self._server is not None, "the broker has not been started"
         return self._server.urls()
 
@@ -97,7 +97,7 @@ class EmbeddedBroker(Questions):
 
     @property
     def url(self) -> str:
-        """The AMQP URL, with user guest and the virtual host `/`."""
+        """The AMQP URL, with the user guest and the virtual host `/`."""
         return self.urls["amqp"]
 
     @property
@@ -139,7 +139,7 @@ class EmbeddedBroker(Questions):
 
     @property
     def faults(self) -> Faults:
-        """Injects faults into the broker."""
+        """The methods that inject faults into the broker."""
         return Faults(self.under_test)
 
     @contextmanager

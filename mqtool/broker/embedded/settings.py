@@ -38,17 +38,17 @@ class Settings:
         data_dir: a directory for durable queues and persistent messages; None keeps everything in memory.
         management_port: the port of the management API; 0 for any free one, None for none.
         stream_port: the port of the stream protocol; 0 for any free one, None for none.
-        listen: the addresses for AMQP and streams; empty for `host`.
+        listen: the addresses for AMQP and streams; if empty, `host` is used.
         definitions: a file of definitions in RabbitMQ's export format, loaded when the broker starts.
-        tls: PEM files for TLS; each port then has a TLS port one below it. None for plain TCP only.
-        like: the RabbitMQ version to behave like: 3.10, 4.0, 4.2, 4.3, 4.4, or 4.3.5, which refuses transient queues.
-        memory_limit: block publishers when messages take more bytes than this; None for 0.4 of the machine's memory.
+        tls: PEM files; the broker then also listens with TLS, one port below each port. None for plain TCP only.
+        like: the RabbitMQ version to behave like: 3.10, 4.0, 4.2, 4.3, 4.3.5 (refuses transient queues) or 4.4.
+        memory_limit: block publishers when messages take more bytes than this; None for 40% of the machine's memory.
         disk_free_limit: block publishers when fewer bytes than this are free in the data directory.
         consumer_timeout: how long a delivery may stay unacknowledged, in seconds.
         guest_from_anywhere: let the guest user log in from other machines.
         recording: record what happens to messages, so that tests can query it.
-        prometheus_port: the port of the metrics for Prometheus, without a login and on 127.0.0.1 only; 0 for any free
-            one, None for none. RabbitMQ's is 15692.
+        prometheus_port: the port of the metrics for Prometheus, on 127.0.0.1 only and without a login; 0 for any free
+            one, None for none. RabbitMQ uses 15692.
     """
 
     host: str = field(default="127.0.0.1", metadata=_option("Address to listen on", str, "ADDRESS"))

@@ -186,7 +186,7 @@ class Tls:
 
     Attributes:
         cert: the broker's certificate, followed by any intermediate certificates.
-        key: the certificate's private key, not encrypted.
+        key: the certificate's private key, which must not be encrypted.
         client_ca: the CA certificates for verifying client certificates; None if clients need no certificate.
     """
 
@@ -195,7 +195,7 @@ class Tls:
     client_ca: str | Path | None = None
 
     def context(self) -> ssl.SSLContext:
-        """Create the TLS context for a Listener.
+        """Create the broker's TLS context.
 
         Raises:
             OSError: a file cannot be read or is not PEM, or the key is encrypted or does not match the certificate.

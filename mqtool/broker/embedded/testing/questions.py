@@ -47,8 +47,8 @@ class QueueQuestions:
         """Return the messages that are ready in the queue.
 
         Args:
-            count: wait until there are this many messages.
-            timeout: maximum wait in seconds, after which the messages found by then are returned.
+            count: wait until the queue has this many messages.
+            timeout: maximum wait in seconds. After this time, return the messages found so far.
         """
         return self._questions.wait_for_count(lambda broker, vhost: broker.ready(vhost, self.name), count, timeout)
 
@@ -62,12 +62,12 @@ class QueueQuestions:
 
     @property
     def rejected(self) -> Messages:
-        """The messages rejected so far without being requeued."""
+        """The messages rejected so far and not requeued."""
         return self._happened("rejected")
 
     @property
     def requeued(self) -> Messages:
-        """The messages requeued by clients so far."""
+        """The messages that clients have requeued so far."""
         return self._happened("requeued")
 
     def __repr__(self) -> str:
@@ -107,10 +107,10 @@ class Questions(ABC):
         """Return the messages that clients have published.
 
         Args:
-            exchange, routing_key: only messages published with these; None for any.
+            exchange, routing_key: only messages published to this exchange, with this routing key; None for any.
             queue: only messages routed to this queue.
-            count: wait until there are this many messages.
-            timeout: maximum wait in seconds; 0 to check that a message was not published.
+            count: wait until this many messages have been published.
+            timeout: maximum wait in seconds; use 0 to check that no message was published.
         """
         return self.wait_for_count(
             lambda broker, vhost: broker.recording.find(
@@ -122,7 +122,7 @@ class Questions(ABC):
 
     @property
     def unrouted(self) -> Messages:
-        """The messages published so far that no queue received."""
+        """The messages published so far that were not routed to any queue."""
         return self.now(lambda broker, vhost: broker.recording.find("unrouted", vhost))
 
     def queue(self, name: str) -> QueueQuestions:
@@ -130,11 +130,11 @@ class Questions(ABC):
         return QueueQuestions(self, name)
 
     def wait_for(self, condition: Callable[[], T], timeout: float = TIMEOUT) -> T:
-        """Call a function until its result is true, and return that result. Queries made by the function do not wait.
+        """Call a function until its result is true, and return this result. Queries in the function do not wait.
 
         Raises:
-            AssertionError: the timeout expired; the error says what happened instead.
-            RuntimeError: called on an event loop.
+            AssertionError: the timeout expired; the error shows the latest events.
+            RuntimeError: the caller runs on an event loop.
             TypeError: the function is async.
         """
         if _on_event_loop():
@@ -149,7 +149,7 @@ class Questions(ABC):
         """Wait like wait_for(), but without blocking the event loop.
 
         Raises:
-            AssertionError: the timeout expired; the error says what happened instead.
+            AssertionError: the timeout expired; the error shows the latest events.
             TypeError: the function is async.
         """
         deadline = time.monotonic() + timeout
@@ -180,8 +180,8 @@ class Questions(ABC):
     def reset(self) -> None:
         """Undo all faults, purge the queues and clear the recording. Queues, bindings and consumers stay.
 
-        Unacknowledged messages stay too, as when RabbitMQ purges a queue: once the consumer's channel closes, they are
-        in the queue again. Close the tested program's connections first.
+        As when RabbitMQ purges a queue, unacknowledged messages stay too, and are requeued when the consumer's channel
+        closes. Therefore, close the connections of the program under test first.
         """
         self.now(lambda broker, vhost: broker.reset(vhost))
 
@@ -202,7 +202,7 @@ class AskBroker(Protocol):
 
 
 class BegunFault:
-    """A fault that was started. It ends with the `with` block, on undo(), when its time is up, or when the test ends.
+    """A fault that was started. It ends when the `with` block or the test ends, when its time is up, or on undo().
 
     Attributes:
         met: how many connections, channels or consumers the fault affected.
@@ -225,7 +225,7 @@ class BegunFault:
 
 
 class Faults:
-    """Injects faults into a broker. Safe to use from any thread."""
+    """Methods that inject faults into a broker. They can be called from any thread."""
 
     def __init__(self, ask: AskBroker) -> None:
         self._ask = ask
@@ -247,56 +247,56 @@ class Faults:
         return self._ask(lambda broker: broker.faults())
 
     def cut_connections(self, name: str | None = None, *, reset: bool = True) -> int:
-        """Close the sockets of connections without connection.close. Returns the number of connections.
+        """Close the sockets of connections without sending connection.close. Return the number of connections.
 
         Args:
-            name: only connections whose name matches this pattern, such as `orders-*`; either the name that the
-                client chose or RabbitMQ's `HOST:PORT -> HOST:PORT`.
-            reset: send an RST; False for a FIN.
+            name: only connections whose name matches this pattern, such as `orders-*`. The name can be the one that the
+                client chose, or RabbitMQ's `HOST:PORT -> HOST:PORT`.
+            reset: True to send a TCP RST, False to send a FIN.
         """
         return self.begin(CutConnections(name, reset)).met
 
     def close_connections(
         self, code: int = 320, text: str = "CONNECTION_FORCED - Closed by a test", name: str | None = None
     ) -> int:
-        """Close connections with a reply code and text. Returns the number of connections."""
+        """Close connections with a reply code and text. Return the number of connections."""
         return self.begin(CloseConnections(code, text, name)).met
 
     def close_channels(
         self, code: int = 406, text: str = "PRECONDITION_FAILED - Closed by a test", name: str | None = None
     ) -> int:
-        """Close channels with a reply code and text. Returns the number of channels."""
+        """Close channels with a reply code and text. Return the number of channels."""
         return self.begin(CloseChannels(code, text, name)).met
 
     def refuse_connections(self, seconds: float | None = None) -> BegunFault:
-        """Refuse new connections for this many seconds; None means until undone."""
+        """Refuse new connections for this many seconds; None means until the fault is undone."""
         return self.begin(RefuseConnections(seconds))
 
     def go_silent(self, seconds: float | None = None) -> BegunFault:
-        """Make the broker hang for this many seconds: it reads and sends nothing. None means until undone."""
+        """Make the broker hang (read and send nothing) for this many seconds; None means until the fault is undone."""
         return self.begin(GoSilent(seconds))
 
     def slow_down(self, seconds: float = 0.1) -> BegunFault:
-        """Delay everything that the broker sends by this many seconds, until undone."""
+        """Delay everything that the broker sends by this many seconds, until the fault is undone."""
         return self.begin(SlowDown(seconds))
 
     def block_publishers(self, reason: str = "low on memory", seconds: float | None = None) -> BegunFault:
-        """Block connections that publish (connection.blocked) for this many seconds; None means until undone."""
+        """Block publishers (connection.blocked) for this many seconds; None means until the fault is undone."""
         return self.begin(BlockPublishers(reason, seconds))
 
     def restart(self, seconds: float = 0.0, *, keep_transient: bool = False) -> BegunFault:
-        """Close all connections, and listen on the same ports again later.
+        """Simulate a restart: close all connections, and later listen on the same ports again.
 
         Args:
-            seconds: how long new connections are refused.
-            keep_transient: keep transient queues, exchanges and messages instead of losing them.
+            seconds: refuse new connections for this long.
+            keep_transient: keep transient queues, exchanges and messages, which are otherwise lost.
         """
         return self.begin(Restart(seconds, keep_transient))
 
     def nack_publishes(self, queue: str, count: int = 1) -> BegunFault:
-        """Reject the next `count` messages published to a queue, with a nack to the publisher.
+        """Reject the next `count` messages published to a queue, and send basic.nack to the publisher.
 
-        The queue may be declared later.
+        The queue need not exist yet.
 
         Raises:
             ValueError: the queue does not exist, and its name looks like a misspelling of one that does.
@@ -308,13 +308,13 @@ class Faults:
         return self.begin(ReturnUnroutable(count))
 
     def delay_confirms(self, seconds: float | None = None) -> BegunFault:
-        """Delay publisher confirms by this many seconds; None holds them back until undone."""
+        """Delay publisher confirms by this many seconds; None holds them back until the fault is undone."""
         return self.begin(DelayConfirms(seconds))
 
     def lose_acks(self, count: int = 1, queue: str | None = None) -> BegunFault:
-        """Lose the next `count` acknowledgements for a queue (None: any), so that the messages are redelivered.
+        """Lose the next `count` acknowledgements for a queue (any queue if None), so the messages are redelivered.
 
-        The queue may be declared later.
+        The queue need not exist yet.
 
         Raises:
             ValueError: the queue does not exist, and its name looks like a misspelling of one that does.
@@ -322,7 +322,7 @@ class Faults:
         return self.begin(LoseAcks(count, queue))
 
     def cancel_consumers(self, queue: str) -> int:
-        """Cancel all consumers of a queue. Returns the number of consumers.
+        """Cancel all consumers of a queue. Return the number of consumers.
 
         Raises:
             ValueError: the queue does not exist.

@@ -43,20 +43,20 @@ def replay(
     where: str | None = None,
     patience: float = 10.0,
 ) -> int:
-    """Publish the messages of a recording to the exchanges named in it, and wait until all are confirmed.
+    """Publish a recording's messages to the exchanges named in it, and wait until all messages are confirmed.
 
     Args:
         broker: an AMQP URL, or an object with a `url`.
         path: the recording.
-        speed: the speed as a multiple of the recorded speed; "max" publishes without pauses.
-        where: a condition as for `--where`; only matching messages are published.
-        patience: how many seconds to wait until a message can be routed; the program under test may still be starting.
+        speed: a multiple of the recorded speed; "max" publishes without pauses.
+        where: a condition, as for `--where`; only matching messages are published.
+        patience: how many seconds to wait until a message can be routed. The program under test may still be starting.
 
     Returns:
-        The number of messages.
+        The number of published messages.
 
     Raises:
-        BadData: a line is not a message, or there are no messages, or none matches `where`.
+        BadData: a line is not a message, the recording has no messages, or no message matches `where`.
         MqtoolError: an argument is not valid.
         Unavailable: a message could not be routed in time.
     """

@@ -18,9 +18,9 @@ class Recorded:
     """A message, and what happened to it.
 
     Attributes:
-        what: `published`, `acked`, `rejected` or `requeued`; `ready` for a message that is in a queue.
+        what: what happened: `published`, `acked`, `rejected` or `requeued`; `ready` if the message is in a queue.
         vhost: the message's virtual host.
-        queues: for `published`, the queues that the message was routed to; otherwise the queue that it is or was in.
+        queues: the queues that a `published` message was routed to; otherwise the queue that the message is or was in.
         exchange: the exchange that the message was published to; empty for the default exchange.
         routing_key, body: as published.
         redelivered: True if the message had been delivered before.
@@ -55,7 +55,7 @@ class Recorded:
 
     @property
     def properties(self) -> Table:
-        """The properties that are set, such as `content_type` and `message_id`, except for the headers."""
+        """The message's properties, such as `content_type` and `message_id`, without the headers."""
         properties = self._message.properties.named()
         properties.pop("headers", None)
         return properties
@@ -93,7 +93,7 @@ class Closed:
 
 
 class Messages(list[Recorded]):
-    """A list of messages. The `repr` of an empty list explains what happened instead, for failed assertions."""
+    """A list of messages. The `repr` of an empty list, in a failed assertion for example, shows the latest events."""
 
     def __init__(self, found: Iterable[Recorded], instead: str = "") -> None:
         super().__init__(found)
@@ -104,10 +104,10 @@ class Messages(list[Recorded]):
         return [message.body for message in self]
 
     def one(self) -> Recorded:
-        """Return the only message.
+        """Return the only message in the list.
 
         Raises:
-            AssertionError: there is none, or more than one; the error says what happened instead.
+            AssertionError: there is not exactly one message; the error shows the messages or the latest events.
         """
         if len(self) != 1:
             raise AssertionError(f"{len(self)} messages instead of one: {self!r}")
