@@ -361,7 +361,7 @@ def _add(things: str, what: str, *examples: str, only: Any = None) -> None:
 
 _add(
     "queues",
-    "List queues; counts of ready messages and consumers are current.",
+    "List queues, with current counts of ready messages and consumers.",
     "mqtool list queues name messages_ready messages_unacknowledged",
     "mqtool list queues --where 'messages_ready>0' --sort -messages_ready --watch 1s",
     "mqtool list queues --where 'messages>0 and not arguments.x-queue-type=quorum'",
