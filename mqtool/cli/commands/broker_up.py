@@ -86,7 +86,7 @@ def up(
     like: Annotated[Like | None, typer.Option(help="RabbitMQ version that the embedded broker behaves like")] = None,
     definitions: DefinitionsOption = None,
 ) -> None:
-    """Use a broker that is reachable, or start one."""
+    """Start a broker, unless one is already reachable."""
     # For kinds other than embedded, the TLS options are only used to check whether the broker is running.
     tls = _tls(options.tls_cert, options.tls_key, tls_client_ca) if kind is BrokerKind.EMBEDDED else ()
     login = _login(options) if kind is BrokerKind.DOCKER else None
@@ -336,7 +336,7 @@ def serve(
 ) -> None:
     """Run an embedded broker in this process, until Ctrl-C or TERM.
 
-    The broker is not recorded, so 'broker status' and 'broker down' do not find it.
+    'broker status' and 'broker down' do not find this broker.
     """
     from mqtool.broker.embedded.__main__ import CannotStart, run  # other commands need no broker
     from mqtool.broker.embedded.sockets.listener import Tls

@@ -230,7 +230,7 @@ def redrive(
         str | None,
         typer.Option(
             metavar="QUEUE",
-            help="Move to this queue, instead of where each message came from",
+            help="Move to this queue (default: where each message came from)",
             autocompletion=names_of("queues"),
         ),
     ] = None,
@@ -241,8 +241,8 @@ def redrive(
     dead letter is moved only if it was published with that queue's dead-letter exchange and routing key, or to
     QUEUE.dlq through the default exchange.
 
-    Each dead letter is removed from its queue once the broker has confirmed it in the other one. If the command is
-    killed, no message is lost, but up to 100 may be in both queues. Run it again to continue.
+    Each dead letter is removed once the broker has confirmed it in the destination queue. If the command is killed, no
+    message is lost, but up to 100 may be in both queues. Run the command again to continue.
     """
     source, moved, left = which.queue(queue), 0, 0
 

@@ -70,7 +70,7 @@ def doctor(
         int, typer.Option(min=0, metavar="N", help="Also check N messages per queue; each is delivered once")
     ] = 0,
     form: Annotated[
-        Format, typer.Option("--format", help="Text, NDJSON, a Nagios check, metrics or SARIF", metavar="FORMAT")
+        Format, typer.Option("--format", help="text, json, nagios, prometheus or sarif", metavar="FORMAT")
     ] = "text",
     as_json: Annotated[bool, typer.Option("--json", help="Print NDJSON, as --format json does")] = False,
     stream_port: StreamPort = None,

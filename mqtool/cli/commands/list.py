@@ -327,7 +327,7 @@ Columns = Annotated[
 
 
 def _only(flag: str, kind: str) -> Any:
-    about, value = "Only this one; works without the management API", flag[2:].upper()
+    about, value = f"Only this {flag[2:]}; works without the management API", flag[2:].upper()
     option = typer.Option(flag, flag[1:3], metavar=value, help=about, autocompletion=names_of(kind))
     return Annotated[list[str] | None, option]
 

@@ -64,7 +64,8 @@ def move(
     """Move messages to another queue, on the same broker or another.
 
     Each message is removed from QUEUE once the broker of the other queue has confirmed it. If the command is killed or
-    loses a connection (exit 69), no message is lost, but up to 100 may be in both queues. Run it again to continue.
+    loses a connection (exit 69), no message is lost, but up to 100 may be in both queues. Run the command again to
+    continue.
     """
     access = access_to(broker, reconnects=False)
     other = access_to_destination(destination, access)

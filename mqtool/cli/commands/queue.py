@@ -178,7 +178,7 @@ def delete_queue(
     yes: Yes = False,
     if_exists: IfExists = False,
     if_unused: IfUnused = False,
-    if_empty: Annotated[bool, typer.Option("--if-empty", help="Delete it only if it has no messages")] = False,
+    if_empty: Annotated[bool, typer.Option("--if-empty", help="Delete a queue only if it has no messages")] = False,
 ) -> None:
     """Delete queues and the messages in them."""
     access = access_to(broker)

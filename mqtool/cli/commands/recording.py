@@ -204,7 +204,7 @@ class Changing:
     ] = None
     set_header: Annotated[
         list[Any] | None,
-        typer.Option(parser=parsed(header), metavar="KEY=VALUE", help="Header to set; KEY:=JSON for a type"),
+        typer.Option(parser=parsed(header), metavar="KEY=VALUE", help="Header to set; KEY:=JSON for a typed value"),
     ] = None
     drop_header: Annotated[list[str] | None, typer.Option(metavar="KEY", help="Header to remove")] = None
     trust_streams: Annotated[

@@ -42,7 +42,10 @@ class What:
     """Options of `tap` that select messages."""
 
     exchange: Annotated[
-        str | None, typer.Argument(help="Exchange", metavar="EXCHANGE", autocompletion=names_of("exchanges"))
+        str | None,
+        typer.Argument(
+            help="Exchange whose messages to copy", metavar="EXCHANGE", autocompletion=names_of("exchanges")
+        ),
     ] = None
     keys: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY]...", help="Binding keys", show_default="all messages")

@@ -87,9 +87,7 @@ def show(
     ] = False,
     copy_to: Annotated[
         Path | None,
-        typer.Option(
-            "--copy-to", help="With NAME repair: copy the programs to repair to DIRECTORY", metavar="DIRECTORY"
-        ),
+        typer.Option("--copy-to", help="With NAME repair: copy its programs to DIRECTORY", metavar="DIRECTORY"),
     ] = None,
     no_color: NoColor = False,
 ) -> None:

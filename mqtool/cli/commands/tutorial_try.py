@@ -73,7 +73,7 @@ def try_(
 ) -> None:
     """Try a tutorial yourself: mqtool sets goals, and checks them.
 
-    You reach the goals in other terminals, with any program. Without NAME, lists the goals, and which of them you have
+    You reach the goals in other terminals, with any program. Without NAME, lists the goals, and says which you have
     reached.
     """
     current().no_color = no_color

@@ -58,7 +58,7 @@ def ui(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free one", metavar="N")] = 0,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser")] = False,
     record: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write an HTML page that replays what happened to FILE")
+        Path | None, typer.Option(metavar="FILE", help="Write to FILE an HTML page that replays what happened")
     ] = None,
     tap: Annotated[
         bool, typer.Option("--tap", help="With RabbitMQ: show single messages, by tapping exchanges")

@@ -257,7 +257,7 @@ class Runs:
     rounds: Annotated[
         int,
         typer.Option(
-            min=2, max=100, help="With compare: number of runs of each side", rich_help_panel="Load", metavar="N"
+            min=2, max=100, help="With compare: number of runs for each side", rich_help_panel="Load", metavar="N"
         ),
     ] = 5
     stream_port: StreamPort = None
