@@ -50,8 +50,8 @@ def down(name: Name = DEFAULT_NAME) -> None:
 def status(which: WhichBroker, name: Name = DEFAULT_NAME) -> None:
     """Show whether the broker is running (exit 0) or not (exit 69).
 
-    Also shows which broker the other commands use, and why. If 'broker up' has started no broker, the exit code says
-    whether the broker that the other commands use is running.
+    Also shows which broker the other commands use, and why. If no broker was started with 'broker up', the exit code
+    says whether the broker that the other commands use is running.
     """
     choice = chosen(which)
     if (started := state.load(name)) is None:

@@ -74,15 +74,15 @@ def relay(
 ) -> None:
     """Delay messages of any client, as the delayed message plugin did.
 
-    Clients publish to EXCHANGE with the header x-delay, in milliseconds. Bind your queues to EXCHANGE.relayed, whose
-    type --type sets. Messages without a delay are relayed at once.
+    Clients publish to EXCHANGE with the header x-delay, in milliseconds. Bind your queues to EXCHANGE.relayed; --type
+    sets the type of this exchange. Messages without a delay are relayed at once.
 
     The relay acknowledges a message once the broker has confirmed it in a wait queue. If the relay or the broker is
-    killed, no message is lost, but some may arrive twice. Several relays may run for one exchange. While none is
+    killed, no message is lost, but some may arrive twice. Several relays may run for one exchange. While no relay is
     running, messages wait in EXCHANGE.relay.
 
     A delay starts when the relay receives the message. With --by-timestamps, it starts at the time in the message's
-    header timestamp_in_ms, which RabbitMQ 3.12 and later set if they are configured to do so.
+    header timestamp_in_ms, which RabbitMQ 3.12 and later can be configured to set.
     """
     if kind is not None and to is not None:
         raise UsageError("--type and --to cannot be combined", "the exchange that --to names has its own type")

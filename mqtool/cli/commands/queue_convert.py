@@ -80,8 +80,8 @@ def convert(
     """Change the type or the arguments of a queue.
 
     The queue keeps its name, bindings and messages. The messages move to another queue and back, in order. Clients that
-    publish to exchanges can keep running. If the command is killed, no message is lost: continue the conversion with
-    --resume, from any machine, or revert it with --undo.
+    publish to exchanges can keep running. If the command is killed, no message is lost. You can then continue the
+    conversion with --resume, from any machine, or revert it with --undo.
     """
     access = access_to(broker, reconnects=False)
     api = access.management()
