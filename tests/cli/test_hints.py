@@ -122,7 +122,7 @@ def test_a_queue_given_as_an_option_gets_a_hint_about_the_argument(lonely_shell:
         ("programs", "exits with 3 if it dead-lettered any message, and with 1 if every attempt failed"),
         ("messages", "Routing key; in a super stream, chooses the partition"),
         ("messages", "If stdin is an empty pipe or file, or FILE is empty, nothing is sent."),
-        ("messages", "Lines from the first one that is not valid NDJSON are not kept"),
+        ("messages", "If a line is not valid NDJSON, that line and all later ones are not saved"),
     ],
 )
 @pytest.mark.sampled(2)

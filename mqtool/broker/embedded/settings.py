@@ -18,9 +18,9 @@ DISK_FREE_LIMIT = 50_000_000
 
 #: The options that make up Settings.tls, in the order of the fields of Tls.
 TLS_OPTIONS = {
-    "--tls-cert": "Certificate (PEM); also listen with TLS, one port below",
+    "--tls-cert": "Certificate (PEM); also listen with TLS, one port lower",
     "--tls-key": "Key of the certificate (PEM)",
-    "--tls-client-ca": "Require client certificates of this authority",
+    "--tls-client-ca": "Require client certificates signed by this CA",
 }
 
 
@@ -66,7 +66,7 @@ class Settings:
         default=(), metadata=_option("Address for AMQP and streams instead of --host; repeatable", list, "ADDRESS")
     )
     definitions: Path | None = field(
-        default=None, metadata=_option("RabbitMQ definitions to load when it starts", Path, "FILE")
+        default=None, metadata=_option("RabbitMQ definitions to load when the broker starts", Path, "FILE")
     )
     tls: "Tls | None" = None
     like: str = field(default=str(DEFAULT), metadata=_option("RabbitMQ version to behave like", str))
@@ -80,7 +80,7 @@ class Settings:
         default=False, metadata=_option("Record messages, for GET /api/mqtool/published/VHOST", bool)
     )
     prometheus_port: int | None = field(
-        default=None, metadata=_option("Port of metrics for Prometheus, no login; 0: any free one", int)
+        default=None, metadata=_option("Port of Prometheus metrics, no login; 0 for any free one", int)
     )
 
     def arguments(self) -> Iterator[str]:

@@ -120,7 +120,7 @@ def bench(
     """Measure the throughput and latency of a broker.
 
     Each publisher and consumer is a separate process, and the queue is created for the benchmark. Latency is measured
-    from the time at which a message was due. All messages are numbered: if a confirmed one is lost, the exit code is 1.
+    from the time at which a message was due. If a confirmed message is lost, the exit code is 1.
     """
     report.check()
     stopping.end_with_terminal()

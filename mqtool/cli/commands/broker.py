@@ -50,8 +50,8 @@ def down(name: Name = DEFAULT_NAME) -> None:
 def status(which: WhichBroker, name: Name = DEFAULT_NAME) -> None:
     """Show whether the broker is running (exit 0) or not (exit 69).
 
-    Also shows which broker the other commands use, and why. If no broker was started here, the exit code is about the
-    one that the other commands use.
+    Also shows which broker the other commands use, and why. If no broker was started with 'broker up', the exit code
+    says whether the broker that the other commands use is running.
     """
     choice = chosen(which)
     if (started := state.load(name)) is None:
@@ -99,9 +99,9 @@ def ls(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON obje
 def rm(
     yes: Yes = False,
     name: Name = DEFAULT_NAME,
-    purge: Annotated[bool, typer.Option("--purge", help="Remove its messages too")] = False,
+    purge: Annotated[bool, typer.Option("--purge", help="Also remove the broker's messages")] = False,
 ) -> None:
-    """Remove a stopped broker; --purge removes its messages too."""
+    """Remove a stopped broker; --purge also removes its messages."""
     _stopped(name)
     if purge:
         ask(f"remove broker {name!r} with all its messages", yes=yes)
@@ -162,12 +162,12 @@ def env(
     which: WhichBroker,
     name: Name = DEFAULT_NAME,
     for_remote: Annotated[
-        bool, typer.Option("--remote", help="For use on another machine (after 'up --listen')")
+        bool, typer.Option("--remote", help="Variables for other machines (after 'broker up --listen')")
     ] = False,
 ) -> None:
     """Print shell variables that tell programs where the broker is.
 
-    With -C NAME, the variables are those for the broker of that context.
+    With -C NAME, the variables are for the broker of that context.
     """
     if which.call.typed & {"url", "context"}:
         choice = chosen(which)

@@ -33,7 +33,7 @@ _FAULTS = [
 )
 def fault(
     name: Annotated[
-        str, typer.Argument(metavar="FAULT", help="Fault to start, or ls, or clear", autocompletion=lambda: _FAULTS)
+        str, typer.Argument(metavar="FAULT", help="Fault to inject; or ls or clear", autocompletion=lambda: _FAULTS)
     ],
     broker: ManagedBroker,
     yes: Yes = False,

@@ -75,18 +75,18 @@ def up(
         str | None, typer.Option("--image", help="RabbitMQ image or version to build on (Docker)", metavar="IMAGE")
     ] = None,
     listen: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Also listen on ADDRESS, unencrypted; not for guest")
+        str | None, typer.Option(metavar="ADDRESS", help="Also listen on ADDRESS, unencrypted; guest cannot use it")
     ] = None,
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Stay in the foreground; Ctrl-C stops the broker")
     ] = False,
     tls_client_ca: Annotated[
-        Path | None, typer.Option(help="Require client certificates of this authority (embedded)", metavar="FILE")
+        Path | None, typer.Option(help="Require client certificates signed by this CA (embedded)", metavar="FILE")
     ] = None,
     like: Annotated[Like | None, typer.Option(help="RabbitMQ version that the embedded broker behaves like")] = None,
     definitions: DefinitionsOption = None,
 ) -> None:
-    """Use a broker that is reachable, or start one."""
+    """Start a broker, unless one is already reachable."""
     # For kinds other than embedded, the TLS options are only used to check whether the broker is running.
     tls = _tls(options.tls_cert, options.tls_key, tls_client_ca) if kind is BrokerKind.EMBEDDED else ()
     login = _login(options) if kind is BrokerKind.DOCKER else None
@@ -325,9 +325,9 @@ def serve(
     ] = False,
     recording: Annotated[bool, typer.Option("--recording", help=help_of("recording"))] = False,
     prometheus_port: Annotated[int | None, _port(help_of("prometheus_port"), lowest=0)] = None,
-    print_url: Annotated[bool, typer.Option("--print-url", help="Print the URLs once it listens")] = False,
+    print_url: Annotated[bool, typer.Option("--print-url", help="Print the URLs once the broker listens")] = False,
     urls_file: Annotated[
-        Path | None, typer.Option("--ready-file", help="Write the URLs to FILE once it listens", metavar="FILE")
+        Path | None, typer.Option("--ready-file", help="Write the URLs to FILE once the broker listens", metavar="FILE")
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help=TLS_OPTIONS["--tls-cert"], metavar="FILE")] = None,
     tls_key: Annotated[Path | None, typer.Option(help=TLS_OPTIONS["--tls-key"], metavar="FILE")] = None,
@@ -336,7 +336,7 @@ def serve(
 ) -> None:
     """Run an embedded broker in this process, until Ctrl-C or TERM.
 
-    The broker is not recorded, so 'broker status' and 'broker down' do not find it.
+    'broker status' and 'broker down' do not find this broker.
     """
     from mqtool.broker.embedded.__main__ import CannotStart, run  # other commands need no broker
     from mqtool.broker.embedded.sockets.listener import Tls

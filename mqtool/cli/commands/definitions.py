@@ -87,10 +87,10 @@ def import_definitions(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, but change nothing")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Import definitions that are missing, and changed policies.
+    """Import missing definitions and changed policies.
 
-    Nothing is deleted. Queues, exchanges and bindings with different settings are not changed; the exit code is
-    then 3.
+    Nothing is deleted. Existing queues, exchanges and bindings are not changed; if their settings differ, the exit code
+    is 3.
     """
     access = access_to(broker)
     wanted = _read(file, access.vhost)
@@ -136,9 +136,9 @@ def convert(
     """Convert definitions of an older RabbitMQ for a newer one.
 
     Prints the converted definitions on stdout, and what has changed and why on stderr. Exits with 3 if anything would
-    be lost and no option says what to do about it. Mirrored queues can become quorum queues, or stay classic, on one
-    node. Exchanges of the delayed message plugin can become those of 'mqtool delayed relay', become plain exchanges,
-    which do not delay, or be left out.
+    be lost and no option says what to do about it. Mirrored queues can become quorum queues, or remain classic queues
+    on one node. Exchanges of the delayed message plugin can be replaced by those of 'mqtool delayed relay', become
+    plain exchanges, which do not delay messages, or be left out.
     """
     document = definitions.read_document(text_of(file), str(file))
     converted = converted_definitions.convert(document, to, RelayNames.of, mirrored, delayed)

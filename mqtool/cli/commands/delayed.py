@@ -95,7 +95,7 @@ def show(
     to: Annotated[
         str | None,
         typer.Argument(
-            metavar="[QUEUE]", help="Only those for this queue or exchange", autocompletion=names_of("queues")
+            metavar="[QUEUE]", help="Only messages for this queue or exchange", autocompletion=names_of("queues")
         ),
     ] = None,
     where: WhereOption = None,
@@ -103,8 +103,8 @@ def show(
 ) -> None:
     """Show waiting messages, and when each is due.
 
-    The messages stay where they are. Showing them has the side effects of 'mqtool peek'. Messages held by the plugin
-    cannot be shown.
+    The messages stay where they are. Showing them has the same side effects as 'mqtool peek'. Messages held by the
+    plugin cannot be shown.
     """
     shown, skipped, access = 0, _Skipped(), access_to(broker, reconnects=False)
     with _waiting(access, skipped) as waiting, closing(waiting.messages(to)) as messages:

@@ -75,14 +75,14 @@ def relay(
     """Delay messages of any client, as the delayed message plugin did.
 
     Clients publish to EXCHANGE with the header x-delay, in milliseconds. Bind your queues to EXCHANGE.relayed; --type
-    sets its type. Messages without a delay are relayed at once.
+    sets the type of this exchange. Messages without a delay are relayed at once.
 
     The relay acknowledges a message once the broker has confirmed it in a wait queue. If the relay or the broker is
-    killed, no message is lost, but some may arrive twice. Several relays may run for one exchange. While none is
+    killed, no message is lost, but some may arrive twice. Several relays may run for one exchange. While no relay is
     running, messages wait in EXCHANGE.relay.
 
     A delay starts when the relay receives the message. With --by-timestamps, it starts at the time in the message's
-    header timestamp_in_ms, which RabbitMQ 3.12 and later set if configured to (mqtool help delays).
+    header timestamp_in_ms, which RabbitMQ 3.12 and later can be configured to set.
     """
     if kind is not None and to is not None:
         raise UsageError("--type and --to cannot be combined", "the exchange that --to names has its own type")
@@ -212,11 +212,11 @@ def migrate(
         ),
     ],
 ) -> None:
-    """Replace the delayed message plugin with a relay, losing nothing.
+    """Replace the delayed message plugin with a relay; nothing is lost.
 
     Declares the exchanges of 'mqtool delayed relay' and copies the old exchange's bindings; publishers can then switch
-    over one by one. Waits until the old exchange holds no more messages. Messages cannot be taken out of the plugin
-    before they are due, so keep it enabled until then.
+    over one by one. The command waits until the old exchange holds no more messages. Messages cannot be taken out of
+    the plugin before they are due, so keep it enabled until then.
     """
     access = access_to(broker, reconnects=False)
     api = access.management()

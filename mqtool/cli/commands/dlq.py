@@ -78,7 +78,7 @@ class Which:
         Any | None,
         typer.Option(
             "--reason",
-            help="Only those that died for this reason",
+            help="Only those that were dead-lettered for this reason",
             metavar="REASON",
             parser=parsed(_reason),
             autocompletion=lambda: [*REASONS],
@@ -86,7 +86,7 @@ class Which:
     ] = None
     error: Annotated[str | None, typer.Option(metavar="TEXT", help="Only those whose last error contains TEXT")] = None
     older: Annotated[
-        float | None, typer.Option(help="Only those that first failed this long ago or earlier", **DURATION)
+        float | None, typer.Option(help="Only those that first failed at least this long ago", **DURATION)
     ] = None
     where: WhereWaiting = None
 
@@ -180,7 +180,9 @@ def show(
     queue: QueueArgument,
     which: Which,
     broker: BrokerOptions,
-    limit: Annotated[int | None, typer.Option("--count", "-c", "-n", min=1, help="Show up to N", metavar="N")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--count", "-c", "-n", min=1, help="Show up to N dead letters", metavar="N")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show dead letters, oldest first, and leave them in place."""
@@ -226,16 +228,21 @@ def redrive(
     yes: Yes = False,
     to: Annotated[
         str | None,
-        typer.Option(metavar="QUEUE", help="Move them to this queue instead", autocompletion=names_of("queues")),
+        typer.Option(
+            metavar="QUEUE",
+            help="Move to this queue (default: where each message came from)",
+            autocompletion=names_of("queues"),
+        ),
     ] = None,
 ) -> None:
     """Move dead letters back to where they came from.
 
-    The headers of a dead letter name its queue, but any publisher can set them. So a dead letter stays unless it was
-    delivered with that queue's dead-letter exchange and routing key, or to QUEUE.dlq through the default exchange.
+    The headers of a dead letter name the queue that it came from, but any publisher can set such headers. Therefore, a
+    dead letter is moved only if it was published with that queue's dead-letter exchange and routing key, or to
+    QUEUE.dlq through the default exchange.
 
-    Each dead letter is removed once the broker has confirmed the moved message. If the command is killed, no message is
-    lost, but up to 100 may be in both queues. Run it again to continue.
+    Each dead letter is removed once the broker has confirmed it in the destination queue. If the command is killed, no
+    message is lost, but up to 100 may be in both queues. Run the command again to continue.
     """
     source, moved, left = which.queue(queue), 0, 0
 

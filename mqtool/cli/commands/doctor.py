@@ -56,7 +56,7 @@ def doctor(
     file: Annotated[
         Path | None, typer.Argument(metavar="[FILE]", help="Definitions to check instead of a broker; - is stdin")
     ] = None,
-    between: Annotated[float, typer.Option(help="Time between the two samples", **TIME_LIMIT)] = 3.0,
+    between: Annotated[float, typer.Option(help="Time between the two samples that are compared", **TIME_LIMIT)] = 3.0,
     upgrade_to: Annotated[
         Version | None,
         typer.Option(
@@ -67,18 +67,18 @@ def doctor(
         ),
     ] = None,
     peek: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Also check N messages per queue, with one delivery each")
+        int, typer.Option(min=0, metavar="N", help="Also check N messages per queue; each is delivered once")
     ] = 0,
     form: Annotated[
-        Format, typer.Option("--format", help="Text, NDJSON, a Nagios check, metrics or SARIF", metavar="FORMAT")
+        Format, typer.Option("--format", help="text, json, nagios, prometheus or sarif", metavar="FORMAT")
     ] = "text",
     as_json: Annotated[bool, typer.Option("--json", help="Print NDJSON, as --format json does")] = False,
     stream_port: StreamPort = None,
 ) -> None:
     """Check a broker, or a definitions file, and report problems.
 
-    Exits 3 if there are problems. With --format nagios, exits 1 instead, or 2 if a problem is critical; with --format
-    prometheus, always 0.
+    Exits with 3 if there are problems. With --format nagios, exits with 1, or with 2 if a problem is critical; with
+    --format prometheus, always with 0.
     """
     form = "json" if as_json else form
     if (file is not None or peek) and upgrade_to is None:

@@ -45,7 +45,9 @@ def _add(
         kind: Annotated[BrokerKind, typer.Option(help="Kind of broker to start")] = BrokerKind.AUTO,
         url: Annotated[
             str | None,
-            typer.Option("--url", "-u", help="Use this broker, and delete the drill's queues", metavar="URL"),
+            typer.Option(
+                "--url", "-u", help="Use this broker; the drill's queues are deleted at the end", metavar="URL"
+            ),
         ] = None,
         image: Annotated[
             str | None, typer.Option("--image", help="RabbitMQ image to build on (Docker)", metavar="IMAGE")
@@ -98,7 +100,7 @@ _add(
     "kill-worker",
     drills.kill_worker,
     drills.WORKER_MESSAGES,
-    "Kill a worker while it runs programs; another takes over.",
+    "Kill a worker while it runs programs; another one takes over.",
 )
 
 
@@ -124,11 +126,11 @@ _add(
     "drop-connection",
     drills.drop_connection,
     drills.STREAM_MESSAGES,
-    "Cut both connections three times while messages flow.",
+    "Cut the clients' connections three times while messages flow.",
 )
 
 
 _add("poison", drills.poison, drills.WORKER_MESSAGES, "Send messages that always fail; they end up as dead letters.")
 
 
-_add("duplicate", drills.duplicate, drills.WORKER_MESSAGES, "Publish messages twice; each is handled once.")
+_add("duplicate", drills.duplicate, drills.WORKER_MESSAGES, "Publish each message twice; each one is handled once.")

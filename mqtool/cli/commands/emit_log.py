@@ -163,7 +163,7 @@ def emit_topic(
     routing_key: Annotated[
         str | None,
         typer.Argument(
-            help="Words separated by dots; may contain {group}s to fill",
+            help="Words separated by dots; may contain {group} placeholders",
             show_default="anonymous.info",
             metavar="ROUTING_KEY",
         ),

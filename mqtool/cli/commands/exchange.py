@@ -96,7 +96,7 @@ class Bindings:
     destination: Annotated[
         str,
         typer.Argument(
-            metavar="QUEUE", help="Queue, or with --to-exchange an exchange", autocompletion=names_of("queues")
+            metavar="QUEUE", help="Queue; with --to-exchange, an exchange", autocompletion=names_of("queues")
         ),
     ]
     keys: Annotated[
@@ -142,7 +142,7 @@ def bind(bindings: Bindings, broker: BrokerOptions) -> None:
 
 @command(app, "mqtool exchange unbind topic_logs audit 'kern.*'", effect=Effect.CHANGES, meant_by=("unbind",))
 def unbind(bindings: Bindings, broker: BrokerOptions, yes: Yes = False) -> None:
-    """Remove bindings, if they exist; matched by key and arguments."""
+    """Remove the bindings with these keys and arguments, if any."""
     access = access_to(broker)
     with access.channel() as channel:
         for key in bindings.keys or [""]:

@@ -327,7 +327,7 @@ Columns = Annotated[
 
 
 def _only(flag: str, kind: str) -> Any:
-    about, value = "Only this one; works without the management API", flag[2:].upper()
+    about, value = f"Only this {flag[2:]}; works without the management API", flag[2:].upper()
     option = typer.Option(flag, flag[1:3], metavar=value, help=about, autocompletion=names_of(kind))
     return Annotated[list[str] | None, option]
 
@@ -361,7 +361,7 @@ def _add(things: str, what: str, *examples: str, only: Any = None) -> None:
 
 _add(
     "queues",
-    "List queues; counts of ready messages and consumers are current.",
+    "List queues, with current counts of ready messages and consumers.",
     "mqtool list queues name messages_ready messages_unacknowledged",
     "mqtool list queues --where 'messages_ready>0' --sort -messages_ready --watch 1s",
     "mqtool list queues --where 'messages>0 and not arguments.x-queue-type=quorum'",

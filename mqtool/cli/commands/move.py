@@ -57,14 +57,15 @@ def move(
         float | None, typer.Option("--rate", help="Move no faster than this, such as 500/s", **RATE)
     ] = None,
     idle_timeout: Annotated[
-        float | None, typer.Option(help="Stop after this long without a message, not when empty", **DURATION)
+        float | None, typer.Option(help="When QUEUE is empty, wait this long for more messages", **DURATION)
     ] = None,
     confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT,
 ) -> None:
-    """Move messages to another queue, here or on another broker.
+    """Move messages to another queue, on the same broker or another.
 
-    Each message is removed from its queue once the broker has confirmed it in the other one. If the command is killed
-    or loses a connection (exit 69), no message is lost, but up to 100 may be in both queues. Run it again to continue.
+    Each message is removed from QUEUE once the broker of the other queue has confirmed it. If the command is killed or
+    loses a connection (exit 69), no message is lost, but up to 100 may be in both queues. Run the command again to
+    continue.
     """
     access = access_to(broker, reconnects=False)
     other = access_to_destination(destination, access)

@@ -25,7 +25,7 @@ from mqtool.spelling import counted
 from mqtool.tutorials import stream_offset_tracking as lesson
 from mqtool.tutorials.stream_dialects import TRACKING
 
-app = group("offset", "Stored offsets of a stream's readers (stream tutorial 2).", heading="Tutorials")
+app = group("offset", "Show and set offsets of a stream's readers (stream tutorial 2).", heading="Tutorials")
 
 StreamName = Annotated[str, typer.Argument(help="Stream", metavar="STREAM", autocompletion=names_of("queues"))]
 
@@ -76,7 +76,7 @@ def set_(
 
 @command(app, "mqtool offset reset app reports", effect=Effect.CHANGES, without=("dialect", "strict"))
 def reset(stream: StreamName, name: ReaderName, broker: BrokerOptions, port: StreamPort = None) -> None:
-    """Make a reader start over, at its --offset."""
+    """Make a reader start over from its --offset."""
     with access_to(broker).stream_channel(port) as channel:
         for each in channel.streams_of(stream):
             channel.forget_offset(each, name)

@@ -51,9 +51,7 @@ def definition(text: str) -> dict[str, Any]:
 PolicyName = Annotated[str, typer.Argument(metavar="POLICY", autocompletion=names_of("policies"))]
 
 
-Operator = Annotated[
-    bool, typer.Option("--operator", help="Operator policies: limits on queues that users cannot raise")
-]
+Operator = Annotated[bool, typer.Option("--operator", help="Operator policies: limits that users cannot raise")]
 
 
 @command(
@@ -66,7 +64,7 @@ Operator = Annotated[
 def set_policy(
     name: PolicyName,
     pattern: Annotated[
-        str, typer.Option("--pattern", help="Regular expression for the names it applies to", metavar="PATTERN")
+        str, typer.Option("--pattern", help="Regular expression for names of queues and exchanges", metavar="PATTERN")
     ],
     settings: Annotated[
         Any, typer.Option("--definition", parser=parsed(definition), metavar="JSON", help="Settings, as a JSON object")
@@ -79,12 +77,14 @@ def set_policy(
             metavar="KIND", help="queues, exchanges, all, or a type", show_default="all; queues with --operator"
         ),
     ] = None,
-    priority: Annotated[int, typer.Option(help="If several match, the highest priority applies", metavar="N")] = 0,
+    priority: Annotated[
+        int, typer.Option(help="If several policies match, the highest priority applies", metavar="N")
+    ] = 0,
     operator: Operator = False,
 ) -> None:
     """Create or change a policy.
 
-    Asks first if existing queues would lose messages: those beyond a new limit, or those in queues that would expire.
+    Asks first if existing queues would lose messages, because of a new limit or because the queues would expire.
     """
     access = access_to(broker)
     to = apply_to or ("queues" if operator else "all")

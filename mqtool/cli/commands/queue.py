@@ -39,7 +39,9 @@ QueueNames = Annotated[list[str], typer.Argument(metavar="QUEUE...", autocomplet
 AutoDelete = Annotated[bool, typer.Option("--auto-delete", help="Delete it when nothing uses it any more")]
 
 
-IfNotExists = Annotated[bool, typer.Option("--if-not-exists", help="Succeed if it exists, whatever its settings")]
+IfNotExists = Annotated[
+    bool, typer.Option("--if-not-exists", help="Succeed if it already exists, whatever its settings")
+]
 
 
 IfUnused = Annotated[bool, typer.Option("--if-unused", help="Delete it only if nothing uses it")]
@@ -176,7 +178,7 @@ def delete_queue(
     yes: Yes = False,
     if_exists: IfExists = False,
     if_unused: IfUnused = False,
-    if_empty: Annotated[bool, typer.Option("--if-empty", help="Delete it only if it has no messages")] = False,
+    if_empty: Annotated[bool, typer.Option("--if-empty", help="Delete a queue only if it has no messages")] = False,
 ) -> None:
     """Delete queues and the messages in them."""
     access = access_to(broker)

@@ -72,14 +72,16 @@ def convert(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, but change nothing")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue interrupted conversions")] = False,
     undo: Annotated[bool, typer.Option("--undo", help="Undo an interrupted conversion")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Cancel consumers, and accept losses of publishers")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Cancel consumers; accept that publishers may lose messages")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per queue")] = False,
 ) -> None:
     """Change the type or the arguments of a queue.
 
     The queue keeps its name, bindings and messages. The messages move to another queue and back, in order. Clients that
-    publish to exchanges can keep running. If the command is killed, no message is lost: continue the conversion with
-    --resume, from any machine, or revert it with --undo.
+    publish to exchanges can keep running. If the command is killed, no message is lost. You can then continue the
+    conversion with --resume, from any machine, or revert it with --undo.
     """
     access = access_to(broker, reconnects=False)
     api = access.management()

@@ -47,7 +47,7 @@ def receive(
         typer.Option(
             "--filter",
             metavar="VALUE",
-            help="Only chunks of a stream with VALUE (AMQP 1.0)",
+            help="Only stream chunks with the filter value VALUE (AMQP 1.0)",
             rich_help_panel="Receiving",
         ),
     ] = None,

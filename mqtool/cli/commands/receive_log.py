@@ -212,7 +212,9 @@ def receive_headers(
             metavar="KEY=VALUE...", parser=parsed(header), help="Headers to match; KEY:=JSON for a typed value"
         ),
     ] = None,
-    also_wanted: Annotated[list[Any] | None, header_option("Header to match, as an option")] = None,
+    also_wanted: Annotated[
+        list[Any] | None, header_option("Header to match, the same as an argument KEY=VALUE")
+    ] = None,
     match: Match = "all",
 ) -> None:
     """Receive messages with certain headers."""

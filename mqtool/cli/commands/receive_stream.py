@@ -37,7 +37,7 @@ class ReadingOptions:
     track: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Continue where NAME stopped, and store its offset", rich_help_panel="Receiving"
+            metavar="NAME", help="Continue where reader NAME stopped, and store its offset", rich_help_panel="Receiving"
         ),
     ] = None
     single_active: Annotated[

@@ -165,10 +165,14 @@ class Playing:
         ),
     ] = None
     rate: Annotated[
-        float | None, typer.Option("--rate", help="Constant rate, such as 500/s, instead of recorded gaps", **RATE)
+        float | None, typer.Option("--rate", help="Constant rate, such as 500/s, instead of the recorded pace", **RATE)
     ] = None
-    since: Annotated[Any | None, typer.Option(help="Start at a time, or 5m into the recording", **_MOMENT)] = None
-    until: Annotated[Any | None, typer.Option(help="Stop at a time, or 5m into the recording", **_MOMENT)] = None
+    since: Annotated[
+        Any | None, typer.Option(help="Start at this time, or this far into the recording: 5m", **_MOMENT)
+    ] = None
+    until: Annotated[
+        Any | None, typer.Option(help="Stop at this time, or this far into the recording: 5m", **_MOMENT)
+    ] = None
     where: WhereOption = None
     loop: Annotated[int, typer.Option(min=1, metavar="N", help="Play everything N times")] = 1
 
@@ -200,11 +204,11 @@ class Changing:
     ] = None
     set_header: Annotated[
         list[Any] | None,
-        typer.Option(parser=parsed(header), metavar="KEY=VALUE", help="Header to set; KEY:=JSON for a type"),
+        typer.Option(parser=parsed(header), metavar="KEY=VALUE", help="Header to set; KEY:=JSON for a typed value"),
     ] = None
     drop_header: Annotated[list[str] | None, typer.Option(metavar="KEY", help="Header to remove")] = None
     trust_streams: Annotated[
-        bool, typer.Option("--trust-streams", help="Trust exchange, keys, CC and BCC in messages of streams")
+        bool, typer.Option("--trust-streams", help="Use the exchange, keys, CC and BCC in messages of streams")
     ] = False
 
     def changes(self) -> Changes:
@@ -242,12 +246,14 @@ def replay(
     files: Annotated[
         list[Path] | None, typer.Argument(help="Recordings, in order (default: stdin)", metavar="FILE...")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, when and where to")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be sent, when and where; send nothing")
+    ] = False,
     mandatory: Annotated[
         bool, typer.Option("--mandatory/--no-mandatory", help="Count unroutable messages as failed")
     ] = True,
     failed_to: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keep unconfirmed messages in FILE, as NDJSON")
+        Path | None, typer.Option(metavar="FILE", help="Save unconfirmed messages to FILE, as NDJSON")
     ] = None,
     confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT,
 ) -> None:
@@ -313,15 +319,19 @@ def scrub(
     seed: Annotated[
         str | None,
         typer.Option(
-            "--seed", help="Same seed, same replacements; keep it secret", show_default="random", metavar="SEED"
+            "--seed",
+            help="Equal seeds give equal replacements; keep SEED secret",
+            show_default="random",
+            metavar="SEED",
         ),
     ] = None,
 ) -> None:
     """Replace the values in a recording, so that it can be shared.
 
     Replaces routing keys, header values, ids and bodies: letters with letters, and digits with digits. Replacements are
-    consistent: equal words stay equal. Keeps exchanges, queues, times and content types; the names of headers, and the
-    headers that RabbitMQ sets, such as x-death; the keys of JSON bodies, and their true, false and null.
+    consistent: equal words stay equal. Keeps exchanges, queues, times, content types, header names, JSON keys, and the
+    JSON values true, false and null. Also keeps headers that RabbitMQ sets, such as x-death, except for the routing
+    keys in x-death.
     """
     if file is None and output.is_terminal(STDIN):
         raise UsageError("no recording to scrub", "name a file, or pipe one in")
@@ -370,7 +380,7 @@ def reconcile(
 ) -> None:
     """Compare two files of messages by message_id.
 
-    Reports messages that are missing, duplicated or out of order. Exits 3 if any message is missing.
+    Reports messages that are missing, duplicated or out of order. Exits with 3 if any message is missing.
     """
     nameless = 0
 

@@ -47,13 +47,13 @@ def route(
     test: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Check a file of expected routes; - is stdin")
     ] = None,
-    nearly: Annotated[int, typer.Option(min=0, help="Number of near misses to show", metavar="N")] = 5,
+    nearly: Annotated[int, typer.Option(min=0, help="Show up to N bindings that nearly match", metavar="N")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print NDJSON")] = False,
 ) -> None:
     """Explain where a message would go, and why.
 
     Shows the queues that get the message, the bindings that match or nearly match, and where the message goes if it is
-    dead-lettered. With --test, exits 3 if any message in the file would not be routed as expected.
+    dead-lettered. With --test, exits with 3 if any message in the file would not be routed as expected.
     """
     if (exchange is None) == (test is None):
         raise UsageError("give either EXCHANGE and KEY, or --test FILE", "mqtool route topic_logs kern.critical")

@@ -38,7 +38,10 @@ TYPE_INSIDE = "x-delayed-type"
 
 
 KeepDelay = Annotated[
-    bool, typer.Option("--keep-delay", help="Delay copies of delayed messages again", rich_help_panel="Delay")
+    bool,
+    typer.Option(
+        "--keep-delay", help="Delay messages again, for the time in their header x-delay", rich_help_panel="Delay"
+    ),
 ]
 
 

@@ -42,7 +42,10 @@ class What:
     """Options of `tap` that select messages."""
 
     exchange: Annotated[
-        str | None, typer.Argument(help="Exchange", metavar="EXCHANGE", autocompletion=names_of("exchanges"))
+        str | None,
+        typer.Argument(
+            help="Exchange whose messages to copy", metavar="EXCHANGE", autocompletion=names_of("exchanges")
+        ),
     ] = None
     keys: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY]...", help="Binding keys", show_default="all messages")
@@ -123,7 +126,7 @@ def tap(
     off: Annotated[bool, typer.Option("--firehose-off", help="Switch the firehose off, and do nothing else")] = False,
     where: WhereOption = None,
     buffer: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Keep up to N messages for a slow reader; drop the oldest")
+        int, typer.Option(min=1, metavar="N", help="Keep only the last N messages for a slow reader")
     ] = 100_000,
     receiving: ReceivingOptions,
     urls: Urls = None,

@@ -141,7 +141,9 @@ def top(
         str, typer.Option(metavar="COLUMN", help="Sort by name, ready, unacked, consumers, in, out or ack")
     ] = ("ready"),
     interval: Annotated[float, typer.Option(help="Time between two samples", **TIME_LIMIT)] = 1.0,
-    once: Annotated[bool, typer.Option("--once", help="Print one sample and exit, as in a pipe")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="Print one sample and exit; in a pipe, this is the default")
+    ] = False,
     all_vhosts: Annotated[bool, typer.Option("--all-vhosts", help="Include all virtual hosts")] = False,
 ) -> None:
     """Watch queues, rates and consumers."""

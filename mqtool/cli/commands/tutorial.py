@@ -43,7 +43,7 @@ def _hint(word: str) -> str | None:
     return None
 
 
-app = group("tutorial", "Learn RabbitMQ: read tutorials, see them run, and try it.", heading="Learn", hint=_hint)
+app = group("tutorial", "Learn RabbitMQ: read tutorials, watch them, and try them.", heading="Learn", hint=_hint)
 app.add_typer(tutorial_try.part)
 
 
@@ -86,7 +86,8 @@ def show(
         bool, typer.Option("--plain", "--plain-pika", help="Print a script that does the same without mqtool")
     ] = False,
     copy_to: Annotated[
-        Path | None, typer.Option("--copy-to", help="With repair: copy its programs here", metavar="DIRECTORY")
+        Path | None,
+        typer.Option("--copy-to", help="With NAME repair: copy its programs to DIRECTORY", metavar="DIRECTORY"),
     ] = None,
     no_color: NoColor = False,
 ) -> None:
@@ -139,7 +140,7 @@ def run(
     ] = None,
     auto: Annotated[bool, typer.Option("--auto", help="Continue without waiting for Enter, at reading pace")] = False,
     no_pause: Annotated[
-        bool, typer.Option("--no-pause", help="Do not pause at all, only check that everything works")
+        bool, typer.Option("--no-pause", help="Do not pause; only check that everything works")
     ] = False,
     lines: Annotated[bool, typer.Option("--lines", help="Print line by line, without panes")] = False,
     url: Annotated[

@@ -56,14 +56,14 @@ def try_(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="Tutorial to try", autocompletion=lambda: [*GOALS])
     ] = None,
-    again: Annotated[bool, typer.Option("--again", help="Start with the first goal again")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Start again with the first goal")] = False,
     url: Annotated[
         str | None,
         typer.Option(
             "--url",
             "-u",
             envvar=["MQTOOL_URL", "AMQP_URL"],
-            help="Use a virtual host of its own on this broker",
+            help="Use this broker, in a new virtual host",
             metavar="URL",
         ),
     ] = None,
@@ -73,8 +73,8 @@ def try_(
 ) -> None:
     """Try a tutorial yourself: mqtool sets goals, and checks them.
 
-    Each goal asks for something that you bring about in other terminals, with any program. Without NAME, the goals are
-    listed, with those that you have reached.
+    You reach the goals in other terminals, with any program. Without NAME, lists the goals, and says which you have
+    reached.
     """
     current().no_color = no_color
     if name is None:

@@ -58,19 +58,21 @@ def ui(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free one", metavar="N")] = 0,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser")] = False,
     record: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write an HTML file that replays what happened")
+        Path | None, typer.Option(metavar="FILE", help="Write to FILE an HTML page that replays what happened")
     ] = None,
-    tap: Annotated[bool, typer.Option("--tap", help="Show single messages of RabbitMQ, by tapping exchanges")] = False,
+    tap: Annotated[
+        bool, typer.Option("--tap", help="With RabbitMQ: show single messages, by tapping exchanges")
+    ] = False,
     firehose: Annotated[
-        bool, typer.Option("--firehose", help="Show all messages of RabbitMQ, with its firehose")
+        bool, typer.Option("--firehose", help="With RabbitMQ: show all messages, with the firehose")
     ] = False,
     allow_changes: Annotated[bool, typer.Option("--allow-changes", help="Let the page change any broker")] = False,
 ) -> None:
     """Watch messages move through the topology, in a browser.
 
     Serves a page on this machine until Ctrl-C. The printed address contains a secret: anyone who knows it can read
-    messages and change the broker. The page can change a broker only if mqtool started it, if it is
-    an embedded broker, or with --allow-changes.
+    messages and change the broker. The page can change only brokers that mqtool started, and embedded brokers; with
+    --allow-changes, any broker.
 
     With the embedded broker, the page shows single messages. With RabbitMQ, it shows counts and rates, and single
     messages only with --tap or --firehose.

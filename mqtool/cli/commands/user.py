@@ -33,12 +33,14 @@ Tags = Annotated[
 ]
 
 
-IfNotExists = Annotated[bool, typer.Option("--if-not-exists", help="Succeed if it exists, and leave it as it is")]
+IfNotExists = Annotated[
+    bool, typer.Option("--if-not-exists", help="Succeed if it already exists, and leave it as it is")
+]
 
 
 LoginPassword = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Read the password to log in with from FILE", rich_help_panel="Broker"),
+    typer.Option(metavar="FILE", help="Read your own password, for the login, from FILE", rich_help_panel="Broker"),
 ]
 
 

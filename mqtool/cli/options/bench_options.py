@@ -90,7 +90,10 @@ class Load:
     rate: Annotated[
         float | None,
         typer.Option(
-            "--rate", help="Messages per second (default: as fast as confirmed)", rich_help_panel="Load", **RATE
+            "--rate",
+            help="Messages per second, in total (default: as fast as confirmed)",
+            rich_help_panel="Load",
+            **RATE,
         ),
     ] = None
     duration: Annotated[
@@ -147,7 +150,13 @@ class Load:
     ] = 1
     prefetch: Annotated[
         int,
-        typer.Option(min=0, max=65535, help="Deliveries to hold unacknowledged", rich_help_panel="Load", metavar="N"),
+        typer.Option(
+            min=0,
+            max=65535,
+            help="Hold up to N unacknowledged messages per consumer",
+            rich_help_panel="Load",
+            metavar="N",
+        ),
     ] = PREFETCH
     exchange: Annotated[
         Literal["direct", "fanout", "topic", "headers"] | None,
@@ -169,7 +178,7 @@ class Load:
     delay: Annotated[
         float,
         typer.Option(
-            help="Delay messages, in a wait queue",
+            help="Delay messages by this long, in a wait queue",
             parser=parsed(parse_duration),
             metavar="DURATION",
             rich_help_panel="Load",
@@ -180,10 +189,10 @@ class Load:
     ] = False
     churn: Annotated[
         Literal["connections", "channels", "queues", "bindings"] | None,
-        typer.Option(help="Create and remove these instead of publishing", rich_help_panel="Load"),
+        typer.Option(help="Create and remove objects of this kind; publish nothing", rich_help_panel="Load"),
     ] = None
     warm_up: Annotated[
-        float, typer.Option(help="Do not measure this long at the start of a run", rich_help_panel="Load", **DURATION)
+        float, typer.Option(help="Start to measure after this much of a run", rich_help_panel="Load", **DURATION)
     ] = 0.0
 
     def plan(self, default: float, protocol: str) -> BenchPlan:
@@ -228,7 +237,7 @@ class Runs:
         typer.Option(
             parser=str,
             metavar="TIME COMMAND",
-            help="Run a shell command at this time into the run",
+            help="Run a shell command at this time after the start",
             rich_help_panel="Load",
         ),
     ] = None
@@ -241,13 +250,15 @@ class Runs:
         typer.Option(
             parser=parsed(_variation),
             metavar="NAME=A,B,C",
-            help="Do a run per value, such as rate=500,1000",
+            help="Do one run for each value, such as rate=500,1000",
             rich_help_panel="Load",
         ),
     ] = None
     rounds: Annotated[
         int,
-        typer.Option(min=2, max=100, help="With compare: number of runs of each", rich_help_panel="Load", metavar="N"),
+        typer.Option(
+            min=2, max=100, help="With compare: number of runs for each side", rich_help_panel="Load", metavar="N"
+        ),
     ] = 5
     stream_port: StreamPort = None
 

@@ -36,7 +36,7 @@ ContextName = Annotated[
 
 
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask (in a protected context: --confirm NAME)")]
-IfExists = Annotated[bool, typer.Option("--if-exists", help="Succeed if it does not exist")]
+IfExists = Annotated[bool, typer.Option("--if-exists", help="Succeed even if it does not exist")]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -52,7 +52,7 @@ def _dialect_option(**settings: Any) -> Any:
     return typer.Option(
         "--dialect",
         metavar="DIALECT",
-        help="Tutorials whose names, settings and lines to use",
+        help="Tutorials whose names, settings and output to use",
         show_default=str(Dialect.PYTHON),
         envvar="MQTOOL_DIALECT",
         rich_help_panel="Topology",
@@ -62,7 +62,7 @@ def _dialect_option(**settings: Any) -> Any:
 
 def _strict_option(**settings: Any) -> Any:
     return typer.Option(
-        "--strict", help="Fail if it exists with different settings", rich_help_panel="Topology", **settings
+        "--strict", help="Fail if the queue or exchange has different settings", rich_help_panel="Topology", **settings
     )
 
 
@@ -90,7 +90,9 @@ class BrokerOptions:
     context: ContextName = None
     confirm: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Change the protected context NAME without asking", rich_help_panel="Broker"),
+        typer.Option(
+            metavar="NAME", help="Do not ask before changing the protected context NAME", rich_help_panel="Broker"
+        ),
     ] = None
     user: Annotated[
         str | None,
@@ -200,10 +202,12 @@ class DestinationOptions:
     """Options that name the queue to move messages to, on this broker or another one."""
 
     to: Annotated[
-        str,
-        typer.Option(metavar="QUEUE", help="Queue to move them to; it must exist", autocompletion=names_of("queues")),
+        str, typer.Option(metavar="QUEUE", help="Destination queue; must exist", autocompletion=names_of("queues"))
     ]
-    to_url: Annotated[str | None, typer.Option(help="Broker of that queue, if it is another one", metavar="URL")] = None
+    to_url: Annotated[
+        str | None, typer.Option(help="URL of the destination's broker, if it is another broker", metavar="URL")
+    ] = None
     to_context: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Context of that queue's broker", autocompletion=contexts.names)
+        str | None,
+        typer.Option(metavar="NAME", help="Context of the destination's broker", autocompletion=contexts.names),
     ] = None

@@ -75,7 +75,7 @@ class DelayOptions:
         typer.Option(
             parser=parsed(_moment),
             metavar="TIME",
-            help="Deliver at a time: 18:30 or 2026-01-31T18:30",
+            help="Deliver at this time: 18:30 or 2026-01-31T18:30",
             rich_help_panel="Delay",
         ),
     ] = None
@@ -188,7 +188,7 @@ class MessageOptions:
         bool,
         typer.Option(
             "--trust-streams",
-            help="Trust exchange, keys, CC and BCC in messages of streams",
+            help="Use the exchange, keys, CC and BCC in messages of streams",
             rich_help_panel="Messages",
         ),
     ] = False
@@ -197,7 +197,7 @@ class MessageOptions:
         typer.Option(
             parser=parsed(_key_pattern),
             metavar="REGEX",
-            help="Fill {group} placeholders in the routing key from the line",
+            help="Match each line; its groups fill {group} in the routing key",
             rich_help_panel="Messages",
         ),
     ] = None
@@ -217,21 +217,21 @@ class MessageOptions:
     persistent: Annotated[
         bool,
         typer.Option(
-            "--persistent", help="Delivery mode 2: kept on disk in a durable queue", rich_help_panel="Messages"
+            "--persistent", help="Delivery mode 2: a durable queue keeps messages on disk", rich_help_panel="Messages"
         ),
     ] = False
     mandatory: Annotated[
         bool | None,
         typer.Option(
             "--mandatory/--no-mandatory",
-            help="Fail if unroutable (default: only if sent to a queue)",
+            help="Fail if a message is unroutable (default: only if sent to a queue)",
             rich_help_panel="Messages",
         ),
     ] = None
     confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT
     failed_to: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Keep unconfirmed messages in FILE, as NDJSON", rich_help_panel="Messages"),
+        typer.Option(metavar="FILE", help="Save unconfirmed messages to FILE, as NDJSON", rich_help_panel="Messages"),
     ] = None
 
     @property

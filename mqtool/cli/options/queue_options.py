@@ -43,18 +43,24 @@ def _durability(thing: Queue | Exchange) -> str:
 _Durable = Annotated[
     bool | None,
     typer.Option(
-        "--durable/--transient", help="Declare it to survive a broker restart, or not", rich_help_panel="Topology"
+        "--durable/--transient",
+        help="Durable: survives a broker restart; transient: does not",
+        rich_help_panel="Topology",
     ),
 ]
 _Arguments = Annotated[
     list[Any] | None,
-    argument_option("Argument to declare it with; KEY:=JSON for a typed value", rich_help_panel="Topology"),
+    argument_option("Argument of the declaration; KEY:=JSON for a typed value", rich_help_panel="Topology"),
 ]
 
 
 Declare = Annotated[
     bool | None,
-    typer.Option("--declare/--no-declare", help="Declare it if it does not exist, or fail", rich_help_panel="Topology"),
+    typer.Option(
+        "--declare/--no-declare",
+        help="If a queue or exchange is missing: declare it, or fail",
+        rich_help_panel="Topology",
+    ),
 ]
 
 
@@ -73,7 +79,7 @@ class QueueOptions:
     dead_letter_exchange: Annotated[
         str | None,
         typer.Option(
-            help="Dead-letter exchange; '' sends to QUEUE.dlq",
+            help="Dead-letter exchange; '' dead-letters to queue QUEUE.dlq",
             metavar="EXCHANGE",
             rich_help_panel="Topology",
             autocompletion=names_of("exchanges"),
@@ -90,7 +96,9 @@ class QueueOptions:
     ] = None
     max_length: Annotated[
         int | None,
-        typer.Option(min=0, help="Keep up to N messages; drop the oldest", rich_help_panel="Topology", metavar="N"),
+        typer.Option(
+            min=0, help="Keep up to N messages; then drop the oldest", rich_help_panel="Topology", metavar="N"
+        ),
     ] = None
 
     def _limits(self, name: str) -> dict[str, Any]:
@@ -187,7 +195,7 @@ StreamPort = Annotated[
         min=1,
         max=65535,
         help="The broker's port for streams",
-        show_default="the management API's; 5552, with TLS 5551",
+        show_default="as the management API says, or else 5552, with TLS 5551",
         envvar="MQTOOL_STREAM_PORT",
         rich_help_panel="Broker",
         metavar="N",

@@ -85,7 +85,7 @@ class PrintingOptions:
             "--output",
             "-o",
             metavar="FILE",
-            help="Append to FILE; reopen it on the signal HUP",
+            help="Append messages to FILE; reopen FILE on the signal HUP",
             rich_help_panel="Printing",
         ),
     ] = None
@@ -137,7 +137,7 @@ class ReceivingOptions:
         typer.Option(
             min=0,
             max=65535,
-            help="Deliveries to hold unacknowledged; 0 for no limit",
+            help="Hold up to N unacknowledged messages; 0 for no limit",
             rich_help_panel="Receiving",
             metavar="N",
         ),

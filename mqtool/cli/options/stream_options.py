@@ -60,12 +60,12 @@ class StreamOptions:
         ),
     ] = None
     arguments: Annotated[
-        list[Any] | None, argument_option("Setting to create it with, such as max-age=7D", rich_help_panel="Topology")
+        list[Any] | None, argument_option("Setting of the declaration, such as max-age=7D", rich_help_panel="Topology")
     ] = None
     partitions: Annotated[
         int | None,
         typer.Option(
-            min=1, max=255, metavar="N", help="Create it as a super stream of N partitions", rich_help_panel="Topology"
+            min=1, max=255, metavar="N", help="Declare a super stream of N partitions", rich_help_panel="Topology"
         ),
     ] = None
     declare: Declare = None
