@@ -144,7 +144,7 @@ def index() -> str:
 _NOTATION = {
     "where": "Conditions: `--where`",
     "output": "Templates: `--format`",
-    "durations": "Durations, times and sizes",
+    "durations": "Durations and times",
 }
 
 
