@@ -113,8 +113,8 @@ def test_the_broker_offers_its_sasl_mechanisms(stranger: MemoryClient10) -> None
 def test_a_login_with_a_wrong_user_or_password_closes_the_socket(
     stranger: MemoryClient10, broker: Broker, logged: list[str], mechanism: str, response: bytes | None, succeeds: bool
 ) -> None:
-    """The SASL outcome is 0 after a correct login, and 1 after one with a wrong user name or password. In that case,
-    the broker closes the socket, and logs why. Both kinds of logins are counted.
+    """The SASL outcome is 0 after a correct login, and 1 after a wrong user name or password. After a failed login, the
+    broker closes the socket, and logs why. It counts successful and failed logins.
     """
     broker.users["ann"] = User.with_password("ann", "\udcff", [])
     [outcome] = log_in(stranger, mechanism, response)
@@ -129,7 +129,7 @@ def test_a_login_with_a_wrong_user_or_password_closes_the_socket(
 def test_anonymous_clients_are_refused_once_the_password_of_guest_is_changed(
     stranger: MemoryClient10, broker: Broker
 ) -> None:
-    """A client that logs in with ANONYMOUS is the user guest, until guest's password is changed."""
+    """Once the password of guest is changed, the broker refuses clients that log in with ANONYMOUS."""
     broker.users["guest"] = User.with_password("guest", "secret", [])
     assert [frame.fields for frame in log_in(stranger, "ANONYMOUS", None)] == [[1]]
 
