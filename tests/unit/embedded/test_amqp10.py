@@ -249,8 +249,9 @@ def test_application_properties_in_a_stream_become_headers_if_amqp_0_9_1_has_the
 def test_an_id_that_is_too_long_for_a_property_becomes_a_header(
     identifier: Any10, message_id: str | None, header: Value
 ) -> None:
-    """If the message id or correlation id of an AMQP 1.0 message in a stream has more than 255 bytes as text, it
-    becomes a header over AMQP 0-9-1. A value that cannot be an id is dropped.
+    """If the message id or correlation id of an AMQP 1.0 message in a stream has more than 255 bytes as text, AMQP
+    0-9-1 clients get it as the header x-message-id or x-correlation-id. A value that cannot be an id, such as a
+    boolean, is dropped.
     """
     properties = BareProperties(identifier, correlation_id=identifier, content_type=Symbol("c\udcff"))
 

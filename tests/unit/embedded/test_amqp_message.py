@@ -122,7 +122,7 @@ def test_random_bytes_decode_to_properties_or_raise_value_error(data: bytes) -> 
 )
 def test_a_malformed_content_header_is_an_error_that_says_why(payload: bytes, error: str) -> None:
     """If a content header is too short or too long for the properties in its flags, or has unknown flags, decoding it
-    raises ValueError, which says what is wrong. The broker shows this text to the client.
+    raises ValueError with the reason.
     """
     with pytest.raises(ValueError, match=f"^{error}$"):
         HeaderReader().read(payload)
@@ -145,8 +145,9 @@ def test_each_property_has_the_value_that_was_published() -> None:
 
 @pytest.mark.parametrize("name", _FIELDS)
 def test_a_message_is_plain_without_properties_that_affect_routing_or_permissions(name: str) -> None:
-    """A message is plain if it has neither headers, an expiration, a user id nor a reply-to. A copy of a message is
-    plain if these have been removed, and not plain if headers or a reply-to have been added.
+    """A message counts as plain if it has no headers, expiration, user id or reply-to, which affect routing or
+    permissions. A copy of a message is plain if these have been removed, and not plain if headers or a reply-to have
+    been added.
     """
     affects = name in ("headers", "expiration", "user_id", "reply_to")
     properties = MessageProperties.of({name: _FIELDS[name]})

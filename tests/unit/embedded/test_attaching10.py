@@ -150,8 +150,8 @@ def test_a_link_has_only_the_outcomes_that_the_client_asks_for(client: MemoryCli
 def test_a_publisher_may_use_the_settle_mode_second_if_its_messages_are_settled(
     client: MemoryClient10, target: str | None
 ) -> None:
-    """A publisher that sends only settled messages may ask for the receiver settle mode `second`, because it has no
-    effect on these. The link may have a target address or none.
+    """A publisher that sends only settled messages may ask for the receiver settle mode `second`, because this mode has
+    no effect on settled messages. The link may have a target address or none.
     """
     found = attach(client, SENDER, modes=(SETTLED, SECOND), target=described(TARGET, target))
     assert DETACH not in [frame.code for frame in found]

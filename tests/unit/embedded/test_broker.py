@@ -203,7 +203,9 @@ def test_global_parameters_take_memory_that_is_limited(tmp_path: Path) -> None:
 
 
 def test_the_cluster_name_contains_the_port_unless_it_is_set(scene: Scene) -> None:
-    """Unless a cluster name is set, it contains the AMQP port of the broker, so that it is unique on the machine."""
+    """By default, the cluster name contains the AMQP port of the broker, so that it is unique on the machine. A cluster
+    name that has been set is used as it is.
+    """
     assert scene.broker.cluster_name == "embedded-0@localhost"
     scene.broker.listeners["amqp"] = ("127.0.0.1", 5672)
     assert scene.broker.cluster_name == "embedded-5672@localhost"
@@ -339,7 +341,7 @@ def test_during_a_memory_alarm_caused_by_messages_no_connection_is_closed(scene:
 
 def test_connections_that_take_too_much_memory_are_closed() -> None:
     """If a connection takes more than the limit for one connection, the broker closes it in the next turn of the event
-    loop, even without a memory alarm. It does not close a connection again that is already closing.
+    loop, even without a memory alarm. A connection that is already closing is not closed again.
     """
     scene = Scene(1024 * _MIB)
     limit = 256 * _MIB

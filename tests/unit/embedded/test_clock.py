@@ -80,8 +80,8 @@ def iterations(count: int, begin: Callable[[LoopClock, Callable[[float], None]],
 
 
 def test_the_clock_shows_the_time_in_milliseconds() -> None:
-    """The broker's clock returns the time in whole milliseconds since 1970, and calls a function after a given number
-    of milliseconds of real time.
+    """The broker's clock returns the time in whole milliseconds since 1970, and can call a function after a given
+    number of milliseconds of real time.
     """
 
     async def run() -> None:
@@ -237,8 +237,8 @@ def test_items_are_passed_when_they_are_due_in_order() -> None:
 
 
 def test_an_item_that_takes_long_is_passed_in_steps() -> None:
-    """If a timetable's function takes long for an item, it is called in steps, in several turns. No other item is
-    passed before the last step, even if an earlier one is added meanwhile.
+    """If processing an item of a timetable takes long, it is done in steps, in several turns. No other item is
+    processed before the last step, even if an item that is due earlier is added meanwhile.
     """
     clock, passed = WorkClock(), list[str]()
 
@@ -290,8 +290,8 @@ def test_a_queue_of_work_is_handled_at_once_while_that_is_quick() -> None:
 
 
 def test_the_steps_of_long_work_are_taken_in_turns() -> None:
-    """If a queue of work needs long for an item, it handles the item in steps, and the items behind it wait until it is
-    done. If handling an item raises an exception, those behind it are handled in the next turn.
+    """If handling an item of a queue of work takes long, it is done in steps, and the items behind it wait until the
+    last step. If handling an item raises an exception, the items behind it are handled in the next turn.
     """
     clock, handled = WorkClock(), list[str]()
 
