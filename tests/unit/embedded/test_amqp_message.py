@@ -210,8 +210,8 @@ def test_a_changed_message_keeps_its_address_and_body() -> None:
 
 
 def test_a_message_of_a_stream_is_encoded_as_it_was_published() -> None:
-    """The content header of a message in a stream has the bytes that it was published with. The broker decodes its
-    properties only when they are needed.
+    """The content header of a message in a stream has the bytes that it was published with. The broker decodes the
+    properties in the header only when they are needed.
     """
     properties = MessageProperties.of(_FIELDS).encode()
     lazy = ContentHeader.unread(properties, 2**63)

@@ -195,7 +195,7 @@ def test_only_the_matching_policy_with_the_highest_priority_applies(policies: Po
 )
 def test_an_operator_policy_limits_a_policy(policies: Policies, user: Table, operator: Table, merged: Table) -> None:
     """If a policy and an operator policy apply to a queue, the queue gets the settings of both. If both set the same
-    key to numbers, the smaller one applies; if not both values are numbers, the operator policy's value applies.
+    key, the smaller number applies, or the operator policy's value if one of the values is not a number.
     """
     policies.put(USER, Policy("u", "jobs", user))
     policies.put(OPERATOR, Policy("o", "jobs", operator))

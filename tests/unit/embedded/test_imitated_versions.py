@@ -43,8 +43,8 @@ def test_the_broker_tells_clients_which_product_and_version_it_is() -> None:
 
 
 def test_totals_begin_at_zero_for_each_protocol_and_queue_type() -> None:
-    """A new broker's totals of published messages, for each protocol, and of deliveries, for each protocol and queue
-    type, are zero.
+    """In a new broker, the totals of published messages are zero for each protocol, and the totals of delivered
+    messages are zero for each protocol and queue type.
     """
     totals, kinds = Totals(), ("classic", "quorum", "stream")
     assert totals.published == dict.fromkeys(("amqp091", "amqp10", "stream"), Publishes())

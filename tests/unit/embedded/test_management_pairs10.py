@@ -221,8 +221,8 @@ def test_the_delivery_count_of_requests_begins_where_the_client_says(client: Mem
 
 def test_credit_for_responses_is_drained_at_once(client: MemoryClient10) -> None:
     """If a client drains its link for management responses, the broker answers at once with a credit of 0, because no
-    response is waiting. It answers a flow frame with echo with the credit that is left, and a flow frame without drain
-    and echo not at all.
+    response is waiting. It answers a flow frame with echo with the credit that is left. It does not answer a flow frame
+    that has neither drain nor echo.
     """
     attach_pair(client, credit=5)
     ask(client, 0)

@@ -110,8 +110,8 @@ def test_a_consumer_of_a_stream_starts_at_its_offset(stream: StreamQueue, offset
 
 
 def test_consumers_of_a_stream_get_messages_independently(stream: StreamQueue) -> None:
-    """Each consumer of a stream gets all messages. A consumer that cannot take more messages gets the next ones once it
-    can. A cancelled consumer gets no more messages.
+    """Each consumer of a stream gets all messages. If a consumer has as many unacknowledged messages as its prefetch
+    allows, it gets the next ones once it can take more. A cancelled consumer gets no more messages.
     """
     slow, quick, gone = consume(stream, room=1), consume(stream), consume(stream)
     stream.remove_consumer(gone)
