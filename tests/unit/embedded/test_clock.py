@@ -100,8 +100,8 @@ def test_the_clock_shows_the_time_in_milliseconds() -> None:
 
 
 def test_clients_are_late_once_others_were_served_for_more_than_50_ms_of_an_iteration() -> None:
-    """Once clients have been served for more than 50 ms in one iteration of the event loop, other clients must wait.
-    Times of up to 0.2 ms are not counted. In the next iteration, clients are served again.
+    """Once clients have been served for more than 50 ms in one iteration of the event loop, other clients must wait
+    until the next iteration. Times of up to 0.2 ms are not counted.
     """
 
     async def run() -> None:

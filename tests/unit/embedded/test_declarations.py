@@ -188,8 +188,9 @@ def test_some_invalid_arguments_have_errors_of_their_own(arguments: Table, wrong
 def test_some_arguments_are_refused_only_by_some_versions(
     accepting: Like, refusing: Like, arguments: Table, wrong: str
 ) -> None:
-    """Some arguments of queues are refused only by later versions of RabbitMQ, and others only by earlier ones. A
-    broker that imitates another version of RabbitMQ accepts such an argument.
+    """Some arguments of queues are refused only by later versions of RabbitMQ, for example the x-queue-version 1 from
+    4.3 on, and others only by earlier ones, for example the x-queue-mode `eager` up to 4.2. A broker that imitates
+    another version accepts them.
     """
     assert declared(vhost_like(accepting), arguments) is None
     name = [*arguments][-1]
@@ -576,7 +577,7 @@ def test_a_consumer_of_a_stream_needs_a_prefetch_count_and_acknowledges(
     prefetch: int, wrong: str, *, no_ack: bool
 ) -> None:
     """The broker refuses a consumer of a stream with 406 if it has no prefetch count, and closes the connection with
-    540 if the consumer uses automatic acknowledgement. A quorum queue allows both.
+    540 if the consumer uses automatic acknowledgement. A consumer of a quorum queue may do both.
     """
     for kind, expected in (("stream", wrong), ("quorum", None)):
         vhost = vhost_like(DEFAULT)
