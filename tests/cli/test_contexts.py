@@ -314,8 +314,8 @@ def test_mistakes_with_contexts_are_usage_errors(home: Shell) -> None:
 
 
 def test_context_ls_leaves_out_columns_on_a_narrow_terminal_rather_than_break_a_url(home: Shell) -> None:
-    """If a terminal has no room for all columns, `context ls` leaves out the management API, and protection if
-    necessary, rather than break names or URLs. In a pipe, all columns are printed.
+    """If a terminal has no room for all columns, `context ls` leaves out the management API and, if that is not enough,
+    the protection. It never breaks names or URLs. In a pipe, it prints all columns.
     """
     url = "amqp://ann@staging.example.com/shop"
     home.run("mqtool", "context", "add", "staging", "--url", url, "--management", "http://staging.example.com:15672")

@@ -386,8 +386,8 @@ def test_a_queue_with_an_unacknowledged_message_is_not_converted(
 
 
 def test_ctrl_c_ends_queue_convert_while_it_waits_for_acknowledgements(managed: Shell, broker: TestBroker) -> None:
-    """While a client holds an unacknowledged message of the queue, `queue convert --resume` says what it waits for.
-    Ctrl-C ends it with 130, and the queue has not been replaced.
+    """While a client holds an unacknowledged message of the queue, `queue convert --resume` waits, and says so. Ctrl-C
+    then ends it with exit code 130. The queue keeps its old type, and the command says how to continue.
     """
     fill(broker)
     api = Management(broker.management, "guest", "guest")

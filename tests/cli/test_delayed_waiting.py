@@ -143,8 +143,8 @@ def test_delayed_now_keeps_a_message_whose_queue_was_deleted(waiting: Waiting) -
 
 
 def test_delayed_now_keeps_a_message_whose_exchange_was_deleted(waiting: Waiting) -> None:
-    """If the destination exchange no longer exists, `delayed now` exits with 75 and the message keeps waiting. If other
-    messages are selected, too, it delivers them, and exits with 3.
+    """If the destination exchange of a message no longer exists, `delayed now` names the exchange, keeps the message
+    waiting, and exits with 75. If other selected messages can be delivered, it delivers them, and exits with 3.
     """
     waiting.shell.run("mqtool", "exchange", "delete", "logs", "--yes")
     stays = "message m-4 stays in 'logs.exchange.delay.1h.classic': no exchange 'logs'"

@@ -83,8 +83,8 @@ def test_policy_set_prints_the_reason_if_the_broker_refuses_a_policy(admin: Shel
 
 
 def test_policy_set_announces_no_losses_for_a_pattern_that_the_broker_refuses(admin: Shell) -> None:
-    """If --pattern is not a regular expression for the broker, `policy set` says so, and exits with 2. It does not ask
-    about messages that queues would lose.
+    """If the broker does not accept --pattern as a regular expression, `policy set` says so, and exits with 2. It does
+    not announce that queues would lose messages.
     """
     fill(admin, "jobs")
     for pattern in ("(", "*a"):

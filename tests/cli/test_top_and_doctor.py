@@ -469,8 +469,8 @@ def test_doctor_reports_that_guest_can_log_in_over_tls(
 
 @on_any_broker
 def test_top_once_leaves_out_columns_on_a_narrow_terminal_rather_than_break_a_name(watcher: Shell) -> None:
-    """If a terminal has no room for all columns, `top --once` leaves out rates, and the number of consumers if
-    necessary, rather than break the names of queues.
+    """If a terminal has no room for all columns, `top --once` leaves out the rates and, if that is not enough, the
+    number of consumers. It never breaks the names of queues.
     """
     watcher.run("mqtool", "send", "-q", "invoices.dead-letters", "x")
     rows = {}

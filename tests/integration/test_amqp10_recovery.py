@@ -79,11 +79,11 @@ def test_an_amqp_1_0_message_rejected_while_a_node_is_down_is_republished(monkey
             assert [each.confirmation for each in sending.result()] == [Confirmation.CONFIRMED]
 
 
-def test_an_amqp_1_0_message_that_is_larger_than_any_of_rabbitmq_ends_the_command(
+def test_an_amqp_1_0_message_that_is_larger_than_rabbitmq_allows_ends_the_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """If the transfers of an AMQP 1.0 message add up to more than RabbitMQ's largest message, receiving fails with
-    Unavailable, although mqtool would reconnect.
+    """If the transfers of one AMQP 1.0 message add up to more than the largest message that RabbitMQ allows, mqtool
+    stops receiving and raises Unavailable, even if it could reconnect.
     """
     monkeypatch.setattr(link_receiver, "_LARGEST", 150_000)
     with EmbeddedBroker(like="4.3") as broker, LinkSession(parse_addresses(broker.url), backoff=Backoff()) as session:

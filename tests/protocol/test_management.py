@@ -303,8 +303,8 @@ def test_lists_of_the_management_api_can_be_read_in_pages(
 
 
 def test_a_new_virtual_host_has_the_predeclared_exchanges(api: Api, vhost: str) -> None:
-    """A new virtual host has exactly RabbitMQ's predeclared exchanges: the default exchange, amq.direct, amq.topic
-    and so on.
+    """A new virtual host has exactly the exchanges that RabbitMQ predeclares: the default exchange, amq.direct,
+    amq.fanout, amq.headers, amq.match, amq.rabbitmq.trace and amq.topic.
     """
     exchanges = {view["name"]: view for view in api("GET", f"exchanges/{vhost}")[1]}
     assert set(exchanges) == {

@@ -179,7 +179,9 @@ def test_cc_and_bcc_are_additional_routing_keys(channel: BlockingChannel, take: 
 
 
 def test_an_auto_delete_exchange_is_deleted_with_its_last_binding(channel: BlockingChannel) -> None:
-    """An auto-delete exchange is deleted when the last queue that is bound to it is deleted."""
+    """When the last queue that is bound to an auto-delete exchange is deleted, its binding is deleted with it, and so
+    is the exchange.
+    """
     channel.exchange_declare("x", "fanout", auto_delete=True)
     channel.queue_declare("q")
     channel.queue_bind("q", "x")

@@ -185,8 +185,9 @@ def test_a_stream_entry_of_deeply_nested_values_is_delivered_as_the_body() -> No
 
 @pytest.mark.parametrize("size", [1, 300])
 def test_a_message_in_a_stream_keeps_names_and_values_that_are_not_utf_8(size: int) -> None:
-    """A message that is published to a stream over AMQP 0-9-1, and read again, has the same exchange, routing key,
-    headers and body, even if its values are not UTF-8, or are long. Headers whose names are not UTF-8 are dropped.
+    """If an AMQP 0-9-1 client publishes a message to a stream, it is read with the same exchange, routing key, headers,
+    message id and body, even if these are long, or have values that are not UTF-8. Only headers whose names are not
+    UTF-8 are dropped.
     """
     headers: Table = {"a": "x" * size, "raw": b"\xff", "no": False, "yes": True, "\u00e9": 2.5, "\udcff": "dropped"}
     fields = {"headers": encode_table(headers), "message_id": b"\x01\xff", "timestamp": (2**63 // 1000 + 1).to_bytes(8)}
@@ -201,7 +202,9 @@ def test_a_message_in_a_stream_keeps_names_and_values_that_are_not_utf_8(size: i
 
 
 def test_the_sections_before_the_body_are_decoded_once_if_they_are_short() -> None:
-    """The broker decodes equal properties of successive messages in a stream once. It does not keep long ones."""
+    """If two successive messages in a stream have the same properties, the broker decodes these once. Long properties,
+    such as a message id of 300 characters, are decoded for each message.
+    """
     for size, is_kept in ((10, True), (300, False)):
         first, second = (_decoded(Amqp10Message(properties=BareProperties("m" * size))).properties for _ in range(2))
         assert (first is second) == is_kept
@@ -246,8 +249,9 @@ def test_application_properties_in_a_stream_become_headers_if_amqp_0_9_1_has_the
 def test_an_id_that_is_too_long_for_a_property_becomes_a_header(
     identifier: Any10, message_id: str | None, header: Value
 ) -> None:
-    """If the message id or correlation id of an AMQP 1.0 message in a stream has more than 255 bytes as text, it
-    becomes a header over AMQP 0-9-1. A value that cannot be an id is dropped.
+    """If the message id or correlation id of an AMQP 1.0 message in a stream has more than 255 bytes as text, AMQP
+    0-9-1 clients get it as the header x-message-id or x-correlation-id. A value that cannot be an id, such as a
+    boolean, is dropped.
     """
     properties = BareProperties(identifier, correlation_id=identifier, content_type=Symbol("c\udcff"))
 

@@ -34,8 +34,8 @@ from mqtool.broker.embedded.model.names import is_too_long, name_error
 def test_an_error_has_rabbitmqs_code_and_text(
     make: Callable[..., AmqpException], arguments: tuple[object, ...], kind: type[AmqpException], code: int, what: str
 ) -> None:
-    """Each error has RabbitMQ's reply code, and a text that begins with the name of the code. Errors of a channel leave
-    the connection open.
+    """Each AMQP 0-9-1 error of the broker has RabbitMQ's reply code, and a text that begins with the name of the code.
+    Codes 403 to 406 close only the channel; 506 and 541 close the connection.
     """
     error = make(*arguments)
     text = f"{REPLY_NAMES[code]} - {what}" if what else REPLY_NAMES[code]
@@ -55,8 +55,8 @@ def test_an_error_has_rabbitmqs_code_and_text(
     ids=["longest", "too long", "too many bytes", "half a character", "not UTF-8"],
 )
 def test_an_error_text_is_cut_to_255_bytes(what: str, sent: str) -> None:
-    """If the text of an error has more than 255 bytes, it ends with an ellipsis, and no character is cut in half. Bytes
-    that are not UTF-8 are left out.
+    """The broker cuts the reply text of an error to 255 bytes. The text then ends with an ellipsis, and no character is
+    cut in half. Bytes that are not UTF-8 are left out.
     """
     error = AmqpException(404, what)
     assert error.reply_text == f"NOT_FOUND - {sent}"
@@ -64,8 +64,9 @@ def test_an_error_text_is_cut_to_255_bytes(what: str, sent: str) -> None:
 
 
 def test_each_kind_of_failure_is_logged_once_and_at_most_100_kinds(caplog: pytest.LogCaptureFixture) -> None:
-    """If a message cannot be processed, this is logged with its traceback, but the same failure not again, and no more
-    than 100 kinds of failures. Names in it cannot forge lines of the log.
+    """If the broker cannot process a message, it logs the failure with its traceback. It logs failures of the same kind
+    only once, and at most 100 kinds. Line breaks in the names of queues are escaped, so that they cannot forge lines of
+    the log.
     """
     caplog.set_level(logging.ERROR)
     failures, error = FailureLog(), ValueError("wrong")
@@ -97,6 +98,8 @@ def test_each_kind_of_failure_is_logged_once_and_at_most_100_kinds(caplog: pytes
     ids=ascii,
 )
 def test_a_name_has_at_most_255_bytes_of_utf_8(name: str, error: str | None) -> None:
-    """A name of more than 255 bytes, or one that is not UTF-8, is refused; the error says why."""
+    """A name, such as that of a queue, must have at most 255 bytes, and must be UTF-8. Otherwise the error says which
+    of the two is wrong.
+    """
     assert name_error("queue name", name) == error
     assert is_too_long(name) == (error == "queue name is longer than 255 bytes")

@@ -79,8 +79,8 @@ def test_a_messages_exchange_and_routing_key_are_parsed_as_they_were_encoded(exc
      (b"\2ab\3ke\x0a", False), (b"\2ab\4key\x0a\x0a", True), (b"\2ab\2k\x0a\x0a", True), (b"\2ab\1k\x0a\x0a", False)],
 )  # fmt: skip
 def test_a_stored_address_says_whether_an_amqp_1_0_message_follows(address: bytes, *, sectioned: bool) -> None:
-    """A stored message is read as an AMQP 1.0 message if a mark follows its exchange and routing key. A routing key
-    that ends with the same byte is not such a mark.
+    """In a stored message, a byte after the exchange and the routing key marks an AMQP 1.0 message. If the routing key
+    ends with the same byte, the broker does not take this for the mark.
     """
     assert is_sectioned(address) == sectioned
 
@@ -122,7 +122,7 @@ def test_random_bytes_decode_to_properties_or_raise_value_error(data: bytes) -> 
 )
 def test_a_malformed_content_header_is_an_error_that_says_why(payload: bytes, error: str) -> None:
     """If a content header is too short or too long for the properties in its flags, or has unknown flags, decoding it
-    raises ValueError, which says what is wrong. The broker shows this text to the client.
+    raises ValueError with the reason.
     """
     with pytest.raises(ValueError, match=f"^{error}$"):
         HeaderReader().read(payload)
@@ -145,8 +145,9 @@ def test_each_property_has_the_value_that_was_published() -> None:
 
 @pytest.mark.parametrize("name", _FIELDS)
 def test_a_message_is_plain_without_properties_that_affect_routing_or_permissions(name: str) -> None:
-    """A message is plain unless it has headers, an expiration, a user id or a reply-to. A copy without them is plain,
-    too.
+    """A message counts as plain if it has no headers, expiration, user id or reply-to, which affect routing or
+    permissions. A copy of a message is plain if these have been removed, and not plain if headers or a reply-to have
+    been added.
     """
     affects = name in ("headers", "expiration", "user_id", "reply_to")
     properties = MessageProperties.of({name: _FIELDS[name]})
@@ -209,8 +210,8 @@ def test_a_changed_message_keeps_its_address_and_body() -> None:
 
 
 def test_a_message_of_a_stream_is_encoded_as_it_was_published() -> None:
-    """The content header of a message in a stream has the bytes that it was published with. Its properties are decoded
-    when they are needed.
+    """The content header of a message in a stream has the bytes that it was published with. The broker decodes the
+    properties in the header only when they are needed.
     """
     properties = MessageProperties.of(_FIELDS).encode()
     lazy = ContentHeader.unread(properties, 2**63)
@@ -243,8 +244,8 @@ def test_messages_with_similar_properties_are_not_confused(sent: list[dict[str, 
 
 
 def test_headers_that_are_repeated_are_decoded_once() -> None:
-    """If the properties of successive messages are equal, or differ only in the message id, the broker decodes their
-    headers once. It does not keep large headers of messages without an id.
+    """If the content headers of successive messages are equal, or differ only in the message id, the broker decodes
+    their headers once. Content headers without a message id are decoded each time if they have more than 256 bytes.
     """
     small, large = encode_table({"a": "b"}), encode_table({"a": "b" * 300})
     reader = HeaderReader()
@@ -273,8 +274,8 @@ def test_headers_of_equal_length_with_common_parts_are_not_confused(first: bytes
 
 @pytest.mark.parametrize("limit", [MAX_DEPTH, DEEPEST])
 def test_headers_nested_too_deeply_are_refused(limit: int) -> None:
-    """Headers that are nested up to the limit are decoded; headers nested deeper raise ValueError. A broker reads
-    stored messages with a higher limit than those of clients.
+    """The broker decodes headers that are nested up to its limit, and raises ValueError if they are nested deeper. The
+    limit for stored messages is higher than the limit for messages that clients send.
     """
     reader = HeaderReader() if limit == MAX_DEPTH else HeaderReader(limit)
     fields = nested(limit) | {"message_id": b"\1m"}
@@ -285,7 +286,9 @@ def test_headers_nested_too_deeply_are_refused(limit: int) -> None:
 
 
 def test_the_headers_cc_and_bcc_are_additional_routing_keys() -> None:
-    """The texts in the lists CC and BCC are the additional routing keys of a message. Other values are ignored."""
+    """The strings in the lists CC and BCC in the headers of a message are its additional routing keys. Other values in
+    these lists are ignored, and so is a CC or BCC that is not a list.
+    """
     assert carbon_copies({"CC": ["a", 1, b"\xff", "b"], "BCC": ["c"], "cc": ["d"]}) == ["a", "b", "c"]
     assert carbon_copies({"CC": "a", "BCC": ["b"]}) == ["b"]
     assert carbon_copies({}) == []

@@ -69,8 +69,8 @@ def policies(changes: Changes) -> Policies:
     ],
 )
 def test_a_pattern_matches_anywhere_in_a_name(pattern: str, text: str, *, matches: bool) -> None:
-    """The pattern of a policy, and that of a request to the management API, match anywhere in a name, even in one that
-    is not valid UTF-8.
+    """The pattern of a policy, or the name filter of a management API request, matches anywhere in a name, even if the
+    name is not valid UTF-8.
     """
     check_pattern(pattern)
     assert found(pattern, text) is matches
@@ -92,8 +92,8 @@ def test_a_pattern_matches_anywhere_in_a_name(pattern: str, text: str, *, matche
 def test_a_pattern_that_is_not_valid_is_refused(
     check: Callable[[str], object], pattern: str, reason: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A pattern that RE2 cannot compile, or not within its memory limit, is refused with RE2's reason. RE2 itself
-    prints nothing to the broker's log.
+    """If RE2 cannot compile a pattern, or not within its memory limit, the broker refuses the pattern with RE2's
+    reason. RE2 itself prints nothing to stderr.
     """
     with pytest.raises(ValueError) as refused:  # noqa: PT011 - the text is compared below
         check(pattern)
@@ -102,8 +102,8 @@ def test_a_pattern_that_is_not_valid_is_refused(
 
 
 def test_the_pattern_of_a_request_is_shorter_and_smaller_than_that_of_a_policy() -> None:
-    """The pattern of a request to the management API has up to 1,000 characters, and needs less memory than that of a
-    policy may need, because it is compiled for each request.
+    """The name filter of a management API request is compiled for each request. It may therefore have at most 1,000
+    characters, and must need less memory than the pattern of a policy may need.
     """
     assert finder("a" * 1000)("a" * 1000)
     check_pattern("a" * 1001)
@@ -114,9 +114,9 @@ def test_the_pattern_of_a_request_is_shorter_and_smaller_than_that_of_a_policy()
         finder(r"\pL{10}")
 
 
-def test_the_compiled_patterns_of_the_last_names_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The broker keeps compiled patterns up to a total size. If there are more, it compiles those again that have not
-    been used for the longest time.
+def test_the_compiled_patterns_that_were_used_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broker keeps compiled patterns up to a total size. Beyond that, it drops those that have not been used for
+    the longest time, and compiles them again when they are needed.
     """
     compiled: list[str] = []
     compile_pattern = re2.compile
@@ -163,8 +163,8 @@ ONE: Table = {"max-length": 1}
 def test_a_policy_applies_to_the_matching_names_of_its_types(
     policies: Policies, policy: Policy, applies_to: str, kind: str, of: str
 ) -> None:
-    """A policy or operator policy applies to a queue or an exchange if its pattern matches the name, it is for objects
-    of that type, and a queue of that type has all of its settings.
+    """A policy or operator policy applies to a queue or an exchange if its pattern matches the name, its apply-to
+    includes that type of object, and, for a queue, the type of the queue supports all of its settings.
     """
     policies.put(of, policy)
     applied = policies.applied_to("jobs", kind)
@@ -194,8 +194,8 @@ def test_only_the_matching_policy_with_the_highest_priority_applies(policies: Po
     ],
 )
 def test_an_operator_policy_limits_a_policy(policies: Policies, user: Table, operator: Table, merged: Table) -> None:
-    """If a policy and an operator policy apply to a queue, the queue gets the settings of both. If both set a number,
-    the smaller one applies, and otherwise the value of the operator policy.
+    """If a policy and an operator policy apply to a queue, the queue gets the settings of both. If both set the same
+    key, the smaller number applies, or the operator policy's value if one of the values is not a number.
     """
     policies.put(USER, Policy("u", "jobs", user))
     policies.put(OPERATOR, Policy("o", "jobs", operator))
@@ -206,8 +206,8 @@ def test_an_operator_policy_limits_a_policy(policies: Policies, user: Table, ope
 
 @pytest.mark.parametrize("of", [USER, OPERATOR])
 def test_a_policy_is_stored_until_it_is_deleted(changes: Changes, ledger: Storing, of: str) -> None:
-    """A policy is stored on disk, and applied, when it is set, and removed from the disk when it is deleted. A policy
-    that the broker reads from the disk is not stored again.
+    """When a policy is set, the broker stores it on disk, and applies it. When it is deleted, the broker removes it
+    from disk. Policies that the broker reads from disk when it starts are not stored again.
     """
     policies = changes.policies
     policies.put(of, Policy("p", "^jo", ONE, 2, "queues"))
@@ -229,9 +229,8 @@ def of_size(name: str, size: int, pattern: str = ".*") -> Policy:
 
 
 def test_the_policies_of_a_virtual_host_take_a_limited_amount_of_memory(policies: Policies, ledger: Storing) -> None:
-    """The policies of a virtual host take up to 2 MB, including their compiled patterns. The broker refuses any further
-    policy with 406, until one is deleted or replaced by a smaller one. Policies that were read from the disk count,
-    too.
+    """The policies of a virtual host, including those read from disk, may take up to 2 MB with their compiled patterns.
+    Beyond that, the broker refuses further policies with 406 until one is deleted, or replaced by a smaller one.
     """
 
     def refused(policy: Policy) -> bool:

@@ -104,8 +104,8 @@ def test_the_answer_to_a_publishers_attach_frame(client: MemoryClient10) -> None
 
 
 def test_a_publisher_may_attach_without_source_and_target(client: MemoryClient10, q: BrokerQueue) -> None:
-    """If a publisher's attach frame has neither source nor target, each message goes to the address in its property
-    `to`. If there is a target, messages go there.
+    """If a publisher attaches a link without source and target, each of its messages goes to the address in the
+    message's property `to`. If it attaches a link with a target, all its messages go there.
     """
     answer, _ = client.send(ATTACH, "x", UInt32(7), SENDER)
     assert (answer.code, answer.fields[5:7]) == (ATTACH, [None, described(TARGET)])
@@ -121,8 +121,9 @@ def test_the_answer_to_a_receivers_attach_frame(
     client: MemoryClient10, q: BrokerQueue, mode: UInt8 | None, sent: int
 ) -> None:
     """The broker answers a receiver's attach frame with the same name, handle, receiver settle mode, target and
-    max-message-size, and with an initial delivery count of 0. The source's default outcome is `released`, and it has
-    all outcomes if the client names none. The broker sends messages settled only if the client asks for that.
+    max-message-size, and with an initial delivery count of 0. The source's default outcome is `released`, and the
+    source has all outcomes if the client names none. The broker sends messages settled only if the client asks for
+    that.
     """
     source = of("/queues/q", durable=UInt32(1), filter={Symbol("no"): "filter"}, capabilities=Symbol("queue"))
     target = described(TARGET, "there")
@@ -136,8 +137,8 @@ def test_the_answer_to_a_receivers_attach_frame(
 
 @pytest.mark.parametrize("asked", [Array([ACCEPTED]), Array(OUTCOMES[1:3])])
 def test_a_link_has_only_the_outcomes_that_the_client_asks_for(client: MemoryClient10, asked: Array) -> None:
-    """If a receiver's source names outcomes, the broker's attach frame contains these. The filters in effect are in it,
-    too.
+    """If a receiver's source names outcomes, the source in the broker's attach frame has exactly these, and the filters
+    that are in effect.
     """
     offset = {Symbol("o"): Described(Symbol("rabbitmq:stream-offset-spec"), "first")}
     client.connection.broker.vhosts["/"].add_queue(QueueDeclaration("s", {"x-queue-type": "stream"}, durable=True))
@@ -149,8 +150,8 @@ def test_a_link_has_only_the_outcomes_that_the_client_asks_for(client: MemoryCli
 def test_a_publisher_may_use_the_settle_mode_second_if_its_messages_are_settled(
     client: MemoryClient10, target: str | None
 ) -> None:
-    """The receiver settle mode `second` has no effect on settled messages, so a publisher of these may ask for it, with
-    or without a target address.
+    """A publisher that sends only settled messages may ask for the receiver settle mode `second`, because this mode has
+    no effect on settled messages. The link may have a target address or none.
     """
     found = attach(client, SENDER, modes=(SETTLED, SECOND), target=described(TARGET, target))
     assert DETACH not in [frame.code for frame in found]
@@ -214,8 +215,8 @@ def test_a_dynamic_source_for_direct_replies_has_no_outcomes(client: MemoryClien
 def test_the_name_of_a_temporary_queue_contains_no_long_names(
     client: MemoryClient10, length: int, is_named: bool
 ) -> None:
-    """The name of a temporary queue contains the container id of the connection and the name of the link if these
-    have fewer than 150 bytes together. Otherwise it contains neither.
+    """The name of a temporary queue contains the container id of the connection, a hyphen and the name of the link if
+    these have fewer than 150 bytes in all. Otherwise it contains neither the id nor the name.
     """
     [answer] = attach(client, RECEIVER, name="é" + "x" * (length - 2), source=asking_for("temporary-queue"))
     pattern = r"/queues/amq\.dyn-memory-%C3%A9x+-[\w-]{22}" if is_named else r"/queues/amq\.dyn\.gen-[\w-]{22}"
@@ -234,8 +235,9 @@ def test_the_name_of_a_temporary_queue_contains_no_long_names(
     ids=["with an address", "other capability", "unsettled replies", "other expiry policy", "timeout"],
 )
 def test_other_dynamic_sources_are_not_supported(client: MemoryClient10, source: Described, mode: UInt8) -> None:
-    """The broker refuses a dynamic source that has an address, or none of the capabilities `temporary-queue` and
-    `rabbitmq:volatile-queue`. Direct replies must be settled, and their source must expire with the link.
+    """The broker refuses a dynamic source that has an address, or that has neither of the capabilities
+    `temporary-queue` and `rabbitmq:volatile-queue`. It also refuses direct replies (`rabbitmq:volatile-queue`) that are
+    not settled, or whose source does not expire with the link.
     """
     found = attach(client, RECEIVER, modes=(mode, None), source=source)
     assert error(found) == (NOT_IMPLEMENTED, "Dynamic source not supported")
@@ -327,8 +329,8 @@ def test_a_refused_link_is_detached_with_a_reason(
 def test_a_link_needs_permission(
     client: MemoryClient10, broker: Broker, role: bool, permissions: tuple[str, str, str], text: str
 ) -> None:
-    """A publisher needs the permission to write to its target's exchange, and a receiver the one to read its queue. If
-    it is missing, the broker ends the session.
+    """A publisher needs write permission for its target's exchange, and a receiver needs read permission for its queue.
+    Without it, the broker ends the session with amqp:unauthorized-access.
     """
     permit(broker, *permissions)
     target = described(TARGET, "/exchanges/amq.direct" if role is SENDER else None)
@@ -349,7 +351,9 @@ def test_an_exclusive_queue_can_be_read_only_on_its_own_connection(client: Memor
 def test_a_queue_with_an_exclusive_consumer_refuses_receivers(
     client: MemoryClient10, broker: Broker, kind: str
 ) -> None:
-    """The broker refuses a receiver for a queue that has an exclusive consumer. A stream has no exclusive consumers."""
+    """The broker refuses a receiver for a classic or quorum queue that has an exclusive consumer. For a stream, a
+    consumer's exclusive flag has no effect.
+    """
     queue: BrokerQueue = broker.vhosts["/"].add_queue(QueueDeclaration("e", {"x-queue-type": kind}, durable=True))
     attach(client, RECEIVER, source=of("/queues/e"))
     for consumer in queue.consumers:
@@ -364,8 +368,8 @@ def test_a_queue_with_an_exclusive_consumer_refuses_receivers(
 def test_a_receiver_with_an_argument_that_its_queue_does_not_have_is_refused(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """The broker refuses a receiver if its queue's type does not have one of its arguments, such as a stream filter on
-    a classic queue.
+    """The broker refuses a receiver with an argument that its queue's type does not have, such as a stream filter for a
+    classic queue.
     """
     wanted = {Symbol("f"): Described(Symbol("rabbitmq:stream-filter"), "x")}
     condition, text = error(attach(client, RECEIVER, source=of("/queues/q", filter=wanted))) or ("", "")

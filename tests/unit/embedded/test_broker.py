@@ -103,8 +103,8 @@ def restarted(directory: Path, change: Callable[[Broker], object]) -> tuple[dict
 
 
 def test_the_settings_of_a_virtual_host_can_be_changed_one_by_one(tmp_path: Path) -> None:
-    """If the description, the limits or the labels of a virtual host are changed, the others stay as they are, also
-    after a restart. Adding the virtual host again without a description changes nothing.
+    """If the description, the limits or the labels of a virtual host are changed, the two others stay as they are, even
+    after a restart. Adding an existing virtual host again without a description changes nothing.
     """
     labels = VhostLabels(("a", "b"), "quorum", is_protected=True)
 
@@ -125,8 +125,8 @@ def test_the_settings_of_a_virtual_host_can_be_changed_one_by_one(tmp_path: Path
 
 
 def test_the_permissions_of_a_deleted_virtual_host_are_deleted(tmp_path: Path) -> None:
-    """If a virtual host is deleted, so are all permissions and topic permissions for it; a new virtual host of the same
-    name has none. Those for other virtual hosts stay. The same is true after a restart.
+    """When a virtual host is deleted, the broker deletes all permissions and topic permissions for it, and keeps those
+    for other virtual hosts. After a restart, the permissions are the same.
     """
     topics = {("v", "t"): TopicPermissions("a", "b"), ("w", "t"): TopicPermissions("c", "d")}
 
@@ -154,8 +154,9 @@ def test_the_permissions_of_a_deleted_virtual_host_are_deleted(tmp_path: Path) -
 
 
 def test_deleting_a_virtual_host_or_a_user_closes_the_connections(scene: Scene) -> None:
-    """If a virtual host or a user is deleted, the open connections to it, or of the user, are closed; no others. What
-    the deleted queues have delivered still counts in the broker's totals.
+    """When a virtual host is deleted, the broker closes the open connections to it. When a user is deleted, the broker
+    closes the user's open connections. All other connections stay open. What the deleted queues have delivered still
+    counts in the broker's totals.
     """
     here, there, ann = scene.connect(), scene.connect(vhost=scene.other), scene.connect(user=scene.ann)
     for opening in (scene.connect(vhost=scene.other), scene.connect(user=scene.ann)):
@@ -175,8 +176,8 @@ def test_deleting_a_virtual_host_or_a_user_closes_the_connections(scene: Scene) 
 
 
 def test_global_parameters_take_memory_that_is_limited(tmp_path: Path) -> None:
-    """Global parameters are stored. They count towards the memory of definitions until they are deleted. Once
-    definitions take more than their limit, a new parameter is refused with 406.
+    """Global parameters are stored on disk, and count towards the memory of definitions until they are deleted. Once
+    definitions take more than their limit, the broker refuses a new global parameter with 406.
     """
 
     def change(broker: Broker) -> None:
@@ -202,7 +203,9 @@ def test_global_parameters_take_memory_that_is_limited(tmp_path: Path) -> None:
 
 
 def test_the_cluster_name_contains_the_port_unless_it_is_set(scene: Scene) -> None:
-    """The default cluster name contains the port for AMQP, so that it is unique on the machine."""
+    """By default, the cluster name contains the AMQP port of the broker, so that it is unique on the machine. A cluster
+    name that has been set is used as it is.
+    """
     assert scene.broker.cluster_name == "embedded-0@localhost"
     scene.broker.listeners["amqp"] = ("127.0.0.1", 5672)
     assert scene.broker.cluster_name == "embedded-5672@localhost"
@@ -221,8 +224,8 @@ def test_the_cluster_name_contains_the_port_unless_it_is_set(scene: Scene) -> No
 def test_one_connection_and_definitions_may_take_a_part_of_the_memory(
     memory: int, connection: int, definitions: int
 ) -> None:
-    """One connection may take a quarter of the memory limit, but at least 256 MiB; definitions may take half of it, but
-    at least 1 MB.
+    """One connection may take a quarter of the memory limit, or 256 MiB if that is more, but never more than the whole
+    limit. Definitions may take half of the memory limit, or 1 MB if that is more.
     """
     broker = Scene(memory).broker
     assert (broker.memory_limit, broker.connection_limit) == (memory, connection)
@@ -230,7 +233,9 @@ def test_one_connection_and_definitions_may_take_a_part_of_the_memory(
 
 
 def test_the_defaults_of_a_broker_are_those_of_rabbitmq() -> None:
-    """By default, a broker has RabbitMQ's limits, and behaves like RabbitMQ 4.2."""
+    """By default, a broker has RabbitMQ's limits, such as a consumer timeout of 30 minutes and a free disk space limit
+    of 50 MB, and behaves like RabbitMQ 4.2.
+    """
     clock = FakeClock()
     broker = Broker(Ledger(), clock=clock)
     assert (broker.memory_limit, broker.disk_free_limit) == (default_memory_limit(), 50_000_000)
@@ -242,8 +247,8 @@ def test_the_defaults_of_a_broker_are_those_of_rabbitmq() -> None:
 def test_publishers_are_blocked_while_messages_and_clients_take_too_much_memory(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Once messages and clients take more than the memory limit, there is a memory alarm. It ends when they take at
-    most 80 % of the limit; then clients are unblocked. The log says how much they take.
+    """Once messages and clients take more than the memory limit, the broker raises a memory alarm. It ends the alarm,
+    and unblocks publishers, when they take at most 80 % of the limit. The log says how much memory they take.
     """
     caplog.set_level(logging.WARNING)
     broker, client = scene.broker, scene.connect(400)
@@ -264,8 +269,8 @@ def test_publishers_are_blocked_while_messages_and_clients_take_too_much_memory(
 
 
 def test_publishers_stay_blocked_until_the_last_alarm_ends(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
-    """If there are several alarms, blocked publishers get all reasons, each once, and are unblocked when the last alarm
-    ends. Raising an alarm again, or ending one that is not raised, does nothing.
+    """If there are several alarms, blocked publishers get the reasons of all, equal ones only once. They are unblocked
+    when the last alarm ends. Raising an alarm that is already raised, or ending one that is not, has no effect.
     """
     caplog.set_level(logging.WARNING)
     broker, client, other = scene.broker, scene.connect(), Client(scene.ann, scene.other)
@@ -291,8 +296,8 @@ def test_publishers_stay_blocked_until_the_last_alarm_ends(scene: Scene, caplog:
 
 
 def test_during_a_memory_alarm_the_largest_connection_is_closed_every_5_seconds(scene: Scene) -> None:
-    """If clients cause a memory alarm, the broker closes the connection that takes the most memory after 5 seconds, and
-    the next one 5 seconds later, until the alarm ends.
+    """During a memory alarm that is caused by clients, the broker closes the connection that takes the most memory, the
+    first one after 5 seconds, and then another one every 5 seconds until the alarm ends.
     """
     scene.ledger.hold_bytes(800 - scene.ledger.held_bytes)
     small, large, none = scene.connect(90), scene.connect(111), scene.connect()
@@ -316,8 +321,8 @@ def test_during_a_memory_alarm_the_largest_connection_is_closed_every_5_seconds(
 
 @pytest.mark.parametrize("held", [0, 5])
 def test_during_a_memory_alarm_caused_by_messages_no_connection_is_closed(scene: Scene, held: int) -> None:
-    """If messages take more than 80 % of the memory limit, or no connection takes any memory, the broker closes no
-    connection during a memory alarm. It closes one later if this has changed.
+    """During a memory alarm, the broker closes no connection as long as messages alone take more than 80 % of the
+    memory limit. Once they take less, it closes the connection that takes the most memory.
     """
     scene.clock.pass_by(1)
     scene.ledger.hold_bytes(801 - scene.ledger.held_bytes)
@@ -335,8 +340,8 @@ def test_during_a_memory_alarm_caused_by_messages_no_connection_is_closed(scene:
 
 
 def test_connections_that_take_too_much_memory_are_closed() -> None:
-    """If a connection takes more than the limit for one connection, the broker closes it in the next turn, even without
-    a memory alarm. Connections that are already closing are left alone.
+    """If a connection takes more than the limit for one connection, the broker closes it in the next turn of the event
+    loop, even without a memory alarm. A connection that is already closing is not closed again.
     """
     scene = Scene(1024 * _MIB)
     limit = 256 * _MIB
@@ -361,7 +366,7 @@ def test_connections_that_take_too_much_memory_are_closed() -> None:
 
 
 def test_the_clients_of_all_protocols_are_checked_for_late_acknowledgements(scene: Scene) -> None:
-    """The consumer timeout applies to the deliveries of the clients of each protocol."""
+    """The broker checks the deliveries of all its clients, whichever protocol they use, for the consumer timeout."""
     first, other = scene.connect(), Client(scene.ann, scene.other)
     scene.broker.add_clients([other])
     scene.broker.consumer_timeout = 7
@@ -372,8 +377,9 @@ def test_the_clients_of_all_protocols_are_checked_for_late_acknowledgements(scen
 @pytest.mark.parametrize("limit", [None, -1, 0, 1, 2, 3])
 @pytest.mark.parametrize("of", ["vhost", "user"])
 def test_connections_to_a_virtual_host_or_of_a_user_can_be_limited(scene: Scene, of: str, limit: int | None) -> None:
-    """A connection is refused with 530 if its virtual host or its user has reached its connection limit. Connections
-    that are not open, are to other virtual hosts, or are those of other users, do not count. A negative limit is none.
+    """The broker refuses a connection with 530 if its virtual host or its user has reached the connection limit.
+    Connections that are no longer open, that are to other virtual hosts, or that belong to other users, do not count. A
+    negative limit means that there is no limit.
     """
     limits = {"max-connections": limit} if limit is not None else {}
     if of == "vhost":
@@ -398,7 +404,9 @@ def test_connections_to_a_virtual_host_or_of_a_user_can_be_limited(scene: Scene,
 
 @pytest.mark.parametrize("limit", [None, -1, 0, 3, 4])
 def test_the_channels_of_a_user_can_be_limited(scene: Scene, limit: int | None) -> None:
-    """A new channel is refused with 530 if the user's open connections together have as many as its limit allows."""
+    """The broker refuses a new channel with 530 if the user's open connections together have as many channels as the
+    user's limit allows. A negative limit means that there is no limit.
+    """
     scene.guest.limits = {"max-channels": limit} if limit is not None else {}
     for channels, user in (([1, 2], scene.guest), ([1], scene.guest), ([1, 2], scene.ann)):
         scene.connect(user=user).channels = channels

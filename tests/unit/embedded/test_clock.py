@@ -80,7 +80,9 @@ def iterations(count: int, begin: Callable[[LoopClock, Callable[[float], None]],
 
 
 def test_the_clock_shows_the_time_in_milliseconds() -> None:
-    """The broker's clock shows milliseconds since 1970, and calls a function after some milliseconds of real time."""
+    """The broker's clock returns the time in whole milliseconds since 1970, and can call a function after a given
+    number of milliseconds of real time.
+    """
 
     async def run() -> None:
         clock, rung = LoopClock(), asyncio.Event()
@@ -98,8 +100,8 @@ def test_the_clock_shows_the_time_in_milliseconds() -> None:
 
 
 def test_clients_are_late_once_others_were_served_for_more_than_50_ms_of_an_iteration() -> None:
-    """Once clients have been served for more than 50 ms in one iteration of the event loop, other clients must wait.
-    Times of up to 0.2 ms are not counted. In the next iteration, clients are served again.
+    """Once clients have been served for more than 50 ms in one iteration of the event loop, other clients must wait
+    until the next iteration. Times of up to 0.2 ms are not counted.
     """
 
     async def run() -> None:
@@ -123,8 +125,8 @@ def test_clients_are_late_once_others_were_served_for_more_than_50_ms_of_an_iter
 
 
 def test_several_short_turns_or_one_long_one_are_taken_in_each_iteration() -> None:
-    """In each iteration of the event loop, the broker takes turns until they have taken more than 10 ms, in order. A
-    turn that fails does not prevent the others.
+    """In each iteration of the event loop, the broker calls the functions that wait for their turn, in order, until
+    they have taken more than 10 ms together. The rest wait for the next iteration.
     """
 
     def begin(clock: LoopClock, work: Callable[[float], None]) -> list[object]:
@@ -144,7 +146,9 @@ def test_several_short_turns_or_one_long_one_are_taken_in_each_iteration() -> No
 
 
 def test_an_error_in_a_turn_does_not_prevent_the_next_turn() -> None:
-    """If a function fails in its turn, the functions behind it are still called."""
+    """If a function raises an exception in its turn, the event loop reports the exception, and the broker still calls
+    the functions that come after it.
+    """
 
     def begin(clock: LoopClock, _: Callable[[float], None]) -> list[object]:
         asyncio.get_running_loop().set_exception_handler(lambda _loop, context: done.append(str(context["exception"])))
@@ -157,8 +161,8 @@ def test_an_error_in_a_turn_does_not_prevent_the_next_turn() -> None:
 
 
 def test_an_alarm_goes_off_once_at_the_time_that_was_set_last() -> None:
-    """An alarm goes off at the time that was set last. set_by() only makes it earlier. A cancelled alarm does not go
-    off. An alarm in the past goes off at once.
+    """An alarm goes off once, at the time that was set last. set() moves it to any time, set_by() only to an earlier
+    one. A cancelled alarm does not go off. An alarm that is set to a time in the past goes off at once.
     """
     clock, rung = FakeClock(), list[int]()
     begin = clock.now()
@@ -205,8 +209,9 @@ def test_a_distant_alarm_goes_off_on_time() -> None:
 
 
 def test_items_are_passed_when_they_are_due_in_order() -> None:
-    """The items of a timetable are passed when they are due: earlier ones first, and otherwise as they were added. Many
-    items are passed in several turns, after each of which the caller is told.
+    """A timetable passes each item to the caller's function when the item is due: earlier ones first, and items that
+    are due at the same time in the order in which they were added. Many items are passed in several turns, and after
+    each turn, the timetable calls another function of the caller.
     """
     clock, passed, ends = WorkClock(), list[str](), list[int]()
 
@@ -232,8 +237,8 @@ def test_items_are_passed_when_they_are_due_in_order() -> None:
 
 
 def test_an_item_that_takes_long_is_passed_in_steps() -> None:
-    """If passing an item takes long, it is done in steps, in several turns. No other item is passed before its end,
-    even if one is added meanwhile.
+    """If processing an item of a timetable takes long, it is done in steps, in several turns. No other item is
+    processed before the last step, even if an item that is due earlier is added meanwhile.
     """
     clock, passed = WorkClock(), list[str]()
 
@@ -260,8 +265,8 @@ def test_an_item_that_takes_long_is_passed_in_steps() -> None:
 
 
 def test_a_queue_of_work_is_handled_at_once_while_that_is_quick() -> None:
-    """Items are handled at once, in order, until 10 ms of a turn have passed, and then in later turns. Items that are
-    added meanwhile come after those that are waiting.
+    """A queue of work handles items at once, in order, until 10 ms of a turn have passed, and the rest in later turns.
+    An item that is added while another one is handled comes after those that are already waiting.
     """
     clock, handled = WorkClock(), list[str]()
 
@@ -285,8 +290,8 @@ def test_a_queue_of_work_is_handled_at_once_while_that_is_quick() -> None:
 
 
 def test_the_steps_of_long_work_are_taken_in_turns() -> None:
-    """Work that takes long is done in steps, and the items behind it wait until it is done. If an item fails, those
-    behind it are handled in the next turn.
+    """If handling an item of a queue of work takes long, it is done in steps, and the items behind it wait until the
+    last step. If handling an item raises an exception, the items behind it are handled in the next turn.
     """
     clock, handled = WorkClock(), list[str]()
 
@@ -314,8 +319,8 @@ def test_the_steps_of_long_work_are_taken_in_turns() -> None:
 
 
 def test_a_broker_that_stops_handles_what_is_waiting_up_to_a_deadline() -> None:
-    """When the broker stops, waiting items are handled until a deadline. The rest is dropped, also in later turns, and
-    counted.
+    """When the broker stops, a queue of work handles waiting items until a deadline. It drops the rest, returns their
+    number, and does not handle them in a later turn.
     """
     clock, handled = WorkClock(), list[str]()
 

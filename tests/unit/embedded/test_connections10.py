@@ -113,8 +113,8 @@ def test_the_broker_offers_its_sasl_mechanisms(stranger: MemoryClient10) -> None
 def test_a_login_with_a_wrong_user_or_password_closes_the_socket(
     stranger: MemoryClient10, broker: Broker, logged: list[str], mechanism: str, response: bytes | None, succeeds: bool
 ) -> None:
-    """The SASL outcome is 0 after a correct login, and 1 after one with a wrong user name or password. In that case,
-    the broker closes the socket, and logs why. Both kinds of logins are counted.
+    """The SASL outcome is 0 after a correct login, and 1 after a wrong user name or password. After a failed login, the
+    broker closes the socket, and logs why. It counts successful and failed logins.
     """
     broker.users["ann"] = User.with_password("ann", "\udcff", [])
     [outcome] = log_in(stranger, mechanism, response)
@@ -129,7 +129,7 @@ def test_a_login_with_a_wrong_user_or_password_closes_the_socket(
 def test_anonymous_clients_are_refused_once_the_password_of_guest_is_changed(
     stranger: MemoryClient10, broker: Broker
 ) -> None:
-    """A client that logs in with ANONYMOUS is the user guest, until guest's password is changed."""
+    """Once the password of guest is changed, the broker refuses clients that log in with ANONYMOUS."""
     broker.users["guest"] = User.with_password("guest", "secret", [])
     assert [frame.fields for frame in log_in(stranger, "ANONYMOUS", None)] == [[1]]
 
@@ -198,9 +198,9 @@ def test_another_protocol_header_is_answered_with_the_sasl_header(
 def test_the_answer_to_an_open_frame(
     stranger: MemoryClient10, broker: Broker, time: list[float], channel_max: UInt16 | None, agreed: int
 ) -> None:
-    """The broker's open frame contains the name of the cluster, a max-frame-size of 128 KiB, the lower channel-max of
-    client and broker, which is 63, an idle time-out of 30 seconds, its capabilities, and properties that identify
-    RabbitMQ and its version. After that, the time limit for the handshake is over.
+    """The broker's open frame contains the name of the cluster, a max-frame-size of 128 KiB, a channel-max of 63 (or
+    the client's, if that is lower), an idle time-out of 30 seconds, the broker's capabilities, and properties that
+    identify RabbitMQ. After that, the time limit for the handshake no longer applies.
     """
     log_in(stranger)
     assert stranger.write_frames(AMQP_HEADER) == [AMQP_HEADER]
@@ -248,7 +248,8 @@ def test_an_invalid_open_frame_closes_the_socket(
     stranger: MemoryClient10, broker: Broker, logged: list[str], fields: tuple[Any, ...], text: str
 ) -> None:
     """If the open frame is invalid, the broker closes the socket without a close frame, and logs why. It is invalid if
-    the user has no access to the virtual host, or if a limit is too low.
+    the virtual host does not exist, if the user has no access to it, or if the max-frame-size or the idle time-out is
+    too low.
     """
     broker.add_vhost("other")
     reach(stranger, "opening")
@@ -277,7 +278,7 @@ def test_the_host_name_in_the_open_frame_names_the_virtual_host(
 def test_a_user_that_is_only_for_loopback_cannot_connect_from_another_machine(
     loop: asyncio.AbstractEventLoop, broker: Broker, logged: list[str]
 ) -> None:
-    """The user guest can only connect from the machine of the broker. Other users can connect from anywhere."""
+    """The user guest can connect only from the machine of the broker. Other users can connect from anywhere."""
     for user in ("guest", "ann"):
         broker.users[user] = User.with_password(user, "guest", [])
         broker.set_permissions(user, "/", Permissions())
@@ -289,7 +290,9 @@ def test_a_user_that_is_only_for_loopback_cannot_connect_from_another_machine(
 def test_a_connection_beyond_the_limit_of_a_virtual_host_is_refused(
     stranger: MemoryClient10, broker: Broker, logged: list[str]
 ) -> None:
-    """If a virtual host has reached its connection limit, the broker closes the socket of a client that opens it."""
+    """If a virtual host has reached its connection limit, the broker refuses a further AMQP 1.0 connection to it by
+    closing the socket.
+    """
     broker.limit_vhost(broker.vhosts["/"], {"max-connections": 0})
     reach(stranger, "opening")
     assert stranger.send(OPEN, "me") == []
@@ -318,7 +321,9 @@ def test_frames_may_arrive_in_pieces(stranger: MemoryClient10, size: int) -> Non
 
 
 def test_a_frame_header_may_be_longer_than_8_bytes(client: MemoryClient10) -> None:
-    """The data offset of a frame says how long its header is. The broker ignores more than 8 bytes of it."""
+    """The data offset of a frame says how long its header is. If the header is longer than 8 bytes, the broker ignores
+    the rest of it.
+    """
     body = encode(described(BEGIN, None, UInt32(0), UInt32(9), UInt32(9)))
     client.write_frames(raw_frame(b"\xff" * 4 + body, channel=5, words=3))
     assert [*client.connection.sessions] == [0, 5]
@@ -342,8 +347,8 @@ def test_a_frame_header_may_be_longer_than_8_bytes(client: MemoryClient10) -> No
 def test_a_malformed_frame_closes_the_connection(
     stranger: MemoryClient10, logged: list[str], state: str, data: bytes, text: str
 ) -> None:
-    """After a malformed frame, the broker closes the connection with amqp:connection:framing-error. Before the
-    connection is open, it closes the socket without a close frame.
+    """If a client sends a malformed frame, the broker closes the connection with amqp:connection:framing-error. If the
+    connection is not open yet, the broker closes the socket without a close frame.
     """
     reach(stranger, state)
     found = frames(b"".join(stranger.write_frames(data)))
@@ -376,7 +381,10 @@ def test_a_frame_of_exactly_the_largest_size_is_read(stranger: MemoryClient10, s
 def test_an_unexpected_frame_closes_the_connection(
     stranger: MemoryClient10, logged: list[str], state: str, data: bytes, condition: str, text: str
 ) -> None:
-    """A frame that is not expected, such as a second open frame, closes the connection."""
+    """If a client sends a frame that cannot be decoded, or that is not allowed at this point, such as a second open
+    frame, the broker closes the connection, and logs why. Before the connection is open, the broker closes the socket
+    at once.
+    """
     reach(stranger, state)
     found = frames(b"".join(stranger.write_frames(data)))
     assert text in logged[0]
@@ -389,8 +397,8 @@ def test_an_unexpected_frame_closes_the_connection(
 def test_an_error_in_the_broker_closes_the_connection_with_internal_error(
     client: MemoryClient10, logged: list[str]
 ) -> None:
-    """If a frame cannot be handled because of an error in the broker, the broker closes the connection with
-    amqp:internal-error, and logs the traceback.
+    """If a frame cannot be handled because of an error in the broker, the broker logs the error, and closes the
+    connection with amqp:internal-error.
     """
     client.connection.failed(KeyError("oops"))
     assert closed(client.received()) == ("amqp:internal-error", "internal error")
@@ -402,7 +410,9 @@ def test_an_error_in_the_broker_closes_the_connection_with_internal_error(
 
 @pytest.mark.parametrize(("channel", "is_valid"), [(63, True), (64, False)])
 def test_a_session_may_use_the_channels_up_to_63(client: MemoryClient10, channel: int, is_valid: bool) -> None:
-    """A client can begin a session on channels 0 to 63. With a higher channel number, the connection is closed."""
+    """A client can begin sessions on channels 0 to 63. If it uses a higher channel number, the broker closes the
+    connection.
+    """
     body = encode(described(BEGIN, None, UInt32(0), UInt32(9), UInt32(9)))
     found = frames(b"".join(client.write_frames(raw_frame(body, channel=channel))))
     if is_valid:
@@ -437,8 +447,8 @@ def test_a_client_closes_its_connection(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, logged: list[str]
 ) -> None:
     """When a client closes its connection, the broker requeues its unsettled messages, deletes its exclusive queues,
-    answers with a close frame, and closes the socket. Nothing is logged, even if an operator closes the connection
-    then.
+    answers with a close frame, and closes the socket. It logs nothing. If an operator closes the connection after that,
+    nothing happens.
     """
     used(client, q)
     assert closed(client.send(CLOSE)) is None
@@ -452,8 +462,9 @@ def test_a_client_closes_its_connection(
 def test_the_broker_closes_a_connection_and_waits_for_the_clients_close_frame(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, time: list[float]
 ) -> None:
-    """When an operator closes a connection, the broker sends a close frame with an error and ignores all frames but the
-    client's close frame, after which it closes the socket. If none arrives within 5 seconds, it closes the socket, too.
+    """When an operator closes a connection, the broker sends a close frame with an error, and ignores all frames until
+    the client's close frame arrives. Then it closes the socket. If no close frame arrives within 5 seconds, the broker
+    closes the socket anyway.
     """
     other = MemoryClient10(client.loop, broker)
     used(client, q)
@@ -478,7 +489,9 @@ def test_the_broker_closes_a_connection_and_waits_for_the_clients_close_frame(
 
 
 def test_a_fault_closes_a_connection_with_its_error(client: MemoryClient10) -> None:
-    """If an injected fault closes an AMQP 1.0 connection, the close frame contains the condition of its error."""
+    """If an injected fault closes an AMQP 1.0 connection, the broker's close frame contains the condition and the text
+    of the fault's error.
+    """
     client.connection.close(access_refused("not today"))
     assert closed(client.received()) == ("amqp:unauthorized-access", "not today")
 
@@ -490,8 +503,8 @@ def test_a_fault_closes_a_connection_with_its_error(client: MemoryClient10) -> N
 def test_a_client_with_an_idle_time_out_gets_heartbeats(
     stranger: MemoryClient10, time: list[float], idle: UInt32
 ) -> None:
-    """If a client's open frame has an idle time-out of 10 seconds, the broker checks every 5 seconds whether it has
-    sent something in these 5 seconds. If not, it sends an empty frame.
+    """If a client's open frame has an idle time-out of 10 seconds, the broker sends an empty frame every 5 seconds,
+    unless it has sent something else in these 5 seconds.
     """
     reach(stranger, "opening")
     stranger.send(OPEN, "me", None, None, None, idle)
@@ -511,8 +524,8 @@ def test_a_client_with_an_idle_time_out_gets_heartbeats(
 def test_a_client_that_sends_nothing_for_a_minute_is_disconnected(
     stranger: MemoryClient10, time: list[float], idle: UInt32 | None
 ) -> None:
-    """If a client sends nothing for more than 60 seconds, the broker closes its connection. It does not matter whether
-    the client wants heartbeats itself. A heartbeat of the client keeps its connection open.
+    """If a client sends nothing for more than 60 seconds, the broker closes its connection, whether or not the client's
+    open frame has an idle time-out. Heartbeats from the client keep its connection open.
     """
     reach(stranger, "opening")
     stranger.send(OPEN, "me", None, None, None, idle)
@@ -530,8 +543,8 @@ def test_a_client_that_sends_nothing_for_a_minute_is_disconnected(
 
 
 def test_the_windows_of_all_sessions_open_again_after_an_alarm(client: MemoryClient10, broker: Broker) -> None:
-    """While an alarm lasts, the windows of a connection's sessions are closed, but the broker still reads other frames.
-    When the alarm is over, the windows open again.
+    """While a resource alarm lasts, the broker closes the windows of all sessions of a connection, so that the client
+    cannot publish, but still reads other frames. When the alarm is over, it opens the windows again.
     """
     broker.alarms["disk"] = "low on disk"
     client.attach_sender("/queues/q")
@@ -544,8 +557,8 @@ def test_the_windows_of_all_sessions_open_again_after_an_alarm(client: MemoryCli
 
 
 def test_deliveries_resume_when_a_client_has_read_enough(client: MemoryClient10, q: BrokerQueue) -> None:
-    """While a client reads too slowly, the broker sends it no messages. Once the client has read enough, it gets them,
-    and its drains complete.
+    """While a client reads too slowly from its socket, the broker sends it no messages. Once the client has read
+    enough, the broker sends them, and completes a drain that the client has asked for.
     """
     fill(q, b"1")
     client.attach_receiver("/queues/q")
@@ -557,7 +570,7 @@ def test_deliveries_resume_when_a_client_has_read_enough(client: MemoryClient10,
 
 
 def test_unsettled_deliveries_count_as_memory_of_the_connection(client: MemoryClient10, q: BrokerQueue) -> None:
-    """Each unsettled delivery of a connection counts 200 bytes towards the memory limit."""
+    """Each unsettled delivery of a connection counts as 200 bytes towards the memory limit."""
     client.attach_receiver("/queues/q")
     client.connection.count_held()
     before = client.connection.held_bytes
@@ -571,7 +584,9 @@ def test_unsettled_deliveries_count_as_memory_of_the_connection(client: MemoryCl
 def test_deliveries_that_stay_unsettled_too_long_are_released(
     client: MemoryClient10, broker: Broker, monkeypatch: pytest.MonkeyPatch, waited: float
 ) -> None:
-    """If a delivery from a quorum queue is unsettled for longer than the consumer timeout, the broker requeues it."""
+    """If a delivery from a quorum queue stays unsettled for longer than the consumer timeout, the broker requeues the
+    message.
+    """
     queue = broker.vhosts["/"].add_queue(QueueDeclaration("qq", {"x-queue-type": "quorum"}, durable=True))
     now = client.connection.now()
     monkeypatch.setattr(client.connection, "now", lambda: now)
@@ -587,8 +602,8 @@ def test_deliveries_that_stay_unsettled_too_long_are_released(
 def test_the_end_of_a_connection_counts_as_a_failed_delivery(
     client: MemoryClient10, broker: Broker, is_lost: bool
 ) -> None:
-    """If a client closes its connection, or if it is lost, unsettled deliveries from quorum queues count as failed
-    ones, towards the queue's delivery limit.
+    """If a client closes its connection, or the connection is lost, each unsettled delivery from a quorum queue counts
+    as a failed one towards the queue's delivery limit.
     """
     queue = broker.vhosts["/"].add_queue(QueueDeclaration("qq", {"x-queue-type": "quorum"}, durable=True))
     fill(queue, b"1")

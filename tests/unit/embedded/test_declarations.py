@@ -112,7 +112,9 @@ def test_a_queue_whose_argument_has_an_invalid_value_is_refused(name: str, value
     ],
 )
 def test_a_queue_whose_arguments_are_valid_is_declared(name: str, value: Any) -> None:
-    """The broker accepts the values that RabbitMQ accepts, and any value of an argument that RabbitMQ does not know."""
+    """The broker accepts a queue if the values of its arguments are ones that RabbitMQ accepts. An argument that
+    RabbitMQ does not know may have any value.
+    """
     vhost = vhost_like(DEFAULT)
     arguments = {**of_type(name), name: value}
     assert declared(vhost, arguments) is None
@@ -121,7 +123,9 @@ def test_a_queue_whose_arguments_are_valid_is_declared(name: str, value: Any) ->
 
 @pytest.mark.parametrize("key", ["", "k" * 255, "é" * 127, "k" * 256, "é" * 128])
 def test_a_dead_letter_routing_key_has_up_to_255_bytes(key: str) -> None:
-    """A dead-letter routing key may have up to 255 bytes, as any routing key. A queue with a longer one is refused."""
+    """A dead-letter routing key may have up to 255 bytes, like any routing key. The broker refuses a queue with a
+    longer one.
+    """
     arguments: Table = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": key}
     wrong = "channel 406: invalid arg 'x-dead-letter-routing-key' for queue 'q' in vhost 'v': longer than 255 bytes"
     assert declared(vhost_like(DEFAULT), arguments) == (None if len(key.encode()) <= 255 else wrong)
@@ -137,7 +141,8 @@ def test_a_dead_letter_routing_key_has_up_to_255_bytes(key: str) -> None:
 )
 def test_an_argument_of_another_queue_type_is_refused(kind: str, name: str) -> None:
     """If a queue is declared with an argument that only other types of queues have, the broker refuses it with 406. The
-    error names the argument and the type of the queue. Errors in the values of other arguments come first.
+    error names the argument and the type of the queue. If another argument has an invalid value, the error is about
+    that value instead.
     """
     wrong = f"channel 406: invalid arg '{name}' for queue 'q' in vhost 'v' of queue type rabbit_{kind}_queue"
     assert declared(vhost_like(DEFAULT), {"x-queue-type": kind, name: "x"}) == wrong
@@ -155,8 +160,8 @@ def test_an_argument_of_another_queue_type_is_refused(kind: str, name: str) -> N
     ],
 )  # fmt: skip
 def test_some_invalid_arguments_have_errors_of_their_own(arguments: Table, wrong: str) -> None:
-    """As in RabbitMQ, the errors for a dead-letter exchange that is not a string, and for a stream with too large
-    segments, have their own texts.
+    """As in RabbitMQ, the errors for a dead-letter exchange that is not a string, and for too large segments of a
+    stream, have other texts than the errors for other invalid arguments.
     """
     assert declared(vhost_like(DEFAULT), arguments) == f"channel 406: {wrong}"
 
@@ -183,8 +188,9 @@ def test_some_invalid_arguments_have_errors_of_their_own(arguments: Table, wrong
 def test_some_arguments_are_refused_only_by_some_versions(
     accepting: Like, refusing: Like, arguments: Table, wrong: str
 ) -> None:
-    """Some arguments of queues are refused only by later versions of RabbitMQ, and others only by earlier ones. The
-    other versions do not know or do not check them.
+    """Some arguments of queues are refused only by later versions of RabbitMQ, for example the x-queue-version 1 from
+    4.3 on, and others only by earlier ones, for example the x-queue-mode `eager` up to 4.2. A broker that imitates
+    another version accepts them.
     """
     assert declared(vhost_like(accepting), arguments) is None
     name = [*arguments][-1]
@@ -203,7 +209,9 @@ def test_some_arguments_are_refused_only_by_some_versions(
     ids=str,
 )
 def test_the_newest_version_accepts_its_own_arguments(arguments: Table) -> None:
-    """RabbitMQ 4.4 accepts valid arguments that are new in it, and does not check the values of x-delayed-retry-…."""
+    """A broker that imitates RabbitMQ 4.4 accepts valid values of arguments that are new in 4.4, such as
+    x-stream-initial-offset, and any value of x-delayed-retry-min.
+    """
     assert declared(vhost_like(Like.V4_4), arguments) is None
 
 
@@ -217,8 +225,9 @@ def test_the_newest_version_accepts_its_own_arguments(arguments: Table) -> None:
 def test_a_deprecated_feature_is_refused_by_some_versions(
     accepting: Like, refusing: Like, arguments: Table, properties: Any, feature: str
 ) -> None:
-    """If a new queue uses a deprecated feature that this version of RabbitMQ no longer permits, the connection is
-    closed with 541. The error names the feature. An exclusive queue may be transient in all versions.
+    """If a new queue uses a deprecated feature that the imitated version of RabbitMQ no longer permits, the broker
+    closes the connection with 541, and the error names the feature. An exclusive queue may be transient in all
+    versions.
     """
     assert declared(vhost_like(accepting), arguments, **properties) is None
     assert declared(vhost_like(refusing), arguments, **properties) == (
@@ -245,8 +254,8 @@ def test_a_deprecated_feature_is_refused_by_some_versions(
     ],
 )
 def test_a_quorum_queue_or_stream_is_durable_and_shared(kind: str, properties: Any, wrong: str) -> None:
-    """A quorum queue or a stream cannot be transient, auto-delete, exclusive or named by the broker. The broker refuses
-    it with 406, and the error names the property.
+    """The broker refuses a quorum queue or a stream with 406 if it is transient, auto-delete, exclusive or
+    server-named. The error names the property.
     """
     arguments: Table = {"x-queue-type": kind}
     expected = f"channel 406: invalid property '{wrong}' for queue 'q' in vhost 'v'"
@@ -306,8 +315,8 @@ def test_a_queue_that_is_declared_again_must_have_the_same_arguments(
     like: Like, first: Table, again: Table, difference: str | None
 ) -> None:
     """If an existing queue is declared again, the arguments that RabbitMQ knows must be the same, or the broker refuses
-    the declaration with 406 and names the first difference. Integers of different sizes are the same, and so are
-    floats. A missing queue type is the same as `classic`.
+    the declaration with 406 and names the first difference. Equal integers of different sizes count as the same, and so
+    do equal floats. A missing queue type counts as `classic`.
     """
     vhost = vhost_like(like)
     assert declared(vhost, first) is None
@@ -323,7 +332,7 @@ def test_a_queue_that_is_declared_again_must_have_the_same_arguments(
 
 @pytest.mark.parametrize(("name", "given"), [("durable", "true"), ("auto_delete", "false")])
 def test_a_queue_that_is_declared_again_must_have_the_same_properties(name: str, given: str) -> None:
-    """If an existing queue is declared again, but not both times as durable, or as auto-delete, the broker refuses the
+    """If an existing queue is declared again with another value of durable or auto-delete, the broker refuses the
     declaration with 406, and the error gives both values.
     """
     vhost = vhost_like(DEFAULT)
@@ -337,8 +346,8 @@ def test_a_queue_that_is_declared_again_must_have_the_same_properties(name: str,
 
 @pytest.mark.parametrize("owner", [None, object()])
 def test_an_exclusive_queue_cannot_be_used_by_another_connection(owner: object) -> None:
-    """If a connection declares or uses a queue that is exclusive to another one, or declares an existing queue as
-    exclusive, the broker refuses this with 405. The connection that has declared the queue can use it.
+    """If a connection declares or uses another connection's exclusive queue, or declares an existing queue as
+    exclusive, the broker refuses this with 405. The connection that has declared an exclusive queue can use it.
     """
     vhost, mine = vhost_like(DEFAULT), object()
     queue, is_new = declare_queue(vhost, QueueDeclaration("q", {}, owner=mine))
@@ -386,8 +395,9 @@ def test_a_queue_or_exchange_that_does_not_exist_is_not_found() -> None:
 def test_a_queue_without_a_type_gets_the_virtual_hosts_default_type(
     like: Like, default: str, arguments: Table, properties: Any, kind: str
 ) -> None:
-    """A queue that is declared without a type gets the default type of its virtual host, unless that type does not
-    allow its other properties. The queue can be declared again, with or without this type.
+    """A queue that is declared without a type gets the default type of its virtual host. If the queue is transient,
+    auto-delete or exclusive, and the default type does not allow that, it becomes a classic queue. The queue can be
+    declared again, with or without its type.
     """
     vhost = vhost_like(like)
     vhost.labels = VhostLabels(default_queue_type=default)
@@ -399,8 +409,8 @@ def test_a_queue_without_a_type_gets_the_virtual_hosts_default_type(
 
 
 def test_a_virtual_host_with_a_queue_limit_refuses_more_queues() -> None:
-    """If a virtual host has reached its queue limit, the broker refuses a new queue with 406. An existing one can still
-    be declared again.
+    """If a virtual host has reached its queue limit, the broker refuses a new queue with 406. A queue that exists can
+    still be declared again.
     """
     vhost = vhost_like(DEFAULT)
     vhost.limits["max-queues"] = 1
@@ -435,9 +445,9 @@ def exchange(
     ids=str,
 )  # fmt: skip
 def test_an_exchange_whose_argument_is_invalid_is_refused(kind: str, arguments: Table, wrong: str | None) -> None:
-    """The alternate exchange must be a string, and an x-delayed-message exchange needs another existing type in its
-    x-delayed-type. Otherwise, the broker refuses the exchange with 406. In RabbitMQ 3.10, an unknown type closes the
-    connection with 503.
+    """The broker refuses an exchange with 406 if its alternate exchange is not a string, or if it is of the type
+    x-delayed-message and its x-delayed-type is not another existing type. A broker that imitates RabbitMQ 3.10 closes
+    the connection with 503 if the x-delayed-type is unknown.
     """
     assert exchange(vhost_like(DEFAULT), kind, arguments) == (wrong and f"channel 406: {wrong}")
     if wrong is not None and "exchange type '" in wrong:
@@ -461,8 +471,8 @@ def test_an_exchange_whose_argument_is_invalid_is_refused(kind: str, arguments: 
 def test_an_exchange_that_is_declared_again_must_have_the_same_properties(
     kind: str, arguments: Table, properties: Any, difference: str | None
 ) -> None:
-    """If an existing exchange is declared again with another type, property or alternate exchange, the broker refuses
-    the declaration with 406 and names the first difference.
+    """If an existing exchange is declared again with another type, another property, such as durable, or another
+    alternate exchange, the broker refuses the declaration with 406 and names the difference.
     """
     vhost = vhost_like(DEFAULT)
     assert exchange(vhost, arguments={"alternate-exchange": "y"}) is None
@@ -480,8 +490,8 @@ def test_an_exchange_that_is_declared_again_must_have_the_same_properties(
     ],
 )
 def test_a_binding_to_a_headers_exchange_has_a_valid_x_match(mode: Any, wrong: str | None) -> None:
-    """The x-match of a binding to a headers exchange is all, any, all-with-x or any-with-x, and may be missing.
-    Otherwise, the broker refuses the binding with 406.
+    """The broker refuses a binding to a headers exchange with 406 unless its x-match is all, any, all-with-x or
+    any-with-x, or is missing.
     """
     vhost = vhost_like(DEFAULT)
     declared(vhost, {})
@@ -503,8 +513,8 @@ def test_a_binding_to_a_headers_exchange_has_a_valid_x_match(mode: Any, wrong: s
 def test_an_x_local_random_exchange_has_bindings_only_to_classic_queues(
     key: str, destination: str, wrong: str | None
 ) -> None:
-    """An x-local-random exchange can be bound only to classic queues, with an empty key. Otherwise, the broker refuses
-    the binding with 406.
+    """The broker refuses a binding from an x-local-random exchange with 406 unless its destination is a classic queue
+    and its key is empty.
     """
     vhost = vhost_like(DEFAULT)
     exchange(vhost, "x-local-random")
@@ -566,8 +576,8 @@ def test_a_consumer_whose_argument_is_invalid_is_refused(
 def test_a_consumer_of_a_stream_needs_a_prefetch_count_and_acknowledges(
     prefetch: int, wrong: str, *, no_ack: bool
 ) -> None:
-    """A consumer of a stream must have a prefetch count, or the broker refuses it with 406, and must acknowledge, or
-    the broker closes the connection with 540. Other queues need neither.
+    """The broker refuses a consumer of a stream with 406 if it has no prefetch count, and closes the connection with
+    540 if the consumer uses automatic acknowledgement. A consumer of a quorum queue may do both.
     """
     for kind, expected in (("stream", wrong), ("quorum", None)):
         vhost = vhost_like(DEFAULT)

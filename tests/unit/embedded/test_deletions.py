@@ -19,8 +19,9 @@ def bound(vhost: VirtualHost) -> int:
 def test_each_step_of_a_deletion_removes_up_to_20_bindings(
     vhost: VirtualHost, what: str, bindings: int, removed: list[int]
 ) -> None:
-    """When the broker deletes a queue or an exchange, each step removes up to 20 of its bindings, and the last step the
-    queue or the exchange itself. The result is the number of messages in a queue, and 0 for an exchange.
+    """The broker deletes a queue or an exchange in steps. Each step removes up to 20 of its bindings, and the last one
+    also the queue or the exchange itself. The deletion of a queue returns the number of its messages, and the deletion
+    of an exchange returns 0.
     """
     queue, exchange = add_queue(vhost), BrokerExchange("e", "direct")
     vhost.add_exchange(exchange)
@@ -42,7 +43,9 @@ def test_each_step_of_a_deletion_removes_up_to_20_bindings(
 
 
 def test_everything_in_a_virtual_host_is_deleted_in_steps(vhost: VirtualHost) -> None:
-    """When a virtual host is deleted, its queues, and all bindings between its exchanges, go in short steps."""
+    """When a virtual host is deleted, the broker deletes its queues, and all bindings between its exchanges, in steps
+    that remove up to 20 bindings each.
+    """
     first, second = (BrokerExchange(name, "direct") for name in "ef")
     for exchange in (first, second):
         vhost.add_exchange(exchange)

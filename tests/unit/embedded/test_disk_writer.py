@@ -11,8 +11,8 @@ from mqtool.broker.embedded.store.writer import Writer
 
 @pytest.mark.parametrize("error", [None, OSError("disk full"), KeyboardInterrupt()])
 def test_the_event_loop_goes_on_while_a_thread_writes(error: BaseException | None) -> None:
-    """While a thread waits for the disk, the event loop goes on. Once the work is done, the event loop learns whether
-    it has failed, and with which error.
+    """While a thread waits for the disk, the event loop keeps running. Once the thread is done, the event loop learns
+    whether the work has failed, and with which error.
     """
     may_end, threads = threading.Event(), set[int]()
 
@@ -43,8 +43,8 @@ def test_the_event_loop_goes_on_while_a_thread_writes(error: BaseException | Non
 
 @pytest.mark.parametrize("error", [None, OSError("disk full")])
 def test_a_writer_that_is_stopped_waits_for_the_work_in_flight(error: OSError | None) -> None:
-    """When the broker stops, it waits until the write in flight is done, and learns its error at once, not later from
-    the event loop.
+    """When the broker stops, it waits until the write in flight is done, and gets the error of this write, if any, at
+    once, instead of later from the event loop.
     """
     may_end, called = threading.Event(), list[object]()
 
@@ -67,7 +67,7 @@ def test_a_writer_that_is_stopped_waits_for_the_work_in_flight(error: OSError | 
 
 
 def test_the_disk_has_one_thread_for_writing() -> None:
-    """The broker writes on one thread, so that one write after the other is done in order. In a profile, this thread is
+    """The broker has one thread for writing to the disk, so that writes are done in order. In a profile, this thread is
     named `embedded-broker-writer`.
     """
     started, done = threading.Barrier(2), list[tuple[int, str]]()

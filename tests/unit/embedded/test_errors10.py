@@ -44,14 +44,16 @@ from mqtool.codecs.field_tables import Float32, Int8, Int16, Int32, Int64, UInt8
     ],
 )
 def test_values_in_descriptions_have_erlangs_notation(value: Any10, text: str) -> None:
-    """If the description of an error contains a value that the client has sent, it has the same notation as in
-    RabbitMQ, which is Erlang's.
+    """If the description of an error contains a value that the client has sent, the value is written in Erlang's
+    notation, as in RabbitMQ.
     """
     assert term(value) == text
 
 
 def test_text_in_a_description_is_in_quotes() -> None:
-    """In an error's description, printable text is in quotes. Other bytes are numbers."""
+    """In the description of an error, printable text is written in quotes, and any other text as the numbers of its
+    bytes.
+    """
     assert [binary(each) for each in ("q", b"q", b"", b"\x00\xff")] == ['<<"q">>', '<<"q">>', '<<"">>', "<<0,255>>"]
 
 
@@ -70,8 +72,8 @@ def test_text_in_a_description_is_in_quotes() -> None:
     ],
 )
 def test_an_error_of_the_broker_has_an_amqp_1_0_condition(error: AmqpException, condition: str, text: str) -> None:
-    """An error that AMQP 0-9-1 clients get with a reply code has a condition over AMQP 1.0, and the same text. If there
-    is no text, the name of the reply code stands for it.
+    """An error with a reply code of AMQP 0-9-1 becomes an AMQP 1.0 error with the corresponding condition and the same
+    text. If there is no text, the name of the reply code is used instead.
     """
     assert condition_of(error) == (condition, text)
 

@@ -136,8 +136,8 @@ def test_property_filters_select_messages_by_value_prefix_or_suffix(
     descriptor: Any10, wanted: Map, chosen: bool
 ) -> None:
     """A filter on a property or an application property selects messages whose value is equal to the given one or, for
-    strings, has the given prefix or suffix; `&&` stands for a literal `&`. A filter may have up to 16 fields. RabbitMQ
-    4.3 does the same.
+    strings, has the given prefix (`&p:`) or suffix (`&s:`). `&&` at the beginning of a given string stands for a
+    literal `&`. A filter may have up to 16 fields. RabbitMQ 4.3 does the same.
     """
     filters = _parsed({Symbol("any"): Described(descriptor, wanted)})
     assert filters.effective == {"any": Described(descriptor, wanted)}
@@ -195,8 +195,8 @@ def test_invalid_filters_of_a_stream_consumer_are_ignored(filter_: Any10) -> Non
 
 def test_invalid_filters_do_not_affect_others() -> None:
     """If some filters of an AMQP 1.0 consumer are invalid, for example because they are named by strings instead of
-    symbols, or an SQL filter has another type, the broker applies the others. Without a map of filters, it delivers
-    every message, and its attach frame has no such map.
+    symbols, or an SQL filter has another type, the broker applies only the others, and its attach frame contains only
+    these. A consumer that has no map of filters gets every message.
     """
     valid = {Symbol("p"): Described(_FIELDS, {Symbol("subject"): "x"})}
     invalid: Map = {
@@ -344,8 +344,8 @@ def test_an_sql_filter_that_takes_too_long_for_a_message_raises_an_error() -> No
     ("name", "units"), [("subject", 2), ("group_sequence", 1), ("content_type", 0), ("absolute_expiry_time", 1)]
 )
 def test_decoding_a_field_counts_as_work_once(name: str, units: int) -> None:
-    """Of the work that the filters of a link may do on a message, decoding a field takes one unit, or one for each 64
-    bytes of text. A field is decoded only once.
+    """Filters may do a limited number of units of work for each message. Decoding a field takes one unit, or one for
+    each 64 bytes of text. A field is decoded, and counted, only once.
     """
     sent = Amqp10Message(properties=_PROPERTIES._replace(subject="s" * 191), body=data_section(b"")).encode()
     message = FilteredMessage(parse(sent))
@@ -364,6 +364,6 @@ def test_the_default_priority_is_4(header: MessageHeader | None) -> None:
 
 
 def test_text_that_is_not_utf_8_can_be_compared() -> None:
-    """A filter can compare texts that are not valid UTF-8."""
+    """A filter can compare text that is not valid UTF-8."""
     message = Amqp10Message(application_properties={"a": "\udcff"}, body=data_section(b"")).encode()
     assert compile_sql("a = 0xFF")(FilteredMessage(parse(message)))

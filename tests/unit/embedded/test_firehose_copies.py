@@ -71,9 +71,10 @@ def test_a_published_message_is_copied_with_the_queues_that_got_it(
     client: Client, vhost: VirtualHost, copies: BrokerQueue, exchange: str, headers: Table, keys: list[str],
     routed: list[str],
 ) -> None:  # fmt: skip
-    """The copy of a published message has the routing key `publish.` with the name of the exchange. Its headers contain
-    the routing keys and the properties of the message, the queues that got it, and who published it. For the default
-    exchange, the routing keys are listed instead of the queues. The message is copied without its BCC header.
+    """The firehose copy of a published message has the routing key `publish.` with the name of the exchange. Its
+    headers contain the routing keys and properties of the message, the queues that got it, and who published it. For
+    the default exchange, the routing keys are listed as these queues, whether or not such queues exist. The copy leaves
+    out the header BCC.
     """
     for name, key in (("two", "jobs"), ("one", "jobs"), ("three", "other")):
         vhost.bind(vhost.exchanges["amq.direct"], add_queue(vhost, name), key, {})
@@ -95,7 +96,7 @@ def test_a_published_message_is_copied_with_the_queues_that_got_it(
 
 
 def test_a_direct_reply_is_copied_without_queues(client: Client, copies: BrokerQueue) -> None:
-    """The copy of a direct reply lists no queues, because it goes to none."""
+    """The firehose copy of a direct reply lists no queues, because the reply goes to none."""
     trace_published(client, 1, message("", "amq.rabbitmq.reply-to.x", {"BCC": ["b"]}), None)
     key, body, headers = copied(copies)
     assert (key, body, headers["routed_queues"]) == ("publish.", b"body", [])
@@ -107,8 +108,8 @@ def test_a_direct_reply_is_copied_without_queues(client: Client, copies: BrokerQ
 def test_a_delivered_message_is_copied_with_whether_it_was_redelivered(
     client: Client, vhost: VirtualHost, copies: BrokerQueue, *, redelivered: bool
 ) -> None:
-    """The copy of a delivered message has the routing key `deliver.` with the name of the queue. Its headers tell if
-    the message was redelivered. Copies that are delivered are not copied again.
+    """The firehose copy of a delivered message has the routing key `deliver.` with the name of the queue. Its headers
+    say whether the message was redelivered. If the delivered message is itself a copy, it is not copied again.
     """
     queue = add_queue(vhost)
     sent = message("amq.topic", "jobs", {"CC": ["other"]})
@@ -129,7 +130,9 @@ def test_a_delivered_message_is_copied_with_whether_it_was_redelivered(
 def test_a_message_is_not_copied_if_the_copys_routing_key_would_be_too_long(
     client: Client, vhost: VirtualHost, copies: BrokerQueue, letter: str, length: int, *, is_copied: bool
 ) -> None:
-    """If the name of an exchange or a queue, with the prefix, is longer than a routing key can be, there is no copy."""
+    """A firehose copy has a prefix and the name of an exchange or a queue as its routing key. If this is longer than a
+    routing key can be, the broker makes no copy.
+    """
     name = ("x" + letter * 248)[:length] if letter == "x" else letter * (length // 2) + "x" * (length % 2)
     trace_delivered(client, 1, add_queue(vhost, name), message("", "k"), redelivered=False)
     assert len(copies) == is_copied
@@ -141,14 +144,16 @@ def test_a_message_is_not_copied_if_the_copys_routing_key_would_be_too_long(
 def test_numbers_in_the_properties_of_a_copy_have_32_bits(
     client: Client, copies: BrokerQueue, seconds: int, found: int
 ) -> None:
-    """As in RabbitMQ, the numbers in a copied message's properties, such as its timestamp, are cut to 32 bits."""
+    """As in RabbitMQ, the numbers among the properties in a firehose copy, for example its timestamp, are cut to 32
+    bits as signed integers.
+    """
     trace_published(client, 1, message("", "k", timestamp=seconds.to_bytes(8)), None)
     assert copied(copies)[2]["properties"] == {"timestamp": found}
 
 
 def test_headers_that_are_nested_as_deeply_as_possible_are_copied(client: Client, copies: BrokerQueue) -> None:
-    """The headers of a message are nested deeper in its copy. Even headers that are nested as deeply as a client may
-    nest them are copied, and can be read by the broker again.
+    """In a firehose copy, the headers of a message are nested deeper than in the message itself. A message whose
+    headers are nested as deeply as a client may nest them is still copied, and the broker can read the copy again.
     """
     headers: Table = {"n": Int32(1)}
     for _ in range(MAX_DEPTH):

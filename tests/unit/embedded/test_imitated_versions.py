@@ -12,13 +12,17 @@ from mqtool.broker.embedded.model.totals import Publishes, Totals
 
 @pytest.mark.parametrize("like", list(Like))
 def test_each_version_is_imitated_under_its_name(like: Like) -> None:
-    """Each version of `--like` is known by its name, and tells clients a version of RabbitMQ that begins with it."""
+    """The broker imitates each version that `--like` accepts, and then tells clients a version of RabbitMQ that begins
+    with the given one.
+    """
     assert profile(str(like)) is PROFILES[like]
     assert profile(like).version.startswith(like)
 
 
 def test_a_version_that_is_not_imitated_is_refused() -> None:
-    """If the broker is to behave like a version that it does not know, the error names those that it knows."""
+    """If the broker is to behave like a version of RabbitMQ that it cannot imitate, the error names the versions that
+    it can imitate.
+    """
     with pytest.raises(ValueError) as refused:  # noqa: PT011 - the text is compared below
         profile("3.8")
     assert str(refused.value) == ("cannot behave like RabbitMQ 3.8, only like 3.10, 4.0, 4.2, 4.3.5, 4.3, 4.4")
@@ -39,7 +43,9 @@ def test_the_broker_tells_clients_which_product_and_version_it_is() -> None:
 
 
 def test_totals_begin_at_zero_for_each_protocol_and_queue_type() -> None:
-    """A new broker has published and delivered nothing over each protocol, and for each type of queue."""
+    """In a new broker, the totals of published messages are zero for each protocol, and the totals of delivered
+    messages are zero for each protocol and queue type.
+    """
     totals, kinds = Totals(), ("classic", "quorum", "stream")
     assert totals.published == dict.fromkeys(("amqp091", "amqp10", "stream"), Publishes())
     assert {*totals.delivered} == {(protocol, kind) for protocol in ("amqp10", "stream") for kind in kinds}
@@ -52,7 +58,7 @@ def test_totals_begin_at_zero_for_each_protocol_and_queue_type() -> None:
 
 
 def test_the_counts_of_a_closed_channel_are_added_to_the_totals() -> None:
-    """When a channel is closed, each of its counts is added to the totals."""
+    """When a channel is closed, the broker adds each count of the channel's published messages to its totals."""
     totals = Publishes(1, 2, 3, 4, 5, 6)
     totals.add(Publishes(10, 20, 30, 40, 50, 60))
     assert totals == Publishes(11, 22, 33, 44, 55, 66)

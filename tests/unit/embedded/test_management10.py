@@ -236,7 +236,7 @@ def test_a_queue_beyond_the_limit_of_a_virtual_host_is_refused_over_amqp_1_0(cli
 
 def test_bindings_are_added_listed_and_removed_over_amqp_1_0(client: _Client) -> None:
     """Over AMQP 1.0, clients can add and list bindings to queues and to exchanges. Each listed binding has a location,
-    and a DELETE request for this location removes this binding only. An exchange can be deleted as well.
+    and a DELETE request for this location removes only this binding. Clients can delete an exchange.
     """
     client("PUT", "/queues/q", {})
     assert client("PUT", "/exchanges/x%2F", {"type": "headers"}) == (204, None)
@@ -281,8 +281,8 @@ def test_an_invalid_binding_is_refused_over_amqp_1_0(client: _Client, change: An
     assert client("POST", "/bindings", _BINDING | change) == (status, text)
 
 
-def test_a_queue_cannot_be_bound_to_the_default_exchange_over_amqp_1_0(client: _Client) -> None:
-    """Over AMQP 1.0, a binding to or from the default exchange returns 403."""
+def test_the_default_exchange_cannot_be_bound_over_amqp_1_0(client: _Client) -> None:
+    """Over AMQP 1.0, a request for a binding from another exchange to the default exchange returns 403."""
     binding = {"source": "amq.topic", "destination_exchange": "", "binding_key": "k", "arguments": {}}
     assert client("POST", "/bindings", binding) == (403, "operation not permitted on the default exchange")
 
@@ -314,9 +314,9 @@ def test_a_queue_cannot_be_bound_to_the_default_exchange_over_amqp_1_0(client: _
 def test_unknown_management_requests_over_amqp_1_0_end_the_session(
     loop: asyncio.AbstractEventLoop, request_: bytes, what: str
 ) -> None:
-    """If an AMQP 1.0 management request has an unknown path or method, or a body that does not fit, the broker ends the
-    session with amqp:internal-error. It does the same if the request has no method or path, or if its property reply-to
-    is not `$me`.
+    """If an AMQP 1.0 management request has an unknown path or method, or a body that is not valid for it, the broker
+    ends the session with amqp:internal-error. It does the same if the request has no method or path, or if its property
+    reply-to is not `$me`.
     """
     client = MemoryClient10(loop, loop.run_until_complete(_client()).broker)
     ends, paired = (described(SOURCE, "/management"), described(TARGET, "/management")), {Symbol("paired"): True}
@@ -369,7 +369,9 @@ def test_a_missing_permission_for_an_amqp_1_0_management_request_ends_the_sessio
     ("DELETE", "/bindings/src=amq.topic;dstq=q;key=k;args="),
 ])  # fmt: skip
 def test_topic_permissions_apply_to_bindings_over_amqp_1_0(client: _Client, request_: tuple[Any10, ...]) -> None:
-    """Over AMQP 1.0, topic permissions apply to the binding keys of bindings that are added, listed or deleted."""
+    """If a user's topic permissions do not allow a binding key, the broker refuses requests to add, list or delete a
+    binding with this key over AMQP 1.0.
+    """
     client(*_NOT_EMPTY)
     client.broker.users["guest"].topic_permissions["/", "amq.topic"] = TopicPermissions(read="^other$")
     with pytest.raises(ChannelException, match=r"read access to topic 'k' in exchange 'amq\.topic' "):
@@ -393,7 +395,9 @@ def test_a_declaration_of_an_existing_node_needs_only_configure_permission_over_
 def test_a_user_with_any_permission_can_get_a_queues_description(
     client: _Client, allowed: tuple[str, str, str]
 ) -> None:
-    """A user who has only one of the permissions for a queue can get the queue's description over AMQP 1.0."""
+    """A user who may only configure a queue, only write to it, or only read from it can get the queue's description
+    over AMQP 1.0.
+    """
     client(*_NOT_EMPTY)
     client.broker.set_permissions("guest", "/", Permissions(*allowed))
     assert client("GET", "/queues/q")[0] == 200
@@ -401,8 +405,8 @@ def test_a_user_with_any_permission_can_get_a_queues_description(
 
 @pytest.mark.parametrize("withdrawn", [False, True])
 def test_a_purge_over_amqp_1_0_waits_for_messages_that_are_being_requeued(client: _Client, withdrawn: bool) -> None:
-    """A request to purge a queue over AMQP 1.0 waits for messages that are being requeued, and then drops these, too.
-    If the permission to read the queue is withdrawn meanwhile, the queue is unchanged.
+    """A request to purge a queue over AMQP 1.0 waits until messages that are being requeued are back in the queue, and
+    drops these as well. If the user loses the permission to read the queue meanwhile, the queue is not purged.
     """
     client(*_NOT_EMPTY)
     queue = client.vhost.queues["q"]

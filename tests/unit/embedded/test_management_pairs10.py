@@ -96,8 +96,8 @@ def test_the_link_for_requests_is_attached_with_credit_for_8_requests(client: Me
 
 
 def test_the_link_for_responses_is_attached_as_a_settled_one(client: MemoryClient10) -> None:
-    """The broker's attach frame for the link on which a client receives management responses has the settle mode
-    `settled`, even if the client asks for another. Its initial delivery count is 0.
+    """The broker's attach frame for the link on which a client receives management responses has the sender settle mode
+    `settled`, even if the client does not ask for this mode. Its initial delivery count is 0.
     """
     [answer] = attach(client, RECEIVER, mode=None, count=None, largest=5000)
     fields = [answer.field(number) for number in range(14)]
@@ -127,8 +127,9 @@ def test_a_link_with_the_management_node_needs_the_property_paired(
 
 @pytest.mark.parametrize("role", [SENDER, RECEIVER])
 def test_a_pair_has_one_link_in_each_direction(client: MemoryClient10, role: bool) -> None:
-    """A second link of the same name and direction is refused. A session can have several pairs with different names,
-    and a name can be used again after its link is detached.
+    """The broker refuses a second link with the management node that has the same name and direction as another one. A
+    session can have several pairs of such links with different names, and a name can be used again after its link is
+    detached.
     """
     attach_pair(client)
     fields = role, SETTLED, None, *ENDS, None, None, UInt32(0), None, None, None, PAIRED
@@ -145,8 +146,8 @@ def test_a_pair_has_one_link_in_each_direction(client: MemoryClient10, role: boo
 def test_only_the_address_of_the_brokers_end_makes_a_link_one_with_the_management_node(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """A link belongs to the management node if its target is `/management` and the client is the sender, or if its
-    source is and the client is the receiver. The client's own end may have any address.
+    """A link belongs to the management node if the client is the sender and the target is `/management`, or if the
+    client is the receiver and the source is `/management`. The address of the client's own end does not matter.
     """
     for role, source, target in ((SENDER, "me", "/management"), (RECEIVER, "/management", "me")):
         ends = described(SOURCE, source), described(TARGET, target)
@@ -173,9 +174,9 @@ def test_the_handle_of_a_link_with_the_management_node_is_in_use(client: MemoryC
 
 @pytest.mark.parametrize("largest", [None, 0, 5000])
 def test_a_request_is_answered_on_the_link_of_the_same_name(client: MemoryClient10, largest: int | None) -> None:
-    """The broker sends the response to a management request on the receiver's link that has the same name as the
-    request's link, with the message id of the request as its correlation id. A max-message-size of 0, or none, means no
-    limit.
+    """The broker sends the response to a management request on the client's receiving link with the same name as the
+    link of the request. The response's correlation id is the message id of the request. If the receiving link has a
+    max-message-size of 0, or none, responses may have any size.
     """
     other = (SETTLED, None, *ENDS, None, None, None, None, None, None, PAIRED)
     client.send(ATTACH, "other", UInt32(0), RECEIVER, *other)
@@ -198,8 +199,8 @@ def test_the_delivery_ids_of_responses_and_messages_are_consecutive(client: Memo
 
 
 def test_credit_for_requests_is_topped_up_when_half_of_it_is_left(client: MemoryClient10) -> None:
-    """A client has credit for 8 management requests. When half of it is left, the broker grants credit for 8 again. So
-    a client that sends more than 8 requests in one write gets all responses, too.
+    """A client has credit for 8 management requests. When half of it is used, the broker grants credit for 8 again. A
+    client that sends 10 requests in one write, which is more than its credit, gets all 10 responses.
     """
     attach_pair(client, count=None)
     granted = [flows(ask(client, number)) for number in range(8)]
@@ -210,8 +211,8 @@ def test_credit_for_requests_is_topped_up_when_half_of_it_is_left(client: Memory
 
 
 def test_the_delivery_count_of_requests_begins_where_the_client_says(client: MemoryClient10) -> None:
-    """The delivery count in the broker's flow frames begins with the initial delivery count of the link for management
-    requests, and 0 comes after 4,294,967,295.
+    """The delivery count in the broker's flow frames begins with the initial delivery count of the client's link for
+    management requests. After 4,294,967,295, it continues with 0.
     """
     attach_pair(client, count=0xFFFFFFFE)
     found = [flows(ask(client, number)) for number in range(4)]
@@ -219,8 +220,9 @@ def test_the_delivery_count_of_requests_begins_where_the_client_says(client: Mem
 
 
 def test_credit_for_responses_is_drained_at_once(client: MemoryClient10) -> None:
-    """The broker never has a management response ready in advance. So it answers a drain at once, with a credit of 0,
-    and a flow frame with echo with the credit that is left. It does not answer a flow frame without either.
+    """If a client drains its link for management responses, the broker answers at once with a credit of 0, because no
+    response is waiting. It answers a flow frame with echo with the credit that is left. It does not answer a flow frame
+    that has neither drain nor echo.
     """
     attach_pair(client, credit=5)
     ask(client, 0)
@@ -231,7 +233,9 @@ def test_credit_for_responses_is_drained_at_once(client: MemoryClient10) -> None
 
 
 def test_a_response_of_exactly_the_clients_max_message_size_is_sent(client: MemoryClient10) -> None:
-    """A management response of exactly the client's max-message-size is sent. If it is larger, the session ends."""
+    """A management response of exactly the client's max-message-size is sent. If a response is larger, the broker ends
+    the session.
+    """
     attach_pair(client)
     size = len(ask(client, 0)[0].payload)
     for largest in (size, size - 1):
@@ -268,7 +272,7 @@ def test_a_request_without_a_link_for_the_response_ends_the_session(client: Memo
 
 
 def test_a_request_without_credit_for_the_response_ends_the_session(client: MemoryClient10) -> None:
-    """If a client sends a management request without having granted credit for the response, the broker ends the
+    """If a client sends a management request, but has granted no credit on its link for responses, the broker ends the
     session.
     """
     attach_pair(client, credit=1)

@@ -49,8 +49,8 @@ def with_headers(length: int) -> BrokerMessage:
 
 
 def test_a_message_takes_memory_for_its_body_and_large_headers() -> None:
-    """A message takes memory for its body. Headers of up to 256 bytes are included; those of larger headers count both
-    as they are sent and as they are decoded.
+    """Each message takes a fixed amount of memory, which includes headers of up to 256 bytes, and memory for its body.
+    Larger headers take memory twice: as encoded bytes and as decoded values.
     """
     assert footprint.of_message(message(b"")) == footprint.ENTRY
     assert footprint.of_message(with_headers(256)) == footprint.ENTRY + 4
@@ -60,7 +60,9 @@ def test_a_message_takes_memory_for_its_body_and_large_headers() -> None:
 
 
 def test_a_message_from_amqp_1_0_takes_memory_for_its_sections() -> None:
-    """A message that was published with AMQP 1.0 also takes memory for its sections, if its headers are large."""
+    """If a message that was published with AMQP 1.0 has large headers, its encoded sections before the body take memory
+    in addition to its headers and body.
+    """
     sent = Amqp10Message(application_properties={"p": "x" * 300}, body=data_section(b"body"))
     found = parse(sent.encode()).to("", "q", PROFILES[DEFAULT])
     assert found.section_bytes > 300
@@ -92,15 +94,15 @@ def test_definitions_take_memory_for_their_names_and_arguments(
     measure: Callable[..., int], arguments: tuple[Any, ...], size: int
 ) -> None:
     """Queues, streams, exchanges, bindings and global parameters take memory, and so do their names, keys and
-    arguments. In a topic exchange, each word of a binding key takes more. Client properties count only if they take
-    more than 2,000 bytes.
+    arguments. In a topic exchange, each word of a binding key takes another 320 bytes. Client properties count only if
+    they take more than 2,000 bytes.
     """
     assert measure(*arguments) == size
 
 
 def test_the_names_of_stored_offsets_and_producers_take_memory() -> None:
-    """A stream counts memory for each name under which an offset or a publishing id is stored, but only once, until the
-    name is forgotten.
+    """Each name under which a stream stores an offset or a publishing id takes memory until the name is forgotten. It
+    counts once, however often something is stored under it.
     """
     ledger = Ledger()
     offsets, ids = StoredOffsets(ledger), PublishingIds(ledger)
@@ -120,7 +122,9 @@ def test_the_names_of_stored_offsets_and_producers_take_memory() -> None:
 
 
 def test_offsets_of_deleted_messages_are_forgotten() -> None:
-    """If the oldest messages of a stream are deleted, the stored offsets before the first message are forgotten."""
+    """If the oldest messages of a stream are deleted, the broker forgets stored offsets that are smaller than the
+    offset of the first remaining message.
+    """
     ledger = Ledger()
     offsets = StoredOffsets(ledger)
     for name, offset in (("a", 4), ("b", 5), ("c", 3), ("d", 6)):
@@ -130,7 +134,9 @@ def test_offsets_of_deleted_messages_are_forgotten() -> None:
 
 
 def test_only_the_producers_that_published_last_are_kept() -> None:
-    """A stream keeps the publishing ids of the producers that have published last."""
+    """A stream keeps the publishing ids of a limited number of producers. It forgets those of the producers that have
+    not published for the longest time.
+    """
     ledger = Ledger()
     ids = PublishingIds(ledger)
     for number, name in enumerate("abcab"):

@@ -58,9 +58,9 @@ def _from_091(fields: dict[str, bytes], body: bytes = b"") -> BrokerMessage:
     ],
 )  # fmt: skip
 def test_times_before_1970_are_converted(sent: int, seconds: int, republished: int) -> None:
-    """A time in milliseconds in an AMQP 1.0 message becomes a number of seconds for an AMQP 0-9-1 client. The number is
-    unsigned, so a time before 1970 becomes a large one. If the client republishes the message, it has the same time in
-    seconds again over AMQP 1.0.
+    """The time of an AMQP 1.0 message, in milliseconds, becomes a number of seconds for an AMQP 0-9-1 client. The
+    number is unsigned, so a time before 1970 becomes a large one. If the AMQP 0-9-1 client republishes the message,
+    AMQP 1.0 clients get the original time, cut to whole seconds.
     """
     time = Milliseconds(sent)
     message = _published(
@@ -95,9 +95,9 @@ _X_DEATH: Table = {
 
 
 def test_a_republished_dead_letter_keeps_its_history() -> None:
-    """If an AMQP 1.0 client republishes a dead letter with its annotation x-opt-deaths, AMQP 0-9-1 clients get this
-    annotation as the header x-death, and the annotation of the time at which the broker received the message as the
-    header timestamp_in_ms. If an AMQP 0-9-1 client republishes a dead letter, the header becomes the annotation.
+    """If an AMQP 1.0 client republishes a dead letter, AMQP 0-9-1 clients get its annotation x-opt-deaths as the header
+    x-death, and the time at which the broker received the message as the header timestamp_in_ms. If an AMQP 0-9-1
+    client republishes a dead letter, AMQP 1.0 clients get its header x-death as the annotation x-opt-deaths.
     """
     second = {name: value for name, value in _DEATH.items() if name != "ttl"} | {Symbol("count"): ULong(2**63)}
     annotations: Map = {
@@ -125,8 +125,8 @@ def test_a_republished_dead_letter_keeps_its_history() -> None:
     ids=str,
 )  # fmt: skip
 def test_a_forged_annotation_x_opt_deaths_is_not_an_error(changes: dict[str, Any10]) -> None:
-    """If an AMQP 1.0 client publishes a message with an annotation x-opt-deaths that no broker has written, the message
-    is accepted, and its other annotations become headers.
+    """If an AMQP 1.0 client publishes a message with an annotation x-opt-deaths whose values no broker would write, the
+    message is accepted, and its other annotations become headers.
     """
     forged = Array([_DEATH | {Symbol(name): value for name, value in changes.items()}])
     annotations: Map = {Symbol("x-opt-deaths"): forged, Symbol("x-a"): "kept"}
@@ -138,8 +138,8 @@ def test_a_forged_annotation_x_opt_deaths_is_not_an_error(changes: dict[str, Any
 
 @pytest.mark.parametrize("value", ["forged", 5, [], ["forged"], [{}], {"count": ULong(1)}, [_DEATH, {}]], ids=str)
 def test_an_annotation_x_opt_deaths_without_deaths_is_dropped(value: Any10) -> None:
-    """If the annotation x-opt-deaths is not a list of deaths, an AMQP 0-9-1 client gets the message without it. The
-    same is true of a received time that is not a time.
+    """If the annotation x-opt-deaths of a message is not a list of deaths, AMQP 0-9-1 clients get the message without
+    the header x-death. If the received time in its annotations is not a time, they get no header timestamp_in_ms.
     """
     annotations: Map = {Symbol("x-opt-deaths"): value, Symbol("x-opt-rabbitmq-received-time"): value}
     assert _published(Amqp10Message(message_annotations=annotations, body=_DATA)).headers == {}
@@ -152,8 +152,8 @@ def test_an_annotation_x_opt_deaths_without_deaths_is_dropped(value: Any10) -> N
     ids=str,
 )  # fmt: skip
 def test_a_forged_header_x_death_is_an_ordinary_header(forged: Value) -> None:
-    """If an AMQP 0-9-1 client publishes a message with a header x-death that no broker has written, AMQP 1.0 clients
-    get it as the annotation x-death, like other headers whose names begin with x-.
+    """If an AMQP 0-9-1 client publishes a message with a header x-death that does not have the form in which brokers
+    write it, AMQP 1.0 clients get it as the annotation x-death, like other headers whose names begin with x-.
     """
     found = _delivered(_from_091({"headers": encode_table({"x-death": forged})})).message_annotations
     assert Symbol("x-opt-deaths") not in found
@@ -167,8 +167,9 @@ def test_a_forged_header_x_death_is_an_ordinary_header(forged: Value) -> None:
     ids=lambda value: str(value)[:10],
 )  # fmt: skip
 def test_only_an_expiration_that_amqp_1_0_can_express_becomes_a_ttl(expiration: Value, ttl: int | None) -> None:
-    """The expiration of an AMQP 0-9-1 message, or of a dead letter before it was dead-lettered, becomes a time to live
-    over AMQP 1.0 if it is a number of at most 32 bits. Otherwise there is none.
+    """The expiration of an AMQP 0-9-1 message becomes its time to live over AMQP 1.0 if it is a number of at most 32
+    bits. Otherwise, the message has no time to live. The same is true of the original expiration in the header x-death
+    of a dead letter.
     """
     fields = {"headers": encode_table({"x-death": [_X_DEATH | {"original-expiration": expiration}]})}
     if isinstance(expiration, str) and len(expiration) < 256:
@@ -180,8 +181,8 @@ def test_only_an_expiration_that_amqp_1_0_can_express_becomes_a_ttl(expiration: 
 
 
 def test_bytes_that_are_not_utf_8_are_kept() -> None:
-    """If a property, a name or a routing key contains bytes that are not UTF-8, they are the same over both
-    protocols.
+    """If a property, a name or a routing key contains bytes that are not UTF-8, the broker keeps these bytes when it
+    converts a message. It drops only an AMQP 1.0 user id that is not UTF-8.
     """
     fields = {"user_id": b"\x02u\xff", "app_id": b"\x01\xff", "reply_to": b"\x03r/\xff", "message_id": b"\x01\xff"}
     found = _delivered(_from_091(fields))
@@ -201,7 +202,7 @@ def test_bytes_that_are_not_utf_8_are_kept() -> None:
     ("sent", "user_id"), [(b"guest", "guest"), ("guest", "guest"), (b"a\0b", None), (b"\xff", None), (5, None)]
 )
 def test_a_user_id_that_is_not_text_is_dropped(sent: Any10, user_id: str | None) -> None:
-    """The user id of an AMQP 1.0 message becomes an AMQP 0-9-1 property if it is UTF-8 without null characters."""
+    """The user id of an AMQP 1.0 message becomes an AMQP 0-9-1 property only if it is UTF-8 without null characters."""
     message = _published(Amqp10Message(properties=BareProperties(user_id=sent), body=_DATA))
     assert message.properties.user_id == user_id
 
@@ -210,13 +211,14 @@ def test_a_user_id_that_is_not_text_is_dropped(sent: Any10, user_id: str | None)
     ("sent", "priority"), [(UInt8(0), 0), (UInt8(255), 255), (UInt16(256), None), (Int8(-1), None), ("5", None)]
 )
 def test_a_priority_that_is_not_a_byte_is_dropped(sent: Any10, priority: int | None) -> None:
-    """The priority of an AMQP 1.0 message becomes an AMQP 0-9-1 property if it is a number from 0 to 255."""
+    """The priority of an AMQP 1.0 message becomes an AMQP 0-9-1 property only if it is a number from 0 to 255."""
     assert _published(Amqp10Message(MessageHeader(priority=sent), body=_DATA)).properties.priority == priority
 
 
 def test_arguments_have_the_types_of_amqp_0_9_1_and_back_those_of_amqp_1_0() -> None:
-    """Arguments, annotations and properties that an AMQP 1.0 client sends get types of AMQP 0-9-1, also in lists and
-    maps, and those of AMQP 0-9-1 get types of AMQP 1.0. Values that the other protocol does not have are dropped.
+    """If an AMQP 1.0 client sends arguments, annotations or properties, the broker converts their values to types of
+    AMQP 0-9-1, even in nested lists and maps. For AMQP 1.0 clients, it converts such values back. It drops values of
+    types that the other protocol does not have.
     """
     dropped = [RawDecimal(b"1234"), float("inf"), Described(ULong(1), "x")]
     inner: Map = {
@@ -245,8 +247,8 @@ def test_arguments_have_the_types_of_amqp_0_9_1_and_back_those_of_amqp_1_0() -> 
 
 @pytest.mark.parametrize("name", ["q", "a/b", "é %", "\udcff", "~-._"])
 def test_a_name_in_an_address_is_percent_encoded(name: str) -> None:
-    """Each character of a name that an address cannot contain is percent-encoded as UTF-8. Decoding returns the same
-    name, and raises an error if it is not UTF-8.
+    """In an address, each character of a name that an address cannot contain is percent-encoded as UTF-8. Decoding
+    returns the same name, and raises an error if the name is not UTF-8.
     """
     encoded = quoted(name)
     assert re.fullmatch(r"[\w.~%-]+", encoded, re.ASCII)
@@ -264,7 +266,8 @@ def test_a_name_in_an_address_is_percent_encoded(name: str) -> None:
 )  # fmt: skip
 def test_a_message_of_type_amqp_1_0_can_have_any_body(body: bytes, *, is_encoded: bool) -> None:
     """If an AMQP 0-9-1 client publishes a message with the type `amqp-1.0`, AMQP 1.0 clients get its body unchanged if
-    it is an encoded AMQP 1.0 body, and otherwise in a data section. With another type, it is always in a data section.
+    it is an encoded AMQP 1.0 body, and otherwise in a data section. The body of a message with another type is always
+    in a data section.
     """
     found = _delivered(_from_091({"type": encode_short(b"amqp-1.0")}, body))
     assert found.body == (body if is_encoded else data_section(body))

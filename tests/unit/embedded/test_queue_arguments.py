@@ -57,7 +57,9 @@ def test_an_interval_is_a_positive_integer_and_a_unit(text: str, milliseconds: i
     ],
 )
 def test_the_smaller_number_of_an_argument_and_a_policy_applies(name: str, setting: str) -> None:
-    """If an argument of a queue and a policy set the same limit, the smaller number applies, and 0 is a number."""
+    """If an argument of a queue and a policy set the same limit, the smaller number applies. A limit of 0 is the
+    smallest one, and does not mean that there is no limit.
+    """
     for argument, policy, applies in ((5, None, 5), (None, 5, 5), (5, 7, 5), (7, 5, 5), (0, 5, 0), (5, 0, 0)):
         found = options({} if argument is None else {f"x-{name}": argument}, {} if policy is None else {name: policy})
         assert found == Options(**{"delivery_limit": 20, setting: applies})  # type: ignore[arg-type]
@@ -72,7 +74,9 @@ def test_the_smaller_number_of_an_argument_and_a_policy_applies(name: str, setti
     ],
 )
 def test_a_text_of_an_argument_takes_precedence_over_a_policy(name: str, setting: str) -> None:
-    """If an argument of a queue and a policy set the same text, the argument applies."""
+    """If an argument of a queue and a policy both set the overflow behaviour, the dead-letter exchange or the
+    dead-letter routing key, the argument applies.
+    """
     for arguments, policy in (({f"x-{name}": "a"}, {}), ({}, {name: "a"}), ({f"x-{name}": "a"}, {name: "b"})):
         found = options({**arguments}, {**policy})
         assert found == Options(delivery_limit=20, **{setting: "a"})  # type: ignore[arg-type]
@@ -87,15 +91,17 @@ def test_a_text_of_an_argument_takes_precedence_over_a_policy(name: str, setting
 def test_the_shorter_maximum_age_of_an_argument_and_a_policy_applies(
     argument: str | None, policy: str | None, milliseconds: int | None
 ) -> None:
-    """If an argument of a stream and a policy set a maximum age, the shorter one applies. A maximum age that is not an
-    interval is ignored.
+    """If an argument of a stream and a policy both set a maximum age, the shorter one applies. A maximum age that is
+    not a valid interval is ignored.
     """
     assert options({"x-max-age": argument}, {"max-age": policy}).max_age == milliseconds
 
 
 @pytest.mark.parametrize(("value", "is_set"), [(True, True), (False, False), ("true", False), (None, False)])
 def test_only_an_argument_sets_a_single_active_consumer(value: Any, *, is_set: bool) -> None:
-    """A queue has a single active consumer only if its argument x-single-active-consumer is true; no policy sets it."""
+    """A queue has a single active consumer only if its argument x-single-active-consumer is true. A policy cannot set
+    this.
+    """
     assert options({"x-single-active-consumer": value}, {"single-active-consumer": True}).single_active is is_set
 
 
@@ -114,7 +120,7 @@ def test_only_an_argument_sets_a_single_active_consumer(value: Any, *, is_set: b
 def test_at_least_once_needs_a_dead_letter_exchange_and_the_overflow_reject_publish(
     changed: Table, *, is_set: bool
 ) -> None:
-    """A queue dead-letters at least once only if the strategy is at-least-once, the overflow behaviour is
+    """A queue dead-letters at least once only if the dead-letter strategy is at-least-once, the overflow behaviour is
     reject-publish, and there is a dead-letter exchange. Otherwise, it dead-letters at most once.
     """
     settings = {**AT_LEAST_ONCE, **changed}
@@ -142,8 +148,8 @@ def test_at_least_once_needs_a_dead_letter_exchange_and_the_overflow_reject_publ
 def test_a_negative_delivery_limit_is_none_from_4_0_on(
     like: Like, argument: Any, policy: int | None, limit: int | None
 ) -> None:
-    """From RabbitMQ 4.0 on, a quorum queue has a delivery limit of 20 unless an argument or a policy sets another one,
-    and a negative limit means that there is none. The lower limit applies.
+    """From RabbitMQ 4.0 on, a quorum queue has a delivery limit of 20 unless an argument or a policy sets another one.
+    If both do, the lower limit applies. A negative limit means that there is no limit.
     """
     assert options({"x-delivery-limit": argument}, {"delivery-limit": policy}, like).delivery_limit == limit
 
@@ -165,8 +171,9 @@ def test_a_negative_delivery_limit_is_none_from_4_0_on(
     ],
 )  # fmt: skip
 def test_delayed_retries_need_a_type_and_a_first_delay(arguments: Table, policy: Table, retry: Retry | None) -> None:
-    """From RabbitMQ 4.3 on, a quorum queue delays retries if a type and a positive first delay are set. The type of a
-    policy takes precedence. Without a positive maximum, all delays are the first one. Earlier versions delay nothing.
+    """From RabbitMQ 4.3 on, a quorum queue delays retries if a type of retries and a positive first delay are set. The
+    type that a policy sets takes precedence over that of an argument. Without a positive maximum, every retry has the
+    first delay. Earlier versions of RabbitMQ do not delay retries.
     """
     assert options(arguments, policy).retry == retry
     assert options(arguments, policy, Like.V4_2).retry is None
@@ -184,16 +191,16 @@ def test_delayed_retries_need_a_type_and_a_first_delay(arguments: Table, policy:
     ],
 )
 def test_the_delay_of_a_retry_grows_up_to_the_maximum(which: str, delays: list[int | None], *, failed: bool) -> None:
-    """The delay of a retry is the first delay times the number of failed deliveries, but not longer than the maximum.
-    Only messages of the type that is set are delayed: failed ones, returned ones, or all.
+    """The delay of a retry is the first delay times the number of failed deliveries, but at most the maximum. Depending
+    on the type of retries that is set, only failed messages are delayed, only returned ones, or all.
     """
     assert [Retry(which, 5, 12).delay(count, failed=failed) for count in range(4)] == delays
 
 
 @pytest.mark.parametrize(("like", "timeout"), [(Like.V3_10, None), (Like.V4_0, 5), (Like.V4_3, 5)])
 def test_queues_have_their_own_consumer_timeout_from_4_0_on(like: Like, timeout: int | None) -> None:
-    """From RabbitMQ 4.0 on, an argument or a policy sets the consumer timeout of a queue. Earlier versions have only
-    one timeout for all queues.
+    """From RabbitMQ 4.0 on, an argument or a policy sets the consumer timeout of a queue. In earlier versions, all
+    queues have the same timeout, and a broker that imitates these ignores the argument and the policy.
     """
     for found in (options({"x-consumer-timeout": 5}, {}, like), options({}, {"consumer-timeout": 5}, like)):
         assert found.consumer_timeout == timeout
@@ -207,7 +214,7 @@ def test_queues_have_their_own_consumer_timeout_from_4_0_on(like: Like, timeout:
     ids=str,
 )  # fmt: skip
 def test_a_queue_is_too_long_if_it_exceeds_one_of_its_limits(limits: Table, *, fits: bool) -> None:
-    """A queue with 3 messages of 30 bytes is too long if it may have only 2 messages, or 29 bytes."""
+    """A queue that contains 3 messages with 30 bytes in all is too long if its limit is 2 messages, or 29 bytes."""
     found = options(limits)
     assert found.limited is bool(limits)
     assert found.exceeded(3, 30) is not fits

@@ -99,8 +99,8 @@ def scene(vhost: VirtualHost, clock: FakeClock, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_message_is_shown_from_its_publication_to_its_acknowledgement(scene: Scene) -> None:
-    """The events of a message are its publication, its arrival in a queue, its deliveries, in between why it was
-    requeued, and its acknowledgement. They name its copy in the queue.
+    """The events of a message that `mqtool ui` shows are: published, ready in a queue, each delivery, each requeue with
+    its reason, and acknowledged. After the publication, each event names the copy of the message in the queue.
     """
     before, consumer = scene.found.number, Consumer()
     scene.publish()
@@ -133,8 +133,8 @@ def test_a_message_is_shown_from_its_publication_to_its_acknowledgement(scene: S
 
 
 def test_a_ready_message_that_was_purged_or_whose_queue_was_deleted_is_not_shown_any_more(scene: Scene) -> None:
-    """When a queue is purged, all its ready messages are gone; unacknowledged ones, and those of other queues, stay. A
-    message that is requeued to a deleted queue has no more events.
+    """When a queue is purged, `mqtool ui` no longer shows its ready messages, but still shows its unacknowledged ones
+    and those of other queues. A message that is requeued to a deleted queue has no more events.
     """
     other = add_queue(scene.vhost, "other")
     for key in ("q", "q", "other"):
@@ -154,8 +154,9 @@ def test_a_ready_message_that_was_purged_or_whose_queue_was_deleted_is_not_shown
 
 
 def test_a_dead_letter_is_shown_until_it_is_in_its_next_queue(scene: Scene) -> None:
-    """A dead letter has the events of its end in the first queue, and of its publication by this queue, however many
-    other messages are shown. Without a dead-letter exchange, it is discarded; without a queue, it is dropped.
+    """`mqtool ui` shows why a dead letter left its first queue, and that this queue published it, even while other new
+    messages are not shown because there are too many. Without a dead-letter exchange, the message is shown as
+    discarded. If no queue gets the dead letter, it is shown as dropped.
     """
     source = add_queue(scene.vhost, "source", x_dead_letter_exchange="", x_dead_letter_routing_key="q")
     nowhere = add_queue(scene.vhost, "nowhere", x_dead_letter_exchange="", x_dead_letter_routing_key="missing")
@@ -181,8 +182,8 @@ def test_a_dead_letter_is_shown_until_it_is_in_its_next_queue(scene: Scene) -> N
 
 
 def test_a_delayed_message_is_shown_until_its_delay_is_over(scene: Scene) -> None:
-    """A message that an x-delayed-message exchange holds back is delayed until a time. Then the exchange publishes it,
-    and it is in a queue, or dropped.
+    """`mqtool ui` shows a message that an x-delayed-message exchange holds back as delayed until a given time. Then it
+    shows that the exchange publishes the message, and whether the message is ready in a queue or dropped.
     """
     exchange = BrokerExchange("d", "x-delayed-message", arguments={"x-delayed-type": "direct"})
     scene.vhost.add_exchange(exchange)
@@ -208,8 +209,9 @@ def test_a_delayed_message_is_shown_until_its_delay_is_over(scene: Scene) -> Non
 
 
 def test_a_delayed_message_that_is_not_shown_has_no_events(scene: Scene) -> None:
-    """If a message is delayed while its address is skipped, it has no events, also when its delay is over, and the next
-    message with this address is not taken for it.
+    """If too many messages with the same exchange and routing key were published, `mqtool ui` does not show a delayed
+    one among them, not even when its delay is over. A later message with this exchange and routing key is not mistaken
+    for it.
     """
     exchange = BrokerExchange("d", "x-delayed-message", arguments={"x-delayed-type": "direct"})
     scene.vhost.add_exchange(exchange)
@@ -226,8 +228,8 @@ def test_a_delayed_message_that_is_not_shown_has_no_events(scene: Scene) -> None
 
 
 def test_an_unroutable_or_refused_message_is_shown_as_such(scene: Scene) -> None:
-    """A message for which there is no queue is returned or dropped; a full queue refuses it. If the message is not
-    shown, neither is this.
+    """`mqtool ui` shows an unroutable message as returned or dropped, and a message that a full queue refuses as
+    refused. If the publication of the message is not shown, neither is its end.
     """
     add_queue(scene.vhost, "full", x_max_length=Int32(0), x_overflow="reject-publish")
     lost = scene.publish("missing")
@@ -247,8 +249,8 @@ def test_an_unroutable_or_refused_message_is_shown_as_such(scene: Scene) -> None
 
 
 def test_a_confirm_is_shown_with_the_messages_that_it_confirms(scene: Scene) -> None:
-    """A publisher confirm is shown with the number of messages that it confirms, and those of them that are shown. Each
-    nacked message is shown by itself. Confirms without messages that are shown are not shown.
+    """`mqtool ui` shows a publisher confirm with the number of messages that it confirms, and names those of them that
+    are shown. A nack is a separate event for each message. A confirm is left out if none of its messages are shown.
     """
     for number in (1, 3, 4, 7):
         scene.channel.next = number
@@ -271,8 +273,8 @@ def test_a_confirm_is_shown_with_the_messages_that_it_confirms(scene: Scene) -> 
 
 
 def test_a_path_leads_through_all_exchanges_to_each_queue(scene: Scene) -> None:
-    """The paths of a message contain the exchanges that it passes through, also alternate ones and those bound to each
-    other in a circle, and then one queue each. The shortest path to each queue is shown.
+    """For each queue that gets a message, `mqtool ui` shows the shortest path of the message to it through exchanges,
+    including alternate exchanges. The exchanges may be bound to each other in a circle.
     """
     vhost = scene.vhost
     first = BrokerExchange("first", "fanout")
@@ -310,8 +312,8 @@ def test_a_path_leads_through_all_exchanges_to_each_queue(scene: Scene) -> None:
 
 
 def test_a_message_in_a_stream_is_shown_with_its_readers(scene: Scene) -> None:
-    """A message that is published to a stream over AMQP or the stream protocol is appended, and read by each consumer.
-    Messages that are not shown only count in the offsets of the readers.
+    """`mqtool ui` shows that a message that was published over AMQP or the stream protocol is appended to a stream, and
+    is read by each consumer. A message that is not shown only changes the offset that is shown for its reader.
     """
     stream = add_queue(scene.vhost, "s", durable=True, x_queue_type="stream")
     scene.events()
@@ -340,8 +342,8 @@ def test_a_message_in_a_stream_is_shown_with_its_readers(scene: Scene) -> None:
 
 
 def test_a_stored_offset_a_reply_and_an_unknown_name_are_shown(scene: Scene) -> None:
-    """Offsets that clients store in streams, direct replies, and unknown exchanges and addresses are shown. An offset
-    that is reset, which clients do by storing -1 as an unsigned number, is -1.
+    """`mqtool ui` shows offsets that clients store in streams, direct replies, and messages to exchanges or addresses
+    that do not exist. To reset an offset, clients store -1 as an unsigned number, which is shown as -1.
     """
     add_queue(scene.vhost, "s", durable=True, x_queue_type="stream")
     scene.events()
@@ -374,8 +376,8 @@ def test_a_stored_offset_a_reply_and_an_unknown_name_are_shown(scene: Scene) -> 
 
 
 def test_of_many_messages_only_some_are_shown(scene: Scene) -> None:
-    """Between two requests, 50 new messages are shown, 20 of them with the same exchange and routing key, and 100 in a
-    second. The others are skipped until the next request.
+    """For `mqtool ui`, the broker records at most 50 new messages between two requests, 20 of them with the same
+    exchange and routing key, and at most 100 in a second. Until the next request, it skips further messages.
     """
     add_queue(scene.vhost, "other")
 
@@ -405,8 +407,9 @@ def test_of_many_messages_only_some_are_shown(scene: Scene) -> None:
 
 
 def test_events_without_messages_are_limited_as_well(scene: Scene) -> None:
-    """Of the events that belong to no published message, at most 50 are shown between two requests. A stored offset
-    counts even if it is not shown.
+    """Of the events that belong to no published message, such as stored offsets and direct replies, the broker records
+    at most 50 between two requests of `mqtool ui`. The latest stored offset of a reader is known even if its event was
+    not recorded.
     """
     for number in range(60):
         scene.found.stored("s", "r", number, scene.channel)
@@ -425,7 +428,9 @@ def test_events_without_messages_are_limited_as_well(scene: Scene) -> None:
 
 
 def test_at_most_2000_messages_are_shown_at_the_same_time(scene: Scene) -> None:
-    """While 2,000 messages are shown, no new ones are. At most 1,000 addresses are kept as skipped ones."""
+    """While 2,000 messages are shown in `mqtool ui`, no new ones are shown. The broker remembers up to 1,000 pairs of
+    exchange and routing key whose messages it skips.
+    """
     scene.found.shown = dict.fromkeys(range(10_000, 11_999), ("q", True))
     scene.publish("q")
     for number in range(1100):
@@ -435,7 +440,9 @@ def test_at_most_2000_messages_are_shown_at_the_same_time(scene: Scene) -> None:
 
 
 def test_only_the_latest_4000_events_are_kept(scene: Scene) -> None:
-    """The latest 4,000 events can be read. If older ones are wanted, or some that have not happened, there are none."""
+    """The broker keeps the latest 4,000 events of messages, and since() returns those after a given event. It returns
+    None if some of these are no longer kept, or if the given event has not happened yet.
+    """
     start = scene.found.number
     assert scene.found.since(start) == []
     for _ in range(4001):
@@ -450,14 +457,17 @@ def test_only_the_latest_4000_events_are_kept(scene: Scene) -> None:
 
 
 def test_numbers_of_events_are_not_used_again_after_a_restart(scene: Scene) -> None:
-    """The numbers of events begin with a time in microseconds, so they are larger than those before a restart."""
+    """When the broker starts, the numbers of events begin with the time in microseconds, so they are larger than all
+    numbers before a restart.
+    """
     assert scene.found.number == 10**9
     assert scene.found.asked == scene.seconds
 
 
 def test_the_messages_that_are_waiting_are_listed_and_shown_from_then_on(scene: Scene) -> None:
-    """A request without a number lists the first 20 messages of each queue, the unacknowledged ones and the delayed
-    ones, up to 1,000. From then on, their events are shown.
+    """When `mqtool ui` asks for waiting messages, the broker lists up to 20 ready messages of each queue, up to 20
+    delayed messages of each exchange, and the unacknowledged messages, up to 1,000 messages in all. From then on, their
+    events are shown. Messages in streams are not listed.
     """
     exchange = BrokerExchange("d", "x-delayed-message", arguments={"x-delayed-type": "direct"})
     scene.vhost.add_exchange(exchange)

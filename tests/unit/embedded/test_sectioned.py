@@ -365,8 +365,8 @@ def test_a_stored_message_is_the_same_when_read_back() -> None:
     ],
 )  # fmt: skip
 def test_a_malformed_amqp_1_0_message_is_refused(payload: bytes, reason: str) -> None:
-    """Parsing a malformed AMQP 1.0 message, such as one without a body or with its sections in the wrong order, raises
-    NotAMessage with the reason.
+    """Parsing a malformed AMQP 1.0 message, for example one without a body or with its sections in the wrong order,
+    raises NotAMessage with the reason.
     """
     with pytest.raises(NotAMessage) as refused:
         parse(payload).to("", "q", _LIKE)
@@ -374,7 +374,7 @@ def test_a_malformed_amqp_1_0_message_is_refused(payload: bytes, reason: str) ->
 
 
 def test_the_sections_before_the_body_can_have_1_mib() -> None:
-    """An AMQP 1.0 message is accepted if the sections before its body have at most 1,048,576 bytes."""
+    """An AMQP 1.0 message is accepted if the sections before its body have at most 1,048,576 bytes together."""
     message = _published(Amqp10Message(application_properties={"a": "x" * (2**20 - 20)}, body=data_section(b"")))
     assert len(message.bare()) == 2**20 + len(data_section(b""))
     assert message.section_bytes > 2 * 2**20
@@ -382,7 +382,7 @@ def test_the_sections_before_the_body_can_have_1_mib() -> None:
 
 def test_short_sections_of_successive_messages_are_converted_once() -> None:
     """If several AMQP 1.0 messages have the same sections before their bodies, the broker decodes and converts these
-    sections once, unless they are long.
+    sections once. Long sections, such as ones of 500 bytes, are decoded for each message.
     """
     for size, is_kept in ((200, True), (500, False)):
         sent = Amqp10Message(MessageHeader(ttl=UInt32(5)), application_properties={"a": "x" * size})
@@ -395,8 +395,9 @@ def test_short_sections_of_successive_messages_are_converted_once() -> None:
 
 
 def test_the_broker_changes_only_the_annotations_whose_headers_it_has_changed() -> None:
-    """If the broker adds or replaces a header of an AMQP 1.0 message, AMQP 1.0 consumers get it as an annotation. The
-    other annotations keep their types, also those that AMQP 0-9-1 does not have, and after a restart as well.
+    """If the broker adds or replaces a header whose name begins with x- in an AMQP 1.0 message, AMQP 1.0 consumers get
+    this header as an annotation. The other annotations keep their types, including types that AMQP 0-9-1 does not have.
+    After a restart, this is still true.
     """
     annotations: Map = {Symbol("x-a"): 1, Symbol("x-b"): _ID, Symbol("x-c"): RawDecimal(b"1234")}
     sent = Amqp10Message(MessageHeader(True), {}, annotations, body=data_section(b"body"))
@@ -423,8 +424,9 @@ def test_the_broker_changes_only_the_annotations_whose_headers_it_has_changed() 
 def test_a_message_in_a_stream_without_a_routing_key_has_the_streams_name(
     exchange: Any10, key: Any10, address: tuple[str, str]
 ) -> None:
-    """A message that is read from a stream has the exchange and the routing key in its annotations. If one of them is
-    missing or not valid, it is the default exchange or the stream's name. Annotations with any names are accepted.
+    """A message that is read from a stream has the exchange and the routing key in its annotations. Without a valid
+    exchange in these, it has the default exchange. Without a valid routing key, it has the name of the stream as its
+    routing key. Annotations may have any other names.
     """
     given: Map = {Symbol("x-exchange"): exchange, Symbol("x-routing-key"): key, Symbol("a"): 1}
     annotations: Map = {name: value for name, value in given.items() if value is not None}

@@ -68,8 +68,8 @@ def no_descriptors() -> Iterator[None]:
 
 
 def test_a_segment_is_read_at_any_position_while_it_is_open_and_after_it_is_closed(path: Path, disk: SlowDisk) -> None:
-    """Bytes of a segment can be read at any position, while its file is open, after it is closed, and after a restart.
-    At the end of the segment, there are fewer bytes than asked for. A later write can overwrite bytes.
+    """Bytes of a segment can be read at any position while its file is open, after it is closed, and after a restart.
+    Reading beyond the end of the segment returns only the bytes before the end. A later write can overwrite bytes.
     """
     segment = SegmentFile(path, disk)
     assert segment.size() == 0
@@ -97,9 +97,9 @@ def test_only_the_owner_can_read_the_files_of_a_stream(path: Path) -> None:
 
 
 def test_the_directories_of_a_new_segment_are_synced_with_it_once(path: Path, disk: SlowDisk) -> None:
-    """With the first sync of a new segment, the broker also syncs its directory and the two above, which may be new
-    too, so that the segment still exists after a power cut. Later, it syncs only the file. Without a write, there is
-    nothing to sync.
+    """With the first sync of a new segment, the broker also syncs its directory and the two above, which may be new, so
+    that the segment still exists after a power cut. Later, it syncs only the file. If nothing was written, it syncs
+    nothing.
     """
     segment = SegmentFile(path, disk)
     segment.sync()
@@ -135,8 +135,8 @@ def test_a_segment_can_be_read_when_clients_use_up_all_file_descriptors(path: Pa
 
 
 def test_the_damaged_end_of_a_segment_is_kept_in_another_directory(path: Path) -> None:
-    """When the damaged end of a segment is cut off, the broker keeps it in a new directory next to that of the streams.
-    If the same segment is cut again, the end that was cut before is kept, too.
+    """When the damaged end of a segment is cut off, the broker keeps it in a new directory next to the directory of the
+    streams. If the same segment is cut again, the broker keeps both ends.
     """
     segment = SegmentFile(path)
     segment.write(0, b"sound, damaged")
@@ -151,7 +151,7 @@ def test_the_damaged_end_of_a_segment_is_kept_in_another_directory(path: Path) -
 
 
 def test_a_segment_is_deleted_with_its_file(path: Path) -> None:
-    """Deleting a segment removes its file. A segment without a file can be deleted as well."""
+    """Deleting a segment removes its file. Deleting a segment that has no file is not an error."""
     segment = SegmentFile(path)
     segment.delete()
     segment.write(0, b"a")
@@ -163,8 +163,8 @@ def test_a_segment_is_deleted_with_its_file(path: Path) -> None:
 
 
 def test_the_segments_of_a_stream_are_found_in_order(tmp_path: Path, disk: SlowDisk) -> None:
-    """When the broker starts, it finds the segments of a stream in the order of their first offsets. Files with other
-    names are no segments. Deleting a stream deletes its directory.
+    """When the broker starts, it finds the segments of a stream in the order of their first offsets. It does not take
+    files with other names for segments. Deleting a stream deletes its directory.
     """
     streams = SegmentDirectory(tmp_path / "streams" / "1", disk)
     assert [*streams.existing()] == []

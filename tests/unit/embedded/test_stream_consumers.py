@@ -96,9 +96,9 @@ def stream(vhost: VirtualHost, clock: FakeClock) -> StreamQueue:
     ],
 )
 def test_a_consumer_of_a_stream_starts_at_its_offset(stream: StreamQueue, offset: Any, bodies: str) -> None:
-    """A consumer of a stream gets the messages from its x-stream-offset on: an offset, the first message, the last
-    chunk, or the first chunk that is not older than a timestamp or an interval. Without one, it gets new messages only.
-    If its offset does not exist yet, it gets messages from this offset on.
+    """A consumer of a stream gets the messages from its x-stream-offset on: from an offset, the first message, the last
+    chunk, or the first chunk that is not older than a timestamp or an interval. Without x-stream-offset, it gets only
+    new messages. If the offset does not exist yet, the consumer waits for it.
     """
     consumer = consume(stream, {} if offset is None else {OFFSET: offset})
     publish(stream, "e", "f", "g")
@@ -110,8 +110,8 @@ def test_a_consumer_of_a_stream_starts_at_its_offset(stream: StreamQueue, offset
 
 
 def test_consumers_of_a_stream_get_messages_independently(stream: StreamQueue) -> None:
-    """Each consumer of a stream gets all messages. One that has no room gets the next messages once it has room again.
-    A consumer that was cancelled gets nothing any more.
+    """Each consumer of a stream gets all messages. If a consumer has as many unacknowledged messages as its prefetch
+    allows, it gets the next ones once it can take more. A cancelled consumer gets no more messages.
     """
     slow, quick, gone = consume(stream, room=1), consume(stream), consume(stream)
     stream.remove_consumer(gone)
@@ -140,8 +140,8 @@ def test_consumers_of_a_stream_get_messages_independently(stream: StreamQueue) -
 def test_a_stream_refuses_what_would_remove_messages(
     stream: StreamQueue, action: Callable[[StreamQueue, BacklogEntry], object], what: str
 ) -> None:
-    """A stream refuses basic.nack, basic.reject, basic.get and queue.purge with 540. It counts acknowledgements, and
-    keeps the message. When a channel ends, its unacknowledged messages stay in the stream, too.
+    """A stream refuses basic.nack, basic.reject, basic.get and queue.purge with 540. It counts acknowledgements, but
+    keeps acknowledged messages. It also keeps the messages that are unacknowledged when a channel is closed.
     """
     entry = consume(stream).got[0]
     with pytest.raises(ConnectionException) as refused:
@@ -172,8 +172,9 @@ def test_a_stream_refuses_what_would_remove_messages(
 def test_a_consumer_with_filter_values_gets_only_the_chunks_that_match(
     clock: FakeClock, ledger: Ledger, like: Like, arguments: Table, bodies: str
 ) -> None:
-    """From RabbitMQ 4.0 on, a consumer with x-stream-filter gets only chunks with at least one of these filter values,
-    and those without any if x-stream-match-unfiltered is true. Other versions ignore both arguments.
+    """A consumer with x-stream-filter gets only chunks with at least one of its filter values. If
+    x-stream-match-unfiltered is true, it also gets chunks without any filter value. Versions of RabbitMQ before 4.0
+    ignore both arguments.
     """
     stream = add_stream(VirtualHost("/", clock, ledger, PROFILES[like]))
     for value in "abc":
@@ -186,8 +187,8 @@ def test_a_consumer_with_filter_values_gets_only_the_chunks_that_match(
 def test_a_message_with_headers_is_read_from_a_stream_as_it_was_published(
     clock: FakeClock, ledger: Ledger, like: Like
 ) -> None:
-    """A consumer gets each message of a stream with its headers, and its offset in x-stream-offset, whatever version of
-    RabbitMQ the broker imitates.
+    """Whatever version of RabbitMQ the broker imitates, a consumer gets each message of a stream with the headers that
+    it was published with, and with its offset in the header x-stream-offset.
     """
     stream = add_stream(VirtualHost("/", clock, ledger, PROFILES[like]))
     for number in range(2):
@@ -231,8 +232,8 @@ def test_messages_of_a_stream_that_differ_only_in_id_and_body_are_decoded_once(
     published: list[tuple[dict[str, bytes], str]],
     decoded: int,
 ) -> None:
-    """If the messages of a stream that follow one another differ only in their message ids and bodies, the broker
-    decodes only the first one, and delivers each of them as it was published.
+    """If successive messages of a stream differ only in their message ids and bodies, the broker decodes only the first
+    one. It delivers each of them as it was published.
     """
     seen: list[object] = []
     for module, name in ((sectioned, "parse_stored"), (stream_queue, "decode")):
@@ -252,7 +253,9 @@ def test_messages_of_a_stream_that_differ_only_in_id_and_body_are_decoded_once(
 
 
 def test_an_amqp_1_0_consumer_gets_only_the_messages_that_its_filters_select(stream: StreamQueue) -> None:
-    """An AMQP 1.0 consumer with filters gets only the messages that match, as AMQP 1.0 messages."""
+    """An AMQP 1.0 consumer of a stream gets only the messages that match its filters, and gets them as AMQP 1.0
+    messages.
+    """
     consumer = consume(stream, selector=lambda sections: bytes(sections.body)[-1:] in b"bd")
     assert [entry.position for entry in consumer.got] == [1, 3]
     assert {type(entry.message) for entry in consumer.got} == {Sectioned}
@@ -283,7 +286,7 @@ def test_a_search_for_messages_of_a_stream_gives_other_clients_a_turn(ledger: Le
 
 def test_many_consumers_of_a_stream_are_served_in_turns(ledger: Ledger) -> None:
     """If a message is published to a stream with many consumers, the broker delivers it to a few of them at once, and
-    to the others in later turns, one at a time, in the order in which they wait. Cancelled consumers get nothing.
+    to the others in later turns, in the order in which they wait. Consumers that are cancelled meanwhile get nothing.
     """
     clock = BusyClock()
     stream = add_stream(VirtualHost("/", clock, ledger, PROFILES[DEFAULT]))
@@ -311,8 +314,8 @@ def test_many_consumers_of_a_stream_are_served_in_turns(ledger: Ledger) -> None:
 
 
 def test_a_policy_limits_an_existing_stream(vhost: VirtualHost) -> None:
-    """The arguments of a stream and the policies that apply to it set its maximum size, its maximum age and the size of
-    its segments. A policy that is changed also applies to a stream that contains messages.
+    """The maximum size, the maximum age and the segment size of a stream come from its arguments and the policies that
+    apply to it. If a policy is set or deleted, the limits of an existing stream change at once.
     """
     stream = add_stream(vhost, x_max_length_bytes=Int32(5000), x_stream_max_segment_size_bytes=Int32(500))
     assert stream.log.retention == Retention(5000, None, 500)
@@ -333,7 +336,9 @@ def test_a_policy_limits_an_existing_stream(vhost: VirtualHost) -> None:
 def test_the_first_message_of_a_stream_has_the_initial_offset(
     clock: FakeClock, ledger: Ledger, like: Like, offset: Any, first: int
 ) -> None:
-    """From RabbitMQ 4.4 on, the first message of a stream gets the offset in x-stream-initial-offset."""
+    """From RabbitMQ 4.4 on, the first message of a stream has the offset in the argument x-stream-initial-offset.
+    Without this argument, and in earlier versions, its offset is 0.
+    """
     arguments = {} if offset is None else {"x_stream_initial_offset": offset}
     stream = add_stream(VirtualHost("/", clock, ledger, PROFILES[like]), **arguments)
     publish(stream, "a", "b")
@@ -342,8 +347,8 @@ def test_the_first_message_of_a_stream_has_the_initial_offset(
 
 
 def test_a_stream_that_is_emptied_keeps_its_consumers(stream: StreamQueue) -> None:
-    """If a stream is emptied between two tests, its consumers stay. They get the messages that are published from then
-    on, and no earlier ones.
+    """If an embedded broker is cleared between two tests, its streams lose their messages and keep their consumers.
+    These get only the messages that are published after that.
     """
     waiting, full = consume(stream), consume(stream, room=1)
     stream.clear()
@@ -355,8 +360,8 @@ def test_a_stream_that_is_emptied_keeps_its_consumers(stream: StreamQueue) -> No
 
 
 def test_a_deleted_stream_cancels_its_consumers(vhost: VirtualHost, stream: StreamQueue) -> None:
-    """If a stream is deleted, its consumers are cancelled and get nothing any more. As in RabbitMQ, the reply does not
-    count the messages.
+    """If a stream is deleted, its consumers are cancelled, and get no more messages. As in RabbitMQ, the reply to
+    queue.delete gives 0 as the number of messages.
     """
     waiting, full = consume(stream), consume(stream, room=1)
     assert vhost.delete_queue(stream) == 0
@@ -367,7 +372,9 @@ def test_a_deleted_stream_cancels_its_consumers(vhost: VirtualHost, stream: Stre
 
 
 def test_a_live_display_is_told_which_messages_enter_a_stream(vhost: VirtualHost) -> None:
-    """The broker reports each message that enters a stream to a live display, such as `mqtool ui`, with its offset."""
+    """The broker reports each message that is routed to a stream, with its offset, to a live display such as `mqtool
+    ui`.
+    """
     stream, watcher = add_stream(vhost), Watching()
     vhost.watch(cast(Any, watcher))
     for body in (b"a", b"b"):
@@ -377,7 +384,7 @@ def test_a_live_display_is_told_which_messages_enter_a_stream(vhost: VirtualHost
 
 
 def test_a_cancelled_consumer_of_a_stream_takes_no_memory(stream: StreamQueue) -> None:
-    """The broker keeps nothing of a consumer of a stream that was cancelled."""
+    """Once a consumer of a stream is cancelled, the broker keeps nothing of it in memory."""
     consumer = weakref.ref(consume(stream))
     stream.remove_consumer(consumer())  # type: ignore[arg-type]
     gc.collect()
@@ -389,7 +396,9 @@ def test_a_cancelled_consumer_of_a_stream_takes_no_memory(stream: StreamQueue) -
 def test_a_message_of_the_stream_protocol_has_the_name_of_the_stream_as_its_routing_key(
     clock: FakeClock, ledger: Ledger, like: Like, selector: Any
 ) -> None:
-    """A message that was published with the stream protocol is delivered with the name of the stream as routing key."""
+    """A message that was published with the stream protocol is delivered with the name of the stream as its routing
+    key.
+    """
     stream = add_stream(VirtualHost("/", clock, ledger, PROFILES[like]))
     stream.log.append(simple_entry(data_section(b"x")))
     clock.pass_by(0)
@@ -398,7 +407,9 @@ def test_a_message_of_the_stream_protocol_has_the_name_of_the_stream_as_its_rout
 
 
 def test_the_rest_of_a_stream_is_read_although_it_takes_several_turns(ledger: Ledger) -> None:
-    """All messages of a stream are read, from a given offset to the end, even if skipping the first ones takes long."""
+    """Reading the rest of a stream returns all messages from a given offset to the end that the consumer's filters
+    select, even if the broker needs several turns to find them.
+    """
     clock = BusyClock()
     stream = add_stream(VirtualHost("/", clock, ledger, PROFILES[DEFAULT]))
     publish(stream, *"abcdefgh")

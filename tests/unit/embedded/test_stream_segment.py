@@ -61,15 +61,17 @@ class Counted(MemorySegment):
     ("value", "bits"), [(b"", 1), (b"invoices", 0x440), (b"returns", 1 << 121 | 1 << 47), (b"135", 1 << 35)]
 )
 def test_the_filter_bits_of_a_value_are_always_the_same(value: bytes, bits: int) -> None:
-    """A filter value sets one or two of the bits 1 to 127, and an empty one bit 0. The bits are stored with each chunk,
-    so they must not change from one release to the next.
+    """A filter value sets one or two of the bits 1 to 127; an empty filter value sets bit 0. The bits are stored with
+    each chunk, so they must not change from one release to the next.
     """
     assert bits_of(value) == bits
 
 
 @pytest.mark.parametrize("wanted", [[2], [2, 4], [6], [6, 10], [6, 12], [2, 12, 6], [6, 6, 16], []], ids=str)
 def test_a_chunk_matches_if_it_has_all_bits_of_one_wanted_value(wanted: list[int]) -> None:
-    """A reader gets a chunk if the chunk's filter bits include all bits of at least one filter value that it wants."""
+    """A reader gets a chunk if the chunk's filter bits include all bits of at least one of the filter values that the
+    reader wants.
+    """
     filters = ChunkFilters(wanted)
     for bits in range(32):
         assert filters.match(bits) is any(bits & each == each for each in wanted)
@@ -90,8 +92,8 @@ def test_a_chunk_has_the_format_of_osiris() -> None:
 
 
 def test_each_damaged_byte_of_a_chunk_is_noticed() -> None:
-    """If any byte of a chunk is changed, or its end is missing, the chunk is damaged. So are chunks of an unknown
-    kind, and those without room for a checksum.
+    """If any byte of a chunk is changed, or its end is missing, the broker notices that the chunk is damaged. It also
+    treats chunks of an unknown kind, and those without room for a checksum, as damaged.
     """
     whole = encode_chunk(USER, 7, 0, b"data", entries=1, records=1, tracking=encode_tracking({"p": 1}, {}))
     for position in range(len(whole)):
@@ -105,8 +107,8 @@ def test_each_damaged_byte_of_a_chunk_is_noticed() -> None:
 
 
 def test_a_chunk_contains_publishing_ids_offsets_and_filter_bits() -> None:
-    """The trailer of a chunk with messages, or the data of one without, contains publishing ids and stored offsets by
-    name, and the filter bits of the messages. Names that are not UTF-8 are kept.
+    """A chunk contains publishing ids and stored offsets, each with a name, and the filter bits of its messages: in its
+    trailer if it has messages, and otherwise in its data. Names that are not UTF-8 are kept.
     """
     assert encode_tracking({"p": 1}, {"c": 2}, 6) == bytes.fromhex(
         "02 10 00000000000000000000000000000006 0000000000000000 00 01 70 0000000000000001 01 01 63 0000000000000002"
@@ -127,9 +129,9 @@ def test_a_chunk_contains_publishing_ids_offsets_and_filter_bits() -> None:
 def test_the_messages_of_a_chunk_have_successive_offsets(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The messages of a chunk have successive offsets, each message of a batch its own. Compressed batches are skipped,
-    with a warning at most once a second; uncompressed ones are skipped if they end before the wanted offset. Of a
-    batch that is cut off, the complete messages are read.
+    """The messages of a chunk, including those in batches, have successive offsets. Compressed batches are skipped with
+    a warning, at most one a second. Uncompressed batches that end before the wanted offset are skipped. If a batch is
+    cut off, its complete messages are read.
     """
     monkeypatch.setattr(stream_segment.log, "filters", [])  # another test may have had the warning of this second
     caplog.set_level(logging.WARNING)
@@ -172,9 +174,9 @@ def segments(data: Counted, parts: list[bytes], base: int) -> Iterator[Segment]:
 
 
 def test_an_offset_or_a_timestamp_is_found_in_a_segment_without_reading_all_of_it() -> None:
-    """The position of the chunk with an offset, of the first chunk that is not older than a timestamp, and the last
-    chunk with messages are found by reading at most the headers around an entry of the index, even if the clock was
-    once ahead. The index of a segment that existed before is built from all its headers.
+    """In a segment, the broker finds the chunk with a given offset, the first chunk that is not older than a timestamp,
+    and the last chunk with messages. For each, it reads only the headers of a few chunks, even if the clock was once
+    ahead. It builds the index of an existing segment from the headers of all its chunks.
     """
     times = [5, 7, 900, 20, 21, 30, *range(40, 80), 80, 80]
     parts = [chunk(100 + 2 * number, 20_000, time=time, records=2) for number, time in enumerate(times)]
@@ -201,7 +203,9 @@ def test_an_offset_or_a_timestamp_is_found_in_a_segment_without_reading_all_of_i
 
 
 def test_the_first_offset_of_a_segment_is_at_its_beginning() -> None:
-    """The position of the first offset of a segment, and of any offset before it, is known without an index."""
+    """The broker finds the first offset of a segment, and any offset before it, at the beginning of the segment,
+    without building an index.
+    """
     existing = Segment(100, Counted(chunk(100)), len(chunk(100)))
     assert existing.position_of(99) == existing.position_of(100) == 0
     assert not existing.is_indexed
@@ -209,7 +213,9 @@ def test_the_first_offset_of_a_segment_is_at_its_beginning() -> None:
 
 @pytest.mark.parametrize("kinds", [[], [TRACKING], [TRACKING] * 30, [USER], [USER, USER], [TRACKING, USER, SNAPSHOT]])
 def test_the_last_messages_of_a_segment_are_those_of_the_last_chunk_with_messages(kinds: list[int]) -> None:
-    """The last chunk with messages of a segment is found whatever chunks follow it; a segment may have none."""
+    """The broker finds the last chunk with messages in a segment, no matter how many chunks without messages follow it.
+    If the segment has no messages, it finds none.
+    """
     parts = [chunk(number, 10_000, kind=kind) for number, kind in enumerate(kinds)]
     users = [number for number, kind in enumerate(kinds) if kind == USER]
     for segment in segments(Counted(*parts), parts, 0) if parts else ():
@@ -217,8 +223,8 @@ def test_the_last_messages_of_a_segment_are_those_of_the_last_chunk_with_message
 
 
 def test_the_index_of_a_segment_is_built_piece_by_piece_up_to_a_damaged_header() -> None:
-    """The index of an existing segment can be built in steps. It ends at the first damaged header; chunks after it are
-    not found.
+    """The broker can build the index of an existing segment in steps. The index ends at the first damaged header, and
+    the broker does not find any chunks after it.
     """
     parts = [chunk(number, 1000, time=number) for number in range(100)]
     size = len(parts[0])
