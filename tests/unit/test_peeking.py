@@ -424,7 +424,8 @@ def test_peek_reports_a_message_behind_the_first_one_that_is_near_the_delivery_l
 
 def test_peek_publishes_messages_behind_the_first_one_again_if_the_queue_would_drop_them(place: Place) -> None:
     """If messages behind the first one have reached the delivery limit, `peek` publishes them to the end of the queue,
-    even if it shows only the first message. Its error names the one that was requeued most, and counts the others.
+    even if it shows only the first message. Its error names the message that was requeued most often, and counts the
+    others.
     """
     place.fill(*range(5), arguments=limited(6))
     place.requeue(1, 1, 5, 6, 6)
@@ -439,8 +440,8 @@ def test_peek_publishes_messages_behind_the_first_one_again_if_the_queue_would_d
 
 
 def test_peek_says_that_a_message_at_the_delivery_limit_was_dropped(place: Place) -> None:
-    """If a message has reached the delivery limit, and the queue rejects it when `peek` publishes it again, the queue
-    drops it. `peek` says so, and the other messages stay in the queue.
+    """If a message has reached the delivery limit, and the broker refuses it when `peek` publishes it again, `peek`
+    says that the queue drops or dead-letters the message now. The other messages stay in the queue.
     """
     place.fill(*range(3), arguments=limited(6))
     place.requeue(1, 6, 6)
@@ -472,8 +473,9 @@ def published_again(place: Place, queue: str) -> Recorded:
 def test_a_message_that_is_published_again_keeps_its_origin(
     place: Place, exchange: str, key: str, headers: dict[str, Any]
 ) -> None:
-    """`peek` publishes a message that has reached the delivery limit to its queue, with its properties and headers. Two
-    more headers contain its original exchange and routing key.
+    """`peek` publishes a message that has reached the delivery limit to its queue again, with its headers and its
+    properties except the user-id. The headers mqtool-exchange and mqtool-routing-key contain its original exchange and
+    routing key.
     """
     place.fill()
     place.channel.declare(Exchange("logs"))
@@ -489,8 +491,8 @@ def test_a_message_that_is_published_again_keeps_its_origin(
 def test_a_message_with_large_headers_is_published_again_without_its_origin(
     monkeypatch: pytest.MonkeyPatch, place: Place, forged: dict[str, Any]
 ) -> None:
-    """If the headers of a message that `peek` publishes again leave no room for its origin in the largest frame that
-    the broker accepts, they do not contain it.
+    """If the headers of a message that `peek` publishes again leave no room for the original exchange and routing key
+    in the largest frame that the broker accepts, `peek` leaves these out, and removes forged ones.
     """
     monkeypatch.setattr(Connection, "frame_max", 8192)
     place.fill()
@@ -513,8 +515,9 @@ def test_a_message_with_large_headers_is_published_again_without_its_origin(
 def test_a_message_of_a_wait_queue_for_an_exchange_is_published_again_with_its_routing_key(
     place: Place, queue: str, exchange: str, *, is_kept: bool
 ) -> None:
-    """A wait queue for an exchange dead-letters its messages with their own routing keys, and those in the header CC.
-    `peek` keeps these keys if it publishes such a message again.
+    """A wait queue for an exchange dead-letters its messages with their own routing keys and those in the header CC. If
+    a message that has come through the exchange of such a queue is published again by `peek`, it keeps these keys. Any
+    other message is published to its queue, without CC.
     """
     place.channel.declare(Queue(queue, durable=True))
     place.channel.declare(Exchange(exchange, "fanout"))
@@ -534,7 +537,9 @@ def test_a_message_of_a_wait_queue_for_an_exchange_is_published_again_with_its_r
 
 @pytest.mark.parametrize("arguments", [{}, QUORUM, limited(50)], ids=["classic", "quorum", "quorum with a limit"])
 def test_removed_messages_are_deleted_and_the_others_stay_in_order(place: Place, arguments: dict[str, Any]) -> None:
-    """A look can remove messages from a queue. When it ends, they are deleted, and the others are in order."""
+    """While a caller reads a queue with looking(), it can remove messages. At the end, the removed messages are
+    deleted, and the others stay in order.
+    """
     place.fill(*NUMBERS, arguments=arguments)
     left = NUMBERS
     for every in 3, 2:
@@ -549,8 +554,8 @@ def test_removed_messages_are_deleted_and_the_others_stay_in_order(place: Place,
 
 @pytest.mark.parametrize("arguments", [{}, QUORUM, limited(50)], ids=["classic", "quorum", "quorum with a limit"])
 def test_a_look_may_end_early(place: Place, arguments: dict[str, Any]) -> None:
-    """If a look ends before it has seen all messages, those that it has removed are deleted, and the others stay in
-    order.
+    """If a caller of looking() stops before it has read all messages of the queue, the messages that it has removed are
+    deleted, and the others stay in order.
     """
     place.fill(*NUMBERS, arguments=arguments)
     for left in 249, 248:
@@ -564,7 +569,9 @@ def test_a_look_may_end_early(place: Place, arguments: dict[str, Any]) -> None:
 
 
 def test_a_removed_message_is_not_published_again(place: Place) -> None:
-    """If a look removes a message that has reached the delivery limit, the message is deleted without an error."""
+    """If a caller of looking() removes a message that has reached the delivery limit, the message is deleted. It is not
+    published again, and no error is raised.
+    """
     place.fill(*range(3), arguments=limited(6))
     place.requeue(1, 6)
     with looking(place.channel, "jobs", place.kind()) as look:
@@ -576,7 +583,9 @@ def test_a_removed_message_is_not_published_again(place: Place) -> None:
 
 
 def test_a_look_that_removes_all_messages_ends_at_once(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:
-    """If a look removes all messages of a queue, it does not wait for any to be requeued when it ends."""
+    """If a caller of looking() removes all messages of the queue, looking() does not wait for messages to be requeued
+    when it ends.
+    """
     monkeypatch.setattr(peeking, "_PATIENCE", 5.0)
     place.fill(*NUMBERS)
     with looking(place.channel, "jobs", PeekKind(How.CONSUME)) as look:
