@@ -52,7 +52,7 @@ def routed(channel: Channel, exchange: str, key: str, headers: dict[str, Any] | 
 def test_an_exchange_or_a_queue_is_declared_with_all_of_its_settings(
     channel: Channel, amqp_vhost: Vhost, api: Management, thing: Exchange | Queue
 ) -> None:
-    """The broker has an exchange or a queue with exactly the settings that were declared."""
+    """After an exchange or a queue is declared, the broker has it with exactly the declared settings."""
     channel.declare(thing)
     kind = "queues" if isinstance(thing, Queue) else "exchanges"
     view = api.get(path(kind, amqp_vhost.name, thing.name))
@@ -78,7 +78,9 @@ def test_a_name_with_a_line_break_cannot_be_declared(
     [("é", True), ("\ud7ff\ue000\U0010ffff", True), ("q\ud800", False), ("\udcffq", False), ("\udfff", False)],
 )
 def test_a_name_that_is_not_utf_8_cannot_be_declared(channel: Channel, name: str, *, is_valid: bool) -> None:
-    """The management API cannot list a queue whose name is not valid UTF-8, so mqtool refuses to declare one."""
+    """The management API cannot list a queue whose name is not valid UTF-8, so mqtool refuses to declare a queue with
+    such a name.
+    """
     if is_valid:
         assert channel.declare(Queue(name)).name == name
         return

@@ -114,7 +114,7 @@ def unused_port() -> int:
 
 
 def test_the_parameters_of_a_connection_are_those_of_its_url() -> None:
-    """A connection uses the host, port, virtual host, user and connection timeout of its URL; to open it, including TLS
+    """A connection uses the host, port, virtual host, user and connection timeout of its URL. Opening it, including TLS
     and the AMQP handshake, may take twice this timeout. If the URL has no heartbeat, the broker's is used. The broker
     sees the connection's name.
     """
@@ -230,8 +230,8 @@ def test_a_broker_that_is_starting_is_tried_again() -> None:
 
 
 def test_a_lost_connection_that_is_not_reopened_fails_its_channels(connect: Connect, vhost: Vhost) -> None:
-    """If a connection without reconnecting is lost, its channels fail with the reason, and opening another channel
-    raises the same error.
+    """If a connection that was opened without reconnecting is lost, its channels fail with the reason, and opening
+    another channel raises the same error.
     """
     opened = connect()
     channel = opened.channel()
@@ -314,8 +314,9 @@ def test_a_connection_that_the_broker_closes_is_reopened_unless_the_error_would_
 def test_an_internal_error_because_of_a_reply_does_not_end_a_connection(
     connect: Connect, vhost: Vhost, code: int
 ) -> None:
-    """If the broker closes a connection with 541 (INTERNAL_ERROR) while a reply to a request is unconfirmed, mqtool
-    opens the connection again, since the reply may have caused the error. With 501, the channels fail.
+    """If the broker closes a connection with 541 (INTERNAL_ERROR) while the reply to an RPC request is unconfirmed,
+    mqtool opens the connection again, since the reply may have caused the error. If the broker closes it with 501, the
+    channels fail.
     """
     told = Told()
     channel = connect(notice=told, backoff=AT_ONCE).channel()

@@ -157,7 +157,7 @@ def test_a_file_that_is_not_executable_is_refused(tmp_path: Path) -> None:
 
 def test_a_placeholder_can_name_the_program() -> None:
     """If the program's name in `--exec` is a placeholder, each message is handled by the program that it names. If
-    there is no such program, the message has failed, with exit status 65.
+    there is no such program, the message counts as failed, with exit status 65.
     """
     command = ExecCommand("{routing_key} {exchange}", capture=1000)
     for _ in range(2):

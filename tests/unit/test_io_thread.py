@@ -83,9 +83,9 @@ def channel(broker: ScriptedBroker, clock: Clock) -> Channel:
 
 
 def test_the_io_thread_runs_one_function_after_another() -> None:
-    """Functions run on the I/O thread in the order in which they are scheduled, and those with a delay when it has
-    passed. The thread is a daemon, so it does not keep a command from ending, and its name shows in a dump of all
-    threads. stop() ends the thread, and closes its file descriptors.
+    """Functions run on the I/O thread in the order in which they are scheduled, or once their delay has passed. The
+    thread is a daemon, so it does not keep a command from ending, and its name shows in a dump of all threads. stop()
+    ends the thread, and closes its file descriptors.
     """
     files = len([*Path("/dev/fd").iterdir()])
     errors: list[Exception] = []

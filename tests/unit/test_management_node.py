@@ -181,7 +181,7 @@ def test_a_response_whose_status_is_not_2xx_is_an_error(
 
 
 def test_a_late_response_is_ignored(broker: Broker) -> None:
-    """If the late response to an earlier request arrives, for which nobody waits any longer, it is ignored, and the
+    """If the response to an earlier request arrives late, when nobody waits for it any longer, it is ignored, and the
     request that waits gets its own response.
     """
     broker.stray = True

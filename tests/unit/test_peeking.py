@@ -515,9 +515,9 @@ def test_a_message_with_large_headers_is_published_again_without_its_origin(
 def test_a_message_of_a_wait_queue_for_an_exchange_is_published_again_with_its_routing_key(
     place: Place, queue: str, exchange: str, *, is_kept: bool
 ) -> None:
-    """A wait queue for an exchange dead-letters its messages with their own routing keys and those in the header CC. If
-    a message that has come through the exchange of such a queue is published again by `peek`, it keeps these keys. Any
-    other message is published to its queue, without CC.
+    """A wait queue for an exchange gets its messages through an exchange in front of it, and dead-letters them with
+    their own routing keys, including those in the header CC. If `peek` publishes such a message again, it publishes it
+    to the exchange in front, with the same keys. Any other message is published directly to its queue, without CC.
     """
     place.channel.declare(Queue(queue, durable=True))
     place.channel.declare(Exchange(exchange, "fanout"))

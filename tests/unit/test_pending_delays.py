@@ -245,8 +245,8 @@ def test_a_message_that_its_destination_does_not_accept_stays(place: Place) -> N
 
 
 def test_a_message_whose_exchange_was_deleted_stays(place: Place) -> None:
-    """If the exchange of waiting messages has been deleted, the messages stay in their wait queue, each with an error
-    that names the message, the queue and the exchange. Messages for other destinations are delivered.
+    """If the destination exchange of waiting messages has been deleted, the messages stay in their wait queue, each
+    with an error that names the message, the queue and the exchange. Messages for other destinations are delivered.
     """
     place.channel.declare(wait_queue("logs.exchange.delay.1h", 3_600_000, "logs"))
     place.fill("logs.exchange.delay.1h", Message(b"x", message_id="x"), Message(b"y", message_id="y"))

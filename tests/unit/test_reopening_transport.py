@@ -172,7 +172,8 @@ def test_a_connection_uses_the_first_node_that_accepts_it(
     broker: Broker, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An AMQP 1.0 connection is opened to the first node that can be reached, under the name in
-    $MQTOOL_CONNECTION_NAME. After a loss, this node is tried first, and it is known that a login has succeeded before.
+    $MQTOOL_CONNECTION_NAME. After a loss, this node is tried first. A connection that ends during this login counts as
+    a network failure, not as a refused login.
     """
     monkeypatch.setenv("MQTOOL_CONNECTION_NAME", "nightly")
     broker.unreachable = [Unavailable("no route")]
@@ -435,7 +436,7 @@ def test_reconnecting_ends_if_the_broker_refuses_the_connection(
 
 def test_a_session_that_the_broker_ends_is_not_begun_again(broker: Broker, connect: Connect) -> None:
     """If the broker ends an AMQP 1.0 session because of an error, the connection is not opened again, and each call
-    that waits raises the error.
+    that waits raises the broker's error.
     """
     session = connect([ONE], AT_ONCE)
     broker.tells(FORBIDDEN.reply_text.encode())

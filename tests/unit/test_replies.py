@@ -102,7 +102,7 @@ def test_replies_to_a_queue_are_dropped_for_a_minute_after_an_internal_error(mon
     assert (server.wire.sent, server.notices) == ([b"hostile"], [DROPPED])
 
 
-def test_only_one_reply_to_a_suspect_is_published_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_reply_to_a_queue_after_an_internal_error_is_published_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """After the broker has closed the connection with an internal error, an RPC server writes its acknowledgements
     before the next reply to a queue that may have caused the error, and waits up to a second for the confirm of this
     reply. Later replies to the queue are published as usual.

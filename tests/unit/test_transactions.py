@@ -336,9 +336,9 @@ def test_messages_that_arrive_after_the_reply_that_the_queue_is_empty_are_moved(
 
 
 def test_messages_published_before_the_flow_is_stopped_are_moved_by_the_same_consumer(queue: FakeQueue) -> None:
-    """When a queue that is being moved is empty, mqtool calls the function that stops the flow of new messages into the
-    queue, once. Messages that arrived before that are moved next, and only then is the consumer cancelled. Deliveries
-    that arrived before it was cancelled are moved last.
+    """When a queue that is being moved is empty, mqtool stops the flow of new messages into it, once. The same consumer
+    receives the messages that had arrived by then, and is cancelled after that. Deliveries that are still on their way
+    when it is cancelled are moved last.
     """
     queue.publish(3)
 

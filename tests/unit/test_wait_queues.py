@@ -295,8 +295,8 @@ def test_one_warning_says_that_messages_lose_their_expiration_in_wait_queues(bro
 
 
 def test_no_wait_queue_is_declared_for_a_message_to_a_missing_queue(broker: FakeBroker) -> None:
-    """If a message is for a missing queue, other than the command's own, delaying it raises NotFound, and mqtool
-    declares no wait queue for it.
+    """If a message names a queue other than the command's destination, and this queue does not exist, delaying the
+    message raises NotFound, and mqtool declares no wait queue for it.
     """
     delays, _ = through(broker)
     with pytest.raises(NotFound):
