@@ -52,7 +52,7 @@ def routed(channel: Channel, exchange: str, key: str, headers: dict[str, Any] | 
 def test_an_exchange_or_a_queue_is_declared_with_all_of_its_settings(
     channel: Channel, amqp_vhost: Vhost, api: Management, thing: Exchange | Queue
 ) -> None:
-    """The broker has an exchange or a queue with exactly the settings that were declared."""
+    """After an exchange or a queue is declared, the broker has it with exactly the declared settings."""
     channel.declare(thing)
     kind = "queues" if isinstance(thing, Queue) else "exchanges"
     view = api.get(path(kind, amqp_vhost.name, thing.name))
@@ -78,7 +78,9 @@ def test_a_name_with_a_line_break_cannot_be_declared(
     [("é", True), ("\ud7ff\ue000\U0010ffff", True), ("q\ud800", False), ("\udcffq", False), ("\udfff", False)],
 )
 def test_a_name_that_is_not_utf_8_cannot_be_declared(channel: Channel, name: str, *, is_valid: bool) -> None:
-    """The management API cannot list a queue whose name is not valid UTF-8, so such a name is refused."""
+    """The management API cannot list a queue whose name is not valid UTF-8, so mqtool refuses to declare a queue with
+    such a name.
+    """
     if is_valid:
         assert channel.declare(Queue(name)).name == name
         return
@@ -114,8 +116,8 @@ def test_a_missing_queue_has_no_depth_and_cannot_be_purged(channel: Channel, ask
 
 @pytest.mark.parametrize("replies", [[0, 3], [0, 0], [2, 3]])
 def test_a_queue_counts_as_empty_only_if_it_says_so_twice(replies: list[int]) -> None:
-    """RabbitMQ may report a queue as empty before its last deliveries have arrived. After it has reported this twice,
-    all have arrived.
+    """RabbitMQ may report a queue as empty before its last deliveries have reached the client. If a queue has no ready
+    messages, ready_after_deliveries() therefore asks the broker once more, and returns the second number.
     """
 
     class OtherProtocol:
@@ -171,8 +173,8 @@ def test_a_queue_that_is_in_use_or_has_messages_is_deleted_only_if_the_caller_wa
 
 
 def test_an_exchange_with_bindings_is_deleted_only_if_the_caller_wants_that(channel: Channel) -> None:
-    """delete_exchange() does not delete an exchange with bindings if `if_unused` is set, nor a predeclared one.
-    Deleting an exchange that does not exist is no error.
+    """delete_exchange() does not delete an exchange with bindings if `if_unused` is set. It never deletes a predeclared
+    exchange. Deleting an exchange that does not exist is no error.
     """
     channel.declare(Exchange("x"))
     channel.declare(Queue("q"))

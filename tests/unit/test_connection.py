@@ -114,9 +114,9 @@ def unused_port() -> int:
 
 
 def test_the_parameters_of_a_connection_are_those_of_its_url() -> None:
-    """A connection uses the host, port, virtual host and user of its URL, and its time limit for the TCP connection;
-    the AMQP handshake may take twice as long. The heartbeat is the broker's if the URL has none. The broker sees the
-    connection's name.
+    """A connection uses the host, port, virtual host, user and connection timeout of its URL. Opening it, including TLS
+    and the AMQP handshake, may take twice this timeout. If the URL has no heartbeat, the broker's is used. The broker
+    sees the connection's name.
     """
     address = Address("one", 5673, "v", "ann", "secret", connection_timeout=7)
     context = ssl.create_default_context()
@@ -135,8 +135,8 @@ def test_the_parameters_of_a_connection_are_those_of_its_url() -> None:
 
 
 def test_a_connection_knows_its_broker(connect: Connect, vhost: Vhost) -> None:
-    """A connection has the broker's name, version and cluster, and the maximum size of a frame. The embedded broker,
-    which claims to be RabbitMQ, is shown by its own name.
+    """A connection provides the broker's name and version, the cluster name with the virtual host, and the maximum size
+    of a frame. The embedded broker, which claims to be RabbitMQ, is shown to the user as "the embedded broker".
     """
     opened = connect()
     assert opened.broker.startswith("RabbitMQ 4.")
@@ -150,8 +150,8 @@ def test_a_connection_knows_its_broker(connect: Connect, vhost: Vhost) -> None:
 
 
 def test_a_connection_beside_another_has_its_name(connect: Connect, vhost: Vhost) -> None:
-    """A connection beside another goes to the same broker under the same name, mqtool by default, and is not reopened
-    after a loss.
+    """beside() opens a second connection to the same broker under the same name, by default mqtool. The second
+    connection is not reopened after a loss.
     """
     with connect(name="nightly", backoff=AT_ONCE).beside() as beside:
         assert not beside.comes_back
@@ -163,8 +163,8 @@ def test_a_connection_beside_another_has_its_name(connect: Connect, vhost: Vhost
 def test_a_connection_uses_the_first_node_that_accepts_it(
     connect: Connect, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection is opened to the first node that can be reached. After a loss, this node is tried first. If another
-    node accepts the connection then, it waits until this one's queues have new leaders.
+    """A connection is opened to the first of its nodes that can be reached. After a loss, mqtool tries this node first,
+    and then the others. The connection knows whether a node could not be reached.
     """
     monkeypatch.setattr(connection, "_ELECTION", 0.05)
     told, missing = Told(), f"amqp://127.0.0.1:{unused_port()}"
@@ -199,8 +199,8 @@ def test_a_broker_that_cannot_be_reached_is_an_error() -> None:
     [(b"", "closed the connection during the handshake"), (b"HTTP/1.1 400\r\n", "is not an AMQP 0-9-1 broker")],
 )
 def test_a_server_that_is_not_a_broker_is_named(answer: bytes, words: str) -> None:
-    """If the other end closes a new connection without an answer, or answers in another protocol, opening the
-    connection raises Unavailable with the reason.
+    """If the server closes a new connection without an answer, or answers in another protocol, opening the connection
+    raises Unavailable, which names the server and the reason.
     """
     with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
 
@@ -217,8 +217,8 @@ def test_a_server_that_is_not_a_broker_is_named(answer: bytes, words: str) -> No
 
 
 def test_a_broker_that_is_starting_is_tried_again() -> None:
-    """If the other end closes a connection before it is open while mqtool reconnects, as a broker does that is
-    starting, mqtool tries again.
+    """If the server closes the connection during an attempt to reconnect, as a broker does while it starts, mqtool
+    tries again.
     """
     told = Told()
     with EmbeddedBroker() as broker:
@@ -230,7 +230,9 @@ def test_a_broker_that_is_starting_is_tried_again() -> None:
 
 
 def test_a_lost_connection_that_is_not_reopened_fails_its_channels(connect: Connect, vhost: Vhost) -> None:
-    """If a connection that is not reopened is lost, its channels fail with the reason, and no more can be opened."""
+    """If a connection that was opened without reconnecting is lost, its channels fail with the reason, and opening
+    another channel raises the same error.
+    """
     opened = connect()
     channel = opened.channel()
     log = Log(channel)
@@ -244,8 +246,8 @@ def test_a_lost_connection_that_is_not_reopened_fails_its_channels(connect: Conn
 
 
 def test_a_closed_connection_fails_its_channels(connect: Connect) -> None:
-    """close() lets channels send what is pending, and then fails them. A second close() has no effect, and no more
-    channels can be opened.
+    """close() first lets the channels send what is pending, and then fails them. A second close() has no effect, and
+    opening another channel raises Unavailable.
     """
     with connect(backoff=AT_ONCE) as opened:
         channel = opened.channel()
@@ -259,7 +261,7 @@ def test_a_closed_connection_fails_its_channels(connect: Connect) -> None:
 
 def test_a_lost_connection_and_its_channels_are_reopened(connect: Connect, vhost: Vhost) -> None:
     """After a loss, a connection is opened again, and so are its channels. The user is told of the loss, of each
-    attempt that fails, and how long it took. A channel that is opened meanwhile waits.
+    attempt that fails, and how long reconnecting took. Opening another channel waits until then.
     """
     told = Told()
     opened = connect(notice=told, backoff=AT_ONCE)
@@ -294,8 +296,8 @@ def test_a_lost_connection_and_its_channels_are_reopened(connect: Connect, vhost
 def test_a_connection_that_the_broker_closes_is_reopened_unless_the_error_would_recur(
     connect: Connect, vhost: Vhost, code: int, text: str, words: str, *, is_reopened: bool
 ) -> None:
-    """If the broker closes a connection because it shuts down, the connection is opened again. If it does so because of
-    an error of the client, which would occur again, the connection fails with the reason.
+    """If the broker closes a connection because it shuts down (320), mqtool opens the connection again. If the broker
+    closes it because of an error that would occur again (501 or 541), its channels fail with the broker's reason.
     """
     told = Told()
     channel = connect(notice=told, backoff=AT_ONCE).channel()
@@ -312,8 +314,9 @@ def test_a_connection_that_the_broker_closes_is_reopened_unless_the_error_would_
 def test_an_internal_error_because_of_a_reply_does_not_end_a_connection(
     connect: Connect, vhost: Vhost, code: int
 ) -> None:
-    """If a broker closes a connection with 541 INTERNAL_ERROR while replies are unconfirmed, one of which may have
-    caused the error, the connection is opened again. For other errors, it is not.
+    """If the broker closes a connection with 541 (INTERNAL_ERROR) while the reply to an RPC request is unconfirmed,
+    mqtool opens the connection again, since the reply may have caused the error. If the broker closes it with 501, the
+    channels fail.
     """
     told = Told()
     channel = connect(notice=told, backoff=AT_ONCE).channel()
@@ -332,8 +335,8 @@ def test_an_internal_error_because_of_a_reply_does_not_end_a_connection(
 
 
 def test_reconnecting_is_given_up_when_its_attempts_run_out(connect: Connect, vhost: Vhost) -> None:
-    """If a connection is lost again within 60 s, before anything was confirmed or acknowledged, the attempts to
-    reconnect count on from the previous loss. When none are left, its channels fail.
+    """If a connection is lost repeatedly, each time within 60 s and before a message was confirmed or acknowledged, the
+    attempts to reconnect add up. When none are left, the connection's channels fail.
     """
     told = Told()
     opened = connect(notice=told, backoff=Backoff(first=0, attempts=2))
@@ -352,8 +355,8 @@ def test_reconnecting_is_given_up_when_its_attempts_run_out(connect: Connect, vh
 def test_attempts_to_reconnect_are_counted_from_1_after_a_stable_connection(
     connect: Connect, vhost: Vhost, monkeypatch: pytest.MonkeyPatch, *, progresses: bool
 ) -> None:
-    """If a connection is lost after a message was confirmed, or after more than a stable minute, the attempts to
-    reconnect are counted from 1 again.
+    """If a message was confirmed on a connection, or the connection has been open for more than 60 s, the attempts to
+    reconnect are counted from 1 again after the next loss.
     """
     told = Told()
     if not progresses:
@@ -368,8 +371,8 @@ def test_attempts_to_reconnect_are_counted_from_1_after_a_stable_connection(
 
 
 def test_reconnecting_ends_if_the_broker_refuses_the_connection(connect: Connect, broker: EmbeddedBroker) -> None:
-    """If the virtual host is gone when a connection is opened again, there is no further attempt, and its channels fail
-    with the broker's reason.
+    """If the virtual host was deleted before a lost connection is opened again, mqtool makes no further attempt, and
+    the connection's channels fail with the broker's reason.
     """
     told = Told()
     with broker.fresh_vhost() as vhost:
@@ -447,8 +450,8 @@ BUG = "the connection broke down: IndexError('list index out of range')"
 
 
 def test_a_bug_in_a_callback_fails_the_channels(connect: Connect) -> None:
-    """If a callback on the I/O thread raises an error, which is a bug in mqtool, the connection's channels fail with a
-    request to report it. So does a call that waits for the broker at that moment.
+    """If a callback on the I/O thread raises an error, which is a bug in mqtool, the connection's channels fail with an
+    error that asks the user to report it. Opening another channel raises the same error.
     """
     opened = connect(backoff=AT_ONCE)
     channel = opened.channel()
@@ -470,7 +473,7 @@ class OddAddress(Address):
 
 def test_a_bug_in_a_callback_ends_the_opening_of_a_connection(vhost: Vhost) -> None:
     """If a callback on the I/O thread raises an error while a connection is being opened, opening it raises an error
-    with a request to report it.
+    that says that the connection broke down.
     """
     [address] = parse_addresses(vhost.url)
     with pytest.raises(MqtoolError) as caught:
@@ -479,8 +482,9 @@ def test_a_bug_in_a_callback_ends_the_opening_of_a_connection(vhost: Vhost) -> N
 
 
 def test_the_options_of_a_channel_are_passed_on(connect: Connect, vhost: Vhost) -> None:
-    """A channel is neither strict nor mandatory unless the caller says so, and gives up after the caller's confirm
-    timeout.
+    """With strict=True, a channel raises DeclaredDifferently if a queue exists with other settings; without it, the
+    user gets a notice. With mandatory=True, an unroutable message is returned; without it, it is confirmed. With
+    confirm_timeout=0.1, publishing gives up after 0.1 s without a confirm.
     """
     told = Told()
     opened = connect(notice=told)
@@ -509,7 +513,9 @@ CONTEXT = ssl.create_default_context()
 def test_a_client_certificate_logs_in_if_the_url_names_no_user(
     monkeypatch: pytest.MonkeyPatch, url: str, *, uses_tls: bool
 ) -> None:
-    """A connection logs in with the client's certificate if there is one and the URL names no user."""
+    """A connection logs in with the client's certificate if there is one, and the URL is an amqps URL that names no
+    user.
+    """
     asked = list[tuple[object, ...]]()
 
     def refuse(address: Address, context: object, name: str, *, by_certificate: bool) -> None:

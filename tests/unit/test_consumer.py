@@ -127,9 +127,9 @@ def test_a_consumer_ends_after_its_idle_timeout(broker: ScriptedBroker, clock: C
 def test_a_consumer_whose_time_limit_passes_raises_timed_out(
     broker: ScriptedBroker, clock: Clock, limits: dict[str, Any], words: str, ends: float, *, acknowledge: bool
 ) -> None:
-    """If a time limit passes before a consumer has received as many messages as it should, it raises TimedOut, which
-    says how many it has received. If the caller acknowledges the messages itself, the consumer is cancelled, so that
-    the broker delivers no more.
+    """If a consumer of three messages has received two when its time limit or its idle timeout passes, it raises
+    TimedOut, which says how many it has received. If the caller acknowledges the messages itself, the consumer is
+    cancelled, so that the broker delivers no more.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, Receiving(count=3, acknowledge=acknowledge, **limits))
@@ -146,8 +146,8 @@ def test_a_consumer_whose_time_limit_passes_raises_timed_out(
 def test_a_consumer_with_a_limit_is_cancelled_before_it_acknowledges_the_last_message(
     broker: ScriptedBroker, clock: Clock, *, acknowledge: bool
 ) -> None:
-    """A consumer that is to receive three messages ends after the third one. It is cancelled first, so that the broker
-    delivers no fourth message when the third one is acknowledged.
+    """A consumer that is to receive three messages ends after the third one. Before the third message can be
+    acknowledged, the consumer is cancelled, so that the broker delivers no fourth.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, Receiving(count=3, acknowledge=acknowledge))
@@ -166,8 +166,8 @@ def test_a_consumer_with_a_limit_is_cancelled_before_it_acknowledges_the_last_me
 def test_acknowledgements_that_a_consumer_holds_back_are_sent_after_two_seconds(
     broker: ScriptedBroker, clock: Clock
 ) -> None:
-    """A consumer with a high limit holds back its last acknowledgements, so that the broker sends no surplus message.
-    If no delivery arrives for two seconds, it sends them, and continues with a prefetch of 1.
+    """A consumer that is to receive 300 messages does not acknowledge the latest ones yet, so that the broker delivers
+    no more than 300. If no delivery arrives for two seconds, it acknowledges them, and continues with a prefetch of 1.
     """
     deliveries = broker.channel().consume(Q, Receiving(count=300))
     deliver(broker, *range(1, 61))
@@ -184,8 +184,8 @@ def test_acknowledgements_that_a_consumer_holds_back_are_sent_after_two_seconds(
 
 
 def test_a_consumer_that_ends_early_acknowledges_what_it_holds_back(broker: ScriptedBroker, clock: Clock) -> None:
-    """If the caller of a consumer with a high limit stops early, the consumer acknowledges all messages with which the
-    caller was done, including those whose acknowledgements it held back.
+    """If the caller of a consumer that is to receive 300 messages stops early, the consumer acknowledges all messages
+    that the caller has finished, including those whose acknowledgements it held back.
     """
     deliveries = broker.channel().consume(Q, Receiving(count=300))
     deliver(broker, *range(1, 62))
@@ -198,8 +198,8 @@ def test_a_consumer_that_ends_early_acknowledges_what_it_holds_back(broker: Scri
 def test_a_consumer_of_a_queue_with_a_delivery_limit_soon_has_its_full_prefetch(
     broker: ScriptedBroker, clock: Clock
 ) -> None:
-    """A consumer of a quorum queue, which drops messages that were delivered too often, starts with a prefetch of 1.
-    Once it has received a message that was not requeued often, it consumes again with its full prefetch.
+    """A consumer of a quorum queue starts with a prefetch of 1, since the queue drops messages that are requeued too
+    often. Once the consumer has received a message that was not requeued often, it continues with its full prefetch.
     """
     deliveries = broker.channel().consume(Queue("q", arguments={"x-queue-type": "quorum"}))
     deliver(broker, 1)
@@ -211,8 +211,9 @@ def test_a_consumer_of_a_queue_with_a_delivery_limit_soon_has_its_full_prefetch(
 def test_a_caller_that_acknowledges_gets_the_missing_messages_from_a_new_consumer(
     broker: ScriptedBroker, clock: Clock
 ) -> None:
-    """A caller that acknowledges messages itself gets no more than its limit. Before the broker could deliver more, the
-    consumer is cancelled, and consumes again with a prefetch of the number of missing messages.
+    """If the caller acknowledges messages itself, a consumer of 7 messages with a prefetch of 3 receives only 7: when
+    the broker could deliver an eighth, the consumer is cancelled, and consumes again with the number of missing
+    messages as its prefetch.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, Receiving(count=7, prefetch=3, acknowledge=False))
@@ -231,8 +232,8 @@ def test_a_caller_that_acknowledges_gets_the_missing_messages_from_a_new_consume
 
 
 def test_late_acknowledgements_do_not_count_after_a_reconnection(broker: ScriptedBroker, clock: Clock) -> None:
-    """If a caller acknowledges a message only after the connection was lost, the broker has requeued this message. The
-    acknowledgement does not count towards the number of messages that the broker may deliver.
+    """If a caller acknowledges a message only after the connection was lost, the broker has requeued this message
+    already. The consumer does not count the acknowledgement as one that lets the broker deliver another message.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, Receiving(count=5, prefetch=3, acknowledge=False))
@@ -258,8 +259,9 @@ def test_late_acknowledgements_do_not_count_after_a_reconnection(broker: Scripte
 def test_a_stopped_consumer_yields_what_has_arrived_only_if_it_is_acknowledged_already(
     broker: ScriptedBroker, clock: Clock, receiving: Receiving, *, is_yielded: bool
 ) -> None:
-    """When a consumer is stopped, the deliveries that have arrived are requeued. With auto_ack, the broker has already
-    deleted them, so they are yielded, unless they are in a buffer from which messages may be dropped anyway.
+    """When a consumer is stopped, the deliveries that have arrived, but were not yielded, stay unacknowledged, so that
+    the broker requeues them. With auto_ack, the broker has already deleted them, so the consumer yields them, unless it
+    has a buffer, which may drop messages anyway.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, receiving)
@@ -272,8 +274,8 @@ def test_a_stopped_consumer_yields_what_has_arrived_only_if_it_is_acknowledged_a
 
 
 def test_a_stopped_consumer_ends_although_messages_keep_arriving(broker: ScriptedBroker, clock: Clock) -> None:
-    """If a consumer with auto_ack is stopped while messages keep arriving, it is cancelled before it yields another
-    one. It yields those that have arrived, and ends. If no messages arrive, it ends without waiting for the broker.
+    """If a consumer with auto_ack is stopped while messages keep arriving, it is cancelled, yields the deliveries that
+    have arrived, and ends. If none have arrived, it ends without asking the broker.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, Receiving(auto_ack=True))
@@ -312,8 +314,8 @@ def test_deliveries_from_a_lost_connection_are_dropped_unless_nobody_else_gets_t
 
 
 def test_the_caller_learns_the_new_name_of_its_queue_after_a_reconnection(broker: ScriptedBroker, clock: Clock) -> None:
-    """A queue that was named by the broker has another name after a reconnection. The consumer calls after_reopening
-    with this name, on its caller's thread, before it yields the next delivery.
+    """A queue that was named by the broker gets another name when the connection is opened again. Before it yields the
+    next delivery, the consumer calls the caller's function after_reopening with the new name.
     """
     channel = broker.channel()
     queue = channel.declare(Queue("", exclusive=True))
@@ -333,7 +335,8 @@ def test_the_caller_learns_the_new_name_of_its_queue_after_a_reconnection(broker
 
 def test_a_consumer_that_the_broker_cancels_raises_unavailable(broker: ScriptedBroker, clock: Clock) -> None:
     """If the broker cancels a consumer, for example because its queue was deleted, the consumer yields what has arrived
-    and then raises Unavailable, which names the queue and the possible reasons. Another consumer is not affected.
+    and then raises Unavailable, which names the queue and the possible reasons. A basic.cancel for another consumer tag
+    has no effect.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q)
@@ -353,8 +356,8 @@ def test_a_consumer_that_the_broker_cancels_raises_unavailable(broker: ScriptedB
 
 
 def test_a_consumer_whose_channel_has_failed_sends_nothing_when_it_is_stopped(broker: ScriptedBroker) -> None:
-    """If a channel is closed for good, a consumer that is stopped then does not ask the broker to cancel it, or to
-    requeue its messages. With auto_ack, it yields what has arrived before it raises the channel's error.
+    """If a consumer's channel has failed, stopping the consumer sends neither basic.cancel nor basic.nack. With
+    auto_ack, the consumer yields the deliveries that have arrived, and then raises the channel's error.
     """
     channel = broker.channel()
     receiver = channel.consumer(Q, Receiving(acknowledge=False))
@@ -390,8 +393,9 @@ def test_a_consumer_whose_channel_has_failed_sends_nothing_when_it_is_stopped(br
 def test_an_internal_error_of_a_stream_has_a_hint_to_the_stream_protocol(
     broker: ScriptedBroker, offset: Any, failure: Unavailable, hint: str | None
 ) -> None:
-    """If the broker closes the channel of a stream's consumer with an internal error, the error names the command that
-    reads the stream over its own protocol. Other errors keep their hints.
+    """If the broker closes the channel with INTERNAL_ERROR while a consumer reads a stream, the error's hint names
+    `mqtool receive-stream`, which reads the stream over its own protocol. An error that has a hint keeps it, and errors
+    of other kinds or queues get none.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, Receiving(offset=offset))
@@ -402,8 +406,8 @@ def test_an_internal_error_of_a_stream_has_a_hint_to_the_stream_protocol(
 
 
 def test_a_cancelled_consumer_still_yields_what_has_arrived(broker: ScriptedBroker, clock: Clock) -> None:
-    """After a consumer is cancelled, arrives() says whether it has another delivery, and waits for one up to the given
-    time. Once the consumer must end, arrives() returns True immediately, and so does deliveries().
+    """After a consumer is cancelled, arrives() says whether another delivery is left, and waits for one up to the given
+    time. Once the channel is stopped, arrives() returns True immediately, and deliveries() ends.
     """
     channel = broker.channel()
     receiver = channel.consumer(Q, Receiving(acknowledge=False))
@@ -428,8 +432,8 @@ def test_a_cancelled_consumer_still_yields_what_has_arrived(broker: ScriptedBrok
 def test_a_connection_that_is_lost_just_when_a_consumer_has_started_starts_it_once_more(
     broker: ScriptedBroker, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the connection is lost just after the broker has started a consumer, the consumer is started again on the next
-    connection, once.
+    """If the connection is lost just after the broker has started a consumer, mqtool starts the consumer on the next
+    connection, exactly once.
     """
     channel = broker.channel()
     checked, losses = channel.reopening.checked, [1]
@@ -453,8 +457,8 @@ def test_a_connection_that_is_lost_just_when_a_consumer_has_started_starts_it_on
 def test_a_delivery_is_the_same_whether_mqtool_or_pika_decodes_it(
     broker: ScriptedBroker, clock: Clock, monkeypatch: pytest.MonkeyPatch, decoder: str
 ) -> None:
-    """mqtool decodes deliveries itself or, if it does not know the installed version of pika, leaves this to pika. The
-    delivery that the caller gets is the same.
+    """mqtool decodes deliveries itself or, if it does not know the installed version of pika, leaves this to pika. In
+    both cases, the caller gets the same delivery.
     """
     if decoder == "mqtool":
         monkeypatch.setattr(subscription, "delivery_from", lambda *_: pytest.fail("pika has decoded a delivery"))
@@ -474,8 +478,8 @@ def test_a_delivery_is_the_same_whether_mqtool_or_pika_decodes_it(
 
 
 def test_unacknowledged_messages_are_given_back_batch_by_batch(broker: ScriptedBroker) -> None:
-    """When a consumer gives back messages, it is cancelled first. Each batch is requeued with one basic.nack. Messages
-    from an earlier connection are not mentioned, as the broker has requeued them already.
+    """give_back() cancels the consumer, and then requeues each batch of deliveries with one basic.nack. Deliveries from
+    an earlier connection are left out, since the broker has requeued them already.
     """
     channel = broker.channel()
     receiver = channel.consumer(Q, Receiving(acknowledge=False))
@@ -494,8 +498,8 @@ def test_unacknowledged_messages_are_given_back_batch_by_batch(broker: ScriptedB
 
 
 def test_a_message_whose_output_cannot_be_written_is_not_acknowledged(broker: ScriptedBroker, clock: Clock) -> None:
-    """Before a consumer acknowledges messages, and whenever it waits for more, it has its caller write the output. If
-    that fails, the messages are not acknowledged, not even when the channel is closed.
+    """Before a consumer acknowledges messages or waits for more, it calls before_acknowledging, which writes the
+    caller's output. If writing fails, the messages are not acknowledged, not even when the channel is closed.
     """
     channel = broker.channel()
     written: list[list[tuple[int, bool]]] = []
@@ -521,8 +525,8 @@ def test_a_message_whose_output_cannot_be_written_is_not_acknowledged(broker: Sc
 def test_a_connection_has_progressed_once_a_delivery_is_acknowledged(
     broker: ScriptedBroker, clock: Clock, *, auto_ack: bool
 ) -> None:
-    """A connection has made progress, so that the pause before the next reconnection is short, once a message is
-    acknowledged on it. Messages from an earlier connection do not count, unless the broker acknowledged them itself.
+    """Once a message is acknowledged on a connection, the connection has made progress, so that the next attempts to
+    reconnect start with a short delay. A message from an earlier connection counts only with auto_ack.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, Receiving(auto_ack=auto_ack, idle_timeout=1))

@@ -62,9 +62,9 @@ _TO_QUEUES = plugins("mqtool.delayed", "direct", auto_delete=False)
 def test_the_plugin_delivers_a_due_message_to_its_destination(
     amqp_vhost: Vhost, channel: Channel, destination: Destination, message: Message, arrives_in: str, waits_in: Exchange
 ) -> None:
-    """With `--via plugin`, a message for a queue waits in the exchange mqtool.delayed, and a message for an exchange in
-    an exchange of the plugin in front of it, which is as durable, and is deleted with it. An exchange of type
-    x-delayed-message delays messages itself. A due message arrives with its own routing key and headers.
+    """With `--via plugin`, a message for a queue waits in the exchange `mqtool.delayed`. A message for an exchange
+    waits in an x-delayed-message exchange in front of it, such as `audit.delayed`, or in the exchange itself if it has
+    this type. A due message arrives with its own routing key and headers.
     """
     delays, _ = through(channel, destination)
     for headers in (None, {"a": 1}):
@@ -80,8 +80,9 @@ def test_the_plugin_delivers_a_due_message_to_its_destination(
 
 
 def test_the_destination_of_delayed_messages_is_looked_up_and_bound_once(channel: Channel) -> None:
-    """With `--via plugin`, a message for a missing queue raises NotFound. The queue is looked up and bound for the
-    first message only. mqtool assumes that the command's own exchange exists, if it is one of the plugin.
+    """With `--via plugin`, delaying a message for a missing queue raises NotFound. A queue is looked up and bound only
+    for its first message. If the command's own destination is an x-delayed-message exchange, mqtool does not look it
+    up.
     """
     delays, _ = through(channel, Destination(_JOBS))
     with pytest.raises(NotFound):
@@ -124,8 +125,8 @@ def test_one_warning_says_that_the_plugin_may_lose_messages_for_quorum_queues(
 
 
 def test_a_hundred_thousand_delayed_messages_are_too_many_for_the_plugin(channel: Channel) -> None:
-    """When the 100,000th message is delayed by the plugin, and only then, mqtool warns that the plugin is not made for
-    this number of messages.
+    """When mqtool delays the 100,000th message with the plugin, it warns once that the plugin is not made for this
+    number of messages.
     """
     delays, warnings = through(channel, Destination(_JOBS, is_classic=True))
     message = Message(b"x")
@@ -140,8 +141,9 @@ def test_a_hundred_thousand_delayed_messages_are_too_many_for_the_plugin(channel
 
 
 def test_an_exchange_of_another_type_is_not_used_for_delays(amqp_vhost: Vhost, channel: Channel) -> None:
-    """If an exchange exists with another type than that of the plugin, it cannot delay messages, and the error's hint
-    contains the command that deletes the exchange. The command's own channel stays open.
+    """If the exchange that is to delay messages exists with a type other than x-delayed-message, mqtool raises
+    DeclaredDifferently, with a hint that contains the command that deletes the exchange. The command's channel stays
+    open, and the broker is asked only once about each exchange.
     """
     wanted = plugins("audit", "fanout", auto_delete=False)
     with pytest.raises(DeclaredDifferently, match="'type' for exchange 'audit'") as error:

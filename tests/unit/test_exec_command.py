@@ -63,7 +63,8 @@ def run(command: str, message: Delivery | None = None, **options: Any) -> Ending
 )  # fmt: skip
 def test_a_programs_variables_describe_its_message(message: Delivery, more: dict[str, str]) -> None:
     """The environment variables of a program contain the routing key, the exchange, the properties and the headers of
-    its message. What is not text is written as JSON. Values are cut at 120,000 characters, and NULs are removed.
+    its message. Values that are not text are written as JSON. Values are cut at 120,000 characters, and NUL characters
+    are removed.
     """
     assert environment_of(message) == PLAIN | more
 
@@ -71,8 +72,8 @@ def test_a_programs_variables_describe_its_message(message: Delivery, more: dict
 def test_a_program_gets_its_message_on_stdin_and_its_variables_in_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A program inherits mqtool's environment variables, and gets those of its message. Text that is not UTF-8 keeps
-    its bytes. A value is cut at 120,000 bytes, which Linux allows.
+    """A program gets its message's body on stdin. It inherits mqtool's environment variables, and gets those of its
+    message. Text that is not UTF-8 keeps its bytes. A value is cut at 120,000 bytes, which is below Linux's limit.
     """
     monkeypatch.setenv("INHERITED", "yes")
     message = delivery("\udcffé", headers={"long": "é" * LONG})
@@ -101,8 +102,8 @@ def test_a_program_gets_its_message_on_stdin_and_its_variables_in_the_environmen
     ],
 )  # fmt: skip
 def test_a_command_is_split_into_words_in_which_placeholders_are_replaced(command: str, words: list[str]) -> None:
-    """The command of --exec is split into words as a shell does it, but it is not run by one. Placeholders are replaced
-    with the message's values.
+    """The command of `--exec` is split into words as a shell would do it, but no shell runs it. Placeholders such as
+    {routing_key} are replaced with the message's values.
     """
     ending = run(f"printf '%s\\n' {command}", delivery(message_id="m"))
     assert ending == Ending(0, b"", "".join(f"{word}\n" for word in words).encode())
@@ -135,8 +136,8 @@ def test_a_long_value_is_cut_in_an_argument() -> None:
     ],
 )  # fmt: skip
 def test_a_command_that_cannot_be_run_is_refused(command: str, error: str, hint: str | None) -> None:
-    """An empty command, one with the syntax of a shell or an unknown placeholder, and one whose program does not exist
-    are refused before any message is received.
+    """A command of `--exec` is refused at once if it is empty, contains shell syntax or an unknown placeholder, or
+    names a program that does not exist.
     """
     with pytest.raises(UsageError) as refused:
         ExecCommand(command)
@@ -144,7 +145,9 @@ def test_a_command_that_cannot_be_run_is_refused(command: str, error: str, hint:
 
 
 def test_a_file_that_is_not_executable_is_refused(tmp_path: Path) -> None:
-    """If the program of --exec is a file that is not executable, the hint says how to make it executable."""
+    """If the program of `--exec` is a file that is not executable, the command is refused, with a hint that says how to
+    make the file executable.
+    """
     script = tmp_path / "a script"
     script.touch()
     with pytest.raises(UsageError) as refused:
@@ -153,8 +156,8 @@ def test_a_file_that_is_not_executable_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_placeholder_can_name_the_program() -> None:
-    """If a placeholder is the program's name, each message is run by the program that it names. If there is no such
-    program, the message is at fault: it counts as having failed with exit status 65.
+    """If the program's name in `--exec` is a placeholder, each message is handled by the program that it names. If
+    there is no such program, the message counts as failed, with exit status 65.
     """
     command = ExecCommand("{routing_key} {exchange}", capture=1000)
     for _ in range(2):
@@ -167,13 +170,15 @@ def test_a_placeholder_can_name_the_program() -> None:
 
 
 def test_a_script_is_run_by_the_shell() -> None:
-    """With --shell, the command is a script for sh, with the message's values in variables."""
+    """With `--shell`, the command of `--exec` is a script for sh. The message's values are in variables such as
+    $MQ_QUEUE.
+    """
     assert run('echo "$MQ_QUEUE" | tr j J; exit 3 # {nosuch}', shell=True) == Ending(3, b"", b"Jobs\n")
     assert run("echo ${queue}", shell=True) == Ending(0, b"", b"\n")
 
 
 def test_a_placeholder_in_a_script_is_refused() -> None:
-    """With --shell, a placeholder is refused, since the shell would run its value as code."""
+    """With `--shell`, a placeholder such as {routing_key} is refused, since the shell would run its value as code."""
     with pytest.raises(UsageError) as refused:
         ExecCommand("echo {routing_key}", shell=True)
     assert str(refused.value) == "sh would run the value of {routing_key} as code"
@@ -185,8 +190,8 @@ def test_a_placeholder_in_a_script_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["MQTOOL_URL", "AMQP_URL", "MQTOOL_MANAGEMENT_URL"])
 def test_a_program_does_not_inherit_the_passwords_of_brokers(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """A program inherits the URLs of brokers in mqtool's environment without the passwords, unless the user wants it to
-    have them.
+    """A program inherits mqtool's environment variables with broker URLs, such as MQTOOL_URL, without the passwords.
+    With `--pass-url`, it inherits them with the passwords.
     """
     monkeypatch.setenv(name, "amqp://me:secret\udcff@a,amqp://you@b")
     script = f'printf %s "${name}"'
@@ -196,7 +201,7 @@ def test_a_program_does_not_inherit_the_passwords_of_brokers(monkeypatch: pytest
 
 
 def test_a_programs_time_and_output_are_limited() -> None:
-    """A program is killed once it has run for longer than the time limit, or has printed more than the limit."""
+    """A program is killed once it has run for longer than its time limit, or has printed more than the output limit."""
     assert run("sleep 60", timeout=0.01).timed_out == 0.01
     assert ExecCommand("echo 12", capture=2).run(delivery()).too_much == 2
 

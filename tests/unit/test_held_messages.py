@@ -525,9 +525,9 @@ class FakeApi:
 def test_a_conversion_waits_for_a_current_count_of_unacknowledged_messages(
     monkeypatch: pytest.MonkeyPatch, counts: list[tuple[int | None, int | None]], looks: int
 ) -> None:
-    """The management API may report an old number of unacknowledged messages. `queue convert` waits for a current
-    number that is 0, and says so. A number is current once the queue's number of reductions has changed twice, or if
-    the broker does not report reductions.
+    """The management API may report an old number of unacknowledged messages. `queue convert` waits until a current
+    number is 0, and says that it waits. A number is current once the queue's number of reductions has changed twice, or
+    at once if the broker does not report reductions.
     """
     api = FakeApi(monkeypatch, *counts)
     assert api.check() == (looks - 1) * 0.25

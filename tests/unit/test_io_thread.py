@@ -83,9 +83,9 @@ def channel(broker: ScriptedBroker, clock: Clock) -> Channel:
 
 
 def test_the_io_thread_runs_one_function_after_another() -> None:
-    """Functions run on the I/O thread in the order in which they are scheduled, and later ones after their delay. The
-    thread is a daemon, so it does not keep a command from ending, and its name shows in a dump of all threads. When it
-    is stopped, it ends, and closes its files.
+    """Functions run on the I/O thread in the order in which they are scheduled, or once their delay has passed. The
+    thread is a daemon, so it does not keep a command from ending, and its name shows in a dump of all threads. stop()
+    ends the thread, and closes its file descriptors.
     """
     files = len([*Path("/dev/fd").iterdir()])
     errors: list[Exception] = []
@@ -112,8 +112,8 @@ def test_the_io_thread_runs_one_function_after_another() -> None:
 
 
 def test_a_bug_that_ends_the_io_thread_is_reported(caplog: pytest.LogCaptureFixture) -> None:
-    """If a function on the I/O thread raises an error, the thread ends. The error is reported, so that nobody waits for
-    a reply forever, and `--debug` shows it.
+    """If a function on the I/O thread raises an error, the thread ends. The thread's owner gets the error, so that
+    nobody waits for a reply forever, and it is logged, so that `--debug` shows it.
     """
     caplog.set_level(logging.ERROR)
     found: list[Exception] = []
@@ -135,7 +135,7 @@ def test_a_bug_that_ends_the_io_thread_is_reported(caplog: pytest.LogCaptureFixt
 
 
 def test_stopping_an_io_thread_does_not_wait_for_a_function_that_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a function on the I/O thread does not return, stop() does not wait for it for longer than its patience."""
+    """If a function on the I/O thread does not return, stop() gives up waiting for it after a short time."""
     monkeypatch.setattr(io_thread, "_PATIENCE", 0.001)
     blocks, may_end, ends = threading.Event(), threading.Event(), threading.Event()
 
@@ -155,7 +155,9 @@ def test_stopping_an_io_thread_does_not_wait_for_a_function_that_blocks(monkeypa
 
 
 def test_only_the_first_answer_to_a_request_counts() -> None:
-    """When a channel closes, its requests fail. A reply that arrives after that, or a second error, is ignored."""
+    """Only the first result of a request counts. A reply or an error that arrives later, for example because the
+    channel closes, is ignored.
+    """
     answer: Answer[int] = Answer()
     answer.give(1)
     answer.give(2)
@@ -170,7 +172,7 @@ def test_only_the_first_answer_to_a_request_counts() -> None:
 
 
 def test_a_request_returns_the_brokers_reply(broker: ScriptedBroker, channel: Channel) -> None:
-    """A request on a channel returns the broker's reply. The reply that a queue is empty is None, each time."""
+    """A request on a channel returns the broker's reply. A basic.get of an empty queue returns None each time."""
     broker.depth = 3
     assert channel.make(LOOK).method.message_count == 3
     for _ in range(2):
@@ -181,7 +183,8 @@ def test_a_request_waits_for_its_reply_up_to_its_time_limit(
     broker: ScriptedBroker, channel: Channel, clock: Clock
 ) -> None:
     """If the caller sets a time limit, a request waits for its reply for this long, and then raises NotConfirmed.
-    Without a limit, it waits for as long as there is hope of a reply.
+    Without a limit, it waits until no reply can be expected any more, for example because the connection is lost, and
+    then raises StoppedWaiting.
     """
     broker.silent = {spec.Queue.Declare}
     clock.events = [int] * 4 + [lambda: broker.send(spec.Queue.DeclareOk("q", 7, 0))]
@@ -214,8 +217,8 @@ def test_a_request_that_the_broker_refuses_raises_its_error(broker: ScriptedBrok
 
 
 def test_a_request_on_a_channel_that_is_closing_fails_immediately(broker: ScriptedBroker, channel: Channel) -> None:
-    """If a channel is being closed, further requests on it fail, and the request that waits for its reply fails as soon
-    as the channel is closed.
+    """If a channel is closed while a request waits for its reply, the request fails as soon as the channel is closed.
+    Further requests on the channel fail immediately.
     """
     pika = channel.pika
     assert pika is not None
@@ -238,8 +241,8 @@ def test_a_request_on_a_channel_that_is_closing_fails_immediately(broker: Script
 def test_a_request_that_cannot_be_sent_because_the_connection_is_lost_can_be_repeated(
     channel: Channel, lost: Exception
 ) -> None:
-    """If a request cannot be sent because the connection is being lost, it raises the error of pika after which
-    requests are repeated. Nothing more is sent on this channel.
+    """If a request cannot be sent because the connection is being lost, it raises pika's error, from which the caller
+    knows that the request can be repeated. Nothing more is sent on this channel.
     """
 
     def request(_pika: PikaChannel, _done: Callable[[Any], None]) -> None:
@@ -260,8 +263,8 @@ def test_a_request_that_cannot_be_encoded_raises_an_error_that_says_why(channel:
 
 @pytest.mark.usefixtures("clock")
 def test_a_channel_that_cannot_be_opened_raises_pikas_error(broker: ScriptedBroker) -> None:
-    """If a channel cannot be opened because the connection is closed, open() raises the error of pika after which the
-    connection is opened again.
+    """If a channel cannot be opened because the connection is closed, open() raises pika's error, from which the caller
+    knows that it must reconnect.
     """
     lost = exceptions.ConnectionWrongStateError("closed")
 
@@ -281,8 +284,8 @@ def test_a_channel_that_cannot_be_opened_raises_pikas_error(broker: ScriptedBrok
 def test_a_channel_that_the_broker_closes_without_a_request_is_reported(
     broker: ScriptedBroker, channel: Channel
 ) -> None:
-    """If the broker closes a channel while no request waits for a reply, the owner of the channel is told the error.
-    The owner is also told which consumers the broker has cancelled.
+    """If the broker closes a channel while no request waits for a reply, the channel's owner gets the error. The owner
+    is told of each consumer that the broker cancels.
     """
     broker.send(spec.Basic.Cancel("tag", True))
     assert channel.cancelled == ["tag"]
@@ -295,8 +298,8 @@ def test_a_channel_that_the_broker_closes_without_a_request_is_reported(
 def test_an_abandoned_channel_that_is_closed_does_not_affect_its_successor(
     broker: ScriptedBroker, channel: Channel, clock: Clock
 ) -> None:
-    """If a channel is replaced by another one, and the broker closes the old one later, nobody is told. A request on
-    the new channel still gets its reply.
+    """If a channel was replaced by a new one, and the broker then closes the old one, the owner gets no error, and a
+    request on the new channel gets its reply.
     """
     old = channel.leave()
     assert old is not None
@@ -317,8 +320,8 @@ def test_an_abandoned_channel_that_is_closed_does_not_affect_its_successor(
 
 
 def test_a_method_without_a_reply_is_sent_only_on_the_channel_that_it_is_for(channel: Channel) -> None:
-    """A method that has no reply, such as basic.ack, is sent on the channel that it is for. If this channel was
-    reopened or is lost, it is not sent, since its delivery tag is no longer valid.
+    """A method that has no reply, such as basic.ack, is sent on the channel that it is for. If this channel has been
+    reopened or lost, the method is not sent, since its delivery tag is no longer valid.
     """
     sent: list[PikaChannel] = []
     channel.send(1, sent.append)

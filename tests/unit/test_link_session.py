@@ -65,8 +65,9 @@ def received(session: LinkSession, count: int, queue: Queue = Q, **receiving: An
 
 
 def test_messages_go_to_their_exchange_and_routing_key(session: LinkSession) -> None:
-    """Over AMQP 1.0, messages are published to the exchange and with the routing key that the caller gives. If it gives
-    neither, each message has its own. A message that no queue receives is returned.
+    """Over AMQP 1.0, messages are published to the exchange and with the routing key that the caller gives. If the
+    caller gives neither, each message is published to its own exchange with its own routing key. An unroutable message
+    is reported as returned.
     """
     session.declare(X)
     session.bind(Q, X, "key")
@@ -109,9 +110,9 @@ def test_a_window_of_1_waits_for_each_outcome(session: LinkSession) -> None:
 
 
 def test_the_latest_sender_knows_the_messages_without_an_outcome(vhost: Vhost, connect: Connect) -> None:
-    """If the broker confirms nothing within the confirm timeout, publishing over AMQP 1.0 raises NotConfirmed, and the
-    session's list of unconfirmed messages contains the message. A session that has sent nothing has no such messages.
-    addressed() gives a message the address of the latest sender.
+    """If the broker confirms nothing within the confirm timeout, publishing over AMQP 1.0 raises NotConfirmed. The
+    session's list of unconfirmed messages then contains the message with the exchange and routing key to which it was
+    sent. Before the session has sent anything, the list is empty.
     """
     session = connect(confirm_timeout=0.05)
     session.declare(Q)
@@ -127,8 +128,8 @@ def test_the_latest_sender_knows_the_messages_without_an_outcome(vhost: Vhost, c
 
 
 def test_deliveries_are_accepted_when_the_caller_says_so(vhost: Vhost, session: LinkSession) -> None:
-    """If the caller accepts AMQP 1.0 deliveries itself, each stays current until then. When the session is closed, the
-    others are requeued.
+    """If the caller accepts AMQP 1.0 deliveries itself, is_current() is True for a delivery until it is accepted. When
+    the session is closed, the deliveries that were not accepted are requeued.
     """
     publish(session, b"1", b"2", b"3", routing_key="q")
     deliveries = received(session, 3, acknowledge=False)
@@ -159,7 +160,7 @@ def test_a_stream_is_read_from_an_offset_with_filters(connect: Connect) -> None:
     assert [each.body for each in received(by_condition, 2, STREAM, offset=FIRST)] == [b"b", b"c"]
 
 
-def test_an_ignored_filter_is_told(connect: Connect) -> None:
+def test_the_user_is_told_of_an_ignored_filter(connect: Connect) -> None:
     """If the broker ignores a filter, for example because an SQL condition is not valid, the user is told."""
     notices = list[str]()
     session = connect(sql="n >", notice=notices.append)
@@ -170,8 +171,8 @@ def test_an_ignored_filter_is_told(connect: Connect) -> None:
 
 @pytest.mark.parametrize("version", ["4.0", "4.2"])
 def test_an_sql_condition_needs_rabbitmq_4_2(version: str) -> None:
-    """If the broker is older than RabbitMQ 4.2, which is the first with SQL filters, a session with an SQL condition
-    raises UsageError.
+    """A session with an SQL condition raises UsageError if the broker is older than RabbitMQ 4.2, the first with SQL
+    filters.
     """
     with EmbeddedBroker(like=version) as broker:
         url = parse_addresses(broker.url)
@@ -187,8 +188,8 @@ def test_an_sql_condition_needs_rabbitmq_4_2(version: str) -> None:
 
 
 def test_a_reply_is_sent_before_its_request_is_accepted(vhost: Vhost, session: LinkSession) -> None:
-    """answer() sends a transient reply to a request over AMQP 1.0, and accepts the request. All replies use one link.
-    wait_for_confirms() waits for their outcomes; if there are none, it returns at once.
+    """answer() sends a transient reply to a request over AMQP 1.0, and then accepts the request. wait_for_confirms()
+    returns once all replies have an outcome, at once if there are none.
     """
     session.wait_for_confirms()
     session.declare(Queue("replies"))
@@ -206,7 +207,7 @@ def test_a_reply_is_sent_before_its_request_is_accepted(vhost: Vhost, session: L
 
 def test_a_session_reports_and_survives_the_loss_of_its_connection(vhost: Vhost, connect: Connect) -> None:
     """A session over AMQP 1.0 reports a loss of its connection to the user, and reconnects. It identifies the broker by
-    its cluster name and the virtual host. Once it is stopped, receivers end.
+    its cluster name and the virtual host. After stop(), its receivers end.
     """
     notices = list[str]()
     session = connect(backoff=Backoff(first=0), notice=notices.append)
@@ -226,7 +227,7 @@ def test_a_session_reports_and_survives_the_loss_of_its_connection(vhost: Vhost,
 @pytest.mark.parametrize("strict", [True, False])
 def test_a_strict_session_fails_if_a_queue_has_other_settings(connect: Connect, *, strict: bool) -> None:
     """If a queue exists with other settings, declaring it over AMQP 1.0 raises DeclaredDifferently in a strict session.
-    In another, which is the default, it is used as it is, and the user is told.
+    In a session that is not strict, which is the default, the queue is used as it is, and the user is told.
     """
     notices = list[str]()
     session = connect(notice=notices.append, **({"strict": True} if strict else {}))
@@ -263,8 +264,8 @@ def test_a_client_certificate_logs_in_if_the_url_names_no_user(
     *,
     names_user: bool,
 ) -> None:
-    """A session over AMQP 1.0 uses TLS if a URL says so. It logs in with the client's certificate if there is one and
-    the URL names no user; in all other cases, as a user.
+    """A session over AMQP 1.0 uses TLS if its URL says so. It logs in with the client's certificate if there is one,
+    and the URL is an amqps URL without a user. Otherwise, it logs in as the URL's user, or as `guest`.
     """
     asked = list[tuple[bool, object]]()
 

@@ -200,8 +200,8 @@ def test_an_object_of_a_list_that_does_not_end_is_given_up_at_32_mib() -> None:
 
 
 def test_a_list_of_the_management_api_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a server's list does not end, the request fails with Unavailable at a limit, of bytes or of objects, since
-    many small objects need as much memory as a few large ones.
+    """If a server's list does not end, the request fails with Unavailable at a limit of bytes, or at a limit of
+    objects, since many small objects need as much memory as a few large ones.
     """
     monkeypatch.setattr(limits, "MOST_OBJECTS", 100_000)
     monkeypatch.setattr(limits, "LARGEST_LIST", 20 << 20)
@@ -226,9 +226,7 @@ def test_a_response_of_the_management_api_that_takes_too_long_is_given_up(monkey
 
 
 def test_a_list_with_more_pages_than_any_broker_has_is_refused() -> None:
-    """If a server announces a thousand million pages of a list, no further page is requested: the request fails with
-    Unavailable.
-    """
+    """If a server announces a list of 1,000,000,000 pages, the request fails with Unavailable."""
     page = b'{"items": [{"name": "q"}], "page_count": 1000000000}'
     with responding(lambda: [page]) as api, pytest.raises(Unavailable, match="a list of 1,000,000,000 pages"):
         list(api.pages("queues"))
@@ -236,8 +234,8 @@ def test_a_list_with_more_pages_than_any_broker_has_is_refused() -> None:
 
 @pytest.mark.parametrize("page", [b"{}", b"null", b"[1]", b'{"items": {}, "page_count": 1}', b'{"items": []}'])
 def test_a_page_that_contains_no_list_of_objects_is_not_one_of_the_management_api(page: bytes) -> None:
-    """If a server responds to a request for a page of a list with other JSON, the request fails with Unavailable: the
-    server is not a management API.
+    """If a server responds to a request for a page of a list with JSON of another form, the request fails with
+    Unavailable, which says that the server is not a management API.
     """
     with responding(lambda: [page]) as api, pytest.raises(Unavailable, match="is not a management API"):
         list(api.pages("queues"))

@@ -120,8 +120,9 @@ def topology(broker: Broker, *, strict: bool = False, notices: list[str] | None 
 
 
 def test_requests_go_over_a_pair_of_links_that_is_attached_once(broker: Broker) -> None:
-    """Before the first request, mqtool attaches a pair of links to the management node, and gives the broker credit for
-    100 responses. All requests use these links. If the broker refuses one, the next request attaches both again.
+    """Before the first request over AMQP 1.0, mqtool attaches a pair of links to the management node, and gives the
+    broker credit for 100 responses. All requests use these links. If the broker refuses one of the two links, the next
+    request attaches both again.
     """
     session = topology(broker)
     for broker.lacks in ("source", "target"):
@@ -141,8 +142,8 @@ def test_requests_go_over_a_pair_of_links_that_is_attached_once(broker: Broker) 
 
 
 def test_credit_for_responses_is_renewed_after_every_50_requests(broker: Broker) -> None:
-    """After every 50 requests to the management node, mqtool gives the broker credit for 100 responses again. It counts
-    the responses in 32 bits.
+    """After every 50 requests to the management node, mqtool gives the broker credit for 100 responses again. The
+    delivery-count in the flow frame starts over at 0 after 0xFFFFFFFF.
     """
     broker.sends_from = 0xFFFF_FFFE
     session = topology(broker)
@@ -180,8 +181,8 @@ def test_a_response_whose_status_is_not_2xx_is_an_error(
 
 
 def test_a_late_response_is_ignored(broker: Broker) -> None:
-    """If the response to an earlier request arrives, which nobody waits for any longer, the request that waits gets its
-    own response all the same.
+    """If the response to an earlier request arrives late, when nobody waits for it any longer, it is ignored, and the
+    request that waits gets its own response.
     """
     broker.stray = True
     broker.answers = [COUNTS]
@@ -189,8 +190,8 @@ def test_a_late_response_is_ignored(broker: Broker) -> None:
 
 
 def test_declarations_contain_all_settings(broker: Broker) -> None:
-    """Over AMQP 1.0, queues, exchanges and bindings are declared with all their settings. A queue without a name gets
-    one from mqtool. Names that the broker would change are refused.
+    """Over AMQP 1.0, queues, exchanges and bindings are declared with all their settings. mqtool generates the name of
+    a queue without one. Names with a line break, which the broker would change, are refused.
     """
     session = topology(broker)
     queue = session.declare(Queue("a/b", durable=True, arguments={"x-max-length": 9}))
@@ -247,8 +248,9 @@ def test_what_is_declared_is_declared_again_after_a_reconnection(broker: Broker)
 def test_an_existing_queue_with_other_settings_is_used_with_a_notice(
     broker: Broker, *, strict: bool, exactly: bool
 ) -> None:
-    """If a queue exists with other settings, declaring it over AMQP 1.0 prints a notice once, and uses the queue as it
-    is, also after a reconnection. In a strict session, or with exactly=True, it raises DeclaredDifferently.
+    """If a queue exists with other settings, declaring it over AMQP 1.0 uses the queue as it is, and prints a notice,
+    which is not repeated after a reconnection. In a strict session, or with exactly=True, declaring the queue raises
+    DeclaredDifferently.
     """
     notices = list[str]()
     session = topology(broker, strict=strict, notices=notices)
@@ -269,7 +271,7 @@ def test_an_existing_queue_with_other_settings_is_used_with_a_notice(
 
 def test_accepted_settings_are_used_without_a_notice(broker: Broker) -> None:
     """After the caller has accepted a queue's settings with accept_settings(), declaring the queue prints no notice if
-    it exists with other settings. An exchange of the same name is not affected.
+    it exists with other settings. For an exchange of the same name, a notice is printed.
     """
     notices = list[str]()
     session = topology(broker, notices=notices)
@@ -282,8 +284,8 @@ def test_accepted_settings_are_used_without_a_notice(broker: Broker) -> None:
 
 
 def test_queues_are_looked_up_and_purged(broker: Broker) -> None:
-    """Over AMQP 1.0, mqtool looks up how many messages are ready in a queue, and how many consumers it has, and whether
-    it exists. purge() returns how many messages it has removed.
+    """Over AMQP 1.0, mqtool finds out whether a queue exists, and how many ready messages and consumers it has. purge()
+    returns how many messages it has removed.
     """
     session = topology(broker)
     broker.answers = [COUNTS, MISSING, COUNTS, MISSING, COUNTS]

@@ -120,9 +120,9 @@ def place(amqp_broker: EmbeddedBroker, amqp_vhost: Vhost) -> Iterator[Place]:
     ],
 )
 def test_peek_reads_a_queue_in_the_way_that_suits_its_type(place: Place, view: dict[str, Any], kind: PeekKind) -> None:
-    """The management API reports the type and the settings of a queue. `peek` reads a queue that would be deleted with
-    its last consumer, or has a single active one, with basic.get. A quorum queue has the lower of the delivery limits
-    that its arguments and its policy set, or 20 by default.
+    """`peek` chooses how to read a queue by the type and the settings that the management API reports. It uses
+    basic.get if the queue would be deleted with its last consumer, or has a single active consumer. For a quorum queue,
+    it assumes the lower of the delivery limits of the queue's arguments and policy, or 20 if there is none.
     """
     place.fill()
     assert place.kind(SimpleNamespace(get={f"queues/{place.vhost.name}/jobs": view}.get)) == kind
@@ -133,7 +133,9 @@ def test_peek_reads_a_queue_in_the_way_that_suits_its_type(place: Place, view: d
 def test_a_quorum_queue_has_a_delivery_limit_by_default_from_rabbitmq_4_on(
     monkeypatch: pytest.MonkeyPatch, place: Place, *, broker: str, limit: int | None, has_api: bool
 ) -> None:
-    """From RabbitMQ 4.0 on, a quorum queue without a delivery limit has one of 20. In earlier releases, it has none."""
+    """`peek` assumes a delivery limit of 20 for a quorum queue without one from RabbitMQ 4.0 on, and none in earlier
+    releases or in another broker.
+    """
     place.fill(arguments=QUORUM)
     monkeypatch.setattr(Connection, "broker", broker)
     assert kind_of(place.channel, "jobs", place.api if has_api else None, place.vhost.name) == PeekKind(
@@ -156,8 +158,8 @@ def test_a_quorum_queue_has_a_delivery_limit_by_default_from_rabbitmq_4_on(
     ],
 )
 def test_peek_finds_out_over_amqp_how_to_read_a_queue(place: Place, settings: dict[str, Any], how: How) -> None:
-    """Without the management API, `peek` finds out over AMQP how to read a queue. It reads a queue that may be a quorum
-    queue like one.
+    """Without the management API, `peek` finds out over AMQP how to read a queue. If the queue may be a quorum queue,
+    `peek` reads it as one with a delivery limit of 20.
     """
     place.fill(**settings)
     kind = kind_of(place.channel, "jobs", None, "")
@@ -167,7 +169,9 @@ def test_peek_finds_out_over_amqp_how_to_read_a_queue(place: Place, settings: di
 
 @pytest.mark.parametrize("arguments", [{}, {"x-max-length": 5}, {"x-queue-type": "quorum"}])
 def test_peek_finds_out_over_amqp_that_quorum_is_the_default_type(place: Place, arguments: dict[str, Any]) -> None:
-    """In a virtual host whose default queue type is quorum, a queue that was declared without a type is one, too."""
+    """In a virtual host whose default queue type is quorum, `peek` finds out over AMQP that a queue is a quorum queue
+    although it was declared without a type.
+    """
     place.api.put(management.path("vhosts", place.vhost.name), {"default_queue_type": "quorum"})
     place.fill(arguments=arguments)
     assert kind_of(place.channel, "jobs", None, "") == PeekKind(How.IN_TURN, 20)
@@ -198,7 +202,7 @@ def test_peek_uses_basic_get_if_the_user_may_not_declare_the_queue(amqp_broker: 
 
 
 def test_peek_says_that_a_queue_does_not_exist(place: Place) -> None:
-    """`peek` fails if there is no such queue."""
+    """If the queue does not exist, `peek` fails with NotFound, which names the queue."""
     with pytest.raises(NotFound, match="no queue 'jobs'"):
         place.kind()
 
@@ -220,8 +224,8 @@ def test_peek_says_that_a_queue_does_not_exist(place: Place) -> None:
 def test_the_broker_counts_how_often_a_message_was_requeued(
     broker: str, count: int, acquired: object, requeued: int
 ) -> None:
-    """The header x-delivery-count contains how often a quorum queue has requeued a message, unless a publisher has set
-    it. From RabbitMQ 4.3 on, x-acquired-count limits it.
+    """`peek` takes from the header x-delivery-count how often a quorum queue has requeued a message. Since a publisher
+    may have set this header, `peek` uses x-acquired-count instead if it is lower, from RabbitMQ 4.3 on.
     """
     headers = {"x-delivery-count": count, "x-acquired-count": acquired}
     delivery = Delivery(b"", "", "jobs", "jobs", redelivered=True, properties={"headers": headers}, delivery_tag=1)
@@ -237,7 +241,7 @@ def test_the_broker_counts_how_often_a_message_was_requeued(
     ids=["classic", "auto-delete", "quorum", "quorum with a limit"],
 )
 def test_messages_stay_in_order_however_many_are_shown(place: Place, settings: dict[str, Any]) -> None:
-    """If messages of a queue are shown several times, all of them or only the first ones, they stay in order."""
+    """If `peek` shows a queue several times, all its messages or only the first ones, the messages stay in order."""
     place.fill(*NUMBERS, **settings)
     for count in 3, None, 2, 150, 300, 1:
         assert place.peeked(count) == NUMBERS[:count]
@@ -245,7 +249,7 @@ def test_messages_stay_in_order_however_many_are_shown(place: Place, settings: d
 
 
 def test_peek_finds_out_how_to_read_a_queue(place: Place) -> None:
-    """If nothing is known about a queue, `peek` finds out over AMQP how to read it."""
+    """If the caller of peek() does not say how to read the queue, peek() finds it out over AMQP."""
     place.fill(*NUMBERS[:3], auto_delete=True)
     with closing(peek(place.channel, "jobs")) as deliveries:
         assert [delivery.text for delivery in deliveries] == NUMBERS[:3]
@@ -309,8 +313,8 @@ def test_peek_does_not_receive_all_messages_of_a_long_queue_at_once(
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_messages_stay_in_order_if_one_has_expired(monkeypatch: pytest.MonkeyPatch, place: Place, count: int) -> None:
-    """If one of the messages that a quorum queue counts has expired, `peek` gets fewer messages than expected. The
-    others stay in order, even if an earlier `peek` has requeued some.
+    """If a quorum queue counts a message that has expired, `peek` gets fewer messages than the queue reports. The other
+    messages stay in order, even if an earlier `peek` has requeued some.
     """
     monkeypatch.setattr(peeking, "_PATIENCE", 0.3)
     place.fill("0", arguments=limited(50))
@@ -336,7 +340,9 @@ def test_peek_ends_if_the_connection_is_lost(place: Place, arguments: dict[str, 
 
 
 def test_peek_receives_large_messages_in_small_batches(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:
-    """The messages of a batch have about 16 MiB in total, if those before are of the same size."""
+    """`peek` reads a long queue in batches of about 16 MiB. It computes how many messages fit into a batch from the
+    average size of those before.
+    """
     monkeypatch.setattr(peeking, "_BATCH", 60_000)
     place.fill(*["x" * 1000] * 150)
     with looking(place.channel, "jobs", PeekKind(How.CONSUME)) as look:
@@ -366,7 +372,7 @@ def limited(limit: int, **arguments: Any) -> dict[str, Any]:
 
 
 def test_a_message_can_be_shown_until_one_more_look_would_be_the_last(place: Place) -> None:
-    """A message of a quorum queue with a delivery limit of 3 can be shown twice."""
+    """`peek` shows a message of a quorum queue with a delivery limit of 3 twice. A third `peek` refuses to show it."""
     place.fill("0", arguments=limited(3))
     assert [place.peeked() for _ in range(2)] == [["0"], ["0"]]
     with pytest.raises(MqtoolError, match="has been requeued 2 times"):
@@ -399,8 +405,8 @@ def test_peek_stops_before_the_first_message_reaches_the_delivery_limit(place: P
 
 
 def test_peek_reports_a_message_behind_the_first_one_that_is_near_the_delivery_limit(place: Place) -> None:
-    """If the queue would drop a message behind the first one as soon as it is requeued once more after `peek`, `peek`
-    shows it, leaves it in its place, and says so.
+    """If a message behind the first one is so near the delivery limit that the queue will drop it when it is requeued
+    once more after `peek`, `peek` shows the message, leaves it in its place, and says so.
     """
     place.fill(*range(4), arguments=limited(6))
     place.requeue(1, 4, 5)
@@ -418,7 +424,8 @@ def test_peek_reports_a_message_behind_the_first_one_that_is_near_the_delivery_l
 
 def test_peek_publishes_messages_behind_the_first_one_again_if_the_queue_would_drop_them(place: Place) -> None:
     """If messages behind the first one have reached the delivery limit, `peek` publishes them to the end of the queue,
-    even if it shows only the first message. Its error names the one that was requeued most, and counts the others.
+    even if it shows only the first message. Its error names the message that was requeued most often, and counts the
+    others.
     """
     place.fill(*range(5), arguments=limited(6))
     place.requeue(1, 1, 5, 6, 6)
@@ -433,8 +440,8 @@ def test_peek_publishes_messages_behind_the_first_one_again_if_the_queue_would_d
 
 
 def test_peek_says_that_a_message_at_the_delivery_limit_was_dropped(place: Place) -> None:
-    """If a message has reached the delivery limit, and the queue rejects it when `peek` publishes it again, the queue
-    drops it. `peek` says so, and the other messages stay in the queue.
+    """If a message has reached the delivery limit, and the broker refuses it when `peek` publishes it again, `peek`
+    says that the queue drops or dead-letters the message now. The other messages stay in the queue.
     """
     place.fill(*range(3), arguments=limited(6))
     place.requeue(1, 6, 6)
@@ -466,8 +473,9 @@ def published_again(place: Place, queue: str) -> Recorded:
 def test_a_message_that_is_published_again_keeps_its_origin(
     place: Place, exchange: str, key: str, headers: dict[str, Any]
 ) -> None:
-    """`peek` publishes a message that has reached the delivery limit to its queue, with its properties and headers. Two
-    more headers contain its original exchange and routing key.
+    """`peek` publishes a message that has reached the delivery limit to its queue again, with its headers and its
+    properties except the user-id. The headers mqtool-exchange and mqtool-routing-key contain its original exchange and
+    routing key.
     """
     place.fill()
     place.channel.declare(Exchange("logs"))
@@ -483,8 +491,8 @@ def test_a_message_that_is_published_again_keeps_its_origin(
 def test_a_message_with_large_headers_is_published_again_without_its_origin(
     monkeypatch: pytest.MonkeyPatch, place: Place, forged: dict[str, Any]
 ) -> None:
-    """If the headers of a message that `peek` publishes again leave no room for its origin in the largest frame that
-    the broker accepts, they do not contain it.
+    """If the headers of a message that `peek` publishes again leave no room for the original exchange and routing key
+    in the largest frame that the broker accepts, `peek` leaves these out, and removes forged ones.
     """
     monkeypatch.setattr(Connection, "frame_max", 8192)
     place.fill()
@@ -507,8 +515,9 @@ def test_a_message_with_large_headers_is_published_again_without_its_origin(
 def test_a_message_of_a_wait_queue_for_an_exchange_is_published_again_with_its_routing_key(
     place: Place, queue: str, exchange: str, *, is_kept: bool
 ) -> None:
-    """A wait queue for an exchange dead-letters its messages with their own routing keys, and those in the header CC.
-    `peek` keeps these keys if it publishes such a message again.
+    """A wait queue for an exchange gets its messages through an exchange in front of it, and dead-letters them with
+    their own routing keys, including those in the header CC. If `peek` publishes such a message again, it publishes it
+    to the exchange in front, with the same keys. Any other message is published directly to its queue, without CC.
     """
     place.channel.declare(Queue(queue, durable=True))
     place.channel.declare(Exchange(exchange, "fanout"))
@@ -528,7 +537,9 @@ def test_a_message_of_a_wait_queue_for_an_exchange_is_published_again_with_its_r
 
 @pytest.mark.parametrize("arguments", [{}, QUORUM, limited(50)], ids=["classic", "quorum", "quorum with a limit"])
 def test_removed_messages_are_deleted_and_the_others_stay_in_order(place: Place, arguments: dict[str, Any]) -> None:
-    """A look can remove messages from a queue. When it ends, they are deleted, and the others are in order."""
+    """While a caller reads a queue with looking(), it can remove messages. At the end, the removed messages are
+    deleted, and the others stay in order.
+    """
     place.fill(*NUMBERS, arguments=arguments)
     left = NUMBERS
     for every in 3, 2:
@@ -543,8 +554,8 @@ def test_removed_messages_are_deleted_and_the_others_stay_in_order(place: Place,
 
 @pytest.mark.parametrize("arguments", [{}, QUORUM, limited(50)], ids=["classic", "quorum", "quorum with a limit"])
 def test_a_look_may_end_early(place: Place, arguments: dict[str, Any]) -> None:
-    """If a look ends before it has seen all messages, those that it has removed are deleted, and the others stay in
-    order.
+    """If a caller of looking() stops before it has read all messages of the queue, the messages that it has removed are
+    deleted, and the others stay in order.
     """
     place.fill(*NUMBERS, arguments=arguments)
     for left in 249, 248:
@@ -558,7 +569,9 @@ def test_a_look_may_end_early(place: Place, arguments: dict[str, Any]) -> None:
 
 
 def test_a_removed_message_is_not_published_again(place: Place) -> None:
-    """If a look removes a message that has reached the delivery limit, the message is deleted without an error."""
+    """If a caller of looking() removes a message that has reached the delivery limit, the message is deleted. It is not
+    published again, and no error is raised.
+    """
     place.fill(*range(3), arguments=limited(6))
     place.requeue(1, 6)
     with looking(place.channel, "jobs", place.kind()) as look:
@@ -570,7 +583,9 @@ def test_a_removed_message_is_not_published_again(place: Place) -> None:
 
 
 def test_a_look_that_removes_all_messages_ends_at_once(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:
-    """If a look removes all messages of a queue, it does not wait for any to be requeued when it ends."""
+    """If a caller of looking() removes all messages of the queue, looking() does not wait for messages to be requeued
+    when it ends.
+    """
     monkeypatch.setattr(peeking, "_PATIENCE", 5.0)
     place.fill(*NUMBERS)
     with looking(place.channel, "jobs", PeekKind(How.CONSUME)) as look:

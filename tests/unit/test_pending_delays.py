@@ -94,7 +94,7 @@ def test_the_wait_queues_of_a_virtual_host_that_have_messages_are_listed(
     place: Place, amqp_broker: EmbeddedBroker
 ) -> None:
     """Wait queues of the virtual host are listed with their numbers of messages, if they have any. Other queues are not
-    listed, and neither are streams, in which anyone may have written the exchange and routing key of a message.
+    listed. Streams are not listed either, since publishers can forge the exchange and routing key of a message there.
     """
     place.declare("jobs.delay.1h", "a", "b")
     place.declare("jobs.delay.2h", ttl=7_200_000)
@@ -193,7 +193,7 @@ def test_a_waiting_message_keeps_only_an_origin_that_is_proven(place: Place) -> 
 
 
 def test_only_the_chosen_messages_are_cancelled(place: Place) -> None:
-    """Cancelling deletes the chosen messages, and leaves the others in their order."""
+    """Cancelling delayed messages deletes those that the caller chooses, and leaves the others in their order."""
     place.declare("jobs.delay.1h", "a", "b", "c", "d")
     place.declare("jobs.delay.2h", "e", ttl=7_200_000)
     cancelled = place.waiting().cancel(lambda each: each.message.body in (b"a", b"c", b"e"))
@@ -204,8 +204,8 @@ def test_only_the_chosen_messages_are_cancelled(place: Place) -> None:
 
 
 def test_only_the_chosen_messages_are_delivered(place: Place) -> None:
-    """Delivering publishes the chosen messages to their destinations, and removes them from their wait queues. The
-    others stay in their order.
+    """Delivering delayed messages early publishes those that the caller chooses to their destinations, and removes them
+    from their wait queues. The others stay in their order.
     """
     place.declare("jobs.delay.1h", "a", "b", "c", "d")
     assert place.now("a", "c") == ["a", "c"]
@@ -215,8 +215,9 @@ def test_only_the_chosen_messages_are_delivered(place: Place) -> None:
 
 
 def test_a_message_whose_exchange_is_not_proven_is_not_delivered(place: Place) -> None:
-    """If a queue of `delayed relay` claims that its messages are for an exchange that its name does not prove, a
-    message stays there, with an error that names the message, the queue and the exchange. Other messages are delivered.
+    """If a queue's arguments say that `delayed relay` is to deliver its messages to an exchange, but the queue's name
+    does not confirm that, its messages are not delivered early, since anyone can declare such a queue. An error names
+    the message, the queue and the exchange. Other messages are delivered.
     """
     place.channel.declare(Queue("tasks.relay", durable=True, arguments={RELAY: "orders"}))
     place.fill("tasks.relay", Message(b"x", message_id="m"))
@@ -232,8 +233,8 @@ def test_a_message_whose_exchange_is_not_proven_is_not_delivered(place: Place) -
 
 
 def test_a_message_that_its_destination_does_not_accept_stays(place: Place) -> None:
-    """If the destination of a waiting message does not exist, the message stays in its wait queue, with an error that
-    names the message and the queue. Messages for other destinations are delivered.
+    """If the destination queue of a waiting message does not exist, the message stays in its wait queue, with an error
+    that names the message and the destination. Messages for other destinations are delivered.
     """
     place.declare("gone.delay.1h", "x", key="gone")
     place.declare("jobs.delay.1h", "a")
@@ -244,8 +245,8 @@ def test_a_message_that_its_destination_does_not_accept_stays(place: Place) -> N
 
 
 def test_a_message_whose_exchange_was_deleted_stays(place: Place) -> None:
-    """If the exchange of waiting messages has been deleted, the messages stay in their wait queue, each with an error
-    that names the message, the queue and the exchange. Messages for other destinations are delivered.
+    """If the destination exchange of waiting messages has been deleted, the messages stay in their wait queue, each
+    with an error that names the message, the queue and the exchange. Messages for other destinations are delivered.
     """
     place.channel.declare(wait_queue("logs.exchange.delay.1h", 3_600_000, "logs"))
     place.fill("logs.exchange.delay.1h", Message(b"x", message_id="x"), Message(b"y", message_id="y"))
@@ -259,8 +260,8 @@ def test_a_message_whose_exchange_was_deleted_stays(place: Place) -> None:
 
 
 def test_a_message_whose_headers_fill_a_frame_stays(place: Place) -> None:
-    """If a message's headers claim a false origin, and leave no room in a frame for the true one, the message stays in
-    its wait queue, with an error that names the message and the queue. Other messages are delivered.
+    """If a message's headers claim a false origin, and leave no room for the true one in the largest frame, the message
+    stays in its wait queue, with an error that names the message and the queue. Other messages are delivered.
     """
     place.declare("jobs.delay.1h", "a")
     place.channel.declare(Exchange("public", "fanout"))
@@ -305,7 +306,9 @@ def test_a_wait_queue_that_another_client_consumes_exclusively_is_skipped(place:
 
 
 def test_reading_wait_queues_ends_if_the_connection_is_lost(place: Place) -> None:
-    """If the connection is lost while waiting messages are read, an error is raised, and no queue is skipped."""
+    """If the connection is lost while waiting messages are read, reading raises Unavailable, and no queue is reported
+    as skipped.
+    """
     place.declare("jobs.delay.1h", "a")
     place.declare("jobs.delay.2h", "b", ttl=7_200_000)
     messages = place.waiting().messages()
@@ -324,8 +327,8 @@ class Impatient(Connection):
 
 
 def test_delivering_ends_if_a_confirm_does_not_arrive(place: Place) -> None:
-    """If the broker does not confirm a message in time, delivering ends with an error, because later messages would not
-    be confirmed either. The messages stay in their wait queues.
+    """If the broker does not confirm a message in time, delivering raises NotConfirmed, because later messages would
+    not be confirmed either. The messages stay in their wait queues.
     """
     place.declare("jobs.delay.1h", "a", "b")
     place.declare("jobs.delay.2h", "c", ttl=7_200_000)
@@ -337,7 +340,7 @@ def test_delivering_ends_if_a_confirm_does_not_arrive(place: Place) -> None:
 
 def test_a_message_near_the_delivery_limit_is_reported_even_if_the_caller_wants_no_more(place: Place) -> None:
     """If the caller stops reading before the end, and a wait queue would drop one of its messages when it is requeued
-    once more, the queue is reported as skipped, and reading just ends.
+    once more, the queue is reported as skipped, but no error is raised.
     """
     place.declare("jobs.delay.1h", "a", "b", **{"x-queue-type": "quorum", "x-delivery-limit": 3})
     place.declare("jobs.delay.2h", "c", ttl=7_200_000)

@@ -109,7 +109,9 @@ def ssl_error(kind: type[ssl.SSLError], **attributes: str | None) -> ssl.SSLErro
 def test_the_reply_code_and_text_of_a_broker_become_an_error_with_a_hint(
     code: int, text: str, kind: type[MqtoolError], words: str, hint: str | None
 ) -> None:
-    """If the broker closes a channel or a connection, the user gets its reason without the constant, and a hint."""
+    """If the broker closes a channel or a connection, the user gets the broker's reason without its constant, such as
+    NOT_FOUND, and for most reasons a hint.
+    """
     error = pika_errors.closed_by_broker(exceptions.ChannelClosedByBroker(code, text))
     assert (type(error), str(error), error.hint) == (kind, words, hint)
 
@@ -216,7 +218,7 @@ def test_a_failed_attempt_to_connect_is_explained_with_a_hint(
 
 
 def test_a_host_of_which_no_address_can_be_reached_is_explained_by_the_last_one() -> None:
-    """If this machine can reach none of a host's addresses, the user gets the error of the last one."""
+    """If this machine can reach none of a host's addresses, the user gets the error of the address tried last."""
     tried = [OSError(errno.EADDRNOTAVAIL, "Cannot assign"), OSError(errno.ENETUNREACH, "Network is unreachable")]
     error = pika_errors.connecting(workflow.AMQPConnectionWorkflowFailed(tried), ONE)
     assert str(error) == "cannot connect to one:5672: network is unreachable"
@@ -247,7 +249,9 @@ def test_a_refused_login_has_a_hint_that_depends_on_the_user(address: Address, w
 
 @pytest.mark.parametrize("tls", [True, False])
 def test_the_hint_for_another_protocol_depends_on_tls(*, tls: bool) -> None:
-    """If a server is not a broker, or closes the connection early, the hint depends on whether the URL asks for TLS."""
+    """If a server is not a broker, or closes the connection during the handshake, the hint depends on whether the URL
+    asks for TLS.
+    """
     address = ONE._replace(tls=tls)
     other, early = pika_errors.not_amqp(address, "1.0"), pika_errors.closed_early(address)
     assert type(other) is type(early) is Unavailable
@@ -283,15 +287,17 @@ def test_the_hint_for_another_protocol_depends_on_tls(*, tls: bool) -> None:
 def test_a_handshake_that_is_cut_off_is_not_taken_for_a_refusal(
     cause: BaseException, *, has_answered: bool, is_cut_off: bool
 ) -> None:
-    """A connection that is closed during the handshake without a reason is not taken for a refused login, nor for
-    another protocol, unless the other end has sent something else.
+    """If a server closes the connection during the handshake without a reason, the user is not told that the login was
+    refused. If the server has sent nothing, the user is not told either that it speaks another protocol.
     """
     failed = exceptions.AMQPConnectionError(cause)
     assert pika_errors.is_cut_off(failed, has_answered=has_answered) is is_cut_off
 
 
 def test_an_attempt_that_fails_is_described_without_the_words_of_pika() -> None:
-    """An attempt to reconnect that fails is described with mqtool's error or, if pika raised one, in plain words."""
+    """If an attempt to reconnect fails, the user gets mqtool's error or, if pika raised one, the words "the connection
+    was lost again".
+    """
     assert pika_errors.in_words(Unavailable("no route")) == "no route"
     assert pika_errors.in_words(exceptions.ConnectionWrongStateError("x")) == "the connection was lost again"
 
@@ -311,8 +317,9 @@ def test_an_attempt_that_fails_is_described_without_the_words_of_pika() -> None:
 def test_some_errors_of_a_channel_are_mended(
     code: int, text: str, exchanges: list[str], *, is_mended: bool, is_harmless: bool
 ) -> None:
-    """A channel works again after a consumer timeout, or once a missing exchange is declared again. A queue or an
-    exchange of the same type with other settings can be used. No other error can be mended.
+    """Opening a channel again mends a consumer timeout, and a missing exchange if the command declares this exchange
+    again. A queue or an exchange that exists with other settings can be used as it is, unless the exchange has another
+    type. No other error is mended.
     """
     error = exceptions.ChannelClosedByBroker(code, text)
     assert pika_errors.is_mended_by_reopening(error, exchanges) is is_mended
@@ -339,14 +346,16 @@ def test_some_errors_of_a_channel_are_mended(
     ],
 )  # fmt: skip
 def test_what_amqp_cannot_express_is_named(error: Exception, kind: type[MqtoolError], words: str, hint: str) -> None:
-    """If a name, a header, a property or an argument cannot be sent, the user is told which kind of value it is."""
+    """If a name, a header, a property or an argument cannot be encoded for AMQP, the user is told which kind of value
+    is at fault, and gets a hint.
+    """
     found = pika_errors.cannot_encode(error)
     assert (type(found), str(found), found.hint) == (kind, words, hint)
 
 
-def test_what_is_too_long_is_told_with_its_size() -> None:
-    """If a name is too long, or the headers are too large, the user gets the size and the limit. A character that is
-    cut in two is not shown.
+def test_an_error_about_a_name_or_headers_that_are_too_long_gives_the_size() -> None:
+    """If a name is too long, or the headers are too large, the user gets the size and the limit. The hint quotes the
+    beginning of the name, without a character that would be cut in two.
     """
     name = pika_errors.too_long("queue name", b"x" * 39 + "é".encode() * 150)
     assert str(name) == "the queue name is 339 bytes long; AMQP allows 255"

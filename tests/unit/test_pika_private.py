@@ -71,8 +71,9 @@ class Consumer(list[Delivery]):
 
 @BOTH
 def test_messages_are_sent_with_their_properties(connect: Connect, kind: type[SelectConnection]) -> None:
-    """Messages are sent with their own exchange, routing key, properties and message id, or with those of the route.
-    The route also makes messages persistent, unless they have a delivery mode, and a property of None is not sent.
+    """Whether mqtool or pika encodes a message, it is published with its own exchange, routing key, properties and
+    message id. If it has no exchange or routing key, the caller's is used. With persistent=True, a message without a
+    delivery mode is persistent. A property of None is not sent.
     """
     connection = connect(kind)
     connection.ask(lambda pika, done: pika.queue_bind("q", "amq.fanout", callback=done))
@@ -112,8 +113,8 @@ def test_acknowledgements_may_stand_for_several_deliveries(
 
 @BOTH
 def test_the_size_of_encoded_messages_includes_their_bodies(connect: Connect, kind: type[SelectConnection]) -> None:
-    """The size of messages that are ready to be written is that of their bodies and, if mqtool encodes them, of their
-    frames.
+    """The size of encoded messages is that of their frames if mqtool encodes them, and that of their bodies if pika
+    does.
     """
     writer = pika_private.writer(connect(kind)._channel, 4096)
     size = writer.encode([Message(b"x" * 10_000), Message(b"y")], Route("", "q")).size
@@ -125,7 +126,9 @@ def test_the_size_of_encoded_messages_includes_their_bodies(connect: Connect, ki
 def test_unroutable_messages_are_returned_only_if_they_are_mandatory(
     connect: Connect, kind: type[SelectConnection]
 ) -> None:
-    """The broker returns a message that no queue receives if the route is mandatory. It confirms each message."""
+    """The broker returns an unroutable message only if it was published as mandatory. It confirms each message,
+    returned or not.
+    """
     connection = connect(kind)
     log = list[object]()
     connection._channel.add_on_return_callback(lambda *told: log.append(told[3]))
@@ -150,8 +153,8 @@ def test_unroutable_messages_are_returned_only_if_they_are_mandatory(
 def test_what_cannot_be_sent_is_an_error(
     connect: Connect, kind: type[SelectConnection], message: Message, kind_of_error: type[MqtoolError]
 ) -> None:
-    """A message with a header that AMQP cannot express, or with a name that is too long, raises an error, and the
-    connection can be used afterwards.
+    """Publishing a message with a header that AMQP cannot express, or with a name that is too long, raises an error.
+    The connection can be used afterwards.
     """
     connection = connect(kind)
     with pytest.raises(kind_of_error):
@@ -162,8 +165,9 @@ def test_what_cannot_be_sent_is_an_error(
 
 
 def test_names_and_arguments_are_sent_exactly(connect: Connect) -> None:
-    """Names are sent as they are, even if they are not UTF-8, and the numbers of arguments keep their type: a binding
-    with a fraction matches messages with exactly this fraction. Of pika's public methods, names must be UTF-8.
+    """mqtool sends names as they are, even if they are not UTF-8, and keeps the type of numbers in arguments: a binding
+    with the argument 1.5 matches only messages with the header 1.5. If pika encodes a message instead, a name that is
+    not UTF-8 raises UsageError.
     """
     connection = connect(FastConnection)
     for exchange, key, arguments in (
@@ -192,8 +196,8 @@ class Counting(FastConnection):
 
 
 def test_received_bytes_are_counted(connect: Connect) -> None:
-    """Each received byte counts as a sign that the broker is alive, whether mqtool or pika decodes its frame. The time
-    of its arrival is known. A returned message may have a routing key that is not UTF-8.
+    """mqtool counts each received byte as a sign that the broker is alive, whether mqtool or pika decodes its frame,
+    and knows when the latest one arrived. A returned message may have a routing key that is not UTF-8.
     """
     began, returned = time.monotonic_ns(), list[str]()
     connection = connect(Counting)
@@ -220,8 +224,8 @@ def test_a_certificate_logs_in_if_the_broker_offers_it(*, external: bool) -> Non
 def test_bytes_that_the_socket_has_not_accepted_are_unsent(
     connect: Connect, vhost: Vhost, kind: type[SelectConnection]
 ) -> None:
-    """While the broker does not read, a connection knows how many bytes of a large message are unsent. Without pika's
-    private methods, it does not know, and the time of arrival is that of the question.
+    """While the broker does not read, a connection knows how many bytes of its messages are unsent. If pika's private
+    methods cannot be used, the connection does not know this, and gives the present time as that of the latest arrival.
     """
     connection = connect(kind)
     assert connection.unsent == 0
@@ -247,8 +251,9 @@ class Loop:
 
 @pytest.mark.parametrize("private", [("_poll",), ("_kqueue",), ()], ids=["epoll", "kqueue", "public"])
 def test_an_event_loop_runs_until_something_happens(private: tuple[str, ...]) -> None:
-    """run_for() of an event loop returns as soon as a socket is readable, a timer is due or a callback waits, and has
-    processed it. Otherwise, it returns when the time is over. With pika's private names, it sets no timer for that.
+    """run_for() of pika's event loop returns as soon as it has processed a readable socket, a due timer or a waiting
+    callback. Otherwise, it returns when its time is over. If pika's private names can be used, it needs no timer for
+    that.
     """
     loop, log = IOLoop(), list[str]()
     loop.activate_poller()

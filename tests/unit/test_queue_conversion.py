@@ -463,8 +463,8 @@ def test_a_conversion_can_be_stopped_while_it_waits_for_messages(place: Place, m
 def test_a_conversion_says_that_it_waits_for_clients_and_can_be_stopped(
     place: Place, monkeypatch: pytest.MonkeyPatch, holds: str
 ) -> None:
-    """A conversion that waits until the queue has no consumers, or no unacknowledged messages, says so, and can be
-    stopped at once. The queue stays as it is, and the conversion can be continued.
+    """While the conversion of a queue waits until the queue has no consumers, or no unacknowledged messages, it says
+    so, and can be stopped at once. The queue stays as it is, and the conversion can be continued.
     """
     place.fill()
     client = place.connect().channel()
@@ -493,7 +493,7 @@ def test_a_conversion_says_that_it_waits_for_clients_and_can_be_stopped(
 
 
 def test_a_conversion_can_be_stopped_while_another_one_works(place: Place) -> None:
-    """A conversion that waits because another one works on the queue can be stopped. It changes nothing."""
+    """A conversion that waits because another conversion of the queue is running can be stopped. It changes nothing."""
     place.fill()
     place.conversion().lock()
     waiting = place.conversion()

@@ -426,9 +426,9 @@ def test_a_loss_is_counted_from_the_messages_that_are_in_the_queue_now(
     new: dict[str, Any], reported: dict[str, Any], there: Depth | None, loss: Loss | None
 ) -> None:
     """The management API's counts of a queue can be some seconds old, or missing. Before mqtool sets a policy, it
-    therefore counts the queue's messages and consumers over AMQP. If there are no counts at all, mqtool says that the
-    queue may lose messages. If only the bytes are missing, or are 0, mqtool says that the queue may drop some messages,
-    and why it does not know their number.
+    therefore counts the queue's messages and consumers over AMQP. If neither has a count, mqtool says that the queue
+    may lose messages. If only the bytes are missing, or are 0, mqtool says that the queue may drop some messages, and
+    why it does not know their number.
     """
     api = api_with(queues=[{"name": "q"} | reported])
     assert losses(api, "v", new, lambda _: there, operator=False) == ([loss] if loss else [])

@@ -23,8 +23,8 @@ from mqtool.errors import TimedOut
 def test_receiving_ends_at_the_earlier_of_its_time_limits(
     receiving: Receiving, lasted: float, silent: float, left: float | None
 ) -> None:
-    """A command receives messages until its timeout, which counts from the start, or its idle timeout, which counts
-    from the last message. The idle timeout ends it without an error.
+    """A command receives messages until the earlier of its timeout, which counts from the start, and its idle timeout,
+    which counts from the last message. If the idle timeout passes first, receiving ends without an error.
     """
     assert receiving.left(2, lasted, silent) == left
 
@@ -39,8 +39,8 @@ def test_receiving_ends_at_the_earlier_of_its_time_limits(
     ],
 )
 def test_a_timeout_and_a_count_that_is_not_reached_are_errors(receiving: Receiving, error: str) -> None:
-    """If the timeout has passed, or the idle timeout has passed before as many messages as wanted have arrived, the
-    error says how many were received.
+    """If the timeout passes, or the idle timeout passes before the wanted number of messages has arrived, receiving
+    raises TimedOut, which says how many were received.
     """
     with pytest.raises(TimedOut) as timed_out:
         receiving.left(2000, lasted=9.5, silent=5.0)

@@ -171,9 +171,9 @@ Connect = Callable[..., Session]
 def test_a_connection_uses_the_first_node_that_accepts_it(
     broker: Broker, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An AMQP 1.0 connection is opened to the first node that can be reached, under the name of the command's
-    connections. After a loss, this node is tried first, and a node that closes the connection during the login counts
-    as unreachable.
+    """An AMQP 1.0 connection is opened to the first node that can be reached, under the name in
+    $MQTOOL_CONNECTION_NAME. After a loss, this node is tried first. A connection that ends during this login counts as
+    a network failure, not as a refused login.
     """
     monkeypatch.setenv("MQTOOL_CONNECTION_NAME", "nightly")
     broker.unreachable = [Unavailable("no route")]
@@ -198,8 +198,8 @@ def test_the_error_of_the_last_node_is_raised_if_none_can_be_reached(broker: Bro
 
 
 def test_a_connection_to_rabbitmq_3_is_closed(broker: Broker, connect: Connect) -> None:
-    """If the broker is RabbitMQ 3, opening an AMQP 1.0 connection closes it again, and raises an error. A broker that
-    does not send its version is accepted.
+    """If the broker is RabbitMQ 3, opening an AMQP 1.0 connection raises Unavailable, which names the version, and
+    closes the connection. A broker that does not send its version is accepted.
     """
     broker.properties = {"version": "3.13.7"}
     with pytest.raises(Unavailable, match=r"the broker is RabbitMQ 3\.13\.7$"):
@@ -236,8 +236,8 @@ def test_a_session_that_cannot_begin_gives_the_reason(
 
 
 def test_frames_are_processed_as_they_arrive(broker: Broker, connect: Connect) -> None:
-    """An AMQP 1.0 connection processes frames on its I/O thread, which does not keep the command from ending. It looks
-    for work after each read with frames, and every 0.1 s while something is due.
+    """An AMQP 1.0 connection processes frames on its I/O thread, which does not keep the command from ending. The
+    thread takes up new work after each read that brings frames and, while some work has a due time, every 0.1 s.
     """
     session = connect()
     [thread] = session.threads
@@ -257,8 +257,8 @@ def test_frames_are_processed_as_they_arrive(broker: Broker, connect: Connect) -
 
 
 def test_a_connection_without_an_io_thread_reads_when_it_is_run(broker: Broker, connect: Connect) -> None:
-    """run() of an AMQP 1.0 connection without an I/O thread waits for frames, processes them, and tells whether there
-    were any. While it runs, an error that ended the session is not raised again.
+    """run() of an AMQP 1.0 connection without an I/O thread waits for frames up to the given time, processes them, and
+    returns whether there were any. After close(), check() raises no error.
     """
     session = connect(threaded=False)
     assert session.reads_here
@@ -273,8 +273,8 @@ def test_a_connection_without_an_io_thread_reads_when_it_is_run(broker: Broker, 
 
 
 def test_a_connection_resumes_after_a_loss(broker: Broker, connect: Connect) -> None:
-    """After a loss, an AMQP 1.0 connection closes its socket and is opened again: it begins, resumes its work, and then
-    looks for more. The user is told of the loss, of each attempt that fails, and how long reconnecting took.
+    """After a loss, an AMQP 1.0 connection closes its socket, connects again, begins its session, resumes its work, and
+    then takes up new work. The user is told of the loss, of each attempt that fails, and how long reconnecting took.
     """
     session = connect([ONE], Backoff(first=0))
     broker.unreachable = [Unavailable("no route"), None, None]
@@ -322,8 +322,9 @@ def test_a_loss_ends_a_connection_that_does_not_reconnect(
 
 
 def test_a_request_is_repeated_after_a_reconnection(broker: Broker, connect: Connect) -> None:
-    """If an AMQP 1.0 connection is lost while a request waits for its reply, the request is repeated once the
-    connection is open again. On the thread that opens the connection, it is not.
+    """If an AMQP 1.0 connection is lost while a request waits for its reply, mqtool repeats the request once the
+    connection is open again. A request that the broker refuses is not repeated. Without an I/O thread, no request is
+    repeated.
     """
     session = connect([ONE], AT_ONCE)
     epochs = []
@@ -352,8 +353,8 @@ def test_a_request_is_repeated_after_a_reconnection(broker: Broker, connect: Con
 
 
 def test_a_request_is_given_up_after_20_seconds(broker: Broker, connect: Connect) -> None:
-    """If the broker does not answer a request over AMQP 1.0 within 20 s, or the time that the caller gives, the request
-    raises an error. wait() with a time limit returns when it is over.
+    """If the broker does not answer a request over AMQP 1.0 within 20 s, or within the time that the caller gives, the
+    request raises Unavailable. wait() returns without an error when its time limit has passed.
     """
     session = connect()
     session.changed = Clocked(broker)
@@ -368,8 +369,8 @@ def test_a_request_is_given_up_after_20_seconds(broker: Broker, connect: Connect
 
 
 def test_reconnecting_is_given_up_when_its_attempts_run_out(broker: Broker, connect: Connect) -> None:
-    """If a connection is lost again within 60 s, before anything was confirmed or settled, the attempts to reconnect
-    count on from the previous loss. When none are left, each call that waits raises an error.
+    """If an AMQP 1.0 connection is lost repeatedly, each time within 60 s and before a message was confirmed or
+    settled, the attempts to reconnect add up. When none are left, each call that waits raises Unavailable.
     """
     session = connect([ONE, TWO], AT_ONCE)
     for epoch in (1, 2):
@@ -388,8 +389,8 @@ def test_reconnecting_is_given_up_when_its_attempts_run_out(broker: Broker, conn
 def test_attempts_to_reconnect_are_counted_from_1_after_a_stable_connection(
     broker: Broker, connect: Connect, *, progresses: bool
 ) -> None:
-    """If a connection is lost after a message was confirmed or settled, or after more than 60 s, the attempts to
-    reconnect are counted from 1 again.
+    """If a message was confirmed or settled on an AMQP 1.0 connection, or the connection has been open for more than 60
+    s, the attempts to reconnect are counted from 1 again after the next loss.
     """
     session = connect([ONE], AT_ONCE)
     for epoch in range(1, 5):
@@ -421,8 +422,8 @@ def test_reconnecting_ends_if_the_broker_refuses_the_connection(
     kind: type[MqtoolError],
     words: str,
 ) -> None:
-    """If the broker refuses the login or the session when a connection is opened again, there is no further attempt,
-    and each call that waits raises the error.
+    """If the broker refuses the login or the session when an AMQP 1.0 connection is opened again, mqtool makes no
+    further attempt, and each call that waits raises the broker's error.
     """
     session = connect([ONE], Backoff(first=0))
     broker.unreachable = unreachable
@@ -435,7 +436,7 @@ def test_reconnecting_ends_if_the_broker_refuses_the_connection(
 
 def test_a_session_that_the_broker_ends_is_not_begun_again(broker: Broker, connect: Connect) -> None:
     """If the broker ends an AMQP 1.0 session because of an error, the connection is not opened again, and each call
-    that waits raises the error.
+    that waits raises the broker's error.
     """
     session = connect([ONE], AT_ONCE)
     broker.tells(FORBIDDEN.reply_text.encode())
@@ -445,8 +446,8 @@ def test_a_session_that_the_broker_ends_is_not_begun_again(broker: Broker, conne
 
 
 def test_stopping_ends_the_wait_for_a_lost_connection(broker: Broker, connect: Connect) -> None:
-    """A command that must stop does not wait for a lost connection, but it does wait for one that is open. stop() makes
-    the connection look for work at once.
+    """A command that must stop does not wait for a lost AMQP 1.0 connection, but it does wait for one that is open.
+    stop() makes the connection take up new work at once.
     """
     session = connect([ONE], Backoff(first=3600))
     session.stop()

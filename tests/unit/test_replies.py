@@ -102,10 +102,10 @@ def test_replies_to_a_queue_are_dropped_for_a_minute_after_an_internal_error(mon
     assert (server.wire.sent, server.notices) == ([b"hostile"], [DROPPED])
 
 
-def test_only_one_reply_to_a_suspect_is_published_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After an internal error, an RPC server writes its acknowledgements before the next reply to a queue that may have
-    caused the error, and waits for the confirm of this reply, for up to a second. Later replies to the queue are
-    published as usual.
+def test_the_first_reply_to_a_queue_after_an_internal_error_is_published_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the broker has closed the connection with an internal error, an RPC server writes its acknowledgements
+    before the next reply to a queue that may have caused the error, and waits up to a second for the confirm of this
+    reply. Later replies to the queue are published as usual.
     """
     monkeypatch.setattr(replies, "_PATIENCE", 0.05)
     server = Server()
@@ -121,8 +121,8 @@ def test_only_one_reply_to_a_suspect_is_published_alone(monkeypatch: pytest.Monk
 
 
 def test_a_reply_is_published_even_if_the_connection_is_lost_just_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the connection is lost while an RPC server writes its acknowledgements before a reply, it publishes the reply
-    on the next connection.
+    """If the connection is lost while an RPC server writes its acknowledgements before a reply, the server publishes
+    the reply on the next connection.
     """
     monkeypatch.setattr(replies, "_PATIENCE", 0)
     server = Server()

@@ -33,8 +33,8 @@ def test_fib_replies_with_a_fibonacci_number(body: bytes, reply: bytes) -> None:
 
 
 def test_fib_replies_to_arguments_of_up_to_20000() -> None:
-    """fib accepts integers from 0 to 20,000. To any other, the reply is an error. The server of some tutorials replies
-    with 0 to a negative integer.
+    """fib accepts integers from 0 to 20,000, and raises BadData for others. For a negative integer, fib_from_0 returns
+    0, as the server of some RabbitMQ tutorials does.
     """
     assert len(str(rpc_functions.fib(20_000))) == 4180
     assert (rpc_functions.fib_from_0(-1), rpc_functions.fib_from_0(1), rpc_functions.fib_from_0(6)) == (0, 1, 8)
@@ -105,14 +105,15 @@ def reply_of(program: Program) -> Message:
 )
 def test_a_programs_stdout_is_the_reply(ending: Ending, status: int, stderr: str) -> None:
     """The reply of a program is its stdout. The headers exit-status and stderr contain its exit status and the end of
-    its stderr. If it exceeded the time limit, the exit status is 124, and a line is added to stderr.
+    its stderr. If it exceeded the time limit, the exit status is 124, and a line at the end of the header stderr says
+    so.
     """
     headers = {"exit-status": status, "stderr": stderr}
     assert reply_of(Program(ending)) == Message(b"out", properties={"headers": headers})
 
 
 def test_a_program_that_prints_too_much_is_answered_with_an_error() -> None:
-    """If a program prints more than the limit, the reply is an error."""
+    """If a program prints more than the output limit, the reply is an error that names the limit."""
     with pytest.raises(BadData) as error:
         reply_of(Program(Ending(137, b"", b"", too_much=1000)))
     assert str(error.value) == "the program printed more than 1,000 bytes"
@@ -120,8 +121,9 @@ def test_a_program_that_prints_too_much_is_answered_with_an_error() -> None:
 
 @pytest.mark.parametrize("status", [126, 127])
 def test_an_rpc_server_ends_if_its_program_cannot_be_run(status: int) -> None:
-    """If a program cannot be run, or is not found, the server ends with an error after the reply, whose hint names the
-    option. It goes on after any other exit status, and after an error.
+    """If a program cannot be run (exit status 126), or is not found (127), the RPC server ends with an error after the
+    reply. The error's hint names `--exec`. The server goes on after any other exit status, and after a reply of the
+    type "error".
     """
     with pytest.raises(CommandBroken) as error:
         rpc_functions.stop_if_broken(reply_of(Program(Ending(status, b"no permission\n"))))
@@ -192,7 +194,9 @@ def test_a_client_never_gets_the_reply_for_another_one(handled: HandledMessages,
 
 
 def test_requests_to_another_queue_or_cluster_are_not_repeated_ones(handled: HandledMessages) -> None:
-    """Ids are unique only within a queue of a cluster: the same id in another one is another request."""
+    """Ids are unique only within a queue of a cluster. A request with the same id in another queue or cluster does not
+    count as repeated.
+    """
     ours, elsewhere = Answering(handled), Answering(handled, "rabbit@other/")
     assert [each.answer(request(message_id="a")).body for each in (ours, elsewhere)] == [b"1", b"1"]
     assert elsewhere.notices == []
@@ -215,8 +219,8 @@ def test_a_request_that_was_not_answered_is_answered_when_it_is_repeated(
 
 
 def test_the_reply_of_a_program_that_cannot_be_run_is_not_stored(handled: HandledMessages) -> None:
-    """If a program cannot be run, the server ends after the reply. When its option --exec has been corrected, a
-    repeated request is answered by the program, and does not end the server again.
+    """If a program cannot be run, its reply is not stored. After `--exec` has been corrected, a repeated request is
+    answered by the program.
     """
     server = Answering(handled)
     server.properties = {"headers": {"exit-status": 127, "stderr": "not found"}}
@@ -261,13 +265,13 @@ def ordered(*numbers: int, of: int, lookup: LooksUp | None = None) -> Iterator[i
 
 @pytest.mark.parametrize("numbers", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 0, 3, 2), (2, 0, 3, 1)])
 def test_replies_are_printed_in_the_order_of_their_requests(numbers: tuple[int, ...]) -> None:
-    """The replies to several requests are yielded in the order of the requests, in whatever order they arrive."""
+    """The replies to several requests are yielded in the order of the requests, whatever order they arrive in."""
     assert [*ordered(*numbers, of=4)] == [0, 1, 2, 3]
 
 
 def test_a_reply_is_printed_as_soon_as_all_before_it_have_arrived() -> None:
-    """A reply is yielded without waiting for the replies to later requests. If replies are missing when the time limit
-    has passed, the error says how many, and the hint names the option that waits longer.
+    """A reply is yielded as soon as all replies before it have arrived. If replies are missing when the time limit has
+    passed, the error says how many, and the hint names `--timeout`, which waits longer.
     """
     replies = ordered(0, 1, 3, of=5)
     assert [next(replies), next(replies)] == [0, 1]
@@ -278,8 +282,9 @@ def test_a_reply_is_printed_as_soon_as_all_before_it_have_arrived() -> None:
 
 @pytest.mark.parametrize(("ready", "consumers", "is_missing"), [(1, 0, True), (1, 1, False), (0, 0, False)])
 def test_an_rpc_client_without_a_server_says_how_to_start_one(ready: int, consumers: int, *, is_missing: bool) -> None:
-    """If no reply has arrived in time, requests are in the queue, and no server consumes them, the error says so, and
-    the hint contains the command that starts one. Otherwise, the error says how many replies are missing.
+    """If no reply has arrived in time, requests are in the queue, and the queue has no consumer, the error says that
+    there is no RPC server, and the hint contains the command that starts one. Otherwise, the error says how many
+    replies are missing.
     """
     with pytest.raises(Unavailable if is_missing else TimedOut) as error:
         [*ordered(of=1, lookup=Lookup(ready, consumers))]

@@ -116,8 +116,8 @@ def files() -> int:
 def test_a_connection_is_opened_with_its_address(
     broker: LoopBroker, monkeypatch: pytest.MonkeyPatch, *, by_certificate: bool
 ) -> None:
-    """A connection uses the host, port, user and TLS settings of its address, and has the name of the command's
-    connections. It logs in with the client's certificate if there is one and no user is given.
+    """A connection uses the host, port, user and TLS settings of its address, and has the name in
+    $MQTOOL_CONNECTION_NAME. It logs in with the client's certificate if there is one and no user is given.
     """
     monkeypatch.setenv("MQTOOL_CONNECTION_NAME", "mine")
     SingleThreadConnection(NODE, PLAIN).close()
@@ -190,8 +190,8 @@ def test_a_request_returns_the_brokers_reply(
 
 
 def test_waiting_ends_when_something_can_be_read(connection: SingleThreadConnection) -> None:
-    """wait() returns after the given time, or as soon as something has arrived from the broker or at a descriptor that
-    it watches, and calls the function for that descriptor.
+    """wait() returns after the given time. If a watched file descriptor can be read before that, wait() calls the
+    descriptor's function, and returns at once.
     """
     reading, writing = os.pipe()
     read: list[bytes] = []
@@ -220,8 +220,8 @@ def test_a_connection_that_the_broker_closes_raises_its_error(
     broker: LoopBroker, connection: SingleThreadConnection, code: int, error: type[Exception], words: str
 ) -> None:
     """If the broker closes the connection because it shuts down or has an internal error, wait() raises
-    ConnectionError, so that the caller reconnects. After any other error, it raises this error. Closing the connection
-    then does nothing.
+    ConnectionError, so that the caller reconnects. For any other reason, wait() raises the broker's error, such as
+    AccessRefused. After that, close() sends nothing.
     """
     broker.send(spec.Connection.Close(code, words.rpartition(": ")[2], 0, 0), 0)
     with pytest.raises(error, match=words):
@@ -251,7 +251,7 @@ def test_the_first_error_of_a_connection_is_raised(broker: LoopBroker, connectio
 
 def test_further_channels_are_opened_and_closed(broker: LoopBroker, connection: SingleThreadConnection) -> None:
     """A connection can open and close further channels, and waits for the broker's replies. If the broker closes one of
-    them because of an error, wait() raises it.
+    these channels because of an error, wait() raises this error.
     """
     channel = connection.open_channel()
     assert channel.is_open
@@ -269,8 +269,8 @@ def test_further_channels_are_opened_and_closed(broker: LoopBroker, connection: 
 def test_confirms_are_passed_on(
     broker: LoopBroker, connection: SingleThreadConnection, monkeypatch: pytest.MonkeyPatch, decoder: str
 ) -> None:
-    """Messages are published in one write, with the exchange and routing key of their route. Each confirm and each nack
-    is passed on with its delivery tag and the flag `multiple`, whether mqtool or pika decodes it.
+    """Messages are published in one write, with the exchange and routing key that the caller gives. The caller gets
+    each confirm and each nack with its delivery tag and the flag `multiple`, whether mqtool or pika decodes it.
     """
     if decoder == "pika":
         monkeypatch.setattr(pika_private, "take_confirms", lambda *_: None)
@@ -302,8 +302,8 @@ def test_deliveries_are_passed_on(
     *,
     auto_ack: bool,
 ) -> None:
-    """A consumer starts with its prefetch, which auto_ack would make useless, and its arguments. Its deliveries are
-    passed on, whether mqtool or pika decodes them, and are acknowledged in one write.
+    """A consumer starts with the caller's arguments and, unless auto_ack is set, with the caller's prefetch. The caller
+    gets the deliveries, whether mqtool or pika decodes them. Several acknowledgements are sent in one write.
     """
     if decoder == "mqtool":
         monkeypatch.setattr(single_thread, "delivery_from", lambda *_: pytest.fail("pika has decoded a delivery"))

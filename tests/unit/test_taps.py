@@ -48,8 +48,8 @@ def test_a_full_tap_buffer_keeps_the_latest_batch_and_a_wake_up() -> None:
 
 
 def test_a_tap_buffer_has_room_for_its_limit_of_messages() -> None:
-    """A tap's buffer drops a message only if it would contain more than its limit. Messages that the reader has taken
-    do not count.
+    """The buffer of a tap drops a message only if it would otherwise contain more than its limit. Messages that the
+    reader has taken do not count.
     """
     buffer = Buffer(2)
     for number in ("1", "2"):
@@ -64,8 +64,8 @@ def test_a_tap_buffer_has_room_for_its_limit_of_messages() -> None:
 
 
 def test_a_tap_buffer_drops_messages_above_128_mib() -> None:
-    """If the bodies of the messages in a tap's buffer are larger than 128 MiB in total, the tap drops the oldest ones,
-    even if the buffer has room for more messages.
+    """If the bodies of the messages in a tap's buffer are larger than 128 MiB in total, the tap drops the oldest
+    messages, even if the buffer has not reached its limit of messages.
     """
     buffer, half = Buffer(100), replace(batch("")[0], body=bytes(64 << 20))
     buffer.put([half])

@@ -106,8 +106,8 @@ def test_a_batch_is_published_and_acknowledged_in_one_transaction(broker: Transa
 def test_messages_that_no_queue_takes_are_put_back(
     broker: TransactionalBroker, unroutable: list[bytes], back: list[bytes]
 ) -> None:
-    """If no queue takes some messages of a batch, these are put back into their queue, and NotConfirmed is raised. The
-    other messages went to an alternate exchange, and are not put back. If a returned message cannot be found in the
+    """If some messages of a batch are returned as unroutable, they are put back into their queue, and NotConfirmed is
+    raised. The other messages have reached a queue, and are not put back. If a returned message cannot be found in the
     batch, because the broker has changed it, the whole batch is put back. The next batch is moved as usual.
     """
     broker.unroutable = [unroutable]
@@ -122,7 +122,7 @@ def test_messages_that_no_queue_takes_are_put_back(
 
 
 def test_messages_that_cannot_be_put_back_are_reported_as_lost(broker: TransactionalBroker) -> None:
-    """If no queue takes the messages of a batch, and their own queue does not take them back either, the error says how
+    """If messages of a batch are unroutable, and cannot be put back into their own queue either, the error says how
     many are lost, and why.
     """
     broker.unroutable = [[b"1"], [b"1"]]
@@ -145,8 +145,8 @@ def test_a_batch_is_moved_up_to_a_message_that_cannot_be_published(broker: Trans
 
 
 def test_a_connection_that_is_lost_before_the_first_transaction_raises_unavailable(broker: TransactionalBroker) -> None:
-    """If the connection is lost just after the broker has made a channel transactional, moving does not begin, and
-    Unavailable is raised.
+    """If the connection is lost just after the broker has made a channel transactional, Unavailable is raised before
+    any message is moved.
     """
     channel = broker.channel()
     broker.selected = channel.reopening.lost
@@ -173,8 +173,8 @@ class ConfirmingChannel:
 
 
 def test_with_confirms_only_confirmed_messages_are_acknowledged() -> None:
-    """If messages go to a queue that may be full, each is acknowledged once the broker has confirmed it. Those that the
-    queue rejects are returned to the caller, to be published again.
+    """If the destination may be full, messages are moved with publisher confirms: each is acknowledged once the broker
+    has confirmed it. Messages that the destination rejects are returned to the caller, who can publish them again.
     """
     channel = ConfirmingChannel()
     moving, lot = WithConfirms(cast(Channel, channel), message_for), batch(b"1", b"rejected", b"3")
@@ -184,8 +184,9 @@ def test_with_confirms_only_confirmed_messages_are_acknowledged() -> None:
 
 
 def test_with_confirms_messages_that_are_not_moved_stay_in_their_queue() -> None:
-    """If no queue takes a message of a batch, NotConfirmed is raised, and says that the message is still in its queue.
-    The same is true of a message that cannot be published, and of those after it.
+    """If a message of a batch that is moved with publisher confirms is unroutable, it stays in its queue, and
+    NotConfirmed says so. If a message cannot be published, because its headers are too large, HeadersTooLarge is
+    raised, and this message and those after it stay in their queue.
     """
     channel = ConfirmingChannel()
     moving = WithConfirms(cast(Channel, channel), message_for)
@@ -317,7 +318,7 @@ def test_the_messages_of_a_queue_are_moved_in_order_in_batches(queue: FakeQueue)
 
 
 def test_a_batch_has_up_to_16_mib(queue: FakeQueue) -> None:
-    """A batch ends once the bodies of its messages are 16 MiB large in total."""
+    """A batch ends with the message with which the bodies reach 16 MiB in total."""
     queue.ready.extend(
         body.ljust(size) for body, size in ((b"0", 8 << 20), (b"1", (8 << 20) - 1), (b"2", 1), (b"3", 1))
     )
@@ -325,7 +326,9 @@ def test_a_batch_has_up_to_16_mib(queue: FakeQueue) -> None:
 
 
 def test_messages_that_arrive_after_the_reply_that_the_queue_is_empty_are_moved(queue: FakeQueue) -> None:
-    """RabbitMQ may reply that a queue is empty before it passes on the last deliveries. They are moved as well."""
+    """RabbitMQ may reply that a queue is empty before it sends the last deliveries. mqtool moves these deliveries as
+    well.
+    """
     queue.publish(2)
     queue.late.append(b"9")
     assert [*queue.mover(4).batches()] == [2, 1]
@@ -333,8 +336,9 @@ def test_messages_that_arrive_after_the_reply_that_the_queue_is_empty_are_moved(
 
 
 def test_messages_published_before_the_flow_is_stopped_are_moved_by_the_same_consumer(queue: FakeQueue) -> None:
-    """When the queue is empty, the flow of new messages is stopped, once. Messages that arrived before that are moved
-    next, and only then is the consumer cancelled. Deliveries that arrived before it was cancelled are moved last.
+    """When a queue that is being moved is empty, mqtool stops the flow of new messages into it, once. The same consumer
+    receives the messages that had arrived by then, and is cancelled after that. Deliveries that are still on their way
+    when it is cancelled are moved last.
     """
     queue.publish(3)
 
@@ -367,8 +371,9 @@ def test_messages_published_before_the_flow_is_stopped_are_moved_by_the_same_con
 def test_the_flow_is_stopped_when_the_number_of_messages_no_longer_shrinks(
     queue: FakeQueue, ready: int, published: list[int], before: int, after: list[int]
 ) -> None:
-    """While messages keep coming in, a queue does not become empty. The flow is stopped once their number has failed
-    three times to shrink to 90 % of what it was. Until then, and after that, all messages are moved.
+    """While clients keep publishing to a queue that is being moved, it does not become empty. mqtool therefore stops
+    the flow of new messages once the queue's number of messages has failed three times to shrink by 10 %. Before and
+    after that, all messages are moved.
     """
     queue.publish(ready)
     queue.published = published
@@ -383,7 +388,9 @@ def test_the_flow_is_stopped_when_the_number_of_messages_no_longer_shrinks(
 
 
 def test_rejected_messages_count_towards_the_size_of_a_batch(queue: FakeQueue) -> None:
-    """Messages that were rejected are published again, before all others. They count towards the 16 MiB of a batch."""
+    """Messages that the destination has rejected are published again before all others. Their bodies count towards the
+    16 MiB of a batch.
+    """
     queue.ready.extend(body.ljust(size) for body, size in ((b"0", (16 << 20) - 1), (b"1", 1), (b"2", 1)))
     queue.rejected = [{0, 1}]
     assert [*queue.mover(3, lambda: 3).batches()] == [0, 2, 1]
@@ -391,8 +398,8 @@ def test_rejected_messages_count_towards_the_size_of_a_batch(queue: FakeQueue) -
 
 
 def test_rejected_messages_are_published_again_in_order(queue: FakeQueue) -> None:
-    """Messages that were rejected are published again before all others, and in order, even if only some of them fit
-    into the queue that they go to.
+    """Messages that the destination has rejected are published again before all others, and in order, even if the
+    destination has room for only some of them.
     """
     queue.publish(6)
     queue.rejected = [{1, 2, 3}, {1}, {2}]
@@ -402,8 +409,8 @@ def test_rejected_messages_are_published_again_in_order(queue: FakeQueue) -> Non
 
 
 def test_a_queue_that_delivers_nothing_raises_unavailable(queue: FakeQueue) -> None:
-    """If a queue has messages, but delivers none for 15 seconds, Unavailable is raised. It says how many messages the
-    queue has, and suggests why. Shorter pauses do no harm.
+    """If a queue has messages, but delivers none for 15 seconds, Unavailable is raised. The error says how many
+    messages the queue has, and suggests why. After shorter pauses, moving continues.
     """
     queue.publish(1)
     queue.is_stuck = True
@@ -426,8 +433,8 @@ def test_a_queue_that_delivers_nothing_raises_unavailable(queue: FakeQueue) -> N
 
 
 def test_moving_waits_for_room_in_the_other_queue(queue: FakeQueue) -> None:
-    """If there is no room for another message, moving waits for up to 15 seconds, and then raises NoRoom. A batch has
-    no more messages than there is room for.
+    """If the destination has no room for another message, moving waits for up to 15 seconds, and then raises NoRoom. A
+    batch has no more messages than there is room for.
     """
     queue.publish(9)
     rooms = [*[0] * 200, 2, 1, 9]
@@ -440,8 +447,8 @@ def test_moving_waits_for_room_in_the_other_queue(queue: FakeQueue) -> None:
 
 
 def test_a_queue_that_keeps_rejecting_messages_raises_no_room(queue: FakeQueue) -> None:
-    """If the queue that the messages go to seems to have room, but rejects all messages for 15 seconds, NoRoom is
-    raised: its limit may be one of bytes. The 15 seconds begin anew when it takes a message.
+    """If the destination seems to have room, but rejects all messages for 15 seconds, NoRoom is raised, since its limit
+    may be one of bytes. The 15 seconds start again whenever the destination accepts a message.
     """
     queue.publish(9)
     queue.pace = 4
@@ -453,7 +460,9 @@ def test_a_queue_that_keeps_rejecting_messages_raises_no_room(queue: FakeQueue) 
 
 
 def test_moving_stops_when_the_command_must_stop(queue: FakeQueue) -> None:
-    """When the command must stop, the current batch is completed, and no other one begins. The flow is not stopped."""
+    """When the command must stop, the current batch is completed, and no other one begins. The flow of new messages
+    into the queue is not stopped.
+    """
     queue.publish(9)
     running = queue.mover(4).batches(lambda: queue.log.append("stopped"))
     assert next(running) == 4
@@ -463,7 +472,7 @@ def test_moving_stops_when_the_command_must_stop(queue: FakeQueue) -> None:
 
 
 def test_moving_stops_while_it_waits_for_room(queue: FakeQueue) -> None:
-    """When the command must stop while there is no room for another message, moving ends without an error."""
+    """If the command must stop while the destination has no room for another message, moving ends without an error."""
     queue.publish(9)
     queue.events = [lambda: setattr(queue, "stopping", True)]
     assert [*queue.mover(4, lambda: 0).batches()] == []

@@ -188,8 +188,8 @@ def test_the_wait_queues_for_a_delay_are_the_same_in_each_version(
     exchanges: dict[str, str],
     bindings: set[tuple[str, str, str | None]],
 ) -> None:
-    """For each delay and destination, each version of mqtool declares wait queues and exchanges with the same names,
-    arguments and bindings, because they outlive the command that declared them, and the broker refuses a declaration
+    """For each delay and destination, each version of mqtool must declare wait queues and exchanges with the same
+    names, arguments and bindings. They outlive the command that declared them, and the broker refuses a declaration
     with other arguments. All of them are declared again after a reconnection.
     """
     delays, warnings = through(broker, destination)
@@ -221,10 +221,10 @@ def test_a_delayed_message_is_published_to_its_first_wait_queue(
     then: dict[str, str],
 ) -> None:
     """A delayed message for a queue is published to its first wait queue through the default exchange. A message for an
-    exchange is published to the exchange in front of its first wait queue, and keeps its routing key. The header
-    mqtool-then selects the second wait queue, and the message's expiration is the time in the first one. The message
-    keeps its other properties and headers, except x-death and x-delay, because of which the broker could drop it, or
-    delay it again.
+    exchange is published to the exchange in front of its first wait queue, with its own routing key. The header
+    mqtool-then selects the second wait queue, and the expiration is the time in the first one. The headers x-death and
+    x-delay are removed, since the broker could drop the message because of them, or delay it again. Other properties
+    and headers are kept.
     """
     headers = {"x-death": [{"queue": "jobs"}], "x-delay": 1, "a": 2}
     message = Message(b"", properties={"type": "t", "headers": headers})
@@ -236,8 +236,8 @@ def test_a_delayed_message_is_published_to_its_first_wait_queue(
 
 def test_a_delay_does_not_include_the_time_of_declarations(broker: FakeBroker) -> None:
     """A message's due time is fixed before mqtool declares wait queues. The message waits only for the time that is
-    left after these declarations, and for at least 1 ms. The broker is asked nothing for the next message with this
-    delay.
+    left after these declarations, and for at least 1 ms. For the next message with this delay, mqtool sends no request
+    to the broker.
     """
     due = broker.now + 5.31
     delays, _ = through(broker)
@@ -272,8 +272,9 @@ def test_a_wait_queue_is_declared_again_after_ten_minutes(broker: FakeBroker) ->
 
 
 def test_a_delay_that_is_too_long_for_a_wait_queue_is_refused(broker: FakeBroker) -> None:
-    """A wait queue must outlive its messages by an hour. So a message whose delay is less than an hour below 2^32 ms is
-    refused, and the hint mentions the plugin, which can delay it. The longest possible delay is accepted.
+    """A wait queue must outlive its messages by an hour, and RabbitMQ limits its expiry to 2^32 - 1 ms. A delay of more
+    than 49d16h2m47s295ms is therefore refused, and the hint names `--via plugin`, which takes an hour more. The longest
+    possible delay is accepted.
     """
     delays, _ = through(broker)
     with pytest.raises(BadData) as error:
@@ -294,8 +295,8 @@ def test_one_warning_says_that_messages_lose_their_expiration_in_wait_queues(bro
 
 
 def test_no_wait_queue_is_declared_for_a_message_to_a_missing_queue(broker: FakeBroker) -> None:
-    """Delaying a message for a queue that does not exist, and is not that of the command, raises NotFound. mqtool
-    declares no wait queue for the message.
+    """If a message names a queue other than the command's destination, and this queue does not exist, delaying the
+    message raises NotFound, and mqtool declares no wait queue for it.
     """
     delays, _ = through(broker)
     with pytest.raises(NotFound):
@@ -306,8 +307,8 @@ def test_no_wait_queue_is_declared_for_a_message_to_a_missing_queue(broker: Fake
 
 
 def test_a_wait_queue_with_other_arguments_is_refused(broker: FakeBroker) -> None:
-    """If a wait queue exists with other arguments than those that mqtool declares, DeclaredDifferently is raised. The
-    hint contains the command that deletes the queue.
+    """If a wait queue exists with other arguments than those that mqtool declares, delaying a message raises
+    DeclaredDifferently. The hint contains the command that deletes the queue.
     """
     for destination, name in ((_QUORUM, "jobs.delay.5s"), (_CLASSIC, "jobs.delay.5s.classic")):
         broker.queues[name] = {"x-message-ttl": 1}
@@ -319,8 +320,8 @@ def test_a_wait_queue_with_other_arguments_is_refused(broker: FakeBroker) -> Non
 
 
 def test_a_warning_says_that_an_old_broker_may_lose_waiting_messages(broker: FakeBroker) -> None:
-    """RabbitMQ before 3.10 refuses queues that dead-letter at least once. mqtool then declares ordinary wait queues,
-    does not try again, and warns once that a restart of the broker may lose waiting messages.
+    """RabbitMQ before 3.10 refuses queues that dead-letter at least once. mqtool then declares wait queues that
+    dead-letter at most once, does not try again, and warns once that a restart of the broker may lose waiting messages.
     """
     broker.is_old = True
     delays, warnings = through(broker)
@@ -335,7 +336,9 @@ def test_a_warning_says_that_an_old_broker_may_lose_waiting_messages(broker: Fak
 
 
 def test_mqtool_knows_whether_a_delay_has_a_wait_queue_already(broker: FakeBroker) -> None:
-    """A delay is new to the broker if the first wait queue for it does not exist yet."""
+    """is_new() is True for a message and a delay if the first wait queue that the message would be published to does
+    not exist yet.
+    """
     broker.queues["other"] = {}
     delays, _ = through(broker)
     message = Message(b"", "other")
@@ -375,8 +378,8 @@ def test_a_message_waits_in_a_numbered_queue_instead_of_one_without_a_leader(
 
 
 def test_messages_that_wait_for_a_second_queue_without_a_leader_are_redirected(broker: FakeBroker) -> None:
-    """If the second wait queue of messages that are in their first one has no leader, the broker routes them to an
-    additional queue. New messages then avoid the first queue, too, because it may be blocked by such a message.
+    """If messages wait in their first wait queue, and the second one has no leader, the broker routes them to an
+    additional second queue. New messages avoid that first queue, since such a message may block it.
     """
     avoided: set[str] = set()
     delays, _ = through(broker, avoided=avoided)
@@ -397,7 +400,9 @@ def test_messages_that_wait_for_a_second_queue_without_a_leader_are_redirected(b
     [("1m", 25), ("5m", 125), ("30m", 750), ("2h", 3000), ("12h", 15_000), ("2d", 90_000), ("8d", 360_000)],
 )
 def test_delays_are_rounded_up_to_a_multiple_of_a_step(longest: str, step: int) -> None:
-    """Delays of up to a minute are rounded up to 25 ms. The longer the delay, the longer this step."""
+    """Delays of up to a minute are rounded up to a multiple of 25 ms. For longer delays, this step is larger, up to 6
+    minutes for 8 days.
+    """
     milliseconds = int(longest[:-1]) * {"m": 60_000, "h": _HOUR, "d": 24 * _HOUR}[longest[-1]]
     assert step_of(milliseconds) == step
     assert step_of(milliseconds + 1) > step
@@ -415,7 +420,9 @@ def test_delays_are_rounded_up_to_a_multiple_of_a_step(longest: str, step: int) 
     ],
 )
 def test_a_retry_queue_has_the_name_of_its_work_queue(name: str, is_retry: bool) -> None:
-    """Messages of a queue wait for their next attempt in queues with the name QUEUE.wait.DELAY."""
+    """mqtool recognizes the queues in which messages of a queue wait for their next attempt by the name
+    QUEUE.wait.DELAY.
+    """
     assert is_retry_queue(name, "jobs") is is_retry
     assert is_retry_queue("a.wait.b.wait.1s", "a.wait.b")
 
@@ -424,7 +431,9 @@ def test_a_retry_queue_has_the_name_of_its_work_queue(name: str, is_retry: bool)
     ("name", "numbered"), [("jobs.delay.5s.2", True), ("jobs.delay.5s", False), ("jobs.2", False), ("jobs", False)]
 )
 def test_a_wait_queue_in_place_of_another_one_has_a_number(name: str, numbered: bool) -> None:
-    """A wait queue that is used instead of one without a leader has a number at the end of its name."""
+    """mqtool recognizes a wait queue that is used instead of one without a leader by the number at the end of its name,
+    as in `jobs.delay.5s.2`.
+    """
     assert is_numbered(name) is numbered
 
 
@@ -478,8 +487,8 @@ _LONG = "a" * 300
 )  # fmt: skip
 def test_the_destination_of_a_wait_queue_is_proven_by_its_name(queue: dict[str, Any], found: WaitQueue | None) -> None:
     """mqtool treats a queue as a wait queue for another queue or an exchange only if its name is the one that mqtool
-    makes from the name of this destination, and if it outlives its messages by an hour. Anyone who may declare a queue
-    can claim another destination in its arguments.
+    makes from the name of this destination, since anyone who may declare a queue can claim any destination in its
+    arguments. The queue must also outlive its messages by an hour.
     """
     assert wait_queue_of(queue) == found
     if found is not None:
@@ -493,7 +502,7 @@ def test_the_destination_of_a_wait_queue_is_proven_by_its_name(queue: dict[str, 
 )
 def test_the_exchange_of_a_relays_queue_is_proven_by_its_name(name: str, out: object, exchange: str | None) -> None:
     """The queue NAME.relay of `delayed relay` is for messages to the exchange NAME.relayed. If the queue's arguments
-    name another exchange, mqtool shows this name, but does not use it.
+    name another exchange, mqtool shows this name, but does not publish to it.
     """
     queue = wait_queue_of({"name": name, "arguments": {RELAY: out}})
     assert queue is not None
@@ -527,9 +536,9 @@ def test_the_due_time_of_a_delayed_message_is_in_a_header(header: object, due: f
 
 def test_a_waiting_message_is_shown_as_it_will_be_delivered() -> None:
     """A message in a wait queue is shown with the exchange, routing key and properties that it will have when it is
-    due, and delivered with these by `delayed deliver`: without its expiration and user id, and without headers that the
-    broker or the delay has added. If it is for a queue, the broker drops the headers CC and BCC. If its exchange is not
-    proven, it is shown with the one to which it was published.
+    due, and `delayed now` delivers it with these: without its expiration and user id, and without headers that the
+    broker or the delay has added. If the message is for a queue, the headers CC and BCC are removed as well, as the
+    broker does. If its exchange is not proven, it is shown with the exchange to which it was published.
     """
     added = {"x-delivery-count": 1, "x-acquired-count": 1, "mqtool-then": "325ms"}
     copies = {"CC": ["a"], "BCC": ["b"]}

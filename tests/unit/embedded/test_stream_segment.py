@@ -243,7 +243,9 @@ def test_the_index_of_a_segment_is_built_piece_by_piece_up_to_a_damaged_header()
 
 
 def test_a_chunk_is_read_as_a_whole_together_with_small_ones_after_it() -> None:
-    """The broker reads 256 KiB of a segment at once, or one chunk if it is larger, and nothing after the end."""
+    """When it reads a stream, the embedded broker reads 256 KiB of a segment file at once, or one whole chunk if the
+    chunk is larger. It reads nothing beyond the given end.
+    """
     small, large = chunk(0, 1000), chunk(1, 400_000)
     parts = Counted(small, small, large, small)
     assert read_block(parts, 0) == parts.read(0, 256 * 1024)
@@ -259,8 +261,8 @@ def test_a_chunk_is_read_as_a_whole_together_with_small_ones_after_it() -> None:
 
 @pytest.mark.parametrize("size", [1000, 100_000, 300_000])
 def test_chunks_are_checked_when_a_stream_is_opened_up_to_the_first_damaged_one(size: int) -> None:
-    """When a stream is opened, its chunks are read in order, about once each, with the offsets and filters in them, up
-    to the first one that is damaged or incomplete.
+    """When the embedded broker opens a stream, it reads the chunks, with their stored consumer offsets and filter bits,
+    in order up to the first chunk that is damaged or cut off. It reads less than 2.5 times the stream's bytes.
     """
     found = [StoredTracking({}, {"c": number}, 2 + number) for number in range(max(9, 600_000 // size))]
     parts = [
