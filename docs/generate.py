@@ -141,11 +141,7 @@ def index() -> str:
 
 
 #: The topics of `mqtool help` that are on the page of notation, with the name of each one's heading.
-_NOTATION = {
-    "where": "Conditions: `--where`",
-    "output": "Templates: `--format`",
-    "durations": "Durations and times",
-}
+_NOTATION = {"where": "Conditions: `--where`", "output": "Templates: `--format`", "durations": "Durations and times"}
 
 
 def notation() -> str:
