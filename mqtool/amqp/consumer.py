@@ -200,15 +200,15 @@ class Consumer(ChannelListener):
             try:
                 batch = self._inbox.get_nowait()
             except queues.Empty:
+                if self._takes_rest():
+                    continue
                 if self._stopping:
                     return False
                 self._flush()
                 batch = self._wait(taken, started)
-            if self._stopping:
-                if not self._yields_all:
-                    return False
-                if not self._inbox.empty() and self._channel.failure is None:
-                    self._do(Step.CANCEL)  # else deliveries could arrive as fast as they are yielded
+            if self._stopping and not self._yields_all:
+                return False
+            self._takes_rest()
             if batch == [] and self._receiving.after_reopening is not None:
                 self._receiving.after_reopening(self._channel.journal.current_name(self._queue.name))
             elif batch is not None:
@@ -216,6 +216,14 @@ class Consumer(ChannelListener):
             elif (failure := self._channel.failure) is not None:
                 raise self._explained(failure)
         return True
+
+    def _takes_rest(self) -> bool:
+        """Cancel a consumer that must stop but has to yield all that the broker sends; return True if it did so."""
+        is_due = self._stopping and self._yields_all and self._subscription.is_active and self._channel.failure is None
+        if is_due:
+            with self._subscribing:
+                self._subscription.cancel(takes_rest=True)
+        return is_due
 
     def _explained(self, failure: MqtoolError) -> MqtoolError:
         if self._position is not None and failure.hint is None and "INTERNAL_ERROR" in str(failure):

@@ -13,6 +13,7 @@ from mqtool.amqp.administration import delivery_from, prefetch_request
 from mqtool.amqp.basic_frames import ConsumerFrames, TakeBatch
 from mqtool.amqp.io_thread import CONNECTION_LOST
 from mqtool.amqp.reopening_channel import ReopeningChannel
+from mqtool.errors import NotConfirmed, StoppedWaiting
 from mqtool.message import Delivery
 from mqtool.offsets import Offset, Start
 from mqtool.topology import Queue
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 #: The maximum total size of the bodies in a buffer, in bytes.
 _MAX_SIZE = 128 << 20
+#: Seconds to wait for the rest of the deliveries. If a network no longer works, waiting longer would be in vain.
+_PATIENCE = 2.0
 
 
 class StreamPosition:
@@ -102,12 +105,17 @@ class Subscription:
             if not self._is_wanted:  # cancelled in the meantime
                 self.cancel()
 
-    def cancel(self) -> None:
-        """Send basic.cancel, and return when no more deliveries can arrive."""
+    def cancel(self, *, takes_rest: bool = False) -> None:
+        """Send basic.cancel, and return when no more deliveries can arrive.
+
+        Args:
+            takes_rest: take the deliveries that arrive before the broker has cancelled the consumer, because it regards
+                them as acknowledged, and wait at most two seconds for that. Otherwise, they are requeued.
+        """
         self._is_wanted = False
         tag, self._consumer_tag = self._consumer_tag, None
         if tag is not None:
-            self._cancel(tag)
+            self._cancel(tag, takes_rest=takes_rest)
 
     def _consume(self, prefetch: int, *, auto_ack: bool) -> None:
         epoch = self._channel.requests.epoch
@@ -132,18 +140,27 @@ class Subscription:
         self.last_tag = batch[-1].delivery_tag
         self._take(batch)
 
-    def _cancel(self, consumer_tag: str) -> None:
+    def _cancel(self, consumer_tag: str, *, takes_rest: bool) -> None:
         def cancel(pika: PikaChannel, done: Callable[[object], None]) -> None:
-            if consumer_tag in pika.consumer_tags:
+            def cancelled(reply: object) -> None:
+                pika_private.leave_deliveries(pika, consumer_tag)
+                done(reply)
+
+            if consumer_tag not in pika.consumer_tags:  # it was on an earlier channel, so pika would never reply
+                done(None)
+            elif takes_rest:
+                pika.basic_cancel(consumer_tag, callback=cancelled)
+            else:
                 pika.basic_cancel(consumer_tag, callback=done)
                 pika_private.leave_deliveries(pika, consumer_tag)
-            else:  # the consumer was on an earlier channel, so pika would never reply
-                done(None)
 
         try:
-            self._channel.requests.make(cancel)
+            self._channel.requests.make(cancel, within=_PATIENCE if takes_rest else None)
         except CONNECTION_LOST:
             return  # this has cancelled the consumer, too
+        except (NotConfirmed, StoppedWaiting):
+            if not takes_rest:
+                raise
 
 
 class Buffer:

@@ -84,6 +84,7 @@ def objects(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     text, start, begun = "", 0, False
     arrived = bytearray()
     for chunk in chain(chunks, (b"",)):
+        limit.add(len(chunk), 0)
         arrived += chunk
         if chunk and len(arrived) < (len(text) - start) // 2:
             continue  # decoding the beginning of a large object again for each small chunk would take too long
@@ -97,7 +98,6 @@ def objects(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
             start = _BETWEEN.match(text, start).end()  # type: ignore[union-attr] # always matches
             if text.startswith("]", start):
                 return
-            begin = start
             try:
                 item, start = _decode(text, start)
             except ValueError as error:  # the rest follows in the next chunk
@@ -106,7 +106,7 @@ def objects(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
                 break
             if not isinstance(item, dict):
                 raise ValueError("not a list of objects")
-            limit.add(start - begin, 1)
+            limit.add(0, 1)
             yield item
     raise ValueError("cut short")
 
@@ -138,7 +138,12 @@ def refusal(answer: "BaseHTTPResponse", url: str, user: str) -> MqtoolError:
 
 def _said(answer: "BaseHTTPResponse") -> str:
     try:
-        said = json.loads(answer.read(_CHUNK))
+        content = b""
+        for chunk in _chunks(answer):
+            content += chunk
+            if len(content) > _CHUNK:
+                break
+        said = json.loads(content)
         reason = str(said.get("reason") or said.get("error") or answer.reason)
         return " ".join(reason.strip().replace("\n\n", ": ").split())  # RabbitMQ's reasons can have several lines
     except (ValueError, AttributeError, RecursionError):
@@ -271,7 +276,10 @@ class Management:
 
         def page(number: int) -> Json:
             numbers = {"page": str(number), "page_size": str(page_size)}
-            _, content = self._request("GET", path, {**numbers, **_columns(columns), **query})
+            # Any user can declare queues with large arguments, so a page may be as large as a list.
+            _, content = self._request(
+                "GET", path, {**numbers, **_columns(columns), **query}, largest=limits.LARGEST_LIST
+            )
             answer = self._decoded(content)
             if isinstance(answer, list):  # brokers without paging for this list return it whole
                 answer = {"items": answer, "page_count": 1}
@@ -321,7 +329,13 @@ class Management:
         return self._opened
 
     def _request(
-        self, method: str, path: str, query: dict[str, str] | None = None, body: Json | None = None
+        self,
+        method: str,
+        path: str,
+        query: dict[str, str] | None = None,
+        body: Json | None = None,
+        *,
+        largest: int = limits.LARGEST_VALUE,
     ) -> tuple[int, bytes]:
         """Make a request; return the status and the content of the response."""
         from urllib3.exceptions import HTTPError
@@ -330,8 +344,8 @@ class Management:
         try:
             for chunk in _chunks(answer):
                 content += chunk
-                if len(content) > limits.LARGEST_VALUE:
-                    raise limits.too_large(limits.LARGEST_VALUE)
+                if len(content) > largest:
+                    raise limits.too_large(largest)
         except HTTPError as error:
             raise self._no_answer(error) from error
         else:

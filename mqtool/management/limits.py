@@ -2,7 +2,7 @@
 
 from mqtool.errors import Unavailable
 
-#: The largest single value, in bytes. A page of 500 queues with all columns has about 2 MB.
+#: The largest single value, in bytes. The arguments of a queue fit into a frame of AMQP, which has 128 KiB.
 LARGEST_VALUE = 32 << 20
 #: The largest list, in bytes and in objects.
 LARGEST_LIST, MOST_OBJECTS = 1 << 30, 10_000_000

@@ -215,7 +215,7 @@ class Look:
                 yield head
         while self.count < wanted and self._has_more:
             yield from self._take(wanted - self.count)
-        if not self.count and (left := self._channel.depth_of(self._queue)):
+        if wanted and not self.count and (left := self._channel.depth_of(self._queue)):
             raise Unavailable(
                 f"{self._queue!r} has {left:,} ready messages, but the broker delivers none of them",
                 "its single active consumer gets them, or one with a higher priority",

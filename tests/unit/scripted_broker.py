@@ -83,6 +83,7 @@ class ScriptedBroker:
         writes: the names of the methods in each write.
         refused: the code and the text with which the broker closes the channel because of a method of this type.
         silent: the types of methods that are not answered.
+        before: what happens before a method of this type is answered.
         confirms: True if the broker confirms each message at once.
         depth: the number of ready messages in each queue.
         got: what basic.get returns.
@@ -105,6 +106,7 @@ class ScriptedBroker:
         self.writes: list[list[str]] = []
         self.refused: dict[type, tuple[int, str]] = {}
         self.silent: set[type] = set()
+        self.before: dict[type, Callable[[], None]] = {}
         self.confirms = True
         self.depth = 0
         self.got: tuple[spec.Basic.GetOk, Message] | None = None
@@ -192,6 +194,7 @@ class ScriptedBroker:
                 self.acked_on.append(number)
             elif number:
                 self.methods.append(method)
+                self.before.get(type(method), bool)()
                 self._answer(method, number)
 
     def _published(self, number: int) -> None:

@@ -21,6 +21,9 @@ from mqtool.message import Message
 from mqtool.testing import EmbeddedBroker, Vhost
 from mqtool.topology import Queue
 
+#: What the operating system says about a connection that was cut: while it is read from, or written to.
+CUT = "(connection reset by peer|broken pipe)"
+
 AT_ONCE = Backoff(first=0.001, longest=0.001)
 Q = Queue("q")
 
@@ -238,7 +241,8 @@ def test_a_lost_connection_that_is_not_reopened_fails_its_channels(connect: Conn
     log = Log(channel)
     vhost.faults.cut_connections()
     failure = failure_of(channel)
-    assert (type(failure), str(failure)) == (Unavailable, "the connection was lost: connection reset by peer")
+    assert type(failure) is Unavailable
+    assert re.fullmatch(rf"the connection was lost: {CUT}", str(failure))
     assert log.events == [failure]
     with pytest.raises(Unavailable) as caught:
         opened.channel()
@@ -277,7 +281,7 @@ def test_a_lost_connection_and_its_channels_are_reopened(connect: Connect, vhost
             vhost.faults.clear()
             assert publish(other.result()) == []
     assert channel.declare(Q) == Q
-    assert told[0] == f"lost the connection to {where}: connection reset by peer"
+    assert re.fullmatch(rf"lost the connection to {re.escape(str(where))}: {CUT}", told[0])
     assert told[1].startswith(f"attempt 1 to reconnect failed: no broker answers at {where.host}:{where.port}")
     assert re.fullmatch(rf"connected again to {where} after \d\.\d s", told[-1])
     assert log.events[0] == "paused"

@@ -275,7 +275,7 @@ def test_a_stopped_consumer_yields_what_has_arrived_only_if_it_is_acknowledged_a
 
 def test_a_stopped_consumer_ends_although_messages_keep_arriving(broker: ScriptedBroker, clock: Clock) -> None:
     """If a consumer with auto_ack is stopped while messages keep arriving, it is cancelled, yields the deliveries that
-    have arrived, and ends. If none have arrived, it ends without asking the broker.
+    arrive before the broker has cancelled it, and ends.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, Receiving(auto_ack=True))
@@ -283,12 +283,28 @@ def test_a_stopped_consumer_ends_although_messages_keep_arriving(broker: Scripte
     next(deliveries)
     channel.stop()
     deliver(broker, 3, 4)
+    broker.before[spec.Basic.Cancel] = lambda: deliver(broker, 5, 6)
     assert tags([next(deliveries)]) == [2]
-    assert len(broker.of(spec.Basic.Cancel)) == 1
-    assert tags(deliveries) == [3, 4]
-    assert tags(channel.consume(Q, Receiving(auto_ack=True))) == []
+    assert tags(deliveries) == [3, 4, 5, 6]
     assert len(broker.of(spec.Basic.Cancel)) == 1
     assert clock.waits == []
+
+
+def test_a_stopped_consumer_with_auto_ack_ends_if_the_network_no_longer_works(
+    broker: ScriptedBroker, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the broker does not reply to basic.cancel within a time limit, a consumer with auto_ack that was stopped
+    yields the deliveries that have arrived, and ends.
+    """
+    monkeypatch.setattr(subscription, "_PATIENCE", 0.01)
+    broker.silent = {spec.Basic.Cancel}
+    channel = broker.channel()
+    deliveries = channel.consume(Q, Receiving(auto_ack=True))
+    deliver(broker, 1, 2)
+    next(deliveries)
+    channel.stop()
+    assert tags(deliveries) == [2]
+    assert len(broker.of(spec.Basic.Cancel)) == 1
 
 
 def test_deliveries_from_a_lost_connection_are_dropped_unless_nobody_else_gets_them(

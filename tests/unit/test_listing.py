@@ -206,7 +206,7 @@ def test_a_list_of_the_management_api_that_does_not_end_is_given_up(monkeypatch:
     monkeypatch.setattr(limits, "MOST_OBJECTS", 100_000)
     monkeypatch.setattr(limits, "LARGEST_LIST", 20 << 20)
     short, long = b'{"name":""},' * 1000, b'{"name":"%s"},' % (b"x" * 1_000_000)
-    for part, limit in ((short, "100,000 objects"), (long, "20 MiB")):
+    for part, limit in ((short, "100,000 objects"), (long, "20 MiB"), (b" " * 1_000_000, "20 MiB")):
         endless = responding(lambda part=part: chain([b"["], repeat(part)))  # type: ignore[misc]
         with endless as api, pytest.raises(Unavailable, match=f"more than {limit}"):
             for _ in api.items("vhosts"):
@@ -223,6 +223,15 @@ def test_a_response_of_the_management_api_that_takes_too_long_is_given_up(monkey
     with slow as api, pytest.raises(Unavailable, match="takes more than"):
         api.get(path("overview"))
     stop.set()
+
+
+def test_a_page_of_the_management_api_may_be_larger_than_a_single_value() -> None:
+    """A page with 300 queues, each with an argument of 120 kB, is read, although it is larger than 32 MiB: any user who
+    may declare queues can make it as large.
+    """
+    page = b'{"items": [%s], "page_count": 1}' % b",".join([b'{"name":"%s"}' % (b"x" * 120_000)] * 300)
+    with responding(lambda: [page]) as api:
+        assert len(list(api.pages("queues"))) == 300
 
 
 def test_a_list_with_more_pages_than_any_broker_has_is_refused() -> None:

@@ -10,7 +10,7 @@ import pika
 import pytest
 
 from mqtool import management
-from mqtool.amqp import Connection, Receiving, administration, parse_addresses
+from mqtool.amqp import Channel, Connection, Receiving, administration, parse_addresses
 from mqtool.codecs.field_tables import largest_payload
 from mqtool.errors import MqtoolError, NotFound, Unavailable
 from mqtool.management import Management
@@ -275,6 +275,23 @@ def test_an_empty_queue_has_nothing_to_show(monkeypatch: pytest.MonkeyPatch, pla
     for limit in None, 5:
         place.fill(arguments=QUORUM)
         assert place.peeked(kind=PeekKind(How.IN_TURN, limit)) == []
+
+
+def test_a_message_that_arrives_while_peek_looks_at_an_empty_queue_causes_no_error(
+    monkeypatch: pytest.MonkeyPatch, place: Place
+) -> None:
+    """If a message arrives just after `peek` has found a queue to be empty, `peek` shows nothing and succeeds."""
+    place.fill(arguments=QUORUM)
+    kind, depth_of = place.kind(), Channel.depth_of
+
+    def then_filled(channel: Channel, queue: str) -> int:
+        depth = depth_of(channel, queue)
+        if not depth:
+            place.publish("late")
+        return depth
+
+    monkeypatch.setattr(Channel, "depth_of", then_filled)
+    assert list(peek(place.connection.channel(), "jobs", kind)) == []
 
 
 def test_peek_says_that_the_broker_delivers_no_message(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:

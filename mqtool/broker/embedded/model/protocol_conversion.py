@@ -285,7 +285,7 @@ def _deaths_to_091(value: Any10) -> list[Value] | None:
                 table: Table = {"original-expiration": str(int(ttl))} if isinstance(ttl, UInt32) else {}
                 table |= {
                     "count": Int64(_signed(count)),
-                    "reason": reason,
+                    "reason": str(reason),
                     "queue": queue,
                     "time": Timestamp(_seconds(time)),
                     "exchange": exchange,
