@@ -186,9 +186,10 @@ def test_a_message_that_is_already_due_is_published_to_its_destination(given: An
     ],
     ids=["none", "one", "thousands"],
 )
-def test_the_user_is_told_how_many_messages_were_already_due(overdue: int, notices: list[str]) -> None:
-    """At the end of the input, a notice says how many messages were sent immediately because their due time had passed.
-    Messages with a delay of 0 are not counted.
+def test_a_notice_says_how_many_messages_were_already_due(overdue: int, notices: list[str]) -> None:
+    """If the due times of some messages have passed, a command that publishes delayed messages, such as `send`,
+    publishes these messages at once. At the end of its input, the command prints a notice with their number. Messages
+    with a delay of 0 are not counted.
     """
     delays, found, _ = delaying(FakeBroker(_JOBS))
     messages = [Message(b"x", due=_NOW - 60)] * overdue + [Message(b"x", delay=0.0)]

@@ -115,8 +115,8 @@ def test_the_wait_queues_of_a_virtual_host_that_have_messages_are_listed(
 
 
 def test_an_exclusive_wait_queue_is_skipped(place: Place) -> None:
-    """If another client has declared an exclusive queue with the name and arguments of a wait queue, the queue is
-    skipped with an error, since only that client can use it. The other queues are listed.
+    """`delayed ls` lists the queues in which delayed messages wait. If one of them is exclusive to another connection,
+    its messages cannot be listed. A warning for this queue says so, and the other queues are listed.
     """
     queue = wait_queue("a.delay.1h", 3_600_000, "", "a")
     place.connect().declare(queue._replace(exclusive=True))

@@ -147,9 +147,9 @@ def test_a_caller_that_acknowledges_never_gets_more_messages_than_the_limit() ->
 
 
 def test_the_last_missing_messages_are_prefetched_together() -> None:
-    """A caller acknowledges messages itself, with `--count 20` and a prefetch of 8. After 13 acknowledgements, the
-    consumer is cancelled, and subscribes again for the 8 messages that it has not received. If it has to subscribe once
-    more, it prefetches half of the missing messages.
+    """A caller that acknowledges messages itself wants 20 messages, with a prefetch of 8. Once another acknowledgement
+    would let the broker send more than 20, the consumer subscribes again, with all missing messages as its prefetch (8
+    in this test). When it has to subscribe once more, the prefetch is half of the missing messages.
     """
     policy = CallerSettles(Receiving(count=20, prefetch=8, acknowledge=False))
     assert acknowledge(policy, *range(8, 20)) == [Step.GO_ON] * 12

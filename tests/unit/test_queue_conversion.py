@@ -584,7 +584,10 @@ def test_a_conversion_cannot_be_finished_without_its_queue(place: Place) -> None
 
 
 def test_a_conversion_whose_replaced_queue_was_deleted_declares_it_again(place: Place) -> None:
-    """If the queue is deleted before its messages have returned, the next run declares it with its new definition."""
+    """During `queue convert`, a temporary queue holds the messages while the queue is deleted and declared with its new
+    type. If the conversion stops, and another client deletes the new queue before its messages have been moved back,
+    the resumed conversion declares the queue again with its new type. No message is lost.
+    """
     place.fill()
     begin_and_stop(place, 3)
     administration.delete_queue(place.channel, "jobs")
