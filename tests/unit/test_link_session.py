@@ -160,8 +160,10 @@ def test_a_stream_is_read_from_an_offset_with_filters(connect: Connect) -> None:
     assert [each.body for each in received(by_condition, 2, STREAM, offset=FIRST)] == [b"b", b"c"]
 
 
-def test_the_user_is_told_of_an_ignored_filter(connect: Connect) -> None:
-    """If the broker ignores a filter, for example because an SQL condition is not valid, the user is told."""
+def test_a_notice_says_which_filter_the_broker_ignores(connect: Connect) -> None:
+    """If the broker ignores one of the filters with which an AMQP 1.0 receiver reads a stream, for example an SQL
+    condition that is not valid, mqtool prints a notice that names the filter.
+    """
     notices = list[str]()
     session = connect(sql="n >", notice=notices.append)
     session.declare(STREAM)

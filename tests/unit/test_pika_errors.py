@@ -354,8 +354,8 @@ def test_what_amqp_cannot_express_is_named(error: Exception, kind: type[MqtoolEr
 
 
 def test_an_error_about_a_name_or_headers_that_are_too_long_gives_the_size() -> None:
-    """If a name is too long, or the headers are too large, the user gets the size and the limit. The hint quotes the
-    beginning of the name, without a character that would be cut in two.
+    """If a name is too long, or a message's headers and properties are too large, mqtool's error contains the size and
+    the limit. The hint about a name quotes its beginning, which never ends in the middle of a character.
     """
     name = pika_errors.too_long("queue name", b"x" * 39 + "é".encode() * 150)
     assert str(name) == "the queue name is 339 bytes long; AMQP allows 255"

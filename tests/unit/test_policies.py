@@ -26,9 +26,9 @@ def handle(policy: ConsumePolicy, tags: range, now: float = SOON) -> list[int]:
 
 
 def test_the_options_decide_how_a_command_consumes() -> None:
-    """A command usually consumes with its full prefetch. On a queue with a delivery limit, it starts with a prefetch of
-    1. Other rules apply if `--prefetch`, `--auto-ack` or `--count` is given, or if the caller acknowledges messages
-    itself.
+    """A consumer of a queue with a delivery limit starts with a prefetch of 1. Any other consumer starts with its full
+    prefetch, and so does one with --prefetch or --auto-ack. With --count, a consumer never receives more messages than
+    that number. If the caller acknowledges messages itself, the consumer acknowledges none.
     """
     assert type(policy_for(Receiving(), limits_deliveries=False)) is Streaming
     assert type(policy_for(Receiving(), limits_deliveries=True)) is Cautious
@@ -240,8 +240,8 @@ def test_acknowledgements_within_50_ms_are_sent_together() -> None:
 
 
 def test_a_consumer_whose_caller_acknowledges_is_cancelled_at_its_message_limit() -> None:
-    """If the caller acknowledges messages itself, the consumer is cancelled once as many messages have arrived as
-    `--count` allows. Without `--count`, the consumer never ends by itself.
+    """If the caller acknowledges messages itself, mqtool cancels the consumer once the number of messages given with
+    `--count` has arrived. Without `--count`, the consumer never ends by itself.
     """
     policy = CallerSettles(Receiving(count=3, acknowledge=False))
     assert [policy.taken(delivery(tag)) for tag in (1, 2, 3)] == [Step.GO_ON, Step.GO_ON, Step.CANCEL]
