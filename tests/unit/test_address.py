@@ -168,8 +168,9 @@ def test_a_connection_has_the_name_from_the_environment(monkeypatch: pytest.Monk
     [("shop", "shop v"), ("rabbit@localhost", "rabbit@localhost h:1 v"), ("", " h:1 v"), (None, "None h:1 v")],
 )
 def test_a_cluster_name_that_is_not_unique_is_completed_with_host_and_port(name: str | None, shown: str) -> None:
-    """mqtool uses the cluster's name as the key of what it stores about a virtual host. If many brokers have the same
-    cluster name, such as rabbit@localhost, or if the broker has none, the key also contains the broker's host and port.
+    """mqtool stores what it needs to know about a virtual host under the name of the cluster. If many brokers have the
+    same cluster name, such as rabbit@localhost, or if the broker has none, the broker's host and port are added to the
+    name.
     """
     assert Address("h", 1, "v").cluster(name) == shown
 

@@ -73,8 +73,8 @@ def test_the_charts_show_latencies_by_percentile_and_messages_per_second() -> No
 
 
 def test_both_charts_are_in_one_image_below_each_other() -> None:
-    """The image of a `bench` result is as high as both charts. The names of the lines are side by side, in the colours
-    of the lines.
+    """The image of a `bench` result contains both charts, one below the other. Each chart has the names of its lines
+    next to each other, in the colours of the lines.
     """
     image = charts.svg(result())
     assert 'viewBox="0 0 760 640" width="760" height="640"' in image

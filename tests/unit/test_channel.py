@@ -627,8 +627,9 @@ def test_a_channel_that_the_broker_closes_for_a_consumer_timeout_is_opened_again
 
 
 def test_a_channel_that_cannot_be_set_up_again_after_a_refusal_is_closed_for_good(broker: ScriptedBroker) -> None:
-    """If the broker refuses a request of a consumer's channel, and then also a declaration that is repeated on the
-    reopened channel, the channel is closed for good, and its consumers are told why.
+    """After the broker has refused a request on a channel, mqtool opens the channel again and repeats its declarations.
+    If the broker refuses one of these as well, the channel is closed for good, and its consumers raise the broker's
+    error.
     """
     channel = broker.channel()
     channel.declare(Exchange("x", "topic"))

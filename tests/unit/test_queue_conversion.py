@@ -474,8 +474,8 @@ def test_a_conversion_can_be_stopped_while_it_waits_for_messages(place: Place, m
 def test_a_conversion_says_that_it_waits_for_clients_and_can_be_stopped(
     place: Place, monkeypatch: pytest.MonkeyPatch, holds: str
 ) -> None:
-    """While the conversion of a queue waits until the queue has no consumers, or no unacknowledged messages, it says
-    so, and can be stopped at once. The queue stays as it is, and the conversion can be continued.
+    """While `queue convert` waits until the queue has no consumers, or no unacknowledged messages, it prints a notice,
+    and can be stopped at once. The queue stays as it is, and the conversion can be continued.
     """
     place.fill()
     client = place.connect().channel()
@@ -504,7 +504,9 @@ def test_a_conversion_says_that_it_waits_for_clients_and_can_be_stopped(
 
 
 def test_a_conversion_can_be_stopped_while_another_one_works(place: Place) -> None:
-    """A conversion that waits because another conversion of the queue is running can be stopped. It changes nothing."""
+    """If `queue convert` waits because another conversion of the same queue is running, it can be stopped. It changes
+    nothing.
+    """
     place.fill()
     place.conversion().lock()
     waiting = place.conversion()

@@ -426,10 +426,10 @@ UNCOUNTED = "max-length-bytes is 75, and the broker has counted no bytes of them
 def test_a_loss_is_counted_from_the_messages_that_are_in_the_queue_now(
     new: dict[str, Any], reported: dict[str, Any], there: Depth | None, loss: Loss | None
 ) -> None:
-    """The management API's counts of a queue can be some seconds old, or missing. Before mqtool sets a policy, it
-    therefore counts the queue's messages and consumers over AMQP. If neither has a count, mqtool says that the queue
-    may lose messages. If only the bytes are missing, or are 0, mqtool says that the queue may drop some messages, and
-    why it does not know their number.
+    """The management API's counts of a queue can be some seconds old, or missing. Before `policy set` sets a policy, it
+    therefore counts the queue's messages and consumers over AMQP. If no count is available, it says that the queue may
+    lose messages. If only the bytes are missing, or are 0, it says that the queue may drop some messages, and why it
+    does not know their number.
     """
     api = api_with(queues=[{"name": "q"} | reported])
     assert losses(api, "v", new, lambda _: there, operator=False) == ([loss] if loss else [])
