@@ -286,9 +286,9 @@ def test_a_client_of_bench_ends_if_the_command_is_killed(command: Command, when:
     assert command.now == START + when * MS
 
 
-def test_orders_that_arrive_in_pieces_or_together_are_read_whole(command: Command) -> None:
-    """A client of `bench` reads what `bench` tells it, such as when to start, from a pipe. Each message from `bench` is
-    read as one, whether it arrives in several pieces or together with another message.
+def test_instructions_to_a_bench_client_may_arrive_in_pieces_or_together(command: Command) -> None:
+    """A client of `bench` reads instructions from `bench`, such as when to start, from a pipe. Each instruction is read
+    as one, whether it arrives in several pieces or together with another one.
     """
     orders = Orders()
     command.send(b'{"a": 1}\n{"b"')

@@ -297,9 +297,11 @@ def test_a_receiver_of_bench_without_acknowledgements_asks_for_settled_messages(
     assert broker.of(Flow)[-1].link_credit == 30
 
 
-def test_orders_are_read_while_an_amqp_1_0_connection_waits(broker: Broker, selected: Readable) -> None:
-    """While a `bench` client waits for data from the broker over AMQP 1.0, it can read what `bench` tells it, such as
-    to stop. It also waits until the socket can take data that is not yet sent.
+def test_a_bench_client_can_be_told_to_stop_while_it_waits_for_amqp_1_0_frames(
+    broker: Broker, selected: Readable
+) -> None:
+    """A `bench` client that waits for AMQP 1.0 frames from the broker can at the same time read what `bench` tells it,
+    such as to stop. If some of its own frames are not sent yet, it also waits until the socket accepts more.
     """
     made = Amqp10Wire(NODE, PLAIN)
     read: list[str] = []
@@ -528,10 +530,10 @@ def test_a_stream_connection_that_is_lost_says_why(streams: StreamBroker) -> Non
             made.wait(0.5)
 
 
-def test_orders_are_read_while_a_stream_connection_waits(streams: StreamBroker) -> None:
-    """While a `bench` client waits for data from the broker over the stream protocol, it can read what `bench` tells
-    it, such as to stop. The connection's event loop runs only when the socket can be read, or can take data that is not
-    yet sent.
+def test_a_bench_client_can_be_told_to_stop_while_it_waits_for_stream_frames(streams: StreamBroker) -> None:
+    """A `bench` client that waits for frames of the stream protocol can at the same time read what `bench` tells it,
+    such as to stop. The connection's event loop runs only when the socket has data or, if frames are not sent yet,
+    accepts more.
     """
     made = StreamWire(NODE, PLAIN)
     read: list[str] = []
