@@ -329,7 +329,9 @@ def main() -> None:
     parser.add_argument("base", type=Path, metavar="BASE")
     parser.add_argument("change", type=Path, metavar="CHANGE", nargs="?", default=HERE)
     parser.add_argument(
-        "--instructions", action="store_true", help="count instructions; exit with 1 if any cost has grown"
+        "--instructions",
+        action="store_true",
+        help="count the instructions of commands; exit with 1 if CHANGE exceeds BASE by more than the tolerance",
     )
     parser.add_argument("--rows", metavar="WORD", default="", help="measure only rows whose names contain WORD")
     parser.add_argument("--runs", type=int, default=7, help="runs of each row (default: 7)")

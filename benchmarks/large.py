@@ -3,12 +3,13 @@
     python -m benchmarks.large [--part N] [--rows WORD]
 
 Starts new brokers for each row: the embedded broker with --data-dir, and a private node of RabbitMQ if it is installed.
-Queues are durable classic queues; messages are persistent and confirmed. The table shows how much a broker's memory
-(RSS) has grown five seconds after everything was created, and how much CPU time the broker used to create everything.
-On Linux only.
+Queues are durable classic queues; messages are persistent and confirmed. The table shows by how much a broker's memory
+(RSS) exceeds that of the idle broker, five seconds after everything was created, and how much CPU time the broker used
+to create everything. On Linux only.
 
-By default, all sizes are a tenth of those in docs/explanation/performance.md. With `--part 1`, a broker needs up to 5
-GiB of memory, and the benchmark takes half an hour.
+--part N divides the sizes in docs/explanation/performance.md by N, by default 10. With `--part 1`, the sizes are the
+full ones: a broker needs up to 5 GiB of memory, and the benchmark takes half an hour. --rows WORD measures only the
+rows whose names contain WORD.
 """
 
 import argparse

@@ -102,7 +102,10 @@ class PlaysRecorder(PlayPage):
         return self
 
     def say(self, text: str, question: str = "") -> None:
-        """Record an explanation once the page shows all earlier events. Do not pause to give a viewer time to read."""
+        """Record the text with which a tutorial explains its next step, once the page has shown all earlier events.
+
+        A tutorial in a browser waits until its viewer has read the text; a recording does not wait while it is made.
+        """
         time.sleep(_SETTLES)
         self._continued = self._said + 1
         super().say(text, question)

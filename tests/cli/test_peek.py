@@ -196,8 +196,9 @@ def test_no_message_behind_the_first_one_exceeds_the_delivery_limit(
 
 @pytest.mark.keeps_messages
 def test_peek_counts_the_messages_that_reach_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
-    """Two messages behind the first one of a quorum queue have reached the delivery limit. `peek` publishes both to the
-    queue again. Its error names one of them, and counts the other.
+    """A quorum queue drops a message at its delivery limit when the message is requeued. Therefore, `peek` publishes
+    such a message to the queue again instead. If there are two, `peek` exits with 1, and its error describes one of
+    them and says that there is 1 more.
     """
     ids = filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=6")
     with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as client:

@@ -127,7 +127,9 @@ def test_an_empty_url_is_a_usage_error(urls: str) -> None:
 
 
 def test_the_largest_values_of_a_url_are_valid() -> None:
-    """A heartbeat of 65,535 seconds, port 65535, a time limit of 1 ms and a vhost of 255 bytes are valid."""
+    """In a broker URL, a heartbeat of 65,535 seconds, ports 1 and 65535, a connection timeout of 1 ms and a vhost name
+    of 255 bytes are valid.
+    """
     found = parse_address(f"amqp://localhost:65535/{'v' * 255}?heartbeat=65535&connection_timeout=1")
     assert (found.port, len(found.virtual_host), found.heartbeat) == (65535, 255, 65535)
     assert found.connection_timeout == 0.001
@@ -166,8 +168,9 @@ def test_a_connection_has_the_name_from_the_environment(monkeypatch: pytest.Monk
     [("shop", "shop v"), ("rabbit@localhost", "rabbit@localhost h:1 v"), ("", " h:1 v"), (None, "None h:1 v")],
 )
 def test_a_cluster_name_that_is_not_unique_is_completed_with_host_and_port(name: str | None, shown: str) -> None:
-    """mqtool uses the cluster's name as the key of what it stores about a virtual host. If many brokers have the same
-    cluster name, such as rabbit@localhost, or if the broker has none, the key also contains the broker's host and port.
+    """mqtool stores what it needs to know about a virtual host under the name of the cluster. If many brokers have the
+    same cluster name, such as rabbit@localhost, or if the broker has none, the broker's host and port are added to the
+    name.
     """
     assert Address("h", 1, "v").cluster(name) == shown
 
@@ -217,7 +220,9 @@ def test_an_address_prints_as_the_url_without_its_password() -> None:
 
 
 def test_a_tls_key_needs_its_certificate() -> None:
-    """If a TLS key is given without its certificate, mqtool raises UsageError, and names the option for it."""
+    """If a client's TLS key is given without the client's certificate, mqtool raises UsageError. The hint names the
+    option for the certificate, --tls-cert.
+    """
     with pytest.raises(UsageError, match=r"^the key key.pem needs its certificate$") as raised:
         TlsFiles(key=Path("key.pem")).context()
     assert raised.value.hint == "name it with --tls-cert"

@@ -52,7 +52,7 @@ def routed(channel: Channel, exchange: str, key: str, headers: dict[str, Any] | 
 def test_an_exchange_or_a_queue_is_declared_with_all_of_its_settings(
     channel: Channel, amqp_vhost: Vhost, api: Management, thing: Exchange | Queue
 ) -> None:
-    """After an exchange or a queue is declared, the broker has it with exactly the declared settings."""
+    """After mqtool has declared an exchange or a queue, it exists on the broker with exactly the declared settings."""
     channel.declare(thing)
     kind = "queues" if isinstance(thing, Queue) else "exchanges"
     view = api.get(path(kind, amqp_vhost.name, thing.name))
@@ -66,7 +66,9 @@ def test_an_exchange_or_a_queue_is_declared_with_all_of_its_settings(
 def test_a_name_with_a_line_break_cannot_be_declared(
     channel: Channel, kind: type[Exchange | Queue], name: str, *, passive: bool
 ) -> None:
-    """An exchange or a queue whose name has a line break is refused before anything is sent to the broker."""
+    """If the name of an exchange or a queue contains a line break, mqtool refuses to declare it, and sends nothing to
+    the broker.
+    """
     with pytest.raises(UsageError) as refused:
         channel.ask(administration.declare_request(kind(name), passive=passive))
     assert str(refused.value) == f"the name {name!r} contains a line break"
@@ -108,7 +110,7 @@ def test_the_depth_of_a_queue_is_its_number_of_ready_messages_and_of_consumers(c
 
 @pytest.mark.parametrize("ask", [administration.depth, administration.ready_after_deliveries, administration.purge])
 def test_a_missing_queue_has_no_depth_and_cannot_be_purged(channel: Channel, ask: Any) -> None:
-    """depth(), ready_after_deliveries() and purge() raise NotFound if there is no such queue, and do not create it."""
+    """If a queue does not exist, depth(), ready_after_deliveries() and purge() raise NotFound, and do not create it."""
     for _ in range(2):
         with pytest.raises(NotFound, match="no queue 'q'"):
             ask(channel, "q")

@@ -197,7 +197,7 @@ def test_a_bench_publisher_waits_for_the_start_of_the_run() -> None:
 
 def test_without_a_rate_messages_are_due_when_they_are_sent() -> None:
     """Without `--rate`, a `bench` publisher sends as many messages as may be unconfirmed, and then one more for each
-    confirm. Without a schedule, each message contains the time at which it is sent as the time at which it was due.
+    confirm. Each message contains the time at which it was sent, from which `bench` measures latencies.
     """
     client, wire = publisher(in_flight=3)
     assert client.work(wire, START + 9 * MS) == START + 9 * MS
@@ -329,8 +329,8 @@ def test_bench_sends_the_lines_of_a_file_of_bodies_in_turn(tmp_path: Any) -> Non
 
 
 def test_bench_measures_requests_up_to_their_replies() -> None:
-    """With `--rpc`, a `bench` publisher waits for replies instead of confirms, and measures the time from each request
-    to its reply.
+    """With `--rpc`, a `bench` publisher sends requests and waits for replies instead of confirms. It measures the time
+    from when a request was due to its reply.
     """
     client, wire = publisher(rpc=True, in_flight=2)
     assert wire.publishing == ("logs", "key", False)

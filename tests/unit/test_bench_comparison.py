@@ -29,8 +29,9 @@ def of_logs(a: Sequence[float], b: Sequence[float], *, paired: bool, more_is_bet
 def test_the_ratio_of_two_series_has_a_95_percent_confidence_interval(
     a: list[float], b: list[float], mean: float, error: float, *, paired: bool
 ) -> None:
-    """The ratio of two series of runs is the geometric mean of the ratios. Its confidence interval comes from Student's
-    t distribution if the runs were interleaved, and otherwise from Welch's test.
+    """`bench compare` shows how many times larger the results of one series of runs are than those of another: the
+    ratio of the two geometric means, with its 95 percent confidence interval. If the runs of both series alternated,
+    the interval comes from Student's t distribution for pairs of runs, and otherwise from Welch's test.
     """
     comparison = of_logs(a, b, paired=paired)
     assert comparison.ratio == pytest.approx(math.exp(mean))
@@ -40,8 +41,8 @@ def test_the_ratio_of_two_series_has_a_95_percent_confidence_interval(
 @pytest.mark.parametrize("paired", [True, False])
 @pytest.mark.parametrize(("a", "b"), [([1], [0]), ([1, 2], [0]), ([1], [0, 1])])
 def test_a_single_run_has_no_confidence_interval(a: list[float], b: list[float], *, paired: bool) -> None:
-    """If one of two series consists of a single run, there is a ratio without a confidence interval, and the verdict
-    says that these are too few runs.
+    """If one of the two series that `bench compare` compares is a single run, the verdict contains the ratio of the two
+    results without a confidence interval, and says that there are too few runs.
     """
     comparison = of_logs(a, b, paired=paired)
     assert comparison.interval is None
@@ -50,7 +51,7 @@ def test_a_single_run_has_no_confidence_interval(a: list[float], b: list[float],
 
 
 def test_the_median_of_each_series_is_shown() -> None:
-    """A comparison has the median of each series of runs."""
+    """`bench compare` shows the median of each of the two series of runs."""
     assert Comparison("x", True, [5.0, 1.0, 2.0], [4.0, 8.0], True).medians == (2.0, 6.0)
 
 
@@ -68,8 +69,8 @@ def test_the_median_of_each_series_is_shown() -> None:
 def test_the_verdict_names_the_better_broker_if_the_runs_show_a_difference(
     a: list[float], b: list[float], verdict: str, *, more_is_better: bool
 ) -> None:
-    """The verdict of a comparison names the better series, by a higher throughput or a lower latency. It names none if
-    the confidence interval of the ratio contains 1.
+    """The verdict of `bench compare` names the better of the two series, which has the higher throughput or the lower
+    latency. It names neither if the confidence interval of the ratio contains 1.
     """
     comparison = Comparison("x", more_is_better, a, b, True)
     assert comparison.verdict(("A", "B")) == verdict
@@ -85,8 +86,8 @@ def run(**more: float) -> dict[str, Any]:
 
 
 def test_each_measure_of_two_series_is_compared() -> None:
-    """The throughput and the latencies of two series of runs are compared. Of throughput more is better, of latencies
-    less.
+    """`bench compare` compares the rates of confirmed and received messages of two series of runs, and the 50th and
+    99th percentiles of the latencies of confirms and deliveries. A higher rate is better, and a lower latency.
     """
     found = compare([run(), run()], [run()], paired=False)
     assert [(each.name, each.more_is_better, each.a, each.b, each.paired) for each in found] == [
@@ -101,6 +102,8 @@ def test_each_measure_of_two_series_is_compared() -> None:
 
 
 def test_a_measure_that_a_run_does_not_have_is_left_out() -> None:
-    """A measure that is 0 in one run, such as the latency of deliveries without consumers, is not compared."""
+    """`bench compare` leaves out a measure that is 0 in one of the runs, such as the latency of deliveries in a run
+    without consumers.
+    """
     found = compare([run(), run(**{"deliver p99 ms": 0})], [run(), run(**{"confirmed/s": 0})], paired=True)
     assert [each.name for each in found] == ["received/s", "confirm p50 ms", "confirm p99 ms", "deliver p50 ms"]

@@ -110,8 +110,9 @@ def test_settings_of_a_run_that_can_be_combined_are_accepted(settings: dict[str,
 def test_publishers_share_the_messages_of_a_run(
     settings: dict[str, Any], total: int | None, shares: list[int | None]
 ) -> None:
-    """A `bench` run with a rate and a duration publishes a known number of messages, at least one and at most those of
-    --messages. Its publishers share them evenly. Without a rate, only --messages limits the number.
+    """The number of messages of a `bench` run is --messages, or the product of --rate and --duration (at least 1) if
+    this is smaller or --messages is missing. The publishers share the messages evenly. If --messages is missing, and
+    --rate or --duration as well, the number is not limited.
     """
     plan = BenchPlan(**settings)
     assert plan.total == total
@@ -137,13 +138,16 @@ def test_publishers_share_the_messages_of_a_run(
     ],
 )  # fmt: skip
 def test_the_settings_of_a_run_are_one_line_of_its_result(settings: dict[str, Any], words: str) -> None:
-    """The result of a `bench` run shows the run's settings in one line."""
+    """The result of a `bench` run describes the run's settings in one line, for example "quorum queue, 1 publisher, 1
+    consumer, 100 bytes, persistent, up to 1,000 in flight".
+    """
     assert BenchPlan(**settings).in_words() == words
 
 
 def test_the_sizes_of_bodies_vary_and_are_the_same_in_each_run() -> None:
-    """With a range of sizes, `bench` publishes bodies of 512 sizes in this range, the same ones in each run. Of large
-    bodies it makes fewer, so that they need about 64 MiB of memory. With one size, all bodies are equal.
+    """With a range of sizes, `bench` creates 512 bodies with sizes in this range, and publishes them in turn. The sizes
+    are the same in each run. If the largest size is so large that 512 bodies could need more than 64 MiB of memory,
+    `bench` creates fewer bodies, but at least two. If the range is a single size, all messages have the same body.
     """
     assert bodies(BenchPlan(sizes=(30, 30))) == [bytes(30)]
     varied = bodies(BenchPlan(sizes=(26, 30)))
@@ -156,8 +160,9 @@ def test_the_sizes_of_bodies_vary_and_are_the_same_in_each_run() -> None:
 
 
 def test_bodies_from_a_file_are_its_lines(tmp_path: Path) -> None:
-    """With --bodies, `bench` publishes up to 512 lines of the file. A line that is too short for the message's number
-    and time is extended by spaces. A file that cannot be read or is empty is an error.
+    """With --bodies FILE, `bench` publishes up to 512 lines of the file as bodies. Each body must have room for the
+    number and the time of a message, so a shorter line is padded with spaces. If the file is empty or cannot be read,
+    UsageError is raised.
     """
     file = tmp_path / "lines"
     file.write_bytes(b"short\n" + b"x" * 40 + b"\n")
@@ -175,7 +180,7 @@ def test_bodies_from_a_file_are_its_lines(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("body_file", [None, Path("/b")])
 def test_a_process_of_a_run_gets_the_whole_job(body_file: Path | None) -> None:
-    """Each process of a `bench` run gets its job as one line of JSON, which contains all settings and addresses."""
+    """Each process of a `bench` run gets all settings and addresses as one line of JSON."""
     plan = BenchPlan(sizes=(26, 30), bodies=body_file, rate=5.0, exchange="topic")
     nodes = [Address("one", 1), Address("two", 2, "my vhost", "user", "password", tls=True)]
     tls = TlsFiles(Path("/ca"), Path("/cert"), None)
@@ -190,8 +195,8 @@ def test_a_process_of_a_run_gets_the_whole_job(body_file: Path | None) -> None:
 
 
 def test_a_job_names_the_queues_and_the_exchange_that_its_run_has_declared() -> None:
-    """The job of a `bench` process names what the run has declared: the queue of the consumers, and the wait queue for
-    delayed messages and the exchange, if any.
+    """Each process of a `bench` run is told what the run has declared: the queue of the consumers, and if there are
+    any, the wait queue for delayed messages and the exchange.
     """
     job = Job("consumer", 0, BenchPlan(), [], [], TlsFiles(), "", "queue", "queue", "12345678")
     assert job.declared == [Queue("queue")]

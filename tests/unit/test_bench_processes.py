@@ -247,7 +247,7 @@ def test_a_client_of_bench_that_loses_its_connection_connects_again(command: Com
 
 
 def test_a_client_of_bench_can_be_stopped_while_its_connection_is_lost(command: Command) -> None:
-    """If `bench` tells a client to stop that has lost its connection, the client stops at once."""
+    """If `bench` tells a client that has lost its connection to stop, the client stops at once."""
     client = Worker(command, Waiting(command, 500), *[Unavailable("no broker")] * 999)
     command.order(0, start=START)
     command.order(740, stop=True)
@@ -256,7 +256,9 @@ def test_a_client_of_bench_can_be_stopped_while_its_connection_is_lost(command: 
 
 
 def test_a_connection_that_is_lost_at_once_again_counts_as_another_loss(command: Command) -> None:
-    """If a client of `bench` loses its connection again while it sets it up, it tries once more."""
+    """If a client of `bench` reconnects, and loses the new connection while setting it up, the client connects once
+    more. Its report counts two reconnections.
+    """
 
     class Broken(Waiting):
         def watch(self, *_: object) -> None:
@@ -284,8 +286,10 @@ def test_a_client_of_bench_ends_if_the_command_is_killed(command: Command, when:
     assert command.now == START + when * MS
 
 
-def test_orders_that_arrive_in_pieces_or_together_are_read_whole(command: Command) -> None:
-    """An order that reaches a client of `bench` in several pieces, or together with another one, counts as one."""
+def test_instructions_to_a_bench_client_may_arrive_in_pieces_or_together(command: Command) -> None:
+    """A client of `bench` reads instructions from `bench`, such as when to start, from a pipe. Each instruction is read
+    as one, whether it arrives in several pieces or together with another one.
+    """
     orders = Orders()
     command.send(b'{"a": 1}\n{"b"')
     assert orders.next() == {"a": 1}
@@ -362,8 +366,8 @@ def test_a_client_of_bench_connects_to_the_first_node_that_accepts(
 def test_a_client_of_bench_measures_its_own_cpu_time(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str | None, waited: float
 ) -> None:
-    """A client of `bench` measures how long it ran, and how long it waited for a CPU. Where the system does not tell
-    the latter, it counts as 0.
+    """A client of `bench` measures which part of the time it used a CPU, and which part it waited for one. On systems
+    that do not report the time of waiting, that time counts as 0.
     """
     file = tmp_path / "schedstat"
     if text is not None:

@@ -29,8 +29,8 @@ def result(**more: Any) -> Result:
 
 
 def test_the_json_of_a_result_has_all_its_figures() -> None:
-    """The result of a `bench` run as JSON has each figure by its name, percentiles in milliseconds, and the histograms
-    of the latencies in microseconds. What is unknown is null.
+    """The result of a `bench` run as JSON contains each figure under its name, percentiles in milliseconds, and the
+    histograms of the latencies in microseconds. Unknown figures, such as the CPU time of a remote broker, are null.
     """
     found = result(confirm=latencies(*[1000] * 98, 1500, 1700)).as_json()
     confirm = found.pop("confirm")
@@ -73,8 +73,8 @@ def test_the_charts_show_latencies_by_percentile_and_messages_per_second() -> No
 
 
 def test_both_charts_are_in_one_image_below_each_other() -> None:
-    """The image of a `bench` result is as high as both charts. The names of the lines are side by side, in the colours
-    of the lines.
+    """The image of a `bench` result contains both charts, one below the other. Each chart has the names of its lines
+    next to each other, in the colours of the lines.
     """
     image = charts.svg(result())
     assert 'viewBox="0 0 760 640" width="760" height="640"' in image
@@ -87,8 +87,8 @@ def test_both_charts_are_in_one_image_below_each_other() -> None:
 
 
 def test_latencies_of_less_than_a_millisecond_are_in_the_chart() -> None:
-    """The latency chart has a logarithmic axis, which begins below the lowest latency. Of the percentiles, 90, 99, 99.9
-    and so on are evenly spaced.
+    """The axis of latencies in the chart of `bench` is logarithmic, and begins below the lowest latency. On the other
+    axis, the percentiles 0, 90, 99, 99.9 and so on are evenly spaced.
     """
     image = charts.svg(result(confirm=latencies(*[100] * 9, 1000), deliver=latencies(*[100] * 99, 1000)))
     assert lines_of(image)[:2] == ["190.0,280.0 740.0,40.0", "300.0,280.0 740.0,40.0"]
@@ -96,8 +96,8 @@ def test_latencies_of_less_than_a_millisecond_are_in_the_chart() -> None:
 
 
 def test_rates_are_counted_between_the_snapshots_of_a_run() -> None:
-    """Each point of the throughput chart is the number of messages since the last snapshot, per second. A second
-    snapshot at the same time is left out.
+    """While `bench` runs, it takes snapshots of the numbers of messages. Each point of the throughput chart is the rate
+    of messages per second between two snapshots. If two snapshots have the same time, the second one is left out.
     """
     series = [Snapshot(0.0, 0, 0, 0), Snapshot(1.0, 100, 0, 0), Snapshot(1.0, 105, 0, 0), Snapshot(3.0, 365, 0, 0)]
     image = charts.svg(result(series=series))

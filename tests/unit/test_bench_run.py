@@ -197,8 +197,8 @@ def ten_messages(client: Client) -> None:
 
 
 def test_bench_adds_up_the_figures_of_its_clients(world: World) -> None:
-    """The result of `bench` contains the sums of what its publishers and consumers have reported in several reports:
-    each message is counted once, by its number. The longest gap and the busiest client are those of a single client.
+    """The result of `bench` contains the sums of all figures that its publishers and consumers have reported. It also
+    contains the longest gap that any client reported, and the CPU use of the busiest client.
     """
 
     def work(client: Client) -> None:
@@ -241,9 +241,9 @@ def test_bench_adds_up_the_figures_of_its_clients(world: World) -> None:
     ids=["later", "within a second", "at the end of the warm-up", "in the warm-up"],
 )
 def test_rates_are_counted_from_the_end_of_the_warm_up(world: World, last: float, rates: tuple[float, ...]) -> None:
-    """The rates in the result of `bench` are those from the end of the warm-up until the last message. With `--delay`,
-    the rate of the consumers does not include the time for which the messages were delayed. If no message was measured,
-    the rates are 0.
+    """`bench` counts the rates in its result from the end of the warm-up until the last message. With `--delay`, the
+    consumers' rate is counted from when the first messages after the warm-up are due. If no message was measured, the
+    rates are 0.
     """
 
     def work(client: Client) -> None:
@@ -294,8 +294,8 @@ def test_bench_shows_its_progress_ten_times_a_second(world: World) -> None:
 
 
 def test_a_confirmed_message_that_does_not_arrive_is_lost(world: World) -> None:
-    """If a confirmed message does not arrive, `bench` waits until nothing has arrived for 10 s, and counts the message
-    as lost. With `--delay`, it waits for as much longer as messages are delayed.
+    """If a confirmed message does not arrive, `bench` waits until no message has arrived for 10 s, and then counts the
+    missing message as lost. With `--delay`, it waits for 10 s plus the delay.
     """
 
     def work(client: Client) -> None:
@@ -314,8 +314,8 @@ def test_a_confirmed_message_that_does_not_arrive_is_lost(world: World) -> None:
 
 
 def test_each_consumer_of_a_stream_gets_all_messages(world: World) -> None:
-    """`bench` with a stream ends when each consumer has received each confirmed message. If one of them does not
-    receive a message, `bench` counts it as lost.
+    """A `bench` run with a stream ends when each consumer has received each confirmed message. If one of the consumers
+    does not receive a message, `bench` counts this message as lost.
     """
 
     def work(client: Client) -> None:
@@ -336,8 +336,8 @@ def test_each_consumer_of_a_stream_gets_all_messages(world: World) -> None:
 
 
 def test_bench_stops_waiting_for_confirms_that_do_not_arrive(world: World) -> None:
-    """If no confirm arrives for 10 s, `bench` stops waiting, and tells its publishers to stop. It counts which messages
-    were not confirmed, and which were not sent.
+    """If no confirm arrives for 10 s, `bench` stops waiting, and tells its publishers to stop. The result contains how
+    many messages were not confirmed, and how many were not sent.
     """
 
     def work(client: Client) -> None:
@@ -425,7 +425,7 @@ def test_a_client_that_ends_early_is_reported(world: World) -> None:
 
 
 def test_a_client_that_ends_after_its_work_is_no_failure(world: World) -> None:
-    """If a client has reported its last figures, `bench` does not mind that its process ends."""
+    """If the process of a `bench` client ends after the client has reported its last figures, the run does not fail."""
 
     def work(client: Client) -> None:
         ten_messages(client)
@@ -505,8 +505,8 @@ def test_bench_declares_what_it_needs_and_deletes_it(
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
 @pytest.mark.parametrize("exchange", [None, "fanout"], ids=["default exchange", "exchange"])
 def test_with_a_delay_bench_publishes_to_a_wait_queue(world: World, queue_type: str, exchange: str | None) -> None:
-    """With `--delay`, `bench` publishes to a wait queue that dead-letters its messages to the consumers' queue after
-    the delay: at least once if that is a quorum queue.
+    """With `--delay`, `bench` publishes to a wait queue, which dead-letters each message to the consumers' queue after
+    the delay. If the wait queue is a quorum queue, its dead-letter strategy is at-least-once.
     """
     world.work = ten_messages
     world.result(delay=2.5, queue_type=queue_type, exchange=exchange)
@@ -525,7 +525,9 @@ def test_with_a_delay_bench_publishes_to_a_wait_queue(world: World, queue_type: 
 
 
 def test_bench_warns_if_its_wait_queue_is_not_safe(world: World) -> None:
-    """With `--delay`, `bench` warns if the broker's queues cannot dead-letter at least once."""
+    """With `--delay` and a quorum queue, `bench` warns if the broker does not support the dead-letter strategy
+    at-least-once.
+    """
 
     def declare(queue: Queue, **_: object) -> Queue:
         if "x-dead-letter-strategy" in queue.arguments:
@@ -541,8 +543,8 @@ def test_bench_warns_if_its_wait_queue_is_not_safe(world: World) -> None:
 
 
 def test_each_client_gets_its_job_on_its_standard_input(world: World) -> None:
-    """Each client is another process of mqtool, which imports nothing from the current directory, and which Ctrl-C does
-    not reach. It gets its job, with the password, on its standard input, and not on its command line.
+    """Each client of `bench` is another process of mqtool. It imports nothing from the current directory, and Ctrl-C
+    does not reach it. It gets its settings and the broker's password on its standard input, not on its command line.
     """
     world.work = ten_messages
     with world.run(publishers=2, sizes=(20, 30)) as run:
@@ -589,8 +591,9 @@ def test_a_queue_that_cannot_be_deleted_is_named(world: World, monkeypatch: pyte
 
 
 def test_a_run_that_is_stopped_returns_the_result_so_far(world: World) -> None:
-    """If the user stops a run, `bench` tells the publishers to stop, and waits one second for deliveries. Confirmed
-    messages that have not arrived by then are not lost, but waiting, and messages that were not sent are no failure.
+    """If the user stops a run, `bench` tells the publishers to stop, and waits one second for deliveries. It counts
+    confirmed messages that have not arrived by then as waiting, not as lost, and does not count messages that were not
+    sent.
     """
 
     def work(client: Client) -> None:
@@ -625,8 +628,8 @@ def test_a_run_that_is_stopped_before_it_starts_has_no_result(world: World) -> N
     assert len(world.deleted) == 1
 
 
-def test_with_churn_a_run_can_be_stopped_although_nothing_is_declared(world: World) -> None:
-    """With `--churn`, too, a run that the user stops returns the result so far."""
+def test_a_run_with_churn_that_is_stopped_returns_the_result_so_far(world: World) -> None:
+    """If the user stops a `bench` run with `--churn`, which declares nothing, `bench` returns the result so far."""
 
     def work(client: Client) -> None:
         client.later(1.0, published=6, confirmed=[[0, 5]])
@@ -685,7 +688,9 @@ def test_commands_run_at_their_times(world: World) -> None:
 
 
 def test_commands_that_did_not_run_or_have_not_ended_are_named(world: World) -> None:
-    """If the run is over before the time of a command, or before a command has ended, `bench` says so."""
+    """`bench --at` runs commands at given times. If the run is over before the time of a command, or before a command
+    has ended, a notice of `bench` names the command.
+    """
     world.work = ten_messages
     world.command_code = None
     assert world.result(Timed(0.5, "slow"), Timed(60.0, "late")).failed_commands == []
@@ -695,7 +700,9 @@ def test_commands_that_did_not_run_or_have_not_ended_are_named(world: World) -> 
 
 
 def test_commands_of_a_run_that_never_started_are_not_named(world: World) -> None:
-    """If `bench` fails before the run starts, it does not mention the commands that would have run."""
+    """`bench --at` runs commands at given times after the start. If `bench` fails before the run starts, it does not
+    mention these commands.
+    """
     world.script = lambda client: client.report(failed="no broker", hint=None, exit_code=69)
     with pytest.raises(MqtoolError, match="no broker"):
         world.result(Timed(0.5, "first"))
@@ -720,8 +727,8 @@ def test_bench_measures_the_cpu_and_memory_of_the_broker(
     world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: bytes, is_known: bool
 ) -> None:
     """If the broker runs on this machine, `bench` measures the CPU time that the broker uses, and reports the memory
-    that the broker uses at the end. If another process has the broker's PID here, because the broker runs in a
-    container or elsewhere, `bench` reports only the memory, according to the management API.
+    that the broker uses at the end. If the broker's PID belongs to another process on this machine, because the broker
+    runs in a container or elsewhere, `bench` reports no CPU time, and takes the memory from the management API.
     """
     monkeypatch.setattr(bench_run, "_PROC", tmp_path)
     tick, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
@@ -743,8 +750,8 @@ def test_bench_measures_the_cpu_and_memory_of_the_broker(
 def test_bench_measures_no_process_that_may_be_another_one(
     world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, nodes: list[Any], memory: int | None
 ) -> None:
-    """If the management API does not tell the PID of the broker, or if there are several nodes, `bench` measures the
-    CPU time of no process.
+    """If the management API does not report the broker's PID, or reports several nodes, `bench` does not measure the
+    broker's CPU time.
     """
     monkeypatch.setattr(bench_run, "_PROC", tmp_path)
     for pid in (0, 1, 42):
@@ -758,8 +765,8 @@ def test_bench_measures_no_process_that_may_be_another_one(
 def test_a_broker_whose_process_has_ended_has_no_cpu_time(
     world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """If the process of the broker ends during the run, because it was restarted, `bench` reports no CPU time, and the
-    memory according to the management API.
+    """If the broker's process ends during the run, for example because the broker is restarted, `bench` reports no CPU
+    time for the broker. The memory is that which the management API reports.
     """
     monkeypatch.setattr(bench_run, "_PROC", tmp_path)
     world.api.get.return_value = [{"os_pid": "42", "mem_used": 5}]
@@ -771,7 +778,9 @@ def test_a_broker_whose_process_has_ended_has_no_cpu_time(
 
 
 def test_without_a_management_api_bench_does_not_measure_the_broker(world: World) -> None:
-    """If the management API cannot be found, `bench` reports neither CPU time nor memory of the broker."""
+    """If `bench` does not find the broker's management API, it reports neither the CPU time nor the memory of the
+    broker.
+    """
     find = Mock(side_effect=Unavailable("no management API"))
     use = BrokerUse(find)
     use.begin()

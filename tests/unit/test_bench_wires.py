@@ -53,8 +53,8 @@ def connection(monkeypatch: pytest.MonkeyPatch) -> Mock:
 
 
 def test_bench_uses_mqtools_own_amqp_connection(connection: Mock) -> None:
-    """With AMQP 0-9-1, `bench` opens the same kind of connection as mqtool's other commands. Its publishers need no
-    credit from the broker, so any number of messages may be unconfirmed.
+    """With AMQP 0-9-1, `bench` uses the same kind of connection as mqtool's other commands. Because AMQP 0-9-1 has no
+    credit for publishers, the credit does not limit how many messages a publisher sends.
     """
     before = time.monotonic_ns()
     made = AmqpWire(NODE, PLAIN)
@@ -99,8 +99,8 @@ def test_bench_uses_mqtools_own_amqp_connection(connection: Mock) -> None:
 def test_a_confirm_of_several_messages_confirms_each_of_them(
     connection: Mock, answers: list[tuple[str, int, bool]], confirmed: list[list[int]], nacked: list[list[int]]
 ) -> None:
-    """If a broker confirms or nacks several messages together, `bench` counts each message that has had no outcome
-    yet.
+    """If a broker confirms or nacks several messages together (with `multiple`), `bench` counts each of these messages
+    that has no outcome yet.
     """
     made = AmqpWire(NODE, PLAIN)
     acks: list[list[int]] = []
@@ -126,8 +126,8 @@ def test_a_confirm_has_the_time_at_which_it_arrived(connection: Mock) -> None:
 
 @pytest.mark.parametrize("persistent", [True, False])
 def test_messages_of_bench_carry_their_stamps(connection: Mock, persistent: bool) -> None:
-    """`bench` replaces the first bytes of each body with the message's number and time, and publishes with the given
-    exchange, routing key and delivery mode.
+    """`bench` replaces the first bytes of each body with the message's number and time, and publishes the message with
+    the options' exchange, routing key and delivery mode.
     """
     made = AmqpWire(NODE, PLAIN)
     made.start_publishing("logs", "key", confirms=False)
@@ -164,7 +164,9 @@ def test_deliveries_have_the_time_at_which_they_arrived(
 
 
 def test_churn_opens_a_channel_and_closes_it(connection: Mock) -> None:
-    """With `--churn channels`, the time at which a channel is open is before it is closed."""
+    """With `--churn channels`, a `bench` client opens a channel, waits until it is open, notes the time, and then
+    closes the channel.
+    """
     made = AmqpWire(NODE, PLAIN)
     connection.open_channel.return_value = "channel"
     made.open_and_close_channel(lambda: connection.wait("opened"))
@@ -208,8 +210,8 @@ def publishing10(broker: Broker, selected: Readable) -> tuple[Amqp10Wire, list[A
 def test_a_sender_of_bench_keeps_to_its_credit_and_counts_each_outcome(
     broker: Broker, selected: Readable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With AMQP 1.0, `bench` sends as many messages as the broker gives credit for. It counts each message once, as
-    confirmed if the broker has accepted it, and as refused if not.
+    """With AMQP 1.0, the credit of a `bench` publisher is what the broker has granted, less the messages sent. Each
+    message is counted once: as confirmed if the broker accepts it, and as refused if the broker rejects it.
     """
     made, confirmed, refused = publishing10(broker, selected)
     assert broker.attached[0].target.address == "/exchanges/logs/key"
@@ -283,7 +285,9 @@ def test_a_receiver_of_bench_acknowledges_what_has_arrived(
 def test_a_receiver_of_bench_without_acknowledgements_asks_for_settled_messages(
     broker: Broker, selected: Readable
 ) -> None:
-    """With `--ack auto` and AMQP 1.0, the broker sends messages settled, and gets more credit when they arrive."""
+    """With `--ack auto` and AMQP 1.0, a `bench` consumer asks the broker to send settled messages, and grants new
+    credit when messages arrive.
+    """
     made = Amqp10Wire(NODE, PLAIN)
     made.consume("q", 30, lambda _: None, auto=True, offset=None)
     (attach,) = broker.attached
@@ -293,8 +297,12 @@ def test_a_receiver_of_bench_without_acknowledgements_asks_for_settled_messages(
     assert broker.of(Flow)[-1].link_credit == 30
 
 
-def test_orders_are_read_while_an_amqp_1_0_connection_waits(broker: Broker, selected: Readable) -> None:
-    """A process of `bench` reads its orders while it waits for the broker, and sends what waits for the socket."""
+def test_a_bench_client_can_be_told_to_stop_while_it_waits_for_amqp_1_0_frames(
+    broker: Broker, selected: Readable
+) -> None:
+    """A `bench` client that waits for AMQP 1.0 frames from the broker can at the same time read what `bench` tells it,
+    such as to stop. If some of its own frames are not sent yet, it also waits until the socket accepts more.
+    """
     made = Amqp10Wire(NODE, PLAIN)
     read: list[str] = []
     made.watch(3, lambda: read.append("order"))
@@ -314,8 +322,9 @@ def test_orders_are_read_while_an_amqp_1_0_connection_waits(broker: Broker, sele
 def test_a_closed_amqp_1_0_connection_is_lost_or_refused(
     broker: Broker, selected: Readable, condition: str, error: type[Exception]
 ) -> None:
-    """If the broker closes an AMQP 1.0 connection because it shuts down, `bench` connects again. Any other reason is an
-    error.
+    """If the broker closes an AMQP 1.0 connection because it shuts down, ConnectionError is raised, so that the `bench`
+    client connects again. If the broker closes the connection for another reason, the error for that reason is raised,
+    such as NotFound.
     """
     made, *_ = publishing10(broker, selected)
     broker.tell(Close(Error(Symbol(condition), "gone", {})))
@@ -335,7 +344,9 @@ def test_an_amqp_1_0_connection_that_breaks_is_lost(
 
 
 def test_a_missing_queue_is_not_found_over_amqp_1_0(broker: Broker, selected: Readable) -> None:
-    """If the exchange or queue of a `bench` client does not exist, the client fails with the broker's error."""
+    """If the exchange or queue of a `bench` client with AMQP 1.0 does not exist, the client fails with the broker's
+    error.
+    """
     broker.refuses = {"/exchanges/logs/key", "/queues/q"}
     made = Amqp10Wire(NODE, PLAIN)
     with pytest.raises(NotFound, match="no queue /exchanges/logs/key"):
@@ -491,7 +502,9 @@ def test_a_stream_connection_of_bench_starts_at_an_offset(streams: StreamBroker)
 
 
 def test_a_chunk_without_new_messages_is_no_delivery(streams: StreamBroker) -> None:
-    """If a chunk contains only messages before the offset, a `bench` consumer takes nothing."""
+    """If a `bench` consumer reads a stream from an offset, and a chunk contains only messages before this offset, the
+    consumer gets none of them.
+    """
     made = StreamWire(NODE, PLAIN)
     found: list[Any] = []
     made.consume("s", 30, found.append, auto=False, offset=11)
@@ -503,7 +516,9 @@ def test_a_chunk_without_new_messages_is_no_delivery(streams: StreamBroker) -> N
 
 
 def test_a_stream_connection_that_is_lost_says_why(streams: StreamBroker) -> None:
-    """If a stream connection is lost, or if the broker has moved or deleted the stream, `bench` connects again."""
+    """If a stream connection is lost, or the broker has moved or deleted the stream, ConnectionError is raised with the
+    reason, so that the `bench` client connects again.
+    """
     made = StreamWire(NODE, PLAIN)
     streams.inbox.put(struct.pack(">HHHH", METADATA_UPDATE, 1, 6, 0))
     with pytest.raises(ConnectionError, match=r"^the stream has moved, or was deleted$"):
@@ -515,9 +530,10 @@ def test_a_stream_connection_that_is_lost_says_why(streams: StreamBroker) -> Non
             made.wait(0.5)
 
 
-def test_orders_are_read_while_a_stream_connection_waits(streams: StreamBroker) -> None:
-    """A process of `bench` reads its orders while it waits for the broker, and runs the connection only when its socket
-    is ready.
+def test_a_bench_client_can_be_told_to_stop_while_it_waits_for_stream_frames(streams: StreamBroker) -> None:
+    """A `bench` client that waits for frames of the stream protocol can at the same time read what `bench` tells it,
+    such as to stop. The connection's event loop runs only when the socket has data or, if frames are not sent yet,
+    accepts more.
     """
     made = StreamWire(NODE, PLAIN)
     read: list[str] = []

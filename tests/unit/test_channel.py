@@ -427,8 +427,9 @@ def test_replies_to_requests_that_have_already_arrived_are_sent_in_one_write(bro
 def test_a_request_that_needs_no_reply_is_acknowledged_after_the_replies_to_earlier_requests(
     broker: ScriptedBroker,
 ) -> None:
-    """If the caller does not answer a request, it is acknowledged only after the replies to earlier requests have been
-    published, which would otherwise wait two milliseconds. No request is acknowledged before its reply, or twice.
+    """An RPC server's channel may delay replies to send several in one write. If the server does not answer a later
+    request, the channel first publishes the delayed replies, and then acknowledges the unanswered request. Each request
+    is acknowledged once, and after its reply.
     """
     channel = broker.channel()
     requests = channel.consume(Queue("q"), Receiving(timeout=20))
@@ -461,8 +462,9 @@ def test_the_caller_can_wait_for_the_confirms_of_replies(broker: ScriptedBroker)
 
 
 def test_waiting_for_confirms_fails_if_the_last_replies_were_dropped(broker: ScriptedBroker) -> None:
-    """If the broker has closed the connection with an internal error before it confirmed the last replies of a channel,
-    Channel.wait_for_confirms() raises NotConfirmed. It does not if the channel was stopped.
+    """The broker may close the connection with an internal error before it has confirmed a channel's last replies.
+    After that, Channel.wait_for_confirms() raises NotConfirmed. Once the caller has stopped the channel, it returns
+    without an error.
     """
     broker.confirms = False
     channel = broker.channel()
@@ -534,9 +536,9 @@ class Told(ChannelListener):
 
 
 def test_publishers_and_consumers_are_told_what_happens_to_their_channel(broker: ScriptedBroker) -> None:
-    """The publishers and consumers of a channel are told when the connection is lost, when the channel is open again
-    and whether its connection is a new one, which consumer the broker has cancelled, and, once, that the channel is
-    closed for good. They are told before the channel can be used by others. Those that have ended are told nothing.
+    """A channel informs its publishers and consumers when the connection is lost, when the channel has been opened
+    again, and whether this happened on a new connection. It also informs them when the broker has cancelled a consumer,
+    and, once, when the channel is closed for good. A publisher or consumer that has ended is not informed.
     """
     channel = broker.channel()
     listener, ended = Told(channel), Told(channel)
@@ -625,8 +627,9 @@ def test_a_channel_that_the_broker_closes_for_a_consumer_timeout_is_opened_again
 
 
 def test_a_channel_that_cannot_be_set_up_again_after_a_refusal_is_closed_for_good(broker: ScriptedBroker) -> None:
-    """If the broker refuses a request of a consumer's channel, and then also a declaration that is repeated on the
-    reopened channel, the channel is closed for good, and its consumers are told why.
+    """After the broker has refused a request on a channel, mqtool opens the channel again and repeats its declarations.
+    If the broker refuses one of these as well, the channel is closed for good, and its consumers raise the broker's
+    error.
     """
     channel = broker.channel()
     channel.declare(Exchange("x", "topic"))

@@ -250,8 +250,8 @@ def test_a_lost_connection_that_is_not_reopened_fails_its_channels(connect: Conn
 
 
 def test_a_closed_connection_fails_its_channels(connect: Connect) -> None:
-    """close() first lets the channels send what is pending, and then fails them. A second close() has no effect, and
-    opening another channel raises Unavailable.
+    """Connection.close() first lets the channels send what is pending, and then ends their use with an error. After
+    that, opening another channel raises Unavailable, and closing the connection again has no effect.
     """
     with connect(backoff=AT_ONCE) as opened:
         channel = opened.channel()
@@ -264,8 +264,8 @@ def test_a_closed_connection_fails_its_channels(connect: Connect) -> None:
 
 
 def test_a_lost_connection_and_its_channels_are_reopened(connect: Connect, vhost: Vhost) -> None:
-    """After a loss, a connection is opened again, and so are its channels. The user is told of the loss, of each
-    attempt that fails, and how long reconnecting took. Opening another channel waits until then.
+    """After a loss, mqtool opens a connection and its channels again. Notices report the loss, each failed attempt, and
+    how long reconnecting took. A caller that opens another channel waits until the connection is open.
     """
     told = Told()
     opened = connect(notice=told, backoff=AT_ONCE)
@@ -318,9 +318,9 @@ def test_a_connection_that_the_broker_closes_is_reopened_unless_the_error_would_
 def test_an_internal_error_because_of_a_reply_does_not_end_a_connection(
     connect: Connect, vhost: Vhost, code: int
 ) -> None:
-    """If the broker closes a connection with 541 (INTERNAL_ERROR) while the reply to an RPC request is unconfirmed,
-    mqtool opens the connection again, since the reply may have caused the error. If the broker closes it with 501, the
-    channels fail.
+    """If the broker closes an RPC server's connection with 541 (INTERNAL_ERROR) while a reply is unconfirmed, mqtool
+    opens the connection again, since the reply may have caused the error. If the broker closes the connection with 501,
+    its channels fail.
     """
     told = Told()
     channel = connect(notice=told, backoff=AT_ONCE).channel()
@@ -408,8 +408,8 @@ def test_closing_ends_the_attempts_to_reconnect(connect: Connect, vhost: Vhost) 
 
 
 def test_a_blocked_publisher_waits_until_the_broker_unblocks_it(connect: Connect, vhost: Vhost) -> None:
-    """While the broker blocks publishers, they wait, unless the command must stop. The user is told when the broker
-    blocks and unblocks them.
+    """While the broker blocks publishers, a publisher waits, unless the command must stop. One notice says that the
+    broker blocks publishers, and another that it has unblocked them.
     """
     told = Told()
     opened = connect(notice=told)
@@ -486,9 +486,10 @@ def test_a_bug_in_a_callback_ends_the_opening_of_a_connection(vhost: Vhost) -> N
 
 
 def test_the_options_of_a_channel_are_passed_on(connect: Connect, vhost: Vhost) -> None:
-    """With strict=True, a channel raises DeclaredDifferently if a queue exists with other settings; without it, the
-    user gets a notice. With mandatory=True, an unroutable message is returned; without it, it is confirmed. With
-    confirm_timeout=0.1, publishing gives up after 0.1 s without a confirm.
+    """If a queue exists with other settings, declaring it on a channel with strict=True raises DeclaredDifferently.
+    Without strict=True, a notice is printed. With mandatory=True, the broker returns an unroutable message, and without
+    it, the broker confirms the message. With confirm_timeout=0.1, publishing raises NotConfirmed after 0.1 s without a
+    confirm.
     """
     told = Told()
     opened = connect(notice=told)

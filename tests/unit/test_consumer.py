@@ -184,8 +184,8 @@ def test_acknowledgements_that_a_consumer_holds_back_are_sent_after_two_seconds(
 
 
 def test_a_consumer_that_ends_early_acknowledges_what_it_holds_back(broker: ScriptedBroker, clock: Clock) -> None:
-    """If the caller of a consumer that is to receive 300 messages stops early, the consumer acknowledges all messages
-    that the caller has finished, including those whose acknowledgements it held back.
+    """A consumer that is to receive 300 messages holds back acknowledgements, so that the broker delivers no more than
+    300. If the caller stops early, the consumer acknowledges all messages that the caller has handled.
     """
     deliveries = broker.channel().consume(Q, Receiving(count=300))
     deliver(broker, *range(1, 62))
@@ -259,9 +259,9 @@ def test_late_acknowledgements_do_not_count_after_a_reconnection(broker: Scripte
 def test_a_stopped_consumer_yields_what_has_arrived_only_if_it_is_acknowledged_already(
     broker: ScriptedBroker, clock: Clock, receiving: Receiving, *, is_yielded: bool
 ) -> None:
-    """When a consumer is stopped, the deliveries that have arrived, but were not yielded, stay unacknowledged, so that
-    the broker requeues them. With auto_ack, the broker has already deleted them, so the consumer yields them, unless it
-    has a buffer, which may drop messages anyway.
+    """When a consumer is stopped, it does not yield deliveries that have arrived, and leaves them unacknowledged, so
+    that the broker requeues them. With auto_ack, the broker has already deleted these messages, so the consumer yields
+    them. A consumer with a buffer, which may drop messages anyway, does not yield them.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, receiving)
@@ -310,9 +310,9 @@ def test_a_stopped_consumer_with_auto_ack_ends_if_the_network_no_longer_works(
 def test_deliveries_from_a_lost_connection_are_dropped_unless_nobody_else_gets_them(
     broker: ScriptedBroker, clock: Clock
 ) -> None:
-    """Deliveries that arrived before the connection was lost are not yielded after the reconnection, since the broker
-    delivers them again. They are yielded if the broker does not have them any more: with auto_ack, or if the queue was
-    exclusive, and was deleted with the connection.
+    """After a reconnection, a consumer does not yield deliveries that arrived on the lost connection, since the broker
+    delivers these messages again. It does yield them if the broker no longer has the messages: with auto_ack, or if the
+    queue was exclusive, and was deleted with the connection.
     """
     for queue, receiving, expected in (
         (Q, Receiving(), [3]),
@@ -330,8 +330,8 @@ def test_deliveries_from_a_lost_connection_are_dropped_unless_nobody_else_gets_t
 
 
 def test_the_caller_learns_the_new_name_of_its_queue_after_a_reconnection(broker: ScriptedBroker, clock: Clock) -> None:
-    """A queue that was named by the broker gets another name when the connection is opened again. Before it yields the
-    next delivery, the consumer calls the caller's function after_reopening with the new name.
+    """A queue that was named by the broker gets another name after a reconnection. Before the consumer yields the next
+    delivery, it passes the new name to the function after_reopening, which the caller has set.
     """
     channel = broker.channel()
     queue = channel.declare(Queue("", exclusive=True))
@@ -409,9 +409,9 @@ def test_a_consumer_whose_channel_has_failed_sends_nothing_when_it_is_stopped(br
 def test_an_internal_error_of_a_stream_has_a_hint_to_the_stream_protocol(
     broker: ScriptedBroker, offset: Any, failure: Unavailable, hint: str | None
 ) -> None:
-    """If the broker closes the channel with INTERNAL_ERROR while a consumer reads a stream, the error's hint names
-    `mqtool receive-stream`, which reads the stream over its own protocol. An error that has a hint keeps it, and errors
-    of other kinds or queues get none.
+    """If the broker closes the channel with INTERNAL_ERROR while a consumer reads a stream over AMQP, the error's hint
+    names `mqtool receive-stream`, which reads the stream over the stream protocol. If the error already has a hint,
+    this hint stays. For other errors, and for queues of other types, no hint is added.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, Receiving(offset=offset))
@@ -422,8 +422,9 @@ def test_an_internal_error_of_a_stream_has_a_hint_to_the_stream_protocol(
 
 
 def test_a_cancelled_consumer_still_yields_what_has_arrived(broker: ScriptedBroker, clock: Clock) -> None:
-    """After a consumer is cancelled, arrives() says whether another delivery is left, and waits for one up to the given
-    time. Once the channel is stopped, arrives() returns True immediately, and deliveries() ends.
+    """After a consumer is cancelled, it still yields the deliveries that have arrived. arrives() returns True if there
+    is another one, and waits for it up to the given time. Once the channel is stopped, arrives() returns True
+    immediately, and deliveries() ends.
     """
     channel = broker.channel()
     receiver = channel.consumer(Q, Receiving(acknowledge=False))
@@ -473,8 +474,8 @@ def test_a_connection_that_is_lost_just_when_a_consumer_has_started_starts_it_on
 def test_a_delivery_is_the_same_whether_mqtool_or_pika_decodes_it(
     broker: ScriptedBroker, clock: Clock, monkeypatch: pytest.MonkeyPatch, decoder: str
 ) -> None:
-    """mqtool decodes deliveries itself or, if it does not know the installed version of pika, leaves this to pika. In
-    both cases, the caller gets the same delivery.
+    """mqtool decodes deliveries itself, unless it does not know the installed version of pika: then pika decodes them.
+    In both cases, the caller gets the same delivery.
     """
     if decoder == "mqtool":
         monkeypatch.setattr(subscription, "delivery_from", lambda *_: pytest.fail("pika has decoded a delivery"))
@@ -494,8 +495,8 @@ def test_a_delivery_is_the_same_whether_mqtool_or_pika_decodes_it(
 
 
 def test_unacknowledged_messages_are_given_back_batch_by_batch(broker: ScriptedBroker) -> None:
-    """give_back() cancels the consumer, and then requeues each batch of deliveries with one basic.nack. Deliveries from
-    an earlier connection are left out, since the broker has requeued them already.
+    """A consumer's give_back() cancels the consumer, and then requeues each batch of deliveries with one basic.nack. It
+    leaves out deliveries from an earlier connection, since the broker has requeued them already.
     """
     channel = broker.channel()
     receiver = channel.consumer(Q, Receiving(acknowledge=False))

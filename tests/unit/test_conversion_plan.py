@@ -779,9 +779,10 @@ def test_the_dead_letter_settings_of_a_queue_are_its_exchange_and_routing_key() 
 def test_a_plan_that_changes_a_queues_dead_letter_settings_is_noticed(
     source: dict[str, Any], target: dict[str, Any], now: dict[str, Any] | None, redirected: bool
 ) -> None:
-    """When a conversion is resumed, its stored plan may set another dead-letter exchange or routing key than the queue
-    has now. mqtool notices this difference. The check is needed because the queue is declared with the permissions of
-    the user who resumes the conversion.
+    """A stored conversion plan redirects a queue's dead letters if its original or new definition of the queue sets
+    another dead-letter exchange or routing key than the queue has now. redirects() returns True for such a plan.
+    Otherwise, whoever stores a plan could redirect dead letters with the permissions of the user who resumes the
+    conversion.
     """
     it = ConversionPlan("jobs", Definition("classic", True, source), Definition("quorum", True, target))
     assert it.redirects(None if now is None else view(arguments=now)) is redirected

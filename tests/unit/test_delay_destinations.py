@@ -103,8 +103,9 @@ class FakeChannel:
 def test_a_delayed_message_goes_where_it_would_go_without_a_delay(
     to: Exchange | Queue, exchange: str | None, key: str | None, found: Exchange | Queue
 ) -> None:
-    """A delayed message goes to the exchange and routing key that it names itself. If it does not name one of these,
-    that of the command is used. If the exchange is the default exchange, the routing key is the name of a queue.
+    """When it is due, a delayed message goes to its own exchange with its own routing key. If the message lacks one of
+    these, the exchange or routing key of the command is used. With the default exchange, the message goes to the queue
+    that the routing key names.
     """
     assert Destination(to).of(Message(b"", key, exchange)) == found
 
@@ -124,8 +125,9 @@ def test_a_delayed_message_to_several_queues_is_refused(header: str) -> None:
 
 
 def test_mqtool_knows_the_queue_in_which_delayed_messages_arrive() -> None:
-    """If a command delays messages to a queue, or to an exchange to which it binds a queue, mqtool knows that the
-    messages arrive in this queue. For any other exchange, mqtool does not know in which queues they arrive.
+    """Destination.queue is the queue in which a command's delayed messages arrive. This is the queue to which the
+    command publishes, or the one that it binds to its exchange. For an exchange to which the command binds no queue, it
+    is None.
     """
     assert Destination(_HELLO).queue == _HELLO
     assert Destination(_LOGS).queue is None

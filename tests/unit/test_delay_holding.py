@@ -100,8 +100,8 @@ def held(message: Message, destination: Destination = _CLASSIC, via: Via = Via.A
 
 
 def test_messages_without_a_delay_are_published_unchanged() -> None:
-    """Messages without a delay are published unchanged, and mqtool declares no queue or exchange for delaying messages.
-    None in the input means that no message is available at the moment, and is passed on.
+    """mqtool publishes messages without a delay unchanged, and declares no queue or exchange for delaying messages. An
+    input yields None while no message is available: mqtool passes this None on.
     """
     broker = FakeBroker(_JOBS)
     broker.in_flight = 1_000_000
@@ -186,9 +186,10 @@ def test_a_message_that_is_already_due_is_published_to_its_destination(given: An
     ],
     ids=["none", "one", "thousands"],
 )
-def test_the_user_is_told_how_many_messages_were_already_due(overdue: int, notices: list[str]) -> None:
-    """At the end of the input, a notice says how many messages were sent immediately because their due time had passed.
-    Messages with a delay of 0 are not counted.
+def test_a_notice_says_how_many_messages_were_already_due(overdue: int, notices: list[str]) -> None:
+    """If the due times of some messages have passed, a command that publishes delayed messages, such as `send`,
+    publishes these messages at once. At the end of its input, the command prints a notice with their number. Messages
+    with a delay of 0 are not counted.
     """
     delays, found, _ = delaying(FakeBroker(_JOBS))
     messages = [Message(b"x", due=_NOW - 60)] * overdue + [Message(b"x", delay=0.0)]
@@ -370,8 +371,8 @@ def test_a_delayed_message_to_a_missing_exchange_is_refused(message: Message) ->
 
 @pytest.mark.parametrize("to", [_LOGS, DEFAULT_EXCHANGE], ids=["exchange of the command", "default exchange"])
 def test_where_messages_wait_can_be_chosen_before_the_exchange_is_declared(to: Exchange) -> None:
-    """mqtool can choose where delayed messages will wait before the command has declared their exchange. It does not
-    check whether the command's exchange or the default exchange exists.
+    """Before a command declares the exchange for its delayed messages, mqtool can choose between wait queues and the
+    delayed message plugin. The choice raises no error if the exchange does not exist yet.
     """
     delays, _, _ = delaying(FakeBroker(), Destination(to, is_declared=to is _LOGS), Via.TTL)
     delays.choose()

@@ -391,9 +391,9 @@ def test_a_message_that_cannot_be_encoded_stays_in_the_queue_of_delayed_relay() 
 
 @pytest.mark.parametrize("headers", [{"x_delay": 5000}, {"x_delay": 5000, "x_death": [{"queue": "q" * 200}]}])
 def test_a_message_whose_headers_have_no_room_for_a_delay_is_published_at_once(headers: dict[str, Any]) -> None:
-    """If the headers of a message do not fit into a frame together with those of its delay, or with those that the
-    broker has added to a dead letter, `delayed relay` publishes it at once without them, prints a warning, and
-    acknowledges it: it takes the place of no other message.
+    """To delay a message, `delayed relay` adds headers to it. If these and the message's own headers do not fit into a
+    frame, the command publishes the message at once without them, prints a warning that the message is not delayed, and
+    acknowledges it. The same applies if the headers that the broker adds to a dead letter leave too little room.
     """
     broker = FakeBroker(job(1, b"large", **headers), job(2))
     relayed = Relayed(broker).run()
@@ -605,9 +605,9 @@ def test_delayed_relay_opens_another_connection_if_the_one_for_checks_is_closed(
 def test_a_slow_wait_queue_is_avoided_until_it_answers(
     monkeypatch: pytest.MonkeyPatch, *, pressed: bool, seconds: float, avoided: bool
 ) -> None:
-    """If a wait queue has not answered a check for more than 3 s, or more than 0.5 s while many messages are waiting,
-    `delayed relay` avoids it until it answers. The messages then wait in an additional queue, which is used however
-    slowly it answers.
+    """If a wait queue has not answered a check for more than 3 s, or for more than 0.5 s while many messages are
+    waiting, `delayed relay` avoids this queue until it answers. Meanwhile, the messages wait in an additional queue,
+    whose name ends in `.2`. This queue is used even if it answers slowly.
     """
     clock = Monotonic(monkeypatch)
     may_answer = threading.Event()

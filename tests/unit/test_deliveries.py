@@ -235,9 +235,9 @@ def test_a_message_that_cannot_be_encoded_is_an_error_that_names_the_reason(mess
     )
 
 
-def test_acknowledgements_are_sent_in_the_frames_that_pika_would_send() -> None:
-    """mqtool sends each acknowledgement in the same frame as pika: a basic.ack with a delivery tag, with or without
-    `multiple`.
+def test_an_acknowledgement_has_the_same_bytes_as_one_from_pika() -> None:
+    """The basic.ack frame that mqtool sends for a delivery tag, with or without `multiple`, has the same bytes as the
+    frame that pika would send.
     """
     assert acknowledgements(3, [(5, True), (1 << 40, False)]) == [
         frame.Method(3, spec.Basic.Ack(5, True)).marshal(),

@@ -62,9 +62,9 @@ def run(command: str, message: Delivery | None = None, **options: Any) -> Ending
     ],
 )  # fmt: skip
 def test_a_programs_variables_describe_its_message(message: Delivery, more: dict[str, str]) -> None:
-    """The environment variables of a program contain the routing key, the exchange, the properties and the headers of
-    its message. Values that are not text are written as JSON. Values are cut at 120,000 characters, and NUL characters
-    are removed.
+    """The environment variables of a program that `worker --exec` runs contain the routing key, the exchange, the
+    properties and the headers of its message. Values that are not text are written as JSON. Values are cut at 120,000
+    characters, and NUL characters are removed.
     """
     assert environment_of(message) == PLAIN | more
 
@@ -72,8 +72,9 @@ def test_a_programs_variables_describe_its_message(message: Delivery, more: dict
 def test_a_program_gets_its_message_on_stdin_and_its_variables_in_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A program gets its message's body on stdin. It inherits mqtool's environment variables, and gets those of its
-    message. Text that is not UTF-8 keeps its bytes. A value is cut at 120,000 bytes, which is below Linux's limit.
+    """A program that `worker --exec` runs gets its message's body on stdin. It inherits mqtool's environment variables,
+    and gets additional ones that describe its message. Text that is not UTF-8 keeps its bytes. A value is cut at
+    120,000 bytes, which is below Linux's limit.
     """
     monkeypatch.setenv("INHERITED", "yes")
     message = delivery("\udcffé", headers={"long": "é" * LONG})
@@ -102,15 +103,17 @@ def test_a_program_gets_its_message_on_stdin_and_its_variables_in_the_environmen
     ],
 )  # fmt: skip
 def test_a_command_is_split_into_words_in_which_placeholders_are_replaced(command: str, words: list[str]) -> None:
-    """The command of `--exec` is split into words as a shell would do it, but no shell runs it. Placeholders such as
-    {routing_key} are replaced with the message's values.
+    """`worker --exec` splits its command into words as a shell would do it, but runs no shell. It replaces placeholders
+    such as {routing_key} with the message's values.
     """
     ending = run(f"printf '%s\\n' {command}", delivery(message_id="m"))
     assert ending == Ending(0, b"", "".join(f"{word}\n" for word in words).encode())
 
 
 def test_a_long_value_is_cut_in_an_argument() -> None:
-    """The value of a placeholder is cut at 120,000 bytes, as Linux limits the length of an argument."""
+    """In an argument of the program that `worker --exec` runs, the value of a placeholder is cut at 120,000 bytes,
+    because Linux limits the length of an argument.
+    """
     assert run("printf %s {routing_key}", delivery("é" * LONG)).stdout == ("é" * (LONG // 2)).encode()
 
 
@@ -136,7 +139,7 @@ def test_a_long_value_is_cut_in_an_argument() -> None:
     ],
 )  # fmt: skip
 def test_a_command_that_cannot_be_run_is_refused(command: str, error: str, hint: str | None) -> None:
-    """A command of `--exec` is refused at once if it is empty, contains shell syntax or an unknown placeholder, or
+    """`worker --exec` refuses a command at once if it is empty, contains shell syntax or an unknown placeholder, or
     names a program that does not exist.
     """
     with pytest.raises(UsageError) as refused:
@@ -145,8 +148,8 @@ def test_a_command_that_cannot_be_run_is_refused(command: str, error: str, hint:
 
 
 def test_a_file_that_is_not_executable_is_refused(tmp_path: Path) -> None:
-    """If the program of `--exec` is a file that is not executable, the command is refused, with a hint that says how to
-    make the file executable.
+    """If the program that `worker --exec` names is a file that is not executable, the command is refused, with a hint
+    that says how to make the file executable.
     """
     script = tmp_path / "a script"
     script.touch()
@@ -156,8 +159,8 @@ def test_a_file_that_is_not_executable_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_placeholder_can_name_the_program() -> None:
-    """If the program's name in `--exec` is a placeholder, each message is handled by the program that it names. If
-    there is no such program, the message counts as failed, with exit status 65.
+    """If the program's name in `worker --exec` is a placeholder, the program whose name replaces the placeholder
+    handles the message. If there is no such program, the message counts as failed, with exit status 65.
     """
     command = ExecCommand("{routing_key} {exchange}", capture=1000)
     for _ in range(2):
@@ -170,15 +173,17 @@ def test_a_placeholder_can_name_the_program() -> None:
 
 
 def test_a_script_is_run_by_the_shell() -> None:
-    """With `--shell`, the command of `--exec` is a script for sh. The message's values are in variables such as
-    $MQ_QUEUE.
+    """With `worker --shell`, the command of `--exec` is a script for sh. The script gets the message's values in
+    variables such as $MQ_QUEUE.
     """
     assert run('echo "$MQ_QUEUE" | tr j J; exit 3 # {nosuch}', shell=True) == Ending(3, b"", b"Jobs\n")
     assert run("echo ${queue}", shell=True) == Ending(0, b"", b"\n")
 
 
 def test_a_placeholder_in_a_script_is_refused() -> None:
-    """With `--shell`, a placeholder such as {routing_key} is refused, since the shell would run its value as code."""
+    """With `worker --shell`, a placeholder such as {routing_key} in the script is refused, since the shell would run
+    its value as code.
+    """
     with pytest.raises(UsageError) as refused:
         ExecCommand("echo {routing_key}", shell=True)
     assert str(refused.value) == "sh would run the value of {routing_key} as code"
@@ -190,8 +195,8 @@ def test_a_placeholder_in_a_script_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["MQTOOL_URL", "AMQP_URL", "MQTOOL_MANAGEMENT_URL"])
 def test_a_program_does_not_inherit_the_passwords_of_brokers(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """A program inherits mqtool's environment variables with broker URLs, such as MQTOOL_URL, without the passwords.
-    With `--pass-url`, it inherits them with the passwords.
+    """A program that `worker --exec` runs inherits mqtool's environment variables with broker URLs, such as MQTOOL_URL,
+    without the passwords. With `--pass-url`, it inherits them with the passwords.
     """
     monkeypatch.setenv(name, "amqp://me:secret\udcff@a,amqp://you@b")
     script = f'printf %s "${name}"'
@@ -201,19 +206,21 @@ def test_a_program_does_not_inherit_the_passwords_of_brokers(monkeypatch: pytest
 
 
 def test_a_programs_time_and_output_are_limited() -> None:
-    """A program is killed once it has run for longer than its time limit, or has printed more than the output limit."""
+    """A program that `worker --exec` runs is killed once it has run for longer than its time limit, or has printed more
+    than the output limit.
+    """
     assert run("sleep 60", timeout=0.01).timed_out == 0.01
     assert ExecCommand("echo 12", capture=2).run(delivery()).too_much == 2
 
 
 def test_a_programs_output_goes_to_stdout_by_default(capfd: pytest.CaptureFixture[str]) -> None:
-    """If the output of a program is not captured, it is written to mqtool's stdout."""
+    """If `worker` does not capture the output of the program in `--exec`, the output is written to mqtool's stdout."""
     assert ExecCommand("echo hello").run(delivery()) == Ending(0)
     assert capfd.readouterr().out == "hello\n"
 
 
 def test_as_many_programs_run_at_once_as_the_concurrency_allows(tmp_path: Path) -> None:
-    """With a concurrency of 2, two programs run at once, so that they can wait for each other."""
+    """With a concurrency of 2, `worker` runs two programs at the same time."""
     os.mkfifo(tmp_path / "fifo")
     command = ExecCommand('eval "$MQ_ROUTING_KEY"', shell=True, capture=100, concurrency=2, timeout=30)
     endings: list[Ending] = []

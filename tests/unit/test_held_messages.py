@@ -555,8 +555,9 @@ def test_a_conversion_stops_if_messages_stay_unacknowledged(
 def test_a_conversion_stops_without_a_current_count_of_unacknowledged_messages(
     monkeypatch: pytest.MonkeyPatch, view: tuple[int | None, int | None], seconds: float
 ) -> None:
-    """If the broker reports no count of unacknowledged messages for 30 seconds, or no current count for 180 seconds,
-    `queue convert` stops.
+    """`queue convert` asks the management API how many messages of the queue are unacknowledged, because these would be
+    lost. If the API reports no number for 30 seconds, or only an outdated one for 180 seconds, the conversion stops
+    with an error.
     """
     api = FakeApi(monkeypatch, view)
     with pytest.raises(Unavailable) as refused:

@@ -155,8 +155,8 @@ def test_stopping_an_io_thread_does_not_wait_for_a_function_that_blocks(monkeypa
 
 
 def test_only_the_first_answer_to_a_request_counts() -> None:
-    """Only the first result of a request counts. A reply or an error that arrives later, for example because the
-    channel closes, is ignored.
+    """A request to the I/O thread returns its first reply, or raises its first error. A reply or an error that arrives
+    later, for example because the channel is closed, is ignored.
     """
     answer: Answer[int] = Answer()
     answer.give(1)
@@ -284,8 +284,8 @@ def test_a_channel_that_cannot_be_opened_raises_pikas_error(broker: ScriptedBrok
 def test_a_channel_that_the_broker_closes_without_a_request_is_reported(
     broker: ScriptedBroker, channel: Channel
 ) -> None:
-    """If the broker closes a channel while no request waits for a reply, the channel's owner gets the error. The owner
-    is told of each consumer that the broker cancels.
+    """If the broker closes a channel while no request waits for a reply, the object that opened the channel gets the
+    broker's error. It also gets the consumer tag of each consumer that the broker cancels.
     """
     broker.send(spec.Basic.Cancel("tag", True))
     assert channel.cancelled == ["tag"]
@@ -298,7 +298,7 @@ def test_a_channel_that_the_broker_closes_without_a_request_is_reported(
 def test_an_abandoned_channel_that_is_closed_does_not_affect_its_successor(
     broker: ScriptedBroker, channel: Channel, clock: Clock
 ) -> None:
-    """If a channel was replaced by a new one, and the broker then closes the old one, the owner gets no error, and a
+    """If a new channel has replaced another one, and the broker then closes the old one, no error is reported, and a
     request on the new channel gets its reply.
     """
     old = channel.leave()

@@ -84,7 +84,9 @@ def test_messages_go_to_their_exchange_and_routing_key(session: LinkSession) -> 
 
 
 def test_messages_are_persistent_only_if_the_caller_says_so(session: LinkSession) -> None:
-    """Over AMQP 1.0, messages are persistent if the caller says so, and transient by default."""
+    """Over AMQP 1.0, mqtool publishes messages as persistent if the caller passes persistent=True, and otherwise as
+    transient.
+    """
     publish(session, b"1", routing_key="q", persistent=True)
     publish(session, b"2", routing_key="q")
     session.sender(queue_address("q"), persistent=True).add(Message(b"3"), 1)
@@ -160,8 +162,10 @@ def test_a_stream_is_read_from_an_offset_with_filters(connect: Connect) -> None:
     assert [each.body for each in received(by_condition, 2, STREAM, offset=FIRST)] == [b"b", b"c"]
 
 
-def test_the_user_is_told_of_an_ignored_filter(connect: Connect) -> None:
-    """If the broker ignores a filter, for example because an SQL condition is not valid, the user is told."""
+def test_a_notice_says_which_filter_the_broker_ignores(connect: Connect) -> None:
+    """If the broker ignores one of the filters with which an AMQP 1.0 receiver reads a stream, for example an SQL
+    condition that is not valid, mqtool prints a notice that names the filter.
+    """
     notices = list[str]()
     session = connect(sql="n >", notice=notices.append)
     session.declare(STREAM)
@@ -206,7 +210,7 @@ def test_a_reply_is_sent_before_its_request_is_accepted(vhost: Vhost, session: L
 
 
 def test_a_session_reports_and_survives_the_loss_of_its_connection(vhost: Vhost, connect: Connect) -> None:
-    """A session over AMQP 1.0 reports a loss of its connection to the user, and reconnects. It identifies the broker by
+    """If a session over AMQP 1.0 loses its connection, it prints a notice and reconnects. It identifies the broker by
     its cluster name and the virtual host. After stop(), its receivers end.
     """
     notices = list[str]()
@@ -227,7 +231,7 @@ def test_a_session_reports_and_survives_the_loss_of_its_connection(vhost: Vhost,
 @pytest.mark.parametrize("strict", [True, False])
 def test_a_strict_session_fails_if_a_queue_has_other_settings(connect: Connect, *, strict: bool) -> None:
     """If a queue exists with other settings, declaring it over AMQP 1.0 raises DeclaredDifferently in a strict session.
-    In a session that is not strict, which is the default, the queue is used as it is, and the user is told.
+    In a session that is not strict, which is the default, mqtool prints a notice and uses the queue as it is.
     """
     notices = list[str]()
     session = connect(notice=notices.append, **({"strict": True} if strict else {}))

@@ -184,8 +184,8 @@ def overview(answer: bytes) -> Any:
 
 
 def test_a_response_of_the_management_api_that_does_not_end_is_given_up_at_32_mib() -> None:
-    """If a server's response to a request for a single value does not end, the request fails with Unavailable after
-    32 MiB.
+    """If mqtool requests a single value from the management API, and the server's response does not end, the request
+    fails with Unavailable after 32 MiB.
     """
     endless = responding(lambda: chain([b"["], repeat(b"0," * 100_000)))
     with endless as api, pytest.raises(Unavailable, match="more than 32 MiB"):
@@ -193,15 +193,15 @@ def test_a_response_of_the_management_api_that_does_not_end_is_given_up_at_32_mi
 
 
 def test_an_object_of_a_list_that_does_not_end_is_given_up_at_32_mib() -> None:
-    """If an object in a server's list does not end, the request fails with Unavailable after 32 MiB."""
+    """If an object in a list from the management API does not end, the request fails with Unavailable after 32 MiB."""
     endless = responding(lambda: chain([b'[{"name": "'], repeat(b"x" * 100_000)))
     with endless as api, pytest.raises(Unavailable, match="more than 32 MiB"):
         list(api.items("vhosts"))
 
 
 def test_a_list_of_the_management_api_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a server's list does not end, the request fails with Unavailable at a limit of bytes, or at a limit of
-    objects, since many small objects need as much memory as a few large ones.
+    """If a list from the management API does not end, the request fails with Unavailable at a limit of bytes, or at a
+    limit of objects, since many small objects need as much memory as a few large ones.
     """
     monkeypatch.setattr(limits, "MOST_OBJECTS", 100_000)
     monkeypatch.setattr(limits, "LARGEST_LIST", 20 << 20)
@@ -235,7 +235,9 @@ def test_a_page_of_the_management_api_may_be_larger_than_a_single_value() -> Non
 
 
 def test_a_list_with_more_pages_than_any_broker_has_is_refused() -> None:
-    """If a server announces a list of 1,000,000,000 pages, the request fails with Unavailable."""
+    """If the server at the management API's URL announces a list of 1,000,000,000 pages, the request fails with
+    Unavailable.
+    """
     page = b'{"items": [{"name": "q"}], "page_count": 1000000000}'
     with responding(lambda: [page]) as api, pytest.raises(Unavailable, match="a list of 1,000,000,000 pages"):
         list(api.pages("queues"))

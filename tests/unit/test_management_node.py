@@ -181,8 +181,8 @@ def test_a_response_whose_status_is_not_2xx_is_an_error(
 
 
 def test_a_late_response_is_ignored(broker: Broker) -> None:
-    """If the response to an earlier request arrives late, when nobody waits for it any longer, it is ignored, and the
-    request that waits gets its own response.
+    """If the management node's response to a request arrives after the request was given up, mqtool ignores it, and the
+    next request gets its own response.
     """
     broker.stray = True
     broker.answers = [COUNTS]

@@ -296,7 +296,7 @@ def test_a_message_that_arrives_while_peek_looks_at_an_empty_queue_causes_no_err
 
 def test_peek_says_that_the_broker_delivers_no_message(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:
     """If a queue has messages, but the broker delivers none, for example because another consumer is the single active
-    one, `peek` says so.
+    one, `peek` fails with an error that says so.
     """
     monkeypatch.setattr(peeking, "_PATIENCE", 0.05)
     place.fill(*range(1001), arguments={"x-single-active-consumer": True})
@@ -316,9 +316,10 @@ def test_peek_says_that_the_broker_delivers_no_message(monkeypatch: pytest.Monke
 def test_peek_does_not_receive_all_messages_of_a_long_queue_at_once(
     monkeypatch: pytest.MonkeyPatch, place: Place, limit: int | None, largest: int, prefetches: list[int]
 ) -> None:
-    """A caller of `peek` that stops early should not have to wait until thousands of messages are requeued. So the
-    first batch has up to 100 messages, and each later one up to ten times as many as all before. If there is a delivery
-    limit, the first message is received on its own. AMQP limits the prefetch to 65,535.
+    """`peek` receives the messages of a queue in batches, so that it need not requeue thousands of messages if it stops
+    early. The first batch has up to 100 messages. Each later batch has up to ten times as many as all earlier ones
+    together, and at most 65,535, the largest prefetch in AMQP. In a queue with a delivery limit, the first message is a
+    batch of its own.
     """
     monkeypatch.setattr(peeking, "AT_ONCE", largest)
     place.fill(*range(1250), arguments=QUORUM)
@@ -422,8 +423,9 @@ def test_peek_stops_before_the_first_message_reaches_the_delivery_limit(place: P
 
 
 def test_peek_reports_a_message_behind_the_first_one_that_is_near_the_delivery_limit(place: Place) -> None:
-    """If a message behind the first one is so near the delivery limit that the queue will drop it when it is requeued
-    once more after `peek`, `peek` shows the message, leaves it in its place, and says so.
+    """If a message behind the first one has reached the delivery limit once `peek` has requeued it, `peek` shows the
+    message and leaves it in its place. The error at the end says that the queue drops the message if it is requeued
+    once more.
     """
     place.fill(*range(4), arguments=limited(6))
     place.requeue(1, 4, 5)
@@ -441,8 +443,8 @@ def test_peek_reports_a_message_behind_the_first_one_that_is_near_the_delivery_l
 
 def test_peek_publishes_messages_behind_the_first_one_again_if_the_queue_would_drop_them(place: Place) -> None:
     """If messages behind the first one have reached the delivery limit, `peek` publishes them to the end of the queue,
-    even if it shows only the first message. Its error names the message that was requeued most often, and counts the
-    others.
+    even if it shows only the first message. Its error names the message that was requeued most often, and says how many
+    others there are.
     """
     place.fill(*range(5), arguments=limited(6))
     place.requeue(1, 1, 5, 6, 6)
@@ -571,8 +573,8 @@ def test_removed_messages_are_deleted_and_the_others_stay_in_order(place: Place,
 
 @pytest.mark.parametrize("arguments", [{}, QUORUM, limited(50)], ids=["classic", "quorum", "quorum with a limit"])
 def test_a_look_may_end_early(place: Place, arguments: dict[str, Any]) -> None:
-    """If a caller of looking() stops before it has read all messages of the queue, the messages that it has removed are
-    deleted, and the others stay in order.
+    """If a caller of looking() stops before it has read all messages of the queue, the messages that the caller has
+    removed are deleted, and the others stay in order.
     """
     place.fill(*NUMBERS, arguments=arguments)
     for left in 249, 248:

@@ -93,8 +93,9 @@ def place(amqp_broker: EmbeddedBroker, amqp_vhost: Vhost) -> Iterator[Place]:
 def test_the_wait_queues_of_a_virtual_host_that_have_messages_are_listed(
     place: Place, amqp_broker: EmbeddedBroker
 ) -> None:
-    """Wait queues of the virtual host are listed with their numbers of messages, if they have any. Other queues are not
-    listed. Streams are not listed either, since publishers can forge the exchange and routing key of a message there.
+    """`delayed ls` lists the virtual host's wait queues that have messages, with their numbers of messages. It does not
+    list other queues. Nor does it list streams, since publishers can forge the exchange and routing key of a message in
+    a stream.
     """
     place.declare("jobs.delay.1h", "a", "b")
     place.declare("jobs.delay.2h", ttl=7_200_000)
@@ -115,8 +116,8 @@ def test_the_wait_queues_of_a_virtual_host_that_have_messages_are_listed(
 
 
 def test_an_exclusive_wait_queue_is_skipped(place: Place) -> None:
-    """If another client has declared an exclusive queue with the name and arguments of a wait queue, the queue is
-    skipped with an error, since only that client can use it. The other queues are listed.
+    """`delayed ls` lists the queues in which delayed messages wait. If one of them is exclusive to another connection,
+    its messages cannot be listed. A warning for this queue says so, and the other queues are listed.
     """
     queue = wait_queue("a.delay.1h", 3_600_000, "", "a")
     place.connect().declare(queue._replace(exclusive=True))
@@ -128,8 +129,9 @@ def test_an_exclusive_wait_queue_is_skipped(place: Place) -> None:
 
 @pytest.mark.parametrize("is_exclusive", [False, True])
 def test_a_wait_queue_that_changes_while_queues_are_listed_is_skipped(place: Place, *, is_exclusive: bool) -> None:
-    """If a wait queue expires while the wait queues are listed, it is skipped without an error. If another client then
-    declares an exclusive queue with its name, the queue is skipped with the broker's error. The others are listed.
+    """If a wait queue expires while `delayed ls` lists the wait queues, `delayed ls` leaves it out without an error. If
+    another client then declares an exclusive queue with its name, `delayed ls` leaves this queue out, and reports the
+    broker's error. It lists all other wait queues.
     """
     for hours in (1, 2, 3):
         place.declare(f"jobs.delay.{hours}h", "a", ttl=hours * 3_600_000)
@@ -147,8 +149,8 @@ def test_a_wait_queue_that_changes_while_queues_are_listed_is_skipped(place: Pla
 
 
 def test_the_messages_that_the_plugin_holds_are_counted(place: Place, amqp_broker: EmbeddedBroker) -> None:
-    """The exchanges of type x-delayed-message of the virtual host are listed with the numbers of messages that they
-    hold, if they hold any.
+    """`delayed ls` lists the virtual host's exchanges of type x-delayed-message that hold messages, with the numbers of
+    these messages.
     """
     with amqp_broker.fresh_vhost() as other:
         elsewhere = Place(amqp_broker, other)
@@ -161,9 +163,9 @@ def test_the_messages_that_the_plugin_holds_are_counted(place: Place, amqp_broke
 
 
 def test_waiting_messages_are_shown_with_the_shortest_delay_first_and_stay(place: Place) -> None:
-    """Waiting messages are shown in the order of their delays, and then of the names of their wait queues: all, or
-    those for one destination. Afterwards, they are in their queues as before. Each is shown with the exchange and
-    routing key that it will have when it is due.
+    """`delayed show` shows waiting messages in the order of their delays, and then of the names of their wait queues:
+    all, or those for one destination. Each is shown with the exchange and routing key that it will have when it is due.
+    Afterwards, the messages are in their queues as before.
     """
     place.declare("jobs.delay.2h", "d", ttl=7_200_000)
     place.declare("other.delay.1h", "c", key="other")
@@ -193,7 +195,7 @@ def test_a_waiting_message_keeps_only_an_origin_that_is_proven(place: Place) -> 
 
 
 def test_only_the_chosen_messages_are_cancelled(place: Place) -> None:
-    """Cancelling delayed messages deletes those that the caller chooses, and leaves the others in their order."""
+    """`delayed cancel` deletes the chosen messages from their wait queues, and leaves the others in their order."""
     place.declare("jobs.delay.1h", "a", "b", "c", "d")
     place.declare("jobs.delay.2h", "e", ttl=7_200_000)
     cancelled = place.waiting().cancel(lambda each: each.message.body in (b"a", b"c", b"e"))
@@ -204,8 +206,8 @@ def test_only_the_chosen_messages_are_cancelled(place: Place) -> None:
 
 
 def test_only_the_chosen_messages_are_delivered(place: Place) -> None:
-    """Delivering delayed messages early publishes those that the caller chooses to their destinations, and removes them
-    from their wait queues. The others stay in their order.
+    """`delayed now` publishes the chosen messages to their destinations before they are due, and removes them from
+    their wait queues. The others stay in their order.
     """
     place.declare("jobs.delay.1h", "a", "b", "c", "d")
     assert place.now("a", "c") == ["a", "c"]
@@ -216,8 +218,8 @@ def test_only_the_chosen_messages_are_delivered(place: Place) -> None:
 
 def test_a_message_whose_exchange_is_not_proven_is_not_delivered(place: Place) -> None:
     """If a queue's arguments say that `delayed relay` is to deliver its messages to an exchange, but the queue's name
-    does not confirm that, its messages are not delivered early, since anyone can declare such a queue. An error names
-    the message, the queue and the exchange. Other messages are delivered.
+    does not confirm that, `delayed now` does not deliver its messages, since anyone can declare such a queue. An error
+    names the message, the queue and the exchange. Other messages are delivered.
     """
     place.channel.declare(Queue("tasks.relay", durable=True, arguments={RELAY: "orders"}))
     place.fill("tasks.relay", Message(b"x", message_id="m"))
@@ -233,8 +235,8 @@ def test_a_message_whose_exchange_is_not_proven_is_not_delivered(place: Place) -
 
 
 def test_a_message_that_its_destination_does_not_accept_stays(place: Place) -> None:
-    """If the destination queue of a waiting message does not exist, the message stays in its wait queue, with an error
-    that names the message and the destination. Messages for other destinations are delivered.
+    """If the destination queue of a waiting message does not exist, `delayed now` leaves the message in its wait queue,
+    and reports an error that names the message and the destination. It delivers messages for other destinations.
     """
     place.declare("gone.delay.1h", "x", key="gone")
     place.declare("jobs.delay.1h", "a")
@@ -245,8 +247,9 @@ def test_a_message_that_its_destination_does_not_accept_stays(place: Place) -> N
 
 
 def test_a_message_whose_exchange_was_deleted_stays(place: Place) -> None:
-    """If the destination exchange of waiting messages has been deleted, the messages stay in their wait queue, each
-    with an error that names the message, the queue and the exchange. Messages for other destinations are delivered.
+    """If the destination exchange of waiting messages has been deleted, `delayed now` leaves the messages in their wait
+    queue. For each, it reports an error that names the message, the queue and the exchange. It delivers messages for
+    other destinations.
     """
     place.channel.declare(wait_queue("logs.exchange.delay.1h", 3_600_000, "logs"))
     place.fill("logs.exchange.delay.1h", Message(b"x", message_id="x"), Message(b"y", message_id="y"))
@@ -260,8 +263,9 @@ def test_a_message_whose_exchange_was_deleted_stays(place: Place) -> None:
 
 
 def test_a_message_whose_headers_fill_a_frame_stays(place: Place) -> None:
-    """If a message's headers claim a false origin, and leave no room for the true one in the largest frame, the message
-    stays in its wait queue, with an error that names the message and the queue. Other messages are delivered.
+    """If a message's headers claim a false origin, and the true one does not fit into the largest frame, `delayed now`
+    leaves the message in its wait queue, and reports an error that names the message and the queue. It delivers other
+    messages.
     """
     place.declare("jobs.delay.1h", "a")
     place.channel.declare(Exchange("public", "fanout"))
@@ -276,8 +280,8 @@ def test_a_message_whose_headers_fill_a_frame_stays(place: Place) -> None:
 
 
 def test_a_wait_queue_that_expires_while_messages_are_read_is_skipped(place: Place) -> None:
-    """If a wait queue is deleted after it was listed, and before its messages are read, it is skipped without an error,
-    since no message is left in it.
+    """If a wait queue is deleted after it was listed, and before `delayed show` reads its messages, `delayed show`
+    continues with the next queue and reports no error, since no message is left in the deleted one.
     """
     place.declare("jobs.delay.1h", "a")
     place.declare("jobs.delay.2h", "b", ttl=7_200_000)
@@ -291,8 +295,8 @@ def test_a_wait_queue_that_expires_while_messages_are_read_is_skipped(place: Pla
 
 
 def test_a_wait_queue_that_another_client_consumes_exclusively_is_skipped(place: Place) -> None:
-    """If the broker does not let mqtool consume from a wait queue, because another client has an exclusive consumer
-    there, the queue is skipped with the broker's error. Messages of other queues are shown, cancelled and delivered.
+    """If another client has an exclusive consumer on a wait queue, `delayed show` and `delayed now` cannot read this
+    queue. They report the broker's error for the queue, and show or deliver the messages of the other wait queues.
     """
     place.declare("a.delay.1h", "x", key="a")
     place.declare("jobs.delay.1h", "a", "b")
@@ -306,8 +310,8 @@ def test_a_wait_queue_that_another_client_consumes_exclusively_is_skipped(place:
 
 
 def test_reading_wait_queues_ends_if_the_connection_is_lost(place: Place) -> None:
-    """If the connection is lost while waiting messages are read, reading raises Unavailable, and no queue is reported
-    as skipped.
+    """If the connection is lost while mqtool reads waiting messages, Unavailable is raised, and there is no error for a
+    single wait queue.
     """
     place.declare("jobs.delay.1h", "a")
     place.declare("jobs.delay.2h", "b", ttl=7_200_000)
@@ -327,8 +331,8 @@ class Impatient(Connection):
 
 
 def test_delivering_ends_if_a_confirm_does_not_arrive(place: Place) -> None:
-    """If the broker does not confirm a message in time, delivering raises NotConfirmed, because later messages would
-    not be confirmed either. The messages stay in their wait queues.
+    """If the broker does not confirm a message from `delayed now` in time, NotConfirmed is raised, because later
+    messages would not be confirmed either. The messages stay in their wait queues.
     """
     place.declare("jobs.delay.1h", "a", "b")
     place.declare("jobs.delay.2h", "c", ttl=7_200_000)
@@ -339,8 +343,8 @@ def test_delivering_ends_if_a_confirm_does_not_arrive(place: Place) -> None:
 
 
 def test_a_message_near_the_delivery_limit_is_reported_even_if_the_caller_wants_no_more(place: Place) -> None:
-    """If the caller stops reading before the end, and a wait queue would drop one of its messages when it is requeued
-    once more, the queue is reported as skipped, but no error is raised.
+    """If a wait queue would drop a message that is requeued once more, mqtool reports an error for this queue after it
+    has read the message. The caller gets this report, and no exception, even if it stops reading before the last queue.
     """
     place.declare("jobs.delay.1h", "a", "b", **{"x-queue-type": "quorum", "x-delivery-limit": 3})
     place.declare("jobs.delay.2h", "c", ttl=7_200_000)

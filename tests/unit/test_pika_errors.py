@@ -109,8 +109,8 @@ def ssl_error(kind: type[ssl.SSLError], **attributes: str | None) -> ssl.SSLErro
 def test_the_reply_code_and_text_of_a_broker_become_an_error_with_a_hint(
     code: int, text: str, kind: type[MqtoolError], words: str, hint: str | None
 ) -> None:
-    """If the broker closes a channel or a connection, the user gets the broker's reason without its constant, such as
-    NOT_FOUND, and for most reasons a hint.
+    """If the broker closes a channel or a connection, mqtool's error contains the broker's reason without its constant,
+    such as NOT_FOUND. For most reasons, the error has a hint.
     """
     error = pika_errors.closed_by_broker(exceptions.ChannelClosedByBroker(code, text))
     assert (type(error), str(error), error.hint) == (kind, words, hint)
@@ -133,8 +133,8 @@ def test_the_reply_code_and_text_of_a_broker_become_an_error_with_a_hint(
     ],
 )  # fmt: skip
 def test_a_lost_connection_is_explained_without_the_words_of_pika(error: Exception, words: str) -> None:
-    """If a connection is lost, the user gets the reason in plain words: what the operating system says, or which end
-    has closed it.
+    """If a connection is lost, mqtool's error gives the reason in plain words, and not in those of pika: what the
+    operating system says, or which end has closed the connection.
     """
     lost = pika_errors.closed_by_broker(error)
     assert (type(lost), str(lost), lost.hint) == (Unavailable, f"the connection was lost: {words}", None)
@@ -210,15 +210,16 @@ def test_a_failed_attempt_to_connect_is_explained_with_a_hint(
     words: str,
     hint: str | None,
 ) -> None:
-    """If a connection cannot be opened, the user gets the reason in plain words, and a hint, however deep pika hides
-    the cause. Of a host's addresses, those that this machine cannot reach are ignored.
+    """If a connection cannot be opened, mqtool's error gives the reason in plain words, with a hint, even if pika's
+    exception contains the cause only indirectly. If a host has several addresses, errors of those that this machine
+    cannot reach are ignored.
     """
     error = pika_errors.connecting(wrapped(cause), ONE)
     assert (type(error), str(error), error.hint) == (kind, words, hint)
 
 
 def test_a_host_of_which_no_address_can_be_reached_is_explained_by_the_last_one() -> None:
-    """If this machine can reach none of a host's addresses, the user gets the error of the address tried last."""
+    """If this machine can reach none of a host's addresses, mqtool's error gives the reason for the last one tried."""
     tried = [OSError(errno.EADDRNOTAVAIL, "Cannot assign"), OSError(errno.ENETUNREACH, "Network is unreachable")]
     error = pika_errors.connecting(workflow.AMQPConnectionWorkflowFailed(tried), ONE)
     assert str(error) == "cannot connect to one:5672: network is unreachable"
@@ -287,16 +288,17 @@ def test_the_hint_for_another_protocol_depends_on_tls(*, tls: bool) -> None:
 def test_a_handshake_that_is_cut_off_is_not_taken_for_a_refusal(
     cause: BaseException, *, has_answered: bool, is_cut_off: bool
 ) -> None:
-    """If a server closes the connection during the handshake without a reason, the user is not told that the login was
-    refused. If the server has sent nothing, the user is not told either that it speaks another protocol.
+    """If a server closes the connection during the handshake without a reason, mqtool's error does not say that the
+    login was refused. If the server has sent nothing at all, the error does not say either that the server speaks
+    another protocol.
     """
     failed = exceptions.AMQPConnectionError(cause)
     assert pika_errors.is_cut_off(failed, has_answered=has_answered) is is_cut_off
 
 
 def test_an_attempt_that_fails_is_described_without_the_words_of_pika() -> None:
-    """If an attempt to reconnect fails, the user gets mqtool's error or, if pika raised one, the words "the connection
-    was lost again".
+    """If an attempt to reconnect fails, the notice contains mqtool's error or, if pika raised one, the words "the
+    connection was lost again".
     """
     assert pika_errors.in_words(Unavailable("no route")) == "no route"
     assert pika_errors.in_words(exceptions.ConnectionWrongStateError("x")) == "the connection was lost again"
@@ -314,12 +316,12 @@ def test_an_attempt_that_fails_is_described_without_the_words_of_pika() -> None:
         (405, "RESOURCE_LOCKED - inequivalent arg 'durable'", ["x"], False, False),
     ],
 )
-def test_some_errors_of_a_channel_are_mended(
+def test_some_errors_of_a_channel_do_not_recur_after_reopening(
     code: int, text: str, exchanges: list[str], *, is_mended: bool, is_harmless: bool
 ) -> None:
-    """Opening a channel again mends a consumer timeout, and a missing exchange if the command declares this exchange
-    again. A queue or an exchange that exists with other settings can be used as it is, unless the exchange has another
-    type. No other error is mended.
+    """mqtool expects two errors of a channel not to recur when the channel is opened again: a consumer timeout, and a
+    missing exchange that the command declares again. It uses a queue or an exchange with other settings as it is,
+    unless the exchange has another type. It expects all other errors to recur.
     """
     error = exceptions.ChannelClosedByBroker(code, text)
     assert pika_errors.is_mended_by_reopening(error, exchanges) is is_mended
@@ -346,16 +348,16 @@ def test_some_errors_of_a_channel_are_mended(
     ],
 )  # fmt: skip
 def test_what_amqp_cannot_express_is_named(error: Exception, kind: type[MqtoolError], words: str, hint: str) -> None:
-    """If a name, a header, a property or an argument cannot be encoded for AMQP, the user is told which kind of value
-    is at fault, and gets a hint.
+    """If a name, a header, a property or an argument cannot be encoded for AMQP, mqtool's error says which kind of
+    value is the cause, such as a number that is too large, and has a hint.
     """
     found = pika_errors.cannot_encode(error)
     assert (type(found), str(found), found.hint) == (kind, words, hint)
 
 
 def test_an_error_about_a_name_or_headers_that_are_too_long_gives_the_size() -> None:
-    """If a name is too long, or the headers are too large, the user gets the size and the limit. The hint quotes the
-    beginning of the name, without a character that would be cut in two.
+    """If a name is too long, or a message's headers and properties are too large, mqtool's error contains the size and
+    the limit. The hint about a name quotes its beginning, which never ends in the middle of a character.
     """
     name = pika_errors.too_long("queue name", b"x" * 39 + "é".encode() * 150)
     assert str(name) == "the queue name is 339 bytes long; AMQP allows 255"

@@ -98,7 +98,9 @@ def test_messages_are_sent_with_their_properties(connect: Connect, kind: type[Se
 def test_acknowledgements_may_stand_for_several_deliveries(
     connect: Connect, vhost: Vhost, kind: type[SelectConnection]
 ) -> None:
-    """An acknowledgement stands for one delivery or, if it is multiple, for all deliveries up to it."""
+    """An acknowledgement that mqtool sends applies to one delivery or, with `multiple`, to all deliveries up to it.
+    This is true whether mqtool or pika encodes it.
+    """
     connection = connect(kind)
     consumer = Consumer(connection, auto_ack=False)
     connection.publish([Message(b"%d" % number) for number in range(5)], Route("", "q"))
@@ -197,7 +199,7 @@ class Counting(FastConnection):
 
 def test_received_bytes_are_counted(connect: Connect) -> None:
     """mqtool counts each received byte as a sign that the broker is alive, whether mqtool or pika decodes its frame,
-    and knows when the latest one arrived. A returned message may have a routing key that is not UTF-8.
+    and knows when the latest one arrived. A returned message is decoded even if its routing key is not UTF-8.
     """
     began, returned = time.monotonic_ns(), list[str]()
     connection = connect(Counting)

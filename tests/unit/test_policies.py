@@ -26,9 +26,9 @@ def handle(policy: ConsumePolicy, tags: range, now: float = SOON) -> list[int]:
 
 
 def test_the_options_decide_how_a_command_consumes() -> None:
-    """A command usually consumes with its full prefetch. On a queue with a delivery limit, it starts with a prefetch of
-    1. Other rules apply if `--prefetch`, `--auto-ack` or `--count` is given, or if the caller acknowledges messages
-    itself.
+    """A consumer of a queue with a delivery limit starts with a prefetch of 1. Any other consumer starts with its full
+    prefetch, and so does one with --prefetch or --auto-ack. With --count, a consumer never receives more messages than
+    that number. If the caller acknowledges messages itself, the consumer acknowledges none.
     """
     assert type(policy_for(Receiving(), limits_deliveries=False)) is Streaming
     assert type(policy_for(Receiving(), limits_deliveries=True)) is Cautious
@@ -147,9 +147,9 @@ def test_a_caller_that_acknowledges_never_gets_more_messages_than_the_limit() ->
 
 
 def test_the_last_missing_messages_are_prefetched_together() -> None:
-    """A caller acknowledges messages itself, with `--count 20` and a prefetch of 8. After 13 acknowledgements, the
-    consumer is cancelled, and subscribes again for the 8 messages that it has not received. If it has to subscribe once
-    more, it prefetches half of the missing messages.
+    """A caller that acknowledges messages itself wants 20 messages, with a prefetch of 8. Once another acknowledgement
+    would let the broker send more than 20, the consumer subscribes again, with all missing messages as its prefetch (8
+    in this test). When it has to subscribe once more, the prefetch is half of the missing messages.
     """
     policy = CallerSettles(Receiving(count=20, prefetch=8, acknowledge=False))
     assert acknowledge(policy, *range(8, 20)) == [Step.GO_ON] * 12
@@ -240,8 +240,8 @@ def test_acknowledgements_within_50_ms_are_sent_together() -> None:
 
 
 def test_a_consumer_whose_caller_acknowledges_is_cancelled_at_its_message_limit() -> None:
-    """If the caller acknowledges messages itself, the consumer is cancelled once as many messages have arrived as
-    `--count` allows. Without `--count`, the consumer never ends by itself.
+    """If the caller acknowledges messages itself, mqtool cancels the consumer once the number of messages given with
+    `--count` has arrived. Without `--count`, the consumer never ends by itself.
     """
     policy = CallerSettles(Receiving(count=3, acknowledge=False))
     assert [policy.taken(delivery(tag)) for tag in (1, 2, 3)] == [Step.GO_ON, Step.GO_ON, Step.CANCEL]

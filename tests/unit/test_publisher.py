@@ -157,8 +157,9 @@ def test_a_message_nacked_right_after_a_reconnection_is_published_again(wire: Wi
 
 
 def test_dropping_unanswered_messages_keeps_nacked_ones(wire: Wire, publisher: Unconfirmed) -> None:
-    """If a publisher drops its unanswered messages, it still publishes those again that the broker has nacked because
-    their queue had no leader.
+    """A publisher can drop the messages that the broker has neither confirmed nor nacked, for example replies that may
+    have made the broker close the connection. It keeps the messages that the broker has nacked because their queue had
+    no leader, and publishes these again on the next channel.
     """
     wire.open(connection_is_new=True)
     wire.publish(b"1", b"2", b"3", b"4", b"5")
@@ -197,8 +198,8 @@ def test_the_confirm_timeout_pauses_without_a_connection(wire: Wire, publisher: 
 
 
 def test_a_failed_connection_ends_waiting_for_confirms_but_keeps_receipts(wire: Wire, publisher: Unconfirmed) -> None:
-    """If a connection fails for good, waiting for confirms raises the connection's error. The receipts of messages that
-    were confirmed before can still be collected.
+    """If a connection fails for good while the caller waits for confirms, waiting raises the connection's error. The
+    caller can still get the receipts of messages that were confirmed before.
     """
     wire.publish(b"1", b"2")
     publisher.on_ack(1, multiple=False)
@@ -211,8 +212,8 @@ def test_a_failed_connection_ends_waiting_for_confirms_but_keeps_receipts(wire: 
 def test_messages_confirmed_out_of_order_do_not_count_as_unconfirmed_after_an_error(
     wire: Wire, publisher: Unconfirmed
 ) -> None:
-    """If publishing ends with an error, the receipts of messages that were confirmed or nacked out of order can be
-    collected once. Only messages that were neither confirmed nor nacked then count as unconfirmed.
+    """After an error, the caller can get the receipts of messages that were confirmed or nacked before earlier
+    messages, each receipt once. After that, only messages that were neither confirmed nor nacked count as unconfirmed.
     """
     wire.publish(b"1", b"2", b"3", b"4")
     publisher.on_ack(2, multiple=False)
@@ -232,7 +233,7 @@ def test_messages_confirmed_out_of_order_do_not_count_as_unconfirmed_after_an_er
 
 def test_a_message_confirmed_out_of_order_is_not_republished(wire: Wire, publisher: Unconfirmed) -> None:
     """If the connection is lost after the broker has confirmed a message, but not an earlier one, the publisher
-    republishes only the unconfirmed messages. The receipt of the confirmed message can be collected immediately.
+    republishes only the unconfirmed messages. The caller can get the confirmed message's receipt immediately.
     """
     wire.publish(b"1", b"2", b"3")
     publisher.on_ack(2, multiple=False)
@@ -287,8 +288,8 @@ def test_an_early_confirm_takes_effect_once_earlier_messages_are_confirmed(wire:
 
 
 def test_a_nack_without_multiple_applies_only_to_its_message(wire: Wire, publisher: Unconfirmed) -> None:
-    """A basic.nack without `multiple` does not apply to earlier messages, whether or not their receipts were collected.
-    The receipt of the nacked message says that the broker refused it.
+    """A basic.nack without `multiple` does not apply to earlier messages, which the broker can still confirm. The
+    receipt of the nacked message says that the broker refused it.
     """
     wire.publish(b"1", b"2", b"3", b"4")
     publisher.on_ack(1, multiple=False)
@@ -377,8 +378,8 @@ def test_a_message_that_was_not_sent_yet_is_published_once_after_a_reconnection(
 
 
 def test_receipts_are_kept_over_several_reconnections(wire: Wire, publisher: Unconfirmed) -> None:
-    """Receipts that the caller has not yet collected are kept, however often the channel is reopened. Later messages
-    are sent on the new channel.
+    """A publisher keeps the receipts of messages until the caller has got them, however often the channel is reopened
+    in the meantime. Later messages are sent on the new channel.
     """
     wire.publish(b"1", b"2", b"3")
     for _ in range(2):
@@ -391,8 +392,8 @@ def test_receipts_are_kept_over_several_reconnections(wire: Wire, publisher: Unc
 
 
 def test_a_return_never_applies_to_a_message_that_was_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
-    """If several published messages are equal, a basic.return applies to the first one that is not yet confirmed. The
-    receipt of this message contains the broker's reason.
+    """If several published messages are equal, a basic.return from the broker applies to the first of them that is not
+    confirmed yet. The receipt of this message contains the broker's reason.
     """
     wire.publish(b"same", b"same")
     publisher.on_ack(1, multiple=False)
@@ -439,8 +440,9 @@ def test_a_return_is_matched_to_the_most_similar_message_with_the_same_address(
 
 
 def test_waiting_for_confirms_ends_when_enough_messages_are_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
-    """wait(N) returns once fewer than N messages are unconfirmed, even if the receipts of confirmed messages have not
-    been collected. If this is already the case, it returns immediately.
+    """A publisher's wait(N) blocks until fewer than N of the publisher's messages are unconfirmed. If fewer are
+    unconfirmed already, it returns immediately. It does not matter whether the caller has asked the publisher for the
+    results of the confirmed messages.
     """
     wire.publish(b"1", b"2", b"3")
     publisher.on_ack(2, multiple=True)
@@ -452,8 +454,8 @@ def test_waiting_for_confirms_ends_when_enough_messages_are_confirmed(wire: Wire
 
 
 def test_waiting_for_confirms_continues_while_16_mib_are_unconfirmed(wire: Wire, publisher: Unconfirmed) -> None:
-    """If 16 MiB of messages are unconfirmed, a publisher's window is full, however few the messages are. wait() then
-    returns as soon as the receipt of one message can be collected.
+    """A publisher's window is full if 16 MiB of messages are unconfirmed, however few the messages are. With a full
+    window, wait() blocks until the receipt of at least one message is available.
     """
     wire.publish(b"1", bytes(WINDOW_BYTES - 1))
     assert publisher.is_full(1000)

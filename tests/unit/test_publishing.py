@@ -341,8 +341,8 @@ def test_unconfirmed_messages_are_published_again_on_the_next_channel(broker: Sc
 @pytest.mark.parametrize("when", ["new connection", "lacks a node", "reopened channel"])
 def test_a_nack_is_not_final_while_queues_may_lack_a_leader(broker: ScriptedBroker, waits: Waits, when: str) -> None:
     """Soon after a reconnection, or if a node could not be reached when the connection was opened, a queue may have no
-    leader yet. A message that is nacked then stays unconfirmed, and is to be published again. In all other cases, a
-    nack is final.
+    leader yet. If the broker nacks a message at such a time, the message stays unconfirmed, so that the publisher
+    publishes it again. At any other time, a nack is final.
     """
     broker.confirms = False
     broker.lacks_a_node = when == "lacks a node"

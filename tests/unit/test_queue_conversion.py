@@ -121,9 +121,9 @@ def place(amqp_broker: EmbeddedBroker, amqp_vhost: Vhost) -> Iterator[Place]:
 
 @pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic")])
 def test_a_converted_queue_has_its_messages_in_order_and_its_bindings(place: Place, before: str, after: str) -> None:
-    """A conversion reports the size of each batch of messages that it has moved, out of the queue and back. Afterwards,
-    the queue has its new type and arguments, all its messages in order, and its bindings. The queues and exchanges of
-    the conversion are deleted.
+    """`queue convert` moves a queue's messages to a temporary queue and back, in batches, and reports the size of each
+    batch. Afterwards, the queue has its new type and arguments, all its messages in order, and its bindings. The queues
+    and exchanges that the conversion declared are deleted.
     """
     place.fill(before)
     conversion = place.conversion(after, changes={"x-max-length": 1000})
@@ -158,8 +158,8 @@ def begin_and_stop(place: Place, batches: int, to: str = "quorum") -> Conversion
 def test_a_conversion_continues_where_it_was_stopped(
     place: Place, before: str, after: str, batches: int, held: int, returned: int, meanwhile: int
 ) -> None:
-    """If a conversion is stopped after any batch, the next run continues with the plan that is stored on the broker. A
-    message that is published in the meantime comes after the others.
+    """If `queue convert` is stopped after any batch of messages, the next run continues with the plan that is stored on
+    the broker. A message that a client publishes in the meantime comes after the others.
     """
     place.fill(before)
     begin_and_stop(place, batches, after)
@@ -172,8 +172,9 @@ def test_a_conversion_continues_where_it_was_stopped(
 def test_a_conversion_does_not_delete_messages_that_a_client_has_taken_from_the_holding_queue(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If another client holds a message of the holding queue unacknowledged, such as `peek`, a conversion does not
-    delete this queue. Once the client has ended, the conversion can be completed, and no message is lost.
+    """During `queue convert`, a temporary queue holds the messages. If another client, such as `peek`, has
+    unacknowledged messages of this queue, the conversion does not delete the queue. Once the client has ended, the
+    conversion can be completed, and no message is lost.
     """
     monkeypatch.setattr(held_messages, "_PATIENCE", 0.1)
     place.fill()
@@ -190,8 +191,8 @@ def test_a_conversion_does_not_delete_messages_that_a_client_has_taken_from_the_
 
 @pytest.mark.parametrize("batches", [1, 3])
 def test_a_conversion_is_undone_before_the_queue_is_replaced(place: Place, batches: int) -> None:
-    """A conversion that has not replaced its queue yet can be undone: the queue, which is still the same, gets all its
-    messages in order, and its bindings.
+    """A stopped `queue convert` that has not replaced the queue yet can be undone. The queue then has its original
+    type, all its messages in order, and its bindings.
     """
     place.fill()
     begin_and_stop(place, batches)
@@ -202,8 +203,8 @@ def test_a_conversion_is_undone_before_the_queue_is_replaced(place: Place, batch
 
 
 def test_an_undo_that_was_stopped_is_completed_by_the_next_run(place: Place) -> None:
-    """If the undo of a conversion is stopped while the messages return to the queue, the next run completes the undo,
-    even without --undo.
+    """If `queue convert --undo` is stopped while it moves the messages back to the queue, the next run of `queue
+    convert --resume` completes the undo, even without --undo.
     """
     place.fill()
     begin_and_stop(place, 3)
@@ -217,7 +218,9 @@ def test_an_undo_that_was_stopped_is_completed_by_the_next_run(place: Place) -> 
 
 
 def test_an_undo_declares_a_queue_that_was_deleted_as_it_was_before(place: Place) -> None:
-    """If the queue of a conversion was deleted, an undo declares it with its original type and arguments."""
+    """If a conversion was stopped, and another client has deleted the queue, `queue convert --undo` declares the queue
+    with its original type and arguments, and moves the messages back to it.
+    """
     place.fill(**{"x-max-length": 1000})
     begin_and_stop(place, 3)
     administration.delete_queue(place.channel, "jobs")
@@ -228,8 +231,9 @@ def test_an_undo_declares_a_queue_that_was_deleted_as_it_was_before(place: Place
 
 @pytest.mark.parametrize(("batches", "left"), [(0, 22), (1, 18), (3, 12), (4, 7), (6, 1)])
 def test_the_number_of_remaining_moves_shrinks_with_each_batch(place: Place, batches: int, left: int) -> None:
-    """The number of moves that remain counts each message in the queue twice, because it leaves the queue and returns.
-    Messages that are already in the other queues of the conversion count once.
+    """`queue convert` moves each message twice: out of the queue, and back. Conversion.remaining() is the number of
+    moves that are still to be made. It counts a message in the queue to convert twice, and a message in one of the
+    conversion's other queues once.
     """
     place.fill()
     begin_and_stop(place, batches)
@@ -238,9 +242,9 @@ def test_the_number_of_remaining_moves_shrinks_with_each_batch(place: Place, bat
 
 
 def test_messages_that_are_published_while_a_queue_is_replaced_go_to_another_queue(place: Place) -> None:
-    """From when a conversion replaces its queue until the messages are back, messages that clients publish go to a
-    third queue, of the original type. There, they are dead-lettered as in the original queue. The quorum queue that
-    holds the messages has no delivery limit.
+    """While `queue convert` replaces a queue, a temporary quorum queue without a delivery limit holds its messages. A
+    second temporary queue, of the original type and with the original dead-letter exchange, receives the messages that
+    clients publish. At the end, the converted queue contains the messages of both.
     """
     place.fill(**{"x-message-ttl": 3_600_000, "x-dead-letter-exchange": "amq.fanout"})
     begin_and_stop(place, 4)
@@ -258,8 +262,8 @@ def test_messages_that_are_published_while_a_queue_is_replaced_go_to_another_que
 
 
 def test_only_one_conversion_of_a_queue_runs_at_a_time(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a conversion runs, another one of the same queue fails. If the other connection ends in time, the second
-    conversion waits for that and continues.
+    """If one `queue convert` already converts a queue, a second one for the same queue fails. If the first one's
+    connection is closed within 20 s, the second one continues the conversion.
     """
     place.fill()
     conversion = place.conversion()
@@ -286,8 +290,8 @@ def test_only_one_conversion_of_a_queue_runs_at_a_time(place: Place, monkeypatch
 
 
 def test_a_definition_that_the_broker_refuses_changes_nothing(place: Place) -> None:
-    """If the broker does not accept the new arguments of a queue, a conversion does not begin, and the error names the
-    queue. The same is known in advance.
+    """If the broker does not accept the new arguments of a queue, `queue convert` does not begin the conversion. The
+    error names the queue and the argument. refused_by_broker() returns the same reason before a conversion.
     """
     place.fill()
     conversion = place.conversion(changes={"x-max-length": "many"})
@@ -306,8 +310,9 @@ def test_a_definition_that_the_broker_refuses_changes_nothing(place: Place) -> N
 
 @pytest.mark.parametrize("to", ["quorum", "classic", "stream"])
 def test_asking_the_broker_about_a_definition_declares_nothing(place: Place, to: str) -> None:
-    """mqtool can ask the broker whether it would accept the new definition of a queue. No queue remains, and a queue
-    that an earlier run has left behind for this does no harm.
+    """refused_by_broker() finds out whether the broker would accept the new definition of a queue, by declaring a queue
+    under another name and deleting it. Afterwards, no such queue is left. One that an earlier run left behind causes no
+    error.
     """
     place.fill("quorum" if to == "classic" else "classic")
     plan = place.conversion(to)._plan
@@ -318,8 +323,9 @@ def test_asking_the_broker_about_a_definition_declares_nothing(place: Place, to:
 
 
 def test_a_conversion_waits_until_the_queue_has_no_consumers(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A conversion waits until the queue has no consumers. If some remain, it fails, and the hint says how to continue.
-    With --force, it does not wait, but it still fails while messages are unacknowledged.
+    """`queue convert` waits for a time until the queue has no consumers. If some remain, it fails, and the hint says
+    how to continue. With --force, it does not wait for consumers, but fails while messages of the queue are
+    unacknowledged.
     """
     place.fill()
     consumer = place.connect().channel()
@@ -342,8 +348,8 @@ def test_a_conversion_waits_until_the_queue_has_no_consumers(place: Place, monke
 
 
 def test_by_force_a_queue_is_replaced_although_it_has_consumers(place: Place) -> None:
-    """With --force, a conversion replaces a queue that has consumers, which the broker cancels. It does not wait to see
-    whether clients publish to the queue directly.
+    """`queue convert --force` replaces a queue even if it has consumers, which the broker then cancels. It does not
+    wait to see whether clients publish to the queue through the default exchange.
     """
     place.fill(count=0)
     place.connect().channel().consumer(Queue("jobs"), Receiving(prefetch=1))
@@ -371,8 +377,9 @@ def direct(place: Place, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
 def test_a_queue_is_not_replaced_while_clients_publish_to_it_directly(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a client publishes to a queue by its name, the queue gets messages although its bindings are diverted. Then a
-    conversion stops before it replaces the queue, unless this happens only once.
+    """Before `queue convert` replaces a queue, it waits to see whether clients publish to the queue through the default
+    exchange, because such messages may be lost. If messages arrive again and again, the conversion stops, and the hint
+    says how to continue. If messages arrive only once, the conversion moves them and continues.
     """
     place.fill()
     direct(place, monkeypatch, 2)
@@ -395,9 +402,9 @@ def test_a_queue_is_not_replaced_while_clients_publish_to_it_directly(
 def test_a_message_that_arrives_just_before_a_classic_queue_is_replaced_is_not_lost(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A conversion deletes a classic queue only if it is empty. If a client publishes to the queue by its name after
-    the conversion has looked for such messages, the conversion moves this message as well. If there is another message
-    each time, the conversion stops and says how to continue, and no message is lost.
+    """`queue convert` deletes a classic queue only if it is empty. If a client publishes to the queue just before that,
+    the conversion moves this message and tries again. If a message arrives before each of several attempts (3 in this
+    test), the conversion stops, and the hint says how to continue. No message is lost.
     """
     place.fill()
     replace_queue, late = Conversion._replace, 3
@@ -424,7 +431,9 @@ def test_a_message_that_arrives_just_before_a_classic_queue_is_replaced_is_not_l
 
 
 def test_a_conversion_can_be_stopped(place: Place) -> None:
-    """A conversion that is told to stop ends after the current batch, and can be continued."""
+    """If `queue convert` is told to stop, it ends after the current batch of messages, and the conversion can be
+    continued.
+    """
     place.fill()
     conversion = place.conversion()
     conversion.begin()
@@ -442,7 +451,9 @@ def test_a_conversion_can_be_stopped(place: Place) -> None:
 
 
 def test_a_conversion_can_be_stopped_while_it_waits_for_messages(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A conversion that waits to see whether clients publish to the queue directly can be stopped."""
+    """Before `queue convert` replaces a queue, it waits to see whether clients publish to the queue through the default
+    exchange. It can be stopped while it waits.
+    """
     place.fill()
     conversion = place.conversion(quiet=1000.0)
     conversion.begin()
@@ -463,8 +474,8 @@ def test_a_conversion_can_be_stopped_while_it_waits_for_messages(place: Place, m
 def test_a_conversion_says_that_it_waits_for_clients_and_can_be_stopped(
     place: Place, monkeypatch: pytest.MonkeyPatch, holds: str
 ) -> None:
-    """While the conversion of a queue waits until the queue has no consumers, or no unacknowledged messages, it says
-    so, and can be stopped at once. The queue stays as it is, and the conversion can be continued.
+    """While `queue convert` waits until the queue has no consumers, or no unacknowledged messages, it prints a notice,
+    and can be stopped at once. The queue stays as it is, and the conversion can be continued.
     """
     place.fill()
     client = place.connect().channel()
@@ -493,7 +504,9 @@ def test_a_conversion_says_that_it_waits_for_clients_and_can_be_stopped(
 
 
 def test_a_conversion_can_be_stopped_while_another_one_works(place: Place) -> None:
-    """A conversion that waits because another conversion of the queue is running can be stopped. It changes nothing."""
+    """If `queue convert` waits because another conversion of the same queue is running, it can be stopped. It changes
+    nothing.
+    """
     place.fill()
     place.conversion().lock()
     waiting = place.conversion()
@@ -507,8 +520,8 @@ def test_a_conversion_can_be_stopped_while_another_one_works(place: Place) -> No
 def test_messages_that_do_not_fit_into_the_converted_queue_stay_in_the_queue_that_holds_them(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the converted queue is full and rejects messages, the conversion fails, and the hint says how to continue. No
-    message is lost.
+    """If the converted queue is full and rejects messages, `queue convert` fails, and the hint says how to continue.
+    The other messages stay in the temporary queue that holds them, and none is lost.
     """
     monkeypatch.setattr(transactions, "_STALLED", 0.3)
     place.fill(**{"x-max-length": COUNT, "x-overflow": "reject-publish"})
@@ -532,7 +545,9 @@ def test_messages_that_do_not_fit_into_the_converted_queue_stay_in_the_queue_tha
 
 
 def test_a_conversion_fails_if_the_queue_that_holds_its_messages_is_deleted(place: Place) -> None:
-    """If the queue that holds the messages is deleted during a conversion, the conversion fails."""
+    """During `queue convert`, a temporary queue holds the messages. If another client deletes this queue, the
+    conversion fails with an error that names it.
+    """
     place.fill()
     conversion = place.conversion()
     conversion.begin()
@@ -549,8 +564,9 @@ def test_a_conversion_fails_if_the_queue_that_holds_its_messages_is_deleted(plac
     ("batches", "kind", "bodies"), [(1, "classic", [*range(4, 11)]), (4, "quorum", [0, 1, 2, 3, 10])]
 )
 def test_what_is_left_of_a_conversion_can_be_finished(place: Place, batches: int, kind: str, bodies: list[int]) -> None:
-    """If the queue that holds the messages was deleted, the rest of the conversion can be finished: the queue has its
-    bindings again, and all messages that were not in the deleted queue.
+    """If a stopped conversion's temporary queue, which held the messages, was deleted, its messages are lost, but the
+    conversion can be finished. The queue then has its bindings and all other messages. It has its new type if the
+    conversion had replaced it, and otherwise its original one.
     """
     place.fill()
     assert left_behind(place.api, place.name, "jobs") is None
@@ -571,8 +587,8 @@ def test_what_is_left_of_a_conversion_can_be_finished(place: Place, batches: int
 
 
 def test_a_conversion_cannot_be_finished_without_its_queue(place: Place) -> None:
-    """If the queue that holds the messages and the converted queue are both deleted, mqtool says to declare the queue
-    again.
+    """If a conversion was stopped, and both the converted queue and the temporary queue that held the messages were
+    deleted, finishing it raises NotFound. The hint says to declare the queue again.
     """
     place.fill()
     begin_and_stop(place, 3)
@@ -584,7 +600,10 @@ def test_a_conversion_cannot_be_finished_without_its_queue(place: Place) -> None
 
 
 def test_a_conversion_whose_replaced_queue_was_deleted_declares_it_again(place: Place) -> None:
-    """If the queue is deleted before its messages have returned, the next run declares it with its new definition."""
+    """During `queue convert`, a temporary queue holds the messages while the queue is deleted and declared with its new
+    type. If the conversion stops, and another client deletes the new queue before its messages have been moved back,
+    the resumed conversion declares the queue again with its new type. No message is lost.
+    """
     place.fill()
     begin_and_stop(place, 3)
     administration.delete_queue(place.channel, "jobs")

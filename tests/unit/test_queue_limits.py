@@ -299,7 +299,7 @@ def lost(new: dict[str, Any], *queues: dict[str, Any], policies: Any = (), opera
 def test_mqtool_says_what_a_new_policy_would_remove_from_a_queue(
     new: dict[str, Any], there: dict[str, Any], loss: Loss
 ) -> None:
-    """Before mqtool sets a policy, it says how many messages each queue would drop or dead-letter because of the
+    """Before `policy set` sets a policy, it says how many messages each queue would drop or dead-letter because of the
     policy's limits, and which queues with messages would expire. If the limit is in bytes, mqtool estimates the number
     of messages from their average size.
     """
@@ -356,17 +356,18 @@ def test_mqtool_says_what_a_new_policy_would_remove_from_a_queue(
 def test_no_loss_is_reported_for_a_queue_that_a_new_policy_does_not_affect(
     new: dict[str, Any], there: dict[str, Any]
 ) -> None:
-    """Before mqtool sets a policy, it reports no loss for a queue that is a stream or does not match the policy. Nor
-    does it report a loss if the queue is within the policy's limits, already has lower ones, or rejects new messages
-    instead of dropping old ones. It reports no expiry of a queue that is empty or has consumers.
+    """Before `policy set` sets a policy, it reports no loss for a queue that is a stream or does not match the policy.
+    Nor does it report a loss if the queue is within the policy's limits, already has lower ones, or rejects new
+    messages instead of dropping old ones. It reports no expiry of a queue that is empty or has consumers.
     """
     assert lost(new, there) == []
 
 
 def test_losses_are_reported_only_for_a_policy_that_would_apply() -> None:
-    """mqtool reports no loss if a policy with a higher priority applies to the queue instead of the new one. It reports
-    no loss if the queue's policy of the same name, or its operator policy, is at least as strict. It reports a loss if
-    the new policy has the highest priority, is stricter than the policy that it replaces, or is an operator policy.
+    """`policy set` reports no loss if a policy with a higher priority applies to the queue instead of the new one. It
+    reports no loss if the queue's policy of the same name, or its operator policy, is at least as strict. It reports a
+    loss if the new policy has the highest priority, is stricter than the policy that it replaces, or is an operator
+    policy.
     """
     strong, four = policy("strong", priority=5, max_length=20), policy(max_length=4)
     assert lost(four, queue(), policies=[strong]) == []
@@ -425,17 +426,19 @@ UNCOUNTED = "max-length-bytes is 75, and the broker has counted no bytes of them
 def test_a_loss_is_counted_from_the_messages_that_are_in_the_queue_now(
     new: dict[str, Any], reported: dict[str, Any], there: Depth | None, loss: Loss | None
 ) -> None:
-    """The management API's counts of a queue can be some seconds old, or missing. Before mqtool sets a policy, it
-    therefore counts the queue's messages and consumers over AMQP. If neither has a count, mqtool says that the queue
-    may lose messages. If only the bytes are missing, or are 0, mqtool says that the queue may drop some messages, and
-    why it does not know their number.
+    """The management API's counts of a queue can be some seconds old, or missing. Before `policy set` sets a policy, it
+    therefore counts the queue's messages and consumers over AMQP. If no count is available, it says that the queue may
+    lose messages. If only the bytes are missing, or are 0, it says that the queue may drop some messages, and why it
+    does not know their number.
     """
     api = api_with(queues=[{"name": "q"} | reported])
     assert losses(api, "v", new, lambda _: there, operator=False) == ([loss] if loss else [])
 
 
 def test_each_queue_loses_its_own_messages() -> None:
-    """If a policy applies to several queues, mqtool counts the messages of each queue, and says what each one loses."""
+    """If a new policy would apply to several queues, `policy set` counts the messages of each of them, and says what
+    each queue would lose.
+    """
     counts = {"few": Depth(5, 0), "many": Depth(9, 0)}
     api = api_with(queues=[{"name": name} for name in counts])
     assert losses(api, "v", policy(max_length=4), counts.__getitem__, operator=False) == [
@@ -461,8 +464,9 @@ def test_each_queue_loses_its_own_messages() -> None:
 def test_clearing_a_policy_can_make_a_queue_drop_messages(
     cleared: dict[str, Any], there: dict[str, Any], weaker: dict[str, Any] | None, loss: Loss | None
 ) -> None:
-    """When a policy is cleared, other limits may apply to a queue. Before mqtool clears the policy, it says what the
-    queue would lose because of these limits. If there are none, or no policy has the given name, it reports no loss.
+    """When a policy is cleared, the limits of another policy or of the queue's arguments may apply to a queue. Before
+    `policy clear` clears a policy, it says what each queue would lose because of these limits. If there are none, or no
+    policy has the given name, it reports no loss.
     """
     api = api_with([cleared, *([weaker] if weaker else [])], [], [there])
     assert losses_by_clearing(api, "v", policy()["name"], not_counted, operator=False) == ([loss] if loss else [])
@@ -472,9 +476,9 @@ def test_clearing_a_policy_can_make_a_queue_drop_messages(
     "new", [policy(overflow="drop-head"), policy(message_ttl=1000)], ids=["drop-head", "no overflow behaviour"]
 )
 def test_replacing_a_policy_can_make_a_queue_drop_messages(new: dict[str, Any]) -> None:
-    """A policy with reject-publish makes a queue reject messages beyond the limit of its operator policy. If a new
-    policy without reject-publish replaces it, mqtool says how many messages the queue will drop. If the new policy only
-    removes a limit, mqtool reports no loss.
+    """A policy with reject-publish makes a queue reject messages beyond the limit of its operator policy. If `policy
+    set` replaces this policy with one without reject-publish, it says how many messages the queue will drop. If the new
+    policy only removes a limit, it reports no loss.
     """
     rejects, limit = policy(overflow="reject-publish"), [policy(max_length=4)]
     assert lost(new, queue(), policies=[rejects], operator=limit) == [
@@ -487,15 +491,15 @@ def test_replacing_a_policy_can_make_a_queue_drop_messages(new: dict[str, Any]) 
 
 @pytest.mark.parametrize("refusal", [AccessRefused("no"), NotFound("no")], ids=["access refused", "not found"])
 def test_losses_are_counted_without_permission_to_read_policies(refusal: Exception) -> None:
-    """If a user has no permission to read the existing policies, mqtool counts the messages that a new policy would
-    remove as if it were the only policy.
+    """If the user of `policy set` has no permission to read the existing policies, the command counts the messages that
+    the new policy would remove as if there were no other policy.
     """
     assert lost(policy(max_length=4), queue(), policies=refusal, operator=refusal)[0].messages == 6
 
 
 def test_the_losses_of_all_queues_are_listed() -> None:
-    """mqtool lists each queue in which a new policy would cause losses, in the order in which the broker lists the
-    queues. A queue that would drop messages and would also expire is listed twice.
+    """`policy set` lists each queue in which the new policy would cause losses, in the order in which the broker lists
+    the queues. A queue that would drop messages and would also expire is listed twice.
     """
     new = policy(max_length=4, expires=1000)
     found = lost(new, queue(name="a"), queue(2, name="b"), queue(0, name="c"), queue(type="stream"), queue(name="d"))

@@ -29,8 +29,9 @@ def told(condition: str, description: str | None) -> SimpleNamespace:
 def test_the_reason_of_a_broker_is_told_in_mqtools_words(
     refusal: SimpleNamespace | None, kind: type[MqtoolError], message: str, hint: str | None
 ) -> None:
-    """If a broker closes an AMQP 1.0 connection or link, mqtool says why, in the broker's words or, if there are none,
-    with the condition.
+    """If a broker closes an AMQP 1.0 connection or link with an error, mqtool's error contains the description in the
+    broker's error or, if there is none, its condition, such as amqp:decode-error. If the broker gives no error,
+    mqtool's error says that the broker gave no reason.
     """
     error = ClosedByBroker.from_error(refusal).translated()
     assert (type(error), str(error), error.hint) == (kind, message, hint)
@@ -94,8 +95,8 @@ def test_a_broker_that_shuts_down_is_expected_to_come_back(refusal: ClosedByBrok
 
 
 def test_an_exchange_with_other_arguments_is_used_as_it_is_over_amqp_1_0() -> None:
-    """If an exchange exists with other arguments but the same type, mqtool uses it as it is. If its type differs,
-    mqtool does not.
+    """If mqtool declares an exchange over AMQP 1.0, and the exchange exists with the same type, but for example with
+    another durability, mqtool can use it as it is. If the type differs, mqtool cannot.
     """
     for argument, is_harmless in (("durable", True), ("type", False)):
         text = f"PRECONDITION_FAILED - inequivalent arg '{argument}' for exchange 'x' in vhost '/': received 'a' but current is 'b'"  # noqa: E501  # fmt: skip
@@ -105,8 +106,8 @@ def test_an_exchange_with_other_arguments_is_used_as_it_is_over_amqp_1_0() -> No
 
 
 def test_servers_without_amqp_1_0_are_named() -> None:
-    """If a server does not speak AMQP 1.0, or only the AMQP 1.0 of RabbitMQ 3, or if it does not open the vhost, mqtool
-    says so, and what to do.
+    """With --protocol amqp1.0, mqtool's error names a server that does not speak AMQP 1.0, a RabbitMQ version before
+    4.0, or a vhost that the server does not open. The hint says what to do.
     """
     errors = [not_amqp10(Address("one", 5673)), too_old("3.13.7"), vhost_refused(Address(virtual_host="v", user="u"))]
     assert [(type(error), str(error), error.hint) for error in errors] == [

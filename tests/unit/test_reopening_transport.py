@@ -274,7 +274,7 @@ def test_a_connection_without_an_io_thread_reads_when_it_is_run(broker: Broker, 
 
 def test_a_connection_resumes_after_a_loss(broker: Broker, connect: Connect) -> None:
     """After a loss, an AMQP 1.0 connection closes its socket, connects again, begins its session, resumes its work, and
-    then takes up new work. The user is told of the loss, of each attempt that fails, and how long reconnecting took.
+    then takes up new work. Notices report the loss, each failed attempt, and how long reconnecting took.
     """
     session = connect([ONE], Backoff(first=0))
     broker.unreachable = [Unavailable("no route"), None, None]

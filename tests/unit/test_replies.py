@@ -50,8 +50,8 @@ class Server:
 
 
 def test_replies_that_the_broker_may_have_closed_the_connection_for_are_not_published_again() -> None:
-    """After an internal error of the broker, an RPC server publishes no unconfirmed reply again: the broker redelivers
-    the requests.
+    """If the broker closes the connection with an internal error, which one of an RPC server's unconfirmed replies may
+    have caused, the server publishes none of these replies again. The broker redelivers their requests.
     """
     server = Server()
     for queue in ("theirs", "hostile", "theirs"):
@@ -65,7 +65,10 @@ def test_replies_that_the_broker_may_have_closed_the_connection_for_are_not_publ
 
 
 def test_a_reply_is_dropped_only_if_no_other_reply_can_have_caused_the_internal_error() -> None:
-    """An RPC server drops a reply only if the broker has closed the connection when it was the only unconfirmed one."""
+    """An RPC server drops replies to a queue, with a notice, only after the broker has closed the connection with an
+    internal error while a reply to this queue was the only unconfirmed one. If replies to two queues were unconfirmed,
+    the server drops later replies to neither.
+    """
     server = Server()
     server.reply("theirs")
     server.reply("hostile")
@@ -81,8 +84,9 @@ def test_a_reply_is_dropped_only_if_no_other_reply_can_have_caused_the_internal_
 
 
 def test_replies_to_a_queue_are_dropped_for_a_minute_after_an_internal_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An RPC server drops replies to the queue that has caused an internal error for a minute, even if other replies
-    are dropped in the meantime. Then it publishes one again.
+    """If a reply to a queue has caused an internal error of the broker, an RPC server drops replies to this queue for a
+    minute, even if a reply to another queue causes such an error in the meantime. After the minute, the server
+    publishes a reply to this queue again.
     """
     now = time.monotonic()
     monkeypatch.setattr("time.monotonic", lambda: now)
@@ -103,8 +107,8 @@ def test_replies_to_a_queue_are_dropped_for_a_minute_after_an_internal_error(mon
 
 
 def test_the_first_reply_to_a_queue_after_an_internal_error_is_published_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the broker has closed the connection with an internal error, an RPC server writes its acknowledgements
-    before the next reply to a queue that may have caused the error, and waits up to a second for the confirm of this
+    """If a reply to a queue may have caused an internal error of the broker, an RPC server publishes the next reply to
+    this queue alone: it first sends its pending acknowledgements, and then waits up to a second for the confirm of the
     reply. Later replies to the queue are published as usual.
     """
     monkeypatch.setattr(replies, "_PATIENCE", 0.05)
@@ -134,8 +138,8 @@ def test_a_reply_is_published_even_if_the_connection_is_lost_just_before(monkeyp
 
 
 def test_only_replies_that_are_still_unconfirmed_can_have_caused_an_internal_error() -> None:
-    """After an internal error, an RPC server knows whether one of its replies can have caused it: not those that the
-    broker has confirmed or nacked.
+    """If the broker closes the connection with an internal error, an RPC server assumes that one of its replies may
+    have caused the error only if a reply was neither confirmed nor nacked.
     """
     server = Server()
     assert not server.close()
@@ -149,8 +153,9 @@ def test_only_replies_that_are_still_unconfirmed_can_have_caused_an_internal_err
 
 
 def test_an_rpc_server_that_ends_after_an_internal_error_says_that_its_last_replies_were_dropped() -> None:
-    """If an RPC server ends after an internal error that left replies unconfirmed, it says so. It says nothing if it
-    has answered a request after the reconnection.
+    """If the broker has closed the connection with an internal error, and an RPC server ends before it has published
+    another reply, NotConfirmed is raised. The error says how many replies were unconfirmed, and the hint that the
+    broker redelivers the requests. After another reply, no error is raised.
     """
     server = Server()
     server.replies.check()

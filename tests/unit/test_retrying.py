@@ -133,8 +133,9 @@ def test_after_thousands_of_retries_the_delay_is_still_the_maximum() -> None:
     ("delay", "name", "milliseconds"), [(1, "1s", 1000), (90, "1m30s", 90_000), (0.25, "250ms", 250)]
 )
 def test_messages_return_from_a_wait_queue_to_their_work_queue(delay: float, name: str, milliseconds: int) -> None:
-    """The wait queue for a retry is durable, and does not expire before its messages do. After the delay, it
-    dead-letters them to the work queue, through the default exchange. The dead-letter queue is a durable classic queue.
+    """The wait queue that `worker` declares for a retry is durable, and does not expire before its messages do. After
+    the delay, it dead-letters them to the work queue, through the default exchange. The dead-letter queue that `worker`
+    declares is a durable classic queue.
     """
     queue = retry_queue("jobs", delay)
     assert (queue.name, queue.durable) == (f"jobs.wait.{name}", True)
@@ -148,8 +149,9 @@ def test_messages_return_from_a_wait_queue_to_their_work_queue(delay: float, nam
 
 
 def test_a_message_that_waits_for_a_retry_contains_its_history() -> None:
-    """The headers of a message that waits for a retry contain the number of failed attempts, the last error, the queue,
-    and the original exchange and routing key. A notice says when the message will be retried.
+    """When `worker` publishes a failed message to a wait queue, the message's headers contain the number of failed
+    attempts, the last error, the queue, and the original exchange and routing key. A notice says when the message will
+    be retried.
     """
     channel, notices = FakeChannel(CONFIRMED), list[str]()
     assert retrying(channel, retries=3, notice=notices.append).retry(AGAIN, "exit status 1")
@@ -167,8 +169,8 @@ def test_a_message_that_waits_for_a_retry_contains_its_history() -> None:
     ("job", "attempts"), [(JOB, "1 attempt"), (AGAIN, "2 attempts")], ids=["first attempt", "second attempt"]
 )
 def test_a_message_that_failed_for_the_last_time_is_dead_lettered_with_the_reason(job: Delivery, attempts: str) -> None:
-    """After its last failed attempt, a message is published to the dead-letter queue with the reason "retries
-    exhausted", and a notice says how many attempts there were.
+    """After the last failed attempt, `worker` publishes a message to the dead-letter queue with the reason "retries
+    exhausted", and prints a notice that says how many attempts there were.
     """
     channel, notices = FakeChannel(CONFIRMED), list[str]()
     assert retrying(channel, retries=0, notice=notices.append).retry(job, "exit status 1") is False
@@ -227,8 +229,8 @@ def test_a_message_that_fits_into_the_dead_letter_queue_keeps_its_headers() -> N
 
 
 def test_a_message_that_cannot_be_dead_lettered_stays_in_its_queue() -> None:
-    """If the dead-letter queue does not accept a message, the error names the message, and the hint names the queue
-    that still contains it.
+    """If the dead-letter queue does not accept a message from `worker`, the error names the message, and the hint names
+    the queue that still contains it.
     """
     with pytest.raises(NotConfirmed, match=r"'jobs\.dlq' did not take message a: NO_ROUTE") as error:
         retrying(FakeChannel(*[Confirmation.NACKED] * 3)).dead_letter(JOB, "failed")
@@ -236,8 +238,8 @@ def test_a_message_that_cannot_be_dead_lettered_stays_in_its_queue() -> None:
 
 
 def test_a_notice_warns_once_if_a_restart_may_lose_waiting_messages() -> None:
-    """If the broker does not support at-least-once dead-lettering, messages that wait for a retry are in classic
-    queues, and one notice warns that a restart may lose them.
+    """If the broker does not support at-least-once dead-lettering, `worker` keeps messages that wait for a retry in
+    classic queues. One notice warns that a restart of the broker may lose them.
     """
     channel, notices = FakeChannel(CONFIRMED, CONFIRMED, is_old=True), list[str]()
     ours = retrying(channel, notice=notices.append)

@@ -104,16 +104,18 @@ def reply_of(program: Program) -> Message:
     ids=["success", "failure", "time limit"],
 )
 def test_a_programs_stdout_is_the_reply(ending: Ending, status: int, stderr: str) -> None:
-    """The reply of a program is its stdout. The headers exit-status and stderr contain its exit status and the end of
-    its stderr. If it exceeded the time limit, the exit status is 124, and a line at the end of the header stderr says
-    so.
+    """With `rpc-server --exec`, the program's stdout is the reply to a request. The reply's headers exit-status and
+    stderr contain the program's exit status and the end of its stderr. If the program exceeded the time limit,
+    exit-status is 124, and the header stderr ends with a line about the time limit.
     """
     headers = {"exit-status": status, "stderr": stderr}
     assert reply_of(Program(ending)) == Message(b"out", properties={"headers": headers})
 
 
 def test_a_program_that_prints_too_much_is_answered_with_an_error() -> None:
-    """If a program prints more than the output limit, the reply is an error that names the limit."""
+    """If a program that an RPC server runs for a request prints more than the output limit, the reply is an error that
+    names the limit.
+    """
     with pytest.raises(BadData) as error:
         reply_of(Program(Ending(137, b"", b"", too_much=1000)))
     assert str(error.value) == "the program printed more than 1,000 bytes"
@@ -121,9 +123,9 @@ def test_a_program_that_prints_too_much_is_answered_with_an_error() -> None:
 
 @pytest.mark.parametrize("status", [126, 127])
 def test_an_rpc_server_ends_if_its_program_cannot_be_run(status: int) -> None:
-    """If a program cannot be run (exit status 126), or is not found (127), the RPC server ends with an error after the
-    reply. The error's hint names `--exec`. The server goes on after any other exit status, and after a reply of the
-    type "error".
+    """If the program of `rpc-server --exec` cannot be run (exit status 126), or is not found (127), the server ends
+    with an error after the reply. The error's hint names `--exec`. The server continues after any other exit status,
+    and after a reply of the type "error".
     """
     with pytest.raises(CommandBroken) as error:
         rpc_functions.stop_if_broken(reply_of(Program(Ending(status, b"no permission\n"))))
@@ -173,7 +175,9 @@ def test_a_repeated_request_gets_the_stored_reply(handled: HandledMessages, name
 
 
 def test_requests_without_an_id_are_all_answered(handled: HandledMessages) -> None:
-    """Requests with neither a message id nor a correlation id never count as repeated: each gets its own reply."""
+    """With `--deduplicate`, an RPC server never considers a request repeated that has neither a message id nor a
+    correlation id: each gets its own reply.
+    """
     server = Answering(handled)
     assert [server.answer(request()).body for _ in range(2)] == [b"1", b"2"]
 
@@ -184,8 +188,8 @@ def test_requests_without_an_id_are_all_answered(handled: HandledMessages) -> No
     ids=["id", "user", "reply queue", "no user", "no reply queue"],
 )
 def test_a_client_never_gets_the_reply_for_another_one(handled: HandledMessages, other: dict[str, Any]) -> None:
-    """A request counts as repeated only if its id, user and reply queue are the same. So no client gets the reply that
-    was stored for another client that uses the same ids.
+    """With `--deduplicate`, an RPC server considers a request repeated only if its id, user and reply queue are the
+    same. Therefore, a client never gets the reply that was stored for another client that uses the same ids.
     """
     ours = {"message_id": "a", "correlation_id": "c", "user_id": "me", "reply_to": "mine"}
     server = Answering(handled)
@@ -194,8 +198,8 @@ def test_a_client_never_gets_the_reply_for_another_one(handled: HandledMessages,
 
 
 def test_requests_to_another_queue_or_cluster_are_not_repeated_ones(handled: HandledMessages) -> None:
-    """Ids are unique only within a queue of a cluster. A request with the same id in another queue or cluster does not
-    count as repeated.
+    """With `--deduplicate`, an RPC server does not consider a request repeated if a request with the same id was sent
+    to another queue or another cluster.
     """
     ours, elsewhere = Answering(handled), Answering(handled, "rabbit@other/")
     assert [each.answer(request(message_id="a")).body for each in (ours, elsewhere)] == [b"1", b"1"]
@@ -209,7 +213,9 @@ def test_requests_to_another_queue_or_cluster_are_not_repeated_ones(handled: Han
 def test_a_request_that_was_not_answered_is_answered_when_it_is_repeated(
     handled: HandledMessages, error: BaseException
 ) -> None:
-    """If a function fails, or the server is interrupted, no reply is stored. A repeated request is then answered."""
+    """With `--deduplicate`, an RPC server stores no reply if its function fails, or if the server is interrupted. When
+    the request is repeated, the server runs the function again and replies.
+    """
     server = Answering(handled)
     server.error = error
     with pytest.raises(type(error)):
@@ -265,13 +271,13 @@ def ordered(*numbers: int, of: int, lookup: LooksUp | None = None) -> Iterator[i
 
 @pytest.mark.parametrize("numbers", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 0, 3, 2), (2, 0, 3, 1)])
 def test_replies_are_printed_in_the_order_of_their_requests(numbers: tuple[int, ...]) -> None:
-    """The replies to several requests are yielded in the order of the requests, whatever order they arrive in."""
+    """An RPC client yields the replies to several requests in the order of the requests, however the replies arrive."""
     assert [*ordered(*numbers, of=4)] == [0, 1, 2, 3]
 
 
 def test_a_reply_is_printed_as_soon_as_all_before_it_have_arrived() -> None:
-    """A reply is yielded as soon as all replies before it have arrived. If replies are missing when the time limit has
-    passed, the error says how many, and the hint names `--timeout`, which waits longer.
+    """An RPC client yields a reply as soon as all replies before it have arrived. If replies are missing when the time
+    limit has passed, the error says how many, and the hint names `--timeout`, which waits longer.
     """
     replies = ordered(0, 1, 3, of=5)
     assert [next(replies), next(replies)] == [0, 1]

@@ -231,7 +231,9 @@ def test_a_programs_end_is_noticed_on_systems_without_pidfd(
 def test_what_a_program_prints_just_before_it_exits_is_returned(
     run: Callable[..., Ending], monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    """A program's output is complete, even if the program prints it just before it exits."""
+    """The output of a program that `worker` runs is returned completely, even if the program prints it just before it
+    exits.
+    """
 
     def only_the_exit(_self: _Run, process: int) -> select.poll:
         poll = select.poll()

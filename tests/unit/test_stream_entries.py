@@ -120,7 +120,7 @@ def test_the_messages_of_a_sub_entry_batch_are_read_one_by_one(compression: int)
 @pytest.mark.parametrize("compression", range(5))
 def test_a_sub_entry_batch_larger_than_it_claims_is_skipped(compression: int) -> None:
     """If a sub-entry batch of a stream decompresses to more bytes than its header says, a stream reader skips the
-    batch, because 100 compressed bytes could become gigabytes.
+    batch. Otherwise, 100 compressed bytes could become gigabytes.
     """
     chunk = batch_of(compressed(compression, bytes(1_000_000)), compression, size=100)
     assert [*entries.chunk_entries(chunk)] == [

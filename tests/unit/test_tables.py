@@ -72,8 +72,8 @@ def test_a_header_value_that_python_cannot_represent_is_kept() -> None:
 
 @given(some.binary(max_size=60))
 def test_random_bytes_never_break_decoding(octets: bytes) -> None:
-    """Decoding any bytes as a field table or as properties raises no error. The field that follows a damaged table can
-    still be read.
+    """Decoding any bytes as a field table or as properties raises no error. After a damaged table, decoding can
+    continue with the next field.
     """
     assert isinstance(CLIENT.decode_table(octets)[0], dict)
     _, end = CLIENT.decode_table(sized(octets) + short(b"next"))

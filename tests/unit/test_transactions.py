@@ -83,8 +83,8 @@ def messages(*bodies: bytes) -> list[Message]:
 
 
 def test_a_batch_is_published_and_acknowledged_in_one_transaction(broker: TransactionalBroker) -> None:
-    """A batch is moved in one transaction: its messages are published with the flag `mandatory`, and its deliveries are
-    acknowledged with one basic.ack, in the same write.
+    """`queue convert` moves a batch of messages in one transaction: it publishes the messages with the flag
+    `mandatory`, and acknowledges their deliveries with one basic.ack, in the same write.
     """
     moving = InTransactions(broker.channel(), message_for, restored)
     large = bytes(70_000)  # needs two frames
@@ -106,9 +106,10 @@ def test_a_batch_is_published_and_acknowledged_in_one_transaction(broker: Transa
 def test_messages_that_no_queue_takes_are_put_back(
     broker: TransactionalBroker, unroutable: list[bytes], back: list[bytes]
 ) -> None:
-    """If some messages of a batch are returned as unroutable, they are put back into their queue, and NotConfirmed is
-    raised. The other messages have reached a queue, and are not put back. If a returned message cannot be found in the
-    batch, because the broker has changed it, the whole batch is put back. The next batch is moved as usual.
+    """If some messages of a batch that `queue convert` moves are returned as unroutable, it publishes them to their own
+    queue again and raises NotConfirmed. The other messages have been moved. If a returned message differs from all
+    messages of the batch, because the broker has changed it, the whole batch is published to its queue again. The next
+    batch is moved as usual.
     """
     broker.unroutable = [unroutable]
     moving = InTransactions(broker.channel(), message_for, restored)
@@ -122,8 +123,8 @@ def test_messages_that_no_queue_takes_are_put_back(
 
 
 def test_messages_that_cannot_be_put_back_are_reported_as_lost(broker: TransactionalBroker) -> None:
-    """If messages of a batch are unroutable, and cannot be put back into their own queue either, the error says how
-    many are lost, and why.
+    """If messages that `queue convert` moves are unroutable, and cannot be published to their own queue again either,
+    the error says how many messages are lost, and why.
     """
     broker.unroutable = [[b"1"], [b"1"]]
     moving = InTransactions(broker.channel(), message_for, restored)
@@ -132,8 +133,8 @@ def test_messages_that_cannot_be_put_back_are_reported_as_lost(broker: Transacti
 
 
 def test_a_batch_is_moved_up_to_a_message_that_cannot_be_published(broker: TransactionalBroker) -> None:
-    """If a message of a batch cannot be published, because its headers are too large, the messages before it are moved,
-    and the error is raised. This message and those after it stay in their queue.
+    """If a message of a batch that `queue convert` moves cannot be published, because its headers are too large, the
+    messages before it are moved, and the error is raised. This message and those after it stay in their queue.
     """
     moving = InTransactions(broker.channel(), message_for, restored)
     with pytest.raises(HeadersTooLarge):
@@ -173,8 +174,9 @@ class ConfirmingChannel:
 
 
 def test_with_confirms_only_confirmed_messages_are_acknowledged() -> None:
-    """If the destination may be full, messages are moved with publisher confirms: each is acknowledged once the broker
-    has confirmed it. Messages that the destination rejects are returned to the caller, who can publish them again.
+    """If the destination may be full, `queue convert` moves messages with publisher confirms, and acknowledges each
+    message once the broker has confirmed it. The caller gets the messages that the destination rejects, and can publish
+    them again.
     """
     channel = ConfirmingChannel()
     moving, lot = WithConfirms(cast(Channel, channel), message_for), batch(b"1", b"rejected", b"3")
@@ -184,9 +186,9 @@ def test_with_confirms_only_confirmed_messages_are_acknowledged() -> None:
 
 
 def test_with_confirms_messages_that_are_not_moved_stay_in_their_queue() -> None:
-    """If a message of a batch that is moved with publisher confirms is unroutable, it stays in its queue, and
-    NotConfirmed says so. If a message cannot be published, because its headers are too large, HeadersTooLarge is
-    raised, and this message and those after it stay in their queue.
+    """If `queue convert` moves a batch with publisher confirms, and a message is unroutable, the message stays in its
+    queue, and NotConfirmed is raised. If a message cannot be published, because its headers are too large,
+    HeadersTooLarge is raised, and this message and those after it stay in their queue.
     """
     channel = ConfirmingChannel()
     moving = WithConfirms(cast(Channel, channel), message_for)
@@ -307,8 +309,8 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> FakeQueue:
 
 
 def test_the_messages_of_a_queue_are_moved_in_order_in_batches(queue: FakeQueue) -> None:
-    """The messages of a queue are moved in order, in batches of the given size, until the queue is empty. The consumer
-    prefetches two batches.
+    """`queue convert` moves the messages of a queue in order, in batches of the given size, until the queue is empty.
+    Its consumer prefetches two batches.
     """
     queue.publish(10)
     assert [*queue.mover(4).batches()] == [4, 4, 2]
@@ -318,7 +320,7 @@ def test_the_messages_of_a_queue_are_moved_in_order_in_batches(queue: FakeQueue)
 
 
 def test_a_batch_has_up_to_16_mib(queue: FakeQueue) -> None:
-    """A batch ends with the message with which the bodies reach 16 MiB in total."""
+    """A batch of `queue convert` ends with the message with which the bodies reach 16 MiB in total."""
     queue.ready.extend(
         body.ljust(size) for body, size in ((b"0", 8 << 20), (b"1", (8 << 20) - 1), (b"2", 1), (b"3", 1))
     )
@@ -326,8 +328,8 @@ def test_a_batch_has_up_to_16_mib(queue: FakeQueue) -> None:
 
 
 def test_messages_that_arrive_after_the_reply_that_the_queue_is_empty_are_moved(queue: FakeQueue) -> None:
-    """RabbitMQ may reply that a queue is empty before it sends the last deliveries. mqtool moves these deliveries as
-    well.
+    """RabbitMQ may reply that a queue is empty before it sends the last deliveries. `queue convert` moves these
+    deliveries as well.
     """
     queue.publish(2)
     queue.late.append(b"9")
@@ -336,9 +338,9 @@ def test_messages_that_arrive_after_the_reply_that_the_queue_is_empty_are_moved(
 
 
 def test_messages_published_before_the_flow_is_stopped_are_moved_by_the_same_consumer(queue: FakeQueue) -> None:
-    """When a queue that is being moved is empty, mqtool stops the flow of new messages into it, once. The same consumer
-    receives the messages that had arrived by then, and is cancelled after that. Deliveries that are still on their way
-    when it is cancelled are moved last.
+    """When a queue that `queue convert` moves is empty, the command stops the flow of new messages into it, once. The
+    same consumer receives the messages that had arrived by then, and is cancelled after that. Deliveries that are still
+    on their way at the cancellation are moved last.
     """
     queue.publish(3)
 
@@ -371,9 +373,9 @@ def test_messages_published_before_the_flow_is_stopped_are_moved_by_the_same_con
 def test_the_flow_is_stopped_when_the_number_of_messages_no_longer_shrinks(
     queue: FakeQueue, ready: int, published: list[int], before: int, after: list[int]
 ) -> None:
-    """While clients keep publishing to a queue that is being moved, it does not become empty. mqtool therefore stops
-    the flow of new messages once the queue's number of messages has failed three times to shrink by 10 %. Before and
-    after that, all messages are moved.
+    """While clients keep publishing to a queue that `queue convert` moves, the queue may never become empty. The
+    command therefore stops the flow of new messages into the queue once the number of messages has failed three times
+    to shrink by 10 %. It moves the messages from before and after that.
     """
     queue.publish(ready)
     queue.published = published
@@ -388,8 +390,8 @@ def test_the_flow_is_stopped_when_the_number_of_messages_no_longer_shrinks(
 
 
 def test_rejected_messages_count_towards_the_size_of_a_batch(queue: FakeQueue) -> None:
-    """Messages that the destination has rejected are published again before all others. Their bodies count towards the
-    16 MiB of a batch.
+    """`queue convert` publishes messages that the destination has rejected again before all others. Their bodies count
+    towards the 16 MiB of a batch.
     """
     queue.ready.extend(body.ljust(size) for body, size in ((b"0", (16 << 20) - 1), (b"1", 1), (b"2", 1)))
     queue.rejected = [{0, 1}]
@@ -398,8 +400,8 @@ def test_rejected_messages_count_towards_the_size_of_a_batch(queue: FakeQueue) -
 
 
 def test_rejected_messages_are_published_again_in_order(queue: FakeQueue) -> None:
-    """Messages that the destination has rejected are published again before all others, and in order, even if the
-    destination has room for only some of them.
+    """`queue convert` publishes messages that the destination has rejected again before all others, and in order, even
+    if the destination has room for only some of them.
     """
     queue.publish(6)
     queue.rejected = [{1, 2, 3}, {1}, {2}]
@@ -409,8 +411,8 @@ def test_rejected_messages_are_published_again_in_order(queue: FakeQueue) -> Non
 
 
 def test_a_queue_that_delivers_nothing_raises_unavailable(queue: FakeQueue) -> None:
-    """If a queue has messages, but delivers none for 15 seconds, Unavailable is raised. The error says how many
-    messages the queue has, and suggests why. After shorter pauses, moving continues.
+    """If a queue that `queue convert` moves has messages, but delivers none for 15 seconds, Unavailable is raised. The
+    error says how many messages the queue has, and suggests why. After shorter pauses, moving continues.
     """
     queue.publish(1)
     queue.is_stuck = True
@@ -433,8 +435,8 @@ def test_a_queue_that_delivers_nothing_raises_unavailable(queue: FakeQueue) -> N
 
 
 def test_moving_waits_for_room_in_the_other_queue(queue: FakeQueue) -> None:
-    """If the destination has no room for another message, moving waits for up to 15 seconds, and then raises NoRoom. A
-    batch has no more messages than there is room for.
+    """If the destination has no room for another message, `queue convert` waits for up to 15 seconds, and then raises
+    NoRoom. A batch has no more messages than there is room for.
     """
     queue.publish(9)
     rooms = [*[0] * 200, 2, 1, 9]
@@ -447,8 +449,8 @@ def test_moving_waits_for_room_in_the_other_queue(queue: FakeQueue) -> None:
 
 
 def test_a_queue_that_keeps_rejecting_messages_raises_no_room(queue: FakeQueue) -> None:
-    """If the destination seems to have room, but rejects all messages for 15 seconds, NoRoom is raised, since its limit
-    may be one of bytes. The 15 seconds start again whenever the destination accepts a message.
+    """If the destination of `queue convert` seems to have room, but rejects all messages for 15 seconds, NoRoom is
+    raised, since its limit may be one of bytes. The 15 seconds start again whenever the destination accepts a message.
     """
     queue.publish(9)
     queue.pace = 4
@@ -460,8 +462,8 @@ def test_a_queue_that_keeps_rejecting_messages_raises_no_room(queue: FakeQueue) 
 
 
 def test_moving_stops_when_the_command_must_stop(queue: FakeQueue) -> None:
-    """When the command must stop, the current batch is completed, and no other one begins. The flow of new messages
-    into the queue is not stopped.
+    """If `queue convert` must stop while it moves messages, it completes the current batch, and begins no other one. It
+    does not stop the flow of new messages into the queue.
     """
     queue.publish(9)
     running = queue.mover(4).batches(lambda: queue.log.append("stopped"))
@@ -472,7 +474,9 @@ def test_moving_stops_when_the_command_must_stop(queue: FakeQueue) -> None:
 
 
 def test_moving_stops_while_it_waits_for_room(queue: FakeQueue) -> None:
-    """If the command must stop while the destination has no room for another message, moving ends without an error."""
+    """If `queue convert` must stop while it waits for room for another message in the destination, moving ends without
+    an error.
+    """
     queue.publish(9)
     queue.events = [lambda: setattr(queue, "stopping", True)]
     assert [*queue.mover(4, lambda: 0).batches()] == []

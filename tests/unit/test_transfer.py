@@ -40,8 +40,9 @@ def with_headers(headers: dict[str, Any], delivery: Delivery = JOB) -> Delivery:
 
 
 def test_a_moved_message_is_persistent_and_does_not_expire() -> None:
-    """If mqtool retries or redrives a message, it publishes the message as persistent, without an expiration, and
-    without a user id, which the broker could refuse. The message keeps its body, id and other properties.
+    """When `worker` retries a message, or `dlq redrive` moves one, the message is published as persistent, without an
+    expiration, and without a user id, which the broker could refuse. The message keeps its body, id and other
+    properties.
     """
     for message in (failed(JOB, "exit status 1", "other"), redriven(JOB, "other")):
         assert (message.body, message.exchange, message.routing_key) == (b"job", "", "other")
@@ -150,8 +151,8 @@ def to(queue: str, *, every: int = 1) -> Callable[[Delivery], Message | None]:
 
 
 def test_all_messages_are_moved_in_order(amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]) -> None:
-    """If all messages of a queue are moved, they keep their order, and the queue is empty afterwards. Each message is
-    reported as moved once it is confirmed.
+    """If a command such as `move` moves all messages of a queue to another queue, they keep their order, and the first
+    queue is empty afterwards. Each message is reported as moved once it is confirmed.
     """
     fill(channel, 250)
     channel.declare(Queue("to", durable=True))
@@ -169,8 +170,8 @@ def test_all_messages_are_moved_in_order(amqp_vhost: Vhost, channel: Channel, co
 def test_messages_that_are_not_chosen_stay_in_order(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel], kind: str
 ) -> None:
-    """If only some messages of a queue are moved, the others stay in the queue in their order, even if there are
-    hundreds of them and they have been requeued before.
+    """If a command such as `move` moves only some messages of a queue, the others stay in the queue in their order,
+    even if there are hundreds of them and they have been requeued before.
     """
     channel.declare(Queue("from", durable=True, arguments={"x-queue-type": kind}))
     channel.declare(Queue("to", durable=True))
@@ -209,8 +210,8 @@ def test_a_move_ends_with_an_error_if_the_target_queue_rejects_a_message(
 def test_a_move_can_continue_after_a_refused_message(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """If a queue refuses a message that is to be moved, and the caller chooses to continue, the message stays in its
-    queue, and the move continues with the other messages.
+    """A command such as `dlq redrive` may choose to continue if a message cannot be routed to the queue to which it is
+    to be moved. The message then stays in its own queue, and the other messages are moved.
     """
     fill(channel, 30)
     channel.declare(Queue("to", durable=True))
@@ -243,9 +244,9 @@ def test_a_move_ends_at_its_limit(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel], *, until: Until, every: int, moved: list[int],
     chooses: bool,
 ) -> None:  # fmt: skip
-    """A move between queues ends when it has moved the given number of messages, or when no message arrives for the
-    given time. With a limit on received messages, it ends when it has received this number, including messages that it
-    does not choose. Messages that were not moved stay in the queue.
+    """Moving messages between queues ends when the given number of messages has been moved, or when no message has
+    arrived for the given time. With a limit on received messages, it ends when this number has been received, including
+    messages that are not to be moved. Messages that were not moved stay in the queue.
     """
     fill(channel, 10)
     channel.declare(Queue("to", durable=True))
@@ -294,9 +295,7 @@ def test_a_move_can_be_stopped(amqp_vhost: Vhost, channel: Channel, connect: Cal
 
 
 def test_a_move_without_a_target_deletes_messages(channel: Channel, connect: Callable[[], Channel]) -> None:
-    """If messages are moved without a target queue, as in `dlq drop`, the chosen messages are deleted, and the others
-    are kept.
-    """
+    """`dlq drop` is a move without a target queue: the chosen messages are deleted, and the others are kept."""
     fill(channel, 10)
     dropping = QueueTransfer(connect(), None, "from", to("nowhere", every=2), until=Until())
     assert [int(delivery.body) for delivery in dropping] == [0, 2, 4, 6, 8]
@@ -306,8 +305,8 @@ def test_a_move_without_a_target_deletes_messages(channel: Channel, connect: Cal
 def test_a_limit_on_moved_messages_also_applies_without_a_target(
     channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """If messages are moved without a target queue, as in `dlq drop`, at most as many messages are deleted as the limit
-    allows.
+    """`dlq drop` is a move without a target queue. If the number of messages is limited, at most this number is
+    deleted.
     """
     fill(channel, 10)
     source = connect()

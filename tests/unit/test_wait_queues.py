@@ -535,10 +535,11 @@ def test_the_due_time_of_a_delayed_message_is_in_a_header(header: object, due: f
 
 
 def test_a_waiting_message_is_shown_as_it_will_be_delivered() -> None:
-    """A message in a wait queue is shown with the exchange, routing key and properties that it will have when it is
-    due, and `delayed now` delivers it with these: without its expiration and user id, and without headers that the
-    broker or the delay has added. If the message is for a queue, the headers CC and BCC are removed as well, as the
-    broker does. If its exchange is not proven, it is shown with the exchange to which it was published.
+    """`delayed show` shows a message in a wait queue with the exchange, routing key and properties that it will have
+    when it is due, and `delayed now` delivers it with these. Both leave out its expiration and user id, and headers
+    that the broker or the delay has added. For a message to a queue, the headers CC and BCC are left out as well, since
+    the broker removes them. If the message's exchange is not proven, it is shown with the exchange to which it was
+    published.
     """
     added = {"x-delivery-count": 1, "x-acquired-count": 1, "mqtool-then": "325ms"}
     copies = {"CC": ["a"], "BCC": ["b"]}

@@ -265,8 +265,8 @@ def test_exactly_the_removed_messages_are_deleted(rows: set[int], data: st.DataO
 
 
 def test_messages_are_read_from_a_data_directory_in_batches() -> None:
-    """The broker reads messages from its data directory in batches, in order. If the bodies of a batch exceed 1 MiB,
-    the batch ends with the message that exceeds this size.
+    """The embedded broker reads messages from its data directory in batches, in order. A batch ends early with the
+    message whose body makes the total size of the batch's bodies exceed 1 MiB.
     """
     db = memory()
     rows = range(1, BATCH + 10)

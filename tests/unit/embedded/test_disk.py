@@ -81,7 +81,9 @@ def test_a_file_and_its_directory_are_synced_with_fsync(tmp_path: Path, monkeypa
 
 
 def test_bytes_are_written_at_a_position(tmp_path: Path) -> None:
-    """The broker writes bytes to a file at the position that it chooses, and learns how many were written."""
+    """The embedded broker's function for writing a file writes bytes at a given position, whatever the position of
+    earlier writes, and returns how many bytes it has written.
+    """
     with (tmp_path / "log").open("w+b") as file:
         for position in (3, 0):
             assert disk.DISK.write(file.fileno(), tmp_path / "log", memoryview(b"abcd"), position) == 4

@@ -11,8 +11,8 @@ from mqtool.broker.embedded.store.writer import Writer
 
 @pytest.mark.parametrize("error", [None, OSError("disk full"), KeyboardInterrupt()])
 def test_the_event_loop_goes_on_while_a_thread_writes(error: BaseException | None) -> None:
-    """While a thread waits for the disk, the event loop keeps running. Once the thread is done, the event loop learns
-    whether the work has failed, and with which error.
+    """While a thread of the embedded broker writes to the disk, the broker's event loop keeps running. Once the thread
+    is done, the callback on the event loop gets the thread's error or, if there was none, None.
     """
     may_end, threads = threading.Event(), set[int]()
 

@@ -517,8 +517,10 @@ def test_annotations_that_make_the_headers_larger_than_a_frame_end_the_session(
 def test_one_disposition_adds_up_to_16_mib_of_annotations(
     client: MemoryClient10, broker: Broker, *, count: int
 ) -> None:
-    """The annotations of one disposition are added to each of its messages, up to 16 MiB in total. If there are more,
-    the broker ends the session and requeues all messages; the first ones keep the annotations that they got.
+    """An AMQP 1.0 client can give many messages the outcome `modified` with one disposition. The embedded broker adds
+    the annotations of the outcome to each of these messages, but in total at most 16 MiB. Once another message's
+    annotations would exceed this limit, the broker ends the session with an error and requeues all messages. The
+    messages before that one keep the added annotations.
     """
     queue = quorum(broker)
     receiving(client, queue, *(b"%d" % number for number in range(count)))

@@ -386,9 +386,10 @@ def test_new_queues_and_exchanges_have_the_policies_that_match_them(vhost: Virtu
     ) == ("classic" if PROFILES[Like.V4_3].lists_type else None)
 
 
-def test_a_vhost_has_only_as_many_policies_as_a_name_is_quickly_matched_with(vhost: VirtualHost) -> None:
-    """A policy is refused if the patterns of the virtual host's policies would be too large, because each new queue and
-    exchange is matched with all of them. A policy can be replaced, and there is room again once one is deleted.
+def test_a_policy_is_refused_if_the_patterns_of_a_vhosts_policies_become_too_large(vhost: VirtualHost) -> None:
+    """The embedded broker matches the name of each new queue and exchange with the patterns of all policies of the
+    virtual host. So that this does not take long, it refuses a policy with which these patterns would be too large in
+    total. A policy with the same name can still be replaced, and another one added after a policy has been deleted.
     """
 
     def put(*numbers: int) -> None:
