@@ -188,7 +188,7 @@ class MessageOptions:
         bool,
         typer.Option(
             "--trust-streams",
-            help="Use the exchange, keys, CC and BCC in messages of streams",
+            help="Use exchange, keys, CC and BCC of messages read from streams",
             rich_help_panel="Messages",
         ),
     ] = False
