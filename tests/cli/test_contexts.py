@@ -318,12 +318,13 @@ def test_context_ls_leaves_out_columns_on_a_narrow_terminal_rather_than_break_a_
     the protection. It never breaks names or URLs. In a pipe, it prints all columns.
     """
     url = "amqp://ann@staging.example.com/shop"
-    home.run("mqtool", "context", "add", "staging", "--url", url, "--management", "http://staging.example.com:15672")
+    management = "http://staging.example.com:15672"
+    home.run("mqtool", "context", "add", "staging", "--url", url, "--management", management, "--protected")
     first = ["staging", url]
     rows = {width: on_terminal(home, "mqtool", "context", "ls", columns=width).stdout for width in (110, 80, 60)}
     assert [rows[width].splitlines()[-1].split() for width in (110, 80, 60)] == [
-        [*first, "http://staging.example.com:15672", "false", "false"],
-        [*first, "false", "false"],
+        [*first, management, "true", "false"],
+        [*first, "true", "false"],
         [*first, "false"],
     ]
     assert len(home.run("mqtool", "context", "ls").stdout.split("\t")) == 5

@@ -473,11 +473,13 @@ def test_top_once_leaves_out_columns_on_a_narrow_terminal_rather_than_break_a_na
     number of consumers. It never breaks the names of queues.
     """
     watcher.run("mqtool", "send", "-q", "invoices.dead-letters", "x")
-    rows = {}
+    rows, rates = {}, []
     for width in (100, 80, 60):
         printed = on_terminal(watcher, "mqtool", "top", "--once", columns=width).stdout
+        rates.append([name for name in ("in/s", "out/s", "ack/s") if name in printed])
         [rows[width]] = [line.split() for line in printed.splitlines() if "invoices.dead-letters" in line]
     counts = ["invoices.dead-letters", "1", "0"]
     assert rows[100][:4] == rows[80][:4] == [*counts, "0"]
     assert rows[100][-2:] == rows[80][4:] == rows[60][3:] == ["no", "consumer"]
     assert rows[60][:3] == counts
+    assert rates == [["in/s", "out/s", "ack/s"], [], []]

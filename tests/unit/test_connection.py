@@ -179,10 +179,14 @@ def test_a_connection_uses_the_first_node_that_accepts_it(
     assert told[0].startswith(f"lost the connection to {parse_addresses(vhost.url)[0]}: ")
     assert re.fullmatch(rf"connected again to {parse_addresses(vhost.url)[0]} after \d\.\d s", told[-1])
     assert not opened.lacks_a_node
+    told.clear()
     with EmbeddedBroker() as other:
         both = connect(f"{other.url},{vhost.url}", notice=told, backoff=AT_ONCE)
         both.channel()
-    told.wait_for("connected again to ", 2)
+        assert not both.lacks_a_node
+    told.wait_for("connected again to ")
+    assert told[0].startswith(f"lost the connection to {parse_addresses(other.url)[0]}: ")
+    assert told[-1].startswith(f"connected again to {parse_addresses(vhost.url)[0]} ")
     assert both.lacks_a_node
     assert channel.is_open
 
@@ -455,13 +459,18 @@ BUG = "the connection broke down: IndexError('list index out of range')"
 
 def test_a_bug_in_a_callback_fails_the_channels(connect: Connect) -> None:
     """If a callback on the I/O thread raises an error, which is a bug in mqtool, the connection's channels fail with an
-    error that asks the user to report it. Opening another channel raises the same error.
+    error that asks the user to report it. A call that is waiting for the broker's reply, and opening another channel,
+    raise the same error.
     """
     opened = connect(backoff=AT_ONCE)
     channel = opened.channel()
-    log = Log(channel)
-    opened.io.run(lambda: [][0])
-    failure = failure_of(channel)
+    log, reopening, asked = Log(channel), channel.reopening, threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(reopening.retrying, lambda: reopening.checked(lambda *_: asked.set()))
+        assert asked.wait(10)
+        opened.io.run(lambda: [][0])
+        failure = failure_of(channel)
+        assert waiting.exception(10) is failure
     assert (str(failure), failure.hint) == (BUG, "this is a bug in mqtool; please report it")
     assert failure_of(channel) is failure
     assert log.events == [failure]
@@ -477,12 +486,13 @@ class OddAddress(Address):
 
 def test_a_bug_in_a_callback_ends_the_opening_of_a_connection(vhost: Vhost) -> None:
     """If a callback on the I/O thread raises an error while a connection is being opened, opening it raises an error
-    that says that the connection broke down.
+    that says that the connection broke down, and asks the user to report it.
     """
     [address] = parse_addresses(vhost.url)
     with pytest.raises(MqtoolError) as caught:
-        Connection([OddAddress(*address)._replace(connection_timeout=0.05)])
+        Connection([OddAddress(*address)._replace(connection_timeout=0.5)])
     assert str(caught.value).startswith("the connection broke down: ")
+    assert caught.value.hint == "this is a bug in mqtool; please report it"
 
 
 def test_the_options_of_a_channel_are_passed_on(connect: Connect, vhost: Vhost) -> None:

@@ -70,6 +70,12 @@ def test_file_names_are_unique() -> None:
     assert {name for name, count in names.items() if count > 1} <= SHARED_NAMES
 
 
+def test_names_of_test_files_are_unique() -> None:
+    """No two test files in directories without `__init__.py` have the same name: pytest could not collect both."""
+    files = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if not (path.parent / "__init__.py").exists()]
+    assert {name for name, count in Counter(path.name for path in files).items() if count > 1} == set()
+
+
 def aliases(path: Path) -> Iterator[str]:
     """The public names that a file gives to types, such as Rows = dict[str, int]; not constants, nor type variables."""
     for node in tree_of(path).body:

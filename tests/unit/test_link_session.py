@@ -191,10 +191,19 @@ def test_an_sql_condition_needs_rabbitmq_4_2(version: str) -> None:
         assert caught.value.hint == "they need RabbitMQ 4.2"
 
 
-def test_a_reply_is_sent_before_its_request_is_accepted(vhost: Vhost, session: LinkSession) -> None:
+def test_a_reply_is_sent_before_its_request_is_accepted(
+    vhost: Vhost, session: LinkSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """answer() sends a transient reply to a request over AMQP 1.0, and then accepts the request. wait_for_confirms()
     returns once all replies have an outcome, at once if there are none.
     """
+    accept = session.acknowledge
+
+    def accept_if_the_reply_arrives(request: Delivery) -> None:
+        assert len(vhost.queue("replies").messages(int(request.body))) == int(request.body)
+        accept(request)
+
+    monkeypatch.setattr(session, "acknowledge", accept_if_the_reply_arrives)
     session.wait_for_confirms()
     session.declare(Queue("replies"))
     publish(session, b"1", b"2", routing_key="q")

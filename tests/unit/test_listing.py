@@ -235,12 +235,18 @@ def test_a_page_of_the_management_api_may_be_larger_than_a_single_value() -> Non
 
 
 def test_a_list_with_more_pages_than_any_broker_has_is_refused() -> None:
-    """If the server at the management API's URL announces a list of 1,000,000,000 pages, the request fails with
-    Unavailable.
+    """If a server announces a list of 1,000,000,000 pages, the request fails with Unavailable, and no further page is
+    requested.
     """
-    page = b'{"items": [{"name": "q"}], "page_count": 1000000000}'
-    with responding(lambda: [page]) as api, pytest.raises(Unavailable, match="a list of 1,000,000,000 pages"):
+    requests = count(1)
+
+    def respond() -> Iterator[bytes]:
+        next(requests)
+        yield b'{"items": [{"name": "q"}], "page_count": 1000000000}'
+
+    with responding(respond) as api, pytest.raises(Unavailable, match="a list of 1,000,000,000 pages"):
         list(api.pages("queues"))
+    assert next(requests) == 2
 
 
 @pytest.mark.parametrize("page", [b"{}", b"null", b"[1]", b'{"items": {}, "page_count": 1}', b'{"items": []}'])

@@ -122,10 +122,10 @@ def test_a_program_that_prints_too_much_is_answered_with_an_error() -> None:
 
 
 @pytest.mark.parametrize("status", [126, 127])
-def test_an_rpc_server_ends_if_its_program_cannot_be_run(status: int) -> None:
-    """If the program of `rpc-server --exec` cannot be run (exit status 126), or is not found (127), the server ends
-    with an error after the reply. The error's hint names `--exec`. The server continues after any other exit status,
-    and after a reply of the type "error".
+def test_the_reply_of_a_program_that_cannot_be_run_ends_the_rpc_server(status: int) -> None:
+    """If a reply says that the program could not be run (exit status 126), or was not found (127), the RPC server ends
+    with an error. The error's hint names `--exec`. The server goes on after any other exit status, and after a reply of
+    the type "error".
     """
     with pytest.raises(CommandBroken) as error:
         rpc_functions.stop_if_broken(reply_of(Program(Ending(status, b"no permission\n"))))

@@ -129,7 +129,12 @@ def test_a_login_with_a_wrong_user_or_password_closes_the_socket(
 def test_anonymous_clients_are_refused_once_the_password_of_guest_is_changed(
     stranger: MemoryClient10, broker: Broker
 ) -> None:
-    """Once the password of guest is changed, the broker refuses clients that log in with ANONYMOUS."""
+    """A client that logs in with ANONYMOUS is the user guest. Once the password of guest is changed, the broker refuses
+    such clients.
+    """
+    earlier = MemoryClient10(stranger.loop, broker, opened=False)
+    assert [frame.fields for frame in log_in(earlier, "ANONYMOUS", None)] == [[0]]
+    assert earlier.connection.user is broker.users["guest"]
     broker.users["guest"] = User.with_password("guest", "secret", [])
     assert [frame.fields for frame in log_in(stranger, "ANONYMOUS", None)] == [[1]]
 
@@ -543,17 +548,21 @@ def test_a_client_that_sends_nothing_for_a_minute_is_disconnected(
 
 
 def test_the_windows_of_all_sessions_open_again_after_an_alarm(client: MemoryClient10, broker: Broker) -> None:
-    """While a resource alarm lasts, the broker closes the windows of all sessions of a connection, so that the client
-    cannot publish, but still reads other frames. When the alarm is over, it opens the windows again.
+    """While a resource alarm lasts, the broker closes the windows of new sessions and of those in which the client
+    publishes, but still reads other frames. When the alarm is over, it opens the windows of all these sessions again.
     """
     broker.alarms["disk"] = "low on disk"
-    client.attach_sender("/queues/q")
-    client.publish(0)
     client.connection.block()
     assert client.connection.may_read
+    assert ATTACH in [frame.code for frame in client.attach_sender("/queues/q")]
+    assert [frame.fields[:2] for frame in client.publish(0) if frame.code == FLOW] == [[0, 0]]
+    begin = raw_frame(encode(described(BEGIN, None, UInt32(0), UInt32(9), UInt32(9))), channel=5)
+    [begun] = frames(b"".join(client.write_frames(begin)))
+    assert (begun.code, begun.fields[2]) == (BEGIN, 0)
     broker.alarms.clear()
     client.connection.unblock()
-    assert [frame.fields[:2] for frame in client.received() if frame.code == FLOW] == [[1, 400]]
+    opened = [(frame.channel, *frame.fields[:2]) for frame in client.received() if frame.code == FLOW]
+    assert opened == [(0, 1, 400), (5, 0, 400)]
 
 
 def test_deliveries_resume_when_a_client_has_read_enough(client: MemoryClient10, q: BrokerQueue) -> None:

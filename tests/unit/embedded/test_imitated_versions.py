@@ -57,8 +57,8 @@ def test_totals_begin_at_zero_for_each_protocol_and_queue_type() -> None:
     totals.found_empty["classic"] += 1
 
 
-def test_the_counts_of_a_closed_channel_are_added_to_the_totals() -> None:
-    """When a channel is closed, the broker adds each count of the channel's published messages to its totals."""
+def test_each_count_of_published_messages_is_added_to_the_totals() -> None:
+    """Adding a channel's counts of published messages to the totals adds each of them."""
     totals = Publishes(1, 2, 3, 4, 5, 6)
     totals.add(Publishes(10, 20, 30, 40, 50, 60))
     assert totals == Publishes(11, 22, 33, 44, 55, 66)
