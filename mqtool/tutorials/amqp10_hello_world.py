@@ -1,4 +1,4 @@
-"""Hello World, over AMQP 1.0: one program sends, another receives, and a queue keeps the message until it is fetched.
+"""Hello World, over AMQP 1.0: one program sends a message, another receives it, and a queue holds it in between.
 
     send ──(sender)──> /queues/hello ──(receiver)──> receive
 

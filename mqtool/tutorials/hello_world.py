@@ -1,4 +1,4 @@
-"""Hello World: one program sends, another receives, and a queue in between keeps the message until it is fetched.
+"""Hello World: one program sends a message, another receives it, and a queue holds the message until it is consumed.
 
     send ──> [hello] ──> receive
 

@@ -133,7 +133,7 @@ def convert(
         typer.Option(help="What to do with x-delayed-message exchanges", show_default="undecided"),
     ] = None,
 ) -> None:
-    """Convert definitions of an older RabbitMQ for a newer one.
+    """Convert definitions for a newer version of RabbitMQ.
 
     Prints the converted definitions on stdout, and what has changed and why on stderr. Exits with 3 if anything would
     be lost and no option says what to do about it. Mirrored queues can become quorum queues, or remain classic queues

@@ -383,13 +383,13 @@ _add(
 _add("consumers", "List consumers.", "mqtool list consumers", "mqtool list consumers queue_name --where user=guest")
 _add(
     "connections",
-    "List connections; --vhost limits them to one virtual host.",
+    "List connections; --vhost restricts the list to one virtual host.",
     "mqtool list connections",
     "mqtool list connections name user connection_name",
 )
 _add(
     "channels",
-    "List channels; --vhost limits them to one virtual host.",
+    "List channels; --vhost restricts the list to one virtual host.",
     "mqtool list channels",
     "mqtool list channels name publish_rate --sort -publish_rate",
 )

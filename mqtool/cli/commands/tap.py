@@ -43,15 +43,13 @@ class What:
 
     exchange: Annotated[
         str | None,
-        typer.Argument(
-            help="Exchange whose messages to copy", metavar="EXCHANGE", autocompletion=names_of("exchanges")
-        ),
+        typer.Argument(help="Exchange to copy messages from", metavar="EXCHANGE", autocompletion=names_of("exchanges")),
     ] = None
     keys: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY]...", help="Binding keys", show_default="all messages")
     ] = None
     exchanges: Annotated[list[str] | None, exchange_option("Another exchange to tap, with the same keys")] = None
-    queue: Annotated[str | None, queue_option("Queue whose messages to copy")] = None
+    queue: Annotated[str | None, queue_option("Queue to copy messages from")] = None
     headers: Annotated[list[Any] | None, header_option("Header to match, for a headers exchange")] = None
     match: Match = "all"
     everything: Annotated[bool, typer.Option("--all", help="Copy all published messages; needs --firehose")] = False
