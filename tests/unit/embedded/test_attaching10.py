@@ -235,9 +235,9 @@ def test_the_name_of_a_temporary_queue_contains_no_long_names(
     ids=["with an address", "other capability", "unsettled replies", "other expiry policy", "timeout"],
 )
 def test_other_dynamic_sources_are_not_supported(client: MemoryClient10, source: Described, mode: UInt8) -> None:
-    """The broker refuses a dynamic source that has an address, or that has neither of the capabilities
-    `temporary-queue` and `rabbitmq:volatile-queue`. It also refuses direct replies (`rabbitmq:volatile-queue`) that are
-    not settled, or whose source does not expire with the link.
+    """If a receiver has a dynamic source with an address, or with neither of the capabilities `temporary-queue` and
+    `rabbitmq:volatile-queue`, the broker detaches the link with not-implemented. It does the same for direct replies
+    (`rabbitmq:volatile-queue`) that are not settled, or whose source does not expire with the link.
     """
     found = attach(client, RECEIVER, modes=(mode, None), source=source)
     assert error(found) == (NOT_IMPLEMENTED, "Dynamic source not supported")
@@ -246,8 +246,9 @@ def test_other_dynamic_sources_are_not_supported(client: MemoryClient10, source:
 def test_a_temporary_queue_needs_permission_and_counts_towards_the_queue_limit(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """A temporary queue is refused if the user may not configure a queue with its name, or if its virtual host has
-    reached its queue limit.
+    """If a receiver asks for a temporary queue, but the virtual host has reached its queue limit, the broker detaches
+    the link with precondition-failed. If the user may not configure a queue with the temporary queue's name, the broker
+    ends the session with unauthorized-access.
     """
     broker.vhosts["/"].limits = {"max-queues": 1}
     condition, text = error(attach(client, RECEIVER, source=asking_for("temporary-queue"))) or ("", "")
@@ -339,7 +340,9 @@ def test_a_link_needs_permission(
 
 
 def test_an_exclusive_queue_can_be_read_only_on_its_own_connection(client: MemoryClient10, broker: Broker) -> None:
-    """The broker refuses a receiver for an exclusive queue of another connection."""
+    """If a client attaches a receiver to an exclusive queue of another connection, the broker detaches the link with
+    resource-locked.
+    """
     vhost, other = broker.vhosts["/"], MemoryClient10(client.loop, broker)
     vhost.add_queue(QueueDeclaration("mine", {}, owner=client.connection))
     assert [frame.code for frame in attach(client, RECEIVER, source=of("/queues/mine"))] == [ATTACH]
@@ -351,8 +354,8 @@ def test_an_exclusive_queue_can_be_read_only_on_its_own_connection(client: Memor
 def test_a_queue_with_an_exclusive_consumer_refuses_receivers(
     client: MemoryClient10, broker: Broker, kind: str
 ) -> None:
-    """The broker refuses a receiver for a classic or quorum queue that has an exclusive consumer. For a stream, a
-    consumer's exclusive flag has no effect.
+    """If a client attaches a receiver to a classic or quorum queue that has an exclusive consumer, the broker detaches
+    the link with unauthorized-access. For a stream, a consumer's exclusive flag has no effect.
     """
     queue: BrokerQueue = broker.vhosts["/"].add_queue(QueueDeclaration("e", {"x-queue-type": kind}, durable=True))
     attach(client, RECEIVER, source=of("/queues/e"))
@@ -368,8 +371,8 @@ def test_a_queue_with_an_exclusive_consumer_refuses_receivers(
 def test_a_receiver_with_an_argument_that_its_queue_does_not_have_is_refused(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """The broker refuses a receiver with an argument that its queue's type does not have, such as a stream filter for a
-    classic queue.
+    """If a receiver has an argument that the type of its queue does not support, such as a stream filter for a classic
+    queue, the broker detaches the link with precondition-failed.
     """
     wanted = {Symbol("f"): Described(Symbol("rabbitmq:stream-filter"), "x")}
     condition, text = error(attach(client, RECEIVER, source=of("/queues/q", filter=wanted))) or ("", "")
@@ -378,8 +381,8 @@ def test_a_receiver_with_an_argument_that_its_queue_does_not_have_is_refused(
 
 
 def test_a_broker_like_4_0_has_no_dynamic_sources(loop: asyncio.AbstractEventLoop) -> None:
-    """With `broker up --like 4.0`, a dynamic source is not supported, and a link that cannot be attached ends the
-    session, as in RabbitMQ 4.0.
+    """With `broker up --like 4.0`, a receiver with a dynamic source cannot be attached: the broker ends the session
+    with not-implemented, as RabbitMQ 4.0 does.
     """
     client = MemoryClient10(loop, broker_like(loop, Like.V4_0))
     [end] = attach(client, RECEIVER, source=asking_for("temporary-queue"))

@@ -209,9 +209,10 @@ def test_a_distant_alarm_goes_off_on_time() -> None:
 
 
 def test_items_are_passed_when_they_are_due_in_order() -> None:
-    """A timetable passes each item to the caller's function when the item is due: earlier ones first, and items that
-    are due at the same time in the order in which they were added. Many items are passed in several turns, and after
-    each turn, the timetable calls another function of the caller.
+    """The broker keeps items that become due later, such as delayed messages, in a timetable. It passes each item to a
+    function when the item is due: earlier ones first, and items that are due at the same time in the order in which
+    they were added. It passes many items in several turns of its event loop, and calls another function after each
+    turn.
     """
     clock, passed, ends = WorkClock(), list[str](), list[int]()
 

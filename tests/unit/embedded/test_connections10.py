@@ -129,8 +129,8 @@ def test_a_login_with_a_wrong_user_or_password_closes_the_socket(
 def test_anonymous_clients_are_refused_once_the_password_of_guest_is_changed(
     stranger: MemoryClient10, broker: Broker
 ) -> None:
-    """A client that logs in with ANONYMOUS is the user guest. Once the password of guest is changed, the broker refuses
-    such clients.
+    """An AMQP 1.0 client that logs in with ANONYMOUS is the user guest. Once the password of guest is changed, such a
+    login fails.
     """
     earlier = MemoryClient10(stranger.loop, broker, opened=False)
     assert [frame.fields for frame in log_in(earlier, "ANONYMOUS", None)] == [[0]]
@@ -167,8 +167,8 @@ SUBJECT = ((("countryName", "DE"),), (("organizationName", "A, B"), ("mail", "x"
 def test_a_client_with_a_certificate_can_log_in_as_its_subject(
     loop: asyncio.AbstractEventLoop, broker: Broker, user: str, outcome: int
 ) -> None:
-    """A TLS client with a certificate may use the mechanism EXTERNAL. Its user name is the subject of the certificate,
-    from the last part to the first one. If there is no such user, the login is refused.
+    """A TLS client with a certificate may use the SASL mechanism EXTERNAL. Its user name is the subject of the
+    certificate, from the last part to the first one. If there is no such user, the login fails.
     """
     broker.users[user] = User(user, None)
     client = MemoryClient10(loop, broker, opened=False, extra={"peercert": {"subject": SUBJECT}})
@@ -283,7 +283,9 @@ def test_the_host_name_in_the_open_frame_names_the_virtual_host(
 def test_a_user_that_is_only_for_loopback_cannot_connect_from_another_machine(
     loop: asyncio.AbstractEventLoop, broker: Broker, logged: list[str]
 ) -> None:
-    """The user guest can connect only from the machine of the broker. Other users can connect from anywhere."""
+    """If the user guest connects over AMQP 1.0 from another machine, the broker closes the socket, and logs why. Other
+    users can connect from anywhere.
+    """
     for user in ("guest", "ann"):
         broker.users[user] = User.with_password(user, "guest", [])
         broker.set_permissions(user, "/", Permissions())

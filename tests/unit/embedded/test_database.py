@@ -54,8 +54,9 @@ def stored(row: int, body: bytes = b"x") -> StoredEntry:
 
 @pytest.mark.parametrize("name", [FILE, f"{FILE}-wal.copy", STREAMS, f"{STREAMS}/7", f"{STREAMS}/7/{0:020}.segment"])
 def test_a_data_directory_with_a_symbolic_link_is_not_used(tmp_path: Path, name: str) -> None:
-    """If a file of the broker in its data directory is a symbolic link, which whoever may write to the directory could
-    have created, the broker does not start: it neither changes the file that the link leads to, nor its mode.
+    """If a file of the broker in its data directory is a symbolic link, the broker does not start, because anybody who
+    may write to the directory could have created the link. The file that the link leads to keeps its contents and its
+    mode.
     """
     target, link = tmp_path / "target", tmp_path / "data" / name
     target.write_bytes(b"not the broker's")

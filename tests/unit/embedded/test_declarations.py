@@ -577,7 +577,8 @@ def test_a_consumer_of_a_stream_needs_a_prefetch_count_and_acknowledges(
     prefetch: int, wrong: str, *, no_ack: bool
 ) -> None:
     """The broker refuses a consumer of a stream with 406 if it has no prefetch count, and closes the connection with
-    540 if the consumer uses automatic acknowledgement. A consumer of a quorum queue may do both.
+    540 if the consumer uses automatic acknowledgement. For a quorum queue, a consumer needs no prefetch count, and may
+    use automatic acknowledgement.
     """
     for kind, expected in (("stream", wrong), ("quorum", None)):
         vhost = vhost_like(DEFAULT)

@@ -364,6 +364,8 @@ def test_the_default_priority_is_4(header: MessageHeader | None) -> None:
 
 
 def test_text_that_is_not_utf_8_can_be_compared() -> None:
-    """A filter can compare text that is not valid UTF-8."""
+    """An SQL filter can compare an application property that is not valid UTF-8: `a = 0xFF` is true for a message whose
+    property `a` consists of the byte FF.
+    """
     message = Amqp10Message(application_properties={"a": "\udcff"}, body=data_section(b"")).encode()
     assert compile_sql("a = 0xFF")(FilteredMessage(parse(message)))

@@ -93,8 +93,8 @@ def test_messages_are_numbered_in_the_order_in_which_they_arrive(ledger: Reading
 
 
 def test_changes_of_memory_are_reported_only_above_a_limit(ledger: Reading) -> None:
-    """The ledger counts the memory that messages take. It reports a change to the broker only if more than
-    `quiet_bytes` are in use after the change.
+    """When the memory that messages take changes, the broker is informed only if they take more than `quiet_bytes`
+    after the change.
     """
     ledger.quiet_bytes = 2 * MESSAGE
     entries = [entered(ledger) for _ in range(4)]

@@ -119,7 +119,9 @@ def test_a_publisher_to_the_management_node_must_send_settled_messages(client: M
 def test_a_link_with_the_management_node_needs_the_property_paired(
     client: MemoryClient10, role: bool, properties: Any
 ) -> None:
-    """The broker refuses a link with the management node unless its property `paired` is true."""
+    """If an AMQP 1.0 client attaches a link with the management node whose property `paired` is not true, the broker
+    detaches the link with invalid-field.
+    """
     _, detach = attach(client, role, properties=properties)
     text = "Link property 'paired' is not set to boolean value 'true'"
     assert (detach.code, detach.error) == (DETACH, ("amqp:invalid-field", text))
@@ -127,9 +129,9 @@ def test_a_link_with_the_management_node_needs_the_property_paired(
 
 @pytest.mark.parametrize("role", [SENDER, RECEIVER])
 def test_a_pair_has_one_link_in_each_direction(client: MemoryClient10, role: bool) -> None:
-    """The broker refuses a second link with the management node that has the same name and direction as another one. A
-    session can have several pairs of such links with different names, and a name can be used again after its link is
-    detached.
+    """If an AMQP 1.0 client attaches a second link with the management node that has the name and direction of another
+    one, the broker detaches the second link with precondition-failed. A session can have several pairs of such links
+    with different names, and a name can be used again after its link is detached.
     """
     attach_pair(client)
     fields = role, SETTLED, None, *ENDS, None, None, UInt32(0), None, None, None, PAIRED

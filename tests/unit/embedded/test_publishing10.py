@@ -607,7 +607,7 @@ def test_permissions_are_checked_for_each_message_on_a_link_without_a_target(
 
 def test_topic_permissions_apply_to_the_routing_keys_in_x_cc(ann: MemoryClient10) -> None:
     """If a routing key in the annotation x-cc of an AMQP 1.0 message does not match the topic permissions of the
-    publisher, the broker refuses the message.
+    publisher, the broker ends the session with unauthorized-access.
     """
     ann.attach_sender("/exchanges/amq.topic/ann.1")
     assert outcomes(ann.publish(0, cc("ann.2"))) == [(0, None, RELEASE)]
@@ -641,8 +641,8 @@ def test_a_message_whose_x_cc_is_not_a_list_of_strings_is_rejected(client: Memor
 def test_the_user_id_of_a_message_must_be_that_of_its_publisher(
     client: MemoryClient10, broker: Broker, user_id: bytes | None, tags: list[str], accepted: bool
 ) -> None:
-    """If the user-id of an AMQP 1.0 message is not the name of the publisher's user, the broker detaches the link. A
-    user with the tag `impersonator` may set any user-id.
+    """If the user-id of an AMQP 1.0 message is not the name of the publisher's user, the broker detaches the link with
+    unauthorized-access. A user with the tag `impersonator` may set any user-id.
     """
     broker.users["guest"].tags[:] = tags
     client.attach_sender("/queues/q")

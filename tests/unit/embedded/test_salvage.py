@@ -139,8 +139,8 @@ def test_only_damage_to_the_last_page_of_a_group_looks_like_an_incomplete_write(
 
 
 def test_an_older_part_of_a_log_that_was_restarted_is_not_reported(opened: Database, tmp_path: Path) -> None:
-    """After SQLite has copied its log to the database, it writes the log from the start again. Older pages that follow
-    the new ones in the log are not reported as damage.
+    """After a checkpoint, SQLite overwrites its write-ahead log from the start, so older pages can follow the new ones.
+    If the broker is killed then, it does not report the older pages as damage at its next start.
     """
     opened.checkpoint()
     write_definitions(opened.db, {("queue", b"5"): b"\0\0\0\0"})
@@ -277,9 +277,9 @@ def test_the_messages_before_and_after_a_damaged_part_of_the_database_are_read(
 def test_incomplete_messages_beside_a_damaged_part_of_the_database_are_left_out(
     stopped: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If the database is damaged and a message has no body, the broker does not copy the message to the new database
-    file, and logs which table is damaged. The broker replaces a new database file that an earlier attempt has left
-    behind.
+    """If the database is damaged, and a message in it has lost its body, the broker does not copy this message to the
+    new database file. The log says which table is damaged. If an earlier attempt has left an unfinished new file, the
+    broker overwrites it.
     """
     db = sqlite3.connect(stopped)
     db.execute("UPDATE entry SET body = NULL WHERE row IN (1, 99)")

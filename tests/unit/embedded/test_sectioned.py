@@ -424,9 +424,9 @@ def test_the_broker_changes_only_the_annotations_whose_headers_it_has_changed() 
 def test_a_message_in_a_stream_without_a_routing_key_has_the_streams_name(
     exchange: Any10, key: Any10, address: tuple[str, str]
 ) -> None:
-    """A message that is read from a stream has the exchange and the routing key in its annotations. Without a valid
-    exchange in these, it has the default exchange. Without a valid routing key, it has the name of the stream as its
-    routing key. Annotations may have any other names.
+    """A message that is read from a stream has the exchange and the routing key in its AMQP 1.0 annotations. Without a
+    valid exchange in these, it has the default exchange. Without a valid routing key, it has the name of the stream as
+    its routing key.
     """
     given: Map = {Symbol("x-exchange"): exchange, Symbol("x-routing-key"): key, Symbol("a"): 1}
     annotations: Map = {name: value for name, value in given.items() if value is not None}

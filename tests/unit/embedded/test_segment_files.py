@@ -135,8 +135,8 @@ def test_a_segment_can_be_read_when_clients_use_up_all_file_descriptors(path: Pa
 
 
 def test_the_damaged_end_of_a_segment_is_kept_in_another_directory(path: Path) -> None:
-    """When the damaged end of a segment is cut off, the broker keeps it in a new directory next to the directory of the
-    streams. If the same segment is cut again, the broker keeps both ends.
+    """When the broker cuts off the damaged end of a segment of a stream, it keeps this end in a new directory next to
+    the directory of the streams. If the same segment is cut again, the broker keeps both ends.
     """
     segment = SegmentFile(path)
     segment.write(0, b"sound, damaged")

@@ -539,8 +539,9 @@ def test_one_disposition_adds_up_to_16_mib_of_annotations(
 
 
 def test_annotations_that_amqp_0_9_1_cannot_express_are_refused() -> None:
-    """If an annotation of an outcome cannot be stored as a header of AMQP 0-9-1, the broker refuses the annotations
-    with invalid-field.
+    """An AMQP 1.0 client can give the outcome `modified` annotations, which the broker stores as AMQP 0-9-1 headers. If
+    an annotation cannot be stored as such a header, for example because it is not valid text, the session ends with
+    invalid-field.
     """
     with pytest.raises(SessionError) as refused:
         NewAnnotations({Symbol("x-opt-why"): "\ud800"})
@@ -550,8 +551,8 @@ def test_annotations_that_amqp_0_9_1_cannot_express_are_refused() -> None:
 
 
 def test_annotations_are_not_stored_during_a_memory_alarm(client: MemoryClient10, broker: Broker) -> None:
-    """If an outcome with annotations arrives during a memory alarm, the broker ends the session, and requeues the
-    message without the annotations.
+    """If a client gives a message the outcome `modified` with annotations during a memory alarm, the broker ends the
+    session with resource-limit-exceeded, and requeues the message without the annotations.
     """
     queue = quorum(broker)
     receiving(client, queue, b"0")

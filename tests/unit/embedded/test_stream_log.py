@@ -646,8 +646,8 @@ def test_segments_are_deleted_when_all_of_their_messages_are_too_old(bench: Benc
 
 @pytest.mark.parametrize(("less", "left"), [(0, 4), (1, 3), (10**6, 1)], ids=["exactly", "more", "much more"])
 def test_segments_are_deleted_only_if_the_stream_is_larger_than_its_limit(bench: Bench, less: int, left: int) -> None:
-    """A stream of exactly its maximum size keeps all segments. Of a larger one, the oldest segments are deleted, but
-    never the last one.
+    """A stream that has exactly its maximum size keeps all segments. If a stream is larger, its oldest segments are
+    deleted, but never the last one.
     """
     log = bench.open(segment_bytes=1)
     for _ in range(3):
@@ -660,7 +660,9 @@ def test_segments_are_deleted_only_if_the_stream_is_larger_than_its_limit(bench:
 
 
 def test_a_reader_that_has_stopped_is_not_notified(bench: Bench) -> None:
-    """A reader of a stream that has stopped is not notified of new messages. It may stop twice."""
+    """When new messages reach a stream, the broker does not notify a reader that has stopped reading the stream.
+    Stopping a reader a second time has no effect.
+    """
     told: list[str] = []
 
     def reader() -> None:

@@ -61,8 +61,8 @@ class Counted(MemorySegment):
     ("value", "bits"), [(b"", 1), (b"invoices", 0x440), (b"returns", 1 << 121 | 1 << 47), (b"135", 1 << 35)]
 )
 def test_the_filter_bits_of_a_value_are_always_the_same(value: bytes, bits: int) -> None:
-    """A filter value sets one or two of the bits 1 to 127; an empty filter value sets bit 0. The bits are stored with
-    each chunk, so they must not change from one release to the next.
+    """Each chunk of a stream is stored with the filter bits 0 to 127. A filter value sets one or two of the bits 1 to
+    127, and an empty filter value sets bit 0. Which bits a value sets must not change from one release to the next.
     """
     assert bits_of(value) == bits
 
