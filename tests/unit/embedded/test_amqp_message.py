@@ -198,7 +198,7 @@ def test_added_headers_replace_those_of_the_same_name() -> None:
 
 def test_a_changed_message_keeps_its_address_and_body() -> None:
     """A copy of a message with another reply-to has the same exchange, routing key and body. A copy with another
-    address has the same properties.
+    exchange and routing key has the same properties, except for the expiration, which can be removed.
     """
     message = BrokerMessage(encode_address("e", "k\udcff"), ContentHeader(header(_FIELDS)), b"12345")
     copy = message.replace(reply_to="r")
@@ -274,8 +274,8 @@ def test_headers_of_equal_length_with_common_parts_are_not_confused(first: bytes
 
 @pytest.mark.parametrize("limit", [MAX_DEPTH, DEEPEST])
 def test_headers_nested_too_deeply_are_refused(limit: int) -> None:
-    """The broker decodes headers that are nested up to its limit, and raises ValueError if they are nested deeper. The
-    limit for stored messages is higher than the limit for messages that clients send.
+    """The broker decodes a message's headers if their tables and lists are nested up to a limit, and raises ValueError
+    if they are nested deeper. The limit for stored messages is higher than the limit for messages that clients send.
     """
     reader = HeaderReader() if limit == MAX_DEPTH else HeaderReader(limit)
     fields = nested(limit) | {"message_id": b"\1m"}

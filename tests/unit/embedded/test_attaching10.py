@@ -150,8 +150,8 @@ def test_a_link_has_only_the_outcomes_that_the_client_asks_for(client: MemoryCli
 def test_a_publisher_may_use_the_settle_mode_second_if_its_messages_are_settled(
     client: MemoryClient10, target: str | None
 ) -> None:
-    """A publisher that sends only settled messages may ask for the receiver settle mode `second`, because this mode has
-    no effect on settled messages. The link may have a target address or none.
+    """If a publisher that sends only settled messages asks for the receiver settle mode `second`, the broker attaches
+    the link, because this mode has no effect on settled messages. The link may have a target address or none.
     """
     found = attach(client, SENDER, modes=(SETTLED, SECOND), target=described(TARGET, target))
     assert DETACH not in [frame.code for frame in found]
@@ -313,8 +313,8 @@ def test_a_temporary_queue_needs_permission_and_counts_towards_the_queue_limit(
 def test_a_refused_link_is_detached_with_a_reason(
     client: MemoryClient10, role: bool, given: dict[str, Any], condition: str, text: str
 ) -> None:
-    """If a client attaches a link that RabbitMQ does not support, or whose address is invalid or unknown, the broker
-    detaches this link with RabbitMQ's error.
+    """If an AMQP 1.0 client attaches a link that RabbitMQ does not support, or whose address is invalid or unknown, the
+    broker detaches this link with the same error as RabbitMQ.
     """
     assert error(attach(client, role, **given)) == (condition, text)
 
@@ -330,8 +330,8 @@ def test_a_refused_link_is_detached_with_a_reason(
 def test_a_link_needs_permission(
     client: MemoryClient10, broker: Broker, role: bool, permissions: tuple[str, str, str], text: str
 ) -> None:
-    """A publisher needs write permission for its target's exchange, and a receiver needs read permission for its queue.
-    Without it, the broker ends the session with amqp:unauthorized-access.
+    """To attach a link, an AMQP 1.0 publisher needs write permission for the exchange of its target, and a receiver
+    needs read permission for its queue. Without this permission, the broker ends the session with unauthorized-access.
     """
     permit(broker, *permissions)
     target = described(TARGET, "/exchanges/amq.direct" if role is SENDER else None)

@@ -225,8 +225,9 @@ def test_the_cluster_name_contains_the_port_unless_it_is_set(scene: Scene) -> No
 def test_one_connection_and_definitions_may_take_a_part_of_the_memory(
     memory: int, connection: int, definitions: int
 ) -> None:
-    """One connection may take a quarter of the memory limit, or 256 MiB if that is more, but never more than the whole
-    limit. Definitions may take half of the memory limit, or 1 MB if that is more.
+    """One connection may take a quarter of the broker's memory limit, or 256 MiB if that is more, but never more than
+    the whole limit. Definitions, such as queues and bindings, may take half of the memory limit, or 1 MB if that is
+    more.
     """
     broker = Scene(memory).broker
     assert (broker.memory_limit, broker.connection_limit) == (memory, connection)
@@ -323,7 +324,8 @@ def test_during_a_memory_alarm_the_largest_connection_is_closed_every_5_seconds(
 @pytest.mark.parametrize("held", [0, 5])
 def test_during_a_memory_alarm_caused_by_messages_no_connection_is_closed(scene: Scene, held: int) -> None:
     """During a memory alarm, the broker closes no connection as long as messages alone take more than 80 % of the
-    memory limit. Once they take less, it closes the connection that takes the most memory, unless none takes any.
+    memory limit. Once they take less, it closes the connection that takes the most memory. It closes no connection that
+    takes none.
     """
     scene.clock.pass_by(1)
     scene.ledger.hold_bytes(801 - scene.ledger.held_bytes)
@@ -370,7 +372,9 @@ def test_connections_that_take_too_much_memory_are_closed() -> None:
 
 
 def test_the_clients_of_all_protocols_are_checked_for_late_acknowledgements(scene: Scene) -> None:
-    """The broker checks the deliveries of all its clients, whichever protocol they use, for the consumer timeout."""
+    """For all its clients, whichever protocol they use, the broker checks whether a delivery has been unacknowledged
+    for longer than the consumer timeout.
+    """
     first, other = scene.connect(), Client(scene.ann, scene.other)
     scene.broker.add_clients([other])
     scene.broker.consumer_timeout = 7

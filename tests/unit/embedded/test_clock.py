@@ -100,8 +100,8 @@ def test_the_clock_shows_the_time_in_milliseconds() -> None:
 
 
 def test_clients_are_late_once_others_were_served_for_more_than_50_ms_of_an_iteration() -> None:
-    """Once clients have been served for more than 50 ms in one iteration of the event loop, other clients must wait
-    until the next iteration. Times of up to 0.2 ms are not counted.
+    """Once the broker has served clients for more than 50 ms in one iteration of its event loop, other clients must
+    wait until the next iteration. Times of up to 0.2 ms for one client are not counted.
     """
 
     async def run() -> None:
@@ -238,8 +238,8 @@ def test_items_are_passed_when_they_are_due_in_order() -> None:
 
 
 def test_an_item_that_takes_long_is_passed_in_steps() -> None:
-    """If processing an item of a timetable takes long, it is done in steps, in several turns. No other item is
-    processed before the last step, even if an item that is due earlier is added meanwhile.
+    """If processing an item of the broker's timetable takes long, it is done in steps, in several turns of the event
+    loop. No other item is processed before the last step, even if an item that is due earlier is added meanwhile.
     """
     clock, passed = WorkClock(), list[str]()
 
@@ -266,8 +266,9 @@ def test_an_item_that_takes_long_is_passed_in_steps() -> None:
 
 
 def test_a_queue_of_work_is_handled_at_once_while_that_is_quick() -> None:
-    """A queue of work handles items at once, in order, until 10 ms of a turn have passed, and the rest in later turns.
-    An item that is added while another one is handled comes after those that are already waiting.
+    """The broker handles the items of a queue of its internal work at once, in order, until 10 ms of a turn of its
+    event loop have passed, and the rest in later turns. An item that is added while another one is handled comes after
+    those that are already waiting.
     """
     clock, handled = WorkClock(), list[str]()
 
@@ -291,8 +292,9 @@ def test_a_queue_of_work_is_handled_at_once_while_that_is_quick() -> None:
 
 
 def test_the_steps_of_long_work_are_taken_in_turns() -> None:
-    """If handling an item of a queue of work takes long, it is done in steps, and the items behind it wait until the
-    last step. If handling an item raises an exception, the items behind it are handled in the next turn.
+    """If handling an item of a queue of internal work takes long, the broker does it in steps, and the items behind it
+    wait until the last step. If handling an item raises an exception, the items behind it are handled in the next turn
+    of the event loop.
     """
     clock, handled = WorkClock(), list[str]()
 
@@ -320,8 +322,8 @@ def test_the_steps_of_long_work_are_taken_in_turns() -> None:
 
 
 def test_a_broker_that_stops_handles_what_is_waiting_up_to_a_deadline() -> None:
-    """When the broker stops, a queue of work handles waiting items until a deadline. It drops the rest, returns their
-    number, and does not handle them in a later turn.
+    """When the broker stops, it handles the items that wait in a queue of internal work until a deadline. It drops the
+    rest, returns their number, and does not handle them in a later turn of its event loop.
     """
     clock, handled = WorkClock(), list[str]()
 

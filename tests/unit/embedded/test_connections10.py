@@ -87,8 +87,8 @@ def closed(found: list[Frame]) -> tuple[str, str | None] | None:
 
 
 def test_the_broker_offers_its_sasl_mechanisms(stranger: MemoryClient10) -> None:
-    """The broker answers the SASL header with the SASL header and the mechanisms PLAIN and ANONYMOUS. All frames of the
-    login are SASL frames.
+    """When an AMQP 1.0 client sends the SASL header, the broker answers with the SASL header and the mechanisms PLAIN
+    and ANONYMOUS. All frames of the login are SASL frames.
     """
     [answer] = stranger.write_frames(SASL_HEADER)
     assert answer[:8] == SASL_HEADER
@@ -152,8 +152,8 @@ def test_anonymous_clients_are_refused_once_the_password_of_guest_is_changed(
 def test_a_malformed_login_closes_the_socket(
     stranger: MemoryClient10, broker: Broker, logged: list[str], mechanism: str, response: bytes | None, text: str
 ) -> None:
-    """The broker closes the socket without an answer if the response to PLAIN is malformed, or if the mechanism is one
-    that it does not offer. It logs the reason.
+    """If an AMQP 1.0 client chooses a SASL mechanism that the broker does not offer, or sends a malformed response for
+    PLAIN, the broker closes the socket without an answer, and logs the reason.
     """
     assert log_in(stranger, mechanism, response) == []
     assert (stranger.closed, broker.logins) == (True, {})
@@ -297,8 +297,8 @@ def test_a_user_that_is_only_for_loopback_cannot_connect_from_another_machine(
 def test_a_connection_beyond_the_limit_of_a_virtual_host_is_refused(
     stranger: MemoryClient10, broker: Broker, logged: list[str]
 ) -> None:
-    """If a virtual host has reached its connection limit, the broker refuses a further AMQP 1.0 connection to it by
-    closing the socket.
+    """If a virtual host has reached its connection limit, and a client opens a further AMQP 1.0 connection to it, the
+    broker closes the socket without a close frame, and logs why.
     """
     broker.limit_vhost(broker.vhosts["/"], {"max-connections": 0})
     reach(stranger, "opening")
@@ -595,8 +595,8 @@ def test_unsettled_deliveries_count_as_memory_of_the_connection(client: MemoryCl
 def test_deliveries_that_stay_unsettled_too_long_are_released(
     client: MemoryClient10, broker: Broker, monkeypatch: pytest.MonkeyPatch, waited: float
 ) -> None:
-    """If a delivery from a quorum queue stays unsettled for longer than the consumer timeout, the broker requeues the
-    message.
+    """If an AMQP 1.0 delivery from a quorum queue stays unsettled for longer than the consumer timeout, the broker
+    requeues the message.
     """
     queue = broker.vhosts["/"].add_queue(QueueDeclaration("qq", {"x-queue-type": "quorum"}, durable=True))
     now = client.connection.now()

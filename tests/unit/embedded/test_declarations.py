@@ -140,9 +140,9 @@ def test_a_dead_letter_routing_key_has_up_to_255_bytes(key: str) -> None:
     ],
 )
 def test_an_argument_of_another_queue_type_is_refused(kind: str, name: str) -> None:
-    """If a queue is declared with an argument that only other types of queues have, the broker refuses it with 406. The
-    error names the argument and the type of the queue. If another argument has an invalid value, the error is about
-    that value instead.
+    """If a queue is declared with an argument that only other types of queues have, the broker refuses the declaration
+    with 406. The error names the argument and the type of the queue. If another argument has an invalid value, the
+    error is about that value instead.
     """
     wrong = f"channel 406: invalid arg '{name}' for queue 'q' in vhost 'v' of queue type rabbit_{kind}_queue"
     assert declared(vhost_like(DEFAULT), {"x-queue-type": kind, name: "x"}) == wrong
@@ -346,8 +346,8 @@ def test_a_queue_that_is_declared_again_must_have_the_same_properties(name: str,
 
 @pytest.mark.parametrize("owner", [None, object()])
 def test_an_exclusive_queue_cannot_be_used_by_another_connection(owner: object) -> None:
-    """If a connection declares or uses another connection's exclusive queue, or declares an existing queue as
-    exclusive, the broker refuses this with 405. The connection that has declared an exclusive queue can use it.
+    """If a client declares or uses an exclusive queue of another connection, or declares an existing queue as
+    exclusive, the broker closes the channel with 405. The connection that has declared an exclusive queue can use it.
     """
     vhost, mine = vhost_like(DEFAULT), object()
     queue, is_new = declare_queue(vhost, QueueDeclaration("q", {}, owner=mine))

@@ -168,7 +168,7 @@ def test_bindings_with_different_arguments_have_different_properties_keys(vhost:
 
 
 def test_a_new_exchange_reports_that_no_messages_were_published_to_it() -> None:
-    """A new exchange reports that 0 messages were published to it."""
+    """The counts of a new exchange say that 0 messages were published to it."""
     assert BrokerExchange("x", "direct").counts() == {"publish_in": 0}
 
 

@@ -57,8 +57,8 @@ _MESSAGE = parse(
     ],
 )  # fmt: skip
 def test_a_true_sql_filter_selects_the_message(expression: str) -> None:
-    """If the SQL filter of a stream consumer is true for a message, the filter selects this message, as in RabbitMQ
-    4.3.
+    """If the SQL filter of an AMQP 1.0 consumer of a stream is true for a message, the filter selects this message, as
+    in RabbitMQ 4.3.
     """
     assert compile_sql(expression)(FilteredMessage(_MESSAGE))
 
@@ -75,8 +75,8 @@ def test_a_true_sql_filter_selects_the_message(expression: str) -> None:
     ],
 )  # fmt: skip
 def test_a_false_or_unknown_sql_filter_does_not_select_the_message(expression: str) -> None:
-    """If the SQL filter of a stream consumer is false or unknown for a message, for example because a property is
-    missing, the filter does not select this message.
+    """If the SQL filter of an AMQP 1.0 consumer of a stream is false or unknown for a message, for example because a
+    property is missing, the filter does not select this message.
     """
     assert not compile_sql(expression)(FilteredMessage(_MESSAGE))
 
@@ -92,8 +92,8 @@ def test_a_false_or_unknown_sql_filter_does_not_select_the_message(expression: s
     ],
 )  # fmt: skip
 def test_an_invalid_sql_filter_is_refused(expression: str) -> None:
-    """Parsing an SQL filter raises ValueError if the filter has a syntax error, an unknown property or more than 4,096
-    characters.
+    """Parsing the SQL filter of an AMQP 1.0 consumer raises ValueError if the filter has a syntax error, an unknown
+    property or more than 4,096 characters.
     """
     with pytest.raises(ValueError):  # noqa: PT011 - the texts are for logs
         compile_sql(expression)
@@ -135,9 +135,10 @@ def _parsed(wanted: Map, like: Like = Like.V4_3) -> LinkFilters:
 def test_property_filters_select_messages_by_value_prefix_or_suffix(
     descriptor: Any10, wanted: Map, chosen: bool
 ) -> None:
-    """A filter on a property or an application property selects messages whose value is equal to the given one or, for
-    strings, has the given prefix (`&p:`) or suffix (`&s:`). `&&` at the beginning of a given string stands for a
-    literal `&`. A filter may have 16 fields. RabbitMQ 4.3 does the same.
+    """An AMQP 1.0 consumer of a stream can have filters on properties and application properties. Such a filter selects
+    messages whose value is equal to the given one or, for strings, has the given prefix (`&p:`) or suffix (`&s:`). `&&`
+    at the beginning of a given string stands for a literal `&`. A filter may have 16 fields. RabbitMQ 4.3 does the
+    same.
     """
     filters = _parsed({Symbol("any"): Described(descriptor, wanted)})
     assert filters.effective == {"any": Described(descriptor, wanted)}
@@ -329,8 +330,8 @@ def test_a_long_like_pattern_is_compared_in_under_a_million_steps(pattern: str) 
 
 
 def test_an_sql_filter_that_takes_too_long_for_a_message_raises_an_error() -> None:
-    """Evaluating an SQL filter raises TooMuchWork if comparing its LIKE patterns with a large message would take too
-    many steps.
+    """Evaluating an SQL filter raises TooMuchWork if comparing its LIKE patterns with the texts of a large message
+    would take too many steps.
     """
     message = parse(Amqp10Message(application_properties={"a": "a" * 900_000}, body=data_section(b"")).encode())
     with pytest.raises(TooMuchWork):
@@ -344,8 +345,8 @@ def test_an_sql_filter_that_takes_too_long_for_a_message_raises_an_error() -> No
     ("name", "units"), [("subject", 2), ("group_sequence", 1), ("content_type", 0), ("absolute_expiry_time", 1)]
 )
 def test_decoding_a_field_counts_as_work_once(name: str, units: int) -> None:
-    """Filters may do a limited number of units of work for each message. Decoding a field takes one unit, or one for
-    each 64 bytes of text. A field is decoded, and counted, only once.
+    """The filters of an AMQP 1.0 consumer may do a limited number of units of work for each message. Decoding a field
+    of the message takes one unit, or one for each 64 bytes of text. A field is decoded, and counted, only once.
     """
     sent = Amqp10Message(properties=_PROPERTIES._replace(subject="s" * 191), body=data_section(b"")).encode()
     message = FilteredMessage(parse(sent))

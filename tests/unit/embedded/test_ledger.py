@@ -118,8 +118,8 @@ def test_definitions_count_towards_the_brokers_memory_use(ledger: Reading) -> No
 
 
 def test_messages_are_paged_out_only_while_memory_is_short(ledger: Reading) -> None:
-    """A stored message is paged out only while messages take more than `roomy_bytes` of memory, by default 32 MiB. A
-    paged-out message takes 40 bytes of memory. After it is read back, it takes as much memory as before.
+    """The broker pages out a stored message only while messages take more than `roomy_bytes` of memory, by default 32
+    MiB. A paged-out message takes 40 bytes of memory. After it is read back, it takes as much memory as before.
     """
     ledger.roomy_bytes = 3 * MESSAGE
     entries = [entered(ledger, row) for row in range(1, 6)]

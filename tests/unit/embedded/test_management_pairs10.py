@@ -105,8 +105,8 @@ def test_the_link_for_responses_is_attached_as_a_settled_one(client: MemoryClien
 
 
 def test_a_publisher_to_the_management_node_must_send_settled_messages(client: MemoryClient10) -> None:
-    """A link for management requests must have the sender settle mode `settled`. With another mode, `/management` is an
-    invalid address.
+    """If a client attaches a link for management requests with a sender settle mode other than `settled`, the broker
+    detaches the link with the error that `/management` is not a permitted address, as RabbitMQ does.
     """
     _, detach = attach(client, SENDER, mode=UNSETTLED)
     assert (detach.code, detach.error) == (
@@ -148,8 +148,8 @@ def test_a_pair_has_one_link_in_each_direction(client: MemoryClient10, role: boo
 def test_only_the_address_of_the_brokers_end_makes_a_link_one_with_the_management_node(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """A link belongs to the management node if the client is the sender and the target is `/management`, or if the
-    client is the receiver and the source is `/management`. The address of the client's own end does not matter.
+    """An AMQP 1.0 link belongs to the management node if the client is the sender and the target is `/management`, or
+    if the client is the receiver and the source is `/management`. The address of the client's own end does not matter.
     """
     for role, source, target in ((SENDER, "me", "/management"), (RECEIVER, "/management", "me")):
         ends = described(SOURCE, source), described(TARGET, target)
@@ -164,7 +164,9 @@ def test_only_the_address_of_the_brokers_end_makes_a_link_one_with_the_managemen
 
 @pytest.mark.parametrize("role", [SENDER, RECEIVER])
 def test_the_handle_of_a_link_with_the_management_node_is_in_use(client: MemoryClient10, role: bool) -> None:
-    """If a client attaches a link with the handle of a link with the management node, the broker ends the session."""
+    """If an AMQP 1.0 client attaches a link with the handle of a link with the management node, the broker ends the
+    session with handle-in-use.
+    """
     attach(client, role)
     handle = 3 if role is SENDER else 4
     text = f"handle {handle} is already associated with a link"

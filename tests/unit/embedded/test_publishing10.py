@@ -339,7 +339,7 @@ def test_a_settled_flag_that_contradicts_the_settle_mode_of_the_link_detaches_th
     client: MemoryClient10, broker: Broker, mode: UInt8, settled: bool | None, text: str
 ) -> None:
     """If the settled flag of a message contradicts the snd-settle-mode of its link, the broker detaches the link with
-    RabbitMQ's error text, and does not publish the message.
+    invalid-field and RabbitMQ's error text, and does not publish the message.
     """
     client.attach_sender("/queues/q", mode=mode)
     assert error_of(client.publish(0, settled=settled)) == (DETACH, "amqp:invalid-field", text)
@@ -616,7 +616,9 @@ def test_topic_permissions_apply_to_the_routing_keys_in_x_cc(ann: MemoryClient10
 
 
 def test_a_message_to_an_internal_exchange_detaches_the_link(client: MemoryClient10, broker: Broker) -> None:
-    """If a message is published to an internal exchange, the broker detaches the link with unauthorized-access."""
+    """If an AMQP 1.0 client publishes a message to an internal exchange, the broker detaches the link with
+    unauthorized-access.
+    """
     broker.vhosts["/"].add_exchange(BrokerExchange("inner", "fanout", internal=True))
     client.attach_sender(None)
     text = "forbidden to publish to internal exchange 'inner' in vhost '/'"
@@ -689,8 +691,8 @@ class ReplyChannel:
 
 
 def test_a_direct_reply_is_delivered_to_the_channel_that_waits_for_it(client: MemoryClient10, broker: Broker) -> None:
-    """A message to a direct reply-to address is accepted, and delivered to the requester's channel without a queue. If
-    the requester is gone, the message is released.
+    """If an AMQP 1.0 client publishes a message to a direct reply-to address, the broker accepts the message, and
+    delivers it to the requester's channel without a queue. If the requester is gone, the outcome is `released`.
     """
     asking = broker.reply_consumers["token"] = ReplyChannel()
     client.attach_sender(None)

@@ -755,8 +755,8 @@ def reply(broker: Broker, key: str, body: bytes) -> None:
 def test_direct_replies_are_sent_settled_while_the_requester_has_credit(
     client: MemoryClient10, broker: Broker, replies: str
 ) -> None:
-    """The broker sends direct replies settled while the requester's link has credit. The broker drops a direct reply if
-    the link has no credit.
+    """The broker sends direct replies to an AMQP 1.0 requester settled while the requester's link has credit. It drops
+    a direct reply if the link has no credit.
     """
     reply(broker, replies, b"early")
     assert client.received() == []
@@ -771,7 +771,9 @@ def test_direct_replies_are_sent_settled_while_the_requester_has_credit(
 
 
 def test_a_requester_that_reads_slowly_gets_no_replies(client: MemoryClient10, broker: Broker, replies: str) -> None:
-    """The broker drops a direct reply if more than 16 MiB of the broker's output to the requester are still unread."""
+    """If an AMQP 1.0 requester reads so slowly that more than 16 MiB of the broker's output wait for it, the broker
+    drops direct replies to this requester. It delivers replies again once the output has been read.
+    """
     client.flow(0, 5)
     client.connection.write(b"x" * (16 * 1024 * 1024 + 1))
     reply(broker, replies, b"1")
@@ -801,8 +803,8 @@ def test_a_requester_can_drain_its_credit_and_ask_for_an_echo(
 def test_a_requester_gets_no_replies_after_its_link_is_detached(
     client: MemoryClient10, broker: Broker, replies: str
 ) -> None:
-    """When the link of a requester is detached, the broker no longer delivers replies to the link's address. A new
-    requester gets another address.
+    """When an AMQP 1.0 requester detaches the link on which it receives direct replies, the broker no longer delivers
+    replies to the link's address. A new requester gets another address.
     """
     assert [f"{DIRECT_REPLY_TO}.{token}" for token in broker.reply_consumers] == [replies]
     [link] = broker.reply_consumers.values()

@@ -154,8 +154,8 @@ def test_a_ready_message_that_was_purged_or_whose_queue_was_deleted_is_not_shown
 
 
 def test_a_dead_letter_is_shown_until_it_is_in_its_next_queue(scene: Scene) -> None:
-    """`mqtool ui` shows why a dead letter left its first queue, and that this queue published it, even while other new
-    messages are not shown because there are too many. Without a dead-letter exchange, the message is shown as
+    """`mqtool ui` shows why a dead letter left its first queue, and shows this queue as its publisher, even while other
+    new messages are not shown because there are too many. Without a dead-letter exchange, the message is shown as
     discarded. If no queue gets the dead letter, it is shown as dropped.
     """
     source = add_queue(scene.vhost, "source", x_dead_letter_exchange="", x_dead_letter_routing_key="q")
@@ -458,8 +458,8 @@ def test_only_the_latest_4000_events_are_kept(scene: Scene) -> None:
 
 
 def test_numbers_of_events_are_not_used_again_after_a_restart(scene: Scene) -> None:
-    """When the broker starts, the numbers of events begin with the time in microseconds, so they are larger than all
-    numbers before a restart.
+    """The broker numbers the events that it reports to `mqtool ui`. When it starts, the numbers begin with the time in
+    microseconds, so they are larger than all numbers before a restart.
     """
     assert scene.found.number == 10**9
     assert scene.found.asked == scene.seconds

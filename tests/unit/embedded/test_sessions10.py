@@ -88,7 +88,7 @@ def receiving(client: MemoryClient10, queue: BrokerQueue, *contents: bytes) -> l
     ],
 )
 def test_serial_numbers_wrap_around(one: int, other: int, distance: int) -> None:
-    """Delivery ids and delivery counts are serial numbers of 32 bits: 0 comes after 4,294,967,295."""
+    """The delivery ids and delivery counts of AMQP 1.0 are serial numbers of 32 bits: 0 comes after 4,294,967,295."""
     assert after(one, other) == distance
     assert add(other, distance) == one
 
@@ -146,9 +146,9 @@ def test_the_incoming_window_is_extended_once_half_of_it_is_used(client: MemoryC
 def test_an_alarm_closes_the_window_but_400_more_transfers_are_tolerated(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """At the first transfer during an alarm, the broker sends a flow frame with an incoming window of 0. Up to 400
-    transfers are tolerated, because the client may have sent them before it read this frame. One more transfer ends the
-    session.
+    """At the first transfer that a client sends on an AMQP 1.0 session during a resource alarm, the broker sends a flow
+    frame with an incoming window of 0. It then accepts up to 400 transfers, because the client may have sent them
+    before it read this frame. One more transfer ends the session.
     """
     client.attach_sender("/queues/q")
     client.publish(0)
@@ -164,8 +164,8 @@ def test_an_alarm_closes_the_window_but_400_more_transfers_are_tolerated(
 
 
 def test_the_window_opens_again_when_the_alarm_is_over(client: MemoryClient10, broker: Broker) -> None:
-    """When the last alarm is over, the broker opens each incoming window that the alarm has closed, with one flow
-    frame. The broker sends no flow frame for a window that was not closed.
+    """When the last resource alarm is over, the broker opens each incoming window that an alarm has closed, with one
+    flow frame. It sends no flow frame for a window that was not closed.
     """
     session = client.connection.sessions[0]
     client.attach_sender("/queues/q")
@@ -181,7 +181,9 @@ def test_the_window_opens_again_when_the_alarm_is_over(client: MemoryClient10, b
 
 
 def test_a_session_that_begins_during_an_alarm_has_a_closed_window(client: MemoryClient10, broker: Broker) -> None:
-    """A session that begins during an alarm has an incoming window of 0, which opens when the alarm is over."""
+    """A session that begins during a resource alarm has an incoming window of 0, which the broker opens when the alarm
+    is over.
+    """
     broker.alarms["disk"] = "low on disk"
     other = MemoryClient10(client.loop, broker, begin=False)
     [begun] = other.send(BEGIN, None, UInt32(0), UInt32(9), UInt32(9))
@@ -616,7 +618,7 @@ def test_a_recording_contains_the_outcomes_of_amqp_1_0_clients(
 
 def test_a_handle_that_is_in_use_ends_the_session(client: MemoryClient10) -> None:
     """If a client attaches a link with a handle that is in use for a publisher, a receiver or the management node, the
-    broker ends the session.
+    broker ends the session with handle-in-use.
     """
     paired = {Symbol("paired"): True}
     ends = described(SOURCE, "/management"), described(TARGET)

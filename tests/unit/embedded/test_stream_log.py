@@ -499,7 +499,7 @@ def test_stream_entries_whose_write_failed_are_written_again_in_order(
 
 
 def test_deleting_a_stream_notifies_readers_and_removes_files(bench: Bench, tmp_path: Path) -> None:
-    """When a stream is deleted, its readers are notified, and its files are removed."""
+    """When a stream is deleted, the broker notifies the stream's readers, and removes its files."""
     bench.add(b"a")
     told: list[bool] = []
     bench.log.watch(lambda: told.append(bench.log.deleted))
@@ -557,8 +557,8 @@ def test_a_chunk_has_at_most_4096_messages_and_256_kib(bench: Bench) -> None:
 
 
 def test_messages_that_arrive_together_are_written_once(bench: Bench) -> None:
-    """Messages that reach a stream together, and the offsets that are stored meanwhile, are written together. A stream
-    that was deleted is not written any more.
+    """Messages that reach a stream together, and the offsets that are stored meanwhile, are written to disk together.
+    Nothing is written for a stream after it is deleted.
     """
     for number in range(3):
         bench.log.append(simple_entry(b"a"))

@@ -321,8 +321,8 @@ def test_the_outcome_of_a_publish_says_whether_queues_took_the_message(vhost: Vi
 
 
 def test_a_binding_of_a_topic_exchange_has_no_more_wildcards_than_its_version_allows() -> None:
-    """From RabbitMQ 4.3 on, the binding key of a topic exchange can contain at most two `#`. Binding keys of other
-    exchanges have no such limit.
+    """From RabbitMQ 4.3 on, the broker refuses a binding to a topic exchange whose key contains more than two `#`.
+    Binding keys of other exchanges have no such limit.
     """
     for like, is_refused in ((Like.V4_2, False), (Like.V4_3, True)):
         vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[like])
@@ -339,8 +339,8 @@ def test_a_binding_of_a_topic_exchange_has_no_more_wildcards_than_its_version_al
 
 
 def test_bindings_that_their_exchange_cannot_have_are_refused(vhost: VirtualHost) -> None:
-    """The broker refuses a binding of a headers exchange with an unknown x-match, and a binding of an x-local-random
-    exchange with a routing key.
+    """If a client binds a queue to a headers exchange with an unknown x-match, or to an x-local-random exchange with a
+    routing key, the broker refuses the binding with an error, and does not add it.
     """
     queue = add_queue(vhost)
     local = add_exchange(vhost, kind="x-local-random")
