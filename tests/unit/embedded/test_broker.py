@@ -271,8 +271,9 @@ def test_publishers_are_blocked_while_messages_and_clients_take_too_much_memory(
 
 
 def test_publishers_stay_blocked_until_the_last_alarm_ends(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
-    """If there are several alarms, blocked publishers get the reasons of all, equal ones only once. They are unblocked
-    when the last alarm ends. Raising an alarm that is already raised, or ending one that is not, has no effect.
+    """If several resource alarms are raised, the broker tells blocked publishers the reasons of all of them, and a
+    reason that two alarms have in common only once. It unblocks publishers when the last alarm ends. Raising an alarm
+    that is already raised, or ending one that is not, has no effect.
     """
     caplog.set_level(logging.WARNING)
     broker, client, other = scene.broker, scene.connect(), Client(scene.ann, scene.other)

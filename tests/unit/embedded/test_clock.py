@@ -161,8 +161,9 @@ def test_an_error_in_a_turn_does_not_prevent_the_next_turn() -> None:
 
 
 def test_an_alarm_goes_off_once_at_the_time_that_was_set_last() -> None:
-    """An alarm goes off once, at the time that was set last. set() moves it to any time, set_by() only to an earlier
-    one. A cancelled alarm does not go off. An alarm that is set to a time in the past goes off at once.
+    """A timer of the broker (Alarm) goes off once, at the time that was set last. set() moves it to any time, set_by()
+    only to an earlier one. A cancelled timer does not go off. A timer that is set to a time in the past goes off at
+    once.
     """
     clock, rung = FakeClock(), list[int]()
     begin = clock.now()
@@ -186,8 +187,8 @@ def test_an_alarm_goes_off_once_at_the_time_that_was_set_last() -> None:
 
 
 def test_a_distant_alarm_looks_at_the_clock_each_minute() -> None:
-    """While the machine sleeps, timers stop but the clock does not. An alarm therefore looks at the clock at least once
-    a minute.
+    """While the machine sleeps, the event loop's timers stop but the system clock does not. A timer of the broker
+    (Alarm) therefore looks at the clock at least once a minute until it is due.
     """
     clock, rung = FakeClock(), list[int]()
     begin = clock.now()
@@ -200,7 +201,7 @@ def test_a_distant_alarm_looks_at_the_clock_each_minute() -> None:
 
 
 def test_a_distant_alarm_goes_off_on_time() -> None:
-    """An alarm that is due in several minutes goes off once, at its time."""
+    """A timer of the broker (Alarm) that is due in several minutes goes off once, at its time."""
     clock, rung = FakeClock(), list[int]()
     begin = clock.now()
     Alarm(clock, lambda: rung.append(clock.now() - begin)).set(begin + 150_000)

@@ -124,7 +124,7 @@ def test_a_queue_whose_arguments_are_valid_is_declared(name: str, value: Any) ->
 @pytest.mark.parametrize("key", ["", "k" * 255, "é" * 127, "k" * 256, "é" * 128])
 def test_a_dead_letter_routing_key_has_up_to_255_bytes(key: str) -> None:
     """A dead-letter routing key may have up to 255 bytes, like any routing key. The broker refuses a queue with a
-    longer one.
+    longer one with 406.
     """
     arguments: Table = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": key}
     wrong = "channel 406: invalid arg 'x-dead-letter-routing-key' for queue 'q' in vhost 'v': longer than 255 bytes"
@@ -160,8 +160,9 @@ def test_an_argument_of_another_queue_type_is_refused(kind: str, name: str) -> N
     ],
 )  # fmt: skip
 def test_some_invalid_arguments_have_errors_of_their_own(arguments: Table, wrong: str) -> None:
-    """As in RabbitMQ, the errors for a dead-letter exchange that is not a string, and for too large segments of a
-    stream, have other texts than the errors for other invalid arguments.
+    """If a queue's dead-letter exchange is not a string, or a stream's x-stream-max-segment-size-bytes is too large,
+    the broker refuses the declaration with 406. As in RabbitMQ, the error texts have another form than those for other
+    invalid arguments.
     """
     assert declared(vhost_like(DEFAULT), arguments) == f"channel 406: {wrong}"
 

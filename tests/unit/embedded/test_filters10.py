@@ -264,8 +264,8 @@ def test_sql_and_property_filters_exclude_each_other() -> None:
 
 
 def test_a_broker_like_4_0_has_only_stream_filters() -> None:
-    """With `broker up --like 4.0`, the embedded broker applies stream filters, and ignores SQL filters and property
-    filters, as RabbitMQ 4.0 does.
+    """With `broker up --like 4.0`, the embedded broker applies the stream filters of an AMQP 1.0 consumer, and ignores
+    its SQL filters and property filters, as RabbitMQ 4.0 does.
     """
     wanted: Map = {
         Symbol("sql-filter"): Described(Symbol("amqp:sql-filter"), "FALSE"),
@@ -365,8 +365,8 @@ def test_the_default_priority_is_4(header: MessageHeader | None) -> None:
 
 
 def test_text_that_is_not_utf_8_can_be_compared() -> None:
-    """An SQL filter can compare an application property that is not valid UTF-8: `a = 0xFF` is true for a message whose
-    property `a` consists of the byte FF.
+    """An SQL filter can compare an application property that is not valid UTF-8: `a = 0xFF` is true for an AMQP 1.0
+    message whose property `a` consists of the byte FF.
     """
     message = Amqp10Message(application_properties={"a": "\udcff"}, body=data_section(b"")).encode()
     assert compile_sql("a = 0xFF")(FilteredMessage(parse(message)))

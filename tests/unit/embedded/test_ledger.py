@@ -93,8 +93,8 @@ def test_messages_are_numbered_in_the_order_in_which_they_arrive(ledger: Reading
 
 
 def test_changes_of_memory_are_reported_only_above_a_limit(ledger: Reading) -> None:
-    """When the memory that messages take changes, the broker is informed only if they take more than `quiet_bytes`
-    after the change.
+    """The broker counts the memory that messages take in its ledger. When this memory has changed, the ledger reports
+    the new amount only if it is more than the limit `quiet_bytes`.
     """
     ledger.quiet_bytes = 2 * MESSAGE
     entries = [entered(ledger) for _ in range(4)]

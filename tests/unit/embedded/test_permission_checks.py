@@ -214,9 +214,9 @@ def test_topic_permissions_apply_to_the_routing_keys_in_cc_and_bcc(headers: dict
 def test_a_declaration_needs_permissions_for_the_exchange_it_names(
     kind: str, argument: str, permissions: Permissions, leads_to: Any, exists: bool, missing: tuple[str, str] | None
 ) -> None:
-    """A new queue may name a dead-letter exchange, and a new exchange may name an alternate exchange. To declare it, a
-    user needs configure and read permission for the new queue or exchange, and write permission for the one that it
-    names. If the queue or exchange already exists, configure permission is enough.
+    """To declare a new queue with a dead-letter exchange, or a new exchange with an alternate exchange, a user needs
+    configure and read permission for the new queue or exchange, and write permission for the dead-letter or alternate
+    exchange. If the queue or exchange already exists, configure permission is enough.
     """
 
     def ask(rights: Rights) -> None:

@@ -180,8 +180,8 @@ def test_a_timestamp_in_a_stream_with_many_segments_is_looked_up_in_turns(in_mem
 
 
 def test_the_age_of_an_old_segment_is_looked_up_in_turns(on_disk: Bench) -> None:
-    """The oldest segment of a stream may exceed the maximum age, but have no index yet. The broker then indexes 256 KiB
-    of this segment in each turn of its event loop, and deletes the segment if it is too old.
+    """If the oldest segment of a stream may exceed the maximum age, but has no index yet, the broker indexes 256 KiB of
+    this segment in each turn of its event loop. It then deletes the segment if it is too old.
     """
     on_disk.open(segment_bytes=600_000)
     for _ in range(4):
@@ -511,9 +511,9 @@ def test_deleting_a_stream_notifies_readers_and_removes_files(bench: Bench, tmp_
 
 
 def test_a_stream_that_is_emptied_keeps_nothing_and_reuses_no_offset(bench: Bench, tmp_path: Path) -> None:
-    """If a stream is emptied between two tests, all of its messages are deleted, even those that were not written yet.
-    So are its publishing ids and stored offsets. The next message has the offset that it would have had otherwise.
-    After a restart, the stream is still empty.
+    """If a program's tests empty the embedded broker's streams between two tests, all messages of a stream are deleted,
+    even those that were not written yet, and so are its publishing ids and stored offsets. The next message has the
+    offset after that of the last deleted message. After a restart of the broker, the stream is still empty.
     """
     log = bench.log
     log.append(simple_entry(b"a"), producer="p", publishing_id=7)
