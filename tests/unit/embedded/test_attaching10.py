@@ -215,8 +215,8 @@ def test_a_dynamic_source_for_direct_replies_has_no_outcomes(client: MemoryClien
 def test_the_name_of_a_temporary_queue_contains_no_long_names(
     client: MemoryClient10, length: int, is_named: bool
 ) -> None:
-    """The name of a temporary queue contains the container id of the connection, a hyphen and the name of the link if
-    these have fewer than 150 bytes in all. Otherwise it contains neither the id nor the name.
+    """The name of an AMQP 1.0 receiver's temporary queue contains the container id of the connection, a hyphen and the
+    name of the link if these have fewer than 150 bytes in all. Otherwise it contains neither the id nor the name.
     """
     [answer] = attach(client, RECEIVER, name="é" + "x" * (length - 2), source=asking_for("temporary-queue"))
     pattern = r"/queues/amq\.dyn-memory-%C3%A9x+-[\w-]{22}" if is_named else r"/queues/amq\.dyn\.gen-[\w-]{22}"

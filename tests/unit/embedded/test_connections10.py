@@ -203,9 +203,10 @@ def test_another_protocol_header_is_answered_with_the_sasl_header(
 def test_the_answer_to_an_open_frame(
     stranger: MemoryClient10, broker: Broker, time: list[float], channel_max: UInt16 | None, agreed: int
 ) -> None:
-    """The broker's open frame contains the name of the cluster, a max-frame-size of 128 KiB, a channel-max of 63 (or
-    the client's, if that is lower), an idle time-out of 30 seconds, the broker's capabilities, and properties that
-    identify RabbitMQ. After that, the time limit for the handshake no longer applies.
+    """The open frame with which the broker answers an AMQP 1.0 client contains the name of the cluster, a
+    max-frame-size of 128 KiB, a channel-max of 63 (or the client's, if that is lower), an idle time-out of 30 seconds,
+    the broker's capabilities, and properties that identify RabbitMQ. After that, the time limit for the handshake no
+    longer applies.
     """
     log_in(stranger)
     assert stranger.write_frames(AMQP_HEADER) == [AMQP_HEADER]
@@ -252,9 +253,9 @@ def test_a_client_without_a_max_frame_size_gets_frames_of_up_to_128_kib(client: 
 def test_an_invalid_open_frame_closes_the_socket(
     stranger: MemoryClient10, broker: Broker, logged: list[str], fields: tuple[Any, ...], text: str
 ) -> None:
-    """If the open frame is invalid, the broker closes the socket without a close frame, and logs why. It is invalid if
-    the virtual host does not exist, if the user has no access to it, or if the max-frame-size or the idle time-out is
-    too low.
+    """If an AMQP 1.0 client's open frame is invalid, the broker closes the socket without a close frame, and logs why.
+    It is invalid if the virtual host does not exist, if the user has no access to it, or if the max-frame-size or the
+    idle time-out is too low.
     """
     broker.add_vhost("other")
     reach(stranger, "opening")
@@ -267,8 +268,8 @@ def test_an_invalid_open_frame_closes_the_socket(
 def test_the_host_name_in_the_open_frame_names_the_virtual_host(
     stranger: MemoryClient10, broker: Broker, hostname: str | None
 ) -> None:
-    """If the host name in the open frame begins with `vhost:`, the rest of it is the name of the virtual host.
-    Otherwise the client gets the virtual host `/`.
+    """If the host name in an AMQP 1.0 client's open frame begins with `vhost:`, the rest of it is the name of the
+    virtual host. Otherwise the client gets the virtual host `/`.
     """
     broker.add_vhost("other")
     broker.set_permissions("guest", "other", Permissions())

@@ -33,8 +33,8 @@ def test_a_broker_has_the_exchange_types_of_its_version(like: Like, more: set[st
 
 
 def test_a_local_random_exchange_routes_each_message_to_one_queue(vhost: VirtualHost) -> None:
-    """An x-local-random exchange routes each message to exactly one of its queues, chosen at random, whatever the
-    routing key is. If no queue is bound to the exchange, the message is unroutable.
+    """An x-local-random exchange routes each message to exactly one of the queues that are bound to it, chosen at
+    random, whatever the routing key is. If no queue is bound to the exchange, the message is unroutable.
     """
     exchange = BrokerExchange("x", "x-local-random")
     vhost.add_exchange(exchange)

@@ -165,8 +165,8 @@ def test_only_the_address_of_the_brokers_end_makes_a_link_one_with_the_managemen
 
 @pytest.mark.parametrize("role", [SENDER, RECEIVER])
 def test_the_handle_of_a_link_with_the_management_node_is_in_use(client: MemoryClient10, role: bool) -> None:
-    """If an AMQP 1.0 client attaches a link with the handle of a link with the management node, the broker ends the
-    session with handle-in-use.
+    """If an AMQP 1.0 client attaches a link with a handle that its link with the management node uses, the broker ends
+    the session with handle-in-use.
     """
     attach(client, role)
     handle = 3 if role is SENDER else 4
@@ -263,7 +263,8 @@ def test_a_response_of_exactly_the_clients_max_message_size_is_sent(client: Memo
 def test_a_request_that_is_unsettled_or_in_several_transfers_ends_the_session(
     client: MemoryClient10, settled: bool, more: bool
 ) -> None:
-    """If an AMQP 1.0 client sends a management request unsettled, or in several transfers, the broker ends the session.
+    """If an AMQP 1.0 client sends a management request that is unsettled, or that consists of several transfers, the
+    broker ends the session with not-implemented.
     """
     attach_pair(client)
     text = "management requests must be settled and in one transfer"

@@ -800,8 +800,8 @@ class RejectingHooks:
 def test_a_fault_that_rejects_messages_also_applies_to_amqp_1_0_publishers(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """If a fault makes the embedded broker reject messages, a message of an AMQP 1.0 publisher gets the outcome
-    `rejected`, and is added to no queue.
+    """If an injected fault makes the embedded broker reject messages, a message of an AMQP 1.0 publisher gets the
+    outcome `rejected`, and is added to no queue.
     """
     hooks: Any = RejectingHooks()
     broker.hooks = hooks

@@ -129,8 +129,8 @@ def test_a_consumer_that_becomes_the_active_one_is_informed_even_if_no_message_i
 
 
 def test_all_consumers_may_get_messages_without_single_active_consumer(vhost: VirtualHost) -> None:
-    """Without x-single-active-consumer, all consumers of a queue are active, and the queue has no single active
-    consumer.
+    """If a queue is declared without x-single-active-consumer, all its consumers count as active, and none is its
+    single active consumer.
     """
     queue = add_queue(vhost)
     consumers = [FakeConsumer(queue=queue), FakeConsumer(queue=queue)]

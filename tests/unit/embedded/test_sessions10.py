@@ -97,8 +97,8 @@ def test_serial_numbers_wrap_around(one: int, other: int, distance: int) -> None
 
 
 def test_a_session_begins_with_a_window_of_400_transfers(client: MemoryClient10) -> None:
-    """The broker's begin frame has an incoming window of 400 transfers, an unlimited outgoing window, and up to 256
-    links.
+    """When an AMQP 1.0 client begins a session, the broker's begin frame has an incoming window of 400 transfers, an
+    unlimited outgoing window, and up to 256 links.
     """
     fields = (None, UInt32(3), UInt32(5), UInt32(7))
     other = MemoryClient10(client.loop, client.connection.broker, begin=False)
@@ -319,8 +319,8 @@ class Holding:
 def test_outcomes_that_a_fault_delays_are_sent_unless_the_session_has_ended(
     client: MemoryClient10, broker: Broker, *, is_open: bool
 ) -> None:
-    """If a fault makes the embedded broker delay confirms, it delays the outcomes of unsettled AMQP 1.0 messages. If
-    the session ends meanwhile, the broker does not send them.
+    """If an injected fault makes the embedded broker delay confirms, the broker delays the outcomes of unsettled AMQP
+    1.0 messages. If the session ends meanwhile, the broker does not send them.
     """
     hooks: Any = Holding()
     broker.hooks = hooks
@@ -778,9 +778,7 @@ def test_a_transfer_for_a_handle_without_a_link_ends_the_session(client: MemoryC
 
 
 def test_a_second_begin_frame_ends_the_session(client: MemoryClient10) -> None:
-    """If an AMQP 1.0 client sends a begin frame on a channel that already has a session, this session ends with an
-    error.
-    """
+    """If an AMQP 1.0 client sends a second begin frame on the channel of a session, the broker ends the session."""
     found = client.send(BEGIN, None, UInt32(0), UInt32(9), UInt32(9))
     assert ended(found) == ("amqp:internal-error", "Unexpected frame begin")
 
@@ -808,8 +806,8 @@ def test_the_end_of_a_session_requeues_its_unsettled_messages(
 
 
 def test_a_fault_that_closes_a_session_sends_one_end_frame_with_the_error(client: MemoryClient10) -> None:
-    """If a fault closes an AMQP 1.0 session with an AMQP 0-9-1 reply code, the broker sends one end frame with the
-    corresponding AMQP 1.0 condition. If the session is closed a second time, the broker sends nothing more.
+    """If an injected fault closes an AMQP 1.0 session with an AMQP 0-9-1 reply code, the broker sends one end frame
+    with the corresponding AMQP 1.0 condition. If the session is closed a second time, the broker sends nothing more.
     """
     session = client.connection.sessions[0]
     session.close(AmqpException(541, "broken"))
