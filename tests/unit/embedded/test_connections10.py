@@ -167,8 +167,8 @@ SUBJECT = ((("countryName", "DE"),), (("organizationName", "A, B"), ("mail", "x"
 def test_a_client_with_a_certificate_can_log_in_as_its_subject(
     loop: asyncio.AbstractEventLoop, broker: Broker, user: str, outcome: int
 ) -> None:
-    """A TLS client with a certificate may use the SASL mechanism EXTERNAL. Its user name is the subject of the
-    certificate, from the last part to the first one. If there is no such user, the login fails.
+    """An AMQP 1.0 client with a TLS certificate may use the SASL mechanism EXTERNAL. Its user name is the subject of
+    the certificate, from the last part to the first one. If there is no such user, the login fails.
     """
     broker.users[user] = User(user, None)
     client = MemoryClient10(loop, broker, opened=False, extra={"peercert": {"subject": SUBJECT}})

@@ -276,7 +276,9 @@ def test_a_broker_like_4_0_has_only_stream_filters() -> None:
 
 
 def test_like_patterns_match_the_same_texts_as_regular_expressions() -> None:
-    """In SQL filters, thousands of random LIKE patterns match the same texts as the equivalent regular expressions."""
+    """In the SQL filters of AMQP 1.0 consumers, thousands of random LIKE patterns match the same texts as the
+    equivalent regular expressions.
+    """
     chosen = random.Random(41)
     for _ in range(20_000 if IN_CI else 2_000):
         pattern = "".join(chosen.choices("ab%_!", weights=(3, 3, 3, 2, 1), k=chosen.randrange(9)))

@@ -107,7 +107,7 @@ def test_the_link_for_responses_is_attached_as_a_settled_one(client: MemoryClien
 
 def test_a_publisher_to_the_management_node_must_send_settled_messages(client: MemoryClient10) -> None:
     """If an AMQP 1.0 client attaches a link for management requests with a sender settle mode other than `settled`, the
-    broker detaches the link with the error that `/management` is not a permitted address, as RabbitMQ does.
+    broker detaches the link with RabbitMQ's error that `/management` is not a permitted address.
     """
     _, detach = attach(client, SENDER, mode=UNSETTLED)
     assert (detach.code, detach.error) == (

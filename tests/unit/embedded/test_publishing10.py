@@ -537,8 +537,8 @@ def test_a_settled_message_with_an_invalid_address_detaches_the_link(client: Mem
 
 
 def test_the_error_about_a_settled_message_without_a_delivery_tag_contains_an_empty_tag(client: MemoryClient10) -> None:
-    """If the broker cannot publish a settled message, it detaches the link with an error that contains the message's
-    delivery tag. If the message has none, the error contains an empty delivery tag.
+    """If the broker cannot publish a settled AMQP 1.0 message, it detaches the link with an error that contains the
+    message's delivery tag. If the message has none, the error contains an empty delivery tag.
     """
     client.attach_sender(None)
     found = client.send(TRANSFER, UInt32(0), UInt32(1), None, UInt32(0), True, payload=message(to="/what"))

@@ -95,8 +95,8 @@ def test_credit_counts_from_the_delivery_count_that_the_receiver_has_seen(
 def test_the_answer_to_a_flow_frame_with_echo_contains_credit_and_available_messages(
     client: MemoryClient10, q: BrokerQueue
 ) -> None:
-    """The broker's answer to a flow frame with echo contains the link's delivery count, its remaining credit and the
-    number of ready messages. A flow frame without echo gets no answer.
+    """If an AMQP 1.0 receiver sends a flow frame with echo, the broker's answer contains the link's delivery count, its
+    remaining credit and the number of ready messages. A flow frame without echo gets no answer.
     """
     fill(q, b"1", b"2", b"3")
     client.attach_receiver("/queues/q")
@@ -139,8 +139,9 @@ def test_credit_of_a_link_that_is_detached_in_the_same_write_has_no_effect(
 def test_a_drain_sends_the_ready_messages_and_uses_up_the_remaining_credit(
     client: MemoryClient10, q: BrokerQueue
 ) -> None:
-    """After a flow frame with drain, the broker sends the ready messages, advances the delivery count by the remaining
-    credit, and answers with a credit of 0. The drain flag is not set in later flow frames of the broker.
+    """If an AMQP 1.0 receiver sends a flow frame with drain, the broker sends the ready messages, advances the delivery
+    count by the remaining credit, and answers with a credit of 0. The drain flag is not set in later flow frames of the
+    broker.
     """
     fill(q, b"1", b"2")
     client.attach_receiver("/queues/q")
@@ -152,8 +153,8 @@ def test_a_drain_sends_the_ready_messages_and_uses_up_the_remaining_credit(
 def test_the_answer_to_a_drain_contains_the_number_of_messages_left_in_the_queue(
     client: MemoryClient10, q: BrokerQueue
 ) -> None:
-    """If a queue contains more messages than the drained credit, the broker's answer to the drain contains the number
-    of messages left in the queue.
+    """If an AMQP 1.0 receiver drains its link, and the queue contains more messages than the drained credit, the
+    broker's answer contains the number of messages left in the queue.
     """
     fill(q, b"1", b"2", b"3")
     client.attach_receiver("/queues/q")
@@ -276,8 +277,8 @@ def test_the_drain_of_a_stream_completes_once_all_messages_have_been_sent(
 def test_the_answer_to_a_drain_of_a_stream_always_says_that_no_messages_are_available(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """In the answer to the drain of a stream, the number of available messages is always 0, even if the stream contains
-    more messages than the drained credit.
+    """If an AMQP 1.0 receiver drains its link to a stream, the number of available messages in the broker's answer is
+    always 0, even if the stream contains more messages than the drained credit.
     """
     stream_with(broker, b"1", b"2", b"3")
     client.attach_receiver("/queues/s", *FIRST)

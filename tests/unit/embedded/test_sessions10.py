@@ -166,8 +166,8 @@ def test_an_alarm_closes_the_window_but_400_more_transfers_are_tolerated(
 
 
 def test_the_window_opens_again_when_the_alarm_is_over(client: MemoryClient10, broker: Broker) -> None:
-    """When the last resource alarm is over, the broker opens each incoming window that an alarm has closed, with one
-    flow frame. It sends no flow frame for a window that was not closed.
+    """When the last resource alarm is over, the broker opens each incoming window of an AMQP 1.0 session that an alarm
+    has closed, with one flow frame. It sends no flow frame for a window that was not closed.
     """
     session = client.connection.sessions[0]
     client.attach_sender("/queues/q")
