@@ -89,8 +89,9 @@ def row_of(name: str, base: Sequence[float], change: Sequence[float]) -> str:
     return f"{name:<38} {figures} {min(change) / min(base):8.2f}x"
 
 
-HEADING = f"{'':<38} {'medians':>9} {'':>9} {'minima':>9} {'':>9} {'change /':>9}\n{'':<38} " + (
-    f"{'base':>9} {'change':>9} {'base':>9} {'change':>9} {'base':>9}"
+HEADING = (
+    f"{'':<38} {'median':>9} {'median':>9} {'minimum':>9} {'minimum':>9} {'change /':>9}\n"
+    f"{'':<38} {'base':>9} {'change':>9} {'base':>9} {'change':>9} {'base':>9}"
 )
 
 

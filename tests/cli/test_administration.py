@@ -45,7 +45,7 @@ def said(result: Result) -> tuple[int, str]:
 def test_queue_commands_declare_purge_and_delete_a_queue(admin: Shell, broker: TestBroker) -> None:
     """If the queue exists, `queue declare` exits with 0 if its arguments are the same, and with 78 if they differ.
     Without a terminal, `queue purge` and `queue delete` need --yes. If the queue does not exist, `queue delete` exits
-    with 69. With --if-exists, `queue purge` and `queue delete` then exit with 0.
+    with 69; with --if-exists, `queue purge` and `queue delete` exit with 0.
     """
     queue = ("mqtool", "queue")
     assert said(admin.run(*queue, "declare", "jobs", "--max-length", "9")) == (0, "declared queue 'jobs'")

@@ -528,8 +528,8 @@ def test_receive_stream_needs_little_memory_for_compressed_batches(shell: Shell,
 def test_receive_stream_ends_before_a_batch_for_which_a_package_is_missing(shell: Shell, broker: TestBroker) -> None:
     """If the Python package that decompresses a batch is missing, `receive-stream --track` prints the messages before
     the batch, stores their offset, names the package, and exits with 2. The next run ends at the same batch, so no
-    message is skipped. The hint has the command with which a reader continues after the batch, even in the middle of a
-    chunk.
+    message is skipped. The hint gives a command that continues reading after the batch, even if the next message is in
+    the same chunk.
     """
     if importlib.util.find_spec("lz4") is not None:
         pytest.skip("lz4 is installed")

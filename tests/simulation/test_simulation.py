@@ -274,9 +274,9 @@ def test_the_model_allows_a_commit_to_a_queue_that_was_just_deleted_to_fail() ->
 
 
 def test_the_model_allows_a_declaration_with_different_arguments_after_a_queue_was_deleted() -> None:
-    """A client deletes a queue and declares it again. At the same time, another client declares the queue with
-    different arguments. The simulation's model allows the broker to accept this declaration while the queue is deleted,
-    and to refuse it with 406 while the queue exists.
+    """One client deletes a queue and declares it again, while another client declares it with different arguments. The
+    simulation's model allows the broker to accept the second client's declaration between the deletion and the new
+    declaration, and to refuse it with 406 if the queue exists.
     """
     outcomes = set()
     for seed in range(60):

@@ -542,8 +542,9 @@ def test_a_message_whose_output_cannot_be_written_is_not_acknowledged(broker: Sc
 def test_a_connection_has_progressed_once_a_delivery_is_acknowledged(
     broker: ScriptedBroker, clock: Clock, *, auto_ack: bool
 ) -> None:
-    """Once a message is acknowledged on a connection, the connection has made progress, so that the next attempts to
-    reconnect start with a short delay. A message from an earlier connection counts only with auto_ack.
+    """Acknowledging a message counts as progress of the connection that delivered it, so after a loss, the next
+    attempts to reconnect start with a short delay. A message that was delivered over an earlier connection can no
+    longer be acknowledged. Handling such a message counts as progress only with auto_ack.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, Receiving(auto_ack=auto_ack, idle_timeout=1))

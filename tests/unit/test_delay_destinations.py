@@ -216,9 +216,9 @@ def test_a_queue_is_classic_only_if_the_broker_says_so(
 def test_the_broker_is_not_asked_for_the_type_of_a_destination_that_is_known(
     to: Exchange | Queue, known: bool | None, is_classic: bool
 ) -> None:
-    """mqtool asks the broker for the type of a delayed message's destination only if the destination may be a classic
-    queue, but is not known to be one. It does not ask about an exchange, an exclusive queue, which is always classic,
-    or a queue that the command declares with another type.
+    """Before mqtool publishes a delayed message, it asks the broker for the type of the destination only if it cannot
+    know whether this is a classic queue. It does not ask about an exchange, an exclusive queue (always classic), or a
+    queue that is known to be classic, or not to be.
     """
     broker = FakeConnection()
     destination = Destination(to, is_classic=known)

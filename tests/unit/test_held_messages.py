@@ -253,8 +253,8 @@ def test_a_message_that_is_put_back_keeps_its_expiration_and_priority() -> None:
 
 
 def test_headers_that_request_copies_are_removed_from_a_held_message() -> None:
-    """If somebody adds CC or BCC to a message that `queue convert` holds in a temporary queue, a resumed conversion
-    removes these headers.
+    """If somebody republishes a message in a temporary queue of `queue convert` with an added CC or BCC header, a
+    resumed conversion removes this header, so that no copies are routed to other queues.
     """
     conversion = converting()
     held = taken(conversion.held(delivery({"a": 1})))

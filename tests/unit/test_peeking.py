@@ -442,9 +442,10 @@ def test_peek_reports_a_message_behind_the_first_one_that_is_near_the_delivery_l
 
 
 def test_peek_publishes_messages_behind_the_first_one_again_if_the_queue_would_drop_them(place: Place) -> None:
-    """If messages behind the first one have reached the delivery limit, `peek` publishes them to the end of the queue,
-    even if it shows only the first message. Its error names the message that was requeued most often, and says how many
-    others there are.
+    """If messages behind the first one have reached the queue's delivery limit, or nearly so, the queue would drop them
+    when they are requeued. `peek` therefore publishes them to the end of the queue, even if it shows only the first
+    message, and fails. The error names the message that was requeued most often, and says how many other messages were
+    published again.
     """
     place.fill(*range(5), arguments=limited(6))
     place.requeue(1, 1, 5, 6, 6)

@@ -446,8 +446,9 @@ def test_a_session_that_the_broker_ends_is_not_begun_again(broker: Broker, conne
 
 
 def test_stopping_ends_the_wait_for_a_lost_connection(broker: Broker, connect: Connect) -> None:
-    """A command that must stop does not wait for a lost AMQP 1.0 connection, but it does wait for one that is open.
-    stop() makes the connection take up new work at once.
+    """After stop() is called on an AMQP 1.0 connection, a wait for the broker continues while the connection is open,
+    but raises StoppedWaiting if the connection is lost, instead of waiting until it is reopened. stop() itself wakes
+    the thread of the connection.
     """
     session = connect([ONE], Backoff(first=3600))
     session.stop()

@@ -25,8 +25,9 @@ TOO_LONG = "a name or a routing key is longer than 255 bytes"
     ],
 )
 def test_an_address_names_a_queue_or_an_exchange_and_a_routing_key(address: str, target: PublishTarget) -> None:
-    """A message that is sent to the address of a queue goes to this queue, and one that is sent to the address of an
-    exchange goes to this exchange, with the routing key in the address. Names in addresses are percent-encoded.
+    """An AMQP 1.0 message that is sent to the address of a queue goes to this queue. One that is sent to the address of
+    an exchange goes to this exchange, with the routing key in the address, or an empty one. Names and keys in addresses
+    are percent-encoded.
     """
     assert parse_target(address) == target
     assert target.address == address
@@ -53,8 +54,9 @@ def test_an_address_names_a_queue_or_an_exchange_and_a_routing_key(address: str,
     ],
 )
 def test_a_message_to_an_address_that_is_not_valid_goes_nowhere(address: str, error: str) -> None:
-    """An address whose name is empty, too long or not encoded correctly, or that is not one of version 2, is refused.
-    So is the default exchange, as an exchange.
+    """Parsing the target address of an AMQP 1.0 message raises ValueError if the address is not one of version 2, or if
+    a name or routing key in it is too long or not percent-encoded correctly. The name of a queue or exchange must not
+    be empty, and the address of an exchange must not name the default exchange.
     """
     with pytest.raises(ValueError, match=f"^{error}$"):
         parse_target(address)
@@ -62,13 +64,16 @@ def test_a_message_to_an_address_that_is_not_valid_goes_nowhere(address: str, er
 
 @pytest.mark.parametrize("address", ["/queues/%FF", "/exchanges/%FF", "/exchanges/x/%FF"])
 def test_a_name_in_an_address_is_utf_8(address: str) -> None:
-    """An address with a name that is not UTF-8 is refused."""
+    """Parsing an AMQP 1.0 address raises UnicodeDecodeError if a name or routing key in the address is not UTF-8."""
     with pytest.raises(UnicodeDecodeError):
         parse_target(address)
 
 
 def test_a_receiver_reads_from_the_address_of_a_queue() -> None:
-    """A receiver may read from the address of a queue, but not from that of an exchange."""
+    """An AMQP 1.0 receiver can use the address of a queue as its source. Parsing any other source, such as the address
+    of an exchange, raises ValueError. Only addresses that begin with `/queues/` or `/exchanges/` are addresses of
+    version 2.
+    """
     assert parse_source("/queues/a%2Fb") == "a/b"
     assert queue_address("a/b") == "/queues/a%2Fb"
     for address in ("/exchanges/x", "q"):

@@ -146,7 +146,7 @@ def test_several_data_sections_are_joined_into_one_body() -> None:
 
 def test_an_amqp_1_0_value_as_a_body_is_delivered_encoded() -> None:
     """If the body of a message is an AMQP 1.0 value, the message is delivered over AMQP 0-9-1 with the encoded value as
-    its body. Its property `type` is then `amqp-1.0`.
+    its body. The property `type` of the delivered message is then `amqp-1.0`.
     """
     for body in (b"\x00Sw\xa1\x02hi", b"\x00Sv\x45"):
         stored = encode(MessageProperties.of(_FIELDS), b"", "logs", "s1")

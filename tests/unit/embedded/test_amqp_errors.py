@@ -98,8 +98,8 @@ def test_each_kind_of_failure_is_logged_once_and_at_most_100_kinds(caplog: pytes
     ids=ascii,
 )
 def test_a_name_has_at_most_255_bytes_of_utf_8(name: str, error: str | None) -> None:
-    """A name, such as that of a queue, must have at most 255 bytes, and must be UTF-8. Otherwise the error says which
-    of the two is wrong.
+    """If a name, such as that of a queue, is longer than 255 bytes or is not UTF-8, the broker's error says which of
+    the two is wrong.
     """
     assert name_error("queue name", name) == error
     assert is_too_long(name) == (error == "queue name is longer than 255 bytes")

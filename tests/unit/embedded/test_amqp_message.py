@@ -145,9 +145,9 @@ def test_each_property_has_the_value_that_was_published() -> None:
 
 @pytest.mark.parametrize("name", _FIELDS)
 def test_a_message_is_plain_without_properties_that_affect_routing_or_permissions(name: str) -> None:
-    """The embedded broker routes a message like the previous one with the same exchange and routing key, without
-    checking it again, only if the message's attribute `plain` is True: it has no headers, expiration, user id or
-    reply-to. A copy is plain if these have been removed, and not plain if headers or a reply-to have been added.
+    """A message is `plain` if it has no headers, expiration, user id or reply-to. Only then does the broker route it
+    like the previous message with the same exchange and routing key, without checking it again. A copy is plain if
+    these properties have been removed, and not plain if headers or a reply-to have been added.
     """
     affects = name in ("headers", "expiration", "user_id", "reply_to")
     properties = MessageProperties.of({name: _FIELDS[name]})
@@ -198,7 +198,7 @@ def test_added_headers_replace_those_of_the_same_name() -> None:
 
 def test_a_changed_message_keeps_its_address_and_body() -> None:
     """A copy of a message with another reply-to has the same exchange, routing key and body. A copy with another
-    address has the same properties.
+    exchange and routing key has the same properties, except for the expiration, which can be removed.
     """
     message = BrokerMessage(encode_address("e", "k\udcff"), ContentHeader(header(_FIELDS)), b"12345")
     copy = message.replace(reply_to="r")
@@ -274,8 +274,8 @@ def test_headers_of_equal_length_with_common_parts_are_not_confused(first: bytes
 
 @pytest.mark.parametrize("limit", [MAX_DEPTH, DEEPEST])
 def test_headers_nested_too_deeply_are_refused(limit: int) -> None:
-    """The broker decodes headers that are nested up to its limit, and raises ValueError if they are nested deeper. The
-    limit for stored messages is higher than the limit for messages that clients send.
+    """The broker decodes a message's headers if their tables and lists are nested up to a limit, and raises ValueError
+    if they are nested deeper. The limit for stored messages is higher than the limit for messages that clients send.
     """
     reader = HeaderReader() if limit == MAX_DEPTH else HeaderReader(limit)
     fields = nested(limit) | {"message_id": b"\1m"}

@@ -92,8 +92,8 @@ def test_a_pattern_matches_anywhere_in_a_name(pattern: str, text: str, *, matche
 def test_a_pattern_that_is_not_valid_is_refused(
     check: Callable[[str], object], pattern: str, reason: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """If RE2 cannot compile a pattern, or not within its memory limit, the broker refuses the pattern with RE2's
-    reason. RE2 itself prints nothing to stderr.
+    """If RE2 cannot compile the pattern of a policy or of a request to the management API, or cannot do so within its
+    memory limit, the broker refuses the pattern with RE2's reason. RE2 itself prints nothing to stderr.
     """
     with pytest.raises(ValueError) as refused:  # noqa: PT011 - the text is compared below
         check(pattern)

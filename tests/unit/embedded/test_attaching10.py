@@ -93,8 +93,8 @@ def permit(broker: Broker, configure: str, write: str, read: str) -> None:
 
 
 def test_the_answer_to_a_publishers_attach_frame(client: MemoryClient10) -> None:
-    """The broker answers a publisher's attach frame with the same name, handle, sender settle mode, source and target.
-    The receiver settle mode is `first`, and the max-message-size is 16 MiB, as in RabbitMQ 4.
+    """The broker answers an AMQP 1.0 publisher's attach frame with the same name, handle, sender settle mode, source
+    and target. The receiver settle mode is `first`, and the max-message-size is 16 MiB, as in RabbitMQ 4.
     """
     source, target = of("here", capabilities=Symbol("queue")), described(TARGET, "/queues/q", UInt32(2))
     answer, _ = attach(client, SENDER, modes=(SETTLED, SECOND), source=source, target=target)
@@ -104,8 +104,8 @@ def test_the_answer_to_a_publishers_attach_frame(client: MemoryClient10) -> None
 
 
 def test_a_publisher_may_attach_without_source_and_target(client: MemoryClient10, q: BrokerQueue) -> None:
-    """If a publisher attaches a link without source and target, each of its messages goes to the address in the
-    message's property `to`. If it attaches a link with a target, all its messages go there.
+    """If an AMQP 1.0 publisher attaches a link without source and target, each of its messages goes to the address in
+    the message's property `to`. If it attaches a link with a target, all its messages go there.
     """
     answer, _ = client.send(ATTACH, "x", UInt32(7), SENDER)
     assert (answer.code, answer.fields[5:7]) == (ATTACH, [None, described(TARGET)])
@@ -120,8 +120,8 @@ def test_a_publisher_may_attach_without_source_and_target(client: MemoryClient10
 def test_the_answer_to_a_receivers_attach_frame(
     client: MemoryClient10, q: BrokerQueue, mode: UInt8 | None, sent: int
 ) -> None:
-    """The broker answers a receiver's attach frame with the same name, handle, receiver settle mode, target and
-    max-message-size, and with an initial delivery count of 0. The source's default outcome is `released`, and the
+    """The broker answers an AMQP 1.0 receiver's attach frame with the same name, handle, receiver settle mode, target
+    and max-message-size, and with an initial delivery count of 0. The source's default outcome is `released`, and the
     source has all outcomes if the client names none. The broker sends messages settled only if the client asks for
     that.
     """
@@ -137,8 +137,8 @@ def test_the_answer_to_a_receivers_attach_frame(
 
 @pytest.mark.parametrize("asked", [Array([ACCEPTED]), Array(OUTCOMES[1:3])])
 def test_a_link_has_only_the_outcomes_that_the_client_asks_for(client: MemoryClient10, asked: Array) -> None:
-    """If a receiver's source names outcomes, the source in the broker's attach frame has exactly these, and the filters
-    that are in effect.
+    """If an AMQP 1.0 receiver's source names outcomes, the source in the broker's attach frame has exactly these, and
+    the filters that are in effect.
     """
     offset = {Symbol("o"): Described(Symbol("rabbitmq:stream-offset-spec"), "first")}
     client.connection.broker.vhosts["/"].add_queue(QueueDeclaration("s", {"x-queue-type": "stream"}, durable=True))
@@ -150,8 +150,8 @@ def test_a_link_has_only_the_outcomes_that_the_client_asks_for(client: MemoryCli
 def test_a_publisher_may_use_the_settle_mode_second_if_its_messages_are_settled(
     client: MemoryClient10, target: str | None
 ) -> None:
-    """A publisher that sends only settled messages may ask for the receiver settle mode `second`, because this mode has
-    no effect on settled messages. The link may have a target address or none.
+    """If an AMQP 1.0 publisher that sends only settled messages asks for the receiver settle mode `second`, the broker
+    attaches the link, because this mode has no effect on settled messages. The link may have a target address or none.
     """
     found = attach(client, SENDER, modes=(SETTLED, SECOND), target=described(TARGET, target))
     assert DETACH not in [frame.code for frame in found]
@@ -177,8 +177,8 @@ def test_the_priority_and_the_timeout_of_a_consumer_are_link_properties(broker: 
 def test_a_dynamic_source_with_the_capability_temporary_queue(
     client: MemoryClient10, broker: Broker, mode: UInt8
 ) -> None:
-    """A receiver with a dynamic source and the capability `temporary-queue` gets an exclusive queue, which is deleted
-    with the link. The broker's attach frame contains the address of this queue.
+    """An AMQP 1.0 receiver with a dynamic source and the capability `temporary-queue` gets an exclusive queue, which is
+    deleted with the link. The broker's attach frame contains the address of this queue.
     """
     source = asking_for("temporary-queue", durable=UInt32(1), timeout=UInt32(9), outcomes=Array([ACCEPTED]))
     target, rest = described(TARGET, "there"), (None, None, None, ULong(5000))
@@ -201,8 +201,8 @@ def test_a_dynamic_source_with_the_capability_temporary_queue(
 
 
 def test_a_dynamic_source_for_direct_replies_has_no_outcomes(client: MemoryClient10, broker: Broker) -> None:
-    """A receiver with a dynamic source and the capability `rabbitmq:volatile-queue` gets an address for direct replies.
-    Since replies are sent settled, the source has no outcomes. No queue is created.
+    """An AMQP 1.0 receiver with a dynamic source and the capability `rabbitmq:volatile-queue` gets an address for
+    direct replies. Since replies are sent settled, the source has no outcomes. No queue is created.
     """
     [answer] = attach(client, RECEIVER, modes=(SETTLED, None), source=asking_for("rabbitmq:volatile-queue"))
     actual = answer.fields[5].value
@@ -215,8 +215,8 @@ def test_a_dynamic_source_for_direct_replies_has_no_outcomes(client: MemoryClien
 def test_the_name_of_a_temporary_queue_contains_no_long_names(
     client: MemoryClient10, length: int, is_named: bool
 ) -> None:
-    """The name of a temporary queue contains the container id of the connection, a hyphen and the name of the link if
-    these have fewer than 150 bytes in all. Otherwise it contains neither the id nor the name.
+    """The name of an AMQP 1.0 receiver's temporary queue contains the container id of the connection, a hyphen and the
+    name of the link if these have fewer than 150 bytes in all. Otherwise it contains neither the id nor the name.
     """
     [answer] = attach(client, RECEIVER, name="é" + "x" * (length - 2), source=asking_for("temporary-queue"))
     pattern = r"/queues/amq\.dyn-memory-%C3%A9x+-[\w-]{22}" if is_named else r"/queues/amq\.dyn\.gen-[\w-]{22}"
@@ -235,9 +235,9 @@ def test_the_name_of_a_temporary_queue_contains_no_long_names(
     ids=["with an address", "other capability", "unsettled replies", "other expiry policy", "timeout"],
 )
 def test_other_dynamic_sources_are_not_supported(client: MemoryClient10, source: Described, mode: UInt8) -> None:
-    """The broker refuses a dynamic source that has an address, or that has neither of the capabilities
-    `temporary-queue` and `rabbitmq:volatile-queue`. It also refuses direct replies (`rabbitmq:volatile-queue`) that are
-    not settled, or whose source does not expire with the link.
+    """If an AMQP 1.0 receiver has a dynamic source with an address, or with neither of the capabilities
+    `temporary-queue` and `rabbitmq:volatile-queue`, the broker detaches the link with not-implemented. It does the same
+    for direct replies (`rabbitmq:volatile-queue`) that are not settled, or whose source does not expire with the link.
     """
     found = attach(client, RECEIVER, modes=(mode, None), source=source)
     assert error(found) == (NOT_IMPLEMENTED, "Dynamic source not supported")
@@ -246,8 +246,9 @@ def test_other_dynamic_sources_are_not_supported(client: MemoryClient10, source:
 def test_a_temporary_queue_needs_permission_and_counts_towards_the_queue_limit(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """A temporary queue is refused if the user may not configure a queue with its name, or if its virtual host has
-    reached its queue limit.
+    """If an AMQP 1.0 receiver asks for a temporary queue, but the virtual host has reached its queue limit, the broker
+    detaches the link with precondition-failed. If the user may not configure a queue with the temporary queue's name,
+    the broker ends the session with unauthorized-access.
     """
     broker.vhosts["/"].limits = {"max-queues": 1}
     condition, text = error(attach(client, RECEIVER, source=asking_for("temporary-queue"))) or ("", "")
@@ -312,8 +313,8 @@ def test_a_temporary_queue_needs_permission_and_counts_towards_the_queue_limit(
 def test_a_refused_link_is_detached_with_a_reason(
     client: MemoryClient10, role: bool, given: dict[str, Any], condition: str, text: str
 ) -> None:
-    """If a client attaches a link that RabbitMQ does not support, or whose address is invalid or unknown, the broker
-    detaches this link with RabbitMQ's error.
+    """If an AMQP 1.0 client attaches a link that RabbitMQ does not support, or whose address is invalid or unknown, the
+    broker detaches this link with the same error as RabbitMQ.
     """
     assert error(attach(client, role, **given)) == (condition, text)
 
@@ -329,8 +330,8 @@ def test_a_refused_link_is_detached_with_a_reason(
 def test_a_link_needs_permission(
     client: MemoryClient10, broker: Broker, role: bool, permissions: tuple[str, str, str], text: str
 ) -> None:
-    """A publisher needs write permission for its target's exchange, and a receiver needs read permission for its queue.
-    Without it, the broker ends the session with amqp:unauthorized-access.
+    """To attach a link, an AMQP 1.0 publisher needs write permission for the exchange of its target, and a receiver
+    needs read permission for its queue. Without this permission, the broker ends the session with unauthorized-access.
     """
     permit(broker, *permissions)
     target = described(TARGET, "/exchanges/amq.direct" if role is SENDER else None)
@@ -339,7 +340,9 @@ def test_a_link_needs_permission(
 
 
 def test_an_exclusive_queue_can_be_read_only_on_its_own_connection(client: MemoryClient10, broker: Broker) -> None:
-    """The broker refuses a receiver for an exclusive queue of another connection."""
+    """If an AMQP 1.0 client attaches a receiver to an exclusive queue of another connection, the broker detaches the
+    link with resource-locked.
+    """
     vhost, other = broker.vhosts["/"], MemoryClient10(client.loop, broker)
     vhost.add_queue(QueueDeclaration("mine", {}, owner=client.connection))
     assert [frame.code for frame in attach(client, RECEIVER, source=of("/queues/mine"))] == [ATTACH]
@@ -351,8 +354,8 @@ def test_an_exclusive_queue_can_be_read_only_on_its_own_connection(client: Memor
 def test_a_queue_with_an_exclusive_consumer_refuses_receivers(
     client: MemoryClient10, broker: Broker, kind: str
 ) -> None:
-    """The broker refuses a receiver for a classic or quorum queue that has an exclusive consumer. For a stream, a
-    consumer's exclusive flag has no effect.
+    """If an AMQP 1.0 client attaches a receiver to a classic or quorum queue that has an exclusive consumer, the broker
+    detaches the link with unauthorized-access. For a stream, a consumer's exclusive flag has no effect.
     """
     queue: BrokerQueue = broker.vhosts["/"].add_queue(QueueDeclaration("e", {"x-queue-type": kind}, durable=True))
     attach(client, RECEIVER, source=of("/queues/e"))
@@ -368,8 +371,8 @@ def test_a_queue_with_an_exclusive_consumer_refuses_receivers(
 def test_a_receiver_with_an_argument_that_its_queue_does_not_have_is_refused(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """The broker refuses a receiver with an argument that its queue's type does not have, such as a stream filter for a
-    classic queue.
+    """If an AMQP 1.0 receiver has an argument that the type of its queue does not support, such as a stream filter for
+    a classic queue, the broker detaches the link with precondition-failed.
     """
     wanted = {Symbol("f"): Described(Symbol("rabbitmq:stream-filter"), "x")}
     condition, text = error(attach(client, RECEIVER, source=of("/queues/q", filter=wanted))) or ("", "")
@@ -378,8 +381,8 @@ def test_a_receiver_with_an_argument_that_its_queue_does_not_have_is_refused(
 
 
 def test_a_broker_like_4_0_has_no_dynamic_sources(loop: asyncio.AbstractEventLoop) -> None:
-    """With `broker up --like 4.0`, a dynamic source is not supported, and a link that cannot be attached ends the
-    session, as in RabbitMQ 4.0.
+    """With `broker up --like 4.0`, an AMQP 1.0 receiver with a dynamic source cannot be attached: the broker ends the
+    session with not-implemented, as RabbitMQ 4.0 does.
     """
     client = MemoryClient10(loop, broker_like(loop, Like.V4_0))
     [end] = attach(client, RECEIVER, source=asking_for("temporary-queue"))

@@ -149,7 +149,7 @@ def test_a_newly_published_message_has_never_been_delivered() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_empty_queue_has_no_next_message(kind: str) -> None:
-    """An empty queue has no next message, whether it is new or has been emptied."""
+    """If a queue is empty, because it is new or has been emptied, asking it for the next message raises IndexError."""
     backlog = new_backlog(FakePages(), *KINDS[kind])
     for _ in range(2):
         for ask in (backlog.head, backlog.take):
@@ -182,8 +182,8 @@ def test_a_purge_removes_all_ready_messages_even_those_that_are_paged_out(kind: 
 
 
 def test_paged_out_messages_are_read_back_in_batches() -> None:
-    """A long queue reads its paged-out messages back 500 at a time. Its first message, and each message that was
-    requeued, stay in memory.
+    """If many messages of a queue are paged out, the queue reads them back 500 at a time. Its first message, and each
+    message that was requeued, stay in memory.
     """
     pages = FakePages()
     backlog = Backlog(pages)

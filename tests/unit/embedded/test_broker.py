@@ -225,8 +225,9 @@ def test_the_cluster_name_contains_the_port_unless_it_is_set(scene: Scene) -> No
 def test_one_connection_and_definitions_may_take_a_part_of_the_memory(
     memory: int, connection: int, definitions: int
 ) -> None:
-    """One connection may take a quarter of the memory limit, or 256 MiB if that is more, but never more than the whole
-    limit. Definitions may take half of the memory limit, or 1 MB if that is more.
+    """One connection may take a quarter of the broker's memory limit, or 256 MiB if that is more, but never more than
+    the whole limit. Definitions, such as queues and bindings, may take half of the memory limit, or 1 MB if that is
+    more.
     """
     broker = Scene(memory).broker
     assert (broker.memory_limit, broker.connection_limit) == (memory, connection)
@@ -270,8 +271,9 @@ def test_publishers_are_blocked_while_messages_and_clients_take_too_much_memory(
 
 
 def test_publishers_stay_blocked_until_the_last_alarm_ends(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
-    """If there are several alarms, blocked publishers get the reasons of all, equal ones only once. They are unblocked
-    when the last alarm ends. Raising an alarm that is already raised, or ending one that is not, has no effect.
+    """If several resource alarms are raised, the broker tells blocked publishers the reasons of all of them, and a
+    reason that two alarms have in common only once. It unblocks publishers when the last alarm ends. Raising an alarm
+    that is already raised, or ending one that is not, has no effect.
     """
     caplog.set_level(logging.WARNING)
     broker, client, other = scene.broker, scene.connect(), Client(scene.ann, scene.other)
@@ -323,7 +325,8 @@ def test_during_a_memory_alarm_the_largest_connection_is_closed_every_5_seconds(
 @pytest.mark.parametrize("held", [0, 5])
 def test_during_a_memory_alarm_caused_by_messages_no_connection_is_closed(scene: Scene, held: int) -> None:
     """During a memory alarm, the broker closes no connection as long as messages alone take more than 80 % of the
-    memory limit. Once they take less, it closes the connection that takes the most memory, unless none takes any.
+    memory limit. Once they take less, it closes the connection that takes the most memory. It closes no connection that
+    takes none.
     """
     scene.clock.pass_by(1)
     scene.ledger.hold_bytes(801 - scene.ledger.held_bytes)
@@ -370,7 +373,9 @@ def test_connections_that_take_too_much_memory_are_closed() -> None:
 
 
 def test_the_clients_of_all_protocols_are_checked_for_late_acknowledgements(scene: Scene) -> None:
-    """The broker checks the deliveries of all its clients, whichever protocol they use, for the consumer timeout."""
+    """For all its clients, whichever protocol they use, the broker checks whether a delivery has been unacknowledged
+    for longer than the consumer timeout.
+    """
     first, other = scene.connect(), Client(scene.ann, scene.other)
     scene.broker.add_clients([other])
     scene.broker.consumer_timeout = 7

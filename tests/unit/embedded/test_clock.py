@@ -100,8 +100,8 @@ def test_the_clock_shows_the_time_in_milliseconds() -> None:
 
 
 def test_clients_are_late_once_others_were_served_for_more_than_50_ms_of_an_iteration() -> None:
-    """Once clients have been served for more than 50 ms in one iteration of the event loop, other clients must wait
-    until the next iteration. Times of up to 0.2 ms are not counted.
+    """Once the broker has served clients for more than 50 ms in one iteration of its event loop, other clients must
+    wait until the next iteration. Times of up to 0.2 ms for one client are not counted.
     """
 
     async def run() -> None:
@@ -161,8 +161,9 @@ def test_an_error_in_a_turn_does_not_prevent_the_next_turn() -> None:
 
 
 def test_an_alarm_goes_off_once_at_the_time_that_was_set_last() -> None:
-    """An alarm goes off once, at the time that was set last. set() moves it to any time, set_by() only to an earlier
-    one. A cancelled alarm does not go off. An alarm that is set to a time in the past goes off at once.
+    """A timer of the broker (Alarm) goes off once, at the time that was set last. set() moves it to any time, set_by()
+    only to an earlier one. A cancelled timer does not go off. A timer that is set to a time in the past goes off at
+    once.
     """
     clock, rung = FakeClock(), list[int]()
     begin = clock.now()
@@ -186,8 +187,8 @@ def test_an_alarm_goes_off_once_at_the_time_that_was_set_last() -> None:
 
 
 def test_a_distant_alarm_looks_at_the_clock_each_minute() -> None:
-    """While the machine sleeps, timers stop but the clock does not. An alarm therefore looks at the clock at least once
-    a minute.
+    """While the machine sleeps, the event loop's timers stop but the system clock does not. A timer of the broker
+    (Alarm) therefore looks at the clock at least once a minute until it is due.
     """
     clock, rung = FakeClock(), list[int]()
     begin = clock.now()
@@ -200,7 +201,7 @@ def test_a_distant_alarm_looks_at_the_clock_each_minute() -> None:
 
 
 def test_a_distant_alarm_goes_off_on_time() -> None:
-    """An alarm that is due in several minutes goes off once, at its time."""
+    """A timer of the broker (Alarm) that is due in several minutes goes off once, at its time."""
     clock, rung = FakeClock(), list[int]()
     begin = clock.now()
     Alarm(clock, lambda: rung.append(clock.now() - begin)).set(begin + 150_000)
@@ -209,9 +210,10 @@ def test_a_distant_alarm_goes_off_on_time() -> None:
 
 
 def test_items_are_passed_when_they_are_due_in_order() -> None:
-    """A timetable passes each item to the caller's function when the item is due: earlier ones first, and items that
-    are due at the same time in the order in which they were added. Many items are passed in several turns, and after
-    each turn, the timetable calls another function of the caller.
+    """The broker keeps items that become due later, such as delayed messages, in a timetable. It passes each item to a
+    function when the item is due: earlier ones first, and items that are due at the same time in the order in which
+    they were added. It passes many items in several turns of its event loop, and calls another function after each
+    turn.
     """
     clock, passed, ends = WorkClock(), list[str](), list[int]()
 
@@ -237,8 +239,8 @@ def test_items_are_passed_when_they_are_due_in_order() -> None:
 
 
 def test_an_item_that_takes_long_is_passed_in_steps() -> None:
-    """If processing an item of a timetable takes long, it is done in steps, in several turns. No other item is
-    processed before the last step, even if an item that is due earlier is added meanwhile.
+    """If processing an item of the broker's timetable takes long, it is done in steps, in several turns of the event
+    loop. No other item is processed before the last step, even if an item that is due earlier is added meanwhile.
     """
     clock, passed = WorkClock(), list[str]()
 
@@ -265,8 +267,9 @@ def test_an_item_that_takes_long_is_passed_in_steps() -> None:
 
 
 def test_a_queue_of_work_is_handled_at_once_while_that_is_quick() -> None:
-    """A queue of work handles items at once, in order, until 10 ms of a turn have passed, and the rest in later turns.
-    An item that is added while another one is handled comes after those that are already waiting.
+    """The broker handles the items of a queue of its internal work at once, in order, until 10 ms of a turn of its
+    event loop have passed, and the rest in later turns. An item that is added while another one is handled comes after
+    those that are already waiting.
     """
     clock, handled = WorkClock(), list[str]()
 
@@ -290,8 +293,9 @@ def test_a_queue_of_work_is_handled_at_once_while_that_is_quick() -> None:
 
 
 def test_the_steps_of_long_work_are_taken_in_turns() -> None:
-    """If handling an item of a queue of work takes long, it is done in steps, and the items behind it wait until the
-    last step. If handling an item raises an exception, the items behind it are handled in the next turn.
+    """If handling an item of a queue of internal work takes long, the broker does it in steps, and the items behind it
+    wait until the last step. If handling an item raises an exception, the items behind it are handled in the next turn
+    of the event loop.
     """
     clock, handled = WorkClock(), list[str]()
 
@@ -319,8 +323,8 @@ def test_the_steps_of_long_work_are_taken_in_turns() -> None:
 
 
 def test_a_broker_that_stops_handles_what_is_waiting_up_to_a_deadline() -> None:
-    """When the broker stops, a queue of work handles waiting items until a deadline. It drops the rest, returns their
-    number, and does not handle them in a later turn.
+    """When the broker stops, it handles the items that wait in a queue of internal work until a deadline. It drops the
+    rest, returns their number, and does not handle them in a later turn of its event loop.
     """
     clock, handled = WorkClock(), list[str]()
 

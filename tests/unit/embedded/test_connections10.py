@@ -87,8 +87,8 @@ def closed(found: list[Frame]) -> tuple[str, str | None] | None:
 
 
 def test_the_broker_offers_its_sasl_mechanisms(stranger: MemoryClient10) -> None:
-    """The broker answers the SASL header with the SASL header and the mechanisms PLAIN and ANONYMOUS. All frames of the
-    login are SASL frames.
+    """When an AMQP 1.0 client sends the SASL header, the broker answers with the SASL header and the mechanisms PLAIN
+    and ANONYMOUS. All frames of the login are SASL frames.
     """
     [answer] = stranger.write_frames(SASL_HEADER)
     assert answer[:8] == SASL_HEADER
@@ -113,8 +113,8 @@ def test_the_broker_offers_its_sasl_mechanisms(stranger: MemoryClient10) -> None
 def test_a_login_with_a_wrong_user_or_password_closes_the_socket(
     stranger: MemoryClient10, broker: Broker, logged: list[str], mechanism: str, response: bytes | None, succeeds: bool
 ) -> None:
-    """The SASL outcome is 0 after a correct login, and 1 after a wrong user name or password. After a failed login, the
-    broker closes the socket, and logs why. It counts successful and failed logins.
+    """If an AMQP 1.0 client logs in correctly, the SASL outcome is 0. If the user name or the password is wrong, the
+    outcome is 1, and the broker closes the socket and logs why. It counts successful and failed logins.
     """
     broker.users["ann"] = User.with_password("ann", "\udcff", [])
     [outcome] = log_in(stranger, mechanism, response)
@@ -129,8 +129,8 @@ def test_a_login_with_a_wrong_user_or_password_closes_the_socket(
 def test_anonymous_clients_are_refused_once_the_password_of_guest_is_changed(
     stranger: MemoryClient10, broker: Broker
 ) -> None:
-    """A client that logs in with ANONYMOUS is the user guest. Once the password of guest is changed, the broker refuses
-    such clients.
+    """An AMQP 1.0 client that logs in with ANONYMOUS is the user guest. Once the password of guest is changed, such a
+    login fails.
     """
     earlier = MemoryClient10(stranger.loop, broker, opened=False)
     assert [frame.fields for frame in log_in(earlier, "ANONYMOUS", None)] == [[0]]
@@ -152,8 +152,8 @@ def test_anonymous_clients_are_refused_once_the_password_of_guest_is_changed(
 def test_a_malformed_login_closes_the_socket(
     stranger: MemoryClient10, broker: Broker, logged: list[str], mechanism: str, response: bytes | None, text: str
 ) -> None:
-    """The broker closes the socket without an answer if the response to PLAIN is malformed, or if the mechanism is one
-    that it does not offer. It logs the reason.
+    """If an AMQP 1.0 client chooses a SASL mechanism that the broker does not offer, or sends a malformed response for
+    PLAIN, the broker closes the socket without an answer, and logs the reason.
     """
     assert log_in(stranger, mechanism, response) == []
     assert (stranger.closed, broker.logins) == (True, {})
@@ -167,8 +167,8 @@ SUBJECT = ((("countryName", "DE"),), (("organizationName", "A, B"), ("mail", "x"
 def test_a_client_with_a_certificate_can_log_in_as_its_subject(
     loop: asyncio.AbstractEventLoop, broker: Broker, user: str, outcome: int
 ) -> None:
-    """A TLS client with a certificate may use the mechanism EXTERNAL. Its user name is the subject of the certificate,
-    from the last part to the first one. If there is no such user, the login is refused.
+    """An AMQP 1.0 client with a TLS certificate may use the SASL mechanism EXTERNAL. Its user name is the subject of
+    the certificate, from the last part to the first one. If there is no such user, the login fails.
     """
     broker.users[user] = User(user, None)
     client = MemoryClient10(loop, broker, opened=False, extra={"peercert": {"subject": SUBJECT}})
@@ -185,8 +185,8 @@ def test_a_client_with_a_certificate_can_log_in_as_its_subject(
 def test_another_protocol_header_is_answered_with_the_sasl_header(
     stranger: MemoryClient10, header: bytes, logged_in: bool
 ) -> None:
-    """If a client does not begin with the SASL header, or does not send the AMQP header after its login, the broker
-    sends the SASL header, and closes the socket.
+    """If an AMQP 1.0 client does not begin with the SASL header, or does not send the AMQP header after its login, the
+    broker sends the SASL header, and closes the socket.
     """
     if logged_in:
         log_in(stranger)
@@ -203,9 +203,10 @@ def test_another_protocol_header_is_answered_with_the_sasl_header(
 def test_the_answer_to_an_open_frame(
     stranger: MemoryClient10, broker: Broker, time: list[float], channel_max: UInt16 | None, agreed: int
 ) -> None:
-    """The broker's open frame contains the name of the cluster, a max-frame-size of 128 KiB, a channel-max of 63 (or
-    the client's, if that is lower), an idle time-out of 30 seconds, the broker's capabilities, and properties that
-    identify RabbitMQ. After that, the time limit for the handshake no longer applies.
+    """The open frame with which the broker answers an AMQP 1.0 client contains the name of the cluster, a
+    max-frame-size of 128 KiB, a channel-max of 63 (or the client's, if that is lower), an idle time-out of 30 seconds,
+    the broker's capabilities, and properties that identify RabbitMQ. After that, the time limit for the handshake no
+    longer applies.
     """
     log_in(stranger)
     assert stranger.write_frames(AMQP_HEADER) == [AMQP_HEADER]
@@ -228,7 +229,7 @@ def test_the_answer_to_an_open_frame(
 
 
 def test_a_client_without_a_max_frame_size_gets_frames_of_up_to_128_kib(client: MemoryClient10, q: BrokerQueue) -> None:
-    """If a client's open frame has no max-frame-size, the broker sends frames of up to 128 KiB."""
+    """If an AMQP 1.0 client's open frame has no max-frame-size, the broker sends frames of up to 128 KiB."""
     fill(q, b"x" * 200_000)
     client.attach_receiver("/queues/q")
     client.loop.run_until_complete(asyncio.sleep(0))
@@ -252,9 +253,9 @@ def test_a_client_without_a_max_frame_size_gets_frames_of_up_to_128_kib(client: 
 def test_an_invalid_open_frame_closes_the_socket(
     stranger: MemoryClient10, broker: Broker, logged: list[str], fields: tuple[Any, ...], text: str
 ) -> None:
-    """If the open frame is invalid, the broker closes the socket without a close frame, and logs why. It is invalid if
-    the virtual host does not exist, if the user has no access to it, or if the max-frame-size or the idle time-out is
-    too low.
+    """If an AMQP 1.0 client's open frame is invalid, the broker closes the socket without a close frame, and logs why.
+    It is invalid if the virtual host does not exist, if the user has no access to it, or if the max-frame-size or the
+    idle time-out is too low.
     """
     broker.add_vhost("other")
     reach(stranger, "opening")
@@ -267,8 +268,8 @@ def test_an_invalid_open_frame_closes_the_socket(
 def test_the_host_name_in_the_open_frame_names_the_virtual_host(
     stranger: MemoryClient10, broker: Broker, hostname: str | None
 ) -> None:
-    """If the host name in the open frame begins with `vhost:`, the rest of it is the name of the virtual host.
-    Otherwise the client gets the virtual host `/`.
+    """If the host name in an AMQP 1.0 client's open frame begins with `vhost:`, the rest of it is the name of the
+    virtual host. Otherwise the client gets the virtual host `/`.
     """
     broker.add_vhost("other")
     broker.set_permissions("guest", "other", Permissions())
@@ -283,7 +284,9 @@ def test_the_host_name_in_the_open_frame_names_the_virtual_host(
 def test_a_user_that_is_only_for_loopback_cannot_connect_from_another_machine(
     loop: asyncio.AbstractEventLoop, broker: Broker, logged: list[str]
 ) -> None:
-    """The user guest can connect only from the machine of the broker. Other users can connect from anywhere."""
+    """If the user guest connects over AMQP 1.0 from another machine, the broker closes the socket, and logs why. Other
+    users can connect from anywhere.
+    """
     for user in ("guest", "ann"):
         broker.users[user] = User.with_password(user, "guest", [])
         broker.set_permissions(user, "/", Permissions())
@@ -295,8 +298,8 @@ def test_a_user_that_is_only_for_loopback_cannot_connect_from_another_machine(
 def test_a_connection_beyond_the_limit_of_a_virtual_host_is_refused(
     stranger: MemoryClient10, broker: Broker, logged: list[str]
 ) -> None:
-    """If a virtual host has reached its connection limit, the broker refuses a further AMQP 1.0 connection to it by
-    closing the socket.
+    """If a virtual host has reached its connection limit, and a client opens a further AMQP 1.0 connection to it, the
+    broker closes the socket without a close frame, and logs why.
     """
     broker.limit_vhost(broker.vhosts["/"], {"max-connections": 0})
     reach(stranger, "opening")
@@ -311,8 +314,8 @@ def test_a_connection_beyond_the_limit_of_a_virtual_host_is_refused(
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
 def test_frames_may_arrive_in_pieces(stranger: MemoryClient10, size: int) -> None:
-    """The broker reads frames that arrive in pieces of any size, and several frames in one piece. Empty frames are
-    ignored.
+    """The broker reads AMQP 1.0 frames that arrive in pieces of any size, and several frames in one piece. Empty frames
+    are ignored.
     """
     opened = encoded(OPEN, "me")
     begin = raw_frame(encode(described(BEGIN, None, UInt32(0), UInt32(9), UInt32(9))), channel=5)
@@ -326,8 +329,8 @@ def test_frames_may_arrive_in_pieces(stranger: MemoryClient10, size: int) -> Non
 
 
 def test_a_frame_header_may_be_longer_than_8_bytes(client: MemoryClient10) -> None:
-    """The data offset of a frame says how long its header is. If the header is longer than 8 bytes, the broker ignores
-    the rest of it.
+    """The data offset of an AMQP 1.0 frame says how long its header is. If the header is longer than 8 bytes, the
+    broker ignores the rest of it.
     """
     body = encode(described(BEGIN, None, UInt32(0), UInt32(9), UInt32(9)))
     client.write_frames(raw_frame(b"\xff" * 4 + body, channel=5, words=3))
@@ -352,8 +355,9 @@ def test_a_frame_header_may_be_longer_than_8_bytes(client: MemoryClient10) -> No
 def test_a_malformed_frame_closes_the_connection(
     stranger: MemoryClient10, logged: list[str], state: str, data: bytes, text: str
 ) -> None:
-    """If a client sends a malformed frame, the broker closes the connection with amqp:connection:framing-error. If the
-    connection is not open yet, the broker closes the socket without a close frame.
+    """If an AMQP 1.0 client sends a malformed frame, the broker closes the connection with
+    amqp:connection:framing-error. If the connection is not open yet, the broker closes the socket without a close
+    frame.
     """
     reach(stranger, state)
     found = frames(b"".join(stranger.write_frames(data)))
@@ -365,7 +369,7 @@ def test_a_malformed_frame_closes_the_connection(
 
 @pytest.mark.parametrize(("state", "size"), [("login", 8192), ("opening", 8192), ("open", 131_072)])
 def test_a_frame_of_exactly_the_largest_size_is_read(stranger: MemoryClient10, state: str, size: int) -> None:
-    """A frame of up to 8 KiB is read during the handshake, and one of up to 128 KiB after it."""
+    """The broker reads an AMQP 1.0 frame of up to 8 KiB during the handshake, and one of up to 128 KiB after it."""
     reach(stranger, state)
     stranger.write_frames(struct.pack(">IBBH", size, 2, int(state == "login"), 0))
     assert stranger.answers() == []
@@ -386,9 +390,9 @@ def test_a_frame_of_exactly_the_largest_size_is_read(stranger: MemoryClient10, s
 def test_an_unexpected_frame_closes_the_connection(
     stranger: MemoryClient10, logged: list[str], state: str, data: bytes, condition: str, text: str
 ) -> None:
-    """If a client sends a frame that cannot be decoded, or that is not allowed at this point, such as a second open
-    frame, the broker closes the connection, and logs why. Before the connection is open, the broker closes the socket
-    at once.
+    """If an AMQP 1.0 client sends a frame that cannot be decoded, or that is not allowed at this point, such as a
+    second open frame, the broker closes the connection, and logs why. Before the connection is open, the broker closes
+    the socket at once.
     """
     reach(stranger, state)
     found = frames(b"".join(stranger.write_frames(data)))
@@ -402,8 +406,8 @@ def test_an_unexpected_frame_closes_the_connection(
 def test_an_error_in_the_broker_closes_the_connection_with_internal_error(
     client: MemoryClient10, logged: list[str]
 ) -> None:
-    """If a frame cannot be handled because of an error in the broker, the broker logs the error, and closes the
-    connection with amqp:internal-error.
+    """If the broker cannot handle an AMQP 1.0 client's frame because of an error in the broker itself, it logs the
+    error, and closes the connection with amqp:internal-error.
     """
     client.connection.failed(KeyError("oops"))
     assert closed(client.received()) == ("amqp:internal-error", "internal error")
@@ -415,8 +419,8 @@ def test_an_error_in_the_broker_closes_the_connection_with_internal_error(
 
 @pytest.mark.parametrize(("channel", "is_valid"), [(63, True), (64, False)])
 def test_a_session_may_use_the_channels_up_to_63(client: MemoryClient10, channel: int, is_valid: bool) -> None:
-    """A client can begin sessions on channels 0 to 63. If it uses a higher channel number, the broker closes the
-    connection.
+    """An AMQP 1.0 client can begin sessions on channels 0 to 63. If it uses a higher channel number, the broker closes
+    the connection.
     """
     body = encode(described(BEGIN, None, UInt32(0), UInt32(9), UInt32(9)))
     found = frames(b"".join(client.write_frames(raw_frame(body, channel=channel))))
@@ -427,7 +431,9 @@ def test_a_session_may_use_the_channels_up_to_63(client: MemoryClient10, channel
 
 
 def test_frames_for_a_session_that_has_ended_are_ignored(client: MemoryClient10) -> None:
-    """After a session has ended, the broker ignores frames on its channel, except one that begins a new session."""
+    """After an AMQP 1.0 session has ended, the broker ignores frames on its channel, except one that begins a new
+    session.
+    """
     assert [frame.code for frame in client.send(END)] == [END]
     assert client.connection.sessions == {}
     assert client.flow(7, 5) == []
@@ -451,9 +457,9 @@ def used(client: MemoryClient10, q: BrokerQueue) -> None:
 def test_a_client_closes_its_connection(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, logged: list[str]
 ) -> None:
-    """When a client closes its connection, the broker requeues its unsettled messages, deletes its exclusive queues,
-    answers with a close frame, and closes the socket. It logs nothing. If an operator closes the connection after that,
-    nothing happens.
+    """When an AMQP 1.0 client closes its connection, the broker requeues its unsettled messages, deletes its exclusive
+    queues, answers with a close frame, and closes the socket. It logs nothing. If an operator closes the connection
+    after that, nothing happens.
     """
     used(client, q)
     assert closed(client.send(CLOSE)) is None
@@ -467,9 +473,9 @@ def test_a_client_closes_its_connection(
 def test_the_broker_closes_a_connection_and_waits_for_the_clients_close_frame(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, time: list[float]
 ) -> None:
-    """When an operator closes a connection, the broker sends a close frame with an error, and ignores all frames until
-    the client's close frame arrives. Then it closes the socket. If no close frame arrives within 5 seconds, the broker
-    closes the socket anyway.
+    """When an operator closes an AMQP 1.0 connection, the broker sends a close frame with an error, and ignores all
+    frames until the client's close frame arrives. Then it closes the socket. If no close frame arrives within 5
+    seconds, the broker closes the socket anyway.
     """
     other = MemoryClient10(client.loop, broker)
     used(client, q)
@@ -508,8 +514,8 @@ def test_a_fault_closes_a_connection_with_its_error(client: MemoryClient10) -> N
 def test_a_client_with_an_idle_time_out_gets_heartbeats(
     stranger: MemoryClient10, time: list[float], idle: UInt32
 ) -> None:
-    """If a client's open frame has an idle time-out of 10 seconds, the broker sends an empty frame every 5 seconds,
-    unless it has sent something else in these 5 seconds.
+    """If an AMQP 1.0 client's open frame has an idle time-out of 10 seconds, the broker sends an empty frame every 5
+    seconds, unless it has sent something else in these 5 seconds.
     """
     reach(stranger, "opening")
     stranger.send(OPEN, "me", None, None, None, idle)
@@ -529,8 +535,8 @@ def test_a_client_with_an_idle_time_out_gets_heartbeats(
 def test_a_client_that_sends_nothing_for_a_minute_is_disconnected(
     stranger: MemoryClient10, time: list[float], idle: UInt32 | None
 ) -> None:
-    """If a client sends nothing for more than 60 seconds, the broker closes its connection, whether or not the client's
-    open frame has an idle time-out. Heartbeats from the client keep its connection open.
+    """If an AMQP 1.0 client sends nothing for more than 60 seconds, the broker closes its connection, whether or not
+    the client's open frame has an idle time-out. Heartbeats from the client keep its connection open.
     """
     reach(stranger, "opening")
     stranger.send(OPEN, "me", None, None, None, idle)
@@ -548,8 +554,9 @@ def test_a_client_that_sends_nothing_for_a_minute_is_disconnected(
 
 
 def test_the_windows_of_all_sessions_open_again_after_an_alarm(client: MemoryClient10, broker: Broker) -> None:
-    """While a resource alarm lasts, the broker closes the windows of new sessions and of those in which the client
-    publishes, but still reads other frames. When the alarm is over, it opens the windows of all these sessions again.
+    """While a resource alarm lasts, the broker closes the incoming windows of new AMQP 1.0 sessions and of those in
+    which the client publishes, but still reads other frames. When the alarm is over, it opens the windows of all these
+    sessions again.
     """
     broker.alarms["disk"] = "low on disk"
     client.connection.block()
@@ -566,8 +573,8 @@ def test_the_windows_of_all_sessions_open_again_after_an_alarm(client: MemoryCli
 
 
 def test_deliveries_resume_when_a_client_has_read_enough(client: MemoryClient10, q: BrokerQueue) -> None:
-    """While a client reads too slowly from its socket, the broker sends it no messages. Once the client has read
-    enough, the broker sends them, and completes a drain that the client has asked for.
+    """While an AMQP 1.0 client reads too slowly from its socket, the broker sends it no messages. Once the client has
+    read enough, the broker sends them, and completes a drain that the client has asked for.
     """
     fill(q, b"1")
     client.attach_receiver("/queues/q")
@@ -579,7 +586,7 @@ def test_deliveries_resume_when_a_client_has_read_enough(client: MemoryClient10,
 
 
 def test_unsettled_deliveries_count_as_memory_of_the_connection(client: MemoryClient10, q: BrokerQueue) -> None:
-    """Each unsettled delivery of a connection counts as 200 bytes towards the memory limit."""
+    """Each unsettled delivery of an AMQP 1.0 connection counts as 200 bytes of memory of the connection."""
     client.attach_receiver("/queues/q")
     client.connection.count_held()
     before = client.connection.held_bytes
@@ -593,8 +600,8 @@ def test_unsettled_deliveries_count_as_memory_of_the_connection(client: MemoryCl
 def test_deliveries_that_stay_unsettled_too_long_are_released(
     client: MemoryClient10, broker: Broker, monkeypatch: pytest.MonkeyPatch, waited: float
 ) -> None:
-    """If a delivery from a quorum queue stays unsettled for longer than the consumer timeout, the broker requeues the
-    message.
+    """If an AMQP 1.0 delivery from a quorum queue stays unsettled for longer than the consumer timeout, the broker
+    requeues the message.
     """
     queue = broker.vhosts["/"].add_queue(QueueDeclaration("qq", {"x-queue-type": "quorum"}, durable=True))
     now = client.connection.now()
@@ -611,8 +618,8 @@ def test_deliveries_that_stay_unsettled_too_long_are_released(
 def test_the_end_of_a_connection_counts_as_a_failed_delivery(
     client: MemoryClient10, broker: Broker, is_lost: bool
 ) -> None:
-    """If a client closes its connection, or the connection is lost, each unsettled delivery from a quorum queue counts
-    as a failed one towards the queue's delivery limit.
+    """If an AMQP 1.0 client closes its connection, or the connection is lost, each unsettled delivery from a quorum
+    queue counts as a failed one towards the queue's delivery limit.
     """
     queue = broker.vhosts["/"].add_queue(QueueDeclaration("qq", {"x-queue-type": "quorum"}, durable=True))
     fill(queue, b"1")

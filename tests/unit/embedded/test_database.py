@@ -54,8 +54,9 @@ def stored(row: int, body: bytes = b"x") -> StoredEntry:
 
 @pytest.mark.parametrize("name", [FILE, f"{FILE}-wal.copy", STREAMS, f"{STREAMS}/7", f"{STREAMS}/7/{0:020}.segment"])
 def test_a_data_directory_with_a_symbolic_link_is_not_used(tmp_path: Path, name: str) -> None:
-    """If a file of the broker in its data directory is a symbolic link, which whoever may write to the directory could
-    have created, the broker does not start: it neither changes the file that the link leads to, nor its mode.
+    """If a file of the broker in its data directory is a symbolic link, the broker does not start, because anybody who
+    may write to the directory could have created the link. The file that the link leads to keeps its contents and its
+    mode.
     """
     target, link = tmp_path / "target", tmp_path / "data" / name
     target.write_bytes(b"not the broker's")
@@ -153,8 +154,8 @@ def test_a_full_disk_is_named_as_the_reason_why_a_broker_cannot_start(
 def test_the_space_needed_to_open_a_data_directory_grows_with_its_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To open a data directory, the broker needs free space of twice the size of SQLite's log, because it copies the
-    log and then moves its contents into the database.
+    """To open a data directory, the broker needs free space of twice the size of SQLite's write-ahead log, because it
+    copies the log and then moves its contents into the database.
     """
 
     def fail(_: Path) -> None:
@@ -186,8 +187,8 @@ def test_an_empty_database_file_is_reported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("used_by", ["mark", "definition"])
 def test_a_data_directory_is_new_until_it_is_used(tmp_path: Path, used_by: str) -> None:
-    """A data directory counts as new until it has been marked as used or contains a definition. In a new data
-    directory, the broker creates its default definitions.
+    """A data directory counts as new until the broker has marked it as used or has written a definition, such as a
+    user, to it.
     """
     opened = open_database(tmp_path)
     assert opened.is_new

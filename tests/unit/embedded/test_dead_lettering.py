@@ -184,8 +184,8 @@ def test_an_x_death_header_that_is_not_a_list_of_tables_counts_as_empty(forged: 
 def test_a_dead_letter_that_returns_to_its_queue_is_in_a_cycle_unless_it_was_rejected(
     entries: list[dict[str, Any]], cycles: bool
 ) -> None:
-    """A dead letter would return to a queue that has dead-lettered the message before. This counts as a cycle, unless a
-    consumer rejected the message in that queue or in any queue since then.
+    """A dead letter that is routed to a queue counts as being in a cycle if this queue has dead-lettered the message
+    before, unless a consumer has rejected the message in this queue or in any queue since then.
     """
     assert would_cycle(message({"x-death": cast(Any, entries)}), "jobs") is cycles
 

@@ -124,7 +124,7 @@ def test_a_queue_whose_arguments_are_valid_is_declared(name: str, value: Any) ->
 @pytest.mark.parametrize("key", ["", "k" * 255, "é" * 127, "k" * 256, "é" * 128])
 def test_a_dead_letter_routing_key_has_up_to_255_bytes(key: str) -> None:
     """A dead-letter routing key may have up to 255 bytes, like any routing key. The broker refuses a queue with a
-    longer one.
+    longer one with 406.
     """
     arguments: Table = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": key}
     wrong = "channel 406: invalid arg 'x-dead-letter-routing-key' for queue 'q' in vhost 'v': longer than 255 bytes"
@@ -140,9 +140,9 @@ def test_a_dead_letter_routing_key_has_up_to_255_bytes(key: str) -> None:
     ],
 )
 def test_an_argument_of_another_queue_type_is_refused(kind: str, name: str) -> None:
-    """If a queue is declared with an argument that only other types of queues have, the broker refuses it with 406. The
-    error names the argument and the type of the queue. If another argument has an invalid value, the error is about
-    that value instead.
+    """If a queue is declared with an argument that only other types of queues have, the broker refuses the declaration
+    with 406. The error names the argument and the type of the queue. If another argument has an invalid value, the
+    error is about that value instead.
     """
     wrong = f"channel 406: invalid arg '{name}' for queue 'q' in vhost 'v' of queue type rabbit_{kind}_queue"
     assert declared(vhost_like(DEFAULT), {"x-queue-type": kind, name: "x"}) == wrong
@@ -160,8 +160,9 @@ def test_an_argument_of_another_queue_type_is_refused(kind: str, name: str) -> N
     ],
 )  # fmt: skip
 def test_some_invalid_arguments_have_errors_of_their_own(arguments: Table, wrong: str) -> None:
-    """As in RabbitMQ, the errors for a dead-letter exchange that is not a string, and for too large segments of a
-    stream, have other texts than the errors for other invalid arguments.
+    """If a queue's dead-letter exchange is not a string, or a stream's x-stream-max-segment-size-bytes is too large,
+    the broker refuses the declaration with 406. As in RabbitMQ, the error texts have another form than those for other
+    invalid arguments.
     """
     assert declared(vhost_like(DEFAULT), arguments) == f"channel 406: {wrong}"
 
@@ -346,8 +347,8 @@ def test_a_queue_that_is_declared_again_must_have_the_same_properties(name: str,
 
 @pytest.mark.parametrize("owner", [None, object()])
 def test_an_exclusive_queue_cannot_be_used_by_another_connection(owner: object) -> None:
-    """If a connection declares or uses another connection's exclusive queue, or declares an existing queue as
-    exclusive, the broker refuses this with 405. The connection that has declared an exclusive queue can use it.
+    """If a client declares or uses an exclusive queue of another connection, or declares an existing queue as
+    exclusive, the broker closes the channel with 405. The connection that has declared an exclusive queue can use it.
     """
     vhost, mine = vhost_like(DEFAULT), object()
     queue, is_new = declare_queue(vhost, QueueDeclaration("q", {}, owner=mine))
@@ -577,7 +578,8 @@ def test_a_consumer_of_a_stream_needs_a_prefetch_count_and_acknowledges(
     prefetch: int, wrong: str, *, no_ack: bool
 ) -> None:
     """The broker refuses a consumer of a stream with 406 if it has no prefetch count, and closes the connection with
-    540 if the consumer uses automatic acknowledgement. A consumer of a quorum queue may do both.
+    540 if the consumer uses automatic acknowledgement. For a quorum queue, a consumer needs no prefetch count, and may
+    use automatic acknowledgement.
     """
     for kind, expected in (("stream", wrong), ("quorum", None)):
         vhost = vhost_like(DEFAULT)

@@ -19,9 +19,9 @@ def bound(vhost: VirtualHost) -> int:
 def test_each_step_of_a_deletion_removes_up_to_20_bindings(
     vhost: VirtualHost, what: str, bindings: int, removed: list[int]
 ) -> None:
-    """The broker deletes a queue or an exchange in steps. Each step removes up to 20 of its bindings, and the last one
-    also the queue or the exchange itself. The deletion of a queue returns the number of its messages, and the deletion
-    of an exchange returns 0.
+    """The broker deletes a queue or an exchange in steps. Each step removes up to 20 bindings of the queue or exchange,
+    and the last step removes the queue or exchange itself. Deleting a queue returns the number of its messages, and
+    deleting an exchange returns 0.
     """
     queue, exchange = add_queue(vhost), BrokerExchange("e", "direct")
     vhost.add_exchange(exchange)

@@ -44,15 +44,15 @@ from mqtool.codecs.field_tables import Float32, Int8, Int16, Int32, Int64, UInt8
     ],
 )
 def test_values_in_descriptions_have_erlangs_notation(value: Any10, text: str) -> None:
-    """If the description of an error contains a value that the client has sent, the value is written in Erlang's
-    notation, as in RabbitMQ.
+    """If the description of an AMQP 1.0 error contains a value that the client has sent, the broker writes the value in
+    Erlang's notation, as RabbitMQ does.
     """
     assert term(value) == text
 
 
 def test_text_in_a_description_is_in_quotes() -> None:
-    """In the description of an error, printable text is written in quotes, and any other text as the numbers of its
-    bytes.
+    """In the description of an AMQP 1.0 error, the broker writes printable text as `<<"text">>`, and any other bytes as
+    their numbers, such as `<<0,255>>`.
     """
     assert [binary(each) for each in ("q", b"q", b"", b"\x00\xff")] == ['<<"q">>', '<<"q">>', '<<"">>', "<<0,255>>"]
 
@@ -79,7 +79,7 @@ def test_an_error_of_the_broker_has_an_amqp_1_0_condition(error: AmqpException, 
 
 
 def test_an_error_can_have_additional_information() -> None:
-    """The error in a detach frame has a condition, and may have a description and additional information."""
+    """The error in an AMQP 1.0 detach frame has a condition, and may have a description and additional information."""
     tag = {Symbol("delivery-tag"): b"1"}
     assert LinkError("amqp:not-found", "no queue", tag).error == Error("amqp:not-found", "no queue", tag)
     assert LinkError("amqp:not-found").error == Error("amqp:not-found", None, None)

@@ -33,8 +33,8 @@ def test_a_broker_has_the_exchange_types_of_its_version(like: Like, more: set[st
 
 
 def test_a_local_random_exchange_routes_each_message_to_one_queue(vhost: VirtualHost) -> None:
-    """An x-local-random exchange routes each message to exactly one of its queues, chosen at random, whatever the
-    routing key is. If no queue is bound to the exchange, the message is unroutable.
+    """An x-local-random exchange routes each message to exactly one of the queues that are bound to it, chosen at
+    random, whatever the routing key is. If no queue is bound to the exchange, the message is unroutable.
     """
     exchange = BrokerExchange("x", "x-local-random")
     vhost.add_exchange(exchange)
@@ -168,13 +168,13 @@ def test_bindings_with_different_arguments_have_different_properties_keys(vhost:
 
 
 def test_a_new_exchange_reports_that_no_messages_were_published_to_it() -> None:
-    """A new exchange reports that 0 messages were published to it."""
+    """The counts of a new exchange say that 0 messages were published to it."""
     assert BrokerExchange("x", "direct").counts() == {"publish_in": 0}
 
 
 def test_an_x_delay_that_is_not_a_number_closes_the_connection(vhost: VirtualHost) -> None:
-    """If the x-delay of a message to an x-delayed-message exchange is not a number, the connection is closed with 541
-    INTERNAL_ERROR, and the message is not held back.
+    """If the x-delay of a message to an x-delayed-message exchange is not a number, the broker closes the connection
+    with 541, and the exchange does not hold the message back.
     """
     exchange = BrokerExchange("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     vhost.add_exchange(exchange)

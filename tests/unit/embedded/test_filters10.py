@@ -57,8 +57,8 @@ _MESSAGE = parse(
     ],
 )  # fmt: skip
 def test_a_true_sql_filter_selects_the_message(expression: str) -> None:
-    """If the SQL filter of a stream consumer is true for a message, the filter selects this message, as in RabbitMQ
-    4.3.
+    """If the SQL filter of an AMQP 1.0 consumer of a stream is true for a message, the filter selects this message, as
+    in RabbitMQ 4.3.
     """
     assert compile_sql(expression)(FilteredMessage(_MESSAGE))
 
@@ -75,8 +75,8 @@ def test_a_true_sql_filter_selects_the_message(expression: str) -> None:
     ],
 )  # fmt: skip
 def test_a_false_or_unknown_sql_filter_does_not_select_the_message(expression: str) -> None:
-    """If the SQL filter of a stream consumer is false or unknown for a message, for example because a property is
-    missing, the filter does not select this message.
+    """If the SQL filter of an AMQP 1.0 consumer of a stream is false or unknown for a message, for example because a
+    property is missing, the filter does not select this message.
     """
     assert not compile_sql(expression)(FilteredMessage(_MESSAGE))
 
@@ -92,8 +92,8 @@ def test_a_false_or_unknown_sql_filter_does_not_select_the_message(expression: s
     ],
 )  # fmt: skip
 def test_an_invalid_sql_filter_is_refused(expression: str) -> None:
-    """Parsing an SQL filter raises ValueError if the filter has a syntax error, an unknown property or more than 4,096
-    characters.
+    """Parsing the SQL filter of an AMQP 1.0 consumer raises ValueError if the filter has a syntax error, an unknown
+    property or more than 4,096 characters.
     """
     with pytest.raises(ValueError):  # noqa: PT011 - the texts are for logs
         compile_sql(expression)
@@ -135,9 +135,10 @@ def _parsed(wanted: Map, like: Like = Like.V4_3) -> LinkFilters:
 def test_property_filters_select_messages_by_value_prefix_or_suffix(
     descriptor: Any10, wanted: Map, chosen: bool
 ) -> None:
-    """A filter on a property or an application property selects messages whose value is equal to the given one or, for
-    strings, has the given prefix (`&p:`) or suffix (`&s:`). `&&` at the beginning of a given string stands for a
-    literal `&`. A filter may have 16 fields. RabbitMQ 4.3 does the same.
+    """An AMQP 1.0 consumer of a stream can have filters on properties and application properties. Such a filter selects
+    messages whose value is equal to the given one or, for strings, has the given prefix (`&p:`) or suffix (`&s:`). `&&`
+    at the beginning of a given string stands for a literal `&`. A filter may have 16 fields. RabbitMQ 4.3 does the
+    same.
     """
     filters = _parsed({Symbol("any"): Described(descriptor, wanted)})
     assert filters.effective == {"any": Described(descriptor, wanted)}
@@ -263,8 +264,8 @@ def test_sql_and_property_filters_exclude_each_other() -> None:
 
 
 def test_a_broker_like_4_0_has_only_stream_filters() -> None:
-    """With `broker up --like 4.0`, the embedded broker applies stream filters, and ignores SQL filters and property
-    filters, as RabbitMQ 4.0 does.
+    """With `broker up --like 4.0`, the embedded broker applies the stream filters of an AMQP 1.0 consumer, and ignores
+    its SQL filters and property filters, as RabbitMQ 4.0 does.
     """
     wanted: Map = {
         Symbol("sql-filter"): Described(Symbol("amqp:sql-filter"), "FALSE"),
@@ -275,7 +276,9 @@ def test_a_broker_like_4_0_has_only_stream_filters() -> None:
 
 
 def test_like_patterns_match_the_same_texts_as_regular_expressions() -> None:
-    """In SQL filters, thousands of random LIKE patterns match the same texts as the equivalent regular expressions."""
+    """In the SQL filters of AMQP 1.0 consumers, thousands of random LIKE patterns match the same texts as the
+    equivalent regular expressions.
+    """
     chosen = random.Random(41)
     for _ in range(20_000 if IN_CI else 2_000):
         pattern = "".join(chosen.choices("ab%_!", weights=(3, 3, 3, 2, 1), k=chosen.randrange(9)))
@@ -329,8 +332,8 @@ def test_a_long_like_pattern_is_compared_in_under_a_million_steps(pattern: str) 
 
 
 def test_an_sql_filter_that_takes_too_long_for_a_message_raises_an_error() -> None:
-    """Evaluating an SQL filter raises TooMuchWork if comparing its LIKE patterns with a large message would take too
-    many steps.
+    """Evaluating an SQL filter raises TooMuchWork if comparing its LIKE patterns with the texts of a large message
+    would take too many steps.
     """
     message = parse(Amqp10Message(application_properties={"a": "a" * 900_000}, body=data_section(b"")).encode())
     with pytest.raises(TooMuchWork):
@@ -344,8 +347,8 @@ def test_an_sql_filter_that_takes_too_long_for_a_message_raises_an_error() -> No
     ("name", "units"), [("subject", 2), ("group_sequence", 1), ("content_type", 0), ("absolute_expiry_time", 1)]
 )
 def test_decoding_a_field_counts_as_work_once(name: str, units: int) -> None:
-    """Filters may do a limited number of units of work for each message. Decoding a field takes one unit, or one for
-    each 64 bytes of text. A field is decoded, and counted, only once.
+    """The filters of an AMQP 1.0 consumer may do a limited number of units of work for each message. Decoding a field
+    of the message takes one unit, or one for each 64 bytes of text. A field is decoded, and counted, only once.
     """
     sent = Amqp10Message(properties=_PROPERTIES._replace(subject="s" * 191), body=data_section(b"")).encode()
     message = FilteredMessage(parse(sent))
@@ -364,6 +367,8 @@ def test_the_default_priority_is_4(header: MessageHeader | None) -> None:
 
 
 def test_text_that_is_not_utf_8_can_be_compared() -> None:
-    """A filter can compare text that is not valid UTF-8."""
+    """An SQL filter can compare an application property that is not valid UTF-8: `a = 0xFF` is true for an AMQP 1.0
+    message whose property `a` consists of the byte FF.
+    """
     message = Amqp10Message(application_properties={"a": "\udcff"}, body=data_section(b"")).encode()
     assert compile_sql("a = 0xFF")(FilteredMessage(parse(message)))

@@ -72,9 +72,9 @@ def test_a_published_message_is_copied_with_the_queues_that_got_it(
     routed: list[str],
 ) -> None:  # fmt: skip
     """The firehose copy of a published message has the routing key `publish.` with the name of the exchange. Its
-    headers contain the routing keys and properties of the message, the queues that got it, and who published it. For
-    the default exchange, the routing keys are listed as these queues, whether or not such queues exist. The copy leaves
-    out the header BCC.
+    headers contain the routing keys and properties of the message, the queues that got it, and who published it. For a
+    message to the default exchange, the copy lists each routing key as a queue that got the message, even if no such
+    queue exists. The copy leaves out the header BCC.
     """
     for name, key in (("two", "jobs"), ("one", "jobs"), ("three", "other")):
         vhost.bind(vhost.exchanges["amq.direct"], add_queue(vhost, name), key, {})

@@ -20,8 +20,8 @@ def test_each_version_is_imitated_under_its_name(like: Like) -> None:
 
 
 def test_a_version_that_is_not_imitated_is_refused() -> None:
-    """If the broker is to behave like a version of RabbitMQ that it cannot imitate, the error names the versions that
-    it can imitate.
+    """If the embedded broker is to imitate a version of RabbitMQ that it does not support, such as 3.8, ValueError is
+    raised, and names the versions that the broker can imitate.
     """
     with pytest.raises(ValueError) as refused:  # noqa: PT011 - the text is compared below
         profile("3.8")
@@ -58,7 +58,9 @@ def test_totals_begin_at_zero_for_each_protocol_and_queue_type() -> None:
 
 
 def test_each_count_of_published_messages_is_added_to_the_totals() -> None:
-    """Adding a channel's counts of published messages to the totals adds each of them."""
+    """If the counts of a channel's published messages are added to the broker's totals, each total grows by the
+    channel's count of the same kind.
+    """
     totals = Publishes(1, 2, 3, 4, 5, 6)
     totals.add(Publishes(10, 20, 30, 40, 50, 60))
     assert totals == Publishes(11, 22, 33, 44, 55, 66)

@@ -93,8 +93,8 @@ def test_messages_are_numbered_in_the_order_in_which_they_arrive(ledger: Reading
 
 
 def test_changes_of_memory_are_reported_only_above_a_limit(ledger: Reading) -> None:
-    """The ledger counts the memory that messages take. It reports a change to the broker only if more than
-    `quiet_bytes` are in use after the change.
+    """The broker counts the memory that messages take in its ledger. When this memory has changed, the ledger reports
+    the new amount only if it is more than the limit `quiet_bytes`.
     """
     ledger.quiet_bytes = 2 * MESSAGE
     entries = [entered(ledger) for _ in range(4)]
@@ -118,8 +118,8 @@ def test_definitions_count_towards_the_brokers_memory_use(ledger: Reading) -> No
 
 
 def test_messages_are_paged_out_only_while_memory_is_short(ledger: Reading) -> None:
-    """A stored message is paged out only while messages take more than `roomy_bytes` of memory, by default 32 MiB. A
-    paged-out message takes 40 bytes of memory. After it is read back, it takes as much memory as before.
+    """The broker pages out a stored message only while messages take more than `roomy_bytes` of memory, by default 32
+    MiB. A paged-out message takes 40 bytes of memory. After it is read back, it takes as much memory as before.
     """
     ledger.roomy_bytes = 3 * MESSAGE
     entries = [entered(ledger, row) for row in range(1, 6)]

@@ -369,8 +369,8 @@ def test_a_missing_permission_for_an_amqp_1_0_management_request_ends_the_sessio
     ("DELETE", "/bindings/src=amq.topic;dstq=q;key=k;args="),
 ])  # fmt: skip
 def test_topic_permissions_apply_to_bindings_over_amqp_1_0(client: _Client, request_: tuple[Any10, ...]) -> None:
-    """If a user's topic permissions do not allow a binding key, the broker refuses requests to add, list or delete a
-    binding with this key over AMQP 1.0.
+    """If a user's topic permissions do not allow a binding key, an AMQP 1.0 request to add, list or delete a binding
+    with this key fails with an error that names the exchange and the key.
     """
     client(*_NOT_EMPTY)
     client.broker.users["guest"].topic_permissions["/", "amq.topic"] = TopicPermissions(read="^other$")

@@ -85,8 +85,9 @@ def ended(found: list[Frame]) -> tuple[str, str | None] | None:
 
 
 def test_the_link_for_requests_is_attached_with_credit_for_8_requests(client: MemoryClient10) -> None:
-    """The broker's attach frame for the link on which a client sends management requests has the settle modes `settled`
-    and `first`, the client's properties, and a max-message-size of 16 MiB. The client gets credit for 8 requests.
+    """The broker's attach frame for the link on which an AMQP 1.0 client sends management requests has the settle modes
+    `settled` and `first`, the client's properties, and a max-message-size of 16 MiB. The client gets credit for 8
+    requests.
     """
     answer, flow = attach(client, SENDER, count=5, unsettled={})
     fields = [answer.field(number) for number in range(14)]
@@ -96,8 +97,8 @@ def test_the_link_for_requests_is_attached_with_credit_for_8_requests(client: Me
 
 
 def test_the_link_for_responses_is_attached_as_a_settled_one(client: MemoryClient10) -> None:
-    """The broker's attach frame for the link on which a client receives management responses has the sender settle mode
-    `settled`, even if the client does not ask for this mode. Its initial delivery count is 0.
+    """The broker's attach frame for the link on which an AMQP 1.0 client receives management responses has the sender
+    settle mode `settled`, even if the client does not ask for this mode. Its initial delivery count is 0.
     """
     [answer] = attach(client, RECEIVER, mode=None, count=None, largest=5000)
     fields = [answer.field(number) for number in range(14)]
@@ -105,8 +106,8 @@ def test_the_link_for_responses_is_attached_as_a_settled_one(client: MemoryClien
 
 
 def test_a_publisher_to_the_management_node_must_send_settled_messages(client: MemoryClient10) -> None:
-    """A link for management requests must have the sender settle mode `settled`. With another mode, `/management` is an
-    invalid address.
+    """If an AMQP 1.0 client attaches a link for management requests with a sender settle mode other than `settled`, the
+    broker detaches the link with RabbitMQ's error that `/management` is not a permitted address.
     """
     _, detach = attach(client, SENDER, mode=UNSETTLED)
     assert (detach.code, detach.error) == (
@@ -119,7 +120,9 @@ def test_a_publisher_to_the_management_node_must_send_settled_messages(client: M
 def test_a_link_with_the_management_node_needs_the_property_paired(
     client: MemoryClient10, role: bool, properties: Any
 ) -> None:
-    """The broker refuses a link with the management node unless its property `paired` is true."""
+    """If an AMQP 1.0 client attaches a link with the management node whose property `paired` is not true, the broker
+    detaches the link with invalid-field.
+    """
     _, detach = attach(client, role, properties=properties)
     text = "Link property 'paired' is not set to boolean value 'true'"
     assert (detach.code, detach.error) == (DETACH, ("amqp:invalid-field", text))
@@ -127,9 +130,9 @@ def test_a_link_with_the_management_node_needs_the_property_paired(
 
 @pytest.mark.parametrize("role", [SENDER, RECEIVER])
 def test_a_pair_has_one_link_in_each_direction(client: MemoryClient10, role: bool) -> None:
-    """The broker refuses a second link with the management node that has the same name and direction as another one. A
-    session can have several pairs of such links with different names, and a name can be used again after its link is
-    detached.
+    """If an AMQP 1.0 client attaches a second link with the management node that has the name and direction of another
+    one, the broker detaches the second link with precondition-failed. A session can have several pairs of such links
+    with different names, and a name can be used again after its link is detached.
     """
     attach_pair(client)
     fields = role, SETTLED, None, *ENDS, None, None, UInt32(0), None, None, None, PAIRED
@@ -146,8 +149,8 @@ def test_a_pair_has_one_link_in_each_direction(client: MemoryClient10, role: boo
 def test_only_the_address_of_the_brokers_end_makes_a_link_one_with_the_management_node(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """A link belongs to the management node if the client is the sender and the target is `/management`, or if the
-    client is the receiver and the source is `/management`. The address of the client's own end does not matter.
+    """An AMQP 1.0 link belongs to the management node if the client is the sender and the target is `/management`, or
+    if the client is the receiver and the source is `/management`. The address of the client's own end does not matter.
     """
     for role, source, target in ((SENDER, "me", "/management"), (RECEIVER, "/management", "me")):
         ends = described(SOURCE, source), described(TARGET, target)
@@ -162,7 +165,9 @@ def test_only_the_address_of_the_brokers_end_makes_a_link_one_with_the_managemen
 
 @pytest.mark.parametrize("role", [SENDER, RECEIVER])
 def test_the_handle_of_a_link_with_the_management_node_is_in_use(client: MemoryClient10, role: bool) -> None:
-    """If a client attaches a link with the handle of a link with the management node, the broker ends the session."""
+    """If an AMQP 1.0 client attaches a link with a handle that its link with the management node uses, the broker ends
+    the session with handle-in-use.
+    """
     attach(client, role)
     handle = 3 if role is SENDER else 4
     text = f"handle {handle} is already associated with a link"
@@ -174,9 +179,9 @@ def test_the_handle_of_a_link_with_the_management_node_is_in_use(client: MemoryC
 
 @pytest.mark.parametrize("largest", [None, 0, 5000])
 def test_a_request_is_answered_on_the_link_of_the_same_name(client: MemoryClient10, largest: int | None) -> None:
-    """The broker sends the response to a management request on the client's receiving link with the same name as the
-    link of the request. The response's correlation id is the message id of the request. If the receiving link has a
-    max-message-size of 0, or none, responses may have any size.
+    """The broker sends the response to an AMQP 1.0 management request on the client's receiving link with the same name
+    as the link of the request. The response's correlation id is the message id of the request. If the receiving link
+    has a max-message-size of 0, or none, responses may have any size.
     """
     other = (SETTLED, None, *ENDS, None, None, None, None, None, None, PAIRED)
     client.send(ATTACH, "other", UInt32(0), RECEIVER, *other)
@@ -189,7 +194,9 @@ def test_a_request_is_answered_on_the_link_of_the_same_name(client: MemoryClient
 
 
 def test_the_delivery_ids_of_responses_and_messages_are_consecutive(client: MemoryClient10) -> None:
-    """Management responses and other messages that the broker sends in a session share consecutive delivery ids."""
+    """Management responses and other messages that the broker sends in an AMQP 1.0 session share consecutive delivery
+    ids.
+    """
     attach_pair(client)
     client.attach_receiver("/queues/q", handle=6)
     client.attach_sender("/queues/q", handle=7)
@@ -199,8 +206,8 @@ def test_the_delivery_ids_of_responses_and_messages_are_consecutive(client: Memo
 
 
 def test_credit_for_requests_is_topped_up_when_half_of_it_is_left(client: MemoryClient10) -> None:
-    """A client has credit for 8 management requests. When half of it is used, the broker grants credit for 8 again. A
-    client that sends 10 requests in one write, which is more than its credit, gets all 10 responses.
+    """An AMQP 1.0 client has credit for 8 management requests. When half of it is used, the broker grants credit for 8
+    again. A client that sends 10 requests in one write, which is more than its credit, gets all 10 responses.
     """
     attach_pair(client, count=None)
     granted = [flows(ask(client, number)) for number in range(8)]
@@ -211,8 +218,8 @@ def test_credit_for_requests_is_topped_up_when_half_of_it_is_left(client: Memory
 
 
 def test_the_delivery_count_of_requests_begins_where_the_client_says(client: MemoryClient10) -> None:
-    """The delivery count in the broker's flow frames begins with the initial delivery count of the client's link for
-    management requests. After 4,294,967,295, it continues with 0.
+    """On the link on which an AMQP 1.0 client sends management requests, the delivery count in the broker's flow frames
+    begins with the client's initial delivery count. After 4,294,967,295, it continues with 0.
     """
     attach_pair(client, count=0xFFFFFFFE)
     found = [flows(ask(client, number)) for number in range(4)]
@@ -220,9 +227,9 @@ def test_the_delivery_count_of_requests_begins_where_the_client_says(client: Mem
 
 
 def test_credit_for_responses_is_drained_at_once(client: MemoryClient10) -> None:
-    """If a client drains its link for management responses, the broker answers at once with a credit of 0, because no
-    response is waiting. It answers a flow frame with echo with the credit that is left. It does not answer a flow frame
-    that has neither drain nor echo.
+    """If an AMQP 1.0 client drains its link for management responses, the broker answers at once with a credit of 0,
+    because no response is waiting. It answers a flow frame with echo with the credit that is left. It does not answer a
+    flow frame that has neither drain nor echo.
     """
     attach_pair(client, credit=5)
     ask(client, 0)
@@ -233,8 +240,8 @@ def test_credit_for_responses_is_drained_at_once(client: MemoryClient10) -> None
 
 
 def test_a_response_of_exactly_the_clients_max_message_size_is_sent(client: MemoryClient10) -> None:
-    """A management response of exactly the client's max-message-size is sent. If a response is larger, the broker ends
-    the session.
+    """An AMQP 1.0 management response of exactly the client's max-message-size is sent. If a response is larger, the
+    broker ends the session.
     """
     attach_pair(client)
     size = len(ask(client, 0)[0].payload)
@@ -256,15 +263,17 @@ def test_a_response_of_exactly_the_clients_max_message_size_is_sent(client: Memo
 def test_a_request_that_is_unsettled_or_in_several_transfers_ends_the_session(
     client: MemoryClient10, settled: bool, more: bool
 ) -> None:
-    """A management request must be sent settled, and in one transfer. Otherwise the broker ends the session."""
+    """If an AMQP 1.0 client sends a management request that is unsettled, or that consists of several transfers, the
+    broker ends the session with not-implemented.
+    """
     attach_pair(client)
     text = "management requests must be settled and in one transfer"
     assert ended(ask(client, 0, settled=settled, more=more)) == ("amqp:not-implemented", text)
 
 
 def test_a_request_without_a_link_for_the_response_ends_the_session(client: MemoryClient10) -> None:
-    """If a client sends a management request before it has attached the link for the response, the broker ends the
-    session.
+    """If an AMQP 1.0 client sends a management request before it has attached the link for the response, the broker
+    ends the session.
     """
     attach(client, SENDER)
     text = "received transfer on half open management link pair"
@@ -272,8 +281,8 @@ def test_a_request_without_a_link_for_the_response_ends_the_session(client: Memo
 
 
 def test_a_request_without_credit_for_the_response_ends_the_session(client: MemoryClient10) -> None:
-    """If a client sends a management request, but has granted no credit on its link for responses, the broker ends the
-    session.
+    """If an AMQP 1.0 client sends a management request, but has granted no credit on its link for responses, the broker
+    ends the session.
     """
     attach_pair(client, credit=1)
     assert [each.code for each in ask(client, 0)] == [TRANSFER]
@@ -289,5 +298,5 @@ def test_a_request_that_is_not_a_message_ends_the_session(client: MemoryClient10
 
 
 def test_a_request_on_an_unknown_handle_ends_the_session(client: MemoryClient10) -> None:
-    """If a client sends a transfer on a handle without a link, the broker ends the session."""
+    """If an AMQP 1.0 client sends a transfer on a handle without a link, the broker ends the session."""
     assert ended(ask(client, 0)) == ("amqp:session:unattached-handle", "Unknown link handle: 3")

@@ -36,8 +36,8 @@ VALUE, ITEM, ENTRY = 60, 8, 150
     ids=str,
 )
 def test_a_decoded_value_takes_memory_for_each_of_its_parts(value: Any, size: int) -> None:
-    """Each value in headers or arguments takes memory, and so do the keys of tables and the characters of texts, at any
-    depth.
+    """The broker counts memory for each value in headers or arguments, and for the keys of tables and the characters of
+    texts, at any depth.
     """
     assert footprint.of_value(value) == size
 

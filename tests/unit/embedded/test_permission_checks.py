@@ -78,15 +78,15 @@ def test_with_like_3_10_an_error_does_not_name_the_permission() -> None:
 
 @pytest.mark.parametrize("what", ["configure", "write", "read"])
 def test_a_user_without_permissions_in_a_virtual_host_is_refused_every_access(what: str) -> None:
-    """If a user has no permissions in a virtual host, the broker refuses the user every access to the queues of this
-    virtual host.
+    """If a user has no permissions in a virtual host, the broker refuses each request of the user that needs configure,
+    write or read permission for a queue of this virtual host.
     """
     assert refusal(lambda rights: rights.check(what, "queue", "q"))
 
 
 def test_a_deleted_user_is_refused_every_access() -> None:
-    """After a user is deleted, the broker refuses every access on the connections that the user still has open, even an
-    access that was allowed before.
+    """After a user is deleted, the broker refuses each request that needs a permission on the connections that the user
+    still has open, even if the same request was allowed before.
     """
 
     def ask(rights: Rights) -> None:
@@ -214,9 +214,9 @@ def test_topic_permissions_apply_to_the_routing_keys_in_cc_and_bcc(headers: dict
 def test_a_declaration_needs_permissions_for_the_exchange_it_names(
     kind: str, argument: str, permissions: Permissions, leads_to: Any, exists: bool, missing: tuple[str, str] | None
 ) -> None:
-    """A new queue may name a dead-letter exchange, and a new exchange may name an alternate exchange. To declare it, a
-    user needs configure and read permission for the new queue or exchange, and write permission for the one that it
-    names. If the queue or exchange already exists, configure permission is enough.
+    """To declare a new queue with a dead-letter exchange, or a new exchange with an alternate exchange, a user needs
+    configure and read permission for the new queue or exchange, and write permission for the dead-letter or alternate
+    exchange. If the queue or exchange already exists, configure permission is enough.
     """
 
     def ask(rights: Rights) -> None:

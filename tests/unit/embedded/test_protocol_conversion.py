@@ -247,8 +247,8 @@ def test_arguments_have_the_types_of_amqp_0_9_1_and_back_those_of_amqp_1_0() -> 
 
 @pytest.mark.parametrize("name", ["q", "a/b", "é %", "\udcff", "~-._"])
 def test_a_name_in_an_address_is_percent_encoded(name: str) -> None:
-    """In an address, each character of a name that an address cannot contain is percent-encoded as UTF-8. Decoding
-    returns the same name, and raises an error if the name is not UTF-8.
+    """In an AMQP 1.0 address, each character of a name that an address cannot contain is percent-encoded as UTF-8.
+    Decoding returns the same name, and raises an error if the name is not UTF-8.
     """
     encoded = quoted(name)
     assert re.fullmatch(r"[\w.~%-]+", encoded, re.ASCII)

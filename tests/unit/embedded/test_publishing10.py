@@ -143,8 +143,8 @@ def test_a_message_gets_its_outcome_once_it_is_on_disk(slow: tuple[MemoryClient1
 def test_messages_of_two_groups_that_are_on_disk_get_their_outcomes_together(
     slow: tuple[MemoryClient10, SlowLedger],
 ) -> None:
-    """If two groups of writes are synced to disk before the broker sends the outcomes of the first, the messages of
-    both groups get their outcomes.
+    """The broker writes messages to disk in groups. If two groups are synced to disk before the broker sends an AMQP
+    1.0 publisher the outcomes of the first one, the messages of both groups get their outcomes.
     """
     client, ledger = slow
     client.attach_sender("/queues/q")
@@ -192,8 +192,8 @@ def test_a_publisher_gets_new_link_credit_while_169_messages_are_unsettled(
 
 
 def test_no_link_credit_is_granted_on_a_session_that_has_ended(slow: tuple[MemoryClient10, SlowLedger]) -> None:
-    """If a session ends before its messages are on disk, the broker sends neither outcomes nor link credit for this
-    session later.
+    """If an AMQP 1.0 session ends before its messages are on disk, the broker sends neither outcomes nor link credit
+    for this session later.
     """
     client, ledger = slow
     client.attach_sender("/queues/q")
@@ -288,7 +288,9 @@ def test_an_aborted_message_does_not_use_credit(client: MemoryClient10) -> None:
 
 
 def test_a_transfer_without_a_delivery_id_detaches_the_link(client: MemoryClient10) -> None:
-    """If the first transfer of a message has no delivery id, the broker detaches the link with invalid-field."""
+    """If the first transfer of an AMQP 1.0 message lacks a delivery id, the broker detaches the link with
+    invalid-field.
+    """
     client.attach_sender("/queues/q")
     assert error_of(client.publish(None)) == (
         DETACH,
@@ -317,8 +319,8 @@ DIFFERS = (
 def test_a_transfer_that_contradicts_the_first_one_of_its_message_detaches_the_link(
     client: MemoryClient10, first: tuple[int, bool | None], second: tuple[int, bool | None], text: str
 ) -> None:
-    """If a later transfer of a message has another delivery id or settled flag than the first one, the broker detaches
-    the link with RabbitMQ's error text, and frees the memory of the message.
+    """If a later transfer of an AMQP 1.0 message has another delivery id or settled flag than the first one, the broker
+    detaches the link with RabbitMQ's error text, and frees the memory of the message.
     """
     before = client.connection.held_bytes
     client.attach_sender("/queues/q")
@@ -338,8 +340,8 @@ def test_a_transfer_that_contradicts_the_first_one_of_its_message_detaches_the_l
 def test_a_settled_flag_that_contradicts_the_settle_mode_of_the_link_detaches_the_link(
     client: MemoryClient10, broker: Broker, mode: UInt8, settled: bool | None, text: str
 ) -> None:
-    """If the settled flag of a message contradicts the snd-settle-mode of its link, the broker detaches the link with
-    RabbitMQ's error text, and does not publish the message.
+    """If the settled flag of an AMQP 1.0 message contradicts the snd-settle-mode of its link, the broker detaches the
+    link with invalid-field and RabbitMQ's error text, and does not publish the message.
     """
     client.attach_sender("/queues/q", mode=mode)
     assert error_of(client.publish(0, settled=settled)) == (DETACH, "amqp:invalid-field", text)
@@ -350,8 +352,8 @@ def test_a_settled_flag_that_contradicts_the_settle_mode_of_the_link_detaches_th
 def test_a_message_is_published_if_the_settle_mode_of_the_link_allows_its_settled_flag(
     client: MemoryClient10, broker: Broker, mode: UInt8 | None, settled: bool
 ) -> None:
-    """A message is published if the snd-settle-mode of its link allows its settled flag. A link in mode `mixed`, or
-    without a mode, allows settled and unsettled messages.
+    """An AMQP 1.0 message is published if the snd-settle-mode of its link allows its settled flag. A link in mode
+    `mixed`, or without a mode, allows settled and unsettled messages.
     """
     client.attach_sender("/queues/q", mode=mode)
     assert outcomes(client.publish(0, settled=settled)) == ([] if settled else [(0, None, ACCEPT)])
@@ -359,8 +361,8 @@ def test_a_message_is_published_if_the_settle_mode_of_the_link_allows_its_settle
 
 
 def test_an_unsettled_message_with_the_receiver_settle_mode_second_detaches_the_link(client: MemoryClient10) -> None:
-    """If an unsettled message asks for the rcv-settle-mode `second`, the broker detaches the link with not-implemented.
-    For a settled message, the broker ignores the mode.
+    """If an AMQP 1.0 client publishes an unsettled message with the rcv-settle-mode `second`, the broker detaches the
+    link with not-implemented. For a settled message, the broker ignores the mode.
     """
     client.attach_sender("/queues/q")
     assert client.publish(0, settled=True, rest=(UInt8(1),)) == []
@@ -373,8 +375,8 @@ def test_an_unsettled_message_with_the_receiver_settle_mode_second_detaches_the_
 def test_a_message_larger_than_the_maximum_message_size_ends_the_session(
     loop: asyncio.AbstractEventLoop, parts: int
 ) -> None:
-    """The broker accepts a message of exactly the maximum message size. A message that is one byte larger, in one
-    transfer or in several, ends the session with message-size-exceeded, and its memory is freed.
+    """The broker accepts an AMQP 1.0 message of exactly the maximum message size. A message that is one byte larger, in
+    one transfer or in several, ends the session with message-size-exceeded, and its memory is freed.
     """
     broker = broker_with(loop, PROFILES[Like.V4_3]._replace(largest_message=100))
     client = MemoryClient10(loop, broker)
@@ -398,8 +400,8 @@ def test_a_message_larger_than_the_maximum_message_size_ends_the_session(
 
 
 def test_a_malformed_message_detaches_the_link_and_is_not_counted(client: MemoryClient10, broker: Broker) -> None:
-    """If a message has no body section, the broker detaches the link with decode-error and RabbitMQ's error text. The
-    message does not count as published.
+    """If an AMQP 1.0 message has no body section, the broker detaches the link with decode-error and RabbitMQ's error
+    text. The message does not count as published.
     """
     client.attach_sender("/queues/q")
     text = "failed to parse message: missing_amqp_message_body"
@@ -463,8 +465,9 @@ def test_a_settled_message_gets_no_outcome(client: MemoryClient10, *, settled: b
 def test_a_message_for_a_full_queue_is_rejected_with_the_name_of_the_queue(
     client: MemoryClient10, broker: Broker, address: str | None, to: str | None
 ) -> None:
-    """If a message is rejected because a queue is full, the outcome `rejected` contains the name of the queue and the
-    reason `maxlen`. It does not matter whether the link's target or the message's property `to` names the queue.
+    """If an AMQP 1.0 message is rejected because a queue is full, the outcome `rejected` contains the name of the queue
+    and the reason `maxlen`. It does not matter whether the link's target or the message's property `to` names the
+    queue.
     """
     broker.vhosts["/"].add_queue(QueueDeclaration("full", {"x-max-length": 0, "x-overflow": "reject-publish"}))
     client.attach_sender(address)
@@ -482,8 +485,8 @@ def test_a_message_for_a_full_queue_is_rejected_with_the_name_of_the_queue(
 def test_the_outcome_rejected_names_the_routing_key_if_the_target_is_an_exchange(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """If a message is published to an exchange and a full queue rejects it, the outcome `rejected` names the routing
-    key instead of the queue.
+    """If an AMQP 1.0 message is published to an exchange and a full queue rejects it, the outcome `rejected` names the
+    routing key instead of the queue.
     """
     vhost = broker.vhosts["/"]
     full = vhost.add_queue(QueueDeclaration("full", {"x-max-length": 0, "x-overflow": "reject-publish"}))
@@ -496,9 +499,9 @@ def test_the_outcome_rejected_names_the_routing_key_if_the_target_is_an_exchange
 def test_a_link_without_a_target_stays_attached_if_a_message_is_rejected(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """On a link without a target, the broker rejects a message whose `to` is missing, is not a valid address, or names
-    an exchange that does not exist. The rejected message uses link credit. The link stays attached, and later messages
-    are published.
+    """On an AMQP 1.0 link without a target, the broker rejects a message whose `to` is missing, is not a valid address,
+    or names an exchange that does not exist. The rejected message uses link credit. The link stays attached, and later
+    messages are published.
     """
     client.attach_sender(None)
     refused = {
@@ -519,8 +522,8 @@ def test_a_link_without_a_target_stays_attached_if_a_message_is_rejected(
 
 @pytest.mark.parametrize("settled", [False, True])
 def test_a_settled_message_with_an_invalid_address_detaches_the_link(client: MemoryClient10, *, settled: bool) -> None:
-    """On a link without a target, an unsettled message with an invalid address is rejected. A settled message cannot be
-    rejected, so the broker detaches the link, with an error that contains the message's delivery tag.
+    """On an AMQP 1.0 link without a target, an unsettled message with an invalid address is rejected. A settled message
+    cannot be rejected, so the broker detaches the link, with an error that contains the message's delivery tag.
     """
     client.attach_sender(None)
     found = client.publish(5, message(to="/what"), settled=settled)
@@ -534,8 +537,8 @@ def test_a_settled_message_with_an_invalid_address_detaches_the_link(client: Mem
 
 
 def test_the_error_about_a_settled_message_without_a_delivery_tag_contains_an_empty_tag(client: MemoryClient10) -> None:
-    """If the broker cannot publish a settled message, it detaches the link with an error that contains the message's
-    delivery tag. If the message has none, the error contains an empty delivery tag.
+    """If the broker cannot publish a settled AMQP 1.0 message, it detaches the link with an error that contains the
+    message's delivery tag. If the message has none, the error contains an empty delivery tag.
     """
     client.attach_sender(None)
     found = client.send(TRANSFER, UInt32(0), UInt32(1), None, UInt32(0), True, payload=message(to="/what"))
@@ -547,8 +550,8 @@ def test_the_error_about_a_settled_message_without_a_delivery_tag_contains_an_em
 def test_a_message_for_a_deleted_exchange_is_released_and_detaches_the_link(
     loop: asyncio.AbstractEventLoop, like: Like, *, settled: bool
 ) -> None:
-    """If a publisher sends a message on a link whose exchange has been deleted, the broker detaches the link with
-    not-found. If the message is unsettled, its outcome is `released`.
+    """If an AMQP 1.0 publisher sends a message on a link whose exchange has been deleted, the broker detaches the link
+    with not-found. If the message is unsettled, its outcome is `released`.
     """
     broker = broker_like(loop, like)
     broker.vhosts["/"].add_exchange(BrokerExchange("x", "fanout"))
@@ -597,8 +600,8 @@ def cc(*keys: Any, to: str | None = None) -> bytes:
 def test_permissions_are_checked_for_each_message_on_a_link_without_a_target(
     ann: MemoryClient10, to: str, text: str
 ) -> None:
-    """On a link without a target, each message can be for another exchange. If the user has no permission to publish a
-    message, the broker ends the session with unauthorized-access, whether the exchange exists or not.
+    """On an AMQP 1.0 link without a target, each message can be for another exchange. If the user has no permission to
+    publish a message, the broker ends the session with unauthorized-access, whether the exchange exists or not.
     """
     ann.attach_sender(None)
     assert outcomes(ann.publish(0, message(to="/exchanges/amq.topic/ann.1"))) == [(0, None, RELEASE)]
@@ -607,7 +610,7 @@ def test_permissions_are_checked_for_each_message_on_a_link_without_a_target(
 
 def test_topic_permissions_apply_to_the_routing_keys_in_x_cc(ann: MemoryClient10) -> None:
     """If a routing key in the annotation x-cc of an AMQP 1.0 message does not match the topic permissions of the
-    publisher, the broker refuses the message.
+    publisher, the broker ends the session with unauthorized-access.
     """
     ann.attach_sender("/exchanges/amq.topic/ann.1")
     assert outcomes(ann.publish(0, cc("ann.2"))) == [(0, None, RELEASE)]
@@ -616,7 +619,9 @@ def test_topic_permissions_apply_to_the_routing_keys_in_x_cc(ann: MemoryClient10
 
 
 def test_a_message_to_an_internal_exchange_detaches_the_link(client: MemoryClient10, broker: Broker) -> None:
-    """If a message is published to an internal exchange, the broker detaches the link with unauthorized-access."""
+    """If an AMQP 1.0 client publishes a message to an internal exchange, the broker detaches the link with
+    unauthorized-access.
+    """
     broker.vhosts["/"].add_exchange(BrokerExchange("inner", "fanout", internal=True))
     client.attach_sender(None)
     text = "forbidden to publish to internal exchange 'inner' in vhost '/'"
@@ -625,8 +630,8 @@ def test_a_message_to_an_internal_exchange_detaches_the_link(client: MemoryClien
 
 
 def test_a_message_whose_x_cc_is_not_a_list_of_strings_is_rejected(client: MemoryClient10, broker: Broker) -> None:
-    """If the annotation x-cc of a message on a link without a target is not a list of strings, the broker rejects the
-    message with invalid-field, and adds it to no queue.
+    """If the annotation x-cc of an AMQP 1.0 message on a link without a target is not a list of strings, the broker
+    rejects the message with invalid-field, and adds it to no queue.
     """
     client.attach_sender(None)
     [(_, _, state)] = outcomes(client.publish(0, cc(Symbol("q"), to="/queues/q")))
@@ -641,8 +646,8 @@ def test_a_message_whose_x_cc_is_not_a_list_of_strings_is_rejected(client: Memor
 def test_the_user_id_of_a_message_must_be_that_of_its_publisher(
     client: MemoryClient10, broker: Broker, user_id: bytes | None, tags: list[str], accepted: bool
 ) -> None:
-    """If the user-id of an AMQP 1.0 message is not the name of the publisher's user, the broker detaches the link. A
-    user with the tag `impersonator` may set any user-id.
+    """If the user-id of an AMQP 1.0 message is not the name of the publisher's user, the broker detaches the link with
+    unauthorized-access. A user with the tag `impersonator` may set any user-id.
     """
     broker.users["guest"].tags[:] = tags
     client.attach_sender("/queues/q")
@@ -661,9 +666,9 @@ def test_the_user_id_of_a_message_must_be_that_of_its_publisher(
 def test_deleting_a_queue_detaches_only_the_links_that_still_publish_to_it(
     client: MemoryClient10, broker: Broker, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """When a queue is deleted, the broker detaches each link that publishes to it, with the error resource-deleted. If
-    the client has already detached such a link and reused its handle for a link to another queue, the new link stays
-    attached.
+    """When a queue is deleted, the broker detaches each AMQP 1.0 link that publishes to it, with the error
+    resource-deleted. If the client has already detached such a link and reused its handle for a link to another queue,
+    the new link stays attached.
     """
     vhost = broker.vhosts["/"]
     vhost.add_queue(QueueDeclaration("other", {}))
@@ -689,8 +694,8 @@ class ReplyChannel:
 
 
 def test_a_direct_reply_is_delivered_to_the_channel_that_waits_for_it(client: MemoryClient10, broker: Broker) -> None:
-    """A message to a direct reply-to address is accepted, and delivered to the requester's channel without a queue. If
-    the requester is gone, the message is released.
+    """If an AMQP 1.0 client publishes a message to a direct reply-to address, the broker accepts the message, and
+    delivers it to the requester's channel without a queue. If the requester is gone, the outcome is `released`.
     """
     asking = broker.reply_consumers["token"] = ReplyChannel()
     client.attach_sender(None)
@@ -703,8 +708,8 @@ def test_a_direct_reply_is_delivered_to_the_channel_that_waits_for_it(client: Me
 
 
 def test_only_the_default_exchange_delivers_direct_replies(client: MemoryClient10, broker: Broker) -> None:
-    """Only the default exchange delivers a message to a direct reply-to address. If a message with such an address as
-    its routing key is published to another exchange, that exchange routes it by its bindings.
+    """Only the default exchange delivers an AMQP 1.0 message to a direct reply-to address. If a message with such an
+    address as its routing key is published to another exchange, that exchange routes it by its bindings.
     """
     vhost, key = broker.vhosts["/"], f"{DIRECT_REPLY_TO}.token"
     asking = broker.reply_consumers["token"] = ReplyChannel()
@@ -795,8 +800,8 @@ class RejectingHooks:
 def test_a_fault_that_rejects_messages_also_applies_to_amqp_1_0_publishers(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """If a fault makes the embedded broker reject messages, a message of an AMQP 1.0 publisher gets the outcome
-    `rejected`, and is added to no queue.
+    """If an injected fault makes the embedded broker reject messages, a message of an AMQP 1.0 publisher gets the
+    outcome `rejected`, and is added to no queue.
     """
     hooks: Any = RejectingHooks()
     broker.hooks = hooks

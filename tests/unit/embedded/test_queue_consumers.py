@@ -113,9 +113,9 @@ def test_only_the_oldest_consumer_gets_messages_from_a_queue_with_a_single_activ
 
 
 def test_a_consumer_that_becomes_the_active_one_is_informed_even_if_no_message_is_ready(vhost: VirtualHost) -> None:
-    """When a consumer becomes the single active consumer of a queue, the queue informs it immediately, even if no
-    message is ready, so that the consumer can inform its client. If no consumer is left, or the queue has no single
-    active consumer, no consumer is informed.
+    """When a consumer becomes the single active consumer of a queue because an earlier one was cancelled, the queue
+    informs it immediately, even if no message is ready, so that the consumer can inform its client. If no consumer is
+    left, or the queue has no single active consumer, the queue informs none.
     """
     for is_single, asked in ((True, 1), (False, 0)):
         queue = add_queue(vhost, f"q{is_single}", x_single_active_consumer=is_single)
@@ -129,8 +129,8 @@ def test_a_consumer_that_becomes_the_active_one_is_informed_even_if_no_message_i
 
 
 def test_all_consumers_may_get_messages_without_single_active_consumer(vhost: VirtualHost) -> None:
-    """Without x-single-active-consumer, all consumers of a queue are active, and the queue has no single active
-    consumer.
+    """If a queue is declared without x-single-active-consumer, all its consumers count as active, and none is its
+    single active consumer.
     """
     queue = add_queue(vhost)
     consumers = [FakeConsumer(queue=queue), FakeConsumer(queue=queue)]

@@ -81,9 +81,9 @@ def test_a_receiver_gets_no_message_before_it_grants_credit(client: MemoryClient
 def test_credit_counts_from_the_delivery_count_that_the_receiver_has_seen(
     client: MemoryClient10, q: BrokerQueue, count: int | None, credit: int | None, left: int
 ) -> None:
-    """The link credit in a receiver's flow frame counts from the delivery count in this frame, or from 0 if the frame
-    contains none. Messages that the broker has sent since that delivery count use up credit. A flow frame without
-    link-credit withdraws the credit.
+    """The link credit in an AMQP 1.0 receiver's flow frame counts from the delivery count in this frame, or from 0 if
+    the frame contains none. Messages that the broker has sent since that delivery count use up credit. A flow frame
+    without link-credit withdraws the credit.
     """
     fill(q, b"1", b"2")
     client.attach_receiver("/queues/q", handle=4)
@@ -95,8 +95,8 @@ def test_credit_counts_from_the_delivery_count_that_the_receiver_has_seen(
 def test_the_answer_to_a_flow_frame_with_echo_contains_credit_and_available_messages(
     client: MemoryClient10, q: BrokerQueue
 ) -> None:
-    """The broker's answer to a flow frame with echo contains the link's delivery count, its remaining credit and the
-    number of ready messages. A flow frame without echo gets no answer.
+    """If an AMQP 1.0 receiver sends a flow frame with echo, the broker's answer contains the link's delivery count, its
+    remaining credit and the number of ready messages. A flow frame without echo gets no answer.
     """
     fill(q, b"1", b"2", b"3")
     client.attach_receiver("/queues/q")
@@ -106,8 +106,8 @@ def test_the_answer_to_a_flow_frame_with_echo_contains_credit_and_available_mess
 
 
 def test_flow_frames_sent_together_with_attach_take_effect_in_order(client: MemoryClient10, q: BrokerQueue) -> None:
-    """If a receiver sends attach and flow frames in one write, the broker answers the attach frame first, and then
-    applies the flow frames in order.
+    """If an AMQP 1.0 receiver sends attach and flow frames in one write, the broker answers the attach frame first, and
+    then applies the flow frames in order.
     """
     fill(q, b"1", b"2", b"3")
     ends = described(0x28, "/queues/q"), described(0x29)
@@ -139,8 +139,9 @@ def test_credit_of_a_link_that_is_detached_in_the_same_write_has_no_effect(
 def test_a_drain_sends_the_ready_messages_and_uses_up_the_remaining_credit(
     client: MemoryClient10, q: BrokerQueue
 ) -> None:
-    """After a flow frame with drain, the broker sends the ready messages, advances the delivery count by the remaining
-    credit, and answers with a credit of 0. The drain flag is not set in later flow frames of the broker.
+    """If an AMQP 1.0 receiver sends a flow frame with drain, the broker sends the ready messages, advances the delivery
+    count by the remaining credit, and answers with a credit of 0. The drain flag is not set in later flow frames of the
+    broker.
     """
     fill(q, b"1", b"2")
     client.attach_receiver("/queues/q")
@@ -152,8 +153,8 @@ def test_a_drain_sends_the_ready_messages_and_uses_up_the_remaining_credit(
 def test_the_answer_to_a_drain_contains_the_number_of_messages_left_in_the_queue(
     client: MemoryClient10, q: BrokerQueue
 ) -> None:
-    """If a queue contains more messages than the drained credit, the broker's answer to the drain contains the number
-    of messages left in the queue.
+    """If an AMQP 1.0 receiver drains its link, and the queue contains more messages than the drained credit, the
+    broker's answer contains the number of messages left in the queue.
     """
     fill(q, b"1", b"2", b"3")
     client.attach_receiver("/queues/q")
@@ -188,8 +189,9 @@ def test_a_drain_completes_only_after_a_slow_receiver_has_got_the_waiting_messag
 def test_a_drain_completes_only_after_the_clients_incoming_window_opens(
     client: MemoryClient10, q: BrokerQueue, *, waiting: bool
 ) -> None:
-    """While the client's incoming window is closed, a drain completes at once if the queue is empty. If the queue
-    contains messages, the broker sends them and completes the drain once the client opens the window.
+    """While an AMQP 1.0 client's incoming window is closed, the drain of a link completes at once if the queue is
+    empty. If the queue contains messages, the broker sends them and completes the drain once the client opens the
+    window.
     """
     if waiting:
         fill(q, b"1")
@@ -206,8 +208,8 @@ def test_a_drain_completes_only_after_the_clients_incoming_window_opens(
 def test_a_drain_completes_only_after_the_last_transfer_of_a_large_message(
     loop: asyncio.AbstractEventLoop, broker: Broker, q: BrokerQueue
 ) -> None:
-    """If the client's incoming window closes in the middle of a large message, a drain completes only after the rest of
-    the message has been sent.
+    """If an AMQP 1.0 client's incoming window closes in the middle of a large message, the drain of the link completes
+    only after the rest of the message has been sent.
     """
     client = MemoryClient10(loop, broker)
     client.connection.frame_max = 512
@@ -226,9 +228,9 @@ def test_a_drain_completes_only_after_the_last_transfer_of_a_large_message(
 def test_a_drain_waits_for_messages_that_are_being_requeued(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, monkeypatch: pytest.MonkeyPatch, *, detaches: bool
 ) -> None:
-    """A client detaches a link with many unsettled messages, which the broker requeues in several turns of its event
-    loop. A drain of another link to the same queue completes only after that link has got the requeued messages. If the
-    client detaches that link earlier, the drain is not answered.
+    """An AMQP 1.0 client detaches a link with many unsettled messages, which the broker requeues in several turns of
+    its event loop. A drain of another link to the same queue completes only after that link has got the requeued
+    messages. If the client detaches that link earlier, the drain is not answered.
     """
     fill(q, *[b"%d" % number for number in range(100)])
     client.attach_receiver("/queues/q")
@@ -251,8 +253,8 @@ def test_a_drain_waits_for_messages_that_are_being_requeued(
 def test_a_drain_whose_credit_is_used_up_completes_although_the_window_is_closed(
     client: MemoryClient10, q: BrokerQueue
 ) -> None:
-    """If a message uses up both the drained credit and the client's incoming window, the drain completes at once,
-    without waiting for the window to open.
+    """If a message uses up both the drained credit of an AMQP 1.0 link and the client's incoming window, the drain
+    completes at once, without waiting for the window to open.
     """
     fill(q, b"1", b"2")
     client.attach_receiver("/queues/q")
@@ -263,8 +265,8 @@ def test_a_drain_whose_credit_is_used_up_completes_although_the_window_is_closed
 def test_the_drain_of_a_stream_completes_once_all_messages_have_been_sent(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """The drain of a link to a stream completes once the receiver has got all messages in the stream. The answer says
-    that 0 messages are available, since a stream does not count available messages.
+    """The drain of an AMQP 1.0 link to a stream completes once the receiver has got all messages in the stream. The
+    answer says that 0 messages are available, since a stream does not count available messages.
     """
     stream_with(broker, b"1", b"2", b"3")
     client.attach_receiver("/queues/s", *FIRST)
@@ -275,8 +277,8 @@ def test_the_drain_of_a_stream_completes_once_all_messages_have_been_sent(
 def test_the_answer_to_a_drain_of_a_stream_always_says_that_no_messages_are_available(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """In the answer to the drain of a stream, the number of available messages is always 0, even if the stream contains
-    more messages than the drained credit.
+    """If an AMQP 1.0 receiver drains its link to a stream, the number of available messages in the broker's answer is
+    always 0, even if the stream contains more messages than the drained credit.
     """
     stream_with(broker, b"1", b"2", b"3")
     client.attach_receiver("/queues/s", *FIRST)
@@ -290,8 +292,8 @@ def test_the_answer_to_a_drain_of_a_stream_always_says_that_no_messages_are_avai
 def test_deliveries_have_successive_ids_on_a_session_and_successive_tags_on_a_link(
     client: MemoryClient10, q: BrokerQueue, broker: Broker
 ) -> None:
-    """The broker numbers the deliveries of a session with successive delivery ids, and the deliveries of each link with
-    successive delivery tags.
+    """The broker numbers the deliveries of an AMQP 1.0 session with successive delivery ids, and the deliveries of each
+    link with successive delivery tags.
     """
     fill(q, b"1", b"2")
     fill(add(broker, "other"), b"3")
@@ -326,8 +328,8 @@ def test_deliveries_are_counted_by_queue_type(client: MemoryClient10, broker: Br
 def test_a_redelivered_message_has_first_acquirer_false_and_counts_its_deliveries(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """In a redelivered message, first-acquirer is false. If it comes from a quorum queue, its delivery-count is the
-    number of failed deliveries, and it has the annotation x-acquired-count.
+    """In a message that is redelivered over AMQP 1.0, first-acquirer is false. If the message comes from a quorum
+    queue, its delivery-count is the number of failed deliveries, and it has the annotation x-acquired-count.
     """
     queue = add(broker, "qq", x_queue_type="quorum")
     fill(queue, b"1")
@@ -343,8 +345,8 @@ def test_a_redelivered_message_has_first_acquirer_false_and_counts_its_deliverie
 
 
 def test_a_message_from_a_stream_is_annotated_with_its_offset(client: MemoryClient10, broker: Broker) -> None:
-    """A message from a stream has its offset in the annotation x-stream-offset. The message stays in the stream, so the
-    broker does not keep its body in memory while the delivery is unsettled.
+    """A message that the broker delivers from a stream over AMQP 1.0 has its offset in the annotation x-stream-offset.
+    The message stays in the stream, so the broker does not keep its body in memory while the delivery is unsettled.
     """
     stream_with(broker, b"1", b"2")
     client.attach_receiver("/queues/s", *FIRST)
@@ -356,8 +358,8 @@ def test_a_message_from_a_stream_is_annotated_with_its_offset(client: MemoryClie
 def test_an_unsettled_message_of_a_queue_is_requeued_when_the_link_is_detached(
     client: MemoryClient10, q: BrokerQueue
 ) -> None:
-    """When a receiver detaches its link, the broker requeues the link's unsettled messages, marked as redelivered, and
-    removes the link's consumer from the queue.
+    """When an AMQP 1.0 receiver detaches its link, the broker requeues the link's unsettled messages, marked as
+    redelivered, and removes the link's consumer from the queue.
     """
     fill(q, b"1")
     client.attach_receiver("/queues/q")
@@ -374,7 +376,7 @@ def test_an_unsettled_message_of_a_queue_is_requeued_when_the_link_is_detached(
 def test_a_message_larger_than_the_receivers_max_message_size_ends_the_session(
     client: MemoryClient10, q: BrokerQueue, limit: str
 ) -> None:
-    """A message of exactly the receiver's max-message-size is delivered. If a message is larger, the broker ends the
+    """An AMQP 1.0 receiver gets a message of exactly its max-message-size. If a message is larger, the broker ends the
     session with message-size-exceeded and requeues the message. A max-message-size of 0, or none, means no limit.
     """
     fill(q, b"x" * 100)
@@ -400,8 +402,8 @@ def test_a_message_larger_than_the_receivers_max_message_size_ends_the_session(
 
 
 def test_a_receiver_is_paused_while_it_reads_too_slowly(client: MemoryClient10, q: BrokerQueue) -> None:
-    """While a client does not read what the broker has sent, the broker holds back the messages of the client's
-    receivers. The broker sends these messages once the client reads again.
+    """While an AMQP 1.0 client does not read what the broker has sent, the broker holds back the messages of the
+    client's receivers. The broker sends these messages once the client reads again.
     """
     fill(q, b"1")
     client.attach_receiver("/queues/q")
@@ -414,8 +416,8 @@ def test_a_receiver_is_paused_while_it_reads_too_slowly(client: MemoryClient10, 
 def test_a_receiver_is_paused_while_the_clients_incoming_window_is_closed(
     client: MemoryClient10, q: BrokerQueue
 ) -> None:
-    """While a client's incoming window is closed, the broker holds back the messages of the session's receivers. The
-    broker sends these messages once the client opens the window.
+    """While an AMQP 1.0 client's incoming window is closed, the broker holds back the messages of the session's
+    receivers. The broker sends these messages once the client opens the window.
     """
     fill(q, b"1")
     client.attach_receiver("/queues/q")
@@ -444,8 +446,8 @@ def test_the_tag_of_an_amqp_1_0_consumer_is_the_handle_of_its_link(client: Memor
 
 
 def test_a_temporary_queue_is_deleted_with_its_link(client: MemoryClient10, broker: Broker) -> None:
-    """If attaching a link has created a temporary queue, this queue is deleted when the client detaches the link. Any
-    other queue is not deleted when a link to it is detached.
+    """If attaching an AMQP 1.0 link has created a temporary queue, this queue is deleted when the client detaches the
+    link. Any other queue is not deleted when a link to it is detached.
     """
     client.attach_receiver("/queues/q", handle=1)
     source = (None, None, None, True, None, None, None, None, None, Symbol("temporary-queue"))
@@ -462,8 +464,8 @@ def test_a_temporary_queue_is_deleted_with_its_link(client: MemoryClient10, brok
 def test_deleting_a_queue_detaches_its_receivers(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """When a queue is deleted, the broker detaches the links of its receivers with resource-deleted. It sends no detach
-    frame for a link that the client has already detached.
+    """When a queue is deleted, the broker detaches the links of its AMQP 1.0 receivers with resource-deleted. It sends
+    no detach frame for a link that the client has already detached.
     """
     client.attach_receiver("/queues/q", handle=2)
     client.attach_receiver("/queues/q", handle=3)
@@ -478,8 +480,9 @@ def test_deleting_a_queue_detaches_its_receivers(
 def test_a_link_that_was_detached_is_not_detached_again_when_its_queue_is_deleted(
     client: MemoryClient10, q: BrokerQueue, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """While a queue is being deleted, its receiver's client may detach the link before the broker does. The broker then
-    sends no detach frame for this link, even if the client has attached a new link with the same handle.
+    """While a queue is being deleted, the client of an AMQP 1.0 receiver may detach its link before the broker does.
+    The broker then sends no detach frame for this link, even if the client has attached a new link with the same
+    handle.
     """
     client.attach_receiver("/queues/q")
     [link] = q.consumers
@@ -613,8 +616,8 @@ def fill_with_subjects(stream: BrokerQueue, *subjects: str) -> None:
 def test_a_receiver_with_an_sql_filter_gets_only_the_messages_that_match(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """A receiver of a stream with an SQL filter gets only the messages that match the filter. The broker's answer to
-    attach contains the filters in effect.
+    """An AMQP 1.0 receiver of a stream with an SQL filter gets only the messages that match the filter. The broker's
+    answer to attach contains the filters in effect.
     """
     stream = stream_with(broker)
     fill_with_subjects(stream, "x", "y", "x")
@@ -627,7 +630,7 @@ def test_a_receiver_with_an_sql_filter_gets_only_the_messages_that_match(
 
 
 def test_filters_that_take_too_long_detach_the_link(client: MemoryClient10, broker: Broker) -> None:
-    """If evaluating the filters of a link takes too long for one message, the broker detaches the link with
+    """If evaluating the filters of an AMQP 1.0 link takes too long for one message, the broker detaches the link with
     resource-limit-exceeded, and sends neither this message nor later messages over it.
     """
     stream = stream_with(broker)
@@ -654,8 +657,8 @@ def news(active: bool) -> dict[str, bool]:
 
 
 def test_a_receiver_of_a_quorum_queue_is_told_whether_it_is_active(client: MemoryClient10, sac: BrokerQueue) -> None:
-    """When a receiver of a quorum queue with a single active consumer first grants credit, the broker tells the
-    receiver whether it is the active one. Afterwards, the broker tells the receiver only when it becomes the active
+    """When an AMQP 1.0 receiver of a quorum queue with a single active consumer first grants credit, the broker tells
+    the receiver whether it is the active one. Afterwards, the broker tells the receiver only when it becomes the active
     one.
     """
     fill(sac, b"1")
@@ -673,8 +676,8 @@ def test_a_receiver_of_a_quorum_queue_is_told_whether_it_is_active(client: Memor
 
 
 def test_the_answer_to_a_drain_tells_whether_the_receiver_is_active(client: MemoryClient10, sac: BrokerQueue) -> None:
-    """If a receiver of a quorum queue with a single active consumer drains its first credit, the answer to the drain
-    says whether the receiver is the active one.
+    """If an AMQP 1.0 receiver of a quorum queue with a single active consumer drains its first credit, the answer to
+    the drain says whether the receiver is the active one.
     """
     client.attach_receiver("/queues/sac")
     client.attach_receiver("/queues/sac", handle=1)
@@ -686,8 +689,8 @@ def test_the_answer_to_a_drain_tells_whether_the_receiver_is_active(client: Memo
 def test_receivers_of_a_quorum_queue_without_a_single_active_consumer_are_all_active(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """If a quorum queue has no single active consumer, the broker tells each of its receivers that the receiver is
-    active.
+    """If a quorum queue has no single active consumer, the broker tells each AMQP 1.0 receiver of the queue that the
+    receiver is active.
     """
     add(broker, "qq", x_queue_type="quorum")
     client.attach_receiver("/queues/qq")
@@ -698,8 +701,8 @@ def test_receivers_of_a_quorum_queue_without_a_single_active_consumer_are_all_ac
 def test_receivers_of_classic_queues_or_before_4_3_are_not_told_whether_they_are_active(
     loop: asyncio.AbstractEventLoop, like: Like, kind: str
 ) -> None:
-    """The broker does not tell receivers of a classic queue whether they are active. If it imitates a version of
-    RabbitMQ before 4.3, the same is true of quorum queues.
+    """The broker does not tell AMQP 1.0 receivers of a classic queue whether they are active. If it imitates a version
+    of RabbitMQ before 4.3, the same is true of receivers of a quorum queue.
     """
     broker = broker_with(loop, PROFILES[like])
     add(broker, "sac", x_queue_type=kind, x_single_active_consumer=True)
@@ -711,8 +714,8 @@ def test_receivers_of_classic_queues_or_before_4_3_are_not_told_whether_they_are
 def test_no_receiver_of_a_session_that_ends_is_told_that_it_becomes_active(
     client: MemoryClient10, sac: BrokerQueue
 ) -> None:
-    """A session has two receivers of a queue with a single active consumer. If the client ends the session, the broker
-    does not tell the second receiver that it has become active.
+    """An AMQP 1.0 session has two receivers of a queue with a single active consumer. If the client ends the session,
+    the broker does not tell the second receiver that it has become active.
     """
     for handle in range(2):
         client.attach_receiver("/queues/sac", handle=handle)
@@ -755,8 +758,8 @@ def reply(broker: Broker, key: str, body: bytes) -> None:
 def test_direct_replies_are_sent_settled_while_the_requester_has_credit(
     client: MemoryClient10, broker: Broker, replies: str
 ) -> None:
-    """The broker sends direct replies settled while the requester's link has credit. The broker drops a direct reply if
-    the link has no credit.
+    """The broker sends direct replies to an AMQP 1.0 requester settled while the requester's link has credit. It drops
+    a direct reply if the link has no credit.
     """
     reply(broker, replies, b"early")
     assert client.received() == []
@@ -771,7 +774,9 @@ def test_direct_replies_are_sent_settled_while_the_requester_has_credit(
 
 
 def test_a_requester_that_reads_slowly_gets_no_replies(client: MemoryClient10, broker: Broker, replies: str) -> None:
-    """The broker drops a direct reply if more than 16 MiB of the broker's output to the requester are still unread."""
+    """If an AMQP 1.0 requester reads so slowly that more than 16 MiB of the broker's output wait for it, the broker
+    drops direct replies to this requester. It delivers replies again once the output has been read.
+    """
     client.flow(0, 5)
     client.connection.write(b"x" * (16 * 1024 * 1024 + 1))
     reply(broker, replies, b"1")
@@ -801,8 +806,8 @@ def test_a_requester_can_drain_its_credit_and_ask_for_an_echo(
 def test_a_requester_gets_no_replies_after_its_link_is_detached(
     client: MemoryClient10, broker: Broker, replies: str
 ) -> None:
-    """When the link of a requester is detached, the broker no longer delivers replies to the link's address. A new
-    requester gets another address.
+    """When an AMQP 1.0 requester detaches the link on which it receives direct replies, the broker no longer delivers
+    replies to the link's address. A new requester gets another address.
     """
     assert [f"{DIRECT_REPLY_TO}.{token}" for token in broker.reply_consumers] == [replies]
     [link] = broker.reply_consumers.values()

@@ -154,8 +154,8 @@ def test_a_ready_message_that_was_purged_or_whose_queue_was_deleted_is_not_shown
 
 
 def test_a_dead_letter_is_shown_until_it_is_in_its_next_queue(scene: Scene) -> None:
-    """`mqtool ui` shows why a dead letter left its first queue, and that this queue published it, even while other new
-    messages are not shown because there are too many. Without a dead-letter exchange, the message is shown as
+    """`mqtool ui` shows why a dead letter left its first queue, and shows this queue as its publisher, even while other
+    new messages are not shown because there are too many. Without a dead-letter exchange, the message is shown as
     discarded. If no queue gets the dead letter, it is shown as dropped.
     """
     source = add_queue(scene.vhost, "source", x_dead_letter_exchange="", x_dead_letter_routing_key="q")
@@ -209,9 +209,9 @@ def test_a_delayed_message_is_shown_until_its_delay_is_over(scene: Scene) -> Non
 
 
 def test_a_delayed_message_that_is_not_shown_has_no_events(scene: Scene) -> None:
-    """If too many messages with the same exchange and routing key were published, `mqtool ui` does not show a delayed
-    one among them, not even when its delay is over. A later message with this exchange and routing key is not mistaken
-    for it.
+    """If too many messages with the same exchange and routing key are published, `mqtool ui` leaves out some of them.
+    It shows no event of a delayed message that it has left out, not even when the delay is over. A later message with
+    this exchange and routing key is shown from its publication on.
     """
     exchange = BrokerExchange("d", "x-delayed-message", arguments={"x-delayed-type": "direct"})
     scene.vhost.add_exchange(exchange)
@@ -229,7 +229,7 @@ def test_a_delayed_message_that_is_not_shown_has_no_events(scene: Scene) -> None
 
 def test_an_unroutable_or_refused_message_is_shown_as_such(scene: Scene) -> None:
     """`mqtool ui` shows an unroutable message as returned or dropped, and a message that a full queue refuses as
-    refused. If the publication of the message is not shown, neither is its end.
+    refused. It does so only if it has shown that the message was published.
     """
     add_queue(scene.vhost, "full", x_max_length=Int32(0), x_overflow="reject-publish")
     lost = scene.publish("missing")
@@ -428,8 +428,8 @@ def test_events_without_messages_are_limited_as_well(scene: Scene) -> None:
 
 
 def test_at_most_2000_messages_are_shown_at_the_same_time(scene: Scene) -> None:
-    """While 2,000 messages are shown in `mqtool ui`, no new ones are shown. The broker remembers up to 1,000 pairs of
-    exchange and routing key whose messages it skips.
+    """`mqtool ui` shows up to 2,000 messages at the same time. While it shows this many, it shows no new ones. To leave
+    out new messages quickly, the broker remembers their exchanges and routing keys, up to 1,000 pairs.
     """
     scene.found.shown = dict.fromkeys(range(10_000, 11_999), ("q", True))
     scene.publish("q")
@@ -440,8 +440,9 @@ def test_at_most_2000_messages_are_shown_at_the_same_time(scene: Scene) -> None:
 
 
 def test_only_the_latest_4000_events_are_kept(scene: Scene) -> None:
-    """The broker keeps the latest 4,000 events of messages, and since() returns those after a given event. It returns
-    None if some of these are no longer kept, or if the given event has not happened yet.
+    """For `mqtool ui`, the broker keeps the latest 4,000 events of messages, each with a number. since(number) returns
+    the events after the one with this number. It returns None if some of these are no longer kept, or if the number is
+    higher than that of the latest event.
     """
     start = scene.found.number
     assert scene.found.since(start) == []
@@ -457,8 +458,8 @@ def test_only_the_latest_4000_events_are_kept(scene: Scene) -> None:
 
 
 def test_numbers_of_events_are_not_used_again_after_a_restart(scene: Scene) -> None:
-    """When the broker starts, the numbers of events begin with the time in microseconds, so they are larger than all
-    numbers before a restart.
+    """The broker numbers the events that it reports to `mqtool ui`. When it starts, the numbers begin with the time in
+    microseconds, so they are larger than all numbers before a restart.
     """
     assert scene.found.number == 10**9
     assert scene.found.asked == scene.seconds

@@ -394,8 +394,9 @@ def test_a_delayed_message_survives_a_restart(tmp_path: Path) -> None:
 
 
 def test_a_queue_that_is_declared_after_a_restart_does_not_get_the_messages_of_another(tmp_path: Path) -> None:
-    """A queue or exchange that is declared after a restart gets no messages of the queues and exchanges that were
-    declared before the restart, whether these exist or have been deleted.
+    """If queues are declared after a restart, they do not get the messages of earlier queues, whether the earlier
+    queues still exist or have been deleted. x-delayed-message exchanges that are declared after a restart hold back no
+    messages from before.
     """
 
     async def run() -> None:

@@ -223,8 +223,8 @@ def test_header_values_are_compared_as_in_rabbitmq(
 
 
 def test_headers_bindings_follow_a_change_of_version() -> None:
-    """If the embedded broker switches to a RabbitMQ version in which an integer in a headers binding does not match a
-    float, existing bindings follow this rule from then on.
+    """If a headers exchange switches to the rule of RabbitMQ 4.0 and later, an integer in one of its existing bindings
+    no longer matches a float of the same value.
     """
     table: HeadersTable[str] = HeadersTable()
     table.add("", {"a": 1}, "q")

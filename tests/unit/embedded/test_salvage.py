@@ -76,8 +76,8 @@ def keys(count: int) -> list[bytes]:
 
 
 def test_the_log_of_a_killed_broker_is_read_and_no_copy_of_it_is_left(killed: Path) -> None:
-    """If the broker was killed, it reads SQLite's log to the end at its next start, reports no damage, and leaves no
-    copy of the log.
+    """If the broker was killed, it reads SQLite's write-ahead log to the end at its next start, reports no damage, and
+    leaves no copy of the log.
     """
     assert read(killed) == (None, keys(5))
     assert [path.name for path in killed.iterdir()] == [FILE]
@@ -100,9 +100,9 @@ def test_the_log_of_a_killed_broker_is_read_and_no_copy_of_it_is_left(killed: Pa
 def test_damage_to_the_log_is_reported_with_the_number_of_lost_changes(
     killed: Path, page: int, offset: int, reported: str, count: int
 ) -> None:
-    """If a bit of SQLite's log is flipped, the broker reads the changes before the damage, and reports how many changes
-    are lost. It keeps unchanged copies of the damaged log and of the database. Only the files' owner can read these
-    copies.
+    """If a bit of SQLite's write-ahead log is flipped, the broker reads the changes before the damage, and reports how
+    many changes are lost. It keeps unchanged copies of the damaged log and of the database. Only the files' owner can
+    read these copies.
     """
     log = killed / f"{FILE}-wal"
     flip(log, offset + (LOG_HEADER + (page - 1) * (PAGE_HEADER + PAGE) if page else 0))
@@ -119,9 +119,9 @@ def test_damage_to_the_log_is_reported_with_the_number_of_lost_changes(
 def test_only_damage_to_the_last_page_of_a_group_looks_like_an_incomplete_write(
     opened: Database, tmp_path: Path, page: int, *, is_torn: bool
 ) -> None:
-    """The last group of changes in SQLite's log may fill several pages. If only the last of these pages is damaged, the
-    broker reports an incomplete write, because it may have been killed while it was writing that page. If an earlier
-    page is damaged, the broker reports damage.
+    """The last group of changes in SQLite's write-ahead log may fill several pages. If only the last of these pages is
+    damaged, the broker reports an incomplete write, because it may have been killed while it was writing that page. If
+    an earlier page is damaged, the broker reports damage.
     """
     opened.db.execute("BEGIN")
     write_definitions(opened.db, {("queue", b"large"): bytes(2 * PAGE)})
@@ -139,8 +139,8 @@ def test_only_damage_to_the_last_page_of_a_group_looks_like_an_incomplete_write(
 
 
 def test_an_older_part_of_a_log_that_was_restarted_is_not_reported(opened: Database, tmp_path: Path) -> None:
-    """After SQLite has copied its log to the database, it writes the log from the start again. Older pages that follow
-    the new ones in the log are not reported as damage.
+    """After a checkpoint, SQLite overwrites its write-ahead log from the start, so older pages can follow the new ones.
+    If the broker is killed then, it does not report the older pages as damage at its next start.
     """
     opened.checkpoint()
     write_definitions(opened.db, {("queue", b"5"): b"\0\0\0\0"})
@@ -151,8 +151,9 @@ def test_an_older_part_of_a_log_that_was_restarted_is_not_reported(opened: Datab
 
 @pytest.mark.parametrize("database", ["missing", "empty"])
 def test_a_log_without_its_database_is_not_touched(killed: Path, database: str) -> None:
-    """If SQLite's log contains pages, but the database is missing or empty, the broker does not open the data
-    directory, because SQLite would delete the log. If the log contains no pages, the broker opens the data directory.
+    """If SQLite's write-ahead log contains pages, but the database is missing or empty, the broker does not open the
+    data directory, because SQLite would delete the log. If the log contains no pages, the broker opens the data
+    directory.
     """
     path, log = killed / FILE, killed / f"{FILE}-wal"
     path.unlink()
@@ -174,7 +175,8 @@ def test_a_log_without_its_database_is_not_touched(killed: Path, database: str) 
 @pytest.mark.parametrize("why", ["full", "locked", "garbage"])
 def test_a_start_that_fails_leaves_no_copy_of_the_log(killed: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
     """The broker cannot open a data directory if the disk is full, if another program locks the database, or if nothing
-    in the database can be read. It then leaves the database and SQLite's log unchanged, and leaves no copy of the log.
+    in the database can be read. It then leaves the database and SQLite's write-ahead log unchanged, and leaves no copy
+    of the log.
     """
     database, log = killed / FILE, killed / f"{FILE}-wal"
     other = sqlite3.connect(database, isolation_level=None)
@@ -277,9 +279,9 @@ def test_the_messages_before_and_after_a_damaged_part_of_the_database_are_read(
 def test_incomplete_messages_beside_a_damaged_part_of_the_database_are_left_out(
     stopped: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If the database is damaged and a message has no body, the broker does not copy the message to the new database
-    file, and logs which table is damaged. The broker replaces a new database file that an earlier attempt has left
-    behind.
+    """If the database is damaged, and a message in it has lost its body, the broker does not copy this message to the
+    new database file. The log says which table is damaged. If an earlier attempt has left an unfinished new file, the
+    broker overwrites it.
     """
     db = sqlite3.connect(stopped)
     db.execute("UPDATE entry SET body = NULL WHERE row IN (1, 99)")

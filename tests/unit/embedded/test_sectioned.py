@@ -145,8 +145,9 @@ def test_application_properties_become_headers_of_the_same_type() -> None:
 
 
 def test_annotations_become_headers_except_those_of_the_broker() -> None:
-    """Message annotations whose names begin with x- become AMQP 0-9-1 headers. The broker sets x-exchange and
-    x-routing-key itself, even if the publisher has set them.
+    """If the name of a message annotation begins with x-, AMQP 0-9-1 clients get it as a header. x-cc becomes CC, and
+    x-basic-type becomes the property `type`. The broker sets x-exchange and x-routing-key itself, even if the publisher
+    has set them.
     """
     annotations: Map = {
         Symbol("x-text"): "v", Symbol("x-list"): [Int64(1), "two", Symbol("3"), None, True],
@@ -424,9 +425,9 @@ def test_the_broker_changes_only_the_annotations_whose_headers_it_has_changed() 
 def test_a_message_in_a_stream_without_a_routing_key_has_the_streams_name(
     exchange: Any10, key: Any10, address: tuple[str, str]
 ) -> None:
-    """A message that is read from a stream has the exchange and the routing key in its annotations. Without a valid
-    exchange in these, it has the default exchange. Without a valid routing key, it has the name of the stream as its
-    routing key. Annotations may have any other names.
+    """A message that is read from a stream has the exchange and the routing key in its AMQP 1.0 annotations. Without a
+    valid exchange in these, it has the default exchange. Without a valid routing key, it has the name of the stream as
+    its routing key.
     """
     given: Map = {Symbol("x-exchange"): exchange, Symbol("x-routing-key"): key, Symbol("a"): 1}
     annotations: Map = {name: value for name, value in given.items() if value is not None}
@@ -438,8 +439,8 @@ def test_a_message_in_a_stream_without_a_routing_key_has_the_streams_name(
 
 
 def test_x_cc_must_be_a_list_of_strings() -> None:
-    """If a message's annotation x-cc is not a list of strings, the embedded broker refuses the message with RabbitMQ's
-    error text.
+    """If the annotation x-cc of an AMQP 1.0 message is not a list of strings, reading its additional routing keys
+    raises an error with RabbitMQ's text. A message without this annotation has none.
     """
     sections = parse(
         Amqp10Message(message_annotations={Symbol("x-cc"): [Symbol("a")]}, body=data_section(b"")).encode()

@@ -68,8 +68,9 @@ def no_descriptors() -> Iterator[None]:
 
 
 def test_a_segment_is_read_at_any_position_while_it_is_open_and_after_it_is_closed(path: Path, disk: SlowDisk) -> None:
-    """Bytes of a segment can be read at any position while its file is open, after it is closed, and after a restart.
-    Reading beyond the end of the segment returns only the bytes before the end. A later write can overwrite bytes.
+    """Bytes of a segment of a stream can be read at any position while the segment's file is open, after it is closed,
+    and after a restart. Reading beyond the end of the segment returns only the bytes before the end. A later write can
+    overwrite bytes.
     """
     segment = SegmentFile(path, disk)
     assert segment.size() == 0
@@ -97,9 +98,9 @@ def test_only_the_owner_can_read_the_files_of_a_stream(path: Path) -> None:
 
 
 def test_the_directories_of_a_new_segment_are_synced_with_it_once(path: Path, disk: SlowDisk) -> None:
-    """With the first sync of a new segment, the broker also syncs its directory and the two above, which may be new, so
-    that the segment still exists after a power cut. Later, it syncs only the file. If nothing was written, it syncs
-    nothing.
+    """When the broker syncs a new segment of a stream to disk for the first time, it also syncs the segment's directory
+    and the two above, which may be new, so that the segment still exists after a power cut. Later, it syncs only the
+    segment's file. If nothing was written, it syncs nothing.
     """
     segment = SegmentFile(path, disk)
     segment.sync()
@@ -135,8 +136,8 @@ def test_a_segment_can_be_read_when_clients_use_up_all_file_descriptors(path: Pa
 
 
 def test_the_damaged_end_of_a_segment_is_kept_in_another_directory(path: Path) -> None:
-    """When the damaged end of a segment is cut off, the broker keeps it in a new directory next to the directory of the
-    streams. If the same segment is cut again, the broker keeps both ends.
+    """When the broker cuts off the damaged end of a segment of a stream, it keeps this end in a new directory next to
+    the directory of the streams. If the same segment is cut again, the broker keeps both ends.
     """
     segment = SegmentFile(path)
     segment.write(0, b"sound, damaged")
@@ -151,7 +152,7 @@ def test_the_damaged_end_of_a_segment_is_kept_in_another_directory(path: Path) -
 
 
 def test_a_segment_is_deleted_with_its_file(path: Path) -> None:
-    """Deleting a segment removes its file. Deleting a segment that has no file is not an error."""
+    """Deleting a segment of a stream removes its file. Deleting a segment that has no file is not an error."""
     segment = SegmentFile(path)
     segment.delete()
     segment.write(0, b"a")

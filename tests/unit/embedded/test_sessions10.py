@@ -88,7 +88,7 @@ def receiving(client: MemoryClient10, queue: BrokerQueue, *contents: bytes) -> l
     ],
 )
 def test_serial_numbers_wrap_around(one: int, other: int, distance: int) -> None:
-    """Delivery ids and delivery counts are serial numbers of 32 bits: 0 comes after 4,294,967,295."""
+    """The delivery ids and delivery counts of AMQP 1.0 are serial numbers of 32 bits: 0 comes after 4,294,967,295."""
     assert after(one, other) == distance
     assert add(other, distance) == one
 
@@ -97,8 +97,8 @@ def test_serial_numbers_wrap_around(one: int, other: int, distance: int) -> None
 
 
 def test_a_session_begins_with_a_window_of_400_transfers(client: MemoryClient10) -> None:
-    """The broker's begin frame has an incoming window of 400 transfers, an unlimited outgoing window, and up to 256
-    links.
+    """When an AMQP 1.0 client begins a session, the broker's begin frame has an incoming window of 400 transfers, an
+    unlimited outgoing window, and up to 256 links.
     """
     fields = (None, UInt32(3), UInt32(5), UInt32(7))
     other = MemoryClient10(client.loop, client.connection.broker, begin=False)
@@ -117,8 +117,8 @@ def test_a_session_begins_with_a_window_of_400_transfers(client: MemoryClient10)
 def test_the_handle_max_of_a_session_is_the_lower_one_of_the_client_and_the_broker(
     client: MemoryClient10, wanted: int, agreed: int
 ) -> None:
-    """A session's handle-max is the lower one of the client's and the broker's, which is 255. If the client attaches a
-    link with a higher handle, the broker ends the session.
+    """An AMQP 1.0 session's handle-max is the lower one of the client's and the broker's, which is 255. If the client
+    attaches a link with a higher handle, the broker ends the session.
     """
     other = MemoryClient10(client.loop, client.connection.broker, begin=False)
     [begun] = other.send(BEGIN, None, UInt32(0), UInt32(9), UInt32(9), UInt32(wanted))
@@ -136,7 +136,9 @@ def windows(found: list[Frame]) -> list[tuple[int, int]]:
 
 
 def test_the_incoming_window_is_extended_once_half_of_it_is_used(client: MemoryClient10) -> None:
-    """Once a client has used half of a session's incoming window, the broker sets the window to 400 transfers again."""
+    """Once an AMQP 1.0 client has used half of a session's incoming window, the broker sets the window to 400 transfers
+    again.
+    """
     client.attach_sender("/queues/q")
     found = {number: window for number in range(1, 401) if (window := windows(client.publish(number - 1)))}
     assert found == {200: [(200, 400)], 400: [(400, 400)]}
@@ -146,9 +148,9 @@ def test_the_incoming_window_is_extended_once_half_of_it_is_used(client: MemoryC
 def test_an_alarm_closes_the_window_but_400_more_transfers_are_tolerated(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """At the first transfer during an alarm, the broker sends a flow frame with an incoming window of 0. Up to 400
-    transfers are tolerated, because the client may have sent them before it read this frame. One more transfer ends the
-    session.
+    """At the first transfer that a client sends on an AMQP 1.0 session during a resource alarm, the broker sends a flow
+    frame with an incoming window of 0. It then accepts up to 400 transfers, because the client may have sent them
+    before it read this frame. One more transfer ends the session.
     """
     client.attach_sender("/queues/q")
     client.publish(0)
@@ -164,8 +166,8 @@ def test_an_alarm_closes_the_window_but_400_more_transfers_are_tolerated(
 
 
 def test_the_window_opens_again_when_the_alarm_is_over(client: MemoryClient10, broker: Broker) -> None:
-    """When the last alarm is over, the broker opens each incoming window that the alarm has closed, with one flow
-    frame. The broker sends no flow frame for a window that was not closed.
+    """When the last resource alarm is over, the broker opens each incoming window of an AMQP 1.0 session that an alarm
+    has closed, with one flow frame. It sends no flow frame for a window that was not closed.
     """
     session = client.connection.sessions[0]
     client.attach_sender("/queues/q")
@@ -181,7 +183,9 @@ def test_the_window_opens_again_when_the_alarm_is_over(client: MemoryClient10, b
 
 
 def test_a_session_that_begins_during_an_alarm_has_a_closed_window(client: MemoryClient10, broker: Broker) -> None:
-    """A session that begins during an alarm has an incoming window of 0, which opens when the alarm is over."""
+    """An AMQP 1.0 session that begins during a resource alarm has an incoming window of 0, which the broker opens when
+    the alarm is over.
+    """
     broker.alarms["disk"] = "low on disk"
     other = MemoryClient10(client.loop, broker, begin=False)
     [begun] = other.send(BEGIN, None, UInt32(0), UInt32(9), UInt32(9))
@@ -194,8 +198,8 @@ def test_a_session_that_begins_during_an_alarm_has_a_closed_window(client: Memor
 
 
 def test_the_ids_and_windows_of_a_session_are_those_of_the_latest_flow_frame(client: MemoryClient10) -> None:
-    """A client's flow frame sets the client's windows, and the transfer id that the broker expects next. If the frame
-    asks for an echo, the broker answers with a flow frame that contains the broker's ids and windows.
+    """An AMQP 1.0 client's flow frame sets the client's windows, and the transfer id that the broker expects next. If
+    the frame asks for an echo, the broker answers with a flow frame that contains the broker's ids and windows.
     """
     assert client.send(FLOW, UInt32(0), UInt32(11), UInt32(13), UInt32(17)) == []
     assert client.connection.sessions[0].windows == {
@@ -212,9 +216,9 @@ def test_the_ids_and_windows_of_a_session_are_those_of_the_latest_flow_frame(cli
 def test_transfers_wait_until_the_client_opens_its_window(
     loop: asyncio.AbstractEventLoop, broker: Broker, q: BrokerQueue
 ) -> None:
-    """If a large message needs more transfers than the client's incoming window allows, the rest wait until the client
-    opens the window. Until they are sent, they count as memory of the connection. Transfers that are still on their way
-    when the client opens the window count against the new window.
+    """If a large message needs more transfers than an AMQP 1.0 client's incoming window allows, the rest wait until the
+    client opens the window. Until they are sent, they count as memory of the connection. Transfers that are still on
+    their way when the client opens the window count against the new window.
     """
     client = MemoryClient10(loop, broker)
     client.connection.frame_max = 512
@@ -244,8 +248,8 @@ def test_transfers_wait_until_the_client_opens_its_window(
 def test_a_flow_frame_for_transfers_that_were_never_sent_ends_the_session(
     client: MemoryClient10, q: BrokerQueue
 ) -> None:
-    """If a client's flow frame claims that the client has received a transfer that the broker has not sent, the broker
-    ends the session with window-violation.
+    """If an AMQP 1.0 client's flow frame claims that the client has received a transfer that the broker has not sent,
+    the broker ends the session with window-violation.
     """
     receiving(client, q, b"1")
     assert client.flow(seen=1) == []
@@ -270,9 +274,9 @@ def transfers(*numbers: int, handle: int = 0, settled: bool = False) -> bytes:
 
 
 def test_consecutive_messages_with_the_same_outcome_share_a_disposition(client: MemoryClient10) -> None:
-    """Unsettled messages with consecutive delivery ids and the same outcome share one disposition frame. Another
-    outcome, or a gap in the delivery ids, begins a new frame. Delivery id 0 follows 4,294,967,295. Settled messages get
-    no outcome.
+    """The broker sends the outcomes of an AMQP 1.0 publisher's unsettled messages in disposition frames. Messages with
+    consecutive delivery ids and the same outcome share one frame. Another outcome, or a gap in the delivery ids, begins
+    a new frame. Delivery id 0 follows 4,294,967,295. Settled messages get no outcome.
     """
     client.attach_sender("/queues/q")
     client.attach_sender("/exchanges/amq.direct/none", handle=1)
@@ -315,8 +319,8 @@ class Holding:
 def test_outcomes_that_a_fault_delays_are_sent_unless_the_session_has_ended(
     client: MemoryClient10, broker: Broker, *, is_open: bool
 ) -> None:
-    """If a fault makes the embedded broker delay confirms, it delays the outcomes of unsettled AMQP 1.0 messages. If
-    the session ends meanwhile, the broker does not send them.
+    """If an injected fault makes the embedded broker delay confirms, the broker delays the outcomes of unsettled AMQP
+    1.0 messages. If the session ends meanwhile, the broker does not send them.
     """
     hooks: Any = Holding()
     broker.hooks = hooks
@@ -333,8 +337,8 @@ def test_outcomes_that_a_fault_delays_are_sent_unless_the_session_has_ended(
 
 
 def test_outcomes_that_are_due_are_sent_before_the_end_of_the_session(client: MemoryClient10) -> None:
-    """If a client publishes a message and ends the session in one write, the broker sends the outcome before the end
-    frame.
+    """If an AMQP 1.0 client publishes a message and ends the session in one write, the broker sends the outcome before
+    the end frame.
     """
     client.attach_sender("/queues/q")
     found = frames(b"".join(client.write_frames(transfers(0) + encoded(END))))
@@ -364,9 +368,9 @@ def test_outcomes_that_are_due_are_sent_before_the_end_of_the_session(client: Me
 def test_an_outcome_acknowledges_dead_letters_or_requeues_a_message(
     client: MemoryClient10, broker: Broker, state: Described, ready: int, dead: int, counts: tuple[int, int] | None
 ) -> None:
-    """The outcome `accepted` acknowledges a message. The outcome `rejected`, or `modified` with undeliverable-here,
-    dead-letters it. The outcome `released`, or any other `modified`, requeues it. Only `modified` with delivery-failed
-    counts towards the delivery limit.
+    """The AMQP 1.0 outcome `accepted` acknowledges a message. The outcome `rejected`, or `modified` with
+    undeliverable-here, dead-letters it. The outcome `released`, or any other `modified`, requeues it. Only `modified`
+    with delivery-failed counts towards the delivery limit.
     """
     queue = quorum(broker)
     receiving(client, queue, b"1")
@@ -384,8 +388,8 @@ def test_an_outcome_acknowledges_dead_letters_or_requeues_a_message(
 def test_a_disposition_settles_its_range_of_deliveries(
     client: MemoryClient10, q: BrokerQueue, last: int | None
 ) -> None:
-    """A client's disposition settles the deliveries from its first to its last delivery id, or only the first one if
-    the disposition has no last id. The broker ignores ids in this range that are not in use.
+    """An AMQP 1.0 client's disposition settles the deliveries from its first to its last delivery id, or only the first
+    one if the disposition has no last id. The broker ignores ids in this range that are not in use.
     """
     receiving(client, q, b"0", b"1", b"2", b"3", b"4")
     until = None if last is None else UInt32(last)
@@ -398,7 +402,9 @@ def test_a_disposition_settles_its_range_of_deliveries(
 
 
 def test_a_disposition_does_not_settle_the_delivery_after_its_range(client: MemoryClient10, q: BrokerQueue) -> None:
-    """A disposition settles no delivery after its range, even if most deliveries of the range are already settled."""
+    """An AMQP 1.0 client's disposition settles no delivery after its range, even if most deliveries of the range are
+    already settled.
+    """
     receiving(client, q, *(b"%d" % number for number in range(6)))
     for first in (1, 0):
         client.send(DISPOSITION, RECEIVER, UInt32(first), UInt32(4), True, ACCEPT)
@@ -406,8 +412,8 @@ def test_a_disposition_does_not_settle_the_delivery_after_its_range(client: Memo
 
 
 def test_an_unsettled_disposition_is_answered_with_a_settled_one(client: MemoryClient10, q: BrokerQueue) -> None:
-    """If a client sends an unsettled disposition, the broker settles the deliveries and answers with a settled
-    disposition for the same range and outcome. The broker ignores a disposition for deliveries that are already
+    """If an AMQP 1.0 client sends an unsettled disposition, the broker settles the deliveries and answers with a
+    settled disposition for the same range and outcome. The broker ignores a disposition for deliveries that are already
     settled.
     """
     receiving(client, q, b"0", b"1")
@@ -417,8 +423,8 @@ def test_an_unsettled_disposition_is_answered_with_a_settled_one(client: MemoryC
 
 
 def test_a_disposition_with_the_role_of_the_sender_ends_the_session(client: MemoryClient10) -> None:
-    """If a client sends a disposition with the role of a sender, the broker ends the session with internal-error, as
-    RabbitMQ does.
+    """If an AMQP 1.0 client sends a disposition with the role of a sender, the broker ends the session with
+    internal-error, as RabbitMQ does.
     """
     found = client.send(DISPOSITION, SENDER, UInt32(0), None, True, ACCEPT)
     assert ended(found) == ("amqp:internal-error", "Unexpected frame disposition")
@@ -431,8 +437,8 @@ def test_a_disposition_with_the_role_of_the_sender_ends_the_session(client: Memo
 def test_a_disposition_without_an_outcome_ends_the_session_and_requeues_the_messages(
     client: MemoryClient10, q: BrokerQueue, state: Any, shown: str
 ) -> None:
-    """If the state in a client's disposition is not an outcome, the broker ends the session, and requeues the messages
-    in order.
+    """If the state in an AMQP 1.0 client's disposition is not an outcome, the broker ends the session, and requeues the
+    messages in order.
     """
     receiving(client, q, b"0", b"1")
     found = client.send(DISPOSITION, RECEIVER, UInt32(0), UInt32(1), True, state)
@@ -444,8 +450,8 @@ def test_a_disposition_without_an_outcome_ends_the_session_and_requeues_the_mess
 def test_an_outcome_with_a_reserved_annotation_ends_the_session(
     client: MemoryClient10, q: BrokerQueue, key: str
 ) -> None:
-    """If the name of an annotation in the outcome `modified` does not begin with `x-`, or is not a symbol, the broker
-    ends the session.
+    """If an AMQP 1.0 client gives a message the outcome `modified` with an annotation whose name does not begin with
+    `x-`, or is not a symbol, the broker ends the session.
     """
     receiving(client, q, b"0")
     found = client.settle(0, described(MODIFIED, True, False, {key: "busy"}))
@@ -457,8 +463,8 @@ def test_an_outcome_with_a_reserved_annotation_ends_the_session(
 def test_annotations_of_an_outcome_are_kept_by_quorum_queues_only(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, kind: str
 ) -> None:
-    """A quorum queue redelivers messages with the annotations of the outcome `modified`. A classic queue drops these
-    annotations.
+    """A quorum queue redelivers a message with the annotations of its AMQP 1.0 outcome `modified`. A classic queue
+    drops these annotations.
     """
     queue = quorum(broker) if kind == "quorum" else q
     receiving(client, queue, b"0", b"1", b"2")
@@ -482,8 +488,8 @@ def test_annotations_of_an_outcome_are_kept_by_quorum_queues_only(
 def test_a_quorum_queue_holds_a_message_until_the_delivery_time_of_its_modified_outcome(
     client: MemoryClient10, broker: Broker, *, name: str, time: Any, is_held: bool
 ) -> None:
-    """If a client returns a message with the outcome `modified` and the annotation x-opt-delivery-time, a quorum queue
-    does not redeliver the message before this time. A value that is not a time has no effect.
+    """If an AMQP 1.0 client returns a message with the outcome `modified` and the annotation x-opt-delivery-time, a
+    quorum queue does not redeliver the message before this time. A value that is not a time has no effect.
     """
     queue = quorum(broker)
     receiving(client, queue, b"0")
@@ -496,8 +502,9 @@ def test_a_quorum_queue_holds_a_message_until_the_delivery_time_of_its_modified_
 def test_annotations_that_make_the_headers_larger_than_a_frame_end_the_session(
     client: MemoryClient10, broker: Broker, *, excess: bool
 ) -> None:
-    """Annotations of an outcome are added to the headers of a message if the headers still fit into a frame of AMQP
-    0-9-1. Otherwise, the broker ends the session and requeues the message without the annotations.
+    """If an AMQP 1.0 client gives a message the outcome `modified` with annotations, the broker adds these to the
+    message's headers if the headers still fit into a frame of AMQP 0-9-1. Otherwise, it ends the session and requeues
+    the message without the annotations.
     """
     queue = quorum(broker)
     receiving(client, queue, b"0")
@@ -539,8 +546,9 @@ def test_one_disposition_adds_up_to_16_mib_of_annotations(
 
 
 def test_annotations_that_amqp_0_9_1_cannot_express_are_refused() -> None:
-    """If an annotation of an outcome cannot be stored as a header of AMQP 0-9-1, the broker refuses the annotations
-    with invalid-field.
+    """An AMQP 1.0 client can give the outcome `modified` annotations, which the broker stores as AMQP 0-9-1 headers. If
+    an annotation cannot be stored as such a header, for example because it is not valid text, the session ends with
+    invalid-field.
     """
     with pytest.raises(SessionError) as refused:
         NewAnnotations({Symbol("x-opt-why"): "\ud800"})
@@ -550,8 +558,8 @@ def test_annotations_that_amqp_0_9_1_cannot_express_are_refused() -> None:
 
 
 def test_annotations_are_not_stored_during_a_memory_alarm(client: MemoryClient10, broker: Broker) -> None:
-    """If an outcome with annotations arrives during a memory alarm, the broker ends the session, and requeues the
-    message without the annotations.
+    """If an AMQP 1.0 client gives a message the outcome `modified` with annotations during a memory alarm, the broker
+    ends the session with resource-limit-exceeded, and requeues the message without the annotations.
     """
     queue = quorum(broker)
     receiving(client, queue, b"0")
@@ -562,7 +570,9 @@ def test_annotations_are_not_stored_during_a_memory_alarm(client: MemoryClient10
 
 
 def test_outcomes_do_not_change_the_messages_of_a_stream(client: MemoryClient10, broker: Broker) -> None:
-    """Whatever the outcome of a message from a stream, the message stays in the stream once, at the same offset."""
+    """Whatever AMQP 1.0 outcome a client gives a message from a stream, the message stays in the stream once, at the
+    same offset.
+    """
     stream = broker.vhosts["/"].add_queue(QueueDeclaration("s", {"x-queue-type": "stream"}, durable=True))
     fill(stream, b"0", b"1", b"2", b"3")
     first = {Symbol("offset"): Described(Symbol("rabbitmq:stream-offset-spec"), "first")}
@@ -614,8 +624,8 @@ def test_a_recording_contains_the_outcomes_of_amqp_1_0_clients(
 
 
 def test_a_handle_that_is_in_use_ends_the_session(client: MemoryClient10) -> None:
-    """If a client attaches a link with a handle that is in use for a publisher, a receiver or the management node, the
-    broker ends the session.
+    """If an AMQP 1.0 client attaches a link with a handle that is in use for a publisher, a receiver or the management
+    node, the broker ends the session with handle-in-use.
     """
     paired = {Symbol("paired"): True}
     ends = described(SOURCE, "/management"), described(TARGET)
@@ -633,8 +643,8 @@ def test_a_handle_that_is_in_use_ends_the_session(client: MemoryClient10) -> Non
 
 
 def test_links_count_as_memory_of_their_connection(client: MemoryClient10, q: BrokerQueue) -> None:
-    """Until a link is detached or its session ends, 4,000 bytes and the size of the link's attach frame count as memory
-    of the connection. A refused link does not count.
+    """Until an AMQP 1.0 link is detached or its session ends, 4,000 bytes and the size of the link's attach frame count
+    as memory of the connection. A refused link does not count.
     """
     client.connection.count_held()
     before = client.connection.held_bytes
@@ -655,8 +665,8 @@ def test_links_count_as_memory_of_their_connection(client: MemoryClient10, q: Br
 def test_the_memory_of_waiting_transfers_is_freed_when_the_session_ends(
     loop: asyncio.AbstractEventLoop, broker: Broker, q: BrokerQueue
 ) -> None:
-    """When a session ends, its waiting transfers no longer count as memory of the connection, and its unsettled
-    messages are requeued.
+    """When an AMQP 1.0 session ends, its waiting transfers no longer count as memory of the connection, and its
+    unsettled messages are requeued.
     """
     client = MemoryClient10(loop, broker)
     client.connection.frame_max = 512
@@ -676,8 +686,9 @@ def test_the_memory_of_waiting_transfers_is_freed_when_the_session_ends(
 def test_a_refused_link_is_attached_without_a_terminus_and_detached(
     loop: asyncio.AbstractEventLoop, like: Like, *, role: bool
 ) -> None:
-    """From RabbitMQ 4.2 on, the broker answers an attach frame for a link that it refuses with an attach frame without
-    its own terminus. It then detaches the link with the error. In earlier versions, the broker ends the session.
+    """From RabbitMQ 4.2 on, the broker answers an attach frame for an AMQP 1.0 link that it refuses with an attach
+    frame without its own terminus. It then detaches the link with the error. In earlier versions, the broker ends the
+    session.
     """
     client = MemoryClient10(loop, broker_with(loop, PROFILES[like]))
     attach = client.attach_sender if role is SENDER else client.attach_receiver
@@ -721,8 +732,8 @@ def test_a_live_display_shows_publishers_whose_queue_does_not_exist(client: Memo
 
 @pytest.mark.parametrize("closed", [True, False])
 def test_a_detach_frame_is_answered_with_the_same_closed_flag(client: MemoryClient10, *, closed: bool) -> None:
-    """The broker answers a client's detach frame with a detach frame that has the same `closed` flag. The broker
-    ignores a detach frame for a handle that is not in use.
+    """The broker answers an AMQP 1.0 client's detach frame with a detach frame that has the same `closed` flag. The
+    broker ignores a detach frame for a handle that is not in use.
     """
     client.attach_sender("/queues/q", handle=3)
     client.attach_receiver("/queues/q", handle=4)
@@ -735,8 +746,8 @@ def test_a_detach_frame_is_answered_with_the_same_closed_flag(client: MemoryClie
 def test_only_the_messages_of_a_detached_link_are_requeued(
     client: MemoryClient10, broker: Broker, q: BrokerQueue
 ) -> None:
-    """When a client detaches a link, the broker requeues this link's unsettled messages. The messages of the session's
-    other links stay unsettled.
+    """When an AMQP 1.0 client detaches a link, the broker requeues this link's unsettled messages. The messages of the
+    session's other links stay unsettled.
     """
     other = broker.vhosts["/"].add_queue(QueueDeclaration("other", {}))
     fill(other, b"2")
@@ -750,8 +761,8 @@ def test_only_the_messages_of_a_detached_link_are_requeued(
 
 @pytest.mark.parametrize("handle", [7, 0])
 def test_a_flow_frame_for_a_handle_without_a_link_ends_the_session(client: MemoryClient10, handle: int) -> None:
-    """If a client sends a flow frame for a handle that is not in use, the broker ends the session. A flow frame for a
-    publisher's link is allowed.
+    """If an AMQP 1.0 client sends a flow frame for a handle that is not in use, the broker ends the session. A flow
+    frame for a publisher's link is allowed.
     """
     client.attach_sender("/queues/q")
     found = client.flow(handle, 5)
@@ -762,12 +773,12 @@ def test_a_flow_frame_for_a_handle_without_a_link_ends_the_session(client: Memor
 
 
 def test_a_transfer_for_a_handle_without_a_link_ends_the_session(client: MemoryClient10) -> None:
-    """If a client sends a transfer for a handle that is not in use, the broker ends the session."""
+    """If an AMQP 1.0 client sends a transfer for a handle that is not in use, the broker ends the session."""
     assert ended(client.publish(0, handle=7)) == ("amqp:session:unattached-handle", "Unknown link handle: 7")
 
 
 def test_a_second_begin_frame_ends_the_session(client: MemoryClient10) -> None:
-    """If a client sends a begin frame on a channel that already has a session, the broker ends the session."""
+    """If an AMQP 1.0 client sends a second begin frame on the channel of a session, the broker ends the session."""
     found = client.send(BEGIN, None, UInt32(0), UInt32(9), UInt32(9))
     assert ended(found) == ("amqp:internal-error", "Unexpected frame begin")
 
@@ -779,8 +790,8 @@ def test_a_second_begin_frame_ends_the_session(client: MemoryClient10) -> None:
 def test_the_end_of_a_session_requeues_its_unsettled_messages(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, kind: str
 ) -> None:
-    """When a client ends a session, the broker removes the session's links and requeues its unsettled messages. In a
-    quorum queue, this counts towards the delivery limit.
+    """When an AMQP 1.0 client ends a session, the broker removes the session's links and requeues its unsettled
+    messages. In a quorum queue, this counts towards the delivery limit.
     """
     queue = quorum(broker) if kind == "quorum" else q
     receiving(client, queue, b"0", b"1")
@@ -795,8 +806,8 @@ def test_the_end_of_a_session_requeues_its_unsettled_messages(
 
 
 def test_a_fault_that_closes_a_session_sends_one_end_frame_with_the_error(client: MemoryClient10) -> None:
-    """If a fault closes an AMQP 1.0 session with an AMQP 0-9-1 reply code, the broker sends one end frame with the
-    corresponding AMQP 1.0 condition. If the session is closed a second time, the broker sends nothing more.
+    """If an injected fault closes an AMQP 1.0 session with an AMQP 0-9-1 reply code, the broker sends one end frame
+    with the corresponding AMQP 1.0 condition. If the session is closed a second time, the broker sends nothing more.
     """
     session = client.connection.sessions[0]
     session.close(AmqpException(541, "broken"))
@@ -822,8 +833,9 @@ def test_an_error_that_ends_a_session_is_sent_after_the_current_event(client: Me
 def test_a_delivery_that_stays_unsettled_too_long_is_released(
     loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch, like: Like, kind: str
 ) -> None:
-    """From RabbitMQ 4.3 on, if a delivery from a quorum queue is unsettled after the consumer timeout, the broker sends
-    an unsettled disposition with the outcome `released`, and requeues the message. Other queues have no such limit.
+    """From RabbitMQ 4.3 on, if an AMQP 1.0 delivery from a quorum queue is unsettled after the consumer timeout, the
+    broker sends an unsettled disposition with the outcome `released`, and requeues the message. Deliveries from other
+    queues have no such limit.
     """
     broker = broker_with(loop, PROFILES[like])
     queue = quorum(broker) if kind == "quorum" else broker.vhosts["/"].queues["q"]

@@ -31,8 +31,8 @@ class FakeSession:
 
 @pytest.mark.parametrize("answers", [True, False])
 def test_a_stream_client_that_does_not_answer_consumer_update_is_disconnected(*, answers: bool) -> None:
-    """If a stream client does not answer the broker's consumer_update within 60 seconds, it is disconnected, as in
-    RabbitMQ.
+    """If a stream client does not answer the broker's consumer_update within 60 seconds, the broker disconnects the
+    client, as RabbitMQ does.
     """
     clock, ledger = FakeClock(), Ledger()
     log = StreamLog(ledger.segments(0), clock, ledger, Retention())

@@ -565,7 +565,7 @@ def test_a_message_published_during_a_write_is_not_confirmed_by_that_write(tmp_p
 
 
 def test_a_large_log_is_copied_to_the_database_file(tmp_path: Path) -> None:
-    """After about 8 MiB of changes, and not before, the broker copies SQLite's log to the database file."""
+    """After about 8 MiB of changes, and not before, the broker copies SQLite's write-ahead log to the database file."""
 
     async def run() -> None:
         storage = Storage(tmp_path)

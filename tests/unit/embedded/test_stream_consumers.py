@@ -347,8 +347,8 @@ def test_the_first_message_of_a_stream_has_the_initial_offset(
 
 
 def test_a_stream_that_is_emptied_keeps_its_consumers(stream: StreamQueue) -> None:
-    """If an embedded broker is cleared between two tests, its streams lose their messages and keep their consumers.
-    These get only the messages that are published after that.
+    """If a program's tests empty an embedded broker's streams between two tests, the streams lose their messages and
+    keep their consumers. These get only the messages that are published after that.
     """
     waiting, full = consume(stream), consume(stream, room=1)
     stream.clear()

@@ -180,8 +180,8 @@ def test_a_timestamp_in_a_stream_with_many_segments_is_looked_up_in_turns(in_mem
 
 
 def test_the_age_of_an_old_segment_is_looked_up_in_turns(on_disk: Bench) -> None:
-    """The oldest segment of a stream may exceed the maximum age, but have no index yet. The broker then indexes 256 KiB
-    of this segment in each turn of its event loop, and deletes the segment if it is too old.
+    """If the oldest segment of a stream may exceed the maximum age, but has no index yet, the broker indexes 256 KiB of
+    this segment in each turn of its event loop. It then deletes the segment if it is too old.
     """
     on_disk.open(segment_bytes=600_000)
     for _ in range(4):
@@ -499,7 +499,7 @@ def test_stream_entries_whose_write_failed_are_written_again_in_order(
 
 
 def test_deleting_a_stream_notifies_readers_and_removes_files(bench: Bench, tmp_path: Path) -> None:
-    """When a stream is deleted, its readers are notified, and its files are removed."""
+    """When a stream is deleted, the broker notifies the stream's readers, and removes its files."""
     bench.add(b"a")
     told: list[bool] = []
     bench.log.watch(lambda: told.append(bench.log.deleted))
@@ -511,9 +511,9 @@ def test_deleting_a_stream_notifies_readers_and_removes_files(bench: Bench, tmp_
 
 
 def test_a_stream_that_is_emptied_keeps_nothing_and_reuses_no_offset(bench: Bench, tmp_path: Path) -> None:
-    """If a stream is emptied between two tests, all of its messages are deleted, even those that were not written yet.
-    So are its publishing ids and stored offsets. The next message has the offset that it would have had otherwise.
-    After a restart, the stream is still empty.
+    """If a program's tests empty the embedded broker's streams between two tests, all messages of a stream are deleted,
+    even those that were not written yet, and so are its publishing ids and stored offsets. The next message has the
+    offset after that of the last deleted message. After a restart of the broker, the stream is still empty.
     """
     log = bench.log
     log.append(simple_entry(b"a"), producer="p", publishing_id=7)
@@ -557,8 +557,8 @@ def test_a_chunk_has_at_most_4096_messages_and_256_kib(bench: Bench) -> None:
 
 
 def test_messages_that_arrive_together_are_written_once(bench: Bench) -> None:
-    """Messages that reach a stream together, and the offsets that are stored meanwhile, are written together. A stream
-    that was deleted is not written any more.
+    """Messages that reach a stream together, and the offsets that are stored meanwhile, are written to disk together.
+    Nothing is written for a stream after it is deleted.
     """
     for number in range(3):
         bench.log.append(simple_entry(b"a"))
@@ -646,8 +646,8 @@ def test_segments_are_deleted_when_all_of_their_messages_are_too_old(bench: Benc
 
 @pytest.mark.parametrize(("less", "left"), [(0, 4), (1, 3), (10**6, 1)], ids=["exactly", "more", "much more"])
 def test_segments_are_deleted_only_if_the_stream_is_larger_than_its_limit(bench: Bench, less: int, left: int) -> None:
-    """A stream of exactly its maximum size keeps all segments. Of a larger one, the oldest segments are deleted, but
-    never the last one.
+    """A stream that has exactly its maximum size keeps all segments. If a stream is larger, its oldest segments are
+    deleted, but never the last one.
     """
     log = bench.open(segment_bytes=1)
     for _ in range(3):
@@ -660,7 +660,9 @@ def test_segments_are_deleted_only_if_the_stream_is_larger_than_its_limit(bench:
 
 
 def test_a_reader_that_has_stopped_is_not_notified(bench: Bench) -> None:
-    """A reader of a stream that has stopped is not notified of new messages. It may stop twice."""
+    """When new messages reach a stream, the broker does not notify a reader that has stopped reading the stream.
+    Stopping a reader a second time has no effect.
+    """
     told: list[str] = []
 
     def reader() -> None:

@@ -61,8 +61,8 @@ class Counted(MemorySegment):
     ("value", "bits"), [(b"", 1), (b"invoices", 0x440), (b"returns", 1 << 121 | 1 << 47), (b"135", 1 << 35)]
 )
 def test_the_filter_bits_of_a_value_are_always_the_same(value: bytes, bits: int) -> None:
-    """A filter value sets one or two of the bits 1 to 127; an empty filter value sets bit 0. The bits are stored with
-    each chunk, so they must not change from one release to the next.
+    """Each chunk of a stream is stored with the filter bits 0 to 127. A filter value sets one or two of the bits 1 to
+    127, and an empty filter value sets bit 0. Which bits a value sets must not change from one release to the next.
     """
     assert bits_of(value) == bits
 
@@ -174,9 +174,9 @@ def segments(data: Counted, parts: list[bytes], base: int) -> Iterator[Segment]:
 
 
 def test_an_offset_or_a_timestamp_is_found_in_a_segment_without_reading_all_of_it() -> None:
-    """In a segment, the broker finds the chunk with a given offset, the first chunk that is not older than a timestamp,
-    and the last chunk with messages. For each, it reads only the headers of a few chunks, even if the clock was once
-    ahead. It builds the index of an existing segment from the headers of all its chunks.
+    """In a segment of a stream, the broker finds the chunk with a given offset, the first chunk that is not older than
+    a timestamp, and the last chunk with messages. For each, it reads only the headers of a few chunks. This is true
+    even if the clock was once ahead, so that an earlier chunk has a later timestamp.
     """
     times = [5, 7, 900, 20, 21, 30, *range(40, 80), 80, 80]
     parts = [chunk(100 + 2 * number, 20_000, time=time, records=2) for number, time in enumerate(times)]
@@ -203,8 +203,8 @@ def test_an_offset_or_a_timestamp_is_found_in_a_segment_without_reading_all_of_i
 
 
 def test_the_first_offset_of_a_segment_is_at_its_beginning() -> None:
-    """The broker finds the first offset of a segment, and any offset before it, at the beginning of the segment,
-    without building an index.
+    """The broker finds the first offset of a segment of a stream, and any offset before it, at the beginning of the
+    segment, without building an index.
     """
     existing = Segment(100, Counted(chunk(100)), len(chunk(100)))
     assert existing.position_of(99) == existing.position_of(100) == 0
@@ -213,8 +213,8 @@ def test_the_first_offset_of_a_segment_is_at_its_beginning() -> None:
 
 @pytest.mark.parametrize("kinds", [[], [TRACKING], [TRACKING] * 30, [USER], [USER, USER], [TRACKING, USER, SNAPSHOT]])
 def test_the_last_messages_of_a_segment_are_those_of_the_last_chunk_with_messages(kinds: list[int]) -> None:
-    """The broker finds the last chunk with messages in a segment, no matter how many chunks without messages follow it.
-    If the segment has no messages, it finds none.
+    """The broker finds the last chunk with messages in a segment of a stream, no matter how many chunks without
+    messages follow it. If the segment has no messages, it finds none.
     """
     parts = [chunk(number, 10_000, kind=kind) for number, kind in enumerate(kinds)]
     users = [number for number, kind in enumerate(kinds) if kind == USER]
@@ -223,8 +223,8 @@ def test_the_last_messages_of_a_segment_are_those_of_the_last_chunk_with_message
 
 
 def test_the_index_of_a_segment_is_built_piece_by_piece_up_to_a_damaged_header() -> None:
-    """The broker can build the index of an existing segment in steps. The index ends at the first damaged header, and
-    the broker does not find any chunks after it.
+    """The broker can build the index of an existing segment of a stream in steps. The index ends at the first damaged
+    header of a chunk, and the broker does not find any chunks after it.
     """
     parts = [chunk(number, 1000, time=number) for number in range(100)]
     size = len(parts[0])
@@ -243,8 +243,8 @@ def test_the_index_of_a_segment_is_built_piece_by_piece_up_to_a_damaged_header()
 
 
 def test_a_chunk_is_read_as_a_whole_together_with_small_ones_after_it() -> None:
-    """When it reads a stream, the embedded broker reads 256 KiB of a segment file at once, or one whole chunk if the
-    chunk is larger. It reads nothing beyond the given end.
+    """When the broker reads a stream, it reads 256 KiB of a segment file at once, or one whole chunk if the chunk is
+    larger. If it is told to stop at a position, it reads nothing beyond this position.
     """
     small, large = chunk(0, 1000), chunk(1, 400_000)
     parts = Counted(small, small, large, small)

@@ -321,8 +321,8 @@ def test_the_outcome_of_a_publish_says_whether_queues_took_the_message(vhost: Vi
 
 
 def test_a_binding_of_a_topic_exchange_has_no_more_wildcards_than_its_version_allows() -> None:
-    """From RabbitMQ 4.3 on, the binding key of a topic exchange can contain at most two `#`. Binding keys of other
-    exchanges have no such limit.
+    """From RabbitMQ 4.3 on, the broker refuses a binding to a topic exchange whose key contains more than two `#`.
+    Binding keys of other exchanges have no such limit.
     """
     for like, is_refused in ((Like.V4_2, False), (Like.V4_3, True)):
         vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[like])
@@ -339,8 +339,8 @@ def test_a_binding_of_a_topic_exchange_has_no_more_wildcards_than_its_version_al
 
 
 def test_bindings_that_their_exchange_cannot_have_are_refused(vhost: VirtualHost) -> None:
-    """The broker refuses a binding of a headers exchange with an unknown x-match, and a binding of an x-local-random
-    exchange with a routing key.
+    """If a client binds a queue to a headers exchange with an unknown x-match, or to an x-local-random exchange with a
+    routing key, the broker refuses the binding with an error, and does not add it.
     """
     queue = add_queue(vhost)
     local = add_exchange(vhost, kind="x-local-random")
@@ -387,9 +387,9 @@ def test_new_queues_and_exchanges_have_the_policies_that_match_them(vhost: Virtu
 
 
 def test_a_policy_is_refused_if_the_patterns_of_a_vhosts_policies_become_too_large(vhost: VirtualHost) -> None:
-    """The embedded broker matches the name of each new queue and exchange with the patterns of all policies of the
-    virtual host. So that this does not take long, it refuses a policy with which these patterns would be too large in
-    total. A policy with the same name can still be replaced, and another one added after a policy has been deleted.
+    """The broker matches each new queue and exchange with the patterns of all policies of its virtual host. To limit
+    the time that this takes, the broker refuses a policy that would make these patterns too large in total. It still
+    accepts a policy that replaces one with the same name, and accepts a new policy after another one is deleted.
     """
 
     def put(*numbers: int) -> None:
@@ -659,8 +659,9 @@ def test_a_message_that_several_exchanges_delay_is_stored_if_one_of_them_is_dura
 
 def test_changes_and_published_messages_are_reported_to_a_live_display(vhost: VirtualHost) -> None:
     """The broker reports to a live display, such as `mqtool ui`, each change to queues, exchanges, bindings and
-    policies, each published message, and each message that a queue refuses. It does not report messages to addresses
-    that the display skips. Once the display is closed, the broker reports nothing.
+    policies, each published message, and each message that a queue refuses. It does not report messages with an
+    exchange and routing key that the display currently leaves out. Once the display is closed, the broker reports
+    nothing.
     """
     queue = add_queue(vhost)
     watcher = Watching()
