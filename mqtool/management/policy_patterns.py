@@ -1,14 +1,12 @@
-"""The patterns of policies and permissions: which names they match, and whether the broker accepts them."""
+"""The patterns of policies and permissions: which names they match."""
 
 import re
-from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
 import re2
 
-from mqtool.errors import Unavailable, UsageError
-from mqtool.management.api_client import Json, Management, path
+from mqtool.management.api_client import Json
 
 #: Escaped characters and character classes; groups that match in one way only; repetitions; choices.
 _CHARACTER = re.compile(r"\\.|\[\^?\]?(?:\\.|[^]\\])*\]", re.DOTALL)
@@ -40,25 +38,6 @@ def pattern_matches(pattern: str, name: str) -> bool | None:
         return re.search(pattern, name) is not None
     except (re.error, OverflowError, RecursionError):
         return None
-
-
-def check_pattern(api: Management, vhost: str, pattern: str) -> None:
-    """Check a pattern that Python cannot compile: have the broker use it as a filter for the vhost's queues, if any.
-
-    The embedded broker accepts some patterns in policies, but not as filters. Python can compile these.
-
-    Raises:
-        UsageError: the pattern is not a valid regular expression.
-    """
-    with suppress(re.error, OverflowError, RecursionError):
-        re.compile(pattern)
-        return
-    filtered = {"name": pattern, "use_regex": "true"}
-    try:
-        with suppress(Unavailable):  # the pattern is too long for a URL
-            api.get(path("queues", vhost), page="1", page_size="1", columns="name", **filtered)
-    except UsageError as error:
-        raise UsageError(f"{pattern!r} is not a valid regular expression", "'.*' matches everything") from error
 
 
 @lru_cache(maxsize=64)

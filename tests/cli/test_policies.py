@@ -82,19 +82,6 @@ def test_policy_set_prints_the_reason_if_the_broker_refuses_a_policy(admin: Shel
     assert "vhost 'nowhere'" in missing.stderr
 
 
-def test_policy_set_announces_no_losses_for_a_pattern_that_the_broker_refuses(admin: Shell) -> None:
-    """If the broker does not accept --pattern as a regular expression, `policy set` says so, and exits with 2. It does
-    not announce that queues would lose messages.
-    """
-    fill(admin, "jobs")
-    for pattern in ("(", "*a"):
-        refused = admin.run("mqtool", "policy", "set", "limits", "--pattern", pattern, *SET[-2:])
-        assert refused.code == 2
-        assert refused.stderr == (
-            f"mqtool: {pattern!r} is not a valid regular expression\nhint: '.*' matches everything\n"
-        )
-
-
 @pytest.mark.parametrize("text", ["[]", "{}", "max-length=3", "3"])
 def test_a_policy_definition_must_be_a_json_object_that_is_not_empty(lonely_shell: Shell, text: str) -> None:
     """`policy set` exits with 2 if --definition is not a JSON object, or is an empty JSON object."""

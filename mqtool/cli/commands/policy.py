@@ -23,7 +23,6 @@ from mqtool.cli.pipe.existence import missing
 from mqtool.cli.values import parsed
 from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, NotFound
 from mqtool.management import path
-from mqtool.management.policy_patterns import check_pattern
 from mqtool.spelling import counted
 from mqtool.work.policy_losses import Counts, Loss, losses, losses_by_clearing
 
@@ -93,8 +92,6 @@ def set_policy(
     api = access.management()
     with _counting(access) as count:
         lost = losses(api, access.vhost, {**body, "name": name}, count, operator=operator)
-    if lost:
-        check_pattern(api, access.vhost, pattern)  # the broker would refuse the policy after the question only
     _warn(lost)
     ask(f"set {what}{_costing(lost)}", access, yes=yes, is_safe=not lost)
     is_new = api.put(path(_kind(operator=operator), access.vhost, name), body)
