@@ -5,8 +5,8 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --disable-pip-version-check --constraint constraints.txt
 # With --quiet, pip does not name the library that cannot be installed, so after a failure it tries again and tells all.
 install = $(PIP) --quiet --editable $(1) || $(PIP) --editable $(1)
-# Tests wait more than they compute, so eight workers suit two cores.
-WORKERS ?= 8
+# Tests wait more than they compute, so six workers suit two cores.
+WORKERS ?= 6
 PYTEST ?= $(BIN)/pytest
 PAGE_TESTS := ui picture crowded_picture play_page pictures
 
@@ -56,8 +56,6 @@ test: .venv/installed-dev  ## run the tests, with samples of the long ones; on R
 	$(PYTEST) -n $(WORKERS) --dist worksteal -q --durations=25 $(TEST_OPTIONS)
 
 test-all: export CI := 1
-# There, tests start RabbitMQ nodes of their own.
-test-all: WORKERS := 6
 test-all: TEST_OPTIONS := --on-both-brokers
 test-all: test  ## run every test on both brokers, as CI does
 

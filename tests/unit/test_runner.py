@@ -59,7 +59,8 @@ def descriptors() -> int:
 def _closes_what_it_opens(worker: tuple[socket.socket, socket.socket]) -> Iterator[None]:
     before = descriptors()
     yield
-    assert descriptors() == before, "file descriptors stayed open"
+    # What earlier tests have left open may be closed meanwhile.
+    assert descriptors() <= before, "file descriptors stayed open"
 
 
 def wait_for_the_end(pid: int) -> None:
