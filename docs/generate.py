@@ -373,13 +373,22 @@ def _prose(thing: Any) -> Iterator[str]:
             yield block
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file as a whole: a command that imports INDEX meanwhile reads the old file or the new one."""
+    draft = path.with_name(f"{path.name}.draft")
+    draft.write_text(text)
+    draft.replace(path)
+
+
 if __name__ == "__main__":
-    INDEX.write_text(index())
     COMMAND_PAGES.mkdir(exist_ok=True)
-    for path, page in reference().items():
-        path.write_text(page)
-    DIALECTS.write_text(dialects())
-    NOTATION.write_text(notation())
-    OLDER_TUTORIALS.write_text(tutorial_comparisons.page(OLDER_TUTORIALS.read_text()))
-    PYTHON.write_text(python())
-    MANUAL.write_text(manual())
+    pages = reference() | {
+        INDEX: index(),
+        DIALECTS: dialects(),
+        NOTATION: notation(),
+        OLDER_TUTORIALS: tutorial_comparisons.page(OLDER_TUTORIALS.read_text()),
+        PYTHON: python(),
+        MANUAL: manual(),
+    }
+    for path, page in pages.items():
+        write_whole(path, page)

@@ -27,6 +27,7 @@ from docs.generate import (
     notation,
     python,
     reference,
+    write_whole,
 )
 from mqtool.cli.commands import command_tree, without_aliases
 from mqtool.cli.help.description import CommandHelp, leaves
@@ -143,6 +144,16 @@ def test_the_generated_reference_is_up_to_date() -> None:
     assert NOTATION.read_text() == notation()
     if sys.version_info < (3, 14):  # which writes the types of signatures differently
         assert PYTHON.read_text() == python()
+
+
+def test_a_command_never_imports_a_part_of_the_index_that_is_being_written(tmp_path: Path) -> None:
+    """The documentation can be built while commands run: whoever has opened the old index reads it to its end."""
+    written = tmp_path / "index.py"
+    written.write_text("old")
+    with written.open() as opened:
+        write_whole(written, "new")
+        assert opened.read() == "old"
+    assert written.read_text() == "new"
 
 
 def test_the_index_of_commands_links_to_each_command() -> None:
