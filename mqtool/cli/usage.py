@@ -2,13 +2,14 @@
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from typing import Any
 
 import typer
 
 from mqtool.cli.commands import whole_tree
-from mqtool.cli.help.description import describe, leaves
+from mqtool.cli.help.description import CommandHelp, describe, leaves
 from mqtool.cli.help.help_topics import equivalent
 from mqtool.cli.help.index import MEANT_BY
 from mqtool.cli.invocation import current
@@ -107,24 +108,35 @@ def _command_hint(context: Any, word: str) -> str | None:
     if hint is not None and (meant := hint(word)):
         return meant
     if path == "mqtool":
-        line = equivalent(word)
-        if line is not None and "-p" in sys.argv[:-1]:  # rabbitmqctl's option for a virtual host
-            line += f" --vhost {quoted(sys.argv[sys.argv.index('-p') + 1])}"
-        if line is None and 0 < len(paths := _ending_in(word)) <= _MOST_SUGGESTED:
-            return f"did you mean {', '.join(map(repr, paths[:-1]))}{' or ' if paths[1:] else ''}{paths[-1]!r}?"
-        return line or did_you_mean(word, names, "'mqtool --help' lists the commands")
+        return _top_level_hint(word, names)
     alike = f"'{path}' is followed by {', '.join(names[:-1])} or {names[-1]}"
     if meant := nearest(word, names):
         alike = f"did you mean '{path} {meant}'?"
     if word in SYNONYMS:  # such a verb suits many groups
         return alike
-    elsewhere = _ending_in(word)
+    elsewhere = _ending_in(word, leaves(describe(whole_tree())))
     return f"did you mean '{elsewhere[0]}'?" if len(elsewhere) == 1 else alike
 
 
-def _ending_in(word: str) -> list[str]:
-    """Return the whole commands, of any group, whose last word or alias this is."""
-    return [leaf.path for leaf in leaves(describe(whole_tree())) if word in (leaf.words[-1], *leaf.aliases)]
+def _top_level_hint(word: str, names: list[str]) -> str | None:
+    """Suggest what was meant by a word after `mqtool`: rabbitmqctl's command, one of a group, or a misspelled one."""
+    if line := equivalent(word):
+        if "-p" in sys.argv[:-1]:  # rabbitmqctl's option for a virtual host
+            line += f" --vhost {quoted(sys.argv[sys.argv.index('-p') + 1])}"
+        return line
+    whole = [*leaves(describe(whole_tree()))]
+    paths = _ending_in(word, whole)
+    if not paths and not nearest(word, names):
+        like = get_close_matches(word, [each.words[-1] for each in whole], n=1, cutoff=0.8)
+        paths = [path for each in like for path in _ending_in(each, whole)]
+    if 0 < len(paths) <= _MOST_SUGGESTED:
+        return f"did you mean {', '.join(map(repr, paths[:-1]))}{' or ' if paths[1:] else ''}{paths[-1]!r}?"
+    return did_you_mean(word, names, "'mqtool --help' lists the commands")
+
+
+def _ending_in(word: str, commands: Iterable[CommandHelp]) -> list[str]:
+    """Return the paths of the commands whose last word or alias this is."""
+    return [each.path for each in commands if word in (each.words[-1], *each.aliases)]
 
 
 def _option_hint(context: Any, flag: str) -> str | None:
