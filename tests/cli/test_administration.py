@@ -223,8 +223,9 @@ def test_a_user_can_do_only_what_the_permission_patterns_allow(admin: Shell, ann
 
 
 def test_user_commands_add_change_and_delete_a_user(admin: Shell, ann: str) -> None:
-    """`user add` fails if the user exists, unless --if-not-exists is given, and `user delete` fails if the user does
-    not exist, unless --if-exists is given. `user password` keeps the user's tags, and `user tags` keeps the password.
+    """`user add` exits with 1 if the user exists, and `user delete` exits with 69 if the user does not exist. With
+    --if-not-exists and --if-exists, they exit with 0. `user password` keeps the user's tags, and `user tags` keeps the
+    password.
     """
     assert said(admin.run("mqtool", "user", "add", ann, "--password-file", "secret"))[0] == 1
     assert admin.run("mqtool", "user", "add", ann, "--if-not-exists").code == 0

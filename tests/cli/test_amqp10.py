@@ -99,8 +99,8 @@ def test_lines_are_received_once_and_in_order(shell: Shell, prefetch: list[str])
 
 
 def test_receive_consumes_only_the_messages_that_it_prints(shell: Shell, broker: TestBroker) -> None:
-    """Over AMQP 1.0, `receive -c 1` consumes exactly one message, and `receive --where` leaves the messages that do not
-    match in the queue.
+    """Over AMQP 1.0, `receive -c 1` consumes one message, and with --where, one that matches the condition. The other
+    messages stay in the queue.
     """
     shell.run("mqtool", "send", "-l", stdin="1\n2\n3\n4\n")
     assert shell.run("mqtool", "receive", "-c", "1", "--raw").stdout == "1\n"
@@ -157,8 +157,8 @@ def test_send_reports_rejected_and_released_messages(shell: Shell) -> None:
 def test_errors_over_amqp_1_0_say_what_is_wrong(
     shell: Shell, broker: TestBroker, command: list[str], code: int, says: str
 ) -> None:
-    """Over AMQP 1.0, the command's error names the cause if an option or header is not supported, a queue or exchange
-    does not exist, or the login is refused. The command exits with the documented code.
+    """A command that fails over AMQP 1.0 names the cause: for example, an option or a header that is not supported, a
+    queue or an exchange that does not exist, or a refused login. It exits with the documented code.
     """
     management = broker.management.replace("http:", "amqp:")
     told = shell.run("mqtool", *(each.format(management=management) for each in command))

@@ -356,8 +356,8 @@ def test_broker_up_does_not_take_a_port_of_a_broker_that_is_being_restarted(home
 @pytest.mark.parametrize("ended", ["stopped", "killed"])
 @pytest.mark.sampled(1)
 def test_broker_up_restores_a_stopped_brokers_kind_port_and_messages(home: Shell, at_port: str, ended: str) -> None:
-    """After `broker down` or kill -9 of the broker, `broker up --name NAME` starts the same kind of broker again, such
-    as the embedded one, on the same port and with the persistent messages.
+    """After `broker down` or kill -9 of the embedded broker, `broker up --name NAME` starts the embedded broker again,
+    without --kind or --port. The broker has the same port and still has the persistent messages.
     """
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--name", "mine", at_port)
     url = f"localhost:{at_port.partition('=')[2]}"

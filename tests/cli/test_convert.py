@@ -352,7 +352,7 @@ def test_queue_convert_stops_if_the_holding_queue_has_no_leader(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`queue convert` declares a holding queue. If that queue does not answer basic.get, because it has no leader, the
-    command moves no message, and the hint says how to start again.
+    command moves no message. The hint is to delete the holding queue and to run `queue convert` again.
     """
     fill(broker)
     monkeypatch.setattr(held_messages, "_LEADER", 0.3)
@@ -729,9 +729,9 @@ def test_a_conversion_moves_messages_that_arrive_after_the_queue_is_reported_as_
 def test_messages_keep_their_routing_keys_if_the_queues_of_a_conversion_are_deleted(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, both: bool
 ) -> None:
-    """`queue convert` declares two queues to hold messages. If a user immediately deletes one or both of these queues,
-    the conversion stops, and a later run completes it. All messages keep their routing keys, and none is copied to a
-    queue that a CC or BCC header names.
+    """`queue convert` declares two queues to hold messages. If a user deletes one or both of these queues before any
+    message is moved, the conversion stops, and a later run completes it. All messages keep their routing keys, and none
+    is copied to a queue that a CC or BCC header names.
     """
     fill(broker, count=0)
     copied = {"headers": {"CC": ["victim"], "BCC": ["victim"], "mqtool-exchange": "forged"}, "priority": 3}

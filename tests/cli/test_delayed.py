@@ -123,10 +123,10 @@ def test_each_publishing_command_accepts_a_delay(shell: Shell, via: str, receive
 def test_via_auto_chooses_the_plugin_or_wait_queues(
     shell: Shell, broker: TestBroker, plugin: bool, command: str, with_plugin: str, without: str
 ) -> None:
-    """With --delay and without --via, a command chooses where messages wait. For a classic queue that the command
-    declares, and for a non-durable exchange, they wait in the delayed message plugin if the broker has it, and
-    otherwise in classic wait queues. For the default queue of `send-delayed`, they wait in the plugin or, without it,
-    in quorum wait queues. In all other cases, they wait in quorum wait queues.
+    """If a command has --delay but not --via, the destination decides where messages wait. For a classic queue that the
+    command declares, and for a non-durable exchange, they wait in the delayed message plugin or, without the plugin, in
+    classic wait queues. For the default queue of `send-delayed`, they wait in the plugin or, without it, in quorum wait
+    queues. For all other destinations, they wait in quorum wait queues.
     """
     broker.api("PUT", f"queues/{broker.vhost}/theirs", {"durable": True})
     sent = shell.run("mqtool", *command.split(), "x", "--delay", "1h")
@@ -427,8 +427,8 @@ def test_keep_delay_delays_a_received_message_again(shell: Shell, via: str, sign
 
 @pytest.mark.parametrize("options", [["x"], ["--json", "--delay", "1s"]], ids=" ".join)
 def test_keep_delay_needs_json(lonely_shell: Shell, options: list[str]) -> None:
-    """`send-delayed --keep-delay` exits with 2 if --json is missing, or if --delay is given. In both cases, the error
-    says that --keep-delay needs --json.
+    """`send-delayed --keep-delay` exits with 2 if --json is missing, or if --delay is given. The error says that
+    --keep-delay needs --json, and that it cannot be combined with --delay.
     """
     refused = lonely_shell.run("mqtool", "send-delayed", "--keep-delay", *options, "-u", "amqp://127.0.0.1:1")
     assert "--keep-delay needs --json" in refused.stderr
@@ -481,8 +481,8 @@ def test_a_delayed_message_for_a_missing_exchange_declares_nothing(shell: Shell,
 
 @pytest.mark.keeps_messages
 def test_failed_to_keeps_delayed_messages_for_a_missing_queue(shell: Shell, via: str) -> None:
-    """If an input line names a queue that does not exist, `send --failed-to FILE` writes this message and all later
-    ones to the file, with their delays, so that a second run can send them.
+    """If a line of input names a queue that does not exist, `send --json --failed-to FILE` writes this message and all
+    later ones to FILE, with their delays, and exits with 3. Once the queue exists, a second run sends them from FILE.
     """
     shell.run("mqtool", "receive", "--idle-timeout", "1ms")
     missing = {"body": "b", "exchange": "", "routing_key": "missing", "delay": "200ms"}

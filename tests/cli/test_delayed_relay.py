@@ -117,8 +117,9 @@ def test_delayed_relay_by_timestamps_counts_the_delay_from_publishing(shell: She
 def test_messages_with_headers_too_large_for_a_delay_do_not_keep_others_from_being_delayed(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If publishers fill the headers of more messages than `delayed relay` takes at once, so that there is no room for
-    the headers of a delay, these messages are published without delay, with warnings, and the others are delayed.
+    """`delayed relay` takes up to 200 messages at a time, and adds headers to each message that it delays. If
+    publishers fill the headers of more messages than that, so that nothing can be added, the relay publishes these
+    messages without delay. It still delays all others.
     """
     running = relay(shell, "--type", "topic")
     large = {"x-delay": 1000, "pad": "x" * 131_010}

@@ -56,8 +56,9 @@ def test_drill_drop_connection_loses_nothing(lonely_shell: Shell, broker: TestBr
 def test_drill_drop_connection_cuts_connections_whatever_the_url_looks_like(
     lonely_shell: Shell, broker: TestBroker
 ) -> None:
-    """`drill drop-connection` logs in and cuts both connections if the URL has no scheme, and its password is the
-    number of the port.
+    """`drill drop-connection` replaces the port in the URL with the port of a proxy that cuts connections. If the URL
+    has no scheme, and the password is the same number as the port, the drill still logs in, cuts the connections of
+    both programs, and handles all messages.
     """
     address = parse_addresses(broker.url)[0]
     user = f"drill-{address.port}"

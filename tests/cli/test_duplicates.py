@@ -73,8 +73,8 @@ def test_a_duplicate_of_a_dead_letter_is_skipped_but_a_redriven_one_is_handled(
 
 @on_any_broker
 def test_the_retry_of_a_failed_message_is_not_skipped_as_a_duplicate(shell: Shell) -> None:
-    """`worker --deduplicate` skips neither the retry of a failed message, nor a message with the same id that arrives
-    after the time given with --dedup-window.
+    """`worker --deduplicate` handles the retry of a failed message, which has the same message ID. It also handles a
+    message with the same ID that arrives after the time given with --dedup-window.
     """
     shell.run("mqtool", "new-task", "--json", stdin=_message("a"))
     store = ["--deduplicate", "--dedup-store", "store", "--dedup-window", "1ms"]

@@ -258,8 +258,8 @@ def test_quick_programs_run_beside_slow_ones(shell: Shell, broker: TestBroker) -
 def test_worker_prefetches_one_message_for_each_program_or_as_many_as_prefetch_says(
     shell: Shell, broker: TestBroker, options: tuple[str, ...], left: int
 ) -> None:
-    """With --concurrency N, `worker` prefetches N messages, or as many as --prefetch says. It prefetches no more even
-    if --count is larger. The other messages stay in the queue for other workers.
+    """With --concurrency N, `worker` prefetches N messages, even if --count is larger. With --prefetch, it prefetches
+    as many as this option says. The other messages stay in the queue for other workers.
     """
     shell.run("mqtool", "new-task", "-l", stdin="task\n" * 6)
     program = "echo started; while ! [ -e go ]; do sleep 0.1; done"

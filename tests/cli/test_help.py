@@ -222,8 +222,8 @@ def test_an_option_of_another_tool_gets_mqtools_option_as_a_hint(lonely_shell: S
 
 
 def test_hints_about_options_name_the_command() -> None:
-    """If an option of any command lacks its value, has a value although it takes none, or is misspelled, the hint names
-    the command or a similar option.
+    """If an option lacks its value, has a value although it takes none, or is misspelled, the hint names the command or
+    a similar option. This applies to each option of each command.
     """
     tried = set()
     for command in leaves(described()):
@@ -317,8 +317,8 @@ def test_mqtool_commands_in_the_rabbitmqctl_topic_exist(row: str) -> None:
     ],
 )
 def test_the_hint_of_a_usage_error_shows_an_option_or_an_example(lonely_shell: Shell, typed: str, said: str) -> None:
-    """The hint of a usage error shows an option or an example that can be typed. mqtool does not print a password that
-    was typed as an argument.
+    """The hint of a usage error shows an option or an example that can be typed. If a password was typed as an
+    argument, as in `user add ann secret`, mqtool does not print it.
     """
     result = lonely_shell.run("mqtool", *typed.split())
     assert result.code == 2
