@@ -121,7 +121,7 @@ def test_queue_declare_declares_the_same_queue_as_send(admin: Shell) -> None:
 def test_delete_and_purge_stop_at_a_missing_name_and_say_what_is_left(admin: Shell, command: str) -> None:
     """`queue delete`, `queue purge` and `exchange delete` take several names. At the first name that does not exist,
     the command stops. It exits with 3, prints how many queues or exchanges it has deleted or purged, and names the
-    others. If it has deleted or purged none, it exits with 69.
+    rest. If the very first name does not exist, it exits with 69.
     """
     kind, verb = command.split()
     for name in ("one", "two"):

@@ -461,8 +461,8 @@ def test_bench_prints_the_result_so_far_after_ctrl_c(tester: Shell, own: Embedde
 def test_a_killed_bench_run_leaves_no_queue_or_exchange_behind(
     tester: Shell, own: EmbeddedBroker, options: str, numbers: Sequence[int]
 ) -> None:
-    """If `bench` is killed with SIGKILL, or gets a second signal while it stops, the queues and exchanges of the run
-    are deleted soon afterwards.
+    """If `bench` is killed with SIGKILL, or gets a second signal while it stops, one of its client processes soon
+    deletes the queues and exchanges of the run.
     """
 
     def declared() -> str:

@@ -414,8 +414,9 @@ def test_headers_cannot_change_the_exchange_and_routing_key_that_worker_passes_t
 
 
 def test_a_queue_that_mqtool_cannot_read_does_not_stop_commands_on_all_queues(shell: Shell, broker: TestBroker) -> None:
-    """mqtool cannot read a queue that is exclusive to another connection or has a single active consumer. `dlq ls` and
-    the `delayed` commands print a warning about such a queue and process all other queues.
+    """mqtool may be unable to read a queue that is exclusive to another connection or has a single active consumer.
+    `dlq ls` and the `delayed` commands print a warning about each queue that they cannot read, and process all other
+    queues.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     single: dict[str, Any] = {"x_single_active_consumer": True}

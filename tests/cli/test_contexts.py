@@ -470,8 +470,8 @@ def test_an_unknown_context_is_refused_even_with_the_url_option(staging: Shell, 
 
 @on_any_broker
 def test_a_command_in_a_protected_context_asks_before_each_change(staging: Shell, broker: TestBroker) -> None:
-    """In a protected context, every command that changes the broker asks first, even with --yes. Without a terminal,
-    --confirm must give the context's name.
+    """In a protected context, every command that changes the broker asks first, even with --yes. Without a terminal, it
+    exits with 2 and changes nothing, unless --confirm gives the context's name.
     """
     staging.run("mqtool", "send", "-q", "jobs", "--declare", "x")
     staging.run("mqtool", "exchange", "declare", "logs", "fanout", "--confirm", "staging")

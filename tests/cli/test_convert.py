@@ -229,8 +229,8 @@ def as_published(delivery: Delivery) -> dict[str, Any]:
 @pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic"), ("classic", "stream")])
 @pytest.mark.sampled(2)
 def test_queue_convert_keeps_the_messages_and_their_order(broker: TestBroker, before: str, after: str) -> None:
-    """After `queue convert`, the queue has the new type and all its messages in order, with their properties and
-    headers.
+    """After `queue convert` from classic to quorum or from quorum to classic, the queue has the new type and all its
+    messages in order, with their properties and headers. `queue convert` to a stream moves all messages, too.
     """
     fill(broker, before)
     tally = convert(broker, to=after)
@@ -903,8 +903,9 @@ def managed(shell: Shell, broker: TestBroker) -> Shell:
 
 @on_any_broker
 def test_queue_convert_converts_several_queues_and_changes_arguments(managed: Shell, broker: TestBroker) -> None:
-    """`queue convert --where` converts each matching queue, `-a NAME=VALUE` sets an argument, and `-a NAME:=null`
-    removes one. Messages keep their order.
+    """`queue convert --where` converts each matching queue. If one of them cannot be converted, for example because it
+    is auto-delete, the command converts the others and exits with 3. `-a NAME:=VALUE` sets an argument, and `-a
+    NAME:=null` removes one. Messages keep their order.
     """
 
     def convert_queues(*words: str, code: int = 0) -> str:

@@ -258,8 +258,9 @@ def test_a_picture_with_three_queues_fits_on_a_phone(chromium: Any, tmp_path: Pa
 
 
 def test_the_number_of_unacknowledged_messages_is_readable_on_a_phone(chromium: Any, tmp_path: Path) -> None:
-    """If three queues have 10,000 messages each, a screen that is 390 pixels wide shows how many of them are ready and
-    how many are unacknowledged, one number below the other. Both are inside the queue's outline, above its messages.
+    """If three queues have 10,000 messages each, a screen that is 390 pixels wide shows for each queue how many
+    messages are ready and, below that, how many are unacknowledged. Both numbers are inside the queue's outline, above
+    its messages.
     """
     records = with_queues(["individual", "batch", "async"])
     topology, moved = (next(each for each in records if each["kind"] == kind) for kind in ("topology", "moved"))

@@ -121,8 +121,8 @@ def test_dlq_redrive_ignores_headers_that_a_publisher_forged(shell: Shell, broke
 
 @on_any_broker
 def test_dlq_drop_needs_yes_without_a_terminal(dead: Shell, broker: TestBroker) -> None:
-    """Without a terminal, `dlq drop` exits with 2 and deletes nothing unless --yes is given. The hint suggests --yes
-    and, if the command does not select messages, --id.
+    """Without a terminal, `dlq drop` exits with 2 and deletes nothing unless --yes is given. The hint suggests --yes.
+    If the command would delete all dead letters, the hint also suggests --id, which selects one.
     """
     refused = dead.run("mqtool", "dlq", "drop", "jobs")
     assert (refused.code, "hint: pass --yes, or select with --id" in refused.stderr) == (2, True)
@@ -175,7 +175,7 @@ def test_dlq_show_says_what_declares_a_missing_dead_letter_queue(shell: Shell) -
 
 @pytest.mark.keeps_messages
 def test_dlq_drop_by_id_keeps_the_order_of_the_others(shell: Shell) -> None:
-    """`dlq drop --id` removes one of 300 messages from a quorum queue; the others keep their order."""
+    """`dlq drop --id` removes one of 300 dead letters from a quorum queue. The others keep their order."""
     lines = "".join(json.dumps({"body": str(n), "properties": {"message_id": str(n)}}) + "\n" for n in range(300))
     shell.run("mqtool", "send", "-q", "jobs.dlq", "--queue-type", "quorum", "--json", stdin=lines)
     assert "1 dropped" in shell.run("mqtool", "dlq", "drop", "jobs", "--id", "7", "--yes").stderr

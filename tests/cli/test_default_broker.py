@@ -154,8 +154,8 @@ def test_every_stream_tutorial_exchanges_messages_in_every_dialect(shell: Shell,
 @pytest.mark.parametrize("name", [name for name in pages.NAMES if name.startswith(pages.AMQP10)])
 @pytest.mark.sampled(2)
 def test_amqp_1_0_tutorials_exchange_messages_without_a_dialect(shell: Shell, name: str) -> None:
-    """With MQTOOL_PROTOCOL=amqp1.0 and no other option, the receiver of each AMQP 1.0 tutorial prints the sender's
-    message.
+    """If MQTOOL_PROTOCOL is amqp1.0, the receiver of each AMQP 1.0 tutorial prints the sender's message. The commands
+    need no --dialect.
     """
     shell.environment["MQTOOL_PROTOCOL"] = "amqp1.0"
     receiver, sender = (command.split() for command in PAIRS[name.removeprefix(pages.AMQP10)])

@@ -73,8 +73,8 @@ def test_send_delayed_warns_if_no_queue_is_bound_with_its_routing_key(shell: She
 
 
 def test_send_delayed_may_start_before_receive_delayed(shell: Shell, via: str) -> None:
-    """A message that `send-delayed` sends before `receive-delayed` starts waits in the queue, and `receive-delayed`
-    prints it.
+    """If `send-delayed` sends a message before `receive-delayed` starts, the message waits in the queue until
+    `receive-delayed` prints it.
     """
     sent = shell.run("mqtool", "send-delayed", "--delay", "20ms", "--via", via, "--quiet", "x")
     assert (sent.stderr, sent.code) == ("", 0)
@@ -198,8 +198,8 @@ def test_send_with_a_delay_does_not_use_the_plugin_for_a_quorum_queue(shell: She
 
 @large
 def test_send_warns_once_about_10000_messages_in_wait_queues(shell: Shell) -> None:
-    """`send --via ttl` warns once, when it sends its 10,000th message to wait queues, and does not warn about 100
-    messages.
+    """When `send --via ttl` sends its 10,000th message to wait queues, it prints a warning, and no second one for later
+    messages. For 100 messages, it prints none.
     """
     for count, said in ((100, 0), (10_001, 1)):
         sent = shell.run(
@@ -520,8 +520,8 @@ def test_failed_to_keeps_the_delay_of_each_unsent_line(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_a_wait_queue_without_a_ttl_gets_no_message(shell: Shell, broker: TestBroker) -> None:
-    """If the wait queue exists but has no TTL, `send --delay` exits with 78 and publishes nothing to it. With
-    --failed-to FILE, the message is written to the file.
+    """If a queue already has the name of the wait queue, but no TTL, `send --delay` exits with 78 and publishes nothing
+    to this queue, which messages might never leave. With --failed-to FILE, the command writes the message to FILE.
     """
     broker.api("PUT", f"queues/{broker.vhost}/hello.delay.1m", {"durable": True})
     refused = shell.run("mqtool", "send", "-l", "--delay", "1m", "--via", "ttl", "--failed-to", "failed", stdin="x\n")

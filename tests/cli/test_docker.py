@@ -197,8 +197,8 @@ def test_the_docker_image_lets_guest_log_in_only_from_the_container_itself(image
 
 
 def test_the_build_of_the_docker_image_verifies_the_plugins_checksum(image: str, tmp_path: Path) -> None:
-    """If the checksum of the plugin's file is not the expected one, the build of the Docker image fails with an error
-    that names the file.
+    """The Docker image contains a plugin. If the checksum of the plugin's file is not the expected one, the build of
+    the image fails with an error that names the file.
     """
     context = tmp_path / "image"
     shutil.copytree(IMAGE_FILES, context)

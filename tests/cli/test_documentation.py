@@ -105,8 +105,8 @@ def parse(arguments: list[str]) -> None:
 
 
 def test_command_lines_in_the_documents_are_valid() -> None:
-    """In each mqtool command line in the documentation and in the help, the command, the options and their values
-    exist.
+    """Each mqtool command line in the documentation and in the help is valid: its command and options exist, and the
+    options accept their values.
     """
     refused = {}
     for line in documented_lines():

@@ -77,7 +77,7 @@ def test_drill_poison_dead_letters_only_messages_that_can_never_be_handled(
     lonely_shell: Shell, broker: TestBroker
 ) -> None:
     """In the drill `poison`, two of 200 messages can never be handled, and are dead-lettered. The other 198 are handled
-    once, and no queue is left behind.
+    once. No queue is left behind, except wait queues.
     """
     result = lonely_shell.run("mqtool", "drill", "poison", "-u", broker.url)
     verdict = _verdict(result)

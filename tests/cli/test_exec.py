@@ -205,8 +205,8 @@ def test_a_background_process_does_not_delay_the_acknowledgement(shell: Shell) -
 
 @on_any_broker
 def test_worker_forwards_all_of_a_programs_stderr(shell: Shell) -> None:
-    """`worker` forwards every line that its program writes to stderr, even if the process that reads the output of
-    `worker` is slow.
+    """`worker` writes every line that its program writes to stderr to its own stderr, even if the process that reads
+    this output is slow.
     """
     shell.run("mqtool", "new-task")
     command = "mqtool worker -c 1 --shell --exec 'seq 40000 >&2' 2>&1 >/dev/null | (sleep 1; cat) | grep -c '^[0-9]*$'"
@@ -493,8 +493,8 @@ def test_a_long_retry_delay_does_not_hold_up_a_short_one(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_a_retry_queue_without_a_ttl_gets_no_message(shell: Shell, broker: TestBroker) -> None:
-    """If the wait queue for retries already exists but has no TTL, `worker` exits with 78 and the message stays in its
-    queue.
+    """If a queue already has the name of the wait queue for retries, but no TTL, `worker` exits with 78 instead of
+    retrying a message in this queue, which the message might never leave. The message stays in its own queue.
     """
     broker.api("PUT", f"queues/{broker.vhost}/jobs.wait.1s", {"durable": True})
     shell.run("mqtool", "new-task", "-q", "jobs", "one")

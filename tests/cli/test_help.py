@@ -288,8 +288,9 @@ def test_the_overview_of_all_commands_fits_on_one_screen() -> None:
     ],
 )
 def test_a_command_of_rabbitmqctl_gets_mqtools_command_as_a_hint(lonely_shell: Shell, typed: str, line: str) -> None:
-    """If the command is one of rabbitmqctl's, as in `mqtool list_queues`, mqtool exits with 2. The hint is the mqtool
-    command that does the same, which `mqtool help rabbitmqctl` also lists.
+    """If the command is one of rabbitmqctl's, as in `mqtool list_queues`, or the name of a script of RabbitMQ's
+    tutorials, mqtool exits with 2. The hint is the mqtool command that does the same, which `mqtool help rabbitmqctl`
+    also lists.
     """
     result = lonely_shell.run("mqtool", *typed.split())
     assert (result.code, result.stderr.splitlines()[1]) == (2, f"hint: {line}")
