@@ -295,8 +295,9 @@ def test_user_password_on_a_terminal_asks_twice_for_the_password(admin: Shell, a
 
 
 def test_messages_can_be_sent_to_a_virtual_host_until_it_is_deleted(admin: Shell, broker: TestBroker) -> None:
-    """Messages can be sent to a virtual host after `vhost add`, and no longer after `vhost delete`. `vhost add` fails
-    if the virtual host exists, and `vhost delete` if it does not exist. Without a terminal, `vhost delete` needs --yes.
+    """Messages can be sent to a virtual host after `vhost add`. After `vhost delete`, `send` exits with 77. `vhost add`
+    exits with 1 if the virtual host exists, and `vhost delete` exits with 69 if it does not exist. Without a terminal,
+    `vhost delete` needs --yes.
     """
     name = f"stage-{uuid.uuid4().hex[:8]}"
     vhost = ("mqtool", "vhost")
@@ -314,8 +315,8 @@ def test_messages_can_be_sent_to_a_virtual_host_until_it_is_deleted(admin: Shell
 
 
 def test_plugins_of_the_embedded_broker_cannot_be_disabled(lonely_shell: Shell) -> None:
-    """On the embedded broker, `plugin disable` exits with 2, and so does `plugin enable` for a plugin that the embedded
-    broker does not have. If no broker was started with `broker up`, `plugin enable` exits with 69.
+    """The plugins of the embedded broker are fixed: `plugin disable` exits with 2, and so does `plugin enable` for a
+    plugin that this broker does not have. If no broker was started with `broker up`, `plugin enable` exits with 69.
     """
     lonely_shell.environment["XDG_STATE_HOME"] = str(lonely_shell.directory)
     assert lonely_shell.run("mqtool", "plugin", "enable", "rabbitmq_shovel").code == 69

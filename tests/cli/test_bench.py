@@ -53,8 +53,8 @@ def _result(shell: Shell, *options: str, code: int = 0) -> dict[str, Any]:
 @pytest.mark.sampled(1)
 def test_the_totals_of_bench_agree_with_the_management_api(shell: Shell, broker: TestBroker, queue_type: str) -> None:
     """`bench` reports that each message was published, confirmed and received once, and deletes its queue afterwards.
-    The management API reports the same totals. It is not asked for messages of the stream protocol, which RabbitMQ's
-    API does not count.
+    The management API reports the same totals, except for the stream protocol, whose messages it does not count on
+    RabbitMQ.
     """
     options = ("--protocol", "stream") if queue_type.endswith("protocol") else ("--queue-type", queue_type)
     found = _result(shell, "-c", "500", "--publishers", "2", *options)

@@ -35,9 +35,9 @@ ENDED = (0, 1, 3, 124)
 def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: TestBroker) -> None:
     """A user who has permissions only on her own queues and exchanges forges queue arguments and message headers.
     Whatever command an administrator then runs, other users' queues, exchanges, bindings and messages stay unchanged.
-    The forger cannot read other users' messages, and cannot have messages routed to an exchange that she may not write
-    to. If she has only published messages, the administrator's command does not stop early. If this command only reads
-    or converts messages, they stay in order.
+    The forger can neither read these messages, nor have messages routed to an exchange that she may not write to. If
+    she only publishes messages, the administrator's command also runs to its end, and a command such as `peek` or
+    `queue convert` keeps all messages in order.
     """
     seen: Counter[str] = Counter()
 
@@ -154,8 +154,8 @@ def test_queue_convert_resume_shows_the_new_definition_and_needs_a_confirmation(
     shell: Shell, broker: TestBroker
 ) -> None:
     """`queue convert --resume` first shows the queue's new definition. Without a terminal, the command needs --yes. If
-    the new definition changes the dead-letter arguments, the command converts the queue only if its name is given as an
-    argument as well.
+    the new definition changes the dead-letter arguments, the command converts the queue only if the queue's name is
+    also given as an argument.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     declare(broker, "mallory")
@@ -288,7 +288,7 @@ def test_dlq_redrive_checks_that_the_queue_in_x_death_dead_letters_to_the_exchan
     shell: Shell, broker: TestBroker
 ) -> None:
     """The x-death header of a dead letter names the queue that it came from. `dlq redrive` moves the dead letter back
-    to this queue only if the queue's arguments or its policy dead-letter with the exchange and routing key that the
+    only if this queue, by its arguments or its policy, dead-letters to the exchange and with the routing key that the
     dead letter has. Otherwise, the header may be forged, and the command leaves the dead letter where it is.
     """
     vhost = broker.vhost
@@ -390,8 +390,8 @@ def test_headers_cannot_change_the_exchange_and_routing_key_that_worker_passes_t
     shell: Shell, broker: TestBroker
 ) -> None:
     """`worker` passes four values to its program: a message's exchange and routing key, and the exchange and routing
-    key with which the message was first published. On a retry, these differ. A publisher cannot change any of the four
-    values with headers.
+    key with which the message was first published. On a retry, the first two differ from the last two. A publisher
+    cannot change any of the four values with headers.
     """
     shell.run("mqtool", "exchange", "declare", "logs", "topic")
     shell.run("mqtool", "queue", "declare", "jobs")

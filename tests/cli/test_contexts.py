@@ -181,7 +181,7 @@ def test_options_override_the_environment_and_the_context_in_use(home: Shell, st
 @pytest.mark.parametrize("command", ["send x", "list queues", "wait --timeout 10ms"])
 def test_the_hint_says_where_the_url_of_a_broker_that_does_not_answer_is_from(home: Shell, command: str) -> None:
     """If no broker answers, the hint names the context or the environment variable that the broker's URL is from. If
-    the URL is from -u, the hint does not say so.
+    the URL is from -u, the hint names neither.
     """
     write_config(home, 'use = "dev"\n[contexts.dev]\nurl = "amqp://localhost:1"\n')
     used = home.run("mqtool", *command.split())
@@ -332,8 +332,8 @@ def test_context_ls_leaves_out_columns_on_a_narrow_terminal_rather_than_break_a_
 
 
 def test_contexts_added_at_the_same_time_are_all_kept(home: Shell) -> None:
-    """If eight commands each add a context at the same time, the file contains all eight contexts. `context edit` does
-    not replace a file that another command has changed in the meantime.
+    """If eight commands each add a context at the same time, the contexts file contains all eight contexts. `context
+    edit` does not replace the contexts file if another command has changed it in the meantime.
     """
     started = [home.start("mqtool", "context", "add", f"c{n}", "--url", f"amqp://h{n}") for n in range(8)]
     assert [each.wait().code for each in started] == [0] * 8

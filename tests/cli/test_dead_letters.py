@@ -89,8 +89,8 @@ def test_dlq_show_wraps_a_long_error_between_words(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_dlq_redrive_by_id_moves_one_message_back(dead: Shell, broker: TestBroker) -> None:
-    """`dlq redrive --id` moves back only the dead letter with this message id. The attempts to handle this message are
-    counted from 1 again. The other dead letters stay where they are, in the same order.
+    """`dlq redrive --id` moves back only the dead letter with this message id, and `worker` counts the attempts to
+    handle this message from 1 again. The other dead letters stay where they are, in the same order.
     """
     result = dead.run("mqtool", "dlq", "redrive", "jobs", "--id", "m-two")
     assert "1 moved back from jobs.dlq" in result.stderr
@@ -287,8 +287,8 @@ def test_dlq_show_keeps_the_order_despite_a_forged_delivery_count(like: Shell) -
 
 @pytest.mark.sampled(1)
 def test_redrives_and_attempts_are_counted_without_x_death(like: Shell) -> None:
-    """RabbitMQ 4.0 and later ignore an x-death header that a client publishes. With these and with earlier versions,
-    `dlq show` still counts how often a message was redriven, and `worker` counts the attempts to handle a message.
+    """RabbitMQ 4.0 and later ignore an x-death header that a client publishes; earlier versions do not. With all of
+    them, `dlq show` counts how often a message was redriven, and `worker` counts the attempts to handle a message.
     """
     like.run("mqtool", "queue", "declare", "jobs.dlq", "--queue-type", "classic")
     like.run("mqtool", "queue", "declare", "jobs", "--dead-letter-exchange", "", "--ttl", "1ms")

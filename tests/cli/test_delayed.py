@@ -231,8 +231,9 @@ def test_a_delayed_message_for_an_existing_quorum_queue_does_not_use_the_plugin(
 
 
 def test_send_delayed_uses_an_existing_exchange_that_does_not_delay(shell: Shell, plugin: bool) -> None:
-    """If the exchange exists, but is not an x-delayed-message exchange of the plugin, `send-delayed` delays messages in
-    wait queues. With --via plugin, it exits with 78 and says how to delete the exchange.
+    """If the exchange of `send-delayed` already exists, but is not an x-delayed-message exchange of the plugin,
+    `send-delayed` delays messages in wait queues. With --via plugin, it exits with 78 and says how to delete the
+    exchange.
     """
     if not plugin:
         pytest.skip("this broker has no delayed message plugin")

@@ -83,8 +83,8 @@ def test_broker_commands_work_with_a_broker_in_docker(home: Shell, image: str, n
 
 
 def test_broker_up_in_docker_creates_the_named_user(home: Shell, image: str, name: str) -> None:
-    """After `broker up --kind docker --user NAME`, `broker env` prints a URL with this user. The generated password
-    stays the same after `broker down` and `broker up`.
+    """After `broker up --kind docker --user NAME`, `broker env` prints a URL with this user and a generated password.
+    After `broker down` and another `broker up`, the password is the same.
     """
     up = ("mqtool", "broker", "up", "--kind", "docker", "--image", image, "--name", name, "--user", "ann")
     env = ("mqtool", "broker", "env", "--name", name)

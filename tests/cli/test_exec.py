@@ -132,8 +132,8 @@ def test_a_timeout_kills_the_program_and_its_children(shell: Shell) -> None:
 
 @on_any_broker
 def test_a_program_is_killed_in_time_even_if_the_stderr_of_worker_is_not_read(shell: Shell) -> None:
-    """Even if no process reads the stderr of `worker`, the program that `worker` runs is killed once it has run longer
-    than --timeout allows. The program also ends if `worker` itself is killed with kill -9.
+    """`worker` kills a program that runs longer than --timeout allows, even if no process reads the stderr of `worker`.
+    If `worker` itself is killed with kill -9, its program ends, too.
     """
     os.mkfifo(shell.directory / "log")
     reader = os.open(shell.directory / "log", os.O_RDONLY | os.O_NONBLOCK)
@@ -179,7 +179,7 @@ def test_rpc_client_raw_prints_each_reply_on_its_own_line(shell: Shell) -> None:
 
 @on_any_broker
 def test_an_rpc_program_that_prints_too_much_is_killed(shell: Shell) -> None:
-    """If a program prints more than `rpc-server --max-output` allows, the server kills it and continues, and
+    """If a program prints more than `rpc-server --max-output` allows, the server kills this program and continues, and
     `rpc-client` exits with 65.
     """
     program = 'read body; [ "$body" = yes ] && exec yes; head -c $body /dev/zero'
@@ -506,8 +506,8 @@ def test_a_retry_queue_without_a_ttl_gets_no_message(shell: Shell, broker: TestB
 
 @on_any_broker
 def test_a_queue_with_the_longest_name_can_have_retries(shell: Shell, broker: TestBroker) -> None:
-    """For a queue whose name has 255 bytes, `worker` can still retry and dead-letter messages, and `dlq redrive` moves
-    the dead letters back.
+    """For a queue whose name has 255 bytes, the longest that AMQP allows, `worker` can still retry and dead-letter
+    messages, and `dlq redrive` moves the dead letters back.
     """
     queue = "ü" * 126 + "xyz"
     shell.run("mqtool", "send", "-q", queue, "poison")
