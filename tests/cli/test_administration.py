@@ -121,7 +121,7 @@ def test_queue_declare_declares_the_same_queue_as_send(admin: Shell) -> None:
 def test_delete_and_purge_stop_at_a_missing_name_and_say_what_is_left(admin: Shell, command: str) -> None:
     """`queue delete`, `queue purge` and `exchange delete` take several names. At the first name that does not exist,
     the command stops. It exits with 3, prints how many queues or exchanges it has deleted or purged, and names the
-    others. If it has deleted or purged none, it exits with 69.
+    rest. If the very first name does not exist, it exits with 69.
     """
     kind, verb = command.split()
     for name in ("one", "two"):
@@ -223,8 +223,9 @@ def test_a_user_can_do_only_what_the_permission_patterns_allow(admin: Shell, ann
 
 
 def test_user_commands_add_change_and_delete_a_user(admin: Shell, ann: str) -> None:
-    """`user add` fails if the user exists, unless --if-not-exists is given, and `user delete` fails if the user does
-    not exist, unless --if-exists is given. `user password` keeps the user's tags, and `user tags` keeps the password.
+    """`user add` exits with 1 if the user exists, and `user delete` exits with 69 if the user does not exist. With
+    --if-not-exists and --if-exists, they exit with 0. `user password` keeps the user's tags, and `user tags` keeps the
+    password.
     """
     assert said(admin.run("mqtool", "user", "add", ann, "--password-file", "secret"))[0] == 1
     assert admin.run("mqtool", "user", "add", ann, "--if-not-exists").code == 0
@@ -294,8 +295,9 @@ def test_user_password_on_a_terminal_asks_twice_for_the_password(admin: Shell, a
 
 
 def test_messages_can_be_sent_to_a_virtual_host_until_it_is_deleted(admin: Shell, broker: TestBroker) -> None:
-    """Messages can be sent to a virtual host after `vhost add`, and no longer after `vhost delete`. `vhost add` fails
-    if the virtual host exists, and `vhost delete` if it does not exist. Without a terminal, `vhost delete` needs --yes.
+    """Messages can be sent to a virtual host after `vhost add`. After `vhost delete`, `send` exits with 77. `vhost add`
+    exits with 1 if the virtual host exists, and `vhost delete` exits with 69 if it does not exist. Without a terminal,
+    `vhost delete` needs --yes.
     """
     name = f"stage-{uuid.uuid4().hex[:8]}"
     vhost = ("mqtool", "vhost")
@@ -313,8 +315,8 @@ def test_messages_can_be_sent_to_a_virtual_host_until_it_is_deleted(admin: Shell
 
 
 def test_plugins_of_the_embedded_broker_cannot_be_disabled(lonely_shell: Shell) -> None:
-    """On the embedded broker, `plugin disable` exits with 2, and so does `plugin enable` for a plugin that the embedded
-    broker does not have. If no broker was started with `broker up`, `plugin enable` exits with 69.
+    """The plugins of the embedded broker are fixed: `plugin disable` exits with 2, and so does `plugin enable` for a
+    plugin that this broker does not have. If no broker was started with `broker up`, `plugin enable` exits with 69.
     """
     lonely_shell.environment["XDG_STATE_HOME"] = str(lonely_shell.directory)
     assert lonely_shell.run("mqtool", "plugin", "enable", "rabbitmq_shovel").code == 69

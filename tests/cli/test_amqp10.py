@@ -99,8 +99,8 @@ def test_lines_are_received_once_and_in_order(shell: Shell, prefetch: list[str])
 
 
 def test_receive_consumes_only_the_messages_that_it_prints(shell: Shell, broker: TestBroker) -> None:
-    """Over AMQP 1.0, `receive -c 1` consumes exactly one message, and `receive --where` leaves the messages that do not
-    match in the queue.
+    """Over AMQP 1.0, `receive -c 1` consumes one message, and with --where, one that matches the condition. The other
+    messages stay in the queue.
     """
     shell.run("mqtool", "send", "-l", stdin="1\n2\n3\n4\n")
     assert shell.run("mqtool", "receive", "-c", "1", "--raw").stdout == "1\n"
@@ -112,8 +112,9 @@ def test_receive_consumes_only_the_messages_that_it_prints(shell: Shell, broker:
 
 
 def test_send_reports_rejected_and_released_messages(shell: Shell) -> None:
-    """Over AMQP 1.0, `send` reports a rejected message as nacked and, with --mandatory, a released one as returned. In
-    both cases, `send` gives the reason and exits with 75.
+    """If the broker rejects a message, for example because the queue is full, `send` over AMQP 1.0 reports the message
+    as nacked. If the broker releases a message because no queue is bound for it, `send --mandatory` reports the message
+    as returned. In both cases, `send` gives the reason and exits with 75.
     """
     shell.run("mqtool", "queue", "declare", "full", "--max-length", "1", "--argument", "x-overflow=reject-publish",
               "--queue-type", "quorum")  # fmt: skip
@@ -157,8 +158,8 @@ def test_send_reports_rejected_and_released_messages(shell: Shell) -> None:
 def test_errors_over_amqp_1_0_say_what_is_wrong(
     shell: Shell, broker: TestBroker, command: list[str], code: int, says: str
 ) -> None:
-    """Over AMQP 1.0, the command's error names the cause if an option or header is not supported, a queue or exchange
-    does not exist, or the login is refused. The command exits with the documented code.
+    """A command that fails over AMQP 1.0 names the cause: for example, an option or a header that is not supported, a
+    queue or an exchange that does not exist, or a refused login. It exits with the documented code.
     """
     management = broker.management.replace("http:", "amqp:")
     told = shell.run("mqtool", *(each.format(management=management) for each in command))
@@ -301,7 +302,8 @@ def test_receive_reads_a_stream_from_an_offset(shell: Shell, offset: str, expect
 
 def test_the_broker_filters_a_stream_for_receive(shell: Shell, broker: TestBroker) -> None:
     """Over AMQP 1.0, `receive --filter` gets only those messages of a stream that have the given filter value. `receive
-    --sql` gets only the messages that match an SQL filter; with RabbitMQ before 4.2, the command exits with 2.
+    --sql` gets only the messages that match an SQL filter. RabbitMQ before 4.2 has no SQL filters, so `receive --sql`
+    exits with 2.
     """
     shell.run("mqtool", "queue", "declare", "log", "--queue-type", "stream")
     for country, level in (("NL", 1), ("NL", 5), ("BE", 7)):

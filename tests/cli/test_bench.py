@@ -52,8 +52,9 @@ def _result(shell: Shell, *options: str, code: int = 0) -> dict[str, Any]:
 @pytest.mark.own_vhost("the totals are those of its vhost")
 @pytest.mark.sampled(1)
 def test_the_totals_of_bench_agree_with_the_management_api(shell: Shell, broker: TestBroker, queue_type: str) -> None:
-    """`bench` reports that each message was published, confirmed and received once. The management API reports the same
-    totals, except over the stream protocol. `bench` deletes its queue afterwards.
+    """`bench` reports that each message was published, confirmed and received once, and deletes its queue afterwards.
+    The management API reports the same totals, except for the stream protocol, whose messages it does not count on
+    RabbitMQ.
     """
     options = ("--protocol", "stream") if queue_type.endswith("protocol") else ("--queue-type", queue_type)
     found = _result(shell, "-c", "500", "--publishers", "2", *options)
@@ -208,8 +209,8 @@ def test_bench_with_a_rate_counts_messages_that_were_due_during_a_stall_as_late(
     tester: Shell, own: EmbeddedBroker
 ) -> None:
     """`bench --rate 1000` measures each latency from the time at which the message was due. If the broker stalls for 1
-    s, at least 400 messages therefore have a latency of more than 0.5 s. `bench --confirms 1` without --rate waits for
-    each confirm before it publishes the next message. The same stall then delays at most three messages by more than
+    s, at least 400 messages therefore have a latency of more than 0.5 s. Without --rate, `bench --confirms 1` waits for
+    each confirm before it publishes the next message, so the same stall delays only one to three messages by more than
     0.9 s.
     """
 
@@ -460,8 +461,8 @@ def test_bench_prints_the_result_so_far_after_ctrl_c(tester: Shell, own: Embedde
 def test_a_killed_bench_run_leaves_no_queue_or_exchange_behind(
     tester: Shell, own: EmbeddedBroker, options: str, numbers: Sequence[int]
 ) -> None:
-    """If `bench` is killed with SIGKILL, or gets a second signal while it stops, the queues and exchanges of the run
-    are deleted soon afterwards.
+    """If `bench` is killed with SIGKILL, or gets a second signal while it stops, one of its client processes soon
+    deletes the queues and exchanges of the run.
     """
 
     def declared() -> str:

@@ -206,8 +206,9 @@ def test_brokers_are_listed_and_removed(home: Shell) -> None:
 
 
 def test_broker_status_says_which_broker_is_used_and_why(home: Shell) -> None:
-    """`broker status` says to which broker mqtool's commands connect, and why. `broker up` prints the same line only if
-    commands connect to another broker than the one that it has started, for example because AMQP_URL is set.
+    """`broker status` prints a line that says to which broker mqtool's commands connect, and why. `broker up` prints
+    this line only if commands connect to another broker than the one that it has started, for example because AMQP_URL
+    is set.
     """
     assert home.run("mqtool", "broker", "status").stdout == "commands use amqp://guest@localhost:5672, the default\n"
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--port", str(port := free_port()))
@@ -356,8 +357,8 @@ def test_broker_up_does_not_take_a_port_of_a_broker_that_is_being_restarted(home
 @pytest.mark.parametrize("ended", ["stopped", "killed"])
 @pytest.mark.sampled(1)
 def test_broker_up_restores_a_stopped_brokers_kind_port_and_messages(home: Shell, at_port: str, ended: str) -> None:
-    """After `broker down` or kill -9 of the broker, `broker up --name NAME` starts the same kind of broker again, such
-    as the embedded one, on the same port and with the persistent messages.
+    """After the embedded broker was stopped with `broker down` or killed with kill -9, `broker up --name NAME` starts
+    it again, without --kind or --port. The broker has the same port and still has the persistent messages.
     """
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--name", "mine", at_port)
     url = f"localhost:{at_port.partition('=')[2]}"
@@ -467,8 +468,9 @@ def test_broker_up_starts_no_broker_if_mqtool_url_names_another(home: Shell) -> 
 
 
 def test_modules_in_the_current_directory_are_not_run(home: Shell, at_port: str) -> None:
-    """Commands that start further processes of mqtool, such as `broker up` and `bench`, do not run a file json.py in
-    the current directory. In a directory such as /tmp, other users could have written this file.
+    """Commands that start further processes of mqtool, such as `broker up` and `bench`, do not import a file json.py in
+    the current directory instead of Python's own module. In a directory such as /tmp, other users could have written
+    this file.
     """
     (home.directory / "json.py").write_text("open('was-run', 'w').close()\nraise SystemExit(1)\n")
     up = home.run("mqtool", "broker", "up", "--kind", "embedded", at_port)

@@ -35,9 +35,9 @@ ENDED = (0, 1, 3, 124)
 def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: TestBroker) -> None:
     """A user who has permissions only on her own queues and exchanges forges queue arguments and message headers.
     Whatever command an administrator then runs, other users' queues, exchanges, bindings and messages stay unchanged.
-    She cannot read other users' messages, and cannot have messages routed to an exchange that she may not write to. If
-    she has only published messages, the administrator's command runs to its end. If this command only reads or converts
-    messages, they stay in order.
+    The forger can neither read these messages, nor have messages routed to an exchange that she may not write to. If
+    she only publishes messages, the administrator's command also runs to its end, and a command such as `peek` or
+    `queue convert` keeps all messages in order.
     """
     seen: Counter[str] = Counter()
 
@@ -154,8 +154,8 @@ def test_queue_convert_resume_shows_the_new_definition_and_needs_a_confirmation(
     shell: Shell, broker: TestBroker
 ) -> None:
     """`queue convert --resume` first shows the queue's new definition. Without a terminal, the command needs --yes. If
-    the dead-letter arguments change, it also needs the queue's name as an argument; otherwise, the queue is not
-    converted.
+    the new definition changes the dead-letter arguments, the command converts the queue only if the queue's name is
+    also given as an argument.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     declare(broker, "mallory")
@@ -257,9 +257,10 @@ def test_a_dead_letter_whose_headers_fill_a_frame_does_not_stop_dlq_redrive(shel
 def test_a_delayed_message_whose_headers_fill_a_frame_does_not_stop_delayed_now(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If a message's headers claim a false exchange, `delayed now` adds headers with the true exchange and routing key
-    before it publishes the message. If the message's headers fill a frame, so that nothing can be added, the command
-    leaves the message in its wait queue and reports the reason. It delivers the other messages and exits with 3.
+    """If a message's headers claim a false exchange, `delayed now` has to add headers with the true exchange and
+    routing key before it publishes the message. If the message's headers fill a frame, so that nothing can be added,
+    the command leaves the message in its wait queue and reports the reason. It delivers the other messages and exits
+    with 3.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     waits = {"x_message_ttl": 300_000, "x_expires": 300_000 + GRACE, "x_dead_letter_exchange": ""}
@@ -287,8 +288,8 @@ def test_dlq_redrive_checks_that_the_queue_in_x_death_dead_letters_to_the_exchan
     shell: Shell, broker: TestBroker
 ) -> None:
     """The x-death header of a dead letter names the queue that it came from. `dlq redrive` moves the dead letter back
-    to this queue only if the dead letter has the exchange and routing key to which the queue dead-letters, by its
-    arguments or by a policy. Otherwise, the header may be forged, and the message stays where it is.
+    only if this queue, by its arguments or its policy, dead-letters to the exchange and with the routing key that the
+    dead letter has. Otherwise, the header may be forged, and the command leaves the dead letter where it is.
     """
     vhost = broker.vhost
     broker.api("PUT", f"exchanges/{vhost}/graveyard", {"type": "topic", "durable": True})
@@ -325,9 +326,9 @@ def test_dlq_redrive_checks_that_the_queue_in_x_death_dead_letters_to_the_exchan
 def test_delayed_commands_ignore_a_stream_that_claims_to_hold_delayed_messages(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """The `delayed` commands ignore a stream whose name and arguments are like those of the queue of a `delayed relay`.
-    They do so because anyone who publishes to a stream can forge the annotations that contain a message's exchange and
-    routing key.
+    """`delayed ls`, `delayed show` and `delayed cancel` ignore a stream whose name and arguments are like those of a
+    queue of `delayed relay`. Anyone who publishes to a stream can forge the annotations that contain a message's
+    exchange and routing key.
     """
     if not broker.streams:
         pytest.skip("this broker has no port for streams")
@@ -348,8 +349,8 @@ def test_delayed_commands_ignore_a_stream_that_claims_to_hold_delayed_messages(
 
 @pytest.mark.parametrize("command", ["now", "cancel"])
 def test_a_forged_destination_gets_no_message_before_it_is_due(shell: Shell, broker: TestBroker, command: str) -> None:
-    """If forged queue arguments or a message's CC header name another queue as the destination of a delayed message,
-    `delayed now` and `delayed cancel` publish nothing to that queue.
+    """A user forges the arguments of a wait queue, or a message's CC header, to make another user's queue the
+    destination of a delayed message. `delayed now` and `delayed cancel` publish nothing to that queue.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for queue in ("payroll", "mallory"):
@@ -389,8 +390,8 @@ def test_headers_cannot_change_the_exchange_and_routing_key_that_worker_passes_t
     shell: Shell, broker: TestBroker
 ) -> None:
     """`worker` passes four values to its program: a message's exchange and routing key, and the exchange and routing
-    key with which the message was first published. On a retry, these differ. A publisher cannot change any of the four
-    values with headers.
+    key with which the message was first published. On a retry, the first two differ from the last two. A publisher
+    cannot change any of the four values with headers.
     """
     shell.run("mqtool", "exchange", "declare", "logs", "topic")
     shell.run("mqtool", "queue", "declare", "jobs")
@@ -413,8 +414,9 @@ def test_headers_cannot_change_the_exchange_and_routing_key_that_worker_passes_t
 
 
 def test_a_queue_that_mqtool_cannot_read_does_not_stop_commands_on_all_queues(shell: Shell, broker: TestBroker) -> None:
-    """mqtool cannot read a queue that is exclusive to another connection or has a single active consumer. `dlq ls` and
-    the `delayed` commands print a warning about such a queue and process all other queues.
+    """mqtool may be unable to read a queue that is exclusive to another connection or has a single active consumer.
+    `dlq ls` and the `delayed` commands print a warning about each queue that they cannot read, and process all other
+    queues.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     single: dict[str, Any] = {"x_single_active_consumer": True}

@@ -180,8 +180,8 @@ def test_options_override_the_environment_and_the_context_in_use(home: Shell, st
 
 @pytest.mark.parametrize("command", ["send x", "list queues", "wait --timeout 10ms"])
 def test_the_hint_says_where_the_url_of_a_broker_that_does_not_answer_is_from(home: Shell, command: str) -> None:
-    """If no broker answers, and no option names one, the hint says that the URL is from a context or a variable.
-    Starting a broker with `broker up` would not change which one the commands use.
+    """If no broker answers, the hint names the context or the environment variable that the broker's URL is from. If
+    the URL is from -u, the hint names neither.
     """
     write_config(home, 'use = "dev"\n[contexts.dev]\nurl = "amqp://localhost:1"\n')
     used = home.run("mqtool", *command.split())
@@ -314,8 +314,9 @@ def test_mistakes_with_contexts_are_usage_errors(home: Shell) -> None:
 
 
 def test_context_ls_leaves_out_columns_on_a_narrow_terminal_rather_than_break_a_url(home: Shell) -> None:
-    """If a terminal has no room for all columns, `context ls` leaves out the management API and, if that is not enough,
-    the protection. It never breaks names or URLs. In a pipe, it prints all columns.
+    """If a terminal is too narrow for all columns, `context ls` leaves out the URL of the management API. If that is
+    not enough, it also leaves out the column that shows whether the context is protected. It never breaks names or
+    URLs. In a pipe, it prints all columns.
     """
     url = "amqp://ann@staging.example.com/shop"
     management = "http://staging.example.com:15672"
@@ -331,8 +332,8 @@ def test_context_ls_leaves_out_columns_on_a_narrow_terminal_rather_than_break_a_
 
 
 def test_contexts_added_at_the_same_time_are_all_kept(home: Shell) -> None:
-    """If eight commands each add a context at the same time, the file contains all eight contexts. `context edit` does
-    not replace a file that another command has changed in the meantime.
+    """If eight commands each add a context at the same time, the contexts file contains all eight contexts. `context
+    edit` does not replace the contexts file if another command has changed it in the meantime.
     """
     started = [home.start("mqtool", "context", "add", f"c{n}", "--url", f"amqp://h{n}") for n in range(8)]
     assert [each.wait().code for each in started] == [0] * 8
@@ -422,8 +423,8 @@ def test_every_command_declares_its_effect_on_a_broker() -> None:
 def test_the_url_option_overrides_the_context_in_use(
     staging: Shell, broker: TestBroker, embedded: TestBroker, request: pytest.FixtureRequest
 ) -> None:
-    """If a context is in use, a command with --url uses the broker at that URL instead of the context's broker. This
-    also holds if AMQP_URL contains the same URL.
+    """If a context is in use, a command with --url uses the broker at that URL instead of the context's broker, even if
+    AMQP_URL contains the same URL.
     """
     other = embedded.with_fresh_vhost(f"other-{time.monotonic_ns()}")
     request.addfinalizer(other.drop_vhost)
@@ -469,8 +470,8 @@ def test_an_unknown_context_is_refused_even_with_the_url_option(staging: Shell, 
 
 @on_any_broker
 def test_a_command_in_a_protected_context_asks_before_each_change(staging: Shell, broker: TestBroker) -> None:
-    """In a protected context, every command that changes the broker asks first, even with --yes. Without a terminal,
-    --confirm must give the context's name.
+    """In a protected context, every command that changes the broker asks first, even with --yes. Without a terminal, it
+    exits with 2 and changes nothing, unless --confirm gives the context's name.
     """
     staging.run("mqtool", "send", "-q", "jobs", "--declare", "x")
     staging.run("mqtool", "exchange", "declare", "logs", "fanout", "--confirm", "staging")
@@ -570,8 +571,8 @@ def test_a_command_that_sends_or_shows_messages_asks_before_it_changes_the_broke
 ) -> None:
     """In a protected context, a command that usually only sends or shows messages asks before it declares something,
     changes a setting, or consumes from a named queue. Without a terminal, the command changes nothing and exits with 2.
-    If a queue or stream is missing that the command would declare only with --declare, the command exits with 69
-    instead of asking.
+    If the queue of `send` or `new-task`, or the stream of `receive-stream`, does not exist, the command does not ask.
+    It exits with 69, and the hint names --declare.
     """
     before, there = contents(broker), depth(broker, "jobs")
     for words in some(ASKING):
@@ -607,9 +608,9 @@ def test_a_command_that_changes_nothing_does_not_ask(in_use: Shell, broker: Test
 
 @on_any_broker
 def test_emit_log_in_a_protected_context_declares_an_exchange_only_if_the_answer_is_yes(staging: Shell) -> None:
-    """In a protected context, `emit-log` to a missing exchange asks on a terminal, and declares the exchange only if
-    the answer is yes. With --confirm and the context's name, commands declare exchanges, queues and streams without
-    asking.
+    """In a protected context, `emit-log` on a terminal asks before it declares a missing exchange, and declares the
+    exchange only if the answer is yes. If --confirm gives the context's name, commands declare exchanges, queues and
+    streams without asking.
     """
     emit = ("mqtool", "emit-log", "fanout", "-e", "audit", "x")
     declined = on_terminal(staging, *emit, keys=["n\n"], cue="[y/N]").stdout

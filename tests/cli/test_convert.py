@@ -229,8 +229,8 @@ def as_published(delivery: Delivery) -> dict[str, Any]:
 @pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic"), ("classic", "stream")])
 @pytest.mark.sampled(2)
 def test_queue_convert_keeps_the_messages_and_their_order(broker: TestBroker, before: str, after: str) -> None:
-    """After `queue convert`, the queue has the new type and all its messages in order, with their properties and
-    headers.
+    """After `queue convert` from classic to quorum or from quorum to classic, the queue has the new type and all its
+    messages in order, with their properties and headers. `queue convert` to a stream moves all messages, too.
     """
     fill(broker, before)
     tally = convert(broker, to=after)
@@ -250,9 +250,9 @@ def test_queue_convert_keeps_the_messages_and_their_order(broker: TestBroker, be
 def test_the_plan_of_a_conversion_says_which_messages_a_restart_will_lose(
     broker: TestBroker, before: str, after: str, warned: bool
 ) -> None:
-    """The plan to convert a quorum queue to a classic one warns that a restart of the broker will lose messages that
-    are not persistent, and names the command that shows these messages. The plan to convert a classic queue to a quorum
-    one has no such warning.
+    """If `queue convert` is to convert a quorum queue to a classic one, its plan warns that a restart of the broker
+    will lose messages that are not persistent, and names the command that shows these messages. If it is to convert a
+    classic queue to a quorum one, its plan has no such warning.
     """
     fill(broker, before, 1)
     api = Management(broker.management, "guest", "guest")
@@ -273,8 +273,8 @@ def test_the_plan_of_a_conversion_says_which_messages_a_restart_will_lose(
 def test_the_plan_of_a_conversion_says_which_policies_will_or_will_not_apply(
     broker: TestBroker, before: str, after: str, said: str
 ) -> None:
-    """The plan to convert a queue says which policy will no longer apply, and why, and which policy will start to
-    apply. A policy does not apply to a queue whose type does not support all of the policy's settings.
+    """The plan of `queue convert` says which policy will no longer apply to the queue, and why, and which policy will
+    start to apply. A policy does not apply to a queue whose type does not support all of the policy's settings.
     """
     fill(broker, before, 1)
     definition = {"delivery-limit": 9, "expires": 3_600_000}
@@ -352,7 +352,7 @@ def test_queue_convert_stops_if_the_holding_queue_has_no_leader(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`queue convert` declares a holding queue. If that queue does not answer basic.get, because it has no leader, the
-    command moves no message, and the hint says how to start again.
+    command moves no message. The hint is to delete the holding queue and to run `queue convert` again.
     """
     fill(broker)
     monkeypatch.setattr(held_messages, "_LEADER", 0.3)
@@ -528,9 +528,9 @@ def _unexpected(delivery: Delivery) -> Message:
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_messages_published_while_queue_convert_moves_a_queue_are_moved_in_order(broker: TestBroker, kind: str) -> None:
-    """Clients publish to a queue half as fast as `queue convert` moves the queue's messages. Each message is moved once
-    and in order. When at most 50 messages are left, `queue convert` stops new ones from reaching the queue, and then
-    moves the last ones.
+    """If clients publish to a queue half as fast as `queue convert` moves the queue's messages, each message is moved
+    once and in order. When at most 50 messages are left, `queue convert` stops new ones from reaching the queue, and
+    then moves the last ones.
     """
     published = 300
 
@@ -729,9 +729,9 @@ def test_a_conversion_moves_messages_that_arrive_after_the_queue_is_reported_as_
 def test_messages_keep_their_routing_keys_if_the_queues_of_a_conversion_are_deleted(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, both: bool
 ) -> None:
-    """`queue convert` declares two queues to hold messages. If a user immediately deletes one or both of these queues,
-    the conversion stops, and a later run completes it. All messages keep their routing keys, and none is copied to a
-    queue that a CC or BCC header names.
+    """`queue convert` declares two queues to hold messages. If a user deletes one or both of these queues before any
+    message is moved, the conversion stops, and a later run completes it. All messages keep their routing keys, and none
+    is copied to a queue that a CC or BCC header names.
     """
     fill(broker, count=0)
     copied = {"headers": {"CC": ["victim"], "BCC": ["victim"], "mqtool-exchange": "forged"}, "priority": 3}
@@ -903,8 +903,9 @@ def managed(shell: Shell, broker: TestBroker) -> Shell:
 
 @on_any_broker
 def test_queue_convert_converts_several_queues_and_changes_arguments(managed: Shell, broker: TestBroker) -> None:
-    """`queue convert --where` converts each matching queue, `-a NAME=VALUE` sets an argument, and `-a NAME:=null`
-    removes one. Messages keep their order.
+    """`queue convert --where` converts each matching queue. If one of them cannot be converted, for example because it
+    is auto-delete, the command converts the others and exits with 3. `-a NAME:=VALUE` sets an argument, and `-a
+    NAME:=null` removes one. Messages keep their order.
     """
 
     def convert_queues(*words: str, code: int = 0) -> str:
@@ -981,8 +982,8 @@ def test_queues_that_cannot_be_converted_are_named_before_any_change(managed: Sh
 
 def test_queue_convert_dry_run_needs_only_the_management_api(managed: Shell, broker: TestBroker) -> None:
     """`queue convert --dry-run` prints its plan even if mqtool can reach only the management API and not the AMQP port.
-    mqtool tries a queue's new arguments on a trial queue. A trial queue that a killed run has left behind does not
-    prevent the plan.
+    The command tries the new arguments on a trial queue. It prints its plan even if a killed run has left such a queue
+    behind.
     """
     managed.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic")
     managed.run("mqtool", "queue", "declare", "jobs.mqtool-convert.trial", "--queue-type", "classic")
@@ -1136,7 +1137,8 @@ FORGED: dict[str, dict[str, Any]] = {
 @pytest.mark.keeps_messages
 def test_a_forged_header_does_not_stop_a_conversion(broker: TestBroker) -> None:
     """`queue convert` stores a message's exchange and properties in a header. If a publisher has forged this header
-    with invalid values, such as a routing key of 300 bytes, the message is still moved, and moved back unchanged.
+    with invalid values, such as a routing key of 300 bytes, the command still moves the message to the holding queue
+    and back, unchanged.
     """
     headers = [{"mqtool-convert": {"exchange": "logs", "routing_key": "x", **forged}} for forged in FORGED.values()]
     with Connection(parse_addresses(broker.url)) as connection:

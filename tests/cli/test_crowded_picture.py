@@ -59,7 +59,7 @@ ORDERS = "group of 75 queues orders-…"
 def test_similar_queues_are_drawn_as_one_group_that_can_be_expanded(chromium: Any, tmp_path: Path) -> None:
     """The picture of `mqtool ui` draws queues whose names differ only in a number as one group, with the totals of
     their counts. It groups the wait queues of a queue, and the consumers of a group of queues, in the same way. A click
-    or Enter expands a group; a button or a key collapses it again.
+    or Enter expands a group, and a button collapses it again. The key g expands or collapses all groups.
     """
     page = recorded(chromium, tmp_path, shop(75))
     page.until(lambda: group_of(page, ORDERS) == "0 ready · 0 unacked", "the group")
@@ -98,9 +98,9 @@ def width_of(page: Page) -> float:
 
 
 def test_the_picture_can_be_zoomed_and_dragged(chromium: Any, tmp_path: Path) -> None:
-    """On the page of `mqtool ui`, keys, the mouse wheel with Ctrl, or a gesture with two fingers zoom the picture, and
-    another key fits the picture to the window. Dragging, or Shift with an arrow key, shows another part of the picture.
-    The minus key does not zoom, but slows the replay down.
+    """On the page of `mqtool ui`, the keys i and o, the mouse wheel with Ctrl, and a gesture with two fingers zoom the
+    picture. The key f fits the picture to the window. Dragging, or Shift with an arrow key, shows another part of the
+    picture. The minus key does not zoom, but slows the replay down.
     """
     page = recorded(chromium, tmp_path, shop(75))
     fitting = width_of(page)
@@ -258,8 +258,9 @@ def test_a_picture_with_three_queues_fits_on_a_phone(chromium: Any, tmp_path: Pa
 
 
 def test_the_number_of_unacknowledged_messages_is_readable_on_a_phone(chromium: Any, tmp_path: Path) -> None:
-    """If three queues have 10,000 messages each, a screen that is 390 pixels wide shows how many of them are ready and
-    how many are unacknowledged, one number below the other. Both are inside the queue's outline, above its messages.
+    """If three queues have 10,000 messages each, a screen that is 390 pixels wide shows for each queue how many
+    messages are ready and, below that, how many are unacknowledged. Both numbers are inside the queue's outline, above
+    its messages.
     """
     records = with_queues(["individual", "batch", "async"])
     topology, moved = (next(each for each in records if each["kind"] == kind) for kind in ("topology", "moved"))
@@ -339,7 +340,7 @@ def shared(records: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
 
 def test_the_picture_of_a_tutorial_hides_the_queues_of_other_users(chromium: Any, tmp_path: Path) -> None:
     """If a broker has other queues and exchanges besides a tutorial's, the tutorial's picture shows only the tutorial's
-    queues, exchanges and clients. A button shows the others, and a key hides them again.
+    queues, exchanges and clients. A button shows the others, and the key a hides them again.
     """
     page = recorded(chromium, tmp_path, shared(play()))
     seek(page, 0.45)

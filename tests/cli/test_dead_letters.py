@@ -89,8 +89,8 @@ def test_dlq_show_wraps_a_long_error_between_words(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_dlq_redrive_by_id_moves_one_message_back(dead: Shell, broker: TestBroker) -> None:
-    """`dlq redrive --id` moves back only the dead letter with this message id. The attempts to handle this message are
-    counted from 1 again. The other dead letters stay where they are, in the same order.
+    """`dlq redrive --id` moves back only the dead letter with this message id, and `worker` counts the attempts to
+    handle this message from 1 again. The other dead letters stay where they are, in the same order.
     """
     result = dead.run("mqtool", "dlq", "redrive", "jobs", "--id", "m-two")
     assert "1 moved back from jobs.dlq" in result.stderr
@@ -121,8 +121,8 @@ def test_dlq_redrive_ignores_headers_that_a_publisher_forged(shell: Shell, broke
 
 @on_any_broker
 def test_dlq_drop_needs_yes_without_a_terminal(dead: Shell, broker: TestBroker) -> None:
-    """Without a terminal, `dlq drop` exits with 2 and deletes nothing unless --yes is given. The hint suggests --yes
-    and, if the command does not select messages, --id.
+    """Without a terminal, `dlq drop` exits with 2 and deletes nothing unless --yes is given. The hint suggests --yes.
+    If the command would delete all dead letters, the hint also suggests --id, which selects one.
     """
     refused = dead.run("mqtool", "dlq", "drop", "jobs")
     assert (refused.code, "hint: pass --yes, or select with --id" in refused.stderr) == (2, True)
@@ -175,7 +175,7 @@ def test_dlq_show_says_what_declares_a_missing_dead_letter_queue(shell: Shell) -
 
 @pytest.mark.keeps_messages
 def test_dlq_drop_by_id_keeps_the_order_of_the_others(shell: Shell) -> None:
-    """`dlq drop --id` removes one of 300 messages from a quorum queue; the others keep their order."""
+    """`dlq drop --id` removes one of 300 dead letters from a quorum queue. The others keep their order."""
     lines = "".join(json.dumps({"body": str(n), "properties": {"message_id": str(n)}}) + "\n" for n in range(300))
     shell.run("mqtool", "send", "-q", "jobs.dlq", "--queue-type", "quorum", "--json", stdin=lines)
     assert "1 dropped" in shell.run("mqtool", "dlq", "drop", "jobs", "--id", "7", "--yes").stderr
@@ -287,8 +287,8 @@ def test_dlq_show_keeps_the_order_despite_a_forged_delivery_count(like: Shell) -
 
 @pytest.mark.sampled(1)
 def test_redrives_and_attempts_are_counted_without_x_death(like: Shell) -> None:
-    """RabbitMQ 4.0 and later ignore an x-death header that a client publishes. With these and with earlier versions,
-    `dlq show` still counts how often a message was redriven, and `worker` counts the attempts to handle a message.
+    """RabbitMQ 4.0 and later ignore an x-death header that a client publishes; earlier versions do not. With all of
+    them, `dlq show` counts how often a message was redriven, and `worker` counts the attempts to handle a message.
     """
     like.run("mqtool", "queue", "declare", "jobs.dlq", "--queue-type", "classic")
     like.run("mqtool", "queue", "declare", "jobs", "--dead-letter-exchange", "", "--ttl", "1ms")

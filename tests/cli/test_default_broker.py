@@ -99,8 +99,8 @@ def test_the_default_version_of_rabbitmq_is_the_same_everywhere() -> None:
 
 
 def test_every_tutorial_is_tested_on_the_default_broker() -> None:
-    """The tables in test_default_broker.py name every tutorial, so that each tutorial is tested on the
-    default broker.
+    """Every tutorial is in one of the tables in test_default_broker.py, whose commands the other tests in this file run
+    on the default broker.
     """
     over_amqp10 = {name.removeprefix(pages.AMQP10) for name in pages.NAMES if name.startswith(pages.AMQP10)}
     assert {*PAIRS, *STREAM_PAIRS} == set(PLAIN)
@@ -154,8 +154,8 @@ def test_every_stream_tutorial_exchanges_messages_in_every_dialect(shell: Shell,
 @pytest.mark.parametrize("name", [name for name in pages.NAMES if name.startswith(pages.AMQP10)])
 @pytest.mark.sampled(2)
 def test_amqp_1_0_tutorials_exchange_messages_without_a_dialect(shell: Shell, name: str) -> None:
-    """With MQTOOL_PROTOCOL=amqp1.0 and no other option, the receiver of each AMQP 1.0 tutorial prints the sender's
-    message.
+    """If MQTOOL_PROTOCOL is amqp1.0, the receiver of each AMQP 1.0 tutorial prints the sender's message. The commands
+    need no --dialect.
     """
     shell.environment["MQTOOL_PROTOCOL"] = "amqp1.0"
     receiver, sender = (command.split() for command in PAIRS[name.removeprefix(pages.AMQP10)])

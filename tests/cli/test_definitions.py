@@ -118,9 +118,8 @@ SERVER_NAMED = {
 
 @pytest.mark.parametrize("like", ["4.0", "4.3", "4.4"])
 def test_definitions_convert_leaves_out_the_bindings_of_server_named_queues(lonely_shell: Shell, like: str) -> None:
-    """`definitions convert` leaves out the bindings of queues named `amq.…`, with a note for each of these bindings. A
-    broker imports the file that the command writes, but RabbitMQ 4.0 and 4.3 refuse the original file because of the
-    bindings.
+    """`definitions convert` leaves out the bindings of queues named `amq.…`, with a note for each of these bindings.
+    RabbitMQ 4.0 and 4.3 refuse the original file because of these bindings, and accept the converted one.
     """
     (lonely_shell.directory / "old.json").write_text(json.dumps(SERVER_NAMED))
     converted = run(lonely_shell, f"convert old.json --to {like}")
@@ -456,8 +455,8 @@ def test_doctor_reads_a_definitions_file_without_a_broker(old: Shell) -> None:
 
 
 def test_doctor_escapes_names_in_sarif_messages(lonely_shell: Shell) -> None:
-    """`doctor --format sarif` escapes brackets and braces in a name: the name of a queue cannot become a link or a
-    placeholder in the message.
+    """`doctor --format sarif` escapes brackets and braces in a name, so that the name of a queue cannot become a link
+    or a placeholder in the message.
     """
     queue = {"vhost": "/", "name": "[x](http://evil) {0} \\", "durable": False, "auto_delete": False, "arguments": {}}
     (lonely_shell.directory / "old.json").write_text(json.dumps({"vhosts": [{"name": "/"}], "queues": [queue]}))

@@ -73,8 +73,8 @@ def test_send_delayed_warns_if_no_queue_is_bound_with_its_routing_key(shell: She
 
 
 def test_send_delayed_may_start_before_receive_delayed(shell: Shell, via: str) -> None:
-    """A message that `send-delayed` sends before `receive-delayed` starts waits in the queue, and `receive-delayed`
-    prints it.
+    """If `send-delayed` sends a message before `receive-delayed` starts, the message waits in the queue until
+    `receive-delayed` prints it.
     """
     sent = shell.run("mqtool", "send-delayed", "--delay", "20ms", "--via", via, "--quiet", "x")
     assert (sent.stderr, sent.code) == ("", 0)
@@ -123,10 +123,10 @@ def test_each_publishing_command_accepts_a_delay(shell: Shell, via: str, receive
 def test_via_auto_chooses_the_plugin_or_wait_queues(
     shell: Shell, broker: TestBroker, plugin: bool, command: str, with_plugin: str, without: str
 ) -> None:
-    """With --delay and without --via, a command chooses where messages wait. For a classic queue that the command
-    declares, and for a non-durable exchange, they wait in the delayed message plugin if the broker has it, and
-    otherwise in classic wait queues. For the default queue of `send-delayed`, they wait in the plugin or, without it,
-    in quorum wait queues. In all other cases, they wait in quorum wait queues.
+    """If a command has --delay but not --via, the destination decides where messages wait. For a classic queue that the
+    command declares, and for a non-durable exchange, they wait in the delayed message plugin or, without the plugin, in
+    classic wait queues. For the default queue of `send-delayed`, they wait in the plugin or, without it, in quorum wait
+    queues. For all other destinations, they wait in quorum wait queues.
     """
     broker.api("PUT", f"queues/{broker.vhost}/theirs", {"durable": True})
     sent = shell.run("mqtool", *command.split(), "x", "--delay", "1h")
@@ -198,8 +198,8 @@ def test_send_with_a_delay_does_not_use_the_plugin_for_a_quorum_queue(shell: She
 
 @large
 def test_send_warns_once_about_10000_messages_in_wait_queues(shell: Shell) -> None:
-    """`send --via ttl` warns once, when it sends its 10,000th message to wait queues, and does not warn about 100
-    messages.
+    """When `send --via ttl` sends its 10,000th message to wait queues, it prints a warning, and no second one for later
+    messages. For 100 messages, it prints none.
     """
     for count, said in ((100, 0), (10_001, 1)):
         sent = shell.run(
@@ -231,8 +231,9 @@ def test_a_delayed_message_for_an_existing_quorum_queue_does_not_use_the_plugin(
 
 
 def test_send_delayed_uses_an_existing_exchange_that_does_not_delay(shell: Shell, plugin: bool) -> None:
-    """If the exchange exists, but is not an x-delayed-message exchange of the plugin, `send-delayed` delays messages in
-    wait queues. With --via plugin, it exits with 78 and says how to delete the exchange.
+    """If the exchange of `send-delayed` already exists, but is not an x-delayed-message exchange of the plugin,
+    `send-delayed` delays messages in wait queues. With --via plugin, it exits with 78 and says how to delete the
+    exchange.
     """
     if not plugin:
         pytest.skip("this broker has no delayed message plugin")
@@ -427,8 +428,8 @@ def test_keep_delay_delays_a_received_message_again(shell: Shell, via: str, sign
 
 @pytest.mark.parametrize("options", [["x"], ["--json", "--delay", "1s"]], ids=" ".join)
 def test_keep_delay_needs_json(lonely_shell: Shell, options: list[str]) -> None:
-    """`send-delayed --keep-delay` exits with 2 if --json is missing, or if --delay is given. In both cases, the error
-    says that --keep-delay needs --json.
+    """`send-delayed --keep-delay` exits with 2 if --json is missing, or if --delay is given. The error says that
+    --keep-delay needs --json, and that it cannot be combined with --delay.
     """
     refused = lonely_shell.run("mqtool", "send-delayed", "--keep-delay", *options, "-u", "amqp://127.0.0.1:1")
     assert "--keep-delay needs --json" in refused.stderr
@@ -481,8 +482,8 @@ def test_a_delayed_message_for_a_missing_exchange_declares_nothing(shell: Shell,
 
 @pytest.mark.keeps_messages
 def test_failed_to_keeps_delayed_messages_for_a_missing_queue(shell: Shell, via: str) -> None:
-    """If an input line names a queue that does not exist, `send --failed-to FILE` writes this message and all later
-    ones to the file, with their delays, so that a second run can send them.
+    """If a line of input names a queue that does not exist, `send --json --failed-to FILE` writes this message and all
+    later ones to FILE, with their delays, and exits with 3. Once the queue exists, a second run sends them from FILE.
     """
     shell.run("mqtool", "receive", "--idle-timeout", "1ms")
     missing = {"body": "b", "exchange": "", "routing_key": "missing", "delay": "200ms"}
@@ -520,8 +521,8 @@ def test_failed_to_keeps_the_delay_of_each_unsent_line(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_a_wait_queue_without_a_ttl_gets_no_message(shell: Shell, broker: TestBroker) -> None:
-    """If the wait queue exists but has no TTL, `send --delay` exits with 78 and publishes nothing to it. With
-    --failed-to FILE, the message is written to the file.
+    """If a queue already has the name of the wait queue, but no TTL, `send --delay` exits with 78 and publishes nothing
+    to this queue, which messages might never leave. With --failed-to FILE, the command writes the message to FILE.
     """
     broker.api("PUT", f"queues/{broker.vhost}/hello.delay.1m", {"durable": True})
     refused = shell.run("mqtool", "send", "-l", "--delay", "1m", "--via", "ttl", "--failed-to", "failed", stdin="x\n")

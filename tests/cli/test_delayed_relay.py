@@ -96,8 +96,9 @@ def test_delayed_relay_delays_the_messages_of_any_client(shell: Shell, broker: T
 
 @on_any_broker
 def test_delayed_relay_by_timestamps_counts_the_delay_from_publishing(shell: Shell, broker: TestBroker) -> None:
-    """`delayed relay --by-timestamps` counts the delay from the time at which the message was published: it immediately
-    forwards a message with a delay of one hour that was published an hour ago.
+    """`delayed relay --by-timestamps` counts the delay from the time at which the message was published. It immediately
+    forwards a message with a delay of one hour that was published an hour ago. If the timestamp is missing or in the
+    future, the delay starts when the relay gets the message.
     """
     running = relay(shell, "--type", "topic", "--by-timestamps")
     now = int(time.time() * 1000)
@@ -117,8 +118,9 @@ def test_delayed_relay_by_timestamps_counts_the_delay_from_publishing(shell: She
 def test_messages_with_headers_too_large_for_a_delay_do_not_keep_others_from_being_delayed(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If publishers fill the headers of more messages than `delayed relay` takes at once, so that there is no room for
-    the headers of a delay, these messages are published without delay, with warnings, and the others are delayed.
+    """`delayed relay` takes up to 200 messages at a time, and adds headers to each message that it delays. If
+    publishers fill the headers of more messages than that, so that nothing can be added, the relay publishes these
+    messages without delay. It still delays all others.
     """
     running = relay(shell, "--type", "topic")
     large = {"x-delay": 1000, "pad": "x" * 131_010}
@@ -290,8 +292,9 @@ def test_delayed_relay_publishes_due_messages_to_another_exchange(shell: Shell, 
 
 @on_any_broker
 def test_delayed_relay_replaces_the_plugin_without_duplicating_messages(shell: Shell, broker: TestBroker) -> None:
-    """After `delayed migrate`, the delayed message plugin delivers the messages that it still holds, and `delayed
-    relay` delivers those that are published to the relay's exchange. Each message arrives once.
+    """`delayed migrate` copies the bindings of the plugin's exchange to a relay's exchange, and waits until the plugin
+    has delivered the messages that it holds. Meanwhile, `delayed relay` delivers the messages that are published to the
+    relay's exchange. Each message arrives once.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     old = Exchange("old", DELAYED, durable=True, arguments={"x-delayed-type": "topic"})

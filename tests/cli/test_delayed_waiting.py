@@ -75,8 +75,9 @@ def test_delayed_ls_and_show_list_delayed_messages_and_retries(waiting: Waiting)
 
 
 def test_delayed_show_shows_a_message_with_a_forged_due_time(waiting: Waiting) -> None:
-    """If a publisher has written a number into the header `mqtool-due` that is no time until the year 9999, `delayed
-    show` does not know when the message is due, and shows it and all others.
+    """If a publisher has forged the header `mqtool-due` with a number that is not a time before the year 10000,
+    `delayed show` prints the longest time that the message can still wait, instead of the time at which it is due. It
+    prints all other messages as well.
     """
     for due in (10**18, -(10**18), 253_402_300_799_999):
         sent = ("mqtool", "send", "--no-declare", "-q", "jobs.delay.1h", "-H", f"mqtool-due:={due}")
@@ -114,9 +115,9 @@ def test_delayed_now_delivers_a_message_before_it_is_due(waiting: Waiting) -> No
 
 @pytest.mark.keeps_messages
 def test_delayed_show_keeps_the_routing_key_of_a_message_that_reaches_the_delivery_limit(waiting: Waiting) -> None:
-    """`delayed show` is repeated until a message for an exchange reaches the delivery limit of its wait queue, and is
-    published to the wait queue again. The message still reaches the exchange with its own routing key. If
-    `delayed show` leaves out such a message, it exits with 3, and says why.
+    """If another requeue would bring a message to its wait queue's delivery limit, `delayed show` leaves the message
+    out, says why, and exits with 3. If the message has already reached the limit, `delayed show` publishes it to the
+    end of the wait queue. `delayed now` then still delivers it to its exchange, with its own routing key.
     """
     policy = ("mqtool", "policy", "set", "few", "--definition", '{"delivery-limit": 2}', "--pattern", "^logs")
     assert waiting.shell.run(*policy, "--management", waiting.broker.management).code == 0

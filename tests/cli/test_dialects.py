@@ -222,7 +222,9 @@ def test_a_tutorials_queue_is_declared_without_a_notice(shell: Shell, command: s
 
 @on_any_broker
 def test_there_is_no_notice_about_a_predefined_exchange(shell: Shell) -> None:
-    """`emit-log -e amq.topic` uses the predefined exchange, which is durable, without a notice."""
+    """By default, `emit-log` declares a transient exchange. `emit-log -e amq.topic` uses the predefined exchange, which
+    is durable, without a notice about this difference.
+    """
     assert shell.run("mqtool", "emit-log", "topic", "-e", "amq.topic", "kern.info", "x").stderr == (
         " [x] Sent kern.info:x, no queue received it\n"
     )

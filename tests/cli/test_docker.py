@@ -83,8 +83,8 @@ def test_broker_commands_work_with_a_broker_in_docker(home: Shell, image: str, n
 
 
 def test_broker_up_in_docker_creates_the_named_user(home: Shell, image: str, name: str) -> None:
-    """After `broker up --kind docker --user NAME`, `broker env` prints a URL with this user. The generated password
-    stays the same after `broker down` and `broker up`.
+    """After `broker up --kind docker --user NAME`, `broker env` prints a URL with this user and a generated password.
+    After `broker down` and another `broker up`, the password is the same.
     """
     up = ("mqtool", "broker", "up", "--kind", "docker", "--image", image, "--name", name, "--user", "ann")
     env = ("mqtool", "broker", "env", "--name", name)
@@ -197,8 +197,8 @@ def test_the_docker_image_lets_guest_log_in_only_from_the_container_itself(image
 
 
 def test_the_build_of_the_docker_image_verifies_the_plugins_checksum(image: str, tmp_path: Path) -> None:
-    """If the checksum of the plugin's file is not the expected one, the build of the Docker image fails with an error
-    that names the file.
+    """The Docker image contains a plugin. If the checksum of the plugin's file is not the expected one, the build of
+    the image fails with an error that names the file.
     """
     context = tmp_path / "image"
     shutil.copytree(IMAGE_FILES, context)

@@ -105,8 +105,8 @@ def parse(arguments: list[str]) -> None:
 
 
 def test_command_lines_in_the_documents_are_valid() -> None:
-    """In each mqtool command line in the documentation and in the help, the command, the options and their values
-    exist.
+    """Each mqtool command line in the documentation and in the help is valid: its command and options exist, and the
+    options accept their values.
     """
     refused = {}
     for line in documented_lines():
@@ -147,7 +147,9 @@ def test_the_generated_reference_is_up_to_date() -> None:
 
 
 def test_a_command_never_imports_a_part_of_the_index_that_is_being_written(tmp_path: Path) -> None:
-    """The documentation can be built while commands run: whoever has opened the old index reads it to its end."""
+    """While the documentation is being built, each command of mqtool imports either the old index of commands or the
+    new one, never an incomplete one. A process that has already opened the old file reads it to its end.
+    """
     written = tmp_path / "index.py"
     written.write_text("old")
     with written.open() as opened:

@@ -56,8 +56,9 @@ def test_drill_drop_connection_loses_nothing(lonely_shell: Shell, broker: TestBr
 def test_drill_drop_connection_cuts_connections_whatever_the_url_looks_like(
     lonely_shell: Shell, broker: TestBroker
 ) -> None:
-    """`drill drop-connection` logs in and cuts both connections if the URL has no scheme, and its password is the
-    number of the port.
+    """`drill drop-connection` replaces the port in the URL with the port of a proxy that cuts connections. If the URL
+    has no scheme, and the password is the same number as the port, the drill still logs in, cuts the connections of
+    both programs, and handles all messages.
     """
     address = parse_addresses(broker.url)[0]
     user = f"drill-{address.port}"
@@ -76,7 +77,7 @@ def test_drill_poison_dead_letters_only_messages_that_can_never_be_handled(
     lonely_shell: Shell, broker: TestBroker
 ) -> None:
     """In the drill `poison`, two of 200 messages can never be handled, and are dead-lettered. The other 198 are handled
-    once, and no queue is left behind.
+    once. No queue is left behind, except wait queues.
     """
     result = lonely_shell.run("mqtool", "drill", "poison", "-u", broker.url)
     verdict = _verdict(result)

@@ -73,8 +73,8 @@ def test_a_duplicate_of_a_dead_letter_is_skipped_but_a_redriven_one_is_handled(
 
 @on_any_broker
 def test_the_retry_of_a_failed_message_is_not_skipped_as_a_duplicate(shell: Shell) -> None:
-    """`worker --deduplicate` skips neither the retry of a failed message, nor a message with the same id that arrives
-    after the time given with --dedup-window.
+    """`worker --deduplicate` handles the retry of a failed message, which has the same message ID. It also handles a
+    message with the same ID that arrives after the time given with --dedup-window.
     """
     shell.run("mqtool", "new-task", "--json", stdin=_message("a"))
     store = ["--deduplicate", "--dedup-store", "store", "--dedup-window", "1ms"]
@@ -114,9 +114,9 @@ def test_worker_refuses_a_file_that_is_not_a_deduplication_store(shell: Shell) -
 
 @on_any_broker
 def test_rpc_server_exec_replies_with_the_programs_output(shell: Shell) -> None:
-    """`rpc-client` prints what the program that `rpc-server --exec` runs has written to stdout, reports what the
-    program has written to stderr, and exits with the program's exit status. If this is 127 (not found), the server
-    replies, and then exits with 1.
+    """`rpc-client` prints the stdout of the program that `rpc-server --exec` runs, reports the program's stderr, and
+    exits with the program's exit status. If this status is 127 (not found), the server sends the reply, and then exits
+    with 1.
     """
     server = shell.start("mqtool", "rpc-server", "--shell", "--exec", 'read -r x; echo "got $x"; echo hm >&2; exit $x')
     server.wait_until_ready()

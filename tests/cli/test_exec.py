@@ -132,8 +132,8 @@ def test_a_timeout_kills_the_program_and_its_children(shell: Shell) -> None:
 
 @on_any_broker
 def test_a_program_is_killed_in_time_even_if_the_stderr_of_worker_is_not_read(shell: Shell) -> None:
-    """Even if no process reads the stderr of `worker`, the program that `worker` runs is killed once it has run longer
-    than --timeout allows. The program also ends if `worker` itself is killed with kill -9.
+    """`worker` kills a program that runs longer than --timeout allows, even if no process reads the stderr of `worker`.
+    If `worker` itself is killed with kill -9, its program ends, too.
     """
     os.mkfifo(shell.directory / "log")
     reader = os.open(shell.directory / "log", os.O_RDONLY | os.O_NONBLOCK)
@@ -179,7 +179,7 @@ def test_rpc_client_raw_prints_each_reply_on_its_own_line(shell: Shell) -> None:
 
 @on_any_broker
 def test_an_rpc_program_that_prints_too_much_is_killed(shell: Shell) -> None:
-    """If a program prints more than `rpc-server --max-output` allows, the server kills it and continues, and
+    """If a program prints more than `rpc-server --max-output` allows, the server kills this program and continues, and
     `rpc-client` exits with 65.
     """
     program = 'read body; [ "$body" = yes ] && exec yes; head -c $body /dev/zero'
@@ -205,8 +205,8 @@ def test_a_background_process_does_not_delay_the_acknowledgement(shell: Shell) -
 
 @on_any_broker
 def test_worker_forwards_all_of_a_programs_stderr(shell: Shell) -> None:
-    """`worker` forwards every line that its program writes to stderr, even if the process that reads the output of
-    `worker` is slow.
+    """`worker` writes every line that its program writes to stderr to its own stderr, even if the process that reads
+    this output is slow.
     """
     shell.run("mqtool", "new-task")
     command = "mqtool worker -c 1 --shell --exec 'seq 40000 >&2' 2>&1 >/dev/null | (sleep 1; cat) | grep -c '^[0-9]*$'"
@@ -258,8 +258,8 @@ def test_quick_programs_run_beside_slow_ones(shell: Shell, broker: TestBroker) -
 def test_worker_prefetches_one_message_for_each_program_or_as_many_as_prefetch_says(
     shell: Shell, broker: TestBroker, options: tuple[str, ...], left: int
 ) -> None:
-    """With --concurrency N, `worker` prefetches N messages, or as many as --prefetch says. It prefetches no more even
-    if --count is larger. The other messages stay in the queue for other workers.
+    """With --concurrency N, `worker` prefetches N messages, even if --count is larger. With --prefetch, it prefetches
+    as many as this option says. The other messages stay in the queue for other workers.
     """
     shell.run("mqtool", "new-task", "-l", stdin="task\n" * 6)
     program = "echo started; while ! [ -e go ]; do sleep 0.1; done"
@@ -493,8 +493,8 @@ def test_a_long_retry_delay_does_not_hold_up_a_short_one(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_a_retry_queue_without_a_ttl_gets_no_message(shell: Shell, broker: TestBroker) -> None:
-    """If the wait queue for retries already exists but has no TTL, `worker` exits with 78 and the message stays in its
-    queue.
+    """If a queue already has the name of the wait queue for retries, but no TTL, `worker` exits with 78 instead of
+    retrying a message in this queue, which the message might never leave. The message stays in its own queue.
     """
     broker.api("PUT", f"queues/{broker.vhost}/jobs.wait.1s", {"durable": True})
     shell.run("mqtool", "new-task", "-q", "jobs", "one")
@@ -506,8 +506,8 @@ def test_a_retry_queue_without_a_ttl_gets_no_message(shell: Shell, broker: TestB
 
 @on_any_broker
 def test_a_queue_with_the_longest_name_can_have_retries(shell: Shell, broker: TestBroker) -> None:
-    """For a queue whose name has 255 bytes, `worker` can still retry and dead-letter messages, and `dlq redrive` moves
-    the dead letters back.
+    """For a queue whose name has 255 bytes, the longest that AMQP allows, `worker` can still retry and dead-letter
+    messages, and `dlq redrive` moves the dead letters back.
     """
     queue = "ü" * 126 + "xyz"
     shell.run("mqtool", "send", "-q", queue, "poison")

@@ -121,7 +121,7 @@ def test_the_next_tap_reports_that_a_killed_tap_left_the_firehose_on(shell: Shel
 
 
 def test_the_next_tap_switches_off_the_firehose_of_a_killed_tap(shell: Shell, broker: TestBroker) -> None:
-    """If a `tap` that was killed has left the firehose on, the next `tap --firehose` switches the firehose off when it
+    """If a `tap --firehose` was killed and has left the firehose on, the next `tap --firehose` switches it off when it
     ends normally.
     """
     killed = tapping(shell, "--all")

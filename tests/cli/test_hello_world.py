@@ -146,8 +146,8 @@ def test_a_receiver_does_not_declare_a_queue_with_a_mistyped_name(
     shell: Shell, broker: TestBroker, command: str
 ) -> None:
     """If a queue does not exist, but its name resembles that of an existing one, a receiving command exits with 69 and
-    asks "did you mean". With --declare, or an option for declaring the queue such as --queue-type, it declares the
-    queue.
+    asks "did you mean". With --declare, or an option for declaring a queue such as --queue-type, the command declares a
+    missing queue.
     """
     assert shell.run("mqtool", "send", "-q", "invoices", "x").code == 0
     name, *rest = command.split()

@@ -222,8 +222,8 @@ def test_an_option_of_another_tool_gets_mqtools_option_as_a_hint(lonely_shell: S
 
 
 def test_hints_about_options_name_the_command() -> None:
-    """If an option of any command lacks its value, has a value although it takes none, or is misspelled, the hint names
-    the command or a similar option.
+    """If an option lacks its value, has a value although it takes none, or is misspelled, the hint names the command or
+    a similar option. This applies to each option of each command.
     """
     tried = set()
     for command in leaves(described()):
@@ -288,8 +288,9 @@ def test_the_overview_of_all_commands_fits_on_one_screen() -> None:
     ],
 )
 def test_a_command_of_rabbitmqctl_gets_mqtools_command_as_a_hint(lonely_shell: Shell, typed: str, line: str) -> None:
-    """If the command is one of rabbitmqctl's, as in `mqtool list_queues`, mqtool exits with 2. The hint is the mqtool
-    command that does the same, which `mqtool help rabbitmqctl` also lists.
+    """If the command is one of rabbitmqctl's, as in `mqtool list_queues`, or the name of a script of RabbitMQ's
+    tutorials, mqtool exits with 2. The hint is the mqtool command that does the same, which `mqtool help rabbitmqctl`
+    also lists.
     """
     result = lonely_shell.run("mqtool", *typed.split())
     assert (result.code, result.stderr.splitlines()[1]) == (2, f"hint: {line}")
@@ -317,8 +318,8 @@ def test_mqtool_commands_in_the_rabbitmqctl_topic_exist(row: str) -> None:
     ],
 )
 def test_the_hint_of_a_usage_error_shows_an_option_or_an_example(lonely_shell: Shell, typed: str, said: str) -> None:
-    """The hint of a usage error shows an option or an example that can be typed. mqtool does not print a password that
-    was typed as an argument.
+    """The hint of a usage error shows an option or an example that can be typed. If a password was typed as an
+    argument, as in `user add ann secret`, mqtool does not print it.
     """
     result = lonely_shell.run("mqtool", *typed.split())
     assert result.code == 2

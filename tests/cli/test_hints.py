@@ -76,8 +76,8 @@ def test_broker_up_says_how_to_start_a_broker_at_the_port_in_mqtool_url(lonely_s
 
 @on_any_broker
 def test_receive_log_warns_if_unquoted_patterns_became_file_names(shell: Shell) -> None:
-    """If every pattern of `receive-log topic` is the name of a file in the current directory, as when the shell has
-    replaced an unquoted `*` with file names, the command suggests putting patterns in quotes.
+    """If every pattern of `receive-log topic` is the name of a file in the current directory, the shell has probably
+    replaced an unquoted `*` with file names. The command therefore suggests putting patterns in quotes.
     """
     for name in ("notes.txt", "todo"):
         (shell.directory / name).touch()

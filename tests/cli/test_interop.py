@@ -435,8 +435,8 @@ def test_the_option_strict_refuses_an_exchange_with_different_arguments(
 def test_an_existing_exchange_of_a_different_type_is_never_used(
     shell: Shell, connection: Connection, command: list[str], strict: list[str]
 ) -> None:
-    """If the exchange already exists, but with a different type, `emit-log` and `receive-log` exit with 78 and print a
-    hint, with or without --strict.
+    """If the exchange already exists, but with a different type, `emit-log` and `receive-log` exit with 78, with or
+    without --strict. The hint is to name another exchange.
     """
     existing = Exchange("direct_logs", "topic")
     keep = connection.channel(strict=True)
@@ -458,8 +458,8 @@ def test_an_existing_exchange_of_a_different_type_is_never_used(
 def test_an_exclusive_queue_of_another_connection_is_never_used(
     shell: Shell, connection: Connection, command: list[str]
 ) -> None:
-    """If a queue is exclusive to another connection, `send`, `receive`, `worker` and `rpc-server` exit with 78 and
-    print a hint. They do not consume from the queue.
+    """If a queue is exclusive to another connection, `send`, `receive`, `worker` and `rpc-server` exit with 78. The
+    hint is to use another name. The commands do not consume from the queue.
     """
     owner = connection.channel(strict=True)
     theirs = owner.declare(Queue("theirs", exclusive=True))

@@ -205,8 +205,8 @@ def test_where_can_test_columns_that_are_not_shown(shell: Shell, listing: Callab
 
 @on_any_broker
 def test_a_table_on_a_terminal_escapes_names_and_fits_into_80_columns(shell: Shell, listing: object) -> None:
-    """On a terminal, `list queues` prints markup and control characters in names as plain text, and its table fits into
-    80 columns.
+    r"""On a terminal, `list queues` prints markup in names unchanged, prints control characters as escapes such as
+    \x1b, and fits its table into 80 columns.
     """
     names = ["[/red]", "a\x1b[31mb", "q" * 60]
     for name in names:

@@ -126,7 +126,7 @@ def test_move_where_with_a_count_keeps_the_order_of_the_other_messages(
 @pytest.mark.keeps_messages
 def test_move_stops_before_messages_exceed_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
     """If another delivery would make a quorum queue drop messages because of its delivery limit, `move --where` exits
-    with 1. No message is lost, however often the command is repeated.
+    with 1. However often the command is repeated, all messages stay in the queue.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     limited = Queue("a", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 6})

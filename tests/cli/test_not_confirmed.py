@@ -353,8 +353,8 @@ def test_send_exits_with_75_if_it_loses_the_connection_after_all_messages_were_r
 def test_max_reconnects_counts_the_attempts_since_the_last_confirm(
     own_shell: Shell, amqp_vhost: Vhost, *, progress: bool
 ) -> None:
-    """For --max-reconnects, `send` counts the failed attempts since the last confirm. If a connection is established
-    again, but lost before a confirm, it counts as a failed attempt.
+    """--max-reconnects limits the failed attempts to reconnect since the last confirm. If `send` reconnects, but loses
+    the connection again before a confirm, this attempt counts as failed.
     """
     sender = own_shell.start("mqtool", "send", "-l", "-v", "--max-reconnects", "2", stdin=PIPE)
     assert sender.process.stdin is not None
@@ -562,8 +562,8 @@ def test_receive_stream_declares_no_stream_with_a_mistyped_name(shell: Shell, br
 
 
 def test_publisher_confirms_explains_the_times_that_it_prints(shell: Shell) -> None:
-    """`publisher-confirms all` publishes in three ways. Its last line says how often `batch` waited for confirms, and
-    whether `async` took about as long as `batch`.
+    """`publisher-confirms all` publishes in three ways: individual, batch and async. Its last line says how often
+    `batch` waited for confirms, and whether `async` took about as long as `batch`.
     """
     shown = shell.run("mqtool", "publisher-confirms", "all", "-c", "500", "--batch-size", "10")
     batch, unwaited = (int(line.rpartition(" in ")[2][:-3].replace(",", "")) for line in shown.stdout.splitlines()[1:])
