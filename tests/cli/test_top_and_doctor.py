@@ -88,8 +88,8 @@ def test_doctor_reports_several_kinds_of_problem(watcher: Shell, broker: TestBro
 
 
 def test_doctor_and_top_report_a_forgotten_acknowledgement(watcher: Shell, broker: TestBroker) -> None:
-    """If a consumer does not acknowledge its message while other messages wait in the queue, `doctor` and `top` report
-    that no message of this queue moves.
+    """If a consumer has not acknowledged its message while other messages wait in the queue, `doctor` and `top` report
+    that nothing moves in this queue. `doctor` names a forgotten acknowledgement as a possible cause.
     """
     watcher.run("mqtool", "new-task", "-l", stdin="1\n2\n3\n")
     watcher.start("mqtool", "worker", "--forget-ack").wait_until_ready().wait_for_stdout("Received 1")
@@ -102,8 +102,9 @@ def test_doctor_and_top_report_a_forgotten_acknowledgement(watcher: Shell, broke
 
 
 def test_doctor_reports_cycles_and_dead_ends(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor` reports a queue that dead-letters to itself, exchanges bound to each other in a cycle, and alternate
-    exchanges that have no bindings or do not exist.
+    """`doctor` reports a queue that dead-letters to itself, but not a pair of queues for retries, which dead-letter to
+    each other. It also reports exchanges bound to each other in a cycle, and alternate exchanges that have no bindings
+    or do not exist.
     """
     to, key, ttl = "x-dead-letter-exchange", "x-dead-letter-routing-key", "x-message-ttl"
     for name, arguments in {

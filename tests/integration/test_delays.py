@@ -286,7 +286,7 @@ def test_wait_queues_outlive_their_messages_and_are_as_durable_as_the_destinatio
 ) -> None:
     """mqtool delays messages in wait queues. A wait queue expires only after all its messages. If the destination is a
     quorum queue or a durable exchange, the wait queue is a quorum queue; otherwise, it is a classic queue. The
-    exchanges of wait queues are auto-delete.
+    exchanges that mqtool declares for wait queues are auto-delete.
     """
     channel = connection.channel()
     logs = [Exchange("logs", "fanout"), Exchange("durable", "fanout", durable=True)]
