@@ -57,8 +57,8 @@ QUEUES = {
 @pytest.mark.parametrize("kind", QUEUES)
 @pytest.mark.sampled(1)
 def test_peek_keeps_the_order_of_hundreds_of_messages(shell: Shell, broker: TestBroker, kind: str) -> None:
-    """If `peek` is run several times on all, some or only the matching messages of a queue with hundreds of messages,
-    all messages stay in the queue, in order.
+    """A queue has hundreds of messages. `peek` may show all of them, only the first ones (-c), or only the matching
+    ones (--where), several times in a row. All messages stay in the queue, in order.
     """
     ids = filled(shell, 4_000 if kind == "quorum" else 700, *QUEUES[kind])
     assert peeked(shell, broker, "-c", "3") == ids[:3]
@@ -77,8 +77,8 @@ def test_peek_keeps_the_order_of_hundreds_of_messages(shell: Shell, broker: Test
 def test_peek_keeps_the_order_of_a_quorum_queue_with_expired_messages(
     shell: Shell, broker: TestBroker, kind: str
 ) -> None:
-    """If one of a quorum queue's messages has expired, `peek` gets fewer messages than the queue's count says. The
-    other messages stay in order, even if an earlier `peek` has requeued them.
+    """If a message of a quorum queue has expired, `peek` gets fewer messages than the queue's count announces. It shows
+    the others, which stay in the queue in order, even if an earlier `peek` has requeued some of them.
     """
     ids = filled(shell, 1, *QUEUES[kind])
     assert peeked(shell, broker) == ids

@@ -1319,8 +1319,8 @@ def order(page: Page) -> list[tuple[str, str]]:
 
 
 def test_the_picture_continues_after_an_event_that_the_page_does_not_know(chromium: Any, tmp_path: Path) -> None:
-    """If a newer broker reports an event that the page does not know, and that belongs to no queue, the page lists the
-    event by its name, and still shows later messages.
+    """If a newer broker reports an event that the page of `mqtool ui` does not know, and that belongs to no queue, the
+    page lists the event by its name, and still shows later messages.
     """
     unknown = {"kind": "event", "t": 1000, "what": "throttled", "from": {"client": "boss"}}
     page = recorded(chromium, tmp_path, [*jobs(), unknown, *published(2000, 0), {"kind": "now", "t": 4000}])
@@ -1383,8 +1383,8 @@ def test_a_confirm_is_drawn_without_delay_after_next_has_been_pressed(chromium: 
 
 
 def test_the_picture_keeps_up_with_a_message_that_is_requeued_again_and_again(chromium: Any, tmp_path: Path) -> None:
-    """If a consumer requeues the same message 300 times in 3 seconds, the picture of `mqtool ui` shows some of these
-    redeliveries, and ends at most 15 seconds later, with the message in its queue.
+    """If a consumer requeues the same message 300 times in 3 seconds, the picture of `mqtool ui` shows only some of
+    these redeliveries. At most 15 seconds later, it has caught up, and shows the message in its queue.
     """
     records = [*jobs([{"name": "one/tag", "label": "worker 1"}]), *published(1000, 0)]
     to = {"consumer": "one/tag", "no_ack": False, "redelivered": True, "to": None}
@@ -1406,8 +1406,8 @@ def test_the_picture_keeps_up_with_a_message_that_is_requeued_again_and_again(ch
 def test_a_confirm_after_a_restart_of_the_broker_is_not_drawn_for_an_earlier_message(
     chromium: Any, tmp_path: Path
 ) -> None:
-    """If the broker restarts, and numbers its messages from the beginning, the picture of `mqtool ui` draws no confirm
-    for an earlier message that had the same number.
+    """If the broker restarts, it numbers its messages from the beginning. If it then confirms a new message, a
+    tutorial's picture does not draw this confirm for a message with the same number that the restart has lost.
     """
     *records, now = of_confirms()
     (snapshot,) = [each for each in records if each["kind"] == "snapshot"]
@@ -1656,8 +1656,8 @@ def test_a_client_is_drawn_even_if_the_queue_to_which_it_publishes_does_not_exis
     chromium: Any, tmp_path: Path
 ) -> None:
     """If an AMQP 1.0 client cannot publish to a queue because the queue does not exist, a tutorial's picture still
-    shows the client, with an arrow to the default exchange. From there, a message returns, with the name of the missing
-    queue beside it.
+    shows the client, with an arrow to the default exchange. The message moves to this exchange and returns to the
+    client, with the name of the missing queue beside it.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     records = jobs()

@@ -283,8 +283,8 @@ def test_a_job_in_the_background_shows_no_progress_line(shell: Shell, shell_opti
 
 @on_any_broker
 def test_the_progress_line_shows_the_percentage_and_the_rate(shell: Shell) -> None:
-    """On a terminal, if the total is known, a command's progress line shows the percentage, the count, the time and the
-    rate.
+    """On a terminal, the progress line of a command that knows the total shows the percentage, the count, the time and
+    the rate.
     """
     script = """
 from mqtool.cli.display.progress import Progress

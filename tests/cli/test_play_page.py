@@ -283,8 +283,8 @@ def test_the_picture_the_answers_and_the_list_of_tutorials_do_not_overlap(
 def test_the_picture_keeps_its_place_however_long_the_text_of_a_scene_is(
     chromium: Any, tmp_path: Path, width: int
 ) -> None:
-    """At each width of the window, the picture of a tutorial is at the same place in a scene with a long text and a
-    question as in a scene with a short text.
+    """At window widths of 1280, 768 and 390 pixels, the picture of a tutorial is at the same place in a scene with a
+    long text and a question as in a scene with a short text.
     """
     records = play()
     scenes = [each for each in records if each["kind"] == "scene"]
@@ -366,8 +366,8 @@ def test_the_list_of_tutorials_does_not_cut_the_picture(chromium: Any, tmp_path:
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 800), (1920, 1080), (768, 1024), (390, 844)])
 def test_no_line_of_a_scrolled_terminal_is_cut(chromium: Any, tmp_path: Path, width: int, height: int) -> None:
-    """At each size of the window, a terminal of a tutorial with more lines than fit shows whole lines only: none is cut
-    below the terminal's name.
+    """In windows from 390×844 to 1920×1080 pixels, a terminal of a tutorial with more lines than fit shows whole lines
+    only. None is cut below the terminal's name.
     """
     printed = [{**of_terminal(150, 100 + line, "printed"), "line": f" [x] Received {line}"} for line in range(40)]
     page = recorded(chromium, tmp_path, sorted([*play(), *printed], key=lambda each: each["t"]))

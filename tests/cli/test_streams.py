@@ -315,7 +315,7 @@ class OtherNode(Proxy):
 def test_the_error_about_an_unreachable_stream_node_names_stream_advertised_host(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If the broker refers to a node that cannot be reached, as can happen in Docker, `send-stream` and
+    """If the broker says that a stream is on a node that cannot be reached, as can happen in Docker, `send-stream` and
     `receive-stream` exit with 69 and name the setting stream.advertised_host.
     """
     shell.run("mqtool", "send-stream", "-q", "s", "x")

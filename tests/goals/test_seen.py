@@ -77,8 +77,8 @@ def test_an_unacknowledged_message_does_not_count_as_received() -> None:
 
 
 def test_a_redelivered_message_does_not_count_as_received_too_early() -> None:
-    """If a message is redelivered after `tutorial try` has found its queue empty seven times, the count begins again:
-    the message counts as received only after `tutorial try` has found the queue empty eight more times.
+    """If a message is redelivered after `tutorial try` has found its queue empty seven times, the count begins again.
+    The message does not count as received when `tutorial try` has found the queue empty seven more times.
     """
     seen = _seen()
     _look(seen, unacked=0, times=7)

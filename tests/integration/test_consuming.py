@@ -86,7 +86,7 @@ def test_a_delivery_is_acknowledged_when_the_caller_asks_for_the_next_one(broker
 
 
 def test_a_consumer_raises_an_error_if_its_queue_is_deleted(broker: TestBroker) -> None:
-    """If the queue is deleted while consume() waits for a message, consume() raises Unavailable, and the error names
+    """If the queue is deleted while a caller iterates over consume(), consume() raises Unavailable, and the error names
     the queue.
     """
     fill(broker, 1)
@@ -111,8 +111,9 @@ def test_a_consumer_ends_after_its_idle_timeout_and_fails_after_its_total_timeou
 
 
 def test_prefetched_messages_do_not_count_towards_the_delivery_limit(broker: TestBroker) -> None:
-    """A queue with a delivery limit of 20 has thirty messages. Thirty consumers that each take one message, as `receive
-    | head -n 1` does, get all of them, because messages that were only prefetched do not count towards the limit.
+    """A queue with a delivery limit of 20 has thirty messages. Thirty consumers, one after the other, prefetch messages
+    but take only one each, as `receive | head -n 1` does. They get all thirty, because messages that were only
+    prefetched do not count towards the limit.
     """
     queue = Queue("q", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 20})
     bodies = fill(broker, 30, queue)
