@@ -855,7 +855,7 @@ def test_two_reply_queues_of_an_rpc_client_have_different_names_and_no_arrows_cr
 
 def test_with_two_consumers_no_arrow_runs_behind_a_box_on_a_phone(chromium: Any, tmp_path: Path) -> None:
     """In a window that is 390 pixels wide, a tutorial's picture shows two consumers, of which the first publishes
-    replies. No arrow runs behind the box of a client, exchange or queue, or leaves the picture.
+    replies. No arrow runs behind the box of a client, exchange or queue, and none leaves the picture.
     """
     records = of_rpc()
     topology = next(each for each in records if each["kind"] == "topology")
@@ -1516,8 +1516,8 @@ def test_a_request_and_its_reply_have_the_same_correlation_id_beside_them(chromi
 
 
 def test_the_label_of_a_reply_covers_no_box(chromium: Any, tmp_path: Path) -> None:
-    """While the reply of an RPC server moves below the queues to the exchange, its body and its correlation ID, which
-    are beside it in a tutorial's picture, cover no part of the box of a client, exchange or queue.
+    """In a tutorial's picture, the reply of an RPC server moves below the queues to the exchange, with its body and its
+    correlation ID beside it. This text covers no part of the box of a client, exchange or queue.
     """
     records = of_rpc()
     for each in records:
@@ -1623,8 +1623,8 @@ def test_moving_messages_and_offsets_do_not_cover_the_stored_offset(chromium: An
 
 
 def test_a_command_that_looks_at_the_ends_of_a_stream_is_not_drawn_as_a_reader(chromium: Any, tmp_path: Path) -> None:
-    """If a command looks at the first and the last message of a stream, as `offset show` does, a tutorial's picture
-    does not show the command as a reader, and no message moves.
+    """If a command only looks at the first and the last message of a stream, as `offset show` does, a tutorial's
+    picture does not show the command as a reader of the stream, and moves no message to it.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     records = of_offsets()[:-2]

@@ -333,8 +333,9 @@ def held_connection(broker: TestBroker) -> Iterator[BlockingChannel]:
 
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
 def test_doctor_upgrade_peek_checks_messages_and_leaves_them_in_the_queue(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor --upgrade --peek` reports messages whose x-death count RabbitMQ 4 treats differently, and leaves them in
-    the queue. Without --peek, `doctor` does not look at messages.
+    """From RabbitMQ 4.0 on, the count in a message's x-death starts again at 1 if a client publishes the message again.
+    `doctor --upgrade 4.3 --peek` therefore reports a message with a high count, and leaves it in its queue. Without
+    --peek, `doctor` does not look at messages.
     """
     death = json.dumps([{"count": 57, "queue": "jobs", "reason": "rejected", "exchange": ""}])
     watcher.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic")

@@ -52,8 +52,8 @@ def test_a_message_without_counters_counts_as_received_if_its_queue_stays_empty(
 
 
 def test_a_goal_is_reached_if_the_program_ended_before_rabbitmq_counted_its_acknowledgement() -> None:
-    """For the goal 'other-settings', the learner's program must receive and acknowledge an invoice. If it ends so
-    quickly that RabbitMQ shows no counters for it, the goal is reached once `tutorial try` has found the queue empty
+    """For the goal 'other-settings', the learner's program must receive and acknowledge an invoice. If the program ends
+    so quickly that RabbitMQ shows no counters for it, the goal is reached once `tutorial try` has found the queue empty
     eight times.
     """
     goal = next(each for each in GOALS["repair"] if each.name == "other-settings")

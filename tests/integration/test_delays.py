@@ -272,8 +272,8 @@ def test_a_delayed_message_with_a_cc_or_bcc_header_is_refused(channel: Channel, 
 
 
 def test_the_receipt_of_a_delayed_message_identifies_the_callers_message(channel: Channel, publish: Publish) -> None:
-    """The receipt of a delayed message contains the message that the caller passed, with the time at which the message
-    is due.
+    """From the receipt that publish() returns for a delayed message, the caller gets back the message that it passed,
+    with the time at which the message is due.
     """
     [receipt] = publish([Message(b"x", message_id="m", delay=HOUR)], channel.declare(CLASSIC))
     seen = original(receipt.message)

@@ -101,8 +101,8 @@ def test_receipts_arrive_in_the_order_of_publishing(connection: Connection) -> N
 
 
 def test_publishing_continues_while_messages_are_unconfirmed(connection: Connection) -> None:
-    """A publisher keeps sending while more than ten messages are unconfirmed. This holds for the default limit of
-    unconfirmed messages, and for a limit of 1,000.
+    """publish() sends further messages while more than ten are unconfirmed, instead of waiting for each confirm. This
+    holds for the default limit of unconfirmed messages, and for a limit of 1,000.
     """
     channel = connection.channel()
     channel.declare(QUEUE)
