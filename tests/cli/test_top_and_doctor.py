@@ -261,8 +261,9 @@ def test_doctor_reports_policies_for_mirrored_queues(watcher: Shell, broker: Tes
 
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
 def test_doctor_upgrade_reports_what_a_newer_rabbitmq_refuses(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor --upgrade 4.3` reports each queue, exchange and client that RabbitMQ 4.3 refuses or treats differently.
-    `doctor --upgrade 4.0` reports only what RabbitMQ 4.0 already refuses or treats differently.
+    """`doctor --upgrade 4.3` reports queues, exchanges and clients that RabbitMQ 4.3 refuses or treats differently,
+    such as transient queues and clients with a global prefetch. `doctor --upgrade 4.0` reports only those that RabbitMQ
+    4.0 already refuses or treats differently, such as lazy queues.
     """
     queues: dict[str, Any] = {
         "old": {"durable": False},

@@ -179,7 +179,7 @@ def test_delayed_messages_are_routed_by_their_own_key_and_headers(
 
 
 def test_a_delayed_messages_own_exchange_and_key_override_those_of_publish(channel: Channel, publish: Publish) -> None:
-    """If a delayed message has its own exchange and routing key, these are used when the message is due, instead of
+    """If a delayed message has its own exchange and routing key, mqtool routes it by these when it is due, and not by
     those that the caller passed to publish().
     """
     channel.declare(Exchange("other", "direct"))
