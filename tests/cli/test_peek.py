@@ -57,8 +57,8 @@ QUEUES = {
 @pytest.mark.parametrize("kind", QUEUES)
 @pytest.mark.sampled(1)
 def test_peek_keeps_the_order_of_hundreds_of_messages(shell: Shell, broker: TestBroker, kind: str) -> None:
-    """If `peek` is run several times on all, some or only the matching messages of a queue with hundreds of messages,
-    all messages stay in the queue, in order.
+    """A queue has hundreds of messages. `peek` may show all of them, only the first ones (-c), or only the matching
+    ones (--where), several times in a row. All messages stay in the queue, in order.
     """
     ids = filled(shell, 4_000 if kind == "quorum" else 700, *QUEUES[kind])
     assert peeked(shell, broker, "-c", "3") == ids[:3]
@@ -77,8 +77,8 @@ def test_peek_keeps_the_order_of_hundreds_of_messages(shell: Shell, broker: Test
 def test_peek_keeps_the_order_of_a_quorum_queue_with_expired_messages(
     shell: Shell, broker: TestBroker, kind: str
 ) -> None:
-    """If one of a quorum queue's messages has expired, `peek` gets fewer messages than the queue's count says. The
-    other messages stay in order, even if an earlier `peek` has requeued them.
+    """If a message of a quorum queue has expired, `peek` gets fewer messages than the queue's count announces. It shows
+    the others, which stay in the queue in order, even if an earlier `peek` has requeued some of them.
     """
     ids = filled(shell, 1, *QUEUES[kind])
     assert peeked(shell, broker) == ids
@@ -151,8 +151,9 @@ def test_where_cannot_test_the_time_of_receipt_of_messages_in_a_queue(shell: She
 
 @pytest.mark.keeps_messages
 def test_peek_stops_before_messages_exceed_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
-    """On a quorum queue, `peek` warns how often messages have been requeued. If one more delivery could make the queue
-    drop a message because of its delivery limit, `peek` shows no message and exits with 1.
+    """Each `peek` requeues the messages of a quorum queue, which counts towards the queue's delivery limit. `peek`
+    warns how often messages have been requeued. If one more delivery could make the queue drop a message, `peek` shows
+    no message and exits with 1.
     """
     ids = filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=3")
     command = ("mqtool", "peek", "jobs", "--raw", "--management", broker.management)
@@ -179,9 +180,9 @@ def test_peek_stops_before_messages_exceed_the_delivery_limit(shell: Shell, brok
 def test_no_message_behind_the_first_one_exceeds_the_delivery_limit(
     shell: Shell, broker: TestBroker, command: str
 ) -> None:
-    """A quorum queue has requeued its first message once, and the second one as often as the delivery limit allows.
-    `peek -c 1` and `move --where` have to requeue both. They publish the second one to the queue again, exit with 1 and
-    say so. No message is lost, even if the commands are repeated.
+    """The second message of a quorum queue has been requeued as often as the delivery limit allows. `peek -c 1` and
+    `move --where` would have to requeue it, and the queue would drop it. They publish it to the queue again instead,
+    report it, and exit with 1. No message is lost, even if the commands are repeated.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "queue", "declare", "other")
@@ -196,9 +197,9 @@ def test_no_message_behind_the_first_one_exceeds_the_delivery_limit(
 
 @pytest.mark.keeps_messages
 def test_peek_counts_the_messages_that_reach_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
-    """A quorum queue drops a message at its delivery limit when the message is requeued. Therefore, `peek` publishes
-    such a message to the queue again instead. If there are two, `peek` exits with 1, and its error describes one of
-    them and says that there is 1 more.
+    """If two messages of a quorum queue have reached the delivery limit, the queue would drop them when they are
+    requeued. `peek` therefore publishes them to the end of the queue instead, and exits with 1. Its error names one of
+    these messages and says that there is 1 more.
     """
     ids = filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=6")
     with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as client:
@@ -223,8 +224,8 @@ def test_peek_counts_the_messages_that_reach_the_delivery_limit(shell: Shell, br
 def test_peek_exits_with_141_if_its_reader_ends_and_a_message_reaches_the_delivery_limit(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """The program that reads the output of `peek` has ended, and a message behind the first one has reached the
-    delivery limit. `peek` reports the message, and exits with 141, as it does for any reader that has ended.
+    """A message behind the first one has reached the delivery limit, and the program that reads the output of `peek`
+    ends. `peek` then still reports the message, but exits with 141, as for any closed pipe, and not with 1.
     """
     filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=6")
     requeue_the_second(broker, 3, 6)
@@ -258,7 +259,8 @@ def test_doctor_upgrade_reports_findings_if_a_message_reaches_the_delivery_limit
 
 def test_dlq_ls_counts_the_reasons_if_a_dead_letter_reaches_the_delivery_limit(tmp_path: Path) -> None:
     """A dead letter behind the first one has reached the default delivery limit of RabbitMQ 4. `dlq ls` publishes it to
-    its queue again, warns of it, counts it by its reason with the others, and exits with 3.
+    its queue again, and still counts the reasons of all dead letters. It prints a warning about this message, and exits
+    with 3 because of it.
     """
     with EmbeddedBroker(like="4.0", management_port=0) as broker:
         settings = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url}
@@ -385,7 +387,9 @@ def test_peek_shows_ten_messages_on_a_terminal_and_says_how_many_more_there_are(
 @on_any_broker
 @large
 def test_peek_stops_when_the_reader_of_its_output_exits(shell: Shell, broker: TestBroker) -> None:
-    """On a queue with 30,000 messages, `peek | head -3` consumes at most 12,000 messages, and requeues all of them."""
+    """`peek | head -3` stops when `head` exits. Of a queue with 30,000 messages, the broker has then delivered at most
+    12,000, which are requeued.
+    """
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="x\n" * 30_000)
     taken_before = "mqtool receive -q jobs --json --idle-timeout 1s | grep -c '\"redelivered\":true'"
     script = f"mqtool peek jobs | head -3; {taken_before}"

@@ -119,10 +119,10 @@ _SHOWN = [each for each in plays.PLAYS if each != "publisher-confirms"]
 def test_the_picture_of_a_tutorial_has_correct_counts_and_names_and_no_overlapping_labels(
     lonely_shell: Shell, chromium: Any, name: str
 ) -> None:
-    """In the picture of `tutorial run --ui`, both live and replayed, each queue's counts equal the number of messages
-    drawn. Clients have the names of the tutorial's terminals. A generated name appears only if a terminal shows it. At
-    widths of 1280, 768 and 390 pixels, the label of an arrow lies over no other label, over no other arrow, and not
-    over the box of a client, exchange or queue.
+    """In the picture of `tutorial run --ui`, each queue's counts equal the number of messages drawn, while the tutorial
+    runs and when it is replayed. Clients have the names of the tutorial's terminals, and a generated queue name appears
+    only if a terminal shows it. At widths of 1280, 768 and 390 pixels, no arrow's label overlaps another label, another
+    arrow, or the box of a client, exchange or queue.
     """
     lonely_shell.environment["TUTORIAL_MARK"] = mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
     command = lonely_shell.start("mqtool", "tutorial", "run", name, "--ui", ready=False).wait_for_stdout("\n")
@@ -280,8 +280,9 @@ def test_a_worker_with_prefetch_1_is_never_drawn_with_two_messages(chromium: Any
 def test_a_worker_with_prefetch_1_gets_its_next_message_once_its_acknowledgement_has_arrived(
     chromium: Any, tmp_path: Path
 ) -> None:
-    """In the picture of `mqtool ui`, the next message leaves its queue for a consumer with prefetch 1 only when the
-    tick of the consumer's acknowledgement has arrived at the queue. Until then, the queue counts the message as ready.
+    """In the picture of `mqtool ui`, an acknowledgement moves from the consumer to the queue as a tick. If the
+    consumer's prefetch is 1, the next message leaves the queue only when the tick has arrived there. Until then, the
+    queue counts the next message as ready.
     """
     to = {"consumer": "one/tag", "no_ack": False, "redelivered": False, "to": None}
     records = [*jobs([{"name": "one/tag", "label": "worker 1"}]), *published(1000, 0), *published(1000, 1)]
@@ -325,7 +326,7 @@ def test_a_consumer_that_has_ended_is_drawn_until_its_last_message_has_been_draw
     chromium: Any, tmp_path: Path
 ) -> None:
     """If a consumer ends while its messages are still being drawn, the picture of `mqtool ui` shows the consumer's box
-    until the last message has been drawn. The counts always equal the messages drawn.
+    until the last message has been drawn. Each queue's counts always equal the number of messages drawn.
     """
     consumers = [{"name": f"{each}/tag", "label": f"worker {each}"} for each in range(2)]
     records = jobs(consumers)
@@ -656,9 +657,9 @@ def test_the_picture_does_not_show_a_deleted_queue_at_the_end(chromium: Any, tmp
 def test_the_picture_does_not_show_a_deleted_reply_queue_beside_the_next_one(
     chromium: Any, tmp_path: Path, is_told: bool
 ) -> None:
-    """If the queue for the replies to an RPC client is declared and deleted before the page has asked the broker for
-    its queues, a tutorial's picture shows the queue while the reply moves. The picture removes the queue after the
-    event of the queue's deletion or, without such an event, once the commands of the next scene begin.
+    """An RPC client declares a reply queue, and deletes it before a tutorial's page has asked the broker for its
+    queues. The picture shows this queue while the reply moves. It removes the queue once the broker reports the
+    deletion or, without such a report, once the commands of the next scene begin.
     """
     records = of_rpc()
     (topology,) = [each for each in records if each["kind"] == "topology"]
@@ -703,8 +704,8 @@ def of_dead_letters() -> list[dict[str, Any]]:
 
 def test_arrows_from_two_exchanges_do_not_cross(chromium: Any, tmp_path: Path) -> None:
     """The queues `jobs` and `jobs.dlq` are bound to the default exchange, and `jobs` is bound to the exchange
-    `payments` as well. In the picture, the default exchange is below `payments`, although it is the first in the list
-    of exchanges, so that the arrows from the two exchanges do not cross.
+    `payments` as well. A tutorial's picture draws the default exchange below `payments`, although the broker lists it
+    first, so that the arrows from the two exchanges do not cross.
     """
     page = recorded(chromium, tmp_path, of_dead_letters())
     seek(page, 0.3)
@@ -732,8 +733,8 @@ def test_a_receiver_that_was_stopped_disappears_with_its_queue(chromium: Any, tm
 
 
 def test_the_default_exchange_is_not_drawn_before_a_queue_is_bound(chromium: Any, tmp_path: Path) -> None:
-    """If a tutorial declares an exchange and a queue, and then binds the queue, its picture does not show the default
-    exchange in between. It shows the default exchange once a message passes through it.
+    """If a tutorial has declared an exchange and a queue, but has not bound the queue yet, its picture does not show
+    the default exchange. It shows the default exchange once a message passes through it.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     records = [*begins, *jobs()]
@@ -854,7 +855,7 @@ def test_two_reply_queues_of_an_rpc_client_have_different_names_and_no_arrows_cr
 
 def test_with_two_consumers_no_arrow_runs_behind_a_box_on_a_phone(chromium: Any, tmp_path: Path) -> None:
     """In a window that is 390 pixels wide, a tutorial's picture shows two consumers, of which the first publishes
-    replies. No arrow runs behind the box of a client, exchange or queue, or leaves the picture.
+    replies. No arrow runs behind the box of a client, exchange or queue, and none leaves the picture.
     """
     records = of_rpc()
     topology = next(each for each in records if each["kind"] == "topology")
@@ -1022,9 +1023,9 @@ def test_two_clients_with_the_same_name_are_two_boxes(chromium: Any, tmp_path: P
 def test_a_moving_message_has_its_routing_key_or_headers_beside_it(
     chromium: Any, tmp_path: Path, kind: str, key: str, seen: str
 ) -> None:
-    """While a message moves to a queue, the picture of `mqtool ui` shows the message's routing key beside it or, after
-    a headers exchange, the message's headers. Text that would cover a name is not shown. A key without letters and
-    digits is in quotes. After a fanout exchange or the default exchange, there is no text beside the message.
+    """While a message moves to a queue, the picture of `mqtool ui` shows the message's routing key beside it, in quotes
+    if the key has no letters or digits. After a headers exchange, it shows the message's headers instead. After a
+    fanout exchange or the default exchange, it shows no text.
     """
     name = "logs" if kind else ""
     records = [*jobs(), *published(1000, 0)]
@@ -1109,8 +1110,8 @@ def moving_labels(page: Page, steps: int) -> set[str]:
 
 
 def test_a_lost_message_of_a_tutorial_has_its_body_beside_it(chromium: Any, tmp_path: Path) -> None:
-    """If a restart of the broker loses one of two messages, a tutorial's picture shows the body of the lost message
-    beside the mark that the picture draws for this message.
+    """If a restart of the broker loses one of two messages, a tutorial's picture marks the lost message, and shows the
+    message's body beside the mark.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     records = [*begins, *jobs(), *published(1000, 0, "in pencil"), *published(1000, 1, "in ink")]
@@ -1224,8 +1225,9 @@ def test_the_label_of_a_moving_message_covers_no_box(chromium: Any, tmp_path: Pa
 
 
 def test_the_headers_of_a_message_that_moves_to_its_exchange_cover_no_box(chromium: Any, tmp_path: Path) -> None:
-    """In the picture of the tutorial on headers, the two headers of a message, which are beside the message while it
-    moves to its exchange and returns, cover no part of the box of the publisher or of the exchange.
+    """In the tutorial on headers, an unroutable message moves to its exchange and returns to its publisher. In the
+    picture, the message's two headers, which are shown beside it, cover neither the publisher's box nor the exchange's
+    box.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     records = [*begins, *jobs()]
@@ -1242,7 +1244,7 @@ def test_the_headers_of_a_message_that_moves_to_its_exchange_cover_no_box(chromi
 
 def test_an_acknowledgement_moves_from_the_consumer_to_the_queue(chromium: Any, tmp_path: Path) -> None:
     """If a consumer acknowledges a message, the picture of a tutorial moves a tick with the word "ack" from the
-    consumer to the message's queue. From the moment at which the tick leaves, the message is no longer counted.
+    consumer to the message's queue. The queue no longer counts the message as soon as the tick leaves the consumer.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     records = [*begins, *jobs([{"name": "one/tag", "label": "worker 1"}]), *published(1000, 0, "first")]
@@ -1285,8 +1287,9 @@ def test_a_confirm_moves_to_the_publisher_after_its_message_has_arrived(
     chromium: Any, tmp_path: Path, width: int, count: int, nack: bool, label: str
 ) -> None:
     """If the broker confirms a message, the picture of a tutorial moves a small tick with the word "confirm" from the
-    exchange to the publisher, once the message has arrived in its queue. A confirm for five messages says so, and a
-    negative one has the word "nack". The label covers no box, and the confirm is not counted as a message.
+    exchange to the publisher, once the message has arrived in its queue. The label of a confirm for five messages is
+    "confirm of 5", and that of a negative one is "nack". No label covers a box, and no queue counts a confirm as a
+    message.
     """
     page = recorded(chromium, tmp_path, of_confirms(count, nack=nack))
     page.resize(width)
@@ -1316,8 +1319,8 @@ def order(page: Page) -> list[tuple[str, str]]:
 
 
 def test_the_picture_continues_after_an_event_that_the_page_does_not_know(chromium: Any, tmp_path: Path) -> None:
-    """If a newer broker reports an event that the page does not know, and that belongs to no queue, the page lists the
-    event by its name, and still shows later messages.
+    """If a newer broker reports an event that the page of `mqtool ui` does not know, and that belongs to no queue, the
+    page lists the event by its name, and still shows later messages.
     """
     unknown = {"kind": "event", "t": 1000, "what": "throttled", "from": {"client": "boss"}}
     page = recorded(chromium, tmp_path, [*jobs(), unknown, *published(2000, 0), {"kind": "now", "t": 4000}])
@@ -1327,8 +1330,8 @@ def test_the_picture_continues_after_an_event_that_the_page_does_not_know(chromi
 
 
 def test_confirms_are_thinned_as_their_messages_are(chromium: Any, tmp_path: Path) -> None:
-    """If many messages are confirmed in the same millisecond, the confirms leave the exchange one after the other, and
-    most of them have no label. Confirms of messages that are not shown are not drawn.
+    """If many messages are confirmed in the same millisecond, a tutorial's picture draws their confirms leaving the
+    exchange one after the other, most of them without a label. It draws no confirm for a message that it has not drawn.
     """
     records = of_confirms()[:-2]
     confirmed = of_confirms()[-2]
@@ -1348,8 +1351,8 @@ def test_confirms_are_thinned_as_their_messages_are(chromium: Any, tmp_path: Pat
 def test_the_confirm_of_a_dropped_message_moves_after_the_message_has_been_drawn_as_dropped(
     chromium: Any, tmp_path: Path
 ) -> None:
-    """If a message passes two exchanges, and is then dropped because no queue is bound, the confirm moves to the
-    publisher once the message has arrived at the second exchange.
+    """In the picture of `mqtool ui`, a message passes two exchanges, and is dropped at the second one because no queue
+    is bound to it. The confirm moves to the publisher only after the picture has shown that the message was dropped.
     """
     records, confirmed = jobs(), of_confirms()[-2]
     records[1]["exchanges"] = [{"name": name, "type": "fanout", "alternate": None} for name in ("logs", "archive")]
@@ -1364,8 +1367,9 @@ def test_the_confirm_of_a_dropped_message_moves_after_the_message_has_been_drawn
 
 
 def test_a_confirm_is_drawn_without_delay_after_next_has_been_pressed(chromium: Any, tmp_path: Path) -> None:
-    """If a viewer of a tutorial presses Next while 40 messages are still moving to their queue, the page draws the
-    confirm that follows before an error that another client gets half a second later.
+    """A viewer of a tutorial presses Next while 40 messages are still moving to their queue. The page does not delay
+    the confirm of the last message: it draws this confirm before another client's error, which happens half a second
+    later.
     """
     records = [each for each in play() if each["t"] < 7100]
     (goes_on,) = [each for each in play() if each["kind"] == "goes_on" and each["number"] == 2]
@@ -1379,8 +1383,8 @@ def test_a_confirm_is_drawn_without_delay_after_next_has_been_pressed(chromium: 
 
 
 def test_the_picture_keeps_up_with_a_message_that_is_requeued_again_and_again(chromium: Any, tmp_path: Path) -> None:
-    """If a consumer requeues the same message 300 times in 3 seconds, the picture of `mqtool ui` shows some of these
-    redeliveries, and ends at most 15 seconds later, with the message in its queue.
+    """If a consumer requeues the same message 300 times in 3 seconds, the picture of `mqtool ui` shows only some of
+    these redeliveries. At most 15 seconds later, it has caught up, and shows the message in its queue.
     """
     records = [*jobs([{"name": "one/tag", "label": "worker 1"}]), *published(1000, 0)]
     to = {"consumer": "one/tag", "no_ack": False, "redelivered": True, "to": None}
@@ -1402,8 +1406,8 @@ def test_the_picture_keeps_up_with_a_message_that_is_requeued_again_and_again(ch
 def test_a_confirm_after_a_restart_of_the_broker_is_not_drawn_for_an_earlier_message(
     chromium: Any, tmp_path: Path
 ) -> None:
-    """If the broker restarts, and numbers its messages from the beginning, the picture of `mqtool ui` draws no confirm
-    for an earlier message that had the same number.
+    """If the broker restarts, it numbers its messages from the beginning. If it then confirms a new message, a
+    tutorial's picture does not draw this confirm for a message with the same number that the restart has lost.
     """
     *records, now = of_confirms()
     (snapshot,) = [each for each in records if each["kind"] == "snapshot"]
@@ -1419,8 +1423,9 @@ def test_a_confirm_after_a_restart_of_the_broker_is_not_drawn_for_an_earlier_mes
 
 
 def test_a_rate_is_not_measured_across_two_connections_of_a_publisher(chromium: Any, tmp_path: Path) -> None:
-    """If a publisher ends, and publishes more messages over a new connection, the picture of `mqtool ui` shows no rate
-    until it has measured one: the number of messages of the new connection says nothing about the time before it.
+    """If a publisher ends and then publishes over a new connection, the picture of `mqtool ui` shows no rate after the
+    first count of the new connection's messages. A rate is the difference between two counts, and counts of different
+    connections cannot be compared.
     """
     records = [*jobs(), *published(1000, 0)]
 
@@ -1438,8 +1443,8 @@ def test_a_rate_is_not_measured_across_two_connections_of_a_publisher(chromium: 
 
 def test_a_tutorials_picture_shows_a_flow_of_messages_without_its_rate(chromium: Any, tmp_path: Path) -> None:
     """While many messages a second move along an arrow in a tutorial's picture, the arrow is dashed, until the commands
-    of the next scene begin. No rate is shown: it would be the rate of a moment, and not of the run that the tutorial
-    measures.
+    of the next scene begin. The picture does not show their rate, because it is the rate at one moment. The tutorial
+    itself measures the rate of the whole run.
     """
     records = play()
     for t, count in ((5000, 0), (6800, 3000)):
@@ -1472,9 +1477,9 @@ def test_a_message_moving_from_a_stream_to_a_consumer_has_its_offset_beside_it(c
 
 def test_a_consumer_that_reads_a_stream_from_the_start_is_drawn_from_offset_0_on(chromium: Any, tmp_path: Path) -> None:
     """If a consumer reads a stream of twenty messages from the start, the picture of `mqtool ui` first moves the
-    message at offset 0 to the consumer, although the stream's box shows only the last ten messages. The consumer's box
-    shows the offset of the latest message that has arrived there and, at the end, the last offset that the broker has
-    reported.
+    message at offset 0 to the consumer, although the stream's box shows only the last ten messages. While messages
+    move, the consumer's box shows the offset of the latest message that has arrived. At the end, it shows the last
+    offset that the broker has reported.
     """
     records = jobs([{"name": "one/tag", "label": "third"}])
     records[1]["queues"][0]["type"] = "stream"
@@ -1511,8 +1516,8 @@ def test_a_request_and_its_reply_have_the_same_correlation_id_beside_them(chromi
 
 
 def test_the_label_of_a_reply_covers_no_box(chromium: Any, tmp_path: Path) -> None:
-    """While the reply of an RPC server moves below the queues to the exchange, its body and its correlation ID, which
-    are beside it in a tutorial's picture, cover no part of the box of a client, exchange or queue.
+    """In a tutorial's picture, the reply of an RPC server moves below the queues to the exchange, with its body and its
+    correlation ID beside it. This text covers no part of the box of a client, exchange or queue.
     """
     records = of_rpc()
     for each in records:
@@ -1527,8 +1532,8 @@ def test_the_label_of_a_reply_covers_no_box(chromium: Any, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("width", [768, 390])
 def test_the_label_of_a_long_reply_covers_no_box_on_a_phone(chromium: Any, tmp_path: Path, width: int) -> None:
-    """In a window that is 768 or 390 pixels wide, the label of a reply that moves up beside the boxes, from the server
-    to the exchange or from the reply queue to the client, covers no part of a box, even if the label is long.
+    """In a window that is 768 or 390 pixels wide, an RPC reply moves up beside the boxes: from the server to the
+    exchange, and from the reply queue to the client. Its label covers no part of a box, even if the label is long.
     """
     records = of_rpc()
     for each in records:
@@ -1618,8 +1623,8 @@ def test_moving_messages_and_offsets_do_not_cover_the_stored_offset(chromium: An
 
 
 def test_a_command_that_looks_at_the_ends_of_a_stream_is_not_drawn_as_a_reader(chromium: Any, tmp_path: Path) -> None:
-    """If a command looks at the first and the last message of a stream, as `offset show` does, a tutorial's picture
-    does not show the command as a reader, and no message moves.
+    """If a command only looks at the first and the last message of a stream, as `offset show` does, a tutorial's
+    picture does not show the command as a reader of the stream, and moves no message to it.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     records = of_offsets()[:-2]
@@ -1651,8 +1656,8 @@ def test_a_client_is_drawn_even_if_the_queue_to_which_it_publishes_does_not_exis
     chromium: Any, tmp_path: Path
 ) -> None:
     """If an AMQP 1.0 client cannot publish to a queue because the queue does not exist, a tutorial's picture still
-    shows the client, with an arrow to the default exchange. From there, a message returns, with the name of the missing
-    queue beside it.
+    shows the client, with an arrow to the default exchange. The message moves to this exchange and returns to the
+    client, with the name of the missing queue beside it.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     records = jobs()
@@ -1676,8 +1681,8 @@ def test_a_client_is_drawn_even_if_the_queue_to_which_it_publishes_does_not_exis
 
 
 def test_the_lines_of_a_terminal_are_in_order_after_a_jump_within_a_recording(chromium: Any, tmp_path: Path) -> None:
-    """After a jump to any moment of a recording, a terminal shows each command below the output of the previous
-    command, and Ctrl-C below everything that was printed before Ctrl-C.
+    """After jumps forward and back within the recording of a tutorial, each terminal at the end of the recording shows
+    a command below the output of the previous command, and ^C below everything that was printed before Ctrl-C.
     """
     to = {"consumer": "one/tag", "no_ack": False, "redelivered": False, "to": {"client": "worker 1"}}
     records = play([{"name": "one/tag", "label": "worker 1"}])[:-1]
@@ -1702,8 +1707,8 @@ def test_the_lines_of_a_terminal_are_in_order_after_a_jump_within_a_recording(ch
 def test_a_command_is_shown_below_what_the_previous_one_printed_in_the_same_millisecond(
     chromium: Any, tmp_path: Path
 ) -> None:
-    """If a command prints its last line, ends, and the next command is typed in the same millisecond, a terminal shows
-    the line above the next command.
+    """In a terminal on the page of a tutorial, a command prints its last line and ends, and the next command is typed,
+    all in the same millisecond. The terminal shows the line above the next command.
     """
     happened = [("typed", "first"), ("printed", "the output of first"), ("finished", ""), ("typed", "second")]
     records = play([])[:-1]
@@ -1888,8 +1893,9 @@ def test_purged_and_lost_messages_are_marked_as_dropped(chromium: Any, tmp_path:
 def test_a_message_dropped_after_its_delay_is_marked_at_the_exchange_that_finds_no_queue(
     chromium: Any, tmp_path: Path
 ) -> None:
-    """If a delayed exchange passes a message on to a topic exchange, and no binding there matches, the picture of
-    `mqtool ui` moves the message to the topic exchange, and marks it as dropped there.
+    """If a delayed exchange forwards a message to a topic exchange after the message's delay, and no binding of the
+    topic exchange matches, the picture of `mqtool ui` moves the message to the topic exchange, and marks it as dropped
+    there.
     """
     records = jobs()
     records[1]["exchanges"] = [
@@ -1918,8 +1924,9 @@ def test_a_message_dropped_after_its_delay_is_marked_at_the_exchange_that_finds_
 def test_the_marks_of_dropped_messages_do_not_cover_the_number_of_messages_that_are_not_drawn(
     chromium: Any, tmp_path: Path
 ) -> None:
-    """In the picture of `mqtool ui`, a queue shows up to ten messages and the number of the others. The marks of
-    messages that the queue drops do not cover this number. When the queue is purged, the number disappears at once.
+    """In the picture of `mqtool ui`, a queue shows up to ten messages and the number of the others. If the queue drops
+    messages, the picture marks them, and the marks do not cover this number. If the queue is purged, the number
+    disappears immediately.
     """
     records = jobs(ready=5000)
     for number in range(12):
@@ -2001,7 +2008,7 @@ def test_the_name_of_a_client_called_publisher_is_shown_once(chromium: Any, tmp_
 
 def test_a_client_that_consumes_again_is_one_consumer(chromium: Any, tmp_path: Path) -> None:
     """If a client cancels its consumer and starts another one on the same channel, the picture of `mqtool ui` shows a
-    single consumer.
+    single consumer. A message that was delivered to the cancelled consumer is drawn at this one.
     """
     channel = "10.0.0.7:50001 -> 10.0.0.1:5672 (1)"
     records = [*jobs([{"name": f"{channel}/second", "label": "receiver"}]), *published(1000, 0)]

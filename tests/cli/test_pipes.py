@@ -267,8 +267,8 @@ def test_receive_into_a_file_counts_messages_on_the_terminal(shell: Shell) -> No
 @on_any_broker
 @pytest.mark.parametrize("shell_options", ["-c", "-mc"], ids=["script", "job control"])
 def test_a_job_in_the_background_shows_no_progress_line(shell: Shell, shell_options: str) -> None:
-    """A receiver that a script or a shell starts with `&` prints no progress line over what the terminal shows. At the
-    end, it prints how many messages it has received.
+    """If a script or a shell starts `receive` in the background with `&`, `receive` prints no progress line, which
+    would overwrite what the terminal shows. At the end, it prints how many messages it has received.
     """
     shell.start_cold()
     assert shell.run("mqtool", "send", "-q", "jobs", "x").code == 0
@@ -283,8 +283,8 @@ def test_a_job_in_the_background_shows_no_progress_line(shell: Shell, shell_opti
 
 @on_any_broker
 def test_the_progress_line_shows_the_percentage_and_the_rate(shell: Shell) -> None:
-    """On a terminal, if the total is known, a command's progress line shows the percentage, the count, the time and the
-    rate.
+    """On a terminal, the progress line of a command that knows the total shows the percentage, the count, the time and
+    the rate.
     """
     script = """
 from mqtool.cli.display.progress import Progress

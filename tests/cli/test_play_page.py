@@ -251,9 +251,9 @@ def overlapping(page: Page, selectors: list[str]) -> list[tuple[str, str]]:
 def test_the_picture_the_answers_and_the_list_of_tutorials_do_not_overlap(
     chromium: Any, tmp_path: Path, width: int
 ) -> None:
-    """At each width of the window, a tutorial's page shows a scene's answer without scrolling once the picture has
-    shown what happens. At the end, the answers, the list of tutorials and the picture are all visible and do not
-    overlap.
+    """At window widths of 1280, 768 and 390 pixels, a tutorial's page shows the answer to a scene's question without
+    scrolling, once the picture has shown what happens. At the end, the page shows the answers, the list of tutorials
+    and the picture without any overlap.
     """
     page = of_many_plays(chromium, tmp_path, width)
     seek(page, 0.5)
@@ -283,8 +283,8 @@ def test_the_picture_the_answers_and_the_list_of_tutorials_do_not_overlap(
 def test_the_picture_keeps_its_place_however_long_the_text_of_a_scene_is(
     chromium: Any, tmp_path: Path, width: int
 ) -> None:
-    """At each width of the window, the picture of a tutorial is at the same place in a scene with a long text and a
-    question as in a scene with a short text.
+    """At window widths of 1280, 768 and 390 pixels, the picture of a tutorial is at the same place in a scene with a
+    long text and a question as in a scene with a short text.
     """
     records = play()
     scenes = [each for each in records if each["kind"] == "scene"]
@@ -304,8 +304,8 @@ def test_the_picture_keeps_its_place_however_long_the_text_of_a_scene_is(
 
 
 def test_the_answer_of_a_scene_with_a_long_text_is_not_cut(chromium: Any, tmp_path: Path) -> None:
-    """On a wide screen, an answer and a check that follow a scene's long text are visible in full: from the first
-    answer on, they are where the summary of the tutorial was.
+    """If the text of a scene is long, the page of a tutorial on a wide screen still shows the scene's answer and check
+    in full.
     """
     records = play()
     scene = next(each for each in records if each["kind"] == "scene")
@@ -338,9 +338,8 @@ def test_the_answer_of_a_scene_with_a_long_text_is_not_cut(chromium: Any, tmp_pa
 
 
 def test_the_list_of_tutorials_does_not_cut_the_picture(chromium: Any, tmp_path: Path) -> None:
-    """At the end of a tutorial, in a window of 1280×800 pixels, the list of tutorials appears where terminals were
-    shown. A picture with three queues, one below the other, is still completely visible, and so are the latest lines of
-    the terminals.
+    """At the end of a tutorial, in a window of 1280×800 pixels, the page shows a list of tutorials. The list neither
+    cuts a picture with three queues nor hides the latest lines of the terminals.
     """
     records = many_plays()
     for topology in (each for each in records if each["kind"] == "topology"):
@@ -367,8 +366,8 @@ def test_the_list_of_tutorials_does_not_cut_the_picture(chromium: Any, tmp_path:
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 800), (1920, 1080), (768, 1024), (390, 844)])
 def test_no_line_of_a_scrolled_terminal_is_cut(chromium: Any, tmp_path: Path, width: int, height: int) -> None:
-    """At each size of the window, a terminal of a tutorial with more lines than fit shows whole lines only: none is cut
-    below the terminal's name.
+    """In windows from 390×844 to 1920×1080 pixels, a terminal of a tutorial with more lines than fit shows whole lines
+    only. None is cut below the terminal's name.
     """
     printed = [{**of_terminal(150, 100 + line, "printed"), "line": f" [x] Received {line}"} for line in range(40)]
     page = recorded(chromium, tmp_path, sorted([*play(), *printed], key=lambda each: each["t"]))

@@ -156,10 +156,10 @@ def test_policy_set_asks_for_confirmation_if_a_policy_would_remove_messages(
 
 @pytest.mark.own_vhost("policies stay in it")
 def test_policy_set_does_not_ask_if_the_policy_removes_no_messages(admin: Shell, broker: TestBroker) -> None:
-    """`policy set` does not ask for confirmation if the policy removes no messages, for example in these cases: the
-    queue is within the limit; another policy or a lower limit applies to the queue; the queue rejects new messages
-    instead of dropping old ones; the queue's type does not support a setting; the setting affects only messages that
-    are published later.
+    """`policy set` does not ask for confirmation if the policy removes no messages. That is the case if no queue
+    exceeds the new limit, if another policy takes precedence, or if the queue has a lower limit of its own. It is also
+    the case if the queue rejects new messages instead of dropping old ones, if the queue's type does not support a
+    setting, or if the setting affects only later messages.
     """
     fill(admin, "jobs")
     fill(admin, "full", "--argument", "x-overflow=reject-publish")
@@ -206,8 +206,8 @@ def test_policy_set_asks_before_it_replaces_the_overflow_reject_publish(admin: S
 def test_policy_set_asks_about_all_queues_if_the_pattern_takes_too_long_to_match(
     admin: Shell, broker: TestBroker
 ) -> None:
-    """If a policy's pattern could take very long to match, mqtool does not find out which queues the pattern matches.
-    `policy set` then asks about every queue from which the policy would remove messages if it applied to the queue.
+    """If a policy's pattern could take very long to match, `policy set` does not test which queues it matches. For each
+    queue that would lose messages if the policy applied to it, `policy set` prints a warning and asks for confirmation.
     """
     fill(admin, "jobs")
     refused = admin.run("mqtool", "policy", "set", "limits", "--pattern", "^(?!x)([a-z]+)+$", *SET[6:])
@@ -226,9 +226,9 @@ def test_policy_set_says_how_many_messages_are_dead_lettered(admin: Shell, broke
 
 @pytest.mark.own_vhost("policies stay in it")
 def test_policy_set_asks_for_confirmation_if_amqp_is_not_available(admin: Shell, broker: TestBroker) -> None:
-    """If `policy set` cannot connect over AMQP to count the messages that the policy would remove, it says that the
-    counts of the management API may be old. It asks for confirmation if a queue would lose messages, and if the API has
-    not counted the queue's messages yet.
+    """If `policy set` cannot count a queue's messages over AMQP, it uses the counts of the management API, and says
+    that these may be up to 5 s old. It asks for confirmation if, by these counts, the queue would lose messages, or if
+    the API has not counted the queue's messages yet.
     """
     fill(admin, "jobs")
     refused = admin.run(*SET, "--url", urlsplit(broker.url)._replace(netloc="guest:guest@127.0.0.1:1").geturl())

@@ -81,7 +81,10 @@ def test_queue_show_json_prints_one_object(admin: Shell) -> None:
 )
 @pytest.mark.sampled(2)
 def test_queue_show_says_where_dead_letters_go(admin: Shell, settings: str, goes: str) -> None:
-    """`queue show` names the queue to which dead letters go, or says that dead letters are dropped or lost, and why."""
+    """`queue show` names the exchange, the routing key and the queue by which dead letters travel. If dead letters
+    would be dropped or lost, it gives the reason: the queue has no dead-letter exchange, this exchange does not exist,
+    or it routes them to no queue.
+    """
     starts = ("--dead-letter-exchange=", "--argument=x-dead-letter-routing-key=")
     options = [f"{start}{value}" for start, value in zip(starts, settings.split(), strict=False)]
     assert admin.run("mqtool", "queue", "declare", "other", *options).code == 0

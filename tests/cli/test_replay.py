@@ -215,7 +215,7 @@ def test_cc_and_bcc_of_an_input_message_have_no_effect_if_the_command_line_names
     shell: Shell, broker: TestBroker, connection: Connection, command: str
 ) -> None:
     """If the command line names the exchange, the routing key or the queue, the headers CC and BCC of the messages in
-    the input have no effect. This holds for messages from queues and from streams. A CC header that the command line
+    the input send no copies. This holds for messages from queues and from streams. A CC header that the command line
     sets does send a copy.
     """
     channel = connection.channel()

@@ -12,8 +12,8 @@ LINES = "".join(
 
 
 def test_a_scrubbed_recording_can_be_replayed(lonely_shell: Shell) -> None:
-    """The output of `recording scrub` can be replayed to the same queue. Two runs with the same --seed make the same
-    replacements.
+    """A recording that `recording scrub` has changed can still be replayed to the queue that it names. Two runs with
+    the same --seed make the same replacements. With --keep, the named fields stay unchanged.
     """
     (lonely_shell.directory / "recording").write_text(LINES)
     result = lonely_shell.script("mqtool recording scrub recording | tee scrubbed | mqtool recording replay --dry-run")

@@ -81,8 +81,8 @@ def test_topology_shows_the_exchange_of_a_publisher_only_with_detailed_rates(
 
 
 def test_queue_convert_refuses_a_queue_with_unacknowledged_messages(shell: Shell, channel: Any) -> None:
-    """`queue convert` exits with 69 if the queue has unacknowledged messages. The management API may not yet count
-    messages that were delivered less than 5 s ago, but `queue convert` finds these as well.
+    """`queue convert` refuses a queue with unacknowledged messages, which would be lost, and exits with 69. It also
+    finds messages that were delivered less than 5 s ago, which the management API may not count yet.
     """
     channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": "classic"})
     channel.confirm_delivery()

@@ -84,9 +84,9 @@ def test_list_queues_connects_over_amqp_only_if_counts_may_be_old(shell: Shell) 
 
 
 def test_only_the_command_that_is_run_is_built_for_typer() -> None:
-    """To start quickly, mqtool builds only the command that the command line names, such as `queue purge`, for typer,
-    its command-line parser. If the command line names only a group, such as `queue`, or an unknown command of the
-    group, mqtool builds all commands of the group, because help, hints and completion need them.
+    """To start quickly, mqtool builds a parser only for the command that the command line names, such as `queue purge`.
+    If the command line names only a group, such as `queue`, or an unknown command of the group, mqtool builds the
+    parsers of all the group's commands, because help, hints and completion need them.
     """
 
     def built(*words: str) -> set[str]:
@@ -117,7 +117,7 @@ def test_each_command_can_be_imported_alone(lonely_shell: Shell) -> None:
 
 def test_ctrl_c_while_python_imports_mqtool_exits_with_130(lonely_shell: Shell) -> None:
     """If Ctrl-C is pressed while Python still imports mqtool, the command exits with 130 and prints no traceback. If
-    SIGINT is ignored, the command continues.
+    the shell that started mqtool ignores SIGINT (`trap '' INT`), the command continues.
     """
     stand_in = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit('it went on')\n"
     (lonely_shell.directory / "typer.py").write_text(stand_in)

@@ -274,8 +274,8 @@ def test_the_elixir_dialect_sends_bodies_without_amqp_1_0_encoding(shell: Shell,
 
 
 def test_errors_of_stream_commands_name_the_problem(shell: Shell, broker: TestBroker) -> None:
-    """If the stream port, the stream, an argument or an offset is wrong, a stream command says which of them is wrong,
-    and exits with the documented code.
+    """If the stream port, the virtual host, the stream, the stream's arguments or the offset is wrong, the error of a
+    stream command names what is wrong. The command exits with the code that is documented for this error.
     """
 
     def fails(code: int, *command: str) -> str:
@@ -315,7 +315,7 @@ class OtherNode(Proxy):
 def test_the_error_about_an_unreachable_stream_node_names_stream_advertised_host(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If the broker refers to a node that cannot be reached, as can happen in Docker, `send-stream` and
+    """If the broker says that a stream is on a node that cannot be reached, as can happen in Docker, `send-stream` and
     `receive-stream` exit with 69 and name the setting stream.advertised_host.
     """
     shell.run("mqtool", "send-stream", "-q", "s", "x")

@@ -126,8 +126,8 @@ def test_tap_says_what_cannot_be_tapped(shell: Shell, broker: TestBroker) -> Non
 @on_any_broker
 @pytest.mark.usefixtures("api")
 def test_the_output_of_tap_json_can_be_sent_again(shell: Shell, broker: TestBroker) -> None:
-    """`tap --json` prints each message as a line that `send --json` publishes to the tapped exchange. A header
-    x-stream-offset, which a message from a stream may have, does not change this. If `tap` watches several brokers,
+    """`tap --json` prints each message as a line that `send --json` publishes to the tapped exchange. That is the case
+    even if the message has the header x-stream-offset, as if it came from a stream. If `tap` watches several brokers,
     each line names its broker.
     """
     tap = shell.start("mqtool", "tap", "amq.topic", "--json", "-c", "1").wait_until_ready()

@@ -88,8 +88,8 @@ def test_doctor_reports_several_kinds_of_problem(watcher: Shell, broker: TestBro
 
 
 def test_doctor_and_top_report_a_forgotten_acknowledgement(watcher: Shell, broker: TestBroker) -> None:
-    """If a consumer does not acknowledge its message while other messages wait in the queue, `doctor` and `top` report
-    that no message of this queue moves.
+    """If a consumer has not acknowledged its message while other messages wait in the queue, `doctor` and `top` report
+    that nothing moves in this queue. `doctor` names a forgotten acknowledgement as a possible cause.
     """
     watcher.run("mqtool", "new-task", "-l", stdin="1\n2\n3\n")
     watcher.start("mqtool", "worker", "--forget-ack").wait_until_ready().wait_for_stdout("Received 1")
@@ -102,8 +102,9 @@ def test_doctor_and_top_report_a_forgotten_acknowledgement(watcher: Shell, broke
 
 
 def test_doctor_reports_cycles_and_dead_ends(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor` reports a queue that dead-letters to itself, exchanges bound to each other in a cycle, and alternate
-    exchanges that have no bindings or do not exist.
+    """`doctor` reports a queue that dead-letters to itself, but not a pair of queues for retries, which dead-letter to
+    each other. It also reports exchanges bound to each other in a cycle, and alternate exchanges that have no bindings
+    or do not exist.
     """
     to, key, ttl = "x-dead-letter-exchange", "x-dead-letter-routing-key", "x-message-ttl"
     for name, arguments in {
@@ -260,8 +261,9 @@ def test_doctor_reports_policies_for_mirrored_queues(watcher: Shell, broker: Tes
 
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
 def test_doctor_upgrade_reports_what_a_newer_rabbitmq_refuses(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor --upgrade 4.3` reports each queue, exchange and client that RabbitMQ 4.3 refuses or treats differently.
-    `doctor --upgrade 4.0` reports only what RabbitMQ 4.0 already refuses or treats differently.
+    """`doctor --upgrade 4.3` reports queues, exchanges and clients that RabbitMQ 4.3 refuses or treats differently,
+    such as transient queues and clients with a global prefetch. `doctor --upgrade 4.0` reports only those that RabbitMQ
+    4.0 already refuses or treats differently, such as lazy queues.
     """
     queues: dict[str, Any] = {
         "old": {"durable": False},
@@ -332,8 +334,9 @@ def held_connection(broker: TestBroker) -> Iterator[BlockingChannel]:
 
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
 def test_doctor_upgrade_peek_checks_messages_and_leaves_them_in_the_queue(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor --upgrade --peek` reports messages whose x-death count RabbitMQ 4 treats differently, and leaves them in
-    the queue. Without --peek, `doctor` does not look at messages.
+    """From RabbitMQ 4.0 on, the count in a message's x-death starts again at 1 if a client publishes the message again.
+    `doctor --upgrade 4.3 --peek` therefore reports a message with a high count, and leaves it in its queue. Without
+    --peek, `doctor` does not look at messages.
     """
     death = json.dumps([{"count": 57, "queue": "jobs", "reason": "rejected", "exchange": ""}])
     watcher.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic")

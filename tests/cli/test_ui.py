@@ -312,8 +312,8 @@ def test_markup_in_names_and_bodies_is_shown_as_text(shell: Shell, broker: TestB
 @on_any_broker
 @large
 def test_the_page_fits_on_a_phone_and_has_enough_contrast(shell: Shell, page: Page) -> None:
-    """If the window is 390 pixels wide, the page of `mqtool ui` does not scroll sideways. Text and messages have enough
-    contrast in the light and the dark colour scheme.
+    """If the window is 390 pixels wide, the page of `mqtool ui` does not scroll sideways. In the light and the dark
+    colour scheme, text has a contrast of more than 7:1, and messages more than 3:1 against their queue.
     """
     do(shell, "send -q jobs one")
     page.until(lambda: page.dots() == [("ready", "q:jobs")], "a message in the queue")
@@ -572,7 +572,8 @@ def test_a_recording_of_the_page_plays_without_mqtool(shell: Shell, chromium: An
 @pytest.mark.parametrize("command", [("ui",), ("tutorial", "run", "hello-world", "--ui")], ids=["ui", "tutorial run"])
 def test_the_pages_secret_is_not_on_the_browsers_command_line(shell: Shell, command: tuple[str, ...]) -> None:
     """With --open, `mqtool ui` and `tutorial run --ui` write the page's address, which contains a secret, to a private
-    file, and start the browser with that file. The file is deleted when the command ends.
+    file, and start the browser with that file, so that other users do not see the secret on the browser's command line.
+    The file is deleted when the command ends.
     """
     browser = shell.directory / "browser"
     browser.write_text('#!/bin/sh\necho "$1" > argument; p=${1#file://}; stat -c %a "$p" > mode; cat "$p" > seen\n')

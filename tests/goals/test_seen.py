@@ -52,8 +52,8 @@ def test_a_message_without_counters_counts_as_received_if_its_queue_stays_empty(
 
 
 def test_a_goal_is_reached_if_the_program_ended_before_rabbitmq_counted_its_acknowledgement() -> None:
-    """For the goal 'other-settings', the learner's program must receive and acknowledge an invoice. If it ends so
-    quickly that RabbitMQ shows no counters for it, the goal is reached once `tutorial try` has found the queue empty
+    """For the goal 'other-settings', the learner's program must receive and acknowledge an invoice. If the program ends
+    so quickly that RabbitMQ shows no counters for it, the goal is reached once `tutorial try` has found the queue empty
     eight times.
     """
     goal = next(each for each in GOALS["repair"] if each.name == "other-settings")
@@ -77,8 +77,8 @@ def test_an_unacknowledged_message_does_not_count_as_received() -> None:
 
 
 def test_a_redelivered_message_does_not_count_as_received_too_early() -> None:
-    """If a message is redelivered after `tutorial try` has found its queue empty seven times, the count begins again:
-    the message counts as received only after `tutorial try` has found the queue empty eight more times.
+    """If a message is redelivered after `tutorial try` has found its queue empty seven times, the count begins again.
+    The message does not count as received when `tutorial try` has found the queue empty seven more times.
     """
     seen = _seen()
     _look(seen, unacked=0, times=7)

@@ -46,8 +46,8 @@ COUNTS = [
 def test_a_consumer_with_a_limit_of_messages_consumes_exactly_that_many(
     broker: TestBroker, count: int, settings: dict[str, int]
 ) -> None:
-    """A consumer with a limit of N messages receives the first N messages. The others stay in the queue and are not
-    marked as redelivered.
+    """If consume() is called with a limit of N messages, it yields the first N messages of the queue. The others stay
+    in the queue and are not marked as redelivered.
     """
     bodies = fill(broker, 700)
 
@@ -60,7 +60,7 @@ def test_a_consumer_with_a_limit_of_messages_consumes_exactly_that_many(
 
 
 def test_a_consumer_that_times_out_has_acknowledged_the_messages_it_received(broker: TestBroker) -> None:
-    """If a consumer waits for 500 messages, but receives only 400 before its timeout, it raises TimedOut. The 400
+    """If consume() waits for 500 messages, but receives only 400 before its idle timeout, it raises TimedOut. The 400
     messages are acknowledged.
     """
     fill(broker, 400)
@@ -73,8 +73,8 @@ def test_a_consumer_that_times_out_has_acknowledged_the_messages_it_received(bro
 
 
 def test_a_delivery_is_acknowledged_when_the_caller_asks_for_the_next_one(broker: TestBroker) -> None:
-    """mqtool acknowledges a delivery when the caller asks for the next one. If the caller stops iterating, the delivery
-    that the caller got last is requeued, and so are all later ones, in order.
+    """consume() acknowledges a delivery when the caller asks for the next one. If the caller stops iterating, the last
+    delivery that it got is requeued, and so are all later ones, in order.
     """
     bodies = fill(broker, 10)
     with Connection(parse_addresses(broker.url)) as connection:
@@ -86,7 +86,9 @@ def test_a_delivery_is_acknowledged_when_the_caller_asks_for_the_next_one(broker
 
 
 def test_a_consumer_raises_an_error_if_its_queue_is_deleted(broker: TestBroker) -> None:
-    """If a consumer's queue is deleted, the consumer raises Unavailable, and the error names the queue."""
+    """If the queue is deleted while a caller iterates over consume(), consume() raises Unavailable, and the error names
+    the queue.
+    """
     fill(broker, 1)
     with Connection(parse_addresses(broker.url)) as connection:
         deliveries = connection.channel().consume(QUORUM)
@@ -97,8 +99,8 @@ def test_a_consumer_raises_an_error_if_its_queue_is_deleted(broker: TestBroker) 
 
 
 def test_a_consumer_ends_after_its_idle_timeout_and_fails_after_its_total_timeout(broker: TestBroker) -> None:
-    """A consumer may have no limit of messages. It ends without an error after its idle timeout, but raises TimedOut
-    after its total timeout.
+    """If consume() is called without a limit of messages, it ends without an error after its idle timeout, but raises
+    TimedOut after its total timeout.
     """
     fill(broker, 1)
     with Connection(parse_addresses(broker.url)) as connection:
@@ -109,8 +111,9 @@ def test_a_consumer_ends_after_its_idle_timeout_and_fails_after_its_total_timeou
 
 
 def test_prefetched_messages_do_not_count_towards_the_delivery_limit(broker: TestBroker) -> None:
-    """A queue with a delivery limit of 20 has thirty messages. Thirty consumers that each take one message, as `receive
-    | head -n 1` does, get all of them, because messages that were only prefetched do not count towards the limit.
+    """A queue with a delivery limit of 20 has thirty messages. Thirty consumers, one after the other, prefetch messages
+    but take only one each, as `receive | head -n 1` does. They get all thirty, because messages that were only
+    prefetched do not count towards the limit.
     """
     queue = Queue("q", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 20})
     bodies = fill(broker, 30, queue)

@@ -179,7 +179,7 @@ def test_delayed_messages_are_routed_by_their_own_key_and_headers(
 
 
 def test_a_delayed_messages_own_exchange_and_key_override_those_of_publish(channel: Channel, publish: Publish) -> None:
-    """If a delayed message has its own exchange and routing key, these are used when the message is due, instead of
+    """If a delayed message has its own exchange and routing key, mqtool routes it by these when it is due, and not by
     those that the caller passed to publish().
     """
     channel.declare(Exchange("other", "direct"))
@@ -272,8 +272,8 @@ def test_a_delayed_message_with_a_cc_or_bcc_header_is_refused(channel: Channel, 
 
 
 def test_the_receipt_of_a_delayed_message_identifies_the_callers_message(channel: Channel, publish: Publish) -> None:
-    """The receipt of a delayed message contains the message that the caller passed, with the time at which the message
-    is due.
+    """From the receipt that publish() returns for a delayed message, the caller gets back the message that it passed,
+    with the time at which the message is due.
     """
     [receipt] = publish([Message(b"x", message_id="m", delay=HOUR)], channel.declare(CLASSIC))
     seen = original(receipt.message)
@@ -286,7 +286,7 @@ def test_wait_queues_outlive_their_messages_and_are_as_durable_as_the_destinatio
 ) -> None:
     """mqtool delays messages in wait queues. A wait queue expires only after all its messages. If the destination is a
     quorum queue or a durable exchange, the wait queue is a quorum queue; otherwise, it is a classic queue. The
-    exchanges of wait queues are auto-delete.
+    exchanges that mqtool declares for wait queues are auto-delete.
     """
     channel = connection.channel()
     logs = [Exchange("logs", "fanout"), Exchange("durable", "fanout", durable=True)]

@@ -62,8 +62,8 @@ def test_an_rpc_server_drops_replies_for_which_the_broker_closes_the_connection(
 
 
 def test_an_rpc_server_fails_if_its_last_reply_makes_the_broker_close_the_connection(broker: TestBroker) -> None:
-    """If the last reply of an RPC server makes RabbitMQ close the connection with 541, the server raises NotConfirmed.
-    The request stays in its queue.
+    """An RPC server ends after its last reply. If this reply makes RabbitMQ close the connection with 541, the server
+    raises NotConfirmed, and the request stays in its queue.
     """
     with (
         Connection(parse_addresses(broker.url)) as connection,

@@ -46,8 +46,8 @@ def test_the_tutorial_delays_messages_without_the_plugin(connection: Connection)
 
 
 def test_the_tutorials_asynchronous_publisher_collects_the_nacked_messages(connection: Connection) -> None:
-    """The function asynchronously(), from the tutorial on publisher confirms, numbers the messages from 1. It collects
-    exactly the messages that a full queue has rejected (basic.nack).
+    """The function asynchronously(), from the tutorial on publisher confirms, returns one receipt per message, numbered
+    from 1. It collects exactly the messages that a full queue has rejected (basic.nack).
     """
     channel = connection.channel()
     full = channel.declare(Queue(exclusive=True, arguments={"x-max-length": 5, "x-overflow": "reject-publish"}))

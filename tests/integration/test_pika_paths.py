@@ -91,7 +91,9 @@ def test_libraries_are_unchanged_after_a_program_has_used_mqtool() -> None:
 def test_mqtool_notices_that_a_private_method_of_pika_is_missing_or_has_changed(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """mqtool notices if a private method of pika that it calls is missing or takes different arguments."""
+    """If a private method of pika that mqtool calls is missing or takes different arguments, mqtool's check of pika
+    fails. mqtool then has to use pika's public methods instead.
+    """
     assert pika_private.is_as_expected()
     with monkeypatch.context() as changed:
         for each in SelectConnection.__mro__:

@@ -76,7 +76,9 @@ def test_messages_published_by_mqtool_equal_those_published_by_pika(
 
 @fast_path
 def test_a_floating_point_header_arrives_unchanged(connection: Connection) -> None:
-    """A header with a floating-point value, which pika itself cannot encode, arrives unchanged."""
+    """If mqtool publishes a message with a floating-point header, which pika itself cannot encode, the header arrives
+    unchanged.
+    """
     channel = connection.channel()
     channel.declare(QUEUE)
     headers = {"price": 1.5, "nested": [{"tiny": 5e-324}], "far": datetime(9999, 12, 31, tzinfo=UTC)}
@@ -87,7 +89,7 @@ def test_a_floating_point_header_arrives_unchanged(connection: Connection) -> No
 
 
 def test_receipts_arrive_in_the_order_of_publishing(connection: Connection) -> None:
-    """A publisher of 10,000 messages gets one receipt for each of them, in the order in which they were published."""
+    """For 10,000 messages, publish() returns 10,000 receipts, in the order in which the messages were published."""
     channel = connection.channel()
     channel.declare(QUEUE)
     messages = [Message(str(number).encode()) for number in range(10_000)]
@@ -99,8 +101,8 @@ def test_receipts_arrive_in_the_order_of_publishing(connection: Connection) -> N
 
 
 def test_publishing_continues_while_messages_are_unconfirmed(connection: Connection) -> None:
-    """A publisher keeps sending while more than ten messages are unconfirmed. This holds for the default limit of
-    unconfirmed messages, and for a limit of 1,000.
+    """publish() sends further messages while more than ten are unconfirmed, instead of waiting for each confirm. This
+    holds for the default limit of unconfirmed messages, and for a limit of 1,000.
     """
     channel = connection.channel()
     channel.declare(QUEUE)
@@ -140,8 +142,8 @@ def test_mqtool_writes_messages_and_decodes_confirms_itself(
 
 
 def test_exactly_the_unroutable_messages_are_reported_as_returned(connection: Connection) -> None:
-    """If a publisher sets the mandatory flag, exactly the unroutable messages are reported as returned, with the
-    broker's reason.
+    """If messages are published with the mandatory flag, publish() reports exactly the unroutable ones as returned,
+    with the broker's reason.
     """
     channel = connection.channel(mandatory=True)
     channel.declare(QUEUE)
@@ -156,7 +158,7 @@ def test_exactly_the_unroutable_messages_are_reported_as_returned(connection: Co
 
 def test_of_equal_messages_only_the_unroutable_ones_are_reported_as_returned(connection: Connection) -> None:
     """Mandatory messages may have the same id, routing key and body, and differ only in their exchanges or headers.
-    Exactly those that are unroutable are reported as returned.
+    publish() reports exactly those that are unroutable as returned.
     """
     channel = connection.channel(mandatory=True)
     channel.declare(QUEUE)
@@ -252,7 +254,7 @@ def test_a_routing_key_of_more_than_255_bytes_is_refused(connection: Connection)
 
 
 def test_publishing_to_a_missing_exchange_raises_the_brokers_error(connection: Connection) -> None:
-    """If the exchange does not exist, publishing raises the broker's error instead of waiting for confirms."""
+    """If the exchange does not exist, publish() raises the broker's error instead of waiting for confirms."""
     channel = connection.channel()
 
     with pytest.raises(Unavailable, match="no exchange 'missing' in vhost"):

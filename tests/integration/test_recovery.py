@@ -224,8 +224,8 @@ def test_an_rpc_client_whose_connection_is_cut_gets_all_replies(
 
 @on_any_broker
 def test_a_consumer_started_after_ctrl_c_ends_immediately(channel: Channel) -> None:
-    """Ctrl-C stops a channel of mqtool. A consumer that is started on a stopped channel ends immediately instead of
-    waiting for a message.
+    """Ctrl-C stops mqtool's channels. On a stopped channel, consume() ends immediately instead of waiting for a
+    message.
     """
     queue = channel.declare(Queue("q", durable=True))
     channel.stop()
@@ -279,7 +279,7 @@ def _bound_keys(broker: TestBroker) -> set[str]:
 def test_a_consumer_that_may_not_reconnect_reports_why_the_connection_was_lost(
     amqp_vhost: Vhost, *, reset: bool, said: str
 ) -> None:
-    """If reconnection is disabled, a consumer whose connection is lost raises Unavailable. The error says whether the
+    """If the connection is lost and reconnection is disabled, consume() raises Unavailable. The error says whether the
     connection was reset or closed.
     """
     with Connection(parse_addresses(amqp_vhost.url)) as connection:

@@ -24,8 +24,8 @@ def test_the_fixture_amqp_vhost_provides_a_running_broker(amqp_vhost: Vhost) -> 
 
 
 def test_replay_publishes_a_recording_in_order(tmp_path: Path) -> None:
-    """A recording contains 200 messages for a queue that a definitions file declares. replay() publishes all of them in
-    order.
+    """A recording contains 200 messages for a queue that a definitions file declares. The function replay(), which
+    users call in their tests, publishes all of them in order.
     """
     definitions = tmp_path / "definitions.json"
     queue = {"name": "jobs", "vhost": "/", "durable": True, "auto_delete": False, "arguments": {}}

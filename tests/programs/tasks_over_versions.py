@@ -51,14 +51,16 @@ def worker(url: str) -> Iterator[None]:
 
 
 def test_a_worker_consumes_from_a_quorum_queue(amqp_vhost):
-    """A Celery worker can consume from a quorum queue even if the worker's settings do not mention the queue's type."""
+    """A Celery worker can consume from a quorum queue of the embedded broker, even if the worker's settings do not
+    mention the queue's type.
+    """
     declare(amqp_vhost.url, "quorum")
     with worker(amqp_vhost.url):
         pass
 
 
 def test_a_caller_gets_the_result_of_a_task(amqp_vhost):
-    """A program that sends a task to a Celery worker gets the result over the rpc:// backend."""
+    """On the embedded broker, a program that sends a Celery worker a task gets the result over the rpc:// backend."""
     declare(amqp_vhost.url, "classic")
     caller = Celery("caller", broker=amqp_vhost.url, backend="rpc://")
     with worker(amqp_vhost.url):
@@ -67,7 +69,7 @@ def test_a_caller_gets_the_result_of_a_task(amqp_vhost):
 
 
 def test_a_buffer_is_read_back(amqp_vhost):
-    """A message that a program has put into kombu's SimpleBuffer can be read back from it."""
+    """On the embedded broker, a message that a program has put into kombu's SimpleBuffer can be read back from it."""
     with Connection(amqp_vhost.url) as connection, connection.SimpleBuffer("buffer") as buffer:
         buffer.put("one")
         assert buffer.get(timeout=5).payload == "one"

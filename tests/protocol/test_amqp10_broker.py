@@ -151,8 +151,8 @@ def test_faults_of_the_embedded_broker_end_amqp_1_0_connections_and_sessions(
 
 
 def test_the_lose_acks_fault_applies_to_amqp_1_0(broker: EmbeddedBroker, queue: str) -> None:
-    """While the fault `lose_acks` is in force, the embedded broker ignores the settlement of a message by an AMQP 1.0
-    receiver, and redelivers the message.
+    """An AMQP 1.0 receiver accepts a message while the fault `lose_acks` is in force. The embedded broker ignores this,
+    and redelivers the message, with first-acquirer set to false.
     """
     client = RawAmqp10(broker.url)
     client.attach_sender(queue, handle=1)
@@ -187,8 +187,8 @@ def test_the_consumer_timeout_releases_unsettled_messages_over_amqp_1_0() -> Non
 
 
 def test_the_management_api_closes_an_amqp_1_0_connection(broker: EmbeddedBroker, queue: str) -> None:
-    """If an AMQP 1.0 connection is deleted over HTTP, the broker sends the connection's client a close frame with
-    RabbitMQ's reason.
+    """If an AMQP 1.0 connection is deleted over HTTP, the broker sends the connection's client a close frame with the
+    same reason as RabbitMQ: "Closed via management plugin".
     """
     client = RawAmqp10(broker.url)
     api = Api(str(broker.management_url))
