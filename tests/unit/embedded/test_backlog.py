@@ -202,7 +202,9 @@ def test_paged_out_messages_are_read_back_in_batches() -> None:
 
 
 def test_reading_back_stops_at_the_first_message_that_is_in_memory() -> None:
-    """When a queue reads paged-out messages back, it stops at the first message that is still in memory."""
+    """When a queue reads paged-out messages back, it stops before the first message that is still in memory, and reads
+    later ones in another batch.
+    """
     pages = FakePages()
     backlog = Backlog(pages)
     for position, is_stored in ((1, False), (2, True), (3, True), (4, False), (5, True)):

@@ -103,8 +103,9 @@ def restarted(directory: Path, change: Callable[[Broker], object]) -> tuple[dict
 
 
 def test_the_settings_of_a_virtual_host_can_be_changed_one_by_one(tmp_path: Path) -> None:
-    """If the description, the limits or the labels of a virtual host are changed, the two others stay as they are, even
-    after a restart. Adding an existing virtual host again without a description changes nothing.
+    """A virtual host has a description, limits and labels (tags, default queue type and protection). If one of these is
+    changed, the others stay as they are, even after a restart. Adding an existing virtual host again without a
+    description changes nothing.
     """
     labels = VhostLabels(("a", "b"), "quorum", is_protected=True)
 
@@ -177,8 +178,9 @@ def test_deleting_a_virtual_host_or_a_user_closes_the_connections(scene: Scene) 
 
 
 def test_global_parameters_take_memory_that_is_limited(tmp_path: Path) -> None:
-    """Global parameters are stored on disk, and count towards the memory of definitions until they are deleted. Once
-    definitions take more than their limit, the broker refuses a new global parameter with 406.
+    """Global parameters are stored on disk. Until they are deleted, they count towards the memory of definitions, such
+    as queues and bindings. Once definitions take more than their limit, the broker refuses a new global parameter with
+    406.
     """
 
     def change(broker: Broker) -> None:

@@ -80,8 +80,8 @@ def iterations(count: int, begin: Callable[[LoopClock, Callable[[float], None]],
 
 
 def test_the_clock_shows_the_time_in_milliseconds() -> None:
-    """The broker's clock returns the time in whole milliseconds since 1970, and can call a function after a given
-    number of milliseconds of real time.
+    """The broker's clock returns the time in whole milliseconds since 1970. It can call a function after a given number
+    of milliseconds of real time.
     """
 
     async def run() -> None:
@@ -162,8 +162,8 @@ def test_an_error_in_a_turn_does_not_prevent_the_next_turn() -> None:
 
 def test_an_alarm_goes_off_once_at_the_time_that_was_set_last() -> None:
     """A timer of the broker (Alarm) goes off once, at the time that was set last. set() moves it to any time, set_by()
-    only to an earlier one. A cancelled timer does not go off. A timer that is set to a time in the past goes off at
-    once.
+    only to an earlier one. A cancelled timer does not go off. A timer that is set to a time in the past goes off
+    immediately.
     """
     clock, rung = FakeClock(), list[int]()
     begin = clock.now()
@@ -267,9 +267,9 @@ def test_an_item_that_takes_long_is_passed_in_steps() -> None:
 
 
 def test_a_queue_of_work_is_handled_at_once_while_that_is_quick() -> None:
-    """The broker handles the items of a queue of its internal work at once, in order, until 10 ms of a turn of its
-    event loop have passed, and the rest in later turns. An item that is added while another one is handled comes after
-    those that are already waiting.
+    """The broker has queues of internal work. It handles the items of such a queue immediately and in order, until they
+    have taken 10 ms, and the rest in later turns of its event loop. An item that is added while another one is handled
+    comes after those that are already waiting.
     """
     clock, handled = WorkClock(), list[str]()
 
@@ -293,9 +293,9 @@ def test_a_queue_of_work_is_handled_at_once_while_that_is_quick() -> None:
 
 
 def test_the_steps_of_long_work_are_taken_in_turns() -> None:
-    """If handling an item of a queue of internal work takes long, the broker does it in steps, and the items behind it
-    wait until the last step. If handling an item raises an exception, the items behind it are handled in the next turn
-    of the event loop.
+    """If handling an item of the broker's internal work takes long, the broker does it in steps, and the items behind
+    it wait until the last step. If handling an item raises an exception, the broker handles the items behind it in the
+    next turn of its event loop.
     """
     clock, handled = WorkClock(), list[str]()
 
@@ -323,8 +323,8 @@ def test_the_steps_of_long_work_are_taken_in_turns() -> None:
 
 
 def test_a_broker_that_stops_handles_what_is_waiting_up_to_a_deadline() -> None:
-    """When the broker stops, it handles the items that wait in a queue of internal work until a deadline. It drops the
-    rest, returns their number, and does not handle them in a later turn of its event loop.
+    """When the broker stops, it handles the waiting items of its internal work until a deadline. It drops the rest,
+    returns their number, and does not handle them later.
     """
     clock, handled = WorkClock(), list[str]()
 

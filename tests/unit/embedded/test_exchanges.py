@@ -174,7 +174,7 @@ def test_a_new_exchange_reports_that_no_messages_were_published_to_it() -> None:
 
 def test_an_x_delay_that_is_not_a_number_closes_the_connection(vhost: VirtualHost) -> None:
     """If the x-delay of a message to an x-delayed-message exchange is not a number, the broker closes the connection
-    with 541, and the exchange does not hold the message back.
+    with 541, and does not store the message in the exchange.
     """
     exchange = BrokerExchange("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     vhost.add_exchange(exchange)

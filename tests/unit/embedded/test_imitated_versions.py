@@ -20,8 +20,8 @@ def test_each_version_is_imitated_under_its_name(like: Like) -> None:
 
 
 def test_a_version_that_is_not_imitated_is_refused() -> None:
-    """If the embedded broker is to imitate a version of RabbitMQ that it does not support, such as 3.8, ValueError is
-    raised, and names the versions that the broker can imitate.
+    """If the embedded broker is to imitate a version of RabbitMQ that it does not support, such as 3.8, it raises
+    ValueError. The error names the versions that the broker can imitate.
     """
     with pytest.raises(ValueError) as refused:  # noqa: PT011 - the text is compared below
         profile("3.8")

@@ -93,8 +93,8 @@ def test_messages_are_numbered_in_the_order_in_which_they_arrive(ledger: Reading
 
 
 def test_changes_of_memory_are_reported_only_above_a_limit(ledger: Reading) -> None:
-    """The broker counts the memory that messages take in its ledger. When this memory has changed, the ledger reports
-    the new amount only if it is more than the limit `quiet_bytes`.
+    """The broker's ledger counts the memory that messages and clients take. To save time, the ledger reports a change
+    of this memory only if the new amount is above `quiet_bytes`. Without an alarm, this is the memory limit.
     """
     ledger.quiet_bytes = 2 * MESSAGE
     entries = [entered(ledger) for _ in range(4)]
@@ -189,8 +189,8 @@ def test_definitions_with_different_names_have_different_keys() -> None:
     ],
 )
 def test_definitions_are_read_back_as_they_were_stored(value: Table, decoded: Table) -> None:
-    """When a definition is read back, its names are strings (str), even if they are not valid UTF-8. The arguments that
-    a client has declared are unchanged.
+    """When the broker reads a definition back from disk, the names in it are strings (str), even if they are not valid
+    UTF-8. The arguments that a client has declared are unchanged.
     """
     assert decode_definition(encode_definition(value)) == decoded
 
@@ -246,7 +246,9 @@ def test_the_free_disk_space_is_what_users_other_than_root_may_use(
 
 
 def test_without_a_data_directory_everything_counts_as_stored_immediately() -> None:
-    """Without a data directory, clients do not wait for the disk, and neither definitions nor messages are stored."""
+    """Without a data directory, the broker stores neither definitions nor messages, so clients do not wait for the
+    disk.
+    """
     ledger, called = Ledger(), []
     ledger.after_commit(lambda: called.append(True))
     assert called == [True]

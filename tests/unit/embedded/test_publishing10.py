@@ -522,8 +522,9 @@ def test_a_link_without_a_target_stays_attached_if_a_message_is_rejected(
 
 @pytest.mark.parametrize("settled", [False, True])
 def test_a_settled_message_with_an_invalid_address_detaches_the_link(client: MemoryClient10, *, settled: bool) -> None:
-    """On an AMQP 1.0 link without a target, an unsettled message with an invalid address is rejected. A settled message
-    cannot be rejected, so the broker detaches the link, with an error that contains the message's delivery tag.
+    """If an unsettled message on an AMQP 1.0 link without a target has an invalid address, the broker rejects the
+    message. It cannot reject a settled one, so it detaches the link, with an error that contains the message's delivery
+    tag.
     """
     client.attach_sender(None)
     found = client.publish(5, message(to="/what"), settled=settled)
@@ -619,8 +620,8 @@ def test_topic_permissions_apply_to_the_routing_keys_in_x_cc(ann: MemoryClient10
 
 
 def test_a_message_to_an_internal_exchange_detaches_the_link(client: MemoryClient10, broker: Broker) -> None:
-    """If an AMQP 1.0 client publishes a message to an internal exchange, the broker detaches the link with
-    unauthorized-access.
+    """If an AMQP 1.0 client publishes a message to an internal exchange over a link without a target, the broker
+    detaches the link with unauthorized-access.
     """
     broker.vhosts["/"].add_exchange(BrokerExchange("inner", "fanout", internal=True))
     client.attach_sender(None)
