@@ -222,7 +222,8 @@ def _connect(port: int) -> RawStream:
 
 def test_stored_offsets_are_not_rewritten_with_each_segment() -> None:
     """When a stream with stored offsets begins a new segment, the broker does not write all offsets again. Even with
-    100 tiny segments, the files of a stream with 5,000 stored offsets are smaller than three times these offsets.
+    100 tiny segments, the files of a stream with 5,000 stored offsets take less than three times the space of these
+    offsets.
     """
     with EmbeddedBroker(stream_port=0) as embedded:
         client = _client(embedded)
@@ -242,8 +243,8 @@ def test_stored_offsets_are_not_rewritten_with_each_segment() -> None:
 
 
 def test_stored_offsets_count_towards_memory_use(caplog: pytest.LogCaptureFixture) -> None:
-    """If the memory limit is 400 kB, a thousand stored offsets with long names cause a memory alarm. The alarm ends
-    when the stream is deleted.
+    """If the memory limit is 400 kB, a thousand offsets that are stored under long names cause a memory alarm. The
+    alarm ends when the stream is deleted.
     """
     caplog.set_level(logging.WARNING)
     with EmbeddedBroker(stream_port=0, memory_limit=400_000) as embedded:

@@ -64,7 +64,7 @@ def test_stream_messages_survive_a_restart(tmp_path: Path, how: str) -> None:
 
 def test_an_interrupted_write_to_a_stream_loses_no_confirmed_message(tmp_path: Path) -> None:
     """If a stream's file ends with an incomplete chunk, the broker still starts, logs how many bytes could not be read,
-    and has all confirmed messages.
+    and delivers all confirmed messages.
     """
     with BrokerProcess(tmp_path) as process:
         channel = declare(connect(process))

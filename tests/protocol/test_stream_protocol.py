@@ -437,8 +437,8 @@ def ann(api: Api, vhost: str, ann: str) -> str:
 def test_stream_commands_without_permission_are_refused(
     open_stream: Opener, client: RawStream, stream: str, ann: str
 ) -> None:
-    """If a user lacks the permission for a stream, the broker refuses each command of the stream protocol on this
-    stream with access-refused.
+    """If a command of the stream protocol needs a permission for a stream, and the user does not have it, the broker
+    refuses the command with access-refused.
     """
     client.create("hers")
     hers = open_stream(ann, "secret")

@@ -279,8 +279,8 @@ def test_a_stream_consumer_needs_a_prefetch_and_acknowledgements(
 def test_an_invalid_stream_declaration_is_refused(
     channel: BlockingChannel, arguments: dict[str, Any], options: dict[str, Any], words: str
 ) -> None:
-    """A stream cannot be transient, exclusive, auto-delete or unnamed, or have invalid arguments. The broker refuses
-    such a declaration with RabbitMQ's error text.
+    """A stream cannot be transient, exclusive, auto-delete or server-named, or have invalid arguments. The broker
+    refuses such a declaration with RabbitMQ's error text.
     """
     with pytest.raises(ChannelClosedByBroker, match=words):
         channel.queue_declare(**{"queue": "other", "durable": True, **options}, arguments={**STREAM, **arguments})

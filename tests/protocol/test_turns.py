@@ -307,8 +307,8 @@ def test_committing_a_large_transaction_does_not_hold_up_other_clients(
 
 
 def test_amqp_0_9_1_consumers_skip_compressed_batches(broker: EmbeddedBroker, client: RawStream) -> None:
-    """As in RabbitMQ 4, an AMQP 0-9-1 consumer of a stream gets the messages in uncompressed batches, but not those in
-    compressed batches.
+    """As in RabbitMQ 4, an AMQP 0-9-1 consumer of a stream gets the messages in uncompressed sub-entry batches, but not
+    those in compressed ones.
     """
     plain = b"".join(simple_entry(b"\x00\x53\x75\xa0\x01" + body) for body in (b"a", b"b"))
     client.create("s")

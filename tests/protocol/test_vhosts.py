@@ -71,7 +71,7 @@ def test_a_protected_virtual_host_cannot_be_deleted(broker: TestBroker, api: Api
 
 def test_a_node_has_the_fields_that_rabbitmqadmin_needs(api: Api) -> None:
     """The management API describes a node with the fields that rabbitmqadmin 2 needs, such as uptime and mem_used. The
-    values of these fields have the types that it expects.
+    values of these fields have the types that rabbitmqadmin expects.
     """
     wait_until(lambda: "run_queue" in api("GET", "nodes")[1][0], "run_queue of a node that has just started")
     (node,) = api("GET", "nodes")[1]

@@ -145,9 +145,9 @@ def test_each_property_has_the_value_that_was_published() -> None:
 
 @pytest.mark.parametrize("name", _FIELDS)
 def test_a_message_is_plain_without_properties_that_affect_routing_or_permissions(name: str) -> None:
-    """A message is `plain` if it has no headers, expiration, user id or reply-to. Only then does the broker route it
-    like the previous message with the same exchange and routing key, without checking it again. A copy is plain if
-    these properties have been removed, and not plain if headers or a reply-to have been added.
+    """A message is `plain` if it has no headers, expiration, user id or reply-to. To save time, the broker routes a
+    plain message like the previous one with the same exchange and routing key, without checking it again. A copy is
+    plain if these properties have been removed, and not plain if headers or a reply-to have been added.
     """
     affects = name in ("headers", "expiration", "user_id", "reply_to")
     properties = MessageProperties.of({name: _FIELDS[name]})

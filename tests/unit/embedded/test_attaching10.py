@@ -137,8 +137,8 @@ def test_the_answer_to_a_receivers_attach_frame(
 
 @pytest.mark.parametrize("asked", [Array([ACCEPTED]), Array(OUTCOMES[1:3])])
 def test_a_link_has_only_the_outcomes_that_the_client_asks_for(client: MemoryClient10, asked: Array) -> None:
-    """If an AMQP 1.0 receiver's source names outcomes, the source in the broker's attach frame has exactly these, and
-    the filters that are in effect.
+    """If an AMQP 1.0 receiver's source names outcomes, the source in the broker's attach frame has exactly these
+    outcomes, and the filters that the broker applies.
     """
     offset = {Symbol("o"): Described(Symbol("rabbitmq:stream-offset-spec"), "first")}
     client.connection.broker.vhosts["/"].add_queue(QueueDeclaration("s", {"x-queue-type": "stream"}, durable=True))

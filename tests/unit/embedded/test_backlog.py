@@ -112,8 +112,8 @@ def take(backlog: Backlog, expected: Expected) -> BacklogEntry:
 @pytest.mark.parametrize("most", [0, 1, BATCH], ids=["in memory", "paged out, large", "paged out"])
 def test_messages_are_delivered_in_the_order_of_the_queue_type(kind: str, most: int) -> None:
     """After any sequence of publishes, deliveries and requeues, a queue delivers messages in the same order as
-    RabbitMQ. The test covers classic queues with and without priorities, and quorum queues in 3.13, 4.2 and 4.3. Paging
-    messages out to disk does not change the order.
+    RabbitMQ. The test covers classic queues with and without priorities, and quorum queues of RabbitMQ 3.13, 4.2 and
+    4.3. Paging messages out to disk does not change the order.
     """
     for seed in range(20):
         chance = random.Random(seed)

@@ -157,8 +157,8 @@ def test_the_permissions_of_a_deleted_virtual_host_are_deleted(tmp_path: Path) -
 
 def test_deleting_a_virtual_host_or_a_user_closes_the_connections(scene: Scene) -> None:
     """When a virtual host is deleted, the broker closes the open connections to it. When a user is deleted, the broker
-    closes the user's open connections. All other connections stay open. What the deleted queues have delivered still
-    counts in the broker's totals.
+    closes the user's open connections. All other connections stay open. Messages that the deleted queues have delivered
+    still count in the broker's totals.
     """
     here, there, ann = scene.connect(), scene.connect(vhost=scene.other), scene.connect(user=scene.ann)
     for opening in (scene.connect(vhost=scene.other), scene.connect(user=scene.ann)):
@@ -375,8 +375,8 @@ def test_connections_that_take_too_much_memory_are_closed() -> None:
 
 
 def test_the_clients_of_all_protocols_are_checked_for_late_acknowledgements(scene: Scene) -> None:
-    """For all its clients, whichever protocol they use, the broker checks whether a delivery has been unacknowledged
-    for longer than the consumer timeout.
+    """The broker regularly looks for deliveries that have been unacknowledged for longer than the consumer timeout. It
+    does so for all its clients, whichever protocol they use.
     """
     first, other = scene.connect(), Client(scene.ann, scene.other)
     scene.broker.add_clients([other])

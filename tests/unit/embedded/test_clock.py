@@ -125,8 +125,8 @@ def test_clients_are_late_once_others_were_served_for_more_than_50_ms_of_an_iter
 
 
 def test_several_short_turns_or_one_long_one_are_taken_in_each_iteration() -> None:
-    """In each iteration of the event loop, the broker calls the functions that wait for their turn, in order, until
-    they have taken more than 10 ms together. The rest wait for the next iteration.
+    """In each iteration of its event loop, the broker does some of the work that waits for its turn, in order, until
+    this has taken more than 10 ms. The rest waits for the next iteration, so that clients are served in between.
     """
 
     def begin(clock: LoopClock, work: Callable[[float], None]) -> list[object]:
@@ -146,8 +146,8 @@ def test_several_short_turns_or_one_long_one_are_taken_in_each_iteration() -> No
 
 
 def test_an_error_in_a_turn_does_not_prevent_the_next_turn() -> None:
-    """If a function raises an exception in its turn, the event loop reports the exception, and the broker still calls
-    the functions that come after it.
+    """If a piece of work raises an exception in its turn, the event loop reports the exception, and the broker still
+    does the work that comes after it.
     """
 
     def begin(clock: LoopClock, _: Callable[[float], None]) -> list[object]:
@@ -188,7 +188,7 @@ def test_an_alarm_goes_off_once_at_the_time_that_was_set_last() -> None:
 
 def test_a_distant_alarm_looks_at_the_clock_each_minute() -> None:
     """While the machine sleeps, the event loop's timers stop but the system clock does not. A timer of the broker
-    (Alarm) therefore looks at the clock at least once a minute until it is due.
+    (Alarm) therefore looks at the clock at least once a minute, so that after a sleep it is at most a minute late.
     """
     clock, rung = FakeClock(), list[int]()
     begin = clock.now()
@@ -210,10 +210,9 @@ def test_a_distant_alarm_goes_off_on_time() -> None:
 
 
 def test_items_are_passed_when_they_are_due_in_order() -> None:
-    """The broker keeps items that become due later, such as delayed messages, in a timetable. It passes each item to a
-    function when the item is due: earlier ones first, and items that are due at the same time in the order in which
-    they were added. It passes many items in several turns of its event loop, and calls another function after each
-    turn.
+    """The broker keeps items that become due later, such as delayed messages, in a timetable. It handles each item when
+    it is due, and items that are due at the same time in the order in which they were added. It handles many items in
+    several turns of its event loop, and calls a given function at the end of each turn.
     """
     clock, passed, ends = WorkClock(), list[str](), list[int]()
 
@@ -239,8 +238,8 @@ def test_items_are_passed_when_they_are_due_in_order() -> None:
 
 
 def test_an_item_that_takes_long_is_passed_in_steps() -> None:
-    """If processing an item of the broker's timetable takes long, it is done in steps, in several turns of the event
-    loop. No other item is processed before the last step, even if an item that is due earlier is added meanwhile.
+    """If handling an item of the broker's timetable takes long, the broker does it in steps, in several turns of its
+    event loop. It handles no other item before the last step, even if an item that is due earlier is added meanwhile.
     """
     clock, passed = WorkClock(), list[str]()
 

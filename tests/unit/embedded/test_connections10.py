@@ -204,10 +204,10 @@ def test_another_protocol_header_is_answered_with_the_sasl_header(
 def test_the_answer_to_an_open_frame(
     stranger: MemoryClient10, broker: Broker, time: list[float], channel_max: UInt16 | None, agreed: int
 ) -> None:
-    """The open frame with which the broker answers an AMQP 1.0 client contains the name of the cluster, a
-    max-frame-size of 128 KiB, a channel-max of 63 (or the client's, if that is lower), an idle time-out of 30 seconds,
-    the broker's capabilities, and properties that identify RabbitMQ. After that, the time limit for the handshake no
-    longer applies.
+    """The broker's answer to an AMQP 1.0 client's open frame contains the name of the cluster, the broker's
+    capabilities, and properties that identify RabbitMQ. The max-frame-size is 128 KiB, the channel-max is 63 (or the
+    client's, if that is lower), and the idle time-out is 30 seconds. After this answer, the time limit for the
+    handshake no longer applies.
     """
     log_in(stranger)
     assert stranger.write_frames(AMQP_HEADER) == [AMQP_HEADER]
@@ -421,7 +421,7 @@ def test_an_error_in_the_broker_closes_the_connection_with_internal_error(
 @pytest.mark.parametrize(("channel", "is_valid"), [(63, True), (64, False)])
 def test_a_session_may_use_the_channels_up_to_63(client: MemoryClient10, channel: int, is_valid: bool) -> None:
     """An AMQP 1.0 client can begin sessions on channels 0 to 63. If it uses a higher channel number, the broker closes
-    the connection.
+    the connection with framing-error.
     """
     body = encode(described(BEGIN, None, UInt32(0), UInt32(9), UInt32(9)))
     found = frames(b"".join(client.write_frames(raw_frame(body, channel=channel))))

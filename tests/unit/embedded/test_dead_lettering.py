@@ -114,9 +114,9 @@ def test_x_death_counts_a_repeated_death_and_lists_it_first() -> None:
     ids=["x-death", "first and last death"],
 )
 def test_a_publishers_death_headers_are_kept_only_before_4_0(forged: Table) -> None:
-    """When a message is dead-lettered, an embedded broker that imitates RabbitMQ 4.0 or later removes death headers
-    that the publisher has set. An embedded broker that imitates an earlier version keeps these headers and adds to
-    them.
+    """When a message is dead-lettered, an embedded broker that imitates RabbitMQ 4.0 or later removes x-death,
+    x-first-death and x-last-death headers that the publisher has set. An embedded broker that imitates an earlier
+    version keeps these headers and adds to them.
     """
     letter = dead(message({**forged, "x": 1}))
     assert letter.headers == dead(message({"x": 1})).headers
@@ -138,8 +138,9 @@ def test_a_publishers_death_headers_are_kept_only_before_4_0(forged: Table) -> N
     ids=["largest count", "almost the largest count", "negative count", "text"],
 )
 def test_a_forged_x_death_header_raises_no_error(count: object, time: Any, next_count: int, next_time: object) -> None:
-    """If a publisher has set an x-death header with an impossible count or time, dead-lettering raises no error. The
-    count never exceeds 2^63-1, and a count that is text is replaced by 1. Unknown fields are kept.
+    """A broker that imitates RabbitMQ before 4.0 keeps the x-death header that a publisher has set. If the header
+    contains an impossible count or time, dead-lettering raises no error. The count never exceeds 2^63-1, and a count
+    that is text is replaced by 1. Unknown fields are kept.
     """
     letter = dead(message({"x-death": [death(count=count, time=time, more=7)]}), trusts=True)
     [entry] = deaths(letter)
@@ -281,8 +282,8 @@ def test_a_dead_letter_that_cannot_be_published_does_not_stop_the_others(caplog:
 
 
 def test_messages_that_wait_to_be_dead_lettered_are_dead_lettered_before_the_broker_stops() -> None:
-    """When the broker stops, it dead-letters the messages that wait for this, for a limited time. It then returns the
-    number of messages that are left.
+    """When the broker stops, it still dead-letters waiting messages for a limited time. It then returns the number of
+    those that are left.
     """
     clock, outcomes = FakeClock(), list[Outcome]()
 

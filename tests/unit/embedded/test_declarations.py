@@ -446,9 +446,9 @@ def exchange(
     ids=str,
 )  # fmt: skip
 def test_an_exchange_whose_argument_is_invalid_is_refused(kind: str, arguments: Table, wrong: str | None) -> None:
-    """The broker refuses an exchange with 406 if its alternate exchange is not a string, or if it is of the type
-    x-delayed-message and its x-delayed-type is not another existing type. A broker that imitates RabbitMQ 3.10 closes
-    the connection with 503 if the x-delayed-type is unknown.
+    """The broker refuses an exchange with 406 if its alternate exchange is not a string. It also refuses an
+    x-delayed-message exchange whose x-delayed-type is missing, unknown or x-delayed-message itself. A broker that
+    imitates RabbitMQ 3.10 closes the connection with 503 if the x-delayed-type is unknown.
     """
     assert exchange(vhost_like(DEFAULT), kind, arguments) == (wrong and f"channel 406: {wrong}")
     if wrong is not None and "exchange type '" in wrong:

@@ -12,8 +12,8 @@ from mqtool.broker.embedded.model.totals import Publishes, Totals
 
 @pytest.mark.parametrize("like", list(Like))
 def test_each_version_is_imitated_under_its_name(like: Like) -> None:
-    """The broker imitates each version that `--like` accepts, and then tells clients a version of RabbitMQ that begins
-    with the given one.
+    """The broker imitates each version that `--like` accepts. It then tells clients a version number of RabbitMQ that
+    begins with the given one.
     """
     assert profile(str(like)) is PROFILES[like]
     assert profile(like).version.startswith(like)

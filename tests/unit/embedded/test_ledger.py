@@ -67,9 +67,9 @@ def entered(ledger: Ledger, row: int = 0) -> BacklogEntry:
 
 
 def test_the_memory_of_a_message_is_counted_until_it_leaves_its_queue(ledger: Reading) -> None:
-    """A message counts towards the broker's memory use while it is in a queue, including a message that was recovered
-    from disk. A message that is dropped is deleted on disk. A message that is set aside, because it cannot be
-    processed, stays on disk but takes no memory.
+    """A message counts towards the broker's memory use while it is in a queue, even if it was recovered from disk. When
+    the broker drops a message, it deletes it on disk. When it sets a message aside because it cannot process it, the
+    message stays on disk but takes no memory.
     """
     first, second, third = entered(ledger, 1), entered(ledger, 2), entered(ledger)
     ledger.hold(first)
@@ -93,8 +93,9 @@ def test_messages_are_numbered_in_the_order_in_which_they_arrive(ledger: Reading
 
 
 def test_changes_of_memory_are_reported_only_above_a_limit(ledger: Reading) -> None:
-    """The broker's ledger counts the memory that messages and clients take. To save time, the ledger reports a change
-    of this memory only if the new amount is above `quiet_bytes`. Without an alarm, this is the memory limit.
+    """The broker's ledger counts the memory that messages and clients take. To save time, the ledger tells the broker
+    about a change of this memory only if the new amount is above `quiet_bytes`. Without an alarm, this is the memory
+    limit.
     """
     ledger.quiet_bytes = 2 * MESSAGE
     entries = [entered(ledger) for _ in range(4)]
@@ -220,7 +221,9 @@ def test_a_definition_that_could_not_be_read_back_is_refused(ledger: Reading, va
 def test_the_default_memory_limit_is_that_of_the_smallest_container(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The default memory limit is 40 % of the memory of the machine or, if that is less, of the container."""
+    """The default memory limit is 40 % of the machine's memory. If the broker runs in a container with less memory, or
+    in nested ones, the limit is 40 % of the memory of the smallest container.
+    """
     monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1000, "SC_PHYS_PAGES": 50}.__getitem__)
     files = []
     for name, content in (("a", "max"), ("b", "40000"), ("c", "30000"), ("d", "60000")):

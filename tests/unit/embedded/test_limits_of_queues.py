@@ -285,8 +285,8 @@ def test_a_quorum_queue_counts_the_failed_deliveries_of_a_message(like: Like, al
 
 @pytest.mark.parametrize(("like", "count"), [(Like.V4_2, 0), (Like.V4_3, 2)])
 def test_a_classic_queue_counts_failed_deliveries_over_amqp_1_0(like: Like, count: int) -> None:
-    """From RabbitMQ 4.3 on, a classic queue counts deliveries that an AMQP 1.0 client reports as failed. Earlier
-    versions do not count them.
+    """From RabbitMQ 4.3 on, the delivery count of a message in a classic queue includes deliveries that an AMQP 1.0
+    client has reported as failed. In earlier versions, it does not.
     """
     queue = add_queue(VirtualHost("/", FakeClock(), Ledger(), PROFILES[like]))
     queue.publish(message())
@@ -307,9 +307,9 @@ def test_a_classic_queue_counts_failed_deliveries_over_amqp_1_0(like: Like, coun
 def test_without_a_delivery_limit_requeued_messages_come_last(
     like: Like, limit: int, why: Why, *, is_last: bool
 ) -> None:
-    """Up to RabbitMQ 4.2, if a client requeues a message of a quorum queue without a delivery limit, the message goes
-    behind all others. In any other case, for example when a channel is closed, a requeued message returns to its
-    position.
+    """Up to RabbitMQ 4.2, if a client requeues a message with basic.nack to a quorum queue that has no delivery limit,
+    the message goes behind all others. From 4.3 on, with a delivery limit, or if the message is requeued because a
+    channel is closed, the message returns to its position.
     """
     queue, _ = quorum_queue(like, x_delivery_limit=Int32(limit))
     for body in (b"0", b"1", b"2"):
@@ -332,9 +332,9 @@ def test_without_a_delivery_limit_requeued_messages_come_last(
     ids=str,
 )
 def test_a_quorum_queue_delays_retries(which: str, why: Why, delays: list[int]) -> None:
-    """From RabbitMQ 4.3 on, a quorum queue can delay requeued messages. The argument x-delayed-retry-type decides which
-    messages are delayed. Each further failure of a message makes its delay longer, up to the maximum. A waiting
-    consumer gets the message when the delay is over.
+    """From RabbitMQ 4.3 on, a quorum queue can delay requeued messages. Its argument x-delayed-retry-type selects
+    messages whose delivery failed, messages that were returned, or all. Each further failure of a message makes its
+    delay longer, up to the maximum. A waiting consumer gets the message when the delay is over.
     """
     arguments = {"x_delayed_retry_type": which, "x_delayed_retry_min": Int32(1000), "x_delayed_retry_max": Int32(2500)}
     queue, clock = quorum_queue(Like.V4_3, **arguments)

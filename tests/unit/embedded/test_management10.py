@@ -236,7 +236,7 @@ def test_a_queue_beyond_the_limit_of_a_virtual_host_is_refused_over_amqp_1_0(cli
 
 def test_bindings_are_added_listed_and_removed_over_amqp_1_0(client: _Client) -> None:
     """Over AMQP 1.0, clients can add and list bindings to queues and to exchanges. Each listed binding has a location,
-    and a DELETE request for this location removes only this binding. Clients can delete an exchange.
+    and a DELETE request for this location removes only this binding. Clients can also declare and delete an exchange.
     """
     client("PUT", "/queues/q", {})
     assert client("PUT", "/exchanges/x%2F", {"type": "headers"}) == (204, None)
@@ -406,7 +406,8 @@ def test_a_user_with_any_permission_can_get_a_queues_description(
 @pytest.mark.parametrize("withdrawn", [False, True])
 def test_a_purge_over_amqp_1_0_waits_for_messages_that_are_being_requeued(client: _Client, withdrawn: bool) -> None:
     """A request to purge a queue over AMQP 1.0 waits until messages that are being requeued are back in the queue, and
-    drops these as well. If the user loses the permission to read the queue meanwhile, the queue is not purged.
+    drops these as well. If the user loses the permission to read the queue meanwhile, the broker refuses the request,
+    and the queue keeps its messages.
     """
     client(*_NOT_EMPTY)
     queue = client.vhost.queues["q"]

@@ -120,8 +120,8 @@ def test_a_publisher_to_the_management_node_must_send_settled_messages(client: M
 def test_a_link_with_the_management_node_needs_the_property_paired(
     client: MemoryClient10, role: bool, properties: Any
 ) -> None:
-    """If an AMQP 1.0 client attaches a link with the management node whose property `paired` is not true, the broker
-    detaches the link with invalid-field.
+    """If an AMQP 1.0 client attaches a link with the management node, and the link's property `paired` is not true, the
+    broker detaches the link with invalid-field.
     """
     _, detach = attach(client, role, properties=properties)
     text = "Link property 'paired' is not set to boolean value 'true'"

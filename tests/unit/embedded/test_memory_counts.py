@@ -101,8 +101,8 @@ def test_definitions_take_memory_for_their_names_and_arguments(
 
 
 def test_the_names_of_stored_offsets_and_producers_take_memory() -> None:
-    """Each name under which a stream stores an offset or a publishing id takes memory until the name is forgotten. It
-    counts once, however often something is stored under it.
+    """A stream stores the offsets of readers and the publishing ids of producers under their names. Each name takes
+    memory until the broker forgets it. It counts only once, even if another offset or id is stored under it later.
     """
     ledger = Ledger()
     offsets, ids = StoredOffsets(ledger), PublishingIds(ledger)

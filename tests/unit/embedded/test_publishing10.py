@@ -181,7 +181,9 @@ def test_a_publisher_gets_no_new_link_credit_while_170_messages_are_unsettled(
 def test_a_publisher_gets_new_link_credit_while_169_messages_are_unsettled(
     slow: tuple[MemoryClient10, SlowLedger],
 ) -> None:
-    """An AMQP 1.0 publisher with 169 unsettled messages gets new link credit when it has used half of its credit."""
+    """An AMQP 1.0 publisher gets no new link credit while 170 of its messages are unsettled. If only 169 are, it gets
+    new credit when it has used half of its credit.
+    """
     client, ledger = slow
     client.attach_sender("/queues/q")
     client.publish(0)
@@ -523,8 +525,8 @@ def test_a_link_without_a_target_stays_attached_if_a_message_is_rejected(
 @pytest.mark.parametrize("settled", [False, True])
 def test_a_settled_message_with_an_invalid_address_detaches_the_link(client: MemoryClient10, *, settled: bool) -> None:
     """If an unsettled message on an AMQP 1.0 link without a target has an invalid address, the broker rejects the
-    message. It cannot reject a settled one, so it detaches the link, with an error that contains the message's delivery
-    tag.
+    message. It cannot reject a settled message, so it detaches the link, with an error that contains the message's
+    delivery tag.
     """
     client.attach_sender(None)
     found = client.publish(5, message(to="/what"), settled=settled)
