@@ -53,7 +53,7 @@ def test_a_binding_key_of_a_topic_exchange_matches_words_star_and_hash(
     channel: BlockingChannel, pattern: str, key: str, matches: bool
 ) -> None:
     """As in RabbitMQ, the binding key of a topic exchange matches a routing key word by word. In the binding key, `*`
-    matches one word, and `#` matches any number of words.
+    matches exactly one word, and `#` matches zero or more words.
     """
     channel.queue_declare("q")
     channel.queue_bind("q", "amq.topic", pattern)
@@ -98,8 +98,9 @@ _KINDS_OF_NUMBERS = pytest.mark.differs_since("4.0", "a headers exchange tells k
 def test_a_binding_of_a_headers_exchange_matches_all_or_any_of_its_arguments(
     channel: BlockingChannel, arguments: dict[str, Any], headers: dict[str, Any], matches: bool
 ) -> None:
-    """With x-match `all`, a binding of a headers exchange matches a message whose headers contain all of the binding's
-    arguments. With `any`, one of them is enough. Values and types are compared as in RabbitMQ.
+    """With x-match `all`, the default, a binding of a headers exchange matches a message whose headers contain all of
+    the binding's arguments. With `any`, one of them is enough. Arguments that begin with x- count only with
+    `all-with-x` and `any-with-x`. An argument without a value matches any value.
     """
     channel.queue_declare("q")
     channel.queue_bind("q", "amq.headers", "", arguments=arguments)
@@ -165,8 +166,8 @@ def test_an_alternate_exchange_gets_unmatched_messages(channel: BlockingChannel,
 
 
 def test_cc_and_bcc_are_additional_routing_keys(channel: BlockingChannel, take: Take) -> None:
-    """Each queue that is named by a message's routing key, or by a key in its headers CC or BCC, gets the message once.
-    The header BCC is removed, and CC is kept.
+    """If a message is published to the default exchange, each queue that is named by its routing key, or by a key in
+    its headers CC or BCC, gets the message once. The broker removes the header BCC, and keeps CC.
     """
     for queue in ("to", "cc", "bcc"):
         channel.queue_declare(queue)
@@ -192,7 +193,7 @@ def test_an_auto_delete_exchange_is_deleted_with_its_last_binding(channel: Block
 
 
 def test_deleting_an_exchange_deletes_its_bindings(channel: BlockingChannel) -> None:
-    """After an exchange is deleted and declared again under its old name, it has no bindings."""
+    """If an exchange is deleted and declared again, the new exchange has none of the old bindings."""
     channel.exchange_declare("x", "fanout")
     channel.queue_declare("q")
     channel.queue_bind("q", "x")

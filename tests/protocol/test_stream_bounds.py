@@ -90,8 +90,9 @@ def test_random_stream_frames_cause_no_internal_error(
 
 
 def test_stream_publishers_wait_while_the_broker_is_low_on_memory() -> None:
-    """During a memory alarm, stream clients cannot declare publishers, and messages of existing publishers wait. Once
-    memory is freed, these messages are confirmed, and publishers can be declared again.
+    """During a memory alarm, the broker refuses to declare stream publishers. It confirms one more message of an
+    existing publisher, and then leaves further messages unconfirmed. Once memory is freed, it confirms these messages,
+    and accepts new publishers again.
     """
     with EmbeddedBroker(stream_port=0, memory_limit=1_000_000) as broker:
         assert broker.stream_port is not None
@@ -185,9 +186,9 @@ def test_names_of_stream_publishers_count_towards_memory_use() -> None:
 
 
 def test_the_number_of_readers_whose_offsets_a_stream_stores_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream stores the offsets of a limited number of readers. Once the limit is reached, the stream ignores offsets
-    of further readers, but still stores new offsets of the readers that it knows. The same is true during a memory
-    alarm, but not during a disk alarm.
+    """A stream stores the offsets of a limited number of readers. Once the limit is reached, or during a memory alarm,
+    the stream ignores offsets of further readers, but still stores new offsets of the readers that it knows. A disk
+    alarm does not have this effect.
     """
     monkeypatch.setattr(stream_requests, "_MOST_READERS", 3)
     with EmbeddedBroker(stream_port=0) as embedded:
@@ -220,8 +221,9 @@ def _connect(port: int) -> RawStream:
 
 
 def test_stored_offsets_are_not_rewritten_with_each_segment() -> None:
-    """When a stream with stored offsets begins a new segment, the broker does not write all offsets again. With 100
-    tiny segments and 5,000 stored offsets, the files of the stream take less than 3.3 MB.
+    """When a stream with stored offsets begins a new segment, the broker does not write all offsets again. Even with
+    100 tiny segments, the files of a stream with 5,000 stored offsets take less than three times the space of these
+    offsets.
     """
     with EmbeddedBroker(stream_port=0) as embedded:
         client = _client(embedded)
@@ -241,8 +243,8 @@ def test_stored_offsets_are_not_rewritten_with_each_segment() -> None:
 
 
 def test_stored_offsets_count_towards_memory_use(caplog: pytest.LogCaptureFixture) -> None:
-    """If the memory limit is 400 kB, a thousand stored offsets with long names cause a memory alarm. The alarm ends
-    when the stream is deleted.
+    """If the memory limit is 400 kB, a thousand offsets that are stored under long names cause a memory alarm. The
+    alarm ends when the stream is deleted.
     """
     caplog.set_level(logging.WARNING)
     with EmbeddedBroker(stream_port=0, memory_limit=400_000) as embedded:

@@ -64,7 +64,7 @@ def test_stream_messages_survive_a_restart(tmp_path: Path, how: str) -> None:
 
 def test_an_interrupted_write_to_a_stream_loses_no_confirmed_message(tmp_path: Path) -> None:
     """If a stream's file ends with an incomplete chunk, the broker still starts, logs how many bytes could not be read,
-    and has all confirmed messages.
+    and delivers all confirmed messages.
     """
     with BrokerProcess(tmp_path) as process:
         channel = declare(connect(process))
@@ -80,8 +80,8 @@ def test_an_interrupted_write_to_a_stream_loses_no_confirmed_message(tmp_path: P
 
 
 def test_the_files_of_a_partly_deleted_stream_are_not_used_again(tmp_path: Path) -> None:
-    """If the broker stops before it has removed the files of a deleted stream, a new stream with the same name does not
-    contain the old messages.
+    """If the files of a deleted stream are still in the data directory when the broker starts, for example because the
+    broker was killed during the deletion, a new stream with the same name does not contain the old messages.
     """
     with BrokerProcess(tmp_path) as process:
         with connect(process) as connection:

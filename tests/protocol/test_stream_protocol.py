@@ -148,8 +148,8 @@ def test_an_invalid_stream_name_or_argument_is_refused(client: RawStream, name: 
 def test_amqp_and_the_stream_protocol_have_the_same_streams(
     client: RawStream, stream: str, channel: BlockingChannel
 ) -> None:
-    """A stream that was created over the stream protocol can be declared again over AMQP. A stream that was declared
-    over AMQP exists for clients of the stream protocol.
+    """A stream that was created over the stream protocol can be declared again over AMQP 0-9-1. A stream that was
+    declared over AMQP 0-9-1 cannot be created again over the stream protocol, because it exists.
     """
     arguments = {"x-queue-type": "stream"}
 
@@ -173,8 +173,8 @@ def test_the_stream_command_metadata_returns_the_leader_of_each_stream(client: R
 def test_publishers_and_readers_are_told_that_their_stream_was_deleted(
     open_stream: Opener, client: RawStream, stream: str
 ) -> None:
-    """When a stream is deleted, its publishers and readers get metadata-update. Their publisher ids and subscription
-    ids are no longer valid.
+    """When a stream is deleted, the broker sends metadata-update to its publishers and readers. It then refuses
+    commands with their publisher ids and subscription ids.
     """
     reader = open_stream()
     reader.subscribe(1, stream)
@@ -209,7 +209,9 @@ def test_ids_and_names_of_stream_publishers_are_unique(client: RawStream, stream
 
 
 def test_a_message_with_a_used_publishing_id_is_confirmed_but_not_stored(client: RawStream, stream: str) -> None:
-    """If a named stream publisher uses a publishing id again, the message is confirmed, but not stored."""
+    """If a named stream publisher uses a publishing id again, the broker confirms the message, but does not store
+    it.
+    """
     client.declare_publisher(1, stream, "ann")
     asked = string("ann") + string(stream)
     assert client.request(QUERY_PUBLISHER, asked) == (OK, struct.pack(">Q", 0))
@@ -225,8 +227,8 @@ def test_a_message_with_a_used_publishing_id_is_confirmed_but_not_stored(client:
 
 
 def test_sub_entry_batches_of_a_stream_are_stored_unchanged(client: RawStream, stream: str) -> None:
-    """A stream stores and delivers a sub-entry batch without unpacking it. All messages in the batch count towards the
-    offset of the next message.
+    """A stream stores and delivers a sub-entry batch without unpacking it. Each message in the batch takes up one
+    offset.
     """
     batch = struct.pack(">BHII", 0xC0, 3, 100, 7) + b"packed!"
     client.declare_publisher(1, stream, "ann")
@@ -259,7 +261,9 @@ def test_a_publish_frame_above_the_negotiated_frame_size_is_accepted(client: Raw
 
 
 def test_a_stream_with_a_max_age_of_5000_digits_can_be_created(client: RawStream) -> None:
-    """A stream can be created over the stream protocol with a max-age of 5,000 digits."""
+    """A stream can be created over the stream protocol with a max-age of 5,000 digits, which is more than Python
+    converts to an integer by default.
+    """
     assert client.create("old", **{"max-age": "9" * 5000 + "D"}) == OK
 
 
@@ -344,7 +348,9 @@ def test_a_stored_offset_can_be_queried(client: RawStream, stream: str) -> None:
 
 
 def test_a_stored_offset_is_deleted_with_its_segment(client: RawStream) -> None:
-    """When a stream deletes its oldest segment, it deletes each stored offset of a message in this segment."""
+    """When a stream deletes its oldest segment, it also deletes each stored offset that points to a message in this
+    segment.
+    """
     client.create("short", max_length_bytes="2000", stream_max_segment_size_bytes="1000")
     client.declare_publisher(1, "short")
     asked = string("reader") + string("short")
@@ -431,8 +437,8 @@ def ann(api: Api, vhost: str, ann: str) -> str:
 def test_stream_commands_without_permission_are_refused(
     open_stream: Opener, client: RawStream, stream: str, ann: str
 ) -> None:
-    """If a user lacks the permission for a stream, the broker refuses each command of the stream protocol on this
-    stream with access-refused.
+    """If a command of the stream protocol needs a permission for a stream, and the user does not have it, the broker
+    refuses the command with access-refused.
     """
     client.create("hers")
     hers = open_stream(ann, "secret")

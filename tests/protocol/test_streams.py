@@ -172,8 +172,8 @@ def test_deleting_a_stream_ignores_the_flags_if_empty_and_if_unused(channel: Blo
 
 
 def test_the_oldest_segments_of_a_full_stream_are_deleted(channel: BlockingChannel, take: Take) -> None:
-    """If a stream exceeds its x-max-length-bytes, its oldest messages are deleted. The newest messages are kept without
-    gaps.
+    """If a stream exceeds its x-max-length-bytes, the broker deletes its oldest segments. The messages in the other
+    segments are kept without gaps.
     """
     channel.queue_delete("s")
     limits = {"x-max-length-bytes": 20_000, "x-stream-max-segment-size-bytes": 5_000}
@@ -243,7 +243,7 @@ def test_a_stream_consumer_needs_a_prefetch_and_acknowledgements(
     channel: BlockingChannel, prefetch: int, options: dict[str, Any], code: int, words: str
 ) -> None:
     """A consumer of a stream needs a prefetch, and cannot use automatic acknowledgement. The broker refuses
-    basic.consume if one of these rules is broken, if there is the argument x-priority, or if x-stream-offset is
+    basic.consume if one of these rules is broken, if the argument x-priority is given, or if x-stream-offset is
     invalid.
     """
     channel.basic_qos(prefetch_count=prefetch)
@@ -279,8 +279,8 @@ def test_a_stream_consumer_needs_a_prefetch_and_acknowledgements(
 def test_an_invalid_stream_declaration_is_refused(
     channel: BlockingChannel, arguments: dict[str, Any], options: dict[str, Any], words: str
 ) -> None:
-    """A stream cannot be transient, exclusive, auto-delete or unnamed, or have invalid arguments. The broker refuses
-    such a declaration with RabbitMQ's error text.
+    """A stream cannot be transient, exclusive, auto-delete or server-named, or have invalid arguments. The broker
+    refuses such a declaration with RabbitMQ's error text.
     """
     with pytest.raises(ChannelClosedByBroker, match=words):
         channel.queue_declare(**{"queue": "other", "durable": True, **options}, arguments={**STREAM, **arguments})
@@ -317,8 +317,8 @@ def test_the_management_api_counts_all_messages_of_a_stream_as_ready(
 
 
 def test_a_stream_age_of_5000_digits_is_accepted(channel: BlockingChannel, take: Take) -> None:
-    """A stream can have an x-max-age of 5,000 digits. If a reader's x-stream-offset is an age of 5,000 digits, the
-    reader starts at the first message.
+    """A stream can have an x-max-age of 5,000 digits, which is more than Python converts to an integer by default. If a
+    reader's x-stream-offset is an age of 5,000 digits, the reader starts at the first message.
     """
     for_ever = "9" * 5000 + "D"
     channel.queue_declare("old", durable=True, arguments={**STREAM, "x-max-age": for_ever})

@@ -93,8 +93,8 @@ def test_a_failed_tls_handshake_is_logged_in_one_line(
 def test_unfinished_tls_handshakes_are_limited_per_address(
     amqp_tls: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The number of connections from one address whose TLS handshake is unfinished has a limit. If there are more, the
-    broker closes the oldest of them, and still serves other clients.
+    """If more connections from one address have an unfinished TLS handshake than the limit allows, the broker closes
+    the oldest of them, and still serves other clients.
     """
     monkeypatch.setattr(listener, "stranger_limit", lambda: 10)
     with EmbeddedBroker(tls=amqp_tls.tls()) as broker, ExitStack() as stack:

@@ -307,8 +307,8 @@ def test_committing_a_large_transaction_does_not_hold_up_other_clients(
 
 
 def test_amqp_0_9_1_consumers_skip_compressed_batches(broker: EmbeddedBroker, client: RawStream) -> None:
-    """As in RabbitMQ 4, an AMQP 0-9-1 consumer of a stream gets the messages in uncompressed batches, but not those in
-    compressed batches.
+    """As in RabbitMQ 4, an AMQP 0-9-1 consumer of a stream gets the messages in uncompressed sub-entry batches, but not
+    those in compressed ones.
     """
     plain = b"".join(simple_entry(b"\x00\x53\x75\xa0\x01" + body) for body in (b"a", b"b"))
     client.create("s")
@@ -384,7 +384,8 @@ def test_routing_many_keys_in_cc_by_topic_bindings_does_not_hold_up_other_client
     broker: EmbeddedBroker, watch: LoopWatch, *, is_watched: bool
 ) -> None:
     """While the broker routes a message with 10,000 keys in CC by 300 topic bindings, it never uses more than 0.25 s of
-    CPU time before it serves other clients. The broker refuses to route such a message through 60 topic exchanges.
+    CPU time before it serves other clients. If such a message would have to pass through 60 topic exchanges, the broker
+    closes the channel with an error instead of routing it.
     """
     if is_watched:
         broker.under_test(
@@ -461,8 +462,8 @@ def test_large_annotations_for_many_messages_do_not_hold_up_other_clients(
     broker: EmbeddedBroker, watch: LoopWatch, count: int, *, is_settled: bool
 ) -> None:
     """While the broker handles an AMQP 1.0 disposition that adds a list of 12,000 maps to the annotations of each of
-    100 messages, it never uses more than 0.25 s of CPU time before it serves other clients. If the disposition is for
-    300 messages, the broker ends the session and requeues all 300.
+    100 messages, it never uses more than 0.25 s of CPU time before it serves other clients. A disposition that does so
+    for 300 messages takes too much work, so the broker ends the session and requeues all 300.
     """
     with closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
         channel = connection.channel()
@@ -490,8 +491,8 @@ def test_many_connections_that_publish_at_the_same_time_do_not_hold_up_other_cli
     broker: EmbeddedBroker, watch: LoopWatch
 ) -> None:
     """Sixty connections publish ten messages each at the same time, and each message is routed to a thousand queues.
-    The broker never uses more than 0.25 s of CPU time before it serves other clients. The last of these queues gets
-    every message.
+    Meanwhile, the broker never uses more than 0.25 s of CPU time before it serves other clients. The last of the queues
+    gets every message.
     """
     with ExitStack() as stack:
         clients = [stack.enter_context(RawClient(broker.url)) for _ in range(60)]
@@ -718,8 +719,9 @@ def test_adding_many_policies_does_not_hold_up_other_clients(broker: EmbeddedBro
 
 @large
 def test_large_global_parameters_do_not_hold_up_other_clients() -> None:
-    """While the management API returns 50 global parameters with large values, or one of them, other clients wait for
-    less than 0.25 s of processor time.
+    """While the management API stores 50 global parameters with large values, lists them, returns one of them, or
+    exports them with the definitions, the broker never uses more than 0.25 s of CPU time before it serves other
+    clients.
     """
     with EmbeddedBroker(management_port=0, memory_limit=1 << 40) as broker:
         watch = LoopWatch(broker)

@@ -70,7 +70,9 @@ def test_a_protected_virtual_host_cannot_be_deleted(broker: TestBroker, api: Api
 
 
 def test_a_node_has_the_fields_that_rabbitmqadmin_needs(api: Api) -> None:
-    """The management API lists a node with the fields that rabbitmqadmin 2 needs, and with the right types."""
+    """The management API describes a node with the fields that rabbitmqadmin 2 needs, such as uptime and mem_used. The
+    values of these fields have the types that rabbitmqadmin expects.
+    """
     wait_until(lambda: "run_queue" in api("GET", "nodes")[1][0], "run_queue of a node that has just started")
     (node,) = api("GET", "nodes")[1]
     numbers = (
@@ -183,8 +185,8 @@ def test_the_management_api_has_the_fields_that_rabbitmqadmin_requires(
 
 
 def test_lists_of_unsupported_features_are_empty(broker: TestBroker, api: Api) -> None:
-    """If a client requests deprecated features, shovels or federation links, the embedded broker answers with an empty
-    list instead of an error.
+    """If a client requests the list of deprecated features, shovels or federation links, the embedded broker answers
+    with an empty list instead of an error.
     """
     if broker.kind == "rabbitmq":
         status, used = api("GET", "deprecated-features/used")

@@ -169,8 +169,9 @@ def test_the_management_api_refuses_changes_while_the_disk_is_full() -> None:
     "killed_after", [-0.009, 0.005, 5]
 )  # a delivery that was on its way arrives even after the kill
 def test_the_model_allows_a_second_delivery_of_a_delayed_message_only_after_a_kill(killed_after: float) -> None:
-    """If a delayed message is delivered twice without the redelivered flag, the simulation's model accepts this only if
-    the broker was killed about the time of the first delivery.
+    """A delayed message may be delivered twice without the redelivered flag if the broker is killed between the first
+    delivery and the deletion of the stored message. The simulation's model therefore accepts a second delivery only if
+    the broker was killed at about the time of the first one.
     """
     now = 10.0
     judge = Judge(lambda: now, {"q": Kind()})

@@ -53,10 +53,10 @@ def test_an_address_names_a_queue_or_an_exchange_and_a_routing_key(address: str,
         ("/exchanges/x/a/b", "not the address of an exchange"),
     ],
 )
-def test_a_message_to_an_address_that_is_not_valid_goes_nowhere(address: str, error: str) -> None:
-    """Parsing the target address of an AMQP 1.0 message raises ValueError if the address is not one of version 2, or if
-    a name or routing key in it is too long or not percent-encoded correctly. The name of a queue or exchange must not
-    be empty, and the address of an exchange must not name the default exchange.
+def test_the_target_address_of_a_message_must_be_valid(address: str, error: str) -> None:
+    """The target address of an AMQP 1.0 message must have version 2 of RabbitMQ's address format. Parsing any other
+    address raises ValueError. The same happens if a name or routing key in the address is too long or not
+    percent-encoded correctly, if the name of a queue or exchange is empty, or if the exchange is the default exchange.
     """
     with pytest.raises(ValueError, match=f"^{error}$"):
         parse_target(address)
@@ -71,8 +71,8 @@ def test_a_name_in_an_address_is_utf_8(address: str) -> None:
 
 def test_a_receiver_reads_from_the_address_of_a_queue() -> None:
     """An AMQP 1.0 receiver can use the address of a queue as its source. Parsing any other source, such as the address
-    of an exchange, raises ValueError. Only addresses that begin with `/queues/` or `/exchanges/` are addresses of
-    version 2.
+    of an exchange, raises ValueError. Only addresses that begin with `/queues/` or `/exchanges/` have version 2 of
+    RabbitMQ's address format.
     """
     assert parse_source("/queues/a%2Fb") == "a/b"
     assert queue_address("a/b") == "/queues/a%2Fb"

@@ -99,8 +99,8 @@ def test_a_message_read_from_a_stream_has_all_its_properties() -> None:
 
 
 def test_tables_and_arrays_are_removed_from_the_headers_of_a_message_in_a_stream() -> None:
-    """When the embedded broker stores a message in a stream, it removes headers that are tables or arrays, as RabbitMQ
-    does.
+    """When the embedded broker stores a message in a stream, it removes headers whose values are tables or arrays, as
+    RabbitMQ does.
     """
     headers = encode_table({"x-death": [{"count": 1}], "t": {"a": 1}, "kept": "yes"})
 
@@ -159,7 +159,7 @@ def test_an_amqp_1_0_value_as_a_body_is_delivered_encoded() -> None:
 
 @given(st.binary(max_size=60) | st.binary(max_size=60).map(lambda data: b"\x00Ss\xc0" + data))
 def test_any_bytes_in_a_stream_are_decoded_as_a_message(data: bytes) -> None:
-    """Whatever bytes a client stores as an entry of a stream, the embedded broker reads them as a message and raises no
+    """Whatever bytes a client stores as an entry of a stream, the embedded broker can read them as a message without an
     error.
     """
     assert isinstance(decode(data).body, bytes)
@@ -185,8 +185,8 @@ def test_a_stream_entry_of_deeply_nested_values_is_delivered_as_the_body() -> No
 
 @pytest.mark.parametrize("size", [1, 300])
 def test_a_message_in_a_stream_keeps_names_and_values_that_are_not_utf_8(size: int) -> None:
-    """If an AMQP 0-9-1 client publishes a message to a stream, it is read with the same exchange, routing key, headers,
-    message id and body, even if these are long, or have values that are not UTF-8. Only headers whose names are not
+    """A message that an AMQP 0-9-1 client publishes to a stream is read with the same exchange, routing key, headers,
+    message id and body, even if these are long, or contain bytes that are not UTF-8. Only headers whose names are not
     UTF-8 are dropped.
     """
     headers: Table = {"a": "x" * size, "raw": b"\xff", "no": False, "yes": True, "\u00e9": 2.5, "\udcff": "dropped"}
@@ -202,8 +202,8 @@ def test_a_message_in_a_stream_keeps_names_and_values_that_are_not_utf_8(size: i
 
 
 def test_the_sections_before_the_body_are_decoded_once_if_they_are_short() -> None:
-    """If two successive messages in a stream have the same properties, the broker decodes these once. Long properties,
-    such as a message id of 300 characters, are decoded for each message.
+    """To save time, the broker decodes the properties of successive messages in a stream only once if they are equal.
+    It decodes long properties, such as a message id of 300 characters, for each message.
     """
     for size, is_kept in ((10, True), (300, False)):
         first, second = (_decoded(Amqp10Message(properties=BareProperties("m" * size))).properties for _ in range(2))

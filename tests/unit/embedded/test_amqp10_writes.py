@@ -8,8 +8,8 @@ from tests.unit.embedded.memory_client10 import MemoryClient10, broker_like, enc
 
 
 def test_messages_are_sent_after_the_reply_to_attach(loop: asyncio.AbstractEventLoop) -> None:
-    """If an AMQP 1.0 client sends an attach frame and its first credit in one write, the embedded broker sends the
-    reply to attach in one write and the messages in the next. RabbitMQ does the same.
+    """If an AMQP 1.0 client sends an attach frame and its first credit in one write, the embedded broker sends its
+    attach frame in one write, and the messages in the next. RabbitMQ does the same.
     """
 
     broker = broker_like(loop)

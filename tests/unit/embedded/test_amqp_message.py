@@ -145,9 +145,9 @@ def test_each_property_has_the_value_that_was_published() -> None:
 
 @pytest.mark.parametrize("name", _FIELDS)
 def test_a_message_is_plain_without_properties_that_affect_routing_or_permissions(name: str) -> None:
-    """A message is `plain` if it has no headers, expiration, user id or reply-to. Only then does the broker route it
-    like the previous message with the same exchange and routing key, without checking it again. A copy is plain if
-    these properties have been removed, and not plain if headers or a reply-to have been added.
+    """A message is `plain` if it has no headers, expiration, user id or reply-to. To save time, the broker routes a
+    plain message like the previous one with the same exchange and routing key, without checking it again. A copy is
+    plain if these properties have been removed, and not plain if headers or a reply-to have been added.
     """
     affects = name in ("headers", "expiration", "user_id", "reply_to")
     properties = MessageProperties.of({name: _FIELDS[name]})
@@ -210,8 +210,8 @@ def test_a_changed_message_keeps_its_address_and_body() -> None:
 
 
 def test_a_message_of_a_stream_is_encoded_as_it_was_published() -> None:
-    """The content header of a message in a stream has the bytes that it was published with. The broker decodes the
-    properties in the header only when they are needed.
+    """The content header of a message in a stream has the bytes that it was published with. To save time, the broker
+    decodes the properties in the header only when they are needed.
     """
     properties = MessageProperties.of(_FIELDS).encode()
     lazy = ContentHeader.unread(properties, 2**63)
@@ -244,8 +244,9 @@ def test_messages_with_similar_properties_are_not_confused(sent: list[dict[str, 
 
 
 def test_headers_that_are_repeated_are_decoded_once() -> None:
-    """If the content headers of successive messages are equal, or differ only in the message id, the broker decodes
-    their headers once. Content headers without a message id are decoded each time if they have more than 256 bytes.
+    """To save time, the broker decodes the headers of successive messages only once if their content headers are equal
+    or differ only in the message id. It decodes a content header without a message id each time if the header has more
+    than 256 bytes.
     """
     small, large = encode_table({"a": "b"}), encode_table({"a": "b" * 300})
     reader = HeaderReader()

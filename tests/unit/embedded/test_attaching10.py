@@ -121,8 +121,8 @@ def test_the_answer_to_a_receivers_attach_frame(
     client: MemoryClient10, q: BrokerQueue, mode: UInt8 | None, sent: int
 ) -> None:
     """The broker answers an AMQP 1.0 receiver's attach frame with the same name, handle, receiver settle mode, target
-    and max-message-size, and with an initial delivery count of 0. The source's default outcome is `released`, and the
-    source has all outcomes if the client names none. The broker sends messages settled only if the client asks for
+    and max-message-size, and with an initial delivery count of 0. The source in its answer has the default outcome
+    `released`, and all outcomes if the client names none. The broker sends messages settled only if the client asks for
     that.
     """
     source = of("/queues/q", durable=UInt32(1), filter={Symbol("no"): "filter"}, capabilities=Symbol("queue"))
@@ -137,8 +137,8 @@ def test_the_answer_to_a_receivers_attach_frame(
 
 @pytest.mark.parametrize("asked", [Array([ACCEPTED]), Array(OUTCOMES[1:3])])
 def test_a_link_has_only_the_outcomes_that_the_client_asks_for(client: MemoryClient10, asked: Array) -> None:
-    """If an AMQP 1.0 receiver's source names outcomes, the source in the broker's attach frame has exactly these, and
-    the filters that are in effect.
+    """If an AMQP 1.0 receiver's source names outcomes, the source in the broker's attach frame has exactly these
+    outcomes, and the filters that the broker applies.
     """
     offset = {Symbol("o"): Described(Symbol("rabbitmq:stream-offset-spec"), "first")}
     client.connection.broker.vhosts["/"].add_queue(QueueDeclaration("s", {"x-queue-type": "stream"}, durable=True))
@@ -313,8 +313,9 @@ def test_a_temporary_queue_needs_permission_and_counts_towards_the_queue_limit(
 def test_a_refused_link_is_detached_with_a_reason(
     client: MemoryClient10, role: bool, given: dict[str, Any], condition: str, text: str
 ) -> None:
-    """If an AMQP 1.0 client attaches a link that RabbitMQ does not support, or whose address is invalid or unknown, the
-    broker detaches this link with the same error as RabbitMQ.
+    """If an AMQP 1.0 client attaches a link that RabbitMQ does not support, for example one for transactions or with a
+    dynamic target, the broker detaches the link with the same error as RabbitMQ. It does the same if the link's address
+    is invalid, or names a queue or exchange that does not exist.
     """
     assert error(attach(client, role, **given)) == (condition, text)
 
@@ -371,8 +372,8 @@ def test_a_queue_with_an_exclusive_consumer_refuses_receivers(
 def test_a_receiver_with_an_argument_that_its_queue_does_not_have_is_refused(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """If an AMQP 1.0 receiver has an argument that the type of its queue does not support, such as a stream filter for
-    a classic queue, the broker detaches the link with precondition-failed.
+    """If an AMQP 1.0 receiver attaches with an option that the type of its queue does not support, such as a stream
+    filter for a classic queue, the broker detaches the link with precondition-failed.
     """
     wanted = {Symbol("f"): Described(Symbol("rabbitmq:stream-filter"), "x")}
     condition, text = error(attach(client, RECEIVER, source=of("/queues/q", filter=wanted))) or ("", "")

@@ -112,8 +112,8 @@ def take(backlog: Backlog, expected: Expected) -> BacklogEntry:
 @pytest.mark.parametrize("most", [0, 1, BATCH], ids=["in memory", "paged out, large", "paged out"])
 def test_messages_are_delivered_in_the_order_of_the_queue_type(kind: str, most: int) -> None:
     """After any sequence of publishes, deliveries and requeues, a queue delivers messages in the same order as
-    RabbitMQ. The test covers classic queues with and without priorities, and quorum queues in 3.13, 4.2 and 4.3. Paging
-    messages out to disk does not change the order.
+    RabbitMQ. The test covers classic queues with and without priorities, and quorum queues of RabbitMQ 3.13, 4.2 and
+    4.3. Paging messages out to disk does not change the order.
     """
     for seed in range(20):
         chance = random.Random(seed)
@@ -202,7 +202,9 @@ def test_paged_out_messages_are_read_back_in_batches() -> None:
 
 
 def test_reading_back_stops_at_the_first_message_that_is_in_memory() -> None:
-    """When a queue reads paged-out messages back, it stops at the first message that is still in memory."""
+    """When a queue reads paged-out messages back, it stops before the first message that is still in memory, and reads
+    later ones in another batch.
+    """
     pages = FakePages()
     backlog = Backlog(pages)
     for position, is_stored in ((1, False), (2, True), (3, True), (4, False), (5, True)):

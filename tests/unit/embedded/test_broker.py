@@ -103,8 +103,9 @@ def restarted(directory: Path, change: Callable[[Broker], object]) -> tuple[dict
 
 
 def test_the_settings_of_a_virtual_host_can_be_changed_one_by_one(tmp_path: Path) -> None:
-    """If the description, the limits or the labels of a virtual host are changed, the two others stay as they are, even
-    after a restart. Adding an existing virtual host again without a description changes nothing.
+    """A virtual host has a description, limits and labels (tags, default queue type and protection). If one of these is
+    changed, the others stay as they are, even after a restart. Adding an existing virtual host again without a
+    description changes nothing.
     """
     labels = VhostLabels(("a", "b"), "quorum", is_protected=True)
 
@@ -156,8 +157,8 @@ def test_the_permissions_of_a_deleted_virtual_host_are_deleted(tmp_path: Path) -
 
 def test_deleting_a_virtual_host_or_a_user_closes_the_connections(scene: Scene) -> None:
     """When a virtual host is deleted, the broker closes the open connections to it. When a user is deleted, the broker
-    closes the user's open connections. All other connections stay open. What the deleted queues have delivered still
-    counts in the broker's totals.
+    closes the user's open connections. All other connections stay open. Messages that the deleted queues have delivered
+    still count in the broker's totals.
     """
     here, there, ann = scene.connect(), scene.connect(vhost=scene.other), scene.connect(user=scene.ann)
     for opening in (scene.connect(vhost=scene.other), scene.connect(user=scene.ann)):
@@ -177,8 +178,9 @@ def test_deleting_a_virtual_host_or_a_user_closes_the_connections(scene: Scene) 
 
 
 def test_global_parameters_take_memory_that_is_limited(tmp_path: Path) -> None:
-    """Global parameters are stored on disk, and count towards the memory of definitions until they are deleted. Once
-    definitions take more than their limit, the broker refuses a new global parameter with 406.
+    """Global parameters are stored on disk. Until they are deleted, they count towards the memory of definitions, such
+    as queues and bindings. Once definitions take more than their limit, the broker refuses a new global parameter with
+    406.
     """
 
     def change(broker: Broker) -> None:
@@ -373,8 +375,8 @@ def test_connections_that_take_too_much_memory_are_closed() -> None:
 
 
 def test_the_clients_of_all_protocols_are_checked_for_late_acknowledgements(scene: Scene) -> None:
-    """For all its clients, whichever protocol they use, the broker checks whether a delivery has been unacknowledged
-    for longer than the consumer timeout.
+    """The broker regularly looks for deliveries that have been unacknowledged for longer than the consumer timeout. It
+    does so for all its clients, whichever protocol they use.
     """
     first, other = scene.connect(), Client(scene.ann, scene.other)
     scene.broker.add_clients([other])

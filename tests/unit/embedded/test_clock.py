@@ -80,8 +80,8 @@ def iterations(count: int, begin: Callable[[LoopClock, Callable[[float], None]],
 
 
 def test_the_clock_shows_the_time_in_milliseconds() -> None:
-    """The broker's clock returns the time in whole milliseconds since 1970, and can call a function after a given
-    number of milliseconds of real time.
+    """The broker's clock returns the time in whole milliseconds since 1970. It can call a function after a given number
+    of milliseconds of real time.
     """
 
     async def run() -> None:
@@ -125,8 +125,8 @@ def test_clients_are_late_once_others_were_served_for_more_than_50_ms_of_an_iter
 
 
 def test_several_short_turns_or_one_long_one_are_taken_in_each_iteration() -> None:
-    """In each iteration of the event loop, the broker calls the functions that wait for their turn, in order, until
-    they have taken more than 10 ms together. The rest wait for the next iteration.
+    """In each iteration of its event loop, the broker does some of the work that waits for its turn, in order, until
+    this has taken more than 10 ms. The rest waits for the next iteration, so that clients are served in between.
     """
 
     def begin(clock: LoopClock, work: Callable[[float], None]) -> list[object]:
@@ -146,8 +146,8 @@ def test_several_short_turns_or_one_long_one_are_taken_in_each_iteration() -> No
 
 
 def test_an_error_in_a_turn_does_not_prevent_the_next_turn() -> None:
-    """If a function raises an exception in its turn, the event loop reports the exception, and the broker still calls
-    the functions that come after it.
+    """If a piece of work raises an exception in its turn, the event loop reports the exception, and the broker still
+    does the work that comes after it.
     """
 
     def begin(clock: LoopClock, _: Callable[[float], None]) -> list[object]:
@@ -162,8 +162,8 @@ def test_an_error_in_a_turn_does_not_prevent_the_next_turn() -> None:
 
 def test_an_alarm_goes_off_once_at_the_time_that_was_set_last() -> None:
     """A timer of the broker (Alarm) goes off once, at the time that was set last. set() moves it to any time, set_by()
-    only to an earlier one. A cancelled timer does not go off. A timer that is set to a time in the past goes off at
-    once.
+    only to an earlier one. A cancelled timer does not go off. A timer that is set to a time in the past goes off
+    immediately.
     """
     clock, rung = FakeClock(), list[int]()
     begin = clock.now()
@@ -188,7 +188,7 @@ def test_an_alarm_goes_off_once_at_the_time_that_was_set_last() -> None:
 
 def test_a_distant_alarm_looks_at_the_clock_each_minute() -> None:
     """While the machine sleeps, the event loop's timers stop but the system clock does not. A timer of the broker
-    (Alarm) therefore looks at the clock at least once a minute until it is due.
+    (Alarm) therefore looks at the clock at least once a minute, so that after a sleep it is at most a minute late.
     """
     clock, rung = FakeClock(), list[int]()
     begin = clock.now()
@@ -210,10 +210,9 @@ def test_a_distant_alarm_goes_off_on_time() -> None:
 
 
 def test_items_are_passed_when_they_are_due_in_order() -> None:
-    """The broker keeps items that become due later, such as delayed messages, in a timetable. It passes each item to a
-    function when the item is due: earlier ones first, and items that are due at the same time in the order in which
-    they were added. It passes many items in several turns of its event loop, and calls another function after each
-    turn.
+    """The broker keeps items that become due later, such as delayed messages, in a timetable. It handles each item when
+    it is due, and items that are due at the same time in the order in which they were added. It handles many items in
+    several turns of its event loop, and calls a given function at the end of each turn.
     """
     clock, passed, ends = WorkClock(), list[str](), list[int]()
 
@@ -239,8 +238,8 @@ def test_items_are_passed_when_they_are_due_in_order() -> None:
 
 
 def test_an_item_that_takes_long_is_passed_in_steps() -> None:
-    """If processing an item of the broker's timetable takes long, it is done in steps, in several turns of the event
-    loop. No other item is processed before the last step, even if an item that is due earlier is added meanwhile.
+    """If handling an item of the broker's timetable takes long, the broker does it in steps, in several turns of its
+    event loop. It handles no other item before the last step, even if an item that is due earlier is added meanwhile.
     """
     clock, passed = WorkClock(), list[str]()
 
@@ -267,9 +266,9 @@ def test_an_item_that_takes_long_is_passed_in_steps() -> None:
 
 
 def test_a_queue_of_work_is_handled_at_once_while_that_is_quick() -> None:
-    """The broker handles the items of a queue of its internal work at once, in order, until 10 ms of a turn of its
-    event loop have passed, and the rest in later turns. An item that is added while another one is handled comes after
-    those that are already waiting.
+    """The broker has queues of internal work. It handles the items of such a queue immediately and in order, until they
+    have taken 10 ms, and the rest in later turns of its event loop. An item that is added while another one is handled
+    comes after those that are already waiting.
     """
     clock, handled = WorkClock(), list[str]()
 
@@ -293,9 +292,9 @@ def test_a_queue_of_work_is_handled_at_once_while_that_is_quick() -> None:
 
 
 def test_the_steps_of_long_work_are_taken_in_turns() -> None:
-    """If handling an item of a queue of internal work takes long, the broker does it in steps, and the items behind it
-    wait until the last step. If handling an item raises an exception, the items behind it are handled in the next turn
-    of the event loop.
+    """If handling an item of the broker's internal work takes long, the broker does it in steps, and the items behind
+    it wait until the last step. If handling an item raises an exception, the broker handles the items behind it in the
+    next turn of its event loop.
     """
     clock, handled = WorkClock(), list[str]()
 
@@ -323,8 +322,8 @@ def test_the_steps_of_long_work_are_taken_in_turns() -> None:
 
 
 def test_a_broker_that_stops_handles_what_is_waiting_up_to_a_deadline() -> None:
-    """When the broker stops, it handles the items that wait in a queue of internal work until a deadline. It drops the
-    rest, returns their number, and does not handle them in a later turn of its event loop.
+    """When the broker stops, it handles the waiting items of its internal work until a deadline. It drops the rest,
+    returns their number, and does not handle them later.
     """
     clock, handled = WorkClock(), list[str]()
 

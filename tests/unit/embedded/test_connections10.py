@@ -113,8 +113,9 @@ def test_the_broker_offers_its_sasl_mechanisms(stranger: MemoryClient10) -> None
 def test_a_login_with_a_wrong_user_or_password_closes_the_socket(
     stranger: MemoryClient10, broker: Broker, logged: list[str], mechanism: str, response: bytes | None, succeeds: bool
 ) -> None:
-    """If an AMQP 1.0 client logs in correctly, the SASL outcome is 0. If the user name or the password is wrong, the
-    outcome is 1, and the broker closes the socket and logs why. It counts successful and failed logins.
+    """If an AMQP 1.0 client logs in with a correct user name and password, the SASL outcome is 0. If one of them is
+    wrong, the outcome is 1, and the broker closes the socket and logs why. The broker counts successful and failed
+    logins.
     """
     broker.users["ann"] = User.with_password("ann", "\udcff", [])
     [outcome] = log_in(stranger, mechanism, response)
@@ -203,10 +204,10 @@ def test_another_protocol_header_is_answered_with_the_sasl_header(
 def test_the_answer_to_an_open_frame(
     stranger: MemoryClient10, broker: Broker, time: list[float], channel_max: UInt16 | None, agreed: int
 ) -> None:
-    """The open frame with which the broker answers an AMQP 1.0 client contains the name of the cluster, a
-    max-frame-size of 128 KiB, a channel-max of 63 (or the client's, if that is lower), an idle time-out of 30 seconds,
-    the broker's capabilities, and properties that identify RabbitMQ. After that, the time limit for the handshake no
-    longer applies.
+    """The broker's answer to an AMQP 1.0 client's open frame contains the name of the cluster, the broker's
+    capabilities, and properties that identify RabbitMQ. The max-frame-size is 128 KiB, the channel-max is 63 (or the
+    client's, if that is lower), and the idle time-out is 30 seconds. After this answer, the time limit for the
+    handshake no longer applies.
     """
     log_in(stranger)
     assert stranger.write_frames(AMQP_HEADER) == [AMQP_HEADER]
@@ -391,8 +392,8 @@ def test_an_unexpected_frame_closes_the_connection(
     stranger: MemoryClient10, logged: list[str], state: str, data: bytes, condition: str, text: str
 ) -> None:
     """If an AMQP 1.0 client sends a frame that cannot be decoded, or that is not allowed at this point, such as a
-    second open frame, the broker closes the connection, and logs why. Before the connection is open, the broker closes
-    the socket at once.
+    second open frame, the broker closes the connection, and logs why. If the connection is not open yet, the broker
+    closes the socket immediately.
     """
     reach(stranger, state)
     found = frames(b"".join(stranger.write_frames(data)))
@@ -420,7 +421,7 @@ def test_an_error_in_the_broker_closes_the_connection_with_internal_error(
 @pytest.mark.parametrize(("channel", "is_valid"), [(63, True), (64, False)])
 def test_a_session_may_use_the_channels_up_to_63(client: MemoryClient10, channel: int, is_valid: bool) -> None:
     """An AMQP 1.0 client can begin sessions on channels 0 to 63. If it uses a higher channel number, the broker closes
-    the connection.
+    the connection with framing-error.
     """
     body = encode(described(BEGIN, None, UInt32(0), UInt32(9), UInt32(9)))
     found = frames(b"".join(client.write_frames(raw_frame(body, channel=channel))))
@@ -500,8 +501,8 @@ def test_the_broker_closes_a_connection_and_waits_for_the_clients_close_frame(
 
 
 def test_a_fault_closes_a_connection_with_its_error(client: MemoryClient10) -> None:
-    """If an injected fault closes an AMQP 1.0 connection, the broker's close frame contains the condition and the text
-    of the fault's error.
+    """If an injected fault closes an AMQP 1.0 connection with an error, the broker's close frame contains the error's
+    condition and text.
     """
     client.connection.close(access_refused("not today"))
     assert closed(client.received()) == ("amqp:unauthorized-access", "not today")
@@ -574,7 +575,7 @@ def test_the_windows_of_all_sessions_open_again_after_an_alarm(client: MemoryCli
 
 def test_deliveries_resume_when_a_client_has_read_enough(client: MemoryClient10, q: BrokerQueue) -> None:
     """While an AMQP 1.0 client reads too slowly from its socket, the broker sends it no messages. Once the client has
-    read enough, the broker sends them, and completes a drain that the client has asked for.
+    read enough, the broker sends the waiting messages, and completes a drain if the client has asked for one.
     """
     fill(q, b"1")
     client.attach_receiver("/queues/q")

@@ -154,8 +154,8 @@ def test_a_full_disk_is_named_as_the_reason_why_a_broker_cannot_start(
 def test_the_space_needed_to_open_a_data_directory_grows_with_its_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To open a data directory, the broker needs free space of twice the size of SQLite's write-ahead log, because it
-    copies the log and then moves its contents into the database.
+    """To open a data directory, the broker needs about 1 MB of free space, and twice the size of SQLite's write-ahead
+    log, because it copies the log and then moves its contents into the database.
     """
 
     def fail(_: Path) -> None:
@@ -187,8 +187,8 @@ def test_an_empty_database_file_is_reported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("used_by", ["mark", "definition"])
 def test_a_data_directory_is_new_until_it_is_used(tmp_path: Path, used_by: str) -> None:
-    """A data directory counts as new until the broker has marked it as used or has written a definition, such as a
-    user, to it.
+    """A broker that starts on a new data directory creates its defaults, such as the user guest. A data directory
+    counts as new until the broker has marked it as used or has written a definition to it.
     """
     opened = open_database(tmp_path)
     assert opened.is_new
@@ -322,9 +322,9 @@ def test_definitions_are_replaced_found_and_deleted_by_kind_and_key() -> None:
 def test_publishers_are_blocked_while_the_disk_has_too_little_space(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, free: int, alarms: dict[str, str], seconds: float
 ) -> None:
-    """While less disk space is free than the limit, the disk alarm blocks publishers, and the log says how many bytes
-    are free. The broker checks the free space again after 0.1 to 10 s, sooner if it is close to the limit. When the
-    broker stops, the checks end.
+    """While less disk space is free than the limit, a disk alarm blocks publishers, and the log says how many bytes are
+    free. The broker checks the free space again after 0.1 to 10 s, sooner if it is close to the limit. When the broker
+    stops, it ends these checks.
     """
     caplog.set_level(logging.WARNING)
     later: list[float] = []

@@ -80,8 +80,8 @@ def test_a_dead_letter_routing_key_replaces_all_other_routing_keys() -> None:
 
 
 def test_a_dead_letter_does_not_expire_again() -> None:
-    """When a message is dead-lettered, its expiration is removed. The x-death header contains the removed value as
-    original-expiration.
+    """When a message is dead-lettered, the broker removes its expiration, so that it does not expire again. The x-death
+    header contains the removed value as original-expiration.
     """
     letter = dead(message(expiration=b"5000"))
     assert letter.properties.expiration is None
@@ -114,9 +114,9 @@ def test_x_death_counts_a_repeated_death_and_lists_it_first() -> None:
     ids=["x-death", "first and last death"],
 )
 def test_a_publishers_death_headers_are_kept_only_before_4_0(forged: Table) -> None:
-    """When a message is dead-lettered, an embedded broker that imitates RabbitMQ 4.0 or later removes death headers
-    that the publisher has set. An embedded broker that imitates an earlier version keeps these headers and adds to
-    them.
+    """When a message is dead-lettered, an embedded broker that imitates RabbitMQ 4.0 or later removes x-death,
+    x-first-death and x-last-death headers that the publisher has set. An embedded broker that imitates an earlier
+    version keeps these headers and adds to them.
     """
     letter = dead(message({**forged, "x": 1}))
     assert letter.headers == dead(message({"x": 1})).headers
@@ -138,8 +138,9 @@ def test_a_publishers_death_headers_are_kept_only_before_4_0(forged: Table) -> N
     ids=["largest count", "almost the largest count", "negative count", "text"],
 )
 def test_a_forged_x_death_header_raises_no_error(count: object, time: Any, next_count: int, next_time: object) -> None:
-    """If a publisher has set an x-death header with an impossible count or time, dead-lettering raises no error. The
-    count never exceeds 2^63-1, and a count that is text is replaced by 1. Unknown fields are kept.
+    """A broker that imitates RabbitMQ before 4.0 keeps the x-death header that a publisher has set. If the header
+    contains an impossible count or time, dead-lettering raises no error. The count never exceeds 2^63-1, and a count
+    that is text is replaced by 1. Unknown fields are kept.
     """
     letter = dead(message({"x-death": [death(count=count, time=time, more=7)]}), trusts=True)
     [entry] = deaths(letter)
@@ -184,8 +185,8 @@ def test_an_x_death_header_that_is_not_a_list_of_tables_counts_as_empty(forged: 
 def test_a_dead_letter_that_returns_to_its_queue_is_in_a_cycle_unless_it_was_rejected(
     entries: list[dict[str, Any]], cycles: bool
 ) -> None:
-    """A dead letter that is routed to a queue counts as being in a cycle if this queue has dead-lettered the message
-    before, unless a consumer has rejected the message in this queue or in any queue since then.
+    """A dead letter is in a cycle if it is routed to a queue that has dead-lettered it before. It is not in a cycle if
+    a consumer rejected it when that queue dead-lettered it, or since then.
     """
     assert would_cycle(message({"x-death": cast(Any, entries)}), "jobs") is cycles
 
@@ -228,7 +229,7 @@ def test_a_dead_letter_is_published_and_its_queue_is_told_the_outcome(
     trusts: bool, taken: bool, outcome: Outcome
 ) -> None:
     """A dead letter is published to its queue's dead-letter exchange, with the queue's dead-letter routing key. The
-    queue is then told whether another queue accepted the dead letter.
+    broker then tells the queue whether another queue accepted the dead letter.
     """
     published, outcomes = list[tuple[BrokerMessage, DeadLettered]](), list[Outcome]()
 
@@ -250,8 +251,8 @@ def test_a_dead_letter_is_published_and_its_queue_is_told_the_outcome(
 
 @pytest.mark.parametrize("exchange", [None, "e" * 256])
 def test_a_queue_without_a_dead_letter_exchange_publishes_nothing(exchange: str | None) -> None:
-    """If a queue has no dead-letter exchange, or the name of its dead-letter exchange is longer than 255 bytes, its
-    dead letters are not published.
+    """If a queue has no dead-letter exchange, or the name of its dead-letter exchange is longer than 255 bytes, the
+    broker does not publish its dead letters, and tells the queue that no other queue accepted them.
     """
     outcomes = list[Outcome]()
     dead_letters(lambda *_: pytest.fail("published")).add(queue(exchange), message(), "expired", outcomes.append)
@@ -281,7 +282,9 @@ def test_a_dead_letter_that_cannot_be_published_does_not_stop_the_others(caplog:
 
 
 def test_messages_that_wait_to_be_dead_lettered_are_dead_lettered_before_the_broker_stops() -> None:
-    """When the broker stops, it dead-letters waiting messages for a limited time, and counts those that are left."""
+    """When the broker stops, it still dead-letters waiting messages for a limited time. It then returns the number of
+    those that are left.
+    """
     clock, outcomes = FakeClock(), list[Outcome]()
 
     def publish(*_: object) -> bool:

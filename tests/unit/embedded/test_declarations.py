@@ -189,9 +189,9 @@ def test_some_invalid_arguments_have_errors_of_their_own(arguments: Table, wrong
 def test_some_arguments_are_refused_only_by_some_versions(
     accepting: Like, refusing: Like, arguments: Table, wrong: str
 ) -> None:
-    """Some arguments of queues are refused only by later versions of RabbitMQ, for example the x-queue-version 1 from
-    4.3 on, and others only by earlier ones, for example the x-queue-mode `eager` up to 4.2. A broker that imitates
-    another version accepts them.
+    """Some versions of RabbitMQ refuse arguments of queues that others accept, and the embedded broker does the same as
+    the version that it imitates. For example, the x-queue-version 1 is refused from 4.3 on, and the x-queue-mode
+    `eager` up to 4.2.
     """
     assert declared(vhost_like(accepting), arguments) is None
     name = [*arguments][-1]
@@ -446,9 +446,9 @@ def exchange(
     ids=str,
 )  # fmt: skip
 def test_an_exchange_whose_argument_is_invalid_is_refused(kind: str, arguments: Table, wrong: str | None) -> None:
-    """The broker refuses an exchange with 406 if its alternate exchange is not a string, or if it is of the type
-    x-delayed-message and its x-delayed-type is not another existing type. A broker that imitates RabbitMQ 3.10 closes
-    the connection with 503 if the x-delayed-type is unknown.
+    """The broker refuses an exchange with 406 if its alternate exchange is not a string. It also refuses an
+    x-delayed-message exchange whose x-delayed-type is missing, unknown or x-delayed-message itself. A broker that
+    imitates RabbitMQ 3.10 closes the connection with 503 if the x-delayed-type is unknown.
     """
     assert exchange(vhost_like(DEFAULT), kind, arguments) == (wrong and f"channel 406: {wrong}")
     if wrong is not None and "exchange type '" in wrong:
@@ -559,7 +559,7 @@ def test_a_consumer_whose_argument_is_invalid_is_refused(
     like: Like, kind: str, arguments: Table, wrong: str | None
 ) -> None:
     """If basic.consume has an argument that the type of the queue does not have, or an argument with an invalid value,
-    the broker refuses it with 406. The error names the argument, the queue, and the reason.
+    the broker refuses the request with 406. The error names the argument, the queue, and the reason.
     """
     vhost = vhost_like(like)
     declared(vhost, {"x-queue-type": kind})
@@ -577,9 +577,9 @@ def test_a_consumer_whose_argument_is_invalid_is_refused(
 def test_a_consumer_of_a_stream_needs_a_prefetch_count_and_acknowledges(
     prefetch: int, wrong: str, *, no_ack: bool
 ) -> None:
-    """The broker refuses a consumer of a stream with 406 if it has no prefetch count, and closes the connection with
-    540 if the consumer uses automatic acknowledgement. For a quorum queue, a consumer needs no prefetch count, and may
-    use automatic acknowledgement.
+    """The broker refuses a consumer of a stream with 406 if it has no prefetch count. If the consumer uses automatic
+    acknowledgement, the broker closes the connection with 540. A consumer of a quorum queue needs no prefetch count,
+    and may use automatic acknowledgement.
     """
     for kind, expected in (("stream", wrong), ("quorum", None)):
         vhost = vhost_like(DEFAULT)

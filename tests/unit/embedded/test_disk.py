@@ -81,8 +81,8 @@ def test_a_file_and_its_directory_are_synced_with_fsync(tmp_path: Path, monkeypa
 
 
 def test_bytes_are_written_at_a_position(tmp_path: Path) -> None:
-    """When the embedded broker writes bytes to a file at a given position, they are at this position, whatever was
-    written earlier. The write returns the number of bytes.
+    """When the embedded broker writes bytes to a file at a given position, they replace what was written there earlier.
+    The write returns the number of bytes.
     """
     with (tmp_path / "log").open("w+b") as file:
         for position in (3, 0):

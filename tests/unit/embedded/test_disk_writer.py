@@ -11,8 +11,8 @@ from mqtool.broker.embedded.store.writer import Writer
 
 @pytest.mark.parametrize("error", [None, OSError("disk full"), KeyboardInterrupt()])
 def test_the_event_loop_goes_on_while_a_thread_writes(error: BaseException | None) -> None:
-    """While a thread of the embedded broker writes to the disk, the broker's event loop keeps running. Once the thread
-    is done, the callback on the event loop gets the thread's error or, if there was none, None.
+    """While a thread of the embedded broker writes to the disk, the broker's event loop keeps running. Once the write
+    is done, the event loop calls a function with the error of the write, or with None if there was no error.
     """
     may_end, threads = threading.Event(), set[int]()
 
@@ -43,8 +43,8 @@ def test_the_event_loop_goes_on_while_a_thread_writes(error: BaseException | Non
 
 @pytest.mark.parametrize("error", [None, OSError("disk full")])
 def test_a_writer_that_is_stopped_waits_for_the_work_in_flight(error: OSError | None) -> None:
-    """When the broker stops, it waits until the write in flight is done, and gets the error of this write, if any, at
-    once, instead of later from the event loop.
+    """When the broker stops, it waits until the write in flight is done. If the write fails, stopping the writer
+    returns the error, and the event loop does not report the error a second time.
     """
     may_end, called = threading.Event(), list[object]()
 

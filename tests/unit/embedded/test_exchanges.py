@@ -174,7 +174,7 @@ def test_a_new_exchange_reports_that_no_messages_were_published_to_it() -> None:
 
 def test_an_x_delay_that_is_not_a_number_closes_the_connection(vhost: VirtualHost) -> None:
     """If the x-delay of a message to an x-delayed-message exchange is not a number, the broker closes the connection
-    with 541, and the exchange does not hold the message back.
+    with 541, and does not store the message in the exchange.
     """
     exchange = BrokerExchange("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     vhost.add_exchange(exchange)
@@ -220,8 +220,9 @@ def test_each_delayed_exchange_counts_its_messages(vhost: VirtualHost, clock: Fa
 
 
 def test_a_message_that_was_delayed_has_its_delay_negated(vhost: VirtualHost) -> None:
-    """When a delayed message is released, its x-delay is negated, so that another x-delayed-message exchange does not
-    delay the message again. The negated x-delay is a 32-bit integer if it fits. Other headers are unchanged.
+    """When an x-delayed-message exchange releases a message, the broker negates its x-delay, so that another such
+    exchange does not delay the message again. The negated x-delay is a 32-bit integer if it fits. Other headers are
+    unchanged.
     """
     for delay, kind in ((5000, Int32), (2**31, Int32), (2**31 + 1, Int64)):
         found = negate_delay(message(headers={"x-delay": Int64(delay), "a": "b"}), delay).headers

@@ -135,10 +135,9 @@ def _parsed(wanted: Map, like: Like = Like.V4_3) -> LinkFilters:
 def test_property_filters_select_messages_by_value_prefix_or_suffix(
     descriptor: Any10, wanted: Map, chosen: bool
 ) -> None:
-    """An AMQP 1.0 consumer of a stream can have filters on properties and application properties. Such a filter selects
-    messages whose value is equal to the given one or, for strings, has the given prefix (`&p:`) or suffix (`&s:`). `&&`
-    at the beginning of a given string stands for a literal `&`. A filter may have 16 fields. RabbitMQ 4.3 does the
-    same.
+    """As in RabbitMQ 4.3, an AMQP 1.0 consumer of a stream can have filters on up to 16 properties or application
+    properties. Such a filter selects messages whose value is equal to the given one or, for strings, has the given
+    prefix (`&p:`) or suffix (`&s:`). `&&` at the beginning of a given string stands for a literal `&`.
     """
     filters = _parsed({Symbol("any"): Described(descriptor, wanted)})
     assert filters.effective == {"any": Described(descriptor, wanted)}
@@ -188,16 +187,16 @@ def test_property_filters_select_messages_by_value_prefix_or_suffix(
 )
 def test_invalid_filters_of_a_stream_consumer_are_ignored(filter_: Any10) -> None:
     """If an AMQP 1.0 client attaches to a stream with an invalid or unknown filter, or with one that has more than 16
-    fields, the broker leaves the filter out of its attach reply, and delivers every message.
+    fields, the broker leaves the filter out of its attach frame, and delivers every message.
     """
     filters = _parsed({Symbol("any"): filter_, Symbol("sql-filter"): Described(Symbol("amqp:sql-filter"), "oops =")})
     assert (filters.effective, filters.arguments, filters.selector(_MESSAGE)) == ({}, {}, True)
 
 
 def test_invalid_filters_do_not_affect_others() -> None:
-    """If some filters of an AMQP 1.0 consumer are invalid, for example because they are named by strings instead of
-    symbols, or an SQL filter has another type, the broker applies only the others, and its attach frame contains only
-    these. A consumer that has no map of filters gets every message.
+    """If some filters of an AMQP 1.0 consumer of a stream are invalid, the broker applies only the others, and its
+    attach frame contains only these. A filter is invalid, for example, if its name is a string instead of a symbol. A
+    consumer without a map of filters gets every message.
     """
     valid = {Symbol("p"): Described(_FIELDS, {Symbol("subject"): "x"})}
     invalid: Map = {
@@ -230,9 +229,9 @@ def test_invalid_filters_do_not_affect_others() -> None:
     ],
 )
 def test_stream_filters_become_consumer_arguments(name: str, value: Any10, argument: Value) -> None:
-    """For streams, RabbitMQ has AMQP 1.0 filters for the offset and for filter values. The embedded broker converts
-    them to the consumer arguments x-stream-offset, x-stream-filter and x-stream-match-unfiltered. An offset is a time,
-    a number, or text such as `first`.
+    """An AMQP 1.0 consumer of a stream can have filters for the offset and for filter values. The embedded broker
+    converts them to the consumer arguments x-stream-offset, x-stream-filter and x-stream-match-unfiltered. An offset is
+    a time, a number, or text such as `first`.
     """
     wanted: Map = {Symbol("any"): Described(Symbol(f"rabbitmq:stream-{name}"), value)}
     filters = _parsed(wanted)
@@ -242,8 +241,8 @@ def test_stream_filters_become_consumer_arguments(name: str, value: Any10, argum
 
 
 def test_of_several_stream_filters_of_one_kind_the_last_one_counts() -> None:
-    """An AMQP 1.0 consumer can combine stream filters of several kinds. Of two filters of the same kind, the last one
-    counts.
+    """An AMQP 1.0 consumer of a stream can combine filters for the offset and for filter values. Of two filters of the
+    same kind, the last one counts.
     """
     offset, values = (Symbol(f"rabbitmq:stream-{name}") for name in ("offset-spec", "filter"))
     chosen = [Described(offset, "first"), Described(values, "x"), Described(offset, "next")]
@@ -277,7 +276,7 @@ def test_a_broker_like_4_0_has_only_stream_filters() -> None:
 
 def test_like_patterns_match_the_same_texts_as_regular_expressions() -> None:
     """In the SQL filters of AMQP 1.0 consumers, thousands of random LIKE patterns match the same texts as the
-    equivalent regular expressions.
+    equivalent regular expressions do.
     """
     chosen = random.Random(41)
     for _ in range(20_000 if IN_CI else 2_000):
@@ -325,15 +324,15 @@ def work_of(pattern: str, text: str) -> int:
     ids=["many letters", "only wildcards", "many pairs", "no wildcard", "one long part"],
 )
 def test_a_long_like_pattern_is_compared_in_under_a_million_steps(pattern: str) -> None:
-    """In SQL filters, comparing a LIKE pattern of 4,000 characters with a text of 900,000 characters takes fewer than a
-    million steps.
+    """To limit the work for one message, an SQL filter compares a LIKE pattern of 4,000 characters with a text of
+    900,000 characters in fewer than a million steps.
     """
     assert work_of(pattern, "a" * 900_000) < MOST_WORK
 
 
 def test_an_sql_filter_that_takes_too_long_for_a_message_raises_an_error() -> None:
-    """Evaluating an SQL filter raises TooMuchWork if comparing its LIKE patterns with the texts of a large message
-    would take too many steps.
+    """Evaluating an SQL filter raises TooMuchWork, instead of holding up the broker, if comparing its LIKE patterns
+    with the texts of a large message would take too many steps.
     """
     message = parse(Amqp10Message(application_properties={"a": "a" * 900_000}, body=data_section(b"")).encode())
     with pytest.raises(TooMuchWork):

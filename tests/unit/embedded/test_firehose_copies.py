@@ -72,9 +72,9 @@ def test_a_published_message_is_copied_with_the_queues_that_got_it(
     routed: list[str],
 ) -> None:  # fmt: skip
     """The firehose copy of a published message has the routing key `publish.` with the name of the exchange. Its
-    headers contain the routing keys and properties of the message, the queues that got it, and who published it. For a
-    message to the default exchange, the copy lists each routing key as a queue that got the message, even if no such
-    queue exists. The copy leaves out the header BCC.
+    headers contain the routing keys and properties of the message, the queues that got it, and the publisher's
+    connection, channel and user. For a message to the default exchange, the copy lists each routing key as a queue that
+    got the message, even if no such queue exists. The copy leaves out the header BCC.
     """
     for name, key in (("two", "jobs"), ("one", "jobs"), ("three", "other")):
         vhost.bind(vhost.exchanges["amq.direct"], add_queue(vhost, name), key, {})
@@ -109,7 +109,7 @@ def test_a_delivered_message_is_copied_with_whether_it_was_redelivered(
     client: Client, vhost: VirtualHost, copies: BrokerQueue, *, redelivered: bool
 ) -> None:
     """The firehose copy of a delivered message has the routing key `deliver.` with the name of the queue. Its headers
-    say whether the message was redelivered. If the delivered message is itself a copy, it is not copied again.
+    say whether the message was redelivered. The delivery of a firehose copy is not copied again.
     """
     queue = add_queue(vhost)
     sent = message("amq.topic", "jobs", {"CC": ["other"]})

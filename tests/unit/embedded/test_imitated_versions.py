@@ -12,16 +12,16 @@ from mqtool.broker.embedded.model.totals import Publishes, Totals
 
 @pytest.mark.parametrize("like", list(Like))
 def test_each_version_is_imitated_under_its_name(like: Like) -> None:
-    """The broker imitates each version that `--like` accepts, and then tells clients a version of RabbitMQ that begins
-    with the given one.
+    """The broker imitates each version that `--like` accepts. It then tells clients a version number of RabbitMQ that
+    begins with the given one.
     """
     assert profile(str(like)) is PROFILES[like]
     assert profile(like).version.startswith(like)
 
 
 def test_a_version_that_is_not_imitated_is_refused() -> None:
-    """If the embedded broker is to imitate a version of RabbitMQ that it does not support, such as 3.8, ValueError is
-    raised, and names the versions that the broker can imitate.
+    """If the embedded broker is to imitate a version of RabbitMQ that it does not support, such as 3.8, it raises
+    ValueError. The error names the versions that the broker can imitate.
     """
     with pytest.raises(ValueError) as refused:  # noqa: PT011 - the text is compared below
         profile("3.8")

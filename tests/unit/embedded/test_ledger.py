@@ -67,9 +67,9 @@ def entered(ledger: Ledger, row: int = 0) -> BacklogEntry:
 
 
 def test_the_memory_of_a_message_is_counted_until_it_leaves_its_queue(ledger: Reading) -> None:
-    """A message counts towards the broker's memory use while it is in a queue, including a message that was recovered
-    from disk. A message that is dropped is deleted on disk. A message that is set aside, because it cannot be
-    processed, stays on disk but takes no memory.
+    """A message counts towards the broker's memory use while it is in a queue, even if it was recovered from disk. When
+    the broker drops a message, it deletes it on disk. When it sets a message aside because it cannot process it, the
+    message stays on disk but takes no memory.
     """
     first, second, third = entered(ledger, 1), entered(ledger, 2), entered(ledger)
     ledger.hold(first)
@@ -93,8 +93,9 @@ def test_messages_are_numbered_in_the_order_in_which_they_arrive(ledger: Reading
 
 
 def test_changes_of_memory_are_reported_only_above_a_limit(ledger: Reading) -> None:
-    """The broker counts the memory that messages take in its ledger. When this memory has changed, the ledger reports
-    the new amount only if it is more than the limit `quiet_bytes`.
+    """The broker's ledger counts the memory that messages and clients take. To save time, the ledger tells the broker
+    about a change of this memory only if the new amount is above `quiet_bytes`. Without an alarm, this is the memory
+    limit.
     """
     ledger.quiet_bytes = 2 * MESSAGE
     entries = [entered(ledger) for _ in range(4)]
@@ -189,8 +190,8 @@ def test_definitions_with_different_names_have_different_keys() -> None:
     ],
 )
 def test_definitions_are_read_back_as_they_were_stored(value: Table, decoded: Table) -> None:
-    """When a definition is read back, its names are strings (str), even if they are not valid UTF-8. The arguments that
-    a client has declared are unchanged.
+    """When the broker reads a definition back from disk, the names in it are strings (str), even if they are not valid
+    UTF-8. The arguments that a client has declared are unchanged.
     """
     assert decode_definition(encode_definition(value)) == decoded
 
@@ -220,7 +221,9 @@ def test_a_definition_that_could_not_be_read_back_is_refused(ledger: Reading, va
 def test_the_default_memory_limit_is_that_of_the_smallest_container(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The default memory limit is 40 % of the memory of the machine or, if that is less, of the container."""
+    """The default memory limit is 40 % of the machine's memory. If the broker runs in a container with less memory, or
+    in nested ones, the limit is 40 % of the memory of the smallest container.
+    """
     monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1000, "SC_PHYS_PAGES": 50}.__getitem__)
     files = []
     for name, content in (("a", "max"), ("b", "40000"), ("c", "30000"), ("d", "60000")):
@@ -246,7 +249,9 @@ def test_the_free_disk_space_is_what_users_other_than_root_may_use(
 
 
 def test_without_a_data_directory_everything_counts_as_stored_immediately() -> None:
-    """Without a data directory, clients do not wait for the disk, and neither definitions nor messages are stored."""
+    """Without a data directory, the broker stores neither definitions nor messages, so clients do not wait for the
+    disk.
+    """
     ledger, called = Ledger(), []
     ledger.after_commit(lambda: called.append(True))
     assert called == [True]

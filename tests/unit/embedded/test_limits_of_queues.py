@@ -109,9 +109,9 @@ def test_a_message_is_stored_if_it_and_its_queue_survive_a_restart(
 def test_the_first_delivery_of_a_durable_queue_is_recorded(
     vhost: VirtualHost, ledger: RecordingLedger, how: str
 ) -> None:
-    """After a kill, the broker must know which queues may have delivered messages. It therefore records in its data
-    directory when a durable queue makes its first delivery. Later deliveries, and deliveries of transient queues, are
-    not recorded.
+    """After a kill, the broker must mark messages as redelivered if they may have been delivered before. It therefore
+    records in its data directory when a durable queue makes its first delivery. It does not record later deliveries, or
+    deliveries of transient queues.
     """
     for name, durable in (("durable", True), ("transient", False)):
         queue = add_queue(vhost, name, durable=durable)
@@ -269,9 +269,10 @@ _COUNTED = [Why.REJECTED, Why.FAILED, Why.CLOSED, Why.LOST]
 @pytest.mark.parametrize("why", list(Why))
 @pytest.mark.parametrize(("like", "also"), [(Like.V4_2, [Why.RETURNED]), (Like.V4_3, [])])
 def test_a_quorum_queue_counts_the_failed_deliveries_of_a_message(like: Like, also: list[Why], why: Why) -> None:
-    """A quorum queue counts how often a message is requeued. It also counts failed deliveries: those that were
-    rejected, failed or lost and, up to RabbitMQ 4.2, those requeued with basic.nack. The AMQP 1.0 outcome `released`
-    does not count as a failed delivery.
+    """A quorum queue counts how often a message is requeued. It also counts failed deliveries: those rejected with
+    basic.reject, those that an AMQP 1.0 client reports as failed, and those of a channel or connection that was closed
+    or lost. Up to RabbitMQ 4.2, those requeued with basic.nack also count. The AMQP 1.0 outcome `released` does not
+    count.
     """
     queue, _ = quorum_queue(like)
     queue.publish(message())
@@ -284,8 +285,8 @@ def test_a_quorum_queue_counts_the_failed_deliveries_of_a_message(like: Like, al
 
 @pytest.mark.parametrize(("like", "count"), [(Like.V4_2, 0), (Like.V4_3, 2)])
 def test_a_classic_queue_counts_failed_deliveries_over_amqp_1_0(like: Like, count: int) -> None:
-    """From RabbitMQ 4.3 on, a classic queue counts deliveries that an AMQP 1.0 client reports as failed. Earlier
-    versions do not count them.
+    """From RabbitMQ 4.3 on, the delivery count of a message in a classic queue includes deliveries that an AMQP 1.0
+    client has reported as failed. In earlier versions, it does not.
     """
     queue = add_queue(VirtualHost("/", FakeClock(), Ledger(), PROFILES[like]))
     queue.publish(message())
@@ -306,9 +307,9 @@ def test_a_classic_queue_counts_failed_deliveries_over_amqp_1_0(like: Like, coun
 def test_without_a_delivery_limit_requeued_messages_come_last(
     like: Like, limit: int, why: Why, *, is_last: bool
 ) -> None:
-    """Up to RabbitMQ 4.2, if a client requeues a message of a quorum queue without a delivery limit, the message goes
-    behind all others. In any other case, for example when a channel is closed, a requeued message returns to its
-    position.
+    """Up to RabbitMQ 4.2, if a client requeues a message with basic.nack to a quorum queue that has no delivery limit,
+    the message goes behind all others. From 4.3 on, with a delivery limit, or if the message is requeued because a
+    channel is closed, the message returns to its position.
     """
     queue, _ = quorum_queue(like, x_delivery_limit=Int32(limit))
     for body in (b"0", b"1", b"2"):
@@ -331,9 +332,9 @@ def test_without_a_delivery_limit_requeued_messages_come_last(
     ids=str,
 )
 def test_a_quorum_queue_delays_retries(which: str, why: Why, delays: list[int]) -> None:
-    """From RabbitMQ 4.3 on, a quorum queue can delay requeued messages. The argument x-delayed-retry-type decides which
-    messages are delayed. Each further failure of a message makes its delay longer, up to the maximum. A waiting
-    consumer gets the message when the delay is over.
+    """From RabbitMQ 4.3 on, a quorum queue can delay requeued messages. Its argument x-delayed-retry-type selects
+    messages whose delivery failed, messages that were returned, or all. Each further failure of a message makes its
+    delay longer, up to the maximum. A waiting consumer gets the message when the delay is over.
     """
     arguments = {"x_delayed_retry_type": which, "x_delayed_retry_min": Int32(1000), "x_delayed_retry_max": Int32(2500)}
     queue, clock = quorum_queue(Like.V4_3, **arguments)
@@ -351,9 +352,9 @@ def test_a_quorum_queue_delays_retries(which: str, why: Why, delays: list[int]) 
 
 @pytest.mark.parametrize(("like", "lasts"), [(Like.V4_2, 0), (Like.V4_3, 700)])
 def test_a_client_can_delay_the_redelivery_of_a_message_that_it_requeues(like: Like, lasts: int) -> None:
-    """From RabbitMQ 4.3 on, a client that requeues a message to a quorum queue can set a time before which the message
-    is not redelivered. Earlier versions ignore this time. A purge of the queue also removes messages whose time has not
-    come.
+    """From RabbitMQ 4.3 on, an AMQP 1.0 client that requeues a message to a quorum queue can set a time before which
+    the message is not redelivered. Earlier versions ignore this time. A purge of the queue also removes messages that
+    wait for this time.
     """
     queue, clock = quorum_queue(like)
     for body in (b"0", b"1"):
@@ -385,8 +386,9 @@ def test_a_client_can_delay_the_redelivery_of_a_message_that_it_requeues(like: L
 def test_each_version_has_its_own_consumer_timeouts(
     like: Like, kind: str, declared: int | None, argument: int | None, seconds: float | None
 ) -> None:
-    """RabbitMQ 3.10 has one consumer timeout for all queues. In 4.2, each queue can have its own. From 4.3 on, only
-    quorum queues have a consumer timeout, and each of their consumers can have its own.
+    """The embedded broker has the consumer timeouts of the RabbitMQ version that it imitates. In 3.10, one timeout
+    applies to all queues. In 4.2, each queue can have its own. From 4.3 on, only quorum queues have one, and each of
+    their consumers can have its own.
     """
     arguments = {} if declared is None else {"x_consumer_timeout": Int32(declared)}
     vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[like])
@@ -506,8 +508,8 @@ def test_basic_get_never_returns_an_expired_message(vhost: VirtualHost, clock: F
 
 
 def test_a_message_that_is_requeued_to_an_empty_queue_expires_in_time(vhost: VirtualHost, clock: FakeClock) -> None:
-    """A message with a TTL is delivered, and basic.get then finds its queue empty. If the message is requeued, it still
-    expires exactly when its TTL has passed.
+    """While a message with a TTL is unacknowledged, basic.get finds its queue empty. If the message is then requeued,
+    it still expires exactly when its TTL has passed.
     """
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     queue.publish(message())
@@ -572,8 +574,8 @@ def test_a_message_of_high_priority_comes_first_in_queues_with_priorities(
 
 
 def test_a_policy_without_a_delivery_limit_leaves_quorum_queues_of_old_versions_unlimited() -> None:
-    """With `broker up --like 3.10`, a quorum queue has no delivery limit by default. A policy without a delivery limit
-    does not change this.
+    """With `broker up --like 3.10`, a quorum queue has no delivery limit by default. It still has none if a policy
+    without a delivery limit applies to it.
     """
     vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[Like.V3_10])
     queue = add_queue(vhost, durable=True, x_queue_type="quorum")

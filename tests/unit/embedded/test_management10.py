@@ -236,7 +236,7 @@ def test_a_queue_beyond_the_limit_of_a_virtual_host_is_refused_over_amqp_1_0(cli
 
 def test_bindings_are_added_listed_and_removed_over_amqp_1_0(client: _Client) -> None:
     """Over AMQP 1.0, clients can add and list bindings to queues and to exchanges. Each listed binding has a location,
-    and a DELETE request for this location removes only this binding. Clients can delete an exchange.
+    and a DELETE request for this location removes only this binding. Clients can also declare and delete an exchange.
     """
     client("PUT", "/queues/q", {})
     assert client("PUT", "/exchanges/x%2F", {"type": "headers"}) == (204, None)
@@ -353,8 +353,8 @@ def test_unknown_management_requests_over_amqp_1_0_end_the_session(
 def test_a_missing_permission_for_an_amqp_1_0_management_request_ends_the_session(
     client: _Client, allowed: Permissions, request_: tuple[Any10, ...], missing: str
 ) -> None:
-    """If a user lacks a permission that an AMQP 1.0 management request needs, the broker ends the session with
-    RabbitMQ's error 403. The error names the permission and the queue or exchange.
+    """If a user lacks a permission that an AMQP 1.0 management request needs, the broker refuses the request with the
+    error 403, which ends the session. The error names the permission and the queue or exchange.
     """
     client(*_NOT_EMPTY)
     client.broker.set_permissions("guest", "/", allowed)
@@ -369,8 +369,8 @@ def test_a_missing_permission_for_an_amqp_1_0_management_request_ends_the_sessio
     ("DELETE", "/bindings/src=amq.topic;dstq=q;key=k;args="),
 ])  # fmt: skip
 def test_topic_permissions_apply_to_bindings_over_amqp_1_0(client: _Client, request_: tuple[Any10, ...]) -> None:
-    """If a user's topic permissions do not allow a binding key, an AMQP 1.0 request to add, list or delete a binding
-    with this key fails with an error that names the exchange and the key.
+    """If a user's topic permissions do not allow a binding key, the broker refuses the user's AMQP 1.0 requests to add,
+    list or delete a binding with this key. The error names the exchange and the key.
     """
     client(*_NOT_EMPTY)
     client.broker.users["guest"].topic_permissions["/", "amq.topic"] = TopicPermissions(read="^other$")
@@ -378,9 +378,9 @@ def test_topic_permissions_apply_to_bindings_over_amqp_1_0(client: _Client, requ
         client(*request_)
 
 
-def test_a_declaration_of_an_existing_node_needs_only_configure_permission_over_amqp_1_0(client: _Client) -> None:
-    """If a queue or an exchange exists, declaring it again over AMQP 1.0 with the same dead-letter or alternate
-    exchange needs only the permission to configure it.
+def test_declaring_an_existing_queue_or_exchange_needs_only_configure_permission_over_amqp_1_0(client: _Client) -> None:
+    """If a queue or an exchange already exists, a user needs only configure permission to declare it again over AMQP
+    1.0, even if the declaration names a dead-letter or alternate exchange.
     """
     requests = [
         ("PUT", "/queues/n", {"arguments": {"x-dead-letter-exchange": "d"}}),
@@ -406,7 +406,8 @@ def test_a_user_with_any_permission_can_get_a_queues_description(
 @pytest.mark.parametrize("withdrawn", [False, True])
 def test_a_purge_over_amqp_1_0_waits_for_messages_that_are_being_requeued(client: _Client, withdrawn: bool) -> None:
     """A request to purge a queue over AMQP 1.0 waits until messages that are being requeued are back in the queue, and
-    drops these as well. If the user loses the permission to read the queue meanwhile, the queue is not purged.
+    drops these as well. If the user loses the permission to read the queue meanwhile, the broker refuses the request,
+    and the queue keeps its messages.
     """
     client(*_NOT_EMPTY)
     queue = client.vhost.queues["q"]

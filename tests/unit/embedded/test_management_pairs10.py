@@ -120,8 +120,8 @@ def test_a_publisher_to_the_management_node_must_send_settled_messages(client: M
 def test_a_link_with_the_management_node_needs_the_property_paired(
     client: MemoryClient10, role: bool, properties: Any
 ) -> None:
-    """If an AMQP 1.0 client attaches a link with the management node whose property `paired` is not true, the broker
-    detaches the link with invalid-field.
+    """If an AMQP 1.0 client attaches a link with the management node, and the link's property `paired` is not true, the
+    broker detaches the link with invalid-field.
     """
     _, detach = attach(client, role, properties=properties)
     text = "Link property 'paired' is not set to boolean value 'true'"
@@ -227,9 +227,9 @@ def test_the_delivery_count_of_requests_begins_where_the_client_says(client: Mem
 
 
 def test_credit_for_responses_is_drained_at_once(client: MemoryClient10) -> None:
-    """If an AMQP 1.0 client drains its link for management responses, the broker answers at once with a credit of 0,
-    because no response is waiting. It answers a flow frame with echo with the credit that is left. It does not answer a
-    flow frame that has neither drain nor echo.
+    """If an AMQP 1.0 client drains its link for management responses, the broker immediately answers with a credit of
+    0, because no response is waiting. If the client sends a flow frame with echo, the broker answers with the credit
+    that is left. It does not answer a flow frame with neither drain nor echo.
     """
     attach_pair(client, credit=5)
     ask(client, 0)
@@ -240,8 +240,8 @@ def test_credit_for_responses_is_drained_at_once(client: MemoryClient10) -> None
 
 
 def test_a_response_of_exactly_the_clients_max_message_size_is_sent(client: MemoryClient10) -> None:
-    """An AMQP 1.0 management response of exactly the client's max-message-size is sent. If a response is larger, the
-    broker ends the session.
+    """The broker sends an AMQP 1.0 management response that has exactly the client's max-message-size. If a response is
+    larger, the broker ends the session with message-size-exceeded.
     """
     attach_pair(client)
     size = len(ask(client, 0)[0].payload)
@@ -273,7 +273,7 @@ def test_a_request_that_is_unsettled_or_in_several_transfers_ends_the_session(
 
 def test_a_request_without_a_link_for_the_response_ends_the_session(client: MemoryClient10) -> None:
     """If an AMQP 1.0 client sends a management request before it has attached the link for the response, the broker
-    ends the session.
+    ends the session with precondition-failed.
     """
     attach(client, SENDER)
     text = "received transfer on half open management link pair"
@@ -281,8 +281,8 @@ def test_a_request_without_a_link_for_the_response_ends_the_session(client: Memo
 
 
 def test_a_request_without_credit_for_the_response_ends_the_session(client: MemoryClient10) -> None:
-    """If an AMQP 1.0 client sends a management request, but has granted no credit on its link for responses, the broker
-    ends the session.
+    """If an AMQP 1.0 client sends a management request, but has no credit left on its link for responses, the broker
+    ends the session with precondition-failed.
     """
     attach_pair(client, credit=1)
     assert [each.code for each in ask(client, 0)] == [TRANSFER]
@@ -291,12 +291,16 @@ def test_a_request_without_credit_for_the_response_ends_the_session(client: Memo
 
 
 def test_a_request_that_is_not_a_message_ends_the_session(client: MemoryClient10) -> None:
-    """If a client sends bytes that are not an AMQP 1.0 message as a management request, the broker ends the session."""
+    """If a client sends bytes that are not an AMQP 1.0 message as a management request, the broker ends the session
+    with decode-error.
+    """
     attach_pair(client)
     condition, text = ended(client.publish(0, b"\0", handle=3, settled=True)) or ("", "")
     assert (condition, str(text)[:25]) == ("amqp:decode-error", "failed to parse message: ")
 
 
 def test_a_request_on_an_unknown_handle_ends_the_session(client: MemoryClient10) -> None:
-    """If an AMQP 1.0 client sends a transfer on a handle without a link, the broker ends the session."""
+    """If an AMQP 1.0 client sends a transfer on a handle without a link, the broker ends the session with
+    unattached-handle.
+    """
     assert ended(ask(client, 0)) == ("amqp:session:unattached-handle", "Unknown link handle: 3")

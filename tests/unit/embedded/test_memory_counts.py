@@ -60,8 +60,8 @@ def test_a_message_takes_memory_for_its_body_and_large_headers() -> None:
 
 
 def test_a_message_from_amqp_1_0_takes_memory_for_its_sections() -> None:
-    """If a message that was published with AMQP 1.0 has large headers, its encoded sections before the body take memory
-    in addition to its headers and body.
+    """If a message that was published over AMQP 1.0 has large application properties, the broker counts its encoded
+    sections before the body as memory, in addition to its headers and body.
     """
     sent = Amqp10Message(application_properties={"p": "x" * 300}, body=data_section(b"body"))
     found = parse(sent.encode()).to("", "q", PROFILES[DEFAULT])
@@ -101,8 +101,8 @@ def test_definitions_take_memory_for_their_names_and_arguments(
 
 
 def test_the_names_of_stored_offsets_and_producers_take_memory() -> None:
-    """Each name under which a stream stores an offset or a publishing id takes memory until the name is forgotten. It
-    counts once, however often something is stored under it.
+    """A stream stores the offsets of readers and the publishing ids of producers under their names. Each name takes
+    memory until the broker forgets it. It counts only once, even if another offset or id is stored under it later.
     """
     ledger = Ledger()
     offsets, ids = StoredOffsets(ledger), PublishingIds(ledger)

@@ -38,8 +38,8 @@ def collections(monkeypatch: pytest.MonkeyPatch) -> Iterator[main._LongCollectio
 def test_objects_that_survive_a_long_garbage_collection_are_excluded_from_later_ones(
     collections: main._LongCollections, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    """If the broker holds many messages, and one of Python's garbage collections takes long, the objects that survive
-    it are excluded from later collections. They are included again once the broker holds few messages, or once the
+    """If the broker holds many messages, a garbage collection of Python can take long. The broker then excludes the
+    objects that survive it from later collections. It includes them again once it holds few messages, or once the
     memory of its process has grown by much more than the size of its messages.
     """
     ledger = Mock(held_bytes=1 << 30)
@@ -64,8 +64,8 @@ def test_objects_that_survive_a_long_garbage_collection_are_excluded_from_later_
 def test_objects_that_survive_a_short_garbage_collection_are_included_in_later_ones(
     collections: main._LongCollections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Objects that survive one of Python's garbage collections are included in the next one if the collection took only
-    a few milliseconds.
+    """If one of Python's garbage collections in the broker takes only a few milliseconds, the objects that survive it
+    are included in the next one.
     """
     monkeypatch.setattr(main, "_LONG", 1000)
     gc.collect()

@@ -78,15 +78,15 @@ def test_with_like_3_10_an_error_does_not_name_the_permission() -> None:
 
 @pytest.mark.parametrize("what", ["configure", "write", "read"])
 def test_a_user_without_permissions_in_a_virtual_host_is_refused_every_access(what: str) -> None:
-    """If a user has no permissions in a virtual host, the broker refuses each request of the user that needs configure,
-    write or read permission for a queue of this virtual host.
+    """If a user has no permissions in a virtual host, the broker refuses each of the user's requests that needs
+    configure, write or read permission for a queue of this virtual host.
     """
     assert refusal(lambda rights: rights.check(what, "queue", "q"))
 
 
 def test_a_deleted_user_is_refused_every_access() -> None:
-    """After a user is deleted, the broker refuses each request that needs a permission on the connections that the user
-    still has open, even if the same request was allowed before.
+    """If a user is deleted, the user's connections may still be open. The broker refuses each request on these
+    connections that needs a permission, even if it has allowed the same request before.
     """
 
     def ask(rights: Rights) -> None:
@@ -100,8 +100,8 @@ def test_a_deleted_user_is_refused_every_access() -> None:
 
 
 def test_changed_permissions_apply_immediately() -> None:
-    """If a user's permissions are changed, they apply immediately, even on connections that the user
-    already has open.
+    """If a user's permissions are changed, the new ones apply immediately, even on connections that the user already
+    has open.
     """
 
     def ask(rights: Rights) -> None:

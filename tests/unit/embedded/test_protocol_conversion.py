@@ -168,8 +168,8 @@ def test_a_forged_header_x_death_is_an_ordinary_header(forged: Value) -> None:
 )  # fmt: skip
 def test_only_an_expiration_that_amqp_1_0_can_express_becomes_a_ttl(expiration: Value, ttl: int | None) -> None:
     """The expiration of an AMQP 0-9-1 message becomes its time to live over AMQP 1.0 if it is a number of at most 32
-    bits. Otherwise, the message has no time to live. The same is true of the original expiration in the header x-death
-    of a dead letter.
+    bits. Otherwise, the message has no time to live over AMQP 1.0. The same rule applies to the original expiration in
+    the x-death header of a dead letter.
     """
     fields = {"headers": encode_table({"x-death": [_X_DEATH | {"original-expiration": expiration}]})}
     if isinstance(expiration, str) and len(expiration) < 256:
@@ -182,7 +182,7 @@ def test_only_an_expiration_that_amqp_1_0_can_express_becomes_a_ttl(expiration: 
 
 def test_bytes_that_are_not_utf_8_are_kept() -> None:
     """If a property, a name or a routing key contains bytes that are not UTF-8, the broker keeps these bytes when it
-    converts a message. It drops only an AMQP 1.0 user id that is not UTF-8.
+    converts a message between AMQP 0-9-1 and AMQP 1.0. It drops only an AMQP 1.0 user id that is not UTF-8.
     """
     fields = {"user_id": b"\x02u\xff", "app_id": b"\x01\xff", "reply_to": b"\x03r/\xff", "message_id": b"\x01\xff"}
     found = _delivered(_from_091(fields))
@@ -248,7 +248,7 @@ def test_arguments_have_the_types_of_amqp_0_9_1_and_back_those_of_amqp_1_0() -> 
 @pytest.mark.parametrize("name", ["q", "a/b", "é %", "\udcff", "~-._"])
 def test_a_name_in_an_address_is_percent_encoded(name: str) -> None:
     """In an AMQP 1.0 address, each character of a name that an address cannot contain is percent-encoded as UTF-8.
-    Decoding returns the same name, and raises an error if the name is not UTF-8.
+    Decoding returns the same name. It raises UnicodeDecodeError if the name is not UTF-8.
     """
     encoded = quoted(name)
     assert re.fullmatch(r"[\w.~%-]+", encoded, re.ASCII)

@@ -181,7 +181,9 @@ def test_a_publisher_gets_no_new_link_credit_while_170_messages_are_unsettled(
 def test_a_publisher_gets_new_link_credit_while_169_messages_are_unsettled(
     slow: tuple[MemoryClient10, SlowLedger],
 ) -> None:
-    """An AMQP 1.0 publisher with 169 unsettled messages gets new link credit when it has used half of its credit."""
+    """An AMQP 1.0 publisher gets no new link credit while 170 of its messages are unsettled. If only 169 are, it gets
+    new credit when it has used half of its credit.
+    """
     client, ledger = slow
     client.attach_sender("/queues/q")
     client.publish(0)
@@ -522,8 +524,9 @@ def test_a_link_without_a_target_stays_attached_if_a_message_is_rejected(
 
 @pytest.mark.parametrize("settled", [False, True])
 def test_a_settled_message_with_an_invalid_address_detaches_the_link(client: MemoryClient10, *, settled: bool) -> None:
-    """On an AMQP 1.0 link without a target, an unsettled message with an invalid address is rejected. A settled message
-    cannot be rejected, so the broker detaches the link, with an error that contains the message's delivery tag.
+    """If an unsettled message on an AMQP 1.0 link without a target has an invalid address, the broker rejects the
+    message. It cannot reject a settled message, so it detaches the link, with an error that contains the message's
+    delivery tag.
     """
     client.attach_sender(None)
     found = client.publish(5, message(to="/what"), settled=settled)
@@ -619,8 +622,8 @@ def test_topic_permissions_apply_to_the_routing_keys_in_x_cc(ann: MemoryClient10
 
 
 def test_a_message_to_an_internal_exchange_detaches_the_link(client: MemoryClient10, broker: Broker) -> None:
-    """If an AMQP 1.0 client publishes a message to an internal exchange, the broker detaches the link with
-    unauthorized-access.
+    """If an AMQP 1.0 client publishes a message to an internal exchange over a link without a target, the broker
+    detaches the link with unauthorized-access.
     """
     broker.vhosts["/"].add_exchange(BrokerExchange("inner", "fanout", internal=True))
     client.attach_sender(None)
