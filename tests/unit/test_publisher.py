@@ -441,8 +441,8 @@ def test_a_return_is_matched_to_the_most_similar_message_with_the_same_address(
 
 def test_waiting_for_confirms_ends_when_enough_messages_are_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
     """A publisher's wait(N) blocks until fewer than N of the publisher's messages are unconfirmed. If fewer are
-    unconfirmed already, it returns immediately. It does not matter whether the caller has asked the publisher for the
-    results of the confirmed messages.
+    unconfirmed already, it returns immediately. Confirmed messages do not count, even if the caller has not taken their
+    receipts yet.
     """
     wire.publish(b"1", b"2", b"3")
     publisher.on_ack(2, multiple=True)

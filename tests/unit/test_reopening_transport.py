@@ -172,8 +172,8 @@ def test_a_connection_uses_the_first_node_that_accepts_it(
     broker: Broker, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An AMQP 1.0 connection is opened to the first node that can be reached, under the name in
-    $MQTOOL_CONNECTION_NAME. After a loss, this node is tried first. A connection that ends during this login counts as
-    a network failure, not as a refused login.
+    $MQTOOL_CONNECTION_NAME. After a loss, this node is tried first. If it closes the socket during the new login, this
+    counts as a network failure, not as a refused login.
     """
     monkeypatch.setenv("MQTOOL_CONNECTION_NAME", "nightly")
     broker.unreachable = [Unavailable("no route")]
@@ -225,7 +225,7 @@ def test_a_session_that_cannot_begin_gives_the_reason(
     broker: Broker, event: BaseException | None, kind: type[MqtoolError], words: str
 ) -> None:
     """If an AMQP 1.0 session cannot begin, because the connection is lost, or because the broker refuses it or does not
-    answer within 20 s, opening the connection raises an error with the reason, and closes the socket at once.
+    answer within 20 s, opening the connection raises an error with the reason. The socket is closed.
     """
     broker.tells(event)
     with pytest.raises(kind) as caught:
@@ -236,8 +236,8 @@ def test_a_session_that_cannot_begin_gives_the_reason(
 
 
 def test_frames_are_processed_as_they_arrive(broker: Broker, connect: Connect) -> None:
-    """An AMQP 1.0 connection processes frames on its I/O thread, which does not keep the command from ending. The
-    thread takes up new work after each read that brings frames and, while some work has a due time, every 0.1 s.
+    """An AMQP 1.0 connection processes frames on a daemon thread as they arrive. After each read that brings frames,
+    the thread also does other pending work. If some of this work has a due time, the thread looks for it every 0.1 s.
     """
     session = connect()
     [thread] = session.threads
@@ -257,8 +257,8 @@ def test_frames_are_processed_as_they_arrive(broker: Broker, connect: Connect) -
 
 
 def test_a_connection_without_an_io_thread_reads_when_it_is_run(broker: Broker, connect: Connect) -> None:
-    """run() of an AMQP 1.0 connection without an I/O thread waits for frames up to the given time, processes them, and
-    returns whether there were any. After close(), check() raises no error.
+    """Without an I/O thread, an AMQP 1.0 connection processes frames in run(). run() waits for frames up to the given
+    time, and returns whether any have arrived. After close(), check() raises no error.
     """
     session = connect(threaded=False)
     assert session.reads_here
@@ -273,8 +273,8 @@ def test_a_connection_without_an_io_thread_reads_when_it_is_run(broker: Broker, 
 
 
 def test_a_connection_resumes_after_a_loss(broker: Broker, connect: Connect) -> None:
-    """After a loss, an AMQP 1.0 connection closes its socket, connects again, begins its session, resumes its work, and
-    then takes up new work. Notices report the loss, each failed attempt, and how long reconnecting took.
+    """After a loss, an AMQP 1.0 connection closes its socket, connects again, begins a new session, and resumes what
+    was interrupted. Notices report the loss, each failed attempt, and how long reconnecting took.
     """
     session = connect([ONE], Backoff(first=0))
     broker.unreachable = [Unavailable("no route"), None, None]
@@ -446,9 +446,9 @@ def test_a_session_that_the_broker_ends_is_not_begun_again(broker: Broker, conne
 
 
 def test_stopping_ends_the_wait_for_a_lost_connection(broker: Broker, connect: Connect) -> None:
-    """After stop() is called on an AMQP 1.0 connection, a wait for the broker continues while the connection is open,
-    but raises StoppedWaiting if the connection is lost, instead of waiting until it is reopened. stop() itself wakes
-    the thread of the connection.
+    """After stop() was called on an AMQP 1.0 connection, a call that waits for the broker continues to wait while the
+    connection is open. If the connection is lost, the call raises StoppedWaiting, instead of waiting until the
+    connection is reopened. stop() itself wakes the connection's thread.
     """
     session = connect([ONE], Backoff(first=3600))
     session.stop()

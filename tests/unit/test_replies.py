@@ -125,8 +125,8 @@ def test_the_first_reply_to_a_queue_after_an_internal_error_is_published_alone(m
 
 
 def test_a_reply_is_published_even_if_the_connection_is_lost_just_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the connection is lost while an RPC server writes its acknowledgements before a reply, the server publishes
-    the reply on the next connection.
+    """Before an RPC server publishes a reply alone, it sends its pending acknowledgements. If the connection is lost
+    while it sends them, the server publishes the reply on the next connection.
     """
     monkeypatch.setattr(replies, "_PATIENCE", 0)
     server = Server()
@@ -153,9 +153,9 @@ def test_only_replies_that_are_still_unconfirmed_can_have_caused_an_internal_err
 
 
 def test_an_rpc_server_that_ends_after_an_internal_error_says_that_its_last_replies_were_dropped() -> None:
-    """If the broker has closed the connection with an internal error, and an RPC server ends before it has published
-    another reply, NotConfirmed is raised. The error says how many replies were unconfirmed, and the hint that the
-    broker redelivers the requests. After another reply, no error is raised.
+    """If the broker closes the connection with an internal error, and the RPC server ends before it has published
+    another reply, the server raises NotConfirmed. The error says how many replies were unconfirmed, and the hint says
+    that the broker redelivers the requests. If the server has published another reply, it raises no error at its end.
     """
     server = Server()
     server.replies.check()

@@ -220,11 +220,11 @@ def test_a_delayed_message_is_published_to_its_first_wait_queue(
     total: int,
     then: dict[str, str],
 ) -> None:
-    """A delayed message for a queue is published to its first wait queue through the default exchange. A message for an
-    exchange is published to the exchange in front of its first wait queue, with its own routing key. The header
-    mqtool-then selects the second wait queue, and the expiration is the time in the first one. The headers x-death and
-    x-delay are removed, since the broker could drop the message because of them, or delay it again. Other properties
-    and headers are kept.
+    """A delayed message for a queue is published to its first wait queue, through the default exchange. One for an
+    exchange is published to the exchange in front of its first wait queue, with its own routing key. The expiration is
+    the time in the first wait queue, and the header mqtool-then selects the second one. mqtool removes the headers
+    x-death, because of which the broker could drop the message, and x-delay, which could delay it again; all others
+    stay.
     """
     headers = {"x-death": [{"queue": "jobs"}], "x-delay": 1, "a": 2}
     message = Message(b"", properties={"type": "t", "headers": headers})
@@ -320,8 +320,8 @@ def test_a_wait_queue_with_other_arguments_is_refused(broker: FakeBroker) -> Non
 
 
 def test_a_warning_says_that_an_old_broker_may_lose_waiting_messages(broker: FakeBroker) -> None:
-    """RabbitMQ before 3.10 refuses queues that dead-letter at least once. mqtool then declares wait queues that
-    dead-letter at most once, does not try again, and warns once that a restart of the broker may lose waiting messages.
+    """RabbitMQ before 3.10 refuses queues that dead-letter at least once. After the first refusal, mqtool declares only
+    wait queues that dead-letter at most once. One warning says that a restart of the broker may lose waiting messages.
     """
     broker.is_old = True
     delays, warnings = through(broker)
@@ -336,8 +336,8 @@ def test_a_warning_says_that_an_old_broker_may_lose_waiting_messages(broker: Fak
 
 
 def test_mqtool_knows_whether_a_delay_has_a_wait_queue_already(broker: FakeBroker) -> None:
-    """is_new() is True for a message and a delay if the first wait queue that the message would be published to does
-    not exist yet.
+    """is_new() is True if the first wait queue for a message and a delay does not exist yet, so that it has to be
+    declared before the message is published.
     """
     broker.queues["other"] = {}
     delays, _ = through(broker)
@@ -364,8 +364,8 @@ def test_mqtool_knows_whether_a_delay_has_a_wait_queue_already(broker: FakeBroke
 def test_a_message_waits_in_a_numbered_queue_instead_of_one_without_a_leader(
     broker: FakeBroker, avoided: set[str], queues: tuple[str, str]
 ) -> None:
-    """If a wait queue has no leader, messages wait in an additional wait queue, whose name has a number at the end, and
-    which has the same arguments.
+    """If a wait queue has no leader, mqtool declares another one with the same arguments, and with a number at the end
+    of its name. Messages wait there instead.
     """
     delays, _ = through(broker, avoided=avoided)
     place = delays.place(Message(b""), lambda: 5310)
@@ -378,8 +378,9 @@ def test_a_message_waits_in_a_numbered_queue_instead_of_one_without_a_leader(
 
 
 def test_messages_that_wait_for_a_second_queue_without_a_leader_are_redirected(broker: FakeBroker) -> None:
-    """If messages wait in their first wait queue, and the second one has no leader, the broker routes them to an
-    additional second queue. New messages avoid that first queue, since such a message may block it.
+    """A delayed message may wait in two queues, one after the other. If the second one has no leader, the broker routes
+    the messages of the first queue to an additional second queue. New messages wait in another first queue, because a
+    message that cannot reach its second queue may block the first one.
     """
     avoided: set[str] = set()
     delays, _ = through(broker, avoided=avoided)
@@ -527,7 +528,7 @@ _TO_QUEUE, _TO_EXCHANGE = (
 )  # fmt: skip
 def test_the_due_time_of_a_delayed_message_is_in_a_header(header: object, due: float | None) -> None:
     """The header mqtool-due of a delayed message contains its due time in milliseconds. mqtool ignores it if it is not
-    a number, or not a time that Python can convert in each time zone. A retry has no due time.
+    a number, or not a time that Python can convert in each time zone. A message that waits for a retry has no due time.
     """
     assert _TO_QUEUE.due_of(waiting({DUE: header})) == due
     assert _TO_QUEUE.due_of(waiting({})) is None
