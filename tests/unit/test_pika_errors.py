@@ -241,8 +241,9 @@ def test_a_host_of_which_no_address_can_be_reached_is_explained_by_the_last_one(
     ],
 )  # fmt: skip
 def test_a_refused_login_has_a_hint_that_depends_on_the_user(address: Address, words: str, hint: str) -> None:
-    """If the broker refuses the login, the hint says what to check: the user and the password, that guest may only log
-    in on the broker's machine, or the user that belongs to a certificate.
+    """If the broker refuses the login, the hint depends on the user. For guest on another machine, it says that
+    RabbitMQ accepts guest only from its own machine. If no user is named and TLS is used, it says how to name one.
+    Otherwise, it says to check the user and the password.
     """
     error = pika_errors.login_refused(address, "ACCESS_REFUSED - why")
     assert (type(error), str(error), error.hint) == (AccessRefused, words, hint)

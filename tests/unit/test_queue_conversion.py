@@ -159,7 +159,8 @@ def test_a_conversion_continues_where_it_was_stopped(
     place: Place, before: str, after: str, batches: int, held: int, returned: int, meanwhile: int
 ) -> None:
     """If `queue convert` is stopped after any batch of messages, the next run continues with the plan that is stored on
-    the broker. A message that a client publishes in the meantime comes after the others.
+    the broker. If a client publishes a message between the two runs, this message comes after all others in the
+    converted queue.
     """
     place.fill(before)
     begin_and_stop(place, batches, after)

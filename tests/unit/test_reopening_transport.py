@@ -189,7 +189,7 @@ def test_a_connection_uses_the_first_node_that_accepts_it(
 
 
 def test_the_error_of_the_last_node_is_raised_if_none_can_be_reached(broker: Broker) -> None:
-    """If no node can be reached, opening an AMQP 1.0 connection raises the error of the last one."""
+    """If no node can be reached, opening an AMQP 1.0 connection raises the error of the last node that was tried."""
     broker.unreachable = [Unavailable("no route to one"), Unavailable("no route to two")]
     with pytest.raises(Unavailable, match=r"^no route to two$"):
         Session([ONE, TWO])
@@ -257,8 +257,9 @@ def test_frames_are_processed_as_they_arrive(broker: Broker, connect: Connect) -
 
 
 def test_a_connection_without_an_io_thread_reads_when_it_is_run(broker: Broker, connect: Connect) -> None:
-    """Without an I/O thread, an AMQP 1.0 connection processes frames in run(). run() waits for frames up to the given
-    time, and returns whether any have arrived. After close(), check() raises no error.
+    """An AMQP 1.0 connection without an I/O thread processes frames in run(). run() waits for frames up to the given
+    time, and returns whether any have arrived. After close(), check() does not report the closed connection as a
+    failure.
     """
     session = connect(threaded=False)
     assert session.reads_here
@@ -323,8 +324,8 @@ def test_a_loss_ends_a_connection_that_does_not_reconnect(
 
 def test_a_request_is_repeated_after_a_reconnection(broker: Broker, connect: Connect) -> None:
     """If an AMQP 1.0 connection is lost while a request waits for its reply, mqtool repeats the request once the
-    connection is open again. A request that the broker refuses is not repeated. Without an I/O thread, no request is
-    repeated.
+    connection is open again. A request that the broker refuses is not repeated. A connection without an I/O thread
+    repeats no request.
     """
     session = connect([ONE], AT_ONCE)
     epochs = []
@@ -354,7 +355,7 @@ def test_a_request_is_repeated_after_a_reconnection(broker: Broker, connect: Con
 
 def test_a_request_is_given_up_after_20_seconds(broker: Broker, connect: Connect) -> None:
     """If the broker does not answer a request over AMQP 1.0 within 20 s, or within the time that the caller gives, the
-    request raises Unavailable. wait() returns without an error when its time limit has passed.
+    request raises Unavailable. A call of wait() with a time limit returns without an error when this time is over.
     """
     session = connect()
     session.changed = Clocked(broker)

@@ -50,8 +50,8 @@ class Server:
 
 
 def test_replies_that_the_broker_may_have_closed_the_connection_for_are_not_published_again() -> None:
-    """If the broker closes the connection with an internal error, which one of an RPC server's unconfirmed replies may
-    have caused, the server publishes none of these replies again. The broker redelivers their requests.
+    """If an RPC server's unconfirmed replies may have made the broker close the connection with an internal error, the
+    server publishes none of them again. The broker redelivers their requests.
     """
     server = Server()
     for queue in ("theirs", "hostile", "theirs"):

@@ -339,8 +339,8 @@ def test_messages_that_arrive_after_the_reply_that_the_queue_is_empty_are_moved(
 
 def test_messages_published_before_the_flow_is_stopped_are_moved_by_the_same_consumer(queue: FakeQueue) -> None:
     """Once the queue that `queue convert` moves is empty, the command stops new messages from reaching it. Its consumer
-    continues until it has received the messages that had arrived by then, and is then cancelled. Deliveries that arrive
-    during the cancellation are moved last.
+    still receives the messages that have arrived in the meantime, and is then cancelled. Deliveries that arrive during
+    the cancellation are moved last.
     """
     queue.publish(3)
 

@@ -309,8 +309,8 @@ def test_a_move_without_a_target_deletes_messages(channel: Channel, connect: Cal
 def test_a_limit_on_moved_messages_also_applies_without_a_target(
     channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """`dlq drop` is a move without a target queue. If the number of messages is limited, at most this number is
-    deleted.
+    """A move without a target queue deletes messages. If the number of messages to move is limited, at most this number
+    is deleted.
     """
     fill(channel, 10)
     source = connect()

@@ -189,8 +189,8 @@ def test_the_wait_queues_for_a_delay_are_the_same_in_each_version(
     bindings: set[tuple[str, str, str | None]],
 ) -> None:
     """For each delay and destination, each version of mqtool must declare wait queues and exchanges with the same
-    names, arguments and bindings. They outlive the command that declared them, and the broker refuses a declaration
-    with other arguments. All of them are declared again after a reconnection.
+    names, arguments and bindings. Otherwise, the broker would refuse a declaration, since they outlive the command that
+    declared them. After a reconnection, all of them are declared again.
     """
     delays, warnings = through(broker, destination)
     place = delays.place(Message(b""), lambda: delay)
@@ -401,8 +401,8 @@ def test_messages_that_wait_for_a_second_queue_without_a_leader_are_redirected(b
     [("1m", 25), ("5m", 125), ("30m", 750), ("2h", 3000), ("12h", 15_000), ("2d", 90_000), ("8d", 360_000)],
 )
 def test_delays_are_rounded_up_to_a_multiple_of_a_step(longest: str, step: int) -> None:
-    """Delays of up to a minute are rounded up to a multiple of 25 ms. For longer delays, this step is larger, up to 6
-    minutes for 8 days.
+    """mqtool rounds a delay of up to a minute up to a multiple of 25 ms. For longer delays, this step is larger, up to
+    6 minutes for 8 days.
     """
     milliseconds = int(longest[:-1]) * {"m": 60_000, "h": _HOUR, "d": 24 * _HOUR}[longest[-1]]
     assert step_of(milliseconds) == step
@@ -487,9 +487,9 @@ _LONG = "a" * 300
     ],
 )  # fmt: skip
 def test_the_destination_of_a_wait_queue_is_proven_by_its_name(queue: dict[str, Any], found: WaitQueue | None) -> None:
-    """mqtool treats a queue as a wait queue for another queue or an exchange only if its name is the one that mqtool
-    makes from the name of this destination, since anyone who may declare a queue can claim any destination in its
-    arguments. The queue must also outlive its messages by an hour.
+    """Anyone who may declare a queue can claim any destination in its arguments. mqtool therefore treats a queue as a
+    wait queue for another queue or an exchange only if its name is the one that mqtool makes from the name of this
+    destination. The queue must also outlive its messages by an hour.
     """
     assert wait_queue_of(queue) == found
     if found is not None:

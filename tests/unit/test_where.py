@@ -329,8 +329,8 @@ def test_a_regular_expression_sees_all_digits_of_a_decimal() -> None:
 
 
 def test_a_condition_can_test_recorded_messages() -> None:
-    """A `--where` condition can test recorded messages, even if their bodies are in base64, or if JSON does not have
-    the types of their headers.
+    """A `--where` condition can test recorded messages, even if their bodies are in base64, or their headers have types
+    that JSON lacks.
     """
     line = {
         "timestamp": "2026-01-31T12:00:00.000Z",
@@ -373,7 +373,9 @@ _HOSTILE = [
 
 @pytest.mark.parametrize("body", _HOSTILE, ids=range(len(_HOSTILE)))
 def test_a_condition_never_fails_on_a_hostile_body(body: bytes) -> None:
-    """A hostile body, such as deeply nested JSON, does not match a `--where` condition, and raises no error."""
+    """If a message's body is hostile, for example deeply nested JSON, a `--where` condition on the body does not match,
+    and testing it raises no error.
+    """
     record = {**RECORD, "body": body}
     for text in ("body.user.id=17", "body.user.id>17", "body.user.id~x", "body.0.0.0.0", "body.user.id<a", "body~Ann"):
         assert not where.parse(text).matches(record)
