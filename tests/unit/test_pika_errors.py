@@ -211,8 +211,8 @@ def test_a_failed_attempt_to_connect_is_explained_with_a_hint(
     hint: str | None,
 ) -> None:
     """If a connection cannot be opened, mqtool's error gives the reason in plain words, even if pika has wrapped the
-    cause in other exceptions. For most reasons, the error has a hint. If a host has several addresses, the error is not
-    about one that this machine cannot reach.
+    cause in other exceptions. For most reasons, the error has a hint. If a host has several addresses, mqtool ignores
+    the errors of addresses that this machine cannot reach.
     """
     error = pika_errors.connecting(wrapped(cause), ONE)
     assert (type(error), str(error), error.hint) == (kind, words, hint)

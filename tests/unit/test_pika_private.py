@@ -115,8 +115,8 @@ def test_acknowledgements_may_stand_for_several_deliveries(
 
 @BOTH
 def test_the_size_of_encoded_messages_includes_their_bodies(connect: Connect, kind: type[SelectConnection]) -> None:
-    """mqtool collects encoded messages until they have a certain size, and then writes them together. If mqtool encodes
-    them, their size is that of their frames. If pika does, it is that of their bodies.
+    """mqtool writes several messages together once their total size reaches a limit. If mqtool encodes the messages,
+    this is the size of their frames. If pika encodes them, it is the size of their bodies.
     """
     writer = pika_private.writer(connect(kind)._channel, 4096)
     size = writer.encode([Message(b"x" * 10_000), Message(b"y")], Route("", "q")).size
@@ -227,9 +227,9 @@ def test_a_certificate_logs_in_if_the_broker_offers_it(*, external: bool) -> Non
 def test_bytes_that_the_socket_has_not_accepted_are_unsent(
     connect: Connect, vhost: Vhost, kind: type[SelectConnection]
 ) -> None:
-    """While the broker does not read, a connection knows how many bytes of its messages the socket has not accepted
-    yet. If mqtool cannot use pika's private methods, the connection knows neither this number nor when the latest data
-    arrived. It then gives the current time as the time of arrival.
+    """mqtool knows how many bytes of its messages the socket has not accepted yet, for example because the broker does
+    not read. Without pika's private methods, mqtool knows neither this number nor when the latest data arrived. It then
+    uses the current time as the time of arrival.
     """
     connection = connect(kind)
     assert connection.unsent == 0

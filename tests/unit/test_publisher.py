@@ -487,8 +487,8 @@ def test_a_command_that_must_stop_does_not_wait_for_confirms(wire: Wire, publish
 
 
 def test_the_confirm_timeout_counts_from_the_last_confirm(wire: Wire, publisher: Unconfirmed, now: list[float]) -> None:
-    """The confirm timeout starts at the last confirm. If no message was unconfirmed after that confirm, it starts when
-    the next message is published. Further messages do not extend it.
+    """A publisher's confirm timeout starts at the last confirm or, if no message was unconfirmed after it, when the
+    next message is published. Publishing further messages does not extend the timeout.
     """
     wire.publish(b"1")
     publisher.on_ack(1, multiple=False)

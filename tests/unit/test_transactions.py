@@ -106,10 +106,9 @@ def test_a_batch_is_published_and_acknowledged_in_one_transaction(broker: Transa
 def test_messages_that_no_queue_takes_are_put_back(
     broker: TransactionalBroker, unroutable: list[bytes], back: list[bytes]
 ) -> None:
-    """If some messages of a batch that `queue convert` moves are returned as unroutable, it publishes them to the end
-    of their own queue, and raises NotConfirmed. The other messages have been moved. If the broker has changed a
-    returned message, so that mqtool cannot recognize it, the whole batch is published to its queue again. The next
-    batch is moved as usual.
+    """If a batch that `queue convert` moves contains unroutable messages, it publishes these to the end of their own
+    queue, and raises NotConfirmed. All others have been moved. If the broker has changed a returned message, so that
+    mqtool cannot recognize it, the whole batch is published to its queue again. The next batch is moved as usual.
     """
     broker.unroutable = [unroutable]
     moving = InTransactions(broker.channel(), message_for, restored)

@@ -221,10 +221,10 @@ def test_a_delayed_message_is_published_to_its_first_wait_queue(
     then: dict[str, str],
 ) -> None:
     """A delayed message for a queue is published to its first wait queue, through the default exchange. One for an
-    exchange is published to the exchange in front of its first wait queue, with its own routing key. The expiration is
-    the time in the first wait queue, and the header mqtool-then selects the second one. mqtool removes the headers
-    x-death, because of which the broker could drop the message, and x-delay, which could delay it again; all others
-    stay.
+    exchange is published to the exchange in front of its first wait queue, with its own routing key. Its expiration is
+    the time in the first wait queue, and its header mqtool-then selects the second one, if any. mqtool keeps all other
+    properties and headers except x-death and x-delay, because of which the broker could drop the message or delay it
+    again.
     """
     headers = {"x-death": [{"queue": "jobs"}], "x-delay": 1, "a": 2}
     message = Message(b"", properties={"type": "t", "headers": headers})
@@ -236,8 +236,8 @@ def test_a_delayed_message_is_published_to_its_first_wait_queue(
 
 def test_a_delay_does_not_include_the_time_of_declarations(broker: FakeBroker) -> None:
     """A message's due time is fixed before mqtool declares wait queues. The message waits only for the time that is
-    left after these declarations, and for at least 1 ms. For the next message with this delay, mqtool sends no request
-    to the broker.
+    left after these declarations, and for at least 1 ms. For the next message with this delay, the wait queues exist,
+    so mqtool sends no request to the broker.
     """
     due = broker.now + 5.31
     delays, _ = through(broker)
@@ -255,8 +255,8 @@ def test_a_delay_does_not_include_the_time_of_declarations(broker: FakeBroker) -
 def test_a_wait_queue_is_declared_again_after_ten_minutes(broker: FakeBroker) -> None:
     """A wait queue expires an hour after its last use, and only a declaration counts as use. So mqtool declares a wait
     queue, and the exchanges in front of it and behind it, again when it publishes a message more than 600 s after the
-    last declaration. Until then, only what is missing for another delay is declared. After a reconnection, each of them
-    is declared only once.
+    last declaration. Until then, only what is missing for another delay is declared. After a reconnection, mqtool
+    declares each of these queues and exchanges only once.
     """
     delays, _ = through(broker, _EXCHANGE)
     first = delays.place(Message(b""), lambda: 5310)
@@ -295,7 +295,7 @@ def test_one_warning_says_that_messages_lose_their_expiration_in_wait_queues(bro
 
 
 def test_no_wait_queue_is_declared_for_a_message_to_a_missing_queue(broker: FakeBroker) -> None:
-    """If a message names a queue other than the command's destination, and this queue does not exist, delaying the
+    """If a single message names another destination queue than the command, and this queue does not exist, delaying the
     message raises NotFound, and mqtool declares no wait queue for it.
     """
     delays, _ = through(broker)
