@@ -272,7 +272,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_an_early_confirm_takes_effect_once_earlier_messages_are_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
     """If a message is confirmed before earlier messages, the publisher counts it as in flight and holds back its
-    receipt until the earlier messages are confirmed. After that, the publisher keeps no record of the early confirm.
+    receipt until the earlier messages are confirmed. After that, the early confirm takes no memory.
     """
     wire.publish(b"1", b"2", b"3", b"4", b"5")
     for tag in (2, 3, 5):

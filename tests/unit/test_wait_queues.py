@@ -221,10 +221,10 @@ def test_a_delayed_message_is_published_to_its_first_wait_queue(
     then: dict[str, str],
 ) -> None:
     """A delayed message for a queue is published to its first wait queue, through the default exchange. One for an
-    exchange is published to the exchange in front of its first wait queue, with its own routing key. Its expiration is
-    the time in the first wait queue, and its header mqtool-then selects the second one, if any. mqtool keeps all other
-    properties and headers except x-death and x-delay, because of which the broker could drop the message or delay it
-    again.
+    exchange is published to the exchange in front of its first wait queue, with its own routing key. In both cases, the
+    expiration is the time in the first wait queue, and the header mqtool-then selects the second one, if any. mqtool
+    keeps all other properties and headers except x-death and x-delay, because of which the broker could drop the
+    message or delay it again.
     """
     headers = {"x-death": [{"queue": "jobs"}], "x-delay": 1, "a": 2}
     message = Message(b"", properties={"type": "t", "headers": headers})
@@ -421,8 +421,8 @@ def test_delays_are_rounded_up_to_a_multiple_of_a_step(longest: str, step: int) 
     ],
 )
 def test_a_retry_queue_has_the_name_of_its_work_queue(name: str, is_retry: bool) -> None:
-    """mqtool recognizes the queues in which messages of a queue wait for their next attempt by the name
-    QUEUE.wait.DELAY.
+    """mqtool recognizes a queue in which messages of `worker` wait for a retry by its name, QUEUE.wait.DELAY, where
+    QUEUE is the work queue.
     """
     assert is_retry_queue(name, "jobs") is is_retry
     assert is_retry_queue("a.wait.b.wait.1s", "a.wait.b")
@@ -538,9 +538,9 @@ def test_the_due_time_of_a_delayed_message_is_in_a_header(header: object, due: f
 def test_a_waiting_message_is_shown_as_it_will_be_delivered() -> None:
     """`delayed show` shows a message in a wait queue with the exchange, routing key and properties that it will have
     when it is due, and `delayed now` delivers it with these. Both leave out its expiration and user id, and headers
-    that the broker or the delay has added. For a message to a queue, the headers CC and BCC are left out as well, since
-    the broker removes them. If the message's exchange is not proven, it is shown with the exchange to which it was
-    published.
+    that the broker or the delay has added. For a message to a queue, they also leave out CC and BCC, which the broker
+    removes. If the wait queue's name does not prove the exchange, the message is shown with the exchange to which it
+    was published.
     """
     added = {"x-delivery-count": 1, "x-acquired-count": 1, "mqtool-then": "325ms"}
     copies = {"CC": ["a"], "BCC": ["b"]}
