@@ -93,9 +93,9 @@ def place(amqp_broker: EmbeddedBroker, amqp_vhost: Vhost) -> Iterator[Place]:
 def test_the_wait_queues_of_a_virtual_host_that_have_messages_are_listed(
     place: Place, amqp_broker: EmbeddedBroker
 ) -> None:
-    """`delayed ls` lists the virtual host's wait queues that have messages, with their numbers of messages. It does not
-    list other queues. Nor does it list streams, since publishers can forge the exchange and routing key of a message in
-    a stream.
+    """`delayed ls` lists the virtual host's wait queues that have messages, with their numbers of messages. It lists no
+    other queues. Nor does it list a stream that looks like a wait queue, because publishers can forge the exchange and
+    routing key of a message in a stream.
     """
     place.declare("jobs.delay.1h", "a", "b")
     place.declare("jobs.delay.2h", ttl=7_200_000)
@@ -116,8 +116,8 @@ def test_the_wait_queues_of_a_virtual_host_that_have_messages_are_listed(
 
 
 def test_an_exclusive_wait_queue_is_skipped(place: Place) -> None:
-    """`delayed ls` lists the queues in which delayed messages wait. If one of them is exclusive to another connection,
-    its messages cannot be listed. A warning for this queue says so, and the other queues are listed.
+    """`delayed ls` lists the queues in which delayed messages wait. If such a queue is exclusive to another connection,
+    `delayed ls` leaves it out, with an error that gives this reason, and lists the others.
     """
     queue = wait_queue("a.delay.1h", 3_600_000, "", "a")
     place.connect().declare(queue._replace(exclusive=True))
@@ -163,9 +163,9 @@ def test_the_messages_that_the_plugin_holds_are_counted(place: Place, amqp_broke
 
 
 def test_waiting_messages_are_shown_with_the_shortest_delay_first_and_stay(place: Place) -> None:
-    """`delayed show` shows waiting messages in the order of their delays, and then of the names of their wait queues:
-    all, or those for one destination. Each is shown with the exchange and routing key that it will have when it is due.
-    Afterwards, the messages are in their queues as before.
+    """`delayed show` shows the waiting messages for all destinations, or for one. Messages with the shortest delay come
+    first. Each message is shown with the exchange and routing key that it will have when it is due, and stays in its
+    wait queue.
     """
     place.declare("jobs.delay.2h", "d", ttl=7_200_000)
     place.declare("other.delay.1h", "c", key="other")
@@ -181,7 +181,8 @@ def test_waiting_messages_are_shown_with_the_shortest_delay_first_and_stay(place
 
 def test_a_waiting_message_keeps_only_an_origin_that_is_proven(place: Place) -> None:
     """The headers mqtool-exchange and mqtool-routing-key name the exchange and routing key with which a message was
-    first published. When a message is delivered from a wait queue, values that its publisher has forged are replaced.
+    first published. If the publisher of a delayed message has forged them, `delayed now` replaces them with the
+    exchange and routing key with which the message came to its wait queue.
     """
     place.declare("jobs.delay.1h")
     place.channel.declare(Exchange("public", "fanout"))
@@ -217,9 +218,9 @@ def test_only_the_chosen_messages_are_delivered(place: Place) -> None:
 
 
 def test_a_message_whose_exchange_is_not_proven_is_not_delivered(place: Place) -> None:
-    """If a queue's arguments say that `delayed relay` is to deliver its messages to an exchange, but the queue's name
-    does not confirm that, `delayed now` does not deliver its messages, since anyone can declare such a queue. An error
-    names the message, the queue and the exchange. Other messages are delivered.
+    """Anyone can declare a queue whose arguments say that its messages are for an exchange. Unless the queue's name
+    confirms this exchange, `delayed now` leaves the messages in the queue. An error names the message, the queue and
+    the exchange. `delayed now` delivers the messages of other queues.
     """
     place.channel.declare(Queue("tasks.relay", durable=True, arguments={RELAY: "orders"}))
     place.fill("tasks.relay", Message(b"x", message_id="m"))
@@ -263,9 +264,9 @@ def test_a_message_whose_exchange_was_deleted_stays(place: Place) -> None:
 
 
 def test_a_message_whose_headers_fill_a_frame_stays(place: Place) -> None:
-    """If a message's headers claim a false origin, and the true one does not fit into the largest frame, `delayed now`
-    leaves the message in its wait queue, and reports an error that names the message and the queue. It delivers other
-    messages.
+    """If a message's headers name a false origin, `delayed now` replaces it with the true one. If the headers are then
+    too large for a frame, the message stays in its wait queue, and an error names the message and the queue. `delayed
+    now` delivers other messages.
     """
     place.declare("jobs.delay.1h", "a")
     place.channel.declare(Exchange("public", "fanout"))
@@ -310,8 +311,8 @@ def test_a_wait_queue_that_another_client_consumes_exclusively_is_skipped(place:
 
 
 def test_reading_wait_queues_ends_if_the_connection_is_lost(place: Place) -> None:
-    """If the connection is lost while mqtool reads waiting messages, Unavailable is raised, and there is no error for a
-    single wait queue.
+    """If the connection is lost while `delayed show` reads waiting messages, Unavailable is raised. The loss is not
+    reported as an error of one of the wait queues.
     """
     place.declare("jobs.delay.1h", "a")
     place.declare("jobs.delay.2h", "b", ttl=7_200_000)
@@ -331,8 +332,8 @@ class Impatient(Connection):
 
 
 def test_delivering_ends_if_a_confirm_does_not_arrive(place: Place) -> None:
-    """If the broker does not confirm a message from `delayed now` in time, NotConfirmed is raised, because later
-    messages would not be confirmed either. The messages stay in their wait queues.
+    """If the broker does not confirm a message in time, `delayed now` raises NotConfirmed, and tries no other wait
+    queue, because later messages would not be confirmed either. The messages stay in their wait queues.
     """
     place.declare("jobs.delay.1h", "a", "b")
     place.declare("jobs.delay.2h", "c", ttl=7_200_000)
@@ -343,8 +344,9 @@ def test_delivering_ends_if_a_confirm_does_not_arrive(place: Place) -> None:
 
 
 def test_a_message_near_the_delivery_limit_is_reported_even_if_the_caller_wants_no_more(place: Place) -> None:
-    """If a wait queue would drop a message that is requeued once more, mqtool reports an error for this queue after it
-    has read the message. The caller gets this report, and no exception, even if it stops reading before the last queue.
+    """`delayed show` requeues the messages that it reads. If a wait queue would drop such a message when it is requeued
+    once more, because of its delivery limit, mqtool reports an error for this queue. It does so even if the caller
+    stops reading before the next queue.
     """
     place.declare("jobs.delay.1h", "a", "b", **{"x-queue-type": "quorum", "x-delivery-limit": 3})
     place.declare("jobs.delay.2h", "c", ttl=7_200_000)

@@ -109,8 +109,8 @@ def ssl_error(kind: type[ssl.SSLError], **attributes: str | None) -> ssl.SSLErro
 def test_the_reply_code_and_text_of_a_broker_become_an_error_with_a_hint(
     code: int, text: str, kind: type[MqtoolError], words: str, hint: str | None
 ) -> None:
-    """If the broker closes a channel or a connection, mqtool's error contains the broker's reason without its constant,
-    such as NOT_FOUND. For most reasons, the error has a hint.
+    """If the broker closes a channel or a connection, mqtool's error contains the broker's reason without the name of
+    the reply code, such as NOT_FOUND. For most reasons, the error has a hint.
     """
     error = pika_errors.closed_by_broker(exceptions.ChannelClosedByBroker(code, text))
     assert (type(error), str(error), error.hint) == (kind, words, hint)
@@ -210,9 +210,9 @@ def test_a_failed_attempt_to_connect_is_explained_with_a_hint(
     words: str,
     hint: str | None,
 ) -> None:
-    """If a connection cannot be opened, mqtool's error gives the reason in plain words, with a hint, even if pika's
-    exception contains the cause only indirectly. If a host has several addresses, errors of those that this machine
-    cannot reach are ignored.
+    """If a connection cannot be opened, mqtool's error gives the reason in plain words, even if pika has wrapped the
+    cause in other exceptions. For most reasons, the error has a hint. If a host has several addresses, mqtool ignores
+    the errors of addresses that this machine cannot reach.
     """
     error = pika_errors.connecting(wrapped(cause), ONE)
     assert (type(error), str(error), error.hint) == (kind, words, hint)
@@ -241,8 +241,9 @@ def test_a_host_of_which_no_address_can_be_reached_is_explained_by_the_last_one(
     ],
 )  # fmt: skip
 def test_a_refused_login_has_a_hint_that_depends_on_the_user(address: Address, words: str, hint: str) -> None:
-    """If the broker refuses the login, the hint says what to check: the user and the password, that guest may only log
-    in on the broker's machine, or the user that belongs to a certificate.
+    """If the broker refuses the login, the hint depends on the user. For guest on another machine, it says that
+    RabbitMQ accepts guest only from its own machine. If no user is named and TLS is used, it says how to name one.
+    Otherwise, it says to check the user and the password.
     """
     error = pika_errors.login_refused(address, "ACCESS_REFUSED - why")
     assert (type(error), str(error), error.hint) == (AccessRefused, words, hint)
@@ -250,8 +251,8 @@ def test_a_refused_login_has_a_hint_that_depends_on_the_user(address: Address, w
 
 @pytest.mark.parametrize("tls", [True, False])
 def test_the_hint_for_another_protocol_depends_on_tls(*, tls: bool) -> None:
-    """If a server is not a broker, or closes the connection during the handshake, the hint depends on whether the URL
-    asks for TLS.
+    """If a server does not speak AMQP, or closes the connection during the handshake, mqtool's error has a hint. For a
+    URL with amqp://, it suggests amqps://. For a URL with amqps://, it names the option for a client certificate.
     """
     address = ONE._replace(tls=tls)
     other, early = pika_errors.not_amqp(address, "1.0"), pika_errors.closed_early(address)
@@ -288,9 +289,9 @@ def test_the_hint_for_another_protocol_depends_on_tls(*, tls: bool) -> None:
 def test_a_handshake_that_is_cut_off_is_not_taken_for_a_refusal(
     cause: BaseException, *, has_answered: bool, is_cut_off: bool
 ) -> None:
-    """If a server closes the connection during the handshake without a reason, mqtool's error does not say that the
-    login was refused. If the server has sent nothing at all, the error does not say either that the server speaks
-    another protocol.
+    """If a server closes the connection during the handshake without a reason, mqtool treats this as a handshake that
+    was cut off, and not as a refused login. If the server has sent nothing before, mqtool does not conclude that it
+    speaks another protocol.
     """
     failed = exceptions.AMQPConnectionError(cause)
     assert pika_errors.is_cut_off(failed, has_answered=has_answered) is is_cut_off
@@ -320,8 +321,8 @@ def test_some_errors_of_a_channel_do_not_recur_after_reopening(
     code: int, text: str, exchanges: list[str], *, is_mended: bool, is_harmless: bool
 ) -> None:
     """mqtool expects two errors of a channel not to recur when the channel is opened again: a consumer timeout, and a
-    missing exchange that the command declares again. It uses a queue or an exchange with other settings as it is,
-    unless the exchange has another type. It expects all other errors to recur.
+    missing exchange that the command declares itself. It expects all other errors to recur. A queue or an exchange that
+    exists with other settings can be used as it is, unless the exchange has another type.
     """
     error = exceptions.ChannelClosedByBroker(code, text)
     assert pika_errors.is_mended_by_reopening(error, exchanges) is is_mended

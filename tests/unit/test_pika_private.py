@@ -115,8 +115,8 @@ def test_acknowledgements_may_stand_for_several_deliveries(
 
 @BOTH
 def test_the_size_of_encoded_messages_includes_their_bodies(connect: Connect, kind: type[SelectConnection]) -> None:
-    """The size of encoded messages is that of their frames if mqtool encodes them, and that of their bodies if pika
-    does.
+    """mqtool writes several messages together once their total size reaches a limit. If mqtool encodes the messages,
+    this is the size of their frames. If pika encodes them, it is the size of their bodies.
     """
     writer = pika_private.writer(connect(kind)._channel, 4096)
     size = writer.encode([Message(b"x" * 10_000), Message(b"y")], Route("", "q")).size
@@ -198,8 +198,9 @@ class Counting(FastConnection):
 
 
 def test_received_bytes_are_counted(connect: Connect) -> None:
-    """mqtool counts each received byte as a sign that the broker is alive, whether mqtool or pika decodes its frame,
-    and knows when the latest one arrived. A returned message is decoded even if its routing key is not UTF-8.
+    """A connection counts every byte that it receives as a sign that the broker is alive, whether mqtool or pika
+    decodes the frame. It also knows when the latest byte arrived. A returned message is decoded even if its routing key
+    is not UTF-8.
     """
     began, returned = time.monotonic_ns(), list[str]()
     connection = connect(Counting)
@@ -226,8 +227,9 @@ def test_a_certificate_logs_in_if_the_broker_offers_it(*, external: bool) -> Non
 def test_bytes_that_the_socket_has_not_accepted_are_unsent(
     connect: Connect, vhost: Vhost, kind: type[SelectConnection]
 ) -> None:
-    """While the broker does not read, a connection knows how many bytes of its messages are unsent. If pika's private
-    methods cannot be used, the connection does not know this, and gives the present time as that of the latest arrival.
+    """mqtool knows how many bytes of its messages the socket has not accepted yet, for example because the broker does
+    not read. Without pika's private methods, mqtool knows neither this number nor when the latest data arrived. It then
+    uses the current time as the time of arrival.
     """
     connection = connect(kind)
     assert connection.unsent == 0
@@ -254,8 +256,8 @@ class Loop:
 @pytest.mark.parametrize("private", [("_poll",), ("_kqueue",), ()], ids=["epoll", "kqueue", "public"])
 def test_an_event_loop_runs_until_something_happens(private: tuple[str, ...]) -> None:
     """run_for() of pika's event loop returns as soon as it has processed a readable socket, a due timer or a waiting
-    callback. Otherwise, it returns when its time is over. If pika's private names can be used, it needs no timer for
-    that.
+    callback. Otherwise, it returns when its time is over. It needs a timer for that only if it cannot use pika's
+    private names.
     """
     loop, log = IOLoop(), list[str]()
     loop.activate_poller()

@@ -26,9 +26,9 @@ def handle(policy: ConsumePolicy, tags: range, now: float = SOON) -> list[int]:
 
 
 def test_the_options_decide_how_a_command_consumes() -> None:
-    """A consumer of a queue with a delivery limit starts with a prefetch of 1. Any other consumer starts with its full
-    prefetch, and so does one with --prefetch or --auto-ack. With --count, a consumer never receives more messages than
-    that number. If the caller acknowledges messages itself, the consumer acknowledges none.
+    """A consumer of a queue with a delivery limit starts with a prefetch of 1, unless `--prefetch` or `--auto-ack` is
+    given. Any other consumer starts with its full prefetch. With `--count`, a consumer never receives more messages
+    than that number. If the caller acknowledges messages itself, the consumer acknowledges none.
     """
     assert type(policy_for(Receiving(), limits_deliveries=False)) is Streaming
     assert type(policy_for(Receiving(), limits_deliveries=True)) is Cautious
@@ -147,9 +147,9 @@ def test_a_caller_that_acknowledges_never_gets_more_messages_than_the_limit() ->
 
 
 def test_the_last_missing_messages_are_prefetched_together() -> None:
-    """A caller that acknowledges messages itself wants 20 messages, with a prefetch of 8. Once another acknowledgement
-    would let the broker send more than 20, the consumer subscribes again, with all missing messages as its prefetch (8
-    in this test). When it has to subscribe once more, the prefetch is half of the missing messages.
+    """A caller that acknowledges messages itself wants 20 messages, with a prefetch of 8. Before an acknowledgement
+    could let the broker send a 21st message, the consumer subscribes again. Its prefetch is then the number of missing
+    messages (8 in this test). If it has to subscribe once more, its prefetch is half of the missing messages.
     """
     policy = CallerSettles(Receiving(count=20, prefetch=8, acknowledge=False))
     assert acknowledge(policy, *range(8, 20)) == [Step.GO_ON] * 12
@@ -216,10 +216,9 @@ def test_a_forged_delivery_count_does_not_make_a_consumer_slow() -> None:
 def test_the_options_decide_how_many_messages_are_prefetched_and_who_acknowledges(
     receiving: Receiving, expected: tuple[object, ...], *, is_stream: bool
 ) -> None:
-    """A consumer's prefetch is the value of `--prefetch`, by default 1,000. On a queue, `--count` lowers it to at most
-    50 less than `--count`, or to 1 if `--count` is 250 or less or `--prefetch` is below 1,000. mqtool acknowledges the
-    messages, unless the broker (`--auto-ack`) or the caller does. If the caller does, the prefetch is at most
-    `--count`.
+    """A consumer's prefetch is `--prefetch`, by default 1,000. With `--count N` on a queue, it is at most N - 50, or 1
+    if N is 250 or less or `--prefetch` is below 1,000. mqtool acknowledges the messages, unless the broker
+    (`--auto-ack`) or the caller does. If the caller does, the prefetch is at most N.
     """
     policy = policy_for(receiving, limits_deliveries=False, is_stream=is_stream)
     assert (type(policy), policy.prefetch, policy.auto_ack, policy.acknowledges) == expected
@@ -253,9 +252,9 @@ def test_a_consumer_whose_caller_acknowledges_is_cancelled_at_its_message_limit(
 
 
 def test_after_a_lost_channel_the_remaining_messages_are_prefetched_as_before() -> None:
-    """A consumer with `--count`, whose caller acknowledges messages itself, continues after its channel was lost. Each
+    """If the caller acknowledges messages itself, a consumer with `--count` continues after its channel was lost. Each
     acknowledgement on the new channel lets the broker send one more message. Before the broker could send more messages
-    than are missing, the consumer is cancelled and subscribes again.
+    than are missing, the consumer subscribes again.
     """
     policy = CallerSettles(Receiving(count=7, prefetch=2, acknowledge=False))
     assert acknowledge(policy, 2, 3) == [Step.GO_ON] * 2

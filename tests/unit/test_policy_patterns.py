@@ -37,7 +37,7 @@ def test_usual_patterns_with_lookaround_or_backreferences_are_matched(pattern: s
 )  # fmt: skip
 def test_a_pattern_that_could_take_very_long_is_not_matched(pattern: str) -> None:
     """Python's `re` module could take very long to match a name against some policy patterns. mqtool does not try such
-    a pattern: the matching function returns None instead of True or False.
+    a pattern: pattern_matches() returns None, which means that the result is unknown.
     """
     before = time.process_time()
     assert pattern_matches(pattern, "a" * 60 + "!") is None

@@ -82,8 +82,8 @@ def daemon(answers: Sequence[bytes]) -> Iterator[tuple[int, list[bytes]]]:
 
 
 def test_epmd_is_stopped_even_if_the_program_epmd_is_not_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When mqtool stops a RabbitMQ node that it has started, it also stops the node's epmd, even if the program `epmd`
-    is not on the PATH. mqtool repeats the request to stop until epmd accepts it.
+    """When mqtool stops a RabbitMQ node that it has started, it also stops the node's epmd, Erlang's port mapper, even
+    if the program `epmd` is not on the PATH. mqtool repeats the request to stop until epmd accepts it.
     """
     monkeypatch.setenv("PATH", "")
     with daemon([b"NO", b"NO", b"OK"]) as (port, asked):
@@ -93,8 +93,8 @@ def test_epmd_is_stopped_even_if_the_program_epmd_is_not_on_the_path(monkeypatch
 
 
 def test_another_program_on_the_port_of_epmd_is_left_alone() -> None:
-    """When mqtool stops a RabbitMQ node, another program may listen on the port of the node's epmd. mqtool sends this
-    program only one request, and does not wait for the program to end.
+    """When mqtool stops a RabbitMQ node, it also asks the node's epmd to stop. If another program listens on the port
+    of epmd, mqtool sends this program only one request, and does not wait for it to end.
     """
     with daemon([b"SSH-2.0-"]) as (port, asked):
         node.stop_epmd(port)

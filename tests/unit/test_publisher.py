@@ -272,7 +272,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_an_early_confirm_takes_effect_once_earlier_messages_are_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
     """If a message is confirmed before earlier messages, the publisher counts it as in flight and holds back its
-    receipt until the earlier messages are confirmed. After that, the publisher keeps no record of the early confirm.
+    receipt until the earlier messages are confirmed. After that, the early confirm takes no memory.
     """
     wire.publish(b"1", b"2", b"3", b"4", b"5")
     for tag in (2, 3, 5):
@@ -441,8 +441,8 @@ def test_a_return_is_matched_to_the_most_similar_message_with_the_same_address(
 
 def test_waiting_for_confirms_ends_when_enough_messages_are_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
     """A publisher's wait(N) blocks until fewer than N of the publisher's messages are unconfirmed. If fewer are
-    unconfirmed already, it returns immediately. It does not matter whether the caller has asked the publisher for the
-    results of the confirmed messages.
+    unconfirmed already, it returns immediately. Confirmed messages do not count, even if the caller has not taken their
+    receipts yet.
     """
     wire.publish(b"1", b"2", b"3")
     publisher.on_ack(2, multiple=True)
@@ -487,8 +487,8 @@ def test_a_command_that_must_stop_does_not_wait_for_confirms(wire: Wire, publish
 
 
 def test_the_confirm_timeout_counts_from_the_last_confirm(wire: Wire, publisher: Unconfirmed, now: list[float]) -> None:
-    """The confirm timeout starts at the last confirm. If no message was unconfirmed after that confirm, it starts when
-    the next message is published. Further messages do not extend it.
+    """A publisher's confirm timeout starts at the last confirm or, if no message was unconfirmed after it, when the
+    next message is published. Publishing further messages does not extend the timeout.
     """
     wire.publish(b"1")
     publisher.on_ack(1, multiple=False)

@@ -294,7 +294,7 @@ def test_the_messages_before_one_that_cannot_be_encoded_are_published(broker: Sc
 
 def test_a_list_is_published_in_batches_of_256() -> None:
     """With the default window, a list of messages is published in batches of 256. With a small window, or from an
-    iterator, messages are published one by one. Nothing is published for None in the input.
+    iterator, messages are published one by one. None in the input, which stands for a pause, is skipped.
     """
     listed: list[Message | None] = [Message(b"%d" % number) for number in range(600)]
     listed[5] = None
@@ -400,7 +400,9 @@ def test_a_channel_that_is_closed_for_good_ends_publishing(broker: ScriptedBroke
 
 
 def test_a_command_that_must_stop_does_not_wait_for_confirms_that_cannot_arrive(broker: ScriptedBroker) -> None:
-    """If a command must stop while the broker cannot reply, publish() raises NotConfirmed with the reason."""
+    """If a command must stop while the broker cannot confirm its messages, for example because the connection is lost,
+    publish() raises NotConfirmed with the reason.
+    """
     broker.confirms = False
     channel = broker.channel()
     broker.silent = {spec.Confirm.Select}
@@ -452,8 +454,8 @@ def delivery(channel: Channel, tag: int) -> Delivery:
 
 
 def test_a_reply_is_published_in_the_same_write_before_its_request_is_acknowledged(broker: ScriptedBroker) -> None:
-    """A reply is published to the default exchange with the routing key that the caller passes, in one write with the
-    acknowledgement of the request, and before this acknowledgement.
+    """An RPC server publishes a reply to the default exchange, with the routing key that the caller passes. It sends
+    the reply and the acknowledgement of the request in one write, the reply first.
     """
     channel = broker.channel()
     for tag in (1, 2):
@@ -470,8 +472,8 @@ def test_a_reply_is_published_in_the_same_write_before_its_request_is_acknowledg
 def test_a_reply_waits_while_the_window_of_unconfirmed_replies_is_full(
     broker: ScriptedBroker, waits: Waits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If as many replies are unconfirmed as the window allows, the next reply waits until half of the window is
-    confirmed.
+    """If as many replies of an RPC server are unconfirmed as its window allows, the next reply waits until half of the
+    window is confirmed.
     """
     monkeypatch.setattr(publisher, "WINDOW", 5)
     broker.confirms = False

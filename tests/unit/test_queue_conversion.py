@@ -159,7 +159,8 @@ def test_a_conversion_continues_where_it_was_stopped(
     place: Place, before: str, after: str, batches: int, held: int, returned: int, meanwhile: int
 ) -> None:
     """If `queue convert` is stopped after any batch of messages, the next run continues with the plan that is stored on
-    the broker. A message that a client publishes in the meantime comes after the others.
+    the broker. If a client publishes a message between the two runs, this message comes after all others in the
+    converted queue.
     """
     place.fill(before)
     begin_and_stop(place, batches, after)
@@ -262,8 +263,8 @@ def test_messages_that_are_published_while_a_queue_is_replaced_go_to_another_que
 
 
 def test_only_one_conversion_of_a_queue_runs_at_a_time(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If one `queue convert` already converts a queue, a second one for the same queue fails. If the first one's
-    connection is closed within 20 s, the second one continues the conversion.
+    """While one `queue convert` converts a queue, another one for the same queue waits for up to 20 s. If the first
+    one's connection is closed in this time, the second one continues the conversion. Otherwise, the second one fails.
     """
     place.fill()
     conversion = place.conversion()
@@ -323,8 +324,8 @@ def test_asking_the_broker_about_a_definition_declares_nothing(place: Place, to:
 
 
 def test_a_conversion_waits_until_the_queue_has_no_consumers(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`queue convert` waits for a time until the queue has no consumers. If some remain, it fails, and the hint says
-    how to continue. With --force, it does not wait for consumers, but fails while messages of the queue are
+    """`queue convert` waits for up to 20 s until the queue has no consumers. If some remain, it fails, and the hint
+    says how to continue. With --force, it does not wait for consumers, but fails while messages of the queue are
     unacknowledged.
     """
     place.fill()
@@ -475,7 +476,7 @@ def test_a_conversion_says_that_it_waits_for_clients_and_can_be_stopped(
     place: Place, monkeypatch: pytest.MonkeyPatch, holds: str
 ) -> None:
     """While `queue convert` waits until the queue has no consumers, or no unacknowledged messages, it prints a notice,
-    and can be stopped at once. The queue stays as it is, and the conversion can be continued.
+    and can be stopped. The queue then stays as it is, and the conversion can be continued.
     """
     place.fill()
     client = place.connect().channel()
@@ -504,8 +505,8 @@ def test_a_conversion_says_that_it_waits_for_clients_and_can_be_stopped(
 
 
 def test_a_conversion_can_be_stopped_while_another_one_works(place: Place) -> None:
-    """If `queue convert` waits because another conversion of the same queue is running, it can be stopped. It changes
-    nothing.
+    """If `queue convert` waits because another conversion of the same queue is running, it can be stopped. The stopped
+    command has changed nothing.
     """
     place.fill()
     place.conversion().lock()
@@ -521,7 +522,7 @@ def test_messages_that_do_not_fit_into_the_converted_queue_stay_in_the_queue_tha
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the converted queue is full and rejects messages, `queue convert` fails, and the hint says how to continue.
-    The other messages stay in the temporary queue that holds them, and none is lost.
+    Messages that did not fit stay in the temporary queue that holds them, and none is lost.
     """
     monkeypatch.setattr(transactions, "_STALLED", 0.3)
     place.fill(**{"x-max-length": COUNT, "x-overflow": "reject-publish"})

@@ -154,8 +154,8 @@ def test_a_policy_applies_to_queues_that_match_its_pattern_and_type(
     given: dict[str, Any], kind: str, is_applied: bool
 ) -> None:
     """A policy applies to a queue if its pattern matches the queue's name, its apply-to includes the queue's type, and
-    this type supports all of the policy's settings. If only Erlang can parse a pattern, mqtool assumes that the pattern
-    matches.
+    this type supports all of the policy's settings. If mqtool cannot parse a pattern, because it is written for Erlang,
+    mqtool assumes that it matches.
     """
     assert applies(given, "q", kind) is is_applied
 
@@ -364,10 +364,9 @@ def test_no_loss_is_reported_for_a_queue_that_a_new_policy_does_not_affect(
 
 
 def test_losses_are_reported_only_for_a_policy_that_would_apply() -> None:
-    """`policy set` reports no loss if a policy with a higher priority applies to the queue instead of the new one. It
-    reports no loss if the queue's policy of the same name, or its operator policy, is at least as strict. It reports a
-    loss if the new policy has the highest priority, is stricter than the policy that it replaces, or is an operator
-    policy.
+    """`policy set` reports no loss if another policy with a higher priority applies to the queue. Nor does it report
+    one if the policy that it replaces, or the queue's operator policy, is at least as strict. It reports a loss if the
+    new policy has the highest priority, is stricter than the policy that it replaces, or is an operator policy itself.
     """
     strong, four = policy("strong", priority=5, max_length=20), policy(max_length=4)
     assert lost(four, queue(), policies=[strong]) == []

@@ -39,9 +39,8 @@ def test_receiving_ends_at_the_earlier_of_its_time_limits(
     ],
 )
 def test_a_timeout_and_a_count_that_is_not_reached_are_errors(receiving: Receiving, error: str) -> None:
-    """If the time limit for receiving passes, TimedOut is raised. If no message arrives for as long as the idle
-    timeout, TimedOut is raised if fewer messages than the wanted count have been received. The error says how many were
-    received.
+    """If a command's total time limit passes, TimedOut is raised. If its idle timeout passes, TimedOut is raised only
+    if fewer messages than `--count` have been received. The error says how many were received.
     """
     with pytest.raises(TimedOut) as timed_out:
         receiving.left(2000, lasted=9.5, silent=5.0)

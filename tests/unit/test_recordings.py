@@ -79,8 +79,8 @@ def test_a_line_without_a_timestamp_is_due_together_with_the_one_before() -> Non
 
 
 def test_a_replay_at_a_fixed_rate_has_no_burst_after_a_pause() -> None:
-    """With a rate of 500/s, a replay sends messages 2 ms apart. After a pause of a minute, it does not catch up in a
-    burst, but continues with 2 ms between messages.
+    """With `--rate 500/s`, `recording replay` sends messages 2 ms apart. After a pause of a minute, it does not catch
+    up in a burst, but continues with 2 ms between messages.
     """
     clock = Clock()
     pace, messages = ReplayPace(rate=500, clock=clock), read(*[line(0)] * 5)

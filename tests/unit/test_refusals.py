@@ -50,7 +50,9 @@ def test_the_reason_of_a_broker_is_told_in_mqtools_words(
 def test_conditions_mean_the_same_as_the_reply_codes_of_amqp_0_9_1(
     condition: str, kind: type[MqtoolError] | int
 ) -> None:
-    """The conditions of AMQP 1.0 become the same errors as the corresponding reply codes of AMQP 0-9-1."""
+    """The condition of an AMQP 1.0 error, such as amqp:not-found, becomes the same error of mqtool as the corresponding
+    reply code of AMQP 0-9-1.
+    """
     refusal = ClosedByBroker.from_error(told(condition, "why"))
     if isinstance(kind, int):
         assert refusal.reply_code == kind
@@ -95,8 +97,8 @@ def test_a_broker_that_shuts_down_is_expected_to_come_back(refusal: ClosedByBrok
 
 
 def test_an_exchange_with_other_arguments_is_used_as_it_is_over_amqp_1_0() -> None:
-    """If mqtool declares an exchange over AMQP 1.0, and the exchange exists with the same type, but for example with
-    another durability, mqtool can use it as it is. If the type differs, mqtool cannot.
+    """If mqtool declares an exchange over AMQP 1.0 that exists, for example, with another durability, mqtool can use
+    the existing exchange. If the existing exchange has another type, mqtool cannot use it.
     """
     for argument, is_harmless in (("durable", True), ("type", False)):
         text = f"PRECONDITION_FAILED - inequivalent arg '{argument}' for exchange 'x' in vhost '/': received 'a' but current is 'b'"  # noqa: E501  # fmt: skip

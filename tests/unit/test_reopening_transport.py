@@ -172,8 +172,8 @@ def test_a_connection_uses_the_first_node_that_accepts_it(
     broker: Broker, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An AMQP 1.0 connection is opened to the first node that can be reached, under the name in
-    $MQTOOL_CONNECTION_NAME. After a loss, this node is tried first. A connection that ends during this login counts as
-    a network failure, not as a refused login.
+    $MQTOOL_CONNECTION_NAME. After a loss, this node is tried first. If it closes the socket during the new login, this
+    counts as a network failure, not as a refused login.
     """
     monkeypatch.setenv("MQTOOL_CONNECTION_NAME", "nightly")
     broker.unreachable = [Unavailable("no route")]
@@ -189,7 +189,7 @@ def test_a_connection_uses_the_first_node_that_accepts_it(
 
 
 def test_the_error_of_the_last_node_is_raised_if_none_can_be_reached(broker: Broker) -> None:
-    """If no node can be reached, opening an AMQP 1.0 connection raises the error of the last one."""
+    """If no node can be reached, opening an AMQP 1.0 connection raises the error of the last node that was tried."""
     broker.unreachable = [Unavailable("no route to one"), Unavailable("no route to two")]
     with pytest.raises(Unavailable, match=r"^no route to two$"):
         Session([ONE, TWO])
@@ -225,7 +225,7 @@ def test_a_session_that_cannot_begin_gives_the_reason(
     broker: Broker, event: BaseException | None, kind: type[MqtoolError], words: str
 ) -> None:
     """If an AMQP 1.0 session cannot begin, because the connection is lost, or because the broker refuses it or does not
-    answer within 20 s, opening the connection raises an error with the reason, and closes the socket at once.
+    answer within 20 s, opening the connection raises an error with the reason. The socket is closed.
     """
     broker.tells(event)
     with pytest.raises(kind) as caught:
@@ -236,8 +236,8 @@ def test_a_session_that_cannot_begin_gives_the_reason(
 
 
 def test_frames_are_processed_as_they_arrive(broker: Broker, connect: Connect) -> None:
-    """An AMQP 1.0 connection processes frames on its I/O thread, which does not keep the command from ending. The
-    thread takes up new work after each read that brings frames and, while some work has a due time, every 0.1 s.
+    """An AMQP 1.0 connection processes frames on a daemon thread as they arrive. After each read that brings frames,
+    the thread also does other pending work. If some of this work has a due time, the thread looks for it every 0.1 s.
     """
     session = connect()
     [thread] = session.threads
@@ -257,8 +257,9 @@ def test_frames_are_processed_as_they_arrive(broker: Broker, connect: Connect) -
 
 
 def test_a_connection_without_an_io_thread_reads_when_it_is_run(broker: Broker, connect: Connect) -> None:
-    """run() of an AMQP 1.0 connection without an I/O thread waits for frames up to the given time, processes them, and
-    returns whether there were any. After close(), check() raises no error.
+    """An AMQP 1.0 connection without an I/O thread processes frames in run(). run() waits for frames up to the given
+    time, and returns whether any have arrived. After close(), check() does not report the closed connection as a
+    failure.
     """
     session = connect(threaded=False)
     assert session.reads_here
@@ -273,8 +274,8 @@ def test_a_connection_without_an_io_thread_reads_when_it_is_run(broker: Broker, 
 
 
 def test_a_connection_resumes_after_a_loss(broker: Broker, connect: Connect) -> None:
-    """After a loss, an AMQP 1.0 connection closes its socket, connects again, begins its session, resumes its work, and
-    then takes up new work. Notices report the loss, each failed attempt, and how long reconnecting took.
+    """After a loss, an AMQP 1.0 connection closes its socket, connects again, begins a new session, and resumes what
+    was interrupted. Notices report the loss, each failed attempt, and how long reconnecting took.
     """
     session = connect([ONE], Backoff(first=0))
     broker.unreachable = [Unavailable("no route"), None, None]
@@ -323,8 +324,8 @@ def test_a_loss_ends_a_connection_that_does_not_reconnect(
 
 def test_a_request_is_repeated_after_a_reconnection(broker: Broker, connect: Connect) -> None:
     """If an AMQP 1.0 connection is lost while a request waits for its reply, mqtool repeats the request once the
-    connection is open again. A request that the broker refuses is not repeated. Without an I/O thread, no request is
-    repeated.
+    connection is open again. A request that the broker refuses is not repeated. A connection without an I/O thread
+    repeats no request.
     """
     session = connect([ONE], AT_ONCE)
     epochs = []
@@ -354,7 +355,7 @@ def test_a_request_is_repeated_after_a_reconnection(broker: Broker, connect: Con
 
 def test_a_request_is_given_up_after_20_seconds(broker: Broker, connect: Connect) -> None:
     """If the broker does not answer a request over AMQP 1.0 within 20 s, or within the time that the caller gives, the
-    request raises Unavailable. wait() returns without an error when its time limit has passed.
+    request raises Unavailable. A call of wait() with a time limit returns without an error when this time is over.
     """
     session = connect()
     session.changed = Clocked(broker)
@@ -446,9 +447,9 @@ def test_a_session_that_the_broker_ends_is_not_begun_again(broker: Broker, conne
 
 
 def test_stopping_ends_the_wait_for_a_lost_connection(broker: Broker, connect: Connect) -> None:
-    """After stop() is called on an AMQP 1.0 connection, a wait for the broker continues while the connection is open,
-    but raises StoppedWaiting if the connection is lost, instead of waiting until it is reopened. stop() itself wakes
-    the thread of the connection.
+    """After stop() was called on an AMQP 1.0 connection, a call that waits for the broker continues to wait while the
+    connection is open. If the connection is lost, the call raises StoppedWaiting, instead of waiting until the
+    connection is reopened. stop() itself wakes the connection's thread.
     """
     session = connect([ONE], Backoff(first=3600))
     session.stop()

@@ -50,8 +50,8 @@ class Server:
 
 
 def test_replies_that_the_broker_may_have_closed_the_connection_for_are_not_published_again() -> None:
-    """If the broker closes the connection with an internal error, which one of an RPC server's unconfirmed replies may
-    have caused, the server publishes none of these replies again. The broker redelivers their requests.
+    """If an RPC server's unconfirmed replies may have made the broker close the connection with an internal error, the
+    server publishes none of them again. The broker redelivers their requests.
     """
     server = Server()
     for queue in ("theirs", "hostile", "theirs"):
@@ -125,8 +125,9 @@ def test_the_first_reply_to_a_queue_after_an_internal_error_is_published_alone(m
 
 
 def test_a_reply_is_published_even_if_the_connection_is_lost_just_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the connection is lost while an RPC server writes its acknowledgements before a reply, the server publishes
-    the reply on the next connection.
+    """After an internal error of the broker, an RPC server sends its pending acknowledgements before it publishes the
+    next reply to the queue in question. If the connection is lost while it sends them, the server publishes the reply
+    on the next connection.
     """
     monkeypatch.setattr(replies, "_PATIENCE", 0)
     server = Server()
@@ -153,9 +154,9 @@ def test_only_replies_that_are_still_unconfirmed_can_have_caused_an_internal_err
 
 
 def test_an_rpc_server_that_ends_after_an_internal_error_says_that_its_last_replies_were_dropped() -> None:
-    """If the broker has closed the connection with an internal error, and an RPC server ends before it has published
-    another reply, NotConfirmed is raised. The error says how many replies were unconfirmed, and the hint that the
-    broker redelivers the requests. After another reply, no error is raised.
+    """If the broker closes the connection with an internal error, and the RPC server ends before it has published
+    another reply, the server raises NotConfirmed. The error says how many replies were unconfirmed, and the hint says
+    that the broker redelivers the requests. If the server has published another reply, it raises no error at its end.
     """
     server = Server()
     server.replies.check()

@@ -116,8 +116,8 @@ def test_after_a_missing_confirm_worker_publishes_no_further_retries() -> None:
 def test_the_delay_before_each_retry_doubles_up_to_the_maximum(
     policy: RetryPolicy, seconds: list[float | None]
 ) -> None:
-    """The delay before each retry is twice the previous one, up to the maximum, rounded to milliseconds, and at least 1
-    ms. After the last attempt, there is no further delay.
+    """The delay before each retry by `worker` is twice the previous one, up to the maximum, rounded to milliseconds,
+    and at least 1 ms. After the last attempt, there is no further delay.
     """
     assert [policy.delay(failures) for failures in range(1, len(seconds) + 1)] == seconds
 

@@ -94,8 +94,8 @@ def topic_route(key: str, *patterns: str) -> QueueRoute:
     ],
 )
 def test_route_says_which_word_of_a_nearly_matching_binding_differs(pattern: str, key: str, reason: str) -> None:
-    """If the binding of a topic exchange nearly matches, `route` says which word of the routing key differs from the
-    binding key.
+    """If a binding of a topic exchange nearly matches a routing key, `route` says which word of the routing key differs
+    from the binding key.
     """
     [miss] = topic_route(key, pattern).near_misses
     assert miss.reason == reason
@@ -127,8 +127,8 @@ def test_route_says_why_each_nearly_matching_binding_does_not_match(pattern: str
 def test_route_says_which_header_does_not_match_a_binding(
     arguments: dict[str, Any], headers: dict[str, Any], reason: str
 ) -> None:
-    """If a binding of a headers exchange does not match, `route` names each header that is missing or has another value
-    or type.
+    """If a binding of a headers exchange does not match a message, `route` names each header that is missing or has
+    another value or type.
     """
     bound = [Binding("h", "q", "", arguments)]
     route = Router(Definitions.of([Exchange("h", "headers")], [Queue("q")], bound)).route("h", "", headers)

@@ -28,13 +28,13 @@ def request(body: bytes = b"5", tag: int = 1, **properties: Any) -> Delivery:
     ("body", "reply"), [(b"0", b"0"), (b"1", b"1"), (b"2", b"1"), (b"10", b"55"), (b" 90 ", b"2880067194370816120")]
 )
 def test_fib_replies_with_a_fibonacci_number(body: bytes, reply: bytes) -> None:
-    """To a request that contains the integer n, the function fib replies with the n-th Fibonacci number."""
+    """If a request to `rpc-server` contains the integer n, its function fib replies with the n-th Fibonacci number."""
     assert rpc_functions.of_integer(FUNCTIONS["fib"])(request(body)) == Message(reply)
 
 
 def test_fib_replies_to_arguments_of_up_to_20000() -> None:
-    """fib accepts integers from 0 to 20,000, and raises BadData for others. For a negative integer, fib_from_0 returns
-    0, as the server of some RabbitMQ tutorials does.
+    """The function fib of `rpc-server` accepts integers from 0 to 20,000, and raises BadData for others. For a negative
+    integer, fib_from_0 returns 0, as the server of some RabbitMQ tutorials does.
     """
     assert len(str(rpc_functions.fib(20_000))) == 4180
     assert (rpc_functions.fib_from_0(-1), rpc_functions.fib_from_0(1), rpc_functions.fib_from_0(6)) == (0, 1, 8)
@@ -45,7 +45,7 @@ def test_fib_replies_to_arguments_of_up_to_20000() -> None:
 
 
 def test_add100_takes_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The function add100 replies with the integer plus 100 after two seconds."""
+    """The function add100 of `rpc-server` replies with the request's integer plus 100, after two seconds."""
     slept: list[float] = []
     monkeypatch.setattr("time.sleep", slept.append)
     assert rpc_functions.of_integer(FUNCTIONS["add100"])(request(b"-5")) == Message(b"95")
@@ -65,8 +65,8 @@ def test_add100_takes_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["word", "fraction", "empty", "not UTF-8", "too many digits", "negative"],
 )
 def test_a_request_that_is_not_an_integer_is_answered_with_an_error(body: bytes, says: str) -> None:
-    """If a request does not contain an integer that the function accepts, the reply contains the reason, and has the
-    type "error". The reason quotes up to 40 bytes of the request.
+    """If a request does not contain an integer that the function of `rpc-server` accepts, the reply contains the
+    reason, and has the type "error". The reason quotes up to 40 bytes of the request.
     """
     answered = rpc_functions.answering_errors(rpc_functions.of_integer(FUNCTIONS["fib"]))
     assert answered(request(body)) == Message(says.encode(), properties={"type": "error"})
@@ -123,9 +123,9 @@ def test_a_program_that_prints_too_much_is_answered_with_an_error() -> None:
 
 @pytest.mark.parametrize("status", [126, 127])
 def test_the_reply_of_a_program_that_cannot_be_run_ends_the_rpc_server(status: int) -> None:
-    """If a reply says that the program could not be run (exit status 126), or was not found (127), the RPC server ends
-    with an error. The error's hint names `--exec`. The server goes on after any other exit status, and after a reply of
-    the type "error".
+    """If a reply of `rpc-server --exec` says that the program could not be run (exit status 126), or was not found
+    (127), the server ends with an error. The hint names `--exec`. The server goes on after any other exit status, and
+    after a reply of the type "error".
     """
     with pytest.raises(CommandBroken) as error:
         rpc_functions.stop_if_broken(reply_of(Program(Ending(status, b"no permission\n"))))
@@ -162,8 +162,9 @@ class Answering:
 
 @pytest.mark.parametrize("name", ["message_id", "correlation_id"])
 def test_a_repeated_request_gets_the_stored_reply(handled: HandledMessages, name: str) -> None:
-    """With `--deduplicate`, the reply to a request with a message id or, failing that, a correlation id is stored. If
-    the request is repeated, the server sends the same reply, with a notice, even after a restart.
+    """With `--deduplicate`, an RPC server stores its reply to a request under the request's message id or, failing
+    that, its correlation id. If the request is repeated, the server sends the same reply, with a notice, even after a
+    restart.
     """
     server = Answering(handled)
     again = request(**{name: "a"})
@@ -175,8 +176,8 @@ def test_a_repeated_request_gets_the_stored_reply(handled: HandledMessages, name
 
 
 def test_requests_without_an_id_are_all_answered(handled: HandledMessages) -> None:
-    """With `--deduplicate`, an RPC server never considers a request repeated that has neither a message id nor a
-    correlation id: each gets its own reply.
+    """An RPC server with `--deduplicate` never treats a request as a repeated one if it has neither a message id nor a
+    correlation id. Each such request gets its own reply.
     """
     server = Answering(handled)
     assert [server.answer(request()).body for _ in range(2)] == [b"1", b"2"]
@@ -225,8 +226,8 @@ def test_a_request_that_was_not_answered_is_answered_when_it_is_repeated(
 
 
 def test_the_reply_of_a_program_that_cannot_be_run_is_not_stored(handled: HandledMessages) -> None:
-    """If a program cannot be run, its reply is not stored. After `--exec` has been corrected, a repeated request is
-    answered by the program.
+    """If the program of `rpc-server --exec --deduplicate` cannot be run, the reply that says so is not stored. After
+    `--exec` has been corrected, a repeated request is answered by the program.
     """
     server = Answering(handled)
     server.properties = {"headers": {"exit-status": 127, "stderr": "not found"}}

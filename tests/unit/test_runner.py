@@ -182,8 +182,8 @@ def test_a_program_that_prints_too_much_is_killed(run: Callable[..., Ending], li
 def test_a_program_that_exits_right_after_it_has_printed_too_much_has_exceeded_the_limit(
     run: Callable[..., Ending],
 ) -> None:
-    """If a program that `worker` runs prints more bytes than its limit and exits at once, the result says that the
-    program exceeded the limit, and the program's stdout is discarded.
+    """If a program that `worker` runs prints more bytes than its limit, and exits immediately after that, the result
+    says that the program exceeded the limit. The program's stdout is discarded.
     """
     ending = run(shell("printf 12345", capture=4))
     assert (ending.stdout, ending.too_much) == (b"", 4)
@@ -526,7 +526,9 @@ def test_a_runner_writes_the_rest_of_stderr_until_its_next_request_arrives(pipe:
 
 
 def test_the_last_byte_of_stderr_is_written_before_the_next_request_arrives(pipe: tuple[_Stderr, int]) -> None:
-    """A runner writes all of a program's stderr while it waits for the next request, however little is left."""
+    """A runner is a process that runs programs for `worker`. While it waits for the next request, it writes all of the
+    previous program's stderr, even a single last byte.
+    """
     stderr, reading = pipe
     never, ends = os.pipe()
     stderr.waiting += b"x"

@@ -116,8 +116,8 @@ def files() -> int:
 def test_a_connection_is_opened_with_its_address(
     broker: LoopBroker, monkeypatch: pytest.MonkeyPatch, *, by_certificate: bool
 ) -> None:
-    """A connection uses the host, port, user and TLS settings of its address, and has the name in
-    $MQTOOL_CONNECTION_NAME. It logs in with the client's certificate if there is one and no user is given.
+    """The connection of a `bench` client uses the host, port, user and TLS settings of its address, and has the name in
+    $MQTOOL_CONNECTION_NAME. It logs in with the client certificate if there is one and no user is given.
     """
     monkeypatch.setenv("MQTOOL_CONNECTION_NAME", "mine")
     SingleThreadConnection(NODE, PLAIN).close()
@@ -135,7 +135,7 @@ def test_a_connection_is_opened_with_its_address(
 
 
 def test_a_broker_that_is_not_there_raises_an_error_that_names_it() -> None:
-    """If nothing listens at the address, connecting raises NothingAnswers, which names the address. The connection
+    """If nothing listens at the broker's address, a `bench` client raises NothingAnswers, which names the address. It
     leaves no open files.
     """
     before = files()
@@ -145,7 +145,9 @@ def test_a_broker_that_is_not_there_raises_an_error_that_names_it() -> None:
 
 
 def test_a_closed_connection_leaves_no_open_files(broker: LoopBroker) -> None:
-    """When a connection is closed, it tells the broker, waits for its reply, and closes its files."""
+    """When a `bench` client closes its connection, it sends a close to the broker, waits for the broker's reply, and
+    closes its files.
+    """
     before = files()
     connection = SingleThreadConnection(NODE, PLAIN)
     assert files() > before
@@ -158,7 +160,9 @@ def test_a_closed_connection_leaves_no_open_files(broker: LoopBroker) -> None:
 def test_a_connection_does_not_wait_long_for_the_reply_when_it_is_closed(
     broker: LoopBroker, connection: SingleThreadConnection, waits: list[float]
 ) -> None:
-    """If the broker does not reply when a connection is closed, the connection waits for 2 seconds, and no longer."""
+    """If the broker does not reply when a `bench` client closes its connection, the client waits for 2 seconds, and no
+    longer.
+    """
     broker.silent = {spec.Connection.Close}
     connection.close()
     assert waits == [2.0]
@@ -167,7 +171,9 @@ def test_a_connection_does_not_wait_long_for_the_reply_when_it_is_closed(
 def test_the_time_of_arrival_and_the_unsent_bytes_are_known(
     broker: LoopBroker, connection: SingleThreadConnection
 ) -> None:
-    """A connection knows when the latest data arrived, and how many bytes the socket has not accepted yet."""
+    """The connection of a `bench` client knows when the latest data arrived, and how many bytes the socket has not
+    accepted yet.
+    """
     began = time.monotonic_ns()
     assert connection.received_at < began
     connection.ask(LOOK)
@@ -179,7 +185,9 @@ def test_the_time_of_arrival_and_the_unsent_bytes_are_known(
 def test_a_request_returns_the_brokers_reply(
     broker: LoopBroker, connection: SingleThreadConnection, waits: list[float]
 ) -> None:
-    """A request returns the broker's reply. If none arrives within 20 seconds, it raises ConnectionError."""
+    """A request of a `bench` client returns the broker's reply. If none arrives within 20 seconds, it raises
+    ConnectionError.
+    """
     broker.depth = 3
     assert connection.ask(LOOK).method.message_count == 3
     broker.silent = {spec.Queue.Declare}
@@ -190,8 +198,8 @@ def test_a_request_returns_the_brokers_reply(
 
 
 def test_waiting_ends_when_something_can_be_read(connection: SingleThreadConnection) -> None:
-    """wait() returns after the given time. If a watched file descriptor can be read before that, wait() calls the
-    descriptor's function, and returns at once.
+    """wait() of a `bench` client's connection returns after the given time. If a watched file descriptor can be read
+    before that, wait() calls the descriptor's function, and returns immediately.
     """
     reading, writing = os.pipe()
     read: list[bytes] = []
@@ -219,9 +227,9 @@ def test_waiting_ends_when_something_can_be_read(connection: SingleThreadConnect
 def test_a_connection_that_the_broker_closes_raises_its_error(
     broker: LoopBroker, connection: SingleThreadConnection, code: int, error: type[Exception], words: str
 ) -> None:
-    """If the broker closes the connection because it shuts down or has an internal error, wait() raises
-    ConnectionError, so that the caller reconnects. For any other reason, wait() raises the broker's error, such as
-    AccessRefused. After that, close() sends nothing.
+    """If the broker closes the connection of a `bench` client because it shuts down or has an internal error, wait()
+    raises ConnectionError, so that the caller reconnects. For any other reason, wait() raises the broker's error, such
+    as AccessRefused. After that, close() sends nothing to the broker.
     """
     broker.send(spec.Connection.Close(code, words.rpartition(": ")[2], 0, 0), 0)
     with pytest.raises(error, match=words):
@@ -233,15 +241,15 @@ def test_a_connection_that_the_broker_closes_raises_its_error(
 
 
 def test_a_lost_connection_raises_connection_error(broker: LoopBroker, connection: SingleThreadConnection) -> None:
-    """If the connection is lost, wait() raises ConnectionError, so that the caller reconnects."""
+    """If the connection of a `bench` client is lost, wait() raises ConnectionError, so that the caller reconnects."""
     broker.lose(exceptions.StreamLostError("reset"))
     with pytest.raises(ConnectionError, match=r"^the connection was lost: "):
         wait_for(connection, lambda: False)
 
 
 def test_the_first_error_of_a_connection_is_raised(broker: LoopBroker, connection: SingleThreadConnection) -> None:
-    """If the broker closes the channel because of an error, wait() raises this error, even if the connection is lost as
-    well.
+    """If the broker closes the channel of a `bench` client because of an error, wait() raises this error, even if the
+    connection is lost as well.
     """
     broker.send(spec.Channel.Close(*MISSING))
     broker.lose(exceptions.StreamLostError("reset"))
@@ -250,8 +258,8 @@ def test_the_first_error_of_a_connection_is_raised(broker: LoopBroker, connectio
 
 
 def test_further_channels_are_opened_and_closed(broker: LoopBroker, connection: SingleThreadConnection) -> None:
-    """A connection can open and close further channels, and waits for the broker's replies. If the broker closes one of
-    these channels because of an error, wait() raises this error.
+    """A `bench` client can open and close further channels on its connection, and waits for the broker's replies. If
+    the broker closes one of these channels because of an error, wait() raises this error.
     """
     channel = connection.open_channel()
     assert channel.is_open
@@ -303,8 +311,9 @@ def test_deliveries_are_passed_on(
     *,
     auto_ack: bool,
 ) -> None:
-    """A consumer starts with the caller's arguments and, unless auto_ack is set, with the caller's prefetch. The caller
-    gets the deliveries, whether mqtool or pika decodes them. Several acknowledgements are sent in one write.
+    """The consumer of a `bench` client starts with the caller's arguments and, unless auto_ack is set, with the
+    caller's prefetch. The caller gets the deliveries, whether mqtool or pika decodes them. Several acknowledgements are
+    sent in one write.
     """
     if decoder == "mqtool":
         monkeypatch.setattr(single_thread, "delivery_from", lambda *_: pytest.fail("pika has decoded a delivery"))
@@ -331,7 +340,9 @@ def test_deliveries_are_passed_on(
 def test_a_consumer_that_the_broker_cancels_raises_unavailable(
     broker: LoopBroker, connection: SingleThreadConnection
 ) -> None:
-    """If the broker cancels a consumer, wait() raises Unavailable, which names the queue and the possible reasons."""
+    """If the broker cancels the consumer of a `bench` client, wait() raises Unavailable, which names the queue and the
+    possible reasons.
+    """
     connection.consume("q", pytest.fail, prefetch=1, auto_ack=True)
     broker.send(spec.Basic.Cancel(broker.of(spec.Basic.Consume)[0].consumer_tag, True))
     with pytest.raises(Unavailable) as error:

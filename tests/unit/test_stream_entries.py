@@ -72,7 +72,7 @@ def test_a_stream_message_ignores_annotations_with_values_of_the_wrong_type(valu
 
 def test_a_stream_entry_published_over_amqp_0_9_1_has_its_exchange_and_routing_key() -> None:
     """If a stream entry was published over AMQP 0-9-1, mqtool reads its exchange and routing key from RabbitMQ's
-    message annotations. A stream entry that mqtool encodes itself has no headers whose values are tables.
+    message annotations. When mqtool itself encodes a stream entry, it leaves out headers whose values are tables.
     """
     annotations = {"x-exchange": "logs", "x-routing-key": "kern.error"}
     stored = section(0x72, entries._map(annotations, key=0xA3)) + entries.encode(Message(b"body"))

@@ -80,8 +80,8 @@ def test_a_tap_buffer_drops_messages_above_128_mib() -> None:
 
 
 def test_an_exchange_that_distributes_messages_cannot_be_tapped() -> None:
-    """Tapping a consistent-hash exchange raises UsageError, because the exchange would route some messages to the tap's
-    queue instead of another queue.
+    """`tap` raises UsageError for a consistent-hash exchange, because the exchange would route some messages to the
+    tap's queue instead of another queue.
     """
 
     class Api:

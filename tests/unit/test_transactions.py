@@ -106,10 +106,9 @@ def test_a_batch_is_published_and_acknowledged_in_one_transaction(broker: Transa
 def test_messages_that_no_queue_takes_are_put_back(
     broker: TransactionalBroker, unroutable: list[bytes], back: list[bytes]
 ) -> None:
-    """If some messages of a batch that `queue convert` moves are returned as unroutable, it publishes them to their own
-    queue again and raises NotConfirmed. The other messages have been moved. If a returned message differs from all
-    messages of the batch, because the broker has changed it, the whole batch is published to its queue again. The next
-    batch is moved as usual.
+    """If a batch that `queue convert` moves contains unroutable messages, it publishes these to the end of their own
+    queue, and raises NotConfirmed. All others have been moved. If the broker has changed a returned message, so that
+    mqtool cannot recognize it, the whole batch is published to its queue again. The next batch is moved as usual.
     """
     broker.unroutable = [unroutable]
     moving = InTransactions(broker.channel(), message_for, restored)
@@ -146,8 +145,8 @@ def test_a_batch_is_moved_up_to_a_message_that_cannot_be_published(broker: Trans
 
 
 def test_a_connection_that_is_lost_before_the_first_transaction_raises_unavailable(broker: TransactionalBroker) -> None:
-    """If the connection is lost just after the broker has made a channel transactional, Unavailable is raised before
-    any message is moved.
+    """If the connection is lost just after the broker has made a channel of `queue convert` transactional, Unavailable
+    is raised before any message is moved.
     """
     channel = broker.channel()
     broker.selected = channel.reopening.lost
@@ -320,7 +319,7 @@ def test_the_messages_of_a_queue_are_moved_in_order_in_batches(queue: FakeQueue)
 
 
 def test_a_batch_has_up_to_16_mib(queue: FakeQueue) -> None:
-    """A batch of `queue convert` ends with the message with which the bodies reach 16 MiB in total."""
+    """`queue convert` ends a batch with the message that brings the total size of the bodies to 16 MiB or more."""
     queue.ready.extend(
         body.ljust(size) for body, size in ((b"0", 8 << 20), (b"1", (8 << 20) - 1), (b"2", 1), (b"3", 1))
     )
@@ -338,9 +337,9 @@ def test_messages_that_arrive_after_the_reply_that_the_queue_is_empty_are_moved(
 
 
 def test_messages_published_before_the_flow_is_stopped_are_moved_by_the_same_consumer(queue: FakeQueue) -> None:
-    """When a queue that `queue convert` moves is empty, the command stops the flow of new messages into it, once. The
-    same consumer receives the messages that had arrived by then, and is cancelled after that. Deliveries that are still
-    on their way at the cancellation are moved last.
+    """Once the queue that `queue convert` moves is empty, the command stops new messages from reaching it. Its consumer
+    still receives the messages that have arrived in the meantime, and is then cancelled. Deliveries that arrive during
+    the cancellation are moved last.
     """
     queue.publish(3)
 
@@ -373,9 +372,9 @@ def test_messages_published_before_the_flow_is_stopped_are_moved_by_the_same_con
 def test_the_flow_is_stopped_when_the_number_of_messages_no_longer_shrinks(
     queue: FakeQueue, ready: int, published: list[int], before: int, after: list[int]
 ) -> None:
-    """While clients keep publishing to a queue that `queue convert` moves, the queue may never become empty. The
-    command therefore stops the flow of new messages into the queue once the number of messages has failed three times
-    to shrink by 10 %. It moves the messages from before and after that.
+    """While clients keep publishing to a queue that `queue convert` moves, the queue may never become empty. Once the
+    number of messages has failed three times to shrink by 10 %, the command therefore stops new messages from reaching
+    the queue. All messages that have reached it are moved.
     """
     queue.publish(ready)
     queue.published = published
@@ -390,8 +389,8 @@ def test_the_flow_is_stopped_when_the_number_of_messages_no_longer_shrinks(
 
 
 def test_rejected_messages_count_towards_the_size_of_a_batch(queue: FakeQueue) -> None:
-    """`queue convert` publishes messages that the destination has rejected again before all others. Their bodies count
-    towards the 16 MiB of a batch.
+    """If the destination of `queue convert` rejects messages, the command republishes these messages before it moves
+    any others. Their bodies count towards the 16 MiB of a batch.
     """
     queue.ready.extend(body.ljust(size) for body, size in ((b"0", (16 << 20) - 1), (b"1", 1), (b"2", 1)))
     queue.rejected = [{0, 1}]
@@ -400,8 +399,8 @@ def test_rejected_messages_count_towards_the_size_of_a_batch(queue: FakeQueue) -
 
 
 def test_rejected_messages_are_published_again_in_order(queue: FakeQueue) -> None:
-    """`queue convert` publishes messages that the destination has rejected again before all others, and in order, even
-    if the destination has room for only some of them.
+    """If the destination of `queue convert` rejects messages, the command republishes these messages in order before it
+    moves any others, even if the destination has room for only some of them.
     """
     queue.publish(6)
     queue.rejected = [{1, 2, 3}, {1}, {2}]
@@ -463,7 +462,7 @@ def test_a_queue_that_keeps_rejecting_messages_raises_no_room(queue: FakeQueue) 
 
 def test_moving_stops_when_the_command_must_stop(queue: FakeQueue) -> None:
     """If `queue convert` must stop while it moves messages, it completes the current batch, and begins no other one. It
-    does not stop the flow of new messages into the queue.
+    does not stop new messages from reaching the queue.
     """
     queue.publish(9)
     running = queue.mover(4).batches(lambda: queue.log.append("stopped"))

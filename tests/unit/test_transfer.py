@@ -74,8 +74,9 @@ def test_a_failed_message_contains_its_history_and_no_headers_of_the_broker() ->
 
 
 def test_a_redriven_message_has_only_its_publishers_headers_its_origin_and_the_number_of_redrives() -> None:
-    """A message that is moved back from a dead-letter queue has the headers that its publisher set, those with its
-    original exchange and routing key, if any, and the number of its redrives. All others are removed.
+    """When `dlq redrive` moves a message, it keeps the headers that the publisher has set, and those with the message's
+    original exchange and routing key, if any. It adds or increments a header with the number of redrives. It removes
+    all other headers.
     """
     ours = {
         "mqtool-attempts": 6, "mqtool-last-error": "no", "mqtool-queue": "jobs", "mqtool-first-failure": FIRST,
@@ -90,8 +91,9 @@ def test_a_redriven_message_has_only_its_publishers_headers_its_origin_and_the_n
 
 
 def test_a_message_for_another_broker_keeps_its_properties() -> None:
-    """A message that is moved to another broker keeps its properties, including its expiration. mqtool removes the
-    headers CC, BCC and x-delivery-count. The user id is kept only if mqtool logs in to the other broker as this user.
+    """When `move` moves a message to another broker, the message keeps its properties, including its expiration. `move`
+    removes the headers CC, BCC and x-delivery-count. It keeps the user id only if mqtool logs in to the other broker as
+    this user.
     """
     message = elsewhere(with_headers({**COPIES, "x-delivery-count": 1, "x": 1}), "other", "me")
     assert (message.body, message.exchange, message.routing_key, message.message_id) == (b"job", "", "other", "a")
@@ -109,7 +111,7 @@ def test_a_message_is_named_by_its_id_or_the_start_of_its_body() -> None:
 
 
 def test_the_error_about_a_message_that_was_not_moved_says_where_it_is() -> None:
-    """If a queue does not accept a message that is moved to it, the error names that queue, the message and the
+    """If a queue does not accept a message that mqtool moves to it, the error names this queue, the message and the
     broker's reason. The hint names the queue that still contains the message.
     """
     error = not_taken(JOB, Receipt(Message(b"", "other"), Confirmation.RETURNED, "NO_ROUTE"))
@@ -151,8 +153,8 @@ def to(queue: str, *, every: int = 1) -> Callable[[Delivery], Message | None]:
 
 
 def test_all_messages_are_moved_in_order(amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]) -> None:
-    """If a command such as `move` moves all messages of a queue to another queue, they keep their order, and the first
-    queue is empty afterwards. Each message is reported as moved once it is confirmed.
+    """If a command such as `move` moves all messages of a queue, they keep their order in the target queue, and the
+    source queue is empty afterwards. Each message is reported as moved once the broker has confirmed it.
     """
     fill(channel, 250)
     channel.declare(Queue("to", durable=True))
@@ -191,8 +193,8 @@ def test_messages_that_are_not_chosen_stay_in_order(
 def test_a_move_ends_with_an_error_if_the_target_queue_rejects_a_message(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """If the target queue rejects a message, the move ends with an error that names the message. Each message is then
-    in exactly one of the two queues, in order.
+    """If the target queue rejects a message, a command such as `move` ends with an error that names the message. Each
+    message is then in exactly one of the two queues, in order.
     """
     fill(channel, 150)
     channel.declare(Queue("to", durable=True, arguments={"x-max-length": 20, "x-overflow": "reject-publish"}))
@@ -210,8 +212,8 @@ def test_a_move_ends_with_an_error_if_the_target_queue_rejects_a_message(
 def test_a_move_can_continue_after_a_refused_message(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """A command such as `dlq redrive` may choose to continue if a message cannot be routed to the queue to which it is
-    to be moved. The message then stays in its own queue, and the other messages are moved.
+    """If a message cannot be routed to its target queue, a command such as `dlq redrive` can leave it in its own queue,
+    and move the other messages.
     """
     fill(channel, 30)
     channel.declare(Queue("to", durable=True))
@@ -244,9 +246,9 @@ def test_a_move_ends_at_its_limit(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel], *, until: Until, every: int, moved: list[int],
     chooses: bool,
 ) -> None:  # fmt: skip
-    """Moving messages between queues ends when the given number of messages has been moved, or when no message has
-    arrived for the given time. With a limit on received messages, it ends when this number has been received, including
-    messages that are not to be moved. Messages that were not moved stay in the queue.
+    """A command such as `move` ends when it has moved the given number of messages, or when no message has arrived for
+    the given time. With a limit on received messages, messages that it does not move count as well. Messages that were
+    not moved stay in the queue.
     """
     fill(channel, 10)
     channel.declare(Queue("to", durable=True))
@@ -263,8 +265,8 @@ def test_a_move_ends_at_its_limit(
 def test_a_move_includes_deliveries_that_arrive_after_the_reply_that_a_queue_is_empty(
     monkeypatch: pytest.MonkeyPatch, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """RabbitMQ may report a queue as empty before its last deliveries have arrived. A move waits for these deliveries,
-    and includes their messages.
+    """RabbitMQ may report a queue as empty before its last deliveries have arrived. A command such as `move` waits for
+    these deliveries, and moves their messages as well.
     """
     fill(channel, 50)
     replies, arrives, depth = list[int](), Consumer.arrives, administration.depth
@@ -282,7 +284,9 @@ def test_a_move_includes_deliveries_that_arrive_after_the_reply_that_a_queue_is_
 
 
 def test_a_move_can_be_stopped(amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]) -> None:
-    """If a move is stopped, for example by Ctrl-C, it ends without an error, and no message is lost or duplicated."""
+    """If a command such as `move` is stopped, for example by Ctrl-C, it ends without an error, and no message is lost
+    or duplicated.
+    """
     fill(channel, 250)
     source, moved = connect(), list[int]()
     for delivery in QueueTransfer(source, None, "from", to("nowhere"), until=Until()):
@@ -305,8 +309,8 @@ def test_a_move_without_a_target_deletes_messages(channel: Channel, connect: Cal
 def test_a_limit_on_moved_messages_also_applies_without_a_target(
     channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """`dlq drop` is a move without a target queue. If the number of messages is limited, at most this number is
-    deleted.
+    """A move without a target queue deletes messages. If the number of messages to move is limited, at most this number
+    is deleted.
     """
     fill(channel, 10)
     source = connect()
@@ -319,8 +323,8 @@ def test_a_limit_on_moved_messages_also_applies_without_a_target(
 def test_messages_that_could_not_be_moved_are_requeued_at_the_end(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """If no queue accepts some of the messages that are to be moved, these messages are requeued when the move ends,
-    even if the channel stays open.
+    """If no queue accepts some of the messages that a command such as `move` is to move, these messages are requeued
+    when the move ends, even if the channel stays open.
     """
     fill(channel, 3)
     moving = QueueTransfer(connect(), connect(), "from", to("missing"), until=Until(), goes_on=lambda *_: True)
@@ -331,8 +335,8 @@ def test_messages_that_could_not_be_moved_are_requeued_at_the_end(
 def test_messages_are_moved_no_faster_than_the_rate(
     monkeypatch: pytest.MonkeyPatch, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """With a rate of 100 per second, a move waits until 10 ms after the previous message before it moves
-    the next one.
+    """With a rate of 100 per second, a command such as `move` moves each message 10 ms after the previous one, or
+    later.
     """
     fill(channel, 5)
     pauses = list[float]()
@@ -354,7 +358,7 @@ def test_a_move_ends_with_an_error_if_the_broker_delivers_nothing(
     monkeypatch: pytest.MonkeyPatch, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
     """If a queue has messages, but the broker delivers none, for example because another consumer is the single active
-    one, the move ends with an error whose hint names the possible causes.
+    one, a command such as `move` ends with an error. The hint names the possible causes.
     """
     monkeypatch.setattr(transfer, "_STALLED", 0.3)
     queue = channel.declare(Queue("from", durable=True, arguments={"x-single-active-consumer": True}))
@@ -467,8 +471,8 @@ class Source:
 def test_waiting_for_requeued_messages_ends_when_they_are_ready_or_after_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """After a move has requeued messages, mqtool asks for the queue's number of ready messages every 10 ms. It stops
-    asking when the queue reports all requeued messages as ready, or when the given time is over.
+    """After a command such as `move` has requeued messages, it asks every 10 ms how many messages of the queue are
+    ready. It stops asking when all requeued messages are ready, or when the given time is over.
     """
     source = Source(monkeypatch)
     source.ready = 3
@@ -479,8 +483,8 @@ def test_waiting_for_requeued_messages_ends_when_they_are_ready_or_after_a_time(
 
 
 def test_idle_time_includes_the_time_spent_waiting_for_confirms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With an idle time limit of 1 s, a move ends 1 s after the last message arrived. The time that the move spends
-    waiting for confirms counts towards this second.
+    """With an idle time limit of 1 s, a command such as `move` ends 1 s after the last message arrived. The time that
+    it spends waiting for confirms counts towards this second.
     """
     source = Source(monkeypatch, 0.0, 0.9, 1.8, 2.9)
     assert source.moves(Until(idle=1.0)) == [1, 2, 3]
@@ -488,15 +492,15 @@ def test_idle_time_includes_the_time_spent_waiting_for_confirms(monkeypatch: pyt
 
 
 def test_a_move_ends_immediately_when_the_queue_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the queue reports no ready messages, a move ends without waiting for further messages."""
+    """If the queue reports no ready messages, a command such as `move` ends without waiting for further messages."""
     source = Source(monkeypatch, 0.0, 0.5)
     assert source.moves(Until()) == [1]
     assert source.now == 0.25  # the time of the confirm
 
 
 def test_a_move_without_a_condition_receives_no_more_messages_than_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a move is limited to N messages, and has no condition, it receives no more than N messages from the queue.
-    With a condition, it may receive more, because some messages do not match.
+    """If a command such as `move` is to move N messages, and has no condition for them, it receives no more than N
+    messages from the queue. With a condition, it may receive more, because some messages do not match.
     """
     every, some = Source(monkeypatch, 0.0, 0.0), Source(monkeypatch, 0.0, 0.0)
     for source, chooses in ((every, False), (some, True)):
@@ -510,9 +514,9 @@ def test_a_move_without_a_condition_receives_no_more_messages_than_its_limit(mon
 def test_all_requeued_messages_are_received_if_some_are_held(
     monkeypatch: pytest.MonkeyPatch, requeued: int, *, chooses: bool, left: int
 ) -> None:
-    """A quorum queue delivers requeued messages first. A move that leaves some of them in the queue may reach its limit
-    before it has received all of them. It then receives the rest, and requeues all of these messages together, in
-    order. In all other cases, a move receives no messages beyond its limit.
+    """A quorum queue delivers requeued messages first. If a command such as `move` leaves some of them in the queue, it
+    receives all of them, even beyond its limit, and requeues the unmoved ones together, so that they keep their order.
+    In all other cases, it receives no messages beyond its limit.
     """
     source = Source(monkeypatch, 0.0, 0.0, 0.2, 0.25, 0.25, requeued=requeued)
     assert source.moves(Until(moved=1), chooses=chooses) == [1]
@@ -521,8 +525,9 @@ def test_all_requeued_messages_are_received_if_some_are_held(
 
 
 def test_held_messages_are_requeued_a_few_batches_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the end of a move, mqtool requeues, in batches, the messages that were not moved. After every few batches,
-    mqtool waits until the queue reports them as ready, because a quorum queue could otherwise change their order.
+    """At the end of a command such as `move`, the messages that were not moved are requeued in batches. After every few
+    batches, mqtool waits until the queue reports them as ready, because a quorum queue could otherwise change their
+    order.
     """
     monkeypatch.setattr(transfer, "AT_ONCE", 2)
     monkeypatch.setattr(transfer, "_TOGETHER", 2)
@@ -533,8 +538,8 @@ def test_held_messages_are_requeued_a_few_batches_at_a_time(monkeypatch: pytest.
 
 
 def test_a_move_ends_with_the_error_of_a_lost_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the connection is lost during a move that leaves some messages in the queue, the move raises the connection's
-    error. mqtool does not requeue these messages, because the broker does.
+    """If the connection is lost, a command such as `move` raises the connection's error. mqtool does not requeue the
+    messages that were received but not moved, because the broker does.
     """
     monkeypatch.setattr(transfer, "AT_ONCE", 1)
     source = Source(monkeypatch, 0.0, 0.0)

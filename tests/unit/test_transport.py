@@ -436,8 +436,8 @@ def test_a_connection_is_lost_if_the_broker_sends_nothing_for_the_heartbeat_inte
 
 
 def test_frames_that_the_socket_does_not_accept_are_sent_later(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the broker does not read from an AMQP 1.0 connection, mqtool's frames wait, and send() does not block. It
-    wakes read(), which sends the waiting frames in order once the broker reads again.
+    """While the broker does not read from an AMQP 1.0 connection, mqtool's frames wait, and send() does not block.
+    send() wakes read(), which sends the waiting frames in order once the broker reads again.
     """
     connected = broker.connect(opened())
     broker.received()
@@ -519,8 +519,8 @@ class RecordingPoll:
 def test_read_waits_for_the_socket_and_for_room_only_if_frames_are_unsent(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """read() of an AMQP 1.0 connection waits up to its timeout until the broker has sent something. While frames are
-    unsent, it also waits until the socket accepts more.
+    """read() of an AMQP 1.0 connection waits, up to its timeout, until the broker has sent something. Only while frames
+    are unsent does it also wait until the socket accepts more.
     """
     poll = RecordingPoll()
     monkeypatch.setattr(transport.select, "poll", lambda: poll)

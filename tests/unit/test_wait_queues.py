@@ -189,8 +189,8 @@ def test_the_wait_queues_for_a_delay_are_the_same_in_each_version(
     bindings: set[tuple[str, str, str | None]],
 ) -> None:
     """For each delay and destination, each version of mqtool must declare wait queues and exchanges with the same
-    names, arguments and bindings. They outlive the command that declared them, and the broker refuses a declaration
-    with other arguments. All of them are declared again after a reconnection.
+    names, arguments and bindings. Otherwise, the broker would refuse a declaration, since they outlive the command that
+    declared them. After a reconnection, all of them are declared again.
     """
     delays, warnings = through(broker, destination)
     place = delays.place(Message(b""), lambda: delay)
@@ -220,11 +220,11 @@ def test_a_delayed_message_is_published_to_its_first_wait_queue(
     total: int,
     then: dict[str, str],
 ) -> None:
-    """A delayed message for a queue is published to its first wait queue through the default exchange. A message for an
-    exchange is published to the exchange in front of its first wait queue, with its own routing key. The header
-    mqtool-then selects the second wait queue, and the expiration is the time in the first one. The headers x-death and
-    x-delay are removed, since the broker could drop the message because of them, or delay it again. Other properties
-    and headers are kept.
+    """A delayed message for a queue is published to its first wait queue, through the default exchange. One for an
+    exchange is published to the exchange in front of its first wait queue, with its own routing key. In both cases, the
+    expiration is the time in the first wait queue, and the header mqtool-then selects the second one, if any. mqtool
+    keeps all other properties and headers except x-death and x-delay, because of which the broker could drop the
+    message or delay it again.
     """
     headers = {"x-death": [{"queue": "jobs"}], "x-delay": 1, "a": 2}
     message = Message(b"", properties={"type": "t", "headers": headers})
@@ -236,8 +236,8 @@ def test_a_delayed_message_is_published_to_its_first_wait_queue(
 
 def test_a_delay_does_not_include_the_time_of_declarations(broker: FakeBroker) -> None:
     """A message's due time is fixed before mqtool declares wait queues. The message waits only for the time that is
-    left after these declarations, and for at least 1 ms. For the next message with this delay, mqtool sends no request
-    to the broker.
+    left after these declarations, and for at least 1 ms. For the next message with this delay, the wait queues exist,
+    so mqtool sends no request to the broker.
     """
     due = broker.now + 5.31
     delays, _ = through(broker)
@@ -255,8 +255,8 @@ def test_a_delay_does_not_include_the_time_of_declarations(broker: FakeBroker) -
 def test_a_wait_queue_is_declared_again_after_ten_minutes(broker: FakeBroker) -> None:
     """A wait queue expires an hour after its last use, and only a declaration counts as use. So mqtool declares a wait
     queue, and the exchanges in front of it and behind it, again when it publishes a message more than 600 s after the
-    last declaration. Until then, only what is missing for another delay is declared. After a reconnection, each of them
-    is declared only once.
+    last declaration. Until then, only what is missing for another delay is declared. After a reconnection, mqtool
+    declares each of these queues and exchanges only once.
     """
     delays, _ = through(broker, _EXCHANGE)
     first = delays.place(Message(b""), lambda: 5310)
@@ -295,7 +295,7 @@ def test_one_warning_says_that_messages_lose_their_expiration_in_wait_queues(bro
 
 
 def test_no_wait_queue_is_declared_for_a_message_to_a_missing_queue(broker: FakeBroker) -> None:
-    """If a message names a queue other than the command's destination, and this queue does not exist, delaying the
+    """If a single message names another destination queue than the command, and this queue does not exist, delaying the
     message raises NotFound, and mqtool declares no wait queue for it.
     """
     delays, _ = through(broker)
@@ -320,8 +320,8 @@ def test_a_wait_queue_with_other_arguments_is_refused(broker: FakeBroker) -> Non
 
 
 def test_a_warning_says_that_an_old_broker_may_lose_waiting_messages(broker: FakeBroker) -> None:
-    """RabbitMQ before 3.10 refuses queues that dead-letter at least once. mqtool then declares wait queues that
-    dead-letter at most once, does not try again, and warns once that a restart of the broker may lose waiting messages.
+    """RabbitMQ before 3.10 refuses queues that dead-letter at least once. After the first refusal, mqtool declares only
+    wait queues that dead-letter at most once. One warning says that a restart of the broker may lose waiting messages.
     """
     broker.is_old = True
     delays, warnings = through(broker)
@@ -336,8 +336,8 @@ def test_a_warning_says_that_an_old_broker_may_lose_waiting_messages(broker: Fak
 
 
 def test_mqtool_knows_whether_a_delay_has_a_wait_queue_already(broker: FakeBroker) -> None:
-    """is_new() is True for a message and a delay if the first wait queue that the message would be published to does
-    not exist yet.
+    """is_new() is True if the first wait queue for a message and a delay does not exist yet, so that it has to be
+    declared before the message is published.
     """
     broker.queues["other"] = {}
     delays, _ = through(broker)
@@ -364,8 +364,8 @@ def test_mqtool_knows_whether_a_delay_has_a_wait_queue_already(broker: FakeBroke
 def test_a_message_waits_in_a_numbered_queue_instead_of_one_without_a_leader(
     broker: FakeBroker, avoided: set[str], queues: tuple[str, str]
 ) -> None:
-    """If a wait queue has no leader, messages wait in an additional wait queue, whose name has a number at the end, and
-    which has the same arguments.
+    """If a wait queue has no leader, mqtool declares another one with the same arguments, and with a number at the end
+    of its name. Messages wait there instead.
     """
     delays, _ = through(broker, avoided=avoided)
     place = delays.place(Message(b""), lambda: 5310)
@@ -378,8 +378,9 @@ def test_a_message_waits_in_a_numbered_queue_instead_of_one_without_a_leader(
 
 
 def test_messages_that_wait_for_a_second_queue_without_a_leader_are_redirected(broker: FakeBroker) -> None:
-    """If messages wait in their first wait queue, and the second one has no leader, the broker routes them to an
-    additional second queue. New messages avoid that first queue, since such a message may block it.
+    """A delayed message may wait in two queues, one after the other. If the second one has no leader, the broker routes
+    the messages of the first queue to an additional second queue. New messages wait in another first queue, because a
+    message that cannot reach its second queue may block the first one.
     """
     avoided: set[str] = set()
     delays, _ = through(broker, avoided=avoided)
@@ -400,8 +401,8 @@ def test_messages_that_wait_for_a_second_queue_without_a_leader_are_redirected(b
     [("1m", 25), ("5m", 125), ("30m", 750), ("2h", 3000), ("12h", 15_000), ("2d", 90_000), ("8d", 360_000)],
 )
 def test_delays_are_rounded_up_to_a_multiple_of_a_step(longest: str, step: int) -> None:
-    """Delays of up to a minute are rounded up to a multiple of 25 ms. For longer delays, this step is larger, up to 6
-    minutes for 8 days.
+    """mqtool rounds a delay of up to a minute up to a multiple of 25 ms. For longer delays, this step is larger, up to
+    6 minutes for 8 days.
     """
     milliseconds = int(longest[:-1]) * {"m": 60_000, "h": _HOUR, "d": 24 * _HOUR}[longest[-1]]
     assert step_of(milliseconds) == step
@@ -420,8 +421,8 @@ def test_delays_are_rounded_up_to_a_multiple_of_a_step(longest: str, step: int) 
     ],
 )
 def test_a_retry_queue_has_the_name_of_its_work_queue(name: str, is_retry: bool) -> None:
-    """mqtool recognizes the queues in which messages of a queue wait for their next attempt by the name
-    QUEUE.wait.DELAY.
+    """mqtool recognizes a queue in which messages of `worker` wait for a retry by its name, QUEUE.wait.DELAY, where
+    QUEUE is the work queue.
     """
     assert is_retry_queue(name, "jobs") is is_retry
     assert is_retry_queue("a.wait.b.wait.1s", "a.wait.b")
@@ -486,9 +487,9 @@ _LONG = "a" * 300
     ],
 )  # fmt: skip
 def test_the_destination_of_a_wait_queue_is_proven_by_its_name(queue: dict[str, Any], found: WaitQueue | None) -> None:
-    """mqtool treats a queue as a wait queue for another queue or an exchange only if its name is the one that mqtool
-    makes from the name of this destination, since anyone who may declare a queue can claim any destination in its
-    arguments. The queue must also outlive its messages by an hour.
+    """Anyone who may declare a queue can claim any destination in its arguments. mqtool therefore treats a queue as a
+    wait queue for another queue or an exchange only if its name is the one that mqtool makes from the name of this
+    destination. The queue must also outlive its messages by an hour.
     """
     assert wait_queue_of(queue) == found
     if found is not None:
@@ -527,7 +528,7 @@ _TO_QUEUE, _TO_EXCHANGE = (
 )  # fmt: skip
 def test_the_due_time_of_a_delayed_message_is_in_a_header(header: object, due: float | None) -> None:
     """The header mqtool-due of a delayed message contains its due time in milliseconds. mqtool ignores it if it is not
-    a number, or not a time that Python can convert in each time zone. A retry has no due time.
+    a number, or not a time that Python can convert in each time zone. A message that waits for a retry has no due time.
     """
     assert _TO_QUEUE.due_of(waiting({DUE: header})) == due
     assert _TO_QUEUE.due_of(waiting({})) is None
@@ -537,9 +538,9 @@ def test_the_due_time_of_a_delayed_message_is_in_a_header(header: object, due: f
 def test_a_waiting_message_is_shown_as_it_will_be_delivered() -> None:
     """`delayed show` shows a message in a wait queue with the exchange, routing key and properties that it will have
     when it is due, and `delayed now` delivers it with these. Both leave out its expiration and user id, and headers
-    that the broker or the delay has added. For a message to a queue, the headers CC and BCC are left out as well, since
-    the broker removes them. If the message's exchange is not proven, it is shown with the exchange to which it was
-    published.
+    that the broker or the delay has added. For a message to a queue, they also leave out CC and BCC, which the broker
+    removes. If the wait queue's name does not prove the exchange, the message is shown with the exchange to which it
+    was published.
     """
     added = {"x-delivery-count": 1, "x-acquired-count": 1, "mqtool-then": "325ms"}
     copies = {"CC": ["a"], "BCC": ["b"]}

@@ -314,8 +314,8 @@ def test_a_parsed_condition_contains_its_text_and_its_fields() -> None:
 
 @pytest.mark.parametrize("value", ["'X'", "X-1", '"a" or queue="X"'])
 def test_a_quoted_value_ends_at_the_next_quote(value: str) -> None:
-    """A quoted value in a `--where` condition ends at the next quotation mark of the same kind. The text `"a" or
-    queue="X"` therefore contains two values. A value without quotation marks can begin with any letter.
+    """A quoted value in a `--where` condition ends at the next quotation mark of the same kind, so `queue="a" or
+    queue="X"` tests two values. A value without quotation marks can begin with any letter.
     """
     record = {"queue": "X-1" if value == "X-1" else "X"}
     assert where.parse(f"queue={value}").matches(record)
@@ -329,8 +329,8 @@ def test_a_regular_expression_sees_all_digits_of_a_decimal() -> None:
 
 
 def test_a_condition_can_test_recorded_messages() -> None:
-    """A `--where` condition can test recorded messages, even if their bodies are in base64, or if JSON does not have
-    the types of their headers.
+    """A `--where` condition can test recorded messages, even if their bodies are in base64, or their headers have types
+    that JSON lacks.
     """
     line = {
         "timestamp": "2026-01-31T12:00:00.000Z",
@@ -373,7 +373,9 @@ _HOSTILE = [
 
 @pytest.mark.parametrize("body", _HOSTILE, ids=range(len(_HOSTILE)))
 def test_a_condition_never_fails_on_a_hostile_body(body: bytes) -> None:
-    """A hostile body, such as deeply nested JSON, does not match a `--where` condition, and raises no error."""
+    """If a message's body is hostile, for example deeply nested JSON, a `--where` condition on the body does not match,
+    and testing it raises no error.
+    """
     record = {**RECORD, "body": body}
     for text in ("body.user.id=17", "body.user.id>17", "body.user.id~x", "body.0.0.0.0", "body.user.id<a", "body~Ann"):
         assert not where.parse(text).matches(record)
@@ -413,8 +415,8 @@ def test_a_regular_expression_is_matched_in_linear_time(pattern: str, body: str)
     ("pattern", "part"), [("a(?=b)", "(?="), (r"(a)\1", r"\1"), ("a(?!b)c", "(?!"), ("(?<=a)b", "(?<=")]
 )
 def test_a_regular_expression_that_cannot_be_matched_in_linear_time_is_refused(pattern: str, part: str) -> None:
-    """If a condition contains a regular expression with lookaround or a backreference, it is refused. The error names
-    this part.
+    """If the regular expression of a `--where` condition contains lookaround or a backreference, BadExpression is
+    raised. The error names this part.
     """
     with pytest.raises(BadExpression, match=re.escape(part)) as refused:
         where.parse(f"body~'{pattern}'")
@@ -431,8 +433,8 @@ def test_a_regular_expression_that_cannot_be_matched_in_linear_time_is_refused(p
     ],
 )  # fmt: skip
 def test_a_regular_expression_matches_as_in_python(pattern: str, body: str) -> None:
-    """A regular expression in a condition matches letters, digits and spaces of all languages, and `$` also matches
-    before a newline at the end, as in Python.
+    """A regular expression in a `--where` condition matches letters, digits and spaces of all languages, and `$` also
+    matches before a newline at the end, as in Python.
     """
     assert re.search(pattern, body)
     assert where.parse(f"body~'{pattern}'").matches({"body": body})

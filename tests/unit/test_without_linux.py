@@ -123,7 +123,9 @@ def test_without_proc_a_duplicate_waits_while_the_other_process_runs(
 def test_without_schedstat_a_bench_client_reports_that_it_never_waited_for_a_cpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On systems without /proc/self/schedstat, a `bench` client reports that it never waited for a CPU."""
+    """On systems without /proc/self/schedstat, a `bench` client cannot measure how long it has waited for a CPU, and
+    reports that it has never waited.
+    """
     monkeypatch.setattr(client_process, "_WAITED", MISSING)
     now = CpuTime.now()
     assert now.used > 0

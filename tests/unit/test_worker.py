@@ -227,8 +227,8 @@ def test_with_a_concurrency_of_3_three_programs_run_at_the_same_time() -> None:
 
 
 def test_running_programs_finish_before_the_worker_ends_with_an_error() -> None:
-    """If handling a message raises an error, programs that are already running finish, and their messages are
-    acknowledged. Then the worker ends with the first error.
+    """If an error in the worker itself interrupts the handling of a message, the programs that are already running
+    finish, and the worker acknowledges their messages. The worker then ends with this error.
     """
     failed, channel = threading.Event(), FakeChannel(job(1), job(2), job(3))
 
