@@ -87,10 +87,12 @@ def test_an_invalid_x_delay_closes_the_connection(connection: pika.BlockingConne
     [0, -5, 2**32, "-5", "9" * 5000, 0.5, True, None, [50], {"a": 50}, b"50", datetime(2040, 1, 1, tzinfo=UTC)],
     ids=lambda value: repr(value)[:30],
 )
-def test_a_message_whose_x_delay_is_out_of_range_or_not_a_number_is_not_delayed(
+def test_a_message_whose_x_delay_is_out_of_range_or_of_another_type_is_not_delayed(
     channel: BlockingChannel, take: Take, milliseconds: object
 ) -> None:
-    """A message is not delayed if its x-delay is below 1, is 2^32 or more, or is neither a number nor text."""
+    """A message is delivered without a delay if its x-delay is below 1, is 2^32 or more, or is neither a number nor
+    text, such as a boolean or a list.
+    """
     channel.basic_publish("x", "k", b"later", delay(3_600_000))
     channel.basic_publish("x", "k", b"x", delay(milliseconds))
     assert take.one("q")[2] == b"x"
@@ -254,8 +256,8 @@ def test_x_delayed_type_must_be_an_exchange_type(connection: pika.BlockingConnec
 
 @pytest.mark.usefixtures("delayed")
 def test_each_of_many_delayed_messages_arrives_exactly_once(channel: BlockingChannel, take: Take) -> None:
-    """A client publishes 500 messages to a delayed exchange, each of which is due no later than the one before. All 500
-    arrive, each exactly once.
+    """A client publishes 500 messages to a delayed exchange, with shorter and shorter delays. Each message arrives
+    exactly once.
     """
     for number in range(500):
         channel.basic_publish("x", "k", str(number).encode(), delay(300 - number // 2))

@@ -173,7 +173,9 @@ def test_a_kill_while_the_disk_is_full_loses_no_confirmed_message(process: Broke
 
 
 def test_acknowledgements_while_the_disk_is_full_survive_a_restart(process: BrokerProcess) -> None:
-    """Messages that were acknowledged while the disk was full stay acknowledged after a restart."""
+    """If a client acknowledges messages while the disk is full, these messages are not in the queue any more after a
+    restart.
+    """
     open_channel(process)
     fill_disk(process, 300_000)
     publishing = Publishing(process, 100)

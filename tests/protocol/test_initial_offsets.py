@@ -91,8 +91,8 @@ def test_the_first_message_of_a_stream_has_the_initial_offset(broker: EmbeddedBr
 
 def test_the_initial_offset_survives_a_restart(tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]) -> None:
     """If the broker is restarted while a stream with `x-stream-initial-offset` is empty, the first message published
-    afterwards still gets this offset. The management API counts no messages in the empty stream, and one after this
-    message.
+    afterwards still gets this offset. The management API counts no messages while the stream is empty, and one after
+    the first message.
     """
     for count in range(2):
         with (

@@ -177,7 +177,8 @@ def test_messages_of_a_transaction_are_routed_when_they_are_published(
     channel: BlockingChannel, connection: pika.BlockingConnection
 ) -> None:
     """A message in a transaction is routed when it is published, not when it is committed. A queue that is bound in
-    between does not get the message. If one of two queues is deleted in between, the other still gets the message.
+    between does not get the message. If one of two queues is deleted in between, the other still gets the message, up
+    to RabbitMQ 3.13.
     """
     for queue in ("early", "late", "deleted"):
         channel.queue_declare(queue)
@@ -265,8 +266,8 @@ def test_direct_reply_to_delivers_a_reply_without_a_queue(
 def test_a_mandatory_direct_reply_to_a_disconnected_client_is_returned(
     connect: Callable[..., pika.BlockingConnection], channel: BlockingChannel
 ) -> None:
-    """After an RPC client has closed its connection, a mandatory reply to its direct reply-to address is returned as
-    unroutable.
+    """Up to RabbitMQ 4.1, if an RPC client has closed its connection, a mandatory reply to its direct reply-to address
+    is returned to the server as unroutable.
     """
     channel.queue_declare("requests")
     client = connect()

@@ -144,8 +144,8 @@ def test_a_policy_can_set_overflow_message_ttl_and_expires(
 
 @pytest.mark.differs_since("4.3", "what is returned with basic.nack does not count")
 def test_a_policy_can_set_a_delivery_limit(channel: BlockingChannel, take: Take, set_policy: SetPolicy) -> None:
-    """If a policy sets a delivery-limit for a quorum queue, the queue drops a message that exceeds this limit, even if
-    the queue's own x-delivery-limit is higher.
+    """If a policy sets a delivery-limit for a quorum queue, the queue drops a message that is requeued more often than
+    this, even if the queue's own x-delivery-limit is higher.
     """
     set_policy("jobs", {"delivery-limit": 1})
     channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 9})
@@ -275,8 +275,8 @@ def test_an_invalid_policy_is_refused(api: Api, vhost: str) -> None:
 @pytest.mark.parametrize(("tag", "changes"), [("management", 401), ("policymaker", 201)])
 @pytest.mark.differs_since("4.3", "404 in place of 401, for a virtual host that one has no permissions in")
 def test_only_policymakers_may_change_policies(api: Api, vhost: str, tag: str, changes: int) -> None:
-    """A user with the tag `policymaker` may set policies, but not operator policies. A user with the tag `management`
-    may list policies, but not set them.
+    """In a virtual host for which they have permissions, a user with the tag `policymaker` may set policies, but not
+    operator policies. A user with the tag `management` may list policies, but not set them.
     """
     user, body = f"{tag}-{vhost}", {"pattern": "a", "definition": {"max-length": 3}}
     api("PUT", f"users/{user}", {"password": "secret", "tags": tag})

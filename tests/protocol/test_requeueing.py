@@ -77,8 +77,8 @@ def test_messages_keep_their_order_when_one_nack_requeues_thousands_of_them(
     broker_in_process: EmbeddedBroker, kind: str
 ) -> None:
     """If one basic.nack requeues thousands of messages, the consumer gets all of them again, in the order in which the
-    queue delivered them before. This holds for classic queues, quorum queues and queues with priorities of the embedded
-    broker.
+    queue delivered them before. The embedded broker keeps this order in classic queues, quorum queues and queues with
+    priorities.
     """
     with RawClient(broker_in_process.url) as client:
         _declare(client, "q", _KINDS[kind])

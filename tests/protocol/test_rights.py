@@ -711,8 +711,9 @@ TAGS = [
 def test_a_users_tags_decide_which_management_requests_are_allowed(
     world: World, tags: str, asked: Asked, status: int
 ) -> None:
-    """A user's tags decide whether a request to the management API, such as listing nodes or changing a user, is
-    allowed or gets the status 401.
+    """Over HTTP, a user with any tag may list queues. Setting a policy needs the tag `policymaker` or `administrator`,
+    listing nodes `monitoring` or `administrator`, and changing a user `administrator`. Without the tag, the management
+    API answers with the status 401.
     """
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": tags})
     world.reset([])
