@@ -403,8 +403,8 @@ V1 = ["q", "/queue/q", "/topic/t", "/amq/queue/q"]
 def test_amqp_1_0_addresses_in_the_old_format_are_refused(
     request: pytest.FixtureRequest, broker: TestBroker, client: RawAmqp10, address: str, role: bool
 ) -> None:
-    """The embedded broker refuses AMQP 1.0 addresses in RabbitMQ's old format (version 1), as RabbitMQ does from 4.3
-    on.
+    """Even if it imitates RabbitMQ 4.0, the embedded broker refuses AMQP 1.0 addresses in RabbitMQ's old format
+    (version 1). RabbitMQ refuses them from 4.3 on.
     """
     if broker.kind == "rabbitmq" and not broker.differs_since("4.3", ""):
         pytest.skip("permitted here")
@@ -666,8 +666,8 @@ def test_messages_on_a_link_without_a_target_are_routed_by_their_to_property(
 
 
 def test_a_settled_message_with_a_bad_address_detaches_the_link(client: RawAmqp10) -> None:
-    """On an AMQP 1.0 link without a target, a settled message with an invalid address in `to` detaches the link,
-    because a settled message cannot be rejected.
+    """If an AMQP 1.0 client sends a settled message with an invalid address in `to` on a link without a target, the
+    broker detaches the link, because it cannot reject a settled message.
     """
     client.attach_sender(None)
     client.publish(0, message(to="/what"), settled=True)

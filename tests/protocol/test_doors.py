@@ -289,8 +289,8 @@ def test_arguments_that_cannot_be_stored_are_refused(broker: EmbeddedBroker, api
 
 
 def test_an_expensive_regular_expression_does_not_block_the_broker(broker: EmbeddedBroker, api: Api) -> None:
-    """The broker still answers after a client has filtered the list of queues by a regular expression that would take
-    forever to match by backtracking, or has set a permission to it.
+    """If a client filters the list of queues by a regular expression that would take forever to match by backtracking,
+    or sets a permission to such an expression, the broker still answers.
     """
     evil = "(a|a)*(a+)+$"
     api("PUT", "queues/%2F/" + "a" * 200 + "b")

@@ -289,9 +289,9 @@ def test_the_block_publishers_fault_holds_back_all_messages(vhost: Vhost, raw: R
 def test_a_fault_for_a_misspelled_queue_is_refused(
     vhost: Vhost, channel: BlockingChannel, begin: Callable[[Faults], object], message: str
 ) -> None:
-    """In a user's test, a fault for a queue that does not exist raises ValueError if an existing queue has a similar
-    name, and suggests that name. If no name is similar, the fault begins. Only `cancel_consumers` raises ValueError in
-    this case as well, because it would have no effect.
+    """If a user's test begins a fault for a queue that does not exist, and an existing queue has a similar name, the
+    call raises ValueError and suggests this name. If no name is similar, the fault begins. Only `cancel_consumers`
+    raises ValueError for any missing queue, because it would have no effect.
     """
     channel.queue_declare("jobs")
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):

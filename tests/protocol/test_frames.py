@@ -129,8 +129,8 @@ def test_frames_may_arrive_byte_by_byte(amqp_url: str) -> None:
 
 
 def test_messages_and_bindings_sent_in_one_write_take_effect_in_order(amqp_url: str) -> None:
-    """If a client sends messages, queue.bind and queue.unbind in one write, the broker executes them in the order in
-    which they were sent. Each bind or unbind affects only the messages after it.
+    """If a client sends messages, queue.bind and queue.unbind in one write, the broker handles them in the order in
+    which the client sent them. Each bind or unbind affects only the messages after it.
     """
     queue, exchange = "q", "amq.fanout"
     publish = frame.marshal(commands.Basic.Publish(exchange=exchange), 1) + HEADER + raw_frame(3, 1, b"hello")

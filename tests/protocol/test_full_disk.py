@@ -115,7 +115,8 @@ def test_publishers_are_blocked_while_free_disk_space_is_below_disk_free_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If free disk space falls below disk_free_limit, a publisher gets connection.blocked with the reason "low on
-    disk". Once the disk has space again, the publisher gets connection.unblocked and its publisher confirm.
+    disk". Once the disk has space again, the publisher gets connection.unblocked and the publisher confirm for its
+    message.
     """
     free = [2_000_000]
     monkeypatch.setattr(Storage, "disk_free", lambda _: free[0])

@@ -214,8 +214,8 @@ def test_publishing_an_invalid_message_over_http_gets_400(
 
 
 def test_a_binding_can_be_read_over_http_by_its_properties_key(api: Api, vhost: str, channel: BlockingChannel) -> None:
-    """A GET request with a binding's properties key returns the binding. A GET request with another key gets the status
-    404.
+    """The management API answers a GET request with a binding's properties key with the binding. If no binding has the
+    key, it answers with the status 404.
     """
     channel.queue_declare("q", durable=True)
     path = f"bindings/{vhost}/e/amq.topic/q/q"
@@ -491,8 +491,8 @@ def test_columns_that_name_missing_nested_fields_are_left_out(api: Api, vhost: s
 def test_a_queues_message_stats_count_gets_and_show_a_publish_rate(
     api: Api, vhost: str, channel: BlockingChannel, take: Take
 ) -> None:
-    """A queue's message_stats count deliveries by basic.get, separately with and without acknowledgement, and show the
-    rate of publishing.
+    """In the management API, a queue's message_stats count deliveries by basic.get, separately with and without
+    acknowledgement, and show the rate of publishing.
     """
     channel.queue_declare("q")
     for _ in range(2):

@@ -81,7 +81,8 @@ def test_events_follow_a_message_from_publish_to_acknowledgement(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
     """In /api/mqtool/events, the events `ready`, `delivered`, `requeued` and `acknowledged` of one message in a queue
-    have the same value of `copy`. The event `published` contains the message's properties and body.
+    have the same value of `copy`, so that a program can follow the message. The event `published` contains the
+    message's properties and body.
     """
     channel.queue_declare("q")
     events = Events(broker)
@@ -501,8 +502,8 @@ def test_events_of_the_stream_protocol_name_no_exchange_and_count_deliveries(bro
 
 def test_events_report_the_stored_offset_of_a_reader_and_its_reset(broker: EmbeddedBroker) -> None:
     """If a client stores an offset, the event `stored` in /api/mqtool/events contains the stream, the reader, the
-    offset, and the client's protocol and connection. The response contains the offset that was stored last. A reset
-    appears as an event `stored` with the offset -1.
+    offset, and the client's protocol and connection. The response contains the offset that was stored last. If the
+    reader's offset is reset, the event `stored` has the offset -1.
     """
     with closing(with_stream(broker)) as client:
         events = Events(broker)

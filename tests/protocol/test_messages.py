@@ -244,7 +244,7 @@ def test_direct_reply_to_delivers_a_reply_without_a_queue(
     connection: pika.BlockingConnection, channel: BlockingChannel, take: Take
 ) -> None:
     """If a client uses direct reply-to, its request arrives with a generated reply_to. A reply that a server publishes
-    to this address reaches the client, which has declared no queue.
+    to this address reaches the client, although the client has declared no queue.
     """
     replies: list[tuple[str, bytes]] = []
     channel.queue_declare("requests")
@@ -266,8 +266,8 @@ def test_direct_reply_to_delivers_a_reply_without_a_queue(
 def test_a_mandatory_direct_reply_to_a_disconnected_client_is_returned(
     connect: Callable[..., pika.BlockingConnection], channel: BlockingChannel
 ) -> None:
-    """Up to RabbitMQ 4.1, if an RPC client has closed its connection, a mandatory reply to its direct reply-to address
-    is returned to the server as unroutable.
+    """Up to RabbitMQ 4.1, if an RPC client that uses direct reply-to has closed its connection, the broker returns a
+    mandatory reply to this client as unroutable.
     """
     channel.queue_declare("requests")
     client = connect()

@@ -37,8 +37,8 @@ TOPICS: list[tuple[Callable[[BlockingChannel], object], str | None]] = [
 def test_topic_permissions_apply_to_publishing_and_binding(
     connect: Callable[..., pika.BlockingConnection], api: Api, amqp_url: str, ann: str, vhost: str
 ) -> None:
-    """A user's topic permissions for a topic exchange limit the routing keys with which the user may publish to it, and
-    the keys with which the user may bind queues and exchanges to it. Other exchanges are not affected.
+    """If a user has topic permissions for a topic exchange, the user may publish to this exchange only with matching
+    routing keys, and may bind queues and exchanges to it only with matching keys. Other exchanges are not affected.
     """
     api("PUT", f"permissions/{vhost}/{ann}", {"configure": ".*", "write": ".*", "read": ".*"})
     path = f"topic-permissions/{vhost}/{ann}"

@@ -161,8 +161,8 @@ def test_a_policy_can_set_a_delivery_limit(channel: BlockingChannel, take: Take,
 def test_a_policy_can_set_an_alternate_exchange(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, api: Api, vhost: str
 ) -> None:
-    """A policy can set the alternate exchange of an existing exchange. After the policy is deleted, the exchange has
-    none.
+    """A policy can set the alternate exchange of an existing exchange. After the policy is deleted, unroutable messages
+    to the exchange no longer reach the alternate exchange.
     """
     channel.exchange_declare("x")
     channel.queue_declare("rest")
@@ -275,8 +275,8 @@ def test_an_invalid_policy_is_refused(api: Api, vhost: str) -> None:
 @pytest.mark.parametrize(("tag", "changes"), [("management", 401), ("policymaker", 201)])
 @pytest.mark.differs_since("4.3", "404 in place of 401, for a virtual host that one has no permissions in")
 def test_only_policymakers_may_change_policies(api: Api, vhost: str, tag: str, changes: int) -> None:
-    """In a virtual host for which they have permissions, a user with the tag `policymaker` may set policies, but not
-    operator policies. A user with the tag `management` may list policies, but not set them.
+    """A user with the tag `policymaker` and permissions in a virtual host may set its policies, but not its operator
+    policies. A user with the tag `management` may list its policies, but not set them.
     """
     user, body = f"{tag}-{vhost}", {"pattern": "a", "definition": {"max-length": 3}}
     api("PUT", f"users/{user}", {"password": "secret", "tags": tag})
