@@ -179,8 +179,8 @@ def test_the_alternate_exchange_of_a_delayed_exchange_gets_a_copy_immediately(
 def test_a_transaction_has_no_effect_on_a_delayed_message(
     channel: BlockingChannel, connection: pika.BlockingConnection, take: Take, end: str
 ) -> None:
-    """If a message is published in a transaction to an x-delayed-message exchange, it is delivered once, whether the
-    transaction is committed or rolled back, or the channel is closed.
+    """A transaction has no effect on a message that is published to an x-delayed-message exchange. The message is
+    delivered once, whether the transaction is committed or rolled back, or the channel is closed.
     """
     other = connection.channel()
     other.tx_select()
@@ -208,7 +208,9 @@ def test_queues_bound_with_the_keys_in_cc_or_bcc_get_copies_of_a_delayed_message
 @pytest.mark.usefixtures("delayed")
 @pytest.mark.parametrize("milliseconds", [50, "50", 50.5])
 def test_x_delay_is_negative_after_dead_lettering(channel: BlockingChannel, take: Take, milliseconds: object) -> None:
-    """A message that is dead-lettered through a delayed exchange arrives with its x-delay as a negative integer."""
+    """If a message with the header x-delay is dead-lettered through a delayed exchange, it arrives with its x-delay as
+    a negative integer.
+    """
     arguments = {"x-dead-letter-exchange": "x", "x-dead-letter-routing-key": "k"}
     channel.queue_declare("dying", arguments=arguments)
     channel.basic_publish("", "dying", b"x", AnyHeaders(headers={"x-delay": milliseconds}, expiration="0"))

@@ -61,8 +61,8 @@ def channel(connect: Callable[..., BlockingChannel]) -> BlockingChannel:
 
 
 def test_the_cut_connections_fault_resets_or_closes_connections(vhost: Vhost) -> None:
-    """The embedded broker's fault `cut_connections` resets each client's connection (ECONNRESET). With reset=False, the
-    fault closes the connections normally.
+    """The embedded broker's fault `cut_connections` resets each client's TCP connection (ECONNRESET). With reset=False,
+    the fault closes the TCP connection normally, but without connection.close.
     """
     with RawClient(vhost.url) as client:
         assert vhost.faults.cut_connections() == 1
@@ -128,8 +128,8 @@ def test_published_returns_messages_published_over_the_stream_protocol(vhost: Vh
 def test_the_cut_connections_fault_resets_or_closes_stream_connections(
     vhost: Vhost, stream: RawStream, reset: bool
 ) -> None:
-    """The embedded broker's fault `cut_connections` resets each connection of the stream protocol (ECONNRESET). With
-    reset=False, the fault closes the connections normally.
+    """The embedded broker's fault `cut_connections` resets the TCP connection of each client of the stream protocol
+    (ECONNRESET). With reset=False, the fault closes the TCP connection normally, but without the command `close`.
     """
     assert vhost.faults.cut_connections(reset=reset) == 1
     with pytest.raises(ConnectionResetError if reset else EOFError):

@@ -86,7 +86,7 @@ def declare_with_everything(api: Api, vhost: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_documented_table_of_queue_arguments_is_true(api: Api, vhost: str, kind: str) -> None:
-    """Each queue type accepts or refuses each argument as docs/reference/embedded-broker.md says. If a queue type
+    """Each queue type accepts or refuses each queue argument as docs/reference/embedded-broker.md says. If a queue type
     refuses an argument, the error names the argument.
     """
     rows = table("Arguments of queues")
@@ -104,8 +104,8 @@ def test_the_documented_table_of_queue_arguments_is_true(api: Api, vhost: str, k
 def test_the_documented_table_of_consumer_arguments_is_true(
     api: Api, vhost: str, connection: pika.BlockingConnection
 ) -> None:
-    """For each queue type, consumers accept exactly the arguments that docs/reference/embedded-broker.md lists for this
-    queue type.
+    """For each queue type, basic.consume accepts or refuses each argument of consumers as
+    docs/reference/embedded-broker.md says. It refuses an argument with 406.
     """
     rows = table("Arguments of consumers")
     assert {row[0] for row in rows} == {*CONSUMER_ARGUMENTS, OFFSET}

@@ -72,7 +72,7 @@ def test_message_headers_count_towards_the_brokers_memory_use(broker: EmbeddedBr
 @pytest.mark.parametrize("kind", ["fanout", "x-delayed-message"])
 def test_a_dead_letter_cycle_does_not_exhaust_the_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Queues dead-letter messages to each other, so that one message becomes millions. The broker never uses more than
-    one and a half times its memory limit, and can be stopped meanwhile.
+    one and a half times its memory limit, and can be stopped while the queues go on.
     """
     monkeypatch.setattr(server, "_FINISHING_SECONDS", 0.1)
     with EmbeddedBroker(like="4.2", management_port=0, memory_limit=LIMIT) as broker:

@@ -214,8 +214,8 @@ def test_publishing_an_invalid_message_over_http_gets_400(
 
 
 def test_a_binding_can_be_read_over_http_by_its_properties_key(api: Api, vhost: str, channel: BlockingChannel) -> None:
-    """The management API answers a GET request with a binding's properties key with the binding. If no binding has the
-    key, it answers with the status 404.
+    """A GET request to the management API with a binding's properties key returns the binding. With a properties key
+    that no binding has, the request gets the status 404.
     """
     channel.queue_declare("q", durable=True)
     path = f"bindings/{vhost}/e/amq.topic/q/q"

@@ -624,8 +624,8 @@ def test_a_request_for_events_with_a_timeout_waits_for_an_event(
 def test_messages_of_a_deleted_queue_are_no_longer_tracked_for_events(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """After a queue is deleted, the broker no longer tracks the queue's ready and unacknowledged messages for
-    /api/mqtool/events.
+    """Once a queue is deleted, and the channel with the queue's unacknowledged message is closed, the broker keeps no
+    data about the queue's messages for /api/mqtool/events.
     """
     channel.queue_declare("q")
     events = Events(broker)
