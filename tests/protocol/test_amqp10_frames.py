@@ -322,7 +322,7 @@ def test_attaching_a_link_with_a_handle_that_is_in_use_ends_the_session(
 
 def test_the_incoming_window_opens_again_once_half_of_it_is_used(client: RawAmqp10, queue: str) -> None:
     """The broker's incoming window for an AMQP 1.0 session is 400 transfers. After a client has sent 200 transfers, the
-    broker opens the full window again, and grants the sender new link credit.
+    broker opens the window for 400 more, and grants the sender new link credit.
     """
     client.attach_sender(queue)
     for number in range(200):

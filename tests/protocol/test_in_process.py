@@ -395,8 +395,8 @@ def test_a_failed_assertion_names_the_queue_whose_messages_were_not_acknowledged
     vhost: Vhost, channel: BlockingChannel
 ) -> None:
     """In a user's test, an assertion that a message was acknowledged fails because the message was delivered but not
-    acknowledged. The error names the queue and the number of such messages. If the consumer's channel was closed
-    meanwhile, the error says that the message is ready again.
+    acknowledged. The error names the queue and the number of such messages. If the consumer's channel has been closed,
+    the error says that the message is ready again.
     """
     channel.basic_publish("", "jobs", b"1")
     assert channel.basic_get("jobs")[2] == b"1"

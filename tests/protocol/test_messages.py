@@ -176,9 +176,9 @@ def test_messages_of_a_transaction_reach_the_queue_only_after_tx_commit(channel:
 def test_messages_of_a_transaction_are_routed_when_they_are_published(
     channel: BlockingChannel, connection: pika.BlockingConnection
 ) -> None:
-    """A message in a transaction is routed when it is published, not when it is committed. A queue that is bound in
-    between does not get the message. If one of two queues is deleted in between, the other still gets the message, up
-    to RabbitMQ 3.13.
+    """A message in a transaction is routed when it is published, not at tx.commit. A queue that is bound only after the
+    message was published does not get it. Up to RabbitMQ 3.13, if one of two queues is deleted before tx.commit, the
+    other still gets the message.
     """
     for queue in ("early", "late", "deleted"):
         channel.queue_declare(queue)

@@ -80,8 +80,8 @@ def test_the_smaller_limit_of_policy_and_operator_policy_applies(
 def test_queue_arguments_override_a_policy_except_for_limits(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy
 ) -> None:
-    """If a queue's arguments and a policy both set a dead-letter exchange and routing key, the queue's own apply. The
-    policy's max-length applies to the queue nevertheless.
+    """If a queue's arguments and a policy both set a dead-letter exchange and routing key, the queue's own apply. A
+    max-length in the same policy applies to the queue nevertheless.
     """
     channel.queue_declare("dead")
     channel.queue_declare("other")

@@ -369,8 +369,9 @@ def test_basic_recover_is_not_answered_after_the_connection_was_closed(
 
 
 def test_messages_being_requeued_are_dead_lettered_in_order_above_the_delivery_limit(nacking: Start) -> None:
-    """One basic.nack puts four messages of a quorum queue over the delivery limit, and a fifth message is published
-    meanwhile. The four messages are dead-lettered in order, and the fifth one stays in the queue.
+    """One basic.nack puts four messages of a quorum queue over the delivery limit. A fifth message is published before
+    the broker has dead-lettered them. The four messages are dead-lettered in order, and the fifth one stays in the
+    queue.
     """
     dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
     nack = nacking({**_QUORUM, "x-delivery-limit": 0, **dead}, b"1234", 4)
