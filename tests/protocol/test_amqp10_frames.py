@@ -142,7 +142,9 @@ def test_a_client_that_does_not_begin_with_the_sasl_header_is_disconnected(amqp_
 
 
 def test_a_client_that_logs_in_with_anonymous_is_the_user_guest(amqp_url: str, vhost: str) -> None:
-    """A client that logs in with the SASL mechanism ANONYMOUS can open a virtual host to which guest has access."""
+    """An AMQP 1.0 client that logs in with the SASL mechanism ANONYMOUS is the user guest. It can open a virtual host
+    to which guest has access.
+    """
     client = RawAmqp10(amqp_url, opened=False)
     client.socket.sendall(SASL_HEADER)
     client.read(8)
@@ -192,8 +194,9 @@ def test_a_malformed_amqp_1_0_login_closes_the_connection(amqp_url: str, mechani
     ids=["vhost", "frame size", "idle time-out"],
 )
 def test_an_invalid_open_frame_closes_the_amqp_1_0_connection(amqp_url: str, fields: tuple[Any, ...]) -> None:
-    """If an AMQP 1.0 client's open frame is invalid, the broker closes the connection without a close frame. It is
-    invalid if it has an unknown virtual host, a max-frame-size below 512 bytes or an idle time-out below one second.
+    """If an AMQP 1.0 client's open frame is invalid, the broker closes the connection without a close frame. An open
+    frame is invalid if it names an unknown virtual host, or if its max-frame-size is below 512 bytes or its idle
+    time-out below one second.
     """
     client = RawAmqp10(amqp_url, opened=False)
     client.log_in()
@@ -287,8 +290,8 @@ def test_an_unknown_amqp_1_0_performative_closes_the_connection(amqp_url: str, b
 def test_a_frame_with_an_invalid_link_handle_ends_the_session(
     broker: TestBroker, client: RawAmqp10, frame: tuple[Any, ...], error: tuple[str, str]
 ) -> None:
-    """A frame with a link handle that is unknown or above the maximum ends the AMQP 1.0 session with an error that
-    names the handle.
+    """If an AMQP 1.0 frame has a link handle that is unknown or above the maximum, the broker ends the session with an
+    error that names the handle.
     """
     client.send(*frame)
     assert client.ended() == error
@@ -318,8 +321,8 @@ def test_attaching_a_link_with_a_handle_that_is_in_use_ends_the_session(
 
 
 def test_the_incoming_window_opens_again_once_half_of_it_is_used(client: RawAmqp10, queue: str) -> None:
-    """An AMQP 1.0 session has an incoming window of 400 transfers. After 200 transfers, the broker opens the full
-    window again, and gives the sender new link credit.
+    """The broker's incoming window for an AMQP 1.0 session is 400 transfers. After a client has sent 200 transfers, the
+    broker opens the window for 400 more, and grants the sender new link credit.
     """
     client.attach_sender(queue)
     for number in range(200):
@@ -400,8 +403,8 @@ V1 = ["q", "/queue/q", "/topic/t", "/amq/queue/q"]
 def test_amqp_1_0_addresses_in_the_old_format_are_refused(
     request: pytest.FixtureRequest, broker: TestBroker, client: RawAmqp10, address: str, role: bool
 ) -> None:
-    """The embedded broker refuses AMQP 1.0 addresses in RabbitMQ's old format (version 1), as RabbitMQ does from 4.3
-    on.
+    """Even if it imitates RabbitMQ 4.0, the embedded broker refuses AMQP 1.0 addresses in RabbitMQ's old format
+    (version 1). RabbitMQ refuses them from 4.3 on.
     """
     if broker.kind == "rabbitmq" and not broker.differs_since("4.3", ""):
         pytest.skip("permitted here")
@@ -440,7 +443,7 @@ def test_a_link_with_an_unsupported_setting_is_refused(
 
 
 def test_a_link_can_be_detached_and_attached_again(client: RawAmqp10, queue: str) -> None:
-    """After a link has been detached, a link with the same name and handle can be attached."""
+    """After an AMQP 1.0 client has detached a link, it can attach a link with the same name and handle again."""
     for closed in (True, False):
         client.attach_sender(queue)
         client.send(DETACH, UInt32(0), closed)
@@ -453,8 +456,8 @@ def test_a_link_can_be_detached_and_attached_again(client: RawAmqp10, queue: str
 def test_a_message_published_over_amqp_1_0_is_accepted(
     client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any
 ) -> None:
-    """An AMQP 1.0 sender gets a link credit of 170. A message that the client sends arrives in the queue and gets the
-    outcome `accepted`.
+    """The broker grants an AMQP 1.0 sender a link credit of 170. A message that the client sends arrives in the queue,
+    and gets the outcome `accepted`.
     """
     flow = client.attach_sender(queue)
     assert (flow.field(5), flow.field(6)) == (0, 170)
@@ -464,7 +467,7 @@ def test_a_message_published_over_amqp_1_0_is_accepted(
 
 def test_each_of_80_messages_sent_without_waiting_is_accepted_over_amqp_1_0(client: RawAmqp10, queue: str) -> None:
     """If an AMQP 1.0 client sends 80 messages without waiting for their outcomes, each message gets the outcome
-    `accepted`. A disposition may be for one message or for a range of messages.
+    `accepted`. The broker may send a disposition for each message, or one for several messages.
     """
     client.attach_sender(queue)
     for number in range(80):
@@ -584,9 +587,9 @@ LINK_ERRORS: dict[str, tuple[UInt8 | None, list[tuple[Any, ...]], str, str]] = {
 
 @pytest.mark.parametrize("case", LINK_ERRORS)
 def test_an_invalid_transfer_detaches_the_link(broker: TestBroker, client: RawAmqp10, queue: str, case: str) -> None:
-    """The broker detaches an AMQP 1.0 link after an invalid transfer. A transfer is invalid if its delivery id or
-    settled flag differs from that of the message's first transfer, if the settled flag contradicts the link's settle
-    mode, or if it asks for the receiver settle mode `second`.
+    """From RabbitMQ 4.2 on, the broker detaches an AMQP 1.0 link after an invalid transfer. Earlier versions end the
+    session. A transfer is invalid if its delivery id or settled flag differs from that of the message's first transfer,
+    if the settled flag contradicts the link's settle mode, or if it asks for the receiver settle mode `second`.
     """
     mode, transfers, condition, text = LINK_ERRORS[case]
     client.attach_sender(queue, mode=mode)
@@ -627,8 +630,8 @@ def test_a_sender_that_exceeds_its_credit_is_detached(client: RawAmqp10, channel
 def test_a_malformed_message_detaches_the_link_or_ends_the_session(
     client: RawAmqp10, queue: str, payload: bytes
 ) -> None:
-    """If the payload of a transfer is not an AMQP 1.0 message, the broker either detaches the link or ends the session.
-    In both cases, it sends an error.
+    """If the payload of a transfer is not a valid AMQP 1.0 message, the broker detaches the link or ends the session,
+    in both cases with an error.
     """
     client.attach_sender(queue)
     client.publish(0, payload)
@@ -663,8 +666,8 @@ def test_messages_on_a_link_without_a_target_are_routed_by_their_to_property(
 
 
 def test_a_settled_message_with_a_bad_address_detaches_the_link(client: RawAmqp10) -> None:
-    """On an AMQP 1.0 link without a target, a settled message with an invalid address in `to` detaches the link,
-    because a settled message cannot be rejected.
+    """If an AMQP 1.0 client sends a settled message with an invalid address in `to` on a link without a target, the
+    broker detaches the link, because it cannot reject a settled message.
     """
     client.attach_sender(None)
     client.publish(0, message(to="/what"), settled=True)
@@ -798,8 +801,8 @@ def counts(client: RawAmqp10, quorum: str, state: Any) -> list[Any]:
 def test_only_the_outcome_modified_with_delivery_failed_raises_the_delivery_count(
     client: RawAmqp10, quorum: str, case: str
 ) -> None:
-    """In a quorum queue, a message's delivery count rises after the outcome `modified` with delivery-failed. It does
-    not rise after `released`, or after `modified` without delivery-failed.
+    """In a quorum queue, a message's delivery count rises after the AMQP 1.0 outcome `modified` with delivery-failed.
+    It does not rise after `released`, or after `modified` without delivery-failed.
     """
     state = {"released": RELEASE, "failed": described(MODIFIED, True), "not failed": described(MODIFIED, False)}[case]
     expected = [(0, True), (1, False), (2, False)] if case == "failed" else [(0, True), (0, False), (0, False)]
@@ -833,8 +836,8 @@ def test_a_disposition_without_an_outcome_ends_the_session_and_requeues_its_deli
     broker: TestBroker, client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any, state: Any
 ) -> None:
     """If an AMQP 1.0 receiver settles five deliveries with a state that is not an outcome, such as `received`, the
-    broker ends the session and requeues all five messages in order. For a state of an unknown type, RabbitMQ closes the
-    connection instead of ending the session.
+    broker ends the session and requeues all five messages in order. If the type of the state is unknown, RabbitMQ
+    closes the connection, while the embedded broker ends the session.
     """
     for number in range(5):
         channel.basic_publish("", "q", b"%d" % number)
@@ -1036,8 +1039,8 @@ def restricted(broker: TestBroker, api: Api, ann: str) -> Iterator[RawAmqp10]:
 def test_permissions_are_checked_when_an_amqp_1_0_link_is_attached(
     restricted: RawAmqp10, queue: str, vhost: str, ann: str, role: bool, address: str, text: str
 ) -> None:
-    """If a user attaches a link without permission to write to its target or to read from its source, the session ends
-    with amqp:unauthorized-access and RabbitMQ's error text.
+    """If a user attaches an AMQP 1.0 link without permission to write to its target or to read from its source, the
+    broker ends the session with amqp:unauthorized-access and RabbitMQ's error text.
     """
     restricted.attach(role, address)
     refused = f"{text} in vhost '{vhost}' refused for user '{ann}'"
@@ -1047,8 +1050,8 @@ def test_permissions_are_checked_when_an_amqp_1_0_link_is_attached(
 def test_a_message_with_the_user_id_of_another_user_detaches_the_link(
     broker: TestBroker, client: RawAmqp10, queue: str
 ) -> None:
-    """If the user-id of an AMQP 1.0 message is not the name of the logged-in user, the broker detaches the sender's
-    link with unauthorized-access.
+    """If the user-id of an AMQP 1.0 message is not the name of the logged-in user, RabbitMQ from 4.2 on detaches the
+    sender's link with unauthorized-access. Earlier versions end the session with this error.
     """
     client.attach_sender(queue)
     client.publish(0, message(user_id=b"somebody"))

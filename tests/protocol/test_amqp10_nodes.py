@@ -119,9 +119,9 @@ def channel_properties() -> object:
 def test_receivers_of_a_queue_with_a_single_active_consumer_are_told_which_one_is_active(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """From RabbitMQ 4.3 on, the broker tells each AMQP 1.0 receiver of a quorum queue with x-single-active-consumer
-    whether the receiver is the active one, in the property rabbitmq:active of a flow frame. When the active receiver
-    detaches, the broker tells the next one that it is active now.
+    """From RabbitMQ 4.3 on, a receiver of a quorum queue with x-single-active-consumer gets an AMQP 1.0 flow frame
+    whose property rabbitmq:active says whether this receiver is the active one. When the active receiver detaches, the
+    next one gets a flow frame that says that it is active now.
     """
     if not broker.differs_since("4.3", "consumers of quorum queues are told"):
         pytest.skip("from 4.3 on")
@@ -150,8 +150,8 @@ def test_deleting_a_queue_detaches_its_amqp_1_0_senders(
 
 
 def test_the_reply_to_a_queue_deletion_comes_before_the_detach_frames(client: RawAmqp10, queue: str) -> None:
-    """If a client deletes a queue over the AMQP 1.0 management node, the client gets the reply before the detach frames
-    of its links to this queue.
+    """If a client deletes a queue over the AMQP 1.0 management node, the broker sends the reply before it detaches the
+    client's links to this queue.
     """
     # As in rabbit_amqp_session of RabbitMQ 4.3.5, where links learn of the deletion by a later event.
     client.attach_sender(queue, handle=1)
@@ -284,10 +284,10 @@ def acquired(frame: Frame) -> int:
 def test_a_message_released_by_a_link_with_credit_is_requeued_again_when_the_link_ends(
     broker: TestBroker, channel: BlockingChannel, state: Described, ending: int, *, pipelined: bool
 ) -> None:
-    """From RabbitMQ 4.3 on, if an AMQP 1.0 receiver releases or modifies a message while its link has credit, the
-    message is delivered to the same link again. When the link, its session or its connection then ends, the message is
-    requeued a second time, and its x-acquired-count has risen by 2. If the link has no credit, the message is requeued
-    only once, and the count rises by 1.
+    """From RabbitMQ 4.3 on, a quorum queue delivers a message again to an AMQP 1.0 link that has released or modified
+    it, if this link has credit left. When the link, its session or its connection ends, the message is requeued once
+    more, so its x-acquired-count has risen by 2. If the link has no credit left, the message is requeued only once, and
+    the count rises by 1.
     """
     if not broker.differs_since("4.3", "x-acquired-count"):
         pytest.skip("from 4.3 on")
@@ -311,8 +311,8 @@ def test_a_message_released_by_a_link_with_credit_is_requeued_again_when_the_lin
 def test_classic_queues_accept_only_valid_values_of_x_queue_leader_locator(
     client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """A classic queue can be declared with a valid `x-queue-leader-locator`. The broker refuses a declaration with an
-    invalid value.
+    """The broker accepts a classic queue with a valid `x-queue-leader-locator`, such as `balanced`. It refuses a
+    classic queue with an invalid one.
     """
     locator = {"x-queue-type": "classic", "x-queue-leader-locator": "balanced"}
     channel.queue_declare("located", durable=True, arguments=locator)

@@ -69,8 +69,8 @@ def test_publishers_are_blocked_while_the_broker_is_low_on_memory(small: Embedde
 def test_global_parameters_are_limited_by_memory(
     small: EmbeddedBroker, api_of: Callable[[EmbeddedBroker], Any]
 ) -> None:
-    """Global parameters count towards the memory that queues, exchanges and bindings may take. Once it is used up,
-    further parameters are refused with 400, until others are deleted.
+    """Global parameters count towards the memory that queues, exchanges and bindings may take. Once this memory is used
+    up, the management API refuses further parameters with the status 400, until others are deleted.
     """
     api = api_of(small)
     answers = [api("PUT", f"global-parameters/p{number}", {"value": "x" * 400_000})[0] for number in range(5)]
@@ -127,8 +127,8 @@ def test_a_consumer_that_does_not_read_leaves_messages_to_other_clients(small: E
 
 
 def test_the_consumer_timeout_closes_the_channel() -> None:
-    """If a consumer does not acknowledge a delivery within the consumer timeout, the broker closes the consumer's
-    channel and requeues the message.
+    """If a consumer does not acknowledge a delivery within the broker's consumer timeout, RabbitMQ up to 4.2 closes the
+    consumer's channel and requeues the message.
     """
     with EmbeddedBroker(consumer_timeout=0.2) as broker, RawClient(broker.url) as client:
         client.send(commands.Queue.Declare(queue="q"))
@@ -181,8 +181,8 @@ def test_closed_connections_are_no_longer_counted(
 
 
 def test_new_clients_wait_while_the_broker_has_no_file_descriptors_left(tmp_path: Path) -> None:
-    """While the broker has no file descriptors left, new clients wait until other clients disconnect. The log reports
-    the shortage once.
+    """While the broker has no file descriptors left, new clients wait until other clients disconnect. The broker logs
+    the shortage only once.
     """
     limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32)); "
     program = limited + "from mqtool.broker.embedded.__main__ import main; main()"
@@ -206,8 +206,8 @@ def test_new_clients_wait_while_the_broker_has_no_file_descriptors_left(tmp_path
 
 
 def test_connected_clients_can_read_streams_while_no_file_descriptors_are_left(tmp_path: Path) -> None:
-    """While the broker has no file descriptors left, a client that is already connected can still read a stream from
-    its first segment.
+    """While the broker has no file descriptors left, a client that is already connected can still read a stream of
+    several segments from the beginning.
     """
     limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)); "
     program = limited + "from mqtool.broker.embedded.__main__ import main; main()"

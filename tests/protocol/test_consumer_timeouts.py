@@ -119,7 +119,7 @@ def test_in_rabbitmq_3_10_only_the_brokers_own_consumer_timeout_applies(kind: st
 
 def test_the_shorter_consumer_timeout_of_queue_argument_and_policy_applies(started: EmbeddedBroker, like: str) -> None:
     """If a queue argument and a policy both set a consumer timeout, the shorter one applies. After this timeout,
-    RabbitMQ closes the channel up to version 4.2, and cancels the consumer from 4.3 on.
+    RabbitMQ up to 4.2 closes the channel, and RabbitMQ from 4.3 on cancels the consumer.
     """
     declare(started.url, **{"x-consumer-timeout": LONG})
     Api(str(started.management_url))(
@@ -210,8 +210,9 @@ def test_from_4_3_on_classic_queues_have_no_consumer_timeout() -> None:
 
 
 def test_from_4_3_on_the_timeout_of_an_amqp_1_0_link_releases_the_delivery(broker: TestBroker) -> None:
-    """From RabbitMQ 4.3 on, the link property `rabbitmq:consumer-timeout` replaces the queue's consumer timeout. After
-    the link's timeout, the broker releases an unsettled delivery.
+    """From RabbitMQ 4.3 on, the AMQP 1.0 link property `rabbitmq:consumer-timeout` replaces the queue's consumer
+    timeout. After the link's timeout, the broker sends the receiver a disposition with the outcome `released` for the
+    unsettled delivery.
     """
     since_4_3(broker)
     declare(broker.url, **{"x-consumer-timeout": LONG})

@@ -60,7 +60,9 @@ def test_prefetch_limits_each_consumer(channel: BlockingChannel, take: Take) -> 
 
 @pytest.mark.differs_since("4.3", "prefetch of a whole channel is refused by default, and does nothing")
 def test_a_global_prefetch_limits_all_consumers_of_a_channel_together(channel: BlockingChannel, take: Take) -> None:
-    """With a global prefetch of 3, all consumers of the channel together have at most three unacknowledged messages."""
+    """Up to RabbitMQ 4.2, if a channel has a global prefetch of 3, all its consumers together have at most three
+    unacknowledged messages.
+    """
     for queue in ("q", "r"):
         channel.queue_declare(queue)
         publish(channel, 3, queue)

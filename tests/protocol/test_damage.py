@@ -62,8 +62,8 @@ def test_no_damage_is_reported_after_the_broker_was_killed_or_stopped(process: B
 
 @pytest.mark.parametrize("where", [0.5, 0.0], ids=["in the middle", "in its header"])
 def test_a_flipped_bit_in_the_write_ahead_log_is_reported(process: BrokerProcess, where: float) -> None:
-    """After a bit in the write-ahead log is flipped, the broker starts with the messages before the damage. It logs a
-    warning, and keeps a copy of the log.
+    """If a bit in the write-ahead log of the broker's SQLite database is flipped, the broker starts with the messages
+    that were stored before the damaged entry. It logs a warning, and keeps a copy of the log.
     """
     process.kill()
     _, log = files(process)
@@ -78,8 +78,8 @@ def test_a_flipped_bit_in_the_write_ahead_log_is_reported(process: BrokerProcess
 
 
 def test_damage_at_the_end_of_the_write_ahead_log_loses_only_the_last_change(process: BrokerProcess) -> None:
-    """If the end of the write-ahead log is damaged, the broker loses only the change that it stored last, in this test
-    one message. It logs a warning, and keeps a copy of the log.
+    """If the end of the write-ahead log of the broker's SQLite database is damaged, the broker loses only the change
+    that it stored last, in this test one message. It logs a warning, and keeps a copy of the log.
     """
     process.kill()
     _, log = files(process)
@@ -91,8 +91,8 @@ def test_damage_at_the_end_of_the_write_ahead_log_loses_only_the_last_change(pro
 
 
 def test_the_broker_does_not_start_with_an_empty_database_beside_its_write_ahead_log(process: BrokerProcess) -> None:
-    """If the database is empty but its write-ahead log is not, the broker does not start, because SQLite would delete
-    the log.
+    """If the broker's database file is empty, but its write-ahead log is not, the broker does not start. Otherwise,
+    SQLite would delete the log and the messages in it.
     """
     process.kill()
     database, log = files(process)
@@ -104,8 +104,8 @@ def test_the_broker_does_not_start_with_an_empty_database_beside_its_write_ahead
 
 
 def test_a_broker_with_an_empty_database_and_no_write_ahead_log_starts_like_a_new_one(process: BrokerProcess) -> None:
-    """If the database is empty and has no write-ahead log, the broker starts like a new one, and logs that the database
-    was empty. The next start does not log this again.
+    """If the broker's database file is empty and has no write-ahead log, the broker starts like a new one, and logs
+    that the database was empty. The next start does not log this again.
     """
     process.stop()
     files(process)[0].write_bytes(b"")
@@ -118,8 +118,8 @@ def test_a_broker_with_an_empty_database_and_no_write_ahead_log_starts_like_a_ne
 
 
 def test_a_truncated_database_is_read_up_to_its_end(process: BrokerProcess) -> None:
-    """If the database file is cut off in the middle, the broker recovers the messages in the remaining part, warns
-    once, and keeps the truncated file.
+    """If the database file is cut off in the middle, the broker recovers the messages in the remaining part, logs a
+    warning, and keeps a copy of the truncated file. The next start logs no further warning.
     """
     process.stop()
     database, _ = files(process)

@@ -63,8 +63,8 @@ def nested(depth: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("depth", [62, 63, 64, 65, 80, 400])
 def test_deeply_nested_queue_arguments_are_stored_or_refused(process: BrokerProcess, depth: int) -> None:
-    """If a client declares a queue with deeply nested arguments over HTTP, the broker either refuses the declaration,
-    or has the queue again after it was killed and restarted.
+    """If a client declares a queue with deeply nested arguments over HTTP, the broker either refuses the declaration
+    with the status 400, or still has the queue after it was killed and restarted.
     """
     api = Api(process.management_url)
     status, _ = api("PUT", "queues/%2F/q", {"durable": True, "arguments": {"x-unknown": nested(depth)}})
@@ -96,9 +96,9 @@ def test_deleting_a_virtual_host_deletes_its_bindings_and_policies(process: Brok
 
 
 def test_unusual_names_stay_distinct_after_a_restart(tmp_path: Path) -> None:
-    """If a queue's name is not valid UTF-8, the broker does not confuse the queue after a restart with queues whose
-    names look like the escaped form of this name. Bindings whose queue names or routing keys contain NUL are not
-    confused, either.
+    """If one queue's name contains the byte 0xff, and the names of two others contain this byte as escaped text, the
+    broker has all three queues after a restart. Bindings whose queue names or routing keys contain NUL stay distinct as
+    well.
     """
     names = ("q\udcff", "q\\udcff", "q\\xff")
     bindings = [("d", "k\0x"), ("d\0k", "x")]

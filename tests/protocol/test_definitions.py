@@ -91,8 +91,8 @@ def has(exported: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
 
 def test_imported_definitions_are_exported(api: Api, vhost: str, channel: BlockingChannel, broker: TestBroker) -> None:
-    """An export contains the imported definitions, but no exclusive queues and none of their bindings. An import does
-    not change an existing queue whose arguments differ from the imported ones.
+    """If definitions are imported and then exported, the export contains them, but no exclusive queues and no bindings
+    of exclusive queues. An import does not change an existing queue whose arguments differ from the imported ones.
     """
     channel.queue_declare("mine", exclusive=True)
     channel.queue_bind("mine", "amq.fanout")
@@ -142,7 +142,7 @@ def test_definitions_of_the_whole_broker_contain_users_and_permissions(api: Api,
 
 def test_invalid_definitions_are_refused(api: Api, vhost: str) -> None:
     """The broker refuses to import definitions that name no virtual host, or that contain an unknown virtual host,
-    user, queue type, exchange type, policy key or parameter component. It creates none of their queues.
+    user, queue type, exchange type, policy key or parameter component. It creates none of the queues that they contain.
     """
     queue = {"name": "q", "durable": True, "auto_delete": False, "arguments": {}}
     for document in (
@@ -171,7 +171,7 @@ def test_malformed_definitions_are_refused(document: dict[str, Any], api_of: Cal
 def test_a_broker_starts_with_a_definitions_file(tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]) -> None:
     """A broker that is started with a definitions file has the queues, policies and users in the file. Definitions
     without a virtual host belong to `/`. The broker can be started again with the same file and data directory. If it
-    is later started without the file, it keeps the topic permissions from the file.
+    is started on this data directory without the file, it keeps the topic permissions from the file.
     """
     file, data = tmp_path / "definitions.json", tmp_path / "data"
     rights = {"user": "ann", "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"}
@@ -253,8 +253,8 @@ def test_an_import_skips_reserved_names(api: Api, vhost: str) -> None:
 
 @pytest.mark.differs_since("4.0", "the import is refused")
 def test_an_import_skips_the_bindings_of_reserved_names(api: Api, vhost: str) -> None:
-    """If imported definitions contain a binding of a queue whose name begins with `amq.`, this binding is skipped, and
-    all other bindings are added.
+    """If imported definitions contain a binding of a queue whose name begins with `amq.`, RabbitMQ up to 3.13 skips
+    this binding, and adds all other bindings.
     """
     assert api("POST", f"definitions/{vhost}", {**RESERVED, "bindings": BOUND}) == (204, None)
     assert [each["destination"] for each in api("GET", f"definitions/{vhost}")[1]["bindings"]] == ["jobs"]

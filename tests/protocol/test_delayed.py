@@ -87,10 +87,12 @@ def test_an_invalid_x_delay_closes_the_connection(connection: pika.BlockingConne
     [0, -5, 2**32, "-5", "9" * 5000, 0.5, True, None, [50], {"a": 50}, b"50", datetime(2040, 1, 1, tzinfo=UTC)],
     ids=lambda value: repr(value)[:30],
 )
-def test_a_message_whose_x_delay_is_out_of_range_or_not_a_number_is_not_delayed(
+def test_a_message_whose_x_delay_is_out_of_range_or_of_another_type_is_not_delayed(
     channel: BlockingChannel, take: Take, milliseconds: object
 ) -> None:
-    """A message is not delayed if its x-delay is below 1, is 2^32 or more, or is neither a number nor text."""
+    """A message is delivered without a delay if its x-delay is below 1, is 2^32 or more, or is neither a number nor
+    text, such as a boolean or a list.
+    """
     channel.basic_publish("x", "k", b"later", delay(3_600_000))
     channel.basic_publish("x", "k", b"x", delay(milliseconds))
     assert take.one("q")[2] == b"x"
@@ -177,8 +179,8 @@ def test_the_alternate_exchange_of_a_delayed_exchange_gets_a_copy_immediately(
 def test_a_transaction_has_no_effect_on_a_delayed_message(
     channel: BlockingChannel, connection: pika.BlockingConnection, take: Take, end: str
 ) -> None:
-    """If a message is published in a transaction to an x-delayed-message exchange, it is delivered once, whether the
-    transaction is committed or rolled back, or the channel is closed.
+    """A transaction has no effect on a message that is published to an x-delayed-message exchange. The message is
+    delivered once, whether the transaction is committed or rolled back, or the channel is closed.
     """
     other = connection.channel()
     other.tx_select()
@@ -206,7 +208,9 @@ def test_queues_bound_with_the_keys_in_cc_or_bcc_get_copies_of_a_delayed_message
 @pytest.mark.usefixtures("delayed")
 @pytest.mark.parametrize("milliseconds", [50, "50", 50.5])
 def test_x_delay_is_negative_after_dead_lettering(channel: BlockingChannel, take: Take, milliseconds: object) -> None:
-    """A message that is dead-lettered through a delayed exchange arrives with its x-delay as a negative integer."""
+    """If a message with the header x-delay is dead-lettered through a delayed exchange, it arrives with its x-delay as
+    a negative integer.
+    """
     arguments = {"x-dead-letter-exchange": "x", "x-dead-letter-routing-key": "k"}
     channel.queue_declare("dying", arguments=arguments)
     channel.basic_publish("", "dying", b"x", AnyHeaders(headers={"x-delay": milliseconds}, expiration="0"))
@@ -254,8 +258,8 @@ def test_x_delayed_type_must_be_an_exchange_type(connection: pika.BlockingConnec
 
 @pytest.mark.usefixtures("delayed")
 def test_each_of_many_delayed_messages_arrives_exactly_once(channel: BlockingChannel, take: Take) -> None:
-    """A client publishes 500 messages to a delayed exchange, each of which is due no later than the one before. All 500
-    arrive, each exactly once.
+    """A client publishes 500 messages to a delayed exchange, with shorter and shorter delays. Each message arrives
+    exactly once.
     """
     for number in range(500):
         channel.basic_publish("x", "k", str(number).encode(), delay(300 - number // 2))

@@ -98,8 +98,9 @@ def test_guest_may_log_in_from_another_machine_only_with_guest_from_anywhere(
 def test_http_requests_whose_host_header_names_another_host_are_refused(
     broker: EmbeddedBroker, host: str, status: int
 ) -> None:
-    """If the Host header of a request names another host, as in a DNS rebinding attack, the management API answers with
-    the status 421.
+    """In the Host header of a request, the management API accepts an IP address, `localhost`, or a name without a dot,
+    such as a container's. If the header names another host, as in a DNS rebinding attack, the API answers with the
+    status 421.
     """
     assert ask(broker, f"host: {host}", LOGIN)[0] == status
 
@@ -171,7 +172,7 @@ def test_an_http_connection_stays_open_after_the_status_401(broker: EmbeddedBrok
 )
 def test_http_requests_with_a_malformed_header_are_refused(broker: EmbeddedBroker, header: str, status: int) -> None:
     """If a header of an HTTP request is malformed or too long, the management API answers with the status 400, 411 or
-    431. It then answers the next request.
+    431. It still answers later requests.
     """
     assert ask(broker, LOGIN, header)[0] == status
     assert ask(broker, LOGIN)[0] == 200
@@ -222,7 +223,7 @@ def test_http_connections_from_one_address_do_not_displace_connections_from_anot
 
 def test_the_number_of_logged_in_http_connections_is_limited(broker: EmbeddedBroker) -> None:
     """If logged-in clients hold as many HTTP connections as the broker allows, the broker answers a new connection with
-    503 and closes it. Once these clients have disconnected, the broker serves others again.
+    503 and closes it. Once these clients have disconnected, the broker answers other clients again.
     """
     crowd = [socket.create_connection(address(broker), timeout=60) for _ in range(MAX_CONNECTIONS)]
     for connection in crowd:
@@ -270,8 +271,8 @@ def test_an_http_connection_with_an_incomplete_request_is_closed(
     ids=["a large integer", "a lone surrogate", "a long name", "deeply nested", "very deeply nested", "no object"],
 )
 def test_arguments_that_cannot_be_stored_are_refused(broker: EmbeddedBroker, api: Api, arguments: str) -> None:
-    """If a queue, exchange or binding is declared over HTTP with arguments that cannot be stored, the broker answers
-    with the status 400 and creates nothing.
+    """If a queue, exchange or binding is declared over HTTP with arguments that cannot be stored, such as an integer of
+    more than 64 bits or lists nested 100 levels deep, the broker answers with the status 400 and creates nothing.
     """
     body = f'{{"arguments": {arguments}}}'.encode()
     headers = (LOGIN, f"content-length: {len(body)}")
@@ -288,8 +289,8 @@ def test_arguments_that_cannot_be_stored_are_refused(broker: EmbeddedBroker, api
 
 
 def test_an_expensive_regular_expression_does_not_block_the_broker(broker: EmbeddedBroker, api: Api) -> None:
-    """The broker still answers after a queue filter or a permission has been given a regular expression that would take
-    forever to match by backtracking.
+    """If a client filters the list of queues by a regular expression that would take forever to match by backtracking,
+    or sets a permission to such an expression, the broker still answers.
     """
     evil = "(a|a)*(a+)+$"
     api("PUT", "queues/%2F/" + "a" * 200 + "b")
@@ -302,8 +303,8 @@ def test_an_expensive_regular_expression_does_not_block_the_broker(broker: Embed
 
 @pytest.mark.parametrize("pattern", ["(", r"(a)\1", "^(?!amq)"])
 def test_an_invalid_or_unsupported_regular_expression_is_refused(api: Api, pattern: str) -> None:
-    """If a regular expression in a permission or a queue filter is invalid or not supported, the management API answers
-    with the status 400.
+    """If a regular expression in a permission, or in the filter of a request for the list of queues, is invalid or not
+    supported, the management API answers with the status 400.
     """
     status, error = api("PUT", "permissions/%2F/guest", {"configure": pattern, "write": "", "read": ""})
     assert status == 400

@@ -88,8 +88,8 @@ def test_a_clean_restart_keeps_the_delivery_counts_of_a_quorum_queue(tmp_path: P
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_a_queue_does_not_exceed_its_maximum_length_after_a_restart(process: BrokerProcess, how: str) -> None:
-    """After a restart, unacknowledged messages are ready again. If the queue then exceeds its x-max-length, its oldest
-    messages are dead-lettered.
+    """After a restart, unacknowledged messages are ready again. If a queue has more ready messages than its
+    x-max-length because of this, the broker dead-letters its oldest messages.
     """
     channel = connect(process).channel()
     channel.queue_declare("dead", durable=True)

@@ -61,8 +61,8 @@ def channel(connect: Callable[..., BlockingChannel]) -> BlockingChannel:
 
 
 def test_the_cut_connections_fault_resets_or_closes_connections(vhost: Vhost) -> None:
-    """The embedded broker's fault `cut_connections` resets each client's connection (ECONNRESET). With reset=False, the
-    fault closes the connections normally.
+    """The embedded broker's fault `cut_connections` resets each client's TCP connection (ECONNRESET). With reset=False,
+    the fault closes the TCP connection normally, but without connection.close.
     """
     with RawClient(vhost.url) as client:
         assert vhost.faults.cut_connections() == 1
@@ -85,9 +85,9 @@ def stream(whole: EmbeddedBroker, vhost: Vhost) -> Iterator[RawStream]:
 
 
 def test_faults_affect_connections_of_the_stream_protocol(vhost: Vhost, stream: RawStream) -> None:
-    """The embedded broker's faults affect clients of the stream protocol: `slow_down` delays replies, `go_silent` holds
-    them back, `refuse_connections` refuses new connections, and `close_connections` closes open ones with the given
-    text.
+    """The embedded broker's faults affect clients of the stream protocol. `slow_down` delays replies, and `go_silent`
+    holds them back until it ends. `refuse_connections` refuses new connections, and `close_connections` closes open
+    ones with the given text.
     """
     assert stream.create("s") == 1
     with vhost.faults.slow_down(0.1):
@@ -128,8 +128,8 @@ def test_published_returns_messages_published_over_the_stream_protocol(vhost: Vh
 def test_the_cut_connections_fault_resets_or_closes_stream_connections(
     vhost: Vhost, stream: RawStream, reset: bool
 ) -> None:
-    """The embedded broker's fault `cut_connections` resets each connection of the stream protocol (ECONNRESET). With
-    reset=False, the fault closes the connections normally.
+    """The embedded broker's fault `cut_connections` resets the TCP connection of each client of the stream protocol
+    (ECONNRESET). With reset=False, the fault closes the TCP connection normally, but without the command `close`.
     """
     assert vhost.faults.cut_connections(reset=reset) == 1
     with pytest.raises(ConnectionResetError if reset else EOFError):
@@ -176,8 +176,8 @@ def test_reset_empties_streams(vhost: Vhost, stream: RawStream, channel: Blockin
 
 
 def test_messages_deleted_by_reset_do_not_return_after_a_restart(tmp_path: Path) -> None:
-    """Messages of a stream that were deleted by the embedded broker's reset() do not return after a restart. The next
-    message gets the offset after the last deleted message's.
+    """Messages of a stream that were deleted by the embedded broker's reset() do not return after a restart. The
+    offsets of later messages continue after the deleted messages' offsets.
     """
 
     def publish(broker: EmbeddedBroker, body: bytes) -> None:
@@ -289,9 +289,9 @@ def test_the_block_publishers_fault_holds_back_all_messages(vhost: Vhost, raw: R
 def test_a_fault_for_a_misspelled_queue_is_refused(
     vhost: Vhost, channel: BlockingChannel, begin: Callable[[Faults], object], message: str
 ) -> None:
-    """If a user's test begins a fault for a queue that does not exist, and an existing queue has a similar name, a
-    ValueError suggests that name. If no name is similar, the fault begins, except for `cancel_consumers`, which raises
-    ValueError because it would have no effect.
+    """If a user's test begins a fault for a queue that does not exist, and an existing queue has a similar name, the
+    call raises ValueError and suggests this name. If no name is similar, the fault begins. Only `cancel_consumers`
+    raises ValueError for any missing queue, because it would have no effect.
     """
     channel.queue_declare("jobs")
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -302,8 +302,8 @@ def test_a_fault_for_a_misspelled_queue_is_refused(
 
 
 def test_the_faults_close_channels_and_close_connections_send_the_given_code(vhost: Vhost, raw: RawClient) -> None:
-    """The embedded broker's faults `close_channels` and `close_connections` send clients the given code and text. A
-    code that AMQP does not have raises ValueError.
+    """The embedded broker's faults `close_channels` and `close_connections` send clients the given code and text. If
+    AMQP does not have the code, the call raises ValueError.
     """
     assert vhost.faults.close_channels(404, "NOT_FOUND - it was here") == 1
     close = raw.expect(commands.Channel.Close)
@@ -385,7 +385,7 @@ def test_a_fault_with_an_argument_out_of_range_is_refused(
 
 def test_the_return_unroutable_fault_returns_the_next_message(vhost: Vhost, channel: BlockingChannel) -> None:
     """The embedded broker's fault `return_unroutable()` makes the broker return the next mandatory message as
-    unroutable, although a queue exists for it. The message after this one is routed.
+    unroutable, although its queue exists. The broker routes the message after this one as usual.
     """
     channel.confirm_delivery()
     channel.queue_declare("jobs")

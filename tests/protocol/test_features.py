@@ -86,7 +86,7 @@ def declare_with_everything(api: Api, vhost: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_documented_table_of_queue_arguments_is_true(api: Api, vhost: str, kind: str) -> None:
-    """Each queue type accepts or refuses each argument as docs/reference/embedded-broker.md says. If a queue type
+    """Each queue type accepts or refuses each queue argument as docs/reference/embedded-broker.md says. If a queue type
     refuses an argument, the error names the argument.
     """
     rows = table("Arguments of queues")
@@ -104,8 +104,8 @@ def test_the_documented_table_of_queue_arguments_is_true(api: Api, vhost: str, k
 def test_the_documented_table_of_consumer_arguments_is_true(
     api: Api, vhost: str, connection: pika.BlockingConnection
 ) -> None:
-    """For each queue type, consumers accept exactly the arguments that docs/reference/embedded-broker.md lists for this
-    queue type.
+    """For each queue type, basic.consume accepts or refuses each argument of consumers as
+    docs/reference/embedded-broker.md says. It refuses an argument with 406.
     """
     rows = table("Arguments of consumers")
     assert {row[0] for row in rows} == {*CONSUMER_ARGUMENTS, OFFSET}
@@ -137,7 +137,8 @@ def test_every_argument_documented_as_supported_appears_in_another_test_file() -
 
 def test_the_documented_table_of_exchanges_is_true(broker: TestBroker, api: Api, vhost: str) -> None:
     """The broker supports exactly the exchange types that docs/reference/embedded-broker.md calls supported. It accepts
-    an exchange argument from that page if the argument's value is valid, and refuses the argument otherwise.
+    an argument of an exchange or binding from that page if the argument's value is valid, and refuses the argument
+    otherwise.
     """
     known = set()
     for names, here in table("Exchanges"):
@@ -428,8 +429,8 @@ def test_every_documented_request_of_later_versions_and_plugins_succeeds(
     broker: TestBroker, api: Api, names: dict[str, str]
 ) -> None:
     """A request for each path in the section "Paths of later versions and of plugins" of
-    docs/reference/embedded-broker.md gets the status 200 or 204, with an empty list if the page calls the path always
-    empty. A request whose path names a virtual host that does not exist gets 404.
+    docs/reference/embedded-broker.md gets the status 200 or 204. If the page calls the path always empty, the response
+    is an empty list. A request whose path names a virtual host that does not exist gets 404.
     """
     browser = Browser(broker.management)
     assert browser.ask("PUT", filled("users/USER", names), BODIES["PUT users/USER"]).status == 201

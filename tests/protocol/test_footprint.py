@@ -72,7 +72,7 @@ def test_message_headers_count_towards_the_brokers_memory_use(broker: EmbeddedBr
 @pytest.mark.parametrize("kind", ["fanout", "x-delayed-message"])
 def test_a_dead_letter_cycle_does_not_exhaust_the_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Queues dead-letter messages to each other, so that one message becomes millions. The broker never uses more than
-    one and a half times its memory limit, and can be stopped meanwhile.
+    one and a half times its memory limit, and can be stopped while the queues go on.
     """
     monkeypatch.setattr(server, "_FINISHING_SECONDS", 0.1)
     with EmbeddedBroker(like="4.2", management_port=0, memory_limit=LIMIT) as broker:
@@ -129,9 +129,9 @@ def test_annotations_added_by_the_outcome_modified_count_towards_memory_use(
 def test_too_many_annotations_added_by_the_outcome_modified_end_the_session(
     broker: EmbeddedBroker, quorum: RawAmqp10, channel: Any, case: str
 ) -> None:
-    """If an AMQP 1.0 receiver adds too many annotations with the outcome `modified`, the broker ends the session with
-    resource-limit-exceeded, and requeues the session's deliveries. There are too many if the message's headers no
-    longer fit into a frame. During a memory alarm, any annotation is too many.
+    """If an AMQP 1.0 receiver adds annotations with the outcome `modified`, and the message's headers no longer fit
+    into a frame, the broker ends the session with resource-limit-exceeded, and requeues the session's deliveries.
+    During a memory alarm, it does so for any added annotations.
     """
     if case == "during an alarm":
         channel.queue_declare("large")
@@ -321,8 +321,8 @@ def test_deleting_a_virtual_host_frees_the_memory_of_its_arguments(broker: Embed
 
 def test_the_names_of_exchanges_that_a_channel_published_to_count_towards_memory_use() -> None:
     """The names of the exchanges that a channel has published to count towards the broker's memory use until the
-    channel is closed, even if the exchanges have been deleted. After the channel is closed, a deleted x-delayed-message
-    exchange takes no memory.
+    channel is closed, even if the exchanges have been deleted. A deleted x-delayed-message exchange takes no memory
+    once the channel is closed and the exchange's delayed messages are due.
     """
     with EmbeddedBroker(like="4.2", management_port=0) as delaying, RawClient(delaying.url) as client:
         before = memory(delaying)

@@ -100,8 +100,8 @@ def test_a_malformed_frame_closes_only_its_senders_connection(
 @pytest.mark.differs_since("4.0", "the answer is the header of AMQP 1.0 with SASL, which it prefers")
 @pytest.mark.parametrize("octets", [b"GET / HTTP/1.1\r\n\r\n", b"AMQP\x00\x01\x00\x00", b"\x00" * 8])
 def test_a_client_of_another_protocol_gets_the_header_of_amqp_0_9_1(amqp_url: str, octets: bytes) -> None:
-    """If a client does not speak AMQP 0-9-1, the broker answers with the header of AMQP 0-9-1, and closes the
-    connection.
+    """Up to RabbitMQ 3.13, if a client begins with anything else than the header of AMQP 0-9-1, the broker answers with
+    this header, and closes the connection.
     """
     with RawClient(amqp_url, opened=False) as client:
         client.socket.sendall(octets)
@@ -129,8 +129,8 @@ def test_frames_may_arrive_byte_by_byte(amqp_url: str) -> None:
 
 
 def test_messages_and_bindings_sent_in_one_write_take_effect_in_order(amqp_url: str) -> None:
-    """If a client sends messages, queue.bind and queue.unbind in one write, the broker executes them in the order in
-    which they were sent. Each bind or unbind affects only the messages after it.
+    """If a client sends messages, queue.bind and queue.unbind in one write, the broker handles them in the order in
+    which the client sent them. Each bind or unbind affects only the messages after it.
     """
     queue, exchange = "q", "amq.fanout"
     publish = frame.marshal(commands.Basic.Publish(exchange=exchange), 1) + HEADER + raw_frame(3, 1, b"hello")

@@ -115,7 +115,8 @@ def test_publishers_are_blocked_while_free_disk_space_is_below_disk_free_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If free disk space falls below disk_free_limit, a publisher gets connection.blocked with the reason "low on
-    disk". Once the disk has space again, the publisher gets connection.unblocked and its publisher confirm.
+    disk". Once the disk has space again, the publisher gets connection.unblocked and the publisher confirm for its
+    message.
     """
     free = [2_000_000]
     monkeypatch.setattr(Storage, "disk_free", lambda _: free[0])
@@ -173,7 +174,9 @@ def test_a_kill_while_the_disk_is_full_loses_no_confirmed_message(process: Broke
 
 
 def test_acknowledgements_while_the_disk_is_full_survive_a_restart(process: BrokerProcess) -> None:
-    """Messages that were acknowledged while the disk was full stay acknowledged after a restart."""
+    """If a client acknowledges messages while the disk is full, these messages are not in the queue any more after a
+    restart.
+    """
     open_channel(process)
     fill_disk(process, 300_000)
     publishing = Publishing(process, 100)

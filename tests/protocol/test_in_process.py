@@ -175,7 +175,7 @@ def test_a_query_for_a_misspelled_queue_suggests_a_similar_name(vhost: Vhost, ch
 
 def test_a_nacked_message_is_not_shown_as_unrouted(vhost: Vhost, channel: BlockingChannel) -> None:
     """If the embedded broker's fault `nack_publishes` nacks a message, and the client publishes it again, published()
-    returns the message twice. The list `unrouted` does not contain it.
+    returns the message twice: once as nacked, and once with its queue. The list `unrouted` does not contain it.
     """
     channel.confirm_delivery()
     vhost.faults.nack_publishes("jobs")
@@ -395,8 +395,8 @@ def test_a_failed_assertion_names_the_queue_whose_messages_were_not_acknowledged
     vhost: Vhost, channel: BlockingChannel
 ) -> None:
     """In a user's test, an assertion that a message was acknowledged fails because the message was delivered but not
-    acknowledged. The failed assertion names the queue and the number of such messages. If the consumer's channel has
-    been closed, the assertion says that the message is ready again.
+    acknowledged. The error names the queue and the number of such messages. If the consumer's channel has been closed,
+    the error says that the message is ready again.
     """
     channel.basic_publish("", "jobs", b"1")
     assert channel.basic_get("jobs")[2] == b"1"
@@ -548,8 +548,9 @@ OVER_VERSIONS = inspect.cleandoc("""
 def test_amqp_like_runs_each_test_once_per_version_and_lists_those_with_different_results(
     tmp_path: Path, workers: str
 ) -> None:
-    """`pytest --amqp-like 3.10,4.3.5,4.3` runs each test that uses the embedded broker once per version. The tests that
-    fail with only some versions are listed, with the reasons. A version that mqtool does not know is refused.
+    """`pytest --amqp-like 3.10,4.3.5,4.3` runs each test that uses the embedded broker once per version. The summary
+    lists the tests that fail with some of the versions and pass with others, with the reasons. A version that mqtool
+    does not know is refused.
     """
     (tmp_path / "test_mine.py").write_text(OVER_VERSIONS)
     pytest_like = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", workers, "--amqp-like"]

@@ -69,7 +69,7 @@ def refusal(broker: EmbeddedBroker, arguments: dict[str, object]) -> str:
 @pytest.mark.parametrize("start", ["first", "next"])
 def test_the_first_message_of_a_stream_has_the_initial_offset(broker: EmbeddedBroker, start: str) -> None:
     """The first message that is published to a stream with `x-stream-initial-offset` has this offset. A reader that
-    starts at `first` or `next` gets this message first.
+    started at `first` or `next` while the stream was empty gets this message first.
     """
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         channel = connection.channel()
@@ -91,8 +91,8 @@ def test_the_first_message_of_a_stream_has_the_initial_offset(broker: EmbeddedBr
 
 def test_the_initial_offset_survives_a_restart(tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]) -> None:
     """If the broker is restarted while a stream with `x-stream-initial-offset` is empty, the first message published
-    afterwards still gets this offset. The management API counts no messages in the empty stream, and one after this
-    message.
+    afterwards still gets this offset. The management API counts no messages while the stream is empty, and one after
+    the first message.
     """
     for count in range(2):
         with (
@@ -113,7 +113,8 @@ def test_a_stream_created_over_the_stream_protocol_can_have_an_initial_offset(
     broker: EmbeddedBroker, initial: int
 ) -> None:
     """A stream that is created over the stream protocol with `stream-initial-offset` begins at this offset. A reader
-    that starts at `first`, at `next` or at a lower offset gets the message at the initial offset first.
+    that starts at `next` while the stream is empty gets the message at the initial offset first. A reader that starts
+    later, at `first` or at a lower offset, does so as well.
     """
     client = opened(broker)
     assert client.create("s", stream_initial_offset=str(initial)) == 1

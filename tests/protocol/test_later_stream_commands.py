@@ -106,8 +106,8 @@ def answer(client: RawStream, correlation: int, place: bytes = struct.pack(">H",
 def test_if_the_single_active_consumer_of_a_stream_disconnects_the_next_one_becomes_active(
     open_stream: Opener, client: RawStream, stream: str
 ) -> None:
-    """Of several single active consumers of a stream with the same name, one is active. If it disconnects, the next one
-    becomes active, and starts at the offset that it requests.
+    """Of several single active consumers of a stream that have the same name, only one is active. If its client
+    disconnects, the next consumer becomes active, and starts at the offset that it requests.
     """
     client.declare_publisher(1, stream)
     for number in range(2):
@@ -278,7 +278,7 @@ def test_70000_messages_published_in_one_frame_are_split_into_chunks(client: Raw
 
 def test_rstream_can_publish_consume_and_store_an_offset_on_the_embedded_broker(broker: TestBroker) -> None:
     """A program that uses the Python library rstream can publish with publisher confirms, publish in compressed
-    batches, consume, and store an offset.
+    batches, consume, and store an offset, on the embedded broker as on RabbitMQ.
     """
     rstream = pytest.importorskip("rstream")
     port = int(broker.streams.rpartition(":")[2])

@@ -214,8 +214,8 @@ def test_publishing_an_invalid_message_over_http_gets_400(
 
 
 def test_a_binding_can_be_read_over_http_by_its_properties_key(api: Api, vhost: str, channel: BlockingChannel) -> None:
-    """A GET request with a binding's properties key returns the binding. A GET request with another key gets the status
-    404.
+    """A GET request to the management API with a binding's properties key returns the binding. With a properties key
+    that no binding has, the request gets the status 404.
     """
     channel.queue_declare("q", durable=True)
     path = f"bindings/{vhost}/e/amq.topic/q/q"
@@ -339,8 +339,8 @@ def test_users_can_be_added_and_deleted_over_http(api: Api, vhost: str) -> None:
 
 
 def test_the_management_api_has_the_fields_that_monitoring_tools_use(api: Api) -> None:
-    """The management API's overview, nodes, health check of alarms and feature flags have the fields that monitoring
-    tools use, such as rabbitmq_version and fd_used.
+    """The management API's responses for the overview, the nodes, the health check of alarms and the feature flags have
+    the fields that monitoring tools use, such as rabbitmq_version and fd_used.
     """
     overview = api("GET", "overview")[1]
     assert re.match(r"\d+\.\d+", overview["rabbitmq_version"])
@@ -408,8 +408,8 @@ def test_reading_a_missing_virtual_host_gets_404_and_declaring_an_existing_one_g
 
 
 def test_a_virtual_host_can_be_deleted_during_the_handshake_of_a_client(api: Api, amqp_url: str) -> None:
-    """A virtual host can be deleted over HTTP while the handshake of a client has only begun, and while a client has
-    logged in, but has not opened the virtual host yet.
+    """A virtual host can be deleted over HTTP while other clients have only begun the handshake, or have logged in but
+    have not opened a virtual host yet.
     """
     with RawClient(amqp_url, opened=False) as begun, RawClient(amqp_url, opened=False) as logged_in:
         for client in (begun, logged_in):
@@ -480,7 +480,9 @@ def test_lists_of_the_management_api_are_sorted_by_name_or_by_the_given_column(
 
 
 def test_columns_that_name_missing_nested_fields_are_left_out(api: Api, vhost: str, channel: BlockingChannel) -> None:
-    """The parameter `columns` leaves out fields that do not exist, however deep they are."""
+    """If the parameter `columns` of a request to the management API names fields that do not exist, the response leaves
+    them out, even if a name has 1,500 levels. The response contains the other fields that the parameter names.
+    """
     channel.queue_declare("q")
     columns = f"name,no.such.field,name.x,{'.'.join('a' * 1500)}"
     assert api("GET", f"queues/{vhost}?columns={columns}") == (200, [{"name": "q"}])
@@ -489,8 +491,8 @@ def test_columns_that_name_missing_nested_fields_are_left_out(api: Api, vhost: s
 def test_a_queues_message_stats_count_gets_and_show_a_publish_rate(
     api: Api, vhost: str, channel: BlockingChannel, take: Take
 ) -> None:
-    """A queue's message_stats count deliveries by basic.get, separately with and without acknowledgement, and show the
-    rate of publishing.
+    """In the management API, a queue's message_stats count deliveries by basic.get, separately with and without
+    acknowledgement, and show the rate of publishing.
     """
     channel.queue_declare("q")
     for _ in range(2):

@@ -81,7 +81,8 @@ def test_events_follow_a_message_from_publish_to_acknowledgement(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
     """In /api/mqtool/events, the events `ready`, `delivered`, `requeued` and `acknowledged` of one message in a queue
-    have the same value of `copy`. The event `published` contains the message's properties and body.
+    have the same value of `copy`, so that a program can follow the message. The event `published` contains the
+    message's properties and body.
     """
     channel.queue_declare("q")
     events = Events(broker)
@@ -211,8 +212,8 @@ def test_events_say_whether_a_publisher_uses_confirms(broker: EmbeddedBroker, ch
 
 @pytest.mark.parametrize("queue", ["classic", "quorum"])
 def test_events_report_the_confirms_that_the_broker_sends(broker: EmbeddedBroker, queue: str) -> None:
-    """In /api/mqtool/events, each basic.ack to a publisher appears as `confirmed`, with the messages that it confirms
-    and their number, and so does each basic.nack, with `nack`.
+    """In /api/mqtool/events, each basic.ack or basic.nack that the broker sends to a publisher appears as `confirmed`.
+    The event contains the messages that it is for and their number, and says whether they were nacked.
     """
     with closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
         channel = connection.channel()
@@ -236,8 +237,9 @@ def test_events_report_the_confirms_that_the_broker_sends(broker: EmbeddedBroker
 
 
 def test_events_report_how_many_messages_one_confirm_is_for(broker: EmbeddedBroker) -> None:
-    """If a publisher does not wait for confirms, and the broker confirms 200 messages with fewer frames,
-    /api/mqtool/events tells for each frame with a message that is shown how many messages the frame confirms.
+    """If a publisher does not wait for confirms, the broker confirms several messages with one basic.ack. In
+    /api/mqtool/events, the event `confirmed` contains the number of all these messages, even if only some of them have
+    events of their own.
     """
     events = Events(broker)
     with RawClient(broker.url) as client:
@@ -280,9 +282,9 @@ def test_events_report_a_delayed_confirm_once_it_is_sent(broker: EmbeddedBroker)
         events.until("confirmed")
 
 
-def test_a_channel_that_is_closed_before_its_confirms_uses_no_more_memory(broker: EmbeddedBroker) -> None:
-    """If a publisher disconnects before the broker has confirmed its message, and a program reads /api/mqtool/events,
-    the broker frees the memory of the publisher's channel.
+def test_the_memory_of_a_channel_that_is_closed_before_its_confirms_is_freed(broker: EmbeddedBroker) -> None:
+    """While a program reads /api/mqtool/events, a publisher disconnects before the broker has confirmed its message.
+    The broker nevertheless frees the memory of the publisher's channel.
     """
 
     def channels() -> weakref.WeakSet[BrokerChannel]:
@@ -500,8 +502,8 @@ def test_events_of_the_stream_protocol_name_no_exchange_and_count_deliveries(bro
 
 def test_events_report_the_stored_offset_of_a_reader_and_its_reset(broker: EmbeddedBroker) -> None:
     """If a client stores an offset, the event `stored` in /api/mqtool/events contains the stream, the reader, the
-    offset, and the client's protocol and connection. The response contains the offset that was stored last. A reset
-    appears as an event `stored` with the offset -1.
+    offset, and the client's protocol and connection. The response contains the offset that was stored last. If the
+    reader's offset is reset, the event `stored` has the offset -1.
     """
     with closing(with_stream(broker)) as client:
         events = Events(broker)
@@ -560,9 +562,9 @@ def test_quickly_published_messages_are_all_counted_but_only_some_cause_events(
 def test_events_report_a_dead_letter_in_a_queue_whose_other_messages_are_only_counted(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """If messages are published to a queue faster than /api/mqtool/events can report them, the broker only counts most
-    of these messages. A dead letter that arrives in the same queue is reported nevertheless, if the message was
-    reported in its original queue.
+    """If messages are published to a queue faster than /api/mqtool/events can report them, most of these messages are
+    only counted, and have no events. A dead letter that arrives in this queue has events nevertheless, if the message
+    had events in its original queue.
     """
     channel.queue_declare("dead")
     channel.queue_declare("q", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"})
@@ -582,9 +584,9 @@ def test_events_report_a_dead_letter_in_a_queue_whose_other_messages_are_only_co
 def test_a_delayed_message_omitted_from_the_events_does_not_affect_later_events(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """While many messages are published, /api/mqtool/events omits some of them, among them a delayed message. A message
-    without a delay is then published with the same exchange and routing key. The events report this later message, but
-    do not report it as delayed.
+    """While many messages are published, some of them have no events in /api/mqtool/events, among them a delayed
+    message. Later, a message without a delay is published with the same exchange and routing key. This message has the
+    events `published` and `ready`, but no event `delayed`.
     """
     channel.exchange_declare("late", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     channel.queue_declare("q")
@@ -622,8 +624,8 @@ def test_a_request_for_events_with_a_timeout_waits_for_an_event(
 def test_messages_of_a_deleted_queue_are_no_longer_tracked_for_events(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """After a queue is deleted, the broker no longer tracks the queue's ready and unacknowledged messages for
-    /api/mqtool/events.
+    """Once a queue is deleted, and the channel with the queue's unacknowledged message is closed, the broker keeps no
+    data about the queue's messages for /api/mqtool/events.
     """
     channel.queue_declare("q")
     events = Events(broker)

@@ -176,8 +176,9 @@ def test_messages_of_a_transaction_reach_the_queue_only_after_tx_commit(channel:
 def test_messages_of_a_transaction_are_routed_when_they_are_published(
     channel: BlockingChannel, connection: pika.BlockingConnection
 ) -> None:
-    """A message in a transaction is routed when it is published, not when it is committed. A queue that is bound in
-    between does not get the message. If one of two queues is deleted in between, the other still gets the message.
+    """A message in a transaction is routed when it is published, not at tx.commit. A queue that is bound only after the
+    message was published does not get it. Up to RabbitMQ 3.13, if one of two queues is deleted before tx.commit, the
+    other still gets the message.
     """
     for queue in ("early", "late", "deleted"):
         channel.queue_declare(queue)
@@ -243,7 +244,7 @@ def test_direct_reply_to_delivers_a_reply_without_a_queue(
     connection: pika.BlockingConnection, channel: BlockingChannel, take: Take
 ) -> None:
     """If a client uses direct reply-to, its request arrives with a generated reply_to. A reply that a server publishes
-    to this address reaches the client, which has declared no queue.
+    to this address reaches the client, although the client has declared no queue.
     """
     replies: list[tuple[str, bytes]] = []
     channel.queue_declare("requests")
@@ -265,8 +266,8 @@ def test_direct_reply_to_delivers_a_reply_without_a_queue(
 def test_a_mandatory_direct_reply_to_a_disconnected_client_is_returned(
     connect: Callable[..., pika.BlockingConnection], channel: BlockingChannel
 ) -> None:
-    """After an RPC client has closed its connection, a mandatory reply to its direct reply-to address is returned as
-    unroutable.
+    """Up to RabbitMQ 4.1, if an RPC client that uses direct reply-to has closed its connection, the broker returns a
+    mandatory reply to this client as unroutable.
     """
     channel.queue_declare("requests")
     client = connect()

@@ -51,8 +51,8 @@ def test_an_amqp_1_0_message_to_a_name_over_255_bytes_is_rejected(native: Embedd
 
 
 def test_a_queue_with_a_nul_in_its_name_gets_and_delivers_messages(native: EmbeddedBroker) -> None:
-    """A queue whose name contains a NUL character can be the target of dead letters. It delivers them to an AMQP 1.0
-    receiver.
+    """A queue whose name contains a NUL character can be the target of dead letters, and delivers these dead letters to
+    an AMQP 1.0 receiver.
     """
     connection = pika.BlockingConnection(pika.URLParameters(native.url))
     arguments = {"x-queue-type": "quorum", "x-dead-letter-exchange": "", "x-dead-letter-routing-key": NUL}
@@ -93,8 +93,8 @@ def test_a_dead_letter_routing_key_that_is_too_long_is_refused(
 def test_dead_letters_to_an_exchange_whose_name_is_too_long_are_dropped(
     channel: BlockingChannel, take: Take, vhost: str, api: Api
 ) -> None:
-    """If the name of a dead-letter exchange is longer than 255 bytes, dead letters are dropped, and the queue still
-    delivers later messages.
+    """If the name of a dead-letter exchange is longer than 255 bytes, the queue's dead letters are dropped, and the
+    queue still delivers later messages.
     """
     channel.queue_declare("q", durable=True, arguments={"x-dead-letter-exchange": LONG})
     channel.basic_publish("", "q", b"dies")

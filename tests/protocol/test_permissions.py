@@ -37,8 +37,8 @@ TOPICS: list[tuple[Callable[[BlockingChannel], object], str | None]] = [
 def test_topic_permissions_apply_to_publishing_and_binding(
     connect: Callable[..., pika.BlockingConnection], api: Api, amqp_url: str, ann: str, vhost: str
 ) -> None:
-    """A user's topic permissions for a topic exchange limit the routing keys with which the user may publish to it, and
-    the keys with which the user may bind queues and exchanges to it. Other exchanges are not affected.
+    """If a user has topic permissions for a topic exchange, the user may publish to this exchange only with matching
+    routing keys, and may bind queues and exchanges to it only with matching keys. Other exchanges are not affected.
     """
     api("PUT", f"permissions/{vhost}/{ann}", {"configure": ".*", "write": ".*", "read": ".*"})
     path = f"topic-permissions/{vhost}/{ann}"
@@ -164,8 +164,8 @@ def test_an_operation_for_which_the_user_lacks_the_permission_is_refused(
 def test_a_permission_allows_only_matching_names(
     connect: Callable[..., pika.BlockingConnection], api: Api, amqp_url: str, ann: str, vhost: str
 ) -> None:
-    """A user may declare a queue and publish to it if the queue's name matches the user's configure and write patterns.
-    If the read pattern is empty, the user may not read from this queue.
+    """A user may declare a queue whose name matches the user's configure pattern. The user may publish to this queue if
+    the write pattern matches all names, but may not read from it if the read pattern is empty.
     """
     api("PUT", f"permissions/{vhost}/{ann}", {"configure": "^mine$", "write": ".*", "read": ""})
     connection = connect(amqp_url.replace("guest:guest", f"{ann}:secret"))

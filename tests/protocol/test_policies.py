@@ -80,8 +80,8 @@ def test_the_smaller_limit_of_policy_and_operator_policy_applies(
 def test_queue_arguments_override_a_policy_except_for_limits(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy
 ) -> None:
-    """If a queue's arguments and a policy both set a dead-letter exchange and routing key, the queue's own apply. The
-    policy's max-length applies to the queue nevertheless.
+    """If a queue's arguments and a policy both set a dead-letter exchange and routing key, the queue's own apply. A
+    max-length in the same policy applies to the queue nevertheless.
     """
     channel.queue_declare("dead")
     channel.queue_declare("other")
@@ -144,8 +144,8 @@ def test_a_policy_can_set_overflow_message_ttl_and_expires(
 
 @pytest.mark.differs_since("4.3", "what is returned with basic.nack does not count")
 def test_a_policy_can_set_a_delivery_limit(channel: BlockingChannel, take: Take, set_policy: SetPolicy) -> None:
-    """If a policy sets a delivery-limit for a quorum queue, the queue drops a message that exceeds this limit, even if
-    the queue's own x-delivery-limit is higher.
+    """If a policy sets a delivery-limit for a quorum queue, the queue drops a message that is requeued more often than
+    this, even if the queue's own x-delivery-limit is higher.
     """
     set_policy("jobs", {"delivery-limit": 1})
     channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 9})
@@ -161,8 +161,8 @@ def test_a_policy_can_set_a_delivery_limit(channel: BlockingChannel, take: Take,
 def test_a_policy_can_set_an_alternate_exchange(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, api: Api, vhost: str
 ) -> None:
-    """A policy can set the alternate exchange of an existing exchange. After the policy is deleted, the exchange has
-    none.
+    """A policy can set the alternate exchange of an existing exchange. After the policy is deleted, unroutable messages
+    to the exchange no longer reach the alternate exchange.
     """
     channel.exchange_declare("x")
     channel.queue_declare("rest")
@@ -275,8 +275,8 @@ def test_an_invalid_policy_is_refused(api: Api, vhost: str) -> None:
 @pytest.mark.parametrize(("tag", "changes"), [("management", 401), ("policymaker", 201)])
 @pytest.mark.differs_since("4.3", "404 in place of 401, for a virtual host that one has no permissions in")
 def test_only_policymakers_may_change_policies(api: Api, vhost: str, tag: str, changes: int) -> None:
-    """A user with the tag `policymaker` may set policies, but not operator policies. A user with the tag `management`
-    may list policies, but not set them.
+    """A user with the tag `policymaker` and permissions in a virtual host may set its policies, but not its operator
+    policies. A user with the tag `management` may list its policies, but not set them.
     """
     user, body = f"{tag}-{vhost}", {"pattern": "a", "definition": {"max-length": 3}}
     api("PUT", f"users/{user}", {"password": "secret", "tags": tag})

@@ -270,7 +270,7 @@ def test_transient_queues_are_refused_from_4_3_0_to_4_3_5(
 
 def test_policy_keys_depend_on_the_version(broker: TestBroker, api: Api, vhost: str) -> None:
     """From RabbitMQ 4.0 on, policies refuse ha-mode and accept a delivery-limit of -1. From 4.3 on, they refuse
-    queue-master-locator and accept delayed retries.
+    queue-master-locator and accept the settings of delayed retries, such as delayed-retry-type.
     """
 
     def put(definition: dict[str, object]) -> bool:
@@ -467,8 +467,8 @@ def test_a_binding_of_a_local_random_exchange_needs_a_classic_queue_and_no_routi
 
 
 def test_a_reply_text_longer_than_255_bytes_is_truncated(broker: TestBroker, channel: BlockingChannel) -> None:
-    """If the text of an error is longer than 255 bytes, the broker truncates the text to 255 bytes, the last of which
-    are "...".
+    """If the text of an error is longer than 255 bytes, the broker truncates the text, so that it has 255 bytes and
+    ends with "...".
     """
     _, text = closed(lambda: channel.queue_declare("x" * 250, passive=True))
     assert (len(text), text[-5:]) == (255, "xx...")

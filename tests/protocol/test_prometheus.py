@@ -142,7 +142,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Started, st
 
 def test_each_metric_of_the_embedded_broker_is_one_of_rabbitmqs_metrics(node: tuple[Started, str]) -> None:
     """Each metric of the embedded broker has the name, type and labels of a metric of RabbitMQ 3.10. After the same
-    operations, it has the same value as in RabbitMQ.
+    operations, it has the same value as in RabbitMQ, unless it depends on the machine or is a value of one channel.
     """
     started, url = node
     with (

@@ -157,8 +157,8 @@ def test_a_queue_that_exceeds_x_max_length_bytes_drops_its_oldest_messages(
 
 
 def test_a_rejected_message_is_dead_lettered_with_its_routing_keys(channel: BlockingChannel, take: Take) -> None:
-    """If a message is rejected and its queue has no x-dead-letter-routing-key, the message is dead-lettered with its
-    own routing key and its CC header.
+    """If a message is rejected and its queue has no x-dead-letter-routing-key, the queue dead-letters the message with
+    the message's own routing key and CC header.
     """
     channel.exchange_declare("dlx", "fanout")
     channel.queue_declare("dead")
@@ -224,8 +224,8 @@ def test_a_classic_queue_delivers_by_priority(channel: BlockingChannel, take: Ta
 
 @pytest.mark.differs_since("4.0", "basic.get of a message that never came back has no x-delivery-count")
 def test_a_quorum_queue_counts_requeues_up_to_the_delivery_limit(channel: BlockingChannel, take: Take) -> None:
-    """In a quorum queue, a message's x-delivery-count rises with each requeue. When it exceeds x-delivery-limit, the
-    message is dead-lettered.
+    """Up to RabbitMQ 4.2, each requeue by basic.nack raises the x-delivery-count of a message in a quorum queue. When
+    the count exceeds x-delivery-limit, the message is dead-lettered.
     """
     channel.queue_declare("dead")
     channel.queue_declare("q", durable=True, arguments={**QUORUM, **dead_lettering(x_delivery_limit=2)})
@@ -243,8 +243,8 @@ def test_a_quorum_queue_counts_requeues_up_to_the_delivery_limit(channel: Blocki
 
 @pytest.mark.differs_since("4.3", "what was given back with a nack is counted as x-acquired-count, and not limited")
 def test_a_consumer_gets_x_delivery_count_only_after_a_requeue(channel: BlockingChannel, take: Take) -> None:
-    """A consumer of a quorum queue gets a new message without x-delivery-count. After the message is requeued, the
-    consumer gets it with an x-delivery-count of 1.
+    """Up to RabbitMQ 4.2, a consumer of a quorum queue gets a new message without x-delivery-count. After the message
+    is requeued, the consumer gets it with an x-delivery-count of 1.
     """
     channel.queue_declare("q", durable=True, arguments={**QUORUM, "x-delivery-limit": 5})
     channel.basic_publish("", "q", b"x")
@@ -261,7 +261,9 @@ def test_a_consumer_gets_x_delivery_count_only_after_a_requeue(channel: Blocking
 
 
 def test_a_quorum_queue_replaces_a_delivery_count_that_the_publisher_set(channel: BlockingChannel, take: Take) -> None:
-    """If a publisher has set the header x-delivery-count, a quorum queue replaces it when it redelivers the message."""
+    """If a publisher has set the header x-delivery-count, a quorum queue leaves it unchanged at the first delivery.
+    After a requeue, the header contains the queue's own count.
+    """
     channel.queue_declare("q", durable=True, arguments={**QUORUM, "x-delivery-limit": 5})
     channel.basic_publish("", "q", b"x", BasicProperties(headers={"x-delivery-count": 1000}))
     seen: list[Any] = []

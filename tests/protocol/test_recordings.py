@@ -199,7 +199,7 @@ def test_an_unexpected_error_during_a_replay_is_raised(
     vhost: Vhost, recording: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """replaying() replays a recording in a background thread. If an unexpected error occurs in this thread, the `with`
-    statement raises the error at its end, so that the user's test fails.
+    statement raises the error when its block ends, so that the user's test fails.
     """
 
     def fail(*_: object) -> None:

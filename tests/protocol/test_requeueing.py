@@ -77,8 +77,8 @@ def test_messages_keep_their_order_when_one_nack_requeues_thousands_of_them(
     broker_in_process: EmbeddedBroker, kind: str
 ) -> None:
     """If one basic.nack requeues thousands of messages, the consumer gets all of them again, in the order in which the
-    queue delivered them before. This holds for classic queues, quorum queues and queues with priorities of the embedded
-    broker.
+    queue delivered them before. The embedded broker keeps this order in classic queues, quorum queues and queues with
+    priorities.
     """
     with RawClient(broker_in_process.url) as client:
         _declare(client, "q", _KINDS[kind])
@@ -310,8 +310,8 @@ def test_messages_being_requeued_are_dropped_if_their_queue_is_deleted(
 
 @_BOTH
 def test_a_second_nack_waits_until_the_first_one_is_done(nacking: Start, arguments: dict[str, Any]) -> None:
-    """If a client sends a second basic.nack while its first one is still requeueing two messages, the second one takes
-    effect after the first. All four messages are requeued in order.
+    """If a client sends a second basic.nack for two messages while its first one is still requeueing two others, the
+    second one takes effect after the first. All four messages are requeued in order.
     """
     nack = nacking(arguments, b"1234", 4)
     nack.stop_in(commands.Basic.Nack(delivery_tag=2, multiple=True), _NACK)
@@ -355,8 +355,8 @@ def test_messages_being_requeued_keep_their_order_if_the_connection_ends(
 def test_basic_recover_is_not_answered_after_the_connection_was_closed(
     nacking: Start, api_of: Callable[[EmbeddedBroker], Api]
 ) -> None:
-    """While basic.recover requeues a client's messages, its connection is closed through the management API. The client
-    gets connection.close but no basic.recover-ok, and the messages are requeued in order.
+    """While basic.recover requeues a client's messages, the client's connection is closed through the management API.
+    The client gets connection.close but no basic.recover-ok, and the messages are requeued in order.
     """
     nack = nacking({}, b"1234", 4)
     nack.stop_in(commands.Basic.Recover(requeue=True))
@@ -369,8 +369,9 @@ def test_basic_recover_is_not_answered_after_the_connection_was_closed(
 
 
 def test_messages_being_requeued_are_dead_lettered_in_order_above_the_delivery_limit(nacking: Start) -> None:
-    """One basic.nack puts four messages of a quorum queue over the delivery limit, and a fifth message is published
-    meanwhile. The four messages are dead-lettered in order, and the fifth one stays in the queue.
+    """One basic.nack puts four messages of a quorum queue over the delivery limit. A fifth message is published before
+    the broker has dead-lettered them. The four messages are dead-lettered in order, and the fifth one stays in the
+    queue.
     """
     dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
     nack = nacking({**_QUORUM, "x-delivery-limit": 0, **dead}, b"1234", 4)

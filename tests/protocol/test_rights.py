@@ -387,7 +387,7 @@ def test_operations_over_amqp_1_0_need_exactly_their_permissions(native: "tuple[
 @rows("http")
 def test_operations_of_the_management_api_need_exactly_their_permissions(world: World, row: Row) -> None:
     """In the management API, a user who has exactly the permissions that an operation needs can perform it. If one of
-    these permissions is missing, the API refuses to publish with the status 400, and any other operation with 401.
+    these permissions is missing, the API answers with the status 401, or with 400 if the operation publishes a message.
     """
     asked = row.http
     assert asked is not None
@@ -490,8 +490,9 @@ def streams(request: pytest.FixtureRequest) -> Iterator[tuple[World, Callable[[s
 def test_super_stream_operations_need_permissions_for_each_partition(
     streams: "tuple[World, Callable[[str, str], RawStream]]", operation: str
 ) -> None:
-    """To create or delete a super stream, a user needs the permissions for the super stream's exchange and for each
-    partition.
+    """To create or delete a super stream, a user needs the configure and read permissions for the super stream's
+    exchange, and the configure and write permissions for each partition. To request the statistics of a stream, a user
+    needs the read permission for it.
     """
     world, log_in = streams
     needs, perform = SUPER_STREAMS[operation]
@@ -711,8 +712,9 @@ TAGS = [
 def test_a_users_tags_decide_which_management_requests_are_allowed(
     world: World, tags: str, asked: Asked, status: int
 ) -> None:
-    """A user's tags decide whether a request to the management API, such as listing nodes or changing a user, is
-    allowed or gets the status 401.
+    """Over HTTP, a user with any tag may list queues. Setting a policy needs the tag `policymaker` or `administrator`,
+    listing nodes `monitoring` or `administrator`, and changing a user `administrator`. Without the tag, the management
+    API answers with the status 401.
     """
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": tags})
     world.reset([])
