@@ -97,7 +97,7 @@ def prefetches(broker: ScriptedBroker) -> list[int]:
 
 def test_a_consumer_ends_after_its_idle_timeout(broker: ScriptedBroker, clock: Clock) -> None:
     """A consumer with an idle timeout ends once no delivery has arrived for this long. The time without a connection
-    does not count. While it waits, a signal is handled within 0.1 s.
+    does not count. While the consumer waits for a delivery, mqtool handles a signal within 0.1 s.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, Receiving(idle_timeout=5.25))
@@ -211,9 +211,9 @@ def test_a_consumer_of_a_queue_with_a_delivery_limit_soon_has_its_full_prefetch(
 def test_a_caller_that_acknowledges_gets_the_missing_messages_from_a_new_consumer(
     broker: ScriptedBroker, clock: Clock
 ) -> None:
-    """If the caller acknowledges messages itself, a consumer of 7 messages with a prefetch of 3 receives only 7: when
-    the broker could deliver an eighth, the consumer is cancelled, and consumes again with the number of missing
-    messages as its prefetch.
+    """A consumer that is to receive 7 messages with a prefetch of 3, and whose caller acknowledges them itself, never
+    lets the broker deliver an eighth. Once fewer messages are missing than the prefetch allows, the consumer is
+    cancelled, and consumes again with the number of missing messages as its prefetch.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, Receiving(count=7, prefetch=3, acknowledge=False))
@@ -232,8 +232,9 @@ def test_a_caller_that_acknowledges_gets_the_missing_messages_from_a_new_consume
 
 
 def test_late_acknowledgements_do_not_count_after_a_reconnection(broker: ScriptedBroker, clock: Clock) -> None:
-    """If a caller acknowledges a message only after the connection was lost, the broker has requeued this message
-    already. The consumer does not count the acknowledgement as one that lets the broker deliver another message.
+    """If the connection is lost before a caller acknowledges a message, the broker requeues this message. A late
+    acknowledgement therefore does not let the broker deliver another message, and the consumer does not count it as one
+    that does.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, Receiving(count=5, prefetch=3, acknowledge=False))

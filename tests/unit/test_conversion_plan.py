@@ -377,8 +377,9 @@ def test_unacknowledged_messages_prevent_a_conversion(count: int, text: str) -> 
 
 
 def test_unacknowledged_messages_of_a_queue_declared_by_a_conversion_do_not_prevent_a_conversion() -> None:
-    """A queue is one that an earlier `queue convert` declared if its name ends in `.mqtool-convert` and it has the
-    argument x-mqtool-convert. `queue convert` accepts such a queue even if it has unacknowledged messages.
+    """If a queue's name ends in `.mqtool-convert`, and the queue has the argument x-mqtool-convert, mqtool assumes that
+    an earlier `queue convert` has declared it. `queue convert` accepts such a queue even if it has unacknowledged
+    messages.
     """
     ours = view(name="jobs.mqtool-convert", arguments={PLAN: "{}"}, messages_unacknowledged=5)
     assert plan_is_ours(ours)
@@ -779,10 +780,10 @@ def test_the_dead_letter_settings_of_a_queue_are_its_exchange_and_routing_key() 
 def test_a_plan_that_changes_a_queues_dead_letter_settings_is_noticed(
     source: dict[str, Any], target: dict[str, Any], now: dict[str, Any] | None, redirected: bool
 ) -> None:
-    """A stored conversion plan redirects a queue's dead letters if its original or new definition of the queue sets
-    another dead-letter exchange or routing key than the queue has now. redirects() returns True for such a plan.
-    Otherwise, whoever stores a plan could redirect dead letters with the permissions of the user who resumes the
-    conversion.
+    """A stored conversion plan redirects dead letters if the queue that it describes, before or after the conversion,
+    has another dead-letter exchange or routing key than the queue has now. redirects() returns True for such a plan.
+    Without this check, anybody who can store a plan could redirect dead letters with the permissions of the user who
+    resumes the conversion.
     """
     it = ConversionPlan("jobs", Definition("classic", True, source), Definition("quorum", True, target))
     assert it.redirects(None if now is None else view(arguments=now)) is redirected

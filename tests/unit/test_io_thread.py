@@ -172,7 +172,9 @@ def test_only_the_first_answer_to_a_request_counts() -> None:
 
 
 def test_a_request_returns_the_brokers_reply(broker: ScriptedBroker, channel: Channel) -> None:
-    """A request on a channel returns the broker's reply. A basic.get of an empty queue returns None each time."""
+    """A request on a channel returns the broker's reply. If the request is a basic.get, and the queue is empty, it
+    returns None, however often it is repeated.
+    """
     broker.depth = 3
     assert channel.make(LOOK).method.message_count == 3
     for _ in range(2):
