@@ -407,8 +407,9 @@ def test_channel_get_does_not_acknowledge_the_message(broker: ScriptedBroker) ->
 
 
 def test_replies_to_requests_that_have_already_arrived_are_sent_in_one_write(broker: ScriptedBroker) -> None:
-    """While further requests are waiting, an RPC server's channel delays its replies by up to 2 ms. It then sends them
-    in one write, with one acknowledgement for all the requests. A request with two replies is acknowledged only once.
+    """If further requests have already arrived, an RPC server's channel holds its replies back for up to 2 ms. Once the
+    server has answered all of these requests, the channel sends the replies in one write, with one acknowledgement for
+    all requests. If the server answers a request a second time, the channel does not acknowledge the request again.
     """
     channel = broker.channel()
     requests = channel.consume(Queue("q"), Receiving(acknowledge=False, timeout=20))
@@ -501,7 +502,7 @@ def test_a_channel_sends_pending_acknowledgements_before_it_is_closed(broker: Sc
 
 
 def test_a_stopped_consumer_is_cancelled_before_its_last_delivery_is_acknowledged(broker: ScriptedBroker) -> None:
-    """If a consumer has been stopped, and the caller acknowledges its last delivery, basic.cancel is sent before
+    """If a consumer has been stopped, and the caller acknowledges its last delivery, mqtool sends basic.cancel before
     basic.ack, so that the broker does not deliver another message.
     """
     channel = broker.channel()

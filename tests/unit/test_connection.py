@@ -414,8 +414,8 @@ def test_closing_ends_the_attempts_to_reconnect(connect: Connect, vhost: Vhost) 
 
 
 def test_a_blocked_publisher_waits_until_the_broker_unblocks_it(connect: Connect, vhost: Vhost) -> None:
-    """While the broker blocks publishers, a publisher waits, unless the command must stop. One notice says that the
-    broker blocks publishers, and another that it has unblocked them.
+    """While the broker blocks publishers, a publisher waits, unless the command has been told to stop. One notice says
+    that the broker blocks publishers, and another that it has unblocked them.
     """
     told = Told()
     opened = connect(notice=told)

@@ -166,8 +166,9 @@ def test_a_consumer_with_a_limit_is_cancelled_before_it_acknowledges_the_last_me
 def test_acknowledgements_that_a_consumer_holds_back_are_sent_after_two_seconds(
     broker: ScriptedBroker, clock: Clock
 ) -> None:
-    """A consumer that is to receive 300 messages does not acknowledge the latest ones yet, so that the broker delivers
-    no more than 300. If no delivery arrives for two seconds, it acknowledges them, and continues with a prefetch of 1.
+    """A consumer that is to receive 300 messages holds back the latest acknowledgements, so that the broker delivers no
+    more than 300. If no delivery arrives for two seconds, the consumer sends these acknowledgements, and continues with
+    a prefetch of 1.
     """
     deliveries = broker.channel().consume(Q, Receiving(count=300))
     deliver(broker, *range(1, 61))
@@ -184,8 +185,8 @@ def test_acknowledgements_that_a_consumer_holds_back_are_sent_after_two_seconds(
 
 
 def test_a_consumer_that_ends_early_acknowledges_what_it_holds_back(broker: ScriptedBroker, clock: Clock) -> None:
-    """A consumer that is to receive 300 messages holds back acknowledgements, so that the broker delivers no more than
-    300. If the caller stops early, the consumer acknowledges all messages that the caller has handled.
+    """A consumer that is to receive 300 messages holds back the latest acknowledgements, so that the broker delivers no
+    more than 300. If the caller stops early, the consumer acknowledges all messages that the caller has handled.
     """
     deliveries = broker.channel().consume(Q, Receiving(count=300))
     deliver(broker, *range(1, 62))
@@ -198,8 +199,9 @@ def test_a_consumer_that_ends_early_acknowledges_what_it_holds_back(broker: Scri
 def test_a_consumer_of_a_queue_with_a_delivery_limit_soon_has_its_full_prefetch(
     broker: ScriptedBroker, clock: Clock
 ) -> None:
-    """A consumer of a quorum queue starts with a prefetch of 1, since the queue drops messages that are requeued too
-    often. Once the consumer has received a message that was not requeued often, it continues with its full prefetch.
+    """A consumer of a quorum queue with a delivery limit starts with a prefetch of 1, since the queue drops messages
+    that are requeued too often. Once the consumer has received a message that was not requeued often, it continues with
+    its full prefetch.
     """
     deliveries = broker.channel().consume(Queue("q", arguments={"x-queue-type": "quorum"}))
     deliver(broker, 1)
@@ -516,8 +518,9 @@ def test_unacknowledged_messages_are_given_back_batch_by_batch(broker: ScriptedB
 
 
 def test_a_message_whose_output_cannot_be_written_is_not_acknowledged(broker: ScriptedBroker, clock: Clock) -> None:
-    """Before a consumer acknowledges messages or waits for more, it calls before_acknowledging, which writes the
-    caller's output. If writing fails, the messages are not acknowledged, not even when the channel is closed.
+    """Before a consumer acknowledges messages or waits for more, it calls the caller's function before_acknowledging,
+    which writes the output. If writing fails, the consumer does not acknowledge the messages, not even when the channel
+    is closed.
     """
     channel = broker.channel()
     written: list[list[tuple[int, bool]]] = []

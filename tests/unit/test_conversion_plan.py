@@ -353,7 +353,8 @@ def test_an_exclusive_consumer_prevents_a_conversion() -> None:
 @pytest.mark.parametrize(("count", "text"), [(1, "1 consumer"), (2, "2 consumers")])
 def test_a_queue_whose_consumers_are_only_counted_is_converted_only_with_force(count: int, text: str) -> None:
     """If the management API reports how many consumers a queue has, but does not list them, `queue convert` needs
-    --force. If the API lists the consumers and the list is empty, the number is ignored.
+    --force. If the API lists the consumers and the list is empty, `queue convert` ignores the number, and does not need
+    --force.
     """
     assert found(queue=view(consumers=count)).refusals == [
         Refusal(f"{text} would be cancelled", "stop them, or use --force", is_final=False)
@@ -466,7 +467,7 @@ def test_a_remark_says_if_the_broker_does_not_report_which_exchanges_clients_pub
     more: dict[str, Any], bound: bool, remarked: bool
 ) -> None:
     """If clients publish to a queue with bindings, and the management API does not report through which exchanges,
-    `queue convert` prints a remark: the conversion fails without --force if a client publishes through the default
+    `queue convert` prints a remark. It says that the conversion needs --force if a client publishes through the default
     exchange. If no client publishes to the queue, or the API names the exchanges, there is no such remark.
     """
     it = found(queue=view(**more), bindings=[{"source": "logs"}] if bound else [])
@@ -525,8 +526,8 @@ def test_a_policy_that_limits_the_queue_for_messages_published_meanwhile_prevent
 @pytest.mark.parametrize("to", ["quorum_queues", "classic_queues"])
 def test_a_policy_only_for_quorum_queues_can_prevent_a_conversion(to: str) -> None:
     """The temporary queues of `queue convert` are quorum queues. If a policy for quorum queues makes them reject
-    messages beyond a number of bytes, the conversion is refused. If the same policy is only for classic queues, the
-    conversion is not refused.
+    messages beyond a number of bytes, `queue convert` refuses the conversion. If the same policy is only for classic
+    queues, it does not.
     """
     limits = {"overflow": "reject-publish", "max-length-bytes": 5}
     assert len(found(policies=[policy("p", "", to, **limits)]).refusals) == (2 if to == "quorum_queues" else 0)
@@ -703,8 +704,8 @@ def test_a_stored_plan_keeps_the_size_of_its_transactions(at_once: int) -> None:
     ],
 )
 def test_an_argument_that_is_not_a_plan_raises_bad_data(text: object) -> None:
-    """If a queue's argument x-mqtool-convert, in which `queue convert` stores its plan, does not contain a plan,
-    BadData is raised. The error shows up to 200 characters of the value.
+    """`queue convert` stores its plan in a queue's argument x-mqtool-convert. If this argument contains something else,
+    reading the plan raises BadData. The error shows up to 200 characters of the value.
     """
     with pytest.raises(BadData) as refused:
         ConversionPlan.parsed(text)

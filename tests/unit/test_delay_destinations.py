@@ -243,9 +243,9 @@ def test_a_missing_destination_is_found_without_closing_the_commands_channel() -
 
 
 def test_a_wait_queue_has_the_name_of_its_target_and_a_suffix() -> None:
-    """The wait queues and exchanges for delayed messages are named after the queue or exchange for which the messages
-    wait, with a suffix. If this name begins with `amq.`, the new name begins with `mqtool.`, because clients cannot
-    declare names that begin with `amq.`.
+    """A queue or exchange that mqtool declares for delayed messages has the name of the queue or exchange for which the
+    messages wait, and a suffix. For `hello`, it is `hello.delay`. For `amq.topic`, it is `mqtool.amq.topic.delayed`,
+    because clients cannot declare names that begin with `amq.`.
     """
     assert name_for(_HELLO, "delay") == "hello.delay"
     assert name_for(Exchange("amq.topic"), "delayed") == "mqtool.amq.topic.delayed"

@@ -101,7 +101,8 @@ def held(message: Message, destination: Destination = _CLASSIC, via: Via = Via.A
 
 def test_messages_without_a_delay_are_published_unchanged() -> None:
     """mqtool publishes messages without a delay unchanged, and declares no queue or exchange for delaying messages. If
-    the input yields None because it has no message yet, mqtool passes the None on and continues.
+    the input yields None because it has no message yet, mqtool passes the None on to the publisher, which then does not
+    wait for a message.
     """
     broker = FakeBroker(_JOBS)
     broker.in_flight = 1_000_000
@@ -213,8 +214,8 @@ def test_a_delay_of_more_than_49_days_is_refused(via: Via) -> None:
 
 
 def test_at_fault_is_none_if_all_messages_could_be_delayed() -> None:
-    """If mqtool cannot delay a message, the attribute `at_fault` is this message. If mqtool could delay all messages,
-    `at_fault` is None.
+    """As long as mqtool could delay all messages, the attribute `at_fault` of Delaying is None. If there is a message
+    that it cannot delay, `at_fault` is this message.
     """
     delays, _, _ = delaying(FakeBroker(_JOBS))
     assert delays.at_fault is None

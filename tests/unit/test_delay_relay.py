@@ -295,8 +295,8 @@ def test_delayed_relay_publishes_a_message_with_x_delay_to_a_wait_queue() -> Non
 
 
 def test_delayed_relay_checks_every_5_ms_whether_a_wait_queue_has_answered() -> None:
-    """`delayed relay` publishes no message to a wait queue before the queue has answered a check. Until then, the
-    command waits for deliveries for at most 5 ms at a time, so that it soon notices the answer.
+    """Before `delayed relay` publishes messages to a wait queue, it checks whether the queue has a leader. Until the
+    queue has answered, the command waits for deliveries for at most 5 ms at a time, so that it soon notices the answer.
     """
     broker = FakeBroker(job(7, x_delay=5000))
     broker.leader = lambda _: broker.has_looked.wait(30)
@@ -431,8 +431,8 @@ def test_an_unroutable_due_message_is_dropped_and_counted() -> None:
 @pytest.mark.parametrize("delayed", [False, True])
 def test_a_due_message_that_a_queue_rejects_is_delayed_for_another_second(*, delayed: bool) -> None:
     """If a queue rejects a message that is due, `delayed relay` publishes the message to a wait queue, in which it
-    stays for 1 s, and acknowledges the delivery. If the message has the header x-delay, this header is set to the new
-    delay. Otherwise, the header is not added.
+    stays for 1 s, and acknowledges the delivery. If the message has the header x-delay, this header is set to -1000, as
+    after any delay of 1 s. Otherwise, the header is not added.
     """
     broker = FakeBroker(job(7, **({"x_delay": 0} if delayed else {})))
     broker.answer = lambda message: (
@@ -604,9 +604,9 @@ def test_delayed_relay_opens_another_connection_if_the_one_for_checks_is_closed(
 def test_a_slow_wait_queue_is_avoided_until_it_answers(
     monkeypatch: pytest.MonkeyPatch, *, pressed: bool, seconds: float, avoided: bool
 ) -> None:
-    """If a wait queue has not answered a check for more than 3 s, `delayed relay` avoids this queue until it answers.
-    While many messages are waiting, it avoids the queue after 0.5 s. Meanwhile, the messages wait in an additional
-    queue, whose name ends in `.2`. This additional queue is used even if it answers slowly.
+    """If a wait queue has not answered a check for more than 3 s, or for more than 0.5 s while many messages are
+    waiting, `delayed relay` avoids this queue until it answers. Meanwhile, the messages wait in an additional queue,
+    whose name ends in `.2`. This additional queue is used even if it answers slowly.
     """
     clock = Monotonic(monkeypatch)
     may_answer = threading.Event()
@@ -673,7 +673,7 @@ def test_a_message_waits_in_another_queue_if_its_wait_queue_has_no_leader() -> N
 
 def test_delayed_relay_does_not_use_a_wait_queue_that_an_earlier_run_found_without_a_leader() -> None:
     """If an earlier run of `delayed relay` found that a wait queue has no leader, a later run neither uses nor checks
-    this queue.
+    this queue, but uses an additional wait queue instead.
     """
     asked: list[str] = []
     broker = FakeBroker(job(1, x_delay=5000))

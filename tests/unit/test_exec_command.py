@@ -148,8 +148,8 @@ def test_a_command_that_cannot_be_run_is_refused(command: str, error: str, hint:
 
 
 def test_a_file_that_is_not_executable_is_refused(tmp_path: Path) -> None:
-    """If the program that `worker --exec` names is a file that is not executable, the command is refused, with a hint
-    that says how to make the file executable.
+    """If the program that `worker --exec` names is a file that is not executable, mqtool refuses the command, with a
+    hint that says how to make the file executable.
     """
     script = tmp_path / "a script"
     script.touch()

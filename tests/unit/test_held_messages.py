@@ -234,7 +234,7 @@ def test_a_message_returns_to_its_queue_with_its_own_routing_key(
 
 
 def test_a_message_that_is_put_back_keeps_its_expiration_and_priority() -> None:
-    """Before a conversion is complete, `queue convert` may put a message that it holds back into its queue. It
+    """Before a conversion is complete, `queue convert` may return a message to the queue from which it has moved it. It
     publishes the message only to this queue, with its expiration and priority. If the conversion is resumed and moves
     the message again, the message reaches the converted queue unchanged.
     """
@@ -433,8 +433,9 @@ class FakeChannel:
 def test_a_queue_has_a_leader_if_it_reports_messages_or_answers_basic_get(
     depth: int, message: Any, found: bool
 ) -> None:
-    """`queue convert` considers a queue to have a leader if the queue reports ready messages or answers basic.get in
-    time. It then closes the channel, so that the broker requeues a message that basic.get may have returned.
+    """`queue convert` considers a queue to have a leader if the queue reports ready messages, or answers basic.get
+    within a time limit. It then closes the channel, so that the broker requeues a message that basic.get may have
+    returned.
     """
     channel = FakeChannel(depth, message)
     assert has_leader(channel.owner, "jobs", 3.0) is found

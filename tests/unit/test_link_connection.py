@@ -221,8 +221,8 @@ def test_a_receiver_of_a_missing_queue_raises_not_found(broker: Broker, session:
 
 
 def test_messages_are_sent_when_the_broker_gives_credit(broker: Broker, session: LinkConnection) -> None:
-    """As soon as the broker grants credit to a link, mqtool sends the link's messages unsettled. Delivery ids are
-    consecutive across all links of an AMQP 1.0 session.
+    """As soon as the broker grants credit to an AMQP 1.0 link, mqtool sends the link's messages unsettled. Delivery ids
+    are consecutive across all links of a session.
     """
     published(session, b"1", b"2")
     published(session, b"3", address=OTHER)

@@ -176,8 +176,8 @@ def test_a_notice_says_which_filter_the_broker_ignores(connect: Connect) -> None
 
 @pytest.mark.parametrize("version", ["4.0", "4.2"])
 def test_an_sql_condition_needs_rabbitmq_4_2(version: str) -> None:
-    """A session with an SQL condition raises UsageError if the broker is older than RabbitMQ 4.2, the first with SQL
-    filters.
+    """An AMQP 1.0 session with an SQL condition raises UsageError if the broker is older than RabbitMQ 4.2, the first
+    release with SQL filters.
     """
     with EmbeddedBroker(like=version) as broker:
         url = parse_addresses(broker.url)

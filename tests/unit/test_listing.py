@@ -127,8 +127,8 @@ def test_nouns_agree_with_their_numbers() -> None:
     st.sampled_from([None, 2]),
 )
 def test_a_json_array_can_arrive_in_any_pieces(items: list[dict[str, Any]], size: int, indent: int | None) -> None:
-    """A JSON array that arrives in pieces is decoded to the same objects, even if a piece ends in the middle of a
-    string or of a character's bytes.
+    """A list from the management API that arrives in pieces is decoded to the same objects, even if a piece ends in the
+    middle of a string or of a character's bytes.
     """
     data = json.dumps(items, ensure_ascii=False, indent=indent).encode("utf-8", "surrogatepass")
     assert list(objects(data[at : at + size] for at in range(0, len(data), size))) == items
@@ -290,8 +290,8 @@ def test_an_answer_of_the_management_api_may_contain_surrogate_characters() -> N
 
 @pytest.mark.parametrize("data", [b"", b'{"error": 1}', b'[{"a": 1}', b'[{"a": '])
 def test_an_incomplete_json_array_is_an_error(data: bytes) -> None:
-    """Decoding JSON that is not an array, or is cut short, raises ValueError, so that a list is never silently
-    incomplete.
+    """If a list from the management API is not a JSON array, or is cut short, decoding it raises ValueError, so that a
+    list is never silently incomplete.
     """
     with pytest.raises(ValueError, match=r"not a list|cut short"):
         list(objects([data]))

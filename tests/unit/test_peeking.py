@@ -134,8 +134,8 @@ def test_peek_reads_a_queue_in_the_way_that_suits_its_type(place: Place, view: d
 def test_a_quorum_queue_has_a_delivery_limit_by_default_from_rabbitmq_4_on(
     monkeypatch: pytest.MonkeyPatch, place: Place, *, broker: str, limit: int | None, has_api: bool
 ) -> None:
-    """`peek` assumes a delivery limit of 20 for a quorum queue without one from RabbitMQ 4.0 on, and none in earlier
-    releases or in another broker.
+    """If a quorum queue's arguments and policy set no delivery limit, `peek` assumes a limit of 20 in RabbitMQ 4.0 or
+    later, and none in earlier releases or in another broker.
     """
     place.fill(arguments=QUORUM)
     monkeypatch.setattr(Connection, "broker", broker)
@@ -333,7 +333,7 @@ def test_peek_does_not_receive_all_messages_of_a_long_queue_at_once(
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_messages_stay_in_order_if_one_has_expired(monkeypatch: pytest.MonkeyPatch, place: Place, count: int) -> None:
-    """If a quorum queue counts a message that has expired, `peek` gets fewer messages than the queue reports. The other
+    """If a quorum queue still counts an expired message, `peek` gets fewer messages than the queue reports. The other
     messages stay in order, even if an earlier `peek` has requeued some.
     """
     monkeypatch.setattr(peeking, "_PATIENCE", 0.3)
@@ -351,7 +351,7 @@ def test_messages_stay_in_order_if_one_has_expired(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("arguments", [{}, QUORUM], ids=["classic", "quorum"])
 def test_peek_ends_if_the_connection_is_lost(place: Place, arguments: dict[str, Any]) -> None:
     """If the connection is lost while `peek` shows messages, the broker requeues those that `peek` has received, and
-    ending `peek` raises no error.
+    `peek` can be closed without an error.
     """
     place.fill(*NUMBERS, arguments=arguments)
     place.peeked()
@@ -394,7 +394,9 @@ def limited(limit: int, **arguments: Any) -> dict[str, Any]:
 
 
 def test_a_message_can_be_shown_until_one_more_look_would_be_the_last(place: Place) -> None:
-    """`peek` shows a message of a quorum queue with a delivery limit of 3 twice. A third `peek` refuses to show it."""
+    """`peek` shows a message of a quorum queue with a delivery limit of 3 twice. A third `peek` refuses to show it,
+    because the queue would then drop the message when it is next requeued.
+    """
     place.fill("0", arguments=limited(3))
     assert [place.peeked() for _ in range(2)] == [["0"], ["0"]]
     with pytest.raises(MqtoolError, match="has been requeued 2 times"):
@@ -539,9 +541,10 @@ def test_a_message_with_large_headers_is_published_again_without_its_origin(
 def test_a_message_of_a_wait_queue_for_an_exchange_is_published_again_with_its_routing_key(
     place: Place, queue: str, exchange: str, *, is_kept: bool
 ) -> None:
-    """Delayed messages for an exchange wait in a queue behind an exchange of its own, and keep the routing keys,
-    including those in the header CC, with which they are routed when they are due. If `peek` publishes such a message
-    again, it uses this exchange and the same keys. It publishes any other message directly to its queue, without CC.
+    """A wait queue for an exchange is bound to an exchange in front of it. Its messages keep their own routing keys,
+    including those in the header CC, since they are routed with these keys when they are due. If `peek` publishes such
+    a message again, it therefore uses the exchange in front, with the same keys. It publishes any other message
+    directly to its queue, without CC.
     """
     place.channel.declare(Queue(queue, durable=True))
     place.channel.declare(Exchange(exchange, "fanout"))
