@@ -142,8 +142,8 @@ def test_a_transaction_contains_at_most_500_messages_and_32_mib(count: int, size
 
 
 def test_the_hint_for_a_missing_queue_suggests_a_similar_name() -> None:
-    """If the queue to convert does not exist, the error names the queue. The hint suggests the existing queue with the
-    most similar name or, if no name is similar, the command that lists the queues.
+    """If the queue that `queue convert` is to convert does not exist, the error names the queue. The hint suggests the
+    existing queue with the most similar name or, if no name is similar, the command that lists the queues.
     """
     api = api_with(**{"queues/v": [{"name": "jobs"}]})
     with pytest.raises(NotFound) as missing:
@@ -174,8 +174,8 @@ def test_the_hint_for_a_missing_queue_suggests_a_similar_name() -> None:
     ],
 )
 def test_an_argument_is_kept_if_the_new_type_supports_it(to: str, kept: str) -> None:
-    """`queue convert` keeps each argument that the new queue type supports, and each argument that RabbitMQ does not
-    know. All other arguments are left out.
+    """In its plan for the new queue, `queue convert` keeps each argument that the new queue type supports, and each
+    argument that RabbitMQ does not know. The plan contains no other arguments.
     """
     for name in kept.split():
         queue = view(arguments={name: 1})

@@ -200,8 +200,8 @@ def test_a_notice_says_how_many_messages_were_already_due(overdue: int, notices:
 
 @pytest.mark.parametrize("via", [Via.AUTO, Via.PLUGIN])
 def test_a_delay_of_more_than_49_days_is_refused(via: Via) -> None:
-    """Sending a message with a delay of more than 2^32 - 1 ms (49 days) raises BadData, and the attribute `at_fault` of
-    Delaying is this message. A delay of exactly 2^32 - 1 ms is accepted.
+    """Sending a message with a delay of more than 2^32 - 1 ms (49 days) raises BadData. The attribute `at_fault` of
+    Delaying is then the message that caused the error. A delay of exactly 2^32 - 1 ms is accepted.
     """
     delays, _, _ = delaying(FakeBroker(_JOBS), via=via)
     longest, longer = (Message(b"x", delay=(LONGEST + more) / 1000) for more in (0, 1))
@@ -384,8 +384,8 @@ def test_where_messages_wait_can_be_chosen_before_the_exchange_is_declared(to: E
     "arguments", [{"x-queue-type": "classic"}, {"x-queue-type": "quorum"}], ids=["classic", "quorum"]
 )
 def test_the_broker_is_asked_for_the_type_of_the_queue(arguments: dict[str, str]) -> None:
-    """mqtool asks the broker whether the command's queue is a classic queue. If it is, delayed messages for the queue
-    wait in the exchange of the delayed message plugin, and otherwise in wait queues.
+    """If the broker has the delayed message plugin, mqtool asks it whether the command's queue is a classic queue. If
+    so, delayed messages for the queue wait in the plugin's exchange, and otherwise in wait queues.
     """
     queue = Queue("jobs", durable=True, arguments=arguments)
     delays, _, _ = delaying(FakeBroker(), Destination(queue))

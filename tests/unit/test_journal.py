@@ -15,7 +15,7 @@ def test_declarations_are_repeated_in_their_order() -> None:
 
 
 def test_bindings_follow_the_new_name_of_a_server_named_queue() -> None:
-    """If a server-named queue has another name after a reconnection, mqtool declares its bindings again with the new
+    """If a server-named queue gets another name after a reconnection, mqtool declares its bindings again with the new
     name. Bindings to an exchange that has the same name as the old queue are not changed.
     """
     journal = Journal()
