@@ -329,8 +329,8 @@ def consumer(tag: str, *, exclusive: bool = False, channel: str = "c") -> dict[s
     ],
 )
 def test_a_queue_with_consumers_is_converted_only_with_force(count: int, text: str) -> None:
-    """If a queue has consumers, `queue convert` needs --force to cancel them. The refusal names the first five
-    consumers, and says how many others there are.
+    """If a queue has consumers, `queue convert` refuses to convert it without --force, which cancels them. The error
+    names the first five consumers, and says how many others there are.
     """
     consumers = [consumer(f"t{number}") for number in range(count)]
     it = found(queue=view(consumer_details=consumers), **{"channels": [], "vhosts/v/channels": []})
