@@ -50,10 +50,10 @@ def names(methods: list[Any]) -> list[str]:
 
 
 def test_what_a_channel_declares_is_declared_again_after_a_reconnection(broker: ScriptedBroker) -> None:
-    """After a reconnection, a channel declares its exchanges, queues and bindings again in the same order. Those that
-    were declared with remember=False are left out. If the broker chooses the name of a queue, declare() returns this
-    name. When the broker chooses another name after the reconnection, the queue's bindings are declared with the new
-    name.
+    """After a reconnection, a channel repeats its declarations of exchanges, queues and bindings in the same order,
+    except those that were made with remember=False. If a declaration leaves the name of a queue to the broker,
+    declare() returns the queue with the name that the broker has chosen. After a reconnection, the queue's bindings are
+    declared with its new name.
     """
     channel = broker.channel()
     exchange = channel.declare(Exchange("x", "topic"))
@@ -121,8 +121,8 @@ def test_declaring_a_queue_exactly_raises_an_error_if_it_has_other_settings(
 
 
 def test_a_queue_whose_settings_are_accepted_is_only_checked_for_existence(broker: ScriptedBroker) -> None:
-    """After the caller has accepted a queue's settings with accept_settings(), declaring this queue only checks that it
-    exists. Other queues are declared as usual.
+    """After the caller has accepted a queue's settings with accept_settings(), declare() only checks that this queue
+    exists, whatever its properties and arguments are. Other queues are declared as usual.
     """
     channel = broker.channel()
     channel.accept_settings(Queue("q"))
@@ -230,9 +230,10 @@ def consumer_tag(broker: ScriptedBroker) -> str:
 
 
 def test_a_delivery_is_acknowledged_when_the_caller_asks_for_the_next(broker: ScriptedBroker) -> None:
-    """Channel.consume() starts a consumer immediately, with the caller's prefetch. When the caller asks for the next
-    delivery, the previous one is acknowledged, unless the caller has done so. A reconnection starts the consumer again.
-    Deliveries from before the reconnection are not acknowledged.
+    """Channel.consume() starts a consumer with the caller's prefetch, before the caller asks for a delivery. When the
+    caller asks for the next delivery, the channel acknowledges the previous one, unless the caller has already done so.
+    After a reconnection, the channel starts the consumer again, and does not acknowledge deliveries of the lost
+    connection.
     """
     channel = broker.channel()
     deliveries = channel.consume(Queue("q"), Receiving(prefetch=2, timeout=20))
@@ -298,8 +299,9 @@ def test_a_consumer_of_a_queue_with_a_delivery_limit_starts_with_a_prefetch_of_1
     broker: ScriptedBroker, arguments: dict[str, Any], version: str, *, one_by_one: bool
 ) -> None:
     """A consumer of a quorum queue that has a delivery limit starts with a prefetch of 1, because such a queue drops
-    messages that were delivered too often. From RabbitMQ 4.0 on, every quorum queue has a delivery limit; in earlier
-    versions, only those whose arguments set one. All other consumers start with a prefetch of 1,000.
+    messages that were delivered too often. mqtool assumes that every quorum queue of RabbitMQ 4.0 or later has a
+    delivery limit. In earlier versions, only those whose arguments set one have it. All other consumers start with a
+    prefetch of 1,000.
     """
     broker.broker = version
     broker.channel().consume(Queue("q", arguments=arguments))
@@ -307,9 +309,9 @@ def test_a_consumer_of_a_queue_with_a_delivery_limit_starts_with_a_prefetch_of_1
 
 
 def test_a_stream_is_consumed_from_an_offset(broker: ScriptedBroker) -> None:
-    """A consumer of a stream starts at the offset that the caller passes, if any. For a single message, a consumer of a
-    queue has a prefetch of 1. A consumer of a stream, and any consumer with an offset, has a prefetch of 1,000, because
-    messages stay in a stream.
+    """A consumer starts at the offset that the caller passes, if any. To receive a single message, a consumer of a
+    queue has a prefetch of 1. A consumer of a stream, or one with an offset, has a prefetch of 1,000 even then, because
+    messages that are delivered but not used stay in a stream.
     """
     channel = broker.channel()
     stream = Queue("q", durable=True, arguments={"x-queue-type": "stream"})
@@ -327,8 +329,9 @@ def test_a_stream_is_consumed_from_an_offset(broker: ScriptedBroker) -> None:
 
 
 def test_a_consumer_of_a_queue_ignores_the_offsets_of_messages_from_a_stream(broker: ScriptedBroker) -> None:
-    """A message that was copied from a stream to a queue still has its header `x-stream-offset`. After a reconnection,
-    a consumer of this queue starts again without an offset. A consumer of a stream starts after its latest message.
+    """After a reconnection, a consumer of a stream continues after the offset in the header `x-stream-offset` of its
+    latest message. A message that was copied from a stream to a queue still has this header. A consumer of this queue
+    ignores the header, and starts again without an offset.
     """
     channel = broker.channel()
     stream = Queue("s", arguments={"x-queue-type": "stream"})
@@ -376,8 +379,8 @@ def test_a_consumer_that_has_ended_gets_no_events_of_its_channel(broker: Scripte
 
 
 def test_stopping_a_channel_ends_its_consumers(broker: ScriptedBroker) -> None:
-    """When a channel is stopped, its consumers end, and consumers that are started later end immediately. The channel's
-    connection is stopped as well, so it does not wait for a broker that does not reply.
+    """Channel.stop() ends the channel's consumers. Consumers that are started later end immediately. stop() also tells
+    the connection to stop, so that no call waits for a broker that does not reply.
     """
     channel = broker.channel()
     assert (channel.stopping, broker.stopping) == (False, False)
@@ -404,8 +407,9 @@ def test_channel_get_does_not_acknowledge_the_message(broker: ScriptedBroker) ->
 
 
 def test_replies_to_requests_that_have_already_arrived_are_sent_in_one_write(broker: ScriptedBroker) -> None:
-    """While further requests are waiting, an RPC server's channel delays its replies by up to 2 ms. It then sends them
-    in one write, with one acknowledgement for all the requests. A request with two replies is acknowledged only once.
+    """If further requests have already arrived, an RPC server's channel holds its replies back for up to 2 ms. Once the
+    server has answered all of these requests, the channel sends the replies in one write, with one acknowledgement for
+    all requests. If the server answers a request a second time, the channel does not acknowledge the request again.
     """
     channel = broker.channel()
     requests = channel.consume(Queue("q"), Receiving(acknowledge=False, timeout=20))
@@ -462,9 +466,9 @@ def test_the_caller_can_wait_for_the_confirms_of_replies(broker: ScriptedBroker)
 
 
 def test_waiting_for_confirms_fails_if_the_last_replies_were_dropped(broker: ScriptedBroker) -> None:
-    """The broker may close the connection with an internal error before it has confirmed a channel's last replies.
-    After that, Channel.wait_for_confirms() raises NotConfirmed. Once the caller has stopped the channel, it returns
-    without an error.
+    """If the broker closes the connection with an internal error, the channel drops its unconfirmed replies, because
+    they may have caused the error. Channel.wait_for_confirms() then raises NotConfirmed. After the caller has stopped
+    the channel, wait_for_confirms() returns without an error.
     """
     broker.confirms = False
     channel = broker.channel()
@@ -498,7 +502,7 @@ def test_a_channel_sends_pending_acknowledgements_before_it_is_closed(broker: Sc
 
 
 def test_a_stopped_consumer_is_cancelled_before_its_last_delivery_is_acknowledged(broker: ScriptedBroker) -> None:
-    """If a consumer has been stopped, and the caller acknowledges its last delivery, basic.cancel is sent before
+    """If a consumer has been stopped, and the caller acknowledges its last delivery, mqtool sends basic.cancel before
     basic.ack, so that the broker does not deliver another message.
     """
     channel = broker.channel()
@@ -562,7 +566,9 @@ def test_publishers_and_consumers_are_told_what_happens_to_their_channel(broker:
 
 
 def test_a_request_that_loses_its_connection_is_repeated(broker: ScriptedBroker) -> None:
-    """If the connection is lost while a request waits for its reply, the request is repeated on the next one."""
+    """If the connection is lost while a request waits for the broker's reply, the channel repeats the request on the
+    next connection.
+    """
     channel = broker.channel()
     made: list[int] = []
 
@@ -579,8 +585,8 @@ def test_a_request_that_loses_its_connection_is_repeated(broker: ScriptedBroker)
 
 
 def test_a_command_that_must_stop_does_not_wait_for_the_broker(broker: ScriptedBroker) -> None:
-    """If a command must stop while the connection is lost, or while the broker does not answer, its requests fail, and
-    the error says why.
+    """If a command has been told to stop, its requests do not wait for a lost connection, or for a broker that does not
+    answer. They raise StoppedWaiting, which gives the reason.
     """
     channel = broker.channel()
     broker.hopeless = "the connection is lost"
@@ -597,8 +603,8 @@ TIMED_OUT = 406, "PRECONDITION_FAILED - delivery acknowledgement on channel 1 ti
 
 def test_a_channel_that_the_broker_closes_for_a_consumer_timeout_is_opened_again(broker: ScriptedBroker) -> None:
     """If the broker closes a channel because a delivery was not acknowledged within the consumer timeout, mqtool opens
-    the channel again, and tells the user both. If the connection does not come back after a loss, the channel stays
-    closed.
+    the channel again. One notice gives the reason for the close, and another says that the channel is open again. On a
+    connection that is not reopened after a loss, the channel stays closed.
     """
     channel, is_open_again = broker.channel(), threading.Event()
     listener = Told(channel)

@@ -15,8 +15,8 @@ def publish(key: Claimed[str]) -> Message:
 
 
 def test_a_queue_name_from_a_header_is_returned_only_if_the_check_accepts_it() -> None:
-    """`Claimed.proven()` returns the queue name from a message's header if the given check accepts it, and otherwise
-    None.
+    """A publisher can forge a queue name in a message's header. `Claimed.proven(check)` returns such a name only if
+    check() accepts it, and otherwise None.
     """
     claim = Claimed("payroll")
     assert claim.proven(lambda queue: queue == "payroll") == "payroll"
@@ -25,8 +25,8 @@ def test_a_queue_name_from_a_header_is_returned_only_if_the_check_accepts_it() -
 
 
 def test_mypy_refuses_an_unchecked_queue_name_from_a_header_as_a_routing_key() -> None:
-    """mypy reports a type error if code uses the queue name from a message's header (`Claimed`) as a routing key
-    without checking the name first.
+    """A publisher can forge a queue name in a message's header. mypy reports a type error if mqtool's code uses such a
+    name (`Claimed`) as a routing key without checking it first.
     """
     api = pytest.importorskip("mypy.api")
     refused, _, code = api.run([*OPTIONS, "-c", USE.format("key")])

@@ -138,8 +138,8 @@ def test_the_parameters_of_a_connection_are_those_of_its_url() -> None:
 
 
 def test_a_connection_knows_its_broker(connect: Connect, vhost: Vhost) -> None:
-    """A connection provides the broker's name and version, the cluster name with the virtual host, and the maximum size
-    of a frame. The embedded broker, which claims to be RabbitMQ, is shown to the user as "the embedded broker".
+    """A Connection object has the broker's name and version, the name of the cluster and virtual host, and the maximum
+    size of a frame. The embedded broker, which claims to be RabbitMQ, is shown to the user as "the embedded broker".
     """
     opened = connect()
     assert opened.broker.startswith("RabbitMQ 4.")
@@ -153,8 +153,8 @@ def test_a_connection_knows_its_broker(connect: Connect, vhost: Vhost) -> None:
 
 
 def test_a_connection_beside_another_has_its_name(connect: Connect, vhost: Vhost) -> None:
-    """beside() opens a second connection to the same broker under the same name, by default mqtool. The second
-    connection is not reopened after a loss.
+    """Connection.beside() opens a second connection to the same broker. It has the name of the first connection, or the
+    name "mqtool" if the first one was opened without a name. The second connection is not reopened after a loss.
     """
     with connect(name="nightly", backoff=AT_ONCE).beside() as beside:
         assert not beside.comes_back
@@ -167,7 +167,8 @@ def test_a_connection_uses_the_first_node_that_accepts_it(
     connect: Connect, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection is opened to the first of its nodes that can be reached. After a loss, mqtool tries this node first,
-    and then the others. The connection knows whether a node could not be reached.
+    and then the others. Connection.lacks_a_node says whether a node could not be reached when the connection was last
+    opened.
     """
     monkeypatch.setattr(connection, "_ELECTION", 0.05)
     told, missing = Told(), f"amqp://127.0.0.1:{unused_port()}"
@@ -254,8 +255,8 @@ def test_a_lost_connection_that_is_not_reopened_fails_its_channels(connect: Conn
 
 
 def test_a_closed_connection_fails_its_channels(connect: Connect) -> None:
-    """Connection.close() first lets the channels send what is pending, and then ends their use with an error. After
-    that, opening another channel raises Unavailable, and closing the connection again has no effect.
+    """Connection.close() first lets the channels send what is pending. After that, using a channel raises an error,
+    opening another one raises Unavailable, and closing the connection again has no effect.
     """
     with connect(backoff=AT_ONCE) as opened:
         channel = opened.channel()
@@ -343,8 +344,9 @@ def test_an_internal_error_because_of_a_reply_does_not_end_a_connection(
 
 
 def test_reconnecting_is_given_up_when_its_attempts_run_out(connect: Connect, vhost: Vhost) -> None:
-    """If a connection is lost repeatedly, each time within 60 s and before a message was confirmed or acknowledged, the
-    attempts to reconnect add up. When none are left, the connection's channels fail.
+    """A connection may have a limited number of attempts to reconnect. If it is lost repeatedly, each time within 60 s
+    and before a message was confirmed or acknowledged, the attempts after all of these losses are counted together.
+    Once the limit is reached, mqtool gives up, and the connection's channels fail.
     """
     told = Told()
     opened = connect(notice=told, backoff=Backoff(first=0, attempts=2))
@@ -393,8 +395,8 @@ def test_reconnecting_ends_if_the_broker_refuses_the_connection(connect: Connect
 
 
 def test_closing_ends_the_attempts_to_reconnect(connect: Connect, vhost: Vhost) -> None:
-    """A command that must stop does not wait for a lost connection, and close() ends the wait for the next attempt to
-    reconnect.
+    """A command that has been told to stop does not wait for a lost connection. Connection.close() ends the wait for
+    the next attempt to reconnect.
     """
     told = Told()
     opened = connect(notice=told, backoff=Backoff(first=3600))
@@ -412,8 +414,8 @@ def test_closing_ends_the_attempts_to_reconnect(connect: Connect, vhost: Vhost) 
 
 
 def test_a_blocked_publisher_waits_until_the_broker_unblocks_it(connect: Connect, vhost: Vhost) -> None:
-    """While the broker blocks publishers, a publisher waits, unless the command must stop. One notice says that the
-    broker blocks publishers, and another that it has unblocked them.
+    """While the broker blocks publishers, a publisher waits, unless the command has been told to stop. One notice says
+    that the broker blocks publishers, and another that it has unblocked them.
     """
     told = Told()
     opened = connect(notice=told)
@@ -437,7 +439,9 @@ def test_a_blocked_publisher_waits_until_the_broker_unblocks_it(connect: Connect
 
 
 def test_a_reopened_connection_is_not_blocked(connect: Connect, vhost: Vhost) -> None:
-    """A connection that is lost while the broker blocks it can publish once it is open again."""
+    """If a connection is lost while the broker blocks publishers, and the broker unblocks them before the connection is
+    open again, a waiting publisher continues on the new connection.
+    """
     told = Told()
     opened = connect(notice=told, backoff=AT_ONCE)
     channel = opened.channel()

@@ -97,7 +97,7 @@ def prefetches(broker: ScriptedBroker) -> list[int]:
 
 def test_a_consumer_ends_after_its_idle_timeout(broker: ScriptedBroker, clock: Clock) -> None:
     """A consumer with an idle timeout ends once no delivery has arrived for this long. The time without a connection
-    does not count. While it waits, a signal is handled within 0.1 s.
+    does not count. While the consumer waits for a delivery, mqtool handles a signal within 0.1 s.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, Receiving(idle_timeout=5.25))
@@ -166,8 +166,9 @@ def test_a_consumer_with_a_limit_is_cancelled_before_it_acknowledges_the_last_me
 def test_acknowledgements_that_a_consumer_holds_back_are_sent_after_two_seconds(
     broker: ScriptedBroker, clock: Clock
 ) -> None:
-    """A consumer that is to receive 300 messages does not acknowledge the latest ones yet, so that the broker delivers
-    no more than 300. If no delivery arrives for two seconds, it acknowledges them, and continues with a prefetch of 1.
+    """A consumer that is to receive 300 messages holds back the latest acknowledgements, so that the broker delivers no
+    more than 300. If no delivery arrives for two seconds, the consumer sends these acknowledgements, and continues with
+    a prefetch of 1.
     """
     deliveries = broker.channel().consume(Q, Receiving(count=300))
     deliver(broker, *range(1, 61))
@@ -184,8 +185,8 @@ def test_acknowledgements_that_a_consumer_holds_back_are_sent_after_two_seconds(
 
 
 def test_a_consumer_that_ends_early_acknowledges_what_it_holds_back(broker: ScriptedBroker, clock: Clock) -> None:
-    """A consumer that is to receive 300 messages holds back acknowledgements, so that the broker delivers no more than
-    300. If the caller stops early, the consumer acknowledges all messages that the caller has handled.
+    """A consumer that is to receive 300 messages holds back the latest acknowledgements, so that the broker delivers no
+    more than 300. If the caller stops early, the consumer acknowledges all messages that the caller has handled.
     """
     deliveries = broker.channel().consume(Q, Receiving(count=300))
     deliver(broker, *range(1, 62))
@@ -198,8 +199,9 @@ def test_a_consumer_that_ends_early_acknowledges_what_it_holds_back(broker: Scri
 def test_a_consumer_of_a_queue_with_a_delivery_limit_soon_has_its_full_prefetch(
     broker: ScriptedBroker, clock: Clock
 ) -> None:
-    """A consumer of a quorum queue starts with a prefetch of 1, since the queue drops messages that are requeued too
-    often. Once the consumer has received a message that was not requeued often, it continues with its full prefetch.
+    """A consumer of a quorum queue with a delivery limit starts with a prefetch of 1, since the queue drops messages
+    that are requeued too often. Once the consumer has received a message that was not requeued often, it continues with
+    its full prefetch.
     """
     deliveries = broker.channel().consume(Queue("q", arguments={"x-queue-type": "quorum"}))
     deliver(broker, 1)
@@ -211,9 +213,9 @@ def test_a_consumer_of_a_queue_with_a_delivery_limit_soon_has_its_full_prefetch(
 def test_a_caller_that_acknowledges_gets_the_missing_messages_from_a_new_consumer(
     broker: ScriptedBroker, clock: Clock
 ) -> None:
-    """If the caller acknowledges messages itself, a consumer of 7 messages with a prefetch of 3 receives only 7: when
-    the broker could deliver an eighth, the consumer is cancelled, and consumes again with the number of missing
-    messages as its prefetch.
+    """A consumer that is to receive 7 messages with a prefetch of 3, and whose caller acknowledges them itself, never
+    lets the broker deliver an eighth. Once fewer messages are missing than the prefetch allows, the consumer is
+    cancelled, and consumes again with the number of missing messages as its prefetch.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, Receiving(count=7, prefetch=3, acknowledge=False))
@@ -232,8 +234,9 @@ def test_a_caller_that_acknowledges_gets_the_missing_messages_from_a_new_consume
 
 
 def test_late_acknowledgements_do_not_count_after_a_reconnection(broker: ScriptedBroker, clock: Clock) -> None:
-    """If a caller acknowledges a message only after the connection was lost, the broker has requeued this message
-    already. The consumer does not count the acknowledgement as one that lets the broker deliver another message.
+    """If the connection is lost before a caller acknowledges a message, the broker requeues this message. A late
+    acknowledgement therefore does not let the broker deliver another message, and the consumer does not count it as one
+    that does.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, Receiving(count=5, prefetch=3, acknowledge=False))
@@ -515,8 +518,9 @@ def test_unacknowledged_messages_are_given_back_batch_by_batch(broker: ScriptedB
 
 
 def test_a_message_whose_output_cannot_be_written_is_not_acknowledged(broker: ScriptedBroker, clock: Clock) -> None:
-    """Before a consumer acknowledges messages or waits for more, it calls before_acknowledging, which writes the
-    caller's output. If writing fails, the messages are not acknowledged, not even when the channel is closed.
+    """Before a consumer acknowledges messages or waits for more, it calls the caller's function before_acknowledging,
+    which writes the output. If writing fails, the consumer does not acknowledge the messages, not even when the channel
+    is closed.
     """
     channel = broker.channel()
     written: list[list[tuple[int, bool]]] = []

@@ -142,8 +142,8 @@ def test_a_transaction_contains_at_most_500_messages_and_32_mib(count: int, size
 
 
 def test_the_hint_for_a_missing_queue_suggests_a_similar_name() -> None:
-    """If the queue to convert does not exist, the error names the queue. The hint suggests the existing queue with the
-    most similar name or, if no name is similar, the command that lists the queues.
+    """If the queue that `queue convert` is to convert does not exist, the error names the queue. The hint suggests the
+    existing queue with the most similar name or, if no name is similar, the command that lists the queues.
     """
     api = api_with(**{"queues/v": [{"name": "jobs"}]})
     with pytest.raises(NotFound) as missing:
@@ -174,8 +174,8 @@ def test_the_hint_for_a_missing_queue_suggests_a_similar_name() -> None:
     ],
 )
 def test_an_argument_is_kept_if_the_new_type_supports_it(to: str, kept: str) -> None:
-    """`queue convert` keeps each argument that the new queue type supports, and each argument that RabbitMQ does not
-    know. All other arguments are left out.
+    """In its plan for the new queue, `queue convert` keeps each argument that the new queue type supports, and each
+    argument that RabbitMQ does not know. The plan contains no other arguments.
     """
     for name in kept.split():
         queue = view(arguments={name: 1})
@@ -329,8 +329,8 @@ def consumer(tag: str, *, exclusive: bool = False, channel: str = "c") -> dict[s
     ],
 )
 def test_a_queue_with_consumers_is_converted_only_with_force(count: int, text: str) -> None:
-    """If a queue has consumers, `queue convert` needs --force to cancel them. The refusal names the first five
-    consumers, and says how many others there are.
+    """If a queue has consumers, `queue convert` refuses to convert it without --force, which cancels them. The error
+    names the first five consumers, and says how many others there are.
     """
     consumers = [consumer(f"t{number}") for number in range(count)]
     it = found(queue=view(consumer_details=consumers), **{"channels": [], "vhosts/v/channels": []})
@@ -353,7 +353,8 @@ def test_an_exclusive_consumer_prevents_a_conversion() -> None:
 @pytest.mark.parametrize(("count", "text"), [(1, "1 consumer"), (2, "2 consumers")])
 def test_a_queue_whose_consumers_are_only_counted_is_converted_only_with_force(count: int, text: str) -> None:
     """If the management API reports how many consumers a queue has, but does not list them, `queue convert` needs
-    --force. If the API lists the consumers and the list is empty, the number is ignored.
+    --force. If the API lists the consumers and the list is empty, `queue convert` ignores the number, and does not need
+    --force.
     """
     assert found(queue=view(consumers=count)).refusals == [
         Refusal(f"{text} would be cancelled", "stop them, or use --force", is_final=False)
@@ -377,8 +378,9 @@ def test_unacknowledged_messages_prevent_a_conversion(count: int, text: str) -> 
 
 
 def test_unacknowledged_messages_of_a_queue_declared_by_a_conversion_do_not_prevent_a_conversion() -> None:
-    """A queue is one that an earlier `queue convert` declared if its name ends in `.mqtool-convert` and it has the
-    argument x-mqtool-convert. `queue convert` accepts such a queue even if it has unacknowledged messages.
+    """If a queue's name ends in `.mqtool-convert`, and the queue has the argument x-mqtool-convert, mqtool assumes that
+    an earlier `queue convert` has declared it. `queue convert` accepts such a queue even if it has unacknowledged
+    messages.
     """
     ours = view(name="jobs.mqtool-convert", arguments={PLAN: "{}"}, messages_unacknowledged=5)
     assert plan_is_ours(ours)
@@ -465,7 +467,7 @@ def test_a_remark_says_if_the_broker_does_not_report_which_exchanges_clients_pub
     more: dict[str, Any], bound: bool, remarked: bool
 ) -> None:
     """If clients publish to a queue with bindings, and the management API does not report through which exchanges,
-    `queue convert` prints a remark: the conversion fails without --force if a client publishes through the default
+    `queue convert` prints a remark. It says that the conversion needs --force if a client publishes through the default
     exchange. If no client publishes to the queue, or the API names the exchanges, there is no such remark.
     """
     it = found(queue=view(**more), bindings=[{"source": "logs"}] if bound else [])
@@ -524,8 +526,8 @@ def test_a_policy_that_limits_the_queue_for_messages_published_meanwhile_prevent
 @pytest.mark.parametrize("to", ["quorum_queues", "classic_queues"])
 def test_a_policy_only_for_quorum_queues_can_prevent_a_conversion(to: str) -> None:
     """The temporary queues of `queue convert` are quorum queues. If a policy for quorum queues makes them reject
-    messages beyond a number of bytes, the conversion is refused. If the same policy is only for classic queues, the
-    conversion is not refused.
+    messages beyond a number of bytes, `queue convert` refuses the conversion. If the same policy is only for classic
+    queues, it does not.
     """
     limits = {"overflow": "reject-publish", "max-length-bytes": 5}
     assert len(found(policies=[policy("p", "", to, **limits)]).refusals) == (2 if to == "quorum_queues" else 0)
@@ -702,8 +704,8 @@ def test_a_stored_plan_keeps_the_size_of_its_transactions(at_once: int) -> None:
     ],
 )
 def test_an_argument_that_is_not_a_plan_raises_bad_data(text: object) -> None:
-    """If a queue's argument x-mqtool-convert, in which `queue convert` stores its plan, does not contain a plan,
-    BadData is raised. The error shows up to 200 characters of the value.
+    """`queue convert` stores its plan in a queue's argument x-mqtool-convert. If this argument contains something else,
+    reading the plan raises BadData. The error shows up to 200 characters of the value.
     """
     with pytest.raises(BadData) as refused:
         ConversionPlan.parsed(text)
@@ -779,10 +781,10 @@ def test_the_dead_letter_settings_of_a_queue_are_its_exchange_and_routing_key() 
 def test_a_plan_that_changes_a_queues_dead_letter_settings_is_noticed(
     source: dict[str, Any], target: dict[str, Any], now: dict[str, Any] | None, redirected: bool
 ) -> None:
-    """A stored conversion plan redirects a queue's dead letters if its original or new definition of the queue sets
-    another dead-letter exchange or routing key than the queue has now. redirects() returns True for such a plan.
-    Otherwise, whoever stores a plan could redirect dead letters with the permissions of the user who resumes the
-    conversion.
+    """A stored conversion plan redirects dead letters if the queue that it describes, before or after the conversion,
+    has another dead-letter exchange or routing key than the queue has now. redirects() returns True for such a plan.
+    Without this check, anybody who can store a plan could redirect dead letters with the permissions of the user who
+    resumes the conversion.
     """
     it = ConversionPlan("jobs", Definition("classic", True, source), Definition("quorum", True, target))
     assert it.redirects(None if now is None else view(arguments=now)) is redirected

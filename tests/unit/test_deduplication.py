@@ -94,8 +94,8 @@ def test_a_message_that_failed_is_handled_again(path: Path) -> None:
 
 
 def test_a_dead_letter_is_handled_again_only_after_a_redrive(path: Path) -> None:
-    """With `--deduplicate`, a worker does not handle a copy of a message that has been dead-lettered. It handles the
-    copy if the copy was moved back from the dead-letter queue after that.
+    """With `--deduplicate`, a worker does not handle a copy of a message that has been dead-lettered. It handles a copy
+    only if that copy was moved back from the dead-letter queue more often than the dead-lettered message.
     """
     store = HandledMessages(path, DAY)
     assert store.begin(KEY, returns=1) is None
@@ -221,8 +221,8 @@ def test_the_message_of_a_killed_worker_is_handled_again(path: Path, other_worke
 def test_the_message_of_a_worker_that_is_a_zombie_is_handled_again(
     path: Path, other_worker: multiprocessing.Process
 ) -> None:
-    """If a worker was killed, another worker with `--deduplicate` handles its message. This holds even if the killed
-    process is a zombie, because its parent process has not collected the exit status.
+    """If a worker is killed while it handles a message, another worker with `--deduplicate` handles the message. This
+    holds even if the killed process is a zombie, because its parent process has not collected the exit status.
     """
     other_worker.kill()
     os.waitid(os.P_PID, other_worker.pid or 0, os.WEXITED | os.WNOWAIT)  # it has ended, and is now a zombie
@@ -232,8 +232,8 @@ def test_the_message_of_a_worker_that_is_a_zombie_is_handled_again(
 def test_without_proc_a_worker_is_identified_by_its_process_id(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    """On systems without /proc, a worker with `--deduplicate` does not handle another worker's message while a process
-    with that worker's process id is running.
+    """On systems without /proc, a worker with `--deduplicate` considers another worker to be running if there is a
+    process with that worker's process id. It then does not handle the message that the other worker is handling.
     """
     monkeypatch.setattr(deduplication, "_PROC", tmp_path)
     other_worker: multiprocessing.Process = request.getfixturevalue("other_worker")
@@ -251,8 +251,8 @@ def test_without_proc_a_worker_is_identified_by_its_process_id(
 def test_a_worker_whose_name_looks_like_a_process_state_is_identified(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, *, is_alive: bool
 ) -> None:
-    """With `--deduplicate`, a worker can tell whether another worker is running, even if the name of the other worker's
-    program looks like a process state in /proc, such as `a) Z 1`.
+    """A worker with `--deduplicate` reads from /proc whether another worker is running. It gets the right result even
+    if the name of the other worker's program looks like a process state in /proc, such as `a) Z 1`.
     """
     monkeypatch.setattr(deduplication, "_PROC", tmp_path)
     stat_file = tmp_path / str(os.getpid()) / "stat"
@@ -272,8 +272,8 @@ def test_a_worker_whose_name_looks_like_a_process_state_is_identified(
 
 
 def test_a_reused_process_id_is_not_taken_for_the_worker(path: Path, other_worker: multiprocessing.Process) -> None:
-    """If a worker has died, and a process that started later has the same process id, another worker handles the dead
-    worker's message.
+    """If a worker has died, and a process that started later has the same process id, another worker with
+    `--deduplicate` handles the message that the dead worker was handling.
     """
     with sqlite3.connect(path) as store:
         store.execute("UPDATE handled_messages SET owner = owner || '0'")  # it ends with the time of the start
@@ -291,8 +291,8 @@ def test_a_message_that_an_earlier_run_did_not_finish_is_handled(path: Path) -> 
 
 
 def test_the_threads_of_a_worker_share_one_deduplication_store(path: Path) -> None:
-    """A message that one thread of a worker has handled is a duplicate for the worker's other threads. A worker waits
-    up to 30 seconds while another worker has locked the deduplication store.
+    """A message that one thread of a worker has handled is a duplicate for the worker's other threads. If another
+    worker has locked the deduplication store, a worker waits for the store for up to 30 seconds.
     """
     store = HandledMessages(path, DAY)
     with ThreadPoolExecutor(1) as other:

@@ -148,8 +148,8 @@ def test_mqtool_knows_the_queue_in_which_delayed_messages_arrive() -> None:
 def test_a_destination_may_be_a_quorum_queue_unless_mqtool_knows_otherwise(
     to: Exchange | Queue, is_classic: bool | None, may: bool
 ) -> None:
-    """mqtool assumes that delayed messages may arrive in a quorum queue, unless their destination is a queue that
-    mqtool knows to be classic, or a transient exchange.
+    """mqtool assumes that delayed messages may arrive in a quorum queue. It does not assume this of a queue that it
+    knows to be classic, or of a transient exchange, whose bindings do not survive a restart.
     """
     destination = Destination(to, is_classic=is_classic)
     assert destination.may_lead_to_quorum_queue(to) is may
@@ -216,9 +216,9 @@ def test_a_queue_is_classic_only_if_the_broker_says_so(
 def test_the_broker_is_not_asked_for_the_type_of_a_destination_that_is_known(
     to: Exchange | Queue, known: bool | None, is_classic: bool
 ) -> None:
-    """Before mqtool publishes a delayed message, it asks the broker for the type of the destination only if it cannot
-    know whether this is a classic queue. It does not ask about an exchange, an exclusive queue (always classic), or a
-    queue that is known to be classic, or not to be.
+    """Before mqtool publishes a delayed message, it asks the broker whether the destination is a classic queue only if
+    it cannot know. It does not ask about an exchange, an exclusive queue (always classic), a queue that the command
+    declares as a quorum queue, or a queue about which it has asked before.
     """
     broker = FakeConnection()
     destination = Destination(to, is_classic=known)
@@ -243,9 +243,9 @@ def test_a_missing_destination_is_found_without_closing_the_commands_channel() -
 
 
 def test_a_wait_queue_has_the_name_of_its_target_and_a_suffix() -> None:
-    """The wait queues and exchanges for delayed messages are named after their target, with a suffix. If the target's
-    name begins with `amq.`, the new name begins with `mqtool.`, because clients cannot declare names that begin with
-    `amq.`.
+    """A queue or exchange that mqtool declares for delayed messages has the name of the queue or exchange for which the
+    messages wait, and a suffix. For `hello`, it is `hello.delay`. For `amq.topic`, it is `mqtool.amq.topic.delayed`,
+    because clients cannot declare names that begin with `amq.`.
     """
     assert name_for(_HELLO, "delay") == "hello.delay"
     assert name_for(Exchange("amq.topic"), "delayed") == "mqtool.amq.topic.delayed"
@@ -254,8 +254,9 @@ def test_a_wait_queue_has_the_name_of_its_target_and_a_suffix() -> None:
 
 @pytest.mark.parametrize("letter", ["a", "é", "語"])
 def test_the_name_of_a_wait_queue_is_truncated_to_255_bytes(letter: str) -> None:
-    """However long a target's name is, the name of its wait queue has at most 255 bytes and keeps its suffix. The wait
-    queues of targets with different names have different names.
+    """A wait queue for delayed messages is named after the queue or exchange for which they wait. However long that
+    name is, the wait queue's name has at most 255 bytes and keeps its suffix. Different queues or exchanges have wait
+    queues with different names.
     """
     size = len(letter.encode())
     longest = letter * (249 // size) + "b" * (249 % size)

@@ -100,8 +100,9 @@ def held(message: Message, destination: Destination = _CLASSIC, via: Via = Via.A
 
 
 def test_messages_without_a_delay_are_published_unchanged() -> None:
-    """mqtool publishes messages without a delay unchanged, and declares no queue or exchange for delaying messages. An
-    input yields None while no message is available: mqtool passes this None on.
+    """mqtool publishes messages without a delay unchanged, and declares no queue or exchange for delaying messages. If
+    the input yields None because it has no message yet, mqtool passes the None on to the publisher, which then does not
+    wait for a message.
     """
     broker = FakeBroker(_JOBS)
     broker.in_flight = 1_000_000
@@ -188,8 +189,8 @@ def test_a_message_that_is_already_due_is_published_to_its_destination(given: An
 )
 def test_a_notice_says_how_many_messages_were_already_due(overdue: int, notices: list[str]) -> None:
     """If the due times of some messages have passed, a command that publishes delayed messages, such as `send`,
-    publishes these messages at once. At the end of its input, the command prints a notice with their number. Messages
-    with a delay of 0 are not counted.
+    publishes these messages immediately. At the end of its input, the command prints a notice with their number.
+    Messages with a delay of 0 are not counted.
     """
     delays, found, _ = delaying(FakeBroker(_JOBS))
     messages = [Message(b"x", due=_NOW - 60)] * overdue + [Message(b"x", delay=0.0)]
@@ -199,8 +200,8 @@ def test_a_notice_says_how_many_messages_were_already_due(overdue: int, notices:
 
 @pytest.mark.parametrize("via", [Via.AUTO, Via.PLUGIN])
 def test_a_delay_of_more_than_49_days_is_refused(via: Via) -> None:
-    """Sending a message with a delay of more than 2^32 - 1 ms (49 days) raises BadData, and `Delaying.at_fault` is then
-    this message. A delay of exactly 2^32 - 1 ms is accepted.
+    """Sending a message with a delay of more than 2^32 - 1 ms (49 days) raises BadData. The attribute `at_fault` of
+    Delaying is then the message that caused the error. A delay of exactly 2^32 - 1 ms is accepted.
     """
     delays, _, _ = delaying(FakeBroker(_JOBS), via=via)
     longest, longer = (Message(b"x", delay=(LONGEST + more) / 1000) for more in (0, 1))
@@ -213,8 +214,8 @@ def test_a_delay_of_more_than_49_days_is_refused(via: Via) -> None:
 
 
 def test_at_fault_is_none_if_all_messages_could_be_delayed() -> None:
-    """If mqtool cannot delay a message, the attribute `at_fault` is this message. If mqtool could delay all messages,
-    `at_fault` is None.
+    """As long as mqtool could delay all messages, the attribute `at_fault` of Delaying is None. If there is a message
+    that it cannot delay, `at_fault` is this message.
     """
     delays, _, _ = delaying(FakeBroker(_JOBS))
     assert delays.at_fault is None
@@ -235,9 +236,9 @@ def test_a_message_with_a_delay_of_one_millisecond_waits_on_the_broker(via: Via)
 
 @pytest.mark.parametrize(("delay", "at_most"), [(0.001, 100), (5.0, 100), (90.0, 500), (3600.0, 12_000)])
 def test_few_messages_with_short_delays_are_in_flight(delay: float, at_most: int) -> None:
-    """Of messages with a delay of up to 5 s, at most 100 are unconfirmed at a time, because more would arrive late.
-    Longer delays have a higher limit, such as 500 messages for 90 s. At the limit, mqtool waits before it publishes the
-    next message, and this message's delay has not begun.
+    """Of messages with a delay of up to 5 s, mqtool has at most 100 unconfirmed at a time, because more would arrive
+    late. Longer delays have a higher limit, such as 500 messages for 90 s. At the limit, mqtool waits for confirms
+    before it publishes the next message.
     """
     broker = FakeBroker(_JOBS)
     delays, _, _ = delaying(broker)
@@ -278,10 +279,10 @@ _QUORUM_NOTICE = "messages wait in queues, which lose nothing on the way to a qu
 def test_delayed_messages_wait_where_none_is_lost(
     via: Via, destination: Destination, plugin: bool, where: str, notices: list[str], warnings: list[str]
 ) -> None:
-    """Without `--via`, delayed messages for a classic queue wait in the exchange of the delayed message plugin, if the
-    broker has the plugin. All others wait in wait queues. One notice says where the messages wait, and why. `--via ttl`
-    always uses wait queues, without a notice. `--via plugin` always uses the plugin's exchange, and warns that messages
-    for a quorum queue may be lost.
+    """Without `--via`, delayed messages for a classic queue wait in the exchange of the delayed message plugin if the
+    broker has it, and all others in wait queues. One notice says where the messages wait, and why. `--via ttl` always
+    uses wait queues, without a notice. `--via plugin` always uses the plugin's exchange, and warns that messages for a
+    quorum queue may be lost.
     """
     delays, told, warned = delaying(FakeBroker(_JOBS, plugin=plugin), destination, via)
     found = [*delays.hold([Message(b"x", delay=5.0), Message(b"y", delay=5.0), Message(b"z", delay=7.0)])]
@@ -371,8 +372,8 @@ def test_a_delayed_message_to_a_missing_exchange_is_refused(message: Message) ->
 
 @pytest.mark.parametrize("to", [_LOGS, DEFAULT_EXCHANGE], ids=["exchange of the command", "default exchange"])
 def test_where_messages_wait_can_be_chosen_before_the_exchange_is_declared(to: Exchange) -> None:
-    """Before a command declares the exchange for its delayed messages, mqtool can choose between wait queues and the
-    delayed message plugin. The choice raises no error if the exchange does not exist yet.
+    """A command with `--via ttl` can choose the wait queues for its delayed messages before it declares the exchange to
+    which they will go. That the exchange does not exist yet is not an error.
     """
     delays, _, _ = delaying(FakeBroker(), Destination(to, is_declared=to is _LOGS), Via.TTL)
     delays.choose()
@@ -383,8 +384,8 @@ def test_where_messages_wait_can_be_chosen_before_the_exchange_is_declared(to: E
     "arguments", [{"x-queue-type": "classic"}, {"x-queue-type": "quorum"}], ids=["classic", "quorum"]
 )
 def test_the_broker_is_asked_for_the_type_of_the_queue(arguments: dict[str, str]) -> None:
-    """mqtool asks the broker whether the command's queue is a classic queue. If it is, delayed messages for the queue
-    wait in the exchange of the delayed message plugin, and otherwise in wait queues.
+    """If the broker has the delayed message plugin, mqtool asks it whether the command's queue is a classic queue. If
+    so, delayed messages for the queue wait in the plugin's exchange, and otherwise in wait queues.
     """
     queue = Queue("jobs", durable=True, arguments=arguments)
     delays, _, _ = delaying(FakeBroker(), Destination(queue))
@@ -394,7 +395,9 @@ def test_the_broker_is_asked_for_the_type_of_the_queue(arguments: dict[str, str]
 
 
 def test_a_warning_says_that_messages_lose_their_expiration_in_a_wait_queue() -> None:
-    """With `--via ttl`, a warning says that messages lose their property `expiration` in a wait queue."""
+    """If a message with the property `expiration` is delayed with `--via ttl`, a warning says that messages lose this
+    property in a wait queue.
+    """
     delays, _, warnings = delaying(FakeBroker(_JOBS), via=Via.TTL)
     for _ in delays.hold([Message(b"x", None, None, {"expiration": "1000"}, None, 5.0)]):
         pass

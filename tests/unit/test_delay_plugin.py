@@ -80,9 +80,9 @@ def test_the_plugin_delivers_a_due_message_to_its_destination(
 
 
 def test_the_destination_of_delayed_messages_is_looked_up_and_bound_once(channel: Channel) -> None:
-    """With `--via plugin`, delaying a message for a missing queue raises NotFound. A queue is looked up and bound only
-    for its first message. If the command's own destination is an x-delayed-message exchange, mqtool does not look it
-    up.
+    """With `--via plugin`, delaying a message for a missing queue raises NotFound. mqtool looks up a queue, and binds
+    it to the plugin's exchange, only for the queue's first message. If the command's own destination is an
+    x-delayed-message exchange, mqtool does not look it up.
     """
     delays, _ = through(channel, Destination(_JOBS))
     with pytest.raises(NotFound):

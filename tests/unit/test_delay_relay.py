@@ -249,9 +249,9 @@ def test_delayed_relay_says_what_to_do_if_its_exchange_or_queue_exists_with_othe
 
 
 def test_delayed_relay_publishes_a_message_without_x_delay_at_once() -> None:
-    """`delayed relay` publishes a message without the header x-delay at once to the exchange for due messages, with the
-    message's own routing key and properties. The command removes headers that the broker has added, and headers that
-    mqtool has added for an earlier delay.
+    """`delayed relay` immediately publishes a message without the header x-delay to the exchange for due messages, with
+    the message's own routing key and properties. The command removes headers that the broker has added, and headers
+    that mqtool has added for an earlier delay.
     """
     headers = {"x_delivery-count": 1, "x_acquired-count": 2, DUE: 3, "mqtool-then": "4", "a": 5}
     broker = FakeBroker(job(7, **headers), job(8))
@@ -295,9 +295,8 @@ def test_delayed_relay_publishes_a_message_with_x_delay_to_a_wait_queue() -> Non
 
 
 def test_delayed_relay_checks_every_5_ms_whether_a_wait_queue_has_answered() -> None:
-    """A wait queue holds messages until their delay is over. `delayed relay` publishes messages to a wait queue once
-    the queue has answered a check. Until then, the command waits at most 5 ms at a time for deliveries, so that it
-    notices the answer soon.
+    """Before `delayed relay` publishes messages to a wait queue, it checks whether the queue has a leader. Until the
+    queue has answered, the command waits for deliveries for at most 5 ms at a time, so that it soon notices the answer.
     """
     broker = FakeBroker(job(7, x_delay=5000))
     broker.leader = lambda _: broker.has_looked.wait(30)
@@ -307,8 +306,8 @@ def test_delayed_relay_checks_every_5_ms_whether_a_wait_queue_has_answered() -> 
 
 
 def test_delayed_relay_waits_50_ms_for_more_messages_before_it_waits_for_confirms() -> None:
-    """While messages are unconfirmed, `delayed relay` waits up to 50 ms for the next delivery. If no delivery arrives
-    in this time, it waits for confirms.
+    """While messages that it has published are unconfirmed, `delayed relay` waits up to 50 ms for the next delivery. If
+    no delivery arrives in this time, it waits for the confirms.
     """
     broker = FakeBroker(job(1), job(2))
     broker.is_slow = True
@@ -318,8 +317,8 @@ def test_delayed_relay_waits_50_ms_for_more_messages_before_it_waits_for_confirm
 
 
 def test_delayed_relay_checks_a_wait_queue_once_for_several_messages() -> None:
-    """If several messages have the same delay, `delayed relay` checks only once whether the queue in which they wait
-    has a leader.
+    """Messages with the same delay wait in the same queue. `delayed relay` checks only once for all of them whether
+    this queue has a leader.
     """
     asked: list[str] = []
     broker = FakeBroker(*[job(tag, x_delay=5000) for tag in range(3)])
@@ -343,8 +342,8 @@ def test_with_by_timestamps_a_delay_counts_from_the_time_of_publication(
     published: Any, option: bool, left: int
 ) -> None:
     """With `delayed relay --by-timestamps`, a message's delay starts at the time in the header timestamp_in_ms. If the
-    delay is already over, the message is delayed for 1 ms. If this header is not a number or is in the future, or
-    without --by-timestamps, the delay starts when the command gets the message.
+    delay is already over, the message is delayed for 1 ms. If the header is not a number or is in the future, or
+    without --by-timestamps, the delay starts when the command receives the message.
     """
     given = int(published) if isinstance(published, float) else published
     broker = FakeBroker(job(7, x_delay=5000, timestamp_in_ms=given))
@@ -356,8 +355,8 @@ def test_with_by_timestamps_a_delay_counts_from_the_time_of_publication(
 
 
 def test_delayed_relay_ignores_an_invalid_x_delay_with_a_warning() -> None:
-    """If a message's x-delay is not a number, `delayed relay` publishes the message at once, and prints a warning that
-    names the message.
+    """If a message's x-delay is not a number, `delayed relay` publishes the message immediately, without a delay, and
+    prints a warning that names the message.
     """
     broker = FakeBroker(job(7, x_delay="soon"))
     relayed = Relayed(broker).run()
@@ -391,9 +390,9 @@ def test_a_message_that_cannot_be_encoded_stays_in_the_queue_of_delayed_relay() 
 
 @pytest.mark.parametrize("headers", [{"x_delay": 5000}, {"x_delay": 5000, "x_death": [{"queue": "q" * 200}]}])
 def test_a_message_whose_headers_have_no_room_for_a_delay_is_published_at_once(headers: dict[str, Any]) -> None:
-    """To delay a message, `delayed relay` adds headers to it. If these and the message's own headers do not fit into a
-    frame, the command publishes the message at once without them, prints a warning that the message is not delayed, and
-    acknowledges it. The same applies if the headers that the broker adds to a dead letter leave too little room.
+    """To delay a message, `delayed relay` adds headers to it. If these do not fit into a frame with the message's own
+    headers, the command publishes the message immediately, without a delay. It prints a warning and acknowledges the
+    message. The same applies if too little room is left for the headers that the broker adds to a dead letter.
     """
     broker = FakeBroker(job(1, b"large", **headers), job(2))
     relayed = Relayed(broker).run()
@@ -431,9 +430,9 @@ def test_an_unroutable_due_message_is_dropped_and_counted() -> None:
 
 @pytest.mark.parametrize("delayed", [False, True])
 def test_a_due_message_that_a_queue_rejects_is_delayed_for_another_second(*, delayed: bool) -> None:
-    """If a queue rejects a message that is due, `delayed relay` publishes the message to a wait queue for 1 s, and then
-    acknowledges the delivery. If the message has the header x-delay, this header is set to the new delay. Otherwise,
-    the header is not added.
+    """If a queue rejects a message that is due, `delayed relay` publishes the message to a wait queue, in which it
+    stays for 1 s, and acknowledges the delivery. If the message has the header x-delay, this header is set to -1000, as
+    after any delay of 1 s. Otherwise, the header is not added.
     """
     broker = FakeBroker(job(7, **({"x_delay": 0} if delayed else {})))
     broker.answer = lambda message: (
@@ -450,8 +449,8 @@ def test_a_due_message_that_a_queue_rejects_is_delayed_for_another_second(*, del
 
 @pytest.mark.parametrize("confirmation", [Confirmation.NACKED, Confirmation.RETURNED])
 def test_delayed_relay_ends_if_a_message_does_not_reach_its_wait_queue(confirmation: Confirmation) -> None:
-    """A wait queue holds messages until their delay is over. If a wait queue rejects a message, or the broker returns
-    the message as unroutable, `delayed relay` ends with an error, and the message stays in the command's queue.
+    """If a wait queue rejects a delayed message, or the broker returns the message as unroutable, `delayed relay` ends
+    with an error. The message stays in the command's queue.
     """
     broker = FakeBroker(job(7, x_delay=5000))
     broker.answer = lambda _: confirmation
@@ -480,10 +479,10 @@ class Monotonic:
 def test_a_message_is_acknowledged_once_its_new_wait_queue_would_survive_a_kill_of_rabbitmq(
     monkeypatch: pytest.MonkeyPatch, broker_name: str
 ) -> None:
-    """RabbitMQ saves the name of a new quorum queue shortly after it has declared the queue. If `delayed relay`
-    declares a wait queue and publishes a message to it, the command therefore acknowledges the original message 1.5 s
-    after the declaration, even if the command is being stopped. On the embedded broker, which saves the name at once,
-    it does not wait.
+    """If RabbitMQ is killed just after it has declared a quorum queue, it may lose the queue with its messages. When
+    `delayed relay` declares a wait queue and publishes a message to it, the command therefore acknowledges the original
+    message only 1.5 s after the declaration. Even a command that has been told to stop waits for this. On the embedded
+    broker, which does not lose such a queue, there is no wait.
     """
     clock = Monotonic(monkeypatch)
     broker = FakeBroker(job(7, x_delay=5000), job(8), broker=broker_name)
@@ -514,8 +513,8 @@ def wait_for_changes(checks: WaitQueueChecks) -> None:
 
 
 def test_a_wait_queue_is_used_once_it_has_answered() -> None:
-    """A wait queue holds messages until their delay is over. `delayed relay` checks each wait queue once, and uses the
-    queue after it has answered this check.
+    """A wait queue without a leader would not confirm messages. `delayed relay` therefore checks each wait queue once,
+    and uses the queue after it has answered this check.
     """
     asked: list[str] = []
     broker = FakeBroker()
@@ -541,8 +540,8 @@ def no_leader(_: str) -> object:
 
 
 def test_a_wait_queue_without_a_leader_is_avoided_with_a_warning() -> None:
-    """A wait queue holds messages until their delay is over. If a wait queue has no leader, `delayed relay` uses it
-    neither in this run nor in later runs. A warning contains the command that deletes the queue.
+    """If a wait queue has no leader, it would not confirm messages, so `delayed relay` uses it neither in this run nor
+    in later runs. A warning contains the command that deletes the queue.
     """
     broker, dead = FakeBroker(), {"known"}
     broker.leader = no_leader
@@ -578,8 +577,8 @@ def test_a_deleted_wait_queue_counts_as_having_answered() -> None:
 
 
 def test_delayed_relay_opens_another_connection_if_the_one_for_checks_is_closed() -> None:
-    """`delayed relay` has a connection of its own for checking its wait queues. If RabbitMQ closes this connection, the
-    command opens another one, and checks the wait queue again. In the end, both connections are closed.
+    """`delayed relay` checks its wait queues over a connection of their own. If RabbitMQ closes this connection, the
+    command opens another one, and repeats the check. When the command ends, both connections are closed.
     """
     broker = FakeBroker()
     lost = [Unavailable("lost")]
@@ -607,7 +606,7 @@ def test_a_slow_wait_queue_is_avoided_until_it_answers(
 ) -> None:
     """If a wait queue has not answered a check for more than 3 s, or for more than 0.5 s while many messages are
     waiting, `delayed relay` avoids this queue until it answers. Meanwhile, the messages wait in an additional queue,
-    whose name ends in `.2`. This queue is used even if it answers slowly.
+    whose name ends in `.2`. This additional queue is used even if it answers slowly.
     """
     clock = Monotonic(monkeypatch)
     may_answer = threading.Event()
@@ -629,7 +628,7 @@ def test_a_slow_wait_queue_is_avoided_until_it_answers(
 
 def test_a_check_that_is_running_when_delayed_relay_ends_opens_no_connection() -> None:
     """If `delayed relay` ends during a check of a wait queue, it closes the connection for checks without waiting for
-    the check to end. A check that fails because the connection is lost does not then open another one.
+    the check to end. The check then fails because its connection is lost, but opens no new one.
     """
     started, may_go_on, ended = threading.Event(), threading.Event(), threading.Event()
     broker = FakeBroker()
@@ -674,7 +673,7 @@ def test_a_message_waits_in_another_queue_if_its_wait_queue_has_no_leader() -> N
 
 def test_delayed_relay_does_not_use_a_wait_queue_that_an_earlier_run_found_without_a_leader() -> None:
     """If an earlier run of `delayed relay` found that a wait queue has no leader, a later run neither uses nor checks
-    this queue.
+    this queue, but uses an additional wait queue instead.
     """
     asked: list[str] = []
     broker = FakeBroker(job(1, x_delay=5000))

@@ -64,8 +64,8 @@ def frames_of(delivery: Delivery) -> list[bytes]:
 def test_frames_that_mqtool_does_not_decode_are_passed_to_pika_unchanged(
     sent: list[Delivery | Confirm | bytes], ends: list[int]
 ) -> None:
-    """mqtool itself decodes confirms, and deliveries whose body is at most one frame. All other frames are passed to
-    pika unchanged and in order, wherever the received bytes are split.
+    """mqtool itself decodes confirms, and deliveries whose body fits into one frame. It passes all other frames to
+    pika, unchanged and in order, wherever the received bytes are split.
     """
     got: list[Delivery | Confirm | bytes] = []
     reader = FrameReader(got.append)
@@ -95,8 +95,8 @@ def test_frames_that_mqtool_does_not_decode_are_passed_to_pika_unchanged(
 
 
 def test_a_delivery_is_passed_on_as_soon_as_it_is_complete() -> None:
-    """However the received bytes are divided, the client passes on each delivery as soon as its last byte has arrived.
-    The same holds for the frames that it leaves to pika. Deliveries that arrive together are passed on together.
+    """However the received bytes are split, mqtool passes each delivery to its consumer as soon as the last byte has
+    arrived, and each frame that it does not decode to pika. Deliveries that arrive together are passed on together.
     """
     plain: dict[str, Any] = {}
     with_id = {"message_id": "m", "delivery_mode": 2}
@@ -138,7 +138,9 @@ def test_a_delivery_is_passed_on_as_soon_as_it_is_complete() -> None:
 
 
 def test_a_protocol_header_is_passed_to_pika() -> None:
-    """If a broker refuses AMQP 0-9-1 by sending another protocol header, mqtool passes the header to pika."""
+    """If a broker refuses AMQP 0-9-1 by answering with another protocol header, mqtool passes this header to pika
+    unchanged.
+    """
     got: list[bytes] = []
     assert FrameReader(got.append).receive(b"AMQP\0\1\0\0") == 0
     assert got == [b"AMQP\0\1\0\0"]

@@ -34,8 +34,9 @@ def test_messages_without_a_consumer_are_reported() -> None:
 
 
 def test_consumers_that_never_acknowledge_are_reported() -> None:
-    """`doctor` reports consumers that hold several unacknowledged messages each and never acknowledge any, but not
-    consumers that are busy with one message each.
+    """`doctor` reports a queue whose consumers have acknowledged nothing, and hold more unacknowledged messages than
+    there are consumers. One message for each consumer may be a long task. `doctor` reports it only if the number of
+    unacknowledged messages has grown between two measurements.
     """
     assert forgets_to_acknowledge(queue(unacked=5, consumers=1))
     assert not forgets_to_acknowledge(queue(unacked=2, consumers=2))

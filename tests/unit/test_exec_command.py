@@ -63,8 +63,8 @@ def run(command: str, message: Delivery | None = None, **options: Any) -> Ending
 )  # fmt: skip
 def test_a_programs_variables_describe_its_message(message: Delivery, more: dict[str, str]) -> None:
     """The environment variables of a program that `worker --exec` runs contain the routing key, the exchange, the
-    properties and the headers of its message. Values that are not text are written as JSON. Values are cut at 120,000
-    characters, and NUL characters are removed.
+    properties and the headers of its message. Values that are not text are written as JSON. Long values are cut, and
+    NUL characters are removed.
     """
     assert environment_of(message) == PLAIN | more
 
@@ -139,8 +139,8 @@ def test_a_long_value_is_cut_in_an_argument() -> None:
     ],
 )  # fmt: skip
 def test_a_command_that_cannot_be_run_is_refused(command: str, error: str, hint: str | None) -> None:
-    """`worker --exec` refuses a command at once if it is empty, contains shell syntax or an unknown placeholder, or
-    names a program that does not exist.
+    """`worker --exec` refuses a command before it handles any message if the command is empty, contains shell syntax or
+    an unknown placeholder, or names a program that does not exist.
     """
     with pytest.raises(UsageError) as refused:
         ExecCommand(command)
@@ -148,8 +148,8 @@ def test_a_command_that_cannot_be_run_is_refused(command: str, error: str, hint:
 
 
 def test_a_file_that_is_not_executable_is_refused(tmp_path: Path) -> None:
-    """If the program that `worker --exec` names is a file that is not executable, the command is refused, with a hint
-    that says how to make the file executable.
+    """If the program that `worker --exec` names is a file that is not executable, mqtool refuses the command, with a
+    hint that says how to make the file executable.
     """
     script = tmp_path / "a script"
     script.touch()
@@ -182,7 +182,7 @@ def test_a_script_is_run_by_the_shell() -> None:
 
 def test_a_placeholder_in_a_script_is_refused() -> None:
     """With `worker --shell`, a placeholder such as {routing_key} in the script is refused, since the shell would run
-    its value as code.
+    the message's value as code.
     """
     with pytest.raises(UsageError) as refused:
         ExecCommand("echo {routing_key}", shell=True)
@@ -214,7 +214,9 @@ def test_a_programs_time_and_output_are_limited() -> None:
 
 
 def test_a_programs_output_goes_to_stdout_by_default(capfd: pytest.CaptureFixture[str]) -> None:
-    """If `worker` does not capture the output of the program in `--exec`, the output is written to mqtool's stdout."""
+    """The program that `worker --exec` runs writes its output to mqtool's stdout, unless mqtool captures the output,
+    for example to send it as a reply.
+    """
     assert ExecCommand("echo hello").run(delivery()) == Ending(0)
     assert capfd.readouterr().out == "hello\n"
 

@@ -234,8 +234,9 @@ def test_a_message_returns_to_its_queue_with_its_own_routing_key(
 
 
 def test_a_message_that_is_put_back_keeps_its_expiration_and_priority() -> None:
-    """If `queue convert` puts a message back before the conversion is complete, it publishes the message only to its
-    queue, with its expiration and priority. If the conversion is resumed, it leaves the message unchanged.
+    """Before a conversion is complete, `queue convert` may return a message to the queue from which it has moved it. It
+    publishes the message only to this queue, with its expiration and priority. If the conversion is resumed and moves
+    the message again, the message reaches the converted queue unchanged.
     """
     conversion = converting()
     restored = conversion.restored(delivery({"a": 1, "CC": ["x"]}, **ALL))
@@ -432,8 +433,9 @@ class FakeChannel:
 def test_a_queue_has_a_leader_if_it_reports_messages_or_answers_basic_get(
     depth: int, message: Any, found: bool
 ) -> None:
-    """`queue convert` considers a queue to have a leader if the queue reports ready messages or answers basic.get in
-    time. It then closes the channel, so that the broker requeues a message that basic.get may have returned.
+    """`queue convert` considers a queue to have a leader if the queue reports ready messages, or answers basic.get
+    within a time limit. It then closes the channel, so that the broker requeues a message that basic.get may have
+    returned.
     """
     channel = FakeChannel(depth, message)
     assert has_leader(channel.owner, "jobs", 3.0) is found
@@ -525,9 +527,10 @@ class FakeApi:
 def test_a_conversion_waits_for_a_current_count_of_unacknowledged_messages(
     monkeypatch: pytest.MonkeyPatch, counts: list[tuple[int | None, int | None]], looks: int
 ) -> None:
-    """The management API may report an old number of unacknowledged messages. `queue convert` waits until a current
-    number is 0, and says that it waits. A number is current once the queue's number of reductions has changed twice, or
-    at once if the broker does not report reductions.
+    """The management API may report an outdated number of unacknowledged messages. `queue convert` waits until a
+    current number is 0, and prints a notice if it must wait. A number is current once the queue's number of reductions
+    (its Erlang process's work) has changed twice. If the broker does not report reductions, each number counts as
+    current.
     """
     api = FakeApi(monkeypatch, *counts)
     assert api.check() == (looks - 1) * 0.25
@@ -555,9 +558,9 @@ def test_a_conversion_stops_if_messages_stay_unacknowledged(
 def test_a_conversion_stops_without_a_current_count_of_unacknowledged_messages(
     monkeypatch: pytest.MonkeyPatch, view: tuple[int | None, int | None], seconds: float
 ) -> None:
-    """`queue convert` asks the management API how many messages of the queue are unacknowledged, because these would be
-    lost. If the API reports no number for 30 seconds, or only an outdated one for 180 seconds, the conversion stops
-    with an error.
+    """A conversion would lose unacknowledged messages, so `queue convert` asks the management API for their number. If
+    the API reports no number for 30 seconds, or only an outdated one for 180 seconds, the conversion stops with an
+    error.
     """
     api = FakeApi(monkeypatch, view)
     with pytest.raises(Unavailable) as refused:

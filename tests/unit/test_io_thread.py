@@ -83,9 +83,9 @@ def channel(broker: ScriptedBroker, clock: Clock) -> Channel:
 
 
 def test_the_io_thread_runs_one_function_after_another() -> None:
-    """Functions run on the I/O thread in the order in which they are scheduled, or once their delay has passed. The
-    thread is a daemon, so it does not keep a command from ending, and its name shows in a dump of all threads. stop()
-    ends the thread, and closes its file descriptors.
+    """The I/O thread runs one function after another, in the order in which they were scheduled, and a delayed function
+    once its delay has passed. The thread is a daemon, so it does not keep a command from ending, and its name shows in
+    a dump of all threads. stop() ends the thread, and closes its file descriptors.
     """
     files = len([*Path("/dev/fd").iterdir()])
     errors: list[Exception] = []
@@ -172,7 +172,9 @@ def test_only_the_first_answer_to_a_request_counts() -> None:
 
 
 def test_a_request_returns_the_brokers_reply(broker: ScriptedBroker, channel: Channel) -> None:
-    """A request on a channel returns the broker's reply. A basic.get of an empty queue returns None each time."""
+    """A request on a channel returns the broker's reply. If the request is a basic.get, and the queue is empty, it
+    returns None, however often it is repeated.
+    """
     broker.depth = 3
     assert channel.make(LOOK).method.message_count == 3
     for _ in range(2):
@@ -217,8 +219,8 @@ def test_a_request_that_the_broker_refuses_raises_its_error(broker: ScriptedBrok
 
 
 def test_a_request_on_a_channel_that_is_closing_fails_immediately(broker: ScriptedBroker, channel: Channel) -> None:
-    """If a channel is closed while a request waits for its reply, the request fails as soon as the channel is closed.
-    Further requests on the channel fail immediately.
+    """If mqtool closes a channel while a request waits for its reply, the request fails immediately. So do further
+    requests on this channel.
     """
     pika = channel.pika
     assert pika is not None
@@ -255,7 +257,9 @@ def test_a_request_that_cannot_be_sent_because_the_connection_is_lost_can_be_rep
 
 
 def test_a_request_that_cannot_be_encoded_raises_an_error_that_says_why(channel: Channel) -> None:
-    """If the arguments of a request cannot be encoded, it raises an error that says why. The channel stays open."""
+    """If the arguments of a request cannot be encoded, the request raises an error that says why. The channel stays
+    open.
+    """
     with pytest.raises(UsageError, match=r"^the name or key is 300 bytes long; AMQP allows 255$"):
         channel.make(declare_request(Queue("q" * 300)))
     assert channel.make(LOOK).method.queue == "q"

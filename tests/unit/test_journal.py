@@ -15,7 +15,7 @@ def test_declarations_are_repeated_in_their_order() -> None:
 
 
 def test_bindings_follow_the_new_name_of_a_server_named_queue() -> None:
-    """If a server-named queue has another name after a reconnection, mqtool declares its bindings again with the new
+    """If a server-named queue gets another name after a reconnection, mqtool declares its bindings again with the new
     name. Bindings to an exchange that has the same name as the old queue are not changed.
     """
     journal = Journal()
@@ -31,8 +31,9 @@ def test_bindings_follow_the_new_name_of_a_server_named_queue() -> None:
 
 
 def test_a_connection_remembers_that_a_queue_has_other_arguments_until_they_no_longer_differ() -> None:
-    """If a queue exists with arguments other than those that a command declares, the connection records the difference,
-    until it learns that the arguments no longer differ. An exchange with the same name is not affected.
+    """If a queue exists with other arguments than a command declares, declaring it once more would close the channel.
+    mqtool therefore records that the queue differs, until unset_differs() removes the record, for example because the
+    queue was deleted. An exchange with the same name is not affected.
     """
     journal = Journal()
     journal.set_differs(Queue("x"))

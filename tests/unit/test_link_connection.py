@@ -221,8 +221,8 @@ def test_a_receiver_of_a_missing_queue_raises_not_found(broker: Broker, session:
 
 
 def test_messages_are_sent_when_the_broker_gives_credit(broker: Broker, session: LinkConnection) -> None:
-    """As soon as the broker grants credit to a link, mqtool sends the link's messages unsettled. Delivery ids are
-    consecutive across all links of an AMQP 1.0 session.
+    """As soon as the broker grants credit to an AMQP 1.0 link, mqtool sends the link's messages unsettled. Delivery ids
+    are consecutive across all links of a session.
     """
     published(session, b"1", b"2")
     published(session, b"3", address=OTHER)
@@ -332,7 +332,8 @@ def test_a_message_rejected_by_an_unavailable_queue_is_sent_again_for_20_seconds
     broker: Broker, session: LinkConnection
 ) -> None:
     """If an unavailable queue rejects an AMQP 1.0 message within 20 s after a reconnection, mqtool sends the message
-    again after 0.25 s, before any message that has not been sent yet. Later rejections are final.
+    again after 0.25 s, before any message that has not been sent yet. If the queue rejects the message after these 20
+    s, the rejection is final.
     """
     sender = published(session, b"1", b"2")
     reopen(session, lose(session))
@@ -456,8 +457,9 @@ def test_the_confirm_timeout_of_a_session_counts_from_the_last_outcome(broker: B
 def test_a_command_that_must_stop_does_not_wait_for_a_broker_that_accepts_no_messages(
     broker: Broker, session: LinkConnection
 ) -> None:
-    """If a command that publishes over AMQP 1.0 must stop, it waits for the outcomes of messages that it has sent,
-    unless the connection is lost. If it has sent none, it does not wait for a broker whose incoming window is closed.
+    """If a command that publishes over AMQP 1.0 has been told to stop, it still waits for the outcomes of messages that
+    it has sent, unless the connection is lost. If it cannot send its messages because the broker's incoming window is
+    closed, it raises NotConfirmed instead of waiting.
     """
     sender = published(session, b"1")
     broker.credit(0, 0, 2, window=0)
@@ -597,8 +599,9 @@ def test_a_receiver_that_ends_releases_the_deliveries_that_the_caller_has_not_re
 def test_a_queue_that_is_deleted_while_its_receiver_ends_does_not_affect_the_next_receiver(
     broker: Broker, session: LinkConnection
 ) -> None:
-    """If the broker detaches a link with an error while mqtool's detach frame is on its way, because the link's queue
-    was deleted, mqtool does not answer, and raises no error. The error is not taken for the answer to the next link.
+    """If the queue of an AMQP 1.0 receiver is deleted while the receiver ends, the broker detaches the link with an
+    error just as mqtool detaches it. mqtool does not answer, and raises no error. It does not take this error for the
+    answer to the link that it attaches next.
     """
     link = receiver(session, prefetch=1)
     broker.credit(0, 0, 0)
@@ -617,8 +620,8 @@ def test_a_queue_that_is_deleted_while_its_receiver_ends_does_not_affect_the_nex
 def test_a_receiver_ends_without_an_error_if_the_connection_is_lost_in_the_meantime(
     broker: Broker, session: LinkConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the connection is lost while a receiver that ends waits for deliveries in transit, the receiver ends without
-    an error, and sends nothing more: the broker requeues the receiver's deliveries.
+    """When an AMQP 1.0 receiver ends, it waits for deliveries in transit. If the connection is lost during this wait,
+    the receiver ends without an error, and sends nothing more: the broker requeues the receiver's deliveries.
     """
     link = receiver(session)
     broker.deliver(0, 0)
@@ -631,7 +634,9 @@ def test_a_receiver_ends_without_an_error_if_the_connection_is_lost_in_the_meant
 
 
 def test_settled_deliveries_are_not_released_when_a_session_ends(broker: Broker, session: LinkConnection) -> None:
-    """When a session ends, mqtool does not release deliveries that the broker has sent settled."""
+    """When an AMQP 1.0 session ends, mqtool releases no deliveries that the broker has sent settled, because the broker
+    no longer has these messages.
+    """
     link = receiver(session, auto_ack=True)
     broker.tell(Transfer(40, 0, b"tag", 0, True, False), sections.encode(Message(b"0")))
     session.run(0)
@@ -645,7 +650,7 @@ def test_a_receiver_ends_after_two_seconds_if_the_broker_does_not_answer(
     broker: Broker, session: LinkConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the broker does not answer when an AMQP 1.0 receiver withdraws its credit, the receiver ends after two
-    seconds. If the receiver has no credit left to withdraw, it ends at once.
+    seconds. If the receiver has no credit left to withdraw, it ends immediately.
     """
     silent, empty = receiver(session, prefetch=1), receiver(session, prefetch=1)
     broker.deliver(1, 0)

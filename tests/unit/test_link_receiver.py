@@ -186,7 +186,8 @@ def test_a_receiver_of_replies_asks_the_broker_for_an_address(broker: Broker) ->
 
 def test_a_receiver_knows_which_filters_the_broker_ignores(broker: Broker) -> None:
     """An AMQP 1.0 receiver's ignored_filters contains the requested filters that the broker's attach frame does not
-    list. If the broker's attach frame has no source, the broker refuses the link, and the link counts as not attached.
+    list. If the broker's attach frame has no source, this means that the broker refuses the link, and the receiver is
+    not attached.
     """
     filters = {"sql-filter": Described(Symbol("amqp:sql-filter"), "x"), "f": Described(Symbol("f"), 1)}
     receiver = Receiver(broker, "name", QUEUE, Receiving(), filters)
@@ -243,8 +244,9 @@ def test_a_quarter_of_the_prefetched_deliveries_are_accepted_together(broker: Br
 
 @pytest.mark.parametrize("acknowledge", [True, False])
 def test_deliveries_that_the_caller_settles_are_not_accepted_again(broker: Broker, *, acknowledge: bool) -> None:
-    """An AMQP 1.0 receiver does not accept a delivery that the caller has settled. With acknowledge=False, the caller
-    settles all deliveries, so the receiver accepts none, and its link stays attached when the receiver ends.
+    """An AMQP 1.0 receiver does not accept a delivery that the caller has settled. With acknowledge=False, the receiver
+    accepts no delivery at all. When it ends, its link then stays attached, so that the caller can still settle
+    deliveries.
     """
     broker.bodies = [b"1", b"2"]
     for number, delivery in enumerate(attached(broker, count=2, acknowledge=acknowledge).deliveries()):
@@ -449,7 +451,7 @@ def test_rest_returns_the_unsettled_deliveries_that_the_caller_has_not_received(
 
 
 def test_a_receiver_that_must_stop_ends_after_the_current_delivery(broker: Broker) -> None:
-    """If the command must stop, an AMQP 1.0 receiver accepts the current delivery and ends. With automatic
+    """If the command has been told to stop, an AMQP 1.0 receiver accepts the current delivery and ends. With automatic
     acknowledgement, the receiver first yields all deliveries that have arrived, because they would otherwise be lost.
     """
     for auto_ack, expected in ((False, [b"1"]), (True, [b"1", b"2", b"3"])):
@@ -508,8 +510,8 @@ def test_a_receiver_keeps_its_time_limits(broker: Broker) -> None:
 
 
 def test_a_connection_that_is_lost_for_good_ends_a_receiver(broker: Broker) -> None:
-    """If the connection is lost for good, an AMQP 1.0 receiver accepts the delivery that the caller has handled, and
-    raises the connection's error.
+    """If the connection of an AMQP 1.0 receiver is lost for good, the receiver raises the connection's error when the
+    caller asks for the next delivery. Before that, it settles the delivery that the caller has handled as accepted.
     """
     broker.bodies = [b"1"]
     deliveries = attached(broker).deliveries()

@@ -416,7 +416,7 @@ def test_receipts_are_yielded_while_there_is_no_input(broker: Broker) -> None:
 
 def test_a_sender_without_input_notices_at_once_that_it_must_stop(broker: Broker) -> None:
     """While there is no input and every message has its outcome, an AMQP 1.0 sender waits for 50 ms before it looks for
-    input again. If the command must stop, the sender does not wait.
+    input again. If the command has been told to stop, the sender does not wait.
     """
     broker.stopping = True
     assert [*Sender(broker, QUEUE, persistent=False).send(iter([None]))] == []
@@ -458,9 +458,9 @@ def test_a_sender_can_be_used_again_after_a_missing_outcome(broker: Broker) -> N
 
 
 def test_a_sender_that_must_stop_does_not_wait_for_outcomes(broker: Broker) -> None:
-    """If a command must stop while AMQP 1.0 messages are unconfirmed, and their outcomes cannot arrive, for example
-    because the connection is lost, send() raises NotConfirmed. The error gives the reason and the number of unconfirmed
-    messages.
+    """If a command has been told to stop while AMQP 1.0 messages are unconfirmed, and their outcomes cannot arrive, for
+    example because the connection is lost, send() raises NotConfirmed. The error gives the reason and the number of
+    unconfirmed messages.
     """
     broker.hopeless = "the connection is lost"
     words = r"^stopped with 2 messages unconfirmed: the connection is lost$"

@@ -143,8 +143,9 @@ def test_deliveries_are_accepted_when_the_caller_says_so(vhost: Vhost, session: 
 
 
 def test_a_stream_is_read_from_an_offset_with_filters(connect: Connect) -> None:
-    """Over AMQP 1.0, a stream is read from the offset that the caller gives; without one, only messages that are
-    published later. A session's filters choose the messages, by their filter values or with an SQL condition.
+    """Over AMQP 1.0, a stream is read from the offset that the caller gives. Without an offset, the caller gets only
+    messages that are published later. A session's filters choose the messages, by their filter values or with an SQL
+    condition.
     """
     session = connect()
     session.declare(STREAM)
@@ -175,8 +176,8 @@ def test_a_notice_says_which_filter_the_broker_ignores(connect: Connect) -> None
 
 @pytest.mark.parametrize("version", ["4.0", "4.2"])
 def test_an_sql_condition_needs_rabbitmq_4_2(version: str) -> None:
-    """A session with an SQL condition raises UsageError if the broker is older than RabbitMQ 4.2, the first with SQL
-    filters.
+    """An AMQP 1.0 session with an SQL condition raises UsageError if the broker is older than RabbitMQ 4.2, the first
+    release with SQL filters.
     """
     with EmbeddedBroker(like=version) as broker:
         url = parse_addresses(broker.url)
@@ -195,7 +196,7 @@ def test_a_reply_is_sent_before_its_request_is_accepted(
     vhost: Vhost, session: LinkSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """answer() sends a transient reply to a request over AMQP 1.0, and then accepts the request. wait_for_confirms()
-    returns once all replies have an outcome, at once if there are none.
+    returns once all replies have an outcome, or immediately if there are none.
     """
     accept = session.acknowledge
 
@@ -219,8 +220,9 @@ def test_a_reply_is_sent_before_its_request_is_accepted(
 
 
 def test_a_session_reports_and_survives_the_loss_of_its_connection(vhost: Vhost, connect: Connect) -> None:
-    """If a session over AMQP 1.0 loses its connection, it prints a notice and reconnects. It identifies the broker by
-    its cluster name and the virtual host. After stop(), its receivers end.
+    """If an AMQP 1.0 session loses its connection, it reconnects, and can publish again. Notices report the loss and
+    the new connection. The session's attribute `cluster` is the name of the cluster, followed by the virtual host.
+    After stop(), its receivers end.
     """
     notices = list[str]()
     session = connect(backoff=Backoff(first=0), notice=notices.append)

@@ -81,7 +81,7 @@ def test_rows_without_a_value_are_sorted_last() -> None:
 
 def test_the_hint_for_an_unknown_column_names_the_most_similar_one_or_all() -> None:
     """If a list, such as `list queues`, has no column with the given name, the hint names the most similar column, or
-    all columns if none is similar. If columns are separated with commas, it says to use spaces.
+    all columns if none is similar. If the user has separated columns with commas, the hint says to use spaces.
     """
     with pytest.raises(UsageError, match="no column 'mesages_ready'") as caught:
         QUEUES.check(["name", "mesages_ready"])
@@ -127,8 +127,8 @@ def test_nouns_agree_with_their_numbers() -> None:
     st.sampled_from([None, 2]),
 )
 def test_a_json_array_can_arrive_in_any_pieces(items: list[dict[str, Any]], size: int, indent: int | None) -> None:
-    """A JSON array that arrives in pieces is decoded to the same objects, even if a piece ends in the middle of a
-    string or of a character's bytes.
+    """A list from the management API that arrives in pieces is decoded to the same objects, even if a piece ends in the
+    middle of a string or of a character's bytes.
     """
     data = json.dumps(items, ensure_ascii=False, indent=indent).encode("utf-8", "surrogatepass")
     assert list(objects(data[at : at + size] for at in range(0, len(data), size))) == items
@@ -200,8 +200,9 @@ def test_an_object_of_a_list_that_does_not_end_is_given_up_at_32_mib() -> None:
 
 
 def test_a_list_of_the_management_api_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a list from the management API does not end, the request fails with Unavailable at a limit of bytes, or at a
-    limit of objects, since many small objects need as much memory as a few large ones.
+    """If a list from the management API does not end, the request fails with Unavailable once the list exceeds a number
+    of bytes or a number of objects. The second limit is needed because many small objects need as much memory as a few
+    large ones.
     """
     monkeypatch.setattr(limits, "MOST_OBJECTS", 100_000)
     monkeypatch.setattr(limits, "LARGEST_LIST", 20 << 20)
@@ -214,8 +215,8 @@ def test_a_list_of_the_management_api_that_does_not_end_is_given_up(monkeypatch:
 
 
 def test_a_response_of_the_management_api_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a server sends its response byte by byte, so that no read times out, the request fails with Unavailable at a
-    limit for the whole response.
+    """If a server sends its response to a management API request byte by byte, no single read times out. The request
+    still fails with Unavailable, once the time limit for the whole response has passed.
     """
     monkeypatch.setattr(limits, "LONGEST", 0.2)
     stop = threading.Event()
@@ -226,8 +227,8 @@ def test_a_response_of_the_management_api_that_takes_too_long_is_given_up(monkey
 
 
 def test_a_page_of_the_management_api_may_be_larger_than_a_single_value() -> None:
-    """A page with 300 queues, each with an argument of 120 kB, is read, although it is larger than 32 MiB: any user who
-    may declare queues can make it as large.
+    """Any user who may declare queues can make a page of the management API's list large. mqtool therefore reads a page
+    beyond the limit of 32 MiB for a single value, here 300 queues, each with an argument of 120 kB.
     """
     page = b'{"items": [%s], "page_count": 1}' % b",".join([b'{"name":"%s"}' % (b"x" * 120_000)] * 300)
     with responding(lambda: [page]) as api:
@@ -235,8 +236,8 @@ def test_a_page_of_the_management_api_may_be_larger_than_a_single_value() -> Non
 
 
 def test_a_list_with_more_pages_than_any_broker_has_is_refused() -> None:
-    """If a server announces a list of 1,000,000,000 pages, the request fails with Unavailable, and no further page is
-    requested.
+    """If a server announces that a list of the management API has 1,000,000,000 pages, the request fails with
+    Unavailable, and mqtool requests no further page.
     """
     requests = count(1)
 
@@ -251,15 +252,17 @@ def test_a_list_with_more_pages_than_any_broker_has_is_refused() -> None:
 
 @pytest.mark.parametrize("page", [b"{}", b"null", b"[1]", b'{"items": {}, "page_count": 1}', b'{"items": []}'])
 def test_a_page_that_contains_no_list_of_objects_is_not_one_of_the_management_api(page: bytes) -> None:
-    """If a server responds to a request for a page of a list with JSON of another form, the request fails with
-    Unavailable, which says that the server is not a management API.
+    """If mqtool requests a page of a list, and the server responds with JSON of another form, the request fails with
+    Unavailable. The error says that the server is not a management API.
     """
     with responding(lambda: [page]) as api, pytest.raises(Unavailable, match="is not a management API"):
         list(api.pages("queues"))
 
 
 def test_an_empty_page_is_the_last_one_of_a_list() -> None:
-    """If a page of a list is empty, no later page is requested, however many the server announces."""
+    """If a page of a list from the management API is empty, mqtool requests no later page, however many the server
+    announces.
+    """
     requests = count(1)
 
     def respond() -> Iterator[bytes]:
@@ -271,8 +274,8 @@ def test_an_empty_page_is_the_last_one_of_a_list() -> None:
 
 
 def test_an_answer_that_only_begins_with_json_is_not_one_of_the_management_api() -> None:
-    """If text follows the JSON value in a server's answer, the request fails with Unavailable: the server is not a
-    management API.
+    """If a server's response to a management API request is a JSON value followed by other text, the request fails with
+    Unavailable. The error says that the server is not a management API.
     """
     with pytest.raises(Unavailable, match="is not a management API"):
         overview(b"200 requests served")
@@ -287,8 +290,8 @@ def test_an_answer_of_the_management_api_may_contain_surrogate_characters() -> N
 
 @pytest.mark.parametrize("data", [b"", b'{"error": 1}', b'[{"a": 1}', b'[{"a": '])
 def test_an_incomplete_json_array_is_an_error(data: bytes) -> None:
-    """Decoding JSON that is not an array, or is cut short, raises ValueError, so that a list is never silently
-    incomplete.
+    """If a list from the management API is not a JSON array, or is cut short, decoding it raises ValueError, so that a
+    list is never silently incomplete.
     """
     with pytest.raises(ValueError, match=r"not a list|cut short"):
         list(objects([data]))

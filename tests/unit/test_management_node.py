@@ -142,8 +142,8 @@ def test_requests_go_over_a_pair_of_links_that_is_attached_once(broker: Broker) 
 
 
 def test_credit_for_responses_is_renewed_after_every_50_requests(broker: Broker) -> None:
-    """After every 50 requests to the management node, mqtool gives the broker credit for 100 responses again. The
-    delivery-count in the flow frame starts over at 0 after 0xFFFFFFFF.
+    """After every 50 requests to the AMQP 1.0 management node, mqtool gives the broker credit for 100 responses again.
+    The delivery-count in the flow frame starts over at 0 after 0xFFFFFFFF.
     """
     broker.sends_from = 0xFFFF_FFFE
     session = topology(broker)
@@ -167,8 +167,8 @@ def test_credit_for_responses_is_renewed_after_every_50_requests(broker: Broker)
 def test_a_response_whose_status_is_not_2xx_is_an_error(
     broker: Broker, status: int | None, body: bytes, kind: type[MqtoolError] | None, words: str
 ) -> None:
-    """If the status of a response from the management node is not between 200 and 299, the request raises an error with
-    the text of the response or, if it has none, with the status.
+    """If the status of a response from the AMQP 1.0 management node is not between 200 and 299, the request raises an
+    error with the text of the response or, if it has none, with the status.
     """
     broker.answers = [(status, body)]
     session = topology(broker)
@@ -181,8 +181,8 @@ def test_a_response_whose_status_is_not_2xx_is_an_error(
 
 
 def test_a_late_response_is_ignored(broker: Broker) -> None:
-    """If the management node's response to a request arrives after the request was given up, mqtool ignores it, and the
-    next request gets its own response.
+    """If the AMQP 1.0 management node responds to a request after mqtool has stopped waiting for the response, mqtool
+    ignores it, and the next request gets its own response.
     """
     broker.stray = True
     broker.answers = [COUNTS]
@@ -190,8 +190,8 @@ def test_a_late_response_is_ignored(broker: Broker) -> None:
 
 
 def test_declarations_contain_all_settings(broker: Broker) -> None:
-    """Over AMQP 1.0, queues, exchanges and bindings are declared with all their settings. mqtool generates the name of
-    a queue without one. Names with a line break, which the broker would change, are refused.
+    """Over AMQP 1.0, mqtool declares queues, exchanges and bindings with all their settings, and generates the name of
+    a queue without one. It refuses a name with a line break, which the broker would change.
     """
     session = topology(broker)
     queue = session.declare(Queue("a/b", durable=True, arguments={"x-max-length": 9}))
@@ -223,8 +223,9 @@ def test_declarations_contain_all_settings(broker: Broker) -> None:
 
 
 def test_what_is_declared_is_declared_again_after_a_reconnection(broker: Broker) -> None:
-    """If the connection is lost during a request, mqtool declares its queues, exchanges and bindings again after the
-    reconnection, over a new pair of links, and repeats the request. What was declared with remember=False is left out.
+    """If the connection is lost during an AMQP 1.0 management request, mqtool reconnects, and attaches a new pair of
+    links. Over these, it declares its queues, exchanges and bindings again, and repeats the request. It leaves out what
+    was declared with remember=False.
     """
     session = topology(broker)
     session.declare(Q)
@@ -270,8 +271,9 @@ def test_an_existing_queue_with_other_settings_is_used_with_a_notice(
 
 
 def test_accepted_settings_are_used_without_a_notice(broker: Broker) -> None:
-    """After the caller has accepted a queue's settings with accept_settings(), declaring the queue prints no notice if
-    it exists with other settings. For an exchange of the same name, a notice is printed.
+    """If a queue exists with other settings, declaring it over AMQP 1.0 prints no notice once the caller has accepted
+    its settings with accept_settings(). If an exchange of the same name exists with other settings, declaring the
+    exchange still prints a notice.
     """
     notices = list[str]()
     session = topology(broker, notices=notices)

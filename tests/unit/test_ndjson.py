@@ -67,8 +67,8 @@ def test_send_publishes_a_message_as_receive_has_printed_it(delivery: Delivery) 
 
 @given(deliveries)
 def test_a_message_is_one_line_of_json(delivery: Delivery) -> None:
-    """A message is printed as one line of JSON that any JSON parser can read. Newlines in the message's body and
-    headers are escaped.
+    """In NDJSON, a message is one line that any JSON parser can read. Newlines in the message's body and headers are
+    escaped.
     """
     line = ndjson.from_delivery(delivery, NOW)
 
@@ -120,8 +120,8 @@ def test_header_values_without_a_json_type_are_marked(value: object, shown: obje
 
 
 def test_nan_and_bytes_that_are_not_utf_8_are_written_as_valid_json() -> None:
-    """If headers, routing keys or properties contain NaN or bytes that are not UTF-8, they are written as valid JSON,
-    and read back unchanged.
+    """NDJSON is valid JSON even if a message's headers, routing key or properties contain NaN or bytes that are not
+    UTF-8. mqtool reads them back unchanged.
     """
     properties = {"headers": {"\udcff": [float("nan")]}, "message_id": "\udc80"}
     line = ndjson.from_delivery(Delivery(b"", "", "\udcfe", "", False, properties, 1), NOW)

@@ -77,8 +77,8 @@ def test_mqtool_broker_has_the_metadata_of_mqtool() -> None:
 
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="Python 3.14 writes the types of signatures differently")
 def test_the_public_interface_changes_only_with_the_changelog() -> None:
-    """After a change to the public Python interface, the newest section of CHANGELOG.md must contain the interface's
-    new checksum.
+    """CHANGELOG.md must describe each change to the public Python interface. The newest section therefore contains a
+    checksum of the interface, which this test compares with the current one.
     """
     top = (ROOT / "CHANGELOG.md").read_text().split("\n## ")[1]
     assert f"interface `{checksum()}`" in top, (

@@ -147,9 +147,9 @@ def test_the_queue_is_drawn_between_the_panes(columns: int, rows: int) -> None:
 
 
 def test_a_busy_pane_gets_the_lines_that_another_pane_does_not_need() -> None:
-    """A tutorial runs on a terminal of 80 columns and 24 rows, with one line of output from a sender, and five received
-    tasks from a worker. The sender's pane takes only the lines that it needs, so the worker's pane shows all five
-    tasks.
+    """While a tutorial runs, a pane takes only the lines that it needs, and leaves the others to panes with more
+    output. On a terminal of 80 columns and 24 rows, a sender's pane with one line of output leaves a worker's pane
+    enough lines to show all five tasks that the worker has received.
     """
     panes, console = playing(80, 24, "boss", "worker 1", "worker 2")
     panes.narrate("Three lines of text. " * 10)

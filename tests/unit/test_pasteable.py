@@ -77,8 +77,8 @@ def test_every_name_in_a_printed_command_line_is_quoted() -> None:
 
 
 def test_commands_print_through_escaping_functions() -> None:
-    """Commands print only through functions that escape control characters. No command calls output.write(), which does
-    not escape them.
+    """Commands print through functions that escape control characters. None of them calls output.write(), which does
+    not.
     """
     commands = [path for path in SOURCES if path.parts[-2] in ("commands", "pipe")]
     assert [str(path) for path in commands if "output.write(" in path.read_text()] == []

@@ -121,8 +121,9 @@ def place(amqp_broker: EmbeddedBroker, amqp_vhost: Vhost) -> Iterator[Place]:
 )
 def test_peek_reads_a_queue_in_the_way_that_suits_its_type(place: Place, view: dict[str, Any], kind: PeekKind) -> None:
     """`peek` chooses how to read a queue by the type and the settings that the management API reports. It uses
-    basic.get if the queue would be deleted with its last consumer, or has a single active consumer. For a quorum queue,
-    it assumes the lower of the delivery limits of the queue's arguments and policy, or 20 if there is none.
+    basic.get instead of a consumer if the queue would be deleted with its last consumer, or has a single active
+    consumer. For a quorum queue, it assumes the lower of the delivery limits of the queue's arguments and policy, or 20
+    if there is none.
     """
     place.fill()
     assert place.kind(SimpleNamespace(get={f"queues/{place.vhost.name}/jobs": view}.get)) == kind
@@ -133,8 +134,8 @@ def test_peek_reads_a_queue_in_the_way_that_suits_its_type(place: Place, view: d
 def test_a_quorum_queue_has_a_delivery_limit_by_default_from_rabbitmq_4_on(
     monkeypatch: pytest.MonkeyPatch, place: Place, *, broker: str, limit: int | None, has_api: bool
 ) -> None:
-    """`peek` assumes a delivery limit of 20 for a quorum queue without one from RabbitMQ 4.0 on, and none in earlier
-    releases or in another broker.
+    """If a quorum queue's arguments and policy set no delivery limit, `peek` assumes a limit of 20 in RabbitMQ 4.0 or
+    later, and none in earlier releases or in another broker.
     """
     place.fill(arguments=QUORUM)
     monkeypatch.setattr(Connection, "broker", broker)
@@ -224,8 +225,8 @@ def test_peek_says_that_a_queue_does_not_exist(place: Place) -> None:
 def test_the_broker_counts_how_often_a_message_was_requeued(
     broker: str, count: int, acquired: object, requeued: int
 ) -> None:
-    """`peek` takes from the header x-delivery-count how often a quorum queue has requeued a message. Since a publisher
-    may have set this header, `peek` uses x-acquired-count instead if it is lower, from RabbitMQ 4.3 on.
+    """`peek` takes from the header x-delivery-count how often a quorum queue has requeued a message, but a publisher
+    may have set this header. From RabbitMQ 4.3 on, `peek` therefore uses x-acquired-count instead if it is lower.
     """
     headers = {"x-delivery-count": count, "x-acquired-count": acquired}
     delivery = Delivery(b"", "", "jobs", "jobs", redelivered=True, properties={"headers": headers}, delivery_tag=1)
@@ -241,7 +242,9 @@ def test_the_broker_counts_how_often_a_message_was_requeued(
     ids=["classic", "auto-delete", "quorum", "quorum with a limit"],
 )
 def test_messages_stay_in_order_however_many_are_shown(place: Place, settings: dict[str, Any]) -> None:
-    """If `peek` shows a queue several times, all its messages or only the first ones, the messages stay in order."""
+    """However often `peek` shows a queue, and whether it shows all messages or only the first ones, the messages stay
+    in order.
+    """
     place.fill(*NUMBERS, **settings)
     for count in 3, None, 2, 150, 300, 1:
         assert place.peeked(count) == NUMBERS[:count]
@@ -316,10 +319,9 @@ def test_peek_says_that_the_broker_delivers_no_message(monkeypatch: pytest.Monke
 def test_peek_does_not_receive_all_messages_of_a_long_queue_at_once(
     monkeypatch: pytest.MonkeyPatch, place: Place, limit: int | None, largest: int, prefetches: list[int]
 ) -> None:
-    """`peek` receives the messages of a queue in batches, so that it need not requeue thousands of messages if it stops
-    early. The first batch has up to 100 messages. Each later batch has up to ten times as many as all earlier ones
-    together, and at most 65,535, the largest prefetch in AMQP. In a queue with a delivery limit, the first message is a
-    batch of its own.
+    """`peek` receives the messages of a long queue in batches, so that it need not requeue thousands of messages if it
+    stops early. The first batch has up to 100 messages. Each later one has up to ten times as many as all earlier ones
+    together, but at most 65,535. In a queue with a delivery limit, the first message is a batch of its own.
     """
     monkeypatch.setattr(peeking, "AT_ONCE", largest)
     place.fill(*range(1250), arguments=QUORUM)
@@ -331,7 +333,7 @@ def test_peek_does_not_receive_all_messages_of_a_long_queue_at_once(
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_messages_stay_in_order_if_one_has_expired(monkeypatch: pytest.MonkeyPatch, place: Place, count: int) -> None:
-    """If a quorum queue counts a message that has expired, `peek` gets fewer messages than the queue reports. The other
+    """If a quorum queue still counts an expired message, `peek` gets fewer messages than the queue reports. The other
     messages stay in order, even if an earlier `peek` has requeued some.
     """
     monkeypatch.setattr(peeking, "_PATIENCE", 0.3)
@@ -348,7 +350,9 @@ def test_messages_stay_in_order_if_one_has_expired(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("arguments", [{}, QUORUM], ids=["classic", "quorum"])
 def test_peek_ends_if_the_connection_is_lost(place: Place, arguments: dict[str, Any]) -> None:
-    """If the connection is lost, the broker requeues the messages that `peek` has received, and `peek` ends."""
+    """If the connection is lost while `peek` shows messages, the broker requeues those that `peek` has received, and
+    `peek` can be closed without an error.
+    """
     place.fill(*NUMBERS, arguments=arguments)
     place.peeked()
     with closing(peek(place.channel, "jobs", place.kind())) as deliveries:
@@ -358,8 +362,8 @@ def test_peek_ends_if_the_connection_is_lost(place: Place, arguments: dict[str, 
 
 
 def test_peek_receives_large_messages_in_small_batches(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:
-    """`peek` reads a long queue in batches of about 16 MiB. It computes how many messages fit into a batch from the
-    average size of those before.
+    """If messages are large, `peek` reads a long queue in batches of about 16 MiB. It computes how many messages fit
+    into a batch from the average size of those before.
     """
     monkeypatch.setattr(peeking, "_BATCH", 60_000)
     place.fill(*["x" * 1000] * 150)
@@ -390,7 +394,9 @@ def limited(limit: int, **arguments: Any) -> dict[str, Any]:
 
 
 def test_a_message_can_be_shown_until_one_more_look_would_be_the_last(place: Place) -> None:
-    """`peek` shows a message of a quorum queue with a delivery limit of 3 twice. A third `peek` refuses to show it."""
+    """`peek` shows a message of a quorum queue with a delivery limit of 3 twice. A third `peek` refuses to show it,
+    because the queue would then drop the message when it is next requeued.
+    """
     place.fill("0", arguments=limited(3))
     assert [place.peeked() for _ in range(2)] == [["0"], ["0"]]
     with pytest.raises(MqtoolError, match="has been requeued 2 times"):
@@ -398,9 +404,9 @@ def test_a_message_can_be_shown_until_one_more_look_would_be_the_last(place: Pla
 
 
 def test_peek_stops_before_the_first_message_reaches_the_delivery_limit(place: Place) -> None:
-    """A quorum queue drops a message that is requeued more often than its delivery limit. If one more look would be the
-    last for the first message, `peek` shows none, and leaves all in the queue. If the message has already reached the
-    limit, `peek` publishes it to the end of the queue.
+    """A quorum queue drops a message that is requeued more often than its delivery limit. If the first message has been
+    requeued one time less than the limit allows, `peek` shows no message, leaves all in the queue, and fails. If the
+    first message has already reached the limit, `peek` publishes it to the end of the queue, and fails.
     """
     place.fill(*range(3), arguments=limited(3))
     place.requeue(2)
@@ -423,9 +429,9 @@ def test_peek_stops_before_the_first_message_reaches_the_delivery_limit(place: P
 
 
 def test_peek_reports_a_message_behind_the_first_one_that_is_near_the_delivery_limit(place: Place) -> None:
-    """If a message behind the first one has reached the delivery limit once `peek` has requeued it, `peek` shows the
-    message and leaves it in its place. The error at the end says that the queue drops the message if it is requeued
-    once more.
+    """If `peek` requeues a message behind the first one, and the message thereby reaches the delivery limit, `peek`
+    shows the message and leaves it in its place. It then fails, with an error that says that the queue drops the
+    message if it is requeued once more.
     """
     place.fill(*range(4), arguments=limited(6))
     place.requeue(1, 4, 5)
@@ -442,10 +448,10 @@ def test_peek_reports_a_message_behind_the_first_one_that_is_near_the_delivery_l
 
 
 def test_peek_publishes_messages_behind_the_first_one_again_if_the_queue_would_drop_them(place: Place) -> None:
-    """If messages behind the first one have reached the queue's delivery limit, or nearly so, the queue would drop them
-    when they are requeued. `peek` therefore publishes them to the end of the queue, even if it shows only the first
-    message, and fails. The error names the message that was requeued most often, and says how many other messages were
-    published again.
+    """If messages behind the first one have reached the queue's delivery limit, the queue would drop them when `peek`
+    requeues them. `peek` therefore publishes them to the end of the queue, even if it shows only the first message. It
+    then fails. The error names the message that was requeued most often, and says how many others are at the limit or
+    near it.
     """
     place.fill(*range(5), arguments=limited(6))
     place.requeue(1, 1, 5, 6, 6)
@@ -535,9 +541,10 @@ def test_a_message_with_large_headers_is_published_again_without_its_origin(
 def test_a_message_of_a_wait_queue_for_an_exchange_is_published_again_with_its_routing_key(
     place: Place, queue: str, exchange: str, *, is_kept: bool
 ) -> None:
-    """A wait queue for an exchange gets its messages through an exchange in front of it, and dead-letters them with
-    their own routing keys, including those in the header CC. If `peek` publishes such a message again, it publishes it
-    to the exchange in front, with the same keys. Any other message is published directly to its queue, without CC.
+    """A wait queue for an exchange is bound to an exchange in front of it. Its messages keep their own routing keys,
+    including those in the header CC, since they are routed with these keys when they are due. If `peek` publishes such
+    a message again, it therefore uses the exchange in front, with the same keys. It publishes any other message
+    directly to its queue, without CC.
     """
     place.channel.declare(Queue(queue, durable=True))
     place.channel.declare(Exchange(exchange, "fanout"))
