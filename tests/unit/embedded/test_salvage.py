@@ -140,7 +140,7 @@ def test_only_damage_to_the_last_page_of_a_group_looks_like_an_incomplete_write(
 
 def test_an_older_part_of_a_log_that_was_restarted_is_not_reported(opened: Database, tmp_path: Path) -> None:
     """After a checkpoint, SQLite overwrites its write-ahead log from the start, so older pages can follow the new ones.
-    If the broker is killed then, it does not report the older pages as damage at its next start.
+    If the broker is killed in this state, it does not report the older pages as damage at its next start.
     """
     opened.checkpoint()
     write_definitions(opened.db, {("queue", b"5"): b"\0\0\0\0"})
