@@ -60,8 +60,8 @@ def labels_of(image: str) -> list[str]:
 
 
 def test_the_charts_show_latencies_by_percentile_and_messages_per_second() -> None:
-    """The first chart of a `bench` result shows the latencies of confirms and of deliveries by percentile, and the
-    second one the messages published, confirmed and received per second. Both axes fit the values.
+    """The first chart of a `bench` result shows the latencies of confirms and of deliveries by percentile. The second
+    one shows the messages published, confirmed and received per second. The axes of both charts fit the values.
     """
     image = charts.svg(result())
     assert lines_of(image) == ["740.0,280.0", "740.0,207.8", "740.0,40.0", "740.0,160.0", "740.0,220.0"]

@@ -432,8 +432,8 @@ def chunk(first: int, *bodies: bytes) -> bytes:
 def test_a_stream_connection_of_bench_counts_each_outcome(
     streams: StreamBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the stream protocol, `bench` counts each message that the broker confirms or refuses, at the time at which
-    the answer arrives.
+    """With the stream protocol, `bench` counts each message that the broker confirms or refuses. A confirm counts at
+    the time at which it arrives.
     """
     made = StreamWire(NODE, PLAIN)
     assert (streams.address, streams.context) == (NODE._replace(heartbeat=0), None)
@@ -456,7 +456,8 @@ def test_a_stream_connection_of_bench_counts_each_outcome(
 
 def test_a_stream_connection_of_bench_fills_frames_up_to_their_limit(streams: StreamBroker) -> None:
     """With the stream protocol, `bench` sends as many messages in one frame as the broker allows, each of them once and
-    with its stamp. It says so if one message is too large for a frame.
+    with its number and time. A message that is too large for a frame raises UsageError, whose hint asks for a smaller
+    --size.
     """
     made = StreamWire(NODE, PLAIN)
     message = Message(b"...." + b"x" * 26)  # 35 bytes encoded
