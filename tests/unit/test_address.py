@@ -156,7 +156,9 @@ def test_passwords_are_removed_from_urls_that_are_shown(urls: str, shown: str) -
 
 
 def test_a_connection_has_the_name_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MQTOOL_CONNECTION_NAME sets the name of a command's connections. Without it, the name is mqtool."""
+    """The environment variable MQTOOL_CONNECTION_NAME sets the name of a command's connections. Without it, the name is
+    mqtool.
+    """
     monkeypatch.setenv("MQTOOL_CONNECTION_NAME", "mine")
     assert connection_name() == "mine"
     monkeypatch.delenv("MQTOOL_CONNECTION_NAME")

@@ -146,7 +146,9 @@ def test_a_queue_counts_as_empty_only_if_it_says_so_twice(replies: list[int]) ->
 
 @pytest.mark.parametrize("thing", [Queue("q"), Exchange("x")])
 def test_a_channel_finds_out_whether_an_exchange_or_a_queue_exists(channel: Channel, thing: Exchange | Queue) -> None:
-    """exists() returns False, and expect() raises NotFound, until an exchange or a queue is declared."""
+    """exists() returns whether an exchange or a queue exists on the broker. expect() raises NotFound if it does not
+    exist.
+    """
     for _ in range(2):
         assert not administration.exists(channel, thing)
         with pytest.raises(NotFound, match=thing.name):

@@ -398,7 +398,7 @@ def test_the_option_ack_sets_how_many_messages_a_bench_consumer_acknowledges_tog
     acknowledge: int, at_once: list[tuple[int, bool]], in_the_end: list[tuple[int, bool]]
 ) -> None:
     """With `--ack N`, a `bench` consumer acknowledges every N messages together, and the rest at the end of the run.
-    With `--ack 0`, it uses automatic acknowledgement.
+    With `--ack auto`, it uses automatic acknowledgement.
     """
     client, wire = consumer(acknowledge=acknowledge)
     assert wire.consuming == {"queue": "q", "prefetch": 1000, "auto": acknowledge == 0, "offset": None}

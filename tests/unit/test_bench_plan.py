@@ -62,7 +62,9 @@ from mqtool.topology import Exchange, Queue
 def test_settings_of_a_run_that_contradict_each_other_are_refused(
     settings: dict[str, Any], error: str, hint: str
 ) -> None:
-    """If settings of a `bench` run contradict each other, the error says which, and the hint what to do about it."""
+    """If settings of a `bench` run contradict each other or exceed their limits, the error gives the reason, and the
+    hint says what to change.
+    """
     with pytest.raises(UsageError) as raised:
         BenchPlan(**settings).checked()
     assert (str(raised.value), raised.value.hint) == (error, hint)
@@ -89,7 +91,7 @@ def test_settings_of_a_run_that_contradict_each_other_are_refused(
     ],
 )
 def test_settings_of_a_run_that_can_be_combined_are_accepted(settings: dict[str, Any]) -> None:
-    """Settings of a `bench` run that do not contradict each other are accepted, up to their limits."""
+    """If settings of a `bench` run do not contradict each other or exceed their limits, `bench` accepts them."""
     plan = BenchPlan(**settings)
     assert plan.checked() is plan
 

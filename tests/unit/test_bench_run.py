@@ -769,7 +769,7 @@ def test_a_broker_whose_process_has_ended_has_no_cpu_time(
     world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """If the broker's process ends during the run, for example because the broker is restarted, `bench` reports no CPU
-    time for the broker. The memory is that which the management API reports.
+    time for the broker. It takes the broker's memory from the management API.
     """
     monkeypatch.setattr(bench_run, "_PROC", tmp_path)
     world.api.get.return_value = [{"os_pid": "42", "mem_used": 5}]

@@ -142,8 +142,8 @@ def test_all_consumers_may_get_messages_without_single_active_consumer(vhost: Vi
 
 @pytest.mark.parametrize("single_active", [False, True])
 def test_the_consumers_of_a_deleted_queue_are_gone(*, single_active: bool) -> None:
-    """When a queue is deleted, it removes all its consumers, and returns them in the order in which they were added, so
-    that the broker can cancel them.
+    """Deleting a queue removes all its consumers, and returns them in the order in which they were added, so that the
+    caller can cancel them.
     """
     consumers = Consumers(single_active=single_active)
     added = [FakeConsumer(priority=number) for number in (0, 2, 1)]

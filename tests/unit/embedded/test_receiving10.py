@@ -759,8 +759,8 @@ def reply(broker: Broker, key: str, body: bytes) -> None:
 def test_direct_replies_are_sent_settled_while_the_requester_has_credit(
     client: MemoryClient10, broker: Broker, replies: str
 ) -> None:
-    """The broker sends direct replies to an AMQP 1.0 requester settled while the requester's link has credit. It drops
-    a direct reply if the link has no credit.
+    """While the link of an AMQP 1.0 requester has credit, the broker sends direct replies over it, already settled. If
+    the link has no credit, the broker drops direct replies.
     """
     reply(broker, replies, b"early")
     assert client.received() == []

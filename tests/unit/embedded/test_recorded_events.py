@@ -411,8 +411,8 @@ def test_of_many_messages_only_some_are_shown(scene: Scene) -> None:
 
 def test_events_without_messages_are_limited_as_well(scene: Scene) -> None:
     """Of the events that belong to no published message, such as stored offsets and direct replies, the broker records
-    at most 50 between two requests of `mqtool ui`. The latest stored offset of a reader is known even if its event was
-    not recorded.
+    at most 50 between two requests of `mqtool ui`. It keeps the latest stored offset of a reader even if it has not
+    recorded the event.
     """
     for number in range(60):
         scene.found.stored("s", "r", number, scene.channel)
@@ -431,8 +431,9 @@ def test_events_without_messages_are_limited_as_well(scene: Scene) -> None:
 
 
 def test_at_most_2000_messages_are_shown_at_the_same_time(scene: Scene) -> None:
-    """`mqtool ui` shows up to 2,000 messages at the same time. While it shows this many, it shows no new ones. Of the
-    messages left out, the broker remembers up to 1,000 pairs of exchange and routing key, so this takes limited memory.
+    """`mqtool ui` shows up to 2,000 messages at the same time. While it shows this many, it shows no new ones. The
+    broker remembers which pairs of exchange and routing key it leaves out, but at most 1,000 pairs, so that they need
+    little memory.
     """
     scene.found.shown = dict.fromkeys(range(10_000, 11_999), ("q", True))
     scene.publish("q")

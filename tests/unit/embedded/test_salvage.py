@@ -319,8 +319,8 @@ def test_lost_definitions_are_reported(opened: Database, tmp_path: Path) -> None
 
 
 def test_damaged_files_are_kept_in_a_directory_that_is_named_after_the_time(tmp_path: Path) -> None:
-    """Damaged files are kept in a directory whose name contains the local time to the second. Only the operating system
-    user who runs the broker can access this directory.
+    """The broker keeps damaged files in a directory whose name contains the local time to the second. Only the
+    operating system user who runs the broker can access this directory.
     """
     for _ in range(2):
         path = new_directory(tmp_path)

@@ -120,8 +120,8 @@ def test_the_directories_of_a_new_segment_are_synced_with_it_once(path: Path, di
 
 
 def test_a_segment_can_be_read_when_clients_use_up_all_file_descriptors(path: Path) -> None:
-    """While clients use up all file descriptors, a segment of a stream can still be read several times. If the file of
-    a segment is missing, reading it raises FileNotFoundError.
+    """The broker can read a segment of a stream, even repeatedly, while its clients use up all file descriptors. If the
+    file of a segment is missing, reading it raises FileNotFoundError.
     """
     with pytest.raises(FileNotFoundError):
         SegmentFile(path).read(0, 1)

@@ -117,8 +117,8 @@ def test_a_session_begins_with_a_window_of_400_transfers(client: MemoryClient10)
 def test_the_handle_max_of_a_session_is_the_lower_one_of_the_client_and_the_broker(
     client: MemoryClient10, wanted: int, agreed: int
 ) -> None:
-    """The handle-max of an AMQP 1.0 session is the lower one of the client's handle-max and 255, the broker's. If the
-    client attaches a link with a higher handle, the broker ends the session.
+    """The broker's handle-max for an AMQP 1.0 session is 255, or the client's handle-max if that is lower. If the
+    client attaches a link with a higher handle, the broker ends the session with framing-error.
     """
     other = MemoryClient10(client.loop, client.connection.broker, begin=False)
     [begun] = other.send(BEGIN, None, UInt32(0), UInt32(9), UInt32(9), UInt32(wanted))
@@ -451,7 +451,7 @@ def test_an_outcome_with_a_reserved_annotation_ends_the_session(
     client: MemoryClient10, q: BrokerQueue, key: str
 ) -> None:
     """If an AMQP 1.0 client gives a message the outcome `modified` with an annotation whose name does not begin with
-    `x-`, or is not a symbol, the broker ends the session.
+    `x-`, or is not a symbol, the broker ends the session with invalid-field, and requeues the message.
     """
     receiving(client, q, b"0")
     found = client.settle(0, described(MODIFIED, True, False, {key: "busy"}))
@@ -546,8 +546,8 @@ def test_one_disposition_adds_up_to_16_mib_of_annotations(
 
 
 def test_annotations_that_amqp_0_9_1_cannot_express_are_refused() -> None:
-    """An AMQP 1.0 client can give the outcome `modified` annotations, which the broker stores as AMQP 0-9-1 headers. If
-    an annotation cannot be stored as such a header, for example because it is not valid text, the session ends with
+    """The broker stores the annotations of the AMQP 1.0 outcome `modified` as AMQP 0-9-1 headers. If an annotation
+    cannot be stored as a header, for example because it is not valid text, the broker ends the session with
     invalid-field.
     """
     with pytest.raises(SessionError) as refused:
@@ -761,8 +761,8 @@ def test_only_the_messages_of_a_detached_link_are_requeued(
 
 @pytest.mark.parametrize("handle", [7, 0])
 def test_a_flow_frame_for_a_handle_without_a_link_ends_the_session(client: MemoryClient10, handle: int) -> None:
-    """If an AMQP 1.0 client sends a flow frame for a handle that is not in use, the broker ends the session. A flow
-    frame for a publisher's link is allowed.
+    """If an AMQP 1.0 client sends a flow frame for a handle that is not in use, the broker ends the session with
+    unattached-handle. A flow frame for a publisher's link is allowed.
     """
     client.attach_sender("/queues/q")
     found = client.flow(handle, 5)
@@ -773,12 +773,16 @@ def test_a_flow_frame_for_a_handle_without_a_link_ends_the_session(client: Memor
 
 
 def test_a_transfer_for_a_handle_without_a_link_ends_the_session(client: MemoryClient10) -> None:
-    """If an AMQP 1.0 client sends a transfer for a handle that is not in use, the broker ends the session."""
+    """If an AMQP 1.0 client sends a transfer for a handle that is not in use, the broker ends the session with
+    unattached-handle.
+    """
     assert ended(client.publish(0, handle=7)) == ("amqp:session:unattached-handle", "Unknown link handle: 7")
 
 
 def test_a_second_begin_frame_ends_the_session(client: MemoryClient10) -> None:
-    """If an AMQP 1.0 client sends a second begin frame on the channel of a session, the broker ends the session."""
+    """If an AMQP 1.0 client sends a second begin frame on the channel of a session, the broker ends the session with
+    internal-error.
+    """
     found = client.send(BEGIN, None, UInt32(0), UInt32(9), UInt32(9))
     assert ended(found) == ("amqp:internal-error", "Unexpected frame begin")
 

@@ -397,8 +397,8 @@ def test_a_cancelled_consumer_of_a_stream_takes_no_memory(stream: StreamQueue) -
 def test_a_message_of_the_stream_protocol_has_the_name_of_the_stream_as_its_routing_key(
     clock: FakeClock, ledger: Ledger, like: Like, selector: Any
 ) -> None:
-    """A message that was published with the stream protocol is delivered with the name of the stream as its routing
-    key.
+    """A message that was published with the stream protocol is delivered over AMQP 0-9-1 and AMQP 1.0 with the name of
+    the stream as its routing key.
     """
     stream = add_stream(VirtualHost("/", clock, ledger, PROFILES[like]))
     stream.log.append(simple_entry(data_section(b"x")))

@@ -630,8 +630,8 @@ def test_the_filter_of_a_chunk_has_the_filter_values_of_all_its_messages(bench: 
 
 @pytest.mark.parametrize(("age", "left"), [(999, 3), (1000, 3), (1001, 2), (1999, 2), (2001, 1), (9999, 1)])
 def test_segments_are_deleted_when_all_of_their_messages_are_too_old(bench: Bench, age: int, left: int) -> None:
-    """When a new segment of a stream begins, segments whose last message is older than the maximum age are deleted,
-    except for the last one.
+    """When a new segment of a stream begins, the broker deletes segments whose last message is older than the maximum
+    age. It never deletes the last segment.
     """
     log = bench.open(segment_bytes=1)
     bench.add(b"a")

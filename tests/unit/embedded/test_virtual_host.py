@@ -176,7 +176,7 @@ def test_all_memory_of_definitions_is_freed_when_they_are_deleted(vhost: Virtual
 def test_declarations_are_refused_while_definitions_take_too_much_memory(vhost: VirtualHost, ledger: Storing) -> None:
     """Once queues, exchanges and bindings take more memory than their limit, the broker refuses further declarations.
     The error names the queue, exchange or binding, the memory, and the limit. When the broker restarts, it recovers all
-    stored definitions nevertheless.
+    stored definitions, even if they take more memory than the limit.
     """
     queue = add_queue(vhost)
     exchange = add_exchange(vhost)
