@@ -224,8 +224,9 @@ def test_a_client_that_is_told_to_stop_before_the_start_does_nothing(command: Co
 
 @pytest.mark.parametrize("up_at", [1300, None], ids=["broker comes back", "broker stays away"])
 def test_a_client_of_bench_that_loses_its_connection_connects_again(command: Command, up_at: int | None) -> None:
-    """If a client of `bench` loses its connection, it tries to connect again every 100 ms, and continues its work. The
-    time without a connection counts as a gap, even if it lasts until the end of the run. Reports continue meanwhile.
+    """If a client of `bench` loses its connection, it tries to connect again every 100 ms, and then continues its work.
+    It still sends reports while it has no connection. The time without a connection counts as a gap, even if it lasts
+    until the end of the run.
     """
     first, second = Waiting(command, 500), Waiting(command)
     down = [Unavailable("no broker")] * (8 if up_at else 999)

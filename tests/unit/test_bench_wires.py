@@ -533,7 +533,7 @@ def test_a_stream_connection_that_is_lost_says_why(streams: StreamBroker) -> Non
 
 def test_a_bench_client_can_be_told_to_stop_while_it_waits_for_stream_frames(streams: StreamBroker) -> None:
     """A `bench` client that waits for frames of the stream protocol can at the same time read what `bench` tells it,
-    such as to stop. The connection's event loop runs only when it can receive or send data.
+    such as to stop. It runs the connection's event loop only when the connection can receive or send data.
     """
     made = StreamWire(NODE, PLAIN)
     read: list[str] = []

@@ -463,8 +463,8 @@ def test_a_message_that_cannot_be_dropped_keeps_no_others_in_memory(
 
 @pytest.mark.parametrize("what", ["queue", "destination", "source"])
 def test_the_bindings_of_a_deleted_queue_or_exchange_are_removed_in_turns(ledger: Ledger, what: str) -> None:
-    """When the broker deletes an unused queue or exchange that has many bindings, it first removes the bindings in
-    several turns of its event loop.
+    """When the broker deletes an unused queue or exchange that has many bindings, it removes the bindings in several
+    turns of its event loop. Afterwards, neither they nor the queue or exchange count towards the broker's memory use.
     """
     clock = BusyClock()
     vhost = VirtualHost("/", clock, ledger, PROFILES[DEFAULT])

@@ -171,9 +171,10 @@ def test_a_negative_delivery_limit_is_none_from_4_0_on(
     ],
 )  # fmt: skip
 def test_delayed_retries_need_a_type_and_a_first_delay(arguments: Table, policy: Table, retry: Retry | None) -> None:
-    """From RabbitMQ 4.3 on, a quorum queue delays retries if delayed-retry-type is set and delayed-retry-min is
-    positive. If an argument and a policy set different types, that of the policy applies. Without a positive
-    delayed-retry-max, the delay of every retry is delayed-retry-min. Earlier versions of RabbitMQ do not delay retries.
+    """From RabbitMQ 4.3 on, a quorum queue delays retries if delayed-retry-type is `all`, `failed` or `returned`, and
+    delayed-retry-min is positive. If an argument and a policy set different types, that of the policy applies. Without
+    a positive delayed-retry-max, the delay of every retry is delayed-retry-min. Earlier versions of RabbitMQ do not
+    delay retries.
     """
     assert options(arguments, policy).retry == retry
     assert options(arguments, policy, Like.V4_2).retry is None

@@ -154,9 +154,9 @@ def test_a_ready_message_that_was_purged_or_whose_queue_was_deleted_is_not_shown
 
 
 def test_a_dead_letter_is_shown_until_it_is_in_its_next_queue(scene: Scene) -> None:
-    """`mqtool ui` shows why a message was dead-lettered, and shows the queue that the message left as the dead letter's
-    publisher. It does so even while it leaves out new messages because there are too many. A dead letter that no queue
-    gets is shown as dropped. A rejected message without a dead-letter exchange is shown as discarded.
+    """For each dead letter, `mqtool ui` shows the reason, and the original queue as the publisher. It does so even
+    while it leaves out new messages because there are too many. A dead letter that no queue gets is shown as dropped. A
+    rejected message without a dead-letter exchange is shown as discarded.
     """
     source = add_queue(scene.vhost, "source", x_dead_letter_exchange="", x_dead_letter_routing_key="q")
     nowhere = add_queue(scene.vhost, "nowhere", x_dead_letter_exchange="", x_dead_letter_routing_key="missing")
@@ -313,9 +313,9 @@ def test_a_path_leads_through_all_exchanges_to_each_queue(scene: Scene) -> None:
 
 
 def test_a_message_in_a_stream_is_shown_with_its_readers(scene: Scene) -> None:
-    """`mqtool ui` shows that a message, published over AMQP or the stream protocol, is appended to a stream, and shows
-    each consumer that reads it. If a consumer reads a message that is not shown, `mqtool ui` only changes the offset
-    that it shows for this consumer.
+    """If a message is published to a stream over AMQP or the stream protocol, `mqtool ui` shows that it is appended to
+    the stream, and which consumers read it. If a consumer reads a message that is not shown, `mqtool ui` only changes
+    the offset that it shows for this consumer.
     """
     stream = add_queue(scene.vhost, "s", durable=True, x_queue_type="stream")
     scene.events()
@@ -378,9 +378,9 @@ def test_a_stored_offset_a_reply_and_an_unknown_name_are_shown(scene: Scene) -> 
 
 
 def test_of_many_messages_only_some_are_shown(scene: Scene) -> None:
-    """The broker records new messages for `mqtool ui`, which asks for them again and again. Between two requests, the
-    broker records at most 50 messages, and at most 20 of them with the same exchange and routing key. It records at
-    most 100 messages in a second. It skips further messages until the next request.
+    """For `mqtool ui`, the broker records at most 100 new messages per second, 20 of them with the same exchange and
+    routing key. Between two requests of `mqtool ui`, it records at most 50 new messages. When it reaches a limit, it
+    skips further messages until the next request.
     """
     add_queue(scene.vhost, "other")
 

@@ -557,8 +557,8 @@ def test_a_chunk_has_at_most_4096_messages_and_256_kib(bench: Bench) -> None:
 
 
 def test_messages_that_arrive_together_are_written_once(bench: Bench) -> None:
-    """Messages that reach a stream together, and the offsets that are stored meanwhile, are written to disk together.
-    After a stream is deleted, the broker writes nothing more for it.
+    """Messages that reach a stream together, and offsets that are stored at the same time, are written to disk
+    together. After a stream is deleted, the broker writes nothing more for it.
     """
     for number in range(3):
         bench.log.append(simple_entry(b"a"))

@@ -407,7 +407,7 @@ def test_a_policy_is_refused_if_the_patterns_of_a_vhosts_policies_become_too_lar
 
 def test_policies_are_applied_to_many_queues_in_turns(ledger: Storing) -> None:
     """In a virtual host with many queues, the broker applies a policy to a few queues in each turn of its event loop.
-    If the policy is changed meanwhile, the new policy applies to all queues.
+    If the policy is changed between these turns, the new policy applies to all queues.
     """
     clock = BusyClock()
     vhost = VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
