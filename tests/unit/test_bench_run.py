@@ -617,8 +617,8 @@ def test_a_run_that_is_stopped_returns_the_result_so_far(world: World) -> None:
 
 
 def test_a_run_that_is_stopped_before_it_starts_has_no_result(world: World) -> None:
-    """If the user stops `bench` before its clients are ready, or before it has declared anything, it ends without a
-    result. It deletes what it has declared.
+    """If the user stops `bench` before its clients are ready, it ends without a result, and deletes what it has
+    declared so far, if anything.
     """
     run = world.run()
     with pytest.raises(KeyboardInterrupt):

@@ -432,8 +432,8 @@ def chunk(first: int, *bodies: bytes) -> bytes:
 def test_a_stream_connection_of_bench_counts_each_outcome(
     streams: StreamBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the stream protocol, `bench` counts each message that the broker confirms or refuses. A confirm counts at
-    the time at which it arrives.
+    """With the stream protocol, `bench` counts each message that the broker confirms or refuses, and records when each
+    confirm arrived.
     """
     made = StreamWire(NODE, PLAIN)
     assert (streams.address, streams.context) == (NODE._replace(heartbeat=0), None)
@@ -533,7 +533,8 @@ def test_a_stream_connection_that_is_lost_says_why(streams: StreamBroker) -> Non
 
 def test_a_bench_client_can_be_told_to_stop_while_it_waits_for_stream_frames(streams: StreamBroker) -> None:
     """A `bench` client that waits for frames of the stream protocol can at the same time read what `bench` tells it,
-    such as to stop. It runs the connection's event loop only when the connection can receive or send data.
+    such as to stop. So that measured latencies do not include the overhead of an event loop, the connection's loop runs
+    only when the connection can receive or send data.
     """
     made = StreamWire(NODE, PLAIN)
     read: list[str] = []

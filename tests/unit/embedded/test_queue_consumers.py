@@ -113,9 +113,9 @@ def test_only_the_oldest_consumer_gets_messages_from_a_queue_with_a_single_activ
 
 
 def test_a_consumer_that_becomes_the_active_one_is_informed_even_if_no_message_is_ready(vhost: VirtualHost) -> None:
-    """When a consumer becomes the single active consumer of a queue because an earlier one was cancelled, the queue
-    informs it immediately, even if no message is ready, so that the consumer can inform its client. If no consumer is
-    left, or the queue has no single active consumer, the queue informs none.
+    """When a single active consumer is cancelled, the queue immediately informs the consumer that becomes the active
+    one, even if no message is ready. The consumer can then inform its client. If no consumer is left, or the queue has
+    no single active consumer, the queue informs none.
     """
     for is_single, asked in ((True, 1), (False, 0)):
         queue = add_queue(vhost, f"q{is_single}", x_single_active_consumer=is_single)
