@@ -77,7 +77,7 @@ class Loop:
 def test_acknowledgements_are_sent_together() -> None:
     """The acknowledgements of deliveries that arrived together are sent together, at the end of this batch or 2 ms
     after the first acknowledgement, whichever is earlier. When the connection is closed, pending acknowledgements are
-    sent at once.
+    sent immediately.
     """
     loop, sent = Loop(), list[list[int]]()
 
@@ -103,7 +103,7 @@ def test_acknowledgements_are_sent_together() -> None:
 
 
 def test_each_acknowledgement_is_sent_once() -> None:
-    """Acknowledgements that are added before earlier ones have been sent are sent together with these. Each
+    """If an acknowledgement is added before earlier ones have been sent, all of them are sent together. Each
     acknowledgement is sent once, however often the caller asks for pending ones to be sent. If none are pending,
     nothing is sent.
     """

@@ -120,7 +120,7 @@ def test_an_invalid_url_is_a_usage_error(url: str, shown: str, message: str, hin
 
 @pytest.mark.parametrize("urls", ["", ",", " "])
 def test_an_empty_url_is_a_usage_error(urls: str) -> None:
-    """A broker URL that is empty raises UsageError, which shows an example."""
+    """An empty broker URL raises UsageError, whose hint shows an example."""
     with pytest.raises(UsageError) as raised:
         parse_addresses(urls)
     assert (str(raised.value), raised.value.hint) == ("the broker's URL is empty", EXAMPLE)
@@ -156,7 +156,9 @@ def test_passwords_are_removed_from_urls_that_are_shown(urls: str, shown: str) -
 
 
 def test_a_connection_has_the_name_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MQTOOL_CONNECTION_NAME sets the name of a command's connections. Without it, the name is mqtool."""
+    """The environment variable MQTOOL_CONNECTION_NAME sets the name of a command's connections. Without it, the name is
+    mqtool.
+    """
     monkeypatch.setenv("MQTOOL_CONNECTION_NAME", "mine")
     assert connection_name() == "mine"
     monkeypatch.delenv("MQTOOL_CONNECTION_NAME")
@@ -169,8 +171,8 @@ def test_a_connection_has_the_name_from_the_environment(monkeypatch: pytest.Monk
 )
 def test_a_cluster_name_that_is_not_unique_is_completed_with_host_and_port(name: str | None, shown: str) -> None:
     """mqtool stores what it needs to know about a virtual host under the name of the cluster. If many brokers have the
-    same cluster name, such as rabbit@localhost, or if the broker has none, the broker's host and port are added to the
-    name.
+    same cluster name, such as rabbit@localhost, or if the broker has none, mqtool adds the broker's host and port to
+    the name.
     """
     assert Address("h", 1, "v").cluster(name) == shown
 
@@ -282,8 +284,8 @@ def test_a_client_certificate_is_used_to_log_in_if_the_url_names_no_user() -> No
 
 
 def test_the_hint_about_refused_access_names_the_user_of_the_certificate() -> None:
-    """A user who logged in with a client certificate may have no access to a virtual host. The hint of mqtool's error
-    is then a command that grants access to the user whom the broker's reply names, not to `guest`.
+    """If a user who logged in with a client certificate has no access to a virtual host, the hint of mqtool's error is
+    a command that grants access. The command names the user from the broker's reply, not `guest`.
     """
     address = parse_address("amqps://host/shop")
     refused = ConnectionClosedByBroker(530, "NOT_ALLOWED - access to vhost 'shop' refused for user 'orders'")

@@ -94,7 +94,7 @@ def test_a_name_that_is_not_utf_8_cannot_be_declared(channel: Channel, name: str
 
 def test_the_depth_of_a_queue_is_its_number_of_ready_messages_and_of_consumers(channel: Channel) -> None:
     """depth() returns how many ready messages and consumers a queue has. purge() removes the ready messages, and
-    delete_queue() deletes the queue. Both return how many messages there were.
+    returns their number. delete_queue() deletes the queue, and returns the number of its messages.
     """
     fill(channel, 5)
     consumer = channel.connection.channel().consumer(Queue("q"), Receiving(2, acknowledge=False))
@@ -146,7 +146,9 @@ def test_a_queue_counts_as_empty_only_if_it_says_so_twice(replies: list[int]) ->
 
 @pytest.mark.parametrize("thing", [Queue("q"), Exchange("x")])
 def test_a_channel_finds_out_whether_an_exchange_or_a_queue_exists(channel: Channel, thing: Exchange | Queue) -> None:
-    """exists() returns False, and expect() raises NotFound, until an exchange or a queue is declared."""
+    """exists() returns whether an exchange or a queue exists on the broker. expect() raises NotFound if it does not
+    exist.
+    """
     for _ in range(2):
         assert not administration.exists(channel, thing)
         with pytest.raises(NotFound, match=thing.name):

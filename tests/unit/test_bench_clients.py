@@ -238,8 +238,8 @@ def test_a_bench_publisher_is_done_when_its_messages_are_confirmed() -> None:
 
 @pytest.mark.parametrize(("rate", "over_after"), [(None, 1000), (10.0, 3000)])
 def test_a_bench_publisher_stops_after_the_duration(rate: float | None, over_after: int) -> None:
-    """Once `--duration` is over, a `bench` publisher sends no new messages. With `--rate`, it has 2 s more to send
-    messages that were already due.
+    """Once `--duration` is over, a `bench` publisher sends no more messages. Only a publisher with `--rate` has 2 s
+    more, to send messages that were already due.
     """
     client, wire = publisher(duration=1.0, rate=rate, in_flight=1)
     client.work(wire, START)
@@ -398,7 +398,7 @@ def test_the_option_ack_sets_how_many_messages_a_bench_consumer_acknowledges_tog
     acknowledge: int, at_once: list[tuple[int, bool]], in_the_end: list[tuple[int, bool]]
 ) -> None:
     """With `--ack N`, a `bench` consumer acknowledges every N messages together, and the rest at the end of the run.
-    With `--ack 0`, it uses automatic acknowledgement.
+    With `--ack auto`, it uses automatic acknowledgement.
     """
     client, wire = consumer(acknowledge=acknowledge)
     assert wire.consuming == {"queue": "q", "prefetch": 1000, "auto": acknowledge == 0, "offset": None}

@@ -69,8 +69,8 @@ def test_the_median_of_each_series_is_shown() -> None:
 def test_the_verdict_names_the_better_broker_if_the_runs_show_a_difference(
     a: list[float], b: list[float], verdict: str, *, more_is_better: bool
 ) -> None:
-    """The verdict of `bench compare` names the better of the two series, which has the higher throughput or the lower
-    latency. It names neither if the confidence interval of the ratio contains 1.
+    """The verdict of `bench compare` says which of the two series is better: the one with the higher throughput or the
+    lower latency. If the confidence interval of the ratio contains 1, the verdict names neither.
     """
     comparison = Comparison("x", more_is_better, a, b, True)
     assert comparison.verdict(("A", "B")) == verdict
@@ -87,7 +87,7 @@ def run(**more: float) -> dict[str, Any]:
 
 def test_each_measure_of_two_series_is_compared() -> None:
     """`bench compare` compares the rates of confirmed and received messages of two series of runs, and the 50th and
-    99th percentiles of the latencies of confirms and deliveries. A higher rate is better, and a lower latency.
+    99th percentiles of the latencies of confirms and deliveries. Higher rates and lower latencies are better.
     """
     found = compare([run(), run()], [run()], paired=False)
     assert [(each.name, each.more_is_better, each.a, each.b, each.paired) for each in found] == [

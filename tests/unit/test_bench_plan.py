@@ -62,7 +62,9 @@ from mqtool.topology import Exchange, Queue
 def test_settings_of_a_run_that_contradict_each_other_are_refused(
     settings: dict[str, Any], error: str, hint: str
 ) -> None:
-    """If settings of a `bench` run contradict each other, the error says which, and the hint what to do about it."""
+    """If settings of a `bench` run contradict each other or exceed their limits, the error gives the reason, and the
+    hint says what to change.
+    """
     with pytest.raises(UsageError) as raised:
         BenchPlan(**settings).checked()
     assert (str(raised.value), raised.value.hint) == (error, hint)
@@ -89,7 +91,7 @@ def test_settings_of_a_run_that_contradict_each_other_are_refused(
     ],
 )
 def test_settings_of_a_run_that_can_be_combined_are_accepted(settings: dict[str, Any]) -> None:
-    """Settings of a `bench` run that do not contradict each other are accepted, up to their limits."""
+    """If settings of a `bench` run do not contradict each other or exceed their limits, `bench` accepts them."""
     plan = BenchPlan(**settings)
     assert plan.checked() is plan
 
@@ -110,9 +112,9 @@ def test_settings_of_a_run_that_can_be_combined_are_accepted(settings: dict[str,
 def test_publishers_share_the_messages_of_a_run(
     settings: dict[str, Any], total: int | None, shares: list[int | None]
 ) -> None:
-    """The number of messages of a `bench` run is --messages, or the product of --rate and --duration (at least 1) if
-    this is smaller or --messages is missing. The publishers share the messages evenly. If --messages is missing, and
-    --rate or --duration as well, the number is not limited.
+    """The number of messages of a `bench` run is --messages, or --rate times --duration (at least 1), whichever is
+    smaller. If only one of these two limits is set, it applies. If neither is, the number is not limited. The
+    publishers share the messages evenly.
     """
     plan = BenchPlan(**settings)
     assert plan.total == total
@@ -145,9 +147,9 @@ def test_the_settings_of_a_run_are_one_line_of_its_result(settings: dict[str, An
 
 
 def test_the_sizes_of_bodies_vary_and_are_the_same_in_each_run() -> None:
-    """With a range of sizes, `bench` creates 512 bodies with sizes in this range, and publishes them in turn. The sizes
-    are the same in each run. If the largest size is so large that 512 bodies could need more than 64 MiB of memory,
-    `bench` creates fewer bodies, but at least two. If the range is a single size, all messages have the same body.
+    """With a range of sizes, `bench` creates 512 bodies with sizes in this range, the same in each run. If 512 bodies
+    of the largest size need more than 64 MiB of memory, it creates fewer bodies, but at least two. If the range is a
+    single size, all messages have the same body.
     """
     assert bodies(BenchPlan(sizes=(30, 30))) == [bytes(30)]
     varied = bodies(BenchPlan(sizes=(26, 30)))
@@ -195,8 +197,8 @@ def test_a_process_of_a_run_gets_the_whole_job(body_file: Path | None) -> None:
 
 
 def test_a_job_names_the_queues_and_the_exchange_that_its_run_has_declared() -> None:
-    """Each process of a `bench` run is told what the run has declared: the queue of the consumers, and if there are
-    any, the wait queue for delayed messages and the exchange.
+    """Each process of a `bench` run is told what the run has declared: the queue of the consumers, the wait queue if
+    messages are delayed, and the exchange if the run uses one.
     """
     job = Job("consumer", 0, BenchPlan(), [], [], TlsFiles(), "", "queue", "queue", "12345678")
     assert job.declared == [Queue("queue")]

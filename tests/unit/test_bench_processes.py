@@ -205,7 +205,7 @@ def test_a_client_of_bench_starts_when_it_is_told_and_reports_four_times_a_secon
 
 
 def test_a_client_of_bench_stops_when_it_is_told(command: Command) -> None:
-    """If `bench` tells a client to stop, the client does so at once, and reports its last figures."""
+    """If `bench` tells a client to stop, the client stops immediately, and reports its last figures."""
     client = Worker(command, Waiting(command))
     command.order(0, start=START)
     command.order(130, stop=True)
@@ -224,8 +224,9 @@ def test_a_client_that_is_told_to_stop_before_the_start_does_nothing(command: Co
 
 @pytest.mark.parametrize("up_at", [1300, None], ids=["broker comes back", "broker stays away"])
 def test_a_client_of_bench_that_loses_its_connection_connects_again(command: Command, up_at: int | None) -> None:
-    """If a client of `bench` loses its connection, it tries to connect again every 100 ms, and continues its work. The
-    time without a connection counts as a gap, even if it lasts until the end of the run. Reports continue meanwhile.
+    """If a client of `bench` loses its connection, it tries to connect again every 100 ms, and then continues its work.
+    It still sends reports while it has no connection. The time without a connection counts as a gap, even if it lasts
+    until the end of the run.
     """
     first, second = Waiting(command, 500), Waiting(command)
     down = [Unavailable("no broker")] * (8 if up_at else 999)
@@ -247,7 +248,7 @@ def test_a_client_of_bench_that_loses_its_connection_connects_again(command: Com
 
 
 def test_a_client_of_bench_can_be_stopped_while_its_connection_is_lost(command: Command) -> None:
-    """If `bench` tells a client that has lost its connection to stop, the client stops at once."""
+    """If `bench` tells a client that has lost its connection to stop, the client stops immediately."""
     client = Worker(command, Waiting(command, 500), *[Unavailable("no broker")] * 999)
     command.order(0, start=START)
     command.order(740, stop=True)
@@ -366,8 +367,8 @@ def test_a_client_of_bench_connects_to_the_first_node_that_accepts(
 def test_a_client_of_bench_measures_its_own_cpu_time(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str | None, waited: float
 ) -> None:
-    """A client of `bench` measures which part of the time it used a CPU, and which part it waited for one. On systems
-    that do not report the time of waiting, that time counts as 0.
+    """A client of `bench` measures for what part of the time it used a CPU, and for what part it waited for one. On
+    systems that do not report how long a process waits, the waiting time counts as 0.
     """
     file = tmp_path / "schedstat"
     if text is not None:

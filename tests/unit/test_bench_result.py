@@ -60,8 +60,8 @@ def labels_of(image: str) -> list[str]:
 
 
 def test_the_charts_show_latencies_by_percentile_and_messages_per_second() -> None:
-    """The first chart of a `bench` result shows the latencies of confirms and of deliveries by percentile, and the
-    second one the messages published, confirmed and received per second. Both axes fit the values.
+    """The first chart of a `bench` result shows the latencies of confirms and of deliveries by percentile. The second
+    one shows the messages published, confirmed and received per second. The axes of both charts fit the values.
     """
     image = charts.svg(result())
     assert lines_of(image) == ["740.0,280.0", "740.0,207.8", "740.0,40.0", "740.0,160.0", "740.0,220.0"]
@@ -112,8 +112,8 @@ def test_the_charts_of_a_run_without_messages_are_empty() -> None:
 
 
 def test_the_page_of_a_result_shows_the_report_and_the_charts() -> None:
-    """The HTML page of a `bench` result has the broker and the settings as its title, the lines of the report, and the
-    charts.
+    """The HTML page of a `bench` result has a title with the broker and the settings. The page contains the lines of
+    the report and the charts.
     """
     page = charts.html(result(), ["1 < 2", "3"])
     title = "RabbitMQ &lt;4&gt;: quorum queue, 1 publisher, 1 consumer, 100 bytes, persistent, up to 1,000 in flight"

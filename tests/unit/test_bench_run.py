@@ -241,9 +241,9 @@ def test_bench_adds_up_the_figures_of_its_clients(world: World) -> None:
     ids=["later", "within a second", "at the end of the warm-up", "in the warm-up"],
 )
 def test_rates_are_counted_from_the_end_of_the_warm_up(world: World, last: float, rates: tuple[float, ...]) -> None:
-    """`bench` counts the rates in its result from the end of the warm-up until the last message. With `--delay`, the
-    consumers' rate is counted from when the first messages after the warm-up are due. If no message was measured, the
-    rates are 0.
+    """In the result of `bench`, rates are counted from the end of the warm-up until the last message. With `--delay`,
+    the consumers' rate is counted from when the first messages after the warm-up are due. If no message was measured,
+    the rates are 0.
     """
 
     def work(client: Client) -> None:
@@ -266,8 +266,8 @@ def test_the_rates_of_clients_that_measured_nothing_are_0(world: World) -> None:
     assert world.result(churn="queues").rates == (0.0, 0.0, 0.0)
 
 
-def test_bench_shows_its_progress_ten_times_a_second(world: World) -> None:
-    """While `bench` runs, it shows the totals that its clients have reported so far, and it keeps them for the chart
+def test_bench_keeps_the_totals_for_its_chart_ten_times_a_second(world: World) -> None:
+    """While `bench` runs, it shows the totals that its clients have reported so far. For its chart, it keeps the totals
     about ten times a second, however often reports arrive.
     """
 
@@ -336,7 +336,7 @@ def test_each_consumer_of_a_stream_gets_all_messages(world: World) -> None:
 
 
 def test_bench_stops_waiting_for_confirms_that_do_not_arrive(world: World) -> None:
-    """If no confirm arrives for 10 s, `bench` stops waiting, and tells its publishers to stop. The result contains how
+    """If no confirm arrives for 10 s, `bench` stops waiting, and tells its clients to stop. The result contains how
     many messages were not confirmed, and how many were not sent.
     """
 
@@ -367,7 +367,7 @@ def test_a_broker_that_confirms_nothing_for_a_while_does_not_end_a_run_before_it
     world: World, settings: dict[str, Any], unsent: int
 ) -> None:
     """With `--duration`, `bench` does not stop before this time is over, even if the broker confirms nothing for more
-    than 10 s. With `--rate`, `bench` counts the messages that it should have sent until then, but did not.
+    than 10 s. With `--rate`, the result contains how many of the messages that were due by then were not sent.
     """
     world.work = lambda client: client.later(5.0, published=6, confirmed=[[0, 6]])
     result = world.result(**settings, churn="queues")
@@ -482,8 +482,9 @@ def test_reports_that_arrive_in_pieces_are_read_whole(world: World) -> None:
 def test_bench_declares_what_it_needs_and_deletes_it(
     world: World, settings: dict[str, Any], things: list[Any], bound: bool, routing_key: str
 ) -> None:
-    """`bench` declares a durable queue of the given type, which expires after ten minutes if `bench` is killed, and,
-    with `--exchange`, an auto-delete exchange, to which it binds the queue. It deletes all of this at the end.
+    """`bench` declares a durable queue of the given type. If `bench` is killed, a classic or quorum queue expires after
+    ten minutes. With `--exchange`, `bench` also declares an auto-delete exchange, and binds the queue to it. At the
+    end, it deletes everything that it declared.
     """
     world.work = ten_messages
     world.result(**settings)
@@ -583,7 +584,9 @@ def test_a_run_that_cannot_declare_its_queue_deletes_what_it_has_declared(world:
 
 
 def test_a_queue_that_cannot_be_deleted_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If `bench` cannot delete its queue, it still returns the result, and names the queue."""
+    """If `bench` cannot delete its queue at the end of a run, it still returns the result. A notice names the queue and
+    the error.
+    """
     monkeypatch.setattr(bench_run, "delete_declared", Mock(side_effect=Unavailable("no broker")))
     world.work = ten_messages
     assert world.result().confirmed == 10
@@ -614,8 +617,8 @@ def test_a_run_that_is_stopped_returns_the_result_so_far(world: World) -> None:
 
 
 def test_a_run_that_is_stopped_before_it_starts_has_no_result(world: World) -> None:
-    """If the user stops `bench` before its clients are ready, or before it has declared anything, it ends without a
-    result. It deletes what it has declared.
+    """If the user stops `bench` before its clients are ready, it ends without a result, and deletes what it has
+    declared so far, if anything.
     """
     run = world.run()
     with pytest.raises(KeyboardInterrupt):
@@ -766,7 +769,7 @@ def test_a_broker_whose_process_has_ended_has_no_cpu_time(
     world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """If the broker's process ends during the run, for example because the broker is restarted, `bench` reports no CPU
-    time for the broker. The memory is that which the management API reports.
+    time for the broker. It takes the broker's memory from the management API.
     """
     monkeypatch.setattr(bench_run, "_PROC", tmp_path)
     world.api.get.return_value = [{"os_pid": "42", "mem_used": 5}]

@@ -53,8 +53,8 @@ def connection(monkeypatch: pytest.MonkeyPatch) -> Mock:
 
 
 def test_bench_uses_mqtools_own_amqp_connection(connection: Mock) -> None:
-    """With AMQP 0-9-1, `bench` uses the same kind of connection as mqtool's other commands. Because AMQP 0-9-1 has no
-    credit for publishers, the credit does not limit how many messages a publisher sends.
+    """With AMQP 0-9-1, `bench` uses the same kind of connection as mqtool's other commands. AMQP 0-9-1 has no credit
+    for publishers, so no credit limits how many messages a publisher sends.
     """
     before = time.monotonic_ns()
     made = AmqpWire(NODE, PLAIN)
@@ -148,8 +148,8 @@ def test_messages_of_bench_carry_their_stamps(connection: Mock, persistent: bool
 def test_deliveries_have_the_time_at_which_they_arrived(
     connection: Mock, offset: int | None, arguments: dict[str, int]
 ) -> None:
-    """A `bench` consumer consumes with the given prefetch and acknowledgement mode, from an offset if the queue is a
-    stream. It measures the latency of a message up to the time at which the message arrived on the connection.
+    """A `bench` consumer uses the given prefetch and acknowledgement mode and, in a stream, starts at the given offset.
+    It measures each latency up to the time at which the message arrived on the connection.
     """
     made = AmqpWire(NODE, PLAIN)
     found: list[Any] = []
@@ -432,8 +432,8 @@ def chunk(first: int, *bodies: bytes) -> bytes:
 def test_a_stream_connection_of_bench_counts_each_outcome(
     streams: StreamBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the stream protocol, `bench` counts each message that the broker confirms or refuses, at the time at which
-    the answer arrives.
+    """With the stream protocol, `bench` counts each message that the broker confirms or refuses, and records when each
+    confirm arrived.
     """
     made = StreamWire(NODE, PLAIN)
     assert (streams.address, streams.context) == (NODE._replace(heartbeat=0), None)
@@ -456,7 +456,8 @@ def test_a_stream_connection_of_bench_counts_each_outcome(
 
 def test_a_stream_connection_of_bench_fills_frames_up_to_their_limit(streams: StreamBroker) -> None:
     """With the stream protocol, `bench` sends as many messages in one frame as the broker allows, each of them once and
-    with its stamp. It says so if one message is too large for a frame.
+    with its number and time. A message that is too large for a frame raises UsageError, whose hint asks for a smaller
+    --size.
     """
     made = StreamWire(NODE, PLAIN)
     message = Message(b"...." + b"x" * 26)  # 35 bytes encoded
@@ -532,8 +533,8 @@ def test_a_stream_connection_that_is_lost_says_why(streams: StreamBroker) -> Non
 
 def test_a_bench_client_can_be_told_to_stop_while_it_waits_for_stream_frames(streams: StreamBroker) -> None:
     """A `bench` client that waits for frames of the stream protocol can at the same time read what `bench` tells it,
-    such as to stop. The connection's event loop runs only when the socket has data or, if frames are not sent yet,
-    accepts more.
+    such as to stop. So that measured latencies do not include the overhead of an event loop, the connection's loop runs
+    only when the connection can receive or send data.
     """
     made = StreamWire(NODE, PLAIN)
     read: list[str] = []

@@ -116,9 +116,9 @@ def bodies(queue: BrokerQueue) -> list[bytes]:
 
 
 def test_the_consumers_of_a_deleted_queue_are_cancelled_in_turns() -> None:
-    """When a queue with many consumers is deleted, the broker cancels some of them at once, and the others in later
-    turns of its event loop. In these turns, it also detaches the AMQP 1.0 links that publish to the queue, unless the
-    client has already detached them.
+    """When a queue with many consumers is deleted, the broker cancels the first consumers immediately, and the others
+    in later turns of its event loop. In these later turns, it also detaches the AMQP 1.0 links that publish to the
+    queue. It skips a link that its client has detached in the meantime.
     """
     clock, seconds, told = FakeClock(), 0.0, list[str]()
     clock.elapsed = lambda: seconds  # type: ignore[method-assign]
@@ -216,7 +216,9 @@ def test_a_message_that_is_requeued_after_its_ttl_expires_immediately(vhost: Vir
 
 
 def test_x_expires_counts_from_the_last_use(vhost: VirtualHost, clock: FakeClock) -> None:
-    """A queue is deleted once it has been unused for the time in its x-expires, and never while it has a consumer."""
+    """A queue is deleted once it has been unused for the time in its x-expires. basic.get counts as use. A queue with a
+    consumer is not deleted, and the time starts again when its last consumer is cancelled.
+    """
     queue = add_queue(vhost, x_expires=Int32(1000))
     clock.pass_by(900)
     queue.get(no_ack=True)
@@ -268,8 +270,9 @@ def test_consumers_take_turns_within_a_priority(vhost: VirtualHost) -> None:
 
 
 def test_a_queue_does_not_check_busy_consumers_until_they_can_take_messages_again(vhost: VirtualHost) -> None:
-    """While all 100 consumers of a queue have used up their prefetch, the queue does not check them when messages
-    arrive or consumers are cancelled. Once a consumer can take messages again, it gets the next message.
+    """While all 100 consumers of a queue have used up their prefetch, the queue does not ask them whether they can take
+    a message, not even when messages arrive or consumers are cancelled. Once a consumer can take messages again, it
+    gets the next message.
     """
     queue = add_queue(vhost)
     consumers = [FakeConsumer(room=1, queue=queue, priority=number % 50) for number in range(100)]
@@ -303,8 +306,8 @@ def test_deleting_a_queue_cancels_consumers_and_removes_bindings(vhost: VirtualH
 
 
 def test_a_delayed_exchange_releases_each_message_after_its_delay(vhost: VirtualHost, clock: FakeClock) -> None:
-    """An x-delayed-message exchange releases each message when its delay has passed. If the exchange is deleted, it
-    discards the messages that are still waiting.
+    """An x-delayed-message exchange releases each message when its delay has passed. If the exchange is deleted, the
+    messages that it still holds back are discarded.
     """
     queue = add_queue(vhost)
     exchange = BrokerExchange("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
@@ -383,7 +386,7 @@ def test_a_queue_can_be_used_while_many_messages_are_being_requeued(
     ledger: Ledger, like: str, arguments: Table
 ) -> None:
     """While many messages are being requeued, basic.get returns the first of them. If the queue is purged or deleted
-    meanwhile, all of them are dropped, and the reply counts them.
+    meanwhile, all these messages are dropped, and the number of messages in the reply includes them.
     """
     clock, vhost, queue = requeue_many(ledger, like, **arguments)
     entry = queue.get(no_ack=False)
@@ -460,8 +463,8 @@ def test_a_message_that_cannot_be_dropped_keeps_no_others_in_memory(
 
 @pytest.mark.parametrize("what", ["queue", "destination", "source"])
 def test_the_bindings_of_a_deleted_queue_or_exchange_are_removed_in_turns(ledger: Ledger, what: str) -> None:
-    """When the broker deletes an unused queue or exchange that has many bindings, it first removes the bindings in
-    several turns of its event loop.
+    """When the broker deletes an unused queue or exchange that has many bindings, it removes the bindings in several
+    turns of its event loop. Afterwards, neither they nor the queue or exchange count towards the broker's memory use.
     """
     clock = BusyClock()
     vhost = VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
@@ -489,8 +492,8 @@ def test_the_bindings_of_a_deleted_queue_or_exchange_are_removed_in_turns(ledger
 
 @pytest.mark.parametrize("end", ["line", "after"])
 def test_a_deleted_quorum_queue_dead_letters_only_messages_that_were_requeued_before(ledger: Ledger, end: str) -> None:
-    """While a quorum queue requeues many messages that exceed the delivery limit, the queue is deleted. These messages
-    are still dead-lettered. A message that is requeued after the deletion is dropped.
+    """If a quorum queue is deleted while it requeues many messages that exceed the delivery limit, these messages are
+    still dead-lettered. A message that a client requeues after the deletion is dropped.
     """
     clock, vhost, queue = requeue_many(ledger, "3.10", x_queue_type="quorum", x_delivery_limit=0)
     if end == "after":

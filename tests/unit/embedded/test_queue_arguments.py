@@ -171,9 +171,10 @@ def test_a_negative_delivery_limit_is_none_from_4_0_on(
     ],
 )  # fmt: skip
 def test_delayed_retries_need_a_type_and_a_first_delay(arguments: Table, policy: Table, retry: Retry | None) -> None:
-    """From RabbitMQ 4.3 on, a quorum queue delays retries if a type of retries and a positive first delay are set. The
-    type that a policy sets takes precedence over that of an argument. Without a positive maximum, every retry has the
-    first delay. Earlier versions of RabbitMQ do not delay retries.
+    """From RabbitMQ 4.3 on, a quorum queue delays retries if delayed-retry-type is `all`, `failed` or `returned`, and
+    delayed-retry-min is positive. If an argument and a policy set different types, that of the policy applies. Without
+    a positive delayed-retry-max, the delay of every retry is delayed-retry-min. Earlier versions of RabbitMQ do not
+    delay retries.
     """
     assert options(arguments, policy).retry == retry
     assert options(arguments, policy, Like.V4_2).retry is None
@@ -191,8 +192,9 @@ def test_delayed_retries_need_a_type_and_a_first_delay(arguments: Table, policy:
     ],
 )
 def test_the_delay_of_a_retry_grows_up_to_the_maximum(which: str, delays: list[int | None], *, failed: bool) -> None:
-    """The delay of a retry is the first delay times the number of failed deliveries, but at most the maximum. Depending
-    on the type of retries that is set, only failed messages are delayed, only returned ones, or all.
+    """The delay of a retry is delayed-retry-min times the number of failed deliveries, but at most delayed-retry-max.
+    With delayed-retry-type `failed`, only failed messages are delayed. With `returned`, only returned ones are. With
+    `all`, both are.
     """
     assert [Retry(which, 5, 12).delay(count, failed=failed) for count in range(4)] == delays
 

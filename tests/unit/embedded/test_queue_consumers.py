@@ -58,9 +58,9 @@ def test_a_consumer_gets_no_more_than_its_prefetch(vhost: VirtualHost) -> None:
 
 @pytest.mark.parametrize("order", [*permutations([-1, 0, 3, 5])], ids=str)
 def test_consumers_of_higher_priority_come_first(vhost: VirtualHost, order: tuple[int, ...]) -> None:
-    """Of the consumers that can take another message, the one with the highest priority gets it. The order in which
-    they were added or became busy does not matter. A consumer that is cancelled, or that belongs to another queue, gets
-    no messages.
+    """A message goes to the consumer with the highest priority among those that can take another message. The order in
+    which consumers were added or used up their prefetch does not matter. A consumer that is cancelled, or that belongs
+    to another queue, gets no messages.
     """
     queue = add_queue(vhost)
     consumers = {priority: FakeConsumer(room=1, queue=queue, priority=priority) for priority in order}
@@ -113,9 +113,9 @@ def test_only_the_oldest_consumer_gets_messages_from_a_queue_with_a_single_activ
 
 
 def test_a_consumer_that_becomes_the_active_one_is_informed_even_if_no_message_is_ready(vhost: VirtualHost) -> None:
-    """When a consumer becomes the single active consumer of a queue because an earlier one was cancelled, the queue
-    informs it immediately, even if no message is ready, so that the consumer can inform its client. If no consumer is
-    left, or the queue has no single active consumer, the queue informs none.
+    """When a single active consumer is cancelled, the queue immediately informs the consumer that becomes the active
+    one, even if no message is ready. The consumer can then inform its client. If no consumer is left, or the queue has
+    no single active consumer, the queue informs none.
     """
     for is_single, asked in ((True, 1), (False, 0)):
         queue = add_queue(vhost, f"q{is_single}", x_single_active_consumer=is_single)
@@ -142,8 +142,8 @@ def test_all_consumers_may_get_messages_without_single_active_consumer(vhost: Vi
 
 @pytest.mark.parametrize("single_active", [False, True])
 def test_the_consumers_of_a_deleted_queue_are_gone(*, single_active: bool) -> None:
-    """When a queue is deleted, all its consumers are removed, and returned in the order in which they were added, so
-    that they can be cancelled.
+    """Deleting a queue removes all its consumers, and returns them in the order in which they were added, so that the
+    caller can cancel them.
     """
     consumers = Consumers(single_active=single_active)
     added = [FakeConsumer(priority=number) for number in (0, 2, 1)]
@@ -156,8 +156,9 @@ def test_the_consumers_of_a_deleted_queue_are_gone(*, single_active: bool) -> No
 
 
 def test_deliveries_are_counted_as_the_management_api_reports_them(vhost: VirtualHost) -> None:
-    """A queue counts messages that were published, redelivered or acknowledged. It counts deliveries to consumers and
-    to basic.get, each with and without acknowledgement. The count deliver_get is the sum of all deliveries.
+    """A queue counts the messages that were published, redelivered and acknowledged, and the deliveries to consumers
+    and to basic.get, each with and without acknowledgement. The counts have the names that the management API uses. For
+    example, deliver_get is the number of all deliveries.
     """
     queue = add_queue(vhost)
     publish(queue, *[b"x"] * 11)

@@ -81,8 +81,8 @@ def test_a_receiver_gets_no_message_before_it_grants_credit(client: MemoryClient
 def test_credit_counts_from_the_delivery_count_that_the_receiver_has_seen(
     client: MemoryClient10, q: BrokerQueue, count: int | None, credit: int | None, left: int
 ) -> None:
-    """The link credit in an AMQP 1.0 receiver's flow frame counts from the delivery count in this frame, or from 0 if
-    the frame contains none. Messages that the broker has sent since that delivery count use up credit. A flow frame
+    """The link-credit in an AMQP 1.0 receiver's flow frame counts from the delivery-count in this frame, or from 0 if
+    the frame has none. The broker subtracts the messages that it has sent since that delivery-count. A flow frame
     without link-credit withdraws the credit.
     """
     fill(q, b"1", b"2")
@@ -166,9 +166,9 @@ def test_the_answer_to_a_drain_contains_the_number_of_messages_left_in_the_queue
 def test_a_drain_completes_only_after_a_slow_receiver_has_got_the_waiting_messages(
     client: MemoryClient10, q: BrokerQueue, *, waiting: bool
 ) -> None:
-    """While an AMQP 1.0 client reads too slowly, the broker holds back messages for its receivers. If the queue
-    contains messages, a drain completes only after these have been sent. If the queue is empty, the drain completes at
-    once.
+    """While an AMQP 1.0 client reads too slowly, the broker holds back messages for its receivers. If a receiver drains
+    its link and the queue contains messages, the drain completes only after the broker has sent them. If the queue is
+    empty, the drain completes immediately.
     """
     if waiting:
         fill(q, b"1")
@@ -189,9 +189,9 @@ def test_a_drain_completes_only_after_a_slow_receiver_has_got_the_waiting_messag
 def test_a_drain_completes_only_after_the_clients_incoming_window_opens(
     client: MemoryClient10, q: BrokerQueue, *, waiting: bool
 ) -> None:
-    """While an AMQP 1.0 client's incoming window is closed, the drain of a link completes at once if the queue is
-    empty. If the queue contains messages, the broker sends them and completes the drain once the client opens the
-    window.
+    """If an AMQP 1.0 client's incoming window is closed and the queue contains messages, the drain of a link waits:
+    once the client opens the window, the broker sends the messages and completes the drain. If the queue is empty, the
+    drain completes immediately.
     """
     if waiting:
         fill(q, b"1")
@@ -228,9 +228,9 @@ def test_a_drain_completes_only_after_the_last_transfer_of_a_large_message(
 def test_a_drain_waits_for_messages_that_are_being_requeued(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, monkeypatch: pytest.MonkeyPatch, *, detaches: bool
 ) -> None:
-    """An AMQP 1.0 client detaches a link with many unsettled messages, which the broker requeues in several turns of
-    its event loop. A drain of another link to the same queue completes only after that link has got the requeued
-    messages. If the client detaches that link earlier, the drain is not answered.
+    """An AMQP 1.0 client detaches a link that has many unsettled messages, and drains a second link to the same queue.
+    The broker requeues the messages in several turns of its event loop, sends them over the second link, and only then
+    answers the drain. If the client detaches the second link before that, the broker does not answer the drain.
     """
     fill(q, *[b"%d" % number for number in range(100)])
     client.attach_receiver("/queues/q")
@@ -254,7 +254,7 @@ def test_a_drain_whose_credit_is_used_up_completes_although_the_window_is_closed
     client: MemoryClient10, q: BrokerQueue
 ) -> None:
     """If a message uses up both the drained credit of an AMQP 1.0 link and the client's incoming window, the drain
-    completes at once, without waiting for the window to open.
+    completes immediately, although the window is closed.
     """
     fill(q, b"1", b"2")
     client.attach_receiver("/queues/q")
@@ -308,7 +308,8 @@ def test_deliveries_have_successive_ids_on_a_session_and_successive_tags_on_a_li
 @pytest.mark.parametrize("settled", [False, True])
 def test_deliveries_are_counted_by_queue_type(client: MemoryClient10, broker: Broker, *, settled: bool) -> None:
     """The broker's metrics count AMQP 1.0 deliveries separately for each queue type: all deliveries, those of
-    redelivered messages, and those sent settled. A message that is sent settled is acknowledged at once.
+    redelivered messages, and those sent settled. A message that is sent settled is not among the session's unsettled
+    deliveries.
     """
     queue = add(broker, "qq", x_queue_type="quorum")
     fill(queue, b"1", b"2")
@@ -427,7 +428,7 @@ def test_a_receiver_is_paused_while_the_clients_incoming_window_is_closed(
 
 def test_the_tag_of_an_amqp_1_0_consumer_is_the_handle_of_its_link(client: MemoryClient10, q: BrokerQueue) -> None:
     """The consumer of an AMQP 1.0 link has the link's handle as its consumer tag. Its priority is the link's property
-    rabbitmq:priority, or 0 if the property is missing. It is not exclusive.
+    rabbitmq:priority, or 0 if the link does not have this property. The consumer is not exclusive.
     """
     client.attach_receiver("/queues/q", handle=3)
     client.attach_receiver("/queues/q", handle=4, rest=(None, None, None, {Symbol("rabbitmq:priority"): Int32(5)}))
@@ -701,8 +702,8 @@ def test_receivers_of_a_quorum_queue_without_a_single_active_consumer_are_all_ac
 def test_receivers_of_classic_queues_or_before_4_3_are_not_told_whether_they_are_active(
     loop: asyncio.AbstractEventLoop, like: Like, kind: str
 ) -> None:
-    """The broker does not tell AMQP 1.0 receivers of a classic queue whether they are active. If it imitates a version
-    of RabbitMQ before 4.3, the same is true of receivers of a quorum queue.
+    """The broker does not tell AMQP 1.0 receivers of a classic queue whether they are active. A broker that imitates a
+    version of RabbitMQ before 4.3 does not tell receivers of a quorum queue either.
     """
     broker = broker_with(loop, PROFILES[like])
     add(broker, "sac", x_queue_type=kind, x_single_active_consumer=True)
@@ -758,8 +759,8 @@ def reply(broker: Broker, key: str, body: bytes) -> None:
 def test_direct_replies_are_sent_settled_while_the_requester_has_credit(
     client: MemoryClient10, broker: Broker, replies: str
 ) -> None:
-    """The broker sends direct replies to an AMQP 1.0 requester settled while the requester's link has credit. It drops
-    a direct reply if the link has no credit.
+    """While the link of an AMQP 1.0 requester has credit, the broker sends direct replies over it, already settled. If
+    the link has no credit, the broker drops direct replies.
     """
     reply(broker, replies, b"early")
     assert client.received() == []
@@ -790,7 +791,7 @@ def test_a_requester_that_reads_slowly_gets_no_replies(client: MemoryClient10, b
 def test_a_requester_can_drain_its_credit_and_ask_for_an_echo(
     client: MemoryClient10, broker: Broker, replies: str
 ) -> None:
-    """If an AMQP 1.0 client drains the link on which it receives direct replies, the drain completes at once, since
+    """If an AMQP 1.0 client drains the link on which it receives direct replies, the drain completes immediately, since
     direct replies are never queued. If the client sends a flow frame with echo=true on this link, the broker answers
     with a flow frame.
     """

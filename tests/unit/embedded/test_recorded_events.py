@@ -100,7 +100,7 @@ def scene(vhost: VirtualHost, clock: FakeClock, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_message_is_shown_from_its_publication_to_its_acknowledgement(scene: Scene) -> None:
     """The events of a message that `mqtool ui` shows are: published, ready in a queue, each delivery, each requeue with
-    its reason, and acknowledged. After the publication, each event names the copy of the message in the queue.
+    its reason, and acknowledged. All events after `published` have the number of the message's copy in the queue.
     """
     before, consumer = scene.found.number, Consumer()
     scene.publish()
@@ -154,9 +154,9 @@ def test_a_ready_message_that_was_purged_or_whose_queue_was_deleted_is_not_shown
 
 
 def test_a_dead_letter_is_shown_until_it_is_in_its_next_queue(scene: Scene) -> None:
-    """`mqtool ui` shows why a dead letter left its first queue, and shows this queue as its publisher, even while other
-    new messages are not shown because there are too many. Without a dead-letter exchange, the message is shown as
-    discarded. If no queue gets the dead letter, it is shown as dropped.
+    """For each dead letter, `mqtool ui` shows the reason, and the original queue as the publisher. It does so even
+    while it leaves out new messages because there are too many. A dead letter that no queue gets is shown as dropped. A
+    rejected message without a dead-letter exchange is shown as discarded.
     """
     source = add_queue(scene.vhost, "source", x_dead_letter_exchange="", x_dead_letter_routing_key="q")
     nowhere = add_queue(scene.vhost, "nowhere", x_dead_letter_exchange="", x_dead_letter_routing_key="missing")
@@ -182,8 +182,9 @@ def test_a_dead_letter_is_shown_until_it_is_in_its_next_queue(scene: Scene) -> N
 
 
 def test_a_delayed_message_is_shown_until_its_delay_is_over(scene: Scene) -> None:
-    """`mqtool ui` shows a message that an x-delayed-message exchange holds back as delayed until a given time. Then it
-    shows that the exchange publishes the message, and whether the message is ready in a queue or dropped.
+    """While an x-delayed-message exchange holds a message back, `mqtool ui` shows the time until which the message is
+    delayed. When the delay is over, it shows that the exchange publishes the message, and whether the message is ready
+    in a queue or was dropped.
     """
     exchange = BrokerExchange("d", "x-delayed-message", arguments={"x-delayed-type": "direct"})
     scene.vhost.add_exchange(exchange)
@@ -312,8 +313,9 @@ def test_a_path_leads_through_all_exchanges_to_each_queue(scene: Scene) -> None:
 
 
 def test_a_message_in_a_stream_is_shown_with_its_readers(scene: Scene) -> None:
-    """`mqtool ui` shows that a message that was published over AMQP or the stream protocol is appended to a stream, and
-    is read by each consumer. A message that is not shown only changes the offset that is shown for its reader.
+    """If a message is published to a stream over AMQP or the stream protocol, `mqtool ui` shows that it is appended to
+    the stream, and which consumers read it. If a consumer reads a message that is not shown, `mqtool ui` only changes
+    the offset that it shows for this consumer.
     """
     stream = add_queue(scene.vhost, "s", durable=True, x_queue_type="stream")
     scene.events()
@@ -376,8 +378,9 @@ def test_a_stored_offset_a_reply_and_an_unknown_name_are_shown(scene: Scene) -> 
 
 
 def test_of_many_messages_only_some_are_shown(scene: Scene) -> None:
-    """For `mqtool ui`, the broker records at most 50 new messages between two requests, 20 of them with the same
-    exchange and routing key, and at most 100 in a second. Until the next request, it skips further messages.
+    """For `mqtool ui`, the broker records at most 100 new messages per second, 20 of them with the same exchange and
+    routing key. Between two requests of `mqtool ui`, it records at most 50 new messages. When it reaches a limit, it
+    skips further messages until the next request.
     """
     add_queue(scene.vhost, "other")
 
@@ -408,8 +411,8 @@ def test_of_many_messages_only_some_are_shown(scene: Scene) -> None:
 
 def test_events_without_messages_are_limited_as_well(scene: Scene) -> None:
     """Of the events that belong to no published message, such as stored offsets and direct replies, the broker records
-    at most 50 between two requests of `mqtool ui`. The latest stored offset of a reader is known even if its event was
-    not recorded.
+    at most 50 between two requests of `mqtool ui`. It keeps the latest stored offset of a reader even if it has not
+    recorded the event.
     """
     for number in range(60):
         scene.found.stored("s", "r", number, scene.channel)
@@ -428,8 +431,9 @@ def test_events_without_messages_are_limited_as_well(scene: Scene) -> None:
 
 
 def test_at_most_2000_messages_are_shown_at_the_same_time(scene: Scene) -> None:
-    """`mqtool ui` shows up to 2,000 messages at the same time. While it shows this many, it shows no new ones. To leave
-    out new messages quickly, the broker remembers their exchanges and routing keys, up to 1,000 pairs.
+    """`mqtool ui` shows up to 2,000 messages at the same time. While it shows this many, it shows no new ones. The
+    broker remembers which pairs of exchange and routing key it leaves out, but at most 1,000 pairs, so that they need
+    little memory.
     """
     scene.found.shown = dict.fromkeys(range(10_000, 11_999), ("q", True))
     scene.publish("q")

@@ -255,9 +255,9 @@ def test_messages_survive_a_restart(tmp_path: Path) -> None:
 
 
 def test_after_a_kill_messages_that_may_have_been_delivered_are_redelivered(tmp_path: Path) -> None:
-    """After a kill and a restart, unacknowledged messages are ready again. If a queue had delivered any message before
-    the kill, all messages that it had then are marked as redelivered. Messages of other queues, and messages published
-    after the restart, are not marked.
+    """After a kill and a restart, unacknowledged messages are ready again. If a queue had delivered any of its messages
+    before the kill, all of them are marked as redelivered. Messages of other queues, and messages published after the
+    restart, are not marked.
     """
     copy = tmp_path / "copy"
 
@@ -286,9 +286,9 @@ def test_after_a_kill_messages_that_may_have_been_delivered_are_redelivered(tmp_
 
 
 def test_after_a_kill_a_message_keeps_the_count_of_its_deliveries(tmp_path: Path) -> None:
-    """When the broker is stopped, it stores the delivery counts of messages. After a restart, a message has these
-    counts. If the message is then delivered and the broker is killed, the message has the same counts after the next
-    restart.
+    """When the broker is stopped, it stores the delivery counts of messages, so they are the same after a restart. If
+    the broker is killed instead, a message has the counts that were stored at the last stop, without its later
+    deliveries.
     """
     copy = tmp_path / "copy"
 

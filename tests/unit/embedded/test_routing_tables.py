@@ -223,8 +223,8 @@ def test_header_values_are_compared_as_in_rabbitmq(
 
 
 def test_headers_bindings_follow_a_change_of_version() -> None:
-    """If a headers exchange switches to the rule of RabbitMQ 4.0 and later, an integer in one of its existing bindings
-    no longer matches a float of the same value.
+    """If a headers exchange changes from the rules of RabbitMQ 3.13 and earlier to those of RabbitMQ 4.0 and later, an
+    integer in one of its existing bindings no longer matches a float of the same value.
     """
     table: HeadersTable[str] = HeadersTable()
     table.add("", {"a": 1}, "q")
@@ -273,8 +273,9 @@ def test_a_queue_stays_bound_until_each_headers_binding_is_removed() -> None:
     ],
 )
 def test_x_delay_is_a_number_of_milliseconds(value: Value, delay: int) -> None:
-    """The header x-delay is a number of milliseconds, or a string of digits, and fractions are dropped. A message is
-    not delayed if the value is negative, longer than the delayed message plugin allows, or of another type.
+    """The header x-delay is a number of milliseconds, or a string that contains an integer. Fractions of a millisecond
+    are dropped. A message is not delayed if the value is negative, longer than the delayed message plugin allows, or of
+    another type.
     """
     assert delay_of(value) == delay
 

@@ -140,7 +140,7 @@ def test_only_damage_to_the_last_page_of_a_group_looks_like_an_incomplete_write(
 
 def test_an_older_part_of_a_log_that_was_restarted_is_not_reported(opened: Database, tmp_path: Path) -> None:
     """After a checkpoint, SQLite overwrites its write-ahead log from the start, so older pages can follow the new ones.
-    If the broker is killed then, it does not report the older pages as damage at its next start.
+    If the broker is killed in this state, it does not report the older pages as damage at its next start.
     """
     opened.checkpoint()
     write_definitions(opened.db, {("queue", b"5"): b"\0\0\0\0"})
@@ -319,8 +319,8 @@ def test_lost_definitions_are_reported(opened: Database, tmp_path: Path) -> None
 
 
 def test_damaged_files_are_kept_in_a_directory_that_is_named_after_the_time(tmp_path: Path) -> None:
-    """Damaged files are kept in a directory whose name contains the local time to the second. Only the operating system
-    user who runs the broker can access this directory.
+    """The broker keeps damaged files in a directory whose name contains the local time to the second. Only the
+    operating system user who runs the broker can access this directory.
     """
     for _ in range(2):
         path = new_directory(tmp_path)

@@ -398,7 +398,7 @@ def test_short_sections_of_successive_messages_are_converted_once() -> None:
 def test_the_broker_changes_only_the_annotations_whose_headers_it_has_changed() -> None:
     """If the broker adds or replaces a header whose name begins with x- in an AMQP 1.0 message, AMQP 1.0 consumers get
     this header as an annotation. The other annotations keep their types, including types that AMQP 0-9-1 does not have.
-    After a restart, this is still true.
+    The same is true after a restart.
     """
     annotations: Map = {Symbol("x-a"): 1, Symbol("x-b"): _ID, Symbol("x-c"): RawDecimal(b"1234")}
     sent = Amqp10Message(MessageHeader(True), {}, annotations, body=data_section(b"body"))
@@ -425,9 +425,9 @@ def test_the_broker_changes_only_the_annotations_whose_headers_it_has_changed() 
 def test_a_message_in_a_stream_without_a_routing_key_has_the_streams_name(
     exchange: Any10, key: Any10, address: tuple[str, str]
 ) -> None:
-    """A message that is read from a stream has the exchange and the routing key in its AMQP 1.0 annotations. Without a
-    valid exchange in these, it has the default exchange. Without a valid routing key, it has the name of the stream as
-    its routing key.
+    """A message that is read from a stream gets its exchange and its routing key from the annotations x-exchange and
+    x-routing-key. If x-exchange is missing or invalid, the message has the default exchange. If x-routing-key is
+    missing or invalid, its routing key is the name of the stream.
     """
     given: Map = {Symbol("x-exchange"): exchange, Symbol("x-routing-key"): key, Symbol("a"): 1}
     annotations: Map = {name: value for name, value in given.items() if value is not None}
@@ -439,8 +439,8 @@ def test_a_message_in_a_stream_without_a_routing_key_has_the_streams_name(
 
 
 def test_x_cc_must_be_a_list_of_strings() -> None:
-    """If the annotation x-cc of an AMQP 1.0 message is not a list of strings, reading its additional routing keys
-    raises an error with RabbitMQ's text. A message without this annotation has none.
+    """If the annotation x-cc of an AMQP 1.0 message is not a list of strings, reading it raises an error with
+    RabbitMQ's text. A message without x-cc has no additional routing keys.
     """
     sections = parse(
         Amqp10Message(message_annotations={Symbol("x-cc"): [Symbol("a")]}, body=data_section(b"")).encode()
@@ -513,8 +513,8 @@ def test_a_stream_entry_that_is_not_a_message_is_delivered_as_a_body(entry: byte
 def test_a_filter_that_skips_many_messages_lets_the_broker_serve_other_clients(
     monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
-    """If the filter of a stream consumer skips many messages without a match, the broker serves other clients after
-    some time, and later continues with the next message.
+    """If a stream consumer's filter selects none of many messages, the broker interrupts the search after some time to
+    serve other clients. It later continues the search with the next message.
     """
     monkeypatch.setattr(stream_queue, "TURN_SECONDS", seconds)
     stream, clock = _stream()

@@ -68,9 +68,9 @@ def no_descriptors() -> Iterator[None]:
 
 
 def test_a_segment_is_read_at_any_position_while_it_is_open_and_after_it_is_closed(path: Path, disk: SlowDisk) -> None:
-    """Bytes of a segment of a stream can be read at any position while the segment's file is open, after it is closed,
-    and after a restart. Reading beyond the end of the segment returns only the bytes before the end. A later write can
-    overwrite bytes.
+    """A segment of a stream can be read at any position while its file is open, after it is closed, and after a
+    restart. A read beyond the end of the segment returns only the bytes before the end. A write at an earlier position
+    overwrites the bytes there.
     """
     segment = SegmentFile(path, disk)
     assert segment.size() == 0
@@ -120,7 +120,7 @@ def test_the_directories_of_a_new_segment_are_synced_with_it_once(path: Path, di
 
 
 def test_a_segment_can_be_read_when_clients_use_up_all_file_descriptors(path: Path) -> None:
-    """While clients use up all file descriptors, the segments of streams can still be read, one after the other. If the
+    """The broker can read a segment of a stream, even repeatedly, while its clients use up all file descriptors. If the
     file of a segment is missing, reading it raises FileNotFoundError.
     """
     with pytest.raises(FileNotFoundError):
@@ -164,8 +164,8 @@ def test_a_segment_is_deleted_with_its_file(path: Path) -> None:
 
 
 def test_the_segments_of_a_stream_are_found_in_order(tmp_path: Path, disk: SlowDisk) -> None:
-    """When the broker starts, it finds the segments of a stream in the order of their first offsets. It does not take
-    files with other names for segments. Deleting a stream deletes its directory.
+    """When the broker starts, it finds the segments of a stream in the order of their first offsets, and ignores files
+    with other names. Deleting a stream deletes its directory.
     """
     streams = SegmentDirectory(tmp_path / "streams" / "1", disk)
     assert [*streams.existing()] == []

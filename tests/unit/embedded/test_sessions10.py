@@ -117,8 +117,8 @@ def test_a_session_begins_with_a_window_of_400_transfers(client: MemoryClient10)
 def test_the_handle_max_of_a_session_is_the_lower_one_of_the_client_and_the_broker(
     client: MemoryClient10, wanted: int, agreed: int
 ) -> None:
-    """An AMQP 1.0 session's handle-max is the lower one of the client's and the broker's, which is 255. If the client
-    attaches a link with a higher handle, the broker ends the session.
+    """The broker's handle-max for an AMQP 1.0 session is 255, or the client's handle-max if that is lower. If the
+    client attaches a link with a higher handle, the broker ends the session with framing-error.
     """
     other = MemoryClient10(client.loop, client.connection.broker, begin=False)
     [begun] = other.send(BEGIN, None, UInt32(0), UInt32(9), UInt32(9), UInt32(wanted))
@@ -166,8 +166,8 @@ def test_an_alarm_closes_the_window_but_400_more_transfers_are_tolerated(
 
 
 def test_the_window_opens_again_when_the_alarm_is_over(client: MemoryClient10, broker: Broker) -> None:
-    """When the last resource alarm is over, the broker opens each incoming window of an AMQP 1.0 session that an alarm
-    has closed, with one flow frame. It sends no flow frame for a window that was not closed.
+    """When the last resource alarm is over, the broker opens the incoming window of each AMQP 1.0 session whose window
+    an alarm has closed, with one flow frame. It sends no flow frame for a window that was not closed.
     """
     session = client.connection.sessions[0]
     client.attach_sender("/queues/q")
@@ -216,9 +216,9 @@ def test_the_ids_and_windows_of_a_session_are_those_of_the_latest_flow_frame(cli
 def test_transfers_wait_until_the_client_opens_its_window(
     loop: asyncio.AbstractEventLoop, broker: Broker, q: BrokerQueue
 ) -> None:
-    """If a large message needs more transfers than an AMQP 1.0 client's incoming window allows, the rest wait until the
-    client opens the window. Until they are sent, they count as memory of the connection. Transfers that are still on
-    their way when the client opens the window count against the new window.
+    """If a large message needs more transfers than an AMQP 1.0 client's incoming window allows, the other transfers
+    wait until the client opens the window. While they wait, they count as memory of the connection. Transfers that are
+    still on their way when the client opens the window count against the new window.
     """
     client = MemoryClient10(loop, broker)
     client.connection.frame_max = 512
@@ -274,9 +274,9 @@ def transfers(*numbers: int, handle: int = 0, settled: bool = False) -> bytes:
 
 
 def test_consecutive_messages_with_the_same_outcome_share_a_disposition(client: MemoryClient10) -> None:
-    """The broker sends the outcomes of an AMQP 1.0 publisher's unsettled messages in disposition frames. Messages with
-    consecutive delivery ids and the same outcome share one frame. Another outcome, or a gap in the delivery ids, begins
-    a new frame. Delivery id 0 follows 4,294,967,295. Settled messages get no outcome.
+    """The broker sends the outcomes of an AMQP 1.0 publisher's unsettled messages in disposition frames. Messages share
+    a frame if they have the same outcome and consecutive delivery ids. Delivery id 0 follows 4,294,967,295. Settled
+    messages get no outcome.
     """
     client.attach_sender("/queues/q")
     client.attach_sender("/exchanges/amq.direct/none", handle=1)
@@ -320,7 +320,7 @@ def test_outcomes_that_a_fault_delays_are_sent_unless_the_session_has_ended(
     client: MemoryClient10, broker: Broker, *, is_open: bool
 ) -> None:
     """If an injected fault makes the embedded broker delay confirms, the broker delays the outcomes of unsettled AMQP
-    1.0 messages. If the session ends meanwhile, the broker does not send them.
+    1.0 messages, too. If the client ends the session during the delay, the broker does not send these outcomes.
     """
     hooks: Any = Holding()
     broker.hooks = hooks
@@ -451,7 +451,7 @@ def test_an_outcome_with_a_reserved_annotation_ends_the_session(
     client: MemoryClient10, q: BrokerQueue, key: str
 ) -> None:
     """If an AMQP 1.0 client gives a message the outcome `modified` with an annotation whose name does not begin with
-    `x-`, or is not a symbol, the broker ends the session.
+    `x-`, or is not a symbol, the broker ends the session with invalid-field, and requeues the message.
     """
     receiving(client, q, b"0")
     found = client.settle(0, described(MODIFIED, True, False, {key: "busy"}))
@@ -546,8 +546,8 @@ def test_one_disposition_adds_up_to_16_mib_of_annotations(
 
 
 def test_annotations_that_amqp_0_9_1_cannot_express_are_refused() -> None:
-    """An AMQP 1.0 client can give the outcome `modified` annotations, which the broker stores as AMQP 0-9-1 headers. If
-    an annotation cannot be stored as such a header, for example because it is not valid text, the session ends with
+    """The broker stores the annotations of the AMQP 1.0 outcome `modified` as AMQP 0-9-1 headers. If an annotation
+    cannot be stored as a header, for example because it is not valid text, the broker ends the session with
     invalid-field.
     """
     with pytest.raises(SessionError) as refused:
@@ -665,8 +665,8 @@ def test_links_count_as_memory_of_their_connection(client: MemoryClient10, q: Br
 def test_the_memory_of_waiting_transfers_is_freed_when_the_session_ends(
     loop: asyncio.AbstractEventLoop, broker: Broker, q: BrokerQueue
 ) -> None:
-    """When an AMQP 1.0 session ends, its waiting transfers no longer count as memory of the connection, and its
-    unsettled messages are requeued.
+    """When an AMQP 1.0 session ends, transfers that waited for the client's incoming window no longer count as memory
+    of the connection. The session's unsettled messages are requeued.
     """
     client = MemoryClient10(loop, broker)
     client.connection.frame_max = 512
@@ -686,9 +686,9 @@ def test_the_memory_of_waiting_transfers_is_freed_when_the_session_ends(
 def test_a_refused_link_is_attached_without_a_terminus_and_detached(
     loop: asyncio.AbstractEventLoop, like: Like, *, role: bool
 ) -> None:
-    """From RabbitMQ 4.2 on, the broker answers an attach frame for an AMQP 1.0 link that it refuses with an attach
-    frame without its own terminus. It then detaches the link with the error. In earlier versions, the broker ends the
-    session.
+    """From RabbitMQ 4.2 on, the broker refuses an AMQP 1.0 link with an attach frame and then a detach frame with the
+    error. The attach frame has no target if the client publishes, and no source if it receives. In earlier versions,
+    the broker ends the session instead.
     """
     client = MemoryClient10(loop, broker_with(loop, PROFILES[like]))
     attach = client.attach_sender if role is SENDER else client.attach_receiver
@@ -761,8 +761,8 @@ def test_only_the_messages_of_a_detached_link_are_requeued(
 
 @pytest.mark.parametrize("handle", [7, 0])
 def test_a_flow_frame_for_a_handle_without_a_link_ends_the_session(client: MemoryClient10, handle: int) -> None:
-    """If an AMQP 1.0 client sends a flow frame for a handle that is not in use, the broker ends the session. A flow
-    frame for a publisher's link is allowed.
+    """If an AMQP 1.0 client sends a flow frame for a handle that is not in use, the broker ends the session with
+    unattached-handle. A flow frame for a publisher's link is allowed.
     """
     client.attach_sender("/queues/q")
     found = client.flow(handle, 5)
@@ -773,12 +773,16 @@ def test_a_flow_frame_for_a_handle_without_a_link_ends_the_session(client: Memor
 
 
 def test_a_transfer_for_a_handle_without_a_link_ends_the_session(client: MemoryClient10) -> None:
-    """If an AMQP 1.0 client sends a transfer for a handle that is not in use, the broker ends the session."""
+    """If an AMQP 1.0 client sends a transfer for a handle that is not in use, the broker ends the session with
+    unattached-handle.
+    """
     assert ended(client.publish(0, handle=7)) == ("amqp:session:unattached-handle", "Unknown link handle: 7")
 
 
 def test_a_second_begin_frame_ends_the_session(client: MemoryClient10) -> None:
-    """If an AMQP 1.0 client sends a second begin frame on the channel of a session, the broker ends the session."""
+    """If an AMQP 1.0 client sends a second begin frame on the channel of a session, the broker ends the session with
+    internal-error.
+    """
     found = client.send(BEGIN, None, UInt32(0), UInt32(9), UInt32(9))
     assert ended(found) == ("amqp:internal-error", "Unexpected frame begin")
 
@@ -817,8 +821,8 @@ def test_a_fault_that_closes_a_session_sends_one_end_frame_with_the_error(client
 
 
 def test_an_error_that_ends_a_session_is_sent_after_the_current_event(client: MemoryClient10) -> None:
-    """If an error ends an AMQP 1.0 session, the broker first finishes the step in which the error occurred. The session
-    stays open until then. Then the broker sends the end frame with the error.
+    """If an error ends an AMQP 1.0 session, the session stays open until the end of the current turn of the event loop.
+    The broker then sends the end frame with the error.
     """
     session = client.connection.sessions[0]
     session.fail(SessionError(INTERNAL_ERROR, "broken"))
@@ -834,8 +838,8 @@ def test_a_delivery_that_stays_unsettled_too_long_is_released(
     loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch, like: Like, kind: str
 ) -> None:
     """From RabbitMQ 4.3 on, if an AMQP 1.0 delivery from a quorum queue is unsettled after the consumer timeout, the
-    broker sends an unsettled disposition with the outcome `released`, and requeues the message. Deliveries from other
-    queues have no such limit.
+    broker sends an unsettled disposition with the outcome `released`, and requeues the message. There is no such limit
+    in earlier versions or for classic queues.
     """
     broker = broker_with(loop, PROFILES[like])
     queue = quorum(broker) if kind == "quorum" else broker.vhosts["/"].queues["q"]

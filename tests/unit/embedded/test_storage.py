@@ -472,8 +472,8 @@ def test_a_kill_while_a_dead_letter_is_written_to_a_stream_neither_loses_nor_dup
 
 
 def test_a_new_expiration_time_of_a_message_is_read_back(tmp_path: Path) -> None:
-    """After the broker has changed the time at which a message expires, it reads the message back with the new time.
-    The new time may be on disk, on its way to the disk, or still waiting to be written.
+    """After the broker has changed the time at which a message expires, it reads the message back with the new time. It
+    does not matter whether this time is already on disk, is being written, or is waiting to be written.
     """
 
     async def run() -> None:

@@ -96,9 +96,9 @@ def stream(vhost: VirtualHost, clock: FakeClock) -> StreamQueue:
     ],
 )
 def test_a_consumer_of_a_stream_starts_at_its_offset(stream: StreamQueue, offset: Any, bodies: str) -> None:
-    """A consumer of a stream gets the messages from its x-stream-offset on: from an offset, the first message, the last
-    chunk, or the first chunk that is not older than a timestamp or an interval. Without x-stream-offset, it gets only
-    new messages. If the offset does not exist yet, the consumer waits for it.
+    """A consumer of a stream starts at its x-stream-offset: the offset of a message, `first`, `last` (the last chunk),
+    or the first chunk that is not older than a timestamp or an interval. With `next`, or without x-stream-offset, it
+    gets only new messages. If the offset does not exist yet, the consumer waits for it.
     """
     consumer = consume(stream, {} if offset is None else {OFFSET: offset})
     publish(stream, "e", "f", "g")
@@ -233,7 +233,7 @@ def test_messages_of_a_stream_that_differ_only_in_id_and_body_are_decoded_once(
     decoded: int,
 ) -> None:
     """If successive messages of a stream differ only in their message ids and bodies, the broker decodes only the first
-    one. It delivers each of them as it was published.
+    of them. It delivers every message as it was published.
     """
     seen: list[object] = []
     for module, name in ((sectioned, "parse_stored"), (stream_queue, "decode")):
@@ -285,8 +285,9 @@ def test_a_search_for_messages_of_a_stream_gives_other_clients_a_turn(ledger: Le
 
 
 def test_many_consumers_of_a_stream_are_served_in_turns(ledger: Ledger) -> None:
-    """If a message is published to a stream with many consumers, the broker delivers it to a few of them at once, and
-    to the others in later turns, in the order in which they wait. Consumers that are cancelled meanwhile get nothing.
+    """If a message is published to a stream with many consumers, the broker delivers it to some of them immediately,
+    and to the others in later turns of its event loop, in the order in which they wait. A consumer that is cancelled
+    before its turn does not get the message.
     """
     clock = BusyClock()
     stream = add_stream(VirtualHost("/", clock, ledger, PROFILES[DEFAULT]))
@@ -315,7 +316,7 @@ def test_many_consumers_of_a_stream_are_served_in_turns(ledger: Ledger) -> None:
 
 def test_a_policy_limits_an_existing_stream(vhost: VirtualHost) -> None:
     """The maximum size, the maximum age and the segment size of a stream come from its arguments and the policies that
-    apply to it. If a policy is set or deleted, the limits of an existing stream change at once.
+    apply to it. If a policy is set or deleted, the limits of an existing stream change immediately.
     """
     stream = add_stream(vhost, x_max_length_bytes=Int32(5000), x_stream_max_segment_size_bytes=Int32(500))
     assert stream.log.retention == Retention(5000, None, 500)
@@ -396,8 +397,8 @@ def test_a_cancelled_consumer_of_a_stream_takes_no_memory(stream: StreamQueue) -
 def test_a_message_of_the_stream_protocol_has_the_name_of_the_stream_as_its_routing_key(
     clock: FakeClock, ledger: Ledger, like: Like, selector: Any
 ) -> None:
-    """A message that was published with the stream protocol is delivered with the name of the stream as its routing
-    key.
+    """A message that was published with the stream protocol is delivered over AMQP 0-9-1 and AMQP 1.0 with the name of
+    the stream as its routing key.
     """
     stream = add_stream(VirtualHost("/", clock, ledger, PROFILES[like]))
     stream.log.append(simple_entry(data_section(b"x")))
@@ -407,8 +408,8 @@ def test_a_message_of_the_stream_protocol_has_the_name_of_the_stream_as_its_rout
 
 
 def test_the_rest_of_a_stream_is_read_although_it_takes_several_turns(ledger: Ledger) -> None:
-    """Reading the rest of a stream returns all messages from a given offset to the end that the consumer's filters
-    select, even if the broker needs several turns to find them.
+    """Reading the rest of a stream from an offset returns each message from there to the end that matches the
+    consumer's filters, even if the broker needs several turns of its event loop to find them.
     """
     clock = BusyClock()
     stream = add_stream(VirtualHost("/", clock, ledger, PROFILES[DEFAULT]))

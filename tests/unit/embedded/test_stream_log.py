@@ -499,7 +499,7 @@ def test_stream_entries_whose_write_failed_are_written_again_in_order(
 
 
 def test_deleting_a_stream_notifies_readers_and_removes_files(bench: Bench, tmp_path: Path) -> None:
-    """When a stream is deleted, the broker notifies the stream's readers, and removes its files."""
+    """When a stream is deleted, the broker notifies the readers of the stream, and removes the stream's files."""
     bench.add(b"a")
     told: list[bool] = []
     bench.log.watch(lambda: told.append(bench.log.deleted))
@@ -511,9 +511,9 @@ def test_deleting_a_stream_notifies_readers_and_removes_files(bench: Bench, tmp_
 
 
 def test_a_stream_that_is_emptied_keeps_nothing_and_reuses_no_offset(bench: Bench, tmp_path: Path) -> None:
-    """If a program's tests empty the embedded broker's streams between two tests, all messages of a stream are deleted,
-    even those that were not written yet, and so are its publishing ids and stored offsets. The next message has the
-    offset after that of the last deleted message. After a restart of the broker, the stream is still empty.
+    """If a program's tests empty the embedded broker's streams between two tests, a stream loses all messages, even
+    those that were not written yet, and its publishing ids and stored offsets. The next message has the offset after
+    that of the last deleted message. After a restart of the broker, the stream is still empty.
     """
     log = bench.log
     log.append(simple_entry(b"a"), producer="p", publishing_id=7)
@@ -541,8 +541,8 @@ def test_a_stream_that_is_emptied_keeps_nothing_and_reuses_no_offset(bench: Benc
 
 
 def test_a_chunk_has_at_most_4096_messages_and_256_kib(bench: Bench) -> None:
-    """Messages that reach a stream together are stored in one chunk, up to 4,096 messages or 256 KiB. A larger message
-    has a chunk of its own.
+    """Messages that reach a stream together are stored in one chunk, up to 4,096 messages or 256 KiB. A message of more
+    than 256 KiB has a chunk of its own.
     """
     for _ in range(4096 + 1):
         bench.log.append(simple_entry(b"a"))
@@ -557,8 +557,8 @@ def test_a_chunk_has_at_most_4096_messages_and_256_kib(bench: Bench) -> None:
 
 
 def test_messages_that_arrive_together_are_written_once(bench: Bench) -> None:
-    """Messages that reach a stream together, and the offsets that are stored meanwhile, are written to disk together.
-    Nothing is written for a stream after it is deleted.
+    """Messages that reach a stream together, and offsets that are stored at the same time, are written to disk
+    together. After a stream is deleted, the broker writes nothing more for it.
     """
     for number in range(3):
         bench.log.append(simple_entry(b"a"))
@@ -574,8 +574,8 @@ def test_messages_that_arrive_together_are_written_once(bench: Bench) -> None:
 
 
 def test_a_segment_ends_when_it_is_full_even_if_its_chunks_are_written_together(bench: Bench, tmp_path: Path) -> None:
-    """A segment of a stream ends with the chunk that fills it, even if all of its chunks are written at once. All of
-    them can be read, also after a restart.
+    """A segment of a stream ends with the chunk that fills it, even if the broker writes this chunk together with later
+    ones. All messages can be read, also after a restart.
     """
     log = bench.open(segment_bytes=300 * 1024)
     for number in range(7):
@@ -630,8 +630,8 @@ def test_the_filter_of_a_chunk_has_the_filter_values_of_all_its_messages(bench: 
 
 @pytest.mark.parametrize(("age", "left"), [(999, 3), (1000, 3), (1001, 2), (1999, 2), (2001, 1), (9999, 1)])
 def test_segments_are_deleted_when_all_of_their_messages_are_too_old(bench: Bench, age: int, left: int) -> None:
-    """When a new segment of a stream begins, segments whose last message is older than the maximum age are deleted,
-    except for the last one.
+    """When a new segment of a stream begins, the broker deletes segments whose last message is older than the maximum
+    age. It never deletes the last segment.
     """
     log = bench.open(segment_bytes=1)
     bench.add(b"a")

@@ -74,8 +74,8 @@ def test_a_stream_returns_each_message_unchanged(
 def test_truncated_entries_of_stream_clients_are_delivered(
     entries: list[tuple[bytes | None, str, bytes, bytes]],
 ) -> None:
-    """If an entry that a stream client has stored is truncated, or has additional bytes after the body, the broker
-    delivers the entry, and raises no error.
+    """If an entry that a stream client has published is truncated, or has additional bytes after the body, the broker
+    still delivers what it can read of the entry, and raises no error.
     """
     stream, clock = new_stream()
     encoded = [encode(published(mid, None, None), body, "x", key) + more for mid, key, body, more in entries]

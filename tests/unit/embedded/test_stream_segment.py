@@ -107,8 +107,8 @@ def test_each_damaged_byte_of_a_chunk_is_noticed() -> None:
 
 
 def test_a_chunk_contains_publishing_ids_offsets_and_filter_bits() -> None:
-    """A chunk contains publishing ids and stored offsets, each with a name, and the filter bits of its messages: in its
-    trailer if it has messages, and otherwise in its data. Names that are not UTF-8 are kept.
+    """A chunk contains publishing ids and stored offsets, each with a name, and the filter bits of its messages. They
+    are in the chunk's trailer if it has messages, and otherwise in its data. Names that are not UTF-8 are kept.
     """
     assert encode_tracking({"p": 1}, {"c": 2}, 6) == bytes.fromhex(
         "02 10 00000000000000000000000000000006 0000000000000000 00 01 70 0000000000000001 01 01 63 0000000000000002"
@@ -129,9 +129,9 @@ def test_a_chunk_contains_publishing_ids_offsets_and_filter_bits() -> None:
 def test_the_messages_of_a_chunk_have_successive_offsets(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The messages of a chunk, including those in batches, have successive offsets. Compressed batches are skipped with
-    a warning, at most one a second. Uncompressed batches that end before the wanted offset are skipped. If a batch is
-    cut off, its complete messages are read.
+    """The messages of a chunk, including those in batches, have successive offsets. If a reader wants messages from an
+    offset on, uncompressed batches that end before this offset are skipped. Compressed batches are always skipped, with
+    a warning at most once a second. If a batch is cut off, its complete messages are read.
     """
     monkeypatch.setattr(stream_segment.log, "filters", [])  # another test may have had the warning of this second
     caplog.set_level(logging.WARNING)
@@ -243,8 +243,8 @@ def test_the_index_of_a_segment_is_built_piece_by_piece_up_to_a_damaged_header()
 
 
 def test_a_chunk_is_read_as_a_whole_together_with_small_ones_after_it() -> None:
-    """When the broker reads a stream, it reads 256 KiB of a segment file at once, or one whole chunk if the chunk is
-    larger. If it is told to stop at a position, it reads nothing beyond this position.
+    """When the broker reads a stream, one read takes 256 KiB of a segment file, or one whole chunk if the chunk is
+    larger. If the caller sets a position as the end, the broker reads nothing beyond it.
     """
     small, large = chunk(0, 1000), chunk(1, 400_000)
     parts = Counted(small, small, large, small)

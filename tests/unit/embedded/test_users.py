@@ -57,8 +57,8 @@ def test_guest_can_log_in_only_from_a_loopback_address(
 
 
 def test_permission_patterns_are_regular_expressions() -> None:
-    """A user has a permission if its regular expression matches any part of the name of the queue or exchange. The name
-    of the default exchange is `amq.default`. An empty pattern matches nothing.
+    """A user has a permission for a queue or exchange if the regular expression of the permission matches any part of
+    the name. The name of the default exchange is `amq.default`. An empty pattern matches nothing.
     """
     permissions = Permissions(configure="^a$", write="default", read="")
     assert permissions.allow("configure", "a")

@@ -176,7 +176,7 @@ def test_all_memory_of_definitions_is_freed_when_they_are_deleted(vhost: Virtual
 def test_declarations_are_refused_while_definitions_take_too_much_memory(vhost: VirtualHost, ledger: Storing) -> None:
     """Once queues, exchanges and bindings take more memory than their limit, the broker refuses further declarations.
     The error names the queue, exchange or binding, the memory, and the limit. When the broker restarts, it recovers all
-    stored definitions nevertheless.
+    stored definitions, even if they take more memory than the limit.
     """
     queue = add_queue(vhost)
     exchange = add_exchange(vhost)
@@ -321,8 +321,8 @@ def test_the_outcome_of_a_publish_says_whether_queues_took_the_message(vhost: Vi
 
 
 def test_a_binding_of_a_topic_exchange_has_no_more_wildcards_than_its_version_allows() -> None:
-    """From RabbitMQ 4.3 on, the broker refuses a binding to a topic exchange whose key contains more than two `#`.
-    Binding keys of other exchanges have no such limit.
+    """From RabbitMQ 4.3 on, the broker refuses a binding key with more than two `#` for a topic exchange. Binding keys
+    of other exchanges have no such limit.
     """
     for like, is_refused in ((Like.V4_2, False), (Like.V4_3, True)):
         vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[like])
@@ -368,8 +368,8 @@ def test_an_auto_delete_exchange_is_deleted_with_its_last_binding(vhost: Virtual
 
 def test_new_queues_and_exchanges_have_the_policies_that_match_them(vhost: VirtualHost) -> None:
     """A policy applies to queues and exchanges with matching names that are declared later. Such a queue also has the
-    properties with which it was declared. If no type was declared, the queue has the argument x-queue-type only in
-    RabbitMQ versions that add this argument.
+    properties with which it was declared. From RabbitMQ 4.0 on, a queue that was declared without a type has the
+    argument x-queue-type `classic`. In earlier versions, it does not have this argument.
     """
     vhost.policies.put(USER, Policy("p", "^q$", {"max-length": Int32(1)}, 0, "queues"))
     vhost.policies.put(USER, Policy("e", "^x$", {"alternate-exchange": "alt"}, 0, "exchanges"))
@@ -407,7 +407,7 @@ def test_a_policy_is_refused_if_the_patterns_of_a_vhosts_policies_become_too_lar
 
 def test_policies_are_applied_to_many_queues_in_turns(ledger: Storing) -> None:
     """In a virtual host with many queues, the broker applies a policy to a few queues in each turn of its event loop.
-    If the policy is changed meanwhile, the new policy applies to all queues.
+    If the policy is changed between these turns, the new policy applies to all queues.
     """
     clock = BusyClock()
     vhost = VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
@@ -477,7 +477,7 @@ def test_a_delayed_message_waits_for_memory_for_its_copies(
 ) -> None:
     """A delayed message that is due for several queues needs memory for its copies. If there is not enough, the
     exchange holds the message back, and tries again each second. A message that is due for only one queue is released
-    immediately. If its exchange was deleted, a delayed message is dropped.
+    even then. If its exchange was deleted, a delayed message is dropped.
     """
     exchange = add_exchange(vhost, "x", "x-delayed-message", arguments=DELAYED)
     queues = [add_queue(vhost, name) for name in "ab"]
@@ -596,7 +596,8 @@ def test_a_dead_letter_of_a_missing_or_full_destination_is_kept_only_at_least_on
     vhost: VirtualHost, strategy: str
 ) -> None:
     """A dead letter cannot be delivered if its exchange is missing, if no queue is bound to the exchange, or if the
-    queue is full. With the strategy at-least-once, it is then kept. Otherwise, it is dropped.
+    queue is full. With the strategy at-least-once, the original queue then keeps the dead letter. With at-most-once,
+    the dead letter is dropped.
     """
     vhost.bind(
         vhost.exchanges["amq.fanout"], add_queue(vhost, "full", x_max_length=0, x_overflow="reject-publish"), "", {}
