@@ -56,9 +56,9 @@ def _columns(ctx: typer.Context) -> list[str]:
 class Choosing:
     """Options that choose the rows to list, their order, and how to print them."""
 
-    where: Annotated[str | None, typer.Option(metavar="CONDITION", help="Only rows that match (mqtool help where)")] = (
-        None
-    )
+    where: Annotated[
+        str | None, typer.Option(metavar="CONDITION", help="Show only matching rows (see mqtool help where)")
+    ] = None
     order: Annotated[
         list[str] | None,
         typer.Option(

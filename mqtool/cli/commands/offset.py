@@ -66,7 +66,7 @@ def set_(
     broker: BrokerOptions,
     port: StreamPort = None,
 ) -> None:
-    """Make a reader continue after an offset."""
+    """Set the offset after which a reader continues."""
     with access_to(broker).stream_channel(port) as channel:
         if (partitions := channel.streams_of(stream)) != [stream]:
             raise UsageError(f"{stream!r} is a super stream", f"name one of its partitions, such as {partitions[0]}")

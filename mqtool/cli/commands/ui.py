@@ -66,7 +66,9 @@ def ui(
     firehose: Annotated[
         bool, typer.Option("--firehose", help="With RabbitMQ: show all messages, with the firehose")
     ] = False,
-    allow_changes: Annotated[bool, typer.Option("--allow-changes", help="Let the page change any broker")] = False,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="Let the page make changes on any broker")
+    ] = False,
 ) -> None:
     """Watch messages move through the topology, in a browser.
 

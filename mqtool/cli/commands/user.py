@@ -39,8 +39,7 @@ IfNotExists = Annotated[
 
 
 LoginPassword = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Read your own password, for the login, from FILE", rich_help_panel="Broker"),
+    Path | None, typer.Option(metavar="FILE", help="Read your own login password from FILE", rich_help_panel="Broker")
 ]
 
 

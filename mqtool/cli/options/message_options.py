@@ -241,7 +241,7 @@ class MessageOptions:
 
 
 Words = Annotated[
-    list[str] | None, typer.Argument(metavar="WORD...", help="Message words (default: stdin, or 'Hello World!')")
+    list[str] | None, typer.Argument(metavar="WORD...", help="Words of the message (default: stdin, or 'Hello World!')")
 ]
 
 

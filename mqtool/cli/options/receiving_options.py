@@ -30,7 +30,10 @@ def _condition(text: str) -> Any:
 WhereOption = Annotated[
     Any | None,
     typer.Option(
-        "--where", parser=parsed(_condition), metavar="CONDITION", help="Only messages that match (mqtool help where)"
+        "--where",
+        parser=parsed(_condition),
+        metavar="CONDITION",
+        help="Select matching messages (see mqtool help where)",
     ),
 ]
 
@@ -53,7 +56,7 @@ WhereWaiting = Annotated[
         "--where",
         parser=parsed(_condition_on_waiting),
         metavar="CONDITION",
-        help="Only messages that match (mqtool help where)",
+        help="Select matching messages (see mqtool help where)",
     ),
 ]
 
@@ -73,7 +76,7 @@ class PrintingOptions:
         typer.Option(
             "--format",
             "-F",
-            help="Print with a template (mqtool help output)",
+            help="Print with a template (see mqtool help output)",
             rich_help_panel="Printing",
             metavar="FORMAT",
         ),
