@@ -261,7 +261,7 @@ def _convert_exchanges(found: Converted, delayed: Delayed | None, relay_parts: R
             gone.add(_name(exchange))
             what, why = f"is left out{_with_bindings(found.document, exchange)}", _NO_PLUGIN
             if delayed is None:
-                why += ": --delayed relay, plain or leave-out (mqtool help delays)"
+                why += ": --delayed relay, plain or leave-out (see mqtool help delays)"
             told = found.losses if delayed is None else found.changes
             told.append(_finding("exchange", exchange, "delayed", what, why))
             continue

@@ -81,8 +81,7 @@ def up(
         bool, typer.Option("--foreground", help="Stay in the foreground; Ctrl-C stops the broker")
     ] = False,
     tls_client_ca: Annotated[
-        Path | None,
-        typer.Option(help="Require client certificates signed by this CA (embedded broker)", metavar="FILE"),
+        Path | None, typer.Option(help="Require client certificates signed by this CA (embedded)", metavar="FILE")
     ] = None,
     like: Annotated[Like | None, typer.Option(help="RabbitMQ version that the embedded broker behaves like")] = None,
     definitions: DefinitionsOption = None,

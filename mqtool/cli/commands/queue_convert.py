@@ -66,7 +66,7 @@ def convert(
     where: Annotated[
         Any | None,
         typer.Option(
-            parser=parsed(_condition), metavar="CONDITION", help="Convert all queues that match (mqtool help where)"
+            parser=parsed(_condition), metavar="CONDITION", help="Convert all queues that match (see mqtool help where)"
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, but change nothing")] = False,

@@ -46,7 +46,7 @@ class ExecOptions:
         typer.Option(
             "--exec",
             metavar="COMMAND",
-            help="Run COMMAND for each message (mqtool help programs)",
+            help="Run COMMAND for each message (see mqtool help programs)",
             rich_help_panel="Programs",
         ),
     ] = None

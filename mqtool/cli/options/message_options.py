@@ -80,7 +80,7 @@ class DelayOptions:
         ),
     ] = None
     via: Annotated[
-        Via, typer.Option(help="Where delayed messages wait (mqtool help delays)", rich_help_panel="Delay")
+        Via, typer.Option(help="Where delayed messages wait (see mqtool help delays)", rich_help_panel="Delay")
     ] = Via.AUTO
 
     @property
