@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("mqtool.broker.embedded")
 
-#: A plan that has not ended by then, in virtual seconds, hangs.
+#: A plan that takes longer than this, in virtual seconds, hangs.
 _LONGEST = 3600.0
 
 #: The less disk space is free, the sooner the broker checks it again. With this limit, that does not depend on the
@@ -44,7 +44,7 @@ class Result:
     Attributes:
         digest: equal for equal histories.
         seconds: the virtual time that has passed.
-        turns: how often the event loop turned.
+        turns: the number of turns of the event loop.
     """
 
     violation: Violation | None
@@ -68,7 +68,7 @@ class _Errors(logging.Handler):
 
 
 class World:
-    """A simulation that is being run.
+    """A running simulation.
 
     Attributes:
         server: the running broker; None while it is down.
@@ -257,7 +257,7 @@ class World:
 
 
 def simulate(plan: Plan) -> Result:
-    """Run a plan in a directory of its own."""
+    """Run a plan in a temporary directory."""
     shared = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as directory:
         return World(plan, Path(directory)).run()
