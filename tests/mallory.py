@@ -514,7 +514,7 @@ class Attack:
 
     @property
     def stops_nothing(self) -> bool:
-        """True if she only publishes messages, some of them perhaps into a conversion that is under way."""
+        """True if she only publishes messages, perhaps also into a conversion that is under way."""
         return not self.deleted and all(isinstance(step, Published) or step in (*BEGUN, WAITING) for step in self.steps)
 
     @property
@@ -526,7 +526,7 @@ class Attack:
 
     @property
     def exchange(self) -> str:
-        """Her exchange that leads to her queues."""
+        """Her exchange, which is bound to her queues."""
         return "mallory.x" if self.rights == DOTTED else "mallory"
 
     @property
@@ -681,7 +681,7 @@ KNOWN = (
 
 
 class Scene:
-    """A vhost with the queues, exchanges and messages of other users, and what the administrator made for Mallory."""
+    """A vhost with other users' queues, exchanges and messages, and what the administrator declared for Mallory."""
 
     def __init__(self, broker: TestBroker) -> None:
         host = replace(broker, url=broker.url.rsplit("/", 1)[0])

@@ -259,7 +259,7 @@ def copy_of_the_source(module: str) -> Path:
         "also_copy": ["README.md", "docs", "examples"],
         "pytest_add_cli_args": ["-p", "no:cacheprovider"],
         "pytest_add_cli_args_test_selection": judges_of(module),
-        # Many mutants never confirm or deliver: with mutmut's default, each would take half a minute.
+        # Many mutants never confirm or deliver: with mutmut's default timeout, each would take half a minute.
         "timeout_multiplier": 8.0,
     }
     with (directory / "pyproject.toml").open("a") as file:

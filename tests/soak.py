@@ -172,7 +172,7 @@ class Soak:
     # The run and its totals.
 
     def run(self, seconds: float) -> bool:
-        """Return whether nothing was lost."""
+        """Run the programs, with faults for this many seconds. Return True if nothing was lost."""
         publishers = {
             "publisher": ("send", "-l", "-v", "-q", QUEUE),
             "delayed publisher": ("send", "-l", "-v", "-q", QUEUE, "--delay", DELAY),
@@ -209,7 +209,7 @@ class Soak:
         return self.report(is_empty=is_empty)
 
     def drain(self) -> bool:
-        """Have all waiting messages handled, dead letters included; return True if the queues are empty."""
+        """Wait until all messages are handled, also dead letters. Return False if they are not handled in time."""
         end = time.monotonic() + DRAINING
         while time.monotonic() < end:
             self.start("redrive", "dlq", "redrive", QUEUE, "--yes").wait()
@@ -250,7 +250,7 @@ class Soak:
 
 
 def _depth(connection: Connection, queue: str) -> int:
-    """Ready messages in a queue, 0 if there is no such queue."""
+    """Return the number of ready messages in a queue; 0 if there is no such queue."""
     try:
         return administration.depth(connection.channel(), queue).ready
     except NotFound:

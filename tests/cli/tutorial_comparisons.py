@@ -307,7 +307,7 @@ def normal(text: str) -> str:
 
 
 def table() -> str:
-    """Return the table of the scripts' command lines and of the other ones, in Markdown."""
+    """Return the tables of the scripts' command lines and of the other ones, as Markdown."""
     parts = []
     for dialect, scenes in ARTICLES.items():
         rows = dict.fromkeys(

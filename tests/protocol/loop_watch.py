@@ -43,7 +43,7 @@ class LoopWatch:
         asyncio.get_running_loop().call_later(_EVERY, self._look)
 
     def settle(self, seconds: float) -> bool:
-        """Wait until the broker has nothing to do; return False if it still works after this many seconds."""
+        """Wait until the broker has nothing to do. Return False if it is still busy after this many seconds."""
 
         def begin() -> None:
             self._idle_turns = 0

@@ -82,7 +82,7 @@ class RawClient:
         return got
 
     def closed_with(self) -> str:
-        """Return code and text of the connection.close that must come next, and complete the close."""
+        """Return the code and the text of the connection.close that must come next, and reply to it."""
         close = self.expect(commands.Connection.Close)
         self.send(commands.Connection.CloseOk(), 0)
         return f"{close.reply_code} {close.reply_text}"

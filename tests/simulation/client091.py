@@ -203,7 +203,7 @@ class Client091(Client):
             self.when_delivered(got)
 
     def _suspect_idle_rivals(self, queue: str, number: int) -> None:
-        """Check later whether an idle consumer of higher priority should have got a message instead of this one."""
+        """Check later whether an idle consumer of higher priority should have got a message instead."""
         if self.judge.kinds[queue].single_active:
             return
         started = self.world.loop.time() - _SURELY

@@ -119,7 +119,7 @@ class Judge:
         sent: the published messages by number.
         copies: what happened to each message in each queue.
         kills, restarts: when the broker was killed, and whether by a power cut; when it was killed or stopped.
-        starts: when the broker was up.
+        starts: when the broker had started.
         disk_faults: when syncs began to fail and, if they have ended, when that was.
         unsure: the queues with consumers in automatic acknowledgement mode: messages may be lost on the way to them.
         emptied: the queues that an administrator has purged, deleted or limited.
@@ -432,7 +432,7 @@ class Judge:
             return
         if kind.arguments.get("x-queue-type") == "quorum" and not kind.has_dlx and copy.returned > _DEFAULT_LIMIT:
             return
-        if sent.delay and kind.refuses:  # the publisher was answered before the queue was asked
+        if sent.delay and kind.refuses:  # the exchange confirmed it before the queue could refuse it
             return
         # Only a persistent message survives in the classic queue `dead`, and in an x-delayed-message exchange.
         is_kept = kind.arguments.get("x-queue-type") == "quorum" and not kind.has_dlx and not sent.delay

@@ -87,7 +87,7 @@ class VirtualDisk(Disk):
         self._synced[path] = os.pread(file, os.fstat(file).st_size, 0)
 
     def copy(self, to: Path) -> None:
-        """Copy everything that was written: only the broker was killed, and the machine kept running."""
+        """Copy what a kill of the broker leaves: everything that was written."""
         shutil.copytree(self.directory, to, ignore=shutil.ignore_patterns("*-shm"))
 
     def copy_synced(self, to: Path) -> None:

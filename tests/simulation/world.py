@@ -87,7 +87,7 @@ class World:
         self.judge = Judge(self.loop.time, self.kinds)
         self.clients: dict[Client, None] = {}
         self.connected = 0
-        self.has_delays = plan.like != "4.3"  # the delayed message plugin ends with RabbitMQ 4.2
+        self.has_delays = plan.like != "4.3"  # the delayed message plugin supports RabbitMQ up to 4.2
         self.server: Server | None = None
         self.up = asyncio.Event()
         self._root = directory

@@ -56,7 +56,7 @@ class InlineIo:
         return not io_thread.wait([answer], io_thread.CHECK_INTERVAL).done
 
     def run_due(self) -> None:
-        """Run the callbacks with a delay."""
+        """Run the callbacks in `later` now."""
         due, self.later = self.later, []
         for _, callback in due:
             self.run(callback)
