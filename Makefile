@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --disable-pip-version-check --constraint constraints.txt
-# With --quiet, pip does not name the library that cannot be installed, so after a failure it tries again and tells all.
+# With --quiet, pip does not name the library that cannot be installed, so after a failure it runs again without it.
 install = $(PIP) --quiet --editable $(1) || $(PIP) --editable $(1)
 # Tests wait more than they compute, so six workers suit two cores.
 WORKERS ?= 6
@@ -115,7 +115,7 @@ site: .venv/installed-dev .venv/installed-docs  ## the same without making recor
 	$(BIN)/python -m sphinx -q -W --keep-going --fresh-env docs docs/_build
 	@echo "docs/_build/index.html"
 
-# From real runs, in some eight minutes. They are not made again for each change; `make clean` removes them.
+# Made from real runs, which take about eight minutes, so not after each change; `make clean` removes them.
 $(RECORDINGS): docs/pictures/%.html: | .venv/installed
 	@$(BIN)/python -m demo.recordings $*
 
@@ -140,7 +140,7 @@ soak: .venv/installed-dev  ## random faults on queues, delays and streams, then 
 	$(BIN)/python -m tests.protocol.hostile_requests --seconds $(or $(REQUESTS_SECONDS),600) $(if $(SEED),--seed $(SEED))
 	MQTOOL_EXAMPLES=$(or $(DIRECTORIES),3000) $(BIN)/pytest -q tests/protocol/test_data_directory.py -k 'surviv or corrupted_definition' --timeout 3600
 
-siege: .venv/installed-dev  ## for hours, a user with few rights forges what an administrator's commands read, and clients send the largest legal frames
+siege: .venv/installed-dev  ## for hours, a user with few permissions forges data that an administrator's commands read, and clients send the largest legal frames
 	MQTOOL_EXAMPLES=$(or $(FORGERIES),9000) $(BIN)/pytest -q -s tests/cli/test_claims.py -k 'no_forged and embedded'
 	$(BIN)/python -m tests.protocol.costs --seconds $(or $(COSTS_SECONDS),3600) $(if $(SEED),--seed $(SEED))
 
@@ -148,7 +148,7 @@ simulate: .venv/installed-dev  ## the embedded broker on a virtual clock, networ
 	$(BIN)/python -m tests.simulation --processes $$(nproc) --seeds $(or $(SEEDS),1000) \
 		--first $(or $(FIRST),0) $(if $(SEED),--seed $(SEED))
 
-mutants: .venv/installed-mutants  ## falsify MODULE=mqtool/routing.py in many small ways, and show the changes that its tests do not notice
+mutants: .venv/installed-mutants  ## make many small changes to MODULE=mqtool/routing.py, and show those that its tests do not notice
 	$(BIN)/python -m tests.mutants $(MODULE)
 
 conformance: .venv/installed-dev  ## run the client libraries' own tests on both brokers, and write docs/reference/conformance.md (SUITES="kombu aiormq" for some)

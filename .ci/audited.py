@@ -1,4 +1,4 @@
-"""Print what pip-audit has found, as JSON in a file. Exits with 1 if a library has a known vulnerability."""
+"""Print the findings of pip-audit from its JSON file. Exits with 1 if a library has a known vulnerability."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ def main() -> None:
         return
     skipped = [each["name"] for each in libraries if "skip_reason" in each]
     if skipped:
-        print(f"warning: the index had no answer; not audited: {', '.join(sorted(skipped))}", file=sys.stderr)
+        print(f"warning: not audited, because the index did not answer: {', '.join(sorted(skipped))}", file=sys.stderr)
     found = [
         f"{each['name']} {each['version']}: {flaw['id']}, fixed in {', '.join(flaw['fix_versions']) or 'no version'}"
         for each in libraries

@@ -108,7 +108,7 @@ def measure_relay(url: str, count: int, longest: int, rate: int = 0) -> str:
         rate: messages to publish per second, with delays of at least two thirds of `longest`. With 0, messages with any
             delay up to `longest` are published as fast as possible.
     """
-    name = f"relayed-{uuid.uuid4().hex[:8]}"  # no messages of an earlier run count
+    name = f"relayed-{uuid.uuid4().hex[:8]}"  # so that messages of an earlier run do not count
     due = Exchange(f"{name}.relayed", "direct", durable=True)
     queue = Queue(name, durable=True, arguments={"x-queue-type": "quorum"})
     least = longest * 1000 * 2 // 3 if rate else 0
@@ -161,7 +161,7 @@ def main() -> None:
     print("| broker | queue | messages | delays up to | sent | early | lost | late: median | p99 | max |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as directory:
-        os.environ["XDG_STATE_HOME"] = directory  # brokers without wait queues of an earlier run
+        os.environ["XDG_STATE_HOME"] = directory  # so that brokers have no wait queues of an earlier run
         for kind, name in ((BrokerKind.EMBEDDED, "embedded"), (BrokerKind.NODE, "RabbitMQ")):
             if not STARTERS[kind].is_available():
                 print(f"{name} is not installed, so it is not measured", file=sys.stderr)

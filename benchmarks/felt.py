@@ -38,14 +38,14 @@ BROKERS = {
     "quorum": ("quorum", ["--in-memory"]),
     "--data-dir": ("classic", ["--data-dir", "{}/data"]),
 }
-#: How many rounds the brokers take.
+#: The number of rounds in which brokers are measured.
 ROUNDS = 30
-#: How often a row whose cost seems to have grown is measured again: chance can only add instructions, never save any.
+#: How often a row is measured again if its cost seems to have grown: chance can add instructions, but never save any.
 AGAIN = 2
 #: Ends the line of a row whose cost has grown.
 GREW = "  GREW"
 
-#: What one installation takes for one row: milliseconds, or millions of instructions.
+#: Returns the cost of a row for one installation, in milliseconds or in millions of instructions.
 Measure = Callable[["Installation"], float]
 
 

@@ -63,7 +63,7 @@ def consume(url: str, lines: list[bytes], ready: Path) -> None:
     size = 0
     while len(client.buffer) < (at := 7) or not size:
         client.read()
-        for _ in range(3):  # the frames of the first message, which is as large as each
+        for _ in range(3):  # the frames of the first message, which is as large as every other one
             at += struct.unpack_from(">I", client.buffer, at - 4)[0] + 8
             if at > len(client.buffer) + 7:
                 break

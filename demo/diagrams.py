@@ -84,7 +84,7 @@ DIAGRAMS: Mapping[str, tuple[str, ...]] = {
     ),
 }
 LEGEND = "rounded boxes are programs, hexagons are exchanges, and cylinders are queues."
-#: What the commands that run until Ctrl-C start with.
+#: The first words of commands that run until Ctrl-C.
 _WAITING = ("receive", "worker", "rpc-server")
 _HEAD = f"""\
 # The tutorials
@@ -184,7 +184,7 @@ def _introduction(page: Page) -> str:
         f"{page.summary[0].upper()}{page.summary[1:]} "
         f"[Source](../{page.file}), [the same with {page.library} alone](../mqtool/tutorials/{page.script}), "
         f"[official tutorial]({page.link}).\n\n"
-        # The site embeds what is on a line of its own.
+        # The site embeds the recording, because the link is on a line of its own.
         f"[Watch it](pictures/tutorials.html#{page.name})\n\n"
         f"```mermaid\nflowchart LR\n{diagram}\n```\n"
     )

@@ -19,7 +19,7 @@ _USUAL = (
 )
 #: What mqtool inserts for a group that did not match.
 UNKNOWN = "unknown"
-#: Lines that decide the format.
+#: The number of lines that decide the format.
 _SAMPLE = 500
 #: The hint of an error about the log file.
 ANOTHER_FILE = "choose another log file with LOG=FILE"

@@ -52,7 +52,7 @@ g text {{ white-space: pre; }}
 _ID = "m"
 #: The width of a character, as rich draws it.
 _CHARACTER = 20 * 0.61
-#: The height of what rich draws above the terminal, and we do not.
+#: The height of the title bar that rich draws above the terminal. The pictures omit it.
 _TITLE_BAR = 32
 
 
@@ -234,7 +234,7 @@ PICTURES: dict[str, Callable[[], Console]] = {
 }
 
 
-#: Of which moments of the recording of the tutorials there are stills.
+#: The plays in the recording of the tutorials of which stills are made.
 _STILLS = ("work-queues", "why-queues")
 
 

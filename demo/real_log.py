@@ -31,7 +31,7 @@ _NAME = "real_log"
 _EXCHANGE = APART + _NAME
 #: How many of the most frequent first words get a receiver each.
 _OWN = 3
-#: Up to this many other words share one; nobody would type more.
+#: Up to this many other words share a receiver; nobody would type more.
 _TYPED = 24
 _OTHER_NAMES = ("all", "rest")
 _LONGEST = 16

@@ -136,7 +136,7 @@ def make(name: str) -> Path:
         record(path)
     else:
         record_plays(path, [*pages.NAMES, "why-queues"])
-    # mqtool ui --record writes a file for its user alone; this one is published.
+    # mqtool ui --record writes a file that only its user can read; this one is published.
     path.chmod(0o644)
     return path
 

@@ -53,7 +53,7 @@ mqtool doctor --between 1s
 mqtool broker down
 """
 COLUMNS, ROWS = 84, 24
-#: Seconds: for a typed character, before and after typing, the longest pause in output, and at the end.
+#: Seconds: for a typed character, before and after typing, the longest pause in output, after each command, at the end.
 _KEY, _BEFORE, _AFTER, _PAUSE, _READ, _END = 0.04, 0.5, 0.25, 1.5, 1.2, 8.0
 
 

@@ -1,6 +1,4 @@
-"""The brokers that the suite runs on: each test that needs a broker runs on each of them, with an
-empty virtual host.
-"""
+"""The brokers under test. Each test that needs a broker runs on each of them, in an empty virtual host."""
 
 import base64
 import functools
@@ -29,14 +27,14 @@ from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import Started, Wanted
 
 IN_CI = bool(os.environ.get("CI"))
-#: What the suite's embedded broker behaves like, whatever the default is: the RabbitMQ that tests compare it with.
+#: The version that the suite's embedded broker behaves like, whatever its default: that of the RabbitMQ under test.
 LIKE = os.environ.get("MQTOOL_TEST_LIKE") or "3.10"
-#: For tests of what mqtool itself does, and of no reply of the broker.
+#: For tests of mqtool itself that do not depend on how a broker replies.
 on_any_broker = pytest.mark.parametrize("broker", ["embedded"], indirect=True)
 #: For tests with tens of megabytes, or thousands of messages.
-large = pytest.mark.skipif(not IN_CI, reason="it takes seconds of computing: only where CI is set")
+large = pytest.mark.skipif(not IN_CI, reason="takes seconds of CPU time; runs only if CI is set")
 #: For the tests of single pictures in a browser, which take nearly half of the processor time of all tests.
-pictures = pytest.mark.skipif(not IN_CI, reason="a browser draws for minutes: only in make test-page and CI")
+pictures = pytest.mark.skipif(not IN_CI, reason="takes minutes in a browser; runs only in make test-page and CI")
 
 
 @dataclass(frozen=True)
@@ -45,10 +43,10 @@ class TestBroker:
 
     Attributes:
         kind: "rabbitmq" or "embedded".
-        url: amqp://…, with a vhost of the test's own.
-        management: where its management API is.
-        version: RabbitMQ's, such as "3.10.8"; once it has answered.
-        streams: where its stream port is, "" if it has none.
+        url: amqp://…, with the test's own virtual host.
+        management: the URL of its management API.
+        version: RabbitMQ's version, such as "3.10.8"; "" until it has been asked for.
+        streams: the URL of its stream port; "" if it has none.
     """
 
     __test__ = False
@@ -68,7 +66,7 @@ class TestBroker:
         return urlsplit(self.url).port or 5672
 
     def api(self, method: str, path: str, body: object = None) -> object:
-        """Call the management API; returns the decoded answer, None where there is none."""
+        """Call the management API. Return the decoded body of the response; None if it is empty."""
         request = urllib.request.Request(
             f"{self.management}/api/{path}",
             method=method,
@@ -83,7 +81,7 @@ class TestBroker:
         return json.loads(text) if text else None
 
     def with_fresh_vhost(self, name: str) -> "TestBroker":
-        """The same broker, with a new vhost, in which guest may do all."""
+        """Return this broker with a new virtual host, in which guest has all permissions."""
         encoded = quote(name, safe="")
         deadline = time.monotonic() + 30
         while True:
@@ -97,28 +95,28 @@ class TestBroker:
         return TestBroker(self.kind, f"{self.url}/{encoded}", self.management, _version_of(self), self.streams)
 
     def emptied(self) -> bool:
-        """Delete what a test has left in the vhost; whether nothing is left, so that another test may have it.
+        """Delete what a test has left in the virtual host. Return True if it is empty now, for another test.
 
-        A vhost costs RabbitMQ 40 ms of computing; what a test leaves, a few.
+        A new virtual host takes RabbitMQ 40 ms of CPU time. Deleting what a test has left takes only a few.
         """
         try:
             left: Any = self.api("GET", f"definitions/{self.vhost}")
             if any(each["type"] == "x-delayed-message" for each in left["exchanges"]):
-                return False  # what it holds back would go to the next test's exchange of its name
+                return False  # the messages it holds back would go to the next test's exchange of this name
             for kind in ("queues", "exchanges"):
                 for each in left[kind]:
                     self.api("DELETE", f"{kind}/{self.vhost}/{quote(each['name'], safe='')}")
             left = self.api("GET", f"definitions/{self.vhost}")
             left["exclusive"] = self.api("GET", f"queues/{self.vhost}")
-        except urllib.error.HTTPError:  # somebody else is at it, such as a client that is still closing
+        except urllib.error.HTTPError:  # something is in use, for example by a client that is still closing
             return False
         return not any(value for value in left.values() if isinstance(value, list))
 
     def differs_since(self, version: str, why: str) -> bool:  # noqa: ARG002
-        """Whether it is, or behaves like, a RabbitMQ from this version on, which differs; the marker's way to say `if`.
+        """True from this version of RabbitMQ on. The marker of the same name does this for a whole test.
 
         Args:
-            why: what is different there, for whoever reads.
+            why: what is different there, for the reader.
         """
         return _numbers(self.version) >= _numbers(version)
 
@@ -138,9 +136,10 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def from_environment() -> TestBroker | None:
-    """The RabbitMQ that MQTOOL_TEST_URL names.
+    """Return the RabbitMQ at MQTOOL_TEST_URL; None if that is not set.
 
-    Its management API is at MQTOOL_TEST_MANAGEMENT, its stream port at MQTOOL_TEST_STREAMS (rabbitmq-stream://HOST:PORT).
+    Its management API is at MQTOOL_TEST_MANAGEMENT, and its stream port at MQTOOL_TEST_STREAMS
+    (rabbitmq-stream://HOST:PORT).
     """
     url = os.environ.get("MQTOOL_TEST_URL")
     if not url:
@@ -151,35 +150,31 @@ def from_environment() -> TestBroker | None:
 
 
 def docker_image() -> str:
-    """Return the RabbitMQ image to build upon; skip the test if none is configured, because it would have to be
-    downloaded.
-    """
+    """Return the RabbitMQ image to build on. Skip the test if none is configured: Docker would download one."""
     image = os.environ.get("MQTOOL_TEST_IMAGE")
     if not image or not STARTERS[BrokerKind.DOCKER].is_available():
-        pytest.skip("MQTOOL_TEST_IMAGE names no image of RabbitMQ for Docker, or its daemon does not answer")
+        pytest.skip("MQTOOL_TEST_IMAGE does not name a RabbitMQ image, or the Docker daemon does not answer")
     return image
 
 
 def own_broker(kind: BrokerKind) -> None:
-    """For tests that start and stop a broker of this kind themselves: skip them if it is not installed, or outside of
-    CI.
-    """
+    """Skip a test that starts its own broker if this kind is not installed. A RabbitMQ node is started only in CI."""
     if not STARTERS[kind].is_available():
-        skip_or_fail("no rabbitmq-server is installed")
+        skip_or_fail("rabbitmq-server is not installed")
     if kind is BrokerKind.NODE:
-        only_in_ci("to start and stop RabbitMQ takes half a minute")
+        only_in_ci("starting and stopping RabbitMQ takes half a minute")
 
 
 def only_in_ci(why: str) -> None:
-    """Skip a test that takes long outside of CI; other tests cover its parts."""
+    """Skip a slow test outside CI, where other tests cover its parts."""
     if not IN_CI:
-        pytest.skip(f"{why}: only where CI is set")
+        pytest.skip(f"{why}; runs only if CI is set")
 
 
 def skip_or_fail(reason: str) -> None:
     """Skip the test if a broker is missing; in CI, fail it."""
     if IN_CI:
-        pytest.fail(f"{reason}; CI must have it")
+        pytest.fail(f"{reason}; CI requires it")
     pytest.skip(reason)
 
 
@@ -208,9 +203,9 @@ def rabbitmqctl(started: Started, *words: str) -> str:
 
 @contextmanager
 def impatient_node(timeout: int) -> Iterator[str]:
-    """The URL of a RabbitMQ node of a test's own, with this consumer timeout in milliseconds.
+    """Start a RabbitMQ node with this consumer timeout, in milliseconds, and yield its URL.
 
-    RabbitMQ up to 4.2 looks for late consumers once a minute; this node does so each `timeout`.
+    RabbitMQ up to 4.2 looks for late acknowledgements once a minute; this node does so once per `timeout`.
     """
     own_broker(BrokerKind.NODE)
     name = f"impatient-{uuid.uuid4().hex[:8]}"
@@ -226,7 +221,7 @@ def impatient_node(timeout: int) -> Iterator[str]:
 
 
 class Restartable:
-    """A broker of a test's own, to stop, kill and start again on the same port with the same data."""
+    """A test's own broker, which can be stopped, killed and started again on the same port with the same data."""
 
     def __init__(self, kind: BrokerKind, name: str, like: str | None = None) -> None:
         self.kind = kind
@@ -241,7 +236,7 @@ class Restartable:
 
     @property
     def data(self) -> str:
-        """The directory of its messages."""
+        """Its data directory."""
         return str(self._started.details["data"])
 
     def queues(self) -> list[Any]:
@@ -252,7 +247,7 @@ class Restartable:
         self._starter.stop(self._started)
 
     def kill(self) -> None:
-        """kill -9: nobody gets to write anything to disk."""
+        """Kill it with SIGKILL, so that it cannot write anything else to disk."""
         os.killpg(self._started.pid, signal.SIGKILL)
         os.waitpid(self._started.pid, 0)
 

@@ -31,16 +31,16 @@ from tests.brokers import IN_CI, LIKE, TestBroker, from_environment, skip_or_fai
 from tests.cli import preloaded
 from tests.cli.shell import Shell
 
-#: The server of preloaded commands, which ends when this does.
+#: The server of preloaded commands. It ends when pytest closes its standard input.
 _SERVER = pytest.StashKey["subprocess.Popen[bytes]"]()
-#: Where a worker says why it ends.
+#: A copy of the worker's own stderr, for the traceback of a test that hangs.
 _STDERR = pytest.StashKey[int]()
-#: A teardown that takes longer, or a test that takes so much longer than its timeout, hangs. To stop a RabbitMQ node
-#: takes up to 60 s.
+#: A teardown that takes longer than this hangs; so does a test that exceeds its timeout by more than this. Stopping a
+#: RabbitMQ node takes up to 60 s.
 _MORE_SECONDS = 180
-#: Starts RabbitMQ with the rates that it has by default. `mqtool broker up` has it collect more.
+#: Starts RabbitMQ with its default rates mode. `mqtool broker up` sets it to detailed.
 _AS_INSTALLED = PrivateNodes("RabbitMQ", ("management.rates_mode = basic",))
-#: They start RabbitMQ nodes, in CI. They come first, so the first worker gets them: rarely two of them at a time.
+#: In CI, these tests start RabbitMQ nodes. They come first, so that one worker gets them: two rarely run at once.
 _WITH_NODES = {
     "test_drill_kill_node_loses_nothing",
     "test_delayed_relay_continues_after_the_broker_was_killed",
@@ -55,7 +55,7 @@ _WITH_NODES = {
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory that all workers of this run see."""
+    """A directory that all workers of this run share."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
 
@@ -65,8 +65,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_STDERR] = os.dup(2)  # the worker's own, which pytest does not capture
-    # A busy machine is no failure; and CI looks more often than somebody who waits.
+    config.stash[_STDERR] = os.dup(2)  # not captured by pytest
+    # No deadline, because a slow example on a busy machine is not a failure. CI can wait for more examples.
     hypothesis.settings.register_profile("no times", deadline=None, max_examples=100 if IN_CI else 10)
     hypothesis.settings.load_profile("no times")
     config.addinivalue_line(
@@ -75,7 +75,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line(
         "markers",
-        "once_on_rabbitmq(*names): one case for each value of these parameters runs on RabbitMQ, the others do not",
+        "once_on_rabbitmq(*names): on RabbitMQ, run only one case for each combination of these parameters' values",
     )
     config.addinivalue_line(
         "markers",
@@ -83,12 +83,12 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line(
         "markers",
-        "sampled(count): the test's cases are similar; outside CI, a run of the whole suite runs only this many",
+        "sampled(count): the test's cases are similar; outside CI, the whole suite runs only this many of them",
     )
     config.addinivalue_line(
         "markers", "own_vhost(why): the test gets a virtual host that no other test uses before or after it"
     )
-    # What a shell (in the background) or nohup ignores, all commands would inherit; a handler is not inherited.
+    # Commands inherit ignored signals (SIGINT in a background job, SIGHUP under nohup), but not handlers.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: None)
@@ -96,17 +96,17 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["MQTOOL_SUITE_STATE"] = tempfile.mkdtemp(prefix="mqtool-suite-")
         if preloaded.IS_POSSIBLE:
             config.stash[_SERVER] = preloaded.start_server()
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was started is stopped
-    # What the suite starts is kept apart from what its user has started.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that brokers are stopped
+    # Keep the suite's brokers and settings apart from the user's.
     os.environ["XDG_STATE_HOME"] = os.environ["MQTOOL_SUITE_STATE"]
     os.environ["XDG_CONFIG_HOME"] = os.environ["MQTOOL_SUITE_STATE"]
     for name in ("MQTOOL_URL", "AMQP_URL", "MQTOOL_STREAM_PORT", "MQTOOL_CONTEXT", "MQTOOL_DIALECT"):
         os.environ.pop(name, None)
 
 
-@pytest.hookimpl(trylast=True)  # after -k, which may have left RabbitMQ's cases alone
+@pytest.hookimpl(trylast=True)  # after -k, which may have deselected the embedded broker's cases
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what RabbitMQ need not run and most cases of sampled tests; tests with RabbitMQ nodes come first."""
+    """Deselect cases that RabbitMQ need not run and most cases of sampled tests. Tests that start nodes run first."""
     kept: list[pytest.Item] = []
     left_out: list[pytest.Item] = []
     tried = set()
@@ -133,14 +133,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _sampled(items: list[pytest.Item]) -> set[pytest.Item]:
-    """Return the tests, but of those that are marked `sampled` only the first case and others, the same in each run."""
+    """Return the tests. If one is marked `sampled`, return its first case and a random choice, the same in each run."""
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
         cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
     chosen = set()
     for test, alike in cases.items():
         if (mark := alike[0].get_closest_marker("sampled")) and mark.args[0] < len(alike):
-            # By chance, because evenly spaced cases could all have the same value of one parameter.
+            # At random, because evenly spaced cases could all have the same value of one parameter.
             alike = [alike[0], *random.Random(test).sample(alike[1:], mark.args[0] - 1)]
         chosen |= set(alike)
     return chosen
@@ -150,8 +150,8 @@ def _sampled(items: list[pytest.Item]) -> set[pytest.Item]:
 def _ending_after(item: pytest.Item, seconds: float) -> Iterator[None]:
     """End this worker, and print what its threads are doing, if the block takes longer.
 
-    pytest-timeout's alarm does not ring twice. Nothing is left to end a teardown that hangs after a test has timed out;
-    and if the alarm rings in a __del__(), Python ignores its exception, and the test goes on.
+    pytest-timeout's alarm goes off only once, so it cannot end a teardown that hangs after the test has timed out. If
+    it goes off in a __del__(), Python ignores its exception, and the test goes on.
     """
     faulthandler.dump_traceback_later(seconds, exit=True, file=item.config.stash[_STDERR])
     try:
@@ -170,7 +170,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
-    """The test before has left us what keeps a connection that breaks from ending all tests of this worker."""
+    """Check that the test has left SIGPIPE ignored. Otherwise a connection that breaks would end this worker."""
     assert signal.getsignal(signal.SIGPIPE) is signal.SIG_IGN
     with _ending_after(item, _MORE_SECONDS):
         return (yield)
@@ -183,7 +183,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         for started in state.load_all():
             starter = starter_of(started)
             if started.kind == BrokerKind.NODE and starter.is_running(started):
-                starter.kill(started, 0)  # its data go with it: to put them away takes six seconds
+                starter.kill(started, 0)  # a clean stop takes six seconds, and its data is deleted anyway
             starter.stop(started)
         shutil.rmtree(os.environ["MQTOOL_SUITE_STATE"], ignore_errors=True)
 
@@ -198,7 +198,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def _started_once(kind: BrokerKind, shared: Path) -> TestBroker:
-    """Return a broker of that kind that the first worker starts for all of them."""
+    """Return the broker of this kind that all workers share. The first worker that asks for it starts it."""
     remembered = shared / f"{kind}.json"
     with (shared / f"{kind}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -217,7 +217,7 @@ def _started_once(kind: BrokerKind, shared: Path) -> TestBroker:
 
 @pytest.fixture(scope="session")
 def rabbitmq(shared: Path) -> TestBroker | None:
-    """RabbitMQ: the one that the environment names, or a private node; None if neither is available."""
+    """RabbitMQ: the one at MQTOOL_TEST_URL, or a private node; None if neither is available."""
     if (given := from_environment()) is not None:
         return given
     return _started_once(BrokerKind.NODE, shared) if STARTERS[BrokerKind.NODE].is_available() else None
@@ -225,7 +225,7 @@ def rabbitmq(shared: Path) -> TestBroker | None:
 
 @pytest.fixture(scope="session")
 def embedded(shared: Path) -> TestBroker:
-    """The embedded broker in a process of its own."""
+    """The embedded broker, in its own process."""
     return _started_once(BrokerKind.EMBEDDED, shared)
 
 
@@ -259,7 +259,7 @@ def broker(request: pytest.FixtureRequest, emptied: list[TestBroker]) -> Iterato
     """Each broker of the matrix in turn, with an empty virtual host that no other test uses."""
     found: TestBroker | None = request.getfixturevalue(request.param)
     if found is None:
-        skip_or_fail("no rabbitmq-server is installed, and MQTOOL_TEST_URL names none")
+        skip_or_fail("rabbitmq-server is not installed, and MQTOOL_TEST_URL is not set")
         return
     may_share = found.kind == "rabbitmq" and not request.node.get_closest_marker("own_vhost")
     fresh = emptied.pop() if may_share and emptied else found.with_fresh_vhost(f"test-{uuid.uuid4().hex[:12]}")
@@ -275,8 +275,9 @@ def broker(request: pytest.FixtureRequest, emptied: list[TestBroker]) -> Iterato
 
 @pytest.fixture
 def no_other_firehose(shared: Path) -> Iterator[None]:
-    """No other test with this fixture runs meanwhile: if two virtual hosts' firehoses are switched at the same moment,
-    RabbitMQ may switch one of them back.
+    """Keep other tests with this fixture from running at the same time.
+
+    If the firehoses of two virtual hosts are switched at the same moment, RabbitMQ may switch one of them back.
     """
     with (shared / "firehose.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -292,7 +293,7 @@ def connection(broker: TestBroker) -> Iterator[Connection]:
 
 @pytest.fixture
 def shell(broker: TestBroker, tmp_path: Path) -> Iterator[Shell]:
-    """Run mqtool as a user does, against the test's broker; end what the test left running."""
+    """Run mqtool as a user does, against the test's broker. Commands that are still running are killed afterwards."""
     streams = {"MQTOOL_STREAM_PORT": str(urlsplit(broker.streams).port)} if broker.streams else {}
     with Shell(tmp_path, {"MQTOOL_URL": broker.url, **streams}) as shell:
         yield shell

@@ -28,8 +28,8 @@ _SIMULATION = (
 )
 _CLIENT = ("tests/integration", "-k", "not [rabbitmq")
 
-#: The packages and modules whose errors lose or misroute messages, falsify a figure or grant too much, each with the
-#: tests that judge it. A module that is named itself is judged by its own tests, not by those of its package.
+#: The packages and modules in which a bug could lose or misroute messages, falsify a figure or grant too much, each
+#: with the tests that judge it. A module with its own entry is judged by these tests, not by those of its package.
 JUDGES: Mapping[str, tuple[str, ...]] = {
     "mqtool/routing.py": (f"{_EMBEDDED}/test_routing_tables.py",),
     "mqtool/where.py": ("tests/unit/test_where.py",),
@@ -231,7 +231,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
 
 
 def modules() -> Iterator[str]:
-    """All modules that are mutated, as paths from the root of the repository."""
+    """Yield all modules to mutate, as paths from the root of the repository."""
     for judged in sorted(JUDGES):
         path = ROOT / judged
         found = sorted(path.glob("*.py")) if path.is_dir() else [path]
@@ -241,12 +241,12 @@ def modules() -> Iterator[str]:
 
 
 def judges_of(module: str) -> tuple[str, ...]:
-    """The arguments of pytest that select the tests of a module. Raises KeyError if the module is not in the table."""
+    """Return the pytest arguments that select a module's tests. Raises KeyError if the module is not in the table."""
     return JUDGES[module] if module in JUDGES else JUDGES[str(Path(module).parent)]
 
 
 def copy_of_the_source(module: str) -> Path:
-    """Copy mqtool and its tests, and let mutmut mutate one module there. An earlier run's results are kept."""
+    """Copy mqtool and its tests, and configure mutmut to mutate one module there. Keeps the results of earlier runs."""
     directory = ROOT / "build" / "mutants" / module.removesuffix(".py").replace("/", ".")
     for name in ("mqtool", "tests", "docs", "examples"):
         shutil.rmtree(directory / name, ignore_errors=True)
@@ -259,7 +259,7 @@ def copy_of_the_source(module: str) -> Path:
         "also_copy": ["README.md", "docs", "examples"],
         "pytest_add_cli_args": ["-p", "no:cacheprovider"],
         "pytest_add_cli_args_test_selection": judges_of(module),
-        # Many mutants never confirm or deliver: with mutmut's default, each would take half a minute.
+        # Many mutants never confirm or deliver: with mutmut's default timeout, each would take half a minute.
         "timeout_multiplier": 8.0,
     }
     with (directory / "pyproject.toml").open("a") as file:
@@ -270,7 +270,7 @@ def copy_of_the_source(module: str) -> Path:
 def changes(mutated: str) -> dict[str, str]:
     """Return the change that each mutant in a mutated module makes, by the mutant's name without the module's.
 
-    `mutmut show` does the same for one mutant, and takes a second for it.
+    `mutmut show` would take a second for each.
     """
     lines, functions = mutated.splitlines(), {}
     for node in ast.walk(ast.parse(mutated)):

@@ -1,6 +1,6 @@
 """Compare RabbitMQ's newest release with the newest profile. CI runs it once a week: `python -m tests.newest_release`.
 
-Each new series (such as 4.4) is to have a profile within two weeks. Patch releases need none.
+Each new series (such as 4.4) must have a profile within two weeks. Patch releases need none.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from typing import Any
 from mqtool.broker.embedded.model.profile import PROFILES
 
 RELEASES = "https://api.github.com/repos/rabbitmq/rabbitmq-server/releases?per_page=50"
-#: The goal, in days.
+#: Days within which a new series must have a profile.
 LATEST = 14
 
 
@@ -29,7 +29,7 @@ def compare(releases: Iterable[Mapping[str, Any]], today: datetime) -> tuple[str
     """Compare releases, as GitHub lists them, with the profiles.
 
     Returns:
-        A line that says how far the profiles are behind, and True if that is no more than LATEST days.
+        A line that says how far behind the profiles are, and True if that is no more than LATEST days.
     """
     ours = max((each.version for each in PROFILES.values()), key=series)
     published: dict[tuple[int, ...], datetime] = {}
@@ -49,7 +49,7 @@ def compare(releases: Iterable[Mapping[str, Any]], today: datetime) -> tuple[str
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compare RabbitMQ's newest release with the newest profile.")
     parser.add_argument(
-        "file", nargs="?", type=Path, help="a list of releases as GitHub returns it; default: ask GitHub"
+        "file", nargs="?", type=Path, help="JSON list of releases, as returned by GitHub (default: ask GitHub)"
     )
     given = parser.parse_args().file
     if given is None:

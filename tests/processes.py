@@ -5,23 +5,23 @@ import sys
 
 import pytest
 
-only_on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the test looks into /proc")
+only_on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the test reads /proc")
 
 
 def is_alive(pid: int) -> bool:
-    """True if the process runs. One that has ended, but that its parent has not waited for, does not."""
+    """True if the process is running. A zombie is not."""
     state = _ps("-o", "stat=", "-p", str(pid)).strip()
     return bool(state) and not state.startswith("Z")
 
 
 def children_of(pid: int) -> list[int]:
-    """Return the ids of the running processes that a process started itself, oldest first."""
+    """Return the ids of a process's running children, oldest first."""
     pairs = [tuple(map(int, line.split())) for line in _ps("-A", "-o", "pid=,ppid=").splitlines()]
     return sorted(child for child, parent in pairs if parent == pid and is_alive(child))
 
 
 def resident(pid: int) -> int:
-    """Return the memory that a process has, in bytes."""
+    """Return the resident memory of a process, in bytes."""
     return int(_ps("-o", "rss=", "-p", str(pid))) * 1024
 
 

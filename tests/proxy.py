@@ -1,4 +1,4 @@
-"""A proxy in front of a broker that breaks connections in more ways than a drill does."""
+"""A proxy in front of a broker. It can break connections in more ways than the proxy of the drills."""
 
 import contextlib
 import socket
@@ -7,11 +7,11 @@ from mqtool.drills import scene
 
 
 class Proxy(scene.Proxy):
-    """See above.
+    """A proxy that counts connections and can break them early.
 
     Attributes:
-        accepted: connections forwarded so far.
-        break_early: how many of the next connections break after the broker's first frame.
+        accepted: the number of connections forwarded so far.
+        break_early: the number of next connections that it closes after the broker's first frame.
     """
 
     def __init__(self, target_port: int) -> None:
@@ -22,7 +22,7 @@ class Proxy(scene.Proxy):
     def join(self, client: socket.socket, server: socket.socket) -> None:
         if self.break_early:
             self.break_early -= 1
-            with client, server, contextlib.suppress(OSError):  # one of them has closed it
+            with client, server, contextlib.suppress(OSError):  # one side has already closed it
                 server.sendall(client.recv(8))
                 client.sendall(server.recv(65536))
             return

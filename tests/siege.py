@@ -1,8 +1,7 @@
-"""Sends malformed connections to an embedded broker for some time: python -m tests.siege, part of make soak.
+"""Sends malformed input to an embedded broker for some time: python -m tests.siege, part of make soak.
 
 At the end, the program prints how many connections of each kind it made. It stops at the first problem: a well-behaved
-client is not served meanwhile, the broker has an internal error, or the broker takes more memory than it should.
-`--seed` repeats a run.
+client is not served, the broker logs an internal error, or it uses more memory than it should. `--seed` repeats a run.
 """
 
 import argparse
@@ -24,13 +23,13 @@ from tests.protocol.hostile_inputs import AmqpInputs, Inputs, StreamInputs
 from tests.protocol.raw_stream import OPEN, RawStream, string
 
 MEMORY_LIMIT = 200_000_000
-#: What the broker may take: its limit, and what Python itself needs.
+#: The most memory that the broker may use: its limit, and what Python itself needs.
 MOST_MEMORY = MEMORY_LIMIT + 250_000_000
 CHECK_AFTER = 200
 
 
 def throw(port: int, data: bytes, *, reads: bool = True) -> None:
-    """Send bytes, read the answers or not, and disconnect."""
+    """Send bytes, read the answers unless `reads` is False, and disconnect."""
     with socket.create_connection(("127.0.0.1", port), timeout=20 if reads else 0.5) as client:
         try:
             client.sendall(data)
@@ -40,9 +39,9 @@ def throw(port: int, data: bytes, *, reads: bool = True) -> None:
             while reads and client.recv(65_536):
                 pass
         except TimeoutError:
-            assert not reads, "the broker neither answers nor hangs up"
+            assert not reads, "the broker neither answers nor closes the connection"
         except OSError:
-            # The broker was the first to go.
+            # The broker closed the connection first.
             return
 
 
@@ -69,12 +68,12 @@ class Beside:
         self.ports: dict[type[Inputs], int] = {AmqpInputs: port, Amqp10Inputs: port, StreamInputs: stream_port}
 
     def check(self) -> None:
-        """Publish a message with each client, and get one back."""
+        """Publish a message with each client, and wait for its delivery or its confirm."""
         self._published += 1
         self._channel.basic_publish("", "well-behaved", b"%d" % self._published)
         deadline = time.monotonic() + 10
         while (body := self._channel.basic_get("well-behaved", auto_ack=True)[2]) is None:
-            assert time.monotonic() < deadline, "no message came"
+            assert time.monotonic() < deadline, "no message arrived"
         assert body == b"%d" % self._published
         self._stream.publish(1, self._published, b"x")
         assert self._stream.confirmed(1) == [self._published]
@@ -124,7 +123,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         counts = besiege(arguments.seconds, arguments.seed, Path(directory))
-    print(f"seed {arguments.seed}: malformed connections: {dict(counts)}; well-behaved clients were served meanwhile")
+    print(f"seed {arguments.seed}: malformed connections: {dict(counts)}; well-behaved clients were served throughout")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Random faults over publishers, workers, redrives, delays and streams, on RabbitMQ and the embedded broker: make soak.
+"""Random faults for publishers, workers, redrives, delays and streams, on RabbitMQ and the embedded broker: make soak.
 
     lines ── mqtool send -l ───────────> proxy ──> [soak] ──> mqtool worker --exec, twice ──> done.txt
           ── mqtool send -l --delay … ──> proxy ─────^ ^              └── fails for good ──> [soak.dlq]
                                                         └───────── mqtool dlq redrive <──────────┘
     lines ── mqtool send-stream -l ────> proxy ──> [soak-stream] ── mqtool receive-stream, at the end ──> read.txt
 
-A seed determines which fault comes when, and what it hits. At the end all faults stop, and the queues are emptied. Each
-line that the broker confirmed must have been handled by a worker, or be in the stream: exit 1 if one is lost.
+A seed determines when each fault happens, and what it hits. At the end all faults stop, and the queues are emptied.
+Each line that the broker confirmed must have been handled by a worker or be in the stream: exits with 1 if one is lost.
 """
 
 import argparse
@@ -36,9 +36,9 @@ from tests.brokers import rabbitmqctl
 
 MQTOOL = [sys.executable, "-m", "mqtool"]
 QUEUE, STREAM = "soak", "soak-stream"
-#: Lines that one publisher sends, and how many may wait to be done when the next one starts.
+#: Lines that one publisher process sends, and the most confirmed, unhandled lines with which the next one starts.
 BATCH, WAITING = 1000, 3000
-#: The first number that is sent with a delay, and the delay: of more than one wait queue.
+#: The first number that is sent with a delay, and the delay, which takes more than one wait queue.
 DELAYED, DELAY = 10_000_000, "1250ms"
 #: The line of a confirmed number, as `send -v` and `send-stream -v` print it.
 CONFIRMED = re.compile(r" \[x\] (?:Sent ')?(\d+)(?:'| message sent)\n")
@@ -49,8 +49,8 @@ PROGRAM = (
     'echo "$n" >> done.txt'
 )
 WORKER = ("worker", "-q", QUEUE, "--retries=1", "--backoff=100ms", "--concurrency=2", "--shell", "--exec", PROGRAM)
-#: Seconds within which the queues have to be empty once there are no more faults. A message that RabbitMQ could not
-#: dead-letter is tried again after three minutes.
+#: Seconds within which the queues must become empty once there are no more faults. If RabbitMQ could not dead-letter a
+#: message, it tries again after three minutes.
 DRAINING = 480.0
 
 
@@ -89,7 +89,7 @@ class Soak:
         return started
 
     def publish(self, name: str, *words: str, first: int = 0) -> None:
-        """Send batches of numbers; what was not confirmed is sent again with the next batch."""
+        """Send batches of numbers. Numbers that were not confirmed are sent again in the next batch."""
         confirmed = self.confirmed[name]
         left: list[int] = []
         while self.goes_on or left:
@@ -137,7 +137,7 @@ class Soak:
         victim.send_signal(signal.SIGCONT)
 
     def restart(self) -> None:
-        """The broker: the embedded one with kill -9, RabbitMQ by its own command."""
+        """Restart the broker: kill the embedded one with SIGKILL; stop and start RabbitMQ with rabbitmqctl."""
         if self.kind is BrokerKind.NODE:
             rabbitmqctl(self.broker, "stop_app")
             rabbitmqctl(self.broker, "start_app")
@@ -148,7 +148,7 @@ class Soak:
         connect_within(90, self.connect).close()
 
     def is_started_again(self) -> bool:
-        """Whether the port was free again, and the embedded broker has it."""
+        """Start the embedded broker again. Return False if its port is not free yet."""
         try:
             self.broker = STARTERS[self.kind].start(self.wanted)
         except Unavailable:
@@ -156,7 +156,7 @@ class Soak:
         return True
 
     def fill(self) -> None:
-        """The disk of the embedded broker, or the memory that RabbitMQ allows itself."""
+        """For a while, fill the embedded broker's disk, or set RabbitMQ's memory high watermark to almost nothing."""
         if self.kind is BrokerKind.NODE:
             rabbitmqctl(self.broker, "set_vm_memory_high_watermark", "0.00001")
             time.sleep(self.random.uniform(0.5, 3))
@@ -169,10 +169,10 @@ class Soak:
         time.sleep(self.random.uniform(0.5, 3))
         filler.unlink()
 
-    # From the start to the sums.
+    # The run and its totals.
 
     def run(self, seconds: float) -> bool:
-        """Return whether nothing was lost."""
+        """Run the programs, with faults for this many seconds. Return True if nothing was lost."""
         publishers = {
             "publisher": ("send", "-l", "-v", "-q", QUEUE),
             "delayed publisher": ("send", "-l", "-v", "-q", QUEUE, "--delay", DELAY),
@@ -209,7 +209,7 @@ class Soak:
         return self.report(is_empty=is_empty)
 
     def drain(self) -> bool:
-        """Have all waiting messages handled, dead letters included; return True if the queues are empty."""
+        """Wait until all messages are handled, also dead letters. Return False if they are not handled in time."""
         end = time.monotonic() + DRAINING
         while time.monotonic() < end:
             self.start("redrive", "dlq", "redrive", QUEUE, "--yes").wait()
@@ -225,7 +225,7 @@ class Soak:
         return False
 
     def done(self, file: str = "done.txt") -> Counter[int]:
-        """How often each number was done; with "read.txt", how often it was read from the stream."""
+        """Count how often each number was handled; with "read.txt", how often it was read from the stream."""
         path = self.directory / file
         return Counter(int(line) for line in path.read_text().split()) if path.exists() else Counter()
 
@@ -239,7 +239,7 @@ class Soak:
             all_lost |= lost
             print(
                 f"{self.kind}, {name}: sent {self.sent[name]:,}, confirmed {len(confirmed):,}, arrived {len(own):,}, "
-                f"lost {len(lost):,}, doubled {sum(own.values()) - len(own):,}",
+                f"lost {len(lost):,}, duplicates {sum(own.values()) - len(own):,}",
                 flush=True,
             )
             if lost:
@@ -250,7 +250,7 @@ class Soak:
 
 
 def _depth(connection: Connection, queue: str) -> int:
-    """Ready messages in a queue, 0 if there is no such queue."""
+    """Return the number of ready messages in a queue; 0 if there is no such queue."""
     try:
         return administration.depth(connection.channel(), queue).ready
     except NotFound:
@@ -259,7 +259,7 @@ def _depth(connection: Connection, queue: str) -> int:
 
 @contextmanager
 def small_disk(directory: Path) -> Iterator[None]:
-    """A file system of its own for the broker's data, which can be full without harm to anybody (Linux, as root)."""
+    """Give the broker's data its own file system, so that a full disk affects nothing else (Linux, as root)."""
     (directory / "data").mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "soak", directory / "data"], check=True)
     try:

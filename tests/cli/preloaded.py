@@ -1,12 +1,13 @@
-"""mqtool, imported once and forked for each command of the suite: Python's start takes longer than most commands.
+"""A server that imports mqtool once and forks for each command: starting Python takes longer than most commands.
 
-A run of the suite has one server, which forks a child for each command that a `Process` asks it for. The directory
-`where()` comes first on the PATH of tests: its `mqtool` is for scripts, and asks the server too. It passes signals on,
-and ends as the command ends. If whoever asked is killed, so is the command. The server ends with pytest, since that
-holds its standard input, and kills what still runs. What else a process inherits (ignored signals, limits) comes from
-the server: tests of that use `Shell.start_cold()`. What a preloaded command starts is preloaded, too.
+A run of the suite has one server. It forks a child for each command that a `Process` requests. For scripts, the
+directory `where()` comes first on the PATH. The `mqtool` there is another client of the server: it forwards signals to
+the command, and ends as the command does. If a client is killed, so is its command. When pytest ends, it closes the
+server's standard input; the server then kills the commands that are still running, and exits. Commands that a preloaded
+command starts are preloaded, too.
 
-The server needs Linux. Elsewhere, each command starts as it is installed.
+Other things that a process inherits (ignored signals, limits) come from the server. Tests that depend on them use
+`Shell.start_cold()`. The server needs Linux. On other systems, each command starts as installed.
 """
 
 import atexit
@@ -29,11 +30,11 @@ from typing import IO, NoReturn
 
 #: True on Linux: the server waits for the end of a process by pidfd_open().
 IS_POSSIBLE = hasattr(os, "pidfd_open") and hasattr(socket, "SOCK_SEQPACKET")
-#: Bytes of a request; a longer one is refused, and the command starts as it is installed.
+#: The maximum size of a request, in bytes. A command with a longer one starts as installed.
 _MOST = 200_000
 #: The commands and what they run; "script" runs the Python file that is its first argument.
 _MODULES = {"mqtool": "mqtool.__main__", "embedded-broker": "mqtool.broker.embedded.__main__", "script": ""}
-#: For scripts. It imports built-in modules only, and so starts in 10 ms.
+#: The `mqtool` for scripts. It imports only built-in modules, so it starts in 10 ms.
 _CLIENT = """#!{python} -IS
 import marshal, posix, sys
 import _signal, _socket
@@ -45,7 +46,7 @@ request = marshal.dumps(("mqtool", words, posix.getcwdb(), dict(posix.environ)))
 if len(request) > {most}:
     posix.execv({mqtool!r}, [{mqtool!r}, *words])
 server.connect({door!r})
-# The command may be ready before this process runs again: a signal that comes before its pid is known is kept for it.
+# The command may be ready before this process runs again, so keep signals that arrive before its pid is known.
 pid, early = 0, []
 for number in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP):
     _signal.signal(number, lambda number, _: posix.kill(pid, number) if pid else early.append(number))
@@ -80,7 +81,7 @@ def start_server() -> "subprocess.Popen[bytes]":
         each.chmod(0o755)
     started = subprocess.Popen([sys.executable, __file__, directory], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert started.stdout is not None
-    started.stdout.readline()  # it listens
+    started.stdout.readline()  # the server is listening
     return started
 
 
@@ -90,7 +91,7 @@ def takes(command: Sequence[str | bytes]) -> bool:
 
 
 def as_installed(command: Sequence[str | bytes]) -> list[str | bytes]:
-    """Return a command line of the server's as one that starts without it."""
+    """Return the command line that runs a command without the server."""
     match command[0]:
         case "embedded-broker":
             return [sys.executable, "-m", "mqtool.broker.embedded", *command[1:]]
@@ -100,10 +101,10 @@ def as_installed(command: Sequence[str | bytes]) -> list[str | bytes]:
 
 
 class Process:
-    """A command that the server runs, with what the tests use of subprocess.Popen.
+    """A command that the server runs, with those parts of subprocess.Popen's interface that tests use.
 
     Args:
-        stdin: PIPE, or the number of a file.
+        stdin: PIPE, DEVNULL, or a file descriptor.
     """
 
     def __init__(
@@ -159,7 +160,7 @@ class Process:
 
 
 class _Server:
-    """Forks for each request, until its standard input is closed."""
+    """Forks a child for each request, until its standard input is closed."""
 
     def __init__(self, directory: Path) -> None:
         self._running: set[int] = set()
@@ -187,14 +188,14 @@ class _Server:
         for stream in streams:
             os.close(stream)
         self._running.add(pid)
-        with contextlib.suppress(OSError):  # the caller has been killed; its end is read below, and ends the command
+        with contextlib.suppress(OSError):  # the caller was killed; its closed socket makes _kill() end the command
             caller.send(marshal.dumps(pid))
         end = os.pidfd_open(pid)
         self._events.register(caller, selectors.EVENT_READ, partial(self._kill, pid))
         self._events.register(end, selectors.EVENT_READ, partial(self._end, pid, end, caller))
 
     def _kill(self, pid: int) -> None:
-        with contextlib.suppress(ProcessLookupError):  # it ended at the moment at which its caller was killed
+        with contextlib.suppress(ProcessLookupError):  # it ended just when its caller was killed
             os.kill(pid, signal.SIGKILL)
 
     def _end(self, pid: int, end: int, caller: socket.socket) -> None:
@@ -214,7 +215,7 @@ class _Server:
 
 
 def _load_all() -> None:
-    """Import all of mqtool, once, and what it imports only where it is needed."""
+    """Import all of mqtool once, and the modules that it imports lazily."""
     if "mqtool" in sys.modules:
         return
     import mqtool
@@ -236,7 +237,7 @@ def _load_all() -> None:
 
 
 def _become(message: bytes, streams: list[int]) -> NoReturn:
-    """In the child: be the command."""
+    """Run the command in the child, and exit."""
     name, words, directory, environment = marshal.loads(message)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -250,7 +251,7 @@ def _become(message: bytes, streams: list[int]) -> NoReturn:
     buffering = 1 if "PYTHONUNBUFFERED" in os.environ else -1
     sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", buffering, closefd=False)  # noqa: SIM115
     words = [os.fsdecode(word) for word in words]
-    sys.executable = str(Path(sys.argv[1]) / "python3")  # plays and drills type the mqtool that is beside it
+    sys.executable = str(Path(sys.argv[1]) / "python3")  # plays and drills run the mqtool in its directory
     sys.argv = words if name == "script" else [name, *words]
     code: object = None
     try:
@@ -264,12 +265,12 @@ def _become(message: bytes, streams: list[int]) -> NoReturn:
             raise
     atexit._run_exitfuncs()
     sys.stdout.flush()
-    # Python's own tidying up would touch, and so copy, all that the server has imported: half of the suite's time.
+    # Python's own cleanup would touch, and so copy, all that the server has imported: half of the suite's time.
     os._exit(code if isinstance(code, int) else 0)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for pytest, which then closes our standard input
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # pytest handles Ctrl-C, and then closes our standard input
     server = _Server(Path(sys.argv[1]))
     print(flush=True)
     server.serve()

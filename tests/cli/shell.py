@@ -1,4 +1,4 @@
-"""Runs commands as a person in a shell does, and waits for conditions."""
+"""Runs commands as a user does in a shell, and waits for conditions."""
 
 import contextlib
 import os
@@ -16,15 +16,15 @@ from mqtool.stage import terminal
 from tests.brokers import IN_CI
 from tests.cli import preloaded
 
-#: Seconds; on a busy machine, to restart RabbitMQ takes more than one minute.
+#: Seconds to wait. On a busy machine, restarting RabbitMQ takes more than one minute.
 PATIENCE = 120.0
-#: For --idle-timeout, where all that is to come is there already: a busy RabbitMQ takes a while to deliver it.
+#: The --idle-timeout if all messages are in the queue already. A busy RabbitMQ takes a while to deliver them.
 IDLE = "3s" if IN_CI else "1s"
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a command printed, and how it ended: 128 + n if by a signal, as a shell says it."""
+    """What a command printed, and its exit code: 128 + n if signal n ended it, as in a shell."""
 
     stdout_bytes: bytes
     stderr: str
@@ -36,7 +36,7 @@ class Result:
 
 
 def wait_until(condition: Callable[[], object], what: str | Callable[[], str], patience: float = PATIENCE) -> None:
-    """Wait for a condition, not for a time."""
+    """Wait until a condition is true. Fails if it is not true in time."""
     terminal.wait_until(condition, what, patience)
 
 
@@ -68,7 +68,7 @@ class Running:
 
     @property
     def stderr(self) -> str:
-        """What it has said on stderr so far."""
+        """What it has printed on stderr so far."""
         return self._stderr.read_text("utf-8", "replace")
 
     def wait_until_ready(self) -> Self:
@@ -88,7 +88,7 @@ class Running:
         return self
 
     def interrupt(self) -> Self:
-        """Ctrl-C."""
+        """Send SIGINT, as Ctrl-C does."""
         self.process.send_signal(signal.SIGINT)
         return self
 
@@ -98,11 +98,11 @@ class Running:
 
 
 class Shell:
-    """A directory, an environment, and mqtool, which is preloaded.
+    """Runs commands, and a preloaded mqtool, in one directory and with one environment.
 
     Args:
         directory: the working directory of commands.
-        environment: variables of commands, besides those that every command has.
+        environment: variables for commands, in addition to those that every command has.
     """
 
     def __init__(self, directory: Path, environment: Mapping[str, str]) -> None:
@@ -115,7 +115,7 @@ class Shell:
         self._started: list[Running] = []
 
     def start_cold(self) -> None:
-        """Have scripts start the installed mqtool itself, where what its process inherits matters."""
+        """Start mqtool as installed, for tests that depend on what its process inherits."""
         self._is_cold = True
         self.environment["PATH"] = self.environment["PATH"].removeprefix(f"{preloaded.where()}:")
 
@@ -137,7 +137,7 @@ class Shell:
         timeout: float = PATIENCE,
         environment: Mapping[str, str] | None = None,
     ) -> Result:
-        """Run a command to its end; without stdin there is no input (/dev/null)."""
+        """Run a command, and wait until it ends. Without `stdin`, its input is /dev/null."""
         written = stdin.encode() if isinstance(stdin, str) else stdin
         if not self._is_cold and preloaded.takes(command):
             return self._run_preloaded(command, written, timeout, {**self.environment, **(environment or {})})
@@ -176,7 +176,7 @@ class Shell:
         return Result(stdout.result(), stderr.result().decode("utf-8", "replace"), 128 - code if code < 0 else code)
 
     def start(self, *command: str, stdin: int = subprocess.DEVNULL, ready: bool | None = None) -> Running:
-        """Start a command in the background. Commands that consume get a --ready-file, to wait for."""
+        """Start a command in the background. Commands that consume get a --ready-file to wait for."""
         number = len(self._started)
         stdout, stderr = self.directory / f"{number}.out", self.directory / f"{number}.err"
         consumes = (
@@ -199,5 +199,5 @@ class Shell:
         return running
 
     def script(self, text: str, timeout: float = PATIENCE) -> Result:
-        """Run a bash script, with pipes and all; a pipe fails with the last command that failed."""
+        """Run a bash script with `pipefail`: a pipeline fails if any of its commands fails."""
         return self.run("bash", "-c", f"set -o pipefail\n{text}", timeout=timeout)

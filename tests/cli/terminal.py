@@ -1,4 +1,4 @@
-"""A terminal of its own for a command, of 80 columns, or fewer, and 24 lines, with somebody who types."""
+"""Runs a command on its own terminal, of 24 lines and 80 or fewer columns, and types keys."""
 
 import json
 import sys
@@ -34,9 +34,9 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 def on_terminal(shell: Shell, *command: str, keys: Sequence[str] = (), cue: str = "", columns: int = 80) -> Result:
-    """Run a command to its end; what it prints there, stdout and stderr alike, is the result's stdout.
+    """Run a command on a terminal until it ends. The result's stdout is everything that the terminal showed.
 
     Args:
-        keys: are typed one by one, each when the cue has appeared once more.
+        keys: the keys to type, each after the cue has appeared once more.
     """
     return shell.run(sys.executable, "-IS", "-c", _PLAY, json.dumps(list(keys)), cue, str(columns), *command)

@@ -1,8 +1,8 @@
 """What the scripts of five articles print, line by line, and the mqtool commands that print the same.
 
-The articles were read for these facts; where an article shows a terminal, its lines are here as shown. Where an article
-shows only code, the lines are those that the code prints, without the time that Go's log package puts in front. A scene
-starts its receivers in order, then runs its other commands, one after the other.
+If an article shows a terminal, the lines are those on the terminal. If it shows only code, they are those that the code
+prints, without the timestamps of Go's log package. A scene starts its receivers in order, then runs its other commands,
+one after the other.
 """
 
 import re
@@ -62,7 +62,7 @@ _NOT_A_NUMBER = "mqtool does not send a request that would crash the script's se
 
 
 def _usage(command: str, arguments: str) -> str:
-    """The scripts' usage line, with the name of the program, which is mqtool's here."""
+    """Return the scripts' usage line, but with mqtool's name."""
     return f"Usage: mqtool receive-log {command} {arguments}\n"
 
 
@@ -246,7 +246,7 @@ _TITLES = {
 
 
 class Task(NamedTuple):
-    """A command line of an article that is not a script's, and the mqtool commands that do the same task.
+    """A command line of an article that does not run a script, and the mqtool commands for the same task.
 
     Attributes:
         differs: how they differ, on purpose.
@@ -302,12 +302,12 @@ TASKS = [
 
 
 def normal(text: str) -> str:
-    """Replace the names that the broker made up."""
+    """Replace the names that the broker generated."""
     return re.sub(r"amq\.gen-[\w-]+", "Q", text)
 
 
 def table() -> str:
-    """Return the table of the scripts' command lines and of the other ones, in Markdown."""
+    """Return the tables of the scripts' command lines and of the other ones, as Markdown."""
     parts = []
     for dialect, scenes in ARTICLES.items():
         rows = dict.fromkeys(
@@ -339,7 +339,7 @@ def page(text: str) -> str:
 
 
 def counts() -> tuple[int, int]:
-    """Return the number of different rows that are the same, and that differ by design."""
+    """Return how many distinct rows print the same, and how many differ by design."""
     rows = {(dialect, row.script, row.mqtool, row.differs) for dialect, of in ARTICLES.items() for each in of
             for row in each}  # fmt: skip
     differing = sum(bool(row[3]) for row in rows)

@@ -1,8 +1,8 @@
-"""The tutorials' programs as anybody would write them with plain pika: the other side of the interop tests.
+"""The tutorials' programs, written with plain pika: the other side of the interop tests.
 
-Each declares what its dialect's article declares and prints the article's lines, so it fails where a neighbour has
-declared the same name otherwise. The dialects are written out here once more, on purpose: were they taken from mqtool,
-a wrong name there would be wrong on both sides, and no test would see it.
+Each program declares what its dialect's article declares, so it fails if the other side has declared the same name with
+different arguments. It prints the article's lines. The dialects are repeated here on purpose: if they were taken from
+mqtool, a wrong name would be wrong on both sides, and no test would notice it.
 
     python -m tests.cli.tutorial_scripts receive --dialect go --url amqp://localhost
 """
@@ -232,7 +232,7 @@ def receive_delayed(tutorial: Tutorial, _words: Words) -> None:
     tutorial.channel.queue_bind("delay_queue", "delay_exchange", "delay_queue")
 
     def on_message(_channel: Any, _method: Any, properties: Any, body: bytes) -> None:
-        # Up to RabbitMQ 3.12 the delay is as it was sent; later the broker makes it negative.
+        # Up to RabbitMQ 3.12, the delay is delivered as it was sent. Later versions make it negative.
         say(f" [x] Received {body.decode()} after {abs(properties.headers['x-delay'])} ms")
 
     tutorial.channel.basic_consume("delay_queue", on_message, auto_ack=True)

@@ -1,1 +1,1 @@
-"""`make conformance`: the tests of other people's client libraries, on the embedded broker and on RabbitMQ."""
+"""`make conformance`: client libraries' own tests, on the embedded broker and on RabbitMQ."""

@@ -38,7 +38,7 @@ def _number(version: str) -> tuple[int, ...]:
 
 
 def _results(suites: list[Suite]) -> dict[str, Mapping[str, dict[str, object]]]:
-    """What the last runs have left, by suite and broker."""
+    """Return the results of the last runs, by suite and broker."""
     return {
         suite.name: {
             kind: json.loads(file.read_text())
@@ -61,7 +61,7 @@ def main() -> int:
         parser.error(f"not in {TABLE.name}: {', '.join(sorted(unknown))}")
     chosen = [suite for suite in suites if suite.name in asked.names or not asked.names]
     kinds = [asked.on] if asked.on else ["embedded", *(["rabbitmq"] if brokers.has_rabbitmq() else [])]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the broker ends, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the broker is stopped, too
     os.environ["XDG_STATE_HOME"] = str(_CACHE / "state")
     for suite in [] if asked.page else chosen:
         suite.prepare(_CACHE)

@@ -27,7 +27,7 @@ _PATIENCE = 90.0
 
 @contextmanager
 def embedded(directory: Path, certificates: Mapping[str, Path]) -> Iterator[str]:
-    """Run the embedded broker in its default profile; yields the version that it behaves like."""
+    """Run the embedded broker in its default profile, and yield the version that it behaves like."""
     command = [sys.executable, "-m", "mqtool", "broker", "serve", "--port", str(AMQP)]
     command += ["--management-port", str(MANAGEMENT), "--stream-port", str(STREAMS)]
     command += ["--tls-cert", str(certificates["cert"]), "--tls-key", str(certificates["key"])]
@@ -42,7 +42,7 @@ def embedded(directory: Path, certificates: Mapping[str, Path]) -> Iterator[str]
 
 @contextmanager
 def rabbitmq(directory: Path, certificates: Mapping[str, Path]) -> Iterator[str]:
-    """Run RabbitMQ, and yield its version: the one at MQTOOL_TEST_URL, or a new private node."""
+    """Use the RabbitMQ at MQTOOL_TEST_URL, or else start a private node, and yield its version."""
     url = os.environ.get("MQTOOL_TEST_URL")
     with _forwarded(url) if url else _private_node(directory, certificates):
         yield _version()
@@ -53,7 +53,7 @@ def has_rabbitmq() -> bool:
 
 
 def busy_ports() -> list[int]:
-    """The ports of the suites on which something listens already."""
+    """Return those ports of the suites that are in use."""
     return [port for port in (AMQP, TLS, MANAGEMENT, STREAMS) if not ports.is_free(port)]
 
 
@@ -74,7 +74,7 @@ def _private_node(directory: Path, certificates: Mapping[str, Path]) -> Iterator
 
 @contextmanager
 def _forwarded(url: str) -> Iterator[None]:
-    """Forward the ports that suites expect to a RabbitMQ elsewhere, except that of TLS."""
+    """Forward the ports that suites expect, except the TLS port, to a RabbitMQ elsewhere."""
     there = urlsplit(url)
     host = there.hostname or "localhost"
     management = urlsplit(os.environ.get("MQTOOL_TEST_MANAGEMENT", f"http://{host}:{MANAGEMENT}"))
@@ -138,7 +138,7 @@ def _version() -> str:
 
 
 def self_signed(directory: Path) -> dict[str, Path]:
-    """Make a certificate for localhost, for suites whose archive contains none."""
+    """Create a certificate for localhost, for suites whose archive contains none."""
     cert, key = directory / "cert.pem", directory / "key.pem"
     if not cert.exists():
         command = [

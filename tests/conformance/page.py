@@ -96,7 +96,7 @@ def unexplained(suites: Sequence[Suite], results: Mapping[str, Mapping[str, Mapp
 
 
 def reason(suite: Suite, test: str) -> str:
-    """Return why a test fails only on the embedded broker; "" if the table does not say so.
+    """Return why a test fails only on the embedded broker; "" if the table gives no reason.
 
     A reason applies to all tests whose names contain its key.
     """

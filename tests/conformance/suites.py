@@ -12,7 +12,7 @@ from pathlib import Path
 
 TABLE = Path(__file__).with_name("suites.toml")
 _PLUGINS = Path(__file__).with_name("plugins")
-#: A test that hangs fails after this long, and so does a suite.
+#: Seconds after which a test that hangs fails, and after which a suite does.
 _TEST_SECONDS, _SUITE_SECONDS = 120, 3600
 
 
@@ -21,7 +21,7 @@ class Suite:
     """A client library whose source archive contains its tests.
 
     Attributes:
-        name: what the library is called.
+        name: the name of the library.
         package: its name in the package index.
         version, sha256: the release, and the hash of its source archive.
         pytest: arguments, relative to the archive's directory.
@@ -82,7 +82,7 @@ class Suite:
         directory = self.directory(cache)
         report = directory / f"{broker}.xml"
         report.unlink(missing_ok=True)
-        # pytest's cache would carry something over to the next run.
+        # pytest's cache could affect the next run.
         command = [str(directory / "venv" / "bin" / "python"), "-m", "pytest", "-p", "no:cacheprovider"]
         command += [f"--timeout={_TEST_SECONDS}", f"--junit-xml={report}", *self.pytest]
         with (directory / f"{broker}.log").open("wb") as log:

@@ -36,11 +36,11 @@ def _cross(plain: Plain) -> None:
 
 
 def _same_body(plain: Plain) -> None:
-    """Each protocol is used in both directions, but no message crosses."""
+    """Each protocol is used to send and to receive, but no message crosses from one to the other."""
     _send(plain, f"/queues/{plain.queue('hello')}", "Hello World!")
     receiver = _Receiver(plain, "hello")
     receiver.settle(ACCEPTED)
-    receiver.client.send(DETACH, UInt32(0), True)  # it would get the next one, too
+    receiver.client.send(DETACH, UInt32(0), True)  # otherwise it would get the next message, too
     receiver.client.expect(DETACH)
     plain.send("hello", "Hello World!")
     plain.receive("hello")
@@ -110,7 +110,7 @@ def _over_0_9_1(plain: Plain) -> None:
 
 _OVER_1_0 = "--protocol amqp1.0"
 _TASKS = r"printf '%s\n' a. b. c. d. | mqtool new-task -l"
-#: A receiver with RabbitMQ's client: the worker of the tutorial, edited.
+#: A receiver that uses RabbitMQ's client: the tutorial's worker, edited with sed.
 _RECEIVER = (
     "mqtool send -q jobs x; mqtool tutorial show amqp10-work-queues --plain | sed -e '/declare()/d' -e "
     "s/task_queue/jobs/ -e 's/context.accept()/"

@@ -69,7 +69,7 @@ class Plain:
 
 
 class PlainConsumer:
-    """A consumer that acknowledges only by a call."""
+    """A consumer that acknowledges messages only when ack() is called."""
 
     def __init__(
         self, channel: PlainChannel, queue: str, prefetch: int, auto_ack: bool, arguments: dict[str, object]
@@ -120,7 +120,7 @@ class PlainConsumer:
 
 
 def watched(broker: TestBroker, way: str = "") -> TrialBroker:
-    """Return a broker of the tests as `try` needs it."""
+    """Return a broker under test in the form that `try` needs."""
     return TrialBroker(
         lambda: Management(broker.management, "guest", "guest"),
         broker.vhost,
@@ -135,7 +135,7 @@ Attempt = str | Callable[[Plain], object]
 
 
 class Wrong(NamedTuple):
-    """A wrong attempt, and a part of the answer to it; a shorter part on RabbitMQ, if RabbitMQ shows less about it."""
+    """A wrong attempt, and a part of the answer to it; another part on RabbitMQ, if RabbitMQ shows less about it."""
 
     answer: str
     attempt: Attempt

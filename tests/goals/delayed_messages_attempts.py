@@ -19,7 +19,7 @@ def _overtake(plain: Plain) -> None:
 
 
 def _without_delay(plain: Plain) -> None:
-    """By two queues, of which the second one is read first."""
+    """There are two queues, and the second one is read first."""
     plain.send(plain.queue("one"), "first")
     plain.send(plain.queue("two"), "second")
     time.sleep(1)

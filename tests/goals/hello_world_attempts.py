@@ -7,7 +7,7 @@ from tests.goals.attempts import Attempts, Plain, Wrong
 
 def _waits(plain: Plain) -> None:
     plain.send(plain.queue("hello"), "Hello World!")
-    time.sleep(0.3)  # the receiver comes later
+    time.sleep(0.3)  # the receiver starts later
     plain.receive("hello")
 
 
@@ -46,7 +46,7 @@ def _three_to_two(plain: Plain) -> None:
 
 
 def _another(plain: Plain) -> None:
-    """A receiver gets two messages and ends; then another one gets one."""
+    """A receiver gets two messages and ends. Then another one gets one message."""
     queue = plain.queue("hello")
     for bodies in ("ab", "c"):
         consumer = plain.consume(queue, auto_ack=True)

@@ -4,7 +4,7 @@ from tests.goals.attempts import Attempts, Plain, Wrong
 
 
 def bound(plain: Plain, exchange: str, kind: str, *keys: str, **arguments: object) -> str:
-    """Bind a new queue of its own to an exchange; return its name."""
+    """Bind a new queue to an exchange. Return the name of the queue."""
     channel = plain.channel()
     channel.exchange_declare(exchange, kind)
     queue = channel.queue_declare("", exclusive=False).method.queue

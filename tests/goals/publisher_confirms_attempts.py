@@ -14,7 +14,7 @@ def _mandatory(plain: Plain) -> None:
         channel.basic_publish("", "helo", b"Hello?", mandatory=True)
     except pika.exceptions.UnroutableError:
         return
-    raise AssertionError("it was not returned")
+    raise AssertionError("the message was not returned")
 
 
 def _unconfirmed(plain: Plain) -> None:

@@ -35,7 +35,7 @@ def _cut(plain: Plain) -> None:
     worker = plain.consume("payments", prefetch=1)
     for _ in range(3):
         worker.next()
-        time.sleep(2)  # a payment takes that long
+        time.sleep(2)  # the work on a payment takes two seconds
         worker.ack()
 
 
@@ -50,7 +50,7 @@ def _render(plain: Plain) -> None:
 
 
 def _one_by_one(plain: Plain) -> None:
-    """Without a prefetch count, but each picture is sent only once the one before is done."""
+    """There is no prefetch limit, but each picture is sent only after the one before is done."""
     workers = [plain.consume("pictures") for _ in range(2)]
     for number in range(1, 4):
         for worker in workers:
@@ -84,7 +84,7 @@ def _publish(plain: Plain) -> None:
 
 
 def _publish_once(plain: Plain) -> None:
-    """With confirms, but what is refused is not published again."""
+    """The program uses confirms, but does not publish refused orders again."""
     channel = plain.channel()
     channel.confirm_delivery()
     for number in range(6):
@@ -93,7 +93,7 @@ def _publish_once(plain: Plain) -> None:
 
 
 def _ask_at_once(plain: Plain, *names: str, questions: str = "67") -> None:
-    """Clients send their requests, each with a queue of this name for its reply; then a server replies to all."""
+    """Several clients send a request, each with the name of its reply queue. Then a server replies to all of them."""
     clients = [(plain.channel(), name, question) for name, question in zip(names, questions, strict=False)]
     asked = []
     for number, (channel, name, question) in enumerate(clients):
@@ -108,7 +108,7 @@ def _ask_at_once(plain: Plain, *names: str, questions: str = "67") -> None:
     for number, (_, queue, _) in enumerate(asked):
         plain.send(queue, "8", correlation_id=str(number))
     for channel, _, got in asked if len({*names}) == len(names) or "" in names else ():
-        while not got:  # with one queue for all, another client may get it
+        while not got:  # if all share one queue, another client may get the reply
             channel.connection.process_data_events(0.1)
 
 
@@ -118,7 +118,7 @@ def _ask_in_turn(plain: Plain) -> None:
 
 
 def _never_ack(plain: Plain) -> None:
-    """Two payments, so that the connection is not cut."""
+    """There are only two payments, so that the connection is not cut."""
     worker = plain.consume("payments", prefetch=1)
     for body in "ab":
         plain.send("payments", body)
@@ -126,7 +126,7 @@ def _never_ack(plain: Plain) -> None:
 
 
 def _insist(plain: Plain) -> None:
-    """An order is published again and again, while nobody receives."""
+    """A refused order is published again and again, without any consumer."""
     channel = plain.channel()
     channel.confirm_delivery()
     for number in (0, 1, 2, 2, 2):

@@ -27,7 +27,7 @@ def _all_to_both(plain: Plain) -> None:
 
 
 def _pretend(plain: Plain) -> None:
-    """The second receiver wants everything, but comes later: it gets the error alone."""
+    """The second receiver is bound with all keys, but starts later, so it gets only the error."""
     keys = ("info", "warning", "error")
     first = plain.consume(bound(plain, "direct_logs", "direct", *keys), auto_ack=True)
     plain.send("info", "info", "direct_logs")

@@ -24,7 +24,7 @@ def _receive(plain: Plain, *patterns: str) -> None:
 
 
 def _too_late(plain: Plain) -> None:
-    """It would get everything, but was bound only before the second message."""
+    """The receiver's pattern matches everything, but it is bound only before the last message."""
     plain.channel().exchange_declare("topic_logs", "topic")
     plain.send("kern", "x", "topic_logs")
     plain.send("kern.disk.full", "x", "topic_logs")

@@ -26,7 +26,7 @@ def _alone(plain: Plain) -> None:
 
 
 def _in_turn(plain: Plain) -> None:
-    """Two workers that are never there at the same time."""
+    """Two workers never run at the same time."""
     queue = plain.queue("task_queue")
     for _ in range(2):
         for number in range(3):
@@ -48,12 +48,12 @@ def _fair(plain: Plain) -> None:
 
 
 def _too_late(plain: Plain) -> None:
-    """A long task, but the quick ones are sent after it is done."""
+    """There is a long task, but the quick ones are sent only after it is done."""
     queue = plain.queue("task_queue")
     workers = [plain.consume(queue, prefetch=1) for _ in range(2)]
     plain.send(queue, "long")
     workers[0].wait(1)
-    time.sleep(1.2)  # it takes that long
+    time.sleep(1.2)  # the task takes that long
     workers[0].ack()
     for number, body in enumerate("abcd"):
         worker, count = workers[(number + 1) % 2], 1 + (number + 1) // 2
@@ -136,7 +136,7 @@ def _die_with_nothing(plain: Plain) -> None:
 
 
 def _two_kinds(plain: Plain, *, early: str = "", receives: bool = True) -> None:
-    """Send a message of each kind, and receive what survives; before, send and receive an early message, if any."""
+    """Send a persistent and a transient message, and receive what survives. Send and receive `early` before, if any."""
     channel = plain.channel()
     if early:
         channel.basic_publish("", "tasks", early.encode(), pika.BasicProperties(delivery_mode=2))
@@ -186,14 +186,14 @@ def _requeue(plain: Plain) -> None:
 
 
 def _do_another(plain: Plain) -> None:
-    """Another job with the same text is done, and the dead letter is only taken away."""
+    """Another job with the same text is done, and the dead letter is only received from its queue."""
     _reject_only(plain)
     plain.send("jobs", "x")
     plain.receive("jobs")
     plain.receive("jobs.dlq")
 
 
-#: The dead letter comes back behind another job with the same text, and only that one is done.
+#: The dead letter is redriven behind another job with the same text, and only that job is done.
 _ANOTHER_FIRST = (
     "mqtool send -q jobs x; mqtool worker -q jobs --retries 0 --exec false -c 1; mqtool send -q jobs x;"
     "mqtool dlq redrive jobs --yes; mqtool receive -q jobs -c 1"
@@ -210,7 +210,7 @@ def _pretend(plain: Plain) -> None:
 
 ATTEMPTS = {
     "shared": Attempts(
-        "start mqtool worker; start mqtool worker; seq 6 | sed s/$/./ | mqtool new-task -l",  # else one might do all
+        "start mqtool worker; start mqtool worker; seq 6 | sed s/$/./ | mqtool new-task -l",  # else one may do them all
         _share,
         (
             Wrong("did all 6 tasks alone", _alone),

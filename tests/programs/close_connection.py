@@ -1,4 +1,4 @@
-"""Close the connections of one name through the management API, as an operator would: close_connection.py NAME"""
+"""Close the connections with a name through the management API, as an operator would: close_connection.py NAME"""
 
 import json
 import os
@@ -13,7 +13,7 @@ def close_connections(name: str) -> None:
     passwords.add_password(None, api, "guest", "guest")
     opener = urllib.request.build_opener(urllib.request.HTTPBasicAuthHandler(passwords))
     closed = 0
-    while not closed:  # RabbitMQ's API lists a connection seconds after it was opened
+    while not closed:  # RabbitMQ's API lists a connection only some seconds after it was opened
         for each in json.load(opener.open(api)):
             if each.get("client_properties", {}).get("connection_name") == name:
                 request = urllib.request.Request(f"{api}/{urllib.request.quote(each['name'])}", method="DELETE")

@@ -32,7 +32,7 @@ def declare(url: str, kind: str) -> None:
 
 @contextmanager
 def worker(url: str) -> Iterator[None]:
-    """A worker that is ready. If it cannot start, the test fails with what it printed."""
+    """Run a worker, and wait until it is ready. If it cannot start, the test fails with what it printed."""
     options = ["--pool", "solo", "--without-mingle", "--loglevel", "INFO"]
     command = [sys.executable, "-m", "celery", "-A", Path(__file__).stem, "worker", *options]
     place, environment = Path(__file__).parent, os.environ | {"AMQP_URL": url}
@@ -44,7 +44,7 @@ def worker(url: str) -> Iterator[None]:
                 if line.endswith(" ready.\n"):
                     break
                 if "INTERNAL_ERROR" in line or "NOT_IMPLEMENTED" in line:  # it would retry forever
-                    raise RuntimeError(f"the worker does not start\n{''.join(printed)}")
+                    raise RuntimeError(f"the worker cannot start\n{''.join(printed)}")
             yield
         finally:
             running.kill()

@@ -100,7 +100,7 @@ func main() {
 	_, err = wrong.QueueDeclare("go.work", false, false, false, false, nil)
 	equal(amqp.PreconditionFailed, err.(*amqp.Error).Code)
 
-	// Its operator closes the connection: it says so, the deliveries end, and the queue is still there for a new one.
+	// An operator closes the connection: the library reports it, the deliveries end, and the queue is still there.
 	closed := connection.NotifyClose(make(chan *amqp.Error, 1))
 	must(exec.Command("python", "close_connection.py", "amqp091-go").Run())
 	equal(amqp.ConnectionForced, (<-closed).Code)

@@ -45,12 +45,12 @@ equal(["rejected", "bunny.work", 1], letter[1].headers["x-death"][0].values_at("
 
 begin
   connection.create_channel.queue("bunny.work")
-  raise "an exclusive queue was declared as another"
+  raise "an exclusive queue was redeclared as a non-exclusive one"
 rescue Bunny::ResourceLocked
   equal(true, channel.open?)
 end
 
-# Its operator closes the connection: queue, consumer and prefetch come back by themselves.
+# An operator closes the connection: bunny restores the queue, the consumer and the prefetch limit.
 system("python", "close_connection.py", "bunny", exception: true)
 back.pop
 work.publish("again")

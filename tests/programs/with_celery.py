@@ -45,7 +45,7 @@ def flaky(self) -> int:
 
 
 class Watcher(EventReceiver):
-    """Notes the types of events on a thread of its own, until three tasks have succeeded."""
+    """Records the types of events on its own thread, until three tasks have succeeded."""
 
     def __init__(self) -> None:
         super().__init__(app.connection(), handlers={"*": self.note}, app=app)
@@ -92,7 +92,7 @@ def play() -> None:
 if __name__ == "__main__" and "RESULTS" not in os.environ:
     with worker():
         play()
-    # rpc:// does not support chords. With files, celery polls by sending messages until all results are there.
+    # rpc:// does not support chords. With a file backend, celery polls with messages until it has all results.
     with tempfile.TemporaryDirectory() as directory:
         subprocess.run([sys.executable, __file__], env=os.environ | {"RESULTS": f"file://{directory}"}, check=True)
 elif __name__ == "__main__":

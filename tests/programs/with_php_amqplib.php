@@ -89,17 +89,17 @@ equal(['1', 'rejected', 'php.work', 1], [$letter->body, $death['reason'], $death
 
 try {
     $connection->channel()->queue_declare('php.work', false, false, false, false);
-    throw new Exception('it was declared otherwise');
+    throw new Exception('a durable queue was redeclared as a transient one');
 } catch (AMQPProtocolChannelException $error) {
     equal([406, true], [$error->getCode(), $channel->is_open()]);
 }
 
-// Its operator closes the connection, which is an exception here; the queue is still there after reconnecting.
+// An operator closes the connection: the library throws an exception, and the queue is still there after reconnecting.
 passthru('python close_connection.py php-amqplib', $status);
 equal(0, $status);
 try {
     take($channel, $got);
-    throw new Exception('it was closed');
+    throw new Exception('the closed connection threw no exception');
 } catch (AMQPConnectionClosedException $error) {
     equal(320, $error->getCode());
 }

@@ -15,11 +15,11 @@ function connect() {
   return once(connection, "connection_open").then(() => connection);
 }
 
-/** Declare, bind and delete by requests to the management node. */
+/** Return a function that sends requests to the management node, to declare, bind and delete. */
 async function manager(connection) {
   const settings = { source: "/management", target: "/management", properties: { paired: true }, name: "rhea" };
   const responses = connection.open_receiver({ ...settings, snd_settle_mode: 1, autoaccept: false });
-  await once(responses, "receiver_open"); // rhea finds links by name, and both have the same
+  await once(responses, "receiver_open"); // rhea finds links by name, and both have the same name
   const requests = connection.open_sender({ ...settings, snd_settle_mode: 1 });
   await once(requests, "sendable");
   return async (method, path, body) => {

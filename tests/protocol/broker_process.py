@@ -1,4 +1,4 @@
-"""The embedded broker as a process, to be killed and started again."""
+"""The embedded broker in a separate process, which tests can kill and start again."""
 
 import signal
 import socket
@@ -12,10 +12,10 @@ from tests.cli import preloaded
 
 
 class BrokerProcess:
-    """`python -m mqtool.broker.embedded` on a directory; preloaded, since to start Python takes most of the time.
+    """`python -m mqtool.broker.embedded` on a directory, preloaded because starting Python takes most of the time.
 
     Attributes:
-        url: where it listens.
+        url: its AMQP URL.
         log: what it has logged.
     """
 
@@ -27,7 +27,7 @@ class BrokerProcess:
         self.process: preloaded.Process | subprocess.Popen[bytes] | None = None
 
     def start(self) -> Self:
-        """Start it; returns once it listens."""
+        """Start it, and wait until it listens."""
         command = ["embedded-broker", "--port", "0", *self.options]
         files = ("--ready-file", str(self.ready_file), "--log-file", str(self.log_file))
         self.ready_file.unlink(missing_ok=True)
@@ -73,13 +73,13 @@ class BrokerProcess:
         return self.log_file.read_text()
 
     def kill(self) -> None:
-        """As `kill -9` does."""
+        """Kill it with SIGKILL."""
         assert self.process is not None
         self.process.kill()
         self.process.wait()
 
     def stop(self) -> int:
-        """SIGTERM; returns the exit code."""
+        """Stop it with SIGTERM. Return its exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
@@ -95,7 +95,7 @@ class BrokerProcess:
 
 
 def other_address() -> str | None:
-    """An address of this machine that is not loopback."""
+    """Return an address of this machine that is not loopback; None if there is none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # sends nothing

@@ -1,4 +1,4 @@
-"""A broker for tests that speak AMQP directly: each runs on the embedded broker and, if there is one, on RabbitMQ."""
+"""Fixtures for tests that speak the protocols directly, on the embedded broker and, if available, on RabbitMQ."""
 
 import base64
 import contextlib
@@ -26,7 +26,7 @@ from tests.protocol.raw_stream import OPEN, Opener, RawStream, string
 
 
 class AnyHeaders(BasicProperties):
-    """Headers of every type that AMQP has, and an expiration; pika refuses floats and names that are not UTF-8."""
+    """Headers of any AMQP type, and an expiration. pika itself refuses floats and names that are not UTF-8."""
 
     def encode(self) -> list[bytes]:
         encoded = [encode_property("headers", self.headers)]
@@ -46,7 +46,7 @@ class Api:
     def __call__(
         self, method: str, path: str, body: object = None, user: str = "guest", password: str = "guest"
     ) -> tuple[int, Any]:
-        """The status and the decoded answer of a request."""
+        """Send a request. Return the status and the decoded body of the response."""
         request = urllib.request.Request(f"{self.url}/api/{path}", method=method)
         request.add_header("authorization", "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode())
         if body is not None:
@@ -80,7 +80,7 @@ def api_of() -> Callable[[EmbeddedBroker], Api]:
 
 @pytest.fixture
 def process(tmp_path: Path) -> Iterator[BrokerProcess]:
-    """The embedded broker as a process of its own, with a data directory."""
+    """The embedded broker in a separate process, with a data directory."""
     with BrokerProcess(tmp_path) as broker:
         yield broker
 
@@ -139,13 +139,13 @@ def channel(connection: pika.BlockingConnection) -> BlockingChannel:
 
 
 class Take:
-    """Waits for what a queue gets."""
+    """Waits for messages in queues."""
 
     def __init__(self, channel: BlockingChannel) -> None:
         self.channel = channel
 
     def one(self, queue: str, *, auto_ack: bool = True, timeout: float = 60.0) -> tuple[Any, Any, bytes]:
-        """The next message, with basic.get; fails when none comes in time."""
+        """Return the next message, fetched with basic.get. Fails if none arrives in time."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             got = self.channel.basic_get(queue, auto_ack=auto_ack)
@@ -155,14 +155,14 @@ class Take:
         pytest.fail(f"no message in queue {queue} after {timeout} s")
 
     def bodies(self, queue: str, count: int) -> list[bytes]:
-        """The bodies of the next messages."""
+        """Return the bodies of the next messages."""
         return [self.one(queue)[2] for _ in range(count)]
 
     def until(self, condition: Callable[[], object], timeout: float = 60.0) -> None:
-        """Lets the connection work until something is true."""
+        """Process the connection's events until a condition is true."""
         deadline = time.monotonic() + timeout
         while not condition():
-            assert time.monotonic() < deadline, "what was waited for did not happen"
+            assert time.monotonic() < deadline, "the condition did not become true in time"
             self.channel.connection.process_data_events(0.005)
 
 
@@ -177,9 +177,9 @@ def take(channel: BlockingChannel) -> Take:
 
 @pytest.fixture
 def connect_stream(broker: TestBroker) -> Iterator[Opener]:
-    """Connects to the stream port, and says nothing."""
+    """Connects to the stream port without sending anything."""
     if not broker.streams:
-        pytest.skip("MQTOOL_TEST_STREAMS names no stream port of this RabbitMQ")
+        pytest.skip("MQTOOL_TEST_STREAMS, the stream port of this RabbitMQ, is not set")
     where = urlsplit(broker.streams)
     assert where.hostname is not None
     assert where.port is not None

@@ -1,7 +1,7 @@
-"""The largest legal frames and requests, and how long each keeps the event loop: python -m tests.protocol.costs.
+"""The largest legal frames and requests, and how long each blocks the event loop: python -m tests.protocol.costs.
 
 The broker has many queues, bindings, messages, chunks and segments. Each *cost* is what one client sends: a frame of
-each kind, with one of its fields as large, as long, as deep or as often repeated as the protocol allows. A cost is a
+each kind, with one of its fields as large, as long, as deep or as often repeated as the protocol allows. It is a
 failure if one turn of the event loop takes longer than LIMIT, so that other clients wait, or if the work does not end.
 """
 
@@ -57,7 +57,7 @@ from tests.protocol.raw_amqp10 import (
 from tests.protocol.raw_client import raw_frame
 from tests.protocol.raw_stream import string, strings, table
 
-#: How long the broker may work at what one client has sent, in seconds.
+#: Seconds within which the broker must have processed what one client has sent.
 _PATIENCE = 120.0
 
 _BODY_BYTES = 1_000_000
@@ -70,7 +70,7 @@ class Cost(NamedTuple):
     Attributes:
         name: the frame, and what is large about it.
         wire: amqp, stream, amqp10 or http.
-        parts: the bytes to be sent; the broker has nothing left to do before the next part is sent.
+        parts: the bytes to send. Each part is sent once the broker has processed the previous one.
     """
 
     name: str
@@ -238,7 +238,7 @@ def copies_costs() -> Iterator[Cost]:
 
 
 def dead_letter_costs() -> Iterator[Cost]:
-    """AMQP 0-9-1: messages that move all at once."""
+    """AMQP 0-9-1: many messages that are dead-lettered, or released by a delayed message exchange, at once."""
     dlx = {"x-dead-letter-exchange": "dead-letters"}
     expiring = _method(commands.Basic.Publish(routing_key="new"))
     expiring += raw_frame(2, 1, struct.pack(">HHQH", 60, 0, 0, 1 << 8) + short(b"1"))
@@ -289,7 +289,7 @@ def requeue_costs() -> Iterator[Cost]:
 
 
 def drop_costs() -> Iterator[Cost]:
-    """AMQP 0-9-1: half a million messages or more that are dropped at once."""
+    """AMQP 0-9-1: half a million or more messages that are dropped at once."""
     filled = _publish("", "new") * 1_500_000
     quorum = {"x-queue-type": "quorum"}
     for name, declared, last in (
@@ -628,7 +628,7 @@ def _definitions(count: int) -> dict[str, str]:
 def http_costs() -> Iterator[Cost]:  # noqa: C901 - a list
     """The management API."""
     for path, methods in paths().items():
-        if path.startswith("mqtool/"):  # for tests alone
+        if path.startswith("mqtool/"):  # only for tests
             continue
         words = [_NAMES.get(word, "1" if word.isupper() else word) for word in path.split("/")]
         target = "/".join(quote(word, safe="") for word in words)
@@ -685,7 +685,7 @@ def http_costs() -> Iterator[Cost]:  # noqa: C901 - a list
                 [_http("POST", f"exchanges/%2F/{exchange}/publish", body)],
             )
     yield from binding_costs()
-    # An overview sums up all queues, which takes some 30 ms here.
+    # An overview sums up all queues, which takes about 30 ms here.
     for target, count in (("/", 2000), ("whoami", 2000), ("overview", 200), ("nodes", 2000)):
         request = _http("GET", target).replace(b"\r\nconnection: close", b"")
         yield Cost(f"many requests of {target} in one write", "http", [request * count])
@@ -718,7 +718,7 @@ WIRES: dict[str, Callable[[], Iterator[Cost]]] = {
 
 
 class World:
-    """A broker with many queues, bindings, messages, chunks and segments, and clients who cost it a lot.
+    """A broker with many queues, bindings, messages, chunks and segments, and clients that send costs to it.
 
     Args:
         like: the version of RabbitMQ.
@@ -751,7 +751,7 @@ class World:
         gc.enable()
 
     def longest_turn(self, cost: Cost) -> float:
-        """Send what a cost consists of, and return the longest turn of the event loop, in seconds of processor time.
+        """Send the parts of a cost, and return the longest turn of the event loop, in seconds of processor time.
 
         Raises:
             TimeoutError: the broker does not finish.
@@ -761,7 +761,7 @@ class World:
             reader = threading.Thread(target=_drain, args=(client,), daemon=True)
             reader.start()
             for part in cost.parts:
-                with suppress(OSError):  # the broker may refuse it, and hang up
+                with suppress(OSError):  # the broker may refuse it, and close the connection
                     client.sendall(part)
                 self._settle(cost)
             with suppress(OSError):
@@ -775,7 +775,7 @@ class World:
             raise TimeoutError(f"the broker is still busy after {_PATIENCE} s: {cost.name}")
 
     def _fill(self) -> None:
-        """Declare and publish whatever a cost has deleted, and delete what it has added."""
+        """Declare and publish again what a cost has deleted, and delete what it has added."""
         is_stored = threading.Event()
         steps = self._filling(is_stored)
         while self._broker.under_test(lambda _: next(steps, is_stored)) is not is_stored:
@@ -785,7 +785,7 @@ class World:
         self._watch.take()
 
     def _filling(self, is_stored: threading.Event) -> Iterator[None]:
-        """Do a step at a time: with a data directory on a busy machine, each takes seconds."""
+        """Yield after each step: with a data directory on a busy machine, each takes seconds."""
         server = self._broker._server
         assert server is not None
         broker = server.broker
@@ -916,7 +916,7 @@ def _drain(client: socket.socket) -> None:
 def measure(
     costs: list[Cost], world: World, limit: float = LIMIT, report: Callable[[str], object] = print
 ) -> list[str]:
-    """Return one line for each cost that keeps the event loop for longer than the limit, in seconds."""
+    """Return one line for each cost that blocks the event loop for longer than the limit, in seconds."""
     found = []
     for cost in costs:
         longest = world.longest_turn(cost)

@@ -1,4 +1,4 @@
-"""What no well-behaved client of AMQP 1.0 sends: bytes for whole connections, from a seed."""
+"""Input that no well-behaved AMQP 1.0 client sends: the bytes of whole connections, generated from a seed."""
 
 import struct
 from typing import Any
@@ -42,7 +42,7 @@ def performative(code: int, *fields: Any, channel: int = 0, kind: int = 0, paylo
 
 
 def request(method: str, path: str, body: Any = None) -> bytes:
-    """A transfer with a request to the management node, on handle 4."""
+    """Encode a transfer with a request to the management node, on handle 4."""
     properties = BareProperties(message_id="1", to=path, subject=method, reply_to="$me")
     sent = Amqp10Message(properties=properties, body=value_section(body)).encode()
     return performative(TRANSFER, UInt32(4), UInt32(9), b"9", UInt32(0), True, payload=sent)
@@ -131,7 +131,7 @@ class Amqp10Inputs(Inputs):
         return b"".join(self.random.choices(FRAMES, k=self.random.randint(1, most)))
 
     def truncated(self) -> bytes:
-        """A conversation that stops somewhere."""
+        """A conversation that stops after a random byte."""
         whole = HELLO + DECLARE + LINKS + self._frames()
         return whole[: self.random.randrange(len(whole))]
 
@@ -146,7 +146,7 @@ class Amqp10Inputs(Inputs):
         return self.flip(SASL_HEADER + b"".join(self.random.choices(parts, k=4)))
 
     def large(self) -> bytes:
-        """A frame that is announced as larger than it is, or is as large as it may be, before the login or after it."""
+        """A frame that claims to be larger than it is, or has the maximum size, before the login or after it."""
         size = self.random.choice([0, 7, 8, 8192, 8193, 131_072, 131_073, 1 << 31, (1 << 32) - 1])
         before = self.random.choice([SASL_HEADER, LOGIN, HELLO])
         words = self.random.choice([0, 1, 2, 3, 255])
@@ -161,7 +161,7 @@ class Amqp10Inputs(Inputs):
         return self.flip(HELLO + DECLARE + LINKS + self._frames())
 
     def flipped_message(self) -> bytes:
-        """A message with some bytes changed, in as many transfers as there may be."""
+        """A message with some bytes changed, split into two transfers."""
         sent = self.flip(RICH)
         cut = self.random.randint(0, len(sent))
         first = performative(TRANSFER, UInt32(1), UInt32(0), b"t", UInt32(0), False, True, payload=sent[:cut])
@@ -169,7 +169,7 @@ class Amqp10Inputs(Inputs):
         return HELLO + DECLARE + LINKS + first + last + self._frames()
 
     def shuffled(self) -> bytes:
-        """Frames in any order, on sessions and links that are there or not."""
+        """Frames in any order, on sessions and links that may not exist."""
         start = self.random.choice([HELLO, HELLO + DECLARE, HELLO + LINKS, HELLO + DECLARE + LINKS])
         return start + self._frames(12)
 
@@ -195,7 +195,7 @@ class Amqp10Inputs(Inputs):
         return HELLO + LINKS + raw_frame(body, self.random.choice((0, 1, 63, 64)), kind, words)
 
     def nested(self) -> bytes:
-        """Values within values, as deep as they go, and arrays that claim to have more items than bytes."""
+        """Deeply nested values, and arrays that claim to have more items than bytes."""
         deep = self.random.choice([b"\x00", b"\xc0\xff\x01", b"\xd0\0\0\xff\xff\0\0\0\1", b"\xe0\xff\xff\x41"]) * 2000
         many = b"\xf0\0\0\0\x05\xff\xff\xff\xff" + self.random.choice([b"\x41", b"\x45", b"\x40", b"\xa1"])
         body = self.random.choice([deep, b"\x00\x53\x10" + deep, b"\x00\x53\x12" + many, message() + deep, many])
@@ -203,7 +203,7 @@ class Amqp10Inputs(Inputs):
         return HELLO + LINKS + raw_frame(self.random.choice([body, transfer + body]))
 
     def odd_requests(self) -> bytes:
-        """Requests to the management node that are almost right."""
+        """Requests to the management node that are almost valid."""
         path = self.random.choice(
             ["/queues/q", "/queues/%", "/exchanges/e", "/bindings", "/", "", "/auth/tokens", "x" * 999]
         )

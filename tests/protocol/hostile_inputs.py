@@ -1,6 +1,6 @@
-"""What no well-behaved client sends: bytes for whole connections, of AMQP and of the stream protocol, from a seed.
+"""Input that no well-behaved client sends: the bytes of AMQP and stream connections, generated from a seed.
 
-The suite sends some thousands of them (`test_fuzz.py`), `python -m tests.siege` as many as there is time for.
+The suite (`test_fuzz.py`) sends some thousands of them, and `python -m tests.siege` as many as it has time for.
 """
 
 import random
@@ -59,11 +59,11 @@ CONTENT = (
 
 
 class Inputs:
-    """Draws one way of being hostile after the other.
+    """Generates hostile inputs, each of a random kind.
 
     Args:
-        seed: makes them the same again.
-        large: whether some may be large, and have answers of gigabytes.
+        seed: determines the inputs.
+        large: allow large inputs, with replies of gigabytes.
     """
 
     makers: tuple[Callable[["Inputs"], bytes], ...]
@@ -73,7 +73,7 @@ class Inputs:
         self.large = large
 
     def next(self) -> bytes:
-        """All bytes of one connection, from the first on."""
+        """Return all bytes of one connection."""
         return self.random.choice(self.makers)(self)
 
     def flip(self, data: bytes) -> bytes:
@@ -96,7 +96,7 @@ class AmqpInputs(Inputs):
         return b"".join([*(frame.marshal(method, 1) for method in methods), CONTENT])
 
     def truncated_handshake(self) -> bytes:
-        """A handshake that stops somewhere."""
+        """A handshake that stops after a random byte."""
         return HELLO[: self.random.randrange(len(HELLO))]
 
     def odd_login(self) -> bytes:
@@ -112,7 +112,7 @@ class AmqpInputs(Inputs):
         return PROTOCOL + b"".join(self.random.choices(frames, k=4))
 
     def large_before_login(self) -> bytes:
-        """A frame that is announced as larger than it is, or is as large as it may be."""
+        """A frame that claims to be larger than it is, or has the maximum size."""
         size = self.random.choice([131_072, 131_073, 1 << 31, (1 << 32) - 1])
         return PROTOCOL + struct.pack(">BHI", 1, 0, size) + bytes(self.random.choice([0, 10, 131_073]))
 
@@ -142,7 +142,7 @@ class AmqpInputs(Inputs):
         return HELLO + raw_frame(kind, channel, payload, end)
 
     def many_requests(self) -> bytes:
-        """Requests whose answers are much larger than they are, all at once."""
+        """Many requests at once, whose replies are much larger than they are."""
         declare = frame.marshal(commands.Queue.Declare(queue="large", auto_delete=False), 1)
         publish = frame.marshal(commands.Basic.Publish(exchange="", routing_key="large"), 1)
         count = self.random.choice([1, 1, 1, 1, 40]) if self.large else 1
@@ -218,7 +218,7 @@ class StreamInputs(Inputs):
         return b"".join([*_COMMANDS[:2], *self.random.choices(_COMMANDS, k=self.random.randint(1, most))])
 
     def truncated(self) -> bytes:
-        """A conversation that stops somewhere."""
+        """A conversation that stops after a random byte."""
         whole = b"".join(_LOGIN) + self._commands()
         return whole[: self.random.randrange(len(whole))]
 
@@ -227,7 +227,7 @@ class StreamInputs(Inputs):
         return self.flip(b"".join(self.random.choices(_LOGIN, k=5)))
 
     def before_login(self) -> bytes:
-        """Commands, and large frames, of a client that has not logged in."""
+        """Commands or large frames of a client that has not logged in."""
         large = struct.pack(">IHH", self.random.choice([4, 3, 65_537, 1 << 20, (1 << 32) - 1]), 2, 1) + bytes(70_000)
         return b"".join(_LOGIN[: self.random.randint(0, 4)]) + self.random.choice([self._commands(), large])
 
@@ -250,7 +250,7 @@ class StreamInputs(Inputs):
         return b"".join([*_LOGIN, *_COMMANDS[:2], *frames])
 
     def lying_batch(self) -> bytes:
-        """A batch whose numbers of messages and bytes are not what it holds."""
+        """A batch that claims to have another number of messages or bytes than it has."""
         kind, plain = self.random.choice([0x80, 0x90, 0xA0, 0xB0, 0xC0]), self.random.choice([0, 12, 1 << 31])
         count, size = self.random.choice([0, 1, 3, 65_535]), self.random.choice([0, 11, 12, 13])
         batch = struct.pack(">BHII", kind, count, plain, size) + _BATCH[11:]

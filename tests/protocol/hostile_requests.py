@@ -1,7 +1,7 @@
 """Requests to the management API that no well-behaved client sends: python -m tests.protocol.hostile_requests.
 
-Every route with a body gets bodies that are almost right: fields of the wrong type, far too long, nested or missing. An
-answer is a failure if its status is 500, if it is not JSON, or if it has a body after HEAD.
+Every route with a body gets bodies that are almost valid: with fields of the wrong type, far too long, nested or
+missing. A response is a failure if its status is 500, if it is not JSON, or if it has a body after HEAD.
 """
 
 import argparse
@@ -62,19 +62,19 @@ QUERIES = [
     *("page=1&page_size=0", "page=x", "columns=name.a,name", "sort=arguments", "columns=.", "count=x"),
     *("page=1&name=(&use_regex=true", "count=0&timeout=nan", "sort=name&sort_reverse=true", "page=" + "9" * 5000),
 ]
-#: Never deletes what the other requests need, and never waits for messages.
+#: What other requests need. Requests that would replace or delete it get another name.
 SPARED = ("vhosts/%2F", "users/guest", "permissions/%2F/guest")
 
 
 class Requests:
-    """Hostile requests from a seed."""
+    """Generates hostile requests from a seed."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.routes = [(path, method) for path, methods in paths().items() for method in methods]
 
     def next(self) -> tuple[str, str, bytes | None]:
-        """A method, a path and a body."""
+        """Return a method, a path and a body."""
         path, method = self.random.choice(self.routes)
         words = [self._name(word) if word.isupper() else word for word in path.split("/")]
         target = "/".join(quote(word, safe="", errors="surrogatepass") for word in words)
@@ -99,10 +99,10 @@ class Requests:
         return text.encode()
 
     def _spoilt(self, text: str) -> str:
-        """Replace one value, wherever it is, by another, or remove its field."""
+        """Replace one value, at any depth, or remove its field."""
         try:
             value = json.loads(text)
-            places = list(_places(value))  # Python 3.14 reads nesting that is deeper than Python's own recursion
+            places = list(_places(value))  # Python 3.14 can load JSON that is too deep for this recursion
         except (ValueError, RecursionError):
             return text[: self.random.randint(0, len(text))]
         if not places or self.random.random() < 0.1:
@@ -123,7 +123,7 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 class Sender:
-    """Sends requests on one connection, and collects what is wrong with the answers."""
+    """Sends requests on one connection, and collects what is wrong with the responses."""
 
     def __init__(self, url: str, seed: int) -> None:
         self.host = urlsplit(url).netloc

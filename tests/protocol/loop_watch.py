@@ -7,7 +7,7 @@ import time
 
 from mqtool.broker.embedded import EmbeddedBroker
 
-#: The most processor time in seconds that other clients may have to wait.
+#: The longest that other clients may have to wait, in seconds of processor time.
 LIMIT = 0.25
 
 _EVERY = 0.002
@@ -18,8 +18,8 @@ _LITTLE, _IDLE_TURNS = 0.001, 10
 class LoopWatch:
     """Measures the longest turn of a broker's event loop, in seconds of processor time.
 
-    Unlike the time that a second client waits, this does not depend on how busy the machine is, nor on what other tests
-    have left in this process, which a garbage collection during the turn would search, too.
+    Unlike the time that a second client waits, this does not depend on how busy the machine is. Objects that other
+    tests have left in this process are frozen, because garbage collection during a turn would search them, too.
     """
 
     def __init__(self, broker: EmbeddedBroker) -> None:
@@ -43,7 +43,7 @@ class LoopWatch:
         asyncio.get_running_loop().call_later(_EVERY, self._look)
 
     def settle(self, seconds: float) -> bool:
-        """Wait until the broker has nothing to do; return False if it still works after this many seconds."""
+        """Wait until the broker has nothing to do. Return False if it is still busy after this many seconds."""
 
         def begin() -> None:
             self._idle_turns = 0

@@ -33,7 +33,7 @@ class Frame(NamedTuple):
     payload: bytes = b""
 
     def field(self, number: int) -> Any:
-        """A field, None if it is not set."""
+        """Return a field; None if it is not set."""
         return self.fields[number] if number < len(self.fields) else None
 
     @property
@@ -52,30 +52,30 @@ class Frame(NamedTuple):
 
 
 def described(code: int, *fields: Any) -> Described:
-    """A composite value."""
+    """Return a composite value."""
     return Described(ULong(code), list(fields))
 
 
 def raw_frame(body: bytes, channel: int = 0, kind: int = 0, words: int = 2) -> bytes:
-    """A frame of any content."""
+    """Encode a frame with any content."""
     return struct.pack(">IBBH", 8 + len(body), words, kind, channel) + body
 
 
 def message(body: bytes = b"hello", **properties: Any) -> bytes:
-    """An encoded message."""
+    """Return an encoded message."""
     return Amqp10Message(properties=BareProperties(**properties), body=data_section(body)).encode()
 
 
 class RawAmqp10:
-    """A socket, and helpers to speak AMQP 1.0 on it or not.
+    """A socket, and helpers to send valid or invalid AMQP 1.0 on it.
 
     Args:
-        url: where, as whom, and in which virtual host.
-        opened: whether to log in, open the connection, and begin a session on channel 0.
+        url: the broker's address, the user and the virtual host.
+        opened: log in, open the connection, and begin a session on channel 0.
         opening: further fields of the open frame, from max-frame-size on.
 
-    RabbitMQ up to 4.1 numbers its transfers and deliveries from just before the largest number on. Here and in what is
-    received, numbers are counted from 0.
+    RabbitMQ up to 4.1 starts to number transfers and deliveries just before the largest number. In the arguments of the
+    methods and in received frames, these numbers start at 0.
     """
 
     def __init__(self, url: str, *, opened: bool = True, opening: tuple[Any, ...] = ()) -> None:
@@ -102,7 +102,7 @@ class RawAmqp10:
         self.socket.close()
 
     def log_in(self) -> None:
-        """As a well-behaved client does."""
+        """Log in as a well-behaved client does."""
         self.socket.sendall(SASL_HEADER)
         assert self.read(8) == SASL_HEADER
         self.mechanisms = self.expect(MECHANISMS).fields[0]
@@ -135,11 +135,11 @@ class RawAmqp10:
         self.socket.sendall(held)
 
     def read(self, size: int) -> bytes:
-        """Exactly this many octets. Raises as read_exactly() does."""
+        """Return exactly this many bytes. Raises EOFError if the broker closes the connection."""
         return read_exactly(self.socket, size)
 
     def receive(self) -> Frame:
-        """The next frame that is not empty."""
+        """Return the next frame that is not empty."""
         while True:
             size, words, _, channel = struct.unpack(">IBBH", self.read(8))
             body = self.read(size - 8)[words * 4 - 8 :]
@@ -160,7 +160,7 @@ class RawAmqp10:
                 fields[5] = UInt32((fields[5] - self.first_count) % (1 << 32))
 
     def expect(self, code: int) -> Frame:
-        """The next frame, which has to be of this kind, but for those that say whether a consumer is the active one."""
+        """Return the next frame, which must be of this kind. Skips those that say whether a consumer is active."""
         got = self.receive()
         while got.code == FLOW and got.field(10):
             got = self.receive()
@@ -168,7 +168,7 @@ class RawAmqp10:
         return got
 
     def closed(self) -> bool:
-        """Whether the broker closes the socket now, without saying anything more."""
+        """Return True if the broker closes the socket without sending anything else."""
         try:
             return self.socket.recv(1) == b""
         except ConnectionResetError:
@@ -259,11 +259,11 @@ class RawAmqp10:
         self.send(DISPOSITION, role, UInt32(first), until, settled, state)
 
     def ended(self) -> tuple[str, str | None] | None:
-        """The error of the end frame that has to come next."""
+        """Return the error of the end frame that must come next."""
         return self.expect(END).error
 
     def detached(self) -> tuple[str, str | None] | None:
-        """The error of the detach frame that has to come next."""
+        """Return the error of the detach frame that must come next."""
         return self.expect(DETACH).error
 
 

@@ -1,4 +1,4 @@
-"""An AMQP 0.9.1 client for tests that sends and reads single frames and octets."""
+"""An AMQP 0-9-1 client for tests that sends and reads single frames and bytes."""
 
 import socket
 import struct
@@ -24,17 +24,17 @@ def read_exactly(connected: socket.socket, size: int) -> bytes:
 
 
 class RawClient:
-    """A socket, and helpers to speak AMQP on it or not.
+    """A socket, and helpers to send valid or invalid AMQP on it.
 
     Args:
-        url: where, as whom, and in which virtual host.
-        opened: whether to go through the handshake and open channel 1.
+        url: the broker's address, the user and the virtual host.
+        opened: go through the handshake, and open channel 1.
     """
 
     def __init__(self, url: str, *, opened: bool = True, frame_max: int = 131_072, heartbeat: int = 0) -> None:
         parts = urlsplit(url)
         self.socket = socket.create_connection((str(parts.hostname), parts.port or 5672), timeout=60)
-        # Without this, a frame that is sent alone after another one waits 40 ms for TCP's acknowledgement.
+        # Without this, a small frame that follows another one waits 40 ms for TCP's acknowledgement.
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.login = f"\0{parts.username}\0{parts.password}"
         self.vhost = unquote(parts.path[1:])
@@ -67,27 +67,27 @@ class RawClient:
         self.socket.sendall(frame.marshal(method, channel))
 
     def read(self, size: int) -> bytes:
-        """Exactly this many octets. Raises as read_exactly() does."""
+        """Return exactly this many bytes. Raises EOFError if the broker closes the connection."""
         return read_exactly(self.socket, size)
 
     def receive(self) -> Any:
-        """The next frame, decoded."""
+        """Return the next frame, decoded."""
         head = self.read(7)
         return frame.unmarshal(head + self.read(struct.unpack(">I", head[3:])[0] + 1))[2]
 
     def expect(self, kind: type) -> Any:
-        """The next frame, which has to be of this kind."""
+        """Return the next frame, which must be of this kind."""
         got = self.receive()
         assert isinstance(got, kind), f"expected {kind}, got {got}"
         return got
 
     def closed_with(self) -> str:
-        """Return code and text of the connection.close that must come next, and complete the close."""
+        """Return the code and the text of the connection.close that must come next, and reply to it."""
         close = self.expect(commands.Connection.Close)
         self.send(commands.Connection.CloseOk(), 0)
         return f"{close.reply_code} {close.reply_text}"
 
 
 def raw_frame(kind: int, channel: int, payload: bytes, end: int = 0xCE) -> bytes:
-    """A frame of any content."""
+    """Encode a frame with any content."""
     return struct.pack(">BHI", kind, channel, len(payload)) + payload + bytes([end])

@@ -41,12 +41,12 @@ _RESPONSE = 0x8000
 
 
 def at(offset: int) -> bytes:
-    """Say where to start: at this offset."""
+    """Encode an offset specification: start at this offset."""
     return struct.pack(">HQ", 4, offset)
 
 
 def since(milliseconds: int) -> bytes:
-    """Say where to start: at this time."""
+    """Encode an offset specification: start at this time."""
     return struct.pack(">Hq", 5, milliseconds)
 
 
@@ -75,7 +75,7 @@ class Answer(NamedTuple):
 
 @dataclass
 class Chunk:
-    """What a deliver carries."""
+    """The chunk in a deliver frame."""
 
     subscription: int
     kind: int
@@ -97,7 +97,7 @@ def chunk_of(body: bytes) -> Chunk:
     entries, position = [], 0
     for _ in range(count):
         length = int.from_bytes(data[position : position + 4])
-        if length >> 31:  # a batch: its kind, how many, and the sizes, before and after
+        if length >> 31:  # a batch: its kind, the number of messages, and both sizes
             length = 11 - 4 + int.from_bytes(data[position + 7 : position + 11])
             entries.append(data[position : position + 4 + length])
         else:
@@ -133,7 +133,7 @@ class RawStream:
         self.socket.sendall(struct.pack(">IHH", len(body) + 4, key, version) + body)
 
     def request(self, key: int, body: bytes = b"", version: int = 1) -> Answer:
-        """Ask, and wait for the answer; what else comes meanwhile is kept."""
+        """Send a request, and wait for its response. Other frames that arrive meanwhile are kept."""
         self._last += 1
         self.send(key, struct.pack(">I", self._last) + body, version)
         answer = self.expect(key | _RESPONSE)
@@ -142,7 +142,7 @@ class RawStream:
         return Answer(code, answer[6:])
 
     def expect(self, key: int) -> bytes:
-        """The body of the next frame of a kind."""
+        """Return the body of the next frame of a kind."""
         for index, frame in enumerate(self._kept):
             if frame.key == key:
                 return self._kept.pop(index).body
@@ -168,7 +168,7 @@ class RawStream:
     def close(self) -> None:
         self.socket.close()
 
-    # -- what tests do all the time
+    # -- common operations
 
     def create(self, stream: str, **arguments: str) -> int:
         return self.request(
@@ -185,7 +185,7 @@ class RawStream:
         self.send(PUBLISH, struct.pack(">BI", number, len(messages)) + data)
 
     def confirmed(self, count: int) -> list[int]:
-        """The ids in the next confirms, until there are `count`."""
+        """Return the publishing ids in the next confirms, at least `count` of them."""
         ids: list[int] = []
         while len(ids) < count:
             body = self.expect(PUBLISH_CONFIRM)
@@ -201,7 +201,7 @@ class RawStream:
         return chunk_of(self.expect(DELIVER))
 
     def entries(self, count: int) -> list[bytes]:
-        """The next entries, in however many chunks they come."""
+        """Return the next entries, at least `count` of them, from one or more chunks."""
         found: list[bytes] = []
         while len(found) < count:
             found += self.chunk().entries

@@ -16,8 +16,8 @@ from tests.simulation.outcomes import Outcome, outcome_of
 
 
 def _print_history(seed: int, is_shrunk: bool) -> int:
-    """Print who did what when; return 1 if a rule was broken."""
-    # Imported only now: the mutation has to come first.
+    """Print the history of a seed. Return 1 if it breaks a rule."""
+    # Imported here, because a mutation must be planted first.
     from tests.simulation.plan import draw
     from tests.simulation.shrinking import shrink, story
     from tests.simulation.world import simulate
@@ -31,14 +31,14 @@ def _print_history(seed: int, is_shrunk: bool) -> int:
 
 
 def main() -> int:
-    """Run the seeds; return 1 if one of them has broken a rule."""
+    """Run the seeds. Return 1 if one of them breaks a rule."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=200, help="how many")
+    parser.add_argument("--seeds", type=int, default=200, help="number of seeds")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seed", type=int, help="run only this seed, and print its whole history")
-    parser.add_argument("--processes", type=int, default=1, help="how many run seeds at once")
+    parser.add_argument("--processes", type=int, default=1, help="number of processes that run seeds in parallel")
     parser.add_argument("--mutation", choices=[each.name for each in MUTATIONS], metavar="NAME")
-    parser.add_argument("--quick", action="store_true", help="end at the first failing seed, and print only its rule")
+    parser.add_argument("--quick", action="store_true", help="stop at the first failing seed, and print only its rule")
     parser.add_argument("--digests", action="store_true", help="print the digest of each seed's history")
     given = parser.parse_args()
     if given.mutation:

@@ -1,4 +1,4 @@
-"""What clients do in a simulation, and the faults. Each role performs its steps one after another."""
+"""The roles of clients in a simulation, and the faults. Each role performs its steps one after another."""
 
 import asyncio
 import base64
@@ -55,7 +55,7 @@ async def declare_queues(world: "World") -> None:
 
 
 class Role:
-    """A client that performs the steps of an actor, and opens its connection again if that is lost.
+    """A client that performs the steps of an actor, and reopens its connection if it is lost.
 
     Attributes:
         client: the open connection.
@@ -92,7 +92,7 @@ class Role:
                 self.judge.note(self.client.name, "connection lost")
 
     async def connected(self) -> None:
-        """Open the connection, if necessary; try until the broker accepts it."""
+        """Open the connection, if necessary. Retry until the broker accepts it."""
         while self.client is None or not self.client.is_open:
             await self.world.up.wait()
             self.client = self.new_client(self.world, self.actor.name, self.random)
@@ -226,7 +226,7 @@ class Consumer(Role):
         client.when_delivered = lambda _: None
 
     async def _check_not_starved(self, queue: str) -> None:
-        """A consumer that has settled everything gets the next message, if there is one."""
+        """Check that a consumer that has settled all its messages gets the next one, if any."""
         client: Client091 = self.client
         started, got = self.world.loop.time(), client.count
         for _ in range(3):
@@ -239,7 +239,7 @@ class Consumer(Role):
 
 
 class Getter(Role):
-    """Takes single messages with basic.get."""
+    """Fetches single messages with basic.get."""
 
     async def get(self, queue: str) -> None:
         delivered = await self.client.get(queue)
@@ -248,7 +248,7 @@ class Getter(Role):
 
 
 class Sender10(Role):
-    """Publishes over AMQP 1.0, within the credit, or once beyond it."""
+    """Publishes over AMQP 1.0, within its credit or, on purpose, beyond it."""
 
     new_client = Client10
 
@@ -266,7 +266,7 @@ class Sender10(Role):
         await client.detach()
 
     async def overdraw(self, queue: str) -> None:
-        """Send more than the broker can give credit for in one turn. It detaches the link, unless it took several."""
+        """Send more than the broker grants credit for in one turn. It detaches the link, unless it took several."""
         client: Client10 = self.client
         await client.attach_sender(queue)
         await client.until(lambda: client.credit > 0, "credit")
@@ -311,7 +311,7 @@ class Receiver10(Role):
 
 
 class StreamPublisher(Role):
-    """Publishes to a stream under a name, so that messages that it repeats are stored once."""
+    """Publishes to a stream under a name, so that messages that it sends again are stored only once."""
 
     new_client = StreamClient
 
@@ -546,14 +546,14 @@ class Faults:
             victim.vanish(told=True)
 
     async def half_open(self, seconds: float) -> None:
-        """Cut a connection without the broker's noticing."""
+        """Cut a connection without the broker noticing."""
         if (victim := self._victim()) is not None:
             self.world.judge.note(victim.name, "is cut off")
             self.world.judge.cut_off.add(victim.name)
             victim.vanish(told=False)
 
     async def stall(self, seconds: float) -> None:
-        """Let nothing pass on a connection for a while."""
+        """Hold back everything on a connection for a while."""
         if (victim := self._victim()) is not None:
             until = self.world.loop.time() + seconds
             victim.side.stalled_until = victim.side.peer.stalled_until = until
@@ -564,7 +564,7 @@ class Faults:
         self.world.loop.jumped += int(self.random.choice([-3600, 3600, -1, 1]) * 1000 * seconds)
 
     async def eio(self, seconds: float) -> None:
-        """Let syncs fail for a while."""
+        """Make syncs fail for a while."""
         if self.world.server is None:
             return
         fault = [self.world.loop.time()]
@@ -578,7 +578,7 @@ class Faults:
             fault.append(self.world.loop.time())
 
     async def full(self, seconds: float) -> None:
-        """Let the disk be full for a while: neither the database nor streams can grow."""
+        """Make the disk full for a while: neither the database nor streams can grow."""
         if self.world.server is None:
             return
         database = self.world.server.broker.ledger.database.db  # type: ignore[attr-defined]
@@ -611,7 +611,7 @@ class Faults:
             world.fault_until(world.loop.time() + 1)
 
     async def stop(self, seconds: float) -> None:
-        """Stop the broker in order, and start it again later."""
+        """Stop the broker cleanly, and start it again later."""
         if self.world.server is not None:
             await self.world.stop_broker()
             await asyncio.sleep(seconds)

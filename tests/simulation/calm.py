@@ -23,7 +23,7 @@ Left = dict[str, list[tuple[int, Table, bool]]]
 
 
 class Drain(Client091):
-    """A client that takes everything out of a queue, without the judge's counting it as a delivery."""
+    """A client that takes all messages out of a queue. The judge does not count them as deliveries."""
 
     def _content_part(self, data: bytes) -> None:
         self._content[2] += data
@@ -36,7 +36,7 @@ class Drain(Client091):
 
 
 async def settle_down(world: "World") -> None:
-    """Heal everything, wait, empty all queues, and let the judge check what was in them."""
+    """End all faults, wait, empty all queues, and let the judge check what was in them."""
     world.judge.note("WORLD", "calm")
     if world.server is None:
         await world.start_broker()
@@ -112,7 +112,7 @@ async def _read_stream(world: "World", name: str) -> list[tuple[int, Table, bool
 
 
 async def _check_base(world: "World") -> None:
-    """Check that memory and disk are back where they were before the first message."""
+    """Check that memory and disk use are back where they were before the first message."""
     assert world.server is not None
     broker = world.server.broker
     rests: dict[str, object] = {

@@ -1,4 +1,4 @@
-"""What the clients of all protocols share: a connection that is reopened when lost, and replies within a time limit."""
+"""The base class for clients of all protocols: a connection that may be lost, and replies within a time limit."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -29,8 +29,8 @@ class Client(asyncio.Protocol):
     Attributes:
         is_open: True until the connection is lost or closed.
         is_leaving: True once the client has broken the connection itself.
-        gives_back: True while the client waits until the broker has requeued all that it had delivered.
-        random: what the client does at random.
+        gives_back: True while the client waits until the broker has requeued everything that it delivered.
+        random: the generator for the client's decisions.
     """
 
     port = 0
@@ -61,16 +61,16 @@ class Client(asyncio.Protocol):
         await self.log_in()
 
     async def log_in(self) -> None:
-        """Speak first, until the connection can be used."""
+        """Log in, so that the connection can be used."""
 
     def data_received(self, data: bytes) -> None:
-        """Take whole frames out of what has arrived."""
+        """Handle the complete frames that have arrived."""
         self._buffer += data
         taken = self.take(self._buffer)
         self._buffer = self._buffer[taken:]
 
     def take(self, data: bytes) -> int:
-        """Handle the frames in `data`; return the number of bytes handled."""
+        """Handle the complete frames in `data`. Return the number of bytes handled."""
         raise NotImplementedError
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -120,7 +120,7 @@ class Client(asyncio.Protocol):
             self._held.append(data)
 
     def hold(self) -> None:
-        """Keep what is sent, to send it in one write with release()."""
+        """Hold back what is sent, until release() sends it in one write."""
         self._held = []
 
     def release(self) -> None:
@@ -130,7 +130,7 @@ class Client(asyncio.Protocol):
         self.side.write(b"".join(held), is_whole=True)
 
     def vanish(self, *, told: bool) -> None:
-        """Break the connection, as a killed client does; if the broker does not notice, as a pulled cable does."""
+        """Break the connection, as a killed client does or, if the broker is not told, as a pulled cable does."""
         if self.is_open:
             if not told:
                 self.judge.cut_off.add(self.name)

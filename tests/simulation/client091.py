@@ -69,7 +69,7 @@ class Client091(Client):
         waiting: the published messages that are not confirmed, by sequence number.
         count: how many messages it has received.
         priority: the priority of its consumer.
-        idle_since: since when its consumer has had nothing to do; None if it is busy or does not consume.
+        idle_since: when its consumer became idle; None if it is busy or does not consume.
     """
 
     port = 5672
@@ -203,7 +203,7 @@ class Client091(Client):
             self.when_delivered(got)
 
     def _suspect_idle_rivals(self, queue: str, number: int) -> None:
-        """Note who should have got a message instead: consumers of higher priority that have been idle for long."""
+        """Check later whether an idle consumer of higher priority should have got a message instead."""
         if self.judge.kinds[queue].single_active:
             return
         started = self.world.loop.time() - _SURELY
@@ -261,7 +261,7 @@ class Client091(Client):
         expiration: str | None = None,
         counted: bool = True,
     ) -> None:
-        """Publish a message; its confirm is noted by the judge."""
+        """Publish a message. If it is `counted`, a confirm is expected for it."""
         if counted:
             self._sequence += 1
             self.waiting[self._sequence] = sent

@@ -1,4 +1,4 @@
-"""A client of AMQP 1.0, on the frames of tests/protocol."""
+"""A client of AMQP 1.0. It uses the frames of tests/protocol."""
 
 import asyncio
 import struct
@@ -98,7 +98,7 @@ class Client10(Client):
         await self._ask(OPEN, OPEN, self.name, "vhost:/")
         begun = await self._ask(BEGIN, BEGIN, None, UInt32(0), UInt32(2048), UInt32(2048))
         self._theirs, self._window = int(begun[1]), int(begun[2])
-        # The broker looks twice in each interval, and waits for the answer to its close.
+        # The broker checks twice in each interval, and then waits for the reply to its close.
         self.side.peer.silence_limit = _IDLE_SECONDS * 1.5 + _CLOSE_SECONDS + 2
         asyncio.get_running_loop().create_task(self._beat())
 
@@ -251,7 +251,7 @@ class Client10(Client):
         self.grant(credit)
 
     def grant(self, credit: int) -> None:
-        """Let the broker send this many messages, counted from those that have arrived."""
+        """Give the broker credit to send this many more messages."""
         self.credit = credit
         seen = UInt32((self._theirs + self._received) % _SERIAL)
         count = UInt32((self._first_count + self._count) % _SERIAL)

@@ -22,9 +22,9 @@ class HttpClient(Client):
         self._answer: asyncio.Future[Any] | None = None
 
     async def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        """Send a request to a path below `/api`; return the status and the decoded body.
+        """Send a request to a path below `/api`. Return the status and the decoded body.
 
-        A definition cannot be written while the disk is full: the request is repeated, but not one that publishes.
+        Definitions cannot be written while the disk is full, so such requests are repeated, except those that publish.
         """
         while True:
             started = self.world.loop.time()

@@ -9,10 +9,10 @@ from typing import Any
 
 from mqtool.codecs.field_tables import Table
 
-#: How long after a kill-free write the broker may still hold an acknowledgement in memory, in seconds.
+#: The longest that the broker may keep an acknowledgement in memory before it is on disk, in seconds.
 _UNHURRIED_SECONDS = 1.0
 
-#: How long a write may be on its way, in seconds, if its connection does not stall.
+#: The longest that a write may be in transit, in seconds, if its connection does not stall.
 _TRANSIT_SECONDS = 0.1
 
 #: The broker counts in whole milliseconds.
@@ -96,7 +96,7 @@ class Copy:
         returned: how often a client has requeued it in a way that counts in every version of RabbitMQ.
         delivered_at: when it was last delivered.
         settled: `acked`, `rejected` or `requeued`: what was last sent for it.
-        known_at: when the client could know that the broker had got this.
+        known_at: when the client could know that the broker had received this.
     """
 
     times: int = 0
@@ -119,16 +119,16 @@ class Judge:
         sent: the published messages by number.
         copies: what happened to each message in each queue.
         kills, restarts: when the broker was killed, and whether by a power cut; when it was killed or stopped.
-        starts: when the broker was up.
+        starts: when the broker had started.
         disk_faults: when syncs began to fail and, if they have ended, when that was.
         unsure: the queues with consumers in automatic acknowledgement mode: messages may be lost on the way to them.
         emptied: the queues that an administrator has purged, deleted or limited.
         deleted: the queues that an administrator has deleted. After a fault, they may not have been declared again.
-        cut_off: the clients whose connections were cut without the broker's noticing, so that it still sends to them.
+        cut_off: the clients whose connections were cut without the broker noticing, so that it still sends to them.
         consumers: by queue, the clients that certainly consume.
         earlier: by queue and consumer, the clients that consumed before it.
-        stored_offsets: by stream and reader, the offsets that it has stored, each with the time from which on it is
-            certain that the broker has got it, and the connection.
+        stored_offsets: by stream and reader, the offsets that it has stored, each with the connection, and the time
+            from which it is certain that the broker has received it.
     """
 
     def __init__(self, now: Any, kinds: dict[str, Kind]) -> None:
@@ -211,7 +211,7 @@ class Judge:
     def delivered(  # noqa: C901 - one rule after another
         self, queue: str, number: int, consumer: str, *, redelivered: bool | None, is_given_back: bool = False
     ) -> None:
-        """Note that a consumer received a message; with `is_given_back`, after it had requeued all its messages."""
+        """Note that a consumer received a message; with `is_given_back`, after it had requeued all of them."""
         sent = self.sent.get(number)
         where = f"message {number} from queue {queue}, by {consumer}"
         if sent is None:
@@ -278,7 +278,7 @@ class Judge:
         copy.settled, copy.by, copy.known_at = how, by, self._now() if known else None
 
     def known(self, by: str) -> None:
-        """Note that the broker has answered a consumer, so it has got everything that the consumer sent."""
+        """Note that the broker has answered a consumer, so it has received everything that the consumer sent."""
         for copy in self.copies.values():
             if copy.by == by and copy.known_at is None:
                 copy.known_at = self._now()
@@ -289,7 +289,7 @@ class Judge:
         As in RabbitMQ, an x-delayed-message exchange first publishes a message, and then deletes it. If the broker is
         killed in between, the message is published to the queue again.
         """
-        sent_at = copy.delivered_at - _TRANSIT_SECONDS  # what was on its way arrives even after the broker was killed
+        sent_at = copy.delivered_at - _TRANSIT_SECONDS  # what was in transit arrives even after the broker was killed
         return self._was_cut(sent_at) or (sent.delay > 0 and not self._is_kept(sent_at))
 
     def _was_cut(self, since: float) -> bool:
@@ -298,11 +298,11 @@ class Judge:
         return bool(cuts) or bool(self.disk_faults and self.kills)
 
     def _is_certain(self, copy: Copy) -> bool:
-        """True if the broker has got what a consumer sent for a message, and cannot have forgotten it."""
+        """True if the broker has received what a consumer sent for a message, and cannot have forgotten it."""
         return self._is_kept(copy.known_at)
 
     def _is_kept(self, since: float | None) -> bool:
-        """True if the broker cannot have forgotten what it has got by then, if it got it."""
+        """True if no kill can have made the broker forget what it had received by this time."""
         if since is None:
             return False
         faults = [each for each in self.disk_faults if len(each) == 1 or each[1] > since - 1]
@@ -311,17 +311,17 @@ class Judge:
     # -- streams
 
     def in_stream(self, stream: str, offset: int, number: int) -> None:
-        """Note which message a reader found at an offset: until the stream is deleted, it is always there."""
+        """Note which message a reader found at an offset. Until the stream is deleted, it must not change."""
         before = self.stream_contents.setdefault((stream, offset), number)
         if before != number and stream not in self.emptied:
             self.fail("an offset has one message", f"stream {stream}, offset {offset}: message {before}, now {number}")
 
     def offset_stored(self, stream: str, reader: str, offset: int, by: str) -> None:
-        """Note that a reader has sent its offset on a connection. There is no answer."""
+        """Note that a reader has sent its offset on a connection. The broker does not reply to this."""
         self.stored_offsets[stream, reader][offset] = None, by
 
     def offset_found(self, stream: str, reader: str, offset: int | None, by: str) -> None:
-        """Note which offset the broker has for a reader. It has got everything that was sent on this connection."""
+        """Note which offset the broker has for a reader. It has received everything sent on this connection before."""
         stored, kind = self.stored_offsets[stream, reader], self.kinds[stream]
         where = f"reader {reader} of stream {stream}: {offset}"
         if stream in self.emptied:
@@ -337,7 +337,7 @@ class Judge:
     # -- the end
 
     def check(self, left: dict[str, list[tuple[int, Table, bool]]]) -> None:
-        """Judge what is left in the queues after everything has calmed down.
+        """Judge what is left in the queues at the end, after all faults.
 
         Args:
             left: the messages by queue, each with its number, its headers, and whether it is redelivered.
@@ -367,9 +367,9 @@ class Judge:
                         self._check_copy(name, kind, sent, present, dead)
 
     def _cut_releases(self, sent: Sent) -> int:
-        """Return how many times the broker may have been killed as it released a delayed message to a stream.
+        """Return how many times the broker may have been killed while it released a delayed message to a stream.
 
-        Each of them may have left the message in the stream, and in the exchange, which then releases it again.
+        Each kill may have left the message both in the stream and in the exchange, which then releases it again.
         """
         if not sent.delay:
             return 0
@@ -432,7 +432,7 @@ class Judge:
             return
         if kind.arguments.get("x-queue-type") == "quorum" and not kind.has_dlx and copy.returned > _DEFAULT_LIMIT:
             return
-        if sent.delay and kind.refuses:  # the publisher was answered before the queue was asked
+        if sent.delay and kind.refuses:  # the exchange confirmed it before the queue could refuse it
             return
         # Only a persistent message survives in the classic queue `dead`, and in an x-delayed-message exchange.
         is_kept = kind.arguments.get("x-queue-type") == "quorum" and not kind.has_dlx and not sent.delay

@@ -1,7 +1,6 @@
 """Defects that are planted into the broker, to prove that the simulation finds them.
 
-Each is a text in one file of the broker, and what stands there instead. It is replaced as the file is imported, in a
-process of its own.
+Each replaces a text in one file of the broker. The text is replaced while the file is imported, in a separate process.
 """
 
 import importlib.abc

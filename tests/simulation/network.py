@@ -1,4 +1,4 @@
-"""Connections in memory, which delay and split what is written, stall, and break, all by a seed."""
+"""Connections in memory that delay and split writes, stall and break, as determined by a seed."""
 
 import asyncio
 from collections import deque
@@ -12,7 +12,7 @@ from tests.simulation.virtual_loop import VirtualLoop
 
 _SLOWEST_SECONDS = 0.05
 
-#: Timers that are due at the same time run in no particular order.
+#: Seconds between two writes: timers that are due at the same time run in no particular order.
 _BETWEEN_SECONDS = 0.000001
 
 
@@ -22,8 +22,8 @@ class Side(asyncio.Transport):
     Attributes:
         peer: the other end.
         is_half_open: True if the other end is gone, and this one has not been told.
-        is_unanswered: True if a half-open connection swallows what is written, as a lost cable does; if not, the first
-            write is answered by a reset.
+        is_unanswered: True if a half-open connection swallows what is written, as a pulled cable does. Otherwise, the
+            first write is answered by a reset.
         silence_limit: the seconds of silence after which this end must have closed the connection; 0 for no limit.
     """
 
@@ -63,7 +63,7 @@ class Side(asyncio.Transport):
         return False
 
     def write(self, data: Any, *, is_whole: bool = False) -> None:
-        """Send bytes to the other end, in one or more pieces; in one with `is_whole`."""
+        """Send bytes to the other end, in one or more pieces; with `is_whole`, in one."""
         if self._closing or not data:
             return
         if self.is_half_open:
@@ -151,11 +151,11 @@ class Side(asyncio.Transport):
             self._protocol.connection_lost(error)
 
     def die(self) -> None:
-        """End together with the process: nothing is sent or closed, not even by what Python collects as garbage."""
+        """End with the process: nothing more is sent or closed, not even when Python collects garbage."""
         self._closing = self._lost = True
 
     def break_off(self, *, told: bool) -> None:
-        """Break the connection at this end. The other end is reset; if it is not told, when it writes, or never."""
+        """Break the connection at this end. The other end is reset at once or, if not told, when it writes or never."""
         self.peer.is_half_open = True
         self.peer.is_unanswered = not told and self._network.is_cable_lost()
         self._loop.call_soon(lambda: self.lose(ConnectionResetError(104, "reset")), context=self.context)
@@ -187,8 +187,7 @@ class Network:
 
     Attributes:
         listeners: by port, what creates the broker's end of a connection, and its context.
-        sides: the open ends of the clients' connections and of the broker's.
-        is_calm: True once the faults are over.
+        sides: the open ends of all connections, both the clients' and the broker's.
     """
 
     def __init__(self, loop: VirtualLoop, random: Random) -> None:
@@ -238,7 +237,7 @@ class Network:
         return client
 
     def broker_gone(self) -> None:
-        """Reset all connections: the broker was killed. Its own ends can do nothing any more."""
+        """Reset all connections, because the broker was killed. Its own ends can do nothing more."""
         self.listeners.clear()
         for side in list(self.sides):
             if side.get_extra_info("sockname")[1] < 40_000:

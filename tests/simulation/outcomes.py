@@ -1,17 +1,17 @@
-"""What a seed leads to, in a form that can be passed between processes."""
+"""The outcome of a seed, in a form that can be passed between processes."""
 
 import time
 from typing import NamedTuple
 
 
 class Outcome(NamedTuple):
-    """What a seed led to.
+    """The outcome of a seed.
 
     Attributes:
         virtual: how long the simulation took by its own clock, in seconds.
         cpu: how long it took to run, in seconds of CPU time.
         digest: the digest of its history.
-        violation: the rule that was broken, and how, or nothing.
+        violation: the rule that was broken, and how; "" if none was.
     """
 
     virtual: float
@@ -22,7 +22,7 @@ class Outcome(NamedTuple):
 
 def outcome_of(seed: int) -> Outcome:
     """Draw and run the simulation of a seed."""
-    # Imported only now: a mutation has to come first.
+    # Imported here, because a mutation must be planted first.
     from tests.simulation.plan import draw
     from tests.simulation.world import simulate
 

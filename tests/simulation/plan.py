@@ -1,4 +1,4 @@
-"""What happens in a simulation: queues, clients and faults, drawn from a seed. A plan can be made shorter."""
+"""The plan of a simulation: queues, clients and faults, drawn from a seed. A plan can be shortened."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -50,11 +50,11 @@ KINDS: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class Step:
-    """What one client does.
+    """A step of a client, or a fault.
 
     Attributes:
         at: when, in seconds after the start; later if the client is still busy.
-        what: the name of the method in `actors.py` or `faults.py`.
+        what: the name of a method of the role in `actors.py`.
         given: its arguments.
     """
 
@@ -69,7 +69,7 @@ class Actor:
 
     Attributes:
         role: the class in `actors.py`.
-        seed: the seed of what it decides as it goes.
+        seed: the seed of its decisions during the simulation.
     """
 
     name: str
@@ -284,7 +284,7 @@ _DISK_FAULTS = ["kill", "power", "stop", "eio", "full"]
 
 
 def _full_at_a_release(random: Random, actors: list[Actor]) -> Iterator[Actor]:
-    """Yield a disk that is full as a delayed message is released, and a kill meanwhile, in some of the plans."""
+    """Yield faults for some plans: the disk is full when a delayed message is released, and the broker is killed."""
     delayed = [step.at for actor in actors for step in actor.steps if step.given.get("delays")]
     if not delayed or random.random() < 0.5:
         return

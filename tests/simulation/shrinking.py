@@ -1,4 +1,4 @@
-"""Makes the plan of a failing seed shorter, as long as it breaks the same rule."""
+"""Shortens the plan of a failing seed, as long as it breaks the same rule."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ _MOST_RUNS = 400
 
 
 def shrink(plan: Plan, result: Result) -> tuple[Plan, Result]:
-    """Leave out clients, then their steps, until every one that is left is needed to break the rule."""
+    """Remove clients, then steps of clients, until all that are left are needed to break the rule."""
     assert result.violation is not None
     rule, runs = result.violation.rule, 0
     is_shorter = True
@@ -27,7 +27,7 @@ def shrink(plan: Plan, result: Result) -> tuple[Plan, Result]:
 
 
 def _shorter(plan: Plan) -> Iterator[Plan]:
-    """Yield plans with less: without a client, without half of the steps of one, without one step."""
+    """Yield shorter plans: without one client, without half of a client's steps, …, without one step."""
     for index in range(len(plan.actors)):
         yield plan.without_actor(index)
     for index, actor in enumerate(plan.actors):
@@ -40,6 +40,6 @@ def _shorter(plan: Plan) -> Iterator[Plan]:
 
 
 def story(plan: Plan, result: Result) -> str:
-    """Return who did what when, as a text for people."""
+    """Return the plan and its history as readable text."""
     events = [f"{at:9.3f}  {who:20} {what}" for at, who, what in result.history]
     return "\n".join([str(plan), "", *events])

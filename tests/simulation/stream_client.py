@@ -1,4 +1,4 @@
-"""A client of the stream protocol, on the frames of tests/protocol."""
+"""A client of the stream protocol. It uses the frames of tests/protocol."""
 
 import asyncio
 import struct
@@ -64,7 +64,7 @@ class StreamClient(Client):
         self.send(struct.pack(">IHH", len(body) + 4, key, version) + body)
 
     async def ask(self, key: int, body: bytes = b"") -> bytes:
-        """Send a request; return what follows its response code, which must be OK."""
+        """Send a request. Return what follows the response code, which must be OK."""
         self._last += 1
         self._asked[self._last] = future = self.future()
         self.command(key, struct.pack(">I", self._last) + body)
@@ -177,7 +177,7 @@ class StreamClient(Client):
         self._credit -= 1
         if self._credit < 0:
             self.judge.fail("a subscription's credit is never exceeded", f"{self.name} on {self._stream}")
-        # A slow reader of a stream with retention finds the next messages gone.
+        # If a reader of a stream with retention is slow, its next messages may have been deleted.
         has_gap = self._next is not None and chunk.first_offset != self._next
         if has_gap and not self.judge.kinds[self._stream].retention:
             self.judge.fail("offsets have no gaps", f"stream {self._stream}: {chunk.first_offset}, not {self._next}")

@@ -1,4 +1,4 @@
-"""A disk that keeps what was synced, and that may lose or tear what was not; its syncs take time and can fail."""
+"""A disk that keeps what was synced, and may lose or tear what was not. Its syncs take time and can fail."""
 
 import errno
 import os
@@ -18,7 +18,7 @@ _LOG = f"{FILE}-wal"
 
 
 class VirtualWriter(Executor):
-    """The writer thread: it does one thing after another, each a little later."""
+    """Stands in for the writer thread: makes each call a little later, on the event loop."""
 
     def __init__(self, loop: VirtualLoop, random: Random) -> None:
         self._loop = loop
@@ -87,7 +87,7 @@ class VirtualDisk(Disk):
         self._synced[path] = os.pread(file, os.fstat(file).st_size, 0)
 
     def copy(self, to: Path) -> None:
-        """Copy everything that was written: the broker was killed, but not the machine."""
+        """Copy what a kill of the broker leaves: everything that was written."""
         shutil.copytree(self.directory, to, ignore=shutil.ignore_patterns("*-shm"))
 
     def copy_synced(self, to: Path) -> None:

@@ -1,4 +1,4 @@
-"""An event loop whose clock jumps to the next timer, and which can drop everything that a killed broker had planned."""
+"""An event loop whose clock jumps to the next timer. It can drop everything that a killed broker had scheduled."""
 
 import asyncio
 from contextvars import Context, ContextVar, copy_context
@@ -14,7 +14,7 @@ RUN: ContextVar[int] = ContextVar("RUN", default=0)
 #: The time at which each simulation starts, in milliseconds since 1970.
 EPOCH = 1_700_000_000_000
 
-#: The event loop makes more turns than this without waiting only if something never ends.
+#: If the event loop makes more turns than this without waiting, something never ends.
 _MOST_TURNS = 20_000
 
 #: The longest time, on the broker's clock, between two checks of how long its work takes.
@@ -25,7 +25,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     """Runs callbacks in a fixed order. Waiting for a timer takes no time, and there are no sockets and threads.
 
     Attributes:
-        turns: how often it has turned.
+        turns: the number of its turns.
         jumped: by how many milliseconds the time of day has been changed.
     """
 
@@ -45,7 +45,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """Let the clock jump to the next timer."""
         self.turns += 1
         if timeout is None:
-            raise RuntimeError("nothing is left to happen: something waits forever")
+            raise RuntimeError("nothing is scheduled: something waits forever")
         self._turns_now += 1
         if self._turns_now > _MOST_TURNS:
             raise Violation("the broker comes to rest", f"{_MOST_TURNS} turns of the event loop took no time")
@@ -75,7 +75,7 @@ def context_of(run: int) -> Context:
 
 
 class VirtualClock(LoopClock):
-    """The broker's clock. The time of day can jump; timers do not notice. Work takes as long as the seed says."""
+    """The broker's clock. The time of day can jump without affecting timers. Work takes as long as the seed says."""
 
     def __init__(self, loop: VirtualLoop, random: Random) -> None:
         super().__init__()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("mqtool.broker.embedded")
 
-#: A plan that has not ended by then, in virtual seconds, hangs.
+#: A plan that takes longer than this, in virtual seconds, hangs.
 _LONGEST = 3600.0
 
 #: The less disk space is free, the sooner the broker checks it again. With this limit, that does not depend on the
@@ -44,7 +44,7 @@ class Result:
     Attributes:
         digest: equal for equal histories.
         seconds: the virtual time that has passed.
-        turns: how often the event loop turned.
+        turns: the number of turns of the event loop.
     """
 
     violation: Violation | None
@@ -68,7 +68,7 @@ class _Errors(logging.Handler):
 
 
 class World:
-    """A simulation that is being run.
+    """A running simulation.
 
     Attributes:
         server: the running broker; None while it is down.
@@ -87,7 +87,7 @@ class World:
         self.judge = Judge(self.loop.time, self.kinds)
         self.clients: dict[Client, None] = {}
         self.connected = 0
-        self.has_delays = plan.like != "4.3"  # the delayed message plugin ends with RabbitMQ 4.2
+        self.has_delays = plan.like != "4.3"  # the delayed message plugin supports RabbitMQ up to 4.2
         self.server: Server | None = None
         self.up = asyncio.Event()
         self._root = directory
@@ -257,7 +257,7 @@ class World:
 
 
 def simulate(plan: Plan) -> Result:
-    """Run a plan in a directory of its own."""
+    """Run a plan in a temporary directory."""
     shared = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as directory:
         return World(plan, Path(directory)).run()

@@ -1,4 +1,4 @@
-"""A broker that does what a test says, at the other end of a real connection of pika without a socket.
+"""A broker whose replies a test determines, at the other end of a real pika connection without a socket.
 
 Everything runs on the caller's thread: a reply is received as soon as the method that asks for it is sent.
 """
@@ -19,7 +19,7 @@ from mqtool.amqp.io_thread import Answer
 from mqtool.amqp.pika_private import FastConnection
 from mqtool.message import Message
 
-#: The methods that the broker answers, and its answer's type.
+#: The methods that the broker answers, and the types of the answers.
 _ANSWERS = {
     spec.Basic.Cancel: spec.Basic.CancelOk,
     spec.Basic.Qos: spec.Basic.QosOk,
@@ -33,7 +33,7 @@ _CAPABILITIES = {"basic.nack": True, "publisher_confirms": True, "consumer_cance
 
 
 class InlineIo:
-    """Runs what is scheduled for the I/O thread at once, one after another; what is to run later is kept in `later`."""
+    """Runs callbacks of the I/O thread at once, one after another. Keeps those with a delay in `later`."""
 
     def __init__(self) -> None:
         self.later: list[tuple[float, Callable[[], None]]] = []
@@ -56,7 +56,7 @@ class InlineIo:
         return not io_thread.wait([answer], io_thread.CHECK_INTERVAL).done
 
     def run_due(self) -> None:
-        """Run what was scheduled for later."""
+        """Run the callbacks in `later` now."""
         due, self.later = self.later, []
         for _, callback in due:
             self.run(callback)
@@ -79,15 +79,15 @@ class ScriptedBroker:
         methods: the methods received, but not basic.publish and basic.ack.
         published: the methods and the messages of basic.publish, in order.
         acks: the tag and the flag `multiple` of each basic.ack.
-        acked_on: the number of its channel.
+        acked_on: the channel number of each basic.ack.
         writes: the names of the methods in each write.
-        refused: the code and the text with which the broker closes the channel because of a method of this type.
+        refused: by type of method, the code and the text with which the broker closes the channel.
         silent: the types of methods that are not answered.
-        before: what happens before a method of this type is answered.
+        before: by type of method, a function to call before it is answered.
         confirms: True if the broker confirms each message at once.
         depth: the number of ready messages in each queue.
         got: what basic.get returns.
-        notices: the sentences for the user.
+        notices: the notices to the user.
         largest_frame: the size of the largest frame received.
     """
 
@@ -228,7 +228,7 @@ class ScriptedBroker:
             self.send(_ANSWERS[kind](), number)
 
     def of(self, kind: type) -> list[Any]:
-        """The methods of a type that were received."""
+        """Return the methods of a type that were received."""
         return [method for method in self.methods if isinstance(method, kind)]
 
 

@@ -1,4 +1,4 @@
-"""A pytest plugin for aio-pika and aiormq, whose tests start RabbitMQ with Docker: gives them the broker at localhost.
+"""A pytest plugin for aio-pika and aiormq, whose tests start RabbitMQ in Docker. It gives them the broker at localhost.
 
 aiormq's archive lacks the file that defines the two fixtures.
 """
@@ -15,7 +15,7 @@ class _RunningBroker:
     """Stands in for their DockerClient."""
 
     def __init__(self, host: object) -> None:
-        """Accept the host of the Docker daemon, of which there is none."""
+        """Ignore the host of the Docker daemon: there is none."""
 
     def run(self, image: str, ports: list[str], environment: object = None) -> Any:  # noqa: ARG002
         return client.ContainerInfo("none", {port: int(port.partition("/")[0]) for port in ports}, "127.0.0.1")

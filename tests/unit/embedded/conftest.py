@@ -31,7 +31,7 @@ def vhost(clock: FakeClock, ledger: Ledger) -> VirtualHost:
 
 @pytest.fixture
 def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """An event loop that runs only when a test says so."""
+    """An event loop that runs only when a test runs it."""
     loop = asyncio.new_event_loop()
     yield loop
     loop.close()

@@ -108,7 +108,7 @@ class MemoryClient10(asyncio.Transport):
         self.closed = True
 
     def write_frames(self, data: bytes) -> list[bytes]:
-        """Send bytes in one write; return what the broker writes then."""
+        """Send bytes in one write. Return the broker's writes in response."""
         self.connection.data_received(data)
         return self.answers()
 
@@ -123,7 +123,7 @@ class MemoryClient10(asyncio.Transport):
         return frames(b"".join(self.answers()))
 
     def send(self, code: int, *fields: Any, payload: bytes = b"") -> list[Frame]:
-        """Send a performative; return the frames that the broker sends then."""
+        """Send a performative. Return the frames that the broker sends in response."""
         return frames(b"".join(self.write_frames(encoded(code, *fields, payload=payload))))
 
     def attach_sender(
