@@ -622,12 +622,13 @@ def test_a_conversion_deletes_no_messages_of_a_quorum_queue_that_is_slow_to_answ
 @pytest.mark.parametrize("by_policy", [True, False], ids=["policy", "argument"])
 @pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic")])
 @pytest.mark.sampled(2)
-def test_messages_that_a_full_converted_queue_rejects_are_kept(
+def test_messages_that_do_not_fit_in_the_converted_queue_are_kept(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, before: str, after: str, by_policy: bool
 ) -> None:
-    """A queue has a maximum length and the overflow setting `reject-publish`, by a policy or by its arguments. If
-    publishers fill this queue during `queue convert`, the command stops, and every confirmed message is kept. Once
-    messages have been consumed, the conversion can be resumed.
+    """`queue convert` converts a queue with a maximum length and the overflow setting `reject-publish`, by a policy or
+    by its arguments. If messages that are published during the conversion do not fit in the converted queue, the
+    command stops with an error, and no confirmed message is lost. Once enough messages have been consumed, the
+    conversion can be resumed and completed.
     """
     monkeypatch.setattr(transactions, "_STALLED", 0.3)
     limits = {"max-length": COUNT + 5, "overflow": "reject-publish"}

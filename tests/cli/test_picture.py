@@ -760,8 +760,8 @@ def test_a_terminal_that_publishes_and_later_consumes_stays_where_it_is(chromium
 
 
 def test_the_box_of_a_terminal_that_has_stopped_consuming_says_so_in_full(chromium: Any, tmp_path: Path) -> None:
-    """If a terminal of a tutorial publishes and consumes, and then stops consuming, the terminal's box in the picture
-    says "cancelled or closed", and these words are not cut.
+    """If the program in a tutorial's terminal publishes and consumes, and its consumer has been cancelled or closed,
+    the terminal's box in the picture says only "cancelled or closed". These words are not truncated.
     """
     records = of_rpc()
     (topology,) = [each for each in records if each["kind"] == "topology"]

@@ -284,10 +284,10 @@ def acquired(frame: Frame) -> int:
 def test_a_message_released_by_a_link_with_credit_is_requeued_again_when_the_link_ends(
     broker: TestBroker, channel: BlockingChannel, state: Described, ending: int, *, pipelined: bool
 ) -> None:
-    """From RabbitMQ 4.3 on, a quorum queue delivers a message again to an AMQP 1.0 link that has released or modified
-    it, if this link has credit left. When the link, its session or its connection ends, the message is requeued once
-    more, so its x-acquired-count has risen by 2. If the link has no credit left, the message is requeued only once, and
-    the count rises by 1.
+    """From RabbitMQ 4.3 on, if an AMQP 1.0 link with credit left releases or modifies a message of a quorum queue, the
+    queue delivers the message to this link again. When the link, its session or its connection then ends, the message
+    is requeued a second time, so its x-acquired-count has risen by 2. Without credit, the message is requeued only
+    once, and the count rises by 1.
     """
     if not broker.differs_since("4.3", "x-acquired-count"):
         pytest.skip("from 4.3 on")

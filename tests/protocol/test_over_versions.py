@@ -146,8 +146,8 @@ def test_amqp_like_names_the_operation_that_some_versions_refuse(tmp_path: Path)
 
 
 def test_the_summary_of_amqp_like_is_tested_for_each_known_refusal() -> None:
-    """mqtool has a list of operations that some versions of RabbitMQ refuse. For each of these operations, a test
-    checks that the summary of `pytest --amqp-like` names the operation.
+    """version_changes.py lists the operations that some versions of RabbitMQ refuse. Each of them has an entry in
+    CAUSES, which contains what the summary of `pytest --amqp-like` must say about it.
     """
     refusals = [each for each in vars(version_changes).values() if isinstance(each, VersionRefusal)]
     assert len(refusals) > 10

@@ -329,8 +329,8 @@ def test_bench_sends_the_lines_of_a_file_of_bodies_in_turn(tmp_path: Any) -> Non
 
 
 def test_bench_measures_requests_up_to_their_replies() -> None:
-    """With `--rpc`, a `bench` publisher sends requests and waits for replies instead of confirms. It measures the time
-    from when a request was due to its reply.
+    """With `--rpc`, a `bench` publisher sends requests and waits for replies instead of confirms. The latency of a
+    request is the time from the moment at which it should have been sent until its reply arrives.
     """
     client, wire = publisher(rpc=True, in_flight=2)
     assert wire.publishing == ("logs", "key", False)

@@ -242,10 +242,10 @@ def test_a_missing_destination_is_found_without_closing_the_commands_channel() -
     assert [channel.is_open for channel in broker.channels] == [False] * 4
 
 
-def test_a_wait_queue_has_the_name_of_its_target_and_a_suffix() -> None:
-    """A queue or exchange that mqtool declares for delayed messages has the name of the queue or exchange for which the
-    messages wait, and a suffix. For `hello`, it is `hello.delay`. For `amq.topic`, it is `mqtool.amq.topic.delayed`,
-    because clients cannot declare names that begin with `amq.`.
+def test_queues_and_exchanges_for_delayed_messages_are_named_after_the_destination() -> None:
+    """What mqtool declares for delayed messages is named after the queue or exchange that the messages are for, with a
+    suffix: `hello.delay` for `hello`. If that name begins with `amq.`, the prefix `mqtool.` is added, because clients
+    cannot declare such names: `mqtool.amq.topic.delayed` for `amq.topic`.
     """
     assert name_for(_HELLO, "delay") == "hello.delay"
     assert name_for(Exchange("amq.topic"), "delayed") == "mqtool.amq.topic.delayed"

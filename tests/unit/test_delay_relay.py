@@ -512,9 +512,9 @@ def wait_for_changes(checks: WaitQueueChecks) -> None:
         assert time.perf_counter() < deadline, "no queue has answered"
 
 
-def test_a_wait_queue_is_used_once_it_has_answered() -> None:
-    """A wait queue without a leader would not confirm messages. `delayed relay` therefore checks each wait queue once,
-    and uses the queue after it has answered this check.
+def test_a_wait_queue_is_used_only_after_it_has_answered() -> None:
+    """A wait queue without a leader would not confirm messages. `delayed relay` therefore sends messages to a wait
+    queue only after the queue has answered a check. It checks each queue only once.
     """
     asked: list[str] = []
     broker = FakeBroker()

@@ -269,9 +269,9 @@ def test_methods_are_decoded_as_by_pika_even_if_their_strings_are_not_utf_8(meth
     assert isinstance(decode_frame(damaged), frame.Method)
 
 
-def test_content_headers_are_decoded_and_other_frames_are_left_to_pika() -> None:
-    """mqtool itself decodes a content header frame, which contains the size of the body and the properties. It leaves
-    body frames, and methods such as basic.cancel-ok, to pika.
+def test_content_headers_are_decoded_but_bodies_and_cancel_ok_are_left_to_pika() -> None:
+    """mqtool itself decodes content header frames: the channel, the size of the body, and the properties. It leaves
+    body frames and the method basic.cancel-ok to pika.
     """
     found = decode_frame(frame.Header(3, 17, spec.BasicProperties(message_id="id", priority=4)).marshal())
     assert isinstance(found, frame.Header)

@@ -394,8 +394,8 @@ def limited(limit: int, **arguments: Any) -> dict[str, Any]:
 
 
 def test_a_message_can_be_shown_until_one_more_look_would_be_the_last(place: Place) -> None:
-    """`peek` shows a message of a quorum queue with a delivery limit of 3 twice. A third `peek` refuses to show it,
-    because the queue would then drop the message when it is next requeued.
+    """`peek` requeues the messages that it shows. If a quorum queue has a delivery limit of 3, `peek` shows a message
+    the first two times. The third time, it fails instead, because a third requeue is the last that the limit allows.
     """
     place.fill("0", arguments=limited(3))
     assert [place.peeked() for _ in range(2)] == [["0"], ["0"]]
@@ -581,8 +581,8 @@ def test_removed_messages_are_deleted_and_the_others_stay_in_order(place: Place,
 
 @pytest.mark.parametrize("arguments", [{}, QUORUM, limited(50)], ids=["classic", "quorum", "quorum with a limit"])
 def test_a_look_may_end_early(place: Place, arguments: dict[str, Any]) -> None:
-    """If a caller of looking() stops before it has read all messages of the queue, the messages that the caller has
-    removed are deleted, and the others stay in order.
+    """If a caller of looking() stops before it has read all messages of the queue, those that it has passed to remove()
+    are deleted from the queue, and the others stay there in order.
     """
     place.fill(*NUMBERS, arguments=arguments)
     for left in 249, 248:

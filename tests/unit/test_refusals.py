@@ -97,8 +97,9 @@ def test_a_broker_that_shuts_down_is_expected_to_come_back(refusal: ClosedByBrok
 
 
 def test_an_exchange_with_other_arguments_is_used_as_it_is_over_amqp_1_0() -> None:
-    """If mqtool declares an exchange over AMQP 1.0 that exists, for example, with another durability, mqtool can use
-    the existing exchange. If the existing exchange has another type, mqtool cannot use it.
+    """If an exchange that mqtool declares over AMQP 1.0 already exists with another durability, this difference
+    counts as harmless, so by default, mqtool uses the exchange as it is. A different type does not count as harmless,
+    so mqtool raises DeclaredDifferently.
     """
     for argument, is_harmless in (("durable", True), ("type", False)):
         text = f"PRECONDITION_FAILED - inequivalent arg '{argument}' for exchange 'x' in vhost '/': received 'a' but current is 'b'"  # noqa: E501  # fmt: skip

@@ -434,8 +434,8 @@ def test_a_queue_that_delivers_nothing_raises_unavailable(queue: FakeQueue) -> N
 
 
 def test_moving_waits_for_room_in_the_other_queue(queue: FakeQueue) -> None:
-    """If the destination has no room for another message, `queue convert` waits for up to 15 seconds, and then raises
-    NoRoom. A batch has no more messages than there is room for.
+    """`queue convert` moves messages in batches, each with no more messages than the destination has room for. If there
+    is no room, it waits. If there is still no room after 15 seconds, moving ends with the error NoRoom.
     """
     queue.publish(9)
     rooms = [*[0] * 200, 2, 1, 9]

@@ -242,8 +242,8 @@ def test_a_duration_is_compared_in_seconds() -> None:
 
 @pytest.mark.parametrize("value", ["5s", "1kB", "2026-01-31", "2026-13-45", "3"])
 def test_a_value_that_looks_like_a_number_also_equals_its_text(value: str) -> None:
-    """In a `--where` condition such as `headers.h=5s`, a value that looks like a number, size, duration or time also
-    matches a header that contains exactly this text.
+    """If the value in a `--where` condition looks like a number, size, duration or time, the condition also matches a
+    header that is the same string. For example, `headers.h=5s` matches the string "5s".
     """
     assert where.parse(f"headers.h={value}").matches({"headers": {"h": value}})
 

@@ -154,9 +154,10 @@ def test_a_ready_message_that_was_purged_or_whose_queue_was_deleted_is_not_shown
 
 
 def test_a_dead_letter_is_shown_until_it_is_in_its_next_queue(scene: Scene) -> None:
-    """For each dead letter, `mqtool ui` shows the reason, and the original queue as the publisher. It does so even
-    while it leaves out new messages because there are too many. A dead letter that no queue gets is shown as dropped. A
-    rejected message without a dead-letter exchange is shown as discarded.
+    """`mqtool ui` shows a dead letter until it is ready in its next queue, with the reason, and with the queue that it
+    comes from as its publisher. This also holds while new messages are left out because there are too many. A dead
+    letter that no queue gets is shown as dropped. A rejected message without a dead-letter exchange is shown as
+    discarded.
     """
     source = add_queue(scene.vhost, "source", x_dead_letter_exchange="", x_dead_letter_routing_key="q")
     nowhere = add_queue(scene.vhost, "nowhere", x_dead_letter_exchange="", x_dead_letter_routing_key="missing")
@@ -410,9 +411,9 @@ def test_of_many_messages_only_some_are_shown(scene: Scene) -> None:
 
 
 def test_events_without_messages_are_limited_as_well(scene: Scene) -> None:
-    """Of the events that belong to no published message, such as stored offsets and direct replies, the broker records
-    at most 50 between two requests of `mqtool ui`. It keeps the latest stored offset of a reader even if it has not
-    recorded the event.
+    """Events that do not belong to a message in a queue, such as stored offsets and direct replies, count like new
+    messages. Of both together, the broker records at most 50 between two requests of `mqtool ui`, and drops the others.
+    A reader's latest stored offset is known even if its event was dropped.
     """
     for number in range(60):
         scene.found.stored("s", "r", number, scene.channel)
