@@ -2,6 +2,9 @@
 
     python -m benchmarks.amqp10 [COUNT [PAIRS]]
 
+Each run sends or receives COUNT messages, by default 10,000, or makes 500 RPC requests. mqtool and the library run
+alternately, PAIRS times each, by default 5.
+
 Uses the broker of MQTOOL_URL: RabbitMQ 4, or the embedded broker with --like 4.3. The library,
 rabbitmq-amqp-python-client, waits for the outcome of each message before it sends the next one.
 """
@@ -53,7 +56,7 @@ def publish() -> None:
 
 
 def consume(count: int) -> None:
-    """Consume and accept this many messages, and write each body to stdout as a line."""
+    """Consume and accept `count` messages, and write each body to stdout as a line."""
     received, done, out = 0, threading.Event(), sys.stdout.buffer
 
     def on_message(context: Any, message: Message) -> None:
@@ -72,7 +75,7 @@ def consume(count: int) -> None:
 
 
 def request(count: int) -> None:
-    """Send this many requests to an RPC server, each after the reply to the previous one."""
+    """Send `count` requests to an RPC server, each after the reply to the previous one."""
     answered = threading.Event()
     with connected() as connection:
         replies = (
@@ -90,9 +93,10 @@ def request(count: int) -> None:
 
 
 def measure(count: int, pairs: int) -> None:
-    """Compare mqtool with the library: sending this many lines, receiving them, and getting replies to RPC requests.
+    """Compare mqtool with the library: sending lines, receiving them, and getting replies to RPC requests.
 
     Args:
+        count: the number of lines.
         pairs: the number of runs of each of the two programs.
     """
     with tempfile.TemporaryDirectory() as directory:

@@ -2,9 +2,9 @@
 
     python -m benchmarks.delay
 
-Measures wait queues (`--via ttl`) for classic and quorum queues, the delayed message exchange plugin, and `delayed
-relay`, with 1,000, 10,000 and 100,000 messages. Starts the embedded broker, and RabbitMQ if it is installed. Takes
-about twelve minutes on an otherwise idle machine.
+Measures wait queues (`--via ttl`) for messages to a classic queue and to a quorum queue, the delayed message exchange
+plugin, and `delayed relay`, with 1,000, 10,000 and 100,000 messages. Starts the embedded broker, and RabbitMQ if it is
+installed. Takes about twelve minutes on an otherwise idle machine.
 
 The lateness of a message is the difference between the time when it arrived and the time when it was due. A message is
 due at the time in its header mqtool-due or, with the relay, when its delay has passed since it was published. The relay

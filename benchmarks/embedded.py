@@ -98,7 +98,9 @@ def publish_confirmed(client: Client, exchange: str, key: str, count: int) -> fl
 
 
 def consume(client: Client, queue: str, count: int, window: int = WINDOW) -> float:
-    """Consume messages with this prefetch, and acknowledge them in batches; return how many seconds it took."""
+    """Consume `count` messages with a prefetch of `window`, and acknowledge them in batches; return how many seconds it
+    took.
+    """
     client.call(commands.Basic.Qos(prefetch_count=window), commands.Basic.QosOk)
     started = time.perf_counter()
     client.call(commands.Basic.Consume(queue=queue, consumer_tag="c"), commands.Basic.ConsumeOk)
@@ -145,7 +147,7 @@ def throughput(url: str, count: int) -> Throughput:
 
 
 def by_length(url: str, ready: int, count: int) -> float:
-    """Return how many microseconds it takes to publish and consume a message while this many others are ready."""
+    """Return how many microseconds it takes to publish and consume a message while `ready` others are in the queue."""
     client = Client(url)
     queue = f"embedded-benchmark-{ready}"
     client.call(commands.Queue.Declare(queue=queue), commands.Queue.DeclareOk)
@@ -163,7 +165,9 @@ def by_length(url: str, ready: int, count: int) -> float:
 
 
 def by_bindings(url: str, kind: str, bindings: int, count: int) -> float:
-    """Return how many microseconds it takes to route a message if one of this many bindings matches."""
+    """Return how many microseconds it takes to route a message if the exchange has `bindings` bindings, of which one
+    matches.
+    """
     client = Client(url)
     exchange = f"embedded-benchmark-{kind}-{bindings}"
     queue = client.call(commands.Queue.Declare(exclusive=True), commands.Queue.DeclareOk).queue
@@ -208,7 +212,7 @@ class Process:
 
     @property
     def resident(self) -> int:
-        """The resident memory of the process in bytes. On Linux only."""
+        """The resident memory of the broker's process, in bytes. On Linux only."""
         status = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS"))
 

@@ -78,7 +78,7 @@ class Installation:
 
 
 def grown(base: Mapping[str, float], change: Mapping[str, float], tolerance: float = TOLERANCE) -> list[str]:
-    """Return the names of the rows whose cost is more than `tolerance` times the cost in `base`, if any."""
+    """Return the names of the rows that cost more than `tolerance` times as much in `change` as in `base`."""
     return [name for name, before in base.items() if change[name] > before * tolerance]
 
 

@@ -2,6 +2,9 @@
 
     python -m benchmarks.streams [COUNT [PAIRS]]
 
+Each run publishes or reads COUNT messages, by default 100,000. mqtool and the script run alternately, PAIRS times each,
+by default 5.
+
 mqtool itself uses the library rstream for streams. The script publishes in batches of 500, rstream's fastest method,
 and waits for all confirms. Uses the broker of MQTOOL_URL, with its stream port in MQTOOL_STREAM_PORT.
 """
@@ -59,7 +62,7 @@ async def publish() -> None:
 
 
 async def consume(count: int) -> None:
-    """Consume this many messages of the stream, and write each body to stdout as a line."""
+    """Consume the first `count` messages of the stream, and write each body to stdout as a line."""
     received, done = 0, asyncio.Event()
     out = sys.stdout.buffer
 
@@ -79,9 +82,10 @@ async def consume(count: int) -> None:
 
 
 def measure(count: int, pairs: int) -> None:
-    """Compare mqtool with the rstream script: sending this many lines to a stream, and receiving them.
+    """Compare mqtool with the rstream script: sending lines to a stream, and receiving them.
 
     Args:
+        count: the number of lines.
         pairs: the number of runs of each of the two programs.
     """
     peer = [sys.executable, "-m", "benchmarks.streams"]

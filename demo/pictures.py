@@ -220,7 +220,9 @@ def _without_title_bar(match: re.Match[str]) -> str:
 
 
 def _trimmed(match: re.Match[str]) -> str:
-    """Return the rest of an SVG text element, without trailing spaces and with the width of the remaining columns."""
+    """Return the end of an SVG text element, from its attribute textLength on, without the trailing spaces of the text.
+    The new textLength is the width of the text that is left.
+    """
     length = float(match[1])
     columns = round(length / _CHARACTER)
     return f'textLength="{(columns - len(match[3])) * _CHARACTER:g}">{match[2]}</text>'

@@ -172,7 +172,7 @@ def _sent(path: Path, before: bytes, emitter: Terminal) -> bytes:
     last = emitter.lines[-1] if emitter.lines else ""
     confirmed = re.match(r"([\d,]+) confirmed in ", last)
     if confirmed is None:
-        raise CheckFailed(f"emitter: expected the number of confirmed lines in its last line, got {last!r}")
+        raise CheckFailed(f"emitter: the last line should contain the number of confirmed lines, but is {last!r}")
     count = int(confirmed[1].replace(",", ""))
     now = log_formats.read(path)
     at_least, at_most = len(_lines(before)), len(_lines(now))

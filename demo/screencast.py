@@ -25,7 +25,7 @@ from demo.pictures import DIRECTORY, svg
 
 #: What is typed. A line that begins with # is a comment, as in a shell.
 SCRIPT = """
-# mqtool in two minutes. First, start the broker that it contains
+# mqtool in two minutes. First, start mqtool's own broker
 mqtool broker up --kind embedded
 # Send a message and receive it, as in RabbitMQ's first tutorial
 mqtool send 'Hello World!'

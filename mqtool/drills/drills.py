@@ -152,9 +152,9 @@ _AT_ONCE = 4
 def kill_worker(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
     """Kill a worker (kill -9) while its programs run. Another worker gets its messages, and then the rest."""
     scene.say(
-        f"{count} messages wait for workers that run a program for each message, up to {_AT_ONCE} at once. Worker 1 is "
-        "killed while its programs run, before it has acknowledged their messages. Watch worker 2 get these messages, "
-        "marked as redelivered, and then the rest."
+        f"{count} messages wait for workers. A worker runs a program for each message, up to {_AT_ONCE} at the same "
+        "time. Worker 1 is killed while its programs run, before it has acknowledged their messages. Watch worker "
+        "2 get these messages, marked as redelivered, and then the rest."
     )
     sender, first, second = scene.terminals("sender", "worker 1", "worker 2")
     messages = DrillMessages(count)
@@ -193,11 +193,11 @@ def poison(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
         letters = list(peeking.peek(connection.channel(), queue))
     deaths = {letter.message_id: death_of(letter) for letter in letters if letter.message_id in messages}
     why = [
-        f"{name.rpartition('-')[0]} {death.reason} after {counted(death.attempts, 'attempt')}"
+        f"{name.rpartition('-')[0]}: {death.reason} after {counted(death.attempts, 'attempt')}"
         for name, death in deaths.items()
         if name
     ]
-    scene.say(f"Reasons for dead-lettering: {', '.join(why)}.")
+    scene.say(f"Reasons for dead-lettering: {'; '.join(why)}.")
     verdict = _verdict(scene, messages, confirmed, worker, dead=len(deaths))
     return replace(verdict, foreign=verdict.foreign + sum(letter.message_id not in messages for letter in letters))
 

@@ -87,7 +87,7 @@ class Verdict:
         return f"{what} lost: {self.sent:,} sent = {self.done:,} done{dead}{lost}"
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return the names and values of the counts, for a table."""
+        """Return the name and value of each count, and the longest pause if it was measured, as the rows of a table."""
         rows = [
             ("sent", self.sent), ("confirmed", self.confirmed), ("handled", self.done),
             ("redelivered", self.redelivered), ("duplicates recognised", self.suppressed),

@@ -217,8 +217,9 @@ def test_a_context_can_be_given_before_the_command(home: Shell) -> None:
 
 
 def test_a_context_applies_to_amqp_the_management_api_and_completion(staging: Shell, broker: TestBroker) -> None:
-    """Commands and completion use a context's broker and its management URL, even if MQTOOL_MANAGEMENT_URL contains
-    another URL.
+    """While a context is in use, `send` publishes to its broker. With -C CONTEXT, `list queues` asks the context's
+    management URL, and completion proposes names of its queues, even if MQTOOL_MANAGEMENT_URL contains another URL. For
+    -C and --context, completion proposes names of contexts.
     """
     staging.environment |= {"MQTOOL_MANAGEMENT_URL": "http://127.0.0.1:1", "MQTOOL_COMPLETION_TIMEOUT": "20s"}
     assert staging.run("mqtool", "send", "-q", "jobs", "--declare", "x").code == 0

@@ -241,8 +241,8 @@ def test_recording_reconcile_reports_missing_doubled_and_reordered_messages(shel
 
 
 def test_dlq_ls_exits_with_69_if_the_management_api_is_not_at_its_usual_port(lonely_shell: Shell) -> None:
-    """If no management API answers at the usual port, `dlq ls` exits with 69, even if the broker's management API has
-    another port.
+    """If no management URL is given, and no management API answers at the usual port, `dlq ls` exits with 69, even if
+    the broker has a management API at another port.
     """
     with EmbeddedBroker(management_port=0) as broker:  # at a port where no command looks
         listed = lonely_shell.run("mqtool", "dlq", "ls", "-u", broker.url)

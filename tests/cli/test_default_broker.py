@@ -111,8 +111,10 @@ def test_every_tutorial_is_tested_on_the_default_broker() -> None:
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("dialect", Dialect)
 def test_every_tutorial_exchanges_messages_in_every_dialect(shell: Shell, dialect: Dialect) -> None:
-    """With each --dialect, such as `go`, a tutorial's receiver prints the messages of mqtool's sender and those of the
-    dialect's own script, and both senders declare the same queue or exchange.
+    """Each --dialect stands for one version of the tutorials, such as the one in Go. With any of them, a tutorial's
+    receiver prints the messages of mqtool's sender. With `python`, `go`, `python-classic` and `go-classic`, the
+    receivers of the first six tutorials also print the messages of a pika script that sends as this version does. All
+    senders and receivers of a tutorial declare the same queue or exchange.
     """
     shell.environment["MQTOOL_DIALECT"] = dialect
     tutorials = list(PAIRS)

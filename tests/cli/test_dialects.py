@@ -1,6 +1,6 @@
-"""What mqtool prints and sends in each dialect, where its scripts differ from today's Python ones. The expected lines
-are those of the scripts, repeated here so that an error in dialects.py is noticed; Go's lack the time that its log
-package adds. The dialects of articles are tested in test_older_tutorials.py.
+"""What mqtool prints and sends in each dialect, which stands for one version of RabbitMQ's tutorials. The expected
+lines are those of the scripts, repeated here so that an error in dialects.py is noticed; Go's lack the time that its
+log package adds. The dialects of articles are tested in test_older_tutorials.py.
 """
 
 import pytest
@@ -141,8 +141,9 @@ def test_the_dialect_go_article_2_takes_the_first_word_as_the_routing_key(
 @on_any_broker
 @pytest.mark.sampled(3)
 def test_a_named_queue_is_as_durable_as_in_the_dialects_scripts(shell: Shell, command: str, settings: str) -> None:
-    """With --dialect, a command declares a named queue as durable or as transient, like the dialect's scripts. With
-    --durable, the queue is durable in any dialect.
+    """Each --dialect stands for one version of RabbitMQ's tutorials, such as the older Go version. With this option, a
+    command declares a named queue as durable or as transient, like the scripts of this version. With --durable, the
+    queue is durable in any dialect.
     """
     assert shell.run("mqtool", *command.split()).code == 0
     name, durable = settings.split()
@@ -155,9 +156,9 @@ def test_a_named_queue_is_as_durable_as_in_the_dialects_scripts(shell: Shell, co
 
 @on_any_broker
 def test_send_says_that_the_dialect_makes_a_new_queue_transient(shell: Shell) -> None:
-    """`send --dialect go-classic` declares new queues as transient, like the scripts of this dialect. If `send -q
-    QUEUE` on a terminal does so, a note says that the queue is transient, and suggests --durable. There is no note if
-    the queue exists, or if --durable is given.
+    """`send --dialect go-classic` declares new queues as transient, like the scripts of RabbitMQ's older Go tutorials.
+    If `send -q QUEUE` on a terminal does so, a note says that the queue is transient, and suggests --durable. There is
+    no note if the queue exists, or if --durable is given.
     """
     send = ("mqtool", "send", "x", "--dialect", "go-classic", "-q")
     said = "it is transient, as in --dialect go-classic; for a durable queue, add --durable"
@@ -169,8 +170,9 @@ def test_send_says_that_the_dialect_makes_a_new_queue_transient(shell: Shell) ->
 
 @on_any_broker
 def test_raw_output_and_output_files_work_with_a_dialect(shell: Shell) -> None:
-    """With --dialect, `receive --raw` prints only bodies on stdout. The other lines of the dialect's script go to
-    stderr. With -o FILE, `receive` writes to FILE only the lines that the script prints for messages.
+    """Each --dialect stands for one version of RabbitMQ's tutorials, such as the older Go version. With this option and
+    --raw, `receive` prints only bodies on stdout, and the script's other lines, such as `Waiting for messages`, on
+    stderr. With this option and -o FILE, `receive` writes only the lines that the script prints for messages to FILE.
     """
     shell.run("mqtool", "send", "-l", "--dialect", "go-classic", stdin="one\ntwo\n")
     raw = shell.run("mqtool", "receive", "--raw", "-c", "1", "--dialect", "go-classic")

@@ -87,7 +87,7 @@ def test_an_unknown_fault_or_argument_is_a_usage_error(tester: Shell, words: lis
 
 def test_send_stream_exits_with_69_while_the_broker_blocks_publishers(tester: Shell, own: EmbeddedBroker) -> None:
     """While the broker blocks publishers, `send-stream` exits with 69 and says that the broker may be low on memory or
-    disk. Once the broker accepts messages again, `send-stream` exits with 0.
+    disk. Once the broker accepts messages again, a new `send-stream` exits with 0.
     """
     streams = ("send-stream", "--stream-port", str(own.stream_port), "x")
     tester.run("mqtool", "broker", "fault", "block-publishers")

@@ -22,8 +22,9 @@ def test_send_and_receive_print_the_lines_of_the_tutorial(shell: Shell) -> None:
 
 @on_any_broker
 def test_aliases_and_options_of_other_tools_are_accepted(shell: Shell, broker: TestBroker) -> None:
-    """mqtool accepts the aliases `publish`, `sub` and `queue ls`, the option -n for a number of messages, a URL without
-    a scheme, and a duration without a unit, which is in seconds.
+    """mqtool accepts the names that other tools use: `publish` for `send`, `sub` for `receive`, `queue ls` for `list
+    queues`, and -n for --count. It also accepts a URL without `amqp://`, and a duration without a unit, which is in
+    seconds.
     """
     assert shell.run("mqtool", "publish", "-u", broker.url.removeprefix("amqp://"), "hi").code == 0
     received = shell.run("mqtool", "sub", "-n", "1", "--timeout", "60", "--raw")

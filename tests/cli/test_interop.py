@@ -362,9 +362,9 @@ def test_a_queue_that_the_option_strict_refuses_keeps_its_messages(shell: Shell)
 def test_worker_and_rpc_server_use_a_queue_of_another_dialect_unless_strict(
     shell: Shell, strict: bool, command: str
 ) -> None:
-    """The scripts of `--dialect python-classic` declare queues with other properties than mqtool does without
-    --dialect. If the queue was declared with this dialect, `worker` and `rpc-server` without --dialect print a notice
-    and use the queue. With --strict, they exit with 78.
+    """With `--dialect python-classic`, which stands for RabbitMQ's older Python tutorials, mqtool declares queues with
+    other properties than without --dialect. If the queue was declared with this dialect, `worker` and `rpc-server`
+    without --dialect print a notice and use the queue. With --strict, they exit with 78.
     """
     other = "python-classic"
     shell.start("mqtool", command, "--dialect", other).wait_until_ready().interrupt().wait()

@@ -320,9 +320,9 @@ def test_peek_ignores_a_delivery_count_that_a_publisher_has_forged(shell: Shell,
 def test_peek_ignores_a_forged_delivery_count_after_a_consumer_has_requeued_the_message(
     tmp_path: Path, like: str
 ) -> None:
-    """A publisher has forged a message's x-delivery-count. In RabbitMQ 4.3 and later, the message keeps this count when
-    a consumer requeues it with a nack. `peek` leaves the message in its place in the queue, and warns only of the
-    requeues that the broker has counted.
+    """In RabbitMQ 4.3 and later, a message keeps an x-delivery-count that its publisher has forged when a consumer
+    requeues the message with a nack. `peek` ignores the forged count: the message keeps its place in the queue. The
+    warning that the queue drops messages after too many requeues uses only the broker's own count.
     """
     with EmbeddedBroker(like=like, management_port=0) as broker:
         settings = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url}

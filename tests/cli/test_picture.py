@@ -854,8 +854,8 @@ def test_two_reply_queues_of_an_rpc_client_have_different_names_and_no_arrows_cr
 
 
 def test_with_two_consumers_no_arrow_runs_behind_a_box_on_a_phone(chromium: Any, tmp_path: Path) -> None:
-    """In a window that is 390 pixels wide, a tutorial's picture shows two consumers, of which the first publishes
-    replies. No arrow runs behind the box of a client, exchange or queue, and none leaves the picture.
+    """If the picture of a tutorial has two consumers, of which the first publishes replies, and the window is 390
+    pixels wide, no arrow runs behind the box of a client, exchange or queue, and none leaves the picture.
     """
     records = of_rpc()
     topology = next(each for each in records if each["kind"] == "topology")

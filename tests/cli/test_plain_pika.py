@@ -59,8 +59,9 @@ def ends_well(script: Running) -> None:
 @pytest.mark.parametrize("first", ["mqtool", "script"])
 @pytest.mark.sampled(1)
 def test_the_script_of_hello_world_exchanges_messages_with_send_and_receive(room: Room, first: str) -> None:
-    """`tutorial show hello-world --plain` prints a script that can send and receive. The script gets the message of
-    `send`, and `receive` gets the message of the script, whichever program has declared the queue.
+    """`tutorial show hello-world --plain` prints a pika script with which one can send and receive. The script receives
+    what `mqtool send` has sent, and `mqtool receive` gets what the script has sent. The sender, whichever it is,
+    declares the queue.
     """
     room.printed("hello-world")
     send = {"mqtool": lambda: room.mqtool("send"), "script": lambda: room.script("send", "Good", "morning!")}

@@ -105,8 +105,8 @@ def test_a_reply_larger_than_the_limit_of_unconfirmed_bytes_is_sent(
 
 
 def test_an_rpc_server_acknowledges_each_request_once_if_some_need_no_reply(connection: Connection) -> None:
-    """If some of the requests in a queue have no reply_to, so that they need no reply, the RPC server acknowledges each
-    request once, and answers all others. (To acknowledge a request twice would close the channel.)
+    """If some of the requests in a queue have no reply_to, the RPC server replies only to those that have one, and
+    acknowledges every request exactly once. (Acknowledging a request twice would close the channel.)
     """
     client, server = connection.channel(), connection.channel()
     queue, replies = client.declare(QUEUE), client.declare(PRIVATE_QUEUE)

@@ -643,8 +643,8 @@ def test_a_malformed_message_detaches_the_link_or_ends_the_session(
 def test_messages_on_a_link_without_a_target_are_routed_by_their_to_property(
     client: RawAmqp10, queue: str, channel: BlockingChannel, vhost: str
 ) -> None:
-    """On an AMQP 1.0 link without a target, the broker routes each message by its property `to`. If `to` is missing or
-    invalid, the broker rejects the message, and the link stays attached.
+    """On an AMQP 1.0 link whose target address is null (the anonymous terminus), the broker routes each message by its
+    property `to`. If `to` is missing or invalid, the broker rejects the message, and the link stays attached.
     """
     channel.queue_bind("q", "amq.direct", "a/b ä")
     client.attach_sender(None)
@@ -666,8 +666,8 @@ def test_messages_on_a_link_without_a_target_are_routed_by_their_to_property(
 
 
 def test_a_settled_message_with_a_bad_address_detaches_the_link(client: RawAmqp10) -> None:
-    """If an AMQP 1.0 client sends a settled message with an invalid address in `to` on a link without a target, the
-    broker detaches the link, because it cannot reject a settled message.
+    """If an AMQP 1.0 client sends a settled message with an invalid address in `to` on a link whose target address is
+    null, the broker detaches the link, because it cannot reject a settled message.
     """
     client.attach_sender(None)
     client.publish(0, message(to="/what"), settled=True)

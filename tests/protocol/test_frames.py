@@ -300,7 +300,9 @@ def test_a_client_that_sends_no_heartbeats_is_disconnected(amqp_url: str) -> Non
 
 
 def test_the_management_api_can_close_a_connection(channel: BlockingChannel, api: Api, vhost: str, take: Take) -> None:
-    """If a connection is closed through the management API, its client gets 320 CONNECTION_FORCED with the reason."""
+    """If a connection is closed through the management API, its client gets 320 CONNECTION_FORCED with the text `Closed
+    via management plugin`.
+    """
 
     def close_all() -> None:
         # Under the names that the API lists: for a broker in a container, this client's address is another one.

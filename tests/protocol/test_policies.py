@@ -275,8 +275,9 @@ def test_an_invalid_policy_is_refused(api: Api, vhost: str) -> None:
 @pytest.mark.parametrize(("tag", "changes"), [("management", 401), ("policymaker", 201)])
 @pytest.mark.differs_since("4.3", "404 in place of 401, for a virtual host that one has no permissions in")
 def test_only_policymakers_may_change_policies(api: Api, vhost: str, tag: str, changes: int) -> None:
-    """A user with the tag `policymaker` and permissions in a virtual host may set its policies, but not its operator
-    policies. A user with the tag `management` may list its policies, but not set them.
+    """Among users who are not administrators, only one with the tag `policymaker` and permissions in a virtual host may
+    set its policies. Even this user may not set operator policies. A user with the tag `management` and permissions in
+    the virtual host may list its policies, but not set them.
     """
     user, body = f"{tag}-{vhost}", {"pattern": "a", "definition": {"max-length": 3}}
     api("PUT", f"users/{user}", {"password": "secret", "tags": tag})

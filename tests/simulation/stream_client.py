@@ -160,7 +160,7 @@ class StreamClient(Client):
         self.command(raw.STORE_OFFSET, raw.string(reader) + raw.string(stream) + struct.pack(">Q", offset))
 
     async def query_offset(self, stream: str, reader: str) -> int | None:
-        """Return the stored offset of a reader, if any."""
+        """Return the stored offset of a reader; None if none is stored."""
         answer = await self.ask(raw.QUERY_OFFSET, raw.string(reader) + raw.string(stream))
         offset = int.from_bytes(answer[-8:]) if answer else None
         self.judge.note(self.name, f"stored offset of {stream}: {offset}")

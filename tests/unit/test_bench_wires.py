@@ -164,8 +164,8 @@ def test_deliveries_have_the_time_at_which_they_arrived(
 
 
 def test_churn_opens_a_channel_and_closes_it(connection: Mock) -> None:
-    """With `--churn channels`, a `bench` client opens a channel, waits until it is open, notes the time, and then
-    closes the channel.
+    """With `--churn channels`, a `bench` client opens a channel, waits until it is open, and then closes it. Before
+    closing the channel, it measures how long the opening took.
     """
     made = AmqpWire(NODE, PLAIN)
     connection.open_channel.return_value = "channel"

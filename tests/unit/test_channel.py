@@ -298,10 +298,10 @@ def test_deliveries_acknowledged_together_share_one_acknowledgement(broker: Scri
 def test_a_consumer_of_a_queue_with_a_delivery_limit_starts_with_a_prefetch_of_1(
     broker: ScriptedBroker, arguments: dict[str, Any], version: str, *, one_by_one: bool
 ) -> None:
-    """A consumer of a quorum queue that has a delivery limit starts with a prefetch of 1, because such a queue drops
-    messages that were delivered too often. mqtool assumes that every quorum queue of RabbitMQ 4.0 or later has a
-    delivery limit. In earlier versions, only those whose arguments set one have it. All other consumers start with a
-    prefetch of 1,000.
+    """A consumer of a quorum queue with a delivery limit starts with a prefetch of 1. Otherwise, prefetched messages
+    that it requeues unhandled would count as delivered, and the queue drops messages that were delivered too often.
+    mqtool assumes a delivery limit for every quorum queue of RabbitMQ 4.0 or later, and on other brokers only if the
+    queue's arguments set one. All other consumers start with a prefetch of 1,000.
     """
     broker.broker = version
     broker.channel().consume(Queue("q", arguments=arguments))

@@ -378,9 +378,9 @@ def test_unacknowledged_messages_prevent_a_conversion(count: int, text: str) -> 
 
 
 def test_unacknowledged_messages_of_a_queue_declared_by_a_conversion_do_not_prevent_a_conversion() -> None:
-    """If a queue's name ends in `.mqtool-convert`, and the queue has the argument x-mqtool-convert, mqtool assumes that
-    an earlier `queue convert` has declared it. `queue convert` accepts such a queue even if it has unacknowledged
-    messages.
+    """`queue convert` refuses to convert a queue with unacknowledged messages, unless an earlier `queue convert` has
+    declared this queue. mqtool assumes that it has if the queue's name ends in `.mqtool-convert` and the queue has the
+    argument x-mqtool-convert.
     """
     ours = view(name="jobs.mqtool-convert", arguments={PLAN: "{}"}, messages_unacknowledged=5)
     assert plan_is_ours(ours)
@@ -525,9 +525,9 @@ def test_a_policy_that_limits_the_queue_for_messages_published_meanwhile_prevent
 
 @pytest.mark.parametrize("to", ["quorum_queues", "classic_queues"])
 def test_a_policy_only_for_quorum_queues_can_prevent_a_conversion(to: str) -> None:
-    """The temporary queues of `queue convert` are quorum queues. If a policy for quorum queues makes them reject
-    messages beyond a number of bytes, `queue convert` refuses the conversion. If the same policy is only for classic
-    queues, it does not.
+    """If a policy for quorum queues sets max-length-bytes and reject-publish, `queue convert` refuses to convert a
+    queue to a quorum queue. The policy could make the temporary queues, which are quorum queues, and the converted
+    queue reject messages. If the same policy is only for classic queues, it does not prevent the conversion.
     """
     limits = {"overflow": "reject-publish", "max-length-bytes": 5}
     assert len(found(policies=[policy("p", "", to, **limits)]).refusals) == (2 if to == "quorum_queues" else 0)

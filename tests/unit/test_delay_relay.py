@@ -540,8 +540,8 @@ def no_leader(_: str) -> object:
 
 
 def test_a_wait_queue_without_a_leader_is_avoided_with_a_warning() -> None:
-    """If a wait queue has no leader, it would not confirm messages, so `delayed relay` uses it neither in this run nor
-    in later runs. A warning contains the command that deletes the queue.
+    """A wait queue without a leader would not confirm messages, so `delayed relay` does not use it, not even after a
+    reconnection. A warning contains the command that deletes the queue.
     """
     broker, dead = FakeBroker(), {"known"}
     broker.leader = no_leader

@@ -26,9 +26,10 @@ def handle(policy: ConsumePolicy, tags: range, now: float = SOON) -> list[int]:
 
 
 def test_the_options_decide_how_a_command_consumes() -> None:
-    """A consumer of a queue with a delivery limit starts with a prefetch of 1, unless `--prefetch` or `--auto-ack` is
-    given. Any other consumer starts with its full prefetch. With `--count`, a consumer never receives more messages
-    than that number. If the caller acknowledges messages itself, the consumer acknowledges none.
+    """A consumer of a queue with a delivery limit starts with a prefetch of 1. With --prefetch or --auto-ack, and for
+    any other queue, it starts with the prefetch that --prefetch gives, by default 1,000. With --count, it never
+    receives more messages than that number. If the command acknowledges the messages itself, the consumer acknowledges
+    none.
     """
     assert type(policy_for(Receiving(), limits_deliveries=False)) is Streaming
     assert type(policy_for(Receiving(), limits_deliveries=True)) is Cautious

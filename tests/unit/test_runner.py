@@ -526,8 +526,8 @@ def test_a_runner_writes_the_rest_of_stderr_until_its_next_request_arrives(pipe:
 
 
 def test_the_last_byte_of_stderr_is_written_before_the_next_request_arrives(pipe: tuple[_Stderr, int]) -> None:
-    """A runner is a process that runs programs for `worker`. While it waits for the next request, it writes all of the
-    previous program's stderr, even a single last byte.
+    """A runner is a process that runs programs for `worker`. While it waits for the next request, it writes everything
+    that is left of the previous program's stderr to the stderr of `worker`, down to a single last byte.
     """
     stderr, reading = pipe
     never, ends = os.pipe()

@@ -40,8 +40,8 @@ def test_an_address_names_an_exchange_and_a_routing_key(exchange: str, key: str,
 
 
 def test_a_message_without_an_address_has_the_default_exchange_and_an_empty_routing_key() -> None:
-    """If an AMQP 1.0 message has no address, or an address that contains no name of an exchange or queue, its exchange
-    is the default exchange, and its routing key is empty.
+    """If the address of an AMQP 1.0 message is missing or empty, or names no exchange or queue in the form /exchanges/…
+    or /queues/…, its exchange is the default exchange, and its routing key is empty.
     """
     assert exchange_and_key(None) == exchange_and_key("") == exchange_and_key("q") == ("", "")
     assert exchange_and_key("/queues/") == ("", "")

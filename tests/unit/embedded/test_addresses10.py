@@ -64,7 +64,9 @@ def test_the_target_address_of_a_message_must_be_valid(address: str, error: str)
 
 @pytest.mark.parametrize("address", ["/queues/%FF", "/exchanges/%FF", "/exchanges/x/%FF"])
 def test_a_name_in_an_address_is_utf_8(address: str) -> None:
-    """Parsing an AMQP 1.0 address raises UnicodeDecodeError if a name or routing key in the address is not UTF-8."""
+    """Parsing an AMQP 1.0 address raises UnicodeDecodeError if the percent-encoded bytes of a name or routing key in
+    the address are not UTF-8, as in /queues/%FF.
+    """
     with pytest.raises(UnicodeDecodeError):
         parse_target(address)
 

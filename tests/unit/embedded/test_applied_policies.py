@@ -163,8 +163,8 @@ ONE: Table = {"max-length": 1}
 def test_a_policy_applies_to_the_matching_names_of_its_types(
     policies: Policies, policy: Policy, applies_to: str, kind: str, of: str
 ) -> None:
-    """A policy or operator policy applies to a queue or an exchange if its pattern matches the name and its apply-to
-    includes that type of object. For a queue, the queue's type must also support all settings of the policy.
+    """A policy or operator policy can apply to a queue or an exchange only if its pattern matches the name and its
+    apply-to includes that type of object. For a queue, the queue's type must also support all settings of the policy.
     """
     policies.put(of, policy)
     applied = policies.applied_to("jobs", kind)

@@ -301,8 +301,9 @@ def test_publishers_stay_blocked_until_the_last_alarm_ends(scene: Scene, caplog:
 
 
 def test_during_a_memory_alarm_the_largest_connection_is_closed_every_5_seconds(scene: Scene) -> None:
-    """During a memory alarm that is caused by clients, the broker closes the connection that takes the most memory, the
-    first one after 5 seconds, and then another one every 5 seconds until the alarm ends.
+    """If the memory that connections take, and not the messages in queues alone, causes a memory alarm, the broker
+    closes the connection that takes the most memory 5 seconds after the alarm begins. It then closes another one every
+    5 seconds until the alarm ends. Each new alarm starts the 5 seconds again.
     """
     scene.ledger.hold_bytes(800 - scene.ledger.held_bytes)
     small, large, none = scene.connect(90), scene.connect(111), scene.connect()

@@ -39,7 +39,7 @@ def refusal(action: Callable[[], object]) -> str | None:
 
 
 def declared(vhost: VirtualHost, arguments: Table, **properties: Any) -> str | None:
-    """Declare the durable queue `q`; return the error, if any."""
+    """Declare the durable queue `q`; return the error, or None if the broker accepts it."""
     return refusal(lambda: declare_queue(vhost, QueueDeclaration("q", arguments, **properties)))
 
 
@@ -423,7 +423,7 @@ def test_a_virtual_host_with_a_queue_limit_refuses_more_queues() -> None:
 def exchange(
     vhost: VirtualHost, kind: str = "direct", arguments: Table | None = None, **properties: bool
 ) -> str | None:
-    """Declare the durable exchange `x`; return the error, if any."""
+    """Declare the durable exchange `x`; return the error, or None if the broker accepts it."""
     flags = {"durable": True, "auto_delete": False, "internal": False, **properties}
     return refusal(lambda: declare_exchange(vhost, ExchangeDeclaration("x", kind, arguments=arguments or {}, **flags)))
 

@@ -181,8 +181,9 @@ def test_only_an_expiration_that_amqp_1_0_can_express_becomes_a_ttl(expiration: 
 
 
 def test_bytes_that_are_not_utf_8_are_kept() -> None:
-    """If a property, a name or a routing key contains bytes that are not UTF-8, the broker keeps these bytes when it
-    converts a message between AMQP 0-9-1 and AMQP 1.0. It drops only an AMQP 1.0 user id that is not UTF-8.
+    """If a property, a routing key, or the name of an exchange or queue contains bytes that are not UTF-8, the broker
+    keeps these bytes when it converts a message between AMQP 0-9-1 and AMQP 1.0. There is one exception: it drops the
+    user id of an AMQP 1.0 message if this is not UTF-8.
     """
     fields = {"user_id": b"\x02u\xff", "app_id": b"\x01\xff", "reply_to": b"\x03r/\xff", "message_id": b"\x01\xff"}
     found = _delivered(_from_091(fields))

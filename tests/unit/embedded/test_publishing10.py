@@ -501,9 +501,9 @@ def test_the_outcome_rejected_names_the_routing_key_if_the_target_is_an_exchange
 def test_a_link_without_a_target_stays_attached_if_a_message_is_rejected(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """On an AMQP 1.0 link without a target, the broker rejects a message whose `to` is missing, is not a valid address,
-    or names an exchange that does not exist. The rejected message uses link credit. The link stays attached, and later
-    messages are published.
+    """On an AMQP 1.0 link whose target address is null (the anonymous terminus), the broker rejects a message whose
+    `to` is missing, is not a valid address, or names an exchange that does not exist. The rejected message uses link
+    credit. The link stays attached, and later messages are published.
     """
     client.attach_sender(None)
     refused = {
@@ -524,9 +524,9 @@ def test_a_link_without_a_target_stays_attached_if_a_message_is_rejected(
 
 @pytest.mark.parametrize("settled", [False, True])
 def test_a_settled_message_with_an_invalid_address_detaches_the_link(client: MemoryClient10, *, settled: bool) -> None:
-    """If an unsettled message on an AMQP 1.0 link without a target has an invalid address, the broker rejects the
-    message. It cannot reject a settled message, so it detaches the link, with an error that contains the message's
-    delivery tag.
+    """If an unsettled message on an AMQP 1.0 link whose target address is null has an invalid address in `to`, the
+    broker rejects the message. It cannot reject a settled message, so it detaches the link, with an error that contains
+    the message's delivery tag.
     """
     client.attach_sender(None)
     found = client.publish(5, message(to="/what"), settled=settled)
@@ -603,8 +603,9 @@ def cc(*keys: Any, to: str | None = None) -> bytes:
 def test_permissions_are_checked_for_each_message_on_a_link_without_a_target(
     ann: MemoryClient10, to: str, text: str
 ) -> None:
-    """On an AMQP 1.0 link without a target, each message can be for another exchange. If the user has no permission to
-    publish a message, the broker ends the session with unauthorized-access, whether the exchange exists or not.
+    """On an AMQP 1.0 link whose target address is null (the anonymous terminus), each message can be for another
+    exchange. If the user has no permission to publish a message, the broker ends the session with unauthorized-access,
+    whether the exchange exists or not.
     """
     ann.attach_sender(None)
     assert outcomes(ann.publish(0, message(to="/exchanges/amq.topic/ann.1"))) == [(0, None, RELEASE)]
@@ -622,8 +623,8 @@ def test_topic_permissions_apply_to_the_routing_keys_in_x_cc(ann: MemoryClient10
 
 
 def test_a_message_to_an_internal_exchange_detaches_the_link(client: MemoryClient10, broker: Broker) -> None:
-    """If an AMQP 1.0 client publishes a message to an internal exchange over a link without a target, the broker
-    detaches the link with unauthorized-access.
+    """If an AMQP 1.0 client publishes a message to an internal exchange over a link whose target address is null (the
+    anonymous terminus), the broker detaches the link with unauthorized-access.
     """
     broker.vhosts["/"].add_exchange(BrokerExchange("inner", "fanout", internal=True))
     client.attach_sender(None)
@@ -633,8 +634,8 @@ def test_a_message_to_an_internal_exchange_detaches_the_link(client: MemoryClien
 
 
 def test_a_message_whose_x_cc_is_not_a_list_of_strings_is_rejected(client: MemoryClient10, broker: Broker) -> None:
-    """If the annotation x-cc of an AMQP 1.0 message on a link without a target is not a list of strings, the broker
-    rejects the message with invalid-field, and adds it to no queue.
+    """If the annotation x-cc of an AMQP 1.0 message on a link whose target address is null is not a list of strings,
+    the broker rejects the message with invalid-field, and adds it to no queue.
     """
     client.attach_sender(None)
     [(_, _, state)] = outcomes(client.publish(0, cc(Symbol("q"), to="/queues/q")))

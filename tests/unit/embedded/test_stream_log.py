@@ -284,7 +284,7 @@ def batch(compression: int, plain: bytes, packed: bytes, *, records: int) -> byt
 def test_each_message_of_a_sub_entry_batch_takes_one_offset(bench: Bench) -> None:
     """Each message of a sub-entry batch takes one offset. If a consumer reads the stream over AMQP, it gets only the
     messages of uncompressed batches. If an uncompressed batch is cut off, the consumer gets the messages before the
-    cut.
+    cut, and then those after the batch.
     """
     plain = simple_entry(b"a") + simple_entry(b"b")
     bench.log.append(batch(0, plain, plain, records=2), records=2)

@@ -131,7 +131,8 @@ def test_the_messages_of_a_chunk_have_successive_offsets(
 ) -> None:
     """The messages of a chunk, including those in batches, have successive offsets. If a reader wants messages from an
     offset on, uncompressed batches that end before this offset are skipped. Compressed batches are always skipped, with
-    a warning at most once a second. If a batch is cut off, its complete messages are read.
+    a warning at most once a second. If a batch is cut off, its complete messages are read, and then the messages after
+    the batch.
     """
     monkeypatch.setattr(stream_segment.log, "filters", [])  # another test may have had the warning of this second
     caplog.set_level(logging.WARNING)
@@ -261,8 +262,9 @@ def test_a_chunk_is_read_as_a_whole_together_with_small_ones_after_it() -> None:
 
 @pytest.mark.parametrize("size", [1000, 100_000, 300_000])
 def test_chunks_are_checked_when_a_stream_is_opened_up_to_the_first_damaged_one(size: int) -> None:
-    """When the embedded broker opens a stream, it reads the chunks, with their stored consumer offsets and filter bits,
-    in order up to the first chunk that is damaged or cut off. It reads less than 2.5 times the stream's bytes.
+    """When the embedded broker opens a stream, it checks the chunks of the last segment in order, and reads their
+    stored consumer offsets and filter bits. It stops at the first chunk that is damaged or cut off, and uses neither
+    this chunk nor any later one. In total, it reads fewer bytes than 2.5 times the size of the segment.
     """
     found = [StoredTracking({}, {"c": number}, 2 + number) for number in range(max(9, 600_000 // size))]
     parts = [
