@@ -66,7 +66,7 @@ def test_topic_permissions_apply_to_publishing_and_binding(
 
 
 @pytest.mark.parametrize("header", ["CC", "BCC"])
-def test_topic_permissions_apply_to_cc_and_bcc_from_4_0_3_on(
+def test_topic_permissions_apply_to_cc_and_bcc_from_4_0_on(
     connect: Callable[..., pika.BlockingConnection],
     api: Api,
     amqp_url: str,
@@ -75,9 +75,9 @@ def test_topic_permissions_apply_to_cc_and_bcc_from_4_0_3_on(
     broker: TestBroker,
     header: str,
 ) -> None:
-    """From RabbitMQ 4.0.3 on, a publisher's topic permissions apply to a message's own routing key and to the routing
-    keys in CC and BCC. In earlier versions, such as 3.10, they apply only to the message's own routing key. The
-    embedded broker behaves like the RabbitMQ version that it imitates.
+    """From RabbitMQ 4.0 on (since 4.0.3), a publisher's topic permissions apply to a message's own routing key and to
+    the routing keys in CC and BCC. In earlier versions, such as 3.10, they apply only to the message's own routing key.
+    The embedded broker behaves like the RabbitMQ version that it imitates.
     """
     api("PUT", f"users/{ann}", {"password": "secret", "tags": "management"})
     api("PUT", f"permissions/{vhost}/{ann}", {"configure": ".*", "write": ".*", "read": ".*"})
