@@ -121,15 +121,20 @@ def test_the_shorter_consumer_timeout_of_queue_argument_and_policy_applies(start
     """If a queue argument and a policy both set a consumer timeout, the shorter one applies. After this timeout,
     RabbitMQ up to 4.2 closes the channel, and RabbitMQ from 4.3 on cancels the consumer.
     """
-    declare(started.url, **{"x-consumer-timeout": LONG})
-    Api(str(started.management_url))(
-        "PUT", "policies/%2F/short", {"pattern": "^q$", "definition": {"consumer-timeout": SHORT}}
-    )
-    with consume(started.url, "q") as client:
-        if like == "4.2":
-            assert closed_after(client) == text_of(SHORT)
-        else:
-            assert client.expect(commands.Basic.Cancel).consumer_tag == "t"
+    api, clients = Api(str(started.management_url)), []
+    with channel_at(started.url) as channel:
+        for queue, argument, policy in (("a", LONG, SHORT), ("b", SHORT, LONG)):
+            settings = {"pattern": f"^{queue}$", "definition": {"consumer-timeout": policy}}
+            assert api("PUT", f"policies/%2F/{queue}", settings)[0] == 201
+            channel.queue_declare(queue, durable=True, arguments={**QUORUM, "x-consumer-timeout": argument})
+            channel.basic_publish("", queue, b"x")
+            clients.append(consume(started.url, queue))
+    for client in clients:
+        with client:
+            if like == "4.2":
+                assert closed_after(client) == text_of(SHORT)
+            else:
+                assert client.expect(commands.Basic.Cancel).consumer_tag == "t"
 
 
 def test_a_queues_consumer_timeout_can_be_longer_than_the_brokers(like: str) -> None:

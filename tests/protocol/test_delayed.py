@@ -208,13 +208,15 @@ def test_queues_bound_with_the_keys_in_cc_or_bcc_get_copies_of_a_delayed_message
 @pytest.mark.usefixtures("delayed")
 @pytest.mark.parametrize("milliseconds", [50, "50", 50.5])
 def test_x_delay_is_negative_after_dead_lettering(channel: BlockingChannel, take: Take, milliseconds: object) -> None:
-    """If a message with the header x-delay is dead-lettered through a delayed exchange, it arrives with its x-delay as
-    a negative integer.
+    """If a message with the header x-delay is dead-lettered through a delayed exchange, it is delayed, and arrives with
+    its x-delay as a negative integer.
     """
     arguments = {"x-dead-letter-exchange": "x", "x-dead-letter-routing-key": "k"}
     channel.queue_declare("dying", arguments=arguments)
+    started = time.monotonic()
     channel.basic_publish("", "dying", b"x", AnyHeaders(headers={"x-delay": milliseconds}, expiration="0"))
     assert take.one("q")[1].headers["x-delay"] == -50
+    assert time.monotonic() - started >= 0.049  # the broker counts whole milliseconds
 
 
 @pytest.mark.usefixtures("delayed")

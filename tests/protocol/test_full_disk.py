@@ -174,22 +174,27 @@ def test_a_kill_while_the_disk_is_full_loses_no_confirmed_message(process: Broke
 
 
 def test_acknowledgements_while_the_disk_is_full_survive_a_restart(process: BrokerProcess) -> None:
-    """If a client acknowledges messages while the disk is full, these messages are not in the queue any more after a
-    restart.
+    """If a client acknowledges messages while the disk is full, none of them is in the queue any more after a restart.
+    All other messages are.
     """
     open_channel(process)
     fill_disk(process, 300_000)
     publishing = Publishing(process, 100)
     until(lambda: disk_alarm(process))
     consuming = open_channel(process)
-    for _ in range(publishing.confirmed):
+    acknowledged = publishing.confirmed
+    for _ in range(acknowledged):
         method, _, _ = consuming.basic_get("q")
         consuming.basic_ack(method.delivery_tag)
+    consuming.queue_declare("q", passive=True)
     free_disk(process)
     publishing.join(60)
     process.kill()
     process.start()
-    assert 50 < depth(process) < 100
+    channel = open_channel(process)
+    bodies = [channel.basic_get("q", auto_ack=True)[2] for _ in range(depth(process))]
+    assert acknowledged > 10
+    assert bodies == [body(number) for number in range(acknowledged, 100)]
 
 
 def test_a_declaration_that_cannot_be_stored_creates_nothing(process: BrokerProcess) -> None:

@@ -409,16 +409,23 @@ def test_reading_a_missing_virtual_host_gets_404_and_declaring_an_existing_one_g
 
 def test_a_virtual_host_can_be_deleted_during_the_handshake_of_a_client(api: Api, amqp_url: str) -> None:
     """A virtual host can be deleted over HTTP while other clients have only begun the handshake, or have logged in but
-    have not opened a virtual host yet.
+    have not opened a virtual host yet. These clients can then open another virtual host.
     """
     with RawClient(amqp_url, opened=False) as begun, RawClient(amqp_url, opened=False) as logged_in:
         for client in (begun, logged_in):
             client.socket.sendall(b"AMQP\x00\x00\x09\x01")
             client.expect(commands.Connection.Start)
-        logged_in.send(commands.Connection.StartOk(mechanism="PLAIN", response=logged_in.login), 0)
+        log_in = commands.Connection.StartOk(mechanism="PLAIN", response=begun.login)
+        logged_in.send(log_in, 0)
         logged_in.expect(commands.Connection.Tune)
         assert api("PUT", "vhosts/short-lived")[0] == 201
         assert api("DELETE", "vhosts/short-lived")[0] == 204
+        begun.send(log_in, 0)
+        begun.expect(commands.Connection.Tune)
+        for client in (begun, logged_in):
+            client.send(commands.Connection.TuneOk(2047, 131_072, 0), 0)
+            client.send(commands.Connection.Open(virtual_host=client.vhost), 0)
+            client.expect(commands.Connection.OpenOk)
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def test_topic_permissions_apply_to_publishing_and_binding(
 
 
 @pytest.mark.parametrize("header", ["CC", "BCC"])
-def test_topic_permissions_apply_to_cc_and_bcc_from_4_0_3_on(
+def test_topic_permissions_apply_to_cc_and_bcc_from_4_0_on(
     connect: Callable[..., pika.BlockingConnection],
     api: Api,
     amqp_url: str,
@@ -75,9 +75,9 @@ def test_topic_permissions_apply_to_cc_and_bcc_from_4_0_3_on(
     broker: TestBroker,
     header: str,
 ) -> None:
-    """From RabbitMQ 4.0.3 on, a publisher's topic permissions apply to a message's own routing key and to the routing
-    keys in CC and BCC. In earlier versions, such as 3.10, they apply only to the message's own routing key. The
-    embedded broker behaves like the RabbitMQ version that it imitates.
+    """From RabbitMQ 4.0 on (since 4.0.3), a publisher's topic permissions apply to a message's own routing key and to
+    the routing keys in CC and BCC. In earlier versions, such as 3.10, they apply only to the message's own routing key.
+    The embedded broker behaves like the RabbitMQ version that it imitates.
     """
     api("PUT", f"users/{ann}", {"password": "secret", "tags": "management"})
     api("PUT", f"permissions/{vhost}/{ann}", {"configure": ".*", "write": ".*", "read": ".*"})
@@ -164,8 +164,8 @@ def test_an_operation_for_which_the_user_lacks_the_permission_is_refused(
 def test_a_permission_allows_only_matching_names(
     connect: Callable[..., pika.BlockingConnection], api: Api, amqp_url: str, ann: str, vhost: str
 ) -> None:
-    """A user may declare a queue whose name matches the user's configure pattern. The user may publish to this queue if
-    the write pattern matches all names, but may not read from it if the read pattern is empty.
+    """A user may declare a queue whose name matches the user's configure pattern, and no other queue. The user may
+    publish to this queue if the write pattern matches all names, but may not read from it if the read pattern is empty.
     """
     api("PUT", f"permissions/{vhost}/{ann}", {"configure": "^mine$", "write": ".*", "read": ""})
     connection = connect(amqp_url.replace("guest:guest", f"{ann}:secret"))
@@ -175,3 +175,7 @@ def test_a_permission_allows_only_matching_names(
     with pytest.raises(ChannelClosedByBroker) as refused:
         channel.basic_get("mine")
     assert refused.value.reply_code == 403
+    for other in ("mine2", "not-mine", "Mine"):
+        with pytest.raises(ChannelClosedByBroker) as refused:
+            connection.channel().queue_declare(other)
+        assert refused.value.reply_code == 403

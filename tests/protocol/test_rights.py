@@ -421,7 +421,7 @@ def test_storing_an_offset_needs_the_write_permission_only_before_3_13(
     """To store an offset in a stream, a user needs the write permission for the stream up to RabbitMQ 3.12, and the
     read permission from 3.13 on.
     """
-    needed = "read" if broker.differs_since("4.0", "the read permission is enough") else "write"
+    needed = "read" if broker.differs_since("3.13", "the read permission is enough") else "write"
     for granted, enough in cases([(needed, "s")]):
         world.reset(granted)
         assert stores_offset(open_stream(world.user, "secret"), open_stream()) is enough, granted
@@ -619,12 +619,12 @@ def test_topic_permissions_apply_over_amqp_0_9_1(
     broker: TestBroker, world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, topic: Topic
 ) -> None:
     """Over AMQP 0-9-1, a user cannot publish or bind with a routing key that does not match the user's topic
-    permission. From RabbitMQ 4.0.3 on, the keys in CC and BCC must match as well.
+    permission. From RabbitMQ 4.0 on (since 4.0.3), the keys in CC and BCC must match as well.
     """
     grant_topics(world)
     assert topic.channel is not None
     channel = connect(amqp_url.replace("guest:guest", f"{world.user}:secret")).channel()
-    checks_copies = broker.differs_since("4.0", "from 4.0.3 on, topic permissions apply to CC and BCC")
+    checks_copies = broker.differs_since("4.0", "topic permissions apply to CC and BCC")
     if is_allowed(topic, checks_copies=checks_copies):
         topic.channel(channel)
         channel.close()
@@ -637,14 +637,14 @@ def test_topic_permissions_apply_over_amqp_0_9_1(
 @of_topics
 def test_topic_permissions_apply_to_the_management_api(broker: TestBroker, world: World, topic: Topic) -> None:
     """In the management API, a user cannot publish or bind with a routing key that does not match the user's topic
-    permission. From RabbitMQ 4.0.3 on, the keys in CC and BCC must match as well.
+    permission. From RabbitMQ 4.0 on (since 4.0.3), the keys in CC and BCC must match as well.
     """
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "management"})
     grant_topics(world)
     assert topic.http is not None
     method, path, body = topic.http
     status, _ = world.api(method, path.replace("VHOST", world.vhost), body, user=world.user, password="secret")
-    checks_copies = broker.differs_since("4.0", "from 4.0.3 on, topic permissions apply to CC and BCC")
+    checks_copies = broker.differs_since("4.0", "topic permissions apply to CC and BCC")
     if is_allowed(topic, checks_copies=checks_copies):
         assert status in (200, 201)
     else:

@@ -19,13 +19,16 @@ from tests.protocol.raw_amqp10 import (
     ATTACH,
     BEGIN,
     CLOSE,
+    DISPOSITION,
     END,
     FLOW,
     INIT,
     MECHANISMS,
     OPEN,
     OUTCOME,
+    RELEASED,
     SASL_HEADER,
+    SENDER,
     TRANSFER,
     Frame,
     described,
@@ -365,6 +368,8 @@ def test_a_malformed_frame_closes_the_connection(
     assert logged == [f"AMQP 1-0 connection 127.0.0.1:50000 -> 127.0.0.1:5672: {text}"]
     if state == "open":
         assert closed(found) == (FRAMING, text)
+    else:
+        assert found == []
     assert stranger.closed is (state != "open")
 
 
@@ -393,7 +398,7 @@ def test_an_unexpected_frame_closes_the_connection(
 ) -> None:
     """If an AMQP 1.0 client sends a frame that cannot be decoded, or that is not allowed at this point, such as a
     second open frame, the broker closes the connection, and logs why. If the connection is not open yet, the broker
-    closes the socket immediately.
+    closes the socket immediately, without a close frame.
     """
     reach(stranger, state)
     found = frames(b"".join(stranger.write_frames(data)))
@@ -401,6 +406,8 @@ def test_an_unexpected_frame_closes_the_connection(
     if state == "open":
         error = closed(found) or ("", "")
         assert (error[0], str(error[1])[: len(text)]) == (condition, text)
+    else:
+        assert found == []
     assert stranger.closed is (state != "open")
 
 
@@ -602,7 +609,7 @@ def test_deliveries_that_stay_unsettled_too_long_are_released(
     client: MemoryClient10, broker: Broker, monkeypatch: pytest.MonkeyPatch, waited: float
 ) -> None:
     """If an AMQP 1.0 delivery from a quorum queue stays unsettled for longer than the consumer timeout, the broker
-    requeues the message.
+    requeues the message, and sends the client a disposition with the outcome `released`.
     """
     queue = broker.vhosts["/"].add_queue(QueueDeclaration("qq", {"x-queue-type": "quorum"}, durable=True))
     now = client.connection.now()
@@ -613,6 +620,8 @@ def test_deliveries_that_stay_unsettled_too_long_are_released(
     now += waited
     client.connection.check_consumers(10.0)
     assert len(queue) == int(waited > 10)
+    released = [(each.code, each.field(0), each.field(1), each.field(4)) for each in client.received()]
+    assert released == ([(DISPOSITION, SENDER, 0, described(RELEASED))] if waited > 10 else [])
 
 
 @pytest.mark.parametrize("is_lost", [False, True])

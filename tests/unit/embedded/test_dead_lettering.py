@@ -18,8 +18,12 @@ from mqtool.broker.embedded.model.amqp_message import (
 )
 from mqtool.broker.embedded.model.clock import Clock
 from mqtool.broker.embedded.model.dead_lettering import DeadLettered, DeadLetters, dead_letter, deaths, would_cycle
+from mqtool.broker.embedded.model.ledger import Ledger
+from mqtool.broker.embedded.model.profile import PROFILES, Like
 from mqtool.broker.embedded.model.queue import BrokerQueue, Outcome
-from mqtool.codecs.field_tables import Int64, Table, Timestamp
+from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from mqtool.codecs.field_tables import Int32, Int64, Table, Timestamp
+from tests.unit.embedded import test_queue as queues
 
 NOW = 1_700_000_000_500
 _FIRST = ("x-first-death-exchange", "x-first-death-queue", "x-first-death-reason")
@@ -185,10 +189,20 @@ def test_an_x_death_header_that_is_not_a_list_of_tables_counts_as_empty(forged: 
 def test_a_dead_letter_that_returns_to_its_queue_is_in_a_cycle_unless_it_was_rejected(
     entries: list[dict[str, Any]], cycles: bool
 ) -> None:
-    """A dead letter is in a cycle if it is routed to a queue that has dead-lettered it before. It is not in a cycle if
-    a consumer rejected it when that queue dead-lettered it, or since then.
+    """A dead letter is in a cycle if it is routed to a queue that has dead-lettered it before. The queue does not get
+    it. It is not in a cycle if a consumer rejected it when that queue dead-lettered it, or since then.
     """
-    assert would_cycle(message({"x-death": cast(Any, entries)}), "jobs") is cycles
+    given = message({"x-death": cast(Any, entries)})
+    assert would_cycle(given, "jobs") is cycles
+    clock = queues.FakeClock()
+    vhost = VirtualHost("/", clock, Ledger(), PROFILES[Like.V3_10])  # it keeps an x-death header from a publisher
+    jobs = queues.add_queue(vhost, "jobs")
+    last = queues.add_queue(
+        vhost, "last", x_message_ttl=Int32(0), x_dead_letter_exchange="", x_dead_letter_routing_key="jobs"
+    )
+    last.publish(given)
+    clock.pass_by(1)
+    assert (len(last), len(jobs)) == (0, int(not cycles))
 
 
 class FakeClock:

@@ -1,18 +1,29 @@
 """The embedded broker's exchanges: types, alternate exchanges, bindings, and messages that are held back."""
 
+import asyncio
 import re
+from itertools import product
+from pathlib import Path
 from typing import cast
 
 import pytest
 
 from mqtool.broker.embedded.model.amqp_errors import ConnectionException
 from mqtool.broker.embedded.model.applied_policies import USER, Policy
-from mqtool.broker.embedded.model.exchange import BrokerBinding, BrokerExchange, negate_delay, types_of
+from mqtool.broker.embedded.model.exchange import (
+    BrokerBinding,
+    BrokerDestination,
+    BrokerExchange,
+    negate_delay,
+    types_of,
+)
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import PROFILES, Like
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from mqtool.broker.embedded.store.database import definitions_of
 from mqtool.codecs.field_tables import Int32, Int64, Table, Value
 from tests.unit.embedded.test_queue import FakeClock, add_queue, bodies, message
+from tests.unit.embedded.test_recovery import started
 
 _ALWAYS = {"direct", "fanout", "topic", "headers"}
 
@@ -126,18 +137,33 @@ def test_an_exchange_that_is_bound_to_itself_can_be_deleted(vhost: VirtualHost, 
     assert ledger.definition_bytes == before
 
 
-@pytest.mark.parametrize(
-    ("durable_exchange", "durable_queue", "stored"),
-    [(True, True, True), (True, False, False), (False, True, False), (False, False, False)],
-)
-def test_a_binding_survives_a_restart_if_both_its_ends_do(
-    vhost: VirtualHost, *, durable_exchange: bool, durable_queue: bool, stored: bool
-) -> None:
-    """A binding survives a restart of the broker if both its exchange and its destination are durable."""
-    exchange = BrokerExchange("x", "fanout", durable=durable_exchange)
-    queue = add_queue(vhost, durable=durable_queue)
-    assert BrokerBinding(exchange, queue, "", {}).stored is stored
-    assert BrokerBinding(exchange, exchange, "", {}).stored is durable_exchange
+def test_a_binding_survives_a_restart_if_both_its_ends_do(tmp_path: Path) -> None:
+    """A binding survives a restart of the broker if both its exchange and its destination, a queue or an exchange, are
+    durable. Other bindings are not stored.
+    """
+
+    async def run() -> None:
+        storage, broker = started(tmp_path)
+        vhost = broker.vhosts["/"]
+        sources, ends = list[BrokerExchange](), list[BrokerDestination]()
+        for durable, name in ((True, "durable"), (False, "transient")):
+            for each in (f"{name} source", f"{name} exchange"):
+                vhost.add_exchange(BrokerExchange(each, "fanout", durable=durable))
+            sources.append(vhost.exchanges[f"{name} source"])
+            ends += [vhost.exchanges[f"{name} exchange"], add_queue(vhost, f"{name} queue", durable=durable)]
+        for source, end in product(sources, ends):
+            vhost.bind(source, end, "", {})
+        await storage.stored()
+        assert len([*definitions_of(storage.database.db, "binding")]) == 2
+        storage.close()
+        storage, broker = started(tmp_path)
+        assert {(each.source.name, each.destination.name) for each in broker.vhosts["/"].bindings()} == {
+            ("durable source", "durable exchange"),
+            ("durable source", "durable queue"),
+        }
+        storage.close()
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize(

@@ -351,10 +351,9 @@ def test_a_quorum_queue_delays_retries(which: str, why: Why, delays: list[int]) 
 
 
 @pytest.mark.parametrize(("like", "lasts"), [(Like.V4_2, 0), (Like.V4_3, 700)])
-def test_a_client_can_delay_the_redelivery_of_a_message_that_it_requeues(like: Like, lasts: int) -> None:
-    """From RabbitMQ 4.3 on, an AMQP 1.0 client that requeues a message to a quorum queue can set a time before which
-    the message is not redelivered. Earlier versions ignore this time. A purge of the queue also removes messages that
-    wait for this time.
+def test_a_message_that_is_requeued_with_a_delivery_time_is_ready_again_at_that_time(like: Like, lasts: int) -> None:
+    """From RabbitMQ 4.3 on, a message that is requeued to a quorum queue with a delivery time is not ready before this
+    time. Earlier versions ignore the delivery time. A purge of the queue also removes messages that wait for this time.
     """
     queue, clock = quorum_queue(like)
     for body in (b"0", b"1"):

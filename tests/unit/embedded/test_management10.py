@@ -51,6 +51,19 @@ def request_of(method: str | None, target: str | None, body: Any10 = None, reply
     return Amqp10Message(properties=properties, body=value_section(body)).encode()
 
 
+def ended(loop: asyncio.AbstractEventLoop, broker: Broker, request: bytes) -> tuple[str, str | None] | None:
+    """Send a request on a pair of links; return the error of the end frame, which must be the only answer."""
+    client = MemoryClient10(loop, broker)
+    ends, paired = (described(SOURCE, "/management"), described(TARGET, "/management")), {Symbol("paired"): True}
+    for link, role, count in ((0, SENDER, UInt32(0)), (1, RECEIVER, None)):
+        fields = (SETTLED, None, *ends, None, None, count, None, None, None, paired)
+        client.send(ATTACH, "pair", UInt32(link), role, *fields)
+    client.flow(1, 5)
+    (end,) = client.publish(0, request, settled=True)
+    assert end.code == END
+    return end.error
+
+
 async def _client(like: Like = Like.V4_3) -> _Client:
     broker = Broker(Ledger(), profile=PROFILES[like])
     broker.create_defaults()
@@ -318,15 +331,8 @@ def test_unknown_management_requests_over_amqp_1_0_end_the_session(
     ends the session with amqp:internal-error. It does the same if the request has no method or path, or if its property
     reply-to is not `$me`.
     """
-    client = MemoryClient10(loop, loop.run_until_complete(_client()).broker)
-    ends, paired = (described(SOURCE, "/management"), described(TARGET, "/management")), {Symbol("paired"): True}
-    for link, role, count in ((0, SENDER, UInt32(0)), (1, RECEIVER, None)):
-        fields = (SETTLED, None, *ends, None, None, count, None, None, None, paired)
-        client.send(ATTACH, "pair", UInt32(link), role, *fields)
-    client.flow(1, 5)
-    (end,) = client.publish(0, request_, settled=True)
-    assert end.code == END
-    assert end.error == ("amqp:internal-error", f"the management node does not know this request: {what}")
+    error = ended(loop, loop.run_until_complete(_client()).broker, request_)
+    assert error == ("amqp:internal-error", f"the management node does not know this request: {what}")
 
 
 @pytest.mark.parametrize(
@@ -351,16 +357,15 @@ def test_unknown_management_requests_over_amqp_1_0_end_the_session(
     ],
 )  # fmt: skip
 def test_a_missing_permission_for_an_amqp_1_0_management_request_ends_the_session(
-    client: _Client, allowed: Permissions, request_: tuple[Any10, ...], missing: str
+    loop: asyncio.AbstractEventLoop, client: _Client, allowed: Permissions, request_: tuple[Any10, ...], missing: str
 ) -> None:
-    """If a user lacks a permission that an AMQP 1.0 management request needs, the broker refuses the request with the
-    error 403, which ends the session. The error names the permission and the queue or exchange.
+    """If a user lacks a permission that an AMQP 1.0 management request needs, the broker ends the session with
+    unauthorized-access. The error names the permission and the queue or exchange.
     """
     client(*_NOT_EMPTY)
     client.broker.set_permissions("guest", "/", allowed)
-    with pytest.raises(ChannelException) as refused:
-        client(*request_)
-    assert (refused.value.code, refused.value.what) == (403, f"{missing} in vhost '/' refused for user 'guest'")
+    error = ended(loop, client.broker, request_of(*request_))
+    assert error == ("amqp:unauthorized-access", f"{missing} in vhost '/' refused for user 'guest'")
 
 
 @pytest.mark.parametrize("request_", [
@@ -368,14 +373,18 @@ def test_a_missing_permission_for_an_amqp_1_0_management_request_ends_the_sessio
     ("GET", "/bindings?src=amq.topic&dstq=q&key=k"),
     ("DELETE", "/bindings/src=amq.topic;dstq=q;key=k;args="),
 ])  # fmt: skip
-def test_topic_permissions_apply_to_bindings_over_amqp_1_0(client: _Client, request_: tuple[Any10, ...]) -> None:
-    """If a user's topic permissions do not allow a binding key, the broker refuses the user's AMQP 1.0 requests to add,
-    list or delete a binding with this key. The error names the exchange and the key.
+def test_topic_permissions_apply_to_bindings_over_amqp_1_0(
+    loop: asyncio.AbstractEventLoop, client: _Client, request_: tuple[Any10, ...]
+) -> None:
+    """If a user's topic permissions do not allow a binding key, and the user sends an AMQP 1.0 request to add, list or
+    delete a binding with this key, the broker ends the session with unauthorized-access. The error names the exchange
+    and the key.
     """
     client(*_NOT_EMPTY)
     client.broker.users["guest"].topic_permissions["/", "amq.topic"] = TopicPermissions(read="^other$")
-    with pytest.raises(ChannelException, match=r"read access to topic 'k' in exchange 'amq\.topic' "):
-        client(*request_)
+    condition, text = ended(loop, client.broker, request_of(*request_)) or ("", "")
+    assert condition == "amqp:unauthorized-access"
+    assert str(text).startswith("read access to topic 'k' in exchange 'amq.topic' ")
 
 
 def test_declaring_an_existing_queue_or_exchange_needs_only_configure_permission_over_amqp_1_0(client: _Client) -> None:

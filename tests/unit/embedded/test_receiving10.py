@@ -305,18 +305,22 @@ def test_deliveries_have_successive_ids_on_a_session_and_successive_tags_on_a_li
     assert [frame.body for frame in found] == [b"1", b"3", b"2"]
 
 
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
 @pytest.mark.parametrize("settled", [False, True])
-def test_deliveries_are_counted_by_queue_type(client: MemoryClient10, broker: Broker, *, settled: bool) -> None:
+def test_deliveries_are_counted_by_queue_type(
+    client: MemoryClient10, broker: Broker, kind: str, *, settled: bool
+) -> None:
     """The broker's metrics count AMQP 1.0 deliveries separately for each queue type: all deliveries, those of
     redelivered messages, and those sent settled. A message that is sent settled is not among the session's unsettled
     deliveries.
     """
-    queue = add(broker, "qq", x_queue_type="quorum")
+    queue = add(broker, "qq", x_queue_type=kind)
     fill(queue, b"1", b"2")
     client.attach_receiver("/queues/qq", mode=SETTLED if settled else None)
     assert [frame.field(4) for frame in client.flow(0, 2) if frame.code == TRANSFER] == [settled] * 2
-    totals = broker.totals.delivered[AMQP10, "quorum"]
+    totals = broker.totals.delivered[AMQP10, kind]
     assert vars(totals) == vars(Traffic(delivered=2, delivered_no_ack=2 * settled))
+    assert [each for each, found in broker.totals.delivered.items() if found.delivered] == [(AMQP10, kind)]
     session = client.connection.sessions[0]
     assert [*session.unsettled] == ([] if settled else [0, 1])
     if not settled:

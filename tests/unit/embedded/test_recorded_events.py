@@ -34,19 +34,27 @@ class Scene:
     def __init__(self, vhost: VirtualHost, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
         self.vhost, self.clock = vhost, clock
         self.seconds = 1000.0
-        times = {"monotonic": lambda: self.seconds, "monotonic_ns": lambda: 10**12, "time": lambda: 1_700_000_000.5}
+        times = {
+            "monotonic": lambda: self.seconds,
+            "monotonic_ns": lambda: int(self.seconds * 10**9),
+            "time": lambda: 1_700_000_000.5,
+        }
         monkeypatch.setattr(message_events, "time", SimpleNamespace(**times))
         self.q = add_queue(vhost)
         self.channel = Channel()
-        self.found = MessageEvents(
-            vhost,
+        self.found = self.new_events()
+        vhost.watch(self.found)
+        self.found.refill()
+        self.seen = self.found.number
+
+    def new_events(self) -> MessageEvents:
+        """Return the events of a broker that starts now."""
+        return MessageEvents(
+            self.vhost,
             lambda source: {"client": type(source).__name__},
             lambda source: source.next if isinstance(source, Channel) else None,
             lambda consumer, queue: None if consumer is None else f"{queue.name}/{consumer.tag}",
         )
-        vhost.watch(self.found)
-        self.found.refill()
-        self.seen = self.found.number
 
     def publish(self, key: str = "q", exchange: str = "", **headers: Any) -> BrokerMessage:
         table = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -464,10 +472,15 @@ def test_only_the_latest_4000_events_are_kept(scene: Scene) -> None:
 
 def test_numbers_of_events_are_not_used_again_after_a_restart(scene: Scene) -> None:
     """The broker numbers the events that it reports to `mqtool ui`. When it starts, the numbers begin with the time in
-    microseconds, so they are larger than all numbers before a restart.
+    microseconds. So a broker that starts a second after another one uses larger numbers than it, even if the other one
+    has reported thousands of events in this second.
     """
     assert scene.found.number == 10**9
     assert scene.found.asked == scene.seconds
+    for _ in range(5000):
+        scene.found.emptied(scene.q)
+    scene.seconds += 1
+    assert scene.new_events().number > scene.found.number
 
 
 def test_the_messages_that_are_waiting_are_listed_and_shown_from_then_on(scene: Scene) -> None:

@@ -222,9 +222,9 @@ def test_header_values_are_compared_as_in_rabbitmq(
         assert list(table.match("", {"a": value})) == ["q"] * matches
 
 
-def test_headers_bindings_follow_a_change_of_version() -> None:
-    """If a headers exchange changes from the rules of RabbitMQ 3.13 and earlier to those of RabbitMQ 4.0 and later, an
-    integer in one of its existing bindings no longer matches a float of the same value.
+def test_existing_headers_bindings_follow_a_change_to_strict_numbers() -> None:
+    """If the table of a headers exchange has bindings already when it is set to compare numbers as RabbitMQ 4.0 and
+    later do, an integer in one of these bindings no longer matches a float of the same value.
     """
     table: HeadersTable[str] = HeadersTable()
     table.add("", {"a": 1}, "q")

@@ -375,10 +375,14 @@ def test_a_malformed_amqp_1_0_message_is_refused(payload: bytes, reason: str) ->
 
 
 def test_the_sections_before_the_body_can_have_1_mib() -> None:
-    """An AMQP 1.0 message is accepted if the sections before its body have at most 1,048,576 bytes together."""
+    """An AMQP 1.0 message is accepted if the sections before its body have 1,048,576 bytes together, and refused if
+    they have one more.
+    """
     message = _published(Amqp10Message(application_properties={"a": "x" * (2**20 - 20)}, body=data_section(b"")))
     assert len(message.bare()) == 2**20 + len(data_section(b""))
     assert message.section_bytes > 2 * 2**20
+    with pytest.raises(NotAMessage, match="sections before the body are longer than 1048576 bytes"):
+        _published(Amqp10Message(application_properties={"a": "x" * (2**20 - 19)}, body=data_section(b"")))
 
 
 def test_short_sections_of_successive_messages_are_converted_once() -> None:

@@ -143,14 +143,17 @@ def test_a_failed_write_of_a_definition_does_not_prevent_confirms(
         disk = WaitingDisk()
         storage = Storage(tmp_path, disk)
         disk.may_go_on.clear()
+        storage.added(1, storage.enter(message(b"x"), None))
         stored = asyncio.create_task(storage.stored())
         await turns()
         with monkeypatch.context() as patch:
             patch.setattr(store, "write_definitions", fail)
             storage.delivering(1)
         await turns()
+        assert not stored.done()
         disk.may_go_on.set()
         await asyncio.wait_for(stored, _PATIENCE_SECONDS)
+        assert [each.body for each in storage.entries()] == [b"x"]
         storage.close()
 
     asyncio.run(run())

@@ -381,9 +381,9 @@ def test_new_queues_and_exchanges_have_the_policies_that_match_them(vhost: Virtu
     assert "x-queue-type" not in add_queue(old).arguments
     assert old.queues["q"].profile is PROFILES[Like.V3_10]
     assert isinstance(add_queue(vhost, "s", durable=True, x_queue_type="stream"), StreamQueue)
-    assert add_queue(VirtualHost("/", FakeClock(), Ledger(), PROFILES[Like.V4_3]), "c").arguments.get(
-        "x-queue-type"
-    ) == ("classic" if PROFILES[Like.V4_3].lists_type else None)
+    for like in (Like.V4_0, Like.V4_3):
+        new = VirtualHost("/", FakeClock(), Ledger(), PROFILES[like])
+        assert add_queue(new).arguments["x-queue-type"] == "classic"
 
 
 def test_a_policy_is_refused_if_the_patterns_of_a_vhosts_policies_become_too_large(vhost: VirtualHost) -> None:
