@@ -26,6 +26,8 @@ from tests.goals import (
 )
 from tests.goals.attempts import PROGRAMS, Attempt, Attempts, Learner, Plain, Wrong
 
+pytestmark = pytest.mark.own_vhost("`tutorial try` deletes its virtual host, and so leaves the firehose on")
+
 ATTEMPTS: dict[str, dict[str, Attempts]] = {
     "hello-world": hello_world_attempts.ATTEMPTS,
     "work-queues": work_queues_attempts.ATTEMPTS,

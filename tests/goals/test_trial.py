@@ -14,6 +14,8 @@ from tests.brokers import TestBroker
 from tests.cli.shell import wait_until
 from tests.goals.attempts import Plain, watched
 
+pytestmark = pytest.mark.own_vhost("`tutorial try` deletes its virtual host, and so leaves the firehose on")
+
 _WAITS, _AT_ONCE, _ = GOALS["hello-world"]
 _OTHER_SETTINGS = GOALS["repair"][5]
 
