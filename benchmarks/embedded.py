@@ -185,6 +185,12 @@ def by_bindings(url: str, kind: str, bindings: int, count: int) -> float:
     return elapsed / count * 1e6
 
 
+def resident(pid: int) -> int:
+    """Return the resident memory of a process in bytes. On Linux only."""
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS"))
+
+
 class Process:
     """The embedded broker in a separate process, with its data in a directory or in memory."""
 
@@ -209,12 +215,6 @@ class Process:
         self.process.terminate()
         self.process.wait()
         self.directory.cleanup()
-
-    @property
-    def resident(self) -> int:
-        """The resident memory of the broker's process, in bytes. On Linux only."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS"))
 
     @property
     def url(self) -> str:

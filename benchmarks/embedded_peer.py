@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pika
 
-from benchmarks.embedded import Client, Process, publish_confirmed
+from benchmarks.embedded import Client, Process, publish_confirmed, resident
 from benchmarks.pairs import MQTOOL, QUEUE, URL, Run, compare, run, write_lines
 
 LINES = 20_000
@@ -66,13 +66,13 @@ def waiting() -> None:
     with tempfile.TemporaryDirectory() as directory:
         data = ("--data-dir", f"{directory}/data")
         with Process(*data) as broker:
-            nothing = broker.resident
+            nothing = resident(broker.process.pid)
             fresh_classic_queue(broker.url)
             publish_confirmed(Client(broker.url), "", QUEUE, WAITING)
-            growth = (broker.resident - nothing) / WAITING
+            growth = (resident(broker.process.pid) - nothing) / WAITING
             print(f"embedded broker: {WAITING:,} waiting messages take {growth:.0f} bytes each", end="")
         with Process(*data) as broker:
-            growth = (broker.resident - nothing) / WAITING
+            growth = (resident(broker.process.pid) - nothing) / WAITING
             print(f"; after a restart, which took {broker.started_in:.1f} s, {growth:.0f} bytes")
 
 

@@ -337,7 +337,7 @@ def main() -> None:
     parser.add_argument("--rows", metavar="WORD", default="", help="measure only rows whose names contain WORD")
     parser.add_argument("--runs", type=int, default=7, help="runs of each row (default: 7)")
     asked = parser.parse_args()
-    base, change = Installation.at(asked.base), Installation.at(asked.change)
+    change = Installation.at(asked.change)
     table = {name: row for name, row in rows(counted=asked.instructions).items() if asked.rows in name}
     with _broker([change.python], change.environment, "--management-port", "0") as (_, urls):
         os.environ["MQTOOL_URL"], os.environ["MQTOOL_MANAGEMENT_URL"] = urls[:2]

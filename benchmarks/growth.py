@@ -125,13 +125,13 @@ def costs(growth: Growth) -> Iterator[tuple[int, Cost]]:
     """Measure the task at each size, with a new broker for each; yield the size and the cost."""
     for size in growth.sizes:
         with Process("--data-dir", "{}/data") as broker, tempfile.TemporaryDirectory() as directory:
-            before = _resident(broker)
+            before = _peak(broker)
             took = growth.measure(broker, size, Path(directory))
-            grown = _resident(broker) - before
+            grown = _peak(broker) - before
         yield size, Cost(took, None, grown) if isinstance(took, float) else Cost(took.seconds, took.peak, grown)
 
 
-def _resident(broker: Process) -> float:
+def _peak(broker: Process) -> float:
     status = Path(f"/proc/{broker.process.pid}/status").read_text()
     found = re.search(r"VmHWM:\s+(\d+)", status)
     assert found

@@ -22,12 +22,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from pamqp import commands
 
-from benchmarks.embedded import Client, Process, publish_confirmed
+from benchmarks.embedded import Client, Process, publish_confirmed, resident
+from benchmarks.tap import processor_time
 from mqtool.broker import ports
 from mqtool.broker.node import PrivateNodes
 from mqtool.broker.readiness import wait_until_up
@@ -51,14 +51,12 @@ class Broker(NamedTuple):
     @property
     def memory(self) -> float:
         """The resident memory of the broker in MiB."""
-        status = Path(f"/proc/{self.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmRSS"))
+        return resident(self.pid) / 2**20
 
     @property
     def cpu(self) -> float:
         """The CPU time that the broker has used in all its threads, in seconds."""
-        after_name = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
+        return processor_time(self.pid)
 
 
 class Cost(NamedTuple):

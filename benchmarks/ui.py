@@ -53,11 +53,11 @@ def main() -> None:
         at_rest = idle(alone), idle(watched)
         reader.terminate()
         reader.communicate()
-    for word, name in (("published", "published"), ("consumed", "consumed")):
+    for name in ("published", "consumed"):
         rates = [[getattr(each[0], name) for each in side] for side in zip(*found, strict=True)]
         ratio = statistics.median(with_page / without for without, with_page in zip(*rates, strict=True))
         without, with_page = map(statistics.median, rates)
-        print(f"messages {word}: {without:,.0f}/s; with a page open, {with_page:,.0f}/s ({ratio:.0%})")
+        print(f"messages {name}: {without:,.0f}/s; with a page open, {with_page:,.0f}/s ({ratio:.0%})")
     costs = [statistics.median(each[1] for each in side) for side in zip(*found, strict=True)]
     print(f"the broker uses {costs[0]:.1f} µs of CPU time per message; with a page open, {costs[1]:.1f} µs")
     print(f"at rest, the broker uses {at_rest[0]:.0f} ms of CPU time per second; with a page open, {at_rest[1]:.0f} ms")

@@ -1,4 +1,4 @@
-"""What the scripts of five articles print, line by line, and the mqtool commands that print the same.
+"""What the scripts of four articles print, line by line, and the mqtool commands that print the same.
 
 If an article shows a terminal, the lines are those on the terminal. If it shows only code, they are those that the code
 prints, without the timestamps of Go's log package. A scene starts its receivers in order, then runs its other commands,

@@ -23,13 +23,6 @@ def _gives_back(plain: Plain) -> None:
     consumer.close()
 
 
-def _no_ack_yet(plain: Plain) -> None:
-    plain.send(plain.queue("hello"), "Hello World!")
-    time.sleep(0.3)
-    plain.consume("hello").next()
-    time.sleep(2)
-
-
 def _three_at_once(plain: Plain) -> None:
     consumer = plain.consume(plain.queue("hello"), auto_ack=True)
     for body in "abc":

@@ -35,6 +35,7 @@ from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, MessageHeader, data_section
 from mqtool.codecs.amqp10_values import Array, Described, Symbol
 from mqtool.codecs.field_tables import Int64, UInt32
+from tests.hostile import nested, short, sized
 from tests.protocol import hostile_amqp10 as amqp10
 from tests.protocol import raw_stream
 from tests.protocol.hostile_inputs import _LOGIN as STREAM_LOGIN
@@ -81,30 +82,15 @@ class Cost(NamedTuple):
 # -- AMQP 0-9-1
 
 
-def short(raw: bytes) -> bytes:
-    return bytes([len(raw)]) + raw
-
-
-def sized(raw: bytes) -> bytes:
-    return len(raw).to_bytes(4) + raw
-
-
-def _nested(kind: bytes, count: int) -> bytes:
-    value = b"V"
-    for _ in range(count):
-        value = kind + sized(value if kind == b"A" else b"\0" + value)
-    return value
-
-
 #: The entries of tables as large as a frame allows.
 TABLES: dict[str, bytes] = {
     "many names": b"".join(short(b"%d" % n) + b"V" for n in range(_FRAME_BYTES // 8)),
     "a long list": b"\1aA" + sized(b"t\1" * (_FRAME_BYTES // 2)),
     "a long list of tables": b"\1aA" + sized((b"F" + bytes(4)) * (_FRAME_BYTES // 5)),
     "a long text": b"\1aS" + sized(b"x" * _FRAME_BYTES),
-    "nested lists": b"\1a" + _nested(b"A", 60),
-    "too deeply nested lists": b"\1a" + _nested(b"A", 1500),
-    "too deeply nested tables": b"\1a" + _nested(b"F", 1500),
+    "nested lists": b"\1a" + nested(60, b"A"),
+    "too deeply nested lists": b"\1a" + nested(1500, b"A"),
+    "too deeply nested tables": b"\1a" + nested(1500),
     "one name again and again": (short(b"x-max-length") + b"I" + bytes(4)) * (_FRAME_BYTES // 18),
 }
 _COPIES = b"".join(b"S" + sized(b"%d" % n) for n in range(_FRAME_BYTES // 10))
@@ -119,7 +105,6 @@ HEADERS: dict[str, bytes] = {
 }
 EXCHANGES = ("", "fanout", "topic", "headers", "direct", "chain", "amq.topic")
 QUEUES = ("full", "priority", "quorum", "dead", "chunks", "segments", "batches")
-_ARGUMENTS = {"x-match": b"\7x-matchS" + sized(b"any")}
 _EMPTY_TABLE = bytes(4)
 
 
@@ -530,8 +515,8 @@ def amqp10_costs() -> Iterator[Cost]:  # noqa: C901 - a list
     for source in EXCHANGES[1:]:
         yield cost(f"GET bindings of {source}", amqp10.request("GET", f"/bindings?src={source}&dstq=full&key="))
     yield cost("many requests", amqp10.request("GET", "/queues/full") * 2000)
-    nested = b"\xd0" + struct.pack(">II", 50_000, 2) + b"\xc0\x02\x01\x45" * 12_000
-    yield cost("a frame with nested lists", amqp10.performative(ATTACH, "n", UInt32(60), SENDER, payload=nested))
+    lists = b"\xd0" + struct.pack(">II", 50_000, 2) + b"\xc0\x02\x01\x45" * 12_000
+    yield cost("a frame with nested lists", amqp10.performative(ATTACH, "n", UInt32(60), SENDER, payload=lists))
 
 
 def _message10(annotations: dict[Any, Any], properties: BareProperties, application: dict[str, Any]) -> Amqp10Message:
@@ -634,7 +619,7 @@ def http_costs() -> Iterator[Cost]:  # noqa: C901 - a list
         target = "/".join(quote(word, safe="") for word in words)
         kind = next((word for word in reversed(path.split("/")) if word in BODIES), None)
         for method in methods:
-            if method in ("GET",) and "events" not in path:
+            if method == "GET" and "events" not in path:
                 for query in (
                     _QUERIES if path in ("queues", "queues/VHOST", "exchanges", "connections") else _QUERIES[:1]
                 ):

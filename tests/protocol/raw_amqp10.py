@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Self
 from urllib.parse import unquote, urlsplit
 
 from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, body_bytes, data_section
-from mqtool.codecs.amqp10_values import Array, Described, Symbol, ULong, decode, encode
-from mqtool.codecs.field_tables import UInt8, UInt16, UInt32
+from mqtool.codecs.amqp10_values import Described, Symbol, ULong, decode, encode
+from mqtool.codecs.field_tables import UInt8, UInt32
 from tests.protocol.raw_client import read_exactly
 
 SASL_HEADER, AMQP_HEADER = b"AMQP\x03\x01\x00\x00", b"AMQP\x00\x01\x00\x00"
@@ -265,6 +265,3 @@ class RawAmqp10:
     def detached(self) -> tuple[str, str | None] | None:
         """Return the error of the detach frame that must come next."""
         return self.expect(DETACH).error
-
-
-__all__ = ["Array", "RawAmqp10", "Symbol", "UInt16"]

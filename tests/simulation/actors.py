@@ -8,7 +8,7 @@ from contextlib import suppress
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pamqp.commands import Basic, Channel, Exchange, Queue, Tx
+from pamqp.commands import Basic, Exchange, Queue, Tx
 
 from tests.protocol import raw_stream
 from tests.simulation.client import Client, Gone
@@ -617,6 +617,3 @@ class Faults:
             await asyncio.sleep(seconds)
             await self.world.start_broker()
             self.world.fault_until(self.world.loop.time() + 1)
-
-
-__all__ = ["Channel", "declare_queues"]

@@ -7,7 +7,6 @@ from pamqp.commands import Basic, Queue
 
 from mqtool.broker.embedded.store.storage import Storage
 from mqtool.codecs.field_tables import Table
-from tests.simulation.client import Gone
 from tests.simulation.client091 import Client091, Delivered
 
 if TYPE_CHECKING:
@@ -127,6 +126,3 @@ async def _check_base(world: "World") -> None:
         rests["rows"] = broker.ledger.database.db.execute("SELECT COUNT(*) FROM entry").fetchone()[0]
     if rests := {name: value for name, value in rests.items() if value}:
         world.judge.fail("memory and disk return to their base", str(rests))
-
-
-__all__ = ["Gone", "settle_down"]

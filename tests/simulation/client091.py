@@ -26,8 +26,6 @@ _CAPABILITIES = {
 #: Without a fault, data arrives within this many seconds.
 _SURELY = 2.0
 
-_NEVER_ANSWERED = (Basic.Deliver, Basic.Return, Basic.Ack, Basic.Nack, Basic.Cancel, Connection.Blocked)
-
 
 def silence_limit(heartbeat: int) -> float:
     """Return the seconds after which the broker closes a silent connection: it checks twice in each interval."""

@@ -18,7 +18,7 @@ KINDS: dict[str, Kind] = {
     "expiring": Kind({**_DLX, "x-message-ttl": 3000}, frozenset({"expired"}), ttl=3, has_dlx=True),
     "newest": Kind({**_DLX, "x-max-length": 6}, frozenset({"maxlen"}), has_dlx=True, max_length=6),
     "bytes": Kind({**_DLX, "x-max-length-bytes": 900}, frozenset({"maxlen"}), has_dlx=True),
-    "oldest": Kind({"x-max-length": 8, "x-overflow": "reject-publish"}, max_length=None),
+    "oldest": Kind({"x-max-length": 8, "x-overflow": "reject-publish"}),
     "oldest-dlx": Kind(
         {**_DLX, "x-max-length": 8, "x-overflow": "reject-publish-dlx"}, frozenset({"maxlen"}), has_dlx=True
     ),
@@ -279,8 +279,8 @@ def _administering(random: Random, queues: list[str]) -> list[Step]:
     ]
 
 
-_NETWORK_FAULTS = ["reset", "stall", "half_open", "jump"]
-_DISK_FAULTS = ["kill", "power", "stop", "eio", "full"]
+_NETWORK_FAULTS = ("reset", "stall", "half_open", "jump")
+_DISK_FAULTS = ("kill", "power", "stop", "eio", "full")
 
 
 def _full_at_a_release(random: Random, actors: list[Actor]) -> Iterator[Actor]:
@@ -297,8 +297,6 @@ def _full_at_a_release(random: Random, actors: list[Actor]) -> Iterator[Actor]:
 def _faults(random: Random, *, on_disk: bool) -> list[Step]:
     steps = []
     for _ in range(random.randint(1, 4)):
-        what = random.choice(
-            ["reset", "stall", "half_open", "jump", *(["kill", "power", "stop", "eio", "full"] * on_disk)]
-        )
+        what = random.choice((*_NETWORK_FAULTS, *(_DISK_FAULTS * on_disk)))
         steps.append(Step(_when(random), what, {"seconds": round(random.uniform(0.1, 5), 2)}))
     return steps

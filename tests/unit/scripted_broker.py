@@ -21,7 +21,6 @@ from mqtool.message import Message
 
 #: The methods that the broker answers, and the types of the answers.
 _ANSWERS = {
-    spec.Basic.Cancel: spec.Basic.CancelOk,
     spec.Basic.Qos: spec.Basic.QosOk,
     spec.Channel.Close: spec.Channel.CloseOk,
     spec.Channel.Open: spec.Channel.OpenOk,

@@ -76,8 +76,8 @@ class Loop:
 
 def test_acknowledgements_are_sent_together() -> None:
     """The acknowledgements of deliveries that arrived together are sent together, at the end of this batch or 2 ms
-    after the first acknowledgement, whichever is earlier. When the connection is closed, pending acknowledgements are
-    sent immediately.
+    after the first acknowledgement, whichever is earlier. flush(), which a channel calls before it is closed, sends the
+    pending acknowledgements without waiting for the rest of the batch.
     """
     loop, sent = Loop(), list[list[int]]()
 

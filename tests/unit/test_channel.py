@@ -131,6 +131,19 @@ def test_a_queue_whose_settings_are_accepted_is_only_checked_for_existence(broke
     assert [method.passive for method in broker.of(spec.Queue.Declare)] == [True, False]
 
 
+def test_a_deleted_queue_whose_settings_were_accepted_is_declared_as_usual(broker: ScriptedBroker) -> None:
+    """If the caller has accepted a queue's settings, but the queue has been deleted since then, declare() declares it.
+    So does a reconnection, instead of only checking that the queue exists.
+    """
+    channel = broker.channel()
+    channel.accept_settings(Queue("q"))
+    broker.refused = {spec.Queue.Declare: MISSING}
+    broker.before = {spec.Channel.Open: broker.refused.clear}
+    channel.declare(Queue("q", durable=True))
+    reconnect(channel)
+    assert [method.passive for method in broker.of(spec.Queue.Declare)] == [True, False, False]
+
+
 def test_the_depth_of_a_queue_is_its_number_of_ready_messages(broker: ScriptedBroker) -> None:
     """Channel.depth_of() returns the number of ready messages in a queue. If the queue does not exist, depth_of()
     raises NotFound and does not create the queue. It reopens the channel, which the broker has closed because of the
@@ -380,7 +393,7 @@ def test_a_consumer_that_has_ended_gets_no_events_of_its_channel(broker: Scripte
 
 def test_stopping_a_channel_ends_its_consumers(broker: ScriptedBroker) -> None:
     """Channel.stop() ends the channel's consumers. Consumers that are started later end immediately. stop() also tells
-    the connection to stop, so that no call waits for a broker that does not reply.
+    the connection that the command must stop.
     """
     channel = broker.channel()
     assert (channel.stopping, broker.stopping) == (False, False)
@@ -467,8 +480,9 @@ def test_the_caller_can_wait_for_the_confirms_of_replies(broker: ScriptedBroker)
 
 def test_waiting_for_confirms_fails_if_the_last_replies_were_dropped(broker: ScriptedBroker) -> None:
     """If the broker closes the connection with an internal error, the channel drops its unconfirmed replies, because
-    they may have caused the error. Channel.wait_for_confirms() then raises NotConfirmed. After the caller has stopped
-    the channel, wait_for_confirms() returns without an error.
+    they may have caused the error. After the reconnection, it does not publish them again, and
+    Channel.wait_for_confirms() raises NotConfirmed. After the caller has stopped the channel, wait_for_confirms()
+    returns without an error.
     """
     broker.confirms = False
     channel = broker.channel()
@@ -476,6 +490,7 @@ def test_waiting_for_confirms_fails_if_the_last_replies_were_dropped(broker: Scr
     assert _drop_replies([channel, broker.channel()])
     assert not _drop_replies([channel])
     reconnect(channel)
+    assert len(broker.published) == 1
     with pytest.raises(NotConfirmed, match="closed the connection with 1 message unconfirmed"):
         channel.wait_for_confirms()
     channel.stop()
@@ -639,12 +654,13 @@ def test_a_channel_that_cannot_be_set_up_again_after_a_refusal_is_closed_for_goo
     """
     channel = broker.channel()
     channel.declare(Exchange("x", "topic"))
-    listener = Told(channel)
-    listener.consumes = True
+    deliveries, listener = channel.consume(Queue("q"), Receiving(timeout=20)), Told(channel)
     channel.reopening.listen(listener)
     broker.refused = {spec.Exchange.Declare: (403, "ACCESS_REFUSED - no"), spec.Queue.Declare: MISSING}
     with pytest.raises(AccessRefused):
         channel.reopening.checked(declare_request(Queue("q"), passive=True))
     assert [event for event, *_ in listener.events] == ["failed"]
-    assert isinstance(channel.reopening.failure, AccessRefused)
-    assert str(channel.reopening.failure) == listener.events[0][1]
+    with pytest.raises(AccessRefused) as failed:
+        next(deliveries)
+    assert failed.value is channel.reopening.failure
+    assert str(failed.value) == listener.events[0][1]

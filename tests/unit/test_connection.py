@@ -11,12 +11,21 @@ from typing import Any
 import pytest
 from pika import PlainCredentials
 
-from mqtool.amqp import Address, Backoff, Connection, Receiving, TlsFiles, connection, parse_addresses
+from mqtool.amqp import (
+    Address,
+    Backoff,
+    Connection,
+    Receiving,
+    TlsFiles,
+    connection,
+    parse_addresses,
+    reopening_channel,
+)
 from mqtool.amqp.channel import Channel
 from mqtool.amqp.connection import parameters_for
 from mqtool.amqp.pika_private import CertificateFirst
 from mqtool.amqp.reopening_channel import ChannelListener
-from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, NotConfirmed, Unavailable
+from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, NotConfirmed, StoppedWaiting, Unavailable
 from mqtool.message import Message
 from mqtool.testing import EmbeddedBroker, Vhost
 from mqtool.topology import Queue
@@ -394,12 +403,16 @@ def test_reconnecting_ends_if_the_broker_refuses_the_connection(connect: Connect
     assert len(told) == 1
 
 
-def test_closing_ends_the_attempts_to_reconnect(connect: Connect, vhost: Vhost) -> None:
-    """A command that has been told to stop does not wait for a lost connection. Connection.close() ends the wait for
-    the next attempt to reconnect.
+def test_closing_ends_the_attempts_to_reconnect(
+    connect: Connect, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command that has been told to stop does not wait for a lost connection: its requests raise StoppedWaiting.
+    Connection.close() ends the wait for the next attempt to reconnect.
     """
+    monkeypatch.setattr(reopening_channel, "CHECK_INTERVAL", 0.001)
     told = Told()
     opened = connect(notice=told, backoff=Backoff(first=3600))
+    channel = opened.channel()
     before = {*threading.enumerate()}
     vhost.faults.cut_connections()
     told.wait_for("lost the connection")
@@ -407,15 +420,16 @@ def test_closing_ends_the_attempts_to_reconnect(connect: Connect, vhost: Vhost) 
     assert recovery.daemon
     assert opened.hopeless is None
     opened.stopping = True
-    assert opened.hopeless == "the connection is lost"
+    with pytest.raises(StoppedWaiting, match=r"^stopped: the connection is lost$"):
+        channel.declare(Q)
     opened.close()
     assert not recovery.is_alive()
     assert len(told) == 1
 
 
 def test_a_blocked_publisher_waits_until_the_broker_unblocks_it(connect: Connect, vhost: Vhost) -> None:
-    """While the broker blocks publishers, a publisher waits, unless the command has been told to stop. One notice says
-    that the broker blocks publishers, and another that it has unblocked them.
+    """While the broker blocks publishers, a publisher waits. If the command has been told to stop, the publisher raises
+    NotConfirmed instead. One notice says that the broker blocks publishers, and another that it has unblocked them.
     """
     told = Told()
     opened = connect(notice=told)
@@ -426,16 +440,17 @@ def test_a_blocked_publisher_waits_until_the_broker_unblocks_it(connect: Connect
         sent = pool.submit(publish, channel, b"1")
         told.wait_for("the broker blocks publishers (low on memory); waiting until it unblocks them")
         assert opened.hopeless is None
-        opened.stopping = True
-        assert opened.hopeless == "the broker blocks publishers"
-        opened.stopping = False
         vhost.faults.clear()
         assert sent.result() == ["confirmed"]
     told.wait_for("the broker has unblocked publishers")
     assert told[1:] == ["the broker has unblocked publishers"]
     assert [each for each in log.events if each in ("paused", "resumed")] == ["paused", "resumed"]
     opened.stopping = True
-    assert opened.hopeless is None
+    assert publish(channel, b"2") == ["confirmed"]
+    with ThreadPoolExecutor(1) as pool, vhost.faults.block_publishers():
+        stopped = pool.submit(publish, channel, b"3").exception(10)
+    assert isinstance(stopped, NotConfirmed)
+    assert str(stopped) == "stopped with 1 message unconfirmed: the broker blocks publishers"
 
 
 def test_a_reopened_connection_is_not_blocked(connect: Connect, vhost: Vhost) -> None:

@@ -214,9 +214,7 @@ def test_a_delay_of_more_than_49_days_is_refused(via: Via) -> None:
 
 
 def test_at_fault_is_none_if_all_messages_could_be_delayed() -> None:
-    """As long as mqtool could delay all messages, the attribute `at_fault` of Delaying is None. If there is a message
-    that it cannot delay, `at_fault` is this message.
-    """
+    """As long as mqtool could delay all messages, the attribute `at_fault` of Delaying is None."""
     delays, _, _ = delaying(FakeBroker(_JOBS))
     assert delays.at_fault is None
     for _ in delays.hold([Message(b"x", delay=5.0)]):

@@ -32,8 +32,8 @@ def test_bindings_follow_the_new_name_of_a_server_named_queue() -> None:
 
 def test_a_connection_remembers_that_a_queue_has_other_arguments_until_they_no_longer_differ() -> None:
     """If a queue exists with other arguments than a command declares, declaring it once more would close the channel.
-    mqtool therefore records that the queue differs, until unset_differs() removes the record, for example because the
-    queue was deleted. An exchange with the same name is not affected.
+    mqtool therefore records that the queue differs, until unset_differs() removes the record. An exchange with the same
+    name is not affected.
     """
     journal = Journal()
     journal.set_differs(Queue("x"))

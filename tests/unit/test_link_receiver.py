@@ -511,7 +511,8 @@ def test_a_receiver_keeps_its_time_limits(broker: Broker) -> None:
 
 def test_a_connection_that_is_lost_for_good_ends_a_receiver(broker: Broker) -> None:
     """If the connection of an AMQP 1.0 receiver is lost for good, the receiver raises the connection's error when the
-    caller asks for the next delivery. Before that, it settles the delivery that the caller has handled as accepted.
+    caller asks for the next delivery. Before that, it asks the connection to settle the delivery that the caller has
+    handled as accepted.
     """
     broker.bodies = [b"1"]
     deliveries = attached(broker).deliveries()

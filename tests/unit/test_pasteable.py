@@ -29,6 +29,8 @@ NAMES = [
 ]
 #: Where mqtool's own names are put into command lines: of tutorials, drills, help topics and cheat sheets.
 _OWN_NAMES = {"tutorial", "drill", "help", "cheat", "list"}
+#: A command line of mqtool, up to an inserted name; see template().
+_COMMAND_LINE = re.compile(r"mqtool (?:[a-z-]+ )+(?:[\w'=-]+ )*[\w'=-]*\{\}")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -58,9 +60,21 @@ def test_a_name_with_a_nul_is_not_cut_in_a_printed_command_line() -> None:
     assert words == [b"queue", b"delete", b"pay\\x000ll"]
 
 
+def template(node: ast.AST) -> str:
+    """The text that an expression makes, with "{}" for each value that is inserted; "{}" for any other expression."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value.replace("%s", "{}")
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(template, node.values))
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return template(node.left) + template(node.right)
+    return "{}"
+
+
 def test_every_name_in_a_printed_command_line_is_quoted() -> None:
-    """Every name in a command line that mqtool prints is quoted for the shell, except the names of mqtool's own
-    commands, tutorials and help topics.
+    """Every name that mqtool inserts into a command line that it prints is quoted for the shell, except the names of
+    mqtool's own commands, tutorials and help topics. This test finds names in f-strings, in concatenated strings and in
+    strings with "{}" or "%s".
     """
     found = []
     for path in SOURCES:
@@ -68,20 +82,22 @@ def test_every_name_in_a_printed_command_line_is_quoted() -> None:
             continue  # their commands are typed, with names of their own
         text = path.read_text()
         for node in ast.walk(ast.parse(text)) if "mqtool " in text else ():
-            if not isinstance(node, ast.JoinedStr):
+            if not isinstance(node, (ast.JoinedStr, ast.BinOp, ast.Constant)):
                 continue
-            printed = "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
-            lines = re.findall(r"mqtool (?:[a-z-]+ )+(?:[\w'=-]+ )*[\w'=-]*\{\}", printed)
+            printed = template(node)
+            lines = re.findall(_COMMAND_LINE, printed) if "mqtool " in printed else ()
             found += [f"{path}:{node.lineno}: {line}" for line in lines if line.split()[1] in COMMANDS - _OWN_NAMES]
     assert found == []
 
 
 def test_commands_print_through_escaping_functions() -> None:
-    """Commands print through functions that escape control characters. None of them calls output.write(), which does
-    not.
+    """Commands print through functions that escape control characters, and not with print(), output.write(), os.write()
+    or typer.echo(), or through sys.stdout or sys.stderr.
     """
+    unescaped = re.compile(r"\b(?:print|(?:typer|click)\.s?echo|(?:output|os)\.write)\(|\bsys\.std(?:out|err)\b")
     commands = [path for path in SOURCES if path.parts[-2] in ("commands", "pipe")]
-    assert [str(path) for path in commands if "output.write(" in path.read_text()] == []
+    assert len(commands) > 50
+    assert {str(path): found for path in commands if (found := unescaped.findall(path.read_text()))} == {}
 
 
 @pytest.mark.parametrize(

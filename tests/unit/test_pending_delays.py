@@ -340,6 +340,8 @@ def test_delivering_ends_if_a_confirm_does_not_arrive(place: Place) -> None:
     with place.vhost.faults.delay_confirms(), pytest.raises(NotConfirmed):
         place.now(kind=Impatient)
     assert place.has("jobs.delay.1h", "a", "b")
+    [c] = place.vhost.queue("jobs.delay.2h").messages()
+    assert (c.body, c.redelivered) == (b"c", False)
     assert (place.skipped, place.left) == ([], [])
 
 

@@ -26,17 +26,23 @@ def handle(policy: ConsumePolicy, tags: range, now: float = SOON) -> list[int]:
 
 
 def test_the_options_decide_how_a_command_consumes() -> None:
-    """A consumer of a queue with a delivery limit starts with a prefetch of 1. With --prefetch or --auto-ack, and for
-    any other queue, it starts with the prefetch that --prefetch gives, by default 1,000. With --count, it never
-    receives more messages than that number. If the command acknowledges the messages itself, the consumer acknowledges
-    none.
+    """A consumer of a queue with a delivery limit starts with a prefetch of 1. With `--prefetch` or `--auto-ack`, and for
+    any other queue, it starts with the prefetch that `--prefetch` gives, by default 1,000. With `--count 3`, it is
+    cancelled when it has received the third message, and its prefetch is at most 3. If the caller acknowledges messages
+    itself, the consumer acknowledges none.
     """
-    assert type(policy_for(Receiving(), limits_deliveries=False)) is Streaming
-    assert type(policy_for(Receiving(), limits_deliveries=True)) is Cautious
-    assert type(policy_for(Receiving(prefetch=10), limits_deliveries=True)) is Streaming
-    assert type(policy_for(Receiving(auto_ack=True), limits_deliveries=True)) is Streaming
-    assert type(policy_for(Receiving(count=3, auto_ack=True), limits_deliveries=True)) is ExactCount
-    assert type(policy_for(Receiving(count=3, acknowledge=False), limits_deliveries=True)) is CallerSettles
+    for receiving, limits_deliveries, expected in (
+        (Receiving(), False, (PREFETCH, True, [])),
+        (Receiving(), True, (1, True, [])),
+        (Receiving(prefetch=10), True, (10, True, [])),
+        (Receiving(auto_ack=True), True, (PREFETCH, False, [])),
+        (Receiving(count=3, auto_ack=True), True, (1, True, [3])),
+        (Receiving(count=3, acknowledge=False), True, (3, False, [3])),
+    ):
+        policy = policy_for(receiving, limits_deliveries=limits_deliveries)
+        prefetch = policy.prefetch
+        cancelled_at = [tag for tag in range(1, 5) if policy.taken(delivery(tag)) is Step.CANCEL]
+        assert (prefetch, policy.acknowledges, cancelled_at) == expected
 
 
 def test_automatic_acknowledgement_is_left_to_the_broker_unless_the_number_of_messages_is_limited() -> None:

@@ -1,5 +1,6 @@
 """Conversions of queues on an embedded broker in this process: their steps, what stops them, and how they continue."""
 
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -109,6 +110,23 @@ class Place:
         assert self.exchanges() == {"logs"}
         assert self.bindings() == [("logs", "jobs", "kern.#", {"note": "kept"})]
         assert self.bodies() == [*range(count)]
+
+
+class Clock:
+    """Time that passes only while a conversion sleeps.
+
+    Attributes:
+        now: the number of seconds since the start.
+    """
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
 
 
 @pytest.fixture
@@ -271,19 +289,22 @@ def test_only_one_conversion_of_a_queue_runs_at_a_time(place: Place, monkeypatch
     conversion.begin()
     first = place.connections[-1]
     other = place.conversion(plan=place.unfinished())
-    monkeypatch.setattr(queue_conversion, "_PATIENCE", 0.0)
-    monkeypatch.setattr(queue_conversion, "_LOOK", 0.001)
+    monkeypatch.setattr(queue_conversion, "_LOOK", 0.9)  # tries every 9 s, so the last attempt is after 27 s
+    clock = Clock()
+    monkeypatch.setattr(queue_conversion, "time", clock)
     with pytest.raises(Unavailable, match=r"^another mqtool converts 'jobs'$") as raised:
         other.lock()
+    assert clock.now == 27
     assert raised.value.hint == "if it was killed, the broker notices within a minute or two: try again then"
-    monkeypatch.setattr(queue_conversion, "_PATIENCE", 20.0)
-    sleep = queue_conversion.time.sleep
+    monkeypatch.setattr(queue_conversion, "time", time)
+    monkeypatch.setattr(queue_conversion, "_LOOK", 0.001)
+    sleep = time.sleep
 
     def end_the_first(seconds: float) -> None:
         first.close()
         sleep(seconds)
 
-    monkeypatch.setattr(queue_conversion.time, "sleep", end_the_first)
+    monkeypatch.setattr(time, "sleep", end_the_first)
     other.lock()
     monkeypatch.undo()
     assert [*other.run()] == [4, 4, 2, 4, 4, 2]
@@ -331,11 +352,14 @@ def test_a_conversion_waits_until_the_queue_has_no_consumers(place: Place, monke
     place.fill()
     consumer = place.connect().channel()
     consumer.consumer(Queue("jobs"), Receiving(prefetch=1))
-    monkeypatch.setattr(queue_conversion, "_PATIENCE", 0.0)
-    conversion = place.conversion()
+    monkeypatch.setattr(queue_conversion, "_LOOK", 9.0)  # the last look is after 27 s
+    conversion, clock = place.conversion(), Clock()
     conversion.begin()
+    monkeypatch.setattr(queue_conversion, "time", clock)
     with pytest.raises(Unavailable, match=r"^'jobs' has 1 consumer$") as raised:
         list(conversion.run())
+    assert clock.now == 27
+    monkeypatch.undo()
     assert raised.value.hint == "stop them, then: mqtool queue convert --resume jobs"
     place.connections[-1].close()
     monkeypatch.setattr(held_messages, "_PATIENCE", 0.0)

@@ -172,8 +172,8 @@ def test_a_connection_uses_the_first_node_that_accepts_it(
     broker: Broker, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An AMQP 1.0 connection is opened to the first node that can be reached, under the name in
-    $MQTOOL_CONNECTION_NAME. After a loss, this node is tried first. If it closes the socket during the new login, this
-    counts as a network failure, not as a refused login.
+    $MQTOOL_CONNECTION_NAME. After a loss, this node is tried first. The new Transport is told that mqtool has logged in
+    before, so that it does not take a socket that is closed during the login for a refused login.
     """
     monkeypatch.setenv("MQTOOL_CONNECTION_NAME", "nightly")
     broker.unreachable = [Unavailable("no route")]

@@ -138,8 +138,13 @@ def test_the_reply_of_a_program_that_cannot_be_run_ends_the_rpc_server(status: i
 
 
 @pytest.fixture
-def handled(tmp_path: Path) -> HandledMessages:
-    return HandledMessages(tmp_path / "handled.db", 86_400.0)
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "handled.db"
+
+
+@pytest.fixture
+def handled(store: Path) -> HandledMessages:
+    return HandledMessages(store, 86_400.0)
 
 
 class Answering:
@@ -161,15 +166,15 @@ class Answering:
 
 
 @pytest.mark.parametrize("name", ["message_id", "correlation_id"])
-def test_a_repeated_request_gets_the_stored_reply(handled: HandledMessages, name: str) -> None:
-    """With `--deduplicate`, an RPC server stores its reply to a request under the request's message id or, failing
-    that, its correlation id. If the request is repeated, the server sends the same reply, with a notice, even after a
-    restart.
+def test_a_repeated_request_gets_the_stored_reply(handled: HandledMessages, store: Path, name: str) -> None:
+    """With `--deduplicate`, an RPC server stores its reply to a request in a file, under the request's message id or,
+    failing that, its correlation id. If the request is repeated, the server, or another one that opens the file later,
+    sends the same reply, with a notice.
     """
     server = Answering(handled)
     again = request(**{name: "a"})
     assert (server.answer(again).body, server.notices) == (b"1", [])
-    for each in (server, Answering(handled)):
+    for each in (server, Answering(HandledMessages(store, 86_400.0))):
         found = each.answer(again)
         assert (found.body, found.properties) == (b"1", {"type": "t"})
         assert each.notices == ["request a was answered before; sending the same reply"]
@@ -294,8 +299,10 @@ def test_an_rpc_client_without_a_server_says_how_to_start_one(ready: int, consum
     replies are missing.
     """
     with pytest.raises(Unavailable if is_missing else TimedOut) as error:
-        [*ordered(of=1, lookup=Lookup(ready, consumers))]
+        [*ordered(of=2, lookup=Lookup(ready, consumers))]
     if is_missing:
         assert str(error.value) == "no RPC server consumes from queue 'requests'"
         hint = "start one, which also gets what is left in the queue: mqtool rpc-server --queue=requests"
         assert error.value.hint == hint
+    else:
+        assert str(error.value) == "2 of 2 replies did not come in time"

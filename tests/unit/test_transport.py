@@ -161,11 +161,12 @@ def test_a_heartbeat_of_0_turns_heartbeats_off(broker: Broker, heartbeat: int | 
     ("offered", "names_user", "mechanism"),
     [("EXTERNAL", False, "EXTERNAL"), ("EXTERNAL", True, "PLAIN"), ("ANONYMOUS", False, "PLAIN")],
 )
-def test_a_client_certificate_is_used_to_log_in_if_the_url_names_no_user(
+def test_external_is_used_to_log_in_if_the_address_names_no_user_and_the_broker_offers_it(
     broker: Broker, offered: str, *, names_user: bool, mechanism: str
 ) -> None:
-    """An AMQP 1.0 connection logs in with the client certificate if one is given, the URL names no user and the broker
-    offers the SASL mechanism EXTERNAL. In all other cases, it logs in with a user name and a password.
+    """An AMQP 1.0 connection logs in with the SASL mechanism EXTERNAL if its address names no user, which the caller
+    ensures only if there is a client certificate, and if the broker offers EXTERNAL. In all other cases, it logs in
+    with a user name and a password.
     """
     offer = frame(0, SaslMechanisms(Array([Symbol("PLAIN"), Symbol(offered)])), SASL)
     data = SASL_HEADER + offer + opened().removeprefix(SASL_HEADER + MECHANISMS)
