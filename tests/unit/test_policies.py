@@ -26,8 +26,8 @@ def handle(policy: ConsumePolicy, tags: range, now: float = SOON) -> list[int]:
 
 
 def test_the_options_decide_how_a_command_consumes() -> None:
-    """A consumer of a queue with a delivery limit starts with a prefetch of 1. With `--prefetch` or `--auto-ack`, and for
-    any other queue, it starts with the prefetch that `--prefetch` gives, by default 1,000. With `--count 3`, it is
+    """A consumer of a queue with a delivery limit starts with a prefetch of 1. With `--prefetch` or `--auto-ack`, and
+    for any other queue, it starts with the prefetch that `--prefetch` gives, by default 1,000. With `--count 3`, it is
     cancelled when it has received the third message, and its prefetch is at most 3. If the caller acknowledges messages
     itself, the consumer acknowledges none.
     """
