@@ -15,7 +15,7 @@ from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.testing.authority import Authority
 from mqtool.codecs.amqp10_message import Amqp10Message, MessageHeader, data_section
 from mqtool.codecs.amqp10_values import Described, Symbol
-from mqtool.codecs.field_tables import UInt32
+from mqtool.codecs.field_tables import UInt8, UInt32
 from mqtool.errors import AccessRefused
 from tests.protocol.broker_process import BrokerProcess, other_address
 from tests.protocol.conftest import Api
@@ -99,6 +99,29 @@ def test_messages_accepted_over_amqp_1_0_survive_a_crash(tmp_path: Path) -> None
             missing = {number for number in accepted if number % 2 == start}
             while missing:
                 missing.discard(int(client.expect(TRANSFER).body or b""))
+
+
+@pytest.mark.parametrize(("like", "persistent"), [("4.0", True), ("4.2", False)])
+def test_a_message_that_does_not_say_whether_it_is_durable_is_persistent_before_rabbitmq_4_2(
+    like: str, persistent: bool
+) -> None:
+    """If an AMQP 1.0 message has no header, or a header without the field `durable`, an embedded broker that behaves
+    like RabbitMQ 4.0 makes the message persistent. One that behaves like 4.2 does not.
+    """
+    headers = (MessageHeader(), MessageHeader(priority=UInt8(3)), MessageHeader(durable=False))
+    with (
+        EmbeddedBroker(like=like) as broker,
+        RawAmqp10(broker.url) as client,
+        contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection,
+    ):
+        channel = connection.channel()
+        channel.queue_declare("q", durable=True)
+        client.attach_sender("/queues/q")
+        for number, header in enumerate(headers):
+            sent = Amqp10Message(header, body=data_section(b"x"))
+            assert client.published(number, sent.encode()).descriptor == ACCEPTED
+        modes = [channel.basic_get("q", auto_ack=True)[1].delivery_mode for _ in headers]
+    assert [mode == 2 for mode in modes] == [persistent, persistent, False]
 
 
 def test_an_alarm_stops_amqp_1_0_publishers_but_not_receivers(broker: EmbeddedBroker, queue: str) -> None:
