@@ -20,6 +20,7 @@ from mqtool.message import Confirmation, Message
 from tests.brokers import IN_CI, TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_exec import depth
+from tests.cli.test_move import taken
 from tests.cli.test_replay import forged as forge_in_stream
 from tests.mallory import KNOWN, Attack, Published, Scene, attacks, untouched
 
@@ -270,11 +271,16 @@ def test_a_delayed_message_whose_headers_fill_a_frame_does_not_stop_delayed_now(
     broker.api("POST", f"bindings/{broker.vhost}/e/public/q/jobs.delay.5m", {})
     full = "x" * (131_072 - 8 - 14 - 17 - len("\x0fmqtool-exchangeS\0\0\0\0"))
     publish(broker, "public", "k", "full", **{"mqtool-exchange": "", "padding": full})
+    publish(broker, "public", "k", "forged", **{"mqtool-exchange": ""})
     publish(broker, "public", "k", "honest")
 
     result = shell.run("mqtool", "delayed", "now", "--where", "size >= 0", "--yes")
 
-    assert (result.code, depth(broker, "jobs.delay.5m"), depth(broker, "jobs")) == (3, 1, 1), result.stderr
+    assert (result.code, depth(broker, "jobs.delay.5m"), depth(broker, "jobs")) == (3, 1, 2), result.stderr
+    assert {delivery.body: delivery.headers for delivery in taken(broker, "jobs", 2)} == {
+        b"forged": {"mqtool-exchange": "public", "mqtool-routing-key": "k"},
+        b"honest": {},
+    }
     assert "('full') stays in 'jobs.delay.5m': the headers and properties are 131,0" in result.stderr
 
 

@@ -527,10 +527,10 @@ def _unexpected(delivery: Delivery) -> Message:
 
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
-def test_messages_published_while_queue_convert_moves_a_queue_are_moved_in_order(broker: TestBroker, kind: str) -> None:
-    """If clients publish to a queue half as fast as `queue convert` moves the queue's messages, each message is moved
-    once and in order. When at most 50 messages are left, `queue convert` stops new ones from reaching the queue, and
-    then moves the last ones.
+def test_messages_published_while_a_mover_moves_a_queue_are_moved_in_order(broker: TestBroker, kind: str) -> None:
+    """`queue convert` moves messages with a Mover, which is tested here alone. If clients publish to a queue half as
+    fast as the Mover moves the queue's messages, each message is moved once and in order. When at most 50 messages are
+    left, the Mover calls a function that stops new ones from reaching the queue, and then moves the last ones.
     """
     published = 300
 
@@ -669,10 +669,10 @@ def test_messages_that_do_not_fit_in_the_converted_queue_are_kept(
 
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
-def test_a_queue_that_fills_up_during_a_batch_loses_no_messages(broker: TestBroker, kind: str) -> None:
-    """`queue convert` moves messages in batches from a holding queue to the converted queue. If the converted queue has
-    the overflow setting `reject-publish`, and publishers fill it just before a batch, the messages that it rejects stay
-    in the holding queue. They are moved once there is room.
+def test_a_queue_that_fills_up_during_a_batch_of_a_mover_loses_no_messages(broker: TestBroker, kind: str) -> None:
+    """`queue convert` moves messages with a Mover, which is tested here alone, in batches from a holding queue to the
+    converted queue. If the converted queue has the overflow setting `reject-publish`, and publishers fill it just
+    before a batch, the messages that it rejects stay in the holding queue. They are moved once there is room.
     """
     arguments = {"x-queue-type": kind, "x-max-length": 10, "x-overflow": "reject-publish"}
     with Connection(parse_addresses(broker.url)) as connection:
@@ -702,11 +702,11 @@ def test_a_queue_that_fills_up_during_a_batch_loses_no_messages(broker: TestBrok
     assert depth(broker, held.name) == 0
 
 
-def test_a_conversion_moves_messages_that_arrive_after_the_queue_is_reported_as_empty(
+def test_a_mover_moves_messages_that_arrive_after_the_queue_is_reported_as_empty(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RabbitMQ may report a queue as empty before it has sent the last deliveries to a consumer. `queue convert` waits
-    for these deliveries, and so moves all messages.
+    """RabbitMQ may report a queue as empty before it has sent the last deliveries to a consumer. The Mover with which
+    `queue convert` moves messages waits for these deliveries, and so moves all messages.
     """
     with Connection(parse_addresses(broker.url)) as connection:
         channel = connection.channel()

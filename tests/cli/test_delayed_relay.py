@@ -123,12 +123,16 @@ def test_messages_with_headers_too_large_for_a_delay_do_not_keep_others_from_bei
     messages without delay. It still delays all others.
     """
     running = relay(shell, "--type", "topic")
-    large = {"x-delay": 1000, "pad": "x" * 131_010}
+    large = {"x-delay": 3_600_000, "pad": "x" * 131_010}
     with Connection(parse_addresses(broker.url)) as connection:
-        [*connection.channel().publish(Message(b"", "large", "tasks", {"headers": large}) for _ in range(AT_ONCE + 1))]
+        channel = connection.channel()
+        last = channel.declare(Queue("last", arguments={"x-max-length": 1}))  # keeps one, because they are large
+        channel.bind(last, Exchange("tasks.relayed"), "large")
+        [*channel.publish(Message(b"", "large", "tasks", {"headers": large}) for _ in range(AT_ONCE + 1))]
     publish(broker.url, [100, 1000])
     assert len(received(shell, 2)) == 2
-    assert f"2 delayed, 0 at once, {AT_ONCE + 1} unroutable" in running.interrupt().wait().stderr
+    assert depth(broker, "last") == 1
+    assert f"2 delayed, {AT_ONCE + 1} at once, 0 unroutable" in running.interrupt().wait().stderr
 
 
 @pytest.mark.keeps_messages

@@ -191,8 +191,11 @@ def test_without_a_dialect_only_messages_go_to_stdout(shell: Shell) -> None:
     assert missing.stderr.startswith(
         "mqtool: Missing argument 'SEVERITY...'\nhint: for example: mqtool receive-log dir"
     )
+    receiver = shell.start("mqtool", "receive-log", "direct", "info", "-c", "1").wait_until_ready()
     sent = shell.run("mqtool", "emit-log", "direct", "info", "x")
-    assert (sent.stdout, sent.stderr) == ("", " [x] Sent info:x, no queue received it\n")
+    assert (sent.stdout, sent.stderr) == ("", " [x] Sent info:x\n")
+    received = receiver.wait()
+    assert (received.stdout, received.stderr) == (" [x] info:x\n", " [*] Waiting for logs. To exit press CTRL+C\n")
 
 
 @on_any_broker

@@ -83,11 +83,14 @@ def test_option_texts_are_short_phrases() -> None:
 
 def test_the_value_of_an_option_has_a_name_and_a_duration_a_unit() -> None:
     """Help calls an option's value by a name such as N or FILE, not by a Python type such as <int range>. The default
-    of a duration has a unit.
+    of every duration has a unit.
     """
     for command in leaves(described()):
         page = page_of(command, everything=True)
         assert not re.search(r"<(int|float|str|path)\b", page), command.words
+        for option in command.options:
+            if "DURATION" in option.syntax and "default: " in option.text:
+                assert re.search(r"default: \(?[0-9]+(ms|s|m|h)\b", option.text), (command.words, option.flags)
     assert "default: 30s]" in line_of("wait")
 
 
@@ -333,7 +336,14 @@ def test_the_help_shows_long_options_in_lower_case() -> None:
     assert [flag for flag in flags if flag.startswith("--") and flag != flag.lower()] == []
 
 
-@pytest.mark.parametrize("command", ["send", "receive", "worker"])
-def test_the_help_of_tutorial_commands_names_the_option_for_the_protocol(lonely_shell: Shell, command: str) -> None:
-    """`--help` of a tutorial's command names --protocol, and the help topic that explains this option."""
-    assert re.search("mqtool help connection +--protocol, ", lonely_shell.run("mqtool", command, "--help").stdout)
+def test_the_help_of_tutorial_commands_names_the_option_for_the_protocol() -> None:
+    """`--help` of each tutorial's command names --protocol, and the help topic that explains this option."""
+    commands = [
+        command
+        for command in leaves(described())
+        if any(option.flags == ("--protocol",) and option.topic == "connection" for option in command.options)
+    ]
+    tutorials = {"send", "receive", "new-task", "worker", "emit-log", "receive-log", "rpc-client", "rpc-server"}
+    assert {command.words[0] for command in commands} == tutorials | {"publisher-confirms"}
+    for command in commands:
+        assert re.search("mqtool help connection +--protocol, ", page_of(command)), command.words

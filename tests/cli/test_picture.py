@@ -325,7 +325,7 @@ def test_a_worker_without_a_prefetch_limit_is_drawn_with_several_messages(chromi
 def test_a_consumer_that_has_ended_is_drawn_until_its_last_message_has_been_drawn(
     chromium: Any, tmp_path: Path
 ) -> None:
-    """If a consumer ends while its messages are still being drawn, the picture of `mqtool ui` shows the consumer's box
+    """If consumers end while their messages are still being drawn, the picture of `mqtool ui` shows their boxes
     until the last message has been drawn. Each queue's counts always equal the number of messages drawn.
     """
     consumers = [{"name": f"{each}/tag", "label": f"worker {each}"} for each in range(2)]
@@ -337,9 +337,16 @@ def test_a_consumer_that_has_ended_is_drawn_until_its_last_message_has_been_draw
     topology = next(each for each in records if each["kind"] == "topology")
     records += [{**topology, "t": 1000, "consumers": []}, *published(9000, 60)]
     page = recorded(chromium, tmp_path, records)
+    count = "return ['.node.c', '#picture .dot'].map((each) => document.querySelectorAll(each).length)"
+    still_drawn = True
     for step in range(120):
         seek(page, step / 120)
         assert differences(page) == [], step
+        if step % 5 == 0:
+            consumers, messages = page.ask(count)
+            still_drawn = still_drawn and (consumers, messages) != (0, 0)
+            assert consumers == (2 if still_drawn else 0), step
+    assert not still_drawn
 
 
 def test_the_message_of_a_killed_worker_moves_back_to_its_queue(chromium: Any, tmp_path: Path) -> None:

@@ -78,13 +78,15 @@ def test_an_unacknowledged_message_does_not_count_as_received() -> None:
 
 def test_a_redelivered_message_does_not_count_as_received_too_early() -> None:
     """If a message is redelivered after `tutorial try` has found its queue empty seven times, the count begins again.
-    The message does not count as received when `tutorial try` has found the queue empty seven more times.
+    The message counts as received once `tutorial try` has found the queue empty eight more times.
     """
     seen = _seen()
     _look(seen, unacked=0, times=7)
     _delivered(seen, "q", redelivered=True)
     _look(seen, unacked=0, times=7)
     assert seen.messages[0].receivers == []
+    _look(seen, unacked=0)
+    assert seen.messages[0].receivers == ["there"]
 
 
 def test_a_delayed_message_is_not_reported_as_not_received() -> None:

@@ -1,6 +1,7 @@
 """The connection breaks while messages flow: nothing confirmed is lost, and duplicates are marked as redelivered."""
 
 import contextlib
+import json
 import socket
 import struct
 import threading
@@ -8,15 +9,19 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
+from typing import Any
 
 import pytest
 from pika import spec
 
 from mqtool.amqp import Backoff, Channel, Connection, Receiving, administration, parse_addresses
 from mqtool.broker.embedded.in_process import Vhost
+from mqtool.broker.embedded.testing import replay as replaying
 from mqtool.broker.embedded.testing.replay_client import ReplayClient
 from mqtool.errors import MqtoolError, Unavailable
 from mqtool.message import Confirmation, Message
+from mqtool.recordings.recording import RecordedMessage
 from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
 from mqtool.tutorials import rpc
 from tests.brokers import IN_CI, TestBroker, on_any_broker
@@ -76,34 +81,42 @@ def test_a_publisher_whose_connection_is_cut_loses_no_message(
     assert any("connected again" in notice for notice in notices)
 
 
-def test_replay_in_a_users_test_reconnects_and_loses_no_message(broker: TestBroker, proxy: Proxy) -> None:
+def test_replay_in_a_users_test_reconnects_and_loses_no_message(
+    broker: TestBroker, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If the connection of replay(), which users call in their tests, is cut, replay() reconnects. All messages arrive
-    in order. Messages that were unconfirmed may arrive twice.
+    in order. Messages that were unconfirmed may arrive twice. If the connection of its client is cut before it asks
+    whether an exchange exists, the client reconnects as well.
     """
-    count, stopped = 3_000, threading.Event()
+    count, recorded = 1_500, replaying.recorded
+    lines = ({"body": str(n), "exchange": "", "routing_key": "q", "headers": {"n": n}} for n in range(count))
+    (tmp_path / "recording").write_text("\n".join(map(json.dumps, lines)))
 
-    def source() -> Iterator[Message]:
-        for number in range(count):
-            if number in (500, 2_000):
-                proxy.break_early = number // 2_000
+    def cutting(*how: Any) -> Iterator[RecordedMessage | None]:
+        for number, message in enumerate(recorded(*how)):
+            if number in (500, 1_000):
+                proxy.break_early = number // 1_000
                 proxy.cut()
-            yield Message(b"%d" % number, "q", "", {"headers": {"n": number}}, str(number))
+            yield message
 
+    monkeypatch.setattr(replaying, "recorded", cutting)
+    url = broker.url.replace(f":{broker.port}", f":{proxy.port}")
     with Connection(parse_addresses(broker.url)) as connection:
         channel = connection.channel()
         channel.declare(QUORUM)
-        with closing(ReplayClient(broker.url.replace(f":{broker.port}", f":{proxy.port}"), stopped)) as client:
-            assert client.publish(source()) == []
+        assert replaying.replay(url, tmp_path / "recording") == count
+        assert proxy.accepted == 3
+        with closing(ReplayClient(url, threading.Event())) as client:
             proxy.cut()
             assert client.has_exchange("amq.topic")
             assert not client.has_exchange("missing")
-        arrived: dict[str, int] = {}
+        arrived: dict[bytes, int] = {}
         for delivery in channel.consume(QUORUM, Receiving(timeout=60)):
-            arrived.setdefault(delivery.properties["message_id"], delivery.headers["n"])
+            arrived.setdefault(delivery.body, delivery.headers["n"])
             if len(arrived) == count:
                 break
     assert list(arrived.values()) == list(range(count))
-    assert proxy.accepted == 4
+    assert proxy.accepted == 5
 
 
 def test_a_message_nacked_right_after_a_reconnection_is_republished(

@@ -8,15 +8,16 @@ import pika
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
+from mqtool import management
 from mqtool.amqp import Channel, Connection, administration, parse_addresses
 from mqtool.amqp.pika_private import CONNECTION, FastConnection
-from mqtool.errors import BadData
+from mqtool.errors import AccessRefused, BadData
 from mqtool.inspection.definitions import Definitions, read
 from mqtool.inspection.routes import Router
 from mqtool.management import Management
 from mqtool.message import Confirmation, Message
 from mqtool.topology import Binding
-from tests.brokers import IN_CI, TestBroker
+from tests.brokers import IN_CI, TestBroker, on_any_broker
 from tests.cli.shell import wait_until
 
 MESSAGES = 4_000 if IN_CI else 400
@@ -179,23 +180,49 @@ def test_route_follows_exchanges_that_policies_set(broker: TestBroker, channel: 
     assert (death.queue, death.exchange, death.routing_key, death.queues) == ("q", "amq.direct", "k", [])
 
 
-def test_route_follows_policies_even_if_the_user_may_not_list_them(
+def test_route_follows_policies_for_a_user_without_the_tag_policymaker(
     broker: TestBroker, channel: BlockingChannel
 ) -> None:
-    """A user without the tag policymaker may not list policies. `route` still takes into account the dead-letter
-    exchange that a policy sets for a queue.
+    """For a user without the tag policymaker, `route` takes into account the dead-letter exchange that a policy sets
+    for a queue.
     """
-    channel.queue_declare("q")
-    applied = {"pattern": "^q$", "definition": {"dead-letter-exchange": "amq.direct"}}
-    broker.api("PUT", f"policies/{broker.vhost}/q", applied)
+    set_dead_letter_policy(broker, channel)
     user = f"user-{broker.vhost}"
     broker.api("PUT", f"users/{user}", {"password": "secret", "tags": "management"})
     broker.api("PUT", f"permissions/{broker.vhost}/{user}", {"configure": "", "write": "", "read": ""})
     try:
         api = Management(broker.management, user, "secret")
-        wait_until(lambda: "x-dead-letter-exchange" in read(api, broker.vhost).queues["q"].arguments, "the policy")
+        wait_until(lambda: dead_letter_exchanges(read(api, broker.vhost)) == ["amq.direct"], "the policy")
     finally:
         broker.api("DELETE", f"users/{user}")
+
+
+@on_any_broker
+def test_route_follows_policies_even_if_the_user_may_not_list_them(
+    broker: TestBroker, channel: BlockingChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the management API refuses to list policies, `route` still takes into account the dead-letter exchange that a
+    policy sets for a queue.
+    """
+
+    def refuse(*_: object) -> None:
+        raise AccessRefused("not a policymaker")
+
+    set_dead_letter_policy(broker, channel)
+    monkeypatch.setattr(management, "policies", refuse)
+    assert dead_letter_exchanges(definitions_of(broker)) == ["amq.direct"]
+
+
+def set_dead_letter_policy(broker: TestBroker, channel: BlockingChannel) -> None:
+    """Declare the queue `q`, and set a policy that gives it the dead-letter exchange amq.direct."""
+    channel.queue_declare("q")
+    applied = {"pattern": "^q$", "definition": {"dead-letter-exchange": "amq.direct"}}
+    broker.api("PUT", f"policies/{broker.vhost}/q", applied)
+
+
+def dead_letter_exchanges(found: Definitions) -> list[str]:
+    """The exchanges to which `q` dead-letters a message, according to `route`."""
+    return [death.exchange for death in Router(found).route("", "q").dead_letters]
 
 
 def test_route_follows_a_delayed_exchange_by_its_x_delayed_type(broker: TestBroker, channel: BlockingChannel) -> None:

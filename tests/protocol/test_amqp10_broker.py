@@ -13,9 +13,9 @@ from mqtool.amqp import TlsFiles
 from mqtool.amqp10 import LinkSession
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.testing.authority import Authority
-from mqtool.codecs.amqp10_message import Amqp10Message, data_section
+from mqtool.codecs.amqp10_message import Amqp10Message, MessageHeader, data_section
 from mqtool.codecs.amqp10_values import Described, Symbol
-from mqtool.codecs.field_tables import UInt32
+from mqtool.codecs.field_tables import UInt8, UInt32
 from mqtool.errors import AccessRefused
 from tests.protocol.broker_process import BrokerProcess, other_address
 from tests.protocol.conftest import Api
@@ -38,7 +38,6 @@ from tests.protocol.raw_amqp10 import (
     TRANSFER,
     RawAmqp10,
     described,
-    message,
 )
 
 
@@ -68,19 +67,22 @@ def test_a_broker_that_behaves_like_rabbitmq_3_10_refuses_amqp_1_0_clients() -> 
 
 
 def test_messages_accepted_over_amqp_1_0_survive_a_crash(tmp_path: Path) -> None:
-    """If the broker is killed while a client publishes over AMQP 1.0, every accepted message is in the queue after a
-    restart.
+    """If the broker is killed while a client publishes over AMQP 1.0 to classic and quorum queues, every accepted
+    durable message is in its queue after a restart.
     """
+    kinds = ["classic", "quorum"]
     with BrokerProcess(tmp_path, "--data-dir", str(tmp_path / "data"), "--like", "4.3") as process:
-        with contextlib.closing(pika.BlockingConnection(pika.URLParameters(process.url))) as connection:
-            connection.channel().queue_declare("q", durable=True, arguments={"x-queue-type": "quorum"})
         client = RawAmqp10(process.url)
-        client.attach_sender("/queues/q")
+        with contextlib.closing(pika.BlockingConnection(pika.URLParameters(process.url))) as connection:
+            for handle, kind in enumerate(kinds):
+                connection.channel().queue_declare(kind, durable=True, arguments={"x-queue-type": kind})
+                client.attach_sender(f"/queues/{kind}", handle=handle)
         accepted: set[int] = set()
         number = 0
         while len(accepted) < 200:
             for _ in range(20):
-                client.publish(number, message(b"%d" % number))
+                durable = Amqp10Message(MessageHeader(durable=True), body=data_section(b"%d" % number))
+                client.publish(number, durable.encode(), handle=number % 2)
                 number += 1
             until = len(accepted) + 20
             while len(accepted) < until:
@@ -91,12 +93,35 @@ def test_messages_accepted_over_amqp_1_0_survive_a_crash(tmp_path: Path) -> None
                     accepted |= set(range(got.field(1), last + 1))
         process.kill()
         process.start()
-        client = RawAmqp10(process.url)
-        client.attach_receiver("/queues/q", credit=1000)
-        there: set[int] = set()
-        while not accepted <= there:
-            got = client.expect(TRANSFER)
-            there.add(int(got.body or b""))
+        for start, kind in enumerate(kinds):
+            client = RawAmqp10(process.url)
+            client.attach_receiver(f"/queues/{kind}", credit=1000)
+            missing = {number for number in accepted if number % 2 == start}
+            while missing:
+                missing.discard(int(client.expect(TRANSFER).body or b""))
+
+
+@pytest.mark.parametrize(("like", "persistent"), [("4.0", True), ("4.2", False)])
+def test_a_message_that_does_not_say_whether_it_is_durable_is_persistent_before_rabbitmq_4_2(
+    like: str, persistent: bool
+) -> None:
+    """If an AMQP 1.0 message has no header, or a header without the field `durable`, an embedded broker that behaves
+    like RabbitMQ 4.0 makes the message persistent. One that behaves like 4.2 does not.
+    """
+    headers = (MessageHeader(), MessageHeader(priority=UInt8(3)), MessageHeader(durable=False))
+    with (
+        EmbeddedBroker(like=like) as broker,
+        RawAmqp10(broker.url) as client,
+        contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection,
+    ):
+        channel = connection.channel()
+        channel.queue_declare("q", durable=True)
+        client.attach_sender("/queues/q")
+        for number, header in enumerate(headers):
+            sent = Amqp10Message(header, body=data_section(b"x"))
+            assert client.published(number, sent.encode()).descriptor == ACCEPTED
+        modes = [channel.basic_get("q", auto_ack=True)[1].delivery_mode for _ in headers]
+    assert [mode == 2 for mode in modes] == [persistent, persistent, False]
 
 
 def test_an_alarm_stops_amqp_1_0_publishers_but_not_receivers(broker: EmbeddedBroker, queue: str) -> None:

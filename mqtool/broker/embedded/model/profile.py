@@ -74,6 +74,7 @@ class Profile(NamedTuple):
         filters_messages: True if AMQP 1.0 consumers of streams can filter messages by properties or with SQL.
         restores_basic: True if the annotations `x-basic-delivery-mode`, `-priority` and `-expiration`, which streams of
             3.13 and earlier contain, become properties again.
+        assumes_durable: True if an AMQP 1.0 message whose header does not say whether it is durable is persistent.
         counts_failures: True if a classic queue counts the deliveries that an AMQP 1.0 client declares to have failed.
         classic_locator: True if a classic queue may have the argument `x-queue-leader-locator`.
         refuses_loose: the bindings in a definitions file that let its import fail because their queue or exchange does
@@ -125,6 +126,7 @@ class Profile(NamedTuple):
     filters_messages: bool = False
     addresses_replies: bool = False
     restores_basic: bool = True
+    assumes_durable: bool = False
     counts_failures: bool = False
     classic_locator: bool = False
     refuses_loose: Literal["none", "all", "named"] = "none"
@@ -156,6 +158,7 @@ _4_0 = Profile(
     mirrors=False,
     local_random=True,
     speaks_amqp10=True,
+    assumes_durable=True,
 )
 _4_2 = _4_0._replace(
     version="4.2.9",
@@ -167,6 +170,7 @@ _4_2 = _4_0._replace(
     detaches_links=True,
     filters_messages=True,
     addresses_replies=True,
+    assumes_durable=False,
     names_endpoint=True,
 )
 _4_3 = _4_2._replace(

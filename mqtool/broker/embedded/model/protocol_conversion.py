@@ -185,7 +185,7 @@ def properties_to_091(
     if header.ttl is not None:
         found["expiration"] = str(int(header.ttl)).encode()
     fields = {name: encode_short(raw) for name, raw in (found | ids).items() if raw is not None}
-    fields |= _numbers_to_091(header, of_3_13, properties)
+    fields |= _numbers_to_091(header, of_3_13, properties, 2 if profile.assumes_durable else None)
     if headers:
         fields["headers"] = encode_table(headers)
     return MessageProperties.of(fields)
@@ -223,9 +223,11 @@ def _ids_to_091(properties: BareProperties) -> tuple[dict[str, bytes], Table]:
     return found, headers
 
 
-def _numbers_to_091(header: MessageHeader, annotations: Map, properties: BareProperties) -> dict[str, bytes]:
+def _numbers_to_091(
+    header: MessageHeader, annotations: Map, properties: BareProperties, otherwise: int | None
+) -> dict[str, bytes]:
     fields = {}
-    mode = annotations.get(Symbol("x-basic-delivery-mode")) if header.durable is None else 1 + header.durable
+    mode = annotations.get(Symbol("x-basic-delivery-mode"), otherwise) if header.durable is None else 1 + header.durable
     priority = annotations.get(Symbol("x-basic-priority")) if header.priority is None else header.priority
     for name, value in (("delivery_mode", mode), ("priority", priority)):
         if isinstance(value, int) and 0 <= value < 256:

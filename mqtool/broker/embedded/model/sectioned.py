@@ -108,7 +108,14 @@ class Sections(NamedTuple):
 
     def to(self, exchange: str, routing_key: str, profile: Profile) -> "Sectioned":
         """Build a message with these sections and this address. Raises NotAMessage if a field has the wrong type."""
-        key = (self.header, self.head.key, profile.addresses_replies, profile.restores_basic, self.encoded)
+        key = (
+            self.header,
+            self.head.key,
+            profile.addresses_replies,
+            profile.restores_basic,
+            profile.assumes_durable,
+            self.encoded,
+        )
         properties = _known.get(key)
         if properties is None:
             properties = self._for_091(profile)
@@ -131,7 +138,7 @@ class Sections(NamedTuple):
 
 
 #: A cache of AMQP 0-9-1 properties, by the short sections that they were converted from (see Sections.to).
-_known: dict[tuple[bytes, bytes, bool, bool, bool], MessageProperties] = {}
+_known: dict[tuple[bytes, bytes, bool, bool, bool, bool], MessageProperties] = {}
 
 
 def parse(payload: bytes, *, strict: bool = True) -> Sections:
