@@ -1,5 +1,6 @@
 """`run()`: runs a command, and turns errors into messages and exit codes."""
 
+import errno
 import io
 import os
 import sys
@@ -64,10 +65,17 @@ def _exit_code() -> int:
     except Exception as error:
         if current().debug:
             raise
-        where = f"it is at {_place(error)}" if current().debug is None else "--debug shows where"
-        output.error(f"unexpected error: {type(error).__name__}: {error}", f"this is a bug in mqtool; {where}")
+        output.error(*_unexpected(error))
         code = _ended_early(error) or ExitCode.FAILED
     return code
+
+
+def _unexpected(error: Exception) -> tuple[str, str | None]:
+    """Return a sentence about an exception that nothing handled, and a hint."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # for example, from typer, which prints help
+        return f"cannot write: {error.strerror}", None
+    where = f"it is at {_place(error)}" if current().debug is None else "--debug shows where"
+    return f"unexpected error: {type(error).__name__}: {error}", f"this is a bug in mqtool; {where}"
 
 
 def _hint(error: MqtoolError) -> str | None:
@@ -128,10 +136,10 @@ def _proposals(line: str) -> list[str]:
 
 
 def _leave(code: int) -> NoReturn:
-    """Flush and exit. If the reader of a pipe is gone, keep Python from reporting that on stderr."""
+    """Flush and exit. If the reader of a pipe is gone, or a disk is full, keep Python from reporting that on stderr."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except BrokenPipeError:
+        except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)

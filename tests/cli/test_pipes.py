@@ -357,6 +357,18 @@ def test_receive_exits_with_1_if_stdout_is_on_a_full_disk(shell: Shell) -> None:
     assert shell.run("mqtool", "receive", "-c", "1").stdout == " [x] Received Hello World!\n"
 
 
+@on_any_broker
+def test_commands_succeed_if_stderr_is_on_a_full_disk(shell: Shell) -> None:
+    """If stderr is a file on a full disk, `send` exits with 0 once the broker has confirmed the message, and `receive`
+    prints the message. If stdout is such a file, a page of help names the reason, and exits with 1.
+    """
+    if not os.path.exists("/dev/full"):  # noqa: PTH110
+        pytest.skip("no /dev/full here")
+    assert shell.script("mqtool send 2> /dev/full").code == 0
+    assert shell.script("mqtool receive -c 1 2> /dev/full").stdout == " [x] Received Hello World!\n"
+    assert shell.script("mqtool --help > /dev/full").stderr == "mqtool: cannot write: No space left on device\n"
+
+
 @pytest.mark.keeps_messages
 def test_receivers_that_share_a_queue_lose_no_message_when_one_is_killed(shell: Shell) -> None:
     """If one of three `receive` commands on the same queue is killed, the other two get the messages that the killed

@@ -1,7 +1,6 @@
 """Standard output and standard error. Received data goes to stdout, byte for byte; everything else to stderr."""
 
 import contextlib
-import errno
 import functools
 import os
 import re
@@ -348,13 +347,9 @@ def _to_stderr(text: str, prefix: str = "", *, is_sentence: bool = True) -> None
     text = one_line(text)
     if is_sentence and is_terminal(STDERR):
         text = broken(text, len(re.sub(_STYLE, "", prefix)), os.get_terminal_size(STDERR).columns)
-    try:
+    with contextlib.suppress(OSError):  # nobody reads stderr, or its disk is full; only what the command does matters
         sys.stderr.write(f"{prefix}{text}\n")
         sys.stderr.flush()
-    except OSError as failure:
-        if failure.errno not in (errno.EPIPE, errno.EIO, errno.EBADF):
-            raise
-        # Nobody reads stderr; only the data on stdout matters.
 
 
 def broken(text: str, used: int, width: int, indent: str = "") -> str:
