@@ -166,12 +166,12 @@ def _properties(data: bytes, sections: Mapping[int, int], annotations: Mapping[s
     found: dict[str, Any] = {}
     if PROPERTIES in sections:
         for name, value in zip(_FIELDS, plain_list(data, sections[PROPERTIES]), strict=False):
-            if name and value is not None:
-                found[name] = _property(name, value)
+            if name and value is not None and (known := _property(name, value)) is not None:
+                found[name] = known
     for name, where in _IN_ANNOTATIONS.items():
         value = annotations.get(where)
-        # A publisher can write a value of any type.
-        if isinstance(value, str if name == "expiration" else int) and not isinstance(value, bool):
+        # A publisher can write any value. AMQP 0-9-1 cannot carry a priority of -1, so it could not be published again.
+        if isinstance(value, str) if name == "expiration" else _is_byte(value):
             found[name] = value
     headers = plain_map(data, sections[APPLICATION_PROPERTIES]) if APPLICATION_PROPERTIES in sections else {}
     for name, where in _IN_HEADERS.items():
@@ -182,7 +182,11 @@ def _properties(data: bytes, sections: Mapping[int, int], annotations: Mapping[s
     return found
 
 
-def _property(name: str, value: Any) -> Any:
+def _is_byte(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
+
+
+def _property(name: str, value: Any) -> int | str | None:
     if name == "timestamp":
         return int(value.timestamp()) if isinstance(value, datetime) else None
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)

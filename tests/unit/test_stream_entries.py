@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mqtool.codecs.amqp10_message import DATA, MESSAGE_ANNOTATIONS
-from mqtool.codecs.amqp10_values import compound, section, variable
+from mqtool.codecs.amqp10_values import NULL, compound, section, variable
 from mqtool.errors import BadData
 from mqtool.message import Message
 from mqtool.offsets import FIRST, Offset, Start, parse_offset
@@ -58,15 +58,31 @@ def test_a_stream_entry_that_is_not_amqp_1_0_is_received_as_the_body(data: bytes
         assert data[:2] == b"\x00\x53"
 
 
-@pytest.mark.parametrize("value", [b"\x74" + bytes(4), b"\xa0\x01\xff", b"\x45", b"\x41", b"\x82\x7f\xf8" + bytes(6)])
-def test_a_stream_message_ignores_annotations_with_values_of_the_wrong_type(value: bytes) -> None:
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(b"\x74" + bytes(4), b"\xa0\x01\xff", b"\x45", b"\x41", b"\x82\x7f\xf8" + bytes(6)),
+        *(b"\x82" + struct.pack(">d", 5.0), b"\x71" + struct.pack(">i", -6), b"\x71" + struct.pack(">i", 700)),
+    ],
+)
+def test_a_stream_message_ignores_annotations_with_values_that_amqp_0_9_1_cannot_carry(value: bytes) -> None:
     """A message annotation of a stream entry may contain a priority, a delivery mode or an expiration as a decimal,
-    binary, list, boolean or double. mqtool ignores such an annotation: the message has no such property, and can be
-    printed as JSON.
+    binary, list, boolean or double, or a priority below 0 or above 255. mqtool ignores such an annotation: the message
+    has no such property, and can be printed as JSON and published again.
     """
     names = (b"x-basic-priority", b"x-basic-delivery-mode", b"x-basic-expiration")
     annotations = compound(0xC1, [part for name in names for part in (variable(0xA3, name), value)])
     entry = entries.decode(section(MESSAGE_ANNOTATIONS, annotations) + section(DATA, b"\xa0\x01x"))
+    assert (entry.body, entry.properties) == (b"x", {})
+
+
+@pytest.mark.parametrize("time", [b"\x83" + struct.pack(">q", -1000), b"\x53\x05", b"\xa1\x01x"])
+def test_a_stream_message_whose_time_amqp_0_9_1_cannot_carry_has_no_timestamp(time: bytes) -> None:
+    """If the creation time of a stream entry is before 1970, or a number or text instead of a time, the message has no
+    timestamp, and can be printed as JSON and published again.
+    """
+    properties = compound(0xC0, [*[NULL] * 9, time])
+    entry = entries.decode(section(entries.PROPERTIES, properties) + section(DATA, b"\xa0\x01x"))
     assert (entry.body, entry.properties) == (b"x", {})
 
 
