@@ -145,9 +145,10 @@ def like_queue(api: Management, vhost: str, queue: str) -> Bound:
     api.get(path("queues", vhost, queue), columns="name")  # for a missing queue, the list of bindings would be empty
     found = [each for each in api.items(path("queues", vhost, queue, "bindings"), _COLUMNS) if each["source"]]
     if not found:
+        mark = "'" if '"' in queue else '"'
         raise UsageError(
             f"only the default exchange routes to queue {queue!r}, and a tap cannot bind to it",
-            _FIREHOSE.format(pasteable("tap --firehose --queue=", queue)),
+            _FIREHOSE.format(pasteable("tap '' --firehose --where=", f"routing_key={mark}{queue}{mark}")),
         )
     for exchange in {each["source"] for each in found}:
         _check_copies(exchange, _PREDECLARED.get(exchange) or _type_of(api, vhost, exchange))

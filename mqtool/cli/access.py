@@ -383,7 +383,8 @@ def _parsed(url: str) -> SplitResult:
         is_good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:  # invalid brackets or port
         is_good = False
-    if not is_good or parts.query or parts.fragment:
+    is_list = url.count("://") > 1  # the password in the second URL would be printed as part of a path
+    if not is_good or is_list or parts.query or parts.fragment:
         raise UsageError(
             f"bad management URL {without_passwords(url)!r}", "use a URL such as http://localhost:15672"
         ) from None

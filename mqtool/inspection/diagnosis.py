@@ -362,9 +362,16 @@ def _of_queue(queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]]
         gone = min(dropped(queue), dropped(earlier))
         # The broker updates the counters at different times.
         if gone > rate(queue, "publish") * _LATE:
-            what = f"has lost {counted(gone)}: rejected, expired or purged, without a dead-letter exchange"
-            hint = "declare it with --dead-letter-exchange, or set a policy with dead-letter-exchange"
-            yield finding("no-dead-letter-exchange", what, hint)
+            yield finding("no-dead-letter-exchange", *_lost(gone, arguments))
+
+
+def _lost(gone: int, arguments: Json) -> tuple[str, str]:
+    """Say that a queue without a dead-letter exchange has lost messages, and what to do."""
+    hint = "declare it with --dead-letter-exchange, or set a policy with dead-letter-exchange"
+    if str(arguments.get("x-overflow")).startswith("reject-publish"):
+        what = f"has lost {counted(gone)}, or refused them because it was full"
+        return what, f"refused messages are not lost: their publishers get a nack; for others, {hint}"
+    return f"has lost {counted(gone)}: rejected, expired or purged, without a dead-letter exchange", hint
 
 
 def of_firehose(api: Management, vhost: str | None) -> Iterator[Finding]:

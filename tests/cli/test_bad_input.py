@@ -155,6 +155,10 @@ COMMAND_LINE = [
     Case("broker list", 2, "unknown command 'mqtool broker list'", "did you mean 'mqtool broker ls'?"),
     Case("definitions list", 2, "unknown command 'mqtool definitions list'", "'mqtool definitions' is followed by"),
     Case("policy delete short", 2, "unknown command 'mqtool policy delete'", "did you mean 'mqtool policy clear'?"),
+    Case(
+        "queue delete -jobs", 2, "unknown option -j", "if it is a name, put -- before it: mqtool queue delete -- -jobs"
+    ),
+    Case("queue purge jobs --yess", 2, "unknown option --yess", "'mqtool queue purge --help-all' lists the options"),
     Case("statuss", 2, "unknown command 'mqtool statuss'", "did you mean 'mqtool broker status'?"),
     Case("scrub seen.ndjson", 2, "unknown command 'mqtool scrub'", "did you mean 'mqtool recording scrub'?"),
     Case("replay seen.ndjson", 2, "unknown command 'mqtool replay'", "did you mean 'mqtool recording replay'?"),

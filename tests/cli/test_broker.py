@@ -15,7 +15,7 @@ from mqtool.broker import state
 from mqtool.broker.choice import STARTERS, BrokerKind
 from mqtool.broker.embedded.testing.authority import Authority
 from mqtool.broker.ports import free_port, is_free, keep
-from tests.brokers import own_broker
+from tests.brokers import TestBroker, own_broker
 from tests.cli.shell import Shell, wait_until
 from tests.processes import children_of, is_alive, only_on_linux
 
@@ -172,6 +172,20 @@ def test_broker_up_refuses_options_that_the_running_broker_was_not_started_with(
     assert home.run("mqtool", "broker", "up", "--foreground", "--name", "mine").code == 2
     assert home.run("mqtool", "broker", "env", "--name", "mine", "--remote").code == 2
     assert home.run("mqtool", "broker", "up", "--listen", "here").code == 2
+
+
+def test_broker_up_names_the_stopped_broker_whose_queues_are_kept(home: Shell, embedded: TestBroker) -> None:
+    """If the user's own broker was killed, and another broker answers at the URL that commands use, `broker up` says
+    that it uses the other one, and how to start the killed one again with its queues.
+    """
+    home.run("mqtool", "broker", "up", "--kind", "embedded", f"--port={free_port()}")
+    status = home.run("mqtool", "broker", "status").stdout
+    os.kill(int(re.findall(r"process +(\d+)", status)[0]), signal.SIGKILL)
+    wait_until(lambda: home.run("mqtool", "broker", "status").code == 69, "the broker to have ended")
+    other = home.run("mqtool", "broker", "up", environment={"MQTOOL_URL": embedded.url})
+    assert other.stdout.startswith("using the broker at amqp://guest@")
+    assert "the last broker here was the embedded broker; its queues are kept" in other.stderr
+    assert "come back with: mqtool broker up --kind=embedded\n" in other.stderr
 
 
 def test_brokers_are_listed_and_removed(home: Shell) -> None:

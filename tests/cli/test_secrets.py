@@ -23,6 +23,7 @@ URLS = (
     f"http://localhost:1/?password={SECRET}",
     f"ftp://u:{SECRET}@localhost",
     f"http://u:{SECRET}@localhost:port",
+    f"http://localhost:1/,http://u:{SECRET}@localhost:2",
 )
 #: Commands that use AMQP, with and without retries, the management API, and both.
 COMMANDS = (

@@ -101,6 +101,7 @@ def test_tap_of_a_queue_prints_the_messages_that_its_bindings_route_to_it(
     alone = shell.run("mqtool", "tap", "-q", "alone")
     assert alone.code == 2
     assert "only the default exchange routes to queue 'alone'" in alone.stderr
+    assert """mqtool tap '' --firehose --where='routing_key="alone"'\n""" in alone.stderr
 
 
 @pytest.mark.usefixtures("api")

@@ -87,6 +87,21 @@ def test_doctor_reports_several_kinds_of_problem(watcher: Shell, broker: TestBro
     assert "findings at amqp://guest@" in said.stderr
 
 
+def test_doctor_does_not_call_refused_messages_lost(watcher: Shell, broker: TestBroker) -> None:
+    """If a queue is full and its overflow setting is reject-publish, `doctor` says that the missing messages were lost
+    or refused, and that publishers get a nack for those that were refused.
+    """
+    arguments = {"x-max-length": 1, "x-overflow": "reject-publish"}
+    broker.api("PUT", f"queues/{broker.vhost}/full", {"arguments": arguments, "durable": True})
+
+    def said() -> str:
+        watcher.run("mqtool", "send", "-q", "full", "--no-declare", "-l", stdin="a\nb\nc\n")
+        found = findings(watcher, broker).get("no-dead-letter-exchange", {})
+        return f"{found.get('what')}: {found.get('hint')}"
+
+    wait_until(lambda: "or refused them because it was full: refused messages are not lost" in said(), said)
+
+
 def test_doctor_and_top_report_a_forgotten_acknowledgement(watcher: Shell, broker: TestBroker) -> None:
     """If a consumer has not acknowledged its message while other messages wait in the queue, `doctor` and `top` report
     that nothing moves in this queue. `doctor` names a forgotten acknowledgement as a possible cause.

@@ -103,6 +103,7 @@ def up(
             state.forget(name)  # the recorded broker no longer runs, so do not try its URL
             access = access_to(options)
             if (reachable := _reachable(access)) is not None:
+                _say_left_behind(name)
                 output.show(f"using the broker at {reachable}")
                 _say_tutorial(access.address.port)
                 return
@@ -116,7 +117,7 @@ def up(
                     how if is_here else "unset it to start a broker here",
                 )
         starter = _prepared(kind, wanted)
-        _say_left_behind(starter, name)
+        _say_left_behind(name, starter.kind)
         if foreground and isinstance(starter, Embedded):
             output.status(f"starting {starter.describe} …")
 
@@ -132,10 +133,10 @@ def up(
         _stay(started)
 
 
-def _say_left_behind(starter: Starter, name: str) -> None:
-    """Say where the messages of a stopped broker are, if a broker of another kind takes its name."""
+def _say_left_behind(name: str, kind: str | None = None) -> None:
+    """Say where the messages of a stopped broker are, unless a broker of its kind, `kind`, gets them."""
     last = state.load_last(name)
-    if last and last.kind != starter.kind and last.details.get("data") != state.IN_MEMORY:
+    if last and last.kind != kind and last.details.get("data") != state.IN_MEMORY:
         before = starter_of(last).describe
         output.notice(f"the last broker here was {before}; its queues are kept, and come back with: {up_again(last)}")
 

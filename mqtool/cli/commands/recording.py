@@ -399,7 +399,8 @@ def reconcile(
     else:
         _show_comparison(result)
     if result.missing:
-        raise SomeFailed(f"{len(result.missing):,} of {result.sent:,} messages are missing")
+        verb = "is" if len(result.missing) == 1 else "are"
+        raise SomeFailed(f"{len(result.missing):,} of {result.sent:,} messages {verb} missing")
     if exact and (result.doubled or result.unexpected or result.reordered):
         raise SomeFailed("the messages all arrived, but not as they were sent")
 
