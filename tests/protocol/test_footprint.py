@@ -1,7 +1,9 @@
 """What the broker keeps for a client counts towards its memory use in every protocol, and has a limit."""
 
 import contextlib
+import gc
 import struct
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -345,3 +347,14 @@ def test_the_names_of_exchanges_that_a_channel_published_to_count_towards_memory
         assert not delaying.under_test(lambda _: [*vhost._delayed._counts])
         while memory(delaying) > before:
             pass
+
+
+def test_an_exclusive_queue_that_its_client_has_deleted_is_freed(broker: EmbeddedBroker, channel: Any) -> None:
+    """If a connection declares and deletes exclusive queues, the broker frees them at once, not only when the
+    connection ends.
+    """
+    channel.queue_declare("mine", exclusive=True)
+    queue = broker.under_test(lambda under_test: weakref.ref(under_test._scene.broker.vhosts["/"].queues["mine"]))
+    channel.queue_delete("mine")
+    gc.collect()
+    assert broker.under_test(lambda _: queue()) is None

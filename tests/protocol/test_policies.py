@@ -314,3 +314,20 @@ def test_policies_survive_a_restart(tmp_path: Path, api_of: Callable[[EmbeddedBr
         assert (queue["policy"], queue["effective_policy_definition"]) == ("p", {"max-length": 2})
         assert api("PUT", "vhosts/v")[0] == 201
         assert api("GET", "policies/v") == (200, [])
+
+
+def test_a_policy_with_an_enormous_time_to_live_does_not_prevent_confirms(
+    tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]
+) -> None:
+    """A policymaker can set a time to live of millions of years. The broker still writes messages to disk and confirms
+    them, in this queue and in others.
+    """
+    with EmbeddedBroker(data_dir=tmp_path, management_port=0) as broker:
+        policy = {"pattern": "^long", "definition": {"message-ttl": 2**63 - 1}}
+        assert api_of(broker)("PUT", "policies/%2F/p", policy)[0] == 201
+        with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+            channel = connection.channel()
+            channel.confirm_delivery()
+            for queue in ("long", "other"):
+                channel.queue_declare(queue, durable=True)
+                channel.basic_publish("", queue, b"x", pika.BasicProperties(delivery_mode=2))

@@ -70,6 +70,15 @@ def test_a_stream_returns_each_message_unchanged(
     assert cursor.next_entry() is None
 
 
+def test_a_stream_counts_at_most_as_many_messages_as_amqp_can_report() -> None:
+    """A stream client's batches can claim more messages than they contain. The stream then reports up to 2^32 - 1
+    messages, the largest number that a reply to queue.declare can contain.
+    """
+    stream, _ = new_stream()
+    stream.log.end = 1 << 32
+    assert len(stream) == (1 << 32) - 1
+
+
 @given(entries=st.lists(st.tuples(IDS, KEYS, BODIES, st.binary(max_size=3)), max_size=8))
 def test_truncated_entries_of_stream_clients_are_delivered(
     entries: list[tuple[bytes | None, str, bytes, bytes]],

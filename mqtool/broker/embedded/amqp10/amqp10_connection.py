@@ -4,6 +4,7 @@ import logging
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
+from weakref import WeakSet
 
 from mqtool.broker.embedded.amqp10.amqp10_session import Amqp10Session
 from mqtool.broker.embedded.amqp10.amqp10_socket import FRAME_MAX, Amqp10Socket, log_in, offer_mechanisms
@@ -289,6 +290,6 @@ class Connection10(Amqp10Socket):
         sessions, self.sessions = list(self.sessions.values()), {}
         for session in sessions:
             session.shut(why)
-        queues, self.exclusive_queues = self.exclusive_queues, set()
+        queues, self.exclusive_queues = self.exclusive_queues, WeakSet()
         for queue in queues:
             self.vhost.deletions.soon(queue)

@@ -6,6 +6,7 @@ Clients log in with PLAIN, ANONYMOUS or, with the certificate of a TLS client, E
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 from mqtool.broker.embedded.amqp10.errors10 import DECODE_ERROR, MISSING, NOT_ALLOWED, UNAUTHORIZED, ConnectionError10
 from mqtool.broker.embedded.model.broker import Broker
@@ -28,7 +29,7 @@ class Amqp10Socket(ClientSocket):
         container: the client's container id.
         frame_max: the largest frame, in bytes, that the client accepts.
         starving: the consumers whose deliveries are paused until the client has read more.
-        exclusive_queues: the queues that are deleted with the connection.
+        exclusive_queues: the queues that are deleted with the connection. Those deleted earlier are freed.
     """
 
     protocol = "AMQP 1-0"
@@ -40,7 +41,7 @@ class Amqp10Socket(ClientSocket):
         self.container = ""
         self.frame_max = FRAME_MAX
         self.starving: dict[QueueConsumer, None] = {}
-        self.exclusive_queues: set[BrokerQueue] = set()
+        self.exclusive_queues: WeakSet[BrokerQueue] = WeakSet()
         self._before_flush: dict[Callable[[], None], None] = {}
 
     def send(self, channel: int, performative: Any) -> None:

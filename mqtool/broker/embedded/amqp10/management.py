@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 from urllib.parse import parse_qsl
+from weakref import WeakSet
 
 from mqtool.broker.embedded.amqp10.errors10 import binary, pair
 from mqtool.broker.embedded.model import topology_operations as topology
@@ -37,7 +38,7 @@ class ManagementClient(Protocol):
 
     vhost: VirtualHost
     rights: Rights
-    exclusive_queues: set[BrokerQueue]
+    exclusive_queues: WeakSet[BrokerQueue]
 
 
 class ManagementRefused(Exception):

@@ -92,7 +92,8 @@ class Options:
 
         ages = [interval(str(value)) for value in (arguments.get("x-max-age"), policy.get("max-age")) if value]
         return cls(
-            message_ttl=integer("message-ttl"),
+            # A policy can set any number, but the time at which a message expires must fit into 64 bits.
+            message_ttl=None if (ttl := integer("message-ttl")) is None else min(ttl, MAX_EXPIRY),
             expires=integer("expires"),
             max_length=integer("max-length"),
             max_length_bytes=integer("max-length-bytes"),

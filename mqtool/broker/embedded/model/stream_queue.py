@@ -209,7 +209,8 @@ class StreamQueue(BrokerQueue):
             self.log.retention = self._retention()
 
     def __len__(self) -> int:
-        return self.log.end - self.log.first_offset
+        # A batch can claim more messages than it contains, and AMQP's counts of messages have 32 bits.
+        return min(self.log.end - self.log.first_offset, (1 << 32) - 1)
 
     def publish(self, message: BrokerMessage) -> tuple[bool, bool]:
         """Append a message. Returns True (a stream accepts every message), and True if it is being written to disk."""

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
+from weakref import WeakSet
 
 from pamqp import commands
 from pamqp.base import Frame
@@ -327,7 +328,7 @@ class BrokerConnection(AmqpSession):
     def shut(self, why: Why = Why.LOST) -> None:
         """Close the channels and delete the exclusive queues, in turns if they are many."""
         self._shut_channels(why)
-        queues, self.exclusive_queues = self.exclusive_queues, set()
+        queues, self.exclusive_queues = self.exclusive_queues, WeakSet()
         for queue in queues:
             self.vhost.deletions.soon(queue)
 

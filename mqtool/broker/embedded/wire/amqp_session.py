@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 from pamqp.base import Frame
 from pamqp.commands import Connection as ConnectionClass
@@ -36,7 +37,7 @@ class AmqpSession(ClientSocket):
         channel_max: the highest channel number, as negotiated.
         channels: the channels by number: open ones, and those that are waiting for the client's channel.close-ok.
         starving: the consumers whose deliveries are paused until the client has read more.
-        exclusive_queues: the queues that are deleted with the connection.
+        exclusive_queues: the queues that are deleted with the connection. Those deleted earlier are freed.
         turn: a counter of reads and of frames other than publishes. As long as it does not change, neither do bindings.
     """
 
@@ -49,7 +50,7 @@ class AmqpSession(ClientSocket):
         super().__init__(broker, connections, "header", len(frames.PROTOCOL_HEADER))
         self.frame_max = FRAME_MAX
         self.starving: dict[QueueConsumer, None] = {}
-        self.exclusive_queues: set[BrokerQueue] = set()
+        self.exclusive_queues: WeakSet[BrokerQueue] = WeakSet()
         self.turn = 0
         self._before_flush: dict[Callable[[], None], None] = {}
 
