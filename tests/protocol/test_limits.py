@@ -1,8 +1,9 @@
 """Limits of virtual hosts and users, runtime parameters and global parameters."""
 
+import contextlib
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,9 +13,13 @@ import pytest
 from pika.exceptions import AMQPError
 
 from mqtool.broker.embedded import EmbeddedBroker
+from tests.brokers import TestBroker
 from tests.protocol.conftest import Api
+from tests.protocol.raw_stream import CREATE_SUPER_STREAM, OPEN, Opener, RawStream, string, strings, table
 
 Connect = Callable[..., pika.BlockingConnection]
+#: Response codes of the stream protocol.
+OK, EXISTS, VHOST_ACCESS_FAILURE, PRECONDITION_FAILED = 1, 5, 12, 17
 
 
 def error_of(action: Callable[[], object]) -> str:
@@ -73,6 +78,84 @@ def test_limits_of_a_user_apply_to_connections_and_channels(api: Api, ann: str, 
     assert "user connection limit (1) is reached" in error_of(lambda: connect(ann))
     assert "NOT_ALLOWED" in error_of(connection.channel)
     assert api("PUT", "user-limits/nobody/max-connections", {"value": 1})[0] == 400
+
+
+def test_max_queues_applies_to_the_stream_protocol_from_3_13_on(
+    broker: TestBroker, api: Api, vhost: str, client: RawStream
+) -> None:
+    """If a virtual host has reached its limit max-queues, RabbitMQ 3.13 and later refuse to create a stream with the
+    stream protocol. The answer for a stream that exists is still that it exists.
+    """
+    api("PUT", f"vhost-limits/{vhost}/max-queues", {"value": 1})
+    assert [client.create("a"), client.create("a")] == [OK, EXISTS]
+    is_limited = broker.differs_since("3.13", "max-queues applies to the stream protocol")
+    assert client.create("b") == (PRECONDITION_FAILED if is_limited else OK)
+
+
+@pytest.mark.parametrize("of", ["vhost", "user"])
+def test_max_connections_applies_to_the_stream_protocol_from_4_2_on(
+    broker: TestBroker, api: Api, vhost: str, ann: str, connect: Connect, connect_stream: Opener, of: str
+) -> None:
+    """If a virtual host or a user has reached its limit max-connections, RabbitMQ 4.2 (since 4.2.7) and later refuse to
+    open the virtual host for a client of the stream protocol, with vhost-access-failure.
+    """
+    name = str(urlsplit(ann).username)
+    api("PUT", f"{of}-limits/{vhost if of == 'vhost' else name}/max-connections", {"value": 1})
+    connect(ann)
+    assert "connection limit (1) is reached" in error_of(lambda: connect(ann))
+    stream = connect_stream()
+    stream.log_in(name, "secret")
+    is_limited = broker.differs_since("4.2", "max-connections applies to the stream protocol")
+    assert stream.request(OPEN, string(vhost)).code == (VHOST_ACCESS_FAILURE if is_limited else OK)
+    assert not is_limited or stream.at_end()
+
+
+@pytest.fixture
+def streams(request: pytest.FixtureRequest) -> Iterator[tuple[EmbeddedBroker, RawStream]]:
+    """The embedded broker like a version, and a client of the stream protocol that has logged in."""
+    with EmbeddedBroker(like=request.param, management_port=0, stream_port=0) as broker:
+        client = RawStream("127.0.0.1", broker.stream_port or 0)
+        client.log_in()
+        yield broker, client
+        client.close()
+
+
+@pytest.mark.parametrize("streams", ["4.0", "4.3"], indirect=True)
+def test_neither_streams_nor_super_streams_exceed_max_queues(
+    streams: tuple[EmbeddedBroker, RawStream], api_of: Callable[[EmbeddedBroker], Api]
+) -> None:
+    """With `--like 4.0` and later, the broker refuses to create a stream or a super stream with which the virtual host
+    would have more queues than max-queues allows. It does not create any part of such a super stream.
+    """
+    broker, client = streams
+    assert client.request(OPEN, string("/")).code == OK
+    api = api_of(broker)
+    api("PUT", "vhost-limits/%2f/max-queues", {"value": 2})
+    assert client.create("a") == OK
+    orders = string("orders") + strings("o-0", "o-1") + strings("eu", "us") + table({})
+    assert client.request(CREATE_SUPER_STREAM, orders).code == PRECONDITION_FAILED
+    assert [each["name"] for each in api("GET", "queues")[1]] == ["a"]
+    assert api("GET", "exchanges/%2f/orders")[0] == 404
+    orders = string("orders") + strings("o-0") + strings("eu") + table({})
+    assert client.request(CREATE_SUPER_STREAM, orders).code == OK
+    assert [client.create(name) for name in ("a", "b")] == [EXISTS, PRECONDITION_FAILED]
+
+
+@pytest.mark.parametrize("streams", ["4.2", "4.3"], indirect=True)
+@pytest.mark.parametrize("limited", ["vhost-limits/%2f", "user-limits/guest"])
+def test_a_stream_client_beyond_max_connections_is_refused(
+    streams: tuple[EmbeddedBroker, RawStream], api_of: Callable[[EmbeddedBroker], Api], limited: str
+) -> None:
+    """With `--like 4.2` and later, the broker refuses a second client of the stream protocol if the limit
+    max-connections of the virtual host or of the user is 1.
+    """
+    broker, client = streams
+    api_of(broker)("PUT", f"{limited}/max-connections", {"value": 1})
+    assert client.request(OPEN, string("/")).code == OK
+    with contextlib.closing(RawStream("127.0.0.1", broker.stream_port or 0)) as second:
+        second.log_in()
+        assert second.request(OPEN, string("/")).code == VHOST_ACCESS_FAILURE
+        assert second.at_end()
 
 
 @pytest.mark.parametrize(

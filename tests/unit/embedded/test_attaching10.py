@@ -263,6 +263,30 @@ def test_a_temporary_queue_needs_permission_and_counts_towards_the_queue_limit(
     assert re.match("configure access to queue 'amq.dyn-memory-x-", text or "")
 
 
+@pytest.mark.parametrize(
+    ("capability", "prefix"),
+    [("temporary-queue", "amq.dyn-memory-x-"), ("rabbitmq:volatile-queue", "amq.rabbitmq.reply-to.")],
+)
+def test_a_dynamic_source_needs_the_read_permission(
+    client: MemoryClient10, broker: Broker, capability: str, prefix: str
+) -> None:
+    """If an AMQP 1.0 receiver has a dynamic source, its user needs the read permission for the name that the broker
+    generates for the temporary queue or for direct replies. Without this permission, the broker creates no queue and
+    ends the session with unauthorized-access.
+    """
+    wanted: dict[str, Any] = {"modes": (SETTLED, None), "source": asking_for(capability)}
+    permit(broker, ".*", "^$", f"^{re.escape(prefix)}")
+    [answer] = attach(client, RECEIVER, **wanted)
+    assert answer.code == ATTACH
+    client.send(DETACH, UInt32(7), True)
+    permit(broker, ".*", ".*", "^q$")
+    [end] = attach(client, RECEIVER, **wanted)
+    condition, text = end.error or ("", "")
+    assert (end.code, condition) == (END, REFUSED)
+    assert re.match(f"read access to queue '{re.escape(prefix)}", text or "")
+    assert [*broker.vhosts["/"].queues] == ["q"]
+
+
 # Refused links
 
 

@@ -170,6 +170,7 @@ def _attach_dynamic(session: SessionState, attach: Attach, source: Source) -> tu
         raise LinkError(UNSUPPORTED, "Dynamic source not supported")
     if _VOLATILE in wanted and is_settled and source.expiry_policy == _LINK_DETACH and not source.timeout:
         link = ReplyLink(session, attach)
+        session.connection.rights.check("read", "queue", link.tag)
         address, outcomes = queue_address(link.tag), None
     elif _TEMPORARY in wanted:
         queue = _temporary_queue(session, attach.name)
@@ -201,6 +202,7 @@ def _temporary_queue(session: SessionState, link: str) -> BrokerQueue:
     owner = f"{connection.container}-{link}"
     name = f"amq.dyn-{owner}-{token}" if len(owner.encode(errors="surrogateescape")) < 150 else f"amq.dyn.gen-{token}"
     connection.rights.check("configure", "queue", name)
+    connection.rights.check("read", "queue", name)
     try:
         session.vhost.check_queue_limit(name)
         queue = session.vhost.add_queue(QueueDeclaration(name, {}, owner=connection))

@@ -51,6 +51,10 @@ class Profile(NamedTuple):
             on), False if it needs the right to write to it.
         hides_streams: True if Metadata, Partitions and Route of the stream protocol need rights to what they name (from
             RabbitMQ 4.2.9 on).
+        limits_streams: True if `max-queues` of a virtual host applies to Create of the stream protocol (from RabbitMQ
+            3.13 on).
+        limits_stream_clients: True if `max-connections` applies to clients of the stream protocol (from RabbitMQ 4.2.7
+            on).
         passive_configures: True if a passive declaration needs the configure permission.
         trusts_deaths: True if dead-lettering keeps an `x-death` header sent by a client. If not, the header is
             replaced, and `x-last-death-…` headers are added.
@@ -106,6 +110,8 @@ class Profile(NamedTuple):
     checks_copies: bool = False
     reads_offsets: bool = False
     hides_streams: bool = False
+    limits_streams: bool = False
+    limits_stream_clients: bool = False
     passive_configures: bool = False
     trusts_deaths: bool = True
     global_prefetch: bool = True
@@ -148,6 +154,7 @@ _4_0 = Profile(
     names_access=True,
     checks_copies=True,
     reads_offsets=True,
+    limits_streams=True,
     trusts_deaths=False,
     consumer_timeouts="queues",
     classic_locator=True,
@@ -167,6 +174,7 @@ _4_2 = _4_0._replace(
     lost_commit="connection",
     exact_body=True,
     hides_streams=True,
+    limits_stream_clients=True,
     detaches_links=True,
     filters_messages=True,
     addresses_replies=True,

@@ -217,10 +217,10 @@ class VirtualHost:
         """Return a random name for a queue that a client declares without a name."""
         return f"amq.gen-{secrets.token_urlsafe(16)}"
 
-    def check_queue_limit(self, name: str) -> None:
-        """Raise ChannelException 406 if the virtual host has reached its queue limit. The error mentions `name`."""
+    def check_queue_limit(self, name: str, count: int = 1) -> None:
+        """Raise ChannelException 406 if `count` more queues would exceed the queue limit. The error mentions `name`."""
         limit = limit_of(self.limits, "max-queues")
-        if limit is not None and len(self.queues) >= limit:
+        if limit is not None and len(self.queues) + count > limit:
             raise precondition_failed(
                 f"cannot declare queue '{name}': queue limit in vhost '{self.name}' ({limit}) is reached"
             )

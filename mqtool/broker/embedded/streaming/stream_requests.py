@@ -77,6 +77,8 @@ def _add_stream(vhost: VirtualHost, name: str, arguments: Table) -> None:
         if queue is not None:
             check_equivalent_queue(queue, declared)
             raise StreamRefused(Code.STREAM_ALREADY_EXISTS)
+        if vhost.profile.limits_streams:
+            vhost.check_queue_limit(name)
         check_queue(declared, vhost.name, vhost.profile)
         vhost.add_queue(declared)
     except ChannelException as error:
@@ -257,6 +259,11 @@ def create_super_stream(session: BrokerStreamSession, fields: Fields, correlatio
     if not streams or len(streams) != len(keys) or len(set(streams)) != len(streams):
         raise StreamRefused(Code.PRECONDITION_FAILED)
     yield from _check_management(session, name, streams)
+    try:
+        # In all profiles: every RabbitMQ that has this command checks the limit.
+        vhost.check_queue_limit(name, len(streams))
+    except ChannelException as error:
+        raise StreamRefused(Code.PRECONDITION_FAILED) from error
     if name in vhost.exchanges or any(stream in vhost.queues for stream in streams):
         raise StreamRefused(Code.STREAM_ALREADY_EXISTS)
     done: list[str] = []

@@ -4,13 +4,14 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
-from mqtool.broker.embedded.model.amqp_errors import ChannelException
-from mqtool.broker.embedded.model.broker import Broker
+from mqtool.broker.embedded.model.amqp_errors import ChannelException, ConnectionException
+from mqtool.broker.embedded.model.broker import Broker, check_connections
 from mqtool.broker.embedded.model.profile import identity
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.model.stream_log import StreamLog
 from mqtool.broker.embedded.model.stream_queue import StreamQueue
 from mqtool.broker.embedded.model.users import User
+from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.sockets.client_socket import ClientSocket, keep_properties
 from mqtool.broker.embedded.sockets.listener import Connections
 from mqtool.broker.embedded.streaming.stream_frames import (
@@ -177,7 +178,7 @@ def _tune(connection: BrokerStreamSession, fields: Fields) -> None:
 def _open_vhost(connection: BrokerStreamSession, fields: Fields, correlation: int) -> None:
     name = fields.string()
     vhost = connection.broker.vhosts.get(name)
-    if vhost is None or name not in connection.user.permissions:
+    if vhost is None or name not in connection.user.permissions or _is_limit_reached(connection, vhost):
         connection.answer(Key.OPEN, correlation, Code.VHOST_ACCESS_FAILURE)
         connection.hang_up()
         return
@@ -186,6 +187,16 @@ def _open_vhost(connection: BrokerStreamSession, fields: Fields, correlation: in
     connection.state = "open"
     host, port = connection.local
     connection.answer(Key.OPEN, correlation, rest=table({"advertised_host": host, "advertised_port": str(port)}))
+
+
+def _is_limit_reached(connection: BrokerStreamSession, vhost: VirtualHost) -> bool:
+    """Return True if the virtual host or the user may have no more connections, and this version checks that."""
+    if vhost.profile.limits_stream_clients:
+        try:
+            check_connections(connection.broker, vhost, connection.user.name)
+        except ConnectionException:
+            return True
+    return False
 
 
 #: The commands that the broker supports, in RabbitMQ's order, which some clients depend on.
