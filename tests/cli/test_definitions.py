@@ -83,6 +83,23 @@ def test_definitions_import_does_not_change_queues_that_differ(admin: Shell) -> 
     assert actions(run(admin, "diff file --json")) == {("conflict", "queue", "jobs"), ("extra", "queue", "more")}
 
 
+def test_definitions_with_a_list_instead_of_empty_arguments_are_imported(admin: Shell) -> None:
+    """In a definitions file, `"arguments": []`, which old versions of RabbitMQ write, means no arguments: `definitions
+    diff` finds no difference, and `definitions import` adds what is missing.
+    """
+    file = admin.directory / "file"
+    contents = json.loads(file.read_text())
+    for item in [each for kind in ("exchanges", "queues", "bindings") for each in contents[kind]]:
+        item["arguments"] = item["arguments"] or []
+    assert json.dumps(contents).count('"arguments": []') >= 3
+    file.write_text(json.dumps(contents))
+    assert run(admin, "diff file").stdout == ""
+    admin.run("mqtool", "exchange", "delete", "logs", "--yes")
+    imported = run(admin, "import file")
+    assert (imported.code, imported.stderr) == (0, "imported 3 of 3 differences\n")
+    assert run(admin, "diff file").code == 0
+
+
 def test_definitions_import_prints_the_reason_for_a_refusal_on_one_line(admin: Shell) -> None:
     """If the broker refuses a policy with a multi-line reason, `definitions import` prints the reason on one warning
     line, without a literal backslash-n.
