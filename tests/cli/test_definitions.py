@@ -352,6 +352,22 @@ def test_delayed_relay_delays_the_messages_of_a_converted_exchange(old: Shell, t
         assert (received.code, received.stdout) == (0, "Ann\n"), received.stderr
 
 
+def test_definitions_convert_reports_a_lost_alternate_exchange(lonely_shell: Shell) -> None:
+    """`definitions convert --delayed relay` cannot keep the alternate exchange of an x-delayed-message exchange: it
+    warns of this and exits with 3. With `--delayed plain`, the exchange keeps it.
+    """
+    arguments = {"x-delayed-type": "topic", "alternate-exchange": "unrouted"}
+    later = {"vhost": "/", "name": "later", "type": "x-delayed-message", "durable": True, "arguments": arguments}
+    (lonely_shell.directory / "old.json").write_text(json.dumps({"vhosts": [{"name": "/"}], "exchanges": [later]}))
+    relayed = run(lonely_shell, "convert old.json --to 4.3 --delayed relay")
+    assert relayed.code == 3
+    assert "warning: exchange 'later' has lost its alternate exchange 'unrouted'\n" in relayed.stderr
+    assert "mqtool: 1 open decision\n" in relayed.stderr
+    plain = run(lonely_shell, "convert old.json --to 4.3 --delayed plain")
+    assert plain.code == 0
+    assert by_name(json.loads(plain.stdout)["exchanges"])["later"]["arguments"] == {"alternate-exchange": "unrouted"}
+
+
 @pytest.mark.parametrize("like", ["4.3", "4.3.5"])
 def test_a_broker_like_4_3_imports_converted_definitions(old: Shell, like: str) -> None:
     """An embedded broker that behaves like RabbitMQ 4.3 refuses definitions from RabbitMQ 3.10. After `definitions
