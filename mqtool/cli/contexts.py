@@ -209,7 +209,7 @@ def parse(text: str) -> Contexts:
         raise _bad(_line_of(text, "contexts"), "a context is written as [contexts.NAME]")
     for name, table in tables.items():
         _check(text, name, table)
-    return Contexts(in_use, {name: _context(name, table) for name, table in tables.items()})
+    return Contexts(in_use, {name: _context(text, name, table) for name, table in tables.items()})
 
 
 def _check(text: str, name: str, table: Mapping[str, Any]) -> None:
@@ -241,11 +241,16 @@ def _line_of(text: str, key: str, table: str = "") -> int:
     return 1
 
 
-def _context(name: str, table: Mapping[str, Any]) -> Context:
-    given = {key.replace("-", "_"): value for key, value in table.items()}
-    for key in given.keys() & {"tls_ca", "tls_cert", "tls_key"}:
-        given[key] = path().parent / Path(given[key]).expanduser()
-    return Context(name, **given)
+def _context(text: str, name: str, table: Mapping[str, Any]) -> Context:
+    given = dict(table)
+    for key in given.keys() & {"tls-ca", "tls-cert", "tls-key"}:
+        file = Path(given[key])
+        try:
+            given[key] = path().parent / file.expanduser()
+        except RuntimeError as error:
+            what = f"{key!r} of context {name!r} is in an unknown home directory, {file.parts[0]}"
+            raise _bad(_line_of(text, key, name), what) from error
+    return Context(name, **{key.replace("-", "_"): value for key, value in given.items()})
 
 
 def _words(command: str) -> list[str]:

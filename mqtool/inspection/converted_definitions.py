@@ -272,6 +272,10 @@ def _convert_exchanges(found: Converted, delayed: Delayed | None, relay_parts: R
                 _finding("exchange", exchange, "delayed", f"is a {kind} exchange, without delay", _NO_PLUGIN)
             )
         else:
+            if alternate := exchange["arguments"].get("alternate-exchange"):
+                what = f"has lost its alternate exchange {alternate!r}"
+                how = "a policy can set alternate-exchange for the exchange that now has its bindings"
+                found.losses.append(_finding("exchange", exchange, "alternate-exchange", what, how))
             out = _give_to_relay(found.document, exchange, relay_parts(exchange["name"], kind))
             what = f"is a fanout exchange for 'mqtool delayed relay', and its bindings are those of {out!r}"
             why = f"{_NO_PLUGIN}; clients must declare the exchange as fanout, or not at all"

@@ -308,9 +308,12 @@ def _checked(items: Any, kind: str, where: str) -> Iterator[Json]:
 
 
 def _plain(kind: str, item: Json) -> Json:
-    """Return an object's relevant fields, with defaults for missing ones."""
+    """Return an object's relevant fields, with defaults for missing ones, and {} instead of []."""
     known = _BINDING if kind == "bindings" else {"name": "", **_SETTINGS[kind]}
-    return {name: default if item.get(name) is None else item[name] for name, default in known.items()}
+    return {
+        name: default if (value := item.get(name)) is None or (value == [] and default == {}) else value
+        for name, default in known.items()
+    }
 
 
 def _identity(kind: str, item: Json) -> str:

@@ -34,6 +34,8 @@ _TOP = ("exchange", "routing_key", "queue", "headers", "properties", "body", "br
 _TOKEN = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")(\s*:)?|[{}\[\]]|-?[0-9][0-9.eE+-]*')
 #: Keys whose values are bytes, written as Base64.
 _BYTES = (".$bytes", ".$encoded")
+_NOT_FINITE = ("NaN", "Infinity", "-Infinity")
+_DECIMAL = re.compile(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?")
 
 _INT32 = (1 << 31) - 1
 
@@ -94,10 +96,13 @@ class Scrubber:
             return self._body if self._looks_inside else None
         if path == "body_base64":
             return self._base64 if self._is_replaced("body") else None
-        if not self._is_replaced(path) or path.endswith(".$double"):
+        if not self._is_replaced(path):
             return None
         if path.startswith("headers.") and path.endswith(_BYTES):
             return self._base64
+        # A body, a table or a header's name can also contain these keys, with any text as their value.
+        if path.endswith(".$double"):
+            return self._double
         return self._decimal if path.endswith(".$decimal") else self._pseudonyms.text
 
     def _walked(self, text: str, root: str, key: _Treatment = None) -> str:
@@ -138,8 +143,13 @@ class Scrubber:
             return self._pseudonyms.text(text) if self._is_replaced("body") else text
         return self._walked(text, "body")
 
+    def _double(self, text: str) -> str:
+        return text if text in _NOT_FINITE else self._pseudonyms.text(text)
+
     def _decimal(self, text: str) -> str:
         """Replace the digits of a decimal. If the old ones fit into AMQP's 31 bits, so do the new ones."""
+        if not _DECIMAL.fullmatch(text):
+            return self._pseudonyms.text(text)
         found = self._pseudonyms.number(text)
         while _digits(found) > _INT32 >= _digits(text):
             found = self._pseudonyms.number(found)

@@ -18,7 +18,7 @@ from mqtool.channels import AmqpChannel
 from mqtool.errors import MqtoolError, StoppedWaiting
 from mqtool.message import Delivery
 from mqtool.topology import Queue
-from mqtool.work.deduplication import HandledMessages, MessageKey
+from mqtool.work.deduplication import HandledMessages, Interrupted, MessageKey
 from mqtool.work.exec_command import ExecCommand
 from mqtool.work.history import returns_of
 from mqtool.work.retry_or_dead_letter import Retrying
@@ -107,6 +107,8 @@ class Worker:
             while (delivery := self._take(deliveries)) is not None:
                 try:
                     self._handle(delivery)
+                except Interrupted:  # the channel is stopping, and this thread has not claimed the message
+                    pass
                 except BaseException as error:  # raised by work(), in its caller's thread
                     self._error = self._error or error
                     self._channel.stop()

@@ -83,6 +83,23 @@ def test_definitions_import_does_not_change_queues_that_differ(admin: Shell) -> 
     assert actions(run(admin, "diff file --json")) == {("conflict", "queue", "jobs"), ("extra", "queue", "more")}
 
 
+def test_definitions_with_a_list_instead_of_empty_arguments_are_imported(admin: Shell) -> None:
+    """In a definitions file, `"arguments": []`, which old versions of RabbitMQ write, means no arguments: `definitions
+    diff` finds no difference, and `definitions import` adds what is missing.
+    """
+    file = admin.directory / "file"
+    contents = json.loads(file.read_text())
+    for item in [each for kind in ("exchanges", "queues", "bindings") for each in contents[kind]]:
+        item["arguments"] = item["arguments"] or []
+    assert json.dumps(contents).count('"arguments": []') >= 3
+    file.write_text(json.dumps(contents))
+    assert run(admin, "diff file").stdout == ""
+    admin.run("mqtool", "exchange", "delete", "logs", "--yes")
+    imported = run(admin, "import file")
+    assert (imported.code, imported.stderr) == (0, "imported 3 of 3 differences\n")
+    assert run(admin, "diff file").code == 0
+
+
 def test_definitions_import_prints_the_reason_for_a_refusal_on_one_line(admin: Shell) -> None:
     """If the broker refuses a policy with a multi-line reason, `definitions import` prints the reason on one warning
     line, without a literal backslash-n.
@@ -333,6 +350,22 @@ def test_delayed_relay_delays_the_messages_of_a_converted_exchange(old: Shell, t
         old.run("mqtool", "send", "-e", "later", "-r", "remind", "-H", "x-delay:=100", "Ann")
         received = old.run("mqtool", "receive", "-q", "ha.urgent", "-c", "1", "--raw", "--timeout", "30s")
         assert (received.code, received.stdout) == (0, "Ann\n"), received.stderr
+
+
+def test_definitions_convert_reports_a_lost_alternate_exchange(lonely_shell: Shell) -> None:
+    """`definitions convert --delayed relay` cannot keep the alternate exchange of an x-delayed-message exchange: it
+    warns of this and exits with 3. With `--delayed plain`, the exchange keeps it.
+    """
+    arguments = {"x-delayed-type": "topic", "alternate-exchange": "unrouted"}
+    later = {"vhost": "/", "name": "later", "type": "x-delayed-message", "durable": True, "arguments": arguments}
+    (lonely_shell.directory / "old.json").write_text(json.dumps({"vhosts": [{"name": "/"}], "exchanges": [later]}))
+    relayed = run(lonely_shell, "convert old.json --to 4.3 --delayed relay")
+    assert relayed.code == 3
+    assert "warning: exchange 'later' has lost its alternate exchange 'unrouted'\n" in relayed.stderr
+    assert "mqtool: 1 open decision\n" in relayed.stderr
+    plain = run(lonely_shell, "convert old.json --to 4.3 --delayed plain")
+    assert plain.code == 0
+    assert by_name(json.loads(plain.stdout)["exchanges"])["later"]["arguments"] == {"alternate-exchange": "unrouted"}
 
 
 @pytest.mark.parametrize("like", ["4.3", "4.3.5"])

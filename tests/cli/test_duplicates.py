@@ -1,6 +1,7 @@
 """`--deduplicate`: a message that arrives twice is handled once."""
 
 import json
+import signal
 
 import pytest
 
@@ -101,6 +102,27 @@ def test_the_message_of_a_killed_worker_is_handled_once(shell: Shell) -> None:
     (shell.directory / "go").touch()
     shell.run("mqtool", "worker", *program, "-c", "1")
     assert (shell.directory / "effect").read_text() == "1\n"
+
+
+@on_any_broker
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_worker_that_waits_for_another_one_can_be_stopped(shell: Shell, broker: TestBroker, number: int) -> None:
+    """If a signal stops `worker --deduplicate` while another worker handles a copy of its message, it exits with 0. Its
+    message stays in the queue.
+    """
+    shell.run("mqtool", "new-task", "--json", stdin=_message("a") * 2)
+    command = ("mqtool", "worker", "--deduplicate", "--dedup-store", "store", "--shell", "--exec")
+    shell.start(*command, "touch started; until [ -e go ]; do sleep 0.05; done")
+    wait_until(lambda: (shell.directory / "started").exists(), "the program")
+    waiting = shell.start(*command, "touch copy")
+    wait_until(lambda: depth(broker, "task_queue") == 0, "the second worker has the copy")
+    waiting.process.send_signal(number)
+    result = waiting.wait()
+    assert (result.code, "mqtool: " in result.stderr) == (0, False), result.stderr
+    assert "0 done, 0 retries, 0 dead, 0 suppressed" in result.stderr
+    assert not (shell.directory / "copy").exists()
+    wait_until(lambda: depth(broker, "task_queue") == 1, "the copy is in the queue")
+    (shell.directory / "go").touch()
 
 
 @on_any_broker

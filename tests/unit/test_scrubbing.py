@@ -210,6 +210,27 @@ def test_scrubbed_values_keep_their_amqp_types() -> None:
         assert set(after.properties["headers"]) == set(headers)
 
 
+def test_scrub_replaces_text_whatever_the_keys_around_it() -> None:
+    """`scrub` replaces text under the keys with which NDJSON marks AMQP types, such as $double and $decimal, in bodies
+    and in headers. It only keeps NaN and the infinities under $double.
+    """
+    secret = {"$double": "s3cret token"}
+    decimals = [{"$decimal": text} for text in ("one e e", "s3cret", "1.5e", "12.50")]
+    line = {
+        "headers": {"a": {"$table": secret}, "x.$double": "s3cret token", "nan": {"$double": "NaN"}},
+        "body": json.dumps({"auth": secret, "prices": decimals, "low": {"$double": "-Infinity"}}),
+    }
+    after = scrubbed(line)
+    hidden = {"$double": PSEUDONYMS.text("s3cret token")}
+    assert after["headers"] == {"a": {"$table": hidden}, "x.$double": hidden["$double"], "nan": {"$double": "NaN"}}
+    body = json.loads(after["body"])
+    assert (body["auth"], body["low"]) == (hidden, {"$double": "-Infinity"})
+    assert [each["$decimal"] for each in body["prices"][:3]] == [
+        PSEUDONYMS.text(each["$decimal"]) for each in decimals[:3]
+    ]
+    assert re.fullmatch(r"\d\d\.\d\d", body["prices"][3]["$decimal"])
+
+
 @pytest.mark.parametrize("bad", [b"{", b"[]", b'{"body": \xff}', b'{"body_base64": "?"}'])
 def test_scrub_refuses_a_line_that_is_not_a_message(bad: bytes) -> None:
     """If a line is not a valid message in NDJSON, `scrub` raises BadData."""
