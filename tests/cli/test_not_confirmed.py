@@ -266,9 +266,9 @@ def own_shell(lonely_shell: Shell, amqp_vhost: Vhost) -> Shell:
 @large
 def test_after_ctrl_c_each_line_was_either_confirmed_or_kept(shell: Shell, broker: TestBroker) -> None:
     """After Ctrl-C in `send -l -f INPUT --failed-to FILE`, each line of INPUT has either been confirmed or is kept in
-    FILE.
+    FILE, even if the last line does not end with a newline.
     """
-    (shell.directory / "lines").write_text(_numbers(100_000))
+    (shell.directory / "lines").write_text(_numbers(100_000).removesuffix("\n"))
     sender = shell.start("mqtool", "send", "-l", "-f", "lines", "--failed-to", "failed")
     shell.run("mqtool", "wait")
     wait_until(lambda: _declared(broker, "hello") and depth(broker, "hello") > 0, "messages in the queue")

@@ -101,9 +101,9 @@ def chunks(descriptor: int) -> Iterator[bytes | None]:
         yield chunk
 
 
-def delimited(chunks: Iterator[bytes | None], delimiter: bytes) -> Iterator[bytes | None]:
-    """Yield the pieces between delimiters. After a signal to stop, an incomplete last piece is left out."""
-    return flat(delimited_lots(chunks, delimiter))
+def delimited(chunks: Iterator[bytes | None], delimiter: bytes, *, is_whole: bool = False) -> Iterator[bytes | None]:
+    """Yield the pieces between delimiters, as delimited_lots() does."""
+    return flat(delimited_lots(chunks, delimiter, is_whole=is_whole))
 
 
 def flat(batches: Iterable[Sequence[Thing]]) -> Iterator[Thing | None]:
@@ -111,8 +111,15 @@ def flat(batches: Iterable[Sequence[Thing]]) -> Iterator[Thing | None]:
     return chain.from_iterable(batch or (None,) for batch in batches)
 
 
-def delimited_lots(chunks: Iterator[bytes | None], delimiter: bytes) -> Iterator[list[bytes]]:
-    """Split chunks at the delimiter. Yields lists of complete pieces, and empty lists while no input is available."""
+def delimited_lots(
+    chunks: Iterator[bytes | None], delimiter: bytes, *, is_whole: bool = False
+) -> Iterator[list[bytes]]:
+    """Split chunks at the delimiter. Yields lists of complete pieces, and empty lists while no input is available.
+
+    Args:
+        is_whole: the chunks end where the input ends, even after a signal to stop. Otherwise, what follows the last
+            delimiter is left out after a signal, because it may be incomplete.
+    """
     rest: list[bytes] = []
     size = 0
     for chunk in chunks:
@@ -133,7 +140,7 @@ def delimited_lots(chunks: Iterator[bytes | None], delimiter: bytes) -> Iterator
         size = len(last)
         yield pieces
     last = b"".join(rest)
-    if last and stopping.requested() is None:
+    if last and (is_whole or stopping.requested() is None):
         yield [last]
 
 
@@ -283,12 +290,13 @@ def _check_size(size: int) -> None:
 def _from_input(
     descriptor: int, options: MessageOptions, delimiter: bytes, making: "_Making", *, may_be_empty: bool
 ) -> Iterator[list[Message]]:
-    read = whole if options.failed_to is not None and output.is_file(descriptor) else chunks
+    is_whole = options.failed_to is not None and output.is_file(descriptor)
+    read = whole if is_whole else chunks
     try:
         if options.as_json:
-            yield from making.from_ndjson(delimited(read(descriptor), b"\n"))
+            yield from making.from_ndjson(delimited(read(descriptor), b"\n", is_whole=is_whole))
         elif options.is_stream:
-            for bodies in delimited_lots(read(descriptor), delimiter):
+            for bodies in delimited_lots(read(descriptor), delimiter, is_whole=is_whole):
                 for start in range(0, len(bodies) or 1, _LOT):
                     yield making.messages(bodies[start : start + _LOT])
         else:
@@ -302,7 +310,7 @@ def _from_input(
             if not body and not may_be_empty:
                 name = "stdin" if descriptor == STDIN else options.file
                 output.notice(f"nothing was sent: {name} is empty; to send an empty message: ''")
-            elif stopping.requested() is None:  # otherwise it may be only part of the message
+            elif is_whole or stopping.requested() is None:  # otherwise it may be only part of the message
                 yield making.messages([body])
     finally:
         if descriptor != STDIN:
