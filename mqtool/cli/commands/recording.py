@@ -147,7 +147,6 @@ class Replayed(Input):
                         left = due - time.monotonic()
                     time.sleep(max(0.0, min(left, LOOK_UP)))
                 if stopping.requested() is not None:
-                    self.give_back(message)
                     return
             yield message
 

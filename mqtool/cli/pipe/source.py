@@ -182,24 +182,27 @@ class Input:
         self.fraction = fraction
         self._read = read
         self._keeps_rest = keeps_rest
-        self._given_back: list[Message] = []
+        self._handed_out = 0
+        self._latest: Message | None = None
 
     def __iter__(self) -> Iterator[Message | None]:
-        return self._until_stopped() if self._keeps_rest else self._read
+        for message in _until_stopped(self._read) if self._keeps_rest else self._read:
+            if message is not None:
+                self._handed_out += 1
+                self._latest = message
+            yield message
 
-    def _until_stopped(self) -> Iterator[Message | None]:
-        return _until_stopped(self._read)
-
-    def give_back(self, message: Message) -> None:
-        """Keep a message that could not be published; rest() will yield it."""
-        self._given_back.append(message)
-
-    def rest(self) -> Iterator[Message]:
+    def rest(self, published: int) -> Iterator[Message]:
         """Yield the unpublished messages: those in the rest of a file, or those that a pipe contains now.
 
         Does not wait for the end of a pipe, because it may never come.
+
+        Args:
+            published: the number of published messages. The latest one that was read may still have been waiting, or
+                may have been refused.
         """
-        yield from self._given_back
+        if self._latest is not None and self._handed_out > published:
+            yield self._latest
         for message in self._read:
             if message is None:
                 return
@@ -214,11 +217,16 @@ class InputInBatches(Input, InBatches):
     ) -> None:
         super().__init__(flat(read), keeps_rest=keeps_rest, fraction=fraction)
         self._lots = read
+        self._batch: list[Message] = []
 
     def batches(self) -> Iterator[list[Message]]:
         for batch in _until_stopped(self._lots) if self._keeps_rest else self._lots:
-            self._given_back = batch  # until it is published
+            self._batch = batch  # publish() empties it
             yield batch
+
+    def rest(self, published: int) -> Iterator[Message]:
+        yield from self._batch
+        yield from super().rest(published)
 
 
 def _until_stopped(read: Iterator[Thing]) -> Iterator[Thing]:
