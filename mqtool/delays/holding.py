@@ -38,9 +38,6 @@ class Held(Message):
 class Delaying:
     """Rewrites messages with a delay so that they wait on the broker.
 
-    Attributes:
-        at_fault: after hold() has raised an error, the message that cannot be delayed.
-
     Args:
         channel: publishes the messages.
         notice: called with a sentence that says which way of delaying was chosen, and why, if nothing waits there yet,
@@ -61,7 +58,6 @@ class Delaying:
         #: Why wait queues were chosen, until a message is put into one.
         self._why = ""
         self._known: set[str] = {""}
-        self.at_fault: Message | None = None
         self._overdue = self._in_wait_queues = 0
 
     def hold(self, messages: Iterable[Message | None]) -> Iterator[Message | None]:
@@ -77,9 +73,7 @@ class Delaying:
                 continue
             while self._channel.in_flight >= _may_be_in_flight(message):
                 yield None
-            self.at_fault = message
             yield self._held(message)
-            self.at_fault = None
         if self._overdue:
             self._notice(f"already due, so sent at once: {counted(self._overdue)}")
 

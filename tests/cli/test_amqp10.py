@@ -134,6 +134,17 @@ def test_send_reports_rejected_and_released_messages(shell: Shell) -> None:
     assert '"routing_key":"full"' in (shell.directory / "failed").read_text()
 
 
+def test_failed_to_keeps_a_delayed_message_over_amqp10(shell: Shell) -> None:
+    """Over AMQP 1.0, if a line of input has a delay, `send --json --failed-to FILE` writes this line and all later ones
+    to FILE.
+    """
+    lines = "".join(json.dumps(line) + "\n" for line in ({"body": "1"}, {"body": "2", "delay": "1m"}, {"body": "3"}))
+    sent = shell.run("mqtool", "send", "-q", "q", "--json", "--failed-to", "failed", stdin=lines)
+    assert (sent.code, "1 confirmed" in sent.stderr) == (2, True), sent.stderr
+    kept = [json.loads(line)["body"] for line in (shell.directory / "failed").read_text().splitlines()]
+    assert kept == ["2", "3"]
+
+
 @pytest.mark.parametrize(
     ("command", "code", "says"),
     [

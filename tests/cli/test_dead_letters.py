@@ -183,18 +183,44 @@ def test_dlq_drop_by_id_keeps_the_order_of_the_others(shell: Shell) -> None:
     assert left.split() == [str(n) for n in range(300) if n != 7]
 
 
-@pytest.mark.keeps_messages
-def test_dlq_redrive_loses_no_message_if_it_is_killed(shell: Shell, broker: TestBroker) -> None:
-    """If `dlq redrive` is killed with kill -9, a second run moves the remaining messages back, and none is lost. At
-    most 100 messages arrive twice, both times with the same message id.
-    """
-    count = 3_000
+def bury(shell: Shell, count: int) -> None:
+    """Publish dead letters of the queue jobs, which is empty."""
     shell.run("mqtool", "send", "-q", "jobs", "x")
     shell.run("mqtool", "receive", "-q", "jobs", "-c", "1")
     # fmt: off
     shell.run("mqtool", "send", "-q", "jobs.dlq", "--queue-type", "classic", "-H", "mqtool-queue=jobs", "-H",
               "mqtool-reason=rejected", "--persistent", "-l", stdin="".join(f"{n}\n" for n in range(count)))
     # fmt: on
+
+
+@on_any_broker
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_dlq_redrive_moves_each_message_once_if_it_is_stopped(
+    shell: Shell, broker: TestBroker, number: signal.Signals
+) -> None:
+    """After SIGINT or SIGTERM, `dlq redrive` exits with 128 + the number of the signal. Each message is then in only
+    one of the two queues, and the command says how many it has moved.
+    """
+    count = 3_000
+    bury(shell, count)
+    running = shell.start("mqtool", "dlq", "redrive", "jobs", "--yes", "-v").wait_for_stderr("Redriven")
+    running.process.send_signal(number)
+    ended = running.wait()
+    assert ended.code == 128 + number
+    wait_until(lambda: depth(broker, "jobs.dlq") + depth(broker, "jobs") >= count, "the rest to be requeued")
+    moved = depth(broker, "jobs")
+    assert 0 < moved < count
+    assert moved + depth(broker, "jobs.dlq") == count
+    assert ended.stderr.splitlines()[-1] == f"{moved:,} moved back from jobs.dlq"
+
+
+@pytest.mark.keeps_messages
+def test_dlq_redrive_loses_no_message_if_it_is_killed(shell: Shell, broker: TestBroker) -> None:
+    """If `dlq redrive` is killed with kill -9, a second run moves the remaining messages back, and none is lost. At
+    most 100 messages arrive twice, both times with the same message id.
+    """
+    count = 3_000
+    bury(shell, count)
     first = shell.start("mqtool", "dlq", "redrive", "jobs", "--yes", "-v")
     first.wait_for_stderr("Redriven").process.send_signal(signal.SIGKILL)
     assert first.wait().code == 128 + signal.SIGKILL

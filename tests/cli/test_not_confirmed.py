@@ -263,12 +263,29 @@ def own_shell(lonely_shell: Shell, amqp_vhost: Vhost) -> Shell:
     return lonely_shell
 
 
+@pytest.mark.parametrize(
+    ("options", "bad", "code"),
+    [([], {"headers": {"x": "x" * 200_000}}, 65), (["--mandatory"], {"delay": "1m"}, 2)],
+    ids=["headers larger than a frame", "a delay with --mandatory"],
+)
+def test_failed_to_keeps_the_message_that_cannot_be_published(
+    shell: Shell, options: list[str], bad: dict[str, object], code: int
+) -> None:
+    """If a line of input cannot be published, `send --json --failed-to FILE` writes this line and all later ones to
+    FILE.
+    """
+    lines = "".join(json.dumps(line) + "\n" for line in ({"body": "1"}, {"body": "2", **bad}, {"body": "3"}))
+    sent = shell.run("mqtool", "send", "-q", "q", "--json", *options, "--failed-to", "failed", stdin=lines)
+    assert (sent.code, "1 confirmed" in sent.stderr) == (code, True), sent.stderr
+    assert _bodies(shell, "failed") == ["2", "3"]
+
+
 @large
 def test_after_ctrl_c_each_line_was_either_confirmed_or_kept(shell: Shell, broker: TestBroker) -> None:
     """After Ctrl-C in `send -l -f INPUT --failed-to FILE`, each line of INPUT has either been confirmed or is kept in
-    FILE.
+    FILE, even if the last line does not end with a newline.
     """
-    (shell.directory / "lines").write_text(_numbers(100_000))
+    (shell.directory / "lines").write_text(_numbers(100_000).removesuffix("\n"))
     sender = shell.start("mqtool", "send", "-l", "-f", "lines", "--failed-to", "failed")
     shell.run("mqtool", "wait")
     wait_until(lambda: _declared(broker, "hello") and depth(broker, "hello") > 0, "messages in the queue")
@@ -284,6 +301,25 @@ def _declared(broker: TestBroker, queue: str) -> bool:
     listed = broker.api("GET", f"queues/{broker.vhost}")
     assert isinstance(listed, list)
     return queue in {entry["name"] for entry in listed}
+
+
+def test_replay_keeps_the_message_that_is_due_next(own_shell: Shell, amqp_vhost: Vhost) -> None:
+    """If `recording replay --failed-to FILE` loses the broker while it waits until the next message is due, FILE
+    contains that message, too.
+    """
+    # fmt: off
+    lines = "".join(
+        json.dumps({"body": str(second), "exchange": "", "routing_key": "q",
+                    "timestamp": f"2026-01-31T18:{second}:00Z"}) + "\n" for second in (10, 20, 30)
+    )
+    # fmt: on
+    (own_shell.directory / "recorded").write_text(lines)
+    own_shell.run("mqtool", "receive", "-q", "q", "--idle-timeout", "1ms")
+    replay = ("mqtool", "recording", "replay", "recorded", "-v", "--max-reconnects", "1", "--failed-to", "failed")
+    running = own_shell.start(*replay).wait_for_stderr("Replayed")
+    _lose(amqp_vhost)
+    assert running.wait().code == 3
+    assert _bodies(own_shell, "failed") == ["20", "30"]
 
 
 def test_send_gives_up_after_the_attempts_that_max_reconnects_allows(own_shell: Shell, amqp_vhost: Vhost) -> None:

@@ -295,10 +295,12 @@ def test_replay_selects_messages_and_keeps_the_time_between_them(shell: Shell, c
 @on_any_broker
 def test_replay_keeps_the_unsent_messages_after_ctrl_c(shell: Shell, connection: Connection) -> None:
     """After Ctrl-C, `recording replay --failed-to FILE` says how many messages were confirmed, keeps all others in
-    FILE, and exits with 130.
+    FILE, even if the last line does not end with a newline, and exits with 130.
     """
     connection.channel().declare(Queue("jobs", durable=True))
     name = recording(shell, {}, {"timestamp": "2026-01-31T18:00:00Z"}, {"timestamp": "2026-01-31T18:00:01Z"})
+    file = shell.directory / name
+    file.write_text(file.read_text().removesuffix("\n"))
 
     running = shell.start("mqtool", "recording", "replay", name, "-v", "--failed-to", "rest")
     result = running.wait_for_stderr("[x] Replayed 6 bytes to queue jobs").interrupt().wait()

@@ -200,8 +200,8 @@ def test_a_notice_says_how_many_messages_were_already_due(overdue: int, notices:
 
 @pytest.mark.parametrize("via", [Via.AUTO, Via.PLUGIN])
 def test_a_delay_of_more_than_49_days_is_refused(via: Via) -> None:
-    """Sending a message with a delay of more than 2^32 - 1 ms (49 days) raises BadData. The attribute `at_fault` of
-    Delaying is then the message that caused the error. A delay of exactly 2^32 - 1 ms is accepted.
+    """Sending a message with a delay of more than 2^32 - 1 ms (49 days) raises BadData. A delay of exactly 2^32 - 1 ms
+    is accepted.
     """
     delays, _, _ = delaying(FakeBroker(_JOBS), via=via)
     longest, longer = (Message(b"x", delay=(LONGEST + more) / 1000) for more in (0, 1))
@@ -210,16 +210,6 @@ def test_a_delay_of_more_than_49_days_is_refused(via: Via) -> None:
     with pytest.raises(BadData, match=r"^a delay of 49d17h2m47s296ms is too long$") as error:
         next(messages)
     assert error.value.hint == "at most 2^32 - 1 ms, 49 days"
-    assert delays.at_fault is longer
-
-
-def test_at_fault_is_none_if_all_messages_could_be_delayed() -> None:
-    """As long as mqtool could delay all messages, the attribute `at_fault` of Delaying is None."""
-    delays, _, _ = delaying(FakeBroker(_JOBS))
-    assert delays.at_fault is None
-    for _ in delays.hold([Message(b"x", delay=5.0)]):
-        pass
-    assert delays.at_fault is None
 
 
 @pytest.mark.parametrize("via", [Via.PLUGIN, Via.TTL])

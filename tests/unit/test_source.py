@@ -1,12 +1,15 @@
 """The input of publishing commands, and how it is split into messages."""
 
 import os
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mqtool.cli import stopping
 from mqtool.cli.options import DelayOptions, MessageOptions, Publishing
 from mqtool.cli.options.broker_options import PublishingBroker
 from mqtool.cli.pipe import source
@@ -125,8 +128,49 @@ def test_unconfirmed_messages_are_saved_before_unread_lines(tmp_path: Path) -> N
     next(lots).clear()
     del next(lots)[:100]
 
-    first, *_, last = [message.body for message in source.rest()]
+    first, *_, last = [message.body for message in source.rest(256 + 100)]
     assert (first, last) == (b"356", b"599")
+
+
+@pytest.mark.parametrize(("published", "kept"), [(1, [b"1", b"2"]), (2, [b"2"])])
+def test_failed_to_keeps_the_message_that_was_read_but_not_published(
+    published: int, kept: list[bytes], tmp_path: Path
+) -> None:
+    """If `send --failed-to FILE` fails while a message waits to be published, such as for room in flight, FILE contains
+    this message, too. A message that was published last is not counted twice.
+    """
+    lines = tmp_path / "lines"
+    lines.write_bytes(b"0\n1\n2\n")
+    options = MessageOptions(file=lines, lines=True, failed_to=tmp_path / "failed")
+    source = read_messages(asked([], options), Addressing(), default=b"")
+
+    messages = iter(source)
+    next(messages)
+    next(messages)
+
+    assert [message.body for message in source.rest(published)] == kept
+
+
+@pytest.mark.parametrize(
+    "options",
+    [MessageOptions(lines=True), MessageOptions(as_json=True), MessageOptions()],
+    ids=["lines", "NDJSON", "one message"],
+)
+def test_failed_to_keeps_the_end_of_a_file_after_a_signal(
+    options: MessageOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After Ctrl-C, `send -f INPUT --failed-to FILE` keeps all messages of the file INPUT that were not sent, even if
+    INPUT does not end with a newline.
+    """
+    file = tmp_path / "input"
+    file.write_bytes(b'{"body": "last"}')
+    options = replace(options, file=file, failed_to=tmp_path / "failed")
+    source = read_messages(asked([], options), Addressing(), default=b"")
+    monkeypatch.setattr(stopping, "requested", lambda: signal.SIGINT)
+
+    assert [*source] == []
+    [kept] = source.rest(0)
+    assert b"last" in kept.body
 
 
 def test_each_published_message_has_its_own_id() -> None:

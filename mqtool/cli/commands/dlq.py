@@ -254,7 +254,7 @@ def redrive(
 
     access = access_to(broker, reconnects=False)
     origins = to or redriving.Origins(source, access.vhost, access.management)
-    with _channel(access) as channel:
+    with access.channel() as channel:
         which.require(queue, channel, access)
         there = channel.depth_of(source)
         if not there:
@@ -269,10 +269,10 @@ def redrive(
                 moved += 1
                 if current().verbose:
                     output.status(f" [x] Redriven {letter.message_id}")
-                stopping.exit_if_requested()
         finally:
             progress.stop()
             output.status(f"{moved:,} moved back from {source}")
+    stopping.exit_if_requested()
     if left:
         raise SomeFailed(f"{left:,} could not be moved and are still in {source}", "move them to a queue with --to")
 
@@ -282,7 +282,7 @@ def drop(queue: QueueArgument, which: Which, broker: BrokerOptions, yes: Yes = F
     """Delete dead letters for good."""
     source, dropped = which.queue(queue), 0
     access = access_to(broker, reconnects=False)
-    with _channel(access) as channel:
+    with access.channel() as channel:
         which.require(queue, channel, access)
         there = channel.depth_of(source)
         if not there:
@@ -293,6 +293,6 @@ def drop(queue: QueueArgument, which: Which, broker: BrokerOptions, yes: Yes = F
         try:
             for _ in redriving.drop(channel, source, which.choice()):
                 dropped += 1
-                stopping.exit_if_requested()
         finally:
             output.status(f"{dropped:,} dropped from {source}")
+    stopping.exit_if_requested()

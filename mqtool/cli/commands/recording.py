@@ -82,7 +82,8 @@ class RecordingOptions:
                 if size is not None and self._times > 1:
                     os.lseek(descriptor, 0, os.SEEK_SET)
             for index, (descriptor, size) in enumerate(zip(self._descriptors, self._sizes, strict=True)):
-                lines = delimited((whole if to_the_end and size is not None else chunks)(descriptor), b"\n")
+                is_whole = to_the_end and size is not None
+                lines = delimited((whole if is_whole else chunks)(descriptor), b"\n", is_whole=is_whole)
                 name = self._names[index] if len(self._names) > 1 else None
                 for message in recorded(lines, self._selection, self._changes, name):
                     self._streams.see(leads_elsewhere=message is not None and message.leads_elsewhere)
@@ -146,7 +147,6 @@ class Replayed(Input):
                         left = due - time.monotonic()
                     time.sleep(max(0.0, min(left, LOOK_UP)))
                 if stopping.requested() is not None:
-                    self.give_back(message)
                     return
             yield message
 

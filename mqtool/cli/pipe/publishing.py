@@ -33,7 +33,6 @@ from mqtool.spelling import counted, in_time, pasteable, quoted
 from mqtool.topology import Exchange, Queue
 
 if TYPE_CHECKING:
-    from mqtool.delays.holding import Delaying
     from mqtool.streams import StreamChannel
 
 #: The number of failures to print one by one; the rest are only counted.
@@ -255,7 +254,7 @@ class Outgoing:
             output.notice(f"no queue received {self._unroutable:,} of them; with --mandatory they count as failed")
         if self._kept is not None:
             self._kept.add(map(original, unconfirmed))
-            self._kept.add(self._source.rest())
+            self._kept.add(self._source.rest(self.total + len(unconfirmed)))
             self._kept.finish()
 
     def _sums(self, unconfirmed: int) -> str:
@@ -474,8 +473,8 @@ def _delayed(
     if delays.are_given:
         _ask_to_delay(access)
         delaying.choose()  # choose now, not only when the first line arrives
-        return _hold(source, source, delaying)
-    return _hold(source, _asked(source, access) if access.is_guarded else source, delaying)
+        return delaying.hold(source)
+    return delaying.hold(_asked(source, access) if access.is_guarded else source)
 
 
 def _asked(source: Input, access: Access) -> Iterator[Message | None]:
@@ -484,26 +483,13 @@ def _asked(source: Input, access: Access) -> Iterator[Message | None]:
     for message in source:
         if not is_asked and message is not None and (message.delay is not None or message.due is not None):
             is_asked = True
-            try:
-                _ask_to_delay(access)
-            except MqtoolError:
-                source.give_back(message)
-                raise
+            _ask_to_delay(access)
         yield message
 
 
 def _ask_to_delay(access: Access) -> None:
     if access.is_guarded:
         ask("declare queues or exchanges in which delayed messages wait", access, is_safe=True)
-
-
-def _hold(source: Input, messages: Iterable[Message | None], delaying: "Delaying") -> Iterator[Message | None]:
-    try:
-        yield from delaying.hold(messages)
-    except MqtoolError:
-        if delaying.at_fault is not None:  # this message was not published, so --failed-to has to save it
-            source.give_back(delaying.at_fault)
-        raise
 
 
 def _not_delayed_by_amqp10(message: Message | None) -> Message | None:

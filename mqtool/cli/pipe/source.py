@@ -101,9 +101,9 @@ def chunks(descriptor: int) -> Iterator[bytes | None]:
         yield chunk
 
 
-def delimited(chunks: Iterator[bytes | None], delimiter: bytes) -> Iterator[bytes | None]:
-    """Yield the pieces between delimiters. After a signal to stop, an incomplete last piece is left out."""
-    return flat(delimited_lots(chunks, delimiter))
+def delimited(chunks: Iterator[bytes | None], delimiter: bytes, *, is_whole: bool = False) -> Iterator[bytes | None]:
+    """Yield the pieces between delimiters, as delimited_lots() does."""
+    return flat(delimited_lots(chunks, delimiter, is_whole=is_whole))
 
 
 def flat(batches: Iterable[Sequence[Thing]]) -> Iterator[Thing | None]:
@@ -111,8 +111,15 @@ def flat(batches: Iterable[Sequence[Thing]]) -> Iterator[Thing | None]:
     return chain.from_iterable(batch or (None,) for batch in batches)
 
 
-def delimited_lots(chunks: Iterator[bytes | None], delimiter: bytes) -> Iterator[list[bytes]]:
-    """Split chunks at the delimiter. Yields lists of complete pieces, and empty lists while no input is available."""
+def delimited_lots(
+    chunks: Iterator[bytes | None], delimiter: bytes, *, is_whole: bool = False
+) -> Iterator[list[bytes]]:
+    """Split chunks at the delimiter. Yields lists of complete pieces, and empty lists while no input is available.
+
+    Args:
+        is_whole: the chunks end where the input ends, even after a signal to stop. Otherwise, what follows the last
+            delimiter is left out after a signal, because it may be incomplete.
+    """
     rest: list[bytes] = []
     size = 0
     for chunk in chunks:
@@ -133,7 +140,7 @@ def delimited_lots(chunks: Iterator[bytes | None], delimiter: bytes) -> Iterator
         size = len(last)
         yield pieces
     last = b"".join(rest)
-    if last and stopping.requested() is None:
+    if last and (is_whole or stopping.requested() is None):
         yield [last]
 
 
@@ -175,24 +182,27 @@ class Input:
         self.fraction = fraction
         self._read = read
         self._keeps_rest = keeps_rest
-        self._given_back: list[Message] = []
+        self._handed_out = 0
+        self._latest: Message | None = None
 
     def __iter__(self) -> Iterator[Message | None]:
-        return self._until_stopped() if self._keeps_rest else self._read
+        for message in _until_stopped(self._read) if self._keeps_rest else self._read:
+            if message is not None:
+                self._handed_out += 1
+                self._latest = message
+            yield message
 
-    def _until_stopped(self) -> Iterator[Message | None]:
-        return _until_stopped(self._read)
-
-    def give_back(self, message: Message) -> None:
-        """Keep a message that could not be published; rest() will yield it."""
-        self._given_back.append(message)
-
-    def rest(self) -> Iterator[Message]:
+    def rest(self, published: int) -> Iterator[Message]:
         """Yield the unpublished messages: those in the rest of a file, or those that a pipe contains now.
 
         Does not wait for the end of a pipe, because it may never come.
+
+        Args:
+            published: the number of published messages. The latest one that was read may still have been waiting, or
+                may have been refused.
         """
-        yield from self._given_back
+        if self._latest is not None and self._handed_out > published:
+            yield self._latest
         for message in self._read:
             if message is None:
                 return
@@ -207,11 +217,16 @@ class InputInBatches(Input, InBatches):
     ) -> None:
         super().__init__(flat(read), keeps_rest=keeps_rest, fraction=fraction)
         self._lots = read
+        self._batch: list[Message] = []
 
     def batches(self) -> Iterator[list[Message]]:
         for batch in _until_stopped(self._lots) if self._keeps_rest else self._lots:
-            self._given_back = batch  # until it is published
+            self._batch = batch  # publish() empties it
             yield batch
+
+    def rest(self, published: int) -> Iterator[Message]:
+        yield from self._batch
+        yield from super().rest(published)
 
 
 def _until_stopped(read: Iterator[Thing]) -> Iterator[Thing]:
@@ -283,12 +298,13 @@ def _check_size(size: int) -> None:
 def _from_input(
     descriptor: int, options: MessageOptions, delimiter: bytes, making: "_Making", *, may_be_empty: bool
 ) -> Iterator[list[Message]]:
-    read = whole if options.failed_to is not None and output.is_file(descriptor) else chunks
+    is_whole = options.failed_to is not None and output.is_file(descriptor)
+    read = whole if is_whole else chunks
     try:
         if options.as_json:
-            yield from making.from_ndjson(delimited(read(descriptor), b"\n"))
+            yield from making.from_ndjson(delimited(read(descriptor), b"\n", is_whole=is_whole))
         elif options.is_stream:
-            for bodies in delimited_lots(read(descriptor), delimiter):
+            for bodies in delimited_lots(read(descriptor), delimiter, is_whole=is_whole):
                 for start in range(0, len(bodies) or 1, _LOT):
                     yield making.messages(bodies[start : start + _LOT])
         else:
@@ -302,7 +318,7 @@ def _from_input(
             if not body and not may_be_empty:
                 name = "stdin" if descriptor == STDIN else options.file
                 output.notice(f"nothing was sent: {name} is empty; to send an empty message: ''")
-            elif stopping.requested() is None:  # otherwise it may be only part of the message
+            elif is_whole or stopping.requested() is None:  # otherwise it may be only part of the message
                 yield making.messages([body])
     finally:
         if descriptor != STDIN:
