@@ -12,6 +12,7 @@ published (routing key publish.EXCHANGE) or delivered (deliver.QUEUE). https://w
 """
 
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -30,6 +31,8 @@ _MAX_LENGTH, _MAX_SIZE = 20_000, 128 << 20
 _NEARLY_FULL = 0.8
 #: How often to switch a firehose, if RabbitMQ forgets it again.
 _SWITCHES = 10
+#: Seconds within which a request for another virtual host, which RabbitMQ handles at the same moment, may undo this one.
+_AT_THE_SAME_MOMENT = 0.05
 
 
 class Tap:
@@ -206,6 +209,7 @@ def switch_firehose(api: Management, vhost: str, *, on: bool) -> None:
     """
     for _ in range(_SWITCHES):
         api.put(path("vhosts", vhost), {"tracing": on})
+        time.sleep(_AT_THE_SAME_MOMENT)
         if firehose_is_on(api, vhost) == on:
             return
     raise Unavailable(f"the firehose of the virtual host {vhost!r} cannot be switched {'on' if on else 'off'}")
