@@ -31,7 +31,7 @@ _MAX_LENGTH, _MAX_SIZE = 20_000, 128 << 20
 _NEARLY_FULL = 0.8
 #: How often to switch a firehose, if RabbitMQ forgets it again.
 _SWITCHES = 10
-#: Seconds within which a request for another virtual host, which RabbitMQ handles at the same moment, may undo this one.
+#: Seconds within which RabbitMQ may undo a request while it handles one for another virtual host.
 _AT_THE_SAME_MOMENT = 0.05
 
 
