@@ -33,8 +33,6 @@ LIKE = os.environ.get("MQTOOL_TEST_LIKE") or "3.10"
 on_any_broker = pytest.mark.parametrize("broker", ["embedded"], indirect=True)
 #: For tests with tens of megabytes, or thousands of messages.
 large = pytest.mark.skipif(not IN_CI, reason="takes seconds of CPU time; runs only if CI is set")
-#: For tests that wait for six seconds or more, for example for heartbeats or for a tutorial that is played.
-lengthy = pytest.mark.skipif(not IN_CI, reason="waits for many seconds; runs only if CI is set")
 #: For the tests of single pictures in a browser, which take nearly half of the processor time of all tests.
 pictures = pytest.mark.skipif(not IN_CI, reason="takes minutes in a browser; runs only in make test-page and CI")
 

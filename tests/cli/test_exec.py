@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from tests.brokers import TestBroker, lengthy, on_any_broker
+from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import IDLE, Shell, wait_until
 from tests.processes import children_of, is_alive
 
@@ -395,7 +395,6 @@ def test_after_a_killed_runner_at_most_one_message_is_handled_twice(shell: Shell
     assert len(lines) <= 200 + 1
 
 
-@lengthy
 def test_heartbeats_continue_while_a_program_runs(shell: Shell, broker: TestBroker) -> None:
     """While a program runs longer than several heartbeat intervals, the connection of `worker` stays open, and the
     message is acknowledged.

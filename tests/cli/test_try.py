@@ -13,7 +13,7 @@ from mqtool.broker.ports import free_port
 from mqtool.plays import PLAYS
 from mqtool.plays.goals import GOALS
 from mqtool.testing import EmbeddedBroker
-from tests.brokers import TestBroker, lengthy, on_any_broker
+from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_tutorial import Watched, processes_with
 
@@ -313,7 +313,6 @@ def test_every_goal_belongs_to_a_tutorial() -> None:
 
 
 @on_any_broker
-@lengthy
 def test_tutorial_run_ends_with_the_command_for_the_tutorials_goals(shell: Shell, broker: TestBroker) -> None:
     """After a tutorial that has goals, `tutorial run` prints the `tutorial try` command for that tutorial."""
     watched = Watched(shell, 80, 24, "mqtool", "tutorial", "run", "hello-world", "--auto", "--lines")

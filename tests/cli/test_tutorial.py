@@ -19,7 +19,7 @@ from mqtool import plays
 from mqtool.amqp import Connection
 from mqtool.topology import Queue
 from mqtool.tutorials import pages
-from tests.brokers import TestBroker, lengthy, only_in_ci, speaks_amqp10
+from tests.brokers import TestBroker, only_in_ci, speaks_amqp10
 from tests.cli.shell import PATIENCE, Shell, wait_until
 from tests.cli.test_demo import left_behind
 
@@ -388,7 +388,6 @@ def test_tutorial_run_shows_the_url_of_its_broker(lonely_shell: Shell, columns: 
     assert watched.end() == 0
 
 
-@lengthy
 def test_the_work_queues_tutorial_shows_that_a_killed_workers_task_is_redelivered(lonely_shell: Shell) -> None:
     """In `tutorial run work-queues`, a worker is killed during its task, and the broker redelivers the task to the
     other worker. Of two messages, only the persistent one survives a restart of the broker.

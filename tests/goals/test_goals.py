@@ -8,7 +8,7 @@ import pytest
 from mqtool.plays.goals import GOALS
 from mqtool.plays.goals.goal import Goal
 from mqtool.testing import EmbeddedBroker
-from tests.brokers import TestBroker, lengthy, on_any_broker
+from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.goals import (
     amqp10_attempts,
@@ -202,7 +202,6 @@ def test_tutorial_try_does_not_say_that_a_purge_deleted_a_message_lost_in_the_re
 
 
 @pytest.mark.parametrize("goal", [GOALS["routing"][1]], ids=["no-errors"])
-@lengthy
 def test_tutorial_try_mentions_a_wrong_binding_only_once(goal: Goal, learner: Learner) -> None:
     """If a learner has bound a queue with a wrong key, `tutorial try` says so once, and not again for each message that
     is published later.
@@ -251,7 +250,6 @@ _FIXED = [
 
 @pytest.mark.parametrize(("goal", "wrong", "attempts"), _FIXED)
 @pytest.mark.sampled(2)
-@lengthy
 def test_a_repaired_program_reaches_its_goal_without_a_restart_of_the_goal(
     wrong: Wrong, attempts: Attempts, learner: Learner
 ) -> None:

@@ -10,7 +10,7 @@ from mqtool.management import path
 from mqtool.plays.goals import GOALS
 from mqtool.plays.goals.trying import Trial
 from mqtool.taps import firehose_is_on, switch_firehose
-from tests.brokers import TestBroker, lengthy
+from tests.brokers import TestBroker
 from tests.cli.shell import wait_until
 from tests.goals.attempts import Plain, watched
 
@@ -65,7 +65,6 @@ def test_tutorial_try_says_once_how_to_reach_its_broker_if_no_message_arrives(br
         assert "No message has" in next(each for each in trial.findings(_AT_ONCE) if each is not None).text
 
 
-@lengthy
 def test_tutorial_try_says_once_that_no_further_message_arrives(broker: TestBroker) -> None:
     """If messages of a goal have reached the broker, but no further one arrives for some time, `tutorial try` says so
     once.
@@ -97,7 +96,6 @@ def test_messages_published_while_the_next_goal_is_prepared_do_not_count_for_it(
         assert trial.seen.messages == []
 
 
-@lengthy
 def test_tutorial_try_does_not_report_its_own_new_queue_as_missing(broker: TestBroker) -> None:
     """When `tutorial try` begins or restarts a goal and declares a queue for this goal, it does not report that the
     queue is missing.

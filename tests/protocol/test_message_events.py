@@ -23,7 +23,6 @@ from pika.adapters.blocking_connection import BlockingChannel
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.wire.amqp_channel import BrokerChannel
 from mqtool.codecs.amqp10_message import data_section
-from tests.brokers import lengthy
 from tests.cli.shell import wait_until
 from tests.protocol.conftest import Api
 from tests.protocol.raw_amqp10 import CLOSE, SENDER, TRANSFER, RawAmqp10
@@ -646,7 +645,6 @@ def watcher_of(broker: EmbeddedBroker) -> Any:
     return broker.under_test(lambda under_test: under_test._scene.broker.vhosts["/"].watcher)
 
 
-@lengthy
 def test_the_broker_stops_recording_events_that_nobody_requests(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
