@@ -84,6 +84,20 @@ def test_a_super_stream_is_deleted_with_its_partitions(client: RawStream, orders
     assert client.request(DELETE_SUPER_STREAM, string("orders")).code == NO_STREAM
 
 
+def test_a_stream_with_the_name_of_a_bound_exchange_is_no_partition(
+    client: RawStream, orders: list[str], api: Api, vhost: str
+) -> None:
+    """If a super stream is bound to an exchange, and an unrelated stream has this exchange's name, the stream is no
+    partition: it is not deleted with the super stream.
+    """
+    api("PUT", f"exchanges/{vhost}/audit", {"type": "fanout"})
+    api("PUT", f"queues/{vhost}/audit", {"durable": True, "arguments": {"x-queue-type": "stream"}})
+    api("POST", f"bindings/{vhost}/e/orders/e/audit", {"routing_key": "", "arguments": {}})
+    assert client.request(PARTITIONS, string("orders")) == (OK, strings(*orders))
+    assert client.request(DELETE_SUPER_STREAM, string("orders")).code == OK
+    assert api("GET", f"queues/{vhost}/audit")[0] == 200
+
+
 # -- a single active consumer
 
 

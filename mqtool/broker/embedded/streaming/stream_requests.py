@@ -196,8 +196,8 @@ def _partitions(vhost: VirtualHost, super_stream: str) -> list[str]:
     exchange = vhost.exchanges.get(super_stream)
     if exchange is None:
         raise StreamRefused(Code.STREAM_DOES_NOT_EXIST, u32(0))
-    names = [binding.destination.name for binding in sorted(exchange.bindings, key=_order)]
-    return [name for name in dict.fromkeys(names) if isinstance(vhost.queues.get(name), StreamQueue)]
+    destinations = (binding.destination for binding in sorted(exchange.bindings, key=_order))
+    return [*dict.fromkeys(each.name for each in destinations if isinstance(each, StreamQueue))]
 
 
 def partition_of(vhost: VirtualHost, super_stream: str, stream: str) -> int | None:
