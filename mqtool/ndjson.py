@@ -40,7 +40,8 @@ _TEXT = frozenset(PROPERTIES) - {"headers", "delivery_mode", "priority", "timest
 _SURROGATE = re.compile("[\ud800-\udfff]")
 #: The number of bytes of a body that abridged() shows.
 _START = 1_000
-_NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+#: The `$double` of each float that JSON lacks, by Python's name of the float.
+NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 _WHOLE_NUMBERS = {"delivery_mode": 255, "priority": 255, "timestamp": 2**64 - 1}
 
 
@@ -279,7 +280,7 @@ def _to_json(value: Any) -> Any:
     if isinstance(value, Timestamp):
         return {"$timestamp": int(value)}
     if isinstance(value, float) and not math.isfinite(value):
-        return {"$double": _NOT_FINITE[str(value)]}
+        return {"$double": NOT_FINITE[str(value)]}
     return value
 
 
@@ -318,7 +319,7 @@ def _time(seconds: Any) -> datetime | Timestamp:
 _READ: dict[str, Callable[[Any], Any]] = {
     "$bytes": _bytes,
     "$decimal": Decimal,
-    "$double": {shown: float(name) for name, shown in _NOT_FINITE.items()}.__getitem__,
+    "$double": {shown: float(name) for name, shown in NOT_FINITE.items()}.__getitem__,
     "$encoded": lambda text: Undecoded(_bytes(text)),
     "$timestamp": _time,
 }

@@ -34,7 +34,6 @@ _TOP = ("exchange", "routing_key", "queue", "headers", "properties", "body", "br
 _TOKEN = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")(\s*:)?|[{}\[\]]|-?[0-9][0-9.eE+-]*')
 #: Keys whose values are bytes, written as Base64.
 _BYTES = (".$bytes", ".$encoded")
-_NOT_FINITE = ("NaN", "Infinity", "-Infinity")
 _DECIMAL = re.compile(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?")
 
 _INT32 = (1 << 31) - 1
@@ -144,7 +143,7 @@ class Scrubber:
         return self._walked(text, "body")
 
     def _double(self, text: str) -> str:
-        return text if text in _NOT_FINITE else self._pseudonyms.text(text)
+        return text if text in ndjson.NOT_FINITE.values() else self._pseudonyms.text(text)
 
     def _decimal(self, text: str) -> str:
         """Replace the digits of a decimal. If the old ones fit into AMQP's 31 bits, so do the new ones."""
