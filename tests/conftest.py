@@ -79,10 +79,6 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line(
         "markers",
-        "keeps_messages: is about loss, order or recovery; a third of these tests run on RabbitMQ in `make test`, too",
-    )
-    config.addinivalue_line(
-        "markers",
         "sampled(count): the test's cases are similar; outside CI, the whole suite runs only this many of them",
     )
     config.addinivalue_line(
@@ -106,16 +102,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)  # after -k, which may have deselected the embedded broker's cases
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect cases that RabbitMQ need not run and most cases of sampled tests. Tests that start nodes run first."""
+    """Deselect cases that RabbitMQ need not run and most cases of sampled tests, and share the rest out."""
     kept: list[pytest.Item] = []
     left_out: list[pytest.Item] = []
     tried = set()
-    third = itertools.cycle((True, False, False))
     on_embedded = {test for test, _, case in (item.nodeid.partition("[") for item in items) if "embedded" in case}
     for item in items:
         test, _, case = item.nodeid.partition("[")
         mark = item.get_closest_marker("once_on_rabbitmq")
-        is_ours = item.path.parent.name == "integration" or (item.get_closest_marker("keeps_messages") and next(third))
+        is_ours = item.path.parent.name == "integration"
         if not (config.getoption("on_both_brokers") or "rabbitmq" not in case or is_ours) and test in on_embedded:
             left_out.append(item)
         elif mark and (params := item.callspec.params)["broker"] == "rabbitmq":  # type: ignore[attr-defined]
@@ -128,8 +123,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         some = _sampled(kept)
         left_out += [item for item in kept if item not in some]
         kept = [item for item in kept if item in some]
-    items[:] = sorted(kept, key=lambda item: item.name.partition("[")[0] not in _WITH_NODES)
+    items[:] = _in_parts(kept, getattr(config, "workerinput", {"workercount": 1})["workercount"])
     config.hook.pytest_deselected(items=left_out)
+
+
+def _in_parts(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
+    """Return the tests in such an order that each worker's part has files of every directory.
+
+    pytest-xdist gives each worker a consecutive part. A worker that has finished takes tests from the end of another
+    part. There, the quick tests of tests/unit are easy to share.
+    """
+    with_nodes = [item for item in items if item.name.partition("[")[0] in _WITH_NODES]
+    others = (item for item in items if item not in with_nodes)
+    files = [[*tests] for _, tests in itertools.groupby(others, key=lambda item: item.path)]
+    parts = [files[first::workers] for first in range(workers)]
+    return [*with_nodes, *(item for part in parts for tests in part for item in tests)]
 
 
 def _sampled(items: list[pytest.Item]) -> set[pytest.Item]:

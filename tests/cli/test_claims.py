@@ -237,7 +237,6 @@ def test_dlq_redrive_leaves_a_message_that_another_exchange_routed_to_the_dead_l
     assert "which does not dead-letter to 'orders.dlq' through exchange 'orders.x'" in result.stderr
 
 
-@pytest.mark.keeps_messages
 def test_a_dead_letter_whose_headers_fill_a_frame_does_not_stop_dlq_redrive(shell: Shell, broker: TestBroker) -> None:
     """`dlq redrive` adds a header to each dead letter. If the headers of a dead letter fill a frame, so that nothing
     can be added, the command leaves this dead letter in its queue and reports the reason. It moves the other dead
@@ -254,7 +253,6 @@ def test_a_dead_letter_whose_headers_fill_a_frame_does_not_stop_dlq_redrive(shel
     assert "('full') stays in 'orders.dlq': the headers and properties are 131,0" in result.stderr
 
 
-@pytest.mark.keeps_messages
 def test_a_delayed_message_whose_headers_fill_a_frame_does_not_stop_delayed_now(
     shell: Shell, broker: TestBroker
 ) -> None:

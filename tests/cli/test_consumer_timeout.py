@@ -20,7 +20,6 @@ def impatient(request: pytest.FixtureRequest) -> Iterator[str]:
             yield url
 
 
-@pytest.mark.keeps_messages
 def test_worker_names_the_consumer_timeout_and_continues(impatient: str, lonely_shell: Shell) -> None:
     """If the program that `worker` runs takes longer than the broker's consumer timeout, `worker` reports the timeout,
     reopens the channel, and handles the message again when the broker redelivers it.

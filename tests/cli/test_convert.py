@@ -225,7 +225,6 @@ def as_published(delivery: Delivery) -> dict[str, Any]:
     return kept | ({"headers": headers} if headers else {})
 
 
-@pytest.mark.keeps_messages
 @pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic"), ("classic", "stream")])
 @pytest.mark.sampled(2)
 def test_queue_convert_keeps_the_messages_and_their_order(broker: TestBroker, before: str, after: str) -> None:
@@ -458,7 +457,6 @@ def test_a_queue_with_an_exclusive_consumer_is_not_converted(managed: Shell, bro
     check_all_is_there(broker)
 
 
-@pytest.mark.keeps_messages
 def test_a_queue_is_converted_after_a_conversion_that_was_killed_before_its_last_request(broker: TestBroker) -> None:
     """The last request of `queue convert` deletes an exchange. If the command was killed before this request, the next
     run still converts the queue, and keeps all messages.
@@ -490,7 +488,6 @@ def test_a_killed_conversion_can_be_undone(broker: TestBroker, kill_at: int) -> 
     check_all_is_there(broker)
 
 
-@pytest.mark.keeps_messages
 def test_messages_published_during_a_conversion_arrive_once(broker: TestBroker) -> None:
     """During `queue convert`, a client publishes messages to an exchange that is bound to the queue. Each message
     arrives in the queue once, and none is returned as unroutable.
@@ -525,7 +522,6 @@ def _unexpected(delivery: Delivery) -> Message:
     raise AssertionError(delivery)
 
 
-@pytest.mark.keeps_messages
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_messages_published_while_a_mover_moves_a_queue_are_moved_in_order(broker: TestBroker, kind: str) -> None:
     """`queue convert` moves messages with a Mover, which is tested here alone. If clients publish to a queue half as
@@ -555,7 +551,6 @@ def test_messages_published_while_a_mover_moves_a_queue_are_moved_in_order(broke
     assert [int(delivery.body) for delivery in taken(broker, "held", published)] == list(range(published))
 
 
-@pytest.mark.keeps_messages
 @pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic")])
 @pytest.mark.sampled(1)
 def test_a_conversion_counts_the_messages_that_later_ones_may_have_overtaken(
@@ -582,7 +577,6 @@ def test_a_conversion_counts_the_messages_that_later_ones_may_have_overtaken(
     assert behind <= conversion.tally.overtaken <= 50
 
 
-@pytest.mark.keeps_messages
 def test_a_conversion_deletes_no_messages_of_a_quorum_queue_that_is_slow_to_answer(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -618,7 +612,6 @@ def test_a_conversion_deletes_no_messages_of_a_quorum_queue_that_is_slow_to_answ
     assert bodies == list(range(COUNT + 1))
 
 
-@pytest.mark.keeps_messages
 @pytest.mark.parametrize("by_policy", [True, False], ids=["policy", "argument"])
 @pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic")])
 @pytest.mark.sampled(2)
@@ -667,7 +660,6 @@ def test_messages_that_do_not_fit_in_the_converted_queue_are_kept(
     assert consumed | {delivery.body for delivery in taken(broker, "jobs", COUNT - 10)} == bodies
 
 
-@pytest.mark.keeps_messages
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_a_queue_that_fills_up_during_a_batch_of_a_mover_loses_no_messages(broker: TestBroker, kind: str) -> None:
     """`queue convert` moves messages with a Mover, which is tested here alone, in batches from a holding queue to the
@@ -725,7 +717,6 @@ def test_a_mover_moves_messages_that_arrive_after_the_queue_is_reported_as_empty
         assert sum(transactions.Mover(channel, "from", 5, with_confirms).batches()) == 8
 
 
-@pytest.mark.keeps_messages
 @pytest.mark.parametrize("both", [False, True], ids=["one holding queue", "both holding queues"])
 def test_messages_keep_their_routing_keys_if_the_queues_of_a_conversion_are_deleted(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, both: bool
@@ -775,7 +766,6 @@ def test_messages_keep_their_routing_keys_if_the_queues_of_a_conversion_are_dele
     assert depth(broker, "victim") == 0
 
 
-@pytest.mark.keeps_messages
 def test_messages_go_back_to_the_holding_queue_if_the_converted_queue_is_deleted(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -843,7 +833,6 @@ class DirectPublisher:
                     self.confirmed.append(int(receipt.message.body))
 
 
-@pytest.mark.keeps_messages
 @pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic")])
 @pytest.mark.sampled(1)
 def test_a_queue_is_not_replaced_while_clients_publish_to_it_by_its_name(
@@ -1135,7 +1124,6 @@ FORGED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.keeps_messages
 def test_a_forged_header_does_not_stop_a_conversion(broker: TestBroker) -> None:
     """`queue convert` stores a message's exchange and properties in a header. If a publisher has forged this header
     with invalid values, such as a routing key of 300 bytes, the command still moves the message to the holding queue
@@ -1165,7 +1153,6 @@ NOT_PACKED: dict[str, bytes] = {
 }
 
 
-@pytest.mark.keeps_messages
 def test_a_forged_claim_that_headers_are_in_the_body_does_not_stop_a_conversion(broker: TestBroker) -> None:
     """If a message's headers do not fit into a frame, `queue convert` stores them in the body, and adds a header that
     says so. A publisher can forge this header. If the body does not begin with valid headers, the message is still
@@ -1198,7 +1185,6 @@ def dead_lettered(broker: TestBroker, headers: dict[str, Any]) -> None:
         administration.delete_queue(channel, "source")
 
 
-@pytest.mark.keeps_messages
 @pytest.mark.parametrize(
     ("kill_at", "undo"),
     [(None, False), *((frame, undo) for frame in (40, 70, 100) for undo in (False, True))],
@@ -1242,7 +1228,6 @@ def test_a_message_whose_headers_fill_a_frame_does_not_stop_a_conversion(
     assert definitions(broker)[0] == {"jobs"}
 
 
-@pytest.mark.keeps_messages
 def test_a_message_that_no_client_can_publish_stops_a_conversion(broker: TestBroker) -> None:
     """If the broker has added headers to a dead letter whose headers filled a frame, no client can publish this dead
     letter again. `queue convert` moves the messages before it, stops, and names the queue and the command that removes
@@ -1273,7 +1258,6 @@ def test_a_message_that_no_client_can_publish_stops_a_conversion(broker: TestBro
 
 
 @large
-@pytest.mark.keeps_messages
 def test_messages_of_the_largest_size_are_moved_if_their_headers_leave_room(tmp_path: Path) -> None:
     """`queue convert` moves a message of the largest size that the broker accepts, even if the publisher has forged
     mqtool's own headers. If the headers of such a message fill a frame, the conversion stops, and the error names the

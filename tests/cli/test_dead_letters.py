@@ -26,7 +26,6 @@ def dead(shell: Shell) -> Shell:
     return shell
 
 
-@pytest.mark.keeps_messages
 def test_dlq_show_leaves_the_dead_letters_in_order(dead: Shell) -> None:
     """`dlq show` prints the id, reason, attempts, error and body of each dead letter, oldest first, and leaves the dead
     letters in the same order.
@@ -87,7 +86,6 @@ def test_dlq_show_wraps_a_long_error_between_words(shell: Shell) -> None:
     assert error in shell.run("mqtool", "dlq", "show", "jobs").stdout
 
 
-@pytest.mark.keeps_messages
 def test_dlq_redrive_by_id_moves_one_message_back(dead: Shell, broker: TestBroker) -> None:
     """`dlq redrive --id` moves back only the dead letter with this message id, and `worker` counts the attempts to
     handle this message from 1 again. The other dead letters stay where they are, in the same order.
@@ -173,7 +171,6 @@ def test_dlq_show_says_what_declares_a_missing_dead_letter_queue(shell: Shell) -
     assert (shown.code, shown.stderr) == (69, f"mqtool: queue 'jobs.dlq' does not exist\n{hint}")
 
 
-@pytest.mark.keeps_messages
 def test_dlq_drop_by_id_keeps_the_order_of_the_others(shell: Shell) -> None:
     """`dlq drop --id` removes one of 300 dead letters from a quorum queue. The others keep their order."""
     lines = "".join(json.dumps({"body": str(n), "properties": {"message_id": str(n)}}) + "\n" for n in range(300))
@@ -214,7 +211,6 @@ def test_dlq_redrive_moves_each_message_once_if_it_is_stopped(
     assert ended.stderr.splitlines()[-1] == f"{moved:,} moved back from jobs.dlq"
 
 
-@pytest.mark.keeps_messages
 def test_dlq_redrive_loses_no_message_if_it_is_killed(shell: Shell, broker: TestBroker) -> None:
     """If `dlq redrive` is killed with kill -9, a second run moves the remaining messages back, and none is lost. At
     most 100 messages arrive twice, both times with the same message id.
@@ -276,7 +272,6 @@ def test_dlq_ls_exits_with_69_if_the_management_api_is_not_at_its_usual_port(lon
     assert "management API" in listed.stderr
 
 
-@pytest.mark.keeps_messages
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
 @pytest.mark.sampled(1)
 def test_expired_messages_and_those_beyond_the_maximum_length_are_dead_lettered(shell: Shell, queue_type: str) -> None:

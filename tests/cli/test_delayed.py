@@ -480,7 +480,6 @@ def test_a_delayed_message_for_a_missing_exchange_declares_nothing(shell: Shell,
     assert shell.run("mqtool", "list", "exchanges", "name").stdout == exchanges
 
 
-@pytest.mark.keeps_messages
 def test_failed_to_keeps_delayed_messages_for_a_missing_queue(shell: Shell, via: str) -> None:
     """If a line of input names a queue that does not exist, `send --json --failed-to FILE` writes this message and all
     later ones to FILE, with their delays, and exits with 3. Once the queue exists, a second run sends them from FILE.
@@ -519,7 +518,6 @@ def test_failed_to_keeps_the_delay_of_each_unsent_line(shell: Shell) -> None:
     ]
 
 
-@pytest.mark.keeps_messages
 def test_a_wait_queue_without_a_ttl_gets_no_message(shell: Shell, broker: TestBroker) -> None:
     """If a queue already has the name of the wait queue, but no TTL, `send --delay` exits with 78 and publishes nothing
     to this queue, which messages might never leave. With --failed-to FILE, the command writes the message to FILE.

@@ -64,7 +64,6 @@ def received(shell: Shell, count: int, patience: float = PATIENCE) -> list[Any]:
     return lines
 
 
-@pytest.mark.keeps_messages
 def test_delayed_relay_delays_the_messages_of_any_client(shell: Shell, broker: TestBroker) -> None:
     """`delayed relay` routes a message by its routing key once the delay in its x-delay header is over, never early.
     The message keeps its properties and headers, except that x-delay becomes negative, as with the plugin. If x-delay
@@ -135,7 +134,6 @@ def test_messages_with_headers_too_large_for_a_delay_do_not_keep_others_from_bei
     assert f"2 delayed, {AT_ONCE + 1} at once, 0 unroutable" in running.interrupt().wait().stderr
 
 
-@pytest.mark.keeps_messages
 def test_a_killed_delayed_relay_loses_no_message(shell: Shell, broker: TestBroker) -> None:
     """If several processes of `delayed relay` run for one exchange, and all but the last are killed one after the
     other, the last one delivers all messages. None is lost, but some may arrive twice.

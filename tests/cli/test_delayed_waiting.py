@@ -113,7 +113,6 @@ def test_delayed_now_delivers_a_message_before_it_is_due(waiting: Waiting) -> No
     assert waiting.shell.run("mqtool", "receive", "-q", "jobs", "-c", "1", "--raw").stdout == "body of m-2\n"
 
 
-@pytest.mark.keeps_messages
 def test_delayed_show_keeps_the_routing_key_of_a_message_that_reaches_the_delivery_limit(waiting: Waiting) -> None:
     """If another requeue would bring a message to its wait queue's delivery limit, `delayed show` leaves the message
     out, says why, and exits with 3. If the message has already reached the limit, `delayed show` publishes it to the

@@ -52,7 +52,6 @@ def test_a_message_with_the_same_id_on_another_virtual_host_is_not_a_duplicate(
         broker.api("DELETE", f"vhosts/{other}")
 
 
-@pytest.mark.keeps_messages
 def test_a_duplicate_of_a_dead_letter_is_skipped_but_a_redriven_one_is_handled(
     shell: Shell, broker: TestBroker
 ) -> None:
@@ -87,7 +86,6 @@ def test_the_retry_of_a_failed_message_is_not_skipped_as_a_duplicate(shell: Shel
     assert again.stdout == "again\n"
 
 
-@pytest.mark.keeps_messages
 def test_the_message_of_a_killed_worker_is_handled_once(shell: Shell) -> None:
     """If `worker --deduplicate` is killed with kill -9 while its program runs, the next worker handles the redelivered
     message, and the message is handled exactly once.

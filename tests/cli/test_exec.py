@@ -49,7 +49,6 @@ def test_a_large_body_is_passed_whole_and_need_not_be_read(shell: Shell) -> None
     assert shell.run("mqtool", "worker", "-c", "1", "--exec", "true").code == 0
 
 
-@pytest.mark.keeps_messages
 def test_a_slow_program_does_not_keep_concurrent_ones_from_running(shell: Shell, broker: TestBroker) -> None:
     """With `worker --concurrency 3`, quick programs run while a slow one is running. All messages are acknowledged once
     the slow program has ended.
@@ -213,7 +212,6 @@ def test_worker_forwards_all_of_a_programs_stderr(shell: Shell) -> None:
     assert shell.run("bash", "-c", command).stdout == "40000\n"
 
 
-@pytest.mark.keeps_messages
 def test_earlier_messages_are_acknowledged_while_a_slow_program_runs(shell: Shell, broker: TestBroker) -> None:
     """`worker` acknowledges each message when the program for this message ends. While a slow program runs for one
     message, all messages that were delivered earlier are already acknowledged.
@@ -272,7 +270,6 @@ def test_worker_prefetches_one_message_for_each_program_or_as_many_as_prefetch_s
     assert depth(broker, "task_queue") == 0
 
 
-@pytest.mark.keeps_messages
 def test_worker_keeps_the_remaining_messages_if_a_program_exits_with_127(shell: Shell) -> None:
     """If a program exits with 127, `worker` starts no more programs, and acknowledges only the messages that were
     handled before.
@@ -286,7 +283,6 @@ def test_worker_keeps_the_remaining_messages_if_a_program_exits_with_127(shell: 
     assert shell.run("mqtool", "receive", "-q", "task_queue", "-c", "10", "--raw").stdout.split().count("good") == 9
 
 
-@pytest.mark.keeps_messages
 def test_worker_handles_exactly_as_many_messages_as_count_says_beyond_its_prefetch(
     shell: Shell, broker: TestBroker
 ) -> None:
@@ -300,7 +296,6 @@ def test_worker_handles_exactly_as_many_messages_as_count_says_beyond_its_prefet
     assert sorted(worked.stdout.split() + left.stdout.split(), key=int) == [str(number) for number in range(170)]
 
 
-@pytest.mark.keeps_messages
 def test_the_program_of_a_killed_worker_ends(shell: Shell) -> None:
     """After kill -9 of `worker`, its program ends as well, and the message is redelivered to another worker."""
     shell.run("mqtool", "new-task")
@@ -315,7 +310,6 @@ def test_the_program_of_a_killed_worker_ends(shell: Shell) -> None:
     assert again.stdout == "1\n"
 
 
-@pytest.mark.keeps_messages
 def test_worker_lets_running_programs_finish_after_sigterm(shell: Shell) -> None:
     """After SIGTERM, `worker` lets the running programs finish and acknowledges their messages. The other messages stay
     in the queue.
@@ -374,7 +368,6 @@ def test_worker_exits_and_keeps_the_message_if_its_runner_is_killed(shell: Shell
     assert shell.run("mqtool", "receive", "-q", "jobs", "-c", "1", "--raw").stdout == "kept\n"
 
 
-@pytest.mark.keeps_messages
 def test_after_a_killed_runner_at_most_one_message_is_handled_twice(shell: Shell) -> None:
     """`worker` starts programs from a child process, its runner. If the runner is killed, `worker` exits with 1,
     another worker handles the remaining messages, and at most one message is handled twice.
@@ -407,7 +400,6 @@ def test_heartbeats_continue_while_a_program_runs(shell: Shell, broker: TestBrok
     assert depth(broker, "task_queue") == 0
 
 
-@pytest.mark.keeps_messages
 def test_a_failing_message_is_retried_with_backoff_and_then_dead_lettered(shell: Shell, broker: TestBroker) -> None:
     """If the program of `worker` fails for a message, `worker` retries the message up to --retries times, after delays
     that double each time. Then `worker` dead-letters the message, with headers that give the reason, the number of
@@ -442,7 +434,6 @@ def test_a_failing_message_is_retried_with_backoff_and_then_dead_lettered(shell:
     assert headers["k"] == "v"
 
 
-@pytest.mark.keeps_messages
 def test_worker_dead_letters_after_exit_status_65_and_retries_after_other_failures(
     shell: Shell, broker: TestBroker
 ) -> None:
@@ -476,7 +467,6 @@ def test_worker_exits_with_1_if_all_programs_failed(shell: Shell) -> None:
     assert (dead.code, "to see them: mqtool dlq show jobs" in dead.stderr) == (1, True)
 
 
-@pytest.mark.keeps_messages
 def test_a_long_retry_delay_does_not_hold_up_a_short_one(shell: Shell) -> None:
     """A message that waits an hour for its retry does not delay another message of the same queue whose retry is due in
     200 ms.
@@ -491,7 +481,6 @@ def test_a_long_retry_delay_does_not_hold_up_a_short_one(shell: Shell) -> None:
     assert result.stdout == "secondsecond"
 
 
-@pytest.mark.keeps_messages
 def test_a_retry_queue_without_a_ttl_gets_no_message(shell: Shell, broker: TestBroker) -> None:
     """If a queue already has the name of the wait queue for retries, but no TTL, `worker` exits with 78 instead of
     retrying a message in this queue, which the message might never leave. The message stays in its own queue.

@@ -84,7 +84,6 @@ def test_move_keeps_bodies_properties_and_headers(shell: Shell, broker: TestBrok
     assert depth(broker, "a") == depth(other, "b") == 0
 
 
-@pytest.mark.keeps_messages
 @pytest.mark.parametrize(
     ("queue_type", "limit", "count"), [("classic", 0, 450), ("quorum", 0, 5_000), ("quorum", 9, 450)]
 )
@@ -106,7 +105,6 @@ def test_move_where_keeps_the_order_of_messages_that_do_not_match(
     assert left == [number for number in range(count) if number % 10 not in (3, 6)]
 
 
-@pytest.mark.keeps_messages
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
 def test_move_where_with_a_count_keeps_the_order_of_the_other_messages(
     shell: Shell, broker: TestBroker, queue_type: str
@@ -123,7 +121,6 @@ def test_move_where_with_a_count_keeps_the_order_of_the_other_messages(
     assert bodies(taken(broker, "a", 449)) == [number for number in range(450) if number != 150]
 
 
-@pytest.mark.keeps_messages
 def test_move_stops_before_messages_exceed_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
     """If another delivery would make a quorum queue drop messages because of its delivery limit, `move --where` exits
     with 1. However often the command is repeated, all messages stay in the queue.
@@ -152,7 +149,6 @@ def test_move_with_a_count_moves_exactly_that_many_messages(shell: Shell, broker
     assert not any(delivery.redelivered for delivery in left)
 
 
-@pytest.mark.keeps_messages
 def test_a_killed_move_loses_no_message(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
     """If `move` is killed three times and then run again, every message arrives. Each kill makes at most 100 messages
     arrive twice.
@@ -178,7 +174,6 @@ def test_a_killed_move_loses_no_message(shell: Shell, broker: TestBroker, other:
     assert len(came) - count <= 100 * kills
 
 
-@pytest.mark.keeps_messages
 def test_move_leaves_messages_that_the_target_queue_rejects(shell: Shell, broker: TestBroker) -> None:
     """If the target queue becomes full and rejects messages, `move` exits with 3, or with 75 if no message could be
     moved. The messages that were not moved stay in the source queue.
@@ -302,7 +297,6 @@ def in_a_full_frame(headers: dict[str, Any]) -> dict[str, Any]:
     return {**headers, "padding": "x" * (ROOM - len(CLIENT.encode_table({**headers, "padding": ""})))}
 
 
-@pytest.mark.keeps_messages
 def test_a_forged_origin_in_a_full_frame_does_not_stop_move(shell: Shell, broker: TestBroker) -> None:
     """`move` corrects headers in which a publisher claims another exchange and routing key. If the true values are
     longer and do not fit into the frame, `move` removes these headers instead. All messages are moved.
@@ -321,7 +315,6 @@ def test_a_forged_origin_in_a_full_frame_does_not_stop_move(shell: Shell, broker
     assert found[1].headers == {"padding": forged["padding"]}
 
 
-@pytest.mark.keeps_messages
 def test_move_names_the_message_that_no_client_can_publish(shell: Shell, broker: TestBroker) -> None:
     """If the broker has added headers to a dead letter whose headers filled a frame, no client can publish this dead
     letter again. `move` moves the messages before it, names the dead letter, says how to continue, and exits with 65.

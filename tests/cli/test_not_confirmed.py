@@ -30,7 +30,6 @@ def _numbers(count: int) -> str:
     return "".join(f"{number}\n" for number in range(count))
 
 
-@pytest.mark.keeps_messages
 def test_unroutable_messages_are_kept_and_a_second_run_sends_them(shell: Shell) -> None:
     """`send --mandatory --failed-to FILE` exits with 75 and keeps unroutable messages in FILE. Once the queue exists, a
     second run sends them from FILE.
@@ -169,7 +168,6 @@ def test_a_message_that_no_queue_received_is_reported(shell: Shell, command: str
     assert ("no queue received 2 of them" in piped.stderr) is ("no queue" in line)
 
 
-@pytest.mark.keeps_messages
 @pytest.mark.parametrize("command", ["send -q gone", "new-task -q gone", "send -e  -r gone"])
 @pytest.mark.sampled(2)
 def test_messages_sent_after_their_queue_was_deleted_count_as_returned(
@@ -217,7 +215,6 @@ def test_a_hint_names_an_exchange_with_a_similar_name_that_has_bindings(shell: S
     assert on_terminal(shell, *send).stdout == " [x] Sent error:x, no queue received it\r\n"
 
 
-@pytest.mark.keeps_messages
 def test_messages_that_a_full_queue_rejects_are_kept(shell: Shell, broker: TestBroker) -> None:
     """If a queue with x-overflow=reject-publish becomes full, `send --failed-to FILE` exits with 3 and keeps exactly
     the rejected messages in FILE.
@@ -231,7 +228,6 @@ def test_messages_that_a_full_queue_rejects_are_kept(shell: Shell, broker: TestB
     assert sorted(arrived + _bodies(shell, "failed"), key=int) == _numbers(200).split()
 
 
-@pytest.mark.keeps_messages
 def test_messages_are_kept_if_the_exchange_is_deleted_while_they_are_sent(shell: Shell, broker: TestBroker) -> None:
     """If the exchange is deleted while `send -l --failed-to FILE` runs, the command prints the broker's reason, keeps
     all unconfirmed messages in FILE, and exits with 3.
@@ -482,7 +478,6 @@ def test_sigterm_ends_a_worker_that_cannot_publish_a_retry(
     wait_until(lambda: amqp_vhost.queue("task_queue").messages().bodies == [b"task"], "the message in its queue again")
 
 
-@pytest.mark.keeps_messages
 def test_emit_log_declares_a_deleted_exchange_again(shell: Shell, broker: TestBroker) -> None:
     """If the exchange of `emit-log` is deleted while the command runs, the command declares the exchange again, and the
     broker confirms every message.

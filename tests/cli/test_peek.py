@@ -72,7 +72,6 @@ def test_peek_keeps_the_order_of_hundreds_of_messages(shell: Shell, broker: Test
     assert peeked(shell, broker, "--quiet") == ids
 
 
-@pytest.mark.keeps_messages
 @pytest.mark.parametrize("kind", ["quorum", "quorum with a limit"])
 def test_peek_keeps_the_order_of_a_quorum_queue_with_expired_messages(
     shell: Shell, broker: TestBroker, kind: str
@@ -90,7 +89,6 @@ def test_peek_keeps_the_order_of_a_quorum_queue_with_expired_messages(
     assert peeked(shell, broker) == ["m-0", "m-1", "m-2"]
 
 
-@pytest.mark.keeps_messages
 def test_peek_needs_no_management_api(shell: Shell, broker: TestBroker) -> None:
     """Without the management API, `peek` shows messages and leaves them in order, and an auto-delete queue is not
     deleted when `peek` ends.
@@ -149,7 +147,6 @@ def test_where_cannot_test_the_time_of_receipt_of_messages_in_a_queue(shell: She
     assert (shown.stdout, shown.code) == ("old\n", 0), shown.stderr
 
 
-@pytest.mark.keeps_messages
 def test_peek_stops_before_messages_exceed_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
     """Each `peek` requeues the messages of a quorum queue, which counts towards the queue's delivery limit. `peek`
     warns how often messages have been requeued. If one more delivery could make the queue drop a message, `peek` shows
@@ -175,7 +172,6 @@ def test_peek_stops_before_messages_exceed_the_delivery_limit(shell: Shell, brok
         wait_until(lambda: depth(broker, "jobs") == len(ids), "all messages requeued", 10)
 
 
-@pytest.mark.keeps_messages
 @pytest.mark.parametrize("command", ["peek jobs -c 1", "move jobs --to other --where size=0"])
 def test_no_message_behind_the_first_one_exceeds_the_delivery_limit(
     shell: Shell, broker: TestBroker, command: str
@@ -195,7 +191,6 @@ def test_no_message_behind_the_first_one_exceeds_the_delivery_limit(
     assert sorted(json.loads(line)["properties"]["message_id"] for line in left) == ids
 
 
-@pytest.mark.keeps_messages
 def test_peek_counts_the_messages_that_reach_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
     """If two messages of a quorum queue have reached the delivery limit, the queue would drop them when they are
     requeued. `peek` therefore publishes them to the end of the queue instead, and exits with 1. Its error names one of
@@ -220,7 +215,6 @@ def test_peek_counts_the_messages_that_reach_the_delivery_limit(shell: Shell, br
     wait_until(lambda: depth(broker, "jobs") == len(ids), "all messages requeued", 10)
 
 
-@pytest.mark.keeps_messages
 def test_peek_exits_with_141_if_its_reader_ends_and_a_message_reaches_the_delivery_limit(
     shell: Shell, broker: TestBroker
 ) -> None:
@@ -234,7 +228,6 @@ def test_peek_exits_with_141_if_its_reader_ends_and_a_message_reaches_the_delive
     assert (ended.code, "message m-1 has been requeued" in ended.stderr) == (141, True), ended.stderr
 
 
-@pytest.mark.keeps_messages
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
 def test_doctor_upgrade_reports_findings_if_a_message_reaches_the_delivery_limit(
     shell: Shell, broker: TestBroker
@@ -279,7 +272,6 @@ def test_dlq_ls_counts_the_reasons_if_a_dead_letter_reaches_the_delivery_limit(t
     assert "warning: dead letters in 'jobs.dlq': message m-1 has been requeued 20 times" in listed.stderr
 
 
-@pytest.mark.keeps_messages
 def test_peek_keeps_the_order_of_later_batches_if_it_publishes_a_message_again(
     shell: Shell, broker: TestBroker
 ) -> None:
@@ -296,7 +288,6 @@ def test_peek_keeps_the_order_of_later_batches_if_it_publishes_a_message_again(
     assert [json.loads(line)["properties"]["message_id"] for line in left] == ["m-0", *ids[2:], "m-1"]
 
 
-@pytest.mark.keeps_messages
 def test_peek_ignores_a_delivery_count_that_a_publisher_has_forged(shell: Shell, broker: TestBroker) -> None:
     """If a publisher has forged a message's x-delivery-count, `peek` shows the message like any other, without a
     warning about the delivery limit, and the message stays in its place in the queue.
@@ -314,7 +305,6 @@ def test_peek_ignores_a_delivery_count_that_a_publisher_has_forged(shell: Shell,
     assert (received.code, received.stdout.split()) == (0, ["1000", "x", "honest"]), received.stderr
 
 
-@pytest.mark.keeps_messages
 @pytest.mark.parametrize("like", ["4.3", "4.2", "3.10"])
 @pytest.mark.sampled(1)
 def test_peek_ignores_a_forged_delivery_count_after_a_consumer_has_requeued_the_message(

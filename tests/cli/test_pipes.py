@@ -15,7 +15,6 @@ from tests.cli.shell import IDLE, Shell, wait_until
 from tests.cli.terminal import on_terminal
 
 
-@pytest.mark.keeps_messages
 def test_receive_piped_into_head_leaves_the_other_messages_in_the_queue(shell: Shell) -> None:
     """`receive | head -n 3` ends after three lines. All other messages stay in the queue, in order."""
     shell.run("mqtool", "send", "-l", stdin="".join(f"line {number}\n" for number in range(10)))
@@ -79,7 +78,6 @@ def log_lines() -> bytes:
     return b"".join(line + b"\n" for line in lines)
 
 
-@pytest.mark.keeps_messages
 def test_ten_thousand_unusual_lines_arrive_byte_for_byte(shell: Shell) -> None:
     """`receive-log --raw` prints 10,000 lines sent by `emit-log -l` byte for byte, including empty and binary lines, a
     line of 1 MB, and lines with markup or escape sequences.
@@ -138,7 +136,6 @@ def test_send_publishes_each_line_as_soon_as_it_arrives(shell: Shell) -> None:
     assert "2 confirmed" in sender.stderr
 
 
-@pytest.mark.keeps_messages
 def test_receive_json_piped_into_send_json_copies_messages_exactly(shell: Shell) -> None:
     """`receive --json | send --json` copies messages with unchanged bodies and properties. Headers keep their types."""
     # The first has a priority above 4, that of messages without one: since 4.3, quorum queues deliver by priority.
@@ -369,7 +366,6 @@ def test_commands_succeed_if_stderr_is_on_a_full_disk(shell: Shell) -> None:
     assert shell.script("mqtool --help > /dev/full").stderr == "mqtool: cannot write: No space left on device\n"
 
 
-@pytest.mark.keeps_messages
 def test_receivers_that_share_a_queue_lose_no_message_when_one_is_killed(shell: Shell) -> None:
     """If one of three `receive` commands on the same queue is killed, the other two get the messages that the killed
     one had not acknowledged, and every message is printed at least once.

@@ -48,7 +48,6 @@ def received(shell: Shell, *options: str) -> list[dict[str, object]]:
     return [{key: value for key, value in line.items() if key != "timestamp"} for line in lines]
 
 
-@pytest.mark.keeps_messages
 def test_replay_publishes_the_recorded_messages_unchanged(shell: Shell, connection: Connection) -> None:
     """`recording replay` publishes the recorded messages in order, to their own exchanges, with the same routing keys,
     bodies, headers and properties.
@@ -122,7 +121,6 @@ def test_a_recording_in_a_newer_format_is_refused(shell: Shell, command: str) ->
     assert result.stderr.splitlines()[-1] == "hint: upgrade mqtool"
 
 
-@pytest.mark.keeps_messages
 def test_replay_counts_and_keeps_unroutable_messages(shell: Shell) -> None:
     """If some messages are unroutable, `recording replay` counts them as returned and exits with 3, and --failed-to
     keeps these messages. If the exchange given with --to-exchange does not exist, `recording replay` names this

@@ -40,7 +40,6 @@ def test_a_signal_to_any_thread_ends_receive(shell: Shell) -> None:
     assert receiver.wait().code == 0
 
 
-@pytest.mark.keeps_messages
 def test_ctrl_c_lets_a_worker_finish_its_task(shell: Shell) -> None:
     """After Ctrl-C, `worker` finishes and acknowledges its current task. The next task stays in the queue."""
     for task in ("first.", "second."):
@@ -185,7 +184,6 @@ def test_a_busy_worker_says_after_ctrl_c_that_it_is_finishing_its_task(shell: Sh
     assert shell.run("mqtool", "receive", "-q", "task_queue", "-c", "1", "-F", "%R").stdout == "1\n"
 
 
-@pytest.mark.keeps_messages
 def test_send_waits_for_confirms_of_the_lines_read_before_ctrl_c(shell: Shell) -> None:
     """After Ctrl-C, `send -l` waits until the lines that it has read are confirmed, says how many were confirmed, and
     exits with 130.
@@ -242,7 +240,6 @@ def _unread(pid: int) -> int:
     return count[0]
 
 
-@pytest.mark.keeps_messages
 def test_a_killed_worker_loses_no_task(shell: Shell) -> None:
     """If `worker` is killed during a task, the broker redelivers the task."""
     shell.run("mqtool", "new-task", "precious" + "." * 600)
@@ -253,7 +250,6 @@ def test_a_killed_worker_loses_no_task(shell: Shell) -> None:
     assert shell.run("mqtool", "receive", "-q", "task_queue", "-c", "1", "-F", "%R").stdout == "1\n"
 
 
-@pytest.mark.keeps_messages
 def test_receive_exits_with_69_if_its_queue_is_deleted(shell: Shell, broker: TestBroker) -> None:
     """If the queue is deleted while `receive` runs, the command names the queue and exits with 69."""
     receiver = shell.start("mqtool", "receive", "--declare", "-q", "gone").wait_until_ready()

@@ -117,7 +117,6 @@ def test_receive_reads_a_stream_from_an_offset(shell: Shell) -> None:
     assert shell.run(*read, "499", "--raw", "--idle-timeout", IDLE).stdout == "499\n"
 
 
-@pytest.mark.keeps_messages
 def test_receive_stream_track_resumes_after_the_last_printed_message(shell: Shell) -> None:
     """If `receive-stream --track` was ended by --count or Ctrl-C, the next run resumes after the last printed message.
     No message is repeated or skipped. If `receive-stream --track | head` was ended by `head`, the next run may skip one
@@ -138,7 +137,6 @@ def test_receive_stream_track_resumes_after_the_last_printed_message(shell: Shel
     assert shell.run(*read, "-c", "1").stdout == "0\n"
 
 
-@pytest.mark.keeps_messages
 def test_a_killed_receive_stream_track_skips_no_message(shell: Shell, broker: TestBroker) -> None:
     """If `receive-stream --track` is killed, the next run skips no message. The next run repeats only the messages
     whose offset had not been stored. On the embedded broker, these are at most 1,100.
@@ -327,7 +325,6 @@ def test_the_error_about_an_unreachable_stream_node_names_stream_advertised_host
             assert "stream.advertised_host" in failed.stderr
 
 
-@pytest.mark.keeps_messages
 def test_send_stream_keeps_a_message_that_is_too_large(shell: Shell) -> None:
     """If a line is too large for a frame, `send-stream --failed-to FILE` keeps it in FILE and exits with 3. The other
     lines are confirmed.
@@ -340,7 +337,6 @@ def test_send_stream_keeps_a_message_that_is_too_large(shell: Shell) -> None:
     assert shell.run("mqtool", "receive-stream", "-q", "s", "--raw", "-c", "2").stdout == "one\nthree\n"
 
 
-@pytest.mark.keeps_messages
 def test_send_stream_and_receive_stream_resume_after_a_lost_connection(shell: Shell, broker: TestBroker) -> None:
     """Each time the connection is lost, `send-stream` and `receive-stream --track` reconnect. Every message arrives, in
     order, though some may be printed twice.
@@ -379,7 +375,6 @@ def test_receive_stream_stores_no_offset_if_stdout_cannot_be_written(shell: Shel
     assert shell.run("mqtool", "offset", "show", "s", "me").code == 1
 
 
-@pytest.mark.keeps_messages
 def test_receive_resumes_a_stream_after_a_lost_connection(shell: Shell, broker: TestBroker) -> None:
     """Each time the connection is lost, `receive` on a stream resumes after the last printed message. No message is
     missing or repeated.

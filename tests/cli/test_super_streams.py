@@ -36,7 +36,6 @@ def by_partition(ndjson: str) -> dict[str, list[str]]:
     return found
 
 
-@pytest.mark.keeps_messages
 def test_a_routing_key_always_selects_the_same_partition(shell: Shell, broker: TestBroker) -> None:
     """`send-stream` sends messages with the same routing key to the same partition of a super stream, as RabbitMQ's own
     clients do. `receive-stream --json` prints the partition and the key.
@@ -124,7 +123,6 @@ def test_super_stream_commands_reconnect_and_lose_no_message(shell: Shell, broke
         assert set(reader.interrupt().wait().stdout.split()) == {"1", "2", "3", "4"}
 
 
-@pytest.mark.keeps_messages
 def test_a_waiting_consumer_takes_over_when_the_single_active_one_is_killed(shell: Shell, broker: TestBroker) -> None:
     """If the active one of two `receive-stream --single-active` commands is killed, the other command becomes active
     and continues at the stored offset.
@@ -148,7 +146,6 @@ def test_a_waiting_consumer_takes_over_when_the_single_active_one_is_killed(shel
     assert second.wait_for_stdout("4\n").interrupt().wait().stdout == "4\n"
 
 
-@pytest.mark.keeps_messages
 def test_single_active_consumers_share_the_partitions(shell: Shell, broker: TestBroker) -> None:
     """Two `receive-stream --single-active` commands share the partitions of a super stream, so that each message goes
     to only one of them. When one ends, the other reads all partitions.

@@ -15,7 +15,6 @@ def sent(shell: Shell, count: int) -> None:
     assert shell.run("mqtool", "send", "-r", "jobs", "--json", stdin=lines).code == 0
 
 
-@pytest.mark.keeps_messages
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
 @pytest.mark.sampled(1)
 def test_receive_where_keeps_the_order_of_messages_that_do_not_match(
