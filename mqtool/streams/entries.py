@@ -157,11 +157,13 @@ def _decode(data: bytes) -> StreamEntry:
         raise ValueError("no body")
     annotations = plain_map(data, sections[MESSAGE_ANNOTATIONS]) if MESSAGE_ANNOTATIONS in sections else {}
     properties = _properties(data, sections, annotations)
-    key = annotations.get("x-routing-key")
+    exchange = _short(annotations.get("x-exchange")) or ""
     body = parts[0] if len(parts) == 1 else b"".join(parts)
-    return StreamEntry(body, properties, str(annotations.get("x-exchange") or ""), None if key is None else str(key))
+    return StreamEntry(body, properties, exchange, _short(annotations.get("x-routing-key")))
 
 
+# A publisher can write any value. A message with a priority of -1, or with a name of 256 bytes, could not be published
+# again over AMQP 0-9-1, and would stop whoever tries. So the message is received without it.
 def _properties(data: bytes, sections: Mapping[int, int], annotations: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if PROPERTIES in sections:
@@ -170,14 +172,13 @@ def _properties(data: bytes, sections: Mapping[int, int], annotations: Mapping[s
                 found[name] = known
     for name, where in _IN_ANNOTATIONS.items():
         value = annotations.get(where)
-        # A publisher can write any value. AMQP 0-9-1 cannot carry a priority of -1, so it could not be published again.
-        if isinstance(value, str) if name == "expiration" else _is_byte(value):
+        if _is_milliseconds(value) if name == "expiration" else _is_byte(value):
             found[name] = value
     headers = plain_map(data, sections[APPLICATION_PROPERTIES]) if APPLICATION_PROPERTIES in sections else {}
     for name, where in _IN_HEADERS.items():
-        if (value := headers.pop(where, None)) is not None:
-            found[name] = str(value)
-    if headers:
+        if (known := _short(headers.pop(where, None))) is not None:
+            found[name] = known
+    if headers := {name: value for name, value in headers.items() if _short(name) is not None}:
         found["headers"] = headers
     return found
 
@@ -186,10 +187,22 @@ def _is_byte(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
 
 
+def _is_milliseconds(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9]{1,10}", value) is not None and int(value) < 1 << 32
+
+
 def _property(name: str, value: Any) -> int | str | None:
     if name == "timestamp":
         return int(value.timestamp()) if isinstance(value, datetime) else None
-    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+    return _short(value)
+
+
+def _short(value: Any) -> str | None:
+    """Return a value as text; None if there is none, or if it is too long for a short string of AMQP 0-9-1."""
+    if value is None:
+        return None
+    text = value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+    return text if len(_utf8(text)) < _SHORT else None
 
 
 #: The start of a Deliver frame: key, version, subscription; then the chunk's magic, type, number of entries and of

@@ -18,16 +18,23 @@ from mqtool.offsets import FIRST, Offset, Start, parse_offset
 from mqtool.streams import entries
 from mqtool.streams.stream_publisher import is_super_stream, partition_of
 
-TEXT = st.text(max_size=300)
+#: Text of at most 255 bytes, as AMQP 0-9-1 can carry it in a property.
+TEXT = st.text(max_size=255).filter(lambda text: len(text.encode()) < 256)
 HEADERS = st.dictionaries(
     TEXT.filter(lambda name: not name.startswith("x-basic-")),
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | TEXT | st.binary(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=300)
+    | st.binary(),
     max_size=300,
 )
 PROPERTIES = st.fixed_dictionaries(
     {},
     optional={
-        **dict.fromkeys(("correlation_id", "reply_to", "content_type", "type", "app_id", "expiration"), TEXT),
+        **dict.fromkeys(("correlation_id", "reply_to", "content_type", "type", "app_id"), TEXT),
+        "expiration": st.integers(0, 2**32 - 1).map(str),
         "priority": st.integers(0, 255),
         "delivery_mode": st.integers(1, 2),
         "timestamp": st.integers(0, 253_402_300_799),
@@ -63,12 +70,14 @@ def test_a_stream_entry_that_is_not_amqp_1_0_is_received_as_the_body(data: bytes
     [
         *(b"\x74" + bytes(4), b"\xa0\x01\xff", b"\x45", b"\x41", b"\x82\x7f\xf8" + bytes(6)),
         *(b"\x82" + struct.pack(">d", 5.0), b"\x71" + struct.pack(">i", -6), b"\x71" + struct.pack(">i", 700)),
+        *(b"\xa1\x02-1", b"\xa1\x04soon", b"\xa1\x0a4294967296", b"\xa1\x02\xc2\xb2"),
     ],
 )
 def test_a_stream_message_ignores_annotations_with_values_that_amqp_0_9_1_cannot_carry(value: bytes) -> None:
     """A message annotation of a stream entry may contain a priority, a delivery mode or an expiration as a decimal,
-    binary, list, boolean or double, or a priority below 0 or above 255. mqtool ignores such an annotation: the message
-    has no such property, and can be printed as JSON and published again.
+    binary, list, boolean or double, a priority below 0 or above 255, or an expiration that is not a number of
+    milliseconds. mqtool ignores such an annotation: the message has no such property, and can be printed as JSON and
+    published again.
     """
     names = (b"x-basic-priority", b"x-basic-delivery-mode", b"x-basic-expiration")
     annotations = compound(0xC1, [part for name in names for part in (variable(0xA3, name), value)])
@@ -84,6 +93,29 @@ def test_a_stream_message_whose_time_amqp_0_9_1_cannot_carry_has_no_timestamp(ti
     properties = compound(0xC0, [*[NULL] * 9, time])
     entry = entries.decode(section(entries.PROPERTIES, properties) + section(DATA, b"\xa0\x01x"))
     assert (entry.body, entry.properties) == (b"x", {})
+
+
+def test_a_stream_message_has_no_names_that_are_too_long_for_amqp_0_9_1() -> None:
+    """AMQP 0-9-1 carries names of at most 255 bytes. If the exchange, the routing key, a text property or the name of a
+    header of a stream entry is longer, the message is received without it, and can be printed as JSON and published
+    again. Names of 255 bytes are kept.
+    """
+
+    def received(text: bytes) -> entries.StreamEntry:
+        long = b"\xb1" + struct.pack(">I", len(text)) + text
+        routed = [part for name in (b"x-exchange", b"x-routing-key") for part in (variable(0xA3, name), long)]
+        headers = [variable(0xA1, b"x-basic-type"), long, long, variable(0xA1, b"value")]
+        return entries.decode(
+            section(MESSAGE_ANNOTATIONS, compound(0xC1, routed))
+            + section(entries.PROPERTIES, compound(0xC0, [long]))
+            + section(entries.APPLICATION_PROPERTIES, compound(0xC1, headers))
+            + section(DATA, b"\xa0\x01x")
+        )
+
+    longest = "é" + 253 * "x"
+    properties = {"message_id": longest, "type": longest, "headers": {longest: "value"}}
+    assert received(longest.encode()) == entries.StreamEntry(b"x", properties, longest, longest)
+    assert received(longest.encode() + b"x") == entries.StreamEntry(b"x", {})
 
 
 def test_a_stream_entry_published_over_amqp_0_9_1_has_its_exchange_and_routing_key() -> None:
