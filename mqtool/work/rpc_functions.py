@@ -105,7 +105,11 @@ def answering_errors(function: Function) -> Function:
 
 
 def answering_once(
-    function: Function, handled: HandledMessages, cluster: str, notice: Callable[[str], None]
+    function: Function,
+    handled: HandledMessages,
+    cluster: str,
+    notice: Callable[[str], None],
+    give_up: Callable[[], bool],
 ) -> Function:
     """Wrap a function so that a repeated request gets the stored reply, and the function is not called again.
 
@@ -114,6 +118,8 @@ def answering_once(
 
     Args:
         cluster: the cluster name and virtual host that the requests come from (Connection.cluster).
+        give_up: returns True to stop waiting for another server that handles a copy of the request. The returned
+            function then raises Interrupted.
     """
 
     def answer(request: Delivery) -> Message:
@@ -122,7 +128,7 @@ def answering_once(
             return function(request)
         client = f"{request.properties.get('user_id') or ''}\n{request.properties.get('reply_to') or ''}"
         key = MessageKey(cluster, request.queue, request_id, client)
-        before = handled.begin(key)
+        before = handled.begin(key, give_up)
         if before is not None and before.reply is not None:
             notice(f"request {request_id} was answered before; sending the same reply")
             return ndjson.to_message(before.reply, "the stored reply")

@@ -9,7 +9,6 @@ nothing, but may leave the messages that were not yet acknowledged in both queue
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
@@ -160,7 +159,8 @@ def name_of(delivery: Delivery) -> str:
 
 def _dropped(messages: Iterable[Message | None]) -> Iterator[Receipt]:
     """Yield receipts for messages that are dropped instead of published."""
-    return (Receipt(message, Confirmation.CONFIRMED) for message in messages if message is not None)
+    dropped = (message for message in messages if message is not None)
+    return (Receipt(message, Confirmation.CONFIRMED, "", sequence) for sequence, message in enumerate(dropped, 1))
 
 
 def wait_for(channel: Channel, queue: str, ready: int, patience: float = _REQUEUED) -> None:
@@ -209,7 +209,7 @@ class QueueTransfer:
         self._chooses = chooses
         self._was_requeued = False  # True if the latest delivery was redelivered
         self._refusal: NotMoved | None = None
-        self._on_their_way: deque[Delivery] = deque()
+        self._on_their_way: dict[int, Delivery] = {}  # by Receipt.sequence: receipts may be out of order
         self._confirmed: list[Delivery] = []
         self._batches: list[Delivery] = []  # the last message of each full batch of held messages
         self._held = 0  # messages not chosen or not accepted
@@ -229,7 +229,7 @@ class QueueTransfer:
         """
         try:
             for receipt in self._publish(self._messages()):
-                delivery = self._on_their_way.popleft()
+                delivery = self._on_their_way.pop(receipt.sequence)
                 if receipt.confirmation is Confirmation.CONFIRMED:
                     self._confirmed.append(delivery)
                     yield delivery
@@ -237,7 +237,7 @@ class QueueTransfer:
                     self._refused(delivery, receipt)
         except HeadersTooLarge as error:
             raise HeadersTooLarge(
-                f"{name_of(self._on_their_way[-1])} stays in {self._queue!r}: {error}",
+                f"{name_of(next(reversed(self._on_their_way.values())))} stays in {self._queue!r}: {error}",
                 "take it out with 'mqtool receive', or leave it there with --where",
             ) from error
         finally:
@@ -283,8 +283,8 @@ class QueueTransfer:
                     time.sleep(min(pause, _PAUSE))
                     yield None
                 due = max(due, time.monotonic() - _PAUSE) + self._interval
-                self._on_their_way.append(delivery)
                 chosen += 1
+                self._on_their_way[chosen] = delivery
                 yield message
             else:
                 yield None

@@ -186,3 +186,25 @@ def test_rpc_server_deduplicate_replies_to_two_clients_with_the_same_message_id(
     shell.run("mqtool", "rpc-server", *store, "-c", "2", "--exec", "cat")
     for client in ("alice", "bob"):
         assert shell.run("mqtool", "receive", "-q", client, "-c", "1", "--raw").stdout == f"{client}\n"
+
+
+@on_any_broker
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_an_rpc_server_that_waits_for_another_one_can_be_stopped(shell: Shell, broker: TestBroker, number: int) -> None:
+    """If a signal stops `rpc-server --deduplicate` while another server handles a copy of its request, it exits with 0.
+    Its request stays in the queue.
+    """
+    request = json.dumps({"body": "x", "properties": {"message_id": "r1"}})
+    command = ("mqtool", "rpc-server", "--deduplicate", "--dedup-store", "store", "--shell", "--exec")
+    first = shell.start(*command, "touch started; until [ -e go ]; do sleep 0.05; done")
+    first.wait_until_ready()
+    shell.run("mqtool", "send", "--json", "-q", "rpc_queue", stdin=f"{request}\n{request}\n")
+    wait_until(lambda: (shell.directory / "started").exists(), "the program")
+    waiting = shell.start(*command, "touch copy")
+    wait_until(lambda: depth(broker, "rpc_queue") == 0, "the second server has the copy")
+    waiting.process.send_signal(number)
+    result = waiting.wait()
+    assert (result.code, "mqtool: " in result.stderr) == (0, False), result.stderr
+    assert not (shell.directory / "copy").exists()
+    wait_until(lambda: depth(broker, "rpc_queue") == 1, "the copy is in the queue")
+    (shell.directory / "go").touch()

@@ -155,7 +155,7 @@ class Answering:
         self.count = 0
         self.error: BaseException | None = None
         self.properties: dict[str, Any] = {"type": "t"}
-        self.answer = rpc_functions.answering_once(self._compute, handled, cluster, self.notices.append)
+        self.answer = rpc_functions.answering_once(self._compute, handled, cluster, self.notices.append, lambda: False)
 
     def _compute(self, delivery: Delivery) -> Message:
         assert delivery.body == b"5"

@@ -11,15 +11,17 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from pika import spec
 
 from mqtool.amqp import Channel, Connection, Receiving, administration, parse_addresses
 from mqtool.amqp.consumer import Consumer
-from mqtool.errors import Unavailable
+from mqtool.errors import MqtoolError, Unavailable
 from mqtool.message import Confirmation, Delivery, Message, Receipt
 from mqtool.testing import Vhost
 from mqtool.topology import Queue
 from mqtool.work import transfer
 from mqtool.work.transfer import NotMoved, QueueTransfer, Until, elsewhere, failed, move, name_of, not_taken, redriven
+from tests.unit.scripted_broker import scripted_broker
 
 JOB = Delivery(
     b"job", "", "jobs", "jobs", redelivered=False, delivery_tag=1,
@@ -207,6 +209,35 @@ def test_a_move_ends_with_an_error_if_the_target_queue_rejects_a_message(
     left = [number for number in range(150) if number not in moved]
     assert drained(amqp_vhost, connect(), "from", len(left)) == left
     assert left
+
+
+def test_only_confirmed_messages_are_removed_when_the_target_closes_after_confirming_out_of_order(
+    channel: Channel, connect: Callable[[], Channel]
+) -> None:
+    """If the broker of the target queue confirms the second message but not the first, and then closes the channel, a
+    command such as `move` acknowledges the second message. The first stays in the source queue.
+    """
+    fill(channel, 3)
+    source = connect()
+    with scripted_broker() as target:
+        target.confirms = False
+
+        def message_for(delivery: Delivery) -> Message:
+            if delivery.body == b"2":
+                target.io.run_due()
+                assert len(target.published) == 2
+                target.send(spec.Basic.Ack(2))
+                target.send(spec.Channel.Close(406, "PRECONDITION_FAILED", 60, 40))
+            return redriven(delivery, "to")
+
+        moved = list[bytes]()
+        moving = QueueTransfer(source, target.channel(), "from", message_for, until=Until())
+        with pytest.raises(MqtoolError, match="PRECONDITION_FAILED"):
+            moved.extend(delivery.body for delivery in moving)
+        assert moved == [b"1"]
+    source.close()
+    left = islice(connect().consume(Queue("from"), Receiving(acknowledge=False)), 2)
+    assert [delivery.body for delivery in left] == [b"0", b"2"]
 
 
 def test_a_move_can_continue_after_a_refused_message(
@@ -448,14 +479,15 @@ class Source:
         """Confirm each message a quarter of a second after it has been published."""
         assert mandatory
         assert window == transfer.AT_ONCE
-        waiting = deque[Message]()
+        waiting, sequence = deque[Receipt](), 0
         for message in messages:
             if message is not None:
-                waiting.append(message)
+                sequence += 1
+                waiting.append(Receipt(message, Confirmation.CONFIRMED, "", sequence))
             elif waiting:
                 self.now += 0.25
-                yield Receipt(waiting.popleft(), Confirmation.CONFIRMED)
-        yield from (Receipt(message, Confirmation.CONFIRMED) for message in waiting)
+                yield waiting.popleft()
+        yield from waiting
 
     def moves(self, until: Until, *, keeps: bool = False, **options: Any) -> list[int]:
         """Move the messages, and return the tags of those that were moved."""

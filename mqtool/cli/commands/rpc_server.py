@@ -24,6 +24,7 @@ from mqtool.topology import Queue
 from mqtool.tutorials import rpc
 from mqtool.tutorials.dialects import NAMES, Dialect
 from mqtool.work import rpc_functions
+from mqtool.work.deduplication import Interrupted
 from mqtool.work.exec_command import ExecCommand
 from mqtool.work.rpc_functions import ERROR
 
@@ -105,7 +106,9 @@ def rpc_server(
     access = access_to(broker)
     with access.channel_or_session() as channel:
         if handled is not None:
-            compute = rpc_functions.answering_once(compute, handled, channel.cluster, output.notice)
+            compute = rpc_functions.answering_once(
+                compute, handled, channel.cluster, output.notice, lambda: channel.stopping
+            )
         answered = rpc_functions.answering_errors(compute)
 
         def answer_visibly(request: Delivery) -> Message:
@@ -123,7 +126,7 @@ def rpc_server(
         waiting = broker.lines.awaiting_add100 if name == "add100" else broker.lines.awaiting_requests
         answers = _serve(channel, known, answer_visibly, settings)
         with consuming(receiving.ready_file, channel, waiting):
-            for _, reply in answers:
+            for _, reply in _until_interrupted(answers, channel):
                 if reply.properties.get("type") == ERROR:
                     output.warning(f"answered with an error: {reply.body.decode()}")
                 rpc_functions.stop_if_broken(reply)
@@ -137,3 +140,13 @@ def _serve(
     from mqtool.tutorials import amqp10_rpc
 
     return amqp10_rpc.serve(channel, queue, function, settings)
+
+
+def _until_interrupted(
+    answers: Iterator[tuple[Delivery, Message]], channel: ChannelOrSession
+) -> Iterator[tuple[Delivery, Message]]:
+    """Yield answers until the server is stopped while it waits for another server, without a claim on the request."""
+    try:
+        yield from answers
+    except Interrupted:
+        channel.wait_for_confirms()
