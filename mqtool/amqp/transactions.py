@@ -26,7 +26,7 @@ from mqtool.amqp.publisher import returned_message
 from mqtool.amqp.receive_settings import Receiving
 from mqtool.amqp.unconfirmed import Route, most_similar
 from mqtool.errors import HeadersTooLarge, NotConfirmed, Unavailable
-from mqtool.message import Confirmation, Delivery, Message
+from mqtool.message import CONFIRM_TIMEOUT, Confirmation, Delivery, Message
 from mqtool.spelling import counted
 from mqtool.topology import Queue
 
@@ -51,7 +51,8 @@ class Moving(Protocol):
         """Publish a batch to the other queue, and acknowledge it. Return the deliveries that this queue rejected.
 
         Raises:
-            NotConfirmed: no queue took a message of the batch. These messages are still in their queue.
+            NotConfirmed: no queue took a message of the batch. These messages are still in their queue. Or the broker
+                did not reply in time: then it has moved the whole batch, or will move nothing of it.
             HeadersTooLarge: a message of the batch cannot be published. It and those after it are still in their queue.
         """
 
@@ -118,7 +119,8 @@ class InTransactions:
             self._writer.write([encoded], [] if through is None else [(through.delivery_tag, True)])
             pika.tx_commit(done)
 
-        self._channel.ask(commit)
+        # RabbitMQ 3.10 never replies if a quorum queue that took a message of the batch is deleted meanwhile.
+        self._channel.ask(commit, within=CONFIRM_TIMEOUT)
 
     def _select(self, pika: PikaChannel, done: Callable[[object], None]) -> None:
         def on_return(

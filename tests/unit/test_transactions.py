@@ -1,5 +1,6 @@
 """Moving the messages of a queue in batches: what each batch sends, when moving ends, and what stops it."""
 
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -44,6 +45,7 @@ class TransactionalBroker(ScriptedBroker):
         unroutable: for each transaction, the bodies of the messages that no queue takes, in the order of their return.
         committed: the messages and acknowledgements of each transaction.
         selected: called when a channel has become transactional.
+        commits: False if it never replies to tx.commit.
     """
 
     def __init__(self) -> None:
@@ -52,6 +54,7 @@ class TransactionalBroker(ScriptedBroker):
         self.unroutable: list[list[bytes]] = []
         self.committed: list[tuple[list[Message], list[tuple[int, bool]]]] = []
         self.selected: Callable[[], None] = lambda: None
+        self.commits = True
 
     def _answer(self, method: Any, number: int) -> None:
         if isinstance(method, spec.Tx.Select):
@@ -66,7 +69,8 @@ class TransactionalBroker(ScriptedBroker):
                 self.send(returned, number, Message(body, properties=sent.properties))
             self.published.clear()
             self.acks.clear()
-            self.send(spec.Tx.CommitOk(), number)
+            if self.commits:
+                self.send(spec.Tx.CommitOk(), number)
         else:
             super()._answer(method, number)
 
@@ -92,6 +96,19 @@ def test_a_batch_is_published_and_acknowledged_in_one_transaction(broker: Transa
     assert broker.committed == [(messages(b"1", large, b"3"), [(7, True)])]
     assert broker.largest_frame == broker.frame_max
     assert broker.writes[-2:] == [["Basic.Publish"] * 3 + ["Basic.Ack"], ["Tx.Commit"]]
+
+
+def test_a_move_ends_if_the_broker_does_not_commit_in_time(
+    broker: TransactionalBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RabbitMQ 3.10 never replies to the commit of messages to a quorum queue that another client deletes at the same
+    time. Then `queue convert` does not hang: moving raises NotConfirmed after the timeout for confirms.
+    """
+    monkeypatch.setattr(transactions, "CONFIRM_TIMEOUT", 0.1)
+    moving = InTransactions(broker.channel(), message_for, restored)
+    broker.commits = False
+    with pytest.raises(NotConfirmed, match=re.escape("the broker did not reply within 0.1 s")):
+        moving.move(batch(b"1"))
 
 
 @pytest.mark.parametrize(
