@@ -113,8 +113,8 @@ _STAR = Goal(
         _key_missing,
         _was_wide,
         _before_it,
-        mistakes.nothing_bound(_LOGS),
         _gone,
+        mistakes.nothing_bound(_LOGS),
     ),
     (
         "Which character stands for exactly one word, and which one for any number of words?",
