@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from mqtool.amqp import Receiving
 from mqtool.channels import AmqpChannel
-from mqtool.errors import Unavailable
+from mqtool.errors import NotConfirmed, Unavailable
 from mqtool.message import Confirmation, Delivery, Message, new_message_id
 from mqtool.spelling import pasteable
 from mqtool.topology import PRIVATE_QUEUE, Queue
@@ -55,6 +55,9 @@ def call(
         named = {identity: {"reply_to": to, "correlation_id": identity} for identity in waiting}
         asked = [Message(requests[waiting[each]], queue.name, "", named[each], each) for each in waiting]
         for receipt in channel.publish(asked, mandatory=True):
+            if receipt.confirmation is Confirmation.NACKED:
+                hint = f"it may be full: {pasteable('queue show', queue.name)}"
+                raise NotConfirmed(f"the broker refused a request to queue {queue.name!r}", hint)
             if receipt.confirmation is not Confirmation.CONFIRMED:
                 hint = f"start one: {pasteable('rpc-server --queue=', queue.name)}"
                 raise Unavailable(f"queue {queue.name!r} does not exist: no RPC server has declared it", hint)

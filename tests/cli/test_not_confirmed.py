@@ -228,6 +228,18 @@ def test_messages_that_a_full_queue_rejects_are_kept(shell: Shell, broker: TestB
     assert sorted(arrived + _bodies(shell, "failed"), key=int) == _numbers(200).split()
 
 
+def test_rpc_client_reports_that_a_full_queue_refuses_its_request(shell: Shell) -> None:
+    """If the request queue is full and has x-overflow=reject-publish, `rpc-client` exits with 75, says that the broker
+    refused the request, and names a command that shows the queue.
+    """
+    full = ["-q", "full", "--queue-type", "classic", "--max-length", "1", "--argument", "x-overflow=reject-publish"]
+    assert shell.run("mqtool", "send", *full, "request").code == 0
+    asked = shell.run("mqtool", "rpc-client", "-q", "full", "1", "2", "3", "--timeout", "30s")
+    assert (asked.code, asked.stdout) == (75, "")
+    assert "the broker refused a request to queue 'full'" in asked.stderr
+    assert "hint: it may be full: mqtool queue show full" in asked.stderr
+
+
 def test_messages_are_kept_if_the_exchange_is_deleted_while_they_are_sent(shell: Shell, broker: TestBroker) -> None:
     """If the exchange is deleted while `send -l --failed-to FILE` runs, the command prints the broker's reason, keeps
     all unconfirmed messages in FILE, and exits with 3.

@@ -59,7 +59,7 @@ FunctionOption = Annotated[Function, typer.Option(help="Function: fib, or add100
     effect=Effect.CHANGES,
     instead={"queue": tutorials_queue(NAMES[Dialect.PYTHON].rpc_queue)},
     heading="Tutorials",
-    without=("into",),
+    without=("into", "auto_ack"),  # a request must not be acknowledged before its reply is published
 )
 def rpc_server(
     queue: UsedQueueOptions,
