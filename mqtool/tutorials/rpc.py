@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from mqtool.amqp import Receiving
 from mqtool.channels import AmqpChannel
-from mqtool.errors import NotConfirmed, Unavailable
 from mqtool.message import Confirmation, Delivery, Message, new_message_id
-from mqtool.spelling import pasteable
 from mqtool.topology import PRIVATE_QUEUE, Queue
+from mqtool.tutorials.refused_requests import refused_request
 
 Function = Callable[[Delivery], Message]  # returns the reply to a request
 ONE_AT_A_TIME = Receiving(prefetch=1)  # other servers get the rest
@@ -55,12 +54,8 @@ def call(
         named = {identity: {"reply_to": to, "correlation_id": identity} for identity in waiting}
         asked = [Message(requests[waiting[each]], queue.name, "", named[each], each) for each in waiting]
         for receipt in channel.publish(asked, mandatory=True):
-            if receipt.confirmation is Confirmation.NACKED:
-                hint = f"it may be full: {pasteable('queue show', queue.name)}"
-                raise NotConfirmed(f"the broker refused a request to queue {queue.name!r}", hint)
             if receipt.confirmation is not Confirmation.CONFIRMED:
-                hint = f"start one: {pasteable('rpc-server --queue=', queue.name)}"
-                raise Unavailable(f"queue {queue.name!r} does not exist: no RPC server has declared it", hint)
+                raise refused_request(queue.name, receipt)
 
     # Nobody else can use the replies, so they need no acknowledgements.
     replies = channel.consume(reply_to, receiving._replace(auto_ack=True, after_reopening=send))
