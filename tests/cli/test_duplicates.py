@@ -2,11 +2,12 @@
 
 import json
 import signal
+from collections.abc import Sequence
 
 import pytest
 
 from tests.brokers import TestBroker, on_any_broker
-from tests.cli.shell import Shell, wait_until
+from tests.cli.shell import Result, Shell, wait_until
 from tests.cli.test_exec import depth
 
 
@@ -102,25 +103,37 @@ def test_the_message_of_a_killed_worker_is_handled_once(shell: Shell) -> None:
     assert (shell.directory / "effect").read_text() == "1\n"
 
 
+def _stopped_while_it_waits(
+    shell: Shell, broker: TestBroker, command: str, publish: Sequence[str], queue: str, number: int
+) -> Result:
+    """Stop a command by a signal while another one handles a copy of its message, and check that it exits with 0.
+
+    Args:
+        publish: the command that publishes both copies.
+    """
+    words = ("mqtool", command, "--deduplicate", "--dedup-store", "store", "--shell", "--exec")
+    shell.start(*words, "touch started; until [ -e go ]; do sleep 0.05; done").wait_until_ready()
+    shell.run("mqtool", *publish, "--json", stdin=_message("a") * 2)
+    wait_until(lambda: (shell.directory / "started").exists(), "the program")
+    waiting = shell.start(*words, "touch copy")
+    wait_until(lambda: depth(broker, queue) == 0, "the second one has the copy")
+    waiting.process.send_signal(number)
+    result = waiting.wait()
+    assert (result.code, "mqtool: " in result.stderr) == (0, False), result.stderr
+    assert not (shell.directory / "copy").exists()
+    wait_until(lambda: depth(broker, queue) == 1, "the copy is in the queue")
+    (shell.directory / "go").touch()
+    return result
+
+
 @on_any_broker
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_worker_that_waits_for_another_one_can_be_stopped(shell: Shell, broker: TestBroker, number: int) -> None:
     """If a signal stops `worker --deduplicate` while another worker handles a copy of its message, it exits with 0. Its
     message stays in the queue.
     """
-    shell.run("mqtool", "new-task", "--json", stdin=_message("a") * 2)
-    command = ("mqtool", "worker", "--deduplicate", "--dedup-store", "store", "--shell", "--exec")
-    shell.start(*command, "touch started; until [ -e go ]; do sleep 0.05; done")
-    wait_until(lambda: (shell.directory / "started").exists(), "the program")
-    waiting = shell.start(*command, "touch copy")
-    wait_until(lambda: depth(broker, "task_queue") == 0, "the second worker has the copy")
-    waiting.process.send_signal(number)
-    result = waiting.wait()
-    assert (result.code, "mqtool: " in result.stderr) == (0, False), result.stderr
+    result = _stopped_while_it_waits(shell, broker, "worker", ("new-task",), "task_queue", number)
     assert "0 done, 0 retries, 0 dead, 0 suppressed" in result.stderr
-    assert not (shell.directory / "copy").exists()
-    wait_until(lambda: depth(broker, "task_queue") == 1, "the copy is in the queue")
-    (shell.directory / "go").touch()
 
 
 @on_any_broker
@@ -194,17 +207,4 @@ def test_an_rpc_server_that_waits_for_another_one_can_be_stopped(shell: Shell, b
     """If a signal stops `rpc-server --deduplicate` while another server handles a copy of its request, it exits with 0.
     Its request stays in the queue.
     """
-    request = json.dumps({"body": "x", "properties": {"message_id": "r1"}})
-    command = ("mqtool", "rpc-server", "--deduplicate", "--dedup-store", "store", "--shell", "--exec")
-    first = shell.start(*command, "touch started; until [ -e go ]; do sleep 0.05; done")
-    first.wait_until_ready()
-    shell.run("mqtool", "send", "--json", "-q", "rpc_queue", stdin=f"{request}\n{request}\n")
-    wait_until(lambda: (shell.directory / "started").exists(), "the program")
-    waiting = shell.start(*command, "touch copy")
-    wait_until(lambda: depth(broker, "rpc_queue") == 0, "the second server has the copy")
-    waiting.process.send_signal(number)
-    result = waiting.wait()
-    assert (result.code, "mqtool: " in result.stderr) == (0, False), result.stderr
-    assert not (shell.directory / "copy").exists()
-    wait_until(lambda: depth(broker, "rpc_queue") == 1, "the copy is in the queue")
-    (shell.directory / "go").touch()
+    _stopped_while_it_waits(shell, broker, "rpc-server", ("send", "-q", "rpc_queue"), "rpc_queue", number)
