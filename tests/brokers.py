@@ -229,6 +229,7 @@ class Restartable:
         self._starter = STARTERS[kind]
         self._name = name
         self._launch(ports.free_port())
+        ports.keep(self._started)
         self.url = self._started.url
 
     def start(self) -> None:

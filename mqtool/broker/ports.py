@@ -46,7 +46,9 @@ def choose(wanted: int | None, usual: Iterable[int] = (), listen: str | None = N
         # Another command may have released the port because its broker listens there by now.
         if not _taken(port, listen, tls) and _claim(port) and not _taken(port, listen, tls):
             return port
-    return free_port()
+    while not _claim(port := free_port()):
+        pass  # a broker that is being restarted has reserved it
+    return port
 
 
 def _taken(port: int, listen: str | None, tls: bool) -> str | None:
@@ -56,7 +58,7 @@ def _taken(port: int, listen: str | None, tls: bool) -> str | None:
 
 
 def _claim(port: int) -> bool:
-    """Reserve a usual port for this process until it ends; return False if another `broker up` has reserved it."""
+    """Reserve a port for this process until it ends; return False if another `broker up` has reserved it."""
     path = Path(tempfile.gettempdir()) / f"mqtool-{os.getuid()}-port-{port}"
     try:
         # Other users can write to this directory, so follow no symbolic link and write nothing.
