@@ -469,6 +469,7 @@ def test_a_reopened_connection_is_not_blocked(connect: Connect, vhost: Vhost) ->
             told.wait_for("attempt 1")
             blocked.undo()
         assert sent.result() == ["confirmed"]
+    told.wait_for("connected again")  # the confirm may come a moment before the connection knows that it is open
     opened.stopping = True
     assert opened.hopeless is None
 
