@@ -183,6 +183,7 @@ def test_other_messages_in_the_queue_of_bench_are_counted_separately(
 
 @pytest.mark.parametrize("queue_type", ["classic", "stream"])
 @pytest.mark.sampled(1)
+@large
 def test_other_messages_in_the_queue_of_bench_are_counted_separately_over_amqp10(
     tester: Shell, own: EmbeddedBroker, queue_type: str
 ) -> None:
@@ -426,6 +427,7 @@ def test_bench_counts_lost_duplicated_and_reordered_messages(tester: Shell, own:
     "options", ["--ack 100", "--queue-type stream", "--protocol stream", "--protocol amqp1.0 --ack 100"]
 )
 @pytest.mark.sampled(1)
+@large
 def test_bench_resumes_after_its_connections_were_cut(tester: Shell, own: EmbeddedBroker, options: str) -> None:
     """If the connections of `bench` are cut, its publisher and its consumer reconnect, and no confirmed message is
     lost. On a stream, no message is received twice.

@@ -7,7 +7,7 @@ from subprocess import PIPE
 import pytest
 
 from mqtool.broker.choice import BrokerKind
-from tests.brokers import IN_CI, Restartable, own_broker
+from tests.brokers import IN_CI, Restartable, large, own_broker
 from tests.cli.shell import Shell, wait_until
 
 LINES = 40_000 if IN_CI else 10_000
@@ -38,6 +38,7 @@ def test_send_and_receive_resume_after_a_restart_of_the_broker(
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
 @pytest.mark.sampled(1)
+@large
 def test_send_and_receive_resume_after_a_restart_over_amqp_1_0(lonely_shell: Shell, how: str) -> None:
     """If the broker is stopped or killed while `send -l` and `receive` run over AMQP 1.0, both resume once the broker
     is back, and every line is received at least once.

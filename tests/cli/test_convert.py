@@ -1062,6 +1062,7 @@ def test_queue_convert_resume_says_that_the_holding_queue_was_deleted(
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
+@large
 def test_a_conversion_resumes_after_the_broker_was_killed(lonely_shell: Shell, kind: BrokerKind) -> None:
     """If the broker is killed during `queue convert`, the command fails, and its hint names --resume. With this option,
     `queue convert` completes the conversion and loses no message. On the embedded broker, at most one batch of messages

@@ -551,7 +551,7 @@ _LOGS = ["-e", "lasting", "--durable"]
     ],
     ids=["plugin-send-delayed", "ttl-send", "plugin-emit-log", "ttl-emit-log"],
 )
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_delayed_messages_arrive_after_a_restart_of_the_broker(
     restartable: Restartable, lonely_shell: Shell, via: str, send: list[str], receive: list[str]
 ) -> None:

@@ -22,7 +22,7 @@ from mqtool.message import DUE, Confirmation, Message
 from mqtool.topology import DELAYED, Exchange, Queue
 from mqtool.work import delay_relay
 from mqtool.work.delay_relay import Relay, RelayNames
-from tests.brokers import Restartable, TestBroker, on_any_broker, own_broker
+from tests.brokers import Restartable, TestBroker, large, on_any_broker, own_broker
 from tests.cli.shell import PATIENCE, Running, Shell, wait_until
 from tests.cli.test_exec import depth
 
@@ -155,6 +155,7 @@ def test_a_killed_delayed_relay_loses_no_message(shell: Shell, broker: TestBroke
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
+@large
 def test_delayed_relay_continues_after_the_broker_was_killed(lonely_shell: Shell, kind: BrokerKind) -> None:
     """After kill -9 of the broker, `delayed relay` reconnects and continues. Every confirmed message arrives, though
     some may arrive twice. On RabbitMQ, messages that are due while the broker is down or starting may arrive some

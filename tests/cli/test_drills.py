@@ -29,6 +29,7 @@ def _drill(shell: Shell, broker: TestBroker, name: str) -> dict[str, int]:
     return _verdict(shell.run("mqtool", "drill", name, "-u", broker.url))
 
 
+@large
 def test_drill_kill_worker_loses_nothing(lonely_shell: Shell, broker: TestBroker) -> None:
     """In the drill `kill-worker`, a worker is killed while it handles messages. All 200 messages are handled, and none
     twice. The messages that the killed worker had not acknowledged are redelivered.
@@ -95,6 +96,7 @@ def test_drill_quiet_prints_only_the_totals(lonely_shell: Shell, broker: TestBro
 
 
 @on_any_broker
+@large
 def test_drill_duplicate_handles_each_message_once(lonely_shell: Shell, broker: TestBroker) -> None:
     """In the drill `duplicate`, 20 of 200 messages are sent twice, and each of the 200 is handled once."""
     verdict = _drill(lonely_shell, broker, "duplicate")

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from tests.brokers import TestBroker, on_any_broker
+from tests.brokers import TestBroker, large, on_any_broker
 from tests.cli.shell import IDLE, Shell, wait_until
 from tests.processes import children_of, is_alive
 
@@ -368,6 +368,7 @@ def test_worker_exits_and_keeps_the_message_if_its_runner_is_killed(shell: Shell
     assert shell.run("mqtool", "receive", "-q", "jobs", "-c", "1", "--raw").stdout == "kept\n"
 
 
+@large
 def test_after_a_killed_runner_at_most_one_message_is_handled_twice(shell: Shell) -> None:
     """`worker` starts programs from a child process, its runner. If the runner is killed, `worker` exits with 1,
     another worker handles the remaining messages, and at most one message is handled twice.

@@ -229,6 +229,7 @@ def test_dlq_commands_handle_dead_letters_with_forged_headers(shell: Shell, play
 
 
 @on_any_broker
+@large
 def test_rpc_server_answers_hostile_requests(shell: Shell, play: Any) -> None:
     """`rpc-server` handles every request, whatever the body and headers contain, for example control characters or the
     name of a missing reply queue. It exits with 0 and leaves its queue empty.

@@ -10,7 +10,7 @@ from subprocess import PIPE
 import pytest
 
 from mqtool.broker.choice import BrokerKind
-from tests.brokers import Restartable, own_broker
+from tests.brokers import Restartable, large, own_broker
 from tests.cli.shell import Shell, wait_until
 
 QUEUES = [f"jobs-{number}" for number in range(9)]
@@ -57,6 +57,7 @@ class View:
 
 
 @pytest.mark.sampled(1)
+@large
 def test_live_views_continue_after_a_restart_of_the_broker(restartable: Restartable, lonely_shell: Shell) -> None:
     """While the broker is down, `top`, `list --watch` and `topology --live` show their last rows and how old these are.
     Once the broker is back, all three continue.

@@ -19,7 +19,7 @@ from mqtool import plays
 from mqtool.amqp import Connection
 from mqtool.topology import Queue
 from mqtool.tutorials import pages
-from tests.brokers import TestBroker, only_in_ci, speaks_amqp10
+from tests.brokers import TestBroker, large, only_in_ci, speaks_amqp10
 from tests.cli.shell import PATIENCE, Shell, wait_until
 from tests.cli.test_demo import left_behind
 
@@ -297,6 +297,7 @@ def test_tutorial_run_starts_no_broker_if_the_command_line_names_one(lonely_shel
     "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda number: number.name
 )
 @pytest.mark.sampled(1)
+@large
 def test_tutorial_run_leaves_no_process_after_a_signal(lonely_shell: Shell, number: signal.Signals) -> None:
     """After SIGINT, SIGTERM, SIGHUP or SIGKILL, `tutorial run` ends with exit code 128 plus the signal's number. No
     command and no broker that it has started is left running.
@@ -388,6 +389,7 @@ def test_tutorial_run_shows_the_url_of_its_broker(lonely_shell: Shell, columns: 
     assert watched.end() == 0
 
 
+@large
 def test_the_work_queues_tutorial_shows_that_a_killed_workers_task_is_redelivered(lonely_shell: Shell) -> None:
     """In `tutorial run work-queues`, a worker is killed during its task, and the broker redelivers the task to the
     other worker. Of two messages, only the persistent one survives a restart of the broker.

@@ -249,7 +249,7 @@ _FIXED = [
 
 
 @pytest.mark.parametrize(("goal", "wrong", "attempts"), _FIXED)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_a_repaired_program_reaches_its_goal_without_a_restart_of_the_goal(
     wrong: Wrong, attempts: Attempts, learner: Learner
 ) -> None:

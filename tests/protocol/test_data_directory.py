@@ -40,7 +40,7 @@ from tests.protocol.conftest import Api, Take
 PERSISTENT = BasicProperties(delivery_mode=2)
 
 #: In CI, and in long runs (MQTOOL_EXAMPLES), more sequences are tried.
-EXAMPLES = int(os.environ.get("MQTOOL_EXAMPLES", "400" if IN_CI else "10"))
+EXAMPLES = int(os.environ.get("MQTOOL_EXAMPLES", "400" if IN_CI else "5"))
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from pamqp import commands
 from pika import BasicProperties
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
+from tests.brokers import large
 from tests.protocol.broker_process import BrokerProcess
 from tests.protocol.conftest import Take
 from tests.protocol.raw_client import RawClient, raw_frame
@@ -237,6 +238,7 @@ class Consumer(threading.Thread):
             return
 
 
+@large
 def test_no_confirmed_message_is_lost_when_the_broker_is_killed_twenty_times(process: BrokerProcess) -> None:
     """If the broker is killed twenty times while clients publish and consume, no confirmed message is lost, and
     messages that are delivered twice are marked as redelivered.
