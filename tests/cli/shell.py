@@ -87,6 +87,11 @@ class Running:
         wait_until(lambda: text in self.stderr, f"{text!r} in {self.stderr!r}")
         return self
 
+    def wait_until_connected_again(self, times: int) -> Self:
+        """Wait until it has said so this many times; messages may arrive a moment before that."""
+        wait_until(lambda: self.stderr.count("connected again to") == times, lambda: f"{times} times in {self.stderr}")
+        return self
+
     def interrupt(self) -> Self:
         """Send SIGINT, as Ctrl-C does."""
         self.process.send_signal(signal.SIGINT)

@@ -339,10 +339,11 @@ def test_sender_and_receiver_resume_after_a_lost_connection(shell: Shell, broker
     receiver = shell.start("mqtool", "receive", "--raw", "-u", url).wait_until_ready()
     sender = shell.start("mqtool", "send", "-l", "-u", url, stdin=PIPE)
     assert sender.process.stdin is not None
-    for start in (0, 200, 400):
+    for cuts, start in enumerate((0, 200, 400)):
         sender.process.stdin.write(b"".join(b"%d\n" % number for number in range(start, start + 200)))
         sender.process.stdin.flush()
-        receiver.wait_for_stdout(f"{start}\n")
+        receiver.wait_for_stdout(f"{start}\n").wait_until_connected_again(cuts)
+        sender.wait_until_connected_again(cuts)
         proxy.cut()
     sender.process.stdin.write(b"600\n")  # only after the third reconnection
     sender.process.stdin.close()

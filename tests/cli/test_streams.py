@@ -352,13 +352,13 @@ def test_send_stream_and_receive_stream_resume_after_a_lost_connection(shell: Sh
         for number in range(4):
             sender.process.stdin.write(f"{number}\n".encode())
             sender.process.stdin.flush()
-            reader.wait_for_stdout(f"{number}\n")
+            reader.wait_for_stdout(f"{number}\n").wait_until_connected_again(number)
             proxy.cut()
         sender.process.stdin.close()
         assert sender.wait().code == 0
         assert "4 confirmed" in sender.stderr
         assert "lost the connection to" in sender.stderr
-        wait_until(lambda: reader.stderr.count("connected again to") == 4, reader.stderr)
+        reader.wait_until_connected_again(4)
         assert reader.interrupt().wait().code == 0
         assert list(dict.fromkeys(reader.stdout.split())) == ["0", "1", "2", "3"]
         assert shell.run("mqtool", "offset", "show", "s", "me").code == 0
@@ -387,11 +387,10 @@ def test_receive_resumes_a_stream_after_a_lost_connection(shell: Shell, broker: 
             *("mqtool", "receive", "-q", "s", "--queue-type", "stream", "--offset", "1", "--raw", *through)
         )
         for cut in range(1, 4):
-            reader.wait_for_stdout(f"{5 * cut - 1}\n")
+            reader.wait_for_stdout(f"{5 * cut - 1}\n").wait_until_connected_again(cut - 1)
             proxy.cut()
             shell.run(*sent, stdin=numbers(5 * cut, 5 * cut + 4))
-        reader.wait_for_stdout("19\n")
-        wait_until(lambda: reader.stderr.count("connected again to") == 3, reader.stderr)
+        reader.wait_for_stdout("19\n").wait_until_connected_again(3)
     assert reader.interrupt().wait().stdout == numbers(1, 19)
 
 

@@ -114,11 +114,11 @@ def test_super_stream_commands_reconnect_and_lose_no_message(shell: Shell, broke
         for number in range(1, 5):
             sender.process.stdin.write(f"{number}\n".encode())
             sender.process.stdin.flush()
-            reader.wait_for_stdout(f"{number}\n")
+            reader.wait_for_stdout(f"{number}\n").wait_until_connected_again(number - 1)
             proxy.cut()
         sender.process.stdin.close()
         assert sender.wait().code == 0
-        wait_until(lambda: reader.stderr.count("connected again to") == 4, reader.stderr)
+        reader.wait_until_connected_again(4)
         # A message that was not confirmed before the cut may arrive twice.
         assert set(reader.interrupt().wait().stdout.split()) == {"1", "2", "3", "4"}
 
