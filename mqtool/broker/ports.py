@@ -65,6 +65,9 @@ def _claim(port: int) -> bool:
         lock = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     except OSError:
         return True  # the port cannot be reserved, but is probably free
+    if os.fstat(lock).st_uid != os.getuid():
+        os.close(lock)
+        return True  # the file of another user, who could otherwise reserve every port
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -1,6 +1,10 @@
 """The ports on which a new broker listens."""
 
+import fcntl
+import os
 import random
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -20,3 +24,17 @@ def test_a_new_broker_never_gets_a_free_port_of_a_broker_that_is_being_restarted
     drawn = iter([reserved, other])
     monkeypatch.setattr(random, "randint", lambda *_: next(drawn))
     assert choose(None) == other
+
+
+def test_a_port_is_not_reserved_by_the_lock_file_of_another_user(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """If another user of this machine creates and locks the file that would reserve a port, the port is chosen all the
+    same. Otherwise, this user could reserve every port.
+    """
+    port, user = free_port(), os.getuid() + 1
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "getuid", lambda: user)
+    with (tmp_path / f"mqtool-{user}-port-{port}").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert choose(None, [port]) == port
