@@ -88,8 +88,9 @@ class Running:
         return self
 
     def wait_until_connected_again(self, times: int) -> Self:
-        """Wait until it has said so this many times; messages may arrive a moment before that."""
-        wait_until(lambda: self.stderr.count("connected again to") == times, lambda: f"{times} times in {self.stderr}")
+        """Wait until it has said this many times that it has connected again. Messages may arrive a moment before."""
+        said = "connected again to"
+        wait_until(lambda: self.stderr.count(said) == times, lambda: f"{said!r} {times} times in {self.stderr!r}")
         return self
 
     def interrupt(self) -> Self:

@@ -167,7 +167,7 @@ def test_doctor_reports_bindings_that_make_rabbitmq_refuse_a_file(
 
 
 def exported(broker: TestBroker, path: str) -> str:
-    """Return definitions once Python can read them: a queue of another test can have arguments that it cannot."""
+    """Return definitions as JSON. Wait while another test's queue has arguments nested too deeply for Python."""
     found: list[str] = []
 
     def is_readable() -> bool:
