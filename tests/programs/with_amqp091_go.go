@@ -25,7 +25,7 @@ func equal(expected, found any) {
 	}
 }
 
-func connect() (*amqp.Connection, *amqp.Channel) {
+func connect() (*amqp.Connection, *amqp.Channel, chan amqp.Confirmation) {
 	named := amqp.NewConnectionProperties()
 	named.SetClientConnectionName("amqp091-go")
 	connection, err := amqp.DialConfig(os.Getenv("AMQP_URL"), amqp.Config{Properties: named})
@@ -34,14 +34,15 @@ func connect() (*amqp.Connection, *amqp.Channel) {
 	must(err)
 	must(channel.Confirm(false))
 	must(channel.Qos(2, 0, false))
-	return connection, channel
+	return connection, channel, channel.NotifyPublish(make(chan amqp.Confirmation, 1))
 }
 
-func publish(channel *amqp.Channel, key, body string, headers amqp.Table) {
-	confirm, err := channel.PublishWithDeferredConfirmWithContext(context.Background(), "", key, true, false,
-		amqp.Publishing{Body: []byte(body), Headers: headers, DeliveryMode: amqp.Persistent})
-	must(err)
-	equal(true, confirm.Wait())
+// Not PublishWithDeferredConfirm: before version 1.8, it waits forever for a confirm that arrives before it returns
+// (https://github.com/rabbitmq/amqp091-go/issues/182), and Debian bookworm has 1.5.
+func publish(channel *amqp.Channel, confirms chan amqp.Confirmation, key, body string, headers amqp.Table) {
+	must(channel.PublishWithContext(context.Background(), "", key, true, false,
+		amqp.Publishing{Body: []byte(body), Headers: headers, DeliveryMode: amqp.Persistent}))
+	equal(true, (<-confirms).Ack)
 }
 
 func consume(channel *amqp.Channel, queue string) <-chan amqp.Delivery {
@@ -51,7 +52,7 @@ func consume(channel *amqp.Channel, queue string) <-chan amqp.Delivery {
 }
 
 func main() {
-	connection, channel := connect()
+	connection, channel, confirms := connect()
 	must(channel.ExchangeDeclare("go.dead", "fanout", false, true, false, false, nil))
 	_, err := channel.QueueDeclare("go.buried", false, false, true, false, nil)
 	must(err)
@@ -62,10 +63,10 @@ func main() {
 	nested := amqp.Table{"list": []any{int32(1), "two", nil, 3.5, true}}
 	headers := amqp.Table{"big": int64(1) << 40, "nested": nested}
 	for _, body := range []string{"0", "1", "2", "3", "4"} {
-		publish(channel, "go.work", body, headers)
+		publish(channel, confirms, "go.work", body, headers)
 	}
 	returned := channel.NotifyReturn(make(chan amqp.Return, 1))
-	publish(channel, "go.nowhere", "lost", nil)
+	publish(channel, confirms, "go.nowhere", "lost", nil)
 	equal(uint16(312), (<-returned).ReplyCode)
 
 	work := consume(channel, "go.work")
@@ -106,8 +107,8 @@ func main() {
 	equal(amqp.ConnectionForced, (<-closed).Code)
 	_, open := <-work
 	equal(false, open)
-	connection, channel = connect()
-	publish(channel, "go.work", "again", nil)
+	connection, channel, confirms = connect()
+	publish(channel, confirms, "go.work", "again", nil)
 	delivery := <-consume(channel, "go.work")
 	equal("again", string(delivery.Body))
 	must(delivery.Ack(false))

@@ -81,7 +81,7 @@ def play() -> None:
     retried = flaky.delay()
     numbers = group(add.s(n, n) for n in range(10))()
     assert numbers.get(timeout=20) == [2 * n for n in range(10)]
-    assert app.control.ping(timeout=1, limit=1)
+    assert app.control.ping(timeout=20, limit=1)
     assert late.get(timeout=20) == 42
     assert datetime.now(UTC) - started >= timedelta(seconds=3)
     assert retried.get(timeout=20) == 2

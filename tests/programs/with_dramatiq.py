@@ -17,6 +17,7 @@ dramatiq.set_broker(broker)
 done = threading.Event()
 attempts: list[float] = []
 late: list[float] = []
+arrived = threading.Event()
 
 
 @dramatiq.actor(max_retries=3, min_backoff=50, max_backoff=100)
@@ -30,6 +31,7 @@ def flaky() -> None:
 @dramatiq.actor
 def delayed() -> None:
     late.append(time.monotonic())
+    arrived.set()
 
 
 @dramatiq.actor(max_retries=0)
@@ -45,6 +47,7 @@ hopeless.send()
 flaky.send()
 broker.join("default", timeout=20_000)
 assert done.wait(20)
+assert arrived.wait(20)
 worker.join()
 broker.join("default", timeout=20_000)
 assert len(attempts) == 3, attempts

@@ -38,7 +38,7 @@ def start(python: str) -> subprocess.Popen:
 
 
 def listed(running: subprocess.Popen) -> dict[str, dict[str, str]]:
-    said, _ = running.communicate(timeout=55)
+    said, _ = running.communicate(timeout=160)
     print(said)
     found: dict[str, dict[str, str]] = {}
     for line in said.partition(" tests that depend on the version of RabbitMQ ")[2].splitlines():
