@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -385,3 +386,28 @@ def test_peek_stops_when_the_reader_of_its_output_exits(shell: Shell, broker: Te
     left = shell.run("mqtool", "receive", "-q", "jobs", "--json", "-c", "30000", "--idle-timeout", IDLE)
     assert (left.code, left.stdout.count("\n")) == (0, 30_000)
     assert 3 <= left.stdout.count('"redelivered":true') <= 12_000
+
+
+STOPPED_AT_THE_FIRST_MESSAGE = """
+import signal
+from mqtool import where
+from mqtool.cli import app
+read = where.of_delivery
+def stopped(delivery):
+    signal.raise_signal(signal.SIGINT)
+    return read(delivery)
+where.of_delivery = stopped
+app.run()
+"""
+
+
+@pytest.mark.parametrize("condition", ["body=0", "body=1"], ids=["one match", "no match yet"])
+def test_peek_exits_with_130_if_ctrl_c_stops_it_before_it_has_read_all_messages(shell: Shell, condition: str) -> None:
+    """If Ctrl-C stops `peek --where` at the first of two messages, it exits with 130, does not say that no message
+    matches, and leaves both messages in the queue.
+    """
+    filled(shell, 2)
+    stopped = shell.run(sys.executable, "-c", STOPPED_AT_THE_FIRST_MESSAGE, "peek", "jobs", "--where", condition)
+    assert stopped.code == 130, stopped.stderr
+    assert "matches" not in stopped.stderr
+    assert [line.split(": ")[1] for line in shell.run("mqtool", "peek", "jobs").stdout.splitlines()] == ["0", "1"]

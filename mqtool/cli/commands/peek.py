@@ -96,7 +96,8 @@ def peek(
                 write.flush()
                 raise
             write.flush()
-    _say(queue, kind, shown, has_condition=where is not None)
+    if shown or stopping.requested() is None:  # after a signal, unread messages may match
+        _say(queue, kind, shown, has_condition=where is not None)
     if is_screenful and shown == limit and ready != shown:
         output.notice(f"{ready - shown:,} more: -c N" if ready else "to see more: -c N")
     if kind.limit is not None and often >= kind.limit - _CLOSE:
@@ -104,6 +105,7 @@ def peek(
             f"messages have been requeued up to {counted(often + 1, 'time')}: "
             f"after more than {kind.limit}, {queue!r} drops them"
         )
+    stopping.exit_if_requested()
 
 
 def _api(access: Access) -> Management | None:
