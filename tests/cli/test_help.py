@@ -186,6 +186,9 @@ def test_help_can_be_piped_into_head(lonely_shell: Shell) -> None:
         ("help consum", "receive"),
         ("tutorial shwo", "mqtool tutorial show"),
         ("send --qeue x", "--queue"),
+        ("receive --idle 3s", "--idle-timeout"),
+        ("receive --noack", "--auto-ack"),
+        ("context add x --ulr y", "--url"),
         ("send x --dialect pyton", "python"),
         ("broker up --kind emebdded", "embedded"),
         ("exchange declare foo tpoic", "topic"),
@@ -204,6 +207,16 @@ def test_a_mistyped_word_gets_the_nearest_name_as_a_hint(lonely_shell: Shell, ty
     assert result.code == 2
     assert f"hint: did you mean {meant!r}?" in result.stderr
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize("typed", ["send --tpye x", "send --rate 5", "send --retries 3"])
+def test_an_option_that_resembles_no_other_gets_the_list_of_options_as_a_hint(lonely_shell: Shell, typed: str) -> None:
+    """If an unknown option shares only its dashes and a few letters with the command's options, the hint suggests none
+    of them, but says how to list them.
+    """
+    result = lonely_shell.run("mqtool", *typed.split())
+    assert (result.code, result.stdout) == (2, "")
+    assert result.stderr.endswith("hint: 'mqtool send --help-all' lists the options\n")
 
 
 @pytest.mark.parametrize(
