@@ -167,6 +167,21 @@ def test_help_finds_a_command_by_its_alias(lonely_shell: Shell) -> None:
     assert "'user list' and 'user ls' mean 'list users'." in lonely_shell.run("mqtool", "help", "user").stdout
 
 
+def test_the_help_of_yes_says_when_a_command_asks(lonely_shell: Shell) -> None:
+    """The help of --yes says which commands ask only in a protected context, and that `dlq redrive` asks on a terminal.
+    The help of --idle-timeout says that only the time with a connection counts.
+    """
+    commands = ("move", "delayed now", "permission clear", "definitions import", "exchange unbind", "broker fault")
+    for command, option, said in (
+        *((each, "-y, --yes", "Not needed: only a protected context asks (--confirm NAME)") for each in commands),
+        ("dlq redrive", "-y, --yes", "Do not ask on a terminal (protected context: --confirm NAME)"),
+        ("queue purge", "-y, --yes", "Do not ask (in a protected context: --confirm NAME)"),
+        ("receive", "--idle-timeout DURATION", "Stop if connected and idle this long"),
+    ):
+        text = " ".join(lonely_shell.run("mqtool", *command.split(), "--help-all").stdout.split())
+        assert f"{option} {said}" in text, command
+
+
 def test_help_can_be_piped_into_head(lonely_shell: Shell) -> None:
     """If the reader of `--help-all` exits early, as `head` does, nothing is printed on stderr."""
     result = lonely_shell.script("mqtool worker --help-all | head -n 1; echo ${PIPESTATUS[0]}")

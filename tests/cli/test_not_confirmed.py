@@ -81,7 +81,7 @@ def test_send_never_replaces_a_device_or_a_pipe_with_failed_messages(shell: Shel
 @on_any_broker
 @pytest.mark.parametrize("command", ["send -l", "new-task -l", "emit-log fanout -l", "recording replay"])
 def test_failed_to_refuses_stdout_and_stderr(shell: Shell, command: str) -> None:
-    """If the FILE of --failed-to is `-`, or is the file to which the shell has redirected stdout or stderr, a publishing
+    """If the FILE of --failed-to is `-`, or is the file to which the shell redirects stdout or stderr, a publishing
     command exits with 2, and neither creates nor truncates a file.
     """
     for place in ("-", "/dev/stdout", "/dev/stderr", "output"):
