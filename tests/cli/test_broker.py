@@ -220,7 +220,7 @@ def test_brokers_are_listed_and_removed(home: Shell) -> None:
 
 
 def test_a_state_file_that_cannot_be_read_is_named(home: Shell) -> None:
-    """If the file in which `broker up` keeps a broker's address cannot be read, `broker ls` names the file once and says why,
+    """If the file that contains a broker's address cannot be read, `broker ls` names the file once and says why,
     without the number of the system's error.
     """
     file = home.directory / "state" / "mqtool" / "brokers" / "default" / "broker.json"
