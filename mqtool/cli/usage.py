@@ -149,15 +149,16 @@ def _option_hint(context: Any, flag: str) -> str | None:
         return f"it is an argument: {context.get_usage().removeprefix('Usage: ')}"
     flags = [flag for each in parameters for flag in (*each.opts, *each.secondary_opts) if flag.startswith("-")]
     flags = [flag for flag in flags if flag != "--yes"]  # nobody should skip a question because of a misspelling
+    similar = _similar_option(flag.lstrip("-"), flags)
     if hasattr(context.command, "commands"):
-        return did_you_mean(flag, flags, f"options follow the command: {context.command_path} COMMAND {flag} …")
+        return similar or f"options follow the command: {context.command_path} COMMAND {flag} …"
     listing = f"'{context.command_path} --help-all' lists the options"
     if len(flag) == 2 and flag not in _OTHER_OPTIONS:  # one letter resembles too many options
         names = [word for word in sys.argv if word.startswith(flag) and len(word) > 2] if arguments else []
         if names:
             return f"if it is a name, put -- before it: {context.command_path} -- {quoted(names[0])}"
         return f"did you mean '{_SHORT[flag]}'?" if _SHORT.get(flag) in flags else listing
-    return _OTHER_OPTIONS.get(flag) or _similar_option(flag.lstrip("-"), flags) or listing
+    return _OTHER_OPTIONS.get(flag) or similar or listing
 
 
 def _similar_option(word: str, flags: list[str]) -> str | None:

@@ -90,7 +90,7 @@ def test_failed_to_refuses_stdout_and_stderr(shell: Shell, command: str) -> None
         text = (shell.directory / "output").read_text()
         assert (refused.code, text) == (
             2,
-            "earlier\nmqtool: cannot write failed messages to stdout or stderr\n"
+            f"earlier\nmqtool: cannot write {place}: it is stdout or stderr\n"
             "hint: --failed-to needs the name of a file, such as failed.ndjson\n",
         )
     assert not (shell.directory / "-").exists()

@@ -304,7 +304,7 @@ class FailedMessages:
         if path.exists() and not path.is_file():  # it would be replaced, which a device must not be
             raise UsageError(f"cannot write {path}: it is not a regular file", hint)
         if str(path) == "-" or _is_same(1, path) or _is_same(2, path):  # 'send --file=-' would read stdin
-            raise UsageError("cannot write failed messages to stdout or stderr", hint)
+            raise UsageError(f"cannot write {path}: it is stdout or stderr", hint)
         if any(_is_same(each, self._unfinished) for each in (0, source)):
             raise UsageError(f"{self._unfinished} is also the input", f"rename it, or name another file than {path}")
         try:
