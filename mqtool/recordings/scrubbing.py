@@ -7,10 +7,9 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from functools import lru_cache
 from json.encoder import encode_basestring
-from types import MappingProxyType
 from typing import Any
 
 from mqtool import ndjson
@@ -41,7 +40,8 @@ _ALWAYS = {
     (2, "properties.content_encoding"): re.compile(f'"(?:{_ENCODING})(?:[,:] ?(?:{_ENCODING}))*"', re.IGNORECASE),
 }
 #: Values that are kept unless --field names them: names on the broker, and what the broker writes into headers. In
-#: some versions of RabbitMQ, a publisher can write anything there, of any type.
+#: some versions of RabbitMQ, a publisher can write anything there, of any type. Nobody needs x-first-death-queue and
+#: the like beside x-death.
 _USUALLY = {
     **{(1, name): _STRING for name in ("exchange", "queue")},
     **{(2, f"headers.{name}"): _INTEGER for name in ("x-delay", "x-delivery-count", "x-stream-offset")},
@@ -49,10 +49,7 @@ _USUALLY = {
     (4, "headers.x-death.count"): _INTEGER,
     (4, "headers.x-death.reason"): _REASON,
     (5, "headers.x-death.time.$timestamp"): _INTEGER,
-    **{(2, f"headers.x-{which}-death-{name}"): pattern for which in ("first", "last")
-       for name, pattern in (("exchange", _STRING), ("queue", _STRING), ("reason", _REASON))},
-}  # fmt: skip
-_DEAD_KEYS = "headers.x-death.routing-keys"
+}
 _TOP = ("exchange", "routing_key", "queue", "headers", "properties", "body", "broker")
 _TOKEN = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")(\s*:)?|[{}\[\]]|-?[0-9][0-9.eE+-]*')
 #: Keys whose values are bytes, written as Base64.
@@ -105,14 +102,10 @@ class Scrubber:
         except UnicodeDecodeError as error:
             raise BadData(f"{place} is not UTF-8: {error}") from error
         # Routing keys of the default exchange are names of queues.
-        keys: dict[str, _Treatment] = {}
+        key = self._treatment("routing_key")
         if said.get("exchange") == "":
-            keys["routing_key"] = None if (1, "queue") in self._kept else self._treatment("queue")
-        treat = self._treatment(_DEAD_KEYS)
-        if treat is not None and (4, "headers.x-death.queue") in self._kept:
-            queues = _queues_in_x_death(said)
-            keys[_DEAD_KEYS] = lambda key: key if key in queues else treat(key)
-        return ndjson.escaped(self._walked(text, "", keys)).encode()
+            key = None if (1, "queue") in self._kept else self._treatment("queue")
+        return ndjson.escaped(self._walked(text, "", key)).encode()
 
     def _chosen_for_replacement(self, path: str) -> bool:
         return not _is_in(path, self._keep) and (not self._only or _is_in(path, self._only))
@@ -138,8 +131,8 @@ class Scrubber:
         shape = self._kept.get((depth, path))
         return shape is not None and shape.fullmatch(token) is not None
 
-    def _walked(self, text: str, root: str, keys: Mapping[str, _Treatment] = MappingProxyType({})) -> str:
-        """Replace the values in a JSON text, whose path in the line is `root`. `keys` treats paths of routing keys."""
+    def _walked(self, text: str, root: str, key: _Treatment = None) -> str:
+        """Replace the values in a JSON text, whose path in the line is `root`. `key` is applied to the routing key."""
         around: list[str] = []
         path = root
         treatment, is_replaced, number = self._treatment, self._is_replaced, self._pseudonyms.number
@@ -155,7 +148,7 @@ class Scrubber:
                     if name == "$encoded" and path.startswith("headers.") and is_replaced(path):
                         return token.replace(name, "$bytes")  # the replaced bytes are not a valid AMQP value
                     return token
-                treat = keys[path] if path in keys else treatment(path)
+                treat = key if path == "routing_key" else treatment(path)
                 if treat is None or self._is_kept(len(around), path, token):
                     return token
                 return encode_basestring(treat(_text(token)))
@@ -203,18 +196,6 @@ class Scrubber:
 def _is_in(path: str, fields: Collection[str]) -> bool:
     """True if a path is one of the fields, or inside one of them."""
     return path in fields or any(path.startswith(f"{field}.") for field in fields)
-
-
-def _queues_in_x_death(said: dict[str, Any]) -> Collection[str]:
-    """Return the routing keys in x-death that are names of queues: those of messages to the default exchange."""
-    headers = said.get("headers")
-    deaths = headers.get("x-death") if isinstance(headers, dict) else None
-    keys = [
-        death.get("routing-keys")
-        for death in (deaths if isinstance(deaths, list) else ())
-        if isinstance(death, dict) and death.get("exchange") == ""
-    ]
-    return {key for each in keys if isinstance(each, list) for key in each if isinstance(key, str)}
 
 
 def _text(token: str) -> str:
