@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
-from mqtool.errors import UsageError
+from mqtool.errors import UsageError, reason_of
 
 _EXAMPLE = "a URL looks like amqp://user:password@host:5672/vhost"
 _ESCAPE = "in a user, a password or a vhost, write # as %23, / as %2F, ? as %3F, @ as %40, [ as %5B, ] as %5D"
@@ -91,8 +91,8 @@ class TlsFiles(NamedTuple):
                 context.load_cert_chain(self.cert, self.key)
         except (OSError, ssl.SSLError) as error:
             files = ", ".join(str(path) for path in (self.ca, self.cert, self.key) if path)
-            reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-            raise UsageError(f"cannot use the TLS files {files}: {reason}", "give files in PEM form") from error
+            hint = "give files in PEM form"
+            raise UsageError(f"cannot use the TLS files {files}: {reason_of(error)}", hint) from error
         return context
 
 

@@ -36,6 +36,11 @@ class MqtoolError(Exception):
         self.hint = hint
 
 
+def reason_of(error: Exception) -> str:
+    """Return the text of an exception; that of an OSError without its number and its file, which the caller names."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
 class UsageError(MqtoolError):
     """The command line is wrong."""
 

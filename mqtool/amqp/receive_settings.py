@@ -27,7 +27,8 @@ class Receiving(NamedTuple):
         acknowledge: False if the caller acknowledges deliveries itself, from any thread and in any order, or not at
             all.
         count: stop after this many deliveries. No more are taken from the queue.
-        idle_timeout: seconds without a delivery after which to stop; this is an error if `count` was not reached.
+        idle_timeout: seconds without a delivery after which to stop, not counting time without a connection; this is an
+            error if `count` was not reached.
         timeout: seconds in total, after which TimedOut is raised.
         buffer: a limited buffer for a slow caller (with auto_ack); None for an unlimited one. When consuming ends, the
             deliveries left in it are dropped.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from mqtool.address import parse_addresses
-from mqtool.errors import MqtoolError
+from mqtool.errors import MqtoolError, reason_of
 
 if TYPE_CHECKING:
     from mqtool.management import Management
@@ -189,7 +189,8 @@ def _read(path: Path) -> Started | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
-        raise MqtoolError(f"cannot read {path}: {error}", "remove it if mqtool has no broker running") from error
+        hint = "remove it if mqtool has no broker running"
+        raise MqtoolError(f"cannot read {path}: {reason_of(error)}", hint) from error
 
 
 def load_all() -> list[Started]:

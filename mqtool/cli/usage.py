@@ -35,6 +35,8 @@ _OTHER_OPTIONS = {
 
 #: What a short option of other tools means, in the commands that have such an option.
 _SHORT = {"-t": "--timeout"}
+#: The longest name of an option that is similar only to a word of about the same length.
+_SHORT_NAME = 3
 #: Options that are arguments of some commands.
 _LONG = {"-q": "--queue", "-e": "--exchange", "-k": "--routing-key"}
 
@@ -147,15 +149,26 @@ def _option_hint(context: Any, flag: str) -> str | None:
         return f"it is an argument: {context.get_usage().removeprefix('Usage: ')}"
     flags = [flag for each in parameters for flag in (*each.opts, *each.secondary_opts) if flag.startswith("-")]
     flags = [flag for flag in flags if flag != "--yes"]  # nobody should skip a question because of a misspelling
+    similar = _similar_option(flag.lstrip("-"), flags)
     if hasattr(context.command, "commands"):
-        return did_you_mean(flag, flags, f"options follow the command: {context.command_path} COMMAND {flag} …")
+        return similar or f"options follow the command: {context.command_path} COMMAND {flag} …"
     listing = f"'{context.command_path} --help-all' lists the options"
     if len(flag) == 2 and flag not in _OTHER_OPTIONS:  # one letter resembles too many options
         names = [word for word in sys.argv if word.startswith(flag) and len(word) > 2] if arguments else []
         if names:
             return f"if it is a name, put -- before it: {context.command_path} -- {quoted(names[0])}"
         return f"did you mean '{_SHORT[flag]}'?" if _SHORT.get(flag) in flags else listing
-    return _OTHER_OPTIONS.get(flag, did_you_mean(flag, flags, listing))
+    return _OTHER_OPTIONS.get(flag) or similar or listing
+
+
+def _similar_option(word: str, flags: list[str]) -> str | None:
+    """Suggest the option whose name is similar to a word, or begins or ends with it, as --idle-timeout with "idle"."""
+    names = [each[2:] for each in flags if each.startswith("--")]  # all of them share the dashes
+    # Two letters of a longer word make it similar to --at.
+    alike = [each for each in names if len(each) > _SHORT_NAME or abs(len(each) - len(word)) < 2]
+    partial = [each for each in names if each.startswith(f"{word}-") or each.endswith(f"-{word}")]
+    meant = partial or get_close_matches(word, alike, n=1)
+    return f"did you mean '--{meant[0]}'?" if meant else None
 
 
 def _last_word(name: str) -> str:

@@ -244,7 +244,7 @@ def _convert_queues(found: Converted) -> None:
         if any(transient({"vhost": None, **queue})):
             queue["durable"] = True
             why = "RabbitMQ 4.3.0 to 4.3.5 refuse transient queues; clients must declare it durable"
-            found.changes.append(_finding("queue", queue, "transient", "is durable", why))
+            found.changes.append(_finding("queue", queue, "transient", "becomes durable", why))
         for told in refused_arguments(queue):
             del queue["arguments"][told.partition("=")[0]]
             why = "RabbitMQ 4.3 refuses it; clients must declare the queue without it"

@@ -18,18 +18,38 @@ from mqtool.message import PROPERTIES
 from mqtool.recordings.pseudonyms import Pseudonyms
 from mqtool.spelling import did_you_mean
 
-#: Fields that are never replaced, because they control how and when a message is sent.
-_ALWAYS = frozenset(
-    {"version", "timestamp", "redelivered", "delay", "at"}
-    | {f"properties.{name}" for name in ("content_type", "content_encoding", "delivery_mode", "priority", "expiration")}
-    | {"properties.timestamp"}
+_INTEGER, _STRING = re.compile("-?[0-9]+"), re.compile('".*"', re.DOTALL)
+_REASON = re.compile('"(?:delivery_limit|expired|maxlen|rejected)"')
+_ENCODING = (
+    "aes128gcm|ascii|base64|binary|br|brotli|bzip2|compress|deflate|gzip|identity|iso-8859-[0-9]{1,2}|lz4|lzma|snappy"
+    "|us-ascii|utf-?(?:8|16|32)|windows-125[0-8]|x-gzip|xz|zip|zlib|zstd|[78]bit"
 )
-#: Fields that are kept unless --field names them: names on the broker, and x-death, which the broker sets. Publishers
-#: can set x-first-death-queue and the like, which nobody needs beside x-death.
-_USUALLY = frozenset(
-    {"exchange", "queue", "headers.x-delivery-count", "headers.x-delay", "headers.x-stream-offset"}
-    | {f"headers.x-death.{name}" for name in ("queue", "exchange", "reason", "count", "time")}
+#: The part of a content type that is kept: a publisher can write anything into other parameters.
+_MEDIA_TYPE = re.compile(
+    "(?:application|audio|font|image|message|model|multipart|text|video)/[a-z][a-z0-9!#$&^_.+-]*(?=[ \t]*(?:;|$))"
+    rf"""(?:[ \t]*;[ \t]*charset=(["']?)(?:{_ENCODING})\1(?=[ \t]*(?:;|$)))?""",
+    re.IGNORECASE,
 )
+#: Values that are never replaced, because they control how and when a message is sent. Each place is the number of
+#: brackets around a value, and its path. Only tokens that match the pattern are kept.
+_ALWAYS = {
+    **{(1, name): _STRING for name in ("timestamp", "delay", "at")},
+    (1, "version"): _INTEGER,
+    **{(2, f"properties.{name}"): _INTEGER for name in ("delivery_mode", "priority", "timestamp")},
+    (2, "properties.expiration"): re.compile('"[0-9]+"'),
+    (2, "properties.content_encoding"): re.compile(f'"(?:{_ENCODING})(?:[,:] ?(?:{_ENCODING}))*"', re.IGNORECASE),
+}
+#: Values that are kept unless --field names them: names on the broker, and what the broker writes into headers. In
+#: some versions of RabbitMQ, a publisher can write anything there, of any type. Nobody needs x-first-death-queue and
+#: the like beside x-death.
+_USUALLY = {
+    **{(1, name): _STRING for name in ("exchange", "queue")},
+    **{(2, f"headers.{name}"): _INTEGER for name in ("x-delay", "x-delivery-count", "x-stream-offset")},
+    **{(4, f"headers.x-death.{name}"): _STRING for name in ("exchange", "queue")},
+    (4, "headers.x-death.count"): _INTEGER,
+    (4, "headers.x-death.reason"): _REASON,
+    (5, "headers.x-death.time.$timestamp"): _INTEGER,
+}
 _TOP = ("exchange", "routing_key", "queue", "headers", "properties", "body", "broker")
 _TOKEN = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")(\s*:)?|[{}\[\]]|-?[0-9][0-9.eE+-]*')
 #: Keys whose values are bytes, written as Base64.
@@ -69,6 +89,7 @@ class Scrubber:
         self._pseudonyms = pseudonyms
         self._keep = frozenset(keep)
         self._only = frozenset(only)
+        self._kept = {place: shape for place, shape in _USUALLY.items() if not _is_in(place[1], self._only)} | _ALWAYS
         self._treatment: Callable[[str], _Treatment] = lru_cache(4096)(self._chosen)
         self._is_replaced: Callable[[str], bool] = lru_cache(4096)(self._chosen_for_replacement)
         self._looks_inside = self._is_replaced("body") or any(name.startswith("body.") for name in self._only)
@@ -81,13 +102,13 @@ class Scrubber:
         except UnicodeDecodeError as error:
             raise BadData(f"{place} is not UTF-8: {error}") from error
         # Routing keys of the default exchange are names of queues.
-        key = self._treatment("queue" if said.get("exchange") == "" else "routing_key")
+        key = self._treatment("routing_key")
+        if said.get("exchange") == "":
+            key = None if (1, "queue") in self._kept else self._treatment("queue")
         return ndjson.escaped(self._walked(text, "", key)).encode()
 
     def _chosen_for_replacement(self, path: str) -> bool:
-        if _is_in(path, _ALWAYS) or _is_in(path, self._keep):
-            return False
-        return _is_in(path, self._only) if self._only else not _is_in(path, _USUALLY)
+        return not _is_in(path, self._keep) and (not self._only or _is_in(path, self._only))
 
     def _chosen(self, path: str) -> _Treatment:
         """Return the function that replaces a string at this path; None keeps the string."""
@@ -97,12 +118,18 @@ class Scrubber:
             return self._base64 if self._is_replaced("body") else None
         if not self._is_replaced(path):
             return None
+        if path == "properties.content_type":
+            return self._content_type
         if path.startswith("headers.") and path.endswith(_BYTES):
             return self._base64
         # A body, a table or a header's name can also contain these keys, with any text as their value.
         if path.endswith(".$double"):
             return self._double
         return self._decimal if path.endswith(".$decimal") else self._pseudonyms.text
+
+    def _is_kept(self, depth: int, path: str, token: str) -> bool:
+        shape = self._kept.get((depth, path))
+        return shape is not None and shape.fullmatch(token) is not None
 
     def _walked(self, text: str, root: str, key: _Treatment = None) -> str:
         """Replace the values in a JSON text, whose path in the line is `root`. `key` is applied to the routing key."""
@@ -122,14 +149,14 @@ class Scrubber:
                         return token.replace(name, "$bytes")  # the replaced bytes are not a valid AMQP value
                     return token
                 treat = key if path == "routing_key" else treatment(path)
-                if treat is None:
+                if treat is None or self._is_kept(len(around), path, token):
                     return token
                 return encode_basestring(treat(_text(token)))
             if first in "{[":
                 around.append(path)
             elif first in "}]":
                 path = around.pop()
-            elif is_replaced(path):
+            elif is_replaced(path) and not self._is_kept(len(around), path, token):
                 return number(token)
             return token
 
@@ -141,6 +168,11 @@ class Scrubber:
         except (ValueError, RecursionError):
             return self._pseudonyms.text(text) if self._is_replaced("body") else text
         return self._walked(text, "body")
+
+    def _content_type(self, text: str) -> str:
+        match = _MEDIA_TYPE.match(text)
+        end = match.end() if match else 0
+        return text[:end] + self._pseudonyms.text(text[end:])
 
     def _double(self, text: str) -> str:
         return text if text in ndjson.NOT_FINITE.values() else self._pseudonyms.text(text)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from mqtool.errors import MqtoolError, UsageError
+from mqtool.errors import MqtoolError, UsageError, reason_of
 
 #: Seconds between checks of another worker's claim, and seconds to wait for SQLite's lock.
 _LOOK, _PATIENCE = 0.05, 30.0
@@ -100,7 +100,8 @@ class HandledMessages:
             self._store.execute("PRAGMA fullfsync = 1")  # macOS: the drive writes what it holds, too
             self._store.execute(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
-            raise UsageError(f"cannot use the store {path}: {error}", "--dedup-store names another file") from error
+            hint = "--dedup-store names another file"
+            raise UsageError(f"cannot use the store {path}: {reason_of(error)}", hint) from error
 
     def begin(
         self, key: MessageKey, give_up: Callable[[], bool] = lambda: False, *, returns: int = 0

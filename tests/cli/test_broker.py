@@ -219,6 +219,16 @@ def test_brokers_are_listed_and_removed(home: Shell) -> None:
     assert not [*home.directory.glob("state/mqtool/brokers/*")]
 
 
+def test_a_state_file_that_cannot_be_read_is_named(home: Shell) -> None:
+    """If the file that contains a broker's address cannot be read, `broker ls` names the file once and says why,
+    without the number of the system's error.
+    """
+    file = home.directory / "state" / "mqtool" / "brokers" / "default" / "broker.json"
+    file.mkdir(parents=True)
+    result = home.run("mqtool", "broker", "ls")
+    assert (result.code, result.stderr.splitlines()[0]) == (1, f"mqtool: cannot read {file}: Is a directory")
+
+
 def test_broker_status_says_which_broker_is_used_and_why(home: Shell) -> None:
     """`broker status` prints a line that says to which broker mqtool's commands connect, and why. `broker up` prints
     this line only if commands connect to another broker than the one that it has started, for example because AMQP_URL

@@ -352,6 +352,17 @@ def test_contexts_added_at_the_same_time_are_all_kept(home: Shell) -> None:
     assert 'use = "c1"' in config(home).read_text()
 
 
+def test_context_edit_names_an_editor_that_does_not_exist(home: Shell) -> None:
+    """If the editor does not exist, `context edit` exits with 2. The error names the editor once and says why it cannot
+    be run, without the number of the system's error.
+    """
+    edited = home.run("mqtool", "context", "edit", environment={"EDITOR": "nosucheditor"})
+    assert (edited.code, edited.stderr) == (
+        2,
+        "mqtool: cannot run the editor 'nosucheditor': No such file or directory\nhint: set EDITOR\n",
+    )
+
+
 def test_context_edit_saves_only_a_valid_file(home: Shell) -> None:
     """If the edited text is invalid, `context edit` leaves the contexts file unchanged and saves the text in another
     file. If the editor fails, the contexts file stays unchanged as well.

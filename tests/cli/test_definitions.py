@@ -337,7 +337,7 @@ def test_definitions_convert_changes_what_rabbitmq_4_3_refuses(old: Shell) -> No
     assert by_name(new["exchanges"]).keys() == {"orders"}
     assert [binding["routing_key"] for binding in new["bindings"]] == ["#.a.#"]
     for told in (
-        "queue 'events' in vhost 'shop' is durable\n",
+        "queue 'events' in vhost 'shop' becomes durable\n",
         "queue 'placed' in vhost 'shop' has lost the argument x-queue-version=1\n",
         "policy 'ha' in vhost 'shop' has only \"queue-mode\": \"default\" left, which does nothing: it hides policy",
         "policy 'ha-some' in vhost 'shop' is left out\n",

@@ -167,6 +167,21 @@ def test_help_finds_a_command_by_its_alias(lonely_shell: Shell) -> None:
     assert "'user list' and 'user ls' mean 'list users'." in lonely_shell.run("mqtool", "help", "user").stdout
 
 
+def test_the_help_of_yes_says_when_a_command_asks(lonely_shell: Shell) -> None:
+    """The help of --yes says which commands ask only in a protected context, and that `dlq redrive` asks on a terminal.
+    The help of --idle-timeout says that only the time with a connection counts.
+    """
+    commands = ("move", "delayed now", "permission clear", "definitions import", "exchange unbind", "broker fault")
+    for command, option, said in (
+        *((each, "-y, --yes", "Not needed: only a protected context asks (--confirm NAME)") for each in commands),
+        ("dlq redrive", "-y, --yes", "Do not ask on a terminal (protected context: --confirm NAME)"),
+        ("queue purge", "-y, --yes", "Do not ask (in a protected context: --confirm NAME)"),
+        ("receive", "--idle-timeout DURATION", "Stop if connected and idle this long"),
+    ):
+        text = " ".join(lonely_shell.run("mqtool", *command.split(), "--help-all").stdout.split())
+        assert f"{option} {said}" in text, command
+
+
 def test_help_can_be_piped_into_head(lonely_shell: Shell) -> None:
     """If the reader of `--help-all` exits early, as `head` does, nothing is printed on stderr."""
     result = lonely_shell.script("mqtool worker --help-all | head -n 1; echo ${PIPESTATUS[0]}")
@@ -186,6 +201,9 @@ def test_help_can_be_piped_into_head(lonely_shell: Shell) -> None:
         ("help consum", "receive"),
         ("tutorial shwo", "mqtool tutorial show"),
         ("send --qeue x", "--queue"),
+        ("receive --idle 3s", "--idle-timeout"),
+        ("receive --noack", "--auto-ack"),
+        ("context add x --ulr y", "--url"),
         ("send x --dialect pyton", "python"),
         ("broker up --kind emebdded", "embedded"),
         ("exchange declare foo tpoic", "topic"),
@@ -204,6 +222,16 @@ def test_a_mistyped_word_gets_the_nearest_name_as_a_hint(lonely_shell: Shell, ty
     assert result.code == 2
     assert f"hint: did you mean {meant!r}?" in result.stderr
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize("typed", ["send --tpye x", "send --rate 5", "send --retries 3"])
+def test_an_option_that_resembles_no_other_gets_the_list_of_options_as_a_hint(lonely_shell: Shell, typed: str) -> None:
+    """If an unknown option shares only its dashes and a few letters with the command's options, the hint suggests none
+    of them, but says how to list them.
+    """
+    result = lonely_shell.run("mqtool", *typed.split())
+    assert (result.code, result.stdout) == (2, "")
+    assert result.stderr.endswith("hint: 'mqtool send --help-all' lists the options\n")
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,25 @@ def test_send_never_replaces_a_device_or_a_pipe_with_failed_messages(shell: Shel
 
 
 @on_any_broker
+@pytest.mark.parametrize("command", ["send -l", "new-task -l", "emit-log fanout -l", "recording replay"])
+def test_failed_to_refuses_stdout_and_stderr(shell: Shell, command: str) -> None:
+    """If the FILE of --failed-to is `-`, or is the file to which the shell redirects stdout or stderr, a publishing
+    command exits with 2, and neither creates nor truncates a file.
+    """
+    for place in ("-", "/dev/stdout", "/dev/stderr", "output"):
+        (shell.directory / "output").write_text("earlier\n")
+        refused = shell.script(f"mqtool {command} --failed-to {place} < /dev/null >> output 2>&1")
+        text = (shell.directory / "output").read_text()
+        assert (refused.code, text) == (
+            2,
+            f"earlier\nmqtool: cannot write {place}: it is stdout or stderr\n"
+            "hint: --failed-to needs the name of a file, such as failed.ndjson\n",
+        )
+    assert not (shell.directory / "-").exists()
+    assert not [*shell.directory.glob("*.unfinished")]
+
+
+@on_any_broker
 def test_send_names_the_file_of_failed_messages_if_the_disk_becomes_full(shell: Shell) -> None:
     """If the disk becomes full, `send --failed-to FILE` exits with 1 and names FILE.unfinished, which contains the
     failed messages written so far.

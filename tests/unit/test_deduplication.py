@@ -339,7 +339,7 @@ def test_a_file_that_is_not_a_deduplication_store_is_a_usage_error(tmp_path: Pat
     with pytest.raises(UsageError, match=f"^cannot use the store {path}: ") as error:
         HandledMessages(path, DAY)
     assert error.value.hint == "--dedup-store names another file"
-    with pytest.raises(UsageError, match="cannot use the store"):
+    with pytest.raises(UsageError, match=f"^cannot use the store {path}/in a file: File exists$"):
         HandledMessages(path / "in a file", DAY)
 
 

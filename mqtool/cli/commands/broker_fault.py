@@ -9,7 +9,7 @@ from mqtool.cli.command_line import command
 from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
-from mqtool.cli.options import ManagedBroker, Yes
+from mqtool.cli.options import ManagedBroker, UnneededYes
 from mqtool.errors import NotFound, UsageError
 from mqtool.management import Management, path
 from mqtool.spelling import counted, pasteable
@@ -36,7 +36,7 @@ def fault(
         str, typer.Argument(metavar="FAULT", help="Fault to inject; or ls or clear", autocompletion=lambda: _FAULTS)
     ],
     broker: ManagedBroker,
-    yes: Yes = False,
+    yes: UnneededYes = False,
     arguments: Annotated[
         list[str] | None, typer.Argument(help="NAME=VALUE; for clear, the id of a fault", metavar="ARGUMENT...")
     ] = None,

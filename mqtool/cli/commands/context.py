@@ -20,7 +20,7 @@ from mqtool.cli import contexts, stopping
 from mqtool.cli.command_line import command, group
 from mqtool.cli.contexts import Context, Contexts, Effect, Protocol
 from mqtool.cli.display import layout, output
-from mqtool.errors import MqtoolError, UsageError
+from mqtool.errors import MqtoolError, UsageError, reason_of
 from mqtool.spelling import pasteable
 
 app = group("context", "Name brokers, and choose the one to use.", heading="Broker")
@@ -152,7 +152,7 @@ def edit() -> None:
             code = subprocess.run([*shlex.split(command), draft], check=False).returncode
     except (OSError, ValueError) as error:
         draft.unlink()
-        raise UsageError(f"cannot run the editor {command!r}: {error}", "set EDITOR") from error
+        raise UsageError(f"cannot run the editor {command!r}: {reason_of(error)}", "set EDITOR") from error
     if code:
         draft.unlink()
         raise MqtoolError(f"the editor {command!r} failed with exit code {code}; nothing was changed")

@@ -13,7 +13,7 @@ from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
 from mqtool.cli.display.layout import BAD, DIM, GOOD, KEY, NAME, Line, bound_by, shown
-from mqtool.cli.options import ManagedBroker, Yes
+from mqtool.cli.options import ManagedBroker, UnneededYes
 from mqtool.cli.pipe.source import text_of
 from mqtool.cli.values import parsed
 from mqtool.errors import AccessRefused, DeclaredDifferently, NotFound, SomeFailed, UsageError
@@ -83,7 +83,7 @@ def diff(file: DefinitionsFile, broker: ManagedBroker, as_json: AsJson = False) 
 def import_definitions(
     file: DefinitionsFile,
     broker: ManagedBroker,
-    yes: Yes = False,
+    yes: UnneededYes = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, but change nothing")] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -18,7 +18,7 @@ from mqtool.cli.completion import names_of
 from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
-from mqtool.cli.options import ManagedBroker, Yes
+from mqtool.cli.options import ManagedBroker, UnneededYes, Yes
 from mqtool.cli.options.receiving_options import WhereOption
 from mqtool.duration import compact_duration
 from mqtool.errors import MqtoolError, NotConfirmed, SomeFailed, UsageError
@@ -157,7 +157,7 @@ def cancel(broker: ManagedBroker, yes: Yes = False, ids: Ids = None, where: Wher
 
 
 @command(app, "mqtool delayed now 5f0c…", "mqtool delayed now --where 'routing_key=jobs'", effect=Effect.CHANGES)
-def now(broker: ManagedBroker, yes: Yes = False, ids: Ids = None, where: WhereOption = None) -> None:
+def now(broker: ManagedBroker, yes: UnneededYes = False, ids: Ids = None, where: WhereOption = None) -> None:
     """Deliver waiting messages now.
 
     Each message is removed from its wait queue once the broker has confirmed it at its destination. If the command is

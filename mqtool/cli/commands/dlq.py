@@ -225,7 +225,9 @@ def redrive(
     queue: QueueArgument,
     which: Which,
     broker: ManagedBroker,
-    yes: Yes = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask on a terminal (protected context: --confirm NAME)")
+    ] = False,
     to: Annotated[
         str | None,
         typer.Option(
@@ -240,6 +242,8 @@ def redrive(
     The headers of a dead letter name the queue that it came from, but any publisher can set such headers. Therefore, a
     dead letter is moved only if it was published with that queue's dead-letter exchange and routing key, or to
     QUEUE.dlq through the default exchange.
+
+    On a terminal, asks before it moves all dead letters, but not if options select some of them.
 
     Each dead letter is removed once the broker has confirmed it in the destination queue. If the command is killed, no
     message is lost, but up to 100 may be in both queues. Run the command again to continue.

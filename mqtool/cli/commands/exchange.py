@@ -14,7 +14,7 @@ from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import BrokerOptions, ExchangeOptions
-from mqtool.cli.options.broker_options import IfExists, Yes
+from mqtool.cli.options.broker_options import IfExists, UnneededYes, Yes
 from mqtool.cli.values import argument_option, header_option
 from mqtool.errors import BadData, MqtoolError, UnknownExchangeType, UsageError
 from mqtool.spelling import nearest, pasteable
@@ -141,7 +141,7 @@ def bind(bindings: Bindings, broker: BrokerOptions) -> None:
 
 
 @command(app, "mqtool exchange unbind topic_logs audit 'kern.*'", effect=Effect.CHANGES, meant_by=("unbind",))
-def unbind(bindings: Bindings, broker: BrokerOptions, yes: Yes = False) -> None:
+def unbind(bindings: Bindings, broker: BrokerOptions, yes: UnneededYes = False) -> None:
     """Remove the bindings with these keys and arguments, if any."""
     access = access_to(broker)
     with access.channel() as channel:

@@ -17,7 +17,7 @@ from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.display.progress import Progress
 from mqtool.cli.invocation import current
-from mqtool.cli.options import RATE, ConfirmTimeout, ManagedBroker, Yes
+from mqtool.cli.options import RATE, ConfirmTimeout, ManagedBroker, UnneededYes
 from mqtool.cli.options.broker_options import DestinationOptions, ShownVerbose
 from mqtool.cli.options.receiving_options import WhereWaiting
 from mqtool.cli.pipe.existence import require
@@ -48,7 +48,7 @@ def move(
     ],
     destination: DestinationOptions,
     broker: ManagedBroker,
-    yes: Yes = False,
+    yes: UnneededYes = False,
     where: WhereWaiting = None,
     count: Annotated[
         int | None, typer.Option("--count", "-c", "-n", min=1, help="Move up to N messages", metavar="N")

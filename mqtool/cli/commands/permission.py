@@ -10,7 +10,7 @@ from mqtool.cli.commands.user import UserName, found_view, user_view
 from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
-from mqtool.cli.options import ManagedBroker, Yes
+from mqtool.cli.options import ManagedBroker, UnneededYes
 from mqtool.cli.options.broker_options import IfExists
 from mqtool.errors import NotFound, UsageError
 from mqtool.management import path
@@ -56,7 +56,9 @@ def set_permission(
 @command(
     app, "mqtool permission clear ann", "mqtool permission clear ann --if-exists", effect=Effect.CHANGES, name="clear"
 )
-def clear_permission(name: UserName, broker: ManagedBroker, yes: Yes = False, if_exists: IfExists = False) -> None:
+def clear_permission(
+    name: UserName, broker: ManagedBroker, yes: UnneededYes = False, if_exists: IfExists = False
+) -> None:
     """Remove a user's permissions in a virtual host."""
     access = access_to(broker)
     api, vhost = access.management(), access.vhost

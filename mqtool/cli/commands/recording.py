@@ -330,8 +330,8 @@ def scrub(
 
     Replaces routing keys, header values, ids and bodies: letters with letters, and digits with digits. Replacements are
     consistent: equal words stay equal. Keeps exchanges, queues, times, content types, header names, JSON keys, and the
-    JSON values true, false and null. Also keeps headers that RabbitMQ sets, such as x-death, except for the routing
-    keys in x-death.
+    JSON values true, false and null. In headers that RabbitMQ sets, such as x-death, keeps only values that RabbitMQ
+    would write there: numbers, times, reasons, and names of queues and exchanges.
     """
     if file is None and output.is_terminal(STDIN):
         raise UsageError("no recording to scrub", "name a file, or pipe one in")

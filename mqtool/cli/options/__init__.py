@@ -3,7 +3,15 @@
 Import the options for receiving from `receiving_options`, so that `mqtool send` does not have to load them.
 """
 
-from mqtool.cli.options.broker_options import BrokerOptions, ContextName, ManagedBroker, TutorialBroker, Url, Yes
+from mqtool.cli.options.broker_options import (
+    BrokerOptions,
+    ContextName,
+    ManagedBroker,
+    TutorialBroker,
+    UnneededYes,
+    Url,
+    Yes,
+)
 from mqtool.cli.options.message_options import RATE, ConfirmTimeout, DelayOptions, MessageOptions, Publishing
 from mqtool.cli.options.queue_options import (
     ExchangeOptions,

@@ -300,8 +300,11 @@ class FailedMessages:
         self._target = Path(os.path.realpath(path))
         self._unfinished = self._target.with_name(self._target.name + ".unfinished")
         self._is_broken = False
-        if self._target.exists() and not self._target.is_file():  # it would be replaced, which a device must not be
-            raise UsageError(f"cannot write {path}: it is not a regular file", "--failed-to needs the name of a file")
+        hint = "--failed-to needs the name of a file, such as failed.ndjson"
+        if path.exists() and not path.is_file():  # it would be replaced, which a device must not be
+            raise UsageError(f"cannot write {path}: it is not a regular file", hint)
+        if str(path) == "-" or _is_same(1, path) or _is_same(2, path):  # 'send --file=-' would read stdin
+            raise UsageError(f"cannot write {path}: it is stdout or stderr", hint)
         if any(_is_same(each, self._unfinished) for each in (0, source)):
             raise UsageError(f"{self._unfinished} is also the input", f"rename it, or name another file than {path}")
         try:
