@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, overload, 
 from pika import spec
 from pika.channel import Channel as PikaChannel
 
-from mqtool.errors import NotFound, UsageError
+from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, NotFound, UsageError
 from mqtool.message import Delivery
 from mqtool.topology import Binding, Exchange, Queue
 
@@ -125,6 +125,26 @@ def exists(channel: Asks, thing: Exchange | Queue) -> bool:
     except NotFound:
         return False
     return True
+
+
+def have_same_queues(one: Asks, other: Asks) -> bool | None:
+    """True if two channels are on the same broker and virtual host, whatever their addresses; None if not known.
+
+    Declares a queue on the first channel for a moment. Because it is exclusive, the other channel gets an error if it
+    can see it.
+    """
+    try:
+        name = one.ask(declare_request(Queue("", exclusive=True))).method.queue
+    except MqtoolError:  # the user may not declare queues, or there are as many as the broker allows
+        return None
+    try:
+        return exists(other, Queue(name))
+    except DeclaredDifferently:
+        return True
+    except AccessRefused:
+        return None
+    finally:
+        delete_queue(one, name)
 
 
 def expect(channel: Asks, thing: Exchange | Queue) -> None:

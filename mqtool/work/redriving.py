@@ -9,14 +9,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mqtool import management
-from mqtool.amqp import Channel, pika_errors
-from mqtool.codecs.field_tables import largest_payload
+from mqtool.amqp import Channel
 from mqtool.errors import MqtoolError, NotFound, Unavailable
 from mqtool.management import Management, path
 from mqtool.message import Delivery, Message
 from mqtool.work import history
 from mqtool.work.retry_or_dead_letter import dead_letter_queue
-from mqtool.work.transfer import NotMoved, QueueTransfer, Until, name_of, redriven, size_of_headers
+from mqtool.work.transfer import NotMoved, QueueTransfer, Until, name_of, redriven, stays
 
 LetterChoice = Callable[[Delivery], bool]
 
@@ -139,7 +138,6 @@ def redrive(
             remaining ones stay in the dead-letter queue.
     """
     closed = set()  # queues that did not accept a message
-    largest = largest_payload(channel.connection.frame_max)
 
     def message_for(delivery: Delivery) -> Message | None:
         if not chosen(delivery):
@@ -153,9 +151,8 @@ def redrive(
             left(f"{name_of(delivery)} was in {target!r}, too")
             return None
         message = redriven(delivery, target)
-        size = size_of_headers(message)
-        if size > largest:
-            left(f"{name_of(delivery)} stays in {source!r}: {pika_errors.headers_too_large(size, largest)}")
+        if why := stays(delivery, message, channel.connection.frame_max):
+            left(why)
             return None
         return message
 

@@ -14,11 +14,11 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
 
-from mqtool.amqp import Channel, Receiving, administration
+from mqtool.amqp import Channel, Receiving, administration, pika_errors
 from mqtool.amqp.consumer import Consumer
 from mqtool.channels import AmqpChannel
 from mqtool.codecs.field_tables import header_size, largest_payload
-from mqtool.errors import HeadersTooLarge, NotConfirmed, Unavailable
+from mqtool.errors import NotConfirmed, Unavailable
 from mqtool.message import PERSISTENT, Confirmation, Delivery, Message, Receipt
 from mqtool.topology import Queue
 from mqtool.work import history
@@ -140,6 +140,14 @@ def size_of_headers(message: Message) -> int:
     return header_size({**message.properties, "message_id": message.message_id})
 
 
+def stays(delivery: Delivery, message: Message, frame_max: int) -> str | None:
+    """Explain why a delivery stays in its queue if the message that replaces it does not fit; None if it fits."""
+    if fits(message, frame_max):
+        return None
+    why = pika_errors.headers_too_large(size_of_headers(message), largest_payload(frame_max))
+    return f"{name_of(delivery)} stays in {delivery.queue!r}: {why}"
+
+
 def _moved(delivery: Delivery, headers: Mapping[str, Any], to: str) -> Message:
     # The message must not expire in the other queue, and must survive a restart. The broker rejects another user's id.
     properties = _without(delivery.properties, {"message_id", "expiration", "user_id"})
@@ -183,7 +191,7 @@ class QueueTransfer:
         until: when to end.
         goes_on: called with the error and the message if the broker did not accept it; returns True to continue.
         per_second: the maximum rate, in messages per second.
-        chooses: False if message_for never returns None.
+        chooses: False if message_for returns None only for a message that cannot be moved.
     """
 
     def __init__(
@@ -206,17 +214,17 @@ class QueueTransfer:
         self._until = until
         self._goes_on = goes_on
         self._interval = 0.0 if per_second is None else 1 / per_second
-        self._chooses = chooses
         self._was_requeued = False  # True if the latest delivery was redelivered
         self._refusal: NotMoved | None = None
         self._on_their_way: dict[int, Delivery] = {}  # by Receipt.sequence: receipts may be out of order
         self._confirmed: list[Delivery] = []
         self._batches: list[Delivery] = []  # the last message of each full batch of held messages
         self._held = 0  # messages not chosen or not accepted
-        self._full = 0  # consumers whose prefetch is used up by held messages
+        self._held_before = 0  # by earlier consumers
         self._last_held: Delivery | None = None
         # If every message is moved, limit the consumer, so that the broker delivers no more than that.
-        self._consumer = self._consume(None if chooses else until.moved)
+        self._is_limited = until.moved is not None and not chooses
+        self._consumer = self._consume(until.moved if self._is_limited else None)
 
     def __iter__(self) -> Iterator[Delivery]:
         """Move the messages.
@@ -224,7 +232,6 @@ class QueueTransfer:
         Raises:
             NotMoved: the broker did not accept a message, and goes_on() returned False. Every message
                 published after it was either confirmed or left in the queue.
-            HeadersTooLarge: a message cannot be published; its error names it. All messages before it are moved.
             MqtoolError: a connection was lost, or the queue was deleted.
         """
         try:
@@ -235,11 +242,6 @@ class QueueTransfer:
                     yield delivery
                 else:
                     self._refused(delivery, receipt)
-        except HeadersTooLarge as error:
-            raise HeadersTooLarge(
-                f"{name_of(next(reversed(self._on_their_way.values())))} stays in {self._queue!r}: {error}",
-                "take it out with 'mqtool receive', or leave it there with --where",
-            ) from error
         finally:
             self._settle()
             self._source.closing()  # sends the pending acknowledgements, before the rest is requeued
@@ -255,7 +257,7 @@ class QueueTransfer:
         yield from self._chosen(arriving)
         # A quorum queue delivers requeued messages first, and adds newly requeued ones behind them. To keep the order,
         # receive all messages that were requeued earlier.
-        if self._was_requeued and (self._chooses or self._refusal is not None):
+        if self._was_requeued and (self._held or not self._is_limited):
             self._until = Until()
             for delivery in arriving:
                 if delivery is None:
@@ -305,13 +307,18 @@ class QueueTransfer:
                 last = time.monotonic()
             elif self._on_their_way:
                 yield None
-            elif self._held == (self._full + 1) * AT_ONCE:
-                self._full += 1
-                self._consumer.give_back(())  # held messages use up its prefetch, so the broker sends no more
-                self._consumer = self._consume()
-                deliveries = self._consumer.deliveries()
+            elif self._is_used_up():
+                self._consumer.give_back(())
+                if not self._consumer.arrives(0):
+                    self._consumer, self._is_limited, self._held_before = self._consume(), False, self._held
+                    deliveries = self._consumer.deliveries()
             elif self._is_over(time.monotonic() - last):
                 return
+
+    def _is_used_up(self) -> bool:
+        """True if held messages use up the consumer's prefetch, or part of its limit: the broker may send no more."""
+        held = self._held - self._held_before
+        return held == AT_ONCE or (held > 0 and self._is_limited)
 
     def _is_over(self, silence: float) -> bool:
         """Wait briefly for a delivery, after `silence` seconds without one; return True if the transfer is over.

@@ -915,6 +915,7 @@ def test_queue_convert_converts_several_queues_and_changes_arguments(managed: Sh
     planned = convert_queues(*chosen, "--dry-run", code=3)
     assert "nothing was changed: --dry-run" in planned
     assert "'brief' cannot be converted: it is auto-delete" in planned
+    assert ("jobs: classic -> quorum" in planned, "brief: classic" in planned) == (True, False)
     assert [view(name)[0] for name in ("jobs", "mails", "brief")] == ["classic"] * 3
     # The messages were published just now, so the API may show a rate.
     convert_queues(*chosen, "--yes", "--force", code=3)
@@ -929,7 +930,9 @@ def test_queue_convert_converts_several_queues_and_changes_arguments(managed: Sh
 
 @on_any_broker
 def test_queues_that_cannot_be_converted_are_named_before_any_change(managed: Shell, broker: TestBroker) -> None:
-    """If a queue cannot be converted, `queue convert` names it with the reason, exits with 2, and changes nothing."""
+    """If a queue cannot be converted, `queue convert` names it with the reason, exits with 2, and changes nothing. The
+    command prints no plan, not even for other queues.
+    """
     for name, words in (
         ("done", ("--queue-type", "quorum")),
         ("old", ("--queue-type", "classic", "--argument", "x-max-priority:=5")),
@@ -960,6 +963,9 @@ def test_queues_that_cannot_be_converted_are_named_before_any_change(managed: Sh
             refused = managed.run("mqtool", "queue", "convert", name, "--to", to, "--yes")
             assert (refused.code, said in refused.stderr) == (2, True), refused.stderr
             assert "nothing was changed" in refused.stderr
+            assert "bindings" not in refused.stderr
+    both = managed.run("mqtool", "queue", "convert", "done", "used", "--to", "quorum", "--yes")
+    assert (both.code, "bindings" in both.stderr) == (2, False), both.stderr
     refused = managed.run("mqtool", "queue", "convert", "old", "--to", "classic", "-a", "x-max-length=abc", "--yes")
     assert (refused.code, "invalid arg 'x-max-length' for queue 'old'" in refused.stderr) == (2, True), refused.stderr
     assert "(see --to and --argument)\n" in refused.stderr

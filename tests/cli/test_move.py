@@ -2,10 +2,13 @@
 
 import shlex
 import signal
+import socket
 import time
+import uuid
 from collections.abc import Iterator
+from ipaddress import ip_address
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import pytest
 
@@ -116,8 +119,9 @@ def test_move_where_with_a_count_keeps_the_order_of_the_other_messages(
     fill(broker, source, numbered(450), Queue("b", durable=True))
     assert shell.run("mqtool", "move", "a", "--to", "b", "--where", "size=0").stderr.startswith("0 moved")
 
-    assert shell.run("mqtool", "move", "a", "--to", "b", "--where", "body='150'", "-c", "1").code == 0
+    moved = shell.run("mqtool", "move", "a", "--to", "b", "--where", "body='150'", "-c", "1")
 
+    assert (moved.code, moved.stderr) == (0, "1 moved from a to b; stopped after looking at 151 messages\n")
     assert bodies(taken(broker, "a", 449)) == [number for number in range(450) if number != 150]
 
 
@@ -223,6 +227,59 @@ def test_move_checks_the_target_queue_before_it_consumes(shell: Shell, broker: T
     assert not taken(broker, "a")[0].redelivered
 
 
+def same_at_another_address(broker: TestBroker) -> str:
+    """The URL of a broker, with its IP address written as one number, without the user's name."""
+    parts = urlsplit(broker.url)
+    host = int(ip_address(socket.gethostbyname(parts.hostname or "localhost")))
+    return f"{host}:{parts.port or 5672}{parts.path}"
+
+
+def test_move_notices_the_same_queue_at_another_address(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
+    """If --to-url names the source's broker by another name of its host, and --to the same queue, `move` exits with 2
+    and moves nothing. It leaves no queue behind.
+    """
+    fill(broker, Queue("a"), numbered(3))
+    same = shell.run("mqtool", "move", "a", "--to", "a", "--to-url", f"amqp://{same_at_another_address(broker)}")
+    assert (same.code, same.stderr.splitlines()[0]) == (2, "mqtool: --to names the same queue, 'a'")
+    queues: Any = broker.api("GET", f"queues/{broker.vhost}")
+    assert [queue["name"] for queue in queues] == ["a"]
+    assert [delivery.redelivered for delivery in taken(broker, "a")] == [False] * 3
+    fill(other, Queue("a"), numbered(1))
+    fill(broker, Queue("a"), numbered(1))
+    assert shell.run("mqtool", "move", "a", "--to", "a", "--to-url", other.url).code == 0
+    assert depth(other, "a") == 2
+
+
+def test_a_move_by_a_user_who_may_not_declare_queues_ends(shell: Shell, broker: TestBroker) -> None:
+    """If the user may not declare queues, `move` cannot find out whether the queue of the same name at another address
+    is the same queue. `move` then moves each message only once, and ends.
+    """
+    user = f"mover-{uuid.uuid4().hex[:8]}"
+    fill(broker, Queue("a"), numbered(300))
+    broker.api("PUT", f"users/{user}", {"password": "secret", "tags": ""})
+    try:
+        broker.api("PUT", f"permissions/{broker.vhost}/{user}", {"configure": "", "write": ".*", "read": ".*"})
+        login, here = f"amqp://{user}:secret@", urlsplit(broker.url)
+        to = ("--to", "a", "--to-url", login + same_at_another_address(broker))
+        moved = shell.run("mqtool", "move", "a", *to, "--url", f"{login}{here.hostname}:{here.port}{here.path}")
+        assert (moved.code, moved.stderr.startswith("300 moved from a to a at ")) == (0, True), moved.stderr
+    finally:
+        broker.api("DELETE", f"users/{user}")
+    assert bodies(taken(broker, "a", 300)) == [*range(300)]
+
+
+@on_any_broker
+def test_a_move_that_is_stopped_says_how_many_messages_it_has_looked_at(shell: Shell, broker: TestBroker) -> None:
+    """After Ctrl-C, `move --where` says how many messages it has moved and how many it has looked at. It cannot say how
+    many are left in the queue.
+    """
+    fill(broker, Queue("a"), numbered(4), Queue("b"))
+    waiting = shell.start("mqtool", "move", "a", "--to", "b", "--where", "body='3'", "--idle-timeout", "1h", "-v")
+    ended = waiting.wait_for_stderr("Moved").interrupt().wait()
+    assert ended.code == 130
+    assert ended.stderr.splitlines()[-1] == "1 moved from a to b; stopped after looking at 4 messages"
+
+
 @on_any_broker
 def test_move_waits_for_more_messages_with_idle_timeout(shell: Shell, broker: TestBroker) -> None:
     """`move --idle-timeout DURATION` also moves messages that arrive while it runs, and ends once none has arrived for
@@ -315,10 +372,10 @@ def test_a_forged_origin_in_a_full_frame_does_not_stop_move(shell: Shell, broker
     assert found[1].headers == {"padding": forged["padding"]}
 
 
-def test_move_names_the_message_that_no_client_can_publish(shell: Shell, broker: TestBroker) -> None:
+def test_move_skips_a_message_that_no_client_can_publish(shell: Shell, broker: TestBroker) -> None:
     """If the broker has added headers to a dead letter whose headers filled a frame, no client can publish this dead
-    letter again. `move` moves the messages before it, names the dead letter, says how to continue, and exits with 65.
-    `move --where` can then move all other messages.
+    letter again. `move` names the dead letter, leaves it in the queue, moves all other messages, and exits with 3. The
+    hint is a command that takes the dead letter out of the queue.
     """
     to_a = {"x-message-ttl": 0, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "a"}
     fill(broker, Queue("a"), [Message(b"0")], Queue("b"), Queue("source", arguments=to_a))
@@ -327,11 +384,16 @@ def test_move_names_the_message_that_no_client_can_publish(shell: Shell, broker:
         assert len(list(connection.channel().publish([Message(b"x", "source", "", full, "m-full")]))) == 1
         wait_until(lambda: depth(broker, "a") == 2, "the dead letter")
         assert len(list(connection.channel().publish([Message(b"1", "a", "")]))) == 1
-    stopped = shell.run("mqtool", "move", "a", "--to", "b")
-    assert stopped.code == 65
-    assert "1 moved from a to b" in stopped.stderr
-    assert "message m-full stays in 'a': the headers and properties are 131," in stopped.stderr
-    assert "--where" in stopped.stderr
-    assert shell.run("mqtool", "move", "a", "--to", "b", "--where", "not message_id = m-full").code == 0
+    chosen = ("--where", "not message_id = none")
+    for counts, more in (("2 moved from a to b, 1 left", ()), ("0 moved from a to b, 1 left", chosen)):
+        moved = shell.run("mqtool", "move", "a", "--to", "b", *more)
+        assert moved.code == 3
+        warning, told, error, hint = moved.stderr.splitlines()
+        assert warning.startswith("warning: message m-full stays in 'a': the headers and properties are 131,")
+        assert (told, error) == (counts, "mqtool: 1 message could not be moved and is still in a")
+        wait_until(lambda: depth(broker, "a") == 1, "the dead letter")
+        if more:
+            fill(broker, Queue("a"), numbered(1))
+            assert shell.run(*shlex.split(hint.partition(": ")[2].partition(": ")[2])).stdout.count("m-full") == 1
     assert bodies(taken(broker, "b", 2)) == [0, 1]
-    assert [each.message_id for each in taken(broker, "a", 1)] == ["m-full"]
+    assert bodies(taken(broker, "a", 1)) == [0]

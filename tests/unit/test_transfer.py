@@ -192,6 +192,32 @@ def test_messages_that_are_not_chosen_stay_in_order(
     assert drained(amqp_vhost, connect(), "from", len(left)) == left
 
 
+@pytest.mark.parametrize(("kind", "count"), [("classic", None), ("classic", 2), ("classic", 150), ("quorum", None)])
+def test_messages_that_cannot_be_moved_do_not_block_those_behind_them(
+    amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel], kind: str, count: int | None
+) -> None:
+    """If some messages cannot be moved, even hundreds at the head of the queue, a command such as `move` moves the
+    others, or as many of them as it is to move. All that it does not move stay in the queue in their order.
+    """
+    channel.declare(Queue("from", durable=True, arguments={"x-queue-type": kind}))
+    channel.declare(Queue("to", durable=True))
+    list(channel.publish((Message(b"%d" % number) for number in range(600)), routing_key="from"))
+    left, possible = [*range(600)], [number for number in range(220, 600) if number % 9]
+
+    def message_for(delivery: Delivery) -> Message | None:
+        return redriven(delivery, "to") if int(delivery.body) in possible else None
+
+    for _ in range(2):  # the second time, the messages were requeued before
+        source = connect()
+        moving = QueueTransfer(source, connect(), "from", message_for, until=Until(moved=count), chooses=False)
+        moved = [int(delivery.body) for delivery in moving]
+        source.close()
+        assert moved == [number for number in left if number in possible][:count]
+        left = [number for number in left if number not in moved]
+        amqp_vhost.wait_for(lambda left=left: channel.depth_of("from") == len(left))  # type: ignore[misc]
+    assert drained(amqp_vhost, connect(), "from", len(left)) == left
+
+
 def test_a_move_ends_with_an_error_if_the_target_queue_rejects_a_message(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
@@ -498,6 +524,26 @@ class Source:
         channel = cast(Channel, self)
         moving = QueueTransfer(channel, channel, "from", message_for, until=until, **options)
         return [delivery.delivery_tag for delivery in moving]
+
+
+def test_a_message_in_transit_is_handled_before_a_consumer_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a command such as `move` replaces its consumer, because a message cannot be moved, it first handles the
+    messages that the broker had already sent to this consumer.
+    """
+    unhandled = list[int]()
+
+    class Busy(Source):
+        def consumer(self, queue: Queue, receiving: Receiving) -> Source:
+            unhandled.append(len(self.left))
+            return super().consumer(queue, receiving)
+
+        def give_back(self, through: Iterable[Delivery]) -> None:
+            self.now = 0.5  # until then, the second message was in transit
+            super().give_back(through)
+
+    source = Busy(monkeypatch, 0.0, 0.5)
+    assert source.moves(Until(moved=2), keeps=True, chooses=False) == []
+    assert unhandled == [2, 0]
 
 
 def test_waiting_for_requeued_messages_ends_when_they_are_ready_or_after_a_time(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mqtool.amqp import Channel
+from mqtool.amqp import Channel, administration
 from mqtool.cli import stopping
 from mqtool.cli.access import HINT_PATIENCE, Access
 from mqtool.cli.broker_access import access_to, access_to_destination
@@ -25,12 +25,15 @@ from mqtool.cli.values import DURATION
 from mqtool.errors import NotConfirmed, SomeFailed, Unavailable, UsageError
 from mqtool.management import Management
 from mqtool.message import CONFIRM_TIMEOUT, Delivery, Message
-from mqtool.spelling import pasteable, quoted
+from mqtool.spelling import counted, pasteable, quoted
 from mqtool.where import of_delivery
 from mqtool.work import peeking
-from mqtool.work.transfer import AT_ONCE, NotMoved, QueueTransfer, Until, elsewhere, name_of, wait_for
+from mqtool.work.transfer import AT_ONCE, NotMoved, QueueTransfer, Until, elsewhere, name_of, stays, wait_for
 
 app = typer.Typer()
+
+#: If more messages than this cannot be moved, the reason is printed only for the first ones.
+_SHOWN = 10
 
 
 @command(
@@ -69,30 +72,51 @@ def move(
     """
     access = access_to(broker, reconnects=False)
     other = access_to_destination(destination, access)
+    same_queue = UsageError(f"--to names the same queue, {queue!r}", "move to another queue, or use --to-url")
     if other is None and destination.to == queue:
-        raise UsageError(f"--to names the same queue, {queue!r}", "move to another queue, or use --to-url")
+        raise same_queue
     with access.channel(confirm_timeout=confirm_timeout) as source, _target(other, source, confirm_timeout) as target:
         require(queue, source, access)
         there = source.depth_of(queue)
         require(destination.to, target, other or access, f"nothing was moved; {_how_to_declare(destination, other)}")
+        is_same = destination.to == queue and administration.have_same_queues(source, target)
+        if is_same:
+            raise same_queue
         what = f"move {f'up to {count:,}' if count else 'the'} messages of {queue} to {destination.to}"
         protected = [each for each in (access, other) if each is not None and each.protected]
         for each in protected or [access]:
             ask(what, each, yes=yes, is_safe=True)
-        user = (other or access).user
+        user, skipped = (other or access).user, 0
         if where is not None:
             _check_limit(access, source, queue)
 
         def message_for(delivery: Delivery) -> Message | None:
+            nonlocal skipped
             if where is not None and not where.matches(of_delivery(delivery)):
                 return None
-            return elsewhere(delivery, destination.to, user, target.connection.frame_max)
+            frame_max = target.connection.frame_max
+            message = elsewhere(delivery, destination.to, user, frame_max)
+            if why := stays(delivery, message, frame_max):
+                skipped += 1
+                if skipped <= _SHOWN:
+                    output.warning(why)
+                return None
+            return message
 
-        until = Until(moved=count, idle=idle_timeout)
+        # If the queue may be the same, and its messages come back to it, end when all have been seen.
+        until = Until(moved=count, seen=there if is_same is None else None, idle=idle_timeout)
         transfer = QueueTransfer(
             source, target, queue, message_for, until=until, per_second=rate, chooses=where is not None
         )
-        _show(transfer, min(there, count or there), f"from {queue} to {destination.to}", other)
+        _show(transfer, there, count, f"from {queue} to {destination.to}", other)
+        if skipped:
+            # They are now the first ones in the queue or, with --where, the first ones that match.
+            chosen = "" if where is None else f" --where {quoted(where.text)}"
+            raise SomeFailed(
+                f"{counted(skipped)} could not be moved and {'is' if skipped == 1 else 'are'} still in {queue}",
+                f"to take {'it' if skipped == 1 else 'them'} out: "
+                + pasteable(f"receive --json -c {skipped}{chosen} --queue=", queue),
+            )
 
 
 def _how_to_declare(destination: DestinationOptions, other: Access | None) -> str:
@@ -126,14 +150,15 @@ def _check_limit(access: Access, source: Channel, queue: str) -> None:
         wait_for(source, queue, ready)  # otherwise the next message would be delivered before the first one
 
 
-def _show(transfer: QueueTransfer, expected: int, between: str, other: Access | None) -> None:
-    moved = 0
+def _show(transfer: QueueTransfer, there: int, count: int | None, between: str, other: Access | None) -> None:
+    moved, expected, has_seen_all = 0, min(there, count or there), False
     progress = Progress("moved", fraction=lambda: min(1.0, (moved + transfer.kept) / max(1, expected)))
     try:
         for delivery in progress.of(transfer):
             moved += 1
             if current().verbose:
                 output.status(f" [x] Moved {name_of(delivery)}")
+        has_seen_all = moved != count and stopping.requested() is None
     except NotMoved as error:
         if moved:
             raise SomeFailed(str(error), error.hint) from error
@@ -144,6 +169,9 @@ def _show(transfer: QueueTransfer, expected: int, between: str, other: Access | 
         raise
     finally:
         progress.stop()
-        left = f", {transfer.kept:,} left" if transfer.kept else ""
+        left = ""
+        if transfer.kept:
+            seen = f"; stopped after looking at {counted(moved + transfer.kept)}"
+            left = f", {transfer.kept:,} left" if has_seen_all else seen
         output.status(f"{moved:,} moved {between}{f' at {other.address}' if other else ''}{left}")
     stopping.exit_if_requested()

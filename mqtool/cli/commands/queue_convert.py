@@ -100,9 +100,10 @@ def convert(
     found = [conversion_plan.prospect(api, access.vhost, name, to, changes) for name in names]
     _add_refusals_of_broker(access, [each for each in found if not _refusals(each, force=force)])
     possible = [each for each in found if not _refusals(each, force=force)]
+    is_refused = len(possible) < len(found) and where is None
     for each in found:
-        _show(each, force=force, as_json=as_json and dry_run)
-    if len(possible) < len(found) and where is None:
+        _show(each, force=force, as_json=as_json and dry_run, with_plan=each in possible and not is_refused)
+    if is_refused:
         raise UsageError(f"{counted(len(found) - len(possible), 'queue')} cannot be converted", "nothing was changed")
     if dry_run:
         output.status("nothing was changed: --dry-run")
@@ -149,18 +150,20 @@ def _refusals(found: Prospect, *, force: bool) -> list[conversion_plan.Refusal]:
     return [each for each in found.refusals if each.is_final or not force]
 
 
-def _show(found: Prospect, *, force: bool, as_json: bool) -> None:
+def _show(found: Prospect, *, force: bool, as_json: bool, with_plan: bool) -> None:
     plan, refusals = found.plan, _refusals(found, force=force)
     if as_json:
         output.show_json(_as_json(found, refusals))
+        return
+    for refusal in refusals:
+        output.warning(f"{plan.queue!r} cannot be converted: {refusal.what} ({refusal.hint})")
+    if not with_plan:
         return
     sources = sorted({each["source"] for each in found.bindings})
     bound = f"{counted(len(found.bindings), 'binding')} from {', '.join(sources)}" if sources else "no bindings"
     output.status(f"{plan.queue}: {_named(plan.source)} -> {_named(plan.target)}; {counted(found.messages)}, {bound}")
     for remark in found.remarks:
         output.status(f"  {remark}")
-    for refusal in refusals:
-        output.warning(f"{plan.queue!r} cannot be converted: {refusal.what} ({refusal.hint})")
 
 
 def _as_json(found: Prospect, refusals: Sequence[conversion_plan.Refusal]) -> Json:
