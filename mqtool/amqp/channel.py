@@ -253,6 +253,17 @@ class Channel(ChannelListener):
         """Acknowledge deliveries, in one write. Safe to repeat, and to call from any thread."""
         self._acks.add(_settled(deliveries, tuple(self._consumers)))
 
+    def reject(self, delivery: Delivery) -> None:
+        """Reject a delivery: the broker dead-letters it, or drops it if its queue has no dead-letter exchange."""
+        tag = delivery.delivery_tag
+
+        def reject(pika: PikaChannel) -> None:
+            [*self._current_tags().acknowledge([tag])]  # so that later deliveries can share an acknowledgement
+            pika.basic_reject(tag, requeue=False)
+
+        for each in _settled([delivery], tuple(self._consumers)):
+            self.reopening.requests.send(each.epoch, reject)
+
     def answer(self, delivery: Delivery, reply: Message) -> None:
         """Publish the reply to a delivery, then acknowledge the delivery, in one write.
 
@@ -313,11 +324,14 @@ class Channel(ChannelListener):
     def _acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         acks: Iterable[tuple[int, bool]] = ()
         if tags := [delivery.delivery_tag for delivery in deliveries if self.is_current(delivery)]:
-            if self._tags_of != self._epoch:
-                self._tags, self._tags_of = AcknowledgedTags(), self._epoch
-            acks = self._tags.acknowledge(tags)
+            acks = self._current_tags().acknowledge(tags)
             self.reopening.progress()
         self._publisher.acknowledge(acks)
+
+    def _current_tags(self) -> AcknowledgedTags:
+        if self._tags_of != self._epoch:
+            self._tags, self._tags_of = AcknowledgedTags(), self._epoch
+        return self._tags
 
     def _forget(self, consumer: "Consumer") -> None:
         self.reopening.forget(consumer)
