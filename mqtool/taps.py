@@ -89,6 +89,11 @@ def _permissions_for(refusal: str) -> str:
 #: Exchange types that copy a message to every queue with a matching binding. Others, such as x-consistent-hash, choose
 #: one queue for a message, so a tap would take messages away from the other queues.
 _COPYING = ("direct", "topic", "fanout", "headers", "x-recent-history", "x-jms-topic")
+#: Exchange types that ignore binding keys, and those that ignore the headers in a binding's arguments.
+_IGNORES_KEYS = ("fanout", "headers", "x-recent-history")
+_IGNORES_HEADERS = ("direct", "topic", "fanout", "x-recent-history")
+#: A test of --where that needs no quotes.
+_PLAIN_TEST = re.compile(r"(headers\.[\w-]+|routing_key)=(?!True$|False$|None$)[\w.-]+")
 _PREDECLARED = {"amq.direct": "direct", "amq.fanout": "fanout", "amq.topic": "topic", "amq.headers": "headers"}
 _FIREHOSE = "the broker's firehose shows it: {}"
 _COLUMNS = ("source", "destination_type", "routing_key", "arguments")
@@ -111,14 +116,15 @@ def to_exchange(
     Args:
         api: returns the management API, to look up the exchange's type, and the keys bound to a direct exchange if
             `keys` is empty. If the API is not available, `keys` are used unchecked.
-        keys: binding keys; empty for all messages.
+        keys: binding keys; empty, or "#" unless the exchange is direct, for all messages.
         arguments: arguments of each binding, for a headers exchange.
 
     Raises:
         NotFound: there is no such exchange.
-        UsageError: this exchange type does not copy messages to every matching binding, or the exchange is direct,
-            has no bindings, and `keys` is empty.
+        UsageError: this exchange type does not copy messages to every matching binding, or ignores the keys or the
+            headers; or the exchange is direct, has no bindings, and `keys` is empty.
     """
+    keys = list(keys)
     named = tuple(Binding(exchange, "", key, arguments) for key in keys)
     if arguments and not named:
         named = (Binding(exchange, "", "", arguments),)
@@ -132,6 +138,7 @@ def to_exchange(
         unknown = f"the type of exchange {exchange!r} is not known ({error}); if it is direct, name its keys"
         return Bound((Binding(exchange, "", "#"),), (unknown,))
     _check_copies(exchange, kind)
+    _check_selects(exchange, kind, keys, arguments)
     if named or kind != "direct":
         return Bound(named or (Binding(exchange, "", "#" if kind != "headers" else ""),))
     found = management.bindings_from(api(), vhost, exchange, ("routing_key",))
@@ -171,6 +178,22 @@ def _check_copies(exchange: str, kind: str) -> None:
             f"exchange {exchange!r} is of type {kind}, which divides messages among its queues: a tap would take some",
             _FIREHOSE.format(pasteable("tap --firehose", exchange)),
         )
+
+
+def _check_selects(exchange: str, kind: str, keys: list[str], arguments: Mapping[str, Any]) -> None:
+    if arguments and kind in _IGNORES_HEADERS:
+        ignored, general, word = "headers", "headers.NAME=VALUE", "or" if arguments["x-match"] == "any" else "and"
+        tests = [f"headers.{name}={value}" for name, value in arguments.items() if name != "x-match"]
+    elif keys and "#" not in keys and kind in _IGNORES_KEYS:
+        ignored, general, word = "binding keys", "routing_key~REGEX", "or"
+        tests = [f"routing_key={key}" for key in keys]
+    else:
+        return
+    condition = f" {word} ".join(tests) if all(map(_PLAIN_TEST.fullmatch, tests)) else general
+    hint = pasteable("tap --where=", condition, exchange)
+    if kind == "headers":
+        hint = f"to select by headers, use -H; by routing key: {hint}"
+    raise UsageError(f"exchange {exchange!r} is of type {kind}, which ignores {ignored}", hint)
 
 
 def _shown(exchange: str, keys: list[str]) -> str:

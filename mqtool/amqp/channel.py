@@ -63,7 +63,7 @@ class Channel(ChannelListener):
         self._consumers: list[Consumer] = []
         self._publisher = Publisher(self.reopening, connection, confirm_timeout)
         self.replies: Replies | None = None
-        self._tags, self._tags_of = AcknowledgedTags(), 0
+        self._tags = AcknowledgedTags()
         self._acks = Acknowledgements(connection.io, self._acknowledge)
         self.reopening.listen(self)
 
@@ -243,7 +243,7 @@ class Channel(ChannelListener):
             def on_message(
                 _pika: PikaChannel, method: spec.Basic.GetOk, properties: spec.BasicProperties, body: bytes
             ) -> None:
-                done(delivery_from(method, properties, body, queue, self._epoch))
+                done(delivery_from(method, properties, body, queue, self.reopening.requests.epoch))
 
             pika.basic_get(queue, on_message)
 
@@ -252,6 +252,17 @@ class Channel(ChannelListener):
     def acknowledge(self, *deliveries: Delivery) -> None:
         """Acknowledge deliveries, in one write. Safe to repeat, and to call from any thread."""
         self._acks.add(_settled(deliveries, tuple(self._consumers)))
+
+    def reject(self, delivery: Delivery) -> None:
+        """Reject a delivery: the broker dead-letters it, or drops it if its queue has no dead-letter exchange."""
+        tag = delivery.delivery_tag
+
+        def reject(pika: PikaChannel) -> None:
+            [*self._tags.acknowledge([tag], delivery.epoch)]  # so that later deliveries can share an acknowledgement
+            pika.basic_reject(tag, requeue=False)
+
+        if _settled([delivery], tuple(self._consumers)):
+            self.reopening.requests.send(delivery.epoch, reject)
 
     def answer(self, delivery: Delivery, reply: Message) -> None:
         """Publish the reply to a delivery, then acknowledge the delivery, in one write.
@@ -285,7 +296,7 @@ class Channel(ChannelListener):
 
     def is_current(self, delivery: Delivery) -> bool:
         """True if a delivery can still be acknowledged. If not, the broker redelivers it."""
-        return self.reopening.requests.pika is not None and delivery.epoch == self._epoch
+        return self.reopening.requests.pika is not None and delivery.epoch == self.reopening.requests.epoch
 
     def stop(self) -> None:
         """End all consumers; stop waiting for a broker that cannot reply. Safe from any thread or signal handler."""
@@ -306,16 +317,10 @@ class Channel(ChannelListener):
     def closing(self) -> None:
         self._acks.flush()
 
-    @property
-    def _epoch(self) -> int:
-        return self.reopening.requests.epoch
-
     def _acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         acks: Iterable[tuple[int, bool]] = ()
         if tags := [delivery.delivery_tag for delivery in deliveries if self.is_current(delivery)]:
-            if self._tags_of != self._epoch:
-                self._tags, self._tags_of = AcknowledgedTags(), self._epoch
-            acks = self._tags.acknowledge(tags)
+            acks = self._tags.acknowledge(tags, self.reopening.requests.epoch)
             self.reopening.progress()
         self._publisher.acknowledge(acks)
 

@@ -232,14 +232,21 @@ class Acknowledgements:
 
 
 class AcknowledgedTags:
-    """Tracks the acknowledged delivery tags of one pika channel, so that one basic.ack can acknowledge many of them."""
+    """Tracks the acknowledged delivery tags of one channel, so that one basic.ack can acknowledge many of them."""
 
     def __init__(self) -> None:
-        self._through = 0
+        self._epoch = self._through = 0
         self._early: set[int] = set()
 
-    def acknowledge(self, tags: Sequence[int]) -> Iterator[tuple[int, bool]]:
-        """Record acknowledged tags; yield the tags for basic.ack, each with its `multiple` flag."""
+    def acknowledge(self, tags: Sequence[int], epoch: int = 0) -> Iterator[tuple[int, bool]]:
+        """Record acknowledged tags; yield the tags for basic.ack, each with its `multiple` flag.
+
+        Args:
+            epoch: the number of times the channel was opened, which restarts its tags.
+        """
+        if epoch != self._epoch:
+            self._epoch, self._through = epoch, 0
+            self._early.clear()
         self._early.update(tags)
         while self._through + 1 in self._early:
             self._through += 1

@@ -38,7 +38,8 @@ YOUNG = 1.5
 #: Milliseconds that a wait queue outlives its messages, so that its destination has time to become available again.
 GRACE = 60 * 60 * 1000
 
-_AT_LEAST_ONCE = {
+#: Arguments of a quorum queue that dead-letters at least once.
+AT_LEAST_ONCE = {
     "x-queue-type": "quorum",
     "x-dead-letter-strategy": "at-least-once",
     # The strategy requires it: a queue that drops its head could not keep unconfirmed messages.
@@ -93,7 +94,7 @@ class AtLeastOnce:
         Raises:
             DeclaredDifferently: the queue exists with different arguments, so messages might never leave it.
         """
-        safe = queue._replace(arguments={**queue.arguments, **_AT_LEAST_ONCE})
+        safe = queue._replace(arguments={**queue.arguments, **AT_LEAST_ONCE})
         with suppress(UsageError):
             return declare_exactly(self._channel, safe if self._can else queue, remember=remember)
         self._can = False

@@ -8,6 +8,10 @@ due messages. All queues in between are quorum queues (see delays/wait_queues.py
 `tasks.relay` once the broker has confirmed it in the next queue. So it is in at least one queue at any time, and relays
 can be killed, and can run in parallel. A relay keeps up to _AT_ONCE messages in memory, all of them unacknowledged.
 
+An AMQP 1.0 publisher may send headers that are too large for AMQP 0-9-1. The relay rejects what it cannot publish, and
+the broker dead-letters it to `tasks.relay.dlq`. If the relay kept such messages unacknowledged, anyone who may publish
+could use up its prefetch.
+
 A wait queue may have no leader: because RabbitMQ was killed just after it had declared the queue, or while a cluster
 elects one. Such a queue confirms nothing, and blocks the channel. So before a relay first publishes to a wait queue on
 a connection, a thread checks that the queue answers. It uses a separate connection, because RabbitMQ closes that after
@@ -25,8 +29,8 @@ from contextlib import ExitStack
 from typing import NamedTuple, Self
 
 from mqtool.amqp import Channel, ChannelOwner, Receiving, administration
-from mqtool.delays.destinations import Destination, Warn, name_for
-from mqtool.delays.wait_queues import LONGEST_IN_QUEUES, RELAY, YOUNG, ThroughQueues, is_numbered
+from mqtool.delays.destinations import Destination, Warn, derived_name, name_for
+from mqtool.delays.wait_queues import AT_LEAST_ONCE, LONGEST_IN_QUEUES, RELAY, YOUNG, ThroughQueues, is_numbered
 from mqtool.duration import compact_duration
 from mqtool.errors import BadData, DeclaredDifferently, HeadersTooLarge, NotFound, Unavailable, UsageError
 from mqtool.field_values import FieldValue
@@ -50,7 +54,7 @@ _SLOW, _PRESSED, _DEAD = 3.0, 0.5, 10.0
 #: The maximum number of wait queues to check at the same time.
 _ASKED = 200
 #: RabbitMQ 4 drops messages after 20 deliveries by default; this keeps them however often relays are killed.
-_INTAKE: Mapping[str, FieldValue] = {"x-queue-type": "quorum", "x-delivery-limit": 2**31 - 1}
+_INTAKE: Mapping[str, FieldValue] = {**AT_LEAST_ONCE, "x-delivery-limit": 2**31 - 1}
 #: The plugin's header, in milliseconds; it is negative once the delay is over.
 _X_DELAY = "x-delay"
 #: The header in which RabbitMQ's interceptor stores the time of publication, in milliseconds since 1970.
@@ -81,18 +85,24 @@ class RelayNames(NamedTuple):
         """Return the relay for an exchange. `kind` and `to` are the type and name of the exchange for due messages."""
         entrance = Exchange(name, "fanout", durable=True)
         out = Exchange(name_for(entrance, "relayed") if to is None else to, kind, durable=True)
-        intake = Queue(name_for(entrance, "relay"), durable=True, arguments={**_INTAKE, RELAY: out.name})
-        return cls(entrance, intake, out, to is None)
+        queue = name_for(entrance, "relay")
+        arguments = {**_INTAKE, RELAY: out.name, "x-dead-letter-exchange": derived_name(queue, "dlq")}
+        return cls(entrance, Queue(queue, durable=True, arguments=arguments), out, to is None)
+
+    @property
+    def dead_letters(self) -> Queue:
+        """The queue of messages that no relay can publish. Its exchange has the same name."""
+        return Queue(derived_name(self.intake.name, "dlq"), durable=True)
 
     def declare(self, channel: Channel, *, keep_type: bool) -> None:
-        """Declare the exchanges and the queue, and bind the queue.
+        """Declare the exchanges and the queues, and bind the queues.
 
         Args:
             keep_type: if the exchange for due messages exists, use it whatever its type is.
 
         Raises:
             NotFound: the exchange for due messages does not exist, and is not declared by the relay.
-            DeclaredDifferently: an exchange or the queue exists with other settings.
+            DeclaredDifferently: an exchange or a queue exists with other settings.
         """
         if not self.is_ours:
             administration.expect(channel, self.out)
@@ -111,6 +121,11 @@ class RelayNames(NamedTuple):
         except DeclaredDifferently as error:
             hint = f"does it relay to another exchange? Once it is empty: {pasteable('queue delete', self.intake.name)}"
             raise DeclaredDifferently(str(error), hint) from error
+        # Not the default exchange, which would require the permission to write to every queue.
+        dead_letters = Exchange(self.dead_letters.name, "fanout", durable=True)
+        channel.declare(dead_letters, remember=False, exactly=True)
+        channel.declare(self.dead_letters, remember=False)
+        channel.bind(self.dead_letters, dead_letters, remember=False)
         channel.bind(self.intake, self.entrance, remember=False)
 
 
@@ -306,12 +321,13 @@ class Relay:
             except (BadData, UsageError) as error:  # the message cannot be encoded; earlier ones are confirmed
                 delivery, _ = self._on_their_way.popitem()[1]
                 if isinstance(error, HeadersTooLarge) and delivery.delivery_tag not in self._too_large:
-                    # As many such messages as may be unacknowledged would keep all others from being delivered.
                     self._too_large.add(delivery.delivery_tag)
                     self._next.append(Taken(delivery))
                     self._warn(f"{name_of(delivery)} is not delayed: {error}")
                     continue
-                self._warn(f"{name_of(delivery)} stays in {self._names.intake.name}: {error}")
+                self._warn(f"{name_of(delivery)} is dead-lettered to {self._names.dead_letters.name!r}: {error}")
+                self._source.reject(delivery)
+                self._too_large.discard(delivery.delivery_tag)
 
     def _messages(self) -> Iterator[Message | None]:
         while True:

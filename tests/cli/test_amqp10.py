@@ -11,6 +11,7 @@ import pytest
 from mqtool.broker.embedded import EmbeddedBroker
 from tests.brokers import TestBroker, skip_without_amqp10
 from tests.cli.shell import IDLE, Shell, wait_until
+from tests.cli.test_exec import depth
 from tests.proxy import Proxy
 
 OVER_1_0 = ("--protocol", "amqp1.0")
@@ -416,6 +417,28 @@ def test_plain_scripts_exchange_messages_with_mqtool_commands(shell: Shell, brok
     wait_until(lambda: script.stdout.count(received) == 2, "the script's own message")
     ended = script.interrupt().wait()
     assert (ended.code, ended.stderr) == (0, "")
+
+
+def test_headers_too_large_for_amqp_0_9_1_do_not_keep_delayed_relay_from_delaying_others(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """An AMQP 1.0 publisher can send headers that `delayed relay` cannot publish over AMQP 0-9-1. If more such messages
+    arrive than the relay takes at a time, all of them get into the dead-letter queue that its warnings name, and the
+    relay delays the messages of others.
+    """
+    del shell.environment["MQTOOL_PROTOCOL"]
+    relay = shell.start("mqtool", "delayed", "relay", "tasks", ready=True).wait_until_ready()
+    for words in ("queue declare jobs", "exchange bind tasks.relayed jobs jobs"):
+        assert shell.run("mqtool", *words.split()).code == 0
+    headers = {"x-delay": 100, "pad": "x" * 140_000}
+    large = json.dumps({"exchange": "tasks", "routing_key": "jobs", "headers": headers, "body": ""})
+    assert shell.run("mqtool", "send", "--json", *OVER_1_0, stdin=f"{large}\n" * 201).code == 0
+    assert shell.run("mqtool", "send", "-e", "tasks", "-r", "jobs", "-H", "x-delay:=100", "other").code == 0
+    assert shell.run("mqtool", "receive", "-q", "jobs", "-c", "1", "--raw", "--timeout", "60s").stdout == "other\n"
+    wait_until(lambda: depth(broker, "tasks.relay.dlq") == 201, "all large messages in the dead-letter queue")
+    ended = relay.interrupt().wait()
+    assert "is dead-lettered to 'tasks.relay.dlq': the headers and properties are 140," in ended.stderr
+    assert "1 delayed, 0 at once, 0 unroutable" in ended.stderr
 
 
 COMMANDS = {"publish-subscribe": "fanout", "routing": "direct", "topics": "topic"}

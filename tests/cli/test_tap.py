@@ -124,6 +124,35 @@ def test_tap_says_what_cannot_be_tapped(shell: Shell, broker: TestBroker) -> Non
     assert "no exchange 'nowhere'" in without.stderr
 
 
+@pytest.mark.usefixtures("api")
+@pytest.mark.parametrize(
+    ("words", "ignored", "hint"),
+    [
+        ("amq.topic -H a=b", "topic, which ignores headers", "mqtool tap --where=headers.a=b amq.topic"),
+        (
+            "amq.direct -H a=b -H n:=1 --match any",
+            "direct, which ignores headers",
+            "mqtool tap --where='headers.a=b or headers.n=1' amq.direct",
+        ),
+        ("logs -H a:=true", "fanout, which ignores headers", "mqtool tap --where=headers.NAME=VALUE logs"),
+        ("logs a b", "fanout, which ignores binding keys", "mqtool tap --where='routing_key=a or routing_key=b' logs"),
+        ("amq.topic -e amq.fanout a.*", "fanout, which ignores binding keys", "mqtool tap --where='routing_key~REGEX'"),
+        ("amq.headers -H a=b foo", "headers, which ignores binding keys", "to select by headers, use -H; by routing"),
+    ],
+)
+def test_tap_refuses_keys_and_headers_that_the_exchange_ignores(
+    shell: Shell, connection: Connection, words: str, ignored: str, hint: str
+) -> None:
+    """If `tap` names headers for an exchange that is not a headers exchange, or binding keys for a fanout or headers
+    exchange, it exits with 2, because the exchange would route other messages as well. The hint contains --where with
+    the same selection.
+    """
+    connection.channel().declare(Exchange("logs", "fanout", auto_delete=True))
+    refused = shell.run("mqtool", "tap", *words.split(), "--idle-timeout", "10ms")
+    assert (refused.code, refused.stdout) == (2, "")
+    assert f" is of type {ignored}\nhint: {hint}" in refused.stderr
+
+
 @on_any_broker
 @pytest.mark.usefixtures("api")
 def test_the_output_of_tap_json_can_be_sent_again(shell: Shell, broker: TestBroker) -> None:

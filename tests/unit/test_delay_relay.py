@@ -32,7 +32,7 @@ class FakeBroker:
         is_slow: confirm messages only when there is nothing more to publish.
         has_looked: set once the relay has waited for an answer.
         leader: returns what basic.get finds in a queue. Raises NotConfirmed if the queue has no leader.
-        published, acknowledged: the messages, and the tags of deliveries, in order.
+        published, acknowledged, rejected: the messages, and the tags of deliveries, in order.
         patience: how long the relay has waited for deliveries, each time.
     """
 
@@ -44,6 +44,7 @@ class FakeBroker:
         self.leader: Callable[[str], object] = lambda _: None
         self.published: list[Message] = []
         self.acknowledged: list[int] = []
+        self.rejected: list[int] = []
         self.patience: list[float] = []
         self.declared: list[Any] = []
         self.connections = 0
@@ -87,6 +88,9 @@ class FakeBroker:
 
     def acknowledge(self, *deliveries: Delivery) -> None:
         self.acknowledged += [each.delivery_tag for each in deliveries]
+
+    def reject(self, delivery: Delivery) -> None:
+        self.rejected.append(delivery.delivery_tag)
 
     @contextmanager
     def beside(self) -> Iterator["FakeBroker"]:
@@ -152,15 +156,22 @@ class Relayed:
 def test_delayed_relay_has_a_fanout_exchange_a_queue_and_an_exchange_for_due_messages() -> None:
     """`delayed relay tasks` uses the fanout exchange `tasks`, the quorum queue `tasks.relay` with the largest possible
     delivery limit, and the exchange `tasks.relayed`, of the requested type, for due messages. With --to, an existing
-    exchange takes the place of `tasks.relayed`.
+    exchange takes the place of `tasks.relayed`. The queue dead-letters at least once to the queue `tasks.relay.dlq`.
     """
-    arguments = {"x-queue-type": "quorum", "x-delivery-limit": 2**31 - 1}
+    arguments = {
+        "x-queue-type": "quorum",
+        "x-delivery-limit": 2**31 - 1,
+        "x-dead-letter-exchange": "tasks.relay.dlq",
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    }
     assert RelayNames(
         Exchange("tasks", "fanout", durable=True),
         Queue("tasks.relay", durable=True, arguments={**arguments, "x-mqtool-relay": "tasks.relayed"}),
         Exchange("tasks.relayed", "direct", durable=True),
         is_ours=True,
     ) == RelayNames.of("tasks")
+    assert RelayNames.of("tasks").dead_letters == Queue("tasks.relay.dlq", durable=True)
     other = RelayNames.of("tasks", "topic", "due")
     assert (other.out, other.is_ours) == (Exchange("due", "topic", durable=True), False)
     assert other.intake.arguments["x-mqtool-relay"] == "due"
@@ -184,7 +195,15 @@ class Declaring(FakeBroker):
 
 
 HOW = {"remember": False, "exactly": True}
-DECLARED = [(NAMES.entrance, HOW), (NAMES.intake, HOW), (NAMES.intake, NAMES.entrance, {"remember": False})]
+DEAD_LETTERS = Exchange("tasks.relay.dlq", "fanout", durable=True)
+DECLARED = [
+    (NAMES.entrance, HOW),
+    (NAMES.intake, HOW),
+    (DEAD_LETTERS, HOW),
+    (NAMES.dead_letters, {"remember": False}),
+    (NAMES.dead_letters, DEAD_LETTERS, {"remember": False}),
+    (NAMES.intake, NAMES.entrance, {"remember": False}),
+]
 
 
 @pytest.mark.parametrize(
@@ -199,9 +218,9 @@ DECLARED = [(NAMES.entrance, HOW), (NAMES.intake, HOW), (NAMES.intake, NAMES.ent
 def test_delayed_relay_declares_its_exchanges_and_its_queue(
     has: tuple[str, ...], *, keep_type: bool, first: Any
 ) -> None:
-    """`delayed relay` declares the exchange that clients publish to, the exchange that routes due messages, and a
-    queue, and binds the queue. If the exchange that routes due messages already exists, and --type is not given, the
-    command uses this exchange, whatever its type.
+    """`delayed relay` declares the exchange that clients publish to, the exchange that routes due messages, a queue,
+    and an exchange and a queue for dead letters, and binds the queues. If the exchange that routes due messages already
+    exists, and --type is not given, the command uses this exchange, whatever its type.
     """
     broker = Declaring(*has)
     NAMES.declare(cast(Any, broker), keep_type=keep_type)
@@ -215,7 +234,7 @@ def test_delayed_relay_does_not_declare_the_exchange_of_the_option_to() -> None:
     names = RelayNames.of("tasks", to="due")
     broker = Declaring("due")
     names.declare(cast(Any, broker), keep_type=False)
-    assert [thing.name for thing, *_ in broker.declared] == ["tasks", "tasks.relay", "tasks.relay"]
+    assert [thing.name for thing, *_ in broker.declared] == [thing.name for thing, *_ in DECLARED]
     broker = Declaring()
     with pytest.raises(NotFound):
         names.declare(cast(Any, broker), keep_type=True)
@@ -377,14 +396,14 @@ def test_a_delay_that_is_too_long_for_a_wait_queue_is_shortened_with_a_warning(m
     assert relayed.warnings == ([f"message m is delayed by {longest}, the longest possible delay"] if more else [])
 
 
-def test_a_message_that_cannot_be_encoded_stays_in_the_queue_of_delayed_relay() -> None:
-    """If a message cannot be encoded, `delayed relay` prints a warning, leaves the message unacknowledged in the
-    command's queue, and relays the messages that follow.
+def test_delayed_relay_rejects_a_message_that_cannot_be_encoded() -> None:
+    """If a message cannot be encoded, `delayed relay` rejects it, so that the broker dead-letters it. The command
+    prints a warning that names the dead-letter queue, and relays the messages that follow.
     """
     broker = FakeBroker(job(1), job(2, b"cannot be encoded"), job(3))
     relayed = Relayed(broker).run()
-    assert broker.acknowledged == [1, 3]
-    assert relayed.warnings == ["message m stays in tasks.relay: no"]
+    assert (broker.acknowledged, broker.rejected) == ([1, 3], [2])
+    assert relayed.warnings == ["message m is dead-lettered to 'tasks.relay.dlq': no"]
     assert relayed.counts["at once"] == 2
 
 
@@ -403,15 +422,18 @@ def test_a_message_whose_headers_have_no_room_for_a_delay_is_published_at_once(h
     assert relayed.warnings == ["message m is not delayed: too large"]
 
 
-def test_a_message_that_can_never_be_published_stays_in_the_queue_of_delayed_relay() -> None:
+def test_delayed_relay_rejects_a_message_that_can_never_be_published() -> None:
     """If the headers of a message do not fit into a frame even without a delay, `delayed relay` prints a warning and
-    leaves the message in the command's queue.
+    rejects the message, so that the broker dead-letters it.
     """
     broker = FakeBroker(job(1, b"large", x_delay=5000), job(2))
     broker.fits = 0
     relayed = Relayed(broker).run()
-    assert broker.acknowledged == [2]
-    assert relayed.warnings == ["message m is not delayed: too large", "message m stays in tasks.relay: too large"]
+    assert (broker.acknowledged, broker.rejected) == ([2], [1])
+    assert relayed.warnings == [
+        "message m is not delayed: too large",
+        "message m is dead-lettered to 'tasks.relay.dlq': too large",
+    ]
 
 
 # The broker's responses

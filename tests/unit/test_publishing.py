@@ -510,3 +510,21 @@ def test_acknowledgements_are_sent_on_the_channel_of_their_deliveries(broker: Sc
     channel.acknowledge(delivery(channel, 1))
     assert broker.acks == [(1, False)] * 2 + [(2, False), (1, False)]
     assert broker.acked_on == [1, 2, 2, 3]
+
+
+def test_a_rejected_delivery_is_neither_requeued_nor_acknowledged(broker: ScriptedBroker) -> None:
+    """reject() makes the broker dead-letter a delivery. Later deliveries can still share an acknowledgement. Rejecting
+    a delivery again, or after its channel was lost, has no effect.
+    """
+    broker.silent = {spec.Basic.Reject}
+    channel = broker.channel()
+    first, second, third, fourth = (delivery(channel, tag) for tag in range(1, 5))
+    channel.acknowledge(first)
+    channel.reject(second)
+    channel.reject(second)
+    channel.acknowledge(third, fourth)
+    channel.reopening.lost()
+    channel.reopening.open(connection_is_new=True)
+    channel.reject(Delivery(b"", "", "q", "q", False, {}, 5, first.epoch))
+    assert broker.acks == [(1, False), (4, True)]
+    assert [(each.delivery_tag, each.requeue) for each in broker.of(spec.Basic.Reject)] == [(2, False)]

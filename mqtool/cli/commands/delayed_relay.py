@@ -79,7 +79,8 @@ def relay(
 
     The relay acknowledges a message once the broker has confirmed it in a wait queue. If the relay or the broker is
     killed, no message is lost, but some may arrive twice. Several relays may run for one exchange. While no relay is
-    running, messages wait in EXCHANGE.relay.
+    running, messages wait in EXCHANGE.relay. Messages whose headers are too large for AMQP 0-9-1 are dead-lettered to
+    EXCHANGE.relay.dlq.
 
     A delay starts when the relay receives the message. With --by-timestamps, it starts at the time in the message's
     header timestamp_in_ms, which RabbitMQ 3.12 and later can be configured to set.
