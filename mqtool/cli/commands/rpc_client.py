@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import time
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -22,7 +23,16 @@ from mqtool.cli.options.broker_options import PublishingBroker
 from mqtool.cli.options.queue_options import tutorials_queue
 from mqtool.cli.values import TIME_LIMIT
 from mqtool.duration import compact_duration
-from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, ExitCode, NotFound, SomeFailed, UsageError
+from mqtool.errors import (
+    AccessRefused,
+    BadData,
+    DeclaredDifferently,
+    ExitCode,
+    NotFound,
+    SomeFailed,
+    StoppedWaiting,
+    UsageError,
+)
 from mqtool.message import Delivery
 from mqtool.spelling import pasteable
 from mqtool.topology import PRIVATE_QUEUE, Queue
@@ -85,13 +95,14 @@ def rpc_client(
     with access_to(broker).channel_or_session(confirm_timeout=min(timeout, CONFIRM_TIMEOUT)) as channel:
         _say(lines.requesting_add100 if is_add100 else lines.requesting, asked, replies_on_stderr=lines.on_stderr)
         bodies = [request.encode("utf-8", "surrogateescape") for request in asked]
+        channel.connection.deadline = deadline = time.monotonic() + timeout
         target = tutorials if queue is None else QueueOptions(queue=queue).of(tutorials)
         reply_queue = rpc.DIRECT_REPLY_TO if direct_reply_to else PRIVATE_QUEUE
         _tell_if_nobody_serves(channel, target, timeout)
         results = BatchedOutput()
         settings = Receiving(timeout=timeout, before_acknowledging=results.flush)
         answers = _call(channel, target, bodies, settings, reply_queue)
-        for reply in rpc_functions.in_order(answers, channel, target, len(bodies)):
+        for reply in rpc_functions.in_order(answers, channel, target, len(bodies), deadline):
             answered += 1
             if rpc_functions.EXIT_STATUS in reply.headers:
                 results.flush()
@@ -140,7 +151,8 @@ def _call(
 def _tell_if_nobody_serves(channel: ChannelOrSession, queue: Queue, timeout: float) -> None:
     if output.speaks_as_script():
         return
-    with contextlib.suppress(NotFound, AccessRefused, DeclaredDifferently):  # the requests will fail with this error
+    # If there is such an error, the requests fail with it, too.
+    with contextlib.suppress(NotFound, AccessRefused, DeclaredDifferently, StoppedWaiting):
         if not administration.depth(channel, queue.name).consumers:
             server = "mqtool rpc-server" if queue.name == "rpc_queue" else pasteable("rpc-server --queue=", queue.name)
             output.notice(
