@@ -29,7 +29,7 @@ class MqtoolError(Exception):
         hint: what the user can do about the error, if known.
     """
 
-    exit_code = ExitCode.FAILED
+    exit_code: int = ExitCode.FAILED
 
     def __init__(self, what: str, hint: str | None = None) -> None:
         super().__init__(what)

@@ -70,7 +70,7 @@ def binding_request(binding: Binding, *, verb: str = "bind") -> Request[object]:
 class Asks(Protocol):
     """A channel that can make requests."""
 
-    def ask(self, request: Request[Reply], /) -> Reply: ...
+    def ask(self, request: Request[Reply], /, within: float | None = None) -> Reply: ...
 
 
 @runtime_checkable
@@ -78,7 +78,7 @@ class LooksUp(Protocol):
     """A channel of another protocol, with its own requests for looking up queues."""
 
     def exists(self, queue: Queue, /) -> bool: ...
-    def depth(self, queue: str, /) -> "Depth": ...
+    def depth(self, queue: str, /, within: float | None = None) -> "Depth": ...
     def purge(self, queue: str, /) -> int: ...
 
 
@@ -89,15 +89,19 @@ class Depth(NamedTuple):
     consumers: int
 
 
-def depth(channel: Asks | LooksUp, queue: str) -> Depth:
+def depth(channel: Asks | LooksUp, queue: str, within: float | None = None) -> Depth:
     """Count a queue's ready messages and consumers.
+
+    Args:
+        within: the number of seconds to wait for the reply; None for no limit of its own.
 
     Raises:
         NotFound: the queue does not exist.
+        MqtoolError: the broker has not replied in time.
     """
     if isinstance(channel, LooksUp):
-        return channel.depth(queue)
-    told = channel.ask(declare_request(Queue(queue), passive=True)).method
+        return channel.depth(queue, within)
+    told = channel.ask(declare_request(Queue(queue), passive=True), within).method
     return Depth(int(told.message_count), int(told.consumer_count))
 
 

@@ -33,6 +33,7 @@ class ChannelOwner(ChannelConnection, Protocol):
     """The part of Connection that a channel uses."""
 
     stopping: bool
+    deadline: float
     cluster: str
 
     @property

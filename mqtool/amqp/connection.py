@@ -4,6 +4,7 @@ The I/O thread sends heartbeats while the caller works for minutes, receives con
 detects a lost connection at once. A third thread, which may block, reopens the connection and then ends.
 """
 
+import math
 import ssl
 import threading
 import time
@@ -58,6 +59,7 @@ class Connection:
         lacks_a_node: True if a node could not be reached when the connection was opened.
         cluster: identifies the broker and the virtual host.
         stopping: True if the command must stop, and must not wait for a broker that cannot reply.
+        deadline: the time (`time.monotonic()`) from which on it must not wait for such a broker.
 
     Args:
         addresses: the nodes of one broker, tried in turn.
@@ -91,6 +93,7 @@ class Connection:
         self.lacks_a_node = False
         self._opened_at = time.monotonic()
         self.stopping = False
+        self.deadline = math.inf
         self.cluster = ""
         self._is_blocked = False
         self._channels: list[Channel] = []
@@ -196,7 +199,7 @@ class Connection:
     @property
     def hopeless(self) -> str | None:
         """Why the command must stop without waiting for the broker ("the connection is lost"); None if it need not."""
-        if not self.stopping:
+        if not self.stopping and time.monotonic() < self.deadline:
             return None
         if self._state is State.LOST:
             return "the connection is lost"

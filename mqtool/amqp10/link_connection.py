@@ -105,7 +105,7 @@ class LinkConnection(ReopeningTransport):
     @property
     def hopeless(self) -> str | None:
         """Why a stopping command should not wait for the broker; None if it may wait."""
-        if self.stopping and not self.is_lost and not self._sent and self._broker_window <= 0:
+        if self.must_stop and not self.is_lost and not self._sent and self._broker_window <= 0:
             return "the broker takes no messages"
         return super().hopeless
 

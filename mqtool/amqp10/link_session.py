@@ -32,6 +32,9 @@ _SQL_SINCE = [4, 2]
 class LinkSession(ManagedTopology):
     """A session with RabbitMQ, for one thread at a time; any thread may call acknowledge() and publish().
 
+    Attributes:
+        connection: the session's connection.
+
     Args:
         addresses: the nodes of one broker, tried in turn.
         backoff: the delays between attempts to reconnect; None never reconnects.
@@ -61,7 +64,7 @@ class LinkSession(ManagedTopology):
         files = tls or TlsFiles()
         context = files.context() if any(address.tls for address in addresses) else None
         addresses = [address._replace(names_user=not files.logs_in(address)) for address in addresses]
-        self._links = LinkConnection(
+        self.connection = self._links = LinkConnection(
             addresses, context, backoff=backoff, confirm_timeout=confirm_timeout, notice=notice
         )
         version = str(self._links.transport.properties.get("version", ""))

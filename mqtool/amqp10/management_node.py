@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from mqtool.amqp.administration import Depth, declare_request
 from mqtool.amqp10.link_connection import LinkConnection, new_name
 from mqtool.amqp10.refusals import ClosedByBroker
+from mqtool.amqp10.reopening_transport import PATIENCE
 from mqtool.amqp10.sections import exchange_address, queue_address
 from mqtool.codecs.amqp10_frames import SETTLED, Attach, Flow, Source, Target
 from mqtool.codecs.amqp10_message import VALUE, Amqp10Message, BareProperties, sections, value_section
@@ -83,10 +84,14 @@ class ManagementLink:
         self._waits_for = ""
         self._response: Amqp10Message | None = None
 
-    def request(self, method: str, path: str, body: Any = None) -> Any:
+    def request(self, method: str, path: str, body: Any = None, within: float | None = None) -> Any:
         """Make a request; return the body of the response.
 
+        Args:
+            within: the number of seconds to wait for the response; None for the default.
+
         Raises:
+            Unavailable: the broker has not replied in time.
             ClosedByBroker: the broker refuses the request.
             Lost: the connection was lost before the response arrived.
         """
@@ -101,7 +106,7 @@ class ManagementLink:
             properties = BareProperties(message_id=number, to=path, subject=method, reply_to="$me")
             request = Amqp10Message(properties=properties, body=value_section(body))
             self._links.send_request(sender.handle, request.encode())
-            self._links.until(lambda: self._response is not None)
+            self._links.until(lambda: self._response is not None, within or PATIENCE)
             if int(number) % (_CREDIT // 2) == 0:
                 self._links.send_flow(receiver.handle, receiver.delivery_count, _CREDIT)
             return _checked(self._response)
@@ -198,9 +203,9 @@ class ManagedTopology:
         for binding in tuple(self._bound):
             self._bind(binding)
 
-    def depth(self, queue: str) -> Depth:
-        """Count a queue's ready messages and consumers. Raises NotFound if it does not exist."""
-        told = self._links.retrying(lambda: self._management.request("GET", queue_address(queue)))
+    def depth(self, queue: str, within: float | None = None) -> Depth:
+        """Count a queue's ready messages and consumers; see administration.depth()."""
+        told = self._links.retrying(lambda: self._management.request("GET", queue_address(queue), within=within))
         return Depth(int(told["message_count"]), int(told["consumer_count"]))
 
     def depth_of(self, queue: str) -> int:

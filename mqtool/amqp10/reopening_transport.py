@@ -4,6 +4,7 @@ A subclass processes the frames, and resumes its work after a reconnection. One 
 """
 
 import contextlib
+import math
 import ssl
 import struct
 import threading
@@ -18,7 +19,7 @@ from mqtool.amqp10.transport import Transport
 from mqtool.errors import MqtoolError, StoppedWaiting, Unavailable
 
 #: Seconds to wait for the broker's reply.
-_PATIENCE = 20.0
+PATIENCE = 20.0
 #: Seconds between two checks for signals: Python runs signal handlers only between two steps of the main thread.
 _TICK = 0.2
 #: Seconds to wait for frames while something is due.
@@ -42,6 +43,7 @@ class ReopeningTransport:
         failure: the error that ended the connection for good, if any.
         refused: True if the broker ended the session because of an error, while the connection stayed open.
         stopping: True if the command must stop.
+        deadline: the time (`time.monotonic()`) from which on waiting calls end as if the command had to stop.
         is_lost: True until a lost connection is open again.
         has_progressed: True if an outcome was received or a delivery settled since the connection was opened.
         lacks_a_node: True if a node could not be reached when the connection was opened.
@@ -63,6 +65,7 @@ class ReopeningTransport:
         self.refused = self.stopping = self.is_lost = False
         self.has_progressed = True
         self.lacks_a_node = False
+        self.deadline = math.inf
         self.due_at: float | None = None
         self._addresses, self._context, self._backoff, self._notice = list(addresses), context, backoff, notice
         self._attempts: Iterator[tuple[int, float]] = iter(())
@@ -118,7 +121,12 @@ class ReopeningTransport:
     @property
     def hopeless(self) -> str | None:
         """Why a stopping command should not wait for the broker; None if it may wait."""
-        return "the connection is lost" if self.stopping and self.is_lost else None
+        return "the connection is lost" if self.must_stop and self.is_lost else None
+
+    @property
+    def must_stop(self) -> bool:
+        """True if the command must stop, or its deadline has passed."""
+        return self.stopping or time.monotonic() >= self.deadline
 
     def _opened(self, *, again: bool) -> Transport:
         """Connect to the first node that accepts the connection."""
@@ -152,7 +160,7 @@ class ReopeningTransport:
 
     # Waiting.
 
-    def until(self, done: Callable[[], bool], patience: float = _PATIENCE) -> None:
+    def until(self, done: Callable[[], bool], patience: float = PATIENCE) -> None:
         """Wait for the broker's reply. Raises Lost if the connection is lost in the meantime."""
         deadline = time.monotonic() + patience
         if self.reads_here:  # the I/O thread itself, or the one that opens the connection

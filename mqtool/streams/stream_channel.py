@@ -1,5 +1,6 @@
 """StreamChannel: create streams, publish, consume, store offsets. Calls block, and resume after a reconnection."""
 
+import math
 import queue as queues
 import ssl
 import threading
@@ -256,8 +257,8 @@ class StreamChannel:
     def is_lost(self) -> bool:
         return any(session.lost is not None for session in self._sessions)
 
-    def reopen(self, go_on: Callable[[], None]) -> bool:
-        """Reconnect, and call `go_on` to resume; return False if stop() was called in the meantime."""
+    def reopen(self, go_on: Callable[[], None], until: float = math.inf) -> bool:
+        """Reconnect, and call `go_on` to resume; return False if stop() was called or `until` has passed."""
         lost = next((session for session in self._sessions if session.lost is not None), self.session)
         why, where, lost_at = lost.lost, lost.address, time.monotonic()
         at = f"{where.host}:{where.port}"
@@ -266,7 +267,7 @@ class StreamChannel:
             raise Unavailable(f"the connection to {at} was lost: {words}")
         self.notice(f"lost the connection to {at}: {words}")
         for attempt, pause in enumerate(self._backoff.delays(), 1):
-            if self._stop.wait(pause):
+            if self._stop.wait(min(pause, max(0.0, until - time.monotonic()))) or time.monotonic() >= until:
                 return False
             try:
                 self._close()

@@ -1,5 +1,6 @@
 """Consume a stream, or the partitions of a super stream. Requesting a message marks the previous one as handled."""
 
+import math
 import queue as queues
 import struct
 import time
@@ -160,6 +161,7 @@ class StreamConsumer:
         self._readings = [Reading(name, number, properties) for number, name in enumerate(streams)]
         self._reading = self._readings[0]  # the stream of the current batch
         self._is_stuck = False
+        self._deadline = math.inf
         # The rest of the current chunk, decoded as it is requested: a few kilobytes can unpack to millions of messages.
         self._chunk: Iterator[Delivery] = iter(())
 
@@ -191,6 +193,8 @@ class StreamConsumer:
     def deliveries(self) -> Iterator[Delivery]:
         """Yield messages until a limit is reached or stop() is called. Raises TimedOut after a time limit."""
         count, taken, started = self._limits.count, 0, time.monotonic()
+        if self._limits.timeout is not None:
+            self._deadline = started + self._limits.timeout
         channel, tracks = self._channel, self._track is not None
         try:
             while taken != count:
@@ -254,14 +258,14 @@ class StreamConsumer:
     def _take(self, frame: bytes | None) -> None:
         if frame is None:
             if self._channel.is_lost:
-                self._channel.reopen(self._go_on)
+                self._channel.reopen(self._go_on, self._deadline)
             return
         key = int.from_bytes(frame[:2])
         if key == METADATA_UPDATE:
             stream = frame[8:].decode()
             if not self._reading.session.exists(stream):
                 raise Unavailable(f"stream {stream!r} was deleted")
-            self._channel.reopen(self._go_on)
+            self._channel.reopen(self._go_on, self._deadline)
         elif key == DELIVER:
             self._reading = self._readings[frame[4]]
             self._chunk = self._reading.take(parse_chunk(frame), self._channel.notice)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from mqtool import ndjson
 from mqtool.amqp import administration
 from mqtool.amqp.administration import Asks, LooksUp
-from mqtool.errors import BadData, ExitCode, TimedOut, Unavailable
+from mqtool.errors import BadData, ExitCode, MqtoolError, NotConfirmed, NotFound, StoppedWaiting, TimedOut, Unavailable
 from mqtool.message import Delivery, Message
 from mqtool.spelling import pasteable
 from mqtool.topology import Queue
@@ -25,6 +25,8 @@ Function = Callable[[Delivery], Message]
 ERROR = "error"
 #: Headers of a program's reply.
 EXIT_STATUS, STDERR = "exit-status", "stderr"
+#: Seconds to wait, after the time limit, until the broker has counted the consumers.
+_PATIENCE = 1.0
 #: The largest argument of fib(), whose result has 4,180 digits.
 _FIB_MAX = 20_000
 _fibonacci = [0, 1]
@@ -147,7 +149,7 @@ def answering_once(
 
 
 def in_order(
-    replies: Iterable[tuple[int, Delivery]], channel: Asks | LooksUp, queue: Queue, count: int
+    replies: Iterable[tuple[int, Delivery]], channel: Asks | LooksUp, queue: Queue, count: int, deadline: float = 0.0
 ) -> Iterator[Delivery]:
     """Yield replies in the order of their requests.
 
@@ -155,6 +157,7 @@ def in_order(
         replies: (request number, reply) pairs; the numbers start at 0.
         queue: the queue to which the requests were published.
         count: the number of requests sent.
+        deadline: the time (`time.monotonic()`) at which the channel stops waiting for a broker that cannot reply.
 
     Raises:
         Unavailable: the time limit has passed, and no server consumes the requests.
@@ -169,11 +172,27 @@ def in_order(
             while due in early:
                 yield early.pop(due)
                 due += 1
-    except TimedOut as error:
-        depth = administration.depth(channel, queue.name)
-        if depth.ready and not depth.consumers:
+    except (TimedOut, StoppedWaiting, NotConfirmed) as error:
+        if time.monotonic() < deadline:
+            raise  # a signal has stopped the command, or the broker has refused a request
+        if _has_no_server(channel, queue):
             raise Unavailable(
                 f"no RPC server consumes from queue {queue.name!r}",
                 f"start one, which also gets what is left in the queue: {pasteable('rpc-server --queue=', queue.name)}",
             ) from error
         raise TimedOut(f"{count - came} of {count} replies did not come in time", "--timeout waits longer") from error
+
+
+def _has_no_server(channel: Asks | LooksUp, queue: Queue) -> bool:
+    """True if requests are in the queue and no server consumes them; False if the broker does not reply.
+
+    Raises:
+        NotFound: the queue does not exist.
+    """
+    try:
+        depth = administration.depth(channel, queue.name, _PATIENCE)
+    except NotFound:
+        raise
+    except MqtoolError:
+        return False
+    return depth.ready > 0 and not depth.consumers

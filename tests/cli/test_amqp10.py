@@ -250,6 +250,20 @@ def test_rpc_client_and_server_may_use_different_protocols(
     assert serving.wait().stdout == " [.] fib(10)\n [.] fib(12)\n"
 
 
+def test_rpc_client_times_out_while_an_amqp_1_0_connection_is_lost(shell: Shell, broker: TestBroker) -> None:
+    """If an AMQP 1.0 connection is lost after the first of two replies, and cannot be reopened, `rpc-client --timeout`
+    prints this reply, and exits with 124 when the time is up.
+    """
+    program = 'read -r x; [ "$x" = one ] || exec sleep 1000; echo "$x"'
+    shell.start("mqtool", "rpc-server", "--shell", "--exec", program).wait_until_ready()
+    with Proxy(broker.port) as proxy:
+        asked = ("--text", "one", "two", "--timeout", "4s", "--url", through(proxy, broker))
+        client = shell.start("mqtool", "rpc-client", *asked, ready=False).wait_for_stdout("one")
+    result = client.wait()
+    assert (result.code, result.stdout) == (124, " [.] Got one\n"), result.stderr
+    assert "mqtool: 1 of 2 replies did not come in time" in result.stderr
+
+
 def test_rpc_client_uses_direct_reply_to(shell: Shell, broker: TestBroker) -> None:
     """Over AMQP 1.0, `rpc-client --direct-reply-to` prints the reply. The request's reply-to is RabbitMQ's pseudo-queue
     `amq.rabbitmq.reply-to`, not a queue that the client has declared.

@@ -247,8 +247,15 @@ BROKER = [
     Case("route nowhere key", 69, "exchange 'nowhere' does not exist in vhost", "'mqtool list exchanges' shows them"),
     Case("send x -e amq.direct -r nobody --mandatory", 75, "the message was returned: NO_ROUTE", "no queue is bound"),
     *[
-        Case(f"rpc-client {what}", 69, f"queue '{queue}' does not exist", "rpc-server", also=(rf".* fib\({body}\)",))
-        for what, queue, body in (("5", "rpc_queue", "5"), ("--text a", "rpc_queue", "a"), ("-q its a", "its", "a"))
+        Case(
+            f"rpc-client {what}", 69, f"queue '{queue}' does not exist", "rpc-server", also=(f".* Requesting {shown}",)
+        )
+        for what, queue, shown in (
+            ("5", "rpc_queue", r"fib\(5\)"),
+            ("--text a", "rpc_queue", "'a'"),
+            ("-q its a", "its", "'a'"),
+            ("-q its a --function add100", "its", r"add100\(a\)"),
+        )
     ],
 ]
 

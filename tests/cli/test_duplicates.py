@@ -158,9 +158,30 @@ def test_rpc_server_exec_replies_with_the_programs_output(shell: Shell) -> None:
     bad = shell.run("mqtool", "rpc-client", "7")
     assert (bad.stdout, bad.code) == (" [.] Got got 7\n", 7)
     assert "the server's program printed on stderr: hm" in bad.stderr
+    assert bad.stderr.endswith("mqtool: the server's program failed with exit status 7\n")
     broken = shell.run("mqtool", "rpc-client", "127")
     assert broken.code == 127
     assert server.wait().code == 1
+
+
+@on_any_broker
+def test_rpc_client_prints_all_results_if_a_program_fails_for_some_requests(shell: Shell) -> None:
+    """If the program of `rpc-server --exec` fails for some requests, `rpc-client` prints the other results, and what
+    the program printed before it failed, but no empty line. It says for how many requests the program failed, and exits
+    with the exit status of the first failure. With --dialect, it prints each reply, as the dialect's script does.
+    """
+    program = 'read -r x; case $x in mute) exit 4;; half) echo half; exit 5;; long) yes; esac; echo "got $x"'
+    shell.start("mqtool", "rpc-server", "--shell", "--exec", program, "--max-output", "1KiB").wait_until_ready()
+    asked = ("mqtool", "rpc-client", "--text")
+    failed = shell.run(*asked, "a", "mute", "half", "b")
+    assert (failed.stdout, failed.code) == (" [.] Got got a\n [.] Got half\n [.] Got got b\n", 4)
+    assert failed.stderr.endswith("mqtool: the server's program failed for 2 of 4 requests\n")
+    refused = shell.run(*asked, "--raw", "half", "long", "mute", "a")
+    assert (refused.stdout, refused.code) == ("half\ngot a\n", 5)
+    assert refused.stderr.endswith("mqtool: the server's program failed for 2 of 4 requests; the server refused 1\n")
+    alike = shell.run(*asked, "mute", "a", "--dialect", "python")
+    requesting = " [x] Requesting fib(mute)\n [x] Requesting fib(a)\n"
+    assert (alike.stdout, alike.stderr, alike.code) == (f"{requesting} [.] Got \n [.] Got got a\n", "", 4)
 
 
 @on_any_broker

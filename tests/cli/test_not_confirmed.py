@@ -454,6 +454,37 @@ def _block(vhost: Vhost) -> None:
     vhost.faults.block_publishers("low")
 
 
+def _silence(vhost: Vhost) -> None:
+    """Let the broker keep its connections open, but neither read nor write."""
+    vhost.faults.go_silent()
+
+
+@pytest.mark.parametrize("fault", [_lose, _silence], ids=["is down", "is silent"])
+def test_rpc_client_times_out_while_the_broker_is_down_or_silent(
+    own_shell: Shell, amqp_vhost: Vhost, fault: Callable[[Vhost], None]
+) -> None:
+    """If the broker goes down or falls silent after the first of two replies, `rpc-client --timeout` prints this reply,
+    and exits with 124 when the time is up. It says how many replies are missing.
+    """
+    program = 'read -r x; [ "$x" = one ] || exec sleep 1000; echo "$x"'
+    own_shell.start("mqtool", "rpc-server", "--shell", "--exec", program).wait_until_ready()
+    client = own_shell.start("mqtool", "rpc-client", "--text", "one", "two", "--timeout", "4s", ready=False)
+    client.wait_for_stdout("one")
+    fault(amqp_vhost)
+    result = client.wait()
+    assert (result.code, result.stdout) == (124, " [.] Got one\n"), result.stderr
+    assert "mqtool: 1 of 2 replies did not come in time\nhint: --timeout waits longer\n" in result.stderr
+
+
+def test_rpc_client_times_out_while_the_broker_blocks_publishers(own_shell: Shell, amqp_vhost: Vhost) -> None:
+    """While the broker blocks publishers, `rpc-client --timeout` exits with 124 when the time is up."""
+    own_shell.start("mqtool", "rpc-server").wait_until_ready()
+    _block(amqp_vhost)
+    result = own_shell.run("mqtool", "rpc-client", "7", "--timeout", "500ms")
+    assert (result.code, result.stdout) == (124, ""), result.stderr
+    assert "mqtool: 1 of 1 replies did not come in time" in result.stderr
+
+
 @pytest.mark.parametrize("fault", [_block, _lose], ids=["blocks publishers", "is down"])
 def test_sigterm_ends_send_while_the_broker_is_down_or_blocks_publishers(
     own_shell: Shell, amqp_vhost: Vhost, fault: Callable[[Vhost], None]

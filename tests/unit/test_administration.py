@@ -125,7 +125,8 @@ def test_a_queue_counts_as_empty_only_if_it_says_so_twice(replies: list[int]) ->
     class OtherProtocol:
         """A channel of another protocol, which looks up queues in its own way."""
 
-        def depth(self, queue: str) -> Depth:
+        def depth(self, queue: str, within: float | None = None) -> Depth:
+            assert within is None
             return Depth(left.pop(0), len(queue))
 
         def exists(self, queue: Queue) -> bool:

@@ -254,7 +254,8 @@ class Lookup:
     def exists(self, queue: Queue) -> bool:
         raise NotImplementedError
 
-    def depth(self, queue: str) -> Depth:
+    def depth(self, queue: str, within: float | None = None) -> Depth:
+        assert within == 1
         assert queue == "requests"
         return self.found
 

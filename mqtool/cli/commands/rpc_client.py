@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import time
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -22,7 +23,17 @@ from mqtool.cli.options.broker_options import PublishingBroker
 from mqtool.cli.options.queue_options import tutorials_queue
 from mqtool.cli.values import TIME_LIMIT
 from mqtool.duration import compact_duration
-from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, ExitCode, NotFound, SomeFailed, UsageError
+from mqtool.errors import (
+    AccessRefused,
+    BadData,
+    DeclaredDifferently,
+    ExitCode,
+    MqtoolError,
+    NotFound,
+    SomeFailed,
+    StoppedWaiting,
+    UsageError,
+)
 from mqtool.message import Delivery
 from mqtool.spelling import pasteable
 from mqtool.topology import PRIVATE_QUEUE, Queue
@@ -35,6 +46,7 @@ app = typer.Typer()
 
 #: Maximum number of requests to print. Beyond that, they would push the replies off the screen.
 _SHOWN = 100
+_INTEGER = re.compile("[+-]?[0-9]+")
 
 
 class _TakingNegatives(Command):
@@ -77,27 +89,32 @@ def rpc_client(
     """Send requests to the RPC server (tutorial 6)."""
     lines, tutorials, is_add100 = broker.lines, dialect_names(broker).rpc_queue, function == "add100"
     asked = requests or _default(lines.number_add100 if is_add100 else lines.number, queue)
-    failed = answered = status = 0
+    refused = answered = 0
+    statuses: list[int] = []
     if not any_text and queue in (None, tutorials.name):
         _check_integers(asked, takes_negatives=is_add100 or lines.fib_of_negatives)
     if not raw:
         print_as_script(broker, on_stderr=lines.on_stderr and not is_add100)
     with access_to(broker).channel_or_session(confirm_timeout=min(timeout, CONFIRM_TIMEOUT)) as channel:
-        _say(lines.requesting_add100 if is_add100 else lines.requesting, asked, replies_on_stderr=lines.on_stderr)
+        line = lines.requesting_add100 if is_add100 else lines.requesting
+        if broker.dialect is None and not is_add100 and not all(map(_INTEGER.fullmatch, asked)):
+            line = " [x] Requesting '{n}'"
+        _say(line, asked, replies_on_stderr=lines.on_stderr)
         bodies = [request.encode("utf-8", "surrogateescape") for request in asked]
+        channel.connection.deadline = deadline = time.monotonic() + timeout
         target = tutorials if queue is None else QueueOptions(queue=queue).of(tutorials)
         reply_queue = rpc.DIRECT_REPLY_TO if direct_reply_to else PRIVATE_QUEUE
         _tell_if_nobody_serves(channel, target, timeout)
         results = BatchedOutput()
         settings = Receiving(timeout=timeout, before_acknowledging=results.flush)
         answers = _call(channel, target, bodies, settings, reply_queue)
-        for reply in rpc_functions.in_order(answers, channel, target, len(bodies)):
+        for reply in rpc_functions.in_order(answers, channel, target, len(bodies), deadline):
             answered += 1
             if rpc_functions.EXIT_STATUS in reply.headers:
                 results.flush()
-                status = status or _show_remote(reply, raw=raw)
+                statuses.append(_show_remote(reply, raw=raw))
             elif reply.properties.get("type") == ERROR:
-                failed += 1
+                refused += 1
                 results.flush()
                 output.warning(f"the server answered with an error: {reply.text}")
             else:
@@ -106,12 +123,7 @@ def rpc_client(
         results.flush()
     if answered < len(asked):
         stopping.exit_if_requested()
-    if status:
-        raise SystemExit(status)
-    if failed == len(asked):
-        raise BadData("the server refused the request" if failed == 1 else f"the server refused all {failed} requests")
-    if failed:
-        raise SomeFailed(f"the server refused {failed} of {len(asked)} requests")
+    _raise_failures([status for status in statuses if status], refused, len(asked))
 
 
 def _say(line: str, requests: list[str], *, replies_on_stderr: bool) -> None:
@@ -140,7 +152,8 @@ def _call(
 def _tell_if_nobody_serves(channel: ChannelOrSession, queue: Queue, timeout: float) -> None:
     if output.speaks_as_script():
         return
-    with contextlib.suppress(NotFound, AccessRefused, DeclaredDifferently):  # the requests will fail with this error
+    # If there is such an error, the requests fail with it, too.
+    with contextlib.suppress(NotFound, AccessRefused, DeclaredDifferently, StoppedWaiting):
         if not administration.depth(channel, queue.name).consumers:
             server = "mqtool rpc-server" if queue.name == "rpc_queue" else pasteable("rpc-server --queue=", queue.name)
             output.notice(
@@ -167,14 +180,38 @@ def _check_integers(requests: list[str], *, takes_negatives: bool) -> None:
 
 
 def _show_remote(reply: Delivery, *, raw: bool) -> int:
+    """Print what the server's program printed, if it has succeeded or printed anything; return its exit status."""
     status = reply.headers[rpc_functions.EXIT_STATUS]
-    if raw:
-        output.show_bytes(_alone(reply).removesuffix(b"\n") + b"\n")
-    else:
-        output.show(f" [.] Got {_in_lines(reply.body.rstrip())}")
+    if status == 0 or reply.body.strip() or output.speaks_as_script():
+        if raw:
+            output.show_bytes(_alone(reply).removesuffix(b"\n") + b"\n")
+        else:
+            output.show(f" [.] Got {_in_lines(reply.body.rstrip())}")
     for line in str(reply.headers.get(rpc_functions.STDERR) or "").splitlines():
         output.notice(f"the server's program printed on stderr: {line}")
     return status if isinstance(status, int) and 0 <= status <= 255 else ExitCode.FAILED
+
+
+def _raise_failures(statuses: list[int], refused: int, count: int) -> None:
+    """Raise an error if any of the requests failed. After a failed program, the exit code is that of the first one.
+
+    Args:
+        statuses: the exit statuses of the server's programs that failed.
+        refused: the number of requests that the server answered with an error.
+        count: the number of requests.
+    """
+    if statuses and output.speaks_as_script():
+        raise SystemExit(statuses[0])
+    if statuses:
+        which = f"for {len(statuses)} of {count} requests" if count > 1 else f"with exit status {statuses[0]}"
+        others = f"; the server refused {refused}" if refused else ""
+        failure = MqtoolError(f"the server's program failed {which}{others}")
+        failure.exit_code = statuses[0]
+        raise failure
+    if refused == count:
+        raise BadData("the server refused the request" if count == 1 else f"the server refused all {count} requests")
+    if refused:
+        raise SomeFailed(f"the server refused {refused} of {count} requests")
 
 
 def _in_lines(body: bytes) -> str:
