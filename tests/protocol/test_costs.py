@@ -12,7 +12,7 @@ from tests.protocol.loop_watch import LIMIT
 
 #: Of the costs in memory and with a data directory, every so-many-th is measured, each day others. `make siege` draws
 #: from all of them.
-EVERY = (3, 15)
+EVERY = (9, 45)
 #: How many times the limit a turn may take here, since the machine is busy.
 ROOM = 2
 
