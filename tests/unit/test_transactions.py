@@ -266,7 +266,7 @@ class FakeQueue:
         assert queue == "jobs"
         return len(self.ready)
 
-    def ask(self, request: Callable[..., None]) -> Any:
+    def ask(self, request: Callable[..., None], _within: float | None = None) -> Any:
         replies: list[Any] = []
         request(self, replies.append)
         self.asked += 1

@@ -487,7 +487,7 @@ class Source:
         self._reported = min(self._reported + 1, self.ready)
         return self._reported
 
-    def ask(self, _request: object) -> SimpleNamespace:
+    def ask(self, _request: object, _within: float | None = None) -> SimpleNamespace:
         return SimpleNamespace(method=SimpleNamespace(message_count=self.depth_of("from"), consumer_count=0))
 
     def give_back(self, through: Iterable[Delivery]) -> None:
