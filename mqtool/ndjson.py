@@ -252,7 +252,8 @@ def _properties(value: Mapping[str, Any], where: str) -> dict[str, Any]:
             if type(raw) is not int or not 0 <= raw <= most:
                 raise BadData(f"{where} has a property {name!r} that is not a number up to {most}: {raw!r}")
         else:
-            raise BadData(f"{where} has an unknown property {name!r}", f"one of {', '.join(PROPERTIES)}")
+            known = ", ".join(known for known in PROPERTIES if known != "headers")
+            raise BadData(f"{where} has an unknown property {name!r}", f"one of {known}")
         properties[name] = raw
     if headers is not None:
         properties["headers"] = _table_from_json(headers, where, MAX_DEPTH)

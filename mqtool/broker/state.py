@@ -185,12 +185,26 @@ def names() -> list[str]:
 
 def _read(path: Path) -> Started | None:
     try:
-        return Started(**json.loads(path.read_text()))
+        return _checked(Started(**json.loads(path.read_text())))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         hint = "remove it if mqtool has no broker running"
         raise MqtoolError(f"cannot read {path}: {reason_of(error)}", hint) from error
+
+
+def _checked(started: Started) -> Started:
+    """Return a broker that was read from a file. Raises ValueError if a field has a value that save() never writes."""
+    texts = (started.name, started.kind, started.url, started.directory, started.born)
+    if (
+        not all(isinstance(text, str) for text in texts)
+        or started.kind not in ("docker", "node", "embedded")
+        or type(started.pid) is not int
+        or type(started.nodes) is not int
+        or not isinstance(started.details, dict)
+    ):
+        raise ValueError("it does not describe a broker")
+    return started
 
 
 def load_all() -> list[Started]:

@@ -125,7 +125,11 @@ class Retrying:
         return True
 
     def dead_letter(self, delivery: Delivery, error: str, reason: str = history.REJECTED) -> None:
-        """Move a message to the dead-letter queue. Drop its headers if they leave no room for the history."""
+        """Move a message to the dead-letter queue. Drop its headers if they leave no room for the history.
+
+        Raises BadData if there is still no room: the broker would drop a rejected message that has no dead-letter
+        exchange, and a requeued one would be delivered again at once.
+        """
         queue = dead_letter_queue(delivery.queue)
 
         def publish(dead: Delivery) -> None:
@@ -136,7 +140,13 @@ class Retrying:
             publish(delivery)
         except _TooLarge as too_large:
             error = f"{error}; its headers were dropped: {too_large}"
-            publish(history.without_headers(delivery))
+            try:
+                publish(history.without_headers(delivery))
+            except _TooLarge as still:  # AMQP 1.0 limits the body and the headers together
+                raise BadData(
+                    f"{name_of(delivery)} cannot be dead-lettered: {still}",
+                    f"it is still in {delivery.queue}; a worker with --protocol amqp0.9.1 can dead-letter it",
+                ) from still
         attempts = history.attempt_of(delivery)
         self._notice(
             f"{name_of(delivery)}: {error}; dead after {attempts} attempt{'s' * (attempts > 1)}, now in {queue.name}"

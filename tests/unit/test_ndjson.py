@@ -201,3 +201,11 @@ def test_any_line_of_ndjson_is_a_message_or_bad_data(line: bytes) -> None:
     """Reading any bytes or any JSON as a line of NDJSON returns a message or raises BadData, but no other exception."""
     with suppress(BadData):
         ndjson.to_message(line, "line 1")
+
+
+def test_the_hint_for_an_unknown_property_does_not_list_headers() -> None:
+    """If a line of NDJSON has "headers" among its "properties", the hint lists the valid properties, not headers."""
+    with pytest.raises(BadData) as error:
+        ndjson.to_message('{"body": "", "properties": {"headers": {}}}', "line 1")
+    assert "message_id" in str(error.value.hint)
+    assert "headers" not in str(error.value.hint)

@@ -247,3 +247,14 @@ def test_a_notice_warns_once_if_a_restart_may_lose_waiting_messages() -> None:
         assert ours.retry(JOB, "failed")
     assert channel.declared == ["jobs.wait.1s"] * 2
     assert len([notice for notice in notices if "may lose waiting messages" in notice]) == 1
+
+
+def test_a_message_too_large_even_without_its_headers_stays_in_its_queue() -> None:
+    """If a failed message is too large for the dead-letter queue even without its headers, `worker` raises BadData. The
+    hint names the queue that still contains the message, and the protocol over which `worker` can dead-letter it.
+    """
+    channel = FakeChannel(BadData("too large"), BadData("too large"))
+    with pytest.raises(BadData, match="^message a cannot be dead-lettered: too large$") as error:
+        retrying(channel).dead_letter(JOB, "failed")
+    assert error.value.hint == "it is still in jobs; a worker with --protocol amqp0.9.1 can dead-letter it"
+    assert channel.published == []
