@@ -14,7 +14,8 @@ VALID = {"name": "evil", "kind": "embedded", "url": "amqp://localhost:1", "pid":
 @pytest.mark.parametrize(
     "text",
     [
-        *(json.dumps(VALID | wrong) for wrong in ({"pid": "abc"}, {"directory": 5}, {"details": None}, {"kind": "zzz"})),
+        *(json.dumps(VALID | {name: wrong}) for name, wrong in (("pid", "a"), ("directory", 5), ("details", None))),
+        json.dumps(VALID | {"kind": "zzz"}),
         "[" * 100_000,
     ],
     ids=["pid", "directory", "details", "kind", "nested"],

@@ -254,7 +254,7 @@ def test_a_message_too_large_even_without_its_headers_stays_in_its_queue() -> No
     hint names the queue that still contains the message, and the protocol over which `worker` can dead-letter it.
     """
     channel = FakeChannel(BadData("too large"), BadData("too large"))
-    with pytest.raises(BadData, match="^message a cannot be dead-lettered: too large$") as error:
+    with pytest.raises(BadData, match=r"^message a cannot be dead-lettered: too large$") as error:
         retrying(channel).dead_letter(JOB, "failed")
     assert error.value.hint == "it is still in jobs; a worker with --protocol amqp0.9.1 can dead-letter it"
     assert channel.published == []
