@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -63,6 +63,12 @@ class Message:
     delay: float | None = None
     due: float | None = None
     received: bool = False
+
+
+def error_reply(reply: Message, why: str) -> Message:
+    """Copy the reply of an RPC server; its body says why the actual reply cannot be sent, and its type is "error"."""
+    properties = {"type": "error", "correlation_id": reply.properties.get("correlation_id")}
+    return replace(reply, body=why.encode(), properties=properties)
 
 
 class InBatches:

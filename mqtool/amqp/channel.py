@@ -277,6 +277,7 @@ class Channel(ChannelListener):
         """
         if self.replies is None:
             self.replies = Replies(self._publisher, self._acks.send, self.connection.notice)
+            self.reopening.mends = self.replies.learn_limit
         self.replies.publish(reply, is_current=self.is_current(delivery))
         consumers = tuple(self._consumers)
         more_follow = any(consumer.arrives(0) for consumer in consumers)

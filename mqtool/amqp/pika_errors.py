@@ -297,6 +297,12 @@ def _hint_for_refused_message(text: str) -> str | None:
     return None
 
 
+def largest_message(error: BaseException) -> int | None:
+    """The broker's max_message_size, if it has closed the channel because a message was larger."""
+    found = re.search(r"larger than (?:configured )?max size ([0-9]+)", getattr(error, "reply_text", ""))
+    return int(found[1]) if found else None
+
+
 def is_mended_by_reopening(error: BaseException, exchanges: Iterable[str]) -> bool:
     """True if a channel that was closed with this error works again once it is reopened.
 

@@ -140,6 +140,7 @@ class ReopeningChannel:
         refused: True if the broker closed the channel because of an error, while the connection stayed open.
         journal: the exchanges, queues and bindings to set up again.
         requests: makes single requests, without repeating them.
+        mends: called on the I/O thread when the broker has closed the channel; returns True to reopen it.
 
     Args:
         strict: reject any difference between what is declared and what exists.
@@ -159,6 +160,7 @@ class ReopeningChannel:
             on_refused=self._on_refused,
             on_cancelled=self._on_cancelled,
         )
+        self.mends: Callable[[BaseException], bool] = lambda _: False
         self._is_set_up = False
         self._changed = threading.Condition()
         self._opening = threading.RLock()
@@ -349,7 +351,8 @@ class ReopeningChannel:
     def _on_refused(self, reason: exceptions.ChannelClosedByBroker) -> None:
         """Called on the I/O thread when the broker has closed the channel while no request was pending."""
         why = pika_errors.closed_by_broker(reason)
-        if not self._connection.comes_back or not pika_errors.is_mended_by_reopening(reason, self.journal.exchanges):
+        is_mended = pika_errors.is_mended_by_reopening(reason, self.journal.exchanges) or self.mends(reason)
+        if not (self._connection.comes_back and is_mended):
             self.refused = True
             self.fail(why)
             return

@@ -10,9 +10,10 @@ import math
 import time
 from collections.abc import Callable
 
+from mqtool.amqp import pika_errors
 from mqtool.amqp.publisher import Publisher
 from mqtool.errors import NotConfirmed
-from mqtool.message import Message
+from mqtool.message import Message, error_reply
 from mqtool.spelling import counted
 
 #: Seconds to wait for the confirm of a reply that is published alone. An internal error would come at once.
@@ -38,6 +39,7 @@ class Replies:
         self._notice = notice
         self._suspects: dict[str | None, float] = {}  # until when to drop replies; 0 publishes the next one alone
         self._alone: str | None = None
+        self._largest = math.inf  # bytes of a body; the broker tells it only when it closes the channel
 
     def publish(self, reply: Message, *, is_current: bool) -> None:
         """Publish a reply before the next acknowledgement; in the same write, unless its queue is a suspect.
@@ -46,6 +48,10 @@ class Replies:
             is_current: its request can be acknowledged. Otherwise, the broker redelivers the request.
         """
         queue = reply.routing_key
+        if (size := len(reply.body)) > self._largest:
+            why = f"the reply is {size:,} bytes long; the broker takes up to {self._largest:,}"
+            self._notice(f"answered with an error: {why}")
+            reply = error_reply(reply, why)
         if is_current:
             self._publisher.unconfirmed.dropped = 0  # the channel is open: the broker redelivers their requests
         until = self._suspects.get(queue)
@@ -69,6 +75,18 @@ class Replies:
             raise NotConfirmed(
                 f"the broker closed the connection with {counted(dropped)} unconfirmed", "it redelivers the requests"
             )
+
+    def learn_limit(self, error: BaseException) -> bool:
+        """Drop unconfirmed replies if the broker has closed the channel because one was too large; return True if so.
+
+        When the broker redelivers the request, its reply is an error. Called on the I/O thread, before the channel is
+        told that it is lost.
+        """
+        if (limit := pika_errors.largest_message(error)) is None:
+            return False
+        self._largest = limit
+        self._publisher.unconfirmed.drop()
+        return True
 
     def drop(self) -> bool:
         """Drop unconfirmed replies after an internal error. Return False if none can have caused it.

@@ -18,8 +18,8 @@ from mqtool.amqp10.link_sender import WINDOW, Sender
 from mqtool.amqp10.management_node import ManagedTopology
 from mqtool.amqp10.sections import exchange_address, queue_address
 from mqtool.codecs.amqp10_frames import Accepted
-from mqtool.errors import UsageError
-from mqtool.message import Delivery, Message, Receipt
+from mqtool.errors import BadData, UsageError
+from mqtool.message import Delivery, Message, Receipt, error_reply
 from mqtool.topology import Exchange, Queue
 
 Thing = TypeVar("Thing", bound=Exchange | Queue)
@@ -175,13 +175,20 @@ class LinkSession(ManagedTopology):
         return message if self._sender is None else self._sender.addressed(message)
 
     def answer(self, delivery: Delivery, reply: Message) -> None:
-        """Send the reply to a delivery, then accept the delivery."""
+        """Send the reply to a delivery, or an error if it is too large, then accept the delivery."""
         with self._publishing:
             if self._replies is None:
                 self._links.sending_link(None)
                 self._replies = Sender(self._links, None, persistent=False)
-            self._replies.add(reply)
-            self._replies.flush()
+            if (reply.routing_key or "").startswith("/exchanges/"):  # the broker ends the session if it may not be used
+                self._notice(f"dropped a reply to {reply.routing_key!r}: a reply goes only to a queue")
+            else:
+                try:
+                    self._replies.add(reply)
+                except BadData as error:
+                    self._notice(f"answered with an error: {error}")
+                    self._replies.add(error_reply(reply, str(error)))
+                self._replies.flush()
         self.acknowledge(delivery)
 
     def wait_for_confirms(self) -> None:

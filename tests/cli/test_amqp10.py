@@ -250,6 +250,20 @@ def test_rpc_client_and_server_may_use_different_protocols(
     assert serving.wait().stdout == " [.] fib(10)\n [.] fib(12)\n"
 
 
+def test_rpc_server_drops_replies_to_exchanges(shell: Shell) -> None:
+    """If a request's reply-to is the address of an exchange, `rpc-server` drops the reply with a notice, and accepts
+    the request. It goes on with the next request, also if its user may not publish to the exchange.
+    """
+    server = shell.start("mqtool", "rpc-server", "-c", "2").wait_until_ready()
+    properties = {"reply_to": "/exchanges/amq.rabbitmq.trace/x", "correlation_id": "1"}
+    request = json.dumps({"body": "5", "properties": properties})
+    assert shell.run("mqtool", "send", "-q", "rpc_queue", "--json", stdin=request + "\n").code == 0
+    assert shell.run("mqtool", "rpc-client", "10", "--raw", "--timeout", "20s").stdout == "55\n"
+    ended = server.wait()
+    assert ended.code == 0
+    assert "dropped a reply to '/exchanges/amq.rabbitmq.trace/x': a reply goes only to a queue" in ended.stderr
+
+
 def test_rpc_client_times_out_while_an_amqp_1_0_connection_is_lost(shell: Shell, broker: TestBroker) -> None:
     """If an AMQP 1.0 connection is lost after the first of two replies, and cannot be reopened, `rpc-client --timeout`
     prints this reply, and exits with 124 when the time is up.

@@ -8,14 +8,14 @@ from itertools import pairwise
 
 import pytest
 
+from mqtool.amqp import Connection, parse_addresses
+from mqtool.broker.embedded import EmbeddedBroker
 from tests.brokers import TestBroker, large, on_any_broker
 from tests.cli.shell import IDLE, Shell, wait_until
 from tests.processes import children_of, is_alive
 
 
 def depth(broker: TestBroker, queue: str) -> int:
-    from mqtool.amqp import Connection, parse_addresses
-
     with Connection(parse_addresses(broker.url)) as connection:
         return connection.channel().depth_of(queue)
 
@@ -36,6 +36,27 @@ def test_a_program_gets_the_body_on_stdin_and_the_rest_in_its_environment(shell:
         "MQ_QUEUE=task_queue", "MQ_REDELIVERED=0", "MQ_ROUTING_KEY=task_queue", "task_queue;1",
     ]  # fmt: skip
     assert "1 done, 0 retries, 0 dead" in result.stderr
+
+
+@on_any_broker
+@pytest.mark.parametrize("protocol", ["amqp0.9.1", "amqp1.0"])
+def test_rpc_server_answers_with_an_error_if_the_reply_is_too_large(shell: Shell, protocol: str) -> None:
+    """If a program's reply is larger than the broker's max_message_size, `rpc-server --exec` replies with an error that
+    names the limit, and goes on with the next request.
+    """
+    with EmbeddedBroker(like="4.3") as broker:
+        shell.environment["MQTOOL_URL"] = broker.url
+        program = 'read -r x; [ "$x" = small ] || exec head -c 16777217 /dev/zero; echo "$x"'
+        options = ("--protocol", protocol, "--shell", "--exec", program)
+        server = shell.start("mqtool", "rpc-server", *options).wait_until_ready()
+        refused = shell.run("mqtool", "rpc-client", "--text", "large", "--timeout", "30s")
+        assert "bytes long; the broker takes up to 16,777,216" in refused.stdout + refused.stderr
+        assert shell.run("mqtool", "rpc-client", "--text", "small", "--raw", "--timeout", "30s").stdout == "small\n"
+        server.interrupt()
+        ended = server.wait()
+        assert (ended.code, "answered with an error: " in ended.stderr) == (0, True)
+        with Connection(parse_addresses(broker.url)) as connection:
+            assert connection.channel().depth_of("rpc_queue") == 0
 
 
 @on_any_broker
