@@ -65,9 +65,13 @@ class Message:
     received: bool = False
 
 
+#: The type property of an RPC server's reply that is an error.
+ERROR_REPLY = "error"
+
+
 def error_reply(reply: Message, why: str) -> Message:
-    """Copy the reply of an RPC server; its body says why the actual reply cannot be sent, and its type is "error"."""
-    properties = {"type": "error", "correlation_id": reply.properties.get("correlation_id")}
+    """Copy the reply of an RPC server; its body says why the actual reply cannot be sent."""
+    properties = {"type": ERROR_REPLY, "correlation_id": reply.properties.get("correlation_id")}
     return replace(reply, body=why.encode(), properties=properties)
 
 

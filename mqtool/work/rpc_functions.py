@@ -10,7 +10,7 @@ from mqtool import ndjson
 from mqtool.amqp import administration
 from mqtool.amqp.administration import Asks, LooksUp
 from mqtool.errors import BadData, ExitCode, MqtoolError, NotConfirmed, NotFound, StoppedWaiting, TimedOut, Unavailable
-from mqtool.message import Delivery, Message
+from mqtool.message import ERROR_REPLY, Delivery, Message
 from mqtool.spelling import pasteable
 from mqtool.topology import Queue
 from mqtool.work.deduplication import HandledMessages, MessageKey
@@ -21,8 +21,6 @@ from mqtool.work.worker import CommandBroken
 #: Computes the reply to a request.
 Function = Callable[[Delivery], Message]
 
-#: The type property of a reply that is an error.
-ERROR = "error"
 #: Headers of a program's reply.
 EXIT_STATUS, STDERR = "exit-status", "stderr"
 #: Seconds to wait, after the time limit, until the broker has counted the consumers.
@@ -101,7 +99,7 @@ def answering_errors(function: Function) -> Function:
         try:
             return function(request)
         except BadData as error:
-            return Message(str(error).encode(), properties={"type": ERROR})
+            return Message(str(error).encode(), properties={"type": ERROR_REPLY})
 
     return answer
 

@@ -8,12 +8,12 @@ import pytest
 
 from mqtool.amqp.administration import Depth, LooksUp
 from mqtool.errors import BadData, TimedOut, Unavailable
-from mqtool.message import Delivery, Message
+from mqtool.message import ERROR_REPLY, Delivery, Message
 from mqtool.topology import Queue
 from mqtool.work import rpc_functions
 from mqtool.work.deduplication import HandledMessages
 from mqtool.work.exec_command import ExecCommand
-from mqtool.work.rpc_functions import ERROR, FUNCTIONS
+from mqtool.work.rpc_functions import FUNCTIONS
 from mqtool.work.runner import Ending
 from mqtool.work.worker import CommandBroken
 
@@ -130,7 +130,7 @@ def test_the_reply_of_a_program_that_cannot_be_run_ends_the_rpc_server(status: i
     with pytest.raises(CommandBroken) as error:
         rpc_functions.stop_if_broken(reply_of(Program(Ending(status, b"no permission\n"))))
     assert (str(error.value), error.value.hint) == ("the program cannot be run: no permission", "correct --exec")
-    for reply in (reply_of(Program(Ending(1))), Message(b""), Message(b"", properties={"type": ERROR})):
+    for reply in (reply_of(Program(Ending(1))), Message(b""), Message(b"", properties={"type": ERROR_REPLY})):
         rpc_functions.stop_if_broken(reply)
 
 

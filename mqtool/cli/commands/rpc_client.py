@@ -34,13 +34,12 @@ from mqtool.errors import (
     StoppedWaiting,
     UsageError,
 )
-from mqtool.message import Delivery
+from mqtool.message import ERROR_REPLY, Delivery
 from mqtool.spelling import pasteable
 from mqtool.topology import PRIVATE_QUEUE, Queue
 from mqtool.tutorials import rpc
 from mqtool.tutorials.dialects import NAMES, Dialect
 from mqtool.work import rpc_functions
-from mqtool.work.rpc_functions import ERROR
 
 app = typer.Typer()
 
@@ -113,7 +112,7 @@ def rpc_client(
             if rpc_functions.EXIT_STATUS in reply.headers:
                 results.flush()
                 statuses.append(_show_remote(reply, raw=raw))
-            elif reply.properties.get("type") == ERROR:
+            elif reply.properties.get("type") == ERROR_REPLY:
                 refused += 1
                 results.flush()
                 output.warning(f"the server answered with an error: {reply.text}")
@@ -170,8 +169,9 @@ def _default(number: str, queue: str | None) -> list[str]:
 
 def _check_integers(requests: list[str], *, takes_negatives: bool) -> None:
     """Raise UsageError if a request is not an integer, which would crash any tutorial server that receives it."""
+    accepted = _INTEGER if takes_negatives else re.compile("[0-9]+")
     for request in requests:
-        if not re.fullmatch("[+-]?[0-9]+" if takes_negatives else "[0-9]+", request):
+        if not accepted.fullmatch(request):
             kind = "an integer" if takes_negatives else "a whole number from 0 up"
             raise UsageError(
                 f"the request {request!r} is not {kind}",

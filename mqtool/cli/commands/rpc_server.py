@@ -19,14 +19,13 @@ from mqtool.cli.options.receiving_options import ReceivingOptions
 from mqtool.cli.pipe.existence import checked
 from mqtool.cli.pipe.receiving import consuming, delivery_writer, print_deliveries_as_script
 from mqtool.cli.values import parsed, size
-from mqtool.message import Delivery, Message
+from mqtool.message import ERROR_REPLY, Delivery, Message
 from mqtool.topology import Queue
 from mqtool.tutorials import rpc
 from mqtool.tutorials.dialects import NAMES, Dialect
 from mqtool.work import rpc_functions
 from mqtool.work.deduplication import Interrupted
 from mqtool.work.exec_command import ExecCommand
-from mqtool.work.rpc_functions import ERROR
 
 app = typer.Typer()
 
@@ -127,7 +126,7 @@ def rpc_server(
         answers = _serve(channel, known, answer_visibly, settings)
         with consuming(receiving.ready_file, channel, waiting):
             for _, reply in _until_interrupted(answers, channel):
-                if reply.properties.get("type") == ERROR:
+                if reply.properties.get("type") == ERROR_REPLY:
                     output.warning(f"answered with an error: {reply.body.decode()}")
                 rpc_functions.stop_if_broken(reply)
 
