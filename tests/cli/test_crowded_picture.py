@@ -1,5 +1,7 @@
 """The picture of `mqtool ui` with many queues: groups, zoom, labels, Find, and the queues of other users."""
 
+import itertools
+import random
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.brokers import pictures
-from tests.cli.test_picture import differences, jobs, message, play, recorded, seek
+from tests.cli.test_picture import OVERLAPPING, differences, jobs, message, play, recorded, seek
 from tests.cli.test_ui import Page, chromium
 
 __all__ = ["chromium"]
@@ -90,6 +92,40 @@ def test_similar_queues_are_drawn_as_one_group_that_can_be_expanded(chromium: An
     page.find('.node[data-name="orders-…"]')[0].click()
     page.until(lambda: "consumer packer 2" in page.nodes(), "the consumers of its members")
     assert page.complaints() == []
+
+
+def logs(keys: Iterable[list[str]]) -> list[dict[str, Any]]:
+    """The records of a play in which consumers' queues are bound to a topic exchange with these keys."""
+    records = [each for each in play() if each["kind"] not in ("event", "moved")]
+    for topology in (each for each in records if each["kind"] == "topology"):
+        (queue,) = topology["queues"]
+        names = {f"amq.gen-{number}": each for number, each in enumerate(keys)}
+        topology["queues"] = [{**queue, "name": name} for name in names]
+        topology["exchanges"].append({"name": "topic_logs", "type": "topic", "alternate": None})
+        topology["links"] = [
+            {"from": "topic_logs", "to": name, "toExchange": False, "keys": each, "more": 0}
+            for name, each in names.items()
+        ]
+        topology["consumers"] = [
+            {"queue": name, "name": f"{name}/tag", "label": name, "prefetch": 0, "isAutomatic": False} for name in names
+        ]
+    return records
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_no_arrow_crosses_the_binding_keys_of_another_queue(chromium: Any, tmp_path: Path, count: int) -> None:
+    """In the picture of a topic exchange with two to five queues, the binding keys of a queue overlap neither those of
+    another queue nor another queue's arrow, at widths of 1280, 768 and 390 pixels, whatever the order of the queues is.
+    """
+    every_key = [["#"], ["kern.*"], ["kern.*", "*.critical"], ["kern.#"], ["kern.*.*"]]
+    for keys in random.Random(count).sample([*itertools.permutations(every_key, count)], 8):
+        page = recorded(chromium, tmp_path, logs(keys))
+        for width in (1280, 768, 390):
+            page.resize(width)
+            page.until(lambda: page.ask("return innerWidth") == width, "the window")  # noqa: B023
+            seek(page, 0.3)
+            assert len(page.find(".node.q")) == count
+            assert page.ask(OVERLAPPING) == [], (keys, width)
 
 
 def width_of(page: Page) -> float:

@@ -82,7 +82,7 @@ def seek(page: Page, part: float) -> None:
 
 #: The texts in the picture that are drawn over each other, or over a box, or over the line of another arrow. Moving
 #: messages pass over the empty parts of boxes, and over lines.
-_OVERLAPPING = """
+OVERLAPPING = """
 const box = (each) => each.getBoundingClientRect();
 const drawn = (selector) => [...document.querySelectorAll(`#picture ${selector}`)].filter((each) => each.textContent);
 const cross = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1.5
@@ -155,7 +155,7 @@ def test_the_picture_of_a_tutorial_has_correct_counts_and_names_and_no_overlappi
             moment = moments.random()
             seek(page, moment)
             assert differences(page) == [], moment
-            assert page.ask(_OVERLAPPING) == [], (width, moment)
+            assert page.ask(OVERLAPPING) == [], (width, moment)
     assert page.complaints() == []
     command.interrupt().wait()
     chromium.get("about:blank")
@@ -1079,7 +1079,7 @@ def test_the_labels_of_moving_messages_and_of_bindings_do_not_overlap(
     for step in range(40):
         seek(page, 0.2 + step / 120)
         seen += "anonymous.info" in page.ask("return document.querySelector('#picture').textContent")
-        assert page.ask(_OVERLAPPING) == [], step
+        assert page.ask(OVERLAPPING) == [], step
     assert seen > 8
 
 

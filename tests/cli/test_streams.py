@@ -195,6 +195,16 @@ def test_offset_set_and_offset_reset_exit_with_69_if_there_is_no_such_stream(she
         assert (refused.code, f"stream '{name}' does not exist" in refused.stderr) == (69, True), refused.stderr
 
 
+@pytest.mark.parametrize("number", [2**64 - 1, 2**64])
+@on_any_broker
+def test_offset_set_refuses_a_number_that_no_message_can_have(shell: Shell, number: int) -> None:
+    """The highest offset that `offset set` accepts is 2^64-2: the number above resets an offset, and none above that
+    can be stored.
+    """
+    refused = shell.run("mqtool", "offset", "set", "s", "me", str(number))
+    assert (refused.code, f"{number} is not in the range" in refused.stderr) == (2, True), refused.stderr
+
+
 def test_stream_commands_ask_the_management_api_for_the_stream_port(shell: Shell, broker: TestBroker) -> None:
     """Without --stream-port, `send-stream` and `tutorial run` ask the management API for the broker's stream port."""
     listeners = Management(broker.management, "guest", "guest").get("overview")["listeners"]

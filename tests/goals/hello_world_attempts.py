@@ -79,7 +79,7 @@ ATTEMPTS = {
         "start mqtool receive; for i in 1 2 3; do mqtool send; done",
         _three_at_once,
         (
-            Wrong("had to wait", "mqtool send; mqtool send; mqtool send; pause; mqtool receive -c 3"),
+            Wrong("had to wait", "mqtool send; mqtool send; mqtool send; pause; pause; mqtool receive -c 3"),
             Wrong("2 receivers shared", _three_to_two),
             Wrong("receiver 1 got 1 of 3 messages", "start mqtool receive; mqtool send"),
             Wrong("receiver 2 got 1 of 3 messages", _another),

@@ -22,6 +22,7 @@ from mqtool.errors import MqtoolError, NotConfirmed, UsageError
 from mqtool.inspection.queue_details import ReaderOffsets
 from mqtool.message import Confirmation, Message
 from mqtool.spelling import counted
+from mqtool.streams.session import NOWHERE
 from mqtool.tutorials import stream_offset_tracking as lesson
 from mqtool.tutorials.stream_dialects import TRACKING
 
@@ -62,7 +63,7 @@ def show(stream: StreamName, name: ReaderName, broker: BrokerOptions, port: Stre
 def set_(
     stream: StreamName,
     name: ReaderName,
-    number: Annotated[int, typer.Argument(min=0, help="Offset of the last message read", metavar="N")],
+    number: Annotated[int, typer.Argument(min=0, max=NOWHERE - 1, help="Offset of the last message read", metavar="N")],
     broker: BrokerOptions,
     port: StreamPort = None,
 ) -> None:

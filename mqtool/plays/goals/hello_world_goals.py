@@ -50,7 +50,7 @@ def _in_order(seen: Seen) -> str:
         three = (first, second, third)
         delivered = [copy.deliveries[0].at for copy in three]
         is_one = len({copy.receiver for copy in three}) == 1
-        if is_one and delivered == sorted(delivered) and not any(copy.waited for copy in three):
+        if is_one and delivered == sorted(delivered) and not any(copy.surely_waited for copy in three):
             bodies = ", ".join(str(copy.message) for copy in three)
             return (
                 f"{seen.called(first.receiver)} was waiting, and got {bodies} as soon as each was sent, in this order."
@@ -59,7 +59,7 @@ def _in_order(seen: Seen) -> str:
 
 
 def _some_waited(seen: Seen) -> str:
-    waited = [copy.message for copy in seen.copies_in(_HELLO) if copy.received and copy.waited]
+    waited = [copy.message for copy in seen.copies_in(_HELLO) if copy.received and copy.surely_waited]
     return f"{waited[-1]} had to wait. This time, start the receiver first, and let it run." if waited else ""
 
 

@@ -30,6 +30,8 @@ const NAME = 7;
 const ROOM = 1290;
 /** The least room between layers if there are labels. */
 const LEAST_KEYED = 116;
+/** The room in which arrows to several nodes of a layer turn, before the labels, so that none crosses another one's. */
+const TURN = 40;
 /** The room for two headers beside a message on its way to its exchange. */
 const HEADERS = 184;
 /** How much room there is for arrows to the left of all boxes. */
@@ -84,8 +86,8 @@ export class Layout {
    * @param {boolean} narrow  layers from top to bottom instead of from left to right
    * @param {any[]} arrows  see arrowsOf()
    * @returns {{places: Map<string, Place>, width: number, height: number, size: any, narrow: boolean,
-   *   left: number, low: number, gaps: number[]}}  left: the left side of all nodes, if narrow; low: the lower side (if
-   *   narrow, the right one); gaps: the room after each layer
+   *   left: number, low: number, gaps: number[], counts: number[]}}  left: the left side of all nodes, if narrow; low:
+   *   the lower side (if narrow, the right one); gaps: the room after each layer; counts: of the nodes in each layer
    */
   of(state, narrow, arrows) {
     // A client above gets the messages of these. Their arrows lead up on the left, those to exchanges on the right.
@@ -104,7 +106,8 @@ export class Layout {
         places.set(id, narrow ? { x: across, y: 0, layer: index } : { x: 0, y: across, layer: index });
       });
     });
-    const gaps = gapsOf(state, layers.length, places, size, narrow, arrows);
+    const counts = layers.map((layer) => layer.length);
+    const gaps = gapsOf(state, counts, places, size, narrow, arrows);
     let along = size.before + (narrow ? size.height : size.width) / 2;
     layers.forEach((layer, index) => {
       for (const id of layer) places.get(id)[narrow ? "y" : "x"] = along;
@@ -123,6 +126,7 @@ export class Layout {
       left,
       low,
       gaps,
+      counts,
       width: narrow ? breadth : length,
       height: narrow ? length + BELOW : breadth,
     };
@@ -176,9 +180,9 @@ function sizeOf(state, narrow, most, count) {
 }
 
 /** The room after each layer: enough for the labels of the arrows that end at the next one. */
-function gapsOf(state, count, places, size, narrow, arrows) {
+function gapsOf(state, counts, places, size, narrow, arrows) {
   // In a play, the bodies of messages are beside them.
-  const gaps = Array(count).fill(state.play && !narrow ? Math.max(size.along, LEAST_KEYED) : size.along);
+  const gaps = Array(counts.length).fill(state.play && !narrow ? Math.max(size.along, LEAST_KEYED) : size.along);
   for (const { id, type } of state.play && !narrow ? state.exchanges.values() : []) {
     const { layer } = places.get(id);
     if (type === "headers" && layer) gaps[layer - 1] = Math.max(gaps[layer - 1], HEADERS);
@@ -193,12 +197,13 @@ function gapsOf(state, count, places, size, narrow, arrows) {
       // Labels of arrows to the same node are above each other, with a rate below each.
       used.set(to, (used.get(to) ?? 0) + lines.length * LINE);
       // The arrows beside the middle one must have spread out above its label.
-      const spread = [...places.values()].filter(({ layer }) => layer === gap + 1).length > 2 ? 22 : 0;
+      const spread = counts[gap + 1] > 1 ? 22 : 0;
       gaps[gap] = Math.max(gaps[gap], used.get(to) + 34 + spread);
     } else {
       const width = Math.max(...lines.map((line) => line.length)) * CHARACTER;
       // The label of a message on its way is about as long.
-      gaps[gap] = Math.max(gaps[gap], LEAST_KEYED, Math.ceil(width) + 26);
+      const turn = counts[gap + 1] > 1 ? TURN : 0;
+      gaps[gap] = Math.max(gaps[gap], LEAST_KEYED, Math.ceil(width) + 26 + turn);
     }
   }
   return gaps;
@@ -445,12 +450,13 @@ export function curveBetween(layout, from, to) {
   const side = (layout.narrow ? width : height) / 2;
   const point = (a, b) => (layout.narrow ? { x: b, y: a } : { x: a, y: b });
   if (end[along] - start[along] > half) {
-    const bend = (end[along] - start[along]) / 2;
     const [s, e] = [start[along] + half, end[along] - half];
+    const isEarly = layout.counts[end.layer] > 1;
+    const bend = (end[along] - start[along]) / 4;
     return [
       point(s, start[across]),
-      point(s + bend / 2, start[across]),
-      point(e - bend / 2, end[across]),
+      point(isEarly ? s : s + bend, start[across]),
+      point(isEarly ? s + (e - s) / 10 : e - bend, end[across]),
       point(e, end[across]),
     ];
   }
