@@ -401,3 +401,16 @@ def test_commands_work_with_a_closed_stdin_or_stderr_but_not_with_a_closed_stdou
     assert closed.code == 1
     assert "cannot write to standard output: Bad file descriptor" in closed.stderr
     assert shell.script("mqtool receive -c 1 --raw 2>&-", timeout=30).stdout == "kept\n"
+
+
+@pytest.mark.parametrize("closed", ["<&- 2>&-", "<&- >&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@on_any_broker
+def test_commands_work_with_several_closed_standard_descriptors(shell: Shell, closed: str) -> None:
+    """With two or three of its standard descriptors closed, as some launchers of daemons leave them, `send` exits with
+    0, `receive --output` writes the message to its file, and stderr contains no error.
+    """
+    shell.start_cold()
+    sent = shell.script(f"mqtool send kept {closed}", timeout=30)
+    assert (sent.code, "Error" in sent.stderr) == (0, False), sent.stderr
+    assert shell.script(f"mqtool receive -c 1 --raw -o kept.out {closed}", timeout=30).code == 0
+    assert (shell.directory / "kept.out").read_text() == "kept\n"
