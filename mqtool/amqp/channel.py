@@ -204,7 +204,8 @@ class Channel(ChannelListener):
             NotFound: the queue does not exist.
             DeclaredDifferently: the queue is exclusive to another connection.
         """
-        return self.consumer(queue, receiving).deliveries()
+        deliveries = self.consumer(queue, receiving).deliveries()
+        return deliveries if receiving.count is None else self._counted(deliveries, queue, receiving)
 
     def consumer(self, queue: Queue, receiving: Receiving = STREAMING) -> "Consumer":
         """Start consuming, as consume() does; return the Consumer, which can also wait with a timeout."""
@@ -291,8 +292,7 @@ class Channel(ChannelListener):
                 stop().
             MqtoolError: the channel was closed for good.
         """
-        for _ in self._publisher.receipts([], Route(), WINDOW):
-            pass
+        self._wait_for_confirms()
         if self.replies is not None and not self.stopping:
             self.replies.check()
 
@@ -325,6 +325,18 @@ class Channel(ChannelListener):
             acks = self._tags.acknowledge(tags, self.reopening.requests.epoch)
             self.reopening.progress()
         self._publisher.acknowledge(acks)
+
+    def _counted(self, deliveries: Iterable[Delivery], queue: Queue, receiving: Receiving) -> Generator[Delivery]:
+        """Yield deliveries, and one more for each request that was redelivered, since its reply was too large."""
+        yield from deliveries
+        if self.replies is not None and not self.stopping:
+            self._wait_for_confirms()
+            if missing := self.replies.take_redelivered():
+                yield from self.consume(queue, receiving._replace(count=missing))
+
+    def _wait_for_confirms(self) -> None:
+        for _ in self._publisher.receipts([], Route(), WINDOW):
+            pass
 
     def _forget(self, consumer: "Consumer") -> None:
         self.reopening.forget(consumer)

@@ -40,6 +40,7 @@ class Replies:
         self._suspects: dict[str | None, float] = {}  # until when to drop replies; 0 publishes the next one alone
         self._alone: str | None = None
         self._largest = math.inf  # bytes of a body; the broker tells it only when it closes the channel
+        self._too_large = 0
 
     def publish(self, reply: Message, *, is_current: bool) -> None:
         """Publish a reply before the next acknowledgement; in the same write, unless its queue is a suspect.
@@ -85,8 +86,15 @@ class Replies:
         if (limit := pika_errors.largest_message(error)) is None:
             return False
         self._largest = limit
-        self._publisher.unconfirmed.drop()
+        unconfirmed = self._publisher.unconfirmed
+        self._too_large += sum(len(reply.body) > limit for reply in unconfirmed.messages)  # before is_waiting turns false
+        unconfirmed.drop()
         return True
+
+    def take_redelivered(self) -> int:
+        """Return how many requests the broker redelivers since the last call, because their replies were too large."""
+        count, self._too_large = self._too_large, 0
+        return count
 
     def drop(self) -> bool:
         """Drop unconfirmed replies after an internal error. Return False if none can have caused it.

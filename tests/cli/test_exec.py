@@ -60,6 +60,27 @@ def test_rpc_server_answers_with_an_error_if_the_reply_is_too_large(shell: Shell
 
 
 @on_any_broker
+@pytest.mark.parametrize("requests", [("large", "small"), ("small", "large")], ids="{0[0]} first".format)
+def test_rpc_server_answers_exactly_count_requests_if_a_reply_is_too_large(
+    shell: Shell, requests: tuple[str, str]
+) -> None:
+    """If the reply to a request is larger than the broker's max_message_size, the broker redelivers the request.
+    `rpc-server --count 2` counts this request once: it answers both of two requests, also if the reply to the last one
+    is too large, leaves none in the queue, and exits with 0.
+    """
+    with EmbeddedBroker(like="4.3") as broker:
+        shell.environment["MQTOOL_URL"] = broker.url
+        program = 'read -r x; [ "$x" = small ] || exec head -c 16777217 /dev/zero; echo "$x"'
+        server = shell.start("mqtool", "rpc-server", "-c", "2", "--shell", "--exec", program).wait_until_ready()
+        answered = shell.run("mqtool", "rpc-client", "--text", *requests, "--raw", "--timeout", "30s")
+        assert (answered.stdout, answered.code) == ("small\n", 3)
+        assert "the server refused 1 of 2 requests" in answered.stderr
+        assert server.wait().code == 0
+        with Connection(parse_addresses(broker.url)) as connection:
+            assert connection.channel().depth_of("rpc_queue") == 0
+
+
+@on_any_broker
 def test_a_large_body_is_passed_whole_and_need_not_be_read(shell: Shell) -> None:
     """`worker --exec` passes the whole of a 1 MB body on stdin. If the program exits with 0 without reading the body,
     the message is still acknowledged.
