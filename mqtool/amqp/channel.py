@@ -205,7 +205,7 @@ class Channel(ChannelListener):
             DeclaredDifferently: the queue is exclusive to another connection.
         """
         deliveries = self.consumer(queue, receiving).deliveries()
-        return deliveries if receiving.count is None else self._counted(deliveries, queue, receiving)
+        return deliveries if receiving.count is None else _counted(self, deliveries, queue, receiving)
 
     def consumer(self, queue: Queue, receiving: Receiving = STREAMING) -> "Consumer":
         """Start consuming, as consume() does; return the Consumer, which can also wait with a timeout."""
@@ -292,7 +292,8 @@ class Channel(ChannelListener):
                 stop().
             MqtoolError: the channel was closed for good.
         """
-        self._wait_for_confirms()
+        for _ in self._publisher.receipts([], Route(), WINDOW):
+            pass
         if self.replies is not None and not self.stopping:
             self.replies.check()
 
@@ -326,22 +327,19 @@ class Channel(ChannelListener):
             self.reopening.progress()
         self._publisher.acknowledge(acks)
 
-    def _counted(self, deliveries: Iterable[Delivery], queue: Queue, receiving: Receiving) -> Generator[Delivery]:
-        """Yield deliveries, and one more for each request that was redelivered, since its reply was too large."""
-        yield from deliveries
-        if self.replies is not None and not self.stopping:
-            self._wait_for_confirms()
-            if missing := self.replies.take_redelivered():
-                yield from self.consume(queue, receiving._replace(count=missing))
-
-    def _wait_for_confirms(self) -> None:
-        for _ in self._publisher.receipts([], Route(), WINDOW):
-            pass
-
     def _forget(self, consumer: "Consumer") -> None:
         self.reopening.forget(consumer)
         if consumer in self._consumers:
             self._consumers.remove(consumer)
+
+
+def _counted(
+    channel: Channel, deliveries: Iterable[Delivery], queue: Queue, receiving: Receiving
+) -> Generator[Delivery]:
+    """Yield deliveries, and one more for each request that was redelivered because its reply was too large."""
+    yield from deliveries
+    if channel.replies is not None and not channel.stopping and (missing := channel.replies.take_redelivered()):
+        yield from channel.consume(queue, receiving._replace(count=missing))
 
 
 def _settled(deliveries: Sequence[Delivery], consumers: Sequence["Consumer"]) -> list[Delivery]:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from mqtool.amqp import pika_errors
 from mqtool.amqp.publisher import Publisher
+from mqtool.amqp.unconfirmed import WINDOW, Route
 from mqtool.errors import NotConfirmed
 from mqtool.message import Message, error_reply
 from mqtool.spelling import counted
@@ -87,12 +88,15 @@ class Replies:
             return False
         self._largest = limit
         unconfirmed = self._publisher.unconfirmed
-        self._too_large += sum(len(reply.body) > limit for reply in unconfirmed.messages)  # before is_waiting turns false
+        # Before drop(), after which take_redelivered() may stop waiting.
+        self._too_large += sum(len(reply.body) > limit for reply in unconfirmed.messages)
         unconfirmed.drop()
         return True
 
     def take_redelivered(self) -> int:
-        """Return how many requests the broker redelivers since the last call, because their replies were too large."""
+        """Wait for all confirms; return how many requests are redelivered because their replies were too large."""
+        for _ in self._publisher.receipts([], Route(), WINDOW):
+            pass
         count, self._too_large = self._too_large, 0
         return count
 

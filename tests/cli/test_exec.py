@@ -249,7 +249,8 @@ def test_rpc_client_reports_an_exit_status_that_is_not_an_integer_from_0_to_255(
     """If the exit status in a reply is not an integer from 0 to 255, `rpc-client` shows it as invalid and exits with 1.
     If there are several replies, it counts this one as a failure. With --dialect, it only exits with 1.
     """
-    invalid = {"true": True, "false": False, "256": 256, "-1": -1, '"7"': "7", "null": None, f'"{"x" * 300}"': "x" * 300}
+    long = "x" * 300
+    invalid = {"true": True, "false": False, "256": 256, "-1": -1, '"7"': "7", "null": None, f'"{long}"': long}
     with serving(broker, {shown: ended(status) for shown, status in invalid.items()} | {"fine": ended(0)}):
         ask = ("mqtool", "rpc-client", "-q", "requests", "--timeout", "20s")
         for shown in invalid:

@@ -46,7 +46,7 @@ app = typer.Typer()
 
 #: Maximum number of requests to print. Beyond that, they would push the replies off the screen.
 _SHOWN = 100
-#: Maximum number of characters and lines to print from the end of a program's stderr. mqtool's server sends 2,000 bytes.
+#: The most to print from the end of a program's stderr. rpc-server sends the last 2,000 bytes.
 _STDERR_CHARACTERS, _STDERR_LINES = 5000, 100
 _INTEGER = re.compile("[+-]?[0-9]+")
 
@@ -190,7 +190,7 @@ def _show_remote(reply: Delivery, *, raw: bool) -> int | str:
 
     Return its exit status; if this is invalid, return a sentence that says so.
     """
-    status = reply.headers[rpc_functions.EXIT_STATUS]
+    status: int | str = reply.headers[rpc_functions.EXIT_STATUS]
     if not (type(status) is int and 0 <= status <= 255):  # a boolean is an int as well
         status = f"the exit status in the reply is invalid: {_excerpt(as_json(status).encode())}"
     if status == 0 or reply.body.strip() or output.speaks_as_script():
