@@ -29,12 +29,10 @@ def declare_request(thing: Exchange | Queue, *, passive: bool = False) -> "Reque
         passive: only check that the exchange or queue exists.
 
     Raises:
-        UsageError: the name has a line break, which RabbitMQ drops (pika would wait forever for a reply with the full
-            name), or it is not UTF-8 (the management API could no longer list it).
+        UsageError: the name has a line break, or it is not UTF-8 (the management API could no longer list it).
     """
     check_utf_8(thing.name)
-    if "\n" in thing.name or "\r" in thing.name:
-        raise UsageError(f"the name {thing.name!r} contains a line break", "names must be on one line")
+    check_lines(thing.name)
     settings: dict[str, Any] = {"passive": passive, "durable": thing.durable, "auto_delete": thing.auto_delete}
     settings["arguments"] = dict(thing.arguments)
     if isinstance(thing, Queue):
@@ -44,6 +42,19 @@ def declare_request(thing: Exchange | Queue, *, passive: bool = False) -> "Reque
     return lambda pika, done: pika.exchange_declare(
         thing.name, thing.type, internal=internal, callback=done, **settings
     )
+
+
+def check_lines(*names: str) -> None:
+    """Check names of queues and exchanges. RabbitMQ drops line breaks: it would use another queue or exchange.
+
+    pika would wait forever for the reply to a declaration, since that has the other name.
+
+    Raises:
+        UsageError: a name contains a line break.
+    """
+    for name in names:
+        if "\n" in name or "\r" in name:
+            raise UsageError(f"the name {name!r} contains a line break", "names must be on one line")
 
 
 def check_utf_8(name: str) -> None:
@@ -57,7 +68,12 @@ def check_utf_8(name: str) -> None:
 
 
 def binding_request(binding: Binding, *, verb: str = "bind") -> Request[object]:
-    """Build queue.bind or exchange.bind; with verb="unbind", queue.unbind or exchange.unbind."""
+    """Build queue.bind or exchange.bind; with verb="unbind", queue.unbind or exchange.unbind.
+
+    Raises:
+        UsageError: a name contains a line break.
+    """
+    check_lines(binding.source, binding.destination)
     what, *ends = ("exchange", "destination", "source") if binding.to_exchange else ("queue", "queue", "exchange")
     arguments = {
         **dict(zip(ends, (binding.destination, binding.source), strict=True)),

@@ -204,7 +204,8 @@ class Channel(ChannelListener):
             NotFound: the queue does not exist.
             DeclaredDifferently: the queue is exclusive to another connection.
         """
-        return self.consumer(queue, receiving).deliveries()
+        deliveries = self.consumer(queue, receiving).deliveries()
+        return deliveries if receiving.count is None else _counted(self, deliveries, queue, receiving)
 
     def consumer(self, queue: Queue, receiving: Receiving = STREAMING) -> "Consumer":
         """Start consuming, as consume() does; return the Consumer, which can also wait with a timeout."""
@@ -330,6 +331,15 @@ class Channel(ChannelListener):
         self.reopening.forget(consumer)
         if consumer in self._consumers:
             self._consumers.remove(consumer)
+
+
+def _counted(
+    channel: Channel, deliveries: Iterable[Delivery], queue: Queue, receiving: Receiving
+) -> Generator[Delivery]:
+    """Yield deliveries, and one more for each request that was redelivered because its reply was too large."""
+    yield from deliveries
+    if channel.replies is not None and not channel.stopping and (missing := channel.replies.take_redelivered()):
+        yield from channel.consume(queue, receiving._replace(count=missing))
 
 
 def _settled(deliveries: Sequence[Delivery], consumers: Sequence["Consumer"]) -> list[Delivery]:

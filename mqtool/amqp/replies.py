@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from mqtool.amqp import pika_errors
 from mqtool.amqp.publisher import Publisher
+from mqtool.amqp.unconfirmed import WINDOW, Route
 from mqtool.errors import NotConfirmed
 from mqtool.message import Message, error_reply
 from mqtool.spelling import counted
@@ -40,6 +41,7 @@ class Replies:
         self._suspects: dict[str | None, float] = {}  # until when to drop replies; 0 publishes the next one alone
         self._alone: str | None = None
         self._largest = math.inf  # bytes of a body; the broker tells it only when it closes the channel
+        self._too_large = 0
 
     def publish(self, reply: Message, *, is_current: bool) -> None:
         """Publish a reply before the next acknowledgement; in the same write, unless its queue is a suspect.
@@ -85,8 +87,18 @@ class Replies:
         if (limit := pika_errors.largest_message(error)) is None:
             return False
         self._largest = limit
-        self._publisher.unconfirmed.drop()
+        unconfirmed = self._publisher.unconfirmed
+        # Before drop(), after which take_redelivered() may stop waiting.
+        self._too_large += sum(len(reply.body) > limit for reply in unconfirmed.messages)
+        unconfirmed.drop()
         return True
+
+    def take_redelivered(self) -> int:
+        """Wait for all confirms; return how many requests are redelivered because their replies were too large."""
+        for _ in self._publisher.receipts([], Route(), WINDOW):
+            pass
+        count, self._too_large = self._too_large, 0
+        return count
 
     def drop(self) -> bool:
         """Drop unconfirmed replies after an internal error. Return False if none can have caused it.

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from mqtool.amqp import CONFIRM_TIMEOUT, STREAMING, Address, Backoff, Channel, Receiving
+from mqtool.amqp.administration import check_lines
 from mqtool.errors import DeclaredDifferently, MqtoolError, NotFound, Unavailable, UsageError
 from mqtool.message import Delivery, Message, Receipt
 from mqtool.offsets import FIRST, Offset
@@ -107,6 +108,7 @@ class StreamChannel:
             The stream; a super stream with its actual partitions.
         """
         _check_name(stream.name)
+        check_lines(stream.name)
         if stream.partitions or not self.exists(stream.name):
             there = self.session.partitions(stream.name)
             if there and (stream.partitions or is_super_stream(stream.name, there)):

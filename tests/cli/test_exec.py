@@ -1,15 +1,21 @@
-"""`worker --exec`: what a program is given, and what its exit status means for the message."""
+"""Programs of `worker` and `rpc-server`: what a program is given, and what its exit status means."""
 
+import contextlib
 import json
 import os
 import select
 import signal
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
 
 from mqtool.amqp import Connection, parse_addresses
 from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.message import Message
+from mqtool.topology import Queue
+from mqtool.tutorials import rpc
 from tests.brokers import TestBroker, large, on_any_broker
 from tests.cli.shell import IDLE, Shell, wait_until
 from tests.processes import children_of, is_alive
@@ -55,6 +61,27 @@ def test_rpc_server_answers_with_an_error_if_the_reply_is_too_large(shell: Shell
         server.interrupt()
         ended = server.wait()
         assert (ended.code, "answered with an error: " in ended.stderr) == (0, True)
+        with Connection(parse_addresses(broker.url)) as connection:
+            assert connection.channel().depth_of("rpc_queue") == 0
+
+
+@on_any_broker
+@pytest.mark.parametrize("requests", [("large", "small"), ("small", "large")], ids="{0[0]} first".format)
+def test_rpc_server_answers_exactly_count_requests_if_a_reply_is_too_large(
+    shell: Shell, requests: tuple[str, str]
+) -> None:
+    """If the reply to a request is larger than the broker's max_message_size, the broker redelivers the request.
+    `rpc-server --count 2` counts this request once: it answers both of two requests, also if the reply to the last one
+    is too large, leaves none in the queue, and exits with 0.
+    """
+    with EmbeddedBroker(like="4.3") as broker:
+        shell.environment["MQTOOL_URL"] = broker.url
+        program = 'read -r x; [ "$x" = small ] || exec head -c 16777217 /dev/zero; echo "$x"'
+        server = shell.start("mqtool", "rpc-server", "-c", "2", "--shell", "--exec", program).wait_until_ready()
+        answered = shell.run("mqtool", "rpc-client", "--text", *requests, "--raw", "--timeout", "30s")
+        assert (answered.stdout, answered.code) == ("small\n", 3)
+        assert "the server refused 1 of 2 requests" in answered.stderr
+        assert server.wait().code == 0
         with Connection(parse_addresses(broker.url)) as connection:
             assert connection.channel().depth_of("rpc_queue") == 0
 
@@ -195,6 +222,77 @@ def test_rpc_client_raw_prints_each_reply_on_its_own_line(shell: Shell) -> None:
     server = shell.start("mqtool", "rpc-server", "--exec", "tr a-z A-Z", "-c", "3").wait_until_ready()
     assert shell.run("mqtool", "rpc-client", "--raw", "--text", "one", "two", "three\n").stdout == "ONE\nTWO\nTHREE\n"
     assert server.wait().code == 0
+
+
+@contextlib.contextmanager
+def serving(broker: TestBroker, replies: Mapping[str, Message]) -> Iterator[None]:
+    """Run an RPC server that answers each request to the queue `requests` with the reply for its body."""
+    with Connection(parse_addresses(broker.url)) as connection, ThreadPoolExecutor() as pool:
+        channel = connection.channel()
+        served = rpc.serve(channel, Queue("requests", durable=True), lambda request: replies[request.text])
+        server = pool.submit(lambda: sum(1 for _ in served))
+        try:
+            yield
+        finally:
+            channel.stop()
+            server.result(30)
+
+
+def ended(status: object, **headers: str) -> Message:
+    return Message(b"", properties={"headers": {"exit-status": status, **headers}})
+
+
+@on_any_broker
+def test_rpc_client_reports_an_exit_status_that_is_not_an_integer_from_0_to_255(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """If the exit status in a reply is not an integer from 0 to 255, `rpc-client` shows it as invalid and exits with 1.
+    If there are several replies, it counts this one as a failure. With --dialect, it only exits with 1.
+    """
+    long = "x" * 300
+    invalid = {"true": True, "false": False, "256": 256, "-1": -1, '"7"': "7", "null": None, f'"{long}"': long}
+    with serving(broker, {shown: ended(status) for shown, status in invalid.items()} | {"fine": ended(0)}):
+        ask = ("mqtool", "rpc-client", "-q", "requests", "--timeout", "20s")
+        for shown in invalid:
+            asked = shell.run(*ask, "--", shown)
+            rest = "… (302 bytes)" if len(shown) > 200 else ""
+            assert asked.stderr.endswith(f"mqtool: the exit status in the reply is invalid: {shown[:200]}{rest}\n")
+            assert asked.code == 1
+        several = shell.run(*ask, "fine", "true")
+        assert "warning: the exit status in the reply is invalid: true\n" in several.stderr
+        assert several.stderr.endswith("mqtool: the server's program failed for 1 of 2 requests\n")
+        assert several.code == 1
+        alike = shell.run(*ask, "false", "--dialect", "python")
+        assert (alike.stdout.splitlines()[-1], alike.stderr, alike.code) == (" [.] Got ", "", 1)
+
+
+@on_any_broker
+def test_rpc_client_prints_an_excerpt_of_a_long_error_and_the_end_of_a_long_stderr(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """`rpc-client` prints only the first 200 characters of a server's error, with its size, and says so if the server
+    gave no reason. Of the stderr of a server's program, it prints the last 5,000 characters, and up to 100 lines, after
+    a line with the number of characters.
+    """
+    lines = "".join(f"{number}\n" for number in range(1000))
+    replies = {
+        "long": Message(b"e" * 1000, properties={"type": "error"}),
+        "empty": Message(b"\n", properties={"type": "error"}),
+        "lines": ended(3, stderr=lines),
+        "line": ended(3, stderr="a" * 5000 + "\n"),
+        "all": ended(3, stderr="a" * 4999 + "\n"),
+    }
+    with serving(broker, replies):
+
+        def said(request: str) -> list[str]:
+            asked = shell.run("mqtool", "rpc-client", "-q", "requests", "--timeout", "20s", request)
+            return asked.stderr.replace("the server's program printed on stderr: ", "").splitlines()[1:-1]
+
+        assert said("long") == [f"warning: the server answered with an error: {'e' * 200}… (1,000 bytes)"]
+        assert said("empty") == ["warning: the server answered with an error, but gave no reason"]
+        assert said("lines") == ["… (3,890 characters)", *map(str, range(900, 1000))]
+        assert said("line") == ["… (5,001 characters)", "a" * 4999]
+        assert said("all") == ["a" * 4999]
 
 
 @on_any_broker

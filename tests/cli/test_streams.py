@@ -483,6 +483,15 @@ def test_queue_delete_if_empty_refuses_a_stream(shell: Shell, broker: TestBroker
     assert emptied.stderr == "deleted queue 'jobs', with 0 messages\n"
 
 
+def test_receive_stream_refuses_to_declare_a_name_with_a_line_break(shell: Shell) -> None:
+    """RabbitMQ drops line breaks from names. `receive-stream --declare` refuses a name with a line break, exits with 2,
+    and creates no stream.
+    """
+    refused = shell.run("mqtool", "receive-stream", "-q", "a\nb", "--declare", "--timeout", "20s")
+    assert (refused.code, "the name 'a\\nb' contains a line break" in refused.stderr) == (2, True)
+    assert "does not exist" in shell.run("mqtool", "queue", "delete", "ab", "--yes").stderr
+
+
 def publish_batches(broker: TestBroker, stream: str, *batches: bytes) -> None:
     """Publish sub-entry batches to a stream in one frame, so that the broker stores them in one chunk."""
     place = urlsplit(broker.streams)

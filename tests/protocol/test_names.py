@@ -115,3 +115,14 @@ def test_names_over_255_bytes_are_refused_over_http(broker: TestBroker, api: Api
     status, answer = api("PUT", path.replace("VHOST", vhost).replace("NAME", LONG), {"type": "direct"})
     assert status == 400
     assert answer["reason"].endswith(" name is longer than 255 bytes")
+
+
+@pytest.mark.parametrize("kind", ["queues", "exchanges"])
+def test_line_breaks_in_names_are_dropped_over_http(broker: TestBroker, vhost: str, kind: str) -> None:
+    """If a queue or an exchange is declared over the management API with line breaks in its name, the broker drops
+    them, as it does over AMQP.
+    """
+    broker.api("PUT", f"{kind}/{vhost}/a%0Ab%0D", {"durable": True})
+    found = broker.api("GET", f"{kind}/{vhost}/ab")
+    assert isinstance(found, dict)
+    assert found["name"] == "ab"

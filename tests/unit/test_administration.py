@@ -1,6 +1,6 @@
 """Declaring, checking, purging, deleting, binding and unbinding, on an embedded broker in this process."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -73,6 +73,20 @@ def test_a_name_with_a_line_break_cannot_be_declared(
         channel.ask(administration.declare_request(kind(name), passive=passive))
     assert str(refused.value) == f"the name {name!r} contains a line break"
     assert refused.value.hint == "names must be on one line"
+
+
+@pytest.mark.parametrize("change", [administration.bind, administration.unbind])
+@pytest.mark.parametrize("ends", [("x\n", "q"), ("x", "q\r")], ids=repr)
+def test_a_name_with_a_line_break_cannot_be_bound(
+    channel: Channel, change: Callable[[Channel, Binding], None], ends: tuple[str, str]
+) -> None:
+    """If the name of a queue or an exchange contains a line break, mqtool refuses to bind or unbind it. The broker
+    drops line breaks, and would change the bindings of another queue or exchange.
+    """
+    channel.declare(Exchange("x"))
+    channel.declare(Queue("q"))
+    with pytest.raises(UsageError, match="contains a line break"):
+        change(channel, Binding(*ends))
 
 
 @pytest.mark.parametrize(

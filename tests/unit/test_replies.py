@@ -1,14 +1,15 @@
 """Replies of an RPC server, with plain callables in place of a broker."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
+from pika.exceptions import ChannelClosedByBroker
 
 from mqtool.amqp import replies
 from mqtool.amqp.replies import Replies
 from mqtool.errors import NotConfirmed
-from mqtool.message import Message
+from mqtool.message import Message, Receipt
 from tests.unit.test_publisher import ROUTE, Wire
 
 DROPPED = "dropped a reply to queue 'hostile': publishing it makes the broker close the connection"
@@ -39,6 +40,9 @@ class Server:
         self.unconfirmed.add([message], ROUTE)
         if not waits and self.closes and message.routing_key == "hostile":
             self.close()
+
+    def receipts(self, *_: object) -> Iterator[Receipt]:
+        yield from self.unconfirmed.collect()
 
     def close(self) -> bool:
         has_dropped = self.replies.drop()
@@ -176,3 +180,21 @@ def test_an_rpc_server_that_ends_after_an_internal_error_says_that_its_last_repl
     assert failed.value.hint == "it redelivers the requests"
     server.reply("others")
     server.replies.check()
+
+
+def test_only_requests_whose_replies_are_too_large_are_redelivered() -> None:
+    """If the broker closes the channel because a reply is larger than it allows, the RPC server drops this reply and
+    those that are unconfirmed. It expects that the broker redelivers one request: the one whose reply was too large.
+    From then on, the server publishes an error instead of a reply that is too large.
+    """
+    server = Server()
+    assert not server.replies.learn_limit(ChannelClosedByBroker(404, "NOT_FOUND"))
+    for queue in ("theirs", "theirs2"):
+        server.reply(queue)
+    assert server.replies.learn_limit(ChannelClosedByBroker(406, "message size 7 is larger than max size 6"))
+    assert server.unconfirmed.messages == []
+    assert (server.replies.take_redelivered(), server.replies.take_redelivered()) == (1, 0)
+    server.wire.open(connection_is_new=False)
+    for queue in ("theirs", "theirs2"):
+        server.reply(queue)
+    assert server.wire.sent == [b"theirs", b"the reply is 7 bytes long; the broker takes up to 6"]

@@ -35,6 +35,7 @@ from mqtool.errors import (
     UsageError,
 )
 from mqtool.message import ERROR_REPLY, Delivery
+from mqtool.ndjson import as_json
 from mqtool.spelling import pasteable
 from mqtool.topology import PRIVATE_QUEUE, Queue
 from mqtool.tutorials import rpc
@@ -45,6 +46,8 @@ app = typer.Typer()
 
 #: Maximum number of requests to print. Beyond that, they would push the replies off the screen.
 _SHOWN = 100
+#: The most to print from the end of a program's stderr. rpc-server sends the last 2,000 bytes.
+_STDERR_CHARACTERS, _STDERR_LINES = 5000, 100
 _INTEGER = re.compile("[+-]?[0-9]+")
 
 
@@ -89,7 +92,7 @@ def rpc_client(
     lines, tutorials, is_add100 = broker.lines, dialect_names(broker).rpc_queue, function == "add100"
     asked = requests or _default(lines.number_add100 if is_add100 else lines.number, queue)
     refused = answered = 0
-    statuses: list[int] = []
+    statuses: list[int | str] = []
     if not any_text and queue in (None, tutorials.name):
         _check_integers(asked, takes_negatives=is_add100 or lines.fib_of_negatives)
     if not raw:
@@ -112,17 +115,20 @@ def rpc_client(
             if rpc_functions.EXIT_STATUS in reply.headers:
                 results.flush()
                 statuses.append(_show_remote(reply, raw=raw))
+                if len(asked) > 1 and isinstance(statuses[-1], str):
+                    output.warning(statuses[-1])
             elif reply.properties.get("type") == ERROR_REPLY:
                 refused += 1
                 results.flush()
-                output.warning(f"the server answered with an error: {reply.text}")
+                reason = f": {_excerpt(reply.body)}" if reply.body.strip() else ", but gave no reason"
+                output.warning(f"the server answered with an error{reason}")
             else:
                 got = output.encoded(lines.got.format(body=_in_lines(reply.body)))
                 results.add(_alone(reply) + b"\n" if raw else got)
         results.flush()
     if answered < len(asked):
         stopping.exit_if_requested()
-    _raise_failures([status for status in statuses if status], refused, len(asked))
+    _raise_failures([status for status in statuses if status != 0], refused, len(asked))
 
 
 def _say(line: str, requests: list[str], *, replies_on_stderr: bool) -> None:
@@ -179,34 +185,56 @@ def _check_integers(requests: list[str], *, takes_negatives: bool) -> None:
             )
 
 
-def _show_remote(reply: Delivery, *, raw: bool) -> int:
-    """Print what the server's program printed, if it has succeeded or printed anything; return its exit status."""
-    status = reply.headers[rpc_functions.EXIT_STATUS]
+def _show_remote(reply: Delivery, *, raw: bool) -> int | str:
+    """Print what the server's program printed, if it has succeeded or printed anything.
+
+    Return its exit status; if this is invalid, return a sentence that says so.
+    """
+    status: int | str = reply.headers[rpc_functions.EXIT_STATUS]
+    if not (type(status) is int and 0 <= status <= 255):  # a boolean is an int as well
+        status = f"the exit status in the reply is invalid: {_excerpt(as_json(status).encode())}"
     if status == 0 or reply.body.strip() or output.speaks_as_script():
         if raw:
             output.show_bytes(_alone(reply).removesuffix(b"\n") + b"\n")
         else:
             output.show(f" [.] Got {_in_lines(reply.body.rstrip())}")
-    for line in str(reply.headers.get(rpc_functions.STDERR) or "").splitlines():
+    for line in _end_of(str(reply.headers.get(rpc_functions.STDERR) or "")):
         output.notice(f"the server's program printed on stderr: {line}")
-    return status if isinstance(status, int) and 0 <= status <= 255 else ExitCode.FAILED
+    return status
 
 
-def _raise_failures(statuses: list[int], refused: int, count: int) -> None:
+def _end_of(stderr: str) -> list[str]:
+    """Return the last lines of a program's stderr. If lines were left out, the first line says how much there was."""
+    lines = stderr[-_STDERR_CHARACTERS:].splitlines()
+    if len(stderr) <= _STDERR_CHARACTERS and len(lines) <= _STDERR_LINES:
+        return lines
+    return [f"… ({len(stderr):,} characters)", *lines[-_STDERR_LINES:]]
+
+
+def _excerpt(text: bytes) -> str:
+    shown, rest = output.excerpt(text)
+    return shown.decode("utf-8", "replace") + rest
+
+
+def _raise_failures(statuses: list[int | str], refused: int, count: int) -> None:
     """Raise an error if any of the requests failed. After a failed program, the exit code is that of the first one.
 
     Args:
-        statuses: the exit statuses of the server's programs that failed.
+        statuses: the exit statuses of the server's programs that failed, or what is wrong with them.
         refused: the number of requests that the server answered with an error.
         count: the number of requests.
     """
-    if statuses and output.speaks_as_script():
-        raise SystemExit(statuses[0])
     if statuses:
-        which = f"for {len(statuses)} of {count} requests" if count > 1 else f"with exit status {statuses[0]}"
-        others = f"; the server refused {refused}" if refused else ""
-        failure = MqtoolError(f"the server's program failed {which}{others}")
-        failure.exit_code = statuses[0]
+        status = statuses[0]
+        code = ExitCode.FAILED if isinstance(status, str) else status
+        if output.speaks_as_script():
+            raise SystemExit(code)
+        what = status if isinstance(status, str) else f"the server's program failed with exit status {status}"
+        if count > 1:
+            others = f"; the server refused {refused}" if refused else ""
+            what = f"the server's program failed for {len(statuses)} of {count} requests{others}"
+        failure = MqtoolError(what)
+        failure.exit_code = code
         raise failure
     if refused == count:
         raise BadData("the server refused the request" if count == 1 else f"the server refused all {count} requests")

@@ -40,6 +40,7 @@ from mqtool.broker.embedded.model.stream_queue import StreamQueue
 from mqtool.broker.embedded.model.topology_operations import with_default_type
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.wire.amqp_connection import BrokerConnection
+from mqtool.broker.embedded.wire.topology_methods import without_line_ends
 from mqtool.codecs.field_tables import Table
 
 
@@ -117,8 +118,9 @@ def queue_view(queue: BrokerQueue, rates: Rates) -> Json:
 @route("PUT", "queues/VHOST/QUEUE", member)
 def put_queue(call: RouteCall, vhost: str, name: str) -> HttpAnswer:
     found, body = call.vhost(vhost), call.body
-    declared = queue_declaration(name, body)
-    call.rights(vhost).check_queue_declaration(name, declared.arguments, exists=name in found.queues)
+    declared = queue_declaration(without_line_ends(name), body)
+    exists = declared.name in found.queues
+    call.rights(vhost).check_queue_declaration(declared.name, declared.arguments, exists=exists)
     return put(existed=declare_queue(found, declared))
 
 
@@ -236,7 +238,7 @@ def exchange_view(vhost: VirtualHost, exchange: BrokerExchange, rates: Rates) ->
 @route("PUT", "exchanges/VHOST/EXCHANGE", member)
 def put_exchange(call: RouteCall, vhost: str, name: str) -> HttpAnswer:
     found, body = call.vhost(vhost), call.body
-    declared = exchange_declaration(exchange_name(name), body)
+    declared = exchange_declaration(without_line_ends(exchange_name(name)), body)
     call.rights(vhost).check_exchange_declaration(
         declared.name, declared.arguments, exists=declared.name in found.exchanges
     )
