@@ -23,8 +23,8 @@ _T = TypeVar("_T")
 _PATIENCE = 1.0
 #: The same signal within this many seconds counts once: timeout(1) sends it to the process, and then to its group.
 _SAME = 0.1
-#: Seconds after its time limit at which a command is interrupted: if the broker answers, and its output is read, it has
-#: ended by itself. Then seconds between interruptions, since cleaning up may block as well.
+#: Seconds after its time limit at which a consuming command is interrupted: if the broker answers, and its output is
+#: read, it has ended by itself. Then seconds between interruptions, since cleaning up may block as well.
 _OVERTIME, _AGAIN = 1.0, 0.5
 
 
@@ -113,20 +113,25 @@ def interrupting() -> Iterator[None]:
 
 
 def limit_time(seconds: float | None) -> None:
-    """Interrupt the command with OutOfTime soon after this many seconds, whatever it waits for; None for no limit.
+    """Interrupt the command with OutOfTime after this many seconds, whatever it waits for; None for no limit.
 
-    A command watches its limit itself while it consumes. This is for all other waits, such as that for the broker's
-    reply to a request.
+    A command that consumes watches its limit itself. This is for all other waits, such as that for the broker's reply
+    to a request. With a shorter limit, it still has a second to connect.
     """
     current().time_limit = seconds
-    if requested() is None:
-        first, again = (0.0, 0.0) if seconds is None else (seconds + _OVERTIME, _AGAIN)
-        signal.setitimer(signal.ITIMER_REAL, first, again)
+    _interrupt_after(0.0 if seconds is None else max(seconds, _OVERTIME))
 
 
 def restart_time_limit() -> None:
     """Let the time limit, if any, count from now on: the command begins to consume."""
-    limit_time(current().time_limit)
+    if (limit := current().time_limit) is not None:
+        _interrupt_after(limit + _OVERTIME)
+
+
+def _interrupt_after(seconds: float) -> None:
+    """Start the timer; 0 stops it. After a signal, the timer belongs to the signal."""
+    if requested() is None:
+        signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN)
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:

@@ -121,7 +121,8 @@ def delivery_writer(
 def consuming(receiving: ReceivingOptions, channel: ConsumingChannel, waiting: str) -> Iterator[None]:
     """Context manager: print the line `waiting`, unless it is empty, and create the ready file, if any.
 
-    The command's time limit, if any, counts from here. If the program that reads the output exits during the `with` block, stop the channel and raise ReaderGone.
+    The command's time limit counts from here. If the program that reads the output exits during the `with` block, stop
+    the channel and raise ReaderGone.
     """
     if waiting:
         output.say(waiting)
