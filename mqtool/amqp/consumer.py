@@ -61,7 +61,7 @@ class Consumer(ChannelListener):
         self._yields_all = policy.auto_ack and receiving.buffer is None
         self._position = position
         self._subscription = Subscription(channel, queue, self._inbox.put, position)
-        self._stopping = False
+        self._stopping = self._is_late = False
         self._subscribing = threading.RLock()
 
     # For the caller.
@@ -82,7 +82,8 @@ class Consumer(ChannelListener):
     def deliveries(self) -> Generator[Delivery]:
         """Yield deliveries until a limit is reached, stop() is called, or the channel is closed.
 
-        With auto_ack and without a buffer, deliveries that arrived before stop() took effect are still yielded.
+        With auto_ack and without a buffer, deliveries that arrived before stop() took effect, or the time was up, are
+        still yielded.
 
         Raises:
             TimedOut: a time limit has passed.
@@ -93,6 +94,8 @@ class Consumer(ChannelListener):
         try:
             while taken != count:
                 delivery = self._next(taken, started)
+                if delivery is None and self._is_late:
+                    raise self._receiving.timed_out(taken)
                 if delivery is None:
                     return
                 taken += 1
@@ -184,6 +187,8 @@ class Consumer(ChannelListener):
         self._flush(leaving=True)
 
     def _next(self, taken: int, started: float) -> Delivery | None:
+        if self._receiving.timeout is not None:
+            self._check_time(taken, started)
         while True:
             if not self._batch and not self._next_batch(taken, started):
                 return None
@@ -193,6 +198,14 @@ class Consumer(ChannelListener):
             if delivery.epoch == self._channel.requests.epoch or self._policy.auto_ack or self._queue.exclusive:
                 return delivery
             # else it arrived before the connection was lost, and the broker redelivers it
+
+    def _check_time(self, taken: int, started: float) -> None:
+        """Raise TimedOut if the time is up, even if more has arrived, unless that would be lost."""
+        if self._stopping or not self._receiving.is_over(time.monotonic() - started):
+            return
+        if not self._yields_all:
+            raise self._receiving.timed_out(taken)
+        self._stopping = self._is_late = True
 
     def _next_batch(self, taken: int, started: float) -> bool:
         """Wait for deliveries, and move them from the inbox to `_batch`; return False when consuming ends."""

@@ -143,6 +143,7 @@ class Requests:
         """Open a channel on the current connection.
 
         Raises:
+            MqtoolError: the broker has closed the channel instead.
             pika.exceptions.AMQPError: the connection is lost.
         """
         opened: Answer[None] = Answer()
@@ -150,7 +151,10 @@ class Requests:
             self._io.run(lambda: self._open(opened))
             while self._io.waits_for(opened):
                 pass
-            opened.result()
+            try:
+                opened.result()
+            except exceptions.ChannelClosedByBroker as error:
+                raise pika_errors.closed_by_broker(error) from error
 
     def leave(self) -> PikaChannel | None:
         """Stop using the current pika channel; return it."""

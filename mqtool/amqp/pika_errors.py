@@ -37,10 +37,17 @@ NOT_ALLOWED = 530
 COMMAND_INVALID = 503
 
 #: Matches the repr of pika's ConnectionClosedByBroker.
-_TOLD_BY_BROKER = r"\((?P<code>\d{3})\) (?P<quote>['\"])(?P<text>.*)(?P=quote)$"
+_TOLD_BY_BROKER = r"\((?P<code>\d+)\) (?P<quote>['\"])(?P<text>.*)(?P=quote)$"
 
 #: Matches the repr of an OSError in pika's StreamLostError.
 _ERROR_IN_REPR = r"Error\(\d+, '(?P<text>[^'\[]*)'\)"
+
+#: What pika reports if the broker closes the connection during the handshake.
+_CLOSED_BY_BROKER = (
+    exceptions.ProbableAuthenticationError,
+    exceptions.ProbableAccessDeniedError,
+    exceptions.ConnectionClosedByBroker,
+)
 
 _START_A_BROKER = "start one with 'mqtool broker up', or name another with --url"
 
@@ -78,11 +85,11 @@ def connecting(error: BaseException, address: Address) -> MqtoolError:
             is_nobody = kind in (ConnectionRefusedError, socket.gaierror)
             error_type = NothingAnswers if is_nobody else Unavailable
             return error_type(what.format(where=where, host=address.host, cause=_plain(cause)), hint)
-    if isinstance(cause, exceptions.ProbableAuthenticationError):
+    if isinstance(cause, exceptions.ProbableAuthenticationError) and _told(cause)[0] in (None, ACCESS_REFUSED):
         return login_refused(address, "")
-    if isinstance(cause, exceptions.ProbableAccessDeniedError | exceptions.ConnectionClosedByBroker):
+    if isinstance(cause, _CLOSED_BY_BROKER):
         return _open_refused(address, cause)
-    if isinstance(cause, exceptions.IncompatibleProtocolError | exceptions.AMQPConnectionError):
+    if isinstance(cause, exceptions.AMQPError):
         return not_amqp(address)
     return Unavailable(f"cannot connect to {where}: {_plain(cause)}", _START_A_BROKER)
 
@@ -199,11 +206,17 @@ def login_refused(address: Address, reply_text: str) -> MqtoolError:
     )
 
 
+def _told(error: BaseException) -> tuple[int | None, str]:
+    """Return the reply code and text with which the broker closed the connection during the handshake."""
+    text = getattr(error, "reply_text", "") or str(error)
+    if told := re.search(_TOLD_BY_BROKER, text):  # all that pika reports until the connection is open
+        return int(told["code"]), told["text"]
+    return getattr(error, "reply_code", None), text
+
+
 def _open_refused(address: Address, error: BaseException) -> MqtoolError:
-    code, text = getattr(error, "reply_code", 0), getattr(error, "reply_text", "") or str(error)
-    if told := re.search(_TOLD_BY_BROKER, text):  # all that pika reports if the broker refuses to open a vhost
-        code, text = int(told["code"]), told["text"]
-    text = _in_short(text)
+    code, text = _told(error)
+    text = _in_short(text) or f"reply code {code}"
     if code == ACCESS_REFUSED and "login was refused" in text.lower():
         return login_refused(address, text)
     vhost = address.virtual_host
@@ -219,9 +232,9 @@ def _open_refused(address: Address, error: BaseException) -> MqtoolError:
 
 def closed_by_broker(error: BaseException) -> MqtoolError:
     """Translate the error that closed an open channel or connection, with the broker's reason."""
-    code = getattr(error, "reply_code", 0)
+    code = getattr(error, "reply_code", None)
     text = getattr(error, "reply_text", "")
-    said = _in_short(text) if text else _plain(error)
+    said = _plain(error) if code is None else _in_short(text) or f"reply code {code}"
     if code == ACCESS_REFUSED:
         return AccessRefused(said, _hint_for_refused_access(text))
     if code == NOT_FOUND:
@@ -239,7 +252,8 @@ def closed_by_broker(error: BaseException) -> MqtoolError:
         return DeclaredDifferently(
             first_line, "this broker no longer accepts transient queues: use --dialect python, or --durable"
         )
-    return Unavailable(f"the broker closed the connection: {said}" if code else f"the connection was lost: {said}")
+    lost = "the connection was lost" if code is None else "the broker closed the connection"
+    return Unavailable(f"{lost}: {said}")
 
 
 def _hint_for_refused_access(text: str) -> str:

@@ -61,8 +61,8 @@ class Receiving(NamedTuple):
         Raises:
             TimedOut: the timeout has passed, or the idle timeout has and `count` was not reached.
         """
-        if self.timeout is not None and lasted >= self.timeout:
-            raise TimedOut(f"timed out after {self.timeout:g} s, with {taken:,} received")
+        if self.is_over(lasted):
+            raise self.timed_out(taken)
         if self.idle_timeout is not None and silent >= self.idle_timeout:
             if self.count is not None:
                 raise TimedOut(f"no message for {self.idle_timeout:g} s: {taken:,} of {self.count:,} received")
@@ -70,6 +70,14 @@ class Receiving(NamedTuple):
         rest = [self.timeout - lasted] if self.timeout is not None else []
         rest += [self.idle_timeout - silent] if self.idle_timeout is not None else []
         return min(rest, default=None)
+
+    def is_over(self, lasted: float) -> bool:
+        """True if the timeout has passed, `lasted` seconds after the start."""
+        return self.timeout is not None and lasted >= self.timeout
+
+    def timed_out(self, taken: int) -> TimedOut:
+        """Return the error for a timeout that has passed; `taken` is the number of deliveries so far."""
+        return TimedOut(f"timed out after {self.timeout:g} s, with {taken:,} received")
 
 
 STREAMING = Receiving()

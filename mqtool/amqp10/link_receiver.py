@@ -230,6 +230,8 @@ class Receiver:
         while True:
             if session.stopping and not self._limits.auto_ack:
                 return None
+            if not self._limits.auto_ack and self._limits.is_over(time.monotonic() - started):
+                raise self._limits.timed_out(self._taken)
             if self._inbox:
                 payload, delivery_id, epoch = self._inbox.popleft()
                 if epoch == session.epoch or self._limits.auto_ack:

@@ -44,7 +44,10 @@ def _exit_code() -> int:
             output.write("".join(f"{each}\n" for each in _proposals(line)).encode())
             return ExitCode.OK
         words = without_aliases(sys.argv[1:])
-        code = command_tree(words)(args=words, prog_name="mqtool", standalone_mode=False) or ExitCode.OK
+        try:
+            code = command_tree(words)(args=words, prog_name="mqtool", standalone_mode=False) or ExitCode.OK
+        finally:
+            stopping.limit_time(None)  # what follows is not interrupted
         if code == _INTERRUPTED:
             code = 128 + (stopping.requested() or 2)
     except output.ReaderGone as gone:
@@ -52,9 +55,10 @@ def _exit_code() -> int:
     except BadExpression as error:
         output.error(str(error), error.hint, text=error.text, column=error.column)
         code = error.exit_code
-    except MqtoolError as error:
-        output.error(str(error), _hint(error))
-        code = _ended_early(error) or error.exit_code
+    except MqtoolError as last:
+        failure = _told(last)
+        output.error(str(failure), _hint(failure))
+        code = _ended_early(failure) or failure.exit_code
     except typer.TyperException as error:
         from mqtool.cli import usage
 
@@ -76,6 +80,13 @@ def _unexpected(error: Exception) -> tuple[str, str | None]:
         return f"cannot write: {error.strerror}", None
     where = f"it is at {_place(error)}" if current().debug is None else "--debug shows where"
     return f"unexpected error: {type(error).__name__}: {error}", f"this is a bug in mqtool; {where}"
+
+
+def _told(error: MqtoolError) -> MqtoolError:
+    """Return the error to report: if the time limit cut off cleaning up after an error, that error."""
+    while isinstance(error, stopping.OutOfTime) and isinstance(error.__context__, MqtoolError):
+        error = error.__context__
+    return error
 
 
 def _hint(error: MqtoolError) -> str | None:

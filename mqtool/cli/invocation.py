@@ -38,6 +38,7 @@ class Invocation:
         no_color: never use colours, not even on a terminal.
         signal: the number of the signal that asked the command to stop, if one did.
         signalled_at: when that signal arrived (`time.monotonic()`).
+        time_limit: the command's time limit in seconds, which SIGALRM enforces; None if it has none.
         on_stop: functions that the first signal calls; if there are none, the signal raises KeyboardInterrupt.
         parsing: the context of the command whose arguments typer parsed last, for explaining a usage error.
         is_writing: True while the main thread writes to stdout, or waits until a pipe's reader has read the output.
@@ -52,6 +53,7 @@ class Invocation:
         self.debug: bool | None = None
         self.signal: int | None = None
         self.signalled_at = 0.0
+        self.time_limit: float | None = None
         self.on_stop: list[Callable[[], None]] = []
         self.parsing: typer.Context | None = None
         self.is_writing = False

@@ -1,4 +1,4 @@
-"""Ctrl-C and TERM: the first one ends the command cleanly, a second one kills it.
+"""Ctrl-C and TERM: the first one ends the command cleanly, a second one kills it. A time limit ends it, too.
 
 Python runs signal handlers on the main thread, between two instructions. Waiting for a lock is one instruction and may
 delay a handler, so the main thread uses a timeout wherever it may have to wait for long.
@@ -14,6 +14,7 @@ from types import FrameType
 from typing import TypeVar
 
 from mqtool.cli.invocation import current
+from mqtool.errors import TimedOut
 
 _T = TypeVar("_T")
 
@@ -22,6 +23,13 @@ _T = TypeVar("_T")
 _PATIENCE = 1.0
 #: The same signal within this many seconds counts once: timeout(1) sends it to the process, and then to its group.
 _SAME = 0.1
+#: Seconds after its time limit at which a consuming command is interrupted: if the broker answers, and its output is
+#: read, it has ended by itself. Then seconds between interruptions, since cleaning up may block as well.
+_OVERTIME, _AGAIN = 1.0, 0.5
+
+
+class OutOfTime(TimedOut):
+    """The command's time limit has passed while it waited, for example for the broker's reply."""
 
 
 def install() -> None:
@@ -29,7 +37,7 @@ def install() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
-    signal.signal(signal.SIGALRM, _give_up_writing)
+    signal.signal(signal.SIGALRM, _interrupt)
 
 
 def uninstall() -> None:
@@ -91,16 +99,39 @@ def calling(stop: Callable[[], None]) -> Iterator[None]:
 @contextmanager
 def interrupting() -> Iterator[None]:
     """Context manager: make the first signal raise KeyboardInterrupt even while channels are open, as at a question."""
-    on_stop = current().on_stop
-    functions, on_stop[:] = on_stop[:], []
+    invocation = current()
+    on_stop, limit = invocation.on_stop, invocation.time_limit
+    functions, on_stop[:], invocation.time_limit = on_stop[:], [], None  # the user may take any time to answer
     # A signal that arrives just before input() begins to wait has its handler called only when the wait is interrupted.
-    signal.setitimer(signal.ITIMER_REAL, _PATIENCE, _PATIENCE)
+    timer = signal.setitimer(signal.ITIMER_REAL, _PATIENCE, _PATIENCE)
     try:
         yield
     finally:
-        on_stop[:] = functions
+        on_stop[:], invocation.time_limit = functions, limit
         if requested() is None:
-            uninstall()
+            signal.setitimer(signal.ITIMER_REAL, *timer)
+
+
+def limit_time(seconds: float | None) -> None:
+    """Interrupt the command with OutOfTime after this many seconds, whatever it waits for; None for no limit.
+
+    A command that consumes watches its limit itself. This is for all other waits, such as that for the broker's reply
+    to a request. With a shorter limit, it still has a second to connect.
+    """
+    current().time_limit = seconds
+    _interrupt_after(0.0 if seconds is None else max(seconds, _OVERTIME))
+
+
+def restart_time_limit() -> None:
+    """Let the time limit, if any, count from now on: the command begins to consume."""
+    if (limit := current().time_limit) is not None:
+        _interrupt_after(limit + _OVERTIME)
+
+
+def _interrupt_after(seconds: float) -> None:
+    """Start the timer; 0 stops it. After a signal, the timer belongs to the signal."""
+    if requested() is None:
+        signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN)
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
@@ -127,7 +158,13 @@ def _end_echoed_line() -> None:
             os.write(2, b"\n")
 
 
-def _give_up_writing(_number: int, _frame: FrameType | None) -> None:
-    """Interrupt a write that may block forever: to a pipe that nobody reads, or to a terminal after Ctrl-S."""
-    if current().is_writing:
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """Interrupt a command whose time is up; after a signal, only a write that may block forever.
+
+    A write blocks on a pipe that nobody reads, or on a terminal after Ctrl-S.
+    """
+    invocation = current()
+    if invocation.signal is None and invocation.time_limit is not None:
+        raise OutOfTime(f"timed out after {invocation.time_limit:g} s")
+    if invocation.signal is not None and invocation.is_writing:
         raise KeyboardInterrupt

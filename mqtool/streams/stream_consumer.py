@@ -198,6 +198,8 @@ class StreamConsumer:
         channel, tracks = self._channel, self._track is not None
         try:
             while taken != count:
+                if self._limits.is_over(time.monotonic() - started):
+                    raise self._limits.timed_out(taken)
                 delivery = next(self._chunk, None) or self._of_next_chunk(taken, started)
                 if delivery is None or channel.stopping:
                     return

@@ -1,4 +1,4 @@
-"""Connections that the other end closes during the handshake."""
+"""Connections and channels that the other end closes while they are being opened."""
 
 import contextlib
 import socket
@@ -10,6 +10,13 @@ from pika import frame, spec
 from tests.cli.shell import Result, Shell
 
 _START = frame.Method(0, spec.Connection.Start(server_properties={}, mechanisms="PLAIN", locales="en_US")).marshal()
+_OPEN = (
+    frame.Method(0, spec.Connection.Tune(channel_max=10, frame_max=1 << 17, heartbeat=0)).marshal()
+    + frame.Method(0, spec.Connection.OpenOk()).marshal()
+)
+#: The class and the method of channel.open.
+_OPENS_CHANNEL = b"\0\x14\0\x0a"
+_CLOSE = frame.Method(1, spec.Channel.Close(reply_code=0, reply_text="", class_id=0, method_id=0)).marshal()
 
 
 def send_to_server_that_answers(shell: Shell, answer: bytes, *options: str) -> Result:
@@ -56,3 +63,29 @@ def test_send_says_that_a_server_of_another_protocol_is_not_an_amqp_broker(lonel
     sent = send_to_server_that_answers(lonely_shell, answer)
     assert (sent.code, "is not an AMQP 0-9-1 broker" in sent.stderr) == (69, True), sent.stderr
     assert "AMQP's is 5672" in sent.stderr
+
+
+def test_receive_ends_if_the_broker_closes_the_channel_that_it_opens(lonely_shell: Shell) -> None:
+    """If the broker replies to channel.open with channel.close, reply code 0 and no text, `receive` prints the reply
+    code, and exits with 69.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def refuse() -> None:
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.recv(8)
+                connection.sendall(_START)
+                connection.recv(1 << 12)
+                connection.sendall(_OPEN)
+                while _OPENS_CHANNEL not in (data := connection.recv(1 << 12)) and data:
+                    pass
+                connection.sendall(_CLOSE)
+                while connection.recv(1 << 12):
+                    pass
+
+        refusing = threading.Thread(target=refuse)
+        refusing.start()
+        result = lonely_shell.run("mqtool", "receive", "-u", f"amqp://127.0.0.1:{server.getsockname()[1]}")
+        refusing.join()
+    assert (result.code, result.stderr) == (69, "mqtool: the broker closed the connection: reply code 0\n")

@@ -92,6 +92,29 @@ def test_a_command_that_cannot_clean_up_after_ctrl_c_exits_with_130() -> None:
     assert (done.returncode, done.stderr) == (130, "mqtool: the queue could not be deleted\n")
 
 
+BLOCKS_WHILE_IT_CLEANS_UP = """
+import threading
+from mqtool.cli import app, stopping
+from mqtool.errors import MqtoolError
+def command(**_):
+    stopping.limit_time(0.0)
+    try:
+        raise MqtoolError("the queue is gone")
+    finally:
+        threading.Event().wait()
+app.command_tree = lambda _: command
+app.run()
+"""
+
+
+def test_a_time_limit_that_interrupts_cleaning_up_does_not_hide_the_error() -> None:
+    """If a command with a time limit fails, and blocks while it cleans up, it ends once the time is up, and prints the
+    error.
+    """
+    done = run((sys.executable, "-c", BLOCKS_WHILE_IT_CLEANS_UP), capture_output=True, check=False, text=True)
+    assert (done.returncode, done.stderr) == (1, "mqtool: the queue is gone\n")
+
+
 ENDS_WHILE_IT_LOADS = """
 import signal
 from mqtool.cli import app

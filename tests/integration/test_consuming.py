@@ -1,5 +1,10 @@
 """Consuming: the caller gets only the messages that it asked for, and only those that it got are acknowledged."""
 
+import time
+from contextlib import nullcontext
+from types import SimpleNamespace
+from urllib.parse import urlsplit
+
 import pytest
 
 from mqtool.amqp import Connection, Receiving, parse_addresses, subscription
@@ -7,8 +12,9 @@ from mqtool.amqp.basic_frames import FrameReader
 from mqtool.errors import TimedOut, Unavailable
 from mqtool.message import Message
 from mqtool.stage.terminal import wait_until
-from mqtool.topology import Queue
-from tests.brokers import IN_CI, TestBroker
+from mqtool.streams import StreamChannel, stream_consumer
+from mqtool.topology import Queue, Stream
+from tests.brokers import IN_CI, TestBroker, on_any_broker
 from tests.integration import fast_path
 
 IDLE = 3.0 if IN_CI else 0.3
@@ -108,6 +114,29 @@ def test_a_consumer_ends_after_its_idle_timeout_and_fails_after_its_total_timeou
         assert len(list(channel.consume(QUORUM, Receiving(idle_timeout=IDLE)))) == 1
         with pytest.raises(TimedOut, match=r"timed out after 0\.3 s"):
             list(channel.consume(QUORUM, Receiving(timeout=0.3)))
+
+
+@on_any_broker
+def test_a_stream_consumer_times_out_although_messages_have_arrived(
+    broker: TestBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the time limit of a stream consumer passes before it has yielded all messages that have arrived, it raises
+    TimedOut.
+    """
+    [address] = parse_addresses(broker.url)
+    node = address._replace(port=urlsplit(broker.streams).port or 0)
+    with (
+        Connection([address]) as connection,
+        StreamChannel([node], by_amqp=lambda: nullcontext(connection.channel())) as channel,
+    ):
+        stream = channel.declare(Stream("s"))
+        assert len(list(channel.publish([Message(b"1"), Message(b"2")], stream))) == 2
+        deliveries = channel.consume(stream, receiving=Receiving(timeout=60))
+        assert next(deliveries).body == b"1"
+        late = time.monotonic() + 61
+        monkeypatch.setattr(stream_consumer, "time", SimpleNamespace(monotonic=lambda: late))
+        with pytest.raises(TimedOut, match="timed out after 60 s, with 1 received"):
+            next(deliveries)
 
 
 def test_prefetched_messages_do_not_count_towards_the_delivery_limit(broker: TestBroker) -> None:

@@ -142,6 +142,24 @@ def test_a_consumer_whose_time_limit_passes_raises_timed_out(
     assert len(broker.of(spec.Basic.Cancel)) == (not acknowledge)
 
 
+@pytest.mark.parametrize(("auto_ack", "taken"), [(False, 1), (True, 3)])
+def test_a_consumer_times_out_although_messages_have_arrived(
+    broker: ScriptedBroker, clock: Clock, *, auto_ack: bool, taken: int
+) -> None:
+    """A consumer has received three messages. If its time limit passes before it has yielded the second one, it raises
+    TimedOut. With auto_ack, it first cancels the consumer and yields all of them, which the broker does not have any
+    more.
+    """
+    deliveries = broker.channel().consume(Q, Receiving(timeout=7, auto_ack=auto_ack))
+    deliver(broker, 1, 2, 3)
+    found = tags([next(deliveries)])
+    clock.now += 8
+    with pytest.raises(TimedOut, match=f"^timed out after 7 s, with {taken} received$"):
+        found += (each.delivery_tag for each in deliveries)
+    assert found == [1, 2, 3][:taken]
+    assert len(broker.of(spec.Basic.Cancel)) == auto_ack
+
+
 @pytest.mark.parametrize("acknowledge", [True, False])
 def test_a_consumer_with_a_limit_is_cancelled_before_it_acknowledges_the_last_message(
     broker: ScriptedBroker, clock: Clock, *, acknowledge: bool

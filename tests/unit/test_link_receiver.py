@@ -507,6 +507,13 @@ def test_a_receiver_keeps_its_time_limits(broker: Broker) -> None:
     with pytest.raises(TimedOut, match="timed out after 30 s, with 1 received"):
         next(deliveries)
     assert broker.waits == [30.0, 1.0]
+    receiver = attached(broker, timeout=30.0)
+    broker.bodies = [b"1", b"2"]
+    deliveries = receiver.deliveries()
+    next(deliveries)
+    broker.now += 30
+    with pytest.raises(TimedOut, match="timed out after 30 s, with 1 received"):
+        next(deliveries)
 
 
 def test_a_connection_that_is_lost_for_good_ends_a_receiver(broker: Broker) -> None:

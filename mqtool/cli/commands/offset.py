@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from mqtool.cli import stopping
 from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command, group
 from mqtool.cli.commands.receive_stream import stream_to_read
@@ -120,11 +121,12 @@ def receive(stream: StreamOptions, receiving: ReceivingOptions, broker: Tutorial
     tutorial = TRACKING[dialect_of(broker)]
     offsets: list[int] = []
     access = access_to(broker)
+    stopping.limit_time(receiving.timeout)
     with access.stream_channel(stream.port) as channel:
         target = channel.declare(stream_to_read(stream, tutorial.stream, channel, access))
         start = lesson.next_offset(channel, target, tutorial.subscriber)
         deliveries = lesson.receive(channel, target, tutorial.subscriber, start, receiving.settings())
-        with consuming(receiving.ready_file, channel, tutorial.started):
+        with consuming(receiving, channel, tutorial.started):
             for delivery in deliveries:
                 if not offsets:
                     output.show(tutorial.first)

@@ -97,13 +97,16 @@ def rpc_client(
         _check_integers(asked, takes_negatives=is_add100 or lines.fib_of_negatives)
     if not raw:
         print_as_script(broker, on_stderr=lines.on_stderr and not is_add100)
-    with access_to(broker).channel_or_session(confirm_timeout=min(timeout, CONFIRM_TIMEOUT)) as channel:
+    access = access_to(broker)
+    stopping.limit_time(timeout)
+    with access.channel_or_session(confirm_timeout=min(timeout, CONFIRM_TIMEOUT)) as channel:
         line = lines.requesting_add100 if is_add100 else lines.requesting
         if broker.dialect is None and not is_add100 and not all(map(_INTEGER.fullmatch, asked)):
             line = " [x] Requesting '{n}'"
         _say(line, asked, replies_on_stderr=lines.on_stderr)
         bodies = [request.encode("utf-8", "surrogateescape") for request in asked]
         channel.connection.deadline = deadline = time.monotonic() + timeout
+        stopping.restart_time_limit()
         target = tutorials if queue is None else QueueOptions(queue=queue).of(tutorials)
         reply_queue = rpc.DIRECT_REPLY_TO if direct_reply_to else PRIVATE_QUEUE
         _tell_if_nobody_serves(channel, target, timeout)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from mqtool.amqp import Channel, Receiving, administration
+from mqtool.cli import stopping
 from mqtool.cli.access import ChannelOrSession
 from mqtool.cli.broker_access import access_to, dialect_names
 from mqtool.cli.command_line import command
@@ -103,6 +104,8 @@ def rpc_server(
             write.batched.add(output.encoded(answering.format(n=output.one_line(request.text))))
 
     access = access_to(broker)
+    asked = replace(receiving, timeout=None if programs.command else receiving.timeout)
+    stopping.limit_time(asked.timeout)
     with access.channel_or_session() as channel:
         if handled is not None:
             compute = rpc_functions.answering_once(
@@ -116,15 +119,13 @@ def rpc_server(
                 write.flush()  # show the request while it is being computed
             return answered(request)
 
-        settings = replace(receiving, timeout=None if programs.command else receiving.timeout).settings(
-            (_MANY if is_quick else rpc.ONE_AT_A_TIME)._replace(before_acknowledging=write.flush)
-        )
+        settings = asked.settings((_MANY if is_quick else rpc.ONE_AT_A_TIME)._replace(before_acknowledging=write.flush))
         known = checked(target, queue, channel, broker, access)
         if broker.lines.purges_requests and administration.queue_exists(channel, known):
             administration.purge(channel, known.name)
         waiting = broker.lines.awaiting_add100 if name == "add100" else broker.lines.awaiting_requests
         answers = _serve(channel, known, answer_visibly, settings)
-        with consuming(receiving.ready_file, channel, waiting):
+        with consuming(receiving, channel, waiting):
             for _, reply in _until_interrupted(answers, channel):
                 if reply.properties.get("type") == ERROR_REPLY:
                     output.warning(f"answered with an error: {reply.body.decode()}")

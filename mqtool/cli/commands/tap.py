@@ -153,6 +153,7 @@ def tap(
     with ExitStack() as until_over:
         for access in brokers:
             check_left_on(access)
+        stopping.limit_time(receiving.timeout)
         sources = [what.source(access, until_over) for access in brokers]
         is_one = len(what.names) == 1 and not what.by_firehose
         line = broker.options.lines.log_with_key if is_one else _with_exchange

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from mqtool.broker.readiness import connect_within
+from mqtool.cli import stopping
 from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command
 from mqtool.cli.contexts import Effect
@@ -22,5 +23,6 @@ def wait(
 ) -> None:
     """Wait until the broker accepts connections."""
     access = access_to(options)
+    stopping.limit_time(timeout)
     connect_within(timeout, access.connect).close()
     output.status(f"{access.address} is ready")

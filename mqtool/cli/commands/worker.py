@@ -191,6 +191,7 @@ def worker(
     settings = receiving.settings(work_queues.FAIR_DISPATCH)
     done = redelivered = 0
     access = access_to(broker)
+    stopping.limit_time(receiving.timeout)
     with access.channel_or_session() as channel:
         names = dialect_names(broker)
         target = checked(queue.of(names.queue(queue.queue, names.task_queue)), queue, channel, broker, access)
@@ -202,7 +203,7 @@ def worker(
             from mqtool.tutorials import amqp10_work_queues
 
             tasks = amqp10_work_queues.work(channel, target, do, settings)
-        with consuming(receiving.ready_file, channel, broker.lines.waiting_task):
+        with consuming(receiving, channel, broker.lines.waiting_task):
             for task in tasks:
                 done += 1
                 redelivered += task.redelivered
@@ -267,7 +268,7 @@ def _work(
             queue = channel.declare(checked(queue, named, channel, broker, access))
             work_through = worker.start_consuming(queue, settings)
             try:
-                with consuming(receiving.ready_file, channel, broker.lines.waiting_task):
+                with consuming(receiving, channel, broker.lines.waiting_task):
                     work_through()
             finally:
                 output.status(_totals(worker.counts, suppresses=handled is not None))

@@ -6,7 +6,6 @@ amqp ── consume() ──> tutorials/X ── deliveries ──> commands/X �
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from mqtool.amqp import Receiving
@@ -48,6 +47,7 @@ def receiving_channel(
     redirect(receiving.printing.into)
     write = delivery_writer(receiving, line, queue_is_private=queue_is_private)
     access = access_to(broker)
+    stopping.limit_time(receiving.timeout)
     with opened(access) as channel:
         yield channel, Incoming(access, receiving, channel, write, broker.lines.waiting if waiting is None else waiting)
 
@@ -74,7 +74,7 @@ class Incoming:
         waiting: str,
     ) -> None:
         self.access = access
-        self._ready_file = receiving.ready_file
+        self._receiving = receiving
         self._channel = channel
         self._write = write
         self._waiting = waiting
@@ -88,7 +88,7 @@ class Incoming:
         # If output goes to a file, nothing else shows that messages arrive.
         is_wanted = output.is_file(output.STDOUT) and not output.speaks_as_script()
         progress = Progress("received", is_wanted=is_wanted, patience=0)
-        with consuming(self._ready_file, self._channel, self._waiting):
+        with consuming(self._receiving, self._channel, self._waiting):
             try:
                 for delivery in progress.of(deliveries):
                     self._write.add(delivery)
@@ -118,14 +118,18 @@ def delivery_writer(
 
 
 @contextmanager
-def consuming(ready_file: Path | None, channel: ConsumingChannel, waiting: str) -> Iterator[None]:
+def consuming(receiving: ReceivingOptions, channel: ConsumingChannel, waiting: str) -> Iterator[None]:
     """Context manager: print the line `waiting`, unless it is empty, and create the ready file, if any.
 
-    If the program that reads the output exits during the `with` block, stop the channel and raise ReaderGone.
+    The command's time limit counts from here. If the program that reads the output exits during the `with` block, stop
+    the channel and raise ReaderGone.
     """
     if waiting:
         output.say(waiting)
-    output.create_ready_file(ready_file)
+    output.create_ready_file(receiving.ready_file)
+    if receiving.auto_ack:
+        stopping.limit_time(None)  # an interruption would lose what has arrived
+    stopping.restart_time_limit()
     reader = output.PipeReader(on_gone=channel.stop)
     yield
     reader.check()

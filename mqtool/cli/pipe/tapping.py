@@ -21,7 +21,7 @@ from mqtool.amqp import Channel, Receiving
 from mqtool.amqp.reopening_channel import ChannelListener
 from mqtool.amqp.subscription import Buffer
 from mqtool.broker import state
-from mqtool.cli import confirmation
+from mqtool.cli import confirmation, stopping
 from mqtool.cli.access import Access
 from mqtool.cli.display import output
 from mqtool.cli.display.delivery_writer import DeliveryWriter, redirect
@@ -93,6 +93,7 @@ def print_taps(sources: Sequence[TapSource], printing: TapPrinting) -> None:
         with _counting(buffers, taps):
             output.status(DialectLines.waiting)
             output.create_ready_file(printing.receiving.ready_file)
+            stopping.restart_time_limit()
             for run in runs[1:]:
                 run.start()
             runs[0].run()
