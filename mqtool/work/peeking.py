@@ -303,19 +303,21 @@ class Look:
         )
 
     def finish_line(self) -> None:
-        """Read the remaining messages that were requeued earlier, which would otherwise stay in front of this batch."""
+        """Read the messages that would otherwise change the order: the rest of the latest batch, because its consumer
+        would get what the other channels requeue, and those requeued earlier, which would stay in front of this batch.
+        """
         with suppress(MqtoolError):  # the connection is lost
-            batch = self._rest()
-            while self._newest is not None and self._newest.redelivered:
-                if next(batch, None) is None:
-                    if not self._has_more or self.count == self._ready:
-                        return
-                    batch = self._take(AT_ONCE)
-            if len(self._held) > 1 and not self._channel.depth_of(self._queue):
-                # The newest consumer may have room, because messages have expired. It would then get what the others
-                # requeue. Once no more arrive, it is cancelled.
-                for _ in batch:
+            if len(self._held) > 1 or self._is_in_line:
+                for _ in self._rest():
                     pass
+            while self._is_in_line and self._has_more and self.count != self._ready:
+                for _ in self._take(AT_ONCE):
+                    pass
+
+    @property
+    def _is_in_line(self) -> bool:
+        """True if more messages that were requeued earlier may follow the newest one."""
+        return self._newest is not None and self._newest.redelivered
 
     def give_back(self) -> None:
         """Acknowledge the messages to remove, publish again those that the queue would drop, and requeue all others in

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 
@@ -329,6 +330,20 @@ def test_peek_does_not_receive_all_messages_of_a_long_queue_at_once(
         for count, _ in enumerate(look.messages(), 1):
             assert look.count == count
         assert place.prefetches() == prefetches
+
+
+@pytest.mark.parametrize("limit", [None, 50])
+def test_messages_stay_in_order_if_peek_is_stopped_while_messages_arrive(place: Place, limit: int | None) -> None:
+    """If `peek` is stopped at the first message of a batch, while the broker is still sending the others, the messages
+    of a quorum queue stay in order: `peek` receives the rest of the batch before it requeues the earlier ones.
+    """
+    place.fill(*(number.ljust(30_000) for number in NUMBERS), arguments=QUORUM if limit is None else limited(limit))
+    with looking(place.channel, "jobs", PeekKind(How.IN_TURN, limit)) as look:
+        place.publish("later")
+        assert len([*islice(look.messages(), 102)]) == 102
+    assert look.count == len(NUMBERS)
+    place.wait_for(len(NUMBERS) + 1)
+    assert [body.strip() for body in place.delivered()] == [*NUMBERS, "later"]
 
 
 @pytest.mark.parametrize("count", [1, 3])
