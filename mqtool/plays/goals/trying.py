@@ -88,7 +88,7 @@ def why_not(goal: Goal, broker: TrialBroker) -> str:
 def is_embedded(api: Management) -> bool:
     """Return True if this is the API of an embedded broker, which reports each event."""
     with suppress(NotFound):
-        api.get("mqtool/faults")
+        list(api.items("mqtool/faults"))
         return True
     return False
 
