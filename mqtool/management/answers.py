@@ -36,8 +36,8 @@ class ApiObject(dict[str, Any]):
 def checked(value: Any) -> ApiObject:
     """Return an object of the API; raise BadAnswer if it is none, or one of the keys in _TYPES has another type.
 
-    Keys in _TYPES whose value is null are left out. To Erlang, an empty object and an empty list can be the
-    same, so RabbitMQ sometimes sends [] instead of {}.
+    Keys in _TYPES whose value is null are left out. To Erlang, an empty object and an empty list can be the same, so
+    RabbitMQ sometimes sends [] instead of {}.
     """
     if not isinstance(value, dict):
         raise BadAnswer("the management API sends something that is not an object", HINT)
