@@ -86,6 +86,10 @@ class StoppedWaiting(Unavailable):
     """A signal stopped the command while it waited for a broker that cannot reply."""
 
 
+class BadAnswer(Unavailable):
+    """Something answers at the address of the management API, but not as the API of a broker does."""
+
+
 class NotFound(Unavailable):
     """The broker has no queue, exchange or other object with this name."""
 

@@ -96,8 +96,7 @@ class BrokerUse:
 
     def _nodes(self) -> list[dict[str, Any]]:
         assert self._api is not None
-        found: list[dict[str, Any]] = self._api.get("nodes", columns="os_pid,mem_used")
-        return [node or {} for node in found]  # [] instead of an object while RabbitMQ has no statistics of a node
+        return list(self._api.items("nodes", ("os_pid", "mem_used")))
 
 
 def _cpu_time(pid: int) -> float:

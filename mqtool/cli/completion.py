@@ -163,7 +163,7 @@ def _ask(values: Mapping[str, Any], typed: Collection[str], kind: str, incomplet
         api = access.management((_patience(), _patience()))
         if kind in ("vhosts", "users", "policies"):
             where = path(kind, access.vhost) if kind == "policies" else kind
-            return [view["name"] for view in api.get(where, columns="name")]
+            return [view["name"] for view in api.items(where, ("name",))]
         where = path(kind, access.vhost)
         query = {"page": "1", "page_size": str(_MOST), "columns": "name"}
         answer = api.get(where, **query, name=f"^{re.escape(incomplete)}", use_regex="true")

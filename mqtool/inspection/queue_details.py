@@ -140,7 +140,7 @@ def queue_details(api: Management, vhost: str, name: str) -> QueueDetails:
         raise NotFound(
             f"queue {name!r} does not exist in vhost {vhost!r}", "'mqtool list queues' shows them"
         ) from error
-    row = QUEUES.row(view, QUEUES.columns)
+    row = {**QUEUES.row(view, QUEUES.columns), "name": name, "vhost": vhost}
     found = [*definitions.bindings_to(api, vhost, name)]
     return QueueDetails(row, view.get("consumer_details") or [], found, _dead_letters(api, vhost, view))
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from mqtool import management
-from mqtool.errors import AccessRefused, UsageError
+from mqtool.errors import AccessRefused, BadAnswer, UsageError
 from mqtool.inspection.findings import Finding
 from mqtool.management import Management
 from mqtool.management.api_client import Json
@@ -181,7 +181,11 @@ def notes(api: Management, wanted: Version) -> Iterator[Note]:
 
 def running(api: Management) -> Version:
     """Return the broker's version."""
-    return Version.of(api.get("overview", columns="rabbitmq_version")["rabbitmq_version"])
+    text = api.get("overview", columns="rabbitmq_version")["rabbitmq_version"]
+    try:
+        return Version.of(text)
+    except ValueError as error:
+        raise BadAnswer(f"the management API says that the broker's version is {text[:20]!r}") from error
 
 
 def visible_policies(api: Management, vhost: str | None, *, operator: bool = False) -> list[Json]:

@@ -14,10 +14,11 @@ from http import HTTPStatus
 from ipaddress import ip_address
 from itertools import chain
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, unquote, urlencode, urlsplit
+from urllib.parse import quote, unquote, urlencode, urljoin, urlsplit
 
 from mqtool.errors import (
     AccessRefused,
+    BadAnswer,
     DeclaredDifferently,
     MqtoolError,
     NotFound,
@@ -26,6 +27,7 @@ from mqtool.errors import (
     UsageError,
 )
 from mqtool.management import limits
+from mqtool.management.answers import checked
 from mqtool.message import MAX_DEPTH
 
 if TYPE_CHECKING:
@@ -77,6 +79,7 @@ def objects(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
 
     Raises:
         ValueError: the array is not complete.
+        BadAnswer: it is not an array of objects, or a key that mqtool relies on has another type.
         Unavailable: the array, or one of its objects, is too large.
     """
     limit = limits.ListLimit()
@@ -92,7 +95,7 @@ def objects(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
         arrived.clear()
         if not begun and text.lstrip():
             if not text.lstrip().startswith("["):
-                raise ValueError("not a list")
+                raise BadAnswer("the management API sends something that is not a list", limits.HINT)
             begun, start = True, text.index("[") + 1
         while True:
             start = _BETWEEN.match(text, start).end()  # type: ignore[union-attr] # always matches
@@ -104,10 +107,8 @@ def objects(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
                 if len(text) - start > limits.LARGEST_VALUE:
                     raise limits.too_large(limits.LARGEST_VALUE) from error
                 break
-            if not isinstance(item, dict):
-                raise ValueError("not a list of objects")
             limit.add(0, 1)
-            yield item
+            yield checked({} if item == [] else item)  # RabbitMQ sends [] for an object without keys
     raise ValueError("cut short")
 
 
@@ -118,6 +119,8 @@ HOW_TO_ENABLE = (
 
 def refusal(answer: "BaseHTTPResponse", url: str, user: str) -> MqtoolError:
     """Translate an error response of the API into an exception, whose text may contain the URL and the user."""
+    if location := answer.get_redirect_location():
+        return _redirected(urljoin(answer.geturl() or url, location), url)
     reason = _said(answer)
     match answer.status:
         case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
@@ -131,9 +134,21 @@ def refusal(answer: "BaseHTTPResponse", url: str, user: str) -> MqtoolError:
         case HTTPStatus.BAD_REQUEST:
             return UsageError(f"the broker refuses: {reason}")
         case HTTPStatus.NOT_FOUND | HTTPStatus.METHOD_NOT_ALLOWED:
-            return Unavailable(f"{url} is not a management API", HOW_TO_ENABLE)
+            return BadAnswer(f"{url} is not a management API", HOW_TO_ENABLE)
         case status:
             return Unavailable(f"the management API at {url} answers {status} {reason}".rstrip())
+
+
+def _redirected(location: str, url: str) -> BadAnswer:
+    """Say where the server at a URL redirects to. The text leaves out a login and a query, which may be secrets.
+
+    mqtool never follows: the other server would get the passwords of new users, a PUT could arrive as a GET, and what
+    that server answers would be believed. RabbitMQ does not redirect below /api/.
+    """
+    parts = urlsplit(location)
+    other = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.partition('/api/')[0]}"
+    hint = "if that is the broker's management API, use that address with --management"
+    return BadAnswer(f"the management API at {url} redirects to {other!r}", hint)
 
 
 def _said(answer: "BaseHTTPResponse") -> str:
@@ -237,27 +252,28 @@ class Management:
     def __repr__(self) -> str:
         return f"Management({self.url!r}, {self.user!r})"
 
-    def get(self, path: str, **query: str) -> Any:
-        """Get and decode one resource.
+    def get(self, path: str, **query: str) -> Json:
+        """Get and decode one object.
 
         Args:
             path: the path below /api/, as returned by path().
 
         Raises:
             Unavailable: there is no response, or the server is not a management API.
+            BadAnswer: the response is no object, or a key that mqtool relies on has another type.
             NotFound: there is no such object.
             AccessRefused: the user may not do this.
         """
-        return self._decoded(self._request("GET", path, query)[1])
+        return checked(self._decoded(self._request("GET", path, query)[1]))
 
     def put(self, path: str, body: Json) -> bool:
         """Create or change an object; return True if it is new. Raises DeclaredDifferently if it cannot be changed."""
         return self._request("PUT", path, body=body)[0] == HTTPStatus.CREATED
 
-    def post(self, path: str, body: Json) -> Any:
-        """Create an object that has no name, such as a binding; return the decoded response body, if any."""
+    def post(self, path: str, body: Json) -> Json:
+        """Create an object that has no name, such as a binding; return the decoded response body, {} if it is empty."""
         _, content = self._request("POST", path, body=body)
-        return self._decoded(content) if content else None
+        return checked(self._decoded(content) if content else {})
 
     def delete(self, path: str) -> None:
         self._request("DELETE", path)
@@ -284,10 +300,10 @@ class Management:
             if isinstance(answer, list):  # brokers without paging for this list return it whole
                 answer = {"items": answer, "page_count": 1}
             match answer:
-                case {"items": list(items), "page_count": int(pages)} if all(isinstance(each, dict) for each in items):
+                case {"items": list(items), "page_count": int(pages)}:
                     limits.check_pages(pages, page_size)
                     limit.add(len(content), len(items))
-                    return {"items": items, "page_count": pages}
+                    return {"items": [checked(each) for each in items], "page_count": pages}
             raise self._not_an_api()
 
         first = page(1)
@@ -315,7 +331,7 @@ class Management:
             settings: dict[str, Any] = {
                 "headers": {"Content-Type": "application/json", "Authorization": f"Basic {login}"},
                 "timeout": urllib3.Timeout(connect=self._patience[0], read=self._patience[1]),
-                "retries": urllib3.Retry(total=None, connect=0, read=0, status=0, other=0, redirect=5),
+                "retries": urllib3.Retry(total=None, connect=0, read=0, status=0, other=0),
                 "cert_reqs": "CERT_REQUIRED",
                 "ca_certs": self._ca or os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE"),
             }
@@ -364,8 +380,10 @@ class Management:
         url = f"{self.url}/api/{path}{f'?{urlencode(query)}' if query else ''}"
         try:
             # The client does not ask for compression, and a small compressed response could become very large.
-            answer = self._connections().request(method, url, body=data, preload_content=False, decode_content=False)
-            if answer.status >= HTTPStatus.BAD_REQUEST:
+            answer = self._connections().request(
+                method, url, body=data, redirect=False, preload_content=False, decode_content=False
+            )
+            if answer.status >= HTTPStatus.MULTIPLE_CHOICES:
                 raise refusal(answer, self.url, self.user)
         except (HTTPError, OSError, ValueError) as error:  # OSError: the CA certificate cannot be read
             raise self._no_answer(error) from error
@@ -385,8 +403,8 @@ class Management:
         except ValueError as error:
             raise self._not_an_api() from error
 
-    def _not_an_api(self) -> Unavailable:
-        return Unavailable(f"{self.url} is not a management API", HOW_TO_ENABLE)
+    def _not_an_api(self) -> BadAnswer:
+        return BadAnswer(f"{self.url} is not a management API", HOW_TO_ENABLE)
 
 
 def path(*names: str) -> str:

@@ -9,7 +9,7 @@ LARGEST_LIST, MOST_OBJECTS = 1 << 30, 10_000_000
 #: Seconds to wait in all for the parts of one response. Pauses of the program that reads the response do not count.
 LONGEST = 600.0
 
-_HINT = "is it the management API of a broker? --management names its URL"
+HINT = "is it the management API of a broker? --management names its URL"
 
 
 def too_large(size: int) -> Unavailable:
@@ -17,17 +17,17 @@ def too_large(size: int) -> Unavailable:
 
 
 def _too_much(what: str) -> Unavailable:
-    return Unavailable(f"the management API sends more than {what} in response to one request", _HINT)
+    return Unavailable(f"the management API sends more than {what} in response to one request", HINT)
 
 
 def check_pages(count: int, size: int) -> None:
     """Raise Unavailable if a list has this many pages of this many objects."""
     if count * size > MOST_OBJECTS:
-        raise Unavailable(f"the management API announces a list of {count:,} pages", _HINT)
+        raise Unavailable(f"the management API announces a list of {count:,} pages", HINT)
 
 
 def too_slow() -> Unavailable:
-    return Unavailable(f"the management API takes more than {LONGEST / 60:g} minutes for one response", _HINT)
+    return Unavailable(f"the management API takes more than {LONGEST / 60:g} minutes for one response", HINT)
 
 
 class ListLimit:

@@ -49,7 +49,7 @@ class ClientNames:
     def _read_links(self) -> None:
         for name in islice(self._amqp10, _ASKED):
             with suppress(NotFound, AccessRefused):  # it has been closed, or the broker is older
-                for session in self._api.get(path("connections", name, "sessions")):
+                for session in self._api.items(path("connections", name, "sessions")):
                     for link in session.get("outgoing_links", ()):
                         self._links.setdefault((str(link.get("queue_name")), str(link.get("handle"))), []).append(name)
 

@@ -270,7 +270,7 @@ def check_acknowledged(
     notice_once = cache(notice)
     while True:
         ask()
-        view = api.get(path("queues", vhost, queue))
+        view: Any = api.get(path("queues", vhost, queue))
         count, work = view.get("messages_unacknowledged"), view.get("reductions")
         if not seen or work != seen[-1]:
             seen.append(work)

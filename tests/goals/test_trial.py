@@ -21,7 +21,7 @@ _OTHER_SETTINGS = GOALS["repair"][5]
 
 
 def _names(broker: TestBroker, kind: str) -> list[str]:
-    listed = watched(broker).find().get(path(kind, broker.vhost))
+    listed = watched(broker).find().items(path(kind, broker.vhost))
     return [
         each["name"] for each in listed if not each["name"].startswith("amq.gen")
     ]  # on RabbitMQ, `try` has such queues
@@ -115,7 +115,7 @@ def test_tutorial_try_does_not_say_that_no_message_arrives_if_there_is_a_consume
     with closing(Plain(broker.url)) as plain:
         plain.consume(plain.queue("hello"))
         listed = path("consumers", broker.vhost)
-        wait_until(lambda: watched(broker).find().get(listed), "the broker to list the consumer")
+        wait_until(lambda: [*watched(broker).find().items(listed)], "the broker to list the consumer")
         with Trial(watched(broker), silence=0) as trial:
             trial.prepare(_WAITS)
             looks = trial.findings(_WAITS)

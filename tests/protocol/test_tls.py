@@ -56,7 +56,7 @@ def test_clients_of_every_protocol_can_log_in_over_tls(broker: EmbeddedBroker, a
         channel.basic_publish("", "q", b"x" * 1_000_000)
         assert len(channel.basic_get("q")[2]) == 1_000_000
         with pika.BlockingConnection(pika.URLParameters(broker.url)):
-            assert sorted(each.get("ssl_protocol", "") for each in api.get("connections")) == ["", "tlsv1.3"]
+            assert sorted(each.get("ssl_protocol", "") for each in api.items("connections")) == ["", "tlsv1.3"]
         assert broker.faults.cut_connections() >= 1
         with pytest.raises(AMQPError):
             channel.queue_declare("q")

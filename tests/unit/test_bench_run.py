@@ -115,7 +115,7 @@ class World:
         self.channel = Mock()
         self.channel.declare.side_effect = lambda thing, **_: thing
         self.api = Mock(Management)
-        self.api.get.return_value = [{"os_pid": "0", "mem_used": 77}]
+        self.api.items.return_value = [{"os_pid": "0", "mem_used": 77}]
         self.script: Script = lambda client: client.report(ready=True)
         self.work: Script = lambda _: None
         self.on_stop: Script = lambda client: client.report(done=True)
@@ -735,20 +735,20 @@ def test_bench_measures_the_cpu_and_memory_of_the_broker(
     """
     monkeypatch.setattr(bench_run, "_PROC", tmp_path)
     tick, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
-    world.api.get.return_value = [{"os_pid": "42", "mem_used": 77}]
+    world.api.items.return_value = [{"os_pid": "42", "mem_used": 77}]
     _process(tmp_path, 42, command, (tick, 2 * tick), 11)
     use = BrokerUse(lambda: world.api)
     use.begin()
     world.now += 4
     _process(tmp_path, 42, command, (2 * tick, 7 * tick), 13)
     assert use.end() == ((1.5, 13 * page) if is_known else (None, 77))
-    world.api.get.assert_called_with("nodes", columns="os_pid,mem_used")
+    world.api.items.assert_called_with("nodes", ("os_pid", "mem_used"))
 
 
 @pytest.mark.parametrize(
     ("nodes", "memory"),
-    [([[]], None), ([{}], None), ([{"mem_used": 5}], 5), ([{"os_pid": "42", "mem_used": 5}] * 2, 10)],
-    ids=["no statistics", "nothing", "no PID", "two nodes"],
+    [([{}], None), ([{"mem_used": 5}], 5), ([{"os_pid": "42", "mem_used": 5}] * 2, 10)],
+    ids=["no statistics", "no PID", "two nodes"],
 )
 def test_bench_measures_no_process_that_may_be_another_one(
     world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, nodes: list[Any], memory: int | None
@@ -759,7 +759,7 @@ def test_bench_measures_no_process_that_may_be_another_one(
     monkeypatch.setattr(bench_run, "_PROC", tmp_path)
     for pid in (0, 1, 42):
         _process(tmp_path, pid, b"rabbit", (0, 0), 1)
-    world.api.get.return_value = nodes
+    world.api.items.return_value = nodes
     use = BrokerUse(lambda: world.api)
     use.begin()
     assert use.end() == (None, memory)
@@ -772,7 +772,7 @@ def test_a_broker_whose_process_has_ended_has_no_cpu_time(
     time for the broker. It takes the broker's memory from the management API.
     """
     monkeypatch.setattr(bench_run, "_PROC", tmp_path)
-    world.api.get.return_value = [{"os_pid": "42", "mem_used": 5}]
+    world.api.items.return_value = [{"os_pid": "42", "mem_used": 5}]
     _process(tmp_path, 42, b"rabbit", (0, 0), 1)
     use = BrokerUse(lambda: world.api)
     use.begin()
@@ -795,7 +795,7 @@ def test_a_broker_that_is_down_in_the_end_is_not_measured(
 ) -> None:
     """If the broker is down at the end of the run, `bench` reports neither its CPU time nor its memory."""
     monkeypatch.setattr(bench_run, "_PROC", tmp_path)
-    world.api.get.side_effect = [[{"os_pid": "42"}], Unavailable("no broker")]
+    world.api.items.side_effect = [[{"os_pid": "42"}], Unavailable("no broker")]
     _process(tmp_path, 42, b"rabbit", (1, 2), 3)
     use = BrokerUse(lambda: world.api)
     use.begin()
@@ -808,7 +808,7 @@ def test_bench_measures_the_broker_during_the_run_only(
     """`bench` measures the broker's CPU time from the start of the run until all messages have arrived."""
     monkeypatch.setattr(bench_run, "_PROC", tmp_path)
     tick = os.sysconf("SC_CLK_TCK")
-    world.api.get.return_value = [{"os_pid": "42", "mem_used": 77}]
+    world.api.items.return_value = [{"os_pid": "42", "mem_used": 77}]
     _process(tmp_path, 42, b"rabbit", (0, 0), 1)
 
     def work(client: Client) -> None:

@@ -198,8 +198,8 @@ def test_latencies_of_several_processes_are_merged() -> None:
 @pytest.mark.parametrize(
     ("nodes", "memory"),
     [
-        ([[]], None),
-        ([{"os_pid": str(os.getpid()), "mem_used": 5}, []], None),
+        ([{}], None),
+        ([{"os_pid": str(os.getpid()), "mem_used": 5}, {}], None),
         ([{"os_pid": str(os.getpid()), "mem_used": 5}, {"os_pid": "1", "mem_used": 6}], 11),
     ],
     ids=["no statistics", "one of two nodes without statistics", "two nodes"],
@@ -209,7 +209,7 @@ def test_unknown_cpu_time_of_the_broker_is_not_reported(nodes: list[Any], memory
     a cluster of several nodes.
     """
     api = Mock(Management)
-    api.get.return_value = nodes
+    api.items.return_value = nodes
     use = BrokerUse(lambda: api)
     use.begin()
     assert use.end() == (None, memory)

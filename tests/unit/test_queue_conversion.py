@@ -83,15 +83,15 @@ class Place:
 
     def depths(self) -> dict[str, int]:
         """The number of messages in each queue."""
-        names = [each["name"] for each in self.api.get(path("queues", self.name))]
+        names = [each["name"] for each in self.api.items(path("queues", self.name))]
         return {name: self.channel.depth_of(name) for name in names if name != NAMES.lock}
 
     def exchanges(self) -> set[str]:
-        found: Any = self.api.get(path("exchanges", self.name))
+        found = self.api.items(path("exchanges", self.name))
         return {each["name"] for each in found if each["name"] and not each["name"].startswith("amq.")}
 
     def bindings(self) -> list[tuple[str, str, str, Any]]:
-        found: Any = self.api.get(path("bindings", self.name))
+        found = self.api.items(path("bindings", self.name))
         return [
             (each["source"], each["destination"], each["routing_key"], each["arguments"])
             for each in found

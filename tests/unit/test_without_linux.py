@@ -138,7 +138,7 @@ def test_bench_reports_memory_from_the_management_api_without_proc(monkeypatch: 
     """
     monkeypatch.setattr(run, "_PROC", MISSING)
     api = Mock(Management)
-    api.get.return_value = [{"os_pid": str(os.getpid()), "mem_used": 5}]
+    api.items.return_value = [{"os_pid": str(os.getpid()), "mem_used": 5}]
     use = BrokerUse(lambda: api)
     use.begin()
     assert use.end() == (None, 5)

@@ -12,6 +12,7 @@ from mqtool.cli.display import layout, output
 from mqtool.cli.options import ManagedBroker, UnneededYes
 from mqtool.errors import NotFound, UsageError
 from mqtool.management import Management, path
+from mqtool.management.api_client import Json
 from mqtool.spelling import counted, pasteable
 
 part = typer.Typer()
@@ -75,9 +76,9 @@ def fault(
             output.status(f"{name}: {begun['met']} affected")
 
 
-def _active(api: Management) -> Any:
+def _active(api: Management) -> list[Json]:
     try:
-        return api.get("mqtool/faults")
+        return list(api.items("mqtool/faults"))
     except NotFound as error:
         raise UsageError(
             "only the embedded broker supports faults", "start one with 'mqtool broker up --kind embedded'"

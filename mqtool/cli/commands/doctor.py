@@ -21,7 +21,7 @@ from mqtool.cli.options import ManagedBroker
 from mqtool.cli.options.queue_options import StreamPort
 from mqtool.cli.pipe.source import text_of
 from mqtool.cli.values import TIME_LIMIT, parsed
-from mqtool.errors import AccessRefused, MqtoolError, NotFound, SomeFailed, Unavailable, UsageError
+from mqtool.errors import AccessRefused, BadAnswer, MqtoolError, NotFound, SomeFailed, Unavailable, UsageError
 from mqtool.inspection import connected_clients, definitions, diagnosis, helper_names, queue_details, upgrade
 from mqtool.inspection.converted_definitions import unmatched_policies
 from mqtool.inspection.findings import Finding, worst_first
@@ -77,8 +77,8 @@ def doctor(
 ) -> None:
     """Check a broker, or a definitions file, and report problems.
 
-    Exits with 3 if there are problems. With --format nagios, exits with 1, or with 2 if a problem is critical; with
-    --format prometheus, always with 0.
+    Exits with 3 if there are problems. With --format nagios, exits with 1, or with 2 if a problem is critical, and with
+    3 if the state is unknown; with --format prometheus, with 0 if the broker could be checked.
     """
     form = "json" if as_json else form
     if (file is not None or peek) and upgrade_to is None:
@@ -101,7 +101,7 @@ def doctor(
         if form != "nagios":
             raise
         # Nagios shows only stdout, and defines its own exit codes.
-        is_down = isinstance(error, Unavailable) and not isinstance(error, NotFound)
+        is_down = isinstance(error, Unavailable) and not isinstance(error, BadAnswer | NotFound)
         state = reports.CRITICAL if is_down else reports.UNKNOWN
         output.show(reports.nagios_line(state, str(error)))
         raise SystemExit(state) from error

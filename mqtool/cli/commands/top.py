@@ -107,7 +107,7 @@ class Screen:
         """Return the number of queues whose names contain this text."""
         where = "queues" if self.vhost is None else api.path("queues", self.vhost)
         page = self.api.get(where, page="1", page_size="1", columns="name", name=name)
-        return int(page["filtered_count"]) if isinstance(page, dict) else len(page)
+        return int(page["filtered_count"])
 
     def row(self, queue: Json) -> Row:
         """Convert a queue of the latest sample to a row of the table, with a warning if it seems to have a problem."""

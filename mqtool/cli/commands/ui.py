@@ -133,7 +133,7 @@ def _actions(broker: ManagedBroker, access: Access, api: "Management", *, allow_
     if started is not None:
         kinds |= {"own"}
     try:
-        api.get("mqtool/faults")
+        list(api.items("mqtool/faults"))
         kinds |= {"embedded"}
     except (NotFound, AccessRefused):
         pass

@@ -420,8 +420,8 @@ def _is_durable_classic(access: Access, queue: Queue) -> bool:
     kind, durable = queue.arguments.get("x-queue-type"), queue.durable
     with suppress(MqtoolError):
         view = access.management(HINT_PATIENCE).get(path("queues", access.vhost, queue.name))
-        kind, durable = view.get("type"), view.get("durable")
-    return bool(durable) and kind == "classic"
+        kind, durable = view.get("type"), bool(view.get("durable"))
+    return durable and kind == "classic"
 
 
 def _show_neighbour(access: Access, exchange: Exchange) -> None:

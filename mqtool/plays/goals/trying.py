@@ -88,7 +88,7 @@ def why_not(goal: Goal, broker: TrialBroker) -> str:
 def is_embedded(api: Management) -> bool:
     """Return True if this is the API of an embedded broker, which reports each event."""
     with suppress(NotFound):
-        api.get("mqtool/faults")
+        list(api.items("mqtool/faults"))
         return True
     return False
 
@@ -181,7 +181,7 @@ class Trial:
         if self._broker.way:  # the goals of a learner who needs no command are all on the same broker
             self._has_asked_where = False
         vhost = self._broker.vhost
-        self._before = {kind: {each["name"] for each in self._api.get(path(kind, vhost))} for kind in _MADE}
+        self._before = {kind: {each["name"] for each in self._api.items(path(kind, vhost))} for kind in _MADE}
         self._prepare(goal)
 
     def _calm_down(self) -> None:
@@ -200,7 +200,7 @@ class Trial:
         """
         vhost, deleted = self._broker.vhost, []
         for kind in _MADE:
-            for each in self._api.get(path(kind, vhost)):
+            for each in self._api.items(path(kind, vhost)):
                 name, is_new = each["name"], each["name"] not in self._before[kind]
                 target = [kind, vhost, name] if is_new else ["queues", vhost, name, "contents"]
                 if each.get("exclusive") or (kind == "exchanges" and not is_new):

@@ -1,0 +1,132 @@
+"""Web servers at the address of the management API that do not answer as the API of a broker does."""
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from tests.brokers import on_any_broker
+from tests.cli.shell import Result, Shell
+
+NOWHERE = "amqp://guest:guest@127.0.0.1:1"
+BINDING = {"source": "x", "destination": "q", "destination_type": "queue", "routing_key": "k", "arguments": {}}
+EXCHANGE = {"name": "x", "type": "direct", "durable": True, "auto_delete": False, "internal": False, "arguments": {}}
+
+
+@contextmanager
+def serving(bodies: Mapping[str, Any], status: int = 200, location: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Run a web server that answers with JSON, by the first word of the path below /api/; otherwise with [].
+
+    Yields:
+        its URL, and the methods of the requests that it has got.
+    """
+    requests: list[str] = []
+
+    class Server(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            requests.append(self.command)
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            name = self.path.removeprefix("/api/").partition("?")[0].partition("/")[0]
+            body = json.dumps(bodies.get(name, [])).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            if location:
+                self.send_header("Location", f"{location}{self.path}&token=s3cr3t")
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_PUT = do_POST = do_DELETE = answer  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            """Print nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", requests
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirects_of_the_management_api_are_not_followed(lonely_shell: Shell, status: int) -> None:
+    """If the management API redirects a request, mqtool does not send it to the other server, which would get a new
+    user's password and could answer anything. The error names the other server, without login and query. The exit code
+    is 69.
+    """
+    with serving({}) as (other, requests):
+        login = other.replace("://", "://admin:s3cr3t@")
+        with serving({}, status, f"{login}/prefix") as (url, _):
+            for command in ("topology", "vhost add v", "user delete bob --yes", "user password bob --password-file -"):
+                words = ("mqtool", *command.split(), "-u", NOWHERE, "--management", url)
+                result = lonely_shell.run(*words, stdin="geheim")
+                assert result.code == 69
+                assert result.stderr == (
+                    f"mqtool: the management API at {url} redirects to '{other}/prefix'\n"
+                    "hint: if that is the broker's management API, use that address with --management\n"
+                )
+    assert requests == []
+
+
+def refused(result: Result, code: int = 69) -> str:
+    """Assert that a command has refused an answer of the API; return the last error."""
+    assert result.code == code, result.stderr
+    assert "bug in mqtool" not in result.stderr
+    return result.stderr.rpartition("mqtool: ")[2].partition("\n")[0]
+
+
+@pytest.mark.parametrize(
+    ("command", "answers", "says"),
+    [
+        ("list users", {"users": [{"tags": []}]}, 'an object without "name"'),
+        ("list users", {"users": [1]}, "something that is not an object"),
+        ("list users", {"users": {}}, "something that is not a list"),
+        ("list vhosts", {"vhosts": [{"name": {}}]}, 'an object whose "name" is not text'),
+        (
+            "list plugins",
+            {"nodes": [{"name": "n", "applications": 1.5}]},
+            'an object whose "applications" is not a list',
+        ),
+        ("list plugins", {"nodes": [{"name": "n", "applications": [{}]}]}, 'an object without "name"'),
+        ("definitions export", {"bindings": [{**BINDING, "arguments": 1}]}, 'whose "arguments" is not an object'),
+        ("topology", {"bindings": [{"source": "x"}]}, 'an object without "destination_type"'),
+        ("topology", {"exchanges": [{**EXCHANGE, "policy": []}]}, 'an object whose "policy" is not text'),
+        ("route x k", {"exchanges": [{"name": "x", "type": "direct"}]}, 'an object without "durable"'),
+        ("queue show q", {"queues": [{"name": "q"}]}, "something that is not an object"),
+        ("dlq ls", {"queues": [{"name": None}]}, 'an object without "name"'),
+        ("policy ls", {"policies": [{"name": "p", "priority": "x"}]}, 'an object whose "priority" is not a number'),
+    ],
+)
+def test_an_answer_of_the_management_api_in_another_form_is_an_error(
+    lonely_shell: Shell, command: str, answers: dict[str, Any], says: str
+) -> None:
+    """If the management API answers with valid JSON in another form than RabbitMQ's, the error says what is wrong with
+    the answer, and the exit code is 69. It is not reported as a bug in mqtool.
+    """
+    with serving(answers) as (url, _):
+        result = lonely_shell.run("mqtool", *command.split(), "-u", NOWHERE, "--management", url)
+    assert says in refused(result)
+
+
+@on_any_broker
+def test_doctor_reports_unknown_to_nagios_if_the_answers_of_the_management_api_have_another_form(shell: Shell) -> None:
+    """If `doctor --format nagios` cannot make out the management API's answers, the state is UNKNOWN, and the exit code
+    3. With other formats, the exit code is 69.
+    """
+    about = {"overview": {"rabbitmq_version": "9" * 5000}}
+    for answers in ({}, {**about, "queues": [{"vhost": "/"}]}):
+        with serving(answers) as (url, _):
+            doctor = ("mqtool", "doctor", "--between", "10ms", "--management", url, "--format")
+            unknown = shell.run(*doctor, "nagios")
+            assert (unknown.code, unknown.stdout.partition(" - ")[0]) == (3, "RABBITMQ UNKNOWN"), unknown.stdout
+            refused(shell.run(*doctor, "prometheus"))
+    with serving(about) as (url, _):
+        assert "broker's version is '9999" in refused(
+            shell.run("mqtool", "doctor", "--upgrade", "4.3", "--management", url)
+        )
