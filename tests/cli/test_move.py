@@ -286,7 +286,7 @@ def test_a_move_ends_although_the_moved_messages_come_back(shell: Shell, broker:
     """
     back = {"x-message-ttl": 0, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "a"}
     fill(broker, Queue("a"), numbered(3), Queue("b", arguments=back))
-    assert shell.run("mqtool", "move", "a", "--to", "b").stderr == "3 moved from a to b\n"
+    assert shell.run("mqtool", "move", "a", "--to", "b", timeout=30).stderr == "3 moved from a to b\n"
     assert sorted(bodies(taken(broker, "a", 3))) == [0, 1, 2]
 
 
