@@ -1,6 +1,7 @@
 """Messages to publish, the broker's confirmations, and deliveries received."""
 
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,9 @@ PERSISTENT = 2
 
 #: The largest message that RabbitMQ accepts, in bytes, whatever its max_message_size is.
 LARGEST_MESSAGE = 512 << 20
+
+#: The longest expiration that RabbitMQ accepts, in milliseconds: ten years.
+LONGEST_EXPIRATION = 315_360_000_000
 
 #: The header of a delayed message with its due time, in milliseconds since 1970.
 DUE = "mqtool-due"
@@ -63,6 +67,13 @@ class Message:
     delay: float | None = None
     due: float | None = None
     received: bool = False
+
+
+def time_to_live(expiration: str) -> int:
+    """Convert the property expiration to milliseconds. Raises ValueError if RabbitMQ would refuse it."""
+    if re.fullmatch("[+-]?[0-9]+", expiration) is None or not 0 <= int(expiration) <= LONGEST_EXPIRATION:
+        raise ValueError(f"not a number of milliseconds up to {LONGEST_EXPIRATION}: {expiration!r}")
+    return int(expiration)
 
 
 #: The type property of an RPC server's reply that is an error.

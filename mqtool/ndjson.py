@@ -20,9 +20,10 @@ from decimal import Decimal
 from typing import Any
 
 from mqtool.claims import Claimed
+from mqtool.codecs.field_tables import EXACT
 from mqtool.duration import compact_duration, parse_duration
 from mqtool.errors import BadData
-from mqtool.message import END_OF_TIME, MAX_DEPTH, PROPERTIES, Delivery, Message, Timestamp, Undecoded
+from mqtool.message import END_OF_TIME, MAX_DEPTH, PROPERTIES, Delivery, Message, Timestamp, Undecoded, time_to_live
 
 #: The version that is written, and the newest that can be read.
 VERSION = 1
@@ -255,6 +256,11 @@ def _properties(value: Mapping[str, Any], where: str) -> dict[str, Any]:
             known = ", ".join(known for known in PROPERTIES if known != "headers")
             raise BadData(f"{where} has an unknown property {name!r}", f"one of {known}")
         properties[name] = raw
+    if "expiration" in properties:
+        try:
+            time_to_live(properties["expiration"])
+        except ValueError as error:
+            raise BadData(f'{where} has an "expiration" that is {error}') from error
     if headers is not None:
         properties["headers"] = _table_from_json(headers, where, MAX_DEPTH)
     return properties
@@ -312,6 +318,12 @@ def _bytes(text: Any) -> bytes:
     return base64.b64decode(text, validate=True)
 
 
+def _undecoded(text: Any) -> Undecoded:
+    if not EXACT.is_value(encoded := _bytes(text)):
+        raise ValueError("not a value in AMQP's encoding")
+    return Undecoded(encoded)
+
+
 def _time(seconds: Any) -> datetime | Timestamp:
     is_beyond = type(seconds) is int and END_OF_TIME < seconds < 2**64
     return Timestamp(seconds) if is_beyond else datetime.fromtimestamp(seconds, UTC)
@@ -321,7 +333,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "$bytes": _bytes,
     "$decimal": Decimal,
     "$double": {shown: float(name) for name, shown in NOT_FINITE.items()}.__getitem__,
-    "$encoded": lambda text: Undecoded(_bytes(text)),
+    "$encoded": _undecoded,
     "$timestamp": _time,
 }
 _TYPES = {*_READ, "$table"}

@@ -20,6 +20,7 @@ from mqtool.codecs.field_tables import (
     decode_short_string,
     encode_property,
     encode_short_string,
+    header_size,
     largest_payload,
 )
 from mqtool.message import LARGEST_MESSAGE, PERSISTENT, PROPERTIES, Delivery, Message
@@ -42,6 +43,9 @@ _BEFORE_ID, _AFTER_ID = PROPERTIES[:_MESSAGE_ID], PROPERTIES[_MESSAGE_ID + 1 :]
 _REMEMBERED = 4096
 #: Bodies of more bytes than this are left to pika: waiting here for all of their bytes would copy them too often.
 _LARGE = 1 << 20
+
+#: What the codec raises for values that AMQP cannot express.
+_NOT_ENCODED = ValueError, TypeError, ArithmeticError, AttributeError, struct.error
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -145,11 +149,20 @@ class PublishEncoder:
                 b"".join([encode_property(name, given[name]) for name in names if name in given])
                 for names in (_BEFORE_ID, _AFTER_ID)
             )
-        except (ValueError, TypeError, ArithmeticError, AttributeError, struct.error) as error:
+        except _NOT_ENCODED as error:
             raise pika_errors.cannot_encode(error) from error
         self._flags = sum(_FLAGS[name] for name in (*_BEFORE_ID, *_AFTER_ID) if name in given)
         self._properties, self._persistent = properties, persistent
         self._surroundings.clear()
+
+
+def check(message: Message) -> None:
+    """Check that a message's names, properties and headers can be encoded. Raises the errors of PublishEncoder."""
+    encode_names(message.exchange or "", message.routing_key or "")
+    try:
+        header_size({**message.properties, "message_id": message.message_id})
+    except _NOT_ENCODED as error:
+        raise pika_errors.cannot_encode(error) from error
 
 
 def encode_names(exchange: str, routing_key: str) -> bytes:

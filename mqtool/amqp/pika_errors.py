@@ -344,7 +344,10 @@ def cannot_encode(error: Exception) -> MqtoolError:
     if isinstance(error, exceptions.UnsupportedAMQPFieldException | NoFieldType):
         return BadData(f"AMQP has no type for the value {error.args[-1]!r}", "write it as text")
     if isinstance(error, struct.error | OverflowError):
-        return BadData("a number in a header, a property or an argument is too large", "AMQP's integers have 64 bits")
+        return BadData(
+            "a number in a header, a property or an argument is out of range",
+            "AMQP's integers have 64 bits, and its times start in 1970",
+        )
     if isinstance(error, UnicodeEncodeError):
         return UsageError("a name, a key or a header is not valid UTF-8", "only a message's body may be any bytes")
     return BadData(f"this cannot be sent: {_plain(error)}", "see 'mqtool send --help' for --property and -H")

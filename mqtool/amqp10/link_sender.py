@@ -247,7 +247,14 @@ class Sender:
             yield from self._collected()
 
     def add(self, message: Message, sequence: int = 0) -> None:
-        """Encode a message, and queue it for sending."""
+        """Encode a message, and queue it for sending. Raises BadData if it cannot be encoded, or is too large."""
+        try:
+            self._add(message, sequence)
+        except UnicodeEncodeError as error:
+            hint = "only a message's body may be any bytes"
+            raise BadData("a name, a key or a header is not valid UTF-8", hint) from error
+
+    def _add(self, message: Message, sequence: int) -> None:
         key, exchange = message.routing_key, message.exchange
         own = (key is not None and key != self._key) or (exchange is not None and exchange != self._exchange)
         to = self.address or ""

@@ -26,7 +26,7 @@ from mqtool.codecs.amqp10_spans import find
 from mqtool.codecs.amqp10_values import NULL, compound, section, variable
 from mqtool.codecs.amqp10_values import encode as encode_any
 from mqtool.errors import BadData
-from mqtool.message import PERSISTENT, Delivery, Message
+from mqtool.message import PERSISTENT, Delivery, Message, time_to_live
 
 _T = TypeVar("_T")
 #: The fields of the properties section, in order; "" for a field that AMQP 0-9-1 does not have.
@@ -122,7 +122,7 @@ def _header_section(given: Mapping[str, Any], *, persistent: bool) -> bytes:
     if not durable and priority is None and expiration is None:
         return b""
     try:
-        lasts = NULL if expiration is None else b"\x70" + struct.pack(">I", int(expiration))
+        lasts = NULL if expiration is None else b"\x70" + struct.pack(">I", time_to_live(str(expiration)))
         rank = NULL if priority is None else b"\x50" + struct.pack(">B", priority)
     except (ValueError, struct.error) as error:
         raise BadData(

@@ -11,6 +11,7 @@ import calendar
 import decimal
 import math
 import struct
+import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeAlias
@@ -192,6 +193,15 @@ class FieldTables:
         if isinstance(value, list | tuple):
             return b"A" + _sized(b"".join([self.encode_value(item, depth + 1) for item in value]))
         return self._other(value)
+
+    def is_value(self, data: bytes) -> bool:
+        """True if data is one complete value, nested to any depth. RabbitMQ closes a connection that sends another."""
+        try:
+            return self._value(data, 0, len(data), -sys.maxsize)[1] == len(data)
+        except RecursionError:
+            return True  # too deep to be checked here, but not for RabbitMQ
+        except (ValueError, struct.error, IndexError):
+            return False
 
     def _table(self, table: Mapping[str, Any], depth: int) -> bytes:
         parts: list[bytes] = []

@@ -82,8 +82,7 @@ class Delaying:
         if delay <= 0:
             self._overdue += message.due is not None
             return self._as_held(message, 0, None)
-        if delay > LONGEST:
-            raise BadData(f"a delay of {compact_duration(delay / 1000)} is too long", "at most 2^32 - 1 ms, 49 days")
+        check_delay(message)
         way = self.choose(self._destination.of(message))
         if way is self._through_queues:
             self._count_in_wait_queues()
@@ -155,6 +154,12 @@ class Delaying:
 
 def _now() -> int:
     return int(time.time() * 1000)
+
+
+def check_delay(message: Message) -> None:
+    """Raise BadData if a message's delay is longer than any broker's timers allow."""
+    if (delay := _milliseconds(message)) > LONGEST:
+        raise BadData(f"a delay of {compact_duration(delay / 1000)} is too long", "at most 2^32 - 1 ms, 49 days")
 
 
 def _milliseconds(message: Message) -> int:

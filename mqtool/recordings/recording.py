@@ -51,11 +51,13 @@ class RecordedMessage(Message):
     Attributes:
         moment: when the message was recorded, in seconds since 1970; None if no timestamp has been read so far.
         opens: True for the first message in its file.
+        place: the name of its line in errors, such as "line 3".
         leads_elsewhere: True if it was read from a stream, and says that it is to be published anywhere else.
     """
 
     moment: float | None = None
     opens: bool = False
+    place: str = ""
     leads_elsewhere: bool = False
 
 
@@ -154,7 +156,7 @@ def recorded(
             message.properties = {key: value for key, value in message.properties.items() if key != "user_id"}
         yield RecordedMessage(
             message.body, message.routing_key, message.exchange, message.properties, message.message_id,
-            message.delay, message.due, message.received, moment=moment, opens=opens,
+            message.delay, message.due, message.received, moment=moment, opens=opens, place=place,
             leads_elsewhere=ndjson.leads_elsewhere(said),
         )  # fmt: skip
         opens = False

@@ -135,6 +135,19 @@ def test_send_reports_rejected_and_released_messages(shell: Shell) -> None:
     assert '"routing_key":"full"' in (shell.directory / "failed").read_text()
 
 
+def test_a_text_that_is_not_utf_8_is_refused_over_amqp_1_0(shell: Shell) -> None:
+    """Over AMQP 1.0, if a line of input has a property that is not valid UTF-8, `send --json` says so, exits with 65,
+    and sends only the messages before this line.
+    """
+    lines = '{"body": "1"}\n' + r'{"body": "2", "properties": {"type": "\ud800"}}' + '\n{"body": "3"}\n'
+
+    sent = shell.run("mqtool", "send", "-q", "q", "--json", stdin=lines)
+
+    assert (sent.code, "a header is not valid UTF-8" in sent.stderr) == (65, True), sent.stderr
+    assert "1 confirmed" in sent.stderr
+    assert shell.run("mqtool", "receive", "-q", "q", "--idle-timeout", IDLE, "--raw").stdout == "1\n"
+
+
 def test_failed_to_keeps_a_delayed_message_over_amqp10(shell: Shell) -> None:
     """Over AMQP 1.0, if a line of input has a delay, `send --json --failed-to FILE` writes this line and all later ones
     to FILE.

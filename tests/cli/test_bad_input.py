@@ -1,5 +1,6 @@
 """Wrong command lines and input: one error in one sentence, at most one hint, and the documented exit code."""
 
+import json
 import re
 import socket
 import socketserver
@@ -217,7 +218,7 @@ UNSAYABLE = [
     Case("send x -q caf\udce9", 2, "is not valid UTF-8", "only a message's body"),
     Case("send x -e amq.fanout -r caf\udce9", 2, "is not valid UTF-8", "only a message's body"),
     Case("send x -q ", 2, "the queue's name is empty", "leave --queue out"),
-    Case("send x -H n:=99999999999999999999", 65, "too large", "64 bits"),
+    Case("send x -H n:=99999999999999999999", 65, "out of range", "64 bits"),
 ]
 
 #: The broker refuses these.
@@ -277,6 +278,18 @@ NDJSON = [
     Case("send --json", 65, "line 4 has an unknown key 'bodi'", "one of at, body", '{"bodi": "x"}'),
     Case("send --json", 65, "line 4 has an unknown property 'colour'", "", '{"body": "", "properties": {"colour": 1}}'),
     Case("send --json", 65, "line 4 has a property 'priority'", "", '{"body": "", "properties": {"priority": 300}}'),
+    *(Case("send --json", 65, f'"expiration" that is not a number of milliseconds up to 315360000000: {it!r}', "",
+           json.dumps({"body": "", "properties": {"expiration": it}}))
+      for it in ("-1", "315360000001", "1m", "5 ", "")),
+    *(Case("send --json", 65, f"line 4 has a header with a bad {kind}", "",
+           json.dumps({"body": "", "headers": {"a": {kind: it}}}))
+      for kind, it in {"$encoded": "Rv////8=", "$table": 1}.items()),
+    *(Case("send --json", 65, "line 4 cannot be sent: a number in a header, a property or an argument is out of range",
+           "AMQP's integers have 64 bits", json.dumps({"body": "", "headers": {"a": it}}))
+      for it in (1 << 64, {"$timestamp": -1}, {"$decimal": "1E999999999"}, {"$decimal": "7" * 5000})),
+    Case("send --json", 65, "line 4 cannot be sent: a name, a key or a header is not valid UTF-8", "any bytes",
+         r'{"body": "", "properties": {"type": "\ud800"}}'),
+    Case("send --json", 65, "line 4 cannot be sent: a delay of", "at most", '{"body": "", "delay": "60d"}'),
     Case("send --json", 65, "a header with a bad $bytes", "", '{"body": "", "headers": {"a": {"$bytes": 1}}}'),
 ]  # fmt: skip
 
@@ -405,6 +418,15 @@ def test_an_invalid_line_of_ndjson_is_reported_and_ends_the_input(shell: Shell, 
 
     check(Case(case.command, case.code, case.says, case.hint, also=(SUM.format(2),)), sent, {})
     assert received.stdout == "first\nsecond\n"
+
+
+@on_any_broker
+def test_an_invalid_header_of_the_command_line_is_not_blamed_on_a_line(shell: Shell) -> None:
+    """If a header given with -H is not valid UTF-8, `send --json` exits with 2, and names no line of its input."""
+    result = shell.run("mqtool", "send", "--json", "-H", r'a:="\ud800"', stdin='{"body": ""}\n')
+
+    assert (result.code, "line 1" in result.stderr) == (2, False), result.stderr
+    assert "a name, a key or a header is not valid UTF-8" in result.stderr
 
 
 def test_the_first_ten_unroutable_messages_are_reported_and_all_are_counted(shell: Shell) -> None:

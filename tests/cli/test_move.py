@@ -280,10 +280,20 @@ def test_a_move_that_is_stopped_says_how_many_messages_it_has_looked_at(shell: S
     assert ended.stderr.splitlines()[-1] == "1 moved from a to b; stopped after looking at 4 messages"
 
 
+def test_a_move_ends_although_the_moved_messages_come_back(shell: Shell, broker: TestBroker) -> None:
+    """If the destination queue dead-letters each message to the source queue at once, `move` ends after the messages
+    that were in the source queue at the beginning, and none is lost.
+    """
+    back = {"x-message-ttl": 0, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "a"}
+    fill(broker, Queue("a"), numbered(3), Queue("b", arguments=back))
+    assert shell.run("mqtool", "move", "a", "--to", "b", timeout=30).stderr == "3 moved from a to b\n"
+    assert sorted(bodies(taken(broker, "a", 3))) == [0, 1, 2]
+
+
 @on_any_broker
 def test_move_waits_for_more_messages_with_idle_timeout(shell: Shell, broker: TestBroker) -> None:
     """`move --idle-timeout DURATION` also moves messages that arrive while it runs, and ends once none has arrived for
-    this time. Without this option, `move` ends when the queue is empty.
+    this time. Without this option, `move` of an empty queue ends at once.
     """
     fill(broker, Queue("a"), [], Queue("b"))
     assert shell.run("mqtool", "move", "a", "--to", "b").stderr == "0 moved from a to b\n"

@@ -339,6 +339,57 @@ def test_replay_dry_run_prints_times_and_destinations(lonely_shell: Shell) -> No
     assert result.stderr == "3 messages would be sent in 2.5 s; nothing was sent: --dry-run\n"
 
 
+BAD_LINES: dict[str, dict[str, Any]] = {
+    "expiration": {"properties": {"expiration": "99999999999999999999"}},
+    "encoded": {"headers": {"a": {"$encoded": "Rv////8="}}},
+    "property": {"properties": {"type": "\ud800"}},
+    "exchange": {"exchange": "\ud800"},
+    "number": {"headers": {"a": 123456789012345678901234567890}},
+    "decimal": {"headers": {"a": {"$decimal": "1E999999999"}}},
+    "time": {"headers": {"a": {"$timestamp": -1}}},
+    "delay": {"delay": "60d"},
+}
+
+
+@pytest.mark.parametrize("bad", BAD_LINES.values(), ids=BAD_LINES)
+@pytest.mark.sampled(2)
+def test_replay_and_its_dry_run_end_at_a_line_that_cannot_be_sent(shell: Shell, bad: dict[str, Any]) -> None:
+    """If a line of the recording cannot be sent, `recording replay` sends the messages before it, names the line, and
+    exits with 65. With --dry-run, it prints the same error, and exits with the same code.
+    """
+    name = recording(shell, {}, bad, {})
+    shell.run("mqtool", "queue", "declare", "jobs")
+
+    real, dry = (shell.run("mqtool", "recording", "replay", name, *more) for more in ([], ["--dry-run"]))
+
+    assert (real.code, dry.code) == (65, 65), real.stderr + dry.stderr
+    [error] = [line for line in dry.stderr.splitlines() if line.startswith("mqtool: ")]
+    assert error.startswith("mqtool: line 2 ")
+    assert error in real.stderr
+    assert [line["body"] for line in received(shell)] == ["body 0"]
+
+
+def test_replay_dry_run_refuses_a_delay_as_the_real_run_does(lonely_shell: Shell) -> None:
+    """If a line has a delay, and --no-mandatory is not given, `recording replay --dry-run` exits with 2. With this
+    option, the message would be sent.
+    """
+    name = recording(lonely_shell, {"delay": "49d"})
+
+    result = lonely_shell.run("mqtool", "recording", "replay", name, "--dry-run")
+
+    assert (result.code, "add --no-mandatory" in result.stderr) == (2, True), result.stderr
+    assert lonely_shell.run("mqtool", "recording", "replay", name, "--dry-run", "--no-mandatory").code == 0
+
+
+def test_a_replay_reports_a_header_of_the_command_line_as_wrong_and_not_a_line(lonely_shell: Shell) -> None:
+    """If a header given with --set-header is not valid UTF-8, `recording replay` exits with 2, and names no line."""
+    name = recording(lonely_shell, {})
+
+    result = lonely_shell.run("mqtool", "recording", "replay", name, "--dry-run", "--set-header", r'a:="\ud800"')
+
+    assert (result.code, "line 1" in result.stderr) == (2, False), result.stderr
+
+
 def test_replay_names_an_invalid_line_or_option(lonely_shell: Shell) -> None:
     """If a line of the recording is invalid, `recording replay` prints the line's number and exits with 65. If options
     contradict each other or a value is invalid, the command names the options and exits with 2.

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from mqtool import ndjson
 from mqtool.errors import BadData
+from mqtool.message import LONGEST_EXPIRATION, Delivery, Timestamp, Undecoded
 from mqtool.message import PROPERTIES as NAMES
-from mqtool.message import Delivery, Timestamp, Undecoded
 
 NOW = datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
 
@@ -35,6 +35,7 @@ values = st.recursive(
 headers = st.dictionaries(names, values, max_size=4)
 PROPERTIES: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(set(NAMES) - {"delivery_mode", "priority", "timestamp", "headers"}, text),
+    "expiration": st.integers(0, LONGEST_EXPIRATION).map(str),
     "delivery_mode": st.integers(0, 255),
     "priority": st.integers(0, 255),
     "timestamp": st.integers(0, 2**64 - 1),
@@ -172,6 +173,8 @@ def test_a_line_of_ndjson_needs_only_a_body() -> None:
         ('{"body": "", "headers": {"a": {"$table": 5}}}', "bad $table"),
         ('{"body": "", "headers": {"a": {"$double": "x"}}}', "bad $double"),
         ('{"body": "", "headers": {"a": {"$encoded": "%"}}}', "bad $encoded"),
+        ('{"body": "", "headers": {"a": {"$encoded": "Rv////8="}}}', "bad $encoded"),
+        ('{"body": "", "properties": {"expiration": "-1"}}', "not a number of milliseconds up to 315360000000: '-1'"),
         ('{"body": "", "headers": {"a": ' + "[" * 65 + "]" * 65 + "}}", "nested too deeply"),
         ("[" * 100_000, "line 7 is not JSON"),
         ('{"version": 2, "shape": []}', "line 7 is in version 2 of the NDJSON format"),

@@ -348,10 +348,10 @@ def test_some_errors_of_a_channel_do_not_recur_after_reopening(
         (exceptions.UnsupportedAMQPFieldException([], 1j), BadData, "AMQP has no type for the value 1j",
          "write it as text"),
         (NoFieldType(1j), BadData, "AMQP has no type for the value 1j", "write it as text"),
-        (struct.error("x"), BadData, "a number in a header, a property or an argument is too large",
-         "AMQP's integers have 64 bits"),
-        (OverflowError("x"), BadData, "a number in a header, a property or an argument is too large",
-         "AMQP's integers have 64 bits"),
+        (struct.error("x"), BadData, "a number in a header, a property or an argument is out of range",
+         "AMQP's integers have 64 bits, and its times start in 1970"),
+        (OverflowError("x"), BadData, "a number in a header, a property or an argument is out of range",
+         "AMQP's integers have 64 bits, and its times start in 1970"),
         (UnicodeEncodeError("utf-8", "\udcff", 0, 1, "x"), UsageError,
          "a name, a key or a header is not valid UTF-8", "only a message's body may be any bytes"),
         (TypeError("odd"), BadData, "this cannot be sent: odd", "see 'mqtool send --help' for --property and -H"),
@@ -359,7 +359,7 @@ def test_some_errors_of_a_channel_do_not_recur_after_reopening(
 )  # fmt: skip
 def test_what_amqp_cannot_express_is_named(error: Exception, kind: type[MqtoolError], words: str, hint: str) -> None:
     """If a name, a header, a property or an argument cannot be encoded for AMQP, mqtool's error says which kind of
-    value is the cause, such as a number that is too large, and has a hint.
+    value is the cause, such as a number that is out of range, and has a hint.
     """
     found = pika_errors.cannot_encode(error)
     assert (type(found), str(found), found.hint) == (kind, words, hint)

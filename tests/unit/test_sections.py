@@ -157,6 +157,8 @@ def test_a_message_without_properties_consists_of_its_body_only(properties: dict
          "an expiration is in milliseconds, up to 4294967295; a priority up to 255"),
         ({"expiration": "1m"}, "expiration '1m' or priority None is too large, or not a number",
          "an expiration is in milliseconds, up to 4294967295; a priority up to 255"),
+        ({"expiration": " 5"}, "expiration ' 5' or priority None is too large, or not a number",
+         "an expiration is in milliseconds, up to 4294967295; a priority up to 255"),
         ({"expiration": "4294967296"}, "expiration '4294967296' or priority None is too large, or not a number",
          "an expiration is in milliseconds, up to 4294967295; a priority up to 255"),
         ({"headers": {"h": [1]}}, "the header 'h' is a list, which AMQP 1.0 does not allow",

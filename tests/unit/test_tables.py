@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from mqtool.codecs.field_tables import CLIENT, NoFieldType, decode_properties, decode_short_string
+from mqtool.codecs.field_tables import CLIENT, EXACT, NoFieldType, decode_properties, decode_short_string
 from mqtool.message import MAX_DEPTH, UNREADABLE, Timestamp, Undecoded
 from tests.hostile import VALUES, headers_of, nested, short, sized
 
@@ -53,6 +53,20 @@ def test_a_received_header_value_is_encoded_to_the_same_bytes(value: bytes) -> N
 
     assert (list(decoded), end) == (["h\udcff", "after"], len(table))
     assert CLIENT.encode_table(decoded) == table
+
+
+@pytest.mark.parametrize("value", [*VALUES, *DEEP], ids=lambda value: value[:9].hex())
+def test_every_complete_value_is_recognized_as_one(value: bytes) -> None:
+    """Each value of a header in AMQP's encoding is recognized as complete, however deeply it is nested."""
+    assert EXACT.is_value(value)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"?", b"VV", b"S\0", b"F\xff\xff\xff\xff", b"F" + sized(b"?"), b"A" + sized(b"S")], ids=bytes.hex
+)
+def test_bytes_that_are_not_a_complete_value_are_recognized(data: bytes) -> None:
+    """Bytes that are cut short, have an unknown type, or go on after the value are not a complete value."""
+    assert not EXACT.is_value(data)
 
 
 def test_a_header_value_that_python_cannot_represent_is_kept() -> None:

@@ -103,8 +103,9 @@ def move(
                 return None
             return message
 
-        # If the queue may be the same, and its messages come back to it, end when all have been seen.
-        until = Until(moved=count, seen=there if is_same is None else None, idle=idle_timeout)
+        # Moved messages may come back: the other queue dead-letters them to this one, or, if unknown, is the same.
+        is_bounded = idle_timeout is None or is_same is None
+        until = Until(moved=count, seen=there if is_bounded else None, idle=idle_timeout)
         transfer = QueueTransfer(
             source, target, queue, message_for, until=until, per_second=rate, chooses=where is not None
         )

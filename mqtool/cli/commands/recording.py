@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from mqtool import ndjson
+from mqtool.amqp import basic_frames
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.broker_access import set_up_printing
@@ -20,8 +21,19 @@ from mqtool.cli.display import output
 from mqtool.cli.options import RATE, ConfirmTimeout, DelayOptions, MessageOptions, Publishing
 from mqtool.cli.options.broker_options import HiddenDialect, HiddenStrict, PublishingBroker
 from mqtool.cli.options.receiving_options import WhereOption
-from mqtool.cli.pipe.publishing import publishing_channel
-from mqtool.cli.pipe.source import LOOK_UP, STDIN, Addressing, Input, StreamNotice, chunks, delimited, opened, whole
+from mqtool.cli.pipe.publishing import not_delayed, publishing_channel
+from mqtool.cli.pipe.source import (
+    LOOK_UP,
+    STDIN,
+    Addressing,
+    Input,
+    StreamNotice,
+    check,
+    chunks,
+    delimited,
+    opened,
+    whole,
+)
 from mqtool.cli.values import header, parsed
 from mqtool.errors import BadData, MqtoolError, SomeFailed, UsageError
 from mqtool.message import CONFIRM_TIMEOUT, Message
@@ -66,6 +78,7 @@ class RecordingOptions:
             is_wanted=not changes.trusts_streams and None in (changes.exchange, changes.routing_key)
         )
         self._passes = 0
+        self._latest: RecordedMessage | None = None
         self._descriptors = [opened(path) for path in paths] or [STDIN]
         self._names = [str(path) for path in paths]
         self._sizes = [os.fstat(each).st_size if output.is_file(each) else None for each in self._descriptors]
@@ -86,9 +99,15 @@ class RecordingOptions:
                 lines = delimited((whole if is_whole else chunks)(descriptor), b"\n", is_whole=is_whole)
                 name = self._names[index] if len(self._names) > 1 else None
                 for message in recorded(lines, self._selection, self._changes, name):
+                    self._latest = message or self._latest
                     self._streams.see(leads_elsewhere=message is not None and message.leads_elsewhere)
                     yield message
             self._passes += 1
+
+    def check_latest(self) -> None:
+        """Raise BadData if the latest message cannot be published."""
+        if self._latest is not None:
+            check(self._latest, self._latest.place)
 
     def fraction(self, pace: ReplayPace) -> Callable[[], float] | None:
         """Return a function that computes the fraction played so far (0 to 1); None if the total size is unknown."""
@@ -133,7 +152,10 @@ class Replayed(Input):
 
     def __init__(self, recording: RecordingOptions, pace: ReplayPace, *, keeps_rest: bool) -> None:
         super().__init__(
-            recording.messages(to_the_end=keeps_rest), keeps_rest=keeps_rest, fraction=recording.fraction(pace)
+            recording.messages(to_the_end=keeps_rest),
+            keeps_rest=keeps_rest,
+            fraction=recording.fraction(pace),
+            check_latest=recording.check_latest,
         )
         self._pace = pace
 
@@ -215,7 +237,8 @@ class Changing:
         """Return the changes to make to each message.
 
         Raises:
-            UsageError: --to-queue is combined with --to-exchange or --to-key.
+            UsageError: --to-queue is combined with --to-exchange or --to-key, or a name is not valid.
+            BadData: a header cannot be sent.
         """
         exchange, key = self.to_exchange, self.to_key
         if self.to_queue is not None:
@@ -224,10 +247,12 @@ class Changing:
                     "--to-queue cannot be combined with --to-exchange or --to-key", "a queue needs neither of them"
                 )
             exchange, key = "", self.to_queue
+        headers = dict(self.set_header or ())
+        basic_frames.check(Message(b"", key, exchange, {"headers": headers}))
         # If the user chooses the destination, the message must not add others.
         copies = () if exchange is None and key is None else ndjson.COPIES
         dropped = (*copies, *(self.drop_header or ()))
-        return Changes(exchange, key, dropped, dict(self.set_header or ()), self.trust_streams)
+        return Changes(exchange, key, dropped, headers, self.trust_streams)
 
 
 @command(
@@ -268,7 +293,7 @@ def replay(
     played = RecordingOptions(files or [], chosen, changing.changes(), playing.loop)
     if dry_run:
         set_up_printing(broker)
-        _show(played, pace)
+        _show(played, pace, mandatory=mandatory)
         return
     options = MessageOptions(
         file=Path("-"), as_json=True, mandatory=mandatory, confirm_timeout=confirm_timeout, failed_to=failed_to
@@ -290,10 +315,13 @@ def _place(message: Message) -> str:
     return f"queue {message.routing_key}"
 
 
-def _show(recording: RecordingOptions, pace: ReplayPace) -> None:
+def _show(recording: RecordingOptions, pace: ReplayPace, *, mandatory: bool) -> None:
     count, seconds, started = 0, 0.0, None
     for message in recording.messages():
         if message is not None:
+            recording.check_latest()
+            if mandatory:
+                not_delayed(message)
             due = pace.due(message)
             started = due if started is None else started
             count, seconds = count + 1, due - started

@@ -196,6 +196,10 @@ class Outgoing:
         try:
             for receipt in progress.of(receipts):
                 self._add(receipt, text_of)
+        except MqtoolError:
+            if isinstance(self._channel, Channel):
+                self._source.check_latest()  # raises an error that names the line
+            raise
         finally:
             progress.stop()
             self._finish()
@@ -467,7 +471,7 @@ def _delayed(
             raise _not_over_amqp10()
         return map(_not_delayed_by_amqp10, source)
     if options.mandatory:
-        return map(_not_delayed, source)
+        return map(not_delayed, source)
     from mqtool.delays.destinations import Destination
     from mqtool.delays.holding import Delaying
 
@@ -505,7 +509,7 @@ def _not_over_amqp10() -> UsageError:
     return UsageError("mqtool cannot delay messages over AMQP 1.0", "leave out the delay, or --protocol amqp1.0")
 
 
-def _not_delayed(message: Message | None) -> Message | None:
+def not_delayed(message: Message | None) -> Message | None:
     if message is not None and (message.delay is not None or message.due is not None):
         raise mandatory_with_delay()
     return message

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from mqtool.cli import stopping
 from mqtool.cli.display import output
 from mqtool.cli.options import DelayOptions, MessageOptions, Publishing
-from mqtool.errors import BadData, UsageError
+from mqtool.errors import BadData, MqtoolError, UsageError
 from mqtool.message import InBatches, Message, new_message_id, new_message_ids
 
 Thing = TypeVar("Thing")
@@ -168,6 +168,8 @@ class Input:
         keeps_rest: stop reading at a signal, so that rest() yields the messages that were not published.
         is_typed: True for a single message from the command line.
         fraction: returns how much has been read, from 0 to 1; None if the size of the input is unknown.
+        check_latest: calls check() for the latest message that was read from a line of NDJSON, if any. This is done
+            only after an error, because encoding each message twice would take a fifth of the time.
     """
 
     def __init__(
@@ -177,9 +179,11 @@ class Input:
         keeps_rest: bool = False,
         is_typed: bool = False,
         fraction: Callable[[], float] | None = None,
+        check_latest: Callable[[], None] = lambda: None,
     ) -> None:
         self.is_typed = is_typed
         self.fraction = fraction
+        self.check_latest = check_latest
         self._read = read
         self._keeps_rest = keeps_rest
         self._handed_out = 0
@@ -213,9 +217,14 @@ class InputInBatches(Input, InBatches):
     """An Input for files and pipes that can also be read in batches. Takes the same arguments as Input."""
 
     def __init__(
-        self, read: Iterator[list[Message]], *, keeps_rest: bool, fraction: Callable[[], float] | None
+        self,
+        read: Iterator[list[Message]],
+        *,
+        keeps_rest: bool,
+        fraction: Callable[[], float] | None,
+        check_latest: Callable[[], None],
     ) -> None:
-        super().__init__(flat(read), keeps_rest=keeps_rest, fraction=fraction)
+        super().__init__(flat(read), keeps_rest=keeps_rest, fraction=fraction, check_latest=check_latest)
         self._lots = read
         self._batch: list[Message] = []
 
@@ -286,7 +295,12 @@ def read_messages(
     batches = _from_input(descriptor, options, delimiter, making, may_be_empty=bool(words))
     if adapt is not None:
         batches = ([*map(adapt, batch)] for batch in batches)
-    return InputInBatches(batches, keeps_rest=options.failed_to is not None, fraction=fraction(descriptor))
+    return InputInBatches(
+        batches,
+        keeps_rest=options.failed_to is not None,
+        fraction=fraction(descriptor),
+        check_latest=making.check_latest,
+    )
 
 
 def _check_size(size: int) -> None:
@@ -326,6 +340,20 @@ def _from_input(
     making.report_unmatched()
 
 
+def check(message: Message, place: str) -> None:
+    """Raise BadData, with the name of a message's line, if the message cannot be published over AMQP 0-9-1."""
+    from mqtool.amqp import basic_frames
+
+    try:
+        basic_frames.check(message)
+        if message.delay is not None or message.due is not None:
+            from mqtool.delays.holding import check_delay
+
+            check_delay(message)
+    except MqtoolError as error:
+        raise BadData(f"{place} cannot be sent: {error}", error.hint) from error
+
+
 class StreamNotice:
     """Says once that messages of streams are not published to the exchange and with the keys that they name."""
 
@@ -352,6 +380,7 @@ class _Making:
         self._routing_key = addressing.routing_key
         self._places = re.findall(_PLACE, addressing.routing_key) if addressing.routing_key else []
         self._unmatched = 0
+        self._latest: tuple[bytes, str] | None = None
         self._trusts_streams = options.trust_streams
         is_addressed = None not in addressing
         self._streams = StreamNotice(is_wanted=not (options.trust_streams or is_addressed))
@@ -400,8 +429,9 @@ class _Making:
             number += 1
             if not line.strip():
                 continue
-            said = ndjson.to_object(line, f"line {number}")
-            message = ndjson.message_of(said, f"line {number}", trusts_streams=self._trusts_streams)
+            self._latest = line, (place := f"line {number}")
+            said = ndjson.to_object(line, place)
+            message = ndjson.message_of(said, place, trusts_streams=self._trusts_streams)
             self._streams.see(leads_elsewhere=ndjson.leads_elsewhere(said))
             if self._exchange is not None or self._routing_key is not None:
                 message.properties = ndjson.without_copies(message.properties)
@@ -409,6 +439,14 @@ class _Making:
                 message.properties = {name: value for name, value in message.properties.items() if name != "user_id"}
             self._overrule(message, has_properties=b'"properties"' in line)
             yield [message]
+
+    def check_latest(self) -> None:
+        if self._latest is not None:
+            from mqtool import ndjson
+
+            line, place = self._latest  # without what options add
+            said = ndjson.to_object(line, place)
+            check(ndjson.message_of(said, place, trusts_streams=self._trusts_streams), place)
 
     def _overrule(self, message: Message, *, has_properties: bool) -> None:
         if self._pattern is not None:
