@@ -9,13 +9,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from mqtool import management
+from mqtool.amqp.administration import Depth
 from mqtool.claims import Claimed
 from mqtool.delays.destinations import derived_name
+from mqtool.duration import compact_duration
 from mqtool.errors import AccessRefused, BadData, NotFound
 from mqtool.management import Management, exchange_path, path
 from mqtool.management.api_client import Json
 from mqtool.spelling import counted, did_you_mean, pasteable
 from mqtool.topology import DELAYED, Queue
+from mqtool.work.policy_losses import Counts, losses_by_converting
 from mqtool.work.queue_limits import applies, policies_of, rejects_beyond, unsupported
 
 #: The queue argument that holds the plan of a conversion, as JSON.
@@ -64,6 +67,11 @@ _LIMITS = {"message-ttl", "expires", "max-length", "max-length-bytes", "delivery
 _PLAIN_TYPES = ("direct", "fanout", "topic", "headers", DELAYED)
 #: The maximum number of messages in one transaction, and of bytes that the broker may be sending to mqtool.
 _AT_ONCE, _BYTES = 500, 32 << 20
+#: What new arguments do to the messages that are moved back, by their times in milliseconds.
+_EXPIRY = {
+    "x-message-ttl": "its messages expire {} after they have been moved back",
+    "x-expires": "it is deleted with its messages if it is not used for {}",
+}
 #: The maximum number of characters of an unreadable plan to show.
 _SHOWN = 200
 
@@ -265,12 +273,15 @@ def _plan_of(holder: Json) -> ConversionPlan:
     return plan
 
 
-def prospect(api: Management, vhost: str, queue: str, to: str | None, changes: Mapping[str, Any]) -> Prospect:
+def prospect(
+    api: Management, vhost: str, queue: str, to: str | None, changes: Mapping[str, Any], count: Counts
+) -> Prospect:
     """Find out what a conversion would do, without changing anything.
 
     Args:
         to: the new type; None keeps it.
         changes: arguments to set; a value of None removes the argument.
+        count: counts the queue's messages now.
 
     Raises:
         NotFound: there is no such queue.
@@ -292,12 +303,15 @@ def prospect(api: Management, vhost: str, queue: str, to: str | None, changes: M
     target = Definition(wanted, source.durable or wanted != "classic", arguments)
     size = (view.get("message_bytes") or 0) // max(1, view.get("messages") or 0)
     plan = ConversionPlan(queue, source, target, max(1, min(_AT_ONCE, _BYTES // max(1, size))))
-    found = Prospect(plan, messages=view.get("messages_ready") or 0, bindings=bindings_of(api, vhost, queue))
+    depth = count(queue)
+    ready = (view.get("messages_ready") or 0) if depth is None else depth.ready
+    found = Prospect(plan, messages=ready, bindings=bindings_of(api, vhost, queue))
     found.refusals += _of_queue(view, plan, dropped)
     found.refusals += _of_bindings(api, vhost, queue, found.bindings)
     found.refusals += _of_consumers(view)
     found.refusals += _of_channels(api, vhost, view, wanted)
     found.refusals += _of_publishers(view, found.bindings)
+    found.refusals += beyond_limits(api, vhost, view, plan, depth)
     found.refusals += _of_policies(api, vhost, plan)
     found.remarks += _remarks(api, vhost, plan, dropped)
     if found.bindings and not view.get("incoming") and _rate(view):
@@ -404,6 +418,25 @@ def _of_publishers(view: Json, bindings: list[Json]) -> Iterator[Refusal]:
         )
 
 
+def beyond_limits(
+    api: Management, vhost: str, view: Json, plan: ConversionPlan, depth: Depth | None
+) -> Iterator[Refusal]:
+    """Yield the limits of the new definition that the queue's messages exceed or may exceed.
+
+    Args:
+        view: the queue as the management API describes it.
+        depth: its messages and consumers now; None if they are not known.
+    """
+    reported, target = view.get("messages_ready") or 0, plan.target
+    # Unacknowledged messages are requeued if their consumers are cancelled.
+    there = (reported if depth is None else depth.ready) + (view.get("messages_unacknowledged") or 0)
+    for loss in losses_by_converting(api, vhost, view, there, target.type, target.arguments):
+        is_unknown = loss.messages is None
+        if not loss.of_queue and not (is_unknown and reported):  # then their bodies are empty
+            hint = "try again in ten seconds" if is_unknown else "consume messages first, or set a higher limit"
+            yield Refusal(f"as a {target.type} queue with these arguments, it {loss.why}", hint)
+
+
 def _of_policies(api: Management, vhost: str, plan: ConversionPlan) -> Iterator[Refusal]:
     """Yield policies that would remove messages from the queues that hold them, and limits that they may exceed."""
     policies = policies_of(api, vhost, plan.queue, plan.target.type)
@@ -445,6 +478,10 @@ def _remarks(api: Management, vhost: str, plan: ConversionPlan, dropped: list[st
             f"a restart of the broker loses its messages that are not persistent: {plan.source.type} queues keep them, "
             f"and do not count them separately; to see them: {peek}"
         )
+    for argument, effect in _EXPIRY.items():
+        new = plan.target.arguments.get(argument)
+        if isinstance(new, int) and new != plan.source.arguments.get(argument):
+            yield f"{argument}: {effect.format(compact_duration(new / 1000))}"
     yield from _of_policy(api, vhost, plan)
     yield f"clients that declare {name!r} with the old type or arguments get 406 PRECONDITION_FAILED"
 

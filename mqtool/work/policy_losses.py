@@ -1,4 +1,4 @@
-"""What queues would lose if a policy was set or cleared: messages beyond a limit, and queues that would expire.
+"""What queues would lose by a new policy or definition: messages beyond a limit, and queues that would expire.
 
 A policy's message-ttl is not among them: brokers apply it to messages that are published later.
 
@@ -79,6 +79,30 @@ def losses_by_clearing(api: Management, vhost: str, name: str, count: Counts, *,
         return []
     then = {**now, kind: [each for each in now[kind] if each is not cleared]}
     return [*_of_queues(api, vhost, cleared, now, then, count)]
+
+
+def losses_by_converting(
+    api: Management, vhost: str, view: Json, there: int, to: str, arguments: Mapping[str, Any]
+) -> list[Loss]:
+    """Return what a queue would lose or reject if it was declared again, and its messages were published to it.
+
+    Args:
+        view: the queue as the management API describes it.
+        there: the number of its messages.
+        to: its new type. What a stream would lose is not known.
+        arguments: its new arguments.
+
+    Raises:
+        Unavailable, AccessRefused: see Management.get().
+    """
+    policies = [_policies(api, vhost, each) for each in _KINDS]
+    before, after = (_Limits.of(each, policies) for each in (view, {**view, "type": to, "arguments": arguments}))
+    if not there or to == "stream":
+        return []
+    if not after.drops and after.length is not None and there > after.length:
+        why = f"rejects {there - after.length:,} of {counted(there)}: max-length is {after.length:,}"
+        return [Loss(view["name"], there - after.length, why)]
+    return [] if before == after else [*_of_queue(view, Depth(there, 0), before, after)]
 
 
 def _of_queues(

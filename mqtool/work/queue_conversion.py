@@ -47,6 +47,7 @@ from mqtool.work.conversion_plan import (
     ConversionPlan,
     Definition,
     Refusal,
+    beyond_limits,
     bindings_of,
     dead_letters,
     view_of,
@@ -183,6 +184,7 @@ class Conversion:
         """Test whether the broker accepts the new definition, and store the plan on the broker.
 
         Raises:
+            Unavailable: the queue has more messages now than the new definition allows. Nothing was changed.
             MqtoolError: the broker refuses the new definition, or the user lacks a permission. Nothing was changed.
         """
         self.lock()
@@ -196,6 +198,7 @@ class Conversion:
         if left_behind(self._api, self._vhost, self._plan.queue) is None:
             # An earlier conversion that was killed before its last request: messages would seem to be coming back.
             administration.delete_exchange(self._channel, self._names.back)
+            _check_limits(self._channel, self._api, self._vhost, self._plan)
         self._channel.declare(self._holder(self._names.held, {PLAN: self._plan.as_text()}))
         self.has_begun = self._is_new = True
 
@@ -441,10 +444,12 @@ class Conversion:
                 if not administration.exists(self._channel, Queue(to)):  # messages went to the alternate exchange
                     raise NotFound(f"queue {to!r} was deleted during the conversion")
         except NoRoom:
+            # A policy cannot raise a limit that is also set by an argument: the lower one counts.
+            arguments = (view_of(self._api, self._vhost, to) or {}).get("arguments") or {}
+            raised = "" if "x-max-length" in arguments else " or raise the limit of its policy,"
             raise Unavailable(
                 f"{to!r} is full, and messages that it had before or that were published meanwhile do not fit",
-                f"consume messages from {to!r}, or raise its limit by a policy, "
-                f"then: {pasteable('queue convert --resume', self._plan.queue)}",
+                f"consume messages from {to!r},{raised} then: {pasteable('queue convert --resume', self._plan.queue)}",
             ) from None
         finally:
             if channel.is_open:
@@ -487,6 +492,13 @@ class Conversion:
 
         check_acknowledged(self._api, self._vhost, queue, ask, go_on, self._connection.notice)
         self._is_acknowledged = True
+
+
+def _check_limits(channel: Channel, api: Management, vhost: str, plan: ConversionPlan) -> None:
+    """Count again: messages may have come since the plan was made. A plan to convert back was not checked before."""
+    view, depth = view_of(api, vhost, plan.queue) or {}, administration.depth(channel, plan.queue)
+    for refusal in beyond_limits(api, vhost, view, plan, depth):
+        raise Unavailable(f"{plan.queue!r} cannot be converted: {refusal.what}", refusal.hint)
 
 
 def _check_not_stopped(connection: Connection) -> None:

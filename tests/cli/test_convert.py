@@ -33,6 +33,7 @@ from tests.brokers import Restartable, TestBroker, large, on_any_broker, own_bro
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_exec import depth
 from tests.cli.test_move import taken
+from tests.unit.test_queue_limits import not_counted
 
 COUNT = 20
 
@@ -141,7 +142,7 @@ def run(
     plan = next(iter(conversion_plan.unfinished(api, vhost).plans.values()), None)
     is_new = plan is None
     if plan is None:
-        found = conversion_plan.prospect(api, vhost, "jobs", to, {})
+        found = conversion_plan.prospect(api, vhost, "jobs", to, {}, not_counted)
         if found.plan.source == found.plan.target:
             return ConversionTally()  # it was killed after its last request
         plan = dataclasses.replace(found.plan, at_once=at_once)
@@ -255,7 +256,7 @@ def test_the_plan_of_a_conversion_says_which_messages_a_restart_will_lose(
     """
     fill(broker, before, 1)
     api = Management(broker.management, "guest", "guest")
-    remarks = conversion_plan.prospect(api, broker.vhost, "jobs", after, {}).remarks
+    remarks = conversion_plan.prospect(api, broker.vhost, "jobs", after, {}, not_counted).remarks
     said = [remark for remark in remarks if "loses its messages that are not persistent" in remark]
     assert bool(said) is warned
     assert all("mqtool peek jobs --where 'not delivery_mode=2'" in remark for remark in said)
@@ -280,7 +281,7 @@ def test_the_plan_of_a_conversion_says_which_policies_will_or_will_not_apply(
     policy = {"pattern": "^jobs$", "definition": definition}
     broker.api("PUT", f"policies/{quote(broker.vhost, safe='')}/limits", policy)
     api = Management(broker.management, "guest", "guest")
-    remarks = conversion_plan.prospect(api, broker.vhost, "jobs", after, {}).remarks
+    remarks = conversion_plan.prospect(api, broker.vhost, "jobs", after, {}, not_counted).remarks
     assert f"policy 'limits' {said}" in remarks
 
 
@@ -319,7 +320,7 @@ def test_queue_convert_loses_no_batch_however_often_it_is_killed(broker: TestBro
     check_all_is_there(broker, count)
 
 
-@pytest.mark.parametrize("kill_at", range(20, 260, 40), ids="killed at frame {}".format)
+@pytest.mark.parametrize("kill_at", range(40, 260, 40), ids="killed at frame {}".format)
 @pytest.mark.sampled(2)
 def test_a_conversion_that_was_killed_is_completed_by_the_next_run(broker: TestBroker, kill_at: int) -> None:
     """A second run of `queue convert` completes a conversion that was killed, and no message is lost."""
@@ -390,7 +391,7 @@ def test_ctrl_c_ends_queue_convert_while_it_waits_for_acknowledgements(managed: 
     """
     fill(broker)
     api = Management(broker.management, "guest", "guest")
-    plan = conversion_plan.prospect(api, broker.vhost, "jobs", "quorum", {}).plan
+    plan = conversion_plan.prospect(api, broker.vhost, "jobs", "quorum", {}, not_counted).plan
     with Connection(parse_addresses(broker.url)) as killed:
         Conversion(killed, api, broker.vhost, plan, user="guest").begin()
     with Connection(parse_addresses(broker.url)) as client:
@@ -403,7 +404,7 @@ def test_ctrl_c_ends_queue_convert_while_it_waits_for_acknowledgements(managed: 
     assert kind_of(broker) == "classic"
 
 
-@pytest.mark.parametrize("kill_at", range(20, 260, 40), ids="killed at frame {}".format)
+@pytest.mark.parametrize("kill_at", range(40, 260, 40), ids="killed at frame {}".format)
 @pytest.mark.parametrize("what", ["consume exclusively", "get", "set a policy"])
 @pytest.mark.sampled(2)
 def test_a_killed_conversion_can_be_completed_after_other_clients_used_the_queue(
@@ -473,7 +474,7 @@ def test_a_queue_is_converted_after_a_conversion_that_was_killed_before_its_last
     check_all_is_there(broker)
 
 
-@pytest.mark.parametrize("kill_at", [30, 90, 150], ids="killed at frame {}".format)
+@pytest.mark.parametrize("kill_at", [40, 90, 150], ids="killed at frame {}".format)
 @pytest.mark.sampled(1)
 def test_a_killed_conversion_can_be_undone(broker: TestBroker, kill_at: int) -> None:
     """If `queue convert` is killed before it has replaced the queue, `queue convert --undo` restores the queue with its
@@ -563,7 +564,7 @@ def test_a_conversion_counts_the_messages_that_later_ones_may_have_overtaken(
     api = Management(broker.management, "guest", "guest")
     with Connection(parse_addresses(broker.url)) as connection:
         channel = connection.channel()
-        plan = conversion_plan.prospect(api, broker.vhost, "jobs", after, {}).plan
+        plan = conversion_plan.prospect(api, broker.vhost, "jobs", after, {}, not_counted).plan
         plan = dataclasses.replace(plan, at_once=100)
         with Connection(parse_addresses(broker.url)) as converting:
             conversion = Conversion(converting, api, broker.vhost, plan, user="guest", young=0.0, quiet=0.0)
@@ -593,7 +594,7 @@ def test_a_conversion_deletes_no_messages_of_a_quorum_queue_that_is_slow_to_answ
     monkeypatch.setattr(administration, "depth", depth_of_a_slow_queue)
     api = Management(broker.management, "guest", "guest")
     with Connection(parse_addresses(broker.url)) as connection, Connection(parse_addresses(broker.url)) as converting:
-        plan = conversion_plan.prospect(api, broker.vhost, "jobs", "classic", {}).plan
+        plan = conversion_plan.prospect(api, broker.vhost, "jobs", "classic", {}, not_counted).plan
         conversion = Conversion(converting, api, broker.vhost, plan, user="guest", young=0.0, quiet=0.0)
         conversion.begin()
 
@@ -638,7 +639,7 @@ def test_messages_that_do_not_fit_in_the_converted_queue_are_kept(
         bodies = {str(number).encode() for number in range(3 * COUNT)}
         unsent = [Message(body, "kern.x", "logs") for body in sorted(bodies)]
         receipts = list(channel.publish(unsent[:COUNT]))
-        plan = conversion_plan.prospect(api, broker.vhost, "jobs", after, {}).plan
+        plan = conversion_plan.prospect(api, broker.vhost, "jobs", after, {}, not_counted).plan
         with Connection(parse_addresses(broker.url)) as converting:
             conversion = Conversion(converting, api, broker.vhost, plan, user="guest", young=0.0, quiet=0.0)
             conversion.begin()
@@ -775,7 +776,9 @@ def test_messages_go_back_to_the_holding_queue_if_the_converted_queue_is_deleted
     """
     fill(broker)
     api = Management(broker.management, "guest", "guest")
-    plan = dataclasses.replace(conversion_plan.prospect(api, broker.vhost, "jobs", "quorum", {}).plan, at_once=COUNT)
+    plan = dataclasses.replace(
+        conversion_plan.prospect(api, broker.vhost, "jobs", "quorum", {}, not_counted).plan, at_once=COUNT
+    )
     with Connection(parse_addresses(broker.url)) as connection, Connection(parse_addresses(broker.url)) as other:
         conversion = Conversion(connection, api, broker.vhost, plan, user="guest", young=0.0, quiet=0.0)
         returned = conversion.messages.returned
@@ -1014,6 +1017,69 @@ def test_queue_convert_dry_run_says_what_the_broker_would_refuse(
     planned = managed.run("mqtool", "queue", "convert", "jobs", "--to", to, "-a", argument, "--dry-run")
     assert (planned.code, said in planned.stderr) == (2 if said else 0, True), planned.stderr
     assert definitions(broker) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "effect"),
+    [
+        (("x-max-length:=5",), "drops 25 of 30 messages: max-length is 5"),
+        (("x-max-length:=5", "x-overflow=reject-publish"), "rejects 25 of 30 messages: max-length is 5"),
+        (("x-max-length-bytes:=5",), "max-length-bytes is 5"),
+    ],
+    ids=["drop-head", "reject-publish", "bytes"],
+)
+def test_queue_convert_changes_nothing_if_the_messages_do_not_fit_into_the_new_queue(
+    managed: Shell, broker: TestBroker, arguments: tuple[str, ...], effect: str
+) -> None:
+    """If a queue has more messages than the new arguments allow, even if they were published just now, `queue convert`
+    says how many the new queue would drop or reject, and exits with 2. It changes nothing, with --dry-run as with
+    --yes.
+    """
+    lines = "".join(f"{number}\n" for number in range(30))
+    managed.run("mqtool", "send", "-q", "jobs", "--queue-type", "classic", "-l", stdin=lines)
+    before = definitions(broker)
+    words = [word for argument in arguments for word in ("-a", argument)]
+    for confirmed in ("--dry-run", "--yes"):
+        refused = managed.run("mqtool", "queue", "convert", "jobs", "--to", "classic", *words, confirmed)
+        assert (refused.code, effect in refused.stderr) == (2, True), refused.stderr
+        assert "nothing was changed" in refused.stderr
+    assert (definitions(broker), depth(broker, "jobs")) == (before, 30)
+
+
+def test_the_plan_of_a_conversion_counts_messages_that_were_published_just_now(managed: Shell) -> None:
+    """The plan of `queue convert` counts the messages that are in the queue now; the management API's number may be
+    some seconds old.
+    """
+    managed.run("mqtool", "send", "-q", "jobs", "--queue-type", "classic", "-l", stdin="1\n2\n3\n")
+    planned = managed.run("mqtool", "queue", "convert", "jobs", "--to", "quorum", "--force", "--dry-run")
+    assert "jobs: classic -> quorum; 3 messages, no bindings" in planned.stderr
+
+
+@on_any_broker
+@large
+def test_queue_convert_undo_does_not_convert_back_a_queue_whose_messages_would_not_fit(
+    managed: Shell, broker: TestBroker
+) -> None:
+    """If a conversion that removed a limit was killed after it had replaced the queue, and the queue now has more
+    messages than before, `queue convert --undo` completes the conversion. It then says how many messages the old limit
+    would drop, exits with 69, and leaves the queue as it is.
+    """
+    api = Management(broker.management, "guest", "guest")
+    with Connection(parse_addresses(broker.url)) as connection:
+        channel = connection.channel()
+        channel.declare(Queue("jobs", durable=True, arguments={"x-max-length": 5}))
+        list(channel.publish([Message(b"x", "jobs") for _ in range(5)]))
+        plan = conversion_plan.prospect(api, broker.vhost, "jobs", None, {"x-max-length": None}, not_counted).plan
+        with Connection(parse_addresses(broker.url)) as converting:
+            conversion = Conversion(converting, api, broker.vhost, plan, user="guest", young=0.0, quiet=0.0)
+            conversion.begin()
+            for _ in conversion.run():
+                if conversion.tally.returned:
+                    break
+        list(channel.publish([Message(b"x", "jobs") for _ in range(5)]))
+    undone = managed.run("mqtool", "queue", "convert", "--undo", "jobs", "--yes")
+    assert (undone.code, "it drops 5 of 10 messages: max-length is 5" in undone.stderr) == (69, True), undone.stderr
+    assert depth(broker, "jobs") == 10
 
 
 @on_any_broker

@@ -7,6 +7,7 @@ from urllib.parse import unquote
 
 import pytest
 
+from mqtool.amqp.administration import Depth
 from mqtool.errors import AccessRefused, BadData, NotFound
 from mqtool.management import Management
 from mqtool.topology import Queue
@@ -24,6 +25,7 @@ from mqtool.work.conversion_plan import (
     unfinished,
     view_of,
 )
+from tests.unit.test_queue_limits import not_counted
 
 
 class FakeApi:
@@ -79,9 +81,11 @@ def api_with(
     return cast(Management, FakeApi({**objects, **more}))
 
 
-def found(to: str | None = "quorum", changes: Mapping[str, Any] = {}, **api: Any) -> Prospect:
+def found(
+    to: str | None = "quorum", changes: Mapping[str, Any] = {}, depth: Depth | None = None, **api: Any
+) -> Prospect:
     """What a conversion of the queue `jobs` would do."""
-    return prospect(api_with(**api), "v", "jobs", to, changes)
+    return prospect(api_with(**api), "v", "jobs", to, changes, lambda _: depth)
 
 
 TOLD = "clients that declare 'jobs' with the old type or arguments get 406 PRECONDITION_FAILED"
@@ -147,11 +151,11 @@ def test_the_hint_for_a_missing_queue_suggests_a_similar_name() -> None:
     """
     api = api_with(**{"queues/v": [{"name": "jobs"}]})
     with pytest.raises(NotFound) as missing:
-        prospect(api, "v", "job", None, {})
+        prospect(api, "v", "job", None, {}, not_counted)
     assert str(missing.value) == "queue 'job' does not exist in vhost 'v'"
     assert missing.value.hint == "did you mean 'jobs'?"
     with pytest.raises(NotFound) as missing:
-        prospect(api, "v", "other", None, {})
+        prospect(api, "v", "other", None, {}, not_counted)
     assert missing.value.hint == "'mqtool list queues' shows them"
     assert cast(Any, api).columns["queues/v"] == ("name",)
     assert view_of(api, "v", "other") is None
@@ -281,7 +285,7 @@ def test_a_queue_with_a_name_reserved_for_the_broker_cannot_be_converted() -> No
     name.
     """
     api = api_with(**{"queues/v/amq.gen-1": view(name="amq.gen-1"), "queues/v/amq.gen-1/bindings": [], "queues/v": []})
-    assert prospect(api, "v", "amq.gen-1", "quorum", {}).refusals == [
+    assert prospect(api, "v", "amq.gen-1", "quorum", {}, not_counted).refusals == [
         Refusal("names that start with 'amq.' are reserved for the broker", "clients cannot declare it anew")
     ]
 
@@ -295,7 +299,7 @@ def test_a_queue_bound_to_a_consistent_hash_exchange_cannot_be_converted(kind: s
     """
     bindings = [{"source": "logs", "routing_key": key} for key in ("1", "2")]
     api = api_with(bindings=bindings, **{"exchanges/v/logs": {"type": kind}})
-    it = prospect(api, "v", "jobs", "quorum", {})
+    it = prospect(api, "v", "jobs", "quorum", {}, not_counted)
     assert it.bindings == bindings
     assert cast(Any, api).columns == {"exchanges/v/logs": "type"}
     refused = Refusal(
@@ -400,7 +404,7 @@ def test_a_consumer_with_a_global_prefetch_limit_prevents_a_conversion(to: str, 
         consumer_details=[consumer("t"), {"consumer_tag": "u", "channel_details": None}, consumer("w", channel="third")]
     )
     api = api_with(queue, **{"vhosts/v/channels": channels})
-    refusals = prospect(api, "v", "jobs", to, {"new": 1}).refusals
+    refusals = prospect(api, "v", "jobs", to, {"new": 1}, not_counted).refusals
     final = [each for each in refusals if each.is_final]
     assert final == (
         [
@@ -552,6 +556,93 @@ def test_a_queue_that_rejects_messages_beyond_a_number_of_bytes_cannot_be_conver
     assert found(queue=view(arguments=arguments)).refusals == [refused]
     assert found(changes={"x-overflow": None}, queue=view(arguments=arguments)).refusals == []
     assert found(changes=arguments).refusals == [refused]
+
+
+def limited(length: int | None = None, size: int | None = None, **more: Any) -> dict[str, Any]:
+    """The arguments of a queue with a limit in messages or in bytes."""
+    given = {"max-length": length, "max-length-bytes": size, **more}
+    return {f"x-{name}": value for name, value in given.items() if value is not None}
+
+
+FULL = {"overflow": "reject-publish"}
+UNCOUNTED = "max-length-bytes is 75, and the broker has counted no bytes of them so far"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reported", "depth", "effect"),
+    [
+        (limited(4), {}, Depth(10, 0), "drops 6 of 10 messages: max-length is 4"),
+        (limited(4), {"messages_ready": 10}, None, "drops 6 of 10 messages: max-length is 4"),
+        (limited(9), {"messages_unacknowledged": 2}, Depth(8, 0), "drops 1 of 10 messages: max-length is 9"),
+        (limited(4, **{"dead-letter-exchange": ""}), {}, Depth(5, 0), "dead-letters 1 of 5 messages: max-length is 4"),
+        (limited(size=75), {"messages_ready": 10, "message_bytes_ready": 100}, Depth(10, 0),
+         "drops about 3 of 10 messages: max-length-bytes is 75"),
+        (limited(size=75), {}, Depth(10, 0), f"may drop some of 10 messages: {UNCOUNTED}"),
+        (limited(4, **FULL), {}, Depth(10, 0), "rejects 6 of 10 messages: max-length is 4"),
+        (limited(4, **FULL), {"arguments": limited(4, **FULL)}, Depth(5, 0),
+         "rejects 1 of 5 messages: max-length is 4"),
+    ],
+    ids=[
+        "dropped", "not counted", "unacknowledged", "dead letters", "bytes", "bytes not counted", "rejected",
+        "old limit",
+    ],
+)  # fmt: skip
+def test_a_queue_with_more_messages_than_its_new_limit_cannot_be_converted(
+    changes: dict[str, Any], reported: dict[str, Any], depth: Depth | None, effect: str
+) -> None:
+    """If a queue has more messages than it may have after its conversion, including those that its consumers have not
+    acknowledged, `queue convert` refuses the conversion. It says how many messages the new queue would drop,
+    dead-letter or reject. If the broker has not yet counted the bytes of the messages, the hint is to try again.
+    """
+    refusals = found("quorum", changes, depth, queue=view(**reported)).refusals
+    hint = "try again in ten seconds" if "may" in effect else "consume messages first, or set a higher limit"
+    assert Refusal(f"as a quorum queue with these arguments, it {effect}", hint) in refusals
+
+
+def test_a_policy_that_will_apply_can_prevent_a_conversion_by_its_limit() -> None:
+    """If a policy for quorum queues would drop messages of the converted queue, `queue convert` refuses the conversion,
+    as it does for a limit in the arguments.
+    """
+    short = policy("p", "^jobs$", "quorum_queues", **{"max-length": 4})
+    [refusal] = found(depth=Depth(10, 0), policies=[short]).refusals
+    assert refusal.what == "as a quorum queue with these arguments, it drops 6 of 10 messages: max-length is 4"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reported", "depth", "to"),
+    [
+        (limited(10), {}, Depth(10, 0), "quorum"),
+        (limited(10, **FULL), {}, Depth(10, 0), "quorum"),
+        (limited(4), {"messages_ready": 10}, Depth(0, 0), "quorum"),
+        (limited(size=75), {"messages_ready": 10, "message_bytes_ready": 0}, Depth(10, 0), "quorum"),
+        (limited(size=75), {}, Depth(10, 0), "stream"),
+        ({}, {"arguments": limited(4)}, Depth(5, 0), "quorum"),
+        ({"x-expires": 60_000}, {}, Depth(10, 0), "quorum"),
+    ],
+    ids=["as many", "as many with reject-publish", "consumed", "empty bodies", "stream", "same limit", "expires"],
+)
+def test_a_queue_whose_messages_fit_can_be_converted(
+    changes: dict[str, Any], reported: dict[str, Any], depth: Depth, to: str
+) -> None:
+    """`queue convert` does not refuse a queue that has no more messages than its new limit allows, that keeps a limit
+    with drop-head, or that becomes a stream. The messages are counted now, since the management API's number may be
+    some seconds old. Messages without a body are within any number of bytes.
+    """
+    it = found(to, changes, depth, queue=view(**reported))
+    assert (it.refusals, it.messages) == ([], depth.ready)
+
+
+def test_a_remark_says_when_messages_or_the_queue_will_expire() -> None:
+    """If `queue convert` sets or changes x-message-ttl or x-expires, its plan says after how long the messages or the
+    queue will expire. It says nothing about an argument that is kept or removed.
+    """
+    changes = {"x-message-ttl": 90_000, "x-expires": 3_600_000}
+    assert found(None, changes).remarks[:-1] == [
+        "x-message-ttl: its messages expire 1m30s after they have been moved back",
+        "x-expires: it is deleted with its messages if it is not used for 1h",
+    ]
+    assert found(queue=view(arguments=changes)).remarks == [TOLD]
+    assert found(None, dict.fromkeys(changes), queue=view(arguments=changes)).remarks == [TOLD]
 
 
 @pytest.mark.parametrize("error", [AccessRefused("no"), NotFound("no")])

@@ -17,6 +17,7 @@ from mqtool.topology import Exchange, Queue
 from mqtool.work import conversion_plan, held_messages, queue_conversion
 from mqtool.work.conversion_plan import ConversionNames, Definition, Refusal
 from mqtool.work.queue_conversion import Conversion, ConversionTally, Stopped, left_behind, refused_by_broker
+from tests.unit.test_queue_limits import not_counted
 
 NAMES = ConversionNames.of("jobs")
 #: The number of messages in `jobs` at the start; and in one batch of a conversion.
@@ -62,7 +63,7 @@ class Place:
     ) -> Conversion:
         """A new conversion or, with the plan of one that has begun, its continuation."""
         if plan is None:
-            found = conversion_plan.prospect(self.api, self.name, "jobs", to, options.pop("changes", {}))
+            found = conversion_plan.prospect(self.api, self.name, "jobs", to, options.pop("changes", {}), not_counted)
             plan = replace(found.plan, at_once=AT_ONCE)
         options = {"young": 0.0, "quiet": 0.0, **options}
         return Conversion(self.connect(), self.api, self.name, plan, user="guest", **options)
@@ -344,6 +345,30 @@ def test_asking_the_broker_about_a_definition_declares_nothing(place: Place, to:
     assert refused_by_broker(place.connect(), plan) is None
 
 
+@pytest.mark.parametrize(
+    ("limit", "effect"), [({}, "drops"), ({"x-overflow": "reject-publish"}, "rejects")], ids=["drop-head", "reject"]
+)
+def test_a_conversion_counts_the_messages_again_before_it_changes_anything(
+    place: Place, limit: dict[str, Any], effect: str
+) -> None:
+    """If more messages have come since the plan of `queue convert` was made, and they do not all fit into the new
+    queue, the command says how many do not, and changes nothing.
+    """
+    place.fill()
+    conversion = place.conversion(changes={"x-max-length": COUNT, **limit})
+    place.publish(2)
+    with pytest.raises(Unavailable) as raised:
+        conversion.begin()
+    assert str(raised.value) == (
+        f"'jobs' cannot be converted: as a quorum queue with these arguments, it {effect} 2 of 12 messages: "
+        "max-length is 10"
+    )
+    assert raised.value.hint == "consume messages first, or set a higher limit"
+    assert not conversion.has_begun
+    place.connections[-1].close()
+    assert place.depths() == {"jobs": COUNT + 2}
+
+
 def test_a_conversion_waits_until_the_queue_has_no_consumers(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """`queue convert` waits for up to 20 s until the queue has no consumers. If some remain, it fails, and the hint
     says how to continue. With --force, it does not wait for consumers, but fails while messages of the queue are
@@ -542,14 +567,21 @@ def test_a_conversion_can_be_stopped_while_another_one_works(place: Place) -> No
     assert place.depths() == {"jobs": COUNT}
 
 
+@pytest.mark.parametrize(
+    ("by_policy", "way"), [(False, ""), (True, " or raise the limit of its policy,")], ids=["argument", "policy"]
+)
 def test_messages_that_do_not_fit_into_the_converted_queue_stay_in_the_queue_that_holds_them(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    place: Place, monkeypatch: pytest.MonkeyPatch, by_policy: bool, way: str
 ) -> None:
-    """If the converted queue is full and rejects messages, `queue convert` fails, and the hint says how to continue.
-    Messages that did not fit stay in the temporary queue that holds them, and none is lost.
+    """If the converted queue is full and rejects messages, `queue convert` fails, and the hint says how to continue. It
+    names the policy only if the limit is not an argument, which no policy can raise. Messages that did not fit stay in
+    the temporary queue that holds them, and none is lost.
     """
     monkeypatch.setattr(transactions, "_STALLED", 0.3)
-    place.fill(**{"x-max-length": COUNT, "x-overflow": "reject-publish"})
+    limit = {"max-length": COUNT, "overflow": "reject-publish"}
+    if by_policy:
+        place.api.put(path("policies", place.name, "limit"), {"pattern": "^jobs$", "definition": limit})
+    place.fill(**{} if by_policy else {f"x-{name}": value for name, value in limit.items()})
     conversion = place.conversion()
     conversion.begin()
     running = conversion.run()
@@ -559,9 +591,7 @@ def test_messages_that_do_not_fit_into_the_converted_queue_stay_in_the_queue_tha
     place.publish(6, "amq.direct", "now")
     with pytest.raises(Unavailable, match=r"^'jobs' is full, and messages that it had before or") as raised:
         list(running)
-    assert raised.value.hint == (
-        "consume messages from 'jobs', or raise its limit by a policy, then: mqtool queue convert --resume jobs"
-    )
+    assert raised.value.hint == f"consume messages from 'jobs',{way} then: mqtool queue convert --resume jobs"
     place.connections[-1].close()
     found = place.bodies()
     assert [each for each in found if each < COUNT] == [0, 1, 2, 3]

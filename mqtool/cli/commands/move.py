@@ -68,7 +68,8 @@ def move(
 
     Each message is removed from QUEUE once the broker of the other queue has confirmed it. If the command is killed or
     loses a connection (exit 69), no message is lost, but up to 100 may be in both queues. Run the command again to
-    continue.
+    continue. If the other queue has a limit, it may drop messages after confirming them, unless its overflow setting is
+    reject-publish.
     """
     access = access_to(broker, reconnects=False)
     other = access_to_destination(destination, access)

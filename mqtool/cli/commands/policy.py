@@ -1,30 +1,26 @@
 """mqtool policy."""
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import cache
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import typer
 
-from mqtool.amqp import Channel, administration
-from mqtool.amqp.administration import Depth
-from mqtool.cli.access import Access
 from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command, group
 from mqtool.cli.completion import names_of
 from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
+from mqtool.cli.message_counts import counting
 from mqtool.cli.options import ManagedBroker, Yes
 from mqtool.cli.options.broker_options import IfExists
 from mqtool.cli.pipe.existence import missing
 from mqtool.cli.values import parsed
-from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, NotFound
+from mqtool.errors import NotFound
 from mqtool.management import path
 from mqtool.spelling import counted
-from mqtool.work.policy_losses import Counts, Loss, losses, losses_by_clearing
+from mqtool.work.policy_losses import Loss, losses, losses_by_clearing
 
 app = group("policy", "Set, list and clear policies of queues and exchanges.", heading="Manage")
 
@@ -90,7 +86,7 @@ def set_policy(
     body = {"pattern": pattern, "definition": settings, "priority": priority, "apply-to": to}
     what = f"{_named(name, operator=operator)} in vhost {access.vhost!r}"
     api = access.management()
-    with _counting(access) as count:
+    with counting(access) as count:
         lost = losses(api, access.vhost, {**body, "name": name}, count, operator=operator)
     _warn(lost)
     ask(f"set {what}{_costing(lost)}", access, yes=yes, is_safe=not lost)
@@ -125,7 +121,7 @@ def clear_policy(
     access = access_to(broker)
     what = f"{_named(name, operator=operator)} in vhost {access.vhost!r}"
     api = access.management()
-    with _counting(access) as count:
+    with counting(access) as count:
         lost = losses_by_clearing(api, access.vhost, name, count, operator=operator)
     _warn(lost)
     ask(f"remove {what}{_costing(lost)}", access, yes=yes, is_safe=not lost)
@@ -135,30 +131,6 @@ def clear_policy(
         missing(what, "'mqtool policy ls' shows them", is_fine=if_exists)
     else:
         output.status(f"removed {what}")
-
-
-@contextmanager
-def _counting(access: Access) -> Iterator[Counts]:
-    """Count queues' messages over AMQP, with a connection that is opened for the first queue and kept for the block."""
-    with ExitStack() as stack:
-
-        @cache
-        def channel() -> Channel | None:
-            try:
-                return stack.enter_context(access.channel())
-            except MqtoolError as error:
-                output.notice(f"message counts may be up to 5 s old: {error}")
-                return None
-
-        def count(queue: str) -> Depth | None:
-            if (asked := channel()) is None:
-                return None
-            try:
-                return administration.depth(asked, queue)
-            except (NotFound, AccessRefused, DeclaredDifferently):  # deleted, or exclusive to another connection
-                return None
-
-        yield count
 
 
 def _warn(lost: Sequence[Loss]) -> None:

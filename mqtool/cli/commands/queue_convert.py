@@ -19,6 +19,7 @@ from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.display.layout import fields
 from mqtool.cli.display.progress import Progress
+from mqtool.cli.message_counts import counting
 from mqtool.cli.options import ManagedBroker, Yes
 from mqtool.cli.values import argument_option, parsed
 from mqtool.duration import compact_duration
@@ -79,9 +80,9 @@ def convert(
 ) -> None:
     """Change the type or the arguments of a queue.
 
-    The queue keeps its name, bindings and messages. The messages move to another queue and back, in order. Clients that
-    publish to exchanges can keep running. If the command is killed, no message is lost. You can then continue the
-    conversion with --resume, from any machine, or revert it with --undo.
+    The queue keeps its name, bindings and messages. The messages move to another queue and back, in order. They must
+    fit into the new queue (max-length). Clients that publish to exchanges can keep running. If the command is killed,
+    no message is lost. You can then continue the conversion with --resume, from any machine, or revert it with --undo.
     """
     access = access_to(broker, reconnects=False)
     api = access.management()
@@ -97,7 +98,8 @@ def convert(
     if to is None and "x-queue-type" in changes:
         raise UsageError("--argument cannot change the type", "use --to")
     to = to or ("quorum" if not changes else None)
-    found = [conversion_plan.prospect(api, access.vhost, name, to, changes) for name in names]
+    with counting(access) as count:
+        found = [conversion_plan.prospect(api, access.vhost, name, to, changes, count) for name in names]
     _add_refusals_of_broker(access, [each for each in found if not _refusals(each, force=force)])
     possible = [each for each in found if not _refusals(each, force=force)]
     is_refused = len(possible) < len(found) and where is None
