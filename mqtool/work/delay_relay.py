@@ -38,6 +38,7 @@ from mqtool.message import DUE, Confirmation, Delivery, Message, Receipt
 from mqtool.routing import delay_of
 from mqtool.spelling import pasteable
 from mqtool.topology import Exchange, Queue
+from mqtool.work.dead_letter_declaration import declare_dead_letter_queue
 from mqtool.work.held_messages import has_leader
 from mqtool.work.transfer import ADDED_BY_BROKER, name_of, not_taken
 
@@ -124,7 +125,7 @@ class RelayNames(NamedTuple):
         # Not the default exchange, which would require the permission to write to every queue.
         dead_letters = Exchange(self.dead_letters.name, "fanout", durable=True)
         channel.declare(dead_letters, remember=False, exactly=True)
-        channel.declare(self.dead_letters, remember=False)
+        declare_dead_letter_queue(channel, self.dead_letters)
         channel.bind(self.dead_letters, dead_letters, remember=False)
         channel.bind(self.intake, self.entrance, remember=False)
 
