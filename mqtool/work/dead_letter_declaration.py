@@ -10,6 +10,7 @@ import re
 
 from mqtool.channels import AmqpChannel
 from mqtool.errors import DeclaredDifferently
+from mqtool.field_values import FieldValue
 from mqtool.spelling import pasteable
 from mqtool.topology import Queue
 
@@ -72,12 +73,17 @@ def _with_its_settings(channel: AmqpChannel, queue: Queue) -> Queue:
 
 def _adopt(queue: Queue, setting: str, value: str, kind: str | None) -> Queue:
     """Return the queue with a setting as in the broker's error text. The type is not in the text of x-queue-type."""
-    if setting in ("durable", "auto_delete"):
-        return queue._replace(**{setting: value == "true"})
-    is_text = kind in (None, "longstr")
-    return queue._replace(
-        arguments={**queue.arguments, setting: value if is_text else value == "true" if kind == "bool" else int(value)}
-    )
+    is_true = value == "true"
+    if setting == "durable":
+        return queue._replace(durable=is_true)
+    if setting == "auto_delete":
+        return queue._replace(auto_delete=is_true)
+    argument: FieldValue = value
+    if kind == "bool":
+        argument = is_true
+    elif kind not in (None, "longstr") and re.fullmatch(r"-?\d+", value):
+        argument = int(value)
+    return queue._replace(arguments={**queue.arguments, setting: argument})
 
 
 def _not_keeping(queue: Queue, argument: str) -> DeclaredDifferently:

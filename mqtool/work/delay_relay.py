@@ -83,7 +83,13 @@ class RelayNames(NamedTuple):
 
     @classmethod
     def of(cls, name: str, kind: str = "direct", to: str | None = None) -> "RelayNames":
-        """Return the relay for an exchange. `kind` and `to` are the type and name of the exchange for due messages."""
+        """Return the relay for an exchange. `kind` and `to` are the type and name of the exchange for due messages.
+
+        Raises:
+            UsageError: the exchange for due messages is the relay's own.
+        """
+        if to == name:
+            raise UsageError(f"--to names the relay's own exchange {to!r}", "due messages would return to the relay")
         entrance = Exchange(name, "fanout", durable=True)
         out = Exchange(name_for(entrance, "relayed") if to is None else to, kind, durable=True)
         queue = name_for(entrance, "relay")

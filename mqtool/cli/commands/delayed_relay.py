@@ -87,8 +87,6 @@ def relay(
     """
     if kind is not None and to is not None:
         raise UsageError("--type and --to cannot be combined", "the exchange that --to names has its own type")
-    if to == exchange:
-        raise UsageError(f"--to names the relay's own exchange {to!r}", "due messages would return to the relay")
     access = access_to(broker)
     names = RelayNames.of(exchange, kind or "direct", to)
     once, counts = access._replace(backoff=None), Counter[str]()
