@@ -58,10 +58,8 @@ def _with_its_settings(channel: AmqpChannel, queue: Queue) -> Queue:
             if setting is None:
                 raise
             name = setting[1]
-            if name in _NOT_KEEPING:
+            if name in _NOT_KEEPING or name in adopted or value is None:
                 raise _not_keeping(queue, name) from error
-            if value is None or name in adopted:
-                raise
             adopted.add(name)
             queue = _adopt(queue, name, value[1], value[2])
     is_rejecting = str(queue.arguments.get("x-overflow")).startswith("reject-publish")

@@ -29,7 +29,7 @@ EX_DATAERR = 65
 #: The exit statuses that shells and env(1) use if they cannot run or cannot find a command.
 CANNOT_RUN, NOT_FOUND = 126, 127
 
-#: Errors from starting a file that is not a program, or whose interpreter is missing. Others, such as EMFILE, pass.
+#: Errors that starting a certain file always causes, unlike EMFILE: it is not a program, or its interpreter is missing.
 _NOT_A_PROGRAM = (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 #: Bytes to keep from the end of a program's stderr. All of its stderr is also written to mqtool's stderr.

@@ -88,6 +88,16 @@ def test_a_dead_letter_queue_that_is_replaced_is_checked_again(channel: Channel,
         declare_dead_letter_queue(channel, DEAD, known)
 
 
+def test_a_dead_letter_queue_whose_settings_cannot_be_read_is_refused(channel: Channel) -> None:
+    """The broker cuts its error text after 255 bytes. If the name of a dead-letter queue leaves no room for the value
+    of the argument that differs, mqtool cannot know whether the queue keeps its messages, and refuses it.
+    """
+    long = Queue("x" * 240 + ".dlq", durable=True)
+    channel.declare(long._replace(arguments=QUORUM), remember=False)
+    with pytest.raises(DeclaredDifferently, match="exists with x-queue-type, so it may not keep its messages"):
+        declare_dead_letter_queue(channel, long)
+
+
 def test_an_exclusive_dead_letter_queue_is_refused(channel: Channel) -> None:
     """If a dead-letter queue is exclusive to another connection, DeclaredDifferently says so."""
     with channel.connection.beside() as other:
