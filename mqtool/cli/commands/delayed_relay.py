@@ -144,9 +144,7 @@ def _warn_of_bindings(access: Access, names: RelayNames) -> None:
         bound = {each["destination"] for each in management.bindings_from(api, access.vhost, names.entrance.name)}
         due = {
             (each["destination_type"], each["destination"])
-            for each in management.bindings_from(
-                api, access.vhost, names.out.name, ("destination", "destination_type")
-            )
+            for each in management.bindings_from(api, access.vhost, names.out.name, ("destination", "destination_type"))
         }
     except (Unavailable, AccessRefused):  # the API is only needed for the warning
         return
