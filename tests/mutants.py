@@ -97,6 +97,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     "mqtool/delays/wait_queues.py": ("tests/unit/test_wait_queues.py", "tests/unit/test_retrying.py"),
     "mqtool/work": ("tests/unit/test_retrying.py", *_CLIENT),
     "mqtool/work/conversion_plan.py": ("tests/unit/test_conversion_plan.py",),
+    "mqtool/work/dead_letter_declaration.py": ("tests/unit/test_dead_letter_declaration.py",),
     "mqtool/work/deduplication.py": ("tests/unit/test_deduplication.py",),
     "mqtool/work/delay_relay.py": ("tests/unit/test_delay_relay.py",),
     "mqtool/work/exec_command.py": ("tests/unit/test_exec_command.py",),

@@ -278,7 +278,7 @@ class ReopeningChannel:
 
     def declare(self, thing: Thing, *, exactly: bool = False) -> Thing:
         """Declare an exchange or queue, or use the existing one if only its settings differ; see Channel.declare()."""
-        if self.journal.differs(thing):  # declaring it again would close the channel
+        if not exactly and self.journal.differs(thing):  # declaring it again would close the channel
             try:
                 self.requests.make(administration.declare_request(thing, passive=True))
             except exceptions.ChannelClosedByBroker:

@@ -38,6 +38,7 @@ from mqtool.message import DUE, Confirmation, Delivery, Message, Receipt
 from mqtool.routing import delay_of
 from mqtool.spelling import pasteable
 from mqtool.topology import Exchange, Queue
+from mqtool.work.dead_letter_declaration import declare_dead_letter_queue
 from mqtool.work.held_messages import has_leader
 from mqtool.work.transfer import ADDED_BY_BROKER, name_of, not_taken
 
@@ -82,7 +83,13 @@ class RelayNames(NamedTuple):
 
     @classmethod
     def of(cls, name: str, kind: str = "direct", to: str | None = None) -> "RelayNames":
-        """Return the relay for an exchange. `kind` and `to` are the type and name of the exchange for due messages."""
+        """Return the relay for an exchange. `kind` and `to` are the type and name of the exchange for due messages.
+
+        Raises:
+            UsageError: the exchange for due messages is the relay's own.
+        """
+        if to == name:
+            raise UsageError(f"--to names the relay's own exchange {to!r}", "due messages would return to the relay")
         entrance = Exchange(name, "fanout", durable=True)
         out = Exchange(name_for(entrance, "relayed") if to is None else to, kind, durable=True)
         queue = name_for(entrance, "relay")
@@ -124,7 +131,7 @@ class RelayNames(NamedTuple):
         # Not the default exchange, which would require the permission to write to every queue.
         dead_letters = Exchange(self.dead_letters.name, "fanout", durable=True)
         channel.declare(dead_letters, remember=False, exactly=True)
-        channel.declare(self.dead_letters, remember=False)
+        declare_dead_letter_queue(channel, self.dead_letters)
         channel.bind(self.dead_letters, dead_letters, remember=False)
         channel.bind(self.intake, self.entrance, remember=False)
 

@@ -14,7 +14,6 @@ import queue as queues
 import re
 import shlex
 import shutil
-from pathlib import Path
 from typing import Any
 
 from mqtool.address import without_passwords
@@ -108,7 +107,10 @@ class ExecCommand:
         except UsageError as error:  # the program's name comes from a placeholder: the message is at fault
             return Ending(EX_DATAERR, str(error).encode())
         environment = {name.encode(): _encoded(value) for name, value in variables.items()}
-        return RunnerRequest(path, [*map(_encoded, words)], environment, delivery.body, self._timeout, self._capture)
+        arguments, is_named_by_message = [*map(_encoded, words)], not self._path
+        return RunnerRequest(
+            path, arguments, environment, delivery.body, self._timeout, self._capture, is_named_by_message
+        )
 
 
 def _words(command: str) -> list[str]:
@@ -129,7 +131,7 @@ def _words(command: str) -> list[str]:
 def _find(name: str) -> str:
     found = shutil.which(name)
     if found is None:
-        if Path(name).is_file():
+        if os.path.isfile(name):  # noqa: PTH113 - Path.is_file() raises an error if the name is too long
             raise UsageError(f"{name!r} is not executable", f"chmod +x {shlex.quote(name)}")
         raise UsageError(f"program {name!r} not found")
     return found

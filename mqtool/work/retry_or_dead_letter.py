@@ -31,6 +31,7 @@ from mqtool.errors import BadData, NotConfirmed, StoppedWaiting, UsageError
 from mqtool.message import Delivery, Message
 from mqtool.topology import Queue
 from mqtool.work import history
+from mqtool.work.dead_letter_declaration import declare_dead_letter_queue
 from mqtool.work.runner import EX_DATAERR, Ending
 from mqtool.work.transfer import NotMoved, failed, move, name_of
 
@@ -95,6 +96,8 @@ class Retrying:
         self._lock = threading.Lock()
         self._wait_queues = AtLeastOnce(channel, notice)
         self._failure: NotConfirmed | None = None
+        #: The dead-letter queues as they are on the broker, by name.
+        self._existing: dict[str, Queue] = {}
 
     def retry_or_dead_letter(self, delivery: Delivery, ending: Ending) -> bool:
         """Dead-letter a message if the exit status is 65; otherwise call retry(). Return True if it will be retried."""
@@ -134,7 +137,7 @@ class Retrying:
 
         def publish(dead: Delivery) -> None:
             message = failed(dead, error, queue.name, reason)
-            self._move(delivery, message, lambda: self._channel.declare(queue, remember=False))
+            self._move(delivery, message, lambda: self._declare_dead_letter_queue(queue))
 
         try:
             publish(delivery)
@@ -152,7 +155,11 @@ class Retrying:
             f"{name_of(delivery)}: {error}; dead after {attempts} attempt{'s' * (attempts > 1)}, now in {queue.name}"
         )
 
-    def _move(self, delivery: Delivery, message: Message, declare: Callable[[], Queue]) -> None:
+    def _declare_dead_letter_queue(self, queue: Queue) -> None:
+        known = self._existing.get(queue.name)
+        self._existing[queue.name] = declare_dead_letter_queue(self._channel, queue, known)
+
+    def _move(self, delivery: Delivery, message: Message, declare: Callable[[], object]) -> None:
         with self._lock:
             if self._failure is not None:  # a late confirm would be mistaken for this message's
                 raise self._failure
@@ -163,7 +170,7 @@ class Retrying:
                 what, hint = f"{name_of(delivery)} was not moved: {error}", f"it is still in {delivery.queue}"
                 raise NotConfirmed(what, hint) from error
 
-    def _move_or_declare_again(self, delivery: Delivery, message: Message, declare: Callable[[], Queue]) -> None:
+    def _move_or_declare_again(self, delivery: Delivery, message: Message, declare: Callable[[], object]) -> None:
         for tries_left in reversed(range(_TRIES)):
             declare()
             try:

@@ -29,6 +29,9 @@ EX_DATAERR = 65
 #: The exit statuses that shells and env(1) use if they cannot run or cannot find a command.
 CANNOT_RUN, NOT_FOUND = 126, 127
 
+#: Errors that starting a certain file always causes, unlike EMFILE: it is not a program, or its interpreter is missing.
+_NOT_A_PROGRAM = (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
 #: Bytes to keep from the end of a program's stderr. All of its stderr is also written to mqtool's stderr.
 _TAIL = 2000
 #: How often to check whether a program has exited, in seconds, on systems without pidfd_open().
@@ -51,6 +54,7 @@ class RunnerRequest(NamedTuple):
         timeout: seconds after which the program's process group is killed; None for no limit.
         capture: return the program's stdout, and kill the program if it prints more bytes than this; None lets it write
             to mqtool's stdout.
+        is_named_by_message: the program's name contains a placeholder.
     """
 
     path: str
@@ -59,6 +63,7 @@ class RunnerRequest(NamedTuple):
     body: bytes
     timeout: float | None
     capture: int | None
+    is_named_by_message: bool = False
 
 
 class Ending(NamedTuple):
@@ -141,14 +146,16 @@ def _serve(worker: socket.socket, environment: Mapping[bytes, bytes]) -> None:
         try:
             ending = _Run(request, environment, worker, stderr).finish()
         except OSError as error:
-            ending = _not_started(error)
+            ending = _not_started(error, is_named_by_message=request.is_named_by_message)
         with contextlib.suppress(ConnectionError):  # the worker has ended: the next load() raises EOFError
             worker.sendall(pickle.dumps(ending))
 
 
-def _not_started(error: OSError) -> Ending:
+def _not_started(error: OSError, *, is_named_by_message: bool) -> Ending:
     if error.errno == errno.E2BIG:  # this message's headers or routing key are too long
         return Ending(EX_DATAERR, b"its headers do not fit into an environment")
+    if is_named_by_message and error.errno in _NOT_A_PROGRAM:
+        return Ending(EX_DATAERR, str(error).encode())
     return Ending(NOT_FOUND if error.errno == errno.ENOENT else CANNOT_RUN, str(error).encode())
 
 

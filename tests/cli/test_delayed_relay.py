@@ -271,7 +271,8 @@ def test_delayed_commands_include_the_messages_of_a_relay(shell: Shell, broker: 
 @on_any_broker
 def test_delayed_relay_publishes_due_messages_to_another_exchange(shell: Shell, broker: TestBroker) -> None:
     """When a message is due, `delayed relay --to` publishes it to an existing exchange. The command warns about each
-    queue that is bound directly to the relay's own exchange, because such a queue gets the messages without delay.
+    queue that is bound directly to the relay's own exchange, because such a queue gets the messages without delay. It
+    also warns if the other exchange routes due messages back to the relay, and refuses the relay's own exchange.
     """
     shell.run("mqtool", "queue", "declare", "jobs")
     shell.run("mqtool", "exchange", "declare", "events", "topic")
@@ -279,6 +280,7 @@ def test_delayed_relay_publishes_due_messages_to_another_exchange(shell: Shell, 
     for words, code, said in (
         (("later", "--to", "nothing"), 69, "no exchange 'nothing'"),
         (("later", "--to", "events", "--type", "topic"), 2, "--type and --to cannot be combined"),
+        (("later", "--to", "later"), 2, "--to names the relay's own exchange 'later'"),
         (("events",), 78, "inequivalent arg 'type' for exchange 'events'"),
     ):
         refused = shell.run("mqtool", "delayed", "relay", *words)
@@ -286,9 +288,11 @@ def test_delayed_relay_publishes_due_messages_to_another_exchange(shell: Shell, 
     shell.run("mqtool", "exchange", "declare", "later", "fanout")
     shell.run("mqtool", "queue", "declare", "early")
     shell.run("mqtool", "exchange", "bind", "later", "early")
+    shell.run("mqtool", "exchange", "bind", "events", "later", "again", "--to-exchange")
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     running = shell.start("mqtool", "delayed", "relay", "later", "--to", "events", ready=True).wait_until_ready()
     assert "warning: 'early' is bound to 'later', and gets its messages without delay" in running.stderr
+    assert "warning: 'later' is bound to 'events', so due messages return to the relay" in running.stderr
     publish(broker.url, [200, None], "later")
     assert {line["routing_key"] for line in received(shell, 2)} == {"jobs.0", "jobs.1"}
 

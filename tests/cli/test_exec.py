@@ -613,6 +613,55 @@ def test_a_retry_queue_without_a_ttl_gets_no_message(shell: Shell, broker: TestB
     assert shell.run("mqtool", "receive", "-q", "jobs", "-c", "1", "--raw").stdout == "one\n"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"x-max-length": 0},
+        {"x-queue-type": "quorum", "x-max-length-bytes": 0, "x-overflow": "drop-head"},
+        {"x-message-ttl": 0, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "jobs"},
+        {"x-max-priority": 3, "x-expires": 60_000},
+    ],
+    ids=["length", "bytes", "ttl", "expires"],
+)
+def test_a_dead_letter_queue_that_does_not_keep_its_messages_gets_none(
+    shell: Shell, broker: TestBroker, arguments: dict[str, object]
+) -> None:
+    """If somebody else has declared a queue's dead-letter queue with a TTL, an expiry, a maximum length or a
+    dead-letter exchange, `worker` exits with 78 instead of dead-lettering a message, and the message stays in its
+    queue.
+    """
+    broker.api("PUT", f"queues/{broker.vhost}/jobs.dlq", {"durable": True, "arguments": arguments})
+    shell.run("mqtool", "new-task", "-q", "jobs", "one")
+    stopped = shell.run("mqtool", "worker", "-q", "jobs", "--exec", "false", "--retries", "0", "-c", "1")
+    assert stopped.code == 78
+    assert "so it may not keep its messages" in stopped.stderr
+    assert shell.run("mqtool", "receive", "-q", "jobs", "-c", "1", "--raw").stdout == "one\n"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"arguments": {"x-queue-type": "quorum", "x-max-length": 9, "x-overflow": "reject-publish"}},
+        {"arguments": {"x-queue-mode": "lazy", "x-queue-version": 2, "x-max-priority": 3}},
+        {"arguments": {"x-single-active-consumer": True}, "auto_delete": True, "durable": False},
+    ],
+    ids=["quorum", "lazy", "transient"],
+)
+def test_a_dead_letter_queue_with_other_settings_is_used_if_it_keeps_its_messages(
+    shell: Shell, broker: TestBroker, settings: dict[str, object]
+) -> None:
+    """If a queue's dead-letter queue exists with another type or with other arguments that let it keep its messages,
+    `worker` dead-letters messages to this queue, and prints one notice.
+    """
+    broker.api("PUT", f"queues/{broker.vhost}/jobs.dlq", {"durable": True, **settings})
+    for _ in range(2):
+        shell.run("mqtool", "new-task", "-q", "jobs", "one")
+    result = shell.run("mqtool", "worker", "-q", "jobs", "--exec", "false", "--retries", "0", "-c", "2")
+    assert "0 done, 0 retries, 2 dead" in result.stderr
+    assert result.stderr.count("queue 'jobs.dlq' exists with ") == 1
+    assert depth(broker, "jobs.dlq") == 2
+
+
 @on_any_broker
 def test_a_queue_with_the_longest_name_can_have_retries(shell: Shell, broker: TestBroker) -> None:
     """For a queue whose name has 255 bytes, the longest that AMQP allows, `worker` can still retry and dead-letter

@@ -200,7 +200,7 @@ DECLARED = [
     (NAMES.entrance, HOW),
     (NAMES.intake, HOW),
     (DEAD_LETTERS, HOW),
-    (NAMES.dead_letters, {"remember": False}),
+    (NAMES.dead_letters, HOW),
     (NAMES.dead_letters, DEAD_LETTERS, {"remember": False}),
     (NAMES.intake, NAMES.entrance, {"remember": False}),
 ]

@@ -23,6 +23,7 @@ PLAIN = {
     "MQ_QUEUE": "jobs", "MQ_REDELIVERED": "0", "MQ_ATTEMPT": "1", "MQ_MESSAGE_ID": "",
 }  # fmt: skip
 LONG = 120_000
+LONG_NAME = "x" * 256
 
 
 def delivery(key: str = "eu", exchange: str = "logs", *, redelivered: bool = False, **properties: Any) -> Delivery:
@@ -136,6 +137,7 @@ def test_a_long_value_is_cut_in_an_argument() -> None:
         ),
         ("no-such-program", "program 'no-such-program' not found", None),
         ("./a directory", "program './a' not found", None),
+        (f"./{LONG_NAME}", f"program './{LONG_NAME}' not found", None),
     ],
 )  # fmt: skip
 def test_a_command_that_cannot_be_run_is_refused(command: str, error: str, hint: str | None) -> None:
@@ -167,6 +169,20 @@ def test_a_placeholder_can_name_the_program() -> None:
         assert command.run(delivery("echo")) == Ending(0, b"", b"logs\n")
     assert command.run(delivery("no-such-program\udcff")) == Ending(65, b"program 'no-such-program\\udcff' not found")
     assert command.run(delivery("\udcff")).status == 65
+
+
+@pytest.mark.parametrize("name", ["x" * 250, "no-interpreter", "not-a-program"])
+def test_a_message_that_names_a_file_that_cannot_be_run_counts_as_failed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    """If a placeholder is part of the program's name in `worker --exec`, and makes the name too long, or names a file
+    that is not a program, the message counts as failed, with exit status 65. The worker continues.
+    """
+    monkeypatch.chdir(tmp_path)
+    for file, content in (("on-no-interpreter.sh", b"#!/no/such\n"), ("on-not-a-program.sh", b"\0")):
+        (tmp_path / file).write_bytes(content)
+        (tmp_path / file).chmod(0o755)
+    assert ExecCommand("./on-{message_id}.sh").run(delivery(message_id=name)).status == 65
 
 
 # A script for the shell

@@ -295,18 +295,23 @@ def test_no_pipe_stays_open_if_a_program_cannot_be_started(run: Callable[..., En
 
 
 @pytest.mark.parametrize(
-    ("number", "ending"),
+    ("number", "is_named_by_message", "ending"),
     [
-        (errno.E2BIG, Ending(65, b"its headers do not fit into an environment")),
-        (errno.ENOENT, Ending(127, b"[Errno 2] why")),
-        (errno.EACCES, Ending(126, b"[Errno 13] why")),
+        (errno.E2BIG, False, Ending(65, b"its headers do not fit into an environment")),
+        (errno.ENOENT, False, Ending(127, b"[Errno 2] why")),
+        (errno.EACCES, False, Ending(126, b"[Errno 13] why")),
+        (errno.ENOENT, True, Ending(65, b"[Errno 2] why")),
+        (errno.EACCES, True, Ending(65, b"[Errno 13] why")),
+        (errno.EMFILE, True, Ending(126, b"[Errno 24] why")),
     ],
 )
-def test_a_program_that_cannot_be_started_has_the_exit_status_of_a_shell(number: int, ending: Ending) -> None:
+def test_a_program_that_cannot_be_started_has_the_exit_status_of_a_shell(
+    number: int, ending: Ending, *, is_named_by_message: bool
+) -> None:
     """If `worker` cannot start a program, the exit status is 127 if the program is not found, 126 if it cannot be
-    executed, and 65 if its message does not fit into the environment.
+    executed, and 65 if its message does not fit into the environment, or has named a file that is not a program.
     """
-    assert _not_started(OSError(number, "why")) == ending
+    assert _not_started(OSError(number, "why"), is_named_by_message=is_named_by_message) == ending
 
 
 # A runner and its worker

@@ -134,16 +134,29 @@ def _is_stopped_within(seconds: float) -> bool:
 
 
 def _warn_of_bindings(access: Access, names: RelayNames) -> None:
-    """Warn about queues bound to the exchange that clients publish to, because they get messages before the delay."""
+    """Warn about queues bound to the exchange that clients publish to, because they get messages before the delay.
+
+    Also warn if the exchange for due messages routes them to the relay.
+    """
+    relays = {("exchange", names.entrance.name), ("queue", names.intake.name)}
     try:
         api = access.management(_PATIENCE)
         bound = {each["destination"] for each in management.bindings_from(api, access.vhost, names.entrance.name)}
+        due = {
+            (each["destination_type"], each["destination"])
+            for each in management.bindings_from(api, access.vhost, names.out.name, ("destination", "destination_type"))
+        }
     except (Unavailable, AccessRefused):  # the API is only needed for the warning
         return
     for name in sorted(bound - {names.intake.name}):
         output.warning(
             f"{name!r} is bound to {names.entrance.name!r}, and gets its messages without delay: bind it to "
             f"{names.out.name!r} instead"
+        )
+    for _, name in sorted(due & relays):
+        output.warning(
+            f"{name!r} is bound to {names.out.name!r}, so due messages return to the relay again and again: remove "
+            "this binding"
         )
 
 

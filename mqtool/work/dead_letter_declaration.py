@@ -1,0 +1,91 @@
+"""Declare a dead-letter queue, unless one exists that would not keep its messages.
+
+Others may have declared it, with settings of their own: harmless ones, such as the type quorum; or a TTL, a maximum
+length or a dead-letter exchange, through which messages would be lost, or leave for another queue. AMQP has no query
+for the arguments of a queue, and the broker's error for a declaration with other settings names only one of them. So
+adopt it, and declare the queue again, until nothing differs. Policies are not considered: only operators set them.
+"""
+
+import re
+
+from mqtool.channels import AmqpChannel
+from mqtool.errors import DeclaredDifferently
+from mqtool.field_values import FieldValue
+from mqtool.spelling import pasteable
+from mqtool.topology import Queue
+
+#: RabbitMQ's error text for a setting that differs, and the value at its end. RabbitMQ cuts texts of over 255 bytes.
+_SETTING = re.compile(r"inequivalent arg '([\w-]+)' for queue ")
+_VALUE = re.compile(r" but current is (?:the value )?'([^']*)'(?: of type '(\w+)')?$")
+#: Arguments with which the broker drops or moves messages, whatever their values.
+_NOT_KEEPING = ("x-message-ttl", "x-expires", "x-dead-letter-exchange", "x-dead-letter-routing-key", "x-max-age")
+#: Arguments with which the broker drops the oldest messages, unless x-overflow says to reject new ones.
+_LIMITS = ("x-max-length", "x-max-length-bytes")
+
+
+def declare_dead_letter_queue(channel: AmqpChannel, queue: Queue, known: Queue | None = None) -> Queue:
+    """Declare a dead-letter queue, or use an existing one that keeps its messages. It is not declared again later.
+
+    Args:
+        known: what an earlier call has returned for this queue; spares requests that the broker would refuse.
+
+    Returns:
+        The queue with the settings that it has on the broker.
+
+    Raises:
+        DeclaredDifferently: the queue exists with arguments with which it may not keep its messages; or with any other
+            settings, and the channel is strict.
+    """
+    if known is not None:
+        try:
+            return channel.declare(known, remember=False, exactly=True)
+        except DeclaredDifferently:
+            pass  # it was deleted and declared again
+    existing = _with_its_settings(channel, queue)
+    if existing != queue:
+        channel.declare(queue, remember=False)  # prints a notice, or raises an error if the channel is strict
+    return existing
+
+
+def _with_its_settings(channel: AmqpChannel, queue: Queue) -> Queue:
+    adopted = set[str]()
+    while True:
+        try:
+            channel.declare(queue, remember=False, exactly=True)
+            break
+        except DeclaredDifferently as error:
+            setting, value = _SETTING.search(str(error)), _VALUE.search(str(error))
+            if setting is None:
+                raise
+            name = setting[1]
+            if name in _NOT_KEEPING or name in adopted or value is None:
+                raise _not_keeping(queue, name) from error
+            adopted.add(name)
+            queue = _adopt(queue, name, value[1], value[2])
+    is_rejecting = str(queue.arguments.get("x-overflow")).startswith("reject-publish")
+    for limit in _LIMITS:
+        if limit in queue.arguments and not is_rejecting:
+            raise _not_keeping(queue, limit)
+    return queue
+
+
+def _adopt(queue: Queue, setting: str, value: str, kind: str | None) -> Queue:
+    """Return the queue with a setting as in the broker's error text. The type is not in the text of x-queue-type."""
+    is_true = value == "true"
+    if setting == "durable":
+        return queue._replace(durable=is_true)
+    if setting == "auto_delete":
+        return queue._replace(auto_delete=is_true)
+    argument: FieldValue = value
+    if kind == "bool":
+        argument = is_true
+    elif kind not in (None, "longstr") and re.fullmatch(r"-?\d+", value):
+        argument = int(value)
+    return queue._replace(arguments={**queue.arguments, setting: argument})
+
+
+def _not_keeping(queue: Queue, argument: str) -> DeclaredDifferently:
+    return DeclaredDifferently(
+        f"dead-letter queue {queue.name!r} exists with {argument}, so it may not keep its messages",
+        f"once it is empty: {pasteable('queue delete', queue.name)}; a limit that you want can be set by a policy",
+    )

@@ -1,0 +1,106 @@
+"""Declaring a dead-letter queue that may exist already, with settings of somebody else."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from mqtool.amqp import Connection, parse_addresses
+from mqtool.amqp.administration import delete_queue
+from mqtool.amqp.channel import Channel
+from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.errors import DeclaredDifferently
+from mqtool.topology import Queue
+from mqtool.work.dead_letter_declaration import declare_dead_letter_queue
+
+DEAD = Queue("jobs.dlq", durable=True)
+QUORUM = {"x-queue-type": "quorum"}
+
+
+@pytest.fixture(params=["3.10", "4.2"])
+def channel(request: pytest.FixtureRequest) -> Iterator[Channel]:
+    with EmbeddedBroker(like=request.param) as broker, Connection(parse_addresses(broker.url)) as connection:
+        yield connection.channel()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"arguments": {**QUORUM, "x-max-length": 5, "x-overflow": "reject-publish"}},
+        {"arguments": {"x-queue-mode": "lazy", "x-queue-version": 2, "x-max-priority": 3}},
+        {"arguments": {"x-max-length-bytes": 3_000_000_000, "x-overflow": "reject-publish-dlx"}},
+        {"arguments": {"x-single-active-consumer": True}, "durable": False, "auto_delete": True},
+    ],
+    ids=["same", "quorum", "lazy", "bytes", "transient"],
+)
+def test_a_dead_letter_queue_that_keeps_its_messages_is_used_as_it_is(
+    channel: Channel, settings: dict[str, Any]
+) -> None:
+    """If a dead-letter queue exists with settings that let it keep its messages, mqtool uses it, however many of them
+    differ from those that mqtool declares.
+    """
+    theirs = channel.declare(DEAD._replace(**settings), remember=False)
+    known = declare_dead_letter_queue(channel, DEAD)
+    assert known == theirs
+    assert declare_dead_letter_queue(channel, DEAD, known) == theirs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"x-message-ttl": 5}, "x-message-ttl"),
+        ({"x-expires": 60_000}, "x-expires"),
+        ({"x-dead-letter-exchange": "' but current is 'none"}, "x-dead-letter-exchange"),
+        ({"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "x" * 255}, "x-dead-letter-exchange"),
+        ({"x-max-length": 5}, "x-max-length"),
+        ({**QUORUM, "x-max-length": 5, "x-overflow": "drop-head"}, "x-max-length"),
+        ({"x-queue-mode": "lazy", "x-max-length-bytes": 0}, "x-max-length-bytes"),
+        ({"x-queue-type": "stream", "x-max-age": "1D"}, "x-max-age"),
+    ],
+)
+def test_a_dead_letter_queue_that_does_not_keep_its_messages_is_refused(
+    channel: Channel, arguments: dict[str, Any], named: str
+) -> None:
+    """If a dead-letter queue exists with an argument through which it drops its messages, or moves them to another
+    queue, DeclaredDifferently names this argument, and the hint says how to replace the queue.
+    """
+    channel.declare(DEAD._replace(arguments=arguments), remember=False)
+    with pytest.raises(DeclaredDifferently) as refused:
+        declare_dead_letter_queue(channel, DEAD)
+    assert str(refused.value) == f"dead-letter queue 'jobs.dlq' exists with {named}, so it may not keep its messages"
+    assert refused.value.hint == (
+        "once it is empty: mqtool queue delete jobs.dlq; a limit that you want can be set by a policy"
+    )
+    assert channel.is_open
+
+
+@pytest.mark.parametrize("before", [{}, QUORUM], ids=["same", "quorum"])
+def test_a_dead_letter_queue_that_is_replaced_is_checked_again(channel: Channel, before: dict[str, Any]) -> None:
+    """If somebody replaces a dead-letter queue that mqtool has used by one that does not keep its messages, the next
+    message is not published to the new queue.
+    """
+    channel.declare(DEAD._replace(arguments=before), remember=False)
+    known = declare_dead_letter_queue(channel, DEAD)
+    delete_queue(channel, "jobs.dlq")
+    channel.connection.channel().declare(DEAD._replace(arguments={"x-max-length": 0}), remember=False)
+    with pytest.raises(DeclaredDifferently, match="exists with x-max-length,"):
+        declare_dead_letter_queue(channel, DEAD, known)
+
+
+def test_a_dead_letter_queue_whose_settings_cannot_be_read_is_refused(channel: Channel) -> None:
+    """The broker cuts its error text after 255 bytes. If the name of a dead-letter queue leaves no room for the value
+    of the argument that differs, mqtool cannot know whether the queue keeps its messages, and refuses it.
+    """
+    long = Queue("x" * 240 + ".dlq", durable=True)
+    channel.declare(long._replace(arguments=QUORUM), remember=False)
+    with pytest.raises(DeclaredDifferently, match="exists with x-queue-type, so it may not keep its messages"):
+        declare_dead_letter_queue(channel, long)
+
+
+def test_an_exclusive_dead_letter_queue_is_refused(channel: Channel) -> None:
+    """If a dead-letter queue is exclusive to another connection, DeclaredDifferently says so."""
+    with channel.connection.beside() as other:
+        other.channel().declare(DEAD._replace(exclusive=True), remember=False)
+        with pytest.raises(DeclaredDifferently, match="exclusive"):
+            declare_dead_letter_queue(channel, DEAD)
