@@ -16,7 +16,7 @@ from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import TutorialBroker, UsedQueueOptions
 from mqtool.cli.options.queue_options import tutorials_queue
-from mqtool.cli.options.receiving_options import ReceivingOptions
+from mqtool.cli.options.receiving_options import ReceivingOptions, TimeoutOfRuns
 from mqtool.cli.pipe.existence import checked
 from mqtool.cli.pipe.receiving import consuming, delivery_writer, print_deliveries_as_script
 from mqtool.cli.values import parsed, size
@@ -57,7 +57,7 @@ FunctionOption = Annotated[Function, typer.Option(help="Function: fib, or add100
     "mqtool rpc-server",
     "mqtool rpc-server --function add100",
     effect=Effect.CHANGES,
-    instead={"queue": tutorials_queue(NAMES[Dialect.PYTHON].rpc_queue)},
+    instead={"queue": tutorials_queue(NAMES[Dialect.PYTHON].rpc_queue), "timeout": TimeoutOfRuns},
     heading="Tutorials",
     without=("into", "auto_ack"),  # a request must not be acknowledged before its reply is published
 )

@@ -18,7 +18,7 @@ from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import TutorialBroker, UsedQueueOptions
 from mqtool.cli.options.queue_options import tutorials_queue
-from mqtool.cli.options.receiving_options import ReceivingOptions
+from mqtool.cli.options.receiving_options import ReceivingOptions, TimeoutOfRuns
 from mqtool.cli.pipe.existence import checked
 from mqtool.cli.pipe.receiving import announcing_unfinished_work, consuming, delivery_writer, print_deliveries_as_script
 from mqtool.cli.values import DURATION, TIME_LIMIT
@@ -155,7 +155,7 @@ class ProgramOptions:
     "mqtool worker --prefetch 0",
     "mqtool worker --exec './resize -- {message_id}'",
     effect=Effect.CHANGES,
-    instead={"queue": tutorials_queue(NAMES[Dialect.PYTHON].task_queue)},
+    instead={"queue": tutorials_queue(NAMES[Dialect.PYTHON].task_queue), "timeout": TimeoutOfRuns},
     heading="Tutorials",
     without=("into",),
 )

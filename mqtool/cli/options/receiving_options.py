@@ -117,6 +117,13 @@ class PrintingOptions:
         )
 
 
+#: --timeout of commands with --exec.
+TimeoutOfRuns = Annotated[
+    float | None,
+    typer.Option(help="Total time limit (exit 124); with --exec, for each run", rich_help_panel="Receiving", **DURATION),
+]
+
+
 @dataclass(kw_only=True, eq=False, repr=False)
 class ReceivingOptions:
     """Options of receiving commands."""
