@@ -120,7 +120,9 @@ class PrintingOptions:
 #: --timeout of commands with --exec.
 TimeoutOfRuns = Annotated[
     float | None,
-    typer.Option(help="Total time limit (exit 124); with --exec, for each run", rich_help_panel="Receiving", **DURATION),
+    typer.Option(
+        help="Total time limit (exit 124); with --exec, for each run", rich_help_panel="Receiving", **DURATION
+    ),
 ]
 
 
