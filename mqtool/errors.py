@@ -116,7 +116,7 @@ class DeclaredDifferently(MqtoolError):
 _DIFFERS = (
     r"inequivalent arg '(.*?)' for (queue|exchange) '(.*?)' in vhost .*: "
     r"received (?:the value )?'?([^']*?)'?(?: of type '\w+')? "
-    r"but current is (?:the value )?'?([^']*?)'?(?: of type '\w+')?$"
+    r"but current is (?:the value )?'?([^']*?)'?(?: of type '(\w+)')?$"
 )
 
 
@@ -127,6 +127,7 @@ class Difference(NamedTuple):
         setting: such as "durable" or "x-queue-type".
         thing: "queue" or "exchange".
         ours, theirs: the values in the declaration and on the broker; "none" if there is none.
+        kind: RabbitMQ's name for the type of the value on the broker, such as "longstr"; None if it names none.
     """
 
     setting: str
@@ -134,6 +135,7 @@ class Difference(NamedTuple):
     name: str
     ours: str
     theirs: str
+    kind: str | None
 
     @classmethod
     def reported_in(cls, text: str) -> "Difference | None":

@@ -367,7 +367,7 @@ def _announced(what: str) -> Iterator[None]:
 def _notice(text: str) -> None:
     """Print a notice. If it reports a queue or exchange with other settings, suggest a --dialect that matches them."""
     if differs := Difference.reported_in(text):
-        setting, thing, name, ours, theirs = differs
+        setting, thing, name, ours, theirs, _ = differs
         if thing == "exchange" and name.startswith("amq."):
             return  # predefined: the user can only use it as it is
         text = f"{thing} '{name}' exists with {setting} {theirs} instead of {ours}, and is used as it is"

@@ -9,14 +9,13 @@ adopt it, and declare the queue again, until nothing differs. Policies are not c
 import re
 
 from mqtool.channels import AmqpChannel
-from mqtool.errors import DeclaredDifferently
+from mqtool.errors import DeclaredDifferently, Difference
 from mqtool.field_values import FieldValue
 from mqtool.spelling import pasteable
 from mqtool.topology import Queue
 
-#: RabbitMQ's error text for a setting that differs, and the value at its end. RabbitMQ cuts texts of over 255 bytes.
+#: The beginning of RabbitMQ's error text for a setting that differs. RabbitMQ cuts texts of over 255 bytes.
 _SETTING = re.compile(r"inequivalent arg '([\w-]+)' for queue ")
-_VALUE = re.compile(r" but current is (?:the value )?'([^']*)'(?: of type '(\w+)')?$")
 #: Arguments with which the broker drops or moves messages, whatever their values.
 _NOT_KEEPING = ("x-message-ttl", "x-expires", "x-dead-letter-exchange", "x-dead-letter-routing-key", "x-max-age")
 #: Arguments with which the broker drops the oldest messages, unless x-overflow says to reject new ones.
@@ -54,14 +53,14 @@ def _with_its_settings(channel: AmqpChannel, queue: Queue) -> Queue:
             channel.declare(queue, remember=False, exactly=True)
             break
         except DeclaredDifferently as error:
-            setting, value = _SETTING.search(str(error)), _VALUE.search(str(error))
+            setting, difference = _SETTING.search(str(error)), Difference.reported_in(str(error))
             if setting is None:
                 raise
             name = setting[1]
-            if name in _NOT_KEEPING or name in adopted or value is None:
+            if name in _NOT_KEEPING or name in adopted or difference is None:
                 raise _not_keeping(queue, name) from error
             adopted.add(name)
-            queue = _adopt(queue, name, value[1], value[2])
+            queue = _adopt(queue, difference)
     is_rejecting = str(queue.arguments.get("x-overflow")).startswith("reject-publish")
     for limit in _LIMITS:
         if limit in queue.arguments and not is_rejecting:
@@ -69,8 +68,9 @@ def _with_its_settings(channel: AmqpChannel, queue: Queue) -> Queue:
     return queue
 
 
-def _adopt(queue: Queue, setting: str, value: str, kind: str | None) -> Queue:
-    """Return the queue with a setting as in the broker's error text. The type is not in the text of x-queue-type."""
+def _adopt(queue: Queue, difference: Difference) -> Queue:
+    """Return the queue with a setting as it is on the broker. RabbitMQ does not name the type of x-queue-type."""
+    setting, value, kind = difference.setting, difference.theirs, difference.kind
     is_true = value == "true"
     if setting == "durable":
         return queue._replace(durable=is_true)
