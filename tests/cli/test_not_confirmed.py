@@ -146,6 +146,25 @@ def test_the_next_send_discards_a_message_that_a_killed_send_left_incomplete(she
 
 
 @on_any_broker
+def test_two_runs_of_send_cannot_keep_failed_messages_in_one_file_at_once(shell: Shell) -> None:
+    """While `send --failed-to FILE` is running, a second one with the same FILE exits with 2 and sends nothing. The
+    first one keeps its messages in FILE.
+    """
+    send = ("mqtool", "send", "-r", "nosuch", "-l", "--failed-to", "failed")
+    first = shell.start(*send, stdin=PIPE)
+    assert first.process.stdin is not None
+    first.process.stdin.write(b"a\n")
+    first.process.stdin.flush()
+    first.wait_for_stderr("returned: 'a'")
+    second = shell.run(*send, stdin="b\n")
+    assert "another command keeps its failed messages in failed\n" in second.stderr
+    assert second.code == 2
+    first.process.stdin.close()
+    assert first.wait().code == 75
+    assert _bodies(shell, "failed") == ["a"]
+
+
+@on_any_broker
 def test_send_exits_with_3_if_messages_of_a_killed_run_are_still_unsent(shell: Shell) -> None:
     """If FILE.unfinished contains messages of a killed run, `send --failed-to FILE` exits with 3, even if the broker
     confirms all messages of the new run. If the input of `send` is FILE.unfinished itself, the command exits with 2 and

@@ -79,6 +79,20 @@ def test_receive_removes_an_incomplete_last_line_of_a_killed_run(shell: Shell) -
     assert "removed its 19 bytes: of another \\x1bprogram\n" in result.stderr
 
 
+@on_any_broker
+def test_receive_removes_nothing_from_a_file_to_which_another_receive_appends(shell: Shell) -> None:
+    """If another `receive -o` has the same file open, the last line may be one that it is writing. `receive -o` does
+    not remove this line.
+    """
+    log = shell.directory / "app.log"
+    shell.start("mqtool", "receive", "-q", "other", "--raw", "-o", "app.log").wait_until_ready()
+    log.write_text("whole\nhalf of ")
+    shell.run("mqtool", "send", "body")
+    result = shell.run("mqtool", "receive", "--raw", "-c", "1", "-o", "app.log")
+    assert log.read_text() == "whole\nhalf of body\n"
+    assert "incomplete line" not in result.stderr
+
+
 def test_receive_keeps_a_file_that_is_a_single_line_without_a_newline(shell: Shell) -> None:
     """If the output file is a single line without a newline, `receive -o` keeps that line and appends the message on a
     line of its own.

@@ -14,6 +14,7 @@ from array import array
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 from mqtool.cli.display import output
 from mqtool.cli.display.output import STDOUT
@@ -251,15 +252,17 @@ def _append_to(path: Path) -> None:
     # before the file is opened: __main__.py ignores it until then.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
-        cut_off, beginning = remove_fragment(path)
+        fragment = _without_fragment(path)
         _append_in(path)
     except OSError as error:
         raise UsageError(f"cannot write to {path}: {error.strerror}") from error
+    cut_off, beginning = fragment or (0, b"")
     if cut_off:
         # It may be somebody else's, although a killed receiver's is likelier.
         text = output.one_line(beginning.decode("utf-8", "replace")) + ("…" if cut_off > len(beginning) else "")
         output.notice(f"{path} ended with an incomplete line; removed its {cut_off:,} bytes: {text}")
-    _start_new_line()
+    if fragment is not None:
+        _start_new_line()
     # nohup ignores the signal: then the command outlives its terminal.
     terminal = None if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else _controlling_terminal()
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # sigwait() may miss an ignored signal
@@ -275,25 +278,42 @@ def _start_new_line() -> None:
                     output.write(b"\n")
 
 
-def remove_fragment(path: Path) -> tuple[int, bytes]:
-    """Remove everything after the last newline of a file; return the number of removed bytes, and the first of them."""
+def _without_fragment(path: Path) -> tuple[int, bytes] | None:
+    """Remove the incomplete line at the end of a file, unless another receiver may be writing it: then, return None."""
     if not path.is_file():
         return 0, b""
     with path.open("rb+") as file:
-        size = end = file.seek(0, os.SEEK_END)
-        while end:
-            start = max(0, end - _CHUNK)
-            if (newline := os.pread(file.fileno(), end - start, start).rfind(b"\n")) >= 0:
-                kept = start + newline + 1
-                beginning = os.pread(file.fileno(), _SHOWN, kept)
-                file.truncate(kept)
-                return size - kept, beginning
-            end = start
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return None
+        return remove_fragment(file)
+
+
+def remove_fragment(file: IO[bytes]) -> tuple[int, bytes]:
+    """Remove everything after the last newline of a file; return the number of removed bytes, and the first of them.
+
+    Args:
+        file: open for reading and writing, and locked: a line that another process appends meanwhile would be lost.
+    """
+    size = end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - _CHUNK)
+        if (newline := os.pread(file.fileno(), end - start, start).rfind(b"\n")) >= 0:
+            kept = start + newline + 1
+            beginning = os.pread(file.fileno(), _SHOWN, kept)
+            file.truncate(kept)
+            return size - kept, beginning
+        end = start
     return 0, b""
 
 
 def _append_in(path: Path) -> None:
-    output.continue_in(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), str(path))
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    # Held until the file is closed. Some file systems have no locks, and `flock app.log mqtool …` holds this one.
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    output.continue_in(descriptor, str(path))
 
 
 def _controlling_terminal() -> int | None:

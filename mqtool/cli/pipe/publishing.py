@@ -4,6 +4,7 @@ commands/X ── read_messages() ──> pipe/source ── messages ──> tu
     └── Outgoing.report() <── receipts, in order, as the broker confirms ────────────────────┘
 """
 
+import fcntl
 import os
 import sys
 import time
@@ -312,12 +313,15 @@ class FailedMessages:
         if any(_is_same(each, self._unfinished) for each in (0, source)):
             raise UsageError(f"{self._unfinished} is also the input", f"rename it, or name another file than {path}")
         try:
-            remove_fragment(self._unfinished)
-            self._file = self._unfinished.open("ab")
+            self._file = self._unfinished.open("ab+")
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_fragment(self._file)
             with self._unfinished.open("rb") as earlier:
                 self.continued = sum(line.endswith(b"\n") for line in earlier)
             if not self.continued:
                 self._file.truncate(0)  # it may have a part of a first line
+        except BlockingIOError:
+            raise UsageError(f"another command keeps its failed messages in {path}", "name another file") from None
         except OSError as error:
             raise UsageError(f"cannot write {path}: {error.strerror}") from error
         if self.continued:
@@ -339,8 +343,9 @@ class FailedMessages:
         if self._is_broken:
             return
         with self._checked():
-            self._file.close()
+            self._file.flush()
             self._unfinished.replace(self._target)
+            self._file.close()  # only now, as this unlocks it
         if count := self.count + self.continued:
             again = pasteable("send --json --file=", str(self._path))
             output.warning(f"{count:,} not confirmed, kept in {self._path}; to send them: {again}")
