@@ -201,7 +201,7 @@ def parse(text: str) -> Contexts:
         line = re.match(r"line (\d+)", place)
         raise _bad(int(line[1]) if line else len(text.splitlines()), f"{what[:1].lower()}{what[1:]}") from error
     except RecursionError as error:
-        raise _bad(_deepest_line_of(text), "the value is nested too deeply") from error
+        raise UsageError(f"{path()}: a value is nested too deeply", _EDIT) from error
     for key in found.keys() - {"use", "contexts"}:
         raise _bad(_line_of(text, key), f"unknown key {key!r}")
     in_use, tables = found.get("use"), found.get("contexts", {})
@@ -241,12 +241,6 @@ def _line_of(text: str, key: str, table: str = "") -> int:
         if table in header and re.match(rf"\s*\[?[\"']?{re.escape(key)}\b", line):
             return number
     return 1
-
-
-def _deepest_line_of(text: str) -> int:
-    """Return the number of the line with the most opening brackets."""
-    brackets = [line.count("[") + line.count("{") for line in text.splitlines()]
-    return brackets.index(max(brackets)) + 1
 
 
 def _context(text: str, name: str, table: Mapping[str, Any]) -> Context:
