@@ -24,11 +24,10 @@ from mqtool.cli.display import output
 from mqtool.cli.display.play_lines import PlayLines, TypingPace
 from mqtool.errors import MqtoolError
 from mqtool.plays.performing import perform
-from mqtool.stage.stage import APART, Play, Stage
+from mqtool.stage.stage import Play, Stage
 from mqtool.stage.terminal import CheckFailed, Guard, Terminal
 
 _NAME = "real_log"
-_EXCHANGE = APART + _NAME
 #: How many of the most frequent first words get a receiver each.
 _OWN = 3
 #: Up to this many other words share a receiver; nobody would type more.
@@ -56,10 +55,10 @@ class Receiver:
     def file(self) -> Path:
         return OUTPUT / f"real-{self.name}.log"
 
-    @property
-    def command(self) -> str:
+    def command(self, exchange: str) -> str:
+        """Return the command that receives from an exchange."""
         keys = shlex.join(self.binding_keys)
-        return f"mqtool receive-log topic -e {_EXCHANGE} {keys} --raw > {self.file}"
+        return f"mqtool receive-log topic -e {exchange} {keys} --raw > {self.file}"
 
     def should_get(self, lines: Sequence[bytes], keys: Sequence[str]) -> list[bytes]:
         """Return the lines whose routing keys match key_regex."""
@@ -92,12 +91,13 @@ def _play(stage: Stage, path: Path, note: Callable[[str], None], table: Callable
     receivers = _receivers([log_format.key(line) for line in _lines(log)])
     _spare_the_log(path, receivers)
     emitter, *terminals = stage.terminals("emitter", *(receiver.name for receiver in receivers))
+    exchange = stage.name(_NAME)
     note(f"{path}, {log_format.name}: {len(_lines(log)):,} lines\n")
 
     for terminal, receiver in zip(terminals, receivers, strict=True):
-        terminal.start(receiver.command)
+        terminal.start(receiver.command(exchange))
     emitter.run(
-        f"mqtool emit-log topic -e {_EXCHANGE} '{log_format.routing_key}' -l "
+        f"mqtool emit-log topic -e {exchange} '{log_format.routing_key}' -l "
         f"--key-pattern '{log_format.pattern}' < {shlex.quote(str(path))}"
     )
     sent = _sent(path, log, emitter)

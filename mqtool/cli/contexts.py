@@ -200,6 +200,8 @@ def parse(text: str) -> Contexts:
         what, _, place = str(error).rpartition(" (at ")
         line = re.match(r"line (\d+)", place)
         raise _bad(int(line[1]) if line else len(text.splitlines()), f"{what[:1].lower()}{what[1:]}") from error
+    except RecursionError as error:
+        raise UsageError(f"{path()}: a value is nested too deeply", _EDIT) from error
     for key in found.keys() - {"use", "contexts"}:
         raise _bad(_line_of(text, key), f"unknown key {key!r}")
     in_use, tables = found.get("use"), found.get("contexts", {})

@@ -147,7 +147,7 @@ class DrillScene:
             else:
                 stack.push(self._remove_queues)
             self.url = self._named_url or self._start_broker()
-            place = TerminalPlace(self.directory, self.directory, self.url, apart=False, guard=self._guard)
+            place = TerminalPlace(self.directory, self.directory, self.url, prefix="", guard=self._guard)
             stack.enter_context(self._audience.on_broker(None if self._named_url else self._management))
             self.terminals = stack.enter_context(Stage(self._audience, place)).terminals
             self._end = stack.pop_all()

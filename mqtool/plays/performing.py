@@ -1,6 +1,7 @@
 """Performs a play, on a broker started for it or on an existing one."""
 
 import contextlib
+import secrets
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from mqtool.broker import embedded_starter, ports
 from mqtool.broker.embedded.settings import Settings
 from mqtool.errors import MqtoolError
 from mqtool.management import Management, queue_totals
-from mqtool.stage.stage import APART, Play, Stage, undisturbed
+from mqtool.stage.stage import Play, Stage, undisturbed
 from mqtool.stage.terminal import Audience, Guard, QueueDepth, TerminalPlace
 
 if TYPE_CHECKING:
@@ -24,23 +25,41 @@ if TYPE_CHECKING:
 _BETWEEN_COUNTS = 0.2
 
 
-def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None, directory: Path | None = None) -> int:
+def new_prefix() -> str:
+    """Make up the prefix of a play's queues and exchanges on a broker that others also use.
+
+    It is random, so the play neither uses nor deletes what existed before, or what another play declares.
+    """
+    return f"demo.{secrets.token_hex(3)}."
+
+
+def perform(
+    play: Play,
+    audience: Audience,
+    guard: Guard,
+    url: str | None = None,
+    directory: Path | None = None,
+    *,
+    prefix: str | None = None,
+) -> int:
     """Perform a play, and delete the queues and exchanges that it declared. Return the number of checks passed.
 
     Args:
         guard: kills the play's processes if mqtool is killed.
         url: URL of the broker; None for a new embedded one.
         directory: working directory of the commands; None for a temporary one.
+        prefix: the result of `new_prefix()`, if the caller shows the names; only used on the broker at `url`.
     """
     with tempfile.TemporaryDirectory(prefix="mqtool-tutorial-") as name:
         scratch = Path(name)
         home = directory or scratch / "home"
         home.mkdir(exist_ok=True)
+        prefix = "" if url is None else prefix or new_prefix()
         stream_port = ports.free_port() if play.has_streams and url is None else None
-        place = TerminalPlace(home, scratch, "", url is not None, guard, stream_port, play.protocol)
+        place = TerminalPlace(home, scratch, "", prefix, guard, stream_port, play.protocol)
         own = embedded_broker(scratch / "broker", guard, stream_port, **(_ports() if url is None else {}))
         with (
-            own if url is None else _cleared(play, url) as (broker_url, management),
+            own if url is None else _shared(play, url, prefix) as (broker_url, management),
             _counting(management, audience),
             Stage(audience, replace(place, url=broker_url, management=management)) as stage,
             # Only on a broker of its own may the audience do something, too.
@@ -114,28 +133,37 @@ def embedded_broker(
 
 
 @contextmanager
-def _cleared(play: Play, url: str) -> Iterator[tuple[str, str]]:
-    """Context manager: delete the play's queues and exchanges on entry and exit. Yields the URL, and "" as API URL."""
-    _remove(play, url)
+def _shared(play: Play, url: str, prefix: str) -> Iterator[tuple[str, str]]:
+    """Context manager: delete the play's queues and exchanges on exit. Yields the URL, and "" as API URL.
+
+    Raises:
+        MqtoolError: the broker cannot be reached.
+    """
+    with _connected(url):
+        pass  # fail before any command runs
     try:
         yield url, ""
     except BaseException:
         with undisturbed(), contextlib.suppress(MqtoolError):  # report the first error
-            _remove(play, url)
+            _remove(play, url, prefix)
         raise
     with undisturbed():
-        _remove(play, url)
+        _remove(play, url, prefix)
 
 
-def _remove(play: Play, url: str) -> None:
+def _connected(url: str) -> Connection:
+    return Connection(parse_addresses(url), name="mqtool tutorial")
+
+
+def _remove(play: Play, url: str, prefix: str) -> None:
     """Delete a play's queues and exchanges, with their messages, from a broker that others also use."""
-    with Connection(parse_addresses(url), name="mqtool tutorial") as connection:
+    with _connected(url) as connection:
         channel = connection.channel()
         try:
             for queue in play.queues:
-                administration.delete_queue(channel, APART + queue)
+                administration.delete_queue(channel, prefix + queue)
             for exchange in play.exchanges:
-                administration.delete_exchange(channel, APART + exchange)
+                administration.delete_exchange(channel, prefix + exchange)
         except MqtoolError as error:
-            names = ", ".join(APART + name for name in (*play.queues, *play.exchanges))
+            names = ", ".join(prefix + name for name in (*play.queues, *play.exchanges))
             raise MqtoolError(f"cannot remove {names} from the broker: {error}") from error

@@ -10,8 +10,6 @@ from typing import NamedTuple, Self
 
 from mqtool.stage.terminal import Audience, CheckFailed, LineCount, Terminal, TerminalPlace, wait_until
 
-#: Prefix of the play's queues and exchanges on a broker that others also use.
-APART = "demo."
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -75,7 +73,7 @@ class Stage:
 
     def name(self, name: str) -> str:
         """The name of a queue or exchange on this broker, with a prefix if others also use the broker."""
-        return APART + name if self.place.apart else name
+        return self.place.prefix + name
 
     def file(self, name: str) -> Path:
         """The path of a file in the commands' working directory."""

@@ -189,7 +189,7 @@ class TerminalPlace:
         directory: the working directory of the commands.
         scratch: a directory for files that the user does not need to see.
         url: URL of the broker.
-        apart: True if others also use the broker; queues and exchanges then need a prefix.
+        prefix: prefix of the play's queues and exchanges; empty if nobody else uses the broker.
         guard: kills the commands if mqtool is killed.
         stream_port: the broker's stream port; None if the commands find the port themselves.
         protocol: the value of MQTOOL_PROTOCOL; empty for the default.
@@ -199,11 +199,16 @@ class TerminalPlace:
     directory: Path
     scratch: Path
     url: str
-    apart: bool
+    prefix: str
     guard: Guard
     stream_port: int | None = None
     protocol: str = ""
     management: str = ""
+
+    @property
+    def apart(self) -> bool:
+        """True if others also use the broker."""
+        return bool(self.prefix)
 
     @property
     def environment(self) -> dict[str, str]:

@@ -274,10 +274,11 @@ def test_the_contexts_file_is_private_and_keeps_its_comments(home: Shell) -> Non
         ('contexts = 1', "line 1: a context is written as [contexts.NAME]"),
         ('[contexts.a]\nurl = "amqp://x"\ntls-ca = "~nosuchuser/ca.pem"\n',
          "line 3: 'tls-ca' of context 'a' is in an unknown home directory, ~nosuchuser"),
+        (f'[contexts.a]\nurl = {"[" * 3000}{"]" * 3000}\n', "config.toml: a value is nested too deeply"),
     ],
     ids=["a URL without quotes", "an unknown key", "a text that should be a boolean", "a context without a URL",
          "an unknown setting", "an unknown context in use", "contexts that are not a table",
-         "a file in an unknown home directory"],
+         "a file in an unknown home directory", "a deeply nested value"],
 )  # fmt: skip
 @pytest.mark.sampled(3)
 def test_an_error_in_the_contexts_file_is_reported_with_its_line(home: Shell, text: str, said: str) -> None:

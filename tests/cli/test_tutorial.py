@@ -217,6 +217,25 @@ def test_every_tutorial_runs_on_an_existing_broker_and_leaves_nothing_behind(
     assert channel.depth_of("hello") == 1
 
 
+def test_two_runs_of_a_tutorial_on_one_broker_do_not_disturb_each_other(shell: Shell, broker: TestBroker) -> None:
+    """If a tutorial runs twice at the same time on one broker, each run uses and deletes only its own queues: both pass
+    their checks, and leave no queue behind.
+    """
+    watched = Watched(shell, 100, 30, "mqtool", "tutorial", "run", "hello-world")
+    watched.wait_for("Nobody is receiving yet.")
+    watched.press("\n")
+    watched.wait_for("[x] Sent 'Hello World!'")
+
+    other = shell.run("mqtool", "tutorial", "run", "hello-world", "--no-pause", timeout=PLAYING)
+
+    assert (other.stderr, other.code) == ("", 0)
+    for text in ("Now start a receiver.", "The receiver is waiting", "That was Hello World."):
+        watched.wait_for(text)
+        watched.press("\n")
+    assert watched.end() == 0
+    assert left_behind(broker) == []
+
+
 def test_why_queues_measures_that_a_queue_decouples_sender_and_consumers(shell: Shell, broker: TestBroker) -> None:
     """In the tutorial `why-queues`, orders stay in the queue while a consumer is stopped. A burst of orders waits in
     the queue instead of slowing the sender down.

@@ -26,9 +26,9 @@ from mqtool.cli.invocation import current
 from mqtool.cli.options.page_options import NoColor, PageOptions
 from mqtool.errors import UsageError
 from mqtool.plays.goals import GOALS, repair_programs
-from mqtool.plays.performing import perform
+from mqtool.plays.performing import new_prefix, perform
 from mqtool.spelling import counted
-from mqtool.stage.stage import APART, Play, Stage
+from mqtool.stage.stage import Play, Stage
 from mqtool.stage.terminal import Guard
 from mqtool.tutorials import pages
 
@@ -208,10 +208,11 @@ def _run_in_page(names: list[str], guard: Guard, url: str | None, page: PageOpti
             choose = partial(shown.choice, proposed, starts=asked is not None)
             chosen: list[str | None] = []
             try:
-                own = [[APART + each for each in names] for names in (play.exchanges, play.queues)]
+                prefix = new_prefix()
+                own = [[prefix + each for each in names] for names in (play.exchanges, play.queues)]
                 with shown.watching(play.title, play.story, name, *own):
                     whole = play if url else replace(play, play=partial(_to_its_end, play, shown, choose, chosen))
-                    checks = _performed(whole, shown, guard, url)
+                    checks = _performed(whole, shown, guard, url, prefix)
             except Left:
                 pass
             except KeyboardInterrupt:
@@ -236,11 +237,11 @@ def _passed(play: Play, checks: int) -> str:
     return f"That was {play.title}: {counted(checks, 'check')} passed."
 
 
-def _performed(play: Play, shown: PlayPage, guard: Guard, url: str | None) -> int:
+def _performed(play: Play, shown: PlayPage, guard: Guard, url: str | None, prefix: str) -> int:
     """Perform a play; again, up to the same scene, whenever its reader has changed something on its broker."""
     while True:
         try:
-            return perform(play, shown, guard, url)
+            return perform(play, shown, guard, url, prefix=prefix)
         except Again:
             continue
 
