@@ -178,6 +178,37 @@ def wait_for(channel: Channel, queue: str, ready: int, patience: float = _REQUEU
         time.sleep(_LOOK / 10)
 
 
+class _Getter:
+    """Reads a queue with basic.get, in the same way as a Consumer."""
+
+    def __init__(self, channel: Channel, queue: str) -> None:
+        self._channel = channel
+        self._queue = queue
+        self._next: Delivery | None = None
+
+    def arrives(self, within: float) -> bool:
+        """Wait up to `within` seconds; return True as soon as deliveries() would yield, or end."""
+        deadline = time.monotonic() + within
+        while self._next is None and not self._channel.stopping:
+            self._next = self._channel.get(self._queue)
+            left = deadline - time.monotonic()
+            if self._next is None and left <= 0:
+                return False
+            if self._next is None:
+                time.sleep(min(left, _LOOK))
+        return True
+
+    def deliveries(self) -> Iterator[Delivery]:
+        while not self._channel.stopping and self._next is not None:
+            delivery, self._next = self._next, None
+            yield delivery
+
+    def give_back(self, through: Iterable[Delivery]) -> None:
+        """Requeue unacknowledged deliveries batch by batch. `through` has the last delivery of each batch, in order."""
+        for last in through:
+            self._channel.requeue(last)
+
+
 class QueueTransfer:
     """Moves messages out of a queue. Iterating yields each delivery once its message has been confirmed.
 
@@ -192,6 +223,7 @@ class QueueTransfer:
         goes_on: called with the error and the message if the broker did not accept it; returns True to continue.
         per_second: the maximum rate, in messages per second.
         chooses: False if message_for returns None only for a message that cannot be moved.
+        gets: use basic.get, because the queue may be deleted with its last consumer, and its messages with it.
     """
 
     def __init__(
@@ -205,11 +237,13 @@ class QueueTransfer:
         goes_on: Callable[[NotMoved, Message], bool] = lambda _error, _message: False,
         per_second: float | None = None,
         chooses: bool = True,
+        gets: bool = False,
     ) -> None:
         self.kept = 0
         self._source = source
         self._publish = _dropped if target is None else partial(target.publish, mandatory=True, window=AT_ONCE)
         self._queue = queue
+        self._gets = gets
         self._message_for = message_for
         self._until = until
         self._goes_on = goes_on
@@ -249,7 +283,9 @@ class QueueTransfer:
         if self._refusal is not None:
             raise self._refusal
 
-    def _consume(self, count: int | None = None) -> Consumer:
+    def _consume(self, count: int | None = None) -> Consumer | _Getter:
+        if self._gets:
+            return _Getter(self._source, self._queue)
         return self._source.consumer(Queue(self._queue), Receiving(AT_ONCE, acknowledge=False, count=count))
 
     def _messages(self) -> Iterator[Message | None]:
