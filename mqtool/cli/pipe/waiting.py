@@ -3,7 +3,7 @@
 from contextlib import suppress
 
 from mqtool.amqp import Channel
-from mqtool.cli.access import Access
+from mqtool.cli.access import HINT_PATIENCE, Access
 from mqtool.errors import AccessRefused, Unavailable
 from mqtool.management import Management
 from mqtool.spelling import pasteable
@@ -11,11 +11,15 @@ from mqtool.work import peeking
 from mqtool.work.peeking import How, PeekKind
 
 
-def kind_of(access: Access, channel: Channel, queue: str) -> PeekKind:
-    """Find out how to read a queue, with the management API or, if it does not answer, over AMQP."""
+def kind_of(access: Access, channel: Channel, queue: str, patience: tuple[float, float] | None = None) -> PeekKind:
+    """Find out how to read a queue, with the management API or, if it does not answer, over AMQP.
+
+    Args:
+        patience: see Access.management().
+    """
     api: Management | None = None
     with suppress(Unavailable, AccessRefused):
-        api = access.management()
+        api = access.management(patience)
     return peeking.kind_of(channel, queue, api, access.vhost)
 
 
@@ -30,7 +34,8 @@ def check_source(access: Access, channel: Channel, queue: str, *, requeues: bool
         Unavailable: the queue is a stream.
         MqtoolError: requeuing a message could exceed the delivery limit.
     """
-    kind = kind_of(access, channel, queue)
+    # Only the API knows a policy's delivery limit; all else, AMQP can tell.
+    kind = kind_of(access, channel, queue, None if requeues else HINT_PATIENCE)
     if kind.how is How.STREAM:
         raise Unavailable(
             f"{queue!r} is a stream, from which clients cannot remove messages",
