@@ -266,11 +266,6 @@ class Channel(ChannelListener):
         if _settled([delivery], tuple(self._consumers)):
             self.reopening.requests.send(delivery.epoch, reject)
 
-    def requeue(self, through: Delivery) -> None:
-        """Requeue a delivery and all earlier ones that are not acknowledged."""
-        tag = through.delivery_tag
-        self.reopening.requests.send(through.epoch, lambda pika: pika.basic_nack(tag, multiple=True, requeue=True))
-
     def answer(self, delivery: Delivery, reply: Message) -> None:
         """Publish the reply to a delivery, then acknowledge the delivery, in one write.
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from mqtool.amqp import Channel, Receiving, administration, pika_errors
 from mqtool.amqp.consumer import Consumer
+from mqtool.amqp.getter import Getter
 from mqtool.channels import AmqpChannel
 from mqtool.codecs.field_tables import header_size, largest_payload
 from mqtool.errors import NotConfirmed, Unavailable
@@ -178,37 +179,6 @@ def wait_for(channel: Channel, queue: str, ready: int, patience: float = _REQUEU
         time.sleep(_LOOK / 10)
 
 
-class _Getter:
-    """Reads a queue with basic.get, in the same way as a Consumer."""
-
-    def __init__(self, channel: Channel, queue: str) -> None:
-        self._channel = channel
-        self._queue = queue
-        self._next: Delivery | None = None
-
-    def arrives(self, within: float) -> bool:
-        """Wait up to `within` seconds; return True as soon as deliveries() would yield, or end."""
-        deadline = time.monotonic() + within
-        while self._next is None and not self._channel.stopping:
-            self._next = self._channel.get(self._queue)
-            left = deadline - time.monotonic()
-            if self._next is None and left <= 0:
-                return False
-            if self._next is None:
-                time.sleep(min(left, _LOOK))
-        return True
-
-    def deliveries(self) -> Iterator[Delivery]:
-        while not self._channel.stopping and self._next is not None:
-            delivery, self._next = self._next, None
-            yield delivery
-
-    def give_back(self, through: Iterable[Delivery]) -> None:
-        """Requeue unacknowledged deliveries batch by batch. `through` has the last delivery of each batch, in order."""
-        for last in through:
-            self._channel.requeue(last)
-
-
 class QueueTransfer:
     """Moves messages out of a queue. Iterating yields each delivery once its message has been confirmed.
 
@@ -283,9 +253,9 @@ class QueueTransfer:
         if self._refusal is not None:
             raise self._refusal
 
-    def _consume(self, count: int | None = None) -> Consumer | _Getter:
+    def _consume(self, count: int | None = None) -> Consumer | Getter:
         if self._gets:
-            return _Getter(self._source, self._queue)
+            return Getter(self._source, self._queue)
         return self._source.consumer(Queue(self._queue), Receiving(AT_ONCE, acknowledge=False, count=count))
 
     def _messages(self) -> Iterator[Message | None]:
