@@ -16,8 +16,10 @@ from mqtool.topology import Queue
 
 #: The beginning of RabbitMQ's error text for a setting that differs. RabbitMQ cuts texts of over 255 bytes.
 _SETTING = re.compile(r"inequivalent arg '([\w-]+)' for queue ")
-#: Arguments with which the broker drops or moves messages, whatever their values.
-_NOT_KEEPING = ("x-message-ttl", "x-expires", "x-dead-letter-exchange", "x-dead-letter-routing-key", "x-max-age")
+#: Settings with which the broker drops or moves messages: as arguments, whatever their values; and auto_delete, with
+#: which it deletes the queue, and all messages in it, when somebody who has looked at one of them stops consuming.
+_NOT_KEEPING = ("x-message-ttl", "x-expires", "x-dead-letter-exchange", "x-dead-letter-routing-key", "x-max-age",
+                "auto_delete")  # fmt: skip
 #: Arguments with which the broker drops the oldest messages, unless x-overflow says to reject new ones.
 _LIMITS = ("x-max-length", "x-max-length-bytes")
 
@@ -60,7 +62,7 @@ def _with_its_settings(channel: AmqpChannel, queue: Queue) -> Queue:
             if name in _NOT_KEEPING or name in adopted or difference is None:
                 raise _not_keeping(queue, name) from error
             adopted.add(name)
-            queue = _adopt(queue, difference)
+            queue = adopt(queue, difference)
     is_rejecting = str(queue.arguments.get("x-overflow")).startswith("reject-publish")
     for limit in _LIMITS:
         if limit in queue.arguments and not is_rejecting:
@@ -68,7 +70,7 @@ def _with_its_settings(channel: AmqpChannel, queue: Queue) -> Queue:
     return queue
 
 
-def _adopt(queue: Queue, difference: Difference) -> Queue:
+def adopt(queue: Queue, difference: Difference) -> Queue:
     """Return the queue with a setting as it is on the broker. RabbitMQ does not name the type of x-queue-type."""
     setting, value, kind = difference.setting, difference.theirs, difference.kind
     is_true = value == "true"

@@ -17,7 +17,7 @@ queue would drop is published to the queue again instead.
 
 import re
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from itertools import islice
@@ -26,13 +26,14 @@ from typing import Any
 from mqtool.amqp import Channel, Receiving
 from mqtool.amqp.consumer import Consumer
 from mqtool.delays import WAIT_SUFFIX
-from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, Unavailable
+from mqtool.errors import AccessRefused, DeclaredDifferently, Difference, MqtoolError, Unavailable
 from mqtool.management import Management, path
 from mqtool.message import Delivery, Message
 from mqtool.offsets import FIRST, Offset
 from mqtool.spelling import counted, pasteable
 from mqtool.topology import Queue
 from mqtool.work import history
+from mqtool.work.dead_letter_declaration import adopt
 from mqtool.work.transfer import elsewhere, fits, move, name_of, wait_for
 
 #: The maximum number of messages that a consumer can hold, AMQP's largest prefetch; the number of messages in the first
@@ -69,7 +70,7 @@ def kind_of(channel: Channel, queue: str, api: Management | None, vhost: str) ->
     """Find out how to read a queue.
 
     Args:
-        api: the management API. If it is None or unavailable, AMQP is used, and the default delivery limit assumed.
+        api: the management API. If it is None or unavailable, AMQP is used, which does not tell a policy's limit.
     """
     channel.depth_of(queue)
     default = _DEFAULT_LIMIT if re.match(r"RabbitMQ (?!3\.)", channel.connection.broker) else None
@@ -80,8 +81,7 @@ def kind_of(channel: Channel, queue: str, api: Management | None, vhost: str) ->
         except (Unavailable, AccessRefused):
             view = None
     if view is None or "type" not in view:
-        how = _probed(channel, queue)
-        return PeekKind(how, default if how is How.IN_TURN else None)
+        return _probed(channel, queue, default)
     if view["type"] == "stream":
         return PeekKind(How.STREAM)
     declared, policy = view.get("arguments") or {}, view.get("effective_policy_definition") or {}
@@ -109,38 +109,49 @@ def _limit(said: Sequence[object], default: int | None) -> int | None:
     return None if not limits or min(limits) < 0 else min(limits)
 
 
-def _probed(channel: Channel, queue: str) -> How:
+def _probed(channel: Channel, queue: str, default: int | None) -> PeekKind:
     """Use AMQP to find out how to read a queue: declare it as a durable queue, and read the broker's error.
 
-    The error names only one differing argument. If it is not the type, add it, and declare the queue again. A queue
-    that was declared without a type has the default type of its virtual host.
+    The error names only one setting that differs. Adopt it, and declare the queue again. A queue that was declared
+    without a type has the default type of its virtual host.
     """
     asking = channel.connection.channel()
-    known: dict[str, int | str] = {}
+    probe, adopted = Queue(queue, durable=True), set[str]()
     while True:
         try:
-            asking.declare(Queue(queue, durable=True, arguments=known), remember=False, exactly=True)
-        except AccessRefused:
-            return How.GET
-        except DeclaredDifferently as error:
-            told = str(error)
-        else:
+            asking.declare(probe, remember=False, exactly=True)
             break
-        if re.search(r"'x-queue-type'.*'stream'", told):
-            return How.STREAM
-        if re.search("'(durable|auto_delete)'", told):
-            return How.GET
-        differs = re.search(r"arg '(x-[\w-]+)'.* current is the value '(.*)' of type '(\w+)'", told)
-        if differs is None or differs[1] in known:
-            return How.IN_TURN
-        is_number = differs[3] != "longstr" and differs[2].isdecimal()
-        known[differs[1]] = int(differs[2]) if is_number else differs[2]
+        except AccessRefused:
+            return PeekKind(How.GET)
+        except DeclaredDifferently as error:
+            differs = Difference.reported_in(str(error))
+        if differs is None or differs.setting in adopted:
+            return PeekKind(How.IN_TURN, default)
+        adopted.add(differs.setting)
+        probe = adopt(probe, differs)
+        if probe.auto_delete:
+            return PeekKind(How.GET)
+        if probe.arguments.get("x-queue-type") == "stream":
+            return PeekKind(How.STREAM)
     try:
-        as_quorum = {**known, "x-queue-type": "quorum"}
-        asking.declare(Queue(queue, durable=True, arguments=as_quorum), remember=False, exactly=True)
+        as_quorum = probe._replace(arguments={**probe.arguments, "x-queue-type": "quorum"})
+        asking.declare(as_quorum, remember=False, exactly=True)
     except DeclaredDifferently:
-        return How.CONSUME
-    return How.IN_TURN
+        return PeekKind(How.GET if probe.arguments.get("x-single-active-consumer") else How.CONSUME)
+    return PeekKind(How.IN_TURN, _limit([probe.arguments.get("x-delivery-limit")], default))
+
+
+def check_limit(channel: Channel, queue: str, kind: PeekKind) -> None:
+    """If a queue has a delivery limit, receive and requeue its first message.
+
+    Raises:
+        MqtoolError: requeuing the message could exceed the limit; see peek().
+    """
+    if kind.limit is not None:
+        ready = channel.depth_of(queue)
+        with closing(peek(channel, queue, kind, 1)) as head:
+            next(head, None)
+        wait_for(channel, queue, ready)  # otherwise the next message would be delivered before the first one
 
 
 def peek(
@@ -271,7 +282,7 @@ class Look:
         if count < limit:
             raise MqtoolError(
                 f"{name_of(head)} has been requeued {counted(count, 'time')}, "
-                f"and {self._queue!r} drops it after {limit}: peek leaves it, because one more look would be the last",
+                f"and {self._queue!r} drops it after {limit}: it stays there, because one more look would be the last",
                 self._hint,
             )
         error = self._publish_again(head)

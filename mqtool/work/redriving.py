@@ -123,7 +123,13 @@ class Unproven(MqtoolError):
 
 
 def redrive(
-    channel: Channel, origins: Origins | str, source: str, chosen: LetterChoice, left: Callable[[str], None]
+    channel: Channel,
+    origins: Origins | str,
+    source: str,
+    chosen: LetterChoice,
+    left: Callable[[str], None],
+    *,
+    gets: bool = False,
 ) -> Iterator[Delivery]:
     """Move dead letters back to their queues; yield each dead letter once its queue has confirmed it.
 
@@ -132,6 +138,7 @@ def redrive(
         source: the dead-letter queue.
         left: called with an explanation for each chosen dead letter that stays: its original queue is unknown or
             unproven, or does not accept the message, or its headers leave no room for the number of redrives.
+        gets: see QueueTransfer.
 
     Raises:
         NotConfirmed: the broker does not respond, or the named queue did not accept a message. This message and the
@@ -166,16 +173,17 @@ def redrive(
 
     # Skip dead letters that arrive from now on: they may be the same messages, dead-lettered again.
     until = Until(seen=channel.depth_of(source))
-    return iter(QueueTransfer(channel, channel, source, message_for, until=until, goes_on=goes_on))
+    return iter(QueueTransfer(channel, channel, source, message_for, until=until, goes_on=goes_on, gets=gets))
 
 
-def drop(channel: Channel, source: str, chosen: LetterChoice) -> Iterator[Delivery]:
-    """Delete the chosen dead letters, and yield each."""
+def drop(channel: Channel, source: str, chosen: LetterChoice, *, gets: bool = False) -> Iterator[Delivery]:
+    """Delete the chosen dead letters, and yield each. `gets`: see QueueTransfer."""
 
     def message_for(delivery: Delivery) -> Message | None:
         return Message(b"") if chosen(delivery) else None
 
-    return iter(QueueTransfer(channel, None, source, message_for, until=Until(seen=channel.depth_of(source))))
+    until = Until(seen=channel.depth_of(source))
+    return iter(QueueTransfer(channel, None, source, message_for, until=until, gets=gets))
 
 
 def dead_letter_queues(api: Management, vhost: str) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from mqtool.amqp import Channel, Receiving, administration, pika_errors
 from mqtool.amqp.consumer import Consumer
+from mqtool.amqp.getter import Getter
 from mqtool.channels import AmqpChannel
 from mqtool.codecs.field_tables import header_size, largest_payload
 from mqtool.errors import NotConfirmed, Unavailable
@@ -192,6 +193,7 @@ class QueueTransfer:
         goes_on: called with the error and the message if the broker did not accept it; returns True to continue.
         per_second: the maximum rate, in messages per second.
         chooses: False if message_for returns None only for a message that cannot be moved.
+        gets: use basic.get, because the queue may be deleted with its last consumer, and its messages with it.
     """
 
     def __init__(
@@ -205,11 +207,13 @@ class QueueTransfer:
         goes_on: Callable[[NotMoved, Message], bool] = lambda _error, _message: False,
         per_second: float | None = None,
         chooses: bool = True,
+        gets: bool = False,
     ) -> None:
         self.kept = 0
         self._source = source
         self._publish = _dropped if target is None else partial(target.publish, mandatory=True, window=AT_ONCE)
         self._queue = queue
+        self._gets = gets
         self._message_for = message_for
         self._until = until
         self._goes_on = goes_on
@@ -249,7 +253,9 @@ class QueueTransfer:
         if self._refusal is not None:
             raise self._refusal
 
-    def _consume(self, count: int | None = None) -> Consumer:
+    def _consume(self, count: int | None = None) -> Consumer | Getter:
+        if self._gets:
+            return Getter(self._source, self._queue)
         return self._source.consumer(Queue(self._queue), Receiving(AT_ONCE, acknowledge=False, count=count))
 
     def _messages(self) -> Iterator[Message | None]:

@@ -418,9 +418,9 @@ def test_headers_cannot_change_the_exchange_and_routing_key_that_worker_passes_t
 
 
 def test_a_queue_that_mqtool_cannot_read_does_not_stop_commands_on_all_queues(shell: Shell, broker: TestBroker) -> None:
-    """mqtool may be unable to read a queue that is exclusive to another connection or has a single active consumer.
-    `dlq ls` and the `delayed` commands print a warning about each queue that they cannot read, and process all other
-    queues.
+    """mqtool may be unable to read a queue that is exclusive to another connection, or a quorum queue with a single
+    active consumer. `dlq ls` and the `delayed` commands print a warning about each queue that they cannot read, and
+    process all other queues.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     single: dict[str, Any] = {"x_single_active_consumer": True}
@@ -428,7 +428,7 @@ def test_a_queue_that_mqtool_cannot_read_does_not_stop_commands_on_all_queues(sh
     declare(broker, "jobs")
     declare(broker, "jobs.dlq")
     declare(broker, "jobs.delay.5m", **waits, x_dead_letter_routing_key="jobs")
-    declare(broker, "mallory.s.dlq", **single)
+    declare(broker, "mallory.s.dlq", x_queue_type="quorum", **single)
     declare(broker, "mallory.delay.1m", **single, **waits, x_dead_letter_routing_key="mallory")
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as hers:
         channel = hers.channel()

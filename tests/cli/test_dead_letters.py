@@ -4,6 +4,7 @@ import json
 import re
 import signal
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -342,3 +343,46 @@ def test_dlq_redrive_chooses_dead_letters_by_their_reason(dead: Shell, reason: s
     """`dlq redrive --reason WORD` moves back the dead letters whose reason is or contains this word, and no others."""
     redriven = dead.run("mqtool", "dlq", "redrive", "jobs", "--reason", reason)
     assert (redriven.code, redriven.stderr) == (0, f"{moved} moved back from jobs.dlq\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "has_api"),
+    [("ls", True), *product(("show jobs -c 1", "redrive jobs --id nope", "drop jobs --id nope --yes"), (True, False))],
+)
+@pytest.mark.sampled(2)
+def test_dlq_commands_stop_before_dead_letters_exceed_the_delivery_limit(
+    shell: Shell, broker: TestBroker, command: str, *, has_api: bool
+) -> None:
+    """Each `dlq` command requeues the dead letters that it leaves in a quorum queue, which counts towards the queue's
+    delivery limit. However often a command is repeated, all dead letters stay in the queue: before it could drop one,
+    the commands end with an error, with or without the management API. `dlq redrive --to` still moves all of them.
+    """
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management if has_api else "http://localhost:1"
+    shell.run("mqtool", "queue", "declare", "jobs.dlq", "--queue-type", "quorum", "--argument", "x-delivery-limit=3")
+    shell.run("mqtool", "queue", "declare", "other")
+    for body in BODIES:
+        shell.run("mqtool", "send", "-r", "jobs.dlq", body)
+    ended = []
+    for _ in range(7):
+        ended.append(shell.run("mqtool", "dlq", *command.split()))
+        wait_until(lambda: depth(broker, "jobs.dlq") == 3, "all dead letters requeued", 10)
+    assert ended[0].code == 0, ended[0].stderr
+    assert ended[-1].code == (3 if command == "ls" else 1), ended[-1].stderr
+    assert any("and 'jobs.dlq' drops it after 3: it stays there" in each.stderr for each in ended)
+    assert shell.run("mqtool", "dlq", "redrive", "jobs", "--to", "other").code == 0
+    assert (depth(broker, "jobs.dlq"), depth(broker, "other")) == (0, 3)
+
+
+@pytest.mark.parametrize("command", ["redrive jobs --id m-2 --to other", "drop jobs --id m-2 --yes"])
+def test_dlq_commands_leave_the_other_dead_letters_in_an_auto_delete_queue(shell: Shell, command: str) -> None:
+    """If dead letters are in an auto-delete queue, `dlq redrive` and `dlq drop` with a selection do not make the broker
+    delete the queue: all other dead letters stay there, in order.
+    """
+    shell.run("mqtool", "queue", "declare", "jobs.dlq", "--queue-type", "classic", "--auto-delete")
+    shell.run("mqtool", "queue", "declare", "other")
+    for number in "123":
+        shell.run("mqtool", "send", "-r", "jobs.dlq", "--property", f"message-id=m-{number}", number)
+    ended = shell.run("mqtool", "dlq", *command.split())
+    assert (ended.code, ended.stderr[:2]) == (0, "1 "), ended.stderr
+    shown = shell.run("mqtool", "dlq", "show", "jobs", "--json").stdout.splitlines()
+    assert [json.loads(line)["body"] for line in shown] == ["1", "3"]

@@ -153,6 +153,45 @@ def test_move_with_a_count_moves_exactly_that_many_messages(shell: Shell, broker
     assert not any(delivery.redelivered for delivery in left)
 
 
+@pytest.mark.parametrize("options", ["-c 1", "--where body='0'"])
+def test_move_leaves_the_other_messages_in_an_auto_delete_queue(shell: Shell, broker: TestBroker, options: str) -> None:
+    """If `move` moves only some messages of an auto-delete queue, the broker does not delete the queue: the others stay
+    there, in order.
+    """
+    fill(broker, Queue("a", durable=True, auto_delete=True), numbered(5), Queue("b", durable=True))
+    assert shell.run("mqtool", "move", "a", "--to", "b", *options.split()).code == 0
+    assert bodies(taken(broker, "b")) == [0]
+    assert bodies(taken(broker, "a", 4)) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
+def test_a_move_out_of_an_auto_delete_queue_that_is_stopped_loses_no_message(
+    shell: Shell, broker: TestBroker, number: signal.Signals
+) -> None:
+    """If `move` is stopped or killed while it moves the messages of an auto-delete queue, the broker does not delete
+    the queue, and no message is lost.
+    """
+    fill(broker, Queue("a", durable=True, auto_delete=True), numbered(300), Queue("b", durable=True))
+    running = shell.start("mqtool", "move", "a", "--to", "b", "--rate", "100/s", "-v").wait_for_stderr("Moved")
+    running.process.send_signal(number)
+    assert running.wait().code == 128 + number
+    moved = bodies(taken(broker, "b", 1))
+    assert len(moved) < 300
+    left = bodies(taken(broker, "a", 300 - len(moved)))
+    assert sorted({*moved, *left}) == list(range(300))
+
+
+def test_move_refuses_a_stream_before_the_broker_has_counted_its_messages(shell: Shell, broker: TestBroker) -> None:
+    """`move` out of a stream exits with 69 and says that it is one, even right after publishing, when the broker still
+    reports that the stream is empty.
+    """
+    stream = Queue("a", durable=True, arguments={"x-queue-type": "stream"})
+    fill(broker, stream, numbered(20), Queue("b", durable=True))
+    refused = shell.run("mqtool", "move", "a", "--to", "b")
+    assert (refused.code, "'a' is a stream" in refused.stderr) == (69, True), refused.stderr
+    assert depth(broker, "b") == 0
+
+
 def test_a_killed_move_loses_no_message(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
     """If `move` is killed three times and then run again, every message arrives. Each kill makes at most 100 messages
     arrive twice.

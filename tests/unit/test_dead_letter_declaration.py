@@ -30,7 +30,7 @@ def channel(request: pytest.FixtureRequest) -> Iterator[Channel]:
         {"arguments": {**QUORUM, "x-max-length": 5, "x-overflow": "reject-publish"}},
         {"arguments": {"x-queue-mode": "lazy", "x-queue-version": 2, "x-max-priority": 3}},
         {"arguments": {"x-max-length-bytes": 3_000_000_000, "x-overflow": "reject-publish-dlx"}},
-        {"arguments": {"x-single-active-consumer": True}, "durable": False, "auto_delete": True},
+        {"arguments": {"x-single-active-consumer": True}, "durable": False},
     ],
     ids=["same", "quorum", "lazy", "bytes", "transient"],
 )
@@ -86,6 +86,18 @@ def test_a_dead_letter_queue_that_is_replaced_is_checked_again(channel: Channel,
     channel.connection.channel().declare(DEAD._replace(arguments={"x-max-length": 0}), remember=False)
     with pytest.raises(DeclaredDifferently, match="exists with x-max-length,"):
         declare_dead_letter_queue(channel, DEAD, known)
+
+
+@pytest.mark.parametrize("is_durable", [True, False])
+def test_a_dead_letter_queue_that_is_deleted_with_its_last_consumer_is_refused(
+    channel: Channel, *, is_durable: bool
+) -> None:
+    """If a dead-letter queue exists as an auto-delete queue, the broker would delete it, with all its messages, when
+    somebody consumes one of them. mqtool does not use the queue: DeclaredDifferently names the setting.
+    """
+    channel.declare(DEAD._replace(durable=is_durable, auto_delete=True), remember=False)
+    with pytest.raises(DeclaredDifferently, match="exists with auto_delete, so it may not keep its messages"):
+        declare_dead_letter_queue(channel, DEAD)
 
 
 def test_a_dead_letter_queue_whose_settings_cannot_be_read_is_refused(channel: Channel) -> None:

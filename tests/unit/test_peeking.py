@@ -153,10 +153,13 @@ def test_a_quorum_queue_has_a_delivery_limit_by_default_from_rabbitmq_4_on(
         ({"arguments": {"x-max-length": 5, "x-dead-letter-exchange": "17"}}, How.CONSUME),
         ({"arguments": QUORUM}, How.IN_TURN),
         ({"arguments": {**QUORUM, "x-max-length": 5, "x-dead-letter-exchange": "17"}}, How.IN_TURN),
-        ({"arguments": {"x-single-active-consumer": True}}, How.IN_TURN),
+        ({"arguments": {"x-single-active-consumer": True}}, How.GET),
+        ({"arguments": {**QUORUM, "x-single-active-consumer": True}}, How.IN_TURN),
         ({"arguments": {"x-queue-type": "stream"}}, How.STREAM),
-        ({"durable": False}, How.GET),
+        ({"arguments": {"x-queue-type": "stream", "x-max-age": "1D"}}, How.STREAM),
+        ({"durable": False}, How.CONSUME),
         ({"auto_delete": True}, How.GET),
+        ({"durable": False, "auto_delete": True, "arguments": {"x-max-length": 5}}, How.GET),
     ],
 )
 def test_peek_finds_out_over_amqp_how_to_read_a_queue(place: Place, settings: dict[str, Any], how: How) -> None:
@@ -167,6 +170,23 @@ def test_peek_finds_out_over_amqp_how_to_read_a_queue(place: Place, settings: di
     kind = kind_of(place.channel, "jobs", None, "")
     assert kind == PeekKind(how, 20 if how is How.IN_TURN else None)
     assert place.channel.is_open
+
+
+@pytest.mark.parametrize("more", [{}, {"x-max-length": 5, "x-dead-letter-exchange": "17"}])
+def test_peek_finds_out_over_amqp_which_delivery_limit_a_queue_was_declared_with(
+    place: Place, more: dict[str, Any]
+) -> None:
+    """Without the management API, `peek` finds out over AMQP with which delivery limit a quorum queue was declared."""
+    place.fill(arguments={**QUORUM, **more, "x-delivery-limit": 3})
+    assert kind_of(place.channel, "jobs", None, "") == PeekKind(How.IN_TURN, 3)
+
+
+def test_peek_assumes_a_quorum_queue_if_the_broker_does_not_say_what_differs(place: Place) -> None:
+    """The broker cuts its error text after 255 bytes. If the name of a queue leaves no room for the value of the
+    setting that differs, `peek` reads the queue as a quorum queue with the default delivery limit.
+    """
+    place.channel.declare(Queue("x" * 240, durable=True, arguments=QUORUM))
+    assert kind_of(place.channel, "x" * 240, None, "") == PeekKind(How.IN_TURN, 20)
 
 
 @pytest.mark.parametrize("arguments", [{}, {"x-max-length": 5}, {"x-queue-type": "quorum"}])
@@ -184,7 +204,7 @@ def test_peek_uses_amqp_if_the_management_api_does_not_tell(place: Place, api: s
     """If the management API does not answer, refuses the user or does not report the type of a queue, `peek` finds out
     over AMQP how to read the queue.
     """
-    place.fill(durable=False)
+    place.fill(auto_delete=True)
     apis: dict[str, Any] = {
         "no answer": Management("http://localhost:1", "guest", "guest"),
         "refused": Management(place.api.url, "guest", "wrong"),
@@ -431,7 +451,7 @@ def test_peek_stops_before_the_first_message_reaches_the_delivery_limit(place: P
         place.peeked()
     assert str(stopped.value) == (
         "a message without id ('0') has been requeued 2 times, and 'jobs' drops it after 3: "
-        "peek leaves it, because one more look would be the last"
+        "it stays there, because one more look would be the last"
     )
     assert stopped.value.hint == HINT
     with pytest.raises(MqtoolError) as stopped:

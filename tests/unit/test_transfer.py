@@ -192,6 +192,49 @@ def test_messages_that_are_not_chosen_stay_in_order(
     assert drained(amqp_vhost, connect(), "from", len(left)) == left
 
 
+def test_an_auto_delete_queue_keeps_the_messages_that_are_not_moved(
+    amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]
+) -> None:
+    """If a command such as `move` moves only some messages of an auto-delete queue, the broker does not delete the
+    queue. The others stay there in their order, even if there are hundreds of them.
+    """
+    channel.declare(Queue("from", durable=True, auto_delete=True))
+    channel.declare(Queue("to", durable=True))
+    list(channel.publish((Message(b"%d" % number) for number in range(450)), routing_key="from"))
+    for until, moved in (Until(), [*range(0, 450, 5)]), (Until(moved=3), [1, 2, 3]):
+        source = connect()
+        message_for = to("to", every=1 if until.moved else 5)
+        moving = QueueTransfer(source, connect(), "from", message_for, until=until, gets=True)
+        assert [int(delivery.body) for delivery in moving] == moved
+        source.close()
+        left = 360 - (until.moved or 0)
+        amqp_vhost.wait_for(lambda left=left: channel.depth_of("from") == left)  # type: ignore[misc]
+    bodies = [int(delivery.body) for delivery in iter(lambda: channel.get("from"), None)]
+    assert bodies == [number for number in range(4, 450) if number % 5]
+
+
+def test_a_move_out_of_an_auto_delete_queue_waits_for_more_messages(
+    channel: Channel, connect: Callable[[], Channel]
+) -> None:
+    """With `--idle-timeout`, `move` moves messages that arrive in an auto-delete queue later, too, and ends when none
+    has arrived for the given time, or when it is stopped.
+    """
+    channel.declare(Queue("from", durable=True, auto_delete=True))
+    channel.declare(Queue("to", durable=True))
+    list(channel.publish([Message(b"0"), Message(b"1")], routing_key="from"))
+    moved = list[int]()
+    for delivery in QueueTransfer(connect(), connect(), "from", to("to"), until=Until(idle=0.3), gets=True):
+        moved.append(int(delivery.body))
+        if moved == [0, 1]:
+            list(channel.publish([Message(b"2")], routing_key="from"))
+    assert moved == [0, 1, 2]
+    source = connect()
+    list(channel.publish([Message(b"3"), Message(b"4")], routing_key="from"))
+    stopped = QueueTransfer(source, connect(), "from", to("to"), until=Until(idle=60), gets=True)
+    source.stop()
+    assert list(stopped) == []
+
+
 @pytest.mark.parametrize(("kind", "count"), [("classic", None), ("classic", 2), ("classic", 150), ("quorum", None)])
 def test_messages_that_cannot_be_moved_do_not_block_those_behind_them(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel], kind: str, count: int | None

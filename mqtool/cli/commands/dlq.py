@@ -24,10 +24,12 @@ from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
 from mqtool.cli.display.progress import Progress
 from mqtool.cli.invocation import current
-from mqtool.cli.options import BrokerOptions, ManagedBroker, Yes
+from mqtool.cli.options import ManagedBroker, Yes
 from mqtool.cli.options.broker_options import ShownVerbose
 from mqtool.cli.options.receiving_options import WhereWaiting
+from mqtool.cli.pipe import waiting
 from mqtool.cli.pipe.existence import require
+from mqtool.cli.pipe.waiting import check_source
 from mqtool.cli.values import DURATION, parsed
 from mqtool.errors import MqtoolError, NotFound, SomeFailed, Unavailable
 from mqtool.message import Delivery
@@ -154,7 +156,8 @@ def _counted(access: Access, queue: str, skipped: list[str], *, as_json: bool) -
     with _channel(access) as channel:
         try:
             count = channel.depth_of(queue)
-            with closing(peeking.peek(channel, queue)) as letters:
+            kind = waiting.kind_of(access, channel, queue)
+            with closing(peeking.peek(channel, queue, kind)) as letters:
                 reasons.update(death_of(letter).reason for letter in islice(letters, _LOOKED_AT))
         except NotFound:  # it has just been deleted
             return None
@@ -179,7 +182,7 @@ def _channel(access: Access) -> Iterator[Channel]:
 def show(
     queue: QueueArgument,
     which: Which,
-    broker: BrokerOptions,
+    broker: ManagedBroker,
     limit: Annotated[
         int | None, typer.Option("--count", "-c", "-n", min=1, help="Show up to N dead letters", metavar="N")
     ] = None,
@@ -189,7 +192,8 @@ def show(
     shown, access = 0, access_to(broker, reconnects=False)
     with _channel(access) as channel:
         which.require(queue, channel, access)
-        with closing(peeking.peek(channel, which.queue(queue))) as letters:
+        kind = waiting.kind_of(access, channel, which.queue(queue))
+        with closing(peeking.peek(channel, which.queue(queue), kind)) as letters:
             for letter in islice(filter(which.choice(), stopping.until_requested(letters)), limit):
                 shown += 1
                 if as_json:
@@ -267,9 +271,11 @@ def redrive(
         # A redrive loses nothing, so a script does not need --yes.
         is_safe = not (which.is_all and output.is_terminal(0))
         ask(f"move {which.words(there, source)} back", access, yes=yes, is_safe=is_safe)
+        # To another queue, all are moved, without a look at their origins: nothing is requeued.
+        gets = check_source(access, channel, source, requeues=to is None or not which.is_all)
         progress = Progress("moved back", fraction=lambda: progress.count / max(1, there))
         try:
-            for letter in progress.of(redriving.redrive(channel, origins, source, which.choice(), stays)):
+            for letter in progress.of(redriving.redrive(channel, origins, source, which.choice(), stays, gets=gets)):
                 moved += 1
                 if current().verbose:
                     output.status(f" [x] Redriven {letter.message_id}")
@@ -282,7 +288,7 @@ def redrive(
 
 
 @command(app, "mqtool dlq drop jobs --reason rejected", "mqtool dlq drop jobs --yes", effect=Effect.CHANGES)
-def drop(queue: QueueArgument, which: Which, broker: BrokerOptions, yes: Yes = False) -> None:
+def drop(queue: QueueArgument, which: Which, broker: ManagedBroker, yes: Yes = False) -> None:
     """Delete dead letters for good."""
     source, dropped = which.queue(queue), 0
     access = access_to(broker, reconnects=False)
@@ -294,8 +300,9 @@ def drop(queue: QueueArgument, which: Which, broker: BrokerOptions, yes: Yes = F
             return
         or_select = ", or select with --id, --reason, --error, --older or --where" if which.is_all else ""
         ask(f"drop {which.words(there, source)} for good", access, yes=yes, hint="pass --yes" + or_select)
+        gets = check_source(access, channel, source, requeues=not which.is_all)
         try:
-            for _ in redriving.drop(channel, source, which.choice()):
+            for _ in redriving.drop(channel, source, which.choice(), gets=gets):
                 dropped += 1
         finally:
             output.status(f"{dropped:,} dropped from {source}")

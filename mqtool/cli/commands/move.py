@@ -1,14 +1,14 @@
 """mqtool move."""
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
 from mqtool.amqp import Channel, administration
 from mqtool.cli import stopping
-from mqtool.cli.access import HINT_PATIENCE, Access
+from mqtool.cli.access import Access
 from mqtool.cli.broker_access import access_to, access_to_destination
 from mqtool.cli.command_line import command
 from mqtool.cli.completion import names_of
@@ -21,14 +21,13 @@ from mqtool.cli.options import RATE, ConfirmTimeout, ManagedBroker, UnneededYes
 from mqtool.cli.options.broker_options import DestinationOptions, ShownVerbose
 from mqtool.cli.options.receiving_options import WhereWaiting
 from mqtool.cli.pipe.existence import require
+from mqtool.cli.pipe.waiting import check_source
 from mqtool.cli.values import DURATION
 from mqtool.errors import NotConfirmed, SomeFailed, Unavailable, UsageError
-from mqtool.management import Management
 from mqtool.message import CONFIRM_TIMEOUT, Delivery, Message
 from mqtool.spelling import counted, pasteable, quoted
 from mqtool.where import of_delivery
-from mqtool.work import peeking
-from mqtool.work.transfer import AT_ONCE, NotMoved, QueueTransfer, Until, elsewhere, name_of, stays, wait_for
+from mqtool.work.transfer import AT_ONCE, NotMoved, QueueTransfer, Until, elsewhere, name_of, stays
 
 app = typer.Typer()
 
@@ -69,7 +68,7 @@ def move(
     Each message is removed from QUEUE once the broker of the other queue has confirmed it. If the command is killed or
     loses a connection (exit 69), no message is lost, but up to 100 may be in both queues. Run the command again to
     continue. If the other queue has a limit, it may drop messages after confirming them, unless its overflow setting is
-    reject-publish.
+    reject-publish. With reject-publish-dlx, messages that it rejects stay in QUEUE, but are also dead-lettered.
     """
     access = access_to(broker, reconnects=False)
     other = access_to_destination(destination, access)
@@ -88,8 +87,7 @@ def move(
         for each in protected or [access]:
             ask(what, each, yes=yes, is_safe=True)
         user, skipped = (other or access).user, 0
-        if where is not None:
-            _check_limit(access, source, queue)
+        gets = check_source(access, source, queue, requeues=where is not None)
 
         def message_for(delivery: Delivery) -> Message | None:
             nonlocal skipped
@@ -108,7 +106,7 @@ def move(
         is_bounded = idle_timeout is None or is_same is None
         until = Until(moved=count, seen=there if is_bounded else None, idle=idle_timeout)
         transfer = QueueTransfer(
-            source, target, queue, message_for, until=until, per_second=rate, chooses=where is not None
+            source, target, queue, message_for, until=until, per_second=rate, chooses=where is not None, gets=gets
         )
         _show(transfer, there, count, f"from {queue} to {destination.to}", other)
         if skipped:
@@ -137,19 +135,6 @@ def _target(other: Access | None, source: Channel, confirm_timeout: float) -> It
         return
     with other.channel(confirm_timeout=confirm_timeout) as channel:
         yield channel
-
-
-def _check_limit(access: Access, source: Channel, queue: str) -> None:
-    """Receive and requeue the first message. Raise MqtoolError if requeuing it would exceed the delivery limit."""
-    api: Management | None = None
-    with suppress(Unavailable):
-        api = access.management(HINT_PATIENCE)
-    kind = peeking.kind_of(source, queue, api, access.vhost)
-    if kind.limit is not None:
-        ready = source.depth_of(queue)
-        with closing(peeking.peek(source, queue, kind, 1)) as head:
-            next(head, None)
-        wait_for(source, queue, ready)  # otherwise the next message would be delivered before the first one
 
 
 def _show(transfer: QueueTransfer, there: int, count: int | None, between: str, other: Access | None) -> None:

@@ -7,7 +7,6 @@ import typer
 
 from mqtool import where as conditions
 from mqtool.cli import stopping
-from mqtool.cli.access import Access
 from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command
 from mqtool.cli.completion import names_of
@@ -16,9 +15,9 @@ from mqtool.cli.display import output
 from mqtool.cli.display.delivery_writer import redirect
 from mqtool.cli.options import ManagedBroker
 from mqtool.cli.options.receiving_options import OFFSET, PrintingOptions, WhereWaiting
+from mqtool.cli.pipe import waiting
 from mqtool.cli.pipe.existence import require
-from mqtool.errors import MqtoolError, Unavailable, UsageError
-from mqtool.management import Management
+from mqtool.errors import MqtoolError, UsageError
 from mqtool.offsets import FIRST
 from mqtool.spelling import counted
 from mqtool.work import peeking
@@ -74,7 +73,7 @@ def peek(
     with access.connect() as connection, stopping.calling(lambda: None):
         channel = connection.channel()
         require(queue, channel, access)
-        kind = peeking.kind_of(channel, queue, _api(access), access.vhost)
+        kind = waiting.kind_of(access, channel, queue)
         if offset is not None and kind.how is not How.STREAM:
             raise UsageError(f"{queue!r} is not a stream, so it has no offsets", "leave out --offset")
         # With --where, any number of messages may have to be read to find enough matching ones.
@@ -106,13 +105,6 @@ def peek(
             f"after more than {kind.limit}, {queue!r} drops them"
         )
     stopping.exit_if_requested()
-
-
-def _api(access: Access) -> Management | None:
-    try:
-        return access.management()
-    except Unavailable:
-        return None
 
 
 def _say(queue: str, kind: PeekKind, shown: int, *, has_condition: bool) -> None:

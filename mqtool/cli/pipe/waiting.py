@@ -1,0 +1,46 @@
+"""How commands read the messages that wait in a queue."""
+
+from contextlib import suppress
+
+from mqtool.amqp import Channel
+from mqtool.cli.access import HINT_PATIENCE, Access
+from mqtool.errors import AccessRefused, Unavailable
+from mqtool.management import Management
+from mqtool.spelling import pasteable
+from mqtool.work import peeking
+from mqtool.work.peeking import How, PeekKind
+
+
+def kind_of(access: Access, channel: Channel, queue: str, patience: tuple[float, float] | None = None) -> PeekKind:
+    """Find out how to read a queue, with the management API or, if it does not answer, over AMQP.
+
+    Args:
+        patience: see Access.management().
+    """
+    api: Management | None = None
+    with suppress(Unavailable, AccessRefused):
+        api = access.management(patience)
+    return peeking.kind_of(channel, queue, api, access.vhost)
+
+
+def check_source(access: Access, channel: Channel, queue: str, *, requeues: bool) -> bool:
+    """Check that messages can be moved out of a queue; return True if that needs basic.get instead of a consumer.
+
+    Args:
+        requeues: True if messages that are not moved are requeued. If the queue has a delivery limit, the first message
+            is then received and requeued.
+
+    Raises:
+        Unavailable: the queue is a stream.
+        MqtoolError: requeuing a message could exceed the delivery limit.
+    """
+    # Only the API knows a policy's delivery limit; all else, AMQP can tell.
+    kind = kind_of(access, channel, queue, None if requeues else HINT_PATIENCE)
+    if kind.how is How.STREAM:
+        raise Unavailable(
+            f"{queue!r} is a stream, from which clients cannot remove messages",
+            f"to copy them: {pasteable('receive --json --offset first --queue=', queue)}",
+        )
+    if requeues:
+        peeking.check_limit(channel, queue, kind)
+    return kind.how is How.GET
