@@ -208,8 +208,8 @@ def test_policy_set_asks_before_a_policy_overrides_the_overflow_argument_of_a_qu
     admin: Shell, broker: TestBroker
 ) -> None:
     """A quorum queue has the argument x-overflow=reject-publish, and a new policy sets `overflow` to drop-head. The
-    policy would override the argument, so `policy set` says how many messages beyond the limit the queue would drop, and
-    asks for confirmation. It asks nothing about a classic queue, whose argument overrides the policy.
+    policy would override the argument, so `policy set` says how many messages the queue would drop, and asks for
+    confirmation. It says nothing about a classic queue, whose argument overrides the policy.
     """
     for queue, kind in (("jobs", "quorum"), ("other", "classic")):
         fill(admin, queue, "--queue-type", kind, "--argument", "x-overflow=reject-publish")

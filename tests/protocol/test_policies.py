@@ -117,7 +117,7 @@ def test_a_policy_overrides_the_overflow_argument_of_a_quorum_queue_only(
 
 
 def is_rejecting(channel: BlockingChannel, queue: str) -> bool:
-    """Publish some messages; return True if the queue rejects one. A quorum queue may take a few more than its limit."""
+    """Publish some messages; return True if the queue rejects one. A quorum queue may take one more than its limit."""
     try:
         for _ in range(12):
             channel.basic_publish("", queue, b"x")

@@ -101,7 +101,7 @@ QUORUM: Table = {"x-queue-type": "quorum"}
 def test_a_policy_takes_precedence_over_the_overflow_argument_of_a_quorum_queue(
     argument: str | None, policy: str | None, applies: str
 ) -> None:
-    """If an argument of a quorum queue and a policy both set the overflow behaviour, that of the policy applies, also to
+    """If an argument of a quorum queue and a policy both set the overflow behaviour, the policy applies, also to
     whether the queue dead-letters at least once. Quorum queues do not support reject-publish-dlx, and drop messages.
     """
     at_least_once: Table = {"x-dead-letter-exchange": "x", "x-dead-letter-strategy": "at-least-once"}
