@@ -156,13 +156,19 @@ class PublishEncoder:
         self._surroundings.clear()
 
 
-def check(message: Message) -> None:
-    """Check that a message's names, properties and headers can be encoded. Raises the errors of PublishEncoder."""
+def check(message: Message, frame_max: int = 0) -> None:
+    """Check that a message's names, properties and headers can be encoded. Raises the errors of PublishEncoder.
+
+    Args:
+        frame_max: the negotiated maximum size of a frame, in bytes; 0 for RabbitMQ's default.
+    """
     encode_names(message.exchange or "", message.routing_key or "")
     try:
-        header_size({**message.properties, "message_id": message.message_id})
+        size = header_size({**message.properties, "message_id": message.message_id})
     except _NOT_ENCODED as error:
         raise pika_errors.cannot_encode(error) from error
+    if size > (limit := largest_payload(frame_max)):
+        raise pika_errors.headers_too_large(size, limit)
 
 
 def encode_names(exchange: str, routing_key: str) -> bytes:

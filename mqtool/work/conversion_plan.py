@@ -19,7 +19,7 @@ from mqtool.management.api_client import Json
 from mqtool.spelling import counted, did_you_mean, pasteable
 from mqtool.topology import DELAYED, Queue
 from mqtool.work.policy_losses import Counts, losses_by_converting
-from mqtool.work.queue_limits import applies, policies_of, rejects_beyond, unsupported
+from mqtool.work.queue_limits import applies, overflow_of, policies_of, rejects_beyond, unsupported
 
 #: The queue argument that holds the plan of a conversion, as JSON.
 PLAN = "x-mqtool-convert"
@@ -312,7 +312,9 @@ def prospect(
     found.refusals += _of_channels(api, vhost, view, wanted)
     found.refusals += _of_publishers(view, found.bindings)
     found.refusals += beyond_limits(api, vhost, view, plan, depth)
-    found.refusals += _of_policies(api, vhost, plan)
+    found.refusals += by_policies(api, vhost, plan)
+    if "x-overflow" not in changes:
+        found.refusals += _of_overflow(api, vhost, plan)
     found.remarks += _remarks(api, vhost, plan, dropped)
     if found.bindings and not view.get("incoming") and _rate(view):
         found.remarks.append(
@@ -437,22 +439,44 @@ def beyond_limits(
             yield Refusal(f"as a {target.type} queue with these arguments, it {loss.why}", hint)
 
 
-def _of_policies(api: Management, vhost: str, plan: ConversionPlan) -> Iterator[Refusal]:
+def by_policies(api: Management, vhost: str, plan: ConversionPlan) -> Iterator[Refusal]:
     """Yield policies that would remove messages from the queues that hold them, and limits that they may exceed."""
-    policies = policies_of(api, vhost, plan.queue, plan.target.type)
-    if rejects_beyond(plan.target.arguments, policies, "max-length-bytes") is not None:
+    target = plan.target
+    policies = policies_of(api, vhost, plan.queue, target.type)
+    if rejects_beyond(target.type, target.arguments, policies, "max-length-bytes") is not None:
         yield Refusal(
             "it rejects messages beyond a number of bytes (max-length-bytes): those published meanwhile may not fit",
             "limit its number of messages instead until it is converted",
         )
+    holders = {plan.names.held: "quorum", plan.names.meanwhile: plan.source.type}
     for policy in _policies(api, vhost):
         limits = sorted(_LIMITS & (policy.get("definition") or {}).keys())
-        if limits and any(applies(policy, name, "quorum") for name in (plan.names.held, plan.names.meanwhile)):
+        limited = [name for name, kind in holders.items() if applies(policy, name, kind)]
+        if limits and limited:
             yield Refusal(
-                f"policy {policy['name']!r} ({', '.join(limits)}) would apply to {plan.names.held!r}, which holds the "
+                f"policy {policy['name']!r} ({', '.join(limits)}) would apply to {limited[0]!r}, which holds the "
                 "messages meanwhile",
                 f"give it a pattern that does not match this name, such as '^{plan.queue}$'",
             )
+
+
+def _of_overflow(api: Management, vhost: str, plan: ConversionPlan) -> Iterator[Refusal]:
+    """Yield a refusal if the queue rejects messages beyond a limit, but would drop them after its conversion."""
+    source, target = plan.source, plan.target
+    before, after = (policies_of(api, vhost, plan.queue, each.type) for each in (source, target))
+    if (
+        target.type != "stream"
+        and overflow_of(target.type, target.arguments, after) == "drop-head"
+        and any(
+            rejects_beyond(source.type, source.arguments, before, limit) is not None
+            and (f"x-{limit}" in target.arguments or any(limit in each for each in after))
+            for limit in ("max-length", "max-length-bytes")
+        )
+    ):
+        yield Refusal(
+            f"it rejects messages beyond its limit; as a {target.type} queue, it would drop the oldest instead",
+            "see x-overflow and its policies; to accept this: --argument x-overflow=drop-head",
+        )
 
 
 def _policies(api: Management, vhost: str) -> list[Json]:

@@ -16,11 +16,13 @@ from mqtool.management import Management, path
 from mqtool.management.api_client import Json
 from mqtool.management.policy_patterns import policy_matches
 from mqtool.spelling import counted
-from mqtool.work.queue_limits import strongest
+from mqtool.work.queue_limits import overflow_of, strongest
 
 _COUNTS = ("messages_ready", "messages_unacknowledged", "message_bytes_ready", "consumers")
 _COLUMNS = ("name", "type", "arguments", *_COUNTS)
 _KINDS = ("policies", "operator-policies")
+#: The settings that decide whether a queue loses messages that it has already.
+_REMOVING = {"max-length", "max-length-bytes", "expires", "overflow"}
 
 #: Counts a queue's ready messages and consumers now; None if it cannot be asked, as a queue of another connection.
 #: The counts of the management API can be some seconds old, or missing.
@@ -55,9 +57,8 @@ def losses(api: Management, vhost: str, policy: Json, count: Counts, *, operator
     """
     kind = _KINDS[operator]
     now = {each: _policies(api, vhost, each) for each in _KINDS}
-    removes = {"max-length", "max-length-bytes", "expires"} & policy["definition"].keys()
     # A queue may also lose messages if the policy replaces one because of which the queue rejects new messages instead.
-    if not removes and not any("overflow" in each["definition"] for each in now[kind]):
+    if not any(_REMOVING & each["definition"].keys() for each in (policy, *now[kind])):
         return []
     then = {**now, kind: [*(each for each in now[kind] if each["name"] != policy["name"]), policy]}
     return [*_of_queues(api, vhost, policy, now, then, count)]
@@ -146,18 +147,24 @@ class _Limits(NamedTuple):
     @classmethod
     def of(cls, view: Json, policies: Iterable[Sequence[Json]]) -> "_Limits":
         arguments: Mapping[str, Any] = view.get("arguments") or {}
-        given = [{name.removeprefix("x-"): value for name, value in arguments.items()}]
-        for each in policies:
-            best = strongest(each, view["name"], view.get("type") or "classic") or {}
-            given.append(best.get("definition") or {})
+        kind = view.get("type") or "classic"
+        by_policy = [(strongest(each, view["name"], kind) or {}).get("definition") or {} for each in policies]
+        given = [{name.removeprefix("x-"): value for name, value in arguments.items()}, *by_policy]
 
-        def lowest(key: str) -> int | None:
+        def lowest(key: str, given: Sequence[Mapping[str, Any]] = given) -> int | None:
             values = [each[key] for each in given if isinstance(each.get(key), int)]
             return min((value for value in values if value >= 0), default=None)
 
-        drops = next((each["overflow"] for each in given if "overflow" in each), "drop-head") == "drop-head"
-        dead_letters = any("dead-letter-exchange" in each for each in given)
-        return cls(lowest("max-length"), lowest("max-length-bytes"), lowest("expires"), drops, dead_letters)
+        # In RabbitMQ 3.10, policies override an x-expires of a quorum queue, even a lower one. Later versions use the
+        # lower value, by which a queue can never expire sooner than before unless it does so by 3.10's rule as well.
+        expires = lowest("expires", by_policy) if kind == "quorum" else None
+        return cls(
+            lowest("max-length"),
+            lowest("max-length-bytes"),
+            lowest("expires") if expires is None else expires,
+            overflow_of(kind, arguments, by_policy) == "drop-head",
+            any("dead-letter-exchange" in each for each in given),
+        )
 
 
 def _of_queue(view: Json, depth: Depth | None, before: _Limits, after: _Limits) -> Iterator[Loss]:

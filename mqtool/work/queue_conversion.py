@@ -49,6 +49,7 @@ from mqtool.work.conversion_plan import (
     Refusal,
     beyond_limits,
     bindings_of,
+    by_policies,
     dead_letters,
     view_of,
 )
@@ -184,7 +185,8 @@ class Conversion:
         """Test whether the broker accepts the new definition, and store the plan on the broker.
 
         Raises:
-            Unavailable: the queue has more messages now than the new definition allows. Nothing was changed.
+            Unavailable: the queue has more messages now than the new definition allows, or a policy would remove
+                messages meanwhile. Nothing was changed.
             MqtoolError: the broker refuses the new definition, or the user lacks a permission. Nothing was changed.
         """
         self.lock()
@@ -497,7 +499,7 @@ class Conversion:
 def _check_limits(channel: Channel, api: Management, vhost: str, plan: ConversionPlan) -> None:
     """Count again: messages may have come since the plan was made. A plan to convert back was not checked before."""
     view, depth = view_of(api, vhost, plan.queue) or {}, administration.depth(channel, plan.queue)
-    for refusal in beyond_limits(api, vhost, view, plan, depth):
+    for refusal in (*beyond_limits(api, vhost, view, plan, depth), *by_policies(api, vhost, plan)):
         raise Unavailable(f"{plan.queue!r} cannot be converted: {refusal.what}", refusal.hint)
 
 

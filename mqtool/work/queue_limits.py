@@ -1,9 +1,9 @@
-"""Queues that reject messages when they are full: overflow reject-publish, set by an argument or by a policy.
+"""What queues do with messages beyond their limits, by their arguments and policies: drop old ones, or reject new ones.
 
 https://www.rabbitmq.com/docs/maxlength#overflow-behaviour
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mqtool.amqp import Channel
@@ -14,19 +14,36 @@ from mqtool.management.policy_patterns import policy_matches
 from mqtool.policy_settings import UNSUPPORTED
 
 
-def rejects_beyond(arguments: Mapping[str, Any], policies: Iterable[Json], limit: str = "max-length") -> int | None:
+def overflow_of(kind: str, arguments: Mapping[str, Any], policies: Sequence[Json]) -> str:
+    """Return a queue's overflow behaviour: drop-head, reject-publish or reject-publish-dlx.
+
+    An argument of a classic queue overrides policies. Policies override an argument of a quorum queue, which does not
+    support reject-publish-dlx, and drops messages instead.
+
+    Args:
+        kind: the queue's type.
+        arguments: the queue's arguments.
+        policies: the definitions of the policy and the operator policy that apply to it, in this order.
+    """
+    # From RabbitMQ 4.0 on, operator policies can set the overflow behaviour, too.
+    given = [each["overflow"] for each in reversed(policies) if "overflow" in each]
+    own = [arguments["x-overflow"]] if "x-overflow" in arguments else []
+    found = str([*given, *own, "drop-head"][0] if kind == "quorum" else [*own, *given, "drop-head"][0])
+    return "drop-head" if (kind, found) == ("quorum", "reject-publish-dlx") else found
+
+
+def rejects_beyond(
+    kind: str, arguments: Mapping[str, Any], policies: Sequence[Json], limit: str = "max-length"
+) -> int | None:
     """Return the number of messages beyond which a queue rejects others; None if it does not reject any.
 
     Args:
-        arguments: the queue's arguments.
-        policies: the definitions of the policies that apply to it.
+        kind, arguments, policies: see overflow_of().
         limit: "max-length-bytes" for the limit in bytes.
     """
-    given = list(policies)
-    overflow = arguments.get("x-overflow", next((each["overflow"] for each in given if "overflow" in each), ""))
-    if not str(overflow).startswith("reject-publish"):
+    if not overflow_of(kind, arguments, policies).startswith("reject-publish"):
         return None
-    found = [arguments.get(f"x-{limit}"), *(each.get(limit) for each in given)]
+    found = [arguments.get(f"x-{limit}"), *(each.get(limit) for each in policies)]
     return min((each for each in found if isinstance(each, int)), default=None)
 
 
@@ -41,8 +58,8 @@ def room_in(channel: Channel, api: Management, vhost: str, queue: str) -> Callab
     except NotFound:
         view = {}
     if view:
-        policies = policies_of(api, vhost, queue, view.get("type") or "classic")
-        limit = rejects_beyond(view.get("arguments") or {}, policies)
+        kind = view.get("type") or "classic"
+        limit = rejects_beyond(kind, view.get("arguments") or {}, policies_of(api, vhost, queue, kind))
     return None if limit is None else lambda: limit - channel.depth_of(queue)
 
 

@@ -943,11 +943,14 @@ def test_queues_that_cannot_be_converted_are_named_before_any_change(managed: Sh
         ("used", ("--queue-type", "classic")),
         ("held", ("--queue-type", "classic")),
         ("short", ("--queue-type", "classic")),
+        ("lazy", ("--queue-type", "classic")),
     ):
         assert managed.run("mqtool", "queue", "declare", name, *words).code == 0
     managed.run("mqtool", "send", "-q", "held", "--no-declare", "x")
     limit = ("--pattern", "^short", "--definition", '{"max-length": 5}')
     assert managed.run("mqtool", "policy", "set", "limits", *limit).code == 0
+    lazy = ("--pattern", "^lazy", "--definition", '{"max-length": 5, "queue-mode": "lazy"}')
+    assert managed.run("mqtool", "policy", "set", "lazy", *lazy).code == 0
     before = definitions(broker)
     with Connection(parse_addresses(broker.url)) as connection:
         channel = connection.channel()
@@ -961,6 +964,7 @@ def test_queues_that_cannot_be_converted_are_named_before_any_change(managed: Sh
             ("used", "quorum", "1 consumer would be cancelled"),
             ("held", "quorum", "unacknowledged, and would be lost (wait until"),
             ("short", "quorum", "policy 'limits' (max-length) would apply to 'short.mqtool-convert'"),
+            ("lazy", "quorum", "policy 'lazy' (max-length) would apply to 'lazy.mqtool-convert.meanwhile'"),
             ("mine", "quorum", "it is exclusive, and will be deleted when its connection closes"),
         ):
             refused = managed.run("mqtool", "queue", "convert", name, "--to", to, "--yes")
@@ -1080,6 +1084,31 @@ def test_queue_convert_undo_does_not_convert_back_a_queue_whose_messages_would_n
     undone = managed.run("mqtool", "queue", "convert", "--undo", "jobs", "--yes")
     assert (undone.code, "it drops 5 of 10 messages: max-length is 5" in undone.stderr) == (69, True), undone.stderr
     assert depth(broker, "jobs") == 10
+
+
+@on_any_broker
+@pytest.mark.own_vhost("policies stay in it")
+def test_a_queue_is_not_converted_back_if_a_policy_would_limit_the_messages_published_meanwhile(
+    broker: TestBroker,
+) -> None:
+    """`queue convert --undo` converts a replaced queue back. A policy may apply only to the temporary queue that this
+    conversion needs, because the replaced queue, and with it this temporary queue, has another type than before. If the
+    policy has a limit, the command names it, and changes nothing.
+    """
+    policy = {"pattern": "meanwhile$", "definition": {"max-length": 5, "delivery-limit": 9}, "apply-to": "queues"}
+    broker.api("PUT", f"policies/{quote(broker.vhost, safe='')}/limits", policy)
+    api = Management(broker.management, "guest", "guest")
+    with Connection(parse_addresses(broker.url)) as connection:
+        connection.channel().declare(Queue("jobs", durable=True, arguments={"x-queue-type": "classic"}))
+        there = conversion_plan.prospect(api, broker.vhost, "jobs", "quorum", {}, not_counted)
+        assert there.refusals == []
+        back = conversion_plan.ConversionPlan("jobs", there.plan.target, there.plan.source)
+        before = definitions(broker)
+        conversion = Conversion(connection, api, broker.vhost, back, user="guest", young=0.0, quiet=0.0)
+        limited = r"policy 'limits' \(delivery-limit, max-length\) would apply to 'jobs.mqtool-convert.meanwhile'"
+        with pytest.raises(Unavailable, match=limited):
+            conversion.begin()
+        assert definitions(broker) == before
 
 
 @on_any_broker

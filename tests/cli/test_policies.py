@@ -204,6 +204,26 @@ def test_policy_set_asks_before_it_replaces_the_overflow_reject_publish(admin: S
 
 
 @pytest.mark.own_vhost("policies stay in it")
+def test_policy_set_asks_before_a_policy_overrides_the_overflow_argument_of_a_quorum_queue(
+    admin: Shell, broker: TestBroker
+) -> None:
+    """A quorum queue has the argument x-overflow=reject-publish, and a new policy sets `overflow` to drop-head. The
+    policy would override the argument, so `policy set` says how many messages the queue would drop, and asks for
+    confirmation. It says nothing about a classic queue, whose argument overrides the policy.
+    """
+    for queue, kind in (("jobs", "quorum"), ("other", "classic")):
+        fill(admin, queue, "--queue-type", kind, "--argument", "x-overflow=reject-publish")
+    command = ("mqtool", "policy", "set", "limits", "--definition", '{"max-length": 3, "overflow": "drop-head"}')
+    refused = admin.run(*command, "--pattern", ".*")
+    assert (refused.code, depth(broker, "jobs")) == (2, 10), refused.stderr
+    assert "warning: queue 'jobs' drops 7 of 10 messages: max-length is 3\n" in refused.stderr
+    assert "remove 7 messages from 1 queue\n" in refused.stderr
+    assert admin.run(*command, "--pattern", ".*", "--yes").code == 0
+    wait_until(lambda: depth(broker, "jobs") == 3, "3 messages are left")
+    assert depth(broker, "other") == 10
+
+
+@pytest.mark.own_vhost("policies stay in it")
 def test_policy_set_asks_about_all_queues_if_the_pattern_takes_too_long_to_match(
     admin: Shell, broker: TestBroker
 ) -> None:

@@ -348,6 +348,7 @@ BAD_LINES: dict[str, dict[str, Any]] = {
     "decimal": {"headers": {"a": {"$decimal": "1E999999999"}}},
     "time": {"headers": {"a": {"$timestamp": -1}}},
     "delay": {"delay": "60d"},
+    "large": {"headers": {"a": "x" * 131_072}},
 }
 
 
@@ -355,7 +356,8 @@ BAD_LINES: dict[str, dict[str, Any]] = {
 @pytest.mark.sampled(2)
 def test_replay_and_its_dry_run_end_at_a_line_that_cannot_be_sent(shell: Shell, bad: dict[str, Any]) -> None:
     """If a line of the recording cannot be sent, `recording replay` sends the messages before it, names the line, and
-    exits with 65. With --dry-run, it prints the same error, and exits with the same code.
+    exits with 65. With --dry-run, it prints the same error, and exits with the same code. Headers that are larger than
+    a frame of RabbitMQ's default size are such an error.
     """
     name = recording(shell, {}, bad, {})
     shell.run("mqtool", "queue", "declare", "jobs")

@@ -95,6 +95,72 @@ def test_queue_arguments_override_a_policy_except_for_limits(
     assert depth(channel, "other") == 0
 
 
+@pytest.mark.parametrize(("kind", "left"), [("classic", 5), ("quorum", 2)])
+def test_a_policy_overrides_the_overflow_argument_of_a_quorum_queue_only(
+    channel: BlockingChannel, take: Take, set_policy: SetPolicy, kind: str, left: int
+) -> None:
+    """A queue has the argument x-overflow, and a policy sets another overflow behaviour. In a classic queue, the
+    argument applies. In a quorum queue, the policy does: if it sets drop-head and a smaller max-length, the queue drops
+    the messages beyond it.
+    """
+    arguments = {"x-queue-type": kind, "x-overflow": "reject-publish"}
+    channel.queue_declare("jobs", durable=True, arguments=arguments)
+    channel.queue_declare("mails", durable=True, arguments={**arguments, "x-overflow": "drop-head"})
+    set_policy("mails", {"max-length": 2, "overflow": "reject-publish"})
+    channel.confirm_delivery()
+    for number in range(5):
+        channel.basic_publish("", "jobs", str(number).encode())
+    set_policy("jobs", {"max-length": 2, "overflow": "drop-head"})
+    take.until(lambda: depth(channel, "jobs") == left)
+    assert is_rejecting(channel, "jobs") is (kind == "classic")
+    assert is_rejecting(channel, "mails") is (kind == "quorum")
+
+
+def is_rejecting(channel: BlockingChannel, queue: str) -> bool:
+    """Publish some messages; return True if the queue rejects one. A quorum queue may take one more than its limit."""
+    try:
+        for _ in range(12):
+            channel.basic_publish("", queue, b"x")
+    except NackError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("by_policy", [True, False], ids=["policy", "argument"])
+def test_a_quorum_queue_with_reject_publish_dlx_drops_messages(
+    channel: BlockingChannel, take: Take, set_policy: SetPolicy, by_policy: bool
+) -> None:
+    """Quorum queues do not support the overflow behaviour reject-publish-dlx. The broker accepts it, as an argument or
+    from a policy, but a full queue then dead-letters its oldest messages, and rejects no new ones.
+    """
+    overflow = "reject-publish-dlx"
+    set_policy("jobs", {"overflow": overflow} if by_policy else {"message-ttl": 3_600_000})
+    arguments = {"x-max-length": 2, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
+    own = {"x-overflow": "reject-publish" if by_policy else overflow}
+    channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": "quorum", **arguments, **own})
+    channel.queue_declare("dead")
+    channel.confirm_delivery()
+    assert not is_rejecting(channel, "jobs")
+    assert len(take.bodies("dead", 10)) == 10
+    assert depth(channel, "jobs") == 2
+
+
+@pytest.mark.differs_since("4.0", "the lower value applies")
+def test_a_policy_overrides_the_expires_argument_of_a_quorum_queue(
+    channel: BlockingChannel, take: Take, set_policy: SetPolicy, api: Api, vhost: str
+) -> None:
+    """If a policy sets a longer `expires` than the x-expires of a quorum queue, the queue lasts as long as the policy
+    says. After the policy is deleted, the queue expires.
+    """
+    set_policy("jobs", {"expires": 3_600_000})
+    for name, expires in (("jobs", 100), ("sooner", 1000)):
+        channel.queue_declare(name, durable=True, arguments={"x-queue-type": "quorum", "x-expires": expires})
+    take.until(lambda: api("GET", f"queues/{vhost}/sooner")[0] == 404)
+    assert api("GET", f"queues/{vhost}/jobs")[0] == 200
+    assert api("DELETE", f"policies/{vhost}/jobs")[0] == 204
+    take.until(lambda: api("GET", f"queues/{vhost}/jobs")[0] == 404)
+
+
 def test_only_the_policy_with_the_highest_priority_applies(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy
 ) -> None:

@@ -514,27 +514,86 @@ def test_a_policy_that_limits_the_queue_that_holds_the_messages_prevents_a_conve
 def test_a_policy_that_limits_the_queue_for_messages_published_meanwhile_prevents_a_conversion() -> None:
     """During a conversion, a second temporary queue receives newly published messages. If a policy sets limits for this
     queue, `queue convert` refuses the conversion and names the limits. A policy does not prevent the conversion if it
-    sets no limits, has no definition, or applies only to classic queues.
+    sets no limits, or has no definition.
     """
     policies = [
-        policy("m", "meanwhile$", max_length=5, expires=6, queue_leader_locator="balanced"),
+        policy("m", "meanwhile$", max_length=5, expires=6),
         policy("other", "", queue_leader_locator="balanced"),
-        policy("classic", "", "classic_queues", max_length=5),
         {"name": "none", "pattern": "", "apply-to": "queues", "definition": None},
     ]
     [refusal] = found(policies=policies).refusals
-    assert refusal.what.startswith("policy 'm' (expires, max-length) would apply to 'jobs.mqtool-convert'")
+    assert refusal.what.startswith("policy 'm' (expires, max-length) would apply to 'jobs.mqtool-convert.meanwhile', ")
     assert refusal.is_final
 
 
-@pytest.mark.parametrize("to", ["quorum_queues", "classic_queues"])
+@pytest.mark.parametrize("operator", [True, False])
+@pytest.mark.parametrize("source", ["classic", "quorum"])
+@pytest.mark.parametrize(
+    ("given", "limited"),
+    [
+        (policy("p", "meanwhile$", max_length=5, ha_mode="all"), "classic"),
+        (policy("p", "meanwhile$", max_length=5, queue_mode="lazy"), "classic"),
+        (policy("p", "meanwhile$", "classic_queues", max_length=5), "classic"),
+        (policy("p", "meanwhile$", "quorum_queues", max_length=5), "quorum"),
+        (policy("p", "meanwhile$", max_length=5, delivery_limit=5), "quorum"),
+        (policy("p", "meanwhile$", "streams", max_length=5), None),
+    ],
+    ids=["ha-mode", "queue-mode", "classic queues", "quorum queues", "delivery-limit", "streams"],
+)
+def test_messages_published_meanwhile_are_protected_from_policies_for_the_type_of_the_queue(
+    given: dict[str, Any], limited: str | None, source: str, operator: bool
+) -> None:
+    """The temporary queue for messages published during a conversion has the type of the queue to convert. `queue
+    convert` refuses the conversion if a policy with a limit applies to this queue. It does not refuse the conversion if
+    the policy is only for another type of queue, or has a setting that this type does not support.
+    """
+    policies = {"operator" if operator else "policies": [given]}
+    to = "quorum" if source == "classic" else "classic"
+    refusals = found(to, queue=view(source), **policies).refusals
+    named = [each for each in refusals if "apply to 'jobs.mqtool-convert.meanwhile'" in each.what]
+    assert len(refusals) == len(named) == (source == limited)
+
+
+@pytest.mark.parametrize("to", ["quorum_queues", "classic_queues", "streams"])
 def test_a_policy_only_for_quorum_queues_can_prevent_a_conversion(to: str) -> None:
     """If a policy for quorum queues sets max-length-bytes and reject-publish, `queue convert` refuses to convert a
-    queue to a quorum queue. The policy could make the temporary queues, which are quorum queues, and the converted
-    queue reject messages. If the same policy is only for classic queues, it does not prevent the conversion.
+    queue to a quorum queue. The policy could make the temporary queue with the messages, which is a quorum queue, and
+    the converted queue reject messages. If the same policy is only for classic queues, it would apply to the temporary
+    queue for messages published meanwhile. If it is only for streams, it does not prevent the conversion.
     """
     limits = {"overflow": "reject-publish", "max-length-bytes": 5}
-    assert len(found(policies=[policy("p", "", to, **limits)]).refusals) == (2 if to == "quorum_queues" else 0)
+    refusals = {"quorum_queues": 2, "classic_queues": 1, "streams": 0}
+    assert len(found(policies=[policy("p", "", to, **limits)]).refusals) == refusals[to]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "by_policy", "is_refused"),
+    [
+        ({"x-overflow": "reject-publish", "x-max-length": 5}, {"overflow": "drop-head"}, True),
+        ({"x-overflow": "reject-publish-dlx", "x-max-length": 5}, {}, True),
+        ({"x-overflow": "reject-publish-dlx", "x-max-length-bytes": 5}, {}, True),
+        ({"x-max-length": 5}, {"overflow": "reject-publish-dlx"}, True),
+        ({"x-overflow": "reject-publish", "x-max-length": 5}, {"message_ttl": 5}, False),
+        ({"x-overflow": "reject-publish"}, {"overflow": "drop-head"}, False),
+        ({"x-max-length": 5}, {"overflow": "drop-head"}, False),
+    ],
+    ids=["policy", "dlx", "dlx, in bytes", "policy with dlx", "still rejects", "without a limit", "already drops"],
+)
+def test_a_queue_that_would_drop_messages_instead_of_rejecting_them_cannot_be_converted(
+    arguments: dict[str, Any], by_policy: dict[str, Any], is_refused: bool
+) -> None:
+    """A classic queue rejects messages beyond its limit. As a quorum queue, it would drop its oldest ones, because a
+    policy overrides its x-overflow, or because quorum queues do not support reject-publish-dlx. `queue convert` refuses
+    the conversion, unless --argument sets x-overflow.
+    """
+    asked: dict[str, Any] = {"queue": view(arguments=arguments), "policies": [policy("p", "^jobs$", **by_policy)]}
+    refused = Refusal(
+        "it rejects messages beyond its limit; as a quorum queue, it would drop the oldest instead",
+        "see x-overflow and its policies; to accept this: --argument x-overflow=drop-head",
+    )
+    assert found(**asked).refusals == [refused] * is_refused
+    assert found(changes={"x-overflow": "drop-head"}, **asked).refusals == []
+    assert refused not in found("stream", **asked).refusals + found("classic", {"x-expires": 5}, **asked).refusals
 
 
 @pytest.mark.parametrize("by", ["argument", "policy"])

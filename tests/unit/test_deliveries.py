@@ -1,5 +1,6 @@
 """What mqtool encodes and decodes itself equals what pika encodes and decodes."""
 
+from contextlib import nullcontext
 from itertools import product
 from typing import Any
 
@@ -8,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pika import frame, spec
 
-from mqtool.amqp.basic_frames import ConsumerFrames, FrameReader, PublishEncoder, acknowledgements, decode_frame
+from mqtool.amqp.basic_frames import ConsumerFrames, FrameReader, PublishEncoder, acknowledgements, check, decode_frame
 from mqtool.amqp.unconfirmed import Route
-from mqtool.errors import MqtoolError
+from mqtool.codecs.field_tables import header_size
+from mqtool.errors import HeadersTooLarge, MqtoolError
 from mqtool.message import Delivery, Message
 
 #: Bytes of a body that fit into a frame here.
@@ -235,6 +237,20 @@ def test_a_message_that_cannot_be_encoded_is_an_error_that_names_the_reason(mess
     assert encoder.encode([Message(b"", "k" * 255)], Route()) == published(
         spec.Basic.Publish(routing_key="k" * 255), {}, b""
     )
+
+
+@pytest.mark.parametrize("frame_max", [4096, 131_072, 0])
+def test_the_headers_of_a_line_are_checked_against_the_largest_frame_as_in_publishing(frame_max: int) -> None:
+    """Commands check whether a line can be sent, and accept the same headers as for publishing: as many bytes as fit
+    into a frame of the size negotiated with the broker, which is 131,072 by default.
+    """
+    largest = (frame_max or 131_072) - 8 - header_size({"headers": {"a": ""}})
+    for size, fits in ((largest, True), (largest + 1, False)):
+        message = Message(b"", "k", properties={"headers": {"a": "x" * size}})
+        with nullcontext() if fits else pytest.raises(HeadersTooLarge):
+            check(message, frame_max)
+        with nullcontext() if fits else pytest.raises(HeadersTooLarge):
+            PublishEncoder(3, frame_max).encode([message], Route())
 
 
 def test_an_acknowledgement_has_the_same_bytes_as_one_from_pika() -> None:

@@ -11,7 +11,7 @@ from mqtool.amqp.administration import Depth
 from mqtool.errors import AccessRefused, NotFound
 from mqtool.management import Management
 from mqtool.work.policy_losses import Loss, losses, losses_by_clearing
-from mqtool.work.queue_limits import applies, policies_of, rejects_beyond, room_in, strongest
+from mqtool.work.queue_limits import applies, overflow_of, policies_of, rejects_beyond, room_in, strongest
 
 FULL = {"x-overflow": "reject-publish"}
 
@@ -65,7 +65,7 @@ def api_with(policies: Any = (), operator: Any = (), queues: Any = (), **more: A
         ({"x-max-length": 5}, [{"overflow": "reject-publish"}], 5),
         ({"x-max-length": 5}, [{}, {"overflow": "reject-publish", "max-length": 2}], 2),
         ({"x-max-length": 5, "x-overflow": "drop-head"}, [{"overflow": "reject-publish"}], None),
-        ({"x-max-length": 5}, [{"overflow": "drop-head"}, {"overflow": "reject-publish"}], None),
+        ({"x-max-length": 5}, [{"overflow": "drop-head"}, {"overflow": "reject-publish"}], 5),
         ({"x-max-length": "5", **FULL}, [], None),
         ({"x-max-length-bytes": 5, **FULL}, [], None),
     ],
@@ -83,7 +83,7 @@ def api_with(policies: Any = (), operator: Any = (), queues: Any = (), **more: A
         "overflow of a policy",
         "two policies",
         "argument overrides the policy",
-        "first policy overrides the second",
+        "operator policy overrides the policy",
         "limit that is not a number",
         "limit in bytes",
     ],
@@ -91,20 +91,46 @@ def api_with(policies: Any = (), operator: Any = (), queues: Any = (), **more: A
 def test_a_queue_with_the_overflow_reject_publish_rejects_messages_beyond_its_lowest_limit(
     arguments: dict[str, Any], policies: list[dict[str, Any]], beyond: int | None
 ) -> None:
-    """A queue's argument sets its overflow behaviour or, if it has no such argument, a policy does. If the behaviour is
-    reject-publish or reject-publish-dlx, mqtool expects the queue to reject messages beyond the lowest of its limits in
-    messages. It expects other queues not to reject messages.
+    """A classic queue's argument sets its overflow behaviour or, if it has no such argument, a policy does. If the
+    behaviour is reject-publish or reject-publish-dlx, mqtool expects the queue to reject messages beyond the lowest of
+    its limits in messages. It expects other queues not to reject messages.
     """
-    assert rejects_beyond(arguments, policies) == beyond
-    assert rejects_beyond(arguments, iter(policies)) == beyond
+    assert rejects_beyond("classic", arguments, policies) == beyond
+
+
+@pytest.mark.parametrize(
+    ("own", "policies", "applies"),
+    [
+        (None, [], "drop-head"),
+        ("reject-publish", [], "reject-publish"),
+        ("reject-publish", [{"max-length": 5}, {"expires": 5}], "reject-publish"),
+        ("reject-publish", [{"overflow": "drop-head"}], "drop-head"),
+        ("drop-head", [{"overflow": "reject-publish"}], "reject-publish"),
+        ("drop-head", [{"overflow": "drop-head"}, {"overflow": "reject-publish"}], "reject-publish"),
+        ("reject-publish-dlx", [], "drop-head"),
+        ("reject-publish", [{"overflow": "reject-publish-dlx"}], "drop-head"),
+    ],
+)
+def test_a_policy_overrides_the_overflow_argument_of_a_quorum_queue(
+    own: str | None, policies: list[dict[str, Any]], applies: str
+) -> None:
+    """If a policy and an argument of a quorum queue set different overflow behaviours, mqtool expects the queue to do
+    what the policy says, or the operator policy if that sets one, too. It expects a quorum queue with
+    reject-publish-dlx to drop messages.
+    """
+    arguments = {"x-max-length": 5} if own is None else {"x-max-length": 5, "x-overflow": own}
+    assert overflow_of("quorum", arguments, policies) == applies
+    assert rejects_beyond("quorum", arguments, policies) == (5 if applies == "reject-publish" else None)
 
 
 def test_a_queues_limits_in_messages_and_in_bytes_are_separate() -> None:
     """mqtool looks up a queue's limit in bytes separately from its limit in messages, whether an argument or a policy
     sets it.
     """
-    assert rejects_beyond({"x-max-length": 5, **FULL}, [{"max-length-bytes": 900}], "max-length-bytes") == 900
-    assert rejects_beyond({"x-max-length-bytes": 800, **FULL}, [{"max-length": 5}], "max-length-bytes") == 800
+    by_policy = [{"max-length-bytes": 900}]
+    assert rejects_beyond("classic", {"x-max-length": 5, **FULL}, by_policy, "max-length-bytes") == 900
+    by_argument = {"x-max-length-bytes": 800, **FULL}
+    assert rejects_beyond("classic", by_argument, [{"max-length": 5}], "max-length-bytes") == 800
 
 
 @pytest.mark.parametrize(
@@ -288,12 +314,17 @@ def lost(new: dict[str, Any], *queues: dict[str, Any], policies: Any = (), opera
          Loss("q", 6, "drops 6 of 10 messages: max-length is 4")),
         (policy(expires=60_000), queue(0, messages_unacknowledged=1),
          Loss("q", 1, "is deleted with 1 message if it is not used for 1m", of_queue=True)),
+        (policy(overflow="drop-head"), queue(type="quorum", arguments={"x-max-length": 4, **FULL}),
+         Loss("q", 6, "drops 6 of 10 messages: max-length is 4")),
+        (policy(overflow="drop-head", max_length=4), queue(type="quorum", arguments=FULL),
+         Loss("q", 6, "drops 6 of 10 messages: max-length is 4")),
     ],
     ids=[
         "some messages", "all messages", "thousands of messages", "dead letters by the policy",
         "dead letters by the argument", "bytes", "0 bytes", "more by bytes", "as many by length",
         "shorter than the argument", "expiring queue", "expires earlier than the argument", "quorum queue",
         "only quorum queues", "queue without a type", "unacknowledged message in an expiring queue",
+        "policy overrides the overflow of a quorum queue", "policy sets overflow and limit of a quorum queue",
     ],
 )  # fmt: skip
 def test_mqtool_says_what_a_new_policy_would_remove_from_a_queue(
@@ -325,6 +356,8 @@ def test_mqtool_says_what_a_new_policy_would_remove_from_a_queue(
         (policy(expires=60_000), queue(arguments={"x-expires": 1000})),
         (policy(expires=60_000, max_length=100), queue(arguments={"x-expires": 60_000})),
         (policy(overflow="drop-head"), queue(arguments={"x-max-length": 6})),
+        (policy(overflow="drop-head"), queue(arguments={"x-max-length": 6, **FULL})),
+        (policy(overflow="reject-publish", max_length=4), queue(type="quorum", arguments={"x-overflow": "drop-head"})),
         (policy(max_length=0), queue(0)),
         (policy(max_length=4, apply_to="classic_queues"), queue(type="quorum")),
         (policy(max_length=4, delivery_limit=3), queue()),
@@ -347,6 +380,8 @@ def test_mqtool_says_what_a_new_policy_would_remove_from_a_queue(
         "shorter x-expires",
         "same x-expires and enough room",
         "overflow only",
+        "argument of a classic queue rejects",
+        "policy of a quorum queue rejects",
         "empty queue",
         "classic queues only",
         "delivery limit for a classic queue",
@@ -455,6 +490,9 @@ def test_each_queue_loses_its_own_messages() -> None:
          Loss("q", 10, "is deleted with 10 messages if it is not used for 1m", of_queue=True)),
         (policy(overflow="reject-publish"), queue(arguments={"x-max-length": 4}), None,
          Loss("q", 6, "drops 6 of 10 messages: max-length is 4")),
+        (policy(expires=60_001), queue(type="quorum", arguments={"x-expires": 60_000}), None,
+         Loss("q", 10, "is deleted with 10 messages if it is not used for 1m", of_queue=True)),
+        (policy(expires=60_001), queue(arguments={"x-expires": 60_000}), None, None),
         (policy(max_length=4), queue(), None, None),
         (policy(priority=1, max_length=20), queue(), policy("w", "^z", max_length=4), None),
         (policy("other", max_length=20), queue(), policy("w", max_length=4), None),
@@ -465,7 +503,8 @@ def test_clearing_a_policy_can_make_a_queue_drop_messages(
 ) -> None:
     """When a policy is cleared, the limits of another policy or of the queue's arguments may apply to a queue. Before
     `policy clear` clears a policy, it says what each queue would lose because of these limits. If there are none, or no
-    policy has the given name, it reports no loss.
+    policy has the given name, it reports no loss. (In RabbitMQ 3.10, a policy also overrides a lower x-expires of a
+    quorum queue.)
     """
     api = api_with([cleared, *([weaker] if weaker else [])], [], [there])
     assert losses_by_clearing(api, "v", policy()["name"], not_counted, operator=False) == ([loss] if loss else [])

@@ -104,10 +104,10 @@ class RecordingOptions:
                     yield message
             self._passes += 1
 
-    def check_latest(self) -> None:
-        """Raise BadData if the latest message cannot be published."""
+    def check_latest(self, frame_max: int = 0) -> None:
+        """Raise BadData if the latest message cannot be published. See check() for `frame_max`."""
         if self._latest is not None:
-            check(self._latest, self._latest.place)
+            check(self._latest, self._latest.place, frame_max)
 
     def fraction(self, pace: ReplayPace) -> Callable[[], float] | None:
         """Return a function that computes the fraction played so far (0 to 1); None if the total size is unknown."""

@@ -199,7 +199,7 @@ class Outgoing:
                 self._add(receipt, text_of)
         except MqtoolError:
             if isinstance(self._channel, Channel):
-                self._source.check_latest()  # raises an error that names the line
+                self._source.check_latest(self._channel.connection.frame_max)  # raises an error that names the line
             raise
         finally:
             progress.stop()

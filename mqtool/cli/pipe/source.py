@@ -168,8 +168,9 @@ class Input:
         keeps_rest: stop reading at a signal, so that rest() yields the messages that were not published.
         is_typed: True for a single message from the command line.
         fraction: returns how much has been read, from 0 to 1; None if the size of the input is unknown.
-        check_latest: calls check() for the latest message that was read from a line of NDJSON, if any. This is done
-            only after an error, because encoding each message twice would take a fifth of the time.
+        check_latest: calls check() for the latest message that was read from a line of NDJSON, if any, with the
+            maximum size of a frame. This is done only after an error, because encoding each message twice would take a
+            fifth of the time.
     """
 
     def __init__(
@@ -179,7 +180,7 @@ class Input:
         keeps_rest: bool = False,
         is_typed: bool = False,
         fraction: Callable[[], float] | None = None,
-        check_latest: Callable[[], None] = lambda: None,
+        check_latest: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.is_typed = is_typed
         self.fraction = fraction
@@ -222,7 +223,7 @@ class InputInBatches(Input, InBatches):
         *,
         keeps_rest: bool,
         fraction: Callable[[], float] | None,
-        check_latest: Callable[[], None],
+        check_latest: Callable[[int], None],
     ) -> None:
         super().__init__(flat(read), keeps_rest=keeps_rest, fraction=fraction, check_latest=check_latest)
         self._lots = read
@@ -340,12 +341,16 @@ def _from_input(
     making.report_unmatched()
 
 
-def check(message: Message, place: str) -> None:
-    """Raise BadData, with the name of a message's line, if the message cannot be published over AMQP 0-9-1."""
+def check(message: Message, place: str, frame_max: int = 0) -> None:
+    """Raise BadData, with the name of a message's line, if the message cannot be published over AMQP 0-9-1.
+
+    Args:
+        frame_max: the maximum size of a frame, as negotiated with the broker; 0 for RabbitMQ's default.
+    """
     from mqtool.amqp import basic_frames
 
     try:
-        basic_frames.check(message)
+        basic_frames.check(message, frame_max)
         if message.delay is not None or message.due is not None:
             from mqtool.delays.holding import check_delay
 
@@ -440,13 +445,13 @@ class _Making:
             self._overrule(message, has_properties=b'"properties"' in line)
             yield [message]
 
-    def check_latest(self) -> None:
+    def check_latest(self, frame_max: int) -> None:
         if self._latest is not None:
             from mqtool import ndjson
 
             line, place = self._latest  # without what options add
             said = ndjson.to_object(line, place)
-            check(ndjson.message_of(said, place, trusts_streams=self._trusts_streams), place)
+            check(ndjson.message_of(said, place, trusts_streams=self._trusts_streams), place, frame_max)
 
     def _overrule(self, message: Message, *, has_properties: bool) -> None:
         if self._pattern is not None:

@@ -74,13 +74,59 @@ def test_the_smaller_number_of_an_argument_and_a_policy_applies(name: str, setti
     ],
 )
 def test_a_text_of_an_argument_takes_precedence_over_a_policy(name: str, setting: str) -> None:
-    """If an argument of a queue and a policy both set the overflow behaviour, the dead-letter exchange or the
+    """If an argument of a classic queue and a policy both set the overflow behaviour, the dead-letter exchange or the
     dead-letter routing key, the argument applies.
     """
     for arguments, policy in (({f"x-{name}": "a"}, {}), ({}, {name: "a"}), ({f"x-{name}": "a"}, {name: "b"})):
         found = options({**arguments}, {**policy})
         assert found == Options(delivery_limit=20, **{setting: "a"})  # type: ignore[arg-type]
     assert options({}).overflow == "drop-head"
+
+
+QUORUM: Table = {"x-queue-type": "quorum"}
+
+
+@pytest.mark.parametrize(
+    ("argument", "policy", "applies"),
+    [
+        (None, None, "drop-head"),
+        ("reject-publish", None, "reject-publish"),
+        (None, "reject-publish", "reject-publish"),
+        ("reject-publish", "drop-head", "drop-head"),
+        ("drop-head", "reject-publish", "reject-publish"),
+        ("reject-publish-dlx", None, "drop-head"),
+        ("reject-publish", "reject-publish-dlx", "drop-head"),
+    ],
+)
+def test_a_policy_takes_precedence_over_the_overflow_argument_of_a_quorum_queue(
+    argument: str | None, policy: str | None, applies: str
+) -> None:
+    """If an argument of a quorum queue and a policy both set the overflow behaviour, the policy applies, also to
+    whether the queue dead-letters at least once. Quorum queues do not support reject-publish-dlx, and drop messages.
+    """
+    at_least_once: Table = {"x-dead-letter-exchange": "x", "x-dead-letter-strategy": "at-least-once"}
+    found = options({**QUORUM, **at_least_once, "x-overflow": argument}, {"overflow": policy})
+    assert (found.overflow, found.at_least_once) == (applies, applies == "reject-publish")
+
+
+@pytest.mark.parametrize(
+    ("like", "arguments", "policy", "applies"),
+    [
+        (Like.V3_10, QUORUM, 7, 7),
+        (Like.V3_10, QUORUM, 3, 3),
+        (Like.V3_10, QUORUM, None, 5),
+        (Like.V3_10, {}, 7, 5),
+        (Like.V4_0, QUORUM, 7, 5),
+        (Like.V4_0, QUORUM, 3, 3),
+    ],
+)
+def test_a_policy_takes_precedence_over_the_expiry_of_a_quorum_queue_until_4_0(
+    like: Like, arguments: Table, policy: int | None, applies: int
+) -> None:
+    """If x-expires of a quorum queue and a policy set different times, that of the policy applies with RabbitMQ 3.10,
+    and the shorter one with later versions. For classic queues, it is always the shorter one.
+    """
+    assert options({**arguments, "x-expires": 5}, {"expires": policy}, like).expires == applies
 
 
 @pytest.mark.parametrize(

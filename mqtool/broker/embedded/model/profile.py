@@ -38,6 +38,7 @@ class Profile(NamedTuple):
         unlimited_last: True if a quorum queue without a delivery limit puts messages that a client requeues behind all
             others.
         quorum_priorities: the priorities of quorum queues: `none`, `two` (delivered at a ratio of 2:1), or `all` 32.
+        policy_expires: True if a policy's `expires` overrides that of a quorum queue. If not, the lower value applies.
         delayed_retry: True if quorum queues can hold requeued messages back (`x-delayed-retry-type`).
         transient_queues: True if a queue may be neither durable nor exclusive.
         master_locator: True if `x-queue-master-locator` is accepted.
@@ -99,6 +100,7 @@ class Profile(NamedTuple):
     nack_counts: bool = True
     unlimited_last: bool = True
     quorum_priorities: Literal["none", "two", "all"] = "none"
+    policy_expires: bool = True
     delayed_retry: bool = False
     transient_queues: bool = True
     master_locator: bool = True
@@ -149,6 +151,7 @@ _4_0 = Profile(
     delivery_limit=20,
     first_count=False,
     quorum_priorities="two",
+    policy_expires=False,
     lists_type=True,
     unknown_type_closes="channel",
     names_access=True,

@@ -79,8 +79,11 @@ class Options:
     def of(cls, arguments: Table, policy: Table = NO_POLICY, profile: Profile = PROFILES[DEFAULT]) -> "Options":
         """Combine the arguments of a queue and the policies that apply, both of which must be valid.
 
-        If both set a number, the smaller one is used. Otherwise arguments win, except for `delayed-retry-type`.
+        If both set a number, the smaller one is used. Otherwise arguments win, except for `delayed-retry-type`, and for
+        `overflow` and (in 3.10) `expires` of quorum queues.
         """
+        is_quorum = arguments.get("x-queue-type") == "quorum"
+        overflow = _overflow(arguments, policy, is_quorum=is_quorum)
 
         def integer(name: str) -> int | None:
             values = [value for value in (arguments.get(f"x-{name}"), policy.get(name)) if isinstance(value, int)]
@@ -94,10 +97,12 @@ class Options:
         return cls(
             # A policy can set any number, but the time at which a message expires must fit into 64 bits.
             message_ttl=None if (ttl := integer("message-ttl")) is None else min(ttl, MAX_EXPIRY),
-            expires=integer("expires"),
+            expires=int(expires)
+            if is_quorum and profile.policy_expires and isinstance(expires := policy.get("expires"), int)
+            else integer("expires"),
             max_length=integer("max-length"),
             max_length_bytes=integer("max-length-bytes"),
-            overflow=string("overflow") or "drop-head",
+            overflow=overflow,
             dead_letter_exchange=string("dead-letter-exchange"),
             dead_letter_routing_key=string("dead-letter-routing-key"),
             max_priority=integer("max-priority"),
@@ -107,7 +112,7 @@ class Options:
             segment_bytes=integer("stream-max-segment-size-bytes"),
             # RabbitMQ falls back to at-most-once with any other overflow.
             at_least_once=string("dead-letter-strategy") == "at-least-once"
-            and string("overflow") == "reject-publish"
+            and overflow == "reject-publish"
             and string("dead-letter-exchange") is not None,
             retry=_retry(
                 policy.get("delayed-retry-type", arguments.get("x-delayed-retry-type")),
@@ -142,6 +147,13 @@ def _retry(which: Value, least: int | None, most: int | None) -> Retry | None:
     if which not in ("all", "failed", "returned") or least is None or least <= 0:
         return None
     return Retry(str(which), least, most if most is not None and most > 0 else least)
+
+
+def _overflow(arguments: Table, policy: Table, *, is_quorum: bool) -> str:
+    """Return the overflow behaviour. Quorum queues prefer the policy's, and drop messages with `reject-publish-dlx`."""
+    found = [arguments.get("x-overflow"), policy.get("overflow")]
+    chosen = next((each for each in (reversed(found) if is_quorum else found) if isinstance(each, str)), "drop-head")
+    return "drop-head" if is_quorum and chosen == "reject-publish-dlx" else chosen
 
 
 def _delivery_limit(argument: Value, policy: Value, profile: Profile) -> int | None:
