@@ -236,7 +236,7 @@ def test_user_commands_add_change_and_delete_a_user(admin: Shell, ann: str) -> N
     admin.run("mqtool", "permission", "set", ann, "--configure", "", "--write", "", "--read", "")
     (admin.directory / "secret").write_text("other")
     assert admin.run("mqtool", "list", "queues", "--user", ann, "--password-file", "secret").code == 0
-    assert admin.run("mqtool", "user", "tags", ann).code == 0
+    assert admin.run("mqtool", "user", "tags", ann, "--none").code == 0
     assert admin.run("mqtool", "wait", "--user", ann, "--password-file", "secret").code == 0
     assert admin.run("mqtool", "list", "queues", "--user", ann, "--password-file", "secret").code == 77
 
@@ -246,6 +246,37 @@ def test_user_commands_add_change_and_delete_a_user(admin: Shell, ann: str) -> N
     assert admin.run("mqtool", "user", "delete", ann, "--if-exists", "--yes").code == 0
     assert admin.run("mqtool", "user", "tags", ann, "management").code == 69
     assert admin.run("mqtool", "permission", "set", ann, "--read", ".*").code == 69
+
+
+def test_user_tags_without_a_tag_shows_the_tags(admin: Shell, ann: str) -> None:
+    """`user tags USER` shows the user's tags, and changes nothing. `user tags USER --none` removes all tags."""
+    tags = ("mqtool", "user", "tags", ann)
+    assert admin.run(*tags).stdout == f"user {ann!r} has no tags\n"
+    assert admin.run(*tags, "monitoring", "policymaker").code == 0
+    shown = f"user {ann!r} has the tags monitoring, policymaker\n"
+    assert [admin.run(*tags).stdout for _ in range(2)] == [shown, shown]
+    assert admin.run(*tags, "--none", "management").code == 2
+    assert said(admin.run(*tags, "--none")) == (0, f"user {ann!r} has no tags")
+    assert admin.run(*tags).stdout == f"user {ann!r} has no tags\n"
+
+
+@pytest.mark.parametrize("new", ["management", "--none"])
+@pytest.mark.once_on_rabbitmq
+def test_user_tags_asks_before_you_lose_your_own_tag_administrator(admin: Shell, ann: str, new: str) -> None:
+    """Without the tag administrator, you could not give yourself the tag again. Without a terminal, `user tags` needs
+    --yes to remove it from the user that you are logged in as.
+    """
+    assert said(admin.run("mqtool", "user", "tags", ann, "administrator")) == (
+        0,
+        f"user {ann!r} has the tag administrator",
+    )
+    as_ann = ("mqtool", "user", "tags", ann, "--user", ann, "--password-file", "secret")
+    refused = admin.run(*as_ann, new)
+    assert said(refused) == (2, "mqtool: this would remove your own tag 'administrator'")
+    assert "pass --yes" in refused.stderr
+    assert admin.run(*as_ann).stdout == f"user {ann!r} has the tag administrator\n"
+    assert admin.run(*as_ann, new, "--yes").code == 0
+    assert admin.run(*as_ann).code == 77
 
 
 @on_any_broker

@@ -515,7 +515,7 @@ def test_a_command_in_a_protected_context_asks_before_each_change(staging: Shell
         "exchange bind logs jobs",
         "user add ann --password-file recording",
         "user password guest --password-file recording",
-        "user tags guest",
+        "user tags guest --none --yes",
         "vhost add new",
         "permission set guest --read ^$",
         "broker fault restart",
