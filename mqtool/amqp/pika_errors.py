@@ -21,6 +21,7 @@ from mqtool.errors import (
     MqtoolError,
     NotFound,
     NothingAnswers,
+    NoVirtualHost,
     Unavailable,
     UnknownExchangeType,
     UsageError,
@@ -222,7 +223,7 @@ def _open_refused(address: Address, error: BaseException) -> MqtoolError:
     vhost = address.virtual_host
     if "not found" in text:
         hint = f"the broker has no vhost {vhost!r}: check the URL's path; leave it out, or write /%2F, for vhost '/'"
-        return AccessRefused(f"cannot open vhost {vhost!r}: {text}", hint)
+        return NoVirtualHost(f"cannot open vhost {vhost!r}: {text}", hint)
     if code in (ACCESS_REFUSED, NOT_ALLOWED):
         told = re.search("for user '(.*)'", text)  # a client certificate may belong to any user
         hint = f"as an administrator: {pasteable('permission set --vhost=', vhost, told[1] if told else address.user)}"

@@ -226,9 +226,9 @@ BROKER = [
     Case("send x -u amqps://{host}", 69, "{host} does not speak TLS", "amqp:// for a plain port"),
     Case(f"send x -u amqp://guest:{SECRET}@{{host}}", 77, "refused the login of user 'guest'", "--password-file"),
     Case(f"send x -u amqp://nobody:{SECRET}@{{host}}", 77, "refused the login of user 'nobody'", "--password-file"),
-    Case("send x -u amqp://{host}/nowhere", 77, "cannot open vhost 'nowhere': vhost nowhere not found", "/%2F"),
-    Case("send x -u amqp://{host}/no%2Fwhere", 77, "cannot open vhost 'no/where': vhost no/where not found", "/%2F"),
-    Case("receive --vhost nowhere", 77, "cannot open vhost 'nowhere': vhost nowhere not found", "no vhost 'nowhere'"),
+    Case("send x -u amqp://{host}/nowhere", 69, "cannot open vhost 'nowhere': vhost nowhere not found", "/%2F"),
+    Case("send x -u amqp://{host}/no%2Fwhere", 69, "cannot open vhost 'no/where': vhost no/where not found", "/%2F"),
+    Case("receive --vhost nowhere", 69, "cannot open vhost 'nowhere': vhost nowhere not found", "no vhost 'nowhere'"),
     # Names.
     Case("send x -q amq.mine", 77, "queue name 'amq.mine' contains reserved prefix", "choose another"),
     Case("emit-log fanout x -e amq.mine", 77, "exchange name 'amq.mine' contains reserved prefix", "choose another"),

@@ -20,6 +20,7 @@ from mqtool.errors import (
     MqtoolError,
     NotFound,
     NothingAnswers,
+    NoVirtualHost,
     Unavailable,
     UnknownExchangeType,
     UsageError,
@@ -171,7 +172,7 @@ def test_a_lost_connection_is_explained_without_the_words_of_pika(error: Excepti
          "one:5672 refused the login of user 'ann': Login was refused using PLAIN",
          "check the user and the password: in --url, or --user and --password-file"),
         (exceptions.ProbableAccessDeniedError("ConnectionClosedByBroker: (530) 'NOT_ALLOWED - vhost v not found'"),
-         AccessRefused, "cannot open vhost 'v': vhost v not found",
+         NoVirtualHost, "cannot open vhost 'v': vhost v not found",
          "the broker has no vhost 'v': check the URL's path; leave it out, or write /%2F, for vhost '/'"),
         (exceptions.ProbableAccessDeniedError(
             "ConnectionClosedByBroker: (530) \"NOT_ALLOWED - access to vhost 'v' refused for user 'bob'\""),

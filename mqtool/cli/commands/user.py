@@ -25,9 +25,7 @@ from mqtool.management.api_client import Json
 app = group("user", "Add and delete users; change passwords and tags.", heading="Manage")
 
 
-UserName = Annotated[
-    str, typer.Argument(metavar="USER", help="Name of the user", autocompletion=names_of("users"))
-]
+UserName = Annotated[str, typer.Argument(metavar="USER", help="Name of the user", autocompletion=names_of("users"))]
 
 
 Tags = Annotated[list[str] | None, typer.Argument(metavar="[TAG]...", help="New tags (default: show the user's tags)")]
