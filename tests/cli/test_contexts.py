@@ -552,6 +552,15 @@ def test_a_command_in_a_protected_context_asks_before_each_change(staging: Shell
     assert depth(broker, "jobs") == 0
 
 
+@on_any_broker
+def test_definitions_import_shows_the_changes_before_it_asks(staging: Shell) -> None:
+    """In a protected context, `definitions import` shows what it would change before it asks."""
+    (staging.directory / "new.json").write_text('{"queues": [{"name": "new"}]}')
+    refused = staging.run("mqtool", "definitions", "import", "new.json")
+    assert (refused.code, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("+ queue new\nmqtool: this would import 1 difference in the protected context")
+
+
 @pytest.fixture
 def in_use(staging: Shell, broker: TestBroker) -> Shell:
     """The shell `staging`, with a queue, exchanges, and a stream that has messages and a reader, on the broker."""
