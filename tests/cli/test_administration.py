@@ -299,6 +299,22 @@ def test_invalid_user_and_permission_commands_are_usage_errors(admin: Shell, ann
         assert sentence in wrong.stderr
 
 
+def test_the_hint_for_a_refusal_says_what_an_administrator_can_do(admin: Shell, broker: TestBroker, ann: str) -> None:
+    """If a user lacks a permission or a tag, the hint is the command with which an administrator can grant it."""
+    as_ann = ("--user", ann, "--password-file", "secret")
+    assert admin.run("mqtool", "permission", "set", ann, "--configure", "^mine$").code == 0
+    refused = admin.run("mqtool", "queue", "declare", "jobs", *as_ann)
+    assert refused.code == 77
+    assert f"hint: as an administrator: mqtool permission set --vhost={broker.vhost} {ann}" in refused.stderr
+    refused = admin.run("mqtool", "list", "queues", *as_ann)
+    assert refused.code == 77
+    assert f"; as an administrator: mqtool user tags {ann} management\n" in refused.stderr
+    assert admin.run("mqtool", "user", "tags", ann, "management").code == 0
+    refused = admin.run("mqtool", "list", "users", *as_ann)
+    assert refused.code == 77
+    assert "the user needs the tag 'administrator'; an administrator can set its tags" in refused.stderr
+
+
 @on_any_broker
 def test_user_password_never_prints_the_password(admin: Shell, ann: str) -> None:
     """`user password` does not print the new password, even with --debug. `user add` has no option to give a password
