@@ -367,6 +367,19 @@ def test_a_second_broker_restart_down_or_rm_waits_for_the_first(
     assert said[command] in "".join(each.stdout + each.stderr for each in ended)
 
 
+def test_the_hint_for_an_unknown_broker_keeps_its_name(home: Shell) -> None:
+    """If no broker with the name was started, `broker status`, `env`, `logs` and `restart` exit with 69 and say how to
+    start one with this name. The hint of `broker rm` is how to list the brokers.
+    """
+    for command in ("status", "env", "logs", "restart", "rm"):
+        missing = home.run("mqtool", "broker", command, "--name", "mine")
+        hint = "'mqtool broker ls' lists them" if command == "rm" else "start one with 'mqtool broker up --name=mine'"
+        assert (missing.code, missing.stderr) == (
+            69,
+            f"mqtool: no broker named 'mine' was started here\nhint: {hint}\n",
+        )
+
+
 def test_broker_up_does_not_take_a_port_of_a_broker_that_is_being_restarted(home: Shell) -> None:
     """If `broker up` runs during a `broker restart`, it does not choose a port of the broker that is being restarted,
     although nothing listens there for a moment.

@@ -303,13 +303,14 @@ def _login_hint(started: Started) -> str:
     return "guest, guest" if user == "guest" else f"{user}; for the password: {_env(started)}"
 
 
-def known(name: str) -> Started:
+def known(name: str, hint: str | None = None) -> Started:
     """Find the broker with this name that 'broker up' started. Raises Unavailable if there is none."""
     if (started := state.load(name)) is not None:
         return started
     if (stopped := state.load_stopped(name)) is not None:
         raise Unavailable(f"broker {name!r} is stopped", f"start it again: {up_again(stopped)}")
-    raise Unavailable(f"no broker named {name!r} was started here", "start one with 'mqtool broker up'")
+    up = "mqtool broker up" if name == DEFAULT_NAME else pasteable("broker up --name=", name)
+    raise Unavailable(f"no broker named {name!r} was started here", hint or f"start one with '{up}'")
 
 
 @command(
