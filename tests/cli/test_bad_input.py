@@ -92,6 +92,9 @@ COMMAND_LINE = [
     Case("send x -u amqps://localhost --tls-ca nowhere", 2, "cannot use the TLS files nowhere: No such file", "PEM"),
     Case("send x -u amqps://localhost --tls-key key", 2, "needs its certificate", "--tls-cert"),
     Case("send x -u amqp://localhost --tls-ca ca.pem", 2, "the broker's URL does not use TLS", "amqps://"),
+    Case("send x -u amqp://localhost --tls-key key", 2, "the broker's URL does not use TLS", "amqps://"),
+    Case("list queues -u amqp://localhost --tls-ca ca.pem", 2, "the broker's URL does not use TLS", "amqps://"),
+    Case("list users --management http://localhost:1 --tls-ca ca.pem", 2, "does not use TLS", "amqps://"),
     # Settings of queues.
     Case(
         "receive -q there --queue-type clasic", 2, "'clasic' is not one of 'classic', 'quorum', 'stream'", "'classic'?"
