@@ -26,7 +26,10 @@ from mqtool.spelling import as_text, counted
 from mqtool.topology import Binding
 from mqtool.work.delay_relay import RelayNames
 
-app = group("definitions", "Export, compare, import and convert definitions.", heading="Manage")
+_ABOUT = """Export, compare, import and convert definitions.
+
+Definitions are the exchanges, queues, bindings and policies of a virtual host."""
+app = group("definitions", _ABOUT, heading="Manage")
 
 
 _SIGNS = {"add": ("+ ", GOOD), "change": ("~ ", KEY), "conflict": ("! ", BAD), "extra": ("- ", BAD)}
