@@ -106,6 +106,12 @@ class AccessRefused(MqtoolError):
     exit_code = ExitCode.ACCESS_REFUSED
 
 
+class NoVirtualHost(AccessRefused):
+    """The broker has no virtual host with this name. As with other refused logins, connecting again is of no use."""
+
+    exit_code = ExitCode.UNAVAILABLE
+
+
 class DeclaredDifferently(MqtoolError):
     """A queue or exchange with this name exists with different settings (406 PRECONDITION_FAILED)."""
 

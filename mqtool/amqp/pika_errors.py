@@ -21,6 +21,7 @@ from mqtool.errors import (
     MqtoolError,
     NotFound,
     NothingAnswers,
+    NoVirtualHost,
     Unavailable,
     UnknownExchangeType,
     UsageError,
@@ -48,6 +49,13 @@ _CLOSED_BY_BROKER = (
     exceptions.ProbableAccessDeniedError,
     exceptions.ConnectionClosedByBroker,
 )
+
+#: Matches RabbitMQ's error text for a missing permission.
+_LACKING = (
+    r"(?:(?P<right>configure|write|read) )?access to (?P<thing>.*) in vhost '(?P<vhost>.*)' "
+    r"refused for user '(?P<user>.*)'"
+)
+LACKS_PERMISSION = "the user lacks a permission; an administrator can grant it with 'mqtool permission set'"
 
 _START_A_BROKER = "start one with 'mqtool broker up', or name another with --url"
 
@@ -222,7 +230,7 @@ def _open_refused(address: Address, error: BaseException) -> MqtoolError:
     vhost = address.virtual_host
     if "not found" in text:
         hint = f"the broker has no vhost {vhost!r}: check the URL's path; leave it out, or write /%2F, for vhost '/'"
-        return AccessRefused(f"cannot open vhost {vhost!r}: {text}", hint)
+        return NoVirtualHost(f"cannot open vhost {vhost!r}: {text}", hint)
     if code in (ACCESS_REFUSED, NOT_ALLOWED):
         told = re.search("for user '(.*)'", text)  # a client certificate may belong to any user
         hint = f"as an administrator: {pasteable('permission set --vhost=', vhost, told[1] if told else address.user)}"
@@ -265,7 +273,12 @@ def _hint_for_refused_access(text: str) -> str:
         return "a consumer is exclusive, and nobody else can consume: 'mqtool queue show NAME' names it"
     if "reserved" in text:
         return "names that start with 'amq.' are reserved for the broker; choose another"
-    return "the user lacks a permission: 'mqtool list permissions' shows what it has"
+    if (found := re.search(_LACKING, text)) is None:
+        return LACKS_PERMISSION
+    if found["thing"].startswith("topic "):
+        return "the user's topic permissions do not include it; on the broker: rabbitmqctl set_topic_permissions"
+    which = f" --{found['right']} PATTERN" if found["right"] else ""  # RabbitMQ 3 does not name the right
+    return f"as an administrator: {pasteable('permission set --vhost=', found['vhost'], found['user'])}{which}"
 
 
 #: Part of RabbitMQ's error text for a delivery that was unacknowledged for too long.

@@ -40,6 +40,8 @@ class Embedded(Starter):
         tls = bool(wanted.tls)
         port = ports.choose(wanted.port, ports.usual_amqp(before), wanted.listen, tls=tls)
         management = ports.choose(wanted.management_port, ports.usual_management(before, port), tls=tls)
+        streams = ports.stream_url(wanted.stream_port, before, wanted.listen, tls=tls)
+        ports.check_apart(port, management, _port_of(streams["streams"]), tls=tls)
         return Started(
             name=wanted.name,
             kind=self.kind,
@@ -50,7 +52,7 @@ class Embedded(Starter):
                 "management": f"http://{ports.HOST}:{management}",
                 "data": state.IN_MEMORY if wanted.in_memory else str(wanted.data_dir or directory / "embedded"),
                 **({"listen": wanted.listen} if wanted.listen else {}),
-                **ports.stream_url(wanted.stream_port, before, wanted.listen, tls=tls),
+                **streams,
                 **({"like": wanted.like} if wanted.like else {}),
                 **({"tls_files": list(map(str, wanted.tls))} if wanted.tls else {}),
             },

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from mqtool.errors import Unavailable
+from mqtool.errors import Unavailable, UsageError
 
 if TYPE_CHECKING:
     from mqtool.broker.state import Started
@@ -49,6 +49,20 @@ def choose(wanted: int | None, usual: Iterable[int] = (), listen: str | None = N
     while not _claim(port := free_port()):
         pass  # a broker that is being restarted has reserved it
     return port
+
+
+def check_apart(amqp: int | None, management: int | None, streams: int | None, *, tls: bool) -> None:
+    """Raise UsageError if a broker needs the same port twice. A port that is 0 or None is not checked.
+
+    Args:
+        tls: the broker listens with TLS on the port below each.
+    """
+    needed: dict[int, str] = {}
+    for option, port in (("--port", amqp), ("--management-port", management), ("--stream-port", streams)):
+        for number in ((port, port - 1) if tls else (port,)) if port else ():
+            if (other := needed.setdefault(number, option)) != option:
+                hint = "with TLS, the broker also uses the port below each: leave a port free between them"
+                raise UsageError(f"{other} and {option} both need port {number}", hint if tls else "use another port")
 
 
 def _taken(port: int, listen: str | None, tls: bool) -> str | None:

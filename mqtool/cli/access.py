@@ -114,7 +114,7 @@ class Access(NamedTuple):
         return self._within(connect)
 
     def _check_tls(self) -> None:
-        if (self.tls.ca or self.tls.cert) and not any(address.tls for address in self.addresses):
+        if any(self.tls) and not any(address.tls for address in self.addresses):
             raise UsageError(
                 "TLS files are given, but the broker's URL does not use TLS", "use a URL that starts with amqps://"
             )
@@ -281,7 +281,7 @@ class Access(NamedTuple):
             patience: seconds to wait for a connection and for a response; None for the defaults.
 
         Raises:
-            UsageError: the given URL is not valid.
+            UsageError: the given URL is not valid, or TLS files are given, but no URL uses TLS.
             Unavailable, AccessRefused: mqtool tried several ports, and found no API of this broker.
         """
         from mqtool.management import PATIENCE, Management
@@ -294,6 +294,8 @@ class Access(NamedTuple):
 
         if (given := self.management_url or _started_with(address)) is not None:
             url = _parsed(given)
+            if url.scheme != "https":
+                self._check_tls()
             host = url.netloc.rpartition("@")[2]
             user = address.user if url.username is None else unquote(url.username)
             password = address.password if url.password is None else unquote(url.password)
@@ -301,6 +303,7 @@ class Access(NamedTuple):
         host = f"[{address.host}]" if ":" in address.host else address.host
         if address.tls:  # the password must not be sent unencrypted
             return at(f"https://{host}:{_TLS_PORT}")
+        self._check_tls()
         usual = at(f"http://{host}:{_PORT}")
         if address.port == _AMQP_PORT:
             return usual

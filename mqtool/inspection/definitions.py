@@ -272,9 +272,14 @@ def apply(api: Management, vhost: str, change: DefinitionChange) -> None:
     """Apply one difference to the broker: add an object, or change one."""
     item = change.item
     if change.kind == "binding":
-        kind = "e" if item["destination_type"] == "exchange" else "q"
+        to, kind = ("exchanges", "e") if item["destination_type"] == "exchange" else ("queues", "q")
         where = path("bindings", vhost, "e", item["source"], kind, item["destination"])
-        api.post(where, {"routing_key": item["routing_key"], "arguments": item["arguments"]})
+        try:
+            api.post(where, {"routing_key": item["routing_key"], "arguments": item["arguments"]})
+        except NotFound:  # the broker does not say whether the source or the destination
+            api.get(path("exchanges", vhost, item["source"]))
+            api.get(path(to, vhost, item["destination"]))
+            raise
         return
     kinds = {singular: kind for kind, singular in KINDS.items()}
     api.put(path(kinds[change.kind], vhost, item["name"]), {key: item[key] for key in item if key != "name"})

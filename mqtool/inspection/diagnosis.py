@@ -68,7 +68,7 @@ class Paths:
             # The user may not see the policy, which may set an alternate exchange.
             hidden = bool(exchange.get("policy")) and exchange["policy"] not in self.policies
             if name and published and name not in self.bound and not hidden and self._alternate(exchange) is None:
-                what = f"has received {counted(published)} and has no bindings: they are lost"
+                what = f"has no bindings: messages published to it now are lost ({published:,} published so far)"
                 hint = "bind a queue to it, or publish with --mandatory to see it"
                 yield Finding.of("exchange", exchange, "leads-nowhere", what, hint)
 

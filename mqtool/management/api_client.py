@@ -29,6 +29,7 @@ from mqtool.errors import (
 from mqtool.management import limits
 from mqtool.management.answers import checked
 from mqtool.message import MAX_DEPTH
+from mqtool.spelling import pasteable
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse, PoolManager
@@ -201,11 +202,13 @@ def _access_refused(url: str, user: str, reason: str) -> AccessRefused:
     where = f"the management API at {url}"
     if "management" in reason:
         return AccessRefused(
-            f"{where} refuses user {user!r}", "the user needs the tag 'management': mqtool user tags USER management"
+            f"{where} refuses user {user!r}",
+            f"the user needs the tag 'management'; as an administrator: {pasteable('user tags', user, 'management')}",
         )
     for sign, tag in (("administrator", "administrator"), ("monitor", "monitoring")):
         if sign in reason:
-            return AccessRefused(f"{where} does not allow user {user!r} to do this", f"the user needs the tag {tag!r}")
+            hint = f"the user needs the tag {tag!r}; an administrator can set its tags with 'mqtool user tags'"
+            return AccessRefused(f"{where} does not allow user {user!r} to do this", hint)
     if "Login failed" in reason or reason == "Not_Authorized":  # before and from RabbitMQ 4.0
         return AccessRefused(f"{where} refuses user {user!r} with this password")
     return AccessRefused(f"{where} does not allow user {user!r} to do this: {reason}")

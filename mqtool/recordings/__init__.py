@@ -1,1 +1,1 @@
-"""Recordings: NDJSON files from `receive --json` or `tap --json`. `replay` publishes them, `scrub` anonymizes them."""
+"""Recordings: NDJSON files from `receive --json` or `tap --json`. `replay` publishes them, `scrub` changes values."""

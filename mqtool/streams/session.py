@@ -71,7 +71,7 @@ def answered(error: BaseException, stream: str) -> MqtoolError:
     if isinstance(error, exceptions.StreamDoesNotExist):
         return NotFound(f"stream {stream!r} does not exist", "'mqtool list queues' shows what exists")
     if isinstance(error, exceptions.AccessRefused):
-        return AccessRefused(f"the user may not use stream {stream!r}", "see 'mqtool list permissions'")
+        return AccessRefused(f"the user may not use stream {stream!r}", of_amqp.LACKS_PERMISSION)
     if isinstance(error, exceptions.StreamNotAvailable | exceptions.LeaderNotAvailable):
         return Unavailable(f"stream {stream!r} has no leader right now")
     if isinstance(error, exceptions.PreconditionFailed):

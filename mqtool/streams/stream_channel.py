@@ -16,7 +16,6 @@ from mqtool.amqp.administration import check_lines
 from mqtool.errors import DeclaredDifferently, MqtoolError, NotFound, Unavailable, UsageError
 from mqtool.message import Delivery, Message, Receipt
 from mqtool.offsets import FIRST, Offset
-from mqtool.spelling import pasteable
 from mqtool.streams.entries import encode
 from mqtool.streams.session import NOWHERE, Inbox, StreamSession, in_words
 from mqtool.streams.stream_consumer import StreamConsumer
@@ -120,10 +119,7 @@ class StreamChannel:
         if self.session.create(stream.name, stream.arguments):
             return stream
         if not self.exists(stream.name):
-            raise DeclaredDifferently(
-                f"queue {stream.name!r} is not a stream",
-                f"name another with -q, or delete it: {pasteable('queue delete', stream.name)}",
-            )
+            raise DeclaredDifferently(f"queue {stream.name!r} is not a stream", "name another stream with -q")
         if self._strict:
             raise DeclaredDifferently(f"stream {stream.name!r} has different settings", "leave out --strict to use it")
         if not self._any_settings:

@@ -12,7 +12,6 @@ import mmh3
 from mqtool.amqp import Channel
 from mqtool.errors import DeclaredDifferently, MqtoolError, Unavailable
 from mqtool.message import Confirmation, Message, Receipt
-from mqtool.spelling import pasteable
 from mqtool.streams.rstream_private import CONFIRM, ERROR, METADATA_UPDATE
 from mqtool.streams.session import SessionOwner, StreamSession, not_confirmed, refusal
 from mqtool.topology import Exchange, Queue, Stream
@@ -47,8 +46,7 @@ def _partition(channel: Channel, queue: Queue) -> Queue:
         return channel.declare(queue, exactly=True)
     except DeclaredDifferently as error:
         raise DeclaredDifferently(
-            f"queue {queue.name!r} cannot be a partition: {error}",
-            f"choose another name with -q, or delete it: {pasteable('queue delete', queue.name)}",
+            f"queue {queue.name!r} cannot be a partition: {error}", "name another super stream with -q"
         ) from error
 
 

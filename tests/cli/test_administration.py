@@ -236,7 +236,7 @@ def test_user_commands_add_change_and_delete_a_user(admin: Shell, ann: str) -> N
     admin.run("mqtool", "permission", "set", ann, "--configure", "", "--write", "", "--read", "")
     (admin.directory / "secret").write_text("other")
     assert admin.run("mqtool", "list", "queues", "--user", ann, "--password-file", "secret").code == 0
-    assert admin.run("mqtool", "user", "tags", ann).code == 0
+    assert admin.run("mqtool", "user", "tags", ann, "--none").code == 0
     assert admin.run("mqtool", "wait", "--user", ann, "--password-file", "secret").code == 0
     assert admin.run("mqtool", "list", "queues", "--user", ann, "--password-file", "secret").code == 77
 
@@ -246,6 +246,37 @@ def test_user_commands_add_change_and_delete_a_user(admin: Shell, ann: str) -> N
     assert admin.run("mqtool", "user", "delete", ann, "--if-exists", "--yes").code == 0
     assert admin.run("mqtool", "user", "tags", ann, "management").code == 69
     assert admin.run("mqtool", "permission", "set", ann, "--read", ".*").code == 69
+
+
+def test_user_tags_without_a_tag_shows_the_tags(admin: Shell, ann: str) -> None:
+    """`user tags USER` shows the user's tags, and changes nothing. `user tags USER --none` removes all tags."""
+    tags = ("mqtool", "user", "tags", ann)
+    assert admin.run(*tags).stdout == f"user {ann!r} has no tags\n"
+    assert admin.run(*tags, "monitoring", "policymaker").code == 0
+    shown = f"user {ann!r} has the tags monitoring, policymaker\n"
+    assert [admin.run(*tags).stdout for _ in range(2)] == [shown, shown]
+    assert admin.run(*tags, "--none", "management").code == 2
+    assert said(admin.run(*tags, "--none")) == (0, f"user {ann!r} has no tags")
+    assert admin.run(*tags).stdout == f"user {ann!r} has no tags\n"
+
+
+@pytest.mark.parametrize("new", ["management", "--none"])
+@pytest.mark.once_on_rabbitmq
+def test_user_tags_asks_before_you_lose_your_own_tag_administrator(admin: Shell, ann: str, new: str) -> None:
+    """Without the tag administrator, you could not give yourself the tag again. Without a terminal, `user tags` needs
+    --yes to remove it from the user that you are logged in as.
+    """
+    assert said(admin.run("mqtool", "user", "tags", ann, "administrator")) == (
+        0,
+        f"user {ann!r} has the tag administrator",
+    )
+    as_ann = ("mqtool", "user", "tags", ann, "--user", ann, "--password-file", "secret")
+    refused = admin.run(*as_ann, new)
+    assert said(refused) == (2, "mqtool: this would remove your own tag 'administrator'")
+    assert "pass --yes" in refused.stderr
+    assert admin.run(*as_ann).stdout == f"user {ann!r} has the tag administrator\n"
+    assert admin.run(*as_ann, new, "--yes").code == 0
+    assert admin.run(*as_ann).code == 77
 
 
 @on_any_broker
@@ -266,6 +297,22 @@ def test_invalid_user_and_permission_commands_are_usage_errors(admin: Shell, ann
         wrong = admin.run("mqtool", *words)
         assert wrong.code == 2, words
         assert sentence in wrong.stderr
+
+
+def test_the_hint_for_a_refusal_says_what_an_administrator_can_do(admin: Shell, broker: TestBroker, ann: str) -> None:
+    """If a user lacks a permission or a tag, the hint is the command with which an administrator can grant it."""
+    as_ann = ("--user", ann, "--password-file", "secret")
+    assert admin.run("mqtool", "permission", "set", ann, "--configure", "^mine$").code == 0
+    refused = admin.run("mqtool", "queue", "declare", "jobs", *as_ann)
+    assert refused.code == 77
+    assert f"hint: as an administrator: mqtool permission set --vhost={broker.vhost} {ann}" in refused.stderr
+    refused = admin.run("mqtool", "list", "queues", *as_ann)
+    assert refused.code == 77
+    assert f"; as an administrator: mqtool user tags {ann} management\n" in refused.stderr
+    assert admin.run("mqtool", "user", "tags", ann, "management").code == 0
+    refused = admin.run("mqtool", "list", "users", *as_ann)
+    assert refused.code == 77
+    assert "the user needs the tag 'administrator'; an administrator can set its tags" in refused.stderr
 
 
 @on_any_broker
@@ -295,9 +342,9 @@ def test_user_password_on_a_terminal_asks_twice_for_the_password(admin: Shell, a
 
 
 def test_messages_can_be_sent_to_a_virtual_host_until_it_is_deleted(admin: Shell, broker: TestBroker) -> None:
-    """Messages can be sent to a virtual host after `vhost add`. After `vhost delete`, `send` exits with 77. `vhost add`
-    exits with 1 if the virtual host exists, and `vhost delete` exits with 69 if it does not exist. Without a terminal,
-    `vhost delete` needs --yes.
+    """Messages can be sent to a virtual host after `vhost add`. After `vhost delete`, `send` exits with 69, as does
+    another `vhost delete`. `vhost add` exits with 1 if the virtual host exists. Without a terminal, `vhost delete`
+    needs --yes.
     """
     name = f"stage-{uuid.uuid4().hex[:8]}"
     vhost = ("mqtool", "vhost")
@@ -311,7 +358,7 @@ def test_messages_can_be_sent_to_a_virtual_host_until_it_is_deleted(admin: Shell
     assert admin.run(*vhost, "delete", name, "--yes").code == 0
     assert admin.run(*vhost, "delete", name, "--yes").code == 69
     assert admin.run(*vhost, "delete", name, "--if-exists", "--yes").code == 0
-    assert admin.run("mqtool", "send", "--vhost", name, "x").code == 77
+    assert admin.run("mqtool", "send", "--vhost", name, "x").code == 69
 
 
 def test_plugins_of_the_embedded_broker_cannot_be_disabled(lonely_shell: Shell) -> None:

@@ -134,16 +134,18 @@ def test_broker_up_listen_creates_a_user_with_a_generated_password(home: Shell, 
 def test_a_broker_started_with_a_client_ca_refuses_clients_without_a_certificate(
     home: Shell, amqp_tls: Authority, at_port: str
 ) -> None:
-    """`broker up --tls-cert --tls-key` starts a broker with a TLS address, which `broker status` shows. If
+    """`broker up --tls-cert --tls-key` starts a broker with a TLS address, which it shows, as `broker status` does. If
     --tls-client-ca is also given, the broker refuses a client without a certificate.
     """
     up = ("mqtool", "broker", "up", "--kind=embedded", "--in-memory", "--name=mine", at_port)
     files = ("--tls-cert", str(amqp_tls.cert), "--tls-key", str(amqp_tls.key), "--tls-client-ca", str(amqp_tls.ca))
     assert "give both --tls-cert and --tls-key" in home.run(*up, *files[:2]).stderr
     assert "use --kind embedded" in home.run("mqtool", "broker", "up", "--kind=node", *files).stderr
-    assert home.run(*up, *files).code == 0
+    started = home.run(*up, *files)
+    assert started.code == 0
     status = home.run("mqtool", "broker", "status", "--name", "mine").stdout
     (url,) = re.findall(r"tls +(amqps://\S+)", status)
+    assert f"with TLS: {url}\n" in started.stderr
     client = (
         "--tls-ca",
         str(amqp_tls.ca),
@@ -365,6 +367,19 @@ def test_a_second_broker_restart_down_or_rm_waits_for_the_first(
     assert said[command] in "".join(each.stdout + each.stderr for each in ended)
 
 
+def test_the_hint_for_an_unknown_broker_keeps_its_name(home: Shell) -> None:
+    """If no broker with the name was started, `broker status`, `env`, `logs` and `restart` exit with 69 and say how to
+    start one with this name. The hint of `broker rm` is how to list the brokers.
+    """
+    for command in ("status", "env", "logs", "restart", "rm"):
+        missing = home.run("mqtool", "broker", command, "--name", "mine")
+        hint = "'mqtool broker ls' lists them" if command == "rm" else "start one with 'mqtool broker up --name=mine'"
+        assert (missing.code, missing.stderr) == (
+            69,
+            f"mqtool: no broker named 'mine' was started here\nhint: {hint}\n",
+        )
+
+
 def test_broker_up_does_not_take_a_port_of_a_broker_that_is_being_restarted(home: Shell) -> None:
     """If `broker up` runs during a `broker restart`, it does not choose a port of the broker that is being restarted,
     although nothing listens there for a moment.
@@ -480,6 +495,38 @@ def test_broker_up_with_tls_needs_the_port_below_each_plain_port(
     with socket.create_server(("127.0.0.1", usual_management - 1)):
         assert home.run(*up, f"--tls-key={amqp_tls.key}", at_port).code == 0
     assert f":{usual_management}" not in home.run("mqtool", "broker", "status").stdout
+
+
+@pytest.mark.parametrize("command", ["up --kind=embedded --in-memory", "serve"])
+def test_broker_up_and_serve_refuse_ports_that_are_too_close(home: Shell, amqp_tls: Authority, command: str) -> None:
+    """If two options of `broker up` or `broker serve` need the same port, which may be the one for TLS, the command
+    exits with 2 and names the options and the port.
+    """
+    port = free_port()
+    start = ("mqtool", "broker", *command.split(), f"--port={port}")
+    files = (f"--tls-cert={amqp_tls.cert}", f"--tls-key={amqp_tls.key}")
+    same = home.run(*start, f"--stream-port={port}")
+    assert (same.code, same.stderr.splitlines()[0]) == (2, f"mqtool: --port and --stream-port both need port {port}")
+    beside = home.run(*start, f"--management-port={port + 1}", *files)
+    assert beside.code == 2
+    assert beside.stderr.splitlines() == [
+        f"mqtool: --port and --management-port both need port {port}",
+        "hint: with TLS, the broker also uses the port below each: leave a port free between them",
+    ]
+
+
+def test_broker_up_refuses_a_port_that_the_chosen_one_needs_for_tls(
+    home: Shell, amqp_tls: Authority, at_port: str
+) -> None:
+    """If an option names the port that a port chosen by `broker up` needs for TLS, the command exits with 2."""
+    port = int(at_port.partition("=")[2])
+    up = ("mqtool", "broker", "up", "--kind=embedded", "--in-memory", at_port)
+    files = (f"--tls-cert={amqp_tls.cert}", f"--tls-key={amqp_tls.key}")
+    refused = home.run(*up, f"--stream-port={port + 10_001}", *files)
+    assert (refused.code, f"--management-port and --stream-port both need port {port + 10_000}" in refused.stderr) == (
+        2,
+        True,
+    )
 
 
 def test_broker_up_starts_no_broker_if_mqtool_url_names_another(home: Shell) -> None:

@@ -516,7 +516,7 @@ def test_a_command_in_a_protected_context_asks_before_each_change(staging: Shell
         "exchange bind logs jobs",
         "user add ann --password-file recording",
         "user password guest --password-file recording",
-        "user tags guest",
+        "user tags guest --none --yes",
         "vhost add new",
         "permission set guest --read ^$",
         "broker fault restart",
@@ -551,6 +551,15 @@ def test_a_command_in_a_protected_context_asks_before_each_change(staging: Shell
     assert depth(broker, "jobs") == 1
     assert staging.run("mqtool", "queue", "purge", "--confirm", "staging", "jobs").code == 0
     assert depth(broker, "jobs") == 0
+
+
+@on_any_broker
+def test_definitions_import_shows_the_changes_before_it_asks(staging: Shell) -> None:
+    """In a protected context, `definitions import` shows what it would change before it asks."""
+    (staging.directory / "new.json").write_text('{"queues": [{"name": "new"}]}')
+    refused = staging.run("mqtool", "definitions", "import", "new.json")
+    assert (refused.code, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("+ queue new\nmqtool: this would import 1 difference in the protected context")
 
 
 @pytest.fixture

@@ -76,6 +76,15 @@ def test_dlq_show_indents_every_line_of_a_body(shell: Shell) -> None:
     assert shown.endswith("\n  body:  one\n    m-2: rejected, from jobs\n")
 
 
+def test_dlq_show_says_that_a_queue_is_empty(shell: Shell) -> None:
+    """If there are no dead letters, `dlq show` says that the queue is empty; with an option that selects some, that it
+    has none of these.
+    """
+    shell.run("mqtool", "queue", "declare", "jobs.dlq")
+    assert shell.run("mqtool", "dlq", "show", "jobs").stderr == "jobs.dlq is empty\n"
+    assert shell.run("mqtool", "dlq", "show", "jobs", "--id", "x").stderr == "jobs.dlq has no such dead letter\n"
+
+
 def test_dlq_show_wraps_a_long_error_between_words(shell: Shell) -> None:
     """On a terminal, `dlq show` wraps a long error between words at 80 columns; in a pipe, the error is on one line."""
     shell.run("mqtool", "send", "-q", "jobs", "x")

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import json
+import re
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,33 @@ def test_definitions_import_prints_the_reason_for_a_refusal_on_one_line(admin: S
     assert (imported.code, len(warnings)) == (3, 1), imported.stderr
     assert "the broker refuses: Validation failed: " in warnings[0]
     assert "\\n" not in imported.stderr
+
+
+def test_definitions_import_lists_only_what_was_imported(admin: Shell) -> None:
+    """If the broker refuses an exchange, `definitions import` warns of it, and of each binding that needs it, with the
+    name of what does not exist. It lists what it has imported, and exits with 3.
+    """
+    binding = {"routing_key": "", "arguments": {}}
+    wanted = {
+        "exchanges": [{"name": "later", "type": "x-unknown"}],
+        "queues": [{"name": "new"}],
+        "bindings": [
+            {"source": "later", "destination": "new", "destination_type": "queue", **binding},
+            {"source": "logs", "destination": "none", "destination_type": "queue", **binding},
+            {"source": "logs", "destination": "later", "destination_type": "exchange", **binding},
+        ],
+    }
+    (admin.directory / "file").write_text(json.dumps(wanted))
+    imported = run(admin, "import file")
+    assert (imported.code, imported.stdout) == (3, "+ queue new\n")
+    warnings = [line for line in imported.stderr.splitlines() if line.startswith("warning: ")]
+    assert warnings[0].startswith("warning: exchange later: ")
+    assert [re.sub(" in vhost .*", "", line) for line in warnings[1:]] == [
+        "warning: binding later ── '' ──> new: exchange 'later' does not exist",
+        "warning: binding logs ── '' ──> none: queue 'none' does not exist",
+        "warning: binding logs ── '' ──> exchange later: exchange 'later' does not exist",
+    ]
+    assert imported.stderr.endswith("imported 1 of 5 differences\nmqtool: 4 not imported\n")
 
 
 #: As RabbitMQ 3.10's `rabbitmqctl export_definitions` writes them: a server-named queue, bound to an exchange.

@@ -290,6 +290,19 @@ def test_an_invalid_delay_or_time_is_a_usage_error(lonely_shell: Shell, options:
     assert refused.code == 2
 
 
+def test_a_time_of_day_that_has_passed_can_be_named_for_tomorrow(lonely_shell: Shell) -> None:
+    """If `--at` is a time of day that has passed, `send` exits with 2 and shows that time with tomorrow's date."""
+
+    def tomorrow() -> str:
+        return f"{datetime.now() + timedelta(days=1):%Y-%m-%d}"
+
+    days = [tomorrow()]
+    refused = lonely_shell.run("mqtool", "send", "x", "--at", "00:00", "-u", "amqp://127.0.0.1:1")
+    days.append(tomorrow())  # it may have become midnight
+    assert refused.code == 2
+    assert any(f"; for tomorrow: {day}T00:00\n" in refused.stderr for day in days)
+
+
 def test_delay_and_at_cannot_be_combined(lonely_shell: Shell) -> None:
     """`send --delay 5s --at TIME` exits with 2 and says that the two options cannot be combined."""
     soon = f"{datetime.now() + timedelta(hours=1):%Y-%m-%dT%H:%M}"

@@ -299,7 +299,8 @@ def test_errors_of_stream_commands_name_the_problem(shell: Shell, broker: TestBr
     assert "stream 'nope' does not exist" in fails(69, "offset", "show", "nope", "me")
     assert "has no vhost 'nope'" in fails(77, "receive-stream", "--vhost", "nope")
     shell.run("mqtool", "queue", "declare", "classic", "--queue-type", "classic")
-    assert "queue 'classic' is not a stream" in fails(78, "send-stream", "-q", "classic", "x")
+    no_stream = "queue 'classic' is not a stream\nhint: name another stream with -q\n"
+    assert no_stream in fails(78, "send-stream", "-q", "classic", "x")
     shell.run("mqtool", "send-stream", "-q", "s", "x")
     assert "different settings" in fails(78, "send-stream", "-q", "s", "--strict", "--argument", "max-age=1D", "x")
     assert "no offset of 'me' is stored in stream 's'" in fails(1, "offset", "show", "s", "me")

@@ -96,6 +96,7 @@ def test_tutorial_list_names_every_tutorial(lonely_shell: Shell) -> None:
         json.loads(line) for line in lonely_shell.run("mqtool", "tutorial", "list", "--json").stdout.splitlines()
     ]
     assert [f"{each['name']}\t{each['summary']}" for each in as_json] == listed
+    assert not any(line.endswith(".") for line in listed)
 
 
 @pytest.mark.parametrize("name", pages.NAMES)

@@ -25,7 +25,7 @@ from mqtool.amqp.channel import Channel
 from mqtool.amqp.connection import parameters_for
 from mqtool.amqp.pika_private import CertificateFirst
 from mqtool.amqp.reopening_channel import ChannelListener
-from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, NotConfirmed, StoppedWaiting, Unavailable
+from mqtool.errors import DeclaredDifferently, MqtoolError, NotConfirmed, NoVirtualHost, StoppedWaiting, Unavailable
 from mqtool.message import Message
 from mqtool.testing import EmbeddedBroker, Vhost
 from mqtool.topology import Queue
@@ -398,7 +398,7 @@ def test_reconnecting_ends_if_the_broker_refuses_the_connection(connect: Connect
         channel = connect(vhost.url, notice=told, backoff=AT_ONCE).channel()
     told.wait_for("lost the connection")
     failure = failure_of(channel)
-    assert type(failure) is AccessRefused
+    assert type(failure) is NoVirtualHost
     assert str(failure).startswith(f"cannot open vhost '{vhost.name}': ")
     assert len(told) == 1
 

@@ -83,6 +83,15 @@ def expiring(name: str, exchange: str, key: str | None = None) -> Queue:
     return Queue(name, arguments=arguments if key is None else {**arguments, "x-dead-letter-routing-key": key})
 
 
+def test_doctor_does_not_call_messages_lost_that_an_exchange_routed_before() -> None:
+    """If an exchange has no bindings, `doctor` says that messages published now are lost, and how many were published
+    before: they may have been routed while there was a binding.
+    """
+    exchange = {"name": "logs", "vhost": "/", "type": "fanout", "message_stats": {"publish_in": 1}}
+    (found,) = Paths("/", {"logs": exchange}).findings()
+    assert str(found.what) == "has no bindings: messages published to it now are lost (1 published so far)"
+
+
 def test_a_cycle_of_queues_that_dead_letter_expired_messages_is_reported_once() -> None:
     """If queues dead-letter expired messages to each other in a cycle, directly or through exchanges, `doctor` reports
     the cycle as one problem, even among thousands of queues.

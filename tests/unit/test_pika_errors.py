@@ -20,6 +20,7 @@ from mqtool.errors import (
     MqtoolError,
     NotFound,
     NothingAnswers,
+    NoVirtualHost,
     Unavailable,
     UnknownExchangeType,
     UsageError,
@@ -35,7 +36,6 @@ RAISE_TIMEOUT = (
     "raise consumer_timeout in rabbitmq.conf, or x-consumer-timeout of the queue (RabbitMQ 3.12); or take less time: "
     "worker --timeout"
 )
-LACKS_PERMISSION = "the user lacks a permission: 'mqtool list permissions' shows what it has"
 DIALECT = "another --dialect may match it; without --strict it is used as it is"
 PLUGIN = "a plugin may be missing: 'rabbitmq-plugins list' shows what the broker has"
 IMPOSSIBLE = "see --queue-type, --durable, --transient and --argument"
@@ -52,7 +52,17 @@ def ssl_error(kind: type[ssl.SSLError], **attributes: str | None) -> ssl.SSLErro
 @pytest.mark.parametrize(
     ("code", "text", "kind", "words", "hint"),
     [
-        (403, "ACCESS_REFUSED - no access to queue 'q'", AccessRefused, "no access to queue 'q'", LACKS_PERMISSION),
+        (403, "ACCESS_REFUSED - no access to queue 'q'", AccessRefused, "no access to queue 'q'",
+         pika_errors.LACKS_PERMISSION),
+        (403, "ACCESS_REFUSED - access to queue 'q' in vhost '/' refused for user 'ann'", AccessRefused,
+         "access to queue 'q' in vhost '/' refused for user 'ann'",
+         "as an administrator: mqtool permission set --vhost=/ ann"),
+        (403, "ACCESS_REFUSED - write access to exchange 'x' in vhost 'my shop' refused for user 'bob'", AccessRefused,
+         "write access to exchange 'x' in vhost 'my shop' refused for user 'bob'",
+         "as an administrator: mqtool permission set --vhost='my shop' bob --write PATTERN"),
+        (403, "ACCESS_REFUSED - access to topic 'k' in exchange 'x' in vhost '/' refused for user 'ann'", AccessRefused,
+         "access to topic 'k' in exchange 'x' in vhost '/' refused for user 'ann'",
+         "the user's topic permissions do not include it; on the broker: rabbitmqctl set_topic_permissions"),
         (403, "ACCESS_REFUSED - operation not permitted on the default exchange", AccessRefused,
          "operation not permitted on the default exchange",
          "it routes to the queue named by the routing key: 'mqtool send -q NAME' publishes there"),
@@ -171,7 +181,7 @@ def test_a_lost_connection_is_explained_without_the_words_of_pika(error: Excepti
          "one:5672 refused the login of user 'ann': Login was refused using PLAIN",
          "check the user and the password: in --url, or --user and --password-file"),
         (exceptions.ProbableAccessDeniedError("ConnectionClosedByBroker: (530) 'NOT_ALLOWED - vhost v not found'"),
-         AccessRefused, "cannot open vhost 'v': vhost v not found",
+         NoVirtualHost, "cannot open vhost 'v': vhost v not found",
          "the broker has no vhost 'v': check the URL's path; leave it out, or write /%2F, for vhost '/'"),
         (exceptions.ProbableAccessDeniedError(
             "ConnectionClosedByBroker: (530) \"NOT_ALLOWED - access to vhost 'v' refused for user 'bob'\""),

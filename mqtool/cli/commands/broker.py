@@ -129,7 +129,7 @@ def _say_kept(removed: Started) -> None:
 
 
 def _stopped(name: str) -> Started:
-    found = state.load_last(name) or known(name)
+    found = state.load_last(name) or known(name, "'mqtool broker ls' lists them")
     if starter_of(found).running(found):
         raise UsageError(
             f"the broker named {name!r} is running", f"to stop it: {pasteable('broker down --name=', name)}"

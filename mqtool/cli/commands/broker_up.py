@@ -53,7 +53,8 @@ def _port(about: str, lowest: int = 1) -> Any:
             typer.Option("--user", metavar="USER", help="User to log in as; with --kind docker, user to create"),
         ],
         "tls_cert": Annotated[
-            Path | None, typer.Option(metavar="FILE", help="Client certificate; with --kind embedded, the broker's")
+            Path | None,
+            typer.Option(metavar="FILE", help="Client certificate; embedded: the broker's, TLS 1 port lower"),
         ],
         "tls_key": Annotated[Path | None, typer.Option(metavar="FILE", help="Key of the certificate")],
     },
@@ -170,6 +171,7 @@ def _check(wanted: Wanted, kind: BrokerKind, client_ca: Path | None) -> None:
         raise UsageError(f"{wanted.name!r} is not a valid broker name", "use letters, digits, - and _")
     if wanted.cluster and wanted.stream_port is not None:
         raise UsageError("--stream-port does not work with --cluster", "start one node for streams")
+    ports.check_apart(wanted.port, wanted.management_port, wanted.stream_port, tls=bool(wanted.tls))
     if wanted.listen is not None:
         readiness.check_listen(wanted.listen)
     if wanted.definitions is not None:
@@ -265,6 +267,8 @@ def _reachable(access: Access) -> Address | None:
 
 def _say_up(started: Started, what: str) -> None:
     output.show(f"{what} at {','.join(map(str, parse_addresses(started.url)))}")
+    if tls := started.details.get("tls"):
+        output.status(f"with TLS: {tls}")
     if damage := started.details.get("damage"):
         output.notice(str(damage))
     if management := started.details.get("management"):
@@ -299,13 +303,14 @@ def _login_hint(started: Started) -> str:
     return "guest, guest" if user == "guest" else f"{user}; for the password: {_env(started)}"
 
 
-def known(name: str) -> Started:
+def known(name: str, hint: str | None = None) -> Started:
     """Find the broker with this name that 'broker up' started. Raises Unavailable if there is none."""
     if (started := state.load(name)) is not None:
         return started
     if (stopped := state.load_stopped(name)) is not None:
         raise Unavailable(f"broker {name!r} is stopped", f"start it again: {up_again(stopped)}")
-    raise Unavailable(f"no broker named {name!r} was started here", "start one with 'mqtool broker up'")
+    up = "mqtool broker up" if name == DEFAULT_NAME else pasteable("broker up --name=", name)
+    raise Unavailable(f"no broker named {name!r} was started here", hint or f"start one with '{up}'")
 
 
 @command(
@@ -343,6 +348,7 @@ def serve(
     from mqtool.broker.embedded.sockets.listener import Tls
 
     tls = _tls(tls_cert, tls_key, tls_client_ca)
+    ports.check_apart(port, management_port, stream_port, tls=bool(tls))
     settings = Settings(
         host,
         port,

@@ -25,7 +25,9 @@ from mqtool.spelling import pasteable
 
 app = group("context", "Name brokers, and choose the one to use.", heading="Broker")
 
-Name = Annotated[str, typer.Argument(metavar="NAME", autocompletion=lambda: contexts.names())]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name of the context", autocompletion=lambda: contexts.names())
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
 _COMMENTS_AT_THE_END = re.compile(r"(?:^[ \t]*(?:#.*)?\n)*\Z", re.MULTILINE)
 _COLUMNS = ("name", "url", "management", "protected", "in_use")
@@ -43,7 +45,7 @@ def _pem(what: str) -> Any:
     effect=Effect.NONE,
 )
 def add(
-    name: Annotated[str, typer.Argument(metavar="NAME")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name for the broker")],
     url: Annotated[
         str, typer.Option("--url", "-u", help="Broker URL: amqp://user:password@host:5672/vhost", metavar="URL")
     ],
@@ -92,7 +94,9 @@ def ls(as_json: AsJson = False) -> None:
 
 @command(app, "mqtool context use staging", "mqtool context use --none", effect=Effect.NONE)
 def use(
-    name: Annotated[str | None, typer.Argument(autocompletion=lambda: contexts.names(), metavar="NAME")] = None,
+    name: Annotated[
+        str | None, typer.Argument(autocompletion=lambda: contexts.names(), metavar="NAME", help="Name of the context")
+    ] = None,
     none: Annotated[bool, typer.Option("--none", help="Use no context")] = False,
 ) -> None:
     """Make a context the default for all commands."""
@@ -112,7 +116,10 @@ def show(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="Context", show_default="the one in use", autocompletion=lambda: contexts.names(), metavar="NAME"
+            help="Name of the context",
+            show_default="the one in use",
+            autocompletion=lambda: contexts.names(),
+            metavar="NAME",
         ),
     ] = None,
     as_json: AsJson = False,

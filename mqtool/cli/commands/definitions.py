@@ -1,6 +1,6 @@
 """mqtool definitions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,7 +26,10 @@ from mqtool.spelling import as_text, counted
 from mqtool.topology import Binding
 from mqtool.work.delay_relay import RelayNames
 
-app = group("definitions", "Export, compare, import and convert definitions.", heading="Manage")
+_ABOUT = """Export, compare, import and convert definitions.
+
+Definitions are the exchanges, queues, bindings and policies of a virtual host."""
+app = group("definitions", _ABOUT, heading="Manage")
 
 
 _SIGNS = {"add": ("+ ", GOOD), "change": ("~ ", KEY), "conflict": ("! ", BAD), "extra": ("- ", BAD)}
@@ -98,14 +101,19 @@ def import_definitions(
     found = definitions.compare(definitions.export(api, access.vhost), wanted)
     changes = [change for change in found if change.action != "extra"]
     possible = [change for change in changes if change.action != "conflict"]
-    _show(changes, as_json=as_json)
     failed = len(changes) - len(possible)
     if dry_run:
+        _show(changes, as_json=as_json)
         output.status(f"would import {len(possible):,} of {counted(len(changes), 'difference')}")
     else:
         if possible:
+            if access.is_guarded:
+                for change in possible:
+                    output.notice(layout.plain(_line(change)))
             ask(f"import {counted(len(possible), 'difference')}", access, yes=yes, is_safe=True)
-        failed += _import(api, access.vhost, possible)
+        refused: list[DefinitionChange] = []
+        _show(_imported(api, access.vhost, changes, refused), as_json=as_json)
+        failed += len(refused)
         output.status(f"imported {len(changes) - failed:,} of {counted(len(changes), 'difference')}")
     if failed:
         raise SomeFailed(
@@ -156,15 +164,19 @@ def convert(
         raise SomeFailed(f"{counted(len(converted.losses), 'open decision')}")
 
 
-def _import(api: Management, vhost: str, changes: Sequence[DefinitionChange]) -> int:
-    refused = 0
+def _imported(
+    api: Management, vhost: str, changes: Iterable[DefinitionChange], refused: list[DefinitionChange]
+) -> Iterator[DefinitionChange]:
+    """Apply changes one by one. Yields those that were applied, and conflicts; adds the others to `refused`."""
     for change in changes:
         try:
-            definitions.apply(api, vhost, change)
+            if change.action != "conflict":
+                definitions.apply(api, vhost, change)
         except (UsageError, DeclaredDifferently, NotFound, AccessRefused) as error:
-            refused += 1
+            refused.append(change)
             output.warning(f"{change.kind} {_name(change)}: {error}")
-    return refused
+        else:
+            yield change
 
 
 def _read(file: Path, vhost: str) -> Contents:
@@ -174,7 +186,7 @@ def _read(file: Path, vhost: str) -> Contents:
     return wanted
 
 
-def _show(changes: Sequence[DefinitionChange], *, as_json: bool) -> None:
+def _show(changes: Iterable[DefinitionChange], *, as_json: bool) -> None:
     if as_json:
         for change in changes:
             output.show_json(asdict(change))

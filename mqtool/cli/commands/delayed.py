@@ -173,7 +173,7 @@ def now(broker: ManagedBroker, yes: UnneededYes = False, ids: Ids = None, where:
 
 def _check(ids: list[str] | None, where: conditions.Where | None) -> None:
     if not ids and where is None:
-        raise UsageError("select messages by id, or with --where", "'mqtool delayed show' shows them")
+        raise UsageError("select messages by id, or with --where", "'mqtool delayed show' lists them")
 
 
 def _take(

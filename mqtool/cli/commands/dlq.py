@@ -201,7 +201,7 @@ def show(
                 else:
                     _show(letter)
     if not shown:
-        output.status(f"{which.queue(queue)} has no such dead letter")
+        output.status(f"{which.queue(queue)} {'is empty' if which.is_all else 'has no such dead letter'}")
 
 
 def _show(letter: Delivery) -> None:

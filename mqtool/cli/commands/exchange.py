@@ -8,7 +8,7 @@ import typer
 from mqtool.amqp import administration
 from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command, group
-from mqtool.cli.commands.queue import AutoDelete, IfNotExists, IfUnused, declare_as, existing, named, one_by_one
+from mqtool.cli.commands.queue import IfNotExists, IfUnused, declare_as, existing, named, one_by_one
 from mqtool.cli.completion import names_of
 from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
@@ -27,7 +27,9 @@ app = group("exchange", "Declare, bind, unbind and delete exchanges.", heading="
 _TYPES = ("direct", "fanout", "topic", "headers")
 
 
-ExchangeName = Annotated[str, typer.Argument(metavar="EXCHANGE", autocompletion=names_of("exchanges"))]
+ExchangeName = Annotated[
+    str, typer.Argument(metavar="EXCHANGE", help="Name of the exchange", autocompletion=names_of("exchanges"))
+]
 
 
 @command(
@@ -42,7 +44,9 @@ def declare_exchange(
     options: ExchangeOptions,
     broker: BrokerOptions,
     kind: Annotated[str, typer.Argument(metavar="TYPE", help="direct, fanout, topic, headers, or a plugin's type")],
-    auto_delete: AutoDelete = False,
+    auto_delete: Annotated[
+        bool, typer.Option("--auto-delete", help="Delete the exchange once its last binding is gone")
+    ] = False,
     internal: Annotated[bool, typer.Option("--internal", help="Accept messages from other exchanges only")] = False,
     if_not_exists: IfNotExists = False,
 ) -> None:
@@ -69,7 +73,10 @@ def declare_exchange(
     name="delete",
 )
 def delete_exchange(
-    exchange: Annotated[list[str], typer.Argument(metavar="EXCHANGE...", autocompletion=names_of("exchanges"))],
+    exchange: Annotated[
+        list[str],
+        typer.Argument(metavar="EXCHANGE...", help="Names of the exchanges", autocompletion=names_of("exchanges")),
+    ],
     broker: BrokerOptions,
     yes: Yes = False,
     if_exists: IfExists = False,

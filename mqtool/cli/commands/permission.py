@@ -37,7 +37,10 @@ def set_permission(
     write: Annotated[str | None, _pattern("publish and bind to")] = None,
     read: Annotated[str | None, _pattern("consume and bind from")] = None,
 ) -> None:
-    """Set a user's permissions; those not given stay as they are."""
+    """Set a user's permissions; those not given stay as they are.
+
+    A pattern matches anywhere in a name: 'jobs' also matches jobs-old, and '^jobs$' only jobs.
+    """
     if configure is None and write is None and read is None:
         raise UsageError(
             f"no permission given for user {name!r}",

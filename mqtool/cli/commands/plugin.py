@@ -27,7 +27,9 @@ _PLUGINS = [
 ]
 
 
-Plugins = Annotated[list[str], typer.Argument(metavar="PLUGIN...", autocompletion=lambda: _PLUGINS)]
+Plugins = Annotated[
+    list[str], typer.Argument(metavar="PLUGIN...", help="Names of the plugins", autocompletion=lambda: _PLUGINS)
+]
 
 
 @command(app, "mqtool plugin enable rabbitmq_shovel", effect=Effect.OWN)

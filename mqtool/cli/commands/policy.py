@@ -43,7 +43,9 @@ def definition(text: str) -> dict[str, Any]:
     return found
 
 
-PolicyName = Annotated[str, typer.Argument(metavar="POLICY", autocompletion=names_of("policies"))]
+PolicyName = Annotated[
+    str, typer.Argument(metavar="POLICY", help="Name of the policy", autocompletion=names_of("policies"))
+]
 
 
 Operator = Annotated[bool, typer.Option("--operator", help="Operator policies: limits that users cannot raise")]

@@ -30,13 +30,15 @@ app = group("queue", "Declare, show, convert, delete and purge queues.", heading
 app.add_typer(queue_convert.part)
 
 
-QueueName = Annotated[str, typer.Argument(metavar="QUEUE", autocompletion=names_of("queues"))]
+QueueName = Annotated[str, typer.Argument(metavar="QUEUE", help="Name of the queue", autocompletion=names_of("queues"))]
 
 
-QueueNames = Annotated[list[str], typer.Argument(metavar="QUEUE...", autocompletion=names_of("queues"))]
+QueueNames = Annotated[
+    list[str], typer.Argument(metavar="QUEUE...", help="Names of the queues", autocompletion=names_of("queues"))
+]
 
 
-AutoDelete = Annotated[bool, typer.Option("--auto-delete", help="Delete it when nothing uses it any more")]
+AutoDelete = Annotated[bool, typer.Option("--auto-delete", help="Delete the queue once its last consumer is gone")]
 
 
 IfNotExists = Annotated[

@@ -56,7 +56,10 @@ def _condition(text: str) -> Any:
 )
 def convert(
     broker: ManagedBroker,
-    queue: Annotated[list[str] | None, typer.Argument(metavar="[QUEUE]...", autocompletion=names_of("queues"))] = None,
+    queue: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[QUEUE]...", help="Names of the queues", autocompletion=names_of("queues")),
+    ] = None,
     yes: Yes = False,
     to: Annotated[
         Literal["classic", "quorum", "stream"] | None, typer.Option(help="New type", show_default="quorum")

@@ -53,7 +53,7 @@ from mqtool.recordings.scrubbing import Scrubber, parse_fields
 from mqtool.spelling import counted
 from mqtool.topology import Exchange
 
-app = group("recording", "Play back, anonymize and compare recordings.", heading="Messages")
+app = group("recording", "Play back, scrub and compare recordings.", heading="Messages")
 
 #: The exchange for messages that name none. Recorded messages always name their exchange.
 _DEFAULT_EXCHANGE = Exchange("")

@@ -181,7 +181,7 @@ def _check_integers(requests: list[str], *, takes_negatives: bool) -> None:
     accepted = _INTEGER if takes_negatives else re.compile("[0-9]+")
     for request in requests:
         if not accepted.fullmatch(request):
-            kind = "an integer" if takes_negatives else "a whole number from 0 up"
+            kind = "an integer" if takes_negatives else "a whole number of 0 or more"
             raise UsageError(
                 f"the request {request!r} is not {kind}",
                 "other requests crash the tutorials' servers; for a server that accepts text, use --text",

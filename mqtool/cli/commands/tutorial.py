@@ -66,9 +66,10 @@ def _row(name: str) -> dict[str, str]:
     number = str(pages.NUMBERED.index(name) + 1) if name in pages.NUMBERED else ""
     if name in pages.NAMES:
         page = pages.page(name)
-        return {"number": number, "name": name, "title": page.title, "summary": page.summary}
+        return {"number": number, "name": name, "title": page.title, "summary": page.summary.removesuffix(".")}
     play = plays.PLAYS[name]
-    return {"number": "", "name": name, "title": play.title, "summary": play.story[0].lower() + play.story[1:]}
+    summary = f"{play.story[0].lower()}{play.story[1:]}".removesuffix(".")
+    return {"number": "", "name": name, "title": play.title, "summary": summary}
 
 
 @command(

@@ -25,12 +25,10 @@ from mqtool.management.api_client import Json
 app = group("user", "Add and delete users; change passwords and tags.", heading="Manage")
 
 
-UserName = Annotated[str, typer.Argument(metavar="USER", autocompletion=names_of("users"))]
+UserName = Annotated[str, typer.Argument(metavar="USER", help="Name of the user", autocompletion=names_of("users"))]
 
 
-Tags = Annotated[
-    list[str] | None, typer.Argument(metavar="[TAG]...", help="New tags (default: none, which removes all tags)")
-]
+Tags = Annotated[list[str] | None, typer.Argument(metavar="[TAG]...", help="New tags (default: show the user's tags)")]
 
 
 IfNotExists = Annotated[
@@ -47,6 +45,9 @@ LoginPassword = Annotated[
 _NEW_PASSWORD = Annotated[
     Path | None, typer.Option("--password-file", help="Read the user's password from FILE; - is stdin", metavar="FILE")
 ]
+
+#: A user without this tag cannot change users, not even to get the tag back.
+_ADMINISTRATOR = "administrator"
 
 #: What to say about a password among the arguments, and the hint.
 _NO_PASSWORD = ("a password does not belong on the command line", "--password-file FILE, or - to read it from stdin")
@@ -139,15 +140,43 @@ def password(name: UserName, broker: ManagedBroker, login_password_file: LoginPa
     output.status(f"changed the password of user {name!r}")
 
 
-@command(app, "mqtool user tags ann monitoring management", "mqtool user tags ann", effect=Effect.CHANGES)
-def tags(name: UserName, broker: ManagedBroker, tags: Tags = None) -> None:
-    """Set a user's tags, which grant rights in the management API."""
-    api = access_to(broker).management()
-    kept = {
-        name: value for name, value in user_view(api, name).items() if name in ("password_hash", "hashing_algorithm")
-    }
-    api.put(path("users", name), {**kept, "tags": _tags(tags or [])})
-    output.status(f"user {name!r} has {'the tags ' + ', '.join(tags) if tags else 'no tags'}")
+@command(
+    app,
+    "mqtool user tags ann",
+    "mqtool user tags ann monitoring management",
+    "mqtool user tags ann --none",
+    effect=Effect.CHANGES,
+)
+def tags(
+    name: UserName,
+    broker: ManagedBroker,
+    tags: Tags = None,
+    none: Annotated[bool, typer.Option("--none", help="Remove all tags")] = False,
+    yes: Yes = False,
+) -> None:
+    """Show or set a user's tags: its rights in the management API."""
+    if tags and none:
+        raise UsageError("--none cannot be combined with tags", "use only one of them")
+    access = access_to(broker)
+    api = access.management()
+    view = user_view(api, name)
+    if not tags and not none:
+        output.show(_having(name, _tags(view["tags"])))
+        return
+    new = _tags(tags or [])
+    is_own = name == api.user and _ADMINISTRATOR in _tags(view["tags"]).split(",")
+    locks_out = is_own and _ADMINISTRATOR not in new.split(",")
+    what = f"remove your own tag {_ADMINISTRATOR!r}" if locks_out else f"change the tags of user {name!r}"
+    ask(what, access, yes=yes, is_safe=not locks_out)
+    kept = {key: value for key, value in view.items() if key in ("password_hash", "hashing_algorithm")}
+    api.put(path("users", name), {**kept, "tags": new})
+    output.status(_having(name, new))
+
+
+def _having(name: str, tags: str) -> str:
+    """Say which tags, separated by commas, a user has."""
+    what = f"the tag{'s' * (',' in tags)} {tags.replace(',', ', ')}" if tags else "no tags"
+    return f"user {name!r} has {what}"
 
 
 @command(app, "mqtool user delete ann", "mqtool user delete ann --if-exists --yes", effect=Effect.CHANGES)

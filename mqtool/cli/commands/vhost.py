@@ -18,7 +18,9 @@ from mqtool.management import path
 app = group("vhost", "Add and delete virtual hosts.", heading="Manage")
 
 
-VhostName = Annotated[str, typer.Argument(metavar="VHOST", autocompletion=names_of("vhosts"))]
+VhostName = Annotated[
+    str, typer.Argument(metavar="VHOST", help="Name of the virtual host", autocompletion=names_of("vhosts"))
+]
 
 
 @command(app, "mqtool vhost add staging", "mqtool vhost add staging --if-not-exists", effect=Effect.CHANGES, name="add")

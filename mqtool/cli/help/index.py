@@ -28,7 +28,7 @@ SENTENCES = {
     "receive-delayed": "Receive delayed messages; show how late each one arrived",
     "receive-log": "Receive logs from an exchange (tutorials 3, 4 and 5)",
     "receive-stream": "Read a stream, from any offset (stream tutorial 1)",
-    "recording": "Play back, anonymize and compare recordings",
+    "recording": "Play back, scrub and compare recordings",
     "route": "Explain where a message would go, and why",
     "rpc-client": "Send requests to the RPC server (tutorial 6)",
     "rpc-server": "Answer requests (tutorial 6)",

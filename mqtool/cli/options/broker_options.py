@@ -38,7 +38,7 @@ ContextName = Annotated[
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask (in a protected context: --confirm NAME)")]
 #: For commands that ask only in a protected context, where --yes is not enough. Scripts may pass it nevertheless.
 UnneededYes = Annotated[
-    bool, typer.Option("--yes", "-y", help="Not needed: only a protected context asks (--confirm NAME)")
+    bool, typer.Option("--yes", "-y", help="No effect: only protected contexts ask (--confirm NAME)")
 ]
 IfExists = Annotated[bool, typer.Option("--if-exists", help="Succeed even if it does not exist")]
 
@@ -209,7 +209,7 @@ class DestinationOptions:
         str, typer.Option(metavar="QUEUE", help="Destination queue; must exist", autocompletion=names_of("queues"))
     ]
     to_url: Annotated[
-        str | None, typer.Option(help="URL of the destination's broker, if it is another broker", metavar="URL")
+        str | None, typer.Option(help="URL of the destination's broker (default: QUEUE's broker)", metavar="URL")
     ] = None
     to_context: Annotated[
         str | None,

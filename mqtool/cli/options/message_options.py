@@ -4,7 +4,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,7 +36,8 @@ def _moment(text: str) -> float:
         raise ValueError(f"{text!r} is not a time such as 18:30, 2026-01-31T18:30 or 2026-01-31T18:30:00Z") from error
     ahead = moment - time.time()
     if ahead <= 0:
-        raise ValueError(f"{text!r} is in the past, by {compact_duration(max(1, round(-ahead)))}")
+        tomorrow = f"; for tomorrow: {datetime.now() + timedelta(days=1):%Y-%m-%d}T{text}" if "-" not in text else ""
+        raise ValueError(f"{text!r} is in the past, by {compact_duration(max(1, round(-ahead)))}{tomorrow}")
     if ahead * 1000 > LONGEST:
         raise ValueError(f"{text!r} is too far away: at most {LONGEST} ms (2^32 - 1), 49 days")
     return moment

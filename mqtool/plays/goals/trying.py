@@ -315,7 +315,7 @@ class Trial:
             what = "Nothing new has" if self.seen.messages else "No message has"
             return (
                 f"{what} reached this broker for some time. Have you run this in the terminal from which you send?\n"
-                f"  {self._broker.way}\nIf a command has failed there, read its error: the exchange may not exist."
+                f"  {self._broker.way}\nIf a command has failed there, read its error."
             )
         said = "Nothing has reached this broker yet. If a command has failed, read its error. "
         return f"{said}If your other terminals use another broker, run this command in them: unset MQTOOL_URL AMQP_URL"
