@@ -13,6 +13,7 @@ from mqtool.errors import DeclaredDifferently, Difference
 from mqtool.field_values import FieldValue
 from mqtool.spelling import pasteable
 from mqtool.topology import Queue
+from mqtool.work.queue_limits import overflow_of
 
 #: The beginning of RabbitMQ's error text for a setting that differs. RabbitMQ cuts texts of over 255 bytes.
 _SETTING = re.compile(r"inequivalent arg '([\w-]+)' for queue ")
@@ -63,9 +64,9 @@ def _with_its_settings(channel: AmqpChannel, queue: Queue) -> Queue:
                 raise _not_keeping(queue, name) from error
             adopted.add(name)
             queue = adopt(queue, difference)
-    is_rejecting = str(queue.arguments.get("x-overflow")).startswith("reject-publish")
+    kind = str(queue.arguments.get("x-queue-type", "classic"))
     for limit in _LIMITS:
-        if limit in queue.arguments and not is_rejecting:
+        if limit in queue.arguments and overflow_of(kind, queue.arguments, []) == "drop-head":
             raise _not_keeping(queue, limit)
     return queue
 

@@ -55,6 +55,7 @@ def test_a_dead_letter_queue_that_keeps_its_messages_is_used_as_it_is(
         ({"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "x" * 255}, "x-dead-letter-exchange"),
         ({"x-max-length": 5}, "x-max-length"),
         ({**QUORUM, "x-max-length": 5, "x-overflow": "drop-head"}, "x-max-length"),
+        ({**QUORUM, "x-max-length": 5, "x-overflow": "reject-publish-dlx"}, "x-max-length"),
         ({"x-queue-mode": "lazy", "x-max-length-bytes": 0}, "x-max-length-bytes"),
         ({"x-queue-type": "stream", "x-max-age": "1D"}, "x-max-age"),
     ],
