@@ -151,11 +151,12 @@ def _option_hint(context: Any, flag: str) -> str | None:
         return f"it is an argument: {context.get_usage().removeprefix('Usage: ')}"
     flags = [*(flag for each in parameters for flag in (*each.opts, *each.secondary_opts)), "--help"]
     is_group = hasattr(context.command, "commands")
+    own = f"{context.command_path} " if is_group else ""  # without a command after it, the line is complete
     value = dict(pairwise(" ".join(sys.argv).replace("=", " ").split())).get(flag)
     for typed, needed, hint in OTHER_OPTIONS:
         if typed in (flag, f"{flag} {value}") and (needed in flags or not (needed or is_group)):
-            return hint or f"did you mean '{needed}'?"
-    similar = _similar_option(flag, flags)
+            return hint or f"did you mean '{own}{needed}'?"
+    similar = (option := _similar_option(flag, flags)) and f"did you mean '{own}{option}'?"
     if is_group:
         return similar or f"options follow the command: {context.command_path} COMMAND {flag} …"
     names = [word for word in sys.argv if len(flag) == 2 and word.startswith(flag) and len(word) > 2]
@@ -165,12 +166,11 @@ def _option_hint(context: Any, flag: str) -> str | None:
 
 
 def _similar_option(flag: str, flags: list[str]) -> str | None:
-    """Suggest the option that is mistyped, or that begins or ends with a word, as --idle-timeout with "idle"."""
+    """Return the option that is mistyped, or that begins or ends with a word, as --idle-timeout with "idle"."""
     # Nobody should skip a question because of a misspelling, and --all is not meant as --help-all.
     flags = [each for each in flags if each.startswith("--") and each not in ("--yes", "--help-all")]
     partial = [each for each in flags if each.startswith(f"{flag}-") or each[2:].endswith(flag[1:])]
-    meant = next(iter(partial), None) or mistyped(flag, flags)
-    return f"did you mean '{meant}'?" if meant and flag.startswith("--") else None
+    return (next(iter(partial), None) or mistyped(flag, flags)) if flag.startswith("--") else None
 
 
 def _last_word(name: str) -> str:

@@ -237,8 +237,9 @@ def test_ls_and_list_are_hints_for_each_other(monkeypatch: pytest.MonkeyPatch, g
         ("queue show jobs --all", "'mqtool queue show --help-all' lists the options"),
         ("send --hlep", "did you mean '--help'?"),
         ("--declare send x", "options follow the command: mqtool COMMAND --declare …"),
-        ("-V", "did you mean '--version'?"),
-        ("--hlep", "did you mean '--help'?"),
+        ("-V", "did you mean 'mqtool --version'?"),
+        ("--hlep", "did you mean 'mqtool --help'?"),
+        ("queue --hlep", "did you mean 'mqtool queue --help'?"),
         ("--install-completion", "did you mean 'mqtool completion bash'?"),
     ],
 )
