@@ -117,11 +117,6 @@ def index() -> str:
     """Return the module from which mqtool knows its commands without importing them."""
     sentences = {command.words[0]: command.sentence for command in described().commands}
     aliases = {alias: " ".join(leaf.words) for leaf in leaves(described()) for alias in leaf.aliases}
-    meant_by = {
-        word: each.path if each.effect else each.words[0]
-        for each in (*described().commands, *leaves(described()))
-        for word in each.meant_by
-    }
     rows = [
         '"""The commands that can follow `mqtool`, and what other tools call them. Written by `make site`."""\n',
         "SENTENCES = {",
@@ -130,11 +125,6 @@ def index() -> str:
         "",
         "ALIASES = {",
         *(f"    {json.dumps(alias)}: {json.dumps(meant)}," for alias, meant in sorted(aliases.items())),
-        "}",
-        "",
-        "#: Words that are no commands, and what a hint suggests for each.",
-        "MEANT_BY = {",
-        *(f"    {json.dumps(word)}: {json.dumps(meant)}," for word, meant in sorted(meant_by.items())),
         "}",
     ]
     return "\n".join(rows) + "\n"

@@ -9,26 +9,6 @@ from typing import Any
 #: Names shorter than this differ in a letter without being misspelled.
 _SHORTEST = 4
 
-#: Words that other tools use, and mqtool's words for the same thing.
-SYNONYMS = {
-    "start": ("up",),
-    "stop": ("down",),
-    "create": ("declare", "add", "enable"),
-    "add": ("declare",),
-    "remove": ("delete", "drop", "rm", "clear"),
-    "delete": ("rm", "clear"),
-    "rm": ("delete", "drop", "clear"),
-    "clear": ("purge", "delete", "rm"),
-    "ls": ("list",),
-    "list": ("ls",),
-    "publish": ("send",),
-    "pub": ("send",),
-    "consume": ("receive",),
-    "sub": ("receive",),
-    "retry": ("redrive",),
-    "empty": ("purge",),
-}
-
 
 def pasteable(own: str, *words: str) -> str:
     """Return a command line of mqtool that the user can paste: its arguments are quoted for the shell.
@@ -61,14 +41,8 @@ def quoted(word: str) -> str:
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:
-    """Return the name that the user probably meant by `word`; None if no name is similar."""
-    known = list(names)
-    for meant in SYNONYMS.get(word, ()):
-        if meant in known:
-            return meant
-    others = {synonym: meant for synonym, names in SYNONYMS.items() for meant in names if meant in known}
-    close = [each for those in (known, others) for each in difflib.get_close_matches(word, those, n=1)]
-    return others.get(close[0], close[0]) if close else None
+    """Return the name that is most similar to `word`; None if no name is similar."""
+    return next(iter(difflib.get_close_matches(word, list(names), n=1)), None)
 
 
 def mistyped(word: str, names: Iterable[str]) -> str | None:

@@ -129,7 +129,6 @@ def command(
     name: str | None = None,
     heading: str | None = None,
     aliases: Collection[str] = (),
-    meant_by: Collection[str] = (),
     extra: tuple[str, str] | None = None,
     about: str | None = None,
     without: Collection[str] = (),
@@ -144,7 +143,6 @@ def command(
         name, about: the command's name and help; by default the function's name and docstring.
         heading: the heading in `mqtool --help`; only for commands that are not in a group such as `queue`.
         aliases: what other tools call the command, such as "publish" or "queue ls".
-        meant_by: first words that are no commands, for which a hint suggests this one.
         extra: what to say, and to hint, if there is an argument too many.
         without: names of options in the function's groups that this command does not take.
         instead: annotations that replace those in the groups, for example to turn an option into an argument.
@@ -170,7 +168,7 @@ def command(
         with_groups.__signature__ = Signature(new_parameters)  # type: ignore[attr-defined]
         with_groups.__annotations__ = {each.name: each.annotation for each in new_parameters}
         facts = {"effect": effect, "aliases": tuple(aliases), "examples": examples, "heading": heading}
-        vars(with_groups).update(facts, meant_by=tuple(meant_by), extra=extra)
+        vars(with_groups).update(facts, extra=extra)
         text = "\n".join(f"  {each}" for each in examples)
         told = about or getdoc(function) or ""
         if aliases:
@@ -228,18 +226,11 @@ def _call(context: typer.Context, effect: Effect, values: dict[str, Any]) -> Cal
     return Call(name, typed, effect is Effect.CHANGES and "yes" not in values, values.keys())
 
 
-def group(
-    name: str,
-    about: str,
-    *,
-    heading: str,
-    meant_by: Collection[str] = (),
-    hint: Callable[[str], str | None] | None = None,
-) -> CommandGroup:
+def group(name: str, about: str, *, heading: str, hint: Callable[[str], str | None] | None = None) -> CommandGroup:
     """Return a group of commands, such as `queue`. Without a subcommand, it shows its help.
 
     Args:
-        heading, meant_by: see command().
+        heading: see command().
         hint: returns the hint for a word that is none of the group's commands, or None for the usual one.
     """
 
@@ -248,7 +239,7 @@ def group(
             output.show(ctx.get_help())
 
     also = [alias for alias in ALIASES if alias.startswith(f"{name} ")]
-    vars(shown_alone).update(heading=heading, meant_by=tuple(meant_by), hint=hint)
+    vars(shown_alone).update(heading=heading, hint=hint)
     return CommandGroup(
         name=name,
         help=about,

@@ -2,43 +2,70 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterable
-from difflib import get_close_matches
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import typer
 
-from mqtool.cli.commands import whole_tree
-from mqtool.cli.help.description import CommandHelp, describe, leaves
+from mqtool.cli.help.guesses import did_you_mean_commands, meant_by
 from mqtool.cli.help.help_topics import equivalent
-from mqtool.cli.help.index import MEANT_BY
 from mqtool.cli.invocation import current
-from mqtool.spelling import SYNONYMS, did_you_mean, nearest, quoted
+from mqtool.spelling import did_you_mean, mistyped, quoted
 
-#: An unknown word can be the last one of several commands; a hint lists up to this many.
-_MOST_SUGGESTED = 3
 _NOT_A_NUMBER = r" is not a valid (?:int|integer|float)(?: range)?"
-#: Options of other tools, and what to use instead.
-_OTHER_OPTIONS = {
-    "--filter": "--where, such as --where 'messages_ready>0'",
-    "--host": "--url, such as amqp://user:password@host:5672/vhost",
-    "--hostname": "--url, such as amqp://user:password@host:5672/vhost",
-    "--port": "--url, such as localhost:5673",
-    "-p": "--vhost VHOST",
-    "--declare": "'mqtool queue declare NAME' declares a queue",
-    "--limit": "--count N",
-    "--max-retries": "--retries N for programs, --max-reconnects N for connections",
-    "-o": "redirect standard output: > FILE",
-    "--output": "redirect standard output: > FILE",
-    "--password": "--password-file FILE, or - to read it from stdin",
-}
+_URL = "--url, such as amqp://user:password@host:5672/vhost"
+_TLS = "--url amqps://HOST, and --tls-ca FILE to trust its certificate"
+_FORCE = "--yes answers yes, if the command asks"
+#: Options of other tools, each with the option that a command must have, and the hint for it. "" as the option: any
+#: command; "" as the hint: the option is what was meant. The first row that fits counts.
+OTHER_OPTIONS = (
+    ("--filter", "--where", "--where, such as --where 'messages_ready>0'"),
+    ("--host", "--url", _URL),
+    ("--hostname", "--url", _URL),
+    ("--port", "--url", "--url, such as localhost:5673"),
+    ("-p", "--port", ""),
+    ("-p", "--vhost", "--vhost VHOST"),
+    ("--ssl", "--tls-ca", _TLS),
+    ("--tls", "--tls-ca", _TLS),
+    ("--cacert", "--tls-ca", _TLS),
+    ("--declare", "", "'mqtool queue declare NAME' declares a queue"),
+    ("--limit", "--count", "--count N"),
+    ("--max-retries", "--retries", "--retries N for programs, --max-reconnects N for connections"),
+    ("--max-retries", "--max-reconnects", "--max-reconnects N for connections"),
+    ("--retry", "--retries", ""),
+    ("--delay", "--backoff", ""),
+    ("--in", "--delay", ""),
+    ("--no-ack", "--auto-ack", ""),
+    ("--noack", "--auto-ack", ""),
+    ("--format json", "--json", ""),
+    ("--formatter json", "--json", ""),
+    ("--output json", "--json", ""),
+    ("-o json", "--json", ""),
+    ("-o", "", "redirect standard output: > FILE"),
+    ("--output", "", "redirect standard output: > FILE"),
+    ("--force", "--yes", _FORCE),
+    ("-f", "--yes", _FORCE),
+    ("--all", "--name", "--name NAME chooses the broker; 'mqtool broker ls' lists them"),
+    ("--password", "--password-file", "--password-file FILE, or - to read it from stdin"),
+    ("-t", "--timeout", ""),
+    ("-V", "--version", ""),
+    ("--install-completion", "--version", did_you_mean_commands(["completion bash"])),
+    ("--show-completion", "--version", did_you_mean_commands(["completion bash"])),
+)
 
-#: What a short option of other tools means, in the commands that have such an option.
-_SHORT = {"-t": "--timeout"}
-#: The longest name of an option that is similar only to a word of about the same length.
-_SHORT_NAME = 3
-#: Options that are arguments of some commands.
-_LONG = {"-q": "--queue", "-e": "--exchange", "-k": "--routing-key"}
+#: Options that are arguments of some commands, as names of these arguments.
+_ARGUMENTS = {
+    "-q": "queue",
+    "--from": "queue",
+    "-e": "exchange",
+    "-k": "key",
+    "-m": "word",
+    "--message": "word",
+    "--msg": "word",
+    "--body": "word",
+    "--payload": "word",
+}
 
 
 def explain(error: typer.TyperException) -> tuple[str, str | None]:
@@ -102,73 +129,48 @@ def _command_hint(context: Any, word: str) -> str | None:
     """Suggest the command that was meant by a word after `mqtool` or after the name of a group."""
     path = context.command_path
     names = context.command.list_commands(context)
-    if f"{word}s" in names:
-        return f"did you mean '{path} {word}s'?"
-    if path == "mqtool" and (meant := MEANT_BY.get(word)):
-        return f"did you mean '{meant}'?"
     hint: Callable[[str], str | None] | None = getattr(context.command.callback, "hint", None)
-    if hint is not None and (meant := hint(word)):
-        return meant
-    if path == "mqtool":
-        return _top_level_hint(word, names)
-    alike = f"'{path}' is followed by {', '.join(names[:-1])} or {names[-1]}"
-    if meant := nearest(word, names):
-        alike = f"did you mean '{path} {meant}'?"
-    if word in SYNONYMS:  # such a verb suits many groups
-        return alike
-    elsewhere = _ending_in(word, leaves(describe(whole_tree())))
-    return f"did you mean '{elsewhere[0]}'?" if len(elsewhere) == 1 else alike
-
-
-def _top_level_hint(word: str, names: list[str]) -> str | None:
-    """Suggest what was meant by a word after `mqtool`: rabbitmqctl's command, one of a group, or a misspelled one."""
-    if line := equivalent(word):
+    if hint is not None and (said := hint(word)):
+        return said
+    if path == "mqtool" and (line := equivalent(word)):
         if "-p" in sys.argv[:-1]:  # rabbitmqctl's option for a virtual host
             line += f" --vhost {quoted(sys.argv[sys.argv.index('-p') + 1])}"
-        return line
-    whole = [*leaves(describe(whole_tree()))]
-    paths = _ending_in(word, whole)
-    if not paths and not nearest(word, names):
-        like = get_close_matches(word, [each.words[-1] for each in whole], n=1, cutoff=0.8)
-        paths = [path for each in like for path in _ending_in(each, whole)]
-    if 0 < len(paths) <= _MOST_SUGGESTED:
-        return f"did you mean {', '.join(map(repr, paths[:-1]))}{' or ' if paths[1:] else ''}{paths[-1]!r}?"
-    return did_you_mean(word, names, "'mqtool --help' lists the commands")
-
-
-def _ending_in(word: str, commands: Iterable[CommandHelp]) -> list[str]:
-    """Return the paths of the commands whose last word or alias this is."""
-    return [each.path for each in commands if word in (each.words[-1], *each.aliases)]
+        return did_you_mean_commands([line.removeprefix("mqtool ")])
+    if meant := meant_by(word, path.removeprefix("mqtool").strip(), names):
+        return did_you_mean_commands(meant)
+    if path == "mqtool":
+        return "'mqtool --help' lists the commands"
+    return f"'{path}' is followed by {', '.join(names[:-1])} or {names[-1]}"
 
 
 def _option_hint(context: Any, flag: str) -> str | None:
     """Suggest the option, or the argument, that was meant by an option that the command does not have."""
     parameters = context.command.params
     arguments = [str(each.name) for each in parameters if each.param_type_name == "argument"]
-    if any(_last_word(_LONG.get(flag, flag)) == _last_word(name) for name in arguments):
+    if any(_last_word(_ARGUMENTS.get(flag, flag)) == _last_word(name) for name in arguments):
         return f"it is an argument: {context.get_usage().removeprefix('Usage: ')}"
-    flags = [flag for each in parameters for flag in (*each.opts, *each.secondary_opts) if flag.startswith("-")]
-    flags = [flag for flag in flags if flag != "--yes"]  # nobody should skip a question because of a misspelling
-    similar = _similar_option(flag.lstrip("-"), flags)
-    if hasattr(context.command, "commands"):
+    flags = [*(flag for each in parameters for flag in (*each.opts, *each.secondary_opts)), "--help"]
+    is_group = hasattr(context.command, "commands")
+    own = f"{context.command_path} " if is_group else ""  # without a command after it, the line is complete
+    value = dict(pairwise(" ".join(sys.argv).replace("=", " ").split())).get(flag)
+    for typed, needed, hint in OTHER_OPTIONS:
+        if typed in (flag, f"{flag} {value}") and (needed in flags or not (needed or is_group)):
+            return hint or f"did you mean '{own}{needed}'?"
+    similar = (option := _similar_option(flag, flags)) and f"did you mean '{own}{option}'?"
+    if is_group:
         return similar or f"options follow the command: {context.command_path} COMMAND {flag} …"
-    listing = f"'{context.command_path} --help-all' lists the options"
-    if len(flag) == 2 and flag not in _OTHER_OPTIONS:  # one letter resembles too many options
-        names = [word for word in sys.argv if word.startswith(flag) and len(word) > 2] if arguments else []
-        if names:
-            return f"if it is a name, put -- before it: {context.command_path} -- {quoted(names[0])}"
-        return f"did you mean '{_SHORT[flag]}'?" if _SHORT.get(flag) in flags else listing
-    return _OTHER_OPTIONS.get(flag) or similar or listing
+    names = [word for word in sys.argv if len(flag) == 2 and word.startswith(flag) and len(word) > 2]
+    if names and arguments:
+        return f"if it is a name, put -- before it: {context.command_path} -- {quoted(names[0])}"
+    return similar or f"'{context.command_path} --help-all' lists the options"
 
 
-def _similar_option(word: str, flags: list[str]) -> str | None:
-    """Suggest the option whose name is similar to a word, or begins or ends with it, as --idle-timeout with "idle"."""
-    names = [each[2:] for each in flags if each.startswith("--")]  # all of them share the dashes
-    # Two letters of a longer word make it similar to --at.
-    alike = [each for each in names if len(each) > _SHORT_NAME or abs(len(each) - len(word)) < 2]
-    partial = [each for each in names if each.startswith(f"{word}-") or each.endswith(f"-{word}")]
-    meant = partial or get_close_matches(word, alike, n=1)
-    return f"did you mean '--{meant[0]}'?" if meant else None
+def _similar_option(flag: str, flags: list[str]) -> str | None:
+    """Return the option that is mistyped, or that begins or ends with a word, as --idle-timeout with "idle"."""
+    # Nobody should skip a question because of a misspelling, and --all is not meant as --help-all.
+    flags = [each for each in flags if each.startswith("--") and each not in ("--yes", "--help-all")]
+    partial = [each for each in flags if each.startswith(f"{flag}-") or each[2:].endswith(flag[1:])]
+    return (next(iter(partial), None) or mistyped(flag, flags)) if flag.startswith("--") else None
 
 
 def _last_word(name: str) -> str:

@@ -152,7 +152,7 @@ COMMAND_LINE = [
     Case("publisher-confirms slowly", 2, "'slowly' is not one of 'individual', 'batch', 'async', 'all'"),
     Case("publisher-confirms batch --batch-size 0", 2, "Invalid value for '--batch-size': 0"),
     # Mistyped names.
-    Case("sned x", 2, "unknown command 'mqtool sned'", "did you mean 'send'?"),
+    Case("sned x", 2, "unknown command 'mqtool sned'", "did you mean 'mqtool send'?"),
     Case(
         "emit-log hello", 2, "unknown command 'mqtool emit-log hello'", "followed by fanout, direct, topic or headers"
     ),
@@ -169,7 +169,7 @@ COMMAND_LINE = [
     Case("statuss", 2, "unknown command 'mqtool statuss'", "did you mean 'mqtool broker status'?"),
     Case("scrub seen.ndjson", 2, "unknown command 'mqtool scrub'", "did you mean 'mqtool recording scrub'?"),
     Case("replay seen.ndjson", 2, "unknown command 'mqtool replay'", "did you mean 'mqtool recording replay'?"),
-    Case("declare jobs", 2, "unknown command 'mqtool declare'", "'mqtool exchange declare' or 'mqtool queue declare'?"),
+    Case("declare jobs", 2, "unknown command 'mqtool declare'", "'mqtool queue declare' or 'mqtool exchange declare'?"),
     Case("wait -t 2s", 2, "unknown option -t", "did you mean '--timeout'?"),
     Case("send -t x", 2, "unknown option -t", "'mqtool send --help-all' lists the options"),
     Case("receive jobs", 2, "unexpected argument 'jobs'", "to name a queue: mqtool receive -q jobs"),

@@ -349,7 +349,7 @@ def test_bench_vary_and_bench_compare_report_several_runs(shell: Shell, broker: 
         (["--protocol", "amqp1.0", "--churn", "queues"], "--churn cannot be combined with --protocol amqp1.0"),
         (["--duration", "1s", "--warm-up", "2s"], "the warm-up takes the whole run"),
         (["--bodies", "nothing"], "cannot read nothing"),
-        (["comapre", "classic", "quorum"], "did you mean 'compare'?"),
+        (["comapre", "classic", "quorum"], "for example: mqtool bench compare classic quorum"),
         (["compare", "classic", "nothing"], "unknown context 'nothing'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

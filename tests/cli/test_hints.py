@@ -14,7 +14,7 @@ from tests.cli.shell import Shell
         (["emit-log", "default", "x"], "mqtool send -q QUEUE"),
         (["list", "queue"], "did you mean 'mqtool list queues'?"),
         (["move", "a", "--to", "b", "--declare"], "hint: 'mqtool queue declare NAME' declares a queue"),
-        (["send-log", "x"], "did you mean 'emit-log'?"),
+        (["send-log", "x"], "did you mean 'mqtool emit-log'?"),
         (["redrive", "jobs"], "did you mean 'mqtool dlq redrive'?"),
         (["delete", "jobs"], "did you mean 'mqtool queue delete'?"),
         (["purge", "jobs"], "did you mean 'mqtool queue purge'?"),

@@ -27,7 +27,7 @@ from mqtool.cli.display.progress import Progress
 from mqtool.cli.options import ManagedBroker, Yes
 from mqtool.cli.options.bench_options import LONG, SHORT, BenchProtocol, Load, Runs, Variation
 from mqtool.errors import BadData, MqtoolError, SomeFailed, UsageError
-from mqtool.spelling import counted, did_you_mean
+from mqtool.spelling import counted
 
 app = typer.Typer()
 _QUEUE_TYPES = ("classic", "quorum", "stream")
@@ -221,8 +221,7 @@ def _compare(
 ) -> None:
     if words[0] != "compare" or len(words) != 3:
         example = "mqtool bench compare classic quorum"
-        hint = example if words[0] == "compare" else did_you_mean(words[0], ["compare"], example)
-        raise UsageError("bench takes no arguments, or 'compare' and two names", hint)
+        raise UsageError("bench takes no arguments, or 'compare' and two names", f"for example: {example}")
     given = {"--plot": report.plot, "--vary": runs.vary, "--at": runs.at, "--during": runs.during}
     if unfit := [option for option, value in given.items() if value is not None]:
         raise UsageError(f"compare does not take {unfit[0]}", "leave it out")

@@ -222,7 +222,6 @@ def _show(letter: Delivery) -> None:
     "mqtool dlq redrive jobs",
     "mqtool dlq redrive jobs --id 5f0c… --to jobs-by-hand",
     effect=Effect.CHANGES,
-    meant_by=("redrive",),
     instead={"verbose": ShownVerbose},
 )
 def redrive(

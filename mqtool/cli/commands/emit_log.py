@@ -30,7 +30,6 @@ app = group(
     "emit-log",
     "Publish logs to an exchange (tutorials 3, 4 and 5).",
     heading="Tutorials",
-    meant_by=("send-log",),
     hint={
         "default": "to publish to the default exchange: mqtool send -q QUEUE",
         "x-delayed-message": "to delay messages: mqtool send-delayed",

@@ -137,7 +137,6 @@ class Bindings:
     "mqtool exchange bind topic_logs audit 'kern.*' '*.critical'",
     "mqtool exchange bind headers_logs pdfs -H format=pdf --match any",
     effect=Effect.CHANGES,
-    meant_by=("bind",),
 )
 def bind(bindings: Bindings, broker: BrokerOptions) -> None:
     """Bind a queue to an exchange."""
@@ -147,7 +146,7 @@ def bind(bindings: Bindings, broker: BrokerOptions) -> None:
             output.status(f"bound {bindings.to} to exchange {bindings.exchange!r}{_by(key)}")
 
 
-@command(app, "mqtool exchange unbind topic_logs audit 'kern.*'", effect=Effect.CHANGES, meant_by=("unbind",))
+@command(app, "mqtool exchange unbind topic_logs audit 'kern.*'", effect=Effect.CHANGES)
 def unbind(bindings: Bindings, broker: BrokerOptions, yes: UnneededYes = False) -> None:
     """Remove the bindings with these keys and arguments, if any."""
     access = access_to(broker)

@@ -10,10 +10,10 @@ from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.help import overview
 from mqtool.cli.help.description import describe, topic_options
+from mqtool.cli.help.guesses import did_you_mean_commands, meant_by
 from mqtool.cli.help.help_topics import TOPICS, write_topic
 from mqtool.cli.help.index import SENTENCES
 from mqtool.errors import UsageError
-from mqtool.spelling import did_you_mean
 
 app = typer.Typer()
 
@@ -64,13 +64,13 @@ def _found(words: list[str]) -> Any:
         UsageError: there is no such command.
     """
     found: Any = typer.main.get_command(command_tree(words))
-    for word in words:
+    for number, word in enumerate(words):
+        before = words[:number]
         below = getattr(found, "commands", {})
         if word not in below:
-            names = [*below, *(TOPICS if word == words[0] else ())]
-            raise UsageError(
-                f"unknown command or topic {' '.join(words)!r}",
-                did_you_mean(word, names, "'mqtool help' lists the commands and topics"),
-            )
+            names = [*below, *(TOPICS if not before else ())]
+            meant = meant_by(word, " ".join(["help", *before]), names) or meant_by(word, " ".join(before), ())
+            hint = did_you_mean_commands(meant) if meant else "'mqtool help' lists the commands and topics"
+            raise UsageError(f"unknown command or topic {' '.join(words)!r}", hint)
         found = below[word]
     return found

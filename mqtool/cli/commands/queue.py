@@ -172,7 +172,6 @@ def one_by_one(names: Sequence[str], done: str) -> Iterator[list[str]]:
     "mqtool queue delete hello jobs --if-exists --yes",
     effect=Effect.CHANGES,
     name="delete",
-    meant_by=("delete",),
 )
 def delete_queue(
     queue: QueueNames,
@@ -208,7 +207,7 @@ def _is_stream(channel: Channel, queue: str, vhost: str) -> bool:
     return peeking.kind_of(channel, queue, None, vhost).how is peeking.How.STREAM
 
 
-@command(app, "mqtool queue purge jobs", "mqtool queue purge jobs --yes", effect=Effect.CHANGES, meant_by=("purge",))
+@command(app, "mqtool queue purge jobs", "mqtool queue purge jobs --yes", effect=Effect.CHANGES)
 def purge(queue: QueueNames, broker: BrokerOptions, yes: Yes = False, if_exists: IfExists = False) -> None:
     """Remove all ready messages from queues."""
     access = access_to(broker)

@@ -51,7 +51,6 @@ class CommandHelp:
         examples: command lines that run exactly as written.
         effect: what the command does to the broker; None for a group.
         aliases: what other tools call the command.
-        meant_by: words that are no commands, for which a hint suggests this one.
         commands: the subcommands of a group.
     """
 
@@ -65,7 +64,6 @@ class CommandHelp:
     options: tuple[OptionHelp, ...]
     effect: Effect | None
     aliases: tuple[str, ...]
-    meant_by: tuple[str, ...]
     commands: tuple["CommandHelp", ...]
 
     @property
@@ -94,7 +92,6 @@ def _described(command: Any, words: tuple[str, ...]) -> CommandHelp:
         tuple(sorted((each for each in parameters if each.flags), key=lambda option: _ORDER.index(option.topic))),
         getattr(command.callback, "effect", None),
         getattr(command.callback, "aliases", ()),
-        getattr(command.callback, "meant_by", ()),
         tuple(_described(each, (*words, name)) for name, each in getattr(command, "commands", {}).items()),
     )
 

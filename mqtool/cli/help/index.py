@@ -72,13 +72,3 @@ ALIASES = {
     "vhost list": "list vhosts",
     "vhost ls": "list vhosts",
 }
-
-#: Words that are no commands, and what a hint suggests for each.
-MEANT_BY = {
-    "bind": "mqtool exchange bind",
-    "delete": "mqtool queue delete",
-    "purge": "mqtool queue purge",
-    "redrive": "mqtool dlq redrive",
-    "send-log": "emit-log",
-    "unbind": "mqtool exchange unbind",
-}

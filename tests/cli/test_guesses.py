@@ -1,0 +1,267 @@
+"""Hints for words and options that newcomers guess: each can be pasted, and none deletes anything by mistake."""
+
+import functools
+import re
+import sys
+from typing import Any
+
+import pytest
+import typer
+
+from docs.generate import described
+from mqtool.cli.commands import command_tree, without_aliases
+from mqtool.cli.commands.cheat import recipes
+from mqtool.cli.contexts import Effect
+from mqtool.cli.help.description import CommandHelp, leaves
+from mqtool.cli.help.guesses import GUESSES, VERBS, meant_by
+from mqtool.cli.help.help_topics import TOPICS
+from mqtool.cli.help.index import ALIASES
+from mqtool.cli.usage import OTHER_OPTIONS, explain
+from mqtool.errors import UsageError
+from mqtool.tutorials import pages
+
+LEAVES = {" ".join(each.words): each for each in leaves(described())}
+#: The groups of commands, with their commands; "" is mqtool itself.
+GROUPS = {
+    " ".join(each.words): [one.words[-1] for one in each.commands] for each in (described(), *described().commands)
+}
+#: The commands that consume, change, stop or break something.
+HARMFUL = {path for path, each in LEAVES.items() if each.effect in (Effect.CHANGES, Effect.OWN)} | {"context rm"}
+#: Verbs and nouns of kubectl, docker, git, redis-cli, Kafka's and other tools that are not in GUESSES and VERBS.
+OF_OTHER_TOOLS = (
+    "abort ack acl allow alter annotate apply attach auth ban begin block branch break cancel chaos classic clean "
+    "clear clone close commit confirm connect console cordon cp cron crash credit ctl dashboard delay deny "
+    "disconnect disk display drain edit eject elect end event events evict exec exists exit expire explain export "
+    "expose fail federate filter fix flow flush fmt forget format gui ha heal history import init inject install "
+    "invoke join keys kick kill label later launch leave less license lint login logout logs memory merge message "
+    "migrate mirror more mount mv nack node object open order pack park partition passwd patch pause persist ping "
+    "policy port priority profile prompt proxy ps prune quit quorum rebalance reboot rebase refresh register "
+    "reject remote rename renew repair repl replace report reset resume rewind rollback rollout rotate run scale "
+    "scan seek select serve set shard shell shrink shutdown skip soak sort split stash stress suspend swap switch "
+    "sync tag taint tear template test time touch train truncate ttl type undo uninstall unset unsubscribe update "
+    "upgrade usage validate verify whoami wipe"
+)
+
+
+@functools.cache
+def parser(*words: str) -> Any:
+    """Typer's object for a command line that begins with these words."""
+    return typer.main.get_command(command_tree(words))
+
+
+def hint_for(monkeypatch: pytest.MonkeyPatch, line: str) -> str | None:
+    """The hint of the usage error of a command line."""
+    monkeypatch.setattr(sys, "argv", ["mqtool", *line.split()])
+    words = without_aliases(line.split())
+    run = parser(*words[:2])
+    with pytest.raises((typer.TyperException, UsageError)) as raised:
+        run(args=words, prog_name="mqtool", standalone_mode=False)
+    return raised.value.hint if isinstance(raised.value, UsageError) else explain(raised.value)[1]
+
+
+def flags_of(command: CommandHelp) -> set[str]:
+    return {flag for option in command.options for flag in option.flags}
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("recieve", "receive"),
+        ("delte jobs", "queue delete"),
+        ("queue delte jobs", "queue delete"),
+        ("queue pruge jobs", "queue purge"),
+        ("user deleet ann", "user delete"),
+        ("dlq drpo jobs", "dlq drop"),
+        ("broker donw", "broker down"),
+        ("publsh x", "send"),
+        ("queue lisst", "list queues"),
+        ("drilll", "drill"),
+    ],
+)
+def test_a_command_with_one_wrong_letter_is_recognized(monkeypatch: pytest.MonkeyPatch, typed: str, meant: str) -> None:
+    """If one letter of a command is missing, added or changed, or two are swapped, the hint is the command, even if it
+    consumes or deletes something.
+    """
+    assert hint_for(monkeypatch, typed) == f"did you mean 'mqtool {meant}'?"
+
+
+def test_nearly_every_slip_of_a_letter_is_recognized() -> None:
+    """If a letter of a command's word with five letters or more is missing, or two neighbours are swapped, at least
+    95 % of all these typing errors get the command as a hint; the others are closer to another command.
+    """
+    slips = [
+        (group, slip, name)
+        for group, names in GROUPS.items()
+        for name in names
+        if len(name) > 4
+        for at in range(len(name) - 1)
+        for slip in (name[:at] + name[at + 1 :], name[:at] + name[at + 1] + name[at] + name[at + 2 :])
+        if slip not in names
+    ]
+    right = [f"{group} {name}".strip() in meant_by(slip, group, GROUPS[group]) for group, slip, name in slips]
+    assert len(right) > 700
+    assert sum(right) > 0.95 * len(right)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["user rename ann", "context rn", "context default", "kill", "drain", "close", "clear", "drop", "rm", "remove",
+     "exchange purge", "queue close", "queue drop jobs", "help close", "help clear", "dlq purge jobs"],
+)  # fmt: skip
+def test_a_word_that_resembles_a_harmful_command_does_not_get_it_as_a_hint(
+    monkeypatch: pytest.MonkeyPatch, typed: str
+) -> None:
+    """If a word merely resembles a command that deletes, consumes or breaks something, or is the last word of such a
+    command in another group, the hint does not suggest it. For `dlq purge` it suggests `dlq drop`, not `queue purge`.
+    """
+    ours = {"dlq purge jobs": "dlq drop", "context default": "context use"}
+    hint = str(hint_for(monkeypatch, typed))
+    assert {path for path in LEAVES if f"'mqtool {path}'" in hint} - {"help"} == (
+        {ours[typed]} if typed in ours else set()
+    )
+
+
+def test_words_of_other_tools_do_not_lead_to_harmful_commands() -> None:
+    """Of nearly two hundred other words from other tools, only five differ in one letter from the word for a harmful
+    command, in its own group. The words mean the same, or the command deletes nothing.
+    """
+    known = {each for guesses in GUESSES.values() for each in guesses} | {*ALIASES}
+    hits = {
+        (word, meant)
+        for group, names in GROUPS.items()
+        for word in OF_OTHER_TOOLS.split()
+        if word not in (*names, *VERBS) and f"{group} {word}".strip() not in known
+        for meant in meant_by(word, group, names)
+        if meant in HARMFUL
+    }
+    assert hits == {
+        ("clean", "permission clear"),
+        ("clean", "policy clear"),
+        ("delay", "delayed relay"),
+        ("more", "move"),
+        ("tag", "user tags"),
+    }
+
+
+def test_the_last_word_of_a_harmful_command_does_not_lead_to_it_from_another_group() -> None:
+    """If a group is followed by a word of another group's command that consumes or changes something, the hint does not
+    suggest that command, unless the whole line is in the table of guesses.
+    """
+    wrong = set()
+    for group, names in GROUPS.items():
+        for path in HARMFUL:
+            typed = f"{group} {path.split()[-1]}".strip()
+            if names and path.rpartition(" ")[0] != group and typed not in GUESSES.get(path, ()):
+                wrong |= {typed} if path in meant_by(path.split()[-1], group, names) else set()
+    assert wrong == set()
+
+
+@pytest.mark.parametrize("command", GUESSES)
+def test_each_guess_leads_to_a_command_that_exists(command: str) -> None:
+    """Each command in the table of guesses can be pasted: the command, its options and its topic exist. The words that
+    lead to it are not commands themselves.
+    """
+    path, _, options = command.partition(" -")
+    first, *rest = path.split()
+    topics = {"help": (*TOPICS,), "cheat": (*recipes(),), "tutorial": ("run", *pages.NAMES)}
+    assert path in LEAVES or path in GROUPS or {*rest} <= {*topics[first]}
+    assert {f"-{each}" for each in re.findall(r"(?:^| -)(-?[a-z]+)", options)} <= (
+        flags_of(LEAVES[path]) if options else set()
+    )
+    for guess in GUESSES[command]:
+        assert guess not in ALIASES
+        group, _, word = guess.rpartition(" ")
+        assert word not in GROUPS.get(group, [*GROUPS[""], *TOPICS]), guess
+        assert command in meant_by(word, group, GROUPS.get(group, []))
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("read", ["peek", "receive"]),
+        ("pop", ["receive -c 1"]),
+        ("stop all", ["broker down"]),
+        ("metrics", ["top", "doctor --format prometheus"]),
+        ("dead-letters", ["dlq"]),
+        ("list policies", ["policy ls"]),
+        ("delayed delete x", ["delayed cancel"]),
+        ("definitions save", ["definitions export"]),
+        ("permission grant ann", ["permission set"]),
+        ("context current", ["context show", "context ls"]),
+        ("help dead-letters", ["dlq"]),
+        ("help streams", ["cheat streams"]),
+        ("help exit", ["help exit-codes"]),
+        ("help worke", ["help worker"]),
+        ("scrub x", ["recording scrub"]),
+        ("close_connection x", ["help rabbitmqctl"]),
+        ("version", ["--version"]),
+    ],
+)
+def test_a_word_of_another_tool_gets_whole_commands_as_a_hint(
+    monkeypatch: pytest.MonkeyPatch, typed: str, meant: list[str]
+) -> None:
+    """If a word is another tool's word for a command, the hint asks "did you mean" with the whole command, ready to be
+    pasted. If several commands may be meant, it names them all.
+    """
+    assert hint_for(monkeypatch, typed) == f"did you mean {' or '.join(repr(f'mqtool {each}') for each in meant)}?"
+
+
+@pytest.mark.parametrize("group", [group for group, names in GROUPS.items() if {"ls", "list"} & {*names} and group])
+def test_ls_and_list_are_hints_for_each_other(monkeypatch: pytest.MonkeyPatch, group: str) -> None:
+    """If a group has the command `ls`, it is the hint for `list`. If a group has `list`, it is the hint for `ls`."""
+    typed, meant = ("list", "ls") if "ls" in GROUPS[group] else ("ls", "list")
+    assert hint_for(monkeypatch, f"{group} {typed}") == f"did you mean 'mqtool {group} {meant}'?"
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("worker --retry 3", "did you mean '--retries'?"),
+        ("worker --delay 3s", "did you mean '--backoff'?"),
+        ("list queues --format json", "did you mean '--json'?"),
+        ("list queues --format=json", "did you mean '--json'?"),
+        ("list queues -o json", "did you mean '--json'?"),
+        ("list queues --output json", "did you mean '--json'?"),
+        ("list queues -o FILE", "redirect standard output: > FILE"),
+        ("send --in 1d x", "did you mean '--delay'?"),
+        ("send --count 3 x", "'mqtool send --help-all' lists the options"),
+        ("send --message x", "it is an argument: mqtool send [OPTIONS] [WORD...]"),
+        ("send -m x", "it is an argument: mqtool send [OPTIONS] [WORD...]"),
+        ("move --from a --to b", "it is an argument: mqtool move [OPTIONS] {QUEUE}"),
+        ("broker up -p 5673", "did you mean '--port'?"),
+        ("list queues -p shop", "--vhost VHOST"),
+        ("queue delete -f jobs", "--yes answers yes, if the command asks"),
+        ("queue delete --force jobs", "--yes answers yes, if the command asks"),
+        ("send --ssl x", "--url amqps://HOST, and --tls-ca FILE to trust its certificate"),
+        ("broker down --all", "--name NAME chooses the broker; 'mqtool broker ls' lists them"),
+        ("queue show jobs --all", "'mqtool queue show --help-all' lists the options"),
+        ("send --hlep", "did you mean '--help'?"),
+        ("--declare send x", "options follow the command: mqtool COMMAND --declare …"),
+        ("-V", "did you mean 'mqtool --version'?"),
+        ("--hlep", "did you mean 'mqtool --help'?"),
+        ("queue --hlep", "did you mean 'mqtool queue --help'?"),
+        ("--install-completion", "did you mean 'mqtool completion bash'?"),
+    ],
+)
+def test_an_option_of_another_tool_gets_the_command_s_own_way_as_a_hint(
+    monkeypatch: pytest.MonkeyPatch, typed: str, hint: str
+) -> None:
+    """If a command has another name for an option that other tools have, or takes the value as an argument, the hint
+    says so. Before a command, `-V`, a misspelled `--help` and `--install-completion` get what they stand for.
+    """
+    assert hint_for(monkeypatch, typed) == hint
+
+
+def test_hints_about_options_of_other_tools_name_options_that_the_command_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever option of another tool a command is given, the options in the hint are the command's own, and the
+    commands in the hint exist.
+    """
+    for path, command in LEAVES.items():
+        flags = flags_of(command) | {"--help", "--help-all"}
+        for typed in dict.fromkeys(row[0] for row in OTHER_OPTIONS):
+            if typed.split()[0] in flags:
+                continue
+            hint = str(hint_for(monkeypatch, f"{path} {typed}"))
+            assert {*re.findall(r"(?<![\w-])--[a-z][a-z-]*", hint)} <= flags, (path, typed, hint)
+            for ours in re.findall(r"'mqtool ([a-z -]+?)(?: --| [A-Z]|')", hint):
+                assert ours in {*LEAVES, "completion bash"}, (path, typed, hint)
