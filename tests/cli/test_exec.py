@@ -643,7 +643,7 @@ def test_a_dead_letter_queue_that_does_not_keep_its_messages_gets_none(
     [
         {"arguments": {"x-queue-type": "quorum", "x-max-length": 9, "x-overflow": "reject-publish"}},
         {"arguments": {"x-queue-mode": "lazy", "x-queue-version": 2, "x-max-priority": 3}},
-        {"arguments": {"x-single-active-consumer": True}, "auto_delete": True, "durable": False},
+        {"arguments": {"x-single-active-consumer": True}, "durable": False},
     ],
     ids=["quorum", "lazy", "transient"],
 )
