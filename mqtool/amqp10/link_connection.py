@@ -106,8 +106,10 @@ class LinkConnection(ReopeningTransport):
     @property
     def hopeless(self) -> str | None:
         """Why a stopping command should not wait for the broker; None if it may wait."""
-        if self.must_stop and not self.is_lost and not self._sent and self._broker_window <= 0:
-            return "the broker takes no messages"
+        if self.must_stop and not self.is_lost and not self._sent:
+            lacks_credit = any(link.waiting and link.credit <= 0 for link in self._senders.values())
+            if lacks_credit or self._broker_window <= 0:
+                return "the broker takes no messages"
         return super().hopeless
 
     # Links.

@@ -530,15 +530,17 @@ def test_a_command_that_must_stop_does_not_wait_for_a_broker_that_accepts_no_mes
 ) -> None:
     """If a command that publishes over AMQP 1.0 has been told to stop, it still waits for the outcomes of messages that
     it has sent, unless the connection is lost. If it cannot send its messages because the broker's incoming window is
-    closed, it raises NotConfirmed instead of waiting.
+    closed, or its link has no credit, it raises NotConfirmed instead of waiting.
     """
     sender = published(session, b"1")
-    broker.credit(0, 0, 2, window=0)
-    session.run(0)
-    sender._wait(at_most=0)  # raises nothing: it would wait longer
-    session.stopping = True
-    with pytest.raises(NotConfirmed, match="stopped with 1 message unconfirmed: the broker takes no messages"):
-        sender._wait()
+    for credit, window in ((2, 0), (0, 2)):
+        session.stopping = False
+        broker.credit(0, 0, credit, window=window)
+        session.run(0)
+        sender._wait(at_most=0)  # raises nothing: it would wait longer
+        session.stopping = True
+        with pytest.raises(NotConfirmed, match="stopped with 1 message unconfirmed: the broker takes no messages"):
+            sender._wait()
     assert broker.of(Transfer) == []
     broker.credit(0, 0, 2, window=1)
     session.run(0)
