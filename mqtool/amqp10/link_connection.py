@@ -29,6 +29,7 @@ from mqtool.codecs.amqp10_frames import (
     Released,
     Transfer,
     decode_performative,
+    disposed,
     frame,
     transfer_frames,
 )
@@ -105,8 +106,10 @@ class LinkConnection(ReopeningTransport):
     @property
     def hopeless(self) -> str | None:
         """Why a stopping command should not wait for the broker; None if it may wait."""
-        if self.must_stop and not self.is_lost and not self._sent and self._broker_window <= 0:
-            return "the broker takes no messages"
+        if self.must_stop and not self.is_lost and not self._sent:
+            lacks_credit = any(link.waiting and link.credit <= 0 for link in self._senders.values())
+            if lacks_credit or self._broker_window <= 0:
+                return "the broker takes no messages"
         return super().hopeless
 
     # Links.
@@ -288,20 +291,24 @@ class LinkConnection(ReopeningTransport):
             self.send_flow()
 
     def _take_disposition(self, told: Disposition) -> None:
-        now, last = time.monotonic(), told.first if told.last is None else told.last
-        for distance in range(((last - told.first) & _IDS) + 1):
-            number = (told.first + distance) & _IDS
-            if told.role == SENDER:  # the consumer timeout: the broker has requeued the delivery
-                if (receiver := self.unsettled.pop(number, None)) is not None:
-                    receiver.settled(1)
-            elif (outgoing := self._sent.pop(number, None)) is not None:
-                if is_unavailable(told.state) and now < self._leaderless_until:
-                    self._refused.append(outgoing)
-                    self.due_at = now + _PAUSE
-                    continue
-                outgoing.decide(told.state)
-                self.has_progressed |= outgoing.confirmation is Confirmation.CONFIRMED
-        self._last_outcome = now
+        if told.role == SENDER:  # the consumer timeout: the broker has requeued the deliveries
+            for number in disposed(told, self.unsettled):
+                self.unsettled.pop(number).settled(1)
+            return
+        now = time.monotonic()
+        for number in disposed(told, self._sent):
+            outgoing = self._sent[number]
+            outcome = self._senders[outgoing.address].outcome(told)
+            if outcome is None:
+                continue
+            self._last_outcome = now
+            del self._sent[number]
+            if is_unavailable(outcome) and now < self._leaderless_until:
+                self._refused.append(outgoing)
+                self.due_at = now + _PAUSE
+                continue
+            outgoing.decide(outcome)
+            self.has_progressed |= outgoing.confirmation is Confirmation.CONFIRMED
 
     def _take_other(self, told: Any) -> None:
         match told:

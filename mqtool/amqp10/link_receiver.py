@@ -145,7 +145,7 @@ class Receiver:
         return self.is_attached and not self.has_stopped and self._limit > self._received
 
     def take(self, delivery_id: int | None, payload: bytes, *, settled: bool, more: bool) -> None:
-        """Process the payload of a transfer frame."""
+        """Process the payload of a transfer frame. Raises ValueError if its delivery id is in use."""
         if delivery_id is not None:
             self._partial_id = delivery_id
         if more or self._partial:
@@ -158,6 +158,8 @@ class Receiver:
             self._partial.clear()
         self._received += 1
         if not settled:
+            if self._partial_id in self._session.unsettled:
+                raise ValueError("two unsettled deliveries have the same delivery id")
             self._session.unsettled[self._partial_id] = self
             self._unsettled += 1
         self._inbox.append((payload, self._partial_id, self._session.epoch))

@@ -12,13 +12,25 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from mqtool.amqp10 import sections
-from mqtool.codecs.amqp10_frames import UNSETTLED, Accepted, Attach, Flow, Rejected, Released, Source, Target
+from mqtool.codecs.amqp10_frames import (
+    UNSETTLED,
+    Accepted,
+    Attach,
+    Disposition,
+    Flow,
+    Modified,
+    Rejected,
+    Released,
+    Source,
+    Target,
+)
 from mqtool.errors import BadData, MqtoolError, NotConfirmed
 from mqtool.message import Confirmation, InBatches, Message, Receipt
 
 #: The most messages, and bytes of bodies, that may be waiting for credit or for an outcome.
 WINDOW, WINDOW_BYTES = 10_000, 16 * 1024 * 1024
 _BATCH_SIZE = 256
+_OUTCOMES = (Accepted, Rejected, Released, Modified)
 _FATE = "they may or may not have arrived"
 
 
@@ -111,6 +123,7 @@ class SendingLink:
         waiting: the messages that are waiting for credit.
         credit: the number of messages that the broker currently accepts.
         largest: the maximum size of a message in bytes; 0 if the broker set none.
+        default_outcome: the outcome of messages that the broker settles without one; None if the broker set none.
     """
 
     def __init__(self, name: str, address: str | None) -> None:
@@ -120,6 +133,7 @@ class SendingLink:
         self.is_attached = False
         self.waiting: deque[OutgoingTransfer] = deque()
         self.credit = self.largest = 0
+        self.default_outcome: Any = None
         self._sent = 0
 
     def attach(self, handle: int) -> Attach:
@@ -138,6 +152,7 @@ class SendingLink:
     def attached(self, answer: Attach) -> bool:
         """Process the broker's reply to attach; return False if the broker refuses the link."""
         self.largest = answer.max_message_size or 0
+        self.default_outcome = answer.source.default_outcome if isinstance(answer.source, Source) else None
         self.is_attached = answer.target is not None
         return self.is_attached
 
@@ -153,6 +168,17 @@ class SendingLink:
     def flow(self, flow: Flow) -> None:
         """Process a flow frame, which contains new credit."""
         self.credit = (flow.delivery_count or 0) + (flow.link_credit or 0) - self._sent
+
+    def outcome(self, disposition: Disposition) -> Any:
+        """Return the outcome in a disposition of this link's messages; None if they do not have one yet.
+
+        A state such as received is no outcome. If the broker settles a message in such a state, and the link's source
+        has no default outcome, the message's outcome is never known.
+        """
+        for outcome in (disposition.state, self.default_outcome if disposition.settled else None):
+            if isinstance(outcome, _OUTCOMES):
+                return outcome
+        return None
 
     def pump(self, session: SenderOwner) -> list[bytes]:
         """Return the frames of all messages that may be sent now."""

@@ -17,7 +17,7 @@ from mqtool.amqp10.sections import exchange_address, queue_address
 from mqtool.codecs.amqp10_frames import SETTLED, Attach, Flow, Source, Target
 from mqtool.codecs.amqp10_message import VALUE, Amqp10Message, BareProperties, sections, value_section
 from mqtool.codecs.amqp10_values import Symbol
-from mqtool.errors import NotFound
+from mqtool.errors import NotFound, Unavailable
 from mqtool.field_values import FieldValue
 from mqtool.topology import Binding, Exchange, Queue
 
@@ -82,7 +82,7 @@ class ManagementLink:
         self._one = threading.RLock()
         self._numbers = count(1)
         self._waits_for = ""
-        self._response: Amqp10Message | None = None
+        self._response: tuple[int, Any] | None = None  # its status and its body
 
     def request(self, method: str, path: str, body: Any = None, within: float | None = None) -> Any:
         """Make a request; return the body of the response.
@@ -109,21 +109,28 @@ class ManagementLink:
             self._links.until(lambda: self._response is not None, within or PATIENCE)
             if int(number) % (_CREDIT // 2) == 0:
                 self._links.send_flow(receiver.handle, receiver.delivery_count, _CREDIT)
-            return _checked(self._response)
+            assert self._response is not None
+            status, answer = self._response
+            if not 200 <= status < 300:
+                raise ClosedByBroker.from_response(status, answer)
+            return answer
 
     def answered(self, response: Amqp10Message) -> None:
-        """Process a response, on the I/O thread. Drops it if nobody is waiting for it any longer."""
+        """Process a response, on the I/O thread. Drops it if nobody is waiting for it any longer.
+
+        Raises:
+            ValueError, TypeError: it cannot be decoded.
+        """
         if str(response.properties.correlation_id) == self._waits_for:
-            self._response = response
+            status, found = int(response.properties.subject or 0), sections(response.body)
+            self._response = status, found[0].value if found and found[0].descriptor == VALUE else None
 
 
-def _checked(response: Amqp10Message | None) -> Any:
-    assert response is not None
-    status, found = int(response.properties.subject or 0), sections(response.body)
-    body = found[0].value if found and found[0].descriptor == VALUE else None
-    if not 200 <= status < 300:
-        raise ClosedByBroker.from_response(status, body)
-    return body
+def _count(answer: Any, name: str) -> int:
+    """Return a count in a response."""
+    if not isinstance(answer, dict) or not isinstance(count := answer.get(name), int):
+        raise Unavailable(f"the broker's answer has no {name}")
+    return int(count)
 
 
 class ManagedTopology:
@@ -206,7 +213,7 @@ class ManagedTopology:
     def depth(self, queue: str, within: float | None = None) -> Depth:
         """Count a queue's ready messages and consumers; see administration.depth()."""
         told = self._links.retrying(lambda: self._management.request("GET", queue_address(queue), within=within))
-        return Depth(int(told["message_count"]), int(told["consumer_count"]))
+        return Depth(_count(told, "message_count"), _count(told, "consumer_count"))
 
     def depth_of(self, queue: str) -> int:
         """The number of ready messages in a queue. Raises NotFound if it does not exist."""
@@ -224,7 +231,7 @@ class ManagedTopology:
     def purge(self, queue: str) -> int:
         """Remove a queue's ready messages; return how many there were."""
         told = self._links.retrying(lambda: self._management.request("DELETE", f"{queue_address(queue)}/messages"))
-        return int(told["message_count"])
+        return _count(told, "message_count")
 
 
 def _kind_and_name(thing: Queue | Exchange) -> tuple[str, str]:

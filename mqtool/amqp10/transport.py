@@ -201,6 +201,7 @@ class Transport:
 
         Raises:
             OSError, EOFError: the connection is lost.
+            ValueError: the broker sent a malformed frame.
         """
         if isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
             timeout = 0.0
@@ -241,8 +242,8 @@ class Transport:
         at, bodies = 0, []
         while len(data) - at >= FRAME_HEADER.size:
             size, offset, _kind, _channel = FRAME_HEADER.unpack_from(data, at)
-            if not FRAME_HEADER.size <= size <= _FRAME_MAX:
-                raise EOFError
+            if not FRAME_HEADER.size <= offset * 4 <= size <= _FRAME_MAX:
+                raise ValueError("not a frame")
             if at + size > len(data):
                 break
             if size > offset * 4:
@@ -253,7 +254,7 @@ class Transport:
 
     def close(self, *, politely: bool = True) -> None:
         """Close the socket. If `politely`, first send pending frames and Close, and wait for the broker's reply."""
-        with contextlib.suppress(OSError, EOFError):
+        with contextlib.suppress(OSError, EOFError, ValueError):
             if politely:
                 self.send([frame(0, Close())])
                 deadline = time.monotonic() + _GOODBYE

@@ -6,7 +6,7 @@ is not set is None. https://docs.oasis-open.org/amqp/core/v1.0/amqp-core-transpo
 
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import NoneType
 from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar, get_args, get_origin
 
@@ -16,6 +16,7 @@ from mqtool.codecs.field_tables import UInt8, UInt16, UInt32
 SASL_HEADER, AMQP_HEADER = b"AMQP\x03\x01\x00\x00", b"AMQP\x00\x01\x00\x00"
 FRAME_HEADER = struct.Struct(">IBBH")
 AMQP, SASL = 0, 1
+_SERIAL = 0xFFFF_FFFF
 
 #: The role in attach and disposition frames of the peer that sends messages, or receives them.
 SENDER, RECEIVER = False, True
@@ -353,6 +354,21 @@ def encode_composite(value: Any10) -> bytes:
         return kind.descriptor + b"\x45"
     fields = zip(kind.encoders, value[:size], strict=False)
     return kind.descriptor + compound(0xC0, [NULL if each is None else encoder(each) for encoder, each in fields])
+
+
+def after(one: int, other: int) -> int:
+    """Return how far one serial number is ahead of another; negative if it is behind (RFC 1982)."""
+    distance = (one - other) & _SERIAL
+    return distance if distance < 1 << 31 else distance - (1 << 32)
+
+
+def disposed(disposition: Disposition, unsettled: Collection[int]) -> list[int]:
+    """Return the ids of the unsettled deliveries in a disposition's range, however long the range is."""
+    first = disposition.first
+    count = 1 if disposition.last is None else after(disposition.last, first) + 1
+    if count > len(unsettled):
+        return [each for each in unsettled if 0 <= after(each, first) < count]
+    return [each for distance in range(count) if (each := (first + distance) & _SERIAL) in unsettled]
 
 
 def frame(channel: int, performative: Any, kind: int = AMQP) -> bytes:

@@ -4,13 +4,16 @@ rstream reads 256 bytes at a time and decodes field by field. It ignores write e
 seconds on a lost connection, and only logs missing heartbeats. So mqtool itself reads, decodes and encodes frames
 with messages, and uses rstream for all others. rstream itself is not modified.
 
-StreamClient uses four attributes of rstream's Client that are not public, and overrides one such method. They are
-looked up before the first connection; if one is missing, an error names the versions that mqtool works with.
+StreamClient uses four attributes of rstream's Client that are not public, and overrides one such method; responses are
+decoded with one such function. They are looked up before the first connection; if one is missing, an error names the
+versions that mqtool works with.
 """
 
 import asyncio
 import contextlib
+import io
 import ssl
+import struct
 import time
 from collections.abc import Callable
 from functools import cache
@@ -35,7 +38,8 @@ def unsuitable(what: str) -> MqtoolError:
 
 try:
     from rstream.client import Client
-    from rstream.encoding import decode_frame, encode_frame
+    from rstream.constants import Key
+    from rstream.encoding import _decode_struct, encode_frame
 except ImportError as error:
     raise unsuitable(f"{error.name}") from error
 
@@ -46,12 +50,18 @@ _PARTITIONS, _ANSWER_TO_PARTITIONS = b"\x00\x19", b"\x80\x19"
 #: The maximum size of a frame, in bytes. A larger size means that the server speaks another protocol.
 _LONGEST = 1 << 28
 _BUFFER = 1 << 20
+#: Frames with publishing ids: the start, which ends with their count, and the bytes for each of them.
+_IDS, _EACH = struct.Struct(">5xI"), {CONFIRM: 8, ERROR: 10}
+#: The start of a chunk: the number of its messages, and the offset of the first one, which is less than 2^63.
+_CHUNK = struct.Struct(">9xI16xQ16x")
+#: The start of a metadata update, which ends with the size of the stream's name; a consumer update.
+_METADATA, _CONSUMER_SIZE = struct.Struct(">6xH"), 10
 #: Seconds to wait for the response to Close, and the number of that request; rstream counts its own from 1.
 _GOODBYE, _LAST_REQUEST = 1.0, 0
 
 
 class NotStreams(Exception):
-    """The server speaks a different protocol."""
+    """The server speaks a different protocol, or has sent something that cannot be decoded."""
 
 
 class StreamClosedByBroker(Exception):
@@ -82,6 +92,56 @@ def check_rstream() -> None:
         code = getattr(getattr(Client, name, None), "__code__", None)
         if code is None or code.co_varnames[1 : code.co_argcount] != arguments:
             raise unsuitable(f"Client.{name}({', '.join(arguments)})")
+
+
+class _Body(io.BytesIO):
+    """The bytes of a response. Reading past the end is an error, so that a count in it is not trusted.
+
+    But RabbitMQ leaves out the last field of some responses, for example if it refuses the request.
+    """
+
+    is_over = False
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        if size is not None and size > len(data):
+            if data or self.is_over:
+                raise ValueError("the frame is shorter than it says")
+            self.is_over = True
+        return data
+
+
+def _decoded(frame: bytes) -> schema.Frame:
+    """Decode a response. Raises ValueError if it is malformed."""
+    key, version = struct.unpack_from(">HH", frame)
+    if version != 1 or len(frame) > _BUFFER:
+        raise ValueError("not a response")
+    body = _Body(frame[4:])
+    try:
+        found = _decode_struct(body, schema.registry[bool(key >> 15), Key(key & 0x7FFF)])
+    except Exception as error:  # rstream has no errors of its own for that
+        raise ValueError("not a response") from error
+    if body.read():
+        raise ValueError("the frame is longer than it says")
+    assert isinstance(found, schema.Frame)
+    return found
+
+
+def _check_unasked(frame: bytes) -> None:
+    """Raise ValueError or struct.error if a frame that is not a response is malformed, apart from a chunk's data."""
+    key, size = int.from_bytes(frame[:2]), len(frame)
+    if key == DELIVER:
+        records, first = _CHUNK.unpack_from(frame)
+        is_right = first + records < 1 << 63
+    elif key == METADATA_UPDATE:
+        frame[_METADATA.size :].decode()
+        is_right = size == _METADATA.size + _METADATA.unpack_from(frame)[0]
+    elif key == CONSUMER_UPDATE:
+        is_right = size == _CONSUMER_SIZE
+    else:
+        is_right = size == _IDS.size + _IDS.unpack_from(frame)[0] * _EACH[key]
+    if not is_right:
+        raise ValueError("the frame has the wrong size")
 
 
 class _Wire(asyncio.Protocol):
@@ -119,8 +179,8 @@ class _Wire(asyncio.Protocol):
         self._data += data
         try:
             self._take_frames()
-        except (ValueError, KeyError, NotStreams, StreamClosedByBroker) as error:
-            self._lost(error)
+        except (ValueError, struct.error, NotStreams, StreamClosedByBroker) as error:
+            self._lost(error if isinstance(error, StreamClosedByBroker) else NotStreams())
             self.close()
 
     def _take_frames(self) -> None:
@@ -135,9 +195,10 @@ class _Wire(asyncio.Protocol):
             if frame[:2] == _PARTITIONS:  # RabbitMQ 3.10 omits the bit that marks a response
                 frame = _ANSWER_TO_PARTITIONS + frame[2:]
             if int.from_bytes(frame[:2]) in _UNASKED:
+                _check_unasked(frame)
                 self._take(frame)
             else:
-                self._respond(decode_frame(frame))
+                self._respond(_decoded(frame))
         del data[:at]
 
     async def write_frame(self, frame: schema.Frame, version: int = 1) -> None:
@@ -234,6 +295,7 @@ class StreamClient(Client):
         for waiter in list(self._waiters.values()):
             if not waiter.done():
                 waiter.set_exception(error)
+                waiter.exception()  # for asyncio, it counts as retrieved: during the login, rstream awaits one of two
         self._lost(error)
 
     async def _heartbeat_sender(self) -> None:

@@ -24,8 +24,10 @@ _ENABLE = (
     "on the broker, 'rabbitmq-plugins enable rabbitmq_stream', or start one: 'mqtool broker up --stream-port 5552'; "
     "--stream-port names another port"
 )
+#: Errors of decoding what the broker has sent. rstream asserts that a response is about the stream in its request.
+UNREADABLE = (ValueError, LookupError, AssertionError)
 #: Errors that mean that the connection is lost.
-LOST = (OSError, EOFError, ValueError, NotStreams, StreamClosedByBroker, asyncio.TimeoutError)
+LOST = (OSError, EOFError, NotStreams, StreamClosedByBroker, asyncio.TimeoutError, *UNREADABLE)
 #: Reasons why the broker refuses a message, by their codes.
 _REFUSALS = {
     2: "the stream does not exist",
@@ -46,7 +48,7 @@ def connecting(error: BaseException, address: Address) -> MqtoolError:
         return Unavailable(f"{where} does not answer as a broker for streams", _ENABLE)
     if isinstance(error, OSError | ssl.SSLError | UnicodeError):
         return of_amqp.connecting(error, address)
-    if isinstance(error, EOFError | NotStreams | ValueError | KeyError):
+    if isinstance(error, (EOFError, NotStreams, *UNREADABLE)):
         return Unavailable(f"what answers at {where} does not speak RabbitMQ's stream protocol", _ENABLE)
     if isinstance(error, exceptions.VirtualHostAccessFailure):
         return AccessRefused(f"{where} has no vhost {address.virtual_host!r} that user {address.user!r} may use")
@@ -91,7 +93,9 @@ def in_words(error: BaseException) -> str:
         return "closed by the other end"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[0].lower() + error.strerror[1:]
-    return str(error) or type(error).__name__
+    if isinstance(error, (NotStreams, *UNREADABLE)):
+        return "the broker sent something unreadable"
+    return str(error) or "the broker does not answer"
 
 
 def refusal(code: int) -> str:
@@ -150,7 +154,7 @@ class StreamSession:
         self.lost: BaseException | None = None
         self.address = address
         heartbeat = _HEARTBEAT if address.heartbeat is None else address.heartbeat
-        self.client = StreamClient(address.host, address.port, context, heartbeat, self._inbox.put, self._ended)
+        self.client = StreamClient(address.host, address.port, context, heartbeat, self._inbox.put, self.end)
 
     def open(self) -> None:
         """Connect and log in; raise Unavailable or AccessRefused if that fails."""
@@ -267,8 +271,9 @@ class StreamSession:
         """Close the connection, once the broker has handled everything that was sent."""
         self._call(self.client.close(), _PATIENCE)
 
-    def _ended(self, error: BaseException) -> None:
-        self.lost = error
+    def end(self, error: BaseException) -> None:
+        """Treat the connection as lost because of an error."""
+        self.lost = self.lost or error
         self._inbox.put(None)
 
     def _call(self, request: Coroutine[Any, Any, _T], patience: float) -> _T:
@@ -282,6 +287,7 @@ class SessionOwner(Protocol):
 
     inbox: Inbox
     stopping: bool
+    has_progressed: bool
     notice: Callable[[str], None]
 
     @property

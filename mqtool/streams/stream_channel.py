@@ -25,6 +25,8 @@ from mqtool.topology import Stream
 #: Pauses between checks for a leader, which may not be elected yet after a stream was created or a node was lost.
 _ELECTION = Backoff(first=0.1, attempts=12, longest=1.0)
 
+#: Seconds after which a connection counts as stable, so that the next loss starts with a short delay again.
+_STEADY = 60.0
 #: The maximum number of partitions: ids of subscriptions have one byte, and Session needs one of them for look-ups.
 _MOST = 255
 
@@ -46,6 +48,7 @@ class StreamChannel:
 
     Attributes:
         stopping: True once stop() has been called.
+        has_progressed: True if a chunk or a confirm was received since the connection was opened.
     """
 
     refused = False
@@ -67,6 +70,9 @@ class StreamChannel:
     ) -> None:
         self.notice = notice
         self.stopping = False
+        self.has_progressed = True
+        self._attempts: Iterator[tuple[int, float]] = iter(())
+        self._opened_at = time.monotonic()
         self._nodes = list(nodes)
         self._context = context
         self._backoff = backoff
@@ -264,7 +270,9 @@ class StreamChannel:
         if self._backoff is None:
             raise Unavailable(f"the connection to {at} was lost: {words}")
         self.notice(f"lost the connection to {at}: {words}")
-        for attempt, pause in enumerate(self._backoff.delays(), 1):
+        if self.has_progressed or lost_at - self._opened_at > _STEADY:
+            self._attempts, self.has_progressed = enumerate(self._backoff.delays(), 1), False
+        for attempt, pause in self._attempts:
             if self._stop.wait(min(pause, max(0.0, until - time.monotonic()))) or time.monotonic() >= until:
                 return False
             try:
@@ -278,7 +286,8 @@ class StreamChannel:
             except Unavailable as failure:
                 self.notice(f"attempt {attempt} to reconnect failed: {failure}")
             else:
-                self.notice(f"connected again to {at} after {time.monotonic() - lost_at:.1f} s")
+                self._opened_at = time.monotonic()
+                self.notice(f"connected again to {at} after {self._opened_at - lost_at:.1f} s")
                 return True
         raise Unavailable(f"gave up reconnecting to {at} after {self._backoff.attempts} attempts")
 

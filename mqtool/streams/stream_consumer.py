@@ -268,11 +268,16 @@ class StreamConsumer:
             if not self._reading.session.exists(stream):
                 raise Unavailable(f"stream {stream!r} was deleted")
             self._channel.reopen(self._go_on, self._deadline)
-        elif key == DELIVER:
-            self._reading = self._readings[frame[4]]
-            self._chunk = self._reading.take(parse_chunk(frame), self._channel.notice)
-        elif key == CONSUMER_UPDATE:
-            self._change(self._readings[frame[8]], frame[4:8], is_active=bool(frame[9]))
+        elif key in (DELIVER, CONSUMER_UPDATE):
+            number = frame[4 if key == DELIVER else 8]
+            if number >= len(self._readings) or (key == CONSUMER_UPDATE and self._track is None):
+                self._reading.session.end(ValueError("a frame for another subscription"))
+            elif key == DELIVER:
+                self._channel.has_progressed = True
+                self._reading = self._readings[number]
+                self._chunk = self._reading.take(parse_chunk(frame), self._channel.notice)
+            else:
+                self._change(self._readings[number], frame[4:8], is_active=bool(frame[9]))
 
     def _go_on(self) -> None:
         for reading, session in zip(self._readings, self._sessions(), strict=True):

@@ -230,14 +230,20 @@ class StreamPublisher:
             self._confirm(frame)
             self._last_answer = time.monotonic()
         elif key == ERROR:
-            for number, code in _REFUSED.iter_unpack(frame[9:]):
-                self._answers[number] = refusal(code)
+            self._answer({number: refusal(code) for number, code in _REFUSED.iter_unpack(frame[9:])})
             self._last_answer = time.monotonic()
         elif key == METADATA_UPDATE:
             self._recover()
 
     def _confirm(self, frame: bytes) -> None:
-        self._answers.update(dict.fromkeys(struct.unpack_from(f">{(len(frame) - 9) // 8}Q", frame, 9), ""))
+        self._answer(dict.fromkeys(struct.unpack_from(f">{(len(frame) - 9) // 8}Q", frame, 9), ""))
+
+    def _answer(self, answers: dict[int, str]) -> None:
+        if max(answers, default=0) > self._sent:
+            self._partitions[0].session.end(ValueError("the answer to a message that was not sent"))
+        else:
+            self._channel.has_progressed = True
+            self._answers.update(answers)
 
     def _take_late_confirms(self) -> None:
         """Handle the confirms that have arrived after the frame that told that a connection or a stream is lost.

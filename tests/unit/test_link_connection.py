@@ -21,6 +21,7 @@ from mqtool.codecs.amqp10_frames import (
     End,
     Error,
     Flow,
+    Received,
     Rejected,
     Released,
     Source,
@@ -48,6 +49,7 @@ class Broker:
         refuses: the addresses whose links the broker refuses.
         window: how many transfers the broker accepts.
         handles: the broker's handle of each link, by name.
+        default_outcome: the default outcome of each link's source.
     """
 
     frame_max = 512
@@ -62,6 +64,7 @@ class Broker:
         self.refuses: set[str | None] = set()
         self.window = 100
         self.handles: dict[str, int] = {}
+        self.default_outcome: Any = None
         self.bodies: list[bytes] = []
         self.wakes = 0
 
@@ -105,7 +108,7 @@ class Broker:
         mine = self.handles[told.name] = 40 + told.handle
         address = told.source.address if told.role else told.target.address
         refused = address in self.refuses
-        source = None if refused and told.role else Source(address)
+        source = None if refused and told.role else Source(address, default_outcome=self.default_outcome)
         target = None if refused and not told.role else Target(address)
         self.tell(
             Attach(
@@ -312,6 +315,74 @@ def test_a_disposition_applies_to_a_range_of_messages(broker: Broker, session: L
     assert session._sent == {}
 
 
+@pytest.mark.parametrize(("first", "last", "is_settled"), [(0, 0x7FFF_FFFF, True), (0, 0xFFFF_FFFF, False)])
+def test_a_disposition_takes_no_longer_if_its_range_is_large(
+    broker: Broker, session: LinkConnection, first: int, last: int, *, is_settled: bool
+) -> None:
+    """An AMQP 1.0 disposition takes time only for unsettled messages, however large its range of delivery ids is. If
+    its last id is behind its first one in the order of 32-bit serial numbers, it applies to no message.
+    """
+    sender = published(session, b"0", b"1")
+    broker.credit(0, 0, 9)
+    link = receiver(session)
+    broker.deliver(1, 0, 1)
+    session.run(0)
+    for role in (True, False):
+        broker.tell(Disposition(role, first, last, settled=True, state=Accepted()))
+    session.run(0)
+    assert [body for body, _ in told(sender)] == ([b"0", b"1"] if is_settled else [])
+    assert [session.is_current(each) for each in link.arrived()] == 2 * [not is_settled]
+
+
+def test_a_message_is_unconfirmed_until_its_state_is_an_outcome(broker: Broker, session: LinkConnection) -> None:
+    """If the broker reports a state of an AMQP 1.0 message that is not an outcome, such as received, the message is
+    still unconfirmed. It gets the outcome that the broker reports later.
+    """
+    sender = published(session, b"0")
+    broker.credit(0, 0, 9)
+    session.run(0)
+    for is_settled, state in ((False, Received(0, 0)), (False, None), (True, None), (True, Received(0, 0))):
+        broker.tell(Disposition(True, 0, settled=is_settled, state=state))
+        session.run(0)
+        assert (told(sender), len(sender.unconfirmed)) == ([], 1)
+    broker.now += 5
+    assert session.patience() <= 0
+    broker.tell(Disposition(True, 0, settled=True, state=Accepted()))
+    session.run(0)
+    assert told(sender) == [(b"0", "confirmed")]
+
+
+def test_a_message_that_is_settled_without_an_outcome_has_the_default_outcome(
+    broker: Broker, session: LinkConnection
+) -> None:
+    """If the broker settles an AMQP 1.0 message without an outcome, and the link's source has a default outcome, the
+    message has that outcome.
+    """
+    broker.default_outcome = Released()
+    sender = published(session, b"0")
+    broker.credit(0, 0, 9)
+    session.run(0)
+    broker.tell(Disposition(True, 0, settled=False, state=Received(0, 0)))
+    session.run(0)
+    assert told(sender) == []
+    broker.tell(Disposition(True, 0, settled=True, state=Received(0, 0)))
+    session.run(0)
+    assert told(sender) == [(b"0", "returned")]
+
+
+def test_two_unsettled_deliveries_with_one_id_are_an_error(broker: Broker, session: LinkConnection) -> None:
+    """If the broker sends two unsettled AMQP 1.0 deliveries with one delivery id, mqtool raises ValueError. Once a
+    delivery is settled, its id may be used again.
+    """
+    link = receiver(session)
+    broker.deliver(0, 7)
+    session.run(0)
+    session.settle(link.arrived(), Accepted())
+    broker.deliver(0, 7, 7)
+    with pytest.raises(ValueError, match="two unsettled deliveries have the same delivery id"):
+        session.run(0)
+
+
 def test_delivery_ids_wrap_after_32_bits(broker: Broker, session: LinkConnection) -> None:
     """The delivery ids of an AMQP 1.0 session are 32-bit numbers: 0 follows 4,294,967,295. A disposition may apply to a
     range that contains both of these ids.
@@ -459,15 +530,17 @@ def test_a_command_that_must_stop_does_not_wait_for_a_broker_that_accepts_no_mes
 ) -> None:
     """If a command that publishes over AMQP 1.0 has been told to stop, it still waits for the outcomes of messages that
     it has sent, unless the connection is lost. If it cannot send its messages because the broker's incoming window is
-    closed, it raises NotConfirmed instead of waiting.
+    closed, or its link has no credit, it raises NotConfirmed instead of waiting.
     """
     sender = published(session, b"1")
-    broker.credit(0, 0, 2, window=0)
-    session.run(0)
-    sender._wait(at_most=0)  # raises nothing: it would wait longer
-    session.stopping = True
-    with pytest.raises(NotConfirmed, match="stopped with 1 message unconfirmed: the broker takes no messages"):
-        sender._wait()
+    for credit, window in ((2, 0), (0, 2)):
+        session.stopping = False
+        broker.credit(0, 0, credit, window=window)
+        session.run(0)
+        sender._wait(at_most=0)  # raises nothing: it would wait longer
+        session.stopping = True
+        with pytest.raises(NotConfirmed, match="stopped with 1 message unconfirmed: the broker takes no messages"):
+            sender._wait()
     assert broker.of(Transfer) == []
     broker.credit(0, 0, 2, window=1)
     session.run(0)

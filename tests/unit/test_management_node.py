@@ -11,7 +11,7 @@ from mqtool.amqp10.refusals import ClosedByBroker, Lost
 from mqtool.codecs.amqp10_frames import SETTLED, Attach, Source, Target
 from mqtool.codecs.amqp10_message import DATA, Amqp10Message, BareProperties, sections, value_section
 from mqtool.codecs.amqp10_values import Symbol, encode, section
-from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, NotFound, UsageError
+from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, NotFound, Unavailable, UsageError
 from mqtool.topology import Exchange, Queue
 
 NODE = "/management"
@@ -179,6 +179,15 @@ def test_a_response_whose_status_is_not_2xx_is_an_error(
         with pytest.raises(kind) as caught:
             session.declare(Q)
         assert str(caught.value) == words
+
+
+@pytest.mark.parametrize("body", [b"", value_section([1]), value_section({"message_count": "many"})])
+def test_a_response_without_the_count_that_was_asked_for_is_an_error(broker: Broker, body: bytes) -> None:
+    """If the broker answers a request for a queue's messages without their number, mqtool raises Unavailable."""
+    broker.answers = [(200, body)] * 2
+    for request in (topology(broker).depth_of, topology(broker).purge):
+        with pytest.raises(Unavailable, match="the broker's answer has no message_count"):
+            request("q")
 
 
 def test_a_late_response_is_ignored(broker: Broker) -> None:

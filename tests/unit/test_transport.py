@@ -350,14 +350,15 @@ def test_frames_are_read_however_the_bytes_are_split(broker: Broker) -> None:
     assert bodies == [bytes(131_064)]
 
 
-@pytest.mark.parametrize("size", [7, 131_073])
-def test_a_frame_of_an_impossible_size_ends_the_connection(broker: Broker, size: int) -> None:
-    """If the broker sends an AMQP 1.0 frame that is smaller than a frame header, or larger than mqtool accepts, read()
-    raises EOFError, and the connection counts as lost.
+@pytest.mark.parametrize(("size", "offset"), [(7, 2), (131_073, 2), (8, 1), (8, 3)])
+def test_a_frame_of_an_impossible_size_ends_the_connection(broker: Broker, size: int, offset: int) -> None:
+    """If the broker sends an AMQP 1.0 frame that is smaller than a frame header, that is larger than mqtool accepts, or
+    whose body does not begin after the header and in the frame, read() raises ValueError, and the connection counts as
+    lost.
     """
     connected = broker.connect(opened())
-    broker.arrives(size.to_bytes(4, "big") + b"\2\0\0\0")
-    with pytest.raises(EOFError):
+    broker.arrives(size.to_bytes(4, "big") + bytes((offset, 0, 0, 0)))
+    with pytest.raises(ValueError, match="not a frame"):
         connected.read(1)
 
 

@@ -20,7 +20,7 @@ from mqtool.broker.embedded.amqp10.errors10 import (
 from mqtool.broker.embedded.amqp10.incoming_link import IncomingLink
 from mqtool.broker.embedded.amqp10.management_pair import ManagementLinks
 from mqtool.broker.embedded.amqp10.outgoing_link import OutgoingLink, ReplyLink
-from mqtool.broker.embedded.amqp10.session_state import LinkDelivery, NewAnnotations, SessionState, after, check_outcome
+from mqtool.broker.embedded.amqp10.session_state import LinkDelivery, NewAnnotations, SessionState, check_outcome
 from mqtool.broker.embedded.model.amqp_errors import AmqpException
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.footprint import CONSUMER
@@ -41,6 +41,7 @@ from mqtool.codecs.amqp10_frames import (
     Rejected,
     Released,
     Transfer,
+    disposed,
 )
 from mqtool.codecs.amqp10_values import Symbol
 
@@ -167,17 +168,10 @@ class Amqp10Session(SessionState):
         """Settle deliveries with the outcome that the client sent."""
         if disposition.role != RECEIVER:
             raise SessionError(INTERNAL_ERROR, "Unexpected frame disposition")
-        first = disposition.first
-        last = first if disposition.last is None else disposition.last
         if not self.unsettled:
             return
         check_outcome(disposition.state)
-        count = after(last, first) + 1
-        if count <= len(self.unsettled):
-            ids: Iterable[int] = ((first + each) & 0xFFFFFFFF for each in range(count))
-        else:
-            ids = [each for each in self.unsettled if 0 <= after(each, first) < count]
-        known = [each for each in ids if each in self.unsettled]
+        known = disposed(disposition, self.unsettled)
         if isinstance(disposition.state, Modified) and disposition.state.message_annotations:
             added = NewAnnotations(disposition.state.message_annotations)
             self.connection.work(_annotate_and_settle(self, added, known, disposition))

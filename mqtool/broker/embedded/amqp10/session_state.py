@@ -24,6 +24,7 @@ from mqtool.codecs.amqp10_frames import (
     Modified,
     Rejected,
     Released,
+    after,
     frame,
 )
 from mqtool.codecs.amqp10_values import Map, Symbol
@@ -42,12 +43,6 @@ _MOST_ADDED_BYTES = 16 * 1024 * 1024
 _SERIAL = 0xFFFFFFFF
 #: The outgoing window. It limits nothing: deliveries are limited by the client's incoming window and by link credit.
 _UNLIMITED = _SERIAL
-
-
-def after(one: int, other: int) -> int:
-    """Return how far one serial number is ahead of another; negative if it is behind (RFC 1982)."""
-    distance = (one - other) & _SERIAL
-    return distance if distance < 1 << 31 else distance - (1 << 32)
 
 
 def add(number: int, count: int) -> int:
