@@ -163,7 +163,8 @@ def _bound_to(host: str, port: int) -> list[socket.socket]:
 
 def _bound_socket(family: int, address: Any) -> socket.socket:
     """Create a non-blocking socket that is bound to an address."""
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sets TCP_NODELAY only on connections of a socket that names its protocol.
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
