@@ -160,7 +160,7 @@ class Consumer(ChannelListener):
             return
         self._do(Step.CANCEL)
         for last in through:
-            self._requeue(last.epoch, last.delivery_tag)
+            self._channel.requests.requeue(last.epoch, last.delivery_tag)
 
     # The channel's side.
 
@@ -283,9 +283,6 @@ class Consumer(ChannelListener):
             ):
                 self._flush()
                 self.start()
-
-    def _requeue(self, epoch: int, tag: int) -> None:
-        self._channel.requests.send(epoch, lambda pika: pika.basic_nack(tag, multiple=True, requeue=True))
 
     def _flush(self, *, leaving: bool = False) -> None:
         """Flush the output, then acknowledge handled deliveries, except those that the policy holds back."""

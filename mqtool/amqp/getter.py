@@ -49,8 +49,4 @@ class Getter:
             through: the last delivery of each batch, in order.
         """
         for last in through:
-            self._requeue(last.epoch, last.delivery_tag)
-
-    def _requeue(self, epoch: int, tag: int) -> None:
-        requests = self._channel.reopening.requests
-        requests.send(epoch, lambda pika: pika.basic_nack(tag, multiple=True, requeue=True))
+            self._channel.reopening.requests.requeue(last.epoch, last.delivery_tag)

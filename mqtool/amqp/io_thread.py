@@ -208,6 +208,10 @@ class Requests:
 
         self._io.run(start)
 
+    def requeue(self, epoch: int, tag: int) -> None:
+        """Requeue all unacknowledged deliveries up to this tag; see send()."""
+        self.send(epoch, lambda pika: pika.basic_nack(tag, multiple=True, requeue=True))
+
     def _open(self, opened: Answer[None]) -> None:
         def on_open(pika: PikaChannel) -> None:
             self.epoch += 1  # before the channel is used, so that older delivery tags are not mistaken for its own

@@ -28,6 +28,7 @@ from mqtool.codecs.amqp10_frames import (
     Flow,
     Released,
     Transfer,
+    add,
     decode_performative,
     disposed,
     frame,
@@ -37,7 +38,6 @@ from mqtool.errors import MqtoolError
 from mqtool.message import Confirmation, Delivery
 
 _HANDLES = 256
-_IDS = 0xFFFF_FFFF
 #: The number of transfer frames that the broker may send before the session's window must be extended.
 _WINDOW = 5000
 #: Seconds to wait before republishing messages that were rejected by a queue without a leader.
@@ -172,8 +172,8 @@ class LinkConnection(ReopeningTransport):
         )
         if len(frames) > self._broker_window and not settled:
             return None
-        self._next_id = (self._next_id + 1) & _IDS
-        self._next_out = (self._next_out + len(frames)) & _IDS
+        self._next_id = add(self._next_id, 1)
+        self._next_out = add(self._next_out, len(frames))
         self._broker_window -= len(frames)
         return frames
 
@@ -282,7 +282,7 @@ class LinkConnection(ReopeningTransport):
             self._take_other(told)
 
     def _take_transfer(self, told: Transfer, payload: bytes) -> None:
-        self._next_in = (self._next_in + 1) & _IDS
+        self._next_in = add(self._next_in, 1)
         self._room -= 1
         link = self._incoming.get(told.handle)
         if link is not None and not told.aborted:
@@ -325,7 +325,7 @@ class LinkConnection(ReopeningTransport):
                 link.attached(told)
             case Flow():
                 if told.next_incoming_id is not None:
-                    self._broker_window = told.incoming_window - ((self._next_out - told.next_incoming_id) & _IDS)
+                    self._broker_window = told.incoming_window - add(self._next_out, -told.next_incoming_id)
                 if (known := self._incoming.get(told.handle if told.handle is not None else -1)) is not None:
                     known.flow(told)
                 if told.echo:

@@ -356,9 +356,14 @@ def encode_composite(value: Any10) -> bytes:
     return kind.descriptor + compound(0xC0, [NULL if each is None else encoder(each) for encoder, each in fields])
 
 
+def add(number: int, count: int) -> int:
+    """Add to a 32-bit serial number; a negative count subtracts (RFC 1982)."""
+    return (number + count) & _SERIAL
+
+
 def after(one: int, other: int) -> int:
     """Return how far one serial number is ahead of another; negative if it is behind (RFC 1982)."""
-    distance = (one - other) & _SERIAL
+    distance = add(one, -other)
     return distance if distance < 1 << 31 else distance - (1 << 32)
 
 
@@ -368,7 +373,7 @@ def disposed(disposition: Disposition, unsettled: Collection[int]) -> list[int]:
     count = 1 if disposition.last is None else after(disposition.last, first) + 1
     if count > len(unsettled):
         return [each for each in unsettled if 0 <= after(each, first) < count]
-    return [each for distance in range(count) if (each := (first + distance) & _SERIAL) in unsettled]
+    return [each for distance in range(count) if (each := add(first, distance)) in unsettled]
 
 
 def frame(channel: int, performative: Any, kind: int = AMQP) -> bytes:

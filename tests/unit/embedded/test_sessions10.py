@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from mqtool.broker.embedded.amqp10.errors10 import INTERNAL_ERROR, SessionError
-from mqtool.broker.embedded.amqp10.session_state import NewAnnotations, add
+from mqtool.broker.embedded.amqp10.session_state import NewAnnotations
 from mqtool.broker.embedded.model.amqp_errors import AmqpException
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.profile import PROFILES, Like
 from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.totals import AMQP10
-from mqtool.codecs.amqp10_frames import after
+from mqtool.codecs.amqp10_frames import add, after
 from mqtool.codecs.amqp10_values import Described, Milliseconds, Symbol, ULong
 from mqtool.codecs.field_tables import UInt32
 from tests.protocol.raw_amqp10 import (

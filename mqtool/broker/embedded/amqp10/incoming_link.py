@@ -18,7 +18,7 @@ from mqtool.broker.embedded.amqp10.errors10 import (
     LinkError,
     SessionError,
 )
-from mqtool.broker.embedded.amqp10.session_state import SessionState, Settlement, add
+from mqtool.broker.embedded.amqp10.session_state import SessionState, Settlement
 from mqtool.broker.embedded.model.amqp_message import BrokerMessage
 from mqtool.broker.embedded.model.broker import DIRECT_REPLY_TO
 from mqtool.broker.embedded.model.clock import rest_of
@@ -39,6 +39,7 @@ from mqtool.codecs.amqp10_frames import (
     Rejected,
     Released,
     Transfer,
+    add,
 )
 from mqtool.codecs.amqp10_values import Symbol
 

@@ -20,8 +20,8 @@ from mqtool.broker.embedded.amqp10.errors10 import (
 )
 from mqtool.broker.embedded.amqp10.management import UnknownRequest, handle
 from mqtool.broker.embedded.amqp10.outgoing_link import Credit, send_delivery
-from mqtool.broker.embedded.amqp10.session_state import SessionState, add
-from mqtool.codecs.amqp10_frames import FIRST, SENDER, SETTLED, Attach, Flow, Source, Target, Transfer
+from mqtool.broker.embedded.amqp10.session_state import SessionState
+from mqtool.codecs.amqp10_frames import FIRST, SENDER, SETTLED, Attach, Flow, Source, Target, Transfer, add
 from mqtool.codecs.amqp10_values import Symbol
 
 MANAGEMENT_NODE = "/management"

@@ -9,7 +9,7 @@ from mqtool.broker.embedded.amqp10.addresses import queue_address
 from mqtool.broker.embedded.amqp10.errors10 import DELETED, LIMIT_EXCEEDED, TOO_LARGE, LinkError, SessionError
 from mqtool.broker.embedded.amqp10.filtered_message import TooMuchWork
 from mqtool.broker.embedded.amqp10.filters import LinkFilters
-from mqtool.broker.embedded.amqp10.session_state import LinkDelivery, SessionState, add
+from mqtool.broker.embedded.amqp10.session_state import LinkDelivery, SessionState
 from mqtool.broker.embedded.model.amqp_message import BrokerMessage, ContentHeader, MessageProperties, encode_address
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.broker import DIRECT_REPLY_TO
@@ -18,7 +18,7 @@ from mqtool.broker.embedded.model.firehose import trace_delivered
 from mqtool.broker.embedded.model.queue import BrokerQueue, feed
 from mqtool.broker.embedded.model.sectioned import Sections, encode
 from mqtool.broker.embedded.model.totals import AMQP10
-from mqtool.codecs.amqp10_frames import Attach, Flow, after, transfer_frames
+from mqtool.codecs.amqp10_frames import Attach, Flow, add, after, transfer_frames
 from mqtool.codecs.amqp10_values import Map, Symbol
 from mqtool.codecs.field_tables import Int64, Table
 

@@ -24,6 +24,7 @@ from mqtool.codecs.amqp10_frames import (
     Modified,
     Rejected,
     Released,
+    add,
     after,
     frame,
 )
@@ -40,14 +41,8 @@ _LONGEST_HEADER = 128 * 1024 - 64
 #: Annotations in one disposition may grow the headers of all its messages by up to this many bytes.
 _MOST_ADDED_BYTES = 16 * 1024 * 1024
 
-_SERIAL = 0xFFFFFFFF
 #: The outgoing window. It limits nothing: deliveries are limited by the client's incoming window and by link credit.
-_UNLIMITED = _SERIAL
-
-
-def add(number: int, count: int) -> int:
-    """Add to a 32-bit serial number."""
-    return (number + count) & _SERIAL
+_UNLIMITED = 0xFFFF_FFFF
 
 
 class LinkPublisher(Protocol):
