@@ -93,6 +93,13 @@ class Running:
         wait_until(lambda: self.stderr.count(said) == times, lambda: f"{said!r} {times} times in {self.stderr!r}")
         return self
 
+    def write(self, data: bytes) -> Self:
+        """Write to its standard input, which is a pipe."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(data)
+        self.process.stdin.flush()
+        return self
+
     def interrupt(self) -> Self:
         """Send SIGINT, as Ctrl-C does."""
         self.process.send_signal(signal.SIGINT)

@@ -382,8 +382,7 @@ def test_sender_and_receiver_resume_after_a_lost_connection(shell: Shell, broker
     sender = shell.start("mqtool", "send", "-l", "-u", url, stdin=PIPE)
     assert sender.process.stdin is not None
     for cuts, start in enumerate((0, 200, 400)):
-        sender.process.stdin.write(b"".join(b"%d\n" % number for number in range(start, start + 200)))
-        sender.process.stdin.flush()
+        sender.write(b"".join(b"%d\n" % number for number in range(start, start + 200)))
         receiver.wait_for_stdout(f"{start}\n").wait_until_connected_again(cuts)
         sender.wait_until_connected_again(cuts)
         proxy.cut()
@@ -401,9 +400,7 @@ def test_no_confirmed_message_is_lost_when_send_and_receive_are_killed(shell: Sh
     reported as sent has been printed by `receive` or is still in the queue.
     """
     sender = shell.start("mqtool", "send", "-l", "-v", stdin=PIPE)
-    assert sender.process.stdin is not None
-    sender.process.stdin.write(b"".join(b"%d\n" % number for number in range(3000)))
-    sender.process.stdin.flush()
+    sender.write(b"".join(b"%d\n" % number for number in range(3000)))
     sender.wait_for_stderr("[x] Sent '500'")
     sender.process.kill()
     sender.process.wait()

@@ -36,9 +36,7 @@ def test_send_moves_to_the_next_node_if_its_node_is_killed(shell: Shell, nodes: 
     confirmed there.
     """
     sender = shell.start("mqtool", "send", "-l", "-v", stdin=PIPE)
-    assert sender.process.stdin is not None
-    sender.process.stdin.write(b"one\n")
-    sender.process.stdin.flush()
+    sender.write(b"one\n")
     sender.wait_for_stderr("[x] Sent 'one'")
     nodes[0].kill()
     sender.wait_for_stderr("connected again to")

@@ -331,8 +331,7 @@ def test_the_delay_of_each_line_starts_when_the_line_is_sent(shell: Shell, via: 
     sender = shell.start("mqtool", "send", "-l", "--via", via, "--delay", "50ms", stdin=PIPE)
     assert sender.process.stdin is not None
     for line in ("first\n", "second\n"):
-        sender.process.stdin.write(line.encode())
-        sender.process.stdin.flush()
+        sender.write(line.encode())
         receiver.wait_for_stdout(line)
     sender.process.stdin.close()
     assert sender.wait().code == 0

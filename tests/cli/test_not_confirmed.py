@@ -117,9 +117,7 @@ def test_failed_messages_of_a_killed_send_are_kept(shell: Shell) -> None:
     """
     send = ("mqtool", "send", "-r", "nosuch", "-l", "--failed-to", "failed")
     sender = shell.start(*send, stdin=PIPE)
-    assert sender.process.stdin is not None
-    sender.process.stdin.write(b"a\nb\n")
-    sender.process.stdin.flush()
+    sender.write(b"a\nb\n")
     sender.wait_for_stderr("returned: 'b'")
     unfinished = shell.directory / "failed.unfinished"
     wait_until(lambda: unfinished.read_bytes().count(b"\n") == 2, "both lines are in the file")
@@ -152,9 +150,7 @@ def test_two_runs_of_send_cannot_keep_failed_messages_in_one_file_at_once(shell:
     """
     send = ("mqtool", "send", "-r", "nosuch", "-l", "--failed-to", "failed")
     first = shell.start(*send, stdin=PIPE)
-    assert first.process.stdin is not None
-    first.process.stdin.write(b"a\n")
-    first.process.stdin.flush()
+    first.write(b"a\n")
     first.wait_for_stderr("returned: 'a'")
     second = shell.run(*send, stdin="b\n")
     assert "another command keeps its failed messages in failed\n" in second.stderr
@@ -286,9 +282,7 @@ def test_messages_are_kept_if_the_exchange_is_deleted_while_they_are_sent(shell:
     broker.api("PUT", f"queues/{broker.vhost}/q", {"durable": True})
     broker.api("POST", f"bindings/{broker.vhost}/e/fleeting/q/q", {})
     sender = shell.start("mqtool", "send", "-e", "fleeting", "-l", "--failed-to", "failed", stdin=PIPE)
-    assert sender.process.stdin is not None
-    sender.process.stdin.write(_numbers(100).encode())
-    sender.process.stdin.flush()
+    sender.write(_numbers(100).encode())
     wait_until(lambda: depth(broker, "q") == 100, "the first 100 messages")
     broker.api("DELETE", f"exchanges/{broker.vhost}/fleeting")
     sender.process.stdin.write(b"".join(b"%d\n" % number for number in range(100, 3_000)))
@@ -373,9 +367,7 @@ def test_send_gives_up_after_the_attempts_that_max_reconnects_allows(own_shell: 
     messages in FILE. If other messages were confirmed before, the command exits with 3.
     """
     sender = own_shell.start("mqtool", "send", "-l", "-v", "--max-reconnects", "2", "--failed-to", "failed", stdin=PIPE)
-    assert sender.process.stdin is not None
-    sender.process.stdin.write(b"first\n")
-    sender.process.stdin.flush()
+    sender.write(b"first\n")
     sender.wait_for_stderr("Sent 'first'")
     _lose(amqp_vhost)
     sender.process.stdin.write(b"second\n")
@@ -423,9 +415,7 @@ def test_send_exits_with_75_if_it_loses_the_connection_after_all_messages_were_r
     with 69, which would mean that it sent nothing.
     """
     sender = own_shell.start("mqtool", "send", "-l", "-r", "nosuch", "--no-reconnect", stdin=PIPE)
-    assert sender.process.stdin is not None
-    sender.process.stdin.write(b"a\n")
-    sender.process.stdin.flush()
+    sender.write(b"a\n")
     sender.wait_for_stderr("returned: 'a'")
     _lose(amqp_vhost)
     assert sender.wait().code == 75
@@ -442,8 +432,7 @@ def test_max_reconnects_counts_the_attempts_since_the_last_confirm(
     assert sender.process.stdin is not None
     for number in range(3):
         if progress or not number:
-            sender.process.stdin.write(b"%d\n" % number)
-            sender.process.stdin.flush()
+            sender.write(b"%d\n" % number)
             sender.wait_for_stderr(f"Sent '{number}'")
         amqp_vhost.faults.cut_connections()
         wait_until(
@@ -512,13 +501,10 @@ def test_sigterm_ends_send_while_the_broker_is_down_or_blocks_publishers(
     keeps the unconfirmed messages.
     """
     sender = own_shell.start("mqtool", "send", "-l", "-v", "--failed-to", "failed", stdin=PIPE)
-    assert sender.process.stdin is not None
-    sender.process.stdin.write(b"first\n")
-    sender.process.stdin.flush()
+    sender.write(b"first\n")
     sender.wait_for_stderr("Sent 'first'")
     fault(amqp_vhost)
-    sender.process.stdin.write(b"second\nthird\n")
-    sender.process.stdin.flush()
+    sender.write(b"second\nthird\n")
     sender.wait_for_stderr("blocks publishers (low)" if fault is _block else "lost the connection")
     wait_until(lambda: _unread(sender.process.stdin) == 0, "both lines are read")
     sender.process.send_signal(signal.SIGTERM)
@@ -564,13 +550,10 @@ def test_emit_log_declares_a_deleted_exchange_again(shell: Shell, broker: TestBr
     broker confirms every message.
     """
     sender = shell.start("mqtool", "emit-log", "fanout", "-l", "-v", stdin=PIPE)
-    assert sender.process.stdin is not None
-    sender.process.stdin.write(b"before\n")
-    sender.process.stdin.flush()
+    sender.write(b"before\n")
     sender.wait_for_stderr("Sent before")
     broker.api("DELETE", f"exchanges/{broker.vhost}/logs")
-    sender.process.stdin.write(b"after\n")
-    sender.process.stdin.flush()
+    sender.write(b"after\n")
     sender.wait_for_stderr("the broker closed the channel: no exchange 'logs'")
     sender.wait_for_stderr("opened the channel again")
     sender.process.stdin.close()

@@ -127,8 +127,7 @@ def test_send_publishes_each_line_as_soon_as_it_arrives(shell: Shell) -> None:
     assert sender.process.stdin is not None
 
     for line in (b"first\n", b"second\n"):
-        sender.process.stdin.write(line)
-        sender.process.stdin.flush()
+        sender.write(line)
         receiver.wait_for_stdout(line.decode())
     sender.process.stdin.close()
 

@@ -321,8 +321,7 @@ def test_replay_publishes_each_line_from_a_pipe_as_it_arrives(
     running = shell.start("mqtool", "recording", "replay", stdin=PIPE)
     assert running.process.stdin is not None
     for count, line in enumerate(lines, 1):
-        running.process.stdin.write(line)
-        running.process.stdin.flush()
+        running.write(line)
         wait_until(lambda count=count: depth(broker, "jobs") == count, "the line has arrived")  # type: ignore[misc]
     running.process.stdin.close()
     assert running.wait().code == 0

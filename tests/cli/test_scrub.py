@@ -35,8 +35,7 @@ def test_scrub_prints_each_line_as_it_arrives(lonely_shell: Shell) -> None:
     running = lonely_shell.start("mqtool", "recording", "scrub", "--field", "headers", stdin=PIPE)
     assert running.process.stdin is not None
     first, second = LINES.splitlines(keepends=True)
-    running.process.stdin.write(first.encode())
-    running.process.stdin.flush()
+    running.write(first.encode())
     running.wait_for_stdout("mail ann").interrupt()
     running.process.stdin.write(second.encode())
     running.process.stdin.close()

@@ -212,9 +212,7 @@ def test_send_waits_for_confirms_of_the_lines_read_before_ctrl_c(shell: Shell) -
     exits with 130.
     """
     sender = shell.start("mqtool", "send", "-l", "-v", stdin=PIPE)
-    assert sender.process.stdin is not None
-    sender.process.stdin.write(b"read\n")
-    sender.process.stdin.flush()
+    sender.write(b"read\n")
     sender.wait_for_stderr(" [x] Sent 'read'").interrupt()
     result = sender.wait()
     assert result.code == 130

@@ -361,8 +361,7 @@ def test_send_stream_and_receive_stream_resume_after_a_lost_connection(shell: Sh
         sender = shell.start("mqtool", "send-stream", "-l", "-q", "s", stdin=subprocess.PIPE)
         assert sender.process.stdin is not None
         for number in range(4):
-            sender.process.stdin.write(f"{number}\n".encode())
-            sender.process.stdin.flush()
+            sender.write(f"{number}\n".encode())
             reader.wait_for_stdout(f"{number}\n").wait_until_connected_again(number)
             proxy.cut()
         sender.process.stdin.close()
@@ -453,9 +452,7 @@ def test_stream_commands_end_if_their_stream_is_deleted(shell: Shell, broker: Te
         through = ("--stream-port", str(proxy.port))
         unconfirmed, idle = (shell.start(*send, *through, stdin=subprocess.PIPE) for _ in range(2))
         for sender in confirmed, unconfirmed:
-            assert sender.process.stdin is not None
-            sender.process.stdin.write(b"one\n")
-            sender.process.stdin.flush()
+            sender.write(b"one\n")
         confirmed.wait_for_stderr("one message sent")
         wait_until(lambda: proxy.publishers >= 2 and proxy.dropped >= 1, "a message that is not published")
         shell.run("mqtool", "queue", "delete", "s", "--yes")

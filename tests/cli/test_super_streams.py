@@ -112,8 +112,7 @@ def test_super_stream_commands_reconnect_and_lose_no_message(shell: Shell, broke
         reader = shell.start("mqtool", "receive-stream", "-q", "orders", "--raw").wait_until_ready()
         assert sender.process.stdin is not None
         for number in range(1, 5):
-            sender.process.stdin.write(f"{number}\n".encode())
-            sender.process.stdin.flush()
+            sender.write(f"{number}\n".encode())
             reader.wait_for_stdout(f"{number}\n").wait_until_connected_again(number - 1)
             proxy.cut()
         sender.process.stdin.close()
