@@ -154,7 +154,7 @@ def tags(
     none: Annotated[bool, typer.Option("--none", help="Remove all tags")] = False,
     yes: Yes = False,
 ) -> None:
-    """Show or set a user's tags: its rights in the management API."""
+    """Show or set a user's tags for the management API."""
     if tags and none:
         raise UsageError("--none cannot be combined with tags", "use only one of them")
     access = access_to(broker)

@@ -50,7 +50,7 @@ GUESSES = {
     "rpc-server": ("rpc",),
     "emit-log": ("send-log", "fanout", "direct", "topic", "headers"),
     "receive-log": ("fanout", "direct", "topic", "headers"),
-    "move": ("copy", "transfer", "forward", "shovel", "queue move"),
+    "move": ("transfer", "shovel", "queue move"),
     "tap": ("trace", "firehose", "tail", "follow", "log"),
     "tap --json": ("record", "recording record"),
     "recording replay": ("replay",),
