@@ -34,6 +34,7 @@ from mqtool.spelling import counted, pasteable
 from mqtool.topology import Queue
 from mqtool.work import history
 from mqtool.work.dead_letter_declaration import adopt
+from mqtool.work.queue_limits import policies_of
 from mqtool.work.transfer import elsewhere, fits, move, name_of, wait_for
 
 #: The maximum number of messages that a consumer can hold, AMQP's largest prefetch; the number of messages in the first
@@ -75,18 +76,23 @@ def kind_of(channel: Channel, queue: str, api: Management | None, vhost: str) ->
     channel.depth_of(queue)
     default = _DEFAULT_LIMIT if re.match(r"RabbitMQ (?!3\.)", channel.connection.broker) else None
     view: Any = None
+    policies: list[Any] = []
     if api is not None:
         try:
             view = api.get(path("queues", vhost, queue))
+            # The queue's own view shows a new policy, or the policy of a new queue, only some seconds later.
+            policies = policies_of(api, vhost, queue, "quorum") if view.get("type") == "quorum" else []
         except (Unavailable, AccessRefused):
             view = None
     if view is None or "type" not in view:
         return _probed(channel, queue, default)
     if view["type"] == "stream":
         return PeekKind(How.STREAM)
-    declared, policy = view.get("arguments") or {}, view.get("effective_policy_definition") or {}
+    declared = view.get("arguments") or {}
     if view["type"] == "quorum":
-        return PeekKind(How.IN_TURN, _limit([declared.get("x-delivery-limit"), policy.get("delivery-limit")], default))
+        policies.append(view.get("effective_policy_definition") or {})
+        limits = [declared.get("x-delivery-limit"), *(each.get("delivery-limit") for each in policies)]
+        return PeekKind(How.IN_TURN, _limit(limits, default))
     goes = view.get("auto_delete") or declared.get("x-single-active-consumer")
     return PeekKind(How.GET if goes else How.CONSUME)
 

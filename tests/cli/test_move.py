@@ -141,6 +141,21 @@ def test_move_stops_before_messages_exceed_the_delivery_limit(shell: Shell, brok
     assert depth(broker, "b") == 0
 
 
+def test_move_knows_the_delivery_limit_of_a_policy_for_a_queue_that_was_just_declared(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """If a policy sets the delivery limit of a quorum queue, `move --where` stops before a message exceeds the limit,
+    even right after the queue was declared, when the management API does not yet show the queue's policy.
+    """
+    limit = {"pattern": "^a$", "definition": {"delivery-limit": 1}, "apply-to": "queues"}
+    broker.api("PUT", f"policies/{broker.vhost}/limit", limit)
+    fill(broker, Queue("a", durable=True, arguments={"x-queue-type": "quorum"}), numbered(3), Queue("b", durable=True))
+    for _ in range(2):
+        refused = shell.run("mqtool", "move", "a", "--to", "b", "--where", "body=9")
+        assert (refused.code, "requeued" in refused.stderr) == (1, True), refused.stderr
+    assert depth(broker, "a") == 3
+
+
 def test_move_with_a_count_moves_exactly_that_many_messages(shell: Shell, broker: TestBroker) -> None:
     """`move -c 2` moves the first two messages of a queue. The others stay in the queue in order, and are not marked as
     redelivered.
