@@ -226,6 +226,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     ),
     f"{_BROKER}/store/recovery.py": (f"{_EMBEDDED}/test_recovery.py", f"{_EMBEDDED}/test_queue.py"),
     f"{_BROKER}/store/segment_files.py": (f"{_EMBEDDED}/test_segment_files.py",),
+    f"{_BROKER}/store/change_groups.py": (f"{_EMBEDDED}/test_storage.py", f"{_EMBEDDED}/test_recovery.py"),
     f"{_BROKER}/store/storage.py": (f"{_EMBEDDED}/test_storage.py", f"{_EMBEDDED}/test_recovery.py"),
     f"{_BROKER}/store/writer.py": (f"{_EMBEDDED}/test_disk_writer.py",),
 }

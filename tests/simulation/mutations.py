@@ -46,16 +46,22 @@ MUTATIONS = (
     Mutation(
         "confirms before the sync",
         "store/storage.py",
-        "        self._syncing = group = group.unsynced()\n",
-        "        self._syncing = group = group.unsynced()\n"
+        "        self.changes.syncing = group = group.unsynced()\n",
+        "        self.changes.syncing = group = group.unsynced()\n"
         "        any(self._loop.call_soon(what) is None for what in group.waiting)\n"
         "        group.waiting = []\n",
     ),
     Mutation(
+        "confirms before the last of several groups is written",
+        "store/change_groups.py",
+        "            self._begins()\n",
+        "            pass\n",
+    ),
+    Mutation(
         "confirms although the sync failed",
         "store/storage.py",
-        "            self._keep(group, error)\n            return\n        self._syncing = ChangeGroup()",
-        "            pass\n        self._syncing = ChangeGroup()",
+        "            self._keep(group, error)\n            return\n        self.changes.syncing = ChangeGroup()",
+        "            pass\n        self.changes.syncing = ChangeGroup()",
     ),
     Mutation(
         "forgets a binding when it restarts",
@@ -184,12 +190,12 @@ MUTATIONS = (
     Mutation(
         "forgets to delete an acknowledged message from the disk",
         "store/storage.py",
-        "            (self._purged if purged else self._next.removed).append(row)\n",
-        "            (self._purged if purged else self._next.removed).append(row) if purged or row % 7 else None\n",
+        "                self.changes.next.removed.append(row)\n",
+        "                self.changes.next.removed.append(row) if row % 7 else None\n",
     ),
     Mutation(
         "loses the second half of a group of writes that failed",
-        "store/storage.py",
+        "store/change_groups.py",
         "            self.added | later.added,",
         "            later.added,",
     ),
@@ -227,7 +233,7 @@ MUTATIONS = (
         "        if group.logs and group.removed:\n",
         "        if group.logs and group.removed:\n"
         "            try:\n"
-        "                self._commit(ChangeGroup(group.added))\n"
+        "                ChangeGroup(group.added).write_rows(self._db)\n"
         "            except sqlite3.Error as error:\n"
         "                return self._keep(group, error)\n"
         "            group.added = {}\n",

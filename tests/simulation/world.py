@@ -160,6 +160,8 @@ class World:
     def _open_storage(self, directory: Path) -> Storage:
         storage = Storage(directory, self.disk)
         storage.roomy_bytes = self.plan.room
+        if self.plan.seed % 2:
+            storage.changes.most_bytes = 600
         return storage
 
     def kill_broker(self, *, power: bool) -> None:

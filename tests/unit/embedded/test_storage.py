@@ -16,6 +16,7 @@ from mqtool.broker.embedded.model.clock import LoopClock
 from mqtool.broker.embedded.model.stream_log import Retention, StreamLog
 from mqtool.broker.embedded.model.stream_queue import StreamQueueReader
 from mqtool.broker.embedded.model.stream_segment import simple_entry
+from mqtool.broker.embedded.store import change_groups
 from mqtool.broker.embedded.store import storage as store
 from mqtool.broker.embedded.store.database import STREAMS, definitions_of
 from mqtool.broker.embedded.store.disk import Disk
@@ -206,7 +207,7 @@ def test_changes_that_cannot_be_written_are_written_once_the_disk_works(
         with monkeypatch.context() as patch:
             disk.may_sync, disk.may_write = failing != "sync", failing != "streams"
             if failing == "rows":
-                patch.setattr(store, "write_entries", fail)
+                patch.setattr(change_groups, "write_entries", fail)
                 patch.setattr(store, "write_definitions", fail)
             for number in range(2):
                 storage.removed(entries[b"removed %d" % number].row)
@@ -249,14 +250,14 @@ def test_rows_of_many_purged_messages_are_deleted_in_several_transactions(
     and serves its clients in between. When the broker stops, it deletes all remaining rows in one transaction.
     """
     deleted: list[int] = []
-    write_entries = store.write_entries
+    write_entries = change_groups.write_entries
 
     def write(db: sqlite3.Connection, added: Any, removed: list[int], due: Any) -> None:
         deleted.append(len(removed))
         write_entries(db, added, removed, due)
 
     monkeypatch.setattr(store, "_PURGED_AT_ONCE", 10)
-    monkeypatch.setattr(store, "write_entries", write)
+    monkeypatch.setattr(change_groups, "write_entries", write)
 
     async def run() -> None:
         storage = Storage(tmp_path)
@@ -274,6 +275,50 @@ def test_rows_of_many_purged_messages_are_deleted_in_several_transactions(
     asyncio.run(run())
     assert [count for count in deleted if count] == ([24] if is_stopped else [10, 10, 4])
     assert [*entries_in(tmp_path)] == [b"0"]
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_changes_that_wait_for_a_slow_disk_are_written_in_several_transactions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_stopped: bool
+) -> None:
+    """If many messages are published while the disk is slow, the broker writes them in several database transactions,
+    and serves its clients in between. It confirms each message after the transaction that contains it. When the broker
+    stops, it writes all remaining messages in one transaction.
+    """
+    written: list[int] = []
+    write_entries = change_groups.write_entries
+
+    def write(db: sqlite3.Connection, added: Any, removed: list[int], due: Any) -> None:
+        written.append(len(added))
+        write_entries(db, added, removed, due)
+
+    monkeypatch.setattr(change_groups, "write_entries", write)
+
+    async def run() -> None:
+        disk = WaitingDisk()
+        storage = Storage(tmp_path, disk)
+        storage.changes.most_bytes = 9 * 256
+        disk.may_go_on.clear()
+        first = asyncio.create_task(storage.stored())
+        await turns()
+        for number in range(25):
+            storage.added(1, storage.enter(message(b"%d" % number), None))
+            if number % 5 == 4:
+                await turns()
+        last = asyncio.create_task(storage.stored())
+        await turns()
+        storage.removed(1)  # this message waits in an earlier group
+        assert [entry.message.body for entry in storage.read([2, 25])] == [b"1", b"24"]
+        assert not last.done()
+        disk.may_go_on.set()
+        if not is_stopped:
+            await asyncio.wait_for(asyncio.gather(first, last, storage.stored()), _PATIENCE_SECONDS)
+            await asyncio.wait_for(storage.stored(), _PATIENCE_SECONDS)
+        storage.close()
+
+    asyncio.run(run())
+    assert [count for count in written if count] == ([25] if is_stopped else [10, 10, 5])
+    assert [*entries_in(tmp_path)] == [b"%d" % number for number in range(1, 25)]
 
 
 def test_a_group_that_cannot_be_written_for_an_unforeseen_reason_is_reported_and_kept(
@@ -294,7 +339,7 @@ def test_a_group_that_cannot_be_written_for_an_unforeseen_reason_is_reported_and
         storage.when_failed, storage.when_recovered = errors.append, recovered.set
         with monkeypatch.context() as patch:
             patch.setattr(store, "_RETRY_SECONDS", 0.001)
-            patch.setattr(store, "write_entries", unforeseen)
+            patch.setattr(change_groups, "write_entries", unforeseen)
             storage.added(1, storage.enter(message(b"x"), None))
             stored = asyncio.create_task(storage.stored())
             while not errors:
@@ -412,7 +457,7 @@ def test_a_broker_that_cannot_write_when_it_stops_reports_how_many_messages_are_
             storage.added(1, storage.enter(message(body), None))
         with caplog.at_level(logging.ERROR), monkeypatch.context() as patch:
             if failing == "rows":
-                patch.setattr(store, "write_entries", fail)
+                patch.setattr(change_groups, "write_entries", fail)
             storage.close()
 
     asyncio.run(run())

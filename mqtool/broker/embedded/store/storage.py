@@ -14,13 +14,13 @@ import logging
 import sqlite3
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from mqtool.broker.embedded.model.amqp_errors import storage_failed
 from mqtool.broker.embedded.model.amqp_message import DEEPEST, HeaderReader
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.ledger import Ledger, Log, Segments, definition_key
+from mqtool.broker.embedded.store.change_groups import ROW_BYTES, ChangeGroup, ChangeGroups
 from mqtool.broker.embedded.store.database import (
     STREAMS,
     Database,
@@ -32,7 +32,6 @@ from mqtool.broker.embedded.store.database import (
     note_redeliveries,
     open_database,
     write_definitions,
-    write_entries,
 )
 from mqtool.broker.embedded.store.disk import DISK, Disk
 from mqtool.broker.embedded.store.writer import Writer
@@ -55,56 +54,8 @@ _PURGED_AT_ONCE = 20_000
 #: The approximate size of the log at which the writer thread copies it to the database file.
 _CHECKPOINT_BYTES = 8 * 1024 * 1024
 
-#: The approximate sizes in the log, in bytes, of a changed row without its message, and of a transaction.
-_ROW_BYTES, _TRANSACTION_BYTES = 256, 8 * 1024
-
-
-@dataclass
-class ChangeGroup:
-    """A group of changes, written in one transaction and synced together.
-
-    Attributes:
-        added: new messages by row.
-        removed: rows of messages to delete.
-        due: new times by row, in milliseconds since 1970, at which stored messages expire or their delay ends.
-        definitions: definitions that could not be written immediately, by kind and key. None marks one to be deleted.
-        logs: streams with new data for their own files.
-        discarded: deleted streams whose files are to be removed.
-        waiting: functions to call once the group is on disk.
-    """
-
-    # Tuples with the fields of StoredEntry, in order: creating them takes half the time.
-    added: dict[int, tuple[object, ...]] = field(default_factory=dict)
-    removed: list[int] = field(default_factory=list)
-    due: dict[int, int] = field(default_factory=dict)
-    definitions: dict[tuple[str, bytes], bytes | None] = field(default_factory=dict)
-    logs: dict[Log, None] = field(default_factory=dict)
-    discarded: list[Log] = field(default_factory=list)
-    waiting: list[Callable[[], None]] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return self.has_rows or bool(self.logs or self.discarded or self.waiting)
-
-    @property
-    def has_rows(self) -> bool:
-        """True if the group changes rows of the database."""
-        return bool(self.added or self.removed or self.due or self.definitions)
-
-    def then(self, later: "ChangeGroup") -> "ChangeGroup":
-        """Return a new group that combines this one and a later one."""
-        return ChangeGroup(
-            self.added | later.added,
-            self.removed + later.removed,
-            self.due | later.due,
-            self.definitions | later.definitions,
-            self.logs | later.logs,
-            self.discarded + later.discarded,
-            self.waiting + later.waiting,
-        )
-
-    def unsynced(self) -> "ChangeGroup":
-        """Return the work that remains once the rows and definitions of this group are in SQLite's log."""
-        return ChangeGroup(logs=self.logs, discarded=self.discarded, waiting=self.waiting)
+#: The approximate size of a transaction in the log, in bytes, apart from its rows.
+_TRANSACTION_BYTES = 8 * 1024
 
 
 class Storage(Ledger):
@@ -117,6 +68,7 @@ class Storage(Ledger):
         disk: the operations on its files.
 
     Attributes:
+        changes: the changes that are not on disk yet.
         database: the open SQLite database.
         damage: a description of the unreadable data; None if everything could be read.
         last_key: the highest key of any queue or exchange so far.
@@ -137,17 +89,19 @@ class Storage(Ledger):
         self._loop = asyncio.get_running_loop()
         self._disk = disk
         self._writer = Writer(disk.writer())
-        self._next = ChangeGroup()
-        self._syncing = ChangeGroup()
+        self.changes = ChangeGroups(self._begin_group)
         self._purged: list[int] = []
         self._scheduled: asyncio.Handle | None = None
-        self._hurried = self._failing = False
+        self._failing = False
         self._log_bytes = 0
         self._position = self._db.execute("SELECT COALESCE(MAX(row), 0) FROM entry").fetchone()[0]
         self._last_recovered = self._position
         self._seen: set[int] = set()
         self._headers = HeaderReader(DEEPEST)
         self.last_key = 0
+
+    def _begin_group(self) -> None:
+        self.group += 1
 
     def entries(self) -> Iterator[StoredEntry]:
         """Yield the stored messages in the order in which they were published."""
@@ -175,7 +129,7 @@ class Storage(Ledger):
             write_definitions(self._db, {(kind, key): value})
         except sqlite3.Error as error:
             raise storage_failed(error) from error
-        for group in (self._syncing, self._next):  # an earlier deletion may still wait
+        for group in self.changes:  # an earlier deletion may still wait
             group.definitions.pop((kind, key), None)
         self._definitions_written()
 
@@ -205,7 +159,7 @@ class Storage(Ledger):
         try:
             write_definitions(self._db, definitions)
         except sqlite3.Error as error:
-            self._next.definitions |= definitions
+            self.changes.next.definitions |= definitions
             self._failed(error)
         else:
             self._schedule()
@@ -218,27 +172,32 @@ class Storage(Ledger):
     def added(self, holder: int, entry: BacklogEntry) -> None:
         entry.row = row = entry.position
         address, header, body = entry.message.stored()
-        self._next.added[row] = (row, holder, entry.expires_at, entry.delivery_count, 0, address, header, body)
-        self._log_bytes += len(body)
+        self.changes.next.added[row] = (row, holder, entry.expires_at, entry.delivery_count, 0, address, header, body)
+        self.changes.grow(ROW_BYTES + len(body))
         if self._scheduled is None:
             self._schedule()
 
     def removed(self, row: int, *, purged: bool = False) -> None:
-        if self._next.added.pop(row, None) is None:
-            (self._purged if purged else self._next.removed).append(row)
+        if self.changes.next.added.pop(row, None) is None:
+            if purged:
+                self._purged.append(row)
+            else:
+                self.changes.next.removed.append(row)
+                self.changes.grow(ROW_BYTES)
             if self._scheduled is None:
                 self._schedule()
 
     def expires_earlier(self, row: int, due: int) -> None:
         """Store another time for a message, for when it is read back: the clock was ahead before a restart."""
-        self._next.due[row] = due
+        self.changes.next.due[row] = due
+        self.changes.grow(ROW_BYTES)
         self._schedule()
 
     def read(self, rows: Sequence[int]) -> list[BacklogEntry]:
-        kept = ChainMap(self._next.added, self._syncing.added)
+        kept = ChainMap(*(group.added for group in self.changes))
         written = [row for row in rows if row not in kept]
         if written:
-            due = ChainMap(self._next.due, self._syncing.due)
+            due = ChainMap(*(group.due for group in self.changes))
             found = (stored._replace(due=due.get(stored.row, stored.due)) for stored in entries_in(self._db, written))
             return [self._marked(stored).entry(self._headers) for stored in found]
         return [StoredEntry._make(kept[row]).entry(self._headers) for row in rows]
@@ -249,7 +208,7 @@ class Storage(Ledger):
         return SegmentDirectory(self.directory / STREAMS / str(holder), self._disk)
 
     def write_log(self, log: Log) -> None:
-        self._next.logs[log] = None
+        self.changes.next.logs[log] = None
         if log.is_watched:
             self.after_commit(lambda: None)
         else:
@@ -257,13 +216,13 @@ class Storage(Ledger):
 
     def discard_log(self, log: Log) -> None:
         """Have the writer thread delete a stream's files, because that thread may be writing to them now."""
-        self._next.discarded.append(log)
+        self.changes.next.discarded.append(log)
         self._schedule()
 
     def after_commit(self, what: Callable[[], None]) -> None:
-        self._next.waiting.append(what)
-        if not self._hurried:
-            self._hurried = True
+        waiting = self.changes.next.waiting
+        waiting.append(what)
+        if len(waiting) == 1:
             if self._scheduled is not None and not self._failing:
                 self._scheduled.cancel()
                 self._scheduled = None
@@ -273,7 +232,7 @@ class Storage(Ledger):
         """Schedule the write of the next group, unless a group is already scheduled or being synced."""
         if self._writer.is_busy or self._scheduled is not None:
             return
-        if self._hurried:
+        if self.changes.are_awaited:
             self._scheduled = self._loop.call_soon(self._write)
         else:
             self._scheduled = self._loop.call_later(_UNHURRIED_SECONDS, self._write)
@@ -283,11 +242,11 @@ class Storage(Ledger):
         self._scheduled = None
         if self._writer.is_busy:  # this is another attempt after a failure; _synced() schedules the next one
             return
-        self._hurried = False
-        group, self._next = self._next, ChangeGroup()
-        group.removed += self._purged[:_PURGED_AT_ONCE]
+        group = self.changes.take()
+        purged = self._purged[:_PURGED_AT_ONCE]
+        group.removed += purged
+        group.size += ROW_BYTES * len(purged)
         del self._purged[:_PURGED_AT_ONCE]
-        self.group += 1
         try:
             for stream in group.logs:
                 stream.prepare()
@@ -296,7 +255,7 @@ class Storage(Ledger):
             return
         if group.logs and group.removed:
             # All of its rows wait: a message may also go to a queue, and a kill must not find it there twice.
-            self._syncing = group
+            self.changes.syncing = group
             self._writer.submit(lambda: _write_streams(group.logs), lambda error: self._write_rows(group, (), error))
         else:
             self._write_rows(group, group.logs)
@@ -311,13 +270,14 @@ class Storage(Ledger):
         """
         try:
             if error is None:
-                self._commit(group)
+                self._log_bytes += _TRANSACTION_BYTES + group.size
+                group.write_rows(self._db)
         except Exception as failure:
             error = failure
         if error is not None:
             self._keep(group, error)
             return
-        self._syncing = group = group.unsynced()
+        self.changes.syncing = group = group.unsynced()
         # A failed fsync may have lost pages of the log, so a checkpoint then writes them to the database file.
         checkpoint = self._failing or self._log_bytes > _CHECKPOINT_BYTES
         if checkpoint:
@@ -326,34 +286,23 @@ class Storage(Ledger):
             lambda: _sync(self.database, group, logs, checkpoint=checkpoint), lambda error: self._synced(group, error)
         )
 
-    def _commit(self, group: ChangeGroup) -> None:
-        """Write a group to SQLite's log, in one transaction."""
-        if not group.has_rows:
-            return
-        rows = len(group.added) + len(group.removed) + len(group.due)
-        self._log_bytes += _TRANSACTION_BYTES + _ROW_BYTES * rows
-        with self._db:
-            self._db.execute("BEGIN")
-            write_entries(self._db, group.added.values(), group.removed, group.due)
-            write_definitions(self._db, group.definitions)
-
     def _synced(self, group: ChangeGroup, error: BaseException | None) -> None:
         if error is not None:
             self._keep(group, error)
             return
-        self._syncing = ChangeGroup()
+        self.changes.syncing = ChangeGroup()
         if self._failing:
             self._failing = False
             self.when_recovered()
         _finish(group)
-        if self._next or self._purged:
+        if self.changes or self._purged:
             self._schedule()
 
     def _keep(self, group: ChangeGroup, error: BaseException) -> None:
         """Merge a group that could not be written into the next one, report the error, and schedule another attempt."""
         if not self._failing and not isinstance(error, sqlite3.Error | OSError):
             log.error("internal error while writing to the data directory", exc_info=error)
-        self._next, self._syncing = group.then(self._next), ChangeGroup()
+        self.changes.put_back(group)
         self._failed(error)
 
     def _failed(self, error: BaseException) -> None:
@@ -368,14 +317,15 @@ class Storage(Ledger):
         if self._scheduled is not None:
             self._scheduled.cancel()
         error = self._writer.stop()
-        is_written = error is None and not self._syncing.has_rows
-        group = self._next if is_written else self._syncing.then(self._next)
+        if error is not None or self.changes.syncing.has_rows:
+            self.changes.put_back(self.changes.syncing)
+        group = self.changes.all_waiting()
         group.removed += self._purged
         try:
             for stream in group.logs:
                 stream.prepare()
             _write_streams(group.logs)
-            self._commit(group)
+            group.write_rows(self._db)
             with self._db:
                 self._db.execute("BEGIN")
                 note_redeliveries(self._db, returned, self._seen, self._last_recovered)
