@@ -332,29 +332,33 @@ def test_find_counts_the_matches_and_dims_the_rest(chromium: Any, tmp_path: Path
     seek(page, 1)
 
     def search(text: str, count: int) -> None:
-        page.press("\ue00c")
+        forget()
         page.press("/")
         page.press(text)
         page.until(lambda: page.text("#found") == f"{count} found", f"{count} with {text!r}")
+
+    def forget() -> None:
+        page.press("\ue00c")
+        page.until(lambda: page.text("#found") == "" and not page.find(".aside, .found"), "nothing looked for")
 
     def names_found() -> list[str]:
         return page.ask("return [...document.querySelectorAll('.node.found')].map(e => e.dataset.name)")
 
     search("audit", 1)
-    assert names_found() == ["audit"]
+    page.until(lambda: names_found() == ["audit"], "the queue was found")
     assert page.find(".node.aside")
     search("nowhere", 0)
-    assert page.find(".aside") == []
+    page.until(lambda: page.find(".aside") == [], "nothing is dimmed")
     search("immediately", 1)
-    assert page.ask("return document.querySelector('.arrow-words.found').dataset.arrow") == "x:shop q:audit"
+    key = "return document.querySelector('.arrow-words.found')?.dataset.arrow"
+    page.until(lambda: page.ask(key) == "x:shop q:audit", "the binding was found")
     search("4 shoes", 1)
-    assert names_found() == ["orders-1"]
+    page.until(lambda: names_found() == ["orders-1"], "the queue of the message was found")
     search("nothing", 0)
     search("TEAL", 1)
-    assert len(page.find(".dot.found")) == 1
+    page.until(lambda: len(page.find(".dot.found")) == 1, "the message was found")
     search("shoes", 6)
-    page.press("\ue00c")
-    page.until(lambda: page.text("#found") == "" and not page.find(".aside, .found"), "nothing looked for")
+    forget()
 
 
 def shared(records: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:

@@ -1,7 +1,6 @@
 """`definitions export`, `diff`, `import` and `convert`, and what `doctor` finds in a definitions file."""
 
 import base64
-import contextlib
 import json
 import re
 import urllib.request
@@ -12,7 +11,7 @@ import pytest
 
 from mqtool.broker.embedded import EmbeddedBroker
 from tests.brokers import TestBroker, on_any_broker
-from tests.cli.shell import Result, Shell, wait_until
+from tests.cli.shell import Result, Shell
 
 pytestmark = pytest.mark.own_vhost("what an earlier test has left would be exported")
 
@@ -194,19 +193,6 @@ def test_doctor_reports_bindings_that_make_rabbitmq_refuse_a_file(
     assert {json.loads(line)["check"] for line in told.stdout.splitlines()} == found
 
 
-def exported(broker: TestBroker, path: str) -> str:
-    """Return definitions as JSON. Wait while another test's queue has arguments nested too deeply for Python."""
-    found: list[str] = []
-
-    def is_readable() -> bool:
-        with contextlib.suppress(RecursionError):
-            found.append(json.dumps(broker.api("GET", path)))
-        return bool(found)
-
-    wait_until(is_readable, f"{path} is not nested too deeply")
-    return found[0]
-
-
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_mqtool_and_rabbitmq_read_each_others_definitions_files(admin: Shell, broker: TestBroker) -> None:
     """RabbitMQ imports a file that `definitions export` wrote, and mqtool reads what RabbitMQ exports for one virtual
@@ -215,7 +201,7 @@ def test_mqtool_and_rabbitmq_read_each_others_definitions_files(admin: Shell, br
     policy = ("mqtool", "policy", "set", "p", "--pattern", "^jobs", "--definition")
     admin.run(*policy, '{"max-length": 5}')
     for name, path in (("one", f"definitions/{broker.vhost}"), ("all", "definitions")):
-        (admin.directory / name).write_text(exported(broker, path))
+        (admin.directory / name).write_text(json.dumps(broker.api("GET", path)))
         assert run(admin, f"diff {name}").code == 0
     assert "ignored in all: users" in run(admin, "diff all").stderr
 

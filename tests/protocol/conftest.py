@@ -20,7 +20,7 @@ from pika.exceptions import AMQPError
 
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.codecs.field_tables import encode_property
-from tests.brokers import TestBroker
+from tests.brokers import TestBroker, until_readable
 from tests.protocol.broker_process import BrokerProcess
 from tests.protocol.raw_stream import OPEN, Opener, RawStream, string
 
@@ -52,13 +52,16 @@ class Api:
         if body is not None:
             request.data = json.dumps(body).encode()
             request.add_header("content-type", "application/json")
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                content = answer.read()
-                return answer.status, json.loads(content) if content else None
-        except urllib.error.HTTPError as error:
-            content = error.read()
-            return error.code, json.loads(content) if content else None
+
+        def call() -> tuple[int, Any]:
+            try:
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    status, content = answer.status, answer.read()
+            except urllib.error.HTTPError as error:
+                status, content = error.code, error.read()
+            return status, json.loads(content) if content else None
+
+        return until_readable(call)
 
 
 @pytest.fixture
