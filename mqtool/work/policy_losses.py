@@ -119,8 +119,11 @@ def _of_queues(
         # Of a stream, whole segments would be deleted, whose messages are not known.
         if view.get("type") != "stream" and policy_matches(policy, view["name"]) is not False:
             before, after = _Limits.of(view, now.values()), _Limits.of(view, then.values())
+            first = ""
+            if before.drops and not after.drops and view.get("type") != "quorum":
+                after, first = after._replace(drops=True), ", which RabbitMQ applies before overflow"
             if before != after:
-                yield from _of_queue(view, count(view["name"]), before, after)
+                yield from _of_queue(view, count(view["name"]), before, after, first)
 
 
 def _policies(api: Management, vhost: str, kind: str) -> list[Json]:
@@ -167,7 +170,8 @@ class _Limits(NamedTuple):
         )
 
 
-def _of_queue(view: Json, depth: Depth | None, before: _Limits, after: _Limits) -> Iterator[Loss]:
+def _of_queue(view: Json, depth: Depth | None, before: _Limits, after: _Limits, first: str = "") -> Iterator[Loss]:
+    """Yield what a queue would lose; `first` is said of its maximum length."""
     name, reported = view["name"], view.get("messages_ready")
     ready, consumers = depth or (reported, view.get("consumers") or 0)
     if ready == 0 and reported:  # a quorum queue without a leader says that it is empty
@@ -189,11 +193,10 @@ def _of_queue(view: Json, depth: Depth | None, before: _Limits, after: _Limits) 
     if after.size is not None and size:  # of as many messages as the API counted; if it has not, as there are
         in_bytes = max(0, ready - after.size * (reported or ready) // size)
     if beyond and beyond >= in_bytes:
-        yield Loss(name, beyond, f"{verb}s {beyond:,} of {counted(ready)}: max-length is {after.length:,}")
+        yield Loss(name, beyond, f"{verb}s {beyond:,} of {counted(ready)}: max-length is {after.length:,}{first}")
     elif in_bytes:
-        yield Loss(
-            name, in_bytes, f"{verb}s about {in_bytes:,} of {counted(ready)}: max-length-bytes is {after.size:,}"
-        )
+        why = f"{verb}s about {in_bytes:,} of {counted(ready)}: max-length-bytes is {after.size:,}{first}"
+        yield Loss(name, in_bytes, why)
     elif after.size is not None and ready and not size:  # the bodies are empty, or were published seconds ago
-        limit = f"max-length-bytes is {after.size:,}, and the broker has counted no bytes of them so far"
+        limit = f"max-length-bytes is {after.size:,}{first}, and the broker has counted no bytes of them so far"
         yield Loss(name, None, f"may {verb} some of {counted(ready)}: {limit}")

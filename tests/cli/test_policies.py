@@ -13,6 +13,8 @@ from tests.cli.test_exec import depth
 
 SET = ("mqtool", "policy", "set", "limits", "--pattern", "^jobs", "--definition", '{"max-length": 3}')
 
+WARNING = "warning: queue 'jobs' drops 7 of 10 messages: max-length is 3, which RabbitMQ applies before overflow\n"
+
 
 @pytest.fixture
 def admin(shell: Shell, broker: TestBroker) -> Shell:
@@ -200,6 +202,45 @@ def test_policy_set_asks_before_it_replaces_the_overflow_reject_publish(admin: S
     assert (refused.code, depth(broker, "jobs")) == (2, 10)
     assert "warning: queue 'jobs' drops 7 of 10 messages: max-length is 3\n" in refused.stderr
     assert admin.run(*command, *full, '{"message-ttl": 3600000}', "--yes").code == 0
+    wait_until(lambda: depth(broker, "jobs") == 3, "3 messages are left")
+
+
+@pytest.mark.own_vhost("policies stay in it")
+def test_policy_set_asks_before_a_policy_brings_a_limit_and_reject_publish_to_a_classic_queue(
+    admin: Shell, broker: TestBroker
+) -> None:
+    """RabbitMQ applies a policy's limits to a classic queue before its `overflow`. If a policy sets both, `policy set`
+    says how many messages the queue would drop in spite of reject-publish, and asks for confirmation. It says nothing
+    about a quorum queue, or about a classic queue that rejects new messages already: both keep their messages.
+    """
+    fill(admin, "jobs", "--queue-type", "classic")
+    fill(admin, "jobs-full", "--queue-type", "classic", "--argument", "x-overflow=reject-publish")
+    fill(admin, "jobs-quorum", "--queue-type", "quorum")
+    command = (*SET[:-1], '{"max-length": 3, "overflow": "reject-publish"}')
+    refused = admin.run(*command)
+    assert refused.code == 2, refused.stderr
+    assert WARNING in refused.stderr
+    assert "and remove 7 messages from 1 queue\n" in refused.stderr
+    assert admin.run(*command, "--yes").code == 0
+    wait_until(lambda: depth(broker, "jobs") == 3, "3 messages are left")
+    assert [depth(broker, queue) for queue in ("jobs-full", "jobs-quorum")] == [10, 10]
+
+
+@pytest.mark.own_vhost("policies stay in it")
+def test_policy_clear_asks_before_a_policy_brings_a_limit_and_reject_publish_to_a_classic_queue(
+    admin: Shell, broker: TestBroker
+) -> None:
+    """If a policy with both a limit and reject-publish would apply to a classic queue because `policy clear` removes
+    another policy, the queue drops messages as well. `policy clear` says how many, and asks for confirmation.
+    """
+    fill(admin, "jobs", "--queue-type", "classic")
+    common = ("mqtool", "policy", "set", "--pattern", "^jobs", "--definition")
+    assert admin.run(*common, '{"message-ttl": 3600000}', "--priority", "1", "hi").code == 0
+    assert admin.run(*common, '{"max-length": 3, "overflow": "reject-publish"}', "lo").code == 0
+    refused = admin.run("mqtool", "policy", "clear", "hi")
+    assert (refused.code, depth(broker, "jobs")) == (2, 10), refused.stderr
+    assert WARNING in refused.stderr
+    assert admin.run("mqtool", "policy", "clear", "hi", "--yes").code == 0
     wait_until(lambda: depth(broker, "jobs") == 3, "3 messages are left")
 
 

@@ -126,6 +126,36 @@ def is_rejecting(channel: BlockingChannel, queue: str) -> bool:
     return False
 
 
+@pytest.mark.parametrize("limit", ["max-length", "max-length-bytes"])
+@pytest.mark.parametrize("overflow", ["reject-publish", "reject-publish-dlx"])
+def test_a_classic_queue_applies_the_limit_of_a_policy_before_its_overflow(
+    channel: BlockingChannel, take: Take, set_policy: SetPolicy, limit: str, overflow: str
+) -> None:
+    """If one policy brings both a limit and overflow reject-publish or reject-publish-dlx, a classic queue still
+    dead-letters its messages beyond the limit, and rejects only later ones. It keeps the messages if an earlier policy
+    has set the overflow behaviour. A quorum queue keeps them with reject-publish.
+    """
+    arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
+    bodies = [bytes([number]) for number in range(60)]  # the embedded broker dead-letters them in several turns
+    channel.queue_declare("dead")
+    channel.confirm_delivery()
+    set_policy("mails", {"overflow": overflow})
+    for name, kind in (("jobs", "classic"), ("mails", "classic"), ("tasks", "quorum")):
+        channel.queue_declare(name, durable=True, arguments={"x-queue-type": kind, **arguments})
+        for body in bodies:
+            channel.basic_publish("", name, body)
+    set_policy("tasks", {limit: 1, "overflow": "reject-publish"})
+    take.until(lambda: is_rejecting(channel, "tasks"))
+    for name in ("mails", "jobs"):
+        set_policy(name, {limit: 1, "overflow": overflow})
+    take.until(lambda: depth(channel, "jobs") == 1)
+    assert take.bodies("dead", 59) == bodies[:-1]
+    assert is_rejecting(channel, "jobs")
+    assert take.one("jobs")[2] == bodies[-1]
+    take.until(lambda: is_rejecting(channel, "mails"))
+    assert [take.one(name)[2] for name in ("mails", "tasks")] == [bodies[0]] * 2
+
+
 @pytest.mark.parametrize("by_policy", [True, False], ids=["policy", "argument"])
 def test_a_quorum_queue_with_reject_publish_dlx_drops_messages(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, by_policy: bool

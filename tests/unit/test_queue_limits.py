@@ -342,7 +342,7 @@ def test_mqtool_says_what_a_new_policy_would_remove_from_a_queue(
     [
         (policy(max_length=10), queue()),
         (policy(max_length_bytes=100), queue()),
-        (policy(max_length=4, overflow="reject-publish"), queue()),
+        (policy(max_length=4, overflow="reject-publish"), queue(type="quorum")),
         (policy(max_length=4), queue(arguments={"x-overflow": "reject-publish"})),
         (policy(max_length=4), queue(arguments={"x-max-length": 3})),
         (policy(max_length_bytes=4), queue(type="stream")),
@@ -426,7 +426,9 @@ UNCOUNTED = "max-length-bytes is 75, and the broker has counted no bytes of them
          Loss("q", None, "may lose messages; the broker does not report how many")),
         (policy(expires=60_000), {}, None,
          Loss("q", None, "may lose messages; the broker does not report how many")),
-        (policy(overflow="reject-publish", max_length=4), {}, None, None),
+        (policy(overflow="reject-publish", max_length=4), {"type": "quorum"}, None, None),
+        (policy(overflow="reject-publish", max_length=4), {}, None,
+         Loss("q", None, "may lose messages; the broker does not report how many")),
         (policy(max_length_bytes=75), {}, Depth(10, 0),
          Loss("q", None, f"may drop some of 10 messages: {UNCOUNTED}")),
         (policy(max_length_bytes=75), queue(0), Depth(10, 0),
@@ -451,7 +453,8 @@ UNCOUNTED = "max-length-bytes is 75, and the broker has counted no bytes of them
     ],
     ids=[
         "no statistics", "fewer were reported", "more were reported", "quorum queue without a leader", "nobody counted",
-        "nobody counted, expiring", "nobody counted, rejecting", "bytes without statistics", "no bytes reported",
+        "nobody counted, expiring", "nobody counted, rejecting", "nobody counted, limit before overflow",
+        "bytes without statistics", "no bytes reported",
         "only bytes reported", "empty bodies", "dead letters with empty bodies", "max-length and empty bodies",
         "fewer bytes reported", "more bytes reported", "no bytes of an empty queue",
         "expiring queue", "consumer was reported", "consumer was not reported",
@@ -525,6 +528,51 @@ def test_replacing_a_policy_can_make_a_queue_drop_messages(new: dict[str, Any]) 
     assert lost(rejects, queue(), policies=[new], operator=limit) == []
     assert lost(new, queue(), policies=limit) == []
     assert lost(policy(expires=60_000), queue(), policies=[policy(expires=1000)]) == []
+
+
+FIRST = "which RabbitMQ applies before overflow"
+
+
+@pytest.mark.parametrize(
+    ("new", "there", "loss"),
+    [
+        (policy(max_length=4), queue(), Loss("q", 6, f"drops 6 of 10 messages: max-length is 4, {FIRST}")),
+        (policy(max_length_bytes=75), queue(),
+         Loss("q", 3, f"drops about 3 of 10 messages: max-length-bytes is 75, {FIRST}")),
+        (policy(max_length_bytes=75), queue(message_bytes_ready=0),
+         Loss("q", None, f"may drop some of 10 messages: {UNCOUNTED}".replace("75", f"75, {FIRST}"))),
+        (policy(max_length=4, dead_letter_exchange=""), queue(),
+         Loss("q", 6, f"dead-letters 6 of 10 messages: max-length is 4, {FIRST}")),
+        (policy(max_length=4), queue(type=None), Loss("q", 6, f"drops 6 of 10 messages: max-length is 4, {FIRST}")),
+        (policy(max_length=4), queue(arguments={"x-overflow": "drop-head"}),
+         Loss("q", 6, "drops 6 of 10 messages: max-length is 4")),
+        (policy(expires=60_000), queue(),
+         Loss("q", 10, "is deleted with 10 messages if it is not used for 1m", of_queue=True)),
+        (policy(max_length=10), queue(), None),
+        (policy(message_ttl=1), queue(arguments={"x-max-length": 4}), None),
+        (policy(max_length=4), queue(arguments=FULL), None),
+        (policy(max_length=4), queue(type="quorum"), None),
+    ],
+    ids=[
+        "length", "bytes", "bytes not counted", "dead letters", "unknown type", "own drop-head", "expires",
+        "within the length", "same limit", "own reject-publish", "quorum",
+    ],
+)  # fmt: skip
+def test_a_classic_queue_drops_messages_beyond_a_limit_that_comes_with_reject_publish(
+    new: dict[str, Any], there: dict[str, Any], loss: Loss | None
+) -> None:
+    """If a policy brings both a limit and reject-publish to a classic queue, RabbitMQ applies the limit first, so the
+    queue drops messages: `policy set` and `policy clear` say how many. A queue that rejects messages already, such as
+    by the policy that is replaced, drops none, and nor does a quorum queue.
+    """
+    expected = [loss] if loss else []
+    rejects = {**new, "definition": {**new["definition"], "overflow": "reject-publish"}}
+    assert lost(rejects, there) == expected
+    high = policy("high", priority=1, message_ttl=1)
+    cleared = losses_by_clearing(api_with([high, rejects], queues=[there]), "v", "high", not_counted, operator=False)
+    assert cleared == expected
+    if loss is None or FIRST in loss.why:
+        assert lost(rejects, there, policies=[policy(overflow="reject-publish-dlx")]) == []
 
 
 @pytest.mark.parametrize("refusal", [AccessRefused("no"), NotFound("no")], ids=["access refused", "not found"])

@@ -148,7 +148,7 @@ class BrokerQueue:
         self.line = RequeueLine()
         self._leaving: deque[BacklogEntry | int] = deque()
         self._limited = self.options.limited
-        self._expiring = self._dropping = False
+        self._expiring = self._dropping = self._trimming = False
         self._expiry = Alarm(self.clock, self.pump)
         self.dead_letters: list[tuple[BacklogEntry, str]] = []
         self._retry = Alarm(self.clock, self._retry_dead_letters)
@@ -224,9 +224,11 @@ class BrokerQueue:
         if policy == self.policy:
             return
         self.policy = policy
-        expires, self.options = self.options.expires, Options.of(self.arguments, policy.definition, self.profile)
+        before, self.options = self.options, Options.of(self.arguments, policy.definition, self.profile)
         self._limited = self.options.limited
-        if self.options.expires != expires:
+        # RabbitMQ applies new limits to a classic queue before a new overflow behaviour.
+        self._trimming |= self.kind == "classic" and before.overflow == "drop-head"
+        if self.options.expires != before.expires:
             self._unused.cancel()
             self.touch()
         self._drop_surplus()
@@ -234,7 +236,8 @@ class BrokerQueue:
     def _drop_surplus(self) -> None:
         """Dead-letter or drop messages from the head while the queue is over its limits (overflow `drop-head`).
 
-        If there are many, because a policy has set a limit, this takes several turns.
+        After apply(), a classic queue does so with a new overflow behaviour, too. If there are many, because a policy
+        has set a limit, this takes several turns.
         """
 
         def go_on() -> None:
@@ -244,7 +247,7 @@ class BrokerQueue:
         if self.line.waiting:
             return
         backlog, most = self.backlog, _EXPIRED_AT_ONCE
-        if self.options.overflow == "drop-head":
+        if self._trimming or self.options.overflow == "drop-head":
             while len(backlog) and self.options.exceeded(len(backlog), backlog.body_bytes):
                 if not most:
                     if not self._dropping:
@@ -253,6 +256,8 @@ class BrokerQueue:
                     break
                 self._dead_letter(backlog.take(), "maxlen")
                 most -= 1
+            else:
+                self._trimming = False
         if self._expiring:
             self._arm_expiry()
 
