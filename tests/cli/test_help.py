@@ -125,6 +125,15 @@ def test_help_shows_the_default_queue_and_its_type() -> None:
     assert "default: (rpc_queue, a durable quorum queue" in line_of("rpc-server")
 
 
+def test_a_help_topic_leaves_out_defaults_that_differ_between_commands() -> None:
+    """`mqtool help TOPIC` shows the default of an option only if all commands with the option have this default."""
+    declaring = " ".join(topic_page("declaring", 80).split())
+    assert "-q, --queue QUEUE Queue --" in declaring
+    assert "-e, --exchange EXCHANGE Exchange --" in declaring
+    assert "default: (python)]" in declaring
+    assert "default: 20s]" in topic_page("messages", 80)
+
+
 def test_mqtool_alone_says_how_to_start(lonely_shell: Shell) -> None:
     """`mqtool` without arguments prints at most ten lines, which say what to type first and where to find the rest."""
     result = lonely_shell.run("mqtool")
