@@ -17,12 +17,16 @@ _NOT_A_NUMBER = r" is not a valid (?:int|integer|float)(?: range)?"
 _URL = "--url, such as amqp://user:password@host:5672/vhost"
 _TLS = "--url amqps://HOST, and --tls-ca FILE to trust its certificate"
 _FORCE = "--yes answers yes, if the command asks"
+_PASSWORD = "--password-file FILE, or - to read it from stdin"
+_BY_KEY = "'mqtool receive-log topic PATTERN' receives by routing key"
+_COLUMNS = "name the columns to show; --help lists them"
 #: Options of other tools, each with the option that a command must have, and the hint for it. "" as the option: any
 #: command; "" as the hint: the option is what was meant. The first row that fits counts.
 OTHER_OPTIONS = (
     ("--filter", "--where", "--where, such as --where 'messages_ready>0'"),
     ("--host", "--url", _URL),
     ("--hostname", "--url", _URL),
+    ("--server", "--url", _URL),
     ("--port", "--url", "--url, such as localhost:5673"),
     ("-p", "--port", ""),
     ("-p", "--vhost", "--vhost VHOST"),
@@ -30,7 +34,12 @@ OTHER_OPTIONS = (
     ("--tls", "--tls-ca", _TLS),
     ("--cacert", "--tls-ca", _TLS),
     ("--declare", "", "'mqtool queue declare NAME' declares a queue"),
-    ("--limit", "--count", "--count N"),
+    *((limit, "--count", "--count N") for limit in ("--limit", "--max", "--max-messages", "--num")),
+    *((key, "--routing-key", "") for key in ("--key", "-k", "--topic")),
+    *((key, "--auto-ack", _BY_KEY) for key in ("--key", "-k", "--topic", "--routing-key", "-r")),
+    ("--from-beginning", "--offset", "--offset first"),
+    ("--sort-by", "--sort", ""),
+    ("-A", "--all-vhosts", ""),
     ("--max-retries", "--retries", "--retries N for programs, --max-reconnects N for connections"),
     ("--max-retries", "--max-reconnects", "--max-reconnects N for connections"),
     ("--retry", "--retries", ""),
@@ -43,19 +52,29 @@ OTHER_OPTIONS = (
     ("--formatter json", "--json", ""),
     ("--output json", "--json", ""),
     ("-o json", "--json", ""),
+    ("-o wide", "--watch", _COLUMNS),
+    ("--output wide", "--watch", _COLUMNS),
     ("-o", "", "redirect standard output: > FILE"),
     ("--output", "", "redirect standard output: > FILE"),
     ("--force", "--yes", _FORCE),
     ("--all", "--name", "--name NAME chooses the broker; 'mqtool broker ls' lists them"),
-    ("--password", "--password-file", "--password-file FILE, or - to read it from stdin"),
+    ("--username", "--user", ""),
+    ("--user-name", "--user", ""),
+    ("--password", "--password-file", _PASSWORD),
+    ("--pass", "--password-file", _PASSWORD),
+    ("-t", "--auto-ack", "--timeout DURATION, or --queue QUEUE"),
     ("-t", "--timeout", ""),
     ("-V", "--version", ""),
+    ("-V", "--vhost", "--vhost VHOST"),
     ("--install-completion", "--version", did_you_mean_commands(["completion bash"])),
     ("--show-completion", "--version", did_you_mean_commands(["completion bash"])),
 )
 
-#: Options that are arguments of some commands, as names of these arguments.
+#: Options that are arguments of some commands, as the last words of these arguments' names.
 _ARGUMENTS = {
+    "--name": "name queue exchange",
+    "--type": "kind",
+    "--topic": "key pattern",
     "-q": "queue",
     "--from": "queue",
     "-e": "exchange",
@@ -147,7 +166,7 @@ def _option_hint(context: Any, flag: str) -> str | None:
     """Suggest the option, or the argument, that was meant by an option that the command does not have."""
     parameters = context.command.params
     arguments = [str(each.name) for each in parameters if each.param_type_name == "argument"]
-    if any(_last_word(_ARGUMENTS.get(flag, flag)) == _last_word(name) for name in arguments):
+    if any(_last_word(name) in _ARGUMENTS.get(flag, _last_word(flag)).split() for name in arguments):
         return f"it is an argument: {context.get_usage().removeprefix('Usage: ')}"
     flags = [*(flag for each in parameters for flag in (*each.opts, *each.secondary_opts)), "--help"]
     is_group = hasattr(context.command, "commands")
