@@ -164,10 +164,8 @@ def test_dlq_commands_refuse_the_name_of_a_dead_letter_queue(dead: Shell, verb: 
     and the hint is the same command with the queue from which the dead letters came.
     """
     wrong = dead.run("mqtool", "dlq", verb, "jobs.dlq")
-    assert (wrong.code, f"hint: 'jobs.dlq' has the dead letters of 'jobs': mqtool dlq {verb} jobs\n" in wrong.stderr) == (
-        69,
-        True,
-    ), wrong.stderr
+    hint = f"hint: 'jobs.dlq' has the dead letters of 'jobs': mqtool dlq {verb} jobs\n"
+    assert (wrong.code, hint in wrong.stderr) == (69, True), wrong.stderr
 
 
 @on_any_broker

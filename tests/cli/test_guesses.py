@@ -272,7 +272,7 @@ def test_ls_and_list_are_hints_for_each_other(monkeypatch: pytest.MonkeyPatch, g
         ("list queues -o wide", "name the columns to show; --help lists them"),
         ("list queues -A", "did you mean '--all-vhosts'?"),
         ("queue declare --name jobs", "it is an argument: mqtool queue declare [OPTIONS] {QUEUE}"),
-        ("exchange declare logs --type topic", "it is an argument: mqtool exchange declare [OPTIONS] {EXCHANGE} {TYPE}"),
+        ("exchange declare e --type topic", "it is an argument: mqtool exchange declare [OPTIONS] {EXCHANGE} {TYPE}"),
         ("--hlep", "did you mean 'mqtool --help'?"),
         ("queue --hlep", "did you mean 'mqtool queue --help'?"),
         ("--install-completion", "did you mean 'mqtool completion bash'?"),

@@ -125,6 +125,17 @@ def test_help_shows_the_default_queue_and_its_type() -> None:
     assert "default: (rpc_queue, a durable quorum queue" in line_of("rpc-server")
 
 
+def test_help_says_which_options_are_settings_of_a_new_queue() -> None:
+    """The help of publishing commands says that --ttl, like other settings, is one of a new queue, for all of its
+    messages. It shows how one message gets an expiration, which `send` accepts.
+    """
+    page = " ".join(topic_page("declaring", 80).split())
+    for option in ("--ttl DURATION New queue: ", "--max-length N New queue: ", "--queue-type TYPE New queue: "):
+        assert option in page
+    assert "all messages of the new queue expire" in page
+    assert "Property, such as content-type=text/plain or expiration=5s" in " ".join(topic_page("messages", 80).split())
+
+
 def test_a_help_topic_leaves_out_defaults_that_differ_between_commands() -> None:
     """`mqtool help TOPIC` shows the default of an option only if all commands with the option have this default."""
     declaring = " ".join(topic_page("declaring", 80).split())

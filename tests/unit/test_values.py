@@ -13,7 +13,7 @@ def test_a_size_has_the_units_of_a_where_condition(text: str) -> None:
 
 
 def test_a_size_may_have_no_unit_or_a_short_one() -> None:
-    """A size without a unit is in bytes. K, M, G and T mean KiB, MiB, GiB and TiB; upper and lower case are the same."""
+    """A size without a unit is in bytes. K, M, G and T mean KiB, MiB, GiB and TiB. Lower case means the same."""
     assert [size(each) for each in ("100", "64K", "64 kib", "2m")] == [100, 65536, 65536, 2 << 20]
 
 
