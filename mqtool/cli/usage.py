@@ -17,7 +17,7 @@ _NOT_A_NUMBER = r" is not a valid (?:int|integer|float)(?: range)?"
 _URL = "--url, such as amqp://user:password@host:5672/vhost"
 _TLS = "--url amqps://HOST, and --tls-ca FILE to trust its certificate"
 _FORCE = "--yes answers yes, if the command asks"
-_SECRET = "--password-file FILE, or - to read it from stdin"
+_SECRET = "--password-file FILE, or - to read it from stdin"  # noqa: S105
 _BY_KEY = "'mqtool receive-log topic PATTERN' receives by routing key"
 _COLUMNS = "name the columns to show; --help lists them"
 #: Options of other tools, each with the option that a command must have, and the hint for it. "" as the option: any
