@@ -13,6 +13,7 @@ from mqtool.cli.help.help_topics import equivalent
 from mqtool.cli.invocation import current
 from mqtool.spelling import did_you_mean, mistyped, quoted
 
+_EXTRA = r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)"
 _NOT_A_NUMBER = r" is not a valid (?:int|integer|float)(?: range)?"
 _URL = "--url, such as amqp://user:password@host:5672/vhost"
 _TLS = "--url amqps://HOST, and --tls-ca FILE to trust its certificate"
@@ -98,8 +99,10 @@ def explain(error: typer.TyperException) -> tuple[str, str | None]:
     if unknown := re.fullmatch(r"No such option: (.*)", text, re.DOTALL):
         return f"unknown option {unknown[1]}", _option_hint(context, unknown[1])
     what = _sentence(error)
-    if "unexpected extra argument" in what and (extra := _extra_argument(what, context)):
-        return extra
+    if extra := re.fullmatch(_EXTRA, what, re.DOTALL):
+        what = f"unexpected argument{'s' * (' ' in extra[1])} {extra[1]!r}"
+        if explained := _extra_argument(what, extra[1], context):
+            return explained
     if "'--yes'" in what and "does not take a value" in what:
         return what, "--confirm NAME names a protected context"
     examples = getattr(facts, "examples", ())
@@ -119,21 +122,17 @@ def _sentence(error: typer.TyperException) -> str:
     return f"{missing}: one of {' '.join(choices.split())}" if colon else what
 
 
-def _extra_argument(what: str, context: Any) -> tuple[str, str] | None:
-    """Explain an argument that the command does not take; None if there is nothing to add to typer's sentence."""
+def _extra_argument(what: str, typed: str, context: Any) -> tuple[str, str] | None:
+    """Explain arguments that the command does not take; None if there is nothing to add to the sentence `what`."""
     extra: tuple[str, str] | None = getattr(getattr(context and context.command, "callback", None), "extra", None)
     if extra is not None:
         return extra
     if "--exec" in sys.argv[:-1]:
         program = sys.argv[sys.argv.index("--exec") + 1]
         return what, f"quote the program and its arguments: --exec '{program} …'"
-    named = re.search(r"\((\S+)\)$", what)
     for flag, noun in (("-q", "queue"), ("--name", "broker")):
-        if named is not None and _names_only_with(flag, context):
-            return (
-                f"unexpected argument {named[1]!r}",
-                f"to name a {noun}: {context.command_path} {flag} {quoted(named[1])}",
-            )
+        if " " not in typed and _names_only_with(flag, context):
+            return what, f"to name a {noun}: {context.command_path} {flag} {quoted(typed)}"
     return None
 
 

@@ -193,7 +193,7 @@ def test_the_help_of_yes_says_when_a_command_asks(lonely_shell: Shell) -> None:
     """
     commands = ("move", "delayed now", "permission clear", "definitions import", "exchange unbind", "broker fault")
     for command, option, said in (
-        *((each, "-y, --yes", "No effect: only protected contexts ask (--confirm NAME)") for each in commands),
+        *((each, "-y, --yes", "Not needed: asks only in protected contexts (--confirm NAME)") for each in commands),
         ("dlq redrive", "-y, --yes", "Do not ask on a terminal (protected context: --confirm NAME)"),
         ("queue purge", "-y, --yes", "Do not ask (in a protected context: --confirm NAME)"),
         ("receive", "--idle-timeout DURATION", "Stop if connected and idle this long"),
