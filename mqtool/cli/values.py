@@ -44,7 +44,7 @@ def size(text: str) -> int:
     if parts is None or not int(parts[1]):
         raise ValueError(f"{text!r} is not a size such as 64KiB or 1kB")
     base = 1000 if (parts[3] or "").upper() == "B" else 1024
-    return int(parts[1]) * base ** " KMGT".index((parts[2] or " ").upper())
+    return int(parts[1]) * int(base ** " KMGT".index((parts[2] or " ").upper()))
 
 
 def header(text: str) -> tuple[str, Any]:

@@ -253,6 +253,16 @@ def test_a_list_that_could_not_be_fetched_is_not_called_empty(shell: Shell) -> N
         assert f"no {things}" not in unknown.stdout + unknown.stderr
 
 
+def test_list_queues_prints_no_note_about_counts_if_it_prints_no_row(
+    shell: Shell, listing: object, broker: TestBroker
+) -> None:
+    """If `list queues` prints no row, it does not say how old the counts of streams can be."""
+    broker.api("PUT", f"queues/{broker.vhost}/s", {"durable": True, "arguments": {"x-queue-type": "stream"}})
+    assert "counts of streams" in shell.run("mqtool", "list", "queues").stderr
+    none = shell.run("mqtool", "list", "queues", "--where", "name=other")
+    assert (none.code, none.stderr) == (0, f"no such queues in vhost '{broker.vhost}'\n")
+
+
 @on_any_broker
 def test_list_exits_with_69_if_a_named_queue_or_exchange_does_not_exist(
     shell: Shell, listing: object, broker: TestBroker
