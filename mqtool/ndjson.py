@@ -213,7 +213,7 @@ def _text(value: Mapping[str, Any], key: str, where: str) -> str | None:
         return None
     if not isinstance(text, str):
         hint = "write it as a string; 'mqtool send -l' sends lines as they are" if key == "body" else None
-        raise BadData(f'{where} has a "{key}" that is not text: {json.dumps(text, ensure_ascii=False)}', hint)
+        raise BadData(f'{where} has a "{key}" that is not text: {json.dumps(text)}', hint)
     return text
 
 

@@ -182,7 +182,7 @@ def env(
         )
     streams, management = started.details.get("streams"), started.details.get("management")
     usual = ports.usual_management(None, parse_addresses(url)[0].port)
-    if for_remote or urlsplit(management or "").port in usual:  # only this machine reaches it; clients guess it
+    if for_remote or urlsplit(management or "").port in usual:  # out of reach, or found without it
         management = None
     _export(url, management=management, stream_port=urlsplit(streams).port if streams else None)
 
