@@ -212,7 +212,8 @@ def _text(value: Mapping[str, Any], key: str, where: str) -> str | None:
     if text is None and key not in ("body", "body_base64"):
         return None
     if not isinstance(text, str):
-        raise BadData(f'{where} has a "{key}" that is not text: {text!r}')
+        hint = "write it as a string; 'mqtool send -l' sends lines as they are" if key == "body" else None
+        raise BadData(f'{where} has a "{key}" that is not text: {json.dumps(text)}', hint)
     return text
 
 

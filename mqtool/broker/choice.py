@@ -25,12 +25,12 @@ class BrokerKind(StrEnum):
 #: The starters by kind, in the order in which AUTO tries them.
 STARTERS: dict[BrokerKind, Starter] = {
     BrokerKind.DOCKER: Docker("RabbitMQ in Docker"),
-    BrokerKind.NODE: PrivateNodes("a private RabbitMQ node"),
+    BrokerKind.NODE: PrivateNodes("the private RabbitMQ node"),
     BrokerKind.EMBEDDED: Embedded("the embedded broker"),
 }
 CLUSTERS: dict[BrokerKind, Starter] = {
-    BrokerKind.DOCKER: Docker("a cluster of three RabbitMQ nodes in Docker"),
-    BrokerKind.NODE: PrivateNodes("a cluster of three private RabbitMQ nodes"),
+    BrokerKind.DOCKER: Docker("the cluster of three RabbitMQ nodes in Docker"),
+    BrokerKind.NODE: PrivateNodes("the cluster of three private RabbitMQ nodes"),
 }
 
 

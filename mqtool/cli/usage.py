@@ -13,16 +13,21 @@ from mqtool.cli.help.help_topics import equivalent
 from mqtool.cli.invocation import current
 from mqtool.spelling import did_you_mean, mistyped, quoted
 
+_EXTRA = r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)"
 _NOT_A_NUMBER = r" is not a valid (?:int|integer|float)(?: range)?"
 _URL = "--url, such as amqp://user:password@host:5672/vhost"
 _TLS = "--url amqps://HOST, and --tls-ca FILE to trust its certificate"
 _FORCE = "--yes answers yes, if the command asks"
+_SECRET = "--password-file FILE, or - to read it from stdin"  # noqa: S105
+_BY_KEY = "'mqtool receive-log topic PATTERN' receives by routing key"
+_COLUMNS = "name the columns to show; --help lists them"
 #: Options of other tools, each with the option that a command must have, and the hint for it. "" as the option: any
 #: command; "" as the hint: the option is what was meant. The first row that fits counts.
 OTHER_OPTIONS = (
     ("--filter", "--where", "--where, such as --where 'messages_ready>0'"),
     ("--host", "--url", _URL),
     ("--hostname", "--url", _URL),
+    ("--server", "--url", _URL),
     ("--port", "--url", "--url, such as localhost:5673"),
     ("-p", "--port", ""),
     ("-p", "--vhost", "--vhost VHOST"),
@@ -30,7 +35,12 @@ OTHER_OPTIONS = (
     ("--tls", "--tls-ca", _TLS),
     ("--cacert", "--tls-ca", _TLS),
     ("--declare", "", "'mqtool queue declare NAME' declares a queue"),
-    ("--limit", "--count", "--count N"),
+    *((limit, "--count", "--count N") for limit in ("--limit", "--max", "--max-messages", "--num")),
+    *((key, "--routing-key", "") for key in ("--key", "-k", "--topic")),
+    *((key, "--auto-ack", _BY_KEY) for key in ("--key", "-k", "--topic", "--routing-key", "-r")),
+    ("--from-beginning", "--offset", "--offset first"),
+    ("--sort-by", "--sort", ""),
+    ("-A", "--all-vhosts", ""),
     ("--max-retries", "--retries", "--retries N for programs, --max-reconnects N for connections"),
     ("--max-retries", "--max-reconnects", "--max-reconnects N for connections"),
     ("--retry", "--retries", ""),
@@ -43,19 +53,29 @@ OTHER_OPTIONS = (
     ("--formatter json", "--json", ""),
     ("--output json", "--json", ""),
     ("-o json", "--json", ""),
+    ("-o wide", "--watch", _COLUMNS),
+    ("--output wide", "--watch", _COLUMNS),
     ("-o", "", "redirect standard output: > FILE"),
     ("--output", "", "redirect standard output: > FILE"),
     ("--force", "--yes", _FORCE),
     ("--all", "--name", "--name NAME chooses the broker; 'mqtool broker ls' lists them"),
-    ("--password", "--password-file", "--password-file FILE, or - to read it from stdin"),
+    ("--username", "--user", ""),
+    ("--user-name", "--user", ""),
+    ("--password", "--password-file", _SECRET),
+    ("--pass", "--password-file", _SECRET),
+    ("-t", "--auto-ack", "--timeout DURATION, or --queue QUEUE"),
     ("-t", "--timeout", ""),
     ("-V", "--version", ""),
+    ("-V", "--vhost", "--vhost VHOST"),
     ("--install-completion", "--version", did_you_mean_commands(["completion bash"])),
     ("--show-completion", "--version", did_you_mean_commands(["completion bash"])),
 )
 
-#: Options that are arguments of some commands, as names of these arguments.
+#: Options that are arguments of some commands, as the last words of these arguments' names.
 _ARGUMENTS = {
+    "--name": "name queue exchange",
+    "--type": "kind",
+    "--topic": "key pattern",
     "-q": "queue",
     "--from": "queue",
     "-e": "exchange",
@@ -79,8 +99,10 @@ def explain(error: typer.TyperException) -> tuple[str, str | None]:
     if unknown := re.fullmatch(r"No such option: (.*)", text, re.DOTALL):
         return f"unknown option {unknown[1]}", _option_hint(context, unknown[1])
     what = _sentence(error)
-    if "unexpected extra argument" in what and (extra := _extra_argument(what, context)):
-        return extra
+    if extra := re.fullmatch(_EXTRA, what, re.DOTALL):
+        what = f"unexpected argument{'s' * (' ' in extra[1])} {extra[1]!r}"
+        if explained := _extra_argument(what, extra[1], context):
+            return explained
     if "'--yes'" in what and "does not take a value" in what:
         return what, "--confirm NAME names a protected context"
     examples = getattr(facts, "examples", ())
@@ -100,21 +122,17 @@ def _sentence(error: typer.TyperException) -> str:
     return f"{missing}: one of {' '.join(choices.split())}" if colon else what
 
 
-def _extra_argument(what: str, context: Any) -> tuple[str, str] | None:
-    """Explain an argument that the command does not take; None if there is nothing to add to typer's sentence."""
+def _extra_argument(what: str, typed: str, context: Any) -> tuple[str, str] | None:
+    """Explain arguments that the command does not take; None if there is nothing to add to the sentence `what`."""
     extra: tuple[str, str] | None = getattr(getattr(context and context.command, "callback", None), "extra", None)
     if extra is not None:
         return extra
     if "--exec" in sys.argv[:-1]:
         program = sys.argv[sys.argv.index("--exec") + 1]
         return what, f"quote the program and its arguments: --exec '{program} …'"
-    named = re.search(r"\((\S+)\)$", what)
     for flag, noun in (("-q", "queue"), ("--name", "broker")):
-        if named is not None and _names_only_with(flag, context):
-            return (
-                f"unexpected argument {named[1]!r}",
-                f"to name a {noun}: {context.command_path} {flag} {quoted(named[1])}",
-            )
+        if " " not in typed and _names_only_with(flag, context):
+            return what, f"to name a {noun}: {context.command_path} {flag} {quoted(typed)}"
     return None
 
 
@@ -147,7 +165,7 @@ def _option_hint(context: Any, flag: str) -> str | None:
     """Suggest the option, or the argument, that was meant by an option that the command does not have."""
     parameters = context.command.params
     arguments = [str(each.name) for each in parameters if each.param_type_name == "argument"]
-    if any(_last_word(_ARGUMENTS.get(flag, flag)) == _last_word(name) for name in arguments):
+    if any(_last_word(name) in _ARGUMENTS.get(flag, _last_word(flag)).split() for name in arguments):
         return f"it is an argument: {context.get_usage().removeprefix('Usage: ')}"
     flags = [*(flag for each in parameters for flag in (*each.opts, *each.secondary_opts)), "--help"]
     is_group = hasattr(context.command, "commands")

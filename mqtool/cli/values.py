@@ -39,11 +39,12 @@ def duration_or_seconds(text: str) -> float:
 
 
 def size(text: str) -> int:
-    """Parse a size such as 64KiB or 128MiB into bytes."""
-    parts = re.fullmatch(r"(\d+)\s*(?:([KMG])(?:iB)?|B)?", text, re.IGNORECASE)
+    """Parse a size such as 64KiB or 1kB into bytes; the units are those of --where. K, M, G and T alone are KiB etc."""
+    parts = re.fullmatch(r"(\d+)\s*(?:([KMGT])(iB|B)?|B)?", text, re.IGNORECASE)
     if parts is None or not int(parts[1]):
-        raise ValueError(f"{text!r} is not a size such as 64KiB or 128MiB")
-    return int(parts[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[(parts[2] or "").upper()]
+        raise ValueError(f"{text!r} is not a size such as 64KiB or 1kB")
+    base = 1000 if (parts[3] or "").upper() == "B" else 1024
+    return int(parts[1]) * int(base ** " KMGT".index((parts[2] or " ").upper()))
 
 
 def header(text: str) -> tuple[str, Any]:

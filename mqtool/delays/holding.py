@@ -138,7 +138,10 @@ class Delaying:
         # In front of a classic queue, an exchange of type x-delayed-message loses nothing.
         is_safe = exchange == self._destination.to and self._destination.is_classic
         if self._via is Via.AUTO and needs_care and not is_safe:
-            self._why = "messages wait in queues, which lose nothing on the way to a quorum queue"
+            self._why = (
+                "messages wait in mqtool's wait queues, because the delay plugin can lose messages to a quorum queue "
+                "('mqtool help delays')"
+            )
             return self._through_queues
         asks = has_plugin if self._via is Via.PLUGIN else can_delay
         is_new = not is_there(self._channel, exchange)

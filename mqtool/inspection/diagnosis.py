@@ -366,12 +366,16 @@ def _of_queue(queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]]
 
 
 def _lost(gone: int, arguments: Json) -> tuple[str, str]:
-    """Say that a queue without a dead-letter exchange has lost messages, and what to do."""
+    """Say that messages of a queue without a dead-letter exchange are gone, and what to do.
+
+    The broker does not count how many were purged.
+    """
     hint = "declare it with --dead-letter-exchange, or set a policy with dead-letter-exchange"
     if str(arguments.get("x-overflow")).startswith("reject-publish"):
         what = f"has lost {counted(gone)}, or refused them because it was full"
         return what, f"refused messages are not lost: their publishers get a nack; for others, {hint}"
-    return f"has lost {counted(gone)}: rejected, expired or purged, without a dead-letter exchange", hint
+    what = f"has no dead-letter exchange, and may have lost {counted(gone)}: rejected, expired or dropped"
+    return f"{what}, unless purged", hint
 
 
 def of_firehose(api: Management, vhost: str | None) -> Iterator[Finding]:

@@ -69,7 +69,7 @@ def test_broker_up_starts_a_broker_and_broker_down_stops_it(home: Shell, kind: B
     for shown in (status, home.run("mqtool", "broker", "status", "--name", "mine")):
         assert management_of(shown.stdout) == [management]
 
-    assert home.run("mqtool", "broker", "down", "--name", "mine").code == 0
+    assert home.run("mqtool", "broker", "down", "--name", "mine").stderr.startswith("stopped the ")
     assert "nothing to stop" in home.run("mqtool", "broker", "down", "--name", "mine").stderr
     assert home.run("mqtool", "broker", "status", "--name", "mine").code == 69
     assert home.run("mqtool", "broker", "logs", "--name", "mine").stdout.startswith(log), "the log is kept"
@@ -548,6 +548,21 @@ def test_modules_in_the_current_directory_are_not_run(home: Shell, at_port: str)
     measured = home.run("mqtool", "bench", "--yes", "-n", "1")
     assert not (home.directory / "was-run").exists()
     assert (up.code, measured.code) == (0, 0), (up.stderr, measured.stderr)
+
+
+def test_broker_env_names_a_management_api_that_is_not_at_its_usual_port(home: Shell) -> None:
+    """`broker env` exports MQTOOL_MANAGEMENT_URL if the management API is not at the AMQP port + 10000, where commands
+    look for it. With --remote, it does not, because the API accepts no connections from other machines.
+    """
+    port, api = free_port(), free_port()
+    up = ("mqtool", "broker", "up", "--kind=embedded", "--name=mine", "--listen=127.0.0.2", f"--port={port}")
+    assert home.run(*up, f"--management-port={api}").code == 0
+    exported = home.run("mqtool", "broker", "env", "--name=mine").stdout
+    assert f"export MQTOOL_MANAGEMENT_URL=http://127.0.0.1:{api}\n" in exported
+    assert "MANAGEMENT" not in home.run("mqtool", "broker", "env", "--name=mine", "--remote").stdout
+    assert home.run("mqtool", "broker", "down", "--name=mine").code == 0
+    assert home.run(*up, f"--management-port={port + 10_000}").code == 0
+    assert "MANAGEMENT" not in home.run("mqtool", "broker", "env", "--name=mine").stdout
 
 
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])

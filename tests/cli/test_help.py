@@ -125,6 +125,26 @@ def test_help_shows_the_default_queue_and_its_type() -> None:
     assert "default: (rpc_queue, a durable quorum queue" in line_of("rpc-server")
 
 
+def test_help_says_which_options_are_settings_of_a_new_queue() -> None:
+    """The help of publishing commands says that --ttl, like other settings, is one of a new queue, for all of its
+    messages. It shows how one message gets an expiration, which `send` accepts.
+    """
+    page = " ".join(topic_page("declaring", 80).split())
+    for option in ("--ttl DURATION New queue: ", "--max-length N New queue: ", "--queue-type TYPE New queue: "):
+        assert option in page
+    assert "all messages of the new queue expire" in page
+    assert "Property, such as content-type=text/plain or expiration=5s" in " ".join(topic_page("messages", 80).split())
+
+
+def test_a_help_topic_leaves_out_defaults_that_differ_between_commands() -> None:
+    """`mqtool help TOPIC` shows the default of an option only if all commands with the option have this default."""
+    declaring = " ".join(topic_page("declaring", 80).split())
+    assert "-q, --queue QUEUE Queue --" in declaring
+    assert "-e, --exchange EXCHANGE Exchange --" in declaring
+    assert "default: (python)]" in declaring
+    assert "default: 20s]" in topic_page("messages", 80)
+
+
 def test_mqtool_alone_says_how_to_start(lonely_shell: Shell) -> None:
     """`mqtool` without arguments prints at most ten lines, which say what to type first and where to find the rest."""
     result = lonely_shell.run("mqtool")
@@ -173,7 +193,7 @@ def test_the_help_of_yes_says_when_a_command_asks(lonely_shell: Shell) -> None:
     """
     commands = ("move", "delayed now", "permission clear", "definitions import", "exchange unbind", "broker fault")
     for command, option, said in (
-        *((each, "-y, --yes", "No effect: only protected contexts ask (--confirm NAME)") for each in commands),
+        *((each, "-y, --yes", "Not needed: asks only in protected contexts (--confirm NAME)") for each in commands),
         ("dlq redrive", "-y, --yes", "Do not ask on a terminal (protected context: --confirm NAME)"),
         ("queue purge", "-y, --yes", "Do not ask (in a protected context: --confirm NAME)"),
         ("receive", "--idle-timeout DURATION", "Stop if connected and idle this long"),

@@ -251,8 +251,40 @@ def test_a_list_that_could_not_be_fetched_is_not_called_empty(shell: Shell) -> N
         unknown = shell.run("mqtool", "list", things, *NOWHERE)
         assert (unknown.code, "no management API answers" in unknown.stderr) == (3, True), unknown.stderr
         assert f"no {things}" not in unknown.stdout + unknown.stderr
-    named = shell.run("mqtool", "list", "queues", "-q", "jobs", *NOWHERE)
-    assert "no such queues" in named.stderr
+
+
+def test_list_queues_prints_no_note_about_counts_if_it_prints_no_row(
+    shell: Shell, listing: object, broker: TestBroker
+) -> None:
+    """If `list queues` prints no row, it does not say how old the counts of streams can be."""
+    broker.api("PUT", f"queues/{broker.vhost}/s", {"durable": True, "arguments": {"x-queue-type": "stream"}})
+    assert "counts of streams" in shell.run("mqtool", "list", "queues").stderr
+    none = shell.run("mqtool", "list", "queues", "--where", "name=other")
+    assert (none.code, none.stderr) == (0, f"no such queues in vhost '{broker.vhost}'\n")
+
+
+@on_any_broker
+def test_list_exits_with_69_if_a_named_queue_or_exchange_does_not_exist(
+    shell: Shell, listing: object, broker: TestBroker
+) -> None:
+    """If no queue has a name given with -q, `list queues` prints those that exist, names the missing one, suggests a
+    similar name, and exits with 69, even without the management API; so does `list exchanges -e`. It exits with 0 if a
+    named queue exists, but does not match --where.
+    """
+    shell.run("mqtool", "send", "-q", "jobs", "two")
+    missing = shell.run("mqtool", "list", "queues", "-q", "jbos")
+    assert (missing.code, missing.stdout) == (69, "")
+    assert missing.stderr == (
+        f"mqtool: queue 'jbos' does not exist in vhost '{broker.vhost}'\n"
+        "hint: did you mean 'jobs'? Otherwise, 'mqtool list queues' shows them\n"
+    )
+    for way in ((), NOWHERE):
+        some = shell.run("mqtool", "list", "queues", "-q", "jobs", "-q", "none", "name", *way)
+        assert (some.code, some.stdout, "queue 'none' does not exist" in some.stderr) == (69, "jobs\n", True)
+        some = shell.run("mqtool", "list", "exchanges", "-e", "amq.topic", "-e", "none", "name", *way)
+        assert (some.code, some.stdout, "exchange 'none' does not exist" in some.stderr) == (69, "amq.topic\n", True)
+    other = shell.run("mqtool", "list", "queues", "-q", "jobs", "--where", "name=other")
+    assert (other.code, other.stderr) == (0, f"no such queues in vhost '{broker.vhost}'\n")
 
 
 @on_any_broker
@@ -314,7 +346,7 @@ def test_list_queues_uses_amqp_without_the_management_api(shell: Shell, broker: 
     shell.run("mqtool", "send", "one")
     shell.run("mqtool", "send", "-q", "jobs", "two")
 
-    named = shell.run("mqtool", "list", "queues", "-q", "jobs", "-q", "none", "name", "messages_ready", *NOWHERE)
+    named = shell.run("mqtool", "list", "queues", "-q", "jobs", "name", "messages_ready", *NOWHERE)
     assert (named.stdout, named.code) == ("jobs\t1\n", 0)
     assert "no management API answers at http://127.0.0.1:1: Connection refused" in named.stderr
 
@@ -324,7 +356,7 @@ def test_list_queues_uses_amqp_without_the_management_api(shell: Shell, broker: 
     assert hint[broker.kind] in usual.stderr
 
     assert shell.run("mqtool", "list", "queues", "-q", "jobs", *NOWHERE).stdout == "jobs\t1\t0\n"
-    assert shell.run("mqtool", "list", "exchanges", "-e", "amq.topic", "-e", "none", *NOWHERE).stdout == "amq.topic\n"
+    assert shell.run("mqtool", "list", "exchanges", "-e", "amq.topic", *NOWHERE).stdout == "amq.topic\n"
 
     bindings = shell.run("mqtool", "list", "bindings", *NOWHERE)
     assert (bindings.stdout, bindings.code) == ("", 69)

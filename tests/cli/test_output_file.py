@@ -41,6 +41,18 @@ def test_receive_opens_a_new_file_after_logrotate(shell: Shell, broker: TestBrok
 
 
 @on_any_broker
+def test_receive_says_how_many_messages_it_has_appended_to_the_file(shell: Shell) -> None:
+    """`receive -o FILE` ends with a line on stderr that says how many messages it appended to FILE, which may be a word
+    meant as a format. With --quiet, it does not.
+    """
+    shell.run("mqtool", "send", "-l", stdin="one\ntwo\nthree\n")
+    result = shell.run("mqtool", "receive", "-o", "json", "-c", "2")
+    assert result.stderr.splitlines()[-1] == "2 messages appended to json"
+    assert "appended" not in shell.run("mqtool", "receive", "-o", "json", "-c", "1", "--quiet").stderr
+    assert len(lines_of(shell.directory / "json")) == 3
+
+
+@on_any_broker
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to see when the handler is set")
 @pytest.mark.parametrize("option", ["-o", "--output=app.log"])
 @pytest.mark.sampled(1)

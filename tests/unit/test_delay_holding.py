@@ -238,7 +238,10 @@ def test_few_messages_with_short_delays_are_in_flight(delay: float, at_most: int
 
 
 _PLUGIN_NOTICE = f"messages wait in exchange 'mqtool.delayed': RabbitMQ 4.2 has the type {DELAYED}"
-_QUORUM_NOTICE = "messages wait in queues, which lose nothing on the way to a quorum queue"
+_QUORUM_NOTICE = (
+    "messages wait in mqtool's wait queues, because the delay plugin can lose messages to a quorum queue "
+    "('mqtool help delays')"
+)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import typer
 
 from mqtool.amqp import Connection, TlsFiles, parse_addresses
-from mqtool.broker import background, readiness, state
+from mqtool.broker import background, ports, readiness, state
 from mqtool.broker.choice import BrokerKind, starter_of
 from mqtool.broker.state import DEFAULT_NAME, Started
 from mqtool.cli import stopping
@@ -180,8 +180,11 @@ def env(
             f"the broker named {name!r} does not accept connections from other machines",
             "start it with --listen ADDRESS",
         )
-    streams = started.details.get("streams")
-    _export(url, stream_port=urlsplit(streams).port if streams else None)
+    streams, management = started.details.get("streams"), started.details.get("management")
+    usual = ports.usual_management(None, parse_addresses(url)[0].port)
+    if for_remote or urlsplit(management or "").port in usual:  # out of reach, or found without it
+        management = None
+    _export(url, management=management, stream_port=urlsplit(streams).port if streams else None)
 
 
 def _export(urls: str, *, management: str | None = None, stream_port: int | None = None) -> None:

@@ -23,7 +23,7 @@ from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
 from mqtool.cli.display.progress import Progress
-from mqtool.cli.invocation import current
+from mqtool.cli.invocation import NOT_CALLED, Call, current
 from mqtool.cli.options import ManagedBroker, Yes
 from mqtool.cli.options.broker_options import ShownVerbose
 from mqtool.cli.options.receiving_options import WhereWaiting
@@ -91,6 +91,7 @@ class Which:
         float | None, typer.Option(help="Only those that first failed at least this long ago", **DURATION)
     ] = None
     where: WhereWaiting = None
+    call: Call = NOT_CALLED
 
     @property
     def is_all(self) -> bool:
@@ -121,7 +122,7 @@ class Which:
         if not is_here and exists(channel, Queue(work_queue)):
             hint = "'mqtool worker' declares it for the first message that it dead-letters; --from names another queue"
             if worked != work_queue:
-                hint = f"{work_queue!r} has the dead letters of {worked!r}: {pasteable('dlq show', worked)}"
+                hint = f"{work_queue!r} has the dead letters of {worked!r}: {pasteable(self.call.command, worked)}"
             raise NotFound(f"queue {self.queue(work_queue)!r} does not exist", hint)
         require(self.queue(work_queue), channel, access, hint, suffix="" if self.source else suffix)
 

@@ -93,6 +93,7 @@ class View:
         self._channel = cache(lambda: stack.enter_context(self._access.connect()).channel())
         self._notice_once = cache(output.notice)
         self._only = frozenset(only or ())
+        self._missing = set[str]()
         self._usual = _usual(dialect_names(broker.options), listing.things)
         self._where: Where | None = None
         if choosing.where is not None:
@@ -130,12 +131,20 @@ class View:
         """
         rows = self._told()
         if self._only:
-            rows = (row for row in rows if row["name"] in self._only)
+            rows = self._named(rows)
         if self._name_columns:
             rows = self._without_wait_queues(rows)
         if self._where:
             rows = filter(self._where_holds, rows)
         return in_order(rows, self._order) if self._order else rows
+
+    def _named(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """Yield the rows with the given names; record the names without a row, unless they may appear in --watch."""
+        self._missing = set(self._only if self._choosing.watch is None else ())
+        for row in rows:
+            if row["name"] in self._only:
+                self._missing.discard(row["name"])
+                yield row
 
     def _without_wait_queues(self, rows: Iterable[Row]) -> Iterator[Row]:
         """Yield all rows except those of mqtool's wait queues, which are only counted."""
@@ -265,7 +274,12 @@ class View:
             self._order = [f"-{column}" if self._order == [column] else column]
 
     def show(self) -> None:
-        """Print the list once. Raises SomeFailed if there is no management API and the list is therefore incomplete."""
+        """Print the list once.
+
+        Raises:
+            SomeFailed: there is no management API, and the list is therefore incomplete.
+            NotFound: without --watch, a given queue or exchange does not exist.
+        """
         rows, things = self.rows(), self._listing.things
         if self._as_lines:
             found = [*map(_binding, rows)]
@@ -275,11 +289,11 @@ class View:
             count = layout.show_rows(rows, self.columns, as_json=self._choosing.as_json)
         if left_out := self._sum():
             output.status(left_out)
-        elif not count and (self._without_api is None or self._only):
+        elif not (count or self._missing) and (self._without_api is None or self._only):
             where = "" if self._vhost is None else f" in vhost {self._vhost!r}"
             such = " such" if self._where or self._only else ""
             output.status(f"no{such} {things}{where}")
-        if self._age:
+        if self._age and count:
             self._notice_once(self._age)
         if (why := self._without_api) is not None:
             names = ", ".join(sorted(self._only) or self._usual)
@@ -288,6 +302,11 @@ class View:
             if not self._only:
                 raise SomeFailed(missing, why.hint)
             output.warning(missing)
+        if self._missing:
+            from mqtool.cli.pipe.existence import refuse
+
+            access = None if self._vhost is None else self._access
+            refuse(min(self._missing), access, f"'mqtool list {things}' shows them", things[:-1])
 
 
 def _binding(row: Row) -> layout.Line:
@@ -361,7 +380,7 @@ def _add(things: str, what: str, *examples: str, only: Any = None) -> None:
 
 _add(
     "queues",
-    "List queues, with current counts of ready messages and consumers.",
+    "List queues and how many messages they have.",
     "mqtool list queues name messages_ready messages_unacknowledged",
     "mqtool list queues --where 'messages_ready>0' --sort -messages_ready --watch 1s",
     "mqtool list queues --where 'messages>0 and not arguments.x-queue-type=quorum'",

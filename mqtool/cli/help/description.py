@@ -7,7 +7,7 @@
 
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import typer
@@ -123,10 +123,20 @@ def leaves(command: CommandHelp) -> Iterator[CommandHelp]:
 
 
 def topic_options(command: CommandHelp, topic: str) -> list[OptionHelp]:
-    """Return the options that belong to a help topic, from a command and all its subcommands, without duplicates."""
-    found: dict[str, OptionHelp] = {}
+    """Return the options that belong to a help topic, from a command and all its subcommands, without duplicates.
+
+    A default is left out if it is not the same for all of the commands that have the option.
+    """
+    found: dict[str, list[OptionHelp]] = {}
     for leaf in leaves(command):
         for option in leaf.options:
             if option.topic == topic:
-                found.setdefault(option.flags[-1], option)
-    return list(found.values())
+                found.setdefault(option.flags[-1], []).append(option)
+    return [_of_all(options) for options in found.values()]
+
+
+def _of_all(options: list[OptionHelp]) -> OptionHelp:
+    first, *others = options
+    text, default, _ = first.text.partition(" [default: ")
+    is_shared = all(each.text.endswith(first.text[len(text) :]) for each in others)
+    return first if is_shared or not default else replace(first, text=text)

@@ -38,7 +38,7 @@ ContextName = Annotated[
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask (in a protected context: --confirm NAME)")]
 #: For commands that ask only in a protected context, where --yes is not enough. Scripts may pass it nevertheless.
 UnneededYes = Annotated[
-    bool, typer.Option("--yes", "-y", help="No effect: only protected contexts ask (--confirm NAME)")
+    bool, typer.Option("--yes", "-y", help="Not needed: asks only in protected contexts (--confirm NAME)")
 ]
 IfExists = Annotated[bool, typer.Option("--if-exists", help="Succeed even if it does not exist")]
 

@@ -211,7 +211,7 @@ class MessageOptions:
             "--property",
             parser=parsed(_property),
             metavar="NAME=VALUE",
-            help="Property, such as content-type=text/plain",
+            help="Property, such as content-type=text/plain or expiration=5s",
             rich_help_panel="Messages",
         ),
     ] = None

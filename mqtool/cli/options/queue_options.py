@@ -44,7 +44,7 @@ _Durable = Annotated[
     bool | None,
     typer.Option(
         "--durable/--transient",
-        help="Durable: survives a broker restart; transient: does not",
+        help="If new: survives a broker restart (durable), or does not",
         rich_help_panel="Topology",
     ),
 ]
@@ -72,14 +72,14 @@ class QueueOptions:
     durable: _Durable = None
     queue_type: Annotated[
         Literal["classic", "quorum", "stream"] | None,
-        typer.Option(help="classic, quorum or stream", rich_help_panel="Topology", metavar="TYPE"),
+        typer.Option(help="New queue: classic, quorum or stream", rich_help_panel="Topology", metavar="TYPE"),
     ] = None
     arguments: _Arguments = None
 
     dead_letter_exchange: Annotated[
         str | None,
         typer.Option(
-            help="Dead-letter exchange; '' dead-letters to queue QUEUE.dlq",
+            help="New queue's dead-letter exchange; '' means queue QUEUE.dlq",
             metavar="EXCHANGE",
             rich_help_panel="Topology",
             autocompletion=names_of("exchanges"),
@@ -88,7 +88,7 @@ class QueueOptions:
     ttl: Annotated[
         float | None,
         typer.Option(
-            help="Expire messages after this long",
+            help="New queue: expire all its messages after this long",
             parser=parsed(parse_duration),
             metavar="DURATION",
             rich_help_panel="Topology",
@@ -97,7 +97,10 @@ class QueueOptions:
     max_length: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Keep up to N messages; then drop the oldest", rich_help_panel="Topology", metavar="N"
+            min=0,
+            help="New queue: keep up to N messages, then drop the oldest",
+            rich_help_panel="Topology",
+            metavar="N",
         ),
     ] = None
 

@@ -20,6 +20,7 @@ from mqtool.cli.options import BrokerOptions
 from mqtool.cli.options.receiving_options import PrintingOptions, ReceivingOptions
 from mqtool.errors import TimedOut, UsageError
 from mqtool.message import Delivery
+from mqtool.spelling import counted
 from mqtool.tutorials.dialects import Dialect
 
 if TYPE_CHECKING:
@@ -88,14 +89,18 @@ class Incoming:
         # If output goes to a file, nothing else shows that messages arrive.
         is_wanted = output.is_file(output.STDOUT) and not output.speaks_as_script()
         progress = Progress("received", is_wanted=is_wanted, patience=0)
+        count, file = 0, self._receiving.printing.into
         with consuming(self._receiving, self._channel, self._waiting):
             try:
                 for delivery in progress.of(deliveries):
                     self._write.add(delivery)
+                    count += 1
             finally:
                 progress.stop()
                 if progress.count:
                     output.status(progress.sum)
+                if file is not None:
+                    output.status(f"{counted(count)} appended to {file}")
 
 
 def delivery_writer(
