@@ -53,7 +53,7 @@ def _port(about: str, lowest: int = 1) -> Any:
             typer.Option("--user", metavar="USER", help="User to log in as; with --kind docker, user to create"),
         ],
         "tls_cert": Annotated[
-            Path | None, typer.Option(metavar="FILE", help="The embedded broker's certificate (TLS at the port below)")
+            Path | None, typer.Option(metavar="FILE", help="The embedded broker's certificate; TLS port: PORT - 1")
         ],
         "tls_key": Annotated[Path | None, typer.Option(metavar="FILE", help="Key of the certificate")],
     },
