@@ -35,7 +35,7 @@ from mqtool.duration import compact_duration
 from mqtool.errors import BadData, DeclaredDifferently, Difference, HeadersTooLarge, NotFound, Unavailable, UsageError
 from mqtool.field_values import FieldValue
 from mqtool.message import DUE, Confirmation, Delivery, Message, Receipt
-from mqtool.routing import delay_of
+from mqtool.routing import checked_delay_of
 from mqtool.spelling import pasteable
 from mqtool.topology import Exchange, Queue
 from mqtool.work.dead_letter_declaration import declare_dead_letter_queue
@@ -380,7 +380,7 @@ class Relay:
     def _delay(self, delivery: Delivery) -> int:
         """Return a message's delay in milliseconds; 0, with a warning, if its x-delay is not valid."""
         try:
-            delay = delay_of(delivery.headers.get(_X_DELAY))
+            delay = checked_delay_of(delivery.headers.get(_X_DELAY))
         except ValueError as error:
             self._warn(f"{name_of(delivery)} is not delayed: {error}")
             return 0

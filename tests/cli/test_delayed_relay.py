@@ -12,6 +12,7 @@ import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -68,15 +69,16 @@ def received(shell: Shell, count: int, patience: float = PATIENCE) -> list[Any]:
 def test_delayed_relay_delays_the_messages_of_any_client(shell: Shell, broker: TestBroker) -> None:
     """`delayed relay` routes a message by its routing key once the delay in its x-delay header is over, never early.
     The message keeps its properties and headers, except that x-delay becomes negative, as with the plugin. If x-delay
-    is missing or not a positive number, the relay forwards the message immediately.
+    is missing or not a positive number, the relay forwards the message immediately, with a warning if x-delay is not a
+    number or above the maximum.
     """
     running = relay(shell, "--type", "topic")
     shell.run("mqtool", "send", "-e", "tasks", "-r", "nobody", "no queue is bound by this key")
-    receiver = shell.start("mqtool", "receive", "-q", "jobs", "-c", "8", "--json").wait_until_ready()
+    receiver = shell.start("mqtool", "receive", "-q", "jobs", "-c", "10", "--json").wait_until_ready()
     published, delays = time.time(), {0: 700, 4: 900, 6: 1325}
-    publish(broker.url, [700, None, 0, -300, "900", "soon", 1325.5, [1]])
+    publish(broker.url, [700, None, 0, -300, "900", "soon", 1325.5, [1], Decimal("100.5"), 2**32])
     came = {int(line["body"]): line for line in map(json.loads, receiver.wait().stdout.splitlines())}
-    assert sorted(came) == list(range(8))
+    assert sorted(came) == list(range(10))
     for number, line in came.items():
         assert line["routing_key"] == f"jobs.{number}"
         assert line["properties"]["content_type"] == "text/plain"
@@ -91,7 +93,8 @@ def test_delayed_relay_delays_the_messages_of_any_client(shell: Shell, broker: T
     ended = running.wait()
     assert ended.code == 0
     assert "warning: message m-5 is not delayed: x-delay is not a number of milliseconds: 'soon'" in ended.stderr
-    assert "3 delayed, 5 at once, 1 unroutable" in ended.stderr
+    assert re.findall(r"message (m-\d) is not delayed", ended.stderr) == ["m-5", "m-7", "m-8", "m-9"]
+    assert "3 delayed, 7 at once, 1 unroutable" in ended.stderr
 
 
 @on_any_broker
