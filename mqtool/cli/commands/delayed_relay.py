@@ -172,9 +172,7 @@ def _warn_of_bindings(access: Access, names: RelayNames) -> None:
 
 
 class _Migration:
-    """Copies the bindings of a plugin's exchange to a relay, and counts the messages still waiting in that exchange.
-
-    The exchange for due messages also gets the alternate exchange, since the old exchange had routed messages there.
+    """Gives a relay the bindings and the alternate exchange of a plugin's exchange. Counts the messages waiting in that.
 
     No client can get messages out of the plugin before they are due. They therefore stay there, and the old exchange
     keeps its bindings, so that the plugin can route each message when it is due.
@@ -198,6 +196,7 @@ class _Migration:
             DeclaredDifferently: the old exchange is not of the plugin's type, or the new one exists with other
                 settings; or only a policy gives the old one an alternate exchange.
             PluginMissing: the broker no longer has the plugin.
+            AccessRefused: a policy applies to the old exchange, and the user may not see what it sets.
         """
         view = self._view()
         arguments = view.get("arguments") or {}
@@ -225,7 +224,7 @@ class _Migration:
             DeclaredDifferently, PluginMissing: see begin().
         """
         try:
-            self._waiting = int(self._view()["messages_delayed"] or 0)
+            self._view()
         except NotFound as error:
             if self._waiting:
                 lost = f"up to {counted(self._waiting)} that it held are lost"
@@ -233,6 +232,7 @@ class _Migration:
         return self._waiting
 
     def _view(self) -> Json:
+        """Look at the old exchange, and remember how many messages wait in it."""
         view = self._api.get(exchange_path(self._vhost, self._old))
         if view["type"] != DELAYED:
             raise DeclaredDifferently(
@@ -240,20 +240,16 @@ class _Migration:
             )
         if "messages_delayed" not in view:
             raise PluginMissing(self._channel.connection.broker)
+        self._waiting = int(view["messages_delayed"] or 0)
         return view
 
     def _check_policy(self, name: str, out: str) -> None:
         """Raise DeclaredDifferently if the old exchange's policy sets an alternate exchange that `out` would not get.
 
-        It is not made an argument, because a policy could not change it any more.
+        It is not made an argument, because a policy could not change it any more. Raises AccessRefused if the user
+        lacks the tag 'policymaker'.
         """
-        try:
-            policies = [*management.policies(self._api, self._vhost)]
-        except AccessRefused:  # the user lacks the tag 'policymaker'
-            output.warning(
-                f"policy {name!r} applies to {self._old!r}; if it sets an alternate exchange, {out!r} needs one, too"
-            )
-            return
+        policies = [*management.policies(self._api, self._vhost)]
         for_exchanges = [each for each in policies if each.get("apply-to", "all") in ("all", "exchanges")]
         new = max(
             (each for each in for_exchanges if policy_matches(each, out)),
@@ -292,9 +288,9 @@ def migrate(
 ) -> None:
     """Replace the delayed message plugin with a relay; nothing is lost.
 
-    Declares the exchanges of 'mqtool delayed relay' and copies the old exchange's bindings; publishers can then switch
-    over one by one. The command waits until the old exchange holds no more messages. Messages cannot be taken out of
-    the plugin before they are due, so keep it enabled until then.
+    Declares the exchanges of 'mqtool delayed relay' and copies the old exchange's bindings and alternate exchange;
+    publishers can then switch over one by one. The command waits until the old exchange holds no more messages.
+    Messages cannot be taken out of the plugin before they are due, so keep it enabled until then.
     """
     _check_names(exchange, to)
     access = access_to(broker, reconnects=False)
