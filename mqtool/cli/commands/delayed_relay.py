@@ -172,7 +172,7 @@ def _warn_of_bindings(access: Access, names: RelayNames) -> None:
 
 
 class _Migration:
-    """Gives a relay the bindings and the alternate exchange of a plugin's exchange. Counts the messages waiting in that.
+    """Gives a relay the bindings and the alternate exchange of a plugin's exchange, and counts its waiting messages.
 
     No client can get messages out of the plugin before they are due. They therefore stay there, and the old exchange
     keeps its bindings, so that the plugin can route each message when it is due.
