@@ -9,6 +9,7 @@ uses names.
     ['kernel']
 """
 
+import decimal
 import math
 import re
 from collections.abc import Collection, Hashable, Mapping, Set
@@ -350,13 +351,28 @@ def delay_of(value: FieldValue) -> int:
     Raises:
         ValueError: the plugin would fail on this string, float or decimal, and close the connection.
     """
+    number = _milliseconds(value)
+    return int(number) if number is not None and 1 <= number <= MAX_DELAY else 0
+
+
+def checked_delay_of(value: FieldValue) -> int:
+    """Do the same as delay_of(), but do not ignore a value.
+
+    Raises:
+        ValueError: the plugin would fail, or deliver at once although the value is neither None nor a number below 1.
+    """
+    number = _milliseconds(value)
+    if value is not None and (number is None or number > MAX_DELAY):
+        raise ValueError(f"x-delay is not a number of milliseconds up to {MAX_DELAY}: {value!r}")
+    return delay_of(value)
+
+
+def _milliseconds(value: Any) -> float | None:
+    """Return the number in the header x-delay; None for a type that the plugin ignores. Raises as delay_of() does."""
     if isinstance(value, str) and _INTEGER.fullmatch(value):
-        return _if_possible(float(value))  # int() limits the number of digits
+        return float(value)  # int() limits the number of digits
     is_text = isinstance(value, str) or type(value) is bytes  # text that is not UTF-8 is decoded as bytes
-    if is_text or isinstance(value, Decimal) or (isinstance(value, float) and not math.isfinite(value)):
+    is_decimal = isinstance(value, Decimal | decimal.Decimal)  # as the broker and as clients decode it
+    if is_text or is_decimal or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"x-delay is not a number of milliseconds: {value!r}")
-    return _if_possible(value) if isinstance(value, float) or is_integer(value) else 0
-
-
-def _if_possible(delay: Any) -> int:
-    return int(delay) if 1 <= delay <= MAX_DELAY else 0
+    return value if isinstance(value, float) or is_integer(value) else None

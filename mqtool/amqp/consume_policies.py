@@ -74,6 +74,10 @@ class ConsumePolicy:
         """
         return True
 
+    def may_get_more(self, received: int) -> bool:  # noqa: ARG002
+        """Return True if the broker may have sent more than these deliveries since the channel was opened."""
+        return False
+
     def release(self, *, leaving: bool = False) -> Delivery | None:  # noqa: ARG002
         """Return the delivery up to which to acknowledge now; None to acknowledge nothing.
 
@@ -219,6 +223,7 @@ class CallerSettles(ConsumePolicy):
     def acknowledged(self, tag: int, received: int, *, is_current: bool) -> Step:
         self._acknowledged += is_current
         if self._limit is None:
+            self._most += is_current
             return Step.GO_ON
         if received >= self._limit:
             return Step.CANCEL
@@ -237,3 +242,6 @@ class CallerSettles(ConsumePolicy):
         self._through = through
         self._most = received + self.prefetch
         return missing > 0
+
+    def may_get_more(self, received: int) -> bool:
+        return received < self._most

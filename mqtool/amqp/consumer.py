@@ -5,14 +5,16 @@ another consumer.
 https://www.rabbitmq.com/docs/confirms#consumer-acknowledgements
 """
 
+import contextlib
 import queue as queues
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 
+from mqtool.amqp.administration import declare_request
 from mqtool.amqp.consume_policies import ConsumePolicy, Step
-from mqtool.amqp.io_thread import CHECK_INTERVAL
+from mqtool.amqp.io_thread import CHECK_INTERVAL, CONNECTION_LOST
 from mqtool.amqp.receive_settings import Receiving
 from mqtool.amqp.reopening_channel import ChannelListener, ReopeningChannel
 from mqtool.amqp.subscription import Buffer, StreamPosition, Subscription
@@ -24,6 +26,8 @@ from mqtool.topology import Queue
 #: Seconds without a delivery after which none should be in transit. Cancelling a consumer earlier requeues deliveries
 #: in transit, which may end up behind later messages.
 _SILENCE = 2.0
+#: Seconds between two checks whether deliveries may be in transit.
+_LOOK = 0.002
 
 
 class Consumer(ChannelListener):
@@ -122,7 +126,7 @@ class Consumer(ChannelListener):
         """Called before an acknowledgement: stop consuming if the broker would otherwise send too many deliveries."""
         with self._subscribing:
             if self._stopping:
-                self._subscription.cancel()
+                self._cancel()
             elif self._subscription.is_active:
                 is_current = delivery.epoch == self._channel.requests.epoch
                 tag, received = delivery.delivery_tag, self._subscription.received
@@ -277,12 +281,29 @@ class Consumer(ChannelListener):
         if step is Step.GO_ON:
             return
         with self._subscribing:
-            self._subscription.cancel()
+            self._cancel()
             if step is Step.RESUBSCRIBE and self._policy.wants_more(
                 self._subscription.received, self._subscription.last_tag
             ):
                 self._flush()
                 self.start()
+
+    def _cancel(self) -> None:
+        if self._receiving.in_order and self._subscription.is_active:
+            self._send_answers()  # these acknowledgements may bring more deliveries
+            deadline = time.monotonic() + _SILENCE
+            with contextlib.suppress(MqtoolError, *CONNECTION_LOST):
+                while self._may_be_in_transit() and time.monotonic() < deadline:
+                    time.sleep(_LOOK)
+        self._subscription.cancel()
+
+    def _may_be_in_transit(self) -> bool:
+        """True unless the prefetch is used up, or the queue is empty. See administration.ready_after_deliveries()."""
+        return self._policy.may_get_more(self._subscription.received) and bool(self._ready() or self._ready())
+
+    def _ready(self) -> int:
+        request = declare_request(self._queue, passive=True)
+        return int(self._channel.checked(request, _SILENCE).method.message_count)
 
     def _flush(self, *, leaving: bool = False) -> None:
         """Flush the output, then acknowledge handled deliveries, except those that the policy holds back."""

@@ -32,10 +32,10 @@ from mqtool.amqp import Channel, ChannelOwner, Receiving, administration
 from mqtool.delays.destinations import Destination, Warn, derived_name, name_for
 from mqtool.delays.wait_queues import AT_LEAST_ONCE, LONGEST_IN_QUEUES, RELAY, YOUNG, ThroughQueues, is_numbered
 from mqtool.duration import compact_duration
-from mqtool.errors import BadData, DeclaredDifferently, HeadersTooLarge, NotFound, Unavailable, UsageError
+from mqtool.errors import BadData, DeclaredDifferently, Difference, HeadersTooLarge, NotFound, Unavailable, UsageError
 from mqtool.field_values import FieldValue
 from mqtool.message import DUE, Confirmation, Delivery, Message, Receipt
-from mqtool.routing import delay_of
+from mqtool.routing import checked_delay_of
 from mqtool.spelling import pasteable
 from mqtool.topology import Exchange, Queue
 from mqtool.work.dead_letter_declaration import declare_dead_letter_queue
@@ -114,7 +114,7 @@ class RelayNames(NamedTuple):
         if not self.is_ours:
             administration.expect(channel, self.out)
         elif not (keep_type and administration.exists(channel, self.out)):
-            channel.declare(self.out, remember=False, exactly=True)
+            self._declare_out(channel)
         try:
             channel.declare(self.entrance, remember=False, exactly=True)
         except DeclaredDifferently as error:
@@ -134,6 +134,16 @@ class RelayNames(NamedTuple):
         declare_dead_letter_queue(channel, self.dead_letters)
         channel.bind(self.dead_letters, dead_letters, remember=False)
         channel.bind(self.intake, self.entrance, remember=False)
+
+    def _declare_out(self, channel: Channel) -> None:
+        try:
+            channel.declare(self.out, remember=False, exactly=True)
+        except DeclaredDifferently as error:
+            told = Difference.reported_in(str(error))
+            if told is not None and told.setting == "alternate-exchange" and not self.out.arguments:
+                return  # from 'mqtool delayed migrate'
+            hint = f"use it as it is: {pasteable('delayed relay', self.entrance.name)}; or name another exchange"
+            raise DeclaredDifferently(str(error), hint) from error
 
 
 class Taken(NamedTuple):
@@ -370,7 +380,7 @@ class Relay:
     def _delay(self, delivery: Delivery) -> int:
         """Return a message's delay in milliseconds; 0, with a warning, if its x-delay is not valid."""
         try:
-            delay = delay_of(delivery.headers.get(_X_DELAY))
+            delay = checked_delay_of(delivery.headers.get(_X_DELAY))
         except ValueError as error:
             self._warn(f"{name_of(delivery)} is not delayed: {error}")
             return 0

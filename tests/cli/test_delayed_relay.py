@@ -4,6 +4,7 @@ killed.
 
 import json
 import re
+import shlex
 import signal
 import threading
 import time
@@ -11,6 +12,7 @@ import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +69,16 @@ def received(shell: Shell, count: int, patience: float = PATIENCE) -> list[Any]:
 def test_delayed_relay_delays_the_messages_of_any_client(shell: Shell, broker: TestBroker) -> None:
     """`delayed relay` routes a message by its routing key once the delay in its x-delay header is over, never early.
     The message keeps its properties and headers, except that x-delay becomes negative, as with the plugin. If x-delay
-    is missing or not a positive number, the relay forwards the message immediately.
+    is missing or not a positive number, the relay forwards the message immediately, with a warning if x-delay is not a
+    number or above the maximum.
     """
     running = relay(shell, "--type", "topic")
     shell.run("mqtool", "send", "-e", "tasks", "-r", "nobody", "no queue is bound by this key")
-    receiver = shell.start("mqtool", "receive", "-q", "jobs", "-c", "8", "--json").wait_until_ready()
+    receiver = shell.start("mqtool", "receive", "-q", "jobs", "-c", "10", "--json").wait_until_ready()
     published, delays = time.time(), {0: 700, 4: 900, 6: 1325}
-    publish(broker.url, [700, None, 0, -300, "900", "soon", 1325.5, [1]])
+    publish(broker.url, [700, None, 0, -300, "900", "soon", 1325.5, [1], Decimal("100.5"), 2**32])
     came = {int(line["body"]): line for line in map(json.loads, receiver.wait().stdout.splitlines())}
-    assert sorted(came) == list(range(8))
+    assert sorted(came) == list(range(10))
     for number, line in came.items():
         assert line["routing_key"] == f"jobs.{number}"
         assert line["properties"]["content_type"] == "text/plain"
@@ -90,7 +93,8 @@ def test_delayed_relay_delays_the_messages_of_any_client(shell: Shell, broker: T
     ended = running.wait()
     assert ended.code == 0
     assert "warning: message m-5 is not delayed: x-delay is not a number of milliseconds: 'soon'" in ended.stderr
-    assert "3 delayed, 5 at once, 1 unroutable" in ended.stderr
+    assert re.findall(r"message (m-\d) is not delayed", ended.stderr) == ["m-5", "m-7", "m-8", "m-9"]
+    assert "3 delayed, 7 at once, 1 unroutable" in ended.stderr
 
 
 @on_any_broker
@@ -297,6 +301,123 @@ def test_delayed_relay_publishes_due_messages_to_another_exchange(shell: Shell, 
     assert {line["routing_key"] for line in received(shell, 2)} == {"jobs.0", "jobs.1"}
 
 
+def test_delayed_relay_leaves_unroutable_messages_to_the_alternate_exchange(shell: Shell, broker: TestBroker) -> None:
+    """If the exchange for due messages has an alternate exchange, this gets the messages that no binding matches, with
+    a delay and without. `delayed relay --type` uses the exchange if it is of this type, with its alternate exchange,
+    and otherwise exits with 78.
+    """
+    rest = Exchange("rest", "fanout", durable=True)
+    with Connection(parse_addresses(broker.url)) as connection:
+        channel = connection.channel()
+        channel.bind(channel.declare(Queue("others", durable=True)), channel.declare(rest))
+        channel.declare(Exchange("tasks.relayed", "topic", durable=True, arguments={"alternate-exchange": "rest"}))
+    refused = shell.run("mqtool", "delayed", "relay", "tasks", "--type", "direct")
+    assert refused.code == 78
+    assert "hint: use it as it is: mqtool delayed relay tasks; or name another exchange" in refused.stderr
+    shell.start("mqtool", "delayed", "relay", "tasks", "--type", "topic", ready=True).wait_until_ready()
+    publish(broker.url, [200, None])
+    wait_until(lambda: depth(broker, "others") == 2, "both messages")
+
+
+def listed(broker: TestBroker, kind: str) -> dict[str, Any]:
+    """The exchanges or policies of a virtual host, by name."""
+    found: Any = broker.api("GET", f"{kind}/{broker.vhost}")
+    return {each["name"]: each for each in found}
+
+
+def old_exchange(broker: TestBroker, **arguments: str) -> None:
+    """Declare an exchange of the plugin, `old`, with the queue `jobs`."""
+    named = {name.replace("_", "-"): value for name, value in arguments.items()}
+    old = Exchange("old", DELAYED, durable=True, arguments={"x-delayed-type": "topic", **named})
+    with Connection(parse_addresses(broker.url)) as connection:
+        channel = connection.channel()
+        channel.declare(old)
+        channel.declare(Queue("jobs", durable=True, arguments={"x-queue-type": "quorum"}))
+        channel.bind(Queue("jobs"), old, "jobs.#")
+
+
+@on_any_broker
+def test_delayed_migrate_keeps_the_alternate_exchange(shell: Shell, broker: TestBroker) -> None:
+    """If the plugin's exchange has an alternate exchange, `delayed migrate` gives it to the relay's exchange for due
+    messages. If that exchange exists without it, `delayed migrate` exits with 78, and declares nothing.
+    """
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    old_exchange(broker, alternate_exchange="rest")
+    shell.run("mqtool", "exchange", "declare", "used.relayed", "topic")
+    refused = shell.run("mqtool", "delayed", "migrate", "old", "--to", "used")
+    assert (refused.code, refused.stderr.splitlines()[1]) == (78, "hint: name another exchange with --to")
+    for _ in range(2):
+        migrated = shell.run("mqtool", "delayed", "migrate", "old", "--to", "tasks")
+        assert migrated.code == 0, migrated.stderr
+        assert "copied 1 binding and the alternate exchange rest from old to tasks.relayed" in migrated.stderr
+    exchanges = listed(broker, "exchanges")
+    assert exchanges["tasks.relayed"]["arguments"] == {"alternate-exchange": "rest"}
+    assert "used" not in exchanges
+
+
+@on_any_broker
+def test_delayed_migrate_needs_a_policy_if_the_alternate_exchange_is_set_by_one(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """If a policy sets the alternate exchange of the plugin's exchange, but none does so for the relay's exchange for
+    due messages, `delayed migrate` exits with 78, and declares nothing. The hint is a command that sets such a policy,
+    with the settings of the one that applies so far.
+    """
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    old_exchange(broker)
+    for name, pattern, definition in (
+        ("unrouted", "^old$", {"alternate-exchange": "rest"}),
+        ("all", "tasks", {"max-length": 9}),
+    ):
+        body = {"pattern": pattern, "definition": definition, "priority": 3}
+        broker.api("PUT", f"policies/{broker.vhost}/{name}", body)
+    refused = shell.run("mqtool", "delayed", "migrate", "old", "--to", "tasks")
+    assert refused.code == 78
+    assert refused.stderr.startswith(
+        "mqtool: policy 'unrouted' gives 'old' the alternate exchange 'rest', but no policy gives it to "
+        "'tasks.relayed': messages without a queue would be lost\nhint: mqtool policy set "
+    )
+    assert "tasks.relayed" not in listed(broker, "exchanges")
+    hint = shlex.split(refused.stderr.partition("hint: ")[2])
+    assert shell.run(*hint).code == 0
+    assert shell.run("mqtool", "delayed", "migrate", "old", "--to", "tasks").code == 0
+    policy = listed(broker, "policies")["alternate.tasks.relayed"]
+    assert policy["definition"] == {"max-length": 9, "alternate-exchange": "rest"}
+
+
+@on_any_broker
+def test_delayed_migrate_reports_messages_that_were_deleted_with_their_exchange(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """If the plugin's exchange is deleted while it holds messages, `delayed migrate` exits with 69, and says how many
+    are lost.
+    """
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    old_exchange(broker)
+    publish(broker.url, [3_600_000] * 3, "old")
+    migrating = shell.start("mqtool", "delayed", "migrate", "old", "--to", "tasks")
+    migrating.wait_for_stderr("3 messages in old, which the plugin delivers")
+    assert shell.run("mqtool", "exchange", "delete", "old", "--yes").code == 0
+    ended = migrating.wait()
+    assert ended.code == 69
+    assert "mqtool: exchange 'old' was deleted, and up to 3 messages that it held are lost\n" in ended.stderr
+
+
+@on_any_broker
+@pytest.mark.parametrize(
+    "words", [("relay", ""), ("relay", "a", "--to", ""), ("migrate", "", "--to", "a"), ("migrate", "a", "--to", "")]
+)
+def test_delayed_relay_and_migrate_refuse_the_default_exchange(
+    shell: Shell, broker: TestBroker, words: tuple[str, ...]
+) -> None:
+    """`delayed relay` and `delayed migrate` exit with 2 if an exchange's name is empty, which means the default one."""
+    refused = shell.run("mqtool", "delayed", *words, "--management", broker.management)
+    assert (refused.code, refused.stderr.splitlines()[0]) == (
+        2,
+        "mqtool: the default exchange '' cannot delay messages",
+    )
+
+
 @on_any_broker
 def test_delayed_relay_replaces_the_plugin_without_duplicating_messages(shell: Shell, broker: TestBroker) -> None:
     """`delayed migrate` copies the bindings of the plugin's exchange to a relay's exchange, and waits until the plugin
@@ -304,12 +425,7 @@ def test_delayed_relay_replaces_the_plugin_without_duplicating_messages(shell: S
     relay's exchange. Each message arrives once.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
-    old = Exchange("old", DELAYED, durable=True, arguments={"x-delayed-type": "topic"})
-    with Connection(parse_addresses(broker.url)) as connection:
-        channel = connection.channel()
-        channel.declare(old)
-        channel.declare(Queue("jobs", durable=True, arguments={"x-queue-type": "quorum"}))
-        channel.bind(Queue("jobs"), old, "jobs.#")
+    old_exchange(broker)
     refused = shell.run("mqtool", "delayed", "migrate", "amq.topic", "--to", "tasks")
     assert (refused.code, "exchange 'amq.topic' is of type topic" in refused.stderr) == (78, True)
     publish(broker.url, [3000 + number for number in range(20)], "old")

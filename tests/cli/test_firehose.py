@@ -135,13 +135,15 @@ def test_the_next_tap_switches_off_the_firehose_of_a_killed_tap(shell: Shell, br
 @on_any_broker
 def test_tap_uses_the_firehose_only_with_its_option(shell: Shell) -> None:
     """`tap --all`, and `tap` with the default exchange, exit with 2 unless --firehose is given, because the firehose
-    slows the broker down.
+    slows the broker down. `tap --firehose-off` exits with 2 if anything to tap is named.
     """
     for words, said in (
         (["--all"], "only the broker's firehose shows --all"),
         ([""], "only the broker's firehose shows the default exchange"),
         (["--firehose"], "name either an exchange or a queue"),
         (["amq.topic", "kern.*", "--firehose"], "--firehose cannot select messages by key"),
+        (["--firehose-off", "tx"], "--firehose-off taps nothing"),
+        (["--firehose-off", "-q", "jobs"], "--firehose-off taps nothing"),
     ):
         refused = shell.run("mqtool", "tap", *words)
         assert refused.code == 2

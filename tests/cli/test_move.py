@@ -19,6 +19,7 @@ from mqtool.topology import Exchange, Queue
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_exec import depth
+from tests.proxy import Proxy
 
 
 @pytest.fixture
@@ -106,6 +107,29 @@ def test_move_where_keeps_the_order_of_messages_that_do_not_match(
     assert bodies(taken(broker, "b")) == [number for number in range(count) if number % 10 in (3, 6)]
     left = bodies(taken(broker, "a", count // 5 * 4))
     assert left == [number for number in range(count) if number % 10 not in (3, 6)]
+
+
+@pytest.mark.parametrize("end", ["cut", "ctrl-c", "count"])
+def test_a_move_that_ends_early_leaves_the_other_messages_in_order(
+    shell: Shell, broker: TestBroker, other: TestBroker, end: str
+) -> None:
+    """If the connection to the other broker is cut while `move` moves the messages of a quorum queue, or after Ctrl-C,
+    or with --count, the messages that were not moved stay in the queue in their original order.
+    """
+    fill(broker, Queue("a", durable=True, arguments={"x-queue-type": "quorum"}), numbered(600))
+    fill(other, Queue("b"), [])
+    with Proxy(other.port) as proxy:
+        url = other.url.replace(f":{other.port}", f":{proxy.port}")
+        words = ("-c", "150") if end == "count" else ("--rate", "300/s")
+        moving = shell.start("mqtool", "move", "a", "--to", "b", "--to-url", url, *words)
+        if end != "count":
+            wait_until(lambda: depth(other, "b") > 20, "some moved messages")
+        if end == "cut":
+            proxy.cut()
+        ended = (moving.interrupt() if end == "ctrl-c" else moving).wait()
+    assert ended.code == {"cut": 69, "ctrl-c": 130, "count": 0}[end], ended.stderr
+    left = bodies(taken(broker, "a", 600 - int(ended.stderr.split()[0])))
+    assert left == [*range(left[0], 600)]
 
 
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])

@@ -39,6 +39,9 @@ class Clock:
         assert self.now < 1000, "the consumer never ends"
         return self.now
 
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
     def wait(self, seconds: float, is_over: Callable[[], bool]) -> None:
         self.waits.append(seconds)
         until = round(self.now + seconds, 6)
@@ -533,6 +536,35 @@ def test_unacknowledged_messages_are_given_back_batch_by_batch(broker: ScriptedB
     assert [method.NAME for method in broker.methods] == ["Basic.Cancel", "Basic.Nack", "Basic.Nack"]
     nacks = [(nack.delivery_tag, nack.multiple, nack.requeue) for nack in broker.of(spec.Basic.Nack)]
     assert nacks == [(2, True, True), (3, True, True)]
+
+
+@pytest.mark.parametrize(
+    ("ready", "arrived", "patience"), [([9, 9, 9], 3, 0), ([9, 0, 9, 9], 3, 0), ([9, 0, 0], 2, 0), ([9] * 2000, 2, 2)]
+)
+def test_a_consumer_that_keeps_the_order_is_cancelled_once_nothing_is_in_transit(
+    broker: ScriptedBroker, clock: Clock, ready: list[int], arrived: int, patience: float
+) -> None:
+    """A consumer with in_order sends its acknowledgements, and is then cancelled only once its prefetch is used up, or
+    the queue is empty: the broker would requeue a delivery in transit at once, before or behind others. It waits at
+    most two seconds.
+    """
+    channel = broker.channel()
+    receiver = channel.consumer(Q, Receiving(2, acknowledge=False, in_order=True))
+    deliveries = receiver.deliveries()
+    deliver(broker, 1, 2)
+
+    def count() -> None:
+        broker.depth = ready.pop(0)
+        if not ready and arrived == 3:
+            deliver(broker, 3)
+
+    broker.before = {spec.Queue.Declare: count, spec.Basic.Cancel: lambda: received.append(receiver.received)}
+    received: list[int] = []
+    channel.acknowledge(next(deliveries))
+    receiver.give_back(())
+    assert broker.acks == [(1, False)]
+    assert received == [arrived]
+    assert patience <= clock.now - 100 < patience + 0.01
 
 
 def test_a_message_whose_output_cannot_be_written_is_not_acknowledged(broker: ScriptedBroker, clock: Clock) -> None:

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from typing import Any, cast
 
 import pytest
@@ -373,15 +374,25 @@ def test_with_by_timestamps_a_delay_counts_from_the_time_of_publication(
     assert message.properties["expiration"] == str(left + 1)
 
 
-def test_delayed_relay_ignores_an_invalid_x_delay_with_a_warning() -> None:
-    """If a message's x-delay is not a number, `delayed relay` publishes the message immediately, without a delay, and
-    prints a warning that names the message.
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("soon", ": 'soon'"),
+        (Decimal("100.5"), ": Decimal('100.5')"),
+        (True, " up to 4294967295: True"),
+        ([5], " up to 4294967295: [5]"),
+        (2**32, " up to 4294967295: 4294967296"),
+    ],
+)
+def test_delayed_relay_ignores_an_invalid_x_delay_with_a_warning(value: Any, told: str) -> None:
+    """If a message's x-delay is not a number, or is above the maximum, `delayed relay` publishes the message
+    immediately, without a delay, and prints a warning that names the message.
     """
-    broker = FakeBroker(job(7, x_delay="soon"))
+    broker = FakeBroker(job(7, x_delay=value))
     relayed = Relayed(broker).run()
     assert broker.published[0].exchange == "tasks.relayed"
-    assert broker.published[0].properties["headers"] == {"x-delay": "soon"}
-    assert relayed.warnings == ["message m is not delayed: x-delay is not a number of milliseconds: 'soon'"]
+    assert broker.published[0].properties["headers"] == {"x-delay": value}
+    assert relayed.warnings == [f"message m is not delayed: x-delay is not a number of milliseconds{told}"]
 
 
 @pytest.mark.parametrize("more", [0, 1])

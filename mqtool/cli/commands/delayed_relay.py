@@ -1,5 +1,7 @@
 """mqtool delayed relay, delayed migrate."""
 
+import json
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -23,8 +25,9 @@ from mqtool.cli.options import ManagedBroker
 from mqtool.delays.delay_plugin import PluginMissing
 from mqtool.errors import AccessRefused, DeclaredDifferently, NotConfirmed, NotFound, Unavailable, UsageError
 from mqtool.management import Management
-from mqtool.management.api_client import exchange_path
-from mqtool.spelling import counted, pasteable
+from mqtool.management.api_client import Json, exchange_path
+from mqtool.management.policy_patterns import policy_matches
+from mqtool.spelling import as_text, counted, pasteable
 from mqtool.topology import DELAYED, Exchange, Queue
 from mqtool.work.delay_relay import Relay, RelayNames
 
@@ -34,6 +37,8 @@ part = typer.Typer()
 _PATIENCE = 0.3, 1.0
 #: Seconds between two checks of how many messages the plugin holds.
 _LOOK = 0.5
+#: The argument of an exchange, and the setting of a policy.
+_ALTERNATE = "alternate-exchange"
 
 
 @command(
@@ -87,6 +92,7 @@ def relay(
     """
     if kind is not None and to is not None:
         raise UsageError("--type and --to cannot be combined", "the exchange that --to names has its own type")
+    _check_names(exchange, to)
     access = access_to(broker)
     names = RelayNames.of(exchange, kind or "direct", to)
     once, counts = access._replace(backoff=None), Counter[str]()
@@ -118,6 +124,11 @@ def relay(
     finally:
         if relayed >= 0:
             output.status(", ".join(f"{counts[what]:,} {what}" for what in ("delayed", "at once", "unroutable")))
+
+
+def _check_names(*names: str | None) -> None:
+    if "" in names:
+        raise UsageError("the default exchange '' cannot delay messages", "name another exchange")
 
 
 def _begin(access: Access, names: RelayNames, ready_file: Path | None) -> None:
@@ -161,7 +172,7 @@ def _warn_of_bindings(access: Access, names: RelayNames) -> None:
 
 
 class _Migration:
-    """Copies the bindings of a plugin's exchange to a relay, and counts the messages still waiting in that exchange.
+    """Gives a relay the bindings and the alternate exchange of a plugin's exchange, and counts its waiting messages.
 
     No client can get messages out of the plugin before they are due. They therefore stay there, and the old exchange
     keeps its bindings, so that the plugin can route each message when it is due.
@@ -172,27 +183,32 @@ class _Migration:
         self._api = api
         self._vhost = vhost
         self._old = old
+        self._waiting = 0
 
     def begin(self, new: str) -> tuple[RelayNames, int]:
-        """Declare the relay's exchanges and queue, and copy the old exchange's bindings.
+        """Declare the relay's exchanges and queue, and copy the old exchange's bindings and alternate exchange.
 
         Returns:
             The relay's names, and the number of bindings.
 
         Raises:
             NotFound: the old exchange does not exist.
-            DeclaredDifferently: the old exchange is not of the plugin's type, or the new one exists with another type.
+            DeclaredDifferently: the old exchange is not of the plugin's type, or the new one exists with other
+                settings; or only a policy gives the old one an alternate exchange.
             PluginMissing: the broker no longer has the plugin.
+            AccessRefused: a policy applies to the old exchange, and the user may not see what it sets.
         """
-        view = self._api.get(exchange_path(self._vhost, self._old))
-        if view["type"] != DELAYED:
-            raise DeclaredDifferently(
-                f"exchange {self._old!r} is of type {view['type']}", f"only exchanges of type {DELAYED} can be migrated"
-            )
-        if "messages_delayed" not in view:
-            raise PluginMissing(self._channel.connection.broker)
-        names = RelayNames.of(new, str((view.get("arguments") or {}).get("x-delayed-type", "direct")))
-        names.declare(self._channel, keep_type=False)
+        view = self._view()
+        arguments = view.get("arguments") or {}
+        names = RelayNames.of(new, str(arguments.get("x-delayed-type", "direct")))
+        if _ALTERNATE in arguments:
+            names = names._replace(out=names.out._replace(arguments={_ALTERNATE: arguments[_ALTERNATE]}))
+        elif policy := view.get("policy"):
+            self._check_policy(policy, names.out.name)
+        try:
+            names.declare(self._channel, keep_type=False)
+        except DeclaredDifferently as error:
+            raise DeclaredDifferently(str(error), "name another exchange with --to") from error
         count = 0
         for each in self._api.items(exchange_path(self._vhost, self._old, "bindings", "source")):
             to = Queue(each["destination"]) if each["destination_type"] == "queue" else Exchange(each["destination"])
@@ -201,11 +217,55 @@ class _Migration:
         return names, count
 
     def waiting(self) -> int:
-        """Return the number of messages waiting in the old exchange; 0 if the exchange was deleted."""
+        """Return the number of messages waiting in the old exchange.
+
+        Raises:
+            NotFound: the exchange was deleted, and messages with it.
+            DeclaredDifferently, PluginMissing: see begin().
+        """
         try:
-            return int(self._api.get(exchange_path(self._vhost, self._old)).get("messages_delayed") or 0)
-        except NotFound:
-            return 0
+            self._view()
+        except NotFound as error:
+            if self._waiting:
+                lost = f"up to {counted(self._waiting)} that it held are lost"
+                raise NotFound(f"exchange {self._old!r} was deleted, and {lost}") from error
+        return self._waiting
+
+    def _view(self) -> Json:
+        """Look at the old exchange, and remember how many messages wait in it."""
+        view = self._api.get(exchange_path(self._vhost, self._old))
+        if view["type"] != DELAYED:
+            raise DeclaredDifferently(
+                f"exchange {self._old!r} is of type {view['type']}", f"only exchanges of type {DELAYED} can be migrated"
+            )
+        if "messages_delayed" not in view:
+            raise PluginMissing(self._channel.connection.broker)
+        self._waiting = int(view["messages_delayed"] or 0)
+        return view
+
+    def _check_policy(self, name: str, out: str) -> None:
+        """Raise DeclaredDifferently if the old exchange's policy sets an alternate exchange that `out` would not get.
+
+        It is not made an argument, because a policy could not change it any more. Raises AccessRefused if the user
+        lacks the tag 'policymaker'.
+        """
+        policies = [*management.policies(self._api, self._vhost)]
+        for_exchanges = [each for each in policies if each.get("apply-to", "all") in ("all", "exchanges")]
+        new = max(
+            (each for each in for_exchanges if policy_matches(each, out)),
+            key=lambda each: each.get("priority") or 0,
+            default={},
+        )
+        old = next((each for each in for_exchanges if each["name"] == name), {})
+        alternate, other = ((each.get("definition") or {}).get(_ALTERNATE) for each in (old, new))
+        if alternate not in (None, other):
+            definition = json.dumps({**(new.get("definition") or {}), _ALTERNATE: alternate})
+            words = (definition, f"--pattern=^{re.escape(out)}$", f"--priority={(new.get('priority') or 0) + 1}")
+            raise DeclaredDifferently(
+                f"policy {name!r} gives {self._old!r} the alternate exchange {alternate!r}, but no policy gives it to "
+                f"{out!r}: messages without a queue would be lost",
+                pasteable("policy set --apply-to=exchanges --definition=", *words, f"alternate.{out}"),
+            )
 
 
 @command(part, "mqtool delayed migrate tasks --to tasks.later", effect=Effect.CHANGES)
@@ -228,17 +288,20 @@ def migrate(
 ) -> None:
     """Replace the delayed message plugin with a relay; nothing is lost.
 
-    Declares the exchanges of 'mqtool delayed relay' and copies the old exchange's bindings; publishers can then switch
-    over one by one. The command waits until the old exchange holds no more messages. Messages cannot be taken out of
-    the plugin before they are due, so keep it enabled until then.
+    Declares the exchanges of 'mqtool delayed relay' and copies the old exchange's bindings and alternate exchange;
+    publishers can then switch over one by one. The command waits until the old exchange holds no more messages.
+    Messages cannot be taken out of the plugin before they are due, so keep it enabled until then.
     """
+    _check_names(exchange, to)
     access = access_to(broker, reconnects=False)
     api = access.management()
     with access.channel() as channel:
         migration = _Migration(channel, api, access.vhost, exchange)
         names, bindings = migration.begin(to)
         count = most = migration.waiting()
-        output.status(f"copied {counted(bindings, 'binding')} from {exchange} to {names.out.name}")
+        alternate = as_text(names.out.arguments.get(_ALTERNATE))
+        also = f" and the alternate exchange {alternate}" if alternate else ""
+        output.status(f"copied {counted(bindings, 'binding')}{also} from {exchange} to {names.out.name}")
         output.status(f"run {pasteable('delayed relay', to)}, and have clients publish to {to}")
         output.status(f"{counted(count)} in {exchange}, which the plugin delivers when they are due")
         progress = Progress("delivered", fraction=lambda: progress.count / max(1, most))

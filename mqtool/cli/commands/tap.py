@@ -140,6 +140,8 @@ def tap(
     if urls and "urls" in call.typed:
         call = call._replace(typed=call.typed | {"url"})
     brokers = [access_to(replace(broker, options=replace(broker.options, url=url, call=call))) for url in each_url]
+    if off and (what.names or what.queue or what.everything):
+        raise UsageError("--firehose-off taps nothing", "leave out the exchange, the queue or --all")
     if off or what.by_firehose:
         for access in brokers:
             ask(f"switch the firehose {'off' if off else 'on'}", access, is_safe=True)

@@ -1,15 +1,26 @@
 """Which bindings of topic, headers, direct and fanout exchanges match a message."""
 
+import decimal
 import random
 import re
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqtool.codecs.field_tables import Decimal, Int32, Int64, Timestamp, Value
-from mqtool.routing import MAX_DELAY, DirectTable, FanoutTable, HeadersTable, TopicTable, delay_of, header_matches
+from mqtool.codecs.field_tables import ByteArray, Decimal, Int32, Int64, Timestamp, Value
+from mqtool.routing import (
+    MAX_DELAY,
+    DirectTable,
+    FanoutTable,
+    HeadersTable,
+    TopicTable,
+    checked_delay_of,
+    delay_of,
+    header_matches,
+)
 
 words = st.sampled_from(["a", "b", "", "*", "#", "ü"])
 keys = st.lists(words, max_size=6).map(".".join)
@@ -280,14 +291,31 @@ def test_x_delay_is_a_number_of_milliseconds(value: Value, delay: int) -> None:
     assert delay_of(value) == delay
 
 
-@pytest.mark.parametrize("value", ["", "1.5", "1s", "soon", b"5", b"\xff", Decimal(1, 5), float("inf"), float("nan")])
-def test_an_x_delay_that_the_plugin_cannot_read_is_refused(value: Value) -> None:
+@pytest.mark.parametrize(
+    "value",
+    ["", "1.5", "1s", "soon", b"5", b"\xff", Decimal(1, 5), decimal.Decimal("100.5"), float("inf"), float("nan")],
+)
+def test_an_x_delay_that_the_plugin_cannot_read_is_refused(value: Any) -> None:
     """The header x-delay cannot be a decimal, bytes, an infinite float, NaN, or text that is not a whole number.
     Reading such a header raises a ValueError that contains the value.
     """
     with pytest.raises(ValueError, match="x-delay is not a number of milliseconds: ") as caught:
         delay_of(value)
     assert str(caught.value).endswith(repr(value))
+
+
+@pytest.mark.parametrize(
+    "value", [MAX_DELAY + 1, 1e300, "9" * 20, True, [5], {"a": 1}, ByteArray(b"500"), Timestamp(5)]
+)
+def test_an_x_delay_that_the_plugin_ignores_is_refused_on_request(value: Any) -> None:
+    """The plugin ignores an x-delay that is too large or of another type. A relay, which warns of it, gets a ValueError
+    with the value. Without a delay, with 0, or with a negative number, it gets 0.
+    """
+    assert delay_of(value) == 0
+    with pytest.raises(ValueError, match="x-delay is not a number of milliseconds up to 4294967295: ") as caught:
+        checked_delay_of(value)
+    assert str(caught.value).endswith(repr(value))
+    assert [checked_delay_of(each) for each in (None, 0, -5, 0.5, "-250", MAX_DELAY)] == [0] * 5 + [MAX_DELAY]
 
 
 def test_headers_match_numbers_by_value_and_lists_by_type() -> None:
