@@ -257,7 +257,8 @@ def is_empty(connection: ChannelOwner, queue: str) -> bool:
 def _consumer_gets_nothing(channel: Channel, queue: str) -> bool:
     """Return True if a queue has no message for a consumer of this channel. Such a consumer gets at most one."""
     consumer, deadline = channel.consumer(Queue(queue), Receiving(1, acknowledge=False)), time.monotonic() + _LEADER
-    while (found := administration.depth(channel, queue)) == (0, 0):  # without the consumer: no answer of the queue
+    # If not even this consumer is counted, the queue has not answered.
+    while (found := administration.depth(channel, queue)) == (0, 0):
         if time.monotonic() > deadline:
             raise NotConfirmed(f"quorum queue {queue!r} does not answer")
     administration.depth(channel, queue)  # a delivery arrives before this reply: see ready_after_deliveries()
