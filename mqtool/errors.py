@@ -94,6 +94,10 @@ class NotFound(Unavailable):
     """The broker has no queue, exchange or other object with this name."""
 
 
+class GetRefused(Unavailable):
+    """A quorum queue with a single active consumer refuses basic.get (405 RESOURCE_LOCKED)."""
+
+
 class NotConfirmed(MqtoolError):
     """The broker refused a message, or did not confirm it in time."""
 

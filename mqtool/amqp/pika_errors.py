@@ -17,6 +17,7 @@ from mqtool.errors import (
     AccessRefused,
     BadData,
     DeclaredDifferently,
+    GetRefused,
     HeadersTooLarge,
     MqtoolError,
     NotFound,
@@ -247,6 +248,8 @@ def closed_by_broker(error: BaseException) -> MqtoolError:
         return AccessRefused(said, _hint_for_refused_access(text))
     if code == NOT_FOUND:
         return NotFound(said, "check the name: 'mqtool list queues' and 'mqtool list exchanges' show what exists")
+    if code == RESOURCE_LOCKED and "cannot obtain access" in text:  # after a long name, the rest may be cut off
+        return GetRefused(said, "to read it, mqtool needs the management API or the configure permission for the queue")
     if code == RESOURCE_LOCKED:
         return DeclaredDifferently(said, "the queue is exclusive to another connection; use another name")
     if "not supported by quorum queues" in text:

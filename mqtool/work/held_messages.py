@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
-from mqtool.amqp import ChannelOwner, Connection
+from mqtool.amqp import Channel, ChannelOwner, Connection, Receiving, administration
 from mqtool.codecs.field_tables import CLIENT, EXACT, header_size, largest_payload
 from mqtool.delays import LONGEST
-from mqtool.errors import HeadersTooLarge, NotConfirmed, Unavailable
+from mqtool.errors import GetRefused, HeadersTooLarge, NotConfirmed, Unavailable
 from mqtool.management import Management, path
 from mqtool.message import Delivery, Message
 from mqtool.spelling import counted, pasteable
+from mqtool.topology import Queue
 from mqtool.work import history
 
 #: A held message's header for what would affect its delivery: exchange, routing key, expiration, priority, CC and BCC,
@@ -227,6 +228,8 @@ def has_leader(connection: ChannelOwner, queue: str, within: float) -> bool:
             asking.get(queue, within)
     except NotConfirmed:
         return False
+    except GetRefused:  # by the leader
+        return True
     finally:
         if asking.is_open:
             asking.close()  # requeues a message that was received, if any
@@ -234,7 +237,7 @@ def has_leader(connection: ChannelOwner, queue: str, within: float) -> bool:
 
 
 def is_empty(connection: ChannelOwner, queue: str) -> bool:
-    """Return True if basic.get finds no message in a queue.
+    """Return True if a queue delivers no message.
 
     A depth of 0 does not show that: RabbitMQ also reports it for a quorum queue that does not answer within 250 ms.
 
@@ -244,9 +247,22 @@ def is_empty(connection: ChannelOwner, queue: str) -> bool:
     getting = connection.channel()
     try:
         return getting.get(queue, _LEADER) is None
+    except GetRefused:
+        return _consumer_gets_nothing(getting, queue)
     finally:
         if getting.is_open:
             getting.close()  # requeues the message, if any
+
+
+def _consumer_gets_nothing(channel: Channel, queue: str) -> bool:
+    """Return True if a queue has no message for a consumer of this channel. Such a consumer gets at most one."""
+    consumer, deadline = channel.consumer(Queue(queue), Receiving(1, acknowledge=False)), time.monotonic() + _LEADER
+    # If not even this consumer is counted, the queue has not answered.
+    while (found := administration.depth(channel, queue)) == (0, 0):
+        if time.monotonic() > deadline:
+            raise NotConfirmed(f"quorum queue {queue!r} does not answer")
+    administration.depth(channel, queue)  # a delivery arrives before this reply: see ready_after_deliveries()
+    return not found.ready and not consumer.arrives(0)
 
 
 def check_acknowledged(

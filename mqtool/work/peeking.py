@@ -61,10 +61,16 @@ class How(Enum):
 
 @dataclass(frozen=True, slots=True)
 class PeekKind:
-    """How to read a queue, and how many times it requeues a message before dropping it (None for no limit)."""
+    """How to read a queue.
+
+    Attributes:
+        limit: how many times the queue requeues a message before dropping it; None for no limit.
+        is_single: True if a consumer gets messages only once all earlier ones are cancelled.
+    """
 
     how: How
     limit: int | None = None
+    is_single: bool = False
 
 
 def kind_of(channel: Channel, queue: str, api: Management | None, vhost: str) -> PeekKind:
@@ -92,7 +98,7 @@ def kind_of(channel: Channel, queue: str, api: Management | None, vhost: str) ->
     if view["type"] == "quorum":
         policies.append(view.get("effective_policy_definition") or {})
         limits = [declared.get("x-delivery-limit"), *(each.get("delivery-limit") for each in policies)]
-        return PeekKind(How.IN_TURN, _limit(limits, default))
+        return PeekKind(How.IN_TURN, _limit(limits, default), declared.get("x-single-active-consumer") is True)
     goes = view.get("auto_delete") or declared.get("x-single-active-consumer")
     return PeekKind(How.GET if goes else How.CONSUME)
 
@@ -132,19 +138,20 @@ def _probed(channel: Channel, queue: str, default: int | None) -> PeekKind:
         except DeclaredDifferently as error:
             differs = Difference.reported_in(str(error))
         if differs is None or differs.setting in adopted:
-            return PeekKind(How.IN_TURN, default)
+            return PeekKind(How.IN_TURN, default, is_single=True)  # as nothing is known
         adopted.add(differs.setting)
         probe = adopt(probe, differs)
         if probe.auto_delete:
             return PeekKind(How.GET)
         if probe.arguments.get("x-queue-type") == "stream":
             return PeekKind(How.STREAM)
+    is_single = bool(probe.arguments.get("x-single-active-consumer"))
     try:
         as_quorum = probe._replace(arguments={**probe.arguments, "x-queue-type": "quorum"})
         asking.declare(as_quorum, remember=False, exactly=True)
     except DeclaredDifferently:
-        return PeekKind(How.GET if probe.arguments.get("x-single-active-consumer") else How.CONSUME)
-    return PeekKind(How.IN_TURN, _limit([probe.arguments.get("x-delivery-limit")], default))
+        return PeekKind(How.GET if is_single else How.CONSUME)
+    return PeekKind(How.IN_TURN, _limit([probe.arguments.get("x-delivery-limit")], default), is_single)
 
 
 def check_limit(channel: Channel, queue: str, kind: PeekKind) -> None:
@@ -213,6 +220,7 @@ class Look:
         self._channel = channel
         self._queue = queue
         self._limit = kind.limit
+        self._is_single = kind.is_single
         self._ready = channel.depth_of(queue)
         self._has_more = True
         self._bytes = 0
@@ -232,9 +240,11 @@ class Look:
                 yield head
         while self.count < wanted and self._has_more:
             yield from self._take(wanted - self.count)
-        if wanted and not self.count and (left := self._channel.depth_of(self._queue)):
+        is_blocked = self.count < wanted and (self._is_single or not self.count)
+        if is_blocked and (left := self._channel.depth_of(self._queue)):
             raise Unavailable(
-                f"{self._queue!r} has {left:,} ready messages, but the broker delivers none of them",
+                f"{self._queue!r} has {left:,} {'more ' * bool(self.count)}ready messages, "
+                "but the broker delivers none of them",
                 "its single active consumer gets them, or one with a higher priority",
             )
 
@@ -257,7 +267,10 @@ class Look:
         channel, last = self._channel.connection.channel(), self.count + size
         self._held[channel] = 0
         receiving = Receiving(size, acknowledge=False, idle_timeout=_PATIENCE)  # ends early if others get the messages
+        earlier = [*self._consumers.values()][-1:] if self._is_single else []
         self._consumers[channel] = channel.consumer(Queue(self._queue), receiving)
+        for consumer in earlier:  # nothing is in transit to it, because its batch is complete
+            consumer.cancel()
         self._on_their_way = islice(self._consumers[channel].deliveries(), size)
         yield from self._rest()
         self._has_more = last == self.count

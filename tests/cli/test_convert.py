@@ -28,6 +28,7 @@ from mqtool.message import Confirmation, Delivery, Message, Undecoded
 from mqtool.testing import EmbeddedBroker
 from mqtool.topology import Exchange, Queue
 from mqtool.work import conversion_plan, held_messages, queue_conversion
+from mqtool.work.held_messages import has_leader, is_empty
 from mqtool.work.queue_conversion import Conversion, ConversionTally
 from tests.brokers import Restartable, TestBroker, large, on_any_broker, own_broker
 from tests.cli.shell import Shell, wait_until
@@ -171,11 +172,12 @@ def messages(count: int = COUNT) -> list[Message]:
 BINDINGS = [("logs", "kern.#", {}), ("logs", "*.critical", {}), ("files", "", {"x-match": "all", "format": "pdf"})]
 
 
-def fill(broker: TestBroker, kind: str = "classic", count: int = COUNT) -> None:
-    """Declare `jobs`, bound to two exchanges, with messages in it."""
+def fill(broker: TestBroker, kind: str = "classic", count: int = COUNT, **more: Any) -> None:
+    """Declare `jobs`, with more arguments, bound to two exchanges, with messages in it."""
     with Connection(parse_addresses(broker.url)) as connection:
         channel = connection.channel()
-        arguments = {"x-queue-type": kind} if kind != "classic" else {}
+        arguments = {name.replace("_", "-"): value for name, value in more.items()}
+        arguments |= {"x-queue-type": kind} if kind != "classic" else {}
         channel.declare(Queue("jobs", durable=True, arguments=arguments))
         channel.declare(Exchange("logs", "topic", durable=True))
         channel.declare(Exchange("files", "headers", durable=True))
@@ -240,6 +242,45 @@ def test_queue_convert_keeps_the_messages_and_their_order(broker: TestBroker, be
     assert kind_of(broker) == after
     if after != "stream":
         check_all_is_there(broker)
+
+
+@pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic")])
+@pytest.mark.usefixtures("trusting")
+def test_a_queue_with_a_single_active_consumer_is_converted(broker: TestBroker, before: str, after: str) -> None:
+    """`queue convert` converts a queue with x-single-active-consumer from classic to quorum or from quorum to classic,
+    although such a quorum queue refuses basic.get. All messages are there in order.
+    """
+    fill(broker, before, x_single_active_consumer=True)
+    assert convert(broker, to=after) is not None
+    assert kind_of(broker) == after
+    check_all_is_there(broker)
+
+
+def test_a_quorum_queue_with_a_single_active_consumer_is_empty_if_a_consumer_gets_nothing(
+    broker: TestBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before `queue convert` deletes a quorum queue that refuses basic.get, it consumes from the queue to find out
+    whether the queue is empty. It asks again if RabbitMQ reports neither messages nor consumers, because the queue was
+    slow to answer. A message that it receives stays the first one in the queue, and is requeued only once.
+    """
+    fill(broker, "quorum", 0, x_single_active_consumer=True)
+    answers = [administration.Depth(0, 0)] * 3
+    depth = administration.depth
+    monkeypatch.setattr(administration, "depth", lambda *queue: answers.pop() if answers else depth(*queue))
+    with Connection(parse_addresses(broker.url)) as connection:
+        assert has_leader(connection, "jobs", 15.0)
+        assert is_empty(connection, "jobs")
+        assert answers == []
+        assert len(list(connection.channel().publish(messages(2)))) == 2
+        answers.append(administration.Depth(0, 0))
+        assert not is_empty(connection, "jobs")
+        monkeypatch.setattr(held_messages, "_LEADER", 0.0)
+        monkeypatch.setattr(administration, "depth", lambda *_: administration.Depth(0, 0))
+        with pytest.raises(NotConfirmed, match="quorum queue 'jobs' does not answer"):
+            is_empty(connection, "jobs")
+    monkeypatch.undo()
+    found = taken(broker, "jobs", 2)
+    assert [(each.body, each.times_requeued) for each in found] == [(b"0", 2), (b"1", 0)]
 
 
 @pytest.mark.parametrize(

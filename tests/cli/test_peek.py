@@ -1,21 +1,25 @@
 """`peek` shows messages of a queue, which stay there in order, and says what that costs."""
 
-import contextlib
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pika
 import pytest
 
 from mqtool.amqp import Connection, Receiving
+from mqtool.errors import Unavailable
+from mqtool.message import Message
 from mqtool.testing import EmbeddedBroker
 from mqtool.topology import Queue
+from mqtool.work import peeking
 from tests.brokers import TestBroker, large, on_any_broker
 from tests.cli.shell import IDLE, Shell, wait_until
 from tests.cli.terminal import on_terminal
 from tests.cli.test_exec import depth
+from tests.cli.test_move import bodies, taken
 
 
 def filled(shell: Shell, count: int, *settings: str) -> list[str]:
@@ -36,7 +40,7 @@ def peeked(shell: Shell, broker: TestBroker, *words: str) -> Sequence[str]:
 
 def requeue_the_second(broker: TestBroker, count: int, times: int) -> None:
     """Requeue the first of the `count` messages in queue jobs once, and the second one this many times."""
-    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as client:
+    with closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as client:
         channel = client.channel()
         channel.basic_get("jobs")
         for _ in range(times - 1):
@@ -71,6 +75,48 @@ def test_peek_keeps_the_order_of_hundreds_of_messages(shell: Shell, broker: Test
     assert cut.stdout == "0\n1\n"
     wait_until(lambda: depth(broker, "jobs") == len(ids), "all messages requeued")
     assert peeked(shell, broker, "--quiet") == ids
+
+
+@pytest.mark.parametrize("kind", ["quorum", "classic"])
+def test_peek_shows_all_messages_of_a_queue_with_a_single_active_consumer(
+    shell: Shell, broker: TestBroker, kind: str
+) -> None:
+    """A queue with x-single-active-consumer, which no other client consumes from, has hundreds of messages. `peek`
+    shows as many of them as it is asked for, with or without the management API. All messages stay in the queue, in
+    order.
+    """
+    ids = filled(shell, 300, "--queue-type", kind, "--argument", "x-single-active-consumer:=true")
+    for count in 250, 20, 5, 300:
+        assert peeked(shell, broker, "-c", str(count)) == ids[:count]
+        assert peeked(shell, broker, "-c", str(count), "--management", "http://localhost:1") == ids[:count]
+    assert [delivery.message_id for delivery in taken(broker, "jobs", 300)] == ids
+
+
+def test_peek_fails_if_another_consumer_becomes_the_single_active_one(
+    broker: TestBroker, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If another client begins to consume from a queue with x-single-active-consumer while `peek` shows hundreds of
+    messages, this client gets the next ones. `peek` then fails, and says how many messages it has not shown. All
+    messages stay in the queue, in order.
+    """
+    monkeypatch.setattr(peeking, "_PATIENCE", 0.5)
+    channel = connection.channel()
+    single = {"x-queue-type": "quorum", "x-single-active-consumer": True}
+    channel.declare(Queue("jobs", durable=True, arguments=single))
+    assert len(list(channel.publish(Message(str(number).encode(), "jobs") for number in range(300)))) == 300
+    other, shown = connection.channel(), list[int]()
+    with closing(peeking.peek(channel, "jobs")) as deliveries:
+        shown += bodies([next(deliveries)])
+        active = other.consumer(Queue("jobs"), Receiving(1, acknowledge=False))
+        with pytest.raises(Unavailable) as failed:
+            shown.extend(int(delivery.body) for delivery in deliveries)
+    assert shown == list(range(len(shown)))
+    assert (
+        str(failed.value) == f"'jobs' has {299 - len(shown)} more ready messages, but the broker delivers none of them"
+    )
+    assert active.arrives(0)
+    other.close()
+    assert bodies(taken(broker, "jobs", 300)) == list(range(300))
 
 
 @pytest.mark.parametrize("kind", ["quorum", "quorum with a limit"])
@@ -198,7 +244,7 @@ def test_peek_counts_the_messages_that_reach_the_delivery_limit(shell: Shell, br
     these messages and says that there is 1 more.
     """
     ids = filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=6")
-    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as client:
+    with closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as client:
         channel = client.channel()
         channel.basic_get("jobs")
         for _ in range(5):

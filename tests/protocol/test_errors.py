@@ -292,6 +292,26 @@ def test_publishing_with_the_flag_immediate_closes_the_connection(channel: Block
     assert refused(publish_immediately) == "540 NOT_IMPLEMENTED - immediate=true"
 
 
+@pytest.mark.parametrize("ready", [0, 1])
+def test_basic_get_is_refused_by_a_quorum_queue_with_a_single_active_consumer(
+    channel: BlockingChannel, connect: Callable[..., pika.BlockingConnection], vhost: str, ready: int
+) -> None:
+    """If a client sends basic.get for a quorum queue with a single active consumer, the broker closes the channel with
+    405 RESOURCE_LOCKED, whether or not the queue has a message. A classic queue of that kind returns the message.
+    """
+    single = {"x-single-active-consumer": True}
+    channel.queue_declare("q", durable=True, arguments={**QUORUM, **single})
+    channel.queue_declare("classic", durable=True, arguments=single)
+    for queue in ("q", "classic") * ready:
+        publish(channel, "", queue)
+    assert (channel.basic_get("classic")[2] == b"x") is bool(ready)
+    assert refused(lambda: channel.basic_get("q")) == (
+        f"405 RESOURCE_LOCKED - cannot obtain access to locked queue 'q' in vhost '{vhost}'. basic.get operations are "
+        "not supported by quorum queues with single active consumer"
+    )
+    assert connect().channel().queue_declare("q", passive=True).method.message_count == ready
+
+
 @pytest.mark.parametrize(
     "use",
     [

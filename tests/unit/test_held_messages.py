@@ -8,7 +8,7 @@ import pytest
 from mqtool.amqp import ChannelOwner, Connection
 from mqtool.codecs.field_tables import CLIENT, header_size, largest_payload
 from mqtool.delays import LONGEST
-from mqtool.errors import HeadersTooLarge, NotConfirmed, Unavailable
+from mqtool.errors import GetRefused, HeadersTooLarge, NotConfirmed, Unavailable
 from mqtool.management import Management
 from mqtool.message import Delivery, Message
 from mqtool.work.held_messages import HeldMessages, check_acknowledged, check_leader, has_leader, is_empty
@@ -428,14 +428,15 @@ class FakeChannel:
 
 
 @pytest.mark.parametrize(
-    ("depth", "message", "found"), [(1, None, True), (0, None, True), (0, "m", True), (0, NotConfirmed("no"), False)]
+    ("depth", "message", "found"),
+    [(1, None, True), (0, None, True), (0, "m", True), (0, NotConfirmed("no"), False), (0, GetRefused("no"), True)],
 )
 def test_a_queue_has_a_leader_if_it_reports_messages_or_answers_basic_get(
     depth: int, message: Any, found: bool
 ) -> None:
-    """`queue convert` considers a queue to have a leader if the queue reports ready messages, or answers basic.get
-    within a time limit. It then closes the channel, so that the broker requeues a message that basic.get may have
-    returned.
+    """`queue convert` considers a queue to have a leader if the queue reports ready messages, or answers or refuses
+    basic.get within a time limit. It then closes the channel, so that the broker requeues a message that basic.get may
+    have returned.
     """
     channel = FakeChannel(depth, message)
     assert has_leader(channel.owner, "jobs", 3.0) is found

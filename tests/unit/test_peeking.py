@@ -105,6 +105,10 @@ def place(amqp_broker: EmbeddedBroker, amqp_vhost: Vhost) -> Iterator[Place]:
         ({"type": "classic", "auto_delete": True}, PeekKind(How.GET)),
         ({"type": "classic", "arguments": {"x-single-active-consumer": True}}, PeekKind(How.GET)),
         ({"type": "quorum"}, PeekKind(How.IN_TURN, 20)),
+        (
+            {"type": "quorum", "arguments": {"x-single-active-consumer": True}},
+            PeekKind(How.IN_TURN, 20, is_single=True),
+        ),
         ({"type": "quorum", "arguments": {"x-delivery-limit": 5}}, PeekKind(How.IN_TURN, 5)),
         ({"type": "quorum", "arguments": {"x-delivery-limit": "5"}}, PeekKind(How.IN_TURN, 20)),
         ({"type": "quorum", "arguments": {"x-delivery-limit": 0}}, PeekKind(How.IN_TURN, 0)),
@@ -169,7 +173,8 @@ def test_peek_finds_out_over_amqp_how_to_read_a_queue(place: Place, settings: di
     """
     place.fill(**settings)
     kind = kind_of(place.channel, "jobs", None, "")
-    assert kind == PeekKind(how, 20 if how is How.IN_TURN else None)
+    is_single = how is How.IN_TURN and "x-single-active-consumer" in settings["arguments"]
+    assert kind == PeekKind(how, 20 if how is How.IN_TURN else None, is_single)
     assert place.channel.is_open
 
 
@@ -184,10 +189,11 @@ def test_peek_finds_out_over_amqp_which_delivery_limit_a_queue_was_declared_with
 
 def test_peek_assumes_a_quorum_queue_if_the_broker_does_not_say_what_differs(place: Place) -> None:
     """The broker cuts its error text after 255 bytes. If the name of a queue leaves no room for the value of the
-    setting that differs, `peek` reads the queue as a quorum queue with the default delivery limit.
+    setting that differs, `peek` reads the queue as a quorum queue with the default delivery limit and a single active
+    consumer.
     """
     place.channel.declare(Queue("x" * 240, durable=True, arguments=QUORUM))
-    assert kind_of(place.channel, "x" * 240, None, "") == PeekKind(How.IN_TURN, 20)
+    assert kind_of(place.channel, "x" * 240, None, "") == PeekKind(How.IN_TURN, 20, is_single=True)
 
 
 @pytest.mark.parametrize("arguments", [{}, {"x-max-length": 5}, {"x-queue-type": "quorum"}])

@@ -16,6 +16,7 @@ from mqtool.errors import (
     AccessRefused,
     BadData,
     DeclaredDifferently,
+    GetRefused,
     HeadersTooLarge,
     MqtoolError,
     NotFound,
@@ -76,8 +77,14 @@ def ssl_error(kind: type[ssl.SSLError], **attributes: str | None) -> ssl.SSLErro
          "names that start with 'amq.' are reserved for the broker; choose another"),
         (404, "NOT_FOUND - no queue 'q'", NotFound, "no queue 'q'",
          "check the name: 'mqtool list queues' and 'mqtool list exchanges' show what exists"),
-        (405, "RESOURCE_LOCKED - cannot obtain access", DeclaredDifferently, "cannot obtain access",
+        (405, "RESOURCE_LOCKED - cannot obtain exclusive access to locked queue 'q'", DeclaredDifferently,
+         "cannot obtain exclusive access to locked queue 'q'",
          "the queue is exclusive to another connection; use another name"),
+        (405, "RESOURCE_LOCKED - cannot obtain access to locked queue 'q' in vhost '/'. basic.get operations are not "
+         "supported by quorum queues with single active consumer", GetRefused,
+         "cannot obtain access to locked queue 'q' in vhost '/'. basic.get operations are not supported by quorum "
+         "queues with single active consumer",
+         "to read it, mqtool needs the management API or the configure permission for the queue"),
         (540, "NOT_IMPLEMENTED - basic.qos global is not supported by quorum queues", UsageError,
          "basic.qos global is not supported by quorum queues", "leave it out: only classic queues have it"),
         (503, "COMMAND_INVALID - unknown exchange type 'x-odd'", UnknownExchangeType, "unknown exchange type 'x-odd'",

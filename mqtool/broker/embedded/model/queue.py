@@ -7,6 +7,7 @@ from enum import Enum
 from itertools import chain
 from typing import ClassVar
 
+from mqtool.broker.embedded.model.amqp_errors import RESOURCE_LOCKED, ChannelException
 from mqtool.broker.embedded.model.amqp_message import PERSISTENT, BrokerMessage
 from mqtool.broker.embedded.model.applied_policies import NOTHING, Applied
 from mqtool.broker.embedded.model.backlog import BacklogEntry, new_backlog
@@ -321,7 +322,16 @@ class BrokerQueue:
         """Remove and return the next message for basic.get; None if the queue is empty.
 
         If many messages have expired, this takes long, unless drop_expired() has been called in steps before.
+
+        Raises:
+            ChannelException: 405, it is a quorum queue with a single active consumer.
         """
+        if self.kind == "quorum" and self.options.single_active:
+            raise ChannelException(
+                RESOURCE_LOCKED,
+                f"cannot obtain access to locked queue '{self.name}' in vhost '{self.vhost}'. basic.get operations are "
+                "not supported by quorum queues with single active consumer",
+            )
         self.touch()
         while self.drop_expired():
             pass
