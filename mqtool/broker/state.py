@@ -231,6 +231,11 @@ def forget(name: str) -> None:
         (directory(name) / _STARTED).replace(directory(name) / _STOPPED)
 
 
+def withdraw(name: str) -> None:
+    """Remove a broker that did not start. From then on, load() returns None, as before it was saved."""
+    (directory(name) / _STARTED).unlink(missing_ok=True)
+
+
 def remove_but_data(name: str) -> None:
     """Remove all files of a stopped broker except its messages."""
     home = directory(name)
