@@ -45,8 +45,9 @@ def discarding_with_this_process(name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(BrokenPipeError), open(writing, "wb") as pipe:
-            pipe.write(b"done")
+        with suppress(BrokenPipeError):
+            os.write(writing, b"done")
+        os.close(writing)
 
 
 def _stop(name: str, held: str, *, discards: bool) -> None:
