@@ -130,13 +130,14 @@ def _settings(started: Started) -> Settings:
 def _run(started: Started) -> Started:
     """Start the process of a broker, save its state, and wait until it is ready."""
     settings, directory = _settings(started), Path(started.directory)
+    before = state.load(started.name)
     broker = launch(directory, settings)
     state.save(_listening(started, broker.pid, None, None))  # `broker down` finds it even if this process is killed now
     try:
         lines = wait_until_ready(broker, directory)
     except BaseException:
         broker.kill()
-        (state.forget if started.pid else state.withdraw)(started.name)
+        state.restore(started.name, before)
         raise
     urls = (3 if settings.stream_port else 2) * (2 if settings.tls else 1)
     tls, damage = lines[urls // 2] if settings.tls else None, next(iter(lines[urls:]), None)

@@ -231,9 +231,12 @@ def forget(name: str) -> None:
         (directory(name) / _STARTED).replace(directory(name) / _STOPPED)
 
 
-def withdraw(name: str) -> None:
-    """Remove a broker that did not start. From then on, load() returns None, as before it was saved."""
-    (directory(name) / _STARTED).unlink(missing_ok=True)
+def restore(name: str, before: Started | None) -> None:
+    """Forget a broker that did not start: load() returns again what it returned before the broker was saved."""
+    if before is not None:
+        save(before)
+    else:
+        (directory(name) / _STARTED).unlink(missing_ok=True)
 
 
 def remove_but_data(name: str) -> None:

@@ -321,13 +321,21 @@ def test_broker_down_finds_a_broker_whose_broker_up_was_killed(home: Shell, at_p
 
 def test_broker_ls_does_not_show_a_broker_that_did_not_start(home: Shell, at_port: str) -> None:
     """If the broker does not start, for example because its data cannot be read, `broker up` exits with an error, and
-    `broker ls` does not show the broker.
+    `broker ls` shows what it showed before: nothing, or an earlier broker that was killed.
     """
     (home.directory / "data").write_text("a file, not a directory")
-    up = home.run("mqtool", "broker", "up", "--kind", "embedded", "--data-dir", "data", at_port)
-    assert up.code != 0
-    assert "the embedded broker does not start" in up.stderr
-    assert home.run("mqtool", "broker", "ls").stdout == ""
+    up = ("mqtool", "broker", "up", "--kind", "embedded", at_port)
+    for is_first in (True, False):
+        if not is_first:
+            assert home.run(*up).code == 0
+            status = home.run("mqtool", "broker", "status").stdout
+            os.kill(int(re.findall(r"process +(\d+)", status)[0]), signal.SIGKILL)
+        before = home.run("mqtool", "broker", "ls").stdout
+        assert (before == "") is is_first
+        failed = home.run(*up, "--data-dir", "data")
+        assert failed.code != 0
+        assert "the embedded broker does not start" in failed.stderr
+        assert home.run("mqtool", "broker", "ls").stdout == before
 
 
 def test_the_embedded_broker_in_the_foreground_is_one_process(home: Shell, at_port: str) -> None:
