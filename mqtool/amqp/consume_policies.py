@@ -78,11 +78,12 @@ class ConsumePolicy:
         """Return True if the broker may have sent more than these deliveries since the channel was opened."""
         return False
 
-    def release(self, *, leaving: bool = False) -> Delivery | None:  # noqa: ARG002
+    def release(self, *, leaving: bool = False, is_written: bool = True) -> Delivery | None:  # noqa: ARG002
         """Return the delivery up to which to acknowledge now; None to acknowledge nothing.
 
         Args:
             leaving: the consumer is about to end.
+            is_written: False if the output of the deliveries that were handled since the last call cannot be written.
         """
         return None
 
@@ -135,9 +136,9 @@ class Streaming(ConsumePolicy):
             self._last_ack = now
         return is_due
 
-    def release(self, *, leaving: bool = False) -> Delivery | None:  # noqa: ARG002
+    def release(self, *, leaving: bool = False, is_written: bool = True) -> Delivery | None:  # noqa: ARG002
         newest, self._newest, self._waiting = self._newest, None, 0
-        return newest
+        return newest if is_written else None
 
 
 class Cautious(Streaming):
@@ -167,6 +168,7 @@ class ExactCount(Streaming):
         self._left = count
         self._may_ack = count - self.prefetch
         self._is_cancelled = False
+        self._held_back: Delivery | None = None
 
     def taken(self, delivery: Delivery) -> Step:  # noqa: ARG002
         self._left -= 1
@@ -178,12 +180,14 @@ class ExactCount(Streaming):
     def done(self, delivery: Delivery, now: float) -> bool:
         return super().done(delivery, now) or self._waiting == self._may_ack
 
-    def release(self, *, leaving: bool = False) -> Delivery | None:
-        if self.prefetch != 1 and not self._is_cancelled and not leaving:
+    def release(self, *, leaving: bool = False, is_written: bool = True) -> Delivery | None:
+        if self.prefetch != 1 and not self._is_cancelled and not leaving and is_written:
             if self._waiting > self._may_ack:
+                self._held_back = self._newest
                 return None
             self._may_ack -= self._waiting
-        return super().release()
+        held_back, self._held_back = self._held_back, None
+        return super().release(is_written=is_written) or held_back
 
     @property
     def withholds(self) -> bool:

@@ -274,7 +274,7 @@ class Consumer(ChannelListener):
         delivery.settled = True
         if self._stopping:
             self._do(Step.CANCEL)
-        if self._policy.done(delivery, time.monotonic()):
+        if self._policy.done(delivery, time.monotonic()) or self._receiving.is_output_full():
             self._flush()
 
     def _do(self, step: Step) -> None:
@@ -307,14 +307,13 @@ class Consumer(ChannelListener):
 
     def _flush(self, *, leaving: bool = False) -> None:
         """Flush the output, then acknowledge handled deliveries, except those that the policy holds back."""
-        if self._is_stuck:
-            return
-        self._is_stuck = True  # if the output cannot be written, the deliveries are never acknowledged
-        self._receiving.before_acknowledging()
-        self._is_stuck = False
+        if not self._is_stuck:
+            self._is_stuck = True  # if the output cannot be written, its deliveries are never acknowledged
+            self._receiving.before_acknowledging()
+            self._is_stuck = False
         if self._policy.auto_ack:
             self._channel.progress()
-        delivery = self._policy.release(leaving=leaving)
+        delivery = self._policy.release(leaving=leaving, is_written=not self._is_stuck)
         if delivery is not None:
             tag = delivery.delivery_tag
             if delivery.epoch == self._channel.requests.epoch and self._channel.is_ready:

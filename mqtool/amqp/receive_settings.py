@@ -17,6 +17,10 @@ def _do_nothing() -> None:
     """Do nothing: the default of Receiving.before_acknowledging."""
 
 
+def _never() -> bool:
+    return False
+
+
 class Receiving(NamedTuple):
     """How to consume, and when to stop.
 
@@ -37,6 +41,8 @@ class Receiving(NamedTuple):
         offset: where to start in a stream; None starts with messages published from now on.
         before_acknowledging: called before deliveries are acknowledged, and when no more have arrived, so that a caller
             can write the output it has collected. If it raises an error, the deliveries stay unacknowledged.
+        is_output_full: called after each delivery. If it returns True, the deliveries are acknowledged now, so that
+            none whose output was written stays unacknowledged when a later write fails.
         after_reopening: called with the queue's name, by the thread that consumes, after the channel was reopened. A
             private queue has another name then.
     """
@@ -50,6 +56,7 @@ class Receiving(NamedTuple):
     buffer: "Buffer | None" = None
     offset: "Offset | None" = None
     before_acknowledging: Callable[[], None] = _do_nothing
+    is_output_full: Callable[[], bool] = _never
     after_reopening: Callable[[str], None] | None = None
     in_order: bool = False
 

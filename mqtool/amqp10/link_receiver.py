@@ -204,7 +204,8 @@ class Receiver:
                 yield delivery
                 if self._settles and not delivery.settled:
                     self._handled.append(delivery)
-                    if len(self._handled) * 4 >= self._prefetch or time.monotonic() - self._settled_at > _TOGETHER:
+                    is_due = len(self._handled) * 4 >= self._prefetch or self._limits.is_output_full()
+                    if is_due or time.monotonic() - self._settled_at > _TOGETHER:
                         self._settle()
         finally:
             try:

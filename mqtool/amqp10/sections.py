@@ -157,6 +157,10 @@ def _field(name: str, value: Any) -> bytes:
 
 
 def _annotation(name: str, value: Any) -> tuple[bytes, bytes]:
+    if name in ("CC", _COPIES) and not (isinstance(value, list) and all(isinstance(each, str) for each in value)):
+        # The broker would release the message before it gives the reason, as if there were no queue for it.
+        hint = f"write it as JSON: -H '{name}:=[\"KEY\"]'"
+        raise BadData(f"the header {name!r} must be a list of routing keys", hint)
     key = variable(0xA3, (_COPIES if name == "CC" else name).encode("ascii", "replace"))
     try:
         return key, encode_any(value)

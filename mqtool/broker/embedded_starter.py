@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -127,10 +128,17 @@ def _settings(started: Started) -> Settings:
 
 
 def _run(started: Started) -> Started:
-    """Start the process of a broker, wait until it is ready, and save its state."""
+    """Start the process of a broker, save its state, and wait until it is ready."""
     settings, directory = _settings(started), Path(started.directory)
+    before = state.load(started.name)
     broker = launch(directory, settings)
-    lines = wait_until_ready(broker, directory)
+    state.save(_listening(started, broker.pid, None, None))  # `broker down` finds it even if this process is killed now
+    try:
+        lines = wait_until_ready(broker, directory)
+    except BaseException:
+        broker.kill()
+        state.restore(started.name, before)
+        raise
     urls = (3 if settings.stream_port else 2) * (2 if settings.tls else 1)
     tls, damage = lines[urls // 2] if settings.tls else None, next(iter(lines[urls:]), None)
     started = _listening(started, broker.pid, tls, damage)
@@ -153,13 +161,16 @@ def _port_of(url: str) -> int | None:
 
 
 def launch(directory: Path, settings: Settings) -> "subprocess.Popen[bytes]":
-    """Start a broker's process. The log and the ready file are written to the directory."""
+    """Start a broker's process, which waits for wait_until_ready(): until then, it ends if the caller is killed.
+
+    The log and the ready file are written to the directory.
+    """
     ready = directory / "ready"
     ready.unlink(missing_ok=True)
     with background.append_to_log(directory / "log") as log:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", _MODULE, *settings.arguments(), "--ready-file", str(ready)],
-            stdin=subprocess.DEVNULL,
+            [sys.executable, "-P", "-m", _MODULE, *settings.arguments(), "--ready-file", str(ready), "--await-starter"],
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -167,13 +178,16 @@ def launch(directory: Path, settings: Settings) -> "subprocess.Popen[bytes]":
 
 
 def wait_until_ready(broker: "subprocess.Popen[bytes]", directory: Path) -> list[str]:
-    """Wait until a launched broker accepts connections; return the lines of its ready file.
+    """Let a launched broker start, and wait until it accepts connections; return the lines of its ready file.
 
     These are its URLs and, if its stored data is damaged, a description of the damage.
 
     Raises:
         MqtoolError: the broker ends, or does not start in time.
     """
+    assert broker.stdin is not None
+    with suppress(BrokenPipeError), broker.stdin:  # if it has ended already, that is reported below
+        broker.stdin.write(b"\n")
     ready = directory / "ready"
     deadline = time.monotonic() + _PATIENCE
     while not ready.exists():

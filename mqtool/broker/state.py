@@ -231,6 +231,14 @@ def forget(name: str) -> None:
         (directory(name) / _STARTED).replace(directory(name) / _STOPPED)
 
 
+def restore(name: str, before: Started | None) -> None:
+    """Forget a broker that did not start: load() returns again what it returned before the broker was saved."""
+    if before is not None:
+        save(before)
+    else:
+        (directory(name) / _STARTED).unlink(missing_ok=True)
+
+
 def remove_but_data(name: str) -> None:
     """Remove all files of a stopped broker except its messages."""
     home = directory(name)

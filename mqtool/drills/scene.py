@@ -19,6 +19,7 @@ from urllib.parse import quote
 from mqtool.amqp import Address, Connection, administration, parse_addresses
 from mqtool.broker import choice, ports, state
 from mqtool.broker.choice import BrokerKind
+from mqtool.broker.lifeline import discarding_with_this_process
 from mqtool.broker.readiness import wait_until_up
 from mqtool.broker.state import Started, Wanted
 from mqtool.errors import MqtoolError, Unavailable, UsageError
@@ -143,6 +144,7 @@ class DrillScene:
         with ExitStack() as stack:
             self.directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mqtool-drill-")))
             if self._named_url is None:
+                stack.enter_context(discarding_with_this_process(self._wanted.name))
                 stack.callback(self._discard_broker)
             else:
                 stack.push(self._remove_queues)

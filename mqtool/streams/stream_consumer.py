@@ -33,6 +33,7 @@ class Reading:
     Attributes:
         next: the offset after the last message received.
         printed: the offset of the last message that the caller has handled.
+        written: the offset up to which the caller's output is written.
         stored: the offset stored on the broker.
         since_stored: the number of messages handled since `stored` was stored.
     """
@@ -41,6 +42,7 @@ class Reading:
         self.stream = stream
         self.next = 0
         self.printed: int | None = None
+        self.written: int | None = None
         self.stored: int | None = None
         self.since_stored = 0
         self._number = number
@@ -209,26 +211,32 @@ class StreamConsumer:
                 reading.printed = delivery.delivery_tag
                 if tracks:
                     reading.since_stored += 1
-                    if reading.since_stored >= TRACK_EVERY:
+                    if reading.since_stored >= TRACK_EVERY or self._limits.is_output_full():
                         self._store()
         finally:
             self.leave()
 
     def leave(self) -> None:
         """Store the offset of the last message handled, if tracking is on. Safe to repeat."""
-        if not self._is_stuck:
-            self._store()
+        self._store()
 
-    def _store(self) -> None:
+    def _flush(self) -> None:
+        if self._is_stuck:
+            return
         self._is_stuck = True  # messages that were not printed never count as handled
         self._limits.before_acknowledging()
         self._is_stuck = False
+        for reading in self._readings:
+            reading.written = reading.printed
+
+    def _store(self) -> None:
+        self._flush()
         if self._track is None or self._channel.is_lost:
             return
         for reading in self._readings:
-            if reading.printed is not None and reading.printed != reading.stored:
-                reading.session.store_offset(reading.stream, self._track, reading.printed)
-                reading.stored, reading.since_stored = reading.printed, 0
+            if reading.written is not None and reading.written != reading.stored:
+                reading.session.store_offset(reading.stream, self._track, reading.written)
+                reading.stored, reading.since_stored = reading.written, 0
 
     def _of_next_chunk(self, taken: int, started: float) -> Delivery | None:
         """Wait for the first message of the next chunk; return None if a limit is reached or stop() is called."""
@@ -241,7 +249,7 @@ class StreamConsumer:
                 frame = self._channel.inbox.get_nowait()
             except queues.Empty:
                 if not is_flushed:
-                    self._limits.before_acknowledging()
+                    self._flush()
                     is_flushed = True
                 now = time.monotonic()
                 left = self._limits.left(taken, now - started, now - idle_since)

@@ -260,6 +260,18 @@ def test_user_tags_without_a_tag_shows_the_tags(admin: Shell, ann: str) -> None:
     assert admin.run(*tags).stdout == f"user {ann!r} has no tags\n"
 
 
+def test_user_tags_ignores_spaces_around_tags(admin: Shell, ann: str) -> None:
+    """Tags can also be one argument, separated by commas. As in RabbitMQ, spaces beside the commas are not part of a
+    tag: setting ' administrator' does not count as losing the tag administrator.
+    """
+    tags = ("mqtool", "user", "tags", ann)
+    shown = f"user {ann!r} has the tags foo, administrator"
+    assert said(admin.run(*tags, "foo, administrator")) == (0, shown)
+    assert admin.run(*tags).stdout == f"{shown}\n"
+    own = admin.run(*tags, "--user", ann, "--password-file", "secret", "foo , administrator ,")
+    assert said(own) == (0, shown)
+
+
 @pytest.mark.parametrize("new", ["management", "--none"])
 @pytest.mark.once_on_rabbitmq
 def test_user_tags_asks_before_you_lose_your_own_tag_administrator(admin: Shell, ann: str, new: str) -> None:

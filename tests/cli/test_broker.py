@@ -300,6 +300,44 @@ def test_no_broker_is_left_if_broker_up_foreground_is_killed_while_it_starts(
     wait_until(lambda: is_free(port) and home.run("mqtool", "broker", "status").code == 69, "the broker to end")
 
 
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_broker_down_finds_a_broker_whose_broker_up_was_killed(home: Shell, at_port: str, *, is_saved: bool) -> None:
+    """If `broker up` is killed while the broker starts, the broker ends, or `broker ls` and `broker down` find it."""
+    up = home.start("mqtool", "broker", "up", "--kind", "embedded", at_port)
+    wait_until(lambda: children_of(up.process.pid), "the broker's process")
+    [broker] = children_of(up.process.pid)
+    if is_saved:
+        os.kill(broker, signal.SIGSTOP)  # so that `broker up` waits for it
+        wait_until(lambda: list(home.directory.glob("state/**/broker.json")), "the broker's state to be saved")
+    up.process.send_signal(signal.SIGKILL)
+    up.process.wait()
+    if is_saved:
+        os.kill(broker, signal.SIGCONT)
+    listed = home.run("mqtool", "broker", "ls")
+    assert ("running" in listed.stdout) >= is_saved, listed.stderr
+    home.run("mqtool", "broker", "down")
+    wait_until(lambda: not is_alive(broker), "the broker to end")
+
+
+def test_broker_ls_does_not_show_a_broker_that_did_not_start(home: Shell, at_port: str) -> None:
+    """If the broker does not start, for example because its data cannot be read, `broker up` exits with an error, and
+    `broker ls` shows what it showed before: nothing, or an earlier broker that was killed.
+    """
+    (home.directory / "data").write_text("a file, not a directory")
+    up = ("mqtool", "broker", "up", "--kind", "embedded", at_port)
+    for is_first in (True, False):
+        if not is_first:
+            assert home.run(*up).code == 0
+            status = home.run("mqtool", "broker", "status").stdout
+            os.kill(int(re.findall(r"process +(\d+)", status)[0]), signal.SIGKILL)
+        before = home.run("mqtool", "broker", "ls").stdout
+        assert (before == "") is is_first
+        failed = home.run(*up, "--data-dir", "data")
+        assert failed.code != 0
+        assert "the embedded broker does not start" in failed.stderr
+        assert home.run("mqtool", "broker", "ls").stdout == before
+
+
 def test_the_embedded_broker_in_the_foreground_is_one_process(home: Shell, at_port: str) -> None:
     """`broker up --foreground --kind embedded` runs the broker inside the command's own process, without a child
     process. `broker down` ends the command.

@@ -1,6 +1,8 @@
 """Drills: each ends with "lost 0" and reports what it has counted."""
 
+import json
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from mqtool.broker.choice import BrokerKind
 from mqtool.message import Message
 from tests.brokers import TestBroker, large, on_any_broker, own_broker
 from tests.cli.shell import Result, Shell, wait_until
+from tests.processes import is_alive
 
 
 def _verdict(result: Result) -> dict[str, int]:
@@ -113,6 +116,22 @@ def test_drill_restart_broker_loses_nothing(lonely_shell: Shell, kind: BrokerKin
     own_broker(kind)
     verdict = _verdict(lonely_shell.run("mqtool", "drill", "restart-broker", "--kind", kind, timeout=180))
     assert verdict["sent"] == verdict["confirmed"] == verdict["done"] == 10_000
+
+
+@pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
+@large
+def test_the_broker_of_a_killed_drill_ends(tmp_path: Path, kind: BrokerKind) -> None:
+    """If `drill` is killed, the broker that it has started ends, and its messages and logs are removed."""
+    own_broker(kind)
+    with Shell(tmp_path, {"XDG_STATE_HOME": str(tmp_path / "state")}) as shell:
+        drill = shell.start("mqtool", "drill", "restart-broker", "--kind", kind)
+        drill.wait_for_stderr("mqtool receive")
+        [saved] = tmp_path.glob("state/mqtool/brokers/*/broker.json")
+        broker = json.loads(saved.read_text())["pid"]
+        drill.process.send_signal(signal.SIGKILL)
+        drill.process.wait()
+        wait_until(lambda: not is_alive(broker), "the broker to end")
+        wait_until(lambda: not saved.parent.exists(), "its directory to be removed")
 
 
 def test_drill_kill_node_loses_nothing(lonely_shell: Shell) -> None:

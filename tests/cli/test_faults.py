@@ -52,6 +52,22 @@ def test_broker_fault_controls_the_faults_of_the_embedded_broker(tester: Shell, 
     assert own.faults.in_force() == []
 
 
+def test_send_does_not_say_that_a_queue_does_not_exist_if_it_cannot_know(tester: Shell) -> None:
+    """Over AMQP 1.0, a broker can also release a message whose queue exists. The hint of `send` then only says how to
+    find out whether the queue exists.
+    """
+    tester.run("mqtool", "queue", "declare", "jobs")
+    tester.run("mqtool", "broker", "fault", "return-unroutable")
+    released = tester.run("mqtool", "send", "-q", "jobs", "--protocol", "amqp1.0", "Hello")
+    assert (released.code, released.stderr.splitlines()) == (
+        75,
+        [
+            "mqtool: the message was returned: no queue is bound for it (released)",
+            "hint: 'mqtool list queues' shows whether queue 'jobs' exists",
+        ],
+    )
+
+
 def test_send_retries_after_a_nack_if_a_node_of_the_cluster_is_down(tester: Shell, own: EmbeddedBroker) -> None:
     """If a node of a cluster cannot be reached, `send` publishes a nacked message again, because the queue may not have
     a leader yet. If all nodes answer, a nack is final.

@@ -517,6 +517,26 @@ def test_sigterm_ends_send_while_the_broker_is_down_or_blocks_publishers(
     assert _bodies(own_shell, "failed") == ["second", "third"]
 
 
+@on_any_broker
+@pytest.mark.parametrize("options", [("-l",), ("-l", "--failed-to", "failed"), ("--json",), ()])
+def test_send_reports_an_incomplete_line_that_it_does_not_send(shell: Shell, options: tuple[str, ...]) -> None:
+    """If SIGTERM ends `send` while it has read only a part of a message, `send` does not send this part, does not write
+    it to the file of `--failed-to`, and prints its size.
+    """
+    whole = '{"body": "first"}\n' * (options != ())
+    sender = shell.start("mqtool", "send", "-v", *options, stdin=PIPE)
+    sender.write(f"{whole}sec".encode())
+    wait_until(lambda: _unread(sender.process.stdin) == 0, "the input is read")
+    if whole:
+        sender.wait_for_stderr("Sent")
+    sender.process.send_signal(signal.SIGTERM)
+    result = sender.wait()
+    assert result.code == 143, result.stderr
+    assert result.stderr.count("an incomplete message at the end of the input was ignored (3 bytes)\n") == 1
+    if "failed" in options:
+        assert _bodies(shell, "failed") == []
+
+
 @pytest.mark.parametrize(("fault", "code"), [(_block, 75), (_lose, 0)], ids=["blocks publishers", "is down"])
 def test_sigterm_ends_a_worker_that_cannot_publish_a_retry(
     own_shell: Shell, amqp_vhost: Vhost, fault: Callable[[Vhost], None], code: int

@@ -59,6 +59,25 @@ def test_receive_leaves_no_incomplete_line_if_the_disk_becomes_full(shell: Shell
     assert (shell.directory / "out").read_text().splitlines() == lines
 
 
+@on_any_broker
+@pytest.mark.parametrize("options", ["", "-c 300"])
+def test_what_a_full_disk_has_room_for_is_not_received_again(shell: Shell, options: str) -> None:
+    """If the disk becomes full, `receive` acknowledges exactly the messages that are in the output file, with and
+    without `-c`: the next run appends all others, and none twice.
+    """
+    lines = [f"{number:0500}" for number in range(300)]
+    shell.run("mqtool", "send", "-l", stdin="\n".join(lines) + "\n")
+
+    shell.start_cold()  # a process inherits the limit from the shell
+    # Python must not write bytecode under that limit: half of it would stay.
+    full = shell.script(f"export PYTHONDONTWRITEBYTECODE=1; ulimit -f 100; mqtool receive --raw -o out {options}")
+
+    assert full.code == 1, full.stderr
+    assert 100 < len(written := (shell.directory / "out").read_text().splitlines()) < 300
+    assert shell.run("mqtool", "receive", "--raw", "-o", "out", "-c", f"{300 - len(written)}").code == 0
+    assert (shell.directory / "out").read_text().splitlines() == lines
+
+
 def log_lines() -> bytes:
     """Ten thousand lines as logs have them at their worst."""
     chance = random.Random(5)  # the same lines in every run

@@ -395,6 +395,21 @@ def test_receive_stream_stores_no_offset_if_stdout_cannot_be_written(shell: Shel
     assert shell.run("mqtool", "offset", "show", "s", "me").code == 1
 
 
+def test_receive_stream_resumes_after_the_last_message_that_a_full_disk_had_room_for(shell: Shell) -> None:
+    """If the disk becomes full, `receive-stream --track` stores the offset of the last message in the output file, so
+    that the next run appends all others, and none twice.
+    """
+    lines = [f"{number:0500}" for number in range(300)]
+    shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin="\n".join(lines) + "\n")
+    read = "mqtool receive-stream -q s --raw --track me -o out"
+    shell.start_cold()  # a process inherits the limit from the shell
+    full = shell.script(f"export PYTHONDONTWRITEBYTECODE=1; ulimit -f 100; {read}")
+    assert full.code == 1, full.stderr
+    assert 100 < len(written := (shell.directory / "out").read_text().splitlines()) < 300
+    assert shell.script(f"{read} -c {300 - len(written)}").code == 0
+    assert (shell.directory / "out").read_text().splitlines() == lines
+
+
 def test_receive_resumes_a_stream_after_a_lost_connection(shell: Shell, broker: TestBroker) -> None:
     """Each time the connection is lost, `receive` on a stream resumes after the last printed message. No message is
     missing or repeated.

@@ -133,6 +133,21 @@ def test_a_consumer_stopped_early_acknowledges_all_messages_that_it_has_handled(
     assert policy.release(leaving=True) == delivery(100)
 
 
+def test_only_messages_whose_output_was_written_are_acknowledged_when_a_write_has_failed() -> None:
+    """If output cannot be written, a consumer acknowledges the messages that it had held back, whose output was written
+    earlier, and none that it has handled since.
+    """
+    policy = ExactCount(300)
+    handle(policy, range(1, 101))
+    assert policy.release() is None
+    handle(policy, range(101, 103))
+    assert policy.release(leaving=True, is_written=False) == delivery(100)
+    assert policy.release(leaving=True, is_written=False) is None
+    policy = Streaming(40)
+    policy.done(delivery(1), SOON)
+    assert policy.release(is_written=False) is None
+
+
 def acknowledge(policy: CallerSettles, *received: int, first: int = 1) -> list[Step]:
     """Acknowledge deliveries, whose tags count up from `first`; `received` says how many have come each time."""
     return [policy.acknowledged(tag, count, is_current=True) for tag, count in enumerate(received, first)]

@@ -196,6 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ready-file", type=Path, help="written once it listens: the URLs, and any damage")
     parser.add_argument("--print-url", action="store_true", help="print the URLs once it listens")
     parser.add_argument("--log-file", type=Path, help="log here instead of to stderr")
+    parser.add_argument("--await-starter", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
@@ -203,6 +204,8 @@ def main() -> None:
     """Run a broker with the settings on the command line until SIGTERM or SIGINT."""
     parser = _parser()
     options = vars(parser.parse_args())
+    if options.pop("await_starter") and not os.read(0, 1):
+        return  # mqtool was killed before it had saved that this broker exists
     files = [options.pop(option[2:].replace("-", "_")) for option in TLS_OPTIONS]
     if any(files) and not (files[0] and files[1]):
         parser.error("TLS needs both --tls-cert and --tls-key")

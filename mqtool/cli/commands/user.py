@@ -91,8 +91,12 @@ def delete_named(access: Access, kind: str, name: str, what: str, yes: Yes = Fal
 
 
 def _tags(tags: Any) -> str:
-    """Format tags as a comma-separated list, which every version of RabbitMQ accepts."""
-    return tags if isinstance(tags, str) else ",".join(tags)
+    """Format tags as a comma-separated list, which every version of RabbitMQ accepts.
+
+    RabbitMQ ignores spaces around tags, too.
+    """
+    names = (tags if isinstance(tags, str) else ",".join(tags)).split(",")
+    return ",".join(name.strip(" ") for name in names if name.strip(" "))
 
 
 @command(

@@ -39,11 +39,15 @@ class BatchedOutput:
         self._failure: BaseException | None = None
 
     def add(self, data: bytes) -> None:
-        """Add data to the batch, and write the batch if it is large."""
+        """Add data to the batch. If the batch is full already, write it first."""
+        if self.is_full():
+            self.flush()
         self._batch.append(data)
         self._size += len(data)
-        if self._size >= _BATCH_BYTES:
-            self.flush()
+
+    def is_full(self) -> bool:
+        """True if the batch must be written now; a consumer then also acknowledges what the batch contains."""
+        return self._size >= _BATCH_BYTES
 
     def flush(self) -> None:
         """Write the batch. Once a write has failed, every later call raises the same error."""

@@ -398,6 +398,8 @@ def _hint(receipt: Receipt) -> str | None:
         return None
     if receipt.message.exchange:
         return "no queue is bound to its exchange for its routing key or headers"
+    if not receipt.reason.startswith("NO_ROUTE"):  # over AMQP 1.0, what the broker refuses is released, too
+        return f"'mqtool list queues' shows whether queue {receipt.message.routing_key!r} exists"
     return f"queue {receipt.message.routing_key!r} does not exist: 'mqtool list queues' shows what exists"
 
 

@@ -82,7 +82,8 @@ class Incoming:
 
     def printed(self, settings: Receiving) -> Receiving:
         """Return a copy of the settings, changed so that output is flushed before deliveries are acknowledged."""
-        return settings._replace(before_acknowledging=self._write.flush)
+        batched = self._write.batched
+        return settings._replace(before_acknowledging=batched.flush, is_output_full=batched.is_full)
 
     def print_all(self, deliveries: Iterator[Delivery]) -> None:
         """Print deliveries until there are no more. Each one is acknowledged after it has been printed."""

@@ -14,6 +14,7 @@ from mqtool.cli.display import output
 from mqtool.cli.options import DelayOptions, MessageOptions, Publishing
 from mqtool.errors import BadData, MqtoolError, UsageError
 from mqtool.message import InBatches, Message, new_message_id, new_message_ids
+from mqtool.spelling import counted
 
 Thing = TypeVar("Thing")
 
@@ -118,7 +119,7 @@ def delimited_lots(
 
     Args:
         is_whole: the chunks end where the input ends, even after a signal to stop. Otherwise, what follows the last
-            delimiter is left out after a signal, because it may be incomplete.
+            delimiter is left out after a signal, because it may be incomplete, and a notice says so.
     """
     rest: list[bytes] = []
     size = 0
@@ -140,8 +141,17 @@ def delimited_lots(
         size = len(last)
         yield pieces
     last = b"".join(rest)
-    if last and (is_whole or stopping.requested() is None):
+    if last and (is_whole or not _is_cut_off(last)):
         yield [last]
+
+
+def _is_cut_off(last: bytes) -> bool:
+    """Return True if a signal ended the input, so that its last message may be incomplete; print a notice then."""
+    if stopping.requested() is None:
+        return False
+    if last:
+        output.notice(f"an incomplete message at the end of the input was ignored ({counted(len(last), 'byte')})")
+    return True
 
 
 #: The largest message that RabbitMQ can be configured to accept, in bytes.
@@ -333,7 +343,7 @@ def _from_input(
             if not body and not may_be_empty:
                 name = "stdin" if descriptor == STDIN else options.file
                 output.notice(f"nothing was sent: {name} is empty; to send an empty message: ''")
-            elif is_whole or stopping.requested() is None:  # otherwise it may be only part of the message
+            elif is_whole or not _is_cut_off(body):
                 yield making.messages([body])
     finally:
         if descriptor != STDIN:

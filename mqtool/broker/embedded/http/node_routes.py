@@ -19,7 +19,9 @@ from mqtool.broker.embedded.http.route_table import (
     Rates,
     RouteCall,
     administrator,
+    administrator_or_member,
     anyone,
+    member,
     missing,
     monitoring,
     route,
@@ -337,10 +339,11 @@ def healthy(call: RouteCall, *names: str) -> Json:  # noqa: ARG001
     return _OK
 
 
-@route(READ, "aliveness-test/VHOST", anyone)
+@route(READ, "aliveness-test/VHOST", administrator_or_member)
 def aliveness(call: RouteCall, vhost: str) -> Json:
-    """Check that a virtual host exists."""
+    """Check that a virtual host exists, and that the user may use it."""
     call.vhost(vhost)
+    member(call, vhost)
     return _OK
 
 
