@@ -33,6 +33,8 @@ class Receiving(NamedTuple):
         buffer: a limited buffer for a slow caller (with auto_ack); None for an unlimited one. When consuming ends, the
             deliveries left in it are dropped.
         offset: where to start in a stream; None starts with messages published from now on.
+        delivery_limit: how many times the queue requeues a message before it drops it, infinity for any number; None if
+            only the queue's declaration tells.
         before_acknowledging: called before deliveries are acknowledged, and when no more have arrived, so that a caller
             can write the output it has collected. If it raises an error, the deliveries stay unacknowledged.
         after_reopening: called with the queue's name, by the thread that consumes, after the channel was reopened. A
@@ -47,6 +49,7 @@ class Receiving(NamedTuple):
     timeout: float | None = None
     buffer: "Buffer | None" = None
     offset: "Offset | None" = None
+    delivery_limit: float | None = None
     before_acknowledging: Callable[[], None] = _do_nothing
     after_reopening: Callable[[str], None] | None = None
 

@@ -61,10 +61,15 @@ class How(Enum):
 
 @dataclass(frozen=True, slots=True)
 class PeekKind:
-    """How to read a queue, and how many times it requeues a message before dropping it (None for no limit)."""
+    """How to read a queue, and how many times it requeues a message before dropping it (None for no limit).
+
+    Attributes:
+        is_certain: False if the queue may have a lower limit, by a policy that the user cannot see.
+    """
 
     how: How
     limit: int | None = None
+    is_certain: bool = True
 
 
 def kind_of(channel: Channel, queue: str, api: Management | None, vhost: str) -> PeekKind:
@@ -128,11 +133,11 @@ def _probed(channel: Channel, queue: str, default: int | None) -> PeekKind:
             asking.declare(probe, remember=False, exactly=True)
             break
         except AccessRefused:
-            return PeekKind(How.GET)
+            return PeekKind(How.GET, is_certain=False)
         except DeclaredDifferently as error:
             differs = Difference.reported_in(str(error))
         if differs is None or differs.setting in adopted:
-            return PeekKind(How.IN_TURN, default)
+            return PeekKind(How.IN_TURN, default, is_certain=False)
         adopted.add(differs.setting)
         probe = adopt(probe, differs)
         if probe.auto_delete:
@@ -144,7 +149,7 @@ def _probed(channel: Channel, queue: str, default: int | None) -> PeekKind:
         asking.declare(as_quorum, remember=False, exactly=True)
     except DeclaredDifferently:
         return PeekKind(How.GET if probe.arguments.get("x-single-active-consumer") else How.CONSUME)
-    return PeekKind(How.IN_TURN, _limit([probe.arguments.get("x-delivery-limit")], default))
+    return PeekKind(How.IN_TURN, _limit([probe.arguments.get("x-delivery-limit")], default), is_certain=False)
 
 
 def check_limit(channel: Channel, queue: str, kind: PeekKind) -> None:
