@@ -146,7 +146,7 @@ class Streaming(ConsumePolicy):
 
 
 class Cautious(Streaming):
-    """Takes deliveries one at a time until one has been requeued fewer than `often` times; then works like Streaming."""
+    """Takes deliveries one by one until one has been requeued fewer than `often` times; then works like Streaming."""
 
     def __init__(self, often: float) -> None:
         super().__init__()
