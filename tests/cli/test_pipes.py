@@ -36,7 +36,7 @@ def test_receive_piped_into_head_drops_no_messages_over_a_low_delivery_limit(
 ) -> None:
     """`receive | head -n 1` requeues the messages that it has received but `head` has not read, which a quorum queue
     counts. Even if an argument or a policy sets a delivery limit of 1 or 2, the command can be repeated, and the queue
-    drops no message.
+    drops no message. It redelivers a message if `head` ended before mqtool saw that `head` had read the message.
     """
     kind, times = limit.split()
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
@@ -50,9 +50,9 @@ def test_receive_piped_into_head_drops_no_messages_over_a_low_delivery_limit(
     came = []
     for left in 309, 308, 307, 306:
         came += shell.script(f"mqtool receive -q jobs --raw {count} | head -n 1").stdout.split()
-        wait_until(lambda left=left: depth(broker, "jobs") == left, "the other messages requeued", 10)
+        wait_until(lambda left=left: depth(broker, "jobs") >= left, "the other messages requeued", 10)
     came += shell.run("mqtool", "receive", "-q", "jobs", "--raw", "--idle-timeout", IDLE).stdout.split()
-    assert sorted(map(int, came)) == [*range(310)]
+    assert sorted(map(int, {*came})) == [*range(310)]
 
 
 @on_any_broker
