@@ -9,6 +9,7 @@ To consume:   socket ─> pika_private ─ basic_frames ─ subscription ─ con
 import re
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from math import inf
 from typing import TYPE_CHECKING, Protocol
 
 from pika import spec
@@ -214,8 +215,9 @@ class Channel(ChannelListener):
         from mqtool.amqp.subscription import StreamPosition
 
         is_stream = receiving.offset is not None or queue.arguments.get("x-queue-type") == "stream"
-        limits = _limits_deliveries(queue, self.connection.broker)
-        policy = policy_for(receiving, limits_deliveries=limits, is_stream=is_stream)
+        limit = receiving.delivery_limit
+        limit = _delivery_limit(queue, self.connection.broker) if limit is None else limit
+        policy = policy_for(receiving, delivery_limit=limit, is_stream=is_stream)
         position = StreamPosition(receiving.offset) if is_stream else None
         consumer = Consumer(
             self.reopening, queue, receiving, policy, position, send_answers=self._acks.flush, on_end=self._forget
@@ -352,7 +354,11 @@ def _settled(deliveries: Sequence[Delivery], consumers: Sequence["Consumer"]) ->
     return unsettled
 
 
-def _limits_deliveries(queue: Queue, broker: str) -> bool:
-    """True if a queue drops or dead-letters messages that were delivered too many times."""
-    is_quorum = queue.arguments.get("x-queue-type") == "quorum"
-    return is_quorum and ("x-delivery-limit" in queue.arguments or re.match(r"RabbitMQ (?!3\.)", broker) is not None)
+def _delivery_limit(queue: Queue, broker: str) -> float | None:
+    """How many times a queue requeues a message before dropping it; None if a policy may say so."""
+    if queue.arguments.get("x-queue-type") != "quorum":
+        return inf
+    limit = queue.arguments.get("x-delivery-limit")
+    if isinstance(limit, int):
+        return inf if limit < 0 else limit
+    return None if re.match("RabbitMQ ", broker) else inf

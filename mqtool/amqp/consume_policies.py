@@ -1,7 +1,7 @@
 """Policies for when to acknowledge.
 
     Streaming       up to `prefetch` deliveries at a time; acknowledgements are grouped
-    Cautious        one by one at first, for a queue that drops messages after too many redeliveries
+    Cautious        one by one at first, for a queue that may drop messages after too many redeliveries
     ExactCount      exactly N deliveries: the broker never sends more
     CallerSettles   the caller acknowledges, from any thread and in any order
 
@@ -9,6 +9,7 @@ A policy does no I/O: the consumer reports events to the policy, and takes the s
 """
 
 from enum import Enum, auto
+from math import inf
 
 from mqtool.amqp.receive_settings import PREFETCH, Receiving
 from mqtool.message import Delivery
@@ -17,9 +18,8 @@ from mqtool.message import Delivery
 _MANY, _EARLY = 250, 50
 #: The longest time, in seconds, for which acknowledgements are collected to be sent as one basic.ack.
 _ACK_TOGETHER = 0.05
-#: From RabbitMQ 4.0 on, a quorum queue drops messages that were returned 20 times, even if they were only prefetched.
-#: Messages that were returned this many times are taken one by one.
-_OFTEN = 15
+#: The delivery limit to assume for a quorum queue if it is not known.
+_ASSUMED = 2
 
 
 class Step(Enum):
@@ -97,11 +97,17 @@ class ConsumePolicy:
         return Step.GO_ON
 
 
-def policy_for(receiving: Receiving, *, limits_deliveries: bool, is_stream: bool = False) -> ConsumePolicy:
+def holds_many(receiving: Receiving) -> bool:
+    """True if a consumer prefetches many messages by default, which are requeued if the caller stops early."""
+    is_default = receiving.acknowledge and receiving.buffer is None and receiving.prefetch == PREFETCH
+    return is_default and (not receiving.auto_ack if receiving.count is None else receiving.count > _MANY)
+
+
+def policy_for(receiving: Receiving, *, delivery_limit: float | None, is_stream: bool = False) -> ConsumePolicy:
     """Choose a policy.
 
     Args:
-        limits_deliveries: True if the queue drops messages that were delivered too many times.
+        delivery_limit: how many times the queue requeues a message before it drops it; None if it is not known.
         is_stream: True for a stream, whose messages stay, so that prefetching more than the count does no harm.
     """
     if not receiving.acknowledge:
@@ -110,10 +116,13 @@ def policy_for(receiving: Receiving, *, limits_deliveries: bool, is_stream: bool
         return Streaming(receiving.prefetch, auto_ack=receiving.auto_ack)
     if receiving.buffer is not None:
         return Streaming(receiving.prefetch, auto_ack=True)
+    # Messages that are only prefetched use up to three quarters of the limit; the rest is for messages in hand.
+    limit = _ASSUMED if delivery_limit is None else delivery_limit
+    often = int(limit * 3 / 4) if holds_many(receiving) and limit < inf else inf
     if receiving.count is not None:
-        return ExactCount(receiving.count, receiving.prefetch)
-    if limits_deliveries and not receiving.auto_ack and receiving.prefetch == PREFETCH:
-        return Cautious()
+        return ExactCount(receiving.count, receiving.prefetch, often)
+    if often < inf:
+        return Cautious(often)
     return Streaming(receiving.prefetch, auto_ack=receiving.auto_ack)
 
 
@@ -142,14 +151,15 @@ class Streaming(ConsumePolicy):
 
 
 class Cautious(Streaming):
-    """Takes deliveries one at a time until one has been requeued fewer than _OFTEN times; then works like Streaming."""
+    """Takes deliveries one by one until one has been requeued fewer than `often` times; then works like Streaming."""
 
-    def __init__(self) -> None:
+    def __init__(self, often: float) -> None:
         super().__init__()
         self.prefetch = 1
+        self._often = often
 
     def taken(self, delivery: Delivery) -> Step:
-        if self.prefetch == 1 and delivery.times_requeued < _OFTEN:
+        if self.prefetch == 1 and delivery.times_requeued < self._often:
             self.prefetch = PREFETCH
             return Step.RESUBSCRIBE
         return Step.GO_ON
@@ -158,24 +168,42 @@ class Cautious(Streaming):
 class ExactCount(Streaming):
     """Takes exactly N deliveries: one by one for small counts, otherwise with a large prefetch.
 
-    With a large prefetch, the last acknowledgements are held back, so that the broker does not send more than N.
+    With a large prefetch, the last acknowledgements are held back, so that the broker does not send more than N. If the
+    queue has a delivery limit, deliveries are taken one at a time until one has been requeued fewer than `often` times.
     auto_ack is off, because it disables the prefetch limit.
     """
 
-    def __init__(self, count: int, prefetch: int = PREFETCH) -> None:
-        is_wide = (prefetch or PREFETCH) >= PREFETCH and count > _MANY
-        super().__init__(min(prefetch or PREFETCH, count - _EARLY) if is_wide else 1)
+    def __init__(self, count: int, prefetch: int = PREFETCH, often: float = inf) -> None:
+        super().__init__(1)
+        self._most = prefetch or PREFETCH
+        self._often = often
         self._left = count
-        self._may_ack = count - self.prefetch
+        self._may_ack = 0
         self._is_cancelled = False
         self._held_back: Delivery | None = None
+        if often == inf:
+            self._widen(in_hand=0)
 
-    def taken(self, delivery: Delivery) -> Step:  # noqa: ARG002
-        self._left -= 1
-        if self._left:
+    def _widen(self, in_hand: int) -> Step:
+        """Use a large prefetch for the rest of the count, if that is worth it.
+
+        Args:
+            in_hand: deliveries taken, but not acknowledged yet.
+        """
+        self._often = 0
+        if self._most < PREFETCH or self._left <= _MANY:
             return Step.GO_ON
-        self._is_cancelled = True  # before the last acknowledgement lets the broker send another
-        return Step.CANCEL
+        self.prefetch = self._group = min(self._most, self._left - _EARLY)
+        self._may_ack = in_hand + self._left - self.prefetch
+        return Step.RESUBSCRIBE
+
+    def taken(self, delivery: Delivery) -> Step:
+        self._left -= 1
+        if not self._left:
+            self._is_cancelled = True  # before the last acknowledgement lets the broker send another
+            return Step.CANCEL
+        is_due = self._often and delivery.times_requeued < self._often
+        return self._widen(in_hand=1) if is_due else Step.GO_ON
 
     def done(self, delivery: Delivery, now: float) -> bool:
         return super().done(delivery, now) or self._waiting == self._may_ack

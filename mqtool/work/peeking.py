@@ -12,7 +12,8 @@ How a queue requeues messages depends on its type, as measured on RabbitMQ 3.10:
 A queue that is deleted with its last consumer is read with basic.get, which is slower, but safe. A quorum queue counts
 how many times a message was requeued, and drops a message that exceeds the delivery limit. So if there is a limit, the
 message at the head is received on its own, and checked before any others are received. A message behind it that the
-queue would drop is published to the queue again instead.
+queue would drop is published to the queue again instead. If a policy may have set a limit that the user cannot see, the
+message at the head is requeued first: if the queue drops it, its count is the limit.
 """
 
 import re
@@ -23,7 +24,7 @@ from enum import Enum, auto
 from itertools import islice
 from typing import Any
 
-from mqtool.amqp import Channel, Receiving
+from mqtool.amqp import Channel, Receiving, administration
 from mqtool.amqp.consumer import Consumer
 from mqtool.delays import WAIT_SUFFIX
 from mqtool.errors import AccessRefused, DeclaredDifferently, Difference, MqtoolError, Unavailable
@@ -66,11 +67,13 @@ class PeekKind:
     Attributes:
         limit: how many times the queue requeues a message before dropping it; None for no limit.
         is_single: True if a consumer gets messages only once all earlier ones are cancelled.
+        is_certain: False if the queue may have a lower limit, by a policy that the user cannot see.
     """
 
     how: How
     limit: int | None = None
     is_single: bool = False
+    is_certain: bool = True
 
 
 def kind_of(channel: Channel, queue: str, api: Management | None, vhost: str) -> PeekKind:
@@ -134,11 +137,11 @@ def _probed(channel: Channel, queue: str, default: int | None) -> PeekKind:
             asking.declare(probe, remember=False, exactly=True)
             break
         except AccessRefused:
-            return PeekKind(How.GET)
+            return PeekKind(How.GET, is_certain=False)
         except DeclaredDifferently as error:
             differs = Difference.reported_in(str(error))
         if differs is None or differs.setting in adopted:
-            return PeekKind(How.IN_TURN, default, is_single=True)  # as nothing is known
+            return PeekKind(How.IN_TURN, default, is_single=True, is_certain=False)  # as nothing is known
         adopted.add(differs.setting)
         probe = adopt(probe, differs)
         if probe.auto_delete:
@@ -151,7 +154,7 @@ def _probed(channel: Channel, queue: str, default: int | None) -> PeekKind:
         asking.declare(as_quorum, remember=False, exactly=True)
     except DeclaredDifferently:
         return PeekKind(How.GET if is_single else How.CONSUME)
-    return PeekKind(How.IN_TURN, _limit([probe.arguments.get("x-delivery-limit")], default), is_single)
+    return PeekKind(How.IN_TURN, _limit([probe.arguments.get("x-delivery-limit")], default), is_single, is_certain=False)
 
 
 def check_limit(channel: Channel, queue: str, kind: PeekKind) -> None:
@@ -160,7 +163,10 @@ def check_limit(channel: Channel, queue: str, kind: PeekKind) -> None:
     Raises:
         MqtoolError: requeuing the message could exceed the limit; see peek().
     """
-    if kind.limit is not None:
+    if kind.how is How.GET and not kind.is_certain:
+        with closing(channel.connection.channel()) as other, closing(peek(other, queue, kind, 1)) as head:
+            next(head, None)
+    elif kind.limit is not None or not kind.is_certain:
         ready = channel.depth_of(queue)
         with closing(peek(channel, queue, kind, 1)) as head:
             next(head, None)
@@ -181,8 +187,8 @@ def peek(
     Raises:
         NotFound: there is no such queue.
         Unavailable: the queue has messages, but the broker delivers none.
-        MqtoolError: one or two more requeues would make the queue drop the message at its head; or, on closing, one
-            behind it.
+        MqtoolError: one or two more requeues would make the queue drop the message at its head, or could do so if it
+            is not known what limits there are; or, on closing, one behind it.
     """
     kind = kind or kind_of(channel, queue, None, vhost="")
     if kind.how is How.STREAM:
@@ -190,7 +196,14 @@ def peek(
         yield from islice(channel.consume(Queue(queue), receiving), most)
     elif kind.how is How.GET:
         ready = channel.depth_of(queue)
-        yield from islice(iter(lambda: channel.get(queue), None), ready if most is None else min(most, ready))
+        for delivery in islice(iter(lambda: channel.get(queue), None), ready if most is None else min(most, ready)):
+            if not kind.is_certain and (count := times_requeued(delivery, channel.connection.broker)):
+                raise MqtoolError(
+                    f"{name_of(delivery)} has been requeued {counted(count, 'time')}: if this is the delivery limit of "
+                    f"{queue!r}, which this user cannot see, the queue drops or dead-letters the message now",
+                    "to see the limit, the user needs the tag management",
+                )
+            yield delivery
     else:
         with looking(channel, queue, kind) as look:
             yield from look.messages(most)
@@ -221,6 +234,8 @@ class Look:
         self._queue = queue
         self._limit = kind.limit
         self._is_single = kind.is_single
+        self._is_certain = kind.is_certain
+        self._head: Delivery | None = None  # on its own channel
         self._ready = channel.depth_of(queue)
         self._has_more = True
         self._bytes = 0
@@ -234,9 +249,11 @@ class Look:
     def messages(self, most: int | None = None) -> Iterator[Delivery]:
         """Yield messages, oldest first. Raises Unavailable and MqtoolError as peek() does."""
         wanted = self._ready if most is None else min(most, self._ready)
-        if wanted and self._limit is not None:
+        if wanted and (self._limit is not None or not self._is_certain):
             for head in self._take(1):
-                self._check_head(head, self._limit)
+                if self._limit is not None:
+                    self._check_head(head, self._limit)
+                self._head = head
                 yield head
         while self.count < wanted and self._has_more:
             yield from self._take(wanted - self.count)
@@ -281,9 +298,15 @@ class Look:
             self._held[self._newest_channel] += 1
             self._bytes += len(delivery.body) + _OVERHEAD
             self._newest = delivery
-            if self._limit is not None and self.count > 1 and self._times_requeued(delivery) >= self._limit - 1:
+            if self.count > 1 and (self._is_near_limit(delivery) or self._may_be_near_limit(delivery)):
                 self._near_limit.append((self._newest_channel, delivery))
             yield delivery
+
+    def _is_near_limit(self, delivery: Delivery) -> bool:
+        return self._limit is not None and self._times_requeued(delivery) >= self._limit - 1
+
+    def _may_be_near_limit(self, delivery: Delivery) -> bool:
+        return not self._is_certain and self._times_requeued(delivery) > 0
 
     def _times_requeued(self, delivery: Delivery) -> int:
         return times_requeued(delivery, self._channel.connection.broker)
@@ -361,6 +384,8 @@ class Look:
             if self._near_limit or self._removed:
                 for _ in self._rest():  # a consumer is cancelled only when nothing is in transit to it
                     pass
+            if not self._is_certain:
+                problems += self._try_limit()
             # Those that are published again come first, because the first error is the one that is told.
             for channel, delivery in sorted(self._near_limit, key=lambda each: -self._times_requeued(each[1])):
                 problems.append(self._check_near_limit(channel, delivery))
@@ -377,6 +402,30 @@ class Look:
             first, others = problems[0], len(problems) - 1
             more = f" ({counted(others, 'more message')} at this limit or near it)" if others else ""
             raise MqtoolError(f"{first}{more}", first.hint)
+
+    def _try_limit(self) -> list[MqtoolError]:
+        """Requeue the message at the head before all others. If the queue drops it, publish it again, return an error
+        that says so, and assume that the queue drops all others that were requeued as often.
+        """
+        head, is_dropped = self._head, False
+        if head is not None and self._may_be_near_limit(head) and all(head is not each for _, each in self._removed):
+            for _ in self._rest():
+                pass
+            # RabbitMQ goes on counting a cancelled consumer that has unacknowledged messages.
+            before = self._channel.ask(administration.declare_request(Queue(self._queue), passive=True)).method
+            for consumer in self._consumers.values():
+                consumer.cancel()  # else one of them could get it
+            channel = next(iter(self._held))
+            del self._held[channel]
+            channel.close()
+            wait_for(self._channel, self._queue, before.message_count + 1, _PATIENCE)
+            is_gone = self._channel.depth_of(self._queue) <= before.message_count
+            is_dropped = is_gone and before.consumer_count <= len(self._consumers)  # else another consumer has it
+        if head is None or not is_dropped:
+            self._near_limit = [each for each in self._near_limit if self._is_near_limit(each[1])]
+            return []
+        self._limit = self._times_requeued(head)
+        return [self._publish_again(head)]
 
     def _check_near_limit(self, channel: Channel, delivery: Delivery) -> MqtoolError:
         """If requeuing a message would make the queue drop it, publish it again; return an error that says so."""

@@ -219,6 +219,30 @@ def test_peek_stops_before_messages_exceed_the_delivery_limit(shell: Shell, brok
         wait_until(lambda: depth(broker, "jobs") == len(ids), "all messages requeued", 10)
 
 
+def test_peek_loses_no_message_if_the_user_cannot_see_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
+    """A policy sets a delivery limit of 1, and the user has no tag and so cannot see it. `peek` says that it does not
+    know the limit. When the limit is reached, `peek` shows the messages, publishes them again and exits with 1. However
+    often `peek` is repeated, all messages stay in the queue, in order.
+    """
+    policy = {"pattern": "^jobs$", "definition": {"delivery-limit": 1}, "apply-to": "queues"}
+    broker.api("PUT", f"policies/{broker.vhost}/few", policy)
+    user = f"peeker-{broker.vhost}"
+    broker.api("PUT", f"users/{user}", {"password": "secret", "tags": ""})
+    broker.api("PUT", f"permissions/{broker.vhost}/{user}", {"configure": ".*", "write": ".*", "read": ".*"})
+    try:
+        filled(shell, 3, "--queue-type", "quorum")
+        peek = ("mqtool", "peek", "jobs", "--raw", "--management", broker.management)
+        (shell.directory / "password").write_text("secret")
+        shown = [shell.run(*peek, "--user", user, "--password-file", "password") for _ in range(4)]
+        assert [each.code for each in shown] == [0, 1, 0, 1], shown
+        assert all(each.stdout.split() == ["0", "1", "2"] for each in shown)
+        assert "only the management API tells the delivery limit" in shown[0].stderr
+        assert "has been requeued 1 time, the limit of 'jobs'" in shown[1].stderr
+        wait_until(lambda: depth(broker, "jobs") == 3, "all messages published again", 10)
+    finally:
+        broker.api("DELETE", f"users/{user}")
+
+
 @pytest.mark.parametrize("command", ["peek jobs -c 1", "move jobs --to other --where size=0"])
 def test_no_message_behind_the_first_one_exceeds_the_delivery_limit(
     shell: Shell, broker: TestBroker, command: str

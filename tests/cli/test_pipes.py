@@ -10,9 +10,10 @@ from subprocess import PIPE
 import pytest
 
 from mqtool.broker.embedded.in_process import Vhost
-from tests.brokers import on_any_broker
+from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import IDLE, Shell, wait_until
 from tests.cli.terminal import on_terminal
+from tests.cli.test_exec import depth
 
 
 def test_receive_piped_into_head_leaves_the_other_messages_in_the_queue(shell: Shell) -> None:
@@ -25,6 +26,44 @@ def test_receive_piped_into_head_leaves_the_other_messages_in_the_queue(shell: S
     assert result.code == 141
     rest = shell.run("mqtool", "receive", "--raw", "--idle-timeout", IDLE).stdout.splitlines()
     assert rest == [f"line {number}" for number in range(3, 10)]
+
+
+@pytest.mark.parametrize("count", ["", "-c 300"])
+@pytest.mark.parametrize("limit", ["argument 2", "policy 2", "policy 1"])
+@pytest.mark.sampled(2)
+def test_receive_piped_into_head_drops_no_messages_over_a_low_delivery_limit(
+    shell: Shell, broker: TestBroker, limit: str, count: str
+) -> None:
+    """`receive | head -n 1` requeues the messages that it has received but `head` has not read, which a quorum queue
+    counts. Even if an argument or a policy sets a delivery limit of 1 or 2, the command can be repeated, and the queue
+    drops no message. It redelivers a message if `head` ended before mqtool saw that `head` had read the message.
+    """
+    kind, times = limit.split()
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    few = ["--argument", f"x-delivery-limit:={times}"] if kind == "argument" else []
+    assert shell.run("mqtool", "queue", "declare", "jobs", "--queue-type", "quorum", *few).code == 0
+    if kind == "policy":
+        definition = {"pattern": "^jobs$", "definition": {"delivery-limit": int(times)}, "apply-to": "queues"}
+        broker.api("PUT", f"policies/{broker.vhost}/few", definition)
+        wait_until(lambda: "few" in shell.run("mqtool", "queue", "show", "jobs").stdout, "the policy applies", 20)
+    shell.run("mqtool", "send", "-l", "-r", "jobs", stdin="".join(f"{number}\n" for number in range(310)))
+    came = []
+    for left in 309, 308, 307, 306:
+        came += shell.script(f"mqtool receive -q jobs --raw {count} | head -n 1").stdout.split()
+        wait_until(lambda left=left: depth(broker, "jobs") >= left, "the other messages requeued", 10)
+    came += shell.run("mqtool", "receive", "-q", "jobs", "--raw", "--idle-timeout", IDLE).stdout.split()
+    assert sorted(map(int, {*came})) == [*range(310)]
+
+
+@on_any_broker
+def test_receive_keeps_an_auto_delete_queue_while_it_consumes(shell: Shell) -> None:
+    """`receive -q QUEUE` prints all messages of an auto-delete queue. The queue is deleted when the command ends, not
+    earlier.
+    """
+    shell.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic", "--auto-delete")
+    shell.run("mqtool", "send", "-l", "-r", "jobs", stdin="1\n2\n3\n")
+    came = shell.run("mqtool", "receive", "-q", "jobs", "--raw", "--idle-timeout", IDLE)
+    assert (came.stdout, came.code) == ("1\n2\n3\n", 0), came.stderr
 
 
 @on_any_broker

@@ -53,6 +53,24 @@ def test_receive_where_piped_into_head_leaves_the_other_messages_in_the_queue(sh
     assert refused.code == 2
 
 
+def test_receive_where_stops_before_messages_exceed_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
+    """`receive --where` requeues the messages that do not match, which a quorum queue counts. If a message could exceed
+    the queue's delivery limit, `receive --where` exits with 1, and says why. However often it is repeated, all messages
+    stay in the queue.
+    """
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    few = ("--queue-type", "quorum", "--argument", "x-delivery-limit:=2")
+    assert shell.run("mqtool", "queue", "declare", "jobs", *few).code == 0
+    sent(shell, 5)
+    codes = []
+    for _ in range(8):
+        received = shell.run("mqtool", "receive", "-q", "jobs", "--where", "headers.n=9", "--idle-timeout", IDLE)
+        codes.append(received.code)
+        assert ("requeued" in received.stderr) is (received.code == 1), received.stderr
+        wait_until(lambda: depth(broker, "jobs") == 5, "all messages requeued", 10)
+    assert set(codes) == {0, 1}
+
+
 @on_any_broker
 def test_receive_log_where_prints_only_matching_logs(shell: Shell) -> None:
     """`receive-log --where` prints only the logs that match the condition, and --count counts only these."""

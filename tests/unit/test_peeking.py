@@ -141,13 +141,12 @@ def test_a_quorum_queue_has_a_delivery_limit_by_default_from_rabbitmq_4_on(
     monkeypatch: pytest.MonkeyPatch, place: Place, *, broker: str, limit: int | None, has_api: bool
 ) -> None:
     """If a quorum queue's arguments and policy set no delivery limit, `peek` assumes a limit of 20 in RabbitMQ 4.0 or
-    later, and none in earlier releases or in another broker.
+    later, and none in earlier releases or in another broker. Without the management API, a policy may set another one.
     """
     place.fill(arguments=QUORUM)
     monkeypatch.setattr(Connection, "broker", broker)
-    assert kind_of(place.channel, "jobs", place.api if has_api else None, place.vhost.name) == PeekKind(
-        How.IN_TURN, limit
-    )
+    kind = kind_of(place.channel, "jobs", place.api if has_api else None, place.vhost.name)
+    assert kind == PeekKind(How.IN_TURN, limit, is_certain=has_api)
 
 
 @pytest.mark.parametrize(
@@ -173,8 +172,8 @@ def test_peek_finds_out_over_amqp_how_to_read_a_queue(place: Place, settings: di
     """
     place.fill(**settings)
     kind = kind_of(place.channel, "jobs", None, "")
-    is_single = how is How.IN_TURN and "x-single-active-consumer" in settings["arguments"]
-    assert kind == PeekKind(how, 20 if how is How.IN_TURN else None, is_single)
+    is_single = "x-single-active-consumer" in settings["arguments"]
+    assert kind == (PeekKind(how, 20, is_single, is_certain=False) if how is How.IN_TURN else PeekKind(how))
     assert place.channel.is_open
 
 
@@ -184,7 +183,7 @@ def test_peek_finds_out_over_amqp_which_delivery_limit_a_queue_was_declared_with
 ) -> None:
     """Without the management API, `peek` finds out over AMQP with which delivery limit a quorum queue was declared."""
     place.fill(arguments={**QUORUM, **more, "x-delivery-limit": 3})
-    assert kind_of(place.channel, "jobs", None, "") == PeekKind(How.IN_TURN, 3)
+    assert kind_of(place.channel, "jobs", None, "") == PeekKind(How.IN_TURN, 3, is_certain=False)
 
 
 def test_peek_assumes_a_quorum_queue_if_the_broker_does_not_say_what_differs(place: Place) -> None:
@@ -193,7 +192,7 @@ def test_peek_assumes_a_quorum_queue_if_the_broker_does_not_say_what_differs(pla
     consumer.
     """
     place.channel.declare(Queue("x" * 240, durable=True, arguments=QUORUM))
-    assert kind_of(place.channel, "x" * 240, None, "") == PeekKind(How.IN_TURN, 20, is_single=True)
+    assert kind_of(place.channel, "x" * 240, None, "") == PeekKind(How.IN_TURN, 20, is_single=True, is_certain=False)
 
 
 @pytest.mark.parametrize("arguments", [{}, {"x-max-length": 5}, {"x-queue-type": "quorum"}])
@@ -203,7 +202,7 @@ def test_peek_finds_out_over_amqp_that_quorum_is_the_default_type(place: Place, 
     """
     place.api.put(management.path("vhosts", place.vhost.name), {"default_queue_type": "quorum"})
     place.fill(arguments=arguments)
-    assert kind_of(place.channel, "jobs", None, "") == PeekKind(How.IN_TURN, 20)
+    assert kind_of(place.channel, "jobs", None, "") == PeekKind(How.IN_TURN, 20, is_certain=False)
 
 
 @pytest.mark.parametrize("api", ["no answer", "refused", "without types"])
@@ -227,7 +226,7 @@ def test_peek_uses_basic_get_if_the_user_may_not_declare_the_queue(amqp_broker: 
     rights = {"configure": "", "write": "", "read": ".*"}
     place.api.put(management.path("permissions", place.vhost.name, "reader"), rights)
     with Connection(parse_addresses(place.vhost.url.replace("guest:guest", "reader:secret"))) as connection:
-        assert kind_of(connection.channel(), "jobs", None, "") == PeekKind(How.GET)
+        assert kind_of(connection.channel(), "jobs", None, "") == PeekKind(How.GET, is_certain=False)
 
 
 def test_peek_says_that_a_queue_does_not_exist(place: Place) -> None:
@@ -277,6 +276,61 @@ def test_messages_stay_in_order_however_many_are_shown(place: Place, settings: d
     for count in 3, None, 2, 150, 300, 1:
         assert place.peeked(count) == NUMBERS[:count]
     assert place.delivered() == NUMBERS
+
+
+UNKNOWN = PeekKind(How.IN_TURN, is_certain=False)
+
+
+def test_an_unknown_delivery_limit_is_found_out_without_losing_a_message(place: Place) -> None:
+    """If a policy sets a delivery limit that the user cannot see, `peek` shows the messages and requeues the first one
+    before all others. If the queue drops it, `peek` publishes all messages again that were requeued as often, in order,
+    and reports an error. However often `peek` is repeated, no message is lost.
+    """
+    place.api.put(f"policies/{place.vhost.name}/few", {"pattern": ".*", "definition": {"delivery-limit": 2}})
+    place.fill(*NUMBERS, arguments=QUORUM)
+    assert [place.peeked(kind=UNKNOWN), place.peeked(3, kind=UNKNOWN)] == [NUMBERS, NUMBERS[:3]]
+    with pytest.raises(MqtoolError) as reached:
+        place.peeked(kind=UNKNOWN)
+    assert "has been requeued 2 times, the limit of 'jobs', which would have dropped it" in str(reached.value)
+    assert place.peeked(kind=UNKNOWN) == NUMBERS
+    assert place.delivered() == NUMBERS
+
+
+def test_an_unknown_delivery_limit_that_is_not_reached_changes_nothing(place: Place) -> None:
+    """If a queue has no delivery limit, but the user cannot see this, `peek` can be repeated, and the messages stay in
+    order.
+    """
+    place.fill(*NUMBERS, arguments={**QUORUM, "x-delivery-limit": -1})
+    for count in 3, None, 2, 150, 1, None:
+        assert place.peeked(count, kind=UNKNOWN) == NUMBERS[:count]
+    assert place.delivered() == NUMBERS
+
+
+def test_a_message_that_another_consumer_takes_is_not_published_again(place: Place) -> None:
+    """The delivery limit is unknown, and another consumer takes the first message when `peek` requeues it. `peek` does
+    not publish the message again.
+    """
+    place.fill(1, 2, arguments=QUORUM)
+    place.peeked()
+    with closing(peek(place.channel, "jobs", UNKNOWN)) as deliveries:
+        assert [next(deliveries).text, next(deliveries).text] == ["1", "2"]
+        consumer = place.connection.channel().consume(Queue("jobs"), Receiving(1, acknowledge=False))
+    assert next(consumer).text == "1"
+    place.wait_for(1)
+
+
+def test_without_the_permission_to_configure_a_queue_messages_can_be_looked_at_once(place: Place) -> None:
+    """A user may neither see a queue's policies nor declare the queue. `peek` shows this user messages that were never
+    requeued. If the first message was requeued before, `peek` shows none, and the error says what could happen.
+    """
+    place.fill(1, 2, arguments=QUORUM)
+    kind = PeekKind(How.GET, is_certain=False)
+    assert place.peeked(kind=kind) == ["1", "2"]
+    with pytest.raises(MqtoolError) as refused:
+        place.peeked(kind=kind)
+    assert "has been requeued 1 time: if this is the delivery limit of 'jobs'" in str(refused.value)
+    assert refused.value.hint == "to see the limit, the user needs the tag management"
+    place.wait_for(2)
 
 
 def test_peek_finds_out_how_to_read_a_queue(place: Place) -> None:

@@ -1,10 +1,11 @@
 """Consuming policies: how many messages a consumer prefetches, and when it acknowledges them."""
 
+from math import inf
 from typing import Any, cast
 
 import pytest
 
-from mqtool.amqp.consume_policies import CallerSettles, Cautious, ConsumePolicy, ExactCount, Step, Streaming, policy_for
+from mqtool.amqp.consume_policies import CallerSettles, ConsumePolicy, ExactCount, Step, Streaming, policy_for
 from mqtool.amqp.receive_settings import PREFETCH, Receiving
 from mqtool.message import Delivery
 
@@ -31,15 +32,15 @@ def test_the_options_decide_how_a_command_consumes() -> None:
     cancelled when it has received the third message, and its prefetch is at most 3. If the caller acknowledges messages
     itself, the consumer acknowledges none.
     """
-    for receiving, limits_deliveries, expected in (
-        (Receiving(), False, (PREFETCH, True, [])),
-        (Receiving(), True, (1, True, [])),
-        (Receiving(prefetch=10), True, (10, True, [])),
-        (Receiving(auto_ack=True), True, (PREFETCH, False, [])),
-        (Receiving(count=3, auto_ack=True), True, (1, True, [3])),
-        (Receiving(count=3, acknowledge=False), True, (3, False, [3])),
+    for receiving, limit, expected in (
+        (Receiving(), inf, (PREFETCH, True, [])),
+        (Receiving(), 20, (1, True, [])),
+        (Receiving(prefetch=10), 20, (10, True, [])),
+        (Receiving(auto_ack=True), 20, (PREFETCH, False, [])),
+        (Receiving(count=3, auto_ack=True), 20, (1, True, [3])),
+        (Receiving(count=3, acknowledge=False), 20, (3, False, [3])),
     ):
-        policy = policy_for(receiving, limits_deliveries=limits_deliveries)
+        policy = policy_for(receiving, delivery_limit=limit)
         prefetch = policy.prefetch
         cancelled_at = [tag for tag in range(1, 5) if policy.taken(delivery(tag)) is Step.CANCEL]
         assert (prefetch, policy.acknowledges, cancelled_at) == expected
@@ -56,7 +57,7 @@ def test_automatic_acknowledgement_is_left_to_the_broker_unless_the_number_of_me
         (Receiving(auto_ack=True, count=3), False),
         (Receiving(auto_ack=True, count=3, acknowledge=False), False),
     ):
-        assert policy_for(receiving, limits_deliveries=False).auto_ack is auto_ack
+        assert policy_for(receiving, delivery_limit=inf).auto_ack is auto_ack
 
 
 def test_a_consumer_without_a_message_limit_acknowledges_a_quarter_of_the_prefetch_at_a_time() -> None:
@@ -78,13 +79,35 @@ def test_a_consumer_with_a_prefetch_of_one_acknowledges_each_delivery() -> None:
 
 
 def test_often_requeued_messages_are_prefetched_one_by_one() -> None:
-    """While a consumer of a queue with a delivery limit receives messages that have been requeued 15 times or more, its
-    prefetch is 1. As soon as it receives a message that was requeued less often, it uses its full prefetch.
+    """While a consumer receives messages that have been requeued three quarters as often as the queue's delivery limit
+    allows, its prefetch is 1. As soon as it receives a message that was requeued less often, it uses its full prefetch.
+    If the limit is not known, this is a message that was never requeued. If the limit is 1 or 0, the prefetch stays 1.
     """
-    policy = Cautious()
-    assert (policy.prefetch, policy.taken(delivery(1, times=15)), policy.prefetch) == (1, Step.GO_ON, 1)
-    assert (policy.taken(delivery(2, times=14)), policy.prefetch) == (Step.RESUBSCRIBE, PREFETCH)
-    assert policy.taken(delivery(3)) is Step.GO_ON
+    for limit, often in (20, 15), (4, 3), (3, 2), (2, 1), (None, 1):
+        policy = policy_for(Receiving(), delivery_limit=limit)
+        assert (policy.prefetch, policy.taken(delivery(1, times=often)), policy.prefetch) == (1, Step.GO_ON, 1)
+        assert (policy.taken(delivery(2, times=often - 1)), policy.prefetch) == (Step.RESUBSCRIBE, PREFETCH)
+        assert policy.taken(delivery(3)) is Step.GO_ON
+    for limit in 1, 0:
+        policy = policy_for(Receiving(), delivery_limit=limit)
+        assert (policy.taken(delivery(1)), policy.prefetch) == (Step.GO_ON, 1)
+
+
+def test_a_high_message_limit_starts_one_by_one_if_the_queue_has_a_delivery_limit() -> None:
+    """With `--count 400`, a consumer of a queue with a delivery limit has a prefetch of 1 until it receives a message
+    that was not requeued often. It then has a prefetch, and holds back acknowledgements, such that the broker delivers
+    no 401st message. Once no more than 250 messages are missing, the prefetch stays 1.
+    """
+    policy = policy_for(Receiving(count=400), delivery_limit=2)
+    assert (policy.prefetch, policy.taken(delivery(1, times=1)), policy.prefetch) == (1, Step.GO_ON, 1)
+    policy.done(delivery(1), SOON)
+    assert policy.release() == delivery(1)
+    assert (policy.taken(delivery(2)), policy.prefetch) == (Step.RESUBSCRIBE, 348)
+    policy.done(delivery(2), SOON)
+    assert handle(policy, range(3, 400)) == [52]  # the new consumer gets 348 messages, and 50 more
+    assert policy.taken(delivery(400)) is Step.CANCEL
+    few = policy_for(Receiving(count=251), delivery_limit=2)
+    assert (few.taken(delivery(1)), few.prefetch) == (Step.GO_ON, 1)
 
 
 def test_with_a_low_message_limit_messages_are_prefetched_one_by_one() -> None:
@@ -208,13 +231,13 @@ def test_without_a_message_limit_consuming_continues_after_each_acknowledgement(
 
 
 def test_a_forged_delivery_count_does_not_make_a_consumer_slow() -> None:
-    """If a queue limits deliveries, a consumer gets one message at a time until one has been requeued fewer than 15
+    """If a queue limits deliveries, a consumer gets one message at a time until one has been requeued only a few
     times. The consumer then uses its full prefetch. An x-delivery-count that is not a number, or is set on a first
     delivery, was forged by a publisher: the message counts as never requeued.
     """
     for redelivered, count in (False, 1000), (False, "x"), (True, "x"), (True, None):
         forged = Delivery(b"", "", "q", "q", redelivered, {"headers": {"x-delivery-count": count}}, 1)
-        assert Cautious().taken(forged) is Step.RESUBSCRIBE
+        assert policy_for(Receiving(), delivery_limit=2).taken(forged) is Step.RESUBSCRIBE
 
 
 @pytest.mark.parametrize(
@@ -242,7 +265,7 @@ def test_the_options_decide_how_many_messages_are_prefetched_and_who_acknowledge
     if N is 250 or less or `--prefetch` is below 1,000. mqtool acknowledges the messages, unless the broker
     (`--auto-ack`) or the caller does. If the caller does, the prefetch is at most N.
     """
-    policy = policy_for(receiving, limits_deliveries=False, is_stream=is_stream)
+    policy = policy_for(receiving, delivery_limit=inf, is_stream=is_stream)
     assert (type(policy), policy.prefetch, policy.auto_ack, policy.acknowledges) == expected
     assert not policy.withholds
 

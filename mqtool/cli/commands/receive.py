@@ -73,6 +73,8 @@ def receive(
         target = checked(target, queue, channel, broker, incoming.access)
         if not reads_stream and queue.queue is not None:
             _tell_where_streams_start(target.name, incoming.access)
+        if not reads_stream:
+            settings = matching.within_limit(settings, incoming.access, channel, target.name)
         settings = incoming.printed(settings)
         if isinstance(channel, Channel):
             deliveries = hello_world.receive(channel, target, settings)

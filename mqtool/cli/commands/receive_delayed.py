@@ -63,7 +63,8 @@ def receive_delayed(
             output.notice(
                 f"queue {target.name!r} is bound to exchange {exchange!r} with key {key!r}; to use another key: -r"
             )
-        settings = incoming.printed(matching.settings())
+        settings = matching.within_limit(matching.settings(), incoming.access, channel, target.name)
+        settings = incoming.printed(settings)
         deliveries = delayed_messages.receive(channel, known, key, target, settings)
         incoming.print_all(matching.of(channel, deliveries, settings))
 

@@ -68,7 +68,7 @@ def _receive(
         if not (is_private or administration.queue_exists(channel, queue)):
             check_new(queue.name, incoming.access, declares=asked.queue.declare)
         ask_to_declare(channel, incoming.access, asked.exchange.of(exchange))
-        settings = incoming.printed(settings)
+        settings = incoming.printed(matching.within_limit(settings, incoming.access, channel, queue.name))
         deliveries = receive(channel, asked.exchange.of(exchange), queue, settings)
         if binding and output.speaks_as_script() and isinstance(channel, Channel):
             for bound in channel.reopening.journal.bindings:

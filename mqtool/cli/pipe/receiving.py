@@ -5,7 +5,7 @@ amqp ── consume() ──> tutorials/X ── deliveries ──> commands/X �
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from mqtool.amqp import Receiving
@@ -18,7 +18,7 @@ from mqtool.cli.display.delivery_writer import DeliveryWriter, redirect
 from mqtool.cli.display.progress import Progress
 from mqtool.cli.options import BrokerOptions
 from mqtool.cli.options.receiving_options import PrintingOptions, ReceivingOptions
-from mqtool.errors import TimedOut, UsageError
+from mqtool.errors import NotFound, TimedOut, UsageError
 from mqtool.message import Delivery
 from mqtool.spelling import counted
 from mqtool.tutorials.dialects import Dialect
@@ -178,6 +178,24 @@ class Matching(NamedTuple):
         if settings.auto_ack:
             raise UsageError("--auto-ack would lose messages that do not match --where", "leave out --auto-ack")
         return settings._replace(count=None, acknowledge=False, prefetch=self.receiving.prefetch or _MOST)
+
+    def within_limit(self, settings: Receiving, access: Access, channel: AmqpChannel, queue: str) -> Receiving:
+        """Return the settings with the queue's delivery limit, if it matters.
+
+        Raises:
+            MqtoolError: requeuing the messages that do not match could exceed the limit.
+        """
+        from mqtool.amqp import Channel
+        from mqtool.amqp.consume_policies import holds_many
+
+        requeues = self.where is not None and not self.skips
+        if self.skips or not isinstance(channel, Channel) or not (requeues or holds_many(settings)):
+            return settings
+        from mqtool.cli.pipe.waiting import delivery_limit
+
+        with suppress(NotFound):  # a queue that will be declared
+            return settings._replace(delivery_limit=delivery_limit(access, channel, queue, requeues=requeues))
+        return settings
 
     def of(self, channel: AmqpChannel, deliveries: Iterator[Delivery], settings: Receiving) -> Iterator[Delivery]:
         """Yield the matching deliveries, up to the count. Asking for the next one acknowledges the previous one."""

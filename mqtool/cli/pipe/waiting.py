@@ -1,9 +1,11 @@
 """How commands read the messages that wait in a queue."""
 
 from contextlib import suppress
+from math import inf
 
 from mqtool.amqp import Channel
 from mqtool.cli.access import HINT_PATIENCE, Access
+from mqtool.cli.display import output
 from mqtool.errors import AccessRefused, Unavailable
 from mqtool.management import Management
 from mqtool.spelling import pasteable
@@ -21,6 +23,25 @@ def kind_of(access: Access, channel: Channel, queue: str, patience: tuple[float,
     with suppress(Unavailable, AccessRefused):
         api = access.management(patience)
     return peeking.kind_of(channel, queue, api, access.vhost)
+
+
+def delivery_limit(access: Access, channel: Channel, queue: str, *, requeues: bool) -> float | None:
+    """How many times an existing queue requeues a message before it drops it, infinity for any number, None if unknown.
+
+    Args:
+        requeues: True if messages that are received will be requeued; then check the queue as check_source() does.
+
+    Raises:
+        NotFound: there is no such queue.
+        MqtoolError: requeuing a message could exceed the delivery limit.
+    """
+    kind = kind_of(access, channel, queue, HINT_PATIENCE)
+    if requeues:
+        _check_limit(channel, queue, kind)
+    if not kind.is_certain:
+        # If it is not even known whether the queue is deleted with its last consumer, its consumer must not change.
+        return 0 if kind.how is How.GET else None
+    return inf if kind.limit is None else kind.limit
 
 
 def check_source(access: Access, channel: Channel, queue: str, *, requeues: bool) -> bool:
@@ -42,5 +63,14 @@ def check_source(access: Access, channel: Channel, queue: str, *, requeues: bool
             f"to copy them: {pasteable('receive --json --offset first --queue=', queue)}",
         )
     if requeues:
-        peeking.check_limit(channel, queue, kind)
+        _check_limit(channel, queue, kind)
     return kind.how is How.GET
+
+
+def _check_limit(channel: Channel, queue: str, kind: PeekKind) -> None:
+    peeking.check_limit(channel, queue, kind)
+    if kind.how is How.IN_TURN and not kind.is_certain:
+        output.notice(
+            f"the delivery limit of {queue!r} is unknown, because only the management API tells it; "
+            "messages that do not match are requeued, which may count as a delivery"
+        )
