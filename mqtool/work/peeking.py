@@ -154,7 +154,8 @@ def _probed(channel: Channel, queue: str, default: int | None) -> PeekKind:
         asking.declare(as_quorum, remember=False, exactly=True)
     except DeclaredDifferently:
         return PeekKind(How.GET if is_single else How.CONSUME)
-    return PeekKind(How.IN_TURN, _limit([probe.arguments.get("x-delivery-limit")], default), is_single, is_certain=False)
+    limit = _limit([probe.arguments.get("x-delivery-limit")], default)
+    return PeekKind(How.IN_TURN, limit, is_single, is_certain=False)
 
 
 def check_limit(channel: Channel, queue: str, kind: PeekKind) -> None:

@@ -172,7 +172,7 @@ def test_peek_finds_out_over_amqp_how_to_read_a_queue(place: Place, settings: di
     """
     place.fill(**settings)
     kind = kind_of(place.channel, "jobs", None, "")
-    is_single = "x-single-active-consumer" in settings["arguments"]
+    is_single = "x-single-active-consumer" in settings.get("arguments", {})
     assert kind == (PeekKind(how, 20, is_single, is_certain=False) if how is How.IN_TURN else PeekKind(how))
     assert place.channel.is_open
 
