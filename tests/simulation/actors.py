@@ -242,6 +242,8 @@ class Getter(Role):
     """Fetches single messages with basic.get."""
 
     async def get(self, queue: str) -> None:
+        if self.world.kinds[queue].refuses_get:
+            return
         delivered = await self.client.get(queue)
         if delivered is not None and self.random.random() < 0.7:
             self.client.settle(delivered, self.random.choice(["acked", "requeued"]))
@@ -462,7 +464,8 @@ class Administrator(Role):
                 self.judge.fail("a queue keeps its limits", f"queue {name} has {ready} messages")
 
     async def peek(self, queue: str) -> None:
-        if self.world.kinds[queue].stream:  # RabbitMQ's API refuses this, too
+        kind = self.world.kinds[queue]
+        if kind.stream or kind.refuses_get:  # RabbitMQ's API refuses this, too
             await self._ask("GET", "/overview")  # the broker closes a connection without requests
             return
         body = {"count": 3, "ackmode": "ack_requeue_true", "encoding": "auto"}

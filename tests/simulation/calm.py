@@ -1,6 +1,8 @@
 """The end of a simulation: the faults are over, the queues are emptied, and everything is counted."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from pamqp.commands import Basic, Queue
@@ -31,7 +33,24 @@ class Drain(Client091):
             number = int(body.partition(b" ")[0])
             headers: Any = header.properties.headers or {}
             got = Delivered(method.delivery_tag, number, "", headers, redelivered=method.redelivered)
-            self._asked.popleft().set_result((got, header.properties.priority or 0))
+            took = got, header.properties.priority or 0
+            if isinstance(method, Basic.Deliver):
+                self._delivered.put_nowait(took)
+            else:
+                self._asked.popleft().set_result(took)
+
+    async def messages_of(self, name: str, count: int) -> AsyncIterator[tuple[Delivered, int]]:
+        """Yield all messages of a queue with their priorities; by a consumer, at most `count`."""
+        if not self.judge.kinds[name].refuses_get:
+            while isinstance(got := await self.call(Basic.Get(queue=name)), tuple):
+                yield got
+            return
+        self._delivered = asyncio.Queue[tuple[Delivered, int]]()
+        await self.call(Basic.Consume(queue=name, consumer_tag=name))
+        with suppress(TimeoutError):
+            for _ in range(count):
+                yield await asyncio.wait_for(self._delivered.get(), _CALM_SECONDS)
+        await self.call(Basic.Cancel(name))
 
 
 async def settle_down(world: "World") -> None:
@@ -80,8 +99,7 @@ async def _drain(client: Drain, name: str) -> list[tuple[int, Table, bool]]:
     last: dict[str, int] = {}
     lowest = 255
     tag = 0
-    while isinstance(got := await client.call(Basic.Get(queue=name)), tuple):
-        delivered, priority = got
+    async for delivered, priority in client.messages_of(name, announced):
         number, tag = delivered.number, delivered.tag
         found.append((number, delivered.headers, delivered.redelivered))
         if name != "dead" and number in judge.sent:

@@ -62,6 +62,11 @@ class Kind:
         """True if the queue rejects messages when it is full."""
         return str(self.arguments.get("x-overflow", "")).startswith("reject-publish")
 
+    @property
+    def refuses_get(self) -> bool:
+        """True if basic.get is refused."""
+        return self.single_active and self.arguments.get("x-queue-type") == "quorum"
+
 
 @dataclass
 class Sent:

@@ -29,7 +29,6 @@ class ChangeGroup:
         logs: streams with new data for their own files.
         discarded: deleted streams whose files are to be removed.
         waiting: functions to call once the group is on disk.
-        size: the approximate size of its rows in the log, in bytes.
     """
 
     # Tuples with the fields of StoredEntry, in order: creating them takes half the time.
@@ -40,7 +39,6 @@ class ChangeGroup:
     logs: dict[Log, None] = field(default_factory=dict)
     discarded: list[Log] = field(default_factory=list)
     waiting: list[Callable[[], None]] = field(default_factory=list)
-    size: int = 0
 
     def __bool__(self) -> bool:
         return self.has_rows or bool(self.logs or self.discarded or self.waiting)
@@ -60,7 +58,6 @@ class ChangeGroup:
             self.logs | later.logs,
             self.discarded + later.discarded,
             self.waiting + later.waiting,
-            self.size + later.size,
         )
 
     def write_rows(self, db: sqlite3.Connection) -> None:
@@ -88,14 +85,15 @@ class ChangeGroups:
     Attributes:
         next: the group that collects changes now.
         syncing: the group that is being written or synced.
-        most_bytes: the approximate size in the log at which a group is complete, in bytes.
+        size: the approximate size of `next` in the log, in bytes.
+        most_bytes: the size at which `next` is complete: then, complete_soon() must be called.
     """
 
     def __init__(self, begins: Callable[[], object]) -> None:
         self._begins = begins
         self.next = ChangeGroup()
         self.syncing = ChangeGroup()
-        self.most_bytes = _GROUP_BYTES
+        self.size, self.most_bytes = 0, _GROUP_BYTES
         self._full: deque[ChangeGroup] = deque()
         self._loop = asyncio.get_running_loop()
 
@@ -114,16 +112,15 @@ class ChangeGroups:
         """True if the next write must not be delayed."""
         return bool(self._full or self.next.waiting)
 
-    def grow(self, size: int) -> None:
-        """Count a change of this size, in bytes. If its group is large, the next turn begins another one."""
-        before, self.next.size = self.next.size, self.next.size + size
-        if before <= self.most_bytes < self.next.size:
-            self._loop.call_soon(self._complete, self.next)
+    def complete_soon(self) -> None:
+        """Begin another group in the next turn."""
+        self.size = 0
+        self._loop.call_soon(self._complete, self.next)
 
     def _complete(self, group: ChangeGroup) -> None:
         if group is self.next:  # it has not been taken meanwhile
             self._full.append(group)
-            self.next = ChangeGroup()
+            self.next, self.size = ChangeGroup(), 0
             self._begins()
 
     def take(self) -> ChangeGroup:

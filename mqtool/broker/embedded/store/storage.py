@@ -172,25 +172,31 @@ class Storage(Ledger):
     def added(self, holder: int, entry: BacklogEntry) -> None:
         entry.row = row = entry.position
         address, header, body = entry.message.stored()
-        self.changes.next.added[row] = (row, holder, entry.expires_at, entry.delivery_count, 0, address, header, body)
-        self.changes.grow(ROW_BYTES + len(body))
+        changes = self.changes
+        changes.next.added[row] = (row, holder, entry.expires_at, entry.delivery_count, 0, address, header, body)
+        changes.size += ROW_BYTES + len(body)
+        self._log_bytes += len(body)
+        if changes.size > changes.most_bytes:
+            changes.complete_soon()
         if self._scheduled is None:
             self._schedule()
 
     def removed(self, row: int, *, purged: bool = False) -> None:
-        if self.changes.next.added.pop(row, None) is None:
+        changes = self.changes
+        if changes.next.added.pop(row, None) is None:
             if purged:
                 self._purged.append(row)
             else:
-                self.changes.next.removed.append(row)
-                self.changes.grow(ROW_BYTES)
+                changes.next.removed.append(row)
+                changes.size += ROW_BYTES
+                if changes.size > changes.most_bytes:
+                    changes.complete_soon()
             if self._scheduled is None:
                 self._schedule()
 
     def expires_earlier(self, row: int, due: int) -> None:
         """Store another time for a message, for when it is read back: the clock was ahead before a restart."""
         self.changes.next.due[row] = due
-        self.changes.grow(ROW_BYTES)
         self._schedule()
 
     def read(self, rows: Sequence[int]) -> list[BacklogEntry]:
@@ -243,9 +249,7 @@ class Storage(Ledger):
         if self._writer.is_busy:  # this is another attempt after a failure; _synced() schedules the next one
             return
         group = self.changes.take()
-        purged = self._purged[:_PURGED_AT_ONCE]
-        group.removed += purged
-        group.size += ROW_BYTES * len(purged)
+        group.removed += self._purged[:_PURGED_AT_ONCE]
         del self._purged[:_PURGED_AT_ONCE]
         try:
             for stream in group.logs:
@@ -270,7 +274,8 @@ class Storage(Ledger):
         """
         try:
             if error is None:
-                self._log_bytes += _TRANSACTION_BYTES + group.size
+                rows = len(group.added) + len(group.removed) + len(group.due)
+                self._log_bytes += _TRANSACTION_BYTES + ROW_BYTES * rows
                 group.write_rows(self._db)
         except Exception as failure:
             error = failure
