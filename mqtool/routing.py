@@ -356,7 +356,7 @@ def delay_of(value: FieldValue) -> int:
 
 
 def checked_delay_of(value: FieldValue) -> int:
-    """Do the same as delay_of(), but do not ignore a value.
+    """Like delay_of(), but raise an error instead of ignoring an invalid value.
 
     Raises:
         ValueError: the plugin would fail, or deliver at once although the value is neither None nor a number below 1.
@@ -364,7 +364,7 @@ def checked_delay_of(value: FieldValue) -> int:
     number = _milliseconds(value)
     if value is not None and (number is None or number > MAX_DELAY):
         raise ValueError(f"x-delay is not a number of milliseconds up to {MAX_DELAY}: {value!r}")
-    return delay_of(value)
+    return int(number) if number is not None and number >= 1 else 0
 
 
 def _milliseconds(value: Any) -> float | None:

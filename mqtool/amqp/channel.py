@@ -354,11 +354,13 @@ def _settled(deliveries: Sequence[Delivery], consumers: Sequence["Consumer"]) ->
     return unsettled
 
 
-def _delivery_limit(queue: Queue, broker: str) -> float | None:
-    """How many times a queue requeues a message before dropping it; None if a policy may say so."""
+def _delivery_limit(queue: Queue, broker: str) -> float:
+    """How many times a queue requeues a message before dropping it, as far as its declaration tells."""
+    from mqtool.amqp.consume_policies import ASSUMED_LIMIT
+
     if queue.arguments.get("x-queue-type") != "quorum":
         return inf
     limit = queue.arguments.get("x-delivery-limit")
     if isinstance(limit, int):
         return inf if limit < 0 else limit
-    return None if re.match("RabbitMQ ", broker) else inf
+    return ASSUMED_LIMIT if re.match("RabbitMQ ", broker) else inf  # a policy may set one

@@ -19,7 +19,7 @@ _MANY, _EARLY = 250, 50
 #: The longest time, in seconds, for which acknowledgements are collected to be sent as one basic.ack.
 _ACK_TOGETHER = 0.05
 #: The delivery limit to assume for a quorum queue if it is not known.
-_ASSUMED = 2
+ASSUMED_LIMIT = 2
 
 
 class Step(Enum):
@@ -103,11 +103,11 @@ def holds_many(receiving: Receiving) -> bool:
     return is_default and (not receiving.auto_ack if receiving.count is None else receiving.count > _MANY)
 
 
-def policy_for(receiving: Receiving, *, delivery_limit: float | None, is_stream: bool = False) -> ConsumePolicy:
+def policy_for(receiving: Receiving, *, delivery_limit: float, is_stream: bool = False) -> ConsumePolicy:
     """Choose a policy.
 
     Args:
-        delivery_limit: how many times the queue requeues a message before it drops it; None if it is not known.
+        delivery_limit: how many times the queue requeues a message before it drops it, infinity for no limit.
         is_stream: True for a stream, whose messages stay, so that prefetching more than the count does no harm.
     """
     if not receiving.acknowledge:
@@ -117,8 +117,7 @@ def policy_for(receiving: Receiving, *, delivery_limit: float | None, is_stream:
     if receiving.buffer is not None:
         return Streaming(receiving.prefetch, auto_ack=True)
     # Messages that are only prefetched use up to three quarters of the limit; the rest is for messages in hand.
-    limit = _ASSUMED if delivery_limit is None else delivery_limit
-    often = int(limit * 3 / 4) if holds_many(receiving) and limit < inf else inf
+    often = int(delivery_limit * 3 / 4) if holds_many(receiving) and delivery_limit < inf else inf
     if receiving.count is not None:
         return ExactCount(receiving.count, receiving.prefetch, often)
     if often < inf:

@@ -39,8 +39,8 @@ class Receiving(NamedTuple):
         buffer: a limited buffer for a slow caller (with auto_ack); None for an unlimited one. When consuming ends, the
             deliveries left in it are dropped.
         offset: where to start in a stream; None starts with messages published from now on.
-        delivery_limit: how many times the queue requeues a message before it drops it, infinity for any number; None if
-            only the queue's declaration tells.
+        delivery_limit: how many times the queue requeues a message before it drops it, infinity for no limit; None to
+            go by the queue's declaration.
         before_acknowledging: called before deliveries are acknowledged, and when no more have arrived, so that a caller
             can write the output it has collected. If it raises an error, the deliveries stay unacknowledged.
         is_output_full: called after each delivery. If it returns True, the deliveries are acknowledged now, so that

@@ -38,9 +38,7 @@ def holds(writing: int, started: Started) -> None:
 
 @contextmanager
 def discarding_with_this_process(name: str) -> Iterator[None]:
-    """Context manager for a block that starts the broker `name` and discards it: if this process is killed meanwhile,
-    the broker is stopped and discarded, too.
-    """
+    """If this process is killed within the block, stop and discard the broker `name`."""
     writing = stop_with_this_process(name, "--discard")
     try:
         yield

@@ -232,7 +232,7 @@ def forget(name: str) -> None:
 
 
 def restore(name: str, before: Started | None) -> None:
-    """Forget a broker that did not start: load() returns again what it returned before the broker was saved."""
+    """Undo save() after a failed start: load() returns `before` again."""
     if before is not None:
         save(before)
     else:

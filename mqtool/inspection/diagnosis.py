@@ -374,8 +374,8 @@ def _lost(gone: int, arguments: Json) -> tuple[str, str]:
     if str(arguments.get("x-overflow")).startswith("reject-publish"):
         what = f"has lost {counted(gone)}, or refused them because it was full"
         return what, f"refused messages are not lost: their publishers get a nack; for others, {hint}"
-    what = f"has no dead-letter exchange, and may have lost {counted(gone)}: rejected, expired or dropped"
-    return f"{what}, unless purged", hint
+    what = f"has no dead-letter exchange, and may have lost {counted(gone)}"
+    return f"{what}: they were rejected, expired, dropped or purged", hint
 
 
 def of_firehose(api: Management, vhost: str | None) -> Iterator[Finding]:

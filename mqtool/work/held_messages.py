@@ -261,6 +261,7 @@ def _consumer_gets_nothing(channel: Channel, queue: str) -> bool:
     while (found := administration.depth(channel, queue)) == (0, 0):
         if time.monotonic() > deadline:
             raise NotConfirmed(f"quorum queue {queue!r} does not answer")
+        time.sleep(0.01)
     administration.depth(channel, queue)  # a delivery arrives before this reply: see ready_after_deliveries()
     return not found.ready and not consumer.arrives(0)
 

@@ -121,7 +121,7 @@ def _of_queues(
             before, after = _Limits.of(view, now.values()), _Limits.of(view, then.values())
             first = ""
             if before.drops and not after.drops and view.get("type") != "quorum":
-                after, first = after._replace(drops=True), ", which RabbitMQ applies before overflow"
+                after, first = after._replace(drops=True), " (RabbitMQ applies it before the new overflow setting)"
             if before != after:
                 yield from _of_queue(view, count(view["name"]), before, after, first)
 

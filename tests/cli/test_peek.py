@@ -236,7 +236,7 @@ def test_peek_loses_no_message_if_the_user_cannot_see_the_delivery_limit(shell: 
         shown = [shell.run(*peek, "--user", user, "--password-file", "password") for _ in range(4)]
         assert [each.code for each in shown] == [0, 1, 0, 1], shown
         assert all(each.stdout.split() == ["0", "1", "2"] for each in shown)
-        assert "only the management API tells the delivery limit" in shown[0].stderr
+        assert "the limit can be read only from the management API" in shown[0].stderr
         assert "has been requeued 1 time, the limit of 'jobs'" in shown[1].stderr
         wait_until(lambda: depth(broker, "jobs") == 3, "all messages published again", 10)
     finally:

@@ -66,6 +66,22 @@ def test_receive_keeps_an_auto_delete_queue_while_it_consumes(shell: Shell) -> N
     assert (came.stdout, came.code) == ("1\n2\n3\n", 0), came.stderr
 
 
+def test_receive_remains_the_single_active_consumer_of_a_queue_with_a_delivery_limit(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """While `receive` is the single active consumer of a quorum queue with a delivery limit, a second `receive` gets no
+    message of the queue.
+    """
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    limits = ("--argument", "x-single-active-consumer:=true", "--argument", "x-delivery-limit:=5")
+    shell.run("mqtool", "queue", "declare", "jobs", "--queue-type", "quorum", *limits)
+    receivers = [shell.start("mqtool", "receive", "-q", "jobs", "--raw").wait_until_ready() for _ in range(2)]
+    for number in range(3):
+        shell.run("mqtool", "send", "-q", "jobs", str(number))
+        receivers[0].wait_for_stdout(f"{number}\n")
+    assert receivers[1].stdout == ""
+
+
 @on_any_broker
 def test_receive_ends_when_the_reader_of_its_output_exits(shell: Shell) -> None:
     """`receive | head -n 1` ends as soon as `head` exits, even if no further message arrives."""

@@ -13,7 +13,10 @@ from tests.cli.test_exec import depth
 
 SET = ("mqtool", "policy", "set", "limits", "--pattern", "^jobs", "--definition", '{"max-length": 3}')
 
-WARNING = "warning: queue 'jobs' drops 7 of 10 messages: max-length is 3, which RabbitMQ applies before overflow\n"
+WARNING = (
+    "warning: queue 'jobs' drops 7 of 10 messages: max-length is 3 "
+    "(RabbitMQ applies it before the new overflow setting)\n"
+)
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ def test_doctor_says_that_missing_messages_may_have_been_purged(watcher: Shell, 
         watcher.run("mqtool", "queue", "purge", "--yes", "jobs")
         return str(findings(watcher, broker).get("no-dead-letter-exchange", {}).get("what"))
 
-    wanted = "may have lost .* messages: rejected, expired or dropped, unless purged$"
+    wanted = "may have lost .* messages: they were rejected, expired, dropped or purged$"
     wait_until(lambda: re.search(wanted, said()), said)
 
 

@@ -40,7 +40,7 @@ class Drain(Client091):
                 self._asked.popleft().set_result(took)
 
     async def messages_of(self, name: str, count: int) -> AsyncIterator[tuple[Delivered, int]]:
-        """Yield all messages of a queue with their priorities; by a consumer, at most `count`."""
+        """Yield all messages of a queue, which should be `count`, with their priorities."""
         if not self.judge.kinds[name].refuses_get:
             while isinstance(got := await self.call(Basic.Get(queue=name)), tuple):
                 yield got
@@ -48,8 +48,8 @@ class Drain(Client091):
         self._delivered = asyncio.Queue[tuple[Delivered, int]]()
         await self.call(Basic.Consume(queue=name, consumer_tag=name))
         with suppress(TimeoutError):
-            for _ in range(count):
-                yield await asyncio.wait_for(self._delivered.get(), _CALM_SECONDS)
+            for _ in range(count + 1):
+                yield await asyncio.wait_for(self._delivered.get(), 1)
         await self.call(Basic.Cancel(name))
 
 

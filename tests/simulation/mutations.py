@@ -196,8 +196,10 @@ MUTATIONS = (
     Mutation(
         "loses the second half of a group of writes that failed",
         "store/change_groups.py",
-        "            self.added | later.added,",
-        "            later.added,",
+        "        self._full.appendleft(group)\n        self.syncing",
+        "        group.added = dict([*group.added.items()][: len(group.added) // 2])\n"
+        "        self._full.appendleft(group)\n"
+        "        self.syncing",
     ),
     Mutation(
         "counts unacknowledged messages wrongly",

@@ -5,7 +5,15 @@ from typing import Any, cast
 
 import pytest
 
-from mqtool.amqp.consume_policies import CallerSettles, ConsumePolicy, ExactCount, Step, Streaming, policy_for
+from mqtool.amqp.consume_policies import (
+    ASSUMED_LIMIT,
+    CallerSettles,
+    ConsumePolicy,
+    ExactCount,
+    Step,
+    Streaming,
+    policy_for,
+)
 from mqtool.amqp.receive_settings import PREFETCH, Receiving
 from mqtool.message import Delivery
 
@@ -83,7 +91,7 @@ def test_often_requeued_messages_are_prefetched_one_by_one() -> None:
     allows, its prefetch is 1. As soon as it receives a message that was requeued less often, it uses its full prefetch.
     If the limit is not known, this is a message that was never requeued. If the limit is 1 or 0, the prefetch stays 1.
     """
-    for limit, often in (20, 15), (4, 3), (3, 2), (2, 1), (None, 1):
+    for limit, often in (20, 15), (4, 3), (3, 2), (ASSUMED_LIMIT, 1):
         policy = policy_for(Receiving(), delivery_limit=limit)
         assert (policy.prefetch, policy.taken(delivery(1, times=often)), policy.prefetch) == (1, Step.GO_ON, 1)
         assert (policy.taken(delivery(2, times=often - 1)), policy.prefetch) == (Step.RESUBSCRIBE, PREFETCH)

@@ -530,20 +530,20 @@ def test_replacing_a_policy_can_make_a_queue_drop_messages(new: dict[str, Any]) 
     assert lost(policy(expires=60_000), queue(), policies=[policy(expires=1000)]) == []
 
 
-FIRST = "which RabbitMQ applies before overflow"
+FIRST = "(RabbitMQ applies it before the new overflow setting)"
 
 
 @pytest.mark.parametrize(
     ("new", "there", "loss"),
     [
-        (policy(max_length=4), queue(), Loss("q", 6, f"drops 6 of 10 messages: max-length is 4, {FIRST}")),
+        (policy(max_length=4), queue(), Loss("q", 6, f"drops 6 of 10 messages: max-length is 4 {FIRST}")),
         (policy(max_length_bytes=75), queue(),
-         Loss("q", 3, f"drops about 3 of 10 messages: max-length-bytes is 75, {FIRST}")),
+         Loss("q", 3, f"drops about 3 of 10 messages: max-length-bytes is 75 {FIRST}")),
         (policy(max_length_bytes=75), queue(message_bytes_ready=0),
-         Loss("q", None, f"may drop some of 10 messages: {UNCOUNTED}".replace("75", f"75, {FIRST}"))),
+         Loss("q", None, f"may drop some of 10 messages: {UNCOUNTED}".replace("75", f"75 {FIRST}"))),
         (policy(max_length=4, dead_letter_exchange=""), queue(),
-         Loss("q", 6, f"dead-letters 6 of 10 messages: max-length is 4, {FIRST}")),
-        (policy(max_length=4), queue(type=None), Loss("q", 6, f"drops 6 of 10 messages: max-length is 4, {FIRST}")),
+         Loss("q", 6, f"dead-letters 6 of 10 messages: max-length is 4 {FIRST}")),
+        (policy(max_length=4), queue(type=None), Loss("q", 6, f"drops 6 of 10 messages: max-length is 4 {FIRST}")),
         (policy(max_length=4), queue(arguments={"x-overflow": "drop-head"}),
          Loss("q", 6, "drops 6 of 10 messages: max-length is 4")),
         (policy(expires=60_000), queue(),

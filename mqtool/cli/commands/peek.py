@@ -114,5 +114,5 @@ def _say(queue: str, kind: PeekKind, shown: int, *, has_condition: bool) -> None
         price = f", one delivery closer to the limit of {kind.limit}, after which the queue drops them"
         price = "" if kind.limit is None else price
         if not kind.is_certain:
-            price = ": each look may count as a delivery, and only the management API tells the delivery limit"
+            price = ": each look may count as a delivery, and the limit can be read only from the management API"
         output.notice(f"{shown:,} shown; they stay in {queue}, marked as redelivered{price}")

@@ -4,6 +4,7 @@ from contextlib import suppress
 from math import inf
 
 from mqtool.amqp import Channel
+from mqtool.amqp.consume_policies import ASSUMED_LIMIT
 from mqtool.cli.access import HINT_PATIENCE, Access
 from mqtool.cli.display import output
 from mqtool.errors import AccessRefused, Unavailable
@@ -25,8 +26,10 @@ def kind_of(access: Access, channel: Channel, queue: str, patience: tuple[float,
     return peeking.kind_of(channel, queue, api, access.vhost)
 
 
-def delivery_limit(access: Access, channel: Channel, queue: str, *, requeues: bool) -> float | None:
-    """How many times an existing queue requeues a message before it drops it, infinity for any number, None if unknown.
+def delivery_limit(access: Access, channel: Channel, queue: str, *, requeues: bool) -> float:
+    """How many times an existing queue requeues a message before it drops it, infinity for no limit.
+
+    If the limit is unknown, assume a low one; if the queue's consumer must not change, return 0.
 
     Args:
         requeues: True if messages that are received will be requeued; then check the queue as check_source() does.
@@ -38,10 +41,15 @@ def delivery_limit(access: Access, channel: Channel, queue: str, *, requeues: bo
     kind = kind_of(access, channel, queue, HINT_PATIENCE)
     if requeues:
         _check_limit(channel, queue, kind)
-    if not kind.is_certain:
-        # If it is not even known whether the queue is deleted with its last consumer, its consumer must not change.
-        return 0 if kind.how is How.GET else None
-    return inf if kind.limit is None else kind.limit
+    limit = inf if kind.limit is None else kind.limit
+    if kind.is_certain:
+        return 0 if kind.is_single and limit < inf else limit  # another consumer would become the active one
+    if kind.how is How.GET:  # the queue may be deleted with its last consumer
+        output.notice(
+            f"messages are taken one at a time, because this user can neither see nor configure queue {queue!r}; "
+            "--prefetch N takes more at a time"
+        )
+    return 0 if kind.is_single or kind.how is How.GET else min(limit, ASSUMED_LIMIT)
 
 
 def check_source(access: Access, channel: Channel, queue: str, *, requeues: bool) -> bool:
@@ -71,6 +79,6 @@ def _check_limit(channel: Channel, queue: str, kind: PeekKind) -> None:
     peeking.check_limit(channel, queue, kind)
     if kind.how is How.IN_TURN and not kind.is_certain:
         output.notice(
-            f"the delivery limit of {queue!r} is unknown, because only the management API tells it; "
+            f"the delivery limit of {queue!r} is unknown, because it can be read only from the management API; "
             "messages that do not match are requeued, which may count as a delivery"
         )

@@ -256,7 +256,7 @@ def test_rows_of_many_purged_messages_are_deleted_in_several_transactions(
         deleted.append(len(removed))
         write_entries(db, added, removed, due)
 
-    monkeypatch.setattr(store, "_PURGED_AT_ONCE", 10)
+    monkeypatch.setattr(change_groups, "_PURGED_AT_ONCE", 10)
     monkeypatch.setattr(change_groups, "write_entries", write)
 
     async def run() -> None:
@@ -277,21 +277,26 @@ def test_rows_of_many_purged_messages_are_deleted_in_several_transactions(
     assert [*entries_in(tmp_path)] == [b"0"]
 
 
-@pytest.mark.parametrize("is_stopped", [False, True])
+@pytest.mark.parametrize("case", ["the disk works", "a write fails", "the messages are purged", "the broker stops"])
 def test_changes_that_wait_for_a_slow_disk_are_written_in_several_transactions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_stopped: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     """If many messages are published while the disk is slow, the broker writes them in several database transactions,
-    and serves its clients in between. It confirms each message after the transaction that contains it. When the broker
-    stops, it writes all remaining messages in one transaction.
+    and serves its clients in between. It confirms each message after the transaction that contains it, and deletes a
+    purged message only after the transaction that adds it. A transaction that fails is repeated. When the broker stops,
+    it writes all remaining messages in one transaction.
     """
     written: list[int] = []
     write_entries = change_groups.write_entries
+    failing = iter([case == "a write fails"])
 
     def write(db: sqlite3.Connection, added: Any, removed: list[int], due: Any) -> None:
+        if added and next(failing, False):
+            fail()
         written.append(len(added))
         write_entries(db, added, removed, due)
 
+    monkeypatch.setattr(store, "_RETRY_SECONDS", 0)
     monkeypatch.setattr(change_groups, "write_entries", write)
 
     async def run() -> None:
@@ -309,16 +314,20 @@ def test_changes_that_wait_for_a_slow_disk_are_written_in_several_transactions(
         await turns()
         storage.removed(1)  # this message waits in an earlier group
         assert [entry.message.body for entry in storage.read([2, 25])] == [b"1", b"24"]
+        for row in range(2, 26) if case == "the messages are purged" else ():
+            storage.removed(row, purged=True)
         assert not last.done()
         disk.may_go_on.set()
-        if not is_stopped:
+        if case != "the broker stops":
             await asyncio.wait_for(asyncio.gather(first, last, storage.stored()), _PATIENCE_SECONDS)
             await asyncio.wait_for(storage.stored(), _PATIENCE_SECONDS)
         storage.close()
 
     asyncio.run(run())
-    assert [count for count in written if count] == ([25] if is_stopped else [10, 10, 5])
-    assert [*entries_in(tmp_path)] == [b"%d" % number for number in range(1, 25)]
+    expected = {"the broker stops": [25], "the messages are purged": [10, 10]}.get(case, [10, 10, 5])
+    assert [count for count in written if count] == expected
+    kept = range(1, 25) if case != "the messages are purged" else ()
+    assert [*entries_in(tmp_path)] == [b"%d" % number for number in kept]
 
 
 def test_a_group_that_cannot_be_written_for_an_unforeseen_reason_is_reported_and_kept(

@@ -13,6 +13,9 @@ from mqtool.broker.embedded.store.database import write_definitions, write_entri
 #: The approximate size of a changed row in SQLite's log, in bytes, without its message.
 ROW_BYTES = 256
 
+#: How many rows of purged messages are deleted in one transaction. Meanwhile, the event loop serves nobody.
+_PURGED_AT_ONCE = 20_000
+
 #: The default of `ChangeGroups.most_bytes`: while a group is written, the event loop serves nobody.
 _GROUP_BYTES = 4 * 1024 * 1024
 
@@ -80,20 +83,20 @@ class ChangeGroups:
     the event loop are in the same group, because a dead letter is removed from one queue and added to another.
 
     Args:
-        begins: called when `next` becomes another group.
+        begins: called whenever a new group begins.
 
     Attributes:
         next: the group that collects changes now.
         syncing: the group that is being written or synced.
-        size: the approximate size of `next` in the log, in bytes.
-        most_bytes: the size at which `next` is complete: then, complete_soon() must be called.
+        most_bytes: the approximate size in the log, in bytes, above which another group begins in the next turn.
     """
 
     def __init__(self, begins: Callable[[], object]) -> None:
         self._begins = begins
         self.next = ChangeGroup()
         self.syncing = ChangeGroup()
-        self.size, self.most_bytes = 0, _GROUP_BYTES
+        self.most_bytes = _GROUP_BYTES
+        self._size = 0
         self._full: deque[ChangeGroup] = deque()
         self._loop = asyncio.get_running_loop()
 
@@ -112,28 +115,38 @@ class ChangeGroups:
         """True if the next write must not be delayed."""
         return bool(self._full or self.next.waiting)
 
-    def complete_soon(self) -> None:
-        """Begin another group in the next turn."""
-        self.size = 0
-        self._loop.call_soon(self._complete, self.next)
+    def grew(self, by: int) -> None:
+        """Count a change that `next` has collected, of this approximate size in the log, in bytes."""
+        self._size += by
+        if self._size > self.most_bytes:
+            self._size = 0
+            self._loop.call_soon(self._complete, self.next)
 
     def _complete(self, group: ChangeGroup) -> None:
         if group is self.next:  # it has not been taken meanwhile
             self._full.append(group)
-            self.next, self.size = ChangeGroup(), 0
+            self.next, self._size = ChangeGroup(), 0
             self._begins()
 
-    def take(self) -> ChangeGroup:
-        """Remove the earliest group, to write it."""
+    def take(self, purged: list[int]) -> ChangeGroup:
+        """Remove the earliest group, to write it.
+
+        Args:
+            purged: rows to delete. The last group takes some of them: a group before it could not delete a row that a
+                later one adds.
+        """
         if not self._full:
             self._complete(self.next)
-        return self._full.popleft()
+        group = self._full.popleft()
+        if not self._full:
+            group.removed += purged[:_PURGED_AT_ONCE]
+            del purged[:_PURGED_AT_ONCE]
+        return group
 
     def put_back(self, group: ChangeGroup) -> None:
-        """Merge a group that could not be written, and all that wait, into `next`."""
+        """Keep a group that could not be written as the earliest one."""
         self._full.appendleft(group)
-        self.next, self.syncing = self.all_waiting(), ChangeGroup()
-        self._full.clear()
+        self.syncing = ChangeGroup()
 
     def all_waiting(self) -> ChangeGroup:
         """Return one group of all changes that wait to be written."""

@@ -48,9 +48,6 @@ _UNHURRIED_SECONDS = 0.02
 #: The delay before another attempt to write a group after a failure.
 _RETRY_SECONDS = 0.5
 
-#: How many rows of purged messages are deleted in one transaction. Meanwhile, the event loop serves nobody.
-_PURGED_AT_ONCE = 20_000
-
 #: The approximate size of the log at which the writer thread copies it to the database file.
 _CHECKPOINT_BYTES = 8 * 1024 * 1024
 
@@ -174,10 +171,8 @@ class Storage(Ledger):
         address, header, body = entry.message.stored()
         changes = self.changes
         changes.next.added[row] = (row, holder, entry.expires_at, entry.delivery_count, 0, address, header, body)
-        changes.size += ROW_BYTES + len(body)
+        changes.grew(ROW_BYTES + len(body))
         self._log_bytes += len(body)
-        if changes.size > changes.most_bytes:
-            changes.complete_soon()
         if self._scheduled is None:
             self._schedule()
 
@@ -188,9 +183,7 @@ class Storage(Ledger):
                 self._purged.append(row)
             else:
                 changes.next.removed.append(row)
-                changes.size += ROW_BYTES
-                if changes.size > changes.most_bytes:
-                    changes.complete_soon()
+                changes.grew(ROW_BYTES)
             if self._scheduled is None:
                 self._schedule()
 
@@ -248,9 +241,7 @@ class Storage(Ledger):
         self._scheduled = None
         if self._writer.is_busy:  # this is another attempt after a failure; _synced() schedules the next one
             return
-        group = self.changes.take()
-        group.removed += self._purged[:_PURGED_AT_ONCE]
-        del self._purged[:_PURGED_AT_ONCE]
+        group = self.changes.take(self._purged)
         try:
             for stream in group.logs:
                 stream.prepare()
@@ -304,7 +295,7 @@ class Storage(Ledger):
             self._schedule()
 
     def _keep(self, group: ChangeGroup, error: BaseException) -> None:
-        """Merge a group that could not be written into the next one, report the error, and schedule another attempt."""
+        """Keep a group that could not be written, report the error, and schedule another attempt."""
         if not self._failing and not isinstance(error, sqlite3.Error | OSError):
             log.error("internal error while writing to the data directory", exc_info=error)
         self.changes.put_back(group)

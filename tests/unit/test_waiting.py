@@ -1,0 +1,37 @@
+"""What `receive` finds out about a queue before it prefetches messages."""
+
+from math import inf
+
+import pytest
+
+from mqtool.amqp.consume_policies import ASSUMED_LIMIT
+from mqtool.cli.pipe import waiting
+from mqtool.work.peeking import How, PeekKind
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit", "notice"),
+    [
+        (PeekKind(How.CONSUME), inf, ""),
+        (PeekKind(How.GET), inf, ""),
+        (PeekKind(How.IN_TURN, 20), 20, ""),
+        (PeekKind(How.IN_TURN, is_single=True), inf, ""),
+        (PeekKind(How.IN_TURN, 20, is_single=True), 0, ""),
+        (PeekKind(How.IN_TURN, 20, is_certain=False), ASSUMED_LIMIT, ""),
+        (PeekKind(How.IN_TURN, 1, is_certain=False), 1, ""),
+        (PeekKind(How.IN_TURN, 20, is_single=True, is_certain=False), 0, ""),
+        (PeekKind(How.GET, is_certain=False), 0, "this user can neither see nor configure queue 'jobs'"),
+    ],
+    ids=str,
+)
+def test_receive_assumes_a_low_delivery_limit_if_the_user_cannot_see_it(
+    kind: PeekKind, limit: float, notice: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If the user cannot see a queue's delivery limit, `receive` assumes that it is at most 2. The limit counts as 0,
+    with which messages are taken one at a time, if another consumer could become the single active one, or if nothing
+    is known of the queue; then a notice says why.
+    """
+    monkeypatch.setattr(waiting, "kind_of", lambda *_: kind)
+    assert waiting.delivery_limit(None, None, "jobs", requeues=False) == limit  # type: ignore[arg-type]
+    told = capsys.readouterr().err
+    assert notice in told if notice else not told
