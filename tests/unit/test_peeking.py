@@ -371,8 +371,8 @@ def test_a_first_message_that_is_removed_is_not_published_again(place: Place) ->
 @pytest.mark.parametrize("checks", [False, True])
 def test_only_the_first_message_is_at_risk_if_the_user_may_not_publish(place: Place, how: How, *, checks: bool) -> None:
     """A policy sets a delivery limit of 1 that the user cannot see, the messages have been requeued once, and the user
-    may not publish. `peek` and check_limit() fail when they have received
-    the first message, which the queue may drop. All others stay in the queue.
+    may not publish. `peek` and check_limit() fail when they have received the first message, which the queue may drop.
+    All others stay in the queue.
     """
     hidden_limit(place, 1)
     place.fill(*range(3), arguments=QUORUM)
@@ -409,10 +409,9 @@ def test_without_the_permission_to_configure_a_queue_messages_can_be_looked_at_o
     assert (place.delivered(), place.channel.depth_of("dead")) == (["3", "1", "2"], 0)
 
 
-def test_a_check_publishes_a_first_message_again_if_the_delivery_limit_is_unknown(place: Place) -> None:
+def test_a_check_publishes_requeued_messages_again_if_the_delivery_limit_is_unknown(place: Place) -> None:
     """A policy sets a delivery limit of 1 that the user cannot see, and the messages have been requeued once.
-    check_limit() publishes the first one to the end of the queue again, with those that were requeued after it, and
-    reports an error.
+    check_limit() publishes all of them to the queue again, in order, and reports an error.
     """
     hidden_limit(place, 1)
     place.fill(*range(3), arguments=QUORUM)
