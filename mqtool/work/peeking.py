@@ -13,7 +13,7 @@ A queue that is deleted with its last consumer is read with basic.get, which is 
 how many times a message was requeued, and drops a message that exceeds the delivery limit. So if there is a limit, the
 message at the head is received on its own, and checked before any others are received. A message behind it that the
 queue would drop is published to the queue again instead. If a policy may have set a limit that the user cannot see, the
-message at the head is requeued first: if the queue drops it, its count is the limit.
+queue might drop each message that has been requeued before, so all of these are published again.
 """
 
 import re
@@ -24,7 +24,7 @@ from enum import Enum, auto
 from itertools import islice
 from typing import Any
 
-from mqtool.amqp import Channel, Receiving, administration
+from mqtool.amqp import Channel, Receiving
 from mqtool.amqp.consumer import Consumer
 from mqtool.delays import WAIT_SUFFIX
 from mqtool.errors import AccessRefused, DeclaredDifferently, Difference, MqtoolError, Unavailable
@@ -36,7 +36,7 @@ from mqtool.topology import Queue
 from mqtool.work import history
 from mqtool.work.dead_letter_declaration import adopt
 from mqtool.work.queue_limits import policies_of
-from mqtool.work.transfer import elsewhere, fits, move, name_of, wait_for
+from mqtool.work.transfer import NotMoved, elsewhere, fits, move, name_of, wait_for
 
 #: The maximum number of messages that a consumer can hold, AMQP's largest prefetch; the number of messages in the first
 #: batch; the largest ratio of a batch to all before it; the size of later batches in bytes; the estimated overhead of a
@@ -128,9 +128,13 @@ def _probed(channel: Channel, queue: str, default: int | None) -> PeekKind:
     """Use AMQP to find out how to read a queue: declare it as a durable queue, and read the broker's error.
 
     The error names only one setting that differs. Adopt it, and declare the queue again. A queue that was declared
-    without a type has the default type of its virtual host.
+    without a type has the default type of its virtual host. If the queue has just been deleted, this creates a new one.
     """
-    asking = channel.connection.channel()
+    with closing(channel.connection.channel()) as asking:
+        return _declared(asking, queue, default)
+
+
+def _declared(asking: Channel, queue: str, default: int | None) -> PeekKind:
     probe, adopted = Queue(queue, durable=True), set[str]()
     while True:
         try:
@@ -188,8 +192,9 @@ def peek(
     Raises:
         NotFound: there is no such queue.
         Unavailable: the queue has messages, but the broker delivers none.
-        MqtoolError: one or two more requeues would make the queue drop the message at its head, or could do so if it
-            is not known what limits there are; or, on closing, one behind it.
+        MqtoolError: one or two more requeues would make the queue drop the message at its head, or could do so if its
+            limit is unknown and the message cannot be published again; or, on closing, another message. With basic.get
+            and an unknown limit: the message has been requeued before, so it was published again.
     """
     kind = kind or kind_of(channel, queue, None, vhost="")
     if kind.how is How.STREAM:
@@ -198,12 +203,10 @@ def peek(
     elif kind.how is How.GET:
         ready = channel.depth_of(queue)
         for delivery in islice(iter(lambda: channel.get(queue), None), ready if most is None else min(most, ready)):
-            if not kind.is_certain and (count := times_requeued(delivery, channel.connection.broker)):
-                raise MqtoolError(
-                    f"{name_of(delivery)} has been requeued {counted(count, 'time')}: if this is the delivery limit of "
-                    f"{queue!r}, which this user cannot see, the queue drops or dead-letters the message now",
-                    "to see the limit, the user needs the tag management",
-                )
+            if not kind.is_certain and times_requeued(delivery, channel.connection.broker):
+                error = _publish_again(channel, queue, delivery, is_certain=False)
+                channel.acknowledge(delivery)
+                raise error
             yield delivery
     else:
         with looking(channel, queue, kind) as look:
@@ -233,10 +236,10 @@ class Look:
         self.count = 0
         self._channel = channel
         self._queue = queue
-        self._limit = kind.limit
+        # A limit that the user cannot see may be 1.
+        self._limit = kind.limit if kind.is_certain else min(1, 1 if kind.limit is None else kind.limit)
         self._is_single = kind.is_single
         self._is_certain = kind.is_certain
-        self._head: Delivery | None = None  # on its own channel
         self._ready = channel.depth_of(queue)
         self._has_more = True
         self._bytes = 0
@@ -244,17 +247,15 @@ class Look:
         self._held: dict[Channel, int] = {}
         self._consumers: dict[Channel, Consumer] = {}
         self._removed: list[tuple[Channel, Delivery]] = []
-        self._near_limit: list[tuple[Channel, Delivery]] = []  # without the message at the head
+        self._near_limit: list[tuple[Channel, Delivery]] = []  # if the limit is known, without the message at the head
         self._on_their_way: Iterator[Delivery] = iter(())
 
     def messages(self, most: int | None = None) -> Iterator[Delivery]:
         """Yield messages, oldest first. Raises Unavailable and MqtoolError as peek() does."""
         wanted = self._ready if most is None else min(most, self._ready)
-        if wanted and (self._limit is not None or not self._is_certain):
+        if wanted and self._limit is not None:
             for head in self._take(1):
-                if self._limit is not None:
-                    self._check_head(head, self._limit)
-                self._head = head
+                self._check_head(head, self._limit)
                 yield head
         while self.count < wanted and self._has_more:
             yield from self._take(wanted - self.count)
@@ -299,62 +300,57 @@ class Look:
             self._held[self._newest_channel] += 1
             self._bytes += len(delivery.body) + _OVERHEAD
             self._newest = delivery
-            if self.count > 1 and (self._is_near_limit(delivery) or self._may_be_near_limit(delivery)):
+            if (self.count > 1 or not self._is_certain) and self._is_near_limit(delivery):
                 self._near_limit.append((self._newest_channel, delivery))
             yield delivery
 
     def _is_near_limit(self, delivery: Delivery) -> bool:
-        return self._limit is not None and self._times_requeued(delivery) >= self._limit - 1
-
-    def _may_be_near_limit(self, delivery: Delivery) -> bool:
-        return not self._is_certain and self._times_requeued(delivery) > 0
+        return self._limit is not None and self._times_requeued(delivery) >= self._limit - self._is_certain
 
     def _times_requeued(self, delivery: Delivery) -> int:
         return times_requeued(delivery, self._channel.connection.broker)
 
     def _check_head(self, head: Delivery, limit: int) -> None:
         """Check that the queue will not drop the message at its head if that message is requeued twice, now and later.
+        If the limit is unknown, check that the message can be published again instead.
 
         Raises:
             MqtoolError: the queue would drop it. If it would do so now, the message is published again instead.
         """
-        count = self._times_requeued(head)
-        if count < limit - 1:
+        if not self._is_near_limit(head):
+            return
+        if not self._is_certain:
+            self._check_permission(head)
             return
         self._newest = None  # do not read the other requeued messages
-        if count < limit:
-            raise MqtoolError(
-                f"{name_of(head)} has been requeued {counted(count, 'time')}, "
-                f"and {self._queue!r} drops it after {limit}: it stays there, because one more look would be the last",
-                self._hint,
-            )
+        if self._times_requeued(head) < limit:
+            raise self._last_requeue(head)
         error = self._publish_again(head)
         self._newest_channel.stop()  # else the broker delivers the next message, which may be near the limit, too
         self._newest_channel.acknowledge(head)
         raise error
 
-    @property
-    def _hint(self) -> str:
-        return f"receive the messages, or move them: {pasteable('move --to QUEUE', self._queue)}"
+    def _check_permission(self, delivery: Delivery) -> None:
+        """Raise MqtoolError if the user may not publish to the queue."""
+        with closing(self._channel.connection.channel()) as trying:
+            try:
+                move(trying, delivery, Message(b"", "", ""))
+            except NotMoved:  # no queue has an empty name
+                return
+            except MqtoolError as error:
+                self._newest = None  # as above
+                self._near_limit.clear()
+                raise _not_published(self._channel, self._queue, delivery, error, is_certain=False) from error
+
+    def _last_requeue(self, delivery: Delivery) -> MqtoolError:
+        return MqtoolError(
+            f"{name_of(delivery)} has been requeued {counted(self._times_requeued(delivery) + 1, 'time')}: "
+            f"{self._queue!r} drops it if it is requeued once more",
+            _hint(self._queue, is_certain=True),
+        )
 
     def _publish_again(self, delivery: Delivery) -> MqtoolError:
-        """Publish a message to the queue again; return an error that says so. The caller acknowledges the delivery.
-
-        Raises:
-            MqtoolError: the message was not confirmed, so the queue drops it.
-        """
-        has_been = f"has been requeued {counted(self._times_requeued(delivery), 'time')}, the limit of {self._queue!r}"
-        try:
-            move(self._channel, delivery, _anew(delivery, self._queue, self._channel.connection.frame_max))
-        except MqtoolError as error:
-            raise MqtoolError(
-                f"{name_of(delivery)} {has_been}, which drops or dead-letters it now, "
-                f"because it could not be published again: {error}"
-            ) from error
-        return MqtoolError(
-            f"{name_of(delivery)} {has_been}, which would have dropped it: it is now at the end of the queue",
-            self._hint,
-        )
+        return _publish_again(self._channel, self._queue, delivery, is_certain=self._is_certain)
 
     def finish_line(self) -> None:
         """Read the messages that would otherwise change the order: the rest of the latest batch, because its consumer
@@ -380,16 +376,13 @@ class Look:
         Raises:
             MqtoolError: the queue would have dropped a message, or would do so at the next requeue.
         """
-        problems: list[MqtoolError] = []
+        problems: list[tuple[int, MqtoolError]] = []
         with suppress(MqtoolError):
             if self._near_limit or self._removed:
                 for _ in self._rest():  # a consumer is cancelled only when nothing is in transit to it
                     pass
-            if not self._is_certain:
-                problems += self._try_limit()
-            # Those that are published again come first, because the first error is the one that is told.
-            for channel, delivery in sorted(self._near_limit, key=lambda each: -self._times_requeued(each[1])):
-                problems.append(self._check_near_limit(channel, delivery))
+            for channel, delivery in self._near_limit:
+                problems.append((self._times_requeued(delivery), self._check_near_limit(channel, delivery)))
             for channel, held in self._held.items():
                 ready = self._channel.depth_of(self._queue)
                 removed = [delivery for holder, delivery in self._removed if holder is channel]
@@ -400,43 +393,14 @@ class Look:
                 if held and channel is not self._newest_channel:
                     wait_for(self._channel, self._queue, ready + 1, _PATIENCE)
         if problems:
-            first, others = problems[0], len(problems) - 1
+            (_, first), others = max(problems, key=lambda each: each[0]), len(problems) - 1
             more = f" ({counted(others, 'more message')} at this limit or near it)" if others else ""
             raise MqtoolError(f"{first}{more}", first.hint)
 
-    def _try_limit(self) -> list[MqtoolError]:
-        """Requeue the message at the head before all others. If the queue drops it, publish it again, return an error
-        that says so, and assume that the queue drops all others that were requeued as often.
-        """
-        head, is_dropped = self._head, False
-        if head is not None and self._may_be_near_limit(head) and all(head is not each for _, each in self._removed):
-            for _ in self._rest():
-                pass
-            # RabbitMQ goes on counting a cancelled consumer that has unacknowledged messages.
-            before = self._channel.ask(administration.declare_request(Queue(self._queue), passive=True)).method
-            for consumer in self._consumers.values():
-                consumer.cancel()  # else one of them could get it
-            channel = next(iter(self._held))
-            del self._held[channel]
-            channel.close()
-            wait_for(self._channel, self._queue, before.message_count + 1, _PATIENCE)
-            is_gone = self._channel.depth_of(self._queue) <= before.message_count
-            is_dropped = is_gone and before.consumer_count <= len(self._consumers)  # else another consumer has it
-        if head is None or not is_dropped:
-            self._near_limit = [each for each in self._near_limit if self._is_near_limit(each[1])]
-            return []
-        self._limit = self._times_requeued(head)
-        return [self._publish_again(head)]
-
     def _check_near_limit(self, channel: Channel, delivery: Delivery) -> MqtoolError:
         """If requeuing a message would make the queue drop it, publish it again; return an error that says so."""
-        count = self._times_requeued(delivery)
-        if self._limit is None or count < self._limit:
-            return MqtoolError(
-                f"{name_of(delivery)} has been requeued {counted(count + 1, 'time')}: "
-                f"{self._queue!r} drops it if it is requeued once more",
-                self._hint,
-            )
+        if self._limit is None or self._times_requeued(delivery) < self._limit:
+            return self._last_requeue(delivery)
         try:
             error = self._publish_again(delivery)
         except MqtoolError as dropped:  # the others must still be acknowledged or requeued
@@ -444,6 +408,51 @@ class Look:
         self._removed.append((channel, delivery))
         self._held[channel] -= 1
         return error
+
+
+def _publish_again(channel: Channel, queue: str, delivery: Delivery, *, is_certain: bool) -> MqtoolError:
+    """Publish a message to its queue again; return an error that says so. The caller acknowledges the delivery.
+
+    Args:
+        is_certain: False if the queue's delivery limit is unknown.
+
+    Raises:
+        MqtoolError: the message was not confirmed, so the queue drops it.
+    """
+    try:
+        move(channel, delivery, _anew(delivery, queue, channel.connection.frame_max))
+    except MqtoolError as error:
+        raise _not_published(channel, queue, delivery, error, is_certain=is_certain) from error
+    would = "would" if is_certain else "could"
+    return MqtoolError(
+        f"{_at_limit(channel, queue, delivery, is_certain=is_certain)} {would} have dropped it: "
+        "it is now at the end of the queue",
+        _hint(queue, is_certain=is_certain),
+    )
+
+
+def _not_published(
+    channel: Channel, queue: str, delivery: Delivery, error: MqtoolError, *, is_certain: bool
+) -> MqtoolError:
+    """Return the error for a message that the queue drops, or may drop, because it could not be published again."""
+    drops = "drops or dead-letters" if is_certain else "may drop or dead-letter"
+    return MqtoolError(
+        f"{_at_limit(channel, queue, delivery, is_certain=is_certain)} {drops} it now, "
+        f"because it could not be published again: {error}",
+        None if is_certain else _hint(queue, is_certain=False),
+    )
+
+
+def _at_limit(channel: Channel, queue: str, delivery: Delivery, *, is_certain: bool) -> str:
+    count = counted(times_requeued(delivery, channel.connection.broker), "time")
+    possibly = "" if is_certain else "possibly "
+    return f"{name_of(delivery)} has been requeued {count}, {possibly}the limit of {queue!r}, which"
+
+
+def _hint(queue: str, *, is_certain: bool) -> str:
+    if is_certain:
+        return f"receive the messages, or move them: {pasteable('move --to QUEUE', queue)}"
+    return "only the management API tells the limit, to a user with the 'management' tag"
 
 
 def _anew(delivery: Delivery, queue: str, frame_max: int) -> Message:

@@ -362,7 +362,8 @@ def test_dlq_commands_stop_before_dead_letters_exceed_the_delivery_limit(
 ) -> None:
     """Each `dlq` command requeues the dead letters that it leaves in a quorum queue, which counts towards the queue's
     delivery limit. However often a command is repeated, all dead letters stay in the queue: before it could drop one,
-    the commands end with an error, with or without the management API. `dlq redrive --to` still moves all of them.
+    or might do so because the limit is unknown without the management API, a command ends with an error. `dlq redrive
+    --to` still moves all of them.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management if has_api else "http://localhost:1"
     shell.run("mqtool", "queue", "declare", "jobs.dlq", "--queue-type", "quorum", "--argument", "x-delivery-limit=3")
@@ -374,8 +375,9 @@ def test_dlq_commands_stop_before_dead_letters_exceed_the_delivery_limit(
         ended.append(shell.run("mqtool", "dlq", *command.split()))
         wait_until(lambda: depth(broker, "jobs.dlq") == 3, "all dead letters requeued", 10)
     assert ended[0].code == 0, ended[0].stderr
-    assert ended[-1].code == (3 if command == "ls" else 1), ended[-1].stderr
-    assert any("and 'jobs.dlq' drops it after 3: it stays there" in each.stderr for each in ended)
+    assert {each.code for each in ended} == {0, 3 if command == "ls" else 1}
+    why = "drops it if it is requeued once more" if has_api else "possibly the limit of 'jobs.dlq'"
+    assert any(why in each.stderr for each in ended)
     assert shell.run("mqtool", "dlq", "redrive", "jobs", "--to", "other").code == 0
     assert (depth(broker, "jobs.dlq"), depth(broker, "other")) == (0, 3)
 

@@ -129,7 +129,7 @@ def test_delayed_show_keeps_the_routing_key_of_a_message_that_reaches_the_delive
         10,
     )
     assert sorted(waiting.shown("logs")) == ["m-4", "m-5"]
-    for why in "one more look would be the last", "which would have dropped it: it is now at the end of the queue":
+    for why in "drops it if it is requeued once more", "which would have dropped it: it is now at the end of the queue":
         assert why in waiting.run("show", "logs", code=3).stderr
     assert "1 delivered" in waiting.run("now", "m-5").stderr
     wait_until(lambda: depth(waiting.broker, "errors") == 1, "the log message")

@@ -229,6 +229,15 @@ def test_peek_uses_basic_get_if_the_user_may_not_declare_the_queue(amqp_broker: 
         assert kind_of(connection.channel(), "jobs", None, "") == PeekKind(How.GET, is_certain=False)
 
 
+def test_finding_out_over_amqp_leaves_no_channel_open(place: Place) -> None:
+    """kind_of() closes the channel on which it asks the broker how to read a queue."""
+    place.fill(arguments=QUORUM)
+    before = place.channel.connection.channel()
+    before.depth_of("jobs")
+    kind_of(place.channel, "jobs", None, "")
+    place.vhost.wait_for(lambda: len(list(management.channels(place.api, place.vhost.name))) == 2)
+
+
 def test_peek_says_that_a_queue_does_not_exist(place: Place) -> None:
     """If the queue does not exist, `peek` fails with NotFound, which names the queue."""
     with pytest.raises(NotFound, match="no queue 'jobs'"):
@@ -281,56 +290,136 @@ def test_messages_stay_in_order_however_many_are_shown(place: Place, settings: d
 UNKNOWN = PeekKind(How.IN_TURN, is_certain=False)
 
 
-def test_an_unknown_delivery_limit_is_found_out_without_losing_a_message(place: Place) -> None:
-    """If a policy sets a delivery limit that the user cannot see, `peek` shows the messages and requeues the first one
-    before all others. If the queue drops it, `peek` publishes all messages again that were requeued as often, in order,
-    and reports an error. However often `peek` is repeated, no message is lost.
+HINT_IF_UNKNOWN = "only the management API tells the limit, to a user with the 'management' tag"
+
+
+def hidden_limit(place: Place, limit: int) -> None:
+    """Set a delivery limit by a policy, and dead-letter what the queue drops to `dead`."""
+    definition = {"delivery-limit": limit, "dead-letter-exchange": "", "dead-letter-routing-key": "dead"}
+    place.api.put(f"policies/{place.vhost.name}/few", {"pattern": "^jobs$", "definition": definition})
+    place.channel.declare(Queue("dead", durable=True))
+
+
+@pytest.mark.parametrize("count", [None, 3])
+def test_messages_requeued_before_are_published_again_if_the_delivery_limit_is_unknown(
+    place: Place, count: int | None
+) -> None:
+    """A policy sets a delivery limit of 1 that the user cannot see. `peek` requeues messages that were never requeued.
+    It publishes all others to the end of the queue again, in order, and reports an error. However often `peek` is
+    repeated, even while messages arrive, none is lost, duplicated or dead-lettered.
     """
-    place.api.put(f"policies/{place.vhost.name}/few", {"pattern": ".*", "definition": {"delivery-limit": 2}})
+    hidden_limit(place, 1)
     place.fill(*NUMBERS, arguments=QUORUM)
-    assert [place.peeked(kind=UNKNOWN), place.peeked(3, kind=UNKNOWN)] == [NUMBERS, NUMBERS[:3]]
-    with pytest.raises(MqtoolError) as reached:
-        place.peeked(kind=UNKNOWN)
-    assert "has been requeued 2 times, the limit of 'jobs', which would have dropped it" in str(reached.value)
     assert place.peeked(kind=UNKNOWN) == NUMBERS
-    assert place.delivered() == NUMBERS
+    shown: list[str] = []
+
+    def look_while_a_message_arrives() -> None:
+        for delivery in peek(place.connection.channel(), "jobs", UNKNOWN, count):
+            shown.append(delivery.text)
+            if len(shown) == 1:
+                place.publish("late")
+
+    with pytest.raises(MqtoolError) as reached:
+        look_while_a_message_arrives()
+    assert shown == NUMBERS[:count]
+    assert str(reached.value) == (
+        "a message without id ('0') has been requeued 1 time, possibly the limit of 'jobs', which could have dropped "
+        "it: it is now at the end of the queue (249 more messages at this limit or near it)"
+    )
+    assert reached.value.hint == HINT_IF_UNKNOWN
+    place.wait_for(251)
+    assert place.peeked(kind=UNKNOWN) == ["late", *NUMBERS]
+    assert (place.delivered(), place.channel.depth_of("dead")) == (["late", *NUMBERS], 0)
 
 
-def test_an_unknown_delivery_limit_that_is_not_reached_changes_nothing(place: Place) -> None:
-    """If a queue has no delivery limit, but the user cannot see this, `peek` can be repeated, and the messages stay in
-    order.
+def test_messages_are_published_again_in_the_order_of_the_queue(place: Place) -> None:
+    """The delivery limit is unknown, and the messages have been requeued a different number of times. `peek` publishes
+    them again in the order that they had. Its error names the message that was requeued most often.
     """
-    place.fill(*NUMBERS, arguments={**QUORUM, "x-delivery-limit": -1})
-    for count in 3, None, 2, 150, 1, None:
-        assert place.peeked(count, kind=UNKNOWN) == NUMBERS[:count]
-    assert place.delivered() == NUMBERS
+    place.fill(*range(4), arguments=QUORUM)
+    place.requeue(1, 2, 2)
+    with pytest.raises(MqtoolError, match=r"\('1'\) has been requeued 2 times, .*2 more messages"):
+        place.peeked(kind=UNKNOWN)
+    assert place.delivered() == ["3", "0", "1", "2"]
 
 
-def test_a_message_that_another_consumer_takes_is_not_published_again(place: Place) -> None:
-    """The delivery limit is unknown, and another consumer takes the first message when `peek` requeues it. `peek` does
-    not publish the message again.
+def test_a_message_that_was_never_requeued_is_published_again_if_the_queue_requeues_none(place: Place) -> None:
+    """A queue was declared with a delivery limit of 0, and a policy may set one as well. `peek` publishes all messages
+    again, and none is lost.
     """
-    place.fill(1, 2, arguments=QUORUM)
-    place.peeked()
-    with closing(peek(place.channel, "jobs", UNKNOWN)) as deliveries:
-        assert [next(deliveries).text, next(deliveries).text] == ["1", "2"]
-        consumer = place.connection.channel().consume(Queue("jobs"), Receiving(1, acknowledge=False))
-    assert next(consumer).text == "1"
-    place.wait_for(1)
+    place.fill(*range(3), arguments=limited(0))
+    with pytest.raises(MqtoolError, match="has been requeued 0 times, possibly the limit of 'jobs'"):
+        place.peeked(kind=PeekKind(How.IN_TURN, 0, is_certain=False))
+    assert place.delivered() == ["0", "1", "2"]
+
+
+def test_a_first_message_that_is_removed_is_not_published_again(place: Place) -> None:
+    """The delivery limit is unknown, and a caller of looking() removes the first message, which has been requeued
+    before. The message is deleted, and no error is raised.
+    """
+    place.fill(*range(3), arguments=QUORUM)
+    place.requeue(1)
+    with looking(place.channel, "jobs", UNKNOWN) as look:
+        for delivery in look.messages():
+            if delivery.text == "0":
+                look.remove(delivery)
+    place.wait_for(2)
+    assert place.delivered() == ["1", "2"]
+
+
+@pytest.mark.parametrize("how", [How.IN_TURN, How.GET])
+@pytest.mark.parametrize("checks", [False, True])
+def test_only_the_first_message_is_at_risk_if_the_user_may_not_publish(place: Place, how: How, *, checks: bool) -> None:
+    """A policy sets a delivery limit of 1 that the user cannot see, the messages have been requeued once, and the user
+    may not publish. `peek` and check_limit() fail when they have received the first message, which the queue may drop.
+    All others stay in the queue.
+    """
+    hidden_limit(place, 1)
+    place.fill(*range(3), arguments=QUORUM)
+    place.requeue(1, 1, 1)
+    place.api.put("users/reader", {"password": "secret", "tags": ""})
+    rights = {"configure": "", "write": "", "read": ".*"}
+    place.api.put(management.path("permissions", place.vhost.name, "reader"), rights)
+    kind = PeekKind(how, is_certain=False)
+    with Connection(parse_addresses(place.vhost.url.replace("guest:guest", "reader:secret"))) as connection:
+        channel = connection.channel()
+        with pytest.raises(MqtoolError, match="may drop or dead-letter it now, because it could not be pub") as risk:
+            next(peek(channel, "jobs", kind)) if not checks else peeking.check_limit(channel, "jobs", kind)
+    assert risk.value.hint == HINT_IF_UNKNOWN
+    place.wait_for(2)
+    assert place.delivered() == ["1", "2"]
 
 
 def test_without_the_permission_to_configure_a_queue_messages_can_be_looked_at_once(place: Place) -> None:
-    """A user may neither see a queue's policies nor declare the queue. `peek` shows this user messages that were never
-    requeued. If the first message was requeued before, `peek` shows none, and the error says what could happen.
+    """A user may neither see a queue's policies nor declare the queue, which has a delivery limit of 1. `peek` shows
+    this user messages that were never requeued. If the first message was requeued before, `peek` shows none, publishes
+    this message to the end of the queue again, and reports an error. So does check_limit(). No message is lost.
     """
-    place.fill(1, 2, arguments=QUORUM)
+    hidden_limit(place, 1)
+    place.fill(1, 2, 3, arguments=QUORUM)
     kind = PeekKind(How.GET, is_certain=False)
-    assert place.peeked(kind=kind) == ["1", "2"]
+    assert place.peeked(kind=kind) == ["1", "2", "3"]
     with pytest.raises(MqtoolError) as refused:
         place.peeked(kind=kind)
-    assert "has been requeued 1 time: if this is the delivery limit of 'jobs'" in str(refused.value)
-    assert refused.value.hint == "to see the limit, the user needs the tag management"
-    place.wait_for(2)
+    assert "('1') has been requeued 1 time, possibly the limit of 'jobs'" in str(refused.value)
+    assert refused.value.hint == HINT_IF_UNKNOWN
+    with pytest.raises(MqtoolError, match=r"\('2'\) has been requeued 1 time.* now at the end of the queue"):
+        peeking.check_limit(place.channel, "jobs", kind)
+    place.wait_for(3)
+    assert (place.delivered(), place.channel.depth_of("dead")) == (["3", "1", "2"], 0)
+
+
+def test_a_check_publishes_requeued_messages_again_if_the_delivery_limit_is_unknown(place: Place) -> None:
+    """A policy sets a delivery limit of 1 that the user cannot see, and the messages have been requeued once.
+    check_limit() publishes all of them to the queue again, in order, and reports an error.
+    """
+    hidden_limit(place, 1)
+    place.fill(*range(3), arguments=QUORUM)
+    place.requeue(1, 1, 1)
+    with pytest.raises(MqtoolError, match="now at the end of the queue"):
+        peeking.check_limit(place.connection.channel(), "jobs", UNKNOWN)
+    place.wait_for(3)
+    assert (place.delivered(), place.channel.depth_of("dead")) == (["0", "1", "2"], 0)
 
 
 def test_peek_finds_out_how_to_read_a_queue(place: Place) -> None:
@@ -497,7 +586,7 @@ def test_a_message_can_be_shown_until_one_more_look_would_be_the_last(place: Pla
     """
     place.fill("0", arguments=limited(3))
     assert [place.peeked() for _ in range(2)] == [["0"], ["0"]]
-    with pytest.raises(MqtoolError, match="has been requeued 2 times"):
+    with pytest.raises(MqtoolError, match="has been requeued 3 times"):
         place.peeked()
 
 
@@ -511,8 +600,7 @@ def test_peek_stops_before_the_first_message_reaches_the_delivery_limit(place: P
     with pytest.raises(MqtoolError) as stopped:
         place.peeked()
     assert str(stopped.value) == (
-        "a message without id ('0') has been requeued 2 times, and 'jobs' drops it after 3: "
-        "it stays there, because one more look would be the last"
+        "a message without id ('0') has been requeued 3 times: 'jobs' drops it if it is requeued once more"
     )
     assert stopped.value.hint == HINT
     with pytest.raises(MqtoolError) as stopped:
