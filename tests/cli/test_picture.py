@@ -2409,11 +2409,19 @@ def test_a_live_region_tells_screen_readers_what_each_client_does(chromium: Any,
     confirmed = of_confirms()[-2]
     records = [*play(), {**confirmed, "t": 2001}, {**confirmed, "t": 8001, "messages": [1], "nack": True}]
     page = recorded(chromium, tmp_path, records)
-    seen: set[str] = set()
+    # Each sentence is there only for a moment.
+    page.ask(
+        """
+        window.heard = [];
+        const told = document.querySelector("#told");
+        new MutationObserver(() => heard.push(...told.textContent.split(". "))).observe(told, {
+          childList: true, characterData: true, subtree: true,
+        });
+        """
+    )
 
     def heard(sentence: str) -> bool:
-        seen.update(page.text("#told").split(". "))
-        return sentence in seen
+        return sentence in page.ask("return window.heard")
 
     seek(page, 0.05)
     page.ask("document.querySelector('#pause').click()")
