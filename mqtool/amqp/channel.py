@@ -363,4 +363,4 @@ def _delivery_limit(queue: Queue, broker: str) -> float:
     limit = queue.arguments.get("x-delivery-limit")
     if isinstance(limit, int):
         return inf if limit < 0 else limit
-    return ASSUMED_LIMIT if re.match("RabbitMQ ", broker) else inf  # a policy may set one
+    return ASSUMED_LIMIT if re.match(r"RabbitMQ (?!3\.)", broker) else inf  # a policy may set another one

@@ -301,7 +301,7 @@ def test_deliveries_acknowledged_together_share_one_acknowledgement(broker: Scri
     ("arguments", "version", "one_by_one"),
     [
         ({"x-queue-type": "quorum"}, "RabbitMQ 4.0.5", True),
-        ({"x-queue-type": "quorum"}, "RabbitMQ 3.13.7", True),
+        ({"x-queue-type": "quorum"}, "RabbitMQ 3.13.7", False),
         ({"x-queue-type": "quorum", "x-delivery-limit": 5}, "RabbitMQ 3.13.7", True),
         ({"x-queue-type": "quorum", "x-delivery-limit": -1}, "RabbitMQ 4.0.5", False),
         ({"x-queue-type": "classic", "x-delivery-limit": 5}, "RabbitMQ 4.0.5", False),
@@ -314,8 +314,8 @@ def test_a_consumer_of_a_queue_with_a_delivery_limit_starts_with_a_prefetch_of_1
 ) -> None:
     """A consumer of a quorum queue with a delivery limit starts with a prefetch of 1. Otherwise, prefetched messages
     that it requeues unhandled would count as delivered, and the queue drops messages that were delivered too often.
-    A policy can set one for every quorum queue of RabbitMQ; on other brokers, only the queue's arguments do. All other
-    consumers start with a prefetch of 1,000.
+    From RabbitMQ 4.0 on, every quorum queue has one; before, only the queue's arguments tell. All other consumers start
+    with a prefetch of 1,000.
     """
     broker.broker = version
     broker.channel().consume(Queue("q", arguments=arguments))
