@@ -183,7 +183,7 @@ def wait_until_ready(broker: "subprocess.Popen[bytes]", directory: Path) -> list
     These are its URLs and, if its stored data is damaged, a description of the damage.
 
     Raises:
-        MqtoolError: the broker ends, or does not start in time.
+        MqtoolError: the broker ends, or does not start in time. The caller kills it.
     """
     assert broker.stdin is not None
     with suppress(BrokenPipeError), broker.stdin:  # if it has ended already, that is reported below
@@ -192,7 +192,6 @@ def wait_until_ready(broker: "subprocess.Popen[bytes]", directory: Path) -> list
     deadline = time.monotonic() + _PATIENCE
     while not ready.exists():
         if broker.poll() is not None or time.monotonic() > deadline:
-            broker.kill()
             words = background.last_words((directory / "log").read_bytes()).replace(": embedded broker:", ":", 1)
             raise MqtoolError(f"the embedded broker does not start{words}", f"see {directory}/log")
         time.sleep(0.005)
