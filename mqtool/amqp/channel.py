@@ -361,6 +361,8 @@ def _delivery_limit(queue: Queue, broker: str) -> float:
     if queue.arguments.get("x-queue-type") != "quorum":
         return inf
     limit = queue.arguments.get("x-delivery-limit")
-    if isinstance(limit, int):
-        return inf if limit < 0 else limit
-    return ASSUMED_LIMIT if re.match(r"RabbitMQ (?!3\.)", broker) else inf  # a policy may set another one
+    if not isinstance(limit, int):  # a policy may set one
+        limit = ASSUMED_LIMIT if re.match(r"RabbitMQ (?!3\.)", broker) else -1
+    if limit < 0:
+        return inf
+    return 0 if queue.arguments.get("x-single-active-consumer") else limit  # another one would become the active one

@@ -116,7 +116,7 @@ class Consumer(ChannelListener):
         finally:
             if self._stopping and not self._receiving.acknowledge and self._channel.failure is None:
                 self._do(Step.CANCEL)  # before the caller acknowledges the last delivery
-            # Deliveries that were not yielded are requeued, in order, when the channel closes.
+            # Deliveries that were not yielded are requeued when the channel closes.
             try:
                 self.closing()
             finally:

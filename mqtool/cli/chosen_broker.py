@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,11 +41,22 @@ class Choice(NamedTuple):
     def management(self, given: str | None, *, is_typed: bool = True) -> str | None:
         """Return the URL of the management API: the given one if any, otherwise the context's.
 
-        A URL from the environment is ignored if the context was named on the command line.
+        A URL from the environment is ignored if the command line names a context, or another node than the environment.
         """
-        if self.context is None or not self.is_typed or is_typed:
-            return given or (self.context.management if self.context else None)
-        return self.context.management
+        of_context = self.context.management if self.context else None
+        if self.is_typed and not is_typed and (self.context is not None or self._is_elsewhere()):
+            return of_context
+        return given or of_context
+
+    def _is_elsewhere(self) -> bool:
+        """True if an environment variable names a broker, and none of its nodes is one of this broker's."""
+        if (other := _from_environment()) is None:
+            return False
+        try:
+            pairs = [*product(self.addresses(), other.addresses())]
+        except UsageError:
+            return True
+        return not any(is_same_node(one, another) for one, another in pairs)
 
     def tls(self, given: TlsFiles) -> TlsFiles:
         """Return the TLS files: the given ones if any, otherwise the context's."""
@@ -94,15 +106,15 @@ def choose(url: str | None = None, context: str | None = None, typed: Collection
         UsageError: there is no such context, or --url is given beside a protected one, whose protection it would drop.
     """
     if url is not None and "url" in typed:
-        named = contexts.load().named(context) if context is not None and "context" in typed else None
-        if named is not None and named.protected:
+        beside = contexts.load().named(context) if context is not None and "context" in typed else None
+        if beside is not None and beside.protected:
             raise UsageError(f"--url cannot be combined with the protected context {context!r}", "use only one of them")
         return Choice(url, "from --url", is_typed=True)
     if context is not None and "context" in typed:
         found = contexts.load().named(context)
         return Choice(found.url, f"from --context {found.name}", found, is_typed=True)
-    if (variable := next((name for name in URL_VARIABLES if os.environ.get(name)), None)) is not None:
-        return Choice(os.environ[variable], f"from {variable}", variable=variable)
+    if (named := _from_environment()) is not None:
+        return named
     if name := os.environ.get(contexts.VARIABLE):
         found = contexts.load().named(name, contexts.VARIABLE)
         return Choice(found.url, f"from {contexts.VARIABLE}={name}", found)
@@ -115,6 +127,11 @@ def choose(url: str | None = None, context: str | None = None, typed: Collection
     if (started := state.load()) is not None:
         return Choice(started.url, "from 'mqtool broker up'", is_named=False)
     return Choice(_DEFAULT_URL, "the default", is_named=False)
+
+
+def _from_environment() -> Choice | None:
+    variable = next((name for name in URL_VARIABLES if os.environ.get(name)), None)
+    return None if variable is None else Choice(os.environ[variable], f"from {variable}", variable=variable)
 
 
 def resolve_addresses(

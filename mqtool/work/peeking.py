@@ -67,7 +67,7 @@ class PeekKind:
     Attributes:
         limit: how many times the queue requeues a message before dropping it; None for no limit.
         is_single: True if a consumer gets messages only once all earlier ones are cancelled.
-        is_certain: False if the queue may have a lower limit, by a policy that the user cannot see.
+        is_certain: False if the queue may have a lower limit, of 1 or more, by a policy that the user cannot see.
     """
 
     how: How
@@ -159,7 +159,7 @@ def _declared(asking: Channel, queue: str, default: int | None) -> PeekKind:
     except DeclaredDifferently:
         return PeekKind(How.GET if is_single else How.CONSUME)
     limit = _limit([probe.arguments.get("x-delivery-limit")], default)
-    return PeekKind(How.IN_TURN, limit, is_single, is_certain=False)
+    return PeekKind(How.IN_TURN, limit, is_single, is_certain=limit is not None and limit <= 1)
 
 
 def check_limit(channel: Channel, queue: str, kind: PeekKind) -> None:

@@ -452,6 +452,20 @@ def test_the_url_option_overrides_the_context_in_use(
 
 
 @on_any_broker
+def test_the_management_url_in_the_environment_belongs_to_the_broker_in_the_environment(
+    home: Shell, broker: TestBroker
+) -> None:
+    """If --url names another node than MQTOOL_URL, MQTOOL_MANAGEMENT_URL is ignored, so that no command changes one
+    broker for the other's URL, or sends it the other's password. Without MQTOOL_URL, it is used.
+    """
+    home.environment |= {"MQTOOL_URL": "amqp://127.0.0.1:1", "MQTOOL_MANAGEMENT_URL": "http://127.0.0.1:1"}
+    listed = ("mqtool", "list", "queues", "--url", broker.url)
+    assert home.run(*listed).code == 0
+    del home.environment["MQTOOL_URL"]
+    assert "no management API answers at http://127.0.0.1:1" in home.run(*listed).stderr
+
+
+@on_any_broker
 @pytest.mark.parametrize(
     "words", ["-C staging queue purge jobs --yes --url URL", "queue purge jobs --yes --url URL -C staging"]
 )

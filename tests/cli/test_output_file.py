@@ -53,6 +53,16 @@ def test_receive_says_how_many_messages_it_has_appended_to_the_file(shell: Shell
 
 
 @on_any_broker
+def test_receive_does_not_say_that_it_appended_messages_that_it_could_not_write(shell: Shell) -> None:
+    """If the file of `receive -o FILE` cannot be written, `receive` exits with 1, and does not say that it appended
+    messages to the file.
+    """
+    shell.run("mqtool", "send", "x")
+    full = shell.run("mqtool", "receive", "-o", "/dev/full", "-c", "1")
+    assert (full.code, "cannot write" in full.stderr, "appended" in full.stderr) == (1, True, False), full.stderr
+
+
+@on_any_broker
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to see when the handler is set")
 @pytest.mark.parametrize("option", ["-o", "--output=app.log"])
 @pytest.mark.sampled(1)

@@ -250,6 +250,29 @@ def test_peek_loses_no_message_if_the_user_cannot_see_the_delivery_limit(shell: 
         broker.api("DELETE", f"users/{user}")
 
 
+@pytest.mark.parametrize("command", ["receive -q jobs -c 1", "move jobs --to other"])
+def test_a_users_commands_respect_a_delivery_limit_of_one_in_the_arguments_of_a_queue(
+    shell: Shell, broker: TestBroker, command: str
+) -> None:
+    """A quorum queue is declared with a delivery limit of 1. If a user without a tag, who cannot see the queue in the
+    management API, would requeue its messages with --where, the command exits with 1 and says that the queue drops a
+    message that is requeued once more. All messages stay in the queue.
+    """
+    user = f"user-{broker.vhost}"
+    broker.api("PUT", f"users/{user}", {"password": "secret", "tags": ""})
+    broker.api("PUT", f"permissions/{broker.vhost}/{user}", {"configure": ".*", "write": ".*", "read": ".*"})
+    try:
+        filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit:=1")
+        shell.run("mqtool", "queue", "declare", "other")
+        (shell.directory / "password").write_text("secret")
+        user_is = ("--user", user, "--password-file", "password")
+        refused = shell.run("mqtool", *command.split(), "--where", "body='2'", *user_is)
+        assert (refused.code, "drops it if it is requeued once more" in refused.stderr) == (1, True), refused.stderr
+        wait_until(lambda: depth(broker, "jobs") == 3, "all messages requeued", 10)
+    finally:
+        broker.api("DELETE", f"users/{user}")
+
+
 @pytest.mark.parametrize("command", ["peek jobs -c 1", "move jobs --to other --where size=0"])
 def test_no_message_behind_the_first_one_exceeds_the_delivery_limit(
     shell: Shell, broker: TestBroker, command: str

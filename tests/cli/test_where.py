@@ -4,6 +4,10 @@ import json
 
 import pytest
 
+from mqtool.address import parse_addresses
+from mqtool.amqp import Receiving
+from mqtool.amqp.connection import Connection
+from mqtool.topology import Queue
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import IDLE, Shell, wait_until
 from tests.cli.test_exec import depth
@@ -69,6 +73,21 @@ def test_receive_where_stops_before_messages_exceed_the_delivery_limit(shell: Sh
         assert ("requeued" in received.stderr) is (received.code == 1), received.stderr
         wait_until(lambda: depth(broker, "jobs") == 5, "all messages requeued", 10)
     assert set(codes) == {0, 1}
+
+
+def test_receive_where_waits_while_another_consumer_is_the_single_active_one(shell: Shell, broker: TestBroker) -> None:
+    """If another client is the single active consumer of a quorum queue, `receive --where` waits for its turn, even if
+    the queue has a delivery limit and ready messages.
+    """
+    single = ("--queue-type", "quorum", "--argument", "x-single-active-consumer:=true", "--argument")
+    assert shell.run("mqtool", "queue", "declare", "jobs", *single, "x-delivery-limit:=20").code == 0
+    sent(shell, 3)
+    with Connection(parse_addresses(broker.url)) as other:
+        other.channel().consumer(Queue("jobs"), Receiving(1, acknowledge=False))
+        standby = shell.start("mqtool", "receive", "-q", "jobs", "--raw", "--where", "headers.n=2", "-c", "1")
+        standby.wait_until_ready()
+    ended = standby.wait()
+    assert (ended.stdout, ended.code) == ("2\n", 0)
 
 
 @on_any_broker

@@ -8,6 +8,8 @@ from mqtool.amqp.consume_policies import ASSUMED_LIMIT
 from mqtool.cli.pipe import waiting
 from mqtool.work.peeking import How, PeekKind
 
+UNKNOWN = "because the delivery limit of 'jobs' is unknown"
+
 
 @pytest.mark.parametrize(
     ("kind", "limit", "notice"),
@@ -19,8 +21,12 @@ from mqtool.work.peeking import How, PeekKind
         (PeekKind(How.IN_TURN, 20, is_single=True), 0, ""),
         (PeekKind(How.IN_TURN, 20, is_certain=False), ASSUMED_LIMIT, ""),
         (PeekKind(How.IN_TURN, 1, is_certain=False), 1, ""),
-        (PeekKind(How.IN_TURN, 20, is_single=True, is_certain=False), 0, ""),
-        (PeekKind(How.GET, is_certain=False), 0, "this user can neither see nor configure queue 'jobs'"),
+        (
+            PeekKind(How.IN_TURN, 20, is_single=True, is_certain=False),
+            0,
+            "because the delivery limit of 'jobs' is unknown",
+        ),
+        (PeekKind(How.GET, is_certain=False), 0, UNKNOWN),
     ],
     ids=str,
 )
@@ -29,7 +35,7 @@ def test_receive_assumes_a_low_delivery_limit_if_the_user_cannot_see_it(
 ) -> None:
     """If the user cannot see a queue's delivery limit, `receive` assumes that it is at most 2. The limit counts as 0,
     with which messages are taken one at a time, if another consumer could become the single active one, or if nothing
-    is known of the queue; then a notice says why.
+    is known of the queue; if it could be higher, a notice says so.
     """
     monkeypatch.setattr(waiting, "kind_of", lambda *_: kind)
     assert waiting.delivery_limit(None, None, "jobs", requeues=False) == limit  # type: ignore[arg-type]

@@ -45,6 +45,11 @@ class BatchedOutput:
         self._batch.append(data)
         self._size += len(data)
 
+    @property
+    def has_failed(self) -> bool:
+        """True if a batch could not be written."""
+        return self._failure is not None
+
     def is_full(self) -> bool:
         """True if the batch must be written now; a consumer then also acknowledges what the batch contains."""
         return self._size >= _BATCH_BYTES

@@ -100,7 +100,7 @@ class Incoming:
                 progress.stop()
                 if progress.count:
                     output.status(progress.sum)
-                if file is not None:
+                if file is not None and not self._write.batched.has_failed:
                     output.status(f"{counted(count)} appended to {file}")
 
 

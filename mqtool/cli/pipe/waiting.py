@@ -1,13 +1,13 @@
 """How commands read the messages that wait in a queue."""
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from math import inf
 
 from mqtool.amqp import Channel
 from mqtool.amqp.consume_policies import ASSUMED_LIMIT
 from mqtool.cli.access import HINT_PATIENCE, Access
 from mqtool.cli.display import output
-from mqtool.errors import AccessRefused, Unavailable
+from mqtool.errors import AccessRefused, Unavailable, UsageError
 from mqtool.management import Management
 from mqtool.spelling import pasteable
 from mqtool.work import peeking
@@ -21,7 +21,7 @@ def kind_of(access: Access, channel: Channel, queue: str, patience: tuple[float,
         patience: see Access.management().
     """
     api: Management | None = None
-    with suppress(Unavailable, AccessRefused):
+    with suppress(Unavailable, AccessRefused, *([] if patience is None else [UsageError])):
         api = access.management(patience)
     return peeking.kind_of(channel, queue, api, access.vhost)
 
@@ -40,16 +40,18 @@ def delivery_limit(access: Access, channel: Channel, queue: str, *, requeues: bo
     """
     kind = kind_of(access, channel, queue, HINT_PATIENCE)
     if requeues:
-        _check_limit(channel, queue, kind)
+        with suppress(Unavailable) if kind.is_single else nullcontext():  # another consumer may be the active one
+            _check_limit(channel, queue, kind)
     limit = inf if kind.limit is None else kind.limit
+    must_stay = kind.is_single or kind.how is How.GET  # the queue may be deleted with its last consumer
     if kind.is_certain:
-        return 0 if kind.is_single and limit < inf else limit  # another consumer would become the active one
-    if kind.how is How.GET:  # the queue may be deleted with its last consumer
+        return 0 if must_stay and limit < inf else limit
+    if must_stay and not requeues:
         output.notice(
-            f"messages are taken one at a time, because this user can neither see nor configure queue {queue!r}; "
+            f"messages are taken one at a time, because the delivery limit of {queue!r} is unknown; "
             "--prefetch N takes more at a time"
         )
-    return 0 if kind.is_single or kind.how is How.GET else min(limit, ASSUMED_LIMIT)
+    return 0 if must_stay else min(limit, ASSUMED_LIMIT)
 
 
 def check_source(access: Access, channel: Channel, queue: str, *, requeues: bool) -> bool:
@@ -77,7 +79,7 @@ def check_source(access: Access, channel: Channel, queue: str, *, requeues: bool
 
 def _check_limit(channel: Channel, queue: str, kind: PeekKind) -> None:
     peeking.check_limit(channel, queue, kind)
-    if kind.how is How.IN_TURN and not kind.is_certain:
+    if not kind.is_certain:
         output.notice(
             f"the delivery limit of {queue!r} is unknown, because it can be read only from the management API; "
             "messages that do not match are requeued, which may count as a delivery"

@@ -330,6 +330,32 @@ def test_changes_that_wait_for_a_slow_disk_are_written_in_several_transactions(
     assert [*entries_in(tmp_path)] == [b"%d" % number for number in kept]
 
 
+def test_messages_that_are_consumed_before_they_are_written_do_not_wait_for_the_disk(tmp_path: Path) -> None:
+    """If messages are consumed while the disk is slow, and before the broker has begun to write them, a client that
+    waits for the disk does not wait for these messages: they are not written at all.
+    """
+
+    async def run() -> int:
+        disk = WaitingDisk()
+        storage = Storage(tmp_path, disk)
+        storage.changes.most_bytes = 9 * 256
+        disk.may_go_on.clear()
+        first = asyncio.create_task(storage.stored())
+        await turns()
+        for number in range(100):
+            entry = storage.enter(message(b"%d" % number), None)
+            storage.added(1, entry)
+            storage.removed(entry.row)
+            await turns()
+        waiting = len([*storage.changes])
+        disk.may_go_on.set()
+        await asyncio.wait_for(first, _PATIENCE_SECONDS)
+        storage.close()
+        return waiting
+
+    assert asyncio.run(run()) == 2, "the group being synced, and the next one"
+
+
 def test_a_group_that_cannot_be_written_for_an_unforeseen_reason_is_reported_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

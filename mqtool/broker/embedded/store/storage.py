@@ -178,14 +178,17 @@ class Storage(Ledger):
 
     def removed(self, row: int, *, purged: bool = False) -> None:
         changes = self.changes
-        if changes.next.added.pop(row, None) is None:
-            if purged:
-                self._purged.append(row)
-            else:
-                changes.next.removed.append(row)
-                changes.grew(ROW_BYTES)
-            if self._scheduled is None:
-                self._schedule()
+        unwritten = changes.next.added.pop(row, None)
+        if unwritten is not None:
+            changes.grew(-ROW_BYTES - len(unwritten[-1]))
+            return
+        if purged:
+            self._purged.append(row)
+        else:
+            changes.next.removed.append(row)
+            changes.grew(ROW_BYTES)
+        if self._scheduled is None:
+            self._schedule()
 
     def expires_earlier(self, row: int, due: int) -> None:
         """Store another time for a message, for when it is read back: the clock was ahead before a restart."""

@@ -110,7 +110,7 @@ def queue_purge(channel: BrokerChannel, method: QueueClass.Purge) -> Iterator[No
     channel.session.rights.check("read", "queue", name)
     queue = channel.queue(name)
     count = queue.purge()
-    while queue.work_some():  # the reply means that a restart does not bring any of them back
+    while queue.work_some():  # the reply means that a broker that is stopped now brings none of them back
         yield
     if not method.nowait:
         channel.send(QueueClass.PurgeOk, message_count=count)
