@@ -127,7 +127,7 @@ def _of_queues(
                     after, first = after._replace(drops=True), " (RabbitMQ applies it before the new overflow setting)"
                 elif view.get("durable", True) and after.is_shorter_than(before):
                     # When a classic queue starts, RabbitMQ applies its limits before its overflow behaviour. In 3.10,
-                    # quorum queues start later, and dead letters for them are lost.
+                    # dead letters for quorum queues are lost then.
                     after = after._replace(drops=True, at_restart=True)
                     first = " (quorum queues may not get these dead letters)" if after.dead_letters else ""
             if before != after:
