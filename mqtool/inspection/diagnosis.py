@@ -217,7 +217,7 @@ def dead_end_findings(
 #: The columns that the queue checks need.
 COLUMNS = (
     "name", "vhost", "type", "durable", "exclusive", "arguments", "effective_policy_definition", "consumers",
-    "messages", "messages_ready", "messages_unacknowledged", "message_stats",
+    "messages", "messages_ready", "messages_unacknowledged", "message_bytes", "message_stats",
 )  # fmt: skip
 #: Statistics are at most this many seconds old.
 _LATE = 10.0
@@ -302,6 +302,7 @@ def findings(api: Management, vhost: str | None, wait: Callable[[], object]) -> 
     expiring: list[Json] = []
     for queue in queues:
         yield from _without_dead_letter_queue(queue, present)
+        yield from surplus(queue)
         yield from _of_queue(queue, before.get((queue["vhost"], queue["name"])), names)
         yield from upgrade.transient(queue)
         if expires(queue):
@@ -323,6 +324,26 @@ def _without_dead_letter_queue(queue: Json, queues: Collection[tuple[str, str]])
     if arguments.get("x-dead-letter-exchange") == "" and isinstance(key, str) and (queue["vhost"], key) not in queues:
         what = f"dead-letters to the queue {key!r}, which does not exist: its dead letters are lost"
         yield Finding.of("queue", queue, "dead-letter-exchange", what, pasteable("queue declare", key))
+
+
+def surplus(queue: Json) -> Iterator[Finding]:
+    """Find a classic queue that rejects messages and has more than its limit: RabbitMQ applies it at a restart."""
+    arguments, policy = management.effective_arguments(queue), queue.get("effective_policy_definition") or {}
+    rejects = str(arguments.get("x-overflow", policy.get("overflow"))).startswith("reject-publish")
+    if not rejects or queue.get("type") != "classic" or not queue.get("durable"):
+        return
+    deed = "drops the surplus when it restarts"
+    if "x-dead-letter-exchange" in arguments:
+        deed = "dead-letters the surplus when it restarts, but quorum queues may not get it"
+    for name, held, unit in (("max-length", "messages", "message"), ("max-length-bytes", "message_bytes", "byte")):
+        # Unacknowledged messages do not count towards the limit, but are ready again after a restart.
+        limits = [each for each in (arguments.get(f"x-{name}"), policy.get(name)) if isinstance(each, int)]
+        there = queue.get(held) or 0
+        if limits and there > min(limits):
+            what = f"has {counted(there, unit)}, and {name} is {min(limits):,}: RabbitMQ {deed}"
+            hint = "before a restart, receive or move the surplus, or raise the limit"
+            yield Finding.of("queue", queue, "surplus", what, hint)
+            return
 
 
 def _of_queue(queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]]) -> Iterator[Finding]:

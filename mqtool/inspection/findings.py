@@ -11,7 +11,7 @@ from mqtool.spelling import counted
 CRITICAL = ("node-down", "partition", "alarm", "guest")
 _WORST_FIRST = (
     *CRITICAL,
-    *("no-acks", "stands-still", "no-consumer"),
+    *("no-acks", "stands-still", "no-consumer", "surplus"),
     *("dead-letter-exchange", "no-dead-letter-exchange", "alternate-exchange", "leads-nowhere"),
     *("dead-letter-cycle", "exchange-cycle"),
     *("reader-misses", "reader-behind", "stream-limit"),

@@ -36,6 +36,40 @@ def test_send_and_receive_resume_after_a_restart_of_the_broker(
     lives_through_it(restartable, lonely_shell, how, queue)
 
 
+def test_a_classic_queue_that_rejects_messages_loses_its_surplus_in_a_restart(
+    restartable: Restartable, lonely_shell: Shell
+) -> None:
+    """A classic queue with reject-publish has more messages than its maximum length, because a policy has lowered it.
+    `policy set` says how many messages will be dropped or dead-lettered when RabbitMQ restarts: after a restart, they
+    are, the oldest first. A quorum queue keeps all.
+    """
+    shell = lonely_shell
+    shell.environment["MQTOOL_URL"] = restartable.url
+    rejects = ("--persistent", "--argument", "x-overflow=reject-publish", "--queue-type")
+    dead = ("--dead-letter-exchange", "", "--argument", "x-dead-letter-routing-key=dead")
+    shell.run("mqtool", "queue", "declare", "dead", "--queue-type", "classic")
+    for queue, *kind in (("jobs", "classic"), ("jobs-dead", "classic", *dead), ("jobs-quorum", "quorum")):
+        sent = shell.run("mqtool", "send", "-q", queue, *rejects, *kind, "-l", stdin="1\n2\n3\n4\n")
+        assert sent.code == 0, sent.stderr
+    limit = ("--pattern", "^jobs", "--definition", '{"max-length": 1}')
+    done = shell.run("mqtool", "policy", "set", "limit", *limit, "--yes")
+    assert done.code == 0, done.stderr
+    assert sorted(line for line in done.stderr.splitlines() if line.startswith("warning: ")) == [
+        "warning: queue 'jobs' drops 3 of 4 messages when RabbitMQ restarts: max-length is 1",
+        "warning: queue 'jobs-dead' dead-letters 3 of 4 messages when RabbitMQ restarts: max-length is 1 "
+        "(quorum queues may not get these dead letters)",
+    ]
+
+    restartable.stop()
+    restartable.start()
+
+    left = (("jobs", "4"), ("jobs-dead", "4"), ("jobs-quorum", "1 2 3 4"), ("dead", "1 2 3"))
+    for queue, bodies in left:
+        receive = ("mqtool", "receive", "--raw", "-q", queue, "-c", str(len(bodies.split())))
+        assert shell.run(*receive).stdout.split() == bodies.split(), queue
+        assert shell.run(*receive, "--idle-timeout", "1ms").stdout == "", queue
+
+
 @pytest.mark.parametrize("how", ["stop", "kill"])
 @pytest.mark.sampled(1)
 @large

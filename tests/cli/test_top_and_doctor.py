@@ -102,6 +102,26 @@ def test_doctor_does_not_call_refused_messages_lost(watcher: Shell, broker: Test
     wait_until(lambda: "or refused them because it was full: refused messages are not lost" in said(), said)
 
 
+def test_doctor_reports_messages_that_a_restart_would_drop(watcher: Shell, broker: TestBroker) -> None:
+    """If a classic queue with the overflow setting reject-publish has more messages than its maximum length, because a
+    policy has lowered it, `doctor` says that RabbitMQ drops the surplus when it restarts, and what to do before.
+    """
+    full = ("--queue-type", "classic", "--argument", "x-overflow=reject-publish")
+    watcher.run("mqtool", "send", "-q", "full", *full, "-l", stdin="a\nb\nc\n")
+    limit = ("--pattern", "^full", "--definition", '{"max-length": 1}')
+    assert watcher.run("mqtool", "policy", "set", "limit", *limit, "--yes").code == 0
+    found: dict[str, Any] = {}
+
+    def is_found() -> bool:
+        found.update(findings(watcher, broker).get("surplus", {}))
+        return str(found.get("what")).startswith("has 3 messages")
+
+    wait_until(is_found, lambda: f"the surplus; found {found}")
+    assert found["thing"] == "queue 'full'"
+    assert found["what"] == "has 3 messages, and max-length is 1: RabbitMQ drops the surplus when it restarts"
+    assert found["hint"] == "before a restart, receive or move the surplus, or raise the limit"
+
+
 def test_doctor_says_that_missing_messages_may_have_been_purged(watcher: Shell, broker: TestBroker) -> None:
     """If a queue without a dead-letter exchange was purged, `doctor` says that it may have lost messages, unless they
     were purged: RabbitMQ does not count purged messages.

@@ -88,14 +88,17 @@ def test_a_clean_restart_keeps_the_delivery_counts_of_a_quorum_queue(tmp_path: P
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
-def test_a_queue_does_not_exceed_its_maximum_length_after_a_restart(process: BrokerProcess, how: str) -> None:
-    """After a restart, unacknowledged messages are ready again. If a queue has more ready messages than its
-    x-max-length because of this, the broker dead-letters its oldest messages.
+@pytest.mark.parametrize("overflow", ["drop-head", "reject-publish", "reject-publish-dlx"])
+def test_a_classic_queue_does_not_exceed_its_maximum_length_after_a_restart(
+    process: BrokerProcess, how: str, overflow: str
+) -> None:
+    """After a restart, unacknowledged messages are ready again. If a classic queue has more ready messages than its
+    x-max-length because of this, the broker dead-letters its oldest messages, whatever the overflow behaviour.
     """
     channel = connect(process).channel()
     channel.queue_declare("dead", durable=True)
     arguments = {"x-max-length": 2, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
-    channel.queue_declare("q", durable=True, arguments=arguments)
+    channel.queue_declare("q", durable=True, arguments={**arguments, "x-overflow": overflow})
     channel.confirm_delivery()
     channel.basic_publish("", "q", b"1", PERSISTENT)
     Take(channel).one("q", auto_ack=False)

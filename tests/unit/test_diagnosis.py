@@ -1,7 +1,7 @@
 """Which problems `doctor` and `top` report, and what they do not report."""
 
 from mqtool.cli.display import reports
-from mqtool.inspection.diagnosis import Paths, dropped, forgets_to_acknowledge, has_no_consumer, stands_still
+from mqtool.inspection.diagnosis import Paths, dropped, forgets_to_acknowledge, has_no_consumer, stands_still, surplus
 from mqtool.inspection.findings import Finding, grouped, said, worst_first
 from mqtool.management.api_client import Json
 from mqtool.topology import Binding, Queue
@@ -54,6 +54,34 @@ def test_dropped_messages_are_counted() -> None:
     assert dropped(queue(ready=2, unacked=1, publish=10, ack=3, deliver_no_ack=1, get_no_ack=1)) == 2
     assert dropped(queue(ready=7, publish=10, ack=3)) == 0
     assert dropped(queue(ack=5)) == 0
+
+
+def test_a_classic_queue_that_would_lose_messages_at_a_restart_is_reported() -> None:
+    """`doctor` reports a durable classic queue that rejects messages, but holds more than its lowest limit, in messages
+    or bytes: RabbitMQ drops or dead-letters the surplus when it restarts. Unacknowledged messages count as well.
+    """
+
+    def said(overflow: str = "reject-publish", policy: Json | None = None, **more: object) -> list[str]:
+        there = {**queue(4, 2), "message_bytes": 60, "type": "classic", "durable": True}
+        given = {"arguments": {"x-overflow": overflow}, "effective_policy_definition": policy}
+        return [found.what for found in surplus({**there, **given, **more})]
+
+    five, drops = {"max-length": 5}, "RabbitMQ drops the surplus when it restarts"
+    assert said(policy=five) == [f"has 6 messages, and max-length is 5: {drops}"]
+    assert said(policy={"max-length": 5, "max-length-bytes": 1}) == said(policy=five)
+    assert said(policy={"max-length": 6, "max-length-bytes": 59}) == [
+        f"has 60 bytes, and max-length-bytes is 59: {drops}"
+    ]
+    own = {"x-overflow": "reject-publish-dlx", "x-max-length": 9, "x-dead-letter-exchange": ""}
+    assert said(policy=five, arguments=own) == [
+        "has 6 messages, and max-length is 5: RabbitMQ dead-letters the surplus when it restarts, "
+        "but quorum queues may not get it"
+    ]
+    assert said(policy={**five, "overflow": "reject-publish"}, arguments={}) == said(policy=five)
+    assert said(policy={"max-length": 6, "max-length-bytes": 60}) == said() == []
+    assert said("drop-head", {**five, "overflow": "reject-publish"}) == []
+    assert said(policy=five, type="quorum") == said(policy=five, durable=False) == []
+    assert said(policy={"max-length-bytes": 5}, message_bytes=None) == []
 
 
 def test_a_queue_whose_consumers_make_no_progress_is_reported() -> None:

@@ -343,7 +343,6 @@ def test_mqtool_says_what_a_new_policy_would_remove_from_a_queue(
         (policy(max_length=10), queue()),
         (policy(max_length_bytes=100), queue()),
         (policy(max_length=4, overflow="reject-publish"), queue(type="quorum")),
-        (policy(max_length=4), queue(arguments={"x-overflow": "reject-publish"})),
         (policy(max_length=4), queue(arguments={"x-max-length": 3})),
         (policy(max_length_bytes=4), queue(type="stream")),
         (policy(max_length=4, pattern="^x"), queue()),
@@ -367,7 +366,6 @@ def test_mqtool_says_what_a_new_policy_would_remove_from_a_queue(
         "within the length",
         "within the bytes",
         "policy rejects",
-        "argument rejects",
         "shorter argument",
         "stream",
         "other pattern",
@@ -550,20 +548,18 @@ FIRST = "(RabbitMQ applies it before the new overflow setting)"
          Loss("q", 10, "is deleted with 10 messages if it is not used for 1m", of_queue=True)),
         (policy(max_length=10), queue(), None),
         (policy(message_ttl=1), queue(arguments={"x-max-length": 4}), None),
-        (policy(max_length=4), queue(arguments=FULL), None),
         (policy(max_length=4), queue(type="quorum"), None),
     ],
     ids=[
         "length", "bytes", "bytes not counted", "dead letters", "unknown type", "own drop-head", "expires",
-        "within the length", "same limit", "own reject-publish", "quorum",
+        "within the length", "same limit", "quorum",
     ],
 )  # fmt: skip
 def test_a_classic_queue_drops_messages_beyond_a_limit_that_comes_with_reject_publish(
     new: dict[str, Any], there: dict[str, Any], loss: Loss | None
 ) -> None:
     """If a policy brings both a limit and reject-publish to a classic queue, RabbitMQ applies the limit first, so the
-    queue drops messages: `policy set` and `policy clear` say how many. A queue that rejects messages already, such as
-    by the policy that is replaced, drops none, and nor does a quorum queue.
+    queue drops messages: `policy set` and `policy clear` say how many. A quorum queue drops none.
     """
     expected = [loss] if loss else []
     rejects = {**new, "definition": {**new["definition"], "overflow": "reject-publish"}}
@@ -571,8 +567,60 @@ def test_a_classic_queue_drops_messages_beyond_a_limit_that_comes_with_reject_pu
     high = policy("high", priority=1, message_ttl=1)
     cleared = losses_by_clearing(api_with([high, rejects], queues=[there]), "v", "high", not_counted, operator=False)
     assert cleared == expected
-    if loss is None or FIRST in loss.why:
-        assert lost(rejects, there, policies=[policy(overflow="reject-publish-dlx")]) == []
+
+
+@pytest.mark.parametrize(
+    ("new", "there", "messages", "why"),
+    [
+        (policy(max_length=4), {}, 6, "drops 6 of 10 messages when RabbitMQ restarts: max-length is 4"),
+        (policy(max_length=4), {"arguments": {**FULL, "x-max-length": 5, "x-dead-letter-exchange": ""}}, 6,
+         "dead-letters 6 of 10 messages when RabbitMQ restarts: max-length is 4 "
+         "(quorum queues may not get these dead letters)"),
+        (policy(max_length=4), {"messages_unacknowledged": 2}, 8,
+         "drops 8 of 12 messages when RabbitMQ restarts: max-length is 4"),
+        (policy(max_length=11), {"messages_unacknowledged": 2, "type": None}, 1,
+         "drops 1 of 12 messages when RabbitMQ restarts: max-length is 11"),
+        (policy(max_length_bytes=75), {"durable": True}, 3,
+         "drops about 3 of 10 messages when RabbitMQ restarts: max-length-bytes is 75"),
+        (policy(max_length_bytes=75), {"message_bytes_ready": 0}, None,
+         f"may drop some of 10 messages when RabbitMQ restarts: {UNCOUNTED}"),
+        (policy(max_length=4), {"messages_ready": None}, None,
+         "may lose messages when RabbitMQ restarts; the broker does not report how many"),
+        (policy(max_length=10), {}, 0, None),
+        (policy(max_length=4), {"arguments": {**FULL, "x-max-length": 4}}, 0, None),
+        (policy(max_length=4), {"arguments": {**FULL, "x-max-length": 3}}, 0, None),
+        (policy(max_length=4), {"type": "quorum"}, 0, None),
+        (policy(max_length=4), {"durable": False}, 0, None),
+    ],
+    ids=[
+        "length", "dead letters", "unacknowledged", "surplus by unacknowledged", "bytes", "empty bodies", "not counted",
+        "within the length", "same limit", "raised limit", "quorum", "transient",
+    ],
+)  # fmt: skip
+def test_a_lower_limit_makes_a_classic_queue_that_rejects_messages_drop_them_at_a_restart(
+    new: dict[str, Any], there: dict[str, Any], messages: int | None, why: str | None
+) -> None:
+    """A classic queue with reject-publish keeps the messages that it has beyond a new limit, but only until RabbitMQ
+    restarts. `policy set` and `policy clear` say how many it will drop or dead-letter then, including unacknowledged
+    ones. They say nothing if the limit is not lower than before, and nothing of a quorum queue, which keeps its
+    messages, or of a transient queue.
+    """
+    expected = [Loss("q", messages, why, at_restart=True)] if why else []
+    full = queue(**{"arguments": FULL, **there})
+    assert lost(new, full) == expected
+    high = policy("high", priority=1, message_ttl=1)
+    cleared = losses_by_clearing(api_with([high, new], queues=[full]), "v", "high", not_counted, operator=False)
+    assert cleared == expected
+
+
+def test_the_overflow_behaviour_that_an_earlier_policy_has_set_applies_until_a_restart() -> None:
+    """If an earlier policy has set reject-publish, and a new one keeps it and brings a limit, `policy set` says how
+    many messages the queue will drop when RabbitMQ restarts. If the queue would also expire, it says so, too.
+    """
+    new = policy(overflow="reject-publish-dlx", max_length=4, expires=60_000)
+    expiring, dropping = lost(new, queue(), policies=[policy(overflow="reject-publish")])
+    assert (expiring.of_queue, expiring.at_restart) == (True, False)
+    assert dropping == Loss("q", 6, "drops 6 of 10 messages when RabbitMQ restarts: max-length is 4", at_restart=True)
 
 
 @pytest.mark.parametrize("refusal", [AccessRefused("no"), NotFound("no")], ids=["access refused", "not found"])

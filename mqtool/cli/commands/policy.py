@@ -81,7 +81,8 @@ def set_policy(
 ) -> None:
     """Create or change a policy.
 
-    Asks first if existing queues would lose messages, because of a new limit or because the queues would expire.
+    Asks first if existing queues would lose messages, because of a new limit or because the queues would expire. A
+    classic queue that rejects messages beyond its limit loses the surplus when RabbitMQ restarts.
     """
     access = access_to(broker)
     to = apply_to or ("queues" if operator else "all")
@@ -142,13 +143,14 @@ def _warn(lost: Sequence[Loss]) -> None:
 
 def _costing(lost: Sequence[Loss]) -> str:
     """Return what follows the name of the change: how many messages are removed, or deleted with their queues."""
-    dropping, expiring = ([each for each in lost if each.of_queue is of_queue] for of_queue in (False, True))
     parts = ""
-    if dropping:
-        counts = [each.messages for each in dropping if each.messages is not None]
-        messages = counted(sum(counts)) if len(counts) == len(dropping) else "messages"
-        parts += f", and remove {messages} from {counted(len(dropping), 'queue')}"
-    if expiring:
+    for at_restart, when in ((False, ""), (True, " when RabbitMQ restarts")):
+        dropping = [each for each in lost if not each.of_queue and each.at_restart is at_restart]
+        if dropping:
+            counts = [each.messages for each in dropping if each.messages is not None]
+            messages = counted(sum(counts)) if len(counts) == len(dropping) else "messages"
+            parts += f", and remove {messages} from {counted(len(dropping), 'queue')}{when}"
+    if expiring := [each for each in lost if each.of_queue]:
         messages = counted(sum(each.messages or 0 for each in expiring))
         parts += f", and let {counted(len(expiring), 'queue')} with {messages} expire"
     return parts

@@ -214,6 +214,8 @@ class BrokerQueue:
             declared = Options.of(self.arguments, profile=self.profile)
             ttl = declared.time_to_live(entry.message.properties.expiration)
             entry.expires_at = latest if ttl is None else min(latest, self.clock.now() + ttl)
+        # When a classic queue starts, RabbitMQ applies its limits before its overflow behaviour.
+        self._trimming = self._limited and self.kind == "classic"
         self._expiring = self._expiring or entry.expires_at is not None
         self.ledger.hold(entry)
         self.backlog.append(entry)
