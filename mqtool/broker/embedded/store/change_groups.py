@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import reduce
+from typing import Any
 
 from mqtool.broker.embedded.model.ledger import Log
 from mqtool.broker.embedded.store.database import write_definitions, write_entries
@@ -35,7 +36,7 @@ class ChangeGroup:
     """
 
     # Tuples with the fields of StoredEntry, in order: creating them takes half the time.
-    added: dict[int, tuple[object, ...]] = field(default_factory=dict)
+    added: dict[int, tuple[Any, ...]] = field(default_factory=dict)
     removed: list[int] = field(default_factory=list)
     due: dict[int, int] = field(default_factory=dict)
     definitions: dict[tuple[str, bytes], bytes | None] = field(default_factory=dict)
