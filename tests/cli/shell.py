@@ -75,16 +75,16 @@ class Running:
         """Wait until it consumes."""
         ready = self._ready
         assert ready is not None, "this command has no --ready-file"
-        wait_until(lambda: ready.exists() or self.process.poll() is not None, f"ready: {self.stderr}")
+        wait_until(lambda: ready.exists() or self.process.poll() is not None, lambda: f"ready: {self.stderr}")
         assert ready.exists(), f"it ended: {self.stderr}"
         return self
 
     def wait_for_stdout(self, text: str) -> Self:
-        wait_until(lambda: text in self.stdout, f"{text!r} in {self.stdout!r}; stderr: {self.stderr!r}")
+        wait_until(lambda: text in self.stdout, lambda: f"{text!r} in {self.stdout!r}; stderr: {self.stderr!r}")
         return self
 
     def wait_for_stderr(self, text: str) -> Self:
-        wait_until(lambda: text in self.stderr, f"{text!r} in {self.stderr!r}")
+        wait_until(lambda: text in self.stderr, lambda: f"{text!r} in {self.stderr!r}")
         return self
 
     def wait_until_connected_again(self, times: int) -> Self:
