@@ -65,7 +65,7 @@ ATTEMPTS = {
             Wrong("'kern' was published before this receiver was started", _BY_ANOTHER),
             Wrong(
                 "The receiver has ended. Let it run",
-                "start mqtool receive-log topic 'kern.*' -c 1; mqtool emit-log topic kern.disk x; wait %1;"
+                "start mqtool receive-log topic 'kern.*' -c 1; mqtool emit-log topic kern.disk x; wait %1; sleep 3;"
                 "mqtool emit-log topic kern x; mqtool emit-log topic kern.disk.full x",
                 "reached no queue",
             ),
