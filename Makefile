@@ -56,8 +56,8 @@ test: .venv/installed-dev  ## run the tests, with samples of the long ones; on R
 	$(PYTEST) -n $(WORKERS) --dist worksteal -q --durations=25 $(TEST_OPTIONS)
 
 test-all: export CI := 1
-test-all: TEST_OPTIONS := --on-both-brokers
-test-all: test  ## run every test on both brokers, as CI does
+test-all: TEST_OPTIONS := --on-both-brokers --all-cases
+test-all: test  ## run every test on both brokers, with all of its cases
 
 test-page: export CI := 1
 test-page: .venv/installed-dev  ## run the tests of the page of mqtool ui in a browser (Debian: chromium, chromium-driver)

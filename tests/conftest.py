@@ -62,6 +62,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--on-both-brokers", action="store_true", help="run every test on RabbitMQ as well")
+    parser.addoption("--all-cases", action="store_true", help="run all cases of tests that are marked `sampled`")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -79,7 +80,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line(
         "markers",
-        "sampled(count): the test's cases are similar; outside CI, the whole suite runs only this many of them",
+        "sampled(count): the test's cases are similar; without --all-cases, the whole suite runs this many of them",
     )
     config.addinivalue_line(
         "markers", "own_vhost(why): the test gets a virtual host that no other test uses before or after it"
@@ -119,7 +120,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             tried.add(this)
         else:
             kept.append(item)
-    if not IN_CI and not all(".py" in named for named in config.args):
+    if not config.getoption("all_cases") and not all(".py" in named for named in config.args):
         some = _sampled(kept)
         left_out += [item for item in kept if item not in some]
         kept = [item for item in kept if item in some]
@@ -141,12 +142,16 @@ def _in_parts(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
 
 
 def _sampled(items: list[pytest.Item]) -> set[pytest.Item]:
-    """Return the tests. If one is marked `sampled`, return its first case and a random choice, the same in each run."""
-    cases: dict[str, list[pytest.Item]] = {}
+    """Return the tests. If one is marked `sampled`, return its first case and a random choice, the same in each run.
+
+    Each broker gets its own sample.
+    """
+    cases: dict[tuple[str, bool], list[pytest.Item]] = {}
     for item in items:
-        cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        test, _, case = item.nodeid.partition("[")
+        cases.setdefault((test, "rabbitmq" in case), []).append(item)
     chosen = set()
-    for test, alike in cases.items():
+    for (test, _), alike in cases.items():
         if (mark := alike[0].get_closest_marker("sampled")) and mark.args[0] < len(alike):
             # At random, because evenly spaced cases could all have the same value of one parameter.
             alike = [alike[0], *random.Random(test).sample(alike[1:], mark.args[0] - 1)]
