@@ -306,7 +306,8 @@ def test_policy_set_asks_for_confirmation_if_amqp_is_not_available(admin: Shell,
     RabbitMQ may not have counted the messages yet; then `policy set` asks because the queue may lose some.
     """
     fill(admin, "jobs")
-    refused = admin.run(*SET, "--url", urlsplit(broker.url)._replace(netloc="guest:guest@127.0.0.1:1").geturl())
+    nowhere = urlsplit(broker.url)._replace(netloc="guest:guest@127.0.0.1:1").geturl()
+    refused = admin.run(*SET, "--url", nowhere, "--management", broker.management)
     assert (refused.code, depth(broker, "jobs")) == (2, 10), refused.stderr
     assert "message counts may be up to 5 s old" in refused.stderr
     expected = {"drops 7 of 10 messages: max-length is 3"}
