@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mqtool.broker.embedded import EmbeddedBroker
-from tests.brokers import TestBroker, on_any_broker
+from tests.brokers import TestBroker, large, on_any_broker
 from tests.cli.shell import Result, Shell
 
 pytestmark = pytest.mark.own_vhost("what an earlier test has left would be exported")
@@ -193,6 +193,7 @@ def test_doctor_reports_bindings_that_make_rabbitmq_refuse_a_file(
     assert {json.loads(line)["check"] for line in told.stdout.splitlines()} == found
 
 
+@large
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_mqtool_and_rabbitmq_read_each_others_definitions_files(admin: Shell, broker: TestBroker) -> None:
     """RabbitMQ imports a file that `definitions export` wrote, and mqtool reads what RabbitMQ exports for one virtual

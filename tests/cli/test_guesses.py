@@ -19,6 +19,7 @@ from mqtool.cli.help.index import ALIASES
 from mqtool.cli.usage import OTHER_OPTIONS, explain
 from mqtool.errors import UsageError
 from mqtool.tutorials import pages
+from tests.brokers import large
 
 LEAVES = {" ".join(each.words): each for each in leaves(described())}
 #: The groups of commands, with their commands; "" is mqtool itself.
@@ -287,6 +288,7 @@ def test_an_option_of_another_tool_gets_the_command_s_own_way_as_a_hint(
     assert hint_for(monkeypatch, typed) == hint
 
 
+@large
 def test_hints_about_options_of_other_tools_name_options_that_the_command_has(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever option of another tool a command is given, the options in the hint are the command's own, and the
     commands in the hint exist.

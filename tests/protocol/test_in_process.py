@@ -118,6 +118,7 @@ def test_without_a_broker():
 """
 
 
+@large
 def test_the_report_of_a_failed_test_says_what_was_published(tmp_path: Path) -> None:
     """If a test that uses the fixture amqp_vhost fails for any reason, pytest's report shows what was published."""
     (tmp_path / "test_app.py").write_text(FAILING)
@@ -500,6 +501,7 @@ def test_a_version_that_is_a_number_is_refused() -> None:
         EmbeddedBroker(like=4.3)
 
 
+@large
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "written", ["[tool.pytest]\namqp_broker_like = 4.3", "[tool.pytest.ini_options]\namqp_broker_like = 3.10"]
@@ -543,6 +545,7 @@ OVER_VERSIONS = inspect.cleandoc("""
 """)
 
 
+@large
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_amqp_like_runs_each_test_once_per_version_and_lists_those_with_different_results(
@@ -658,6 +661,7 @@ FIXTURES = inspect.cleandoc("""
 """)
 
 
+@large
 def test_the_pytest_fixtures_isolate_tests(tmp_path: Path) -> None:
     """Each test that uses the pytest fixture amqp_vhost has its own virtual host, and a fault ends when the test that
     injected it ends. Tests without mqtool's fixtures do not import the broker.

@@ -14,6 +14,7 @@ from mqtool.broker.embedded import replay
 from mqtool.broker.embedded.in_process import EmbeddedBroker, Vhost
 from mqtool.broker.embedded.testing.replay import replaying
 from mqtool.errors import BadData, Unavailable
+from tests.brokers import large
 from tests.protocol.conftest import Api
 
 
@@ -139,6 +140,7 @@ def test_without_a_path(amqp_vhost): pass
 """
 
 
+@large
 def test_the_marker_amqp_recording_replays_in_a_users_test(tmp_path: Path, recording: Path) -> None:
     """In a user's test, the pytest marker amqp_recording replays the recording that the marker names. The test fails
     with the reason if a message is unroutable, if the marker names no file or one that does not exist, or if the test
@@ -173,6 +175,7 @@ WRONG = {
 }
 
 
+@large
 def test_a_test_whose_marker_amqp_recording_has_a_wrong_argument_fails(tmp_path: Path, recording: Path) -> None:
     """A test fails before it runs if an argument of its pytest marker amqp_recording is invalid or unknown, or if no
     message would be replayed. The error names the recording and says what is wrong.
