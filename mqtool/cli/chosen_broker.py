@@ -41,7 +41,8 @@ class Choice(NamedTuple):
     def management(self, given: str | None, *, is_typed: bool = True) -> str | None:
         """Return the URL of the management API: the given one if any, otherwise the context's.
 
-        A URL from the environment is ignored if the command line names a context, or another node than the environment.
+        A URL from the environment is ignored if the command line names a context, or another host or port than the
+        environment does.
         """
         of_context = self.context.management if self.context else None
         if self.is_typed and not is_typed and (self.context is not None or self._is_elsewhere()):

@@ -330,7 +330,7 @@ def surplus(queue: Json) -> Iterator[Finding]:
     """Find a classic queue that rejects messages and has more than its limit: RabbitMQ applies it at a restart."""
     arguments, policy = management.effective_arguments(queue), queue.get("effective_policy_definition") or {}
     rejects = str(arguments.get("x-overflow", policy.get("overflow"))).startswith("reject-publish")
-    if not rejects or queue.get("type") != "classic" or not queue.get("durable"):
+    if not rejects or queue.get("type") != "classic" or not queue.get("durable") or queue.get("exclusive"):
         return
     deed = "drops the surplus when it restarts"
     if "x-dead-letter-exchange" in arguments:

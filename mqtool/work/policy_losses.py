@@ -19,7 +19,7 @@ from mqtool.spelling import counted
 from mqtool.work.queue_limits import overflow_of, strongest
 
 _COUNTS = ("messages_ready", "messages_unacknowledged", "message_bytes_ready", "consumers")
-_COLUMNS = ("name", "type", "durable", "arguments", *_COUNTS)
+_COLUMNS = ("name", "type", "durable", "exclusive", "arguments", "messages", "message_bytes", *_COUNTS)
 _KINDS = ("policies", "operator-policies")
 #: The settings that decide whether a queue loses messages that it has already.
 _REMOVING = {"max-length", "max-length-bytes", "expires", "overflow"}
@@ -122,16 +122,12 @@ def _of_queues(
         if view.get("type") != "stream" and policy_matches(policy, view["name"]) is not False:
             before, after = _Limits.of(view, now.values()), _Limits.of(view, then.values())
             first = ""
-            if view.get("type") != "quorum" and not after.drops:
-                if before.drops:
-                    after, first = after._replace(drops=True), " (RabbitMQ applies it before the new overflow setting)"
-                elif view.get("durable", True) and after.is_shorter_than(before):
-                    # When a classic queue starts, RabbitMQ applies its limits before its overflow behaviour. In 3.10,
-                    # dead letters for quorum queues are lost then.
-                    after = after._replace(drops=True, at_restart=True)
-                    first = " (quorum queues may not get these dead letters)" if after.dead_letters else ""
+            if before.drops and not after.drops and view.get("type") != "quorum":
+                after, first = after._replace(drops=True), " (RabbitMQ applies it before the new overflow setting)"
             if before != after:
-                yield from _of_queue(view, count(view["name"]), before, after, first)
+                depth = count(view["name"])
+                yield from _of_queue(view, depth, before, after, first)
+                yield from _at_restart(view, depth, before, after)
 
 
 def _policies(api: Management, vhost: str, kind: str) -> list[Json]:
@@ -147,7 +143,6 @@ class _Limits(NamedTuple):
     Attributes:
         drops: True if messages beyond a limit leave the queue, and not new ones are rejected.
         dead_letters: True if these become dead letters.
-        at_restart: True if they leave only when the broker restarts.
     """
 
     length: int | None
@@ -155,7 +150,6 @@ class _Limits(NamedTuple):
     expires: int | None
     drops: bool
     dead_letters: bool
-    at_restart: bool = False
 
     @classmethod
     def of(cls, view: Json, policies: Iterable[Sequence[Json]]) -> "_Limits":
@@ -179,17 +173,29 @@ class _Limits(NamedTuple):
             any("dead-letter-exchange" in each for each in given),
         )
 
-    @property
-    def when(self) -> str:
-        return " when RabbitMQ restarts" if self.at_restart else ""
 
-    def is_shorter_than(self, other: "_Limits") -> bool:
-        """True if fewer messages or bytes fit into the queue."""
-        return _is_lower(self.length, other.length) or _is_lower(self.size, other.size)
+def _at_restart(view: Json, depth: Depth | None, before: _Limits, after: _Limits) -> Iterator[Loss]:
+    """Yield what a classic queue that rejects messages would lose when the broker restarts, because of a lower limit.
 
-
-def _is_lower(limit: int | None, other: int | None) -> bool:
-    return limit is not None and (other is None or limit < other)
+    When such a queue starts, RabbitMQ applies its limits before its overflow behaviour, and unacknowledged messages are
+    ready again.
+    """
+    survives = view.get("type") != "quorum" and view.get("durable", True) and not view.get("exclusive")
+    if not survives or before.drops or after.drops:
+        return
+    counted_before, size = view.get("messages") or 0, view.get("message_bytes") or 0
+    there = max(counted_before, depth.ready if depth else 0)
+    limits = [("max-length", before.length, after.length, after.length or 0, "")]
+    if size and after.size is not None:
+        limits.append(("max-length-bytes", before.size, after.size, after.size * counted_before // size, "about "))
+    for name, old, limit, kept, about in limits:
+        if limit is not None and (old is None or limit < old) and there > kept:
+            deed, lost = "dead-letters" if after.dead_letters else "drops", there - kept
+            why = f"{deed} {about}{lost:,} of {counted(there)} when RabbitMQ restarts: {name} is {limit:,}"
+            # In RabbitMQ 3.10, they do not.
+            dead = " (quorum queues may not get these dead letters)" if after.dead_letters else ""
+            yield Loss(view["name"], lost, f"{why}{dead}", at_restart=True)
+            return
 
 
 def _of_queue(view: Json, depth: Depth | None, before: _Limits, after: _Limits, first: str = "") -> Iterator[Loss]:
@@ -198,34 +204,27 @@ def _of_queue(view: Json, depth: Depth | None, before: _Limits, after: _Limits, 
     ready, consumers = depth or (reported, view.get("consumers") or 0)
     if ready == 0 and reported:  # a quorum queue without a leader says that it is empty
         ready = reported
-    is_sooner = _is_lower(after.expires, before.expires)
+    is_sooner = after.expires is not None and (before.expires is None or after.expires < before.expires)
     if ready is None:
         if is_sooner or (after.drops and (after.length, after.size) != (None, None)):
-            why = f"may lose messages{after.when}; the broker does not report how many"
-            yield Loss(name, None, why, at_restart=after.at_restart)
+            yield Loss(name, None, "may lose messages; the broker does not report how many")
         return
     there = ready + (view.get("messages_unacknowledged") or 0)
     if there and is_sooner and after.expires is not None and not consumers:
         unused = compact_duration(after.expires / 1000)
         yield Loss(name, there, f"is deleted with {counted(there)} if it is not used for {unused}", of_queue=True)
-    if after.drops:  # after a restart, unacknowledged messages are ready again
-        yield from _beyond(view, there if after.at_restart else ready, after, first)
-
-
-def _beyond(view: Json, ready: int, after: _Limits, first: str) -> Iterator[Loss]:
-    """Yield how many of its ready messages a queue would lose because of its limits."""
-    verb, messages = "dead-letter" if after.dead_letters else "drop", f"{counted(ready)}{after.when}"
+    if not after.drops:
+        return
+    verb = "dead-letter" if after.dead_letters else "drop"
     beyond = 0 if after.length is None else max(0, ready - after.length)
     size, in_bytes = view.get("message_bytes_ready"), 0
     if after.size is not None and size:  # of as many messages as the API counted; if it has not, as there are
-        in_bytes = max(0, ready - after.size * (view.get("messages_ready") or ready) // size)
+        in_bytes = max(0, ready - after.size * (reported or ready) // size)
     if beyond and beyond >= in_bytes:
-        lost, why = beyond, f"{verb}s {beyond:,} of {messages}: max-length is {after.length:,}{first}"
+        yield Loss(name, beyond, f"{verb}s {beyond:,} of {counted(ready)}: max-length is {after.length:,}{first}")
     elif in_bytes:
-        lost, why = in_bytes, f"{verb}s about {in_bytes:,} of {messages}: max-length-bytes is {after.size:,}{first}"
+        why = f"{verb}s about {in_bytes:,} of {counted(ready)}: max-length-bytes is {after.size:,}{first}"
+        yield Loss(name, in_bytes, why)
     elif after.size is not None and ready and not size:  # the bodies are empty, or were published seconds ago
         limit = f"max-length-bytes is {after.size:,}{first}, and the broker has counted no bytes of them so far"
-        lost, why = None, f"may {verb} some of {messages}: {limit}"
-    else:
-        return
-    yield Loss(view["name"], lost, why, at_restart=after.at_restart)
+        yield Loss(name, None, f"may {verb} some of {counted(ready)}: {limit}")

@@ -8,7 +8,7 @@ import pytest
 
 from mqtool.broker.choice import BrokerKind
 from tests.brokers import IN_CI, Restartable, large, own_broker
-from tests.cli.shell import Shell, wait_until
+from tests.cli.shell import IDLE, Shell, wait_until
 
 LINES = 40_000 if IN_CI else 10_000
 
@@ -67,7 +67,7 @@ def test_a_classic_queue_that_rejects_messages_loses_its_surplus_in_a_restart(
     for queue, bodies in left:
         receive = ("mqtool", "receive", "--raw", "-q", queue, "-c", str(len(bodies.split())))
         assert shell.run(*receive).stdout.split() == bodies.split(), queue
-        assert shell.run(*receive, "--idle-timeout", "1ms").stdout == "", queue
+        assert shell.run(*receive, "--idle-timeout", IDLE).stdout == "", queue
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])

@@ -77,7 +77,7 @@ def test_receive_where_stops_before_messages_exceed_the_delivery_limit(shell: Sh
 
 def test_receive_where_waits_while_another_consumer_is_the_single_active_one(shell: Shell, broker: TestBroker) -> None:
     """If another client is the single active consumer of a quorum queue, `receive --where` waits for its turn, even if
-    the queue has a delivery limit and ready messages.
+    the queue has a delivery limit and ready messages. It says that it has not checked the limit.
     """
     single = ("--queue-type", "quorum", "--argument", "x-single-active-consumer:=true", "--argument")
     assert shell.run("mqtool", "queue", "declare", "jobs", *single, "x-delivery-limit:=20").code == 0
@@ -88,6 +88,7 @@ def test_receive_where_waits_while_another_consumer_is_the_single_active_one(she
         standby.wait_until_ready()
     ended = standby.wait()
     assert (ended.stdout, ended.code) == ("2\n", 0)
+    assert "another consumer gets the messages of 'jobs'" in ended.stderr
 
 
 @on_any_broker

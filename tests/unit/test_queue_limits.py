@@ -576,25 +576,21 @@ def test_a_classic_queue_drops_messages_beyond_a_limit_that_comes_with_reject_pu
         (policy(max_length=4), {"arguments": {**FULL, "x-max-length": 5, "x-dead-letter-exchange": ""}}, 6,
          "dead-letters 6 of 10 messages when RabbitMQ restarts: max-length is 4 "
          "(quorum queues may not get these dead letters)"),
-        (policy(max_length=4), {"messages_unacknowledged": 2}, 8,
-         "drops 8 of 12 messages when RabbitMQ restarts: max-length is 4"),
-        (policy(max_length=11), {"messages_unacknowledged": 2, "type": None}, 1,
+        (policy(max_length=11), {"messages": 12, "type": None}, 1,
          "drops 1 of 12 messages when RabbitMQ restarts: max-length is 11"),
         (policy(max_length_bytes=75), {"durable": True}, 3,
          "drops about 3 of 10 messages when RabbitMQ restarts: max-length-bytes is 75"),
-        (policy(max_length_bytes=75), {"message_bytes_ready": 0}, None,
-         f"may drop some of 10 messages when RabbitMQ restarts: {UNCOUNTED}"),
-        (policy(max_length=4), {"messages_ready": None}, None,
-         "may lose messages when RabbitMQ restarts; the broker does not report how many"),
+        (policy(max_length_bytes=75), {"message_bytes_ready": 0, "messages_ready": 0, "message_bytes": 75}, 0, None),
         (policy(max_length=10), {}, 0, None),
         (policy(max_length=4), {"arguments": {**FULL, "x-max-length": 4}}, 0, None),
         (policy(max_length=4), {"arguments": {**FULL, "x-max-length": 3}}, 0, None),
         (policy(max_length=4), {"type": "quorum"}, 0, None),
         (policy(max_length=4), {"durable": False}, 0, None),
+        (policy(max_length=4), {"exclusive": True}, 0, None),
     ],
     ids=[
-        "length", "dead letters", "unacknowledged", "surplus by unacknowledged", "bytes", "empty bodies", "not counted",
-        "within the length", "same limit", "raised limit", "quorum", "transient",
+        "length", "dead letters", "unacknowledged", "bytes", "within the bytes, all unacknowledged",
+        "within the length", "same limit", "raised limit", "quorum", "transient", "exclusive",
     ],
 )  # fmt: skip
 def test_a_lower_limit_makes_a_classic_queue_that_rejects_messages_drop_them_at_a_restart(
@@ -603,10 +599,10 @@ def test_a_lower_limit_makes_a_classic_queue_that_rejects_messages_drop_them_at_
     """A classic queue with reject-publish keeps the messages that it has beyond a new limit, but only until RabbitMQ
     restarts. `policy set` and `policy clear` say how many it will drop or dead-letter then, including unacknowledged
     ones. They say nothing if the limit is not lower than before, and nothing of a quorum queue, which keeps its
-    messages, or of a transient queue.
+    messages, or of a transient or exclusive queue, which does not survive a restart.
     """
     expected = [Loss("q", messages, why, at_restart=True)] if why else []
-    full = queue(**{"arguments": FULL, **there})
+    full = queue(**{"arguments": FULL, "messages": 10, "message_bytes": 100, **there})
     assert lost(new, full) == expected
     high = policy("high", priority=1, message_ttl=1)
     cleared = losses_by_clearing(api_with([high, new], queues=[full]), "v", "high", not_counted, operator=False)
@@ -618,7 +614,7 @@ def test_the_overflow_behaviour_that_an_earlier_policy_has_set_applies_until_a_r
     many messages the queue will drop when RabbitMQ restarts. If the queue would also expire, it says so, too.
     """
     new = policy(overflow="reject-publish-dlx", max_length=4, expires=60_000)
-    expiring, dropping = lost(new, queue(), policies=[policy(overflow="reject-publish")])
+    expiring, dropping = lost(new, queue(messages=10), policies=[policy(overflow="reject-publish")])
     assert (expiring.of_queue, expiring.at_restart) == (True, False)
     assert dropping == Loss("q", 6, "drops 6 of 10 messages when RabbitMQ restarts: max-length is 4", at_restart=True)
 

@@ -21,11 +21,7 @@ UNKNOWN = "because the delivery limit of 'jobs' is unknown"
         (PeekKind(How.IN_TURN, 20, is_single=True), 0, ""),
         (PeekKind(How.IN_TURN, 20, is_certain=False), ASSUMED_LIMIT, ""),
         (PeekKind(How.IN_TURN, 1, is_certain=False), 1, ""),
-        (
-            PeekKind(How.IN_TURN, 20, is_single=True, is_certain=False),
-            0,
-            "because the delivery limit of 'jobs' is unknown",
-        ),
+        (PeekKind(How.IN_TURN, 20, is_single=True, is_certain=False), 0, UNKNOWN),
         (PeekKind(How.GET, is_certain=False), 0, UNKNOWN),
     ],
     ids=str,

@@ -1,13 +1,13 @@
 """How commands read the messages that wait in a queue."""
 
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from math import inf
 
 from mqtool.amqp import Channel
 from mqtool.amqp.consume_policies import ASSUMED_LIMIT
 from mqtool.cli.access import HINT_PATIENCE, Access
 from mqtool.cli.display import output
-from mqtool.errors import AccessRefused, Unavailable, UsageError
+from mqtool.errors import AccessRefused, Unavailable
 from mqtool.management import Management
 from mqtool.spelling import pasteable
 from mqtool.work import peeking
@@ -21,7 +21,7 @@ def kind_of(access: Access, channel: Channel, queue: str, patience: tuple[float,
         patience: see Access.management().
     """
     api: Management | None = None
-    with suppress(Unavailable, AccessRefused, *([] if patience is None else [UsageError])):
+    with suppress(Unavailable, AccessRefused):
         api = access.management(patience)
     return peeking.kind_of(channel, queue, api, access.vhost)
 
@@ -40,8 +40,15 @@ def delivery_limit(access: Access, channel: Channel, queue: str, *, requeues: bo
     """
     kind = kind_of(access, channel, queue, HINT_PATIENCE)
     if requeues:
-        with suppress(Unavailable) if kind.is_single else nullcontext():  # another consumer may be the active one
+        try:
             _check_limit(channel, queue, kind)
+        except Unavailable:
+            if not kind.is_single:
+                raise
+            output.notice(
+                f"another consumer gets the messages of {queue!r}; those that do not match are requeued later, "
+                "which may exceed the delivery limit"
+            )
     limit = inf if kind.limit is None else kind.limit
     must_stay = kind.is_single or kind.how is How.GET  # the queue may be deleted with its last consumer
     if kind.is_certain:
