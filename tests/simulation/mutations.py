@@ -190,8 +190,8 @@ MUTATIONS = (
     Mutation(
         "forgets to delete an acknowledged message from the disk",
         "store/storage.py",
-        "                changes.next.removed.append(row)\n",
-        "                changes.next.removed.append(row) if row % 7 else None\n",
+        "            changes.next.removed.append(row)\n",
+        "            changes.next.removed.append(row) if row % 7 else None\n",
     ),
     Mutation(
         "loses the second half of a group of writes that failed",
