@@ -413,7 +413,9 @@ class Judge:
             # A client that was cut off has seen none of the deliveries that count.
             right = kind.delivery_limit is not None and (copy.times > 0 or bool(self.cut_off))
         else:
-            right = reason in kind.reasons or (reason == "maxlen" and queue in self.emptied)
+            # When a classic queue starts, its limits apply before its overflow behaviour.
+            is_full = queue in self.emptied or (kind.refuses and bool(self.restarts))
+            right = reason in kind.reasons or (reason == "maxlen" and is_full)
         if not right:
             self.fail("messages die for a reason", f"message {number} of queue {queue} died: {reason}")
 

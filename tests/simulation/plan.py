@@ -18,7 +18,7 @@ KINDS: dict[str, Kind] = {
     "expiring": Kind({**_DLX, "x-message-ttl": 3000}, frozenset({"expired"}), ttl=3, has_dlx=True),
     "newest": Kind({**_DLX, "x-max-length": 6}, frozenset({"maxlen"}), has_dlx=True, max_length=6),
     "bytes": Kind({**_DLX, "x-max-length-bytes": 900}, frozenset({"maxlen"}), has_dlx=True),
-    "oldest": Kind({"x-max-length": 8, "x-overflow": "reject-publish"}),
+    "oldest": Kind({**_DLX, "x-max-length": 8, "x-overflow": "reject-publish"}, has_dlx=True),
     "oldest-dlx": Kind(
         {**_DLX, "x-max-length": 8, "x-overflow": "reject-publish-dlx"}, frozenset({"maxlen"}), has_dlx=True
     ),
