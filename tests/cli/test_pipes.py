@@ -17,8 +17,8 @@ from tests.cli.test_exec import depth
 
 
 def test_receive_piped_into_head_leaves_the_other_messages_in_the_queue(shell: Shell) -> None:
-    """`receive | head -n 3` ends after three lines. All other messages stay in the queue, though a quorum queue may change
-    their order.
+    """`receive | head -n 3` ends after three lines. All other messages stay in the queue, though a quorum queue may
+    change their order.
     """
     shell.run("mqtool", "send", "-l", stdin="".join(f"line {number}\n" for number in range(10)))
 
