@@ -192,7 +192,7 @@ def _at_restart(view: Json, depth: Depth | None, before: _Limits, after: _Limits
         if limit is not None and (old is None or limit < old) and there > kept:
             deed, lost = "dead-letters" if after.dead_letters else "drops", there - kept
             why = f"{deed} {about}{lost:,} of {counted(there)} when RabbitMQ restarts: {name} is {limit:,}"
-            # In RabbitMQ 3.10, they do not.
+            # In RabbitMQ 3.10, quorum queues do not get them.
             dead = " (quorum queues may not get these dead letters)" if after.dead_letters else ""
             yield Loss(view["name"], lost, f"{why}{dead}", at_restart=True)
             return

@@ -277,6 +277,17 @@ def test_rows_of_many_purged_messages_are_deleted_in_several_transactions(
     assert [*entries_in(tmp_path)] == [b"0"]
 
 
+async def waiting_for_disk(directory: Path) -> tuple[WaitingDisk, Storage, "asyncio.Task[None]"]:
+    """Return a storage with small groups, whose disk does not go on, and the task that waits for its first group."""
+    disk = WaitingDisk()
+    storage = Storage(directory, disk)
+    storage.changes.most_bytes = 9 * 256
+    disk.may_go_on.clear()
+    first = asyncio.create_task(storage.stored())
+    await turns()
+    return disk, storage, first
+
+
 @pytest.mark.parametrize("case", ["the disk works", "a write fails", "the messages are purged", "the broker stops"])
 def test_changes_that_wait_for_a_slow_disk_are_written_in_several_transactions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
@@ -300,12 +311,7 @@ def test_changes_that_wait_for_a_slow_disk_are_written_in_several_transactions(
     monkeypatch.setattr(change_groups, "write_entries", write)
 
     async def run() -> None:
-        disk = WaitingDisk()
-        storage = Storage(tmp_path, disk)
-        storage.changes.most_bytes = 9 * 256
-        disk.may_go_on.clear()
-        first = asyncio.create_task(storage.stored())
-        await turns()
+        disk, storage, first = await waiting_for_disk(tmp_path)
         for number in range(25):
             storage.added(1, storage.enter(message(b"%d" % number), None))
             if number % 5 == 4:
@@ -336,12 +342,7 @@ def test_messages_that_are_consumed_before_they_are_written_do_not_wait_for_the_
     """
 
     async def run() -> int:
-        disk = WaitingDisk()
-        storage = Storage(tmp_path, disk)
-        storage.changes.most_bytes = 9 * 256
-        disk.may_go_on.clear()
-        first = asyncio.create_task(storage.stored())
-        await turns()
+        disk, storage, first = await waiting_for_disk(tmp_path)
         for number in range(100):
             entry = storage.enter(message(b"%d" % number), None)
             storage.added(1, entry)
