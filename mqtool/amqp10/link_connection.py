@@ -121,7 +121,7 @@ class LinkConnection(ReopeningTransport):
         self._incoming.clear()
         self._refusals.clear()
         self.transport.send([frame(0, Begin(None, 0, _WINDOW, _WINDOW, handle_max=_HANDLES - 1))])
-        self.until(lambda: self._has_begun)
+        self.until(lambda: self._has_begun, self.epoch)
 
     def sending_link(self, address: str | None) -> SendingLink:
         """Return the link to an address; attach one if there is none. Raises MqtoolError if the broker refuses it."""
@@ -139,11 +139,12 @@ class LinkConnection(ReopeningTransport):
             ClosedByBroker: the broker refuses the link.
         """
         with self.changed:
+            epoch = self.epoch
             handle = next(number for number in range(_HANDLES) if number not in self._links)
             self._links[handle] = link
             self._detached.discard(handle)
             self.transport.send([frame(0, link.attach(handle))])
-        self.until(lambda: link.is_attached or handle in self._refusals)
+        self.until(lambda: link.is_attached or handle in self._refusals, epoch)
         with self.changed:
             if (refusal := self._refusals.pop(handle, None)) is not None:
                 raise refusal
@@ -249,10 +250,11 @@ class LinkConnection(ReopeningTransport):
         Args:
             stays: only withdraw the credit, so that the caller can settle deliveries; release_all() does the rest.
         """
+        epoch = self.epoch
         if not self.is_lost and receiver.stop():
             self.send_flow(receiver.handle, receiver.delivery_count, 0, echo=True)
             with suppress(Lost, MqtoolError):  # deliveries in transit arrive before the reply
-                self.until(lambda: receiver.has_stopped, _STOPPED)
+                self.until(lambda: receiver.has_stopped, epoch, _STOPPED)
         with self.changed:
             rest = receiver.rest()
             if not (stays or self.is_lost or self.failure):

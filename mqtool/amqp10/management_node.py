@@ -97,6 +97,7 @@ class ManagementLink:
         """
         with self._one:
             sender, receiver = self._halves
+            epoch = self._links.epoch
             if not (sender.is_attached and receiver.is_attached):
                 for half in self._halves:
                     self._links.attach(half)
@@ -106,7 +107,7 @@ class ManagementLink:
             properties = BareProperties(message_id=number, to=path, subject=method, reply_to="$me")
             request = Amqp10Message(properties=properties, body=value_section(body))
             self._links.send_request(sender.handle, request.encode())
-            self._links.until(lambda: self._response is not None, within or PATIENCE)
+            self._links.until(lambda: self._response is not None, epoch, within or PATIENCE)
             if int(number) % (_CREDIT // 2) == 0:
                 self._links.send_flow(receiver.handle, receiver.delivery_count, _CREDIT)
             assert self._response is not None

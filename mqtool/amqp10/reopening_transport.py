@@ -160,8 +160,16 @@ class ReopeningTransport:
 
     # Waiting.
 
-    def until(self, done: Callable[[], bool], patience: float = PATIENCE) -> None:
-        """Wait for the broker's reply. Raises Lost if the connection is lost in the meantime."""
+    def until(self, done: Callable[[], bool], epoch: int, patience: float = PATIENCE) -> None:
+        """Wait for the broker's reply.
+
+        Args:
+            epoch: the value of `epoch` before the request was sent. The connection may be open again by now.
+
+        Raises:
+            Lost: the connection was lost after the request.
+            Unavailable: the broker has not replied within `patience` seconds.
+        """
         deadline = time.monotonic() + patience
         if self.reads_here:  # the I/O thread itself, or the one that opens the connection
             while not done():
@@ -169,7 +177,6 @@ class ReopeningTransport:
                     raise TimeoutError(0, "the broker does not answer")
                 self._handle(self.transport.read(_TICK))
             return
-        epoch = self.epoch
         while True:
             self.wait(lambda: done() or self.is_lost or self.epoch != epoch, _TICK)
             if self.is_lost or self.epoch != epoch:

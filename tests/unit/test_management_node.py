@@ -32,6 +32,7 @@ class Broker:
         flows: the handle, the delivery count and the credit of each flow frame.
         requests: the method, the path and the body of each request.
         answers: the status and the encoded body of the next responses. Others have status 200 and no body.
+        epoch: how many times the connection was reopened.
         loses: the number of requests for whose response the connection is lost.
         stray: True if a response to an earlier request arrives before and after each response.
         sends_from: the broker's delivery count when it attaches its link.
@@ -43,7 +44,7 @@ class Broker:
         self.flows: list[tuple[int, int, int]] = []
         self.requests: list[tuple[str, str, Any]] = []
         self.answers: list[tuple[int | None, bytes]] = []
-        self.loses = 0
+        self.epoch = self.loses = 0
         self.stray = False
         self.sends_from = 0
         self.lacks: str | None = None
@@ -57,6 +58,7 @@ class Broker:
             try:
                 return request()
             except Lost:
+                self.epoch += 1
                 for half in self._halves.values():
                     half.is_attached = False
                 assert self.set_up is not None
@@ -104,7 +106,8 @@ class Broker:
         for piece, more in ((data[:9], True), (data[9:], False)):
             self._halves[True].take(None, piece, settled=True, more=more)
 
-    def until(self, done: Callable[[], bool], patience: float) -> None:
+    def until(self, done: Callable[[], bool], epoch: int, patience: float) -> None:
+        assert epoch == self.epoch
         assert patience == 20
         if not done():
             raise Lost

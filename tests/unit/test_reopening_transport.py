@@ -92,7 +92,7 @@ class Session(ReopeningTransport):
     def begin(self) -> None:
         greeted = len(self.log)
         self.log.append("begin")
-        self.until(lambda: HELLO in self.log[greeted:])
+        self.until(lambda: HELLO in self.log[greeted:], self.epoch)
 
     def take(self, body: bytes) -> None:
         if body == FORBIDDEN.reply_text.encode():
@@ -323,17 +323,21 @@ def test_a_loss_ends_a_connection_that_does_not_reconnect(
 
 
 def test_a_request_is_repeated_after_a_reconnection(broker: Broker, connect: Connect) -> None:
-    """If an AMQP 1.0 connection is lost while a request waits for its reply, mqtool repeats the request once the
-    connection is open again. A request that the broker refuses is not repeated. A connection without an I/O thread
-    repeats no request.
+    """If an AMQP 1.0 connection is lost after a request was sent, mqtool repeats the request once the connection is
+    open again, even if it was reopened before mqtool began to wait for the reply. A request that the broker refuses is
+    not repeated. A connection without an I/O thread repeats no request.
     """
     session = connect([ONE], AT_ONCE)
     epochs = []
 
     def request() -> str:
-        epochs.append(session.epoch)
-        broker.tells(*([EOFError(), HELLO] if session.epoch == 0 else [WORK]))
-        session.until(lambda: WORK in session.log)
+        epochs.append(epoch := session.epoch)
+        if epoch == 0:
+            broker.tells(EOFError(), HELLO)
+            session.wait(lambda: session.epoch == 1, None)
+        else:
+            broker.tells(WORK)
+        session.until(lambda: WORK in session.log, epoch)
         return "reply"
 
     assert session.retrying(request) == "reply"
@@ -355,15 +359,15 @@ def test_a_request_is_repeated_after_a_reconnection(broker: Broker, connect: Con
 
 def test_a_request_is_given_up_after_20_seconds(broker: Broker, connect: Connect) -> None:
     """If the broker does not answer a request over AMQP 1.0 within 20 s, or within the time that the caller gives, the
-    request raises Unavailable. A call of wait() with a time limit returns without an error when this time is over.
+    request raises Unavailable. Waiting for anything else with a time limit ends without an error.
     """
     session = connect()
     session.changed = Clocked(broker)
     with pytest.raises(Unavailable, match=r"^the broker did not answer within 20 s$"):
-        session.until(lambda: False)
+        session.until(lambda: False, session.epoch)
     assert broker.now == pytest.approx(1020, abs=0.5)
     with pytest.raises(Unavailable, match=r"^the broker did not answer within 2.5 s$"):
-        session.until(lambda: False, 2.5)
+        session.until(lambda: False, session.epoch, 2.5)
     began = broker.now
     session.wait(lambda: False, 0.5)
     assert broker.now == pytest.approx(began + 0.5)
