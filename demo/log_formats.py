@@ -79,7 +79,10 @@ UNKNOWN_FORMAT = LogFormat(
 
 
 def format_of(log: bytes) -> LogFormat:
-    """Return the first format whose pattern matches at least half of the log's first 500 lines."""
+    """Return the first format whose pattern matches at least half of the log's first 500 lines.
+
+    If none does, return UNKNOWN_FORMAT.
+    """
     sample = log.splitlines()[:_SAMPLE]
     for candidate in FORMATS:
         fits = sum(re.search(candidate.pattern, line.decode("utf-8", "replace")) is not None for line in sample)

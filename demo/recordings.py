@@ -102,7 +102,7 @@ class PlaysRecorder(PlayPage):
         return self
 
     def say(self, text: str, question: str = "") -> None:
-        """Record the text with which a tutorial explains its next step, once the page has shown all earlier events.
+        """Record the text with which a tutorial explains its next step. A viewer sees it after all earlier events.
 
         A tutorial in a browser waits until its viewer has read the text; a recording does not wait while it is made.
         """
@@ -117,7 +117,10 @@ class PlaysRecorder(PlayPage):
 
 
 def record_plays(path: Path, names: Iterable[str]) -> None:
-    """Record plays, such as tutorials, in one HTML page. It plays the one that its URL names, or offers a choice."""
+    """Record several plays, such as tutorials, in one HTML page.
+
+    The page shows the play that its URL names, or offers a choice.
+    """
     offered = [{"name": name, "title": plays.PLAYS[name].title, "story": plays.PLAYS[name].story} for name in names]
     guard = Guard()
     with PlaysRecorder(offered) as recorder:

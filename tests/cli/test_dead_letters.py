@@ -143,9 +143,9 @@ def test_dlq_drop_needs_yes_without_a_terminal(dead: Shell, broker: TestBroker) 
 
 
 @on_any_broker
-def test_dlq_commands_ask_only_if_there_are_dead_letters(dead: Shell) -> None:
-    """Without --yes, `dlq drop` says how many messages it would drop. If there are no dead letters, `dlq drop` and `dlq
-    redrive` on a terminal do not ask for a confirmation.
+def test_dlq_commands_do_not_ask_if_there_are_no_dead_letters(dead: Shell) -> None:
+    """If there are no dead letters, `dlq drop` and `dlq redrive` on a terminal do not ask for a confirmation. If there
+    are any, `dlq drop` without --yes says how many it would drop.
     """
     assert "this would drop all 3 messages of jobs.dlq for good\n" in dead.run("mqtool", "dlq", "drop", "jobs").stderr
     dead.run("mqtool", "dlq", "drop", "jobs", "--id", "m-one", "--id", "m-two", "--yes")

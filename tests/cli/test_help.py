@@ -295,7 +295,7 @@ def test_hints_about_options_name_the_command() -> None:
                 assert command.path in hint or hint.startswith(("did you mean", "--")), (command.words, typed, hint)
 
 
-def test_tutorial_options_are_shown_only_for_tutorial_commands() -> None:
+def test_dialect_strict_and_verbose_are_shown_only_for_commands_that_they_affect() -> None:
     """--dialect, --strict and --verbose appear only in the help of commands that they affect."""
     shown = {
         " ".join(each.words): {flag for option in each.options for flag in option.flags} for each in leaves(described())

@@ -398,8 +398,8 @@ def test_publish_at_a_publishers_box_uses_the_publishers_connection_name(
 def test_the_page_says_that_it_cannot_show_single_messages_of_rabbitmq(
     shell: Shell, broker: TestBroker, page: Page
 ) -> None:
-    """The page of `mqtool ui` shows the topology and the counts of any broker. On RabbitMQ, the page says that it
-    cannot show single messages.
+    """The page of `mqtool ui` shows the topology and the counts of any broker. On RabbitMQ without --tap or
+    --firehose, the page says that it cannot show single messages.
     """
     do(shell, "emit-log fanout lost")
     do(shell, "queue declare kept")

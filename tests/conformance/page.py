@@ -41,7 +41,7 @@ _BOTTOM = """\
 - The source archives of pika (1.4.4 and 1.5.0rc1), rstream 1.1.1, rabbitmq-amqp-python-client 0.6.0, python-qpid-proton
   0.40.0 and faststream 0.7.8 contain no tests.
 - The source archive of dramatiq 2.2.1 lacks the `conftest.py` that its tests need.
-- The integration tests of celery 5.7.0 need Redis, and its smoke tests need Docker.
+- Celery 5.7.0's integration tests need Redis, and its smoke tests need Docker.
 
 mqtool's own tests use pika, rstream, celery, dramatiq, python-qpid-proton and others as clients.
 """

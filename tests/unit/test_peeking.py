@@ -333,8 +333,9 @@ def test_messages_requeued_before_are_published_again_if_the_delivery_limit_is_u
 
 
 def test_messages_are_published_again_in_the_order_of_the_queue(place: Place) -> None:
-    """The delivery limit is unknown, and the messages have been requeued a different number of times. `peek` publishes
-    them again in the order that they had. Its error names the message that was requeued most often.
+    """If `peek` does not know the delivery limit of a queue, and messages have been requeued before, `peek` publishes
+    them again instead of requeuing them, because that might exceed the limit. They keep their order, even if some have
+    been requeued more often than others. The error names the message that was requeued most often.
     """
     place.fill(*range(4), arguments=QUORUM)
     place.requeue(1, 2, 2)

@@ -470,7 +470,7 @@ def test_a_loss_is_counted_from_the_messages_that_are_in_the_queue_now(
     assert losses(api, "v", new, lambda _: there, operator=False) == ([loss] if loss else [])
 
 
-def test_each_queue_loses_its_own_messages() -> None:
+def test_policy_set_says_what_each_queue_would_lose() -> None:
     """If a new policy would apply to several queues, `policy set` counts the messages of each of them, and says what
     each queue would lose.
     """

@@ -129,9 +129,9 @@ def test_the_first_reply_to_a_queue_after_an_internal_error_is_published_alone(m
 
 
 def test_a_reply_is_published_even_if_the_connection_is_lost_just_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After an internal error of the broker, an RPC server sends its pending acknowledgements before it publishes the
-    next reply to the queue in question. If the connection is lost while it sends them, the server publishes the reply
-    on the next connection.
+    """If publishing to a reply queue has caused an internal error of the broker, an RPC server sends its pending
+    acknowledgements before it publishes the next reply to this queue. If the connection is lost while it sends them,
+    the server publishes the reply on the next connection.
     """
     monkeypatch.setattr(replies, "_PATIENCE", 0)
     server = Server()

@@ -305,11 +305,12 @@ def test_no_pipe_stays_open_if_a_program_cannot_be_started(run: Callable[..., En
         (errno.EMFILE, True, Ending(126, b"[Errno 24] why")),
     ],
 )
-def test_a_program_that_cannot_be_started_has_the_exit_status_of_a_shell(
+def test_a_program_that_cannot_be_started_has_the_exit_status_of_a_shell_or_65(
     number: int, ending: Ending, *, is_named_by_message: bool
 ) -> None:
-    """If `worker` cannot start a program, the exit status is 127 if the program is not found, 126 if it cannot be
-    executed, and 65 if its message does not fit into the environment, or has named a file that is not a program.
+    """If `worker` cannot start a program, the exit status is that of a shell: 127 if the program is not found, 126 if
+    it cannot be executed. It is 65 if the message is the cause: its headers do not fit into the environment, or the
+    name of the program is taken from the message, and there is no such program.
     """
     assert _not_started(OSError(number, "why"), is_named_by_message=is_named_by_message) == ending
 

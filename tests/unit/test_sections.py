@@ -132,11 +132,11 @@ def test_a_body_of_any_size_arrives_unchanged(size: int, properties: dict[str, A
         (True, {"expiration": 4_294_967_295}, MessageHeader(durable=True, ttl=UInt32(4_294_967_295))),
     ],
 )
-def test_a_message_without_a_delivery_mode_is_durable_if_its_sender_is_persistent(
+def test_a_message_without_a_delivery_mode_is_durable_if_messages_are_persistent_by_default(
     persistent: bool, properties: dict[str, Any], header: MessageHeader
 ) -> None:
     """Over AMQP 1.0, a message with delivery mode 2 is sent as durable, and one with delivery mode 1 is not. A message
-    without a delivery mode is sent as durable only if its sender is persistent.
+    without a delivery mode is sent as durable only if the caller passes `persistent=True`.
     """
     for message_id, to in ((None, None), ("id", None), (None, "/queues/q")):
         message = Message(b"", properties=properties, message_id=message_id)

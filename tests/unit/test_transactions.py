@@ -353,10 +353,10 @@ def test_messages_that_arrive_after_the_reply_that_the_queue_is_empty_are_moved(
     assert queue.log == [[0, 1], [9], "cancelled"]
 
 
-def test_messages_published_before_the_flow_is_stopped_are_moved_by_the_same_consumer(queue: FakeQueue) -> None:
-    """Once the queue that `queue convert` moves is empty, the command stops new messages from reaching it. Its consumer
-    still receives the messages that have arrived in the meantime, and is then cancelled. Deliveries that arrive during
-    the cancellation are moved last.
+def test_messages_that_arrive_before_publishers_are_cut_off_are_moved_by_the_same_consumer(queue: FakeQueue) -> None:
+    """Once `queue convert` has emptied the queue, it stops new messages from reaching it. The command's consumer still
+    receives the messages that arrived before, and is then cancelled. Deliveries that arrive during the cancellation
+    are moved last.
     """
     queue.publish(3)
 

@@ -335,9 +335,9 @@ def test_a_warning_says_that_an_old_broker_may_lose_waiting_messages(broker: Fak
     ]
 
 
-def test_mqtool_knows_whether_a_delay_has_a_wait_queue_already(broker: FakeBroker) -> None:
-    """is_new() is True if the first wait queue for a message and a delay does not exist yet, so that it has to be
-    declared before the message is published.
+def test_mqtool_knows_whether_a_delayed_message_needs_a_new_wait_queue(broker: FakeBroker) -> None:
+    """A delayed message passes through one or more wait queues. `WaitQueues.is_new()` is True if the first of them is
+    not declared yet, so that mqtool has to declare it before it publishes the message.
     """
     broker.queues["other"] = {}
     delays, _ = through(broker)

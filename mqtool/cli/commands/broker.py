@@ -83,7 +83,7 @@ def _state_of(started: Started) -> str:
 
 @command(app, "mqtool broker ls", "mqtool broker ls --json", effect=Effect.OWN)
 def ls(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line")] = False) -> None:
-    """List the brokers that 'broker up' started, running or stopped."""
+    """List running and stopped brokers that 'broker up' started."""
     rows = []
     for name in state.names():
         started, found = state.load(name), state.load_last(name)

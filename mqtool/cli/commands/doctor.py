@@ -77,8 +77,8 @@ def doctor(
 ) -> None:
     """Check a broker, or a definitions file, and report problems.
 
-    Exits with 3 if there are problems. With --format nagios, exits with 1, or with 2 if a problem is critical, and with
-    3 if the state is unknown; with --format prometheus, with 0 if the broker could be checked.
+    Exits with 3 if there are problems. With --format nagios, exits with 1 if there are problems, with 2 if a problem is
+    critical, and with 3 if the state is unknown. With --format prometheus, exits with 0 if the broker could be checked.
     """
     form = "json" if as_json else form
     if (file is not None or peek) and upgrade_to is None:

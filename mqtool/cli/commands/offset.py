@@ -78,7 +78,7 @@ def set_(
 
 @command(app, "mqtool offset reset app reports", effect=Effect.CHANGES, without=("dialect", "strict"))
 def reset(stream: StreamName, name: ReaderName, broker: BrokerOptions, port: StreamPort = None) -> None:
-    """Make a reader start over from its --offset."""
+    """Forget a reader's stored offset, so that it starts over."""
     with access_to(broker).stream_channel(port) as channel:
         for each in channel.streams_of(stream):
             channel.forget_offset(each, name)

@@ -46,7 +46,7 @@ def receive_delayed(
 ) -> None:
     """Receive delayed messages; show how late each one arrived.
 
-    With --where, messages that do not match stay in the queue, as with 'mqtool receive'.
+    With --where, messages that do not match stay in the queue; other consumers get them when the command ends.
     """
     matching = Matching(receiving, where)
     names = dialect_names(broker)

@@ -50,7 +50,8 @@ def replay(
         path: the recording.
         speed: a multiple of the recorded speed; "max" publishes without pauses.
         where: a condition, as for `--where`; only matching messages are published.
-        patience: how many seconds to wait until a message can be routed. The program under test may still be starting.
+        patience: the longest time in seconds to wait until a message can be routed; the program under test may still be
+            starting.
 
     Returns:
         The number of published messages.
