@@ -336,6 +336,48 @@ def test_changes_that_wait_for_a_slow_disk_are_written_in_several_transactions(
     assert [*entries_in(tmp_path)] == [b"%d" % number for number in kept]
 
 
+def test_expiration_times_that_wait_for_a_slow_disk_are_written_when_the_broker_stops(tmp_path: Path) -> None:
+    """If the times at which messages expire are changed while the disk is slow, and the broker then stops, the messages
+    have the new times after the restart.
+    """
+
+    async def run() -> None:
+        storage = Storage(tmp_path)
+        for body in (b"earlier group", b"last group"):
+            storage.added(1, storage.enter(message(body), 1000))
+        storage.close()
+        disk, storage, _ = await waiting_for_disk(tmp_path)
+        storage.expires_earlier(1, 500)
+        storage.added(1, storage.enter(message(bytes(storage.changes.most_bytes)), None))
+        await turns()
+        storage.expires_earlier(2, 600)
+        assert len([*storage.changes]) == 3, "the next group, one that waits, and the one being synced"
+        disk.may_go_on.set()
+        storage.close()
+
+    asyncio.run(run())
+    found = entries_in(tmp_path)
+    assert (found[b"earlier group"], found[b"last group"]) == (500, 600)
+
+
+def test_a_message_published_to_a_stream_during_a_write_is_written_without_further_changes(tmp_path: Path) -> None:
+    """If a message is published to a stream while the broker is writing to disk, the broker writes the message
+    afterwards, even if nothing else changes, and no client waits for a confirm or reads the stream.
+    """
+
+    async def run() -> None:
+        disk, storage, first = await waiting_for_disk(tmp_path)
+        log = StreamLog(storage.segments(2), LoopClock(), storage, Retention())
+        log.append(simple_entry(b"x"))
+        disk.may_go_on.set()
+        await first
+        while log.end == 0:
+            await asyncio.sleep(0.001)
+        storage.close()
+
+    asyncio.run(asyncio.wait_for(run(), _PATIENCE_SECONDS))
+
+
 def test_messages_that_are_consumed_before_they_are_written_do_not_wait_for_the_disk(tmp_path: Path) -> None:
     """If messages are consumed while the disk is slow, and before the broker has begun to write them, a client that
     waits for the disk does not wait for these messages: they are not written at all.
