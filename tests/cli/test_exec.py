@@ -71,7 +71,7 @@ def lose_replies(shell: Shell, broker: TestBroker, prefix: str = "") -> None:
     shell.run("mqtool", "queue", "declare", "full", *rejects)
     assert shell.run("mqtool", "send", "-q", "full", "first").code == 0
     server = shell.start("mqtool", "rpc-server").wait_until_ready()
-    says = {"gone": f"lost a reply: its queue '{prefix}gone' does not exist", "full": "lost a reply to queue"}
+    says = {"gone": "lost a reply: its queue 'gone' does not exist", "full": "lost a reply to queue"}
     for queue, line in says.items():
         properties = {"reply_to": f"{prefix}{queue}", "correlation_id": "1"}
         request = json.dumps({"body": "5", "properties": properties})
