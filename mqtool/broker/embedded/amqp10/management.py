@@ -40,6 +40,8 @@ class ManagementClient(Protocol):
     rights: Rights
     exclusive_queues: WeakSet[BrokerQueue]
 
+    def hold_back_until_purged(self) -> None: ...
+
 
 class ManagementRefused(Exception):
     """The request failed; the client gets a status code and an error text."""
@@ -278,6 +280,8 @@ def _purge_queue(request: ManagementRequest) -> AnswerInSteps:
     count = queue.purge()
     while queue.work_some():
         yield
+    if queue.stored and count:
+        client.hold_back_until_purged()
     return 200, {"message_count": ULong(count)}
 
 

@@ -333,6 +333,10 @@ class Ledger:
         """Call a function once everything added so far is on disk."""
         what()
 
+    def after_purge(self, what: Callable[[], None]) -> None:
+        """Call a function once all messages that were dropped with drop_purged() are deleted from the disk."""
+        what()
+
     # A ledger with a disk overrides the following methods.
 
     def close(self, returned: Iterable[BacklogEntry] = ()) -> None:

@@ -230,6 +230,10 @@ class Storage(Ledger):
                 self._scheduled = None
             self._schedule()
 
+    def after_purge(self, what: Callable[[], None]) -> None:
+        # A group deletes only some of the rows if they are many.
+        self.after_commit(lambda: self.after_purge(what) if self._purged else what())
+
     def _schedule(self) -> None:
         """Schedule the write of the next group, unless a group is already scheduled or being synced."""
         if self._writer.is_busy or self._scheduled is not None:
