@@ -214,13 +214,19 @@ class BrokerQueue:
             declared = Options.of(self.arguments, profile=self.profile)
             ttl = declared.time_to_live(entry.message.properties.expiration)
             entry.expires_at = latest if ttl is None else min(latest, self.clock.now() + ttl)
-        # When a classic queue starts, RabbitMQ applies its limits before its overflow behaviour.
-        self._trimming = self._limited and self.kind == "classic"
         self._expiring = self._expiring or entry.expires_at is not None
         self.ledger.hold(entry)
         self.backlog.append(entry)
         if self._expiring:
             self._arm_expiry()
+
+    def enforce_limits(self) -> None:
+        """Dead-letter or drop the messages beyond the limits: a classic queue does so whatever its overflow behaviour.
+
+        As in RabbitMQ when it starts: messages that were unacknowledged count as ready again.
+        """
+        self._trimming = self._limited and self.kind == "classic"
+        self.requeue(())
 
     def apply(self, policy: Applied) -> None:
         """Apply these policies in place of the previous ones. Messages already in the queue keep their time to live."""

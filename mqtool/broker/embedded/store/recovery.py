@@ -202,9 +202,8 @@ class _Recovery:
             if entry.expires_at is not None and entry.expires_at != stored.due:
                 self._storage.expires_earlier(entry.row, entry.expires_at)
         for holder in self._holders.values():
-            # Messages that were unacknowledged count again, so there may be more than the maximum length.
             if isinstance(holder, BrokerQueue) and holder.kind != "stream" and holder.options.limited:
-                holder.requeue(())
+                holder.enforce_limits()
         for row in orphans if not self._unreadable else ():
             self._storage.removed(row)
 

@@ -336,6 +336,10 @@ class Restart(Fault):
             connection.hang_up()
         if not self.keep_transient:
             _lose_transient(scene)
+        for vhost in scene.broker.vhosts.values():
+            for queue in vhost.queues.values():
+                if queue.kind != "stream":
+                    queue.enforce_limits()
         return len(met)
 
     def end(self, scene: FaultScene) -> None:
