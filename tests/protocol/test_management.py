@@ -580,6 +580,11 @@ def test_an_integer_of_more_than_64_bits_is_refused(api: Api, broker: TestBroker
     refused = "not a field table: an integer does not fit into 64 bits"
     queue = api("PUT", f"queues/{broker.vhost}/q", {"arguments": {"x-max-length": number}})
     assert (queue[0], queue[1]["reason"]) == (400, refused)
-    message = {"routing_key": "q", "payload": "", "payload_encoding": "string", "properties": {"headers": {"n": number}}}
+    message = {
+        "routing_key": "q",
+        "payload": "",
+        "payload_encoding": "string",
+        "properties": {"headers": {"n": number}},
+    }
     published = api("POST", f"exchanges/{broker.vhost}/amq.default/publish", message)
     assert (published[0], published[1]["reason"]) == (400, refused)
