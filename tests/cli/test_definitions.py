@@ -557,8 +557,8 @@ def test_definitions_import_refuses_a_name_that_utf_8_cannot_encode(admin: Shell
     ids=["queue", "exchange", "binding"],
 )
 def test_definitions_import_refuses_a_name_with_a_line_break(admin: Shell, bad: dict[str, Any]) -> None:
-    """If a name in a definitions file contains a line break, which a broker would remove, `definitions import` names it,
-    exits with 65, and imports nothing.
+    """If a name in a definitions file contains a line break, which a broker would remove, `definitions import` shows
+    the name, exits with 65, and imports nothing.
     """
     before = run(admin, "export").stdout
     (admin.directory / "bad.json").write_text(json.dumps(bad))

@@ -66,7 +66,7 @@ def test_rpc_server_answers_with_an_error_if_the_reply_is_too_large(shell: Shell
 
 
 def lose_replies(shell: Shell, broker: TestBroker, prefix: str = "") -> None:
-    """Check what `rpc-server` does with replies to a missing and to a full queue. `prefix` makes an address of a name."""
+    """Check what `rpc-server` does with replies to a missing and to a full queue. `prefix` makes names addresses."""
     rejects = ("--queue-type", "classic", "--max-length", "1", "--argument", "x-overflow=reject-publish")
     shell.run("mqtool", "queue", "declare", "full", *rejects)
     assert shell.run("mqtool", "send", "-q", "full", "first").code == 0

@@ -349,9 +349,9 @@ def test_the_restart_fault_keeps_durable_queues_and_their_messages(
 def test_a_classic_queue_does_not_exceed_its_maximum_length_after_the_restart_fault(
     vhost: Vhost, connect: Callable[..., BlockingChannel]
 ) -> None:
-    """The embedded broker's fault `restart` makes unacknowledged messages ready again. If a classic queue has more ready
-    messages than its x-max-length because of this, the broker drops its oldest messages, even with the overflow
-    behaviour reject-publish.
+    """The embedded broker's fault `restart` makes unacknowledged messages ready again. If a classic queue then has more
+    ready messages than its x-max-length, the broker drops its oldest messages, even with the overflow behaviour
+    reject-publish.
     """
     channel = connect()
     channel.queue_declare("q", durable=True, arguments={"x-max-length": 2, "x-overflow": "reject-publish"})

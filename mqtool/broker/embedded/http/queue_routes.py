@@ -182,7 +182,7 @@ async def purge(call: RouteCall, vhost: str, name: str) -> None:
     while queue.work_some():
         await asyncio.sleep(0)
     purged = asyncio.Event()
-    call.broker.ledger.after_purge(purged.set)
+    call.broker.ledger.after_commit(purged.set, purged=True)
     await purged.wait()
 
 
