@@ -40,7 +40,8 @@ class ManagementClient(Protocol):
     rights: Rights
     exclusive_queues: WeakSet[BrokerQueue]
 
-    def hold_back_until_purged(self) -> None: ...
+    def pause_output(self) -> None: ...
+    def resume_output(self) -> None: ...
 
 
 class ManagementRefused(Exception):
@@ -281,7 +282,8 @@ def _purge_queue(request: ManagementRequest) -> AnswerInSteps:
     while queue.work_some():
         yield
     if queue.stored and count:
-        client.hold_back_until_purged()
+        client.pause_output()
+        queue.ledger.after_commit(client.resume_output, purged=True)
     return 200, {"message_count": ULong(count)}
 
 

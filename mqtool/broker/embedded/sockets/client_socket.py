@@ -468,11 +468,6 @@ class ClientSocket(PacedSocket):
             self.pause_output()
             ledger.after_commit(self.resume_output)
 
-    def hold_back_until_purged(self) -> None:
-        """Hold all output back until the messages of a purged queue are deleted from the disk."""
-        self.pause_output()
-        self.broker.ledger.after_commit(self.resume_output, purged=True)
-
     def set_deadline(self, seconds: float | None) -> None:
         """Close the socket after this many seconds, or never (None). Replaces any previous deadline."""
         if self._deadline is not None:

@@ -114,7 +114,8 @@ def queue_purge(channel: BrokerChannel, method: QueueClass.Purge) -> Iterator[No
         yield
     if not method.nowait:
         if queue.stored and count:  # the reply means that a broker that is killed now brings none of them back
-            channel.session.hold_back_until_purged()
+            channel.session.pause_output()
+            queue.ledger.after_commit(channel.session.resume_output, purged=True)
         channel.send(QueueClass.PurgeOk, message_count=count)
 
 
