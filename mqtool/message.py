@@ -186,3 +186,11 @@ def new_message_ids(count: int) -> list[str]:
 def new_message_id() -> str:
     """Make a random UUID."""
     return new_message_ids(1)[0]
+
+
+def lost_reply(receipt: Receipt) -> str:
+    """Say that no queue has accepted the reply of an RPC server."""
+    queue = receipt.message.routing_key
+    if receipt.confirmation is Confirmation.RETURNED:
+        return f"lost a reply: its queue {queue!r} does not exist; the client may have ended"
+    return f"lost a reply to queue {queue!r}: {receipt.reason}; the queue may be full"

@@ -272,7 +272,8 @@ class Channel(ChannelListener):
         """Publish the reply to a delivery, then acknowledge the delivery, in one write.
 
         If more deliveries have arrived, the write waits two milliseconds for their replies. The broker gets the reply
-        first, so no delivery is acknowledged without its reply. Use wait_for_confirms() to wait for the confirms.
+        first, so no delivery is acknowledged without its reply. If no queue accepts the reply, a notice says so; the
+        delivery stays acknowledged. Use wait_for_confirms() to wait for the confirms.
 
         Raises:
             NotConfirmed: the broker did not confirm earlier replies in time.

@@ -55,13 +55,13 @@ class Publisher(ChannelListener):
             yield from self.unconfirmed.collect(out_of_order=True)  # for messages confirmed before the error
             raise
 
-    def add(self, message: Message, *, waits: bool = True) -> None:
+    def add(self, message: Message, *, mandatory: bool = False, waits: bool = True) -> None:
         """Publish a message: if it waits, in the same write as the next acknowledgement."""
         self._start()
         self.unconfirmed.collect()
         if self.unconfirmed.is_full(WINDOW):
             self.unconfirmed.wait(WINDOW // 2, self._confirm_timeout)
-        self.unconfirmed.add([message], Route(), waits=waits)
+        self.unconfirmed.add([message], Route(mandatory=mandatory), waits=waits)
 
     def _start(self) -> None:
         if self._confirming is None:

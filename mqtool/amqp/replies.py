@@ -14,13 +14,15 @@ from mqtool.amqp import pika_errors
 from mqtool.amqp.publisher import Publisher
 from mqtool.amqp.unconfirmed import WINDOW, Route
 from mqtool.errors import NotConfirmed
-from mqtool.message import Message, error_reply
+from mqtool.message import Message, error_reply, lost_reply
 from mqtool.spelling import counted
 
 #: Seconds to wait for the confirm of a reply that is published alone. An internal error would come at once.
 _PATIENCE = 1.0
 #: Seconds for which replies to a queue are dropped. Each attempt to publish one may cost a reconnection.
 _DROP_SECONDS = 60.0
+#: RabbitMQ before 4.2 returns each mandatory message for a client that consumes direct replies, although it gets it.
+_DIRECT = "amq.rabbitmq.reply-to"
 
 
 class Replies:
@@ -42,6 +44,7 @@ class Replies:
         self._alone: str | None = None
         self._largest = math.inf  # bytes of a body; the broker tells it only when it closes the channel
         self._too_large = 0
+        publisher.unconfirmed.on_refused = lambda receipt: notice(lost_reply(receipt))
 
     def publish(self, reply: Message, *, is_current: bool) -> None:
         """Publish a reply before the next acknowledgement; in the same write, unless its queue is a suspect.
@@ -57,8 +60,9 @@ class Replies:
         if is_current:
             self._publisher.unconfirmed.dropped = 0  # the channel is open: the broker redelivers their requests
         until = self._suspects.get(queue)
+        mandatory = not (queue or "").startswith(_DIRECT)
         if until is None:
-            self._publisher.add(reply)
+            self._publisher.add(reply, mandatory=mandatory)
         elif not is_current:
             return
         elif time.monotonic() < until:
@@ -67,7 +71,7 @@ class Replies:
             self._send_acks()  # the broker does not process those that follow an internal error
             self._suspects.pop(queue, None)
             self._alone = queue
-            self._publisher.add(reply, waits=False)
+            self._publisher.add(reply, mandatory=mandatory, waits=False)
             self._publisher.unconfirmed.wait(1, math.inf, at_most=_PATIENCE)
             self._alone = None
 

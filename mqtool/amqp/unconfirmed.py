@@ -100,6 +100,8 @@ class Unconfirmed:
 
     Attributes:
         dropped: the number of messages that drop() has dropped since the owner last set it to zero.
+        on_refused: called at once with the receipt of a message that the broker nacks or returns. Runs on the I/O
+            thread, and must not call this object.
 
     Args:
         run: runs a function on the I/O thread.
@@ -120,6 +122,7 @@ class Unconfirmed:
         self._reopen = reopen
         self._hopeless = hopeless
         self.dropped = 0
+        self.on_refused: Callable[[Receipt], None] = lambda _: None
         self._is_reopening = False
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
@@ -412,7 +415,9 @@ class Unconfirmed:
 
     def _refuse(self, tag: int, confirmation: Confirmation, reason: str) -> None:
         message, route, sequence = self._outstanding[tag - self._collected - 1]
-        self._refused.setdefault(tag, Receipt(addressed(message, route), confirmation, reason, sequence))
+        if tag not in self._refused:
+            self._refused[tag] = Receipt(addressed(message, route), confirmation, reason, sequence)
+            self.on_refused(self._refused[tag])
 
     def drain(self, acks: Iterable[tuple[int, bool]] = ()) -> None:
         """Write the collected messages, then acknowledgements. Call it on the I/O thread."""

@@ -40,14 +40,16 @@ class OutgoingTransfer:
     Attributes:
         to: the address to which the message goes.
         address: the address of its link; None for a link without an address.
+        on_refused: called with the receipt if the broker rejects or releases the message.
     """
 
-    __slots__ = ("address", "confirmation", "data", "message", "reason", "sequence", "to")
+    __slots__ = ("address", "confirmation", "data", "message", "on_refused", "reason", "sequence", "to")
 
     def __init__(self, message: Message, data: bytes, to: str, sequence: int, address: str | None) -> None:
         self.message, self.data, self.to, self.sequence, self.address = message, data, to, sequence, address
         self.confirmation: Confirmation | None = None
         self.reason = ""
+        self.on_refused: Callable[[Receipt], None] = lambda _: None
 
     def decide(self, state: Any) -> None:
         """Record the outcome."""
@@ -59,6 +61,8 @@ class OutgoingTransfer:
             self.confirmation, self.reason = Confirmation.NACKED, _why(state.error)
         else:
             self.confirmation, self.reason = Confirmation.NACKED, "the broker did not take it (modified)"
+        if self.confirmation is not Confirmation.CONFIRMED:
+            self.on_refused(self.receipt())
 
     def receipt(self) -> Receipt:
         message = self.message
@@ -199,10 +203,13 @@ class Sender:
 
     Attributes:
         address: the address for messages that do not have their own.
+        on_refused: called at once with the receipt of a message that the broker rejects or releases. Runs on the
+            session's thread, under its lock.
     """
 
     def __init__(self, session: SenderOwner, address: str | None, *, persistent: bool) -> None:
         self.address = address
+        self.on_refused: Callable[[Receipt], None] = lambda _: None
         self._session = session
         self._persistent = persistent
         self._outstanding: deque[OutgoingTransfer] = deque()
@@ -296,6 +303,7 @@ class Sender:
                 "its limit is max_message_size in rabbitmq.conf",
             )
         outgoing = OutgoingTransfer(message, data, to, sequence, link.address)
+        outgoing.on_refused = self.on_refused
         with self._session.changed:
             self._outstanding.append(outgoing)
             self._bytes += len(message.body)

@@ -268,6 +268,22 @@ def compare(broker: Contents, file: Contents) -> list[DefinitionChange]:
     return found + extra
 
 
+def check_names(changes: Iterable[DefinitionChange], where: str) -> None:
+    """Raise BadData if an object to import from the file `where` has a line break in a name.
+
+    A broker removes line breaks from the names in a request. The object would get another name, and seem to be missing
+    at the next import.
+    """
+    for change in changes:
+        names = {"binding": ("source", "destination"), "policy": ()}.get(change.kind, ("name",))
+        for name in (change.item[each] for each in names):
+            if "\n" in name or "\r" in name:
+                raise BadData(
+                    f"{where}: {change.kind}: the name {name!r} contains a line break",
+                    "brokers remove line breaks from names: change the name in the file",
+                )
+
+
 def apply(api: Management, vhost: str, change: DefinitionChange) -> None:
     """Apply one difference to the broker: add an object, or change one."""
     item = change.item
@@ -309,6 +325,9 @@ def _checked(items: Any, kind: str, where: str) -> Iterator[Json]:
             value = None if kinds is dict and item.get(name) == [] else item.get(name)
             if value is not None and not isinstance(value, kinds):
                 raise BadData(f'{where}: "{name}" of number {number} of "{kind}" is not {what}')
+        if kind == "bindings" and item.get("destination_type") not in (None, "queue", "exchange"):
+            told = f'"destination_type" of number {number} of "bindings" is {item["destination_type"]!r}'
+            raise BadData(f"{where}: {told}", 'it must be "queue" or "exchange"')
         yield item
 
 

@@ -13,6 +13,7 @@ from mqtool.inspection.findings import Finding
 from mqtool.inspection.routes import Router
 from mqtool.management import Management
 from mqtool.management.api_client import Json
+from mqtool.management.overflow import rejects_beyond
 from mqtool.spelling import counted, pasteable
 from mqtool.topology import Binding, Exchange, Queue
 
@@ -328,19 +329,17 @@ def _without_dead_letter_queue(queue: Json, queues: Collection[tuple[str, str]])
 
 def surplus(queue: Json) -> Iterator[Finding]:
     """Find a classic queue that rejects messages and has more than its limit: RabbitMQ applies it at a restart."""
-    arguments, policy = management.effective_arguments(queue), queue.get("effective_policy_definition") or {}
-    rejects = str(arguments.get("x-overflow", policy.get("overflow"))).startswith("reject-publish")
-    if not rejects or queue.get("type") != "classic" or not queue.get("durable") or queue.get("exclusive"):
+    if queue.get("type") != "classic" or not queue.get("durable") or queue.get("exclusive"):
         return
+    arguments, policies = queue.get("arguments") or {}, [queue.get("effective_policy_definition") or {}]
     deed = "drops the surplus when it restarts"
-    if "x-dead-letter-exchange" in arguments:
+    if "x-dead-letter-exchange" in management.effective_arguments(queue):
         deed = "dead-letters the surplus when it restarts, but quorum queues may not get it"
     for name, held, unit in (("max-length", "messages", "message"), ("max-length-bytes", "message_bytes", "byte")):
         # Unacknowledged messages do not count towards the limit, but are ready again after a restart.
-        limits = [each for each in (arguments.get(f"x-{name}"), policy.get(name)) if isinstance(each, int)]
-        there = queue.get(held) or 0
-        if limits and there > min(limits):
-            what = f"has {counted(there, unit)}, and {name} is {min(limits):,}: RabbitMQ {deed}"
+        limit, there = rejects_beyond("classic", arguments, policies, name), queue.get(held) or 0
+        if limit is not None and there > limit:
+            what = f"has {counted(there, unit)}, and {name} is {limit:,}: RabbitMQ {deed}"
             hint = "before a restart, receive or move the surplus, or raise the limit"
             yield Finding.of("queue", queue, "surplus", what, hint)
             return

@@ -16,10 +16,11 @@ from mqtool.duration import compact_duration
 from mqtool.errors import AccessRefused, BadData, NotFound
 from mqtool.management import Management, exchange_path, path
 from mqtool.management.api_client import Json
+from mqtool.management.overflow import overflow_of, rejects_beyond
 from mqtool.spelling import counted, did_you_mean, pasteable
 from mqtool.topology import DELAYED, Queue
 from mqtool.work.policy_losses import Counts, losses_by_converting
-from mqtool.work.queue_limits import applies, overflow_of, policies_of, rejects_beyond, unsupported
+from mqtool.work.queue_limits import applies, policies_of, unsupported
 
 #: The queue argument that holds the plan of a conversion, as JSON.
 PLAN = "x-mqtool-convert"

@@ -11,9 +11,9 @@ import re
 from mqtool.channels import AmqpChannel
 from mqtool.errors import DeclaredDifferently, Difference
 from mqtool.field_values import FieldValue
+from mqtool.management.overflow import overflow_of
 from mqtool.spelling import pasteable
 from mqtool.topology import Queue
-from mqtool.work.queue_limits import overflow_of
 
 #: The beginning of RabbitMQ's error text for a setting that differs. RabbitMQ cuts texts of over 255 bytes.
 _SETTING = re.compile(r"inequivalent arg '([\w-]+)' for queue ")

@@ -14,9 +14,10 @@ from mqtool.duration import compact_duration
 from mqtool.errors import AccessRefused, NotFound
 from mqtool.management import Management, path
 from mqtool.management.api_client import Json
+from mqtool.management.overflow import overflow_of
 from mqtool.management.policy_patterns import policy_matches
 from mqtool.spelling import counted
-from mqtool.work.queue_limits import overflow_of, strongest
+from mqtool.work.queue_limits import strongest
 
 _COUNTS = ("messages_ready", "messages_unacknowledged", "message_bytes_ready", "consumers")
 _COLUMNS = ("name", "type", "durable", "exclusive", "arguments", "messages", "message_bytes", *_COUNTS)

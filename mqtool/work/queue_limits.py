@@ -1,50 +1,14 @@
-"""What queues do with messages beyond their limits, by their arguments and policies: drop old ones, or reject new ones.
+"""The policies that apply to a queue, and how many messages a queue takes before it rejects others."""
 
-https://www.rabbitmq.com/docs/maxlength#overflow-behaviour
-"""
-
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable
 
 from mqtool.amqp import Channel
 from mqtool.errors import AccessRefused, NotFound
 from mqtool.management import Management, path
 from mqtool.management.api_client import Json
+from mqtool.management.overflow import rejects_beyond
 from mqtool.management.policy_patterns import policy_matches
 from mqtool.policy_settings import UNSUPPORTED
-
-
-def overflow_of(kind: str, arguments: Mapping[str, Any], policies: Sequence[Json]) -> str:
-    """Return a queue's overflow behaviour: drop-head, reject-publish or reject-publish-dlx.
-
-    An argument of a classic queue overrides policies. Policies override an argument of a quorum queue, which does not
-    support reject-publish-dlx, and drops messages instead.
-
-    Args:
-        kind: the queue's type.
-        arguments: the queue's arguments.
-        policies: the definitions of the policy and the operator policy that apply to it, in this order.
-    """
-    # From RabbitMQ 4.0 on, operator policies can set the overflow behaviour, too.
-    given = [each["overflow"] for each in reversed(policies) if "overflow" in each]
-    own = [arguments["x-overflow"]] if "x-overflow" in arguments else []
-    found = str([*given, *own, "drop-head"][0] if kind == "quorum" else [*own, *given, "drop-head"][0])
-    return "drop-head" if (kind, found) == ("quorum", "reject-publish-dlx") else found
-
-
-def rejects_beyond(
-    kind: str, arguments: Mapping[str, Any], policies: Sequence[Json], limit: str = "max-length"
-) -> int | None:
-    """Return the number of messages beyond which a queue rejects others; None if it does not reject any.
-
-    Args:
-        kind, arguments, policies: see overflow_of().
-        limit: "max-length-bytes" for the limit in bytes.
-    """
-    if not overflow_of(kind, arguments, policies).startswith("reject-publish"):
-        return None
-    found = [arguments.get(f"x-{limit}"), *(each.get(limit) for each in policies)]
-    return min((each for each in found if isinstance(each, int)), default=None)
 
 
 def room_in(channel: Channel, api: Management, vhost: str, queue: str) -> Callable[[], int] | None:

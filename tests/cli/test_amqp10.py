@@ -11,7 +11,7 @@ import pytest
 from mqtool.broker.embedded import EmbeddedBroker
 from tests.brokers import TestBroker, skip_without_amqp10
 from tests.cli.shell import IDLE, Shell, wait_until
-from tests.cli.test_exec import depth
+from tests.cli.test_exec import depth, lose_replies
 from tests.proxy import Proxy
 
 OVER_1_0 = ("--protocol", "amqp1.0")
@@ -290,6 +290,13 @@ def test_rpc_server_drops_replies_to_exchanges(shell: Shell) -> None:
     ended = server.wait()
     assert ended.code == 0
     assert "dropped a reply to '/exchanges/amq.rabbitmq.trace/x': a reply goes only to a queue" in ended.stderr
+
+
+def test_rpc_server_says_which_replies_are_lost_over_amqp_1_0(shell: Shell, broker: TestBroker) -> None:
+    """Over AMQP 1.0, if the queue for a reply does not exist or is full, `rpc-server` says that the reply is lost. It
+    accepts the request nevertheless, and goes on with the next one.
+    """
+    lose_replies(shell, broker, "/queues/")
 
 
 def test_rpc_client_times_out_while_an_amqp_1_0_connection_is_lost(shell: Shell, broker: TestBroker) -> None:

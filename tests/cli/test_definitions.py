@@ -230,6 +230,10 @@ def test_mqtool_and_rabbitmq_read_each_others_definitions_files(admin: Shell, br
             '"priority" of number 1 of "policies" is not a',
         ),
         ('{"bindings": [{"source": "a"}]}', 'number 1 of "bindings" has no source and destination'),
+        (
+            '{"bindings": [{"source": "a", "destination": "b", "destination_type": "thing"}]}',
+            '"destination_type" of number 1 of "bindings" is \'thing\'\nhint: it must be "queue" or "exchange"\n',
+        ),
         ('{"queues": [{"name": "a", "vhost": "b"}]}', "- has nothing for vhost '/', only for 'b'"),
     ],
 )
@@ -541,3 +545,23 @@ def test_definitions_import_refuses_a_name_that_utf_8_cannot_encode(admin: Shell
     result = admin.run("mqtool", "definitions", "import", "bad.json", "--yes")
     assert "unexpected error" not in result.stderr
     assert (result.code, "'\\ud800' cannot be a name" in result.stderr) == (3, True), result.stderr
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"queues": [{"name": "good"}, {"name": "two\nlines"}]},
+        {"exchanges": [{"name": "good"}, {"name": "two\nlines"}]},
+        {"queues": [{"name": "good"}], "bindings": [{"source": "amq.direct", "destination": "go\rod"}]},
+    ],
+    ids=["queue", "exchange", "binding"],
+)
+def test_definitions_import_refuses_a_name_with_a_line_break(admin: Shell, bad: dict[str, Any]) -> None:
+    """If a name in a definitions file contains a line break, which a broker would remove, `definitions import` shows
+    the name, exits with 65, and imports nothing.
+    """
+    before = run(admin, "export").stdout
+    (admin.directory / "bad.json").write_text(json.dumps(bad))
+    result = run(admin, "import bad.json")
+    assert (result.code, "contains a line break\nhint: brokers remove line breaks" in result.stderr) == (65, True)
+    assert run(admin, "export").stdout == before

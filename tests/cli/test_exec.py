@@ -65,6 +65,32 @@ def test_rpc_server_answers_with_an_error_if_the_reply_is_too_large(shell: Shell
             assert connection.channel().depth_of("rpc_queue") == 0
 
 
+def lose_replies(shell: Shell, broker: TestBroker, prefix: str = "") -> None:
+    """Check what `rpc-server` does with replies to a missing and to a full queue. `prefix` makes names addresses."""
+    rejects = ("--queue-type", "classic", "--max-length", "1", "--argument", "x-overflow=reject-publish")
+    shell.run("mqtool", "queue", "declare", "full", *rejects)
+    assert shell.run("mqtool", "send", "-q", "full", "first").code == 0
+    server = shell.start("mqtool", "rpc-server").wait_until_ready()
+    says = {"gone": "lost a reply: its queue 'gone' does not exist", "full": "lost a reply to queue"}
+    for queue, line in says.items():
+        properties = {"reply_to": f"{prefix}{queue}", "correlation_id": "1"}
+        request = json.dumps({"body": "5", "properties": properties})
+        shell.run("mqtool", "send", "-q", "rpc_queue", "--json", stdin=request + "\n")
+        server.wait_for_stderr(line)
+    assert shell.run("mqtool", "rpc-client", "10", "--raw", "--timeout", "20s").stdout == "55\n"
+    server.interrupt()
+    ended = server.wait()
+    assert (ended.code, ended.stderr.count("lost a reply")) == (0, 2), ended.stderr
+    assert depth(broker, "rpc_queue") == 0
+
+
+def test_rpc_server_says_which_replies_are_lost(shell: Shell, broker: TestBroker) -> None:
+    """If the queue for a reply does not exist or is full, `rpc-server` says that the reply is lost. It acknowledges the
+    request nevertheless, and goes on with the next one.
+    """
+    lose_replies(shell, broker)
+
+
 @on_any_broker
 @pytest.mark.parametrize("requests", [("large", "small"), ("small", "large")], ids="{0[0]} first".format)
 def test_rpc_server_answers_exactly_count_requests_if_a_reply_is_too_large(

@@ -1,4 +1,4 @@
-"""`receive -o FILE`: logrotate may rename the file while messages arrive."""
+"""`receive -o FILE`: what it says at its end; and logrotate may rename the file while messages arrive."""
 
 import os
 import signal
@@ -50,6 +50,28 @@ def test_receive_says_how_many_messages_it_has_appended_to_the_file(shell: Shell
     assert result.stderr.splitlines()[-1] == "2 messages appended to json"
     assert "appended" not in shell.run("mqtool", "receive", "-o", "json", "-c", "1", "--quiet").stderr
     assert len(lines_of(shell.directory / "json")) == 3
+
+
+@on_any_broker
+@pytest.mark.parametrize("command", ["receive", "tap amq.topic", "peek hello"])
+@pytest.mark.parametrize("redirected", ["", " > elsewhere"])
+def test_commands_with_an_output_file_count_the_messages_once(
+    shell: Shell, broker: TestBroker, command: str, redirected: str
+) -> None:
+    """`receive`, `tap` and `peek` with -o FILE say once at their end how many messages they have appended to FILE, also
+    if stdout is redirected to another file.
+    """
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    shell.run("mqtool", "send", "one")
+    running = shell.start("sh", "-c", f"exec mqtool {command} -o out -c 1{redirected}", ready=False)
+    if command.startswith("tap"):
+        running.wait_for_stderr("Waiting")
+        shell.run("mqtool", "emit-log", "topic", "-e", "amq.topic", "key", "two")
+    ended = running.wait()
+    assert (ended.code, len(lines_of(shell.directory / "out"))) == (0, 1)
+    assert [line for line in ended.stderr.splitlines() if "appended" in line or "received" in line] == [
+        "1 message appended to out"
+    ]
 
 
 @on_any_broker

@@ -138,6 +138,47 @@ def test_unacknowledged_messages_are_redelivered_after_a_restart(process: Broker
     assert channel.basic_get("q")[0] is None
 
 
+@pytest.mark.parametrize("count", [3, 30_000])
+def test_purged_messages_do_not_come_back_after_a_kill(process: BrokerProcess, count: int) -> None:
+    """If the broker is killed immediately after queue.purge-ok, none of the purged messages is there again after the
+    restart, however many they were.
+    """
+    channel = connect(process).channel()
+    channel.queue_declare("q", durable=True)
+    channel.tx_select()
+    for _ in range(count):
+        channel.basic_publish("", "q", b"", PERSISTENT)
+    channel.tx_commit()
+
+    assert channel.queue_purge("q").method.message_count == count
+    restart(process, "kill")
+
+    assert connect(process).channel().queue_declare("q", passive=True).method.message_count == 0
+
+
+@pytest.mark.parametrize("how", ["ack", "reject"])
+def test_messages_settled_in_a_transaction_do_not_come_back_after_a_kill(process: BrokerProcess, how: str) -> None:
+    """If the broker is killed immediately after tx.commit-ok, the messages that were acknowledged or rejected in the
+    transaction are not there again after the restart.
+    """
+    channel = connect(process).channel()
+    channel.queue_declare("q", durable=True)
+    channel.confirm_delivery()
+    channel.basic_publish("", "q", b"", PERSISTENT)
+    channel = channel.connection.channel()
+    channel.tx_select()
+    tag = Take(channel).one("q", auto_ack=False)[0].delivery_tag
+    if how == "ack":
+        channel.basic_ack(tag)
+    else:
+        channel.basic_reject(tag, requeue=False)
+
+    channel.tx_commit()
+    restart(process, "kill")
+
+    assert connect(process).channel().queue_declare("q", passive=True).method.message_count == 0
+
+
 def test_names_that_are_not_utf_8_survive_a_restart(process: BrokerProcess) -> None:
     """The names of a queue and an exchange and the routing key of their binding need not be valid UTF-8. After a
     restart, the exchange still routes a message with this key to the queue.

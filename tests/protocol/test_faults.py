@@ -14,6 +14,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.in_process import Vhost
 from mqtool.broker.embedded.testing.questions import Faults
+from tests.protocol.conftest import Take
 from tests.protocol.raw_client import RawClient
 from tests.protocol.raw_stream import CLOSE, DELETE_PUBLISHER, OPEN, RawStream, string
 
@@ -343,6 +344,28 @@ def test_the_restart_fault_keeps_durable_queues_and_their_messages(
     else:
         channel.queue_declare("transient", passive=True)
         channel.exchange_declare("transient", passive=True)
+
+
+def test_a_classic_queue_does_not_exceed_its_maximum_length_after_the_restart_fault(
+    vhost: Vhost, connect: Callable[..., BlockingChannel]
+) -> None:
+    """The embedded broker's fault `restart` makes unacknowledged messages ready again. If a classic queue then has more
+    ready messages than its x-max-length, the broker drops its oldest messages, even with the overflow behaviour
+    reject-publish.
+    """
+    channel = connect()
+    channel.queue_declare("q", durable=True, arguments={"x-max-length": 2, "x-overflow": "reject-publish"})
+    channel.confirm_delivery()
+    channel.basic_publish("", "q", b"1", PERSISTENT)
+    Take(channel).one("q", auto_ack=False)
+    for body in (b"2", b"3"):
+        channel.basic_publish("", "q", body, PERSISTENT)
+    vhost.faults.restart()
+    with pytest.raises(exceptions.ConnectionClosedByBroker, match="shutdown"):
+        channel.queue_declare("q", passive=True)
+    channel = connect()
+    assert Take(channel).bodies("q", 2) == [b"2", b"3"]
+    assert channel.queue_declare("q", passive=True).method.message_count == 0
 
 
 def test_the_nack_publishes_fault_nacks_the_given_number_of_messages(vhost: Vhost, channel: BlockingChannel) -> None:

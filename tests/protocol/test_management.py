@@ -15,7 +15,7 @@ from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
 
 from mqtool.broker.embedded import EmbeddedBroker
-from tests.brokers import TestBroker
+from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import wait_until
 from tests.protocol.conftest import Api, Take
 from tests.protocol.raw_client import RawClient
@@ -569,3 +569,22 @@ def test_deleting_a_virtual_host_closes_its_connections(api_of: Callable[[Embedd
         with RawClient(broker.url.rpartition("/")[0] + "/gone") as client:
             assert api("DELETE", "vhosts/gone")[0] == 204
             assert client.closed_with() == "320 CONNECTION_FORCED - vhost 'gone' is deleted"
+
+
+@on_any_broker
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1])
+def test_an_integer_of_more_than_64_bits_is_refused(api: Api, broker: TestBroker, number: int) -> None:
+    """The embedded broker's management API refuses an argument or a header beyond 64 bits with the status 400, and says
+    so. RabbitMQ accepts it as an argument, and cuts it to 64 bits in a header.
+    """
+    refused = "not a field table: an integer does not fit into 64 bits"
+    queue = api("PUT", f"queues/{broker.vhost}/q", {"arguments": {"x-max-length": number}})
+    assert (queue[0], queue[1]["reason"]) == (400, refused)
+    message = {
+        "routing_key": "q",
+        "payload": "",
+        "payload_encoding": "string",
+        "properties": {"headers": {"n": number}},
+    }
+    published = api("POST", f"exchanges/{broker.vhost}/amq.default/publish", message)
+    assert (published[0], published[1]["reason"]) == (400, refused)

@@ -79,6 +79,9 @@ def test_a_classic_queue_that_would_lose_messages_at_a_restart_is_reported() -> 
     ]
     assert said(policy={**five, "overflow": "reject-publish"}, arguments={}) == said(policy=five)
     assert said(policy={"max-length": 6, "max-length-bytes": 60}) == said() == []
+    assert said(policy=five, arguments={"x-overflow": "reject-publish", "x-max-length": 3}) == [
+        f"has 6 messages, and max-length is 3: {drops}"
+    ]
     assert said("drop-head", {**five, "overflow": "reject-publish"}) == []
     assert (
         said(policy=five, type="quorum") == said(policy=five, durable=False) == said(policy=five, exclusive=True) == []

@@ -10,8 +10,9 @@ from mqtool.amqp import Channel
 from mqtool.amqp.administration import Depth
 from mqtool.errors import AccessRefused, NotFound
 from mqtool.management import Management
+from mqtool.management.overflow import overflow_of, rejects_beyond
 from mqtool.work.policy_losses import Loss, losses, losses_by_clearing
-from mqtool.work.queue_limits import applies, overflow_of, policies_of, rejects_beyond, room_in, strongest
+from mqtool.work.queue_limits import applies, policies_of, room_in, strongest
 
 FULL = {"x-overflow": "reject-publish"}
 

@@ -36,7 +36,7 @@ class Server:
         self.flushes += 1
         self.on_flush()
 
-    def add(self, message: Message, *, waits: bool = True) -> None:
+    def add(self, message: Message, *, mandatory: bool, waits: bool = True) -> None:  # noqa: ARG002
         self.unconfirmed.add([message], ROUTE)
         if not waits and self.closes and message.routing_key == "hostile":
             self.close()

@@ -101,6 +101,7 @@ def import_definitions(
     found = definitions.compare(definitions.export(api, access.vhost), wanted)
     changes = [change for change in found if change.action != "extra"]
     possible = [change for change in changes if change.action != "conflict"]
+    definitions.check_names(possible, str(file))
     failed = len(changes) - len(possible)
     if dry_run:
         _show(changes, as_json=as_json)

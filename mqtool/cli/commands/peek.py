@@ -1,6 +1,7 @@
 """mqtool peek."""
 
 from contextlib import closing
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +13,7 @@ from mqtool.cli.command_line import command
 from mqtool.cli.completion import names_of
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
-from mqtool.cli.display.delivery_writer import redirect
+from mqtool.cli.display.delivery_writer import redirect, say_appended
 from mqtool.cli.options import ManagedBroker
 from mqtool.cli.options.receiving_options import OFFSET, PrintingOptions, WhereWaiting
 from mqtool.cli.pipe import waiting
@@ -96,7 +97,7 @@ def peek(
                 raise
             write.flush()
     if shown or stopping.requested() is None:  # after a signal, unread messages may match
-        _say(queue, kind, shown, has_condition=where is not None)
+        _say(queue, kind, shown, printing.into, has_condition=where is not None)
     if is_screenful and shown == limit and ready != shown:
         output.notice(f"{ready - shown:,} more: -c N" if ready else "to see more: -c N")
     if kind.limit is not None and often >= kind.limit - _CLOSE:
@@ -107,10 +108,12 @@ def peek(
     stopping.exit_if_requested()
 
 
-def _say(queue: str, kind: PeekKind, shown: int, *, has_condition: bool) -> None:
+def _say(queue: str, kind: PeekKind, shown: int, into: Path | None, *, has_condition: bool) -> None:
     if not shown:
         output.status(f"no message in {queue} matches" if has_condition else f"{queue} has no messages to show")
-    elif kind.how is not How.STREAM:
+        return
+    say_appended(shown, into)
+    if kind.how is not How.STREAM:
         price = f", one delivery closer to the limit of {kind.limit}, after which the queue drops them"
         price = "" if kind.limit is None else price
         if not kind.is_certain:

@@ -20,6 +20,7 @@ from mqtool.cli.display import output
 from mqtool.cli.display.output import STDOUT
 from mqtool.errors import UsageError
 from mqtool.message import Delivery
+from mqtool.spelling import counted
 
 #: A batch is written once it contains this many bytes.
 _BATCH_BYTES = 1 << 16
@@ -248,6 +249,12 @@ def redirect(path: Path | None) -> None:
         _start_new_line()
     else:
         _append_to(path)
+
+
+def say_appended(count: int, path: Path | None) -> None:
+    """Say how many messages were appended to the file of --output, if there is one, as the command ends."""
+    if path is not None:
+        output.status(f"{counted(count)} appended to {path}")
 
 
 def _append_to(path: Path) -> None:

@@ -14,13 +14,12 @@ from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.broker_access import access_to, print_as_script
 from mqtool.cli.display import output
-from mqtool.cli.display.delivery_writer import DeliveryWriter, redirect
+from mqtool.cli.display.delivery_writer import DeliveryWriter, redirect, say_appended
 from mqtool.cli.display.progress import Progress
 from mqtool.cli.options import BrokerOptions
 from mqtool.cli.options.receiving_options import PrintingOptions, ReceivingOptions
 from mqtool.errors import NotFound, TimedOut, UsageError
 from mqtool.message import Delivery
-from mqtool.spelling import counted
 from mqtool.tutorials.dialects import Dialect
 
 if TYPE_CHECKING:
@@ -98,10 +97,10 @@ class Incoming:
                     count += 1
             finally:
                 progress.stop()
-                if progress.count:
+                if progress.count and file is None:
                     output.status(progress.sum)
-                if file is not None and not self._write.batched.has_failed:
-                    output.status(f"{counted(count)} appended to {file}")
+                if not self._write.batched.has_failed:
+                    say_appended(count, file)
 
 
 def delivery_writer(

@@ -24,7 +24,7 @@ from mqtool.broker import state
 from mqtool.cli import confirmation, stopping
 from mqtool.cli.access import Access
 from mqtool.cli.display import output
-from mqtool.cli.display.delivery_writer import DeliveryWriter, redirect
+from mqtool.cli.display.delivery_writer import DeliveryWriter, redirect, say_appended
 from mqtool.cli.options.receiving_options import ReceivingOptions
 from mqtool.cli.pipe.receiving import delivery_writer
 from mqtool.errors import MqtoolError, TimedOut
@@ -99,6 +99,8 @@ def print_taps(sources: Sequence[TapSource], printing: TapPrinting) -> None:
             runs[0].run()
             for run in runs[1:]:
                 run.join()
+        if not any(write.batched.has_failed for write in writers):
+            say_appended(sum(run.count for run in runs), printing.receiving.printing.into)
         reader.check()
         for run in runs:
             if run.failure is not None:
@@ -143,10 +145,16 @@ class _Wanted:
 
 
 class _Run(threading.Thread):
-    """A thread that prints the copies from one broker. Its attribute `failure` is the error that stopped it, if any."""
+    """A thread that prints the copies from one broker.
+
+    Attributes:
+        count: the number of copies printed so far.
+        failure: the error that stopped it, if any.
+    """
 
     def __init__(self, write: DeliveryWriter, deliveries: Iterator[Delivery], stop: Callable[[], None]) -> None:
         super().__init__(name="mqtool-tap", daemon=True)
+        self.count = 0
         self.failure: BaseException | None = None
         self._write = write
         self._deliveries = deliveries
@@ -157,6 +165,7 @@ class _Run(threading.Thread):
         try:
             for delivery in self._deliveries:
                 self._write.add(delivery)
+                self.count += 1
             self._write.flush()
         except BaseException as error:  # raised again by print_taps()
             self.failure = error

@@ -98,6 +98,8 @@ class _Fields:
         if isinstance(value, dict | list):
             return self.table(value) if isinstance(value, dict) else [*map(self._value, value)]
         if isinstance(value, int) and not isinstance(value, bool):
+            if not -(1 << 63) <= value < 1 << 63:
+                raise ValueError("an integer does not fit into 64 bits")
             return Int64(value)
         if value is None or isinstance(value, str | bool | float):
             return value

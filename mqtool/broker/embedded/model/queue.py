@@ -112,6 +112,7 @@ class BrokerQueue:
             strategy at-least-once. After a restart, they are ready messages again.
         due: the consumers of a stream that will get messages in later turns, although they can take them now.
         publishers: functions that detach the AMQP 1.0 links that publish to the queue. Called when it is deleted.
+        trimming: True while a classic queue drops the messages beyond its limits, whatever its overflow behaviour.
         unacked, unacked_bytes: the number of unacknowledged messages, and the size of their bodies. While a message is
             in line, it counts as ready, and its body as unacknowledged.
     """
@@ -149,7 +150,7 @@ class BrokerQueue:
         self.line = RequeueLine()
         self._leaving: deque[BacklogEntry | int] = deque()
         self._limited = self.options.limited
-        self._expiring = self._dropping = self._trimming = False
+        self._expiring = self._dropping = self.trimming = False
         self._expiry = Alarm(self.clock, self.pump)
         self.dead_letters: list[tuple[BacklogEntry, str]] = []
         self._retry = Alarm(self.clock, self._retry_dead_letters)
@@ -214,8 +215,6 @@ class BrokerQueue:
             declared = Options.of(self.arguments, profile=self.profile)
             ttl = declared.time_to_live(entry.message.properties.expiration)
             entry.expires_at = latest if ttl is None else min(latest, self.clock.now() + ttl)
-        # When a classic queue starts, RabbitMQ applies its limits before its overflow behaviour.
-        self._trimming = self._limited and self.kind == "classic"
         self._expiring = self._expiring or entry.expires_at is not None
         self.ledger.hold(entry)
         self.backlog.append(entry)
@@ -230,7 +229,7 @@ class BrokerQueue:
         before, self.options = self.options, Options.of(self.arguments, policy.definition, self.profile)
         self._limited = self.options.limited
         # RabbitMQ applies new limits to a classic queue before a new overflow behaviour.
-        self._trimming |= self.kind == "classic" and before.overflow == "drop-head"
+        self.trimming |= self.kind == "classic" and before.overflow == "drop-head"
         if self.options.expires != before.expires:
             self._unused.cancel()
             self.touch()
@@ -250,7 +249,7 @@ class BrokerQueue:
         if self.line.waiting:
             return
         backlog, most = self.backlog, _EXPIRED_AT_ONCE
-        if self._trimming or self.options.overflow == "drop-head":
+        if self.trimming or self.options.overflow == "drop-head":
             while len(backlog) and self.options.exceeded(len(backlog), backlog.body_bytes):
                 if not most:
                     if not self._dropping:
@@ -260,7 +259,7 @@ class BrokerQueue:
                 self._dead_letter(backlog.take(), "maxlen")
                 most -= 1
             else:
-                self._trimming = False
+                self.trimming = False
         if self._expiring:
             self._arm_expiry()
 
@@ -536,6 +535,15 @@ def _refuses(queue: BrokerQueue, message: BrokerMessage) -> bool:
     if is_full and queue.options.overflow == "reject-publish-dlx":
         queue.dead_letter(queue, message, "maxlen", lambda _: None)
     return is_full
+
+
+def enforce_limits(queue: BrokerQueue) -> None:
+    """Dead-letter or drop the messages beyond a queue's limits: in a classic queue, whatever its overflow behaviour.
+
+    As in RabbitMQ when it starts: messages that were unacknowledged are ready again, and count towards the limits.
+    """
+    queue.trimming = queue.options.limited and queue.kind == "classic"
+    queue.requeue(())
 
 
 def in_memory(queue: BrokerQueue) -> Iterator[BacklogEntry]:

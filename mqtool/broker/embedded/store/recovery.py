@@ -10,7 +10,7 @@ from mqtool.broker.embedded.model.applied_policies import OPERATOR, USER, Policy
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.exchange import BrokerBinding, BrokerExchange
 from mqtool.broker.embedded.model.footprint import of_global_parameter
-from mqtool.broker.embedded.model.queue import BrokerQueue
+from mqtool.broker.embedded.model.queue import BrokerQueue, enforce_limits
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.users import Permissions, TopicPermissions, User
 from mqtool.broker.embedded.model.virtual_host import VhostLabels, VirtualHost
@@ -202,9 +202,8 @@ class _Recovery:
             if entry.expires_at is not None and entry.expires_at != stored.due:
                 self._storage.expires_earlier(entry.row, entry.expires_at)
         for holder in self._holders.values():
-            # Messages that were unacknowledged count again, so there may be more than the maximum length.
             if isinstance(holder, BrokerQueue) and holder.kind != "stream" and holder.options.limited:
-                holder.requeue(())
+                enforce_limits(holder)
         for row in orphans if not self._unreadable else ():
             self._storage.removed(row)
 

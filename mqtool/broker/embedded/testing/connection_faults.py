@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 from mqtool.broker.embedded.model.amqp_errors import REPLY_NAMES, ChannelException, ConnectionException
 from mqtool.broker.embedded.model.broker import LOW_ON_MEMORY
-from mqtool.broker.embedded.model.queue import put_back_all
+from mqtool.broker.embedded.model.queue import enforce_limits, put_back_all
 from mqtool.broker.embedded.testing.fault import Client, Fault, FaultScene
 
 if TYPE_CHECKING:
@@ -336,6 +336,10 @@ class Restart(Fault):
             connection.hang_up()
         if not self.keep_transient:
             _lose_transient(scene)
+        for vhost in scene.broker.vhosts.values():
+            for queue in vhost.queues.values():
+                if queue.kind != "stream":
+                    enforce_limits(queue)
         return len(met)
 
     def end(self, scene: FaultScene) -> None:

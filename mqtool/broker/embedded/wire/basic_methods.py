@@ -251,7 +251,7 @@ def tx_commit(channel: BrokerChannel, method: Tx.Commit) -> Iterator[None]:  # n
     yield from channel.deliveries.requeue(transaction.requeued)
     if lost is not None:
         _report_lost(lost, channel.vhost.profile)
-    if stored:
+    if stored or transaction.acked or transaction.rejected:
         channel.session.broker.ledger.after_commit(lambda: channel.send(Tx.CommitOk))
     else:
         channel.send(Tx.CommitOk)
