@@ -168,7 +168,8 @@ class Connection:
                 return
         for channel in self._channels:
             channel.reopening.tell(lambda listener: listener.closing())
-        patience = _HOPELESS_PATIENCE if self.hopeless else _CLOSE_PATIENCE
+        is_silent = any(channel.reopening.requests.is_unanswered for channel in self._channels)
+        patience = _HOPELESS_PATIENCE if self.hopeless or is_silent else _CLOSE_PATIENCE
         with self._changed:
             self._become(State.CLOSING)
             recovery = self._recovery

@@ -74,8 +74,13 @@ class ConsumePolicy:
         """
         return True
 
-    def may_get_more(self, received: int) -> bool:  # noqa: ARG002
-        """Return True if the broker may have sent more than these deliveries since the channel was opened."""
+    def may_get_more(self, received: int, acknowledged: int) -> bool:  # noqa: ARG002
+        """Return True if deliveries are unacknowledged, and the broker may have sent more than these.
+
+        Args:
+            received: the number of deliveries since the channel was opened.
+            acknowledged: the number of these that were acknowledged, if that was in order.
+        """
         return False
 
     def release(self, *, leaving: bool = False, is_written: bool = True) -> Delivery | None:  # noqa: ARG002
@@ -135,6 +140,9 @@ class Streaming(ConsumePolicy):
         self._newest: Delivery | None = None
         self._waiting = 0
         self._last_ack = 0.0
+
+    def may_get_more(self, received: int, acknowledged: int) -> bool:
+        return self.acknowledges and 0 < received - acknowledged < self.prefetch
 
     def done(self, delivery: Delivery, now: float) -> bool:
         self._newest = delivery
@@ -274,5 +282,5 @@ class CallerSettles(ConsumePolicy):
         self._most = received + self.prefetch
         return missing > 0
 
-    def may_get_more(self, received: int) -> bool:
-        return received < self._most
+    def may_get_more(self, received: int, acknowledged: int) -> bool:  # noqa: ARG002
+        return 0 < received < self._most

@@ -12,9 +12,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 
+from pika import exceptions
+
 from mqtool.amqp.administration import declare_request
 from mqtool.amqp.consume_policies import ConsumePolicy, Step
-from mqtool.amqp.io_thread import CHECK_INTERVAL, CONNECTION_LOST
+from mqtool.amqp.io_thread import CHECK_INTERVAL
 from mqtool.amqp.receive_settings import Receiving
 from mqtool.amqp.reopening_channel import ChannelListener, ReopeningChannel
 from mqtool.amqp.subscription import Buffer, StreamPosition, Subscription
@@ -23,11 +25,11 @@ from mqtool.message import Delivery
 from mqtool.spelling import pasteable
 from mqtool.topology import Queue
 
-#: Seconds without a delivery after which none should be in transit. Cancelling a consumer earlier requeues deliveries
-#: in transit, which may end up behind later messages.
+#: Seconds without a delivery after which none should be in transit.
 _SILENCE = 2.0
-#: Seconds between two checks whether deliveries may be in transit.
-_LOOK = 0.002
+#: Seconds to wait for deliveries in transit: if the broker does not reply, less than for a connection that is closed.
+#: Seconds between two checks.
+_PATIENCE, _LOOK = 1.5, 0.002
 
 
 class Consumer(ChannelListener):
@@ -61,6 +63,7 @@ class Consumer(ChannelListener):
         self._inbox: Buffer | queues.SimpleQueue[list[Delivery] | None] = receiving.buffer or queues.SimpleQueue()
         self._batch: deque[Delivery] = deque()  # taken from the inbox, but not yielded yet
         self._is_stuck = False
+        self._acknowledged: Delivery | None = None  # the latest; the policy counts those out of order
         # Acknowledged on delivery: what is not yielded before the end is lost.
         self._yields_all = policy.auto_ack and receiving.buffer is None
         self._position = position
@@ -126,11 +129,12 @@ class Consumer(ChannelListener):
         """Called before an acknowledgement: stop consuming if the broker would otherwise send too many deliveries."""
         with self._subscribing:
             if self._stopping:
-                self._cancel()
+                self._do(Step.CANCEL)
             elif self._subscription.is_active:
                 is_current = delivery.epoch == self._channel.requests.epoch
                 tag, received = delivery.delivery_tag, self._subscription.received
                 self._do(self._policy.acknowledged(tag, received, is_current=is_current))
+            self._acknowledged = delivery
 
     def arrives(self, within: float) -> bool:
         """Wait up to `within` seconds; return True as soon as deliveries() would yield, or end, without waiting."""
@@ -189,6 +193,7 @@ class Consumer(ChannelListener):
 
     def closing(self) -> None:
         self._flush(leaving=True)
+        self._wait_for_transit()
 
     def _next(self, taken: int, started: float) -> Delivery | None:
         if self._receiving.timeout is not None:
@@ -281,29 +286,43 @@ class Consumer(ChannelListener):
         if step is Step.GO_ON:
             return
         with self._subscribing:
-            self._cancel()
+            if step is Step.CANCEL:
+                self._wait_for_transit()
+            self._subscription.cancel()
             if step is Step.RESUBSCRIBE and self._policy.wants_more(
                 self._subscription.received, self._subscription.last_tag
             ):
                 self._flush()
                 self.start()
 
-    def _cancel(self) -> None:
-        if self._receiving.in_order and self._subscription.is_active:
-            self._send_answers()  # these acknowledgements may bring more deliveries
-            deadline = time.monotonic() + _SILENCE
-            with contextlib.suppress(MqtoolError, *CONNECTION_LOST):
-                while self._may_be_in_transit() and time.monotonic() < deadline:
-                    time.sleep(_LOOK)
-        self._subscription.cancel()
+    def _wait_for_transit(self) -> None:
+        """Wait until no delivery is in transit. Acknowledgements bring more deliveries until they are processed.
 
-    def _may_be_in_transit(self) -> bool:
-        """True unless the prefetch is used up, or the queue is empty. See administration.ready_after_deliveries()."""
-        return self._policy.may_get_more(self._subscription.received) and bool(self._ready() or self._ready())
+        When a consumer is cancelled, or its channel is closed (pika cancels it first), RabbitMQ requeues deliveries in
+        transit at once, and the others only later. A quorum queue delivers requeued messages in the order in which they
+        were requeued, so those in transit would be before earlier messages.
+        """
+        if not (self._subscription.is_active and self._may_get_more()):
+            return
+        self._send_answers()
+        deadline = time.monotonic() + _PATIENCE
+        with contextlib.suppress(MqtoolError, exceptions.AMQPError):
+            while (left := deadline - time.monotonic()) > 0 and self._is_ready(left) and self._may_get_more():
+                time.sleep(_LOOK)
 
-    def _ready(self) -> int:
-        request = declare_request(self._queue, passive=True)
-        return int(self._channel.checked(request, _SILENCE).method.message_count)
+    def _may_get_more(self) -> bool:
+        """True if there are unacknowledged deliveries, and the broker may have sent more of them."""
+        latest, through = self._acknowledged, 0
+        if latest is not None and latest.epoch == self._channel.requests.epoch:
+            if "x-stream-offset" in latest.headers:  # a stream requeues nothing
+                return False
+            through = latest.delivery_tag
+        return self._policy.may_get_more(self._subscription.received, through)
+
+    def _is_ready(self, within: float) -> bool:
+        """True if the queue has ready messages. See administration.ready_after_deliveries()."""
+        request = declare_request(Queue(self._channel.journal.current_name(self._queue.name)), passive=True)
+        return any(self._channel.requests.make(request, within).method.message_count for _ in range(2))
 
     def _flush(self, *, leaving: bool = False) -> None:
         """Flush the output, then acknowledge handled deliveries, except those that the policy holds back."""
@@ -315,7 +334,7 @@ class Consumer(ChannelListener):
             self._channel.progress()
         delivery = self._policy.release(leaving=leaving, is_written=not self._is_stuck)
         if delivery is not None:
-            tag = delivery.delivery_tag
+            tag, self._acknowledged = delivery.delivery_tag, delivery
             if delivery.epoch == self._channel.requests.epoch and self._channel.is_ready:
                 self._channel.progress()
             self._send_answers()  # a second acknowledgement of their requests, after this one, would close the channel

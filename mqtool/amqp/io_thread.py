@@ -111,6 +111,7 @@ class Requests:
     Attributes:
         pika: the current pika channel; None while there is none. Reopening replaces it.
         epoch: the number of times the channel was opened. Delivery tags from an earlier epoch are no longer valid.
+        is_unanswered: True if the broker did not reply to the latest request in time.
 
     Args:
         hopeless: returns the reason if the command must stop without waiting for the broker; otherwise None.
@@ -129,6 +130,7 @@ class Requests:
     ) -> None:
         self.pika: PikaChannel | None = None
         self.epoch = 0
+        self.is_unanswered = False
         self._io = io
         self._open_pika_channel = open_pika_channel
         self._hopeless = hopeless
@@ -194,9 +196,11 @@ class Requests:
             deadline = None if within is None else time.monotonic() + within
             while self._io.waits_for(answer):
                 if deadline is not None and time.monotonic() > deadline:
+                    self.is_unanswered = True
                     raise NotConfirmed(f"the broker did not reply within {within:g} s")
                 if why := self._hopeless():
                     raise StoppedWaiting(f"stopped: {why}")
+            self.is_unanswered = False
             return answer.result()
 
     def send(self, epoch: int, method: Callable[[PikaChannel], None]) -> None:

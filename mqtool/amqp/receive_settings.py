@@ -30,8 +30,6 @@ class Receiving(NamedTuple):
             lost if the process dies.
         acknowledge: False if the caller acknowledges deliveries itself, from any thread and in any order, or not at
             all.
-        in_order: if the caller acknowledges, wait for deliveries in transit before cancelling. Otherwise they are
-            requeued at once, and a quorum queue may put them before earlier messages, or behind later ones.
         count: stop after this many deliveries. No more are taken from the queue.
         idle_timeout: seconds without a delivery after which to stop, not counting time without a connection; this is an
             error if `count` was not reached.
@@ -61,7 +59,6 @@ class Receiving(NamedTuple):
     before_acknowledging: Callable[[], None] = _do_nothing
     is_output_full: Callable[[], bool] = _never
     after_reopening: Callable[[str], None] | None = None
-    in_order: bool = False
 
     def left(self, taken: int, lasted: float, silent: float) -> float | None:
         """Return the seconds until the next time limit; None if there is none, 0 to stop after the idle timeout.

@@ -256,9 +256,7 @@ class QueueTransfer:
     def _consume(self, count: int | None = None) -> Consumer | Getter:
         if self._gets:
             return Getter(self._source, self._queue)
-        return self._source.consumer(
-            Queue(self._queue), Receiving(AT_ONCE, acknowledge=False, count=count, in_order=True)
-        )
+        return self._source.consumer(Queue(self._queue), Receiving(AT_ONCE, acknowledge=False, count=count))
 
     def _messages(self) -> Iterator[Message | None]:
         arriving = self._arriving()

@@ -13,9 +13,14 @@ from subprocess import PIPE, run
 
 import pytest
 
+from mqtool.amqp import Connection, Receiving, parse_addresses
+from mqtool.message import Message
+from mqtool.topology import Queue
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Running, Shell, wait_until
 from tests.processes import is_alive, only_on_linux
+
+QUORUM = Queue("stopped", durable=True, arguments={"x-queue-type": "quorum"})
 
 
 @on_any_broker
@@ -251,6 +256,29 @@ def test_sigterm_ends_receive_while_its_pipe_is_full(shell: Shell, broker: TestB
     assert (shell.directory / "code").read_text() == "143\n"
     os.kill(int((shell.directory / "reader").read_text()), signal.SIGKILL)
     pipeline.wait()
+
+
+@pytest.mark.parametrize(
+    "command", ["receive --raw", "worker --raw --prefetch 100", "worker --exec cat --concurrency 4"]
+)
+def test_messages_that_a_stopped_command_leaves_in_a_quorum_queue_stay_in_order(
+    shell: Shell, broker: TestBroker, command: str
+) -> None:
+    """After Ctrl-C, the messages that `receive` or `worker` has not handled are in a quorum queue in their original
+    order, even those that it had received already. None is missing, and none is left that was handled.
+    """
+    with Connection(parse_addresses(broker.url)) as connection:
+        channel = connection.channel()
+        channel.declare(QUORUM)
+        numbers = [Message(b"%d\n" % number) for number in range(3000)]
+        assert len([*channel.publish(numbers, routing_key=QUORUM.name)]) == 3000
+        receiver = shell.start("mqtool", *command.split(), "-q", QUORUM.name).wait_for_stdout("\n50\n")
+        stopped = receiver.interrupt().wait()
+        assert stopped.code in (0, 130), stopped.stderr
+        handled = {int(each) for each in re.findall(r"\d+", stopped.stdout)}
+        wait_until(lambda: channel.depth_of(QUORUM.name) == 3000 - len(handled), "all others are requeued")
+        left = [*channel.consume(QUORUM, Receiving(count=3000 - len(handled)))] if len(handled) < 3000 else []
+    assert [int(each.body) for each in left] == sorted({*range(3000)} - handled)
 
 
 def _unread(pid: int) -> int:

@@ -533,38 +533,75 @@ def test_unacknowledged_messages_are_given_back_batch_by_batch(broker: ScriptedB
     broker.silent = {spec.Basic.Nack}
     broker.methods.clear()
     receiver.give_back([old, taken[1], taken[2]])
-    assert [method.NAME for method in broker.methods] == ["Basic.Cancel", "Basic.Nack", "Basic.Nack"]
+    assert [method.NAME for method in broker.methods][-3:] == ["Basic.Cancel", "Basic.Nack", "Basic.Nack"]
     nacks = [(nack.delivery_tag, nack.multiple, nack.requeue) for nack in broker.of(spec.Basic.Nack)]
     assert nacks == [(2, True, True), (3, True, True)]
 
 
+@pytest.mark.parametrize("end", ["give back", "stop", "acknowledge", "close"])
 @pytest.mark.parametrize(
-    ("ready", "arrived", "patience"), [([9, 9, 9], 3, 0), ([9, 0, 9, 9], 3, 0), ([9, 0, 0], 2, 0), ([9] * 2000, 2, 2)]
+    ("ready", "arrived", "patience"), [([9, 9, 9], 3, 0), ([9, 0, 9, 9], 3, 0), ([9, 0, 0], 2, 0), ([9] * 2000, 2, 1.5)]
 )
-def test_a_consumer_that_keeps_the_order_is_cancelled_once_nothing_is_in_transit(
-    broker: ScriptedBroker, clock: Clock, ready: list[int], arrived: int, patience: float
+def test_a_consumer_is_cancelled_once_nothing_is_in_transit(
+    broker: ScriptedBroker, clock: Clock, ready: list[int], arrived: int, patience: float, end: str
 ) -> None:
-    """A consumer with in_order sends its acknowledgements, and is then cancelled only once its prefetch is used up, or
-    the queue is empty: the broker would requeue a delivery in transit at once, before or behind others. It waits at
-    most two seconds.
+    """However a consumer ends, it is cancelled only after its acknowledgements are sent, and once its prefetch is used
+    up, or the queue is empty: the broker would requeue a delivery in transit at once, before earlier ones or behind
+    later ones. The consumer waits at most a second and a half.
     """
     channel = broker.channel()
-    receiver = channel.consumer(Q, Receiving(2, acknowledge=False, in_order=True))
+    receiver = channel.consumer(Q, Receiving(2, acknowledge=end != "give back"))
     deliveries = receiver.deliveries()
     deliver(broker, 1, 2)
+    acked: list[int] = []
+    received: list[int] = []
+    counts = [*ready]
 
     def count() -> None:
-        broker.depth = ready.pop(0)
-        if not ready and arrived == 3:
+        acked[:] = [tag for tag, _ in broker.acks]
+        broker.depth = counts.pop(0)
+        if not counts and arrived == 3:
             deliver(broker, 3)
 
     broker.before = {spec.Queue.Declare: count, spec.Basic.Cancel: lambda: received.append(receiver.received)}
-    received: list[int] = []
-    channel.acknowledge(next(deliveries))
-    receiver.give_back(())
-    assert broker.acks == [(1, False)]
+    first = next(deliveries)
+    if end == "give back":
+        channel.acknowledge(first)
+        receiver.give_back(())
+    else:
+        if end == "acknowledge":  # as the tutorial's worker does
+            channel.acknowledge(first)
+        second = next(deliveries)  # acknowledges the first one
+        if end != "close":
+            channel.stop()
+            if end == "acknowledge":
+                channel.acknowledge(second)
+            assert [*deliveries] == []
+        else:
+            deliveries.close()
+        channel.close()
+    assert acked == [1]
     assert received == [arrived]
     assert patience <= clock.now - 100 < patience + 0.01
+
+
+@pytest.mark.parametrize(
+    ("received", "headers"), [(0, {}), (2, {}), (2, {"x-stream-offset": 1})], ids=["none", "all", "stream"]
+)
+def test_a_consumer_ends_at_once_if_it_leaves_nothing_to_requeue(
+    broker: ScriptedBroker, clock: Clock, received: int, headers: dict[str, Any]
+) -> None:
+    """A consumer that has received nothing, that has acknowledged all it has received, or that reads a stream ends at
+    once, even if there are more messages: it may be the standby of another consumer.
+    """
+    channel = broker.channel()
+    broker.depth = 9
+    deliveries = channel.consume(Q)
+    tag = broker.of(spec.Basic.Consume)[-1].consumer_tag
+    broker.deliver(tag, 1, *[Message(b"x", properties={"headers": headers})] * received)
+    clock.events = [(101, channel.stop)]
+    assert len([*deliveries]) == received
+    assert broker.of(spec.Queue.Declare) == []
 
 
 def test_a_message_whose_output_cannot_be_written_is_not_acknowledged(broker: ScriptedBroker, clock: Clock) -> None:
