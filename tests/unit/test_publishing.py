@@ -462,7 +462,7 @@ def test_a_reply_is_published_in_the_same_write_before_its_request_is_acknowledg
         channel.answer(delivery(channel, tag), Message(b"reply", "reply-to"))
         assert broker.writes[-1] == ["Basic.Publish", "Basic.Ack"]
     assert [(method.exchange, method.routing_key, method.mandatory) for method, _ in broker.published] == [
-        ("", "reply-to", False)
+        ("", "reply-to", True)
     ] * 2
     assert broker.acks == [(1, False), (2, False)]
     channel.wait_for_confirms()
