@@ -75,7 +75,7 @@ class ConsumePolicy:
         return True
 
     def may_get_more(self, received: int, acknowledged: int) -> bool:  # noqa: ARG002
-        """Return True if deliveries are unacknowledged, and the broker may have sent more than these.
+        """Return True if some have been received, and the broker may have sent more that will be unacknowledged.
 
         Args:
             received: the number of deliveries since the channel was opened.
@@ -142,7 +142,7 @@ class Streaming(ConsumePolicy):
         self._last_ack = 0.0
 
     def may_get_more(self, received: int, acknowledged: int) -> bool:
-        return self.acknowledges and 0 < received - acknowledged < self.prefetch
+        return self.acknowledges and 0 < received < acknowledged + self.prefetch
 
     def done(self, delivery: Delivery, now: float) -> bool:
         self._newest = delivery

@@ -311,7 +311,7 @@ class Consumer(ChannelListener):
                 time.sleep(_LOOK)
 
     def _may_get_more(self) -> bool:
-        """True if there are unacknowledged deliveries, and the broker may have sent more of them."""
+        """True unless the prefetch is used up, nothing was received, or the queue is a stream."""
         latest, through = self._acknowledged, 0
         if latest is not None and latest.epoch == self._channel.requests.epoch:
             if "x-stream-offset" in latest.headers:  # a stream requeues nothing
