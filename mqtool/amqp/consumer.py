@@ -172,11 +172,16 @@ class Consumer(ChannelListener):
 
     # The channel's side.
 
-    def opened(self, *, connection_is_new: bool) -> None:  # noqa: ARG002
+    def opened(self, *, connection_is_new: bool) -> None:
         self._policy.opened()
         self._subscription.resume(self._policy.prefetch, auto_ack=self._policy.auto_ack)
         if self._receiving.after_reopening is not None:
             self._inbox.put([])  # wakes the caller's thread, which may block, unlike this one
+        elif connection_is_new and self._queue.exclusive:
+            self._channel.notice(
+                "the temporary queue was deleted with the connection: messages that waited in it, or were published "
+                "since then, are lost"
+            )
 
     def cancelled(self, tag: str) -> None:
         if self._subscription.has(tag):

@@ -141,6 +141,7 @@ class ReopeningChannel:
         journal: the exchanges, queues and bindings to set up again.
         requests: makes single requests, without repeating them.
         mends: called on the I/O thread when the broker has closed the channel; returns True to reopen it.
+        notice: tells the user something, such as that the connection was lost.
 
     Args:
         strict: reject any difference between what is declared and what exists.
@@ -161,6 +162,7 @@ class ReopeningChannel:
             on_cancelled=self._on_cancelled,
         )
         self.mends: Callable[[BaseException], bool] = lambda _: False
+        self.notice = connection.notice
         self._is_set_up = False
         self._changed = threading.Condition()
         self._opening = threading.RLock()
@@ -293,7 +295,7 @@ class ReopeningChannel:
             self._open_after_refusal()
             if exactly or self._strict or not pika_errors.is_harmless_difference(error):
                 raise failure from error
-            self._connection.notice(f"using the one that is there: {failure}")
+            self.notice(f"using the one that is there: {failure}")
             self.journal.set_differs(thing)
             answer = self.checked(administration.declare_request(thing, passive=True))
         return thing._replace(name=answer.method.queue) if isinstance(thing, Queue) else thing
@@ -358,10 +360,10 @@ class ReopeningChannel:
             return
 
         def reopen() -> None:
-            self._connection.notice(f"the broker closed the channel: {why}" + (f" ({why.hint})" if why.hint else ""))
+            self.notice(f"the broker closed the channel: {why}" + (f" ({why.hint})" if why.hint else ""))
             self._open_or_fail()
             if self.is_ready:
-                self._connection.notice("opened the channel again")
+                self.notice("opened the channel again")
 
         self.lost()
         threading.Thread(target=reopen, daemon=True).start()

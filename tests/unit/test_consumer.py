@@ -353,6 +353,23 @@ def test_deliveries_from_a_lost_connection_are_dropped_unless_nobody_else_gets_t
     assert clock.waits == []
 
 
+@pytest.mark.parametrize(("exclusive", "is_new", "said"), [(True, True, 1), (True, False, 0), (False, True, 0)])
+def test_a_consumer_says_that_messages_of_its_temporary_queue_are_lost(
+    broker: ScriptedBroker, exclusive: bool, is_new: bool, said: int
+) -> None:
+    """If the connection was lost, and the broker has deleted the consumer's exclusive queue, the user is told that
+    messages are lost. If only the channel was reopened, or the queue is not exclusive, no messages are lost.
+    """
+    channel = broker.channel()
+    deliveries = channel.consume(Queue("q", exclusive=exclusive))
+    channel.reopening.lost()
+    channel.reopening.open(connection_is_new=is_new)
+    assert [each.partition(":")[0] for each in broker.notices] == [
+        "the temporary queue was deleted with the connection"
+    ] * said
+    deliveries.close()
+
+
 def test_the_caller_learns_the_new_name_of_its_queue_after_a_reconnection(broker: ScriptedBroker, clock: Clock) -> None:
     """A queue that was named by the broker gets another name after a reconnection. Before the consumer yields the next
     delivery, it passes the new name to the function after_reopening, which the caller has set.
