@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -188,9 +188,22 @@ def new_message_id() -> str:
     return new_message_ids(1)[0]
 
 
-def lost_reply(receipt: Receipt) -> str:
-    """Say that no queue has accepted the reply of an RPC server."""
-    queue = receipt.message.routing_key
-    if receipt.confirmation is Confirmation.RETURNED:
-        return f"lost a reply: its queue {queue!r} does not exist; the client may have ended"
-    return f"lost a reply to queue {queue!r}: {receipt.reason}; the queue may be full"
+class LostReplies:
+    """Tells the user that a queue has not accepted the reply of an RPC server, once for each of up to 1,000 queues."""
+
+    def __init__(self, notice: Callable[[str], None]) -> None:
+        self._notice = notice
+        self._told: set[str | None] = set()
+
+    def add(self, receipt: Receipt) -> None:
+        """Tell the user that the reply with this receipt is lost."""
+        queue = receipt.message.routing_key
+        if queue in self._told:
+            return
+        if len(self._told) == 1000:
+            self._told.clear()
+        self._told.add(queue)
+        if receipt.confirmation is Confirmation.RETURNED:
+            self._notice(f"lost a reply: its queue {queue!r} does not exist; the client may have ended")
+        else:
+            self._notice(f"lost a reply to queue {queue!r}: {receipt.reason}; the queue may be full")

@@ -14,6 +14,8 @@ from math import inf
 from mqtool.amqp.receive_settings import PREFETCH, Receiving
 from mqtool.message import Delivery
 
+#: Without a prefetch, RabbitMQ delivers this many messages of a quorum queue at a time.
+_UNLIMITED = 2000
 #: Up to a count of _MANY, deliveries are taken one by one. Above it, the prefetch is the count minus _EARLY.
 _MANY, _EARLY = 250, 50
 #: The longest time, in seconds, for which acknowledgements are collected to be sent as one basic.ack.
@@ -142,7 +144,7 @@ class Streaming(ConsumePolicy):
         self._last_ack = 0.0
 
     def may_get_more(self, received: int, acknowledged: int) -> bool:
-        return self.acknowledges and 0 < received < acknowledged + self.prefetch
+        return self.acknowledges and 0 < received < acknowledged + (self.prefetch or _UNLIMITED)
 
     def done(self, delivery: Delivery, now: float) -> bool:
         self._newest = delivery

@@ -63,7 +63,9 @@ class Consumer(ChannelListener):
         self._inbox: Buffer | queues.SimpleQueue[list[Delivery] | None] = receiving.buffer or queues.SimpleQueue()
         self._batch: deque[Delivery] = deque()  # taken from the inbox, but not yielded yet
         self._is_stuck = False
-        self._acknowledged: Delivery | None = None  # the latest; the policy counts those out of order
+        self._latest: Delivery | None = None  # of those that were yielded
+        # Since the channel was opened. The policy counts those that are acknowledged out of order.
+        self._yielded = self._acknowledged = 0
         # Acknowledged on delivery: what is not yielded before the end is lost.
         self._yields_all = policy.auto_ack and receiving.buffer is None
         self._position = position
@@ -106,6 +108,8 @@ class Consumer(ChannelListener):
                 if delivery is None:
                     return
                 taken += 1
+                self._latest = delivery
+                self._yielded += 1
                 if self._position is not None:
                     self._position.advance(delivery)
                 step = self._policy.taken(delivery)
@@ -134,7 +138,8 @@ class Consumer(ChannelListener):
                 is_current = delivery.epoch == self._channel.requests.epoch
                 tag, received = delivery.delivery_tag, self._subscription.received
                 self._do(self._policy.acknowledged(tag, received, is_current=is_current))
-            self._acknowledged = delivery
+            if delivery is self._latest:  # it may belong to another consumer of the channel
+                self._acknowledged = self._yielded
 
     def arrives(self, within: float) -> bool:
         """Wait up to `within` seconds; return True as soon as deliveries() would yield, or end, without waiting."""
@@ -174,6 +179,7 @@ class Consumer(ChannelListener):
 
     def opened(self, *, connection_is_new: bool) -> None:
         self._policy.opened()
+        self._yielded = self._acknowledged = 0
         self._subscription.resume(self._policy.prefetch, auto_ack=self._policy.auto_ack)
         if self._receiving.after_reopening is not None:
             self._inbox.put([])  # wakes the caller's thread, which may block, unlike this one
@@ -317,12 +323,9 @@ class Consumer(ChannelListener):
 
     def _may_get_more(self) -> bool:
         """True unless the prefetch is used up, nothing was received, or the queue is a stream."""
-        latest, through = self._acknowledged, 0
-        if latest is not None and latest.epoch == self._channel.requests.epoch:
-            if "x-stream-offset" in latest.headers:  # a stream requeues nothing
-                return False
-            through = latest.delivery_tag
-        return self._policy.may_get_more(self._subscription.received, through)
+        if self._latest is not None and "x-stream-offset" in self._latest.headers:  # a stream requeues nothing
+            return False
+        return self._policy.may_get_more(self._subscription.received, self._acknowledged)
 
     def _is_ready(self, within: float) -> bool:
         """True if the queue has ready messages. See administration.ready_after_deliveries()."""
@@ -339,7 +342,8 @@ class Consumer(ChannelListener):
             self._channel.progress()
         delivery = self._policy.release(leaving=leaving, is_written=not self._is_stuck)
         if delivery is not None:
-            tag, self._acknowledged = delivery.delivery_tag, delivery
+            tag = delivery.delivery_tag
+            self._acknowledged = self._yielded - (delivery is not self._latest)
             if delivery.epoch == self._channel.requests.epoch and self._channel.is_ready:
                 self._channel.progress()
             self._send_answers()  # a second acknowledgement of their requests, after this one, would close the channel

@@ -141,7 +141,6 @@ class ReopeningChannel:
         journal: the exchanges, queues and bindings to set up again.
         requests: makes single requests, without repeating them.
         mends: called on the I/O thread when the broker has closed the channel; returns True to reopen it.
-        notice: tells the user something, such as that the connection was lost.
 
     Args:
         strict: reject any difference between what is declared and what exists.
@@ -162,7 +161,6 @@ class ReopeningChannel:
             on_cancelled=self._on_cancelled,
         )
         self.mends: Callable[[BaseException], bool] = lambda _: False
-        self.notice = connection.notice
         self._is_set_up = False
         self._changed = threading.Condition()
         self._opening = threading.RLock()
@@ -172,6 +170,10 @@ class ReopeningChannel:
     def is_ready(self) -> bool:
         """True if the channel is open and everything on it is set up."""
         return self._is_set_up and self.requests.pika is not None
+
+    def notice(self, text: str) -> None:
+        """Tell the user something."""
+        self._connection.notice(text)
 
     def listen(self, listener: ChannelListener) -> None:
         """Start passing events to a listener."""

@@ -14,7 +14,7 @@ from mqtool.amqp import pika_errors
 from mqtool.amqp.publisher import Publisher
 from mqtool.amqp.unconfirmed import WINDOW, Route
 from mqtool.errors import NotConfirmed
-from mqtool.message import Message, error_reply, lost_reply
+from mqtool.message import LostReplies, Message, error_reply
 from mqtool.spelling import counted
 
 #: Seconds to wait for the confirm of a reply that is published alone. An internal error would come at once.
@@ -44,7 +44,7 @@ class Replies:
         self._alone: str | None = None
         self._largest = math.inf  # bytes of a body; the broker tells it only when it closes the channel
         self._too_large = 0
-        publisher.unconfirmed.on_refused = lambda receipt: notice(lost_reply(receipt))
+        publisher.unconfirmed.on_refused = LostReplies(notice).add
 
     def publish(self, reply: Message, *, is_current: bool) -> None:
         """Publish a reply before the next acknowledgement; in the same write, unless its queue is a suspect.

@@ -19,7 +19,7 @@ from mqtool.amqp10.management_node import ManagedTopology
 from mqtool.amqp10.sections import exchange_address, queue_address
 from mqtool.codecs.amqp10_frames import Accepted
 from mqtool.errors import BadData, UsageError
-from mqtool.message import Delivery, Message, Receipt, error_reply, lost_reply
+from mqtool.message import Delivery, LostReplies, Message, Receipt, error_reply
 from mqtool.topology import Exchange, Queue
 
 Thing = TypeVar("Thing", bound=Exchange | Queue)
@@ -180,7 +180,7 @@ class LinkSession(ManagedTopology):
             if self._replies is None:
                 self._links.sending_link(None)
                 self._replies = Sender(self._links, None, persistent=False)
-                self._replies.on_refused = lambda receipt: self._notice(lost_reply(receipt))
+                self._replies.on_refused = LostReplies(self._notice).add
             if (reply.routing_key or "").startswith("/exchanges/"):  # the broker ends the session if it may not be used
                 self._notice(f"dropped a reply to {reply.routing_key!r}: a reply goes only to a queue")
             else:

@@ -75,7 +75,7 @@ def lose_replies(shell: Shell, broker: TestBroker, prefix: str = "") -> None:
     for queue, line in says.items():
         properties = {"reply_to": f"{prefix}{queue}", "correlation_id": "1"}
         request = json.dumps({"body": "5", "properties": properties})
-        shell.run("mqtool", "send", "-q", "rpc_queue", "--json", stdin=request + "\n")
+        shell.run("mqtool", "send", "-q", "rpc_queue", "--json", stdin=(request + "\n") * 2)
         server.wait_for_stderr(line)
     assert shell.run("mqtool", "rpc-client", "10", "--raw", "--timeout", "20s").stdout == "55\n"
     server.interrupt()

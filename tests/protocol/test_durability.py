@@ -138,24 +138,6 @@ def test_unacknowledged_messages_are_redelivered_after_a_restart(process: Broker
     assert channel.basic_get("q")[0] is None
 
 
-@pytest.mark.parametrize("count", [3, 30_000])
-def test_purged_messages_do_not_come_back_after_a_kill(process: BrokerProcess, count: int) -> None:
-    """If the broker is killed immediately after queue.purge-ok, none of the purged messages is there again after the
-    restart, however many they were.
-    """
-    channel = connect(process).channel()
-    channel.queue_declare("q", durable=True)
-    channel.tx_select()
-    for _ in range(count):
-        channel.basic_publish("", "q", b"", PERSISTENT)
-    channel.tx_commit()
-
-    assert channel.queue_purge("q").method.message_count == count
-    restart(process, "kill")
-
-    assert connect(process).channel().queue_declare("q", passive=True).method.message_count == 0
-
-
 @pytest.mark.parametrize("how", ["ack", "reject"])
 def test_messages_settled_in_a_transaction_do_not_come_back_after_a_kill(process: BrokerProcess, how: str) -> None:
     """If the broker is killed immediately after tx.commit-ok, the messages that were acknowledged or rejected in the

@@ -623,6 +623,23 @@ def test_a_consumer_that_has_acknowledged_all_waits_for_messages_in_transit(
     assert bool(broker.of(spec.Queue.Declare)) is waits
 
 
+def test_the_second_consumer_of_a_channel_ends_at_once_when_its_prefetch_is_used_up(
+    broker: ScriptedBroker, clock: Clock
+) -> None:
+    """A consumer counts only its own deliveries. If its prefetch is used up, it does not wait for messages in transit
+    before it ends, even if an earlier consumer of the same channel has received some.
+    """
+    channel = broker.channel()
+    broker.depth = 9
+    for tag in (1, 3, 5):
+        deliveries = channel.consume(Q, Receiving(count=2))
+        deliver(broker, tag)
+        next(deliveries)
+        deliver(broker, tag + 1)
+        assert tags(deliveries) == [tag + 1]
+    assert clock.now == 100
+
+
 def test_a_message_whose_output_cannot_be_written_is_not_acknowledged(broker: ScriptedBroker, clock: Clock) -> None:
     """Before a consumer acknowledges messages or waits for more, it calls the caller's function before_acknowledging,
     which writes the output. If writing fails, the consumer does not acknowledge the messages, not even when the channel

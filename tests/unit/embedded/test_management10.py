@@ -44,11 +44,6 @@ class _Client:
         """Send a request. Yield None after each step, and finally the response."""
         yield (yield from handle(self, request_of(method, target, body)))
 
-    def pause_output(self) -> None:
-        """Its messages are not kept on disk, so no response waits for the disk."""
-
-    resume_output = pause_output
-
 
 def request_of(method: str | None, target: str | None, body: Any10 = None, reply_to: str = "$me") -> bytes:
     """Encode a request."""

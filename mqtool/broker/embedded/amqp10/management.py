@@ -40,9 +40,6 @@ class ManagementClient(Protocol):
     rights: Rights
     exclusive_queues: WeakSet[BrokerQueue]
 
-    def pause_output(self) -> None: ...
-    def resume_output(self) -> None: ...
-
 
 class ManagementRefused(Exception):
     """The request failed; the client gets a status code and an error text."""
@@ -281,9 +278,6 @@ def _purge_queue(request: ManagementRequest) -> AnswerInSteps:
     count = queue.purge()
     while queue.work_some():
         yield
-    if queue.stored and count:
-        client.pause_output()
-        queue.ledger.after_commit(client.resume_output, purged=True)
     return 200, {"message_count": ULong(count)}
 
 

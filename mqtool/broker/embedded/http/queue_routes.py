@@ -181,9 +181,6 @@ async def purge(call: RouteCall, vhost: str, name: str) -> None:
     queue.purge()
     while queue.work_some():
         await asyncio.sleep(0)
-    purged = asyncio.Event()
-    call.broker.ledger.after_commit(purged.set, purged=True)
-    await purged.wait()
 
 
 @route("POST", "queues/VHOST/QUEUE/actions", administrator)

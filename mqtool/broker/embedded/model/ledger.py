@@ -329,12 +329,8 @@ class Ledger:
         self.after_commit(done.set)
         await done.wait()
 
-    def after_commit(self, what: Callable[[], None], *, purged: bool = False) -> None:  # noqa: ARG002
-        """Call a function once everything added so far is on disk.
-
-        Args:
-            purged: wait also until all messages dropped with drop_purged() are deleted.
-        """
+    def after_commit(self, what: Callable[[], None]) -> None:
+        """Call a function once everything added so far is on disk."""
         what()
 
     # A ledger with a disk overrides the following methods.

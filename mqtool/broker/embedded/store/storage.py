@@ -221,15 +221,9 @@ class Storage(Ledger):
         self.changes.next.discarded.append(log)
         self._schedule()
 
-    def after_commit(self, what: Callable[[], None], *, purged: bool = False) -> None:
-        def committed() -> None:
-            if self._purged:  # a group deletes only some of the rows if they are many
-                self.after_commit(what, purged=True)
-            else:
-                what()
-
+    def after_commit(self, what: Callable[[], None]) -> None:
         waiting = self.changes.next.waiting
-        waiting.append(committed if purged else what)
+        waiting.append(what)
         if len(waiting) == 1:
             if self._scheduled is not None and not self._failing:
                 self._scheduled.cancel()

