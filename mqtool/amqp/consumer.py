@@ -297,7 +297,7 @@ class Consumer(ChannelListener):
         if step is Step.GO_ON:
             return
         with self._subscribing:
-            if step is Step.CANCEL:
+            if step is Step.CANCEL or not self._policy.acknowledges:  # the others resubscribe with nothing in transit
                 self._wait_for_transit()
             self._subscription.cancel()
             if step is Step.RESUBSCRIBE and self._policy.wants_more(
