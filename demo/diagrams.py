@@ -143,7 +143,7 @@ _TAIL = """\
 ## Why queues?
 
 `mqtool tutorial run why-queues` shows three reasons to use a queue, with measurements. In this picture, each order goes
-to two queues, one for the stock and one for the mail:
+to two queues, one for stock and one for e-mail:
 
 [![Orders on their way to two queues and their consumers](pictures/why-queues.svg)](pictures/tutorials.html#why-queues)
 

@@ -834,11 +834,14 @@ class Scene:
         return kept
 
     def messages(self) -> dict[str, list[tuple[bytes, Mapping[str, Any]]]]:
-        """Take the messages out of all queues except streams. Return their bodies and headers."""
-        listed = self._api("GET", f"queues/{quote(self.broker.vhost, safe='')}?columns=name,type")
+        """Take the messages out of all queues except streams and exclusive queues. Return their bodies and headers.
+
+        RabbitMQ may notice only later that the command has ended, and then deletes its exclusive queue.
+        """
+        listed = self._api("GET", f"queues/{quote(self.broker.vhost, safe='')}?columns=name,type,exclusive")
         found: dict[str, list[tuple[bytes, Mapping[str, Any]]]] = {}
         with self._channel() as channel:
-            for queue in sorted(each["name"] for each in listed if each["type"] != "stream"):
+            for queue in sorted(each["name"] for each in listed if each["type"] != "stream" and not each["exclusive"]):
                 messages = found[queue] = []
                 while (got := channel.basic_get(queue, auto_ack=True))[0] is not None:
                     messages.append((got[2] or b"", got[1].headers or {}))

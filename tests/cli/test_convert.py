@@ -1409,11 +1409,12 @@ def test_messages_of_the_largest_size_are_moved_if_their_headers_leave_room(tmp_
     with EmbeddedBroker(like="4.2", management_port=0) as broker:
         settings = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url}
         with Shell(tmp_path, settings) as shell, Connection(parse_addresses(broker.url)) as connection:
+            convert = ("mqtool", "queue", "convert", "jobs", "--yes", "--force")  # its publisher has only just stopped
             channel = connection.channel()
             channel.declare(Queue("jobs", durable=True))
             largest = Message(b"y" * (16 << 20), "jobs", "", {"headers": {"mqtool-convert": {"forged": 1}, "CC": []}})
             assert len(list(channel.publish([Message(b"0", "jobs"), largest, Message(b"2", "jobs")]))) == 3
-            converted = shell.run("mqtool", "queue", "convert", "jobs", "--yes")
+            converted = shell.run(*convert)
             assert converted.code == 0, converted.stderr
             found = list(channel.consume(Queue("jobs"), Receiving(count=3)))
             assert [each.body for each in found] == [b"0", largest.body, b"2"]
@@ -1421,7 +1422,7 @@ def test_messages_of_the_largest_size_are_moved_if_their_headers_leave_room(tmp_
 
             full = Message(largest.body, "jobs", "", {"headers": FULL})
             assert len(list(channel.publish([Message(b"0", "jobs"), full, Message(b"2", "jobs")]))) == 3
-            stopped = shell.run("mqtool", "queue", "convert", "jobs", "--yes", "--to", "classic")
+            stopped = shell.run(*convert, "--to", "classic")
             assert stopped.code == 65
             assert "no message is lost; to continue: mqtool queue convert --resume jobs" in stopped.stderr
             assert "max_message_size" in stopped.stderr
