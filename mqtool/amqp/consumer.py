@@ -27,9 +27,10 @@ from mqtool.topology import Queue
 
 #: Seconds without a delivery after which none should be in transit.
 _SILENCE = 2.0
-#: Seconds to wait for deliveries in transit: if the broker does not reply, less than for a connection that is closed.
-#: Seconds between two checks.
-_PATIENCE, _LOOK = 1.5, 0.002
+#: Seconds to wait for deliveries in transit.
+_PATIENCE = 1.5
+#: Seconds between two checks whether deliveries are in transit.
+_LOOK = 0.002
 
 
 class Consumer(ChannelListener):
