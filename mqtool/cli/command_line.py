@@ -53,7 +53,26 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments, and record whose they are, for explaining an error in them."""
         current().parsing = ctx
-        return super().parse_args(ctx, args)
+        typed = [*args]
+        rest = super().parse_args(ctx, args)
+        for option in self.params:
+            value = ctx.params.get(option.name or "")
+            if isinstance(value, str) and value.startswith("="):
+                self._refuse_equals_sign(ctx, option, value, typed)
+        return rest
+
+    def _refuse_equals_sign(self, ctx: Any, option: Any, value: str, typed: list[str]) -> None:
+        """Refuse -q=jobs, which would name the queue "=jobs".
+
+        Raises:
+            UsageError: the value is joined to a short option.
+        """
+        for flag in option.opts:
+            if len(flag) == len("-q") and flag + value in typed:
+                name = option.make_metavar(ctx)
+                raise UsageError(
+                    f"{flag}=… means a value that begins with =", f"write {flag} {name}, or {flag} ={name}"
+                )
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments and options into the help."""

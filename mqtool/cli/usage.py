@@ -177,9 +177,11 @@ def _option_hint(context: Any, flag: str) -> str | None:
     similar = (option := _similar_option(flag, flags)) and f"did you mean '{own}{option}'?"
     if is_group:
         return similar or f"options follow the command: {context.command_path} COMMAND {flag} …"
-    names = [word for word in sys.argv if len(flag) == 2 and word.startswith(flag) and len(word) > 2]
-    if names and arguments:
-        return f"if it is a name, put -- before it: {context.command_path} -- {quoted(names[0])}"
+    words = [
+        word for word in sys.argv if len(flag) == 2 and word.startswith(flag) and (word != flag or flag[1].isdigit())
+    ]
+    if words and arguments:
+        return f"if it is not an option, put -- before it: {context.command_path} -- {quoted(words[0])}"
     return similar or f"'{context.command_path} --help-all' lists the options"
 
 

@@ -162,9 +162,9 @@ COMMAND_LINE = [
     Case("broker list", 2, "unknown command 'mqtool broker list'", "did you mean 'mqtool broker ls'?"),
     Case("definitions list", 2, "unknown command 'mqtool definitions list'", "'mqtool definitions' is followed by"),
     Case("policy delete short", 2, "unknown command 'mqtool policy delete'", "did you mean 'mqtool policy clear'?"),
-    Case(
-        "queue delete -jobs", 2, "unknown option -j", "if it is a name, put -- before it: mqtool queue delete -- -jobs"
-    ),
+    Case("queue delete -jobs", 2, "unknown option -j", "put -- before it: mqtool queue delete -- -jobs"),
+    Case("send -5", 2, "unknown option -5", "if it is not an option, put -- before it: mqtool send -- -5"),
+    Case("send -q=jobs x", 2, "-q=… means a value that begins with =", "write -q QUEUE, or -q =QUEUE"),
     Case("queue purge jobs --yess", 2, "unknown option --yess", "'mqtool queue purge --help-all' lists the options"),
     Case("statuss", 2, "unknown command 'mqtool statuss'", "did you mean 'mqtool broker status'?"),
     Case("scrub seen.ndjson", 2, "unknown command 'mqtool scrub'", "did you mean 'mqtool recording scrub'?"),
