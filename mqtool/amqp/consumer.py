@@ -25,6 +25,11 @@ from mqtool.message import Delivery
 from mqtool.spelling import pasteable
 from mqtool.topology import Queue
 
+#: What a command says after a reconnection if its queue was exclusive.
+TEMPORARY_QUEUE_LOST = (
+    "the temporary queue was deleted with the connection: messages that waited in it, or were published since then, "
+    "are lost"
+)
 #: Seconds without a delivery after which none should be in transit.
 _SILENCE = 2.0
 #: Seconds to wait for deliveries in transit.
@@ -185,10 +190,7 @@ class Consumer(ChannelListener):
         if self._receiving.after_reopening is not None:
             self._inbox.put([])  # wakes the caller's thread, which may block, unlike this one
         elif connection_is_new and self._queue.exclusive:
-            self._channel.notice(
-                "the temporary queue was deleted with the connection: messages that waited in it, or were published "
-                "since then, are lost"
-            )
+            self._channel.notice(TEMPORARY_QUEUE_LOST)
 
     def cancelled(self, tag: str) -> None:
         if self._subscription.has(tag):

@@ -10,6 +10,7 @@ from itertools import count
 from typing import Any, TypeVar
 
 from mqtool.amqp.administration import Depth, declare_request
+from mqtool.amqp.consumer import TEMPORARY_QUEUE_LOST
 from mqtool.amqp10.link_connection import LinkConnection, new_name
 from mqtool.amqp10.refusals import ClosedByBroker
 from mqtool.amqp10.reopening_transport import PATIENCE
@@ -210,6 +211,8 @@ class ManagedTopology:
             self._declare(thing)
         for binding in tuple(self._bound):
             self._bind(binding)
+        if any(isinstance(thing, Queue) and thing.exclusive for thing in self._declared.values()):
+            self._notice(TEMPORARY_QUEUE_LOST)
 
     def depth(self, queue: str, within: float | None = None) -> Depth:
         """Count a queue's ready messages and consumers; see administration.depth()."""

@@ -417,6 +417,25 @@ def test_sender_and_receiver_resume_after_a_lost_connection(shell: Shell, broker
     assert (sent.code, sent.stderr.count("connected again"), received.stderr.count("connected again")) == (0, 3, 3)
 
 
+def test_receive_log_says_over_amqp_1_0_that_messages_of_its_temporary_queue_are_lost(
+    shell: Shell, broker: TestBroker, proxy: Proxy
+) -> None:
+    """After a reconnection over AMQP 1.0, `receive-log` says that messages in its temporary queue are lost. With
+    --queue, it says nothing of the kind, because no messages are lost.
+    """
+    temporary, kept = (
+        shell.start("mqtool", "receive-log", "fanout", "--raw", *queue, "-u", through(proxy, broker)).wait_until_ready()
+        for queue in ((), ("-q", "kept_logs"))
+    )
+    proxy.cut()
+    for receiver in (temporary, kept):
+        receiver.wait_until_connected_again(1)
+    assert shell.run("mqtool", "emit-log", "fanout", "after").code == 0
+    for receiver, said in ((temporary, 1), (kept, 0)):
+        receiver.wait_for_stdout("after\n")
+        assert receiver.interrupt().wait().stderr.count("the temporary queue was deleted with the connection") == said
+
+
 def test_no_confirmed_message_is_lost_when_send_and_receive_are_killed(shell: Shell) -> None:
     """Over AMQP 1.0, first `send -v` and then `receive` is killed with kill -9. Every message that `send -v` has
     reported as sent has been printed by `receive` or is still in the queue.
