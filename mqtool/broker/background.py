@@ -52,7 +52,9 @@ def birth(pid: int) -> str:
     except (ProcessLookupError, FileNotFoundError):
         return ""
     boot = Path(f"{_PROC}/sys/kernel/random/boot_id")
-    return "" if fields[0] == "Z" else f"{boot.read_text()[:8] if boot.exists() else 0}-{fields[19]}"
+    # While other threads of a killed process have not ended yet, its sockets are still open.
+    has_ended = fields[0] == "Z" and int(fields[17]) <= 1
+    return "" if has_ended else f"{boot.read_text()[:8] if boot.exists() else 0}-{fields[19]}"
 
 
 def started(pid: int) -> Process:

@@ -160,7 +160,7 @@ def records(api: Management, vhost: str, *, only: Collection[str] = ()) -> Itera
             consumers[queue] += 1
             yield {"kind": "consumer", "queue": queue, **asdict(consumer_of(consumer))}
     arguments_of = definitions.queue_arguments(api, vhost)
-    for view in management.queue_totals(api, vhost, QUEUE_COLUMNS):
+    for view in management.counted_queues(api, vhost, QUEUE_COLUMNS):
         if not only or view["name"] in bound:
             state = asdict(queue_of(view, arguments_of(view))) | {"consumers": consumers[view["name"]]}
             del state["published"], state["delivered"]  # these rates are slow to get; 'list queues' shows them

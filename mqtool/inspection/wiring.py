@@ -161,7 +161,7 @@ def look(
     default = None if only else wiring.exchanges.get("")
     arguments_of = definitions.queue_arguments(api, vhost)
     columns = (*QUEUE_COLUMNS, *_COUNTERS) if rates else QUEUE_COLUMNS
-    for view in management.queues(api, vhost, columns) if rates else management.queue_totals(api, vhost, columns):
+    for view in management.queues(api, vhost, columns) if rates else management.counted_queues(api, vhost, columns):
         name = view["name"]
         if default is not None and name not in bound and default.add(Binding("", name, name), keep):
             shown.add(name)

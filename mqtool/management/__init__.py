@@ -12,6 +12,7 @@ from mqtool.management.api_lists import (
     connections,
     consumer_timeout,
     consumers,
+    counted_queues,
     effective_arguments,
     exchanges,
     listens_on,

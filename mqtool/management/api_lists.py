@@ -31,6 +31,16 @@ def queue_totals(api: Management, vhost: str | None, columns: Sequence[str], pat
     return api.items(where, columns, disable_stats="true", enable_queue_totals="true")
 
 
+def counted_queues(api: Management, vhost: str, columns: Sequence[str]) -> Iterator[Json]:
+    """Return queues with message counts. Reads statistics, too, only if there are streams."""
+    totals = {view["name"]: view for view in queue_totals(api, vhost, columns)}
+    if all("messages_ready" in view for view in totals.values()):
+        yield from totals.values()
+        return
+    for view in queues(api, vhost, columns):
+        yield view | totals.get(view["name"], {})
+
+
 def exchanges(api: Management, vhost: str | None, columns: Sequence[str] = ()) -> Iterator[Json]:
     return api.pages(_in("exchanges", vhost), columns)
 

@@ -48,12 +48,20 @@ if len(request) > {most}:
 server.connect({door!r})
 # The command may be ready before this process runs again, so keep signals that arrive before its pid is known.
 pid, early = 0, []
+def forward(number, _):
+    if not pid:
+        early.append(number)
+        return
+    try:
+        posix.kill(pid, number)
+    except ProcessLookupError:
+        pass  # the command has just ended
 for number in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP):
-    _signal.signal(number, lambda number, _: posix.kill(pid, number) if pid else early.append(number))
+    _signal.signal(number, forward)
 server.sendmsg([request], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, streams)])
 pid = marshal.loads(server.recv(64))
 for number in early:
-    posix.kill(pid, number)
+    forward(number, None)
 code = marshal.loads(server.recv(64))
 if code < 0:
     if -code != _signal.SIGKILL:

@@ -620,3 +620,13 @@ def test_a_killed_broker_can_be_started_again(home: Shell, kind: BrokerKind, at_
     stopped = home.run("mqtool", "broker", "status", "--name", "mine").stderr
     assert f"hint: start it again: mqtool broker up --kind={kind} --name=mine\n" in stopped
     assert home.run(*up).code == 0
+
+
+def test_broker_down_does_not_claim_to_have_stopped_a_killed_broker(home: Shell, at_port: str) -> None:
+    """After kill -9 of the broker, `broker down` exits with 0, and says that the broker had ended."""
+    home.run("mqtool", "broker", "up", "--kind=embedded", at_port)
+    status = home.run("mqtool", "broker", "status").stdout
+    os.kill(int(next(line.split()[1] for line in status.splitlines() if line.strip().startswith("process"))), 9)
+    wait_until(lambda: home.run("mqtool", "broker", "status").code == 69, "`broker status` to exit with 69")
+    down = home.run("mqtool", "broker", "down")
+    assert (down.code, down.stderr) == (0, "nothing to stop: the embedded broker had ended\n")

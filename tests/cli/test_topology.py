@@ -74,6 +74,22 @@ def test_topology_shows_publishers_bindings_and_consumers(
     assert repr(HOSTILE) in tree
 
 
+@pytest.mark.own_vhost("its streams have counts only in statistics")
+def test_topology_counts_the_messages_of_streams(shell: Shell) -> None:
+    """`topology` prints how many messages a stream contains, as `list queues` does, in the tree and in NDJSON."""
+    assert shell.run("mqtool", "send", "-q", "events", "--queue-type", "stream", "x").code == 0
+    tree = ""
+
+    def counted() -> bool:  # statistics come late
+        nonlocal tree
+        tree = shell.run("mqtool", "topology").stdout
+        return "events  stream  1 ready" in tree
+
+    wait_until(counted, lambda: f"one message in:\n{tree}")
+    found = map(json.loads, shell.run("mqtool", "topology", "--format", "json").stdout.splitlines())
+    assert [each["ready"] for each in found if each["kind"] == "queue" and each["name"] == "events"] == [1]
+
+
 @on_any_broker
 def test_topology_shows_ten_bindings_and_counts_the_rest(shell: Shell, channel: BlockingChannel) -> None:
     """If an exchange has 14 bindings, `topology EXCHANGE` prints ten bindings and "… and 4 more bindings". With --limit

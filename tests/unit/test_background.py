@@ -1,5 +1,6 @@
 """Broker processes in the background, with and without /proc."""
 
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mqtool.broker import background
+from tests.cli.shell import wait_until
 
 
 @pytest.fixture(params=["with /proc", "without /proc"])
@@ -31,6 +33,26 @@ def test_a_process_counts_as_running_until_it_has_ended(process: int) -> None:
         other_terminal.setenv("LC_ALL", "de_DE.UTF-8")
         assert background.is_running(started)
     background.terminate([started], 60)
+    assert not background.is_running(started)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a call of Linux")
+def test_a_process_counts_as_running_until_its_last_thread_has_ended() -> None:
+    """A process counts as running while one of its threads runs, even if its main thread has ended: its sockets are
+    still open. So after a broker was killed, `broker up` at its port does not find the port taken.
+    """
+    program = """
+import ctypes, sys, threading
+threading.Thread(target=sys.stdin.read).start()
+ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[sys.argv[1]], 0)  # ends the main thread only
+"""
+    with subprocess.Popen([sys.executable, "-c", program, platform.machine()], stdin=subprocess.PIPE) as process:
+        started = background.started(process.pid)
+        stat = Path(f"/proc/{process.pid}/stat")
+        wait_until(lambda: ") Z " in stat.read_text(), "the main thread to end")
+        assert background.is_running(started)
+        process.kill()
+        process.wait()
     assert not background.is_running(started)
 
 

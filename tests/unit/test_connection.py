@@ -328,6 +328,30 @@ def test_a_connection_that_the_broker_closes_is_reopened_unless_the_error_would_
         assert told == []
 
 
+@pytest.mark.parametrize("loss", ["after a confirm", "after another loss"])
+def test_an_internal_error_of_a_connection_that_has_worked_is_tried_again_once(
+    connect: Connect, vhost: Vhost, loss: str
+) -> None:
+    """If the broker closes a connection with 541 (INTERNAL_ERROR) after a message was confirmed, or after the
+    connection was lost in another way, mqtool opens the connection again. If the broker then closes it with 541 again,
+    before another message was confirmed, its channels fail.
+    """
+    told = Told()
+    channel = connect(notice=told, backoff=AT_ONCE).channel()
+    channel.declare(Q)
+    is_lost = loss == "after another loss"
+    if is_lost:
+        vhost.faults.cut_connections()
+        told.wait_for("connected again to ")
+    else:
+        publish(channel, b"1")
+    vhost.faults.close_connections(541, "INTERNAL_ERROR - odd")
+    told.wait_for("connected again to ", is_lost + 1)
+    assert channel.declare(Q) == Q
+    vhost.faults.close_connections(541, "INTERNAL_ERROR - odd")
+    assert str(failure_of(channel)) == "the broker closed the connection: odd"
+
+
 @pytest.mark.parametrize("code", [541, 501])
 def test_an_internal_error_because_of_a_reply_does_not_end_a_connection(
     connect: Connect, vhost: Vhost, code: int

@@ -42,8 +42,10 @@ def down(name: Name = DEFAULT_NAME) -> None:
         except Unavailable as why:
             output.status(f"nothing to stop: {why}")
             return
-        starter_of(started).stop(started)
-    output.status(f"stopped {starter_of(started).describe}")
+        starter = starter_of(started)
+        was_running = starter.running(started) > 0
+        starter.stop(started)
+    output.status(f"stopped {starter.describe}" if was_running else f"nothing to stop: {starter.describe} had ended")
 
 
 @command(app, "mqtool broker status", effect=Effect.READS)
