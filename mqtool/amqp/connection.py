@@ -315,7 +315,9 @@ class Connection:
             self._fail(failure)
             return
         code = getattr(error, "reply_code", 0)
-        recurs = code in _OUR_FAULT and not (code == _INTERNAL_ERROR and self._is_temporary())
+        # The first request of a command, or the same one after two reconnections, would cause an internal error again.
+        may_succeed = self.has_progressed or self._lost_by != _INTERNAL_ERROR
+        recurs = code in _OUR_FAULT and not (code == _INTERNAL_ERROR and (_drop_replies(self._channels) or may_succeed))
         self._lost_by = code
         if state is not State.OPENING and (self._backoff is None or recurs):
             self._fail(pika_errors.closed_by_broker(error))
@@ -327,13 +329,6 @@ class Connection:
                 self._become(State.LOST)
                 self._recovery = threading.Thread(target=self._recover, args=(error, self._backoff), daemon=True)
                 self._recovery.start()  # within the lock: close() may join it
-
-    def _is_temporary(self) -> bool:
-        """True if an internal error of the broker probably has a cause that is gone after a reconnection.
-
-        The first request of a command, or the same one after two reconnections, would cause it again.
-        """
-        return _drop_replies(self._channels) or self.has_progressed or self._lost_by != _INTERNAL_ERROR
 
     def _recover(self, error: BaseException, backoff: Backoff) -> None:
         """Try to reopen the connection and its channels until the attempts run out. Runs on its own thread."""

@@ -74,14 +74,14 @@ def not_amqp10(address: Address) -> MqtoolError:
     """The error for a server that does not speak AMQP 1.0."""
     return Unavailable(
         f"{address.host}:{address.port} does not speak AMQP 1.0",
-        "RabbitMQ does from 4.0 on; for AMQP 0-9-1, leave out --protocol",
+        "RabbitMQ does from 4.0 on; for AMQP 0-9-1, use --protocol amqp0.9.1",
     )
 
 
 def too_old(version: str) -> MqtoolError:
     """The error for a broker that supports AMQP 1.0 with a plugin, which has other addresses and no management."""
     return Unavailable(
-        f"AMQP 1.0 needs RabbitMQ 4.0, but the broker is RabbitMQ {version}", "for AMQP 0-9-1, leave out --protocol"
+        f"AMQP 1.0 needs RabbitMQ 4.0, but the broker is RabbitMQ {version}", "for AMQP 0-9-1, use --protocol amqp0.9.1"
     )
 
 

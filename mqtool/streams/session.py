@@ -21,8 +21,8 @@ from mqtool.streams.entries import Chunk, parse_chunk
 from mqtool.streams.rstream_private import DELIVER, NotStreams, StreamClient, StreamClosedByBroker
 
 _ENABLE = (
-    "on the broker, 'rabbitmq-plugins enable rabbitmq_stream', or start one: 'mqtool broker up --stream-port 5552'; "
-    "--stream-port names another port"
+    "start a broker with 'mqtool broker up --stream-port 5552'; if yours is running, 'rabbitmq-plugins enable "
+    "rabbitmq_stream' there; --stream-port names another port"
 )
 #: Errors of decoding what the broker has sent. rstream asserts that a response is about the stream in its request.
 UNREADABLE = (ValueError, LookupError, AssertionError)

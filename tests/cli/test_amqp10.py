@@ -177,7 +177,7 @@ def test_failed_to_keeps_a_delayed_message_over_amqp10(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("command", "code", "says"),
     [
-        (["send", "--delay", "5s", "x"], 2, "mqtool cannot delay messages over AMQP 1.0"),
+        (["send", "--delay", "5s", "x"], 2, "messages cannot be delayed over AMQP 1.0"),
         (["send", "-H", "l:=[1]", "x"], 65, "the header 'l' is a list, which AMQP 1.0 does not allow"),
         (["send", "--property", "cluster-id=a", "x"], 65, "AMQP 1.0 has no property cluster-id"),
         (["send", "-e", "nope", "x"], 69, "no exchange 'nope' in vhost"),
@@ -213,7 +213,7 @@ def test_send_json_over_amqp_1_0_stops_at_a_message_with_a_delay(shell: Shell) -
     command sends the messages before it, gives the reason why it stops, and exits with 2.
     """
     sent = shell.run("mqtool", "send", "--json", stdin='{"body":"a"}\n{"body":"b","delay":"5s"}\n')
-    assert (sent.code, "cannot delay messages over AMQP 1.0" in sent.stderr) == (2, True)
+    assert (sent.code, "cannot be delayed over AMQP 1.0" in sent.stderr) == (2, True)
     assert shell.run("mqtool", "receive", "-c", "1", "--raw").stdout == "a\n"
 
 

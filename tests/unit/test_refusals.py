@@ -115,9 +115,9 @@ def test_servers_without_amqp_1_0_are_named() -> None:
     errors = [not_amqp10(Address("one", 5673)), too_old("3.13.7"), vhost_refused(Address(virtual_host="v", user="u"))]
     assert [(type(error), str(error), error.hint) for error in errors] == [
         (Unavailable, "one:5673 does not speak AMQP 1.0",
-         "RabbitMQ does from 4.0 on; for AMQP 0-9-1, leave out --protocol"),
+         "RabbitMQ does from 4.0 on; for AMQP 0-9-1, use --protocol amqp0.9.1"),
         (Unavailable, "AMQP 1.0 needs RabbitMQ 4.0, but the broker is RabbitMQ 3.13.7",
-         "for AMQP 0-9-1, leave out --protocol"),
+         "for AMQP 0-9-1, use --protocol amqp0.9.1"),
         (AccessRefused, "cannot open vhost 'v': it does not exist, or user 'u' may not use it",
          "check the URL's path; leave it out, or write /%2F, for vhost '/'"),
     ]  # fmt: skip

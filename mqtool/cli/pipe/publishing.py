@@ -513,7 +513,7 @@ def _not_delayed_by_amqp10(message: Message | None) -> Message | None:
 
 
 def _not_over_amqp10() -> UsageError:
-    return UsageError("mqtool cannot delay messages over AMQP 1.0", "leave out the delay, or --protocol amqp1.0")
+    return UsageError("messages cannot be delayed over AMQP 1.0", "leave out the delay, or use --protocol amqp0.9.1")
 
 
 def not_delayed(message: Message | None) -> Message | None:
