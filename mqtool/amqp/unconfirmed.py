@@ -31,7 +31,7 @@ _CHECK_INTERVAL = 0.1
 #: While messages are unconfirmed, the next ones are collected up to this many bytes, or for this many seconds, and
 #: written together: publishing 10,000 messages one by one then takes a quarter less CPU time.
 _BATCH_BYTES, _BATCH_SECONDS = 64 * 1024, 0.001
-_FATE = "they may or may not have arrived"
+_FATE = "unconfirmed messages may or may not have arrived"
 
 
 class Route(NamedTuple):

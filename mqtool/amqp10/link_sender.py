@@ -31,7 +31,7 @@ from mqtool.message import Confirmation, InBatches, Message, Receipt
 WINDOW, WINDOW_BYTES = 10_000, 16 * 1024 * 1024
 _BATCH_SIZE = 256
 _OUTCOMES = (Accepted, Rejected, Released, Modified)
-_FATE = "they may or may not have arrived"
+_FATE = "unconfirmed messages may or may not have arrived"
 
 
 class OutgoingTransfer:

@@ -26,6 +26,7 @@ from mqtool.inspection.wiring import (
 )
 from mqtool.management import Management
 from mqtool.management.api_client import Json
+from mqtool.spelling import counted
 
 _KEYS = 4
 
@@ -95,7 +96,9 @@ class _Graph:
             if isinstance(alternate := node.exchange.arguments.get("alternate-exchange"), str):
                 yield _Edge(here, self._node("exchange", alternate), "alternate", dashed=True)
             if node.more:
-                yield _Edge(here, self._node("more", name, f"and {node.more:,} more bindings"), "", dashed=True)
+                yield _Edge(
+                    here, self._node("more", name, f"and {counted(node.more, 'more binding')}"), "", dashed=True
+                )
 
     def _of_queues(self, wiring: Wiring) -> Iterator[_Edge]:
         for name, queue in wiring.queues.items():

@@ -436,7 +436,7 @@ def test_a_missing_outcome_raises_not_confirmed(broker: Broker) -> None:
     next(receipts)
     with pytest.raises(NotConfirmed, match=r"^the broker did not confirm 1 message within 2.5 s$") as error:
         next(receipts)
-    assert error.value.hint == "they may or may not have arrived; --confirm-timeout waits longer"
+    assert error.value.hint == "unconfirmed messages may or may not have arrived; --confirm-timeout waits longer"
     assert broker.now == 1002.5
     for _ in range(1233):
         sender.add(Message(b""))
@@ -466,7 +466,7 @@ def test_a_sender_that_must_stop_does_not_wait_for_outcomes(broker: Broker) -> N
     words = r"^stopped with 2 messages unconfirmed: the connection is lost$"
     with pytest.raises(NotConfirmed, match=words) as error:
         [*Sender(broker, QUEUE, persistent=False).send(messages(b"1", b"2"))]
-    assert error.value.hint == "they may or may not have arrived"
+    assert error.value.hint == "unconfirmed messages may or may not have arrived"
     assert broker.waits == []
 
 

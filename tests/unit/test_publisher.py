@@ -483,7 +483,7 @@ def test_a_command_that_must_stop_does_not_wait_for_confirms(wire: Wire, publish
     wire.publish(b"1")
     with pytest.raises(NotConfirmed, match=r"^stopped with 1 message unconfirmed: stopped by SIGTERM$") as error:
         publisher.wait(1, confirm_timeout=60)
-    assert error.value.hint == "they may or may not have arrived"
+    assert error.value.hint == "unconfirmed messages may or may not have arrived"
 
 
 def test_the_confirm_timeout_counts_from_the_last_confirm(wire: Wire, publisher: Unconfirmed, now: list[float]) -> None:
@@ -500,7 +500,7 @@ def test_the_confirm_timeout_counts_from_the_last_confirm(wire: Wire, publisher:
     now[0] += 0.1
     with pytest.raises(NotConfirmed, match=r"^the broker did not confirm 2 messages within 1 s$") as error:
         publisher.wait(1, confirm_timeout=1)
-    assert error.value.hint == "they may or may not have arrived; --confirm-timeout waits longer"
+    assert error.value.hint == "unconfirmed messages may or may not have arrived; --confirm-timeout waits longer"
     publisher.on_ack(2, multiple=False)
     publisher.wait(1, confirm_timeout=1, at_most=0)
     now[0] += 1

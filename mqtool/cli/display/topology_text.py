@@ -27,6 +27,7 @@ from mqtool.inspection import definitions
 from mqtool.inspection.definitions import Definitions
 from mqtool.inspection.routes import DeadLetterRoutes, Hop, QueueRoute, Way, routing_type
 from mqtool.inspection.wiring import Counter, QueueState, WiredLink, WiredNode, WiredPublisher, Wiring
+from mqtool.spelling import counted
 from mqtool.topology import Binding
 
 
@@ -79,7 +80,7 @@ def _exchange(node: WiredNode, wiring: Wiring, told: set[str], *, rates: bool, w
     if isinstance(alternate := exchange.arguments.get("alternate-exchange"), str):
         branch.branches.append(_Branch([("otherwise", KEY), " ──> ", (f"exchange {shown(alternate)}", NAME)]))
     if node.more:
-        branch.branches.append(_Branch([(f"… and {node.more:,} more bindings", DIM)]))
+        branch.branches.append(_Branch([(f"… and {counted(node.more, 'more binding')}", DIM)]))
     if not node.links and not isinstance(alternate, str) and not exchange.internal:
         branch.branches.append(_Branch([("no bindings: messages published here are dropped", BAD)]))
     return branch
