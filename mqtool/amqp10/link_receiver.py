@@ -258,7 +258,8 @@ class Receiver:
     def _decoded(self, payload: bytes, delivery_id: int, epoch: int) -> Delivery:
         is_settled = self._limits.auto_ack or self._is_dynamic
         delivery = sections.decode(payload, self._queue, delivery_id, epoch, settled=is_settled)
-        if isinstance(offset := delivery.headers.get("x-stream-offset"), int):
+        offset = delivery.headers.get("x-stream-offset")  # a publisher's, if the queue is no stream
+        if isinstance(offset, int) and 0 <= offset < 1 << 62:
             self._next_offset = offset + 1
         return delivery
 

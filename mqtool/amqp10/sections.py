@@ -4,7 +4,7 @@ https://www.rabbitmq.com/docs/conversions
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
@@ -13,6 +13,7 @@ from mqtool.amqp.administration import check_utf_8
 from mqtool.codecs.amqp10_message import (
     APPLICATION_PROPERTIES,
     DATA,
+    FOOTER,
     HEADER,
     MESSAGE_ANNOTATIONS,
     PROPERTIES,
@@ -21,12 +22,13 @@ from mqtool.codecs.amqp10_message import (
     encode_header,
     plain_list,
     plain_map,
+    section_at,
 )
 from mqtool.codecs.amqp10_spans import find
 from mqtool.codecs.amqp10_values import NULL, compound, section, variable
 from mqtool.codecs.amqp10_values import encode as encode_any
 from mqtool.errors import BadData
-from mqtool.message import PERSISTENT, Delivery, Message, time_to_live
+from mqtool.message import PERSISTENT, UNREADABLE, Delivery, Message, time_to_live
 
 _T = TypeVar("_T")
 #: The fields of the properties section, in order; "" for a field that AMQP 0-9-1 does not have.
@@ -157,7 +159,7 @@ def _field(name: str, value: Any) -> bytes:
 
 
 def _annotation(name: str, value: Any) -> tuple[bytes, bytes]:
-    if name in ("CC", _COPIES) and not (isinstance(value, list) and all(isinstance(each, str) for each in value)):
+    if name in ("CC", _COPIES) and not _is_texts(value):
         # The broker would release the message before it gives the reason, as if there were no queue for it.
         hint = f"write it as JSON: -H '{name}:=[\"KEY\"]'"
         raise BadData(f"the header {name!r} must be a list of routing keys", hint)
@@ -166,6 +168,10 @@ def _annotation(name: str, value: Any) -> tuple[bytes, bytes]:
         return key, encode_any(value)
     except ValueError as error:
         raise _unfit(name, value) from error
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
 def _header(name: str, value: Any) -> tuple[bytes, bytes]:
@@ -190,25 +196,45 @@ def _unfit(name: str, value: object) -> BadData:
 #: Decoded headers and annotations by their bytes, which are usually the same for all messages of a queue.
 _headers_cache: dict[bytes, tuple[dict[str, Any], bool]] = {}
 _annotations_cache: dict[bytes, dict[str, Any]] = {}
-#: The start and the end of sections, by their codes.
+#: The start and the end of the values of sections, by the codes of the sections.
 _Sections = dict[int, tuple[int, int]]
-_NOWHERE = 0, 0
+_NO_HEADER: tuple[dict[str, Any], bool] = {}, True
+#: The annotations if they cannot be read. The routing key must not be the queue's name: with the default exchange, this
+#: would prove that the headers tell the truth (see work/history.py).
+_UNKNOWN: dict[str, Any] = {"exchange": "", "key": "", "type": None, "headers": {}}
+#: Those of a message without any, such as one of a stream: the queue's name becomes its routing key.
+_NO_ANNOTATIONS = {**_UNKNOWN, "key": None}
 #: Types with a size of one byte, in which almost all sections are encoded.
 _SHORT = (0xA0, 0xC0, 0xC1)
 
 
 def decode(data: bytes, queue: str, tag: int, epoch: int, *, settled: bool = False) -> Delivery:
-    """Decode a delivery's message. A body that is an AMQP 1.0 value other than text or bytes stays encoded."""
+    """Decode a delivery's message. A body that is an AMQP 1.0 value other than text or bytes stays encoded.
+
+    A section that cannot be decoded is added to the header UNREADABLE. If the body cannot be found, the delivery's body
+    consists of all bytes of the message. The exchange and the routing key are "" if the broker's cannot be read.
+    """
+    sections: _Sections = {}
+    unreadable: list[bytes] = []
+    annotations = _UNKNOWN
     try:
-        sections, body, body_type = _split(data)
-        annotations = _annotations(data, *sections.get(MESSAGE_ANNOTATIONS, _NOWHERE))
-        from_header, is_first = _header_fields(data, *sections.get(HEADER, _NOWHERE))
-        properties = {**from_header, **_properties(data, *sections.get(PROPERTIES, _NOWHERE))}
-        headers = annotations["headers"]
-        if (found := sections.get(APPLICATION_PROPERTIES)) is not None:
-            headers = plain_map(data, found[0] + 3) | headers
-    except (ValueError, IndexError, TypeError, OverflowError):
-        return Delivery(data, "", queue, queue, False, {}, tag, epoch, settled)
+        body, body_type = _split(data, sections)
+        annotations = _NO_ANNOTATIONS
+    except (ValueError, IndexError):
+        body, body_type = data, None
+    if (span := sections.get(MESSAGE_ANNOTATIONS)) is not None:
+        annotations = _read(_annotations, data, span, _UNKNOWN, unreadable)
+    from_header, is_first = _NO_HEADER
+    if (span := sections.get(HEADER)) is not None:
+        from_header, is_first = _read(_header_fields, data, span, _NO_HEADER, unreadable)
+    properties = {**from_header}
+    if (span := sections.get(PROPERTIES)) is not None:
+        properties |= _read(_properties, data, span, {}, unreadable)
+    headers = annotations["headers"]
+    if (span := sections.get(APPLICATION_PROPERTIES)) is not None:
+        headers = _read(_application_properties, data, span, {}, unreadable) | headers
+    if unreadable:
+        headers = {**headers, UNREADABLE: b"".join(unreadable)}
     if headers:
         properties["headers"] = headers
     if (kind := body_type or annotations["type"]) is not None:
@@ -217,32 +243,46 @@ def decode(data: bytes, queue: str, tag: int, epoch: int, *, settled: bool = Fal
     return Delivery(body, exchange, queue if key is None else key, queue, not is_first, properties, tag, epoch, settled)
 
 
-def _split(data: bytes) -> tuple[_Sections, bytes, str | None]:
-    """Find the sections before the body, the body, and the type of a message whose body is not bytes."""
-    sections: _Sections = {}
+def _read(
+    decoder: Callable[[bytes, int, int], _T], data: bytes, span: tuple[int, int], otherwise: _T, unreadable: list[bytes]
+) -> _T:
+    """Decode a section; if that fails, add its bytes to `unreadable`, and return `otherwise`."""
+    try:
+        return decoder(data, *span)
+    except (ValueError, IndexError):
+        unreadable.append(data[slice(*span)])
+        return otherwise
+
+
+def _split(data: bytes, sections: _Sections) -> tuple[bytes, str | None]:
+    """Find the sections before the body, the body, and the type of a message whose body is not bytes.
+
+    If a section occurs several times, the first counts: the broker's come before what the publisher has written.
+    """
     parts: list[bytes] = []
     at, size = 0, len(data)
     while at < size:
-        kind, code = data[at + 2], data[at + 3]
-        if data[at : at + 2] != _SECTION:
-            raise ValueError("not a section")
+        kind, value = (data[at + 2], at + 3) if data[at : at + 2] == _SECTION else section_at(data, at)
+        if kind == FOOTER:
+            break
+        code = data[value]
+        if kind == SEQUENCE or (kind == VALUE and code not in (0xA0, 0xB0, 0xA1, 0xB1)):
+            return data[at:], _TYPE_OF_VALUES
         if code in _SHORT:
-            start = at + 5
-            end = start + data[at + 4]
+            start = value + 2
+            end = start + data[value + 1]
         else:
-            _, start, end = find(data, at + 3)
+            _, start, end = find(data, value)
         if end > size:
             raise ValueError("cut short")
+        if kind == VALUE:
+            return data[start:end], None
         if kind == DATA:
             parts.append(data[start:end])
-        elif kind == VALUE and code in (0xA0, 0xB0, 0xA1, 0xB1):
-            return sections, data[start:end], None
-        elif kind in (SEQUENCE, VALUE):
-            return sections, data[at:], _TYPE_OF_VALUES
         else:
-            sections[kind] = at, end
+            sections.setdefault(kind, (value, end))
         at = end
-    return sections, parts[0] if len(parts) == 1 else b"".join(parts), None
+    return parts[0] if len(parts) == 1 else b"".join(parts), None
 
 
 def _header_fields(data: bytes, at: int, end: int) -> tuple[dict[str, Any], bool]:
@@ -250,14 +290,18 @@ def _header_fields(data: bytes, at: int, end: int) -> tuple[dict[str, Any], bool
     raw = data[at:end]
     if (known := _headers_cache.get(raw)) is not None:
         return known
-    values = plain_list(data, at + 3) if raw else []
+    values = plain_list(data, at)
     durable, priority, ttl, is_first, failures = [*values, None, None, None, None, None][:5]
     properties: dict[str, Any] = {"delivery_mode": PERSISTENT} if durable else {}
-    if priority is not None:
+    if _is_number(priority, 1 << 8):
         properties["priority"] = int(priority)
-    if ttl is not None:
+    if _is_number(ttl, 1 << 32):
         properties["expiration"] = str(ttl)
     return _kept(_headers_cache, raw, (properties, bool(is_first) or (not failures and is_first is None)))
+
+
+def _is_number(value: Any, end: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < end
 
 
 def _kept(cache: dict[bytes, _T], raw: bytes, decoded: _T) -> _T:
@@ -272,18 +316,22 @@ def _annotations(data: bytes, at: int, end: int) -> dict[str, Any]:
     raw = data[at:end]
     if (known := _annotations_cache.get(raw)) is not None:
         return known
-    pairs = plain_map(data, at + 3) if raw else {}
-    decoded: dict[str, Any] = {"exchange": str(pairs.pop(_EXCHANGE, None) or "")}
-    for name, where in (("key", _KEY), ("type", _TYPE)):
+    pairs = plain_map(data, at)
+    decoded: dict[str, Any] = {}
+    for name, where in (("exchange", _EXCHANGE), ("key", _KEY), ("type", _TYPE)):
         value = pairs.pop(where, None)  # a publisher can write a value of any type
         decoded[name] = value if isinstance(value, str) else None
-    if (deaths := pairs.pop(_DEATHS, None)) is not None:
+    decoded["exchange"] = decoded["exchange"] or ""
+    if isinstance(deaths := pairs.pop(_DEATHS, None), list):
         pairs["x-death"] = [_death(each) for each in deaths if isinstance(each, dict)]
+    elif isinstance(deaths, bytes):  # left encoded
+        pairs["x-death"] = deaths
     if isinstance(received := pairs.pop(_RECEIVED, None), datetime):
         pairs["timestamp_in_ms"] = round(received.timestamp() * 1000)
-    if (copies := pairs.pop(_COPIES, None)) is not None:
+    copies = pairs.pop(_COPIES, None)
+    if _is_texts(copies):
         pairs["CC"] = copies
-    decoded["headers"] = {name: value for name, value in pairs.items() if _is_annotation(name) or name[0] == "t"}
+    decoded["headers"] = {name: value for name, value in pairs.items() if _is_annotation(name) or name[:1] == "t"}
     return _kept(_annotations_cache, raw, decoded)
 
 
@@ -293,13 +341,15 @@ def _death(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {named.get(name, name): value for name, value in entry.items() if name != "last-time"}
 
 
+def _application_properties(data: bytes, at: int, _end: int) -> dict[str, Any]:
+    return plain_map(data, at)
+
+
 def _properties(data: bytes, at: int, end: int) -> dict[str, Any]:
-    if at == end:
-        return {}
-    if data[at + 5] == 1 and data[at + 3] == 0xC0 and data[at + 6] == 0xA1:  # only a message id
-        return {"message_id": data[at + 8 : end].decode("utf-8", "surrogateescape")}
+    if data[at] == 0xC0 and data[at + 2] == 1 and data[at + 3] == 0xA1:  # only a message id
+        return {"message_id": data[at + 5 : end].decode("utf-8", "surrogateescape")}
     found: dict[str, Any] = {}
-    for name, value in zip(_FIELDS, plain_list(data, at + 3), strict=False):
+    for name, value in zip(_FIELDS, plain_list(data, at), strict=False):
         if not name or value is None:
             continue
         if name == "timestamp":

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from mqtool.codecs.amqp10_spans import end_of, find
 from mqtool.codecs.amqp10_values import (
+    MOST_VALUES,
     Any10,
     Array,
     Char,
@@ -229,19 +231,54 @@ def plain(value: Any10) -> Any:
 
 
 def plain_map(data: bytes, offset: int) -> dict[str, Any]:
-    """Decode the map at an offset as plain() does. Raises ValueError if it is malformed, or not a map."""
-    value = decode(data, offset)[0]
+    """Decode the map at an offset as plain() does. If a key occurs several times, its first value counts.
+
+    If a value cannot be decoded, this value and those that contain others are returned as their encoded bytes.
+
+    Raises:
+        ValueError, IndexError: the map is malformed or has too many items; or it is not a map.
+    """
+    try:
+        value = decode(data, offset)[0]
+    except ValueError:
+        parts = _one_by_one(data, offset, 0xC1)
+        return {str(key): each for key, each in zip(parts[-2::-2], parts[::-2], strict=True)}
     if not isinstance(value, dict):
         raise ValueError("not a map")
     return _plain_items(value)
 
 
 def plain_list(data: bytes, offset: int) -> list[Any]:
-    """Decode the list at an offset as plain() does. Raises ValueError if it is malformed, or not a list."""
-    value = decode(data, offset)[0]
+    """Decode the list at an offset as plain_map() does a map. Raises the same errors."""
+    try:
+        value = decode(data, offset)[0]
+    except ValueError:
+        return _one_by_one(data, offset, 0xC0)
     if not isinstance(value, list):
         raise ValueError("not a list")
     return [plain(each) for each in value]
+
+
+def _one_by_one(data: bytes, offset: int, kind: int) -> list[Any]:
+    """Decode the values in a list (0xc0) or map (0xc1), except for those that contain others or are malformed."""
+    code, start, end = find(data, offset)
+    if code & 0xEF != kind:
+        raise ValueError("neither a list nor a map")
+    width = 4 if code & 0x10 else 1
+    count, start = int.from_bytes(data[start : start + width]), start + width
+    if count > MOST_VALUES:
+        raise ValueError("too many values")
+    values: list[Any] = []
+    for _ in range(count):
+        after = end_of(data, start)
+        try:
+            values.append(plain(decode(data, start, depth=0)[0]))
+        except ValueError:
+            values.append(data[start:after])
+        start = after
+    if start != end:
+        raise ValueError("wrong number of items")
+    return values
 
 
 def _plain_items(value: Map) -> dict[str, Any]:

@@ -33,3 +33,14 @@ def find(data: bytes, offset: int) -> Span:
     if start + width > len(data):
         raise ValueError("value cut short")
     return Span(code, start, start + width)
+
+
+def end_of(data: bytes, offset: int) -> int:
+    """Find the end of the value at an offset, which may have a descriptor. Raises the errors of find()."""
+    values = 1
+    while values:
+        if data[offset]:
+            offset, values = find(data, offset).end, values - 1
+        else:
+            offset, values = offset + 1, values + 1
+    return offset

@@ -205,7 +205,10 @@ def _map(items: list[Any10]) -> Map:
     for key in keys:
         if not isinstance(key, _KEYS):
             raise ValueError("a key of a map is neither text, binary nor an integer")
-    return dict(zip(keys, items[1::2], strict=True))
+    found = dict(zip(keys, items[1::2], strict=True))
+    if len(found) < len(keys):  # RabbitMQ reads and replaces the first of several, and delivers the others
+        return dict(zip(keys[::-1], items[-1::-2], strict=True))
+    return found
 
 
 def _array(data: bytes, start: int, end: int, count: int, depth: int, room: _Room) -> Array:

@@ -16,7 +16,6 @@ from mqtool.codecs.amqp10_message import (
     APPLICATION_PROPERTIES,
     DATA,
     FOOTER,
-    HEADER,
     MESSAGE_ANNOTATIONS,
     PROPERTIES,
     SEQUENCE,
@@ -24,6 +23,7 @@ from mqtool.codecs.amqp10_message import (
     encode_header,
     plain_list,
     plain_map,
+    section_at,
 )
 from mqtool.codecs.amqp10_spans import find
 from mqtool.codecs.amqp10_values import NULL, compound, section, variable
@@ -143,15 +143,16 @@ def _decode(data: bytes) -> StreamEntry:
     parts: list[bytes] = []
     at = 0
     while at < len(data):
-        if data[at : at + 2] != _SECTION or not HEADER <= data[at + 2] <= FOOTER:
-            raise ValueError("not a section")
-        kind, span = data[at + 2], find(data, at + 3)
+        kind, value = section_at(data, at)
         if kind in (SEQUENCE, VALUE):
             parts, at = [data[at:]], len(data)
             break
+        if kind == FOOTER:
+            break
+        span = find(data, value)
         if kind == DATA:
             parts.append(data[span.start : span.end])
-        sections[kind] = at + 3
+        sections.setdefault(kind, value)
         at = span.end
     if not parts:
         raise ValueError("no body")

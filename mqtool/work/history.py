@@ -106,6 +106,8 @@ def _is_dead_letter(delivery: Delivery) -> bool:
     The broker adds an entry to x-death when it dead-letters a message, so the newest entry shows where.
     """
     deaths = delivery.headers.get("x-death")
+    if isinstance(deaths, bytes):  # cannot be decoded
+        return True
     newest = deaths[0] if isinstance(deaths, list) and deaths else {}
     last = newest.get("queue", "") if isinstance(newest, dict) else ""
     return bool(last) and not is_retry_queue(str(last), delivery.queue)

@@ -1,19 +1,46 @@
 """Messages in AMQP 1.0: properties and headers keep their meaning, and addresses name exchanges and queues."""
 
+import struct
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import reduce
 from itertools import product
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from mqtool.amqp10 import sections
 from mqtool.amqp10.sections import decode, encode, exchange_address, exchange_and_key, queue_address
-from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, MessageHeader, data_section, value_section
-from mqtool.codecs.amqp10_values import Milliseconds, Symbol
+from mqtool.codecs.amqp10_message import (
+    APPLICATION_PROPERTIES,
+    DATA,
+    FOOTER,
+    HEADER,
+    MESSAGE_ANNOTATIONS,
+    Amqp10Message,
+    BareProperties,
+    MessageHeader,
+    data_section,
+    value_section,
+)
+from mqtool.codecs.amqp10_values import (
+    MOST_VALUES,
+    NULL,
+    Described,
+    Milliseconds,
+    RawDecimal,
+    Symbol,
+    ULong,
+    compound,
+    section,
+)
+from mqtool.codecs.amqp10_values import encode as encode_value
 from mqtool.codecs.field_tables import UInt8, UInt32
 from mqtool.errors import BadData, UsageError
-from mqtool.message import Delivery, Message
+from mqtool.message import UNREADABLE, Delivery, Message
+from mqtool.work.history import Origin, origin_of
 
 
 @pytest.mark.parametrize(
@@ -356,16 +383,136 @@ def test_a_body_that_is_not_bytes_keeps_its_encoding(body: bytes, expected: byte
         assert Amqp10Message.decode(again) == Amqp10Message(properties=BareProperties(group_id="a"), body=body)
 
 
+#: The annotations that the broker adds.
+ROUTED = {Symbol("x-exchange"): "x", Symbol("x-routing-key"): "k"}
+SIMPLE = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.integers(0, 2**64 - 1).map(ULong)
+    | st.integers(0, 255).map(UInt8)
+    | st.integers(-(2**63), 2**63 - 1).map(Milliseconds)
+    | st.floats()
+    | st.text()
+    | st.text("abc").map(Symbol)
+    | st.binary()
+    | st.binary(min_size=4, max_size=4).map(RawDecimal)
+    | st.uuids()
+)
+#: A list that contains a list, and so on, with more levels than mqtool decodes.
+DEEP = reduce(lambda inner, _: compound(0xC0, [inner]), range(90), NULL)
+ANY = st.recursive(
+    SIMPLE,
+    lambda inner: (
+        st.lists(inner) | st.dictionaries(SIMPLE, inner) | inner.map(lambda value: Described(Symbol("d"), value))
+    ),
+    max_leaves=8,
+).map(encode_value) | st.sampled_from(
+    [DEEP, encode_value([None] * 33_000), b"\x73\x00\x00\xd8\x00", b"\x73\xff\xff\xff\xff"]
+)
+READ = (
+    *("x-basic-type", "x-opt-rabbitmq-received-time", "x-opt-deaths", "x-cc", "CC", "x-death", "x-stream-offset"),
+    *("x-own", "", "t"),
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from(READ), ANY), st.lists(ANY, max_size=13), st.lists(ANY, max_size=5),
+    st.lists(st.tuples(ANY, ANY), max_size=3),
+)  # fmt: skip
+@example({"x-opt-deaths": encode_value(5)}, [], [], [])
+@example({"": NULL, "x-own": DEEP}, [DEEP], [DEEP], [(DEEP, DEEP)])
+def test_no_value_that_a_publisher_writes_changes_the_body_or_hides_where_a_message_was_published(
+    annotations: dict[str, bytes], properties: list[bytes], header: list[bytes], application: list[tuple[bytes, bytes]]
+) -> None:
+    """Whatever values a publisher writes into the annotations, header, properties and application properties of an AMQP
+    1.0 message, the delivery has the message's body, and its exchange and routing key as the broker wrote them.
+    """
+    pairs = [(encode_value(Symbol(name)), value) for name, value in annotations.items()]
+    pairs += [(encode_value(name), encode_value(value)) for name, value in ROUTED.items()]
+    data = b"".join((
+        section(HEADER, compound(0xC0, header)),
+        section(MESSAGE_ANNOTATIONS, compound(0xC1, [part for pair in pairs for part in pair])),
+        section(0x73, compound(0xC0, properties)),
+        section(APPLICATION_PROPERTIES, compound(0xC1, [part for pair in application for part in pair])),
+        data_section(b"body"),
+    ))  # fmt: skip
+    found = decode(data, "q", 1, 1)
+    assert (found.body, found.exchange, found.routing_key) == (b"body", "x", "k")
+    assert UNREADABLE not in found.headers
+
+
+def test_a_value_that_cannot_be_decoded_becomes_a_header_with_its_bytes() -> None:
+    """If an annotation or application property of an AMQP 1.0 message cannot be decoded, the header contains its bytes.
+    So do headers that are lists or maps in the same section. If a section cannot be decoded at all, the header
+    mqtool-unreadable contains its bytes.
+    """
+    values = compound(0xC1, [encode_value("n"), encode_value(1), encode_value("deep"), DEEP])
+    found = decode(section(APPLICATION_PROPERTIES, values) + data_section(b"body"), "q", 1, 1)
+    assert (found.body, found.headers) == (b"body", {"deep": DEEP, "n": 1})
+    many = compound(0xC1, [NULL] * (MOST_VALUES + 2))
+    found = decode(section(APPLICATION_PROPERTIES, many) + data_section(b"body"), "q", 1, 1)
+    assert (found.body, found.headers) == (b"body", {"mqtool-unreadable": many})
+
+
+@pytest.mark.parametrize("raw", [encode_value(5), compound(0xC1, [NULL] * (MOST_VALUES + 2))], ids=["number", "many"])
+def test_an_exchange_and_a_routing_key_that_cannot_be_read_are_empty(raw: bytes) -> None:
+    """If the annotations of an AMQP 1.0 message cannot be read, the delivery's exchange and routing key are empty. They
+    are not those of a message that mqtool has published to the queue, whose headers count as true.
+    """
+    forged = {"mqtool-exchange": "x", "mqtool-routing-key": "k"}
+    rest = Amqp10Message(application_properties=forged, body=data_section(b"body")).encode()
+    found = decode(section(MESSAGE_ANNOTATIONS, raw) + rest, "q", 1, 1)
+    assert (found.body, found.exchange, found.routing_key) == (b"body", "", "")
+    assert origin_of(found) == Origin("", "")
+
+
+def test_the_brokers_annotations_count_not_those_that_a_publisher_has_added() -> None:
+    """If a publisher has written the annotations x-exchange and x-routing-key several times, or in further sections, the
+    delivery has the exchange and the routing key that the broker wrote: the first ones.
+    """
+    forged = [encode_value(part) for part in (Symbol("x-exchange"), "evil", Symbol("x-routing-key"), "evil")]
+    true = [encode_value(part) for pair in ROUTED.items() for part in pair]
+    again = section(MESSAGE_ANNOTATIONS, compound(0xC1, forged))
+    for others in ([], [encode_value(Symbol("x-n")), DEEP]):
+        for data in (
+            section(MESSAGE_ANNOTATIONS, compound(0xC1, [*true, *others, *forged])) + data_section(b"body"),
+            section(MESSAGE_ANNOTATIONS, compound(0xC1, [*others, *true])) + again + data_section(b"body"),
+            section(MESSAGE_ANNOTATIONS, compound(0xC1, [*others, *true])) + data_section(b"body") + again,
+        ):
+            found = decode(data, "q", 1, 1)
+            assert (found.body, found.exchange, found.routing_key) == (b"body", "x", "k")
+
+
+def test_all_encodings_of_a_section_are_read() -> None:
+    """A publisher may encode a section's descriptor as an unsigned long or as a symbol, and its values with descriptors.
+    The delivery has the message's body and headers.
+    """
+    headers = b"\x00\x80" + struct.pack(">Q", APPLICATION_PROPERTIES) + encode_value({"a": 1})
+    footer = section(FOOTER, encode_value(Described(ULong(3), {})))
+    for descriptor in (encode_value(Symbol("amqp:data:binary")), b"\x80" + struct.pack(">Q", DATA)):
+        found = decode(headers + b"\x00" + descriptor + encode_value(b"body") + footer, "q", 1, 1)
+        assert (found.body, found.headers) == (b"body", {"a": 1})
+    described = value_section(Described(ULong(3), b"x"))
+    found = decode(described, "q", 1, 1)
+    assert (found.body, found.properties) == (described, {"type": "amqp-1.0"})
+
+
 @pytest.mark.parametrize("damage", ["section", "size", "body"])
 def test_a_message_that_cannot_be_decoded_is_passed_on_whole(damage: str) -> None:
-    """If mqtool receives a damaged AMQP 1.0 message, the delivery's body consists of all bytes of the message, and the
-    delivery has no properties.
+    """If mqtool receives a damaged AMQP 1.0 message, the delivery's body consists of all bytes of the message. The
+    delivery has the exchange, routing key, properties and headers that precede the damage. If these do not include the
+    exchange and the routing key, both are empty.
     """
-    data = Amqp10Message(properties=BareProperties(message_id="id"), body=data_section(b"body")).encode()
+    properties = BareProperties(message_id="id")
+    data = Amqp10Message(properties=properties, body=data_section(b"body")).encode()
     broken = {"section": b"\x01" + data[1:], "size": data[:-1], "body": data + b"\x00\x53\x75\xb0\x00\x00\x01\x00x"}[
         damage
     ]
-    assert decode(broken, "q", 1, 2, settled=True) == Delivery(broken, "", "q", "q", False, {}, 1, 2, settled=True)
+    found = {} if damage == "section" else {"message_id": "id"}
+    assert decode(broken, "q", 1, 2, settled=True) == Delivery(broken, "", "", "q", False, found, 1, 2, settled=True)
+    routed = Amqp10Message(message_annotations=ROUTED).encode() + broken
+    assert decode(routed, "q", 1, 2) == Delivery(routed, "x", "k", "q", False, found, 1, 2)
 
 
 def test_headers_and_annotations_that_occur_in_many_messages_are_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
