@@ -198,7 +198,8 @@ _headers_cache: dict[bytes, tuple[dict[str, Any], bool]] = {}
 _annotations_cache: dict[bytes, dict[str, Any]] = {}
 #: The start and the end of the values of sections, by the codes of the sections.
 _Sections = dict[int, tuple[int, int]]
-_NO_HEADER: tuple[dict[str, Any], bool] = {}, True
+_NOTHING: dict[str, Any] = {}
+_NO_HEADER = _NOTHING, True
 #: The annotations if they cannot be read. The routing key must not be the queue's name: with the default exchange, this
 #: would prove that the headers tell the truth (see work/history.py).
 _UNKNOWN: dict[str, Any] = {"exchange": "", "key": "", "type": None, "headers": {}}
@@ -229,10 +230,10 @@ def decode(data: bytes, queue: str, tag: int, epoch: int, *, settled: bool = Fal
         from_header, is_first = _read(_header_fields, data, span, _NO_HEADER, unreadable)
     properties = {**from_header}
     if (span := sections.get(PROPERTIES)) is not None:
-        properties |= _read(_properties, data, span, {}, unreadable)
+        properties |= _read(_properties, data, span, _NOTHING, unreadable)
     headers = annotations["headers"]
     if (span := sections.get(APPLICATION_PROPERTIES)) is not None:
-        headers = _read(_application_properties, data, span, {}, unreadable) | headers
+        headers = _read(_application_properties, data, span, _NOTHING, unreadable) | headers
     if unreadable:
         headers = {**headers, UNREADABLE: b"".join(unreadable)}
     if headers:

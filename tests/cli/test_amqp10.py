@@ -9,9 +9,12 @@ from subprocess import PIPE
 import pytest
 
 from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.codecs.amqp10_message import MESSAGE_ANNOTATIONS, data_section
+from mqtool.codecs.amqp10_values import Symbol, compound, encode, section
 from tests.brokers import TestBroker, skip_without_amqp10
 from tests.cli.shell import IDLE, Shell, wait_until
 from tests.cli.test_exec import depth, lose_replies
+from tests.protocol.raw_amqp10 import ACCEPTED, RawAmqp10
 from tests.proxy import Proxy
 
 OVER_1_0 = ("--protocol", "amqp1.0")
@@ -74,6 +77,45 @@ def test_properties_and_headers_are_the_same_over_both_protocols(
     assert {name: received["headers"][name] for name in headers} == headers
     assert properties.items() <= received["properties"].items()
     assert (received["exchange"], received["routing_key"], received["redelivered"]) == ("", "hello", False)
+
+
+#: A program that prints what it gets, and whose message is dead-lettered.
+PRINTS = 'echo "$MQ_EXCHANGE $MQ_ROUTING_KEY $MQ_HEADER_TENANT $MQ_MESSAGE_ID"; cat; exit 65'
+
+
+@pytest.mark.parametrize("protocol", ["amqp0.9.1", "amqp1.0"])
+def test_a_header_with_the_name_of_a_brokers_annotation_does_not_hide_the_message(shell: Shell, protocol: str) -> None:
+    """A publisher sends a message with a number in the header x-opt-deaths, in which RabbitMQ reports deaths. Over AMQP
+    1.0, the program of `worker` gets the message's body, exchange, routing key and properties, and so does the
+    dead-letter queue.
+    """
+    shell.run("mqtool", "exchange", "declare", "orders", "topic")
+    shell.run("mqtool", "queue", "declare", "all")
+    shell.run("mqtool", "exchange", "bind", "orders", "all", "#")
+    headers = ("-H", "x-opt-deaths:=5", "-H", "tenant=acme", "--property", "message-id=m1")
+    sent = shell.run("mqtool", "send", "-e", "orders", "-r", "a.b", *headers, "body", "--protocol", protocol)
+    assert sent.code == 0, sent.stderr
+    worker = shell.run("mqtool", "worker", "-q", "all", "-c", "1", "--shell", "--exec", PRINTS)
+    assert worker.stdout.splitlines() == ["orders a.b acme m1", "body"]
+    dead = json.loads(shell.run("mqtool", "receive", "-q", "all.dlq", "--json", "-c", "1").stdout)
+    assert (dead["body"], dead["properties"]["message_id"], dead["headers"]["tenant"]) == ("body", "m1", "acme")
+    assert (dead["headers"]["mqtool-exchange"], dead["headers"]["mqtool-routing-key"]) == ("orders", "a.b")
+
+
+def test_a_publisher_cannot_forge_the_exchange_and_the_routing_key(shell: Shell, broker: TestBroker) -> None:
+    """If a publisher writes the annotations x-exchange and x-routing-key, each of them twice, `receive` over AMQP 1.0
+    prints the exchange and routing key with which the broker routed the message.
+    """
+    shell.run("mqtool", "exchange", "declare", "orders", "topic")
+    shell.run("mqtool", "queue", "declare", "all")
+    shell.run("mqtool", "exchange", "bind", "orders", "all", "#")
+    forged = [encode(part) for part in (Symbol("x-exchange"), "evil", Symbol("x-routing-key"), "all")] * 2
+    with RawAmqp10(broker.url) as client:
+        client.attach_sender("/exchanges/orders/a.b")
+        annotations = section(MESSAGE_ANNOTATIONS, compound(0xC1, forged))
+        assert client.published(0, annotations + data_section(b"body")).descriptor == ACCEPTED
+    received = json.loads(shell.run("mqtool", "receive", "-q", "all", "--json", "-c", "1").stdout)
+    assert (received["body"], received["exchange"], received["routing_key"]) == ("body", "orders", "a.b")
 
 
 def test_a_large_binary_body_arrives_unchanged(shell: Shell, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from mqtool.amqp import Receiving
 from mqtool.amqp10 import link_receiver, sections
 from mqtool.amqp10.link_receiver import Receiver, offset_filter, ranges, stream_filters
 from mqtool.codecs.amqp10_frames import SETTLED, Accepted, Attach, Flow, Source, Target
-from mqtool.codecs.amqp10_values import Array, Described, Milliseconds, Symbol
+from mqtool.codecs.amqp10_values import Array, Described, Milliseconds, Symbol, ULong
 from mqtool.errors import MqtoolError, TimedOut, Unavailable
 from mqtool.message import Delivery, Message
 from mqtool.offsets import FIRST, LAST, NEXT, Offset, Start
@@ -431,6 +431,10 @@ def test_a_receiver_of_a_stream_continues_after_the_last_received_offset(broker:
     found = receiver.attach(5).source.filter
     assert found == filters | {OFFSET: offset_filter(Offset(Start.OFFSET, 42))}
     assert {type(name) for name in found} == {Symbol}
+    for value in (ULong((1 << 64) - 1), -2):  # a publisher's, in another queue
+        broker.deliver(receiver, b"", **{"x-stream-offset": value})
+        assert len(receiver.arrived()) == 1
+        assert receiver.attach(5).source.filter == found
 
 
 def test_rest_returns_the_unsettled_deliveries_that_the_caller_has_not_received(broker: Broker) -> None:

@@ -433,7 +433,7 @@ def test_no_value_that_a_publisher_writes_changes_the_body_or_hides_where_a_mess
     data = b"".join((
         section(HEADER, compound(0xC0, header)),
         section(MESSAGE_ANNOTATIONS, compound(0xC1, [part for pair in pairs for part in pair])),
-        section(0x73, compound(0xC0, properties)),
+        section(sections.PROPERTIES, compound(0xC0, properties)),
         section(APPLICATION_PROPERTIES, compound(0xC1, [part for pair in application for part in pair])),
         data_section(b"body"),
     ))  # fmt: skip
@@ -468,8 +468,8 @@ def test_an_exchange_and_a_routing_key_that_cannot_be_read_are_empty(raw: bytes)
 
 
 def test_the_brokers_annotations_count_not_those_that_a_publisher_has_added() -> None:
-    """If a publisher has written the annotations x-exchange and x-routing-key several times, or in further sections, the
-    delivery has the exchange and the routing key that the broker wrote: the first ones.
+    """If a publisher has written the annotations x-exchange and x-routing-key several times, or in further sections,
+    the delivery has the exchange and the routing key that the broker wrote: the first ones.
     """
     forged = [encode_value(part) for part in (Symbol("x-exchange"), "evil", Symbol("x-routing-key"), "evil")]
     true = [encode_value(part) for pair in ROUTED.items() for part in pair]
@@ -485,8 +485,8 @@ def test_the_brokers_annotations_count_not_those_that_a_publisher_has_added() ->
 
 
 def test_all_encodings_of_a_section_are_read() -> None:
-    """A publisher may encode a section's descriptor as an unsigned long or as a symbol, and its values with descriptors.
-    The delivery has the message's body and headers.
+    """A publisher may encode a section's descriptor as an unsigned long or as a symbol, and its value with a descriptor
+    of its own. The delivery has the message's body and headers.
     """
     headers = b"\x00\x80" + struct.pack(">Q", APPLICATION_PROPERTIES) + encode_value({"a": 1})
     footer = section(FOOTER, encode_value(Described(ULong(3), {})))

@@ -85,6 +85,25 @@ def test_a_stream_message_ignores_annotations_with_values_that_amqp_0_9_1_cannot
     assert (entry.body, entry.properties) == (b"x", {})
 
 
+def test_a_stream_message_keeps_its_body_whatever_its_publisher_writes_before_it() -> None:
+    """If an annotation, property or header of a stream message is nested too deeply for mqtool, or a section or the
+    footer is encoded in another way than usual, the message is received with its body and its other headers.
+    """
+    deep = NULL
+    for _ in range(90):
+        deep = compound(0xC0, [deep])
+    headers = compound(0xC1, [variable(0xA1, b"deep"), deep, variable(0xA1, b"a"), variable(0xA1, b"b")])
+    entry = entries.decode(
+        section(MESSAGE_ANNOTATIONS, compound(0xC1, [variable(0xA3, b"x-deep"), deep]))
+        + section(entries.PROPERTIES, compound(0xC0, [variable(0xA1, b"id"), deep]))
+        + b"\x00\x80" + struct.pack(">Q", entries.APPLICATION_PROPERTIES) + headers
+        + section(DATA, b"\xa0\x01x")
+        + section(entries.FOOTER, b"\x00\x53\x03\x45")
+    )  # fmt: skip
+    assert (entry.body, entry.properties["message_id"]) == (b"x", "id")
+    assert entry.properties["headers"] == {"deep": deep, "a": "b"}
+
+
 @pytest.mark.parametrize("time", [b"\x83" + struct.pack(">q", -1000), b"\x53\x05", b"\xa1\x01x"])
 def test_a_stream_message_whose_time_amqp_0_9_1_cannot_carry_has_no_timestamp(time: bytes) -> None:
     """If the creation time of a stream entry is before 1970, or a number or text instead of a time, the message has no
