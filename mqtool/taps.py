@@ -205,6 +205,8 @@ def _shown(exchange: str, keys: list[str]) -> str:
 #: The exchange that gets the firehose's copies.
 FIREHOSE_EXCHANGE = "amq.rabbitmq.trace"
 _PUBLISHED, _DELIVERED = "publish.", "deliver."
+#: The types of the headers in which a copy describes the original message.
+_COPY_FIELDS: dict[str, type] = {"exchange_name": str, "routing_keys": list, "properties": dict}
 
 
 def firehose_of_exchange(exchange: str) -> Binding:
@@ -228,18 +230,53 @@ def switch_firehose(api: Management, vhost: str, *, on: bool) -> None:
     If two virtual hosts' firehoses are switched at the same moment, RabbitMQ may forget one of them: ask again.
 
     Raises:
+        NotFound: there is no such virtual host.
         Unavailable: if the firehose was not as it should be after ten requests.
     """
     for _ in range(_SWITCHES):
-        api.put(path("vhosts", vhost), {"tracing": on})
+        api.put(path("vhosts", vhost), {**_metadata(api, vhost), "tracing": on})
         time.sleep(_AT_THE_SAME_MOMENT)
         if firehose_is_on(api, vhost) == on:
             return
     raise Unavailable(f"the firehose of the virtual host {vhost!r} cannot be switched {'on' if on else 'off'}")
 
 
+def _metadata(api: Management, vhost: str) -> dict[str, Any]:
+    """Return what a virtual host would lose in a PUT request that does not contain it."""
+    found = api.get(path("vhosts", vhost), columns="metadata").get("metadata") or {}
+    kept = {name: found[name] for name in ("description", "tags", "default_queue_type") if name in found}
+    if kept.get("default_queue_type") == "undefined":  # RabbitMQ 3.12 would store this word as the type
+        del kept["default_queue_type"]
+    return kept
+
+
+def firehose_copies(deliveries: Iterable[Delivery], report: Callable[[str], None]) -> Iterator[Delivery]:
+    """Yield the firehose's copies. Skip what others have sent to the tap's queue, and report it once.
+
+    Whoever may publish to the default exchange may publish to this queue, and could forge what original_of() reads.
+    """
+    is_reported = False
+    for delivery in deliveries:
+        if _is_from_firehose(delivery):
+            yield delivery
+        elif not is_reported:
+            report("ignoring messages that are not copies of the firehose: someone sent them to mqtool's private queue")
+            is_reported = True
+
+
+def _is_from_firehose(delivery: Delivery) -> bool:
+    """True if the broker made this copy. No client may publish to its exchange, but a queue can dead-letter to it."""
+    told = delivery.headers
+    return (
+        delivery.exchange == FIREHOSE_EXCHANGE
+        and "x-death" not in told
+        and all(isinstance(told.get(name), kind) for name, kind in _COPY_FIELDS.items())
+        and isinstance(told["properties"].get("headers", {}), dict)
+    )
+
+
 def original_of(copy: Delivery) -> Delivery:
-    """Convert the firehose's copy of a message back to the original message."""
+    """Convert one of firehose_copies() back to the original message."""
     told, queue = copy.headers, ""
     if copy.routing_key.startswith(_DELIVERED):
         queue = copy.routing_key.removeprefix(_DELIVERED)

@@ -23,7 +23,7 @@ from mqtool.inspection.wiring import Wiring
 from mqtool.management import Management
 from mqtool.message import PROPERTIES, Delivery
 from mqtool.routing import TABLES
-from mqtool.taps import Tap, firehose_of_exchange, firehose_of_queue, original_of
+from mqtool.taps import Tap, firehose_copies, firehose_of_exchange, firehose_of_queue, original_of
 from mqtool.topology import Binding
 
 Json = dict[str, Any]
@@ -43,6 +43,7 @@ class Copies:
         firehose: switches the firehose on within a `with` block; None to use bindings instead.
         taps: the taps of all Copies objects in this process, which ignore each other's queues.
         exchanges: the names of the exchanges to copy from; None for all.
+        report: gets a sentence for the user about messages that are ignored, on another thread.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Copies:
         firehose: Switch | None = None,
         taps: set[Tap] | None = None,
         exchanges: Collection[str] | None = None,
+        report: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._vhost = vhost
         self._firehose = firehose
@@ -62,6 +64,7 @@ class Copies:
         self._tap: Tap | None = None
         self._taps = set() if taps is None else taps
         self._exchanges = exchanges
+        self._report = report
         #: The bindings of the private queue: exchange, key and arguments of each.
         self._bound: set[tuple[str, str, str]] | None = None
         self._router = Router(definitions.Definitions.of([], [], []))
@@ -131,6 +134,7 @@ class Copies:
         tap = self._tap = Tap(self._channel, bindings, settings)
         self._taps.add(tap)
         if self._firehose is not None:
+            tap.deliveries = firehose_copies(tap.deliveries, self._report)
             self._switched.enter_context(self._firehose(self._channel))
         threading.Thread(target=self._read, args=(tap.deliveries,), name="mqtool-copies", daemon=True).start()
 

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from mqtool.amqp import Connection
-from mqtool.topology import Queue
+from mqtool.message import Message
+from mqtool.taps import FIREHOSE_EXCHANGE
+from mqtool.topology import Exchange, Queue
 from tests.brokers import TestBroker, on_any_broker
-from tests.cli.shell import Running, Shell
+from tests.cli.shell import Running, Shell, wait_until
 from tests.cli.test_tap import publish
 
 
@@ -23,6 +25,16 @@ def api(no_other_firehose: None, shell: Shell, broker: TestBroker) -> Iterator[N
     shell.environment |= {"MQTOOL_MANAGEMENT_URL": broker.management, "XDG_STATE_HOME": str(shell.directory)}
     yield
     broker.api("PUT", f"vhosts/{broker.vhost}", {"tracing": False})
+
+
+#: Headers of messages that somebody else publishes to a tap's queue: like those of a copy, and with wrong types.
+FORGED: list[dict[str, Any]] = [
+    {"exchange_name": "payroll", "routing_keys": ["pay"], "properties": {"user_id": "boss"}},
+    *({"properties": wrong} for wrong in (5, {"headers": 7}, ["a"])),
+    *({"routing_keys": wrong} for wrong in (5, {"a": 1})),
+    {"routed_queues": 5},
+    {},
+]
 
 
 def is_on(broker: TestBroker) -> bool:
@@ -130,6 +142,52 @@ def test_the_next_tap_switches_off_the_firehose_of_a_killed_tap(shell: Shell, br
     assert is_on(broker)
     assert tapping(shell, "--all").interrupt().wait().code == 0
     assert not is_on(broker)
+
+
+def test_tap_with_the_firehose_ignores_messages_that_others_send_to_its_queue(
+    shell: Shell, broker: TestBroker, connection: Connection
+) -> None:
+    """`tap --firehose` does not believe messages that somebody else publishes or dead-letters to its queue. It does not
+    print them, reports them once, and goes on to print the messages that the firehose copies.
+    """
+    tap = tapping(shell, "--all", "--json", "--where", "exchange!=''", "-c", "1")
+    found: Any = broker.api("GET", f"queues/{broker.vhost}?columns=name")
+    [queue] = (each["name"] for each in found if each["name"].startswith("amq.gen-"))
+    channel = connection.channel()
+    key = "publish.payroll"
+    dead: dict[str, Any] = {"x-message-ttl": 0, "x-dead-letter-exchange": FIREHOSE_EXCHANGE}
+    channel.declare(Queue("dead", durable=True, arguments={**dead, "x-dead-letter-routing-key": key}))
+    channel.bind(channel.declare(Queue("seen", durable=True)), Exchange(FIREHOSE_EXCHANGE), key)
+    forged = [Message(b"forged", name, "", {"headers": each}) for name in (queue, "dead") for each in FORGED]
+    list(channel.publish(forged))
+    wait_until(lambda: channel.depth_of("seen") == len(FORGED), "the dead letters")
+    publish(broker, "amq.fanout", "real")
+    assert tap.wait().code == 0, tap.stderr
+    assert json.loads(tap.stdout)["body"] == "real"
+    assert tap.stderr.count("not copies of the firehose") == 1
+
+
+@pytest.mark.own_vhost("the settings of a virtual host stay when it is emptied")
+def test_the_firehose_leaves_the_settings_of_the_virtual_host_alone(shell: Shell, broker: TestBroker) -> None:
+    """When `tap --firehose` or `tap --firehose-off` switches the firehose on or off, the virtual host keeps its
+    description, its tags and its default queue type.
+    """
+    about = {"description": "prod orders", "tags": ["production", "a,b"], "default_queue_type": "quorum"}
+    broker.api("PUT", f"vhosts/{broker.vhost}", about)
+
+    def settings() -> Any:
+        found: Any = broker.api("GET", f"vhosts/{broker.vhost}")
+        return {name: found[name] for name in ("metadata", *about)}
+
+    before = settings()
+    assert before["description"] == "prod orders"
+    tap = tapping(shell, "--all")
+    assert is_on(broker)
+    assert settings() == before
+    assert tap.interrupt().wait().code == 0
+    assert settings() == before
+    assert shell.run("mqtool", "tap", "--firehose-off").code == 0
+    assert settings() == before
 
 
 @on_any_broker

@@ -9,7 +9,7 @@ import pytest
 from mqtool.amqp.subscription import Buffer
 from mqtool.errors import UsageError
 from mqtool.message import Delivery
-from mqtool.taps import to_exchange
+from mqtool.taps import FIREHOSE_EXCHANGE, firehose_copies, switch_firehose, to_exchange
 
 
 def batch(*bodies: str) -> list[Delivery]:
@@ -90,3 +90,35 @@ def test_an_exchange_that_distributes_messages_cannot_be_tapped() -> None:
 
     with pytest.raises(UsageError, match="a tap would take some"):
         to_exchange(Api, "/", "shards", ["1"], {})  # type: ignore[arg-type]
+
+
+def test_copies_of_the_firehose_with_invalid_headers_are_reported_once() -> None:
+    """A tap skips messages from the firehose's exchange if the headers that describe the original message are
+    missing or have wrong types, and reports these messages once. It yields the other copies.
+    """
+    told = {"exchange_name": "x", "routing_keys": ["k"], "properties": {"headers": {}}}
+    wrong: list[dict[str, Any]] = [{}, *({**told, name: 5} for name in told), {**told, "properties": {"headers": 7}}]
+    copy = replace(batch("")[0], exchange=FIREHOSE_EXCHANGE)
+    copies = [replace(copy, properties={"headers": each}) for each in [*wrong, told]]
+    said: list[str] = []
+    assert [*firehose_copies(copies, said.append)] == copies[-1:]
+    assert len(said) == 1
+
+
+def test_a_virtual_host_without_a_default_queue_type_does_not_get_the_type_undefined() -> None:
+    """Some versions of RabbitMQ report the default queue type `undefined` for a virtual host that has none. A tap that
+    switches the firehose on does not set this type.
+    """
+    sent: list[Any] = []
+
+    class Api:
+        @staticmethod
+        def get(*_: object, **__: object) -> object:
+            return {"metadata": {"description": "d", "default_queue_type": "undefined"}, "tracing": True}
+
+        @staticmethod
+        def put(_: str, body: object) -> None:
+            sent.append(body)
+
+    switch_firehose(Api, "/", on=True)  # type: ignore[arg-type]
+    assert sent == [{"description": "d", "tracing": True}]

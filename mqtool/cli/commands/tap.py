@@ -23,7 +23,16 @@ from mqtool.cli.pipe.tapping import TapPrinting, TapSource, check_left_on, print
 from mqtool.cli.values import header_option
 from mqtool.errors import UsageError
 from mqtool.message import Delivery
-from mqtool.taps import Bound, Tap, firehose_of_exchange, firehose_of_queue, like_queue, original_of, to_exchange
+from mqtool.taps import (
+    Bound,
+    Tap,
+    firehose_copies,
+    firehose_of_exchange,
+    firehose_of_queue,
+    like_queue,
+    original_of,
+    to_exchange,
+)
 
 app = typer.Typer()
 
@@ -101,7 +110,7 @@ class What:
         def start(channel: Channel, settings: Receiving) -> Tap:
             tap = Tap(channel, every, settings)
             if self.by_firehose:
-                tap.deliveries = map(original_of, tap.deliveries)
+                tap.deliveries = map(original_of, firehose_copies(tap.deliveries, output.notice))
                 until_over.enter_context(switched_on(access, channel))
             return tap
 

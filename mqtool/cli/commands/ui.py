@@ -95,7 +95,7 @@ def ui(
 
     def copies() -> "Copies":
         switch = functools.partial(switched_on, access) if firehose else None
-        found = Copies(access.connect, access.vhost, switch, taps)
+        found = Copies(access.connect, access.vhost, switch, taps, report=output.notice)
         ending.callback(found.close)
         return found
 

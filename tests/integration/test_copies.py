@@ -1,0 +1,43 @@
+"""The copies of messages that `mqtool ui --firehose` and `tutorial try` show."""
+
+from contextlib import closing, nullcontext
+
+import pytest
+
+from mqtool.amqp import Connection, parse_addresses
+from mqtool.inspection.wiring import Wiring
+from mqtool.management import Management
+from mqtool.message import Message
+from mqtool.ui.copies import Copies
+from tests.brokers import TestBroker
+from tests.cli.shell import wait_until
+from tests.cli.test_firehose import FORGED
+
+
+@pytest.mark.usefixtures("no_other_firehose")
+def test_copies_of_the_firehose_continue_after_forged_messages(broker: TestBroker, connection: Connection) -> None:
+    """If somebody publishes messages to the private queue of `ui --firehose`, with headers like those of the firehose's
+    copies or with invalid ones, these messages are reported once and not shown. Later messages are shown.
+    """
+    broker.api("PUT", f"vhosts/{broker.vhost}", {"tracing": True})
+    said: list[str] = []
+    copies = Copies(
+        lambda: Connection(parse_addresses(broker.url)), broker.vhost, lambda _: nullcontext(), report=said.append
+    )
+    with closing(copies):
+        copies.follow(Management(broker.management, "guest", "guest"), Wiring(broker.vhost, {}), {})
+        [queue], channel = copies.private, connection.channel()
+        forged = [Message(b"forged", queue, "", {"headers": headers}) for headers in FORGED]
+        list(channel.publish([*forged, Message(b"real", "k", "amq.fanout")]))
+        seen: dict[str, str] = {}
+
+        def has_real() -> bool:
+            found = [event["details"] for event in copies.events() if "details" in event]
+            seen.update((each["exchange"], each["body"]) for each in found)
+            return "amq.fanout" in seen
+
+        wait_until(has_real, "the message to be shown")
+    broker.api("PUT", f"vhosts/{broker.vhost}", {"tracing": False})
+    assert seen == {"": "forged", "amq.fanout": "real"}  # the firehose also copies what is published to the queue
+    assert len(said) == 1
+    assert "not copies of the firehose" in said[0]
