@@ -39,6 +39,20 @@ def test_a_virtual_host_keeps_its_description_tags_and_default_queue_type(
     assert (status, "odd is not a valid queue type" in str(refused)) == (400, True)
 
 
+@pytest.mark.parametrize("path", ["vhosts/{}", "definitions"])
+def test_a_virtual_host_loses_the_metadata_that_a_request_does_not_contain(
+    broker: TestBroker, api: Api, vhost: str, path: str
+) -> None:
+    """If a virtual host is set again over HTTP, or is in imported definitions, it loses the description and the tags
+    that the request does not contain. It keeps its default queue type up to RabbitMQ 4.1, and loses it from 4.2 on.
+    """
+    api("PUT", f"vhosts/{vhost}", {"description": "d", "tags": "a, b", "default_queue_type": "quorum"})
+    body: Any = {"tracing": False} if path != "definitions" else {"vhosts": [{"name": vhost}]}
+    assert api("POST" if path == "definitions" else "PUT", path.format(vhost), body)[0] == 204
+    kind = "classic" if broker.differs_since("4.2", "it loses the type") else "quorum"
+    assert api("GET", f"vhosts/{vhost}")[1]["metadata"] == {"description": "", "tags": [], "default_queue_type": kind}
+
+
 def test_a_queue_declared_without_a_type_gets_the_default_queue_type(
     api: Api, vhost: str, channel: BlockingChannel
 ) -> None:

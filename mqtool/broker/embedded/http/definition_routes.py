@@ -31,10 +31,10 @@ from mqtool.broker.embedded.http.queue_routes import (
 from mqtool.broker.embedded.http.route_table import READ, Json, RouteCall, administrator, route
 from mqtool.broker.embedded.http.user_routes import (
     add_topic_permissions,
-    labels_of,
     permission_views,
     save_permissions,
     save_user,
+    save_vhost,
     topic_permission_views,
     topic_permissions_of,
     user_view,
@@ -226,13 +226,7 @@ class _Loading:
 
     def _vhost(self, item: Json) -> None:
         metadata = item.get("metadata")
-        about = item.get("description") or (metadata.get("description") if isinstance(metadata, dict) else None)
-        vhost = self._broker.add_vhost(
-            _name(item), None if about is None else text({"description": about}, "description")
-        )
-        given = {**item, **(metadata if isinstance(metadata, dict) else {})}
-        if (labels := labels_of(given, vhost.labels)) != vhost.labels:
-            self._broker.label_vhost(vhost, labels)
+        save_vhost(self._broker, _name(item), {**(metadata if isinstance(metadata, dict) else {}), **item})
 
     def _user_of(self, item: Json) -> User:
         user = self._broker.users.get(_name(item, "user"))

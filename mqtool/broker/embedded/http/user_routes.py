@@ -35,6 +35,7 @@ from mqtool.broker.embedded.http.route_table import (
 )
 from mqtool.broker.embedded.model.broker import NODE, OF_USERS, OF_VHOSTS, Broker
 from mqtool.broker.embedded.model.names import MAX_NAME, is_too_long
+from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.model.queue_arguments import SUPPORTED
 from mqtool.broker.embedded.model.users import ALGORITHMS, DEFAULT_ALGORITHM, Permissions, TopicPermissions, User
 from mqtool.broker.embedded.model.virtual_host import VhostLabels, VirtualHost
@@ -287,16 +288,12 @@ async def _vhost_view(vhost: VirtualHost, rates: Rates) -> Json:
 
 @route("PUT", "vhosts/VHOST", administrator)
 def put_vhost(call: RouteCall, name: str) -> HttpAnswer:
-    """Add or change a virtual host. The requesting user gets full permissions in a new virtual host."""
+    """Add a virtual host, with full permissions for the requesting user, or replace an existing one's metadata."""
     existed, body = name in call.broker.vhosts, call.body
     if is_too_long(name):
         raise bad_request(f"virtual host name is longer than {MAX_NAME} bytes")
     tracing = boolean(body, "tracing") if "tracing" in body else None
-    found = call.broker.vhosts.get(name)
-    labels = labels_of(body, VhostLabels() if found is None else found.labels)
-    vhost = call.broker.add_vhost(name, None if body.get("description") is None else text(body, "description"))
-    if labels != vhost.labels:
-        call.broker.label_vhost(vhost, labels)
+    vhost = save_vhost(call.broker, name, body)
     if tracing is not None:
         vhost.tracing = tracing
     if not existed:
@@ -304,17 +301,29 @@ def put_vhost(call: RouteCall, name: str) -> HttpAnswer:
     return put(existed=existed)
 
 
-def labels_of(body: Json, labels: VhostLabels) -> VhostLabels:
-    """Return these metadata with the changes in a body. Tags are a list, or text separated by commas."""
-    tags, kind = body.get("tags", labels.tags), text(body, "default_queue_type", labels.default_queue_type)
+def save_vhost(broker: Broker, name: str, body: Json) -> VirtualHost:
+    """Add a virtual host, or replace the metadata of an existing one with those in the body."""
+    found = broker.vhosts.get(name)
+    labels = _labels_of(body, VhostLabels() if found is None else found.labels, broker.profile)
+    vhost = broker.add_vhost(name, "" if body.get("description") is None else text(body, "description"))
+    if labels != vhost.labels:
+        broker.label_vhost(vhost, labels)
+    return vhost
+
+
+def _labels_of(body: Json, before: VhostLabels, profile: Profile) -> VhostLabels:
+    """Return the labels in a body. Tags are a list, or text separated by commas."""
+    tags, kind = body.get("tags") or (), before.default_queue_type if profile.keeps_queue_type else ""
     if isinstance(tags, str):
         tags = [each.strip() for each in tags.split(",") if each.strip()]
     if not isinstance(tags, list | tuple) or not all(isinstance(each, str) for each in tags):
         raise bad_request("tags must be a list of strings")
     _check_tags([*tags])
+    if "default_queue_type" in body:
+        kind = "" if body["default_queue_type"] in (None, "undefined") else text(body, "default_queue_type")
     if kind and kind not in SUPPORTED:
         raise bad_request(f"{kind} is not a valid queue type")
-    return labels._replace(tags=tuple(tags), default_queue_type=kind)
+    return before._replace(tags=tuple(tags), default_queue_type=kind)
 
 
 @route("DELETE", "vhosts/VHOST", administrator)

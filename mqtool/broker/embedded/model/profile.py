@@ -43,6 +43,7 @@ class Profile(NamedTuple):
         transient_queues: True if a queue may be neither durable nor exclusive.
         master_locator: True if `x-queue-master-locator` is accepted.
         lists_type: True if every queue has the argument `x-queue-type`, even if it was declared without one.
+        keeps_queue_type: True if a virtual host keeps its default queue type in a PUT request that does not contain it.
         checks_queue_mode: True if `x-queue-mode` must be `lazy` or `default`. The mode has no effect in this broker.
         oldest_queue_version: the lowest `x-queue-version` accepted.
         unknown_type_closes: what is closed if a client declares an exchange of unknown type: `channel` or `connection`.
@@ -105,6 +106,7 @@ class Profile(NamedTuple):
     transient_queues: bool = True
     master_locator: bool = True
     lists_type: bool = False
+    keeps_queue_type: bool = True
     checks_queue_mode: bool = True
     oldest_queue_version: int = 1
     unknown_type_closes: Literal["channel", "connection"] = "connection"
@@ -173,6 +175,7 @@ _4_0 = Profile(
 _4_2 = _4_0._replace(
     version="4.2.9",
     smallest_frame=8192,
+    keeps_queue_type=False,
     returns_replies=False,
     lost_commit="connection",
     exact_body=True,
