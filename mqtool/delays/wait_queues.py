@@ -335,7 +335,7 @@ class WaitQueue(NamedTuple):
             exchange is None if nothing proves which one it is.
         seconds: the delay; 0 for a relay's queue.
         kind: "retry" if the messages failed and wait for their next attempt.
-        claimed: the exchange for due messages, according to a relay's queue.
+        claimed: the target, according to the queue's arguments or a name that proves nothing.
     """
 
     name: str
@@ -370,11 +370,16 @@ class WaitQueue(NamedTuple):
         return Message(delivery.body, key, exchange, properties, properties.pop("message_id", None))
 
 
-def wait_queue_of(view: Mapping[str, Any]) -> WaitQueue | None:
+def wait_queue_of(view: Mapping[str, Any], is_bound: Callable[[str, str], bool]) -> WaitQueue | None:
     """Convert the management API's description of a queue to a WaitQueue; return None if it is not one.
 
     Anyone who may declare a queue can claim in its arguments that its messages are for any other queue or exchange. The
-    name proves it: mqtool makes it from the name of the target, so the same users may declare both.
+    name proves it: mqtool makes it from the name of the target, so the same users may declare both. With the prefix of
+    name_for(), it does not begin with the target's name. Then the proof is that the broker itself dead-letters to the
+    target, or routes there from the exchange NAME.due: it has checked that whoever set this up may write to the target.
+
+    Args:
+        is_bound: returns True if an exchange, named first, is bound to another one.
     """
     name, arguments = view["name"], view.get("arguments") or {}
     if RELAY in arguments:
@@ -384,16 +389,25 @@ def wait_queue_of(view: Mapping[str, Any]) -> WaitQueue | None:
     if suffix is None or not isinstance(wait, int) or not isinstance(expires, int) or expires < wait + GRACE:
         return None
     kind: Literal["delay", "retry"] = "retry" if suffix["kind"] == "wait" else "delay"
+    dead_letters_to = arguments.get("x-dead-letter-exchange")
     if "x-dead-letter-routing-key" in arguments:
-        key = Claimed(arguments["x-dead-letter-routing-key"]).proven(
+        claimed = Claimed(arguments["x-dead-letter-routing-key"])
+        key = claimed.proven(
             lambda key: isinstance(key, str) and name == name_for(Queue(key), suffix[0].removeprefix(".exchange")[1:])
         )
-        return None if key is None else WaitQueue(name, "", key, wait / 1000, kind)
+        if key is None:
+            return None
+        if key.startswith("amq.") and dead_letters_to != "":
+            return WaitQueue(name, None, None, wait / 1000, kind, claimed)
+        return WaitQueue(name, "", key, wait / 1000, kind)
     if not suffix["exchange"]:
         return None
     target = name[: suffix.start()]
-    exchange = target.removeprefix("mqtool.") if target.startswith("mqtool.amq.") else target
-    return WaitQueue(name, exchange, None, wait / 1000, kind)
+    if not target.startswith("mqtool.amq."):
+        return WaitQueue(name, target, None, wait / 1000, kind)
+    claimed = Claimed(target.removeprefix("mqtool."))
+    exchange = claimed.proven(lambda to: to == dead_letters_to or is_bound(f"{target}.due", to))
+    return WaitQueue(name, exchange, None, wait / 1000, kind, claimed)
 
 
 def _relay_queue(name: str, claimed: Claimed[Any]) -> WaitQueue | None:

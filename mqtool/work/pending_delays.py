@@ -50,7 +50,7 @@ class WaitingMessages:
     def queues(self) -> Iterator[tuple[WaitQueue, int]]:
         """Yield the wait queues that have messages, each with its number of messages."""
         for view in management.queues(self._api, self._vhost, ("name", "arguments", "exclusive", "type")):
-            queue = wait_queue_of(view)
+            queue = wait_queue_of(view, self._is_bound)
             # In a stream, which no wait queue is, anyone may have written the exchange and key of a message.
             if queue is None or view.get("type") == "stream":
                 continue
@@ -62,6 +62,14 @@ class WaitingMessages:
                 count = self._channel.depth_of(queue.name)
             if count:
                 yield queue, count
+
+    def _is_bound(self, source: str, exchange: str) -> bool:
+        columns = ("destination", "destination_type")
+        try:
+            bound = [*management.bindings_from(self._api, self._vhost, source, columns)]
+        except NotFound:
+            return False
+        return any(each["destination_type"] == "exchange" and each["destination"] == exchange for each in bound)
 
     @contextmanager
     def _skipping(self, queue: WaitQueue) -> Iterator[None]:
@@ -120,10 +128,12 @@ class WaitingMessages:
                 return False
             stays = f"{name_of(waiting.delivery)} stays in {waiting.queue.name!r}"
             if waiting.queue.exchange is None:
+                is_relay = waiting.queue.kind == "relay"
+                when = "a relay delivers it" if is_relay else "if it is true, the broker delivers it when it is due"
                 left(
                     BadData(
-                        f"{stays}, which says that its messages are for exchange {waiting.queue.to!r}: anyone who "
-                        "declares a queue can say that; a relay delivers it"
+                        f"{stays}, which says that its messages are for {waiting.queue.to!r}: anyone who declares a "
+                        f"queue can say that; {when}"
                     )
                 )
                 return False

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, example, given, note, settings
 from mqtool.amqp import Connection, parse_addresses
 from mqtool.delays.wait_queues import GRACE
 from mqtool.message import Confirmation, Message
+from mqtool.topology import PRIVATE_QUEUE
 from tests.brokers import IN_CI, TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_exec import depth
@@ -383,11 +384,53 @@ def test_a_forged_destination_gets_no_message_before_it_is_due(shell: Shell, bro
     assert depth(broker, "payroll") == 0
     if command == "now":
         assert (result.code, depth(broker, "mallory")) == (3, 1)
-        assert "stays in 'mallory.relay', which says that its messages are for exchange 'orders'" in result.stderr
+        assert "stays in 'mallory.relay', which says that its messages are for 'orders'" in result.stderr
     else:
         assert (result.code, depth(broker, "mallory")) == (0, 0), result.stderr
         assert (depth(broker, "mallory.relay"), depth(broker, "mallory.wait.5m")) == (0, 0)
     assert all(depth(broker, queue) == 1 for queue in forged[:3])
+
+
+def test_delayed_now_delivers_nothing_to_an_amq_name_that_only_the_name_of_a_wait_queue_claims(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """Wait queues for exchanges and queues whose names begin with `amq.` have names that begin with `mqtool.amq.`. A
+    user with rights on `mqtool.` only can declare such a queue. If the broker itself would not deliver the queue's
+    messages there, `delayed now` leaves them in the queue, says so, and exits with 3. `delayed cancel` deletes them.
+    """
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    declare(broker, "orders")
+    broker.api("POST", f"bindings/{broker.vhost}/e/amq.topic/q/orders", {"routing_key": "#"})
+    # Hers are an exchange with the name of the one that mqtool binds to amq.topic, and its binding to her own exchange.
+    for exchange in ("mqtool.amq.topic.due", "mqtool.x"):
+        broker.api("PUT", f"exchanges/{broker.vhost}/{exchange}", {"type": "fanout", "durable": True})
+    broker.api("POST", f"bindings/{broker.vhost}/e/mqtool.amq.topic.due/e/mqtool.x", {})
+    waits = {"x_message_ttl": 300_000, "x_expires": 300_000 + GRACE}
+    with Connection(parse_addresses(broker.url)) as connection:
+        channel = connection.channel()
+        generated = channel.declare(PRIVATE_QUEUE).name
+        claimed = {
+            "mqtool.amq.fanout.exchange.delay.5m": "amq.fanout",
+            "mqtool.amq.topic.exchange.delay.5m": "amq.topic",
+            f"mqtool.{generated}.delay.5m": generated,
+        }
+        for queue, to in claimed.items():
+            is_queue = (
+                {"x_dead_letter_exchange": "mqtool.x", "x_dead_letter_routing_key": to} if to == generated else {}
+            )
+            declare(broker, queue, **waits, **is_queue)
+            publish(broker, "", queue)
+
+        delivered = shell.run("mqtool", "delayed", "now", "--where", "size >= 0", "--yes")
+
+        assert (delivered.code, "0 delivered" in delivered.stderr) == (3, True), delivered.stderr
+        for queue, to in claimed.items():
+            assert f"stays in '{queue}', which says that its messages are for '{to}'" in delivered.stderr
+        assert (channel.depth_of(generated), depth(broker, "orders")) == (0, 0)
+    listed = [json.loads(line) for line in shell.run("mqtool", "delayed", "ls", "--json").stdout.splitlines()]
+    assert {row["held_in"]: row["to"] for row in listed} == claimed
+    cancelled = shell.run("mqtool", "delayed", "cancel", "--where", "size >= 0", "--yes")
+    assert (cancelled.code, "3 cancelled" in cancelled.stderr) == (0, True), cancelled.stderr
 
 
 def test_headers_cannot_change_the_exchange_and_routing_key_that_worker_passes_to_its_program(

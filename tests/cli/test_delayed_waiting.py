@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from mqtool.amqp import Connection, parse_addresses
 from mqtool.management import Management, path
+from mqtool.topology import Queue
 from tests.brokers import TestBroker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_exec import depth
@@ -111,6 +113,33 @@ def test_delayed_now_delivers_a_message_before_it_is_due(waiting: Waiting) -> No
     assert (line["exchange"], line["routing_key"], line["body"]) == ("logs", "kern.error", "to logs")
     assert "expiration" not in line["properties"]
     assert waiting.shell.run("mqtool", "receive", "-q", "jobs", "-c", "1", "--raw").stdout == "body of m-2\n"
+
+
+def test_delayed_now_delivers_to_names_that_begin_with_amq(shell: Shell, broker: TestBroker) -> None:
+    """`delayed now` delivers delayed messages to the exchange amq.topic, and to a queue with a name that the broker has
+    generated. A message for such a queue with a delay that is divided into two waits stays in its first wait queue,
+    because nothing proves where the second leads; the command says so, and exits with 3.
+    """
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    with Connection(parse_addresses(broker.url)) as connection:
+        generated = connection.channel().declare(Queue(durable=True)).name
+    shell.run("mqtool", "queue", "declare", "jobs")
+    shell.run("mqtool", "exchange", "bind", "amq.topic", "jobs", "#")
+    for to in (("-e", "amq.topic", "-r", "a.b"), ("-r", generated)):
+        for delay in ("1h", "2h1m"):
+            sent = ("mqtool", "send", *to, "--via", "ttl", "--delay", delay, f"{to[-1]} in {delay}")
+            assert shell.run(*sent).code == 0
+
+    result = shell.run("mqtool", "delayed", "now", "--where", "size >= 0")
+
+    assert (result.code, "3 delivered" in result.stderr) == (3, True), result.stderr
+    stays = f"stays in 'mqtool.{generated}.delay.2h.more', which says that its messages are for '{generated}'"
+    assert stays in result.stderr
+    assert "if it is true, the broker delivers it when it is due" in result.stderr
+    came = shell.run("mqtool", "receive", "-q", "jobs", "-c", "2", "--json").stdout.splitlines()
+    places = [(each["exchange"], each["routing_key"], each["body"]) for each in map(json.loads, came)]
+    assert sorted(places) == [("amq.topic", "a.b", "a.b in 1h"), ("amq.topic", "a.b", "a.b in 2h1m")]
+    assert depth(broker, generated) == 1
 
 
 def test_delayed_show_keeps_the_routing_key_of_a_message_that_reaches_the_delivery_limit(waiting: Waiting) -> None:

@@ -128,7 +128,9 @@ FORBIDDEN: list[tuple[Callable[[BlockingChannel], object], str]] = [
     (lambda c: c.queue_bind("hers", "amq.fanout", "k"), "queue 'hers'"),
     (lambda c: c.queue_bind("mine", "secret", "k"), "exchange 'secret'"),
     (lambda c: c.exchange_bind("mine", "secret", "k"), "exchange 'secret'"),
+    (lambda c: c.exchange_bind("amq.topic", "mine", "k"), "exchange 'amq.topic'"),
     (lambda c: c.queue_declare("mine-2", arguments={"x-dead-letter-exchange": "hers"}), "exchange 'hers'"),
+    (lambda c: c.queue_declare("mine-2", arguments={"x-dead-letter-exchange": ""}), "exchange 'amq.default'"),
     (lambda c: c.exchange_declare("mine", arguments={"alternate-exchange": "hers"}), "exchange 'hers'"),
 ]
 

@@ -229,8 +229,8 @@ def test_a_message_whose_exchange_is_not_proven_is_not_delivered(place: Place) -
     [error] = place.left
     assert type(error) is BadData
     assert str(error) == (
-        "message m stays in 'tasks.relay', which says that its messages are for exchange 'orders': anyone who declares "
-        "a queue can say that; a relay delivers it"
+        "message m stays in 'tasks.relay', which says that its messages are for 'orders': anyone who declares a queue "
+        "can say that; a relay delivers it"
     )
     assert place.has("tasks.relay", "x")
 

@@ -442,9 +442,15 @@ def test_a_wait_queue_in_place_of_another_one_has_a_number(name: str, numbered: 
 
 
 def view(name: str, ttl: object = 5000, expires: object = 5000 + _HOUR, **more: object) -> dict[str, Any]:
-    """Return the management API's description of a wait queue; `key` is the routing key of its dead letters."""
-    key = {"x-dead-letter-routing-key": more["key"]} if "key" in more else {}
-    return {"name": name, "arguments": {"x-message-ttl": ttl, "x-expires": expires, **key}}
+    """Return the management API's description of a wait queue; its dead letters go to exchange `to`, with `key`."""
+    dead = {"to": "x-dead-letter-exchange", "key": "x-dead-letter-routing-key"}
+    arguments = {argument: more[word] for word, argument in dead.items() if word in more}
+    return {"name": name, "arguments": {"x-message-ttl": ttl, "x-expires": expires, **arguments}}
+
+
+def none_bound(source: str, destination: str) -> bool:
+    """No exchange is bound to another one."""
+    return False
 
 
 _LONG = "a" * 300
@@ -457,10 +463,6 @@ _LONG = "a" * 300
         (view("jobs.delay.5s", expires=_HOUR, ttl=1, key="jobs"), None),
         (view("jobs.wait.5s", key="jobs"), WaitQueue("jobs.wait.5s", "", "jobs", 5.0, "retry")),
         (view("logs.exchange.delay.5s"), WaitQueue("logs.exchange.delay.5s", "logs", None, 5.0, "delay")),
-        (
-            view("mqtool.amq.topic.exchange.delay.5s"),
-            WaitQueue("mqtool.amq.topic.exchange.delay.5s", "amq.topic", None, 5.0, "delay"),
-        ),
         (
             view("mqtool.logs.exchange.delay.5s"),
             WaitQueue("mqtool.logs.exchange.delay.5s", "mqtool.logs", None, 5.0, "delay"),
@@ -481,7 +483,7 @@ _LONG = "a" * 300
         ({"name": "jobs.delay.5s", "arguments": {"x-expires": _HOUR}}, None),
     ],
     ids=[
-        "delay", "expires an hour too early", "retry", "exchange", "predeclared exchange", "exchange named mqtool.logs",
+        "delay", "expires an hour too early", "retry", "exchange", "exchange named mqtool.logs",
         "queue whose name ends with .exchange", "another queue's name", "key is a number", "no key", "other name",
         "TTL is text", "expiry is text", "expires too early", "no arguments", "no expiry", "no TTL",
     ],
@@ -491,9 +493,40 @@ def test_the_destination_of_a_wait_queue_is_proven_by_its_name(queue: dict[str, 
     wait queue for another queue or an exchange only if its name is the one that mqtool makes from the name of this
     destination. The queue must also outlive its messages by an hour.
     """
-    assert wait_queue_of(queue) == found
+    assert wait_queue_of(queue, none_bound) == found
     if found is not None:
         assert found.to == (found.exchange or found.routing_key)
+
+
+@pytest.mark.parametrize(
+    ("queue", "bound", "to", "place"),
+    [
+        (view("mqtool.amq.topic.exchange.delay.5s"), ("", ""), "amq.topic", (None, None)),
+        (
+            view("mqtool.amq.topic.exchange.delay.5s", to="mqtool.amq.topic.due"),
+            ("mqtool.amq.topic.due", "amq.topic"), "amq.topic", ("amq.topic", None),
+        ),
+        (view("mqtool.amq.topic.exchange.delay.5s", to="amq.topic"), ("", ""), "amq.topic", ("amq.topic", None)),
+        (view("mqtool.amq.topic.exchange.delay.5s", to="amq.fanout"), ("", ""), "amq.topic", (None, None)),
+        (view("mqtool.amq.gen-1.delay.5s", to="", key="amq.gen-1"), ("", ""), "amq.gen-1", ("", "amq.gen-1")),
+        (view("mqtool.amq.gen-1.delay.5s", to="mqtool.x", key="amq.gen-1"), ("", ""), "amq.gen-1", (None, None)),
+        (view("mqtool.amq.gen-1.delay.5s", key="amq.gen-1"), ("", ""), "amq.gen-1", (None, None)),
+    ],
+    ids=[
+        "exchange, no proof", "due exchange is bound", "dead-letter exchange", "another dead-letter exchange",
+        "default exchange", "another exchange for a queue", "queue, no proof",
+    ],
+)  # fmt: skip
+def test_the_destination_of_a_wait_queue_is_proven_by_the_broker_if_its_name_begins_with_amq(
+    queue: dict[str, Any], bound: tuple[str, str], to: str, place: tuple[str | None, str | None]
+) -> None:
+    """The name of a wait queue for `amq.topic` begins with `mqtool.amq.topic`, which proves nothing: whoever may use such
+    names may have no permission for `amq.topic`. mqtool therefore requires that the queue dead-letters directly to its
+    destination, or that `mqtool.amq.topic.due` is bound to the exchange. The broker checks the permission for both.
+    """
+    found = wait_queue_of(queue, lambda *pair: pair == bound)
+    assert found is not None
+    assert ((found.exchange, found.routing_key), found.to) == (place, to)
 
 
 @pytest.mark.parametrize(
@@ -505,11 +538,11 @@ def test_the_exchange_of_a_relays_queue_is_proven_by_its_name(name: str, out: ob
     """The queue NAME.relay of `delayed relay` is for messages to the exchange NAME.relayed. If the queue's arguments
     name another exchange, mqtool shows this name, but does not publish to it.
     """
-    queue = wait_queue_of({"name": name, "arguments": {RELAY: out}})
+    queue = wait_queue_of({"name": name, "arguments": {RELAY: out}}, none_bound)
     assert queue is not None
     assert (queue.name, queue.exchange, queue.routing_key) == (name, exchange, None)
     assert (queue.seconds, queue.kind, queue.to) == (0.0, "relay", str(out))
-    assert wait_queue_of({"name": "tasks", "arguments": {RELAY: "tasks.relayed"}}) is None
+    assert wait_queue_of({"name": "tasks", "arguments": {RELAY: "tasks.relayed"}}, none_bound) is None
 
 
 def waiting(headers: dict[str, Any], **properties: Any) -> Delivery:
