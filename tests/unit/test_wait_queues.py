@@ -520,8 +520,8 @@ def test_the_destination_of_a_wait_queue_is_proven_by_its_name(queue: dict[str, 
 def test_the_destination_of_a_wait_queue_is_proven_by_the_broker_if_its_name_begins_with_amq(
     queue: dict[str, Any], bound: tuple[str, str], to: str, place: tuple[str | None, str | None]
 ) -> None:
-    """The name of a wait queue for `amq.topic` begins with `mqtool.amq.topic`, which proves nothing: whoever may use such
-    names may have no permission for `amq.topic`. mqtool therefore requires that the queue dead-letters directly to its
+    """The name of a wait queue for `amq.topic` begins with `mqtool.amq.topic`, which proves nothing: whoever may use it
+    may have no permission for `amq.topic`. mqtool therefore requires that the queue dead-letters directly to its
     destination, or that `mqtool.amq.topic.due` is bound to the exchange. The broker checks the permission for both.
     """
     found = wait_queue_of(queue, lambda *pair: pair == bound)
