@@ -415,10 +415,8 @@ def test_delayed_now_delivers_nothing_to_an_amq_name_that_only_the_name_of_a_wai
             f"mqtool.{generated}.delay.5m": generated,
         }
         for queue, to in claimed.items():
-            is_queue = (
-                {"x_dead_letter_exchange": "mqtool.x", "x_dead_letter_routing_key": to} if to == generated else {}
-            )
-            declare(broker, queue, **waits, **is_queue)
+            dead = {"x_dead_letter_exchange": "mqtool.x", "x_dead_letter_routing_key": to}
+            declare(broker, queue, **waits, **(dead if to == generated else {}))
             publish(broker, "", queue)
 
         delivered = shell.run("mqtool", "delayed", "now", "--where", "size >= 0", "--yes")
