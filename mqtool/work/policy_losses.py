@@ -6,6 +6,8 @@ https://www.rabbitmq.com/docs/maxlength, https://www.rabbitmq.com/docs/ttl#queue
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from mqtool import management
@@ -47,24 +49,29 @@ class Loss(NamedTuple):
     at_restart: bool = False
 
 
-def losses(api: Management, vhost: str, policy: Json, count: Counts, *, operator: bool) -> list[Loss]:
-    """Return what existing queues would lose if a policy was set.
+def losses(api: Management, vhost: str, policies: Sequence[Json], count: Counts, *, operator: bool) -> list[Loss]:
+    """Return what existing queues would lose if policies were set, one after the other.
 
     Args:
-        policy: the policy as the API takes it, and its name.
+        policies: each as the API takes it, and its name.
         count: called for each queue whose limits would change.
 
     Raises:
         NotFound: there is no such virtual host.
         Unavailable, AccessRefused: see Management.get().
     """
+    if not policies:
+        return []
     kind = _KINDS[operator]
     now = {each: _policies(api, vhost, each) for each in _KINDS}
-    # A queue may also lose messages if the policy replaces one because of which the queue rejects new messages instead.
-    if not any(_REMOVING & each["definition"].keys() for each in (policy, *now[kind])):
+    # A queue may also lose messages if a policy replaces one because of which the queue rejects new messages instead.
+    if not any(_REMOVING & each["definition"].keys() for each in (*policies, *now[kind])):
         return []
-    then = {**now, kind: [*(each for each in now[kind] if each["name"] != policy["name"]), policy]}
-    return [*_of_queues(api, vhost, policy, now, then, count)]
+    steps = [now]
+    for policy in policies:
+        then = [*(each for each in steps[-1][kind] if each["name"] != policy["name"]), policy]
+        steps.append({**now, kind: then})
+    return [*_of_queues(api, vhost, steps, count)]
 
 
 def losses_by_clearing(api: Management, vhost: str, name: str, count: Counts, *, operator: bool) -> list[Loss]:
@@ -78,11 +85,8 @@ def losses_by_clearing(api: Management, vhost: str, name: str, count: Counts, *,
     """
     kind = _KINDS[operator]
     now = {each: _policies(api, vhost, each) for each in _KINDS}
-    cleared = next((each for each in now[kind] if each["name"] == name), None)
-    if cleared is None:
-        return []
-    then = {**now, kind: [each for each in now[kind] if each is not cleared]}
-    return [*_of_queues(api, vhost, cleared, now, then, count)]
+    then = {**now, kind: [each for each in now[kind] if each["name"] != name]}
+    return [] if then == now else [*_of_queues(api, vhost, [now, then], count)]
 
 
 def losses_by_converting(
@@ -109,26 +113,43 @@ def losses_by_converting(
     return [] if before == after else [*_of_queue(view, Depth(there, 0), before, after)]
 
 
-def _of_queues(
-    api: Management,
-    vhost: str,
-    policy: Json,
-    now: Mapping[str, list[Json]],
-    then: Mapping[str, list[Json]],
-    count: Counts,
-) -> Iterator[Loss]:
-    """Yield what the queues that a policy may apply to would lose if the policies were changed."""
+def _of_queues(api: Management, vhost: str, steps: Sequence[Mapping[str, list[Json]]], count: Counts) -> Iterator[Loss]:
+    """Yield what queues would lose if the policies were changed step by step: of each queue, the most at any step."""
+    changes = [
+        (before, after, [each for kind in _KINDS for each in _changed(before[kind], after[kind])])
+        for before, after in pairwise(steps)
+    ]
     for view in management.queues(api, vhost, _COLUMNS):
-        # Of a stream, whole segments would be deleted, whose messages are not known.
-        if view.get("type") != "stream" and policy_matches(policy, view["name"]) is not False:
-            before, after = _Limits.of(view, now.values()), _Limits.of(view, then.values())
-            first = ""
-            if before.drops and not after.drops and view.get("type") != "quorum":
-                after, first = after._replace(drops=True), " (RabbitMQ applies it before the new overflow setting)"
-            if before != after:
-                depth = count(view["name"])
-                yield from _of_queue(view, depth, before, after, first)
-                yield from _at_restart(view, depth, before, after)
+        worst: dict[tuple[bool, bool], Loss] = {}
+        counted_once = cache(count)
+        for before, after, changed in changes:
+            if any(policy_matches(each, view["name"]) is not False for each in changed):
+                for loss in _at_step(view, before, after, counted_once):
+                    worst[loss[3:]] = max(worst.get(loss[3:], loss), loss, key=lambda each: each.messages or 0)
+        yield from worst.values()
+
+
+def _changed(before: Sequence[Json], after: Sequence[Json]) -> Iterator[Json]:
+    """Yield the policies that only one of two lists has."""
+    yield from (each for each in before if each not in after)
+    yield from (each for each in after if each not in before)
+
+
+def _at_step(
+    view: Json, now: Mapping[str, list[Json]], then: Mapping[str, list[Json]], count: Counts
+) -> Iterator[Loss]:
+    """Yield what a queue would lose if the policies were changed."""
+    # Of a stream, whole segments would be deleted, whose messages are not known.
+    if view.get("type") == "stream":
+        return
+    before, after = _Limits.of(view, now.values()), _Limits.of(view, then.values())
+    first = ""
+    if before.drops and not after.drops and view.get("type") != "quorum":
+        after, first = after._replace(drops=True), " (RabbitMQ applies it before the new overflow setting)"
+    if before != after:
+        depth = count(view["name"])
+        yield from _of_queue(view, depth, before, after, first)
+        yield from _at_restart(view, depth, before, after)
 
 
 def _policies(api: Management, vhost: str, kind: str) -> list[Json]:

@@ -11,7 +11,10 @@ import pytest
 
 from mqtool.broker.embedded import EmbeddedBroker
 from tests.brokers import TestBroker, large, on_any_broker
-from tests.cli.shell import Result, Shell
+from tests.cli.shell import Result, Shell, wait_until
+from tests.cli.terminal import on_terminal
+from tests.cli.test_exec import depth
+from tests.cli.test_policies import fill
 
 pytestmark = pytest.mark.own_vhost("what an earlier test has left would be exported")
 
@@ -99,6 +102,43 @@ def test_definitions_with_a_list_instead_of_empty_arguments_are_imported(admin: 
     imported = run(admin, "import file")
     assert (imported.code, imported.stderr) == (0, "imported 3 of 3 differences\n")
     assert run(admin, "diff file").code == 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "warns", "asks", "left"),
+    [
+        ({"max-length": 7}, "drops 3 of 10 messages: max-length is 7", "remove 3 messages from 1 queue", 7),
+        (
+            {"expires": 3_600_000},
+            "is deleted with 10 messages if it is not used for 1h",
+            "let 1 queue with 10 messages expire",
+            10,
+        ),
+    ],
+    ids=["max-length", "expires"],
+)
+def test_definitions_import_asks_for_confirmation_if_a_policy_would_remove_messages(
+    admin: Shell, broker: TestBroker, limits: dict[str, int], warns: str, asks: str, left: int
+) -> None:
+    """If a policy in the file would remove messages, `definitions import` says how many messages of which queue, and
+    asks for confirmation. Without a terminal, the command exits with 2 and imports nothing. With --dry-run, it only
+    says what would be lost. With --yes, it does not ask.
+    """
+    fill(admin, "payroll")
+    policy = {"name": "z", "pattern": "^payroll$", "apply-to": "queues", "priority": 0, "definition": limits}
+    (admin.directory / "file").write_text(json.dumps({"policies": [policy], "queues": [{"name": "new"}]}))
+    warning = f"warning: queue 'payroll' {warns}\n"
+    dry = run(admin, "import file --dry-run")
+    assert (dry.code, dry.stderr) == (0, f"{warning}would import 2 of 2 differences, and {asks}\n")
+    refused = run(admin, "import file")
+    said = f"{warning}mqtool: this would import 2 differences, and {asks}\nhint: pass --yes\n"
+    assert (refused.code, refused.stderr, refused.stdout) == (2, said, "")
+    assert on_terminal(admin, "mqtool", "definitions", "import", "file", keys=["n\n"], cue="[y/N]").code == 1
+    assert (run(admin, "diff file").stdout.count("+ "), depth(broker, "payroll")) == (2, 10)
+    assert run(admin, "import file --yes").code == 0
+    wait_until(lambda: depth(broker, "payroll") == left, f"{left} messages are left")
+    again = run(admin, "import file")
+    assert (again.code, again.stderr) == (0, "imported 0 of 0 differences\n")
 
 
 def test_definitions_import_prints_the_reason_for_a_refusal_on_one_line(admin: Shell) -> None:

@@ -191,11 +191,12 @@ def test_the_help_of_yes_says_when_a_command_asks(lonely_shell: Shell) -> None:
     """The help of --yes says which commands ask only in a protected context, and that `dlq redrive` asks on a terminal.
     The help of --idle-timeout says that only the time with a connection counts.
     """
-    commands = ("move", "delayed now", "permission clear", "definitions import", "exchange unbind", "broker fault")
+    commands = ("move", "delayed now", "permission clear", "exchange unbind", "broker fault")
     for command, option, said in (
         *((each, "-y, --yes", "Not needed: asks only in protected contexts (--confirm NAME)") for each in commands),
         ("dlq redrive", "-y, --yes", "Do not ask on a terminal (protected context: --confirm NAME)"),
         ("queue purge", "-y, --yes", "Do not ask (in a protected context: --confirm NAME)"),
+        ("definitions import", "-y, --yes", "Do not ask (in a protected context: --confirm NAME)"),
         ("receive", "--idle-timeout DURATION", "Stop if connected and idle this long"),
     ):
         text = " ".join(lonely_shell.run("mqtool", *command.split(), "--help-all").stdout.split())

@@ -280,7 +280,7 @@ def not_counted(_queue: str) -> None:
 
 
 def lost(new: dict[str, Any], *queues: dict[str, Any], policies: Any = (), operator: Any = ()) -> list[Loss]:
-    return losses(api_with(policies, operator, queues), "v", new, not_counted, operator=False)
+    return losses(api_with(policies, operator, queues), "v", [new], not_counted, operator=False)
 
 
 @pytest.mark.parametrize(
@@ -408,7 +408,7 @@ def test_losses_are_reported_only_for_a_policy_that_would_apply() -> None:
     assert lost(four, queue(12), policies=[four, policy("z", "^z", max_length=1)]) == []
     assert lost(policy(max_length=3), queue(), policies=[four])[0].messages == 7
     assert lost(four, queue(), operator=[policy("o", max_length=2)]) == []
-    assert losses(api_with([strong], [], [queue()]), "v", four, not_counted, operator=True)[0].messages == 6
+    assert losses(api_with([strong], [], [queue()]), "v", [four], not_counted, operator=True)[0].messages == 6
 
 
 UNCOUNTED = "max-length-bytes is 75, and the broker has counted no bytes of them so far"
@@ -468,7 +468,7 @@ def test_a_loss_is_counted_from_the_messages_that_are_in_the_queue_now(
     does not know their number.
     """
     api = api_with(queues=[{"name": "q"} | reported])
-    assert losses(api, "v", new, lambda _: there, operator=False) == ([loss] if loss else [])
+    assert losses(api, "v", [new], lambda _: there, operator=False) == ([loss] if loss else [])
 
 
 def test_policy_set_says_what_each_queue_would_lose() -> None:
@@ -477,10 +477,41 @@ def test_policy_set_says_what_each_queue_would_lose() -> None:
     """
     counts = {"few": Depth(5, 0), "many": Depth(9, 0)}
     api = api_with(queues=[{"name": name} for name in counts])
-    assert losses(api, "v", policy(max_length=4), counts.__getitem__, operator=False) == [
+    assert losses(api, "v", [policy(max_length=4)], counts.__getitem__, operator=False) == [
         Loss("few", 1, "drops 1 of 5 messages: max-length is 4"),
         Loss("many", 5, "drops 5 of 9 messages: max-length is 4"),
     ]
+
+
+LOW, HIGH = policy("low", max_length=4), policy("high", priority=9, message_ttl=1)
+
+
+@pytest.mark.parametrize(
+    ("now", "new", "messages"),
+    [
+        ([], [LOW, policy("lower", "^q", priority=1, max_length=2)], 8),
+        ([], [policy("lower", "^q", priority=1, max_length=2), LOW], 8),
+        ([], [HIGH, LOW], None),
+        ([], [LOW, HIGH], 6),
+        ([HIGH], [LOW, policy("high", priority=-1, message_ttl=1)], 6),
+        ([HIGH, LOW], [policy("high", "^z", message_ttl=1)], 6),
+        ([HIGH], [LOW], None),
+        ([], [], None),
+    ],
+    ids=[
+        "lowest last", "lowest first", "hidden", "hidden later", "no longer hidden", "other pattern", "hidden already",
+        "none",
+    ],
+)  # fmt: skip
+def test_policies_that_are_imported_together_can_make_a_queue_drop_messages(
+    now: list[dict[str, Any]], new: list[dict[str, Any]], messages: int | None
+) -> None:
+    """`definitions import` sets policies one after the other. Before that, it says how many messages a queue would
+    drop because of the lowest limit that applies to the queue at any time. A limit applies even if a policy that is
+    imported later hides it; if it is hidden from the beginning to the end, mqtool reports no loss.
+    """
+    found = losses(api_with(now, [], [queue()]), "v", new, not_counted, operator=False)
+    assert [loss.messages for loss in found] == ([messages] if messages else [])
 
 
 @pytest.mark.parametrize(

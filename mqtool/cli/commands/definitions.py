@@ -13,7 +13,9 @@ from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
 from mqtool.cli.display.layout import BAD, DIM, GOOD, KEY, NAME, Line, bound_by, shown
-from mqtool.cli.options import ManagedBroker, UnneededYes
+from mqtool.cli.display.queue_losses import cost_of, warn_of
+from mqtool.cli.message_counts import counting
+from mqtool.cli.options import ManagedBroker, Yes
 from mqtool.cli.pipe.source import text_of
 from mqtool.cli.values import parsed
 from mqtool.errors import AccessRefused, DeclaredDifferently, NotFound, SomeFailed, UsageError
@@ -25,6 +27,7 @@ from mqtool.management import Management
 from mqtool.spelling import as_text, counted
 from mqtool.topology import Binding
 from mqtool.work.delay_relay import RelayNames
+from mqtool.work.policy_losses import losses
 
 _ABOUT = """Export, compare, import and convert definitions.
 
@@ -86,14 +89,15 @@ def diff(file: DefinitionsFile, broker: ManagedBroker, as_json: AsJson = False) 
 def import_definitions(
     file: DefinitionsFile,
     broker: ManagedBroker,
-    yes: UnneededYes = False,
+    yes: Yes = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, but change nothing")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Import missing definitions and changed policies.
 
-    Nothing is deleted. Existing queues, exchanges and bindings are not changed; if their settings differ, the exit code
-    is 3.
+    Asks first if existing queues would lose messages because of a policy: its limits apply to them, too, and queues can
+    expire. Nothing else is deleted. Existing queues, exchanges and bindings are not changed; if their settings differ,
+    the exit code is 3.
     """
     access = access_to(broker)
     wanted = _read(file, access.vhost)
@@ -103,15 +107,19 @@ def import_definitions(
     possible = [change for change in changes if change.action != "conflict"]
     definitions.check_names(possible, str(file))
     failed = len(changes) - len(possible)
+    with counting(access) as count:
+        policies = [change.item for change in possible if change.kind == "policy"]
+        lost = losses(api, access.vhost, policies, count, operator=False)
+    warn_of(lost)
     if dry_run:
         _show(changes, as_json=as_json)
-        output.status(f"would import {len(possible):,} of {counted(len(changes), 'difference')}")
+        output.status(f"would import {len(possible):,} of {counted(len(changes), 'difference')}{cost_of(lost)}")
     else:
         if possible:
             if access.is_guarded:
                 for change in possible:
                     output.notice(layout.plain(_line(change)))
-            ask(f"import {counted(len(possible), 'difference')}", access, yes=yes, is_safe=True)
+            ask(f"import {counted(len(possible), 'difference')}{cost_of(lost)}", access, yes=yes, is_safe=not lost)
         refused: list[DefinitionChange] = []
         _show(_imported(api, access.vhost, changes, refused), as_json=as_json)
         failed += len(refused)

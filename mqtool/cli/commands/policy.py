@@ -1,7 +1,6 @@
 """mqtool policy."""
 
 import json
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import typer
@@ -12,6 +11,7 @@ from mqtool.cli.completion import names_of
 from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
+from mqtool.cli.display.queue_losses import cost_of, warn_of
 from mqtool.cli.message_counts import counting
 from mqtool.cli.options import ManagedBroker, Yes
 from mqtool.cli.options.broker_options import IfExists
@@ -19,14 +19,10 @@ from mqtool.cli.pipe.existence import missing
 from mqtool.cli.values import parsed
 from mqtool.errors import NotFound
 from mqtool.management import path
-from mqtool.spelling import counted
-from mqtool.work.policy_losses import Loss, losses, losses_by_clearing
+from mqtool.work.policy_losses import losses, losses_by_clearing
 
 app = group("policy", "Set, list and clear policies of queues and exchanges.", heading="Manage")
 
-
-#: The maximum number of queues to name that would lose messages.
-_SHOWN = 10
 
 #: Values for a policy's apply-to. Those that name a queue type need RabbitMQ 3.12.
 ApplyTo = Literal["all", "queues", "exchanges", "classic_queues", "quorum_queues", "streams"]
@@ -90,9 +86,9 @@ def set_policy(
     what = f"{_named(name, operator=operator)} in vhost {access.vhost!r}"
     api = access.management()
     with counting(access) as count:
-        lost = losses(api, access.vhost, {**body, "name": name}, count, operator=operator)
-    _warn(lost)
-    ask(f"set {what}{_costing(lost)}", access, yes=yes, is_safe=not lost)
+        lost = losses(api, access.vhost, [{**body, "name": name}], count, operator=operator)
+    warn_of(lost)
+    ask(f"set {what}{cost_of(lost)}", access, yes=yes, is_safe=not lost)
     is_new = api.put(path(_kind(operator=operator), access.vhost, name), body)
     output.status(f"{'set' if is_new else 'changed'} {what}")
 
@@ -126,34 +122,14 @@ def clear_policy(
     api = access.management()
     with counting(access) as count:
         lost = losses_by_clearing(api, access.vhost, name, count, operator=operator)
-    _warn(lost)
-    ask(f"remove {what}{_costing(lost)}", access, yes=yes, is_safe=not lost)
+    warn_of(lost)
+    ask(f"remove {what}{cost_of(lost)}", access, yes=yes, is_safe=not lost)
     try:
         api.delete(path(_kind(operator=operator), access.vhost, name))
     except NotFound:
         missing(what, "'mqtool policy ls' shows them", is_fine=if_exists)
     else:
         output.status(f"removed {what}")
-
-
-def _warn(lost: Sequence[Loss]) -> None:
-    for each in lost[:_SHOWN]:
-        output.warning(f"queue {each.queue!r} {each.why}")
-
-
-def _costing(lost: Sequence[Loss]) -> str:
-    """Return what follows the name of the change: how many messages are removed, or deleted with their queues."""
-    parts = ""
-    for at_restart, when in ((False, ""), (True, " when RabbitMQ restarts")):
-        dropping = [each for each in lost if not each.of_queue and each.at_restart is at_restart]
-        if dropping:
-            counts = [each.messages for each in dropping if each.messages is not None]
-            messages = counted(sum(counts)) if len(counts) == len(dropping) else "messages"
-            parts += f", and remove {messages} from {counted(len(dropping), 'queue')}{when}"
-    if expiring := [each for each in lost if each.of_queue]:
-        messages = counted(sum(each.messages or 0 for each in expiring))
-        parts += f", and let {counted(len(expiring), 'queue')} with {messages} expire"
-    return parts
 
 
 def _kind(*, operator: bool) -> str:
