@@ -2,9 +2,11 @@
 
 A policy's message-ttl is not among them: brokers apply it to messages that are published later.
 
-https://www.rabbitmq.com/docs/maxlength, https://www.rabbitmq.com/docs/ttl#queue-ttl
+https://www.rabbitmq.com/docs/maxlength, https://www.rabbitmq.com/docs/ttl#queue-ttl,
+https://www.rabbitmq.com/docs/streams#retention
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
@@ -25,7 +27,10 @@ _COUNTS = ("messages_ready", "messages_unacknowledged", "message_bytes_ready", "
 _COLUMNS = ("name", "type", "durable", "exclusive", "arguments", "messages", "message_bytes", *_COUNTS)
 _KINDS = ("policies", "operator-policies")
 #: The settings that decide whether a queue loses messages that it has already.
-_REMOVING = {"max-length", "max-length-bytes", "expires", "overflow"}
+_REMOVING = {"max-length", "max-length-bytes", "max-age", "expires", "overflow"}
+#: A max-age, with its unit in seconds.
+_AGE = re.compile(r"([0-9]{1,18})([YMDhms])")
+_SECONDS = {"Y": 365 * 86_400, "M": 30 * 86_400, "D": 86_400, "h": 3600, "m": 60, "s": 1}
 
 #: Counts a queue's ready messages and consumers now; None if it cannot be asked, as a queue of another connection.
 #: The counts of the management API can be some seconds old, or missing.
@@ -139,10 +144,10 @@ def _at_step(
     view: Json, now: Mapping[str, list[Json]], then: Mapping[str, list[Json]], count: Counts
 ) -> Iterator[Loss]:
     """Yield what a queue would lose if the policies were changed."""
-    # Of a stream, whole segments would be deleted, whose messages are not known.
-    if view.get("type") == "stream":
-        return
     before, after = _Limits.of(view, now.values()), _Limits.of(view, then.values())
+    if view.get("type") == "stream":
+        yield from _of_stream(view["name"], before, after)
+        return
     first = ""
     if before.drops and not after.drops and view.get("type") != "quorum":
         after, first = after._replace(drops=True), " (RabbitMQ applies it before the new overflow setting)"
@@ -163,6 +168,7 @@ class _Limits(NamedTuple):
     """A queue's limits, from its arguments and policies; None for no limit. Expiry is in milliseconds.
 
     Attributes:
+        age: of a stream's messages, in seconds.
         drops: True if messages beyond a limit leave the queue, and not new ones are rejected.
         dead_letters: True if these become dead letters.
     """
@@ -170,6 +176,7 @@ class _Limits(NamedTuple):
     length: int | None
     size: int | None
     expires: int | None
+    age: int | None
     drops: bool
     dead_letters: bool
 
@@ -187,13 +194,29 @@ class _Limits(NamedTuple):
         # In RabbitMQ 3.10, policies override an x-expires of a quorum queue, even a lower one. Later versions use the
         # lower value, by which a queue can never expire sooner than before unless it does so by 3.10's rule as well.
         expires = lowest("expires", by_policy) if kind == "quorum" else None
+        ages = (_AGE.fullmatch(str(each.get("max-age"))) for each in given)
         return cls(
             lowest("max-length"),
             lowest("max-length-bytes"),
             lowest("expires") if expires is None else expires,
+            min((int(age[1]) * _SECONDS[age[2]] for age in ages if age), default=None),
             overflow_of(kind, arguments, by_policy) == "drop-head",
             any("dead-letter-exchange" in each for each in given),
         )
+
+
+def _of_stream(name: str, before: _Limits, after: _Limits) -> Iterator[Loss]:
+    """Yield that a stream may lose messages because of a lower limit.
+
+    A broker deletes whole segments of a stream. It reports neither their sizes nor, over AMQP, the number of messages.
+    """
+    lower = []
+    if after.size is not None and (before.size is None or after.size < before.size):
+        lower.append(f"max-length-bytes is {after.size:,}")
+    if after.age is not None and (before.age is None or after.age < before.age):
+        lower.append(f"max-age is {compact_duration(after.age)}")
+    if lower:
+        yield Loss(name, None, f"is a stream and may lose its oldest messages: {', '.join(lower)}")
 
 
 def _at_restart(view: Json, depth: Depth | None, before: _Limits, after: _Limits) -> Iterator[Loss]:

@@ -162,6 +162,56 @@ def test_policy_set_asks_for_confirmation_if_a_policy_would_remove_messages(
 
 
 @pytest.mark.own_vhost("policies stay in it")
+def test_policy_commands_ask_before_a_stream_may_lose_its_oldest_messages(admin: Shell) -> None:
+    """If a lower max-length-bytes or max-age would apply to a stream, `policy set`, `policy clear` and `definitions
+    import` say that the stream may lose its oldest messages, and ask for confirmation, even right after publishing.
+    Without a terminal, they exit with 2 and change nothing. With --yes, or if the limits are not lower than before,
+    they do not ask.
+    """
+    admin.run("mqtool", "queue", "declare", "xstr", "--queue-type", "stream", "--argument", "x-max-age=2D")
+    fill(admin, "xstr")
+    warning = "warning: queue 'xstr' is a stream and may lose its oldest messages: "
+    cost = ", and remove messages from 1 queue\nhint: pass --yes\n"
+    command = ("mqtool", "policy", "set", "--pattern", "^xstr$", "--definition")
+    for settings, limit in (
+        ('{"max-length-bytes": 1000}', "max-length-bytes is 1,000"),
+        ('{"max-age": "1D"}', "max-age is 1d"),
+    ):
+        refused = admin.run(*command, settings, "low")
+        assert (refused.code, refused.stderr.startswith(f"{warning}{limit}\n")) == (2, True), refused.stderr
+        assert refused.stderr.endswith(cost)
+    assert admin.run("mqtool", "policy", "ls").stdout == ""
+
+    assert admin.run(*command, '{"max-age": "3D"}', "high", "--priority", "1").code == 0
+    assert admin.run(*command, '{"max-age": "1D"}', "low").code == 0
+    refused = admin.run("mqtool", "policy", "clear", "high")
+    assert (refused.code, refused.stderr.startswith(f"{warning}max-age is 1d\n")) == (2, True), refused.stderr
+    assert refused.stderr.endswith(cost)
+    assert admin.run("mqtool", "policy", "clear", "high", "--yes").code == 0
+
+    exported = admin.run("mqtool", "definitions", "export").stdout
+    imported = admin.run("mqtool", "definitions", "import", "-", stdin=exported.replace('"1D"', '"1h"'))
+    assert (imported.code, imported.stderr.startswith(f"{warning}max-age is 1h\n")) == (2, True), imported.stderr
+    assert admin.run("mqtool", "definitions", "export").stdout == exported
+
+
+@pytest.mark.own_vhost("policies stay in it")
+def test_policy_set_asks_if_another_policy_takes_the_place_of_one_with_a_new_pattern(
+    admin: Shell, broker: TestBroker
+) -> None:
+    """If `policy set` gives a policy another pattern, another policy may apply to a queue. If that policy would remove
+    messages, `policy set` says how many, and asks for confirmation.
+    """
+    fill(admin, "jobs")
+    common = ("mqtool", "policy", "set", "--definition")
+    assert admin.run(*common, '{"max-length": 20}', "high", "--priority", "1", "--pattern", "^jobs").code == 0
+    assert admin.run(*common, '{"max-length": 7}', "low", "--pattern", "^jobs").code == 0
+    refused = admin.run(*common, '{"max-length": 20}', "high", "--priority", "1", "--pattern", "^other")
+    assert (refused.code, depth(broker, "jobs")) == (2, 10), refused.stderr
+    assert "warning: queue 'jobs' drops 3 of 10 messages: max-length is 7\n" in refused.stderr
+
+
+@pytest.mark.own_vhost("policies stay in it")
 def test_policy_set_does_not_ask_if_the_policy_removes_no_messages(admin: Shell, broker: TestBroker) -> None:
     """`policy set` does not ask for confirmation if the policy removes no messages. That is the case if no queue
     exceeds the new limit, if another policy takes precedence, or if the queue has a lower limit of its own. It is also

@@ -345,7 +345,7 @@ def test_mqtool_says_what_a_new_policy_would_remove_from_a_queue(
         (policy(max_length_bytes=100), queue()),
         (policy(max_length=4, overflow="reject-publish"), queue(type="quorum")),
         (policy(max_length=4), queue(arguments={"x-max-length": 3})),
-        (policy(max_length_bytes=4), queue(type="stream")),
+        (policy(max_length=4), queue(type="stream")),
         (policy(max_length=4, pattern="^x"), queue()),
         (policy(max_length=4, apply_to="exchanges"), queue()),
         (policy(message_ttl=1), queue()),
@@ -390,11 +390,44 @@ def test_mqtool_says_what_a_new_policy_would_remove_from_a_queue(
 def test_no_loss_is_reported_for_a_queue_that_a_new_policy_does_not_affect(
     new: dict[str, Any], there: dict[str, Any]
 ) -> None:
-    """Before `policy set` sets a policy, it reports no loss for a queue that is a stream or does not match the policy.
+    """Before `policy set` sets a policy, it reports no loss for a queue that does not match the policy, or for a stream
+    with a setting that streams do not support.
     Nor does it report a loss if the queue is within the policy's limits, already has lower ones, or rejects new
     messages instead of dropping old ones. It reports no expiry of a queue that is empty or has consumers.
     """
     assert lost(new, there) == []
+
+
+@pytest.mark.parametrize(
+    ("new", "own", "why"),
+    [
+        (policy(max_length_bytes=1000), {}, "max-length-bytes is 1,000"),
+        (policy(max_age="90s"), {}, "max-age is 1m30s"),
+        (policy(max_age="7D", max_length_bytes=9), {}, "max-length-bytes is 9, max-age is 7d"),
+        (policy(max_length_bytes=1000), {"x-max-length-bytes": 1001}, "max-length-bytes is 1,000"),
+        (policy(max_age="364D"), {"x-max-age": "1Y"}, "max-age is 364d"),
+        (policy(max_age="29D"), {"x-max-age": "1M"}, "max-age is 29d"),
+        (policy(max_age="59m"), {"x-max-age": "1h"}, "max-age is 59m"),
+        (policy(max_length_bytes=1000), {"x-max-length-bytes": 1000}, None),
+        (policy(max_age="365D"), {"x-max-age": "1Y"}, None),
+        (policy(max_age="1D"), {"x-max-age": "1h"}, None),
+        (policy(stream_max_segment_size_bytes=1000), {}, None),
+        (policy(max_age="1s", expires=1000), {}, None),
+    ],
+)  # fmt: skip
+def test_a_new_or_lower_limit_may_make_a_stream_lose_its_oldest_messages(
+    new: dict[str, Any], own: dict[str, Any], why: str | None
+) -> None:
+    """A broker deletes the oldest segments of a stream beyond its max-length-bytes or max-age, and reports neither how
+    many messages these have nor, at once, whether the stream has any. `policy set` and `policy clear` say that a
+    stream may lose messages if one of these limits is new or lower than before, by whichever policy or argument.
+    """
+    expected = [Loss("q", None, f"is a stream and may lose its oldest messages: {why}")] if why else []
+    for stream in (queue(type="stream", arguments=own), {"name": "q", "type": "stream", "arguments": own}):
+        assert lost(new, stream) == expected
+        assert lost(new, stream, policies=[new]) == []
+        api = api_with([policy("high", priority=1, initial_cluster_size=1), new], queues=[stream])
+        assert losses_by_clearing(api, "v", "high", not_counted, operator=False) == expected
 
 
 def test_losses_are_reported_only_for_a_policy_that_would_apply() -> None:

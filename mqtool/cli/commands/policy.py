@@ -77,8 +77,9 @@ def set_policy(
 ) -> None:
     """Create or change a policy.
 
-    Asks first if existing queues would lose messages, because of a new limit or because the queues would expire. A
-    classic queue that rejects messages beyond its limit loses the surplus when RabbitMQ restarts.
+    Asks first if existing queues would lose messages, because of a new limit or because the queues would expire, and
+    if streams may lose some. A classic queue that rejects messages beyond its limit loses the surplus when RabbitMQ
+    restarts.
     """
     access = access_to(broker)
     to = apply_to or ("queues" if operator else "all")
