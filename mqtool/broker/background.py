@@ -76,12 +76,13 @@ def terminate(processes: Iterable[Process], patience: float, *, again: float = m
     while running:
         now = time.monotonic()
         if now > deadline:
-            raise MqtoolError(f"process {running[0].pid} did not end")
+            raise MqtoolError(f"process {running[0].pid} did not end", f"to kill it: kill -9 {running[0].pid}")
         if now >= due:
             due = now + again
             for process in running:
                 with contextlib.suppress(ProcessLookupError):  # it ended just now
                     os.kill(process.pid, signal.SIGTERM)
+                    os.kill(process.pid, signal.SIGCONT)  # a stopped process would not handle the other signal
         time.sleep(0.01)
         running = [each for each in running if is_running(each)]
 

@@ -1,6 +1,8 @@
 """Broker processes in the background, with and without /proc."""
 
+import os
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -32,6 +34,14 @@ def test_a_process_counts_as_running_until_it_has_ended(process: int) -> None:
         other_terminal.setenv("TZ", "Asia/Tokyo")
         other_terminal.setenv("LC_ALL", "de_DE.UTF-8")
         assert background.is_running(started)
+    background.terminate([started], 60)
+    assert not background.is_running(started)
+
+
+def test_a_stopped_process_is_terminated(process: int) -> None:
+    """`broker down` ends a broker that was stopped with SIGSTOP."""
+    started = background.started(process)
+    os.kill(process, signal.SIGSTOP)
     background.terminate([started], 60)
     assert not background.is_running(started)
 
