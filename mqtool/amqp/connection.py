@@ -88,9 +88,9 @@ class Connection:
         self._tls_context = self._tls.context() if any(address.tls for address in addresses) else None
         self._name = name
         self._backoff = backoff
-        self._attempts: Iterator[tuple[int, float]] = enumerate(backoff.delays(), 1) if backoff else iter(())
-        self._lost_by = _INTERNAL_ERROR
-        self.has_progressed = False
+        self._attempts: Iterator[tuple[int, float]] = iter(())
+        self._lost_by = _INTERNAL_ERROR  # as if: see _on_close()
+        self.has_progressed = True
         self.lacks_a_node = False
         self._opened_at = time.monotonic()
         self.stopping = False
@@ -315,9 +315,11 @@ class Connection:
             self._fail(failure)
             return
         code = getattr(error, "reply_code", 0)
-        # The first request of a command, or the same one after two reconnections, would cause an internal error again.
-        may_succeed = self.has_progressed or self._lost_by != _INTERNAL_ERROR
-        recurs = code in _OUR_FAULT and not (code == _INTERNAL_ERROR and (_drop_replies(self._channels) or may_succeed))
+        # An internal error would occur again if the cause was a message that is published again, or what a command does
+        # first on a new connection.
+        is_new = self._lost_by == _INTERNAL_ERROR and time.monotonic() - self._opened_at < _STEADY
+        is_ours = is_new or any(channel.in_flight for channel in self._channels)
+        recurs = code in _OUR_FAULT and not (code == _INTERNAL_ERROR and (_drop_replies(self._channels) or not is_ours))
         self._lost_by = code
         if state is not State.OPENING and (self._backoff is None or recurs):
             self._fail(pika_errors.closed_by_broker(error))

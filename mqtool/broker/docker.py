@@ -94,7 +94,7 @@ class Docker(Starter):
     def running(self, started: Started) -> int:
         try:
             with daemon_of_this_machine() as daemon:
-                return sum(container.status == "running" for container in _containers(daemon, started))
+                return sum(container.status in ("running", "paused") for container in _containers(daemon, started))
         except Unavailable:  # the daemon does not respond
             return 0
 

@@ -10,6 +10,7 @@ of a function, so `command` writes one in which each group is replaced by its op
 frozen dataclass takes 7 % of the instructions of `mqtool send`.
 """
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import wraps
@@ -57,7 +58,7 @@ class Command(TyperCommand):
         rest = super().parse_args(ctx, args)
         for option in self.params:
             value = ctx.params.get(option.name or "")
-            if isinstance(value, str) and value.startswith("="):
+            if isinstance(value, str) and value.startswith("=") and value != "=":
                 self._refuse_equals_sign(ctx, option, value, typed)
         return rest
 
@@ -68,7 +69,8 @@ class Command(TyperCommand):
             UsageError: the value is joined to a short option.
         """
         for flag in option.opts:
-            if len(flag) == len("-q") and flag + value in typed:
+            joined = f"{flag[-1]}{value}"  # also after other options: -vq=jobs
+            if len(flag) == len("-q") and any(re.match(r"-[^-]", each) and each.endswith(joined) for each in typed):
                 name = option.make_metavar(ctx)
                 raise UsageError(
                     f"{flag}=… means a value that begins with =", f"write {flag} {name}, or {flag} ={name}"

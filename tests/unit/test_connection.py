@@ -328,28 +328,54 @@ def test_a_connection_that_the_broker_closes_is_reopened_unless_the_error_would_
         assert told == []
 
 
-@pytest.mark.parametrize("loss", ["after a confirm", "after another loss"])
-def test_an_internal_error_of_a_connection_that_has_worked_is_tried_again_once(
-    connect: Connect, vhost: Vhost, loss: str
-) -> None:
-    """If the broker closes a connection with 541 (INTERNAL_ERROR) after a message was confirmed, or after the
-    connection was lost in another way, mqtool opens the connection again. If the broker then closes it with 541 again,
-    before another message was confirmed, its channels fail.
+def test_an_internal_error_after_another_loss_is_tried_again_once(connect: Connect, vhost: Vhost) -> None:
+    """If a connection was lost and opened again, and the broker then closes it with 541 (INTERNAL_ERROR), mqtool opens
+    it again. If this happens once more within a minute, the connection's channels fail, even if a message was confirmed.
     """
     told = Told()
     channel = connect(notice=told, backoff=AT_ONCE).channel()
-    channel.declare(Q)
-    is_lost = loss == "after another loss"
-    if is_lost:
-        vhost.faults.cut_connections()
-        told.wait_for("connected again to ")
-    else:
-        publish(channel, b"1")
+    vhost.faults.cut_connections()
+    told.wait_for("connected again to ", 1)
     vhost.faults.close_connections(541, "INTERNAL_ERROR - odd")
-    told.wait_for("connected again to ", is_lost + 1)
-    assert channel.declare(Q) == Q
+    told.wait_for("connected again to ", 2)
+    channel.declare(Q)
+    publish(channel, b"1")
     vhost.faults.close_connections(541, "INTERNAL_ERROR - odd")
     assert str(failure_of(channel)) == "the broker closed the connection: odd"
+
+
+def test_an_internal_error_of_a_stable_connection_is_tried_again(
+    connect: Connect, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the broker closes a connection with 541 (INTERNAL_ERROR) that has been open for more than a minute, mqtool
+    opens it again, whether it is the first time or not.
+    """
+    monkeypatch.setattr(connection, "_STEADY", 0.0)
+    told = Told()
+    channel = connect(notice=told, backoff=AT_ONCE).channel()
+    for count in (1, 2):
+        vhost.faults.close_connections(541, "INTERNAL_ERROR - odd")
+        told.wait_for("connected again to ", count)
+        assert channel.declare(Q) == Q
+
+
+def test_an_internal_error_while_messages_are_unconfirmed_is_not_repeated(
+    connect: Connect, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the broker closes a connection with 541 (INTERNAL_ERROR) while messages are unconfirmed, the connection's
+    channels fail, because publishing these messages again may cause the error again, and duplicates.
+    """
+    monkeypatch.setattr(connection, "_STEADY", 0.0)
+    told = Told()
+    channel = connect(notice=told, backoff=AT_ONCE).channel()
+    channel.declare(Q)
+    with vhost.faults.delay_confirms(), ThreadPoolExecutor() as pool:
+        publishing = pool.submit(publish, channel, b"1")
+        vhost.wait_for(lambda: vhost.published(routing_key="q"))
+        vhost.faults.close_connections(541, "INTERNAL_ERROR - odd")
+        with pytest.raises(Unavailable, match="odd"):
+            publishing.result()
+    assert told == []
 
 
 @pytest.mark.parametrize("code", [541, 501])
