@@ -267,17 +267,26 @@ def _consumer_gets_nothing(channel: Channel, queue: str) -> bool:
 
 
 def check_acknowledged(
-    api: Management, vhost: str, queue: str, ask: Callable[[], object], then: str, notice: Callable[[str], object]
+    api: Management,
+    vhost: str,
+    queue: str,
+    ask: Callable[[], object],
+    then: str,
+    notice: Callable[[str], object],
+    *,
+    is_embedded: bool,
 ) -> None:
     """Wait until a queue has no unacknowledged messages, which would be lost if the queue were deleted.
 
     RabbitMQ counts them every few seconds, and shows each count a moment later. Each count comes with the number of
     `reductions`, which grows whenever the queue does work. When this number has changed twice, the count is current.
+    A count of a new queue may be shown before its `reductions`. The embedded broker's counts are always current.
 
     Args:
         ask: sends a request to the queue, so that it does work. Called before each look at the count.
         then: the command with which to continue.
         notice: called once if the first count is not current, with a sentence for the user.
+        is_embedded: True for the embedded broker.
 
     Raises:
         Unavailable: there are unacknowledged messages, or the broker does not report their number.
@@ -289,9 +298,9 @@ def check_acknowledged(
         ask()
         view: Any = api.get(path("queues", vhost, queue))
         count, work = view.get("messages_unacknowledged"), view.get("reductions")
-        if not seen or work != seen[-1]:
+        if work is not None and (not seen or work != seen[-1]):
             seen.append(work)
-        is_new = count is not None and (work is None or len(seen) > 2)
+        is_new = count is not None and (is_embedded or (work is not None and len(seen) > 2))
         if is_new and not count:
             return
         waited = time.monotonic() - began

@@ -174,9 +174,9 @@ class Conversion:
         own_user = None if keeps_user else user
         self.messages = HeldMessages(plan.queue, self._names.into, self._names.back, own_user, connection.frame_max)
         self._force = force
-        is_embedded = connection.broker_to_show == "the embedded broker"
-        self._young = 0.0 if is_embedded else young
-        self._quiet = quiet / 10 if is_embedded else quiet  # it loses only messages that are not mandatory
+        self._is_embedded = connection.broker_to_show == "the embedded broker"
+        self._young = 0.0 if self._is_embedded else young
+        self._quiet = quiet / 10 if self._is_embedded else quiet  # it loses only messages that are not mandatory
         self._is_modern = not connection.broker.startswith("RabbitMQ 3.")
 
     # The steps.
@@ -492,7 +492,8 @@ class Conversion:
             _check_not_stopped(self._connection)
             self._channel.depth_of(queue)
 
-        check_acknowledged(self._api, self._vhost, queue, ask, go_on, self._connection.notice)
+        notice, is_embedded = self._connection.notice, self._is_embedded
+        check_acknowledged(self._api, self._vhost, queue, ask, go_on, notice, is_embedded=is_embedded)
         self._is_acknowledged = True
 
 

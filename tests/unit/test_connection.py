@@ -330,7 +330,7 @@ def test_a_connection_that_the_broker_closes_is_reopened_unless_the_error_would_
 
 def test_an_internal_error_after_another_loss_is_tried_again_once(connect: Connect, vhost: Vhost) -> None:
     """If a connection was lost and opened again, and the broker then closes it with 541 (INTERNAL_ERROR), mqtool opens
-    it again. If this happens once more within a minute, the connection's channels fail, even if a message was confirmed.
+    it again. If this happens once more within a minute, the connection's channels fail, even after a confirm.
     """
     told = Told()
     channel = connect(notice=told, backoff=AT_ONCE).channel()
