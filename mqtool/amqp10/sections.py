@@ -4,7 +4,7 @@ https://www.rabbitmq.com/docs/conversions
 """
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
@@ -22,6 +22,7 @@ from mqtool.codecs.amqp10_message import (
     encode_header,
     plain_list,
     plain_map,
+    read_section,
     section_at,
 )
 from mqtool.codecs.amqp10_spans import find
@@ -196,8 +197,6 @@ def _unfit(name: str, value: object) -> BadData:
 #: Decoded headers and annotations by their bytes, which are usually the same for all messages of a queue.
 _headers_cache: dict[bytes, tuple[dict[str, Any], bool]] = {}
 _annotations_cache: dict[bytes, dict[str, Any]] = {}
-#: The start and the end of the values of sections, by the codes of the sections.
-_Sections = dict[int, tuple[int, int]]
 _NOTHING: dict[str, Any] = {}
 _NO_HEADER = _NOTHING, True
 #: The annotations if they cannot be read. The routing key must not be the queue's name: with the default exchange, this
@@ -215,25 +214,18 @@ def decode(data: bytes, queue: str, tag: int, epoch: int, *, settled: bool = Fal
     A section that cannot be decoded is added to the header UNREADABLE. If the body cannot be found, the delivery's body
     consists of all bytes of the message. The exchange and the routing key are "" if the broker's cannot be read.
     """
-    sections: _Sections = {}
+    sections: dict[int, bytes] = {}
     unreadable: list[bytes] = []
     annotations = _UNKNOWN
     try:
         body, body_type = _split(data, sections)
-        annotations = _NO_ANNOTATIONS
+        annotations = _UNKNOWN if MESSAGE_ANNOTATIONS in sections else _NO_ANNOTATIONS
     except (ValueError, IndexError):
         body, body_type = data, None
-    if (span := sections.get(MESSAGE_ANNOTATIONS)) is not None:
-        annotations = _read(_annotations, data, span, _UNKNOWN, unreadable)
-    from_header, is_first = _NO_HEADER
-    if (span := sections.get(HEADER)) is not None:
-        from_header, is_first = _read(_header_fields, data, span, _NO_HEADER, unreadable)
-    properties = {**from_header}
-    if (span := sections.get(PROPERTIES)) is not None:
-        properties |= _read(_properties, data, span, _NOTHING, unreadable)
-    headers = annotations["headers"]
-    if (span := sections.get(APPLICATION_PROPERTIES)) is not None:
-        headers = _read(_application_properties, data, span, _NOTHING, unreadable) | headers
+    annotations = read_section(_annotations, sections, MESSAGE_ANNOTATIONS, annotations, unreadable)
+    from_header, is_first = read_section(_header_fields, sections, HEADER, _NO_HEADER, unreadable)
+    properties = from_header | read_section(_properties, sections, PROPERTIES, _NOTHING, unreadable)
+    headers = read_section(plain_map, sections, APPLICATION_PROPERTIES, _NOTHING, unreadable) | annotations["headers"]
     if unreadable:
         headers = {**headers, UNREADABLE: b"".join(unreadable)}
     if headers:
@@ -244,18 +236,7 @@ def decode(data: bytes, queue: str, tag: int, epoch: int, *, settled: bool = Fal
     return Delivery(body, exchange, queue if key is None else key, queue, not is_first, properties, tag, epoch, settled)
 
 
-def _read(
-    decoder: Callable[[bytes, int, int], _T], data: bytes, span: tuple[int, int], otherwise: _T, unreadable: list[bytes]
-) -> _T:
-    """Decode a section; if that fails, add its bytes to `unreadable`, and return `otherwise`."""
-    try:
-        return decoder(data, *span)
-    except (ValueError, IndexError):
-        unreadable.append(data[slice(*span)])
-        return otherwise
-
-
-def _split(data: bytes, sections: _Sections) -> tuple[bytes, str | None]:
+def _split(data: bytes, sections: dict[int, bytes]) -> tuple[bytes, str | None]:
     """Find the sections before the body, the body, and the type of a message whose body is not bytes.
 
     If a section occurs several times, the first counts: the broker's come before what the publisher has written.
@@ -281,17 +262,16 @@ def _split(data: bytes, sections: _Sections) -> tuple[bytes, str | None]:
         if kind == DATA:
             parts.append(data[start:end])
         else:
-            sections.setdefault(kind, (value, end))
+            sections.setdefault(kind, data[value:end])
         at = end
     return parts[0] if len(parts) == 1 else b"".join(parts), None
 
 
-def _header_fields(data: bytes, at: int, end: int) -> tuple[dict[str, Any], bool]:
+def _header_fields(raw: bytes) -> tuple[dict[str, Any], bool]:
     """Decode the header, and whether this is the first delivery."""
-    raw = data[at:end]
     if (known := _headers_cache.get(raw)) is not None:
         return known
-    values = plain_list(data, at)
+    values = plain_list(raw)
     durable, priority, ttl, is_first, failures = [*values, None, None, None, None, None][:5]
     properties: dict[str, Any] = {"delivery_mode": PERSISTENT} if durable else {}
     if _is_number(priority, 1 << 8):
@@ -313,11 +293,10 @@ def _kept(cache: dict[bytes, _T], raw: bytes, decoded: _T) -> _T:
     return decoded
 
 
-def _annotations(data: bytes, at: int, end: int) -> dict[str, Any]:
-    raw = data[at:end]
+def _annotations(raw: bytes) -> dict[str, Any]:
     if (known := _annotations_cache.get(raw)) is not None:
         return known
-    pairs = plain_map(data, at)
+    pairs = plain_map(raw)
     decoded: dict[str, Any] = {}
     for name, where in (("exchange", _EXCHANGE), ("key", _KEY), ("type", _TYPE)):
         value = pairs.pop(where, None)  # a publisher can write a value of any type
@@ -342,15 +321,11 @@ def _death(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {named.get(name, name): value for name, value in entry.items() if name != "last-time"}
 
 
-def _application_properties(data: bytes, at: int, _end: int) -> dict[str, Any]:
-    return plain_map(data, at)
-
-
-def _properties(data: bytes, at: int, end: int) -> dict[str, Any]:
-    if data[at] == 0xC0 and data[at + 2] == 1 and data[at + 3] == 0xA1:  # only a message id
-        return {"message_id": data[at + 5 : end].decode("utf-8", "surrogateescape")}
+def _properties(raw: bytes) -> dict[str, Any]:
+    if raw[0] == 0xC0 and raw[2] == 1 and raw[3] == 0xA1:  # only a message id
+        return {"message_id": raw[5:].decode("utf-8", "surrogateescape")}
     found: dict[str, Any] = {}
-    for name, value in zip(_FIELDS, plain_list(data, at), strict=False):
+    for name, value in zip(_FIELDS, plain_list(raw), strict=False):
         if not name or value is None:
             continue
         if name == "timestamp":

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from mqtool.codecs.amqp10_spans import end_of, find
 from mqtool.codecs.amqp10_values import (
@@ -32,6 +32,7 @@ from mqtool.message import END_OF_TIME
 HEADER, DELIVERY_ANNOTATIONS, MESSAGE_ANNOTATIONS, PROPERTIES, APPLICATION_PROPERTIES = range(0x70, 0x75)
 DATA, SEQUENCE, VALUE, FOOTER = range(0x75, 0x79)
 
+_T = TypeVar("_T")
 _CODES = {
     "amqp:header:list": HEADER,
     "amqp:delivery-annotations:map": DELIVERY_ANNOTATIONS,
@@ -230,8 +231,25 @@ def plain(value: Any10) -> Any:
     return value if convert is None else convert(value)
 
 
-def plain_map(data: bytes, offset: int) -> dict[str, Any]:
-    """Decode the map at an offset as plain() does. If a key occurs several times, its first value counts.
+def read_section(
+    decoder: Callable[[bytes], _T], sections: Mapping[int, bytes], code: int, otherwise: _T, unreadable: list[bytes]
+) -> _T:
+    """Decode the value of a section; return `otherwise` if there is none.
+
+    If that fails, add the value's bytes to `unreadable`, and return `otherwise`: a publisher can write anything.
+    """
+    raw = sections.get(code)
+    if raw is None:
+        return otherwise
+    try:
+        return decoder(raw)
+    except (ValueError, IndexError):
+        unreadable.append(raw)
+        return otherwise
+
+
+def plain_map(data: bytes) -> dict[str, Any]:
+    """Decode a map as plain() does. If a key occurs several times, its first value counts.
 
     If a value cannot be decoded, this value and those that contain others are returned as their encoded bytes.
 
@@ -239,29 +257,29 @@ def plain_map(data: bytes, offset: int) -> dict[str, Any]:
         ValueError, IndexError: the map is malformed or has too many items; or it is not a map.
     """
     try:
-        value = decode(data, offset)[0]
+        value = decode(data)[0]
     except ValueError:
-        parts = _one_by_one(data, offset, 0xC1)
+        parts = _one_by_one(data, 0xC1)
         return {str(key): each for key, each in zip(parts[-2::-2], parts[::-2], strict=True)}
     if not isinstance(value, dict):
         raise ValueError("not a map")
     return _plain_items(value)
 
 
-def plain_list(data: bytes, offset: int) -> list[Any]:
-    """Decode the list at an offset as plain_map() does a map. Raises the same errors."""
+def plain_list(data: bytes) -> list[Any]:
+    """Decode a list as plain_map() does a map. Raises the same errors."""
     try:
-        value = decode(data, offset)[0]
+        value = decode(data)[0]
     except ValueError:
-        return _one_by_one(data, offset, 0xC0)
+        return _one_by_one(data, 0xC0)
     if not isinstance(value, list):
         raise ValueError("not a list")
     return [plain(each) for each in value]
 
 
-def _one_by_one(data: bytes, offset: int, kind: int) -> list[Any]:
+def _one_by_one(data: bytes, kind: int) -> list[Any]:
     """Decode the values in a list (0xc0) or map (0xc1), except for those that contain others or are malformed."""
-    code, start, end = find(data, offset)
+    code, start, end = find(data, 0)
     if code & 0xEF != kind:
         raise ValueError("neither a list nor a map")
     width = 4 if code & 0x10 else 1

@@ -23,13 +23,14 @@ from mqtool.codecs.amqp10_message import (
     encode_header,
     plain_list,
     plain_map,
+    read_section,
     section_at,
 )
 from mqtool.codecs.amqp10_spans import find
 from mqtool.codecs.amqp10_values import NULL, compound, section, variable
 from mqtool.codecs.field_tables import UInt8
 from mqtool.errors import BadData
-from mqtool.message import Message
+from mqtool.message import UNREADABLE, Message
 
 #: The fields of the properties section, in order; "" for a field that does not exist in AMQP 0-9-1.
 _FIELDS = (
@@ -46,7 +47,6 @@ _IN_ANNOTATIONS = {
 }
 _SHORT = 256
 _SIZE = struct.Struct(">I")
-_SECTION = b"\x00\x53"
 _DATA_START = bytes((0, 0x53, DATA, 0xA0))
 _LONG_DATA_START = bytes((0, 0x53, DATA, 0xB0))
 
@@ -121,7 +121,10 @@ def _utf8(text: str) -> bytes:
 
 
 def decode(data: bytes) -> StreamEntry:
-    """Decode a message. A body that is an AMQP 1.0 value or sequence instead of bytes stays encoded."""
+    """Decode a message. A body that is an AMQP 1.0 value or sequence instead of bytes stays encoded.
+
+    A section before the body that cannot be decoded is added to the header UNREADABLE.
+    """
     body = body_alone(data)
     if body is not None:
         return StreamEntry(body, {})
@@ -133,13 +136,13 @@ def decode(data: bytes) -> StreamEntry:
 
 def body_alone(data: bytes) -> bytes | None:
     """Return the body of an encoded message that consists only of a body; None for other messages."""
-    if data[:2] != _SECTION:
+    if data[:1] != b"\0":
         return data
     return data[5:] if data[:4] == _DATA_START and len(data) > 4 and len(data) == 5 + data[4] else None
 
 
 def _decode(data: bytes) -> StreamEntry:
-    sections: dict[int, int] = {}
+    sections: dict[int, bytes] = {}
     parts: list[bytes] = []
     at = 0
     while at < len(data):
@@ -152,12 +155,14 @@ def _decode(data: bytes) -> StreamEntry:
         span = find(data, value)
         if kind == DATA:
             parts.append(data[span.start : span.end])
-        sections.setdefault(kind, value)
+        else:
+            sections.setdefault(kind, data[value : span.end])
         at = span.end
     if not parts:
         raise ValueError("no body")
-    annotations = plain_map(data, sections[MESSAGE_ANNOTATIONS]) if MESSAGE_ANNOTATIONS in sections else {}
-    properties = _properties(data, sections, annotations)
+    unreadable: list[bytes] = []
+    annotations = read_section(plain_map, sections, MESSAGE_ANNOTATIONS, {}, unreadable)
+    properties = _properties(sections, annotations, unreadable)
     exchange = _short(annotations.get("x-exchange")) or ""
     body = parts[0] if len(parts) == 1 else b"".join(parts)
     return StreamEntry(body, properties, exchange, _short(annotations.get("x-routing-key")))
@@ -165,21 +170,27 @@ def _decode(data: bytes) -> StreamEntry:
 
 # A publisher can write any value. A message with a priority of -1, or with a name of 256 bytes, could not be published
 # again over AMQP 0-9-1, and would stop whoever tries. So the message is received without it.
-def _properties(data: bytes, sections: Mapping[int, int], annotations: Mapping[str, Any]) -> dict[str, Any]:
+def _properties(
+    sections: Mapping[int, bytes], annotations: Mapping[str, Any], unreadable: list[bytes]
+) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    if PROPERTIES in sections:
-        for name, value in zip(_FIELDS, plain_list(data, sections[PROPERTIES]), strict=False):
-            if name and value is not None and (known := _property(name, value)) is not None:
-                found[name] = known
+    fields = read_section(plain_list, sections, PROPERTIES, [], unreadable)
+    for name, value in zip(_FIELDS, fields, strict=False):
+        if name and value is not None and (known := _property(name, value)) is not None:
+            found[name] = known
     for name, where in _IN_ANNOTATIONS.items():
-        value = annotations.get(where)
+        if (value := annotations.get(where)) is None:
+            continue
         if _is_milliseconds(value) if name == "expiration" else _is_byte(value):
             found[name] = value
-    headers = plain_map(data, sections[APPLICATION_PROPERTIES]) if APPLICATION_PROPERTIES in sections else {}
+    headers = read_section(plain_map, sections, APPLICATION_PROPERTIES, {}, unreadable)
     for name, where in _IN_HEADERS.items():
         if (known := _short(headers.pop(where, None))) is not None:
             found[name] = known
-    if headers := {name: value for name, value in headers.items() if _short(name) is not None}:
+    headers = {name: value for name, value in headers.items() if _short(name) is not None}
+    if unreadable:
+        headers[UNREADABLE] = b"".join(unreadable)
+    if headers:
         found["headers"] = headers
     return found
 

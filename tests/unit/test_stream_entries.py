@@ -62,7 +62,7 @@ def test_a_stream_entry_that_is_not_amqp_1_0_is_received_as_the_body(data: bytes
     """
     entry = entries.decode(data)
     if entry.body != data:  # by chance, sections
-        assert data[:2] == b"\x00\x53"
+        assert data[:1] == b"\x00"
 
 
 @pytest.mark.parametrize(
@@ -102,6 +102,46 @@ def test_a_stream_message_keeps_its_body_whatever_its_publisher_writes_before_it
     )  # fmt: skip
     assert (entry.body, entry.properties["message_id"]) == (b"x", "id")
     assert entry.properties["headers"] == {"deep": deep, "a": "b"}
+
+
+#: Sections that mqtool cannot decode, and values that it can.
+UNUSUAL = st.sampled_from([
+    b"\x53\x05", compound(0xC1, [NULL]), compound(0xC1, [NULL] * 40_000), compound(0xC0, [NULL] * 40_000),
+    compound(0xC1, [variable(0xA1, b"a"), b"\x73\x00\x00\xd8\x00"]), b"\x40", b"\x45",
+]) | st.binary(max_size=9).map(lambda raw: variable(0xA0, raw))  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.sampled_from([0x70, 0x71, 0x73, 0x74]), UNUSUAL), max_size=4), st.binary())
+@example([(0x74, compound(0xC1, [NULL] * 40_000))], b"body")
+def test_a_section_of_a_stream_message_that_cannot_be_decoded_changes_only_what_it_contains(
+    sections: list[tuple[int, bytes]], body: bytes
+) -> None:
+    """If a section of a stream message cannot be decoded, such as one with 20,000 headers, the message is received with
+    its body, exchange and routing key, whichever type the descriptors of its sections have.
+    """
+    names = (b"x-exchange", b"x", b"x-routing-key", b"k")
+    routed = (MESSAGE_ANNOTATIONS, compound(0xC1, [variable(0xA3, name) for name in names]))
+    parts = [*sections, routed]
+    for code in (lambda kind: b"\x53" + bytes((kind,)), lambda kind: b"\x80" + struct.pack(">Q", kind)):
+        stored = b"".join(b"\0" + code(kind) + value for kind, value in parts)
+        for descriptor in (code(DATA), variable(0xA3, b"amqp:data:binary")):
+            data = b"\0" + descriptor + variable(0xA0, body)
+            entry = entries.decode(stored + data)
+            assert (entry.body, entry.exchange, entry.routing_key) == (body, "x", "k")
+            assert entries.decode(data) == entries.StreamEntry(body, {})
+
+
+@pytest.mark.parametrize("raw", [b"\x53\x05", compound(0xC1, [NULL])], ids=["number", "odd"])
+def test_a_section_of_a_stream_message_that_cannot_be_decoded_becomes_a_header(raw: bytes) -> None:
+    """If the annotations, properties or headers of a stream message cannot be decoded at all, the header
+    mqtool-unreadable contains their bytes, and the rest of the message is received.
+    """
+    rest = section(entries.PROPERTIES, compound(0xC0, [variable(0xA1, b"id")])) + section(DATA, b"\xa0\x01x")
+    for kind in (MESSAGE_ANNOTATIONS, entries.APPLICATION_PROPERTIES):
+        found = {"message_id": "id", "headers": {"mqtool-unreadable": raw}}
+        assert entries.decode(section(kind, raw) + rest) == entries.StreamEntry(b"x", found)
+    entry = entries.decode(section(entries.PROPERTIES, raw) + rest)
+    assert entry == entries.StreamEntry(b"x", {"headers": {"mqtool-unreadable": raw}})
 
 
 @pytest.mark.parametrize("time", [b"\x83" + struct.pack(">q", -1000), b"\x53\x05", b"\xa1\x01x"])
