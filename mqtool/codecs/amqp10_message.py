@@ -12,13 +12,13 @@ from typing import Any, NamedTuple, TypeVar
 
 from mqtool.codecs.amqp10_spans import end_of, find
 from mqtool.codecs.amqp10_values import (
-    MOST_VALUES,
     Any10,
     Array,
     Char,
     Described,
     Map,
     Milliseconds,
+    Room,
     Symbol,
     ULong,
     decode,
@@ -27,7 +27,7 @@ from mqtool.codecs.amqp10_values import (
     variable,
 )
 from mqtool.codecs.field_tables import UInt8, UInt32
-from mqtool.message import END_OF_TIME
+from mqtool.message import END_OF_TIME, MAX_DEPTH
 
 HEADER, DELIVERY_ANNOTATIONS, MESSAGE_ANNOTATIONS, PROPERTIES, APPLICATION_PROPERTIES = range(0x70, 0x75)
 DATA, SEQUENCE, VALUE, FOOTER = range(0x75, 0x79)
@@ -170,7 +170,7 @@ def _skip(data: bytes, position: int) -> int:
     elif code == 0xB0:
         end = position + 5 + int.from_bytes(data[position + 1 : position + 5])
     else:
-        end = decode(data, position, most=math.inf)[1]
+        end = decode(data, position, room=Room(math.inf))[1]
     if end > len(data):
         raise ValueError("body cut short")
     return end
@@ -202,7 +202,7 @@ def sections(body: bytes) -> list[Described]:
     found, position = [], 0
     while position < len(body):
         code, position = section_at(body, position)
-        value, position = decode(body, position, most=math.inf)
+        value, position = decode(body, position, room=Room(math.inf))
         found.append(Described(code, value))
     return found
 
@@ -251,7 +251,7 @@ def read_section(
 def plain_map(data: bytes) -> dict[str, Any]:
     """Decode a map as plain() does. If a key occurs several times, its first value counts.
 
-    If a value cannot be decoded, this value and those that contain others are returned as their encoded bytes.
+    A value that cannot be decoded is returned as its encoded bytes.
 
     Raises:
         ValueError, IndexError: the map is malformed or has too many items; or it is not a map.
@@ -278,19 +278,19 @@ def plain_list(data: bytes) -> list[Any]:
 
 
 def _one_by_one(data: bytes, kind: int) -> list[Any]:
-    """Decode the values in a list (0xc0) or map (0xc1), except for those that contain others or are malformed."""
+    """Decode the values in a list (0xc0) or map (0xc1), except for those that cannot be decoded."""
     code, start, end = find(data, 0)
     if code & 0xEF != kind:
         raise ValueError("neither a list nor a map")
     width = 4 if code & 0x10 else 1
     count, start = int.from_bytes(data[start : start + width]), start + width
-    if count > MOST_VALUES:
-        raise ValueError("too many values")
+    room = Room()
+    room.take(count)
     values: list[Any] = []
     for _ in range(count):
         after = end_of(data, start)
         try:
-            values.append(plain(decode(data, start, depth=0)[0]))
+            values.append(plain(decode(data, start, MAX_DEPTH - 1, room)[0]))
         except ValueError:
             values.append(data[start:after])
         start = after

@@ -112,12 +112,26 @@ MOST_VALUES = 32_768
 _MOST_EMPTY = 16
 
 
-def decode(data: bytes, offset: int = 0, depth: int = MAX_DEPTH, most: float = MOST_VALUES) -> tuple[Any10, int]:
+class Room:
+    """How many values the lists, maps and arrays in one or more encoded values may have together."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, left: float = MOST_VALUES) -> None:
+        self.left = left
+
+    def take(self, count: int) -> None:
+        if count > self.left:
+            raise ValueError("too many values")
+        self.left -= count
+
+
+def decode(data: bytes, offset: int = 0, depth: int = MAX_DEPTH, room: Room | None = None) -> tuple[Any10, int]:
     """Decode the value at an offset.
 
     Args:
         depth: how many levels deep the value may be nested.
-        most: how many values the lists, maps and arrays in it may have together.
+        room: for how many values there is room; by default, for MOST_VALUES.
 
     Returns:
         The value, and the offset after it.
@@ -126,26 +140,12 @@ def decode(data: bytes, offset: int = 0, depth: int = MAX_DEPTH, most: float = M
         ValueError: the value is cut short, malformed, nested too deeply, or has too many values.
     """
     try:
-        return _decode(data, offset, depth, _Room(most))
+        return _decode(data, offset, depth, room or Room())
     except (IndexError, OverflowError, struct.error) as error:
         raise ValueError("value cut short") from error
 
 
-class _Room:
-    """How many more values a value may contain."""
-
-    __slots__ = ("left",)
-
-    def __init__(self, left: float) -> None:
-        self.left = left
-
-    def take(self, count: int) -> None:
-        self.left -= count
-        if self.left < 0:
-            raise ValueError("too many values")
-
-
-def _decode(data: bytes, offset: int, depth: int, room: _Room) -> tuple[Any10, int]:
+def _decode(data: bytes, offset: int, depth: int, room: Room) -> tuple[Any10, int]:
     code = data[offset]
     if code:
         return _decode_as(code, data, offset + 1, depth, room)
@@ -156,7 +156,7 @@ def _decode(data: bytes, offset: int, depth: int, room: _Room) -> tuple[Any10, i
     return Described(descriptor, value), offset
 
 
-def _decode_as(code: int, data: bytes, start: int, depth: int, room: _Room) -> tuple[Any10, int]:
+def _decode_as(code: int, data: bytes, start: int, depth: int, room: Room) -> tuple[Any10, int]:
     """Decode a value after its constructor."""
     if code in _CONSTANTS:
         return _CONSTANTS[code], start
@@ -188,7 +188,7 @@ def _decode_as(code: int, data: bytes, start: int, depth: int, room: _Room) -> t
     return _map(items) if kind_code == 0xC1 else items, end
 
 
-def _items(data: bytes, start: int, end: int, count: int, depth: int, room: _Room) -> list[Any10]:
+def _items(data: bytes, start: int, end: int, count: int, depth: int, room: Room) -> list[Any10]:
     values: list[Any10] = []
     while start < end and len(values) <= count:
         value, start = _decode(data, start, depth, room)
@@ -211,7 +211,7 @@ def _map(items: list[Any10]) -> Map:
     return found
 
 
-def _array(data: bytes, start: int, end: int, count: int, depth: int, room: _Room) -> Array:
+def _array(data: bytes, start: int, end: int, count: int, depth: int, room: Room) -> Array:
     values = Array()
     if not count and start >= end:
         return values

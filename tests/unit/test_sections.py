@@ -444,8 +444,8 @@ def test_no_value_that_a_publisher_writes_changes_the_body_or_hides_where_a_mess
 
 def test_a_value_that_cannot_be_decoded_becomes_a_header_with_its_bytes() -> None:
     """If an annotation or application property of an AMQP 1.0 message cannot be decoded, the header contains its bytes.
-    So do headers that are lists or maps in the same section. If a section cannot be decoded at all, the header
-    mqtool-unreadable contains its bytes.
+    The other values in the section are decoded. If a section cannot be decoded at all, the header mqtool-unreadable
+    contains its bytes.
     """
     values = compound(0xC1, [encode_value("n"), encode_value(1), encode_value("deep"), DEEP])
     found = decode(section(APPLICATION_PROPERTIES, values) + data_section(b"body"), "q", 1, 1)
@@ -453,6 +453,17 @@ def test_a_value_that_cannot_be_decoded_becomes_a_header_with_its_bytes() -> Non
     many = compound(0xC1, [NULL] * (MOST_VALUES + 2))
     found = decode(section(APPLICATION_PROPERTIES, many) + data_section(b"body"), "q", 1, 1)
     assert (found.body, found.headers) == (b"body", {"mqtool-unreadable": many})
+
+
+@pytest.mark.parametrize("odd", [DEEP, b"\x73\x00\x00\xd8\x00", encode_value([None] * 33_000)])
+def test_an_annotation_that_cannot_be_decoded_does_not_hide_the_deaths_of_a_message(odd: bytes) -> None:
+    """If a publisher writes an annotation that cannot be decoded, such as half of a surrogate pair, the delivery still
+    has the broker's x-death and CC.
+    """
+    pairs = {"x-own": odd, "x-opt-deaths": encode_value([{Symbol("queue"): "q"}]), "x-cc": encode_value(["copy"])}
+    raw = compound(0xC1, [part for name, value in pairs.items() for part in (encode_value(Symbol(name)), value)])
+    found = decode(section(MESSAGE_ANNOTATIONS, raw) + data_section(b"body"), "q", 1, 1)
+    assert found.headers == {"x-own": odd, "x-death": [{"queue": "q"}], "CC": ["copy"]}
 
 
 @pytest.mark.parametrize("raw", [encode_value(5), compound(0xC1, [NULL] * (MOST_VALUES + 2))], ids=["number", "many"])
