@@ -284,11 +284,11 @@ def _one_by_one(data: bytes, kind: int) -> list[Any]:
         raise ValueError("neither a list nor a map")
     width = 4 if code & 0x10 else 1
     count, start = int.from_bytes(data[start : start + width]), start + width
-    room = Room()
+    room, for_descriptors = Room(), Room()
     room.take(count)
     values: list[Any] = []
     for _ in range(count):
-        after = end_of(data, start)
+        after = end_of(data, start, for_descriptors)
         try:
             values.append(plain(decode(data, start, MAX_DEPTH - 1, room)[0]))
         except ValueError:

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from mqtool.codecs.amqp10_values import Room
+
 _WIDTHS = {0x4: 0, 0x5: 1, 0x6: 2, 0x7: 4, 0x8: 8, 0x9: 16}
 _PREFIXES = {0xA: 1, 0xB: 4, 0xC: 1, 0xD: 4, 0xE: 1, 0xF: 4}
 
@@ -35,12 +37,13 @@ def find(data: bytes, offset: int) -> Span:
     return Span(code, start, start + width)
 
 
-def end_of(data: bytes, offset: int) -> int:
-    """Find the end of the value at an offset, which may have a descriptor. Raises the errors of find()."""
+def end_of(data: bytes, offset: int, room: Room) -> int:
+    """Find the end of the value at an offset. Its descriptors, if any, need room. Raises the errors of find()."""
     values = 1
     while values:
         if data[offset]:
             offset, values = find(data, offset).end, values - 1
         else:
+            room.take(1)
             offset, values = offset + 1, values + 1
     return offset
