@@ -297,11 +297,14 @@ def _annotations(raw: bytes) -> dict[str, Any]:
     if (known := _annotations_cache.get(raw)) is not None:
         return known
     pairs = plain_map(raw)
-    decoded: dict[str, Any] = {}
-    for name, where in (("exchange", _EXCHANGE), ("key", _KEY), ("type", _TYPE)):
-        value = pairs.pop(where, None)  # a publisher can write a value of any type
-        decoded[name] = value if isinstance(value, str) else None
-    decoded["exchange"] = decoded["exchange"] or ""
+    # A publisher can write a value of any type. It must not prove anything: see _UNKNOWN.
+    are_texts = all(isinstance(pairs.get(where, ""), str) for where in (_EXCHANGE, _KEY))
+    exchange, key, kind = (pairs.pop(where, None) for where in (_EXCHANGE, _KEY, _TYPE))
+    decoded: dict[str, Any] = {
+        "exchange": exchange if isinstance(exchange, str) else "",
+        "key": key if are_texts else "",
+        "type": kind if isinstance(kind, str) else None,
+    }
     if isinstance(deaths := pairs.pop(_DEATHS, None), list):
         pairs["x-death"] = [_death(each) for each in deaths if isinstance(each, dict)]
     elif isinstance(deaths, bytes):  # left encoded

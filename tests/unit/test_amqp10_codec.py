@@ -151,12 +151,12 @@ def test_a_client_gets_the_body_of_a_message_whose_other_sections_it_cannot_deco
 @pytest.mark.parametrize("value", [RawDecimal(4), [True], {"a": 1}, b"\xff", 1.5], ids=repr)
 def test_a_client_ignores_a_type_and_a_routing_key_that_are_not_text(value):
     """If the AMQP 1.0 message annotations x-basic-type and x-routing-key are not text, mqtool ignores them: the
-    delivery has no type, and its routing key is the name of the queue.
+    delivery has no type, and its routing key is empty.
     """
     annotations = {Symbol("x-basic-type"): value, Symbol("x-routing-key"): value}
     sent = Amqp10Message(message_annotations=annotations, body=data_section(b"x")).encode()
     delivery = sections.decode(sent, "q", 1, 1)
-    assert (delivery.body, delivery.routing_key, delivery.properties) == (b"x", "q", {})
+    assert (delivery.body, delivery.routing_key, delivery.properties) == (b"x", "", {})
 
 
 def test_an_amqp_1_0_message_is_decoded_as_it_was_encoded():
