@@ -23,6 +23,7 @@ from mqtool.codecs.amqp10_values import (
     ULong,
     decode,
     encode,
+    first_values,
     section,
     variable,
 )
@@ -260,7 +261,7 @@ def plain_map(data: bytes) -> dict[str, Any]:
         value = decode(data)[0]
     except ValueError:
         parts = _one_by_one(data, 0xC1)
-        return {str(key): each for key, each in zip(parts[-2::-2], parts[::-2], strict=True)}
+        return first_values((str(key), each) for key, each in zip(parts[::2], parts[1::2], strict=True))
     if not isinstance(value, dict):
         raise ValueError("not a map")
     return _plain_items(value)
@@ -300,7 +301,10 @@ def _one_by_one(data: bytes, kind: int) -> list[Any]:
 
 
 def _plain_items(value: Map) -> dict[str, Any]:
-    return {str(key): plain(each) for key, each in value.items()}
+    found = {str(key): plain(each) for key, each in value.items()}
+    if len(found) < len(value):  # such as 1 and "1"
+        return first_values((str(key), plain(each)) for key, each in value.items())
+    return found
 
 
 def _plain_time(value: Milliseconds) -> datetime | None:

@@ -7,7 +7,7 @@ Python's own types are encoded as well: `int` as `long`, `float` as `double`, `s
 
 import struct
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
@@ -207,7 +207,15 @@ def _map(items: list[Any10]) -> Map:
             raise ValueError("a key of a map is neither text, binary nor an integer")
     found = dict(zip(keys, items[1::2], strict=True))
     if len(found) < len(keys):  # RabbitMQ reads and replaces the first of several, and delivers the others
-        return dict(zip(keys[::-1], items[-1::-2], strict=True))
+        return first_values(zip(keys, items[1::2], strict=True))
+    return found
+
+
+def first_values(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Return a dictionary of pairs. If a key occurs several times, its first value counts."""
+    found: dict[Any, Any] = {}
+    for key, value in pairs:
+        found.setdefault(key, value)
     return found
 
 

@@ -479,6 +479,34 @@ def test_an_exchange_and_a_routing_key_that_cannot_be_read_are_empty(raw: bytes)
     assert origin_of(found) == Origin("", "")
 
 
+@pytest.mark.parametrize("odd", [NULL, encode_value(5), encode_value([]), DEEP], ids=["null", "number", "list", "deep"])
+def test_an_exchange_or_a_routing_key_that_is_not_text_proves_nothing(odd: bytes) -> None:
+    """If the annotation x-exchange or x-routing-key of an AMQP 1.0 message is not text, it does not make the delivery
+    one of a message that mqtool has published to the queue, whose headers count as true.
+    """
+    forged = {"mqtool-exchange": "forged", "mqtool-routing-key": "forged"}
+    rest = Amqp10Message(application_properties=forged, body=data_section(b"body")).encode()
+    for exchange, key in product((b"", odd, encode_value("x")), (odd, encode_value("q"))):
+        if odd not in (exchange, key):
+            continue
+        pairs = [("x-exchange", exchange), ("x-routing-key", key)]
+        parts = [part for name, raw in pairs if raw for part in (encode_value(Symbol(name)), raw)]
+        found = decode(section(MESSAGE_ANNOTATIONS, compound(0xC1, parts)) + rest, "q", 1, 1)
+        expected = "x" if exchange == encode_value("x") else ""
+        assert (found.exchange, found.routing_key, origin_of(found)) == (expected, "", Origin(expected, ""))
+
+
+@pytest.mark.parametrize("odd", [[], [encode_value("odd"), DEEP]], ids=["good", "odd"])
+def test_of_two_headers_with_the_same_name_the_first_counts(odd: list[bytes]) -> None:
+    """If an AMQP 1.0 message has the header 1 as a number and as text, the delivery has the value of the first one,
+    whether or not another header can be decoded.
+    """
+    for keys in ((1, "1", 1), ("1", 1, "1"), (1, "1"), ("1", 1)):
+        parts = [encode_value(each) for place, key in enumerate(keys) for each in (key, place)]
+        raw = section(APPLICATION_PROPERTIES, compound(0xC1, [*parts, *odd]))
+        assert decode(raw + data_section(b"body"), "q", 1, 1).headers["1"] == 0
+
+
 def test_the_brokers_annotations_count_not_those_that_a_publisher_has_added() -> None:
     """If a publisher has written the annotations x-exchange and x-routing-key several times, or in further sections,
     the delivery has the exchange and the routing key that the broker wrote: the first ones.
