@@ -370,16 +370,17 @@ class WaitQueue(NamedTuple):
         return Message(delivery.body, key, exchange, properties, properties.pop("message_id", None))
 
 
-def wait_queue_of(view: Mapping[str, Any], is_bound: Callable[[str, str], bool]) -> WaitQueue | None:
+def wait_queue_of(view: Mapping[str, Any], onward: Callable[[str], AbstractSet[str]]) -> WaitQueue | None:
     """Convert the management API's description of a queue to a WaitQueue; return None if it is not one.
 
     Anyone who may declare a queue can claim in its arguments that its messages are for any other queue or exchange. The
     name proves it: mqtool makes it from the name of the target, so the same users may declare both. With the prefix of
-    name_for(), it does not begin with the target's name. Then the proof is that the broker itself dead-letters to the
-    target, or routes there from the exchange NAME.due: it has checked that whoever set this up may write to the target.
+    name_for(), it does not begin with the target's name. Then the proof is that the broker itself brings messages from
+    this queue to the target, on mqtool's way: for each step, it has checked that whoever set it up may write there.
 
     Args:
-        is_bound: returns True if an exchange, named first, is bound to another one.
+        onward: returns the exchanges to which the broker brings messages from an exchange: those that it is bound to,
+            and the dead-letter exchanges of the queues that are bound to it.
     """
     name, arguments = view["name"], view.get("arguments") or {}
     if RELAY in arguments:
@@ -406,7 +407,10 @@ def wait_queue_of(view: Mapping[str, Any], is_bound: Callable[[str, str], bool])
     if not target.startswith("mqtool.amq."):
         return WaitQueue(name, target, None, wait / 1000, kind)
     claimed = Claimed(target.removeprefix("mqtool."))
-    exchange = claimed.proven(lambda to: to == dead_letters_to or is_bound(f"{target}.due", to))
+    due, router = f"{target}.due", f"{target}.exchange.delay"
+    # Whoever may use these names may have declared the router, so it counts only if queues lead from it to the target.
+    then = onward(dead_letters_to) if dead_letters_to in (router, f"{router}.classic") else {dead_letters_to}
+    exchange = claimed.proven(lambda to: to in then or (due in then and to in onward(due)))
     return WaitQueue(name, exchange, None, wait / 1000, kind, claimed)
 
 

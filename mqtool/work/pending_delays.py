@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import cache
 from typing import NamedTuple
 
 from mqtool import management
@@ -49,8 +50,21 @@ class WaitingMessages:
 
     def queues(self) -> Iterator[tuple[WaitQueue, int]]:
         """Yield the wait queues that have messages, each with its number of messages."""
-        for view in management.queues(self._api, self._vhost, ("name", "arguments", "exclusive", "type")):
-            queue = wait_queue_of(view, self._is_bound)
+        views = [*management.queues(self._api, self._vhost, ("name", "arguments", "exclusive", "type"))]
+        dead_letters_to = {view["name"]: (view.get("arguments") or {}).get("x-dead-letter-exchange") for view in views}
+
+        @cache
+        def onward(exchange: str) -> set[str]:
+            columns = ("destination", "destination_type")
+            try:
+                bound = [*management.bindings_from(self._api, self._vhost, exchange, columns)]
+            except NotFound:
+                return set()
+            to = [(each["destination"], each["destination_type"] == "exchange") for each in bound]
+            return {name if is_exchange else dead_letters_to.get(name, "") for name, is_exchange in to}
+
+        for view in views:
+            queue = wait_queue_of(view, onward)
             # In a stream, which no wait queue is, anyone may have written the exchange and key of a message.
             if queue is None or view.get("type") == "stream":
                 continue
@@ -62,14 +76,6 @@ class WaitingMessages:
                 count = self._channel.depth_of(queue.name)
             if count:
                 yield queue, count
-
-    def _is_bound(self, source: str, exchange: str) -> bool:
-        columns = ("destination", "destination_type")
-        try:
-            bound = [*management.bindings_from(self._api, self._vhost, source, columns)]
-        except NotFound:
-            return False
-        return any(each["destination_type"] == "exchange" and each["destination"] == exchange for each in bound)
 
     @contextmanager
     def _skipping(self, queue: WaitQueue) -> Iterator[None]:

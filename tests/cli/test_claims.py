@@ -431,6 +431,41 @@ def test_delayed_now_delivers_nothing_to_an_amq_name_that_only_the_name_of_a_wai
     assert (cancelled.code, "3 cancelled" in cancelled.stderr) == (0, True), cancelled.stderr
 
 
+def test_delayed_now_delivers_nothing_to_amq_topic_from_a_wait_queue_that_does_not_lead_there(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """Once mqtool has delayed a message for amq.topic, its exchange `mqtool.amq.topic.due` is bound to amq.topic. A
+    user who may not write to these two can still declare a wait queue with a matching name: without a dead-letter
+    exchange, with one of the user's own, or with one named like the exchange in front of second wait queues. `delayed
+    now` delivers no messages from such queues, and exits with 3; the genuine message is delivered.
+    """
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    declare(broker, "orders", x_queue_type="quorum")
+    broker.api("POST", f"bindings/{broker.vhost}/e/amq.topic/q/orders", {"routing_key": "#"})
+    sent = ("mqtool", "send", "-e", "amq.topic", "-r", "a.b", "--via", "ttl", "--delay", "1h", "genuine")
+    assert shell.run(*sent).code == 0
+    router = "mqtool.amq.topic.exchange.delay"
+    for exchange in (router, "mqtool.x"):
+        broker.api("PUT", f"exchanges/{broker.vhost}/{exchange}", {"type": "fanout", "durable": True})
+    hers: dict[str, dict[str, str]] = {
+        f"{router}.7h": {},
+        f"{router}.6h": {"x_dead_letter_exchange": "mqtool.x"},
+        f"{router}.5h.more": {"x_dead_letter_exchange": router},
+    }
+    for queue, dead in hers.items():
+        declare(broker, queue, x_message_ttl=7 * 3_600_000, x_expires=7 * 3_600_000 + GRACE, **dead)
+        publish(broker, "", queue)
+    broker.api("POST", f"bindings/{broker.vhost}/e/{router}/q/{router}.6h", {})
+
+    result = shell.run("mqtool", "delayed", "now", "--where", "size >= 0")
+
+    assert (result.code, "1 delivered" in result.stderr) == (3, True), result.stderr
+    for queue in hers:
+        assert f"stays in '{queue}', which says that its messages are for 'amq.topic'" in result.stderr
+    assert shell.run("mqtool", "receive", "-q", "orders", "-c", "1", "--raw").stdout == "genuine\n"
+    assert depth(broker, "orders") == 0
+
+
 def test_headers_cannot_change_the_exchange_and_routing_key_that_worker_passes_to_its_program(
     shell: Shell, broker: TestBroker
 ) -> None:

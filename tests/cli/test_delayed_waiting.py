@@ -115,15 +115,17 @@ def test_delayed_now_delivers_a_message_before_it_is_due(waiting: Waiting) -> No
     assert waiting.shell.run("mqtool", "receive", "-q", "jobs", "-c", "1", "--raw").stdout == "body of m-2\n"
 
 
-def test_delayed_now_delivers_to_names_that_begin_with_amq(shell: Shell, broker: TestBroker) -> None:
-    """`delayed now` delivers delayed messages to the exchange amq.topic, and to a queue with a name that the broker has
-    generated. A message for such a queue with a delay that is divided into two waits stays in its first wait queue,
-    because nothing proves where the second leads; the command says so, and exits with 3.
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_delayed_now_delivers_to_names_that_begin_with_amq(shell: Shell, broker: TestBroker, kind: str) -> None:
+    """`delayed now` delivers delayed messages to the exchange amq.topic, whether a classic or a quorum queue is bound
+    to it, and to a queue with a name that the broker has generated. A message for such a queue with a delay that is
+    divided into two waits stays in its first wait queue, because nothing proves where the second leads; the command
+    says so, and exits with 3.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     with Connection(parse_addresses(broker.url)) as connection:
         generated = connection.channel().declare(Queue(durable=True)).name
-    shell.run("mqtool", "queue", "declare", "jobs")
+    shell.run("mqtool", "queue", "declare", "jobs", "--queue-type", kind)
     shell.run("mqtool", "exchange", "bind", "amq.topic", "jobs", "#")
     for to in (("-e", "amq.topic", "-r", "a.b"), ("-r", generated)):
         for delay in ("1h", "2h1m"):

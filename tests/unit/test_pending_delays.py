@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from mqtool import management
 from mqtool.amqp import Channel, Connection, administration, parse_addresses
 from mqtool.delays.wait_queues import RELAY, WaitQueue, wait_queue
 from mqtool.errors import (
@@ -215,6 +216,27 @@ def test_only_the_chosen_messages_are_delivered(place: Place) -> None:
     assert place.has("jobs.delay.1h", "b", "d")
     assert place.bodies("jobs") == ["a", "c"]
     assert place.left == []
+
+
+def test_the_bindings_of_an_exchange_are_requested_once_and_only_for_names_that_begin_with_mqtool_amq(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many wait queues there are for `amq.topic`, one request for the bindings of `mqtool.amq.topic.due` shows
+    where all of them lead. Wait queues whose names prove their destinations need no such request.
+    """
+    requested = []
+    bindings_from = management.bindings_from
+    monkeypatch.setattr(management, "bindings_from", lambda *given: requested.append(given[2]) or bindings_from(*given))
+    place.declare("jobs.delay.1h", "a")
+    due = Exchange("mqtool.amq.topic.due", "fanout")
+    place.channel.declare(due)
+    place.channel.bind(Exchange("amq.topic", "topic"), due)
+    for hours in (1, 2):
+        queue = wait_queue(f"mqtool.amq.topic.exchange.delay.{hours}h", hours * 3_600_000, due.name)
+        place.channel.declare(queue)
+        place.fill(queue.name, Message(b"x"))
+    assert sorted(queue.to for queue, _ in place.waiting().queues()) == ["amq.topic", "amq.topic", "jobs"]
+    assert requested == ["mqtool.amq.topic.due"]
 
 
 def test_a_message_whose_exchange_is_not_proven_is_not_delivered(place: Place) -> None:

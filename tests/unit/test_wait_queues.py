@@ -448,9 +448,9 @@ def view(name: str, ttl: object = 5000, expires: object = 5000 + _HOUR, **more: 
     return {"name": name, "arguments": {"x-message-ttl": ttl, "x-expires": expires, **arguments}}
 
 
-def none_bound(source: str, destination: str) -> bool:
-    """No exchange is bound to another one."""
-    return False
+def nowhere(exchange: str) -> set[str]:
+    """Nothing is bound to the exchange."""
+    return set()
 
 
 _LONG = "a" * 300
@@ -493,38 +493,50 @@ def test_the_destination_of_a_wait_queue_is_proven_by_its_name(queue: dict[str, 
     wait queue for another queue or an exchange only if its name is the one that mqtool makes from the name of this
     destination. The queue must also outlive its messages by an hour.
     """
-    assert wait_queue_of(queue, none_bound) == found
+    assert wait_queue_of(queue, nowhere) == found
     if found is not None:
         assert found.to == (found.exchange or found.routing_key)
 
 
+_WAIT, _DUE, _ROUTER = (f"mqtool.amq.topic.{suffix}" for suffix in ("exchange.delay.5s", "due", "exchange.delay"))
+_BOUND = {_DUE: {"amq.topic"}}
+
+
 @pytest.mark.parametrize(
-    ("queue", "bound", "to", "place"),
+    ("queue", "onward", "to", "place"),
     [
-        (view("mqtool.amq.topic.exchange.delay.5s"), ("", ""), "amq.topic", (None, None)),
+        (view(_WAIT), _BOUND, "amq.topic", (None, None)),
+        (view(_WAIT, to="x"), {**_BOUND, "x": {_DUE, "amq.topic"}}, "amq.topic", (None, None)),
+        (view(_WAIT, to=_DUE), _BOUND, "amq.topic", ("amq.topic", None)),
+        (view(_WAIT, to=_DUE), {_DUE: {"x"}}, "amq.topic", (None, None)),
+        (view(f"{_WAIT}.classic", to="amq.topic"), {}, "amq.topic", ("amq.topic", None)),
+        (view(f"{_WAIT}.more", to=_ROUTER), _BOUND | {_ROUTER: {_DUE}}, "amq.topic", ("amq.topic", None)),
+        (view(f"{_WAIT}.more", to=_ROUTER), _BOUND, "amq.topic", (None, None)),
+        (view(f"{_WAIT}.more", to=_ROUTER), _BOUND | {_ROUTER: {"x"}, "x": {_DUE}}, "amq.topic", (None, None)),
+        (view(f"{_WAIT}.more", to=_ROUTER), {_ROUTER: {_DUE}}, "amq.topic", (None, None)),
         (
-            view("mqtool.amq.topic.exchange.delay.5s", to="mqtool.amq.topic.due"),
-            ("mqtool.amq.topic.due", "amq.topic"), "amq.topic", ("amq.topic", None),
+            view(f"{_WAIT}.more.classic", to=f"{_ROUTER}.classic"),
+            {f"{_ROUTER}.classic": {"amq.topic"}}, "amq.topic", ("amq.topic", None),
         ),
-        (view("mqtool.amq.topic.exchange.delay.5s", to="amq.topic"), ("", ""), "amq.topic", ("amq.topic", None)),
-        (view("mqtool.amq.topic.exchange.delay.5s", to="amq.fanout"), ("", ""), "amq.topic", (None, None)),
-        (view("mqtool.amq.gen-1.delay.5s", to="", key="amq.gen-1"), ("", ""), "amq.gen-1", ("", "amq.gen-1")),
-        (view("mqtool.amq.gen-1.delay.5s", to="mqtool.x", key="amq.gen-1"), ("", ""), "amq.gen-1", (None, None)),
-        (view("mqtool.amq.gen-1.delay.5s", key="amq.gen-1"), ("", ""), "amq.gen-1", (None, None)),
+        (view("mqtool.amq.gen-1.delay.5s", to="", key="amq.gen-1"), {}, "amq.gen-1", ("", "amq.gen-1")),
+        (view("mqtool.amq.gen-1.delay.5s", to="mqtool.x", key="amq.gen-1"), {}, "amq.gen-1", (None, None)),
+        (view("mqtool.amq.gen-1.delay.5s", key="amq.gen-1"), {}, "amq.gen-1", (None, None)),
     ],
     ids=[
-        "exchange, no proof", "due exchange is bound", "dead-letter exchange", "another dead-letter exchange",
-        "default exchange", "another exchange for a queue", "queue, no proof",
+        "no dead-letter exchange", "another dead-letter exchange", "due exchange", "due exchange is not bound",
+        "classic", "router", "router without queues", "router with another queue", "router, due exchange is not bound",
+        "router, classic", "default exchange", "another exchange for a queue", "queue, no proof",
     ],
 )  # fmt: skip
 def test_the_destination_of_a_wait_queue_is_proven_by_the_broker_if_its_name_begins_with_amq(
-    queue: dict[str, Any], bound: tuple[str, str], to: str, place: tuple[str | None, str | None]
+    queue: dict[str, Any], onward: dict[str, set[str]], to: str, place: tuple[str | None, str | None]
 ) -> None:
     """The name of a wait queue for `amq.topic` begins with `mqtool.amq.topic`, which proves nothing: whoever may use it
-    may have no permission for `amq.topic`. mqtool therefore requires that the queue dead-letters directly to its
-    destination, or that `mqtool.amq.topic.due` is bound to the exchange. The broker checks the permission for both.
+    may have no permission for `amq.topic`. mqtool therefore requires that the queue itself dead-letters to its
+    destination: directly, or through mqtool's exchanges and second wait queues. The broker checks the permission to
+    write at each of these steps.
     """
-    found = wait_queue_of(queue, lambda *pair: pair == bound)
+    found = wait_queue_of(queue, lambda exchange: onward.get(exchange, set()))
     assert found is not None
     assert ((found.exchange, found.routing_key), found.to) == (place, to)
 
@@ -538,11 +550,11 @@ def test_the_exchange_of_a_relays_queue_is_proven_by_its_name(name: str, out: ob
     """The queue NAME.relay of `delayed relay` is for messages to the exchange NAME.relayed. If the queue's arguments
     name another exchange, mqtool shows this name, but does not publish to it.
     """
-    queue = wait_queue_of({"name": name, "arguments": {RELAY: out}}, none_bound)
+    queue = wait_queue_of({"name": name, "arguments": {RELAY: out}}, nowhere)
     assert queue is not None
     assert (queue.name, queue.exchange, queue.routing_key) == (name, exchange, None)
     assert (queue.seconds, queue.kind, queue.to) == (0.0, "relay", str(out))
-    assert wait_queue_of({"name": "tasks", "arguments": {RELAY: "tasks.relayed"}}, none_bound) is None
+    assert wait_queue_of({"name": "tasks", "arguments": {RELAY: "tasks.relayed"}}, nowhere) is None
 
 
 def waiting(headers: dict[str, Any], **properties: Any) -> Delivery:
