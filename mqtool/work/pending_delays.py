@@ -4,7 +4,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mqtool import management
 from mqtool.amqp import Channel
@@ -54,14 +54,14 @@ class WaitingMessages:
         dead_letters_to = {view["name"]: (view.get("arguments") or {}).get("x-dead-letter-exchange") for view in views}
 
         @cache
-        def onward(exchange: str) -> set[str]:
+        def onward(exchange: str) -> set[Any]:
             columns = ("destination", "destination_type")
             try:
                 bound = [*management.bindings_from(self._api, self._vhost, exchange, columns)]
             except NotFound:
                 return set()
             to = [(each["destination"], each["destination_type"] == "exchange") for each in bound]
-            return {name if is_exchange else dead_letters_to.get(name, "") for name, is_exchange in to}
+            return {name if is_exchange else dead_letters_to.get(name) for name, is_exchange in to}
 
         for view in views:
             queue = wait_queue_of(view, onward)
