@@ -185,7 +185,10 @@ class _Limits(NamedTuple):
         arguments: Mapping[str, Any] = view.get("arguments") or {}
         kind = view.get("type") or "classic"
         by_policy = [(strongest(each, view["name"], kind) or {}).get("definition") or {} for each in policies]
-        given = [{name.removeprefix("x-"): value for name, value in arguments.items()}, *by_policy]
+        own = {name.removeprefix("x-"): value for name, value in arguments.items()}
+        if kind == "stream":  # policies override its arguments, even lower ones
+            own = {name: value for name, value in own.items() if not any(name in each for each in by_policy)}
+        given = [own, *by_policy]
 
         def lowest(key: str, given: Sequence[Mapping[str, Any]] = given) -> int | None:
             values = [each[key] for each in given if isinstance(each.get(key), int)]

@@ -196,6 +196,21 @@ def test_policy_commands_ask_before_a_stream_may_lose_its_oldest_messages(admin:
 
 
 @pytest.mark.own_vhost("policies stay in it")
+def test_policy_clear_asks_before_a_lower_limit_of_a_streams_own_applies_again(admin: Shell) -> None:
+    """A policy overrides an argument of a stream, even a lower one. If `policy clear` would remove the policy, it says
+    that the stream may lose its oldest messages, and asks for confirmation.
+    """
+    own = ("--argument", "x-max-length-bytes=20000", "--argument", "x-stream-max-segment-size-bytes=5000")
+    assert admin.run("mqtool", "queue", "declare", "xown", "--queue-type", "stream", *own).code == 0
+    command = ("mqtool", "policy", "set", "high", "--pattern", "^xown$", "--definition")
+    assert admin.run(*command, '{"max-length-bytes": 100000000}').code == 0
+    refused = admin.run("mqtool", "policy", "clear", "high")
+    warning = "warning: queue 'xown' is a stream and may lose its oldest messages: max-length-bytes is 20,000\n"
+    assert (refused.code, refused.stderr.startswith(warning)) == (2, True), refused.stderr
+    assert admin.run("mqtool", "policy", "clear", "high", "--yes").code == 0
+
+
+@pytest.mark.own_vhost("policies stay in it")
 def test_policy_set_asks_if_another_policy_takes_the_place_of_one_with_a_new_pattern(
     admin: Shell, broker: TestBroker
 ) -> None:

@@ -198,6 +198,33 @@ def test_the_oldest_segments_of_a_full_stream_are_deleted(channel: BlockingChann
     assert len(numbers) > 10
 
 
+def test_a_policy_overrides_a_lower_limit_of_a_stream(
+    channel: BlockingChannel, take: Take, api: Api, vhost: str
+) -> None:
+    """A stream keeps all messages within a policy's max-length-bytes, even if its own x-max-length-bytes is lower. Once
+    the policy is deleted, the stream's own limit applies, and the broker deletes the oldest segments.
+    """
+    channel.queue_delete("s")
+    policy = {"pattern": "^s$", "definition": {"max-length-bytes": 10**8}}
+    assert api("PUT", f"policies/{vhost}/high", policy)[0] == 201
+    limits = {"x-max-length-bytes": 20_000, "x-stream-max-segment-size-bytes": 5_000}
+    channel.queue_declare("s", durable=True, arguments={**STREAM, **limits})
+    publish(channel, *["x" * 1_000] * 60)
+    reader = Reader(channel.connection, offset="first")
+    take.until(lambda: len(reader.got) == 60)
+
+    assert api("DELETE", f"policies/{vhost}/high")[0] == 204
+
+    def is_shorter() -> bool:
+        publish(channel, "x" * 1_000)
+        found = Reader(channel.connection, offset="first")
+        take.until(lambda: found.got)
+        found.channel.close()
+        return bool(found.offsets[0] > 0)
+
+    take.until(is_shorter)
+
+
 @pytest.mark.parametrize(
     ("what", "words"),
     [

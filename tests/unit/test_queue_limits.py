@@ -411,6 +411,7 @@ def test_no_loss_is_reported_for_a_queue_that_a_new_policy_does_not_affect(
         (policy(max_length_bytes=1000), {"x-max-length-bytes": 1000}, None),
         (policy(max_age="365D"), {"x-max-age": "1Y"}, None),
         (policy(max_age="1D"), {"x-max-age": "1h"}, None),
+        (policy(max_length_bytes=1000), {"x-max-length-bytes": 999}, None),
         (policy(stream_max_segment_size_bytes=1000), {}, None),
         (policy(max_age="1s", expires=1000), {}, None),
     ],
@@ -428,6 +429,29 @@ def test_a_new_or_lower_limit_may_make_a_stream_lose_its_oldest_messages(
         assert lost(new, stream, policies=[new]) == []
         api = api_with([policy("high", priority=1, initial_cluster_size=1), new], queues=[stream])
         assert losses_by_clearing(api, "v", "high", not_counted, operator=False) == expected
+
+
+@pytest.mark.parametrize(
+    ("high", "own", "why"),
+    [
+        (policy(max_length_bytes=1000), {"x-max-length-bytes": 999}, "max-length-bytes is 999"),
+        (policy(max_age="1D"), {"x-max-age": "1h"}, "max-age is 1h"),
+        (policy(max_length_bytes=1000), {"x-max-length-bytes": 1001}, None),
+        (policy(max_length_bytes=1000), {}, None),
+    ],
+)
+def test_a_stream_may_lose_messages_because_of_a_lower_argument_that_a_policy_has_overridden(
+    high: dict[str, Any], own: dict[str, Any], why: str | None
+) -> None:
+    """A policy overrides the limits of a stream's arguments, even lower ones. If the policy is cleared, or a stronger
+    one without the limit takes its place, mqtool says that the stream may lose messages because of its own limit.
+    """
+    expected = [Loss("q", None, f"is a stream and may lose its oldest messages: {why}")] if why else []
+    stream = queue(type="stream", arguments=own)
+    assert losses_by_clearing(api_with([high], queues=[stream]), "v", "p", not_counted, operator=False) == expected
+    assert lost(policy("strong", priority=1, initial_cluster_size=1), stream, policies=[high]) == expected
+    limited = [policy(max_length_bytes=1, max_age="1s")]
+    assert lost(policy("strong", priority=1, initial_cluster_size=1), stream, policies=[high], operator=limited) == []
 
 
 def test_losses_are_reported_only_for_a_policy_that_would_apply() -> None:

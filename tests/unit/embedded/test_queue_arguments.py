@@ -52,7 +52,6 @@ def test_an_interval_is_a_positive_integer_and_a_unit(text: str, milliseconds: i
         ("max-length-bytes", "max_length_bytes"),
         ("max-priority", "max_priority"),
         ("delivery-limit", "delivery_limit"),
-        ("stream-max-segment-size-bytes", "segment_bytes"),
         ("consumer-timeout", "consumer_timeout"),
     ],
 )
@@ -84,6 +83,7 @@ def test_a_text_of_an_argument_takes_precedence_over_a_policy(name: str, setting
 
 
 QUORUM: Table = {"x-queue-type": "quorum"}
+STREAM: Table = {"x-queue-type": "stream"}
 
 
 @pytest.mark.parametrize(
@@ -130,17 +130,21 @@ def test_a_policy_takes_precedence_over_the_expiry_of_a_quorum_queue_until_4_0(
 
 
 @pytest.mark.parametrize(
-    ("argument", "policy", "milliseconds"),
-    [("1h", None, DAY // 24), (None, "1h", DAY // 24), ("1D", "1h", DAY // 24), ("1h", "1D", DAY // 24),
-     (None, None, None), ("1h", "none", DAY // 24)],
-)  # fmt: skip
-def test_the_shorter_maximum_age_of_an_argument_and_a_policy_applies(
-    argument: str | None, policy: str | None, milliseconds: int | None
-) -> None:
-    """If an argument of a stream and a policy both set a maximum age, the shorter one applies. A maximum age that is
-    not a valid interval is ignored.
+    ("argument", "policy", "applies"), [(5, None, 5), (None, 5, 5), (5, 7, 7), (7, 5, 5), (0, 5, 5), (5, 0, 0)]
+)
+def test_a_policy_overrides_the_limits_of_a_stream(argument: int | None, policy: int | None, applies: int) -> None:
+    """If an argument of a stream and a policy both set its maximum length, maximum age or segment size, that of the
+    policy applies, even if it is higher.
     """
-    assert options({"x-max-age": argument}, {"max-age": policy}).max_age == milliseconds
+    for name, setting in (("max-length-bytes", "max_length_bytes"), ("stream-max-segment-size-bytes", "segment_bytes")):
+        found = options(STREAM if argument is None else {**STREAM, f"x-{name}": argument},
+                        {} if policy is None else {name: policy})  # fmt: skip
+        assert getattr(found, setting) == applies
+    assert options({**STREAM, "x-max-age": "1h"}, {"max-age": "1D"}).max_age == DAY
+    assert options({**STREAM, "x-max-age": "1D"}, {"max-age": "1h"}).max_age == DAY // 24
+    assert options({**STREAM, "x-max-age": "1D"}, {"max-length-bytes": 1}).max_age == DAY
+    assert options(STREAM, {"max-age": "1D"}).max_age == DAY
+    assert options(STREAM).max_age is None
 
 
 @pytest.mark.parametrize(("value", "is_set"), [(True, True), (False, False), ("true", False), (None, False)])

@@ -80,8 +80,10 @@ class Options:
         """Combine the arguments of a queue and the policies that apply, both of which must be valid.
 
         If both set a number, the smaller one is used. Otherwise arguments win, except for `delayed-retry-type`, and for
-        `overflow` and (in 3.10) `expires` of quorum queues.
+        `overflow` and (in 3.10) `expires` of quorum queues. Policies override any argument of a stream.
         """
+        if arguments.get("x-queue-type") == "stream":
+            arguments = {name: value for name, value in arguments.items() if name.removeprefix("x-") not in policy}
         is_quorum = arguments.get("x-queue-type") == "quorum"
         overflow = _overflow(arguments, policy, is_quorum=is_quorum)
 
@@ -93,7 +95,6 @@ class Options:
             value = arguments.get(f"x-{name}", policy.get(name))
             return value if isinstance(value, str) else None
 
-        ages = [interval(str(value)) for value in (arguments.get("x-max-age"), policy.get("max-age")) if value]
         return cls(
             # A policy can set any number, but the time at which a message expires must fit into 64 bits.
             message_ttl=None if (ttl := integer("message-ttl")) is None else min(ttl, MAX_EXPIRY),
@@ -108,7 +109,7 @@ class Options:
             max_priority=integer("max-priority"),
             single_active=arguments.get("x-single-active-consumer") is True,
             delivery_limit=_delivery_limit(arguments.get("x-delivery-limit"), policy.get("delivery-limit"), profile),
-            max_age=min((age for age in ages if age is not None), default=None),
+            max_age=interval(string("max-age") or ""),
             segment_bytes=integer("stream-max-segment-size-bytes"),
             # RabbitMQ falls back to at-most-once with any other overflow.
             at_least_once=string("dead-letter-strategy") == "at-least-once"
