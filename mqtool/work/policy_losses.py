@@ -74,8 +74,9 @@ def losses(api: Management, vhost: str, policies: Sequence[Json], count: Counts,
         return []
     steps = [now]
     for policy in policies:
-        then = [*(each for each in steps[-1][kind] if each["name"] != policy["name"]), policy]
-        steps.append({**now, kind: then})
+        # Of policies with the same priority, the first one listed applies. A policy that is changed keeps its place.
+        by_name = {each["name"]: each for each in steps[-1][kind]} | {policy["name"]: policy}
+        steps.append({**now, kind: [*by_name.values()]})
     return [*_of_queues(api, vhost, steps, count)]
 
 

@@ -571,6 +571,17 @@ def test_policies_that_are_imported_together_can_make_a_queue_drop_messages(
     assert [loss.messages for loss in found] == ([messages] if messages else [])
 
 
+def test_a_policy_that_is_changed_keeps_its_place_among_those_of_the_same_priority() -> None:
+    """If two policies of the same priority match a queue, RabbitMQ applies the first one that it lists, and still does
+    so after that policy has changed. `policy set` reports what the queue would lose by the policy that applies.
+    """
+    a, b = policy("a", max_length=20), policy("b", max_length=5)
+    assert lost(policy("a", max_length=30), queue(), policies=[a, b]) == []
+    assert lost(policy("a", max_length=4), queue(), policies=[a, b])[0].messages == 6
+    assert lost(policy("b", max_length=4), queue(), policies=[a, b]) == []
+    assert lost(policy("c", max_length=4), queue(), policies=[a, b]) == []
+
+
 @pytest.mark.parametrize(
     ("cleared", "there", "weaker", "loss"),
     [
