@@ -8,9 +8,8 @@ https://www.rabbitmq.com/docs/streams#retention
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from mqtool import management
 from mqtool.amqp.administration import Depth
@@ -116,23 +115,24 @@ def losses_by_converting(
     if not after.drops and after.length is not None and there > after.length:
         why = f"rejects {there - after.length:,} of {counted(there)}: max-length is {after.length:,}"
         return [Loss(view["name"], there - after.length, why)]
-    return [] if before == after else [*_of_queue(view, Depth(there, 0), before, after)]
+    none = before._replace(length=None, size=None)  # all messages are published again, so all limits are new to them
+    return [] if before == after else [*_of_queue(view, Depth(there, 0), none, after)]
 
 
 def _of_queues(api: Management, vhost: str, steps: Sequence[Mapping[str, list[Json]]], count: Counts) -> Iterator[Loss]:
-    """Yield what queues would lose if the policies were changed step by step: of each queue, the most at any step."""
+    """Yield what queues would lose if the policies were changed step by step."""
     changes = [
-        (before, after, [each for kind in _KINDS for each in _changed(before[kind], after[kind])])
+        (after, [each for kind in _KINDS for each in _changed(before[kind], after[kind])])
         for before, after in pairwise(steps)
     ]
     for view in management.queues(api, vhost, _COLUMNS):
-        worst: dict[tuple[bool, bool], Loss] = {}
-        counted_once = cache(count)
-        for before, after, changed in changes:
-            if any(policy_matches(each, view["name"]) is not False for each in changed):
-                for loss in _at_step(view, before, after, counted_once):
-                    worst[loss[3:]] = max(worst.get(loss[3:], loss), loss, key=lambda each: each.messages or 0)
-        yield from worst.values()
+        limits = [
+            _Limits.of(view, after.values())
+            for after, changed in changes
+            if any(policy_matches(each, view["name"]) is not False for each in changed)
+        ]
+        if limits:
+            yield from _in_turn(view, [_Limits.of(view, steps[0].values()), *limits], count)
 
 
 def _changed(before: Sequence[Json], after: Sequence[Json]) -> Iterator[Json]:
@@ -141,21 +141,28 @@ def _changed(before: Sequence[Json], after: Sequence[Json]) -> Iterator[Json]:
     yield from (each for each in after if each not in before)
 
 
-def _at_step(
-    view: Json, now: Mapping[str, list[Json]], then: Mapping[str, list[Json]], count: Counts
-) -> Iterator[Loss]:
-    """Yield what a queue would lose if the policies were changed."""
-    before, after = _Limits.of(view, now.values()), _Limits.of(view, then.values())
+def _in_turn(view: Json, limits: Sequence["_Limits"], count: Counts) -> Iterator[Loss]:
+    """Yield what a queue would lose if these limits applied to it one after the other, the first of which it has now.
+
+    Messages are dropped at each step, of which the worst is reported. A queue expires, or a broker restarts, later.
+    """
+    first, last = limits[0], limits[-1]
     if view.get("type") == "stream":
-        yield from _of_stream(view["name"], before, after)
+        yield from _of_stream(view["name"], limits)
         return
-    first = ""
-    if before.drops and not after.drops and view.get("type") != "quorum":
-        after, first = after._replace(drops=True), " (RabbitMQ applies it before the new overflow setting)"
-    if before != after:
-        depth = count(view["name"])
-        yield from _of_queue(view, depth, before, after, first)
-        yield from _at_restart(view, depth, before, after)
+    if len({*limits}) == 1:
+        return
+    depth = count(view["name"])
+    worst: dict[bool, Loss] = {}
+    for before, after in pairwise(limits):
+        note = ""
+        if before.drops and not after.drops and view.get("type") != "quorum":
+            after, note = after._replace(drops=True), " (RabbitMQ applies it before the new overflow setting)"
+        before, after = before._replace(expires=first.expires), after._replace(expires=last.expires)
+        for loss in _of_queue(view, depth, before, after, note):
+            worst[loss.of_queue] = max(loss, worst.get(loss.of_queue, loss), key=lambda each: each.messages or 0)
+    yield from worst.values()
+    yield from _at_restart(view, depth, first, last)
 
 
 def _policies(api: Management, vhost: str, kind: str) -> list[Json]:
@@ -209,16 +216,24 @@ class _Limits(NamedTuple):
         )
 
 
-def _of_stream(name: str, before: _Limits, after: _Limits) -> Iterator[Loss]:
-    """Yield that a stream may lose messages because of a lower limit.
+def _is_lower(limit: int | None, before: int | None) -> TypeGuard[int]:
+    """True if a limit is new, or lower than before."""
+    return limit is not None and (before is None or limit < before)
+
+
+def _of_stream(name: str, limits: Sequence[_Limits]) -> Iterator[Loss]:
+    """Yield that a stream may lose messages because any of the later limits is lower than the first ones.
 
     A broker deletes whole segments of a stream. It reports neither their sizes nor, over AMQP, the number of messages.
     """
+    now, *later = limits
+    size = min((each.size for each in later if each.size is not None), default=None)
+    age = min((each.age for each in later if each.age is not None), default=None)
     lower = []
-    if after.size is not None and (before.size is None or after.size < before.size):
-        lower.append(f"max-length-bytes is {after.size:,}")
-    if after.age is not None and (before.age is None or after.age < before.age):
-        lower.append(f"max-age is {compact_duration(after.age)}")
+    if _is_lower(size, now.size):
+        lower.append(f"max-length-bytes is {size:,}")
+    if _is_lower(age, now.age):
+        lower.append(f"max-age is {compact_duration(age)}")
     if lower:
         yield Loss(name, None, f"is a stream and may lose its oldest messages: {', '.join(lower)}")
 
@@ -238,7 +253,7 @@ def _at_restart(view: Json, depth: Depth | None, before: _Limits, after: _Limits
     if size and after.size is not None:
         limits.append(("max-length-bytes", before.size, after.size, after.size * counted_before // size, "about "))
     for name, old, limit, kept, about in limits:
-        if limit is not None and (old is None or limit < old) and there > kept:
+        if _is_lower(limit, old) and there > kept:
             deed, lost = "dead-letters" if after.dead_letters else "drops", there - kept
             why = f"{deed} {about}{lost:,} of {counted(there)} when RabbitMQ restarts: {name} is {limit:,}"
             # In RabbitMQ 3.10, quorum queues do not get them.
@@ -253,9 +268,12 @@ def _of_queue(view: Json, depth: Depth | None, before: _Limits, after: _Limits, 
     ready, consumers = depth or (reported, view.get("consumers") or 0)
     if ready == 0 and reported:  # a quorum queue without a leader says that it is empty
         ready = reported
-    is_sooner = after.expires is not None and (before.expires is None or after.expires < before.expires)
+    is_sooner = _is_lower(after.expires, before.expires)
+    starts = after.drops and not before.drops
+    length = after.length if starts or _is_lower(after.length, before.length) else None
+    limit = after.size if starts or _is_lower(after.size, before.size) else None
     if ready is None:
-        if is_sooner or (after.drops and (after.length, after.size) != (None, None)):
+        if is_sooner or (after.drops and (length, limit) != (None, None)):
             yield Loss(name, None, "may lose messages; the broker does not report how many")
         return
     there = ready + (view.get("messages_unacknowledged") or 0)
@@ -265,15 +283,15 @@ def _of_queue(view: Json, depth: Depth | None, before: _Limits, after: _Limits, 
     if not after.drops:
         return
     verb = "dead-letter" if after.dead_letters else "drop"
-    beyond = 0 if after.length is None else max(0, ready - after.length)
+    beyond = 0 if length is None else max(0, ready - length)
     size, in_bytes = view.get("message_bytes_ready"), 0
-    if after.size is not None and size:  # of as many messages as the API counted; if it has not, as there are
-        in_bytes = max(0, ready - after.size * (reported or ready) // size)
+    if limit is not None and size:  # of as many messages as the API counted; if it has not, as there are
+        in_bytes = max(0, ready - limit * (reported or ready) // size)
     if beyond and beyond >= in_bytes:
-        yield Loss(name, beyond, f"{verb}s {beyond:,} of {counted(ready)}: max-length is {after.length:,}{first}")
+        yield Loss(name, beyond, f"{verb}s {beyond:,} of {counted(ready)}: max-length is {length:,}{first}")
     elif in_bytes:
-        why = f"{verb}s about {in_bytes:,} of {counted(ready)}: max-length-bytes is {after.size:,}{first}"
+        why = f"{verb}s about {in_bytes:,} of {counted(ready)}: max-length-bytes is {limit:,}{first}"
         yield Loss(name, in_bytes, why)
-    elif after.size is not None and ready and not size:  # the bodies are empty, or were published seconds ago
-        limit = f"max-length-bytes is {after.size:,}{first}, and the broker has counted no bytes of them so far"
-        yield Loss(name, None, f"may {verb} some of {counted(ready)}: {limit}")
+    elif limit is not None and ready and not size:  # the bodies are empty, or were published seconds ago
+        why = f"max-length-bytes is {limit:,}{first}, and the broker has counted no bytes of them so far"
+        yield Loss(name, None, f"may {verb} some of {counted(ready)}: {why}")

@@ -582,6 +582,87 @@ def test_a_policy_that_is_changed_keeps_its_place_among_those_of_the_same_priori
     assert lost(policy("c", max_length=4), queue(), policies=[a, b]) == []
 
 
+OLD = policy("old", expires=60_000)
+
+
+@pytest.mark.parametrize(
+    ("now", "new", "there", "why"),
+    [
+        ([], [OLD, policy("high", priority=5, max_length=100)], {}, None),
+        ([OLD], [policy("old", "^z"), policy("new", expires=60_000)], {}, None),
+        ([], [policy("a", expires=3_600_000), policy("b", priority=1, expires=60_000)], {},
+         "is deleted with 10 messages if it is not used for 1m"),
+        ([], [policy("a", max_length=4), policy("b", priority=1, message_ttl=1)], {"arguments": FULL}, None),
+        ([], [policy("a", max_length=4), policy("b", priority=1, max_length_bytes=40)], {},
+         "drops about 6 of 10 messages: max-length-bytes is 40"),
+    ],
+    ids=["hidden at the end", "same as before", "other time at the end", "restart", "drops twice"],
+)  # fmt: skip
+def test_policies_that_are_imported_together_let_queues_expire_only_by_those_that_apply_at_the_end(
+    now: list[dict[str, Any]], new: list[dict[str, Any]], there: dict[str, Any], why: str | None
+) -> None:
+    """A queue expires, and RabbitMQ restarts, only after `definitions import` has set all policies. Therefore, it
+    reports such losses only for limits that apply at the end and did not apply before. If several policies let a queue
+    drop the same number of messages, it names the last limit.
+    """
+    full = queue(**{"messages": 10, **there})
+    found = losses(api_with(now, [], [full]), "v", new, not_counted, operator=False)
+    assert [loss.why for loss in found] == ([why] if why else [])
+
+
+@pytest.mark.parametrize(
+    ("now", "new", "why"),
+    [
+        ([policy("old", max_age="7D")], [policy("old", "^z"), policy("new", max_age="7D")], None),
+        ([], [policy("a", max_age="10D"), policy("b", priority=1, max_age="1D", max_length_bytes=1000)],
+         "max-length-bytes is 1,000, max-age is 1d"),
+        ([], [policy("a", max_age="1D"), policy("b", priority=1, max_age="10D")], "max-age is 1d"),
+        ([], [policy("a", max_age="1D"), policy("b", priority=1, initial_cluster_size=1)], "max-age is 1d"),
+        ([policy("old", max_age="7D")], [policy("old", "^z"), policy("new", max_age="6D")], "max-age is 6d"),
+    ],
+    ids=["same as before", "lower at the end", "higher at the end", "none at the end", "lower than before"],
+)  # fmt: skip
+def test_policies_that_are_imported_together_may_make_a_stream_lose_messages_by_their_lowest_limits(
+    now: list[dict[str, Any]], new: list[dict[str, Any]], why: str | None
+) -> None:
+    """`definitions import` sets policies one after the other. It says that a stream may lose messages if, at any time,
+    a limit would be lower than those that apply to the stream now, and names the lowest ones.
+    """
+    found = losses(api_with(now, [], [queue(type="stream")]), "v", new, not_counted, operator=False)
+    assert [loss.why for loss in found] == ([f"is a stream and may lose its oldest messages: {why}"] if why else [])
+
+
+def test_a_queue_is_counted_once_however_many_policies_are_imported() -> None:
+    """Before `definitions import` sets several policies, it counts the messages of each queue whose limits would change
+    only once, and does not count those of other queues.
+    """
+    asked: list[str] = []
+
+    def count(name: str) -> Depth:
+        asked.append(name)
+        return Depth(10, 0)
+
+    new = [policy("a", max_length=9), policy("b", priority=1, max_length=8), policy("c", "^r", max_length=100)]
+    same = queue(name="same", arguments={"x-max-length": 5})
+    found = losses(api_with(queues=[queue(), queue(name="r"), same]), "v", new, count, operator=False)
+    assert [(loss.queue, loss.messages) for loss in found] == [("q", 2), ("r", 2)]
+    assert asked == ["q", "r"]
+
+
+def test_a_limit_that_is_not_lower_than_before_removes_nothing() -> None:
+    """`policy set` reports no loss because of a limit that a queue has already, even if RabbitMQ has not counted the
+    bytes of its messages. It does so if the limit becomes lower, or if the queue has rejected new messages until now.
+    """
+    uncounted = {"message_bytes_ready": 0, "arguments": {"x-max-length-bytes": 75}}
+    assert lost(policy(max_length=10), queue(**uncounted)) == []
+    assert lost(policy(max_length=10, max_length_bytes=76), queue(**uncounted)) == []
+    assert lost(policy(max_length_bytes=74), queue(**uncounted))[0].messages is None
+    assert lost(policy(max_length=10), queue(messages_ready=None, **uncounted))[0].messages is None
+    assert lost(policy(expires=60_000, max_length=10), queue(arguments={"x-max-length": 5}))[0].of_queue
+    rejecting = [policy(overflow="reject-publish")]
+    assert lost(policy(message_ttl=1), queue(**uncounted), policies=rejecting)[0].messages is None
+
+
 @pytest.mark.parametrize(
     ("cleared", "there", "weaker", "loss"),
     [
