@@ -29,6 +29,8 @@ _KINDS = ("policies", "operator-policies")
 _REMOVING = {"max-length", "max-length-bytes", "max-age", "expires", "overflow"}
 #: A max-age, with its unit in seconds.
 _AGE = re.compile(r"([0-9]{1,18})([YMDhms])")
+#: Longer than any queue stays unused, in milliseconds. A policy's `expires` can have thousands of digits.
+_LONGEST = 10**15
 _SECONDS = {"Y": 365 * 86_400, "M": 30 * 86_400, "D": 86_400, "h": 3600, "m": 60, "s": 1}
 
 #: Counts a queue's ready messages and consumers now; None if it cannot be asked, as a queue of another connection.
@@ -205,11 +207,12 @@ class _Limits(NamedTuple):
         # In RabbitMQ 3.10, policies override an x-expires of a quorum queue, even a lower one. Later versions use the
         # lower value, by which a queue can never expire sooner than before unless it does so by 3.10's rule as well.
         expires = lowest("expires", by_policy) if kind == "quorum" else None
+        expires = lowest("expires") if expires is None else expires
         ages = (_AGE.fullmatch(str(each.get("max-age"))) for each in given)
         return cls(
             lowest("max-length"),
             lowest("max-length-bytes"),
-            lowest("expires") if expires is None else expires,
+            None if expires is None or expires > _LONGEST else expires,
             min((int(age[1]) * _SECONDS[age[2]] for age in ages if age), default=None),
             overflow_of(kind, arguments, by_policy) == "drop-head",
             any("dead-letter-exchange" in each for each in given),

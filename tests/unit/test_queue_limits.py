@@ -663,6 +663,15 @@ def test_a_limit_that_is_not_lower_than_before_removes_nothing() -> None:
     assert lost(policy(message_ttl=1), queue(**uncounted), policies=rejecting)[0].messages is None
 
 
+def test_a_policy_with_an_extremely_long_expiry_lets_no_queue_expire() -> None:
+    """If a policy's `expires` is longer than any queue can stay unused, such as a number with hundreds of digits,
+    mqtool treats it as no expiry.
+    """
+    assert lost(policy(expires=10**400), queue()) == []
+    assert lost(policy(expires=60_000), queue(), policies=[policy(expires=10**400)])[0].of_queue
+    assert lost(policy(expires=10**15), queue())[0].of_queue
+
+
 @pytest.mark.parametrize(
     ("cleared", "there", "weaker", "loss"),
     [
