@@ -16,6 +16,10 @@ _REPETITION, _CHOICE, _REPEATED_GROUP = re.compile("[*+{]"), re.compile("[?|]"),
 _COMMENT = re.compile(r"\(\?(?:#|[a-zA-Z]*x)")
 #: A name has up to 2⁸ characters. Python's engine takes at most some seconds for 2²⁸ ways to match one.
 _BITS_OF_LENGTH, _MOST_BITS = 8, 28
+#: The maximum number of patterns to keep compiled. Each queue's name is matched with all policies' patterns in turn, so
+#: with more patterns than this, each is compiled again for each queue, and matching takes five times as long. 4,000
+#: patterns take some 10 MB.
+_KEPT = 4096
 
 
 def policy_matches(policy: Json, name: str) -> bool | None:
@@ -40,7 +44,7 @@ def pattern_matches(pattern: str, name: str) -> bool | None:
         return None
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=_KEPT)
 def _is_quick(pattern: str) -> bool:
     """True if Python's engine needs at most seconds to match a name, however the name is chosen."""
     rest, before = _CHARACTER.sub("x", pattern), ""
@@ -51,7 +55,7 @@ def _is_quick(pattern: str) -> bool:
     return bits <= _MOST_BITS and not _REPEATED_GROUP.search(rest) and not _COMMENT.search(pattern)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=_KEPT)
 def _compiled(pattern: str) -> Any:
     """Return RE2's compiled pattern; None if RE2 cannot parse it."""
     options = re2.Options()

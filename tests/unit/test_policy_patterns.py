@@ -3,6 +3,7 @@
 import time
 
 import pytest
+import re2
 
 from mqtool.management.policy_patterns import pattern_matches
 
@@ -42,3 +43,21 @@ def test_a_pattern_that_could_take_very_long_is_not_matched(pattern: str) -> Non
     before = time.process_time()
     assert pattern_matches(pattern, "a" * 60 + "!") is None
     assert time.process_time() - before < 5
+
+
+def test_each_of_many_patterns_is_compiled_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a broker has hundreds of policies, mqtool compiles each pattern once, not once for each queue, which would
+    take several times as long.
+    """
+    compiled: list[bytes] = []
+    compile_one = re2.compile
+
+    def compile_and_list(pattern: bytes, options: re2.Options) -> object:
+        compiled.append(pattern)
+        return compile_one(pattern, options)
+
+    monkeypatch.setattr(re2, "compile", compile_and_list)
+    patterns = [rf"^tenant{number}\." for number in range(500)]
+    for queue in ("tenant1.jobs", "tenant2.jobs"):
+        assert sum(pattern_matches(each, queue) is True for each in patterns) == 1
+    assert compiled == [each.encode() for each in patterns]
