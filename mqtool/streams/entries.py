@@ -161,7 +161,7 @@ def _decode(data: bytes) -> StreamEntry:
     if not parts:
         raise ValueError("no body")
     unreadable: list[bytes] = []
-    annotations = read_section(plain_map, sections, MESSAGE_ANNOTATIONS, {}, unreadable)
+    annotations: dict[str, Any] = read_section(plain_map, sections, MESSAGE_ANNOTATIONS, {}, unreadable)
     properties = _properties(sections, annotations, unreadable)
     exchange = _short(annotations.get("x-exchange")) or ""
     body = parts[0] if len(parts) == 1 else b"".join(parts)
@@ -174,7 +174,7 @@ def _properties(
     sections: Mapping[int, bytes], annotations: Mapping[str, Any], unreadable: list[bytes]
 ) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    fields = read_section(plain_list, sections, PROPERTIES, [], unreadable)
+    fields: list[Any] = read_section(plain_list, sections, PROPERTIES, [], unreadable)
     for name, value in zip(_FIELDS, fields, strict=False):
         if name and value is not None and (known := _property(name, value)) is not None:
             found[name] = known
@@ -183,7 +183,7 @@ def _properties(
             continue
         if _is_milliseconds(value) if name == "expiration" else _is_byte(value):
             found[name] = value
-    headers = read_section(plain_map, sections, APPLICATION_PROPERTIES, {}, unreadable)
+    headers: dict[str, Any] = read_section(plain_map, sections, APPLICATION_PROPERTIES, {}, unreadable)
     for name, where in _IN_HEADERS.items():
         if (known := _short(headers.pop(where, None))) is not None:
             found[name] = known
