@@ -316,8 +316,9 @@ class Connection:
             return
         code = getattr(error, "reply_code", 0)
         # An internal error would occur again if the cause was a message that is published again, or what a command does
-        # first on a new connection.
-        is_new = self._lost_by == _INTERNAL_ERROR and time.monotonic() - self._opened_at < _STEADY
+        # first on a new connection, which is not set up yet if the last one is still lost.
+        is_young = state is State.LOST or time.monotonic() - self._opened_at < _STEADY
+        is_new = is_young and self._lost_by == _INTERNAL_ERROR
         is_ours = is_new or any(channel.in_flight for channel in self._channels)
         recurs = code in _OUR_FAULT and not (code == _INTERNAL_ERROR and (_drop_replies(self._channels) or not is_ours))
         self._lost_by = code

@@ -54,11 +54,11 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments, and record whose they are, for explaining an error in them."""
         current().parsing = ctx
-        typed = [*args]
+        typed = args[: args.index("--")] if "--" in args else [*args]
         rest = super().parse_args(ctx, args)
         for option in self.params:
             value = ctx.params.get(option.name or "")
-            if isinstance(value, str) and value.startswith("=") and value != "=":
+            if isinstance(value, str) and value.startswith("=") and option.name != "delimiter":
                 self._refuse_equals_sign(ctx, option, value, typed)
         return rest
 

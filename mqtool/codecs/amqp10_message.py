@@ -301,10 +301,9 @@ def _one_by_one(data: bytes, kind: int) -> list[Any]:
 
 
 def _plain_items(value: Map) -> dict[str, Any]:
-    found = {str(key): plain(each) for key, each in value.items()}
-    if len(found) < len(value):  # such as 1 and "1"
-        return first_values((str(key), plain(each)) for key, each in value.items())
-    return found
+    pairs = [(str(key), plain(each)) for key, each in value.items()]
+    found = dict(pairs)
+    return first_values(pairs) if len(found) < len(pairs) else found  # such as 1 and "1"
 
 
 def _plain_time(value: Milliseconds) -> datetime | None:

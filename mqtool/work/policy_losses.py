@@ -55,6 +55,13 @@ class Loss(NamedTuple):
     at_restart: bool = False
 
 
+class _Step(NamedTuple):
+    """The policies of each kind after a change, and the changed ones as they were before and as they are then."""
+
+    after: Mapping[str, list[Json]]
+    changed: list[Json]
+
+
 def losses(api: Management, vhost: str, policies: Sequence[Json], count: Counts, *, operator: bool) -> list[Loss]:
     """Return what existing queues would lose if policies were set, one after the other.
 
@@ -73,12 +80,14 @@ def losses(api: Management, vhost: str, policies: Sequence[Json], count: Counts,
     # A queue may also lose messages if a policy replaces one because of which the queue rejects new messages instead.
     if not any(_REMOVING & each["definition"].keys() for each in (*policies, *now[kind])):
         return []
-    steps = [now]
+    steps: list[_Step] = []
+    by_name = {each["name"]: each for each in now[kind]}
     for policy in policies:
         # Of policies with the same priority, the first one listed applies. A policy that is changed keeps its place.
-        by_name = {each["name"]: each for each in steps[-1][kind]} | {policy["name"]: policy}
-        steps.append({**now, kind: [*by_name.values()]})
-    return [*_of_queues(api, vhost, steps, count)]
+        changed = [policy, *([by_name[policy["name"]]] if policy["name"] in by_name else [])]
+        by_name = by_name | {policy["name"]: policy}
+        steps.append(_Step({**now, kind: [*by_name.values()]}, changed))
+    return [*_of_queues(api, vhost, now, steps, count)]
 
 
 def losses_by_clearing(api: Management, vhost: str, name: str, count: Counts, *, operator: bool) -> list[Loss]:
@@ -92,8 +101,9 @@ def losses_by_clearing(api: Management, vhost: str, name: str, count: Counts, *,
     """
     kind = _KINDS[operator]
     now = {each: _policies(api, vhost, each) for each in _KINDS}
-    then = {**now, kind: [each for each in now[kind] if each["name"] != name]}
-    return [] if then == now else [*_of_queues(api, vhost, [now, then], count)]
+    cleared = [each for each in now[kind] if each["name"] == name]
+    then = {**now, kind: [each for each in now[kind] if each not in cleared]}
+    return [*_of_queues(api, vhost, now, [_Step(then, cleared)], count)] if cleared else []
 
 
 def losses_by_converting(
@@ -121,26 +131,18 @@ def losses_by_converting(
     return [] if before == after else [*_of_queue(view, Depth(there, 0), none, after)]
 
 
-def _of_queues(api: Management, vhost: str, steps: Sequence[Mapping[str, list[Json]]], count: Counts) -> Iterator[Loss]:
+def _of_queues(
+    api: Management, vhost: str, now: Mapping[str, list[Json]], steps: Sequence[_Step], count: Counts
+) -> Iterator[Loss]:
     """Yield what queues would lose if the policies were changed step by step."""
-    changes = [
-        (after, [each for kind in _KINDS for each in _changed(before[kind], after[kind])])
-        for before, after in pairwise(steps)
-    ]
     for view in management.queues(api, vhost, _COLUMNS):
         limits = [
             _Limits.of(view, after.values())
-            for after, changed in changes
+            for after, changed in steps
             if any(policy_matches(each, view["name"]) is not False for each in changed)
         ]
         if limits:
-            yield from _in_turn(view, [_Limits.of(view, steps[0].values()), *limits], count)
-
-
-def _changed(before: Sequence[Json], after: Sequence[Json]) -> Iterator[Json]:
-    """Yield the policies that only one of two lists has."""
-    yield from (each for each in before if each not in after)
-    yield from (each for each in after if each not in before)
+            yield from _in_turn(view, [_Limits.of(view, now.values()), *limits], count)
 
 
 def _in_turn(view: Json, limits: Sequence["_Limits"], count: Counts) -> Iterator[Loss]:

@@ -165,6 +165,7 @@ COMMAND_LINE = [
     Case("queue delete -jobs", 2, "unknown option -j", "put -- before it: mqtool queue delete -- -jobs"),
     Case("send -5", 2, "unknown option -5", "if it is not an option, put -- before it: mqtool send -- -5"),
     Case("send -q=jobs x", 2, "-q=… means a value that begins with =", "write -q QUEUE, or -q =QUEUE"),
+    Case("send -q= x", 2, "-q=… means a value that begins with =", "write -q QUEUE, or -q =QUEUE"),
     Case("receive -vq=jobs", 2, "-q=… means a value that begins with =", "write -q QUEUE, or -q =QUEUE"),
     Case("queue purge jobs --yess", 2, "unknown option --yess", "'mqtool queue purge --help-all' lists the options"),
     Case("statuss", 2, "unknown command 'mqtool statuss'", "did you mean 'mqtool broker status'?"),

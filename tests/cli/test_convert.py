@@ -329,7 +329,7 @@ def test_the_plan_of_a_conversion_says_which_policies_will_or_will_not_apply(
 @pytest.fixture
 def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait for RabbitMQ's count of unacknowledged messages: it takes seconds in each run."""
-    monkeypatch.setattr(queue_conversion, "check_acknowledged", lambda *_: None)
+    monkeypatch.setattr(queue_conversion, "check_acknowledged", lambda *_, **__: None)
 
 
 @pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic")])

@@ -359,6 +359,27 @@ def test_an_internal_error_of_a_stable_connection_is_tried_again(
         assert channel.declare(Q) == Q
 
 
+def test_an_internal_error_of_each_reconnection_ends_a_stable_connection(
+    connect: Connect, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a connection was lost that had been open for more than a minute, and the broker closes each new connection
+    with 541 (INTERNAL_ERROR) while mqtool sets it up again, the connection's channels fail.
+    """
+    monkeypatch.setattr(connection, "_STEADY", 0.0)
+    told = Told()
+    channel = connect(notice=told, backoff=AT_ONCE).channel()
+
+    def refused(*_: Any, **__: Any) -> None:
+        vhost.faults.close_connections(541, "INTERNAL_ERROR - odd")
+        vhost.wait_for(lambda: opened._pika is None)
+        raise Unavailable("lost again")
+
+    opened = channel.connection
+    monkeypatch.setattr(channel.reopening, "open", refused)
+    vhost.faults.cut_connections()
+    assert str(failure_of(channel)) == "the broker closed the connection: odd"
+
+
 def test_an_internal_error_while_messages_are_unconfirmed_is_not_repeated(
     connect: Connect, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
