@@ -89,7 +89,7 @@ class Connection:
         self._name = name
         self._backoff = backoff
         self._attempts: Iterator[tuple[int, float]] = iter(())
-        self._lost_by = _INTERNAL_ERROR  # as if: see _on_close()
+        self._lost_by = _INTERNAL_ERROR  # the first connection counts as one that follows such an error
         self.has_progressed = True
         self.lacks_a_node = False
         self._opened_at = time.monotonic()
