@@ -5,7 +5,8 @@ import os
 import random
 import socket
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -22,8 +23,8 @@ AMQP = 5672
 MANAGEMENT = 15672
 STREAMS = 5552
 
-#: The lock files of the ports that this process has claimed.
-_claims: list[int] = []
+#: The locked files of the ports that this process has claimed, by port.
+_claims: dict[int, int] = {}
 
 
 def addresses(listen: str | None) -> list[str]:
@@ -72,7 +73,7 @@ def _taken(port: int, listen: str | None, tls: bool) -> str | None:
 
 
 def _claim(port: int) -> bool:
-    """Reserve a port for this process until it ends; return False if another `broker up` has reserved it."""
+    """Reserve a port until reserving() or this process ends; return False if another `broker up` has reserved it."""
     path = Path(tempfile.gettempdir()) / f"mqtool-{os.getuid()}-port-{port}"
     try:
         # Other users can write to this directory, so follow no symbolic link and write nothing.
@@ -87,15 +88,31 @@ def _claim(port: int) -> bool:
     except OSError:
         os.close(lock)
         return False
-    _claims.append(lock)
+    _claims[port] = lock
     return True
 
 
-def keep(started: "Started") -> None:
-    """Reserve a broker's ports, so that no `broker up` chooses one of them while the broker restarts."""
+@contextmanager
+def reserving() -> Iterator[None]:
+    """At the end of the block, release the ports that this process has reserved: its broker listens there by now.
+
+    Within the lock of a broker's name, a second `broker restart` that waits for the lock can reserve them in turn.
+    """
+    try:
+        yield
+    finally:
+        while _claims:
+            os.close(_claims.popitem()[1])
+
+
+def keep(started: "Started") -> bool:
+    """Reserve a broker's ports, so that no `broker up` chooses one of them while the broker restarts.
+
+    Returns False if another command has reserved one of them.
+    """
     urls = (*started.url.split(","), started.details.get("management", ""), started.details.get("streams", ""))
-    for port in filter(None, (urlsplit(url).port for url in urls)):
-        _claim(port)
+    claimed = [_claim(port) for url in urls if (port := urlsplit(url).port)]
+    return all(claimed)
 
 
 def usual_amqp(before: "Started | None") -> list[int]:

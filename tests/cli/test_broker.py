@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mqtool.broker import state
+from mqtool.broker import ports, state
 from mqtool.broker.choice import STARTERS, BrokerKind
 from mqtool.broker.embedded.testing.authority import Authority
 from mqtool.broker.ports import free_port, is_free, keep
@@ -403,6 +403,32 @@ def test_a_second_broker_restart_down_or_rm_waits_for_the_first(
     assert sorted(each.code for each in ended) == ([0, 69] if command == "rm" else [0, 0]), ended
     said = {"restart": "is up again at", "down": "nothing to stop", "rm": "no broker named 'default' was started here"}
     assert said[command] in "".join(each.stdout + each.stderr for each in ended)
+
+
+@pytest.mark.parametrize("command", ["up --kind embedded --in-memory", "restart"])
+def test_the_next_broker_restart_can_reserve_the_ports(
+    home: Shell, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once another command may restart the broker, `broker up` and `broker restart` no longer reserve its ports, even
+    if they have not ended yet, here because nobody reads their output. Otherwise, a new broker could take them.
+    """
+    if command == "restart":
+        home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory")
+    os.mkfifo(home.directory / "full")
+    full = os.open(home.directory / "full", os.O_RDWR)
+    os.write(full, b" " * 65536)
+    home.start("bash", "-c", f"mqtool broker {command} >full").wait_for_stderr("starting the embedded broker")
+    monkeypatch.setenv("XDG_STATE_HOME", str(home.directory / "state"))
+    with state.locked("default"):
+        started = state.load("default")
+        assert started is not None
+
+        def can_be_reserved() -> bool:
+            with ports.reserving():
+                return ports.keep(started)
+
+        wait_until(can_be_reserved, "the ports to be released")
+    os.close(full)
 
 
 def test_the_hint_for_an_unknown_broker_keeps_its_name(home: Shell) -> None:

@@ -97,6 +97,7 @@ def up(
     _check(wanted, kind, tls_client_ca)
     with contextlib.ExitStack() as locked:
         locked.enter_context(state.locked(name))  # a second `up` waits for the lock, then finds the broker running
+        locked.enter_context(ports.reserving())
         if _is_up_again(kind, wanted, foreground=foreground):
             return
         if kind is BrokerKind.AUTO and wanted == Wanted() and not foreground:
@@ -371,7 +372,7 @@ def serve(
 def restart(name: Name = DEFAULT_NAME) -> None:
     """Restart the broker that 'broker up' started; messages are kept."""
     known(name)
-    with state.locked(name):
+    with state.locked(name), ports.reserving():
         starter = starter_of(started := known(name))
         output.status(f"restarting {starter.describe} …")
         ports.keep(started)
