@@ -85,9 +85,9 @@ PRINTS = 'echo "$MQ_EXCHANGE $MQ_ROUTING_KEY $MQ_HEADER_TENANT $MQ_MESSAGE_ID"; 
 
 @pytest.mark.parametrize("protocol", ["amqp0.9.1", "amqp1.0"])
 def test_a_header_with_the_name_of_a_brokers_annotation_does_not_hide_the_message(shell: Shell, protocol: str) -> None:
-    """A publisher sends a message with a number in the header x-opt-deaths, in which RabbitMQ reports deaths. Over AMQP
-    1.0, the program of `worker` gets the message's body, exchange, routing key and properties, and so does the
-    dead-letter queue.
+    """In the annotation x-opt-deaths, RabbitMQ lists the queues that have dead-lettered a message. If a publisher sets
+    a header of this name to a number, the program of `worker` over AMQP 1.0 still gets the message's body, exchange,
+    routing key and properties, and so does the dead-letter queue.
     """
     shell.run("mqtool", "exchange", "declare", "orders", "topic")
     shell.run("mqtool", "queue", "declare", "all")

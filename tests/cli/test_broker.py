@@ -406,11 +406,12 @@ def test_a_second_broker_restart_down_or_rm_waits_for_the_first(
 
 
 @pytest.mark.parametrize("command", ["up --kind embedded --in-memory", "restart"])
-def test_the_next_broker_restart_can_reserve_the_ports(
+def test_ports_are_not_reserved_any_longer_once_another_command_can_restart_the_broker(
     home: Shell, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once another command may restart the broker, `broker up` and `broker restart` no longer reserve its ports, even
-    if they have not ended yet, here because nobody reads their output. Otherwise, a new broker could take them.
+    """As soon as `broker up` or `broker restart` lets another command restart the broker, it stops reserving the
+    broker's ports, even if it has not ended yet (here: nobody reads its output). If it kept them, the next `broker
+    restart` could not reserve them, and a new broker could take them while this one is down.
     """
     if command == "restart":
         home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory")

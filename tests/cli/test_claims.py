@@ -391,12 +391,12 @@ def test_a_forged_destination_gets_no_message_before_it_is_due(shell: Shell, bro
     assert all(depth(broker, queue) == 1 for queue in forged[:3])
 
 
-def test_delayed_now_delivers_nothing_to_an_amq_name_that_only_the_name_of_a_wait_queue_claims(
+def test_delayed_now_delivers_nothing_from_a_wait_queue_that_does_not_lead_to_the_amq_destination_in_its_name(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """Wait queues for exchanges and queues whose names begin with `amq.` have names that begin with `mqtool.amq.`. A
-    user with rights on `mqtool.` only can declare such a queue. If the broker itself would not deliver the queue's
-    messages there, `delayed now` leaves them in the queue, says so, and exits with 3. `delayed cancel` deletes them.
+    """A wait queue's name may say that its messages are for an exchange or queue whose name begins with `amq.`. If the
+    broker would not dead-letter them there, `delayed now` leaves them in the queue, says so, and exits with 3. `delayed
+    cancel` deletes them. Anybody with permissions for names that begin with `mqtool.` can declare such a queue.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     declare(broker, "orders")
@@ -434,10 +434,10 @@ def test_delayed_now_delivers_nothing_to_an_amq_name_that_only_the_name_of_a_wai
 def test_delayed_now_delivers_nothing_to_amq_topic_from_a_wait_queue_that_does_not_lead_there(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """Once mqtool has delayed a message for amq.topic, its exchange `mqtool.amq.topic.due` is bound to amq.topic. A
-    user who may not write to these two can still declare a wait queue with a matching name: without a dead-letter
-    exchange, with one of the user's own, or with one named like the exchange in front of second wait queues. `delayed
-    now` delivers no messages from such queues, and exits with 3; the genuine message is delivered.
+    """`delayed now` delivers a genuine message for amq.topic, and none from queues that only have the names of such
+    wait queues: one without a dead-letter exchange, one with another dead-letter exchange, and one whose second wait
+    queue has another. It names these queues, and exits with 3. Users without permission to write to amq.topic can
+    declare such queues.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     declare(broker, "orders", x_queue_type="quorum")

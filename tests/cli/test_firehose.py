@@ -147,8 +147,8 @@ def test_the_next_tap_switches_off_the_firehose_of_a_killed_tap(shell: Shell, br
 def test_tap_with_the_firehose_ignores_messages_that_others_send_to_its_queue(
     shell: Shell, broker: TestBroker, connection: Connection
 ) -> None:
-    """`tap --firehose` does not believe messages that somebody else publishes or dead-letters to its queue. It does not
-    print them, reports them once, and goes on to print the messages that the firehose copies.
+    """`tap --firehose` does not print messages that somebody else publishes or dead-letters to its queue. It prints one
+    notice about them, and goes on with the messages that the firehose copies.
     """
     tap = tapping(shell, "--all", "--json", "--where", "exchange!=''", "-c", "1")
     found: Any = broker.api("GET", f"queues/{broker.vhost}?columns=name")

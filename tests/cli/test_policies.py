@@ -196,9 +196,9 @@ def test_policy_commands_ask_before_a_stream_may_lose_its_oldest_messages(admin:
 
 
 @pytest.mark.own_vhost("policies stay in it")
-def test_policy_clear_asks_before_a_lower_limit_of_a_streams_own_applies_again(admin: Shell) -> None:
-    """A policy overrides an argument of a stream, even a lower one. If `policy clear` would remove the policy, it says
-    that the stream may lose its oldest messages, and asks for confirmation.
+def test_policy_clear_asks_before_a_streams_own_lower_limit_applies_again(admin: Shell) -> None:
+    """A policy overrides a stream's own limit. If the stream's own limit is lower, `policy clear` says that the stream
+    may lose its oldest messages, and asks for confirmation before it removes the policy.
     """
     own = ("--argument", "x-max-length-bytes=20000", "--argument", "x-stream-max-segment-size-bytes=5000")
     assert admin.run("mqtool", "queue", "declare", "xown", "--queue-type", "stream", *own).code == 0
@@ -211,11 +211,9 @@ def test_policy_clear_asks_before_a_lower_limit_of_a_streams_own_applies_again(a
 
 
 @pytest.mark.own_vhost("policies stay in it")
-def test_policy_set_asks_if_another_policy_takes_the_place_of_one_with_a_new_pattern(
-    admin: Shell, broker: TestBroker
-) -> None:
-    """If `policy set` gives a policy another pattern, another policy may apply to a queue. If that policy would remove
-    messages, `policy set` says how many, and asks for confirmation.
+def test_policy_set_asks_before_a_new_pattern_lets_another_policy_apply(admin: Shell, broker: TestBroker) -> None:
+    """If `policy set` changes a policy's pattern so that it no longer matches a queue, the next matching policy applies
+    to the queue. If that policy would remove messages, `policy set` says how many, and asks for confirmation.
     """
     fill(admin, "jobs")
     common = ("mqtool", "policy", "set", "--definition")

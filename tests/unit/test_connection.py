@@ -328,9 +328,12 @@ def test_a_connection_that_the_broker_closes_is_reopened_unless_the_error_would_
         assert told == []
 
 
-def test_an_internal_error_after_another_loss_is_tried_again_once(connect: Connect, vhost: Vhost) -> None:
-    """If a connection was lost and opened again, and the broker then closes it with 541 (INTERNAL_ERROR), mqtool opens
-    it again. If this happens once more within a minute, the connection's channels fail, even after a confirm.
+def test_a_connection_that_was_lost_before_is_reopened_after_its_first_internal_error(
+    connect: Connect, vhost: Vhost
+) -> None:
+    """A connection was lost and reopened. If the broker then closes it with 541 (INTERNAL_ERROR), it is reopened. If
+    the broker does so once more within a minute, the connection's channels fail, even if a message was confirmed in
+    between.
     """
     told = Told()
     channel = connect(notice=told, backoff=AT_ONCE).channel()
@@ -344,11 +347,11 @@ def test_an_internal_error_after_another_loss_is_tried_again_once(connect: Conne
     assert str(failure_of(channel)) == "the broker closed the connection: odd"
 
 
-def test_an_internal_error_of_a_stable_connection_is_tried_again(
+def test_a_stable_connection_is_reopened_after_each_internal_error(
     connect: Connect, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the broker closes a connection with 541 (INTERNAL_ERROR) that has been open for more than a minute, mqtool
-    opens it again, whether it is the first time or not.
+    """If the broker closes a connection with 541 (INTERNAL_ERROR) that has been open for more than a minute, and no
+    messages are unconfirmed, the connection is reopened, however often this happens.
     """
     monkeypatch.setattr(connection, "_STEADY", 0.0)
     told = Told()
@@ -359,11 +362,11 @@ def test_an_internal_error_of_a_stable_connection_is_tried_again(
         assert channel.declare(Q) == Q
 
 
-def test_an_internal_error_of_each_reconnection_ends_a_stable_connection(
+def test_a_stable_connection_fails_if_each_reconnection_ends_with_an_internal_error(
     connect: Connect, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a connection was lost that had been open for more than a minute, and the broker closes each new connection
-    with 541 (INTERNAL_ERROR) while mqtool sets it up again, the connection's channels fail.
+    """A connection was lost that had been open for more than a minute. If the broker closes each new connection with
+    541 (INTERNAL_ERROR) before its channels are reopened, the channels fail.
     """
     monkeypatch.setattr(connection, "_STEADY", 0.0)
     told = Told()
@@ -380,11 +383,12 @@ def test_an_internal_error_of_each_reconnection_ends_a_stable_connection(
     assert str(failure_of(channel)) == "the broker closed the connection: odd"
 
 
-def test_an_internal_error_while_messages_are_unconfirmed_is_not_repeated(
+def test_a_connection_fails_after_an_internal_error_while_messages_are_unconfirmed(
     connect: Connect, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the broker closes a connection with 541 (INTERNAL_ERROR) while messages are unconfirmed, the connection's
-    channels fail, because publishing these messages again may cause the error again, and duplicates.
+    """If the broker closes a connection with 541 (INTERNAL_ERROR) while messages are unconfirmed, the connection is not
+    reopened, and its channels fail. If the messages were published again, they could cause the same error again, and
+    duplicates.
     """
     monkeypatch.setattr(connection, "_STEADY", 0.0)
     told = Told()

@@ -358,7 +358,8 @@ def test_a_consumer_says_that_messages_of_its_temporary_queue_are_lost(
     broker: ScriptedBroker, exclusive: bool, is_new: bool, said: int
 ) -> None:
     """If the connection was lost, and the broker has deleted the consumer's exclusive queue, the user is told that
-    messages are lost. If only the channel was reopened, or the queue is not exclusive, no messages are lost.
+    messages are lost. If only the channel was reopened, or the queue is not exclusive, the user is told nothing,
+    because no messages are lost.
     """
     channel = broker.channel()
     deliveries = channel.consume(Queue("q", exclusive=exclusive))
@@ -562,9 +563,9 @@ def test_unacknowledged_messages_are_given_back_batch_by_batch(broker: ScriptedB
 def test_a_consumer_is_cancelled_once_nothing_is_in_transit(
     broker: ScriptedBroker, clock: Clock, ready: list[int], arrived: int, patience: float, end: str
 ) -> None:
-    """However a consumer ends, it is cancelled only after its acknowledgements are sent, and once its prefetch is used
-    up, or the queue is empty: the broker would requeue a delivery in transit at once, before earlier ones or behind
-    later ones. The consumer waits at most a second and a half.
+    """However an AMQP 0-9-1 consumer ends, it sends its acknowledgements first. Then it waits, for up to 1.5 seconds,
+    until its prefetch is used up or the queue is empty. Only then is it cancelled: if it cancelled earlier, the broker
+    would requeue messages in transit out of order.
     """
     channel = broker.channel()
     receiver = channel.consumer(Q, Receiving(2, acknowledge=end != "give back"))
@@ -611,7 +612,7 @@ def test_a_consumer_that_has_acknowledged_all_waits_for_messages_in_transit(
     broker: ScriptedBroker, clock: Clock, received: int, headers: dict[str, Any], waits: bool
 ) -> None:
     """A consumer that has acknowledged all the messages that it has received waits for more in transit before it ends.
-    A consumer that has received none, which may be the standby of another one, or that reads a stream ends at once.
+    A consumer ends at once if it reads a stream, or if it has received nothing: it may be the standby of another one.
     """
     channel = broker.channel()
     broker.depth = 9
@@ -623,11 +624,11 @@ def test_a_consumer_that_has_acknowledged_all_waits_for_messages_in_transit(
     assert bool(broker.of(spec.Queue.Declare)) is waits
 
 
-def test_the_second_consumer_of_a_channel_ends_at_once_when_its_prefetch_is_used_up(
+def test_a_later_consumer_of_a_channel_does_not_wait_for_messages_in_transit_if_its_prefetch_is_used_up(
     broker: ScriptedBroker, clock: Clock
 ) -> None:
-    """A consumer counts only its own deliveries. If its prefetch is used up, it does not wait for messages in transit
-    before it ends, even if an earlier consumer of the same channel has received some.
+    """A consumer counts only its own deliveries, not those of an earlier consumer of the same channel. If its prefetch
+    is used up, no messages can be in transit to it, and it ends without waiting for any.
     """
     channel = broker.channel()
     broker.depth = 9

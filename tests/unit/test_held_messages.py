@@ -531,10 +531,10 @@ class FakeApi:
 def test_a_conversion_waits_for_a_current_count_of_unacknowledged_messages(
     monkeypatch: pytest.MonkeyPatch, counts: list[tuple[int | None, int | None]], *, is_embedded: bool, looks: int
 ) -> None:
-    """The management API may report an outdated number of unacknowledged messages. `queue convert` waits until a
-    current number is 0, and prints a notice if it must wait. A number is current once the queue's number of reductions
-    (its Erlang process's work) has changed twice. RabbitMQ may report a number before it reports reductions. The
-    embedded broker reports none, and its numbers are always current.
+    """`queue convert` waits until the management API reports a current number of 0 unacknowledged messages, and prints
+    a notice if it must wait. A number from RabbitMQ may be outdated. It is current if it comes with `reductions`, a
+    counter of the queue's work, and this counter has changed twice since the first look. Until the API reports
+    `reductions`, the command waits. The embedded broker reports none: its numbers are always current.
     """
     api = FakeApi(monkeypatch, *counts)
     assert api.check(is_embedded=is_embedded) == (looks - 1) * 0.25

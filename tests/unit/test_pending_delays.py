@@ -218,11 +218,11 @@ def test_only_the_chosen_messages_are_delivered(place: Place) -> None:
     assert place.left == []
 
 
-def test_the_bindings_of_an_exchange_are_requested_once_and_only_for_names_that_begin_with_mqtool_amq(
+def test_bindings_are_requested_once_per_exchange_and_only_for_wait_queues_with_names_that_prove_nothing(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many wait queues there are for `amq.topic`, one request for the bindings of `mqtool.amq.topic.due` shows
-    where all of them lead. Wait queues whose names prove their destinations need no such request.
+    """To find out where the wait queues for `amq.topic` lead, mqtool requests the bindings of `mqtool.amq.topic.due`
+    once, however many wait queues there are. It requests none for wait queues whose names prove their destinations.
     """
     requested = []
     bindings_from = management.bindings_from

@@ -390,10 +390,10 @@ def test_mqtool_says_what_a_new_policy_would_remove_from_a_queue(
 def test_no_loss_is_reported_for_a_queue_that_a_new_policy_does_not_affect(
     new: dict[str, Any], there: dict[str, Any]
 ) -> None:
-    """Before `policy set` sets a policy, it reports no loss for a queue that does not match the policy, or for a stream
-    with a setting that streams do not support.
-    Nor does it report a loss if the queue is within the policy's limits, already has lower ones, or rejects new
-    messages instead of dropping old ones. It reports no expiry of a queue that is empty or has consumers.
+    """`policy set` reports no loss for a queue to which the policy would not apply: its name or type does not match, or
+    its type does not support one of the policy's settings. It reports no loss for a queue that is empty, is within the
+    limits, has the same or lower ones already, or rejects new messages instead of dropping old ones. It reports no
+    expiry of a queue with consumers.
     """
     assert lost(new, there) == []
 
@@ -419,9 +419,10 @@ def test_no_loss_is_reported_for_a_queue_that_a_new_policy_does_not_affect(
 def test_a_new_or_lower_limit_may_make_a_stream_lose_its_oldest_messages(
     new: dict[str, Any], own: dict[str, Any], why: str | None
 ) -> None:
-    """A broker deletes the oldest segments of a stream beyond its max-length-bytes or max-age, and reports neither how
-    many messages these have nor, at once, whether the stream has any. `policy set` and `policy clear` say that a
-    stream may lose messages if one of these limits is new or lower than before, by whichever policy or argument.
+    """`policy set` and `policy clear` say that a stream may lose its oldest messages if its max-length-bytes or max-age
+    would be new or lower than before, wherever the previous limit was set. They never say how many, because a broker
+    deletes whole segments and does not report their sizes. They warn even if the broker has not counted any messages in
+    the stream yet.
     """
     expected = [Loss("q", None, f"is a stream and may lose its oldest messages: {why}")] if why else []
     for stream in (queue(type="stream", arguments=own), {"name": "q", "type": "stream", "arguments": own}):
@@ -556,16 +557,17 @@ LOW, HIGH = policy("low", max_length=4), policy("high", priority=9, message_ttl=
         ([], [], None),
     ],
     ids=[
-        "lowest last", "lowest first", "hidden", "hidden later", "no longer hidden", "other pattern", "hidden already",
-        "none",
+        "lowest last", "lowest first", "overridden", "overridden later", "no longer overridden", "other pattern",
+        "overridden already", "none",
     ],
 )  # fmt: skip
 def test_policies_that_are_imported_together_can_make_a_queue_drop_messages(
     now: list[dict[str, Any]], new: list[dict[str, Any]], messages: int | None
 ) -> None:
-    """`definitions import` sets policies one after the other. Before that, it says how many messages a queue would
-    drop because of the lowest limit that applies to the queue at any time. A limit applies even if a policy that is
-    imported later hides it; if it is hidden from the beginning to the end, mqtool reports no loss.
+    """`definitions import` sets policies one after the other. Before it does so, it says how many messages a queue
+    would drop because of the lowest limit that applies to the queue at any time during the import, even if a policy
+    that is imported later overrides this limit. It reports no loss for a limit that another policy overrides from the
+    beginning to the end.
     """
     found = losses(api_with(now, [], [queue()]), "v", new, not_counted, operator=False)
     assert [loss.messages for loss in found] == ([messages] if messages else [])
@@ -593,21 +595,27 @@ OLD = policy("old", expires=60_000)
         ([], [policy("a", expires=3_600_000), policy("b", priority=1, expires=60_000)], {},
          "is deleted with 10 messages if it is not used for 1m"),
         ([], [policy("a", max_length=4), policy("b", priority=1, message_ttl=1)], {"arguments": FULL}, None),
-        ([], [policy("a", max_length=4), policy("b", priority=1, max_length_bytes=40)], {},
-         "drops about 6 of 10 messages: max-length-bytes is 40"),
     ],
-    ids=["hidden at the end", "same as before", "other time at the end", "restart", "drops twice"],
+    ids=["overridden at the end", "same as before", "other time at the end", "restart"],
 )  # fmt: skip
-def test_policies_that_are_imported_together_let_queues_expire_only_by_those_that_apply_at_the_end(
+def test_policies_that_are_imported_together_let_queues_expire_only_by_limits_that_apply_at_the_end(
     now: list[dict[str, Any]], new: list[dict[str, Any]], there: dict[str, Any], why: str | None
 ) -> None:
-    """A queue expires, and RabbitMQ restarts, only after `definitions import` has set all policies. Therefore, it
-    reports such losses only for limits that apply at the end and did not apply before. If several policies let a queue
-    drop the same number of messages, it names the last limit.
+    """`definitions import` reports that a queue would expire, or would lose messages when RabbitMQ restarts, only for
+    limits that apply once all policies are imported and did not apply before. During the import, neither happens.
     """
     full = queue(**{"messages": 10, **there})
     found = losses(api_with(now, [], [full]), "v", new, not_counted, operator=False)
     assert [loss.why for loss in found] == ([why] if why else [])
+
+
+def test_of_policies_that_would_drop_equally_many_messages_when_imported_together_the_last_is_named() -> None:
+    """If several policies in a file would each make a queue drop the same number of messages, `definitions import`
+    names the limit of the last one.
+    """
+    new = [policy("a", max_length=4), policy("b", priority=1, max_length_bytes=40)]
+    found = losses(api_with(queues=[queue()]), "v", new, not_counted, operator=False)
+    assert [loss.why for loss in found] == ["drops about 6 of 10 messages: max-length-bytes is 40"]
 
 
 @pytest.mark.parametrize(
@@ -632,9 +640,9 @@ def test_policies_that_are_imported_together_may_make_a_stream_lose_messages_by_
     assert [loss.why for loss in found] == ([f"is a stream and may lose its oldest messages: {why}"] if why else [])
 
 
-def test_a_queue_is_counted_once_however_many_policies_are_imported() -> None:
-    """Before `definitions import` sets several policies, it counts the messages of each queue whose limits would change
-    only once, and does not count those of other queues.
+def test_messages_are_counted_once_however_many_policies_are_imported() -> None:
+    """`definitions import` counts the messages of a queue once, even if several of its policies would change the
+    queue's limits. It does not count those of queues whose limits stay the same.
     """
     asked: list[str] = []
 
@@ -649,9 +657,10 @@ def test_a_queue_is_counted_once_however_many_policies_are_imported() -> None:
     assert asked == ["q", "r"]
 
 
-def test_a_limit_that_is_not_lower_than_before_removes_nothing() -> None:
-    """`policy set` reports no loss because of a limit that a queue has already, even if RabbitMQ has not counted the
-    bytes of its messages. It does so if the limit becomes lower, or if the queue has rejected new messages until now.
+def test_no_loss_is_reported_for_a_limit_that_is_not_lower_than_before() -> None:
+    """`policy set` reports no loss because of a limit that a queue already has, even if RabbitMQ has not counted the
+    bytes of its messages. It reports a loss if a limit is new or lower, or if the queue has rejected new messages so
+    far and would drop old ones instead.
     """
     uncounted = {"message_bytes_ready": 0, "arguments": {"x-max-length-bytes": 75}}
     assert lost(policy(max_length=10), queue(**uncounted)) == []
@@ -663,9 +672,9 @@ def test_a_limit_that_is_not_lower_than_before_removes_nothing() -> None:
     assert lost(policy(message_ttl=1), queue(**uncounted), policies=rejecting)[0].messages is None
 
 
-def test_a_policy_with_an_extremely_long_expiry_lets_no_queue_expire() -> None:
+def test_no_expiry_is_reported_for_a_policy_with_an_extremely_long_one() -> None:
     """If a policy's `expires` is longer than any queue can stay unused, such as a number with hundreds of digits,
-    mqtool treats it as no expiry.
+    mqtool treats the policy as one without an expiry.
     """
     assert lost(policy(expires=10**400), queue()) == []
     assert lost(policy(expires=60_000), queue(), policies=[policy(expires=10**400)])[0].of_queue

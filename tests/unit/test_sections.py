@@ -401,9 +401,10 @@ SIMPLE = (
 )
 
 
-def test_deeply_nested_maps_with_equal_keys_are_decoded_at_once() -> None:
-    """In a map in a message, the keys 1 and "1" become the same text, and the first one's value counts. A message of 60
-    such maps, each in the other one, takes no longer than other messages: the work does not double with each map.
+def test_deeply_nested_maps_with_equal_keys_take_no_longer_than_others() -> None:
+    """In a map in a message, the keys 1 and "1" become the same text, and the first one's value counts. Sixty such
+    maps, each nested in the previous one, take no longer to decode than other maps: the work does not double with each
+    level.
     """
     nested = reduce(lambda inner, _: {1: inner, "1": "second"}, range(60), "innermost")
     value = received(message_annotations={Symbol("x-own"): nested}).headers["x-own"]
@@ -457,9 +458,9 @@ def test_no_value_that_a_publisher_writes_changes_the_body_or_hides_where_a_mess
 
 
 def test_a_value_that_cannot_be_decoded_becomes_a_header_with_its_bytes() -> None:
-    """If an annotation or application property of an AMQP 1.0 message cannot be decoded, the header contains its bytes.
-    The other values in the section are decoded. If a section cannot be decoded at all, the header mqtool-unreadable
-    contains its bytes.
+    """If an annotation or application property of an AMQP 1.0 message cannot be decoded, a header of the same name
+    contains its bytes. The other values in the section are decoded. If a section cannot be decoded at all, the header
+    mqtool-unreadable contains its bytes.
     """
     values = compound(0xC1, [encode_value("n"), encode_value(1), encode_value("deep"), DEEP])
     found = decode(section(APPLICATION_PROPERTIES, values) + data_section(b"body"), "q", 1, 1)
@@ -483,8 +484,8 @@ def test_an_annotation_that_cannot_be_decoded_does_not_hide_the_deaths_of_a_mess
 
 @pytest.mark.parametrize("raw", [encode_value(5), compound(0xC1, [NULL] * (MOST_VALUES + 2))], ids=["number", "many"])
 def test_an_exchange_and_a_routing_key_that_cannot_be_read_are_empty(raw: bytes) -> None:
-    """If the annotations of an AMQP 1.0 message cannot be read, the delivery's exchange and routing key are empty. They
-    are not those of a message that mqtool has published to the queue, whose headers count as true.
+    """If the annotations of an AMQP 1.0 message cannot be read, the delivery's exchange and routing key are empty, and
+    mqtool does not trust its own headers in the message.
     """
     forged = {"mqtool-exchange": "x", "mqtool-routing-key": "k"}
     rest = Amqp10Message(application_properties=forged, body=data_section(b"body")).encode()
@@ -494,9 +495,9 @@ def test_an_exchange_and_a_routing_key_that_cannot_be_read_are_empty(raw: bytes)
 
 
 @pytest.mark.parametrize("odd", [NULL, encode_value(5), encode_value([]), DEEP], ids=["null", "number", "list", "deep"])
-def test_an_exchange_or_a_routing_key_that_is_not_text_proves_nothing(odd: bytes) -> None:
-    """If the annotation x-exchange or x-routing-key of an AMQP 1.0 message is not text, it does not make the delivery
-    one of a message that mqtool has published to the queue, whose headers count as true.
+def test_headers_are_not_trusted_if_the_exchange_or_the_routing_key_is_not_text(odd: bytes) -> None:
+    """mqtool trusts its own headers in a message, such as mqtool-exchange, only if the broker's annotations show that
+    the message was published directly to the queue. If x-exchange or x-routing-key is not text, it does not trust them.
     """
     forged = {"mqtool-exchange": "forged", "mqtool-routing-key": "forged"}
     rest = Amqp10Message(application_properties=forged, body=data_section(b"body")).encode()
@@ -512,8 +513,8 @@ def test_an_exchange_or_a_routing_key_that_is_not_text_proves_nothing(odd: bytes
 
 @pytest.mark.parametrize("odd", [[], [encode_value("odd"), DEEP]], ids=["good", "odd"])
 def test_of_two_headers_with_the_same_name_the_first_counts(odd: list[bytes]) -> None:
-    """If an AMQP 1.0 message has the header 1 as a number and as text, the delivery has the value of the first one,
-    whether or not another header can be decoded.
+    """If an AMQP 1.0 message has several headers named 1, with the number 1 or the text "1" as key, the delivery has
+    the value of the first one, even if another header cannot be decoded.
     """
     for keys in ((1, "1", 1), ("1", 1, "1"), (1, "1"), ("1", 1)):
         parts = [encode_value(each) for place, key in enumerate(keys) for each in (key, place)]
@@ -554,9 +555,9 @@ def test_all_encodings_of_a_section_are_read() -> None:
 
 @pytest.mark.parametrize("damage", ["section", "size", "body"])
 def test_a_message_that_cannot_be_decoded_is_passed_on_whole(damage: str) -> None:
-    """If mqtool receives a damaged AMQP 1.0 message, the delivery's body consists of all bytes of the message. The
-    delivery has the exchange, routing key, properties and headers that precede the damage. If these do not include the
-    exchange and the routing key, both are empty.
+    """If an AMQP 1.0 message is so damaged that mqtool cannot find where its sections begin and end, the delivery's
+    body consists of all bytes of the message. The delivery has the exchange, routing key, properties and headers that
+    precede the damage. If these do not include the exchange and the routing key, both are empty.
     """
     properties = BareProperties(message_id="id")
     data = Amqp10Message(properties=properties, body=data_section(b"body")).encode()

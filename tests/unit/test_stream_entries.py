@@ -85,9 +85,9 @@ def test_a_stream_message_ignores_annotations_with_values_that_amqp_0_9_1_cannot
     assert (entry.body, entry.properties) == (b"x", {})
 
 
-def test_a_stream_message_keeps_its_body_whatever_its_publisher_writes_before_it() -> None:
-    """If an annotation, property or header of a stream message is nested too deeply for mqtool, or a section or the
-    footer is encoded in another way than usual, the message is received with its body and its other headers.
+def test_a_stream_message_keeps_its_body_whatever_its_publisher_writes_around_it() -> None:
+    """If an annotation, property or header of a stream message is nested too deeply for mqtool, or if a section or the
+    footer has an unusual encoding, the message is received with its body and its other properties and headers.
     """
     deep = NULL
     for _ in range(90):
@@ -113,11 +113,12 @@ UNUSUAL = st.sampled_from([
 
 @given(st.lists(st.tuples(st.sampled_from([0x70, 0x71, 0x73, 0x74]), UNUSUAL), max_size=4), st.binary())
 @example([(0x74, compound(0xC1, [NULL] * 40_000))], b"body")
-def test_a_section_of_a_stream_message_that_cannot_be_decoded_changes_only_what_it_contains(
+def test_a_section_of_a_stream_message_that_cannot_be_decoded_does_not_affect_the_rest(
     sections: list[tuple[int, bytes]], body: bytes
 ) -> None:
-    """If a section of a stream message cannot be decoded, such as one with 20,000 headers, the message is received with
-    its body, exchange and routing key, whichever type the descriptors of its sections have.
+    """If a section of a stream message cannot be decoded, for example because it has 20,000 headers, more than mqtool
+    decodes, the message is received with its body, exchange and routing key, however the descriptors of its sections
+    are encoded.
     """
     names = (b"x-exchange", b"x", b"x-routing-key", b"k")
     routed = (MESSAGE_ANNOTATIONS, compound(0xC1, [variable(0xA3, name) for name in names]))

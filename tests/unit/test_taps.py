@@ -92,9 +92,9 @@ def test_an_exchange_that_distributes_messages_cannot_be_tapped() -> None:
         to_exchange(Api, "/", "shards", ["1"], {})  # type: ignore[arg-type]
 
 
-def test_copies_of_the_firehose_with_invalid_headers_are_reported_once() -> None:
-    """A tap skips messages from the firehose's exchange if the headers that describe the original message are
-    missing or have wrong types, and reports these messages once. It yields the other copies.
+def test_one_notice_reports_firehose_copies_with_invalid_headers() -> None:
+    """A tap skips messages from the firehose's exchange if the headers that describe the original message are missing
+    or have wrong types, and prints one notice about them. It yields the other copies.
     """
     told = {"exchange_name": "x", "routing_keys": ["k"], "properties": {"headers": {}}}
     wrong: list[dict[str, Any]] = [{}, *({**told, name: 5} for name in told), {**told, "properties": {"headers": 7}}]

@@ -528,13 +528,13 @@ _BOUND = {_DUE: {"amq.topic"}}
         "router, classic", "default exchange", "another exchange for a queue", "queue, no proof",
     ],
 )  # fmt: skip
-def test_the_destination_of_a_wait_queue_is_proven_by_the_broker_if_its_name_begins_with_amq(
+def test_an_amq_destination_of_a_wait_queue_is_believed_only_if_the_queue_dead_letters_there(
     queue: dict[str, Any], onward: dict[str, set[str]], to: str, place: tuple[str | None, str | None]
 ) -> None:
-    """The name of a wait queue for `amq.topic` begins with `mqtool.amq.topic`, which proves nothing: whoever may use it
-    may have no permission for `amq.topic`. mqtool therefore requires that the queue itself dead-letters to its
-    destination: directly, or through mqtool's exchanges and second wait queues. The broker checks the permission to
-    write at each of these steps.
+    """mqtool believes that a wait queue named `mqtool.amq.topic…` is for `amq.topic` only if the queue dead-letters
+    there: directly, or through mqtool's exchanges and second wait queues. The broker has then checked the permission to
+    write at each of these steps, which a name does not prove. If the queue does not dead-letter there, its exchange and
+    routing key are unknown, and `amq.topic` is only what its name says.
     """
     found = wait_queue_of(queue, lambda exchange: onward.get(exchange, set()))
     assert found is not None

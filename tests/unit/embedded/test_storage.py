@@ -337,8 +337,8 @@ def test_changes_that_wait_for_a_slow_disk_are_written_in_several_transactions(
 
 
 def test_expiration_times_that_wait_for_a_slow_disk_are_written_when_the_broker_stops(tmp_path: Path) -> None:
-    """If the times at which messages expire are changed while the disk is slow, and the broker then stops, the messages
-    have the new times after the restart.
+    """If the clock was ahead before a restart, the broker gives stored messages earlier expiration times. If it stops
+    before a slow disk has written these, it writes them, and the messages have the new times after the next restart.
     """
 
     async def run() -> None:
