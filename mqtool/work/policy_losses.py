@@ -6,9 +6,10 @@ https://www.rabbitmq.com/docs/maxlength, https://www.rabbitmq.com/docs/ttl#queue
 https://www.rabbitmq.com/docs/streams#retention
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import chain, groupby, pairwise, product
 from typing import Any, NamedTuple, TypeGuard
 
 from mqtool import management
@@ -23,8 +24,12 @@ from mqtool.spelling import counted
 from mqtool.work.queue_limits import strongest
 
 _COUNTS = ("messages_ready", "messages_unacknowledged", "message_bytes_ready", "consumers")
-_COLUMNS = ("name", "type", "durable", "exclusive", "arguments", "messages", "message_bytes", *_COUNTS)
 _KINDS = ("policies", "operator-policies")
+#: The keys under which a queue's view names the policies that apply to it, in the order of _KINDS.
+_APPLIED = ("policy", "operator_policy")
+_COLUMNS = ("name", "type", "durable", "exclusive", "arguments", "messages", "message_bytes", *_COUNTS, *_APPLIED)
+#: What follows a loss if it depends on which policy RabbitMQ chooses.
+_TIE = " (RabbitMQ may apply any of the policies with the same priority)"
 #: The settings that decide whether a queue loses messages that it has already.
 _REMOVING = {"max-length", "max-length-bytes", "max-age", "expires", "overflow"}
 #: A max-age, with its unit in seconds.
@@ -83,7 +88,6 @@ def losses(api: Management, vhost: str, policies: Sequence[Json], count: Counts,
     steps: list[_Step] = []
     by_name = {each["name"]: each for each in now[kind]}
     for policy in policies:
-        # Of policies with the same priority, the first one listed applies. A policy that is changed keeps its place.
         changed = [policy, *([by_name[policy["name"]]] if policy["name"] in by_name else [])]
         by_name = by_name | {policy["name"]: policy}
         steps.append(_Step({**now, kind: [*by_name.values()]}, changed))
@@ -120,8 +124,8 @@ def losses_by_converting(
     Raises:
         Unavailable, AccessRefused: see Management.get().
     """
-    policies = [_policies(api, vhost, each) for each in _KINDS]
-    before, after = (_Limits.of(each, policies) for each in (view, {**view, "type": to, "arguments": arguments}))
+    now = [{each: _policies(api, vhost, each) for each in _KINDS}]
+    before, after = (_possible(each, now)[0][0] for each in (view, {**view, "type": to, "arguments": arguments}))
     if not there or to == "stream":
         return []
     if not after.drops and after.length is not None and there > after.length:
@@ -136,37 +140,84 @@ def _of_queues(
 ) -> Iterator[Loss]:
     """Yield what queues would lose if the policies were changed step by step."""
     for view in management.queues(api, vhost, _COLUMNS):
-        limits = [
-            _Limits.of(view, after.values())
-            for after, changed in steps
-            if any(policy_matches(each, view["name"]) is not False for each in changed)
+        after = [
+            step for step, changed in steps if any(policy_matches(each, view["name"]) is not False for each in changed)
         ]
-        if limits:
-            yield from _in_turn(view, [_Limits.of(view, now.values()), *limits], count)
+        if after:
+            limits = _possible(view, [now, *after])
+            tie = _TIE if any(len(each) > 1 for each in limits[1:]) else ""
+            for loss in _in_turn(view, limits, count):
+                yield loss._replace(why=f"{loss.why}{tie}")
 
 
-def _in_turn(view: Json, limits: Sequence["_Limits"], count: Counts) -> Iterator[Loss]:
-    """Yield what a queue would lose if these limits applied to it one after the other, the first of which it has now.
+def _possible(view: Json, steps: Sequence[Mapping[str, list[Json]]]) -> list[list["_Limits"]]:
+    """Return the limits that can apply to a queue now, and after each step that can change them.
+
+    Args:
+        steps: the policies of each kind, now and after each change.
+    """
+    by_kind = [
+        _definitions(view, key, [step[kind] for step in steps]) for kind, key in zip(_KINDS, _APPLIED, strict=True)
+    ]
+    found = [{_Limits.of(view, given): None for given in product(*pair)} for pair in zip(*by_kind, strict=True)]
+    return [[*each] for each, _ in groupby(found)]
+
+
+def _definitions(view: Json, key: str, steps: Sequence[list[Json]]) -> Iterator[list[Json]]:
+    """Yield the definitions of the policies of one kind that can apply to a queue, at each step; [{}] if none can.
+
+    RabbitMQ does not promise which of several policies with the highest priority applies. Seen in 3.10, with three of
+    them in each of 24 vhosts: neither the alphabet nor the order in which they were set decided, and vhosts differed.
+    After a change of one of them, the same one applied as before, but once 600 policies had been added to another
+    vhost, another one applied in 16 of the 24. Therefore, any of them can apply after a change of one of them.
+
+    Args:
+        key: the key under which `view` names the policy that applies now. The name can be five seconds old, so it
+            decides only between policies with the highest priority.
+    """
+    before: Json | None = None
+    found: list[Json] = []
+    for policies in steps:
+        strong = strongest(policies, view["name"], view.get("type") or "classic")
+        tied = {each["name"]: each.get("definition") or {} for each in strong}
+        if tied != before:
+            named = [tied[name] for name in tied if name == view.get(key)] if before is None else []
+            found, before = named or [*tied.values()] or [{}], tied
+        yield found
+
+
+def _in_turn(view: Json, limits: Sequence[Sequence["_Limits"]], count: Counts) -> Iterator[Loss]:
+    """Yield what a queue would lose if limits applied to it one after the other.
 
     Messages are dropped at each step, of which the worst is reported. A queue expires, or a broker restarts, later.
+
+    Args:
+        limits: the limits of which one applies now, and those of which one applies after each step.
     """
     first, last = limits[0], limits[-1]
+    if len(limits) == 1:
+        return
     if view.get("type") == "stream":
         yield from _of_stream(view["name"], limits)
         return
-    if len({*limits}) == 1:
-        return
     depth = count(view["name"])
     worst: dict[bool, Loss] = {}
-    for before, after in pairwise(limits):
-        note = ""
-        if before.drops and not after.drops and view.get("type") != "quorum":
-            after, note = after._replace(drops=True), " (RabbitMQ applies it before the new overflow setting)"
-        before, after = before._replace(expires=first.expires), after._replace(expires=last.expires)
-        for loss in _of_queue(view, depth, before, after, note):
-            worst[loss.of_queue] = max(loss, worst.get(loss.of_queue, loss), key=lambda each: each.messages or 0)
+    longest, shortest = _highest(each.expires for each in first), _lowest(each.expires for each in last)
+    for befores, afters in pairwise(limits):
+        for before, after in product(_loosest(befores), afters):
+            note = ""
+            if before.drops and not after.drops and view.get("type") != "quorum":
+                after, note = after._replace(drops=True), " (RabbitMQ applies it before the new overflow setting)"
+            before, after = before._replace(expires=longest), after._replace(expires=shortest)
+            for loss in _of_queue(view, depth, before, after, note):
+                worst[loss.of_queue] = max(loss, worst.get(loss.of_queue, loss), key=_messages)
     yield from worst.values()
-    yield from _at_restart(view, depth, first, last)
+    restarts = [loss for pair in product(_loosest(first), last) for loss in _at_restart(view, depth, *pair)]
+    yield from sorted(restarts, key=_messages)[-1:]
+
+
+def _messages(loss: Loss) -> int:
+    return loss.messages or 0
 
 
 def _policies(api: Management, vhost: str, kind: str) -> list[Json]:
@@ -193,11 +244,11 @@ class _Limits(NamedTuple):
     dead_letters: bool
 
     @classmethod
-    def of(cls, view: Json, policies: Iterable[Sequence[Json]]) -> "_Limits":
+    def of(cls, view: Json, by_policy: Sequence[Json]) -> "_Limits":
+        """Return a queue's limits; `by_policy` are the definitions of its policy and its operator policy."""
         arguments: Mapping[str, Any] = view.get("arguments") or {}
         kind = view.get("type") or "classic"
-        by_policy = [(strongest(each, view["name"], kind) or {}).get("definition") or {} for each in policies]
-        own = {name.removeprefix("x-"): value for name, value in arguments.items()}
+        own = {name[2:]: value for name, value in arguments.items() if name.startswith("x-")}
         if kind == "stream":  # policies override its arguments, even lower ones
             own = {name: value for name, value in own.items() if not any(name in each for each in by_policy)}
         given = [own, *by_policy]
@@ -221,23 +272,46 @@ class _Limits(NamedTuple):
         )
 
 
+def _height(limit: int | None) -> float:
+    return math.inf if limit is None else limit
+
+
+def _lowest(limits: Iterable[int | None]) -> int | None:
+    return min(limits, key=_height)
+
+
+def _highest(limits: Iterable[int | None]) -> int | None:
+    return max(limits, key=_height)
+
+
+def _loosest(limits: Sequence[_Limits]) -> Iterator[_Limits]:
+    """Yield the limits from which a queue would lose the most, if any of the given ones can apply to it before.
+
+    They are at most two, one that drops messages and one that rejects them, so that an import of many policies with the
+    same priority is quick.
+    """
+    for drops in (True, False):
+        if alike := [each for each in limits if each.drops is drops]:
+            length, size = _highest(each.length for each in alike), _highest(each.size for each in alike)
+            yield alike[0]._replace(length=length, size=size)
+
+
 def _is_lower(limit: int | None, before: int | None) -> TypeGuard[int]:
     """True if a limit is new, or lower than before."""
     return limit is not None and (before is None or limit < before)
 
 
-def _of_stream(name: str, limits: Sequence[_Limits]) -> Iterator[Loss]:
+def _of_stream(name: str, limits: Sequence[Sequence[_Limits]]) -> Iterator[Loss]:
     """Yield that a stream may lose messages because any of the later limits is lower than the first ones.
 
     A broker deletes whole segments of a stream. It reports neither their sizes nor, over AMQP, the number of messages.
     """
     now, *later = limits
-    size = min((each.size for each in later if each.size is not None), default=None)
-    age = min((each.age for each in later if each.age is not None), default=None)
+    size, age = _lowest(each.size for each in chain(*later)), _lowest(each.age for each in chain(*later))
     lower = []
-    if _is_lower(size, now.size):
+    if _is_lower(size, _highest(each.size for each in now)):
         lower.append(f"max-length-bytes is {size:,}")
-    if _is_lower(age, now.age):
+    if _is_lower(age, _highest(each.age for each in now)):
         lower.append(f"max-age is {compact_duration(age)}")
     if lower:
         yield Loss(name, None, f"is a stream and may lose its oldest messages: {', '.join(lower)}")

@@ -37,10 +37,10 @@ def policies_of(api: Management, vhost: str, name: str, kind: str) -> list[Json]
     found: list[Json] = []
     for group in ("policies", "operator-policies"):
         try:
-            best = strongest(api.items(path(group, vhost)), name, kind)
+            tied = strongest(api.items(path(group, vhost)), name, kind)
         except (AccessRefused, NotFound):
             return _effective(api, vhost, name)
-        found += [] if best is None else [best.get("definition") or {}]
+        found += [each.get("definition") or {} for each in tied[:1]]
     return found
 
 
@@ -51,10 +51,14 @@ def _effective(api: Management, vhost: str, name: str) -> list[Json]:
         return []
 
 
-def strongest(policies: Iterable[Json], name: str, kind: str) -> Json | None:
-    """Return the policy of the highest priority that applies to a queue of this name and type; None if none does."""
-    matching = (each for each in policies if applies(each, name, kind))
-    return max(matching, key=lambda each: each.get("priority") or 0, default=None)
+def strongest(policies: Iterable[Json], name: str, kind: str) -> list[Json]:
+    """Return the policies of the highest priority that can apply to a queue of this name and type.
+
+    RabbitMQ applies one of them. It does not promise which one.
+    """
+    matching = [each for each in policies if applies(each, name, kind)]
+    highest = max((each.get("priority") or 0 for each in matching), default=0)
+    return [each for each in matching if (each.get("priority") or 0) == highest]
 
 
 def applies(policy: Json, name: str, kind: str) -> bool:

@@ -225,6 +225,37 @@ def test_policy_set_asks_before_a_new_pattern_lets_another_policy_apply(admin: S
 
 
 @pytest.mark.own_vhost("policies stay in it")
+def test_policy_commands_ask_if_any_of_several_policies_with_the_same_priority_would_remove_messages(
+    admin: Shell, broker: TestBroker
+) -> None:
+    """If several policies with the highest priority match a queue, RabbitMQ may apply any of them. `policy set` asks if
+    one of them would remove messages. `policy clear` asks only if the policy that it clears is the one that RabbitMQ
+    has applied, and another one would remove messages.
+    """
+    common = ("mqtool", "policy", "set", "--pattern", "^jobs", "--definition")
+    names = {"first", "second"}
+    for name in sorted(names):
+        assert admin.run(*common, '{"max-length": 20}', name).code == 0
+    fill(admin, "jobs")
+    refused = admin.run(*common, '{"max-length": 7}', "third")
+    assert (refused.code, depth(broker, "jobs")) == (2, 10), refused.stderr
+    assert "warning: queue 'jobs' drops 3 of 10 messages: max-length is 7 (RabbitMQ may apply any" in refused.stderr
+    assert admin.run(*common, '{"max-length": 1}', "weak", "--priority", "-1").code == 0
+
+    def applied() -> str:
+        return admin.run("mqtool", "list", "queues", "policy", "--where", "name='jobs'").stdout.strip()
+
+    wait_until(lambda: applied() in names, "the broker to name the policy that it has applied")
+    strongest = applied()
+    (other,) = names - {strongest}
+    assert admin.run(*common, '{"max-length": 7}', other, "--yes").code == 0
+    refused = admin.run("mqtool", "policy", "clear", strongest)
+    assert (refused.code, depth(broker, "jobs")) == (2, 10), refused.stderr
+    assert "warning: queue 'jobs' drops 3 of 10 messages: max-length is 7\n" in refused.stderr
+    assert admin.run("mqtool", "policy", "clear", other).code == 0
+
+
+@pytest.mark.own_vhost("policies stay in it")
 def test_policy_set_does_not_ask_if_the_policy_removes_no_messages(admin: Shell, broker: TestBroker) -> None:
     """`policy set` does not ask for confirmation if the policy removes no messages. That is the case if no queue
     exceeds the new limit, if another policy takes precedence, or if the queue has a lower limit of its own. It is also

@@ -188,14 +188,18 @@ def test_a_policy_applies_to_queues_that_match_its_pattern_and_type(
 
 
 def test_the_matching_policy_with_the_highest_priority_applies() -> None:
-    """If several policies match a queue, the one with the highest priority applies. The default priority is 0."""
+    """If several policies match a queue, the one with the highest priority applies. The default priority is 0. If
+    several have the highest priority, any of them can apply.
+    """
     low, none, high = policy("low", priority=-1), policy("none"), policy("high", priority=2)
     other = policy("other", "^x", priority=9)
-    assert strongest([low, none], "q", "classic") == none
-    assert strongest([none, high, low, other], "q", "classic") == high
-    assert strongest([none, policy("one", priority=1)], "q", "classic") == policy("one", priority=1)
-    assert strongest([other], "q", "classic") is None
-    assert strongest([policy("streams", apply_to="streams", priority=5), low], "q", "classic") == low
+    assert strongest([low, none], "q", "classic") == [none]
+    assert strongest([none, high, low, other], "q", "classic") == [high]
+    assert strongest([none, policy("one", priority=1)], "q", "classic") == [policy("one", priority=1)]
+    assert strongest([other], "q", "classic") == []
+    assert strongest([policy("streams", apply_to="streams", priority=5), low], "q", "classic") == [low]
+    zero = policy("zero", priority=0)
+    assert strongest([none, low, zero], "q", "classic") == [none, zero]
 
 
 def test_the_policy_and_the_operator_policy_of_a_queue_are_found() -> None:
@@ -573,15 +577,120 @@ def test_policies_that_are_imported_together_can_make_a_queue_drop_messages(
     assert [loss.messages for loss in found] == ([messages] if messages else [])
 
 
-def test_a_policy_that_is_changed_keeps_its_place_among_those_of_the_same_priority() -> None:
-    """If two policies of the same priority match a queue, RabbitMQ applies the first one that it lists, and still does
-    so after that policy has changed. `policy set` reports what the queue would lose by the policy that applies.
+A20, B5, TTL = policy("a", max_length=20), policy("b", max_length=5), policy("c", message_ttl=1)
+TIE = "(RabbitMQ may apply any of the policies with the same priority)"
+
+
+@pytest.mark.parametrize(
+    ("now", "new", "there", "why"),
+    [
+        ([A20], policy("b", max_length=4), {"policy": "a"}, "drops 6 of 10 messages: max-length is 4"),
+        ([B5], policy("a", max_length=4), {"policy": "b"}, "drops 6 of 10 messages: max-length is 4"),
+        ([A20, B5], policy("a", max_length=30), {"policy": "a"}, "drops 5 of 10 messages: max-length is 5"),
+        ([A20, B5], policy("c", max_length=4), {"policy": "a"}, "drops 6 of 10 messages: max-length is 4"),
+        ([A20, policy("c", max_length=4)], policy("b", max_length=5), {"policy": "a"},
+         "drops 6 of 10 messages: max-length is 4"),
+        ([A20], policy("b", expires=60_000), {}, "is deleted with 10 messages if it is not used for 1m"),
+        ([policy("a", expires=60_000)], policy("b", expires=1000), {},
+         "is deleted with 10 messages if it is not used for 1s"),
+        ([A20], B5, {"arguments": FULL}, "drops 5 of 10 messages when RabbitMQ restarts: max-length is 5"),
+        ([A20, B5], policy("c", max_length=4), {"arguments": FULL, "policy": "a"},
+         "drops 6 of 10 messages when RabbitMQ restarts: max-length is 4"),
+        ([policy("a", max_age="2D")], policy("b", max_length_bytes=9), {"type": "stream"},
+         "is a stream and may lose its oldest messages: max-length-bytes is 9"),
+        ([policy("a", max_age="2D")], policy("b", max_age="1D"), {"type": "stream"},
+         "is a stream and may lose its oldest messages: max-age is 1d"),
+    ],
+    ids=[
+        "later name", "earlier name", "changed", "third", "between", "expires", "expires earlier", "restart",
+        "third at a restart", "bytes of a stream", "age of a stream",
+    ],
+)  # fmt: skip
+def test_policy_set_reports_the_worst_loss_if_several_policies_have_the_highest_priority(
+    now: list[dict[str, Any]], new: dict[str, Any], there: dict[str, Any], why: str
+) -> None:
+    """If several policies with the highest priority match a queue, RabbitMQ may apply any of them. If `policy set` adds
+    or changes one of them, it reports the most that the queue can lose, and says why that is not certain.
     """
-    a, b = policy("a", max_length=20), policy("b", max_length=5)
-    assert lost(policy("a", max_length=30), queue(), policies=[a, b]) == []
-    assert lost(policy("a", max_length=4), queue(), policies=[a, b])[0].messages == 6
-    assert lost(policy("b", max_length=4), queue(), policies=[a, b]) == []
-    assert lost(policy("c", max_length=4), queue(), policies=[a, b]) == []
+    full = queue(**{"messages": 10, **there})
+    assert [loss.why for loss in lost(new, full, policies=now)] == [f"{why} {TIE}"]
+    found = losses(api_with([], now, [full | {"operator_policy": there.get("policy"), "policy": None}]), "v", [new],
+                   not_counted, operator=True)  # fmt: skip
+    assert [loss.why for loss in found] == [f"{why} {TIE}"]
+
+
+@pytest.mark.parametrize("named", ["a", None], ids=["named", "not named"])
+@pytest.mark.parametrize(
+    ("now", "new"),
+    [
+        ([A20], policy("b", max_length=20)),
+        ([A20], policy("b", max_length=10)),
+        ([A20, B5], A20),
+        ([A20, B5], A20 | {"pattern": "^q"}),
+        ([A20, B5], policy("c", priority=-1, max_length=1)),
+        ([A20, B5], policy("c", priority=1, max_length=10)),
+        ([A20, policy("b", "^z", max_length=5)], policy("c", max_length=10)),
+    ],
+    ids=["same limit", "enough room", "no change", "other pattern", "weaker", "stronger", "other queues"],
+)
+def test_policy_set_reports_no_loss_if_it_does_not_depend_on_the_new_policy_which_limits_apply(
+    now: list[dict[str, Any]], new: dict[str, Any], named: str | None
+) -> None:
+    """If several policies have the same priority, `policy set` reports no loss if all of their limits are high enough,
+    if the new policy changes none of them, or if it has a higher priority than they.
+    """
+    assert lost(new, queue(policy=named, operator_policy="x"), policies=now) == []
+    operator = {"policies": [TTL], "operator": [policy("x", max_length=20), policy("y", max_length=5)]}
+    assert lost(policy("c", expires=10**16), queue(policy="c", operator_policy="x"), **operator) == []
+
+
+@pytest.mark.parametrize("operator", [False, True], ids=["user", "operator"])
+def test_the_broker_says_which_of_several_policies_with_the_same_priority_applies(operator: bool) -> None:
+    """The management API names the policy and the operator policy that apply to a queue. If several have the highest
+    priority, `policy clear` believes it. If it names none of them, because the policy is new, any of them may apply.
+    """
+    key = "operator_policy" if operator else "policy"
+
+    def dropped(cleared: str, policies: Sequence[dict[str, Any]], **there: Any) -> list[str]:
+        lists = ([], policies) if operator else (policies, [])
+        api = api_with(*lists, [queue(**there)])
+        return [loss.why for loss in losses_by_clearing(api, "v", cleared, not_counted, operator=operator)]
+
+    why = ["drops 5 of 10 messages: max-length is 5"]
+    for policies in ([A20, B5], [B5, A20]):
+        assert dropped("a", policies, **{key: "a"}) == why
+        assert dropped("a", policies, **{key: "b"}) == []
+        assert dropped("b", policies, **{key: "a"}) == []
+        assert dropped("a", policies, **{key: None}) == why
+        assert dropped("a", policies, **{key: "gone"}) == why
+        assert dropped("a", policies, **{key: ["b"]}) == why
+        assert dropped("a", policies, arguments={key: "b", f"x-{key}": "b"}) == why
+        assert dropped("a", policies, **{"policy": "b", "operator_policy": "b", key: "a"}) == why
+    # The name is up to five seconds old: a policy with a higher priority applies already.
+    assert dropped("low", [policy("high", priority=1, max_length=10), policy("low")], **{key: "low"}) == []
+
+
+def test_the_first_of_several_policies_may_have_made_a_queue_drop_or_reject_messages() -> None:
+    """`definitions import` sets policies one after the other. If the first ones have the same priority, any of them can
+    apply to a queue before the last one does. The report includes what the queue would lose in each case.
+    """
+    tied = [policy("a", overflow="reject-publish", max_length=20), policy("b", max_length=20)]
+    for order in (tied, tied[::-1]):
+        for last, note in (({}, ""), ({"overflow": "reject-publish"}, f" {FIRST}")):
+            new = [*order, policy("c", priority=1, max_length=4, **last)]
+            found = losses(api_with(queues=[queue(messages=0)]), "v", new, lambda _: Depth(10, 0), operator=False)
+            assert f"drops 6 of 10 messages: max-length is 4{note} {TIE}" in [loss.why for loss in found]
+
+
+def test_only_arguments_that_begin_with_x_limit_a_queue() -> None:
+    """A queue's argument `max-length` is not a limit to RabbitMQ; only `x-max-length` is. `policy set` ignores it, too,
+    and reports what the queue would lose.
+    """
+    ignored = {"max-length": 4, "expires": 1000, "overflow": "reject-publish", "dead-letter-exchange": ""}
+    assert [loss.why for loss in lost(policy(max_length=4, expires=60_000), queue(arguments=ignored))] == [
+        "is deleted with 10 messages if it is not used for 1m",
+        "drops 6 of 10 messages: max-length is 4",
+    ]
 
 
 OLD = policy("old", expires=60_000)
