@@ -1,4 +1,4 @@
-"""Parse and format durations (300ms, 5s, 2m, 1h30m, 1d); exponential backoff between attempts."""
+"""Parse and format durations (300ms, 5s, 2m, 1h30m, 1d) and RabbitMQ's intervals (7D); exponential backoff."""
 
 import re
 from collections.abc import Iterator
@@ -7,6 +7,11 @@ from typing import NamedTuple
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = r"(\d+(?:\.\d+)?)(ms|s|m|h|d)"
 
+#: The maximum number of digits in an interval. A number with more digits is treated as 10 to the power of this.
+_DIGITS = 18
+_INTERVAL = re.compile(r"0*([1-9][0-9]*)([YMDhms])")
+_SECONDS_OF_INTERVAL = {"Y": 365 * 86_400, "M": 30 * 86_400, "D": 86_400, "h": 3_600, "m": 60, "s": 1}
+
 
 def parse_duration(text: str) -> float:
     """Parse a duration such as 1m30s; return seconds. Raises ValueError if that is not possible."""
@@ -14,6 +19,16 @@ def parse_duration(text: str) -> float:
     if not parts or "".join(number + unit for number, unit in parts) != text:
         raise ValueError(f"{text!r} is not a duration such as 300ms, 5s, 2m or 1h30m")
     return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+
+
+def parse_interval(text: str) -> int | None:
+    """Return a RabbitMQ interval, such as a stream's max-age of 7D or 5m, in milliseconds; None if it is not one."""
+    found = _INTERVAL.fullmatch(text)
+    if found is None:
+        return None
+    # Python does not convert numbers of more than 4300 digits.
+    count = int(found[1]) if len(found[1]) <= _DIGITS else 10**_DIGITS
+    return count * _SECONDS_OF_INTERVAL[found[2]] * 1000
 
 
 def compact_duration(seconds: float) -> str:

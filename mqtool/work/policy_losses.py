@@ -7,14 +7,13 @@ https://www.rabbitmq.com/docs/streams#retention
 """
 
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, groupby, pairwise, product
 from typing import Any, NamedTuple, TypeGuard
 
 from mqtool import management
 from mqtool.amqp.administration import Depth
-from mqtool.duration import compact_duration
+from mqtool.duration import compact_duration, parse_interval
 from mqtool.errors import AccessRefused, NotFound
 from mqtool.management import Management, path
 from mqtool.management.api_client import Json
@@ -32,11 +31,8 @@ _COLUMNS = ("name", "type", "durable", "exclusive", "arguments", "messages", "me
 _TIE = " (RabbitMQ may apply any of the policies with the same priority)"
 #: The settings that decide whether a queue loses messages that it has already.
 _REMOVING = {"max-length", "max-length-bytes", "max-age", "expires", "overflow"}
-#: A max-age, with its unit in seconds.
-_AGE = re.compile(r"([0-9]{1,18})([YMDhms])")
 #: Longer than any queue stays unused, in milliseconds. A policy's `expires` can have thousands of digits.
 _LONGEST = 10**15
-_SECONDS = {"Y": 365 * 86_400, "M": 30 * 86_400, "D": 86_400, "h": 3600, "m": 60, "s": 1}
 
 #: Counts a queue's ready messages and consumers now; None if it cannot be asked, as a queue of another connection.
 #: The counts of the management API can be some seconds old, or missing.
@@ -228,10 +224,10 @@ def _policies(api: Management, vhost: str, kind: str) -> list[Json]:
 
 
 class _Limits(NamedTuple):
-    """A queue's limits, from its arguments and policies; None for no limit. Expiry is in milliseconds.
+    """A queue's limits, from its arguments and policies; None for no limit. Expiry and age are in milliseconds.
 
     Attributes:
-        age: of a stream's messages, in seconds.
+        age: of a stream's messages.
         drops: True if messages beyond a limit leave the queue, and not new ones are rejected.
         dead_letters: True if these become dead letters.
     """
@@ -261,12 +257,12 @@ class _Limits(NamedTuple):
         # lower value, by which a queue can never expire sooner than before unless it does so by 3.10's rule as well.
         expires = lowest("expires", by_policy) if kind == "quorum" else None
         expires = lowest("expires") if expires is None else expires
-        ages = (_AGE.fullmatch(str(each.get("max-age"))) for each in given)
+        ages = (parse_interval(str(each.get("max-age"))) for each in given)
         return cls(
             lowest("max-length"),
             lowest("max-length-bytes"),
             None if expires is None or expires > _LONGEST else expires,
-            min((int(age[1]) * _SECONDS[age[2]] for age in ages if age), default=None),
+            _lowest(ages),
             overflow_of(kind, arguments, by_policy) == "drop-head",
             any("dead-letter-exchange" in each for each in given),
         )
@@ -312,7 +308,7 @@ def _of_stream(name: str, limits: Sequence[Sequence[_Limits]]) -> Iterator[Loss]
     if _is_lower(size, _highest(each.size for each in now)):
         lower.append(f"max-length-bytes is {size:,}")
     if _is_lower(age, _highest(each.age for each in now)):
-        lower.append(f"max-age is {compact_duration(age)}")
+        lower.append(f"max-age is {compact_duration(age / 1000)}")
     if lower:
         yield Loss(name, None, f"is a stream and may lose its oldest messages: {', '.join(lower)}")
 

@@ -1,10 +1,12 @@
-"""Durations such as 300ms, 5s or 1h30m."""
+"""Durations such as 300ms, 5s or 1h30m, and RabbitMQ's intervals."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqtool.duration import parse_duration
+from mqtool.duration import parse_duration, parse_interval
+
+SECOND, DAY = 1000, 86_400_000
 
 
 @pytest.mark.parametrize(
@@ -41,3 +43,27 @@ def test_the_parts_of_a_duration_are_added(parts: list[tuple[int, str]]) -> None
     """
     together = parse_duration("".join(f"{number}{unit}" for number, unit in parts))
     assert together == pytest.approx(sum(parse_duration(f"{number}{unit}") for number, unit in parts))
+
+
+@pytest.mark.parametrize(
+    ("text", "milliseconds"),
+    [
+        ("1s", SECOND),
+        ("2m", 120 * SECOND),
+        ("3h", 10_800 * SECOND),
+        ("7D", 7 * DAY),
+        ("1M", 30 * DAY),
+        ("1Y", 365 * DAY),
+        ("007s", 7 * SECOND),
+        (f"{10**17}s", 10**17 * SECOND),
+        (f"{10**18 - 1}s", (10**18 - 1) * SECOND),
+        (f"{'9' * 5000}s", 10**18 * SECOND),
+        *((wrong, None) for wrong in ("", "0s", "5", "s", "5x", "5d", "-5s", "1.5h", " 5s", "5s5s")),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_an_interval_is_a_positive_integer_and_a_unit(text: str, milliseconds: int | None) -> None:
+    """An interval, such as a stream's x-max-age, consists of a positive integer and a unit: Y, M, D, h, m or s. A month
+    has 30 days, and a year has 365. A very large number is treated as 10^18.
+    """
+    assert parse_interval(text) == milliseconds

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from mqtool.broker.embedded.model.profile import PROFILES, Like
-from mqtool.broker.embedded.model.queue_arguments import Options, Retry, interval
+from mqtool.broker.embedded.model.queue_arguments import Options, Retry
 from mqtool.codecs.field_tables import Table
 
-SECOND, DAY = 1000, 86_400_000
+DAY = 86_400_000
 RETRIES: Table = {"x-delayed-retry-type": "all", "x-delayed-retry-min": 5, "x-delayed-retry-max": 9}
 AT_LEAST_ONCE: Table = {
     "dead-letter-exchange": "x", "dead-letter-strategy": "at-least-once", "overflow": "reject-publish",
@@ -17,30 +17,6 @@ AT_LEAST_ONCE: Table = {
 
 def options(arguments: Table, policy: Table | None = None, like: Like = Like.V4_3) -> Options:
     return Options.of(arguments, policy or {}, PROFILES[like])
-
-
-@pytest.mark.parametrize(
-    ("text", "milliseconds"),
-    [
-        ("1s", SECOND),
-        ("2m", 120 * SECOND),
-        ("3h", 10_800 * SECOND),
-        ("7D", 7 * DAY),
-        ("1M", 30 * DAY),
-        ("1Y", 365 * DAY),
-        ("007s", 7 * SECOND),
-        (f"{10**17}s", 10**17 * SECOND),
-        (f"{10**18 - 1}s", (10**18 - 1) * SECOND),
-        (f"{'9' * 5000}s", 10**18 * SECOND),
-        *((wrong, None) for wrong in ("", "0s", "5", "s", "5x", "5d", "-5s", "1.5h", " 5s", "5s5s")),
-    ],
-    ids=lambda value: str(value)[:20],
-)
-def test_an_interval_is_a_positive_integer_and_a_unit(text: str, milliseconds: int | None) -> None:
-    """An interval, such as a stream's x-max-age, consists of a positive integer and a unit: Y, M, D, h, m or s. A month
-    has 30 days, and a year has 365. A very large number is treated as 10^18.
-    """
-    assert interval(text) == milliseconds
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ from mqtool.broker.embedded.model.applied_policies import OPERATOR, USER, Policy
 from mqtool.broker.embedded.model.broker import OF_VHOSTS, Broker
 from mqtool.broker.embedded.model.names import is_too_long
 from mqtool.broker.embedded.model.profile import Profile
-from mqtool.broker.embedded.model.queue_arguments import interval
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from mqtool.duration import parse_interval
 
 #: The components of /api/parameters that the embedded broker supports.
 COMPONENTS = (OPERATOR, "vhost-limits")
@@ -64,7 +64,7 @@ _SETTINGS: PolicySettings = {
     "dead-letter-strategy": (_in("at-most-once", "at-least-once"), "a valid dead letter strategy"),
     "delivery-limit": (_from(0), "a valid delivery limit"),
     "expires": (_from(1), "a valid queue expiry"),
-    "max-age": (lambda value: _text(value) and interval(value) is not None, "a valid max age"),
+    "max-age": (lambda value: _text(value) and parse_interval(value) is not None, "a valid max age"),
     "max-length": (_from(0), "a valid maximum length"),
     "max-length-bytes": (_from(0), "a valid maximum length in bytes"),
     "message-ttl": (_from(0), "a valid message TTL"),

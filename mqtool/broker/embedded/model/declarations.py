@@ -26,9 +26,9 @@ from mqtool.broker.embedded.model.queue_arguments import (
     boolean,
     initial_offset,
     integer,
-    interval,
 )
 from mqtool.codecs.field_tables import Table, Timestamp, Value, is_integer, type_name
+from mqtool.duration import parse_interval
 
 
 def check_deprecated(profile: Profile, arguments: Table, *, durable: bool, exclusive: bool) -> None:
@@ -287,5 +287,5 @@ def check_consumer(queue: BrokerQueue, arguments: Table, *, prefetch: int, no_ac
 
 def _is_offset(value: Value) -> bool:
     if isinstance(value, str):
-        return value in ("first", "last", "next") or interval(value) is not None
+        return value in ("first", "last", "next") or parse_interval(value) is not None
     return value is None or is_integer(value) or isinstance(value, Timestamp)

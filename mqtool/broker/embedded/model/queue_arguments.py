@@ -1,6 +1,5 @@
 """Queue arguments: the checks of their values, and the settings that result from arguments and policies."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -8,6 +7,7 @@ from typing import NamedTuple
 from mqtool.broker.embedded.model.names import is_too_long
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
 from mqtool.codecs.field_tables import Table, Value, is_integer, type_name
+from mqtool.duration import parse_interval
 
 #: The name of the consumer argument for the offset to start at, and of the header with a delivered message's offset.
 OFFSET = "x-stream-offset"
@@ -17,22 +17,6 @@ INITIAL_OFFSET = "x-stream-initial-offset"
 MAX_INITIAL_OFFSET = 2**62 - 1
 
 NO_POLICY: Table = {}
-
-#: The maximum number of digits in an interval. A number with more digits is treated as 10 to the power of this.
-_DIGITS = 18
-
-_INTERVAL = re.compile(r"0*([1-9][0-9]*)([YMDhms])")
-_SECONDS = {"Y": 365 * 86_400, "M": 30 * 86_400, "D": 86_400, "h": 3_600, "m": 60, "s": 1}
-
-
-def interval(text: str) -> int | None:
-    """Return an interval such as 7D or 5m in milliseconds; None if the text is not an interval."""
-    found = _INTERVAL.fullmatch(text)
-    if found is None:
-        return None
-    # Python does not convert numbers of more than 4300 digits.
-    count = int(found[1]) if len(found[1]) <= _DIGITS else 10**_DIGITS
-    return count * _SECONDS[found[2]] * 1000
 
 
 class Retry(NamedTuple):
@@ -109,7 +93,7 @@ class Options:
             max_priority=integer("max-priority"),
             single_active=arguments.get("x-single-active-consumer") is True,
             delivery_limit=_delivery_limit(arguments.get("x-delivery-limit"), policy.get("delivery-limit"), profile),
-            max_age=interval(string("max-age") or ""),
+            max_age=parse_interval(string("max-age") or ""),
             segment_bytes=integer("stream-max-segment-size-bytes"),
             # RabbitMQ falls back to at-most-once with any other overflow.
             at_least_once=string("dead-letter-strategy") == "at-least-once"
@@ -228,7 +212,7 @@ _priority = _number(lambda value: f"{{max_value_exceeded,{value}}}" if value > M
 #: RabbitMQ's error text for an offset that is too large is not known.
 initial_offset = _number(lambda value: f"{{value_too_large,{value}}}" if value > MAX_INITIAL_OFFSET else None)
 _version = _number(lambda value: None if value in (1, 2) else f"\"unsupported queue version '{value}'\"")
-_max_age = _text(lambda value, _: "invalid_max_age" if interval(value) is None else None)
+_max_age = _text(lambda value, _: "invalid_max_age" if parse_interval(value) is None else None)
 
 
 def _wrong_dead_letter_key(value: str, table: Table) -> str | None:

@@ -14,7 +14,7 @@ from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.clock import TURN_SECONDS
 from mqtool.broker.embedded.model.consumers import QueueConsumer
 from mqtool.broker.embedded.model.queue import BrokerQueue, Why, cancel_links
-from mqtool.broker.embedded.model.queue_arguments import INITIAL_OFFSET, OFFSET, Options, interval
+from mqtool.broker.embedded.model.queue_arguments import INITIAL_OFFSET, OFFSET, Options
 from mqtool.broker.embedded.model.sectioned import Sectioned, Sections
 from mqtool.broker.embedded.model.stream_conversion import Decoded, decode, encode
 from mqtool.broker.embedded.model.stream_log import SEGMENT_BYTES, Retention, StreamLog
@@ -35,6 +35,7 @@ from mqtool.broker.embedded.model.stream_segment import (
     tracking_in,
 )
 from mqtool.codecs.field_tables import Int64, Table, Timestamp, encode_table
+from mqtool.duration import parse_interval
 from mqtool.spelling import counted
 
 log = logging.getLogger("mqtool.broker.embedded")
@@ -244,7 +245,7 @@ class StreamQueue(BrokerQueue):
                 return log.last_chunk, None
             case Timestamp():
                 return 0, offset * 1000
-            case str() if (age := interval(offset)) is not None:
+            case str() if (age := parse_interval(offset)) is not None:
                 return 0, self.clock.now() - age
             case int():
                 return offset, None
