@@ -36,7 +36,7 @@ LONGEST = 2**32 - 1
 
 #: The end of the names of wait queues: NAME.wait.5s, NAME.delay.5s.more.2, NAME.exchange.delay.325ms.classic.
 WAIT_SUFFIX = re.compile(
-    r"(?P<exchange>\.exchange)?\.(?P<kind>delay|wait)(\.(\d+(ms|[dhms]))+){1,2}(\.more)?(?P<number>\.\d+)?(\.classic)?$"
+    r"(?P<exchange>\.exchange)?\.(?P<kind>delay|wait)(\.(\d+(ms|[dhms]))+){1,2}(?P<more>\.more)?(?P<number>\.\d+)?(\.classic)?$"
 )
 
 

@@ -26,7 +26,7 @@ from mqtool.delays import LONGEST, WAIT_SUFFIX
 from mqtool.delays.destinations import DelayPlace, Destination, Warn, derived_name, expect, is_there, name_for
 from mqtool.duration import compact_duration, parse_duration
 from mqtool.errors import BadData, DeclaredDifferently, UsageError
-from mqtool.message import DUE, END_OF_TIME, Delivery, Message
+from mqtool.message import DUE, END_OF_TIME, Delivery, Message, time_to_live
 from mqtool.spelling import pasteable
 from mqtool.topology import Binding, Exchange, Queue
 
@@ -352,8 +352,7 @@ class WaitQueue(NamedTuple):
 
     def due_of(self, delivery: Delivery) -> float | None:
         """Return a message's due time, in seconds since 1970; None if unknown, as for a retry, or not a time."""
-        due = delivery.headers.get(DUE)
-        return due / 1000 if self.kind == "delay" and isinstance(due, int) and 0 <= due <= _LATEST else None
+        return _due_of(delivery) if self.kind == "delay" else None
 
     def original(self, delivery: Delivery) -> Message:
         """Return the message as it will be delivered to its destination, or as it was published if that is unknown.
@@ -368,6 +367,31 @@ class WaitQueue(NamedTuple):
         key = delivery.routing_key if self.routing_key is None else self.routing_key
         exchange = delivery.exchange if self.exchange is None else self.exchange
         return Message(delivery.body, key, exchange, properties, properties.pop("message_id", None))
+
+
+def _due_of(delivery: Delivery) -> float | None:
+    due = delivery.headers.get(DUE)
+    return due / 1000 if isinstance(due, int) and 0 <= due <= _LATEST else None
+
+
+def expiration_until_due(delivery: Delivery) -> int | None:
+    """Return the expiration, in milliseconds, that a delayed message needs if it is published to its wait queue again,
+    so that it is still due at the same time. Return None if its own is shorter, or its due time is unknown or past.
+
+    Any publisher can write the headers that this relies on. But the message's own expiration limits the result, and the
+    broker also applies the queue's TTL. So false headers harm only their own message: it expires early, as it would
+    with a short expiration, or its whole wait starts again, as it would without the headers.
+    """
+    suffix, due = WAIT_SUFFIX.search(delivery.queue), _due_of(delivery)
+    left = 0.0 if due is None else due - time.time()
+    # A message that was delivered still has the header, and its queue may have the name of a wait queue.
+    if suffix is None or suffix["kind"] != "delay" or left <= 0:
+        return None
+    with suppress(ValueError):
+        left -= parse_duration(str(delivery.headers.get(_THEN)).partition(".")[0]) if suffix["more"] else 0
+    milliseconds = int(min(max(left, 0.0) * 1000 + _ROUNDING, LONGEST))
+    own = delivery.properties.get("expiration")
+    return milliseconds if own is None or milliseconds < time_to_live(own) else None
 
 
 def wait_queue_of(view: Mapping[str, Any], onward: Callable[[str], AbstractSet[str]]) -> WaitQueue | None:

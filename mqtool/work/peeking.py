@@ -27,6 +27,7 @@ from typing import Any
 from mqtool.amqp import Channel, Receiving
 from mqtool.amqp.consumer import Consumer
 from mqtool.delays import WAIT_SUFFIX
+from mqtool.delays.wait_queues import expiration_until_due
 from mqtool.errors import AccessRefused, DeclaredDifferently, Difference, MqtoolError, Unavailable
 from mqtool.management import Management, path
 from mqtool.message import Delivery, Message
@@ -419,14 +420,18 @@ def _publish_again(channel: Channel, queue: str, delivery: Delivery, *, is_certa
     Raises:
         MqtoolError: the message was not confirmed, so the queue drops it.
     """
+    expiration = expiration_until_due(delivery)
+    if expiration is not None:
+        delivery = replace(delivery, properties={**delivery.properties, "expiration": str(expiration)})
     try:
         move(channel, delivery, _anew(delivery, queue, channel.connection.frame_max))
     except MqtoolError as error:
         raise _not_published(channel, queue, delivery, error, is_certain=is_certain) from error
     would = "would" if is_certain else "could"
+    again = "" if expiration is not None else ", and its TTL, if any, starts again"
     return MqtoolError(
         f"{_at_limit(channel, queue, delivery, is_certain=is_certain)} {would} have dropped it: "
-        "it is now at the end of the queue",
+        f"it is now at the end of the queue{again}",
         _hint(queue, is_certain=is_certain),
     )
 

@@ -324,7 +324,8 @@ def test_messages_requeued_before_are_published_again_if_the_delivery_limit_is_u
     assert shown == NUMBERS[:count]
     assert str(reached.value) == (
         "a message without id ('0') has been requeued 1 time, possibly the limit of 'jobs', which could have dropped "
-        "it: it is now at the end of the queue (249 more messages at this limit or near it)"
+        "it: it is now at the end of the queue, and its TTL, if any, starts again "
+        "(249 more messages at this limit or near it)"
     )
     assert reached.value.hint == HINT_IF_UNKNOWN
     place.wait_for(251)
@@ -608,7 +609,7 @@ def test_peek_stops_before_the_first_message_reaches_the_delivery_limit(place: P
         place.peeked()
     assert str(stopped.value) == (
         "a message without id ('0') has been requeued 3 times, the limit of 'jobs', which would have dropped it: "
-        "it is now at the end of the queue"
+        "it is now at the end of the queue, and its TTL, if any, starts again"
     )
     assert stopped.value.hint == HINT
     assert [each.redelivered for each in place.vhost.queue("jobs").messages()] == [False] * 3
@@ -646,7 +647,7 @@ def test_peek_publishes_messages_behind_the_first_one_again_if_the_queue_would_d
         place.peeked(1)
     assert str(stopped.value) == (
         "a message without id ('3') has been requeued 6 times, the limit of 'jobs', which would have dropped it: it is "
-        "now at the end of the queue (2 more messages at this limit or near it)"
+        "now at the end of the queue, and its TTL, if any, starts again (2 more messages at this limit or near it)"
     )
     assert stopped.value.hint == HINT
     left = [(each.text, each.redelivered) for each in iter(lambda: place.channel.get("jobs"), None)]
@@ -671,11 +672,15 @@ def test_peek_says_that_a_message_at_the_delivery_limit_was_dropped(place: Place
     assert place.delivered() == ["0", "2"]
 
 
-def published_again(place: Place, queue: str) -> Recorded:
-    """Return the message of a queue after `peek` has published it again because of its delivery limit."""
+def published_again(place: Place, queue: str, more: str = "") -> Recorded:
+    """Return the message of a queue after `peek` has published it again because of its delivery limit.
+
+    Args:
+        more: the end of the error.
+    """
     kind = PeekKind(How.IN_TURN, 0)
     with (
-        pytest.raises(MqtoolError, match="it is now at the end"),
+        pytest.raises(MqtoolError, match=f"it is now at the end of the queue{more}"),
         closing(peek(place.channel, queue, kind)) as messages,
     ):
         next(messages)
@@ -745,6 +750,47 @@ def test_a_message_of_a_wait_queue_for_an_exchange_is_published_again_with_its_r
         else:
             assert (again.exchange, again.routing_key, "CC" in again.headers) == ("", queue, False)
         administration.purge(place.channel, queue)
+
+
+def test_a_delayed_message_that_is_published_again_is_due_at_the_same_time(place: Place) -> None:
+    """`peek` publishes a message that has reached the delivery limit to its wait queue again. The message still arrives
+    when it is due: its whole delay, an hour here, does not start again.
+    """
+    arguments = {"x-message-ttl": 3_600_000, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "jobs"}
+    place.fill()
+    place.channel.declare(Queue("jobs.delay.1h", durable=True, arguments=arguments))
+    due = time.time() + 2
+    place.publish("x", key="jobs.delay.1h", headers={"mqtool-due": int(due * 1000)}, expiration="3600000")
+    again = published_again(place, "jobs.delay.1h", "$")
+    assert 0 < int(again.properties["expiration"]) <= 2001
+    place.wait_for(1)
+    assert time.time() >= due - 0.001
+
+
+@pytest.mark.parametrize(
+    ("queue", "headers", "expiration"),
+    [
+        ("jobs", {}, "3600000"),
+        ("jobs", {"mqtool-due": 60}, "3600000"),
+        ("jobs.wait.1h", {"mqtool-due": 60}, "3600000"),
+        ("jobs.wait.1h", {}, None),
+        ("jobs.delay.1h", {}, "3600000"),
+        ("jobs.delay.1h", {"mqtool-due": -60}, "3600000"),
+        ("jobs.delay.1h", {"mqtool-due": 7200}, "3600000"),
+    ],
+)
+def test_peek_says_that_a_ttl_starts_again_if_it_cannot_know_how_long_the_message_has_waited(
+    place: Place, queue: str, headers: dict[str, int], expiration: str | None
+) -> None:
+    """If `peek` publishes a message again, and only its expiration or the TTL of the queue tells how long it stays,
+    `peek` keeps the expiration, and says that the TTL starts again. So it does with retries, which have no due time, if
+    the due time is past, and if a publisher has forged a due time that is later than the message expires.
+    """
+    place.channel.declare(Queue(queue, durable=True))
+    due = {name: int((time.time() + seconds) * 1000) for name, seconds in headers.items()}
+    place.publish("x", key=queue, headers=due, expiration=expiration)
+    again = published_again(place, queue, ", and its TTL, if any, starts again")
+    assert again.properties.get("expiration") == expiration
 
 
 # Removed messages

@@ -3,6 +3,7 @@ name and arguments later.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -14,6 +15,7 @@ from mqtool.delays.wait_queues import (
     RELAY,
     ThroughQueues,
     WaitQueue,
+    expiration_until_due,
     is_numbered,
     is_retry_queue,
     step_of,
@@ -597,3 +599,36 @@ def test_a_waiting_message_is_shown_as_it_will_be_delivered() -> None:
     unproven = _TO_EXCHANGE._replace(exchange=None)
     assert unproven.original(waiting({})) == Message(b"x", "key", "in", {"headers": {}})
     assert unproven.to == ""
+
+
+@pytest.mark.parametrize(
+    ("queue", "headers", "own", "expiration"),
+    [
+        ("jobs.delay.5m", {DUE: 1_060_000}, "300000", 60_001),
+        ("logs.exchange.delay.5m.2.classic", {DUE: 1_060_000}, "300000", 60_001),
+        # A message in the second queue has no expiration, but still the header that selected the queue.
+        ("jobs.delay.3m.2h", {DUE: 1_060_000, "mqtool-then": "3m.2h"}, None, 60_001),
+        ("jobs.delay.5m.more", {DUE: 1_060_000, "mqtool-then": "20s.30m.2"}, "300000", 40_001),
+        ("jobs.delay.5m.more.classic", {DUE: 1_060_000, "mqtool-then": "3m"}, "300000", 1),
+        ("jobs.delay.5m.more", {DUE: 1_060_000, "mqtool-then": "9" * 400 + "d"}, "300000", 1),
+        ("jobs.delay.5m.more", {DUE: 1_060_000, "mqtool-then": b"x"}, "300000", 60_001),
+        ("jobs.delay.5m", {DUE: 253_402_214_399_000}, None, 2**32 - 1),
+        ("jobs.delay.5m", {DUE: 1_060_000}, "60001", None),
+        ("jobs.delay.5m", {DUE: 1_000_000}, "300000", None),
+        ("jobs.delay.5m", {DUE: "1060000"}, "300000", None),
+        ("jobs.delay.5m", {}, "300000", None),
+        ("jobs.wait.5m", {DUE: 1_060_000}, None, None),
+        ("jobs", {DUE: 1_060_000}, "300000", None),
+    ],
+)
+def test_a_delayed_message_published_to_its_wait_queue_again_waits_no_longer_than_before(
+    monkeypatch: pytest.MonkeyPatch, queue: str, headers: dict[str, Any], own: str | None, expiration: int | None
+) -> None:
+    """A delayed message that is published to its wait queue again gets an expiration with which it is due at the time
+    in its header mqtool-due, after its wait in the second queue, if there is one. False headers never make the message
+    stay longer than its own expiration allows, and cause no expiration that RabbitMQ refuses. There is no new
+    expiration if the due time is past, or is no time, or if the message does not wait in a queue for delays.
+    """
+    monkeypatch.setattr("time.time", lambda: 1000.0)
+    delivery = replace(waiting(headers, expiration=own), queue=queue)
+    assert expiration_until_due(delivery) == expiration
