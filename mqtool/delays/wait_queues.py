@@ -12,7 +12,7 @@ https://www.rabbitmq.com/docs/ttl, https://www.rabbitmq.com/docs/quorum-queues#d
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from itertools import count
@@ -354,6 +354,21 @@ class WaitQueue(NamedTuple):
         """Return a message's due time, in seconds since 1970; None if unknown, as for a retry, or not a time."""
         return _due_of(delivery) if self.kind == "delay" else None
 
+    def with_order(self, deliveries: Iterable[Delivery]) -> Iterator[tuple[Delivery, bool]]:
+        """Yield the deliveries of this queue, in order, with True for each that may arrive after it is due.
+
+        The broker removes only the first message when it expires. So a message that `peek` has published again, behind
+        others that leave the queue later, arrives only after these. Publishers may have forged the due times.
+        """
+        # Within a queue, delays differ by up to a step, and the clocks of publishers by some milliseconds.
+        usual = max(1.0, step_of(min(round(self.seconds * 1000) + 1, LONGEST)) / 1000)
+        latest = 0.0
+        for delivery in deliveries:
+            due = self.due_of(delivery)
+            leaves = 0.0 if due is None else due - _second_wait(delivery)
+            yield delivery, due is not None and leaves < latest - usual
+            latest = max(latest, leaves)
+
     def original(self, delivery: Delivery) -> Message:
         """Return the message as it will be delivered to its destination, or as it was published if that is unknown.
 
@@ -374,6 +389,15 @@ def _due_of(delivery: Delivery) -> float | None:
     return due / 1000 if isinstance(due, int) and 0 <= due <= _LATEST else None
 
 
+def _second_wait(delivery: Delivery) -> float:
+    """Return the seconds that a delayed message waits in a second queue after this one, according to its headers."""
+    suffix = WAIT_SUFFIX.search(delivery.queue)
+    if suffix is not None and suffix["more"]:
+        with suppress(ValueError):
+            return parse_duration(str(delivery.headers.get(_THEN)).partition(".")[0])
+    return 0.0
+
+
 def expiration_until_due(delivery: Delivery) -> int | None:
     """Return the expiration, in milliseconds, that a delayed message needs if it is published to its wait queue again,
     so that it is still due at the same time. Return None if its own is shorter, or its due time is unknown or past.
@@ -383,12 +407,11 @@ def expiration_until_due(delivery: Delivery) -> int | None:
     with a short expiration, or its whole wait starts again, as it would without the headers.
     """
     suffix, due = WAIT_SUFFIX.search(delivery.queue), _due_of(delivery)
-    left = 0.0 if due is None else due - time.time()
+    now = time.time()
     # A message that was delivered still has the header, and its queue may have the name of a wait queue.
-    if suffix is None or suffix["kind"] != "delay" or left <= 0:
+    if suffix is None or suffix["kind"] != "delay" or due is None or due <= now:
         return None
-    with suppress(ValueError):
-        left -= parse_duration(str(delivery.headers.get(_THEN)).partition(".")[0]) if suffix["more"] else 0
+    left = due - _second_wait(delivery) - now
     milliseconds = int(min(max(left, 0.0) * 1000 + _ROUNDING, LONGEST))
     own = delivery.properties.get("expiration")
     return milliseconds if own is None or milliseconds < time_to_live(own) else None

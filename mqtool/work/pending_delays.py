@@ -22,11 +22,16 @@ class Exclusive(MqtoolError):
 
 
 class Waiting(NamedTuple):
-    """A waiting message, as it is in its wait queue (`delivery`), and as it will be published when due (`message`)."""
+    """A waiting message, as it is in its wait queue (`delivery`), and as it will be published when due (`message`).
+
+    Attributes:
+        is_behind: True if it may arrive after it is due, because it is behind messages that are due later.
+    """
 
     queue: WaitQueue
     delivery: Delivery
     message: Message
+    is_behind: bool = False
 
 
 WaitingChoice = Callable[[Waiting], bool]
@@ -106,8 +111,8 @@ class WaitingMessages:
                 self._skipping(queue),
                 closing(peeking.peek(self._channel, queue.name, self._kind(queue))) as deliveries,
             ):
-                for delivery in deliveries:
-                    yield _waiting(queue, delivery)
+                for delivery, is_behind in queue.with_order(deliveries):
+                    yield _waiting(queue, delivery)._replace(is_behind=is_behind)
 
     def cancel(self, chosen: WaitingChoice) -> Generator[Waiting]:
         """Yield the chosen messages; delete them once all messages in their queue have been read."""

@@ -632,3 +632,26 @@ def test_a_delayed_message_published_to_its_wait_queue_again_waits_no_longer_tha
     monkeypatch.setattr("time.time", lambda: 1000.0)
     delivery = replace(waiting(headers, expiration=own), queue=queue)
     assert expiration_until_due(delivery) == expiration
+
+
+def test_a_message_behind_one_that_leaves_its_wait_queue_later_may_arrive_late() -> None:
+    """The broker removes only the first message of a wait queue when it expires. A message behind one that leaves the
+    queue at least a second later may therefore arrive after its due time. This does not apply to the usual differences
+    in a queue: of a step of its delays, and of the second waits. Messages without a due time are not late.
+    """
+
+    def late(queue: WaitQueue, *headers: tuple[float, str | None]) -> list[bool]:
+        tables = [{DUE: int(due * 1000), "mqtool-then": then} for due, then in headers]
+        deliveries = [replace(waiting(each), queue=queue.name) for each in tables]
+        return [is_late for _, is_late in queue.with_order(deliveries)]
+
+    short = WaitQueue("jobs.delay.5s", "", "jobs", 5.0, "delay")
+    assert late(short, (10, None), (14, None), (13.5, None), (12.5, None), (14, None)) == [False] * 3 + [True, False]
+    long = short._replace(name="jobs.delay.2h.more", seconds=7200.0)
+    assert late(long, (1010, "10s"), (1000, "10s"), (900, "10s")) == [False, False, True]
+    assert late(long, (2000, "1000s"), (1060, "60s")) == [False, False]
+    assert late(long, (2000, "60s"), (1060, "60s")) == [False, True]
+    assert late(short._replace(kind="retry"), (20, None), (10, None)) == [False, False]
+    assert late(short._replace(seconds=1e9), (10**8, None), (10, None)) == [False, True]
+    deliveries = [waiting({DUE: 10_000}), waiting({})]
+    assert [*short.with_order(deliveries)] == [(each, False) for each in deliveries]

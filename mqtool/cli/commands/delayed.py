@@ -125,7 +125,7 @@ def _show(each: Waiting, *, as_json: bool) -> None:
         output.show_json_lines(ndjson.from_message(each.message))
         return
     if due is not None:
-        when = f"at {datetime.fromtimestamp(due):%Y-%m-%d %H:%M:%S}"
+        when = f"at {datetime.fromtimestamp(due):%Y-%m-%d %H:%M:%S}{' or later' * each.is_behind}"
     else:
         when = f"within {compact_duration(each.queue.seconds)}" if each.queue.seconds else "once a relay is running"
     what = f"{each.message.message_id or '(no message id)'}: {when}, to {each.queue.to}: "
