@@ -311,7 +311,7 @@ def test_peek_counts_the_messages_that_reach_the_delivery_limit(shell: Shell, br
         channel.basic_get("jobs")
     wait_until(lambda: depth(broker, "jobs") == len(ids), "all messages requeued", 10)
     stopped = shell.run("mqtool", "peek", "jobs", "--raw", "--management", broker.management)
-    told = "it is now at the end of the queue (1 more message at this limit or near it)"
+    told = "its TTL, if any, starts again (1 more message at this limit or near it)"
     assert (stopped.code, stopped.stdout, told in stopped.stderr) == (1, "0\n1\n2\n", True), stopped.stderr
     wait_until(lambda: depth(broker, "jobs") == len(ids), "all messages requeued", 10)
 
