@@ -120,9 +120,12 @@ def times_requeued(delivery: Delivery, broker: str) -> int:
 
 
 def _limit(said: Sequence[object], default: int | None) -> int | None:
-    """Return the lowest limit in `said`, or `default` if there is none. None and negative numbers mean no limit."""
-    limits = [limit for limit in said if isinstance(limit, int)] or ([] if default is None else [default])
-    return None if not limits or min(limits) < 0 else min(limits)
+    """Return the lowest limit in `said`, or `default` if there is none; None for no limit.
+
+    A negative number means no limit, but only if nothing else sets one: of two, RabbitMQ 4 then applies the other one.
+    """
+    limits = [limit for limit in said if isinstance(limit, int)]
+    return min((limit for limit in limits if limit >= 0), default=None) if limits else default
 
 
 def _probed(channel: Channel, queue: str, default: int | None) -> PeekKind:

@@ -117,6 +117,14 @@ def place(amqp_broker: EmbeddedBroker, amqp_vhost: Vhost) -> Iterator[Place]:
         (
             {
                 "type": "quorum",
+                "arguments": {"x-delivery-limit": -1},
+                "effective_policy_definition": {"delivery-limit": 5},
+            },
+            PeekKind(How.IN_TURN, 5),
+        ),
+        (
+            {
+                "type": "quorum",
                 "arguments": {"x-delivery-limit": 5},
                 "effective_policy_definition": {"delivery-limit": 4},
             },
@@ -127,8 +135,8 @@ def place(amqp_broker: EmbeddedBroker, amqp_vhost: Vhost) -> Iterator[Place]:
 def test_peek_reads_a_queue_in_the_way_that_suits_its_type(place: Place, view: dict[str, Any], kind: PeekKind) -> None:
     """`peek` chooses how to read a queue by the type and the settings that the management API reports. It uses
     basic.get instead of a consumer if the queue would be deleted with its last consumer, or has a single active
-    consumer. For a quorum queue, it assumes the lower of the delivery limits of the queue's arguments and policy, or 20
-    if there is none.
+    consumer. For a quorum queue, it assumes the lower of the delivery limits of the queue's arguments and policy, of
+    which a negative one counts only if there is no other. If neither is set, it assumes 20.
     """
     place.fill()
     api = SimpleNamespace(get={f"queues/{place.vhost.name}/jobs": view}.get, items=lambda _: [])
