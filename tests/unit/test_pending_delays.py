@@ -239,6 +239,39 @@ def test_bindings_are_requested_once_per_exchange_and_only_for_wait_queues_with_
     assert requested == ["mqtool.amq.topic.due"]
 
 
+@pytest.mark.parametrize("leads_on", [True, False])
+def test_a_message_with_two_waits_for_amq_topic_is_delivered_only_if_its_second_wait_queue_leads_there(
+    place: Place, *, leads_on: bool
+) -> None:
+    """A long delay for `amq.topic` is divided into two waits. The first wait queue dead-letters to an exchange to which
+    the second is bound, and the second dead-letters to `mqtool.amq.topic.due`. `delayed now` delivers messages from
+    the first queue. If the second dead-letters elsewhere, `delayed now` leaves them there: an error says that the
+    queue only claims to be for `amq.topic`.
+    """
+    place.channel.bind(Queue("jobs"), Exchange("amq.topic", "topic"), "#")
+    router, due = Exchange("mqtool.amq.topic.exchange.delay", "topic"), Exchange("mqtool.amq.topic.due", "fanout")
+    for exchange in (router, due):
+        place.channel.declare(exchange)
+    place.channel.bind(Exchange("amq.topic", "topic"), due)
+    second = wait_queue(f"{router.name}.1m", 60_000, due.name if leads_on else "amq.fanout")
+    place.channel.declare(second)
+    place.channel.bind(second, router, "#")
+    first = wait_queue(f"{router.name}.2h.more", 7_200_000, router.name)
+    place.channel.declare(first)
+    place.fill(first.name, Message(b"x", message_id="m"))
+    assert [queue.exchange for queue, _ in place.waiting().queues()] == ["amq.topic" if leads_on else None]
+    assert place.now() == ["x"] * leads_on
+    if leads_on:
+        assert place.has("jobs", "x")
+    else:
+        [error] = place.left
+        assert str(error) == (
+            f"message m stays in '{first.name}', which says that its messages are for 'amq.topic': anyone who declares "
+            "a queue can say that; if it is true, the broker delivers it when it is due"
+        )
+        assert place.has(first.name, "x")
+
+
 def test_a_message_whose_exchange_is_not_proven_is_not_delivered(place: Place) -> None:
     """Anyone can declare a queue whose arguments say that its messages are for an exchange. Unless the queue's name
     confirms this exchange, `delayed now` leaves the messages in the queue. An error names the message, the queue and
