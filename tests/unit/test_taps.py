@@ -9,7 +9,7 @@ import pytest
 from mqtool.amqp.subscription import Buffer
 from mqtool.errors import UsageError
 from mqtool.message import Delivery
-from mqtool.taps import FIREHOSE_EXCHANGE, firehose_copies, switch_firehose, to_exchange
+from mqtool.taps import FIREHOSE_EXCHANGE, firehose_copies, original_of, switch_firehose, to_exchange
 
 
 def batch(*bodies: str) -> list[Delivery]:
@@ -103,6 +103,43 @@ def test_one_notice_reports_firehose_copies_with_invalid_headers() -> None:
     said: list[str] = []
     assert [*firehose_copies(copies, said.append)] == copies[-1:]
     assert len(said) == 1
+
+
+def test_copies_that_did_not_come_straight_from_the_firehose_are_skipped() -> None:
+    """A tap skips messages that another exchange has routed to its queue, and messages that a queue has dead-lettered
+    to the firehose's exchange, although their headers look like those of a copy: anyone may have written them. It says
+    that someone sent them.
+    """
+    told = {"exchange_name": "x", "routing_keys": ["k"], "properties": {}}
+    copy = replace(batch("")[0], exchange=FIREHOSE_EXCHANGE, properties={"headers": told})
+    forged = [replace(copy, exchange=""), replace(copy, properties={"headers": {**told, "x-death": []}})]
+    said: list[str] = []
+    assert [*firehose_copies([*forged, copy, *forged], said.append)] == [copy]
+    assert said == [
+        "ignoring messages that are not copies of the firehose: someone sent them to mqtool's private queue"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("copy_key", "told", "queue", "redelivered"),
+    [
+        ("publish.x", {}, "", False),
+        ("deliver.jobs", {"redelivered": 0}, "jobs", False),
+        ("deliver.deliver.jobs", {"redelivered": 1}, "deliver.jobs", True),
+    ],
+)
+def test_a_copy_of_the_firehose_becomes_the_original_message(
+    copy_key: str, told: dict[str, Any], queue: str, *, redelivered: bool
+) -> None:
+    """A tap shows the firehose's copy as the original message, with its body, exchange, first routing key and
+    properties. For a delivery, it shows the queue, and whether the message was redelivered. RabbitMQ writes a timestamp
+    after 2038 as a negative number, which the tap corrects.
+    """
+    properties = {"timestamp": -1, "type": "t", "headers": {"a": 1}}
+    headers = {"exchange_name": "x", "routing_keys": ["k", "cc"], "properties": properties, **told}
+    copy = Delivery(b"body", FIREHOSE_EXCHANGE, copy_key, "mqtool.tap", False, {"headers": headers}, 7, 3)
+    original = {"timestamp": (1 << 32) - 1, "type": "t", "headers": {"a": 1}}
+    assert original_of(copy) == Delivery(b"body", "x", "k", queue, redelivered, original, 7, 3)
 
 
 def test_a_virtual_host_without_a_default_queue_type_does_not_get_the_type_undefined() -> None:
