@@ -536,11 +536,12 @@ def test_an_amq_destination_of_a_wait_queue_is_believed_only_if_the_queue_dead_l
     """mqtool believes that a wait queue named `mqtool.amq.topic…` is for `amq.topic` only if the queue dead-letters
     there: directly, or through mqtool's exchanges and second wait queues. The broker has then checked the permission to
     write at each of these steps, which a name does not prove. If the queue does not dead-letter there, its exchange and
-    routing key are unknown, and `amq.topic` is only what its name says.
+    routing key are unknown, and `amq.topic` is only what its name says; its delay and kind are known all the same.
     """
     found = wait_queue_of(queue, lambda exchange: onward.get(exchange, set()))
     assert found is not None
     assert ((found.exchange, found.routing_key), found.to) == (place, to)
+    assert (found.name, found.seconds, found.kind) == (queue["name"], 5.0, "delay")
 
 
 @pytest.mark.parametrize(
