@@ -195,6 +195,11 @@ def test_a_message_without_properties_consists_of_its_body_only(properties: dict
         ({"headers": {"h": {"a": 1}}}, "the header 'h' is an object, which AMQP 1.0 does not allow",
          "put it into the body; headers that start with x- may be lists and objects"),
         *(
+            ({"headers": {name: value}}, f"the header '{name}' must be a list of routing keys",
+             f"write it as JSON: -H '{name}:=[\"KEY\"]'")
+            for name, value in [("CC", "k"), ("CC", [5]), ("x-cc", "k")]
+        ),
+        *(
             ({"headers": {name: value}},
              f"the header '{name}' contains a number that is too large for AMQP 1.0, or of AMQP 0-9-1's type decimal",
              "send the number as text")
@@ -315,6 +320,20 @@ def test_the_header_section_becomes_delivery_mode_priority_and_expiration() -> N
     found = received(header=MessageHeader(durable=True, priority=UInt8(0), ttl=UInt32(0)))
     assert found.properties == {"delivery_mode": 2, "priority": 0, "expiration": "0"}
     assert received(header=MessageHeader(durable=False, first_acquirer=True)).properties == {}
+
+
+@pytest.mark.parametrize(
+    ("priority", "ttl", "properties"),
+    [(255, (1 << 32) - 1, {"priority": 255, "expiration": "4294967295"}), (256, 1 << 32, {}), (True, True, {})],
+)
+def test_a_priority_or_a_ttl_that_amqp_0_9_1_cannot_express_is_left_out(
+    priority: int, ttl: int, properties: dict[str, Any]
+) -> None:
+    """A publisher over AMQP 1.0 can write any number as a message's priority or ttl. If AMQP 0-9-1 cannot express it,
+    the message is received without it, and can be published again.
+    """
+    fields = compound(0xC0, [NULL, encode_value(priority), encode_value(ttl)])
+    assert decode(section(HEADER, fields) + data_section(b""), "q", 1, 1).properties == properties
 
 
 def test_properties_of_other_types_become_text() -> None:
@@ -469,6 +488,26 @@ def test_a_value_that_cannot_be_decoded_becomes_a_header_with_its_bytes() -> Non
         many = compound(0xC1, parts)
         found = decode(section(APPLICATION_PROPERTIES, many) + data_section(b"body"), "q", 1, 1)
         assert (found.body, found.headers) == (b"body", {"mqtool-unreadable": many})
+
+
+def test_the_bytes_of_each_section_that_cannot_be_decoded_are_in_one_header() -> None:
+    """If neither the header nor the properties of an AMQP 1.0 message can be decoded, the header mqtool-unreadable
+    contains the bytes of both. The body and the other headers are received.
+    """
+    first, second = encode_value("header"), encode_value("properties")
+    data = section(HEADER, first) + section(sections.PROPERTIES, second)
+    data += section(APPLICATION_PROPERTIES, compound(0xC1, [encode_value("n"), encode_value(1)])) + data_section(
+        b"body"
+    )
+    found = decode(data, "q", 1, 1)
+    assert found.body == b"body"
+    assert found.properties == {"headers": {"n": 1, UNREADABLE: first + second}}
+
+
+def test_deaths_that_cannot_be_decoded_are_shown_as_their_bytes() -> None:
+    """If the annotation with the broker's deaths cannot be decoded, the header x-death contains its bytes."""
+    raw = compound(0xC1, [encode_value(Symbol("x-opt-deaths")), DEEP])
+    assert decode(section(MESSAGE_ANNOTATIONS, raw) + data_section(b""), "q", 1, 1).headers == {"x-death": DEEP}
 
 
 @pytest.mark.parametrize("odd", [DEEP, b"\x73\x00\x00\xd8\x00", encode_value([None] * 33_000)])
