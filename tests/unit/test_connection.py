@@ -277,6 +277,22 @@ def test_a_closed_connection_fails_its_channels(connect: Connect) -> None:
         opened.channel()
 
 
+def test_closing_does_not_wait_long_for_a_broker_that_has_not_replied(
+    connect: Connect, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a request to which the broker has not replied in time, Connection.close() does not wait as long for the
+    broker as usual, so that a time limit such as that of `rpc-client --timeout` is kept.
+    """
+    monkeypatch.setattr(connection, "_CLOSE_PATIENCE", 3600.0)
+    opened = connect()
+    channel = opened.channel()
+    opened.channel()
+    with vhost.faults.go_silent():
+        with pytest.raises(NotConfirmed):
+            channel.ask(lambda pika, done: pika.queue_declare("q", passive=False, callback=done), within=0.01)
+        opened.close()
+
+
 def test_a_lost_connection_and_its_channels_are_reopened(connect: Connect, vhost: Vhost) -> None:
     """After a loss, mqtool opens a connection and its channels again. Notices report the loss, each failed attempt, and
     how long reconnecting took. A caller that opens another channel waits until the connection is open.
