@@ -20,7 +20,18 @@ from mqtool.message import Confirmation, Delivery, Message, Receipt
 from mqtool.testing import Vhost
 from mqtool.topology import Queue
 from mqtool.work import transfer
-from mqtool.work.transfer import NotMoved, QueueTransfer, Until, elsewhere, failed, move, name_of, not_taken, redriven
+from mqtool.work.transfer import (
+    NotMoved,
+    QueueTransfer,
+    Until,
+    elsewhere,
+    failed,
+    move,
+    name_of,
+    not_taken,
+    redriven,
+    stays,
+)
 from tests.unit.scripted_broker import scripted_broker
 
 JOB = Delivery(
@@ -673,3 +684,16 @@ def test_a_move_ends_with_the_error_of_a_lost_connection(monkeypatch: pytest.Mon
 
     with pytest.raises(Unavailable, match="gone"):
         list(QueueTransfer(cast(Channel, source), None, "from", message_for, until=Until()))
+
+
+def test_a_message_whose_headers_do_not_fit_into_a_frame_is_said_to_stay() -> None:
+    """`move` and `dlq redrive` leave a message in its queue if it could not be published with its new headers. They
+    name the message and the queue, and say how large the headers and properties are, and what the broker takes. It
+    makes no difference whether the message that was received would fit.
+    """
+    received = Delivery(b"", "", "jobs", "jobs", False, {"message_id": "m"}, 1)
+    changed = Message(b"", properties={"headers": {"h": "x" * 1000}}, message_id="m")
+    assert stays(received, changed, 1027 + 8) is None
+    assert stays(received, changed, 1027 + 7) == (
+        "message m stays in 'jobs': the headers and properties are 1,027 bytes long; the broker takes up to 1,026"
+    )
