@@ -23,7 +23,17 @@ from mqtool.claims import Claimed
 from mqtool.codecs.field_tables import EXACT
 from mqtool.duration import compact_duration, parse_duration
 from mqtool.errors import BadData
-from mqtool.message import END_OF_TIME, MAX_DEPTH, PROPERTIES, Delivery, Message, Timestamp, Undecoded, time_to_live
+from mqtool.message import (
+    COPIES,
+    END_OF_TIME,
+    MAX_DEPTH,
+    PROPERTIES,
+    Delivery,
+    Message,
+    Timestamp,
+    Undecoded,
+    time_to_live,
+)
 
 #: The version that is written, and the newest that can be read.
 VERSION = 1
@@ -33,8 +43,6 @@ OF_A_DELIVERY = frozenset(
 )
 #: With several brokers, 'mqtool tap' adds "broker", which is not part of the message.
 _KNOWN = OF_A_DELIVERY | {"version", "broker", "delay", "at", "body_base64"}
-#: The headers with more routing keys; RabbitMQ reads the last one from AMQP 1.0 clients.
-COPIES = ("CC", "BCC", "x-cc")
 #: RabbitMQ sets this header in each message that it delivers from a stream, whatever the publisher wrote.
 _OFFSET = "x-stream-offset"
 _TEXT = frozenset(PROPERTIES) - {"headers", "delivery_mode", "priority", "timestamp"}

@@ -51,6 +51,16 @@ _SECTION = b"\x00\x53"
 _CACHED, _SMALL = 256, 512
 
 
+class ApplicationProperty(str):
+    """The name of a header that arrived as an application property, although its name is that of an annotation.
+
+    Sent again, it must not become an annotation: RabbitMQ would act on x-cc with the rights of whoever sends it again,
+    but has not checked it when the publisher sent it.
+    """
+
+    __slots__ = ()
+
+
 def queue_address(queue: str) -> str:
     """The address of a queue: /queues/ and its name, percent-encoded."""
     return _QUEUES + quote(queue, safe="", errors="surrogateescape")
@@ -116,7 +126,7 @@ def _text(value: object) -> bytes:
 
 def _is_annotation(name: str) -> bool:
     """True for headers that RabbitMQ keeps as annotations, which may hold lists and maps."""
-    return name.startswith("x-") or name == "CC"
+    return (name.startswith("x-") or name == "CC") and not isinstance(name, ApplicationProperty)
 
 
 def _header_section(given: Mapping[str, Any], *, persistent: bool) -> bytes:
@@ -225,7 +235,9 @@ def decode(data: bytes, queue: str, tag: int, epoch: int, *, settled: bool = Fal
     annotations = read_section(_annotations, sections, MESSAGE_ANNOTATIONS, annotations, unreadable)
     from_header, is_first = read_section(_header_fields, sections, HEADER, _NO_HEADER, unreadable)
     properties = from_header | read_section(_properties, sections, PROPERTIES, _NOTHING, unreadable)
-    headers = read_section(plain_map, sections, APPLICATION_PROPERTIES, _NOTHING, unreadable) | annotations["headers"]
+    headers = read_section(_application_properties, sections, APPLICATION_PROPERTIES, _NOTHING, unreadable)
+    if own := annotations["headers"]:
+        headers = {name: value for name, value in headers.items() if name not in own} | own
     if unreadable:
         headers = {**headers, UNREADABLE: b"".join(unreadable)}
     if headers:
@@ -316,6 +328,13 @@ def _annotations(raw: bytes) -> dict[str, Any]:
         pairs["CC"] = copies
     decoded["headers"] = {name: value for name, value in pairs.items() if _is_annotation(name) or name[:1] == "t"}
     return _kept(_annotations_cache, raw, decoded)
+
+
+def _application_properties(raw: bytes) -> dict[str, Any]:
+    found = plain_map(raw)
+    if not any(map(_is_annotation, found)):
+        return found
+    return {ApplicationProperty(name) if _is_annotation(name) else name: value for name, value in found.items()}
 
 
 def _death(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from mqtool.delays import LONGEST, WAIT_SUFFIX
 from mqtool.delays.destinations import DelayPlace, Destination, Warn, derived_name, expect, is_there, name_for
 from mqtool.duration import compact_duration, parse_duration
 from mqtool.errors import BadData, DeclaredDifferently, UsageError
-from mqtool.message import DUE, END_OF_TIME, Delivery, Message, time_to_live
+from mqtool.message import COPIES_091, DUE, END_OF_TIME, Delivery, Message, time_to_live
 from mqtool.spelling import pasteable
 from mqtool.topology import Binding, Exchange, Queue
 
@@ -377,7 +377,7 @@ class WaitQueue(NamedTuple):
         properties = {
             name: value for name, value in delivery.properties.items() if name not in ("expiration", "user_id")
         }
-        dropped = _NOT_THEIRS if self.routing_key is None else _NOT_THEIRS | {"CC", "BCC"}
+        dropped = _NOT_THEIRS if self.routing_key is None else _NOT_THEIRS.union(COPIES_091)
         properties["headers"] = {name: value for name, value in delivery.headers.items() if name not in dropped}
         key = delivery.routing_key if self.routing_key is None else self.routing_key
         exchange = delivery.exchange if self.exchange is None else self.exchange

@@ -20,7 +20,7 @@ from mqtool.amqp.getter import Getter
 from mqtool.channels import AmqpChannel
 from mqtool.codecs.field_tables import header_size, largest_payload
 from mqtool.errors import NotConfirmed, Unavailable
-from mqtool.message import PERSISTENT, Confirmation, Delivery, Message, Receipt
+from mqtool.message import COPIES, PERSISTENT, Confirmation, Delivery, Message, Receipt
 from mqtool.topology import Queue
 from mqtool.work import history
 
@@ -41,8 +41,8 @@ ADDED_BY_BROKER = {"x-death", "x-first-death-exchange", "x-first-death-queue", "
             "x-last-death-exchange", "x-last-death-queue", "x-last-death-reason"}  # fmt: skip
 #: Headers that the broker adds to a delivery, with the number of times that the queue has delivered the message.
 _COUNTS = {"x-delivery-count", "x-acquired-count"}
-#: Headers that request copies in more queues. The broker made these copies when the message was first published.
-_COPIES = {"CC", "BCC"}
+#: The broker made these copies when the message was first published.
+_COPIES = {*COPIES}
 _OURS = {history.ATTEMPTS, history.LAST_ERROR, history.REASON, history.FIRST_FAILURE, history.QUEUE, history.RETURNS}
 
 

@@ -5,11 +5,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import PIPE
+from typing import Any
 
 import pytest
 
 from mqtool.broker.embedded import EmbeddedBroker
-from mqtool.codecs.amqp10_message import MESSAGE_ANNOTATIONS, data_section
+from mqtool.codecs.amqp10_message import APPLICATION_PROPERTIES, MESSAGE_ANNOTATIONS, data_section
 from mqtool.codecs.amqp10_values import Symbol, compound, encode, section
 from tests.brokers import TestBroker, skip_without_amqp10
 from tests.cli.shell import IDLE, Shell, wait_until
@@ -116,6 +117,31 @@ def test_a_publisher_cannot_forge_the_exchange_and_the_routing_key(shell: Shell,
         assert client.published(0, annotations + data_section(b"body")).descriptor == ACCEPTED
     received = json.loads(shell.run("mqtool", "receive", "-q", "all", "--json", "-c", "1").stdout)
     assert (received["body"], received["exchange"], received["routing_key"]) == ("body", "orders", "a.b")
+
+
+def _published(broker: TestBroker, queue: str, properties: dict[str, Any]) -> None:
+    """Publish a message to a queue, with these application properties."""
+    values = [encode(part) for pair in properties.items() for part in pair]
+    with RawAmqp10(broker.url) as client:
+        client.attach_sender(f"/queues/{queue}")
+        written = section(APPLICATION_PROPERTIES, compound(0xC1, values))
+        assert client.published(0, written + data_section(b"body")).descriptor == ACCEPTED
+
+
+@pytest.mark.parametrize("retries", ["0", "1"])
+def test_an_application_property_does_not_bring_a_failed_message_into_another_queue(
+    shell: Shell, broker: TestBroker, retries: str
+) -> None:
+    """A publisher writes the name of a queue into an application property that is named like the annotation x-cc. When
+    `worker` over AMQP 1.0 retries or dead-letters the message, it does not get into this queue.
+    """
+    shell.run("mqtool", "queue", "declare", "jobs")
+    shell.run("mqtool", "queue", "declare", "secret")
+    _published(broker, "jobs", {"x-cc": ["secret"]})
+    worker = ("mqtool", "worker", "-q", "jobs", "--exec", "false", "--retries", retries, "--backoff", "1ms")
+    done = shell.run(*worker, "-c", str(int(retries) + 1))
+    assert "now in jobs.dlq" in done.stderr
+    assert (depth(broker, "jobs"), depth(broker, "jobs.dlq"), depth(broker, "secret")) == (0, 1, 0)
 
 
 def test_a_large_binary_body_arrives_unchanged(shell: Shell, tmp_path: Path) -> None:

@@ -510,6 +510,28 @@ def test_deaths_that_cannot_be_decoded_are_shown_as_their_bytes() -> None:
     assert decode(section(MESSAGE_ANNOTATIONS, raw) + data_section(b""), "q", 1, 1).headers == {"x-death": DEEP}
 
 
+@pytest.mark.parametrize("name", ["x-cc", "CC", "x-opt-deaths", "x-own"])
+def test_an_application_property_never_becomes_an_annotation(name: str) -> None:
+    """If an AMQP 1.0 message has an application property that is named like an annotation, or like CC, the delivery has
+    a header of this name. When mqtool sends the message again, with other headers, it is still an application property.
+    """
+    found = received(application_properties={name: "v", "n": 1})
+    assert found.headers == {name: "v", "n": 1}
+    headers = {key: value for key, value in found.headers.items() if key != "n"} | {"more": 2}
+    again = Amqp10Message.decode(encode(Message(b"", properties={"headers": headers})))
+    assert (again.message_annotations, again.application_properties) == ({}, {name: "v", "more": 2})
+
+
+def test_an_annotation_hides_an_application_property_of_the_same_name() -> None:
+    """If an AMQP 1.0 message has an annotation and an application property of the same name, the delivery has a header
+    with the annotation's value. When mqtool sends the message again, this header is an annotation.
+    """
+    found = received(message_annotations={Symbol("x-own"): [1]}, application_properties={"x-own": "v", "n": 1})
+    assert found.headers == {"x-own": [1], "n": 1}
+    again = Amqp10Message.decode(encode(Message(b"", properties=found.properties)))
+    assert (again.message_annotations, again.application_properties) == ({Symbol("x-own"): [1]}, {"n": 1})
+
+
 @pytest.mark.parametrize("odd", [DEEP, b"\x73\x00\x00\xd8\x00", encode_value([None] * 33_000)])
 def test_an_annotation_that_cannot_be_decoded_does_not_hide_the_deaths_of_a_message(odd: bytes) -> None:
     """If a publisher writes an annotation that cannot be decoded, such as half of a surrogate pair, the delivery still

@@ -36,7 +36,7 @@ from mqtool.cli.pipe.source import (
 )
 from mqtool.cli.values import header, parsed
 from mqtool.errors import BadData, MqtoolError, SomeFailed, UsageError
-from mqtool.message import CONFIRM_TIMEOUT, Message
+from mqtool.message import CONFIRM_TIMEOUT, COPIES, Message
 from mqtool.recordings.pseudonyms import Pseudonyms
 from mqtool.recordings.recording import (
     Changes,
@@ -250,7 +250,7 @@ class Changing:
         headers = dict(self.set_header or ())
         basic_frames.check(Message(b"", key, exchange, {"headers": headers}))
         # If the user chooses the destination, the message must not add others.
-        copies = () if exchange is None and key is None else ndjson.COPIES
+        copies = () if exchange is None and key is None else COPIES
         dropped = (*copies, *(self.drop_header or ()))
         return Changes(exchange, key, dropped, headers, self.trust_streams)
 
