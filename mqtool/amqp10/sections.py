@@ -317,24 +317,28 @@ def _annotations(raw: bytes) -> dict[str, Any]:
         "key": key if are_texts else "",
         "type": kind if isinstance(kind, str) else None,
     }
-    if isinstance(deaths := pairs.pop(_DEATHS, None), list):
-        pairs["x-death"] = [_death(each) for each in deaths if isinstance(each, dict)]
+    deaths, received, copies = (pairs.pop(where, None) for where in (_DEATHS, _RECEIVED, _COPIES))
+    headers = {name: value for name, value in pairs.items() if name.startswith("x-")}
+    if isinstance(deaths, list):
+        headers["x-death"] = [_death(each) for each in deaths if isinstance(each, dict)]
     elif isinstance(deaths, bytes):  # left encoded
-        pairs["x-death"] = deaths
-    if isinstance(received := pairs.pop(_RECEIVED, None), datetime):
-        pairs["timestamp_in_ms"] = round(received.timestamp() * 1000)
-    copies = pairs.pop(_COPIES, None)
+        headers["x-death"] = deaths
+    if isinstance(received, datetime):
+        headers["timestamp_in_ms"] = round(received.timestamp() * 1000)
     if _is_texts(copies):
-        pairs["CC"] = copies
-    decoded["headers"] = {name: value for name, value in pairs.items() if _is_annotation(name) or name[:1] == "t"}
+        headers["CC"] = copies
+    decoded["headers"] = headers
     return _kept(_annotations_cache, raw, decoded)
 
 
 def _application_properties(raw: bytes) -> dict[str, Any]:
-    found = plain_map(raw)
-    if not any(map(_is_annotation, found)):
-        return found
-    return {ApplicationProperty(name) if _is_annotation(name) else name: value for name, value in found.items()}
+    # Only with names and values that AMQP 1.0 allows can the message be retried: a publisher can write any.
+    return {_property_name(name): value for name, value in plain_map(raw, is_simple=True).items()}
+
+
+def _property_name(name: str) -> str:
+    valid = name if name.isascii() else name.encode("utf-8", "replace").decode()
+    return ApplicationProperty(valid) if _is_annotation(valid) else valid
 
 
 def _death(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,7 @@ HEADER, DELIVERY_ANNOTATIONS, MESSAGE_ANNOTATIONS, PROPERTIES, APPLICATION_PROPE
 DATA, SEQUENCE, VALUE, FOOTER = range(0x75, 0x79)
 
 _T = TypeVar("_T")
+_COMPOUND = (list, dict)
 _CODES = {
     "amqp:header:list": HEADER,
     "amqp:delivery-annotations:map": DELIVERY_ANNOTATIONS,
@@ -249,10 +250,13 @@ def read_section(
         return otherwise
 
 
-def plain_map(data: bytes) -> dict[str, Any]:
+def plain_map(data: bytes, *, is_simple: bool = False) -> dict[str, Any]:
     """Decode a map as plain() does. If a key occurs several times, its first value counts.
 
     A value that cannot be decoded is returned as its encoded bytes.
+
+    Args:
+        is_simple: also return lists, arrays and maps as their encoded bytes: application properties cannot be such.
 
     Raises:
         ValueError, IndexError: the map is malformed or has too many items; or it is not a map.
@@ -260,11 +264,15 @@ def plain_map(data: bytes) -> dict[str, Any]:
     try:
         value = decode(data)[0]
     except ValueError:
-        parts = _one_by_one(data, 0xC1)
-        return first_values((str(key), each) for key, each in zip(parts[::2], parts[1::2], strict=True))
-    if not isinstance(value, dict):
-        raise ValueError("not a map")
-    return _plain_items(value)
+        pass
+    else:
+        if not isinstance(value, dict):
+            raise ValueError("not a map")
+        found = _plain_items(value)
+        if not (is_simple and any(isinstance(each, _COMPOUND) for each in found.values())):
+            return found
+    parts = _one_by_one(data, 0xC1, is_simple=is_simple)
+    return first_values((str(key), each) for key, each in zip(parts[::2], parts[1::2], strict=True))
 
 
 def plain_list(data: bytes) -> list[Any]:
@@ -278,8 +286,8 @@ def plain_list(data: bytes) -> list[Any]:
     return [plain(each) for each in value]
 
 
-def _one_by_one(data: bytes, kind: int) -> list[Any]:
-    """Decode the values in a list (0xc0) or map (0xc1), except for those that cannot be decoded."""
+def _one_by_one(data: bytes, kind: int, *, is_simple: bool = False) -> list[Any]:
+    """Decode the values in a list (0xc0) or map (0xc1), except for those that cannot be decoded. See plain_map()."""
     code, start, end = find(data, 0)
     if code & 0xEF != kind:
         raise ValueError("neither a list nor a map")
@@ -291,9 +299,10 @@ def _one_by_one(data: bytes, kind: int) -> list[Any]:
     for _ in range(count):
         after = end_of(data, start, for_descriptors)
         try:
-            values.append(plain(decode(data, start, MAX_DEPTH - 1, room)[0]))
+            value = plain(decode(data, start, MAX_DEPTH - 1, room)[0])
         except ValueError:
-            values.append(data[start:after])
+            value = data[start:after]
+        values.append(data[start:after] if is_simple and isinstance(value, _COMPOUND) else value)
         start = after
     if start != end:
         raise ValueError("wrong number of items")

@@ -144,6 +144,21 @@ def test_an_application_property_does_not_bring_a_failed_message_into_another_qu
     assert (depth(broker, "jobs"), depth(broker, "jobs.dlq"), depth(broker, "secret")) == (0, 1, 0)
 
 
+def test_a_list_in_an_application_property_does_not_cost_a_message_its_retries(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """A publisher writes a list, which AMQP 1.0 does not allow, into an application property. `worker` over AMQP 1.0
+    retries the message like any other, and its other headers are kept.
+    """
+    shell.run("mqtool", "queue", "declare", "jobs")
+    _published(broker, "jobs", {"odd": ["a"], "tenant": "acme"})
+    program = "echo $MQ_ATTEMPT $MQ_HEADER_TENANT; exit 1"
+    worker = ("mqtool", "worker", "-q", "jobs", "--retries", "1", "--backoff", "1ms", "-c", "2")
+    done = shell.run(*worker, "--shell", "--exec", program)
+    assert done.stdout.splitlines() == ["1 acme", "2 acme"], done.stderr
+    assert "dropped" not in done.stderr
+
+
 def test_a_large_binary_body_arrives_unchanged(shell: Shell, tmp_path: Path) -> None:
     """Over AMQP 1.0, `send -f` sends a binary body of 500 KB, which takes many frames, and `receive --raw` prints the
     same bytes.

@@ -28,6 +28,7 @@ from mqtool.codecs.amqp10_message import (
 from mqtool.codecs.amqp10_values import (
     MOST_VALUES,
     NULL,
+    Array,
     Described,
     Milliseconds,
     RawDecimal,
@@ -35,6 +36,7 @@ from mqtool.codecs.amqp10_values import (
     ULong,
     compound,
     section,
+    variable,
 )
 from mqtool.codecs.amqp10_values import encode as encode_value
 from mqtool.codecs.field_tables import UInt8, UInt32
@@ -255,7 +257,7 @@ def test_a_delivery_has_the_exchange_and_the_routing_key_of_its_message() -> Non
     assert (found.exchange, found.routing_key, found.queue) == ("x", "k", "q")
     assert found.properties == {
         "type": "t",
-        "headers": {"timestamp_in_ms": 1_700_000_000_123, "CC": ["copy"], "x-own": "o", "t-other": 2},
+        "headers": {"timestamp_in_ms": 1_700_000_000_123, "CC": ["copy"], "x-own": "o"},
     }
     bare = received()
     assert (bare.exchange, bare.routing_key, bare.properties) == ("", "q", {})
@@ -520,6 +522,29 @@ def test_an_application_property_never_becomes_an_annotation(name: str) -> None:
     headers = {key: value for key, value in found.headers.items() if key != "n"} | {"more": 2}
     again = Amqp10Message.decode(encode(Message(b"", properties={"headers": headers})))
     assert (again.message_annotations, again.application_properties) == ({}, {name: "v", "more": 2})
+
+
+@pytest.mark.parametrize("value", [["a"], {"k": 1}, Array([1]), Described(Symbol("d"), [1])])
+def test_an_application_property_that_amqp_1_0_does_not_allow_is_read_as_bytes(value: Any) -> None:
+    """AMQP 1.0 allows no lists, arrays and maps as application properties. If a publisher writes one, mqtool reads it
+    as its encoded bytes, and all others as usual, and can send the message again.
+    """
+    found = received(application_properties={"odd": value, "n": 1})
+    assert found.headers == {"odd": encode_value(value), "n": 1}
+    again = Amqp10Message.decode(encode(Message(b"", properties=found.properties)))
+    assert again.application_properties == {"odd": encode_value(value), "n": 1}
+
+
+def test_a_name_of_an_application_property_that_is_not_utf_8_does_not_keep_a_message_from_being_sent_again() -> None:
+    """If the name of an application property is not valid UTF-8, it has question marks for the invalid bytes, and
+    mqtool can send the message again. Other names are unchanged.
+    """
+    values = [variable(0xA1, b"x-\xff"), encode_value(1), variable(0xA1, b"\xff"), encode_value(2)]
+    properties = compound(0xC1, [*values, encode_value("é"), encode_value(3)])
+    found = decode(section(APPLICATION_PROPERTIES, properties) + data_section(b"body"), "q", 1, 1)
+    assert found.headers == {"x-?": 1, "?": 2, "é": 3}
+    again = Amqp10Message.decode(encode(Message(b"", properties=found.properties)))
+    assert again.application_properties == found.headers
 
 
 def test_an_annotation_hides_an_application_property_of_the_same_name() -> None:
