@@ -32,12 +32,15 @@ from mqtool.errors import BadData
 from mqtool.message import PERSISTENT, UNREADABLE, Delivery, Message, time_to_live
 
 _T = TypeVar("_T")
-#: The fields of the properties section, in order; "" for a field that AMQP 0-9-1 does not have.
+#: The fields of the properties section, in order. AMQP 0-9-1 has neither "", the address, nor those in _ONLY_10.
 _FIELDS = (
-    *("message_id", "user_id", "", "", "reply_to", "correlation_id"),
-    *("content_type", "content_encoding", "", "timestamp", "app_id"),
+    *("message_id", "user_id", "", "subject", "reply_to", "correlation_id"),
+    *("content_type", "content_encoding", "absolute_expiry_time", "timestamp", "app_id"),
+    *("group_sequence", "reply_to_group_id"),
 )
 _TO = 2
+#: Fields with their types, for a message that is sent again: a value of another type is left out.
+_ONLY_10 = {"subject": str, "absolute_expiry_time": datetime, "group_sequence": int, "reply_to_group_id": str}
 _SYMBOLS = ("content_type", "content_encoding")
 _IN_HEADER = ("delivery_mode", "priority", "expiration")
 _EXCHANGE, _KEY, _TYPE = "x-exchange", "x-routing-key", "x-basic-type"
@@ -161,6 +164,10 @@ def _fields(given: Mapping[str, Any], message_id: str | None, to: str | None) ->
 def _field(name: str, value: Any) -> bytes:
     if value is None or not name:
         return NULL
+    if name == "group_sequence":
+        return b"\x70" + struct.pack(">I", value)
+    if name == "absolute_expiry_time":
+        return encode_any(value)
     if name == "timestamp":
         return b"\x83" + struct.pack(">q", int(value) * 1000)
     if name == "reply_to":
@@ -223,6 +230,9 @@ def decode(data: bytes, queue: str, tag: int, epoch: int, *, settled: bool = Fal
 
     A section that cannot be decoded is added to the header UNREADABLE. If the body cannot be found, the delivery's body
     consists of all bytes of the message. The exchange and the routing key are "" if the broker's cannot be read.
+
+    The properties include subject, absolute_expiry_time, group_sequence and reply_to_group_id, which AMQP 0-9-1 lacks,
+    so that a retry keeps them. The footer is left out.
     """
     sections: dict[int, bytes] = {}
     unreadable: list[bytes] = []
@@ -354,7 +364,10 @@ def _properties(raw: bytes) -> dict[str, Any]:
     for name, value in zip(_FIELDS, plain_list(raw), strict=False):
         if not name or value is None:
             continue
-        if name == "timestamp":
+        if (kind := _ONLY_10.get(name)) is not None:
+            if not isinstance(value, kind) or (kind is int and not _is_number(value, 1 << 32)):
+                continue
+        elif name == "timestamp":
             value = int(value.timestamp()) if isinstance(value, datetime) else None
         elif isinstance(value, bytes):
             value = value.decode("utf-8", "surrogateescape")

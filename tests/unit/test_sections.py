@@ -129,6 +129,25 @@ def test_a_message_arrives_with_the_properties_with_which_it_was_sent() -> None:
     assert decode(data, "q", 3, 4) == found  # what is cached is the same
 
 
+def test_properties_that_only_amqp_1_0_has_are_kept_if_a_message_is_sent_again() -> None:
+    """If mqtool sends an AMQP 1.0 message again, such as for a retry, the message still has the properties that AMQP
+    0-9-1 does not have. Those of a wrong type are left out.
+    """
+    fields = BareProperties(
+        subject="s",
+        absolute_expiry_time=Milliseconds(1_700_000_000_000),
+        group_sequence=UInt32(7),
+        reply_to_group_id="r",
+    )
+    found = received(properties=fields)
+    assert Amqp10Message.decode(encode(Message(b"", properties=found.properties))).properties == fields
+    odd: Any = BareProperties(
+        subject=[1], absolute_expiry_time="never", group_sequence=True, reply_to_group_id=5, content_type=Symbol("t")
+    )
+    assert received(properties=odd).properties == {"content_type": "t"}
+    assert "group_sequence" not in received(properties=BareProperties(group_sequence=ULong(1 << 32))).properties
+
+
 @pytest.mark.parametrize("size", [0, 1, 255, 256, 70_000])
 @pytest.mark.parametrize("properties", [{}, {"app_id": "a"}, {"headers": {}}, {"priority": None}])
 def test_a_body_of_any_size_arrives_unchanged(size: int, properties: dict[str, Any]) -> None:
@@ -340,14 +359,13 @@ def test_a_priority_or_a_ttl_that_amqp_0_9_1_cannot_express_is_left_out(
 
 def test_properties_of_other_types_become_text() -> None:
     """mqtool converts the properties of an AMQP 1.0 message to those of AMQP 0-9-1. A value of another type, such as a
-    number as message id, becomes text. Properties that AMQP 0-9-1 does not have are left out. If reply-to is the
-    address of a queue, reply_to is the queue's name. Any other address is only percent-decoded.
+    number as message id, becomes text. If reply-to is the address of a queue, reply_to is the queue's name. Any other
+    address is only percent-decoded. The address to which the message was sent is left out.
     """
     found = received(
         properties=BareProperties(
-            message_id=UInt32(5), user_id=b"\xff", to="/queues/q", subject="s", reply_to="/queues/a%20b",
-            correlation_id=b"c", absolute_expiry_time=Milliseconds(1), creation_time=Milliseconds(1_700_000_000_999),
-            group_id="g", group_sequence=UInt32(1), reply_to_group_id="r",
+            message_id=UInt32(5), user_id=b"\xff", to="/queues/q", reply_to="/queues/a%20b",
+            correlation_id=b"c", creation_time=Milliseconds(1_700_000_000_999), group_id="g",
         )
     )  # fmt: skip
     assert found.properties == {
