@@ -27,9 +27,11 @@ confirms: see amqp/transactions.py. Every run uses the same
 prefetch, so a quorum queue delivers all messages that a killed run had received, in order, before any others.
 """
 
+import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -37,7 +39,7 @@ from mqtool.amqp import Channel, Connection, administration
 from mqtool.amqp.transactions import InTransactions, Mover, Moving, NoRoom, WithConfirms
 from mqtool.delays.wait_queues import YOUNG
 from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, NotFound, Unavailable, UsageError
-from mqtool.management import Management, path
+from mqtool.management import Management
 from mqtool.management.api_client import Json
 from mqtool.spelling import counted, pasteable
 from mqtool.topology import Binding, Exchange, Queue
@@ -46,6 +48,7 @@ from mqtool.work.conversion_plan import (
     ConversionNames,
     ConversionPlan,
     Definition,
+    Prospect,
     Refusal,
     beyond_limits,
     bindings_of,
@@ -53,6 +56,7 @@ from mqtool.work.conversion_plan import (
     dead_letters,
     view_of,
 )
+from mqtool.work.exact_bindings import ExactBindings
 from mqtool.work.held_messages import HeldMessages, check_acknowledged, check_leader, is_empty
 from mqtool.work.queue_limits import room_in
 
@@ -98,6 +102,30 @@ def refused_by_broker(connection: Connection, plan: ConversionPlan) -> Refusal |
     finally:
         channel.close()
     return None
+
+
+def inexact_bindings(connection: Connection, api: Management, vhost: str, found: Prospect) -> list[Refusal]:
+    """Find the queue's bindings that cannot be made again exactly. Declares nothing that stays."""
+    channel = connection.channel(strict=True)
+    try:
+        exact = ExactBindings(channel, api, vhost, found.plan.names.trial).of(found.bindings)
+    except AccessRefused as error:
+        return [Refusal(str(error), "a conversion needs this permission")]
+    except DeclaredDifferently:  # another run is trying its bindings now
+        return []
+    finally:
+        channel.close()
+    return [_inexact(view) for view, binding in zip(found.bindings, exact, strict=True) if binding is None]
+
+
+def _inexact(view: Json) -> Refusal:
+    arguments = f", {json.dumps(view['arguments'], ensure_ascii=False)}" if view["arguments"] else ""
+    unknown = "types of its arguments" if arguments else "bytes of its routing key"
+    return Refusal(
+        f"its binding from {view['source']!r} ({view['routing_key']!r}{arguments}) would not stay the same: "
+        f"the management API does not show the {unknown}",
+        "unbind it with the client that bound it, or on the management page, and bind it again afterwards",
+    )
 
 
 class Stopped(Exception):
@@ -177,6 +205,7 @@ class Conversion:
         self._is_embedded = connection.broker_to_show == "the embedded broker"
         self._young = 0.0 if self._is_embedded else young
         self._quiet = quiet / 10 if self._is_embedded else quiet  # it loses only messages that are not mandatory
+        self._bindings = ExactBindings(self._channel, api, vhost, self._names.trial)
         self._is_modern = not connection.broker.startswith("RabbitMQ 3.")
 
     # The steps.
@@ -185,8 +214,8 @@ class Conversion:
         """Test whether the broker accepts the new definition, and store the plan on the broker.
 
         Raises:
-            Unavailable: the queue has more messages now than the new definition allows, or a policy would remove
-                messages meanwhile. Nothing was changed.
+            Unavailable: the queue has more messages now than the new definition allows, a policy would remove
+                messages meanwhile, or a binding cannot be kept. Nothing was changed.
             MqtoolError: the broker refuses the new definition, or the user lacks a permission. Nothing was changed.
         """
         self.lock()
@@ -197,6 +226,7 @@ class Conversion:
         except UsageError as error:  # users know neither the trial's name nor the options of 'queue declare'
             raise UsageError(str(error).replace(trial.name, self._plan.queue), "see --to and --argument") from error
         administration.delete_queue(self._channel, trial.name)
+        self._exact(bindings_of(self._api, self._vhost, self._plan.queue))
         if left_behind(self._api, self._vhost, self._plan.queue) is None:
             # An earlier conversion that was killed before its last request: messages would seem to be coming back.
             administration.delete_exchange(self._channel, self._names.back)
@@ -324,10 +354,11 @@ class Conversion:
         """Move the queue's bindings to the exchange `through`, so that a single unbinding diverts all messages."""
         name, through = self._plan.queue, self._names.through
         direct = [each for each in bindings_of(self._api, self._vhost, name) if each["source"] != through]
+        exact = self._exact(direct)
         if direct and not self._is_diverted():
             self._channel.bind(Queue(name), Exchange(through))
-        for binding in direct:
-            self._rebind(binding, "e", through)
+        for binding in exact:
+            self._rebind(binding, replace(binding, destination=through, to_exchange=True))
 
     def _is_diverted(self) -> bool:
         """True if messages for the queue are being diverted to `meanwhile`."""
@@ -384,8 +415,8 @@ class Conversion:
 
     def _clean_up(self) -> None:
         name, names, channel = self._plan.queue, self._names, self._channel
-        for binding in bindings_of(self._api, self._vhost, names.through, exchange=True):
-            self._rebind(binding, "q", name)
+        for binding in self._exact(bindings_of(self._api, self._vhost, names.through, exchange=True)):
+            self._rebind(binding, replace(binding, destination=name, to_exchange=False))
         for exchange in (names.through, names.meanwhile, names.into):
             administration.delete_exchange(channel, exchange)
         for _ in self._drain(names.meanwhile, self.messages.returned, "meanwhile"):
@@ -413,16 +444,22 @@ class Conversion:
         """True if `exchange`, one of the conversion's exchanges, is bound to the queue."""
         return any(each["source"] == exchange for each in bindings_of(self._api, self._vhost, self._plan.queue))
 
-    def _rebind(self, binding: Json, kind: str, name: str) -> None:
-        """Replace a binding with one from the same source, with the same key and arguments, to another destination."""
-        to = path("bindings", self._vhost, "e", binding["source"], kind, name)
-        self._api.post(to, {"routing_key": binding["routing_key"], "arguments": binding["arguments"]})
-        was = "e" if binding["destination_type"] == "exchange" else "q"
-        ends = (binding["source"], was, binding["destination"], binding["properties_key"])
-        try:
-            self._api.delete(path("bindings", self._vhost, "e", *ends))
-        except NotFound:  # its queue has been deleted
-            return
+    def _exact(self, views: Sequence[Json]) -> list[Binding]:
+        """Return these bindings; raise Unavailable if one cannot be made again exactly."""
+        exact: list[Binding] = []
+        for view, binding in zip(views, self._bindings.of(views), strict=True):
+            if binding is None:
+                what, hint, _ = _inexact(view)
+                go_on = f", then: {pasteable('queue convert --resume', self._plan.queue)}" if self.has_begun else ""
+                raise Unavailable(f"{self._plan.queue!r} cannot be converted: {what}", hint + go_on)
+            exact.append(binding)
+        return exact
+
+    def _rebind(self, was: Binding, now: Binding) -> None:
+        # Over AMQP: the API's JSON loses types, and its URLs cannot name the routing keys "." and "..".
+        administration.bind(self._channel, now)
+        with suppress(NotFound):  # its queue has been deleted
+            administration.unbind(self._channel, was)
 
     def _drain(
         self, source: str, message_for: Any, counts: str, stop_flow: Callable[[], None] | None = None

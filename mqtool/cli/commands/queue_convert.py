@@ -31,7 +31,7 @@ from mqtool.topology import Exchange
 from mqtool.where import parse
 from mqtool.work import conversion_plan
 from mqtool.work.conversion_plan import ConversionNames, ConversionPlan, Prospect
-from mqtool.work.queue_conversion import Conversion, Stopped, left_behind, refused_by_broker
+from mqtool.work.queue_conversion import Conversion, Stopped, inexact_bindings, left_behind, refused_by_broker
 
 part = typer.Typer()
 
@@ -103,7 +103,7 @@ def convert(
     to = to or ("quorum" if not changes else None)
     with counting(access) as count:
         found = [conversion_plan.prospect(api, access.vhost, name, to, changes, count) for name in names]
-    _add_refusals_of_broker(access, [each for each in found if not _refusals(each, force=force)])
+    _add_refusals_of_broker(access, api, [each for each in found if not _refusals(each, force=force)])
     possible = [each for each in found if not _refusals(each, force=force)]
     is_refused = len(possible) < len(found) and where is None
     for each in found:
@@ -143,12 +143,13 @@ def _check_none_under_way(api: Management, vhost: str, found: Sequence[Prospect]
             )
 
 
-def _add_refusals_of_broker(access: Access, found: Sequence[Prospect]) -> None:
+def _add_refusals_of_broker(access: Access, api: Management, found: Sequence[Prospect]) -> None:
     if found:
         with suppress(Unavailable), access.connect() as connection:  # --dry-run works without AMQP, too
             for each in found:
                 if (refusal := refused_by_broker(connection, each.plan)) is not None:
                     each.refusals.append(refusal)
+                each.refusals += inexact_bindings(connection, api, access.vhost, each)
 
 
 def _refusals(found: Prospect, *, force: bool) -> list[conversion_plan.Refusal]:

@@ -117,7 +117,12 @@ def plain(value: Value) -> Any:
         return str(value)
     if isinstance(value, list):
         return [plain(item) for item in value]
-    return value.decode("latin-1") if isinstance(value, bytes) else value
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:  # in RabbitMQ's words
+            return f"Not UTF-8, base64 is: {base64.b64encode(value).decode()}"
+    return value
 
 
 @route("POST", "exchanges/VHOST/EXCHANGE/publish", member)
