@@ -311,6 +311,22 @@ def test_a_converted_queue_has_bindings_whose_arguments_have_the_same_types(
     assert keys_of_bindings(broker) == before
 
 
+@pytest.mark.parametrize("undo", [False, True], ids=["completed", "undone"])
+def test_a_queue_is_converted_whose_bindings_have_keys_of_dots(
+    broker: TestBroker, monkeypatch: pytest.MonkeyPatch, undo: bool
+) -> None:
+    """`queue convert` keeps bindings with the routing keys `.` and `..`, which a URL of the management API cannot
+    contain, even if it is interrupted and then completed or undone.
+    """
+    fill(broker)
+    for key in (".", ".."):
+        bind(broker, key)
+    before = keys_of_bindings(broker)
+    interrupt_at_unbinding(broker, monkeypatch, 4)
+    assert convert(broker, undo=undo) is not None
+    assert keys_of_bindings(broker) == before
+
+
 def test_a_queue_with_a_binding_that_cannot_be_kept_is_not_converted(managed: Shell, broker: TestBroker) -> None:
     """If mqtool cannot find out the types of a binding's arguments, `queue convert` names the binding, exits with 2 and
     changes nothing, with --dry-run as with --yes. A conversion that finds the binding when it begins does the same.
