@@ -11,11 +11,11 @@ from typing import NoReturn
 import typer
 
 from mqtool.cli import stopping
-from mqtool.cli.commands import command_tree, without_aliases
+from mqtool.cli.commands import command_tree, error_report, without_aliases
 from mqtool.cli.display import ascii_terminal, output
 from mqtool.cli.help.index import ALIASES
 from mqtool.cli.invocation import Invocation, current, running
-from mqtool.errors import BadExpression, ExitCode, MqtoolError, NothingAnswers, TimedOut
+from mqtool.errors import BadExpression, ExitCode, MqtoolError, NothingAnswers, TimedOut, UsageError
 
 #: The environment variable in which a completion script passes the line to complete.
 _COMPLETE = "_MQTOOL_COMPLETE"
@@ -46,6 +46,10 @@ def _exit_code() -> int:
         words = without_aliases(sys.argv[1:])
         try:
             code = command_tree(words)(args=words, prog_name="mqtool", standalone_mode=False) or ExitCode.OK
+        except Exception as error:
+            if (report := error_report(words)) is None or isinstance(error, typer.Abort):  # Abort: after Ctrl-C
+                raise
+            code = report(_explained(error))
         finally:
             stopping.limit_time(None)  # what follows is not interrupted
         if code == _INTERRUPTED:
@@ -55,23 +59,26 @@ def _exit_code() -> int:
     except BadExpression as error:
         output.error(str(error), error.hint, text=error.text, column=error.column)
         code = error.exit_code
-    except MqtoolError as last:
-        failure = _told(last)
-        output.error(str(failure), _hint(failure))
-        code = _ended_early(failure) or failure.exit_code
-    except typer.TyperException as error:
-        from mqtool.cli import usage
-
-        output.error(*usage.explain(error))
-        code = ExitCode.USAGE
     except (typer.Abort, KeyboardInterrupt):  # typer turns into Abort only those that it sees
         code = 128 + (stopping.requested() or 2)
     except Exception as error:
-        if current().debug:
-            raise
-        output.error(*_unexpected(error))
-        code = _ended_early(error) or ExitCode.FAILED
+        failure = _explained(error)
+        output.error(str(failure), _hint(failure))
+        code = _ended_early(error) or failure.exit_code
     return code
+
+
+def _explained(error: Exception) -> MqtoolError:
+    """Return the error to report, with a sentence and a hint. With --debug, raise one that nothing handled."""
+    if isinstance(error, MqtoolError):
+        return _told(error)
+    if isinstance(error, typer.TyperException):
+        from mqtool.cli import usage
+
+        return UsageError(*usage.explain(error))
+    if current().debug:
+        raise error
+    return MqtoolError(*_unexpected(error))
 
 
 def _unexpected(error: Exception) -> tuple[str, str | None]:

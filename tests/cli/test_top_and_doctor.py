@@ -6,6 +6,7 @@ import signal
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pika
@@ -461,6 +462,55 @@ def test_doctor_prints_a_nagios_check(watcher: Shell, broker: TestBroker) -> Non
     assert (deaf.code, deaf.stdout.partition(" - ")[0]) == (2, "RABBITMQ CRITICAL"), deaf.stdout
     refused = watcher.run(*check[:3], "no-such-vhost", *check[4:])
     assert (refused.code, refused.stdout.partition(" - ")[0]) == (3, "RABBITMQ UNKNOWN"), refused.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--format nagios --between xx", "'xx' is not a duration"),
+        ("--betwen 1s --format=nagios", "unknown option --betwen"),
+        ("--format nagios --stream-port abc", "'abc' is not a number"),
+        ("--format nagios --peek 1", "--peek needs --upgrade"),
+        ("--format nagios --upgrade 4.3 no-such-file", "no-such-file"),
+    ],
+)
+def test_a_wrong_command_line_of_a_nagios_check_is_unknown(lonely_shell: Shell, words: str, said: str) -> None:
+    """If the command line of `doctor --format nagios` is wrong, or its file does not exist, stdout has one line for
+    Nagios with the reason, and the exit code is 3 (UNKNOWN).
+    """
+    checked = lonely_shell.run("mqtool", "doctor", *words.split())
+    assert (checked.code, checked.stderr) == (3, "")
+    assert checked.stdout.startswith("RABBITMQ UNKNOWN - ")
+    assert said in checked.stdout
+    assert len(checked.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", ["--between xx", "--format json --between xx", "--format nagios --json --between xx"])
+def test_a_wrong_command_line_of_another_doctor_exits_with_2(lonely_shell: Shell, words: str) -> None:
+    """If the command line of `doctor` with another format is wrong, the error is on stderr, and the exit code is 2."""
+    refused = lonely_shell.run("mqtool", "doctor", *words.split())
+    assert (refused.code, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("mqtool: ")
+
+
+@pytest.mark.parametrize(
+    "opening",
+    [
+        pytest.param("exec 4> /dev/full", id="full disk"),
+        pytest.param("mkfifo pipe; (exec 3< pipe) & exec 4> pipe; wait; rm pipe", id="pipe whose reader has ended"),
+    ],
+)
+def test_a_nagios_check_that_cannot_print_is_unknown(watcher: Shell, broker: TestBroker, opening: str) -> None:
+    """If `doctor --format nagios` cannot write to stdout, the exit code is 3 (UNKNOWN), and stderr says why. This also
+    holds if no broker answers.
+    """
+    if "/dev/full" in opening and not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    check = f"mqtool doctor --vhost {broker.vhost} --between 10ms --format nagios"
+    for url in ("", "-u amqp://guest@127.0.0.1:1"):
+        failed = watcher.script(f"{opening}; {check} {url} >&4")
+        assert failed.code == 3, failed.stderr
+        assert failed.stderr.startswith("mqtool: ")
 
 
 @on_any_broker

@@ -1,9 +1,11 @@
 """The commands. The command NAME is in NAME.py; it defines its options, calls another package, and prints the result.
 
 Its `app` is the command, or the group of commands. `command_tree` imports the one module that a command line needs.
+A command whose errors another program reads has an `error_report`, too.
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Annotated, Any
@@ -15,6 +17,7 @@ from mqtool.cli import contexts
 from mqtool.cli.command_line import CommandGroup, Group, HelpAll
 from mqtool.cli.display import output
 from mqtool.cli.help.index import ALIASES, SENTENCES
+from mqtool.errors import MqtoolError
 
 
 class Root(Group):
@@ -72,6 +75,15 @@ def command_tree(words: Sequence[str], *, completes: bool = False) -> typer.Type
         for each, sentence in SENTENCES.items():
             tree.command(each, short_help=sentence)(lambda: None)
     return tree
+
+
+def error_report(words: Sequence[str]) -> Callable[[MqtoolError], int] | None:
+    """Return the function that reports an error in place of the usual message, and returns the exit code, if any.
+
+    The words of the command line decide, because the error may be that they cannot be parsed.
+    """
+    module: Any = sys.modules.get(f"{__name__}.{first_word(words)}")
+    return module.error_report(words) if hasattr(module, "error_report") else None
 
 
 def whole_tree() -> typer.Typer:

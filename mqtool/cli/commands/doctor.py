@@ -1,8 +1,9 @@
 """mqtool doctor."""
 
+import re
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -87,25 +88,34 @@ def doctor(
         found = worst_first(_of_file(file, broker.options.vhost, cast("Version", upgrade_to)))
         _report(found, form, str(file), file)
         return
-    try:
-        access = access_to(broker)
-        if form == "nagios":
-            with suppress(AccessRefused, NotFound, UsageError):  # users who only monitor may not log in by AMQP
-                access.connect().close()
-        say = output.status if form in ("text", "json") else lambda _: None
-        if upgrade_to is not None:
-            found = worst_first(_of_upgrade(access, broker.options.vhost, upgrade_to, peek))
-        else:
-            found = worst_first(_findings(access, broker.options.vhost, between, say, stream_port))
-    except MqtoolError as error:
-        if form != "nagios":
-            raise
-        # Nagios shows only stdout, and defines its own exit codes.
-        is_down = isinstance(error, Unavailable) and not isinstance(error, BadAnswer | NotFound)
-        state = reports.CRITICAL if is_down else reports.UNKNOWN
-        output.show(reports.nagios_line(state, str(error)))
-        raise SystemExit(state) from error
+    access = access_to(broker)
+    if form == "nagios":
+        with suppress(AccessRefused, NotFound, UsageError):  # users who only monitor may not log in by AMQP
+            access.connect().close()
+    say = output.status if form in ("text", "json") else lambda _: None
+    if upgrade_to is not None:
+        found = worst_first(_of_upgrade(access, broker.options.vhost, upgrade_to, peek))
+    else:
+        found = worst_first(_findings(access, broker.options.vhost, between, say, stream_port))
     _report(found, form, str(access.address))
+
+
+def error_report(words: Sequence[str]) -> Callable[[MqtoolError], int] | None:
+    """Return the function that reports an error to Nagios, if the command line asks for that; see commands."""
+    forms = re.findall(r"--format[ =](\S+)", " ".join(words))
+    return _report_to_nagios if forms[-1:] == ["nagios"] and "--json" not in words else None
+
+
+def _report_to_nagios(error: MqtoolError) -> int:
+    """Report an error on stdout, the only output that Nagios shows, and return one of Nagios's own exit codes."""
+    is_down = isinstance(error, Unavailable) and not isinstance(error, BadAnswer | NotFound)
+    state = reports.CRITICAL if is_down else reports.UNKNOWN
+    try:
+        output.show(reports.nagios_line(state, str(error)))
+    except MqtoolError as unwritable:
+        output.error(str(unwritable), unwritable.hint)
+        return reports.UNKNOWN
+    return state
 
 
 def _report(found: list[Finding], form: Format, where: str, file: Path | None = None) -> None:
