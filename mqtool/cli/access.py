@@ -56,6 +56,7 @@ class Access(NamedTuple):
         confirmed: protected contexts that may be changed without asking.
         context: the name of the broker's context, if any.
         protocol: the protocol that channel_or_session() and channels_or_session() use.
+        patience: seconds to wait for a connection to the management API, and for its response; None for the defaults.
     """
 
     addresses: Sequence[Address]
@@ -68,6 +69,7 @@ class Access(NamedTuple):
     confirmed: Sequence[str] = ()
     context: str | None = None
     protocol: Protocol = Protocol.AMQP_0_9_1
+    patience: tuple[float, float] | None = None
 
     @property
     def address(self) -> Address:
@@ -256,7 +258,7 @@ class Access(NamedTuple):
         if (started := _started_with(address, "streams")) is not None and (port := urlsplit(started).port):
             return port
         with suppress(MqtoolError):
-            api = self.management((HINT_PATIENCE[0], PATIENCE[1]))
+            api = self.management((HINT_PATIENCE[0], (self.patience or PATIENCE)[1]))
             if port := stream_port_beside(api, address.port, tls=address.tls):
                 return port
         return _STREAM_TLS if address.tls else _STREAM
@@ -278,7 +280,7 @@ class Access(NamedTuple):
         tries the AMQP port + 10000 first, and checks that the API belongs to this broker.
 
         Args:
-            patience: seconds to wait for a connection and for a response; None for the defaults.
+            patience: seconds to wait for a connection and for a response; None for those of this Access.
 
         Raises:
             UsageError: the given URL is not valid, or TLS files are given, but no URL uses TLS.
@@ -290,7 +292,9 @@ class Access(NamedTuple):
         ca = None if self.tls.ca is None else str(self.tls.ca)
 
         def at(url: str, user: str = address.user, password: str = address.password) -> Management:
-            return Management(url.rstrip("/"), user, password, patience or PATIENCE, ca, self._hint_at_management)
+            return Management(
+                url.rstrip("/"), user, password, patience or self.patience or PATIENCE, ca, self._hint_at_management
+            )
 
         if (given := self.management_url or _started_with(address)) is not None:
             url = _parsed(given)

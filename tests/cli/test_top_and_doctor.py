@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -511,6 +512,22 @@ def test_a_nagios_check_that_cannot_print_is_unknown(watcher: Shell, broker: Tes
         failed = watcher.script(f"{opening}; {check} {url} >&4")
         assert failed.code == 3, failed.stderr
         assert failed.stderr.startswith("mqtool: ")
+
+
+@pytest.mark.parametrize("silent_part", ["the management API", "all nodes"])
+def test_a_nagios_check_soon_gives_up_on_a_silent_broker(watcher: Shell, broker: TestBroker, silent_part: str) -> None:
+    """If the management API, or each of three nodes, accepts connections but never replies, `doctor --format nagios` is
+    CRITICAL before a monitoring system would end the check.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        at = f"127.0.0.1:{silent.getsockname()[1]}"
+        is_api = silent_part == "the management API"
+        where = ("--management", f"http://{at}") if is_api else ("-u", ",".join([f"amqp://{at}"] * 3))
+        check = ("mqtool", "doctor", "--vhost", broker.vhost, "--format", "nagios", *where)
+        checked = watcher.run(*check, timeout=25)  # far more than it takes
+    assert checked.code == 2, checked.stderr
+    assert checked.stdout.startswith("RABBITMQ CRITICAL - ")
+    assert at in checked.stdout
 
 
 @on_any_broker

@@ -40,6 +40,9 @@ _ALL_INTERFACES = ("0.0.0.0", "::")  # noqa: S104 - compared with, not listened 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 #: Seconds to wait for a connection to the network address.
 _PATIENCE = 5
+#: Seconds to wait for a reply with --format nagios. NRPE ends a check after 10 s. In that time, mqtool also has to
+#: start, and may look for the management API at two ports.
+_CHECK_PATIENCE = 4.0
 Format = Literal["text", "json", "nagios", "prometheus", "sarif"]
 
 
@@ -90,6 +93,7 @@ def doctor(
         return
     access = access_to(broker)
     if form == "nagios":
+        access = _hurried(access)
         with suppress(AccessRefused, NotFound, UsageError):  # users who only monitor may not log in by AMQP
             access.connect().close()
     say = output.status if form in ("text", "json") else lambda _: None
@@ -98,6 +102,14 @@ def doctor(
     else:
         found = worst_first(_findings(access, broker.options.vhost, between, say, stream_port))
     _report(found, form, str(access.address))
+
+
+def _hurried(access: Access) -> Access:
+    """Return an Access that soon gives up on a silent broker."""
+    # A handshake may take twice the connection timeout, on each node.
+    timeout = _CHECK_PATIENCE / 2 / len(access.addresses)
+    addresses = [each._replace(connection_timeout=min(each.connection_timeout, timeout)) for each in access.addresses]
+    return access._replace(addresses=addresses, patience=(_CHECK_PATIENCE / 2, _CHECK_PATIENCE))
 
 
 def error_report(words: Sequence[str]) -> Callable[[MqtoolError], int] | None:
