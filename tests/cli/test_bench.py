@@ -305,6 +305,37 @@ def test_bench_with_rpc_delay_ack_or_churn_reports_everything_as_confirmed(
     assert shell.run("mqtool", "list", "queues", "--all").stdout == ""
 
 
+@pytest.mark.parametrize("kind", ["file", "link", "dangling link"])
+def test_bench_refuses_to_draw_charts_into_an_existing_file(shell: Shell, kind: str) -> None:
+    """If the file of `bench --plot` exists, or is a symbolic link, `bench` exits with 2 before the run, and the file is
+    unchanged.
+    """
+    thesis, chart = shell.directory / "thesis", shell.directory / "chart.svg"
+    if kind != "dangling link":
+        (chart if kind == "file" else thesis).write_text("important")
+    if kind != "file":
+        chart.symlink_to(thesis)
+    refused = shell.run(*BENCH, "-c", "50", "--plot", "chart.svg")
+    assert (refused.code, refused.stdout) == (2, "")
+    assert "chart.svg already exists" in refused.stderr
+    if kind == "dangling link":
+        assert not thesis.exists()
+    else:
+        assert chart.read_text() == "important"
+
+
+def test_bench_keeps_a_file_that_somebody_creates_during_the_run(shell: Shell) -> None:
+    """If the file of `bench --plot` is created by another program during the run, `bench` prints its results, exits
+    with 1, and leaves the file unchanged.
+    """
+    load = ("--duration", "1s", "--rate", "50", "--at", "0s", "echo important > chart.svg")
+    failed = shell.run(*BENCH, *load, "--plot", "chart.svg")
+    assert failed.code == 1
+    assert failed.stdout
+    assert "cannot write chart.svg: File exists" in failed.stderr
+    assert (shell.directory / "chart.svg").read_text() == "important\n"
+
+
 @on_any_broker
 @large
 def test_bench_vary_and_bench_compare_report_several_runs(shell: Shell, broker: TestBroker) -> None:

@@ -45,13 +45,16 @@ class Report:
         """Validate the options before the benchmark starts.
 
         Raises:
-            UsageError: the options cannot be combined, the chart's format is unknown, or its file is not writable.
+            UsageError: the options cannot be combined, the chart's format is unknown, or its file exists or cannot be
+                created.
         """
         if self.as_json and self.as_csv:
             raise UsageError("--json and --csv cannot be combined", "use only one of them")
         if self.plot is not None and self.plot.suffix not in (".svg", ".html"):
             raise UsageError(f"unknown kind of chart {self.plot.name!r}", "its name must end with .svg or .html")
-        if self.plot is not None and not os.access(self.plot if self.plot.exists() else self.plot.parent, os.W_OK):
+        if self.plot is not None and os.path.lexists(self.plot):
+            raise UsageError(f"{self.plot} already exists", "name another file, or delete this one")
+        if self.plot is not None and not os.access(self.plot.parent, os.W_OK):
             raise UsageError(f"cannot write {self.plot}", "check its directory and permissions")
 
     def show(self, result: Result) -> None:
@@ -74,7 +77,8 @@ class Report:
             return
         drawn = charts.svg(result) if self.plot.suffix == ".svg" else charts.html(result, bench_report.lines(result))
         try:
-            self.plot.write_text(drawn, "utf-8")
+            with self.plot.open("x", encoding="utf-8") as file:  # somebody may have created it during the run
+                file.write(drawn)
         except OSError as error:
             raise MqtoolError(f"cannot write {self.plot}: {error.strerror}") from error
 
