@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mqtool.errors import MqtoolError, UsageError, reason_of
+from mqtool.work.history import is_moved_back_since
 
 #: Seconds between checks of another worker's claim, and seconds to wait for SQLite's lock.
 _LOOK, _PATIENCE = 0.05, 30.0
@@ -110,8 +111,8 @@ class HandledMessages:
 
         Args:
             give_up: returns True to stop waiting.
-            returns: how many times the message was moved back from a dead-letter queue. The message is handled again if
-                this number has grown since it was last dead-lettered.
+            returns: history.returns_of() the message. The message is handled again if it was moved back from a
+                dead-letter queue since it was last dead-lettered.
 
         Returns:
             How the message was handled before; None if the caller must handle it now.
@@ -127,7 +128,7 @@ class HandledMessages:
                 row = store.execute(_FIND, key.columns).fetchone()
                 handled_at, owner, reply, dead_returns = row or (None, None, None, None)
                 is_handled = handled_at is not None and handled_at > now - self._window
-                if is_handled and (dead_returns is None or returns <= dead_returns):
+                if is_handled and (dead_returns is None or not is_moved_back_since(returns, dead_returns)):
                     return Handled(None if reply is None else reply.encode(), dead_returns is not None)
                 if owner is None or not self._is_alive(owner, key):
                     store.execute(

@@ -31,6 +31,8 @@ QUEUE, EXCHANGE, ROUTING_KEY = "mqtool-queue", "mqtool-exchange", "mqtool-routin
 
 #: Upper bound for counts in headers.
 _MOST = 2**31 - 2
+#: The number of values that the count of returns can have.
+_RETURNS_MODULUS = _MOST + 1
 
 EXHAUSTED, REJECTED, UNKNOWN = "retries exhausted", "rejected", "unknown"
 #: The reasons that a dead letter can have: RabbitMQ's, then mqtool's.
@@ -59,8 +61,22 @@ def returns_of(delivery: Delivery) -> int:
     """Return how many times the message was moved back from a dead-letter queue.
 
     A redrive increments a header. `mqtool move` does not, but keeps the header REASON, which adds one to the count.
+    After the largest number, the count starts again at 0: a publisher may have set the header.
     """
-    return _count(delivery.headers.get(RETURNS)) + (REASON in delivery.headers)
+    return (_count(delivery.headers.get(RETURNS)) + (REASON in delivery.headers)) % _RETURNS_MODULUS
+
+
+def next_return(delivery: Delivery) -> int:
+    """Return the value of the header RETURNS for a dead letter that is moved back."""
+    return (death_of(delivery).redrives + 1) % _RETURNS_MODULUS
+
+
+def is_moved_back_since(returns: int, dead: int) -> bool:
+    """True if a message with this count was moved back later than a dead letter that had the count `dead`.
+
+    As the count starts again after the largest number, one that is larger by more than half of this number is earlier.
+    """
+    return 0 < (returns - dead) % _RETURNS_MODULUS <= _RETURNS_MODULUS // 2
 
 
 def origin_of(delivery: Delivery) -> Origin:
@@ -134,10 +150,12 @@ def _count(value: object) -> int:
 
 
 def without_headers(delivery: Delivery) -> Delivery:
-    """Return a copy of the delivery with only the headers for the attempts, the origin and the first failure."""
+    """Return a copy of the delivery with only the headers for attempts, returns, the origin and the first failure."""
     origin, first = origin_of(delivery), delivery.headers.get(FIRST_FAILURE)
     headers = {ATTEMPTS: failures_of(delivery), EXCHANGE: origin.exchange, ROUTING_KEY: origin.routing_key}
     headers |= {FIRST_FAILURE: first} if isinstance(first, datetime) else {}
+    # Without this count, `worker --deduplicate` would take the dead letter for a duplicate after the next redrive.
+    headers |= {RETURNS: returns} if (returns := returns_of(delivery)) else {}
     return replace(delivery, properties={**delivery.properties, "headers": headers})
 
 
@@ -175,9 +193,9 @@ def death_of(delivery: Delivery) -> Death:
         reason, queue = str(newest.get("reason", UNKNOWN)), _claimed(newest.get("queue"))
         attempts = failures_of(delivery) + rejected
         return Death(reason, queue, attempts, first, redrives=returns_of(delivery))
+    redrives = _count(headers.get(RETURNS))
     if REASON not in headers:
-        return Death(UNKNOWN)
+        return Death(UNKNOWN, redrives=redrives)
     first, error = headers.get(FIRST_FAILURE), str(headers.get(LAST_ERROR) or "") or None
     first = first if isinstance(first, datetime) else None
-    redrives = _count(headers.get(RETURNS))
     return Death(str(headers[REASON]), _claimed(headers.get(QUEUE)), failures_of(delivery), first, error, redrives)

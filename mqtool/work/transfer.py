@@ -100,6 +100,7 @@ def failed(delivery: Delivery, error: str, to: str, reason: str | None = None) -
     headers.setdefault(history.FIRST_FAILURE, datetime.now(UTC).replace(microsecond=0))
     if reason is not None:
         headers[history.REASON] = reason
+        headers.pop(history.RETURNS, None)
         if returns := history.returns_of(delivery):
             headers[history.RETURNS] = returns
     return _moved(delivery, headers, to)
@@ -111,7 +112,7 @@ def redriven(delivery: Delivery, to: str) -> Message:
     A header counts how many times it has been moved back.
     """
     headers = _without(history.headers_with_origin(delivery), _OURS | ADDED_BY_BROKER | _COUNTS | _COPIES)
-    headers[history.RETURNS] = history.death_of(delivery).redrives + 1
+    headers[history.RETURNS] = history.next_return(delivery)
     return _moved(delivery, headers, to)
 
 

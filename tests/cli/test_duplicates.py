@@ -72,6 +72,26 @@ def test_a_duplicate_of_a_dead_letter_is_skipped_but_a_redriven_one_is_handled(
     assert "1 done" in shell.run(*worker, "-c", "1", "--exec", "exit 0").stderr
 
 
+def test_a_redriven_dead_letter_is_handled_even_if_its_headers_had_to_be_dropped(shell: Shell) -> None:
+    """If a message's large headers leave no room for its history, `worker` dead-letters the message without them. After
+    another `dlq redrive`, `worker --deduplicate` handles the message. Nor does it skip the message if its publisher had
+    set the header with the number of redrives to the largest number.
+    """
+    worker = ("mqtool", "worker", "-q", "jobs", "--deduplicate", "--dedup-store", "store", "--retries", "0", "--shell")
+    large = {"body": "x", "properties": {"message_id": "large"}, "headers": {"large": "x" * 130_717}}
+    forged = {"body": "x", "properties": {"message_id": "forged"}, "headers": {"mqtool-redrives": 2**31 - 2}}
+    lines = "".join(f"{json.dumps(each)}\n" for each in (large, forged))
+    shell.run("mqtool", "send", "-q", "jobs", "--json", stdin=lines)
+    said = ""
+    for error in ("no", "0" * 300):
+        failing = shell.run(*worker, "-c", "2", "--exec", f"echo {error} >&2; exit 1")
+        assert "0 done, 0 retries, 2 dead" in failing.stderr, failing.stderr
+        said += failing.stderr
+        assert shell.run("mqtool", "dlq", "redrive", "jobs").code == 0
+    assert said.count("its headers were dropped") == 1
+    assert shell.run(*worker, "-c", "2", "--exec", "echo $MQ_MESSAGE_ID").stdout.split() == ["large", "forged"]
+
+
 @on_any_broker
 def test_the_retry_of_a_failed_message_is_not_skipped_as_a_duplicate(shell: Shell) -> None:
     """`worker --deduplicate` handles the retry of a failed message, which has the same message ID. It also handles a

@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 
 from mqtool.errors import MqtoolError, UsageError
+from mqtool.message import Delivery
 from mqtool.work import deduplication
 from mqtool.work.deduplication import Handled, HandledMessages, Interrupted, MessageKey
+from mqtool.work.history import returns_of
+from mqtool.work.transfer import failed, redriven
 
 KEY = MessageKey("rabbit@host/", "jobs", "a")
 DAY = 86_400.0
@@ -105,6 +108,28 @@ def test_a_dead_letter_is_handled_again_only_after_a_redrive(path: Path) -> None
     assert store.begin(KEY, returns=2) is None
     store.done(KEY)
     assert store.begin(KEY, returns=3) == Handled(None, dead=False)
+
+
+@pytest.mark.parametrize("count", [2**31 - 3, 2**31 - 2, 2**40], ids=["almost the largest", "the largest", "larger"])
+@pytest.mark.parametrize("how", ["redrive", "move"])
+def test_a_redriven_dead_letter_is_handled_whatever_count_its_publisher_has_forged(
+    path: Path, count: int, how: str
+) -> None:
+    """With `--deduplicate`, a worker handles a dead letter each time that `dlq redrive` or `move` has moved it back,
+    even if its publisher has set the header with the number of redrives to the largest number. It does not handle a
+    copy that was not moved back.
+    """
+    store = HandledMessages(path, DAY)
+    headers = {"mqtool-redrives": count}
+    message = Delivery(b"job", "", "jobs", "jobs", redelivered=False, properties={"headers": headers}, delivery_tag=1)
+    for _ in range(4):
+        returns = returns_of(message)
+        assert store.begin(KEY, returns=returns) is None
+        store.dead_lettered(KEY, returns)
+        assert store.begin(KEY, returns=returns) == Handled(None, dead=True)
+        message.properties = failed(message, "exit status 1", "jobs.dlq", "rejected").properties
+        if how == "redrive":
+            message.properties = redriven(message, "jobs").properties
 
 
 def test_a_dead_letter_that_was_never_moved_back_is_not_handled_again(path: Path) -> None:

@@ -148,7 +148,8 @@ def test_a_moved_message_keeps_only_an_origin_that_is_proven(
 
 def test_a_dead_letter_whose_headers_are_too_large_keeps_the_essential_ones() -> None:
     """If the headers of a dead letter are too large, mqtool removes all of them except the number of attempts, the
-    origin and the time of the first failure. mqtool keeps all other properties of the dead letter.
+    origin, the time of the first failure, and how often it was moved back from a dead-letter queue. mqtool keeps all
+    other properties of the dead letter.
     """
     headers = {"mqtool-attempts": 3, "mqtool-first-failure": FIRST, "large": "x" * 1000, **_PUBLISHED}
     large = delivery(headers)
@@ -161,6 +162,8 @@ def test_a_dead_letter_whose_headers_are_too_large_keeps_the_essential_ones() ->
     assert (small.body, small.queue, small.delivery_tag) == (b"job", "jobs", 1)
     forged = history.without_headers(delivery({"mqtool-first-failure": "yesterday"}, "logs"))
     assert forged.headers == {"mqtool-attempts": 0, "mqtool-exchange": "logs", "mqtool-routing-key": "jobs"}
+    for moved_back in ({"mqtool-redrives": 3}, {"mqtool-redrives": 2, "mqtool-reason": "rejected"}):
+        assert history.without_headers(delivery(moved_back)).headers["mqtool-redrives"] == 3
 
 
 @pytest.mark.parametrize(
@@ -168,6 +171,7 @@ def test_a_dead_letter_whose_headers_are_too_large_keeps_the_essential_ones() ->
     [
         (None, Death("unknown")),
         ({"mqtool-attempts": 2, "mqtool-queue": "jobs"}, Death("unknown")),
+        ({"mqtool-redrives": 2}, Death("unknown", redrives=2)),
         (dead_in("jobs"), Death("expired", Claimed("jobs"))),
         (dead_in("jobs", reason="rejected", count=2), Death("rejected", Claimed("jobs"), 2)),
         (dead_in("jobs", reason="rejected"), Death("rejected", Claimed("jobs"), 1)),
@@ -197,7 +201,7 @@ def test_a_dead_letter_whose_headers_are_too_large_keeps_the_essential_ones() ->
         ({"mqtool-reason": "rejected", "x-death": "forged"}, Death("rejected")),
     ],
     ids=[
-        "no headers", "retried", "expired", "rejected twice", "rejected once", "count is text",
+        "no headers", "retried", "redriven", "expired", "rejected twice", "rejected once", "count is text",
         "expired seven times", "queue is a number", "time", "time without a zone", "time is a number",
         "empty entry", "forged entry", "several entries", "by mqtool", "numbers instead of text",
         "empty error", "x-death is text",
