@@ -274,6 +274,7 @@ def check_acknowledged(
     notice: Callable[[str], object],
     *,
     is_embedded: bool,
+    patience: float | None = None,
 ) -> None:
     """Wait until a queue has no unacknowledged messages, which would be lost if the queue were deleted.
 
@@ -286,6 +287,7 @@ def check_acknowledged(
         then: the command with which to continue.
         notice: called once if the first count is not current, with a sentence for the user.
         is_embedded: True for the embedded broker.
+        patience: seconds to wait for a count of 0; None for the default.
 
     Raises:
         Unavailable: there are unacknowledged messages, or the broker does not report their number.
@@ -303,7 +305,7 @@ def check_acknowledged(
         if is_new and not count:
             return
         waited = time.monotonic() - began
-        if is_new and waited > _PATIENCE:
+        if is_new and waited > (_PATIENCE if patience is None else patience):
             raise Unavailable(
                 f"{counted(count)} of {queue!r} {'is' if count == 1 else 'are'} unacknowledged, and would be lost",
                 f"stop the clients, then: {then}",

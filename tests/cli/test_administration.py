@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mqtool.amqp import Connection
+from mqtool.amqp import Connection, parse_addresses
 from mqtool.broker.choice import BrokerKind
 from mqtool.topology import Exchange, Queue
 from tests.brokers import TestBroker, on_any_broker, own_broker
@@ -146,6 +146,44 @@ def test_queue_delete_if_empty_and_unused_keeps_a_classic_queue_with_messages(ad
     assert depth(broker, "old") == 1
     admin.run("mqtool", "queue", "purge", "old", "--yes")
     assert admin.run("mqtool", "queue", "delete", "old", "--if-empty", "--if-unused").code == 0
+
+
+def test_queue_delete_if_empty_and_unused_asks_if_a_message_is_unacknowledged(admin: Shell, broker: TestBroker) -> None:
+    """RabbitMQ treats a queue as empty while a client holds its last message, and would delete this message as well.
+    Then `queue delete --if-empty --if-unused` asks before it deletes the queue. Without a terminal, it exits with 2,
+    and the client's message returns to the queue. With --yes, it deletes the queue.
+    """
+    delete = ("mqtool", "queue", "delete", "old", "--if-empty", "--if-unused")
+    admin.run("mqtool", "send", "-q", "old", "--queue-type", "classic", "x")
+    with Connection(parse_addresses(broker.url)) as client:
+        client.channel().get("old")
+        refused = admin.run(*delete)
+        answered = on_terminal(admin, *delete, keys=["n\n"], cue="[y/N]", columns=200).stdout
+    assert refused.code == 2
+    assert "warning: 1 message of 'old' is unacknowledged, and would be lost\n" in refused.stderr
+    assert refused.stderr.endswith(
+        "mqtool: this would delete queue 'old' with its unacknowledged messages\n"
+        "hint: pass --yes, or stop the clients, then: mqtool queue delete --if-empty --if-unused old\n"
+    )
+    assert "delete queue 'old' with its unacknowledged messages? [y/N]" in answered
+    wait_until(lambda: depth(broker, "old") == 1, "the message to be requeued")
+    with Connection(parse_addresses(broker.url)) as client:
+        client.channel().get("old")
+        assert admin.run(*delete, "--yes").code == 0
+
+
+def test_queue_delete_if_empty_and_unused_asks_if_the_management_api_is_unavailable(shell: Shell) -> None:
+    """Without the management API, mqtool cannot know whether messages are unacknowledged. `queue delete --if-empty
+    --if-unused` then asks before it deletes an empty queue. Without a terminal, it exits with 2.
+    """
+    shell.run("mqtool", "queue", "declare", "old", "--queue-type", "classic")
+    delete = ("mqtool", "queue", "delete", "old", "--if-empty", "--if-unused", "--management", "http://127.0.0.1:1")
+    refused = shell.run(*delete)
+    assert refused.code == 2
+    assert "warning: " in refused.stderr
+    assert "this would delete queue 'old' with its unacknowledged messages\nhint: pass --yes, or " in refused.stderr
+    deleted = shell.run(*delete, "--yes")
+    assert (deleted.code, deleted.stderr) == (0, "deleted queue 'old', with 0 messages\n")
 
 
 def test_exchange_commands_create_and_delete_exchanges_and_bindings(admin: Shell, broker: TestBroker) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mqtool.amqp import Channel, administration
+from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.broker_access import access_to, dialect_names
 from mqtool.cli.command_line import command, group
@@ -25,6 +26,7 @@ from mqtool.inspection.listing import refresh
 from mqtool.spelling import counted, pasteable
 from mqtool.topology import Exchange, Queue
 from mqtool.work import peeking
+from mqtool.work.held_messages import check_acknowledged
 
 app = group("queue", "Declare, show, convert, delete and purge queues.", heading="Manage")
 app.add_typer(queue_convert.part)
@@ -175,17 +177,23 @@ def one_by_one(names: Sequence[str], done: str) -> Iterator[list[str]]:
 )
 def delete_queue(
     queue: QueueNames,
-    broker: BrokerOptions,
+    broker: ManagedBroker,
     yes: Yes = False,
     if_exists: IfExists = False,
     if_unused: IfUnused = False,
-    if_empty: Annotated[bool, typer.Option("--if-empty", help="Delete a queue only if it has no messages")] = False,
+    if_empty: Annotated[
+        bool, typer.Option("--if-empty", help="Delete a queue only if it has no ready messages")
+    ] = False,
 ) -> None:
-    """Delete queues and the messages in them."""
+    """Delete queues and the messages in them.
+
+    With --if-empty and --if-unused together, asks only if messages are unacknowledged, or if the management API does
+    not say whether any are. RabbitMQ deletes these messages, too.
+    """
     access = access_to(broker)
     with access.channel() as channel, one_by_one(queue, "deleted") as deleted:
         for name in existing(channel, map(Queue, queue), access, if_exists=if_exists):
-            ready = administration.depth(channel, name).ready
+            ready, consumers = administration.depth(channel, name)
             # RabbitMQ treats every stream as empty, and deletes it despite --if-empty and --if-unused.
             is_stream = _is_stream(channel, name, access.vhost)
             if is_stream and (if_empty or if_unused):
@@ -193,14 +201,42 @@ def delete_queue(
                     f"queue {name!r} was not deleted: RabbitMQ does not check --if-empty or --if-unused for streams",
                     "without them, the stream is deleted with its messages",
                 )
-            holds = "the messages of the stream" if is_stream else counted(ready)
-            ask(f"delete queue {name!r} with {holds}", access, yes=yes, is_safe=if_empty and if_unused)
+            special = "the messages of the stream" if is_stream else None
+            is_safe, hint = if_empty and if_unused, "pass --yes"
+            # The broker refuses to delete a queue with ready messages or consumers, but ignores unacknowledged ones.
+            if is_safe and not (yes or ready or consumers or access.protected is not None):
+                try:
+                    _check_acknowledged(channel, name, access)
+                except MqtoolError as error:
+                    output.warning(str(error))
+                    is_safe, special = False, "its unacknowledged messages"
+                    hint = f"{hint}, or {error.hint}" if error.hint else hint
+            ask(f"delete queue {name!r} with {special or counted(ready)}", access, yes=yes, is_safe=is_safe, hint=hint)
             try:
                 gone = administration.delete_queue(channel, name, if_unused=if_unused, if_empty=if_empty)
             except BadData as error:  # 406: in use, not empty
                 raise MqtoolError(f"queue {name!r} was not deleted: {error}") from error
             deleted.append(name)
-            output.status(f"deleted queue {name!r}, with {holds if is_stream else counted(gone)}")
+            output.status(f"deleted queue {name!r}, with {special or counted(gone)}")
+
+
+def _check_acknowledged(channel: Channel, queue: str, access: Access) -> None:
+    """Raise MqtoolError if a queue has unacknowledged messages, or if the broker does not say how many it has."""
+
+    def ask_queue() -> None:
+        stopping.exit_if_requested()
+        administration.depth(channel, queue)
+
+    check_acknowledged(
+        access.management(),
+        access.vhost,
+        queue,
+        ask_queue,
+        pasteable("queue delete --if-empty --if-unused", queue),
+        output.notice,
+        is_embedded=channel.connection.broker_to_show == "the embedded broker",
+        patience=0,
+    )
 
 
 def _is_stream(channel: Channel, queue: str, vhost: str) -> bool:
