@@ -188,6 +188,26 @@ def test_dlq_drop_by_id_keeps_the_order_of_the_others(shell: Shell) -> None:
     assert left.split() == [str(n) for n in range(300) if n != 7]
 
 
+@on_any_broker
+@pytest.mark.parametrize("verb", ["redrive", "drop"])
+def test_dlq_commands_exit_with_3_if_no_dead_letter_has_the_id(dead: Shell, verb: str) -> None:
+    """`dlq redrive --id` and `dlq drop --id` exit with 3 and name an id that no dead letter has, after they have moved
+    or dropped the dead letters with the other ids. So does a repeated command, and one for an empty queue.
+    """
+    done, hint = ("moved back" if verb == "redrive" else "dropped"), "hint: 'mqtool dlq show' lists them\n"
+    command = ("mqtool", "dlq", verb, "jobs", "--yes")
+    mixed = dead.run(*command, "--id", "m-one", "--id", "m-four")
+    missing = "mqtool: no dead letter has the id 'm-four'\n"
+    assert (mixed.code, mixed.stderr) == (3, f"1 {done} from jobs.dlq\n{missing}{hint}")
+    repeated = dead.run(*command, "--id", "m-one")
+    missing = "mqtool: no dead letter has the id 'm-one'\n"
+    assert (repeated.code, repeated.stderr) == (3, f"0 {done} from jobs.dlq\n{missing}{hint}")
+    assert dead.run(*command, "--id", "m-two", "--reason", "expired").code == 0  # there is one, but it is not chosen
+    assert dead.run(*command).stderr == f"2 {done} from jobs.dlq\n"
+    empty = dead.run(*command, "--id", "m-one")
+    assert (empty.code, empty.stderr) == (3, f"0 {done} from jobs.dlq\n{missing}{hint}")
+
+
 def bury(shell: Shell, count: int) -> None:
     """Publish dead letters of the queue jobs, which is empty."""
     shell.run("mqtool", "send", "-q", "jobs", "x")
@@ -354,7 +374,7 @@ def test_dlq_redrive_chooses_dead_letters_by_their_reason(dead: Shell, reason: s
 
 @pytest.mark.parametrize(
     ("command", "has_api"),
-    [("ls", True), *product(("show jobs -c 1", "redrive jobs --id nope", "drop jobs --id nope --yes"), (True, False))],
+    [("ls", True), *product(("show jobs -c 1", "redrive jobs --error x", "drop jobs --error x --yes"), (True, False))],
 )
 @pytest.mark.sampled(2)
 def test_dlq_commands_stop_before_dead_letters_exceed_the_delivery_limit(

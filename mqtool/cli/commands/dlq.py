@@ -110,6 +110,16 @@ class Which:
             return chosen
         return lambda letter: where.matches(conditions.of_delivery(letter)) and chosen(letter)
 
+    def noting(self, missing: set[str]) -> LetterChoice:
+        """Return choice() as a function that also removes the id of each dead letter from `missing`."""
+        chosen = self.choice()
+
+        def noted(letter: Delivery) -> bool:
+            missing.discard(letter.message_id or "")
+            return chosen(letter)
+
+        return noted
+
     def queue(self, work_queue: str) -> str:
         """Return the name of the queue that holds a work queue's dead letters."""
         return self.source or dead_letter_queue(work_queue).name
@@ -125,6 +135,12 @@ class Which:
                 hint = f"{work_queue!r} has the dead letters of {worked!r}: {pasteable(self.call.command, worked)}"
             raise NotFound(f"queue {self.queue(work_queue)!r} does not exist", hint)
         require(self.queue(work_queue), channel, access, hint, suffix="" if self.source else suffix)
+
+
+def _check_found(missing: set[str]) -> None:
+    """Raise SomeFailed if no dead letter had one of the ids that the user gave."""
+    if missing:
+        raise SomeFailed(f"no dead letter has the id {sorted(missing)[0]!r}", "'mqtool dlq show' lists them")
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print NDJSON")]
@@ -252,7 +268,7 @@ def redrive(
     Each dead letter is removed once the broker has confirmed it in the destination queue. If the command is killed, no
     message is lost, but up to 100 may be in both queues. Run the command again to continue.
     """
-    source, moved, left = which.queue(queue), 0, 0
+    source, moved, left, missing = which.queue(queue), 0, 0, set(which.ids or ())
 
     def stays(why: str) -> None:
         nonlocal left
@@ -267,6 +283,7 @@ def redrive(
         there = channel.depth_of(source)
         if not there:
             output.status(f"0 moved back from {source}")
+            _check_found(missing)
             return
         # A redrive loses nothing, so a script does not need --yes.
         is_safe = not (which.is_all and output.is_terminal(0))
@@ -275,7 +292,8 @@ def redrive(
         gets = check_source(access, channel, source, requeues=to is None or not which.is_all)
         progress = Progress("moved back", fraction=lambda: progress.count / max(1, there))
         try:
-            for letter in progress.of(redriving.redrive(channel, origins, source, which.choice(), stays, gets=gets)):
+            letters = redriving.redrive(channel, origins, source, which.noting(missing), stays, gets=gets)
+            for letter in progress.of(letters):
                 moved += 1
                 if current().verbose:
                     output.status(f" [x] Redriven {letter.message_id}")
@@ -285,25 +303,28 @@ def redrive(
     stopping.exit_if_requested()
     if left:
         raise SomeFailed(f"{left:,} could not be moved and are still in {source}", "move them to a queue with --to")
+    _check_found(missing)
 
 
 @command(app, "mqtool dlq drop jobs --reason rejected", "mqtool dlq drop jobs --yes", effect=Effect.CHANGES)
 def drop(queue: QueueArgument, which: Which, broker: ManagedBroker, yes: Yes = False) -> None:
     """Delete dead letters for good."""
-    source, dropped = which.queue(queue), 0
+    source, dropped, missing = which.queue(queue), 0, set(which.ids or ())
     access = access_to(broker, reconnects=False)
     with access.channel() as channel:
         which.require(queue, channel, access)
         there = channel.depth_of(source)
         if not there:
             output.status(f"0 dropped from {source}")
+            _check_found(missing)
             return
         or_select = ", or select with --id, --reason, --error, --older or --where" if which.is_all else ""
         ask(f"drop {which.words(there, source)} for good", access, yes=yes, hint="pass --yes" + or_select)
         gets = check_source(access, channel, source, requeues=not which.is_all)
         try:
-            for _ in redriving.drop(channel, source, which.choice(), gets=gets):
+            for _ in redriving.drop(channel, source, which.noting(missing), gets=gets):
                 dropped += 1
         finally:
             output.status(f"{dropped:,} dropped from {source}")
     stopping.exit_if_requested()
+    _check_found(missing)
