@@ -176,14 +176,13 @@ def redrive(
     return iter(QueueTransfer(channel, channel, source, message_for, until=until, goes_on=goes_on, gets=gets))
 
 
-def drop(channel: Channel, source: str, chosen: LetterChoice, *, gets: bool = False) -> Iterator[Delivery]:
-    """Delete the chosen dead letters, and yield each. `gets`: see QueueTransfer."""
+def drop(channel: Channel, source: str, chosen: LetterChoice, there: int, *, gets: bool = False) -> Iterator[Delivery]:
+    """Delete the chosen ones of the first `there` dead letters, and yield each. `gets`: see QueueTransfer."""
 
     def message_for(delivery: Delivery) -> Message | None:
         return Message(b"") if chosen(delivery) else None
 
-    until = Until(seen=channel.depth_of(source))
-    return iter(QueueTransfer(channel, None, source, message_for, until=until, gets=gets))
+    return iter(QueueTransfer(channel, None, source, message_for, until=Until(seen=there), gets=gets))
 
 
 def dead_letter_queues(api: Management, vhost: str) -> list[str]:

@@ -1,6 +1,8 @@
 """Dead letters are listed, shown, moved back and dropped; no other message moves."""
 
 import json
+import os
+import pty
 import re
 import signal
 from collections.abc import Iterator
@@ -206,6 +208,22 @@ def test_dlq_commands_exit_with_3_if_no_dead_letter_has_the_id(dead: Shell, verb
     assert dead.run(*command).stderr == f"2 {done} from jobs.dlq\n"
     empty = dead.run(*command, "--id", "m-one")
     assert (empty.code, empty.stderr) == (3, f"0 {done} from jobs.dlq\n{missing}{hint}")
+
+
+def test_dlq_drop_drops_only_as_many_dead_letters_as_its_question_says(dead: Shell, broker: TestBroker) -> None:
+    """`dlq drop` asks whether to drop all 3 dead letters. Dead letters that arrive before the user agrees are kept."""
+    screen, terminal = pty.openpty()
+    try:
+        dropping = dead.start("mqtool", "dlq", "drop", "jobs", stdin=terminal)
+        dropping.wait_for_stderr("drop all 3 messages of jobs.dlq for good? [y/N]")
+        dead.run("mqtool", "send", "-q", "jobs.dlq", "--queue-type", "classic", "late")
+        os.write(screen, b"y\n")
+        assert dropping.wait().stderr.endswith("3 dropped from jobs.dlq\n")
+    finally:
+        os.close(screen)
+        os.close(terminal)
+    wait_until(lambda: depth(broker, "jobs.dlq") == 1, "the late dead letter to be requeued")
+    assert "  body:  late\n" in dead.run("mqtool", "dlq", "show", "jobs").stdout
 
 
 def bury(shell: Shell, count: int) -> None:

@@ -312,7 +312,7 @@ def test_dlq_drop_deletes_only_the_chosen_dead_letters(amqp_vhost: Vhost, channe
     `dlq drop` runs is kept.
     """
     bury(channel, "jobs", "jobs", "jobs", "jobs")
-    dropping = drop(channel, "jobs.dlq", lambda each: each.body != b"1")
+    dropping = drop(channel, "jobs.dlq", lambda each: each.body != b"1", 4)
     bury(channel, "late")
     assert [each.body for each in dropping] == [b"0", b"2", b"3"]
     channel.close()

@@ -322,7 +322,8 @@ def drop(queue: QueueArgument, which: Which, broker: ManagedBroker, yes: Yes = F
         ask(f"drop {which.words(there, source)} for good", access, yes=yes, hint="pass --yes" + or_select)
         gets = check_source(access, channel, source, requeues=not which.is_all)
         try:
-            for _ in redriving.drop(channel, source, which.noting(missing), gets=gets):
+            # Keep dead letters that have arrived since the question: the user has not agreed to drop them.
+            for _ in redriving.drop(channel, source, which.noting(missing), there, gets=gets):
                 dropped += 1
         finally:
             output.status(f"{dropped:,} dropped from {source}")
