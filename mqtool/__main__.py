@@ -15,13 +15,13 @@ def main() -> None:
     """Run mqtool on the process's arguments and exit.
 
     While Python still imports mqtool, Ctrl-C ends the process as it ends any program: without a traceback. SIGHUP from
-    logrotate does not end a command with --output: the file that it is about to open is the new one.
+    logrotate does not end a command with --output: the signal stays blocked until the command has opened its file.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # run() installs a handler of its own
     writes_file = any(word.startswith(("-o", "--output")) for word in sys.argv[1:])
-    if writes_file and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
-        signal.signal(signal.SIGHUP, lambda *_: None)  # redirect() waits for it from then on
+    if writes_file:  # or a word only looks like the option: then the command unblocks the signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     from mqtool.cli.app import run  # takes most of the time until the command starts
 
     run()

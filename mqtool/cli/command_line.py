@@ -21,7 +21,7 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from mqtool.cli import contexts
+from mqtool.cli import contexts, stopping
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.help.index import ALIASES
@@ -175,6 +175,8 @@ def command(
 
         @wraps(function)
         def with_groups(ctx: typer.Context, *, help_all: bool, **values: Any) -> None:  # noqa: ARG001
+            if values.get("into") is None:
+                stopping.unblock_hangup()
             call = _call(ctx, effect, values)
             # Before anything else: a script may be waiting for the file already.
             output.remove_ready_file(values.get("ready_file"))

@@ -1,4 +1,4 @@
-"""Ctrl-C and TERM: the first one ends the command cleanly, a second one kills it. A time limit ends it, too.
+"""Ctrl-C, TERM and HUP: the first one ends the command cleanly, a second one kills it. A time limit ends it, too.
 
 Python runs signal handlers on the main thread, between two instructions. Waiting for a lock is one instruction and may
 delay a handler, so the main thread uses a timeout wherever it may have to wait for long.
@@ -33,8 +33,11 @@ class OutOfTime(TimedOut):
 
 
 def install() -> None:
-    """Handle SIGINT and SIGTERM, unless the parent process set them to be ignored (nohup, shell background jobs)."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """Handle SIGINT, SIGTERM and SIGHUP, which closing the terminal sends.
+
+    A signal that the parent process set to be ignored stays ignored (nohup, shell background jobs).
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
     signal.signal(signal.SIGALRM, _interrupt)
@@ -45,18 +48,16 @@ def uninstall() -> None:
     signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def end_with_terminal() -> None:
-    """Handle SIGHUP, which closing the terminal sends, in the same way as SIGTERM."""
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))
+def unblock_hangup() -> None:
+    """Let SIGHUP end the command. __main__.py may block it until the command is known to have no --output."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
 
 def let_children_be_interrupted() -> None:
-    """Handle SIGHUP like SIGTERM, and let Ctrl-C interrupt the programs that this command starts.
+    """Let Ctrl-C interrupt the programs that this command starts.
 
     A shell makes its background jobs ignore Ctrl-C. Programs inherit this unless this process handles the signal.
     """
-    end_with_terminal()
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
@@ -137,6 +138,8 @@ def _interrupt_after(seconds: float) -> None:
 def _stop(number: int, _frame: FrameType | None) -> None:
     invocation, now = current(), time.monotonic()
     if invocation.signal is not None:  # a second signal kills the process, so that the shell sees 128 + n
+        if number == signal.SIGHUP:  # when a terminal is closed, its shell and then the kernel send it
+            return
         if number != invocation.signal or now - invocation.signalled_at > _SAME:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

@@ -134,6 +134,8 @@ def _serve(worker: socket.socket, environment: Mapping[bytes, bytes]) -> None:
     os.setpgid(0, 0)  # Ctrl-C on the terminal is for the worker alone
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # programs inherit what nohup ignores
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     stderr, requests = _Stderr(), worker.makefile("rb")
     while True:
         stderr.write_until_readable(worker.fileno())

@@ -1,10 +1,14 @@
-"""Runs a command on its own terminal, of 24 lines and 80 or fewer columns, and types keys."""
+"""Runs a command on its own terminal, of 24 lines and 80 or fewer columns, and types keys, or closes the terminal."""
 
 import json
+import os
+import select
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from tests.cli.shell import Result, Shell
+from tests.cli.shell import Result, Shell, wait_until
 
 _PLAY = """
 import fcntl, json, os, pty, struct, sys, termios
@@ -40,3 +44,68 @@ def on_terminal(shell: Shell, *command: str, keys: Sequence[str] = (), cue: str 
         keys: the keys to type, each after the cue has appeared once more.
     """
     return shell.run(sys.executable, "-IS", "-c", _PLAY, json.dumps(list(keys)), cue, str(columns), *command)
+
+
+class ClosableTerminal:
+    """A terminal on which a command runs that is the leader of its session.
+
+    Args:
+        terminal: the descriptor of the terminal's other end.
+    """
+
+    def __init__(self, pid: int, terminal: int) -> None:
+        self._pid = pid
+        self._terminal = terminal
+        self._seen = b""
+        self._is_closed = False
+        self._code: int | None = None
+
+    def wait_for(self, text: str) -> None:
+        """Wait until the terminal shows a text."""
+
+        def is_shown() -> bool:
+            while select.select([self._terminal], [], [], 0)[0]:
+                self._seen += os.read(self._terminal, 65536)
+            return text.encode() in self._seen
+
+        wait_until(is_shown, lambda: f"{text!r} on the terminal: {self._seen!r}")
+
+    def close(self) -> None:
+        """Close the terminal, as at the end of an ssh session."""
+        if not self._is_closed:
+            os.close(self._terminal)
+        self._is_closed = True
+
+    def wait(self) -> int:
+        """Wait for the end of the command, and return its exit code; -n if signal n ended it."""
+        wait_until(self._has_ended, "the end of the command")
+        assert self._code is not None
+        return self._code
+
+    def end(self) -> None:
+        """Kill the command if it is still running."""
+        self.close()
+        if not self._has_ended():
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+
+    def _has_ended(self) -> bool:
+        if self._code is None:
+            reaped, status = os.waitpid(self._pid, os.WNOHANG)
+            self._code = os.waitstatus_to_exitcode(status) if reaped else None
+        return self._code is not None
+
+
+@contextmanager
+def closable_terminal(shell: Shell, *command: str) -> Iterator[ClosableTerminal]:
+    """Context manager: run a command on a terminal that can be closed."""
+    shell.start_cold()  # the process itself needs the terminal
+    pid, terminal = os.forkpty()
+    if not pid:
+        os.chdir(shell.directory)
+        os.execvpe(command[0], command, shell.environment)
+    running = ClosableTerminal(pid, terminal)
+    try:
+        yield running
+    finally:
+        running.end()

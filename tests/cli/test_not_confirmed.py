@@ -18,7 +18,7 @@ from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.in_process import Vhost
 from tests.brokers import TestBroker, large, on_any_broker
 from tests.cli.shell import IDLE, Shell, wait_until
-from tests.cli.terminal import on_terminal
+from tests.cli.terminal import closable_terminal, on_terminal
 from tests.cli.test_exec import depth
 
 
@@ -493,12 +493,13 @@ def test_rpc_client_times_out_while_the_broker_blocks_publishers(own_shell: Shel
     assert "mqtool: 1 of 1 replies did not come in time" in result.stderr
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 @pytest.mark.parametrize("fault", [_block, _lose], ids=["blocks publishers", "is down"])
-def test_sigterm_ends_send_while_the_broker_is_down_or_blocks_publishers(
-    own_shell: Shell, amqp_vhost: Vhost, fault: Callable[[Vhost], None]
+def test_sigterm_or_sighup_ends_send_while_the_broker_is_down_or_blocks_publishers(
+    own_shell: Shell, amqp_vhost: Vhost, fault: Callable[[Vhost], None], number: int
 ) -> None:
-    """While the broker is down or blocks publishers, SIGTERM ends `send --failed-to FILE` with exit code 75, and FILE
-    keeps the unconfirmed messages.
+    """While the broker is down or blocks publishers, SIGTERM or SIGHUP ends `send --failed-to FILE` with exit code 75,
+    and FILE keeps the unconfirmed messages.
     """
     sender = own_shell.start("mqtool", "send", "-l", "-v", "--failed-to", "failed", stdin=PIPE)
     sender.write(b"first\n")
@@ -507,7 +508,7 @@ def test_sigterm_ends_send_while_the_broker_is_down_or_blocks_publishers(
     sender.write(b"second\nthird\n")
     sender.wait_for_stderr("blocks publishers (low)" if fault is _block else "lost the connection")
     wait_until(lambda: _unread(sender.process.stdin) == 0, "both lines are read")
-    sender.process.send_signal(signal.SIGTERM)
+    sender.process.send_signal(number)
 
     result = sender.wait()
 
@@ -515,6 +516,32 @@ def test_sigterm_ends_send_while_the_broker_is_down_or_blocks_publishers(
     assert re.search("stopped with [12] messages? unconfirmed: the ", result.stderr)
     assert "1 confirmed, " in result.stderr
     assert _bodies(own_shell, "failed") == ["second", "third"]
+
+
+def test_send_keeps_its_messages_when_the_terminal_is_closed(own_shell: Shell, amqp_vhost: Vhost) -> None:
+    """If the terminal is closed while the broker blocks publishers, `send -l --failed-to FILE` writes the messages to
+    FILE, although it can no longer print anything.
+    """
+    own_shell.run("mqtool", "queue", "declare", "hello")
+    _block(amqp_vhost)
+    failed = own_shell.directory / "failed"
+    pipeline = "seq 5 | mqtool send -l --no-declare --failed-to failed"
+    with closable_terminal(own_shell, "sh", "-c", pipeline) as terminal:
+        terminal.wait_for("blocks publishers (low)")
+        terminal.close()
+        wait_until(failed.exists, "the file")  # the shell ends first, and with it the terminal's session
+    assert sorted(_bodies(own_shell, "failed")) == ["1", "2", "3", "4", "5"]
+
+
+def test_sighup_ends_send_although_its_message_looks_like_the_option_o(own_shell: Shell, amqp_vhost: Vhost) -> None:
+    """If the message of `send` begins with -o, SIGHUP still ends the command, and --failed-to keeps the message."""
+    own_shell.run("mqtool", "queue", "declare", "hello")
+    _block(amqp_vhost)
+    sender = own_shell.start("mqtool", "send", "--no-declare", "--failed-to", "failed", "--", "-oops")
+    sender.wait_for_stderr("blocks publishers (low)")
+    sender.process.send_signal(signal.SIGHUP)
+    assert sender.wait().code == 75
+    assert _bodies(own_shell, "failed") == ["-oops"]
 
 
 @on_any_broker

@@ -1,6 +1,5 @@
 """`receive -o FILE`: what it says at its end; and logrotate may rename the file while messages arrive."""
 
-import os
 import signal
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
+from tests.cli.terminal import closable_terminal
 from tests.cli.test_exec import depth
 
 
@@ -85,7 +85,7 @@ def test_receive_does_not_say_that_it_appended_messages_that_it_could_not_write(
 
 
 @on_any_broker
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to see when the handler is set")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to see when the signal is blocked")
 @pytest.mark.parametrize("option", ["-o", "--output=app.log"])
 @pytest.mark.sampled(1)
 def test_sighup_does_not_end_receive_while_it_starts(shell: Shell, option: str) -> None:
@@ -95,11 +95,11 @@ def test_sighup_does_not_end_receive_while_it_starts(shell: Shell, option: str) 
     running = shell.start("mqtool", "receive", "--raw", *words)
     status = Path(f"/proc/{running.process.pid}/status")
 
-    def handles_hup() -> bool:
-        caught = status.read_text().partition("SigCgt:")[2].split()[0]
-        return bool(int(caught, 16) & 1 << signal.SIGHUP - 1)
+    def blocks_hup() -> bool:
+        blocked = status.read_text().partition("SigBlk:")[2].split()[0]
+        return bool(int(blocked, 16) & 1 << signal.SIGHUP - 1)
 
-    wait_until(handles_hup, "mqtool handles SIGHUP")
+    wait_until(blocks_hup, "mqtool blocks SIGHUP")
     running.process.send_signal(signal.SIGHUP)
     running.wait_until_ready()
     shell.run("mqtool", "send", "hi")
@@ -212,25 +212,8 @@ def test_receive_to_a_file_ends_when_its_terminal_is_closed(
     """When its terminal is closed, `receive -o` exits with 0, even if stderr goes to a file. `receive` does not mistake
     the SIGHUP of the terminal for the SIGHUP with which logrotate asks it to reopen the file.
     """
-    shell.start_cold()  # the process itself needs the terminal
-    pid, terminal = os.forkpty()
-    if not pid:
-        os.chdir(shell.directory)
-        if not keeps_stderr:
-            os.dup2(os.open("errors", os.O_WRONLY | os.O_CREAT), 2)
-        os.execvpe("mqtool", ["mqtool", "receive", "-o", "app.log", "--ready-file", "ready"], shell.environment)
-    wait_until((shell.directory / "ready").exists, "consuming")
-    os.close(terminal)
-    ended: list[int] = []
-
-    def has_ended() -> bool:
-        reaped, status = os.waitpid(pid, os.WNOHANG)
-        ended.extend([os.waitstatus_to_exitcode(status)] * bool(reaped))
-        return bool(reaped)
-
-    try:
-        wait_until(has_ended, "the end of receive")
-    finally:
-        if not ended:
-            os.kill(pid, signal.SIGKILL)
-    assert ended == [0]
+    words = "receive -o app.log --ready-file ready" + " 2> errors" * (not keeps_stderr)
+    with closable_terminal(shell, "sh", "-c", f"exec mqtool {words}") as terminal:
+        wait_until((shell.directory / "ready").exists, "consuming")
+        terminal.close()
+        assert terminal.wait() == 0

@@ -18,15 +18,17 @@ from mqtool.message import Message
 from mqtool.topology import Queue
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Running, Shell, wait_until
+from tests.cli.terminal import closable_terminal
+from tests.cli.test_exec import depth
 from tests.processes import is_alive, only_on_linux
 
 QUORUM = Queue("stopped", durable=True, arguments={"x-queue-type": "quorum"})
 
 
 @on_any_broker
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_receive_exits_with_0_after_sigint_or_sigterm(shell: Shell, number: int) -> None:
-    """After SIGINT or SIGTERM, `receive` exits with 0 and prints nothing more."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_receive_exits_with_0_after_sigint_sigterm_or_sighup(shell: Shell, number: int) -> None:
+    """After SIGINT, SIGTERM or SIGHUP, `receive` exits with 0 and prints nothing more."""
     receiver = shell.start("mqtool", "receive").wait_until_ready()
     receiver.process.send_signal(number)
     result = receiver.wait()
@@ -180,6 +182,71 @@ def test_two_signals_at_the_same_moment_count_as_one() -> None:
     """
     result = run([sys.executable, "-c", TWO_SIGNALS], capture_output=True, text=True, check=False)
     assert (result.stdout, result.stderr, result.returncode) == ("stopping\n", "", 0)
+
+
+HANGS_UP_LATER = """
+import signal, sys
+from mqtool.cli import stopping
+from mqtool.cli.invocation import current
+stopping.install()
+with stopping.calling(lambda: print("stopping")):
+    signal.raise_signal(signal.Signals[sys.argv[1]])
+    current().signalled_at -= 1.0
+    signal.raise_signal(signal.SIGHUP)
+"""
+
+
+@pytest.mark.parametrize("first", ["SIGHUP", "SIGTERM"])
+def test_sighup_never_counts_as_the_second_signal(first: str) -> None:
+    """If a closed terminal sends SIGHUP to a command that a signal has asked to stop already, the command still ends
+    cleanly: a shell sends SIGHUP to its jobs, and the kernel sends it once more when the shell ends.
+    """
+    result = run([sys.executable, "-c", HANGS_UP_LATER, first], capture_output=True, text=True, check=False)
+    assert (result.stdout, result.stderr, result.returncode) == ("stopping\n", "", 0)
+
+
+IGNORES_HUP = """
+import signal
+from mqtool.cli import stopping
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+stopping.install()
+with stopping.calling(lambda: print("stopping")):
+    signal.raise_signal(signal.SIGHUP)
+"""
+
+
+def test_a_command_under_nohup_ignores_sighup() -> None:
+    """A command that was started with SIGHUP ignored, as by nohup, continues after SIGHUP."""
+    result = run([sys.executable, "-c", IGNORES_HUP], capture_output=True, text=True, check=False)
+    assert (result.stdout, result.stderr, result.returncode) == ("", "", 0)
+
+
+@on_any_broker
+def test_receive_acknowledges_what_it_has_written_when_the_terminal_is_closed(shell: Shell, broker: TestBroker) -> None:
+    """When the terminal is closed, `receive > FILE` acknowledges the messages in FILE, and exits with 0."""
+    shell.run("mqtool", "send", "-l", stdin="one\ntwo\n")
+    with closable_terminal(shell, "sh", "-c", "exec mqtool receive --raw > got") as terminal:
+        got = shell.directory / "got"
+        wait_until(lambda: got.exists() and got.read_text() == "one\ntwo\n", "both messages")
+        terminal.close()
+        assert terminal.wait() == 0
+    assert depth(broker, "hello") == 0
+
+
+@on_any_broker
+def test_a_worker_finishes_its_program_when_the_terminal_is_closed(shell: Shell, broker: TestBroker) -> None:
+    """When the terminal is closed, `worker --exec` lets the running program end, acknowledges its message, and exits
+    with 0.
+    """
+    shell.run("mqtool", "new-task", "task")
+    program = "sh -c 'touch began; until test -e go; do sleep 0.02; done; touch done'"
+    with closable_terminal(shell, "mqtool", "worker", "--exec", program) as terminal:
+        wait_until((shell.directory / "began").exists, "the program runs")
+        terminal.close()
+        (shell.directory / "go").touch()
+        assert terminal.wait() == 0
+    assert (shell.directory / "done").exists()
+    assert depth(broker, "task_queue") == 0
 
 
 @on_any_broker

@@ -127,7 +127,6 @@ def bench(
     from the time at which a message was due. If a confirmed message is lost, the exit code is 1.
     """
     report.check()
-    stopping.end_with_terminal()
     several = bool(words) or runs.vary is not None
     plan = load.plan(SHORT if several else LONG, str(protocol_in_use(broker.options)))
     if words:

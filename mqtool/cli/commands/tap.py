@@ -159,8 +159,6 @@ def tap(
             switch_off(access)
         return
     what.check()
-    if what.by_firehose and receiving.printing.into is None:
-        stopping.end_with_terminal()
     with ExitStack() as until_over:
         for access in brokers:
             check_left_on(access)

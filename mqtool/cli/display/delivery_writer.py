@@ -264,8 +264,8 @@ def _append_to(path: Path) -> None:
 
         mqtool receive -o app.log ── mv app.log app.log.1; kill -HUP ──> app.log.1 ends with a whole line
     """
-    # One thread waits for the signal; threads that start later inherit the mask, so none of them gets it. It is blocked
-    # before the file is opened: __main__.py ignores it until then.
+    # One thread waits for the signal; threads that start later inherit the mask, so none of them gets it. __main__.py
+    # has blocked it already, and if it has arrived since, the thread reopens the file that is opened here.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         fragment = _without_fragment(path)

@@ -353,9 +353,10 @@ def _to_stderr(text: str, prefix: str = "", *, is_sentence: bool = True) -> None
         is_sentence: True to break the line between words on a terminal, instead of where the terminal ends.
     """
     text = one_line(text)
-    if is_sentence and is_terminal(STDERR):
-        text = broken(text, len(re.sub(_STYLE, "", prefix)), os.get_terminal_size(STDERR).columns)
-    with contextlib.suppress(OSError):  # nobody reads stderr, or its disk is full; only what the command does matters
+    # Nobody reads stderr, its disk is full, or its terminal was closed; only what the command does matters.
+    with contextlib.suppress(OSError):
+        if is_sentence and is_terminal(STDERR):
+            text = broken(text, len(re.sub(_STYLE, "", prefix)), os.get_terminal_size(STDERR).columns)
         sys.stderr.write(f"{prefix}{text}\n")
         sys.stderr.flush()
 

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from mqtool.cli.display import ascii_terminal, output
@@ -74,15 +75,20 @@ class Progress:
     def stop(self) -> None:
         """Remove the line from the terminal."""
         if self._bar is not None:
-            self._bar.stop()
+            with suppress(OSError):  # the terminal was closed; what the command does matters more
+                self._bar.stop()
             self._bar = None
 
     def _show(self) -> None:
-        if output.is_in_background():
+        if not self._is_wanted or output.is_in_background():
             self.stop()
             return
         if self._bar is None:
-            self._bar = self._opened()
+            try:
+                self._bar = self._opened()
+            except OSError:  # the terminal was closed
+                self._is_wanted = False
+                return
         if self._fraction is not None:
             self._bar.update(self._bar.task_ids[0], completed=self._fraction())
 
