@@ -544,6 +544,22 @@ def test_sighup_ends_send_although_its_message_looks_like_the_option_o(own_shell
     assert _bodies(own_shell, "failed") == ["-oops"]
 
 
+def test_send_exits_with_3_if_the_broker_stops_confirming(own_shell: Shell, amqp_vhost: Vhost) -> None:
+    """If the broker has confirmed some messages, and confirms no more within --confirm-timeout, `send` exits with 3,
+    and --failed-to keeps the others.
+    """
+    timeout = ("--confirm-timeout", "300ms")
+    sender = own_shell.start("mqtool", "send", "-l", "-v", *timeout, "--failed-to", "failed", stdin=PIPE)
+    sender.write(b"first\n")
+    sender.wait_for_stderr("Sent 'first'")
+    amqp_vhost.faults.delay_confirms()
+    sender.write(b"second\nthird\n")
+    result = sender.wait()
+    assert result.code == 3, result.stderr
+    assert "mqtool: 2 of the messages sent were not confirmed: " in result.stderr
+    assert _bodies(own_shell, "failed") == ["second", "third"]
+
+
 @on_any_broker
 @pytest.mark.parametrize("options", [("-l",), ("-l", "--failed-to", "failed"), ("--json",), ()])
 def test_send_reports_an_incomplete_line_that_it_does_not_send(shell: Shell, options: tuple[str, ...]) -> None:

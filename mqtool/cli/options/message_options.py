@@ -54,7 +54,9 @@ def rate(text: str) -> float:
 RATE = dict[str, Any](parser=parsed(rate), metavar="RATE")
 ConfirmTimeout = Annotated[
     float,
-    typer.Option(rich_help_panel="Messages", help="Give up (exit 75) after this long without confirms", **TIME_LIMIT),
+    typer.Option(
+        rich_help_panel="Messages", help="Give up (exit 75 or 3) after this long without confirms", **TIME_LIMIT
+    ),
 ]
 
 

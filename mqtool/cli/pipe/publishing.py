@@ -241,7 +241,9 @@ class Outgoing:
         is_loss = isinstance(error, Unavailable) and unconfirmed + self.total + kept > 0
         if self._is_one:  # a refusal gives the reason, such as that there is no such exchange, with its own exit code
             return NotConfirmed(str(error), error.hint) if is_loss and (kept or not is_refusal) else None
-        if not is_refusal and not is_loss:
+        # The broker has stopped confirming. After a signal, the exit code is 75, whatever is confirmed.
+        is_unanswered = isinstance(error, NotConfirmed) and confirmed > 0 and stopping.requested() is None
+        if not is_refusal and not is_loss and not is_unanswered:
             return None
         failed = self._failed + unconfirmed
         if not confirmed:
