@@ -128,6 +128,13 @@ def _inexact(view: Json) -> Refusal:
     )
 
 
+def _rebind(channel: Channel, was: Binding, now: Binding) -> None:
+    # Over AMQP: the API's JSON loses types, and its URLs cannot name the routing keys "." and "..".
+    administration.bind(channel, now)
+    with suppress(NotFound):  # its queue has been deleted
+        administration.unbind(channel, was)
+
+
 class Stopped(Exception):
     """The user asked to stop."""
 
@@ -358,7 +365,7 @@ class Conversion:
         if direct and not self._is_diverted():
             self._channel.bind(Queue(name), Exchange(through))
         for binding in exact:
-            self._rebind(binding, replace(binding, destination=through, to_exchange=True))
+            _rebind(self._channel, binding, replace(binding, destination=through, to_exchange=True))
 
     def _is_diverted(self) -> bool:
         """True if messages for the queue are being diverted to `meanwhile`."""
@@ -416,7 +423,7 @@ class Conversion:
     def _clean_up(self) -> None:
         name, names, channel = self._plan.queue, self._names, self._channel
         for binding in self._exact(bindings_of(self._api, self._vhost, names.through, exchange=True)):
-            self._rebind(binding, replace(binding, destination=name, to_exchange=False))
+            _rebind(self._channel, binding, replace(binding, destination=name, to_exchange=False))
         for exchange in (names.through, names.meanwhile, names.into):
             administration.delete_exchange(channel, exchange)
         for _ in self._drain(names.meanwhile, self.messages.returned, "meanwhile"):
@@ -454,12 +461,6 @@ class Conversion:
                 raise Unavailable(f"{self._plan.queue!r} cannot be converted: {what}", hint + go_on)
             exact.append(binding)
         return exact
-
-    def _rebind(self, was: Binding, now: Binding) -> None:
-        # Over AMQP: the API's JSON loses types, and its URLs cannot name the routing keys "." and "..".
-        administration.bind(self._channel, now)
-        with suppress(NotFound):  # its queue has been deleted
-            administration.unbind(self._channel, was)
 
     def _drain(
         self, source: str, message_for: Any, counts: str, stop_flow: Callable[[], None] | None = None

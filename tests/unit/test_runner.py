@@ -343,7 +343,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[Endin
         return endings
 
     yield serve
-    signals = [("signal", number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)]
+    signals = [("signal", number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     assert calls == [("setpgid", 0, 0), *signals]
 
 
