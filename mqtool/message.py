@@ -22,10 +22,8 @@ LARGEST_MESSAGE = 512 << 20
 #: The longest expiration that RabbitMQ accepts, in milliseconds: ten years.
 LONGEST_EXPIRATION = 315_360_000_000
 
-#: The headers with more routing keys. RabbitMQ reads the first two from AMQP 0-9-1 clients, and the last one, as an
-#: annotation, from AMQP 1.0 clients.
-COPIES_091 = ("CC", "BCC")
-COPIES = (*COPIES_091, "x-cc")
+#: The headers with more routing keys. Over AMQP 1.0, mqtool reads the annotation x-cc as CC, and writes CC as x-cc.
+COPIES = ("CC", "BCC")
 
 #: The header of a delayed message with its due time, in milliseconds since 1970.
 DUE = "mqtool-due"

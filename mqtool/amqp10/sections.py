@@ -128,8 +128,12 @@ def _text(value: object) -> bytes:
 
 
 def _is_annotation(name: str) -> bool:
-    """True for headers that RabbitMQ keeps as annotations, which may hold lists and maps."""
-    return (name.startswith("x-") or name == "CC") and not isinstance(name, ApplicationProperty)
+    """True for headers that RabbitMQ keeps as annotations, which may hold lists and maps.
+
+    A header x-cc is not one: no broker has checked it, if it is from AMQP 0-9-1. The annotation x-cc is read as CC.
+    """
+    is_named_so = name == "CC" or (name.startswith("x-") and name != _COPIES)
+    return is_named_so and not isinstance(name, ApplicationProperty)
 
 
 def _header_section(given: Mapping[str, Any], *, persistent: bool) -> bytes:
@@ -177,7 +181,7 @@ def _field(name: str, value: Any) -> bytes:
 
 
 def _annotation(name: str, value: Any) -> tuple[bytes, bytes]:
-    if name in ("CC", _COPIES) and not _is_texts(value):
+    if name == "CC" and not _is_texts(value):
         # The broker would release the message before it gives the reason, as if there were no queue for it.
         hint = f"write it as JSON: -H '{name}:=[\"KEY\"]'"
         raise BadData(f"the header {name!r} must be a list of routing keys", hint)
@@ -232,7 +236,7 @@ def decode(data: bytes, queue: str, tag: int, epoch: int, *, settled: bool = Fal
     consists of all bytes of the message. The exchange and the routing key are "" if the broker's cannot be read.
 
     The properties include subject, absolute_expiry_time, group_sequence and reply_to_group_id, which AMQP 0-9-1 lacks,
-    so that a retry keeps them. The footer is left out.
+    so that a retry keeps them. The footer is left out, unless the body is left encoded.
     """
     sections: dict[int, bytes] = {}
     unreadable: list[bytes] = []

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from mqtool.amqp import Channel, administration
 from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, NotFound
-from mqtool.message import COPIES_091, Message
+from mqtool.message import COPIES, Message
 from mqtool.topology import DEFAULT_EXCHANGE, Exchange, Queue
 
 #: AMQP's limit for names, in bytes.
@@ -52,7 +52,7 @@ class Destination:
         exchange = ours if message.exchange is None else message.exchange
         if exchange:
             return self.to if exchange == ours else Exchange(exchange, durable=True)
-        if not (message.properties.get("headers") or {}).keys().isdisjoint(COPIES_091):
+        if not (message.properties.get("headers") or {}).keys().isdisjoint(COPIES):
             raise BadData(
                 "a message to a queue cannot be delayed if it has a header CC or BCC",
                 "send it to each queue separately",

@@ -11,6 +11,7 @@ does not wait for that, and a quorum queue that is electing its leader after a r
 https://www.rabbitmq.com/docs/ttl, https://www.rabbitmq.com/docs/quorum-queues#dead-lettering
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
@@ -26,7 +27,7 @@ from mqtool.delays import LONGEST, WAIT_SUFFIX
 from mqtool.delays.destinations import DelayPlace, Destination, Warn, derived_name, expect, is_there, name_for
 from mqtool.duration import compact_duration, parse_duration
 from mqtool.errors import BadData, DeclaredDifferently, UsageError
-from mqtool.message import COPIES_091, DUE, END_OF_TIME, Delivery, Message, time_to_live
+from mqtool.message import COPIES, DUE, END_OF_TIME, Delivery, Message, time_to_live
 from mqtool.spelling import pasteable
 from mqtool.topology import Binding, Exchange, Queue
 
@@ -358,14 +359,16 @@ class WaitQueue(NamedTuple):
         """Yield the deliveries of this queue, in order, with True for each that may arrive after it is due.
 
         The broker removes only the first message when it expires. So a message that `peek` has published again, behind
-        others that leave the queue later, arrives only after these. Publishers may have forged the due times.
+        others that leave the queue later, arrives only after these. Publishers may have forged the due times, but no
+        message stays longer than the queue's TTL.
         """
         # Within a queue, delays differ by up to a step, and the clocks of publishers by some milliseconds.
         usual = max(1.0, step_of(min(round(self.seconds * 1000) + 1, LONGEST)) / 1000)
-        latest = 0.0
+        last = time.time() + self.seconds
+        latest = -math.inf
         for delivery in deliveries:
             due = self.due_of(delivery)
-            leaves = 0.0 if due is None else due - _second_wait(delivery)
+            leaves = -math.inf if due is None else min(due - _second_wait(delivery), last)
             yield delivery, due is not None and leaves < latest - usual
             latest = max(latest, leaves)
 
@@ -377,7 +380,7 @@ class WaitQueue(NamedTuple):
         properties = {
             name: value for name, value in delivery.properties.items() if name not in ("expiration", "user_id")
         }
-        dropped = _NOT_THEIRS if self.routing_key is None else _NOT_THEIRS.union(COPIES_091)
+        dropped = _NOT_THEIRS if self.routing_key is None else _NOT_THEIRS.union(COPIES)
         properties["headers"] = {name: value for name, value in delivery.headers.items() if name not in dropped}
         key = delivery.routing_key if self.routing_key is None else self.routing_key
         exchange = delivery.exchange if self.exchange is None else self.exchange
@@ -400,20 +403,21 @@ def _second_wait(delivery: Delivery) -> float:
 
 def expiration_until_due(delivery: Delivery) -> int | None:
     """Return the expiration, in milliseconds, that a delayed message needs if it is published to its wait queue again,
-    so that it is still due at the same time. Return None if its own is shorter, or its due time is unknown or past.
+    so that it is still due at the same time. Return None if its own is shorter, or its due time is unknown.
 
     Any publisher can write the headers that this relies on. But the message's own expiration limits the result, and the
     broker also applies the queue's TTL. So false headers harm only their own message: it expires early, as it would
     with a short expiration, or its whole wait starts again, as it would without the headers.
     """
     suffix, due = WAIT_SUFFIX.search(delivery.queue), _due_of(delivery)
-    now = time.time()
-    # A message that was delivered still has the header, and its queue may have the name of a wait queue.
-    if suffix is None or suffix["kind"] != "delay" or due is None or due <= now:
+    own, now = delivery.properties.get("expiration"), time.time()
+    if suffix is None or suffix["kind"] != "delay" or due is None:
+        return None
+    # A message that was delivered still has the header, but no expiration. Its queue may have the name of a wait queue.
+    if due <= now and own is None:
         return None
     left = due - _second_wait(delivery) - now
     milliseconds = int(min(max(left, 0.0) * 1000 + _ROUNDING, LONGEST))
-    own = delivery.properties.get("expiration")
     return milliseconds if own is None or milliseconds < time_to_live(own) else None
 
 

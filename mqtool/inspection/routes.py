@@ -15,7 +15,7 @@ from typing import Any
 from mqtool.errors import BadData
 from mqtool.inspection.definitions import Definitions
 from mqtool.inspection.near_misses import NearMiss, nearest
-from mqtool.message import COPIES_091
+from mqtool.message import COPIES
 from mqtool.routing import TABLES, RoutingTable, delay_of
 from mqtool.topology import DELAYED, Binding, Exchange
 
@@ -214,7 +214,7 @@ def routing_type(exchange: Exchange) -> str:
 
 def _carbon_copies(headers: Mapping[str, Any]) -> list[str]:
     """Return the routing keys in the headers CC and BCC. https://www.rabbitmq.com/docs/sender-selected"""
-    lists = [headers[name] for name in COPIES_091 if isinstance(headers.get(name), list)]
+    lists = [headers[name] for name in COPIES if isinstance(headers.get(name), list)]
     return [key for keys in lists for key in keys if isinstance(key, str)]
 
 

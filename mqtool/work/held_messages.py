@@ -11,7 +11,7 @@ from mqtool.codecs.field_tables import CLIENT, EXACT, header_size, largest_paylo
 from mqtool.delays import LONGEST
 from mqtool.errors import GetRefused, HeadersTooLarge, NotConfirmed, Unavailable
 from mqtool.management import Management, path
-from mqtool.message import COPIES_091, Delivery, Message
+from mqtool.message import COPIES, Delivery, Message
 from mqtool.spelling import counted, pasteable
 from mqtool.topology import Queue
 from mqtool.work import history
@@ -24,7 +24,7 @@ _HEADER, _PACKED = "mqtool-convert", "packed"
 #: Properties that a held message must not have, because they would make it expire or overtake others.
 _SETTINGS = ("expiration", "priority")
 #: CC and BCC are kept because the broker made the copies when the message was first published.
-_KEPT = (*COPIES_091, history.EXCHANGE, history.ROUTING_KEY, _HEADER)
+_KEPT = (*COPIES, history.EXCHANGE, history.ROUTING_KEY, _HEADER)
 #: Headers that the broker adds to a delivery.
 _COUNTS = ("x-delivery-count", "x-acquired-count")
 #: The most bytes in a header frame besides the message's own headers.
@@ -90,7 +90,7 @@ class HeldMessages:
         """Return the headers and the body of a held message."""
         headers = _own(delivery.headers)
         if self._kept(delivery) is not None:  # it is held already
-            return {name: value for name, value in headers.items() if name not in COPIES_091}, delivery.body
+            return {name: value for name, value in headers.items() if name not in COPIES}, delivery.body
         kept: dict[str, Any] = {"exchange": delivery.exchange, "routing_key": delivery.routing_key}
         kept |= {name: value for name in _SETTINGS if (value := delivery.properties.get(name)) is not None}
         table = self._encoded(delivery, headers)
@@ -147,7 +147,7 @@ class HeldMessages:
         settings, headers, body = kept
         key = settings["routing_key"]
         # Published to the default exchange, the message is exactly as it was; otherwise, `back` keeps its routing key.
-        is_direct = settings["exchange"] == "" and key == self._queue and headers.keys().isdisjoint(COPIES_091)
+        is_direct = settings["exchange"] == "" and key == self._queue and headers.keys().isdisjoint(COPIES)
         return self._message(delivery, key, "" if is_direct else self._back, headers, settings, body)
 
     def _message(
@@ -198,7 +198,7 @@ def _can_be_published(settings: Mapping[str, Any], headers: Mapping[str, Any]) -
         and (type(priority) is int and 0 <= priority <= 255)
         and (history.is_name(expiration) and re.fullmatch("[+-]?[0-9]+", expiration) is not None)
         and 0 <= int(expiration) <= LONGEST
-        and all(isinstance(headers.get(name, []), list) for name in COPIES_091)
+        and all(isinstance(headers.get(name, []), list) for name in COPIES)
     )
 
 

@@ -177,12 +177,16 @@ def redrive(
 
 
 def drop(channel: Channel, source: str, chosen: LetterChoice, there: int, *, gets: bool = False) -> Iterator[Delivery]:
-    """Delete the chosen ones of the first `there` dead letters, and yield each. `gets`: see QueueTransfer."""
+    """Delete the chosen ones of the first `there` dead letters, and yield each. `gets`: see QueueTransfer.
+
+    Letters that arrive from now on are kept, even if some of the others have left the queue meanwhile.
+    """
 
     def message_for(delivery: Delivery) -> Message | None:
         return Message(b"") if chosen(delivery) else None
 
-    return iter(QueueTransfer(channel, None, source, message_for, until=Until(seen=there), gets=gets))
+    until = Until(seen=min(there, channel.depth_of(source)))
+    return iter(QueueTransfer(channel, None, source, message_for, until=until, gets=gets))
 
 
 def dead_letter_queues(api: Management, vhost: str) -> list[str]:

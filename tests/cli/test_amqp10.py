@@ -195,19 +195,17 @@ def test_receive_consumes_only_the_messages_that_it_prints(shell: Shell, broker:
         assert not any("x-delivery-count" in (json.loads(line)["headers"] or {}) for line in rest)
 
 
-@pytest.mark.parametrize("name", ["CC", "x-cc"])
-def test_carbon_copies_must_be_a_list_of_routing_keys(shell: Shell, name: str) -> None:
-    """If the header CC or x-cc is not a list of texts, `send` over AMQP 1.0 says so and exits with 65, as over AMQP
+def test_carbon_copies_must_be_a_list_of_routing_keys(shell: Shell) -> None:
+    """If the header CC is not a list of texts, `send` over AMQP 1.0 says so and exits with 65, as over AMQP
     0-9-1. RabbitMQ would release the message, as if its queue did not exist.
     """
-    for value in (f"{name}=copy", f"{name}:=[1]"):
+    for value in ("CC=copy", "CC:=[1]"):
         sent = shell.run("mqtool", "send", "-q", "q", "-H", value, "Hello")
         assert (sent.code, sent.stderr) == (
             65,
-            f"mqtool: the header {name!r} must be a list of routing keys\n"
-            f"hint: write it as JSON: -H '{name}:=[\"KEY\"]'\n",
+            "mqtool: the header 'CC' must be a list of routing keys\nhint: write it as JSON: -H 'CC:=[\"KEY\"]'\n",
         )
-    assert shell.run("mqtool", "send", "-q", "q", "-H", f'{name}:=["copy"]', "Hello").code == 0
+    assert shell.run("mqtool", "send", "-q", "q", "-H", 'CC:=["copy"]', "Hello").code == 0
 
 
 def test_send_reports_rejected_and_released_messages(shell: Shell) -> None:

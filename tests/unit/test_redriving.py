@@ -309,10 +309,10 @@ def test_a_redrive_can_move_all_dead_letters_to_a_named_queue(amqp_vhost: Vhost,
 
 def test_dlq_drop_deletes_only_the_chosen_dead_letters(amqp_vhost: Vhost, channel: Channel) -> None:
     """`dlq drop` deletes only the chosen dead letters, and leaves the others in order. A dead letter that arrives while
-    `dlq drop` runs is kept.
+    `dlq drop` runs is kept, also if fewer are there than when it asked.
     """
     bury(channel, "jobs", "jobs", "jobs", "jobs")
-    dropping = drop(channel, "jobs.dlq", lambda each: each.body != b"1", 4)
+    dropping = drop(channel, "jobs.dlq", lambda each: each.body != b"1", 5)
     bury(channel, "late")
     assert [each.body for each in dropping] == [b"0", b"2", b"3"]
     channel.close()

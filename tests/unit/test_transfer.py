@@ -45,7 +45,7 @@ BROKERS = {
     "x-first-death-queue": "q", "x-first-death-exchange": "", "x-first-death-reason": "expired",
     "x-last-death-queue": "q", "x-last-death-exchange": "", "x-last-death-reason": "expired",
 }  # fmt: skip
-COPIES = {"CC": ["copy"], "BCC": ["secret"], "x-cc": ["secret"]}
+COPIES = {"CC": ["copy"], "BCC": ["secret"]}
 
 
 def with_headers(headers: dict[str, Any], delivery: Delivery = JOB) -> Delivery:
@@ -65,8 +65,8 @@ def test_a_moved_message_is_persistent_and_does_not_expire() -> None:
 
 def test_a_failed_message_contains_its_history_and_no_headers_of_the_broker() -> None:
     """When `worker` moves a message to another queue after a failed attempt, the message's headers contain the number
-    of failed attempts, the last error, the queue, and the time of the first failure. The broker's own headers, CC, BCC
-    and x-cc are removed.
+    of failed attempts, the last error, the queue, and the time of the first failure. The broker's own headers, CC
+    and BCC are removed.
     """
     message = failed(with_headers({**BROKERS, **COPIES, "x": 1}), "exit status 1", "jobs.wait.1s")
     headers = dict(message.properties["headers"])
@@ -105,7 +105,7 @@ def test_a_redriven_message_has_only_its_publishers_headers_its_origin_and_the_n
 
 def test_a_message_for_another_broker_keeps_its_properties() -> None:
     """When `move` moves a message to another broker, the message keeps its properties, including its expiration. `move`
-    removes the headers CC, BCC, x-cc and x-delivery-count. It keeps the user id only if mqtool logs in to the other
+    removes the headers CC, BCC and x-delivery-count. It keeps the user id only if mqtool logs in to the other
     broker as this user.
     """
     message = elsewhere(with_headers({**COPIES, "x-delivery-count": 1, "x": 1}), "other", "me")

@@ -2,6 +2,7 @@
 name and arguments later.
 """
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
@@ -615,7 +616,8 @@ def test_a_waiting_message_is_shown_as_it_will_be_delivered() -> None:
         ("jobs.delay.5m.more", {DUE: 1_060_000, "mqtool-then": b"x"}, "300000", 60_001),
         ("jobs.delay.5m", {DUE: 253_402_214_399_000}, None, 2**32 - 1),
         ("jobs.delay.5m", {DUE: 1_060_000}, "60001", None),
-        ("jobs.delay.5m", {DUE: 1_000_000}, "300000", None),
+        ("jobs.delay.5m", {DUE: 999_000}, "300000", 1),
+        ("jobs.delay.5m", {DUE: 1_000_000}, None, None),
         ("jobs.delay.5m", {DUE: "1060000"}, "300000", None),
         ("jobs.delay.5m", {}, "300000", None),
         ("jobs.wait.5m", {DUE: 1_060_000}, None, None),
@@ -628,7 +630,8 @@ def test_a_delayed_message_published_to_its_wait_queue_again_waits_no_longer_tha
     """A delayed message that is published to its wait queue again gets an expiration with which it is due at the time
     in its header mqtool-due, after its wait in the second queue, if there is one. False headers never make the message
     stay longer than its own expiration allows, and cause no expiration that RabbitMQ refuses. There is no new
-    expiration if the due time is past, or is no time, or if the message does not wait in a queue for delays.
+    expiration if the due time is no time, if the message does not wait in a queue for delays, or if the due time is
+    past and the message has no expiration: it may have been delivered.
     """
     monkeypatch.setattr("time.time", lambda: 1000.0)
     delivery = replace(waiting(headers, expiration=own), queue=queue)
@@ -638,7 +641,8 @@ def test_a_delayed_message_published_to_its_wait_queue_again_waits_no_longer_tha
 def test_a_message_behind_one_that_leaves_its_wait_queue_later_may_arrive_late() -> None:
     """The broker removes only the first message of a wait queue when it expires. A message behind one that leaves the
     queue at least a second later may therefore arrive after its due time. This does not apply to the usual differences
-    in a queue: of a step of its delays, and of the second waits. Messages without a due time are not late.
+    in a queue: of a step of its delays, and of the second waits. Messages without a due time are not late, nor are
+    those behind a message with a false due time, which leaves the queue after the queue's TTL.
     """
 
     def late(queue: WaitQueue, *headers: tuple[float, str | None]) -> list[bool]:
@@ -654,5 +658,7 @@ def test_a_message_behind_one_that_leaves_its_wait_queue_later_may_arrive_late()
     assert late(long, (2000, "60s"), (1060, "60s")) == [False, True]
     assert late(short._replace(kind="retry"), (20, None), (10, None)) == [False, False]
     assert late(short._replace(seconds=1e9), (10**8, None), (10, None)) == [False, True]
+    forged = int((time.time() + 1e9) * 1000), int((time.time() + 5) * 1000), int((time.time() + 4.9) * 1000)
+    assert late(short, *((due / 1000, None) for due in forged)) == [False] * 3
     deliveries = [waiting({DUE: 10_000}), waiting({})]
     assert [*short.with_order(deliveries)] == [(each, False) for each in deliveries]
