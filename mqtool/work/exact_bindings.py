@@ -1,57 +1,102 @@
 """Bindings with the exact types of their arguments, which the management API does not show.
 
 RabbitMQ's API shows a void argument like the string "undefined", a timestamp like a number, and bytes like text. Made
-again from that, a binding would match other messages, and its client could not remove it. But the API also shows each
+again from that, a binding could match other messages, and its client could not remove it. But the API also shows each
 binding's properties_key, which ends with a hash of the typed arguments. The hash function is the broker's own. So the
-arguments that can be meant are tried: a queue of ours is bound with each of them, and the hashes are compared.
+few likely combinations of types are tried: a queue of ours is bound with each of them, and the hashes are compared.
 """
 
 import json
+import secrets
+import struct
 import time
 from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice, product
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote_plus
 
 from mqtool.amqp import Channel, administration
 from mqtool.codecs import field_tables as types
+from mqtool.delays.destinations import derived_name
+from mqtool.errors import Unavailable
 from mqtool.management import Management, path
 from mqtool.management.api_client import Json
 from mqtool.topology import Binding, Exchange, Queue
 
 #: What RabbitMQ's API shows for a void value; and, followed by base64, for strings and bytes that are not UTF-8.
 _VOID, _NOT_UTF8 = "undefined", "Not UTF-8, base64 is: "
-#: The types that the API shows as integers, the most frequent first, each with its least and its greatest value.
-_INTEGERS: Sequence[tuple[Callable[[int], int], int, int]] = (
-    (types.Int32, -(2**31), 2**31 - 1),
-    (types.Int64, -(2**63), 2**63 - 1),
-    (types.Timestamp, 0, 2**64 - 1),
-    (types.Int16, -(2**15), 2**15 - 1),
-    (types.Int8, -(2**7), 2**7 - 1),
-    (types.UInt8, 0, 2**8 - 1),
-    (types.UInt16, 0, 2**16 - 1),
-    (types.UInt32, 0, 2**32 - 1),
-)
-_GREATEST_FLOAT32 = 3.4e38
-#: The maximum number of combinations of types to try for one binding.
-_MOST = 1000
+_X_MATCH = "x-match"
+#: The most bytes of arguments to try, as JSON: anybody who may bind a queue can write any number, and trials copy them.
+LARGEST = 8192
+#: The most guesses to try for one binding.
+_MOST = 32
 #: Seconds to wait until the API shows new bindings: in a cluster, another node may answer.
 _PATIENCE, _LOOK = 5.0, 0.05
+
+
+class _Types(NamedTuple):
+    """One guess: all values that the API shows alike have the same type.
+
+    Attributes:
+        integer: the type of the integers.
+        real: the type of the other numbers.
+        is_void: True if "undefined" is void.
+        text: the type of the strings, except for that of x-match.
+        raw: the meaning of a string that describes bytes which are not UTF-8.
+    """
+
+    integer: Callable[[int], int]
+    real: Callable[[float], float]
+    is_void: bool
+    text: Callable[[str], Any]
+    raw: Callable[[str], Any]
+
+
+def _as_bytes(text: str) -> types.ByteArray:
+    return types.ByteArray(text.encode("utf-8", "surrogatepass"))
+
+
+def _decoded(shown: str) -> bytes:
+    return b64decode(shown.removeprefix(_NOT_UTF8), validate=True)
+
+
+def _as_text(shown: str) -> str:
+    return _decoded(shown).decode("utf-8", "surrogateescape")
+
+
+_INTEGERS = (
+    types.Int32,
+    types.Int64,
+    types.Timestamp,
+    types.Int16,
+    types.Int8,
+    types.UInt8,
+    types.UInt16,
+    types.UInt32,
+)
+_TEXTS: Sequence[Callable[[str], Any]] = (str, _as_bytes)
+_RAWS: Sequence[Callable[[str], Any]] = (lambda shown: types.ByteArray(_decoded(shown)), _as_text, str)
+#: All guesses, the most likely first.
+_GUESSES = [_Types(*each) for each in product(_INTEGERS, (float, types.Float32), (True, False), _TEXTS, _RAWS)]
 
 
 class ExactBindings:
     """Finds out the exact arguments of bindings, and remembers them.
 
     Args:
-        trial: the name of a queue and of an exchange to declare for a moment.
+        queue: the queue that is converted. Trials use an exchange and an exclusive queue with random names after it.
+        check: called before each trial; may raise an error.
     """
 
-    def __init__(self, channel: Channel, api: Management, vhost: str, trial: str) -> None:
+    def __init__(
+        self, channel: Channel, api: Management, vhost: str, queue: str, check: Callable[[], None] = lambda: None
+    ) -> None:
         self._channel = channel
         self._api = api
         self._vhost = vhost
-        self._trial = trial
+        self._queue = queue
+        self._check = check
         #: By the arguments that the API shows, and their hash.
         self._arguments: dict[tuple[str, str], Mapping[str, Any]] = {("{}", ""): {}}
 
@@ -59,11 +104,19 @@ class ExactBindings:
         """Return the bindings that the management API describes; None for each that cannot be made again exactly.
 
         Raises:
-            MqtoolError: the user may not declare the trial queue, or another connection uses it.
+            Unavailable: the API does not show new bindings.
+            MqtoolError: the user may not declare or bind the trial queue.
         """
-        unknown = {_shown(view): view for view in views if _shown(view) not in self._arguments}
-        if unknown:
-            self._try(unknown)
+        guesses = {
+            shown: islice(_tables(view["arguments"]), _MOST)
+            for view in views
+            if (shown := _shown(view)) not in self._arguments and not is_large(view)
+        }
+        while guesses:
+            tried = {shown: table for shown, tables in guesses.items() if (table := next(tables, None)) is not None}
+            if tried:
+                self._try([*tried.values()])
+            guesses = {shown: guesses[shown] for shown in tried.keys() - self._arguments.keys()}
         return [self._exact(view) for view in views]
 
     def _exact(self, view: Json) -> Binding | None:
@@ -73,34 +126,40 @@ class ExactBindings:
         to_exchange = view["destination_type"] == "exchange"
         return Binding(view["source"], view["destination"], view["routing_key"], arguments, to_exchange)
 
-    def _try(self, unknown: Mapping[tuple[str, str], Json]) -> None:
-        channel, name = self._channel, self._trial
+    def _try(self, tables: Sequence[Mapping[str, Any]]) -> None:
+        """Bind a queue with each of these arguments, and remember the hash of each."""
+        self._check()
+        channel, name = self._channel, derived_name(self._queue, f"mqtool-convert.trial.{secrets.token_hex(4)}")
         channel.declare(Queue(name, exclusive=True), remember=False)
         try:
             channel.declare(Exchange(name, "fanout", auto_delete=True), remember=False)
-            untried = {shown: _tables(view["arguments"]) for shown, view in unknown.items()}
-            tried: list[Mapping[str, Any]] = []
-            for most in (1, _MOST):  # the first is nearly always right
-                for shown in untried.keys() - self._arguments.keys():
-                    for arguments in islice(untried[shown], most):
-                        # The routing key tells which binding it is, and does not change the hash.
-                        administration.bind(channel, Binding(name, name, str(len(tried)), arguments))
-                        tried.append(arguments)
-                self._learn(tried)
+            try:
+                for index, table in enumerate(tables):
+                    # The routing key tells which binding it is, and does not change the hash.
+                    administration.bind(channel, Binding(name, name, str(index), table))
+                for view in self._shown_soon(name, len(tables)):
+                    self._arguments[_shown(view)] = tables[int(view["routing_key"])]
+            finally:
+                administration.delete_exchange(channel, name)
         finally:
-            administration.delete_exchange(channel, name)
             administration.delete_queue(channel, name)
 
-    def _learn(self, tried: Sequence[Mapping[str, Any]]) -> None:
+    def _shown_soon(self, name: str, count: int) -> list[Json]:
+        """Wait until the API shows all bindings between the exchange and the queue with this name; return them."""
         deadline = time.monotonic() + _PATIENCE
         while True:
-            shown = self._api.items(path("queues", self._vhost, self._trial, "bindings"))
-            views = [each for each in shown if each["source"]]  # not the one to the default exchange
-            if len(views) >= len(tried) or time.monotonic() > deadline:
-                break
+            views = [*self._api.items(path("bindings", self._vhost, "e", name, "q", name))]
+            if len(views) == count:
+                return views
+            if time.monotonic() > deadline:
+                raise Unavailable("the management API does not show new bindings", "try again later")
+            self._check()
             time.sleep(_LOOK)
-        for view in views:
-            self._arguments[_shown(view)] = tried[int(view["routing_key"])]
+
+
+def is_large(view: Json) -> bool:
+    """True if a binding's arguments are too large to be tried."""
+    return len(_shown(view)[0]) > LARGEST
 
 
 def _shown(view: Json) -> tuple[str, str]:
@@ -115,41 +174,34 @@ def _key(view: Json) -> str:
 
 
 def _tables(shown: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the tables that the API shows like this, those with the most frequent types first."""
-    for values in _combinations([_values(each) for each in shown.values()]):
-        yield dict(zip(shown, values, strict=True))
+    """Yield the different tables that the API may show like this."""
+    known = set[bytes]()
+    for guess in _GUESSES:
+        table = {name: value if name == _X_MATCH else _value(value, guess) for name, value in shown.items()}
+        try:
+            encoded = types.CLIENT.encode_table(table)
+        except (ValueError, OverflowError, struct.error, types.NoFieldType):  # it cannot be meant
+            continue
+        if encoded not in known:
+            known.add(encoded)
+            yield table
 
 
-def _combinations(choices: Sequence[Sequence[Any]]) -> Iterator[tuple[Any, ...]]:
-    for count in range(1, max(map(len, choices), default=1) + 1):
-        for chosen in product(*(range(min(count, len(each))) for each in choices)):
-            if max(chosen, default=0) == count - 1:  # the others came with a smaller count
-                yield tuple(each[index] for each, index in zip(choices, chosen, strict=True))
-
-
-def _values(shown: Any) -> list[Any]:
+def _value(shown: Any, guess: _Types) -> Any:
     match shown:
         case bool() | None:
-            return [shown]
+            return shown
         case int():
-            return [of_type(shown) for of_type, least, greatest in _INTEGERS if least <= shown <= greatest]
+            return guess.integer(shown)
         case float():
-            return [shown, *([types.Float32(shown)] if abs(shown) < _GREATEST_FLOAT32 else [])]
+            return guess.real(shown)
         case list():
-            return [[*values] for values in islice(_combinations([_values(each) for each in shown]), _MOST)]
+            return [_value(each, guess) for each in shown]
         case dict():
-            return [*islice(_tables(shown), _MOST)]
+            return {name: _value(each, guess) for name, each in shown.items()}
+        case str() if shown == _VOID and guess.is_void:
+            return None
+        case str() if shown.startswith(_NOT_UTF8):
+            return guess.raw(shown)
         case _:
-            return [*([None] if shown == _VOID else []), *_strings(str(shown))]
-
-
-def _strings(shown: str) -> Iterator[str | types.ByteArray]:
-    yield shown
-    yield types.ByteArray(shown.encode("utf-8", "surrogatepass"))
-    if shown.startswith(_NOT_UTF8):
-        try:
-            raw = b64decode(shown.removeprefix(_NOT_UTF8), validate=True)
-        except ValueError:
-            return
-        yield types.ByteArray(raw)
-        yield raw.decode("utf-8", "surrogateescape")
+            return guess.text(shown)

@@ -56,12 +56,14 @@ from mqtool.work.conversion_plan import (
     dead_letters,
     view_of,
 )
-from mqtool.work.exact_bindings import ExactBindings
+from mqtool.work.exact_bindings import ExactBindings, is_large
 from mqtool.work.held_messages import HeldMessages, check_acknowledged, check_leader, is_empty
 from mqtool.work.queue_limits import room_in
 
 #: Seconds to wait until a queue's consumers are gone, since a broker takes a moment to notice that a client was killed.
 _PATIENCE, _LOOK = 20.0, 0.05
+#: The maximum number of characters of a binding's arguments to show.
+_SHOWN = 200
 #: Seconds without new messages after which nobody is expected to publish to the queue through the default exchange.
 _QUIET = 3.0
 #: The maximum number of attempts to empty and replace the queue, in case messages or declarations interfere.
@@ -108,22 +110,21 @@ def inexact_bindings(connection: Connection, api: Management, vhost: str, found:
     """Find the queue's bindings that cannot be made again exactly. Declares nothing that stays."""
     channel = connection.channel(strict=True)
     try:
-        exact = ExactBindings(channel, api, vhost, found.plan.names.trial).of(found.bindings)
+        exact = ExactBindings(channel, api, vhost, found.plan.queue).of(found.bindings)
     except AccessRefused as error:
         return [Refusal(str(error), "a conversion needs this permission")]
-    except DeclaredDifferently:  # another run is trying its bindings now
-        return []
     finally:
         channel.close()
     return [_inexact(view) for view, binding in zip(found.bindings, exact, strict=True) if binding is None]
 
 
 def _inexact(view: Json) -> Refusal:
-    arguments = f", {json.dumps(view['arguments'], ensure_ascii=False)}" if view["arguments"] else ""
-    unknown = "types of its arguments" if arguments else "bytes of its routing key"
+    arguments = json.dumps(view["arguments"], ensure_ascii=False) if view["arguments"] else ""
+    shown = f", {arguments[:_SHOWN]}{'…' * (len(arguments) > _SHOWN)}" if arguments else ""
+    unknown = "exact types and order of its arguments" if arguments else "bytes of its routing key"
+    why = "its arguments are too large" if is_large(view) else f"the management API does not show the {unknown}"
     return Refusal(
-        f"its binding from {view['source']!r} ({view['routing_key']!r}{arguments}) would not stay the same: "
-        f"the management API does not show the {unknown}",
+        f"its binding from {view['source']!r} ({view['routing_key']!r}{shown}) would not stay the same: {why}",
         "unbind it with the client that bound it, or on the management page, and bind it again afterwards",
     )
 
@@ -212,7 +213,7 @@ class Conversion:
         self._is_embedded = connection.broker_to_show == "the embedded broker"
         self._young = 0.0 if self._is_embedded else young
         self._quiet = quiet / 10 if self._is_embedded else quiet  # it loses only messages that are not mandatory
-        self._bindings = ExactBindings(self._channel, api, vhost, self._names.trial)
+        self._bindings = ExactBindings(self._channel, api, vhost, plan.queue, partial(_check_not_stopped, connection))
         self._is_modern = not connection.broker.startswith("RabbitMQ 3.")
 
     # The steps.
@@ -325,7 +326,7 @@ class Conversion:
             view = view_of(self._api, self._vhost, name)
             if view is not None:
                 try:
-                    yield from self._empty(name)
+                    yield from self._empty(name, undo=undo)
                 except BadData:
                     if not undo:
                         raise
@@ -347,8 +348,8 @@ class Conversion:
             f"stop their publishers, then: {pasteable('queue convert --resume', name)}",
         )
 
-    def _empty(self, name: str) -> Iterator[int]:
-        self._lead_through()
+    def _empty(self, name: str, *, undo: bool = False) -> Iterator[int]:
+        self._lead_through(undo=undo)
         if not self._is_diverted():
             divert = partial(administration.unbind, self._channel, Binding(self._names.through, name))
             yield from self._drain(name, self.messages.held, "held", divert)
@@ -357,12 +358,15 @@ class Conversion:
             self._check_clients(name)
             yield from self._drain(name, self.messages.held, "held")  # those that arrived or were requeued meanwhile
 
-    def _lead_through(self) -> None:
-        """Move the queue's bindings to the exchange `through`, so that a single unbinding diverts all messages."""
+    def _lead_through(self, *, undo: bool = False) -> None:
+        """Move the queue's bindings to the exchange `through`, so that a single unbinding diverts all messages.
+
+        In an undo, the queue stays, so those that cannot be made again exactly are left.
+        """
         name, through = self._plan.queue, self._names.through
         direct = [each for each in bindings_of(self._api, self._vhost, name) if each["source"] != through]
-        exact = self._exact(direct)
-        if direct and not self._is_diverted():
+        exact = [each for each in self._bindings.of(direct) if each is not None] if undo else self._exact(direct)
+        if exact and not self._is_diverted():
             self._channel.bind(Queue(name), Exchange(through))
         for binding in exact:
             _rebind(self._channel, binding, replace(binding, destination=through, to_exchange=True))
@@ -457,8 +461,7 @@ class Conversion:
         for view, binding in zip(views, self._bindings.of(views), strict=True):
             if binding is None:
                 what, hint, _ = _inexact(view)
-                go_on = f", then: {pasteable('queue convert --resume', self._plan.queue)}" if self.has_begun else ""
-                raise Unavailable(f"{self._plan.queue!r} cannot be converted: {what}", hint + go_on)
+                raise Unavailable(f"{self._plan.queue!r} cannot be converted: {what}", hint)
             exact.append(binding)
         return exact
 

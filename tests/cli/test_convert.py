@@ -29,7 +29,7 @@ from mqtool.management import Management
 from mqtool.message import Confirmation, Delivery, Message, Undecoded
 from mqtool.testing import EmbeddedBroker
 from mqtool.topology import Binding, Exchange, Queue
-from mqtool.work import conversion_plan, held_messages, queue_conversion
+from mqtool.work import conversion_plan, exact_bindings, held_messages, queue_conversion
 from mqtool.work.held_messages import has_leader, is_empty
 from mqtool.work.queue_conversion import Conversion, ConversionTally
 from tests.brokers import Restartable, TestBroker, large, on_any_broker, own_broker
@@ -289,7 +289,7 @@ ARGUMENTS: dict[str, Any] = {
     "float": Float32(0.5),
     "double": 0.5,
     "bool": True,
-    "list": [None, {"deep": [Int64(1), "undefined"]}],
+    "list": [None, {"deep": [Int64(1), "text"]}],
 }
 
 
@@ -340,6 +340,41 @@ def test_a_queue_with_a_binding_that_cannot_be_kept_is_not_converted(managed: Sh
         assert "(unbind it with the client that bound it, or on the management page" in refused.stderr
         assert (definitions(broker), keys_of_bindings(broker)) == before
     with pytest.raises(Unavailable, match="'jobs' cannot be converted: its binding from 'files'"):
+        convert(broker)
+    assert (definitions(broker), keys_of_bindings(broker)) == before
+
+
+def test_a_binding_that_cannot_be_kept_does_not_stop_an_undo(
+    broker: TestBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If somebody binds the queue during a conversion, with arguments whose types cannot be found out or that are large,
+    `queue convert --undo` leaves this binding as it is, and restores the others.
+    """
+    fill(broker)
+    before = keys_of_bindings(broker)
+    interrupt_at_unbinding(broker, monkeypatch, 2)
+    bind(broker, "late", value=[Decimal("3.14")])
+    large = {"routing_key": "large", "arguments": {"text": "x" * 20_000}}
+    broker.api("POST", f"bindings/{quote(broker.vhost, safe='')}/e/files/q/jobs", large)
+    assert convert(broker, undo=True) is not None
+    keys = keys_of_bindings(broker)
+    assert set(before) < set(keys)
+    assert {key.partition("~")[0] for key in set(keys) - set(before)} == {"late", "large"}
+
+
+def test_types_are_not_known_until_the_management_api_shows_new_bindings(
+    broker: TestBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the management API does not show new bindings within a few seconds, `queue convert` says so, and changes
+    nothing.
+    """
+    fill(broker)
+    bind(broker, "a key", value=5)
+    before = definitions(broker), keys_of_bindings(broker)
+    items = Management.items
+    monkeypatch.setattr(exact_bindings, "_PATIENCE", 0.1)
+    monkeypatch.setattr(Management, "items", lambda api, where: [] if ".trial" in where else items(api, where))
+    with pytest.raises(Unavailable, match="the management API does not show new bindings"):
         convert(broker)
     assert (definitions(broker), keys_of_bindings(broker)) == before
 

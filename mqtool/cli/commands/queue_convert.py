@@ -144,11 +144,17 @@ def _check_none_under_way(api: Management, vhost: str, found: Sequence[Prospect]
 
 
 def _add_refusals_of_broker(access: Access, api: Management, found: Sequence[Prospect]) -> None:
-    if found:
-        with suppress(Unavailable), access.connect() as connection:  # --dry-run works without AMQP, too
-            for each in found:
-                if (refusal := refused_by_broker(connection, each.plan)) is not None:
-                    each.refusals.append(refusal)
+    if not found:
+        return
+    try:
+        connection = access.connect()
+    except Unavailable:  # --dry-run works without AMQP, too
+        return
+    with connection:
+        for each in found:
+            if (refusal := refused_by_broker(connection, each.plan)) is not None:
+                each.refusals.append(refusal)
+            else:
                 each.refusals += inexact_bindings(connection, api, access.vhost, each)
 
 
