@@ -347,8 +347,8 @@ def test_a_queue_with_a_binding_that_cannot_be_kept_is_not_converted(managed: Sh
 def test_a_binding_that_cannot_be_kept_does_not_stop_an_undo(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If somebody binds the queue during a conversion, with arguments whose types cannot be found out or that are large,
-    `queue convert --undo` leaves this binding as it is, and restores the others.
+    """If somebody binds the queue during a conversion, with arguments that are large or whose types cannot be found
+    out, `queue convert --undo` leaves this binding as it is, and restores the others.
     """
     fill(broker)
     before = keys_of_bindings(broker)
