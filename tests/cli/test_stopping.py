@@ -329,6 +329,7 @@ def test_a_message_whose_program_cannot_print_on_its_closed_terminal_stays_in_it
     assert depth(broker, "task_queue") == 1
 
 
+@on_any_broker
 def test_top_ends_without_an_error_when_the_terminal_is_closed(shell: Shell) -> None:
     """When the terminal is closed, `top 2> FILE` ends and reports no error in FILE."""
     shell.run("mqtool", "queue", "declare", "jobs")
