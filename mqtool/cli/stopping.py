@@ -21,7 +21,8 @@ _T = TypeVar("_T")
 
 #: How many seconds after a signal a blocked write to stdout is interrupted.
 _PATIENCE = 1.0
-#: The same signal within this many seconds counts once: timeout(1) sends it to the process, and then to its group.
+#: The same signal within this many seconds counts once: timeout(1) sends it to the process, and then to its group. So
+#: does any signal after SIGHUP: systemd may send SIGTERM and SIGHUP together, and Python handles SIGHUP first.
 _SAME = 0.1
 #: Seconds after its time limit at which a consuming command is interrupted: if the broker answers, and its output is
 #: read, it has ended by itself. Then seconds between interruptions, since cleaning up may block as well.
@@ -44,8 +45,12 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Stop the timer. Call this before Python exits and removes the signal handlers: SIGALRM would kill the process."""
+    """Stop the timer, and ignore SIGHUP. Call this before Python exits and removes the signal handlers.
+
+    Without a handler, either signal would kill the process, and so replace its exit code.
+    """
     signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def unblock_hangup() -> None:
@@ -140,7 +145,8 @@ def _stop(number: int, _frame: FrameType | None) -> None:
     if invocation.signal is not None:  # a second signal kills the process, so that the shell sees 128 + n
         if number == signal.SIGHUP:  # when a terminal is closed, its shell and then the kernel send it
             return
-        if number != invocation.signal or now - invocation.signalled_at > _SAME:
+        is_same = number == invocation.signal or invocation.signal == signal.SIGHUP
+        if not is_same or now - invocation.signalled_at > _SAME:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         return

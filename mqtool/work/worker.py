@@ -4,9 +4,11 @@
 65        the message is invalid, and a retry would not help: dead-lettered
 126, 127  the program cannot be run: the worker ends, and the message stays in its queue
 other     failed: retried later, or dead-lettered after the last attempt (retry_or_dead_letter.py);
-          the same applies if a signal or --timeout ended the program
+          the same applies if a signal or --timeout ended the program. If the terminal on which the program prints has
+          been closed, that may be why it failed: the worker ends, and the message stays in its queue
 """
 
+import os
 import queue as queues
 import threading
 from collections import Counter
@@ -24,9 +26,12 @@ from mqtool.work.history import returns_of
 from mqtool.work.retry_or_dead_letter import Retrying
 from mqtool.work.runner import CANNOT_RUN, NOT_FOUND, Ending
 
+#: A program prints on the worker's own stdout.
+_STDOUT = 1
+
 
 class CommandBroken(MqtoolError):
-    """The program of --exec cannot be run at all."""
+    """The program of --exec cannot be run at all, or can no longer print."""
 
 
 class Worker:
@@ -66,6 +71,7 @@ class Worker:
         self._concurrency = concurrency
         self._notice = notice
         self._handled = handled
+        self._prints_on_terminal = os.isatty(_STDOUT)
         self._counting = threading.Lock()
         self._taking = threading.Lock()
         self._ended: queues.SimpleQueue[BaseException | None] = queues.SimpleQueue()
@@ -79,8 +85,8 @@ class Worker:
 
         Raises:
             Unavailable: the queue does not exist. The returned function raises this if the queue is deleted.
-            CommandBroken: raised by the returned function if the program cannot be run. The message is not
-                acknowledged.
+            CommandBroken: raised by the returned function if the program cannot be run, or failed after the terminal
+                on which it prints was closed. The message is not acknowledged.
             NotConfirmed: raised by the returned function if a message could not be moved to its wait queue or
                 dead-letter queue. The message is not acknowledged.
         """
@@ -167,11 +173,15 @@ class Worker:
     def _is_lost(self, delivery: Delivery, ending: Ending) -> bool:
         """If the delivery can no longer be acknowledged, print a notice and return True.
 
-        Raises CommandBroken if the program cannot be run.
+        Raises CommandBroken if the program cannot be run, or failed after its terminal was closed.
         """
         if ending.status in (CANNOT_RUN, NOT_FOUND) and ending.timed_out is None:
             raise CommandBroken(
                 f"the program cannot be run: {ending.reason}", "the message is still in its queue; correct --exec"
+            )
+        if ending.status and self._prints_on_terminal and not os.isatty(_STDOUT):  # printing fails, not the task
+            raise CommandBroken(
+                "the terminal on which the program prints was closed", "the message is still in its queue"
             )
         if self._channel.is_current(delivery):
             return False

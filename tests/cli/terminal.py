@@ -70,6 +70,9 @@ class ClosableTerminal:
 
         wait_until(is_shown, lambda: f"{text!r} on the terminal: {self._seen!r}")
 
+    def type(self, keys: str) -> None:
+        os.write(self._terminal, keys.encode())
+
     def close(self) -> None:
         """Close the terminal, as at the end of an ssh session."""
         if not self._is_closed:

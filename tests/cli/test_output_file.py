@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mqtool.broker.embedded.in_process import Vhost
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.terminal import closable_terminal
@@ -215,5 +216,21 @@ def test_receive_to_a_file_ends_when_its_terminal_is_closed(
     words = "receive -o app.log --ready-file ready" + " 2> errors" * (not keeps_stderr)
     with closable_terminal(shell, "sh", "-c", f"exec mqtool {words}") as terminal:
         wait_until((shell.directory / "ready").exists, "consuming")
+        terminal.close()
+        assert terminal.wait() == 0
+
+
+def test_closing_the_terminal_after_ctrl_c_does_not_kill_receive_to_a_file(
+    lonely_shell: Shell, amqp_vhost: Vhost
+) -> None:
+    """If the terminal is closed after Ctrl-C, while the broker is silent, `receive -o` still ends cleanly. Closing the
+    terminal does not count as a second signal, which would kill the command.
+    """
+    lonely_shell.environment["MQTOOL_URL"] = amqp_vhost.url
+    with closable_terminal(lonely_shell, "mqtool", "receive", "-o", "app.log", "--ready-file", "ready") as terminal:
+        wait_until((lonely_shell.directory / "ready").exists, "consuming")
+        amqp_vhost.faults.go_silent()
+        terminal.type("\x03")
+        terminal.wait_for("^C\r\n")
         terminal.close()
         assert terminal.wait() == 0

@@ -205,6 +205,66 @@ def test_sighup_never_counts_as_the_second_signal(first: str) -> None:
     assert (result.stdout, result.stderr, result.returncode) == ("stopping\n", "", 0)
 
 
+TOGETHER = """
+import signal, sys
+from mqtool.cli import stopping
+stopping.install()
+both = {signal.SIGHUP, signal.Signals[sys.argv[1]]}
+signal.pthread_sigmask(signal.SIG_BLOCK, both)
+for number in both:
+    signal.raise_signal(number)
+with stopping.calling(lambda: print("stopping")):
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
+"""
+
+
+@pytest.mark.parametrize("other", ["SIGTERM", "SIGINT"])
+def test_sighup_together_with_another_signal_counts_as_one(other: str) -> None:
+    """If SIGHUP and SIGTERM or SIGINT arrive together, as from systemd with SendSIGHUP=yes, mqtool treats them as one
+    request to stop, and ends cleanly.
+    """
+    result = run([sys.executable, "-c", TOGETHER, other], capture_output=True, text=True, check=False)
+    assert (result.stdout, result.stderr, result.returncode) == ("stopping\n", "", 0)
+
+
+KILLS_LATER = """
+import signal
+from mqtool.cli import stopping
+from mqtool.cli.invocation import current
+stopping.install()
+with stopping.calling(lambda: None):
+    signal.raise_signal(signal.SIGHUP)
+    current().signalled_at -= 1.0
+    signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_sigterm_long_after_sighup_kills() -> None:
+    """SIGTERM kills a command that SIGHUP asked to stop a while ago and that has not ended."""
+    result = run([sys.executable, "-c", KILLS_LATER], capture_output=True, text=True, check=False)
+    assert (result.stdout, result.stderr, result.returncode) == ("", "", -signal.SIGTERM)
+
+
+HANGS_UP_AT_EXIT = """
+import signal
+from mqtool.cli import stopping
+stopping.install()
+with stopping.calling(lambda: None):
+    signal.raise_signal(signal.SIGHUP)
+stopping.uninstall()
+if callable(signal.getsignal(signal.SIGHUP)):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # so does Python as it exits
+signal.raise_signal(signal.SIGHUP)
+raise SystemExit(75)
+"""
+
+
+def test_sighup_while_python_exits_does_not_change_the_exit_code() -> None:
+    """If SIGHUP arrives while Python exits, mqtool's exit code is still the command's, not 129."""
+    result = run([sys.executable, "-c", HANGS_UP_AT_EXIT], capture_output=True, text=True, check=False)
+    assert (result.stdout, result.stderr, result.returncode) == ("", "", 75)
+
+
 IGNORES_HUP = """
 import signal
 from mqtool.cli import stopping
@@ -247,6 +307,37 @@ def test_a_worker_finishes_its_program_when_the_terminal_is_closed(shell: Shell,
         assert terminal.wait() == 0
     assert (shell.directory / "done").exists()
     assert depth(broker, "task_queue") == 0
+
+
+@on_any_broker
+@pytest.mark.parametrize("signals", ["", "trap '' HUP; "], ids=["plain", "under nohup"])
+@pytest.mark.sampled(1)
+def test_a_message_whose_program_cannot_print_on_its_closed_terminal_stays_in_its_queue(
+    shell: Shell, broker: TestBroker, signals: str
+) -> None:
+    """If a program of `worker --exec` fails after its terminal was closed, perhaps because it could not print, `worker`
+    neither retries nor dead-letters the message. The message stays in its queue, and `worker` exits with 1.
+    """
+    shell.run("mqtool", "new-task", "task")
+    program = "sh -c 'touch began; until test -e go; do sleep 0.02; done; echo done'"
+    worker = f'{signals}exec mqtool worker --retries 0 --exec "{program}"'
+    with closable_terminal(shell, "sh", "-c", worker) as terminal:
+        wait_until((shell.directory / "began").exists, "the program runs")
+        terminal.close()
+        (shell.directory / "go").touch()
+        assert terminal.wait() == 1
+    assert depth(broker, "task_queue") == 1
+
+
+@on_any_broker
+def test_top_ends_without_an_error_when_the_terminal_is_closed(shell: Shell) -> None:
+    """When the terminal is closed, `top 2> FILE` ends and reports no error in FILE."""
+    shell.run("mqtool", "queue", "declare", "jobs")
+    with closable_terminal(shell, "sh", "-c", "exec mqtool top 2> errors") as terminal:
+        terminal.wait_for("jobs")
+        terminal.close()
+        code = terminal.wait()
+    assert (code, (shell.directory / "errors").read_text()) == (0, "")
 
 
 @on_any_broker

@@ -1,5 +1,10 @@
 """Which problems `doctor` and `top` report, and what they do not report."""
 
+import pytest
+
+from mqtool.amqp import parse_addresses
+from mqtool.cli.access import Access, TlsFiles
+from mqtool.cli.commands.doctor import _hurried
 from mqtool.cli.display import reports
 from mqtool.inspection.diagnosis import Paths, dropped, forgets_to_acknowledge, has_no_consumer, stands_still, surplus
 from mqtool.inspection.findings import Finding, grouped, said, worst_first
@@ -163,6 +168,14 @@ def test_findings_are_sorted_by_severity_and_grouped() -> None:
     assert found == [("alarm", "node", 1), ("no-consumer", "queue 'a'", 1), ("transient", "queue 'q0'", 5)]
     assert len(list(said(transient[:3]))) == 3
     assert list(said(transient)) == ["queue 'q0'  (and 4 more: 'q1', 'q2', 'q3' and 1 other)"]
+
+
+def test_a_nagios_check_waits_4_seconds_for_all_silent_stream_ports() -> None:
+    """With `--format nagios`, `doctor` waits up to 4 seconds in total for the stream ports of all nodes if they are
+    silent. A stream handshake may take three times the connection timeout.
+    """
+    addresses = _hurried(Access(parse_addresses("amqp://a,amqp://b"), TlsFiles())).addresses
+    assert sum(3 * each.connection_timeout for each in addresses) == pytest.approx(4.0)
 
 
 def test_the_nagios_status_is_critical_only_if_publishers_are_blocked() -> None:

@@ -106,8 +106,8 @@ def doctor(
 
 def _hurried(access: Access) -> Access:
     """Return an Access that soon gives up on a silent broker."""
-    # A handshake may take twice the connection timeout, on each node.
-    timeout = _CHECK_PATIENCE / 2 / len(access.addresses)
+    # On each node, a handshake may take twice the connection timeout; that of the stream protocol, three times.
+    timeout = _CHECK_PATIENCE / 3 / len(access.addresses)
     addresses = [each._replace(connection_timeout=min(each.connection_timeout, timeout)) for each in access.addresses]
     return access._replace(addresses=addresses, patience=(_CHECK_PATIENCE / 2, _CHECK_PATIENCE))
 

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
+from mqtool.cli import stopping
 from mqtool.cli.display import output
 from mqtool.cli.display.output import STDOUT
 from mqtool.errors import UsageError
@@ -343,7 +344,8 @@ def _controlling_terminal() -> int | None:
 def _reopen_on_hup(path: Path, terminal: int | None) -> None:
     while signal.sigwait({signal.SIGHUP}):
         if terminal is not None and not output.is_terminal(terminal):  # closing the terminal also sends HUP
-            os.kill(os.getpid(), signal.SIGTERM)
+            if stopping.requested() is None:  # a second signal would kill
+                os.kill(os.getpid(), signal.SIGTERM)
             return
         try:
             _append_in(path)

@@ -8,7 +8,7 @@ import threading
 import time
 import tty
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -254,4 +254,5 @@ def single_keys() -> Iterator[None]:
     try:
         yield
     finally:
-        termios.tcsetattr(0, termios.TCSAFLUSH, before)
+        with suppress(termios.error):  # the terminal was closed
+            termios.tcsetattr(0, termios.TCSAFLUSH, before)
