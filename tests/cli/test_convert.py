@@ -354,8 +354,7 @@ def test_a_binding_that_cannot_be_kept_does_not_stop_an_undo(
     before = keys_of_bindings(broker)
     interrupt_at_unbinding(broker, monkeypatch, 2)
     bind(broker, "late", value=[Decimal("3.14")])
-    large = {"routing_key": "large", "arguments": {"text": "x" * 20_000}}
-    broker.api("POST", f"bindings/{quote(broker.vhost, safe='')}/e/files/q/jobs", large)
+    bind(broker, "large", value="x" * 20_000)
     assert convert(broker, undo=True) is not None
     keys = keys_of_bindings(broker)
     assert set(before) < set(keys)
