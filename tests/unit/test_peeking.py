@@ -783,7 +783,7 @@ def test_a_delayed_message_that_is_published_again_is_due_at_the_same_time(place
         ("jobs.wait.1h", {"mqtool-due": 60}, "3600000"),
         ("jobs.wait.1h", {}, None),
         ("jobs.delay.1h", {}, "3600000"),
-        ("jobs.delay.1h", {"mqtool-due": -60}, "3600000"),
+        ("jobs.delay.1h", {"mqtool-due": -60}, None),
         ("jobs.delay.1h", {"mqtool-due": 7200}, "3600000"),
     ],
 )
@@ -792,7 +792,8 @@ def test_peek_says_that_a_ttl_starts_again_if_it_cannot_know_how_long_the_messag
 ) -> None:
     """If `peek` publishes a message again, and only its expiration or the TTL of the queue tells how long it stays,
     `peek` keeps the expiration, and says that the TTL starts again. So it does with retries, which have no due time, if
-    the due time is past, and if a publisher has forged a due time that is later than the message expires.
+    a publisher has forged a due time that is later than the message expires, and if the due time is past and the
+    message has no expiration.
     """
     place.channel.declare(Queue(queue, durable=True))
     due = {name: int((time.time() + seconds) * 1000) for name, seconds in headers.items()}
