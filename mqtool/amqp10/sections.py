@@ -208,6 +208,8 @@ def _unfit(name: str, value: object) -> BadData:
     if isinstance(value, list | tuple | Mapping) and not _is_annotation(name):
         what = "an object" if isinstance(value, Mapping) else "a list"
         hint = "put it into the body; headers that start with x- may be lists and objects"
+        if name == _COPIES:
+            hint = "routing keys for copies are in the header CC"
         return BadData(f"the header {name!r} is {what}, which AMQP 1.0 does not allow", hint)
     wrong = f"the header {name!r} contains a number that is too large for AMQP 1.0, or of AMQP 0-9-1's type decimal"
     return BadData(wrong, "send the number as text")

@@ -36,11 +36,11 @@ _PATIENCE, _LOOK = 5.0, 0.05
 
 
 class _Types(NamedTuple):
-    """One guess: all values that the API shows alike have the same type.
+    """One guess: how the API's values get their types. It is the same way for all values of a table.
 
     Attributes:
-        integer: the type of the integers.
-        real: the type of the other numbers.
+        integer: gives an integer its type.
+        real: gives another number its type.
         is_void: True if "undefined" is void.
         text: the type of the strings, except for that of x-match.
         raw: the meaning of a string that describes bytes which are not UTF-8.
@@ -65,15 +65,20 @@ def _as_text(shown: str) -> str:
     return _decoded(shown).decode("utf-8", "surrogateescape")
 
 
-_INTEGERS = (
-    types.Int32,
-    types.Int64,
-    types.Timestamp,
-    types.Int16,
-    types.Int8,
-    types.UInt8,
-    types.UInt16,
-    types.UInt32,
+def _int32_or_larger(number: int) -> int:
+    """Return the number with the type that pika and mqtool send."""
+    return types.Int32(number) if -(2**31) <= number < 2**31 else types.Int64(number)
+
+
+def _smallest(number: int) -> int:
+    """Return the number with the smallest signed type, which other clients may send."""
+    sizes = ((types.Int8, 2**7), (types.Int16, 2**15), (types.Int32, 2**31))
+    return next((of_type(number) for of_type, limit in sizes if -limit <= number < limit), types.Int64(number))
+
+
+_INTEGERS: Sequence[Callable[[int], int]] = (
+    *(_int32_or_larger, types.Int64, types.Timestamp, _smallest),
+    *(types.Int16, types.Int8, types.UInt8, types.UInt16, types.UInt32),
 )
 _TEXTS: Sequence[Callable[[str], Any]] = (str, _as_bytes)
 _RAWS: Sequence[Callable[[str], Any]] = (lambda shown: types.ByteArray(_decoded(shown)), _as_text, str)

@@ -322,7 +322,7 @@ def drop(queue: QueueArgument, which: Which, broker: ManagedBroker, yes: Yes = F
         ask(f"drop {which.words(there, source)} for good", access, yes=yes, hint="pass --yes" + or_select)
         gets = check_source(access, channel, source, requeues=not which.is_all)
         try:
-            # Keep dead letters that have arrived since the question: the user has not agreed to drop them.
+            # The user has not agreed to drop more. If others have left since the question, later ones take their place.
             for _ in redriving.drop(channel, source, which.noting(missing), there, gets=gets):
                 dropped += 1
         finally:
