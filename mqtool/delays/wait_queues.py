@@ -411,10 +411,8 @@ def expiration_until_due(delivery: Delivery) -> int | None:
     """
     suffix, due = WAIT_SUFFIX.search(delivery.queue), _due_of(delivery)
     own, now = delivery.properties.get("expiration"), time.time()
-    if suffix is None or suffix["kind"] != "delay" or due is None:
-        return None
     # A message that was delivered still has the header, but no expiration. Its queue may have the name of a wait queue.
-    if due <= now and own is None:
+    if suffix is None or suffix["kind"] != "delay" or due is None or (due <= now and own is None):
         return None
     left = due - _second_wait(delivery) - now
     milliseconds = int(min(max(left, 0.0) * 1000 + _ROUNDING, LONGEST))

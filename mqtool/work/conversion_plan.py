@@ -73,8 +73,13 @@ _EXPIRY = {
     "x-message-ttl": "its messages expire {} after they have been moved back",
     "x-expires": "it is deleted with its messages if it is not used for {}",
 }
-#: The maximum number of characters of an unreadable plan to show.
+#: The maximum number of characters to show of what somebody else has written.
 _SHOWN = 200
+
+
+def beginning(text: str) -> str:
+    """Return a text, or its beginning and an ellipsis if it is long."""
+    return text[:_SHOWN] + "…" * (len(text) > _SHOWN)
 
 
 class Definition(NamedTuple):
@@ -167,10 +172,8 @@ class ConversionPlan:
             if not isinstance(name, str) or type(at_once) is not int or not 0 < at_once <= _AT_ONCE:
                 raise ValueError
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            shown = repr(text)
             raise BadData(
-                f"the plan of a conversion cannot be read: {shown[:_SHOWN]}{'…' * (len(shown) > _SHOWN)}",
-                "was it written by a newer mqtool?",
+                f"the plan of a conversion cannot be read: {beginning(repr(text))}", "was it written by a newer mqtool?"
             ) from error
         return Claimed(cls(name, **definitions, at_once=at_once))
 

@@ -28,7 +28,7 @@ from mqtool.topology import Binding, Exchange, Queue
 _VOID, _NOT_UTF8 = "undefined", "Not UTF-8, base64 is: "
 _X_MATCH = "x-match"
 #: The most bytes of arguments to try, as JSON: anybody who may bind a queue can write any number, and trials copy them.
-LARGEST = 8192
+_LARGEST = 8192
 #: The most guesses to try for one binding.
 _MOST = 32
 #: Seconds to wait until the API shows new bindings: in a cluster, another node may answer.
@@ -164,7 +164,7 @@ class ExactBindings:
 
 def is_large(view: Json) -> bool:
     """True if a binding's arguments are too large to be tried."""
-    return len(_shown(view)[0]) > LARGEST
+    return len(_shown(view)[0]) > _LARGEST
 
 
 def _shown(view: Json) -> tuple[str, str]:

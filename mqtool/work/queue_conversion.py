@@ -50,6 +50,7 @@ from mqtool.work.conversion_plan import (
     Definition,
     Prospect,
     Refusal,
+    beginning,
     beyond_limits,
     bindings_of,
     by_policies,
@@ -62,8 +63,6 @@ from mqtool.work.queue_limits import room_in
 
 #: Seconds to wait until a queue's consumers are gone, since a broker takes a moment to notice that a client was killed.
 _PATIENCE, _LOOK = 20.0, 0.05
-#: The maximum number of characters of a binding's arguments to show.
-_SHOWN = 200
 #: Seconds without new messages after which nobody is expected to publish to the queue through the default exchange.
 _QUIET = 3.0
 #: The maximum number of attempts to empty and replace the queue, in case messages or declarations interfere.
@@ -119,8 +118,8 @@ def inexact_bindings(connection: Connection, api: Management, vhost: str, found:
 
 
 def _inexact(view: Json) -> Refusal:
-    arguments = json.dumps(view["arguments"], ensure_ascii=False) if view["arguments"] else ""
-    shown = f", {arguments[:_SHOWN]}{'…' * (len(arguments) > _SHOWN)}" if arguments else ""
+    arguments = view["arguments"]
+    shown = f", {beginning(json.dumps(arguments, ensure_ascii=False))}" if arguments else ""
     unknown = "exact types and order of its arguments" if arguments else "bytes of its routing key"
     why = "its arguments are too large" if is_large(view) else f"the management API does not show the {unknown}"
     return Refusal(

@@ -41,7 +41,7 @@ ADDED_BY_BROKER = {"x-death", "x-first-death-exchange", "x-first-death-queue", "
             "x-last-death-exchange", "x-last-death-queue", "x-last-death-reason"}  # fmt: skip
 #: Headers that the broker adds to a delivery, with the number of times that the queue has delivered the message.
 _COUNTS = {"x-delivery-count", "x-acquired-count"}
-#: The broker made these copies when the message was first published.
+#: CC and BCC are removed because the broker made the copies when the message was first published.
 _COPIES = {*COPIES}
 _OURS = {history.ATTEMPTS, history.LAST_ERROR, history.REASON, history.FIRST_FAILURE, history.QUEUE, history.RETURNS}
 
