@@ -60,4 +60,5 @@ class LoopWatch:
 
     def check(self) -> None:
         """Fail if any turn since the last check took too long."""
-        assert self.take() < LIMIT
+        longest = self.take()
+        assert longest < LIMIT, f"a turn took {longest:.3f} s of processor time"

@@ -383,6 +383,7 @@ def test_the_clients_of_all_protocols_are_checked_for_late_acknowledgements(scen
     scene.broker.add_clients([other])
     scene.broker.consumer_timeout = 7
     scene.broker.check_consumers()
+    scene.clock.pass_by(0)
     assert (scene.broker.clients(), first.timeouts, other.timeouts) == ([first, other], [7], [7])
 
 

@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from mqtool.broker.embedded.model.amqp_errors import NOT_ALLOWED, ConnectionException
@@ -347,9 +348,9 @@ class Broker:
         return [client for clients in self._clients for client in clients]
 
     def check_consumers(self) -> None:
-        """Apply the consumer timeouts to the unacknowledged deliveries of all clients."""
+        """Apply the consumer timeouts to the unacknowledged deliveries of all clients, in turns."""
         for client in self.clients():
-            client.check_consumers(self.consumer_timeout)
+            self.clock.take_turn(partial(client.check_consumers, self.consumer_timeout))
 
     def close_connections(self, reason: str) -> None:
         self._close_clients(reason, lambda _: True)
