@@ -79,8 +79,8 @@ def test_dlq_show_indents_every_line_of_a_body(shell: Shell) -> None:
 
 
 def test_dlq_show_says_that_a_queue_is_empty(shell: Shell) -> None:
-    """If there are no dead letters, `dlq show` says that the queue is empty; with an option that selects some, that it
-    has none of these.
+    """If the dead-letter queue is empty, `dlq show` says so. With --id, it says instead that the queue has no such dead
+    letter.
     """
     shell.run("mqtool", "queue", "declare", "jobs.dlq")
     assert shell.run("mqtool", "dlq", "show", "jobs").stderr == "jobs.dlq is empty\n"
@@ -193,8 +193,9 @@ def test_dlq_drop_by_id_keeps_the_order_of_the_others(shell: Shell) -> None:
 @on_any_broker
 @pytest.mark.parametrize("verb", ["redrive", "drop"])
 def test_dlq_commands_exit_with_3_if_no_dead_letter_has_the_id(dead: Shell, verb: str) -> None:
-    """`dlq redrive --id` and `dlq drop --id` exit with 3 and name an id that no dead letter has, after they have moved
-    or dropped the dead letters with the other ids. So does a repeated command, and one for an empty queue.
+    """If no dead letter has one of the given ids, `dlq redrive --id` and `dlq drop --id` move or drop the dead letters
+    with the other ids, name the missing id, and exit with 3. They also exit with 3 if the same command is repeated, or
+    if the queue is empty.
     """
     done, hint = ("moved back" if verb == "redrive" else "dropped"), "hint: 'mqtool dlq show' lists them\n"
     command = ("mqtool", "dlq", verb, "jobs", "--yes")
@@ -211,7 +212,9 @@ def test_dlq_commands_exit_with_3_if_no_dead_letter_has_the_id(dead: Shell, verb
 
 
 def test_dlq_drop_drops_only_as_many_dead_letters_as_its_question_says(dead: Shell, broker: TestBroker) -> None:
-    """`dlq drop` asks whether to drop all 3 dead letters. Dead letters that arrive before the user agrees are kept."""
+    """If a dead-letter queue has 3 messages, `dlq drop` asks whether to drop all 3. If another dead letter arrives
+    before the user agrees, the command drops 3 dead letters and keeps the new one.
+    """
     screen, terminal = pty.openpty()
     try:
         dropping = dead.start("mqtool", "dlq", "drop", "jobs", stdin=terminal)
@@ -399,9 +402,9 @@ def test_dlq_commands_stop_before_dead_letters_exceed_the_delivery_limit(
     shell: Shell, broker: TestBroker, command: str, *, has_api: bool
 ) -> None:
     """Each `dlq` command requeues the dead letters that it leaves in a quorum queue, which counts towards the queue's
-    delivery limit. However often a command is repeated, all dead letters stay in the queue: before it could drop one,
-    or might do so because the limit is unknown without the management API, a command ends with an error. `dlq redrive
-    --to` still moves all of them.
+    delivery limit. However often a command is repeated, all dead letters stay: once the queue might drop one, because
+    of its limit or because the limit is unknown without the management API, the command ends with an error. `dlq
+    redrive --to` still moves all of them.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management if has_api else "http://localhost:1"
     shell.run("mqtool", "queue", "declare", "jobs.dlq", "--queue-type", "quorum", "--argument", "x-delivery-limit=3")

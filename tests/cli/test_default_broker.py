@@ -99,8 +99,8 @@ def test_the_default_version_of_rabbitmq_is_the_same_everywhere() -> None:
 
 
 def test_every_tutorial_is_tested_on_the_default_broker() -> None:
-    """Every tutorial is in one of the tables in test_default_broker.py, whose commands the other tests in this file run
-    on the default broker.
+    """The tables in test_default_broker.py contain the commands of every tutorial, including the AMQP 1.0 tutorials.
+    The other tests in this file run these commands on the default broker.
     """
     over_amqp10 = {name.removeprefix(pages.AMQP10) for name in pages.NAMES if name.startswith(pages.AMQP10)}
     assert {*PAIRS, *STREAM_PAIRS} == set(PLAIN)

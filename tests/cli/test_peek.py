@@ -125,8 +125,9 @@ def test_peek_fails_if_another_consumer_becomes_the_single_active_one(
 def test_peek_keeps_the_order_of_a_quorum_queue_with_expired_messages(
     shell: Shell, broker: TestBroker, kind: str
 ) -> None:
-    """If a message of a quorum queue has expired, `peek` gets fewer messages than the queue's count announces. It shows
-    the others, which stay in the queue in order, even if an earlier `peek` has requeued some of them.
+    """If a message of a quorum queue has expired, `peek` gets fewer messages than the queue's count announces. `peek`
+    shows the messages that have not expired. They stay in the queue in order, even if an earlier `peek` has requeued
+    some of them.
     """
     ids = filled(shell, 1, *QUEUES[kind])
     assert peeked(shell, broker) == ids
@@ -411,9 +412,9 @@ def test_peek_ignores_a_delivery_count_that_a_publisher_has_forged(shell: Shell,
 def test_peek_ignores_a_forged_delivery_count_after_a_consumer_has_requeued_the_message(
     tmp_path: Path, like: str
 ) -> None:
-    """In RabbitMQ 4.3 and later, a message keeps an x-delivery-count that its publisher has forged when a consumer
-    requeues the message with a nack. `peek` ignores the forged count: the message keeps its place in the queue. The
-    warning that the queue drops messages after too many requeues uses only the broker's own count.
+    """A publisher forges a message's x-delivery-count, and a consumer requeues the message with a nack. From RabbitMQ
+    4.3 on, the message still has the forged count then. `peek` ignores this count: the message keeps its place in the
+    queue, and the warning that the queue drops messages after too many requeues uses only the broker's own count.
     """
     with EmbeddedBroker(like=like, management_port=0) as broker:
         settings = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url}

@@ -1688,8 +1688,9 @@ def test_a_client_is_drawn_even_if_the_queue_to_which_it_publishes_does_not_exis
 
 
 def test_the_lines_of_a_terminal_are_in_order_after_a_jump_within_a_recording(chromium: Any, tmp_path: Path) -> None:
-    """After jumps forward and back within the recording of a tutorial, each terminal at the end of the recording shows
-    a command below the output of the previous command, and ^C below everything that was printed before Ctrl-C.
+    """If a viewer jumps forward and back within the recording of a tutorial, and then to the end, a terminal shows
+    everything in the order in which it happened: first the lines that a command printed, then ^C, then the next
+    command.
     """
     to = {"consumer": "one/tag", "no_ack": False, "redelivered": False, "to": {"client": "worker 1"}}
     records = play([{"name": "one/tag", "label": "worker 1"}])[:-1]

@@ -125,8 +125,9 @@ def test_unread_replies_do_not_fill_the_memory(measured: MeasuredBroker) -> None
 
 
 def test_incomplete_messages_do_not_fill_the_memory(measured: MeasuredBroker) -> None:
-    """Ten clients each send half of a 40 MB message to a broker with a memory limit of 60 MB. The broker's memory grows
-    by less than 120 MB, and the broker serves other clients.
+    """Ten clients each send half of a 40 MB message, 200 MB in all, to a broker with a memory limit of 60 MB. The
+    broker's memory grows by less than 120 MB, so not all of this data is in memory, and the broker serves other
+    clients.
     """
     with ExitStack() as stack:
         for _ in range(10):
@@ -137,8 +138,9 @@ def test_incomplete_messages_do_not_fill_the_memory(measured: MeasuredBroker) ->
 
 
 def test_uncommitted_messages_do_not_fill_the_memory(measured: MeasuredBroker) -> None:
-    """Four clients each publish 50 MB in a transaction, without a commit, to a broker with a memory limit of 60 MB. The
-    broker's memory grows by less than 120 MB, and the broker serves other clients.
+    """Four clients each publish 50 MB in a transaction, 200 MB in all, without a commit, to a broker with a memory
+    limit of 60 MB. The broker's memory grows by less than 120 MB, so not all of this data is in memory, and the broker
+    serves other clients.
     """
     with ExitStack() as stack:
         for _ in range(4):
@@ -152,8 +154,9 @@ def test_uncommitted_messages_do_not_fill_the_memory(measured: MeasuredBroker) -
 
 
 def test_incomplete_stream_frames_do_not_fill_the_memory(measured: MeasuredBroker) -> None:
-    """Ten stream clients each send half of a 40 MB frame to a broker with a memory limit of 60 MB. The broker's memory
-    grows by less than 140 MB, and the broker serves other clients.
+    """Ten stream clients each send half of a 40 MB frame, 200 MB in all, to a broker with a memory limit of 60 MB. The
+    broker's memory grows by less than 140 MB, so not all of this data is in memory, and the broker serves other
+    clients.
     """
     with ExitStack() as stack:
         for _ in range(10):
@@ -245,8 +248,9 @@ def http(method: str, path: str, body: dict[str, Any]) -> bytes:
 
 
 def test_unread_http_responses_do_not_fill_the_memory(measured: MeasuredBroker) -> None:
-    """Eighty HTTP clients each request 4 MB of messages from a broker with a memory limit of 60 MB, and do not read the
-    responses. The broker's memory grows by less than 240 MB, and the broker serves other clients.
+    """Eighty HTTP clients each request 4 MB of messages, 320 MB in all, and do not read the responses. The broker has a
+    memory limit of 60 MB, above which it blocks publishers. Its memory grows by less than 240 MB, so not all of this
+    data is in memory, and the broker serves other clients.
     """
     with pika.BlockingConnection(pika.URLParameters(measured.url)) as connection:
         channel = connection.channel()

@@ -624,8 +624,9 @@ def test_a_request_for_events_with_a_timeout_waits_for_an_event(
 def test_messages_of_a_deleted_queue_are_no_longer_tracked_for_events(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """Once a queue is deleted, and the channel with the queue's unacknowledged message is closed, the broker keeps no
-    data about the queue's messages for /api/mqtool/events.
+    """While a program reads /api/mqtool/events, a client gets one of two messages from a queue, and does not
+    acknowledge it. Once the queue is deleted and the client's channel is closed, the broker keeps no data about the two
+    messages for this API.
     """
     channel.queue_declare("q")
     events = Events(broker)

@@ -176,9 +176,9 @@ def test_messages_of_a_transaction_reach_the_queue_only_after_tx_commit(channel:
 def test_messages_of_a_transaction_are_routed_when_they_are_published(
     channel: BlockingChannel, connection: pika.BlockingConnection
 ) -> None:
-    """A message in a transaction is routed when it is published, not at tx.commit. A queue that is bound only after the
-    message was published does not get it. Up to RabbitMQ 3.13, if one of two queues is deleted before tx.commit, the
-    other still gets the message.
+    """A message in a transaction is routed when it is published, not at tx.commit: a queue that is bound between the
+    two does not get it. If the message was routed to two queues, and one is deleted before tx.commit, the other still
+    gets it up to RabbitMQ 3.13. From 4.0 on, the transaction fails.
     """
     for queue in ("early", "late", "deleted"):
         channel.queue_declare(queue)

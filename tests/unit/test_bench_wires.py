@@ -125,7 +125,7 @@ def test_a_confirm_has_the_time_at_which_it_arrived(connection: Mock) -> None:
 
 
 @pytest.mark.parametrize("persistent", [True, False])
-def test_messages_of_bench_carry_their_stamps(connection: Mock, persistent: bool) -> None:
+def test_messages_of_bench_carry_their_number_and_time(connection: Mock, persistent: bool) -> None:
     """`bench` replaces the first bytes of each body with the message's number and time, and publishes the message with
     the options' exchange, routing key and delivery mode.
     """
@@ -207,11 +207,12 @@ def publishing10(broker: Broker, selected: Readable) -> tuple[Amqp10Wire, list[A
     return made, confirmed, refused
 
 
-def test_a_sender_of_bench_keeps_to_its_credit_and_counts_each_outcome(
+def test_a_publisher_of_bench_keeps_to_its_credit_and_counts_each_outcome(
     broker: Broker, selected: Readable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With AMQP 1.0, the credit of a `bench` publisher is what the broker has granted, less the messages sent. Each
-    message is counted once: as confirmed if the broker accepts it, and as refused if the broker rejects it.
+    """With AMQP 1.0, a `bench` publisher sends no more messages than the broker has granted credit for. A message
+    beyond that waits, and makes the publisher's credit negative. Each message that the broker accepts is counted once
+    as confirmed, and each message that it rejects once as refused.
     """
     made, confirmed, refused = publishing10(broker, selected)
     assert broker.attached[0].target.address == "/exchanges/logs/key"
@@ -250,7 +251,7 @@ def test_transient_messages_of_bench_are_not_durable(broker: Broker, selected: R
     assert broker.payloads == [sections.encode(message, persistent=persistent) for persistent in (True, False)]
 
 
-def test_a_receiver_of_bench_acknowledges_what_has_arrived(
+def test_a_consumer_of_bench_acknowledges_what_has_arrived(
     broker: Broker, selected: Readable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With AMQP 1.0, a `bench` consumer gets each message once, with the time at which it arrived, and acknowledges all
@@ -282,7 +283,7 @@ def test_a_receiver_of_bench_acknowledges_what_has_arrived(
     assert made.offset_of(delivery(1, **{"x-stream-offset": 12})) == 12
 
 
-def test_a_receiver_of_bench_without_acknowledgements_asks_for_settled_messages(
+def test_a_consumer_of_bench_without_acknowledgements_asks_for_settled_messages(
     broker: Broker, selected: Readable
 ) -> None:
     """With `--ack auto` and AMQP 1.0, a `bench` consumer asks the broker to send settled messages, and grants new

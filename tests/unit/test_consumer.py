@@ -130,9 +130,9 @@ def test_a_consumer_ends_after_its_idle_timeout(broker: ScriptedBroker, clock: C
 def test_a_consumer_whose_time_limit_passes_raises_timed_out(
     broker: ScriptedBroker, clock: Clock, limits: dict[str, Any], words: str, ends: float, *, acknowledge: bool
 ) -> None:
-    """If a consumer of three messages has received two when its time limit or its idle timeout passes, it raises
-    TimedOut, which says how many it has received. If the caller acknowledges the messages itself, the consumer is
-    cancelled, so that the broker delivers no more.
+    """If a consumer that is to receive three messages has received two when its time limit or its idle timeout passes,
+    it raises TimedOut, which says how many it has received. If the caller acknowledges the messages itself, the
+    consumer is cancelled, so that the broker delivers no more.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, Receiving(count=3, acknowledge=acknowledge, **limits))
@@ -149,9 +149,9 @@ def test_a_consumer_whose_time_limit_passes_raises_timed_out(
 def test_a_consumer_times_out_although_messages_have_arrived(
     broker: ScriptedBroker, clock: Clock, *, auto_ack: bool, taken: int
 ) -> None:
-    """A consumer has received three messages. If its time limit passes before it has yielded the second one, it raises
-    TimedOut. With auto_ack, it first cancels the consumer and yields all of them, which the broker does not have any
-    more.
+    """The broker has delivered three messages to a consumer. If the consumer's time limit passes after the caller has
+    taken the first one, the consumer raises TimedOut. With auto_ack, the broker no longer has these messages, so mqtool
+    first cancels the consumer and yields the other two.
     """
     deliveries = broker.channel().consume(Q, Receiving(timeout=7, auto_ack=auto_ack))
     deliver(broker, 1, 2, 3)
@@ -256,8 +256,8 @@ def test_a_caller_that_acknowledges_gets_the_missing_messages_from_a_new_consume
 
 def test_late_acknowledgements_do_not_count_after_a_reconnection(broker: ScriptedBroker, clock: Clock) -> None:
     """If the connection is lost before a caller acknowledges a message, the broker requeues this message. A late
-    acknowledgement therefore does not let the broker deliver another message, and the consumer does not count it as one
-    that does.
+    acknowledgement is therefore not sent, and the consumer does not take it into account when it decides how many
+    messages the broker may still deliver.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, Receiving(count=5, prefetch=3, acknowledge=False))
@@ -612,7 +612,8 @@ def test_a_consumer_that_has_acknowledged_all_waits_for_messages_in_transit(
     broker: ScriptedBroker, clock: Clock, received: int, headers: dict[str, Any], waits: bool
 ) -> None:
     """A consumer that has acknowledged all the messages that it has received waits for more in transit before it ends.
-    A consumer ends at once if it reads a stream, or if it has received nothing: it may be the standby of another one.
+    If a consumer reads a stream, it ends at once. So does one that has received nothing: another consumer may be the
+    queue's single active one.
     """
     channel = broker.channel()
     broker.depth = 9

@@ -72,9 +72,9 @@ def test_a_conversion_returns_each_message_unchanged(headers: dict[str, Any] | N
 
 
 def test_a_held_message_has_no_expiration_no_priority_and_no_headers_that_request_copies() -> None:
-    """While `queue convert` holds a message in a temporary queue, the message has no expiration and no priority. The
+    """While `queue convert` holds a message in a temporary queue, the message has no expiration and no priority: the
     header mqtool-convert stores both. If the message has headers that request copies (CC, BCC) or show where it was
-    first published, all of its headers are stored at the start of the body.
+    first published, all its headers are at the start of the body, and mqtool-convert is the only header that is set.
     """
     held = converting().held(delivery({"a": 1, **KEPT, "x-delivery-count": 3, "x-acquired-count": 4}, **ALL))
     table = CLIENT.encode_table({"a": 1, **KEPT})
@@ -234,9 +234,9 @@ def test_a_message_returns_to_its_queue_with_its_own_routing_key(
 
 
 def test_a_message_that_is_put_back_keeps_its_expiration_and_priority() -> None:
-    """Before a conversion is complete, `queue convert` may return a message to the queue from which it has moved it. It
-    publishes the message only to this queue, with its expiration and priority. If the conversion is resumed and moves
-    the message again, the message reaches the converted queue unchanged.
+    """Before a conversion is complete, `queue convert` may put a message back into its original queue. The message is
+    published only to this queue, with the message's expiration and priority. If the conversion is resumed and moves the
+    message again, the message reaches the converted queue unchanged.
     """
     conversion = converting()
     restored = conversion.restored(delivery({"a": 1, "CC": ["x"]}, **ALL))
@@ -349,10 +349,10 @@ def test_a_forged_claim_that_headers_are_in_the_body_has_no_effect(table: bytes)
     assert (back.body, set_ones(back)) == (table, {"headers": {HEADER: {**SETTINGS, "packed": True}}})
 
 
-def test_forged_headers_in_the_body_that_no_client_can_publish_stay_in_the_body() -> None:
-    """A client may forge a message whose body begins with headers, as if `queue convert` had stored them there. If
-    these headers do not fit into a frame, or contain a CC that the broker refuses, `queue convert` returns the message
-    unchanged.
+def test_forged_headers_in_a_body_stay_there_if_they_could_not_be_published() -> None:
+    """A client may forge a message whose body begins with headers, as if `queue convert` had stored them there. If the
+    message could not be published with these headers, because they do not fit into a frame or contain an invalid CC,
+    the message reaches the converted queue with its body and its own headers unchanged.
     """
     most = largest_payload(FRAME_MAX)
     besides = header_size({"expiration": "5"})
@@ -434,9 +434,9 @@ class FakeChannel:
 def test_a_queue_has_a_leader_if_it_reports_messages_or_answers_basic_get(
     depth: int, message: Any, found: bool
 ) -> None:
-    """`queue convert` considers a queue to have a leader if the queue reports ready messages, or answers or refuses
-    basic.get within a time limit. It then closes the channel, so that the broker requeues a message that basic.get may
-    have returned.
+    """`queue convert` considers a queue to have a leader if the queue reports ready messages, or if it answers or
+    refuses basic.get within a time limit. The command always closes the channel of this check, so that the broker
+    requeues a message that basic.get may have returned.
     """
     channel = FakeChannel(depth, message)
     assert has_leader(channel.owner, "jobs", 3.0) is found

@@ -144,9 +144,10 @@ def test_values_and_sql_are_sent_as_filters_of_a_stream() -> None:
     assert type(stream_filters(["x"], None)[VALUES].descriptor) is Symbol
 
 
-def test_a_receiving_link_is_attached_as_a_receiver_of_its_queue(broker: Broker) -> None:
-    """An AMQP 1.0 receiver attaches its link with the queue's address and the filters as its source. The link asks for
-    unsettled deliveries, or for settled ones with automatic acknowledgement.
+def test_the_attach_frame_of_a_receiver_contains_its_queue_filters_and_settle_mode(broker: Broker) -> None:
+    """The attach frame of an AMQP 1.0 receiver has the queue's address and the receiver's filters, if any, as its
+    source. With automatic acknowledgement, the frame asks the broker for settled deliveries, otherwise for unsettled
+    ones.
     """
     receiver = Receiver(broker, "name", QUEUE, Receiving(), {})
     assert not receiver.is_attached
@@ -522,8 +523,8 @@ def test_a_receiver_keeps_its_time_limits(broker: Broker) -> None:
 
 def test_a_connection_that_is_lost_for_good_ends_a_receiver(broker: Broker) -> None:
     """If the connection of an AMQP 1.0 receiver is lost for good, the receiver raises the connection's error when the
-    caller asks for the next delivery. Before that, it asks the connection to settle the delivery that the caller has
-    handled as accepted.
+    caller asks for the next delivery. Before that, it passes the delivery that the caller has handled to the connection
+    as accepted.
     """
     broker.bodies = [b"1"]
     deliveries = attached(broker).deliveries()

@@ -425,9 +425,9 @@ def test_a_sender_without_input_notices_at_once_that_it_must_stop(broker: Broker
 
 
 def test_a_missing_outcome_raises_not_confirmed(broker: Broker) -> None:
-    """If the broker sends no outcome of an AMQP 1.0 message within the confirm timeout, the sender first yields the
-    receipts of earlier messages, and then raises NotConfirmed. The error names the number of unconfirmed messages and
-    the option for a longer timeout.
+    """If the broker does not send the outcome of an AMQP 1.0 message within the confirm timeout, the sender first
+    yields the receipts of earlier messages, and then raises NotConfirmed. The error says how many messages are
+    unconfirmed, and its hint names the option for a longer timeout.
     """
     broker.steps = [lambda: broker.decide(b"1"), lambda: setattr(broker, "now", broker.now + 2)]
     broker.confirm_timeout = 2.5

@@ -335,8 +335,9 @@ def test_a_delivery_is_redelivered_if_first_acquirer_is_false(header: MessageHea
 
 
 def test_the_header_section_becomes_delivery_mode_priority_and_expiration() -> None:
-    """The fields durable, priority and ttl in the header section of an AMQP 1.0 message become the properties delivery
-    mode, priority and expiration. A field that is not set becomes no property.
+    """If durable is true in the header section of an AMQP 1.0 message, the delivery has the delivery mode 2. The fields
+    priority and ttl become the properties priority and expiration. If durable is false, the delivery has no delivery
+    mode, and if priority or ttl is not set, the delivery has no priority or no expiration.
     """
     found = received(header=MessageHeader(durable=True, priority=UInt8(0), ttl=UInt32(0)))
     assert found.properties == {"delivery_mode": 2, "priority": 0, "expiration": "0"}
@@ -350,8 +351,8 @@ def test_the_header_section_becomes_delivery_mode_priority_and_expiration() -> N
 def test_a_priority_or_a_ttl_that_amqp_0_9_1_cannot_express_is_left_out(
     priority: int, ttl: int, properties: dict[str, Any]
 ) -> None:
-    """A publisher over AMQP 1.0 can write any number as a message's priority or ttl. If AMQP 0-9-1 cannot express it,
-    the message is received without it, and can be published again.
+    """A publisher over AMQP 1.0 can write any value as a message's priority or ttl. If AMQP 0-9-1 cannot express the
+    value, the delivery has no priority or no expiration, so that the message can be published again.
     """
     fields = compound(0xC0, [NULL, encode_value(priority), encode_value(ttl)])
     assert decode(section(HEADER, fields) + data_section(b""), "q", 1, 1).properties == properties
@@ -525,7 +526,9 @@ def test_the_bytes_of_each_section_that_cannot_be_decoded_are_in_one_header() ->
 
 
 def test_deaths_that_cannot_be_decoded_are_shown_as_their_bytes() -> None:
-    """If the annotation with the broker's deaths cannot be decoded, the header x-death contains its bytes."""
+    """RabbitMQ describes in the annotation x-opt-deaths why an AMQP 1.0 message was dead-lettered. If this annotation
+    cannot be decoded, the header x-death contains its bytes.
+    """
     raw = compound(0xC1, [encode_value(Symbol("x-opt-deaths")), DEEP])
     assert decode(section(MESSAGE_ANNOTATIONS, raw) + data_section(b""), "q", 1, 1).headers == {"x-death": DEEP}
 
@@ -694,8 +697,9 @@ def test_headers_and_annotations_that_occur_in_many_messages_are_decoded_once(mo
 
 
 def test_at_most_256_decoded_header_and_annotation_sections_are_cached() -> None:
-    """Header sections and annotations that occur in many AMQP 1.0 messages are decoded only once. At most 256 different
-    ones are cached, each of less than 512 bytes, so that a client needs little memory.
+    """mqtool has a cache of decoded header sections of AMQP 1.0 messages, and one of decoded annotations. Each contains
+    at most 256 entries: before another one is added, a full cache is cleared. Annotations of 512 bytes or more are not
+    cached.
     """
     for cache in (sections._headers_cache, sections._annotations_cache):
         cache.clear()

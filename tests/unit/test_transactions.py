@@ -386,7 +386,7 @@ def test_messages_that_arrive_before_publishers_are_cut_off_are_moved_by_the_sam
         (0, [1, 1, 1, 1, 1], 3, [1, 1, 1]),
     ],
 )
-def test_the_flow_is_stopped_when_the_number_of_messages_no_longer_shrinks(
+def test_publishers_are_cut_off_when_the_number_of_messages_no_longer_shrinks(
     queue: FakeQueue, ready: int, published: list[int], before: int, after: list[int]
 ) -> None:
     """While clients keep publishing to a queue that `queue convert` moves, the queue may never become empty. Once the
@@ -466,7 +466,8 @@ def test_moving_waits_for_room_in_the_other_queue(queue: FakeQueue) -> None:
 
 def test_a_queue_that_keeps_rejecting_messages_raises_no_room(queue: FakeQueue) -> None:
     """If the destination of `queue convert` seems to have room, but rejects all messages for 15 seconds, NoRoom is
-    raised, since its limit may be one of bytes. The 15 seconds start again whenever the destination accepts a message.
+    raised: the destination may have a limit in bytes. The 15 seconds start again whenever the destination accepts a
+    message.
     """
     queue.publish(9)
     queue.pace = 4
@@ -477,9 +478,9 @@ def test_a_queue_that_keeps_rejecting_messages_raises_no_room(queue: FakeQueue) 
         next(running)
 
 
-def test_moving_stops_when_the_command_must_stop(queue: FakeQueue) -> None:
-    """If `queue convert` must stop while it moves messages, it completes the current batch, and begins no other one. It
-    does not stop new messages from reaching the queue.
+def test_a_conversion_that_is_told_to_stop_begins_no_further_batch(queue: FakeQueue) -> None:
+    """If `queue convert` is told to stop after it has moved a batch of messages, it begins no further batch, and
+    cancels its consumer. It does not stop new messages from reaching the queue.
     """
     queue.publish(9)
     running = queue.mover(4).batches(lambda: queue.log.append("stopped"))
@@ -489,9 +490,9 @@ def test_moving_stops_when_the_command_must_stop(queue: FakeQueue) -> None:
     assert queue.log == [[0, 1, 2, 3], "cancelled"]
 
 
-def test_moving_stops_while_it_waits_for_room(queue: FakeQueue) -> None:
-    """If `queue convert` must stop while it waits for room for another message in the destination, moving ends without
-    an error.
+def test_a_conversion_that_is_told_to_stop_does_not_wait_for_room(queue: FakeQueue) -> None:
+    """If `queue convert` is told to stop while it waits for room in the destination, it stops waiting, cancels its
+    consumer, and moving ends without an error.
     """
     queue.publish(9)
     queue.events = [lambda: setattr(queue, "stopping", True)]

@@ -275,9 +275,9 @@ def test_a_wait_queue_is_declared_again_after_ten_minutes(broker: FakeBroker) ->
 
 
 def test_a_delay_that_is_too_long_for_a_wait_queue_is_refused(broker: FakeBroker) -> None:
-    """A wait queue must outlive its messages by an hour, and RabbitMQ limits its expiry to 2^32 - 1 ms. A delay of more
-    than 49d16h2m47s295ms is therefore refused, and the hint names `--via plugin`, which takes an hour more. The longest
-    possible delay is accepted.
+    """A wait queue must outlive its messages by an hour, and RabbitMQ limits the expiry of a queue to 2^32 - 1 ms,
+    which is 49d17h2m47s295ms. A delay of more than 49d16h2m47s295ms, an hour less, is therefore refused, and the hint
+    says that `--via plugin` allows an hour more. The longest possible delay is accepted.
     """
     delays, _ = through(broker)
     with pytest.raises(BadData) as error:
@@ -551,8 +551,8 @@ def test_an_amq_destination_of_a_wait_queue_is_believed_only_if_the_queue_dead_l
     ids=["proven", "another exchange", "number"],
 )
 def test_the_exchange_of_a_relays_queue_is_proven_by_its_name(name: str, out: object, exchange: str | None) -> None:
-    """The queue NAME.relay of `delayed relay` is for messages to the exchange NAME.relayed. If the queue's arguments
-    name another exchange, mqtool shows this name, but does not publish to it.
+    """The queue NAME.relay of `delayed relay` contains messages for the exchange NAME.relayed. If the queue's arguments
+    name another exchange, mqtool shows this name, but considers the exchange of the messages unknown.
     """
     queue = wait_queue_of({"name": name, "arguments": {RELAY: out}}, nowhere)
     assert queue is not None
@@ -576,8 +576,9 @@ _TO_QUEUE, _TO_EXCHANGE = (
      (253_402_214_399_001, None)],
 )  # fmt: skip
 def test_the_due_time_of_a_delayed_message_is_in_a_header(header: object, due: float | None) -> None:
-    """The header mqtool-due of a delayed message contains its due time in milliseconds. mqtool ignores it if it is not
-    a number, or not a time that Python can convert in each time zone. A message that waits for a retry has no due time.
+    """The header mqtool-due of a delayed message contains its due time in milliseconds since 1970. If the header is
+    missing, negative, not a number, or later than Python can convert in every time zone, mqtool knows no due time. If a
+    message waits for a retry, mqtool ignores the header.
     """
     assert _TO_QUEUE.due_of(waiting({DUE: header})) == due
     assert _TO_QUEUE.due_of(waiting({})) is None
@@ -627,11 +628,10 @@ def test_a_waiting_message_is_shown_as_it_will_be_delivered() -> None:
 def test_a_delayed_message_published_to_its_wait_queue_again_waits_no_longer_than_before(
     monkeypatch: pytest.MonkeyPatch, queue: str, headers: dict[str, Any], own: str | None, expiration: int | None
 ) -> None:
-    """A delayed message that is published to its wait queue again gets an expiration with which it is due at the time
-    in its header mqtool-due, after its wait in the second queue, if there is one. False headers never make the message
-    stay longer than its own expiration allows, and cause no expiration that RabbitMQ refuses. There is no new
-    expiration if the due time is no time, if the message does not wait in a queue for delays, or if the due time is
-    past and the message has no expiration: it may have been delivered.
+    """If a delayed message is published to its wait queue again, mqtool sets an expiration with which the message is
+    due at the time in mqtool-due, including its wait in a second queue, if any. Forged headers never make this longer
+    than the message's own. mqtool sets none if mqtool-due is not a time, if the queue is not for delays, or if the due
+    time is past and the message has no expiration: it may have been delivered.
     """
     monkeypatch.setattr("time.time", lambda: 1000.0)
     delivery = replace(waiting(headers, expiration=own), queue=queue)
@@ -639,10 +639,10 @@ def test_a_delayed_message_published_to_its_wait_queue_again_waits_no_longer_tha
 
 
 def test_a_message_behind_one_that_leaves_its_wait_queue_later_may_arrive_late() -> None:
-    """The broker removes only the first message of a wait queue when it expires. A message behind one that leaves the
-    queue at least a second later may therefore arrive after its due time. This does not apply to the usual differences
-    in a queue: of a step of its delays, and of the second waits. Messages without a due time are not late, nor are
-    those behind a message with a false due time, which leaves the queue after the queue's TTL.
+    """The broker removes only the first message of a wait queue when it expires. mqtool therefore reports that a
+    message may be late if one in front of it leaves over a second later or, with long delays, later by more than the
+    step to which such delays are rounded. Messages without a due time are never late. A forged due time counts only up
+    to the queue's TTL.
     """
 
     def late(queue: WaitQueue, *headers: tuple[float, str | None]) -> list[bool]:

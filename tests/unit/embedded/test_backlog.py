@@ -162,8 +162,8 @@ def test_an_empty_queue_has_no_next_message(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_purge_removes_all_ready_messages_even_those_that_are_paged_out(kind: str) -> None:
-    """A purge removes all ready messages from a queue, including those that were requeued or paged out. It returns
-    them, so that the broker can delete them on disk. The queue can then be used again.
+    """A purge removes all ready messages from a queue, including those that were requeued or paged out. The broker gets
+    the removed messages, so that it can delete them on disk. The queue can then be used again.
     """
     backlog = new_backlog(FakePages(), *KINDS[kind])
     for position in range(1, 4):
@@ -202,8 +202,8 @@ def test_paged_out_messages_are_read_back_in_batches() -> None:
 
 
 def test_reading_back_stops_at_the_first_message_that_is_in_memory() -> None:
-    """When a queue reads paged-out messages back, it stops before the first message that is still in memory, and reads
-    later ones in another batch.
+    """When a queue reads paged-out messages back from disk, a batch ends before the next message that is still in
+    memory. The queue reads the paged-out messages behind that one in another batch.
     """
     pages = FakePages()
     backlog = Backlog(pages)

@@ -77,8 +77,9 @@ STREAM: Table = {"x-queue-type": "stream"}
 def test_a_policy_takes_precedence_over_the_overflow_argument_of_a_quorum_queue(
     argument: str | None, policy: str | None, applies: str
 ) -> None:
-    """If an argument of a quorum queue and a policy both set the overflow behaviour, the policy applies, also to
-    whether the queue dead-letters at least once. Quorum queues do not support reject-publish-dlx, and drop messages.
+    """If an argument of a quorum queue and a policy both set the overflow behaviour, that of the policy applies. The
+    dead-letter strategy at-least-once has an effect only if the behaviour that applies is reject-publish. Quorum queues
+    do not support reject-publish-dlx: it has the effect of drop-head.
     """
     at_least_once: Table = {"x-dead-letter-exchange": "x", "x-dead-letter-strategy": "at-least-once"}
     found = options({**QUORUM, **at_least_once, "x-overflow": argument}, {"overflow": policy})
@@ -96,11 +97,12 @@ def test_a_policy_takes_precedence_over_the_overflow_argument_of_a_quorum_queue(
         (Like.V4_0, QUORUM, 3, 3),
     ],
 )
-def test_a_policy_takes_precedence_over_the_expiry_of_a_quorum_queue_until_4_0(
+def test_a_policy_overrides_the_expiry_of_a_quorum_queue_in_3_10(
     like: Like, arguments: Table, policy: int | None, applies: int
 ) -> None:
-    """If x-expires of a quorum queue and a policy set different times, that of the policy applies with RabbitMQ 3.10,
-    and the shorter one with later versions. For classic queues, it is always the shorter one.
+    """If x-expires of a quorum queue and `expires` of a policy are different times, the policy's time applies in
+    RabbitMQ 3.10, even if it is longer. From 4.0 on, the shorter time applies. For a classic queue, the shorter time
+    applies even in 3.10. If the policy sets no time, x-expires applies.
     """
     assert options({**arguments, "x-expires": 5}, {"expires": policy}, like).expires == applies
 
@@ -171,11 +173,12 @@ def test_at_least_once_needs_a_dead_letter_exchange_and_the_overflow_reject_publ
         (Like.V4_2, "5", None, 20),
     ],
 )
-def test_a_negative_delivery_limit_is_none_from_4_0_on(
+def test_a_negative_delivery_limit_means_no_limit_from_4_0_on(
     like: Like, argument: Any, policy: int | None, limit: int | None
 ) -> None:
     """From RabbitMQ 4.0 on, a quorum queue has a delivery limit of 20 unless an argument or a policy sets another one.
-    If both do, the lower limit applies. A negative limit means that there is no limit.
+    If both set one, the lower limit applies. A negative number means no limit, so if only one of the two is negative,
+    the other one applies.
     """
     assert options({"x-delivery-limit": argument}, {"delivery-limit": policy}, like).delivery_limit == limit
 

@@ -295,9 +295,9 @@ def test_x_delay_is_a_number_of_milliseconds(value: Value, delay: int) -> None:
     "value",
     ["", "1.5", "1s", "soon", b"5", b"\xff", Decimal(1, 5), decimal.Decimal("100.5"), float("inf"), float("nan")],
 )
-def test_an_x_delay_that_the_plugin_cannot_read_is_refused(value: Any) -> None:
-    """The header x-delay cannot be a decimal, bytes, an infinite float, NaN, or text that is not a whole number.
-    Reading such a header raises a ValueError that contains the value.
+def test_an_x_delay_that_the_plugin_cannot_read_raises_value_error(value: Any) -> None:
+    """The delayed message plugin cannot read an x-delay that is a decimal, bytes, an infinite float, NaN, or text that
+    is not a whole number. delay_of() then raises a ValueError that contains the value.
     """
     with pytest.raises(ValueError, match="x-delay is not a number of milliseconds: ") as caught:
         delay_of(value)
@@ -307,9 +307,10 @@ def test_an_x_delay_that_the_plugin_cannot_read_is_refused(value: Any) -> None:
 @pytest.mark.parametrize(
     "value", [MAX_DELAY + 1, 1e300, "9" * 20, True, [5], {"a": 1}, ByteArray(b"500"), Timestamp(5)]
 )
-def test_an_x_delay_that_the_plugin_ignores_is_refused_on_request(value: Any) -> None:
-    """The plugin ignores an x-delay that is too large or of another type. A relay, which warns of it, gets a ValueError
-    with the value. Without a delay, with 0, or with a negative number, it gets 0.
+def test_an_x_delay_that_the_plugin_ignores_raises_value_error_only_if_it_is_checked(value: Any) -> None:
+    """The delayed message plugin ignores an x-delay that is too large or of another type, so delay_of() returns 0.
+    `delayed relay` warns of it: checked_delay_of() raises a ValueError that contains the value. Without an x-delay, or
+    with one below 1, checked_delay_of() returns 0.
     """
     assert delay_of(value) == 0
     with pytest.raises(ValueError, match="x-delay is not a number of milliseconds up to 4294967295: ") as caught:

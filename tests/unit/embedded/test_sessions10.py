@@ -98,8 +98,9 @@ def test_serial_numbers_wrap_around(one: int, other: int, distance: int) -> None
 
 
 def test_a_session_begins_with_a_window_of_400_transfers(client: MemoryClient10) -> None:
-    """When an AMQP 1.0 client begins a session, the broker's begin frame has an incoming window of 400 transfers, an
-    unlimited outgoing window, and up to 256 links.
+    """When an AMQP 1.0 client begins a session, the broker's begin frame announces an incoming window of 400 transfers,
+    the largest possible outgoing window, and a handle-max of 255, which allows 256 links. The broker keeps the windows
+    from the client's begin frame.
     """
     fields = (None, UInt32(3), UInt32(5), UInt32(7))
     other = MemoryClient10(client.loop, client.connection.broker, begin=False)

@@ -475,9 +475,9 @@ def test_the_delay_of_a_message_whose_headers_the_broker_has_changed_is_negated(
 def test_a_delayed_message_waits_for_memory_for_its_copies(
     vhost: VirtualHost, clock: FakeClock, ledger: Storing
 ) -> None:
-    """A delayed message that is due for several queues needs memory for its copies. If there is not enough, the
-    exchange holds the message back, and tries again each second. A message that is due for only one queue is released
-    even then. If its exchange was deleted, a delayed message is dropped.
+    """If a delayed message for several queues is due, and there is not enough memory for its copies, its exchange holds
+    the message back and tries again every second. A delayed message for only one queue is released even while memory is
+    short. If the exchange is deleted before a delayed message is due, the message is dropped.
     """
     exchange = add_exchange(vhost, "x", "x-delayed-message", arguments=DELAYED)
     queues = [add_queue(vhost, name) for name in "ab"]
@@ -567,9 +567,9 @@ def test_a_dead_letter_is_delayed_unless_its_delay_cannot_be_read(
 def test_a_dead_letter_needs_memory_for_its_copies(
     vhost: VirtualHost, ledger: Storing, caplog: pytest.LogCaptureFixture, strategy: str
 ) -> None:
-    """A dead letter for several queues needs memory for its copies. If there is not enough, the original queue keeps
-    the dead letter with the strategy at-least-once. With at-most-once, the dead letter is dropped, and the log gives
-    the reason. A dead letter for one queue is always published.
+    """A dead letter for several queues needs memory for its copies. If there is not enough memory, the dead-letter
+    strategy decides: with at-least-once, the original queue keeps the dead letter, and with at-most-once, the dead
+    letter is dropped and the log gives the reason. A dead letter for only one queue is published even then.
     """
     for name in "ab":
         vhost.bind(vhost.exchanges["amq.fanout"], add_queue(vhost, name), "", {})
