@@ -330,10 +330,13 @@ def test_a_message_whose_program_cannot_print_on_its_closed_terminal_stays_in_it
 
 
 @on_any_broker
-def test_top_ends_without_an_error_when_the_terminal_is_closed(shell: Shell) -> None:
-    """When the terminal is closed, `top 2> FILE` ends and reports no error in FILE."""
+@pytest.mark.parametrize("signals", ["", 'trap "" HUP; '], ids=["SIGHUP", "SIGHUP ignored"])
+def test_top_ends_without_an_error_when_the_terminal_is_closed(shell: Shell, signals: str) -> None:
+    """When the terminal is closed, `top 2> FILE` ends and reports no error in FILE, even if it ignores SIGHUP or cannot
+    write to the terminal any more before it gets this signal.
+    """
     shell.run("mqtool", "queue", "declare", "jobs")
-    with closable_terminal(shell, "sh", "-c", "exec mqtool top 2> errors") as terminal:
+    with closable_terminal(shell, "sh", "-c", f"{signals}exec mqtool top 2> errors") as terminal:
         terminal.wait_for("jobs")
         terminal.close()
         code = terminal.wait()

@@ -1,5 +1,6 @@
 """Live views, which share the keys for scrolling and filtering."""
 
+import errno
 import os
 import re
 import select
@@ -123,6 +124,9 @@ class Live:
                             break
                         if self._failure is not None:
                             raise self._failure
+            except OSError as error:
+                if error.errno != errno.EIO:  # the terminal was closed
+                    raise
             finally:
                 stop.set()
 
