@@ -169,7 +169,7 @@ def _intrude(broker: TestBroker, queue: str, place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("drop-connection", 2000), ("kill-worker", 200), ("poison", 200), ("duplicate", 200)]
+    ("name", "count"), [("drop-connection", 10_000), ("kill-worker", 200), ("poison", 200), ("duplicate", 200)]
 )
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.sampled(1)
