@@ -11,6 +11,7 @@ import secrets
 import struct
 import time
 from base64 import b64decode
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice, product
 from typing import Any, NamedTuple
@@ -23,16 +24,22 @@ from mqtool.errors import Unavailable
 from mqtool.management import Management, path
 from mqtool.management.api_client import Json
 from mqtool.topology import Binding, Exchange, Queue
+from mqtool.work.conversion_plan import beginning
 
 #: What RabbitMQ's API shows for a void value; and, followed by base64, for strings and bytes that are not UTF-8.
 _VOID, _NOT_UTF8 = "undefined", "Not UTF-8, base64 is: "
 _X_MATCH = "x-match"
 #: The most bytes of arguments to try, as JSON: anybody who may bind a queue can write any number, and trials copy them.
 _LARGEST = 8192
-#: The most guesses to try for one binding.
-_MOST = 32
+#: The most guesses to try for one binding; and for how many bindings at once.
+_MOST, _AT_ONCE = 32, 128
+#: The most characters of wrong guesses, as JSON, for all bindings of a queue; and how many each guess costs besides.
+_MOST_WRONG, _COST = 500_000, 100
 #: Seconds to wait until the API shows new bindings: in a cluster, another node may answer.
 _PATIENCE, _LOOK = 5.0, 0.05
+
+#: A binding's arguments as the API shows them, as JSON, and their hash.
+_Shown = tuple[str, str]
 
 
 class _Types(NamedTuple):
@@ -86,12 +93,23 @@ _RAWS: Sequence[Callable[[str], Any]] = (lambda shown: types.ByteArray(_decoded(
 _GUESSES = [_Types(*each) for each in product(_INTEGERS, (float, types.Float32), (True, False), _TEXTS, _RAWS)]
 
 
+class TooManyGuesses(Unavailable):
+    """There are too many bindings whose arguments are not found out soon, such as this one."""
+
+    def __init__(self, view: Json) -> None:
+        super().__init__(
+            f"too many bindings to {view['destination']!r} have arguments whose types mqtool has to guess, "
+            f"such as the one {described(view)}",
+            "unbind them with the client that bound them, or on the management page, and bind them again afterwards",
+        )
+
+
 class ExactBindings:
     """Finds out the exact arguments of bindings, and remembers them.
 
     Args:
         queue: the queue that is converted. Trials use an exchange and an exclusive queue with random names after it.
-        check: called before each trial; may raise an error.
+        check: called before each request of a trial; may raise an error.
     """
 
     def __init__(
@@ -102,37 +120,57 @@ class ExactBindings:
         self._vhost = vhost
         self._queue = queue
         self._check = check
-        #: By the arguments that the API shows, and their hash.
-        self._arguments: dict[tuple[str, str], Mapping[str, Any]] = {("{}", ""): {}}
+        self._arguments: dict[_Shown, Mapping[str, Any]] = {("{}", ""): {}}
+        #: The guesses that have not been tried; none are left for arguments that cannot be found out.
+        self._guesses: dict[_Shown, Iterator[Mapping[str, Any]]] = {}
 
-    def of(self, views: Sequence[Json]) -> list[Binding | None]:
-        """Return the bindings that the management API describes; None for each that cannot be made again exactly.
+    def inexact(self, views: Sequence[Json]) -> Iterator[Json]:
+        """Try to find out the arguments of the bindings that the management API describes.
+
+        Yields:
+            Each of them that cannot be made again exactly, as soon as that is known.
 
         Raises:
+            TooManyGuesses: it would take too long.
             Unavailable: the API does not show new bindings.
             MqtoolError: the user may not declare or bind the trial queue.
         """
-        guesses = {
-            shown: islice(_tables(view["arguments"]), _MOST)
-            for view in views
-            if (shown := _shown(view)) not in self._arguments and not is_large(view)
-        }
-        while guesses:
-            tried = {shown: table for shown, tables in guesses.items() if (table := next(tables, None)) is not None}
-            if tried:
-                self._try([*tried.values()])
-            guesses = {shown: guesses[shown] for shown in tried.keys() - self._arguments.keys()}
-        return [self._exact(view) for view in views]
+        unknown = defaultdict[_Shown, list[Json]](list)
+        for view in views:
+            if is_large(view) or _key(view) != view["routing_key"]:
+                yield view
+            elif (shown := _shown(view)) not in self._arguments:
+                unknown[shown].append(view)
+                self._guesses.setdefault(shown, islice(_tables(view["arguments"]), _MOST))
+        left, wrong = [*unknown], 0
+        while left:
+            some, rest = left[:_AT_ONCE], left[_AT_ONCE:]
+            tables = {shown: table for shown in some if (table := next(self._guesses[shown], None)) is not None}
+            for shown in some:
+                if shown not in tables:
+                    yield from unknown[shown]
+            self._try([*tables.values()])
+            again = [shown for shown in tables if shown not in self._arguments]
+            wrong += sum(_COST + len(arguments) for arguments, _ in again)
+            if wrong > _MOST_WRONG:
+                raise TooManyGuesses(unknown[again[0]][0])
+            left = again + rest
 
-    def _exact(self, view: Json) -> Binding | None:
-        arguments = self._arguments.get(_shown(view))
-        if arguments is None or _key(view) != view["routing_key"]:
-            return None
-        to_exchange = view["destination_type"] == "exchange"
-        return Binding(view["source"], view["destination"], view["routing_key"], arguments, to_exchange)
+    def of(self, views: Sequence[Json]) -> list[Binding]:
+        """Return those bindings that can be made again exactly, as far as inexact() has found out."""
+        exact = []
+        for view in views:
+            arguments = self._arguments.get(_shown(view))
+            if arguments is not None and _key(view) == view["routing_key"]:
+                to_exchange = view["destination_type"] == "exchange"
+                found = Binding(view["source"], view["destination"], view["routing_key"], arguments, to_exchange)
+                exact.append(found)
+        return exact
 
     def _try(self, tables: Sequence[Mapping[str, Any]]) -> None:
         """Bind a queue with each of these arguments, and remember the hash of each."""
+        if not tables:
+            return
         self._check()
         channel, name = self._channel, derived_name(self._queue, f"mqtool-convert.trial.{secrets.token_hex(4)}")
         channel.declare(Queue(name, exclusive=True), remember=False)
@@ -140,6 +178,7 @@ class ExactBindings:
             channel.declare(Exchange(name, "fanout", auto_delete=True), remember=False)
             try:
                 for index, table in enumerate(tables):
+                    self._check()
                     # The routing key tells which binding it is, and does not change the hash.
                     administration.bind(channel, Binding(name, name, str(index), table))
                 for view in self._shown_soon(name, len(tables)):
@@ -162,12 +201,19 @@ class ExactBindings:
             time.sleep(_LOOK)
 
 
+def described(view: Json) -> str:
+    """Describe a binding in words: its exchange, routing key and arguments."""
+    arguments = view.get("arguments")
+    shown = f", {beginning(json.dumps(arguments, ensure_ascii=False))}" if arguments else ""
+    return f"from {view['source']!r} ({view['routing_key']!r}{shown})"
+
+
 def is_large(view: Json) -> bool:
     """True if a binding's arguments are too large to be tried."""
     return len(_shown(view)[0]) > _LARGEST
 
 
-def _shown(view: Json) -> tuple[str, str]:
+def _shown(view: Json) -> _Shown:
     arguments = view.get("arguments") or {}
     return json.dumps(arguments, sort_keys=True), view["properties_key"].rpartition("~")[2] if arguments else ""
 
@@ -182,8 +228,8 @@ def _tables(shown: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the different tables that the API may show like this."""
     known = set[bytes]()
     for guess in _GUESSES:
-        table = {name: value if name == _X_MATCH else _value(value, guess) for name, value in shown.items()}
         try:
+            table = {name: value if name == _X_MATCH else _value(value, guess) for name, value in shown.items()}
             encoded = types.CLIENT.encode_table(table)
         except (ValueError, OverflowError, struct.error, types.NoFieldType):  # it cannot be meant
             continue

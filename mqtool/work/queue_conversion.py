@@ -27,7 +27,6 @@ confirms: see amqp/transactions.py. Every run uses the same
 prefetch, so a quorum queue delivers all messages that a killed run had received, in order, before any others.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -50,14 +49,13 @@ from mqtool.work.conversion_plan import (
     Definition,
     Prospect,
     Refusal,
-    beginning,
     beyond_limits,
     bindings_of,
     by_policies,
     dead_letters,
     view_of,
 )
-from mqtool.work.exact_bindings import ExactBindings, is_large
+from mqtool.work.exact_bindings import ExactBindings, TooManyGuesses, described, is_large
 from mqtool.work.held_messages import HeldMessages, check_acknowledged, check_leader, is_empty
 from mqtool.work.queue_limits import room_in
 
@@ -105,25 +103,26 @@ def refused_by_broker(connection: Connection, plan: ConversionPlan) -> Refusal |
     return None
 
 
-def inexact_bindings(connection: Connection, api: Management, vhost: str, found: Prospect) -> list[Refusal]:
-    """Find the queue's bindings that cannot be made again exactly. Declares nothing that stays."""
+def inexact_binding(connection: Connection, api: Management, vhost: str, found: Prospect) -> Refusal | None:
+    """Find a binding of the queue that cannot be made again exactly, if any. Declares nothing that stays."""
     channel = connection.channel(strict=True)
     try:
-        exact = ExactBindings(channel, api, vhost, found.plan.queue).of(found.bindings)
+        for view in ExactBindings(channel, api, vhost, found.plan.queue).inexact(found.bindings):
+            return _inexact(view)
     except AccessRefused as error:
-        return [Refusal(str(error), "a conversion needs this permission")]
+        return Refusal(str(error), "a conversion needs this permission")
+    except Unavailable as error:
+        return Refusal(str(error), error.hint or "try again later")
     finally:
         channel.close()
-    return [_inexact(view) for view, binding in zip(found.bindings, exact, strict=True) if binding is None]
+    return None
 
 
 def _inexact(view: Json) -> Refusal:
-    arguments = view["arguments"]
-    shown = f", {beginning(json.dumps(arguments, ensure_ascii=False))}" if arguments else ""
-    unknown = "exact types and order of its arguments" if arguments else "bytes of its routing key"
+    unknown = "exact types and order of its arguments" if view["arguments"] else "bytes of its routing key"
     why = "its arguments are too large" if is_large(view) else f"the management API does not show the {unknown}"
     return Refusal(
-        f"its binding from {view['source']!r} ({view['routing_key']!r}{shown}) would not stay the same: {why}",
+        f"its binding {described(view)} would not stay the same: {why}",
         "unbind it with the client that bound it, or on the management page, and bind it again afterwards",
     )
 
@@ -233,7 +232,8 @@ class Conversion:
         except UsageError as error:  # users know neither the trial's name nor the options of 'queue declare'
             raise UsageError(str(error).replace(trial.name, self._plan.queue), "see --to and --argument") from error
         administration.delete_queue(self._channel, trial.name)
-        self._exact(bindings_of(self._api, self._vhost, self._plan.queue))
+        if not self.is_replaced():  # or else its bindings stay
+            self._check_exact(bindings_of(self._api, self._vhost, self._plan.queue))
         if left_behind(self._api, self._vhost, self._plan.queue) is None:
             # An earlier conversion that was killed before its last request: messages would seem to be coming back.
             administration.delete_exchange(self._channel, self._names.back)
@@ -364,7 +364,13 @@ class Conversion:
         """
         name, through = self._plan.queue, self._names.through
         direct = [each for each in bindings_of(self._api, self._vhost, name) if each["source"] != through]
-        exact = [each for each in self._bindings.of(direct) if each is not None] if undo else self._exact(direct)
+        if undo:
+            with suppress(TooManyGuesses):
+                for _ in self._bindings.inexact(direct):
+                    pass
+        else:
+            self._check_exact(direct)
+        exact = self._bindings.of(direct)
         if exact and not self._is_diverted():
             self._channel.bind(Queue(name), Exchange(through))
         for binding in exact:
@@ -425,7 +431,13 @@ class Conversion:
 
     def _clean_up(self) -> None:
         name, names, channel = self._plan.queue, self._names, self._channel
-        for binding in self._exact(bindings_of(self._api, self._vhost, names.through, exchange=True)):
+        views = bindings_of(self._api, self._vhost, names.through, exchange=True)
+        for view in self._bindings.inexact(views):  # mqtool has bound only others to it
+            self._connection.notice(
+                f"another client's binding {described(view)} to {names.through!r} cannot be moved to {name!r}, "
+                "and is deleted"
+            )
+        for binding in self._bindings.of(views):
             _rebind(self._channel, binding, replace(binding, destination=name, to_exchange=False))
         for exchange in (names.through, names.meanwhile, names.into):
             administration.delete_exchange(channel, exchange)
@@ -454,15 +466,11 @@ class Conversion:
         """True if `exchange`, one of the conversion's exchanges, is bound to the queue."""
         return any(each["source"] == exchange for each in bindings_of(self._api, self._vhost, self._plan.queue))
 
-    def _exact(self, views: Sequence[Json]) -> list[Binding]:
-        """Return these bindings; raise Unavailable if one cannot be made again exactly."""
-        exact: list[Binding] = []
-        for view, binding in zip(views, self._bindings.of(views), strict=True):
-            if binding is None:
-                what, hint, _ = _inexact(view)
-                raise Unavailable(f"{self._plan.queue!r} cannot be converted: {what}", hint)
-            exact.append(binding)
-        return exact
+    def _check_exact(self, views: Sequence[Json]) -> None:
+        """Raise Unavailable if one of these bindings of the queue cannot be made again exactly."""
+        for view in self._bindings.inexact(views):
+            what, hint, _ = _inexact(view)
+            raise Unavailable(f"{self._plan.queue!r} cannot be converted: {what}", hint)
 
     def _drain(
         self, source: str, message_for: Any, counts: str, stop_flow: Callable[[], None] | None = None

@@ -30,8 +30,10 @@ from mqtool.message import Confirmation, Delivery, Message, Undecoded
 from mqtool.testing import EmbeddedBroker
 from mqtool.topology import Binding, Exchange, Queue
 from mqtool.work import conversion_plan, exact_bindings, held_messages, queue_conversion
+from mqtool.work.conversion_plan import Refusal
+from mqtool.work.exact_bindings import ExactBindings
 from mqtool.work.held_messages import has_leader, is_empty
-from mqtool.work.queue_conversion import Conversion, ConversionTally
+from mqtool.work.queue_conversion import Conversion, ConversionTally, Stopped, inexact_binding
 from tests.brokers import Restartable, TestBroker, large, on_any_broker, own_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_exec import depth
@@ -247,10 +249,18 @@ def test_queue_convert_keeps_the_messages_and_their_order(broker: TestBroker, be
         check_all_is_there(broker)
 
 
-def bind(broker: TestBroker, key: str, **arguments: Any) -> None:
-    """Bind `jobs` to the exchange `files`, with a routing key and an argument."""
+def bind(broker: TestBroker, *keys: str, to: str = "jobs", **arguments: Any) -> None:
+    """Bind `jobs` or an exchange to the exchange `files`, with routing keys and arguments."""
     with Connection(parse_addresses(broker.url)) as connection:
-        administration.bind(connection.channel(), Binding("files", "jobs", key, arguments))
+        channel = connection.channel()
+        for key in keys:
+            administration.bind(channel, Binding("files", to, key, arguments, to_exchange=to != "jobs"))
+
+
+def bind_unknown(broker: TestBroker, count: int, to: str = "jobs") -> None:
+    """Bind `jobs` or an exchange with the keys 0, 1, 2 …, and arguments whose types cannot be found out."""
+    for number in range(count):
+        bind(broker, str(number), to=to, value=Decimal("3.14"), number=number, text="a")
 
 
 def keys_of_bindings(broker: TestBroker) -> list[str]:
@@ -283,6 +293,8 @@ ARGUMENTS: dict[str, Any] = {
     "string that is not UTF-8": "\udcff",
     "text as bytes": ByteArray(b"undefined"),
     "described bytes": "Not UTF-8, base64 is: /wA=",
+    "described badly": "Not UTF-8, base64 is: ###",
+    "described in letters": "Not UTF-8, base64 is: é",
     "time": datetime(2026, 1, 2, tzinfo=UTC),
     "int": Int32(5),
     "long": Int64(5),
@@ -368,7 +380,7 @@ def test_types_are_not_known_until_the_management_api_shows_new_bindings(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the management API does not show new bindings within a few seconds, `queue convert` says so, and changes
-    nothing.
+    nothing. The plan of a conversion refuses only this queue.
     """
     fill(broker)
     bind(broker, "a key", value=5)
@@ -376,9 +388,160 @@ def test_types_are_not_known_until_the_management_api_shows_new_bindings(
     items = Management.items
     monkeypatch.setattr(exact_bindings, "_PATIENCE", 0.1)
     monkeypatch.setattr(Management, "items", lambda api, where: [] if ".trial" in where else items(api, where))
-    with pytest.raises(Unavailable, match="the management API does not show new bindings"):
+    said = "the management API does not show new bindings"
+    with pytest.raises(Unavailable, match=said):
         convert(broker)
+    assert refusal_for_bindings(broker) == Refusal(said, "try again later")
     assert (definitions(broker), keys_of_bindings(broker)) == before
+
+
+def refusal_for_bindings(broker: TestBroker) -> Refusal | None:
+    """Why the plan of a conversion of `jobs` refuses its bindings."""
+    api = Management(broker.management, "guest", "guest")
+    found = conversion_plan.prospect(api, broker.vhost, "jobs", "quorum", {}, not_counted)
+    with Connection(parse_addresses(broker.url)) as connection:
+        return inexact_binding(connection, api, broker.vhost, found)
+
+
+@pytest.fixture
+def trials(monkeypatch: pytest.MonkeyPatch) -> list[Binding]:
+    """The bindings that mqtool makes only to find out types."""
+    bind, found = administration.bind, list[Binding]()
+
+    def noted(channel: administration.Asks, binding: Binding) -> None:
+        if ".trial." in binding.destination:
+            found.append(binding)
+        bind(channel, binding)
+
+    monkeypatch.setattr(administration, "bind", noted)
+    return found
+
+
+@pytest.mark.parametrize("undo", [False, True], ids=["completed", "undone"])
+def test_a_foreign_binding_to_an_exchange_of_a_conversion_does_not_stop_it(
+    broker: TestBroker, monkeypatch: pytest.MonkeyPatch, undo: bool
+) -> None:
+    """If somebody binds the exchange `jobs.mqtool-convert.through` during a conversion, with arguments whose types
+    cannot be found out, the conversion can be completed and undone. It says that this binding is deleted.
+    """
+    fill(broker)
+    bind(broker, "a key", value=5)
+    before = keys_of_bindings(broker)
+    interrupt_at_unbinding(broker, monkeypatch, 4)
+    bind(broker, "foreign", to="jobs.mqtool-convert.through", value=[Decimal("3.14")])
+    said: list[str] = []
+    api = Management(broker.management, "guest", "guest")
+    with Connection(parse_addresses(broker.url), notice=said.append) as connection:
+        run(connection, api, broker.vhost, undo=undo, to="quorum", at_once=3)
+    assert keys_of_bindings(broker) == before
+    [notice] = [each for each in said if "another client's binding from 'files' ('foreign', " in each]
+    assert "to 'jobs.mqtool-convert.through' cannot be moved to 'jobs', and is deleted" in notice
+
+
+def test_a_queue_is_refused_as_soon_as_one_binding_cannot_be_kept(broker: TestBroker, trials: list[Binding]) -> None:
+    """`queue convert` tries no more types for other bindings once it knows that one binding cannot be kept. It names
+    this binding.
+    """
+    fill(broker)
+    bind(broker, "small", value=[Decimal("3.14")])
+    bind_unknown(broker, 1)
+    refusal = refusal_for_bindings(broker)
+    assert refusal is not None
+    assert "its binding from 'files' ('small', " in refusal.what
+    assert len(trials) < 12
+
+
+def test_types_that_cannot_be_found_out_are_tried_once(broker: TestBroker, trials: list[Binding]) -> None:
+    """A conversion that looks at the same bindings again does not try again those that cannot be kept."""
+    fill(broker)
+    bind_unknown(broker, 2)
+    api = Management(broker.management, "guest", "guest")
+    views = conversion_plan.bindings_of(api, broker.vhost, "jobs")
+    with Connection(parse_addresses(broker.url)) as connection:
+        bindings = ExactBindings(connection.channel(), api, broker.vhost, "jobs")
+        assert sorted(view["routing_key"] for view in bindings.inexact(views)) == ["0", "1"]
+        tried = len(trials)
+        assert sorted(view["routing_key"] for view in bindings.inexact(views)) == ["0", "1"]
+    assert (tried > 0, len(trials)) == (True, tried)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A conversion gives up after a few wrong guesses."""
+    monkeypatch.setattr(exact_bindings, "_MOST_WRONG", 2_000)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_queue_with_many_bindings_of_unknown_types_is_soon_refused(broker: TestBroker, trials: list[Binding]) -> None:
+    """If a queue has so many bindings with unusual arguments that mqtool would try types for minutes, `queue convert`
+    soon refuses it. It names one of them, and changes nothing.
+    """
+    fill(broker)
+    bind_unknown(broker, 20)
+    before = definitions(broker), keys_of_bindings(broker)
+    said = "too many bindings to 'jobs' have arguments whose types mqtool has to guess, such as the one from 'files' ("
+    refusal = refusal_for_bindings(broker)
+    assert refusal is not None
+    assert refusal.what.startswith(said)
+    with pytest.raises(Unavailable) as refused:
+        convert(broker)
+    assert str(refused.value).startswith(said)
+    assert len(trials) == 2 * (20 + 1)  # one of the others has arguments, too
+    assert (definitions(broker), keys_of_bindings(broker)) == before
+
+
+@pytest.mark.usefixtures("impatient")
+def test_many_bindings_of_unknown_types_do_not_stop_an_undo(
+    broker: TestBroker, monkeypatch: pytest.MonkeyPatch, trials: list[Binding]
+) -> None:
+    """If somebody makes many bindings of the queue with unusual arguments during a conversion, `queue convert --undo`
+    soon leaves them as they are, and restores the others. Many such bindings of the exchange
+    `jobs.mqtool-convert.through` stop it, since mqtool's own may be among them. It names one of them; once they are
+    unbound, it can be run again.
+    """
+    fill(broker)
+    before = keys_of_bindings(broker)
+    interrupt_at_unbinding(broker, monkeypatch, 2)
+    through = "jobs.mqtool-convert.through"
+    bind_unknown(broker, 20)
+    bind_unknown(broker, 20, to=through)
+    with pytest.raises(Unavailable, match=f"too many bindings to '{through}' have arguments .* from 'files'"):
+        convert(broker, undo=True)
+    assert len(trials) == 2 * (20 + 1)  # one of the others has arguments, too
+    with Connection(parse_addresses(broker.url)) as connection:
+        channel = connection.channel()
+        for number in range(20):
+            arguments = {"value": Decimal("3.14"), "number": number, "text": "a"}
+            administration.unbind(channel, Binding("files", through, str(number), arguments, to_exchange=True))
+    assert convert(broker, undo=True) is not None
+    keys = keys_of_bindings(broker)
+    assert set(before) < set(keys)
+    assert len(keys) == len(before) + 20
+
+
+def test_a_conversion_can_be_stopped_while_it_tries_types(broker: TestBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C and TERM stop a conversion that finds out the types of many bindings' arguments before it makes the next
+    binding. Nothing is left of its attempts.
+    """
+    fill(broker)
+    bind_unknown(broker, 5)
+    before = definitions(broker), keys_of_bindings(broker)
+    api = Management(broker.management, "guest", "guest")
+    plan = conversion_plan.prospect(api, broker.vhost, "jobs", "quorum", {}, not_counted).plan
+    bind_now, made = administration.bind, list[Binding]()
+    with Connection(parse_addresses(broker.url)) as connection:
+        conversion = Conversion(connection, api, broker.vhost, plan, user="guest")
+
+        def stopping(channel: administration.Asks, binding: Binding) -> None:
+            made.append(binding)
+            bind_now(channel, binding)
+            conversion.stop()
+
+        monkeypatch.setattr(administration, "bind", stopping)
+        with pytest.raises(Stopped):
+            conversion.begin()
+    assert len(made) == 1
+    wait_until(lambda: (definitions(broker), keys_of_bindings(broker)) == before, lambda: definitions(broker))
 
 
 @pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic")])
@@ -1320,10 +1483,12 @@ def test_queue_convert_resume_says_that_the_holding_queue_was_deleted(
     managed: Shell, broker: TestBroker, kill_at: int
 ) -> None:
     """`queue convert` holds messages in another queue while it replaces a queue. If this holding queue was deleted, the
-    messages in it are lost. `queue convert --resume` says so, and restores the bindings and the other messages.
+    messages in it are lost. `queue convert --resume` says so, and restores the bindings and the other messages, even if
+    somebody has bound the queue with arguments whose types cannot be found out.
     """
     fill(broker)
     assert convert(broker, kill_at) is None
+    bind(broker, "cannot be kept", value=[Decimal("3.14")])
     with Connection(parse_addresses(broker.url)) as connection:
         channel = connection.channel()
         left = channel.depth_of("jobs")
@@ -1335,7 +1500,9 @@ def test_queue_convert_resume_says_that_the_holding_queue_was_deleted(
     queues, exchanges, bindings = definitions(broker)
     assert queues == {"jobs"}
     assert {name for name in exchanges if not name.startswith("amq.")} <= {"logs", "files"}
-    assert bindings == sorted(((source, "jobs", key, matched) for source, key, matched in BINDINGS), key=json.dumps)
+    kept = [each for each in bindings if each[2] != "cannot be kept"]
+    assert kept == sorted(((source, "jobs", key, matched) for source, key, matched in BINDINGS), key=json.dumps)
+    assert len(kept) == len(bindings) - 1
     assert [delivery.body for delivery in taken(broker, "jobs", left + 1)][-1] == b"late"
 
 

@@ -31,7 +31,7 @@ from mqtool.topology import Exchange
 from mqtool.where import parse
 from mqtool.work import conversion_plan
 from mqtool.work.conversion_plan import ConversionNames, ConversionPlan, Prospect
-from mqtool.work.queue_conversion import Conversion, Stopped, inexact_bindings, left_behind, refused_by_broker
+from mqtool.work.queue_conversion import Conversion, Stopped, inexact_binding, left_behind, refused_by_broker
 
 part = typer.Typer()
 
@@ -152,10 +152,9 @@ def _add_refusals_of_broker(access: Access, api: Management, found: Sequence[Pro
         return
     with connection:
         for each in found:
-            if (refusal := refused_by_broker(connection, each.plan)) is not None:
+            refusal = refused_by_broker(connection, each.plan) or inexact_binding(connection, api, access.vhost, each)
+            if refusal is not None:
                 each.refusals.append(refusal)
-            else:
-                each.refusals += inexact_bindings(connection, api, access.vhost, each)
 
 
 def _refusals(found: Prospect, *, force: bool) -> list[conversion_plan.Refusal]:
