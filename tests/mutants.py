@@ -101,6 +101,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     "mqtool/work/dead_letter_declaration.py": ("tests/unit/test_dead_letter_declaration.py",),
     "mqtool/work/deduplication.py": ("tests/unit/test_deduplication.py",),
     "mqtool/work/delay_relay.py": ("tests/unit/test_delay_relay.py",),
+    "mqtool/work/exact_bindings.py": ("tests/unit/test_exact_bindings.py",),
     "mqtool/work/exec_command.py": ("tests/unit/test_exec_command.py",),
     "mqtool/work/held_messages.py": ("tests/unit/test_held_messages.py",),
     "mqtool/work/history.py": ("tests/unit/test_history.py",),

@@ -182,8 +182,8 @@ def _tables(shown: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the different tables that the API may show like this."""
     known = set[bytes]()
     for guess in _GUESSES:
-        table = {name: value if name == _X_MATCH else _value(value, guess) for name, value in shown.items()}
         try:
+            table = {name: value if name == _X_MATCH else _value(value, guess) for name, value in shown.items()}
             encoded = types.CLIENT.encode_table(table)
         except (ValueError, OverflowError, struct.error, types.NoFieldType):  # it cannot be meant
             continue
