@@ -44,6 +44,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
         *_CLIENT,
     ),
     "mqtool/address.py": ("tests/unit/test_address.py",),
+    "mqtool/duration.py": ("tests/unit/test_duration.py", "tests/unit/test_backoff.py"),
     "mqtool/amqp/administration.py": ("tests/unit/test_administration.py",),
     "mqtool/amqp/basic_frames.py": ("tests/unit/test_deliveries.py",),
     "mqtool/amqp/channel.py": ("tests/unit/test_channel.py", "tests/unit/test_publishing.py"),
