@@ -97,6 +97,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     "mqtool/delays/holding.py": ("tests/unit/test_delay_holding.py",),
     "mqtool/delays/wait_queues.py": ("tests/unit/test_wait_queues.py", "tests/unit/test_retrying.py"),
     "mqtool/management/overflow.py": ("tests/unit/test_queue_limits.py", "tests/unit/test_diagnosis.py"),
+    "mqtool/streams/entries.py": ("tests/unit/test_stream_entries.py",),
     "mqtool/work": ("tests/unit/test_retrying.py", *_CLIENT),
     "mqtool/work/conversion_plan.py": ("tests/unit/test_conversion_plan.py",),
     "mqtool/work/dead_letter_declaration.py": ("tests/unit/test_dead_letter_declaration.py",),
