@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from pika import PlainCredentials
+from pika import PlainCredentials, exceptions
 
 from mqtool.amqp import (
     Address,
@@ -17,8 +17,10 @@ from mqtool.amqp import (
     Connection,
     Receiving,
     TlsFiles,
+    basic_frames,
     connection,
     parse_addresses,
+    pika_errors,
     reopening_channel,
 )
 from mqtool.amqp.channel import Channel
@@ -172,6 +174,21 @@ def test_a_connection_beside_another_has_its_name(connect: Connect, vhost: Vhost
         assert vhost.faults.cut_connections("nightly") == 2
 
 
+def test_a_connection_beside_another_uses_the_same_certificates(connect: Connect, vhost: Vhost) -> None:
+    """A connection that Connection.beside() opens trusts the same certificates as the first one, so that commands with
+    --tls-ca can open it, too.
+    """
+    read = list[str]()
+
+    class Recorded(TlsFiles):
+        def context(self) -> ssl.SSLContext:
+            read.append(str(self.ca))
+            return CONTEXT
+
+    with connect(f"{vhost.url},amqps://one", tls=Recorded(ca="ours.pem")).beside():
+        assert read == ["ours.pem", "ours.pem"]
+
+
 def test_a_connection_uses_the_first_node_that_accepts_it(
     connect: Connect, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +226,39 @@ def test_a_broker_that_cannot_be_reached_is_an_error() -> None:
     ):
         with pytest.raises(Unavailable, match=words):
             Connection(addresses)
+
+
+def test_an_error_before_connecting_is_reported(vhost: Vhost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the operating system refuses a connection before it is attempted, for example because too many files are open,
+    opening the connection raises Unavailable with the system's reason.
+    """
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(connection, "CONNECTION", refused)
+    [address] = parse_addresses(vhost.url)
+    with pytest.raises(Unavailable, match=rf"^cannot connect to {address.host}:{address.port}: too many open files$"):
+        Connection([address])
+
+
+def test_a_connection_that_is_lost_as_soon_as_it_is_open_is_an_error(
+    connect: Connect, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a connection is lost just after the broker has accepted it, opening it raises Unavailable, which names the
+    node.
+    """
+    is_set_up = Connection._is_set_up
+
+    def lost(self: Connection) -> bool:
+        vhost.faults.cut_connections()
+        vhost.wait_for(lambda: self._pika is None)
+        return is_set_up(self)
+
+    monkeypatch.setattr(Connection, "_is_set_up", lost)
+    where = re.escape(str(parse_addresses(vhost.url)[0]))
+    with pytest.raises(Unavailable, match=f"^the connection to {where} was lost as soon as it was open$"):
+        connect()
 
 
 @pytest.mark.parametrize(
@@ -261,6 +311,8 @@ def test_a_lost_connection_that_is_not_reopened_fails_its_channels(connect: Conn
     with pytest.raises(Unavailable) as caught:
         opened.channel()
     assert caught.value is failure
+    with pytest.raises(exceptions.ConnectionWrongStateError):
+        opened.open_pika_channel(lambda _: None)
 
 
 def test_a_closed_connection_fails_its_channels(connect: Connect) -> None:
@@ -275,6 +327,21 @@ def test_a_closed_connection_fails_its_channels(connect: Connect) -> None:
     assert log.events == ["closing", failure_of(channel)]
     with pytest.raises(Unavailable, match=r"^the connection is closed$"):
         opened.channel()
+
+
+def test_closing_waits_until_the_broker_has_closed_the_connection(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When Connection.close() returns, the broker has confirmed that it has closed the connection, and so has requeued
+    unacknowledged deliveries.
+    """
+    monkeypatch.setattr(connection, "_HOPELESS_PATIENCE", 0.0)
+    opened = connect()
+    pika = opened._pika
+    assert pika is not None
+    opened.close()
+    assert pika.is_closed
+    assert opened._pika is None
 
 
 def test_closing_does_not_wait_long_for_a_broker_that_has_not_replied(
@@ -342,6 +409,24 @@ def test_a_connection_that_the_broker_closes_is_reopened_unless_the_error_would_
     else:
         assert str(failure_of(channel)) == words
         assert told == []
+
+
+def test_a_connection_is_not_reopened_after_a_message_that_is_too_large(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a broker sends headers that are larger than any message that RabbitMQ accepts, the connection's channels fail
+    with an error that says so. The connection is not reopened, since the broker would send the same message again.
+    """
+    told = Told()
+    channel = connect(notice=told, backoff=AT_ONCE).channel()
+    channel.declare(Q)
+    list(channel.publish([Message(b"", properties={"headers": {"h": "x" * 2000}})], routing_key="q"))
+    monkeypatch.setattr(basic_frames, "LARGEST_MESSAGE", 1000)
+    with pytest.raises(Unavailable) as caught:
+        next(channel.consume(Q, Receiving(count=1)))
+    assert str(caught.value) == str(pika_errors.message_too_large())
+    assert failure_of(channel) is caught.value
+    assert told == []
 
 
 def test_a_connection_that_was_lost_before_is_reopened_after_its_first_internal_error(
@@ -516,6 +601,25 @@ def test_closing_ends_the_attempts_to_reconnect(
     opened.close()
     assert not recovery.is_alive()
     assert len(told) == 1
+
+
+def test_closing_does_not_wait_for_a_broker_that_does_not_answer_an_attempt_to_reconnect(
+    vhost: Vhost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a broker accepts the connection of an attempt to reconnect but does not answer, Connection.close() waits only
+    for a moment, not until the attempt has failed.
+    """
+    monkeypatch.setattr(connection, "_CLOSE_PATIENCE", 0.01)
+    told = Told()
+    with EmbeddedBroker() as broker:
+        url = f"{broker.url}?connection_timeout=3600000"
+        opened = Connection(parse_addresses(url), notice=told, backoff=AT_ONCE)
+    with opened, socket.create_server(("127.0.0.1", broker.port)) as server:
+        accepted, _ = server.accept()
+        opened.close()
+        accepted.close()
+    with pytest.raises(Unavailable, match=r"^the connection is closed$"):
+        opened.channel()
 
 
 def test_a_blocked_publisher_waits_until_the_broker_unblocks_it(connect: Connect, vhost: Vhost) -> None:

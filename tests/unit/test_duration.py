@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqtool.duration import parse_duration, parse_interval
+from mqtool.duration import compact_duration, parse_duration, parse_interval
 
 SECOND, DAY = 1000, 86_400_000
 
@@ -25,6 +25,30 @@ SECOND, DAY = 1000, 86_400_000
 def test_a_duration_is_a_sum_of_numbers_with_units(text: str, seconds: float) -> None:
     """A duration such as 1h30m is the sum of its numbers, each with a unit from milliseconds to days."""
     assert parse_duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        *((0, "0ms"), (0.0004, "0ms"), (0.0006, "1ms"), (0.25, "250ms"), (0.999, "999ms"), (1, "1s")),
+        *((59.999, "59s999ms"), (60, "1m"), (90.5, "1m30s500ms"), (3599, "59m59s"), (3600, "1h"), (5400, "1h30m")),
+        *(
+            (86_399, "23h59m59s"),
+            (86_400, "1d"),
+            (2 * 86_400 + 3_600 + 60 + 1.001, "2d1h1m1s1ms"),
+            (10**8, "1157d9h46m40s"),
+        ),
+    ],
+)
+def test_a_duration_is_shown_in_the_largest_units(seconds: float, text: str) -> None:
+    """mqtool shows durations in the largest units that fit, rounded to milliseconds, and without parts that are 0."""
+    assert compact_duration(seconds) == text
+
+
+@given(st.integers(0, 10**12))
+def test_a_duration_that_mqtool_shows_can_be_entered(milliseconds: int) -> None:
+    """A duration that mqtool has shown, for example in NDJSON, means the same as input."""
+    assert parse_duration(compact_duration(milliseconds / 1000)) == pytest.approx(milliseconds / 1000)
 
 
 @pytest.mark.parametrize(

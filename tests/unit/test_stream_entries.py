@@ -2,15 +2,17 @@
 
 import gzip
 import struct
+import sys
 import zlib
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mqtool.codecs.amqp10_message import DATA, MESSAGE_ANNOTATIONS
+from mqtool.codecs.amqp10_message import DATA, MESSAGE_ANNOTATIONS, SEQUENCE, VALUE
 from mqtool.codecs.amqp10_values import NULL, compound, section, variable
 from mqtool.errors import BadData
 from mqtool.message import Message
@@ -54,6 +56,112 @@ def test_a_stream_message_is_decoded_as_it_was_encoded(
     assert (entry.exchange, entry.routing_key) == ("", None)
 
 
+@pytest.mark.parametrize(("size", "overhead"), [(0, 5), (1, 5), (255, 5), (256, 8), (70_000, 8)])
+def test_a_stream_message_without_properties_takes_few_bytes_more_than_its_body(size: int, overhead: int) -> None:
+    """A stream message without properties takes 5 bytes more than its body or, with a body of 256 bytes or more, 8
+    bytes more. It is decoded as it was encoded. A body of up to 255 bytes is read without decoding sections.
+    """
+    body = b"x" * size
+    encoded = entries.encode(Message(body, routing_key="k"))
+    assert len(encoded) == size + overhead
+    assert entries.decode(encoded) == entries.StreamEntry(body, {})
+    assert entries.body_alone(encoded) == (body if size < 256 else None)
+
+
+def test_only_a_single_short_body_is_read_without_decoding_sections() -> None:
+    """A stream entry that is not AMQP 1.0 is a body. One with several sections, or with a body that is cut off, is not
+    read without decoding.
+    """
+    one = section(DATA, b"\xa0\x01x")
+    assert entries.body_alone(b"plain") == b"plain"
+    assert entries.body_alone(one) == b"x"
+    for other in (
+        one + one,
+        one[:-1],
+        one[:4],
+        one + b"y",
+        section(VALUE, b"\xa0\x01x"),
+        section(entries.PROPERTIES, b"\x45"),
+    ):
+        assert entries.body_alone(other) is None
+
+
+def test_a_stream_message_is_encoded_as_rabbitmq_stores_it() -> None:
+    """mqtool encodes the properties of a stream message with the types with which RabbitMQ stores them: the user id as
+    bytes, the content type and encoding as symbols, the priority as a byte, and names of annotations as symbols. There
+    are no sections without content.
+    """
+    properties = {
+        **{name: name for name in ("user_id", "reply_to", "correlation_id", "content_type", "content_encoding")},
+        **{"timestamp": 1_000, "priority": 5, "type": "t", "headers": {"h": "v"}, "app_id": None},
+    }
+    symbols = b"x-basic-priority"
+    fields = [
+        *(variable(0xA1, b"id"), variable(0xA0, b"user_id"), NULL, NULL, variable(0xA1, b"reply_to")),
+        *(variable(0xA1, b"correlation_id"), variable(0xA3, b"content_type"), variable(0xA3, b"content_encoding")),
+        *(NULL, b"\x83" + struct.pack(">q", 1_000_000)),
+    ]
+    headers = [variable(0xA1, each) for each in (b"x-basic-type", b"t", b"h", b"v")]
+    body = section(DATA, b"\xa0\x01x")
+    assert entries.encode(Message(b"x", properties=properties, message_id="id")) == (
+        section(MESSAGE_ANNOTATIONS, compound(0xC1, [variable(0xA3, symbols), b"\x50\x05"]))
+        + section(entries.PROPERTIES, compound(0xC0, fields))
+        + section(entries.APPLICATION_PROPERTIES, compound(0xC1, headers))
+        + body
+    )
+    assert entries.encode(Message(b"x", properties={"headers": {"h": "v"}})) == (
+        section(entries.APPLICATION_PROPERTIES, compound(0xC1, headers[2:])) + body
+    )
+    assert entries.encode(Message(b"x", properties={"app_id": None})) == body
+
+
+def test_a_message_for_a_super_stream_names_its_exchange_and_routing_key() -> None:
+    """A message that mqtool publishes to a super stream has the exchange and routing key that it would have if RabbitMQ
+    had routed it. A message without a routing key, or to a single stream, has neither.
+    """
+    entry = entries.decode(entries.encode(Message(b"x", routing_key="eu"), "orders"))
+    assert entry == entries.StreamEntry(b"x", {}, "orders", "eu")
+    assert entries.decode(entries.encode(Message(b"x"), "orders")) == entries.StreamEntry(b"x", {})
+    with_header = Message(b"x", routing_key="eu", properties={"priority": 1})
+    assert entries.decode(entries.encode(with_header)) == entries.StreamEntry(b"x", {"priority": 1})
+
+
+def test_a_user_id_of_a_stream_message_is_text() -> None:
+    """The user id of a stream message, which is stored as bytes, is received as text, also if it is not UTF-8."""
+    for stored, received in ((b"me", "me"), (b"\xff", "\udcff")):
+        fields = section(entries.PROPERTIES, compound(0xC0, [NULL, variable(0xA0, stored)]))
+        entry = entries.decode(fields + section(DATA, b"\xa0\x01x"))
+        assert entry == entries.StreamEntry(b"x", {"user_id": received})
+
+
+def test_the_body_of_a_stream_message_can_have_several_parts() -> None:
+    """If the body of a stream message has several data sections, the message is received with all of them in order. A
+    body that is an AMQP 1.0 value or sequence is received with its encoding.
+    """
+    before = section(entries.PROPERTIES, compound(0xC0, [variable(0xA1, b"id")]))
+    found = {"message_id": "id"}
+    for parts in ([b"one", b"two"], [b"one", b"two", b"three"]):
+        stored = before + b"".join(section(DATA, variable(0xA0, part)) for part in parts)
+        assert entries.decode(stored) == entries.StreamEntry(b"".join(parts), found)
+    for body in (section(VALUE, variable(0xA1, b"x")), section(SEQUENCE, compound(0xC0, [NULL]))):
+        assert entries.decode(before + body) == entries.StreamEntry(body, found)
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_a_stream_message_keeps_the_smallest_and_the_largest_priority(value: int) -> None:
+    """A stream message with a priority of 0 or 255 is received with it."""
+    entry = entries.decode(entries.encode(Message(b"x", properties={"priority": value})))
+    assert entry.properties == {"priority": value}
+
+
+@pytest.mark.parametrize("data", [b"\x00Su\xa0", b"\x00", section(entries.PROPERTIES, b"\x45")])
+def test_a_stream_entry_without_a_complete_body_is_received_as_the_body(data: bytes) -> None:
+    """If a stream entry begins like an AMQP 1.0 message, but is cut off or has no body, the receiver gets the entry's
+    bytes unchanged as the body.
+    """
+    assert entries.decode(data) == entries.StreamEntry(data, {})
+
+
 @given(st.binary(max_size=200))
 @example(b"\x00Su\xa0")
 def test_a_stream_entry_that_is_not_amqp_1_0_is_received_as_the_body(data: bytes) -> None:
@@ -69,7 +177,7 @@ def test_a_stream_entry_that_is_not_amqp_1_0_is_received_as_the_body(data: bytes
     "value",
     [
         *(b"\x74" + bytes(4), b"\xa0\x01\xff", b"\x45", b"\x41", b"\x82\x7f\xf8" + bytes(6)),
-        *(b"\x82" + struct.pack(">d", 5.0), b"\x71" + struct.pack(">i", -6), b"\x71" + struct.pack(">i", 700)),
+        *(b"\x82" + struct.pack(">d", 5.0), b"\x71" + struct.pack(">i", -6), b"\x71" + struct.pack(">i", 256)),
         *(b"\xa1\x02-1", b"\xa1\x04soon", b"\xa1\x0a4294967296", b"\xa1\x02\xc2\xb2"),
     ],
 )
@@ -143,6 +251,8 @@ def test_a_section_of_a_stream_message_that_cannot_be_decoded_becomes_a_header(r
         assert entries.decode(section(kind, raw) + rest) == entries.StreamEntry(b"x", found)
     entry = entries.decode(section(entries.PROPERTIES, raw) + rest)
     assert entry == entries.StreamEntry(b"x", {"headers": {"mqtool-unreadable": raw}})
+    both = section(MESSAGE_ANNOTATIONS, raw) + section(entries.APPLICATION_PROPERTIES, raw)
+    assert entries.decode(both + rest).properties["headers"] == {"mqtool-unreadable": raw + raw}
 
 
 @pytest.mark.parametrize("time", [b"\x83" + struct.pack(">q", -1000), b"\x53\x05", b"\xa1\x01x"])
@@ -225,6 +335,116 @@ def test_the_messages_of_a_sub_entry_batch_are_read_one_by_one(compression: int)
     assert (chunk.first_offset, chunk.records, [*entries.chunk_entries(chunk)]) == (42, 2, [b"one", b"two"])
 
 
+def entry_of(data: bytes, compression: int = 0, size: int | None = None, count: int = 2) -> bytes:
+    """A sub-entry batch as it is stored in a chunk."""
+    return struct.pack(">BHII", 0x80 | compression << 4, count, len(data) if size is None else size, len(data)) + data
+
+
+def sized(*records: bytes) -> bytes:
+    return b"".join(struct.pack(">I", len(record)) + record for record in records)
+
+
+def chunk(data: bytes, entry_count: int, records: int) -> entries.Chunk:
+    return entries.Chunk(42, records, entry_count, data)
+
+
+def test_a_chunk_can_contain_messages_and_batches() -> None:
+    """A chunk of a stream can contain messages and sub-entry batches one after another, and messages of any size, also
+    empty ones. All are read in order.
+    """
+    data = sized(b"1") + entry_of(sized(b"22", b"333")) + sized(b"") + entry_of(sized(b"4444", b"")) + sized(b"55555")
+    expected = [b"1", b"22", b"333", b"", b"4444", b"", b"55555"]
+    assert [*entries.chunk_entries(chunk(data, 5, 7))] == expected
+
+
+@pytest.mark.parametrize("cut", [1, len(PLAIN), len(PLAIN) + 5, len(PLAIN) + 11])
+def test_messages_that_are_missing_at_the_end_of_a_chunk_are_counted(cut: int) -> None:
+    """If the end of a chunk is missing, a stream reader gets the messages before it, and the number of those that
+    cannot be read.
+    """
+    whole = sized(b"one", b"two") + entry_of(PLAIN)
+    assert [*entries.chunk_entries(chunk(whole[:-cut], 3, 4))] == [
+        *(b"one", b"two"),
+        entries.Skipped(2, "the rest of the chunk is damaged"),
+    ]
+    assert [*entries.chunk_entries(chunk(entry_of(PLAIN) + sized(b"one") + b"\x00", 3, 5))] == [
+        *(b"one", b"two", b"one"),
+        entries.Skipped(2, "the rest of the chunk is damaged"),
+    ]
+
+
+@pytest.mark.parametrize(("name", "start"), [
+    ("snappy", b"\xff\x06\x00\x00sNaPpY"), ("lz4", b"\x04\x22\x4d\x18"), ("zstd", b"\x28\xb5\x2f\xfd"),
+    ("zstd", b"\x5f\x2a\x4d\x18"),
+])  # fmt: skip
+def test_a_batch_for_which_a_package_is_missing_names_the_package(
+    monkeypatch: pytest.MonkeyPatch, name: str, start: bytes
+) -> None:
+    """If the Python package for the compression of a sub-entry batch is not installed, a stream reader skips the batch
+    and names the package. If the batch does not begin like data of this compression, the reader says so instead: no
+    package could read it.
+    """
+    module, package = {
+        "snappy": ("snappy", "python-snappy"), "lz4": ("lz4", "lz4"), "zstd": ("zstandard", "zstandard"),
+    }[name]  # fmt: skip
+    for missing in (module, f"{module}.frame"):
+        monkeypatch.setitem(sys.modules, missing, None)
+    compression = [each for each, _ in entries._COMPRESSIONS].index(name)
+    assert [*entries.chunk_entries(batch_of(start + b"rest", compression))] == [
+        entries.Skipped(2, f"the batch is compressed with {name}, for which a Python package is missing", package)
+    ]
+    assert [*entries.chunk_entries(batch_of(b"?" + start, compression))] == [
+        entries.Skipped(2, f"the batch cannot be decompressed ({name}): it does not begin like {name} data")
+    ]
+
+
+def test_no_more_of_a_batch_is_decompressed_than_it_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each compression decompresses at most the number of bytes that a stream reader asks for, so that a small batch
+    cannot fill the memory. snappy, which cannot limit its output, gets 4 KiB at a time, and no more data once there is
+    enough.
+    """
+    pieces, read = list[int](), list[tuple[object, ...]]()
+
+    class StreamDecompressor:
+        def decompress(self, data: bytes) -> bytes:
+            pieces.append(len(data))
+            return data * 2
+
+    class LZ4FrameDecompressor:
+        def decompress(self, data: bytes, max_length: int) -> bytearray:
+            return bytearray(data[:max_length])
+
+    def zstd(*, max_window_size: int) -> SimpleNamespace:
+        def reader(data: bytes) -> SimpleNamespace:
+            return SimpleNamespace(read=lambda most: bytearray(data[:most]))
+
+        read.append(("window", max_window_size))
+        return SimpleNamespace(stream_reader=reader)
+
+    frame = SimpleNamespace(LZ4FrameDecompressor=LZ4FrameDecompressor)
+    monkeypatch.setitem(sys.modules, "snappy", SimpleNamespace(StreamDecompressor=StreamDecompressor))
+    monkeypatch.setitem(sys.modules, "lz4", SimpleNamespace(frame=frame))
+    monkeypatch.setitem(sys.modules, "lz4.frame", frame)
+    monkeypatch.setitem(sys.modules, "zstandard", SimpleNamespace(ZstdDecompressor=zstd))
+    data = bytes(range(200)) * 100
+    found = {name: function(data, 10) for name, function in entries._COMPRESSIONS if name not in ("gzip", "snappy")}
+    assert found == dict.fromkeys(("none", "lz4", "zstd"), data[:10])
+    assert read == [("window", 128 << 20)]
+    assert entries._gunzip(gzip.compress(data), 10) == data[:10]
+    doubled = b"".join(data[at : at + 4096] * 2 for at in range(0, len(data), 4096))
+    assert entries._unsnap(data, 8193) == doubled[:8193]
+    assert entries._unsnap(data, 8192) == doubled[:8192]
+    assert entries._unsnap(data, 1_000_000) == doubled
+    assert pieces == [4096, 4096, 4096, *[4096] * 4, len(data) - 4 * 4096]
+
+
+def test_the_largest_batch_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream reader reads a sub-entry batch of exactly the largest size, which is 128 MiB."""
+    assert entries._LARGEST_BATCH == 134_217_728
+    monkeypatch.setattr(entries, "_LARGEST_BATCH", len(PLAIN))
+    assert [*entries.chunk_entries(batch_of(PLAIN, 0))] == [b"one", b"two"]
+
+
 @pytest.mark.parametrize("compression", range(5))
 def test_a_sub_entry_batch_larger_than_it_claims_is_skipped(compression: int) -> None:
     """If a sub-entry batch of a stream decompresses to more bytes than its header says, a stream reader skips the
@@ -243,6 +463,7 @@ def test_a_sub_entry_batch_larger_than_it_claims_is_skipped(compression: int) ->
         (batch_of(PLAIN[:7], 0, size=7), "the batch does not consist of 2 messages"),
         (batch_of(PLAIN, 0, size=1 << 30), "the batch says that it has 1,073,741,824 bytes"),
         (batch_of(PLAIN, 7), "unknown compression (7)"),
+        (batch_of(PLAIN, 5), "unknown compression (5)"),
         (batch_of(b"no gzip", 1), "cannot be decompressed (gzip)"),
     ],
 )
@@ -260,6 +481,12 @@ def test_a_stream_chunk_with_a_wrong_checksum_raises_an_error() -> None:
     assert [*entries.chunk_entries(entries.parse_chunk(chunk_of(b"one", b"two")))] == [b"one", b"two"]
     with pytest.raises(BadData, match="checksum"):
         entries.parse_chunk(chunk_of(b"one", damaged=True))
+    whole = chunk_of(b"one")
+    other_kind = whole[:6] + b"\x01" + whole[7:]
+    assert struct.unpack_from(">HHBbb", other_kind)[-1] == 1
+    for wrong in (other_kind, whole[:-1], whole + b"x"):
+        with pytest.raises(BadData, match="checksum"):
+            entries.parse_chunk(wrong)
 
 
 def test_a_stream_offset_can_be_a_name_a_number_a_time_or_an_age() -> None:

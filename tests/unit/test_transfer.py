@@ -30,6 +30,7 @@ from mqtool.work.transfer import (
     name_of,
     not_taken,
     redriven,
+    size_of_headers,
     stays,
 )
 from tests.unit.scripted_broker import scripted_broker
@@ -66,7 +67,7 @@ def test_a_moved_message_is_persistent_and_does_not_expire() -> None:
 def test_a_failed_message_contains_its_history_and_no_headers_of_the_broker() -> None:
     """When `worker` moves a message to another queue after a failed attempt, the message's headers contain the number
     of failed attempts, the last error, the queue, and the time of the first failure. The broker's own headers, CC
-    and BCC are removed.
+    and BCC are removed. So is a number of redrives, when the message is dead-lettered, if it is not a number.
     """
     message = failed(with_headers({**BROKERS, **COPIES, "x": 1}), "exit status 1", "jobs.wait.1s")
     headers = dict(message.properties["headers"])
@@ -84,6 +85,8 @@ def test_a_failed_message_contains_its_history_and_no_headers_of_the_broker() ->
     }  # fmt: skip
     returned = failed(with_headers({"mqtool-redrives": 2}), "no", "jobs.dlq", "rejected")
     assert returned.properties["headers"]["mqtool-redrives"] == 2
+    forged = failed(with_headers({"mqtool-redrives": "many"}), "no", "jobs.dlq", "rejected")
+    assert "mqtool-redrives" not in forged.properties["headers"]
 
 
 def test_a_redriven_message_has_only_its_publishers_headers_its_origin_and_the_number_of_redrives() -> None:
@@ -113,6 +116,20 @@ def test_a_message_for_another_broker_keeps_its_properties() -> None:
     kept = {"user_id": "me", "expiration": "5000", "delivery_mode": 1, "type": "t"}
     assert message.properties == {**kept, "headers": {"x": 1}}
     assert elsewhere(JOB, "other", "you").properties == {**kept, "user_id": None}
+
+
+def test_a_message_for_another_broker_loses_the_headers_with_its_origin_if_they_do_not_fit() -> None:
+    """When `move` moves a message to another broker, headers that name an exchange and a routing key are replaced by
+    those with which the message was published, since a publisher may have forged them. If the headers then do not fit
+    into a frame of the other broker, `move` removes these two headers, and keeps all others.
+    """
+    forged = {"mqtool-exchange": "", "mqtool-routing-key": "", "x": 1}
+    published = with_headers(forged, replace(JOB, exchange="logs", routing_key="eu" * 100))
+    origin = {"mqtool-exchange": "logs", "mqtool-routing-key": "eu" * 100}
+    size = size_of_headers(elsewhere(published, "other", "me")) + 8
+    for frame_max, headers in ((0, {**origin, "x": 1}), (size, {**origin, "x": 1}), (size - 1, {"x": 1})):
+        message = elsewhere(published, "other", "me", frame_max)
+        assert {**message.properties, "message_id": "a"} == {**JOB.properties, "headers": headers}
 
 
 def test_a_message_is_named_by_its_id_or_the_start_of_its_body() -> None:
@@ -642,6 +659,30 @@ def test_a_move_without_a_condition_receives_no_more_messages_than_its_limit(mon
     assert [each.count for each in some.receiving] == [None]
 
 
+@pytest.mark.parametrize(("keeps", "until"), [(False, Until(moved=2, idle=2.0)), (True, Until(idle=2.0))])
+def test_a_move_that_waits_for_messages_keeps_its_consumer(
+    monkeypatch: pytest.MonkeyPatch, until: Until, *, keeps: bool
+) -> None:
+    """A command such as `move` waits for messages with one consumer, whether it has moved or kept the messages before.
+    Its limit still applies.
+    """
+    source = Source(monkeypatch, 0.0, 1.0, 2.0)
+    assert source.moves(until, keeps=keeps, chooses=keeps) == ([] if keeps else [1, 2])
+    assert [each.count for each in source.receiving] == [until.moved]
+
+
+def test_a_move_asks_a_queue_that_delivers_nothing_ten_times_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a queue reports messages, but the broker delivers none, a command such as `move` asks the queue again every
+    0.1 s. After 10 s, it raises Unavailable.
+    """
+    source = Source(monkeypatch)
+    source.ready = 1_000
+    with pytest.raises(Unavailable, match="the broker delivers none"):
+        source.moves(Until())
+    assert source.now == pytest.approx(10.1, abs=0.11)
+    assert source._reported == pytest.approx(102, abs=2)  # one more with each question
+
+
 @pytest.mark.parametrize(("requeued", "chooses", "left"), [(3, True, 1), (3, False, 4), (0, True, 4)])
 def test_all_requeued_messages_are_received_if_some_are_held(
     monkeypatch: pytest.MonkeyPatch, requeued: int, *, chooses: bool, left: int
@@ -674,6 +715,7 @@ def test_a_move_ends_with_the_error_of_a_lost_connection(monkeypatch: pytest.Mon
     messages that were received but not moved, because the broker does.
     """
     monkeypatch.setattr(transfer, "AT_ONCE", 1)
+    monkeypatch.setattr(transfer, "_TOGETHER", 1)
     source = Source(monkeypatch, 0.0, 0.0)
 
     def message_for(delivery: Delivery) -> Message | None:

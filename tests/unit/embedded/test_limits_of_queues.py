@@ -4,12 +4,21 @@ from typing import Any
 
 import pytest
 
+from mqtool.broker.embedded.model.amqp_errors import ChannelException
 from mqtool.broker.embedded.model.amqp_message import BrokerMessage, ContentHeader, MessageProperties, encode_address
 from mqtool.broker.embedded.model.applied_policies import USER, Policy
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import PROFILES, Like
-from mqtool.broker.embedded.model.queue import BrokerQueue, Outcome, Why, consumer_timeout, feed, in_memory
+from mqtool.broker.embedded.model.queue import (
+    BrokerQueue,
+    Outcome,
+    Why,
+    consumer_timeout,
+    enforce_limits,
+    feed,
+    in_memory,
+)
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.codecs.field_tables import Int32, Table
@@ -247,6 +256,70 @@ def test_a_policy_sets_the_time_after_which_an_unused_queue_is_deleted(vhost: Vi
     assert "q" in vhost.queues
     clock.pass_by(1)
     assert "q" not in vhost.queues
+
+
+@pytest.mark.parametrize(
+    ("kind", "overflow", "left"), [("classic", None, 2), ("quorum", None, 4), ("classic", "reject-publish", 4)]
+)
+def test_a_policy_that_limits_a_queue_and_rejects_publishes_shortens_a_classic_queue_that_dropped_messages(
+    kind: str, overflow: str | None, left: int
+) -> None:
+    """If a policy sets a maximum length and `reject-publish`, a classic queue that dropped its oldest messages so far
+    drops those beyond the new length once. A quorum queue, and one that rejected new messages already, keeps all.
+    """
+    vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[Like.V4_3])
+    queue = add_queue(vhost, durable=True, x_queue_type=kind, **({} if overflow is None else {"x_overflow": overflow}))
+    for number in range(4):
+        queue.publish(message(b"%d" % number))
+    vhost.policies.put(USER, Policy("p", ".*", {"max-length": Int32(2), "overflow": "reject-publish"}))
+    assert bodies(queue) == [b"%d" % number for number in range(4 - left, 4)]
+    if left == 2:
+        requeued = [take(queue), take(queue)]
+        assert queue.publish(message(b"4"))[0]
+        assert queue.publish(message(b"5"))[0]
+        queue.requeue(requeued)
+        assert len(queue) == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "limits", "left"),
+    [("classic", {"x_max_length": Int32(2)}, 2), ("quorum", {"x_max_length": Int32(2)}, 4), ("classic", {}, 4)],
+)
+def test_a_classic_queue_is_shortened_when_its_broker_starts(kind: str, limits: Table, left: int) -> None:
+    """When the broker starts, messages that were unacknowledged are ready again. A classic queue then drops its oldest
+    messages beyond its maximum length, also with `reject-publish`. A quorum queue keeps them.
+    """
+    vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[Like.V4_3])
+    queue = add_queue(vhost, durable=True, x_queue_type=kind, x_overflow="reject-publish", **limits)
+    for number in range(2):
+        queue.publish(message(b"%d" % number))
+    unacknowledged = [take(queue), take(queue)]
+    for number in range(2, 4):
+        queue.publish(message(b"%d" % number))
+    queue.requeue(unacknowledged)
+    assert len(queue) == 4
+    enforce_limits(queue)
+    assert bodies(queue) == [b"%d" % number for number in range(4 - left, 4)]
+
+
+@pytest.mark.parametrize(("kind", "single_active"), [("classic", True), ("quorum", False), ("quorum", True)])
+def test_a_quorum_queue_with_a_single_active_consumer_refuses_basic_get(kind: str, *, single_active: bool) -> None:
+    """As in RabbitMQ, basic.get on a quorum queue with x-single-active-consumer is a channel error,
+    405 (RESOURCE_LOCKED). Classic queues and other quorum queues answer it.
+    """
+    vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[Like.V4_3])
+    queue = add_queue(vhost, durable=True, x_queue_type=kind, x_single_active_consumer=single_active)
+    queue.publish(message(b"1"))
+    if kind == "quorum" and single_active:
+        with pytest.raises(ChannelException) as caught:
+            queue.get(no_ack=True)
+        assert caught.value.code == 405
+        assert str(caught.value).endswith(
+            "cannot obtain access to locked queue 'q' in vhost '/'. basic.get operations are not supported by quorum "
+            "queues with single active consumer"
+        )
+    else:
+        assert take(queue).message.body == b"1"
 
 
 def test_an_auto_delete_queue_is_deleted_with_its_last_consumer(vhost: VirtualHost) -> None:
