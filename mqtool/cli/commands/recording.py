@@ -131,10 +131,10 @@ class RecordingOptions:
             return 0.0
         played, due = ReplayPace(pace.speed, clock=lambda: 0.0), 0.0
         for descriptor, size in zip(self._descriptors, self._sizes, strict=True):
-            ends = (os.pread(descriptor, _NEAR, 0), os.pread(descriptor, _NEAR, max(0, (size or 0) - _NEAR)))
             try:
+                ends = (os.pread(descriptor, _NEAR, 0), os.pread(descriptor, _NEAR, max(0, (size or 0) - _NEAR)))
                 first, last = (_moment(end.strip().split(b"\n")[at]) for end, at in zip(ends, (0, -1), strict=True))
-            except MqtoolError:
+            except (MqtoolError, OSError):
                 return 0.0  # messages() raises the error again, with the line number
             lowest, highest = self._selection.between(first, last)
             for moment, opens in ((lowest, True), (highest, False)):
