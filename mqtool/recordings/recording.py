@@ -246,9 +246,9 @@ class Reconciliation:
     Attributes:
         sent: the number of messages sent.
         got: the number of messages received, including duplicates.
-        missing: messages that were sent but did not arrive.
-        doubled: messages that arrived more than once.
-        unexpected: messages that arrived but were not sent.
+        missing: messages that were sent but did not arrive. Contains an id once for each such message.
+        doubled: ids that arrived more often than they were sent, and more than once.
+        unexpected: ids that arrived but were not sent.
         reordered: messages that arrived after a message that was sent later.
     """
 
@@ -261,23 +261,33 @@ class Reconciliation:
 
 
 def reconcile(sent: Iterable[str], got: Iterable[str]) -> Reconciliation:
-    """Compare the ids of sent and received messages. For the order, only the first arrival of each message counts."""
-    positions = {message_id: position for position, message_id in enumerate(sent)}
-    times: Counter[str] = Counter()
+    """Compare the ids of sent and received messages. Several messages may have the same id.
+
+    For the order, each arrival counts as the next message with its id that was sent after the latest one that arrived,
+    if there is one. Arrivals beyond the number of messages sent do not count.
+    """
+    ids = list(sent)
+    expected, times = Counter(ids), Counter[str]()
+    positions: dict[str, list[int]] = {}  # of the messages that have not arrived, the next one last
+    for position in reversed(range(len(ids))):
+        positions.setdefault(ids[position], []).append(position)
     reordered, latest = [], -1
     for message_id in got:
         times[message_id] += 1
-        position = positions.get(message_id)
-        if position is None or times[message_id] > 1:
+        if times[message_id] > expected[message_id]:
             continue
-        if position < latest:
+        ahead = positions[message_id]
+        while ahead and ahead[-1] < latest:
+            ahead.pop()
+        if ahead:
+            latest = ahead.pop()
+        else:
             reordered.append(message_id)
-        latest = max(latest, position)
     return Reconciliation(
-        sent=len(positions),
+        sent=len(ids),
         got=times.total(),
-        missing=[message_id for message_id in positions if message_id not in times],
-        doubled=[message_id for message_id, count in times.items() if count > 1],
-        unexpected=[message_id for message_id in times if message_id not in positions],
+        missing=[*(expected - times).elements()],
+        doubled=[message_id for message_id, count in times.items() if count > max(1, expected[message_id])],
+        unexpected=[message_id for message_id in times if message_id not in expected],
         reordered=reordered,
     )

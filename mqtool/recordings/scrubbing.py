@@ -8,7 +8,7 @@ import binascii
 import json
 import re
 from collections.abc import Callable, Collection
-from functools import lru_cache
+from functools import lru_cache, partial
 from json.encoder import encode_basestring
 from typing import Any
 
@@ -67,8 +67,8 @@ def parse_fields(names: Collection[str]) -> frozenset[str]:
 
 
 def _path(name: str) -> str:
-    first, dot, rest = name.partition(".")
-    if first in _TOP:
+    first, dot, rest = name.removeprefix("properties.").partition(".")
+    if first in _TOP and not name.startswith("properties."):
         return name
     known = first.replace("-", "_")
     if known not in PROPERTIES:
@@ -80,6 +80,11 @@ def _path(name: str) -> str:
 class Scrubber:
     """Replaces the values in a recording's lines.
 
+    Attributes:
+        unsearched: the number of lines in which text or bytes were replaced as a whole, because one of the fields in
+            `only` may be in them, and cannot be found there.
+        unseen: the fields in `only` of which no line had a value so far.
+
     Args:
         keep: fields, as returned by parse_fields(), that are kept, with everything inside them.
         only: replace only these fields; empty for all.
@@ -87,12 +92,14 @@ class Scrubber:
 
     def __init__(self, pseudonyms: Pseudonyms, keep: Collection[str] = (), only: Collection[str] = ()) -> None:
         self._pseudonyms = pseudonyms
+        self.unsearched = 0
+        self.unseen = set(only)
         self._keep = frozenset(keep)
         self._only = frozenset(only)
+        self._is_unsearched = False
         self._kept = {place: shape for place, shape in _USUALLY.items() if not _is_in(place[1], self._only)} | _ALWAYS
         self._treatment: Callable[[str], _Treatment] = lru_cache(4096)(self._chosen)
         self._is_replaced: Callable[[str], bool] = lru_cache(4096)(self._chosen_for_replacement)
-        self._looks_inside = self._is_replaced("body") or any(name.startswith("body.") for name in self._only)
 
     def line(self, line: bytes, place: str) -> bytes:
         """Scrub a line, given without its newline. `place` is the line's name in errors, such as "line 3"."""
@@ -101,26 +108,43 @@ class Scrubber:
             text = line.decode("utf-8", "surrogatepass")
         except UnicodeDecodeError as error:
             raise BadData(f"{place} is not UTF-8: {error}") from error
+        if "\0" in text:  # json.loads() also reads UTF-16 and UTF-32, in which no key would be found
+            raise BadData(f"{place} is not UTF-8")
         # Routing keys of the default exchange are names of queues.
         key = self._treatment("routing_key")
         if said.get("exchange") == "":
             key = None if (1, "queue") in self._kept else self._treatment("queue")
-        return ndjson.escaped(self._walked(text, "", key)).encode()
+        self._is_unsearched = False
+        scrubbed = ndjson.escaped(self._walked(text, "", key)).encode()
+        self.unsearched += self._is_unsearched
+        return scrubbed
 
     def _chosen_for_replacement(self, path: str) -> bool:
+        self.unseen = {field for field in self.unseen if not _is_in(path, {field})}
         return not _is_in(path, self._keep) and (not self._only or _is_in(path, self._only))
 
     def _chosen(self, path: str) -> _Treatment:
         """Return the function that replaces a string at this path; None keeps the string."""
         if path == "body":
-            return self._body if self._looks_inside else None
+            return self._body if self._is_replaced(path) or self._surrounds_field(path) else None
+        treatment, place = self._usual_treatment(path), path
         if path == "body_base64":
-            return self._base64 if self._is_replaced("body") else None
-        if not self._is_replaced(path):
-            return None
+            path = place = "body"
+        elif path.startswith("headers."):
+            place = path.removesuffix(".$bytes").removesuffix(".$encoded")
+        if self._is_replaced(path):
+            return treatment
+        return partial(self._unsearchable, place, treatment) if self._surrounds_field(place) else None
+
+    def _surrounds_field(self, place: str) -> bool:
+        """True if a field to replace would be inside the text or bytes at this place."""
+        return any(field.startswith(f"{place}.") and not _is_in(field, self._keep) for field in self._only)
+
+    def _usual_treatment(self, path: str) -> Callable[[str], str]:
+        """Return the function that replaces a string at this path, which is not the body's."""
         if path == "properties.content_type":
             return self._content_type
-        if path.startswith("headers.") and path.endswith(_BYTES):
+        if path == "body_base64" or (path.startswith("headers.") and path.endswith(_BYTES)):
             return self._base64
         # A body, a table or a header's name can also contain these keys, with any text as their value.
         if path.endswith(".$double"):
@@ -145,7 +169,7 @@ class Scrubber:
                 if match[2] is not None:
                     name = _text(match[1])
                     path = f"{around[-1]}.{name}" if around[-1] else name
-                    if name == "$encoded" and path.startswith("headers.") and is_replaced(path):
+                    if name == "$encoded" and path.startswith("headers.") and treatment(path) is not None:
                         return token.replace(name, "$bytes")  # the replaced bytes are not a valid AMQP value
                     return token
                 treat = key if path == "routing_key" else treatment(path)
@@ -166,8 +190,16 @@ class Scrubber:
         try:
             json.loads(text, parse_constant=_not_json)
         except (ValueError, RecursionError):
-            return self._pseudonyms.text(text) if self._is_replaced("body") else text
+            treatment = self._pseudonyms.text
+            return treatment(text) if self._is_replaced("body") else self._unsearchable("body", treatment, text)
         return self._walked(text, "body")
+
+    def _unsearchable(self, place: str, treatment: Callable[[str], str], text: str) -> str:
+        """Replace the whole text at a place. A field to replace may be in it, and cannot be found there."""
+        if (found := treatment(text)) != text:
+            self._is_unsearched = True
+            self.unseen = {field for field in self.unseen if not field.startswith(f"{place}.")}
+        return found
 
     def _content_type(self, text: str) -> str:
         match = _MEDIA_TYPE.match(text)

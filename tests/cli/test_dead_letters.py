@@ -311,6 +311,22 @@ def test_recording_reconcile_reports_missing_doubled_and_reordered_messages(shel
     assert json.loads(compared.stdout)["missing"] == ["b", "c", "d"]
 
 
+@on_any_broker
+def test_recording_reconcile_counts_messages_that_share_an_id(shell: Shell) -> None:
+    """If several messages were sent with the same message id, `recording reconcile` reports those that are missing, and
+    exits with 3. It counts neither of them as doubled if all of them arrive, so that `--exact` exits with 0.
+    """
+
+    def lines(*ids: str) -> str:
+        return "".join(json.dumps({"body": "", "properties": {"message_id": name}}) + "\n" for name in ids)
+
+    (shell.directory / "sent").write_text(lines("1", "1", "2"))
+    assert shell.run("mqtool", "recording", "reconcile", "sent", "sent", "--exact").code == 0
+    lost = shell.run("mqtool", "recording", "reconcile", "sent", "-", stdin=lines("1", "2"))
+    assert lost.stdout.splitlines()[:4] == ["sent        3", "got         2", "missing     1: 1", "doubled     0"]
+    assert (lost.code, lost.stderr) == (3, "mqtool: 1 of 3 messages is missing\n")
+
+
 def test_dlq_ls_exits_with_69_if_the_management_api_is_not_at_its_usual_port(lonely_shell: Shell) -> None:
     """If no management URL is given, and no management API answers at the usual port, `dlq ls` exits with 69, even if
     the broker has a management API at another port.

@@ -98,12 +98,13 @@ def test_failed_to_refuses_stdout_and_stderr(shell: Shell, command: str) -> None
 
 
 @on_any_broker
-def test_send_names_the_file_of_failed_messages_if_the_disk_becomes_full(shell: Shell) -> None:
+@pytest.mark.parametrize("where", ["-r nosuch", "-e nosuch --no-declare"], ids=["returned", "refused"])
+def test_send_names_the_file_of_failed_messages_if_the_disk_becomes_full(shell: Shell, where: str) -> None:
     """If the disk becomes full, `send --failed-to FILE` exits with 1 and names FILE.unfinished, which contains the
-    failed messages written so far.
+    failed messages written so far. This is so whether the broker returns the messages or closes the channel.
     """
     shell.start_cold()  # a limit is inherited
-    full = shell.script("ulimit -f 64; seq 5000 | mqtool send -r nosuch -l --quiet --failed-to failed")
+    full = shell.script(f"ulimit -f 64; seq 5000 | mqtool send {where} -l --quiet --failed-to failed")
     assert full.code == 1, full.stderr
     assert "failed.unfinished: File too large\nhint: it has the first of the messages" in full.stderr
     first, *_ = (shell.directory / "failed.unfinished").read_text().splitlines()
@@ -318,6 +319,85 @@ def test_failed_to_keeps_the_message_that_cannot_be_published(
     sent = shell.run("mqtool", "send", "-q", "q", "--json", *options, "--failed-to", "failed", stdin=lines)
     assert (sent.code, "1 confirmed" in sent.stderr) == (code, True), sent.stderr
     assert _bodies(shell, "failed") == ["2", "3"]
+
+
+def test_send_exits_with_65_after_an_invalid_line_although_the_broker_also_refuses_a_message(shell: Shell) -> None:
+    """If the broker refuses a message, and a later line of the input is invalid, `send --json --failed-to FILE` exits
+    with 65, which says that the lines after the invalid one are not in FILE. It prints both reasons, and FILE contains
+    the unconfirmed messages.
+    """
+    assert shell.run("mqtool", "queue", "declare", "q").code == 0
+    lines = '{"body": "1"}\n{"body": "2", "exchange": "nosuch"}\noops\n{"body": "last"}\n'
+    (shell.directory / "input").write_text(lines)
+    sent = shell.run("mqtool", "send", "--json", "-r", "q", "-f", "input", "--failed-to", "failed")
+    assert sent.code == 65, sent.stderr
+    assert "warning: no exchange 'nosuch'" in sent.stderr
+    assert "mqtool: line 3, column 1, is not JSON" in sent.stderr
+    assert _bodies(shell, "failed") in (["1", "2"], ["2"])
+
+
+def _replay_of_two(shell: Shell, exchange: str) -> list[str]:
+    """Return a command that publishes message 1 to an exchange, with the key q, and would publish message 2 an hour
+    later.
+    """
+    lines = [
+        {"timestamp": f"2026-01-31T1{hour}:00:00Z", "exchange": exchange, "routing_key": "q", "body": str(hour)}
+        for hour in (1, 2)
+    ]
+    (shell.directory / "recording").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return ["mqtool", "recording", "replay", "-v", "--failed-to", "failed", "recording"]
+
+
+def test_replay_exits_with_65_if_the_rest_of_a_recording_is_invalid(shell: Shell) -> None:
+    """If the broker refuses a message of `recording replay --failed-to FILE`, and a line among those not yet published
+    is invalid, the command exits with 65. FILE contains the messages before the invalid line.
+    """
+    replay = _replay_of_two(shell, "nosuch")
+    with (shell.directory / "recording").open("a") as file:
+        file.write('oops\n{"exchange": "", "routing_key": "q", "body": "last"}\n')
+    replayed = shell.run(*replay)
+    assert replayed.code == 65, replayed.stderr
+    assert "warning: no exchange 'nosuch'" in replayed.stderr
+    assert "mqtool: line 3, column 1, is not JSON" in replayed.stderr
+    assert _bodies(shell, "failed") == ["1", "2"]
+
+
+def test_replay_exits_with_65_if_the_rest_of_a_recording_cannot_be_read(shell: Shell) -> None:
+    """If the broker refuses a message of `recording replay --failed-to FILE`, and the rest of the input cannot be read,
+    the command exits with 65. FILE contains the messages that were read.
+    """
+    replayed = shell.run(*_replay_of_two(shell, "nosuch"), "/proc/self/mem")  # it can be opened, but not read
+    assert replayed.code == 65, replayed.stderr
+    assert "warning: no exchange 'nosuch'" in replayed.stderr
+    assert "mqtool: cannot read the input: Input/output error\n" in replayed.stderr
+    assert _bodies(shell, "failed") == ["1", "2"]
+
+
+@on_any_broker
+def test_replay_exits_with_65_after_ctrl_c_if_the_rest_of_the_recording_is_invalid(shell: Shell) -> None:
+    """If Ctrl-C ends `recording replay --failed-to FILE`, and a line among those not yet published is invalid, the
+    command exits with 65. FILE contains the messages before the invalid line.
+    """
+    assert shell.run("mqtool", "queue", "declare", "q").code == 0
+    replay = _replay_of_two(shell, "")
+    with (shell.directory / "recording").open("a") as file:
+        file.write("oops\n")
+    replayed = shell.start(*replay).wait_for_stderr("Replayed 1 bytes").interrupt().wait()
+    assert replayed.code == 65, replayed.stderr
+    assert "mqtool: line 3, column 1, is not JSON" in replayed.stderr
+    assert _bodies(shell, "failed") == ["2"]
+
+
+def test_the_refusal_of_a_valid_message_is_not_an_error_in_the_input(shell: Shell) -> None:
+    """If the broker closes the channel because of a valid message, such as one with the name of another user, `send
+    --json --failed-to FILE` exits with 75 or 3, and FILE contains all messages that were not confirmed.
+    """
+    assert shell.run("mqtool", "queue", "declare", "q").code == 0
+    lines = '{"body": "1", "properties": {"user_id": "somebody"}}\n{"body": "2"}\n'
+    sent = shell.run("mqtool", "send", "--json", "-r", "q", "--failed-to", "failed", stdin=lines)
+    assert sent.code == 75, sent.stderr
+    assert "user_id" in sent.stderr
+    assert _bodies(shell, "failed") == ["1", "2"]
 
 
 @large

@@ -54,3 +54,17 @@ def test_scrub_names_an_invalid_line(lonely_shell: Shell) -> None:
     wrong = lonely_shell.run("mqtool", "recording", "scrub", "--keep", "routing-kye", stdin=LINES)
     assert (wrong.code, wrong.stdout) == (2, "")
     assert "hint: did you mean 'routing_key'?" in wrong.stderr
+
+
+def test_scrub_says_where_it_could_not_look_for_a_field(lonely_shell: Shell) -> None:
+    """`recording scrub --field` prints the number of messages in which it has replaced a whole body because no field
+    can be found there, and names the fields in which there was nothing to replace.
+    """
+    result = lonely_shell.run("mqtool", "recording", "scrub", "--field", "body.email,headers.User", stdin=LINES)
+    assert result.code == 0, result.stderr
+    assert "ann" not in json.loads(result.stdout.splitlines()[0])["body"]
+    assert result.stderr == (
+        "warning: replaced as a whole in 2 messages: text or bytes in which fields cannot be found, such as a body "
+        "that is not JSON\n"
+        "warning: nothing to replace in headers.User: names must match exactly, in upper and lower case\n"
+    )

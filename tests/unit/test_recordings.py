@@ -4,9 +4,19 @@ import json
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mqtool.errors import BadData
-from mqtool.recordings.recording import Changes, RecordedMessage, ReplayPace, Selection, parse_moment, recorded
+from mqtool.recordings.recording import (
+    Changes,
+    RecordedMessage,
+    ReplayPace,
+    Selection,
+    parse_moment,
+    reconcile,
+    recorded,
+)
 
 
 def line(second: float | None = None, **others: object) -> bytes:
@@ -141,3 +151,38 @@ def test_the_error_about_an_invalid_timestamp_names_the_line(bad: object) -> Non
     """An invalid timestamp in a recording raises BadData. The error gives the number of the line."""
     with pytest.raises(BadData, match='line 2 has a "timestamp" that is not a time'):
         read(line(1), line(timestamp=bad))
+
+
+ids = st.lists(st.sampled_from("abc"), max_size=8)
+
+
+@given(ids, st.data())
+def test_reconcile_reports_each_lost_message_although_others_have_its_id(sent: list[str], data: st.DataObject) -> None:
+    """If messages are lost, and the others arrive in order, `reconcile` reports exactly the lost ones, and nothing
+    else, even if several messages have the same id.
+    """
+    arrived = data.draw(st.lists(st.booleans(), min_size=len(sent), max_size=len(sent)))
+    got = [message_id for message_id, is_here in zip(sent, arrived, strict=True) if is_here]
+    result = reconcile(sent, got)
+    assert (result.sent, result.got) == (len(sent), len(got))
+    assert sorted([*got, *result.missing]) == sorted(sent)
+    assert (result.doubled, result.unexpected, result.reordered) == ([], [], [])
+
+
+@given(ids.flatmap(lambda sent: st.tuples(st.just(sent), st.permutations(sent))))
+def test_reconcile_reports_an_order_that_differs(sent_and_got: tuple[list[str], list[str]]) -> None:
+    """If all messages arrive, `reconcile` reports messages out of order exactly if the order of their ids differs."""
+    sent, got = sent_and_got
+    result = reconcile(sent, got)
+    assert (result.missing, result.doubled, result.unexpected) == ([], [], [])
+    assert (result.reordered == []) == (got == sent)
+
+
+@given(ids, ids)
+def test_reconcile_reports_ids_that_arrive_more_often_than_they_were_sent(sent: list[str], got: list[str]) -> None:
+    """`reconcile` reports an id as unexpected if no message was sent with it, and as doubled if more messages arrive
+    with it than were sent.
+    """
+    result = reconcile(sent, got)
+    assert set(result.unexpected) == set(got) - set(sent)
+    assert set(result.doubled) == {each for each in got if got.count(each) > max(1, sent.count(each))}

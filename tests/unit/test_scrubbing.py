@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mqtool import ndjson
 from mqtool.errors import BadData, UsageError
-from mqtool.message import Message
+from mqtool.message import Message, Undecoded
 from mqtool.recordings.pseudonyms import Pseudonyms
 from mqtool.recordings.scrubbing import Scrubber, parse_fields
 
@@ -195,6 +195,69 @@ def test_the_options_keep_and_field_of_scrub_choose_what_is_replaced() -> None:
         parse_fields(["route_key"])
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"email": "s3cret", "total": NaN}',
+        '\ufeff{"email": "s3cret"}',
+        '{"email": "s3cret"}\n{"email": "s3cret"}',
+        '{"email": "s3cret",}',
+        '{"email": "s3cret", "total": ' + "9" * 4_400 + "}",
+        '{"email": "s3cret\t"}',
+        '"{\\"email\\": \\"s3cret"',
+        '["s3cret"]',
+        "email s3cret",
+        b'{"email": "s3cret \xe4"}',
+    ],
+    ids=["NaN", "byte order mark", "two documents", "comma", "digits", "tab", "in text", "list", "text", "Latin-1"],
+)
+def test_scrub_replaces_a_whole_body_in_which_it_cannot_look_for_a_field(body: str | bytes) -> None:
+    """If a body is not valid JSON, or has text where the named field would be an object's, `scrub --field body.email`
+    replaces all of the text, and counts the message. With `--keep body`, it keeps the body.
+    """
+    line = ndjson.from_message(Message(body.encode() if isinstance(body, str) else body))
+    scrubber = Scrubber(PSEUDONYMS, only=["body.email"])
+    after = ndjson.to_message(scrubber.line(line, "line 1"), "")
+    assert b"s3cret" not in after.body
+    assert (scrubber.unsearched, scrubber.unseen) == (1, set())
+    kept = Scrubber(PSEUDONYMS, keep=["body"], only=["body.email"])
+    assert (kept.line(line, "line 1"), kept.unsearched) == (line, 0)
+
+
+@pytest.mark.parametrize("body", ["", "17", "null", "{}", '{"name": "s3cret", "items": ["s3cret"]}'])
+def test_scrub_keeps_a_body_that_cannot_contain_the_field(body: str) -> None:
+    """If a body is valid JSON without the named field, or is empty, `scrub --field body.email` does not change it, and
+    names the field as unseen.
+    """
+    line = ndjson.from_message(Message(body.encode()))
+    scrubber = Scrubber(PSEUDONYMS, only=["body.email"])
+    assert scrubber.line(line, "line 1") == line
+    assert (scrubber.unsearched, scrubber.unseen) == (0, {"body.email"})
+
+
+@pytest.mark.parametrize("value", ['{"email": "s3cret"}', ["s3cret"], b"\xff s3cret", Undecoded(b"A s3cret")])
+def test_scrub_replaces_a_whole_header_in_which_it_cannot_look_for_a_field(value: Any) -> None:
+    """If a header is text or bytes, `scrub --field headers.user.email` replaces all of it, and counts the message."""
+    line = ndjson.from_message(Message(b"s3cret", properties={"headers": {"user": value, "other": "s3cret"}}))
+    scrubber = Scrubber(PSEUDONYMS, only=["headers.user.email"])
+    after = ndjson.to_message(scrubber.line(line, "line 1"), "")
+    assert b"s3cret" not in ndjson.as_json(after.properties["headers"]["user"]).encode()
+    assert (after.body, after.properties["headers"]["other"]) == (b"s3cret", "s3cret")
+    assert (scrubber.unsearched, scrubber.unseen) == (1, set())
+
+
+def test_scrub_finds_a_field_however_its_key_is_written() -> None:
+    """`scrub --field body.email` replaces each value of a key that occurs twice or is written with escapes. A property
+    may be named with its prefix and a hyphen, but must exist.
+    """
+    body = r'{"email": "s3cret", "n": 1, "\u0065mail": "s3cret"}'
+    after = scrubbed({"body": body}, only="body.email")["body"]
+    assert after == body.replace("s3cret", PSEUDONYMS.text("s3cret"))
+    assert parse_fields(["properties.message-id,message_id"]) == {"properties.message_id"}
+    with pytest.raises(UsageError, match="a message has no field 'kind'"):
+        parse_fields(["properties.kind"])
+
+
 def test_scrubbed_values_keep_their_amqp_types() -> None:
     """After `scrub`, headers of every AMQP type are still valid. A header that mqtool cannot decode is replaced with
     bytes.
@@ -231,7 +294,9 @@ def test_scrub_replaces_text_whatever_the_keys_around_it() -> None:
     assert re.fullmatch(r"\d\d\.\d\d", body["prices"][3]["$decimal"])
 
 
-@pytest.mark.parametrize("bad", [b"{", b"[]", b'{"body": \xff}', b'{"body_base64": "?"}'])
+@pytest.mark.parametrize(
+    "bad", [b"{", b"[]", b'{"body": \xff}', b'{"body_base64": "?"}', '{"body": "x"}'.encode("utf-16-le")]
+)
 def test_scrub_refuses_a_line_that_is_not_a_message(bad: bytes) -> None:
     """If a line is not a valid message in NDJSON, `scrub` raises BadData."""
     with pytest.raises(BadData):

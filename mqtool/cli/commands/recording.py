@@ -131,10 +131,10 @@ class RecordingOptions:
             return 0.0
         played, due = ReplayPace(pace.speed, clock=lambda: 0.0), 0.0
         for descriptor, size in zip(self._descriptors, self._sizes, strict=True):
-            ends = (os.pread(descriptor, _NEAR, 0), os.pread(descriptor, _NEAR, max(0, (size or 0) - _NEAR)))
             try:
+                ends = (os.pread(descriptor, _NEAR, 0), os.pread(descriptor, _NEAR, max(0, (size or 0) - _NEAR)))
                 first, last = (_moment(end.strip().split(b"\n")[at]) for end, at in zip(ends, (0, -1), strict=True))
-            except MqtoolError:
+            except (MqtoolError, OSError):
                 return 0.0  # messages() raises the error again, with the line number
             lowest, highest = self._selection.between(first, last)
             for moment, opens in ((lowest, True), (highest, False)):
@@ -359,7 +359,8 @@ def scrub(
     Replaces routing keys, header values, ids and bodies: letters with letters, and digits with digits. Replacements are
     consistent: equal words stay equal. Keeps exchanges, queues, times, content types, header names, JSON keys, and the
     JSON values true, false and null. In headers that RabbitMQ sets, such as x-death, keeps only values that RabbitMQ
-    would write there: numbers, times, reasons, and names of queues and exchanges.
+    would write there: numbers, times, reasons, and names of queues and exchanges. With --field, text in which fields
+    cannot be found, such as a body that is not JSON, is replaced as a whole.
     """
     if file is None and output.is_terminal(STDIN):
         raise UsageError("no recording to scrub", "name a file, or pipe one in")
@@ -380,6 +381,19 @@ def scrub(
                     done.append(scrubber.line(line, f"line {number}") + b"\n")
         finally:
             output.show_json_lines(b"".join(done))
+    _warn_of_fields(scrubber)
+
+
+def _warn_of_fields(scrubber: Scrubber) -> None:
+    """Say where the fields of --field could not be found."""
+    if scrubber.unsearched:
+        output.warning(
+            f"replaced as a whole in {counted(scrubber.unsearched)}: text or bytes in which fields cannot be found, "
+            "such as a body that is not JSON"
+        )
+    if scrubber.unseen:
+        fields = ", ".join(map(output.one_line, sorted(scrubber.unseen)))
+        output.warning(f"nothing to replace in {fields}: names must match exactly, in upper and lower case")
 
 
 def _with_pauses(descriptor: int) -> Iterator[bytes | None]:

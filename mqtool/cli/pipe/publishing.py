@@ -164,14 +164,22 @@ class Outgoing:
 
         Raises:
             NotConfirmed, SomeFailed: the broker confirmed none of the messages, or not all of them.
+            BadData: the input is not valid, or cannot be read to its end.
             SystemExit: a signal ended the input early; all messages read until then are confirmed.
         """
         try:
             self._report_each(receipts, _filled(line) if isinstance(line, str) else line)
         except MqtoolError as error:
-            if (not_taken := self._not_taken(error)) is not None:
+            bad_input = self._source.error
+            if bad_input is None and (not_taken := self._not_taken(error)) is not None:
                 raise not_taken from error
-            raise
+            if bad_input is None or bad_input is error:
+                raise
+            if str(error) not in str(bad_input):  # the broker's reason for refusing messages
+                output.warning(str(error))
+            raise bad_input from error
+        if (bad_input := self._source.error) is not None:  # in the rest of a file, after a signal
+            raise bad_input
         if self.total and self._counts[Confirmation.RETURNED] == self.total:
             which = f"any of the {_messages(self.total)}" if self.total > 1 else "the message"
             raise NotConfirmed(f"no queue received {which}", "'mqtool topology' shows which queues are bound")
@@ -199,7 +207,7 @@ class Outgoing:
                 self._add(receipt, text_of)
         except MqtoolError:
             if isinstance(self._channel, Channel):
-                self._source.check_latest(self._channel.connection.frame_max)  # raises an error that names the line
+                self._source.check_latest(self._channel.connection.frame_max)
             raise
         finally:
             progress.stop()
@@ -233,8 +241,11 @@ class Outgoing:
     def _not_taken(self, error: MqtoolError) -> MqtoolError | None:
         """If an error ended a run that had sent or kept messages, return the error to report; otherwise None.
 
-        So Unavailable always means that nothing was sent, and that --failed-to has kept nothing.
+        So Unavailable always means that nothing was sent, and that --failed-to has kept nothing. SomeFailed and
+        NotConfirmed mean that --failed-to has kept everything.
         """
+        if self._kept is not None and self._kept.is_broken:
+            return None
         unconfirmed, confirmed = len(self._channel.unconfirmed), self._counts[Confirmation.CONFIRMED]
         kept = 0 if self._kept is None else self._kept.count
         is_refusal = self._channel.refused and unconfirmed > 0
@@ -291,6 +302,7 @@ class FailedMessages:
     Attributes:
         count: the number of messages that this run has saved.
         continued: the number of messages that a killed run had saved.
+        is_broken: True if the file could not be written.
 
     Raises:
         UsageError: the file cannot be written, or it is also the input.
@@ -306,7 +318,7 @@ class FailedMessages:
         self._path = path
         self._target = Path(os.path.realpath(path))
         self._unfinished = self._target.with_name(self._target.name + ".unfinished")
-        self._is_broken = False
+        self.is_broken = False
         hint = "--failed-to needs the name of a file, such as failed.ndjson"
         if path.exists() and not path.is_file():  # it would be replaced, which a device must not be
             raise UsageError(f"cannot write {path}: it is not a regular file", hint)
@@ -332,7 +344,7 @@ class FailedMessages:
 
     def add(self, messages: Iterable[Message]) -> None:
         """Write messages as NDJSON, each with its exchange and routing key."""
-        if self._is_broken:
+        if self.is_broken:
             return
         with self._checked():
             for message in messages:
@@ -342,7 +354,7 @@ class FailedMessages:
 
     def finish(self) -> None:
         """Close the file and rename it to its final name."""
-        if self._is_broken:
+        if self.is_broken:
             return
         with self._checked():
             self._file.flush()
@@ -357,7 +369,7 @@ class FailedMessages:
         try:
             yield
         except OSError as error:
-            self._is_broken = True
+            self.is_broken = True
             self._file.raw.close()  # what is still in the buffer cannot be written either
             raise MqtoolError(
                 f"cannot write to {self._unfinished}: {error.strerror}",
