@@ -21,7 +21,7 @@ from mqtool.cli.command_line import command
 from mqtool.cli.commands import broker_fault
 from mqtool.cli.commands.broker_up import Name, app, known, up_again
 from mqtool.cli.confirmation import ask
-from mqtool.cli.contexts import MANAGEMENT_VARIABLE, Effect
+from mqtool.cli.contexts import MANAGEMENT_VARIABLE, STREAM_PORT_VARIABLE, Effect
 from mqtool.cli.display import layout, output
 from mqtool.cli.options import Yes
 from mqtool.cli.options.broker_options import WhichBroker
@@ -192,7 +192,7 @@ def env(
 def _export(urls: str, *, management: str | None = None, stream_port: int | None = None) -> None:
     # MQTOOL_URL too, which would otherwise name another broker. Other clients read AMQP_URL, and accept only one URL.
     values: dict[str, str | int | None] = {"AMQP_URL": urls.partition(",")[0], "MQTOOL_URL": urls}
-    values |= {MANAGEMENT_VARIABLE: management, "MQTOOL_STREAM_PORT": stream_port}
+    values |= {MANAGEMENT_VARIABLE: management, STREAM_PORT_VARIABLE: stream_port}
     for variable, value in values.items():
         if value is not None:
             output.show(f"export {variable}={shlex.quote(str(value))}")
