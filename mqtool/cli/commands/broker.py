@@ -112,6 +112,7 @@ def rm(
         if found.kind == BrokerKind.NODE and state.load(name) is not None:
             starter_of(found).stop(found)  # it was killed, and its epmd still runs
         if purge:
+            _check_unused(found)
             starter_of(found).discard(found)
             if (data := Path(str(found.details.get("data")))).exists():
                 output.notice(f"{data} was not removed, because it is outside mqtool's own directory")
@@ -128,6 +129,18 @@ def _say_kept(removed: Started) -> None:
         if data.is_absolute() and not data.is_relative_to(removed.directory):
             again += f" --data-dir={shlex.quote(str(data))}"
         output.notice(f"its messages are kept in {data}; to use them again: {again}; to delete them: {to_delete}")
+
+
+def _check_unused(removed: Started) -> None:
+    """Raise UsageError if another broker, running or stopped, keeps its messages in the directory of this one."""
+    for name in state.names():
+        other = state.load_last(name)
+        data = Path(str(other.details.get("data"))) if other else Path()
+        if name != removed.name and data.is_absolute() and data.is_relative_to(Path(removed.directory).resolve()):
+            raise UsageError(
+                f"the broker named {name!r} keeps its messages in {data}",
+                f"remove that broker first: {pasteable('broker rm --name=', name)}",
+            )
 
 
 def _stopped(name: str) -> Started:
