@@ -265,6 +265,29 @@ def test_broker_rm_purge_keeps_messages_that_another_broker_uses(home: Shell, ho
     assert not data.exists()
 
 
+#: Each command of mqtool with the option that names a broker that `broker up` has started.
+WITH_NAME = ("up", "down", "status", "rm", "rm --purge --yes", "logs", "env", "restart")
+
+
+@pytest.mark.parametrize("command", [*(f"broker {each}" for each in WITH_NAME), "plugin enable rabbitmq_shovel"])
+@pytest.mark.sampled(3)
+def test_commands_refuse_broker_names_that_are_paths(home: Shell, command: str) -> None:
+    """If --name is empty or contains anything but letters, digits, - and _, such as a path, all commands that take it
+    exit with 2. They create nothing, and do not change files where the name leads.
+    """
+    precious = home.directory / "state" / "mqtool" / "brokers" / ".." / ".." / "precious"
+    precious.resolve().mkdir(parents=True)
+    (home.directory / "state" / "mqtool" / "brokers").mkdir(parents=True)
+    (precious / "lock").write_text("mine")
+    before = sorted(home.directory.rglob("*"))
+    for name in ("../../precious", "", ".", "..", "a/b", "ä"):
+        refused = home.run("mqtool", *command.split(), "--name", name)
+        assert refused.code == 2, (name, refused.stderr)
+        assert f"{name!r} is not a valid broker name\nhint: use letters, digits, - and _" in refused.stderr
+    assert (precious / "lock").read_text() == "mine"
+    assert sorted(home.directory.rglob("*")) == before
+
+
 def test_a_state_file_that_cannot_be_read_is_named(home: Shell) -> None:
     """If the file that contains a broker's address cannot be read, `broker ls` names the file once and says why,
     without the number of the system's error.

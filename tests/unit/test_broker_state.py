@@ -39,6 +39,16 @@ def test_a_malformed_state_file_is_an_error_with_a_hint(
     assert error.value.hint == "remove it if mqtool has no broker running"
 
 
+def test_locking_a_broker_keeps_what_is_in_the_lock_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Locking a broker does not change its lock file, which may be a link to a file of the user."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    (tmp_path / "precious").write_text("mine")
+    (state.made_directory("mine") / "lock").symlink_to(tmp_path / "precious")
+    with state.locked("mine"):
+        pass
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
 def test_discarding_a_broker_says_what_could_not_be_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If one of a broker's files cannot be deleted, discarding the broker deletes the others, and raises an error that
     names the file and says why, with a hint.
