@@ -1,14 +1,16 @@
 """The base class of starters. A starter starts, stops, restarts and removes brokers of one kind."""
 
+import os
 import shlex
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import ClassVar
 
 from mqtool.broker.state import Started, Wanted
-from mqtool.errors import UsageError
+from mqtool.errors import MqtoolError, UsageError
 
 
 class Starter(ABC):
@@ -66,8 +68,24 @@ class Starter(ABC):
         """Stop a broker and start it again. It may not be ready when this returns."""
 
     def discard(self, started: Started) -> None:
-        """Remove the messages and logs of a stopped broker."""
-        shutil.rmtree(started.directory, ignore_errors=True)
+        """Remove the messages and logs of a stopped broker.
+
+        Raises:
+            UsageError: another embedded broker is using the messages.
+            MqtoolError: not everything could be removed.
+        """
+        from mqtool.broker.embedded.store.database import FILE, DirectoryInUse, lock_directory
+
+        directory = Path(started.directory)
+        with ExitStack() as locks:
+            for database in directory.rglob(FILE):
+                try:
+                    locks.callback(os.close, lock_directory(database.parent))
+                except DirectoryInUse as error:
+                    raise UsageError(f"another broker is using {database.parent}", "stop that broker first") from error
+                except OSError:
+                    pass  # _remove() will say why
+            _remove(directory)
 
     def to_delete_messages(self, started: Started) -> str | None:
         """Return the shell command that deletes the messages of a broker that `broker rm` has removed; None if none."""
@@ -86,3 +104,17 @@ class Starter(ABC):
     def revive(self, started: Started) -> Started:  # noqa: ARG002
         """Start the nodes of a cluster that are not running."""
         raise UsageError("the broker is a single node, not a cluster", "start a cluster with --cluster")
+
+
+def _remove(directory: Path) -> None:
+    """Remove a directory with everything in it. Raises MqtoolError if something is left, which it names."""
+    try:
+        shutil.rmtree(directory)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        shutil.rmtree(directory, ignore_errors=True)  # the rest
+        left = next((path for path in directory.rglob("*") if path.is_symlink() or not path.is_dir()), directory)
+        raise MqtoolError(
+            f"cannot delete {left}: {error.strerror}", f"delete the rest yourself: rm -r {shlex.quote(str(directory))}"
+        ) from error

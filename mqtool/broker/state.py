@@ -123,7 +123,7 @@ def differing(started: Started, kind: str, wanted: Wanted) -> list[str]:
 def locked(name: str) -> Iterator[None]:
     """Lock the broker with this name. Other commands that start, stop or remove it wait until the block ends."""
     while True:
-        with (made_directory(name) / "lock").open("w") as lock:
+        with (made_directory(name) / "lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if os.fstat(lock.fileno()).st_nlink:  # else `broker rm` has removed the file meanwhile
                 yield

@@ -57,6 +57,7 @@ class Access(NamedTuple):
         context: the name of the broker's context, if any.
         protocol: the protocol that channel_or_session() and channels_or_session() use.
         patience: seconds to wait for a connection to the management API, and for its response; None for the defaults.
+        ignores_stream_variable: True if a given stream port comes from MQTOOL_STREAM_PORT, and is another broker's.
     """
 
     addresses: Sequence[Address]
@@ -70,6 +71,7 @@ class Access(NamedTuple):
     context: str | None = None
     protocol: Protocol = Protocol.AMQP_0_9_1
     patience: tuple[float, float] | None = None
+    ignores_stream_variable: bool = False
 
     @property
     def address(self) -> Address:
@@ -227,6 +229,8 @@ class Access(NamedTuple):
         from mqtool.streams import StreamChannel, entries
 
         self._check_tls()
+        if self.ignores_stream_variable:
+            port = None
         nodes = [each._replace(port=port or self._stream_port(each)) for each in self.addresses]
         context = self.tls.context() if self.address.tls else None
 

@@ -1,14 +1,13 @@
 """Resolve how to reach the broker that a command's options name."""
 
 import logging
-import os
 
 from mqtool.address import TlsFiles
 from mqtool.cli import contexts
 from mqtool.cli.access import Access
 from mqtool.cli.chosen_broker import Choice, choose, is_same_node, resolve_addresses
 from mqtool.cli.confirmation import ask
-from mqtool.cli.contexts import MANAGEMENT_VARIABLE, Protocol
+from mqtool.cli.contexts import Protocol
 from mqtool.cli.display import output
 from mqtool.cli.invocation import current
 from mqtool.cli.options.broker_options import BrokerOptions, DestinationOptions, ManagedBroker, WhichBroker
@@ -26,7 +25,9 @@ def protocol_in_use(options: BrokerOptions) -> Protocol:
     """Return the protocol to send and receive with: of --protocol, or else of the broker's context."""
     if "protocol" not in options.call.options:
         return Protocol.AMQP_0_9_1
-    return options.protocol or chosen(options).protocol(None)
+    if options.protocol is not None and "protocol" in options.call.typed:
+        return options.protocol
+    return chosen(options).protocol(options.protocol)
 
 
 def dialect_names(options: BrokerOptions) -> DialectNames:
@@ -49,16 +50,18 @@ def access_to(broker: BrokerOptions | ManagedBroker, *, reconnects: bool = True)
         MqtoolError: the user declined.
     """
     options = broker.options if isinstance(broker, ManagedBroker) else broker
-    typed = broker.management if isinstance(broker, ManagedBroker) else None
-    management = typed or os.environ.get(MANAGEMENT_VARIABLE)
+    typed = options.call.typed
     set_up_printing(options)
     choice = chosen(options)
-    if choice.is_named and not choice.is_typed and not management:
+    management = choice.management(
+        broker.management if isinstance(broker, ManagedBroker) and "management" in typed else None
+    )
+    if choice.is_named and not choice.is_typed and management in (None, choice.context and choice.context.management):
         current().url_source = choice.reason
     access = Access(
         resolve_addresses(choice, user=options.user, vhost=options.vhost, password_file=options.password_file),
         choice.tls(TlsFiles(options.tls_ca, options.tls_cert, options.tls_key)),
-        choice.management(management, is_typed="management" in options.call.typed),
+        management,
         options.wait,
         Backoff(attempts=options.max_reconnects) if options.reconnect and reconnects else None,
         options.strict,
@@ -66,6 +69,7 @@ def access_to(broker: BrokerOptions | ManagedBroker, *, reconnects: bool = True)
         options.confirm or (),
         choice.context and choice.context.name,
         protocol_in_use(options),
+        ignores_stream_variable=not typed & {"port", "stream_port"} and not choice.has_variables(),
     )
     if options.call.must_ask:
         ask(f"run {options.call.command!r}", access, is_safe=True)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from mqtool.address import Address, TlsFiles, parse_addresses
 from mqtool.cli import contexts
-from mqtool.cli.contexts import URL_VARIABLES, Context, Protocol
+from mqtool.cli.contexts import MANAGEMENT_VARIABLE, STREAM_PORT_VARIABLE, URL_VARIABLES, Context, Protocol
 from mqtool.errors import UsageError
 
 _DEFAULT_URL = "amqp://localhost"
@@ -24,6 +24,7 @@ class Choice(NamedTuple):
         variable: the environment variable that the URL comes from, if any.
         is_typed: True if an option on the command line named the broker.
         is_named: True if the user named the broker; False if it is the default or was started by `broker up`.
+        is_started: True if the broker was found because `broker up` started it.
     """
 
     url: str
@@ -32,22 +33,34 @@ class Choice(NamedTuple):
     variable: str | None = None
     is_typed: bool = False
     is_named: bool = True
+    is_started: bool = False
 
     @property
     def protected(self) -> str | None:
         """The name of the broker's context, if that context is protected."""
         return self.context.name if self.context and self.context.protected else None
 
-    def management(self, given: str | None, *, is_typed: bool = True) -> str | None:
-        """Return the URL of the management API: the given one if any, otherwise the context's.
+    def management(self, typed: str | None) -> str | None:
+        """Return the URL of the management API: the typed one, this broker's in the environment, or the context's.
 
-        A URL from the environment is ignored if the command line names a context, or another host or port than the
-        environment does.
+        Returns None if mqtool has to look for the API.
         """
-        of_context = self.context.management if self.context else None
-        if self.is_typed and not is_typed and (self.context is not None or self._is_elsewhere()):
-            return of_context
-        return given or of_context
+        if typed:
+            return typed
+        if self.has_variables() and (given := os.environ.get(MANAGEMENT_VARIABLE)):
+            return given
+        return self.context.management if self.context else None
+
+    def has_variables(self) -> bool:
+        """True if MQTOOL_MANAGEMENT_URL and MQTOOL_STREAM_PORT belong to this broker.
+
+        They belong to the broker that MQTOOL_URL or AMQP_URL names. Otherwise, a command would send one broker's
+        password to another broker, or change that one. A context and a broker that `broker up` started are known with
+        their own addresses.
+        """
+        if self.context is not None or self.is_started:
+            return False
+        return not (self.is_typed and self._is_elsewhere())
 
     def _is_elsewhere(self) -> bool:
         """True if an environment variable names a broker, and none of its nodes is one of this broker's."""
@@ -67,9 +80,9 @@ class Choice(NamedTuple):
         return TlsFiles(given.ca or of.tls_ca, given.cert or of.tls_cert, given.key or of.tls_key)
 
     def protocol(self, given: Protocol | None) -> Protocol:
-        """Return the given protocol if any, otherwise the context's; the default is AMQP 0-9-1."""
+        """Return the context's protocol if any, otherwise the given one; the default is AMQP 0-9-1."""
         of_context = self.context.protocol if self.context else None
-        return given or Protocol(of_context or Protocol.AMQP_0_9_1)
+        return Protocol(of_context) if of_context else given or Protocol.AMQP_0_9_1
 
     def description(self) -> str:
         """Return the addresses of the broker, and where they come from, as `broker status` prints them.
@@ -126,13 +139,23 @@ def choose(url: str | None = None, context: str | None = None, typed: Collection
     from mqtool.broker import state
 
     if (started := state.load()) is not None:
-        return Choice(started.url, "from 'mqtool broker up'", is_named=False)
+        return Choice(started.url, "from 'mqtool broker up'", is_named=False, is_started=True)
     return Choice(_DEFAULT_URL, "the default", is_named=False)
 
 
 def _from_environment() -> Choice | None:
     variable = next((name for name in URL_VARIABLES if os.environ.get(name)), None)
     return None if variable is None else Choice(os.environ[variable], f"from {variable}", variable=variable)
+
+
+def forget_variables_of_another_broker(url: str | None) -> None:
+    """Remove MQTOOL_MANAGEMENT_URL and MQTOOL_STREAM_PORT from the environment unless they belong to a URL's broker.
+
+    For a command that runs other commands on that broker. A URL of None stands for a broker that the command starts.
+    """
+    if url is None or not Choice(url, "from --url", is_typed=True).has_variables():
+        for variable in (MANAGEMENT_VARIABLE, STREAM_PORT_VARIABLE):
+            os.environ.pop(variable, None)
 
 
 def resolve_addresses(

@@ -21,7 +21,6 @@ from mqtool.address import TlsFiles
 from mqtool.cli import contexts
 from mqtool.cli.access import Access
 from mqtool.cli.chosen_broker import choose, resolve_addresses
-from mqtool.cli.contexts import MANAGEMENT_VARIABLE
 from mqtool.duration import parse_duration
 from mqtool.errors import MqtoolError
 
@@ -149,8 +148,6 @@ def _ask(values: Mapping[str, Any], typed: Collection[str], kind: str, incomplet
     login = {name: values.get(name) for name in ("user", "vhost", "password_file")}
     if str(login["password_file"]) == "-":
         del login["password_file"]
-    # Commands that do not use the management API have no option for its URL, but the environment may contain it.
-    url = values.get("management") or os.environ.get(MANAGEMENT_VARIABLE)
     try:
         choice = choose(values.get("url"), values.get("context"), typed)
         if choice.context and choice.context.password_command and not login.get("password_file"):
@@ -158,7 +155,7 @@ def _ask(values: Mapping[str, Any], typed: Collection[str], kind: str, incomplet
         access = Access(
             resolve_addresses(choice, **login),
             choice.tls(TlsFiles(values.get("tls_ca"))),
-            choice.management(url, is_typed="management" in typed),
+            choice.management(values.get("management") if "management" in typed else None),
         )
         api = access.management((_patience(), _patience()))
         if kind in ("vhosts", "users", "policies"):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 VARIABLE = "MQTOOL_CONTEXT"
 URL_VARIABLES = ("MQTOOL_URL", "AMQP_URL")
 MANAGEMENT_VARIABLE = "MQTOOL_MANAGEMENT_URL"
+STREAM_PORT_VARIABLE = "MQTOOL_STREAM_PORT"
 
 #: A password command with one of these characters is run by a shell.
 _FOR_A_SHELL = r"[|&;<>()$`*?~]"

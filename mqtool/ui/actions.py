@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mqtool.address import without_passwords
 from mqtool.errors import UsageError
 from mqtool.stage.terminal import Guard
 
@@ -211,6 +212,7 @@ class Actions:
         environment: variables for the commands, such as MQTOOL_URL.
         kinds: which of "change", "embedded" and "own" the broker allows.
         name: the broker's name in `broker restart`.
+        management: the URL of the management API, if the user typed it; added to the commands that use the API.
     """
 
     def __init__(
@@ -221,8 +223,10 @@ class Actions:
         url: str = "",
         environment: Mapping[str, str],
         name: str = "",
+        management: str = "",
     ) -> None:
         self._chosen = chosen
+        self._management = management
         self._url = ["--url", url] if url else []
         self._environment = {**os.environ, **environment, "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
         self._name = name
@@ -266,7 +270,7 @@ class Actions:
 
     def _output(self, words: list[str], named: Mapping[str, str]) -> Iterator[Json | None]:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "mqtool", *self._complete(words, self._chosen)],
+            [sys.executable, "-P", "-m", "mqtool", *self._complete(words, self._chosen, self._management)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -302,16 +306,19 @@ class Actions:
         words = action.words(fields)
         return [*words, "--name", self._name] if words[:2] == ["broker", "restart"] else words
 
-    def _complete(self, words: list[str], options: Sequence[str]) -> list[str]:
+    def _complete(self, words: list[str], options: Sequence[str], management: str) -> list[str]:
         """Return a command's arguments with the options that choose the broker."""
         if words[:2] == ["broker", "restart"]:
             return words
+        if management and words[0] in ("broker", "route"):
+            options = [*options, "--management", management]
         at = words.index("--") if "--" in words else len(words)
         return [*words[:at], *options, *words[at:]]
 
     def _shown(self, words: list[str], named: Mapping[str, str]) -> str:
         variables = [f"{name}={shlex.quote(value)} " for name, value in named.items()]
-        return "".join(variables) + shlex.join(["mqtool", *self._complete(words, [*self._url, *self._chosen])])
+        shown = self._complete(words, [*self._url, *self._chosen], without_passwords(self._management))
+        return "".join(variables) + shlex.join(["mqtool", *shown])
 
 
 def _named(wanted: Json) -> dict[str, str]:

@@ -538,15 +538,18 @@ def test_no_confirmed_message_is_lost_when_send_and_receive_are_killed(shell: Sh
 
 def test_a_context_selects_the_protocol(shell: Shell, broker: TestBroker) -> None:
     """Commands that use a context added with `context add --protocol amqp1.0` use AMQP 1.0, unless --protocol names
-    another protocol.
+    another protocol. MQTOOL_PROTOCOL does not change that. It applies to contexts that name no protocol.
     """
-    shell.environment.pop("MQTOOL_PROTOCOL")
+    shell.environment["MQTOOL_PROTOCOL"] = "amqp0.9.1"
     shell.environment.pop("MQTOOL_URL")
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     assert shell.run("mqtool", "context", "add", "one", "--url", broker.url, *OVER_1_0).code == 0
     assert "cluster-id" in shell.run("mqtool", "-C", "one", "send", "--property", "cluster-id=a", "x").stderr
     other = ("--protocol", "amqp0.9.1", "x")
     assert shell.run("mqtool", "-C", "one", "send", "--property", "cluster-id=a", *other).code == 0
+    shell.environment["MQTOOL_PROTOCOL"] = "amqp1.0"
+    assert shell.run("mqtool", "context", "add", "any", "--url", broker.url).code == 0
+    assert "cluster-id" in shell.run("mqtool", "-C", "any", "send", "--property", "cluster-id=a", "x").stderr
 
 
 @pytest.mark.parametrize("tutorial", ["hello-world", "work-queues", "publish-subscribe", "routing", "topics", "rpc"])

@@ -221,6 +221,73 @@ def test_brokers_are_listed_and_removed(home: Shell) -> None:
     assert not [*home.directory.glob("state/mqtool/brokers/*")]
 
 
+@pytest.mark.parametrize("how", ["broker up", "broker up, stopped", "broker serve", "a private node"])
+def test_broker_rm_purge_keeps_messages_that_another_broker_uses(home: Shell, how: str) -> None:
+    """If another broker uses the data directory of a stopped broker, or one inside it, `broker rm --purge` says so,
+    exits with 2 and deletes nothing. Once the other broker has been removed, it deletes the messages.
+    """
+    kind = BrokerKind.NODE if how == "a private node" else BrokerKind.EMBEDDED
+    own_broker(kind)
+    up = ("mqtool", "broker", "up", "--kind", kind, "--port", str(port := free_port()), "--name")
+    url = f"amqp://127.0.0.1:{port}"
+    home.run("mqtool", "broker", "up", "--kind", "embedded", "--port", str(free_port()), "--name", "mine")
+    home.run("mqtool", "broker", "down", "--name", "mine")
+    data = home.directory / "state" / "mqtool" / "brokers" / "mine" / "embedded"
+    if how == "broker serve":
+        serving = home.start("mqtool", "broker", "serve", "--port", str(port), "--data-dir", str(data), ready=False)
+        serving.wait_for_stderr("listening on ")
+    else:
+        started = home.run(*up, "default", "--data-dir", str(data))
+        assert started.code == 0, started.stderr
+    assert home.run("mqtool", "send", "-q", "kept", "x", "-u", url).code == 0
+    down, before = ("mqtool", "broker", "down"), [*data.rglob("*")]
+    if how == "broker up, stopped":
+        assert home.run(*down).code == 0
+        before = [*data.rglob("*")]
+    rm = ("mqtool", "broker", "rm", "--yes")
+    refused = home.run(*rm, "--purge", "--name", "mine")
+    assert refused.code == 2, refused.stderr
+    if how == "broker serve":
+        assert f"another broker is using {data}\n" in refused.stderr
+        assert "hint: stop that broker first\n" in refused.stderr
+    else:
+        assert f"the broker named 'default' keeps its messages in {data}" in refused.stderr
+        assert "hint: remove that broker first: mqtool broker rm --name=default\n" in refused.stderr
+    assert {*before} <= {*data.rglob("*")}
+    assert "mine" in home.run("mqtool", "broker", "ls").stdout
+    if how == "broker serve":
+        assert home.run("mqtool", "send", "-q", "kept", "x", "-u", url).code == 0
+        assert serving.interrupt().wait().code == 0
+    else:
+        home.run(*down)
+        assert home.run(*rm).code == 0
+    assert home.run(*rm, "--purge", "--name", "mine").code == 0
+    assert not data.exists()
+
+
+#: Each command of mqtool with the option that names a broker that `broker up` has started.
+WITH_NAME = ("up", "down", "status", "rm", "rm --purge --yes", "logs", "env", "restart")
+
+
+@pytest.mark.parametrize("command", [*(f"broker {each}" for each in WITH_NAME), "plugin enable rabbitmq_shovel"])
+@pytest.mark.sampled(3)
+def test_commands_refuse_broker_names_that_are_paths(home: Shell, command: str) -> None:
+    """If --name is empty or contains anything but letters, digits, - and _, such as a path, all commands that take it
+    exit with 2. They create nothing, and do not change files where the name leads.
+    """
+    precious = home.directory / "state" / "mqtool" / "brokers" / ".." / ".." / "precious"
+    precious.resolve().mkdir(parents=True)
+    (home.directory / "state" / "mqtool" / "brokers").mkdir(parents=True)
+    (precious / "lock").write_text("mine")
+    before = sorted(home.directory.rglob("*"))
+    for name in ("../../precious", "", ".", "..", "a/b", "ä"):
+        refused = home.run("mqtool", *command.split(), "--name", name)
+        assert refused.code == 2, (name, refused.stderr)
+        assert f"{name!r} is not a valid broker name\nhint: use letters, digits, - and _" in refused.stderr
+    assert (precious / "lock").read_text() == "mine"
+    assert sorted(home.directory.rglob("*")) == before
+
+
 def test_a_state_file_that_cannot_be_read_is_named(home: Shell) -> None:
     """If the file that contains a broker's address cannot be read, `broker ls` names the file once and says why,
     without the number of the system's error.

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -150,6 +151,12 @@ def staging(shell: Shell, broker: TestBroker) -> Shell:
     return shell
 
 
+def has_known_stream_port(broker: TestBroker) -> bool:
+    """True if the management API lists the stream port, as mqtool expects unless Docker maps it to another one."""
+    listeners = broker.api("GET", "overview")["listeners"]  # type: ignore[index]
+    return urlsplit(broker.streams).port in [each["port"] for each in listeners if each["protocol"] == "stream"]
+
+
 @pytest.mark.parametrize("strongest", PRECEDENCE)
 @pytest.mark.sampled(3)
 def test_options_override_the_environment_and_the_context_in_use(home: Shell, strongest: str) -> None:
@@ -217,14 +224,15 @@ def test_a_context_can_be_given_before_the_command(home: Shell) -> None:
 
 
 def test_a_context_applies_to_amqp_the_management_api_and_completion(staging: Shell, broker: TestBroker) -> None:
-    """While a context is in use, `send` publishes to its broker. With -C CONTEXT, `list queues` asks the context's
-    management URL, and completion proposes names of its queues, even if MQTOOL_MANAGEMENT_URL contains another URL. For
-    -C and --context, completion proposes names of contexts.
+    """While a context is in use, `send` publishes to its broker. In use or with -C CONTEXT, `list queues` asks the
+    context's management URL, and completion proposes names of its queues, even if MQTOOL_MANAGEMENT_URL contains
+    another URL. For -C and --context, completion proposes names of contexts.
     """
     staging.environment |= {"MQTOOL_MANAGEMENT_URL": "http://127.0.0.1:1", "MQTOOL_COMPLETION_TIMEOUT": "20s"}
     assert staging.run("mqtool", "send", "-q", "jobs", "--declare", "x").code == 0
     assert staging.run("mqtool", "-C", "staging", "list", "queues", "name").stdout == "jobs\n"
     assert ask(staging, "mqtool -C staging send -q j") == ("jobs", "", 0)
+    assert ask(staging, "mqtool send -q j") == ("jobs", "", 0)
     assert ask(staging, "mqtool send --context st") == ("staging", "", 0)
     assert ask(staging, "mqtool -C st") == ("staging", "", 0)
 
@@ -456,13 +464,65 @@ def test_the_management_url_in_the_environment_belongs_to_the_broker_in_the_envi
     home: Shell, broker: TestBroker
 ) -> None:
     """If --url names another node than MQTOOL_URL, MQTOOL_MANAGEMENT_URL is ignored, so that no command changes one
-    broker for the other's URL, or sends it the other's password. Without MQTOOL_URL, it is used.
+    broker for the other's URL, or sends it the other's password. Without MQTOOL_URL, it is used. MQTOOL_STREAM_PORT and
+    the commands that `tutorial run --url` runs follow the same rule.
     """
     home.environment |= {"MQTOOL_URL": "amqp://127.0.0.1:1", "MQTOOL_MANAGEMENT_URL": "http://127.0.0.1:1"}
+    home.environment["MQTOOL_STREAM_PORT"] = "1"
     listed = ("mqtool", "list", "queues", "--url", broker.url)
     assert home.run(*listed).code == 0
+    if has_known_stream_port(broker):
+        sent = home.run("mqtool", "send-stream", "x", "--url", broker.url)
+        assert sent.code == 0, sent.stderr
+        told = home.run("mqtool", "tutorial", "run", "stream-hello-world", "--no-pause", "--url", broker.url)
+        assert told.code == 0, told.stderr
     del home.environment["MQTOOL_URL"]
+    assert home.run("mqtool", "send-stream", "x", "--url", broker.url).code == 69
     assert "no management API answers at http://127.0.0.1:1" in home.run(*listed).stderr
+
+
+@on_any_broker
+@pytest.mark.parametrize("how", ["-C", "MQTOOL_CONTEXT", "context use"])
+def test_the_api_and_the_stream_port_in_the_environment_do_not_apply_to_a_context(
+    staging: Shell, broker: TestBroker, how: str
+) -> None:
+    """Whether a context is in use or named with -C or MQTOOL_CONTEXT, its commands ignore MQTOOL_MANAGEMENT_URL and
+    MQTOOL_STREAM_PORT, which may belong to another broker: that broker would get the context's password, and changes
+    without the context's protection. --management and --stream-port still apply.
+    """
+    if not has_known_stream_port(broker):
+        pytest.skip("Docker maps the stream port to another one, which RabbitMQ does not know")
+    staging.environment |= {"MQTOOL_MANAGEMENT_URL": "http://127.0.0.1:1", "MQTOOL_STREAM_PORT": "1"}
+    if how != "context use":
+        staging.run("mqtool", "context", "use", "--none")
+    if how == "MQTOOL_CONTEXT":
+        staging.environment[how] = "staging"
+    typed = ["-C", "staging"] if how == "-C" else []
+    policy = ("limits", "--pattern", "^x", "--definition", '{"max-length": 5}', "--confirm", "staging")
+    done = staging.run("mqtool", "policy", "set", *policy, *typed)
+    assert done.code == 0, done.stderr
+    assert [each["name"] for each in broker.api("GET", f"policies/{broker.vhost}")] == ["limits"]  # type: ignore[attr-defined]
+    send = ("mqtool", "send-stream", "x", "--confirm", "staging", *typed)
+    sent = staging.run(*send)
+    assert sent.code == 0, sent.stderr
+    assert "nothing answers at 127.0.0.1:1," in staging.run(*send, "--stream-port", "1").stderr
+    listed = staging.run("mqtool", "list", "queues", "--management", "http://127.0.0.1:1", *typed)
+    assert "no management API answers at http://127.0.0.1:1" in listed.stderr
+
+
+def test_the_api_and_the_stream_port_in_the_environment_do_not_apply_to_a_broker_that_broker_up_started(
+    home: Shell, broker: TestBroker
+) -> None:
+    """Commands that find a broker because `broker up` started it use its recorded management API and stream port, not
+    MQTOOL_MANAGEMENT_URL and MQTOOL_STREAM_PORT.
+    """
+    home.environment |= {"MQTOOL_MANAGEMENT_URL": "http://127.0.0.1:1", "MQTOOL_STREAM_PORT": "1"}
+    directory = home.directory / "mqtool" / "brokers" / "default"
+    directory.mkdir(parents=True)
+    recorded = {"management": broker.management, "streams": broker.streams}
+    save(Started("default", "embedded", broker.url, 0, str(directory), recorded))
+    listed, sent = home.run("mqtool", "list", "queues"), home.run("mqtool", "send-stream", "x")
+    assert (listed.code, sent.code) == (0, 0), listed.stderr + sent.stderr
 
 
 @on_any_broker

@@ -509,6 +509,30 @@ def test_names_in_actions_are_not_treated_as_options_or_patterns(ui: Running) ->
     assert command("cut", client="") == "mqtool broker fault cut-connections"
 
 
+@on_any_broker
+@pytest.mark.parametrize("how", ["--management", "--url"])
+def test_an_action_uses_the_same_management_api_as_the_page(shell: Shell, broker: TestBroker, how: str) -> None:
+    """The commands that the page of `mqtool ui` runs use the management API given with --management, even if a context
+    has another one. With --url, they ignore MQTOOL_MANAGEMENT_URL if MQTOOL_URL names another broker.
+    """
+    nowhere = "http://127.0.0.1:1"
+    if how == "--management":
+        del shell.environment["MQTOOL_URL"]
+        shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
+        do(shell, f"context add own --url {broker.url} --management {nowhere}")
+        do(shell, "context use own")
+    else:
+        shell.environment |= {"MQTOOL_URL": "amqp://127.0.0.1:1", "MQTOOL_MANAGEMENT_URL": nowhere}
+    given = broker.management if how == "--management" else broker.url
+    ui = shell.start("mqtool", "ui", how, given, ready=False).wait_for_stdout("\n")
+    url, _, secret = ui.stdout.strip().partition("#")
+    wanted = json.dumps({"action": "route", "fields": {"exchange": "amq.topic", "key": "x"}}).encode()
+    request = urllib.request.Request(f"{url}run", wanted, {"Authorization": f"Bearer {secret}"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        lines = [json.loads(line) for line in answer]
+    assert lines[-1]["code"] in (0, 3), lines
+
+
 def test_the_page_offers_no_changes_to_a_broker_that_mqtool_did_not_start(shell: Shell, broker: TestBroker) -> None:
     """On a RabbitMQ broker that mqtool did not start, the page of `mqtool ui --vhost /` shows the default virtual host,
     and offers only the actions "route" and "peek", which change nothing. On an embedded broker, the page offers further

@@ -21,7 +21,7 @@ from mqtool.cli.command_line import command
 from mqtool.cli.commands import broker_fault
 from mqtool.cli.commands.broker_up import Name, app, known, up_again
 from mqtool.cli.confirmation import ask
-from mqtool.cli.contexts import MANAGEMENT_VARIABLE, Effect
+from mqtool.cli.contexts import MANAGEMENT_VARIABLE, STREAM_PORT_VARIABLE, Effect
 from mqtool.cli.display import layout, output
 from mqtool.cli.options import Yes
 from mqtool.cli.options.broker_options import WhichBroker
@@ -112,6 +112,7 @@ def rm(
         if found.kind == BrokerKind.NODE and state.load(name) is not None:
             starter_of(found).stop(found)  # it was killed, and its epmd still runs
         if purge:
+            _check_unused(found)
             starter_of(found).discard(found)
             if (data := Path(str(found.details.get("data")))).exists():
                 output.notice(f"{data} was not removed, because it is outside mqtool's own directory")
@@ -128,6 +129,18 @@ def _say_kept(removed: Started) -> None:
         if data.is_absolute() and not data.is_relative_to(removed.directory):
             again += f" --data-dir={shlex.quote(str(data))}"
         output.notice(f"its messages are kept in {data}; to use them again: {again}; to delete them: {to_delete}")
+
+
+def _check_unused(removed: Started) -> None:
+    """Raise UsageError if another broker, running or stopped, keeps its messages in the directory of this one."""
+    for name in state.names():
+        other = state.load_last(name)
+        data = Path(str(other.details.get("data"))) if other else Path()
+        if name != removed.name and data.is_absolute() and data.is_relative_to(Path(removed.directory).resolve()):
+            raise UsageError(
+                f"the broker named {name!r} keeps its messages in {data}",
+                f"remove that broker first: {pasteable('broker rm --name=', name)}",
+            )
 
 
 def _stopped(name: str) -> Started:
@@ -192,7 +205,7 @@ def env(
 def _export(urls: str, *, management: str | None = None, stream_port: int | None = None) -> None:
     # MQTOOL_URL too, which would otherwise name another broker. Other clients read AMQP_URL, and accept only one URL.
     values: dict[str, str | int | None] = {"AMQP_URL": urls.partition(",")[0], "MQTOOL_URL": urls}
-    values |= {MANAGEMENT_VARIABLE: management, "MQTOOL_STREAM_PORT": stream_port}
+    values |= {MANAGEMENT_VARIABLE: management, STREAM_PORT_VARIABLE: stream_port}
     for variable, value in values.items():
         if value is not None:
             output.show(f"export {variable}={shlex.quote(str(value))}")

@@ -32,8 +32,19 @@ app = group("broker", "Start a broker for yourself, and stop it.", heading="Brok
 
 _PAUSE = 0.2
 
+
+def _checked(name: str) -> str:
+    """Return the name of a broker. Raises UsageError if it could lead out of the directory of brokers."""
+    if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
+        raise UsageError(f"{name!r} is not a valid broker name", "use letters, digits, - and _")
+    return name
+
+
 Name = Annotated[
-    str, typer.Option("--name", metavar="NAME", help="Name of the broker", autocompletion=lambda: state.names())
+    str,
+    typer.Option(
+        "--name", metavar="NAME", help="Name of the broker", callback=_checked, autocompletion=lambda: state.names()
+    ),
 ]
 DefinitionsOption = Annotated[Path | None, typer.Option(metavar="FILE", resolve_path=True, help=help_of("definitions"))]
 
@@ -167,8 +178,6 @@ def _check(wanted: Wanted, kind: BrokerKind, client_ca: Path | None) -> None:
     for option, value in (("--tls-client-ca", client_ca), ("--like", wanted.like)):
         if value is not None and kind is not BrokerKind.EMBEDDED:
             raise UsageError(f"{option} is for the embedded broker", "use --kind embedded")
-    if not wanted.name.replace("-", "").replace("_", "").isalnum() or not wanted.name.isascii():
-        raise UsageError(f"{wanted.name!r} is not a valid broker name", "use letters, digits, - and _")
     if wanted.cluster and wanted.stream_port is not None:
         raise UsageError("--stream-port does not work with --cluster", "start one node for streams")
     ports.check_apart(wanted.port, wanted.management_port, wanted.stream_port, tls=bool(wanted.tls))

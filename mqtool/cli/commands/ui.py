@@ -19,7 +19,7 @@ from mqtool.cli.broker_access import access_to
 from mqtool.cli.chosen_broker import is_same_node
 from mqtool.cli.command_line import command
 from mqtool.cli.confirmation import ask
-from mqtool.cli.contexts import MANAGEMENT_VARIABLE, Effect
+from mqtool.cli.contexts import MANAGEMENT_VARIABLE, STREAM_PORT_VARIABLE, Effect
 from mqtool.cli.display import output
 from mqtool.cli.display.browser import opened
 from mqtool.cli.options import ManagedBroker
@@ -148,9 +148,12 @@ def _actions(broker: ManagedBroker, access: Access, api: "Management", *, allow_
     ]
     if options.url is not None and "url" in options.call.typed:
         environment["MQTOOL_URL"], url = options.url, without_passwords(options.url)
-    if broker.management is not None:
-        environment[MANAGEMENT_VARIABLE] = broker.management
-    return Actions(typed, kinds, url=url, environment=environment, name=started.name if started else "")
+    environment[MANAGEMENT_VARIABLE] = access.management_url or ""
+    if access.ignores_stream_variable:
+        environment[STREAM_PORT_VARIABLE] = ""
+    management = broker.management if "management" in options.call.typed else None
+    name = started.name if started else ""
+    return Actions(typed, kinds, url=url, environment=environment, name=name, management=management or "")
 
 
 def _is_at(started: state.Started, access: Access) -> bool:

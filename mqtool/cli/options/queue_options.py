@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from mqtool.cli.completion import names_of
+from mqtool.cli.contexts import STREAM_PORT_VARIABLE
 from mqtool.cli.values import argument_option, parsed
 from mqtool.duration import parse_duration
 from mqtool.errors import UsageError
@@ -199,7 +200,7 @@ StreamPort = Annotated[
         max=65535,
         help="The broker's port for streams",
         show_default="as the management API says, or else 5552, with TLS 5551",
-        envvar="MQTOOL_STREAM_PORT",
+        envvar=STREAM_PORT_VARIABLE,
         rich_help_panel="Broker",
         metavar="N",
     ),

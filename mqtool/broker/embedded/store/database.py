@@ -38,6 +38,10 @@ _BY_ROWS = f"SELECT {_COLUMNS} FROM entry WHERE row IN ({', '.join('?' * BATCH)}
 _READ_LIMIT = 1024 * 1024
 
 
+class DirectoryInUse(OSError):
+    """Another broker uses a data directory."""
+
+
 class Database:
     """An open database.
 
@@ -89,7 +93,7 @@ def open_database(directory: Path, disk: Disk = DISK) -> Database:
         OSError: the directory cannot be used, is in use by another process, or contains nothing readable.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = _lock(directory)
+    lock = lock_directory(directory)
     try:
         _refuse_links(directory)
         db, damage = _open(directory)
@@ -133,14 +137,19 @@ def _room_needed(directory: Path) -> int:
     return (2 * log.stat().st_size if log.exists() else 0) + 1_000_000
 
 
-def _lock(directory: Path) -> int:
-    """Lock a directory against other brokers. Closing the returned file descriptor releases the lock."""
+def lock_directory(directory: Path) -> int:
+    """Lock a directory against other brokers. Closing the returned file descriptor releases the lock.
+
+    Raises:
+        DirectoryInUse: another broker has locked it.
+        OSError: it cannot be opened.
+    """
     lock = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(lock)
-        raise OSError(f"cannot use {directory}: another broker is using it") from error
+        raise DirectoryInUse(f"cannot use {directory}: another broker is using it") from error
     return lock
 
 
