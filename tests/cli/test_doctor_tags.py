@@ -189,6 +189,7 @@ def test_doctor_upgrade_says_that_it_could_not_look_at_messages(shell: Shell, br
 
         def has_refused() -> bool:  # once the statistics include the message
             looked = shell.run(*look)
+            assert looked.code != 2, looked.stderr
             said = looked.stderr.splitlines()
             is_named = any(line.startswith("warning: messages were not checked: queue 'jobs': ") for line in said)
             return looked.code == 3 and is_named and any(line.endswith("; not checked: messages") for line in said)
