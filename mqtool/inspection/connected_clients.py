@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from mqtool import management
-from mqtool.errors import AccessRefused, NotFound
+from mqtool.errors import AccessRefused
 from mqtool.inspection.findings import Finding
-from mqtool.inspection.upgrade import V4_0, V4_1, V4_3, UpgradeChange, Version, running, transient
+from mqtool.inspection.upgrade import V3_13, V4_0, V4_1, V4_3, UpgradeChange, Version, running, transient
 from mqtool.management import Management
 from mqtool.management.api_client import Json
 from mqtool.spelling import counted
@@ -80,26 +80,36 @@ _CONSUMER_COLUMNS = ("queue.name", "queue.vhost", "channel_details.connection_na
 
 
 def findings(api: Management, vhost: str | None, wanted: Version) -> Iterator[Finding]:
-    """Find problems with connected clients, and deprecated features in use, in one virtual host or in all.
+    """Find problems with connected clients, in one virtual host or in all.
 
-    Raises the same errors as Management.get().
+    Raises:
+        AccessRefused: after the findings, if the management API shows the user only its own clients.
     """
     present = running(api)
     for change in _changes(api, vhost, present):
         if present < change.since <= wanted:
             yield change.finding
-    for feature in _deprecated(api):
+    tags = str(api.get("whoami").get("tags"))
+    if "monitoring" not in tags and "administrator" not in tags:
+        what = f"the management API at {api.url} shows user {api.user!r} only its own connections"
+        hint = "the user needs the tag 'monitoring'; an administrator can set its tags with 'mqtool user tags'"
+        raise AccessRefused(what, hint)
+
+
+def deprecated_features(api: Management, wanted: Version) -> Iterator[Finding]:
+    """Find deprecated features that are in use, and that version `wanted` refuses. Only an administrator may list them.
+
+    Raises:
+        AccessRefused: the user is not an administrator.
+    """
+    present = running(api)
+    if present < V3_13:  # it has no such list
+        return
+    for feature in api.items("deprecated-features/used"):
         if present < _DEPRECATED.get(feature["name"], present) <= wanted:
             what = f"is in use and deprecated, and RabbitMQ {_DEPRECATED[feature['name']]} refuses it"
             hint = feature.get("doc_url") or "https://www.rabbitmq.com/release-information/deprecated-features-list"
             yield Finding("deprecated-feature", f"feature {feature['name']!r}", what, hint)
-
-
-def _deprecated(api: Management) -> list[Json]:
-    try:
-        return list(api.items("deprecated-features/used"))
-    except (NotFound, AccessRefused):  # before RabbitMQ 3.13, or without the tag 'monitoring'
-        return []
 
 
 def _changes(api: Management, vhost: str | None, present: Version) -> Iterator[UpgradeChange]:

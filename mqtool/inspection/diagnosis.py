@@ -22,6 +22,8 @@ Node = TypeVar("Node", bound=Hashable)
 _EXCHANGE_COLUMNS = ("name", "vhost", "type", "arguments", "policy", "message_stats.publish_in")
 #: The maximum number of expired messages' paths to follow, which limits the search if there are very many bindings.
 _WAYS = 100_000
+#: The maximum number of virtual hosts to name.
+_NAMED = 3
 #: Prefix of the names of queues that `bench` declares.
 _OF_BENCH = "mqtool-bench-"
 #: In the names of queues that hold a queue's messages while its settings are changed.
@@ -398,6 +400,16 @@ def _lost(gone: int, arguments: Json) -> tuple[str, str]:
     return f"{what}: they were rejected, expired, dropped or purged", hint
 
 
+def hidden_queues(api: Management) -> str | None:
+    """Say in which virtual hosts the user may not see the queues; None if there seem to be none."""
+    if not any(management.vhosts(api, ("name",))):
+        return f"user {api.user!r} has no permissions in any virtual host"
+    if not (names := management.hidden_vhosts(api)):
+        return None
+    others = f" and {counted(len(names) - _NAMED, 'other')}" if len(names) > _NAMED else ""
+    return f"user {api.user!r} has no permissions in vhost {', '.join(map(repr, names[:_NAMED]))}{others}"
+
+
 def of_firehose(api: Management, vhost: str | None) -> Iterator[Finding]:
     """Report virtual hosts where the firehose is on, because somebody may have forgotten to switch it off."""
     for view in management.vhosts(api, ("name", "tracing")):
@@ -416,7 +428,11 @@ _OF_NODES = (
 
 
 def of_nodes(api: Management) -> Iterator[Finding]:
-    """Report alarms and problems in the cluster. The user needs the tag 'monitoring'."""
+    """Report alarms and problems in the cluster.
+
+    Raises:
+        AccessRefused: the user lacks the tag 'monitoring'.
+    """
     for node in management.nodes(api):
         thing = f"node {node['name']}"
         if not node.get("running", True):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Self
 
+from mqtool.errors import MqtoolError
 from mqtool.spelling import counted
 
 #: Checks, the worst first. Blocked publishers, lost nodes and open access are critical; the others are warnings.
@@ -60,6 +61,60 @@ class Finding:
         """Text that identifies the object: its name, its virtual host unless that is "/", and its line in a file."""
         where = self.thing if self.vhost in (None, "/") else f"{self.thing} in vhost {self.vhost!r}"
         return where if self.line is None else f"{where} (line {self.line:,})"
+
+
+#: What each check looks at, if the user's tags or permissions may hide it.
+_LOOKS_AT = {
+    "nodes": "alarms and nodes",
+    "queues": "some queues",
+    "readers": "readers of streams",
+    "permissions": "permissions",
+    "guest": "logins as guest from the network",
+    "policies": "policies",
+    "clients": "other users' clients",
+    "features": "deprecated features",
+    "messages": "messages",
+}
+#: Checks that say nothing about whether the broker works, and need more rights than users have who only monitor it.
+_OPTIONAL = ("readers", "permissions", "guest")
+
+
+@dataclass(frozen=True, slots=True)
+class Unchecked:
+    """A check that could not be made.
+
+    Attributes:
+        check: the name of the check.
+        why: the reason.
+        hint: what to do; None if nothing can be suggested.
+    """
+
+    check: str
+    why: str
+    hint: str | None = None
+
+    @classmethod
+    def because(cls, check: str, error: MqtoolError) -> Self:
+        return cls(check, str(error), error.hint)
+
+    @property
+    def is_essential(self) -> bool:
+        """True if the state of the broker is unknown without this check."""
+        return self.check not in _OPTIONAL
+
+    @property
+    def things(self) -> str:
+        """What the check looks at, such as "alarms and nodes"."""
+        return _LOOKS_AT[self.check]
+
+    def __str__(self) -> str:
+        return f"{self.things} were not checked: {self.why}"
+
+
+def not_checked(unchecked: Iterable[Unchecked]) -> str:
+    """Name what essential checks could not look at; "" if all of them were made."""
+    things = dict.fromkeys(each.things for each in unchecked if each.is_essential)
+    return f"not checked: {', '.join(things)}" if things else ""
 
 
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:

@@ -68,7 +68,8 @@ class Note(NamedTuple):
     text: str
 
 
-V3_12, V4_0, V4_1, V4_3, V4_4 = Version(3, 12), Version(4, 0), Version(4, 1), Version(4, 3), Version(4, 4)
+V3_12, V3_13 = Version(3, 12), Version(3, 13)
+V4_0, V4_1, V4_3, V4_4 = Version(4, 0), Version(4, 1), Version(4, 3), Version(4, 4)
 #: The latest known version.
 KNOWN = V4_4
 NOTES = (
@@ -119,13 +120,19 @@ def findings(api: Management, vhost: str | None, wanted: Version) -> Iterator[Fi
     looks: tuple[tuple[Iterable[Json], Callable[[Json], Iterator[UpgradeChange]]], ...] = (
         (management.queues(api, vhost, (*_QUEUE_COLUMNS, *_QUEUE_STATISTICS)), of_queue),
         (management.exchanges(api, vhost, ("name", "vhost", "type")), of_exchange),
-        (visible_policies(api, vhost), _of_policy),
-        (visible_policies(api, vhost, operator=True), _of_policy),
         (management.bindings(api, vhost, _BINDING_COLUMNS), of_binding),
     )
     for things, changes_of in looks:
         for thing in things:
             yield from (change.finding for change in changes_of(thing) if present < change.since <= wanted)
+
+
+def policy_findings(api: Management, vhost: str | None, wanted: Version) -> Iterator[Finding]:
+    """Find policies and operator policies that version `wanted` refuses or treats differently."""
+    present = running(api)
+    for operator in (False, True):
+        for policy in management.policies(api, vhost, operator=operator):
+            yield from (change.finding for change in _of_policy(policy) if present < change.since <= wanted)
 
 
 def file_findings(document: Json, lines: Mapping[tuple[str, int], int], wanted: Version) -> Iterator[Finding]:
@@ -188,10 +195,10 @@ def running(api: Management) -> Version:
         raise BadAnswer(f"the management API says that the broker's version is {text[:20]!r}") from error
 
 
-def visible_policies(api: Management, vhost: str | None, *, operator: bool = False) -> list[Json]:
-    """Return the policies, or the operator policies; an empty list if the user may not list them."""
+def visible_policies(api: Management, vhost: str | None) -> list[Json]:
+    """Return the policies; an empty list if the user may not list them."""
     try:
-        return list(management.policies(api, vhost, operator=operator))
+        return list(management.policies(api, vhost))
     except AccessRefused:  # the user lacks the tag 'policymaker'
         return []
 

@@ -15,6 +15,7 @@ from mqtool.management.api_lists import (
     counted_queues,
     effective_arguments,
     exchanges,
+    hidden_vhosts,
     listens_on,
     nodes,
     permissions,

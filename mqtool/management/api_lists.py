@@ -6,7 +6,7 @@ If the argument `vhost` is None, lists include all vhosts that the user may see.
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from mqtool.errors import NotFound
+from mqtool.errors import AccessRefused, NotFound
 from mqtool.management.api_client import PAGE_SIZE, Json, Management, exchange_path, path
 
 
@@ -51,7 +51,7 @@ def bindings(api: Management, vhost: str | None, columns: Sequence[str] = ()) ->
     for name in names:
         try:
             yield from api.items(path("bindings", name), columns)
-        except NotFound:  # a vhost may be deleted after it was listed
+        except (NotFound, AccessRefused):  # deleted after it was listed, or only its name may be seen
             if vhost is not None:
                 raise
 
@@ -75,6 +75,22 @@ def channels(api: Management, vhost: str | None, columns: Sequence[str] = ()) ->
 def vhosts(api: Management, columns: Collection[str] = ()) -> Iterator[Json]:
     """Return the virtual hosts that the user may see."""
     return api.items("vhosts", columns)
+
+
+def hidden_vhosts(api: Management) -> list[str]:
+    """Return the vhosts of which the user may see only the names.
+
+    RabbitMQ shows users with the tag 'monitoring' the names of all vhosts, but queues and exchanges only of those in
+    which they have permissions.
+    """
+
+    def without_exchanges() -> set[str]:
+        names = {view["name"] for view in vhosts(api, ("name",))}
+        return names - {view["vhost"] for view in exchanges(api, None, ("vhost",))}
+
+    # Each vhost has exchanges, except for a moment after it is created and before it is deleted.
+    found = without_exchanges()
+    return sorted(found & without_exchanges()) if found else []
 
 
 def users(api: Management) -> Iterator[Json]:

@@ -1,13 +1,25 @@
 """Which problems `doctor` and `top` report, and what they do not report."""
 
+from collections.abc import Iterator
+from typing import cast
+
 import pytest
 
 from mqtool.amqp import parse_addresses
 from mqtool.cli.access import Access, TlsFiles
 from mqtool.cli.commands.doctor import _hurried
 from mqtool.cli.display import reports
-from mqtool.inspection.diagnosis import Paths, dropped, forgets_to_acknowledge, has_no_consumer, stands_still, surplus
-from mqtool.inspection.findings import Finding, grouped, said, worst_first
+from mqtool.inspection.diagnosis import (
+    Paths,
+    dropped,
+    forgets_to_acknowledge,
+    has_no_consumer,
+    hidden_queues,
+    stands_still,
+    surplus,
+)
+from mqtool.inspection.findings import Finding, Unchecked, grouped, said, worst_first
+from mqtool.management import Management
 from mqtool.management.api_client import Json
 from mqtool.topology import Binding, Queue
 
@@ -187,3 +199,58 @@ def test_the_nagios_status_is_critical_only_if_publishers_are_blocked() -> None:
     assert next(reports.nagios([blocked, lost], "here")) == (
         "RABBITMQ CRITICAL - 2 problems at here: node a has a memory alarm | critical=1 warning=1"
     )
+
+
+class PartlyHidden:
+    """A management API that shows the names of virtual hosts, but exchanges only of those in which there may be any."""
+
+    user = "ann"
+
+    def __init__(self, names: list[str], shown: list[str]) -> None:
+        self._names, self._shown = names, shown
+
+    def items(self, path: str, columns: tuple[str, ...] = ()) -> Iterator[Json]:  # noqa: ARG002
+        return iter([{"name": name} for name in self._names])
+
+    def pages(self, path: str, columns: tuple[str, ...] = ()) -> Iterator[Json]:  # noqa: ARG002
+        return iter([{"vhost": name} for name in self._shown])
+
+
+@pytest.mark.parametrize(
+    ("names", "shown", "said"),
+    [
+        ([], [], "user 'ann' has no permissions in any virtual host"),
+        (["/"], ["/"], None),
+        (["/", "a"], ["/"], "user 'ann' has no permissions in vhost 'a'"),
+        (list("abcdef"), [], "user 'ann' has no permissions in vhost 'a', 'b', 'c' and 3 others"),
+    ],
+)
+def test_doctor_says_in_which_virtual_hosts_the_user_sees_no_queues(
+    names: list[str], shown: list[str], said: str | None
+) -> None:
+    """`doctor` names the first three virtual hosts in which the management API shows the user no queues and exchanges.
+    It also says if the user sees no virtual host at all.
+    """
+    assert hidden_queues(cast("Management", PartlyHidden(names, shown))) == said
+
+
+def test_a_nagios_check_is_unknown_only_if_an_essential_check_was_not_made() -> None:
+    """If no problem was found, but alarms could not be checked, the state for Nagios is UNKNOWN. It is OK if only
+    permissions could not be checked. Problems take precedence: the state is WARNING or CRITICAL, and the summary says
+    what was not checked.
+    """
+    alarms, permissions = Unchecked("nodes", "no tag", "add it"), Unchecked("permissions", "no tag", "add it")
+    lost, down = Finding("no-consumer", "queue 'a'", "", ""), Finding("node-down", "node a", "is not running", "")
+    found: list[list[Finding]] = [[], [lost], [down]]
+    assert [reports.nagios_state(each, [alarms, permissions]) for each in found] == [3, 1, 2]
+    assert [reports.nagios_state(each, [permissions]) for each in found] == [0, 1, 2]
+    assert [*reports.nagios([], "here", [permissions, alarms])] == [
+        "RABBITMQ UNKNOWN - alarms and nodes were not checked: no tag (add it) | critical=0 warning=0",
+        "permissions were not checked: no tag",
+    ]
+    assert [*reports.nagios([down], "here", [alarms])] == [
+        "RABBITMQ CRITICAL - 1 problem at here (not checked: alarms and nodes): node a is not running"
+        " | critical=1 warning=0",
+        "node a is not running",
+        "alarms and nodes were not checked: no tag (add it)",
+    ]

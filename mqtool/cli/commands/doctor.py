@@ -3,7 +3,7 @@
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -25,7 +25,7 @@ from mqtool.cli.values import TIME_LIMIT, parsed
 from mqtool.errors import AccessRefused, BadAnswer, MqtoolError, NotFound, SomeFailed, Unavailable, UsageError
 from mqtool.inspection import connected_clients, definitions, diagnosis, helper_names, queue_details, upgrade
 from mqtool.inspection.converted_definitions import unmatched_policies
-from mqtool.inspection.findings import Finding, worst_first
+from mqtool.inspection.findings import Finding, Unchecked, not_checked, worst_first
 from mqtool.inspection.upgrade import Version
 from mqtool.management import Management
 from mqtool.spelling import counted
@@ -81,8 +81,9 @@ def doctor(
 ) -> None:
     """Check a broker, or a definitions file, and report problems.
 
-    Exits with 3 if there are problems. With --format nagios, exits with 1 if there are problems, with 2 if a problem is
-    critical, and with 3 if the state is unknown. With --format prometheus, exits with 0 if the broker could be checked.
+    Exits with 3 if there are problems, or if your tags or permissions hide something. With --format nagios, exits with
+    1 if there are problems, with 2 if a problem is critical, and with 3 if the state is unknown. With --format
+    prometheus, exits with 0 if the broker could be checked.
     """
     form = "json" if as_json else form
     if (file is not None or peek) and upgrade_to is None:
@@ -94,14 +95,15 @@ def doctor(
     access = access_to(broker)
     if form == "nagios":
         access = _hurried(access)
-        with suppress(AccessRefused, NotFound, UsageError):  # users who only monitor may not log in by AMQP
+        with suppress(AccessRefused, NotFound, UsageError):  # a broker that refuses a user has answered
             access.connect().close()
     say = output.status if form in ("text", "json") else lambda _: None
+    unchecked: list[Unchecked] = []
     if upgrade_to is not None:
-        found = worst_first(_of_upgrade(access, broker.options.vhost, upgrade_to, peek))
+        found = worst_first(_of_upgrade(access, broker.options.vhost, upgrade_to, peek, unchecked))
     else:
-        found = worst_first(_findings(access, broker.options.vhost, between, say, stream_port))
-    _report(found, form, str(access.address))
+        found = worst_first(_findings(access, broker.options.vhost, between, say, stream_port, unchecked))
+    _report(found, form, str(access.address), unchecked=unchecked)
 
 
 def _hurried(access: Access) -> Access:
@@ -130,21 +132,31 @@ def _report_to_nagios(error: MqtoolError) -> int:
     return state
 
 
-def _report(found: list[Finding], form: Format, where: str, file: Path | None = None) -> None:
+def _report(
+    found: list[Finding], form: Format, where: str, file: Path | None = None, unchecked: Sequence[Unchecked] = ()
+) -> None:
+    for each in unchecked if form != "nagios" else ():
+        output.warning(str(each))
     if form in ("text", "json"):
         reports.show_findings(found, as_json=form == "json")
     elif form == "sarif":
-        output.show_json(reports.sarif(found, file), indent=2)
+        output.show_json(reports.sarif(found, file, unchecked), indent=2)
     else:
-        for line in reports.nagios(found, where) if form == "nagios" else reports.prometheus(found):
+        nagios = form == "nagios"
+        for line in reports.nagios(found, where, unchecked) if nagios else reports.prometheus(found, unchecked):
             output.show(line)
     if form == "nagios":
-        raise SystemExit(reports.nagios_state(found))
-    if not found:
-        output.status(f"no problems found at {where}" if file is None else f"no problems found in {where}")
+        raise SystemExit(reports.nagios_state(found, unchecked))
+    hidden = not_checked(unchecked)
+    what = counted(len(found), "finding") if found else "no problems found"
+    summary = f"{what} {'at' if file is None else 'in'} {where}" + (f"; {hidden}" if hidden else "")
+    if not (found or hidden):
+        output.status(summary)
     elif form != "prometheus":
-        hint = None if file is None else "'mqtool definitions convert' makes a file that a newer RabbitMQ can import"
-        raise SomeFailed(f"{counted(len(found), 'finding')} {'at' if file is None else 'in'} {where}", hint)
+        hint = next((each.hint for each in unchecked if each.is_essential and each.hint), None)
+        if file is not None:
+            hint = "'mqtool definitions convert' makes a file that a newer RabbitMQ can import"
+        raise SomeFailed(summary, hint)
 
 
 def _of_file(file: Path, vhost: str | None, wanted: Version) -> Iterator[Finding]:
@@ -164,12 +176,27 @@ def _warn_of_unknown(wanted: Version) -> None:
         output.warning(f"this version of mqtool knows only the changes up to RabbitMQ {upgrade.KNOWN}")
 
 
-def _of_upgrade(access: Access, vhost: str | None, wanted: Version, peek: int) -> Iterator[Finding]:
+def _tried(
+    check: str, findings: Iterable[Finding], unchecked: list[Unchecked], failure: type[MqtoolError] = AccessRefused
+) -> Iterator[Finding]:
+    """Yield the findings of a check; if it fails, for example because the user may not see something, note why."""
+    try:
+        yield from findings
+    except failure as error:
+        unchecked.append(Unchecked.because(check, error))
+
+
+def _of_upgrade(
+    access: Access, vhost: str | None, wanted: Version, peek: int, unchecked: list[Unchecked]
+) -> Iterator[Finding]:
     api = access.management()
     yield from upgrade.findings(api, vhost, wanted)
-    yield from connected_clients.findings(api, vhost, wanted)
+    yield from _tried("policies", upgrade.policy_findings(api, vhost, wanted), unchecked)
+    yield from _tried("clients", connected_clients.findings(api, vhost, wanted), unchecked)
+    yield from _tried("features", connected_clients.deprecated_features(api, wanted), unchecked)
+    _note_hidden_queues(api, vhost, unchecked)
     if peek and upgrade.running(api) < upgrade.V4_0:
-        yield from _of_messages(access, api, vhost, peek)
+        yield from _of_messages(access, api, vhost, peek, unchecked)
     elif peek:
         output.notice("messages were not checked: for a broker from RabbitMQ 4.0 on, nothing changes for them")
     for note in upgrade.notes(api, wanted):
@@ -177,7 +204,9 @@ def _of_upgrade(access: Access, vhost: str | None, wanted: Version, peek: int) -
     _warn_of_unknown(wanted)
 
 
-def _of_messages(access: Access, api: Management, vhost: str | None, most: int) -> Iterator[Finding]:
+def _of_messages(
+    access: Access, api: Management, vhost: str | None, most: int, unchecked: list[Unchecked]
+) -> Iterator[Finding]:
     """Check how often messages were requeued and dead-lettered: up to `most` of each queue, from its head."""
     for queue in management.queues(api, vhost, ("name", "vhost", "type", "exclusive", "messages_ready", "arguments")):
         if not queue.get("messages_ready") or queue.get("exclusive") or queue.get("type") == "stream":
@@ -191,7 +220,7 @@ def _of_messages(access: Access, api: Management, vhost: str | None, most: int) 
                     for each in stopping.until_requested(deliveries):
                         seen.append(each.headers)
         except MqtoolError as error:
-            output.warning(f"messages of queue {queue['name']!r}: {error}")
+            unchecked.append(Unchecked("messages", f"queue {queue['name']!r}: {error}", error.hint))
         yield from upgrade.message_findings(queue, seen)
 
 
@@ -199,8 +228,20 @@ def _in_vhost(access: Access, vhost: str) -> Access:
     return access._replace(addresses=[each._replace(virtual_host=vhost) for each in access.addresses])
 
 
+def _note_hidden_queues(api: Management, vhost: str | None, unchecked: list[Unchecked]) -> None:
+    """Note in which virtual hosts the user may not see the queues. If only one is checked, that is an error before."""
+    if vhost is None and (why := diagnosis.hidden_queues(api)) is not None:
+        hint = "grant the user permissions there with 'mqtool permission set', or check one with --vhost"
+        unchecked.append(Unchecked("queues", why, hint))
+
+
 def _findings(
-    access: Access, vhost: str | None, between: float, say: Callable[[str], None], stream_port: int | None
+    access: Access,
+    vhost: str | None,
+    between: float,
+    say: Callable[[str], None],
+    stream_port: int | None,
+    unchecked: list[Unchecked],
 ) -> Iterator[Finding]:
     api, stop = access.management(), threading.Event()
     api.get("overview")  # if there is no broker, this is the only error
@@ -211,24 +252,22 @@ def _findings(
             if stop.wait(between):
                 raise KeyboardInterrupt
 
-    before = _readers(access, api, vhost, stream_port)
+    yield from _tried("nodes", diagnosis.of_nodes(api), unchecked)
+    _note_hidden_queues(api, vhost, unchecked)
+    before = _readers(access, api, vhost, stream_port, unchecked)
     yield from diagnosis.findings(api, vhost, wait)
     if before:
-        yield from queue_details.reader_findings(before, _readers(access, api, vhost, stream_port))
+        now = _readers(access, api, vhost, stream_port, unchecked)
+        yield from queue_details.reader_findings(before, now)
     yield from diagnosis.of_firehose(api, vhost)
-    with suppress(AccessRefused):  # the user is not an administrator
-        yield from helper_names.findings(api, vhost)
-    try:
-        yield from diagnosis.of_nodes(api)
-    except AccessRefused as refused:
-        output.warning(f"alarms were not checked: {refused}" + (f" ({refused.hint})" if refused.hint else ""))
-    yield from _guest(api, access)
+    yield from _tried("permissions", helper_names.findings(api, vhost), unchecked)
+    yield from _tried("guest", _guest(api, access), unchecked, MqtoolError)
 
 
 def _readers(
-    access: Access, api: Management, vhost: str | None, port: int | None
+    access: Access, api: Management, vhost: str | None, port: int | None, unchecked: list[Unchecked]
 ) -> dict[tuple[str, str], queue_details.ReaderOffsets]:
-    """Look up each named reader's stored offset; warn if the broker cannot report them."""
+    """Look up each named reader's stored offset; note if the broker cannot report them."""
 
     def connect(vhost: str) -> AbstractContextManager["StreamChannel"]:
         return _in_vhost(access, vhost).stream_channel(port)
@@ -236,23 +275,20 @@ def _readers(
     try:
         return queue_details.all_reader_offsets(api, vhost, connect)
     except MqtoolError as error:
-        output.warning(f"readers of streams were not checked: {error}")
+        unchecked.append(Unchecked.because("readers", error))
         return {}
 
 
 def _guest(api: Management, access: Access) -> Iterator[Finding]:
     """Try to log in as guest from the network with the default password; report if that succeeds."""
     address = access.address
+    host = _seen_from_outside(api, address)
+    if host is None:
+        return
+    guest = address._replace(host=host, user="guest", password="guest")  # noqa: S106
     try:
-        host = _seen_from_outside(api, address)
-        if host is None:
-            return
-        guest = address._replace(host=host, user="guest", password="guest")  # noqa: S106
         Connection([guest], tls=access.tls).close()
     except AccessRefused:
-        return
-    except MqtoolError as error:
-        output.warning(f"logging in as guest from the network was not checked: {error}")
         return
     yield Finding(
         "guest",
@@ -266,7 +302,9 @@ def _seen_from_outside(api: Management, address: Address) -> str | None:
     """Return the address at which other machines reach the broker; None if it accepts only local connections."""
     if address.host not in _LOOPBACK:
         return address.host
-    listeners: list[Any] = api.get("overview").get("listeners") or []
+    listeners: list[Any] | None = api.get("overview").get("listeners")
+    if listeners is None:
+        raise AccessRefused(f"the management API at {api.url} does not show user {api.user!r} the broker's listeners")
     open_ones = [each for each in listeners if each.get("port") == address.port]
     if not any(each.get("ip_address") in _ALL_INTERFACES for each in open_ones):
         return None

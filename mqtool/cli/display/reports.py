@@ -14,7 +14,7 @@ from mqtool import __version__
 from mqtool.cli.display import layout, output
 from mqtool.cli.display.layout import BAD, DIM, KEY, NAME, Line, bound_by, fields, shown
 from mqtool.inspection import definitions
-from mqtool.inspection.findings import Finding, grouped, said
+from mqtool.inspection.findings import Finding, Unchecked, grouped, not_checked, said
 from mqtool.inspection.queue_details import DeadLetterTarget, QueueDetails, ReaderOffsets, name_of
 from mqtool.spelling import counted
 
@@ -165,21 +165,42 @@ def show_findings(found: Sequence[Finding], *, as_json: bool) -> None:
         layout.show_wrapped(f"  {same[0].hint}", "  ")
 
 
-def nagios_state(found: Sequence[Finding]) -> int:
-    """Return the exit code for Nagios: that of the worst finding."""
+def nagios_state(found: Sequence[Finding], unchecked: Sequence[Unchecked] = ()) -> int:
+    """Return the exit code for Nagios: that of the worst finding; as in Nagios' plugins, UNKNOWN is less than WARNING.
+
+    Args:
+        unchecked: the checks that could not be made; without findings, an essential one makes the state UNKNOWN.
+    """
     if any(finding.severity == "critical" for finding in found):
         return CRITICAL
-    return _WARNING if found else _OK
+    if found:
+        return _WARNING
+    return UNKNOWN if not_checked(unchecked) else _OK
 
 
-def nagios(found: Sequence[Finding], where: str) -> Iterator[str]:
-    """Yield a summary with performance data, then a line per finding; many findings of one kind share a line."""
-    counts = Counter(finding.severity for finding in found)
-    summary = f"{counted(len(found), 'problem')} at {where}: {_line(found[0])}" if found else f"no problems at {where}"
+def nagios(found: Sequence[Finding], where: str, unchecked: Sequence[Unchecked] = ()) -> Iterator[str]:
+    """Yield a summary with performance data, then a line per finding and per check that could not be made.
+
+    Many findings of one kind share a line.
+    """
+    counts, state = Counter(finding.severity for finding in found), nagios_state(found, unchecked)
+    below = list(unchecked)
+    summary = f"no problems at {where}"
+    if found:
+        hidden = not_checked(unchecked)
+        summary = f"{counted(len(found), 'problem')} at {where}{f' ({hidden})' if hidden else ''}: {_line(found[0])}"
+    elif state == UNKNOWN:
+        summary = "; ".join(_with_hint(each) for each in unchecked if each.is_essential)
+        below = [each for each in unchecked if not each.is_essential]
     figures = " ".join(f"{severity}={counts[severity]}" for severity in ("critical", "warning"))
-    yield f"{nagios_line(nagios_state(found), summary)} | {figures}"
+    yield f"{nagios_line(state, summary)} | {figures}"
     for same in grouped(found):
         yield from map(_without_bars, said(same))
+    yield from (_without_bars(_with_hint(each)) for each in below)
+
+
+def _with_hint(unchecked: Unchecked) -> str:
+    return f"{unchecked} ({unchecked.hint})" if unchecked.hint and unchecked.is_essential else str(unchecked)
 
 
 def nagios_line(state: int, what: str) -> str:
@@ -195,13 +216,17 @@ def _without_bars(line: str) -> str:
     return output.one_line(line).replace("|", "¦")
 
 
-def prometheus(found: Sequence[Finding]) -> Iterator[str]:
+def prometheus(found: Sequence[Finding], unchecked: Sequence[Unchecked] = ()) -> Iterator[str]:
     """Yield metrics for Prometheus' textfile collector. https://prometheus.io/docs/instrumenting/exposition_formats/"""
     counts = Counter((finding.check, finding.severity, finding.vhost or "") for finding in found)
     yield "# HELP mqtool_doctor_findings Problems that mqtool doctor found."
     yield "# TYPE mqtool_doctor_findings gauge"
     for (check, severity, vhost), count in sorted(counts.items()):
         yield f'mqtool_doctor_findings{{check="{check}",severity="{severity}",vhost="{_label(vhost)}"}} {count}'
+    yield "# HELP mqtool_doctor_unchecked Checks that mqtool doctor could not make."
+    yield "# TYPE mqtool_doctor_unchecked gauge"
+    for check, is_essential in sorted({(each.check, each.is_essential) for each in unchecked}):
+        yield f'mqtool_doctor_unchecked{{check="{check}",essential="{str(is_essential).lower()}"}} 1'
     yield "# HELP mqtool_doctor_last_run_timestamp_seconds When mqtool doctor last ran."
     yield "# TYPE mqtool_doctor_last_run_timestamp_seconds gauge"
     yield f"mqtool_doctor_last_run_timestamp_seconds {time.time():.0f}"
@@ -219,11 +244,12 @@ _LEVELS = {"critical": "error", "warning": "warning"}
 _IN_SARIF = str.maketrans({"\\": r"\\", "[": r"\[", "]": r"\]", "{": "{{", "}": "}}"})
 
 
-def sarif(found: Sequence[Finding], file: Path | None) -> dict[str, Any]:
+def sarif(found: Sequence[Finding], file: Path | None, unchecked: Sequence[Unchecked] = ()) -> dict[str, Any]:
     """Return a SARIF 2.1.0 log, for code scanning. https://docs.oasis-open.org/sarif/sarif/v2.1.0
 
     Args:
         file: the definitions file that was checked; None if a broker was checked.
+        unchecked: the checks that could not be made.
     """
     checks = {finding.check: finding for finding in found}
     rules = [{"id": check, "help": {"text": first.hint.translate(_IN_SARIF)}} for check, first in checks.items()]
@@ -238,7 +264,11 @@ def sarif(found: Sequence[Finding], file: Path | None) -> dict[str, Any]:
         }
         for finding in found
     ]
-    return {"$schema": _SARIF, "version": "2.1.0", "runs": [{"tool": {"driver": driver}, "results": results}]}
+    run: dict[str, Any] = {"tool": {"driver": driver}, "results": results}
+    if unchecked:
+        told = [{"level": "warning", "message": {"text": str(each).translate(_IN_SARIF)}} for each in unchecked]
+        run["invocations"] = [{"executionSuccessful": not not_checked(unchecked), "toolExecutionNotifications": told}]
+    return {"$schema": _SARIF, "version": "2.1.0", "runs": [run]}
 
 
 def _location(finding: Finding, file: Path | None) -> dict[str, Any]:
