@@ -143,6 +143,21 @@ def test_peek_reads_a_queue_in_the_way_that_suits_its_type(place: Place, view: d
     assert place.kind(api) == kind
 
 
+def test_peek_knows_the_limit_of_a_policy_that_its_queue_does_not_show_yet(place: Place) -> None:
+    """If a policy has just been set, RabbitMQ's API shows it in the list of policies, but not yet in its queue. `peek`
+    keeps to the policy's delivery limit nevertheless, if the policy is for the queue's name and type.
+    """
+    place.fill()
+    policy = {"name": "p", "pattern": "^jobs$", "apply-to": "quorum_queues", "priority": 0}
+    others = [
+        {**policy, "name": "q", "pattern": "^other$", "priority": 9, "definition": {"delivery-limit": 1}},
+        {**policy, "name": "c", "apply-to": "classic_queues", "priority": 9, "definition": {"delivery-limit": 2}},
+    ]
+    policies = [*others, {**policy, "definition": {"delivery-limit": 3}}]
+    api = SimpleNamespace(get=lambda _: {"type": "quorum"}, items=lambda at: policies if "operator" not in at else [])
+    assert place.kind(api) == PeekKind(How.IN_TURN, 3)
+
+
 @pytest.mark.parametrize(("broker", "limit"), [("RabbitMQ 3.13.7", None), ("RabbitMQ 4.0.1", 20), ("LavinMQ 2", None)])
 @pytest.mark.parametrize("has_api", [True, False])
 def test_a_quorum_queue_has_a_delivery_limit_by_default_from_rabbitmq_4_on(
