@@ -358,18 +358,20 @@ class WaitQueue(NamedTuple):
     def with_order(self, deliveries: Iterable[Delivery]) -> Iterator[tuple[Delivery, bool]]:
         """Yield the deliveries of this queue, in order, with True for each that may arrive after it is due.
 
-        The broker removes only the first message when it expires. So a message that `peek` has published again, behind
-        others that leave the queue later, arrives only after these. Publishers may have forged the due times, but no
-        message stays longer than the queue's TTL.
+        The broker removes only the first message when it expires. So a message that `peek` has published again, with
+        the rest of its delay as its expiration, arrives only after those ahead of it that leave the queue later.
+        Publishers may have forged the due times of those ahead. But no message stays longer than the queue's TTL, so
+        they do not hold up a message whose expiration is as long as that.
         """
         # Within a queue, delays differ by up to a step, and the clocks of publishers by some milliseconds.
         usual = max(1.0, step_of(min(round(self.seconds * 1000) + 1, LONGEST)) / 1000)
         last = time.time() + self.seconds
         latest = -math.inf
         for delivery in deliveries:
-            due = self.due_of(delivery)
+            due, expiration = self.due_of(delivery), delivery.properties.get("expiration")
             leaves = -math.inf if due is None else min(due - _second_wait(delivery), last)
-            yield delivery, due is not None and leaves < latest - usual
+            is_again = expiration is not None and time_to_live(expiration) / 1000 < self.seconds - usual
+            yield delivery, due is not None and is_again and leaves < latest - usual
             latest = max(latest, leaves)
 
     def original(self, delivery: Delivery) -> Message:

@@ -640,14 +640,14 @@ def test_a_delayed_message_published_to_its_wait_queue_again_waits_no_longer_tha
 
 def test_a_message_behind_one_that_leaves_its_wait_queue_later_may_arrive_late() -> None:
     """The broker removes only the first message of a wait queue when it expires. mqtool therefore reports that a
-    message may be late if one in front of it leaves over a second later or, with long delays, later by more than the
-    step to which such delays are rounded. Messages without a due time are never late. A forged due time counts only up
-    to the queue's TTL.
+    message that was published again, with a shorter expiration, may be late if one in front of it leaves over a second
+    later or, with long delays, later by more than the step to which such delays are rounded. Messages without a due
+    time are never late, nor are those with the queue's own delay, even if those in front of them have forged due times.
     """
 
-    def late(queue: WaitQueue, *headers: tuple[float, str | None]) -> list[bool]:
+    def late(queue: WaitQueue, *headers: tuple[float, str | None], expiration: str = "1") -> list[bool]:
         tables = [{DUE: int(due * 1000), "mqtool-then": then} for due, then in headers]
-        deliveries = [replace(waiting(each), queue=queue.name) for each in tables]
+        deliveries = [replace(waiting(each, expiration=expiration), queue=queue.name) for each in tables]
         return [is_late for _, is_late in queue.with_order(deliveries)]
 
     short = WaitQueue("jobs.delay.5s", "", "jobs", 5.0, "delay")
@@ -658,7 +658,9 @@ def test_a_message_behind_one_that_leaves_its_wait_queue_later_may_arrive_late()
     assert late(long, (2000, "60s"), (1060, "60s")) == [False, True]
     assert late(short._replace(kind="retry"), (20, None), (10, None)) == [False, False]
     assert late(short._replace(seconds=1e9), (10**8, None), (10, None)) == [False, True]
-    forged = int((time.time() + 1e9) * 1000), int((time.time() + 5) * 1000), int((time.time() + 4.9) * 1000)
-    assert late(short, *((due / 1000, None) for due in forged)) == [False] * 3
+    forged, honest = (time.time() + 1e9, None), (time.time() + 1, None)
+    assert late(short, forged, honest) == [False, True]
+    assert late(short, forged, honest, expiration="4001") == [False, False]
+    assert late(short, forged, (time.time() + 4.9, None)) == [False, False]
     deliveries = [waiting({DUE: 10_000}), waiting({})]
     assert [*short.with_order(deliveries)] == [(each, False) for each in deliveries]

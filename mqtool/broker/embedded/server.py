@@ -261,6 +261,9 @@ class Server:
 
     def _check_consumers(self) -> None:
         self.broker.check_consumers()
+        self.broker.clock.take_turn(self._plan_next_check)  # after the turns of all clients
+
+    def _plan_next_check(self) -> None:
         is_same = self.broker.profile.consumer_timeouts == "broker"
         longest = _CHECK_CONSUMERS_SECONDS if is_same else _CHECK_QUEUES_SECONDS
         interval = min(longest, self._settings.consumer_timeout / 2)
