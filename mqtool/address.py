@@ -22,7 +22,8 @@ _HEARTBEAT_MAX = 65_535
 
 def connection_name() -> str:
     """Return the name of a command's connections in the broker's lists."""
-    return os.environ.get("MQTOOL_CONNECTION_NAME") or "mqtool"
+    name = os.environ.get("MQTOOL_CONNECTION_NAME") or "mqtool"
+    return name.encode("utf-8", "replace").decode()  # what is not UTF-8 in the environment becomes "?"
 
 
 class Address(NamedTuple):

@@ -212,13 +212,13 @@ class Channel(ChannelListener):
         """Start consuming, as consume() does; return the Consumer, which can also wait with a timeout."""
         from mqtool.amqp.consume_policies import policy_for
         from mqtool.amqp.consumer import Consumer
-        from mqtool.amqp.subscription import StreamPosition
+        from mqtool.offsets import StreamPosition
 
         is_stream = receiving.offset is not None or queue.arguments.get("x-queue-type") == "stream"
         limit = receiving.delivery_limit
         limit = _delivery_limit(queue, self.connection.broker) if limit is None else limit
         policy = policy_for(receiving, delivery_limit=limit, is_stream=is_stream)
-        position = StreamPosition(receiving.offset) if is_stream else None
+        position = StreamPosition(queue.name, receiving.offset, self.reopening.notice) if is_stream else None
         consumer = Consumer(
             self.reopening, queue, receiving, policy, position, send_answers=self._acks.flush, on_end=self._forget
         )

@@ -19,9 +19,10 @@ from mqtool.amqp.consume_policies import ConsumePolicy, Step
 from mqtool.amqp.io_thread import CHECK_INTERVAL
 from mqtool.amqp.receive_settings import Receiving
 from mqtool.amqp.reopening_channel import ChannelListener, ReopeningChannel
-from mqtool.amqp.subscription import Buffer, StreamPosition, Subscription
+from mqtool.amqp.subscription import Buffer, Subscription
 from mqtool.errors import MqtoolError, TimedOut, Unavailable
 from mqtool.message import Delivery
+from mqtool.offsets import StreamPosition
 from mqtool.spelling import pasteable
 from mqtool.topology import Queue
 
@@ -116,8 +117,8 @@ class Consumer(ChannelListener):
                 taken += 1
                 self._latest = delivery
                 self._yielded += 1
-                if self._position is not None:
-                    self._position.advance(delivery)
+                if self._position is not None and isinstance(at := delivery.headers.get("x-stream-offset"), int):
+                    self._position.advance(at)
                 step = self._policy.taken(delivery)
                 if step is not Step.GO_ON:
                     self._do(step)

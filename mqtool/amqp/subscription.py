@@ -1,4 +1,4 @@
-"""A consumer's subscription (basic.consume, basic.cancel), its position in a stream, and a buffer for slow callers."""
+"""A consumer's subscription (basic.consume, basic.cancel), and a buffer for slow callers."""
 
 import contextlib
 import queue as queues
@@ -15,7 +15,7 @@ from mqtool.amqp.io_thread import CONNECTION_LOST
 from mqtool.amqp.reopening_channel import ReopeningChannel
 from mqtool.errors import NotConfirmed, StoppedWaiting
 from mqtool.message import Delivery
-from mqtool.offsets import Offset, Start
+from mqtool.offsets import Offset, StreamPosition
 from mqtool.topology import Queue
 
 if TYPE_CHECKING:
@@ -25,29 +25,6 @@ if TYPE_CHECKING:
 _MAX_SIZE = 128 << 20
 #: Seconds to wait for the rest of the deliveries. If a network no longer works, waiting longer would be in vain.
 _PATIENCE = 2.0
-
-
-class StreamPosition:
-    """The position of a stream consumer: where to start, and where to resume after a reconnection.
-
-    Over AMQP 0-9-1, the broker does not store this position.
-
-    Args:
-        offset: where to start; None for messages published from now on.
-    """
-
-    def __init__(self, offset: Offset | None) -> None:
-        self._offset = offset
-
-    def advance(self, delivery: Delivery) -> None:
-        """Move the position to just after this delivery."""
-        number = delivery.headers.get("x-stream-offset")
-        if isinstance(number, int):
-            self._offset = Offset(Start.OFFSET, number + 1)
-
-    def arguments(self) -> dict[str, Any]:
-        """Return the arguments of basic.consume for this position."""
-        return {} if self._offset is None else {"x-stream-offset": self._offset.as_argument()}
 
 
 class Subscription:
@@ -124,12 +101,14 @@ class Subscription:
     def _new_consumer(self, prefetch: int, *, auto_ack: bool) -> str:
         name, epoch = self._channel.journal.current_name(self._queue.name), self._channel.requests.epoch
         self._channel.checked(prefetch_request(prefetch))
+        start = None if self._position is None else self._position.start()
+        offset = start.as_argument() if isinstance(start, Offset) else start
+        arguments = None if offset is None else {"x-stream-offset": offset}
 
         def on_message(_pika: PikaChannel, method: Any, properties: Any, body: bytes) -> None:
             self._took([delivery_from(method, properties, body, name, epoch)])
 
         def consume(pika: PikaChannel, done: "Callable[[Method[spec.Basic.ConsumeOk]], None]") -> None:
-            arguments = self._position.arguments() if self._position else None
             tag = pika.basic_consume(name, on_message, auto_ack=auto_ack, arguments=arguments, callback=done)
             pika_private.take_deliveries(pika, ConsumerFrames(pika.channel_number, tag, name, epoch, self._took))
 

@@ -14,7 +14,7 @@ from mqtool.amqp10 import sections
 from mqtool.codecs.amqp10_frames import SETTLED, UNSETTLED, Accepted, Attach, Flow, Source, Target
 from mqtool.codecs.amqp10_values import Array, Described, Milliseconds, Symbol
 from mqtool.message import LARGEST_MESSAGE, Delivery
-from mqtool.offsets import Offset, Start
+from mqtool.offsets import Offset, Start, StreamPosition
 
 #: The credit for a prefetch of 0 (no limit): credit in AMQP 1.0 is always limited.
 _MANY = 65_535
@@ -28,8 +28,10 @@ _VALUES, _SQL = "rabbitmq:stream-filter", "sql-filter"
 _VOLATILE = "rabbitmq:volatile-queue"
 
 
-def offset_filter(offset: Offset) -> Described:
-    """Encode a filter for the offset at which to start in a stream."""
+def offset_filter(offset: Offset | str) -> Described:
+    """Encode a filter for the offset, or the age (such as "12s"), at which to start in a stream."""
+    if isinstance(offset, str):
+        return Described(Symbol(OFFSET), offset)
     value: Any = offset.start.name.lower()
     if offset.start is Start.OFFSET:
         value = offset.value or 0
@@ -71,10 +73,17 @@ class Receiver:
     Args:
         address: the queue's address; None asks the broker for a reply address.
         filters: encoded filters of a stream, by the broker's names for them.
+        position: where to start in a stream; None if that is not known, or the queue is not a stream.
     """
 
     def __init__(
-        self, session: ReceiverOwner, name: str, address: str | None, receiving: Receiving, filters: Mapping[str, Any]
+        self,
+        session: ReceiverOwner,
+        name: str,
+        address: str | None,
+        receiving: Receiving,
+        filters: Mapping[str, Any],
+        position: StreamPosition | None = None,
     ) -> None:
         self.name = name
         self.address = address
@@ -96,7 +105,8 @@ class Receiver:
         self._unsettled = self._taken = self._initial_count = 0
         self._handled: list[Delivery] = []
         self._settled_at = 0.0
-        self._next_offset: int | None = None
+        self._position = position
+        self._asked: list[str] = []  # the names of the requested filters
         self._is_stuck = self._is_over = self.has_stopped = False
 
     # For the session, under its lock.
@@ -109,8 +119,9 @@ class Receiver:
         if not self._limits.auto_ack:
             self._inbox.clear()  # the broker sends them again
         filters = {Symbol(name): value for name, value in self._filters.items()}
-        if self._next_offset is not None:
-            filters[Symbol(OFFSET)] = offset_filter(Offset(Start.OFFSET, self._next_offset))
+        if self._position is not None and (start := self._position.start()) is not None:
+            filters[Symbol(OFFSET)] = offset_filter(start)
+        self._asked = [str(name) for name in filters]
         source = Source(self.address, filter=filters or None)
         if self._is_dynamic:
             source = Source(dynamic=True, expiry_policy="link-detach", capabilities=Array([Symbol(_VOLATILE)]))
@@ -123,7 +134,7 @@ class Receiver:
         self.is_attached = answer.source is not None
         self._initial_count = answer.initial_delivery_count or 0
         known = {str(name) for name in (answer.source.filter or {})} if answer.source else set()
-        self.ignored_filters = [name for name in self._filters if name not in known]
+        self.ignored_filters = [name for name in self._asked if name not in known]
         if self._is_dynamic and answer.source is not None:
             self.address = answer.source.address
             self._queue = sections.exchange_and_key(self.address)[1]
@@ -260,7 +271,8 @@ class Receiver:
         delivery = sections.decode(payload, self._queue, delivery_id, epoch, settled=is_settled)
         offset = delivery.headers.get("x-stream-offset")  # a publisher's, if the queue is no stream
         if isinstance(offset, int) and 0 <= offset < 1 << 62:
-            self._next_offset = offset + 1
+            self._position = self._position or StreamPosition(self._queue)
+            self._position.advance(offset)
         return delivery
 
     def _settle(self) -> None:

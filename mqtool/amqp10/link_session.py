@@ -13,13 +13,14 @@ from typing import Self, TypeVar
 
 from mqtool.amqp import CONFIRM_TIMEOUT, STREAMING, Address, Backoff, Receiving, TlsFiles
 from mqtool.amqp10.link_connection import LinkConnection, new_name
-from mqtool.amqp10.link_receiver import OFFSET, Receiver, offset_filter, stream_filters
+from mqtool.amqp10.link_receiver import Receiver, stream_filters
 from mqtool.amqp10.link_sender import WINDOW, Sender
 from mqtool.amqp10.management_node import ManagedTopology
-from mqtool.amqp10.sections import exchange_address, queue_address
+from mqtool.amqp10.sections import exchange_address, exchange_and_key, queue_address
 from mqtool.codecs.amqp10_frames import Accepted
 from mqtool.errors import BadData, UsageError
 from mqtool.message import Delivery, LostReplies, Message, Receipt, error_reply
+from mqtool.offsets import StreamPosition
 from mqtool.topology import Exchange, Queue
 
 Thing = TypeVar("Thing", bound=Exchange | Queue)
@@ -126,10 +127,10 @@ class LinkSession(ManagedTopology):
             NotFound: the queue does not exist.
             DeclaredDifferently: the queue is exclusive to another connection.
         """
-        filters = dict(self._filters)
-        if receiving.offset is not None:
-            filters[OFFSET] = offset_filter(receiving.offset)
-        receiver = Receiver(self._links, new_name(), address, receiving, filters)
+        position = None
+        if address is not None and receiving.offset is not None:
+            position = StreamPosition(exchange_and_key(address)[1], receiving.offset, self._notice)
+        receiver = Receiver(self._links, new_name(), address, receiving, self._filters, position)
         self._links.retrying(lambda: self._links.attach(receiver))
         self._links.give_credit(receiver)
         for name in receiver.ignored_filters:

@@ -12,6 +12,9 @@ import typer
 
 from mqtool.duration import parse_duration
 
+#: The maximum length of a stream's filter value, in bytes: its size is a signed 16-bit integer in the stream protocol.
+_LONGEST_FILTER_VALUE = (1 << 15) - 1
+
 
 def parsed(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
     """Return a parser for typer, which reports a ValueError of `parse` as a usage error with its message."""
@@ -24,6 +27,17 @@ def parsed(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
             raise typer.BadParameter(str(error)) from error
 
     return parser
+
+
+def valid_filter(text: str) -> str:
+    """Check a filter value of a stream's messages."""
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise ValueError("a filter value must be valid UTF-8") from None
+    if size > _LONGEST_FILTER_VALUE:
+        raise ValueError(f"a filter value can have up to {_LONGEST_FILTER_VALUE:,} bytes, but this one has {size:,}")
+    return text
 
 
 def time_limit(text: str) -> float:

@@ -16,6 +16,7 @@ import ssl
 import struct
 import time
 from collections.abc import Callable
+from dataclasses import fields, replace
 from functools import cache
 from typing import Any
 
@@ -144,6 +145,26 @@ def _check_unasked(frame: bytes) -> None:
         raise ValueError("the frame has the wrong size")
 
 
+class _Text(str):
+    """A string whose length is that of its bytes. rstream sends the length of a string, followed by its bytes."""
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        return len(self.encode())
+
+
+def _measured(value: Any) -> Any:
+    """Return a frame, or a field of one, with each string that is not ASCII replaced by a _Text."""
+    if isinstance(value, str) and not value.isascii():
+        return _Text(value)
+    if isinstance(value, list):
+        return [_measured(each) for each in value]
+    if isinstance(value, schema.Struct):
+        return replace(value, **{each.name: _measured(getattr(value, each.name)) for each in fields(value)})
+    return value
+
+
 class _Wire(asyncio.Protocol):
     """A connection that calls a function with each frame that arrives. Used in place of rstream's.
 
@@ -203,7 +224,7 @@ class _Wire(asyncio.Protocol):
 
     async def write_frame(self, frame: schema.Frame, version: int = 1) -> None:
         """Send a frame. rstream's Client calls this."""
-        self.write(encode_frame(frame, version))
+        self.write(encode_frame(_measured(frame), version))
 
     def write(self, data: bytes) -> None:
         """Send bytes. Call it on the event loop's thread."""

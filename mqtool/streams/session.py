@@ -6,6 +6,7 @@ import queue as queues
 import re
 import ssl
 import threading
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import cache
 from typing import Any, Protocol, TypeVar
@@ -117,6 +118,8 @@ Inbox = queues.SimpleQueue[bytes | None]
 NOWHERE = (1 << 64) - 1
 #: The id of the temporary subscription that looks up the first or last chunk.
 _LOOK = 255
+#: How often to look up a last chunk that the broker does not send yet, and the seconds in between.
+_LOOKS, _LOOK_AGAIN = 100, 0.1
 _DELIVER = DELIVER.to_bytes(2)
 _HEARTBEAT = 60
 #: Seconds to wait for a response.
@@ -214,8 +217,17 @@ class StreamSession:
 
     def end_of(self, stream: str) -> int:
         """Return the offset that the next message will get. Call this before any subscription."""
-        last = self._chunk_at(OffsetType.LAST, stream)
-        return last.first_offset + last.records if last else 0
+        return self.last_chunk(stream).stop
+
+    def last_chunk(self, stream: str) -> range:
+        """Return the offsets of the last chunk; range(0) if there is none. Call this before any subscription."""
+        for _ in range(_LOOKS):
+            if (last := self._chunk_at(OffsetType.LAST, stream)) is not None:
+                return range(last.first_offset, last.first_offset + last.records)
+            if self._chunk_at(OffsetType.FIRST, stream) is None:
+                return range(0)
+            time.sleep(_LOOK_AGAIN)  # the last chunk is sent once it is on a majority of the stream's nodes
+        raise Unavailable(f"stream {stream!r} has messages that are not on a majority of its nodes yet")
 
     def offsets_of(self, stream: str) -> range:
         """Return the offsets of a stream's messages. Call this before any subscription."""

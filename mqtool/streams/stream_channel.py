@@ -29,6 +29,8 @@ _ELECTION = Backoff(first=0.1, attempts=12, longest=1.0)
 _STEADY = 60.0
 #: The maximum number of partitions: ids of subscriptions have one byte, and Session needs one of them for look-ups.
 _MOST = 255
+#: The maximum length of a name, in bytes.
+_LONGEST_NAME = 255
 
 
 class StreamChannel:
@@ -216,6 +218,8 @@ class StreamChannel:
             track: a name under which to store the offset of the last message that the caller has handled, regularly
                 and at the end. If an offset is already stored under this name, start after it.
         """
+        if track is not None:
+            _check_name(track, "name")
         if self._is_single_active and track is None:
             raise UsageError("a single active consumer needs a name", "give one: --track NAME")
         self._consumer = StreamConsumer(
@@ -311,6 +315,10 @@ class StreamChannel:
 
 
 def _check_name(name: str, what: str = "stream's name") -> None:
-    """Raise UsageError unless a name is valid. Only ASCII is allowed: rstream counts characters instead of bytes."""
-    if not name or not name.isascii() or len(name) > 255:
-        raise UsageError(f"the {what} {name!r} cannot be used", "use 1 to 255 ASCII characters")
+    """Raise UsageError unless a name is valid."""
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        size = 0
+    if not 0 < size <= _LONGEST_NAME:
+        raise UsageError(f"the {what} {name!r} cannot be used", f"use 1 to {_LONGEST_NAME} bytes of UTF-8")

@@ -12,7 +12,7 @@ from rstream.constants import OffsetType
 from mqtool.amqp import Receiving
 from mqtool.errors import Unavailable, UsageError
 from mqtool.message import Delivery
-from mqtool.offsets import FIRST, Offset, Start
+from mqtool.offsets import FIRST, LAST, NEXT, Offset, Start
 from mqtool.spelling import pasteable
 from mqtool.streams.entries import Chunk, Skipped, body_alone, chunk_entries, decode, parse_chunk
 from mqtool.streams.rstream_private import CONSUMER_UPDATE, DELIVER, METADATA_UPDATE
@@ -32,6 +32,7 @@ class Reading:
 
     Attributes:
         next: the offset after the last message received.
+        reached: an offset that the stream has reached: its end was there, or behind it.
         printed: the offset of the last message that the caller has handled.
         written: the offset up to which the caller's output is written.
         stored: the offset stored on the broker.
@@ -40,7 +41,7 @@ class Reading:
 
     def __init__(self, stream: str, number: int, properties: Mapping[str, str]) -> None:
         self.stream = stream
-        self.next = 0
+        self.next = self.reached = 0
         self.printed: int | None = None
         self.written: int | None = None
         self.stored: int | None = None
@@ -56,6 +57,12 @@ class Reading:
         self._start_at(offset or self._behind())
         place = schema.OffsetSpec.from_params(OffsetType(self._place.start.value), self._place.value)
         session.ask(session.client.subscribe(self.stream, self._number, place, _CREDIT, self._properties), self.stream)
+
+    def start_over(self) -> None:
+        """Forget how far the stream was read, since it is another one of the same name. Call begin() afterwards."""
+        self.next = self.reached = self.since_stored = 0
+        self.printed = self.written = self.stored = None
+        self._place, self._has_received = FIRST, False
 
     def go_on(self, correlation: bytes, stored: int | None) -> int | None:
         """Reply to the broker, which has made this consumer active; return the offset to start at, if known."""
@@ -99,7 +106,8 @@ class Reading:
                 key = stream if routing_key is None else routing_key
                 yield Delivery(body, exchange, key, stream, False, properties, offset)
         self._has_received = True
-        self.next = max(wanted, chunk.first_offset + chunk.records)
+        end = chunk.first_offset + chunk.records
+        self.reached, self.next = max(self.reached, end), max(wanted, end)
 
     def _how_to_skip(self, last: int) -> str:
         name = self._properties.get("name")
@@ -183,10 +191,17 @@ class StreamConsumer:
         return self._channel.sessions_for([each.stream for each in self._readings], to_publish=False)
 
     def _place(self, reading: Reading, session: StreamSession, offset: Offset) -> Offset:
-        """Return where to start: after the stored offset, if any, else at `offset`. Warn of a start past the end."""
+        """Return where to start: after the stored offset, if any, else at `offset`. Warn of a start past the end.
+
+        Where `next` and `last` are, is looked up: a reconnection must not start at later ones.
+        """
         stream = reading.stream
         stored = None if self._track is None else session.stored_offset(stream, self._track)
         place = offset if stored is None else Offset(Start.OFFSET, stored + 1)
+        if place in (NEXT, LAST):
+            last = session.last_chunk(stream)
+            reading.reached = last.stop
+            return Offset(Start.OFFSET, last.stop if place == NEXT else last.start)
         if place.start is Start.OFFSET and place.value and place.value > (end := session.end_of(stream)):
             what = f"ends at offset {end - 1:,}" if end else "is empty"
             self._channel.notice(f"stream {stream!r} {what}; waiting for offset {place.value:,}")
@@ -288,8 +303,19 @@ class StreamConsumer:
                 self._change(self._readings[number], frame[4:8], is_active=bool(frame[9]))
 
     def _go_on(self) -> None:
-        for reading, session in zip(self._readings, self._sessions(), strict=True):
+        sessions = self._sessions()
+        if self._shorter(sessions):  # perhaps only because a replica is behind, so ask the leaders
+            sessions = self._channel.sessions_for([each.stream for each in self._readings], to_publish=True)
+            for reading in self._shorter(sessions):
+                self._channel.notice(f"stream {reading.stream!r} was created again: reading it from its first message")
+                reading.start_over()
+        for reading, session in zip(self._readings, sessions, strict=True):
             reading.begin(session)
+
+    def _shorter(self, sessions: Sequence[StreamSession]) -> list[Reading]:
+        """Return the streams that end before an offset that they had reached."""
+        pairs = zip(self._readings, sessions, strict=True)
+        return [each for each, session in pairs if each.reached and session.end_of(each.stream) < each.reached]
 
     def _change(self, reading: Reading, correlation: bytes, *, is_active: bool) -> None:
         """Become the active consumer or stand by, as the broker requests. All earlier messages have been handled."""

@@ -173,8 +173,9 @@ class StreamPublisher:
         partition = partitions[0] if len(partitions) == 1 else partitions[self._place(number, message)]
         entry = self._encode(message)
         size = len(entry)
+        in_frame = size if self._filter is None else size + len(self._filter)
         frame_max = partition.session.client.frame_max
-        if size + 64 > frame_max:
+        if in_frame + 64 > frame_max:
             self._answers[number] = f"it is larger than a frame may be ({frame_max:,} bytes)"
             return
         batch = partition.batch
@@ -183,7 +184,7 @@ class StreamPublisher:
         else:
             batch += (_UNDER_FILTER.pack(number, len(self._filter)), self._filter, struct.pack(">I", size))
         batch.append(entry)
-        partition.size += size
+        partition.size += in_frame
         self._size += len(message.body)
         if partition.size >= _BATCH_SIZE or len(batch) >= 2 * _BATCH:
             partition.flush(with_filter=self._filter is not None)

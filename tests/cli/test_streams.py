@@ -10,13 +10,13 @@ import socket
 import struct
 import subprocess
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import pytest
 
 from mqtool.management import Management
 from mqtool.tutorials.stream_dialects import HELLO, StreamDialect
-from tests.brokers import TestBroker, large, on_any_broker
+from tests.brokers import TestBroker, large, on_any_broker, skip_without_amqp10
 from tests.cli.shell import IDLE, Shell, wait_until
 from tests.cli.test_tutorial import Watched
 from tests.protocol.raw_stream import DECLARE_PUBLISHER, OPEN, PUBLISH, RawStream, string
@@ -634,3 +634,165 @@ def test_an_existing_stream_with_other_arguments_is_used(shell: Shell) -> None:
     assert shell.run("mqtool", "send-stream", "-q", "s", "y").stderr == " [x] y message sent\n"
     other = shell.run("mqtool", "send-stream", "-q", "s", "--argument", "max-age=2D", "z")
     assert other.stderr.splitlines()[0] == "stream 's' exists with different settings, and is used as it is"
+
+
+class Gate(Proxy):
+    """A proxy that refuses connections while it is closed."""
+
+    is_closed = False
+
+    def close(self) -> None:
+        """Cut all connections, and refuse others until open()."""
+        self.is_closed = True
+        self.cut()
+
+    def open(self) -> None:
+        self.is_closed = False
+
+    def join(self, client: socket.socket, server: socket.socket) -> None:
+        if self.is_closed:
+            client.close()
+            server.close()
+        else:
+            super().join(client, server)
+
+
+@pytest.mark.parametrize("offset", ["next", "last"])
+@pytest.mark.parametrize("track", [(), ("--track", "me")], ids=["untracked", "tracked"])
+def test_receive_stream_skips_nothing_if_it_had_received_nothing_before_a_lost_connection(
+    shell: Shell, broker: TestBroker, offset: str, track: tuple[str, ...]
+) -> None:
+    """A reader that started at the offset `next`, or at `last` in an empty stream, and whose connection is lost before
+    it has received a message, gets all messages that were published in the meantime, and none from before its start.
+    """
+    if offset == "next":
+        shell.run("mqtool", "send-stream", "-q", "s", "old")
+    with Gate(urlsplit(broker.streams).port or 0) as gate:
+        through = ("--stream-port", str(gate.port))
+        read = ("mqtool", "receive-stream", "-q", "s", "--declare", "--raw", "--offset", offset, *track)
+        reader = shell.start(*read, *through).wait_until_ready()
+        gate.close()
+        for body in ("one", "two"):  # in two chunks
+            assert shell.run("mqtool", "send-stream", "-q", "s", body).code == 0
+        gate.open()
+        reader.wait_until_connected_again(1)
+        shell.run("mqtool", "send-stream", "-q", "s", "three")
+        assert reader.wait_for_stdout("three\n").interrupt().wait().stdout == "one\ntwo\nthree\n"
+
+
+def test_receive_stream_reads_a_stream_that_was_created_again_from_its_first_message(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """If a stream is deleted, and another one of the same name is created, while the connection is lost, the reader
+    says so, and reads the new stream from its first message. `--track` then stores an offset in the new stream.
+    """
+    shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(0, 9))
+    with Gate(urlsplit(broker.streams).port or 0) as gate:
+        read = ("mqtool", "receive-stream", "-q", "s", "--raw", "--track", "me")
+        reader = shell.start(*read, "--stream-port", str(gate.port)).wait_for_stdout("9\n")
+        gate.close()
+        assert shell.run("mqtool", "queue", "delete", "s", "--yes").code == 0
+        assert shell.run("mqtool", "send-stream", "-q", "s", "new").code == 0
+        gate.open()
+        reader.wait_for_stdout("new\n")
+        assert "stream 's' was created again: reading it from its first message\n" in reader.stderr
+        assert reader.interrupt().wait().stdout == numbers(0, 9) + "new\n"
+    assert shell.run("mqtool", "offset", "show", "s", "me").stdout == "0\n"
+
+
+@pytest.mark.parametrize("offset", [("--offset", "next"), ("--offset", "last"), ()], ids=["next", "last", "default"])
+@pytest.mark.parametrize("protocol", ["amqp0.9.1", "amqp1.0"])
+def test_receive_skips_nothing_of_a_stream_if_it_had_received_nothing_before_a_lost_connection(
+    shell: Shell, broker: TestBroker, protocol: str, offset: tuple[str, ...]
+) -> None:
+    """Over AMQP, a consumer of a stream that waits for its next message, and whose connection is lost before it has
+    received one, gets all messages that were published in the meantime. It says that it may also get messages from up
+    to 5 s before its start.
+    """
+    if protocol == "amqp1.0":
+        skip_without_amqp10(broker)
+    with Gate(broker.port) as gate:
+        url = broker.url.replace(f":{broker.port}/", f":{gate.port}/")
+        read = ("mqtool", "receive", "-q", "s", "--queue-type", "stream", "--raw", "--protocol", protocol, *offset)
+        reader = shell.start(*read, "--url", url).wait_until_ready()
+        gate.close()
+        for body in ("one", "two"):
+            assert shell.run("mqtool", "send", "-q", "s", body).code == 0
+        gate.open()
+        reader.wait_until_connected_again(1).wait_for_stdout("two\n")
+        assert "no message of stream 's' had arrived: reading the messages of the last " in reader.stderr
+        gate.cut()
+        reader.wait_until_connected_again(2)
+        shell.run("mqtool", "send", "-q", "s", "three")
+        assert reader.wait_for_stdout("three\n").interrupt().wait().stdout == "one\ntwo\nthree\n"
+
+
+def test_names_and_filter_values_need_not_be_ascii(shell: Shell, broker: TestBroker) -> None:
+    """Names of streams, readers, virtual hosts and connections, and filter values, can contain any character."""
+    shell.environment["MQTOOL_CONNECTION_NAME"] = "é"
+    send = ("mqtool", "send-stream", "-q", "strömé")
+    assert shell.run(*send, "one").code == 0
+    read = ("mqtool", "receive-stream", "-q", "strömé", "--raw", "--idle-timeout", IDLE)
+    assert shell.run(*read, "--track", "läser").stdout == "one\n"
+    assert shell.run("mqtool", "offset", "show", "strömé", "läser").stdout == "0\n"
+    shell.environment["MQTOOL_CONNECTION_NAME"] = "\udcff"  # not UTF-8
+    assert shell.run(*read).stdout == "one\n"
+    if broker.kind == "rabbitmq" and not broker.differs_since("3.13", "it has filters"):
+        return
+    assert shell.run(*send, "--filter", "é", "two").code == 0
+    assert shell.run(*send, "--filter", "us", "three").code == 0
+    assert shell.run(*read, "--filter", "é").stdout == "two\n"
+    assert shell.run(*read, "--filter", "é", "--filter", "us").stdout == "two\nthree\n"
+
+
+@on_any_broker
+def test_a_virtual_host_of_a_stream_need_not_be_ascii(shell: Shell, broker: TestBroker) -> None:
+    """Stream commands work in a virtual host whose name is not ASCII."""
+    vhost, url = f"é-{broker.url[-6:]}", urlsplit(broker.url)
+    there = ("--url", url._replace(path=f"/{quote(vhost)}").geturl(), "-q", "s")
+    assert shell.run("mqtool", "vhost", "add", vhost).code == 0
+    try:
+        assert shell.run("mqtool", "send-stream", *there, "hi").code == 0
+        assert shell.run("mqtool", "receive-stream", *there, "--raw", "-c", "1").stdout == "hi\n"
+    finally:
+        shell.run("mqtool", "vhost", "delete", vhost, "--yes")
+
+
+@pytest.mark.parametrize("name", ["é" * 128, "\udcff"], ids=["256 bytes", "not UTF-8"])
+def test_receive_stream_refuses_a_reader_name_that_cannot_be_stored(shell: Shell, name: str) -> None:
+    """`receive-stream --track` refuses a name under which no offset can be stored, as `offset show` does."""
+    shell.run("mqtool", "send-stream", "-q", "s", "one")
+    for command in (("receive-stream", "-q", "s", "--track", name), ("offset", "show", "s", name)):
+        refused = shell.run("mqtool", *command)
+        assert (refused.code, refused.stdout) == (2, "")
+        assert "cannot be used\nhint: use 1 to 255 bytes of UTF-8\n" in refused.stderr
+
+
+@on_any_broker
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [("é" * 16_384, "can have up to 32,767 bytes, but this one has 32,768"), ("\udcff", "must be valid UTF-8")],
+    ids=["too long", "not UTF-8"],
+)
+@pytest.mark.parametrize("command", ["send-stream", "receive-stream", "receive"])
+def test_a_filter_value_that_cannot_be_sent_is_refused(shell: Shell, command: str, value: str, why: str) -> None:
+    """A filter value that is longer than the stream protocol allows, or is not UTF-8, is an error on the command
+    line.
+    """
+    refused = shell.run("mqtool", command, "-q", "s", "--filter", value)
+    assert (refused.code, f"Invalid value for '--filter': a filter value {why}\n" in refused.stderr) == (2, True)
+
+
+def test_the_longest_filter_value_counts_towards_the_size_of_a_frame(shell: Shell, broker: TestBroker) -> None:
+    """With the longest possible filter value, `send-stream` sends many messages in frames that are not too large. A
+    message that is too large together with the filter value is not sent.
+    """
+    if broker.kind == "rabbitmq" and not broker.differs_since("3.13", "it has filters"):
+        pytest.skip("this broker has no filters")
+    value = "é" * 16_383
+    send = ("mqtool", "send-stream", "-l", "-q", "s", "--filter", value)
+    assert "200 confirmed" in shell.run(*send, stdin=numbers(0, 199)).stderr
+    read = ("mqtool", "receive-stream", "-q", "s", "--raw", "--idle-timeout", IDLE, "--filter", value)
+    assert shell.run(*read).stdout == numbers(0, 199)
+    large = shell.run(*send, stdin="x" * ((1 << 20) - 20_000) + "\n")
+    assert (large.code, "it is larger than a frame may be" in large.stderr) == (75, True)

@@ -181,3 +181,16 @@ def test_offset_show_prints_a_partition_on_one_line(shell: Shell, broker: TestBr
     assert shell.run("mqtool", "offset", "set", name, "app", "3").code == 0
     shown = shell.run("mqtool", "offset", "show", "orders", "app")
     assert shown.stdout == "orders-0\\t\\x1b\t3\n", shown.stderr
+
+
+def test_a_partition_of_a_super_stream_need_not_have_an_ascii_name(shell: Shell, broker: TestBroker) -> None:
+    """If somebody binds a stream whose name is not ASCII to a super stream, its readers read it as a partition."""
+    shell.run("mqtool", "send-stream", *CREATED, "one")
+    with closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
+        channel = connection.channel()
+        channel.queue_declare("orders-é", durable=True, arguments={"x-queue-type": "stream"})
+        channel.queue_bind("orders-é", "orders", "3", {"x-stream-partition-order": 3})
+        channel.basic_publish("orders", "3", b"two")
+    read = shell.run(*READ, "--json", "--track", "me")
+    assert by_partition(read.stdout)["orders-é"] == ["two"], read.stderr
+    assert "orders-é\t0\n" in shell.run("mqtool", "offset", "show", "orders", "me").stdout

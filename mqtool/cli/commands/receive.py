@@ -18,7 +18,9 @@ from mqtool.cli.options.queue_options import tutorials_queue
 from mqtool.cli.options.receiving_options import OFFSET, ReceivingOptions, WhereOption
 from mqtool.cli.pipe.existence import checked
 from mqtool.cli.pipe.receiving import Matching, receiving_channel
+from mqtool.cli.values import parsed, valid_filter
 from mqtool.errors import MqtoolError
+from mqtool.offsets import NEXT
 from mqtool.tutorials import hello_world
 from mqtool.tutorials.dialects import NAMES, Dialect
 
@@ -43,9 +45,10 @@ def receive(
         Any | None, typer.Option("--offset", help="Where to start in a stream", rich_help_panel="Receiving", **OFFSET)
     ] = None,
     filters: Annotated[
-        list[str] | None,
+        list[Any] | None,
         typer.Option(
             "--filter",
+            parser=parsed(valid_filter),
             metavar="VALUE",
             help="Only stream chunks with the filter value VALUE (AMQP 1.0)",
             rich_help_panel="Receiving",
@@ -81,6 +84,8 @@ def receive(
         else:
             from mqtool.tutorials import amqp10_hello_world
 
+            if settings.offset is None and target.arguments.get("x-queue-type") == "stream":
+                settings = settings._replace(offset=NEXT)  # a link does not know the type of its queue
             deliveries = amqp10_hello_world.receive(channel, target, settings)
         incoming.print_all(matching.of(channel, deliveries, settings))
 

@@ -13,6 +13,7 @@ from mqtool.cli.options import TutorialBroker
 from mqtool.cli.options.receiving_options import OFFSET, ReceivingOptions
 from mqtool.cli.pipe.existence import check_new
 from mqtool.cli.pipe.receiving import receiving_channel
+from mqtool.cli.values import parsed, valid_filter
 from mqtool.topology import Stream
 from mqtool.tutorials import stream_hello_world
 from mqtool.tutorials.stream_dialects import HELLO
@@ -47,9 +48,10 @@ class ReadingOptions:
         ),
     ] = False
     filters: Annotated[
-        list[str] | None,
+        list[Any] | None,
         typer.Option(
             "--filter",
+            parser=parsed(valid_filter),
             metavar="VALUE",
             help="Only chunks with this filter value (RabbitMQ 3.13)",
             rich_help_panel="Receiving",

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from mqtool.cli.options import Publishing
 from mqtool.cli.options.stream_options import DialectOfStreams, StreamOptions, dialect_of
 from mqtool.cli.pipe.existence import ask_to_declare_stream
 from mqtool.cli.pipe.publishing import publishing_stream_channel
+from mqtool.cli.values import parsed, valid_filter
 from mqtool.message import Message
 from mqtool.streams.entries import encode
 from mqtool.tutorials import stream_hello_world
@@ -40,9 +41,10 @@ class Appending:
         ),
     ] = None
     filter_value: Annotated[
-        str | None,
+        Any | None,
         typer.Option(
             "--filter",
+            parser=parsed(valid_filter),
             metavar="VALUE",
             help="Filter value to store with messages (RabbitMQ 3.13)",
             rich_help_panel="Messages",
