@@ -28,7 +28,7 @@ from mqtool.errors import AccessRefused, MqtoolError, Unavailable
 from mqtool.management import Management
 from mqtool.topology import Binding, Exchange, Queue
 from mqtool.work import exact_bindings
-from mqtool.work.exact_bindings import ExactBindings, is_large
+from mqtool.work.exact_bindings import ExactBindings, described, is_large
 
 
 def shown(value: Any) -> Any:
@@ -172,7 +172,7 @@ def is_same(found: Binding | None, expected: Binding) -> bool:
         {"value": Int32(5)},
         {"value": Int64(5)},
         {"value": "undefined", "int": Int64(5)},
-        {"value": [None, {"deep": [Int64(1), "text"]}]},
+        {"value": [None, {"deep": [Int64(1), "text"], "void": None}]},
         {"x-match": "all", "void": None, "int": Int32(5)},
         {"small": Int32(1), "int": [Int32(-(2**31)), Int32(2**31 - 1)], "long": [Int64(-(2**31) - 1), Int64(2**31)]},
     ],
@@ -212,6 +212,15 @@ def test_a_binding_with_arguments_of_other_types_is_given_up(broker: Broker, arg
     assert found is None
     assert is_same(other, text)
     assert broker.existing == []
+
+
+def test_a_binding_with_arguments_that_mqtool_cannot_send_is_given_up(broker: Broker) -> None:
+    """If the name of an argument, as the management API shows it, is longer than AMQP allows, `queue convert` cannot
+    keep the binding. It makes no trial.
+    """
+    shown_like_this = {**view(bound({"a": "text"})), "arguments": {"a" * 256: "text"}}
+    assert [found for _, found in broker.exact().of([shown_like_this])] == [None]
+    assert broker.declared == []
 
 
 def test_all_bindings_are_tried_at_the_same_time(broker: Broker) -> None:
@@ -340,3 +349,12 @@ def test_finding_out_types_can_be_stopped(broker: Broker, checks: int) -> None:
     assert len(broker.declared) == 2 * bool(checks)
     assert sum(map(len, broker.trials)) == max(0, checks - 1)
     assert broker.existing == []
+
+
+def test_a_binding_is_described_by_its_exchange_routing_key_and_arguments() -> None:
+    """When `queue convert` cannot keep a binding, it names the exchange, the routing key and the arguments, of which it
+    shows no more than 200 characters.
+    """
+    assert described(view(bound({}))) == "from 'logs' ('eu')"
+    assert described(view(bound({"a": "é"}))) == "from 'logs' ('eu', {\"a\": \"é\"})"
+    assert described(view(bound({"a": "x" * 300}))) == "from 'logs' ('eu', {\"a\": \"" + "x" * 193 + "…)"
