@@ -2,23 +2,22 @@
 
 RabbitMQ's API shows a void argument like the string "undefined", a timestamp like a number, and bytes like text. Made
 again from that, a binding could match other messages, and its client could not remove it. But the API also shows each
-binding's properties_key, which ends with a hash of the typed arguments. The hash function is the broker's own. So the
-few likely combinations of types are tried: a queue of ours is bound with each of them, and the hashes are compared.
+binding's properties_key, which ends with a hash of the typed arguments. The hash function is the broker's own. So a
+queue of ours is bound with the types that most clients send, and the hashes are compared.
 """
 
 import json
 import secrets
 import struct
 import time
-from base64 import b64decode
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice, product
-from typing import Any, NamedTuple
+from contextlib import ExitStack, suppress
+from itertools import product
+from typing import Any
 from urllib.parse import unquote_plus
 
 from mqtool.amqp import Channel, administration
-from mqtool.codecs import field_tables as types
+from mqtool.codecs.field_tables import CLIENT, Int64
 from mqtool.delays.destinations import derived_name
 from mqtool.errors import Unavailable
 from mqtool.management import Management, path
@@ -26,82 +25,18 @@ from mqtool.management.api_client import Json
 from mqtool.topology import Binding, Exchange, Queue
 from mqtool.work.conversion_plan import beginning
 
-#: What RabbitMQ's API shows for a void value; and, followed by base64, for strings and bytes that are not UTF-8.
-_VOID, _NOT_UTF8 = "undefined", "Not UTF-8, base64 is: "
-_X_MATCH = "x-match"
+#: The type of all integers: 32 bits or, if larger, 64 bits, as pika sends them; or 64 bits, like Java's `long`. And the
+#: string that means void, if any.
+_GUESSES: Sequence[tuple[Callable[[int], int], str | None]] = [*product((int, Int64), ("undefined", None))]
 #: The most bytes of arguments to try, as JSON: anybody who may bind a queue can write any number, and trials copy them.
 _LARGEST = 8192
-#: The most guesses to try for one binding; and for how many bindings at once.
-_MOST, _AT_ONCE = 32, 128
-#: The most characters of wrong guesses, as JSON, for all bindings of a queue; and how many each guess costs besides.
-_MOST_WRONG, _COST = 500_000, 100
+#: How many bindings to try at once: at most 400 kB of arguments, each in at most four ways.
+_AT_ONCE = 50
 #: Seconds to wait until the API shows new bindings: in a cluster, another node may answer.
 _PATIENCE, _LOOK = 5.0, 0.05
 
 #: A binding's arguments as the API shows them, as JSON, and their hash.
 _Shown = tuple[str, str]
-
-
-class _Types(NamedTuple):
-    """One guess: how the API's values get their types. It is the same way for all values of a table.
-
-    Attributes:
-        integer: gives an integer its type.
-        real: gives another number its type.
-        is_void: True if "undefined" is void.
-        text: the type of the strings, except for that of x-match.
-        raw: the meaning of a string that describes bytes which are not UTF-8.
-    """
-
-    integer: Callable[[int], int]
-    real: Callable[[float], float]
-    is_void: bool
-    text: Callable[[str], Any]
-    raw: Callable[[str], Any]
-
-
-def _as_bytes(text: str) -> types.ByteArray:
-    return types.ByteArray(text.encode("utf-8", "surrogatepass"))
-
-
-def _decoded(shown: str) -> bytes:
-    return b64decode(shown.removeprefix(_NOT_UTF8), validate=True)
-
-
-def _as_text(shown: str) -> str:
-    return _decoded(shown).decode("utf-8", "surrogateescape")
-
-
-def _int32_or_larger(number: int) -> int:
-    """Return the number with the type that pika and mqtool send."""
-    return types.Int32(number) if -(2**31) <= number < 2**31 else types.Int64(number)
-
-
-def _smallest(number: int) -> int:
-    """Return the number with the smallest signed type, which other clients may send."""
-    sizes = ((types.Int8, 2**7), (types.Int16, 2**15), (types.Int32, 2**31))
-    return next((of_type(number) for of_type, limit in sizes if -limit <= number < limit), types.Int64(number))
-
-
-_INTEGERS: Sequence[Callable[[int], int]] = (
-    *(_int32_or_larger, types.Int64, types.Timestamp, _smallest),
-    *(types.Int16, types.Int8, types.UInt8, types.UInt16, types.UInt32),
-)
-_TEXTS: Sequence[Callable[[str], Any]] = (str, _as_bytes)
-_RAWS: Sequence[Callable[[str], Any]] = (lambda shown: types.ByteArray(_decoded(shown)), _as_text, str)
-#: All guesses, the most likely first.
-_GUESSES = [_Types(*each) for each in product(_INTEGERS, (float, types.Float32), (True, False), _TEXTS, _RAWS)]
-
-
-class TooManyGuesses(Unavailable):
-    """There are too many bindings whose arguments are not found out soon, such as this one."""
-
-    def __init__(self, view: Json) -> None:
-        super().__init__(
-            f"too many bindings to {view['destination']!r} have arguments whose types mqtool has to guess, "
-            f"such as the one {described(view)}",
-            "unbind them with the client that bound them, or on the management page, and bind them again afterwards",
-        )
 
 
 class ExactBindings:
@@ -120,73 +55,42 @@ class ExactBindings:
         self._vhost = vhost
         self._queue = queue
         self._check = check
-        self._arguments: dict[_Shown, Mapping[str, Any]] = {("{}", ""): {}}
-        #: The guesses that have not been tried; none are left for arguments that cannot be found out.
-        self._guesses: dict[_Shown, Iterator[Mapping[str, Any]]] = {}
+        #: None for arguments that cannot be found out.
+        self._arguments: dict[_Shown, Mapping[str, Any] | None] = {("{}", ""): {}}
 
-    def inexact(self, views: Sequence[Json]) -> Iterator[Json]:
-        """Try to find out the arguments of the bindings that the management API describes.
-
-        Yields:
-            Each of them that cannot be made again exactly, as soon as that is known.
+    def of(self, views: Sequence[Json]) -> Iterator[tuple[Json, Binding | None]]:
+        """Yield each binding that the management API describes, after its description; None if it cannot be made again.
 
         Raises:
-            TooManyGuesses: it would take too long.
             Unavailable: the API does not show new bindings.
             MqtoolError: the user may not declare or bind the trial queue.
         """
-        unknown = defaultdict[_Shown, list[Json]](list)
-        for view in views:
-            if is_large(view) or _key(view) != view["routing_key"]:
-                yield view
-            elif (shown := _shown(view)) not in self._arguments:
-                unknown[shown].append(view)
-                self._guesses.setdefault(shown, islice(_tables(view["arguments"]), _MOST))
-        left, wrong = [*unknown], 0
-        while left:
-            some, rest = left[:_AT_ONCE], left[_AT_ONCE:]
-            tables = {shown: table for shown in some if (table := next(self._guesses[shown], None)) is not None}
-            for shown in some:
-                if shown not in tables:
-                    yield from unknown[shown]
-            self._try([*tables.values()])
-            again = [shown for shown in tables if shown not in self._arguments]
-            wrong += sum(_COST + len(arguments) for arguments, _ in again)
-            if wrong > _MOST_WRONG:
-                raise TooManyGuesses(unknown[again[0]][0])
-            left = again + rest
-
-    def of(self, views: Sequence[Json]) -> list[Binding]:
-        """Return those bindings that can be made again exactly, as far as inexact() has found out."""
-        exact = []
-        for view in views:
-            arguments = self._arguments.get(_shown(view))
-            if arguments is not None and _key(view) == view["routing_key"]:
-                to_exchange = view["destination_type"] == "exchange"
-                found = Binding(view["source"], view["destination"], view["routing_key"], arguments, to_exchange)
-                exact.append(found)
-        return exact
+        for start in range(0, len(views), _AT_ONCE):
+            batch = views[start : start + _AT_ONCE]
+            tables = dict[bytes, dict[str, Any]]()
+            for view in batch:
+                if _shown(view) not in self._arguments and not is_large(view):
+                    tables |= _tables(view["arguments"])
+            if tables:
+                self._try([*tables.values()])
+            for view in batch:
+                yield view, _binding(view, self._arguments.setdefault(_shown(view), None))
 
     def _try(self, tables: Sequence[Mapping[str, Any]]) -> None:
         """Bind a queue with each of these arguments, and remember the hash of each."""
-        if not tables:
-            return
         self._check()
         channel, name = self._channel, derived_name(self._queue, f"mqtool-convert.trial.{secrets.token_hex(4)}")
-        channel.declare(Queue(name, exclusive=True), remember=False)
-        try:
+        with ExitStack() as trial:
+            channel.declare(Queue(name, exclusive=True), remember=False)
+            trial.callback(administration.delete_queue, channel, name)
             channel.declare(Exchange(name, "fanout", auto_delete=True), remember=False)
-            try:
-                for index, table in enumerate(tables):
-                    self._check()
-                    # The routing key tells which binding it is, and does not change the hash.
-                    administration.bind(channel, Binding(name, name, str(index), table))
-                for view in self._shown_soon(name, len(tables)):
-                    self._arguments[_shown(view)] = tables[int(view["routing_key"])]
-            finally:
-                administration.delete_exchange(channel, name)
-        finally:
-            administration.delete_queue(channel, name)
+            trial.callback(administration.delete_exchange, channel, name)
+            for index, table in enumerate(tables):
+                self._check()
+                # The routing key tells which binding it is, and does not change the hash.
+                administration.bind(channel, Binding(name, name, str(index), table))
+            for view in self._shown_soon(name, len(tables)):
+                self._arguments[_shown(view)] = tables[int(view["routing_key"])]
 
     def _shown_soon(self, name: str, count: int) -> list[Json]:
         """Wait until the API shows all bindings between the exchange and the queue with this name; return them."""
@@ -224,35 +128,32 @@ def _key(view: Json) -> str:
     return unquote_plus(key.rpartition("~")[0] if view.get("arguments") or key == "~" else key)
 
 
-def _tables(shown: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the different tables that the API may show like this."""
-    known = set[bytes]()
-    for guess in _GUESSES:
-        try:
-            table = {name: value if name == _X_MATCH else _value(value, guess) for name, value in shown.items()}
-            encoded = types.CLIENT.encode_table(table)
-        except (ValueError, OverflowError, struct.error, types.NoFieldType):  # it cannot be meant
-            continue
-        if encoded not in known:
-            known.add(encoded)
-            yield table
+def _binding(view: Json, arguments: Mapping[str, Any] | None) -> Binding | None:
+    if arguments is None or _key(view) != view["routing_key"]:
+        return None
+    to_exchange = view["destination_type"] == "exchange"
+    return Binding(view["source"], view["destination"], view["routing_key"], arguments, to_exchange)
 
 
-def _value(shown: Any, guess: _Types) -> Any:
+def _tables(shown: Mapping[str, Any]) -> dict[bytes, dict[str, Any]]:
+    """Return the different tables that the API may show like this, by their encodings."""
+    found = dict[bytes, dict[str, Any]]()
+    for integer, void in _GUESSES:
+        table = {name: _typed(value, integer, void) for name, value in shown.items()}
+        with suppress(ValueError, struct.error):  # such as an integer of more than 64 bits
+            found[CLIENT.encode_table(table)] = table
+    return found
+
+
+def _typed(shown: Any, integer: Callable[[int], int], void: str | None) -> Any:
     match shown:
-        case bool() | None:
+        case bool():
             return shown
         case int():
-            return guess.integer(shown)
-        case float():
-            return guess.real(shown)
+            return integer(shown)
         case list():
-            return [_value(each, guess) for each in shown]
+            return [_typed(each, integer, void) for each in shown]
         case dict():
-            return {name: _value(each, guess) for name, each in shown.items()}
-        case str() if shown == _VOID and guess.is_void:
-            return None
-        case str() if shown.startswith(_NOT_UTF8):
-            return guess.raw(shown)
-        case _:
-            return guess.text(shown)
+            return {name: _typed(each, integer, void) for name, each in shown.items()}
+        case _:  # a string that describes bytes may also be meant literally
+            return None if shown == void else shown

@@ -55,7 +55,7 @@ from mqtool.work.conversion_plan import (
     dead_letters,
     view_of,
 )
-from mqtool.work.exact_bindings import ExactBindings, TooManyGuesses, described, is_large
+from mqtool.work.exact_bindings import ExactBindings, described, is_large
 from mqtool.work.held_messages import HeldMessages, check_acknowledged, check_leader, is_empty
 from mqtool.work.queue_limits import room_in
 
@@ -107,8 +107,9 @@ def inexact_binding(connection: Connection, api: Management, vhost: str, found: 
     """Find a binding of the queue that cannot be made again exactly, if any. Declares nothing that stays."""
     channel = connection.channel(strict=True)
     try:
-        for view in ExactBindings(channel, api, vhost, found.plan.queue).inexact(found.bindings):
-            return _inexact(view)
+        for view, exact in ExactBindings(channel, api, vhost, found.plan.queue).of(found.bindings):
+            if exact is None:
+                return _inexact(view)
     except AccessRefused as error:
         return Refusal(str(error), "a conversion needs this permission")
     except Unavailable as error:
@@ -233,7 +234,7 @@ class Conversion:
             raise UsageError(str(error).replace(trial.name, self._plan.queue), "see --to and --argument") from error
         administration.delete_queue(self._channel, trial.name)
         if not self.is_replaced():  # or else its bindings stay
-            self._check_exact(bindings_of(self._api, self._vhost, self._plan.queue))
+            self._exact(bindings_of(self._api, self._vhost, self._plan.queue))
         if left_behind(self._api, self._vhost, self._plan.queue) is None:
             # An earlier conversion that was killed before its last request: messages would seem to be coming back.
             administration.delete_exchange(self._channel, self._names.back)
@@ -364,13 +365,7 @@ class Conversion:
         """
         name, through = self._plan.queue, self._names.through
         direct = [each for each in bindings_of(self._api, self._vhost, name) if each["source"] != through]
-        if undo:
-            with suppress(TooManyGuesses):
-                for _ in self._bindings.inexact(direct):
-                    pass
-        else:
-            self._check_exact(direct)
-        exact = self._bindings.of(direct)
+        exact = self._exact(direct, undo=undo)
         if exact and not self._is_diverted():
             self._channel.bind(Queue(name), Exchange(through))
         for binding in exact:
@@ -432,13 +427,14 @@ class Conversion:
     def _clean_up(self) -> None:
         name, names, channel = self._plan.queue, self._names, self._channel
         views = bindings_of(self._api, self._vhost, names.through, exchange=True)
-        for view in self._bindings.inexact(views):  # mqtool has bound only others to it
-            self._connection.notice(
-                f"another client's binding {described(view)} to {names.through!r} cannot be moved to {name!r}, "
-                "and is deleted"
-            )
-        for binding in self._bindings.of(views):
-            _rebind(self._channel, binding, replace(binding, destination=name, to_exchange=False))
+        for view, binding in self._bindings.of(views):
+            if binding is not None:
+                _rebind(channel, binding, replace(binding, destination=name, to_exchange=False))
+            else:  # mqtool has bound only others to it
+                self._connection.notice(
+                    f"another client's binding {described(view)} to {names.through!r} cannot be moved to {name!r}, "
+                    "and is deleted"
+                )
         for exchange in (names.through, names.meanwhile, names.into):
             administration.delete_exchange(channel, exchange)
         for _ in self._drain(names.meanwhile, self.messages.returned, "meanwhile"):
@@ -466,11 +462,16 @@ class Conversion:
         """True if `exchange`, one of the conversion's exchanges, is bound to the queue."""
         return any(each["source"] == exchange for each in bindings_of(self._api, self._vhost, self._plan.queue))
 
-    def _check_exact(self, views: Sequence[Json]) -> None:
-        """Raise Unavailable if one of these bindings of the queue cannot be made again exactly."""
-        for view in self._bindings.inexact(views):
-            what, hint, _ = _inexact(view)
-            raise Unavailable(f"{self._plan.queue!r} cannot be converted: {what}", hint)
+    def _exact(self, views: Sequence[Json], *, undo: bool = False) -> list[Binding]:
+        """Return these bindings of the queue; raise Unavailable if one cannot be made again, except in an undo."""
+        found = []
+        for view, binding in self._bindings.of(views):
+            if binding is not None:
+                found.append(binding)
+            elif not undo:
+                what, hint, _ = _inexact(view)
+                raise Unavailable(f"{self._plan.queue!r} cannot be converted: {what}", hint)
+        return found
 
     def _drain(
         self, source: str, message_for: Any, counts: str, stop_flow: Callable[[], None] | None = None
