@@ -119,7 +119,7 @@ NOWHERE = (1 << 64) - 1
 #: The id of the temporary subscription that looks up the first or last chunk.
 _LOOK = 255
 #: How often to look up a last chunk that the broker does not send yet, and the seconds in between.
-_LOOKS, _LOOK_AGAIN = 100, 0.1
+_LOOKS, _LOOK_AGAIN = 20, 0.1
 _DELIVER = DELIVER.to_bytes(2)
 _HEARTBEAT = 60
 #: Seconds to wait for a response.
@@ -216,11 +216,19 @@ class StreamSession:
         return self.ask(self.client.partitions(super_stream), super_stream)
 
     def end_of(self, stream: str) -> int:
-        """Return the offset that the next message will get. Call this before any subscription."""
+        """Return the offset that the next message will get. Call this before any subscription.
+
+        Raises:
+            Unavailable: see last_chunk().
+        """
         return self.last_chunk(stream).stop
 
     def last_chunk(self, stream: str) -> range:
-        """Return the offsets of the last chunk; range(0) if there is none. Call this before any subscription."""
+        """Return the offsets of the last chunk; range(0) if there is none. Call this before any subscription.
+
+        Raises:
+            Unavailable: the broker does not send it, because it is not on a majority of the stream's nodes.
+        """
         for _ in range(_LOOKS):
             if (last := self._chunk_at(OffsetType.LAST, stream)) is not None:
                 return range(last.first_offset, last.first_offset + last.records)

@@ -5,6 +5,7 @@ import queue as queues
 import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 
 from rstream import schema
 from rstream.constants import OffsetType
@@ -193,19 +194,27 @@ class StreamConsumer:
     def _place(self, reading: Reading, session: StreamSession, offset: Offset) -> Offset:
         """Return where to start: after the stored offset, if any, else at `offset`. Warn of a start past the end.
 
-        Where `next` and `last` are, is looked up: a reconnection must not start at later ones.
+        Where `next` and `last` are, is looked up: a reconnection must not start at later ones. If the broker does not
+        say where they are, they are the broker's.
         """
         stream = reading.stream
         stored = None if self._track is None else session.stored_offset(stream, self._track)
         place = offset if stored is None else Offset(Start.OFFSET, stored + 1)
-        if place in (NEXT, LAST):
+        number = place.value if place.start is Start.OFFSET else None
+        if place not in (NEXT, LAST) and not number:
+            return place
+        try:
             last = session.last_chunk(stream)
-            reading.reached = last.stop
-            return Offset(Start.OFFSET, last.stop if place == NEXT else last.start)
-        if place.start is Start.OFFSET and place.value and place.value > (end := session.end_of(stream)):
-            what = f"ends at offset {end - 1:,}" if end else "is empty"
-            self._channel.notice(f"stream {stream!r} {what}; waiting for offset {place.value:,}")
-        return place
+        except Unavailable as error:
+            self._channel.notice(str(error))
+            return place
+        if number is None:
+            number = last.stop if place == NEXT else last.start
+        elif number > last.stop:
+            what = f"ends at offset {last.stop - 1:,}" if last else "is empty"
+            self._channel.notice(f"stream {stream!r} {what}; waiting for offset {number:,}")
+        reading.reached = min(number, last.stop)
+        return Offset(Start.OFFSET, number)
 
     def deliveries(self) -> Iterator[Delivery]:
         """Yield messages until a limit is reached or stop() is called. Raises TimedOut after a time limit."""
@@ -314,8 +323,12 @@ class StreamConsumer:
 
     def _shorter(self, sessions: Sequence[StreamSession]) -> list[Reading]:
         """Return the streams that end before an offset that they had reached."""
-        pairs = zip(self._readings, sessions, strict=True)
-        return [each for each, session in pairs if each.reached and session.end_of(each.stream) < each.reached]
+        found = []
+        for reading, session in zip(self._readings, sessions, strict=True):
+            with suppress(Unavailable):  # the broker does not say yet where it ends
+                if reading.reached and session.end_of(reading.stream) < reading.reached:
+                    found.append(reading)
+        return found
 
     def _change(self, reading: Reading, correlation: bytes, *, is_active: bool) -> None:
         """Become the active consumer or stand by, as the broker requests. All earlier messages have been handled."""

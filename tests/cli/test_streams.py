@@ -700,6 +700,27 @@ def test_receive_stream_reads_a_stream_that_was_created_again_from_its_first_mes
     assert shell.run("mqtool", "offset", "show", "s", "me").stdout == "0\n"
 
 
+@pytest.mark.parametrize("start", ["--track=me", "--offset=10", "--offset=next"])
+def test_receive_stream_that_has_received_nothing_notices_that_a_stream_was_created_again(
+    shell: Shell, broker: TestBroker, start: str
+) -> None:
+    """A reader has read a whole stream before it starts, or starts at its end, and so receives nothing. If the stream
+    is created again while the connection is lost, the reader says so, and reads the new stream from its first message.
+    """
+    shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(0, 9))
+    shell.run("mqtool", "receive-stream", "-q", "s", "--track", "me", "-c", "10")
+    with Gate(urlsplit(broker.streams).port or 0) as gate:
+        read = ("mqtool", "receive-stream", "-q", "s", "--raw", start, "--stream-port", str(gate.port))
+        reader = shell.start(*read).wait_until_ready()
+        gate.close()
+        assert shell.run("mqtool", "queue", "delete", "s", "--yes").code == 0
+        assert shell.run("mqtool", "send-stream", "-q", "s", "new").code == 0
+        gate.open()
+        reader.wait_for_stdout("new\n")
+        assert "stream 's' was created again: reading it from its first message\n" in reader.stderr
+        assert reader.interrupt().wait().stdout == "new\n"
+
+
 @pytest.mark.parametrize("offset", [("--offset", "next"), ("--offset", "last"), ()], ids=["next", "last", "default"])
 @pytest.mark.parametrize("protocol", ["amqp0.9.1", "amqp1.0"])
 def test_receive_skips_nothing_of_a_stream_if_it_had_received_nothing_before_a_lost_connection(
