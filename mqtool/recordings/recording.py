@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain
 from typing import Any, NamedTuple
 
 from mqtool import ndjson
@@ -246,7 +247,8 @@ class Reconciliation:
     Attributes:
         sent: the number of messages sent.
         got: the number of messages received, including duplicates.
-        missing: messages that were sent but did not arrive. Contains an id once for each such message.
+        missing: messages that were sent but did not arrive. Contains an id once for each such message. If only some of
+            the messages with an id arrived, the order of arrival decides which: see reconcile().
         doubled: ids that arrived more often than they were sent, and more than once.
         unexpected: ids that arrived but were not sent.
         reordered: messages that arrived after a message that was sent later.
@@ -264,13 +266,14 @@ def reconcile(sent: Iterable[str], got: Iterable[str]) -> Reconciliation:
     """Compare the ids of sent and received messages. Several messages may have the same id.
 
     For the order, each arrival counts as the next message with its id that was sent after the latest one that arrived,
-    if there is one. Arrivals beyond the number of messages sent do not count.
+    if there is one, and otherwise as an earlier one. Arrivals beyond the number of messages sent do not count.
     """
     ids = list(sent)
     expected, times = Counter(ids), Counter[str]()
     positions: dict[str, list[int]] = {}  # of the messages that have not arrived, the next one last
     for position in reversed(range(len(ids))):
         positions.setdefault(ids[position], []).append(position)
+    passed: dict[str, list[int]] = {}  # of the messages that have not arrived, although a later one has
     reordered, latest = [], -1
     for message_id in got:
         times[message_id] += 1
@@ -278,15 +281,17 @@ def reconcile(sent: Iterable[str], got: Iterable[str]) -> Reconciliation:
             continue
         ahead = positions[message_id]
         while ahead and ahead[-1] < latest:
-            ahead.pop()
+            passed.setdefault(message_id, []).append(ahead.pop())
         if ahead:
             latest = ahead.pop()
         else:
+            passed[message_id].pop()
             reordered.append(message_id)
+    left = sorted(chain(*positions.values(), *passed.values()))
     return Reconciliation(
         sent=len(ids),
         got=times.total(),
-        missing=[*(expected - times).elements()],
+        missing=[ids[position] for position in left],
         doubled=[message_id for message_id, count in times.items() if count > max(1, expected[message_id])],
         unexpected=[message_id for message_id in times if message_id not in expected],
         reordered=reordered,

@@ -178,6 +178,15 @@ def test_reconcile_reports_an_order_that_differs(sent_and_got: tuple[list[str], 
     assert (result.reordered == []) == (got == sent)
 
 
+@pytest.mark.parametrize(
+    ("sent", "got", "missing"),
+    [("aba", "", "aba"), ("aba", "a", "ba"), ("abca", "ba", "ac"), ("abab", "ba", "ab"), ("abca", "bca", "a")],
+)
+def test_reconcile_reports_missing_messages_in_order_of_sending(sent: str, got: str, missing: str) -> None:
+    """`reconcile` reports missing messages in the order in which they were sent, even if others have the same id."""
+    assert "".join(reconcile(sent, got).missing) == missing
+
+
 @given(ids, ids)
 def test_reconcile_reports_ids_that_arrive_more_often_than_they_were_sent(sent: list[str], got: list[str]) -> None:
     """`reconcile` reports an id as unexpected if no message was sent with it, and as doubled if more messages arrive
