@@ -54,6 +54,8 @@ _TOP = ("exchange", "routing_key", "queue", "headers", "properties", "body", "br
 _TOKEN = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")(\s*:)?|[{}\[\]]|-?[0-9][0-9.eE+-]*')
 #: Keys whose values are bytes, written as Base64.
 _BYTES = (".$bytes", ".$encoded")
+#: The key that marks a table, but is not in it. Directly in `headers`, it is the name of a header.
+_TABLE = re.compile(r"(?<!^headers)\.\$table(?=\.|$)")
 _DECIMAL = re.compile(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?")
 
 _INT32 = (1 << 31) - 1
@@ -68,6 +70,8 @@ def parse_fields(names: Collection[str]) -> frozenset[str]:
 
 def _path(name: str) -> str:
     first, dot, rest = name.removeprefix("properties.").partition(".")
+    if first == "headers":  # a property, but a line has it beside the others
+        return _named(f"{first}{dot}{rest}")
     if first in _TOP and not name.startswith("properties."):
         return name
     known = first.replace("-", "_")
@@ -83,7 +87,7 @@ class Scrubber:
     Attributes:
         unsearched: the number of lines in which text or bytes were replaced as a whole, because one of the fields in
             `only` may be in them, and cannot be found there.
-        unseen: the fields in `only` of which no line had a value so far.
+        unseen: the fields in `only` in which no value has been found and replaced so far.
 
     Args:
         keep: fields, as returned by parse_fields(), that are kept, with everything inside them.
@@ -113,28 +117,36 @@ class Scrubber:
         # Routing keys of the default exchange are names of queues.
         key = self._treatment("routing_key")
         if said.get("exchange") == "":
-            key = None if (1, "queue") in self._kept else self._treatment("queue")
+            name = None if (1, "queue") in self._kept else self._treatment("queue")
+            key = partial(self._noting, "routing_key", name) if name is not None else None
         self._is_unsearched = False
         scrubbed = ndjson.escaped(self._walked(text, "", key)).encode()
         self.unsearched += self._is_unsearched
         return scrubbed
 
     def _chosen_for_replacement(self, path: str) -> bool:
-        self.unseen = {field for field in self.unseen if not _is_in(path, {field})}
+        path = _named(path)
         return not _is_in(path, self._keep) and (not self._only or _is_in(path, self._only))
 
     def _chosen(self, path: str) -> _Treatment:
         """Return the function that replaces a string at this path; None keeps the string."""
-        if path == "body":
-            return self._body if self._is_replaced(path) or self._surrounds_field(path) else None
-        treatment, place = self._usual_treatment(path), path
-        if path == "body_base64":
-            path = place = "body"
-        elif path.startswith("headers."):
-            place = path.removesuffix(".$bytes").removesuffix(".$encoded")
+        treatment = self._body if path == "body" else self._usual_treatment(path)
         if self._is_replaced(path):
-            return treatment
-        return partial(self._unsearchable, place, treatment) if self._surrounds_field(place) else None
+            return partial(self._noting, path, treatment) if self._only else treatment
+        if not self._surrounds_field(_named(_header_of_bytes(path) or path)):
+            return None
+        return treatment if path == "body" else partial(self._unsearchable, treatment)
+
+    def _noting(self, path: str, treatment: Callable[[str], str], text: str) -> str:
+        """Replace a string. If that changes it, the fields that it is in are no longer unseen."""
+        if (found := treatment(text)) != text:
+            self._note(path)
+        return found
+
+    def _note(self, path: str) -> None:
+        if self.unseen:
+            name = _named(path)
+            self.unseen = {field for field in self.unseen if not _is_in(name, {field})}
 
     def _surrounds_field(self, place: str) -> bool:
         """True if a field to replace would be inside the text or bytes at this place."""
@@ -144,8 +156,10 @@ class Scrubber:
         """Return the function that replaces a string at this path, which is not the body's."""
         if path == "properties.content_type":
             return self._content_type
-        if path == "body_base64" or (path.startswith("headers.") and path.endswith(_BYTES)):
+        if path == "body_base64":
             return self._base64
+        if _header_of_bytes(path) is not None:
+            return self._base64_or_text
         # A body, a table or a header's name can also contain these keys, with any text as their value.
         if path.endswith(".$double"):
             return self._double
@@ -169,7 +183,7 @@ class Scrubber:
                 if match[2] is not None:
                     name = _text(match[1])
                     path = f"{around[-1]}.{name}" if around[-1] else name
-                    if name == "$encoded" and path.startswith("headers.") and treatment(path) is not None:
+                    if name == "$encoded" and _header_of_bytes(path) is not None and treatment(path) is not None:
                         return token.replace(name, "$bytes")  # the replaced bytes are not a valid AMQP value
                     return token
                 treat = key if path == "routing_key" else treatment(path)
@@ -181,7 +195,9 @@ class Scrubber:
             elif first in "}]":
                 path = around.pop()
             elif is_replaced(path) and not self._is_kept(len(around), path, token):
-                return number(token)
+                if (found := number(token)) != token:
+                    self._note(path)
+                return found
             return token
 
         return _TOKEN.sub(replaced, text)
@@ -191,14 +207,13 @@ class Scrubber:
             json.loads(text, parse_constant=_not_json)
         except (ValueError, RecursionError):
             treatment = self._pseudonyms.text
-            return treatment(text) if self._is_replaced("body") else self._unsearchable("body", treatment, text)
+            return treatment(text) if self._is_replaced("body") else self._unsearchable(treatment, text)
         return self._walked(text, "body")
 
-    def _unsearchable(self, place: str, treatment: Callable[[str], str], text: str) -> str:
-        """Replace the whole text at a place. A field to replace may be in it, and cannot be found there."""
+    def _unsearchable(self, treatment: Callable[[str], str], text: str) -> str:
+        """Replace a whole text. A field to replace may be in it, and cannot be found there, so it stays unseen."""
         if (found := treatment(text)) != text:
             self._is_unsearched = True
-            self.unseen = {field for field in self.unseen if not field.startswith(f"{place}.")}
         return found
 
     def _content_type(self, text: str) -> str:
@@ -224,10 +239,33 @@ class Scrubber:
         except (binascii.Error, ValueError) as error:
             raise BadData(f"{text[:40]!r} is not Base64: {error}") from error
 
+    def _base64_or_text(self, text: str) -> str:
+        """Replace bytes, or the text that a table with other keys has under the same key."""
+        try:
+            return self._base64(text)
+        except BadData:
+            return self._pseudonyms.text(text)
+
 
 def _is_in(path: str, fields: Collection[str]) -> bool:
     """True if a path is one of the fields, or inside one of them."""
     return path in fields or any(path.startswith(f"{field}.") for field in fields)
+
+
+def _named(path: str) -> str:
+    """Return the name that --keep and --field have for a path within a line."""
+    if path == "body_base64":
+        return "body"
+    return _TABLE.sub("", path) if path.startswith("headers.") else path
+
+
+def _header_of_bytes(path: str) -> str | None:
+    """Return the path of the header, or of the value inside one, whose bytes may be at this path; None for other paths.
+
+    A table can contain the same keys. The path shows this only if the table is marked with $table.
+    """
+    header = next((path.removesuffix(key) for key in _BYTES if path.endswith(key)), "")
+    return header if header.startswith("headers.") and not header.endswith(".$table") else None
 
 
 def _text(token: str) -> str:

@@ -66,5 +66,21 @@ def test_scrub_says_where_it_could_not_look_for_a_field(lonely_shell: Shell) -> 
     assert result.stderr == (
         "warning: replaced as a whole in 2 messages: text or bytes in which fields cannot be found, such as a body "
         "that is not JSON\n"
-        "warning: nothing to replace in headers.User: names must match exactly, in upper and lower case\n"
+        "warning: found no value to change in body.email, headers.User: names must match exactly, in upper and lower "
+        "case, and some values always stay\n"
     )
+
+
+def test_scrub_warns_of_a_misspelled_field_although_one_body_is_not_json(lonely_shell: Shell) -> None:
+    """`recording scrub --field` names a misspelled field at the end, even if it has replaced a body in which it could
+    not look for the field, and even if a later line is invalid.
+    """
+    lines = '{"body":"{\\"email\\":\\"alice@x.org\\"}"}\n{"body":"ping"}\n'
+    warning = "warning: found no value to change in body.emial: "
+    result = lonely_shell.run("mqtool", "recording", "scrub", "--field", "body.emial", stdin=lines)
+    assert (result.code, warning in result.stderr) == (0, True), result.stderr
+    wrong = lonely_shell.run("mqtool", "recording", "scrub", "--field", "body.emial", stdin=f"{lines}not JSON\n")
+    assert (wrong.code, len(wrong.stdout.splitlines())) == (65, 2)
+    assert warning in wrong.stderr
+    assert "replaced as a whole in 1 message" in wrong.stderr
+    assert "mqtool: line 3, column 1, is not JSON" in wrong.stderr

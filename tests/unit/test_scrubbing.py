@@ -219,7 +219,7 @@ def test_scrub_replaces_a_whole_body_in_which_it_cannot_look_for_a_field(body: s
     scrubber = Scrubber(PSEUDONYMS, only=["body.email"])
     after = ndjson.to_message(scrubber.line(line, "line 1"), "")
     assert b"s3cret" not in after.body
-    assert (scrubber.unsearched, scrubber.unseen) == (1, set())
+    assert (scrubber.unsearched, scrubber.unseen) == (1, {"body.email"})
     kept = Scrubber(PSEUDONYMS, keep=["body"], only=["body.email"])
     assert (kept.line(line, "line 1"), kept.unsearched) == (line, 0)
 
@@ -237,13 +237,80 @@ def test_scrub_keeps_a_body_that_cannot_contain_the_field(body: str) -> None:
 
 @pytest.mark.parametrize("value", ['{"email": "s3cret"}', ["s3cret"], b"\xff s3cret", Undecoded(b"A s3cret")])
 def test_scrub_replaces_a_whole_header_in_which_it_cannot_look_for_a_field(value: Any) -> None:
-    """If a header is text or bytes, `scrub --field headers.user.email` replaces all of it, and counts the message."""
+    """If a header is text or bytes, `scrub --field headers.user.email` replaces all of it, and counts the message. The
+    field is still unseen.
+    """
     line = ndjson.from_message(Message(b"s3cret", properties={"headers": {"user": value, "other": "s3cret"}}))
     scrubber = Scrubber(PSEUDONYMS, only=["headers.user.email"])
     after = ndjson.to_message(scrubber.line(line, "line 1"), "")
     assert b"s3cret" not in ndjson.as_json(after.properties["headers"]["user"]).encode()
     assert (after.body, after.properties["headers"]["other"]) == (b"s3cret", "s3cret")
-    assert (scrubber.unsearched, scrubber.unseen) == (1, set())
+    assert (scrubber.unsearched, scrubber.unseen) == (1, {"headers.user.email"})
+
+
+@pytest.mark.parametrize("mark", ["$bytes", "$encoded"])
+@pytest.mark.parametrize("only", ["", "headers", "headers.t.email"])
+def test_scrub_replaces_text_under_a_key_that_marks_bytes(mark: str, only: str) -> None:
+    """A header's table may contain a key such as $bytes beside other keys, and its value is then any text. `scrub`
+    replaces the text, with and without `--field`.
+    """
+    after = scrubbed({"headers": {"t": {mark: "hello!", "email": "alice"}}, "body": "x"}, only=only)["headers"]["t"]
+    assert [*after.values()] == [PSEUDONYMS.text("hello!"), PSEUDONYMS.text("alice")]
+
+
+@pytest.mark.parametrize("name", ["$bytes", "$encoded", "$table"])
+def test_scrub_treats_a_header_with_the_name_of_a_mark_like_any_other(name: str) -> None:
+    """A header can have a name such as $bytes. `scrub` replaces its text and keeps its name. `scrub --field` with
+    another header does not change it.
+    """
+    line = {"headers": {name: "hello!", "user": "alice"}, "body": "x"}
+    hidden = {"user": PSEUDONYMS.text("alice")}
+    assert scrubbed(line, only="headers")["headers"] == {name: PSEUDONYMS.text("hello!"), **hidden}
+    assert scrubbed(line, only="headers.user")["headers"] == {name: "hello!", **hidden}
+    assert scrubbed(line, only=f"headers.{name}")["headers"] == {name: PSEUDONYMS.text("hello!"), "user": "alice"}
+
+
+@pytest.mark.parametrize("name", ["headers.user.email", "properties.headers.user", "headers.user.$table.email"])
+def test_scrub_finds_a_field_in_a_marked_table(name: str) -> None:
+    """A header's table that is marked with $table is searched like any other table: `$table` may be left out of the
+    field's name. `properties.headers` is another name for `headers`.
+    """
+    line = {"headers": {"user": {"$table": {"email": "alice"}}, "other": {"$table": {"$bytes": "hello!"}}}, "body": ""}
+    after = scrubbed(line, only=name)
+    assert after["headers"] == {**line["headers"], "user": {"$table": {"email": PSEUDONYMS.text("alice")}}}
+    assert scrubbed(line, keep=name)["headers"]["user"] == line["headers"]["user"]
+
+
+@pytest.mark.parametrize(
+    ("field", "line"),
+    [
+        ("routing_key", {"exchange": "", "routing_key": "jobs"}),
+        ("expiration", {"properties": {"expiration": "60000"}}),
+        ("priority", {"properties": {"priority": 3}}),
+        ("content_encoding", {"properties": {"content_encoding": "gzip"}}),
+        ("headers.urgent", {"headers": {"urgent": True}}),
+        ("headers.x.y", {"headers": {"x": {"y": ""}}}),
+    ],
+)
+def test_a_field_whose_values_are_all_kept_is_unseen(field: str, line: dict[str, Any]) -> None:
+    """If `scrub --field` keeps all values of the field, such as queue names in the routing key, the field stays unseen
+    until a value is replaced.
+    """
+    scrubber = Scrubber(PSEUDONYMS, only=(fields := parse_fields([field])))
+    said = json.dumps({**line, "body": "x"}).encode()
+    assert (scrubber.line(said, "line 1"), scrubber.unseen) == (said, fields)
+
+
+@pytest.mark.parametrize("fields", ["queue", "queue,routing_key", "headers.n", "headers.text", "body", "headers.raw"])
+def test_a_field_with_a_value_that_was_replaced_is_not_unseen(fields: str) -> None:
+    """If `scrub --field` replaces text, a number or bytes, the field is no longer unseen. The routing key of a message
+    to the default exchange is the name of a queue, and is replaced with the field `queue`.
+    """
+    headers = {"n": 17, "text": "s3cret", "raw": {"$bytes": "czNjcmV0"}}
+    scrubber = Scrubber(PSEUDONYMS, only=parse_fields([fields]))
+    line = {"exchange": "", "routing_key": "jobs", "headers": headers, "body_base64": "/w=="}
+    assert scrubber.line(json.dumps(line).encode(), "line 1") != json.dumps(line).encode()
+    assert scrubber.unseen == set()
 
 
 def test_scrub_finds_a_field_however_its_key_is_written() -> None:

@@ -1,6 +1,7 @@
 """The input of publishing commands, and how it is split into messages."""
 
 import os
+import select
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +54,25 @@ def test_pauses_in_the_input_are_reported(given: tuple[bytes, list[bytes | None]
     """
     _, chunks, delimiter = given
     assert list(delimited(iter(chunks), delimiter)).count(None) == chunks.count(None)
+
+
+def test_a_pause_does_not_end_an_input_that_is_read_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that reads its input to the end, such as `recording scrub`, waits if a non-blocking pipe has no data,
+    and continues when data arrives.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.write(writer, b"one")
+    later = [lambda: os.close(writer), lambda: os.write(writer, b"two")]
+    wait = select.select
+
+    def waiting(*descriptors: list[int]) -> object:
+        later.pop()()
+        return wait(*descriptors)
+
+    monkeypatch.setattr(select, "select", waiting)
+    assert [*source.whole(reader)] == [b"one", b"two"]
+    os.close(reader)
 
 
 def test_an_input_line_is_published_as_soon_as_it_is_complete() -> None:

@@ -381,11 +381,11 @@ def scrub(
                     done.append(scrubber.line(line, f"line {number}") + b"\n")
         finally:
             output.show_json_lines(b"".join(done))
-    _warn_of_fields(scrubber)
+            _warn_of_fields(scrubber)  # also if a line is invalid, because those before it have been printed
 
 
 def _warn_of_fields(scrubber: Scrubber) -> None:
-    """Say where the fields of --field could not be found."""
+    """Say where the fields of --field could not be looked for, and in which of them nothing was replaced."""
     if scrubber.unsearched:
         output.warning(
             f"replaced as a whole in {counted(scrubber.unsearched)}: text or bytes in which fields cannot be found, "
@@ -393,7 +393,10 @@ def _warn_of_fields(scrubber: Scrubber) -> None:
         )
     if scrubber.unseen:
         fields = ", ".join(map(output.one_line, sorted(scrubber.unseen)))
-        output.warning(f"nothing to replace in {fields}: names must match exactly, in upper and lower case")
+        output.warning(
+            f"found no value to change in {fields}: names must match exactly, in upper and lower case, and some values "
+            "always stay"
+        )
 
 
 def _with_pauses(descriptor: int) -> Iterator[bytes | None]:

@@ -74,13 +74,16 @@ def fraction(descriptor: int) -> Callable[[], float] | None:
 
 
 def whole(descriptor: int) -> Iterator[bytes | None]:
-    """Yield the chunks of a file up to its end, even after a signal to stop.
+    """Yield the chunks of a file or pipe up to its end, even after a signal to stop. Waits while there is no input.
 
     Raises:
         BadData: the input cannot be read.
     """
-    while chunk := _read(descriptor):
-        yield chunk
+    while (chunk := _read(descriptor)) != b"":
+        if chunk is None:
+            select.select([descriptor], [], [])
+        else:
+            yield chunk
 
 
 def _read(descriptor: int) -> bytes | None:
