@@ -242,9 +242,11 @@ def _due(value: Mapping[str, Any], where: str) -> float | None:
     if value.get("delay") is not None:
         raise BadData(f'{where} has both "delay" and "at"', "use only one of them")
     try:
-        return datetime.fromisoformat(text).timestamp()
+        due = datetime.fromisoformat(text).timestamp()
+        datetime.fromtimestamp(due, UTC)  # in UTC, it may be in the year 0 or 10000, which from_message() cannot write
     except (ValueError, OverflowError, OSError) as error:
         raise BadData(f'{where} has an "at" that is not a time such as 2026-01-31T12:00:00Z: {text!r}') from error
+    return due
 
 
 def _properties(value: Mapping[str, Any], where: str) -> dict[str, Any]:

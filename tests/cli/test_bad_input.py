@@ -300,6 +300,8 @@ NDJSON = [
     Case("send --json", 65, "line 4 cannot be sent: a delay of", "at most", '{"body": "", "delay": "60d"}'),
     Case("send --json", 65, "line 4 cannot be sent: the headers and properties are 131,", "move what is large into",
          json.dumps({"body": "", "headers": {"a": "x" * 131_072}})),
+    Case("send --json", 65, 'line 4 has an "at" that is not a time', "",
+         '{"body": "", "at": "9999-12-31T23:59:59-10:00"}'),
     Case("send --json", 65, "a header with a bad $bytes", "", '{"body": "", "headers": {"a": {"$bytes": 1}}}'),
 ]  # fmt: skip
 

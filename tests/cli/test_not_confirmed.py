@@ -304,21 +304,64 @@ def own_shell(lonely_shell: Shell, amqp_vhost: Vhost) -> Shell:
     return lonely_shell
 
 
+def _ndjson(*lines: dict[str, object]) -> str:
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
 @pytest.mark.parametrize(
-    ("options", "bad", "code"),
-    [([], {"headers": {"x": "x" * 200_000}}, 65), (["--mandatory"], {"delay": "1m"}, 2)],
-    ids=["headers larger than a frame", "a delay with --mandatory"],
+    "bad",
+    [{"headers": {"x": "x" * 200_000}}, {"headers": {"x" * 300: 1}}, {"delay": "60d"}],
+    ids=["headers larger than a frame", "a long name of a header", "a long delay"],
 )
-def test_failed_to_keeps_the_message_that_cannot_be_published(
-    shell: Shell, options: list[str], bad: dict[str, object], code: int
-) -> None:
-    """If a line of input cannot be published, `send --json --failed-to FILE` writes this line and all later ones to
-    FILE.
+def test_failed_to_ends_before_a_line_that_cannot_be_published(shell: Shell, bad: dict[str, object]) -> None:
+    """If a line of input is valid NDJSON but cannot be published, `send --json --failed-to FILE` exits with 65 and
+    names it, as for an invalid line. Neither this line nor any later line is sent or written to FILE.
     """
-    lines = "".join(json.dumps(line) + "\n" for line in ({"body": "1"}, {"body": "2", **bad}, {"body": "3"}))
-    sent = shell.run("mqtool", "send", "-q", "q", "--json", *options, "--failed-to", "failed", stdin=lines)
-    assert (sent.code, "1 confirmed" in sent.stderr) == (code, True), sent.stderr
+    lines = _ndjson({"body": "1"}, {"body": "2", **bad}, {"body": "3"})
+    sent = shell.run("mqtool", "send", "-q", "q", "--json", "--failed-to", "failed", stdin=lines)
+    assert (sent.code, "1 confirmed" in sent.stderr) == (65, True), sent.stderr
+    assert "mqtool: line 2 cannot be sent: " in sent.stderr
+    assert _bodies(shell, "failed") == []
+
+
+def test_failed_to_keeps_a_delayed_message_that_mandatory_forbids(shell: Shell) -> None:
+    """If a line of input has a delay, `send --json --mandatory --failed-to FILE` exits with 2, and writes this line and
+    all later ones to FILE, because they can be sent without --mandatory.
+    """
+    lines = _ndjson({"body": "1"}, {"body": "2", "delay": "1m"}, {"body": "3"})
+    sent = shell.run("mqtool", "send", "-q", "q", "--json", "--mandatory", "--failed-to", "failed", stdin=lines)
+    assert (sent.code, "1 confirmed" in sent.stderr) == (2, True), sent.stderr
     assert _bodies(shell, "failed") == ["2", "3"]
+
+
+def test_a_refusal_is_reported_although_a_later_line_has_a_routing_key_that_is_not_used(shell: Shell) -> None:
+    """If the broker refuses a message, `send --json -q QUEUE --failed-to FILE` exits with 3 or 75, even if a later line
+    has a routing key that is too long: -q replaces this key. FILE contains all messages that were not confirmed.
+    """
+    lines = _ndjson(
+        {"body": "1"}, {"body": "2", "properties": {"user_id": "somebody"}}, {"body": "3", "routing_key": "k" * 300}
+    )
+    sent = shell.run("mqtool", "send", "--json", "-q", "q", "--failed-to", "failed", stdin=lines)
+    assert sent.code in (3, 75), sent.stderr
+    assert "user_id" in sent.stderr
+    assert _bodies(shell, "failed")[-2:] == ["2", "3"]
+
+
+def test_send_names_the_file_of_failed_messages_if_the_disk_becomes_full_before_an_invalid_line(shell: Shell) -> None:
+    """If the broker refuses a message, and the disk becomes full before `send --json --failed-to FILE` has written the
+    lines before an invalid one, `send` exits with 1 and says that the input is still needed. It also prints the error
+    of the invalid line.
+    """
+    shell.start_cold()  # a limit is inherited
+    refused = {"body": "2", "properties": {"user_id": "somebody"}}
+    many = [{"body": "x" * 1_000}] * 400
+    (shell.directory / "input").write_text(_ndjson({"body": "1"}, refused, *many) + "oops\n")
+    full = shell.script("ulimit -f 100; mqtool send --json -q q -f input --failed-to failed")
+    assert full.code == 1, full.stderr
+    assert "mqtool: cannot write to " in full.stderr
+    assert "failed.unfinished: File too large\nhint: it has the first of the messages" in full.stderr
+    assert "warning: line 403, column 1, is not JSON" in full.stderr
+    assert not (shell.directory / "failed").exists()
 
 
 def test_send_exits_with_65_after_an_invalid_line_although_the_broker_also_refuses_a_message(shell: Shell) -> None:
@@ -370,6 +413,21 @@ def test_replay_exits_with_65_if_the_rest_of_a_recording_cannot_be_read(shell: S
     assert replayed.code == 65, replayed.stderr
     assert "warning: no exchange 'nosuch'" in replayed.stderr
     assert "mqtool: cannot read the input: Input/output error\n" in replayed.stderr
+    assert _bodies(shell, "failed") == ["1", "2"]
+
+
+def test_replay_exits_with_65_if_a_later_line_cannot_be_published(shell: Shell) -> None:
+    """If the broker refuses a message of `recording replay --failed-to FILE`, and a line among those not yet published
+    is valid but cannot be published, the command exits with 65. FILE contains the messages before this line.
+    """
+    replay = _replay_of_two(shell, "nosuch")
+    with (shell.directory / "recording").open("a") as file:
+        late = {"timestamp": "2026-01-31T13:00:00Z", "exchange": "", "routing_key": "q"}
+        file.write(_ndjson({**late, "body": "3", "headers": {"x" * 300: 1}}, {**late, "body": "last"}))
+    replayed = shell.run(*replay)
+    assert replayed.code == 65, replayed.stderr
+    assert "warning: no exchange 'nosuch'" in replayed.stderr
+    assert "mqtool: line 3 cannot be sent: " in replayed.stderr
     assert _bodies(shell, "failed") == ["1", "2"]
 
 

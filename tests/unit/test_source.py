@@ -1,5 +1,6 @@
 """The input of publishing commands, and how it is split into messages."""
 
+import json
 import os
 import select
 import signal
@@ -191,6 +192,22 @@ def test_failed_to_keeps_the_end_of_a_file_after_a_signal(
     assert [*source] == []
     [kept] = source.rest(0)
     assert b"last" in kept.body
+
+
+def test_a_line_is_not_blamed_for_what_an_option_overrides(tmp_path: Path) -> None:
+    """If only the routing key of a line cannot be sent, and -r gives another key, the line is not an error in the
+    input, and `--failed-to FILE` keeps it. Without -r, the line is an error, and neither it nor any later line is in
+    FILE.
+    """
+    file = tmp_path / "input"
+    file.write_text('{"body": "1"}\n' + json.dumps({"body": "2", "routing_key": "k" * 300}) + '\n{"body": "3"}\n')
+    options = MessageOptions(file=file, as_json=True, failed_to=tmp_path / "failed")
+    overridden, plain = (read_messages(asked([], options), Addressing(None, key), default=b"") for key in ("q", None))
+
+    assert [message.body for message in overridden.rest(0, 131_072)] == [b"1", b"2", b"3"]
+    assert overridden.error is None
+    assert [message.body for message in plain.rest(0, 131_072)] == [b"1"]
+    assert str(plain.error) == "line 2 cannot be sent: the routing key is 300 bytes long; AMQP allows 255"
 
 
 def test_each_published_message_has_its_own_id() -> None:

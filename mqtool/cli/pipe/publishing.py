@@ -170,14 +170,9 @@ class Outgoing:
         try:
             self._report_each(receipts, _filled(line) if isinstance(line, str) else line)
         except MqtoolError as error:
-            bad_input = self._source.error
-            if bad_input is None and (not_taken := self._not_taken(error)) is not None:
-                raise not_taken from error
-            if bad_input is None or bad_input is error:
+            if (reported := self._error_to_report(error)) is error:
                 raise
-            if str(error) not in str(bad_input):  # the broker's reason for refusing messages
-                output.warning(str(error))
-            raise bad_input from error
+            raise reported from error
         if (bad_input := self._source.error) is not None:  # in the rest of a file, after a signal
             raise bad_input
         if self.total and self._counts[Confirmation.RETURNED] == self.total:
@@ -206,12 +201,15 @@ class Outgoing:
             for receipt in progress.of(receipts):
                 self._add(receipt, text_of)
         except MqtoolError:
-            if isinstance(self._channel, Channel):
-                self._source.check_latest(self._channel.connection.frame_max)
+            self._source.check_latest(self._frame_max)
             raise
         finally:
             progress.stop()
             self._finish()
+
+    @property
+    def _frame_max(self) -> int | None:
+        return self._channel.connection.frame_max if isinstance(self._channel, Channel) else None
 
     def _add(self, receipt: Receipt, text_of: Callable[[Message], str]) -> None:
         if receipt.confirmation is Confirmation.RETURNED and not self._must_reach_a_queue(receipt.message):
@@ -238,14 +236,25 @@ class Outgoing:
         """Return True if an unroutable message counts as failed. By default, one sent to the default exchange does."""
         return not message.exchange if self._is_mandatory is None else self._is_mandatory
 
+    def _error_to_report(self, error: MqtoolError) -> MqtoolError:
+        """Choose the error to report after `error` ended the run. If the input is invalid, too, print both errors."""
+        bad_input = self._source.error
+        if self._kept is not None and self._kept.is_broken:  # `error` says so, and that the input is still needed
+            if bad_input is not None:
+                output.warning(str(bad_input))
+            return error
+        if bad_input is None:
+            return self._not_taken(error) or error
+        if str(error) not in str(bad_input):  # the broker's reason for refusing messages
+            output.warning(str(error))
+        return bad_input
+
     def _not_taken(self, error: MqtoolError) -> MqtoolError | None:
         """If an error ended a run that had sent or kept messages, return the error to report; otherwise None.
 
         So Unavailable always means that nothing was sent, and that --failed-to has kept nothing. SomeFailed and
         NotConfirmed mean that --failed-to has kept everything.
         """
-        if self._kept is not None and self._kept.is_broken:
-            return None
         unconfirmed, confirmed = len(self._channel.unconfirmed), self._counts[Confirmation.CONFIRMED]
         kept = 0 if self._kept is None else self._kept.count
         is_refusal = self._channel.refused and unconfirmed > 0
@@ -272,7 +281,7 @@ class Outgoing:
             output.notice(f"no queue received {self._unroutable:,} of them; with --mandatory they count as failed")
         if self._kept is not None:
             self._kept.add(map(original, unconfirmed))
-            self._kept.add(self._source.rest(self.total + len(unconfirmed)))
+            self._kept.add(self._source.rest(self.total + len(unconfirmed), self._frame_max))
             self._kept.finish()
 
     def _sums(self, unconfirmed: int) -> str:

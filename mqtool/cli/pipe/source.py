@@ -189,7 +189,8 @@ class Input:
     """Messages to publish, and those left unpublished if publishing ends early.
 
     Attributes:
-        error: the error in the input, such as an invalid line, after which nothing was read; None if there was none.
+        error: the error in the input, such as a line that is invalid or cannot be published, after which nothing was
+            read; None if there was none.
 
     Args:
         read: the messages. An item that is None means that no message is available yet.
@@ -225,33 +226,39 @@ class Input:
                 self._latest = message
             yield message
 
-    def rest(self, published: int) -> Iterator[Message]:
+    def rest(self, published: int, frame_max: int | None = None) -> Iterator[Message]:
         """Yield the unpublished messages: those in the rest of a file, or those that a pipe contains now.
 
-        Does not wait for the end of a pipe, because it may never come. Ends at an invalid line; see `error`.
+        Does not wait for the end of a pipe, because it may never come. Ends at a line that is invalid or cannot be
+        published; see `error`.
 
         Args:
             published: the number of published messages. The latest one that was read may still have been waiting, or
                 may have been refused.
+            frame_max: see check_latest().
         """
-        if self._latest is not None and self._handed_out > published:
-            yield self._latest
+        waiting = [self._latest] if self._latest is not None and self._handed_out > published else []
         with suppress(MqtoolError):
-            for message in self._read:
-                if message is None:
+            for message in chain(waiting, self._read):
+                if message is None or not self.check_latest(frame_max):
                     return
                 yield message
 
-    def check_latest(self, frame_max: int) -> None:
-        """Set `error`, which names the line, if the latest message cannot be published.
+    def check_latest(self, frame_max: int | None) -> bool:
+        """Return True if the latest message that was read can be published. Otherwise, set `error`, with its line.
 
         Call this only after an error: encoding each message twice would take a fifth of the time.
+
+        Args:
+            frame_max: the maximum size of a frame; None if the protocol is not AMQP 0-9-1, and nothing is checked.
         """
-        if self.error is None:
+        if frame_max is not None:
             try:
                 self._check_latest(frame_max)
             except MqtoolError as error:
-                self.error = error
+                self.error = self.error or error
+                return False
+        return True
 
     def _noting_error(self, read: Iterator[Thing]) -> Iterator[Thing]:
         try:
@@ -282,9 +289,9 @@ class InputInBatches(Input, InBatches):
             self._batch = batch  # publish() empties it
             yield batch
 
-    def rest(self, published: int) -> Iterator[Message]:
-        yield from self._batch
-        yield from super().rest(published)
+    def rest(self, published: int, frame_max: int | None = None) -> Iterator[Message]:
+        self._read = chain(self._batch, self._read)
+        return super().rest(published, frame_max)
 
 
 def _until_stopped(read: Iterator[Thing]) -> Iterator[Thing]:
@@ -433,7 +440,7 @@ class _Making:
         self._routing_key = addressing.routing_key
         self._places = re.findall(_PLACE, addressing.routing_key) if addressing.routing_key else []
         self._unmatched = 0
-        self._latest: tuple[bytes, str] | None = None
+        self._latest: tuple[Message, bytes, str] | None = None
         self._trusts_streams = options.trust_streams
         is_addressed = None not in addressing
         self._streams = StreamNotice(is_wanted=not (options.trust_streams or is_addressed))
@@ -482,7 +489,7 @@ class _Making:
             number += 1
             if not line.strip():
                 continue
-            self._latest = line, (place := f"line {number}")
+            place = f"line {number}"
             said = ndjson.to_object(line, place)
             message = ndjson.message_of(said, place, trusts_streams=self._trusts_streams)
             self._streams.see(leads_elsewhere=ndjson.leads_elsewhere(said))
@@ -491,15 +498,23 @@ class _Making:
             if message.received and "user_id" in message.properties:  # it names who published the original
                 message.properties = {name: value for name, value in message.properties.items() if name != "user_id"}
             self._overrule(message, has_properties=b'"properties"' in line)
+            self._latest = message, line, place
             yield [message]
 
     def check_latest(self, frame_max: int) -> None:
-        if self._latest is not None:
-            from mqtool import ndjson
+        if self._latest is None:
+            return
+        from mqtool import ndjson
 
-            line, place = self._latest  # without what options add
+        message, line, place = self._latest
+        try:
+            check(message, place, frame_max)
+        except MqtoolError:
             said = ndjson.to_object(line, place)
-            check(ndjson.message_of(said, place, trusts_streams=self._trusts_streams), place, frame_max)
+            with suppress(MqtoolError):
+                check(ndjson.message_of(said, place, trusts_streams=self._trusts_streams), place, frame_max)
+                return  # the error is in an option, such as a header that is too large
+            raise
 
     def _overrule(self, message: Message, *, has_properties: bool) -> None:
         if self._pattern is not None:
