@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from mqtool.broker.state import Started, Wanted
-from mqtool.errors import MqtoolError, UsageError
+from mqtool.errors import MqtoolError, UsageError, reason_of
 
 
 class Starter(ABC):
@@ -108,13 +109,33 @@ class Starter(ABC):
 
 def _remove(directory: Path) -> None:
     """Remove a directory with everything in it. Raises MqtoolError if something is left, which it names."""
+    # Move it away first: once its lock file is deleted, `broker up` can start a new broker in a directory of this name.
     try:
-        shutil.rmtree(directory)
+        contents = directory.resolve(strict=True)
+        away = Path(tempfile.mkdtemp(prefix=".removed-", dir=directory.parent))
     except FileNotFoundError:
         return
     except OSError as error:
-        shutil.rmtree(directory, ignore_errors=True)  # the rest
-        left = next((path for path in directory.rglob("*") if path.is_symlink() or not path.is_dir()), directory)
-        raise MqtoolError(
-            f"cannot delete {left}: {error.strerror}", f"delete the rest yourself: rm -r {shlex.quote(str(directory))}"
-        ) from error
+        raise _left(directory, error) from error
+    moved = away / "broker"
+    try:
+        directory.rename(moved)
+    except OSError as error:
+        away.rmdir()
+        raise _left(directory, error) from error
+    if moved.is_symlink():
+        moved.unlink()
+        away.rmdir()
+    else:
+        contents = away
+    try:
+        shutil.rmtree(contents)
+    except OSError as error:
+        shutil.rmtree(contents, ignore_errors=True)  # the rest
+        raise _left(contents, error) from error
+
+
+def _left(directory: Path, error: OSError) -> MqtoolError:
+    left = next((path for path in directory.rglob("*") if path.is_symlink() or not path.is_dir()), directory)
+    hint = f"delete the rest yourself: rm -r {shlex.quote(str(directory))}"
+    return MqtoolError(f"cannot delete {left}: {reason_of(error)}", hint)

@@ -125,9 +125,17 @@ def locked(name: str) -> Iterator[None]:
     while True:
         with (made_directory(name) / "lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if os.fstat(lock.fileno()).st_nlink:  # else `broker rm` has removed the file meanwhile
+            if _is_at(directory(name) / "lock", lock.fileno()):  # else `broker rm` has moved or removed the file
                 yield
                 return
+
+
+def _is_at(path: Path, file: int) -> bool:
+    """True if a path is that of an open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file))
+    except FileNotFoundError:
+        return False
 
 
 def home() -> Path:

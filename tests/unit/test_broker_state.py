@@ -1,6 +1,7 @@
 """The state files of the brokers that `broker up` has started."""
 
 import errno
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -49,13 +50,80 @@ def test_locking_a_broker_keeps_what_is_in_the_lock_file(tmp_path: Path, monkeyp
     assert (tmp_path / "precious").read_text() == "mine"
 
 
+def test_discarding_a_broker_keeps_a_broker_of_its_name_that_is_started_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If `broker up` starts a broker of the same name while `broker rm --purge` still deletes the files of the old
+    one, only the old broker's files are deleted.
+    """
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    home = state.made_directory("mine")
+    started = state.Started("mine", "embedded", "amqp://localhost:1", 0, str(home), {})
+    for file in ("lock", "log", "old"):
+        (home / file).touch()
+    unlink = os.unlink
+
+    def starting(path: str, **settings: Any) -> None:
+        unlink(path, **settings)
+        if Path(path).name == "lock":  # from now on, `broker up` does not wait
+            with state.locked("mine"):
+                state.save(started)
+                (home / "log").write_text("new")
+
+    monkeypatch.setattr("os.unlink", starting)
+    with state.locked("mine"):
+        starter_of(started).discard(started)
+    assert state.load("mine") == started
+    assert {path.name for path in home.iterdir()} == {"broker.json", "lock", "log"}
+    assert [*home.parent.iterdir()] == [home]
+
+
+def test_the_lock_of_a_broker_that_was_moved_away_is_not_that_of_its_successor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a broker's directory is moved away while another command waits for its lock, and the lock file is not
+    deleted, the other command locks a new directory of that name.
+    """
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    home = state.made_directory("mine")
+    flock = fcntl.flock
+
+    def waiting(file: int, how: int) -> None:
+        if not (tmp_path / "away").exists():
+            home.rename(tmp_path / "away")
+        flock(file, how)
+
+    monkeypatch.setattr("fcntl.flock", waiting)
+    with state.locked("mine"):
+        assert (home / "lock").exists()
+
+
+def test_discarding_a_broker_whose_directory_is_a_link_deletes_the_messages_and_the_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a broker's directory is a symbolic link, discarding the broker deletes both the directory that it leads to
+    and the link.
+    """
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    (tmp_path / "big" / "embedded").mkdir(parents=True)
+    (tmp_path / "big" / "embedded" / "messages").touch()
+    home = state.directory("mine")
+    home.parent.mkdir(parents=True)
+    home.symlink_to("../../big")
+    started = state.Started("mine", "embedded", "amqp://localhost:1", 0, str(home), {})
+    starter_of(started).discard(started)
+    assert (os.path.lexists(home), (tmp_path / "big").exists()) == (False, False)
+    assert not [*home.parent.iterdir()]
+
+
 def test_discarding_a_broker_says_what_could_not_be_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If one of a broker's files cannot be deleted, discarding the broker deletes the others, and raises an error that
     names the file and says why, with a hint.
     """
+    home = tmp_path / "brokers" / "mine"
     for name in ("locked", "log"):
-        (tmp_path / "embedded").mkdir(exist_ok=True)
-        (tmp_path / "embedded" / name).touch()
+        (home / "embedded").mkdir(parents=True, exist_ok=True)
+        (home / "embedded" / name).touch()
     unlink = os.unlink
 
     def refusing(path: str, **settings: Any) -> None:
@@ -64,9 +132,11 @@ def test_discarding_a_broker_says_what_could_not_be_deleted(tmp_path: Path, monk
         unlink(path, **settings)
 
     monkeypatch.setattr("os.unlink", refusing)
-    started = state.Started("mine", "embedded", "amqp://localhost:1", 0, str(tmp_path), {})
+    started = state.Started("mine", "embedded", "amqp://localhost:1", 0, str(home), {})
     with pytest.raises(MqtoolError) as error:
         starter_of(started).discard(started)
-    assert str(error.value) == f"cannot delete {tmp_path}/embedded/locked: Operation not permitted"
-    assert error.value.hint == f"delete the rest yourself: rm -r {tmp_path}"
-    assert [*tmp_path.rglob("*")] == [tmp_path / "embedded", tmp_path / "embedded" / "locked"]
+    (left,) = tmp_path.rglob("locked")
+    assert str(error.value) == f"cannot delete {left}: Operation not permitted"
+    assert error.value.hint == f"delete the rest yourself: rm -r {left.parents[2]}"
+    assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == [left]
+    assert not home.exists()
