@@ -265,6 +265,18 @@ def test_broker_rm_purge_keeps_messages_that_another_broker_uses(home: Shell, ho
     assert not data.exists()
 
 
+def test_broker_rm_purge_does_not_need_the_records_of_other_brokers(home: Shell) -> None:
+    """If another broker's record cannot be read, `broker rm --purge` still removes the broker that it names."""
+    home.run("mqtool", "broker", "up", "--kind", "embedded", "--port", str(free_port()), "--name", "mine")
+    home.run("mqtool", "broker", "down", "--name", "mine")
+    brokers = home.directory / "state" / "mqtool" / "brokers"
+    (brokers / "other").mkdir()
+    (brokers / "other" / "stopped.json").write_text("garbage")
+    removed = home.run("mqtool", "broker", "rm", "--purge", "--yes", "--name", "mine")
+    assert removed.code == 0, removed.stderr
+    assert [path.name for path in brokers.iterdir()] == ["other"]
+
+
 #: Each command of mqtool with the option that names a broker that `broker up` has started.
 WITH_NAME = ("up", "down", "status", "rm", "rm --purge --yes", "logs", "env", "restart")
 

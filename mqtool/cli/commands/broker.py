@@ -25,7 +25,7 @@ from mqtool.cli.contexts import MANAGEMENT_VARIABLE, STREAM_PORT_VARIABLE, Effec
 from mqtool.cli.display import layout, output
 from mqtool.cli.options import Yes
 from mqtool.cli.options.broker_options import WhichBroker
-from mqtool.errors import Unavailable, UsageError
+from mqtool.errors import MqtoolError, Unavailable, UsageError
 from mqtool.spelling import pasteable
 
 app.add_typer(broker_fault.part)
@@ -134,7 +134,9 @@ def _say_kept(removed: Started) -> None:
 def _check_unused(removed: Started) -> None:
     """Raise UsageError if another broker, running or stopped, keeps its messages in the directory of this one."""
     for name in state.names():
-        other = state.load_last(name)
+        other = None
+        with contextlib.suppress(MqtoolError):  # discard() refuses if it is running here
+            other = state.load_last(name)
         data = Path(str(other.details.get("data"))) if other else Path()
         if name != removed.name and data.is_absolute() and data.is_relative_to(Path(removed.directory).resolve()):
             raise UsageError(
