@@ -145,7 +145,7 @@ class DrillScene:
             self.directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mqtool-drill-")))
             if self._named_url is None:
                 stack.enter_context(discarding_with_this_process(self._wanted.name))
-                stack.callback(self._discard_broker)
+                stack.push(self._discard_broker)
             else:
                 stack.push(self._remove_queues)
             self.url = self._named_url or self._start_broker()
@@ -155,8 +155,8 @@ class DrillScene:
             self._end = stack.pop_all()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._end.close()
+    def __exit__(self, *error: Any) -> None:
+        self._end.__exit__(*error)
 
     # The broker.
 
@@ -192,8 +192,11 @@ class DrillScene:
         self.say(f"starting {self._starter.describe} …")
         return wait_until_up(self._starter, self._starter.start(self._wanted)).url
 
-    def _discard_broker(self) -> None:
-        with undisturbed():
+    def _discard_broker(self, failed: object, *_: object) -> None:
+        with (
+            undisturbed(),
+            contextlib.suppress(*([MqtoolError] if failed else [])),  # report the first error
+        ):
             if (started := state.load(self._wanted.name)) is not None:
                 self._starter.stop(started)
                 self._starter.discard(started)
