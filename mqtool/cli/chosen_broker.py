@@ -24,7 +24,8 @@ class Choice(NamedTuple):
         variable: the environment variable that the URL comes from, if any.
         is_typed: True if an option on the command line named the broker.
         is_named: True if the user named the broker; False if it is the default or was started by `broker up`.
-        is_started: True if the broker was found because `broker up` started it.
+        is_started: True if the broker was found because `broker up` started it. False if its process has ended since:
+            another broker may listen on its port.
     """
 
     url: str
@@ -136,10 +137,12 @@ def choose(url: str | None = None, context: str | None = None, typed: Collection
     if known.in_use is not None:
         found = known.named(known.in_use, str(contexts.path()))
         return Choice(found.url, f"from context {found.name!r}, which is in use", found)
-    from mqtool.broker import state
+    from mqtool.broker import background, state
 
     if (started := state.load()) is not None:
-        return Choice(started.url, "from 'mqtool broker up'", is_named=False, is_started=True)
+        process = background.Process(started.pid, started.born)
+        is_started = not started.pid or background.is_running(process)  # Docker and clusters have no single process
+        return Choice(started.url, "from 'mqtool broker up'", is_named=False, is_started=is_started)
     return Choice(_DEFAULT_URL, "the default", is_named=False)
 
 

@@ -1,6 +1,7 @@
 """Contexts: brokers with names, which of them a command uses, and protection from mistakes."""
 
 import json
+import os
 import stat
 import time
 from collections.abc import Sequence
@@ -523,6 +524,22 @@ def test_the_api_and_the_stream_port_in_the_environment_do_not_apply_to_a_broker
     save(Started("default", "embedded", broker.url, 0, str(directory), recorded))
     listed, sent = home.run("mqtool", "list", "queues"), home.run("mqtool", "send-stream", "x")
     assert (listed.code, sent.code) == (0, 0), listed.stderr + sent.stderr
+
+
+def test_the_api_and_the_stream_port_in_the_environment_apply_if_the_broker_that_broker_up_started_was_killed(
+    home: Shell, broker: TestBroker
+) -> None:
+    """If the process of the broker that `broker up` started has ended without `broker down`, and another broker
+    listens on its port, MQTOOL_MANAGEMENT_URL and MQTOOL_STREAM_PORT apply to that broker.
+    """
+    home.environment |= {"MQTOOL_MANAGEMENT_URL": "http://127.0.0.1:1", "MQTOOL_STREAM_PORT": "1"}
+    directory = home.directory / "mqtool" / "brokers" / "default"
+    directory.mkdir(parents=True)
+    recorded = {"management": broker.management, "streams": broker.streams}
+    save(Started("default", "embedded", broker.url, os.getpid(), str(directory), recorded, born="long ago"))
+    listed, sent = home.run("mqtool", "list", "queues"), home.run("mqtool", "send-stream", "x")
+    assert "no management API answers at http://127.0.0.1:1" in listed.stderr
+    assert "nothing answers at 127.0.0.1:1," in sent.stderr
 
 
 @on_any_broker
