@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from mqtool.address import Address, TlsFiles, parse_addresses
 from mqtool.cli import contexts
 from mqtool.cli.contexts import MANAGEMENT_VARIABLE, STREAM_PORT_VARIABLE, URL_VARIABLES, Context, Protocol
-from mqtool.errors import UsageError
+from mqtool.errors import MqtoolError, UsageError
 
 _DEFAULT_URL = "amqp://localhost"
 
@@ -48,30 +48,29 @@ class Choice(NamedTuple):
         """
         if typed:
             return typed
-        if self.has_variables() and (given := os.environ.get(MANAGEMENT_VARIABLE)):
+        if (given := os.environ.get(MANAGEMENT_VARIABLE)) and self.has_variables():
             return given
         return self.context.management if self.context else None
 
     def has_variables(self) -> bool:
         """True if MQTOOL_MANAGEMENT_URL and MQTOOL_STREAM_PORT belong to this broker.
 
-        They belong to the broker that MQTOOL_URL or AMQP_URL names. Otherwise, a command would send one broker's
-        password to another broker, or change that one. A context and a broker that `broker up` started are known with
-        their own addresses.
+        They belong to the broker that MQTOOL_URL or AMQP_URL names, or else to localhost. Otherwise, a command would
+        send one broker's password to another broker, or change that one. A context and a broker that `broker up`
+        started are known with their own addresses.
         """
         if self.context is not None or self.is_started:
             return False
-        return not (self.is_typed and self._is_elsewhere())
+        return not self.is_typed or self._is_usual()
 
-    def _is_elsewhere(self) -> bool:
-        """True if an environment variable names a broker, and none of its nodes is one of this broker's."""
-        if (other := _from_environment()) is None:
-            return False
+    def _is_usual(self) -> bool:
+        """True if a command without --url would use this broker, or another of its nodes, with the variables."""
         try:
+            other = _from_environment() or choose()
             pairs = [*product(self.addresses(), other.addresses())]
-        except UsageError:
-            return True
-        return not any(is_same_node(one, another) for one, another in pairs)
+        except MqtoolError:  # the URL is not valid, or a file of contexts or of `broker up` cannot be read
+            return False
+        return other.has_variables() and any(is_same_node(one, another) for one, another in pairs)
 
     def tls(self, given: TlsFiles) -> TlsFiles:
         """Return the TLS files: the given ones if any, otherwise the context's."""

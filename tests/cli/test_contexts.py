@@ -13,6 +13,7 @@ import pytest
 
 from docs.generate import described
 from mqtool.broker.state import Started, save
+from mqtool.cli.chosen_broker import choose
 from mqtool.cli.contexts import Effect
 from mqtool.cli.help.description import leaves
 from tests.brokers import IN_CI, TestBroker, on_any_broker
@@ -465,8 +466,9 @@ def test_the_management_url_in_the_environment_belongs_to_the_broker_in_the_envi
     home: Shell, broker: TestBroker
 ) -> None:
     """If --url names another node than MQTOOL_URL, MQTOOL_MANAGEMENT_URL is ignored, so that no command changes one
-    broker for the other's URL, or sends it the other's password. Without MQTOOL_URL, it is used. MQTOOL_STREAM_PORT and
-    the commands that `tutorial run --url` runs follow the same rule.
+    broker for the other's URL, or sends it the other's password. If --url names the same node, it is used. Without
+    MQTOOL_URL, it is ignored, unless --url names localhost. MQTOOL_STREAM_PORT and the commands that `tutorial run
+    --url` runs follow the same rule.
     """
     home.environment |= {"MQTOOL_URL": "amqp://127.0.0.1:1", "MQTOOL_MANAGEMENT_URL": "http://127.0.0.1:1"}
     home.environment["MQTOOL_STREAM_PORT"] = "1"
@@ -477,9 +479,44 @@ def test_the_management_url_in_the_environment_belongs_to_the_broker_in_the_envi
         assert sent.code == 0, sent.stderr
         told = home.run("mqtool", "tutorial", "run", "stream-hello-world", "--no-pause", "--url", broker.url)
         assert told.code == 0, told.stderr
-    del home.environment["MQTOOL_URL"]
+    home.environment["MQTOOL_URL"] = broker.url
     assert home.run("mqtool", "send-stream", "x", "--url", broker.url).code == 69
     assert "no management API answers at http://127.0.0.1:1" in home.run(*listed).stderr
+    del home.environment["MQTOOL_URL"]
+    assert home.run(*listed).code == 0
+
+
+def test_the_management_url_in_the_environment_belongs_to_localhost_if_nothing_names_a_broker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If no variable, context or `broker up` names a broker, MQTOOL_MANAGEMENT_URL applies to a --url of localhost with
+    the usual port, and to no other --url.
+    """
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("MQTOOL_MANAGEMENT_URL", "http://127.0.0.1:1")
+    assert choose("amqp://127.0.0.1/x", typed={"url"}).management(None) == "http://127.0.0.1:1"
+    for url in ("amqp://localhost:2", "amqp://e2"):
+        assert choose(url, typed={"url"}).management(None) is None
+
+
+@pytest.mark.parametrize("used", ["context", "broker up"])
+def test_the_management_url_in_the_environment_does_not_apply_to_a_url_beside_another_broker(
+    home: Shell, broker: TestBroker, used: str
+) -> None:
+    """If a context is in use, or `broker up` has started a broker, MQTOOL_MANAGEMENT_URL is ignored with --url."""
+    home.environment["MQTOOL_MANAGEMENT_URL"] = "http://127.0.0.1:1"
+    if used == "context":
+        home.run("mqtool", "context", "add", "one", "--url", broker.url)
+        home.run("mqtool", "context", "use", "one")
+    else:
+        directory = home.directory / "mqtool" / "brokers" / "default"
+        directory.mkdir(parents=True)
+        save(Started("default", "embedded", broker.url, 0, str(directory), {"management": broker.management}))
+    assert home.run("mqtool", "list", "queues", "--url", broker.url).code == 0
+    other = home.run("mqtool", "list", "queues", "--url", "amqp://127.0.0.1:2")
+    assert other.code == 69
+    assert "http://127.0.0.1:1" not in other.stderr.replace("http://127.0.0.1:10002", "")
 
 
 @on_any_broker

@@ -224,11 +224,10 @@ def test_the_command_that_selects_the_broker_of_tutorial_try_overrides_mqtool_ur
     even if MQTOOL_URL names others there.
     """
     with EmbeddedBroker(management_port=0) as other:
-        lonely_shell.environment["MQTOOL_MANAGEMENT_URL"] = str(other.management_url)
+        lonely_shell.environment |= {"MQTOOL_URL": other.url, "MQTOOL_MANAGEMENT_URL": str(other.management_url)}
         running = lonely_shell.start("mqtool", "tutorial", "try", "hello-world", "--url", other.url)
         running.wait_for_stdout("Goal 1 of 3")
         (way,) = re.findall(r"unset MQTOOL_URL.*", running.stdout)
-        lonely_shell.environment["MQTOOL_URL"] = other.url
         assert lonely_shell.script(f"{way}; mqtool send 'Hello World!'").code == 0
         running.wait_for_stdout("which has no consumer")
         running.interrupt().wait()
@@ -294,7 +293,7 @@ def test_tutorial_try_skips_amqp_1_0_goals_if_the_broker_does_not_support_amqp_1
     not count these goals as reached.
     """
     with EmbeddedBroker(like="3.10", management_port=0) as old:
-        lonely_shell.environment["MQTOOL_MANAGEMENT_URL"] = str(old.management_url)
+        lonely_shell.environment |= {"MQTOOL_URL": old.url, "MQTOOL_MANAGEMENT_URL": str(old.management_url)}
         ended = lonely_shell.run("mqtool", "tutorial", "try", "amqp10-hello-world", "--url", old.url)
     assert ended.code == 0
     assert ended.stdout.count("it behaves like RabbitMQ 3.10, and does not speak AMQP 1.0") == 2
