@@ -255,7 +255,7 @@ def _findings(
     yield from _tried("nodes", diagnosis.of_nodes(api), unchecked)
     _note_hidden_queues(api, vhost, unchecked)
     before = _readers(access, api, vhost, stream_port, unchecked)
-    yield from diagnosis.findings(api, vhost, wait)
+    yield from _tried("queues", diagnosis.findings(api, vhost, wait), unchecked)
     if before:
         now = _readers(access, api, vhost, stream_port, unchecked)
         yield from queue_details.reader_findings(before, now)
