@@ -163,6 +163,20 @@ def test_a_memory_alarm_never_looks_like_a_healthy_broker(alarmed: Shell) -> Non
 
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
+def test_doctor_reports_what_it_can_see_if_the_user_may_not_see_the_virtual_host(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """If the user has the tag `monitoring`, but no permissions in a virtual host, `doctor --vhost NAME` checks the
+    nodes, says that the queues were not checked, and exits with 3.
+    """
+    with user_of(broker, "monitoring", is_permitted=False) as login:
+        looked = shell.run("mqtool", "doctor", "--vhost", broker.vhost, *login)
+    assert looked.code == 3, looked.stderr
+    assert "not checked: some queues" in looked.stderr
+    assert "not checked: alarms" not in looked.stderr
+
+
+@pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_a_nagios_check_names_virtual_hosts_whose_queues_the_user_may_not_see(shell: Shell, broker: TestBroker) -> None:
     """RabbitMQ shows a user with the tag `monitoring` the names of all virtual hosts, but not the queues of those in
     which the user has no permissions. `doctor --format nagios` is then UNKNOWN, and names such virtual hosts. With
