@@ -109,9 +109,13 @@ class Starter(ABC):
 
 def _remove(directory: Path) -> None:
     """Remove a directory with everything in it. Raises MqtoolError if something is left, which it names."""
+    if directory.is_symlink():  # there may be other things where it leads
+        raise MqtoolError(
+            f"{directory} is a link to {directory.resolve()}, which may contain more than the messages",
+            "delete the messages there and the link yourself",
+        )
     # Move it away first: once its lock file is deleted, `broker up` can start a new broker in a directory of this name.
     try:
-        contents = directory.resolve(strict=True)
         away = Path(tempfile.mkdtemp(prefix=".removed-", dir=directory.parent))
     except FileNotFoundError:
         return
@@ -123,16 +127,11 @@ def _remove(directory: Path) -> None:
     except OSError as error:
         away.rmdir()
         raise _left(directory, error) from error
-    if moved.is_symlink():
-        moved.unlink()
-        away.rmdir()
-    else:
-        contents = away
     try:
-        shutil.rmtree(contents)
+        shutil.rmtree(away)
     except OSError as error:
-        shutil.rmtree(contents, ignore_errors=True)  # the rest
-        raise _left(contents, error) from error
+        shutil.rmtree(away, ignore_errors=True)  # the rest
+        raise _left(away, error) from error
 
 
 def _left(directory: Path, error: OSError) -> MqtoolError:

@@ -34,6 +34,7 @@ class Reading:
     Attributes:
         next: the offset after the last message received.
         reached: an offset that the stream has reached: its end was there, or behind it.
+        began_empty: True if the broker sent no message when the stream was looked up. Perhaps it did not send them yet.
         printed: the offset of the last message that the caller has handled.
         written: the offset up to which the caller's output is written.
         stored: the offset stored on the broker.
@@ -47,6 +48,7 @@ class Reading:
         self.written: int | None = None
         self.stored: int | None = None
         self.since_stored = 0
+        self.began_empty = False
         self._number = number
         self._properties = dict(properties)
         self._place = FIRST
@@ -64,6 +66,10 @@ class Reading:
         self.next = self.reached = self.since_stored = 0
         self.printed = self.written = self.stored = None
         self._place, self._has_received = FIRST, False
+
+    def is_of_another(self, chunk: Chunk) -> bool:
+        """True if a chunk ends before what was read: it is of another stream of that name, or a replica is behind."""
+        return chunk.first_offset + chunk.records <= min(self.next, self.reached)
 
     def go_on(self, correlation: bytes, stored: int | None) -> int | None:
         """Reply to the broker, which has made this consumer active; return the offset to start at, if known."""
@@ -117,7 +123,9 @@ class Reading:
         return f"skip the batch: {pasteable('offset set', self.stream, name, str(last))}"
 
     def _behind(self) -> Offset:
-        return Offset(Start.OFFSET, self.next) if self._has_received else self._place
+        if self._has_received:
+            return Offset(Start.OFFSET, self.next)
+        return FIRST if self.began_empty else self._place
 
     def _start_at(self, offset: Offset) -> None:
         self._place = offset
@@ -207,6 +215,9 @@ class StreamConsumer:
             last = session.last_chunk(stream)
         except Unavailable as error:
             self._channel.notice(str(error))
+            return place
+        if number is None and not last:  # the broker knows better than 0: it may not send the messages yet
+            reading.began_empty = True
             return place
         if number is None:
             number = last.stop if place == NEXT else last.start
@@ -306,8 +317,11 @@ class StreamConsumer:
                 self._reading.session.end(ValueError("a frame for another subscription"))
             elif key == DELIVER:
                 self._channel.has_progressed = True
-                self._reading = self._readings[number]
-                self._chunk = self._reading.take(parse_chunk(frame), self._channel.notice)
+                self._reading, chunk = self._readings[number], parse_chunk(frame)
+                if self._reading.is_of_another(chunk):
+                    self._channel.reopen(self._go_on, self._deadline)
+                else:
+                    self._chunk = self._reading.take(chunk, self._channel.notice)
             else:
                 self._change(self._readings[number], frame[4:8], is_active=bool(frame[9]))
 
@@ -326,7 +340,8 @@ class StreamConsumer:
         found = []
         for reading, session in zip(self._readings, sessions, strict=True):
             with suppress(Unavailable):  # the broker does not say yet where it ends
-                if reading.reached and session.end_of(reading.stream) < reading.reached:
+                last = session.last_chunk(reading.stream)
+                if 0 < last.stop < reading.reached:  # 0: it is empty, or does not send its messages yet
                     found.append(reading)
         return found
 

@@ -14,7 +14,14 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
+from mqtool.address import parse_addresses
+from mqtool.amqp import Receiving
+from mqtool.duration import Backoff
 from mqtool.management import Management
+from mqtool.message import Message
+from mqtool.offsets import FIRST, LAST, Offset
+from mqtool.streams.stream_channel import StreamChannel
+from mqtool.topology import Stream
 from mqtool.tutorials.stream_dialects import HELLO, StreamDialect
 from tests.brokers import TestBroker, large, on_any_broker, skip_without_amqp10
 from tests.cli.shell import IDLE, Shell, wait_until
@@ -701,11 +708,13 @@ def test_receive_stream_reads_a_stream_that_was_created_again_from_its_first_mes
 
 
 @pytest.mark.parametrize("start", ["--track=me", "--offset=10", "--offset=next"])
+@pytest.mark.parametrize("is_empty", [False, True], ids=["with a message", "empty"])
 def test_receive_stream_that_has_received_nothing_notices_that_a_stream_was_created_again(
-    shell: Shell, broker: TestBroker, start: str
+    shell: Shell, broker: TestBroker, start: str, is_empty: bool
 ) -> None:
     """A reader has read a whole stream before it starts, or starts at its end, and so receives nothing. If the stream
-    is created again while the connection is lost, the reader says so, and reads the new stream from its first message.
+    is created again while the connection is lost, the reader says so, and reads the new stream from its first message,
+    even if the new stream is still empty when the reader connects again.
     """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(0, 9))
     shell.run("mqtool", "receive-stream", "-q", "s", "--track", "me", "-c", "10")
@@ -714,11 +723,49 @@ def test_receive_stream_that_has_received_nothing_notices_that_a_stream_was_crea
         reader = shell.start(*read).wait_until_ready()
         gate.close()
         assert shell.run("mqtool", "queue", "delete", "s", "--yes").code == 0
+        assert shell.run("mqtool", "queue", "declare", "s", "--queue-type", "stream").code == 0
+        if is_empty:
+            gate.open()
+            reader.wait_until_connected_again(1)
         assert shell.run("mqtool", "send-stream", "-q", "s", "new").code == 0
         gate.open()
         reader.wait_for_stdout("new\n")
         assert "stream 's' was created again: reading it from its first message\n" in reader.stderr
         assert reader.interrupt().wait().stdout == "new\n"
+
+
+@pytest.mark.parametrize("place", [FIRST, LAST], ids=["reader that reconnects", "reader that starts at last"])
+def test_a_stream_whose_messages_the_broker_does_not_send_yet_is_not_taken_for_an_empty_one(
+    broker: TestBroker, monkeypatch: pytest.MonkeyPatch, place: Offset
+) -> None:
+    """After a change of a stream's leader, the broker sends none of its messages until it knows which ones a majority
+    of nodes have. A reader that reconnects then goes on after the last message that it received, and one that starts at
+    `last` does not start at the first message.
+    """
+    notices = list[str]()
+    nodes, stream = [parse_addresses(broker.url)[0]._replace(port=urlsplit(broker.streams).port)], Stream("s")
+
+    def publish(body: bytes) -> None:
+        with StreamChannel(nodes, backoff=None, by_amqp=None, notice=notices.append) as channel:
+            channel.declare(stream)
+            assert len([*channel.publish([Message(body)], stream)]) == 1
+
+    def hide() -> None:
+        monkeypatch.setattr("mqtool.streams.session.StreamSession._chunk_at", lambda *_: None)
+
+    publish(b"0")
+    publish(b"1")
+    with StreamChannel(nodes, backoff=Backoff(), by_amqp=None, notice=notices.append) as channel:
+        if place == LAST:
+            hide()
+        reader = channel.consume(stream, place, Receiving(count=3, timeout=60))
+        if place == FIRST:
+            assert [next(reader).body, next(reader).body] == [b"0", b"1"]
+            hide()
+            channel.session.end(ConnectionError("the leader has moved"))
+            publish(b"2")
+        assert next(reader).body == {FIRST: b"2", LAST: b"1"}[place]
+    assert not [each for each in notices if "created again" in each]
 
 
 @pytest.mark.parametrize("offset", [("--offset", "next"), ("--offset", "last"), ()], ids=["next", "last", "default"])

@@ -98,22 +98,22 @@ def test_the_lock_of_a_broker_that_was_moved_away_is_not_that_of_its_successor(
         assert (home / "lock").exists()
 
 
-def test_discarding_a_broker_whose_directory_is_a_link_deletes_the_messages_and_the_link(
+def test_discarding_a_broker_whose_directory_is_a_link_deletes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a broker's directory is a symbolic link, discarding the broker deletes both the directory that it leads to
-    and the link.
+    """If a broker's directory is a symbolic link, the directory that it leads to may contain other files of the user.
+    Discarding the broker therefore deletes nothing, and raises an error that names both directories.
     """
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    (tmp_path / "big" / "embedded").mkdir(parents=True)
-    (tmp_path / "big" / "embedded" / "messages").touch()
+    (tmp_path / "big").mkdir()
+    (tmp_path / "big" / "thesis").touch()
     home = state.directory("mine")
     home.parent.mkdir(parents=True)
     home.symlink_to("../../big")
     started = state.Started("mine", "embedded", "amqp://localhost:1", 0, str(home), {})
-    starter_of(started).discard(started)
-    assert (os.path.lexists(home), (tmp_path / "big").exists()) == (False, False)
-    assert not [*home.parent.iterdir()]
+    with pytest.raises(MqtoolError, match=f"{home} is a link to {tmp_path / 'big'}"):
+        starter_of(started).discard(started)
+    assert (home / "thesis").exists()
 
 
 def test_discarding_a_broker_says_what_could_not_be_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
