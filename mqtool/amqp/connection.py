@@ -191,7 +191,8 @@ class Connection:
     @property
     def frame_max(self) -> int:
         """The maximum size of a frame in bytes, as negotiated with the broker."""
-        return int(self._pika.params.frame_max) if self._pika else 0
+        pika = self._pika  # the I/O thread may lose it at any time
+        return int(pika.params.frame_max) if pika else 0
 
     @property
     def comes_back(self) -> bool:
