@@ -518,16 +518,16 @@ def test_failed_to_keeps_delayed_messages_for_a_missing_queue(shell: Shell, via:
 
 @on_any_broker
 def test_failed_to_keeps_the_delay_of_each_unsent_line(shell: Shell) -> None:
-    """If a line has a delay that is too long, `send-delayed --failed-to FILE` writes this line and all later ones to
-    FILE, each with its exchange, its routing key and its own delay.
+    """Messages with a delay cannot be published with --mandatory. `send-delayed --mandatory --failed-to FILE` therefore
+    writes all lines to FILE, each with its exchange, its routing key and its own delay.
     """
-    lines = [{"body": "x", "delay": "50d"}, {"body": "y"}, {"body": "z", "headers": {"x-delay": 70}}]
+    lines = [{"body": "x", "delay": "40d"}, {"body": "y"}, {"body": "z", "headers": {"x-delay": 70}}]
     (shell.directory / "given").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    failed = shell.run("mqtool", "send-delayed", "--json", "-f", "given", "--failed-to", "failed")
-    assert failed.code == 65
+    failed = shell.run("mqtool", "send-delayed", "--json", "-f", "given", "--failed-to", "failed", "--mandatory")
+    assert failed.code == 2
     kept = [json.loads(line) for line in (shell.directory / "failed").read_text().splitlines()]
     assert [(line["body"], line["delay"], line["exchange"], line["routing_key"]) for line in kept] == [
-        (body, delay, "delay_exchange", "delay_queue") for body, delay in (("x", "50d"), ("y", "5s"), ("z", "70ms"))
+        (body, delay, "delay_exchange", "delay_queue") for body, delay in (("x", "40d"), ("y", "5s"), ("z", "70ms"))
     ]
 
 

@@ -341,7 +341,7 @@ def test_doctor_upgrade_reports_findings_if_a_message_reaches_the_delivery_limit
     filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=15")
     requeue_the_second(broker, 3, 15)
     look = ("mqtool", "doctor", "--vhost", broker.vhost, "--upgrade", "4.3", "--peek", "3")
-    warned = "warning: messages of queue 'jobs': message m-1 has been requeued 15 times"
+    warned = "warning: messages were not checked: queue 'jobs': message m-1 has been requeued 15 times"
     checked = []
 
     def has_warned() -> bool:
