@@ -339,9 +339,11 @@ class StreamConsumer:
         """Return the streams that end before an offset that they had reached."""
         found = []
         for reading, session in zip(self._readings, sessions, strict=True):
+            if not reading.reached:
+                continue
             with suppress(Unavailable):  # the broker does not say yet where it ends
-                last = session.last_chunk(reading.stream)
-                if 0 < last.stop < reading.reached:  # 0: it is empty, or does not send its messages yet
+                # 0: the stream is empty, or its messages are not sent yet
+                if 0 < session.end_of(reading.stream) < reading.reached:
                     found.append(reading)
         return found
 
