@@ -229,7 +229,7 @@ def _in_vhost(access: Access, vhost: str) -> Access:
 
 
 def _note_hidden_queues(api: Management, vhost: str | None, unchecked: list[Unchecked]) -> None:
-    """Note in which virtual hosts the user may not see the queues. If only one is checked, that is an error before."""
+    """Note in which virtual hosts the user may not see the queues. If only one is checked, its own check says so."""
     if vhost is None and (why := diagnosis.hidden_queues(api)) is not None:
         hint = "grant the user permissions there with 'mqtool permission set', or check one with --vhost"
         unchecked.append(Unchecked("queues", why, hint))
