@@ -127,7 +127,7 @@ def refusal(answer: "BaseHTTPResponse", url: str, user: str) -> MqtoolError:
         case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
             return _access_refused(url, user, reason)
         case HTTPStatus.NOT_FOUND if "application/json" in answer.headers.get("content-type", ""):
-            return NotFound(*_missing(answer.geturl() or ""))
+            return NotFound(*_missing(answer.geturl() or "", user))
         case HTTPStatus.BAD_REQUEST if "inequivalent" in reason:
             return DeclaredDifferently(f"it exists with different settings: {reason}")
         case HTTPStatus.BAD_REQUEST if "invalid_regexp" in reason or "regular expression" in reason:
@@ -180,15 +180,19 @@ def _chunks(answer: "BaseHTTPResponse") -> Iterator[bytes]:
         yield chunk
 
 
-def _missing(url: str) -> tuple[str, str | None]:
-    """Return a sentence that names the missing object of a URL, and a hint with the command that lists such objects."""
+def _missing(url: str, user: str) -> tuple[str, str | None]:
+    """Return a sentence that names the missing object of a URL, and a hint with the command that lists such objects.
+
+    RabbitMQ 4.3 answers 404, too, if the user has no permissions in the virtual host.
+    """
     kind, *names = (unquote(part) for part in urlsplit(url).path.partition("/api/")[2].split("/"))
     listed = f"'mqtool list {kind}' shows them"
     match kind, names:
         case "vhosts", [vhost, *_]:
             return f"vhost {vhost!r} does not exist", listed
         case "queues" | "exchanges" | "bindings" | "consumers" | "policies", [vhost]:
-            return f"vhost {vhost!r} does not exist", "'mqtool list vhosts' shows them"
+            said = f"vhost {vhost!r} does not exist, or user {user!r} has no permissions in it"
+            return said, "'mqtool list vhosts' shows them"
         case "queues" | "exchanges", [vhost, name, *_]:
             return f"{kind[:-1]} {name!r} does not exist in vhost {vhost!r}", listed
         case "policies" | "operator-policies", [vhost, name]:

@@ -254,6 +254,7 @@ BROKER = [
     Case("receive-log fanout -e a-topic-exchange", 78, "inequivalent arg 'type' for exchange", "routes differently"),
     # Publishing.
     Case("send x -e nowhere", 69, "no exchange 'nowhere' in vhost", "check the name"),
+    Case("list queues --vhost nowhere", 69, "does not exist, or user 'guest' has no permissions in it", "list vhosts"),
     Case("tap nowhere", 69, "exchange 'nowhere' does not exist in vhost", "'mqtool list exchanges' shows them"),
     Case("route nowhere key", 69, "exchange 'nowhere' does not exist in vhost", "'mqtool list exchanges' shows them"),
     Case("send x -e amq.direct -r nobody --mandatory", 75, "the message was returned: NO_ROUTE", "no queue is bound"),
@@ -410,6 +411,7 @@ def test_a_refusal_by_the_broker_is_reported_in_one_sentence(
     """If the broker refuses an operation, the command reports the reason in one sentence and exits with the documented
     code.
     """
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     channel = connection.channel()
     channel.declare(Queue("there", auto_delete=True))
     channel.declare(Queue("timeout", auto_delete=True))

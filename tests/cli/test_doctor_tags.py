@@ -162,6 +162,7 @@ def test_a_memory_alarm_never_looks_like_a_healthy_broker(alarmed: Shell) -> Non
     assert states == {"management": (3, "RABBITMQ UNKNOWN"), "monitoring": (2, "RABBITMQ CRITICAL")}
 
 
+@pytest.mark.differs_since("4.3", "the API does not tell a virtual host that the user may not see from a missing one")
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_doctor_reports_what_it_can_see_if_the_user_may_not_see_the_virtual_host(
     shell: Shell, broker: TestBroker

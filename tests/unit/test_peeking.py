@@ -60,7 +60,7 @@ class Place:
             self.wait_for(ready)
 
     def wait_for(self, ready: int) -> None:
-        self.vhost.wait_for(lambda: self.channel.depth_of("jobs") == ready)
+        self.vhost.wait_for(lambda: self.channel.depth_of("jobs") == ready, timeout=30)
 
     def delivered(self) -> list[str]:
         """Receive the messages in `jobs`, and return their bodies."""
