@@ -181,9 +181,9 @@ def test_mqtool_ui_shows_the_link_credit_of_an_amqp_1_0_worker(tmp_path: Path, c
 
 @on_any_broker
 @large
-def test_the_headers_of_a_binding_are_separated_by_commas(shell: Shell, page: Page) -> None:
-    """The page of `mqtool ui` shows the headers of a binding with commas between them, and two bindings of a queue with
-    a semicolon between them.
+def test_the_label_of_a_binding_separates_the_headers_by_commas(shell: Shell, page: Page) -> None:
+    """The page of `mqtool ui` labels the arrow of a binding to a headers exchange with the headers, separated by
+    commas. If a queue has two bindings to this exchange, a semicolon separates them.
     """
     do(shell, "exchange declare reports headers")
     do(shell, "queue declare archive")
@@ -199,9 +199,9 @@ def test_the_headers_of_a_binding_are_separated_by_commas(shell: Shell, page: Pa
 @on_any_broker
 @large
 def test_each_state_of_a_message_has_its_own_shape(shell: Shell, page: Page) -> None:
-    """The legend on the page of `mqtool ui` has a different shape for each state of a message. If the broker returns a
-    message as unroutable, the page says so. A delayed message is drawn with the seconds until it is due, and a message
-    of a stream is drawn in the stream's box.
+    """The legend on the page of `mqtool ui` shows a different shape for each state of a message. The page says when a
+    message is returned as unroutable, draws a delayed message with the seconds until it is due, and draws a message of
+    a stream in the stream's box.
     """
     shapes = page.ask("return [...document.querySelectorAll('#legend path')].map(e => e.getAttribute('d'))")
     assert len(shapes) == len(set(shapes)) > 8
@@ -223,8 +223,8 @@ def test_each_state_of_a_message_has_its_own_shape(shell: Shell, page: Page) -> 
 @on_any_broker
 @large
 def test_keys_step_forward_and_back_through_the_events_of_a_paused_page(shell: Shell, page: Page) -> None:
-    """While the page of `mqtool ui` is paused, it shows no new events. Keys step forward and back through the events,
-    and return to the live view.
+    """While the page of `mqtool ui` is paused, it shows no new events. The key `.` steps forward to the next event, the
+    key `,` steps back, and the key `l` returns to the live view.
     """
     do(shell, "send -q jobs one")
     page.until(lambda: page.dots() == [("ready", "q:jobs")], "a message in the queue")
@@ -349,8 +349,9 @@ def contrast(one: str, other: str) -> float:
 @on_any_broker
 @large
 def test_actions_on_the_page_run_commands_and_show_them(shell: Shell, page: Page) -> None:
-    """An action on the page of `mqtool ui` runs a command and shows this command. A consumer started on the page runs
-    until a user stops it. The details of a message say which binding routed the message to its queue.
+    """An action on the page of `mqtool ui` runs an mqtool command and shows its command line. A consumer that is
+    started on the page runs until the user stops it. The details of a message say which binding routed the message to
+    its queue.
     """
     do(shell, "exchange declare orders topic")
     do(shell, "queue declare jobs")
@@ -377,7 +378,7 @@ def test_publish_at_a_publishers_box_uses_the_publishers_connection_name(
     shell: Shell, broker: TestBroker, page: Page
 ) -> None:
     """If a user clicks a publisher's box on the page of `mqtool ui` and then "Publish", the page runs a command with
-    the publisher's connection name, so the message leaves from that box.
+    the publisher's connection name, and shows the message as published by the same publisher.
     """
     do(shell, "exchange declare orders fanout")
     parameters = pika.URLParameters(broker.url)
@@ -513,7 +514,8 @@ def test_names_in_actions_are_not_treated_as_options_or_patterns(ui: Running) ->
 @pytest.mark.parametrize("how", ["--management", "--url"])
 def test_an_action_uses_the_same_management_api_as_the_page(shell: Shell, broker: TestBroker, how: str) -> None:
     """The commands that the page of `mqtool ui` runs use the management API given with --management, even if a context
-    has another one. With --url, they ignore MQTOOL_MANAGEMENT_URL if MQTOOL_URL names another broker.
+    has another one. If the broker is given with --url and MQTOOL_URL names another broker, the commands ignore
+    MQTOOL_MANAGEMENT_URL.
     """
     nowhere = "http://127.0.0.1:1"
     if how == "--management":

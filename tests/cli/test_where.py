@@ -58,9 +58,9 @@ def test_receive_where_piped_into_head_leaves_the_other_messages_in_the_queue(sh
 
 
 def test_receive_where_stops_before_messages_exceed_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
-    """`receive --where` requeues the messages that do not match, which a quorum queue counts. If a message could exceed
-    the queue's delivery limit, `receive --where` exits with 1, and says why. However often it is repeated, all messages
-    stay in the queue.
+    """`receive --where` requeues messages that do not match, and a quorum queue counts each requeue. If another requeue
+    could exceed the queue's delivery limit, the command exits with 1 and says why. However often the command is
+    repeated, all messages stay in the queue.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     few = ("--queue-type", "quorum", "--argument", "x-delivery-limit:=2")
@@ -77,7 +77,7 @@ def test_receive_where_stops_before_messages_exceed_the_delivery_limit(shell: Sh
 
 def test_receive_where_waits_while_another_consumer_is_the_single_active_one(shell: Shell, broker: TestBroker) -> None:
     """If another client is the single active consumer of a quorum queue, `receive --where` waits for its turn, even if
-    the queue has a delivery limit and ready messages. It says that it has not checked the limit.
+    the queue has a delivery limit and ready messages. A notice says that another consumer gets the queue's messages.
     """
     single = ("--queue-type", "quorum", "--argument", "x-single-active-consumer:=true", "--argument")
     assert shell.run("mqtool", "queue", "declare", "jobs", *single, "x-delivery-limit:=20").code == 0

@@ -56,9 +56,9 @@ def serving(bodies: Mapping[str, Any], status: int = 200, location: str = "") ->
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirects_of_the_management_api_are_not_followed(lonely_shell: Shell, status: int) -> None:
-    """If the management API redirects a request, mqtool does not send it to the other server, which would get a new
-    user's password and could answer anything. The error names the other server, without login and query. The exit code
-    is 69.
+    """If the management API redirects a request, mqtool does not follow the redirect: the other server would get a new
+    user's password, and could answer anything. mqtool exits with 69, and the error names the other server, without
+    login and query.
     """
     with serving({}) as (other, requests):
         login = other.replace("://", "://admin:s3cr3t@")
@@ -103,11 +103,11 @@ def refused(result: Result, code: int = 69) -> str:
         ("policy ls", {"policies": [{"name": "p", "priority": "x"}]}, 'an object whose "priority" is not a number'),
     ],
 )
-def test_an_answer_of_the_management_api_in_another_form_is_an_error(
+def test_management_api_json_that_rabbitmq_would_not_send_is_an_error(
     lonely_shell: Shell, command: str, answers: dict[str, Any], says: str
 ) -> None:
-    """If the management API answers with valid JSON in another form than RabbitMQ's, the error says what is wrong with
-    the answer, and the exit code is 69. It is not reported as a bug in mqtool.
+    """If the management API answers with JSON that RabbitMQ would not send, such as a user without a name, mqtool says
+    what is wrong with the answer and exits with 69. It does not report a bug in mqtool.
     """
     with serving(answers) as (url, _):
         result = lonely_shell.run("mqtool", *command.split(), "-u", NOWHERE, "--management", url)
@@ -115,9 +115,9 @@ def test_an_answer_of_the_management_api_in_another_form_is_an_error(
 
 
 @on_any_broker
-def test_doctor_reports_unknown_to_nagios_if_the_answers_of_the_management_api_have_another_form(shell: Shell) -> None:
-    """If `doctor --format nagios` cannot make out the management API's answers, the state is UNKNOWN, and the exit code
-    3. With other formats, the exit code is 69.
+def test_doctor_reports_unknown_to_nagios_for_json_that_rabbitmq_would_not_send(shell: Shell) -> None:
+    """If the management API answers with JSON that RabbitMQ would not send, `doctor --format nagios` reports UNKNOWN
+    and exits with 3. `doctor --format prometheus` and `doctor --upgrade` exit with 69.
     """
     about = {"overview": {"rabbitmq_version": "9" * 5000}}
     for answers in ({}, {**about, "queues": [{"vhost": "/"}]}):

@@ -166,7 +166,9 @@ def test_tutorial_try_reports_each_message_to_a_missing_exchange(goal: Goal, lea
 
 
 @pytest.mark.parametrize("goal", [GOALS["hello-world"][2]], ids=["no-queue"])
-def test_the_last_hint_works_after_the_learner_has_tried_the_example(goal: Goal, learner: Learner) -> None:
+def test_the_last_hint_of_the_goal_no_queue_reaches_it_although_the_example_queue_exists(
+    goal: Goal, learner: Learner
+) -> None:
     """The text of the goal "no-queue" names the queue 'helo' as an example of a queue that does not exist. The commands
     in the goal's last hint reach the goal even if the learner has declared this queue before.
     """
@@ -176,8 +178,8 @@ def test_the_last_hint_works_after_the_learner_has_tried_the_example(goal: Goal,
 
 @pytest.mark.parametrize("goal", [GOALS["work-queues"][3]], ids=["restart"])
 def test_tutorial_try_names_a_message_that_was_received_after_the_restart(goal: Goal, learner: Learner) -> None:
-    """A goal asks for a message that survives a restart of the broker. If the learner has received one persistent
-    message before the restart and one after it, `tutorial try` names the one that was received after it.
+    """The goal "restart" asks for a message that survives a restart of the broker. If the learner has received one
+    persistent message before the restart and one after it, `tutorial try` names the one that was received after it.
     """
     learner.make(work_queues_attempts.received_before_the_restart)
     assert "'kept' is persistent" in learner.wait_for("reached")
@@ -187,9 +189,9 @@ def test_tutorial_try_names_a_message_that_was_received_after_the_restart(goal: 
 def test_tutorial_try_does_not_say_that_a_purge_deleted_a_message_lost_in_the_restart(
     goal: Goal, learner: Learner
 ) -> None:
-    """A learner publishes a persistent and a transient message, restarts the broker and purges the queue. `tutorial
-    try` says that the purge deleted the persistent message. It does not say so of the transient message, which was lost
-    in the restart.
+    """If a learner publishes a persistent and a transient message, restarts the broker and purges the queue,
+    `tutorial try` says that the purge deleted the persistent message. It does not say this of the transient message,
+    which was lost in the restart.
     """
     learner.make(work_queues_attempts.purge_after_restart)
     learner.wait_for(
@@ -230,8 +232,8 @@ def test_tutorial_try_names_a_bound_queue_without_a_consumer(goal: Goal, learner
 def test_the_goal_star_is_reached_even_if_the_receiver_exits_immediately(
     goal: Goal, learner: Learner, broker: TestBroker
 ) -> None:
-    """The goal "star" of the tutorial `topics` is reached even if the learner stops the receiver as soon as the three
-    messages are published and the receiver has printed its one.
+    """The goal "star" of the tutorial `topics` is reached even if the learner stops the receiver as soon as all three
+    messages are published and the receiver has printed the one that its binding matches.
     """
     if broker.kind != "embedded":
         pytest.skip("RabbitMQ's bindings are read every few seconds: a queue may be gone before it is seen")

@@ -16,7 +16,7 @@ def _delivered(seen: Seen, queue: str, *, redelivered: bool = False) -> None:
 
 
 def _seen(queue: str = "q") -> Seen:
-    """A message was published to a queue, and delivered."""
+    """Return what `try` has seen after a message was published to a queue, and delivered."""
     seen = Seen()
     published = {"what": "published", "t": 1, "message": 1, "from": {"connection": "here"}, "details": _DETAILS}
     seen.take({"kind": "event", **published})
@@ -78,9 +78,10 @@ def test_an_unacknowledged_message_does_not_count_as_received() -> None:
     assert seen.messages[0].receivers == []
 
 
-def test_a_redelivered_message_does_not_count_as_received_too_early() -> None:
-    """If a message is redelivered after `tutorial try` has found its queue empty seven times, the count begins again.
-    The message counts as received once `tutorial try` has found the queue empty eight more times.
+def test_a_redelivery_restarts_the_count_after_which_a_message_counts_as_received() -> None:
+    """If RabbitMQ shows no counters for a consumer, `tutorial try` counts a delivered message as received once it has
+    found the queue empty eight times. If the message is redelivered in between, `tutorial try` counts from the
+    beginning again.
     """
     seen = _seen()
     _look(seen, unacked=0, times=7)
@@ -109,8 +110,9 @@ def test_a_delayed_message_is_not_reported_as_not_received() -> None:
 
 @pytest.mark.parametrize(("milliseconds", "is_reached"), [(700, True), (1500, False)])
 def test_a_receiver_counts_as_waiting_even_if_a_busy_broker_delivers_late(milliseconds: int, is_reached: bool) -> None:
-    """The goal 'at-once' is reached if a receiver gets three messages within one second each: a busy machine may take
-    that long. If the messages took longer, `tutorial try` says that they had to wait.
+    """For the goal "at-once", a receiver must be waiting before three messages are sent. `tutorial try` accepts
+    messages that are delivered within one second, because the broker's machine may be busy. If they take longer,
+    `tutorial try` says that they had to wait.
     """
     goal = next(each for each in GOALS["hello-world"] if each.name == "at-once")
     seen, details = Seen(), {"exchange": "", "routing_key": "hello"}

@@ -124,8 +124,8 @@ def test_tutorial_try_does_not_say_that_no_message_arrives_if_there_is_a_consume
 
 @pytest.mark.usefixtures("no_other_firehose")
 def test_the_firehoses_of_four_virtual_hosts_can_be_switched_at_the_same_time(broker: TestBroker) -> None:
-    """RabbitMQ may lose one of several simultaneous requests that switch the firehose. If mqtool switches the firehoses
-    of four virtual hosts on or off at the same time, all four are switched nevertheless.
+    """If mqtool switches the firehoses of four virtual hosts on or off at the same time, each of them is switched,
+    although RabbitMQ may lose one of several simultaneous requests.
     """
     api = watched(broker).find()
     with ExitStack() as ending, ThreadPoolExecutor() as threads:

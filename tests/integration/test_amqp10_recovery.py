@@ -20,11 +20,11 @@ FULL = Queue("q", durable=True, arguments={"x-queue-type": "quorum", "x-max-leng
 
 
 @pytest.mark.parametrize(("reason", "again"), [("unavailable", True), ("maxlen", False)], ids=["unavailable", "full"])
-def test_an_amqp_1_0_message_rejected_right_after_a_reconnection_is_republished(
+def test_an_amqp_1_0_message_rejected_after_a_reconnection_is_republished_unless_the_queue_is_full(
     monkeypatch: pytest.MonkeyPatch, reason: str, *, again: bool
 ) -> None:
-    """An AMQP 1.0 message may be rejected right after a reconnection. If the reason is that the queue was unavailable,
-    mqtool republishes the message. If the queue was full, mqtool reports the message as nacked.
+    """If an AMQP 1.0 message is rejected right after a reconnection because its queue is unavailable, mqtool
+    republishes the message. If the message is rejected because the queue is full, mqtool reports it as nacked.
     """
     rejected, notices = 0, list[str]()
 
@@ -79,11 +79,11 @@ def test_an_amqp_1_0_message_rejected_while_a_node_is_down_is_republished(monkey
             assert [each.confirmation for each in sending.result()] == [Confirmation.CONFIRMED]
 
 
-def test_an_amqp_1_0_message_that_is_larger_than_rabbitmq_allows_ends_the_command(
+def test_mqtool_stops_receiving_if_an_amqp_1_0_message_is_larger_than_rabbitmq_allows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """If the transfers of one AMQP 1.0 message add up to more than the largest message that RabbitMQ allows, mqtool
-    stops receiving and raises Unavailable, even if it could reconnect.
+    """If the transfers of one AMQP 1.0 message add up to more than the largest message that RabbitMQ allows (512 MiB),
+    mqtool stops receiving and raises Unavailable. It does not reconnect.
     """
     monkeypatch.setattr(link_receiver, "_LARGEST", 150_000)
     with EmbeddedBroker(like="4.3") as broker, LinkSession(parse_addresses(broker.url), backoff=Backoff()) as session:

@@ -80,7 +80,7 @@ def test_a_consumer_that_times_out_has_acknowledged_the_messages_it_received(bro
 
 def test_a_delivery_is_acknowledged_when_the_caller_asks_for_the_next_one(broker: TestBroker) -> None:
     """consume() acknowledges a delivery when the caller asks for the next one. If the caller stops iterating, the last
-    delivery that it got is requeued, and so are all later ones, in order.
+    delivery that it got and all messages after it stay in the queue, in order.
     """
     bodies = fill(broker, 10)
     with Connection(parse_addresses(broker.url)) as connection:
@@ -120,8 +120,8 @@ def test_a_consumer_ends_after_its_idle_timeout_and_fails_after_its_total_timeou
 def test_a_stream_consumer_times_out_although_messages_have_arrived(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the time limit of a stream consumer passes before it has yielded all messages that have arrived, it raises
-    TimedOut.
+    """If the time limit of a stream consumer passes, the consumer raises TimedOut, even if messages have arrived that
+    it has not yielded yet.
     """
     [address] = parse_addresses(broker.url)
     node = address._replace(port=urlsplit(broker.streams).port or 0)
@@ -140,9 +140,9 @@ def test_a_stream_consumer_times_out_although_messages_have_arrived(
 
 
 def test_prefetched_messages_do_not_count_towards_the_delivery_limit(broker: TestBroker) -> None:
-    """A queue with a delivery limit of 20 has thirty messages. Thirty consumers, one after the other, prefetch messages
-    but take only one each, as `receive | head -n 1` does. They get all thirty, because messages that were only
-    prefetched do not count towards the limit.
+    """A quorum queue with a delivery limit of 20 has thirty messages. Thirty consumers, one after the other, prefetch
+    messages but take only one each, as `receive | head -n 1` does. They get all thirty messages, because being
+    prefetched does not count towards the limit.
     """
     queue = Queue("q", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 20})
     bodies = fill(broker, 30, queue)

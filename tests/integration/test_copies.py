@@ -15,9 +15,9 @@ from tests.cli.test_firehose import FORGED
 
 
 @pytest.mark.usefixtures("no_other_firehose")
-def test_copies_of_the_firehose_continue_after_forged_messages(broker: TestBroker, connection: Connection) -> None:
-    """If somebody publishes messages to the private queue of `ui --firehose`, with headers like those of the firehose's
-    copies or with invalid ones, these messages are not shown, and one notice reports them. Later messages are shown.
+def test_ui_firehose_reports_forged_copies_and_shows_later_messages(broker: TestBroker, connection: Connection) -> None:
+    """If somebody else publishes messages with forged or invalid headers to the private queue of `ui --firehose`, the
+    page does not treat them as copies from the firehose, and one notice reports them. Later copies are shown.
     """
     broker.api("PUT", f"vhosts/{broker.vhost}", {"tracing": True})
     said: list[str] = []

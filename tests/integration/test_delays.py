@@ -204,8 +204,8 @@ def test_a_delayed_messages_own_exchange_and_key_override_those_of_publish(chann
 def test_delayed_messages_are_dropped_if_no_queue_is_bound_when_they_are_due(
     channel: Channel, publish: Publish, durable: bool
 ) -> None:
-    """If no queue is bound to the exchange of a delayed message when the message is due, the message is dropped. Later
-    messages arrive once a queue is bound.
+    """If no queue is bound to the exchange of a delayed message when the message is due, the message is dropped. A
+    delayed message that is published after a queue has been bound arrives.
     """
     logs = channel.declare(Exchange("logs", "fanout", durable=durable))
     marker = channel.declare(CLASSIC)
@@ -241,8 +241,8 @@ def test_messages_to_exchanges_and_queues_whose_names_begin_with_amq_can_be_dela
 def test_publishing_a_delayed_message_to_a_missing_exchange_or_queue_fails_immediately(
     channel: Channel, publish: Publish, message: Message
 ) -> None:
-    """A message with a delay of an hour is published to an exchange or a queue that does not exist. Publishing raises
-    Unavailable immediately, not when the message is due.
+    """If a message with a delay of an hour is published to an exchange or a queue that does not exist, publishing
+    raises Unavailable immediately, not when the message is due.
     """
     with pytest.raises(Unavailable, match=r"no (exchange|queue) 'missing'"):
         publish([message], channel.declare(CLASSIC))
@@ -272,8 +272,8 @@ def test_a_delayed_message_with_a_cc_or_bcc_header_is_refused(channel: Channel, 
 
 
 def test_the_receipt_of_a_delayed_message_identifies_the_callers_message(channel: Channel, publish: Publish) -> None:
-    """From the receipt that publish() returns for a delayed message, the caller gets back the message that it passed,
-    with the time at which the message is due.
+    """mqtool changes a delayed message before it publishes it. For the message in the receipt, the function original()
+    returns the message that the caller passed to publish(), with the time at which the message is due.
     """
     [receipt] = publish([Message(b"x", message_id="m", delay=HOUR)], channel.declare(CLASSIC))
     seen = original(receipt.message)
@@ -284,9 +284,9 @@ def test_the_receipt_of_a_delayed_message_identifies_the_callers_message(channel
 def test_wait_queues_outlive_their_messages_and_are_as_durable_as_the_destination(
     broker: TestBroker, connection: Connection
 ) -> None:
-    """mqtool delays messages in wait queues. A wait queue expires only after all its messages. If the destination is a
-    quorum queue or a durable exchange, the wait queue is a quorum queue; otherwise, it is a classic queue. The
-    exchanges that mqtool declares for wait queues are auto-delete.
+    """mqtool delays messages in wait queues. A wait queue exists longer than its messages wait (x-expires exceeds
+    x-message-ttl). If the destination is a quorum queue or a durable exchange, the wait queue is a quorum queue;
+    otherwise, it is a classic queue. The exchanges that mqtool declares for wait queues are auto-delete.
     """
     channel = connection.channel()
     logs = [Exchange("logs", "fanout"), Exchange("durable", "fanout", durable=True)]

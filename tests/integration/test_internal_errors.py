@@ -27,8 +27,8 @@ def test_an_rpc_server_drops_replies_for_which_the_broker_closes_the_connection(
     broker: TestBroker, prefetch: int
 ) -> None:
     """If a requester names a reply queue for which RabbitMQ closes the connection with 541, the RPC server reconnects.
-    If RabbitMQ does so again, the server drops the replies to this queue, each with a notice, and acknowledges the
-    requests. It answers all requests of others.
+    If RabbitMQ closes the connection again, the server drops the replies to this queue, each with a notice, and
+    acknowledges the requests. It answers all requests of other clients.
     """
     bodies = [b"%d" % number for number in range(150)]
     notices: list[str] = []
@@ -62,8 +62,8 @@ def test_an_rpc_server_drops_replies_for_which_the_broker_closes_the_connection(
 
 
 def test_an_rpc_server_fails_if_its_last_reply_makes_the_broker_close_the_connection(broker: TestBroker) -> None:
-    """An RPC server ends after its last reply. If this reply makes RabbitMQ close the connection with 541, the server
-    raises NotConfirmed, and the request stays in its queue.
+    """If an RPC server is to answer one request and then end, and its reply makes RabbitMQ close the connection with
+    541, the server raises NotConfirmed, and the request is requeued.
     """
     with (
         Connection(parse_addresses(broker.url)) as connection,

@@ -33,7 +33,7 @@ def test_the_tutorials_delayed_exchange_delivers_in_the_order_of_the_delays(conn
     assert [delivery.body for delivery in deliveries] == [b"now", b"soon", b"late"]
 
 
-def test_the_tutorial_delays_messages_without_the_plugin(connection: Connection) -> None:
+def test_send_by_dead_lettering_delays_messages_without_the_plugin(connection: Connection) -> None:
     """The function send_by_dead_lettering(), from the tutorial on delayed messages, delays messages without the plugin.
     A message with a shorter delay arrives before one with a longer delay that was published first.
     """
@@ -89,8 +89,8 @@ def test_replies_are_matched_to_their_requests(connection: Connection, reply_que
 def test_a_reply_larger_than_the_limit_of_unconfirmed_bytes_is_sent(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An RPC server can send a reply that is larger than its limit of unconfirmed bytes. It can then send another
-    reply.
+    """An RPC server can send a reply that is larger than its limit of unconfirmed bytes, and another such reply after
+    it.
     """
     monkeypatch.setattr(unconfirmed, "WINDOW_BYTES", 10)
     queue = connection.channel().declare(Queue("requests", durable=True))

@@ -8,8 +8,8 @@ from mqtool.management import Management
 
 @pytest.mark.parametrize("variable", ["http_proxy", "ALL_PROXY"])
 def test_requests_to_localhost_bypass_proxies(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
-    """For requests to 127.0.0.1 and localhost, mqtool ignores http_proxy and ALL_PROXY, so that no proxy gets the
-    password.
+    """For requests to a management API at 127.0.0.1 or localhost, mqtool ignores the proxies that http_proxy and
+    ALL_PROXY name, so that no proxy gets the password.
     """
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)

@@ -91,8 +91,8 @@ def test_libraries_are_unchanged_after_a_program_has_used_mqtool() -> None:
 def test_mqtool_notices_that_a_private_method_of_pika_is_missing_or_has_changed(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a private method of pika that mqtool calls is missing or takes different arguments, mqtool's check of pika
-    fails. mqtool then has to use pika's public methods instead.
+    """If a private method of pika that mqtool calls is missing or takes different arguments, is_as_expected() returns
+    False. mqtool then uses pika's public methods instead.
     """
     assert pika_private.is_as_expected()
     with monkeypatch.context() as changed:
@@ -107,7 +107,7 @@ def test_mqtool_notices_that_a_private_method_of_pika_is_missing_or_has_changed(
 
 def test_mqtool_uses_pikas_public_methods_if_private_names_have_changed() -> None:
     """If pika's private names have changed, mqtool publishes and consumes with pika's public methods alone. To run all
-    tests in this directory in this way, set MQTOOL_PIKA=public.
+    tests of tests/integration in this way, set MQTOOL_PIKA=public.
     """
     rename = """
     from pika.adapters.utils import io_services_utils

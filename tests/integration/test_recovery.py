@@ -84,9 +84,9 @@ def test_a_publisher_whose_connection_is_cut_loses_no_message(
 def test_replay_in_a_users_test_reconnects_and_loses_no_message(
     broker: TestBroker, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the connection of replay(), which users call in their tests, is cut, replay() reconnects. All messages arrive
-    in order. Messages that were unconfirmed may arrive twice. If the connection of its client is cut before it asks
-    whether an exchange exists, the client reconnects as well.
+    """If the connection of replay() is cut in a user's test, replay() reconnects, and all messages arrive in order.
+    Messages that were unconfirmed may arrive twice. A ReplayClient whose connection is cut also reconnects when it is
+    asked whether an exchange exists.
     """
     count, recorded = 1_500, replaying.recorded
     lines = ({"body": str(n), "exchange": "", "routing_key": "q", "headers": {"n": n}} for n in range(count))
@@ -123,8 +123,8 @@ def test_a_message_nacked_right_after_a_reconnection_is_republished(
     broker: TestBroker, proxy: Proxy, channel: Channel
 ) -> None:
     """If the broker nacks a message right after a reconnection, mqtool republishes the message, because the queue may
-    have had no leader yet. A nack before the connection was lost is final. In this test, a full queue causes both
-    nacks.
+    have had no leader yet. A nack that arrived before the connection was lost is final. In this test, a full queue
+    causes both nacks.
     """
     full = Queue("full", durable=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
     channel.declare(full)
@@ -355,7 +355,7 @@ def _ask_until_it_fails(channel: Channel, ended: list[MqtoolError]) -> None:
 
 def test_a_channel_opened_during_a_reconnection_waits_for_the_connection(proxy: Proxy, channel: Channel) -> None:
     """If channel() is called while the connection is lost, the call waits until the connection is open again, and
-    returns a channel that works.
+    returns a channel that can query the depth of a queue.
     """
     channel.declare(QUORUM)
     proxy.cut()
@@ -401,9 +401,11 @@ class Exaggerating(Proxy):
 
 @on_any_broker
 @pytest.mark.parametrize("what", ["message", "frame"])
-def test_a_message_or_frame_that_is_larger_than_rabbitmq_allows_ends_the_command(broker: TestBroker, what: str) -> None:
+def test_mqtool_stops_receiving_if_a_message_or_frame_is_larger_than_rabbitmq_allows(
+    broker: TestBroker, what: str
+) -> None:
     """If a broker announces a message of 2⁶² bytes, or a frame of 2 GiB, mqtool stops receiving and raises Unavailable
-    before the rest arrives, even if it could reconnect.
+    before the rest arrives. It does not reconnect.
     """
     with Connection(parse_addresses(broker.url)) as connection:
         publisher = connection.channel()

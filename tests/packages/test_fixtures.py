@@ -24,8 +24,8 @@ def test_the_fixture_amqp_vhost_provides_a_running_broker(amqp_vhost: Vhost) -> 
 
 
 def test_replay_publishes_a_recording_in_order(tmp_path: Path) -> None:
-    """A recording contains 200 messages for a queue that a definitions file declares. The function replay(), which
-    users call in their tests, publishes all of them in order.
+    """If a recording contains 200 messages for a queue that a definitions file declares, the function replay(), which
+    users call in their tests, publishes all of them to this queue, in order.
     """
     definitions = tmp_path / "definitions.json"
     queue = {"name": "jobs", "vhost": "/", "durable": True, "auto_delete": False, "arguments": {}}
@@ -50,9 +50,9 @@ def test_a_broker_can_be_started_in_a_running_event_loop() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pika") is None, reason="there is no pika")
-def test_the_fixture_amqp_vhost_works_with_pika(amqp_vhost: Vhost) -> None:
-    """With the pytest fixture amqp_vhost, pika can publish and get a message. An injected nack raises pika's NackError.
-    published() returns the message.
+def test_pika_publishes_and_gets_a_message_in_a_test_with_the_fixture_amqp_vhost(amqp_vhost: Vhost) -> None:
+    """In a test with the pytest fixture amqp_vhost, pika publishes a message and gets it, and amqp_vhost.published()
+    returns this message. If a fault of the fixture nacks a message, pika raises NackError.
     """
     import pika
     from pika.exceptions import NackError
