@@ -168,7 +168,7 @@ def test_each_message_is_drawn_in_its_queue_or_at_its_consumer(shell: Shell, bro
 
 @large
 def test_mqtool_ui_shows_the_link_credit_of_an_amqp_1_0_worker(tmp_path: Path, chromium: Any) -> None:
-    """On the embedded broker, the page of `mqtool ui` shows the link credit of a `worker` that uses AMQP 1.0."""
+    """On the embedded broker, the page of `mqtool ui` shows the link credit of an `mqtool worker` over AMQP 1.0."""
     with EmbeddedBroker(management_port=0) as broker:
         urls = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.urls["http"]}
         with Shell(tmp_path, {**urls, "MQTOOL_PROTOCOL": "amqp1.0"}) as shell:
@@ -399,7 +399,7 @@ def test_publish_at_a_publishers_box_uses_the_publishers_connection_name(
 def test_the_page_says_that_it_cannot_show_single_messages_of_rabbitmq(
     shell: Shell, broker: TestBroker, page: Page
 ) -> None:
-    """The page of `mqtool ui` shows the topology and the counts of any broker. On RabbitMQ without --tap or
+    """The page of `mqtool ui` shows the topology and the message counts of any broker. On RabbitMQ without --tap or
     --firehose, the page says that it cannot show single messages.
     """
     do(shell, "emit-log fanout lost")

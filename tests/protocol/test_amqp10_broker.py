@@ -125,8 +125,8 @@ def test_a_message_that_does_not_say_whether_it_is_durable_is_persistent_before_
 
 
 def test_an_alarm_stops_amqp_1_0_publishers_but_not_receivers(broker: EmbeddedBroker, queue: str) -> None:
-    """During a resource alarm, the broker sets a publishing session's incoming window to 0, but still delivers messages
-    to receivers in this session. After the alarm, the window opens again.
+    """During a resource alarm, the broker sets the incoming window of an AMQP 1.0 session that publishes to 0, but
+    still delivers messages to receivers in this session. After the alarm, it opens the window again.
     """
     client = RawAmqp10(broker.url)
     client.attach_sender(queue)
@@ -141,8 +141,8 @@ def test_an_alarm_stops_amqp_1_0_publishers_but_not_receivers(broker: EmbeddedBr
 
 
 def test_exceeding_the_session_window_during_an_alarm_ends_the_session(broker: EmbeddedBroker, queue: str) -> None:
-    """During a resource alarm, the broker ends the session of a client that sends more transfers than the session's
-    window allows.
+    """If an AMQP 1.0 client sends more transfers during a resource alarm than its session's window allows, the broker
+    ends the session.
     """
     client = RawAmqp10(broker.url)
     client.attach_sender(queue, handle=0)
@@ -176,8 +176,8 @@ def test_faults_of_the_embedded_broker_end_amqp_1_0_connections_and_sessions(
 
 
 def test_the_lose_acks_fault_applies_to_amqp_1_0(broker: EmbeddedBroker, queue: str) -> None:
-    """An AMQP 1.0 receiver accepts a message while the fault `lose_acks` is in force. The embedded broker ignores this,
-    and redelivers the message, with first-acquirer set to false.
+    """If an AMQP 1.0 receiver accepts a message while the fault `lose_acks` is in force, the embedded broker ignores
+    the acceptance, and redelivers the message with first-acquirer set to false.
     """
     client = RawAmqp10(broker.url)
     client.attach_sender(queue, handle=1)
@@ -191,8 +191,8 @@ def test_the_lose_acks_fault_applies_to_amqp_1_0(broker: EmbeddedBroker, queue: 
 
 
 def test_the_consumer_timeout_releases_unsettled_messages_over_amqp_1_0() -> None:
-    """If an AMQP 1.0 receiver does not settle a message within the consumer timeout, the broker releases the message
-    and redelivers it. If the receiver settles the message late, the broker ignores this.
+    """If an AMQP 1.0 receiver does not settle a message within the consumer timeout, the broker releases the message.
+    It ignores a later settlement by this receiver, and redelivers the message.
     """
     with EmbeddedBroker(like="4.3", consumer_timeout=0.3) as broker:
         with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
@@ -243,9 +243,11 @@ def anonymous(url: str) -> tuple[RawAmqp10, int]:
 
 
 @pytest.mark.parametrize("change", ["another password", "no password", "no user"])
-def test_anonymous_is_refused_if_guest_lacks_the_default_password(broker: EmbeddedBroker, change: str) -> None:
-    """A client that uses the SASL mechanism ANONYMOUS logs in as guest with the default password. The broker refuses
-    the login if guest has another password or none, or has been deleted.
+def test_a_login_with_anonymous_is_refused_if_guest_lacks_the_default_password(
+    broker: EmbeddedBroker, change: str
+) -> None:
+    """A client that uses the SASL mechanism ANONYMOUS logs in as the user guest with the default password. The broker
+    refuses the login if guest has another password or none, or has been deleted.
     """
     api = Api(str(broker.management_url))
     if change == "no user":
@@ -259,9 +261,11 @@ def test_anonymous_is_refused_if_guest_lacks_the_default_password(broker: Embedd
 
 
 @pytest.mark.parametrize("options", [(), ("--guest-from-anywhere",)], ids=["by default", "guest from anywhere"])
-def test_anonymous_from_another_machine_is_refused_by_default(tmp_path: Path, options: tuple[str, ...]) -> None:
-    """A client on another machine cannot connect with the SASL mechanism ANONYMOUS, unless the broker was started with
-    --guest-from-anywhere.
+def test_a_login_with_anonymous_from_another_machine_is_refused_by_default(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """If a client on another machine uses the SASL mechanism ANONYMOUS, the broker closes the connection when the
+    client opens it, unless the broker was started with --guest-from-anywhere.
     """
     here = other_address()
     if here is None:

@@ -56,7 +56,7 @@ ACCEPT, RELEASE, REJECT = described(ACCEPTED), described(RELEASED), described(RE
 
 @pytest.fixture(scope="module")
 def embedded() -> Iterator[Callable[[str], TestBroker]]:
-    """Starts an embedded broker for each version, once."""
+    """Return a function that starts an embedded broker for a version, once per version."""
     started: dict[str, EmbeddedBroker] = {}
 
     def of(like: str) -> TestBroker:
@@ -73,7 +73,7 @@ def embedded() -> Iterator[Callable[[str], TestBroker]]:
 
 @pytest.fixture(params=["4.0", "4.3", "rabbitmq"], ids=lambda like: like if like == "rabbitmq" else f"embedded-{like}")
 def broker(request: pytest.FixtureRequest, embedded: Callable[[str], TestBroker]) -> Iterator[TestBroker]:
-    """The embedded broker as two versions, and RabbitMQ if it is new enough, in place of the suite's two brokers."""
+    """Embedded brokers that behave like RabbitMQ 4.0 and 4.3, and RabbitMQ itself if it is 4.0 or later."""
     is_real = request.param == "rabbitmq"
     found = request.getfixturevalue("rabbitmq") if is_real else embedded(request.param)
     if found is None:
@@ -321,8 +321,8 @@ def test_attaching_a_link_with_a_handle_that_is_in_use_ends_the_session(
 
 
 def test_the_incoming_window_opens_again_once_half_of_it_is_used(client: RawAmqp10, queue: str) -> None:
-    """The broker's incoming window for an AMQP 1.0 session is 400 transfers. After a client has sent 200 transfers, the
-    broker opens the window for 400 more, and grants the sender new link credit.
+    """The broker accepts 400 transfers in an AMQP 1.0 session (its incoming window). After a client has sent 200
+    transfers, the broker opens the window for 400 more, and grants the sender new link credit.
     """
     client.attach_sender(queue)
     for number in range(200):
@@ -372,9 +372,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_refused_link_is_detached_with_an_error(broker: TestBroker, client: RawAmqp10, vhost: str, case: str) -> None:
-    """An AMQP 1.0 client attaches a link that the broker refuses, for example to a missing queue. From RabbitMQ 4.2 on,
-    the broker answers with an attach frame without a terminus, detaches the link with an error, and keeps the session
-    open. Earlier versions end the session with the error.
+    """If an AMQP 1.0 client attaches a link that the broker refuses, for example to a missing queue, RabbitMQ 4.2 and
+    later answer with an attach frame without a terminus, detach the link with an error, and keep the session open.
+    Earlier versions end the session with the error.
     """
     role, address, condition, text = REFUSED[case]
     client.attach(role, address)
@@ -403,8 +403,8 @@ V1 = ["q", "/queue/q", "/topic/t", "/amq/queue/q"]
 def test_amqp_1_0_addresses_in_the_old_format_are_refused(
     request: pytest.FixtureRequest, broker: TestBroker, client: RawAmqp10, address: str, role: bool
 ) -> None:
-    """Even if it imitates RabbitMQ 4.0, the embedded broker refuses AMQP 1.0 addresses in RabbitMQ's old format
-    (version 1). RabbitMQ refuses them from 4.3 on.
+    """The embedded broker refuses AMQP 1.0 addresses in RabbitMQ's old format (version 1), even if it behaves like
+    RabbitMQ 4.0. RabbitMQ itself refuses them from 4.3 on.
     """
     if broker.kind == "rabbitmq" and not broker.differs_since("4.3", ""):
         pytest.skip("permitted here")
@@ -587,9 +587,9 @@ LINK_ERRORS: dict[str, tuple[UInt8 | None, list[tuple[Any, ...]], str, str]] = {
 
 @pytest.mark.parametrize("case", LINK_ERRORS)
 def test_an_invalid_transfer_detaches_the_link(broker: TestBroker, client: RawAmqp10, queue: str, case: str) -> None:
-    """From RabbitMQ 4.2 on, the broker detaches an AMQP 1.0 link after an invalid transfer. Earlier versions end the
-    session. A transfer is invalid if its delivery id or settled flag differs from that of the message's first transfer,
-    if the settled flag contradicts the link's settle mode, or if it asks for the receiver settle mode `second`.
+    """After an invalid transfer, RabbitMQ 4.2 and later detach the AMQP 1.0 link, and earlier versions end the session.
+    A transfer is invalid if its delivery id or settled flag differs from that of the message's first transfer, if its
+    settled flag contradicts the link's settle mode, or if it asks for the receiver settle mode `second`.
     """
     mode, transfers, condition, text = LINK_ERRORS[case]
     client.attach_sender(queue, mode=mode)
@@ -630,9 +630,9 @@ def test_a_sender_that_exceeds_its_credit_is_detached(client: RawAmqp10, channel
 def test_a_malformed_message_detaches_the_link_or_ends_the_session(
     broker: TestBroker, client: RawAmqp10, queue: str, payload: bytes
 ) -> None:
-    """If the payload of a transfer is not a valid AMQP 1.0 message, the embedded broker detaches the link with
-    decode-error from 4.2 on, and ends the session with it in earlier versions. RabbitMQ does one or the other, with any
-    error.
+    """If the payload of a transfer is not a valid AMQP 1.0 message, an embedded broker that behaves like RabbitMQ 4.2
+    or later detaches the link with decode-error. One that behaves like an earlier version ends the session with this
+    error. RabbitMQ itself does either, and may send another error.
     """
     client.attach_sender(queue)
     client.publish(0, payload)
@@ -841,8 +841,8 @@ def test_a_disposition_without_an_outcome_ends_the_session_and_requeues_its_deli
     broker: TestBroker, client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any, state: Any
 ) -> None:
     """If an AMQP 1.0 receiver settles five deliveries with a state that is not an outcome, such as `received`, the
-    broker ends the session and requeues all five messages in order. If the type of the state is unknown, RabbitMQ
-    closes the connection, while the embedded broker ends the session.
+    broker ends the session and requeues all five messages in order. If the state is of an unknown type, RabbitMQ closes
+    the connection, while the embedded broker only ends the session.
     """
     for number in range(5):
         channel.basic_publish("", "q", b"%d" % number)
@@ -1056,7 +1056,7 @@ def test_permissions_are_checked_when_an_amqp_1_0_link_is_attached(
 def test_a_message_with_the_user_id_of_another_user_detaches_the_link(
     broker: TestBroker, client: RawAmqp10, queue: str
 ) -> None:
-    """If the user-id of an AMQP 1.0 message is not the name of the logged-in user, RabbitMQ from 4.2 on detaches the
+    """If the user-id of an AMQP 1.0 message is not the name of the logged-in user, RabbitMQ 4.2 and later detach the
     sender's link with unauthorized-access. Earlier versions end the session with this error.
     """
     client.attach_sender(queue)

@@ -192,7 +192,7 @@ def test_a_message_that_an_amqp_1_0_receiver_rejects_is_dead_lettered_with_its_h
     assert before - CLOCKS_MAY_DIFFER <= times[0] == times[1] <= time.time() * 1000 + CLOCKS_MAY_DIFFER
 
 
-def test_a_disposition_does_not_affect_unknown_deliveries(
+def test_the_broker_ignores_delivery_ids_in_a_disposition_that_do_not_exist(
     client: RawAmqp10, queue: str, channel: BlockingChannel
 ) -> None:
     """If an AMQP 1.0 receiver's disposition covers delivery ids that do not exist, the broker ignores these ids, and
@@ -254,8 +254,8 @@ def test_x_opt_delivery_time_takes_precedence_over_a_queues_x_delayed_retry_max(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
 ) -> None:
     """From RabbitMQ 4.3 on, an x-opt-delivery-time in the outcome `modified` takes precedence over a quorum queue's
-    x-delayed-retry-max. If the time is tomorrow, and x-delayed-retry-max is 1 ms, the queue holds the message back, and
-    delivers later messages in the meantime.
+    x-delayed-retry-max. With a delivery time of tomorrow and an x-delayed-retry-max of 1 ms, the queue holds the
+    message back, and delivers later messages in the meantime.
     """
     # As in rabbit_fifo of RabbitMQ 4.3.0 and 4.3.5.
     if not broker.differs_since("4.3", "delayed retry"):
@@ -284,10 +284,10 @@ def acquired(frame: Frame) -> int:
 def test_a_message_released_by_a_link_with_credit_is_requeued_again_when_the_link_ends(
     broker: TestBroker, channel: BlockingChannel, state: Described, ending: int, *, pipelined: bool
 ) -> None:
-    """From RabbitMQ 4.3 on, if an AMQP 1.0 link with credit left releases or modifies a message of a quorum queue, the
-    queue delivers the message to this link again. When the link, its session or its connection then ends, the message
-    is requeued a second time, so its x-acquired-count has risen by 2. Without credit, the message is requeued only
-    once, and the count rises by 1.
+    """If an AMQP 1.0 link releases or modifies a message of a quorum queue while it has credit left, the queue delivers
+    the message to this link again. When the link, its session or its connection then ends, RabbitMQ 4.3 and later
+    requeue the message a second time, so its x-acquired-count has risen by 2. Without credit left, the count rises by
+    1.
     """
     if not broker.differs_since("4.3", "x-acquired-count"):
         pytest.skip("from 4.3 on")
@@ -311,8 +311,8 @@ def test_a_message_released_by_a_link_with_credit_is_requeued_again_when_the_lin
 def test_classic_queues_accept_only_valid_values_of_x_queue_leader_locator(
     client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """The broker accepts a classic queue with a valid `x-queue-leader-locator`, such as `balanced`. It refuses a
-    classic queue with an invalid one.
+    """The broker accepts the argument `x-queue-leader-locator` of a classic queue if its value is valid, such as
+    `balanced`. If the value is invalid, the broker refuses the declaration and closes the channel.
     """
     locator = {"x-queue-type": "classic", "x-queue-leader-locator": "balanced"}
     channel.queue_declare("located", durable=True, arguments=locator)

@@ -34,8 +34,8 @@ def dead_letters_to(channel: BlockingChannel, target: str, **arguments: object) 
 @pytest.mark.parametrize("depth", [60, 61, 62, 63])
 @pytest.mark.parametrize("header", ["CC", "BCC", "x"])
 def test_messages_with_deeply_nested_headers_are_dead_lettered(depth: int, header: str) -> None:
-    """A message has a header (CC, BCC or any other) that contains lists nested more than 60 levels deep. When the
-    message expires, the broker dead-letters it, and then dead-letters the next message of the queue as well.
+    """If a header of a message (CC, BCC or any other) contains lists nested more than 60 levels deep, the broker
+    dead-letters the message when it expires. It then dead-letters the next message of the queue as well.
     """
     value: Any = ["k"]
     for _ in range(depth):

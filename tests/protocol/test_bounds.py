@@ -27,7 +27,7 @@ def connect(broker: EmbeddedBroker) -> pika.BlockingConnection:
 
 @pytest.fixture
 def small() -> Iterator[EmbeddedBroker]:
-    """A broker that holds a megabyte."""
+    """A broker with a memory limit of 1 MB."""
     with EmbeddedBroker(memory_limit=1_000_000, management_port=0) as broker:
         yield broker
 
@@ -126,7 +126,7 @@ def test_a_consumer_that_does_not_read_leaves_messages_to_other_clients(small: E
     connection.close()
 
 
-def test_the_consumer_timeout_closes_the_channel() -> None:
+def test_up_to_4_2_the_consumer_timeout_closes_the_channel() -> None:
     """If a consumer does not acknowledge a delivery within the broker's consumer timeout, RabbitMQ up to 4.2 closes the
     consumer's channel and requeues the message.
     """

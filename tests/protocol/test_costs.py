@@ -10,8 +10,8 @@ from tests.brokers import large
 from tests.protocol.costs import WIRES, World, measure
 from tests.protocol.loop_watch import LIMIT
 
-#: Of the costs in memory and with a data directory, every so-many-th is measured, each day others. `make siege` draws
-#: from all of them.
+#: Of the frames and requests in memory and with a data directory, every Nth is measured, and different ones each day.
+#: `make siege` draws from all of them.
 EVERY = (9, 45)
 #: How many times the limit a turn may take here, since the machine is busy.
 ROOM = 2

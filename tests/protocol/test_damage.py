@@ -117,9 +117,9 @@ def test_a_broker_with_an_empty_database_and_no_write_ahead_log_starts_like_a_ne
     assert "was empty" not in process.log
 
 
-def test_a_truncated_database_is_read_up_to_its_end(process: BrokerProcess) -> None:
-    """If the database file is cut off in the middle, the broker recovers the messages in the remaining part, logs a
-    warning, and keeps a copy of the truncated file. The next start logs no further warning.
+def test_messages_in_the_remaining_part_of_a_truncated_database_are_recovered(process: BrokerProcess) -> None:
+    """If the broker's database file is truncated to half of its size, the broker recovers the messages in the remaining
+    part, logs a warning, and keeps a copy of the truncated file. The next start logs no further warning.
     """
     process.stop()
     database, _ = files(process)
@@ -135,8 +135,8 @@ def test_a_truncated_database_is_read_up_to_its_end(process: BrokerProcess) -> N
 
 
 def test_a_damaged_page_of_the_database_loses_less_than_half_of_the_messages(process: BrokerProcess) -> None:
-    """If one page in the middle of the database is overwritten, the broker logs a warning, and still recovers more than
-    half of the messages.
+    """If one page in the middle of the broker's database file is overwritten, the broker logs a warning, and still
+    recovers more than half of the messages.
     """
     process.stop()
     database, _ = files(process)
@@ -149,8 +149,8 @@ def test_a_damaged_page_of_the_database_loses_less_than_half_of_the_messages(pro
 
 
 def test_the_broker_does_not_start_if_its_database_file_is_not_a_database(process: BrokerProcess) -> None:
-    """If the database file is not a database, the broker does not start, says that nothing in the file can be read, and
-    leaves the file unchanged.
+    """If the broker's database file is not a database, the broker does not start, says that nothing in the file can be
+    read, and leaves the file unchanged.
     """
     process.stop()
     database, _ = files(process)

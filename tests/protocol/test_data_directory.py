@@ -78,8 +78,8 @@ def test_deeply_nested_queue_arguments_are_stored_or_refused(process: BrokerProc
 
 
 def test_deleting_a_virtual_host_deletes_its_bindings_and_policies(process: BrokerProcess) -> None:
-    """A virtual host is deleted, the broker is restarted, and a virtual host with the same name is created. The new
-    virtual host has none of the bindings and policies of the old one.
+    """If a virtual host is deleted, the broker is restarted, and a virtual host with the same name is created, the new
+    virtual host has none of the bindings and policies of the deleted one.
     """
     api = Api(process.management_url)
     api("PUT", "vhosts/v")
@@ -370,7 +370,7 @@ def reopened(directory: Path, change: Callable[[Broker], object] = lambda _: Non
 def test_any_accepted_definition_survives_a_restart(
     operations: list[tuple[str, str, str, str, dict[str, Any]]],
 ) -> None:
-    """After a random sequence of declarations and deletions and a restart, the broker has exactly the same definitions
+    """After a random sequence of declarations and deletions, and a restart, the broker has exactly the same definitions
     as before the restart.
     """
 
@@ -429,9 +429,11 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-def test_the_broker_survives_or_explains_any_damage_to_its_data_directory(killed: Path, data: st.DataObject) -> None:
-    """Any file in the data directory may be corrupted, truncated, extended or removed. The broker then either starts,
-    or raises an error that says why it cannot start.
+def test_with_a_damaged_data_directory_the_broker_starts_or_says_why_it_cannot(
+    killed: Path, data: st.DataObject
+) -> None:
+    """If any file in the broker's data directory is corrupted, truncated, extended or removed, the broker either
+    starts, or raises OSError with the reason why it cannot start.
     """
     with TemporaryDirectory() as name:
         directory = Path(name) / "data"

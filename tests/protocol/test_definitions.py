@@ -161,8 +161,8 @@ def test_invalid_definitions_are_refused(api: Api, vhost: str) -> None:
 
 @pytest.mark.parametrize("document", [{"queues": 3}, {"queues": ["q"]}, {"users": [{}]}, {"parameters": [3]}], ids=str)
 def test_malformed_definitions_are_refused(document: dict[str, Any], api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """If a section of imported definitions is not a list of valid objects, the management API answers with the status
-    400.
+    """If a section of imported definitions, such as `queues`, is not a list of valid objects, the management API
+    answers with the status 400.
     """
     with EmbeddedBroker(management_port=0) as broker:
         assert api_of(broker)("POST", "definitions", document)[0] == 400
@@ -252,7 +252,7 @@ def test_an_import_skips_reserved_names(api: Api, vhost: str) -> None:
 
 
 @pytest.mark.differs_since("4.0", "the import is refused")
-def test_an_import_skips_the_bindings_of_reserved_names(api: Api, vhost: str) -> None:
+def test_up_to_3_13_an_import_skips_the_bindings_of_queues_with_reserved_names(api: Api, vhost: str) -> None:
     """If imported definitions contain a binding of a queue whose name begins with `amq.`, RabbitMQ up to 3.13 skips
     this binding, and adds all other bindings.
     """
@@ -264,7 +264,7 @@ def test_an_import_skips_the_bindings_of_reserved_names(api: Api, vhost: str) ->
     ("like", "reserved", "other"),
     [("3.10", 204, 204), ("4.0", 400, 400), ("4.2", 400, 400), ("4.3", 400, 400), ("4.4", 204, 400)],
 )
-def test_an_imported_binding_of_a_missing_queue_is_handled_as_in_each_rabbitmq_version(
+def test_an_import_skips_or_refuses_a_binding_of_a_missing_queue_as_each_rabbitmq_version_does(
     like: str, reserved: int, other: int, api_of: Callable[[EmbeddedBroker], Api]
 ) -> None:
     """RabbitMQ 3.10 skips an imported binding of a queue that does not exist. RabbitMQ 4.0, 4.2 and 4.3 refuse an

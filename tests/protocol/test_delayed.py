@@ -124,8 +124,8 @@ def test_a_mandatory_delayed_message_is_returned_and_still_delivered(channel: Bl
 
 @pytest.mark.usefixtures("delayed")
 def test_a_message_routed_through_two_delayed_exchanges_is_delayed_once(channel: BlockingChannel, take: Take) -> None:
-    """A message is routed through a fanout exchange, and then through two delayed exchanges, one after the other. Only
-    the first delayed exchange delays it. A queue bound to the fanout exchange gets it immediately.
+    """If a message is routed through a fanout exchange and then through two delayed exchanges, one after the other,
+    only the first delayed exchange delays it. A queue bound to the fanout exchange gets the message immediately.
     """
     channel.exchange_declare("before", "fanout")
     channel.queue_declare("beside")
@@ -234,8 +234,8 @@ def test_delayed_messages_outlive_their_exchange(channel: BlockingChannel, take:
 
 @pytest.mark.usefixtures("delayed")
 def test_bindings_of_a_delayed_exchange_are_checked_by_x_delayed_type(connection: pika.BlockingConnection) -> None:
-    """A delayed exchange whose x-delayed-type is headers cannot have a binding with an invalid x-match. The broker
-    refuses such a binding with 406.
+    """If the x-delayed-type of a delayed exchange is headers, the broker refuses a binding with an invalid x-match with
+    406, as for a headers exchange.
     """
     channel = connection.channel()
     channel.exchange_declare("y", DELAYED, arguments={"x-delayed-type": "headers"})
@@ -271,8 +271,8 @@ def test_each_of_many_delayed_messages_arrives_exactly_once(channel: BlockingCha
 
 
 def test_delayed_messages_survive_a_restart(tmp_path: Path) -> None:
-    """If the broker is killed and restarted, the delayed messages of a durable exchange arrive: both a persistent
-    message that is overdue and a transient one that is not yet due.
+    """If the broker is killed and restarted, the delayed messages of a durable exchange are delivered: a persistent
+    message that is overdue, and also a transient one that is not yet due.
     """
     with BrokerProcess(tmp_path) as process:
         channel = pika.BlockingConnection(pika.URLParameters(process.url)).channel()

@@ -1,8 +1,8 @@
-"""The embedded broker and RabbitMQ, given the same operations, say and do the same.
+"""Given the same operations, the embedded broker and RabbitMQ give the same replies and end in the same state.
 
-Hypothesis makes up sequences of operations over a few names, so that they meet: redeclared differently, deleted while
-bound, full, rejected into each other, acknowledged twice. After each operation both must have given the same answer,
-and all queues must hold the same number of messages.
+Hypothesis generates sequences of operations on a few names, so that the operations affect each other: a queue is
+declared again with other arguments, deleted while it is bound, or full, or a message is acknowledged twice. After each
+operation, both brokers must have given the same reply, and their queues must contain the same number of messages.
 """
 
 import time
@@ -314,7 +314,9 @@ SETTINGS = settings(max_examples=25 if IN_CI else 10, deadline=None, suppress_he
 
 @SETTINGS
 @given(sequence=operations(CLASSIC_ARGUMENTS, *CONSUMING))
-def test_classic_queues_behave_alike_on_both_brokers(sides: tuple[Side, Side], sequence: list[Operation]) -> None:
+def test_classic_queues_behave_alike_on_rabbitmq_and_the_embedded_broker(
+    sides: tuple[Side, Side], sequence: list[Operation]
+) -> None:
     """For random operations on classic queues, RabbitMQ and the embedded broker give the same replies, errors,
     deliveries and message counts.
     """
@@ -323,7 +325,9 @@ def test_classic_queues_behave_alike_on_both_brokers(sides: tuple[Side, Side], s
 
 @SETTINGS
 @given(sequence=operations([*CLASSIC_ARGUMENTS, *QUORUM_ARGUMENTS]))
-def test_quorum_queues_behave_alike_on_both_brokers(sides: tuple[Side, Side], sequence: list[Operation]) -> None:
+def test_quorum_queues_behave_alike_on_rabbitmq_and_the_embedded_broker(
+    sides: tuple[Side, Side], sequence: list[Operation]
+) -> None:
     """For random operations on quorum queues, RabbitMQ and the embedded broker give the same replies, errors and
     message counts. The operations do not include consuming, because RabbitMQ 3.10 sometimes exceeds a consumer's
     prefetch.
@@ -333,7 +337,9 @@ def test_quorum_queues_behave_alike_on_both_brokers(sides: tuple[Side, Side], se
 
 @settings(SETTINGS, max_examples=10 if IN_CI else 5)
 @given(sequence=STREAMING)
-def test_streams_behave_alike_on_both_brokers(sides: tuple[Side, Side], sequence: list[Operation]) -> None:
+def test_streams_behave_alike_on_rabbitmq_and_the_embedded_broker(
+    sides: tuple[Side, Side], sequence: list[Operation]
+) -> None:
     """For random operations on streams, with readers at any offset, RabbitMQ and the embedded broker give the same
     replies, errors and deliveries.
     """

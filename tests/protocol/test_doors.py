@@ -289,8 +289,8 @@ def test_arguments_that_cannot_be_stored_are_refused(broker: EmbeddedBroker, api
 
 
 def test_an_expensive_regular_expression_does_not_block_the_broker(broker: EmbeddedBroker, api: Api) -> None:
-    """If a client filters the list of queues by a regular expression that would take forever to match by backtracking,
-    or sets a permission to such an expression, the broker still answers.
+    """The broker still answers if a client filters the list of queues by a regular expression that would take forever
+    to match by backtracking, or sets a permission to such an expression.
     """
     evil = "(a|a)*(a+)+$"
     api("PUT", "queues/%2F/" + "a" * 200 + "b")
@@ -326,7 +326,8 @@ def test_a_regular_expression_that_needs_a_lot_of_memory_is_refused_as_a_filter(
 @large
 def test_a_list_of_5000_queues_does_not_hold_up_other_clients(tmp_path: Path) -> None:
     """While the management API lists 5,000 queues for one client, it answers requests of other clients on other
-    connections."""
+    connections.
+    """
     with BrokerProcess(tmp_path, "--management-port", "0") as broker, ThreadPoolExecutor() as pool:
         queues = [{"name": f"queue-{number}", "vhost": "/", "durable": False} for number in range(5_000)]
         assert Api(broker.management_url)("POST", "definitions", {"queues": queues})[0] == 204

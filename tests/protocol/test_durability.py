@@ -92,8 +92,8 @@ def test_a_clean_restart_keeps_the_delivery_counts_of_a_quorum_queue(tmp_path: P
 def test_a_classic_queue_does_not_exceed_its_maximum_length_after_a_restart(
     process: BrokerProcess, how: str, overflow: str
 ) -> None:
-    """After a restart, unacknowledged messages are ready again. If a classic queue has more ready messages than its
-    x-max-length because of this, the broker dead-letters its oldest messages, whatever the overflow behaviour.
+    """After a restart of the broker, unacknowledged messages are ready again. If a classic queue then has more ready
+    messages than its x-max-length, the broker dead-letters its oldest messages, whatever the overflow behaviour.
     """
     channel = connect(process).channel()
     channel.queue_declare("dead", durable=True)
@@ -115,8 +115,8 @@ def test_a_classic_queue_does_not_exceed_its_maximum_length_after_a_restart(
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_unacknowledged_messages_are_redelivered_after_a_restart(process: BrokerProcess, how: str) -> None:
-    """After a restart, a queue has its unacknowledged messages in their original order, and redelivers them marked as
-    redelivered. Acknowledged messages are gone.
+    """After a restart of the broker, a queue still has its unacknowledged messages, in their original order and marked
+    as redelivered. Acknowledged messages are gone.
     """
     channel = connect(process).channel()
     channel.queue_declare("q", durable=True)
@@ -140,8 +140,8 @@ def test_unacknowledged_messages_are_redelivered_after_a_restart(process: Broker
 
 @pytest.mark.parametrize("how", ["ack", "reject"])
 def test_messages_settled_in_a_transaction_do_not_come_back_after_a_kill(process: BrokerProcess, how: str) -> None:
-    """If the broker is killed immediately after tx.commit-ok, the messages that were acknowledged or rejected in the
-    transaction are not there again after the restart.
+    """If the broker is killed immediately after tx.commit-ok and restarted, the messages that were acknowledged or
+    rejected in the transaction are no longer in the queue.
     """
     channel = connect(process).channel()
     channel.queue_declare("q", durable=True)

@@ -296,8 +296,9 @@ def test_publishing_with_the_flag_immediate_closes_the_connection(channel: Block
 def test_basic_get_is_refused_by_a_quorum_queue_with_a_single_active_consumer(
     channel: BlockingChannel, connect: Callable[..., pika.BlockingConnection], vhost: str, ready: int
 ) -> None:
-    """If a client sends basic.get for a quorum queue with a single active consumer, the broker closes the channel with
-    405 RESOURCE_LOCKED, whether or not the queue has a message. A classic queue of that kind returns the message.
+    """If a client sends basic.get for a quorum queue with x-single-active-consumer, the broker closes the channel with
+    405 RESOURCE_LOCKED, whether or not the queue has a message. basic.get for a classic queue with this argument
+    succeeds.
     """
     single = {"x-single-active-consumer": True}
     channel.queue_declare("q", durable=True, arguments={**QUORUM, **single})

@@ -291,8 +291,8 @@ def test_a_fault_for_a_misspelled_queue_is_refused(
     vhost: Vhost, channel: BlockingChannel, begin: Callable[[Faults], object], message: str
 ) -> None:
     """If a user's test begins a fault for a queue that does not exist, and an existing queue has a similar name, the
-    call raises ValueError and suggests this name. If no name is similar, the fault begins. Only `cancel_consumers`
-    raises ValueError for any missing queue, because it would have no effect.
+    call raises ValueError and suggests this name. If no name is similar, the fault begins, except `cancel_consumers`,
+    which raises ValueError for any missing queue, because it has no consumers to cancel.
     """
     channel.queue_declare("jobs")
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -408,7 +408,7 @@ def test_a_fault_with_an_argument_out_of_range_is_refused(
 
 def test_the_return_unroutable_fault_returns_the_next_message(vhost: Vhost, channel: BlockingChannel) -> None:
     """The embedded broker's fault `return_unroutable()` makes the broker return the next mandatory message as
-    unroutable, although its queue exists. The broker routes the message after this one as usual.
+    unroutable, although its queue exists. The mandatory message after it is routed to the queue.
     """
     channel.confirm_delivery()
     channel.queue_declare("jobs")

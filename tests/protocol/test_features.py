@@ -105,7 +105,7 @@ def test_the_documented_table_of_consumer_arguments_is_true(
     api: Api, vhost: str, connection: pika.BlockingConnection
 ) -> None:
     """For each queue type, basic.consume accepts or refuses each argument of consumers as
-    docs/reference/embedded-broker.md says. It refuses an argument with 406.
+    docs/reference/embedded-broker.md says. For a refused argument, the broker closes the channel with 406.
     """
     rows = table("Arguments of consumers")
     assert {row[0] for row in rows} == {*CONSUMER_ARGUMENTS, OFFSET}
@@ -305,7 +305,7 @@ class Answered(NamedTuple):
 
 
 class Browser:
-    """Asks, on a connection of its own or on the one before."""
+    """Sends requests to the management API, each on a new connection unless `on_same` is set."""
 
     def __init__(self, url: str) -> None:
         self._connection = http.client.HTTPConnection(url.partition("//")[2], timeout=60)
@@ -379,7 +379,7 @@ def names(api: Api, broker: TestBroker) -> Iterator[dict[str, str]]:
 
 
 def connected(broker: TestBroker, api: Api, names: dict[str, str]) -> pika.BlockingConnection:
-    """A connection whose channel the API already lists; yields the names with those of the connection."""
+    """Open a connection, wait until the API lists it and its channel, and put the names of both into `names`."""
     parts, name = urlsplit(broker.url), names["USER"]
     connection = pika.BlockingConnection(
         pika.URLParameters(f"amqp://{name}:secret@{parts.netloc.split('@')[1]}/{name}")

@@ -47,7 +47,7 @@ def channel(broker: EmbeddedBroker) -> Iterator[pika.adapters.blocking_connectio
 
 
 def memory(broker: EmbeddedBroker) -> int:
-    """The bytes that the broker counts."""
+    """Return the broker's memory use in bytes, as the management API shows it."""
     return int(Api(str(broker.management_url))("GET", "nodes")[1][0]["mem_used"])
 
 
@@ -73,8 +73,8 @@ def test_message_headers_count_towards_the_brokers_memory_use(broker: EmbeddedBr
 
 @pytest.mark.parametrize("kind", ["fanout", "x-delayed-message"])
 def test_a_dead_letter_cycle_does_not_exhaust_the_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Queues dead-letter messages to each other, so that one message becomes millions. The broker never uses more than
-    one and a half times its memory limit, and can be stopped while the queues go on.
+    """Ten queues dead-letter each expired message to all ten queues, so that one message becomes millions. The broker
+    uses less than one and a half times its memory limit, and can be stopped while this continues.
     """
     monkeypatch.setattr(server, "_FINISHING_SECONDS", 0.1)
     with EmbeddedBroker(like="4.2", management_port=0, memory_limit=LIMIT) as broker:
@@ -153,7 +153,7 @@ def test_too_many_annotations_added_by_the_outcome_modified_end_the_session(
 
 
 def read_by_amqp10(broker: EmbeddedBroker) -> str:
-    """Read a stream and settle nothing, until the broker closes the connection; return the reason."""
+    """Read a stream over AMQP 1.0 without settling, until the broker closes the connection; return the reason."""
     client = RawAmqp10(broker.url)
     client.flow(window=1_000_000)
     client.attach_receiver("/queues/s", credit=0, source=offset())
@@ -170,7 +170,7 @@ def offset() -> tuple[Any, ...]:
 
 
 def read_by_amqp_091(broker: EmbeddedBroker) -> str:
-    """As read_by_amqp10() does."""
+    """Read a stream over AMQP 0-9-1, acknowledging nothing, until the broker closes the connection; return the reason."""
     client = RawClient(broker.url)
     client.send(commands.Basic.Qos(prefetch_count=65535))
     client.expect(commands.Basic.QosOk)
@@ -201,7 +201,9 @@ def test_a_connection_with_too_many_unacknowledged_stream_deliveries_is_closed(
     assert channel.queue_declare("s", passive=True).method.consumer_count == 0
 
 
-def test_the_queues_of_uncommitted_messages_count_towards_memory_use(broker: EmbeddedBroker, channel: Any) -> None:
+def test_the_list_of_queues_of_each_uncommitted_message_counts_towards_memory_use(
+    broker: EmbeddedBroker, channel: Any
+) -> None:
     """For each message in an open transaction, the broker keeps a list of the queues that will get the message. These
     lists count towards the broker's memory use until the channel is closed.
     """

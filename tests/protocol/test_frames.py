@@ -99,7 +99,7 @@ def test_a_malformed_frame_closes_only_its_senders_connection(
 
 @pytest.mark.differs_since("4.0", "the answer is the header of AMQP 1.0 with SASL, which it prefers")
 @pytest.mark.parametrize("octets", [b"GET / HTTP/1.1\r\n\r\n", b"AMQP\x00\x01\x00\x00", b"\x00" * 8])
-def test_a_client_of_another_protocol_gets_the_header_of_amqp_0_9_1(amqp_url: str, octets: bytes) -> None:
+def test_up_to_3_13_a_client_of_another_protocol_gets_the_header_of_amqp_0_9_1(amqp_url: str, octets: bytes) -> None:
     """Up to RabbitMQ 3.13, if a client begins with anything else than the header of AMQP 0-9-1, the broker answers with
     this header, and closes the connection.
     """
@@ -221,7 +221,9 @@ def test_the_broker_lets_the_client_close_the_socket_after_connection_close_ok(a
 
 
 def test_a_client_can_log_in_with_amqplain(amqp_url: str) -> None:
-    """A client can log in with the SASL mechanism AMQPLAIN."""
+    """If a client logs in with the SASL mechanism AMQPLAIN and the right password, the broker answers with
+    connection.tune.
+    """
     with RawClient(amqp_url, opened=False) as client:
         client.socket.sendall(b"AMQP\x00\x00\x09\x01")
         client.expect(commands.Connection.Start)

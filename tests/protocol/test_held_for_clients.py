@@ -42,7 +42,7 @@ class MeasuredBroker:
 
     @property
     def growth(self) -> int:
-        """The bytes by which it has grown at most since its start."""
+        """The growth of the process's peak memory since its start, in bytes."""
         return self._peak() - self._at_start
 
 
@@ -125,9 +125,9 @@ def test_unread_replies_do_not_fill_the_memory(measured: MeasuredBroker) -> None
 
 
 def test_incomplete_messages_do_not_fill_the_memory(measured: MeasuredBroker) -> None:
-    """Ten clients each send half of a 40 MB message, 200 MB in all, to a broker with a memory limit of 60 MB. The
-    broker's memory grows by less than 120 MB, so not all of this data is in memory, and the broker serves other
-    clients.
+    """If ten clients each send half of a 40 MB message, 200 MB in all, the process of a broker with a memory limit of
+    60 MB grows by less than 120 MB (the limit plus 60 MB), so it does not hold all of this data in memory. The broker
+    serves other clients.
     """
     with ExitStack() as stack:
         for _ in range(10):
@@ -138,9 +138,9 @@ def test_incomplete_messages_do_not_fill_the_memory(measured: MeasuredBroker) ->
 
 
 def test_uncommitted_messages_do_not_fill_the_memory(measured: MeasuredBroker) -> None:
-    """Four clients each publish 50 MB in a transaction, 200 MB in all, without a commit, to a broker with a memory
-    limit of 60 MB. The broker's memory grows by less than 120 MB, so not all of this data is in memory, and the broker
-    serves other clients.
+    """If four clients each publish 50 MB in a transaction without a commit, 200 MB in all, the process of a broker with
+    a memory limit of 60 MB grows by less than 120 MB (the limit plus 60 MB), so it does not hold all of this data in
+    memory. The broker serves other clients.
     """
     with ExitStack() as stack:
         for _ in range(4):
@@ -154,9 +154,9 @@ def test_uncommitted_messages_do_not_fill_the_memory(measured: MeasuredBroker) -
 
 
 def test_incomplete_stream_frames_do_not_fill_the_memory(measured: MeasuredBroker) -> None:
-    """Ten stream clients each send half of a 40 MB frame, 200 MB in all, to a broker with a memory limit of 60 MB. The
-    broker's memory grows by less than 140 MB, so not all of this data is in memory, and the broker serves other
-    clients.
+    """If ten stream clients each send half of a 40 MB frame, 200 MB in all, the process of a broker with a memory limit
+    of 60 MB grows by less than 140 MB (the limit plus 80 MB), so it does not hold all of this data in memory. The
+    broker serves other clients.
     """
     with ExitStack() as stack:
         for _ in range(10):
@@ -248,9 +248,9 @@ def http(method: str, path: str, body: dict[str, Any]) -> bytes:
 
 
 def test_unread_http_responses_do_not_fill_the_memory(measured: MeasuredBroker) -> None:
-    """Eighty HTTP clients each request 4 MB of messages, 320 MB in all, and do not read the responses. The broker has a
-    memory limit of 60 MB, above which it blocks publishers. Its memory grows by less than 240 MB, so not all of this
-    data is in memory, and the broker serves other clients.
+    """If eighty HTTP clients each request 4 MB of messages, 320 MB in all, and do not read the responses, the broker's
+    process grows by less than 240 MB, so it does not hold all responses in memory. The broker serves other clients.
+    (The memory limit of 60 MB decides when publishers are blocked, not how large the process may become.)
     """
     with pika.BlockingConnection(pika.URLParameters(measured.url)) as connection:
         channel = connection.channel()

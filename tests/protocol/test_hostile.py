@@ -110,8 +110,8 @@ def buried(client: RawClient) -> bytes:
 
 @pytest.mark.parametrize("headers", HEADERS, ids=lambda headers: headers[:40].hex())
 def test_messages_with_hostile_headers_are_routed_and_dead_lettered(client: RawClient, headers: bytes) -> None:
-    """A message may have unusual headers, such as NaN, a timestamp out of range or a forged x-death. The broker routes
-    it to its queues and, when it expires, dead-letters it with its death history.
+    """If a message has unusual headers, such as NaN, a timestamp out of range or a forged x-death, the broker routes it
+    to its queues and, when it expires, dead-letters it with its death history.
     """
     publish(client, b"amq.fanout", b"k", headers)
     found = [buried(client) for _ in range(2)]
@@ -143,7 +143,7 @@ def test_hostile_properties_are_delivered_unchanged(client: RawClient, name: byt
 
 @pytest.mark.parametrize("depth", [60, 61, 62, 63, 64])
 @pytest.mark.parametrize("name", [b"h", b"CC"])
-def test_deeply_nested_headers_do_not_disturb_tracing(
+def test_the_firehose_copies_messages_with_deeply_nested_headers(
     name: bytes, depth: int, api_of: Callable[[EmbeddedBroker], Api]
 ) -> None:
     """While tracing is on, a message with deeply nested headers is delivered and, after a nack, redelivered. The

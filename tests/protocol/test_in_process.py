@@ -163,8 +163,8 @@ def test_the_result_of_published_says_why_the_broker_closed_a_connection(
 
 
 def test_a_query_for_a_misspelled_queue_suggests_a_similar_name(vhost: Vhost, channel: BlockingChannel) -> None:
-    """In a user's test, amqp_vhost.queue() is called with the name of a queue that does not exist. The repr of the
-    result says so, and suggests an existing queue with a similar name.
+    """If a user's test calls amqp_vhost.queue() with the name of a queue that does not exist, the repr of the result
+    says so, and suggests an existing queue with a similar name.
     """
     assert channel.is_open, "it has declared the queue jobs"
     meant = "queue 'jbos' does not exist: did you mean 'jobs'?"
@@ -212,8 +212,8 @@ def test_a_queue_object_lists_messages_by_what_happened_to_them(vhost: Vhost, ch
 
 
 def test_published_waits_for_a_message(vhost: Vhost, channel: BlockingChannel) -> None:
-    """In a user's test, published() waits until a message is published. If none is published before the timeout, the
-    repr of the empty result says what was published instead.
+    """In a user's test, published() waits until a matching message is published. If none is published before the
+    timeout, the repr of the empty result says which other messages were published.
     """
     timer = threading.Timer(0.05, lambda: channel.basic_publish("", "jobs", b"late"))
     timer.start()
@@ -285,8 +285,8 @@ def test_administrators_can_query_messages_and_inject_faults_over_http(api_of: C
 
 
 def test_a_query_over_http_for_a_misspelled_name_is_refused(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """A query to /api/mqtool for a virtual host or queue that has never existed gets the status 404. So a misspelled
-    name does not look like a queue without messages. A misspelled query parameter gets 400.
+    """A query to /api/mqtool for a virtual host or queue that has never existed gets the status 404, so that a
+    misspelled name does not look like a queue without messages. A misspelled query parameter gets 400.
     """
     with EmbeddedBroker(management_port=0, recording=True) as broker:
         api = api_of(broker)
@@ -347,7 +347,7 @@ def test_the_javascript_helper_in_the_documentation_accepts_responses_without_a_
 
 def test_a_query_over_http_waits_for_the_given_number_of_messages(api_of: Callable[[EmbeddedBroker], Api]) -> None:
     """A query to /api/mqtool/published with a count and a timeout is answered when that many messages have been
-    published, or after the timeout.
+    published, or after the timeout. If the count or the timeout is invalid, the query gets the status 400.
     """
     with EmbeddedBroker(management_port=0, recording=True) as broker, ThreadPoolExecutor(1) as pool:
         api = api_of(broker)
@@ -395,9 +395,9 @@ def test_an_async_condition_is_refused() -> None:
 def test_a_failed_assertion_names_the_queue_whose_messages_were_not_acknowledged(
     vhost: Vhost, channel: BlockingChannel
 ) -> None:
-    """In a user's test, an assertion that a message was acknowledged fails because the message was delivered but not
-    acknowledged. The error names the queue and the number of such messages. If the consumer's channel has been closed,
-    the error says that the message is ready again.
+    """If a user's test fails because a message was delivered but not acknowledged, the error names the queue and the
+    number of such messages. If the consumer's channel has been closed in the meantime, the error says that the message
+    is ready again.
     """
     channel.basic_publish("", "jobs", b"1")
     assert channel.basic_get("jobs")[2] == b"1"
@@ -426,8 +426,8 @@ def test_a_failed_wait_for_lists_the_faults_in_force(vhost: Vhost, channel: Bloc
 
 
 def test_a_failed_wait_for_says_that_the_queue_of_a_fault_does_not_exist(vhost: Vhost) -> None:
-    """In a user's test, a fault is in force for a queue that does not exist. If wait_for() fails, the error names this
-    queue, and says that the fault has had no effect so far.
+    """If wait_for() fails in a user's test while a fault is in force for a queue that does not exist, the error names
+    this queue, and says that the fault has had no effect so far.
     """
     vhost.faults.nack_publishes("shipping")
     with pytest.raises(

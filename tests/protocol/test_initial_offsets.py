@@ -112,9 +112,9 @@ def test_the_initial_offset_survives_a_restart(tmp_path: Path, api_of: Callable[
 def test_a_stream_created_over_the_stream_protocol_can_have_an_initial_offset(
     broker: EmbeddedBroker, initial: int
 ) -> None:
-    """A stream that is created over the stream protocol with `stream-initial-offset` begins at this offset. A reader
-    that starts at `next` while the stream is empty gets the message at the initial offset first. A reader that starts
-    later, at `first` or at a lower offset, does so as well.
+    """A stream that is created over the stream protocol with `stream-initial-offset` begins at this offset. Its first
+    message is also the first for a reader that starts at `next` while the stream is empty, and for one that starts
+    later, at `first` or at the offset 0.
     """
     client = opened(broker)
     assert client.create("s", stream_initial_offset=str(initial)) == 1
@@ -130,8 +130,8 @@ def test_a_stream_created_over_the_stream_protocol_can_have_an_initial_offset(
 
 
 def test_declaring_a_stream_again_with_another_initial_offset_is_refused(broker: EmbeddedBroker) -> None:
-    """A stream that is declared again, over AMQP 0-9-1 or the stream protocol, must have the same
-    `x-stream-initial-offset`. If the value differs, the broker refuses the declaration.
+    """If a stream is declared again, over AMQP 0-9-1 or the stream protocol, and its `x-stream-initial-offset` differs
+    or is missing, the broker refuses the declaration.
     """
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         for _ in range(2):

@@ -84,11 +84,11 @@ def test_a_super_stream_is_deleted_with_its_partitions(client: RawStream, orders
     assert client.request(DELETE_SUPER_STREAM, string("orders")).code == NO_STREAM
 
 
-def test_a_stream_with_the_name_of_a_bound_exchange_is_no_partition(
+def test_a_stream_with_the_name_of_a_bound_exchange_is_not_a_partition(
     client: RawStream, orders: list[str], api: Api, vhost: str
 ) -> None:
-    """If a super stream is bound to an exchange, and an unrelated stream has this exchange's name, the stream is no
-    partition: it is not deleted with the super stream.
+    """If a super stream is bound to an exchange, and an unrelated stream has this exchange's name, that stream is not a
+    partition of the super stream, and is not deleted with it.
     """
     api("PUT", f"exchanges/{vhost}/audit", {"type": "fanout"})
     api("PUT", f"queues/{vhost}/audit", {"durable": True, "arguments": {"x-queue-type": "stream"}})
@@ -108,7 +108,7 @@ def subscribe(client: RawStream, number: int, stream: str, **more: str) -> None:
 
 
 def update(client: RawStream) -> tuple[int, int, int]:
-    """Number of the request, of the subscription, and whether it is active."""
+    """Return the correlation id and the subscription id of the next consumer-update, and whether it is active."""
     correlation, subscription, active = struct.unpack(">IBB", client.expect(CONSUMER_UPDATE))
     return correlation, subscription, active
 

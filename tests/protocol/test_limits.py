@@ -83,8 +83,8 @@ def test_limits_of_a_user_apply_to_connections_and_channels(api: Api, ann: str, 
 def test_max_queues_applies_to_the_stream_protocol_from_3_13_on(
     broker: TestBroker, api: Api, vhost: str, client: RawStream
 ) -> None:
-    """If a virtual host has reached its limit max-queues, RabbitMQ 3.13 and later refuse to create a stream with the
-    stream protocol. The answer for a stream that exists is still that it exists.
+    """If a virtual host has reached its limit max-queues, RabbitMQ 3.13 and later refuse to create a stream over the
+    stream protocol. For a stream that exists, the broker still answers that it exists.
     """
     api("PUT", f"vhost-limits/{vhost}/max-queues", {"value": 1})
     assert [client.create("a"), client.create("a")] == [OK, EXISTS]
@@ -112,7 +112,7 @@ def test_max_connections_applies_to_the_stream_protocol_from_4_2_on(
 
 @pytest.fixture
 def streams(request: pytest.FixtureRequest) -> Iterator[tuple[EmbeddedBroker, RawStream]]:
-    """The embedded broker like a version, and a client of the stream protocol that has logged in."""
+    """An embedded broker that behaves like a version, and a client of the stream protocol that has logged in."""
     with EmbeddedBroker(like=request.param, management_port=0, stream_port=0) as broker:
         client = RawStream("127.0.0.1", broker.stream_port or 0)
         client.log_in()
@@ -124,8 +124,8 @@ def streams(request: pytest.FixtureRequest) -> Iterator[tuple[EmbeddedBroker, Ra
 def test_neither_streams_nor_super_streams_exceed_max_queues(
     streams: tuple[EmbeddedBroker, RawStream], api_of: Callable[[EmbeddedBroker], Api]
 ) -> None:
-    """With `--like 4.0` and later, the broker refuses to create a stream or a super stream with which the virtual host
-    would have more queues than max-queues allows. It does not create any part of such a super stream.
+    """An embedded broker that behaves like RabbitMQ 4.0 or later refuses to create a stream or a super stream if the
+    virtual host would then have more queues than max-queues allows. It does not create any part of such a super stream.
     """
     broker, client = streams
     assert client.request(OPEN, string("/")).code == OK
@@ -146,8 +146,8 @@ def test_neither_streams_nor_super_streams_exceed_max_queues(
 def test_a_stream_client_beyond_max_connections_is_refused(
     streams: tuple[EmbeddedBroker, RawStream], api_of: Callable[[EmbeddedBroker], Api], limited: str
 ) -> None:
-    """With `--like 4.2` and later, the broker refuses a second client of the stream protocol if the limit
-    max-connections of the virtual host or of the user is 1.
+    """An embedded broker that behaves like RabbitMQ 4.2 or later refuses a second client of the stream protocol if the
+    limit max-connections of the virtual host or of the user is 1.
     """
     broker, client = streams
     api_of(broker)("PUT", f"{limited}/max-connections", {"value": 1})
@@ -170,8 +170,8 @@ def test_a_stream_client_beyond_max_connections_is_refused(
     ids=str,
 )
 def test_an_invalid_limit_is_refused(api: Api, vhost: str, ann: str, of: str, wrong: dict[str, Any]) -> None:
-    """A limit of a virtual host or user is invalid if its name is unknown or its value is not an integer. The
-    management API answers with the status 400, and does not store the limit.
+    """If the name of a limit of a virtual host or user is unknown, or its value is not an integer, the management API
+    answers with the status 400, and does not store the limit.
     """
     name = vhost if of == "vhost" else urlsplit(ann).username
     ((limit, value),) = wrong.items()
@@ -241,11 +241,11 @@ def test_only_an_administrator_may_close_another_users_connections(
     api("DELETE", f"users/{bob}")
 
 
-def test_limits_and_global_parameters_survive_a_restart_and_an_export(
+def test_limits_and_global_parameters_survive_a_restart_and_are_exported(
     tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]
 ) -> None:
-    """Limits and global parameters survive a restart. If another broker imports the exported definitions, they are set
-    on that broker as well.
+    """Limits and global parameters survive a restart. A broker that imports the exported definitions of another broker
+    gets its limits and global parameters as well.
     """
     with EmbeddedBroker(data_dir=tmp_path / "a", management_port=0) as broker:
         api = api_of(broker)

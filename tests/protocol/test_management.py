@@ -356,8 +356,8 @@ def test_the_management_api_has_the_fields_that_monitoring_tools_use(api: Api) -
 
 
 def test_the_memory_of_a_node_is_listed_by_purpose(api: Api) -> None:
-    """The management API shows how much memory a node uses for each purpose, in bytes and in percent. With memory=true,
-    the node's description contains these figures as well.
+    """The management API shows how much memory a node uses for each purpose, in bytes and in percent. A request for the
+    node with memory=true returns the figures in bytes as well.
     """
     name = api("GET", "nodes")[1][0]["name"]
     memory = api("GET", f"nodes/{name}/memory")[1]["memory"]
@@ -463,7 +463,7 @@ def test_only_users_of_a_virtual_host_can_test_its_aliveness(
     api: Api, vhost: str, ann: str, tag: str, broker: TestBroker
 ) -> None:
     """If a user without permissions in a virtual host requests its aliveness test, the management API answers with the
-    status 401, even if the user is an administrator. RabbitMQ 4.3 answers with 404 to all others.
+    status 401. RabbitMQ 4.3 and later answer with 404 instead, unless the user is an administrator.
     """
     hides = broker.differs_since("4.3", "a virtual host that a user may not see is not found, rather than refused")
     api("PUT", f"users/{ann}", {"password": "secret", "tags": tag})
@@ -549,7 +549,7 @@ def test_the_overview_lists_the_amqp_port(api: Api, amqp_url: str) -> None:
 
 
 def test_the_overview_lists_the_management_api(api: Api) -> None:
-    """In the management API's overview, "contexts" contains the management plugin and its port."""
+    """In the management API's overview, the list "contexts" contains the management plugin with its path and port."""
 
     def found() -> list[Any]:
         return [each for each in api("GET", "overview")[1]["contexts"] if each["description"] == "RabbitMQ Management"]
@@ -574,8 +574,9 @@ def test_deleting_a_virtual_host_closes_its_connections(api_of: Callable[[Embedd
 @on_any_broker
 @pytest.mark.parametrize("number", [2**63, -(2**63) - 1])
 def test_an_integer_of_more_than_64_bits_is_refused(api: Api, broker: TestBroker, number: int) -> None:
-    """The embedded broker's management API refuses an argument or a header beyond 64 bits with the status 400, and says
-    so. RabbitMQ accepts it as an argument, and cuts it to 64 bits in a header.
+    """If an argument of a queue or a header of a message is an integer of more than 64 bits, the embedded broker's
+    management API answers with the status 400 and this reason. RabbitMQ accepts such an argument, and cuts such a
+    header to 64 bits.
     """
     refused = "not a field table: an integer does not fit into 64 bits"
     queue = api("PUT", f"queues/{broker.vhost}/q", {"arguments": {"x-max-length": number}})

@@ -213,7 +213,7 @@ def test_events_say_whether_a_publisher_uses_confirms(broker: EmbeddedBroker, ch
 @pytest.mark.parametrize("queue", ["classic", "quorum"])
 def test_events_report_the_confirms_that_the_broker_sends(broker: EmbeddedBroker, queue: str) -> None:
     """In /api/mqtool/events, each basic.ack or basic.nack that the broker sends to a publisher appears as `confirmed`.
-    The event contains the messages that it is for and their number, and says whether they were nacked.
+    The event lists the messages that were confirmed, contains their number, and says whether they were nacked.
     """
     with closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
         channel = connection.channel()
@@ -283,8 +283,8 @@ def test_events_report_a_delayed_confirm_once_it_is_sent(broker: EmbeddedBroker)
 
 
 def test_the_memory_of_a_channel_that_is_closed_before_its_confirms_is_freed(broker: EmbeddedBroker) -> None:
-    """While a program reads /api/mqtool/events, a publisher disconnects before the broker has confirmed its message.
-    The broker nevertheless frees the memory of the publisher's channel.
+    """If a publisher disconnects before the broker has confirmed its message, the broker frees the memory of the
+    publisher's channel, even while a program reads /api/mqtool/events.
     """
 
     def channels() -> weakref.WeakSet[BrokerChannel]:
@@ -584,9 +584,9 @@ def test_events_report_a_dead_letter_in_a_queue_whose_other_messages_are_only_co
 def test_a_delayed_message_omitted_from_the_events_does_not_affect_later_events(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """While many messages are published, some of them have no events in /api/mqtool/events, among them a delayed
-    message. Later, a message without a delay is published with the same exchange and routing key. This message has the
-    events `published` and `ready`, but no event `delayed`.
+    """If many messages are published at once, /api/mqtool/events may omit the events of a delayed message. A later
+    message to the same exchange with the same routing key, but without a delay, has the events `published` and `ready`,
+    and no event `delayed`.
     """
     channel.exchange_declare("late", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     channel.queue_declare("q")
@@ -624,9 +624,9 @@ def test_a_request_for_events_with_a_timeout_waits_for_an_event(
 def test_messages_of_a_deleted_queue_are_no_longer_tracked_for_events(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """While a program reads /api/mqtool/events, a client gets one of two messages from a queue, and does not
-    acknowledge it. Once the queue is deleted and the client's channel is closed, the broker keeps no data about the two
-    messages for this API.
+    """While a program reads /api/mqtool/events, the broker keeps data about each message in a queue. Once the queue is
+    deleted, and the channel of a client that had not acknowledged one of the messages is closed, the broker has dropped
+    this data.
     """
     channel.queue_declare("q")
     events = Events(broker)
