@@ -182,8 +182,8 @@ def test_mqtool_ui_shows_the_link_credit_of_an_amqp_1_0_worker(tmp_path: Path, c
 @on_any_broker
 @large
 def test_the_label_of_a_binding_separates_the_headers_by_commas(shell: Shell, page: Page) -> None:
-    """The page of `mqtool ui` labels the arrow of a binding to a headers exchange with the headers, separated by
-    commas. If a queue has two bindings to this exchange, a semicolon separates them.
+    """The page of `mqtool ui` labels the arrow of a binding to a headers exchange with the binding's headers, separated
+    by commas. If a queue has two bindings to the exchange, a semicolon separates the bindings.
     """
     do(shell, "exchange declare reports headers")
     do(shell, "queue declare archive")
@@ -597,9 +597,9 @@ def test_a_recording_of_the_page_plays_without_mqtool(shell: Shell, chromium: An
 @on_any_broker
 @pytest.mark.parametrize("command", [("ui",), ("tutorial", "run", "hello-world", "--ui")], ids=["ui", "tutorial run"])
 def test_the_pages_secret_is_not_on_the_browsers_command_line(shell: Shell, command: tuple[str, ...]) -> None:
-    """With --open, `mqtool ui` and `tutorial run --ui` write the page's address, which contains a secret, to a private
-    file, and start the browser with that file, so that other users do not see the secret on the browser's command line.
-    The file is deleted when the command ends.
+    """With --open, `mqtool ui` and `tutorial run --ui` start the browser with a private file that contains the page's
+    address, so that other users do not see the secret in this address on the browser's command line. The file is
+    deleted when the command ends.
     """
     browser = shell.directory / "browser"
     browser.write_text('#!/bin/sh\necho "$1" > argument; p=${1#file://}; stat -c %a "$p" > mode; cat "$p" > seen\n')

@@ -107,8 +107,8 @@ def what_queues_hold(channel: BlockingChannel) -> dict[int, set[str]]:
 
 @pytest.mark.differs_since("4.0", "a headers exchange distinguishes types of numbers")
 def test_route_names_exactly_the_queues_in_which_messages_arrive(broker: TestBroker, channel: BlockingChannel) -> None:
-    """Hundreds of messages are published to randomly bound exchanges. Each of them arrives in exactly the
-    queues that `route` names. If `route` names no queue, the broker returns the message.
+    """If hundreds of messages are published to randomly bound exchanges, each of them arrives in exactly the queues
+    that `route` names for it. If `route` names no queue, the broker returns the message.
     """
     chance = random.Random(20261120)
     with Connection(parse_addresses(broker.url)) as connection:

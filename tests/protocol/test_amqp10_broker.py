@@ -264,8 +264,8 @@ def test_a_login_with_anonymous_is_refused_if_guest_lacks_the_default_password(
 def test_a_login_with_anonymous_from_another_machine_is_refused_by_default(
     tmp_path: Path, options: tuple[str, ...]
 ) -> None:
-    """If a client on another machine uses the SASL mechanism ANONYMOUS, the broker closes the connection when the
-    client opens it, unless the broker was started with --guest-from-anywhere.
+    """If a client on another machine logs in with the SASL mechanism ANONYMOUS, the broker closes the connection after
+    the client's open frame, unless the broker was started with --guest-from-anywhere.
     """
     here = other_address()
     if here is None:

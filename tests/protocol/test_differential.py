@@ -1,8 +1,9 @@
 """Given the same operations, the embedded broker and RabbitMQ give the same replies and end in the same state.
 
-Hypothesis generates sequences of operations on a few names, so that the operations affect each other: a queue is
-declared again with other arguments, deleted while it is bound, or full, or a message is acknowledged twice. After each
-operation, both brokers must have given the same reply, and their queues must contain the same number of messages.
+Hypothesis generates sequences of operations on a few names, so that the operations affect each other. For example, a
+queue is declared again with other arguments, deleted while it is bound, or filled up, and a message is acknowledged
+twice. After each operation, both brokers must have given the same reply, and their queues must contain the same number
+of messages.
 """
 
 import time

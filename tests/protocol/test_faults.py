@@ -291,8 +291,8 @@ def test_a_fault_for_a_misspelled_queue_is_refused(
     vhost: Vhost, channel: BlockingChannel, begin: Callable[[Faults], object], message: str
 ) -> None:
     """If a user's test begins a fault for a queue that does not exist, and an existing queue has a similar name, the
-    call raises ValueError and suggests this name. If no name is similar, the fault begins, except `cancel_consumers`,
-    which raises ValueError for any missing queue, because it has no consumers to cancel.
+    call raises ValueError and suggests this name. If no name is similar, the fault begins. Only `cancel_consumers`
+    raises ValueError for any missing queue, because there are no consumers to cancel.
     """
     channel.queue_declare("jobs")
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):

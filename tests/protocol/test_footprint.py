@@ -153,7 +153,7 @@ def test_too_many_annotations_added_by_the_outcome_modified_end_the_session(
 
 
 def read_by_amqp10(broker: EmbeddedBroker) -> str:
-    """Read a stream over AMQP 1.0 without settling, until the broker closes the connection; return the reason."""
+    """Read a stream over AMQP 1.0, settle nothing, and return why the broker closed the connection."""
     client = RawAmqp10(broker.url)
     client.flow(window=1_000_000)
     client.attach_receiver("/queues/s", credit=0, source=offset())
@@ -170,7 +170,7 @@ def offset() -> tuple[Any, ...]:
 
 
 def read_by_amqp_091(broker: EmbeddedBroker) -> str:
-    """Read a stream over AMQP 0-9-1, acknowledging nothing, until the broker closes the connection; return the reason."""
+    """Consume a stream over AMQP 0-9-1, acknowledge nothing, and return why the broker closed the connection."""
     client = RawClient(broker.url)
     client.send(commands.Basic.Qos(prefetch_count=65535))
     client.expect(commands.Basic.QosOk)
@@ -311,7 +311,7 @@ def test_large_arguments_and_client_properties_count_towards_memory_use(
         pass
 
 
-def test_deleting_a_virtual_host_frees_the_memory_of_its_arguments(broker: EmbeddedBroker) -> None:
+def test_deleting_a_virtual_host_frees_the_memory_of_exchange_and_binding_arguments(broker: EmbeddedBroker) -> None:
     """After a virtual host is deleted, the arguments of its exchanges, and of the bindings between them, no longer
     count towards the broker's memory use.
     """
@@ -353,9 +353,9 @@ def test_the_names_of_exchanges_that_a_channel_published_to_count_towards_memory
             pass
 
 
-def test_an_exclusive_queue_that_its_client_has_deleted_is_freed(broker: EmbeddedBroker, channel: Any) -> None:
-    """If a connection declares and deletes exclusive queues, the broker frees them at once, not only when the
-    connection ends.
+def test_the_memory_of_a_deleted_exclusive_queue_is_freed_at_once(broker: EmbeddedBroker, channel: Any) -> None:
+    """If a client deletes an exclusive queue, the broker frees the queue's memory at once, not only when the client
+    disconnects.
     """
     channel.queue_declare("mine", exclusive=True)
     queue = broker.under_test(lambda under_test: weakref.ref(under_test._scene.broker.vhosts["/"].queues["mine"]))

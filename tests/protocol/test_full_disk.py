@@ -174,8 +174,8 @@ def test_a_kill_while_the_disk_is_full_loses_no_confirmed_message(process: Broke
 
 
 def test_acknowledgements_while_the_disk_is_full_survive_a_restart(process: BrokerProcess) -> None:
-    """If a client acknowledges messages while the disk is full, the queue has only the messages that were not
-    acknowledged after a restart of the broker.
+    """If a client acknowledges messages while the disk is full, and the broker is later killed and restarted, the queue
+    contains exactly the other messages.
     """
     open_channel(process)
     fill_disk(process, 300_000)
