@@ -180,7 +180,7 @@ def test_of_equal_messages_only_the_unroutable_ones_are_reported_as_returned(con
 
 def test_messages_that_a_full_queue_rejects_are_reported_as_nacked(connection: Connection) -> None:
     """If ten messages are published to a queue with x-max-length 3 and x-overflow reject-publish, at least the first
-    three are confirmed. The publisher reports each message that the full queue rejects as nacked.
+    three are confirmed. publish() reports as nacked each message that the full queue rejects.
     """
     channel = connection.channel()
     full = channel.declare(Queue("full", durable=True, arguments={"x-max-length": 3, "x-overflow": "reject-publish"}))

@@ -192,7 +192,7 @@ def test_a_message_that_an_amqp_1_0_receiver_rejects_is_dead_lettered_with_its_h
     assert before - CLOCKS_MAY_DIFFER <= times[0] == times[1] <= time.time() * 1000 + CLOCKS_MAY_DIFFER
 
 
-def test_the_broker_ignores_delivery_ids_in_a_disposition_that_do_not_exist(
+def test_the_broker_ignores_unknown_delivery_ids_in_a_disposition(
     client: RawAmqp10, queue: str, channel: BlockingChannel
 ) -> None:
     """If an AMQP 1.0 receiver's disposition covers delivery ids that do not exist, the broker ignores these ids, and

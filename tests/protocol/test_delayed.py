@@ -234,8 +234,8 @@ def test_delayed_messages_outlive_their_exchange(channel: BlockingChannel, take:
 
 @pytest.mark.usefixtures("delayed")
 def test_bindings_of_a_delayed_exchange_are_checked_by_x_delayed_type(connection: pika.BlockingConnection) -> None:
-    """If the x-delayed-type of a delayed exchange is headers, the broker refuses a binding with an invalid x-match with
-    406, as for a headers exchange.
+    """If a delayed exchange has the x-delayed-type headers, the broker answers a binding whose x-match is invalid with
+    406.
     """
     channel = connection.channel()
     channel.exchange_declare("y", DELAYED, arguments={"x-delayed-type": "headers"})

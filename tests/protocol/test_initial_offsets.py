@@ -130,8 +130,8 @@ def test_a_stream_created_over_the_stream_protocol_can_have_an_initial_offset(
 
 
 def test_declaring_a_stream_again_with_another_initial_offset_is_refused(broker: EmbeddedBroker) -> None:
-    """If a stream is declared again, over AMQP 0-9-1 or the stream protocol, and its `x-stream-initial-offset` differs
-    or is missing, the broker refuses the declaration.
+    """If a stream is declared again with another `x-stream-initial-offset`, over AMQP 0-9-1 or the stream protocol, the
+    broker refuses the declaration. Over AMQP 0-9-1, it also refuses a declaration without this argument.
     """
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         for _ in range(2):

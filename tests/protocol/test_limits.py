@@ -83,8 +83,8 @@ def test_limits_of_a_user_apply_to_connections_and_channels(api: Api, ann: str, 
 def test_max_queues_applies_to_the_stream_protocol_from_3_13_on(
     broker: TestBroker, api: Api, vhost: str, client: RawStream
 ) -> None:
-    """If a virtual host has reached its limit max-queues, RabbitMQ 3.13 and later refuse to create a stream over the
-    stream protocol. For a stream that exists, the broker still answers that it exists.
+    """If a virtual host has reached its limit max-queues, RabbitMQ 3.13 and later refuse to create another stream over
+    the stream protocol. If a client creates a stream that already exists, the answer is still that it exists.
     """
     api("PUT", f"vhost-limits/{vhost}/max-queues", {"value": 1})
     assert [client.create("a"), client.create("a")] == [OK, EXISTS]

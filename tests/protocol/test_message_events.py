@@ -213,8 +213,7 @@ def test_events_say_whether_a_publisher_uses_confirms(broker: EmbeddedBroker, ch
 @pytest.mark.parametrize("queue", ["classic", "quorum"])
 def test_events_report_the_confirms_that_the_broker_sends(broker: EmbeddedBroker, queue: str) -> None:
     """In /api/mqtool/events, each basic.ack or basic.nack that the broker sends to a publisher appears as `confirmed`.
-    The event lists the messages that the broker acked or nacked, contains their number, and says which of the two it
-    was.
+    The event lists the messages that it is about, contains their number, and says whether the broker nacked them.
     """
     with closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
         channel = connection.channel()
