@@ -92,9 +92,9 @@ def test_a_redelivery_restarts_the_count_after_which_a_message_counts_as_receive
     assert seen.messages[0].receivers == ["there"]
 
 
-def test_a_delayed_message_is_not_reported_as_not_received() -> None:
-    """While an exchange delays a message, `tutorial try` does not say that nobody has received it. It says so once the
-    exchange has been deleted, and the message with it.
+def test_tutorial_try_does_not_say_that_nobody_has_received_a_message_that_is_still_delayed() -> None:
+    """While an exchange delays a message, `tutorial try` does not say that nobody has received the message. It says so
+    once the exchange and the delayed message have been deleted.
     """
     (goal,) = GOALS["delayed-messages"]
     seen = Seen()

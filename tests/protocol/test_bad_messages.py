@@ -53,7 +53,7 @@ def test_a_message_that_cannot_be_dead_lettered_is_kept_until_a_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If an internal error prevents the broker from dead-lettering a message, the broker keeps the message on disk, and
-    dead-letters it after a restart. It logs the error once, even if it occurs for several messages.
+    dead-letters it after a restart. The broker logs the error once, even if it affects several messages.
     """
     caplog.set_level(logging.ERROR)
     make = dead_lettering.dead_letter

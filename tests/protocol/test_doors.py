@@ -170,9 +170,11 @@ def test_an_http_connection_stays_open_after_the_status_401(broker: EmbeddedBrok
         ("transfer-encoding: chunked", 411),
     ],
 )
-def test_http_requests_with_a_malformed_header_are_refused(broker: EmbeddedBroker, header: str, status: int) -> None:
-    """If a header of an HTTP request is malformed or too long, the management API answers with the status 400, 411 or
-    431. It still answers later requests.
+def test_http_requests_with_an_invalid_or_unsupported_header_are_refused(
+    broker: EmbeddedBroker, header: str, status: int
+) -> None:
+    """If a header of an HTTP request is malformed, too long or not supported (such as Transfer-Encoding), the
+    management API answers with the status 400, 431 or 411. It still answers later requests.
     """
     assert ask(broker, LOGIN, header)[0] == status
     assert ask(broker, LOGIN)[0] == 200

@@ -176,8 +176,8 @@ def test_the_error_for_the_flag_immediate_names_basic_publish(amqp_url: str, pie
         assert (close.reply_code, close.class_id, close.method_id) == (540, 60, 40)
 
 
-def test_integers_with_the_field_type_l_are_accepted(amqp_url: str) -> None:
-    """kombu and py-amqp send integers with the field type `L`. The broker accepts them in arguments and headers."""
+def test_integers_with_the_field_type_l_are_decoded(amqp_url: str) -> None:
+    """kombu and py-amqp send integers with the field type `L`. The broker decodes them in arguments and headers."""
     number = (2**40).to_bytes(8)
     arguments = b"\x09x-expiresL" + number
     headers = b"\x04sizeL" + number
