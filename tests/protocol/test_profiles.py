@@ -30,7 +30,7 @@ QUORUM = {"x-queue-type": "quorum"}
 
 @pytest.fixture(scope="module")
 def profiles() -> Iterator[Callable[[str], TestBroker]]:
-    """Starts a broker for each profile, once."""
+    """Starts one broker for each imitated version, when it is first needed."""
     started: dict[str, EmbeddedBroker] = {}
 
     def of(like: str) -> TestBroker:
@@ -46,7 +46,9 @@ def profiles() -> Iterator[Callable[[str], TestBroker]]:
 
 @pytest.fixture(params=[*Like, "rabbitmq"], ids=lambda like: like if like == "rabbitmq" else f"embedded-{like}")
 def broker(request: pytest.FixtureRequest, profiles: Callable[[str], TestBroker]) -> Iterator[TestBroker]:
-    """Each profile of the embedded broker, and RabbitMQ if available, in place of the suite's two brokers."""
+    """An embedded broker for each version that it imitates, and RabbitMQ if available, in place of the suite's two
+    brokers.
+    """
     is_real = request.param == "rabbitmq"
     found = request.getfixturevalue("rabbitmq") if is_real else profiles(request.param)
     if found is None:
@@ -213,8 +215,8 @@ def test_x_death_counts_rise_in_a_dead_letter_cycle_in_every_version(
 def test_the_default_queue_type_is_listed_from_4_0_on(
     broker: TestBroker, channel: BlockingChannel, api: Api, vhost: str
 ) -> None:
-    """From RabbitMQ 4.0 on, a queue that is declared without a type is listed with x-queue-type classic. In every
-    version, the broker refuses to declare this queue again as a quorum queue.
+    """From RabbitMQ 4.0 on, the management API lists a queue that was declared without a type with the argument
+    x-queue-type classic. In every version, the broker refuses to declare such a queue again as a quorum queue.
     """
     channel.queue_declare("q", durable=True)
     listed = {"x-queue-type": "classic"} if broker.differs_since("4.0", "it is listed") else {}

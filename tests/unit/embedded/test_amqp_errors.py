@@ -65,8 +65,8 @@ def test_an_error_text_is_cut_to_255_bytes(what: str, sent: str) -> None:
 
 def test_each_kind_of_failure_is_logged_once_and_at_most_100_kinds(caplog: pytest.LogCaptureFixture) -> None:
     """If the broker cannot process a message, it logs the failure with its traceback. It logs failures of the same kind
-    only once, and at most 100 kinds. Line breaks in the names of queues are escaped, so that they cannot forge lines of
-    the log.
+    (the same queue and type of exception) only once, and at most 100 kinds. Line breaks in the names of queues are
+    escaped, so that they cannot forge lines of the log.
     """
     caplog.set_level(logging.ERROR)
     failures, error = FailureLog(), ValueError("wrong")

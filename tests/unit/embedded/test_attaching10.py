@@ -92,7 +92,7 @@ def permit(broker: Broker, configure: str, write: str, read: str) -> None:
 # The broker's attach frame
 
 
-def test_the_answer_to_a_publishers_attach_frame(client: MemoryClient10) -> None:
+def test_a_publishers_attach_frame_is_answered_with_the_same_name_and_addresses(client: MemoryClient10) -> None:
     """The broker answers an AMQP 1.0 publisher's attach frame with the same name, handle, sender settle mode, source
     and target. The receiver settle mode is `first`, and the max-message-size is 16 MiB, as in RabbitMQ 4.
     """
@@ -117,7 +117,7 @@ def test_a_publisher_may_attach_without_source_and_target(client: MemoryClient10
 
 
 @pytest.mark.parametrize(("mode", "sent"), [(None, 0), (UNSETTLED, 0), (SETTLED, 1), (UInt8(2), 0)])
-def test_the_answer_to_a_receivers_attach_frame(
+def test_a_receivers_attach_frame_is_answered_with_the_same_name_and_addresses(
     client: MemoryClient10, q: BrokerQueue, mode: UInt8 | None, sent: int
 ) -> None:
     """The broker answers an AMQP 1.0 receiver's attach frame with the same name, handle, receiver settle mode, target
@@ -174,7 +174,7 @@ def test_the_priority_and_the_timeout_of_a_consumer_are_link_properties(broker: 
 
 
 @pytest.mark.parametrize("mode", [UNSETTLED, SETTLED])
-def test_a_dynamic_source_with_the_capability_temporary_queue(
+def test_a_dynamic_source_with_the_capability_temporary_queue_creates_an_exclusive_queue(
     client: MemoryClient10, broker: Broker, mode: UInt8
 ) -> None:
     """An AMQP 1.0 receiver with a dynamic source and the capability `temporary-queue` gets an exclusive queue, which is
@@ -212,7 +212,7 @@ def test_a_dynamic_source_for_direct_replies_has_no_outcomes(client: MemoryClien
 
 
 @pytest.mark.parametrize(("length", "is_named"), [(142, True), (143, False)])
-def test_the_name_of_a_temporary_queue_contains_no_long_names(
+def test_the_name_of_a_temporary_queue_leaves_out_a_long_container_id_and_link_name(
     client: MemoryClient10, length: int, is_named: bool
 ) -> None:
     """The name of an AMQP 1.0 receiver's temporary queue contains the container id of the connection, a hyphen and the
@@ -234,7 +234,7 @@ def test_the_name_of_a_temporary_queue_contains_no_long_names(
     ],
     ids=["with an address", "other capability", "unsettled replies", "other expiry policy", "timeout"],
 )
-def test_other_dynamic_sources_are_not_supported(client: MemoryClient10, source: Described, mode: UInt8) -> None:
+def test_an_unsupported_dynamic_source_is_refused(client: MemoryClient10, source: Described, mode: UInt8) -> None:
     """If an AMQP 1.0 receiver has a dynamic source with an address, or with neither of the capabilities
     `temporary-queue` and `rabbitmq:volatile-queue`, the broker detaches the link with not-implemented. It does the same
     for direct replies (`rabbitmq:volatile-queue`) that are not settled, or whose source does not expire with the link.

@@ -83,7 +83,7 @@ def test_only_one_broker_uses_a_data_directory(tmp_path: Path) -> None:
 
 def test_a_data_directory_is_accessible_only_to_its_user(tmp_path: Path) -> None:
     """Only the operating system user who runs the broker can access a new data directory and its database. If other
-    users can access an existing database, the broker takes their access away when it starts, but does not change the
+    users can access an existing database file, the broker removes their access when it starts, but does not change the
     mode of the directory.
     """
     directory = tmp_path / "a" / "b"

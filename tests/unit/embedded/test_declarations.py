@@ -189,9 +189,8 @@ def test_some_invalid_arguments_have_errors_of_their_own(arguments: Table, wrong
 def test_some_arguments_are_refused_only_by_some_versions(
     accepting: Like, refusing: Like, arguments: Table, wrong: str
 ) -> None:
-    """Some versions of RabbitMQ refuse arguments of queues that others accept, and the embedded broker does the same as
-    the version that it imitates. For example, the x-queue-version 1 is refused from 4.3 on, and the x-queue-mode
-    `eager` up to 4.2.
+    """Some versions of RabbitMQ refuse arguments of queues that others accept. The embedded broker does the same as the
+    version that it imitates. For example, x-queue-version 1 is refused from 4.3 on, and x-queue-mode `eager` up to 4.2.
     """
     assert declared(vhost_like(accepting), arguments) is None
     name = [*arguments][-1]
@@ -209,9 +208,10 @@ def test_some_arguments_are_refused_only_by_some_versions(
     ],
     ids=str,
 )
-def test_the_newest_version_accepts_arguments_that_are_new_in_it(arguments: Table) -> None:
-    """A broker that imitates RabbitMQ 4.4 accepts valid values of arguments that are new in 4.4, such as
-    x-stream-initial-offset. It does not check x-delayed-retry-min, which may even be a string.
+def test_a_broker_that_imitates_4_4_accepts_valid_arguments_of_queues(arguments: Table) -> None:
+    """A broker that imitates RabbitMQ 4.4 accepts valid values of the queue arguments x-queue-version,
+    x-stream-initial-offset, x-delayed-retry-type and x-consumer-timeout. It does not check x-delayed-retry-min, which
+    may even be a string.
     """
     assert declared(vhost_like(Like.V4_4), arguments) is None
 
@@ -574,7 +574,7 @@ def test_a_consumer_whose_argument_is_invalid_is_refused(
         (1, True, "connection 540: automatic acknowledgement not supported by stream queues queue 'q' in vhost 'v'"),
     ],
 )
-def test_a_consumer_of_a_stream_needs_a_prefetch_count_and_acknowledges(
+def test_a_consumer_of_a_stream_needs_a_prefetch_count_and_acknowledgements(
     prefetch: int, wrong: str, *, no_ack: bool
 ) -> None:
     """The broker refuses a consumer of a stream with 406 if it has no prefetch count. If the consumer uses automatic
