@@ -178,7 +178,7 @@ def test_messages_of_a_transaction_are_routed_when_they_are_published(
 ) -> None:
     """A message in a transaction is routed when it is published, not at tx.commit: a queue that is bound after the
     message was published does not get it. If one of two queues that the message was routed to is deleted before
-    tx.commit, the other queue still gets the message up to RabbitMQ 3.13. From 4.0 on, the transaction fails.
+    tx.commit, the other queue still gets the message up to RabbitMQ 3.13. From 4.0 on, tx.commit fails.
     """
     for queue in ("early", "late", "deleted"):
         channel.queue_declare(queue)
@@ -195,7 +195,7 @@ def test_messages_of_a_transaction_are_routed_when_they_are_published(
     assert channel.basic_get("late")[0] is None
 
 
-def test_a_rolled_back_acknowledgement_can_be_made_again(
+def test_a_message_can_be_acknowledged_again_after_tx_rollback(
     connection: pika.BlockingConnection, channel: BlockingChannel, take: Take
 ) -> None:
     """After tx.rollback, a message that was acknowledged in the transaction is unacknowledged again, and can be

@@ -93,7 +93,7 @@ def test_a_dead_letter_routing_key_over_255_bytes_is_refused(
 def test_dead_letters_to_an_exchange_with_a_name_over_255_bytes_are_dropped(
     channel: BlockingChannel, take: Take, vhost: str, api: Api
 ) -> None:
-    """If the name of a dead-letter exchange is longer than 255 bytes, the queue's dead letters are dropped, and the
+    """If the name of a queue's dead-letter exchange is longer than 255 bytes, the queue's dead letters are dropped. The
     queue still delivers later messages.
     """
     channel.queue_declare("q", durable=True, arguments={"x-dead-letter-exchange": LONG})

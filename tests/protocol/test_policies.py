@@ -58,7 +58,7 @@ def test_a_policy_with_a_smaller_max_length_dead_letters_surplus_messages_immedi
     take.until(grown)
 
 
-def test_the_smaller_limit_of_policy_and_operator_policy_applies(
+def test_the_smaller_limit_of_a_policy_and_an_operator_policy_applies(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy
 ) -> None:
     """If a policy and an operator policy both set max-length for a queue, the smaller value applies."""

@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: the embedded broker's, beside those of RabbitMQ's plugin rabbitmq_prometheus."""
+"""Metrics for Prometheus: the embedded broker's, compared with those of RabbitMQ's plugin rabbitmq_prometheus."""
 
 import http.client
 import re

@@ -1,7 +1,7 @@
-"""The rights that each operation needs, by AMQP 0-9-1, AMQP 1.0, the management API and the stream protocol.
+"""The rights that each operation needs over AMQP 0-9-1, AMQP 1.0, the management API and the stream protocol.
 
-MATRIX has a row for each operation: the rights that it needs, and how a client performs it with each protocol that has
-it. The cases are generated: an operation is allowed with exactly the rights that it needs, and refused when one of them
+MATRIX has a row for each operation: the rights that it needs, and how a client performs it with each protocol that
+supports it. The cases are generated: an operation is allowed with exactly the rights that it needs, and refused when one of them
 is missing. TOPICS and TAGS are the rows of topic permissions and of users' tags.
 """
 
@@ -298,7 +298,7 @@ def rows(protocol: str) -> Any:
 
 
 def patterns(granted: Iterable[Need]) -> dict[str, str]:
-    """Permissions for exactly these."""
+    """Return permissions for exactly these rights."""
     found = {}
     for right in ("configure", "write", "read"):
         names = [re.escape(name) for what, name in granted if what == right]
@@ -612,7 +612,7 @@ def is_allowed(topic: Topic, *, checks_copies: bool) -> bool:
 
 
 def grant_topics(world: World) -> None:
-    """All rights, and topic permissions for `^ann`."""
+    """Grant all rights, and topic permissions for `^ann`."""
     world.reset(EVERYTHING)
     world.put(f"topic-permissions/VHOST/{world.user}", {"exchange": "x", "write": "^ann", "read": "^ann"})
 

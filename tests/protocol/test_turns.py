@@ -747,7 +747,7 @@ def _vhost(broker: EmbeddedBroker) -> VirtualHost:
 
 @pytest.fixture
 def many_files() -> Iterator[None]:
-    """This process may open 4,096 files, if the system lets it."""
+    """Let this process open 4,096 files, if the system allows it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
     yield

@@ -55,8 +55,8 @@ def test_an_error_has_rabbitmqs_code_and_text(
     ids=["longest", "too long", "too many bytes", "half a character", "not UTF-8"],
 )
 def test_an_error_text_is_cut_to_255_bytes(what: str, sent: str) -> None:
-    """The broker cuts the reply text of an error to 255 bytes. The text then ends with an ellipsis, and no character is
-    cut in half. Bytes that are not UTF-8 are left out.
+    """The broker cuts the reply text of an error if it is longer than 255 bytes. The cut text ends with `...`, and no
+    character is cut in half. Bytes that are not UTF-8 are left out.
     """
     error = AmqpException(404, what)
     assert error.reply_text == f"NOT_FOUND - {sent}"

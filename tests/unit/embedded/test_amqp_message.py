@@ -80,9 +80,9 @@ def test_a_messages_exchange_and_routing_key_are_parsed_as_they_were_encoded(exc
     [(b"\0\0", False), (b"\0\0\x0a", True), (b"\2ab\3key\x0a", True), (b"\2ab\3key\x0b", False),
      (b"\2ab\3ke\x0a", False), (b"\2ab\4key\x0a\x0a", True), (b"\2ab\2k\x0a\x0a", True), (b"\2ab\1k\x0a\x0a", False)],
 )  # fmt: skip
-def test_a_stored_address_says_whether_an_amqp_1_0_message_follows(address: bytes, *, sectioned: bool) -> None:
+def test_a_stored_message_says_whether_it_is_an_amqp_1_0_message(address: bytes, *, sectioned: bool) -> None:
     """In a stored message, a byte after the exchange and the routing key marks an AMQP 1.0 message. If the routing key
-    ends with the same byte, the broker does not take this for the mark.
+    itself ends with this byte, the broker does not mistake it for the mark.
     """
     assert is_sectioned(address) == sectioned
 
@@ -198,7 +198,7 @@ def test_added_headers_replace_those_of_the_same_name() -> None:
         assert copy.priority == fields["priority"][0]
 
 
-def test_a_changed_message_keeps_its_address_and_body() -> None:
+def test_a_copy_of_a_message_keeps_what_is_not_replaced() -> None:
     """A copy of a message with another reply-to has the same exchange, routing key and body. A copy with another
     exchange and routing key has the same properties, except for the expiration, which can be removed.
     """

@@ -120,10 +120,10 @@ def test_a_publisher_may_attach_without_source_and_target(client: MemoryClient10
 def test_a_receivers_attach_frame_is_answered_with_the_same_name_and_addresses(
     client: MemoryClient10, q: BrokerQueue, mode: UInt8 | None, sent: int
 ) -> None:
-    """The broker answers an AMQP 1.0 receiver's attach frame with the same name, handle, receiver settle mode, target
-    and max-message-size, and with an initial delivery count of 0. The source in its answer has the default outcome
-    `released`, and all outcomes if the client names none. The broker sends messages settled only if the client asks for
-    that.
+    """The broker answers an AMQP 1.0 receiver's attach frame with the same name, handle, receiver settle mode,
+    addresses and max-message-size, and with an initial delivery count of 0. The default outcome is `released`, and if
+    the client names no outcomes, all that RabbitMQ supports are possible. The broker sends messages settled only if the
+    client asks for that.
     """
     source = of("/queues/q", durable=UInt32(1), filter={Symbol("no"): "filter"}, capabilities=Symbol("queue"))
     target = described(TARGET, "there")
@@ -159,7 +159,7 @@ def test_a_publisher_may_use_the_settle_mode_second_if_its_messages_are_settled(
 
 def test_the_priority_and_the_timeout_of_a_consumer_are_link_properties(broker: Broker, client: MemoryClient10) -> None:
     """An AMQP 1.0 receiver sets its priority and its consumer timeout with the link properties `rabbitmq:priority` and
-    `rabbitmq:consumer-timeout`. Values of other types are ignored.
+    `rabbitmq:consumer-timeout`. The broker ignores values that are not numbers.
     """
     queue = broker.vhosts["/"].add_queue(QueueDeclaration("qq", {"x-queue-type": "quorum"}, durable=True))
     names = [Symbol(f"rabbitmq:{name}") for name in ("priority", "consumer-timeout")]

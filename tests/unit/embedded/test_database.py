@@ -168,8 +168,8 @@ def test_the_space_needed_to_open_a_data_directory_grows_with_its_log(
 
 
 def test_an_empty_database_file_is_reported(tmp_path: Path) -> None:
-    """If the database file of a data directory is empty, the broker starts without queues, messages and users, and
-    reports that something may have truncated the file. At the next start, it reports nothing.
+    """If the database file of a data directory is empty, the broker starts like a new one, without its earlier queues,
+    messages and users, and reports that something may have truncated the file. At the next start, it reports nothing.
     """
     (tmp_path / FILE).touch()
     opened = open_database(tmp_path)

@@ -122,9 +122,9 @@ def test_a_queue_whose_arguments_are_valid_is_declared(name: str, value: Any) ->
 
 
 @pytest.mark.parametrize("key", ["", "k" * 255, "é" * 127, "k" * 256, "é" * 128])
-def test_a_dead_letter_routing_key_has_up_to_255_bytes(key: str) -> None:
-    """A dead-letter routing key may have up to 255 bytes, like any routing key. The broker refuses a queue with a
-    longer one with 406.
+def test_a_queue_whose_dead_letter_routing_key_is_over_255_bytes_is_refused(key: str) -> None:
+    """A dead-letter routing key may have up to 255 bytes, like any routing key. The broker refuses a queue whose
+    dead-letter routing key is longer with 406.
     """
     arguments: Table = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": key}
     wrong = "channel 406: invalid arg 'x-dead-letter-routing-key' for queue 'q' in vhost 'v': longer than 255 bytes"
@@ -368,7 +368,7 @@ def test_an_exclusive_queue_cannot_be_used_by_another_connection(owner: object) 
     )
 
 
-def test_a_queue_or_exchange_that_does_not_exist_is_not_found() -> None:
+def test_using_a_queue_or_exchange_that_does_not_exist_closes_the_channel() -> None:
     """If a client uses a queue or an exchange that does not exist, the broker closes the channel with 404. The error
     names what is missing, and the virtual host.
     """

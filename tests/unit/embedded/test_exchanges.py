@@ -107,7 +107,7 @@ def test_a_headers_exchange_compares_numbers_as_its_version_does(like: Like, *, 
         assert [*vhost.route(each, message(headers={"n": 1.0})).queues] == [queue] * matches
 
 
-def test_a_queue_that_is_bound_twice_stays_bound_until_both_bindings_are_removed(vhost: VirtualHost) -> None:
+def test_a_queue_with_several_bindings_stays_bound_until_all_are_removed(vhost: VirtualHost) -> None:
     """An exchange and a queue may have several bindings, with different keys or arguments. The queue stays bound until
     all of them are removed. Removing a binding that does not exist changes nothing.
     """

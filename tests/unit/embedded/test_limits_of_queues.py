@@ -157,7 +157,7 @@ def test_unacknowledged_messages_are_counted(vhost: VirtualHost) -> None:
 @pytest.mark.parametrize(
     ("queue_ttl", "expiration", "lasts"), [(1000, b"500", 500), (500, b"1000", 500), (None, b"0", 0)]
 )
-def test_a_message_expires_after_the_shorter_of_two_times(
+def test_a_message_expires_after_the_shorter_of_its_expiration_and_the_queues_ttl(
     vhost: VirtualHost, clock: FakeClock, queue_ttl: int | None, expiration: bytes, lasts: int
 ) -> None:
     """A message expires after its own expiration or the queue's x-message-ttl, whichever is shorter. A message without
@@ -521,7 +521,7 @@ def test_a_recovered_message_expires_no_later_than_its_ttl_allows(
         ("at-least-once", Outcome.FAILED, False, "set aside"),
     ],
 )
-def test_a_dead_letter_leaves_its_queue_once_another_queue_has_it(
+def test_a_dead_letter_leaves_its_queue_once_another_queue_has_accepted_it(
     vhost: VirtualHost, ledger: RecordingLedger, strategy: str, outcome: Outcome, end: str, *, is_deleted: bool
 ) -> None:
     """A queue deletes a dead letter once another queue has accepted it. If no queue accepts it, the dead letter is
