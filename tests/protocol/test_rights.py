@@ -1,8 +1,8 @@
 """The rights that each operation needs over AMQP 0-9-1, AMQP 1.0, the management API and the stream protocol.
 
 MATRIX has a row for each operation: the rights that it needs, and how a client performs it with each protocol that
-supports it. The cases are generated: an operation is allowed with exactly the rights that it needs, and refused when one of them
-is missing. TOPICS and TAGS are the rows of topic permissions and of users' tags.
+supports it. The cases are generated: an operation is allowed with exactly the rights that it needs, and refused when
+one of them is missing. TOPICS and TAGS are the rows of topic permissions and of users' tags.
 """
 
 import contextlib
@@ -526,11 +526,11 @@ LOOKUPS: list[tuple[str, list[Need], bool]] = [
 
 
 @pytest.mark.parametrize("streams", ["4.0", "4.2", "4.3"], indirect=True)
-def test_lookups_of_streams_need_permissions_from_4_2_on(
+def test_lookups_of_streams_need_permissions_from_4_2_9_on(
     streams: "tuple[World, Callable[[str, str], RawStream]]", request: pytest.FixtureRequest
 ) -> None:
-    """From RabbitMQ 4.2 on, the broker answers with access-refused if a user without the necessary permissions looks up
-    a stream (`metadata`), the partitions of a super stream (`partitions`), or the partition for a routing key
+    """From RabbitMQ 4.2.9 on, the broker answers with access-refused if a user without the necessary permissions looks
+    up a stream (`metadata`), the partitions of a super stream (`partitions`), or the partition for a routing key
     (`route`). In RabbitMQ 4.0, every user may look these up.
     """
     world, log_in = streams

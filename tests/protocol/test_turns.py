@@ -549,9 +549,9 @@ def test_acknowledging_100000_messages_is_done_in_several_turns_of_the_event_loo
 
 def test_a_message_for_40000_queues_does_not_hold_up_other_clients(tmp_path: Path) -> None:
     """While the broker adds a persistent message to 40,000 queues, it never uses more than 0.25 s of CPU time before it
-    serves other clients. The message may come over AMQP 0-9-1, AMQP 1.0 or HTTP, or may be a dead letter or a delayed
-    message. Its publisher gets the confirm or the reply only when all queues contain the message. The publisher's next
-    message is added after that.
+    serves other clients. The message may be published over AMQP 0-9-1, AMQP 1.0 or HTTP, or may be a dead letter or a
+    delayed message. The publisher gets the confirm or the reply only when all queues contain the message. The queues
+    get the publisher's next message after that.
     """
     with EmbeddedBroker(management_port=0, data_dir=tmp_path, like="4.2") as broker:
         vhost, watch, queues = _vhost(broker), LoopWatch(broker), []
