@@ -97,7 +97,7 @@ def test_each_kind_of_failure_is_logged_once_and_at_most_100_kinds(caplog: pytes
     ],
     ids=ascii,
 )
-def test_a_name_has_at_most_255_bytes_of_utf_8(name: str, error: str | None) -> None:
+def test_the_error_for_a_name_says_whether_it_is_too_long_or_not_utf_8(name: str, error: str | None) -> None:
     """If a name, such as that of a queue, is longer than 255 bytes or is not UTF-8, the broker's error says which of
     the two is wrong.
     """

@@ -254,7 +254,9 @@ def test_a_deprecated_feature_is_refused_by_some_versions(
         ("stream", {"durable": False, "auto_delete": True, "owner": object()}, "auto-delete"),
     ],
 )
-def test_a_quorum_queue_or_stream_is_durable_and_shared(kind: str, properties: Any, wrong: str) -> None:
+def test_a_transient_auto_delete_or_exclusive_quorum_queue_or_stream_is_refused(
+    kind: str, properties: Any, wrong: str
+) -> None:
     """The broker refuses a quorum queue or a stream with 406 if it is transient, auto-delete, exclusive or
     server-named. The error names the property.
     """
@@ -490,7 +492,7 @@ def test_an_exchange_that_is_declared_again_must_have_the_same_properties(
         (Int32(1), "type signedint (value 1); expected longstr"),
     ],
 )
-def test_a_binding_to_a_headers_exchange_has_a_valid_x_match(mode: Any, wrong: str | None) -> None:
+def test_a_binding_to_a_headers_exchange_with_an_invalid_x_match_is_refused(mode: Any, wrong: str | None) -> None:
     """The broker refuses a binding to a headers exchange with 406 unless its x-match is all, any, all-with-x or
     any-with-x, or is missing.
     """

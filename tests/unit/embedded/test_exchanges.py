@@ -170,7 +170,7 @@ def test_a_binding_survives_a_restart_if_both_its_ends_do(tmp_path: Path) -> Non
     ("routing_key", "properties_key"),
     [("", "~"), ("k", "k"), ("a.#", "a.%23"), ("a~b", "a%7Eb"), ("a b", "a+b"), ("caf\udce9", "caf%E9")],
 )
-def test_the_properties_key_of_a_binding_is_its_quoted_routing_key(
+def test_the_properties_key_of_a_binding_is_its_percent_encoded_routing_key(
     vhost: VirtualHost, routing_key: str, properties_key: str
 ) -> None:
     """The properties_key of a binding without arguments is its routing key, percent-encoded for a URL, or ~ if the
