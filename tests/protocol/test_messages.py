@@ -158,8 +158,8 @@ def test_each_persistent_message_is_confirmed(channel: BlockingChannel, argument
 
 
 def test_messages_of_a_transaction_reach_the_queue_only_after_tx_commit(channel: BlockingChannel, take: Take) -> None:
-    """A message that is published in a transaction is in the queue after tx.commit. After tx.rollback, it never reaches
-    the queue.
+    """A message that is published in a transaction reaches its queue only at tx.commit. After tx.rollback, it never
+    reaches the queue.
     """
     channel.queue_declare("q")
     channel.tx_select()
@@ -176,9 +176,9 @@ def test_messages_of_a_transaction_reach_the_queue_only_after_tx_commit(channel:
 def test_messages_of_a_transaction_are_routed_when_they_are_published(
     channel: BlockingChannel, connection: pika.BlockingConnection
 ) -> None:
-    """A message in a transaction is routed when it is published, not at tx.commit: a queue that is bound between the
-    two does not get it. If the message was routed to two queues, and one is deleted before tx.commit, the other still
-    gets it up to RabbitMQ 3.13. From 4.0 on, the transaction fails.
+    """A message in a transaction is routed when it is published, not at tx.commit: a queue that is bound after the
+    message was published does not get it. If one of two queues that the message was routed to is deleted before
+    tx.commit, the other queue still gets the message up to RabbitMQ 3.13. From 4.0 on, tx.commit fails.
     """
     for queue in ("early", "late", "deleted"):
         channel.queue_declare(queue)
@@ -195,7 +195,7 @@ def test_messages_of_a_transaction_are_routed_when_they_are_published(
     assert channel.basic_get("late")[0] is None
 
 
-def test_a_rolled_back_acknowledgement_can_be_made_again(
+def test_a_message_can_be_acknowledged_again_after_tx_rollback(
     connection: pika.BlockingConnection, channel: BlockingChannel, take: Take
 ) -> None:
     """After tx.rollback, a message that was acknowledged in the transaction is unacknowledged again, and can be
@@ -217,9 +217,11 @@ def test_a_rolled_back_acknowledgement_can_be_made_again(
 
 
 @pytest.mark.parametrize("overflow", ["reject-publish", "reject-publish-dlx"])
-def test_a_message_to_a_full_queue_is_nacked(channel: BlockingChannel, take: Take, overflow: str) -> None:
-    """If a queue with x-overflow reject-publish or reject-publish-dlx is full, the broker nacks a message to this
-    queue. With reject-publish-dlx, the message is also dead-lettered.
+def test_a_message_to_a_full_queue_that_rejects_publishes_is_nacked(
+    channel: BlockingChannel, take: Take, overflow: str
+) -> None:
+    """If a queue with x-overflow reject-publish or reject-publish-dlx is full, the broker answers a new message to this
+    queue with basic.nack. With reject-publish-dlx, the message is also dead-lettered.
     """
     channel.queue_declare("dead")
     channel.queue_declare(

@@ -32,8 +32,8 @@ def native(like: str) -> Iterator[EmbeddedBroker]:
 def test_an_amqp_1_0_target_with_a_name_over_255_bytes_is_refused(
     native: EmbeddedBroker, like: str, address: str
 ) -> None:
-    """If an AMQP 1.0 client attaches a sender to an address with a name longer than 255 bytes, the broker refuses the
-    link with amqp:invalid-field.
+    """If an AMQP 1.0 client attaches a sender to an address with a name longer than 255 bytes, the broker answers with
+    amqp:invalid-field. Like RabbitMQ 4.0, it then ends the session; like 4.3, it detaches only the link.
     """
     with RawAmqp10(native.url) as client:
         client.attach(SENDER, address)
@@ -50,9 +50,9 @@ def test_an_amqp_1_0_message_to_a_name_over_255_bytes_is_rejected(native: Embedd
         assert client.published(1, message(to=f"/exchanges/amq.topic/{LONG}")).descriptor == REJECTED
 
 
-def test_a_queue_with_a_nul_in_its_name_gets_and_delivers_messages(native: EmbeddedBroker) -> None:
-    """A queue whose name contains a NUL character can be the target of dead letters, and delivers these dead letters to
-    an AMQP 1.0 receiver.
+def test_a_queue_with_a_nul_in_its_name_gets_and_delivers_dead_letters(native: EmbeddedBroker) -> None:
+    """A queue whose name contains a NUL character can be the target of dead letters. An AMQP 1.0 receiver that attaches
+    to this queue gets the dead letters.
     """
     connection = pika.BlockingConnection(pika.URLParameters(native.url))
     arguments = {"x-queue-type": "quorum", "x-dead-letter-exchange": "", "x-dead-letter-routing-key": NUL}
@@ -72,7 +72,7 @@ def test_a_queue_with_a_nul_in_its_name_gets_and_delivers_messages(native: Embed
 DEAD_LETTERS = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": LONG}
 
 
-def test_a_dead_letter_routing_key_that_is_too_long_is_refused(
+def test_a_dead_letter_routing_key_over_255_bytes_is_refused(
     broker: TestBroker, channel: BlockingChannel, api: Api, vhost: str
 ) -> None:
     """The embedded broker refuses a queue or policy with a dead-letter routing key of more than 255 bytes, because no
@@ -90,10 +90,10 @@ def test_a_dead_letter_routing_key_that_is_too_long_is_refused(
     assert api("GET", f"queues/{vhost}/q")[0] == 404
 
 
-def test_dead_letters_to_an_exchange_whose_name_is_too_long_are_dropped(
+def test_dead_letters_to_an_exchange_with_a_name_over_255_bytes_are_dropped(
     channel: BlockingChannel, take: Take, vhost: str, api: Api
 ) -> None:
-    """If the name of a dead-letter exchange is longer than 255 bytes, the queue's dead letters are dropped, and the
+    """If the name of a queue's dead-letter exchange is longer than 255 bytes, the queue's dead letters are dropped. The
     queue still delivers later messages.
     """
     channel.queue_declare("q", durable=True, arguments={"x-dead-letter-exchange": LONG})
@@ -107,8 +107,8 @@ def test_dead_letters_to_an_exchange_whose_name_is_too_long_are_dropped(
 
 @pytest.mark.parametrize("path", ["queues/VHOST/NAME", "exchanges/VHOST/NAME", "vhosts/NAME"])
 def test_names_over_255_bytes_are_refused_over_http(broker: TestBroker, api: Api, vhost: str, path: str) -> None:
-    """If a queue, exchange or virtual host whose name is longer than 255 bytes is declared over HTTP, the embedded
-    broker answers with the status 400.
+    """If a queue, exchange or virtual host with a name longer than 255 bytes is declared over HTTP, the embedded broker
+    answers with the status 400.
     """
     if broker.kind == "rabbitmq":
         pytest.skip("RabbitMQ accepts exchanges and virtual hosts with such names")
@@ -118,9 +118,9 @@ def test_names_over_255_bytes_are_refused_over_http(broker: TestBroker, api: Api
 
 
 @pytest.mark.parametrize("kind", ["queues", "exchanges"])
-def test_line_breaks_in_names_are_dropped_over_http(broker: TestBroker, vhost: str, kind: str) -> None:
-    """If a queue or an exchange is declared over the management API with line breaks in its name, the broker drops
-    them, as it does over AMQP.
+def test_line_breaks_are_removed_from_names_over_http(broker: TestBroker, vhost: str, kind: str) -> None:
+    """If a queue or an exchange is declared over HTTP with line breaks in its name, the broker removes the line breaks
+    from the name, as it does over AMQP.
     """
     broker.api("PUT", f"{kind}/{vhost}/a%0Ab%0D", {"durable": True})
     found = broker.api("GET", f"{kind}/{vhost}/ab")

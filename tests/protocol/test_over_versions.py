@@ -1,4 +1,4 @@
-"""What `pytest --amqp-like` reports about tests that do what some versions of RabbitMQ refuse."""
+"""What `pytest --amqp-like` reports about tests whose operations some versions of RabbitMQ refuse."""
 
 import inspect
 import re
@@ -131,8 +131,9 @@ CAUSES = {
 
 @large
 def test_amqp_like_names_the_operation_that_some_versions_refuse(tmp_path: Path) -> None:
-    """Some versions of RabbitMQ refuse an operation of a user's test, such as declaring a transient queue. The summary
-    of `pytest --amqp-like` then names the operation and the line of the test, however the client reports the error.
+    """If some versions of RabbitMQ refuse an operation of a user's test, such as declaring a transient queue, the
+    summary of `pytest --amqp-like` names the versions, the operation and the line of the test, whatever exception the
+    test fails with.
     """
     (tmp_path / "test_mine.py").write_text(SUITE)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0"]
@@ -146,8 +147,8 @@ def test_amqp_like_names_the_operation_that_some_versions_refuse(tmp_path: Path)
 
 
 def test_the_summary_of_amqp_like_is_tested_for_each_known_refusal() -> None:
-    """version_changes.py lists the operations that some versions of RabbitMQ refuse. Each of them has an entry in
-    CAUSES, which contains what the summary of `pytest --amqp-like` must say about it.
+    """version_changes.py lists the operations that some versions of RabbitMQ refuse. For each of them, CAUSES in this
+    file contains the sentence that the summary of `pytest --amqp-like` is tested for.
     """
     refusals = [each for each in vars(version_changes).values() if isinstance(each, VersionRefusal)]
     assert len(refusals) > 10

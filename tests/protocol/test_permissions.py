@@ -66,7 +66,7 @@ def test_topic_permissions_apply_to_publishing_and_binding(
 
 
 @pytest.mark.parametrize("header", ["CC", "BCC"])
-def test_topic_permissions_apply_to_cc_and_bcc_from_4_0_on(
+def test_topic_permissions_apply_to_cc_and_bcc_from_4_0_3_on(
     connect: Callable[..., pika.BlockingConnection],
     api: Api,
     amqp_url: str,
@@ -75,9 +75,8 @@ def test_topic_permissions_apply_to_cc_and_bcc_from_4_0_on(
     broker: TestBroker,
     header: str,
 ) -> None:
-    """From RabbitMQ 4.0 on (since 4.0.3), a publisher's topic permissions apply to a message's own routing key and to
-    the routing keys in CC and BCC. In earlier versions, such as 3.10, they apply only to the message's own routing key.
-    The embedded broker behaves like the RabbitMQ version that it imitates.
+    """From RabbitMQ 4.0.3 on, a publisher's topic permissions apply to a message's own routing key and to the routing
+    keys in CC and BCC. In earlier versions, such as 3.10, they apply only to the message's own routing key.
     """
     api("PUT", f"users/{ann}", {"password": "secret", "tags": "management"})
     api("PUT", f"permissions/{vhost}/{ann}", {"configure": ".*", "write": ".*", "read": ".*"})
@@ -148,8 +147,9 @@ def test_an_operation_for_which_the_user_lacks_the_permission_is_refused(
     action: Callable[[BlockingChannel], object],
     what: str,
 ) -> None:
-    """If a user lacks the configure, write or read permission for an AMQP 0-9-1 operation, the broker refuses the
-    operation with RabbitMQ's error text.
+    """If a user lacks the configure, write or read permission for an AMQP 0-9-1 operation, the broker closes the
+    channel with 403. The error names the user, the virtual host, and the queue or exchange that the user may not
+    access.
     """
     rights = {"configure": "^mine", "write": "^mine", "read": "^(mine|amq|hers)"}
     api("PUT", f"permissions/{vhost}/{ann}", rights)

@@ -18,7 +18,7 @@ SetPolicy = Callable[..., None]
 
 @pytest.fixture
 def set_policy(api: Api, vhost: str) -> SetPolicy:
-    """Sets a policy on all names that begin like its own."""
+    """Sets a policy for all queues and exchanges whose names begin with the name of the policy."""
 
     def put(name: str, definition: dict[str, Any], kind: str = "policies", **more: object) -> None:
         status, answer = api("PUT", f"{kind}/{vhost}/{name}", {"pattern": f"^{name}", "definition": definition, **more})
@@ -58,7 +58,7 @@ def test_a_policy_with_a_smaller_max_length_dead_letters_surplus_messages_immedi
     take.until(grown)
 
 
-def test_the_smaller_limit_of_policy_and_operator_policy_applies(
+def test_the_smaller_limit_of_a_policy_and_an_operator_policy_applies(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy
 ) -> None:
     """If a policy and an operator policy both set max-length for a queue, the smaller value applies."""
@@ -77,11 +77,11 @@ def test_the_smaller_limit_of_policy_and_operator_policy_applies(
     take.until(lambda: full() and full() and full() and full() and full())
 
 
-def test_queue_arguments_override_a_policy_except_for_limits(
+def test_queue_arguments_override_the_dead_letter_settings_of_a_policy(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy
 ) -> None:
-    """If a queue's arguments and a policy both set a dead-letter exchange and routing key, the queue's own apply. A
-    max-length in the same policy applies to the queue nevertheless.
+    """If a queue's arguments and a policy both set a dead-letter exchange and routing key, the queue's own apply. The
+    policy's max-length still applies to the queue, which has no max-length of its own.
     """
     channel.queue_declare("dead")
     channel.queue_declare("other")
@@ -99,9 +99,9 @@ def test_queue_arguments_override_a_policy_except_for_limits(
 def test_a_policy_overrides_the_overflow_argument_of_a_quorum_queue_only(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, kind: str, left: int
 ) -> None:
-    """A queue has the argument x-overflow, and a policy sets another overflow behaviour. In a classic queue, the
-    argument applies. In a quorum queue, the policy does: if it sets drop-head and a smaller max-length, the queue drops
-    the messages beyond it.
+    """If the argument x-overflow of a queue and a policy set different overflow behaviours, the argument applies in a
+    classic queue, and the policy in a quorum queue. For example, a policy with drop-head and a smaller max-length makes
+    a quorum queue with x-overflow reject-publish drop messages.
     """
     arguments = {"x-queue-type": kind, "x-overflow": "reject-publish"}
     channel.queue_declare("jobs", durable=True, arguments=arguments)
@@ -128,12 +128,13 @@ def is_rejecting(channel: BlockingChannel, queue: str) -> bool:
 
 @pytest.mark.parametrize("limit", ["max-length", "max-length-bytes"])
 @pytest.mark.parametrize("overflow", ["reject-publish", "reject-publish-dlx"])
-def test_a_classic_queue_applies_the_limit_of_a_policy_before_its_overflow(
+def test_a_policy_with_a_limit_and_reject_publish_dead_letters_surplus_messages_of_a_classic_queue(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, limit: str, overflow: str
 ) -> None:
-    """If one policy brings both a limit and overflow reject-publish or reject-publish-dlx, a classic queue still
-    dead-letters its messages beyond the limit, and rejects only later ones. It keeps the messages if an earlier policy
-    has set the overflow behaviour. A quorum queue keeps them with reject-publish.
+    """If one policy sets both a limit and the overflow behaviour reject-publish or reject-publish-dlx, a classic queue
+    first dead-letters its surplus messages, and then rejects new ones. If an earlier policy has already set the
+    overflow behaviour, the queue keeps its surplus messages. With reject-publish, a quorum queue keeps them even if one
+    policy sets both.
     """
     arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
     bodies = [bytes([number]) for number in range(60)]  # the embedded broker dead-letters them in several turns
@@ -157,11 +158,11 @@ def test_a_classic_queue_applies_the_limit_of_a_policy_before_its_overflow(
 
 
 @pytest.mark.parametrize("by_policy", [True, False], ids=["policy", "argument"])
-def test_a_quorum_queue_with_reject_publish_dlx_drops_messages(
+def test_a_full_quorum_queue_with_reject_publish_dlx_rejects_no_messages(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, by_policy: bool
 ) -> None:
     """Quorum queues do not support the overflow behaviour reject-publish-dlx. The broker accepts it, as an argument or
-    from a policy, but a full queue then dead-letters its oldest messages, and rejects no new ones.
+    from a policy, but a full quorum queue then dead-letters messages in the queue instead of rejecting new ones.
     """
     overflow = "reject-publish-dlx"
     set_policy("jobs", {"overflow": overflow} if by_policy else {"message-ttl": 3_600_000})
@@ -176,11 +177,11 @@ def test_a_quorum_queue_with_reject_publish_dlx_drops_messages(
 
 
 @pytest.mark.differs_since("4.0", "the lower value applies")
-def test_a_policy_overrides_the_expires_argument_of_a_quorum_queue(
+def test_a_policy_overrides_the_expires_argument_of_a_quorum_queue_up_to_3_13(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, api: Api, vhost: str
 ) -> None:
-    """If a policy sets a longer `expires` than the x-expires of a quorum queue, the queue lasts as long as the policy
-    says. After the policy is deleted, the queue expires.
+    """Up to RabbitMQ 3.13, if a policy sets a longer `expires` than the x-expires of a quorum queue, the policy's time
+    applies. After the policy is deleted, the queue expires after its own x-expires.
     """
     set_policy("jobs", {"expires": 3_600_000})
     for name, expires in (("jobs", 100), ("sooner", 1000)):
@@ -194,8 +195,8 @@ def test_a_policy_overrides_the_expires_argument_of_a_quorum_queue(
 def test_only_the_policy_with_the_highest_priority_applies(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy
 ) -> None:
-    """If several policies match a queue, only the one with the highest priority applies. Policies for exchanges are
-    ignored, and so are policies with settings that the queue's type does not support.
+    """If several policies match a queue, only the one with the highest priority applies. Policies that apply only to
+    exchanges are ignored, and so are policies with settings that the queue's type does not support.
     """
     set_policy("jo", {"max-length": 1}, priority=1)
     set_policy("job", {"max-length-bytes": 4}, priority=2)
@@ -240,8 +241,8 @@ def test_a_policy_can_set_overflow_message_ttl_and_expires(
 
 @pytest.mark.differs_since("4.3", "what is returned with basic.nack does not count")
 def test_a_policy_can_set_a_delivery_limit(channel: BlockingChannel, take: Take, set_policy: SetPolicy) -> None:
-    """If a policy sets a delivery-limit for a quorum queue, the queue drops a message that is requeued more often than
-    this, even if the queue's own x-delivery-limit is higher.
+    """If a policy sets a delivery-limit of 1 for a quorum queue, the queue drops a message that is requeued twice, even
+    if the queue's own x-delivery-limit is higher. Requeues by basic.nack count only up to RabbitMQ 4.2.
     """
     set_policy("jobs", {"delivery-limit": 1})
     channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 9})
@@ -389,8 +390,8 @@ def test_only_policymakers_may_change_policies(api: Api, vhost: str, tag: str, c
 
 
 def test_policies_survive_a_restart(tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """After a restart, a durable queue still has its policy and operator policy. The policies of a deleted virtual
-    host are gone.
+    """After a restart, a durable queue still has its policy and operator policy. The policies of a virtual host that
+    was deleted are gone, even if a virtual host with the same name is created again.
     """
     with EmbeddedBroker(data_dir=tmp_path, management_port=0) as broker:
         api = api_of(broker)
@@ -415,8 +416,8 @@ def test_policies_survive_a_restart(tmp_path: Path, api_of: Callable[[EmbeddedBr
 def test_a_policy_with_an_enormous_time_to_live_does_not_prevent_confirms(
     tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]
 ) -> None:
-    """A policymaker can set a time to live of millions of years. The broker still writes messages to disk and confirms
-    them, in this queue and in others.
+    """If a policy sets a message-ttl of millions of years, the broker still writes persistent messages to disk and
+    confirms them, in the queues of this policy and in others.
     """
     with EmbeddedBroker(data_dir=tmp_path, management_port=0) as broker:
         policy = {"pattern": "^long", "definition": {"message-ttl": 2**63 - 1}}

@@ -30,7 +30,7 @@ QUORUM = {"x-queue-type": "quorum"}
 
 @pytest.fixture(scope="module")
 def profiles() -> Iterator[Callable[[str], TestBroker]]:
-    """Starts a broker for each profile, once."""
+    """Starts one broker for each imitated version, when it is first needed."""
     started: dict[str, EmbeddedBroker] = {}
 
     def of(like: str) -> TestBroker:
@@ -46,7 +46,9 @@ def profiles() -> Iterator[Callable[[str], TestBroker]]:
 
 @pytest.fixture(params=[*Like, "rabbitmq"], ids=lambda like: like if like == "rabbitmq" else f"embedded-{like}")
 def broker(request: pytest.FixtureRequest, profiles: Callable[[str], TestBroker]) -> Iterator[TestBroker]:
-    """Each profile of the embedded broker, and RabbitMQ if available, in place of the suite's two brokers."""
+    """An embedded broker for each version that it imitates, and RabbitMQ if available, in place of the suite's two
+    brokers.
+    """
     is_real = request.param == "rabbitmq"
     found = request.getfixturevalue("rabbitmq") if is_real else profiles(request.param)
     if found is None:
@@ -213,8 +215,8 @@ def test_x_death_counts_rise_in_a_dead_letter_cycle_in_every_version(
 def test_the_default_queue_type_is_listed_from_4_0_on(
     broker: TestBroker, channel: BlockingChannel, api: Api, vhost: str
 ) -> None:
-    """From RabbitMQ 4.0 on, a queue that is declared without a type is listed with x-queue-type classic. In every
-    version, the broker refuses to declare this queue again as a quorum queue.
+    """From RabbitMQ 4.0 on, the management API lists a queue that was declared without a type with the argument
+    x-queue-type classic. In every version, the broker refuses to declare such a queue again as a quorum queue.
     """
     channel.queue_declare("q", durable=True)
     listed = {"x-queue-type": "classic"} if broker.differs_since("4.0", "it is listed") else {}
@@ -228,8 +230,8 @@ def test_the_default_queue_type_is_listed_from_4_0_on(
 def test_arguments_of_classic_queues_depend_on_the_version(
     broker: TestBroker, connection: pika.BlockingConnection, connect: Callable[..., pika.BlockingConnection]
 ) -> None:
-    """Up to RabbitMQ 4.2, classic queues refuse an invalid x-queue-mode, but accept x-queue-version 1 and
-    x-queue-master-locator. From 4.3 on, they ignore x-queue-mode and refuse the other two arguments.
+    """Up to RabbitMQ 4.2, the broker refuses a classic queue with an invalid x-queue-mode, but accepts x-queue-version
+    1 and x-queue-master-locator. From 4.3 on, it ignores x-queue-mode, and refuses the other two arguments.
     """
     has_gone = broker.differs_since("4.3", "they are gone")
 
@@ -269,8 +271,9 @@ def test_transient_queues_are_refused_from_4_3_0_to_4_3_5(
 
 
 def test_policy_keys_depend_on_the_version(broker: TestBroker, api: Api, vhost: str) -> None:
-    """From RabbitMQ 4.0 on, policies refuse ha-mode and accept a delivery-limit of -1. From 4.3 on, they refuse
-    queue-master-locator and accept the settings of delayed retries, such as delayed-retry-type.
+    """From RabbitMQ 4.0 on, the broker refuses a policy with ha-mode, and accepts one with a delivery-limit of -1. From
+    4.3 on, it refuses a policy with queue-master-locator, and accepts the settings of delayed retries, such as
+    delayed-retry-type.
     """
 
     def put(definition: dict[str, object]) -> bool:
@@ -309,8 +312,9 @@ def test_permission_checks_and_their_errors_depend_on_the_version(
 def test_a_transaction_commit_to_a_deleted_queue_depends_on_the_version(
     broker: TestBroker, channel: BlockingChannel, connect: Callable[..., pika.BlockingConnection]
 ) -> None:
-    """A message is published in a transaction, and its queue is deleted before tx.commit. Up to RabbitMQ 3.13, the
-    commit succeeds. In 4.0, it closes the channel. From 4.2 on, it closes the connection. RabbitMQ 4.1 is not tested.
+    """A client publishes a message in a transaction, and the message's queue is deleted before tx.commit. Up to
+    RabbitMQ 3.13, the commit succeeds. In 4.0, the broker closes the channel instead, and from 4.2 on, the connection.
+    RabbitMQ 4.1 is not tested.
     """
     channel.queue_declare("q", durable=True)
     other = connect().channel()

@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: the embedded broker's, beside those of RabbitMQ's plugin rabbitmq_prometheus."""
+"""Metrics for Prometheus: the embedded broker's, compared with those of RabbitMQ's plugin rabbitmq_prometheus."""
 
 import http.client
 import re
@@ -142,7 +142,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Started, st
 
 def test_each_metric_of_the_embedded_broker_is_one_of_rabbitmqs_metrics(node: tuple[Started, str]) -> None:
     """Each metric of the embedded broker has the name, type and labels of a metric of RabbitMQ 3.10. After the same
-    operations, it has the same value as in RabbitMQ, unless it depends on the machine or is a value of one channel.
+    operations, both brokers report the same value, unless the metric depends on the machine or belongs to one channel.
     """
     started, url = node
     with (
@@ -297,7 +297,7 @@ def test_queue_names_in_metrics_are_escaped(broker: EmbeddedBroker, name: str) -
 @large
 def test_metrics_of_many_queues_do_not_hold_up_other_clients() -> None:
     """While the broker serves the metrics of 10,000 queues, it never uses more than 0.25 s of CPU time before it serves
-    other clients. The metrics are complete.
+    other clients. The response contains the metrics of all queues.
     """
     with EmbeddedBroker(prometheus_port=0) as broker:
         assert broker._server is not None
@@ -350,8 +350,8 @@ def test_metrics_of_many_channels_do_not_hold_up_other_clients() -> None:
 def test_the_metrics_port_serves_only_metrics_and_refuses_web_pages(
     broker: EmbeddedBroker, method: str, path: str, headers: dict[str, str], status: int
 ) -> None:
-    """The metrics port answers GET and HEAD requests without a login. It refuses other methods, other paths, and
-    requests from web pages of other hosts.
+    """The metrics port answers GET and HEAD requests for metrics without a login. It refuses other methods with 405,
+    other paths with 404, and requests that a web page of another host could send with 403 or 421.
     """
     assert asked(metrics_url(broker), path, method, **headers)[0] == status
 

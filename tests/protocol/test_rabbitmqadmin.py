@@ -42,15 +42,15 @@ close connection name=none -> *** Not found
 """
 
 
-def test_rabbitmqadmin_works_with_the_embedded_broker_as_with_rabbitmq(
+def test_rabbitmqadmin_prints_the_same_with_the_embedded_broker_as_with_rabbitmq(
     broker: TestBroker,
     rabbitmq: TestBroker | None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """RabbitMQ serves the Python program rabbitmqadmin for download. Its commands to declare, list, publish, get,
-    purge, export, import and delete print the same results with the embedded broker as with RabbitMQ.
+    """RabbitMQ serves the Python program rabbitmqadmin for download. With the embedded broker, its commands to declare,
+    list, publish, get, purge, export, import and delete print the same results as with RabbitMQ.
     """
     if rabbitmq is None:
         pytest.skip("no RabbitMQ to download rabbitmqadmin from")

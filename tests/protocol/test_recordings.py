@@ -141,7 +141,7 @@ def test_without_a_path(amqp_vhost): pass
 
 
 @large
-def test_the_marker_amqp_recording_replays_in_a_users_test(tmp_path: Path, recording: Path) -> None:
+def test_the_marker_amqp_recording_replays_a_recording_in_a_users_test(tmp_path: Path, recording: Path) -> None:
     """In a user's test, the pytest marker amqp_recording replays the recording that the marker names. The test fails
     with the reason if a message is unroutable, if the marker names no file or one that does not exist, or if the test
     does not use the embedded broker.

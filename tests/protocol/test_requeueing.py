@@ -114,7 +114,7 @@ def test_messages_keep_their_order_when_one_nack_puts_thousands_over_the_deliver
         assert [number for number, _ in _deliveries(client, _MANY)] == [*range(_MANY)]
 
 
-# -- what happens in the middle of it, on the embedded broker
+# -- what happens while messages are being requeued, on the embedded broker
 
 
 class Nacking:
@@ -165,7 +165,9 @@ class Nacking:
             self.other.basic_publish("", "q", bytes([body]), BasicProperties(delivery_mode=PERSISTENT))
 
     def stop_in(self, *methods: Frame) -> None:
-        """Have the client send methods, and the broker collect one message of the first."""
+        """Send these methods from the client, and stop the broker once it has collected one message of the first
+        method.
+        """
         take_turn, is_held = self._clock.take_turn, threading.Event()
 
         def hold(what: Callable[[], object]) -> None:
@@ -184,7 +186,7 @@ class Nacking:
         assert is_held.wait(60)
 
     def go_on(self) -> None:
-        """Have the broker handle the rest."""
+        """Let the broker handle the rest of the methods."""
         self.broker.under_test(lambda _: [what() for what in self._held_turns])
 
     def taken(self, expected: int) -> list[tuple[bytes, bool]]:
@@ -219,13 +221,13 @@ class Nacking:
 _NACK = commands.Basic.Nack(delivery_tag=0, multiple=True)
 _LIMITED = {**_QUORUM, "x-delivery-limit": 5}
 _BOTH = pytest.mark.parametrize("arguments", [{}, _LIMITED], ids=["classic", "quorum"])
-#: The messages 1 to 4, which come back.
+#: The messages 1 to 4, requeued.
 _BACK = [(b"1", True), (b"2", True), (b"3", True), (b"4", True)]
 
 
 @pytest.fixture
 def nacking(broker_in_process: EmbeddedBroker) -> Iterator[Callable[..., Nacking]]:
-    """Starts clients."""
+    """Starts clients (see Nacking), and closes them at the end of the test."""
     with ExitStack() as stack:
         yield lambda *given, **more: stack.enter_context(closing(Nacking(broker_in_process, *given, **more)))
 

@@ -1,8 +1,8 @@
-"""The rights that each operation needs, by AMQP 0-9-1, AMQP 1.0, the management API and the stream protocol.
+"""The rights that each operation needs over AMQP 0-9-1, AMQP 1.0, the management API and the stream protocol.
 
-MATRIX has a row for each operation: the rights that it needs, and how a client performs it with each protocol that has
-it. The cases are generated: an operation is allowed with exactly the rights that it needs, and refused when one of them
-is missing. TOPICS and TAGS are the rows of topic permissions and of users' tags.
+MATRIX has a row for each operation: the rights that it needs, and how a client performs it with each protocol that
+supports it. The cases are generated: an operation is allowed with exactly the rights that it needs, and refused when
+one of them is missing. TOPICS and TAGS are the rows of topic permissions and of users' tags.
 """
 
 import contextlib
@@ -298,7 +298,7 @@ def rows(protocol: str) -> Any:
 
 
 def patterns(granted: Iterable[Need]) -> dict[str, str]:
-    """Permissions for exactly these."""
+    """Return permissions for exactly these rights."""
     found = {}
     for right in ("configure", "write", "read"):
         names = [re.escape(name) for what, name in granted if what == right]
@@ -307,7 +307,9 @@ def patterns(granted: Iterable[Need]) -> dict[str, str]:
 
 
 def cases(needs: list[Need]) -> Iterator[tuple[list[Need], bool]]:
-    """Rights, and whether they are enough: exactly those needed, and all but each of them."""
+    """Yield the rights that are needed, which are enough, and then all rights without one of those needed, which are
+    not.
+    """
     yield needs, True
     everything = [(right, name) for right in ("configure", "write", "read") for name in NAMES]
     for missing in needs:
@@ -524,11 +526,12 @@ LOOKUPS: list[tuple[str, list[Need], bool]] = [
 
 
 @pytest.mark.parametrize("streams", ["4.0", "4.2", "4.3"], indirect=True)
-def test_lookups_of_streams_need_permissions_from_4_2_on(
+def test_lookups_of_streams_need_permissions_from_4_2_9_on(
     streams: "tuple[World, Callable[[str, str], RawStream]]", request: pytest.FixtureRequest
 ) -> None:
-    """From RabbitMQ 4.2 on, a user without permissions cannot find out whether a stream exists, or which partitions a
-    super stream has.
+    """From RabbitMQ 4.2.9 on, the broker answers with access-refused if a user without the necessary permissions looks
+    up a stream (`metadata`), the partitions of a super stream (`partitions`), or the partition for a routing key
+    (`route`). In RabbitMQ 4.0, every user may look these up.
     """
     world, log_in = streams
     is_checked = "4.0" not in request.node.name
@@ -609,7 +612,7 @@ def is_allowed(topic: Topic, *, checks_copies: bool) -> bool:
 
 
 def grant_topics(world: World) -> None:
-    """All rights, and topic permissions for `^ann`."""
+    """Grant all rights, and topic permissions for `^ann`."""
     world.reset(EVERYTHING)
     world.put(f"topic-permissions/VHOST/{world.user}", {"exchange": "x", "write": "^ann", "read": "^ann"})
 
@@ -619,7 +622,7 @@ def test_topic_permissions_apply_over_amqp_0_9_1(
     broker: TestBroker, world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, topic: Topic
 ) -> None:
     """Over AMQP 0-9-1, a user cannot publish or bind with a routing key that does not match the user's topic
-    permission. From RabbitMQ 4.0 on (since 4.0.3), the keys in CC and BCC must match as well.
+    permission. From RabbitMQ 4.0.3 on, the routing keys in CC and BCC must match as well.
     """
     grant_topics(world)
     assert topic.channel is not None
@@ -637,7 +640,7 @@ def test_topic_permissions_apply_over_amqp_0_9_1(
 @of_topics
 def test_topic_permissions_apply_to_the_management_api(broker: TestBroker, world: World, topic: Topic) -> None:
     """In the management API, a user cannot publish or bind with a routing key that does not match the user's topic
-    permission. From RabbitMQ 4.0 on (since 4.0.3), the keys in CC and BCC must match as well.
+    permission. From RabbitMQ 4.0.3 on, the routing keys in CC and BCC must match as well.
     """
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "management"})
     grant_topics(world)
@@ -712,9 +715,9 @@ TAGS = [
 def test_a_users_tags_decide_which_management_requests_are_allowed(
     world: World, tags: str, asked: Asked, status: int
 ) -> None:
-    """Over HTTP, a user with any tag may list queues. Setting a policy needs the tag `policymaker` or `administrator`,
-    listing nodes `monitoring` or `administrator`, and changing a user `administrator`. Without the tag, the management
-    API answers with the status 401.
+    """In the management API, a user with any tag may list queues. Setting a policy needs the tag `policymaker` or
+    `administrator`, listing nodes `monitoring` or `administrator`, and changing a user `administrator`. The API answers
+    the request of a user without such a tag with the status 401.
     """
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": tags})
     world.reset([])

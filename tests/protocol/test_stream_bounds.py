@@ -90,9 +90,9 @@ def test_random_stream_frames_cause_no_internal_error(
 
 
 def test_stream_publishers_wait_while_the_broker_is_low_on_memory() -> None:
-    """During a memory alarm, the broker refuses to declare stream publishers. It confirms one more message of an
-    existing publisher, and then leaves further messages unconfirmed. Once memory is freed, it confirms these messages,
-    and accepts new publishers again.
+    """During a memory alarm, the broker refuses new stream publishers with precondition-failed. It confirms one more
+    message of an existing publisher, and leaves further messages unconfirmed. Once memory is freed, it confirms these
+    messages, and accepts new publishers again.
     """
     with EmbeddedBroker(stream_port=0, memory_limit=1_000_000) as broker:
         assert broker.stream_port is not None
@@ -222,8 +222,7 @@ def _connect(port: int) -> RawStream:
 
 def test_stored_offsets_are_not_rewritten_with_each_segment() -> None:
     """When a stream with stored offsets begins a new segment, the broker does not write all offsets again. Even with
-    100 tiny segments, the files of a stream with 5,000 stored offsets take less than three times the space of these
-    offsets.
+    100 tiny segments, a stream with 5,000 stored offsets takes less than three times the space of these offsets.
     """
     with EmbeddedBroker(stream_port=0) as embedded:
         client = _client(embedded)
@@ -243,7 +242,7 @@ def test_stored_offsets_are_not_rewritten_with_each_segment() -> None:
 
 
 def test_stored_offsets_count_towards_memory_use(caplog: pytest.LogCaptureFixture) -> None:
-    """If the memory limit is 400 kB, a thousand offsets that are stored under long names cause a memory alarm. The
+    """If the memory limit is 400 kB, a thousand stored offsets with reader names of 255 bytes cause a memory alarm. The
     alarm ends when the stream is deleted.
     """
     caplog.set_level(logging.WARNING)

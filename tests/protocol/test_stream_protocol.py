@@ -227,8 +227,8 @@ def test_a_message_with_a_used_publishing_id_is_confirmed_but_not_stored(client:
 
 
 def test_sub_entry_batches_of_a_stream_are_stored_unchanged(client: RawStream, stream: str) -> None:
-    """A stream stores and delivers a sub-entry batch without unpacking it. Each message in the batch takes up one
-    offset.
+    """A stream stores and delivers a sub-entry batch (several messages that the publisher has packed together) without
+    unpacking it. Each message in the batch takes up one offset.
     """
     batch = struct.pack(">BHII", 0xC0, 3, 100, 7) + b"packed!"
     client.declare_publisher(1, stream, "ann")

@@ -19,7 +19,9 @@ Connect = Callable[..., pika.BlockingConnection]
 
 @pytest.fixture(autouse=True)
 def stream(channel: BlockingChannel) -> str:
-    """A stream, and confirms: what has been published is in it before anybody reads."""
+    """Declare a stream, and put the channel into confirm mode, so that published messages are in the stream before it
+    is read.
+    """
     channel.confirm_delivery()
     channel.queue_declare("s", durable=True, arguments=STREAM)
     return "s"
@@ -31,7 +33,7 @@ def publish(channel: BlockingChannel, *bodies: str) -> None:
 
 
 class Reader:
-    """A consumer of the stream on a channel of its own; it acknowledges nothing by itself."""
+    """A consumer of the stream on its own channel. It acknowledges messages only if the test does."""
 
     def __init__(self, connection: pika.BlockingConnection, prefetch: int = 100, **arguments: Any) -> None:
         self.channel = connection.channel()
@@ -247,11 +249,11 @@ def test_basic_get_and_queue_purge_of_a_stream_are_refused(
 
 @pytest.mark.parametrize("requeue", [True, False])
 @pytest.mark.differs_since("4.0", "it is taken, and the reader gets no credit for it")
-def test_nacking_a_message_of_a_stream_closes_the_connection(
+def test_nacking_a_message_of_a_stream_closes_the_connection_up_to_3_13(
     channel: BlockingChannel, take: Take, *, requeue: bool
 ) -> None:
-    """If a client nacks a message of a stream, the broker closes the connection, because a stream can neither requeue
-    nor dead-letter a message.
+    """Up to RabbitMQ 3.13, if a client nacks a message of a stream, the broker closes the connection, because a stream
+    can neither requeue nor dead-letter a message.
     """
     publish(channel, "a")
     reader = Reader(channel.connection, offset="first")

@@ -94,7 +94,7 @@ def test_unfinished_tls_handshakes_are_limited_per_address(
     amqp_tls: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If more connections from one address have an unfinished TLS handshake than the limit allows, the broker closes
-    the oldest of them, and still serves other clients.
+    the oldest of them. It still serves the newest of them, and other clients.
     """
     monkeypatch.setattr(listener, "stranger_limit", lambda: 10)
     with EmbeddedBroker(tls=amqp_tls.tls()) as broker, ExitStack() as stack:

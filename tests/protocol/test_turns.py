@@ -384,8 +384,8 @@ def test_routing_many_keys_in_cc_by_topic_bindings_does_not_hold_up_other_client
     broker: EmbeddedBroker, watch: LoopWatch, *, is_watched: bool
 ) -> None:
     """While the broker routes a message with 10,000 keys in CC by 300 topic bindings, it never uses more than 0.25 s of
-    CPU time before it serves other clients. If such a message would have to pass through 60 topic exchanges, the broker
-    closes the channel with an error instead of routing it.
+    CPU time before it serves other clients. If a message with so many keys would have to pass through 60 topic
+    exchanges, the broker closes the channel with an error instead of routing it.
     """
     if is_watched:
         broker.under_test(
@@ -461,9 +461,9 @@ def test_routing_by_large_headers_bindings_does_not_hold_up_other_clients(
 def test_large_annotations_for_many_messages_do_not_hold_up_other_clients(
     broker: EmbeddedBroker, watch: LoopWatch, count: int, *, is_settled: bool
 ) -> None:
-    """While the broker handles an AMQP 1.0 disposition that adds a list of 12,000 maps to the annotations of each of
-    100 messages, it never uses more than 0.25 s of CPU time before it serves other clients. A disposition that does so
-    for 300 messages takes too much work, so the broker ends the session and requeues all 300.
+    """An AMQP 1.0 client sends a disposition that adds a list of 12,000 maps to the annotations of each of 100
+    messages. While the broker handles it, it never uses more than 0.25 s of CPU time before it serves other clients.
+    For 300 messages, this is too much work: the broker ends the session, and requeues all 300.
     """
     with closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
         channel = connection.channel()
@@ -549,9 +549,9 @@ def test_acknowledging_100000_messages_is_done_in_several_turns_of_the_event_loo
 
 def test_a_message_for_40000_queues_does_not_hold_up_other_clients(tmp_path: Path) -> None:
     """While the broker adds a persistent message to 40,000 queues, it never uses more than 0.25 s of CPU time before it
-    serves other clients. The message may come over AMQP 0-9-1, AMQP 1.0 or HTTP, or may be a dead letter or a delayed
-    message. Its publisher gets the confirm or the reply only when all queues contain the message. The publisher's next
-    message is added after that.
+    serves other clients. The message may be published over AMQP 0-9-1, AMQP 1.0 or HTTP, or may be a dead letter or a
+    delayed message. The publisher gets the confirm or the reply only when all queues contain the message. The queues
+    get the publisher's next message after that.
     """
     with EmbeddedBroker(management_port=0, data_dir=tmp_path, like="4.2") as broker:
         vhost, watch, queues = _vhost(broker), LoopWatch(broker), []
@@ -747,7 +747,7 @@ def _vhost(broker: EmbeddedBroker) -> VirtualHost:
 
 @pytest.fixture
 def many_files() -> Iterator[None]:
-    """This process may open 4,096 files, if the system lets it."""
+    """Let this process open 4,096 files, if the system allows it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
     yield
@@ -756,8 +756,7 @@ def many_files() -> Iterator[None]:
 
 def test_the_loss_of_many_connections_with_many_channels_does_not_hold_up_other_clients() -> None:
     """If 60 connections with 2,047 channels each are lost at the same time, the broker never uses more than 0.25 s of
-    CPU time before it serves other clients, even while it looks for deliveries on these channels that have been
-    unacknowledged for longer than the consumer timeout.
+    CPU time before it serves other clients.
     """
     opened = b"".join(frame.marshal(commands.Channel.Open(), number) for number in range(2, 2048))
     with EmbeddedBroker(like="4.3", memory_limit=1 << 40) as broker, ExitStack() as stack:

@@ -43,8 +43,9 @@ def test_a_virtual_host_keeps_its_description_tags_and_default_queue_type(
 def test_a_virtual_host_loses_the_metadata_that_a_request_does_not_contain(
     broker: TestBroker, api: Api, vhost: str, path: str
 ) -> None:
-    """If a virtual host is set again over HTTP, or is in imported definitions, it loses the description and the tags
-    that the request does not contain. It keeps its default queue type up to RabbitMQ 4.1, and loses it from 4.2 on.
+    """If a PUT request or imported definitions update a virtual host without its description and tags, the virtual host
+    loses them. If the default queue type is missing, too, the virtual host keeps its type up to RabbitMQ 4.1, and loses
+    it from 4.2 on.
     """
     api("PUT", f"vhosts/{vhost}", {"description": "d", "tags": "a, b", "default_queue_type": "quorum"})
     body: Any = {"tracing": False} if path != "definitions" else {"vhosts": [{"name": vhost}]}

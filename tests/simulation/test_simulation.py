@@ -43,8 +43,8 @@ def run(*options: str, hash_seed: str = "random") -> subprocess.CompletedProcess
 
 @pytest.mark.parametrize("first", range(0, _SEEDS, _PART))
 def test_the_embedded_broker_keeps_every_rule_of_the_simulations_model(first: int) -> None:
-    """Whatever clients and faults the simulation draws from a seed, the embedded broker breaks no rule of the
-    simulation's model. For example, it loses no confirmed message.
+    """The simulation draws random clients and faults from a seed. Whatever they do, the embedded broker breaks no rule
+    of the simulation's model. For example, it loses no confirmed message.
     """
     for seed in range(first, first + _PART):
         plan = draw(seed)
@@ -117,8 +117,8 @@ def test_a_history_of_the_simulation_does_not_depend_on_the_free_disk_space(monk
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name.replace(" ", "-"))
 @pytest.mark.timeout(3600)
 def test_the_simulation_finds_each_planted_defect(mutation: Mutation) -> None:
-    """Each known defect is planted in the embedded broker, one at a time. The simulation finds each of them within its
-    first 1,000 seeds.
+    """A known defect is planted in the embedded broker's code. The simulation finds the defect within its first 1,000
+    seeds.
     """
     found = run("--quick", "--seeds", str(_MOST_SEEDS), "--mutation", mutation.name)
     assert found.returncode == 1, f"not found: {found.stdout}{found.stderr}"
@@ -342,8 +342,8 @@ def test_the_model_allows_a_delayed_message_twice_in_a_stream_only_after_a_kill(
 def test_a_failing_seed_of_the_simulation_is_reduced_to_the_steps_that_make_it_fail(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """If a seed of the simulation fails, the printed history is reduced: it contains only the clients and steps without
-    which the seed would not fail.
+    """If the embedded broker breaks a rule with a seed of the simulation, the printed history is reduced: it contains
+    only the clients and steps without which the rule would not be broken.
     """
     from tests.simulation import shrinking
 

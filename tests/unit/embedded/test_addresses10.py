@@ -25,9 +25,9 @@ TOO_LONG = "a name or a routing key is longer than 255 bytes"
     ],
 )
 def test_an_address_names_a_queue_or_an_exchange_and_a_routing_key(address: str, target: PublishTarget) -> None:
-    """An AMQP 1.0 message that is sent to the address of a queue goes to this queue. One that is sent to the address of
-    an exchange goes to this exchange, with the routing key in the address, or an empty one. Names and keys in addresses
-    are percent-encoded.
+    """An AMQP 1.0 message that is sent to the address of a queue goes to this queue. A message to the address of an
+    exchange goes to this exchange with the routing key in the address, or with an empty routing key if there is none.
+    Names and routing keys in addresses are percent-encoded.
     """
     assert parse_target(address) == target
     assert target.address == address
@@ -53,17 +53,17 @@ def test_an_address_names_a_queue_or_an_exchange_and_a_routing_key(address: str,
         ("/exchanges/x/a/b", "not the address of an exchange"),
     ],
 )
-def test_the_target_address_of_a_message_must_be_valid(address: str, error: str) -> None:
-    """The target address of an AMQP 1.0 message must have version 2 of RabbitMQ's address format. Parsing any other
-    address raises ValueError. The same happens if a name or routing key in the address is too long or not
-    percent-encoded correctly, if the name of a queue or exchange is empty, or if the exchange is the default exchange.
+def test_parsing_an_invalid_target_address_raises_value_error(address: str, error: str) -> None:
+    """Parsing the target address of an AMQP 1.0 message raises ValueError unless the address has version 2 of
+    RabbitMQ's address format, such as /queues/q. It also raises ValueError if a name or routing key in the address is
+    too long or has an invalid percent escape, if a name is empty, or if the exchange is the default exchange.
     """
     with pytest.raises(ValueError, match=f"^{error}$"):
         parse_target(address)
 
 
 @pytest.mark.parametrize("address", ["/queues/%FF", "/exchanges/%FF", "/exchanges/x/%FF"])
-def test_a_name_in_an_address_is_utf_8(address: str) -> None:
+def test_an_address_with_a_name_that_is_not_utf_8_is_refused(address: str) -> None:
     """Parsing an AMQP 1.0 address raises UnicodeDecodeError if the percent-encoded bytes of a name or routing key in
     the address are not UTF-8, as in /queues/%FF.
     """

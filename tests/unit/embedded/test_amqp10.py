@@ -201,9 +201,9 @@ def test_a_message_in_a_stream_keeps_names_and_values_that_are_not_utf_8(size: i
     assert found.properties.fields()["message_id"] == b"\x01\xff"
 
 
-def test_the_sections_before_the_body_are_decoded_once_if_they_are_short() -> None:
-    """To save time, the broker decodes the properties of successive messages in a stream only once if they are equal.
-    It decodes long properties, such as a message id of 300 characters, for each message.
+def test_equal_short_properties_of_messages_in_a_stream_are_decoded_once() -> None:
+    """To save time, the broker decodes the properties of successive messages in a stream only once if they are equal
+    and short. It decodes long properties, such as a message id of 300 characters, for each message.
     """
     for size, is_kept in ((10, True), (300, False)):
         first, second = (_decoded(Amqp10Message(properties=BareProperties("m" * size))).properties for _ in range(2))
@@ -265,7 +265,7 @@ def test_an_id_that_is_too_long_for_a_property_becomes_a_header(
 
 
 @pytest.mark.parametrize("value", [5, ["a"], None, "a" * 256], ids=["number", "list", "null", "long"])
-def test_annotations_and_properties_of_another_type_are_ignored(value: Any10) -> None:
+def test_annotations_and_properties_of_the_wrong_type_are_ignored(value: Any10) -> None:
     """If the exchange, routing key, priority, delivery mode, expiration or another property of an AMQP 1.0 message in a
     stream does not have the type that AMQP 0-9-1 needs, or is too long, the message is delivered without it.
     """

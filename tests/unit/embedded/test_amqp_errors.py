@@ -55,8 +55,8 @@ def test_an_error_has_rabbitmqs_code_and_text(
     ids=["longest", "too long", "too many bytes", "half a character", "not UTF-8"],
 )
 def test_an_error_text_is_cut_to_255_bytes(what: str, sent: str) -> None:
-    """The broker cuts the reply text of an error to 255 bytes. The text then ends with an ellipsis, and no character is
-    cut in half. Bytes that are not UTF-8 are left out.
+    """The broker cuts the reply text of an error if it is longer than 255 bytes. The cut text ends with `...`, and no
+    character is cut in half. Bytes that are not UTF-8 are left out.
     """
     error = AmqpException(404, what)
     assert error.reply_text == f"NOT_FOUND - {sent}"
@@ -65,8 +65,8 @@ def test_an_error_text_is_cut_to_255_bytes(what: str, sent: str) -> None:
 
 def test_each_kind_of_failure_is_logged_once_and_at_most_100_kinds(caplog: pytest.LogCaptureFixture) -> None:
     """If the broker cannot process a message, it logs the failure with its traceback. It logs failures of the same kind
-    only once, and at most 100 kinds. Line breaks in the names of queues are escaped, so that they cannot forge lines of
-    the log.
+    (the same queue and type of exception) only once, and at most 100 kinds. Line breaks in the names of queues are
+    escaped, so that they cannot forge lines of the log.
     """
     caplog.set_level(logging.ERROR)
     failures, error = FailureLog(), ValueError("wrong")
@@ -97,7 +97,7 @@ def test_each_kind_of_failure_is_logged_once_and_at_most_100_kinds(caplog: pytes
     ],
     ids=ascii,
 )
-def test_a_name_has_at_most_255_bytes_of_utf_8(name: str, error: str | None) -> None:
+def test_the_error_for_a_name_says_whether_it_is_too_long_or_not_utf_8(name: str, error: str | None) -> None:
     """If a name, such as that of a queue, is longer than 255 bytes or is not UTF-8, the broker's error says which of
     the two is wrong.
     """

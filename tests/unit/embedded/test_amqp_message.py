@@ -1,4 +1,6 @@
-"""Messages: their properties are decoded as they were published, and changed copies keep the bytes of the others."""
+"""Messages: their properties are decoded as they were published, and changing one property keeps the bytes of the
+others.
+"""
 
 import pytest
 from hypothesis import given
@@ -55,7 +57,7 @@ _BEGIN = bytes.fromhex("003c 0000 0000000000000005")
 
 
 def nested(depth: int) -> dict[str, bytes]:
-    """Return the headers with a list that is nested this deep."""
+    """Return headers that contain a list nested this deep."""
     value: Value = "x"
     for _ in range(depth):
         value = [value]
@@ -78,17 +80,17 @@ def test_a_messages_exchange_and_routing_key_are_parsed_as_they_were_encoded(exc
     [(b"\0\0", False), (b"\0\0\x0a", True), (b"\2ab\3key\x0a", True), (b"\2ab\3key\x0b", False),
      (b"\2ab\3ke\x0a", False), (b"\2ab\4key\x0a\x0a", True), (b"\2ab\2k\x0a\x0a", True), (b"\2ab\1k\x0a\x0a", False)],
 )  # fmt: skip
-def test_a_stored_address_says_whether_an_amqp_1_0_message_follows(address: bytes, *, sectioned: bool) -> None:
+def test_a_stored_message_says_whether_it_is_an_amqp_1_0_message(address: bytes, *, sectioned: bool) -> None:
     """In a stored message, a byte after the exchange and the routing key marks an AMQP 1.0 message. If the routing key
-    ends with the same byte, the broker does not take this for the mark.
+    itself ends with this byte, the broker does not mistake it for the mark.
     """
     assert is_sectioned(address) == sectioned
 
 
 @pytest.mark.parametrize("address", [b"", b"\0", b"\1a", b"\1ab", b"\0\2a", b"\0\1ab", b"\0\0\0"])
-def test_an_address_that_does_not_have_its_length_is_malformed(address: bytes) -> None:
-    """If the exchange or the routing key of a message is cut short, or bytes follow them, decoding raises
-    ValueError.
+def test_a_stored_exchange_or_routing_key_of_the_wrong_length_raises_value_error(address: bytes) -> None:
+    """If the encoded exchange or routing key of a message is shorter than its length says, or is followed by other
+    bytes, decoding raises ValueError.
     """
     with pytest.raises(ValueError, match=r"^address cut short$"):
         parse_address(address)
@@ -120,7 +122,7 @@ def test_random_bytes_decode_to_properties_or_raise_value_error(data: bytes) -> 
         (_BEGIN + b"\x80\0\1tx", "bytes after the properties"),
     ],
 )
-def test_a_malformed_content_header_is_an_error_that_says_why(payload: bytes, error: str) -> None:
+def test_a_malformed_content_header_raises_value_error_with_the_reason(payload: bytes, error: str) -> None:
     """If a content header is too short or too long for the properties in its flags, or has unknown flags, decoding it
     raises ValueError with the reason.
     """
@@ -196,7 +198,7 @@ def test_added_headers_replace_those_of_the_same_name() -> None:
         assert copy.priority == fields["priority"][0]
 
 
-def test_a_changed_message_keeps_its_address_and_body() -> None:
+def test_a_copy_of_a_message_keeps_what_is_not_replaced() -> None:
     """A copy of a message with another reply-to has the same exchange, routing key and body. A copy with another
     exchange and routing key has the same properties, except for the expiration, which can be removed.
     """

@@ -69,8 +69,8 @@ def policies(changes: Changes) -> Policies:
     ],
 )
 def test_a_pattern_matches_anywhere_in_a_name(pattern: str, text: str, *, matches: bool) -> None:
-    """The pattern of a policy, or the name filter of a management API request, matches anywhere in a name, even if the
-    name is not valid UTF-8.
+    """The pattern of a policy, or the name filter of a management API request, can match any part of a name unless it
+    is anchored with `^` or `$`. The name need not be valid UTF-8.
     """
     check_pattern(pattern)
     assert found(pattern, text) is matches
@@ -101,9 +101,10 @@ def test_a_pattern_that_is_not_valid_is_refused(
     assert capfd.readouterr().err == ""
 
 
-def test_the_pattern_of_a_request_is_shorter_and_smaller_than_that_of_a_policy() -> None:
-    """The name filter of a management API request is compiled for each request. It may therefore have at most 1,000
-    characters, and must need less memory than the pattern of a policy may need.
+def test_the_limits_of_a_name_filter_are_lower_than_those_of_a_policys_pattern() -> None:
+    """A management API request can filter names by a pattern, which is compiled for each request. Its limits are
+    therefore lower than those for the pattern of a policy: the broker refuses a name filter of more than 1,000
+    characters, or one that needs too much memory.
     """
     assert finder("a" * 1000)("a" * 1000)
     check_pattern("a" * 1001)
@@ -160,7 +161,7 @@ ONE: Table = {"max-length": 1}
 )
 @pytest.mark.parametrize("kind", ["classic", "quorum", "stream", "exchange"])
 @pytest.mark.parametrize("of", [USER, OPERATOR])
-def test_a_policy_applies_to_the_matching_names_of_its_types(
+def test_a_policy_applies_only_if_its_pattern_and_its_apply_to_match(
     policies: Policies, policy: Policy, applies_to: str, kind: str, of: str
 ) -> None:
     """A policy or operator policy can apply to a queue or an exchange only if its pattern matches the name and its

@@ -92,7 +92,7 @@ def permit(broker: Broker, configure: str, write: str, read: str) -> None:
 # The broker's attach frame
 
 
-def test_the_answer_to_a_publishers_attach_frame(client: MemoryClient10) -> None:
+def test_a_publishers_attach_frame_is_answered_with_the_same_name_and_addresses(client: MemoryClient10) -> None:
     """The broker answers an AMQP 1.0 publisher's attach frame with the same name, handle, sender settle mode, source
     and target. The receiver settle mode is `first`, and the max-message-size is 16 MiB, as in RabbitMQ 4.
     """
@@ -117,13 +117,13 @@ def test_a_publisher_may_attach_without_source_and_target(client: MemoryClient10
 
 
 @pytest.mark.parametrize(("mode", "sent"), [(None, 0), (UNSETTLED, 0), (SETTLED, 1), (UInt8(2), 0)])
-def test_the_answer_to_a_receivers_attach_frame(
+def test_a_receivers_attach_frame_is_answered_with_the_same_name_and_addresses(
     client: MemoryClient10, q: BrokerQueue, mode: UInt8 | None, sent: int
 ) -> None:
-    """The broker answers an AMQP 1.0 receiver's attach frame with the same name, handle, receiver settle mode, target
-    and max-message-size, and with an initial delivery count of 0. The source in its answer has the default outcome
-    `released`, and all outcomes if the client names none. The broker sends messages settled only if the client asks for
-    that.
+    """The broker answers an AMQP 1.0 receiver's attach frame with the same name, handle, receiver settle mode,
+    addresses and max-message-size, and with an initial delivery count of 0. The default outcome is `released`, and if
+    the client names no outcomes, all that RabbitMQ supports are possible. The broker sends messages settled only if the
+    client asks for that.
     """
     source = of("/queues/q", durable=UInt32(1), filter={Symbol("no"): "filter"}, capabilities=Symbol("queue"))
     target = described(TARGET, "there")
@@ -159,7 +159,7 @@ def test_a_publisher_may_use_the_settle_mode_second_if_its_messages_are_settled(
 
 def test_the_priority_and_the_timeout_of_a_consumer_are_link_properties(broker: Broker, client: MemoryClient10) -> None:
     """An AMQP 1.0 receiver sets its priority and its consumer timeout with the link properties `rabbitmq:priority` and
-    `rabbitmq:consumer-timeout`. Values of other types are ignored.
+    `rabbitmq:consumer-timeout`. The broker ignores values that are not numbers.
     """
     queue = broker.vhosts["/"].add_queue(QueueDeclaration("qq", {"x-queue-type": "quorum"}, durable=True))
     names = [Symbol(f"rabbitmq:{name}") for name in ("priority", "consumer-timeout")]
@@ -174,7 +174,7 @@ def test_the_priority_and_the_timeout_of_a_consumer_are_link_properties(broker: 
 
 
 @pytest.mark.parametrize("mode", [UNSETTLED, SETTLED])
-def test_a_dynamic_source_with_the_capability_temporary_queue(
+def test_a_dynamic_source_with_the_capability_temporary_queue_creates_an_exclusive_queue(
     client: MemoryClient10, broker: Broker, mode: UInt8
 ) -> None:
     """An AMQP 1.0 receiver with a dynamic source and the capability `temporary-queue` gets an exclusive queue, which is
@@ -212,7 +212,7 @@ def test_a_dynamic_source_for_direct_replies_has_no_outcomes(client: MemoryClien
 
 
 @pytest.mark.parametrize(("length", "is_named"), [(142, True), (143, False)])
-def test_the_name_of_a_temporary_queue_contains_no_long_names(
+def test_the_name_of_a_temporary_queue_leaves_out_a_long_container_id_and_link_name(
     client: MemoryClient10, length: int, is_named: bool
 ) -> None:
     """The name of an AMQP 1.0 receiver's temporary queue contains the container id of the connection, a hyphen and the
@@ -234,7 +234,7 @@ def test_the_name_of_a_temporary_queue_contains_no_long_names(
     ],
     ids=["with an address", "other capability", "unsettled replies", "other expiry policy", "timeout"],
 )
-def test_other_dynamic_sources_are_not_supported(client: MemoryClient10, source: Described, mode: UInt8) -> None:
+def test_an_unsupported_dynamic_source_is_refused(client: MemoryClient10, source: Described, mode: UInt8) -> None:
     """If an AMQP 1.0 receiver has a dynamic source with an address, or with neither of the capabilities
     `temporary-queue` and `rabbitmq:volatile-queue`, the broker detaches the link with not-implemented. It does the same
     for direct replies (`rabbitmq:volatile-queue`) that are not settled, or whose source does not expire with the link.

@@ -224,7 +224,7 @@ def test_the_cluster_name_contains_the_port_unless_it_is_set(scene: Scene) -> No
     [(1000, 1000, 1_000_000), (256 * _MIB, 256 * _MIB, 128 * _MIB), (512 * _MIB, 256 * _MIB, 256 * _MIB),
      (4096 * _MIB, 1024 * _MIB, 2048 * _MIB), (2_000_003, 2_000_003, 1_000_001)],
 )  # fmt: skip
-def test_one_connection_and_definitions_may_take_a_part_of_the_memory(
+def test_the_memory_of_one_connection_and_of_all_definitions_is_limited(
     memory: int, connection: int, definitions: int
 ) -> None:
     """One connection may take a quarter of the broker's memory limit, or 256 MiB if that is more, but never more than
@@ -377,8 +377,8 @@ def test_connections_that_take_too_much_memory_are_closed() -> None:
 
 def test_the_clients_of_all_protocols_are_checked_for_late_acknowledgements(scene: Scene) -> None:
     """The broker regularly looks for deliveries that have been unacknowledged for longer than the consumer timeout. It
-    does so for all its clients, whichever protocol they use. They take turns, so that other clients are served between
-    them.
+    does so for all its clients, whichever protocol they use. The broker does this in later turns of its event loop, so
+    that it can serve clients in between.
     """
     first, other = scene.connect(), Client(scene.ann, scene.other)
     scene.broker.add_clients([other])

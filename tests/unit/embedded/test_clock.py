@@ -99,7 +99,7 @@ def test_the_clock_shows_the_time_in_milliseconds() -> None:
     asyncio.run(run())
 
 
-def test_clients_are_late_once_others_were_served_for_more_than_50_ms_of_an_iteration() -> None:
+def test_clients_wait_for_the_next_iteration_once_others_were_served_for_50_ms() -> None:
     """Once the broker has served clients for more than 50 ms in one iteration of its event loop, other clients must
     wait until the next iteration. Times of up to 0.2 ms for one client are not counted.
     """
@@ -209,7 +209,7 @@ def test_a_distant_alarm_goes_off_on_time() -> None:
     assert rung == [150_000]
 
 
-def test_items_are_passed_when_they_are_due_in_order() -> None:
+def test_items_of_a_timetable_are_handled_in_order_when_they_are_due() -> None:
     """The broker keeps items that become due later, such as delayed messages, in a timetable. It handles each item when
     it is due, and items that are due at the same time in the order in which they were added. It handles many items in
     several turns of its event loop, and calls a given function at the end of each turn.
@@ -237,7 +237,7 @@ def test_items_are_passed_when_they_are_due_in_order() -> None:
     assert (passed, table.first(9)) == ([*"cbfaed"], [])
 
 
-def test_an_item_that_takes_long_is_passed_in_steps() -> None:
+def test_an_item_of_a_timetable_that_takes_long_is_handled_in_steps() -> None:
     """If handling an item of the broker's timetable takes long, the broker does it in steps, in several turns of its
     event loop. It handles no other item before the last step, even if an item that is due earlier is added meanwhile.
     """
@@ -265,7 +265,7 @@ def test_an_item_that_takes_long_is_passed_in_steps() -> None:
     assert passed == [f"{item}{number}" for item in "acb" for number in range(4)]
 
 
-def test_a_queue_of_work_is_handled_at_once_while_that_is_quick() -> None:
+def test_queued_work_is_handled_immediately_until_it_has_taken_10_ms() -> None:
     """The broker has queues of internal work. It handles the items of such a queue immediately and in order, until they
     have taken 10 ms, and the rest in later turns of its event loop. An item that is added while another one is handled
     comes after those that are already waiting.
@@ -291,7 +291,7 @@ def test_a_queue_of_work_is_handled_at_once_while_that_is_quick() -> None:
     assert handled[-1] == "f"
 
 
-def test_the_steps_of_long_work_are_taken_in_turns() -> None:
+def test_queued_work_that_takes_long_is_handled_in_steps() -> None:
     """If handling an item of the broker's internal work takes long, the broker does it in steps, and the items behind
     it wait until the last step. If handling an item raises an exception, the broker handles the items behind it in the
     next turn of its event loop.
@@ -321,9 +321,9 @@ def test_the_steps_of_long_work_are_taken_in_turns() -> None:
     assert [each for each in handled if each[0] == "c"] == ["c0", "c1", "c2"]
 
 
-def test_a_broker_that_stops_handles_what_is_waiting_up_to_a_deadline() -> None:
-    """When the broker stops, it handles the waiting items of its internal work until a deadline. It drops the rest,
-    returns their number, and does not handle them later.
+def test_a_broker_that_stops_handles_waiting_work_until_a_deadline() -> None:
+    """When the broker stops, it handles the waiting items of its internal work until a deadline. It drops the other
+    items, returns their number, and does not handle them later.
     """
     clock, handled = WorkClock(), list[str]()
 

@@ -204,7 +204,7 @@ def test_another_protocol_header_is_answered_with_the_sasl_header(
 
 
 @pytest.mark.parametrize(("channel_max", "agreed"), [(None, 63), (UInt16(3), 3), (UInt16(63), 63), (UInt16(64), 63)])
-def test_the_answer_to_an_open_frame(
+def test_the_answer_to_an_open_frame_contains_the_brokers_limits_and_properties(
     stranger: MemoryClient10, broker: Broker, time: list[float], channel_max: UInt16 | None, agreed: int
 ) -> None:
     """The broker's answer to an AMQP 1.0 client's open frame contains the name of the cluster, the broker's
@@ -285,7 +285,7 @@ def test_the_host_name_in_the_open_frame_names_the_virtual_host(
         stranger.connection.rights.check("write", "queue", "q")
 
 
-def test_a_user_that_is_only_for_loopback_cannot_connect_from_another_machine(
+def test_the_user_guest_cannot_connect_over_amqp_1_0_from_another_machine(
     loop: asyncio.AbstractEventLoop, broker: Broker, logged: list[str]
 ) -> None:
     """If the user guest connects over AMQP 1.0 from another machine, the broker closes the socket, and logs why. Other
@@ -462,12 +462,12 @@ def used(client: MemoryClient10, q: BrokerQueue) -> None:
     assert [frame.code for frame in client.flow(0, 5)] == [TRANSFER]
 
 
-def test_a_client_closes_its_connection(
+def test_closing_a_connection_requeues_its_messages_and_deletes_its_exclusive_queues(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, logged: list[str]
 ) -> None:
     """When an AMQP 1.0 client closes its connection, the broker requeues its unsettled messages, deletes its exclusive
-    queues, answers with a close frame, and closes the socket. It logs nothing. If an operator closes the connection
-    after that, nothing happens.
+    queues, answers with a close frame, and closes the socket. The broker logs nothing. If an operator closes the same
+    connection after that, nothing happens.
     """
     used(client, q)
     assert closed(client.send(CLOSE)) is None
@@ -581,8 +581,9 @@ def test_the_windows_of_all_sessions_open_again_after_an_alarm(client: MemoryCli
 
 
 def test_deliveries_resume_when_a_client_has_read_enough(client: MemoryClient10, q: BrokerQueue) -> None:
-    """While an AMQP 1.0 client reads too slowly from its socket, the broker sends it no messages. Once the client has
-    read enough, the broker sends the waiting messages, and completes a drain if the client has asked for one.
+    """While an AMQP 1.0 client reads too slowly from its socket, the broker sends no messages to this client. Once the
+    client has read enough, the broker sends the waiting messages, and completes a drain if the client has asked for
+    one.
     """
     fill(q, b"1")
     client.attach_receiver("/queues/q")

@@ -83,7 +83,7 @@ def test_only_one_broker_uses_a_data_directory(tmp_path: Path) -> None:
 
 def test_a_data_directory_is_accessible_only_to_its_user(tmp_path: Path) -> None:
     """Only the operating system user who runs the broker can access a new data directory and its database. If other
-    users can access an existing database, the broker takes their access away when it starts, but does not change the
+    users can access an existing database file, the broker removes their access when it starts, but does not change the
     mode of the directory.
     """
     directory = tmp_path / "a" / "b"
@@ -168,8 +168,8 @@ def test_the_space_needed_to_open_a_data_directory_grows_with_its_log(
 
 
 def test_an_empty_database_file_is_reported(tmp_path: Path) -> None:
-    """If the database file of a data directory is empty, the broker starts without queues, messages and users, and
-    reports that something may have truncated the file. At the next start, it reports nothing.
+    """If the database file of a data directory is empty, the broker starts like a new one, without its earlier queues,
+    messages and users, and reports that something may have truncated the file. At the next start, it reports nothing.
     """
     (tmp_path / FILE).touch()
     opened = open_database(tmp_path)

@@ -186,11 +186,12 @@ def test_an_x_death_header_that_is_not_a_list_of_tables_counts_as_empty(forged: 
         "rejected before that",
     ],
 )
-def test_a_dead_letter_that_returns_to_its_queue_is_in_a_cycle_unless_it_was_rejected(
+def test_a_dead_letter_that_returns_to_its_queue_is_dropped_unless_it_was_rejected(
     entries: list[dict[str, Any]], cycles: bool
 ) -> None:
-    """A dead letter is in a cycle if it is routed to a queue that has dead-lettered it before. The queue does not get
-    it. It is not in a cycle if a consumer rejected it when that queue dead-lettered it, or since then.
+    """If a dead letter is routed to a queue that has dead-lettered it before, the broker drops it, because it would
+    circulate forever. The queue gets the dead letter if a consumer has rejected it in this queue, or in another queue
+    since then.
     """
     given = message({"x-death": cast(Any, entries)})
     assert would_cycle(given, "jobs") is cycles

@@ -122,9 +122,9 @@ def test_a_queue_whose_arguments_are_valid_is_declared(name: str, value: Any) ->
 
 
 @pytest.mark.parametrize("key", ["", "k" * 255, "é" * 127, "k" * 256, "é" * 128])
-def test_a_dead_letter_routing_key_has_up_to_255_bytes(key: str) -> None:
-    """A dead-letter routing key may have up to 255 bytes, like any routing key. The broker refuses a queue with a
-    longer one with 406.
+def test_a_queue_whose_dead_letter_routing_key_is_over_255_bytes_is_refused(key: str) -> None:
+    """A dead-letter routing key may have up to 255 bytes, like any routing key. The broker refuses a queue whose
+    dead-letter routing key is longer with 406.
     """
     arguments: Table = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": key}
     wrong = "channel 406: invalid arg 'x-dead-letter-routing-key' for queue 'q' in vhost 'v': longer than 255 bytes"
@@ -189,9 +189,8 @@ def test_some_invalid_arguments_have_errors_of_their_own(arguments: Table, wrong
 def test_some_arguments_are_refused_only_by_some_versions(
     accepting: Like, refusing: Like, arguments: Table, wrong: str
 ) -> None:
-    """Some versions of RabbitMQ refuse arguments of queues that others accept, and the embedded broker does the same as
-    the version that it imitates. For example, the x-queue-version 1 is refused from 4.3 on, and the x-queue-mode
-    `eager` up to 4.2.
+    """Some versions of RabbitMQ refuse arguments of queues that others accept. The embedded broker does the same as the
+    version that it imitates. For example, x-queue-version 1 is refused from 4.3 on, and x-queue-mode `eager` up to 4.2.
     """
     assert declared(vhost_like(accepting), arguments) is None
     name = [*arguments][-1]
@@ -209,9 +208,10 @@ def test_some_arguments_are_refused_only_by_some_versions(
     ],
     ids=str,
 )
-def test_the_newest_version_accepts_arguments_that_are_new_in_it(arguments: Table) -> None:
-    """A broker that imitates RabbitMQ 4.4 accepts valid values of arguments that are new in 4.4, such as
-    x-stream-initial-offset. It does not check x-delayed-retry-min, which may even be a string.
+def test_a_broker_that_imitates_4_4_accepts_valid_arguments_of_queues(arguments: Table) -> None:
+    """A broker that imitates RabbitMQ 4.4 accepts valid values of the queue arguments x-queue-version,
+    x-stream-initial-offset, x-delayed-retry-type and x-consumer-timeout. It does not check x-delayed-retry-min, which
+    may even be a string.
     """
     assert declared(vhost_like(Like.V4_4), arguments) is None
 
@@ -254,7 +254,9 @@ def test_a_deprecated_feature_is_refused_by_some_versions(
         ("stream", {"durable": False, "auto_delete": True, "owner": object()}, "auto-delete"),
     ],
 )
-def test_a_quorum_queue_or_stream_is_durable_and_shared(kind: str, properties: Any, wrong: str) -> None:
+def test_a_transient_auto_delete_or_exclusive_quorum_queue_or_stream_is_refused(
+    kind: str, properties: Any, wrong: str
+) -> None:
     """The broker refuses a quorum queue or a stream with 406 if it is transient, auto-delete, exclusive or
     server-named. The error names the property.
     """
@@ -368,7 +370,7 @@ def test_an_exclusive_queue_cannot_be_used_by_another_connection(owner: object) 
     )
 
 
-def test_a_queue_or_exchange_that_does_not_exist_is_not_found() -> None:
+def test_using_a_queue_or_exchange_that_does_not_exist_closes_the_channel() -> None:
     """If a client uses a queue or an exchange that does not exist, the broker closes the channel with 404. The error
     names what is missing, and the virtual host.
     """
@@ -490,7 +492,7 @@ def test_an_exchange_that_is_declared_again_must_have_the_same_properties(
         (Int32(1), "type signedint (value 1); expected longstr"),
     ],
 )
-def test_a_binding_to_a_headers_exchange_has_a_valid_x_match(mode: Any, wrong: str | None) -> None:
+def test_a_binding_to_a_headers_exchange_with_an_invalid_x_match_is_refused(mode: Any, wrong: str | None) -> None:
     """The broker refuses a binding to a headers exchange with 406 unless its x-match is all, any, all-with-x or
     any-with-x, or is missing.
     """
@@ -574,7 +576,7 @@ def test_a_consumer_whose_argument_is_invalid_is_refused(
         (1, True, "connection 540: automatic acknowledgement not supported by stream queues queue 'q' in vhost 'v'"),
     ],
 )
-def test_a_consumer_of_a_stream_needs_a_prefetch_count_and_acknowledges(
+def test_a_consumer_of_a_stream_needs_a_prefetch_count_and_acknowledgements(
     prefetch: int, wrong: str, *, no_ack: bool
 ) -> None:
     """The broker refuses a consumer of a stream with 406 if it has no prefetch count. If the consumer uses automatic

@@ -1,4 +1,4 @@
-"""The thread that waits for the disk."""
+"""The thread in which the embedded broker writes to the disk."""
 
 import asyncio
 import threading

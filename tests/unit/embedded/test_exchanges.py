@@ -107,7 +107,7 @@ def test_a_headers_exchange_compares_numbers_as_its_version_does(like: Like, *, 
         assert [*vhost.route(each, message(headers={"n": 1.0})).queues] == [queue] * matches
 
 
-def test_a_queue_that_is_bound_twice_stays_bound_until_both_bindings_are_removed(vhost: VirtualHost) -> None:
+def test_a_queue_with_several_bindings_stays_bound_until_all_are_removed(vhost: VirtualHost) -> None:
     """An exchange and a queue may have several bindings, with different keys or arguments. The queue stays bound until
     all of them are removed. Removing a binding that does not exist changes nothing.
     """
@@ -170,7 +170,7 @@ def test_a_binding_survives_a_restart_if_both_its_ends_do(tmp_path: Path) -> Non
     ("routing_key", "properties_key"),
     [("", "~"), ("k", "k"), ("a.#", "a.%23"), ("a~b", "a%7Eb"), ("a b", "a+b"), ("caf\udce9", "caf%E9")],
 )
-def test_the_properties_key_of_a_binding_is_its_quoted_routing_key(
+def test_the_properties_key_of_a_binding_is_its_percent_encoded_routing_key(
     vhost: VirtualHost, routing_key: str, properties_key: str
 ) -> None:
     """The properties_key of a binding without arguments is its routing key, percent-encoded for a URL, or ~ if the

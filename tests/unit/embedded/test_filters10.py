@@ -359,13 +359,13 @@ def test_decoding_a_field_counts_as_work_once(name: str, units: int) -> None:
 
 
 @pytest.mark.parametrize("header", [None, MessageHeader(True), MessageHeader(True, UInt8(4))])
-def test_the_default_priority_is_4(header: MessageHeader | None) -> None:
+def test_an_sql_filter_sees_the_priority_4_in_a_message_without_a_priority(header: MessageHeader | None) -> None:
     """In an SQL filter, a message without a priority has the priority 4, which is the default of AMQP 1.0."""
     message = Amqp10Message(header or MessageHeader(), body=data_section(b"")).encode()
     assert compile_sql("h.priority = 4")(FilteredMessage(parse(message)))
 
 
-def test_text_that_is_not_utf_8_can_be_compared() -> None:
+def test_an_sql_filter_can_compare_text_that_is_not_utf_8() -> None:
     """An SQL filter can compare an application property that is not valid UTF-8: `a = 0xFF` is true for an AMQP 1.0
     message whose property `a` consists of the byte FF.
     """

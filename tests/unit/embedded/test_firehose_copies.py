@@ -105,7 +105,7 @@ def test_a_direct_reply_is_copied_without_queues(client: Client, copies: BrokerQ
 
 
 @pytest.mark.parametrize("redelivered", [False, True])
-def test_a_delivered_message_is_copied_with_whether_it_was_redelivered(
+def test_the_copy_of_a_delivered_message_says_whether_it_was_redelivered(
     client: Client, vhost: VirtualHost, copies: BrokerQueue, *, redelivered: bool
 ) -> None:
     """The firehose copy of a delivered message has the routing key `deliver.` with the name of the queue. Its headers
@@ -130,8 +130,8 @@ def test_a_delivered_message_is_copied_with_whether_it_was_redelivered(
 def test_a_message_is_not_copied_if_the_copys_routing_key_would_be_too_long(
     client: Client, vhost: VirtualHost, copies: BrokerQueue, letter: str, length: int, *, is_copied: bool
 ) -> None:
-    """A firehose copy has a prefix and the name of an exchange or a queue as its routing key. If this is longer than a
-    routing key can be, the broker makes no copy.
+    """The routing key of a firehose copy consists of a prefix and the name of an exchange or a queue. If it would be
+    longer than 255 bytes, the broker makes no copy.
     """
     name = ("x" + letter * 248)[:length] if letter == "x" else letter * (length // 2) + "x" * (length % 2)
     trace_delivered(client, 1, add_queue(vhost, name), message("", "k"), redelivered=False)

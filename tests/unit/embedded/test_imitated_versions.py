@@ -11,9 +11,9 @@ from mqtool.broker.embedded.model.totals import Publishes, Totals
 
 
 @pytest.mark.parametrize("like", list(Like))
-def test_each_version_is_imitated_under_its_name(like: Like) -> None:
-    """The broker imitates each version that `--like` accepts. It then tells clients a version number of RabbitMQ that
-    begins with the given one.
+def test_the_broker_reports_a_version_that_begins_with_the_one_given_to_like(like: Like) -> None:
+    """With each version that `--like` accepts, such as 4.2, the embedded broker reports a RabbitMQ version that begins
+    with it, such as 4.2.9.
     """
     assert profile(str(like)) is PROFILES[like]
     assert profile(like).version.startswith(like)
@@ -43,8 +43,8 @@ def test_the_broker_tells_clients_which_product_and_version_it_is() -> None:
 
 
 def test_totals_begin_at_zero_for_each_protocol_and_queue_type() -> None:
-    """In a new broker, the totals of published messages are zero for each protocol, and the totals of delivered
-    messages are zero for each protocol and queue type.
+    """In a new broker, the totals of published messages are zero for each protocol. The totals of messages that were
+    delivered over AMQP 1.0 and the stream protocol are zero for each queue type.
     """
     totals, kinds = Totals(), ("classic", "quorum", "stream")
     assert totals.published == dict.fromkeys(("amqp091", "amqp10", "stream"), Publishes())
@@ -58,8 +58,8 @@ def test_totals_begin_at_zero_for_each_protocol_and_queue_type() -> None:
 
 
 def test_each_count_of_published_messages_is_added_to_the_totals() -> None:
-    """If the counts of a channel's published messages are added to the broker's totals, each total grows by the
-    channel's count of the same kind.
+    """When the broker adds a channel's counts of published messages to its totals, each total grows by the channel's
+    count of the same kind.
     """
     totals = Publishes(1, 2, 3, 4, 5, 6)
     totals.add(Publishes(10, 20, 30, 40, 50, 60))

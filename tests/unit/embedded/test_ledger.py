@@ -68,8 +68,8 @@ def entered(ledger: Ledger, row: int = 0) -> BacklogEntry:
 
 def test_the_memory_of_a_message_is_counted_until_it_leaves_its_queue(ledger: Reading) -> None:
     """A message counts towards the broker's memory use while it is in a queue, even if it was recovered from disk. When
-    the broker drops a message, it deletes it on disk. When it sets a message aside because it cannot process it, the
-    message stays on disk but takes no memory.
+    the broker drops a message, the message is deleted on disk. When the broker sets a message aside because the message
+    cannot be processed, it stays on disk but takes no memory.
     """
     first, second, third = entered(ledger, 1), entered(ledger, 2), entered(ledger)
     ledger.hold(first)

@@ -157,7 +157,7 @@ def test_unacknowledged_messages_are_counted(vhost: VirtualHost) -> None:
 @pytest.mark.parametrize(
     ("queue_ttl", "expiration", "lasts"), [(1000, b"500", 500), (500, b"1000", 500), (None, b"0", 0)]
 )
-def test_a_message_expires_after_the_shorter_of_two_times(
+def test_a_message_expires_after_the_shorter_of_its_expiration_and_the_queues_ttl(
     vhost: VirtualHost, clock: FakeClock, queue_ttl: int | None, expiration: bytes, lasts: int
 ) -> None:
     """A message expires after its own expiration or the queue's x-message-ttl, whichever is shorter. A message without
@@ -261,11 +261,12 @@ def test_a_policy_sets_the_time_after_which_an_unused_queue_is_deleted(vhost: Vi
 @pytest.mark.parametrize(
     ("kind", "overflow", "left"), [("classic", None, 2), ("quorum", None, 4), ("classic", "reject-publish", 4)]
 )
-def test_a_policy_that_limits_a_queue_and_rejects_publishes_shortens_a_classic_queue_that_dropped_messages(
+def test_a_policy_with_a_length_and_reject_publish_shortens_a_classic_queue_once(
     kind: str, overflow: str | None, left: int
 ) -> None:
-    """If a policy sets a maximum length and `reject-publish`, a classic queue that dropped its oldest messages so far
-    drops those beyond the new length once. A quorum queue, and one that rejected new messages already, keeps all.
+    """If a policy sets a maximum length and `reject-publish`, a classic queue that has dropped its oldest messages
+    until now drops those beyond the maximum length once. Messages that are requeued later may exceed it. A quorum queue
+    keeps all its messages, and so does a queue that has already rejected new messages.
     """
     vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[Like.V4_3])
     queue = add_queue(vhost, durable=True, x_queue_type=kind, **({} if overflow is None else {"x_overflow": overflow}))
@@ -304,8 +305,8 @@ def test_a_classic_queue_is_shortened_when_its_broker_starts(kind: str, limits: 
 
 @pytest.mark.parametrize(("kind", "single_active"), [("classic", True), ("quorum", False), ("quorum", True)])
 def test_a_quorum_queue_with_a_single_active_consumer_refuses_basic_get(kind: str, *, single_active: bool) -> None:
-    """As in RabbitMQ, basic.get on a quorum queue with x-single-active-consumer is a channel error,
-    405 (RESOURCE_LOCKED). Classic queues and other quorum queues answer it.
+    """As in RabbitMQ, if a client sends basic.get for a quorum queue with x-single-active-consumer, the broker closes
+    the channel with 405 RESOURCE_LOCKED. Classic queues and other quorum queues return their next message.
     """
     vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[Like.V4_3])
     queue = add_queue(vhost, durable=True, x_queue_type=kind, x_single_active_consumer=single_active)
@@ -377,12 +378,12 @@ def test_a_classic_queue_counts_failed_deliveries_over_amqp_1_0(like: Like, coun
         (Like.V4_3, -1, Why.RETURNED, False),
     ],
 )
-def test_without_a_delivery_limit_requeued_messages_come_last(
+def test_without_a_delivery_limit_requeued_messages_come_last_up_to_4_2(
     like: Like, limit: int, why: Why, *, is_last: bool
 ) -> None:
-    """Up to RabbitMQ 4.2, if a client requeues a message with basic.nack to a quorum queue that has no delivery limit,
-    the message goes behind all others. From 4.3 on, with a delivery limit, or if the message is requeued because a
-    channel is closed, the message returns to its position.
+    """Up to RabbitMQ 4.2, if a client requeues a message with basic.nack to a quorum queue without a delivery limit,
+    the message goes behind all others. It returns to its position if the queue has a delivery limit, or if the message
+    is requeued because its channel was closed. From 4.3 on, it always does.
     """
     queue, _ = quorum_queue(like, x_delivery_limit=Int32(limit))
     for body in (b"0", b"1", b"2"):
@@ -520,7 +521,7 @@ def test_a_recovered_message_expires_no_later_than_its_ttl_allows(
         ("at-least-once", Outcome.FAILED, False, "set aside"),
     ],
 )
-def test_a_dead_letter_leaves_its_queue_once_another_queue_has_it(
+def test_a_dead_letter_leaves_its_queue_once_another_queue_has_accepted_it(
     vhost: VirtualHost, ledger: RecordingLedger, strategy: str, outcome: Outcome, end: str, *, is_deleted: bool
 ) -> None:
     """A queue deletes a dead letter once another queue has accepted it. If no queue accepts it, the dead letter is
@@ -545,7 +546,7 @@ def test_a_dead_letter_leaves_its_queue_once_another_queue_has_it(
     assert ledger.held_bytes < empty
 
 
-def test_a_consumer_gets_messages_that_wait_until_they_expire(vhost: VirtualHost, clock: FakeClock) -> None:
+def test_a_consumer_gets_no_message_whose_ttl_has_passed(vhost: VirtualHost, clock: FakeClock) -> None:
     """A consumer gets the messages that wait in a queue with a TTL. If the consumer is busy until the TTL has passed,
     it gets none of the messages that have expired in the meantime, however many there are.
     """
