@@ -252,8 +252,8 @@ def test_a_list_with_more_pages_than_any_broker_has_is_refused() -> None:
 
 @pytest.mark.parametrize("page", [b"{}", b"null", b'{"items": {}, "page_count": 1}', b'{"items": []}'])
 def test_a_page_that_contains_no_list_of_objects_is_not_one_of_the_management_api(page: bytes) -> None:
-    """If mqtool requests a page of a list, and the server responds with JSON of another form, the request fails with
-    Unavailable. The error says that the server is not a management API.
+    """If mqtool requests a page of a list, and the server responds with JSON that contains no list of objects or no
+    number of pages, the request fails with Unavailable. The error says that the server is not a management API.
     """
     with responding(lambda: [page]) as api, pytest.raises(Unavailable, match="is not a management API"):
         list(api.pages("queues"))

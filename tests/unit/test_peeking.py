@@ -383,8 +383,9 @@ def test_with_a_delivery_limit_of_0_messages_are_published_again_instead_of_requ
 
 
 def test_a_first_message_that_is_removed_is_not_published_again(place: Place) -> None:
-    """If the delivery limit of a queue is unknown, looking() would publish a message again that has been requeued
-    before. If the caller removes this message, the first one in the queue, it is deleted, and no error is raised.
+    """If the delivery limit of a queue is unknown, looking() publishes a message again if it has been requeued before.
+    If the first message of the queue is such a message, and the caller removes it, it is deleted instead, and no error
+    is raised.
     """
     place.fill(*range(3), arguments=QUORUM)
     place.requeue(1)
@@ -579,7 +580,7 @@ def test_peek_ends_if_the_connection_is_lost(place: Place, arguments: dict[str, 
 
 def test_peek_receives_large_messages_in_small_batches(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:
     """If messages are large, `peek` reads a long queue in batches of about 16 MiB. It computes how many messages fit
-    into a batch from the average size of those before.
+    into a batch from the average size of earlier messages.
     """
     monkeypatch.setattr(peeking, "_BATCH", 60_000)
     place.fill(*["x" * 1000] * 150)
@@ -874,7 +875,9 @@ def test_a_removed_message_is_not_published_again(place: Place) -> None:
     assert place.delivered() == ["0", "2"]
 
 
-def test_a_look_that_removes_all_messages_ends_at_once(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:
+def test_looking_ends_without_waiting_if_the_caller_has_removed_all_messages(
+    monkeypatch: pytest.MonkeyPatch, place: Place
+) -> None:
     """If a caller of looking() removes all messages of the queue, looking() does not wait for messages to be requeued
     when it ends.
     """

@@ -247,9 +247,9 @@ def test_a_message_with_two_waits_for_amq_topic_is_delivered_only_if_its_second_
     place: Place, *, leads_on: bool
 ) -> None:
     """A long delay for `amq.topic` is divided into two waits. The first wait queue dead-letters to an exchange to which
-    the second is bound, and the second dead-letters to `mqtool.amq.topic.due`. `delayed now` delivers messages from
-    the first queue. If the second dead-letters elsewhere, `delayed now` leaves them there: an error says that the
-    queue only claims to be for `amq.topic`.
+    the second is bound, and the second dead-letters to `mqtool.amq.topic.due`. `delayed now` then delivers messages
+    from the first queue to `amq.topic`. If the second queue dead-letters elsewhere, the messages stay in the first
+    queue: an error says that this queue only claims to be for `amq.topic`.
     """
     place.channel.bind(Queue("jobs"), Exchange("amq.topic", "topic"), "#")
     router, due = Exchange("mqtool.amq.topic.exchange.delay", "topic"), Exchange("mqtool.amq.topic.due", "fanout")

@@ -87,9 +87,9 @@ def test_a_consumer_with_a_prefetch_of_one_acknowledges_each_delivery() -> None:
 
 
 def test_often_requeued_messages_are_prefetched_one_by_one() -> None:
-    """While a consumer receives messages that have been requeued three quarters as often as the queue's delivery limit
-    allows, its prefetch is 1. As soon as it receives a message that was requeued less often, it uses its full prefetch.
-    If the limit is not known, this is a message that was never requeued. If the limit is 1 or 0, the prefetch stays 1.
+    """A consumer of a queue with a delivery limit starts with a prefetch of 1. When it receives a message that was
+    requeued less than three quarters as often as the limit allows, it changes to its full prefetch. If the limit is not
+    known, only a message that was never requeued has this effect. If the limit is 1 or 0, the prefetch stays 1.
     """
     for limit, often in (20, 15), (4, 3), (3, 2), (ASSUMED_LIMIT, 1):
         policy = policy_for(Receiving(), delivery_limit=limit)

@@ -212,8 +212,9 @@ def test_a_failed_connection_ends_waiting_for_confirms_but_keeps_receipts(wire: 
 def test_messages_confirmed_out_of_order_do_not_count_as_unconfirmed_after_an_error(
     wire: Wire, publisher: Unconfirmed
 ) -> None:
-    """After an error, the caller can get the receipts of messages that were confirmed or nacked before earlier
-    messages, each receipt once. After that, only messages that were neither confirmed nor nacked count as unconfirmed.
+    """After an error, such as a missing confirm, the caller can get the receipts of messages that were confirmed or
+    nacked before earlier messages, each receipt once. From then on, only messages that were neither confirmed nor
+    nacked count as unconfirmed.
     """
     wire.publish(b"1", b"2", b"3", b"4")
     publisher.on_ack(2, multiple=False)

@@ -193,8 +193,8 @@ def test_a_conversion_does_not_delete_messages_that_a_client_has_taken_from_the_
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """During `queue convert`, a temporary queue holds the messages. If another client, such as `peek`, has
-    unacknowledged messages of this queue, the conversion does not delete the queue. Once the client has ended, the
-    conversion can be completed, and no message is lost.
+    unacknowledged messages of this queue, the conversion fails and does not delete the queue. Once the client has
+    ended, the conversion can be completed, and no message is lost.
     """
     monkeypatch.setattr(held_messages, "_PATIENCE", 0.1)
     place.fill()
@@ -644,8 +644,8 @@ def test_a_conversion_whose_temporary_queue_was_deleted_can_be_finished(
 
 
 def test_a_conversion_cannot_be_finished_without_its_queue(place: Place) -> None:
-    """If a conversion was stopped, and both the converted queue and the temporary queue that held the messages were
-    deleted, finishing it raises NotFound. The hint says to declare the queue again.
+    """If a conversion was stopped, and both the queue to convert and the temporary queue that held the messages were
+    deleted, finishing the conversion raises NotFound. The hint says to declare the queue again.
     """
     place.fill()
     begin_and_stop(place, 3)

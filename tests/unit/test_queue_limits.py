@@ -449,7 +449,8 @@ def test_a_stream_may_lose_messages_because_of_a_lower_argument_that_a_policy_ha
     high: dict[str, Any], own: dict[str, Any], why: str | None
 ) -> None:
     """A policy overrides the limits of a stream's arguments, even lower ones. If the policy is cleared, or a stronger
-    one without the limit takes its place, mqtool says that the stream may lose messages because of its own limit.
+    one without the limit takes its place, mqtool says that the stream may lose messages because of the limit in its
+    arguments.
     """
     expected = [Loss("q", None, f"is a stream and may lose its oldest messages: {why}")] if why else []
     stream = queue(type="stream", arguments=own)
@@ -685,8 +686,8 @@ def test_an_import_reports_what_a_queue_would_lose_whichever_of_several_equal_po
 
 
 def test_only_arguments_that_begin_with_x_limit_a_queue() -> None:
-    """A queue's argument `max-length` is not a limit to RabbitMQ; only `x-max-length` is. `policy set` ignores it, too,
-    and reports what the queue would lose.
+    """A queue's argument `max-length` is not a limit to RabbitMQ; only `x-max-length` is. `policy set` ignores
+    arguments without `x-`, too, and reports what the queue would lose because of the new policy.
     """
     ignored = {"max-length": 4, "expires": 1000, "overflow": "reject-publish", "dead-letter-exchange": ""}
     assert [loss.why for loss in lost(policy(max_length=4, expires=60_000), queue(arguments=ignored))] == [

@@ -113,7 +113,7 @@ def test_replies_to_a_queue_are_dropped_for_a_minute_after_an_internal_error(mon
 def test_the_first_reply_to_a_queue_after_an_internal_error_is_published_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """If a reply to a queue may have caused an internal error of the broker, an RPC server publishes the next reply to
     this queue alone: it first sends its pending acknowledgements, and then waits up to a second for the confirm of the
-    reply. Later replies to the queue are published as usual.
+    reply. For later replies to the queue, it does neither.
     """
     monkeypatch.setattr(replies, "_PATIENCE", 0.05)
     server = Server()

@@ -111,8 +111,8 @@ def test_a_programs_status_is_its_exit_status_or_128_and_the_signal(
 
 
 def test_a_program_gets_the_message_on_stdin_and_its_output_is_returned(run: Callable[..., Ending]) -> None:
-    """A program that a worker runs gets the body of the message on stdin. Its exit status, stdout and stderr are
-    returned.
+    """A program that `worker` runs gets the body of the message on stdin. The worker gets the program's exit status,
+    stdout and stderr.
     """
     assert run(shell("cat; echo problem >&2; exit 4", b"job")) == Ending(4, b"problem\n", b"job")
 
@@ -245,8 +245,8 @@ def test_what_a_program_prints_just_before_it_exits_is_returned(
 
 
 def test_a_program_has_ended_even_if_its_child_process_keeps_its_output_open(run: Callable[..., Ending]) -> None:
-    """A program that `worker` runs has ended when its own process ends, even if a child process of the program is still
-    running and keeps the program's stdout open.
+    """A program that `worker` runs counts as ended when its own process ends, even if a child process of the program is
+    still running and keeps the program's stdout open.
     """
     began = time.monotonic()
     ending = run(shell("sleep 60 & echo $!"))

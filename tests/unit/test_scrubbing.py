@@ -168,8 +168,8 @@ def test_scrub_replaces_equal_values_with_equal_values() -> None:
 
 
 def test_the_options_keep_and_field_of_scrub_choose_what_is_replaced() -> None:
-    """With `--keep`, `scrub` leaves the named fields unchanged. With `--field`, it replaces only the named fields. It
-    never replaces a routing key that is the name of a queue.
+    """With `--keep`, `scrub` leaves the named fields unchanged. With `--field`, it replaces only the named fields.
+    Unless the field `queue` is named, it does not replace a routing key that is the name of a queue.
     """
     body = '{"customer": {"email": "ann@example.com", "name": "Ann"}, "items": [{"sku": "AB-1234"}]}'
     death = [{"queue": "jobs", "reason": "rejected", "count": 2, "routing-keys": ["customer.ann"]}]
@@ -215,8 +215,8 @@ def test_the_options_keep_and_field_of_scrub_choose_what_is_replaced() -> None:
 )
 def test_scrub_replaces_a_whole_body_in_which_it_cannot_look_for_a_field(body: str | bytes) -> None:
     """`scrub --field body.email` cannot look for the field in a body that is not valid JSON, or that is text or a list
-    of texts instead of an object. It then replaces all of the body's text, and counts the message. With `--keep body`,
-    it keeps such a body.
+    of texts instead of an object. It then replaces all of the body's text, and reports in how many messages it did so.
+    With `--keep body`, it keeps such a body.
     """
     line = ndjson.from_message(Message(body.encode() if isinstance(body, str) else body))
     scrubber = Scrubber(PSEUDONYMS, only=["body.email"])
@@ -241,7 +241,7 @@ def test_scrub_keeps_a_body_that_cannot_contain_the_field(body: str) -> None:
 @pytest.mark.parametrize("value", ['{"email": "s3cret"}', ["s3cret"], b"\xff s3cret", Undecoded(b"A s3cret")])
 def test_scrub_replaces_a_whole_header_in_which_it_cannot_look_for_a_field(value: Any) -> None:
     """If the header `user` is text, bytes or a list instead of a table, `scrub --field headers.user.email` replaces all
-    of it, and counts the message. It still reports that it has found no value of the field.
+    of it, and reports in how many messages it did so. It still reports that it has found no value of the field.
     """
     line = ndjson.from_message(Message(b"s3cret", properties={"headers": {"user": value, "other": "s3cret"}}))
     scrubber = Scrubber(PSEUDONYMS, only=["headers.user.email"])

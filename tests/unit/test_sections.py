@@ -546,8 +546,8 @@ def test_an_application_property_never_becomes_an_annotation(name: str) -> None:
 
 
 def test_a_header_x_cc_never_becomes_the_annotation_that_adds_routing_keys() -> None:
-    """RabbitMQ does not check a header x-cc that an AMQP 0-9-1 client writes. If mqtool sends it over AMQP 1.0, it is
-    therefore an application property: as the annotation x-cc, it would bring the message into more queues.
+    """RabbitMQ does not check a header x-cc that an AMQP 0-9-1 client writes. mqtool therefore sends it over AMQP 1.0
+    as an application property. If it were the annotation x-cc, RabbitMQ would route the message to more queues.
     """
     sent = Amqp10Message.decode(encode(Message(b"", properties={"headers": {"x-cc": "secret"}})))
     assert (sent.message_annotations, sent.application_properties) == ({}, {"x-cc": "secret"})
@@ -659,7 +659,7 @@ def test_the_brokers_annotations_take_precedence_over_those_that_a_publisher_has
 
 def test_all_encodings_of_a_section_are_read() -> None:
     """A publisher may encode a section's descriptor as an unsigned long or as a symbol, and its value with a descriptor
-    of its own. The delivery has the message's body and headers.
+    of its own. In each case, the delivery has the message's body and headers.
     """
     headers = b"\x00\x80" + struct.pack(">Q", APPLICATION_PROPERTIES) + encode_value({"a": 1})
     footer = section(FOOTER, encode_value(Described(ULong(3), {})))

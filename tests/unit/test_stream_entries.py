@@ -128,7 +128,7 @@ def test_a_message_for_a_super_stream_names_its_exchange_and_routing_key() -> No
 
 
 def test_a_user_id_of_a_stream_message_is_text() -> None:
-    """The user id of a stream message, which is stored as bytes, is received as text, also if it is not UTF-8."""
+    """The user id of a stream message, which is stored as bytes, is received as text, even if it is not UTF-8."""
     for stored, received in ((b"me", "me"), (b"\xff", "\udcff")):
         fields = section(entries.PROPERTIES, compound(0xC0, [NULL, variable(0xA0, stored)]))
         entry = entries.decode(fields + section(DATA, b"\xa0\x01x"))
