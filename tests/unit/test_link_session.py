@@ -64,10 +64,10 @@ def received(session: LinkSession, count: int, queue: Queue = Q, **receiving: An
     return [*session.consume(queue, Receiving(count=count, **receiving))]
 
 
-def test_messages_go_to_their_exchange_and_routing_key(session: LinkSession) -> None:
-    """Over AMQP 1.0, messages are published to the exchange and with the routing key that the caller gives. If the
-    caller gives neither, each message is published to its own exchange with its own routing key. An unroutable message
-    is reported as returned.
+def test_a_message_is_published_to_the_callers_exchange_or_to_its_own(session: LinkSession) -> None:
+    """Over AMQP 1.0, publish() sends messages to the exchange and with the routing key that the caller gives. If the
+    caller gives neither, it sends each message to the message's own exchange with its own routing key. The receipt of
+    an unroutable message says that it was returned.
     """
     session.declare(X)
     session.bind(Q, X, "key")
@@ -95,9 +95,9 @@ def test_messages_are_persistent_only_if_the_caller_says_so(session: LinkSession
     assert [each.body for each in found if each.properties.get("delivery_mode") == 2] == [b"1", b"3"]
 
 
-def test_a_window_of_1_waits_for_each_outcome(session: LinkSession) -> None:
-    """With a window of 1, publish() over AMQP 1.0 takes the next message only after the previous one has its
-    outcome.
+def test_with_a_window_of_1_each_message_is_confirmed_before_the_next_is_taken(session: LinkSession) -> None:
+    """With a window of 1, publish() over AMQP 1.0 takes the next message from its input only after it has yielded the
+    receipt of the previous one.
     """
     log = list[str]()
 
@@ -111,9 +111,11 @@ def test_a_window_of_1_waits_for_each_outcome(session: LinkSession) -> None:
     assert log == ["1", "1 confirmed", "2", "2 confirmed", "3", "3 confirmed"]
 
 
-def test_the_latest_sender_knows_the_messages_without_an_outcome(vhost: Vhost, connect: Connect) -> None:
-    """If the broker confirms nothing within the confirm timeout, publishing over AMQP 1.0 raises NotConfirmed. The
-    session's list of unconfirmed messages then contains the message with the exchange and routing key to which it was
+def test_a_message_that_the_broker_does_not_confirm_in_time_is_listed_as_unconfirmed(
+    vhost: Vhost, connect: Connect
+) -> None:
+    """If the broker does not confirm a message within the confirm timeout, publish() over AMQP 1.0 raises NotConfirmed.
+    The session's list `unconfirmed` then contains the message, with the exchange and the routing key to which it was
     sent. Before the session has sent anything, the list is empty.
     """
     session = connect(confirm_timeout=0.05)
@@ -129,9 +131,9 @@ def test_the_latest_sender_knows_the_messages_without_an_outcome(vhost: Vhost, c
         session.sender(exchange_address("missing", ""))
 
 
-def test_deliveries_are_accepted_when_the_caller_says_so(vhost: Vhost, session: LinkSession) -> None:
-    """If the caller accepts AMQP 1.0 deliveries itself, is_current() is True for a delivery until it is accepted. When
-    the session is closed, the deliveries that were not accepted are requeued.
+def test_deliveries_that_the_caller_has_not_accepted_are_requeued(vhost: Vhost, session: LinkSession) -> None:
+    """If the caller accepts AMQP 1.0 deliveries itself, is_current() is True for a delivery until the caller accepts
+    it. When the session is closed, the broker requeues the deliveries that were not accepted.
     """
     publish(session, b"1", b"2", b"3", routing_key="q")
     deliveries = received(session, 3, acknowledge=False)
@@ -144,8 +146,8 @@ def test_deliveries_are_accepted_when_the_caller_says_so(vhost: Vhost, session: 
 
 def test_a_stream_is_read_from_an_offset_with_filters(connect: Connect) -> None:
     """Over AMQP 1.0, a stream is read from the offset that the caller gives. Without an offset, the caller gets only
-    messages that are published later. A session's filters choose the messages, by their filter values or with an SQL
-    condition.
+    messages that are published later. If the session has a filter, by filter values or by an SQL condition, the caller
+    gets only messages that match it.
     """
     session = connect()
     session.declare(STREAM)
@@ -196,7 +198,7 @@ def test_a_reply_is_sent_before_its_request_is_accepted(
     vhost: Vhost, session: LinkSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """answer() sends a transient reply to a request over AMQP 1.0, and then accepts the request. wait_for_confirms()
-    returns once all replies have an outcome, or immediately if there are none.
+    returns once the broker has confirmed all replies, or immediately if there are none.
     """
     accept = session.acknowledge
 
@@ -219,10 +221,10 @@ def test_a_reply_is_sent_before_its_request_is_accepted(
     assert session.depth_of("q") == 0
 
 
-def test_a_session_reports_and_survives_the_loss_of_its_connection(vhost: Vhost, connect: Connect) -> None:
+def test_a_session_reconnects_after_the_loss_of_its_connection_and_reports_it(vhost: Vhost, connect: Connect) -> None:
     """If an AMQP 1.0 session loses its connection, it reconnects, and can publish again. Notices report the loss and
     the new connection. The session's attribute `cluster` is the name of the cluster, followed by the virtual host.
-    After stop(), its receivers end.
+    After stop(), consuming from the session ends.
     """
     notices = list[str]()
     session = connect(backoff=Backoff(first=0), notice=notices.append)
@@ -279,8 +281,9 @@ def test_a_client_certificate_logs_in_if_the_url_names_no_user(
     *,
     names_user: bool,
 ) -> None:
-    """A session over AMQP 1.0 uses TLS if its URL says so. It logs in with the client's certificate if there is one,
-    and the URL is an amqps URL without a user. Otherwise, it logs in as the URL's user, or as `guest`.
+    """An AMQP 1.0 session uses TLS if its URL starts with amqps://. If the URL then names no user, and there is a
+    client certificate, the session logs in with the certificate. Otherwise, it logs in as the URL's user, or as
+    `guest`.
     """
     asked = list[tuple[bool, object]]()
 

@@ -63,7 +63,7 @@ def test_plugins_of_a_node_that_has_just_started_are_listed() -> None:
         ("state~'.*'", False),
     ],
 )
-def test_a_condition_on_a_list_compares_numbers_as_numbers(text: str, holds: bool) -> None:
+def test_a_condition_on_a_list_compares_numbers_by_value(text: str, holds: bool) -> None:
     """A `--where` condition on a list, such as `list queues`, compares numbers by value. It does not match a row for
     which the broker reports no value in the column.
     """
@@ -127,7 +127,7 @@ def test_nouns_agree_with_their_numbers() -> None:
     st.sampled_from([None, 2]),
 )
 def test_a_json_array_can_arrive_in_any_pieces(items: list[dict[str, Any]], size: int, indent: int | None) -> None:
-    """A list from the management API that arrives in pieces is decoded to the same objects, even if a piece ends in the
+    """A list from the management API is decoded to the same objects wherever it is divided when it arrives, even in the
     middle of a string or of a character's bytes.
     """
     data = json.dumps(items, ensure_ascii=False, indent=indent).encode("utf-8", "surrogatepass")
@@ -137,8 +137,8 @@ def test_a_json_array_can_arrive_in_any_pieces(items: list[dict[str, Any]], size
 @pytest.mark.parametrize("size", [9_999, 1_000_000])
 @pytest.mark.parametrize("depth", [100, 5000])
 def test_levels_of_arguments_that_are_nested_too_deeply_are_replaced_by_a_text(size: int, depth: int) -> None:
-    """If the arguments of a listed queue are nested more than 64 levels deep, which RabbitMQ accepts, a text replaces
-    their inner levels. The rest of the list is decoded as usual.
+    """If the arguments of a listed queue are nested more than 64 levels deep, which RabbitMQ accepts, the text "(nested
+    too deeply)" replaces the inner levels. All other values in the list are decoded.
     """
     nested = b'["[",' * depth + b'"x"' + b',{"y\\\\":"["}]' * depth
     data = b'[{"a":[["]"]]},{"b\\"[":%s,"c":"]}"},{"d":[%s{}]}]' % (nested, b"{}," * 99)
@@ -200,9 +200,9 @@ def test_an_object_of_a_list_that_does_not_end_is_given_up_at_32_mib() -> None:
 
 
 def test_a_list_of_the_management_api_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a list from the management API does not end, the request fails with Unavailable once the list exceeds a number
-    of bytes or a number of objects. The second limit is needed because many small objects need as much memory as a few
-    large ones.
+    """If a list from the management API does not end, the request fails with Unavailable once the list exceeds the
+    limit on its bytes or the limit on its objects. The second limit is needed because many small objects need as much
+    memory as a few large ones.
     """
     monkeypatch.setattr(limits, "MOST_OBJECTS", 100_000)
     monkeypatch.setattr(limits, "LARGEST_LIST", 20 << 20)
@@ -227,8 +227,8 @@ def test_a_response_of_the_management_api_that_takes_too_long_is_given_up(monkey
 
 
 def test_a_page_of_the_management_api_may_be_larger_than_a_single_value() -> None:
-    """Any user who may declare queues can make a page of the management API's list large. mqtool therefore reads a page
-    beyond the limit of 32 MiB for a single value, here 300 queues, each with an argument of 120 kB.
+    """Any user who may declare queues can make a page of the management API's list of queues large. mqtool therefore
+    reads pages that are larger than 32 MiB, the limit for a single value.
     """
     page = b'{"items": [%s], "page_count": 1}' % b",".join([b'{"name":"%s"}' % (b"x" * 120_000)] * 300)
     with responding(lambda: [page]) as api:
@@ -252,8 +252,8 @@ def test_a_list_with_more_pages_than_any_broker_has_is_refused() -> None:
 
 @pytest.mark.parametrize("page", [b"{}", b"null", b'{"items": {}, "page_count": 1}', b'{"items": []}'])
 def test_a_page_that_contains_no_list_of_objects_is_not_one_of_the_management_api(page: bytes) -> None:
-    """If mqtool requests a page of a list, and the server responds with JSON of another form, the request fails with
-    Unavailable. The error says that the server is not a management API.
+    """If mqtool requests a page of a list, and the server responds with JSON that contains no list of objects or no
+    number of pages, the request fails with Unavailable. The error says that the server is not a management API.
     """
     with responding(lambda: [page]) as api, pytest.raises(Unavailable, match="is not a management API"):
         list(api.pages("queues"))
@@ -268,8 +268,8 @@ def test_an_object_without_keys_may_be_an_empty_array() -> None:
 
 
 def test_an_empty_page_is_the_last_one_of_a_list() -> None:
-    """If a page of a list from the management API is empty, mqtool requests no later page, however many the server
-    announces.
+    """If a page of a list from the management API is empty, mqtool soon stops requesting pages, even if the server
+    announces 2,000 of them.
     """
     requests = count(1)
 
@@ -281,7 +281,7 @@ def test_an_empty_page_is_the_last_one_of_a_list() -> None:
     assert next(requests) < 9
 
 
-def test_an_answer_that_only_begins_with_json_is_not_one_of_the_management_api() -> None:
+def test_a_response_that_only_begins_with_json_is_not_one_of_the_management_api() -> None:
     """If a server's response to a management API request is a JSON value followed by other text, the request fails with
     Unavailable. The error says that the server is not a management API.
     """
@@ -289,8 +289,8 @@ def test_an_answer_that_only_begins_with_json_is_not_one_of_the_management_api()
         overview(b"200 requests served")
 
 
-def test_an_answer_of_the_management_api_may_contain_surrogate_characters() -> None:
-    """If the management API's answer contains the bytes of a surrogate character, which is not valid UTF-8, mqtool
+def test_a_response_of_the_management_api_may_contain_surrogate_characters() -> None:
+    """If a response of the management API contains the bytes of a surrogate character, which is not valid UTF-8, mqtool
     decodes them to this character.
     """
     assert overview(b'{"cluster_name": "\xed\xa0\x80"}') == {"cluster_name": "\ud800"}

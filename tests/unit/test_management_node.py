@@ -185,8 +185,10 @@ def test_a_response_whose_status_is_not_2xx_is_an_error(
 
 
 @pytest.mark.parametrize("body", [b"", value_section([1]), value_section({"message_count": "many"})])
-def test_a_response_without_the_count_that_was_asked_for_is_an_error(broker: Broker, body: bytes) -> None:
-    """If the broker answers a request for a queue's messages without their number, mqtool raises Unavailable."""
+def test_a_response_without_a_message_count_is_an_error(broker: Broker, body: bytes) -> None:
+    """If the AMQP 1.0 management node's response to depth_of() or purge() contains no message count, or one that is not
+    a number, the call raises Unavailable.
+    """
     broker.answers = [(200, body)] * 2
     for request in (topology(broker).depth_of, topology(broker).purge):
         with pytest.raises(Unavailable, match="the broker's answer has no message_count"):
@@ -203,8 +205,8 @@ def test_a_late_response_is_ignored(broker: Broker) -> None:
 
 
 def test_declarations_contain_all_settings(broker: Broker) -> None:
-    """Over AMQP 1.0, mqtool declares queues, exchanges and bindings with all their settings, and generates the name of
-    a queue without one. It refuses a name with a line break, which the broker would change.
+    """Over AMQP 1.0, mqtool declares queues, exchanges and bindings with all their settings, and generates a name for a
+    queue that has none. It refuses a queue name with a line break, which the broker would change.
     """
     session = topology(broker)
     queue = session.declare(Queue("a/b", durable=True, arguments={"x-max-length": 9}))

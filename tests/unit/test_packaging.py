@@ -222,8 +222,8 @@ def test_the_docker_image_of_mqtool_is_built_only_from_packages_with_hashes() ->
 def test_an_audit_fails_only_if_a_vulnerability_is_known(
     tmp_path: Path, found: list[object] | None, code: int, said: str
 ) -> None:
-    """CI's audit fails if a library has a known vulnerability. If the package index has no answer for a library, the
-    audit only prints a warning.
+    """CI's audit fails if a library has a known vulnerability. If the package index does not answer for a library, or
+    nothing could be audited, the audit only prints a warning.
     """
     if found is not None:
         (tmp_path / "found.json").write_text(json.dumps({"dependencies": found}))

@@ -132,20 +132,22 @@ def place(amqp_broker: EmbeddedBroker, amqp_vhost: Vhost) -> Iterator[Place]:
         ),
     ],
 )
-def test_peek_reads_a_queue_in_the_way_that_suits_its_type(place: Place, view: dict[str, Any], kind: PeekKind) -> None:
-    """`peek` chooses how to read a queue by the type and the settings that the management API reports. It uses
-    basic.get instead of a consumer if the queue would be deleted with its last consumer, or has a single active
-    consumer. For a quorum queue, it assumes the lower of the delivery limits of the queue's arguments and policy, of
-    which a negative one counts only if there is no other. If neither is set, it assumes 20.
+def test_peek_chooses_how_to_read_a_queue_by_its_type_and_settings(
+    place: Place, view: dict[str, Any], kind: PeekKind
+) -> None:
+    """`peek` chooses how to read a queue by the type and the settings that the management API reports. It reads a
+    classic queue with basic.get instead of a consumer if the queue is auto-delete or has a single active consumer. For
+    a quorum queue, it assumes the lower of the delivery limits in the arguments and in the policy, or 20 if neither
+    sets one. A negative limit means no limit, unless the other one is set.
     """
     place.fill()
     api = SimpleNamespace(get={f"queues/{place.vhost.name}/jobs": view}.get, items=lambda _: [])
     assert place.kind(api) == kind
 
 
-def test_peek_knows_the_limit_of_a_policy_that_its_queue_does_not_show_yet(place: Place) -> None:
-    """If a policy has just been set, RabbitMQ's API shows it in the list of policies, but not yet in its queue. `peek`
-    keeps to the policy's delivery limit nevertheless, if the policy is for the queue's name and type.
+def test_peek_keeps_to_the_delivery_limit_of_a_policy_that_the_queue_does_not_show_yet(place: Place) -> None:
+    """RabbitMQ's management API lists a new policy some time before it shows the policy in the queues that it applies
+    to. `peek` already keeps to the delivery limit of such a policy if the policy matches the queue's name and type.
     """
     place.fill()
     policy = {"name": "p", "pattern": "^jobs$", "apply-to": "quorum_queues", "priority": 0}
@@ -164,7 +166,8 @@ def test_a_quorum_queue_has_a_delivery_limit_by_default_from_rabbitmq_4_on(
     monkeypatch: pytest.MonkeyPatch, place: Place, *, broker: str, limit: int | None, has_api: bool
 ) -> None:
     """If a quorum queue's arguments and policy set no delivery limit, `peek` assumes a limit of 20 in RabbitMQ 4.0 or
-    later, and none in earlier releases or in another broker. Without the management API, a policy may set another one.
+    later, and none in earlier releases or in another broker. Without the management API, `peek` treats this limit as
+    uncertain, because a policy may set another one.
     """
     place.fill(arguments=QUORUM)
     monkeypatch.setattr(Connection, "broker", broker)
@@ -190,8 +193,8 @@ def test_a_quorum_queue_has_a_delivery_limit_by_default_from_rabbitmq_4_on(
     ],
 )
 def test_peek_finds_out_over_amqp_how_to_read_a_queue(place: Place, settings: dict[str, Any], how: How) -> None:
-    """Without the management API, `peek` finds out over AMQP how to read a queue. If the queue may be a quorum queue,
-    `peek` reads it as one with a delivery limit of 20.
+    """Without the management API, `peek` finds out over AMQP how to read a queue. For a quorum queue that was declared
+    without a delivery limit, it assumes a limit of 20.
     """
     place.fill(**settings)
     kind = kind_of(place.channel, "jobs", None, "")
@@ -209,10 +212,10 @@ def test_peek_finds_out_over_amqp_which_delivery_limit_a_queue_was_declared_with
     assert kind_of(place.channel, "jobs", None, "") == PeekKind(How.IN_TURN, 3, is_certain=False)
 
 
-def test_peek_assumes_a_quorum_queue_if_the_broker_does_not_say_what_differs(place: Place) -> None:
-    """The broker cuts its error text after 255 bytes. If the name of a queue leaves no room for the value of the
-    setting that differs, `peek` reads the queue as a quorum queue with the default delivery limit and a single active
-    consumer.
+def test_peek_assumes_a_quorum_queue_if_the_brokers_error_text_is_cut(place: Place) -> None:
+    """Without the management API, `peek` learns the settings of a queue from the broker's error when it declares the
+    queue with others. The broker cuts this text after 255 bytes. If a long queue name leaves no room for a setting's
+    value, `peek` assumes a quorum queue with the default delivery limit and a single active consumer.
     """
     place.channel.declare(Queue("x" * 240, durable=True, arguments=QUORUM))
     assert kind_of(place.channel, "x" * 240, None, "") == PeekKind(How.IN_TURN, 20, is_single=True, is_certain=False)
@@ -229,7 +232,7 @@ def test_peek_finds_out_over_amqp_that_quorum_is_the_default_type(place: Place, 
 
 
 @pytest.mark.parametrize("api", ["no answer", "refused", "without types"])
-def test_peek_uses_amqp_if_the_management_api_does_not_tell(place: Place, api: str) -> None:
+def test_peek_uses_amqp_if_the_management_api_does_not_report_the_type_of_a_queue(place: Place, api: str) -> None:
     """If the management API does not answer, refuses the user or does not report the type of a queue, `peek` finds out
     over AMQP how to read the queue.
     """
@@ -252,7 +255,7 @@ def test_peek_uses_basic_get_if_the_user_may_not_declare_the_queue(amqp_broker: 
         assert kind_of(connection.channel(), "jobs", None, "") == PeekKind(How.GET, is_certain=False)
 
 
-def test_finding_out_over_amqp_leaves_no_channel_open(place: Place) -> None:
+def test_finding_out_over_amqp_how_to_read_a_queue_leaves_no_channel_open(place: Place) -> None:
     """kind_of() closes the channel on which it asks the broker how to read a queue."""
     place.fill(arguments=QUORUM)
     before = place.channel.connection.channel()
@@ -281,11 +284,12 @@ def test_peek_says_that_a_queue_does_not_exist(place: Place) -> None:
         ("the broker", 1000, 3, 1000),
     ],
 )
-def test_the_broker_counts_how_often_a_message_was_requeued(
+def test_from_rabbitmq_4_3_on_a_forged_delivery_count_does_not_mislead_peek(
     broker: str, count: int, acquired: object, requeued: int
 ) -> None:
-    """`peek` takes from the header x-delivery-count how often a quorum queue has requeued a message, but a publisher
-    may have set this header. From RabbitMQ 4.3 on, `peek` therefore uses x-acquired-count instead if it is lower.
+    """`peek` reads from the header x-delivery-count how often a quorum queue has requeued a message, but a publisher
+    can forge this header. From RabbitMQ 4.3 on, `peek` therefore uses the header x-acquired-count instead if it is
+    lower.
     """
     headers = {"x-delivery-count": count, "x-acquired-count": acquired}
     delivery = Delivery(b"", "", "jobs", "jobs", redelivered=True, properties={"headers": headers}, delivery_tag=1)
@@ -368,9 +372,9 @@ def test_messages_are_published_again_in_the_order_of_the_queue(place: Place) ->
     assert place.delivered() == ["3", "0", "1", "2"]
 
 
-def test_a_message_that_was_never_requeued_is_published_again_if_the_queue_requeues_none(place: Place) -> None:
-    """A queue was declared with a delivery limit of 0, and a policy may set one as well. `peek` publishes all messages
-    again, and none is lost.
+def test_with_a_delivery_limit_of_0_messages_are_published_again_instead_of_requeued(place: Place) -> None:
+    """A quorum queue with a delivery limit of 0 drops a message the first time it is requeued. `peek` therefore
+    publishes the messages to the end of such a queue again, in order, and reports an error. No message is lost.
     """
     place.fill(*range(3), arguments=limited(0))
     with pytest.raises(MqtoolError, match="has been requeued 0 times, possibly the limit of 'jobs'"):
@@ -379,8 +383,9 @@ def test_a_message_that_was_never_requeued_is_published_again_if_the_queue_reque
 
 
 def test_a_first_message_that_is_removed_is_not_published_again(place: Place) -> None:
-    """The delivery limit is unknown, and a caller of looking() removes the first message, which has been requeued
-    before. The message is deleted, and no error is raised.
+    """If the delivery limit of a queue is unknown, looking() publishes a message again if it has been requeued before.
+    If the first message of the queue is such a message, and the caller removes it, it is deleted instead, and no error
+    is raised.
     """
     place.fill(*range(3), arguments=QUORUM)
     place.requeue(1)
@@ -396,8 +401,8 @@ def test_a_first_message_that_is_removed_is_not_published_again(place: Place) ->
 @pytest.mark.parametrize("checks", [False, True])
 def test_only_the_first_message_is_at_risk_if_the_user_may_not_publish(place: Place, how: How, *, checks: bool) -> None:
     """A policy sets a delivery limit of 1 that the user cannot see, the messages have been requeued once, and the user
-    may not publish. `peek` and check_limit() fail when they have received the first message, which the queue may drop.
-    All others stay in the queue.
+    may not publish. `peek` and check_limit(), which a command calls before it consumes, fail once they have received
+    the first message, which the queue may drop. All other messages stay in the queue.
     """
     hidden_limit(place, 1)
     place.fill(*range(3), arguments=QUORUM)
@@ -415,7 +420,7 @@ def test_only_the_first_message_is_at_risk_if_the_user_may_not_publish(place: Pl
     assert place.delivered() == ["1", "2"]
 
 
-def test_without_the_permission_to_configure_a_queue_messages_can_be_looked_at_once(place: Place) -> None:
+def test_a_user_who_cannot_see_the_delivery_limit_is_shown_only_messages_that_were_never_requeued(place: Place) -> None:
     """A user may neither see a queue's policies nor declare the queue, which has a delivery limit of 1. `peek` shows
     this user messages that were never requeued. If the first message was requeued before, `peek` shows none, publishes
     this message to the end of the queue again, and reports an error. So does check_limit(). No message is lost.
@@ -434,7 +439,7 @@ def test_without_the_permission_to_configure_a_queue_messages_can_be_looked_at_o
     assert (place.delivered(), place.channel.depth_of("dead")) == (["3", "1", "2"], 0)
 
 
-def test_a_check_publishes_requeued_messages_again_if_the_delivery_limit_is_unknown(place: Place) -> None:
+def test_check_limit_publishes_requeued_messages_again_if_the_delivery_limit_is_unknown(place: Place) -> None:
     """A policy sets a delivery limit of 1 that the user cannot see, and the messages have been requeued once.
     check_limit() publishes all of them to the queue again, in order, and reports an error.
     """
@@ -468,8 +473,8 @@ def test_messages_that_arrive_later_are_not_shown(place: Place, settings: dict[s
     assert shown == NUMBERS[:120]
 
 
-def test_an_empty_queue_has_nothing_to_show(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:
-    """`peek` shows nothing of an empty queue, and does not wait for messages."""
+def test_peek_does_not_wait_for_messages_in_an_empty_queue(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:
+    """`peek` shows nothing of an empty queue, and ends without waiting for messages."""
     monkeypatch.setattr(peeking, "_PATIENCE", 1000)
     for limit in None, 5:
         place.fill(arguments=QUORUM)
@@ -560,8 +565,8 @@ def test_messages_stay_in_order_if_one_has_expired(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("arguments", [{}, QUORUM], ids=["classic", "quorum"])
 def test_peek_ends_if_the_connection_is_lost(place: Place, arguments: dict[str, Any]) -> None:
-    """If the connection is lost while `peek` shows messages, the broker requeues those that `peek` has received. `peek`
-    raises Unavailable when the caller asks for the next message, and can be closed without another error.
+    """If the connection is lost while `peek` shows messages, the broker requeues those that `peek` has received. When
+    the caller asks for the next message, `peek` raises Unavailable. Closing `peek` after that raises no error.
     """
     place.fill(*NUMBERS, arguments=arguments)
     place.peeked()
@@ -575,7 +580,7 @@ def test_peek_ends_if_the_connection_is_lost(place: Place, arguments: dict[str, 
 
 def test_peek_receives_large_messages_in_small_batches(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:
     """If messages are large, `peek` reads a long queue in batches of about 16 MiB. It computes how many messages fit
-    into a batch from the average size of those before.
+    into a batch from the average size of earlier messages.
     """
     monkeypatch.setattr(peeking, "_BATCH", 60_000)
     place.fill(*["x" * 1000] * 150)
@@ -605,7 +610,7 @@ def limited(limit: int, **arguments: Any) -> dict[str, Any]:
     return {**QUORUM, "x-delivery-limit": limit, **arguments}
 
 
-def test_a_message_can_be_shown_until_one_more_look_would_be_the_last(place: Place) -> None:
+def test_peek_does_not_show_a_message_that_it_could_requeue_only_once_more(place: Place) -> None:
     """`peek` requeues the messages that it shows. If a quorum queue has a delivery limit of 3, `peek` shows a message
     the first two times. The third time, it fails instead, because a third requeue is the last that the limit allows.
     """
@@ -734,7 +739,8 @@ def test_a_message_with_large_headers_is_published_again_without_its_origin(
     monkeypatch: pytest.MonkeyPatch, place: Place, forged: dict[str, Any]
 ) -> None:
     """If the headers of a message that `peek` publishes again leave no room for the original exchange and routing key
-    in the largest frame that the broker accepts, `peek` leaves these out, and removes forged ones.
+    in the largest frame that the broker accepts, `peek` does not add these. If a publisher has forged them, `peek`
+    removes them.
     """
     monkeypatch.setattr(Connection, "frame_max", 8192)
     place.fill()
@@ -805,10 +811,10 @@ def test_a_delayed_message_that_is_published_again_is_due_at_the_same_time(place
 def test_peek_says_that_a_ttl_starts_again_if_it_cannot_know_how_long_the_message_has_waited(
     place: Place, queue: str, headers: dict[str, int], expiration: str | None
 ) -> None:
-    """If `peek` publishes a message again, and only its expiration or the TTL of the queue tells how long it stays,
-    `peek` keeps the expiration, and says that the TTL starts again. So it does with retries, which have no due time, if
-    a publisher has forged a due time that is later than the message expires, and if the due time is past and the
-    message has no expiration.
+    """If `peek` publishes a message again whose time in the queue is limited only by its expiration or the queue's TTL,
+    it keeps the expiration, and says that the TTL starts again. It does the same if it cannot rely on a due time in the
+    header mqtool-due: outside the wait queues for delays, if the due time is later than the expiration, or if it is
+    past and the message has no expiration.
     """
     place.channel.declare(Queue(queue, durable=True))
     due = {name: int((time.time() + seconds) * 1000) for name, seconds in headers.items()}
@@ -838,7 +844,9 @@ def test_removed_messages_are_deleted_and_the_others_stay_in_order(place: Place,
 
 
 @pytest.mark.parametrize("arguments", [{}, QUORUM, limited(50)], ids=["classic", "quorum", "quorum with a limit"])
-def test_a_look_may_end_early(place: Place, arguments: dict[str, Any]) -> None:
+def test_removed_messages_are_deleted_even_if_the_caller_of_looking_stops_early(
+    place: Place, arguments: dict[str, Any]
+) -> None:
     """If a caller of looking() stops before it has read all messages of the queue, those that it has passed to remove()
     are deleted from the queue, and the others stay there in order.
     """
@@ -867,7 +875,9 @@ def test_a_removed_message_is_not_published_again(place: Place) -> None:
     assert place.delivered() == ["0", "2"]
 
 
-def test_a_look_that_removes_all_messages_ends_at_once(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:
+def test_looking_ends_without_waiting_if_the_caller_has_removed_all_messages(
+    monkeypatch: pytest.MonkeyPatch, place: Place
+) -> None:
     """If a caller of looking() removes all messages of the queue, looking() does not wait for messages to be requeued
     when it ends.
     """

@@ -149,7 +149,9 @@ def test_a_wait_queue_that_changes_while_queues_are_listed_is_skipped(place: Pla
     ] * is_exclusive
 
 
-def test_the_messages_that_the_plugin_holds_are_counted(place: Place, amqp_broker: EmbeddedBroker) -> None:
+def test_delayed_ls_counts_the_messages_that_exchanges_of_type_x_delayed_message_hold(
+    place: Place, amqp_broker: EmbeddedBroker
+) -> None:
     """`delayed ls` lists the virtual host's exchanges of type x-delayed-message that hold messages, with the numbers of
     these messages.
     """
@@ -180,7 +182,7 @@ def test_waiting_messages_are_shown_with_the_shortest_delay_first_and_stay(place
     assert place.has("jobs.delay.1h", "a", "b")
 
 
-def test_a_waiting_message_keeps_only_an_origin_that_is_proven(place: Place) -> None:
+def test_delayed_now_replaces_the_forged_origin_of_a_message(place: Place) -> None:
     """The headers mqtool-exchange and mqtool-routing-key name the exchange and routing key with which a message was
     first published. If the publisher of a delayed message has forged them, `delayed now` replaces them with the
     exchange and routing key with which the message came to its wait queue.
@@ -218,11 +220,12 @@ def test_only_the_chosen_messages_are_delivered(place: Place) -> None:
     assert place.left == []
 
 
-def test_bindings_are_requested_once_per_exchange_and_only_for_wait_queues_with_names_that_prove_nothing(
+def test_bindings_are_requested_once_and_only_for_wait_queues_whose_names_do_not_prove_their_destinations(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To find out where the wait queues for `amq.topic` lead, mqtool requests the bindings of `mqtool.amq.topic.due`
-    once, however many wait queues there are. It requests none for wait queues whose names prove their destinations.
+    once, however many wait queues there are. It requests no bindings for wait queues whose names prove their
+    destinations.
     """
     requested = []
     bindings_from = management.bindings_from
@@ -244,9 +247,9 @@ def test_a_message_with_two_waits_for_amq_topic_is_delivered_only_if_its_second_
     place: Place, *, leads_on: bool
 ) -> None:
     """A long delay for `amq.topic` is divided into two waits. The first wait queue dead-letters to an exchange to which
-    the second is bound, and the second dead-letters to `mqtool.amq.topic.due`. `delayed now` delivers messages from
-    the first queue. If the second dead-letters elsewhere, `delayed now` leaves them there: an error says that the
-    queue only claims to be for `amq.topic`.
+    the second is bound, and the second dead-letters to `mqtool.amq.topic.due`. `delayed now` then delivers messages
+    from the first queue to `amq.topic`. If the second queue dead-letters elsewhere, the messages stay in the first
+    queue: an error says that this queue only claims to be for `amq.topic`.
     """
     place.channel.bind(Queue("jobs"), Exchange("amq.topic", "topic"), "#")
     router, due = Exchange("mqtool.amq.topic.exchange.delay", "topic"), Exchange("mqtool.amq.topic.due", "fanout")
@@ -319,7 +322,7 @@ def test_a_message_whose_exchange_was_deleted_stays(place: Place) -> None:
 
 
 def test_a_message_whose_headers_fill_a_frame_stays(place: Place) -> None:
-    """If a message's headers name a false origin, `delayed now` replaces it with the true one. If the headers are then
+    """If a message's headers name a forged origin, `delayed now` replaces it with the true one. If the headers are then
     too large for a frame, the message stays in its wait queue, and an error names the message and the queue. `delayed
     now` delivers other messages.
     """
@@ -335,7 +338,7 @@ def test_a_message_whose_headers_fill_a_frame_stays(place: Place) -> None:
     assert place.has("jobs.delay.1h", "full")
 
 
-def test_a_wait_queue_that_expires_while_messages_are_read_is_skipped(place: Place) -> None:
+def test_a_wait_queue_that_is_deleted_while_messages_are_read_is_skipped(place: Place) -> None:
     """If a wait queue is deleted after it was listed, and before `delayed show` reads its messages, `delayed show`
     continues with the next queue and reports no error, since no message is left in the deleted one.
     """
@@ -400,7 +403,7 @@ def test_delivering_ends_if_a_confirm_does_not_arrive(place: Place) -> None:
     assert (place.skipped, place.left) == ([], [])
 
 
-def test_a_message_near_the_delivery_limit_is_reported_even_if_the_caller_wants_no_more(place: Place) -> None:
+def test_a_message_near_the_delivery_limit_is_reported_even_if_the_caller_stops_reading(place: Place) -> None:
     """`delayed show` requeues the messages that it reads. If a wait queue would drop such a message when it is requeued
     once more, because of its delivery limit, mqtool reports an error for this queue. It does so even if the caller
     stops reading before the next queue.

@@ -244,7 +244,7 @@ def test_a_failed_attempt_to_connect_is_explained_with_a_hint(
     assert (type(error), str(error), error.hint) == (kind, words, hint)
 
 
-def test_a_host_of_which_no_address_can_be_reached_is_explained_by_the_last_one() -> None:
+def test_if_no_address_of_a_host_can_be_reached_the_error_is_that_of_the_last_one() -> None:
     """If this machine can reach none of a host's addresses, mqtool's error gives the reason for the last one tried."""
     tried = [OSError(errno.EADDRNOTAVAIL, "Cannot assign"), OSError(errno.ENETUNREACH, "Network is unreachable")]
     error = pika_errors.connecting(workflow.AMQPConnectionWorkflowFailed(tried), ONE)
@@ -315,15 +315,15 @@ def test_the_hint_for_another_protocol_depends_on_tls(*, tls: bool) -> None:
 def test_a_handshake_that_is_cut_off_is_not_taken_for_a_refusal(
     cause: BaseException, *, has_answered: bool, is_cut_off: bool
 ) -> None:
-    """If a server closes the connection during the handshake without a reason, mqtool treats this as a handshake that
-    was cut off, and not as a refused login. If the server has sent nothing before, mqtool does not conclude that it
-    speaks another protocol.
+    """If a server has sent data and then closes the connection during the handshake without a reason, mqtool treats
+    this as a handshake that was cut off, and not as a refused login. If the server closes the connection before it has
+    sent anything, mqtool does not conclude that it speaks another protocol.
     """
     failed = exceptions.AMQPConnectionError(cause)
     assert pika_errors.is_cut_off(failed, has_answered=has_answered) is is_cut_off
 
 
-def test_an_attempt_that_fails_is_described_without_the_words_of_pika() -> None:
+def test_a_failed_attempt_to_reconnect_is_described_without_the_words_of_pika() -> None:
     """If an attempt to reconnect fails, the notice contains mqtool's error or, if pika raised one, the words "the
     connection was lost again".
     """
@@ -374,7 +374,9 @@ def test_some_errors_of_a_channel_do_not_recur_after_reopening(
         (TypeError("odd"), BadData, "this cannot be sent: odd", "see 'mqtool send --help' for --property and -H"),
     ],
 )  # fmt: skip
-def test_what_amqp_cannot_express_is_named(error: Exception, kind: type[MqtoolError], words: str, hint: str) -> None:
+def test_the_error_about_a_value_that_amqp_cannot_express_names_the_kind_of_value(
+    error: Exception, kind: type[MqtoolError], words: str, hint: str
+) -> None:
     """If a name, a header, a property or an argument cannot be encoded for AMQP, mqtool's error says which kind of
     value is the cause, such as a number that is out of range, and has a hint.
     """

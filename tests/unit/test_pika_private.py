@@ -72,8 +72,8 @@ class Consumer(list[Delivery]):
 @BOTH
 def test_messages_are_sent_with_their_properties(connect: Connect, kind: type[SelectConnection]) -> None:
     """Whether mqtool or pika encodes a message, it is published with its own exchange, routing key, properties and
-    message id. If it has no exchange or routing key, the caller's is used. With persistent=True, a message without a
-    delivery mode is persistent. A property of None is not sent.
+    message id. A message without an exchange or routing key is published with the caller's. With persistent=True, a
+    message without a delivery mode is persistent. A property whose value is None is not sent.
     """
     connection = connect(kind)
     connection.ask(lambda pika, done: pika.queue_bind("q", "amq.fanout", callback=done))
@@ -95,7 +95,7 @@ def test_messages_are_sent_with_their_properties(connect: Connect, kind: type[Se
 
 
 @BOTH
-def test_acknowledgements_may_stand_for_several_deliveries(
+def test_an_acknowledgement_with_multiple_applies_to_all_deliveries_up_to_it(
     connect: Connect, vhost: Vhost, kind: type[SelectConnection]
 ) -> None:
     """An acknowledgement that mqtool sends applies to one delivery or, with `multiple`, to all deliveries up to it.
@@ -152,11 +152,11 @@ def test_unroutable_messages_are_returned_only_if_they_are_mandatory(
     ],
     ids=["header", "routing key", "exchange"],
 )
-def test_what_cannot_be_sent_is_an_error(
+def test_a_message_that_cannot_be_encoded_raises_an_error_and_the_connection_stays_usable(
     connect: Connect, kind: type[SelectConnection], message: Message, kind_of_error: type[MqtoolError]
 ) -> None:
-    """Publishing a message with a header that AMQP cannot express, or with a name that is too long, raises an error.
-    The connection can be used afterwards.
+    """Publishing a message with a header that AMQP cannot express, or with an exchange name or routing key that is too
+    long, raises an error. The connection can be used afterwards.
     """
     connection = connect(kind)
     with pytest.raises(kind_of_error):
@@ -227,9 +227,9 @@ def test_a_certificate_logs_in_if_the_broker_offers_it(*, external: bool) -> Non
 def test_bytes_that_the_socket_has_not_accepted_are_unsent(
     connect: Connect, vhost: Vhost, kind: type[SelectConnection]
 ) -> None:
-    """mqtool knows how many bytes of its messages the socket has not accepted yet, for example because the broker does
-    not read. Without pika's private methods, mqtool knows neither this number nor when the latest data arrived. It then
-    uses the current time as the time of arrival.
+    """A connection of mqtool knows how many bytes of its messages the socket has not accepted yet, for example because
+    the broker does not read. If mqtool cannot use pika's private methods, it knows neither this number nor the time at
+    which the latest data arrived, and uses the current time instead.
     """
     connection = connect(kind)
     assert connection.unsent == 0
@@ -254,10 +254,12 @@ class Loop:
 
 
 @pytest.mark.parametrize("private", [("_poll",), ("_kqueue",), ()], ids=["epoll", "kqueue", "public"])
-def test_an_event_loop_runs_until_something_happens(private: tuple[str, ...]) -> None:
-    """run_for() of pika's event loop returns as soon as it has processed a readable socket, a due timer or a waiting
-    callback. Otherwise, it returns when its time is over. It needs a timer for that only if it cannot use pika's
-    private names.
+def test_run_for_returns_when_the_event_loop_has_processed_an_event_or_its_time_is_over(
+    private: tuple[str, ...],
+) -> None:
+    """run_for() runs pika's event loop. It returns as soon as the loop has processed a readable socket, a due timer or
+    a waiting callback. Otherwise, it returns when its time is over. It needs a timer for that only if it cannot use
+    pika's private names.
     """
     loop, log = IOLoop(), list[str]()
     loop.activate_poller()

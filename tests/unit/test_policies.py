@@ -34,7 +34,7 @@ def handle(policy: ConsumePolicy, tags: range, now: float = SOON) -> list[int]:
     return acknowledged
 
 
-def test_the_options_decide_how_a_command_consumes() -> None:
+def test_the_options_decide_the_first_prefetch_the_acknowledgements_and_the_last_message_of_a_consumer() -> None:
     """A consumer of a queue with a delivery limit starts with a prefetch of 1. With `--prefetch` or `--auto-ack`, and
     for any other queue, it starts with the prefetch that `--prefetch` gives, by default 1,000. With `--count 3`, it is
     cancelled when it has received the third message, and its prefetch is at most 3. If the caller acknowledges messages
@@ -87,9 +87,9 @@ def test_a_consumer_with_a_prefetch_of_one_acknowledges_each_delivery() -> None:
 
 
 def test_often_requeued_messages_are_prefetched_one_by_one() -> None:
-    """While a consumer receives messages that have been requeued three quarters as often as the queue's delivery limit
-    allows, its prefetch is 1. As soon as it receives a message that was requeued less often, it uses its full prefetch.
-    If the limit is not known, this is a message that was never requeued. If the limit is 1 or 0, the prefetch stays 1.
+    """A consumer of a queue with a delivery limit starts with a prefetch of 1. When it receives a message that was
+    requeued less than three quarters as often as the limit allows, it changes to its full prefetch. If the limit is not
+    known, only a message that was never requeued has this effect. If the limit is 1 or 0, the prefetch stays 1.
     """
     for limit, often in (20, 15), (4, 3), (3, 2), (ASSUMED_LIMIT, 1):
         policy = policy_for(Receiving(), delivery_limit=limit)
@@ -101,10 +101,10 @@ def test_often_requeued_messages_are_prefetched_one_by_one() -> None:
         assert (policy.taken(delivery(1)), policy.prefetch) == (Step.GO_ON, 1)
 
 
-def test_a_high_message_limit_starts_one_by_one_if_the_queue_has_a_delivery_limit() -> None:
+def test_with_a_high_message_limit_a_queue_with_a_delivery_limit_is_first_read_one_by_one() -> None:
     """With `--count 400`, a consumer of a queue with a delivery limit has a prefetch of 1 until it receives a message
-    that was not requeued often. It then has a prefetch, and holds back acknowledgements, such that the broker delivers
-    no 401st message. Once no more than 250 messages are missing, the prefetch stays 1.
+    that was not requeued often. It then raises its prefetch and holds back acknowledgements, so that the broker
+    delivers no 401st message. If no more than 250 messages are missing by then, the prefetch stays 1.
     """
     policy = policy_for(Receiving(count=400), delivery_limit=2)
     assert (policy.prefetch, policy.taken(delivery(1, times=1)), policy.prefetch) == (1, Step.GO_ON, 1)
@@ -143,8 +143,8 @@ def test_with_a_high_message_limit_acknowledgements_are_held_back_so_that_no_sur
 
 
 def test_acknowledgements_that_are_held_back_are_sent_when_the_queue_is_empty() -> None:
-    """If the queue becomes empty before a consumer has received `--count` messages, the consumer sends the
-    acknowledgements that it has held back, and continues with a prefetch of 1.
+    """If the queue becomes empty before a consumer has received the number of messages given with `--count`, the
+    consumer sends the acknowledgements that it has held back, and continues with a prefetch of 1.
     """
     policy = ExactCount(300)
     handle(policy, range(1, 101))
@@ -201,8 +201,8 @@ def test_a_caller_that_acknowledges_never_gets_more_messages_than_the_limit() ->
 
 def test_the_last_missing_messages_are_prefetched_together() -> None:
     """A caller that acknowledges messages itself wants 20 messages, with a prefetch of 8. Before an acknowledgement
-    could let the broker send a 21st message, the consumer subscribes again. Its prefetch is then the number of missing
-    messages (5 in this test). If it has to subscribe once more, its prefetch is half of the missing messages (2 of 4).
+    could let the broker send a 21st message, the consumer subscribes again, with a prefetch of the number of missing
+    messages, 5 in this test. If it has to subscribe once more, its prefetch is half of the missing messages, 2 of 4.
     """
     policy = CallerSettles(Receiving(count=20, prefetch=8, acknowledge=False))
     assert acknowledge(policy, *range(8, 15), *[15] * 5) == [Step.GO_ON] * 12
@@ -239,9 +239,9 @@ def test_without_a_message_limit_consuming_continues_after_each_acknowledgement(
 
 
 def test_a_forged_delivery_count_does_not_make_a_consumer_slow() -> None:
-    """If a queue limits deliveries, a consumer gets one message at a time until one has been requeued only a few
-    times. The consumer then uses its full prefetch. An x-delivery-count that is not a number, or is set on a first
-    delivery, was forged by a publisher: the message counts as never requeued.
+    """A consumer of a queue with a delivery limit gets one message at a time until one arrives that has been requeued
+    only a few times, and then uses its full prefetch. If x-delivery-count is not a number, or is set on a first
+    delivery, a publisher has forged it, and the message counts as never requeued.
     """
     for redelivered, count in (False, 1000), (False, "x"), (True, "x"), (True, None):
         forged = Delivery(b"", "", "q", "q", redelivered, {"headers": {"x-delivery-count": count}}, 1)
@@ -304,7 +304,7 @@ def test_a_consumer_whose_caller_acknowledges_is_cancelled_at_its_message_limit(
     assert endless.prefetch == PREFETCH
 
 
-def test_after_a_lost_channel_the_remaining_messages_are_prefetched_as_before() -> None:
+def test_after_a_lost_channel_a_consumer_still_gets_no_more_messages_than_its_limit() -> None:
     """If the caller acknowledges messages itself, a consumer with `--count` continues after its channel was lost. Each
     acknowledgement on the new channel lets the broker send one more message. Before the broker could send more messages
     than are missing, the consumer subscribes again.

@@ -46,8 +46,8 @@ def test_a_pattern_that_could_take_very_long_is_not_matched(pattern: str) -> Non
 
 
 def test_each_of_many_patterns_is_compiled_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a broker has hundreds of policies, mqtool compiles each pattern once, not once for each queue, which would
-    take several times as long.
+    """If a broker has hundreds of policies, mqtool compiles each of their patterns once, and not once for each queue,
+    which would take several times as long.
     """
     compiled: list[bytes] = []
     compile_one = re2.compile

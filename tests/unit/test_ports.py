@@ -12,11 +12,9 @@ from mqtool.broker.ports import choose, free_port, keep
 from mqtool.broker.state import Started
 
 
-def test_a_new_broker_never_gets_a_free_port_of_a_broker_that_is_being_restarted(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A free port that is chosen at random for a new broker is not that of a broker which is being restarted, although
-    nothing listens there for a moment.
+def test_a_new_broker_never_gets_the_port_of_a_broker_that_is_being_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a port is chosen at random for a new broker, it is not the port of a broker that is being restarted,
+    although nothing listens on that port for a moment.
     """
     reserved, other = free_port(), free_port()
     keep(Started("mine", "embedded", f"amqp://localhost:{reserved}", 0, "", {}))
@@ -29,8 +27,8 @@ def test_a_new_broker_never_gets_a_free_port_of_a_broker_that_is_being_restarted
 def test_a_port_is_not_reserved_by_the_lock_file_of_another_user(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """If another user of this machine creates and locks the file that would reserve a port, the port is chosen all the
-    same. Otherwise, this user could reserve every port.
+    """mqtool reserves a port with a lock file. If another user of this machine creates and locks this file, mqtool
+    chooses the port all the same. Otherwise, this user could reserve every port.
     """
     port, user = free_port(), os.getuid() + 1
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

@@ -142,7 +142,7 @@ def test_only_unconfirmed_messages_are_republished(wire: Wire, publisher: Unconf
 
 def test_a_message_nacked_right_after_a_reconnection_is_published_again(wire: Wire, publisher: Unconfirmed) -> None:
     """If the broker nacks a message right after a reconnection, the publisher publishes the message again on another
-    channel, because the nack may only mean that a queue has no leader yet.
+    channel, because the nack may only mean that a queue has no leader yet. The caller gets no receipt for this nack.
     """
     wire.open(connection_is_new=True)
     wire.publish(b"1", b"2")
@@ -187,7 +187,7 @@ def test_a_missing_confirm_raises_not_confirmed(wire: Wire, publisher: Unconfirm
     assert len(publisher.messages) == publisher.in_flight == 2
 
 
-def test_the_confirm_timeout_pauses_without_a_connection(wire: Wire, publisher: Unconfirmed) -> None:
+def test_the_confirm_timeout_pauses_while_there_is_no_connection(wire: Wire, publisher: Unconfirmed) -> None:
     """Time during which there is no connection does not count towards a publisher's confirm timeout."""
     wire.publish(b"1")
     publisher.set_paused(is_paused=True)
@@ -212,8 +212,9 @@ def test_a_failed_connection_ends_waiting_for_confirms_but_keeps_receipts(wire: 
 def test_messages_confirmed_out_of_order_do_not_count_as_unconfirmed_after_an_error(
     wire: Wire, publisher: Unconfirmed
 ) -> None:
-    """After an error, the caller can get the receipts of messages that were confirmed or nacked before earlier
-    messages, each receipt once. After that, only messages that were neither confirmed nor nacked count as unconfirmed.
+    """After an error, such as a missing confirm, the caller can get the receipts of messages that were confirmed or
+    nacked before earlier messages, each receipt once. From then on, only messages that were neither confirmed nor
+    nacked count as unconfirmed.
     """
     wire.publish(b"1", b"2", b"3", b"4")
     publisher.on_ack(2, multiple=False)
@@ -272,7 +273,8 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_an_early_confirm_takes_effect_once_earlier_messages_are_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
     """If a message is confirmed before earlier messages, the publisher counts it as in flight and holds back its
-    receipt until the earlier messages are confirmed. After that, the early confirm takes no memory.
+    receipt until the earlier messages are confirmed. It then forgets the early confirm, so that a long run needs little
+    memory.
     """
     wire.publish(b"1", b"2", b"3", b"4", b"5")
     for tag in (2, 3, 5):
@@ -474,9 +476,10 @@ def test_waiting_for_confirms_continues_while_16_mib_are_unconfirmed(wire: Wire,
     publisher.wait(1, confirm_timeout=0)
 
 
-def test_a_command_that_must_stop_does_not_wait_for_confirms(wire: Wire, publisher: Unconfirmed) -> None:
-    """If a command must stop while messages are unconfirmed, waiting for confirms ends with an error that gives the
-    reason and the number of these messages. If no message is unconfirmed, waiting ends without an error.
+def test_a_stopped_command_does_not_wait_for_confirms(wire: Wire, publisher: Unconfirmed) -> None:
+    """If a command is stopped, such as by SIGTERM, while messages are unconfirmed, waiting for confirms ends with an
+    error that gives the reason and the number of these messages. If no message is unconfirmed, waiting ends without an
+    error.
     """
     wire.reason = "stopped by SIGTERM"
     publisher.wait(1, confirm_timeout=60)
@@ -525,7 +528,8 @@ def test_nacks_are_final_once_queues_have_had_time_to_elect_leaders(
     wire: Wire, publisher: Unconfirmed, now: list[float]
 ) -> None:
     """In the first 20 s after a reconnection, a publisher republishes a nacked message after 0.25 s, each time on
-    another channel. While it is disconnected, it waits. After the 20 s, a nack is final.
+    another channel. If the connection is lost meanwhile, the publisher waits until it is open again. After the 20 s, a
+    nack is final.
     """
     wire.open(connection_is_new=True)
     for attempt in range(2):

@@ -134,7 +134,9 @@ def test_only_the_receipt_of_the_returned_message_says_that_it_was_returned(
 
 
 def test_a_large_message_is_published_in_frames_that_the_broker_accepts(broker: ScriptedBroker) -> None:
-    """A message that is larger than the broker's frame-max is published in several frames."""
+    """A message that is larger than the broker's frame-max is published in several frames, none of which is larger than
+    frame-max.
+    """
     body = bytes(200_000)
     assert len([*broker.channel().publish([Message(body)])]) == 1
     assert bodies(broker) == [body]
@@ -293,7 +295,7 @@ def test_the_messages_before_one_that_cannot_be_encoded_are_published(broker: Sc
 
 
 def test_a_list_is_published_in_batches_of_256() -> None:
-    """With the default window, a list of messages is published in batches of 256. With a small window, or from an
+    """With the default window, a list of messages is published in batches of 256. With a window of 5, or from an
     iterator, messages are published one by one. None in the input, which stands for a pause, is skipped.
     """
     listed: list[Message | None] = [Message(b"%d" % number) for number in range(600)]
@@ -366,8 +368,8 @@ def test_a_nack_is_not_final_while_queues_may_lack_a_leader(broker: ScriptedBrok
 
 
 def test_the_confirm_timeout_does_not_pass_while_the_broker_blocks_publishers(broker: ScriptedBroker) -> None:
-    """Time during which the broker blocks publishers, or there is no connection, does not count towards the confirm
-    timeout.
+    """Time during which the broker blocks publishers, or during which there is no connection, does not count towards
+    the confirm timeout.
     """
     broker.confirms = False
     channel, steps = broker.channel(confirm_timeout=0.01), list[str]()
@@ -399,8 +401,8 @@ def test_a_channel_that_is_closed_for_good_ends_publishing(broker: ScriptedBroke
         [*channel.publish(source())]
 
 
-def test_a_command_that_must_stop_does_not_wait_for_confirms_that_cannot_arrive(broker: ScriptedBroker) -> None:
-    """If a command must stop while the broker cannot confirm its messages, for example because the connection is lost,
+def test_a_stopped_command_does_not_wait_for_confirms_that_cannot_arrive(broker: ScriptedBroker) -> None:
+    """If a command is stopped while the broker cannot confirm its messages, for example because the connection is lost,
     publish() raises NotConfirmed with the reason.
     """
     broker.confirms = False
@@ -417,8 +419,8 @@ def test_a_command_that_must_stop_does_not_wait_for_confirms_that_cannot_arrive(
 
 
 def test_a_nacked_message_is_published_again_on_another_channel(broker: ScriptedBroker) -> None:
-    """If a message is nacked right after a reconnection, the publisher publishes it again on another channel, and then
-    closes the previous one. The caller gets one receipt for it.
+    """If a node of the cluster could not be reached when the connection was opened, a queue may have no leader yet. A
+    message that the broker then nacks is published again on another channel, and the caller gets one receipt for it.
     """
     broker.confirms = False
     broker.lacks_a_node = True
@@ -513,8 +515,9 @@ def test_acknowledgements_are_sent_on_the_channel_of_their_deliveries(broker: Sc
 
 
 def test_a_rejected_delivery_is_neither_requeued_nor_acknowledged(broker: ScriptedBroker) -> None:
-    """reject() makes the broker dead-letter a delivery. Later deliveries can still share an acknowledgement. Rejecting
-    a delivery again, or after its channel was lost, has no effect.
+    """reject() rejects a delivery without requeuing it, so that the broker dead-letters or drops it. Deliveries that
+    are acknowledged later can still share one acknowledgement. Rejecting a delivery again, or after its channel was
+    lost, has no effect.
     """
     broker.silent = {spec.Basic.Reject}
     channel = broker.channel()

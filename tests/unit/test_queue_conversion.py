@@ -193,8 +193,8 @@ def test_a_conversion_does_not_delete_messages_that_a_client_has_taken_from_the_
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """During `queue convert`, a temporary queue holds the messages. If another client, such as `peek`, has
-    unacknowledged messages of this queue, the conversion does not delete the queue. Once the client has ended, the
-    conversion can be completed, and no message is lost.
+    unacknowledged messages of this queue, the conversion fails and does not delete the queue. Once the client has
+    ended, the conversion can be completed, and no message is lost.
     """
     monkeypatch.setattr(held_messages, "_PATIENCE", 0.1)
     place.fill()
@@ -210,7 +210,7 @@ def test_a_conversion_does_not_delete_messages_that_a_client_has_taken_from_the_
 
 
 @pytest.mark.parametrize("batches", [1, 3])
-def test_a_conversion_is_undone_before_the_queue_is_replaced(place: Place, batches: int) -> None:
+def test_a_conversion_can_be_undone_until_it_has_replaced_the_queue(place: Place, batches: int) -> None:
     """A stopped `queue convert` that has not replaced the queue yet can be undone. The queue then has its original
     type, all its messages in order, and its bindings.
     """
@@ -237,7 +237,7 @@ def test_an_undo_that_was_stopped_is_completed_by_the_next_run(place: Place) -> 
     place.check_converted("classic")
 
 
-def test_an_undo_declares_a_queue_that_was_deleted_as_it_was_before(place: Place) -> None:
+def test_an_undo_declares_a_deleted_queue_with_its_original_type_and_arguments(place: Place) -> None:
     """If a conversion was stopped, and another client has deleted the queue, `queue convert --undo` declares the queue
     with its original type and arguments, and moves the messages back to it.
     """
@@ -312,7 +312,7 @@ def test_only_one_conversion_of_a_queue_runs_at_a_time(place: Place, monkeypatch
     place.check_converted("quorum")
 
 
-def test_a_definition_that_the_broker_refuses_changes_nothing(place: Place) -> None:
+def test_a_conversion_to_arguments_that_the_broker_refuses_changes_nothing(place: Place) -> None:
     """If the broker does not accept the new arguments of a queue, `queue convert` does not begin the conversion. The
     error names the queue and the argument. refused_by_broker() returns the same reason before a conversion.
     """
@@ -332,10 +332,10 @@ def test_a_definition_that_the_broker_refuses_changes_nothing(place: Place) -> N
 
 
 @pytest.mark.parametrize("to", ["quorum", "classic", "stream"])
-def test_asking_the_broker_about_a_definition_declares_nothing(place: Place, to: str) -> None:
-    """refused_by_broker() finds out whether the broker would accept the new definition of a queue, by declaring a queue
-    under another name and deleting it. Afterwards, no such queue is left. One that an earlier run left behind causes no
-    error.
+def test_a_trial_of_a_queues_new_definition_leaves_no_queue_behind(place: Place, to: str) -> None:
+    """refused_by_broker() finds out whether the broker would accept the new definition of a queue: it declares a queue
+    with this definition under another name, and deletes it. Afterwards, no such queue is left. If an earlier run has
+    left one behind, no error is raised.
     """
     place.fill("quorum" if to == "classic" else "classic")
     plan = place.conversion(to)._plan
@@ -351,8 +351,8 @@ def test_asking_the_broker_about_a_definition_declares_nothing(place: Place, to:
 def test_a_conversion_counts_the_messages_again_before_it_changes_anything(
     place: Place, limit: dict[str, Any], effect: str
 ) -> None:
-    """If more messages have come since the plan of `queue convert` was made, and they do not all fit into the new
-    queue, the command says how many do not, and changes nothing.
+    """If more messages have arrived since the plan of `queue convert` was made, and they do not all fit into the new
+    queue, the command says how many do not fit, and changes nothing.
     """
     place.fill()
     conversion = place.conversion(changes={"x-max-length": COUNT, **limit})
@@ -397,7 +397,7 @@ def test_a_conversion_waits_until_the_queue_has_no_consumers(place: Place, monke
     assert sorted(place.bodies()) == [*range(COUNT)]
 
 
-def test_by_force_a_queue_is_replaced_although_it_has_consumers(place: Place) -> None:
+def test_with_force_a_queue_is_replaced_although_it_has_consumers(place: Place) -> None:
     """`queue convert --force` replaces a queue even if it has consumers, which the broker then cancels. It does not
     wait to see whether clients publish to the queue through the default exchange.
     """
@@ -480,7 +480,7 @@ def test_a_message_that_arrives_just_before_a_classic_queue_is_replaced_is_not_l
     place.check_converted("quorum", COUNT + 3 + 1)
 
 
-def test_a_conversion_can_be_stopped(place: Place) -> None:
+def test_a_stopped_conversion_ends_after_the_current_batch(place: Place) -> None:
     """If `queue convert` is told to stop, it ends after the current batch of messages, and the conversion can be
     continued.
     """
@@ -553,9 +553,9 @@ def test_a_conversion_says_that_it_waits_for_clients_and_can_be_stopped(
     assert sorted(place.bodies()) == [*range(COUNT)]
 
 
-def test_a_conversion_can_be_stopped_while_another_one_works(place: Place) -> None:
-    """If `queue convert` waits because another conversion of the same queue is running, it can be stopped. The stopped
-    command has changed nothing.
+def test_a_conversion_can_be_stopped_while_it_waits_for_another_one(place: Place) -> None:
+    """If `queue convert` waits because another conversion of the same queue is running, it can be stopped. It has then
+    changed nothing.
     """
     place.fill()
     place.conversion().lock()
@@ -574,8 +574,8 @@ def test_messages_that_do_not_fit_into_the_converted_queue_stay_in_the_queue_tha
     place: Place, monkeypatch: pytest.MonkeyPatch, by_policy: bool, way: str
 ) -> None:
     """If the converted queue is full and rejects messages, `queue convert` fails, and the hint says how to continue. It
-    names the policy only if the limit is not an argument, which no policy can raise. Messages that did not fit stay in
-    the temporary queue that holds them, and none is lost.
+    suggests raising the limit only if a policy sets it, since no policy can raise the limit of an argument. Messages
+    that did not fit stay in the temporary queue that holds them, and none is lost.
     """
     monkeypatch.setattr(transactions, "_STALLED", 0.3)
     limit = {"max-length": COUNT, "overflow": "reject-publish"}
@@ -618,7 +618,9 @@ def test_a_conversion_fails_if_the_queue_that_holds_its_messages_is_deleted(plac
 @pytest.mark.parametrize(
     ("batches", "kind", "bodies"), [(1, "classic", [*range(4, 11)]), (4, "quorum", [0, 1, 2, 3, 10])]
 )
-def test_what_is_left_of_a_conversion_can_be_finished(place: Place, batches: int, kind: str, bodies: list[int]) -> None:
+def test_a_conversion_whose_temporary_queue_was_deleted_can_be_finished(
+    place: Place, batches: int, kind: str, bodies: list[int]
+) -> None:
     """If a stopped conversion's temporary queue, which held the messages, was deleted, its messages are lost, but the
     conversion can be finished. The queue then has its bindings and all other messages. It has its new type if the
     conversion had replaced it, and otherwise its original one.
@@ -642,8 +644,8 @@ def test_what_is_left_of_a_conversion_can_be_finished(place: Place, batches: int
 
 
 def test_a_conversion_cannot_be_finished_without_its_queue(place: Place) -> None:
-    """If a conversion was stopped, and both the converted queue and the temporary queue that held the messages were
-    deleted, finishing it raises NotFound. The hint says to declare the queue again.
+    """If a conversion was stopped, and both the queue to convert and the temporary queue that held the messages were
+    deleted, finishing the conversion raises NotFound. The hint says to declare the queue again.
     """
     place.fill()
     begin_and_stop(place, 3)

@@ -239,7 +239,7 @@ class FakeChannel:
 
 def test_a_queue_that_rejects_messages_can_take_its_limit_minus_its_messages() -> None:
     """If a queue rejects messages beyond its limit, mqtool computes how many more messages the queue can take: the
-    limit minus the messages that are in the queue at that moment.
+    limit minus the number of messages that are in the queue at that moment.
     """
     channel = FakeChannel()
     given = {"name": "q", "type": "quorum", "arguments": {**FULL, "x-max-length": 10}}
@@ -449,7 +449,8 @@ def test_a_stream_may_lose_messages_because_of_a_lower_argument_that_a_policy_ha
     high: dict[str, Any], own: dict[str, Any], why: str | None
 ) -> None:
     """A policy overrides the limits of a stream's arguments, even lower ones. If the policy is cleared, or a stronger
-    one without the limit takes its place, mqtool says that the stream may lose messages because of its own limit.
+    one without the limit takes its place, mqtool says that the stream may lose messages because of the limit in its
+    arguments.
     """
     expected = [Loss("q", None, f"is a stream and may lose its oldest messages: {why}")] if why else []
     stream = queue(type="stream", arguments=own)
@@ -633,11 +634,12 @@ def test_policy_set_reports_the_worst_loss_if_several_policies_have_the_highest_
     ],
     ids=["same limit", "enough room", "no change", "other pattern", "weaker", "stronger", "other queues"],
 )
-def test_policy_set_reports_no_loss_if_it_does_not_depend_on_the_new_policy_which_limits_apply(
+def test_policy_set_reports_no_loss_if_the_new_policy_lowers_none_of_the_limits_that_may_apply(
     now: list[dict[str, Any]], new: dict[str, Any], named: str | None
 ) -> None:
-    """If several policies have the same priority, `policy set` reports no loss if all of their limits are high enough,
-    if the new policy changes none of them, or if it has a higher priority than they.
+    """If several policies with the same priority match a queue, RabbitMQ may apply any of them. `policy set` reports no
+    loss if the queue is within the limits of all of them, if the new policy changes none of these limits, or if it has
+    a higher priority and the queue is within its limit.
     """
     assert lost(new, queue(policy=named, operator_policy="x"), policies=now) == []
     operator = {"policies": [TTL], "operator": [policy("x", max_length=20), policy("y", max_length=5)]}
@@ -645,9 +647,10 @@ def test_policy_set_reports_no_loss_if_it_does_not_depend_on_the_new_policy_whic
 
 
 @pytest.mark.parametrize("operator", [False, True], ids=["user", "operator"])
-def test_the_broker_says_which_of_several_policies_with_the_same_priority_applies(operator: bool) -> None:
-    """The management API names the policy and the operator policy that apply to a queue. If several have the highest
-    priority, `policy clear` believes it. If it names none of them, because the policy is new, any of them may apply.
+def test_policy_clear_relies_on_the_broker_for_which_of_several_equal_policies_applies(operator: bool) -> None:
+    """If several policies with the highest priority match a queue, `policy clear` assumes that the one applies that the
+    management API names for the queue. If the API names none of them, because the policy is new, `policy clear` assumes
+    that any of them may apply. It looks up operator policies in the same way.
     """
     key = "operator_policy" if operator else "policy"
 
@@ -670,9 +673,9 @@ def test_the_broker_says_which_of_several_policies_with_the_same_priority_applie
     assert dropped("low", [policy("high", priority=1, max_length=10), policy("low")], **{key: "low"}) == []
 
 
-def test_the_first_of_several_policies_may_have_made_a_queue_drop_or_reject_messages() -> None:
-    """`definitions import` sets policies one after the other. If the first ones have the same priority, any of them can
-    apply to a queue before the last one does. The report includes what the queue would lose in each case.
+def test_an_import_reports_what_a_queue_would_lose_whichever_of_several_equal_policies_applies_first() -> None:
+    """`definitions import` sets policies one after the other. If the first ones have the same priority, RabbitMQ may
+    apply any of them to a queue before the last one is set. The report includes what the queue would lose in each case.
     """
     tied = [policy("a", overflow="reject-publish", max_length=20), policy("b", max_length=20)]
     for order in (tied, tied[::-1]):
@@ -683,8 +686,8 @@ def test_the_first_of_several_policies_may_have_made_a_queue_drop_or_reject_mess
 
 
 def test_only_arguments_that_begin_with_x_limit_a_queue() -> None:
-    """A queue's argument `max-length` is not a limit to RabbitMQ; only `x-max-length` is. `policy set` ignores it, too,
-    and reports what the queue would lose.
+    """A queue's argument `max-length` is not a limit to RabbitMQ; only `x-max-length` is. `policy set` ignores
+    arguments without `x-`, too, and reports what the queue would lose because of the new policy.
     """
     ignored = {"max-length": 4, "expires": 1000, "overflow": "reject-publish", "dead-letter-exchange": ""}
     assert [loss.why for loss in lost(policy(max_length=4, expires=60_000), queue(arguments=ignored))] == [
@@ -707,7 +710,7 @@ OLD = policy("old", expires=60_000)
     ],
     ids=["overridden at the end", "same as before", "other time at the end", "restart"],
 )  # fmt: skip
-def test_policies_that_are_imported_together_let_queues_expire_only_by_limits_that_apply_at_the_end(
+def test_an_import_reports_expiry_only_for_limits_that_apply_once_all_policies_are_imported(
     now: list[dict[str, Any]], new: list[dict[str, Any]], there: dict[str, Any], why: str | None
 ) -> None:
     """`definitions import` reports that a queue would expire, or would lose messages when RabbitMQ restarts, only for
@@ -718,7 +721,7 @@ def test_policies_that_are_imported_together_let_queues_expire_only_by_limits_th
     assert [loss.why for loss in found] == ([why] if why else [])
 
 
-def test_of_policies_that_would_drop_equally_many_messages_when_imported_together_the_last_is_named() -> None:
+def test_an_import_names_the_last_of_several_limits_that_would_drop_equally_many_messages() -> None:
     """If several policies in a file would each make a queue drop the same number of messages, `definitions import`
     names the limit of the last one.
     """
@@ -739,7 +742,7 @@ def test_of_policies_that_would_drop_equally_many_messages_when_imported_togethe
     ],
     ids=["same as before", "lower at the end", "higher at the end", "none at the end", "lower than before"],
 )  # fmt: skip
-def test_policies_that_are_imported_together_may_make_a_stream_lose_messages_by_their_lowest_limits(
+def test_an_import_reports_the_lowest_limits_by_which_a_stream_may_lose_messages(
     now: list[dict[str, Any]], new: list[dict[str, Any]], why: str | None
 ) -> None:
     """`definitions import` sets policies one after the other. It says that a stream may lose messages if, at any time,
@@ -768,8 +771,8 @@ def test_messages_are_counted_once_however_many_policies_are_imported() -> None:
 
 def test_no_loss_is_reported_for_a_limit_that_is_not_lower_than_before() -> None:
     """`policy set` reports no loss because of a limit that a queue already has, even if RabbitMQ has not counted the
-    bytes of its messages. It reports a loss if a limit is new or lower, or if the queue has rejected new messages so
-    far and would drop old ones instead.
+    bytes of its messages. It reports a loss if a limit is new or lower, or if the queue rejected new messages before
+    and would now drop old ones.
     """
     uncounted = {"message_bytes_ready": 0, "arguments": {"x-max-length-bytes": 75}}
     assert lost(policy(max_length=10), queue(**uncounted)) == []
@@ -918,8 +921,9 @@ def test_a_lower_limit_makes_a_classic_queue_that_rejects_messages_drop_them_at_
 
 
 def test_the_overflow_behaviour_that_an_earlier_policy_has_set_applies_until_a_restart() -> None:
-    """If an earlier policy has set reject-publish, and a new one keeps it and brings a limit, `policy set` says how
-    many messages the queue will drop when RabbitMQ restarts. If the queue would also expire, it says so, too.
+    """If an earlier policy makes a classic queue reject new messages, and a new policy, which does so as well, adds a
+    limit, the queue drops messages beyond the limit only when RabbitMQ restarts. `policy set` says how many. If the new
+    policy would also make the queue expire, `policy set` says that, too.
     """
     new = policy(overflow="reject-publish-dlx", max_length=4, expires=60_000)
     expiring, dropping = lost(new, queue(messages=10), policies=[policy(overflow="reject-publish")])

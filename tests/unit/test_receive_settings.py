@@ -24,7 +24,8 @@ def test_receiving_ends_at_the_earlier_of_its_time_limits(
     receiving: Receiving, lasted: float, silent: float, left: float | None
 ) -> None:
     """A command receives messages until the earlier of its timeout, which counts from the start, and its idle timeout,
-    which counts from the last message. If the idle timeout passes first, receiving ends without an error.
+    which counts from the last message. If the idle timeout passes first, and no `--count` is given, receiving ends
+    without an error.
     """
     assert receiving.left(2, lasted, silent) == left
 

@@ -73,9 +73,9 @@ def test_a_dead_letter_is_chosen_if_it_meets_all_conditions(conditions: dict[str
     assert choice(**conditions)(letter({**DEAD, "mqtool-first-failure": first})) is is_chosen
 
 
-def test_a_condition_does_not_match_a_dead_letter_whose_error_or_time_is_unknown() -> None:
+def test_a_condition_does_not_match_a_dead_letter_whose_error_or_age_is_unknown() -> None:
     """In `dlq` commands, a condition on the last error does not match a dead letter whose last error is unknown. A
-    condition on the time does not match a dead letter whose time is unknown.
+    condition on the age does not match a dead letter whose age is unknown.
     """
     unknown = letter({"mqtool-reason": "rejected"})
     assert not choice(error="X")(unknown)
@@ -309,7 +309,7 @@ def test_a_redrive_can_move_all_dead_letters_to_a_named_queue(amqp_vhost: Vhost,
 
 def test_dlq_drop_deletes_only_the_chosen_dead_letters(amqp_vhost: Vhost, channel: Channel) -> None:
     """`dlq drop` deletes only the chosen dead letters, and leaves the others in order. A dead letter that arrives while
-    `dlq drop` runs is kept, also if fewer are there than when it asked.
+    `dlq drop` runs is kept, even if other dead letters have left the queue since they were counted.
     """
     bury(channel, "jobs", "jobs", "jobs", "jobs")
     dropping = drop(channel, "jobs.dlq", lambda each: each.body != b"1", 5)

@@ -26,7 +26,7 @@ def told(condition: str, description: str | None) -> SimpleNamespace:
     ],
     ids=["message too large", "queue deleted", "another condition", "no description", "no error"],
 )  # fmt: skip
-def test_the_reason_of_a_broker_is_told_in_mqtools_words(
+def test_an_error_over_amqp_1_0_contains_the_brokers_description_or_condition(
     refusal: SimpleNamespace | None, kind: type[MqtoolError], message: str, hint: str | None
 ) -> None:
     """If a broker closes an AMQP 1.0 connection or link with an error, mqtool's error contains the description in the
@@ -47,7 +47,7 @@ def test_the_reason_of_a_broker_is_told_in_mqtools_words(
         ("amqp:resource-limit-exceeded", 406),
     ],
 )
-def test_conditions_mean_the_same_as_the_reply_codes_of_amqp_0_9_1(
+def test_a_condition_becomes_the_same_error_as_the_reply_code_of_amqp_0_9_1(
     condition: str, kind: type[MqtoolError] | int
 ) -> None:
     """The condition of an AMQP 1.0 error, such as amqp:not-found, becomes the same error of mqtool as the corresponding
@@ -68,7 +68,7 @@ def test_conditions_mean_the_same_as_the_reply_codes_of_amqp_0_9_1(
         (409, "differs", 406, "differs"), (500, None, 0, "status 500"), (500, "", 0, "status 500"),
     ],
 )  # fmt: skip
-def test_the_status_of_a_management_response_means_the_same_as_a_reply_code(
+def test_the_status_of_a_management_response_becomes_the_same_error_as_a_reply_code(
     status: int, body: str | None, reply_code: int, text: str
 ) -> None:
     """The status of a response to an AMQP 1.0 management request becomes the same error as the corresponding reply code
@@ -96,10 +96,10 @@ def test_a_broker_that_shuts_down_is_expected_to_come_back(refusal: ClosedByBrok
     assert refusal.is_temporary is is_temporary
 
 
-def test_an_exchange_with_other_arguments_is_used_as_it_is_over_amqp_1_0() -> None:
-    """If an exchange that mqtool declares over AMQP 1.0 already exists with another durability, this difference
-    counts as harmless, so by default, mqtool uses the exchange as it is. A different type does not count as harmless,
-    so mqtool raises DeclaredDifferently.
+def test_an_exchange_with_another_durability_is_used_as_it_is_over_amqp_1_0() -> None:
+    """If an exchange that mqtool declares over AMQP 1.0 already exists with another durability, this difference counts
+    as harmless, so that mqtool uses the exchange as it is by default. A different type does not count as harmless:
+    mqtool raises DeclaredDifferently.
     """
     for argument, is_harmless in (("durable", True), ("type", False)):
         text = f"PRECONDITION_FAILED - inequivalent arg '{argument}' for exchange 'x' in vhost '/': received 'a' but current is 'b'"  # noqa: E501  # fmt: skip
@@ -110,7 +110,7 @@ def test_an_exchange_with_other_arguments_is_used_as_it_is_over_amqp_1_0() -> No
 
 def test_servers_without_amqp_1_0_are_named() -> None:
     """With --protocol amqp1.0, mqtool's error names a server that does not speak AMQP 1.0, a RabbitMQ version before
-    4.0, or a vhost that the server does not open. The hint says what to do.
+    4.0, or a virtual host that cannot be opened. The hint says what to do.
     """
     errors = [not_amqp10(Address("one", 5673)), too_old("3.13.7"), vhost_refused(Address(virtual_host="v", user="u"))]
     assert [(type(error), str(error), error.hint) for error in errors] == [

@@ -172,8 +172,8 @@ def test_a_connection_uses_the_first_node_that_accepts_it(
     broker: Broker, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An AMQP 1.0 connection is opened to the first node that can be reached, under the name in
-    $MQTOOL_CONNECTION_NAME. After a loss, this node is tried first. The new Transport is told that mqtool has logged in
-    before, so that it does not take a socket that is closed during the login for a refused login.
+    $MQTOOL_CONNECTION_NAME. After a loss, this node is tried first. The transport is then told that mqtool has logged
+    in before, so that it does not take a socket that is closed during the login for a refused login.
     """
     monkeypatch.setenv("MQTOOL_CONNECTION_NAME", "nightly")
     broker.unreachable = [Unavailable("no route")]
@@ -237,7 +237,8 @@ def test_a_session_that_cannot_begin_gives_the_reason(
 
 def test_frames_are_processed_as_they_arrive(broker: Broker, connect: Connect) -> None:
     """An AMQP 1.0 connection processes frames on a daemon thread as they arrive. After each read that brings frames,
-    the thread also does other pending work. If some of this work has a due time, the thread looks for it every 0.1 s.
+    the thread also does other pending work. If some of this work is due at a later time, the thread checks every 0.1 s
+    whether it is due.
     """
     session = connect()
     [thread] = session.threads
@@ -394,8 +395,8 @@ def test_reconnecting_is_given_up_when_its_attempts_run_out(broker: Broker, conn
 def test_attempts_to_reconnect_are_counted_from_1_after_a_stable_connection(
     broker: Broker, connect: Connect, *, progresses: bool
 ) -> None:
-    """If a message was confirmed or settled on an AMQP 1.0 connection, or the connection has been open for more than 60
-    s, the attempts to reconnect are counted from 1 again after the next loss.
+    """If an AMQP 1.0 connection is lost after a message was confirmed or settled on it, or after it was open for more
+    than 60 s, the attempts to reconnect are counted from 1 again.
     """
     session = connect([ONE], AT_ONCE)
     for epoch in range(1, 5):
@@ -440,8 +441,8 @@ def test_reconnecting_ends_if_the_broker_refuses_the_connection(
 
 
 def test_a_session_that_the_broker_ends_is_not_begun_again(broker: Broker, connect: Connect) -> None:
-    """If the broker ends an AMQP 1.0 session because of an error, the connection is not opened again, and each call
-    that waits raises the broker's error.
+    """If the broker ends an AMQP 1.0 session because of an error, mqtool does not open the connection again, and each
+    call that waits raises the broker's error.
     """
     session = connect([ONE], AT_ONCE)
     broker.tells(FORBIDDEN.reply_text.encode())

@@ -53,7 +53,7 @@ class Server:
         self.replies.publish(Message(queue.encode(), queue), is_current=is_current)
 
 
-def test_replies_that_the_broker_may_have_closed_the_connection_for_are_not_published_again() -> None:
+def test_replies_that_may_have_made_the_broker_close_the_connection_are_not_published_again() -> None:
     """If an RPC server's unconfirmed replies may have made the broker close the connection with an internal error, the
     server publishes none of them again. The broker redelivers their requests.
     """
@@ -113,7 +113,7 @@ def test_replies_to_a_queue_are_dropped_for_a_minute_after_an_internal_error(mon
 def test_the_first_reply_to_a_queue_after_an_internal_error_is_published_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """If a reply to a queue may have caused an internal error of the broker, an RPC server publishes the next reply to
     this queue alone: it first sends its pending acknowledgements, and then waits up to a second for the confirm of the
-    reply. Later replies to the queue are published as usual.
+    reply. For later replies to the queue, it does neither.
     """
     monkeypatch.setattr(replies, "_PATIENCE", 0.05)
     server = Server()
@@ -182,10 +182,10 @@ def test_an_rpc_server_that_ends_after_an_internal_error_says_that_its_last_repl
     server.replies.check()
 
 
-def test_only_requests_whose_replies_are_too_large_are_redelivered() -> None:
-    """If the broker closes the channel because a reply is larger than it allows, the RPC server drops this reply and
-    those that are unconfirmed. It expects that the broker redelivers one request: the one whose reply was too large.
-    From then on, the server publishes an error instead of a reply that is too large.
+def test_after_a_reply_that_is_too_large_the_rpc_server_publishes_an_error_instead() -> None:
+    """If the broker closes the channel because a reply is larger than it allows, the RPC server drops its unconfirmed
+    replies. It expects the broker to redeliver one request: the one whose reply was too large. From then on, the server
+    publishes an error instead of a reply that is too large.
     """
     server = Server()
     assert not server.replies.learn_limit(ChannelClosedByBroker(404, "NOT_FOUND"))

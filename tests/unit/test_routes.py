@@ -164,7 +164,7 @@ def test_a_cycle_of_dead_letter_queues_is_followed_once() -> None:
 
 
 def test_arguments_override_policies_in_routes() -> None:
-    """`route` shows the settings that apply to a queue. An argument of the queue overrides the same setting in a
+    """`route` shows the settings that apply to a queue or an exchange. An argument overrides the same setting in a
     policy, and the policy's other settings apply.
     """
     assert management.with_policy(

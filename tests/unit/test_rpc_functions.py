@@ -32,9 +32,9 @@ def test_fib_replies_with_a_fibonacci_number(body: bytes, reply: bytes) -> None:
     assert rpc_functions.of_integer(FUNCTIONS["fib"])(request(body)) == Message(reply)
 
 
-def test_fib_replies_to_arguments_of_up_to_20000() -> None:
-    """The function fib of `rpc-server` accepts integers from 0 to 20,000, and raises BadData for others. For a negative
-    integer, fib_from_0 returns 0, as the server of some RabbitMQ tutorials does.
+def test_fib_accepts_integers_from_0_to_20000() -> None:
+    """The function fib of `rpc-server` accepts integers from 0 to 20,000, and raises BadData for others. The function
+    fib_from_0 returns 0 for a negative integer, as the server of some RabbitMQ tutorials does.
     """
     assert len(str(rpc_functions.fib(20_000))) == 4180
     assert (rpc_functions.fib_from_0(-1), rpc_functions.fib_from_0(1), rpc_functions.fib_from_0(6)) == (0, 1, 8)
@@ -112,9 +112,9 @@ def test_a_programs_stdout_is_the_reply(ending: Ending, status: int, stderr: str
     assert reply_of(Program(ending)) == Message(b"out", properties={"headers": headers})
 
 
-def test_a_program_that_prints_too_much_is_answered_with_an_error() -> None:
-    """If a program that an RPC server runs for a request prints more than the output limit, the reply is an error that
-    names the limit.
+def test_a_request_whose_program_prints_too_much_is_answered_with_an_error() -> None:
+    """If the program that `rpc-server --exec` runs for a request prints more than the output limit, the reply is an
+    error that names the limit.
     """
     with pytest.raises(BadData) as error:
         reply_of(Program(Ending(137, b"", b"", too_much=1000)))
@@ -193,7 +193,9 @@ def test_requests_without_an_id_are_all_answered(handled: HandledMessages) -> No
     [{"message_id": "b"}, {"user_id": "you"}, {"reply_to": "yours"}, {"user_id": None}, {"reply_to": None}],
     ids=["id", "user", "reply queue", "no user", "no reply queue"],
 )
-def test_a_client_never_gets_the_reply_for_another_one(handled: HandledMessages, other: dict[str, Any]) -> None:
+def test_a_client_never_gets_the_stored_reply_for_another_client(
+    handled: HandledMessages, other: dict[str, Any]
+) -> None:
     """With `--deduplicate`, an RPC server considers a request repeated only if its id, user and reply queue are the
     same. Therefore, a client never gets the reply that was stored for another client that uses the same ids.
     """
@@ -203,7 +205,7 @@ def test_a_client_never_gets_the_reply_for_another_one(handled: HandledMessages,
     assert replies == [b"1", b"2", b"1", b"2"]
 
 
-def test_requests_to_another_queue_or_cluster_are_not_repeated_ones(handled: HandledMessages) -> None:
+def test_a_request_to_another_queue_or_cluster_is_not_a_repeated_one(handled: HandledMessages) -> None:
     """With `--deduplicate`, an RPC server does not consider a request repeated if a request with the same id was sent
     to another queue or another cluster.
     """
@@ -277,14 +279,17 @@ def ordered(*numbers: int, of: int, lookup: LooksUp | None = None) -> Iterator[i
 
 
 @pytest.mark.parametrize("numbers", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 0, 3, 2), (2, 0, 3, 1)])
-def test_replies_are_printed_in_the_order_of_their_requests(numbers: tuple[int, ...]) -> None:
-    """An RPC client yields the replies to several requests in the order of the requests, however the replies arrive."""
+def test_an_rpc_client_yields_replies_in_the_order_of_their_requests(numbers: tuple[int, ...]) -> None:
+    """An RPC client yields the replies to several requests in the order of the requests, not in the order in which the
+    replies arrive.
+    """
     assert [*ordered(*numbers, of=4)] == [0, 1, 2, 3]
 
 
-def test_a_reply_is_printed_as_soon_as_all_before_it_have_arrived() -> None:
-    """An RPC client yields a reply as soon as all replies before it have arrived. If replies are missing when the time
-    limit has passed, the error says how many, and the hint names `--timeout`, which waits longer.
+def test_an_rpc_client_yields_a_reply_as_soon_as_all_earlier_ones_have_arrived() -> None:
+    """An RPC client yields a reply as soon as the replies to all earlier requests have arrived. If replies are missing
+    when the time limit has passed, the error says how many, and the hint names the option `--timeout`, which sets a
+    longer limit.
     """
     replies = ordered(0, 1, 3, of=5)
     assert [next(replies), next(replies)] == [0, 1]

@@ -111,8 +111,8 @@ def test_a_programs_status_is_its_exit_status_or_128_and_the_signal(
 
 
 def test_a_program_gets_the_message_on_stdin_and_its_output_is_returned(run: Callable[..., Ending]) -> None:
-    """A program that a worker runs gets the body of the message on stdin. Its exit status, stdout and stderr are
-    returned.
+    """A program that `worker` runs gets the body of the message on stdin. The worker gets the program's exit status,
+    stdout and stderr.
     """
     assert run(shell("cat; echo problem >&2; exit 4", b"job")) == Ending(4, b"problem\n", b"job")
 
@@ -232,9 +232,7 @@ def test_a_programs_end_is_noticed_on_systems_without_pidfd(
 def test_what_a_program_prints_just_before_it_exits_is_returned(
     run: Callable[..., Ending], monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    """The output of a program that `worker` runs is returned completely, even if the program prints it just before it
-    exits.
-    """
+    """All output of a program that `worker` runs is returned, even what the program prints just before it exits."""
 
     def only_the_exit(_self: _Run, process: int) -> select.poll:
         poll = select.poll()
@@ -247,8 +245,8 @@ def test_what_a_program_prints_just_before_it_exits_is_returned(
 
 
 def test_a_program_has_ended_even_if_its_child_process_keeps_its_output_open(run: Callable[..., Ending]) -> None:
-    """A program that `worker` runs has ended when its own process ends, even if a child process of the program is still
-    running and keeps the program's stdout open.
+    """A program that `worker` runs counts as ended when its own process ends, even if a child process of the program is
+    still running and keeps the program's stdout open.
     """
     began = time.monotonic()
     ending = run(shell("sleep 60 & echo $!"))
@@ -276,8 +274,8 @@ def test_a_program_that_closes_its_output_early_keeps_running(run: Callable[...,
 
 
 def test_a_program_is_killed_if_its_worker_dies() -> None:
-    """If `worker` is killed, its runner, the process that starts the worker's programs, kills the running program and
-    exits.
+    """`worker` starts its programs through a separate process, called a runner. If `worker` is killed, the runner kills
+    the running program and exits.
     """
     ours, theirs = socket.socketpair()
     with theirs:
@@ -496,7 +494,7 @@ def test_the_rest_of_stderr_is_written_before_a_runner_ends(pipe: tuple[_Stderr,
 
 def test_a_runner_ends_even_if_nobody_reads_mqtools_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
     """A runner is a process that runs programs for `worker`. If mqtool's stderr is a full pipe that nobody reads, the
-    runner ends a limited time after its worker, without writing the rest of its program's stderr.
+    runner still ends within a limited time after its worker, without writing the rest of its program's stderr.
     """
     monkeypatch.setattr(runners, "_PATIENCE", 10)
     reading, writing = os.pipe()

@@ -130,7 +130,9 @@ def shape(value: Any) -> Any:
 
 
 @given(st.dictionaries(st.text(max_size=5), values, max_size=4), values, words)
-def test_no_long_word_is_left_after_scrubbing(headers: dict[str, Any], body: Any, key: str) -> None:
+def test_no_original_word_of_8_or_more_characters_is_left_after_scrubbing(
+    headers: dict[str, Any], body: Any, key: str
+) -> None:
     """After `scrub`, a message contains no word of 8 or more letters and digits from its original headers, ids, routing
     key or body. Its structure, types, timestamp, exchange and queue are unchanged.
     """
@@ -166,8 +168,8 @@ def test_scrub_replaces_equal_values_with_equal_values() -> None:
 
 
 def test_the_options_keep_and_field_of_scrub_choose_what_is_replaced() -> None:
-    """With `--keep`, `scrub` leaves the named fields unchanged. With `--field`, it replaces only the named fields. It
-    never replaces a routing key that is the name of a queue.
+    """With `--keep`, `scrub` leaves the named fields unchanged. With `--field`, it replaces only the named fields.
+    Unless the field `queue` is named, it does not replace a routing key that is the name of a queue.
     """
     body = '{"customer": {"email": "ann@example.com", "name": "Ann"}, "items": [{"sku": "AB-1234"}]}'
     death = [{"queue": "jobs", "reason": "rejected", "count": 2, "routing-keys": ["customer.ann"]}]
@@ -212,8 +214,9 @@ def test_the_options_keep_and_field_of_scrub_choose_what_is_replaced() -> None:
     ids=["NaN", "byte order mark", "two documents", "comma", "digits", "tab", "in text", "list", "text", "Latin-1"],
 )
 def test_scrub_replaces_a_whole_body_in_which_it_cannot_look_for_a_field(body: str | bytes) -> None:
-    """If a body is not valid JSON, or has text where the named field would be an object's, `scrub --field body.email`
-    replaces all of the text, and counts the message. With `--keep body`, it keeps the body.
+    """`scrub --field body.email` cannot look for the field in a body that is not valid JSON, or that is text or a list
+    of texts instead of an object. It then replaces all of the body's text, and reports in how many messages it did so.
+    With `--keep body`, it keeps such a body.
     """
     line = ndjson.from_message(Message(body.encode() if isinstance(body, str) else body))
     scrubber = Scrubber(PSEUDONYMS, only=["body.email"])
@@ -226,8 +229,8 @@ def test_scrub_replaces_a_whole_body_in_which_it_cannot_look_for_a_field(body: s
 
 @pytest.mark.parametrize("body", ["", "17", "null", "{}", '{"name": "s3cret", "items": ["s3cret"]}'])
 def test_scrub_keeps_a_body_that_cannot_contain_the_field(body: str) -> None:
-    """If a body is valid JSON without the named field, or is empty, `scrub --field body.email` does not change it, and
-    names the field as unseen.
+    """If a body is empty, or is valid JSON without the named field, `scrub --field body.email` does not change it, and
+    reports that it has found no value of the field.
     """
     line = ndjson.from_message(Message(body.encode()))
     scrubber = Scrubber(PSEUDONYMS, only=["body.email"])
@@ -237,8 +240,8 @@ def test_scrub_keeps_a_body_that_cannot_contain_the_field(body: str) -> None:
 
 @pytest.mark.parametrize("value", ['{"email": "s3cret"}', ["s3cret"], b"\xff s3cret", Undecoded(b"A s3cret")])
 def test_scrub_replaces_a_whole_header_in_which_it_cannot_look_for_a_field(value: Any) -> None:
-    """If a header is text or bytes, `scrub --field headers.user.email` replaces all of it, and counts the message. The
-    field is still unseen.
+    """If the header `user` is text, bytes or a list instead of a table, `scrub --field headers.user.email` replaces all
+    of it, and reports in how many messages it did so. It still reports that it has found no value of the field.
     """
     line = ndjson.from_message(Message(b"s3cret", properties={"headers": {"user": value, "other": "s3cret"}}))
     scrubber = Scrubber(PSEUDONYMS, only=["headers.user.email"])
@@ -251,17 +254,17 @@ def test_scrub_replaces_a_whole_header_in_which_it_cannot_look_for_a_field(value
 @pytest.mark.parametrize("mark", ["$bytes", "$encoded"])
 @pytest.mark.parametrize("only", ["", "headers", "headers.t.email"])
 def test_scrub_replaces_text_under_a_key_that_marks_bytes(mark: str, only: str) -> None:
-    """A header's table may contain a key such as $bytes beside other keys, and its value is then any text. `scrub`
-    replaces the text, with and without `--field`.
+    """NDJSON marks bytes with a key such as $bytes. If a table in a header has this key beside other keys, its value is
+    any text, and `scrub` replaces the text, with and without `--field`.
     """
     after = scrubbed({"headers": {"t": {mark: "hello!", "email": "alice"}}, "body": "x"}, only=only)["headers"]["t"]
     assert [*after.values()] == [PSEUDONYMS.text("hello!"), PSEUDONYMS.text("alice")]
 
 
 @pytest.mark.parametrize("name", ["$bytes", "$encoded", "$table"])
-def test_scrub_treats_a_header_with_the_name_of_a_mark_like_any_other(name: str) -> None:
-    """A header can have a name such as $bytes. `scrub` replaces its text and keeps its name. `scrub --field` with
-    another header does not change it.
+def test_scrub_treats_a_header_named_like_a_mark_of_ndjson_like_any_other(name: str) -> None:
+    """NDJSON marks types with keys such as $bytes, but a header can have such a name, too. `scrub` replaces its text
+    and keeps its name. `scrub --field` with the name of another header does not change it.
     """
     line = {"headers": {name: "hello!", "user": "alice"}, "body": "x"}
     hidden = {"user": PSEUDONYMS.text("alice")}
@@ -272,8 +275,8 @@ def test_scrub_treats_a_header_with_the_name_of_a_mark_like_any_other(name: str)
 
 @pytest.mark.parametrize("name", ["headers.user.email", "properties.headers.user", "headers.user.$table.email"])
 def test_scrub_finds_a_field_in_a_marked_table(name: str) -> None:
-    """A header's table that is marked with $table is searched like any other table: `$table` may be left out of the
-    field's name. `properties.headers` is another name for `headers`.
+    """`scrub` also finds a field in a table that NDJSON marks with $table: `$table` may be left out of the field's
+    name. `properties.headers` is another name for `headers`.
     """
     line = {"headers": {"user": {"$table": {"email": "alice"}}, "other": {"$table": {"$bytes": "hello!"}}}, "body": ""}
     after = scrubbed(line, only=name)
@@ -292,9 +295,11 @@ def test_scrub_finds_a_field_in_a_marked_table(name: str) -> None:
         ("headers.x.y", {"headers": {"x": {"y": ""}}}),
     ],
 )
-def test_a_field_whose_values_are_all_kept_is_unseen(field: str, line: dict[str, Any]) -> None:
-    """If `scrub --field` keeps all values of the field, such as queue names in the routing key, the field stays unseen
-    until a value is replaced.
+def test_scrub_reports_a_field_as_not_found_if_it_keeps_all_values_of_the_field(
+    field: str, line: dict[str, Any]
+) -> None:
+    """`scrub --field` keeps some values, such as the name of a queue in the routing key. If it keeps all values of the
+    field, it reports the field as one in which it has found no value to replace.
     """
     scrubber = Scrubber(PSEUDONYMS, only=(fields := parse_fields([field])))
     said = json.dumps({**line, "body": "x"}).encode()
@@ -302,9 +307,10 @@ def test_a_field_whose_values_are_all_kept_is_unseen(field: str, line: dict[str,
 
 
 @pytest.mark.parametrize("fields", ["queue", "queue,routing_key", "headers.n", "headers.text", "body", "headers.raw"])
-def test_a_field_with_a_value_that_was_replaced_is_not_unseen(fields: str) -> None:
-    """If `scrub --field` replaces text, a number or bytes, the field is no longer unseen. The routing key of a message
-    to the default exchange is the name of a queue, and is replaced with the field `queue`.
+def test_scrub_does_not_report_a_field_as_not_found_once_a_value_of_it_was_replaced(fields: str) -> None:
+    """Once `scrub --field` has replaced text, a number or bytes in the field, it does not report the field as not
+    found. The routing key of a message to the default exchange is the name of a queue, and is replaced with the field
+    `queue`.
     """
     headers = {"n": 17, "text": "s3cret", "raw": {"$bytes": "czNjcmV0"}}
     scrubber = Scrubber(PSEUDONYMS, only=parse_fields([fields]))
@@ -314,8 +320,9 @@ def test_a_field_with_a_value_that_was_replaced_is_not_unseen(fields: str) -> No
 
 
 def test_scrub_finds_a_field_however_its_key_is_written() -> None:
-    """`scrub --field body.email` replaces each value of a key that occurs twice or is written with escapes. A property
-    may be named with its prefix and a hyphen, but must exist.
+    """`scrub --field body.email` replaces the values of all keys `email`, even if the key occurs twice or is written
+    with escapes. The name of a property in `--field` may have the prefix `properties.` and a hyphen. A property that
+    does not exist raises UsageError.
     """
     body = r'{"email": "s3cret", "n": 1, "\u0065mail": "s3cret"}'
     after = scrubbed({"body": body}, only="body.email")["body"]
@@ -342,7 +349,7 @@ def test_scrubbed_values_keep_their_amqp_types() -> None:
 
 def test_scrub_replaces_text_whatever_the_keys_around_it() -> None:
     """`scrub` replaces text under the keys with which NDJSON marks AMQP types, such as $double and $decimal, in bodies
-    and in headers. It only keeps NaN and the infinities under $double.
+    and in headers. Under $double, it keeps only NaN and the infinities.
     """
     secret = {"$double": "s3cret token"}
     decimals = [{"$decimal": text} for text in ("one e e", "s3cret", "1.5e", "12.50")]
@@ -397,7 +404,7 @@ def test_scrub_keeps_what_the_broker_writes_into_headers() -> None:
 @pytest.mark.parametrize("value", [SECRET, {"iban": SECRET}, [SECRET], {"$table": {"$double": SECRET}}])
 def test_scrub_replaces_what_a_publisher_puts_into_the_headers_of_the_broker(value: Any) -> None:
     """If a header that RabbitMQ sets, such as x-delay or x-death, contains a value that RabbitMQ would not write there,
-    `scrub` replaces the value like that of any other header, whatever its type. A name can be any text.
+    `scrub` replaces this value like that of any other header, whatever its type.
     """
     names = ("x-delay", "x-delivery-count", "x-stream-offset", "x-first-death-queue", "x-last-death-reason")
     in_death = ("count", "reason", "time") if isinstance(value, str) else ("count", "reason", "time", "queue")

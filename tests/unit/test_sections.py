@@ -361,7 +361,7 @@ def test_a_priority_or_a_ttl_that_amqp_0_9_1_cannot_express_is_left_out(
 def test_properties_of_other_types_become_text() -> None:
     """mqtool converts the properties of an AMQP 1.0 message to those of AMQP 0-9-1. A value of another type, such as a
     number as message id, becomes text. If reply-to is the address of a queue, reply_to is the queue's name. Any other
-    address is only percent-decoded. The address to which the message was sent is left out.
+    address in reply-to is only percent-decoded. The address to which the message was sent is left out.
     """
     found = received(
         properties=BareProperties(
@@ -442,9 +442,9 @@ SIMPLE = (
 
 
 def test_deeply_nested_maps_with_equal_keys_take_no_longer_than_others() -> None:
-    """In a map in a message, the keys 1 and "1" become the same text, and the first one's value counts. Sixty such
-    maps, each nested in the previous one, take no longer to decode than other maps: the work does not double with each
-    level.
+    """When mqtool decodes a map in a message, the keys 1 and "1" become the same text, and the value of the first one
+    counts. If sixty such maps are nested in each other, decoding them takes no longer than decoding other maps: the
+    work does not double with each level.
     """
     nested = reduce(lambda inner, _: {1: inner, "1": "second"}, range(60), "innermost")
     value = received(message_annotations={Symbol("x-own"): nested}).headers["x-own"]
@@ -546,8 +546,8 @@ def test_an_application_property_never_becomes_an_annotation(name: str) -> None:
 
 
 def test_a_header_x_cc_never_becomes_the_annotation_that_adds_routing_keys() -> None:
-    """RabbitMQ does not check a header x-cc that an AMQP 0-9-1 client writes. If mqtool sends it over AMQP 1.0, it is
-    therefore an application property: as the annotation x-cc, it would bring the message into more queues.
+    """RabbitMQ does not check a header x-cc that an AMQP 0-9-1 client writes. mqtool therefore sends it over AMQP 1.0
+    as an application property. If it were the annotation x-cc, RabbitMQ would route the message to more queues.
     """
     sent = Amqp10Message.decode(encode(Message(b"", properties={"headers": {"x-cc": "secret"}})))
     assert (sent.message_annotations, sent.application_properties) == ({}, {"x-cc": "secret"})
@@ -557,8 +557,8 @@ def test_a_header_x_cc_never_becomes_the_annotation_that_adds_routing_keys() -> 
 
 @pytest.mark.parametrize("value", [["a"], {"k": 1}, Array([1]), Described(Symbol("d"), [1])])
 def test_an_application_property_that_amqp_1_0_does_not_allow_is_read_as_bytes(value: Any) -> None:
-    """AMQP 1.0 allows no lists, arrays and maps as application properties. If a publisher writes one, mqtool reads it
-    as its encoded bytes, and all others as usual, and can send the message again.
+    """AMQP 1.0 allows no lists, arrays or maps as application properties. If a publisher writes one, mqtool reads it as
+    its encoded bytes, reads all other properties with their values, and can send the message again.
     """
     found = received(application_properties={"odd": value, "n": 1})
     assert found.headers == {"odd": encode_value(value), "n": 1}
@@ -566,9 +566,9 @@ def test_an_application_property_that_amqp_1_0_does_not_allow_is_read_as_bytes(v
     assert again.application_properties == {"odd": encode_value(value), "n": 1}
 
 
-def test_a_name_of_an_application_property_that_is_not_utf_8_does_not_keep_a_message_from_being_sent_again() -> None:
-    """If the name of an application property is not valid UTF-8, it has question marks for the invalid bytes, and
-    mqtool can send the message again. Other names are unchanged.
+def test_a_message_with_an_application_property_whose_name_is_not_utf_8_can_be_sent_again() -> None:
+    """If the name of an application property is not valid UTF-8, the delivery's header has question marks in its name
+    in place of the invalid bytes, and mqtool can send the message again. Other names are unchanged.
     """
     values = [variable(0xA1, b"x-\xff"), encode_value(1), variable(0xA1, b"\xff"), encode_value(2)]
     properties = compound(0xC1, [*values, encode_value("é"), encode_value(3)])
@@ -591,7 +591,7 @@ def test_an_annotation_hides_an_application_property_of_the_same_name() -> None:
 @pytest.mark.parametrize("odd", [DEEP, b"\x73\x00\x00\xd8\x00", encode_value([None] * 33_000)])
 def test_an_annotation_that_cannot_be_decoded_does_not_hide_the_deaths_of_a_message(odd: bytes) -> None:
     """If a publisher writes an annotation that cannot be decoded, such as half of a surrogate pair, the delivery still
-    has the broker's x-death and CC.
+    has the headers x-death and CC from the other annotations.
     """
     pairs = {"x-own": odd, "x-opt-deaths": encode_value([{Symbol("queue"): "q"}]), "x-cc": encode_value(["copy"])}
     raw = compound(0xC1, [part for name, value in pairs.items() for part in (encode_value(Symbol(name)), value)])
@@ -601,8 +601,9 @@ def test_an_annotation_that_cannot_be_decoded_does_not_hide_the_deaths_of_a_mess
 
 @pytest.mark.parametrize("raw", [encode_value(5), compound(0xC1, [NULL] * (MOST_VALUES + 2))], ids=["number", "many"])
 def test_an_exchange_and_a_routing_key_that_cannot_be_read_are_empty(raw: bytes) -> None:
-    """If the annotations of an AMQP 1.0 message cannot be read, the delivery's exchange and routing key are empty, and
-    mqtool does not trust its own headers in the message.
+    """If the annotations of an AMQP 1.0 message cannot be read, the delivery's exchange and routing key are empty.
+    mqtool then does not trust the message's headers mqtool-exchange and mqtool-routing-key, which a publisher may have
+    forged.
     """
     forged = {"mqtool-exchange": "x", "mqtool-routing-key": "k"}
     rest = Amqp10Message(application_properties=forged, body=data_section(b"body")).encode()
@@ -630,8 +631,8 @@ def test_headers_are_not_trusted_if_the_exchange_or_the_routing_key_is_not_text(
 
 @pytest.mark.parametrize("odd", [[], [encode_value("odd"), DEEP]], ids=["good", "odd"])
 def test_of_two_headers_with_the_same_name_the_first_counts(odd: list[bytes]) -> None:
-    """If an AMQP 1.0 message has several headers named 1, with the number 1 or the text "1" as key, the delivery has
-    the value of the first one, even if another header cannot be decoded.
+    """If several application properties of an AMQP 1.0 message have the number 1 or the text "1" as key, the delivery's
+    header "1" has the value of the first of them, even if another application property cannot be decoded.
     """
     for keys in ((1, "1", 1), ("1", 1, "1"), (1, "1"), ("1", 1)):
         parts = [encode_value(each) for place, key in enumerate(keys) for each in (key, place)]
@@ -639,7 +640,7 @@ def test_of_two_headers_with_the_same_name_the_first_counts(odd: list[bytes]) ->
         assert decode(raw + data_section(b"body"), "q", 1, 1).headers["1"] == 0
 
 
-def test_the_brokers_annotations_count_not_those_that_a_publisher_has_added() -> None:
+def test_the_brokers_annotations_take_precedence_over_those_that_a_publisher_has_added() -> None:
     """If a publisher has written the annotations x-exchange and x-routing-key several times, or in further sections,
     the delivery has the exchange and the routing key that the broker wrote: the first ones.
     """
@@ -658,7 +659,7 @@ def test_the_brokers_annotations_count_not_those_that_a_publisher_has_added() ->
 
 def test_all_encodings_of_a_section_are_read() -> None:
     """A publisher may encode a section's descriptor as an unsigned long or as a symbol, and its value with a descriptor
-    of its own. The delivery has the message's body and headers.
+    of its own. In each case, the delivery has the message's body and headers.
     """
     headers = b"\x00\x80" + struct.pack(">Q", APPLICATION_PROPERTIES) + encode_value({"a": 1})
     footer = section(FOOTER, encode_value(Described(ULong(3), {})))
@@ -671,7 +672,7 @@ def test_all_encodings_of_a_section_are_read() -> None:
 
 
 @pytest.mark.parametrize("damage", ["section", "size", "body"])
-def test_a_message_that_cannot_be_decoded_is_passed_on_whole(damage: str) -> None:
+def test_the_body_of_a_delivery_that_cannot_be_decoded_consists_of_the_whole_message(damage: str) -> None:
     """If an AMQP 1.0 message is so damaged that mqtool cannot find where its sections begin and end, the delivery's
     body consists of all bytes of the message. The delivery has the exchange, routing key, properties and headers that
     precede the damage. If these do not include the exchange and the routing key, both are empty.

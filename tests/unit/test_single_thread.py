@@ -134,7 +134,7 @@ def test_a_connection_is_opened_with_its_address(
     assert asked == [secure]
 
 
-def test_a_broker_that_is_not_there_raises_an_error_that_names_it() -> None:
+def test_connecting_to_an_address_where_nothing_listens_raises_an_error_that_names_it() -> None:
     """If nothing listens at the broker's address, a `bench` client raises NothingAnswers, which names the address. It
     leaves no open files.
     """
@@ -274,7 +274,7 @@ def test_further_channels_are_opened_and_closed(broker: LoopBroker, connection: 
 
 
 @pytest.mark.parametrize("decoder", ["mqtool", "pika"])
-def test_confirms_are_passed_on(
+def test_confirms_and_nacks_are_passed_to_the_caller(
     broker: LoopBroker, connection: SingleThreadConnection, monkeypatch: pytest.MonkeyPatch, decoder: str
 ) -> None:
     """A `bench` client publishes messages in one write, with the exchange and routing key that its caller gives. The
@@ -303,7 +303,7 @@ def test_confirms_are_passed_on(
 
 @pytest.mark.parametrize("decoder", ["mqtool", "pika"])
 @pytest.mark.parametrize("auto_ack", [True, False])
-def test_deliveries_are_passed_on(
+def test_deliveries_are_passed_to_the_caller(
     broker: LoopBroker,
     connection: SingleThreadConnection,
     monkeypatch: pytest.MonkeyPatch,

@@ -50,8 +50,8 @@ def test_input_is_split_at_delimiters_however_it_arrives(given: tuple[bytes, lis
 
 @given(cut_input())
 def test_pauses_in_the_input_are_reported(given: tuple[bytes, list[bytes | None], bytes]) -> None:
-    """A publishing command reads its messages one by one. While the input pauses, the command gets None instead of a
-    message, so that it can process confirms.
+    """While its input pauses, a publishing command gets None instead of the next message, so that it can process
+    confirms.
     """
     _, chunks, delimiter = given
     assert list(delimited(iter(chunks), delimiter)).count(None) == chunks.count(None)
@@ -157,8 +157,9 @@ def test_unconfirmed_messages_are_saved_before_unread_lines(tmp_path: Path) -> N
 def test_failed_to_keeps_the_message_that_was_read_but_not_published(
     published: int, kept: list[bytes], tmp_path: Path
 ) -> None:
-    """If `send --failed-to FILE` fails while a message waits to be published, such as for room in flight, FILE contains
-    this message, too. A message that was published last is not counted twice.
+    """If `send --failed-to FILE` fails while a message that it has read waits to be published, for example because the
+    window of unconfirmed messages is full, FILE contains this message, too. If the last message that was read has been
+    published, it is not added to FILE a second time.
     """
     lines = tmp_path / "lines"
     lines.write_bytes(b"0\n1\n2\n")
@@ -194,10 +195,10 @@ def test_failed_to_keeps_the_end_of_a_file_after_a_signal(
     assert b"last" in kept.body
 
 
-def test_a_line_is_not_blamed_for_what_an_option_overrides(tmp_path: Path) -> None:
-    """If only the routing key of a line cannot be sent, and -r gives another key, the line is not an error in the
-    input, and `--failed-to FILE` keeps it. Without -r, the line is an error, and neither it nor any later line is in
-    FILE.
+def test_an_invalid_routing_key_in_a_line_is_no_error_if_an_option_overrides_it(tmp_path: Path) -> None:
+    """If a line of the input of `send --failed-to FILE` has a routing key that cannot be sent, but -r gives another
+    key, the line is not an error, and FILE keeps it. Without -r, the line is an error, and neither it nor any later
+    line is in FILE.
     """
     file = tmp_path / "input"
     file.write_text('{"body": "1"}\n' + json.dumps({"body": "2", "routing_key": "k" * 300}) + '\n{"body": "3"}\n')

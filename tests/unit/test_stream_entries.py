@@ -69,8 +69,9 @@ def test_a_stream_message_without_properties_takes_few_bytes_more_than_its_body(
 
 
 def test_only_a_single_short_body_is_read_without_decoding_sections() -> None:
-    """A stream entry that is not AMQP 1.0 is a body. One with several sections, or with a body that is cut off, is not
-    read without decoding.
+    """mqtool reads the body of a stream entry without decoding sections if the entry is not AMQP 1.0, or is a single
+    short data section. It decodes the sections of any other entry, such as one with several sections or with a body
+    that is cut off.
     """
     one = section(DATA, b"\xa0\x01x")
     assert entries.body_alone(b"plain") == b"plain"
@@ -127,7 +128,7 @@ def test_a_message_for_a_super_stream_names_its_exchange_and_routing_key() -> No
 
 
 def test_a_user_id_of_a_stream_message_is_text() -> None:
-    """The user id of a stream message, which is stored as bytes, is received as text, also if it is not UTF-8."""
+    """The user id of a stream message, which is stored as bytes, is received as text, even if it is not UTF-8."""
     for stored, received in ((b"me", "me"), (b"\xff", "\udcff")):
         fields = section(entries.PROPERTIES, compound(0xC0, [NULL, variable(0xA0, stored)]))
         entry = entries.decode(fields + section(DATA, b"\xa0\x01x"))
@@ -149,7 +150,7 @@ def test_the_body_of_a_stream_message_can_have_several_parts() -> None:
 
 @pytest.mark.parametrize("value", [0, 255])
 def test_a_stream_message_keeps_the_smallest_and_the_largest_priority(value: int) -> None:
-    """A stream message with a priority of 0 or 255 is received with it."""
+    """A stream message that is sent with the priority 0 or 255 is received with this priority."""
     entry = entries.decode(entries.encode(Message(b"x", properties={"priority": value})))
     assert entry.properties == {"priority": value}
 
@@ -289,8 +290,9 @@ def test_a_stream_message_has_no_names_that_are_too_long_for_amqp_0_9_1() -> Non
 
 
 def test_a_stream_entry_published_over_amqp_0_9_1_has_its_exchange_and_routing_key() -> None:
-    """If a stream entry was published over AMQP 0-9-1, mqtool reads its exchange and routing key from RabbitMQ's
-    message annotations. When mqtool itself encodes a stream entry, it leaves out headers whose values are tables.
+    """If a stream entry was published over AMQP 0-9-1, mqtool reads its exchange and routing key from the message
+    annotations that RabbitMQ has added. When mqtool itself encodes a stream entry, it leaves out headers whose values
+    are tables.
     """
     annotations = {"x-exchange": "logs", "x-routing-key": "kern.error"}
     stored = section(0x72, entries._map(annotations, key=0xA3)) + entries.encode(Message(b"body"))
@@ -349,8 +351,8 @@ def chunk(data: bytes, entry_count: int, records: int) -> entries.Chunk:
 
 
 def test_a_chunk_can_contain_messages_and_batches() -> None:
-    """A chunk of a stream can contain messages and sub-entry batches one after another, and messages of any size, also
-    empty ones. All are read in order.
+    """A chunk of a stream can contain single messages and sub-entry batches in any order, and messages of any size,
+    including empty ones. mqtool reads all of them in order.
     """
     data = sized(b"1") + entry_of(sized(b"22", b"333")) + sized(b"") + entry_of(sized(b"4444", b"")) + sized(b"55555")
     expected = [b"1", b"22", b"333", b"", b"4444", b"", b"55555"]
@@ -359,8 +361,8 @@ def test_a_chunk_can_contain_messages_and_batches() -> None:
 
 @pytest.mark.parametrize("cut", [1, len(PLAIN), len(PLAIN) + 5, len(PLAIN) + 11])
 def test_messages_that_are_missing_at_the_end_of_a_chunk_are_counted(cut: int) -> None:
-    """If the end of a chunk is missing, a stream reader gets the messages before it, and the number of those that
-    cannot be read.
+    """If the end of a chunk is missing, a stream reader gets the messages before the missing part, and the number of
+    messages that cannot be read.
     """
     whole = sized(b"one", b"two") + entry_of(PLAIN)
     assert [*entries.chunk_entries(chunk(whole[:-cut], 3, 4))] == [
@@ -377,12 +379,12 @@ def test_messages_that_are_missing_at_the_end_of_a_chunk_are_counted(cut: int) -
     ("snappy", b"\xff\x06\x00\x00sNaPpY"), ("lz4", b"\x04\x22\x4d\x18"), ("zstd", b"\x28\xb5\x2f\xfd"),
     ("zstd", b"\x5f\x2a\x4d\x18"),
 ])  # fmt: skip
-def test_a_batch_for_which_a_package_is_missing_names_the_package(
+def test_a_stream_reader_names_the_package_that_it_needs_to_decompress_a_batch(
     monkeypatch: pytest.MonkeyPatch, name: str, start: bytes
 ) -> None:
     """If the Python package for the compression of a sub-entry batch is not installed, a stream reader skips the batch
-    and names the package. If the batch does not begin like data of this compression, the reader says so instead: no
-    package could read it.
+    and names the package. If the batch does not begin like data of this compression, no package could read it, and the
+    reader says that instead.
     """
     module, package = {
         "snappy": ("snappy", "python-snappy"), "lz4": ("lz4", "lz4"), "zstd": ("zstandard", "zstandard"),
@@ -398,10 +400,10 @@ def test_a_batch_for_which_a_package_is_missing_names_the_package(
     ]
 
 
-def test_no_more_of_a_batch_is_decompressed_than_it_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each compression decompresses at most the number of bytes that a stream reader asks for, so that a small batch
-    cannot fill the memory. snappy, which cannot limit its output, gets 4 KiB at a time, and no more data once there is
-    enough.
+def test_no_more_of_a_batch_is_decompressed_than_the_stream_reader_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a compressed batch, mqtool decompresses at most the number of bytes that a stream reader asks for, so that a
+    small batch cannot fill the memory. snappy, which cannot limit its output, gets 4 KiB at a time, and no more data
+    once there is enough.
     """
     pieces, read = list[int](), list[tuple[object, ...]]()
 
@@ -468,8 +470,8 @@ def test_a_sub_entry_batch_larger_than_it_claims_is_skipped(compression: int) ->
     ],
 )
 def test_an_unreadable_sub_entry_batch_is_skipped_with_its_offsets(chunk: entries.Chunk, reason: str) -> None:
-    """A stream reader skips a sub-entry batch that is damaged or has an unknown type of compression, and reports the
-    reason. The offsets of later messages are still correct.
+    """A stream reader skips a sub-entry batch that is damaged or has an unknown type of compression. It reports the
+    reason and the number of messages in the batch, so that later messages keep their offsets.
     """
     [skipped] = entries.chunk_entries(chunk)
     assert isinstance(skipped, entries.Skipped)
