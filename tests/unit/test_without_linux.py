@@ -43,7 +43,7 @@ def shell(script: str, *, timeout: float | None = None) -> RunnerRequest:
     return RunnerRequest("/bin/sh", [b"sh", b"-c", script.encode()], {}, b"body", timeout, capture=1000)
 
 
-def test_a_programs_end_is_noticed_without_pidfd_open(runner: Runner) -> None:
+def test_worker_notices_that_a_program_has_ended_without_pidfd_open(runner: Runner) -> None:
     """On systems without pidfd_open(), `worker --exec` still gets a program's output, and its exit status or the signal
     that ended it.
     """
@@ -59,8 +59,8 @@ def test_a_program_is_killed_at_its_timeout_without_pidfd_open(runner: Runner) -
 
 
 def test_without_malloc_trim_freed_memory_is_left_to_the_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On systems without glibc's malloc_trim(), the embedded broker leaves freed memory to the C library, and raises no
-    error.
+    """On systems without glibc's malloc_trim(), the embedded broker does not return freed memory to the system itself.
+    It leaves that to the C library, and raises no error.
     """
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
     main._return_memory()
@@ -98,11 +98,11 @@ def test_without_proc_the_management_api_reports_the_peak_memory_use(
     assert node_routes.resident_bytes() == 50_000 * unit
 
 
-def test_without_proc_a_duplicate_waits_while_the_other_process_runs(
+def test_without_proc_a_message_waits_while_another_process_handles_a_copy(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """On systems without /proc, `worker --deduplicate` does not handle a message while another process is handling it.
-    Once that process has ended, the worker handles the message.
+    """On systems without /proc, `worker --deduplicate` does not handle a message while another process is handling a
+    copy of it. If that process ends without having handled the copy, the worker handles the message.
     """
     monkeypatch.setattr(deduplication, "_PROC", MISSING)
     assert deduplication._process_name(os.getpid()) == str(os.getpid())
@@ -145,7 +145,7 @@ def test_bench_reports_memory_from_the_management_api_without_proc(monkeypatch: 
 
 
 class MacPipe:
-    """A pipe as stdout that behaves as on macOS: FIONREAD at its writing end says 0, fstat() what has not been read."""
+    """A pipe as stdout, as on macOS: at its writing end, FIONREAD reports 0, and fstat() the number of unread bytes."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reader, self.writer = os.pipe()
@@ -191,8 +191,8 @@ def test_on_macos_receive_waits_until_the_reader_has_read_a_message(monkeypatch:
 
 
 def test_on_macos_receive_notices_that_the_reader_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On macOS, if the reader of a pipe closes it before it has read a message, `receive` raises ReaderGone, and does
-    not count the message as read.
+    """On macOS, if the reader of a pipe closes the pipe before it has read a message, `receive` raises ReaderGone, and
+    does not count the message as read.
     """
     pipe = MacPipe(monkeypatch)
     os.write(pipe.writer, b"one\n")
