@@ -228,8 +228,8 @@ class FakeTls:
 
 @pytest.mark.parametrize("tls", [True, False])
 def test_tls_is_used_for_amqps_urls_only(broker: Broker, *, tls: bool) -> None:
-    """An AMQP 1.0 connection uses TLS only if the URL begins with amqps://. The broker's certificate is then
-    checked for the host name of the URL.
+    """An AMQP 1.0 connection uses TLS only if the URL begins with amqps://. The broker's certificate is then checked
+    for the host name of the URL.
     """
     context: Any = FakeTls()
     broker.socket.sendall(opened())
@@ -355,7 +355,7 @@ def test_frames_are_read_however_the_bytes_are_split(broker: Broker) -> None:
 @pytest.mark.parametrize(("size", "offset"), [(7, 2), (131_073, 2), (8, 1), (8, 3)])
 def test_a_frame_of_an_impossible_size_ends_the_connection(broker: Broker, size: int, offset: int) -> None:
     """If the broker sends an AMQP 1.0 frame of an impossible size, read() raises ValueError, and the connection counts
-    as lost. Impossible are a frame that is smaller than a frame header or larger than mqtool accepts, and a body that
+    as lost. A frame is impossible if it is smaller than a frame header or larger than mqtool accepts, or if its body
     begins inside the header or beyond the end of the frame.
     """
     connected = broker.connect(opened())
