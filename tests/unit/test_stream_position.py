@@ -32,7 +32,7 @@ def test_a_stream_consumer_that_has_received_nothing_resumes_5_s_before_its_star
 ) -> None:
     """If a stream consumer that started at `next`, at `last` or without an offset reconnects before it has received a
     message, it resumes 5 s before its first subscription, even if the machine was asleep or its clock was set back
-    since then. A notice says how many seconds of messages the consumer reads.
+    since then. A notice says so.
     """
     notices: list[str] = []
     position = StreamPosition("s", offset, notices.append)

@@ -356,9 +356,9 @@ def test_messages_that_arrive_after_the_reply_that_the_queue_is_empty_are_moved(
 
 
 def test_messages_that_arrive_before_publishers_are_cut_off_are_moved_by_the_same_consumer(queue: FakeQueue) -> None:
-    """Once `queue convert` has emptied the queue, it stops new messages from reaching it. The command's consumer still
-    receives the messages that arrived before, and is then cancelled. Deliveries that arrive during the cancellation
-    are moved last.
+    """Once `queue convert` has emptied the queue, it cuts off publishers: new messages no longer reach the queue. The
+    command's consumer still receives the messages that arrived before, and is then cancelled. Deliveries that arrive
+    during the cancellation are moved last.
     """
     queue.publish(3)
 
@@ -392,8 +392,8 @@ def test_publishers_are_cut_off_when_the_queue_no_longer_shrinks(
     queue: FakeQueue, ready: int, published: list[int], before: int, after: list[int]
 ) -> None:
     """If clients keep publishing to the queue whose messages `queue convert` moves, the queue may never become empty.
-    Once the number of its messages has three times failed to shrink by 10 %, the command therefore stops new messages
-    from reaching the queue. It moves all messages that reached the queue before.
+    Once the number of its messages has three times failed to shrink by 10 %, the command therefore cuts off publishers:
+    new messages no longer reach the queue. The command moves all messages that reached the queue before.
     """
     queue.publish(ready)
     queue.published = published
@@ -483,7 +483,7 @@ def test_a_destination_that_keeps_rejecting_messages_raises_no_room(queue: FakeQ
 
 def test_a_conversion_that_is_told_to_stop_begins_no_further_batch(queue: FakeQueue) -> None:
     """If `queue convert` is told to stop after it has moved a batch of messages, it begins no further batch, and
-    cancels its consumer. It does not stop new messages from reaching the queue.
+    cancels its consumer. It does not cut off publishers: new messages still reach the queue.
     """
     queue.publish(9)
     running = queue.mover(4).batches(lambda: queue.log.append("stopped"))

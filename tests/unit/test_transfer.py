@@ -338,7 +338,7 @@ def test_only_confirmed_messages_are_removed_when_the_target_closes_after_confir
     assert [delivery.body for delivery in left] == [b"0", b"2"]
 
 
-def test_a_move_can_continue_after_a_refused_message(
+def test_a_move_can_continue_after_an_unroutable_message(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
     """If a message is unroutable, because its target queue is missing, a command such as `dlq redrive` can decide to
@@ -428,7 +428,7 @@ def test_a_move_can_be_stopped(amqp_vhost: Vhost, channel: Channel, connect: Cal
 
 
 def test_a_move_without_a_target_queue_deletes_messages(channel: Channel, connect: Callable[[], Channel]) -> None:
-    """`dlq drop` is a move without a target queue: the chosen messages are deleted, and the others are kept."""
+    """`dlq drop` is a move without a target queue: the selected messages are deleted, and the others are kept."""
     fill(channel, 10)
     dropping = QueueTransfer(connect(), None, "from", to("nowhere", every=2), until=Until())
     assert [int(delivery.body) for delivery in dropping] == [0, 2, 4, 6, 8]
@@ -689,7 +689,7 @@ def test_all_requeued_messages_are_received_if_some_of_them_stay_in_the_queue(
     monkeypatch: pytest.MonkeyPatch, requeued: int, *, chooses: bool, left: int
 ) -> None:
     """A quorum queue delivers requeued messages first. If a command such as `move` may leave some of them in the queue,
-    it receives all of them, even beyond its limit. It requeues those that it has not moved together, so that they keep
+    it receives all of them, even beyond its limit. Those that it has not moved are requeued together, so that they keep
     their order. In all other cases, it receives no messages beyond its limit.
     """
     source = Source(monkeypatch, 0.0, 0.0, 0.2, 0.25, 0.25, requeued=requeued)

@@ -167,8 +167,8 @@ def test_sasl_external_is_used_if_the_address_names_no_user_and_the_broker_offer
     broker: Broker, offered: str, *, names_user: bool, mechanism: str
 ) -> None:
     """An AMQP 1.0 connection logs in with the SASL mechanism EXTERNAL if its address names no user, and the broker
-    offers EXTERNAL. In all other cases, it logs in with PLAIN, a user name and a password. (An address names no user
-    only if there is a client certificate.)
+    offers EXTERNAL. In all other cases, it logs in with a user name and a password (PLAIN). An address names no user
+    only if there is a client certificate.
     """
     offer = frame(0, SaslMechanisms(Array([Symbol("PLAIN"), Symbol(offered)])), SASL)
     data = SASL_HEADER + offer + opened().removeprefix(SASL_HEADER + MECHANISMS)
@@ -265,7 +265,7 @@ class FailingSocket(socket.socket):
          "^127.0.0.1:5672 closed the connection during the handshake$"),
     ],
 )  # fmt: skip
-def test_a_client_certificate_that_is_refused_after_the_tls_handshake_is_named_in_the_error(
+def test_the_error_says_that_a_client_certificate_was_refused_after_the_tls_handshake(
     broker: Broker, error: Exception, kind: type[MqtoolError], words: str
 ) -> None:
     """With TLS 1.3, a broker refuses a client certificate only after the TLS handshake. mqtool's error then says that
@@ -377,8 +377,8 @@ def test_read_returns_the_last_frames_before_it_reports_that_the_broker_closed_t
 
 
 def test_wake_makes_read_return_early(broker: Broker) -> None:
-    """After wake() was called, the next read() of an AMQP 1.0 connection returns immediately, without frames. Later
-    calls of read() wait again. wake() never blocks, however often it is called.
+    """After a call of wake(), the next read() of an AMQP 1.0 connection returns immediately, without frames. Later calls
+    of read() wait again. wake() never blocks, however often it is called.
     """
     connected = broker.connect(opened())
     for _ in range(5000):
@@ -392,8 +392,8 @@ def test_wake_makes_read_return_early(broker: Broker) -> None:
 
 
 def test_a_heartbeat_is_sent_after_a_third_of_the_brokers_idle_timeout(broker: Broker) -> None:
-    """If the broker's idle timeout of an AMQP 1.0 connection is 30 seconds, mqtool sends a heartbeat whenever it has
-    sent nothing for 10 seconds.
+    """If the broker sets an idle timeout of 30 seconds for an AMQP 1.0 connection, mqtool sends a heartbeat whenever it
+    has sent nothing for 10 seconds.
     """
     connected = broker.connect(opened(idle_time_out=30_000))
     broker.received()
@@ -520,7 +520,7 @@ class RecordingPoll:
         return []
 
 
-def test_read_waits_for_the_socket_and_for_room_only_if_frames_are_unsent(
+def test_read_waits_until_the_socket_accepts_data_only_if_frames_are_unsent(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """read() of an AMQP 1.0 connection waits, up to its timeout, until the broker has sent something. Only while frames

@@ -192,8 +192,8 @@ def test_the_wait_queues_for_a_delay_have_fixed_names_and_arguments(
     bindings: set[tuple[str, str, str | None]],
 ) -> None:
     """For each delay and destination, mqtool declares wait queues and exchanges with fixed names, arguments and
-    bindings. They outlive the command that declared them, and a broker refuses to declare them with other arguments. So
-    another version of mqtool can use them, too. After a reconnection, mqtool declares all of them again.
+    bindings. Otherwise, the broker could refuse the declarations of another version of mqtool, because wait queues
+    outlive the command that declared them. After a reconnection, mqtool declares all of them again.
     """
     delays, warnings = through(broker, destination)
     place = delays.place(Message(b""), lambda: delay)
@@ -423,7 +423,7 @@ def test_delays_are_rounded_up_to_a_multiple_of_a_step(longest: str, step: int) 
         ("jobs.wait.1s.wait.1s", False),
     ],
 )
-def test_a_retry_queue_has_the_name_of_its_work_queue(name: str, is_retry: bool) -> None:
+def test_a_retry_queue_is_recognized_by_its_name(name: str, is_retry: bool) -> None:
     """mqtool recognizes a queue in which messages of `worker` wait for a retry by its name, QUEUE.wait.DELAY, where
     QUEUE is the work queue.
     """
@@ -577,7 +577,7 @@ _TO_QUEUE, _TO_EXCHANGE = (
 )  # fmt: skip
 def test_the_due_time_of_a_delayed_message_is_in_a_header(header: object, due: float | None) -> None:
     """The header mqtool-due of a delayed message contains its due time in milliseconds since 1970. If the header is
-    missing, negative, not a number, or later than Python can convert in every time zone, mqtool knows no due time. If a
+    missing, negative, not a number, or later than Python can convert in every time zone, the due time is unknown. If a
     message waits for a retry, mqtool ignores the header.
     """
     assert _TO_QUEUE.due_of(waiting({DUE: header})) == due
