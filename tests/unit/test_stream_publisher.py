@@ -61,9 +61,9 @@ class DeletedStream:
 def test_the_receipts_of_confirmed_messages_are_yielded_if_a_stream_is_deleted(
     streams: list[str], frames: list[bytes], confirmed: list[str]
 ) -> None:
-    """If a stream, or a partition of a super stream, is deleted while a publisher waits for confirms, the publisher
-    first yields the receipts of the messages that have been confirmed, and then raises NotFound. The other messages
-    still count as unconfirmed.
+    """If a stream or a partition of a super stream is deleted while messages are unconfirmed, the publisher first
+    yields the receipts of the messages that have been confirmed, and then raises NotFound. The other messages still
+    count as unconfirmed.
     """
     channel, received = DeletedStream(), list[Receipt]()
     publisher = StreamPublisher(cast(Any, channel), streams, 60.0, lambda message: message.body, None)

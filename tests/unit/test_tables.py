@@ -73,8 +73,8 @@ def test_bytes_that_are_not_exactly_one_header_value_are_recognized_as_incomplet
 
 def test_a_header_value_that_python_cannot_represent_is_kept() -> None:
     """If a header's timestamp is beyond the range of Python's datetime, for example because it is in milliseconds by
-    mistake, mqtool decodes it as a Timestamp. If a header's value is nested too deeply, mqtool decodes the outer
-    levels, and keeps the innermost part as encoded bytes.
+    mistake, mqtool decodes it as a Timestamp. If a header's value is nested too deeply, mqtool keeps its innermost part
+    encoded.
     """
     table = headers_of((b"ms", b"T" + pack(">q", 1_700_000_000_000_000)), (b"deep", b"A" + sized(nested(MAX_DEPTH))))
     decoded = CLIENT.decode_table(sized(table))[0]

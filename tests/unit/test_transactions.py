@@ -164,8 +164,8 @@ def test_a_batch_is_moved_up_to_a_message_that_cannot_be_published(broker: Trans
 
 
 def test_a_connection_that_is_lost_before_the_first_transaction_raises_unavailable(broker: TransactionalBroker) -> None:
-    """If the connection is lost just after the broker has made the channel of `queue convert` transactional, the
-    command raises Unavailable before it moves any message.
+    """If the connection is lost just after the broker has made a channel of `queue convert` transactional, Unavailable
+    is raised before any message is moved.
     """
     channel = broker.channel()
     broker.selected = channel.reopening.lost
@@ -203,7 +203,7 @@ def test_with_confirms_only_confirmed_messages_are_acknowledged() -> None:
     assert channel.acknowledged == [5, 7]
 
 
-def test_with_confirms_messages_that_cannot_be_moved_stay_in_their_queue() -> None:
+def test_with_confirms_messages_that_are_not_moved_stay_in_their_queue() -> None:
     """If `queue convert` moves a batch with publisher confirms, and a message is unroutable, the message stays in its
     queue, and NotConfirmed is raised. If a message cannot be published, because its headers are too large,
     HeadersTooLarge is raised, and this message and those after it stay in their queue.
@@ -327,8 +327,8 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> FakeQueue:
 
 
 def test_the_messages_of_a_queue_are_moved_in_order_in_batches(queue: FakeQueue) -> None:
-    """`queue convert` moves the messages of a queue in order, in batches of a fixed size, until the queue is empty. Its
-    consumer prefetches two batches.
+    """`queue convert` moves the messages of a queue in order, in batches of the given size, until the queue is empty.
+    Its consumer prefetches two batches.
     """
     queue.publish(10)
     assert [*queue.mover(4).batches()] == [4, 4, 2]
@@ -417,7 +417,7 @@ def test_rejected_messages_count_towards_the_size_of_a_batch(queue: FakeQueue) -
     assert queue.log == [[0, 1], [0, 1], [2], "cancelled"]
 
 
-def test_rejected_messages_are_republished_in_order(queue: FakeQueue) -> None:
+def test_rejected_messages_are_published_again_in_order(queue: FakeQueue) -> None:
     """If the destination of `queue convert` rejects messages, the command republishes these messages in order before it
     moves any others, even if the destination has room for only some of them.
     """

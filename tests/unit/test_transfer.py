@@ -90,9 +90,9 @@ def test_a_failed_message_contains_its_history_and_no_headers_of_the_broker() ->
 
 
 def test_a_redriven_message_has_only_its_publishers_headers_its_origin_and_the_number_of_redrives() -> None:
-    """When `dlq redrive` moves a message, it keeps the headers that the publisher has set, and the headers that contain
-    the message's original exchange and routing key, if any. It adds a header with the number of redrives, or increments
-    this number. It removes all other headers.
+    """When `dlq redrive` moves a message, it keeps the headers that the publisher has set, and those with the message's
+    original exchange and routing key, if any. It adds or increments a header with the number of redrives. It removes
+    all other headers.
     """
     ours = {
         "mqtool-attempts": 6, "mqtool-last-error": "no", "mqtool-queue": "jobs", "mqtool-first-failure": FIRST,
@@ -203,8 +203,8 @@ def test_all_messages_are_moved_in_order(amqp_vhost: Vhost, channel: Channel, co
 def test_messages_that_are_not_selected_stay_in_their_queue_in_order(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel], kind: str
 ) -> None:
-    """If a command such as `move` moves only some messages of a queue, the other messages stay in the queue in their
-    order, even if there are hundreds of them and they have been requeued before.
+    """If a command such as `move` moves only some messages of a queue, the others stay in the queue in their order,
+    even if there are hundreds of them and they have been requeued before.
     """
     channel.declare(Queue("from", durable=True, arguments={"x-queue-type": kind}))
     channel.declare(Queue("to", durable=True))
@@ -225,7 +225,7 @@ def test_an_auto_delete_queue_keeps_the_messages_that_are_not_moved(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
     """If a command such as `move` moves only some messages of an auto-delete queue, the broker does not delete the
-    queue. The other messages stay in it in their order, even if there are hundreds of them.
+    queue. The others stay there in their order, even if there are hundreds of them.
     """
     channel.declare(Queue("from", durable=True, auto_delete=True))
     channel.declare(Queue("to", durable=True))
@@ -427,8 +427,8 @@ def test_a_move_can_be_stopped(amqp_vhost: Vhost, channel: Channel, connect: Cal
     assert left
 
 
-def test_a_move_without_a_target_queue_deletes_messages(channel: Channel, connect: Callable[[], Channel]) -> None:
-    """`dlq drop` is a move without a target queue: the selected messages are deleted, and the others are kept."""
+def test_a_move_without_a_target_deletes_messages(channel: Channel, connect: Callable[[], Channel]) -> None:
+    """`dlq drop` is a move without a target queue: the chosen messages are deleted, and the others are kept."""
     fill(channel, 10)
     dropping = QueueTransfer(connect(), None, "from", to("nowhere", every=2), until=Until())
     assert [int(delivery.body) for delivery in dropping] == [0, 2, 4, 6, 8]
@@ -618,11 +618,11 @@ def test_a_message_in_transit_is_handled_before_a_consumer_is_replaced(monkeypat
     assert unhandled == [2, 0]
 
 
-def test_waiting_for_requeued_messages_ends_when_they_are_ready_or_after_a_timeout(
+def test_waiting_for_requeued_messages_ends_when_they_are_ready_or_after_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """After a command such as `move` has requeued messages, it asks every 10 ms how many messages of the queue are
-    ready. It stops asking when all requeued messages are ready, or after a timeout.
+    ready. It stops asking when all requeued messages are ready, or when the given time is over.
     """
     source = Source(monkeypatch)
     source.ready = 3

@@ -269,7 +269,7 @@ def test_the_error_says_that_a_client_certificate_was_refused_after_the_tls_hand
     broker: Broker, error: Exception, kind: type[MqtoolError], words: str
 ) -> None:
     """With TLS 1.3, a broker refuses a client certificate only after the TLS handshake. mqtool's error then says that
-    the broker does not accept the certificate. If the broker only closes the connection, the error says so.
+    the broker does not accept the certificate. If the broker only closes the connection, the error says that.
     """
     broker.client = FailingSocket(fileno=broker.client.detach())
     broker.client.error = error
@@ -306,8 +306,8 @@ def test_a_socket_that_is_closed_during_a_reconnection_is_a_network_failure(brok
 
 
 def test_the_error_of_a_refused_connection_names_the_host_and_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If mqtool cannot open an AMQP 1.0 connection, because nothing listens on the broker's port, the error names the
-    host and the port.
+    """If mqtool opens an AMQP 1.0 connection, and nothing listens on the broker's port, the error names the host and
+    the port.
     """
 
     def refuse(*_: object) -> socket.socket:
@@ -377,7 +377,7 @@ def test_read_returns_the_last_frames_before_it_reports_that_the_broker_closed_t
 
 
 def test_wake_makes_read_return_early(broker: Broker) -> None:
-    """After a call of wake(), the next read() of an AMQP 1.0 connection returns immediately, without frames. Later
+    """After wake() was called, the next read() of an AMQP 1.0 connection returns immediately, without frames. Later
     calls of read() wait again. wake() never blocks, however often it is called.
     """
     connected = broker.connect(opened())
@@ -392,8 +392,8 @@ def test_wake_makes_read_return_early(broker: Broker) -> None:
 
 
 def test_a_heartbeat_is_sent_after_a_third_of_the_brokers_idle_timeout(broker: Broker) -> None:
-    """If the broker sets an idle timeout of 30 seconds for an AMQP 1.0 connection, mqtool sends a heartbeat whenever it
-    has sent nothing for 10 seconds.
+    """If the broker's idle timeout of an AMQP 1.0 connection is 30 seconds, mqtool sends a heartbeat whenever it has
+    sent nothing for 10 seconds.
     """
     connected = broker.connect(opened(idle_time_out=30_000))
     broker.received()
@@ -440,8 +440,8 @@ def test_a_connection_is_lost_if_the_broker_sends_nothing_for_the_heartbeat_inte
 
 
 def test_frames_that_the_socket_does_not_accept_are_sent_later(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the broker does not read from an AMQP 1.0 connection, send() does not block, but keeps the frames. It wakes
-    read(), which sends these frames in order once the broker reads again.
+    """While the broker does not read from an AMQP 1.0 connection, mqtool's frames wait, and send() does not block.
+    send() wakes read(), which sends the waiting frames in order once the broker reads again.
     """
     connected = broker.connect(opened())
     broker.received()

@@ -255,11 +255,11 @@ def test_the_time_for_declaring_wait_queues_is_part_of_the_delay(broker: FakeBro
     assert (again.since, broker.now) == (0.52, due)
 
 
-def test_a_wait_queue_is_declared_again_if_ten_minutes_have_passed(broker: FakeBroker) -> None:
+def test_a_wait_queue_is_declared_again_after_ten_minutes(broker: FakeBroker) -> None:
     """A wait queue expires an hour after its last use, and only a declaration counts as use. So mqtool declares a wait
     queue, and the exchanges in front of it and behind it, again when it publishes a message more than 600 s after the
-    last declaration. Before that, it declares only what is missing for a message with another delay. After a
-    reconnection, mqtool declares each of these queues and exchanges only once.
+    last declaration. Until then, only what is missing for another delay is declared. After a reconnection, mqtool
+    declares each of these queues and exchanges only once.
     """
     delays, _ = through(broker, _EXCHANGE)
     first = delays.place(Message(b""), lambda: 5310)
@@ -552,7 +552,7 @@ def test_a_wait_queue_proves_an_amq_destination_only_if_it_dead_letters_there(
 )
 def test_the_exchange_of_a_relays_queue_is_proven_by_its_name(name: str, out: object, exchange: str | None) -> None:
     """The queue NAME.relay of `delayed relay` contains messages for the exchange NAME.relayed. If the queue's arguments
-    name another exchange, mqtool shows this name, but treats the exchange of the messages as unknown.
+    name another exchange, mqtool shows this name, but considers the exchange of the messages unknown.
     """
     queue = wait_queue_of({"name": name, "arguments": {RELAY: out}}, nowhere)
     assert queue is not None
@@ -577,7 +577,7 @@ _TO_QUEUE, _TO_EXCHANGE = (
 )  # fmt: skip
 def test_the_due_time_of_a_delayed_message_is_in_a_header(header: object, due: float | None) -> None:
     """The header mqtool-due of a delayed message contains its due time in milliseconds since 1970. If the header is
-    missing, negative, not a number, or later than Python can convert in every time zone, the due time is unknown. If a
+    missing, negative, not a number, or later than Python can convert in every time zone, mqtool knows no due time. If a
     message waits for a retry, mqtool ignores the header.
     """
     assert _TO_QUEUE.due_of(waiting({DUE: header})) == due

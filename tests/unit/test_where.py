@@ -266,7 +266,7 @@ def test_a_timestamp_without_a_time_zone_is_in_utc() -> None:
     assert not condition.matches({"headers": {"when": datetime(2026, 1, 31, 12, tzinfo=zone)}})
 
 
-def test_a_condition_can_test_each_attribute_of_a_delivery() -> None:
+def test_each_attribute_of_a_delivery_can_be_tested() -> None:
     """A `--where` condition can test the exchange, routing key, queue, headers, properties and body of a delivery,
     whether it was redelivered, and when it arrived, in UTC.
     """
@@ -373,8 +373,8 @@ _HOSTILE = [
 
 @pytest.mark.parametrize("body", _HOSTILE, ids=range(len(_HOSTILE)))
 def test_a_condition_never_fails_on_a_hostile_body(body: bytes) -> None:
-    """If a message's body is hostile, for example deeply nested JSON, testing a `--where` condition on the body raises
-    no error, and the condition does not match.
+    """If a message's body is hostile, for example deeply nested JSON, a `--where` condition on the body does not match,
+    and testing it raises no error.
     """
     record = {**RECORD, "body": body}
     for text in ("body.user.id=17", "body.user.id>17", "body.user.id~x", "body.0.0.0.0", "body.user.id<a", "body~Ann"):
@@ -405,8 +405,8 @@ def test_a_condition_never_fails_whatever_a_message_contains(value: Any) -> None
     [("(a+)+$", "a" * 40 + "!"), ("a.*b", "a" * 1_000_000), ("(x|x)*y", "x" * 100_000), (r"(\w+)*é$", "ü" * 50 + "!")],
 )
 def test_a_regular_expression_is_matched_in_linear_time(pattern: str, body: str) -> None:
-    """A message's body cannot make a command with `--where` hang: a regular expression is matched in linear time,
-    whatever the expression and the body are.
+    """A body that a stranger has sent cannot make a command with --where hang: a regular expression is matched in
+    linear time, whatever the expression and the body are.
     """
     assert not where.parse(f"body~'{pattern}'").matches({"body": body})
 

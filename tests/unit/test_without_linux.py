@@ -43,7 +43,7 @@ def shell(script: str, *, timeout: float | None = None) -> RunnerRequest:
     return RunnerRequest("/bin/sh", [b"sh", b"-c", script.encode()], {}, b"body", timeout, capture=1000)
 
 
-def test_worker_notices_that_a_program_has_ended_without_pidfd_open(runner: Runner) -> None:
+def test_a_programs_end_is_noticed_without_pidfd_open(runner: Runner) -> None:
     """On systems without pidfd_open(), `worker --exec` still gets a program's output, and its exit status or the signal
     that ended it.
     """
@@ -59,8 +59,8 @@ def test_a_program_is_killed_at_its_timeout_without_pidfd_open(runner: Runner) -
 
 
 def test_without_malloc_trim_freed_memory_is_left_to_the_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On systems without glibc's malloc_trim(), the embedded broker does not return freed memory to the system itself.
-    It leaves that to the C library, and raises no error.
+    """On systems without glibc's malloc_trim(), the embedded broker leaves freed memory to the C library, and raises no
+    error.
     """
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
     main._return_memory()

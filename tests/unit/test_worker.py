@@ -153,8 +153,8 @@ def test_a_message_whose_connection_was_lost_is_neither_moved_nor_acknowledged(
     handled: HandledMessages, *, deduplicates: bool
 ) -> None:
     """If the connection is lost while a worker's program handles a message, the worker does not acknowledge, move or
-    count the message. A notice says that the broker delivers the message again. With `--deduplicate`, the program runs
-    for the redelivered message only if it failed the first time.
+    count the message. A notice says that the broker will deliver the message again. With `--deduplicate`, the program
+    then runs for the message only if it failed the first time.
     """
     channel, notices = FakeChannel(job(1, "a"), job(2, "b"), job(3, "c")), list[str]()
     channel.lost = {1, 2}
@@ -192,7 +192,7 @@ def test_a_duplicate_is_acknowledged_without_running_its_program(handled: Handle
     ]
 
 
-def test_a_worker_can_be_stopped_while_it_waits_for_another_that_handles_a_copy(handled: HandledMessages) -> None:
+def test_a_worker_can_be_stopped_while_another_one_handles_a_copy(handled: HandledMessages) -> None:
     """If a worker is stopped while it waits for another worker that is handling a copy of its message, the stopped
     worker ends without an error, and without acknowledging the message.
     """
@@ -205,7 +205,9 @@ def test_a_worker_can_be_stopped_while_it_waits_for_another_that_handles_a_copy(
 
 
 def test_with_a_concurrency_of_3_three_programs_run_at_the_same_time() -> None:
-    """With a concurrency of 3, a worker runs three programs at the same time, and counts 3 messages in progress."""
+    """With a concurrency of 3, a worker runs three programs at the same time, and its count of messages in progress is
+    3.
+    """
     together, seen = threading.Barrier(3, timeout=20), list[int]()
     channel = FakeChannel(*(job(tag) for tag in range(1, 7)))
 
@@ -224,8 +226,8 @@ def test_with_a_concurrency_of_3_three_programs_run_at_the_same_time() -> None:
 
 
 def test_running_programs_finish_before_the_worker_ends_with_an_error() -> None:
-    """If handling a message fails because of an error in the worker itself, the programs that are already running
-    finish, and the worker acknowledges their messages. The worker then ends with the error.
+    """If an error in the worker itself interrupts the handling of a message, the programs that are already running
+    finish, and the worker acknowledges their messages. The worker then ends with this error.
     """
     failed, channel = threading.Event(), FakeChannel(job(1), job(2), job(3))
 
@@ -245,9 +247,8 @@ def test_running_programs_finish_before_the_worker_ends_with_an_error() -> None:
 
 
 def test_a_worker_that_is_stopped_while_its_connection_is_blocked_raises_the_error_of_the_retry() -> None:
-    """While the broker blocks a worker's connection, the worker can neither publish a retry nor cancel its consumer. If
-    a signal stops the worker at this time, it raises the error of the retry, NotConfirmed, and does not acknowledge the
-    message.
+    """While the broker blocks its connection, `worker` can neither publish a retry nor cancel its consumer. If a signal
+    then stops `worker`, it raises the error of the retry, NotConfirmed, and does not acknowledge the message.
     """
     channel = FakeChannel(job(1), error=StoppedWaiting("stopped: the broker blocks publishers"))
     _, work = working(channel, Job({1: Ending(1)}, moves=False), concurrency=2)
@@ -257,7 +258,9 @@ def test_a_worker_that_is_stopped_while_its_connection_is_blocked_raises_the_err
 
 
 def test_a_lost_channel_ends_the_worker_immediately() -> None:
-    """If a worker loses its channel, it raises the channel's error immediately. It waits for no running programs."""
+    """If the channel is lost, the worker raises the channel's error immediately, without waiting for
+    running programs.
+    """
     never = threading.Event()
     channel = FakeChannel(job(1), error=Unavailable("the queue was deleted"))
 
