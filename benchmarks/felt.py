@@ -40,7 +40,7 @@ BROKERS = {
 }
 #: The number of rounds in which brokers are measured.
 ROUNDS = 30
-#: How often a row is measured again if its cost seems to have grown: chance can add instructions, but never save any.
+#: How many more times a row is measured if its cost seems to have grown. Chance adds instructions, but removes none.
 AGAIN = 2
 #: Ends the line of a row whose cost has grown.
 GREW = "  GREW"
@@ -327,8 +327,10 @@ def _warm_up(installation: Installation) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.felt", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("base", type=Path, metavar="BASE")
-    parser.add_argument("change", type=Path, metavar="CHANGE", nargs="?", default=HERE)
+    parser.add_argument("base", type=Path, metavar="BASE", help="the installation to compare with")
+    parser.add_argument(
+        "change", type=Path, metavar="CHANGE", nargs="?", default=HERE, help="the changed one (default: this checkout)"
+    )
     parser.add_argument(
         "--instructions",
         action="store_true",

@@ -52,7 +52,7 @@ _AGAIN = (
 
 def restart_broker(scene: DrillScene, count: int = STREAM_MESSAGES) -> Verdict:
     def restart() -> None:
-        scene.say("Now the broker stops, and starts again with the messages that it has stored.")
+        scene.say("Now the broker restarts. It keeps the messages that it has stored.")
         scene.restart_broker()
 
     scene.say(
@@ -143,18 +143,18 @@ def _longest_pause(deliveries: list[dict[str, Any]]) -> float:
 
 
 WORKER_MESSAGES = 200
-#: A shell command that records the effect of a message: a line with its ID, after 1 if it was redelivered.
+#: A shell command that records a handled message: it appends a line with 1 or 0 (redelivered or not) and the ID.
 _EFFECT = 'printf "%s %s\\n" "$MQ_REDELIVERED" "$MQ_MESSAGE_ID" >> effects'
 _RETRIES = 3
 _AT_ONCE = 4
 
 
 def kill_worker(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
-    """Kill a worker (kill -9) while its programs run. Another worker gets its messages, and then the rest."""
+    """Kill a worker (kill -9) while its programs run. Another worker gets its messages, and then all remaining ones."""
     scene.say(
-        f"{count} messages wait for workers. A worker runs a program for each message, up to {_AT_ONCE} at the same "
-        "time. Worker 1 is killed while its programs run, before it has acknowledged their messages. Watch worker "
-        "2 get these messages, marked as redelivered, and then the rest."
+        f"{count} messages are sent to a queue. A worker runs a program for each message, up to {_AT_ONCE} at the same "
+        "time. Worker 1 is killed while its programs run, before it has acknowledged their messages. Watch worker 2 "
+        "receive these messages, marked as redelivered, and then the remaining ones."
     )
     sender, first, second = scene.terminals("sender", "worker 1", "worker 2")
     messages = DrillMessages(count)
@@ -176,9 +176,9 @@ def kill_worker(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
 def poison(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
     """Publish two messages that cannot be handled: one always fails, one is bad data. Neither delays other messages."""
     scene.say(
-        f"Two of {count} messages cannot be handled: for one, the program fails each time; for the other, the program "
-        f"exits with status 65 (bad data). Watch the worker retry the first of these messages {_RETRIES} times, and "
-        "the second not at all. Both become dead letters, and the other messages are handled without waiting for them."
+        f"A worker cannot handle two of {count} messages: for one, its program always fails; for the other, it exits "
+        f"with status 65 (bad data). Watch the worker retry the first of these messages {_RETRIES} times, and the "
+        "second not at all. Both become dead letters. The other messages do not wait for them."
     )
     sender, worker = scene.terminals("sender", "worker")
     messages, bodies = DrillMessages(count), {count // 3: "always fails", count // 2: "bad data"}
@@ -227,9 +227,9 @@ def _worker(scene: DrillScene, program: str, *options: str) -> str:
 
 
 def _effects(scene: DrillScene, messages: DrillMessages) -> tuple[list[tuple[str, bool]], int]:
-    """Return what the workers have handled: the drill's messages, and the number of other messages.
+    """Return which of the drill's messages the workers have handled, and how many other messages they have handled.
 
-    Each of the drill's messages is a pair of its ID and True if it was redelivered.
+    A message handled twice is listed twice. Each entry is a pair: the message's ID, and True if it was redelivered.
     """
     lines = [line.partition(" ") for line in lines_of(scene.directory / "effects")]
     own = [(message_id, redelivered == "1") for redelivered, _, message_id in lines if message_id in messages]

@@ -169,12 +169,13 @@ class DrillScene:
         """Return the URL with which clients reach the broker through a proxy on this machine.
 
         Raises:
-            UsageError: the broker is on another machine, and its certificate is not valid for this one.
+            UsageError: the URL requires TLS, and the broker is on another machine. Its certificate is not valid for
+                this machine.
         """
         address = self.address
         if address.tls and address.host not in _THIS_MACHINE:
             raise UsageError(
-                f"the drill's proxy is on this machine, for which the certificate of {address.host} is not valid",
+                f"the drill's proxy runs on this machine, but the certificate of {address.host} is not valid for it",
                 "use a broker on this machine, or amqp://",
             )
         login, vhost = (quote(each, safe="") for each in (address.password, address.virtual_host))

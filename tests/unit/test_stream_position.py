@@ -1,4 +1,4 @@
-"""Where an AMQP consumer of a stream resumes, with plain clocks."""
+"""Where an AMQP consumer of a stream resumes after a reconnection, with fake clocks."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from mqtool.offsets import FIRST, LAST, NEXT, Offset, Start, StreamPosition
 
 
 class Clocks:
-    """The two clocks: one that stands still while the machine is asleep, and one that can be set."""
+    """A fake `time`: monotonic() may stand still while the machine is asleep, and time() may be set back."""
 
     def __init__(self) -> None:
         self.awake, self.wall = 100.0, 1_000_000.0
@@ -27,9 +27,12 @@ def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
 
 
 @pytest.mark.parametrize("offset", [NEXT, LAST, None], ids=["next", "last", "default"])
-def test_a_consumer_that_has_received_nothing_resumes_at_an_age(clocks: Clocks, offset: Offset | None) -> None:
-    """A consumer that started at `next` or `last`, and has not received a message, resumes 5 s before its first
-    subscription, whether the machine was asleep or its clock was set back in the meantime. The user is told.
+def test_a_stream_consumer_that_has_received_nothing_resumes_5_s_before_its_start(
+    clocks: Clocks, offset: Offset | None
+) -> None:
+    """If a stream consumer that started at `next`, at `last` or without an offset reconnects before it has received a
+    message, it resumes 5 s before its first subscription, even if the machine was asleep or its clock was set back
+    since then. A notice says so.
     """
     notices: list[str] = []
     position = StreamPosition("s", offset, notices.append)
@@ -48,8 +51,12 @@ def test_a_consumer_that_has_received_nothing_resumes_at_an_age(clocks: Clocks, 
 
 
 @pytest.mark.parametrize("offset", [FIRST, Offset(Start.OFFSET, 7), Offset(Start.TIMESTAMP, 7)])
-def test_a_consumer_at_any_other_offset_resumes_there(clocks: Clocks, offset: Offset) -> None:
-    """A consumer that started at any other offset, and has not received a message, resumes at this offset."""
+def test_a_stream_consumer_that_started_at_first_a_number_or_a_time_resumes_there(
+    clocks: Clocks, offset: Offset
+) -> None:
+    """If a stream consumer that started at `first`, at an offset or at a timestamp reconnects before it has received a
+    message, it resumes where it started.
+    """
     position = StreamPosition("s", offset)
     assert position.start() == offset
     clocks.awake += 60

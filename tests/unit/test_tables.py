@@ -56,16 +56,18 @@ def test_a_received_header_value_is_encoded_to_the_same_bytes(value: bytes) -> N
 
 
 @pytest.mark.parametrize("value", [*VALUES, *DEEP], ids=lambda value: value[:9].hex())
-def test_every_complete_value_is_recognized_as_one(value: bytes) -> None:
-    """Each value of a header in AMQP's encoding is recognized as complete, however deeply it is nested."""
+def test_a_complete_header_value_is_recognized_as_complete(value: bytes) -> None:
+    """mqtool recognizes the encoding of any AMQP header value as complete, however deeply the value is nested."""
     assert EXACT.is_value(value)
 
 
 @pytest.mark.parametrize(
     "data", [b"", b"?", b"VV", b"S\0", b"F\xff\xff\xff\xff", b"F" + sized(b"?"), b"A" + sized(b"S")], ids=bytes.hex
 )
-def test_bytes_that_are_not_a_complete_value_are_recognized(data: bytes) -> None:
-    """Bytes that are cut short, have an unknown type, or go on after the value are not a complete value."""
+def test_bytes_that_are_not_exactly_one_header_value_are_recognized_as_incomplete(data: bytes) -> None:
+    """mqtool does not accept bytes as the encoding of an AMQP header value if they are cut short, begin with an unknown
+    type, or continue after the value.
+    """
     assert not EXACT.is_value(data)
 
 

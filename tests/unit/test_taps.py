@@ -47,9 +47,9 @@ def test_a_full_tap_buffer_keeps_the_latest_batch_and_a_wake_up() -> None:
     assert buffer.empty()
 
 
-def test_a_tap_buffer_has_room_for_its_limit_of_messages() -> None:
-    """The buffer of a tap drops a message only if it would otherwise contain more than its limit. Messages that the
-    reader has taken do not count.
+def test_a_tap_buffer_drops_messages_only_above_its_limit() -> None:
+    """A tap's buffer drops a message only if it would otherwise contain more messages than its limit. Messages that the
+    reader has already taken from the buffer do not count towards the limit.
     """
     buffer = Buffer(2)
     for number in ("1", "2"):
@@ -79,7 +79,7 @@ def test_a_tap_buffer_drops_messages_above_128_mib() -> None:
     assert buffer.dropped == 3
 
 
-def test_an_exchange_that_distributes_messages_cannot_be_tapped() -> None:
+def test_a_consistent_hash_exchange_cannot_be_tapped() -> None:
     """`tap` raises UsageError for a consistent-hash exchange, because the exchange would route some messages to the
     tap's queue instead of another queue.
     """
@@ -93,8 +93,8 @@ def test_an_exchange_that_distributes_messages_cannot_be_tapped() -> None:
 
 
 def test_one_notice_reports_firehose_copies_with_invalid_headers() -> None:
-    """A tap skips messages from the firehose's exchange if the headers that describe the original message are missing
-    or have wrong types, and prints one notice about them. It yields the other copies.
+    """A tap of the firehose skips copies whose headers, which describe the original message, are missing or have wrong
+    types. It prints one notice about them, and yields the other copies.
     """
     told = {"exchange_name": "x", "routing_keys": ["k"], "properties": {"headers": {}}}
     wrong: list[dict[str, Any]] = [{}, *({**told, name: 5} for name in told), {**told, "properties": {"headers": 7}}]
@@ -106,9 +106,9 @@ def test_one_notice_reports_firehose_copies_with_invalid_headers() -> None:
 
 
 def test_copies_that_did_not_come_straight_from_the_firehose_are_skipped() -> None:
-    """A tap skips messages that another exchange has routed to its queue, and messages that a queue has dead-lettered
-    to the firehose's exchange, although their headers look like those of a copy: anyone may have written them. It says
-    that someone sent them.
+    """A tap of the firehose skips messages that another exchange has routed to the tap's queue, and messages that a
+    queue has dead-lettered to the firehose's exchange. Anyone may have sent them, even if their headers look like those
+    of the firehose's copies. One notice says that someone sent them to the tap's queue.
     """
     told = {"exchange_name": "x", "routing_keys": ["k"], "properties": {}}
     copy = replace(batch("")[0], exchange=FIREHOSE_EXCHANGE, properties={"headers": told})
@@ -128,12 +128,12 @@ def test_copies_that_did_not_come_straight_from_the_firehose_are_skipped() -> No
         ("deliver.deliver.jobs", {"redelivered": 1}, "deliver.jobs", True),
     ],
 )
-def test_a_copy_of_the_firehose_becomes_the_original_message(
+def test_a_tap_shows_a_copy_of_the_firehose_as_the_original_message(
     copy_key: str, told: dict[str, Any], queue: str, *, redelivered: bool
 ) -> None:
-    """A tap shows the firehose's copy as the original message, with its body, exchange, first routing key and
-    properties. For a delivery, it shows the queue, and whether the message was redelivered. RabbitMQ writes a timestamp
-    after 2038 as a negative number, which the tap corrects.
+    """The firehose publishes a copy of each message. A tap shows the copy as the original message, with its body,
+    exchange, first routing key and properties. For a delivery, it also shows the queue, and whether the message was
+    redelivered. RabbitMQ writes a timestamp after 2038 as a negative number, which the tap corrects.
     """
     properties = {"timestamp": -1, "type": "t", "headers": {"a": 1}}
     headers = {"exchange_name": "x", "routing_keys": ["k", "cc"], "properties": properties, **told}

@@ -1,4 +1,4 @@
-"""Moving the messages of a queue in batches: what each batch sends, when moving ends, and what stops it."""
+"""`queue convert` moves messages in batches: what it sends for each batch, when it ends, and what stops it."""
 
 import re
 from collections import deque
@@ -42,7 +42,7 @@ class TransactionalBroker(ScriptedBroker):
     """A broker with transactions.
 
     Attributes:
-        unroutable: for each transaction, the bodies of the messages that no queue takes, in the order of their return.
+        unroutable: for each transaction, the bodies of the unroutable messages, in the order of their return.
         committed: the messages and acknowledgements of each transaction.
         selected: called when a channel has become transactional.
         commits: False if it never replies to tx.commit.
@@ -87,8 +87,8 @@ def messages(*bodies: bytes) -> list[Message]:
 
 
 def test_a_batch_is_published_and_acknowledged_in_one_transaction(broker: TransactionalBroker) -> None:
-    """`queue convert` moves a batch of messages in one transaction: it publishes the messages with the flag
-    `mandatory`, and acknowledges their deliveries with one basic.ack, in the same write.
+    """`queue convert` moves a batch of messages in one transaction. It publishes the messages with the flag
+    `mandatory`, acknowledges all their deliveries with one basic.ack, and then commits.
     """
     moving = InTransactions(broker.channel(), message_for, restored)
     large = bytes(70_000)  # needs two frames
@@ -98,11 +98,12 @@ def test_a_batch_is_published_and_acknowledged_in_one_transaction(broker: Transa
     assert broker.writes[-2:] == [["Basic.Publish"] * 3 + ["Basic.Ack"], ["Tx.Commit"]]
 
 
-def test_a_move_ends_if_the_broker_does_not_commit_in_time(
+def test_queue_convert_ends_with_an_error_if_the_broker_does_not_commit_in_time(
     broker: TransactionalBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RabbitMQ 3.10 never replies to the commit of messages to a quorum queue that another client deletes at the same
-    time. Then `queue convert` does not hang: moving raises NotConfirmed after the timeout for confirms.
+    """If the broker does not reply to tx.commit, `queue convert` does not hang: it raises NotConfirmed after the
+    timeout for confirms. RabbitMQ 3.10 never replies if another client deletes the destination, a quorum queue, at the
+    same time.
     """
     monkeypatch.setattr(transactions, "CONFIRM_TIMEOUT", 0.1)
     moving = InTransactions(broker.channel(), message_for, restored)
@@ -120,12 +121,13 @@ def test_a_move_ends_if_the_broker_does_not_commit_in_time(
         ([b"changed"], [b"1", b"2", b"3", b"same", b"same"]),
     ],
 )
-def test_messages_that_no_queue_takes_are_put_back(
+def test_unroutable_messages_are_put_back_into_their_own_queue(
     broker: TransactionalBroker, unroutable: list[bytes], back: list[bytes]
 ) -> None:
-    """If a batch that `queue convert` moves contains unroutable messages, it publishes these to the end of their own
-    queue, and raises NotConfirmed. All others have been moved. If the broker has changed a returned message, so that
-    mqtool cannot recognize it, the whole batch is published to its queue again. The next batch is moved as usual.
+    """If a batch of `queue convert` contains unroutable messages, the command publishes these to the end of their own
+    queue, and raises NotConfirmed. The rest of the batch has been moved. If the broker has changed a returned message,
+    so that mqtool cannot recognize it, the command publishes the whole batch to its own queue again, and messages may
+    be duplicated. The next batch can be moved.
     """
     broker.unroutable = [unroutable]
     moving = InTransactions(broker.channel(), message_for, restored)
@@ -138,7 +140,7 @@ def test_messages_that_no_queue_takes_are_put_back(
     assert moving.move(batch(b"4")) == []
 
 
-def test_messages_that_cannot_be_put_back_are_reported_as_lost(broker: TransactionalBroker) -> None:
+def test_unroutable_messages_that_cannot_be_put_back_are_reported_as_lost(broker: TransactionalBroker) -> None:
     """If messages that `queue convert` moves are unroutable, and cannot be published to their own queue again either,
     the error says how many messages are lost, and why.
     """
@@ -149,8 +151,8 @@ def test_messages_that_cannot_be_put_back_are_reported_as_lost(broker: Transacti
 
 
 def test_a_batch_is_moved_up_to_a_message_that_cannot_be_published(broker: TransactionalBroker) -> None:
-    """If a message of a batch that `queue convert` moves cannot be published, because its headers are too large, the
-    messages before it are moved, and the error is raised. This message and those after it stay in their queue.
+    """If a message of a batch cannot be published, because its headers are too large, `queue convert` moves the
+    messages before it, and raises HeadersTooLarge. This message and those after it stay in their queue.
     """
     moving = InTransactions(broker.channel(), message_for, restored)
     with pytest.raises(HeadersTooLarge):
@@ -190,9 +192,9 @@ class ConfirmingChannel:
 
 
 def test_with_confirms_only_confirmed_messages_are_acknowledged() -> None:
-    """If the destination may be full, `queue convert` moves messages with publisher confirms, and acknowledges each
-    message once the broker has confirmed it. The caller gets the messages that the destination rejects, and can publish
-    them again.
+    """With publisher confirms, `queue convert` acknowledges only the messages of a batch that the broker has confirmed.
+    The messages that the destination rejects, because it is full, are returned to the caller, which can publish them
+    again.
     """
     channel = ConfirmingChannel()
     moving, lot = WithConfirms(cast(Channel, channel), message_for), batch(b"1", b"rejected", b"3")
@@ -226,10 +228,10 @@ class FakeQueue:
     Attributes:
         ready: the bodies of the messages in the queue.
         late: the bodies of deliveries that arrive only after two requests for the depth of the queue.
-        is_stuck: the queue delivers nothing.
+        is_stuck: True while the queue delivers nothing.
         events: called at each wait for a delivery or for room, one after another.
         published: the number of messages that are published while each batch is moved.
-        rejected: for each batch, which of its messages the queue that they go to rejects.
+        rejected: for each batch, the numbers of the messages that the destination rejects.
         pace: the seconds that each batch takes.
         log: the numbers of the messages of each batch, and other events.
     """
@@ -335,7 +337,7 @@ def test_the_messages_of_a_queue_are_moved_in_order_in_batches(queue: FakeQueue)
     assert queue.now == pytest.approx(1000.1)
 
 
-def test_a_batch_has_up_to_16_mib(queue: FakeQueue) -> None:
+def test_a_batch_ends_when_its_bodies_reach_16_mib(queue: FakeQueue) -> None:
     """`queue convert` ends a batch with the message that brings the total size of the bodies to 16 MiB or more."""
     queue.ready.extend(
         body.ljust(size) for body, size in ((b"0", 8 << 20), (b"1", (8 << 20) - 1), (b"2", 1), (b"3", 1))
@@ -354,9 +356,9 @@ def test_messages_that_arrive_after_the_reply_that_the_queue_is_empty_are_moved(
 
 
 def test_messages_that_arrive_before_publishers_are_cut_off_are_moved_by_the_same_consumer(queue: FakeQueue) -> None:
-    """Once `queue convert` has emptied the queue, it stops new messages from reaching it. The command's consumer still
-    receives the messages that arrived before, and is then cancelled. Deliveries that arrive during the cancellation
-    are moved last.
+    """Once `queue convert` has emptied the queue, it cuts off publishers: new messages no longer reach the queue. The
+    command's consumer still receives the messages that arrived before, and is then cancelled. Deliveries that arrive
+    during the cancellation are moved last.
     """
     queue.publish(3)
 
@@ -386,12 +388,12 @@ def test_messages_that_arrive_before_publishers_are_cut_off_are_moved_by_the_sam
         (0, [1, 1, 1, 1, 1], 3, [1, 1, 1]),
     ],
 )
-def test_publishers_are_cut_off_when_the_number_of_messages_no_longer_shrinks(
+def test_publishers_are_cut_off_when_the_queue_no_longer_shrinks(
     queue: FakeQueue, ready: int, published: list[int], before: int, after: list[int]
 ) -> None:
-    """While clients keep publishing to a queue that `queue convert` moves, the queue may never become empty. Once the
-    number of messages has failed three times to shrink by 10 %, the command therefore stops new messages from reaching
-    the queue. All messages that have reached it are moved.
+    """If clients keep publishing to the queue whose messages `queue convert` moves, the queue may never become empty.
+    Once the number of its messages has three times failed to shrink by 10 %, the command therefore cuts off publishers:
+    new messages no longer reach the queue. The command moves all messages that reached the queue before.
     """
     queue.publish(ready)
     queue.published = published
@@ -427,8 +429,9 @@ def test_rejected_messages_are_published_again_in_order(queue: FakeQueue) -> Non
 
 
 def test_a_queue_that_delivers_nothing_raises_unavailable(queue: FakeQueue) -> None:
-    """If a queue that `queue convert` moves has messages, but delivers none for 15 seconds, Unavailable is raised. The
-    error says how many messages the queue has, and suggests why. After shorter pauses, moving continues.
+    """If a queue has messages, but the broker delivers none of them to `queue convert` for 15 seconds, the command
+    raises Unavailable. The error says how many messages the queue has, and the hint names possible reasons. After a
+    shorter pause, the command continues.
     """
     queue.publish(1)
     queue.is_stuck = True
@@ -450,9 +453,9 @@ def test_a_queue_that_delivers_nothing_raises_unavailable(queue: FakeQueue) -> N
     assert queue.now - began == pytest.approx(15, abs=0.11)
 
 
-def test_moving_waits_for_room_in_the_other_queue(queue: FakeQueue) -> None:
-    """`queue convert` moves messages in batches, each with no more messages than the destination has room for. If there
-    is no room, it waits. If there is still no room after 15 seconds, moving ends with the error NoRoom.
+def test_queue_convert_waits_for_room_in_the_destination(queue: FakeQueue) -> None:
+    """Each batch of `queue convert` has no more messages than the destination has room for. If the destination has no
+    room, the command waits. If there is still no room after 15 seconds, moving messages raises NoRoom.
     """
     queue.publish(9)
     rooms = [*[0] * 200, 2, 1, 9]
@@ -464,10 +467,10 @@ def test_moving_waits_for_room_in_the_other_queue(queue: FakeQueue) -> None:
     assert queue.now == pytest.approx(1025, abs=0.11)
 
 
-def test_a_queue_that_keeps_rejecting_messages_raises_no_room(queue: FakeQueue) -> None:
-    """If the destination of `queue convert` seems to have room, but rejects all messages for 15 seconds, NoRoom is
-    raised: the destination may have a limit in bytes. The 15 seconds start again whenever the destination accepts a
-    message.
+def test_a_destination_that_keeps_rejecting_messages_raises_no_room(queue: FakeQueue) -> None:
+    """If the destination of `queue convert` seems to have room, but rejects all messages for 15 seconds, for example
+    because it has a limit in bytes, moving messages raises NoRoom. The 15 seconds start again whenever the destination
+    accepts a message.
     """
     queue.publish(9)
     queue.pace = 4
@@ -480,7 +483,7 @@ def test_a_queue_that_keeps_rejecting_messages_raises_no_room(queue: FakeQueue) 
 
 def test_a_conversion_that_is_told_to_stop_begins_no_further_batch(queue: FakeQueue) -> None:
     """If `queue convert` is told to stop after it has moved a batch of messages, it begins no further batch, and
-    cancels its consumer. It does not stop new messages from reaching the queue.
+    cancels its consumer. It does not cut off publishers: new messages still reach the queue.
     """
     queue.publish(9)
     running = queue.mover(4).batches(lambda: queue.log.append("stopped"))
@@ -492,7 +495,7 @@ def test_a_conversion_that_is_told_to_stop_begins_no_further_batch(queue: FakeQu
 
 def test_a_conversion_that_is_told_to_stop_does_not_wait_for_room(queue: FakeQueue) -> None:
     """If `queue convert` is told to stop while it waits for room in the destination, it stops waiting, cancels its
-    consumer, and moving ends without an error.
+    consumer, and ends without an error.
     """
     queue.publish(9)
     queue.events = [lambda: setattr(queue, "stopping", True)]

@@ -1,5 +1,5 @@
-"""Moving messages between queues: their headers; on an embedded broker in this process, that none is lost; and, with
-a source of the tests' own time, how long it waits.
+"""Moving messages between queues, as `move`, `dlq redrive` and `worker` do: the headers of moved messages; that no
+message is lost (on an embedded broker in this process); and how long a move waits (with a fake channel and clock).
 """
 
 from collections import deque
@@ -67,7 +67,7 @@ def test_a_moved_message_is_persistent_and_does_not_expire() -> None:
 def test_a_failed_message_contains_its_history_and_no_headers_of_the_broker() -> None:
     """When `worker` moves a message to another queue after a failed attempt, the message's headers contain the number
     of failed attempts, the last error, the queue, and the time of the first failure. The broker's own headers, CC
-    and BCC are removed. So is a number of redrives, when the message is dead-lettered, if it is not a number.
+    and BCC are removed. When the message is dead-lettered, the header mqtool-redrives is kept only if it is a number.
     """
     message = failed(with_headers({**BROKERS, **COPIES, "x": 1}), "exit status 1", "jobs.wait.1s")
     headers = dict(message.properties["headers"])
@@ -119,9 +119,10 @@ def test_a_message_for_another_broker_keeps_its_properties() -> None:
 
 
 def test_a_message_for_another_broker_loses_the_headers_with_its_origin_if_they_do_not_fit() -> None:
-    """When `move` moves a message to another broker, headers that name an exchange and a routing key are replaced by
-    those with which the message was published, since a publisher may have forged them. If the headers then do not fit
-    into a frame of the other broker, `move` removes these two headers, and keeps all others.
+    """When `move` moves a message to another broker, it writes the exchange and the routing key with which the message
+    was published to the headers mqtool-exchange and mqtool-routing-key. It replaces values that a publisher may have
+    forged. If the headers then do not fit into a frame of the other broker, `move` leaves out these two headers, and
+    keeps all others.
     """
     forged = {"mqtool-exchange": "", "mqtool-routing-key": "", "x": 1}
     published = with_headers(forged, replace(JOB, exchange="logs", routing_key="eu" * 100))
@@ -199,7 +200,7 @@ def test_all_messages_are_moved_in_order(amqp_vhost: Vhost, channel: Channel, co
 
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
-def test_messages_that_are_not_chosen_stay_in_order(
+def test_messages_that_are_not_selected_stay_in_their_queue_in_order(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel], kind: str
 ) -> None:
     """If a command such as `move` moves only some messages of a queue, the others stay in the queue in their order,
@@ -244,8 +245,8 @@ def test_an_auto_delete_queue_keeps_the_messages_that_are_not_moved(
 def test_a_move_out_of_an_auto_delete_queue_waits_for_more_messages(
     channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """With `--idle-timeout`, `move` moves messages that arrive in an auto-delete queue later, too, and ends when none
-    has arrived for the given time, or when it is stopped.
+    """With `--idle-timeout`, `move` also moves messages that arrive in an auto-delete queue after it has started. It
+    ends when no message has arrived for the given time, or when it is stopped.
     """
     channel.declare(Queue("from", durable=True, auto_delete=True))
     channel.declare(Queue("to", durable=True))
@@ -268,7 +269,7 @@ def test_messages_that_cannot_be_moved_do_not_block_those_behind_them(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel], kind: str, count: int | None
 ) -> None:
     """If some messages cannot be moved, even hundreds at the head of the queue, a command such as `move` moves the
-    others, or as many of them as it is to move. All that it does not move stay in the queue in their order.
+    other messages, up to its limit, if any. The messages that it does not move stay in the queue in their order.
     """
     channel.declare(Queue("from", durable=True, arguments={"x-queue-type": kind}))
     channel.declare(Queue("to", durable=True))
@@ -337,11 +338,11 @@ def test_only_confirmed_messages_are_removed_when_the_target_closes_after_confir
     assert [delivery.body for delivery in left] == [b"0", b"2"]
 
 
-def test_a_move_can_continue_after_a_refused_message(
+def test_a_move_can_continue_after_an_unroutable_message(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """If a message cannot be routed to its target queue, a command such as `dlq redrive` can leave it in its own queue,
-    and move the other messages.
+    """If a message is unroutable, because its target queue is missing, a command such as `dlq redrive` can decide to
+    continue. The message then stays in its own queue, and the other messages are moved.
     """
     fill(channel, 30)
     channel.declare(Queue("to", durable=True))
@@ -374,9 +375,9 @@ def test_a_move_ends_at_its_limit(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel], *, until: Until, every: int, moved: list[int],
     chooses: bool,
 ) -> None:  # fmt: skip
-    """A command such as `move` ends when it has moved the given number of messages, or when no message has arrived for
-    the given time. With a limit on received messages, messages that it does not move count as well. Messages that were
-    not moved stay in the queue.
+    """A command such as `move` ends when it has moved or received a given number of messages, or when no message has
+    arrived for a given time. Received messages also count if they are not moved. Messages that were not moved stay in
+    the queue.
     """
     fill(channel, 10)
     channel.declare(Queue("to", durable=True))
@@ -434,11 +435,11 @@ def test_a_move_without_a_target_deletes_messages(channel: Channel, connect: Cal
     assert channel.depth_of("from") == 5
 
 
-def test_a_limit_on_moved_messages_also_applies_without_a_target(
+def test_a_limit_on_moved_messages_also_applies_without_a_target_queue(
     channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """A move without a target queue deletes messages. If the number of messages to move is limited, at most this number
-    is deleted.
+    """A move without a target queue, such as `dlq drop`, deletes messages. If it has a limit of messages, it deletes no
+    more than this number.
     """
     fill(channel, 10)
     source = connect()
@@ -448,7 +449,7 @@ def test_a_limit_on_moved_messages_also_applies_without_a_target(
     assert channel.depth_of("from") == 8
 
 
-def test_messages_that_could_not_be_moved_are_requeued_at_the_end(
+def test_messages_that_could_not_be_moved_are_requeued_when_the_move_ends(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
     """If no queue accepts some of the messages that a command such as `move` is to move, these messages are requeued
@@ -463,8 +464,8 @@ def test_messages_that_could_not_be_moved_are_requeued_at_the_end(
 def test_messages_are_moved_no_faster_than_the_rate(
     monkeypatch: pytest.MonkeyPatch, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """With a rate of 100 per second, a command such as `move` moves each message 10 ms after the previous one, or
-    later.
+    """With a rate limit of 100 messages per second, a command such as `move` moves on average at most one message every
+    10 ms.
     """
     fill(channel, 5)
     pauses = list[float]()
@@ -599,7 +600,7 @@ class Source:
 
 def test_a_message_in_transit_is_handled_before_a_consumer_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     """If a command such as `move` replaces its consumer, because a message cannot be moved, it first handles the
-    messages that the broker had already sent to this consumer.
+    messages that the broker has already sent to the old consumer.
     """
     unhandled = list[int]()
 
@@ -663,8 +664,8 @@ def test_a_move_without_a_condition_receives_no_more_messages_than_its_limit(mon
 def test_a_move_that_waits_for_messages_keeps_its_consumer(
     monkeypatch: pytest.MonkeyPatch, until: Until, *, keeps: bool
 ) -> None:
-    """A command such as `move` waits for messages with one consumer, whether it has moved or kept the messages before.
-    Its limit still applies.
+    """While a command such as `move` waits for further messages, it keeps the same consumer, whether it has moved the
+    earlier messages or left them in the queue. Its limit on moved messages still applies.
     """
     source = Source(monkeypatch, 0.0, 1.0, 2.0)
     assert source.moves(until, keeps=keeps, chooses=keeps) == ([] if keeps else [1, 2])
@@ -684,12 +685,12 @@ def test_a_move_asks_a_queue_that_delivers_nothing_ten_times_a_second(monkeypatc
 
 
 @pytest.mark.parametrize(("requeued", "chooses", "left"), [(3, True, 1), (3, False, 4), (0, True, 4)])
-def test_all_requeued_messages_are_received_if_some_are_held(
+def test_all_requeued_messages_are_received_if_some_of_them_stay_in_the_queue(
     monkeypatch: pytest.MonkeyPatch, requeued: int, *, chooses: bool, left: int
 ) -> None:
-    """A quorum queue delivers requeued messages first. If a command such as `move` leaves some of them in the queue, it
-    receives all of them, even beyond its limit, and requeues the unmoved ones together, so that they keep their order.
-    In all other cases, it receives no messages beyond its limit.
+    """A quorum queue delivers requeued messages first. If a command such as `move` may leave some of them in the queue,
+    it receives all of them, even beyond its limit. Those that it has not moved are requeued together, so that they keep
+    their order. In all other cases, it receives no messages beyond its limit.
     """
     source = Source(monkeypatch, 0.0, 0.0, 0.2, 0.25, 0.25, requeued=requeued)
     assert source.moves(Until(moved=1), chooses=chooses) == [1]
@@ -697,7 +698,7 @@ def test_all_requeued_messages_are_received_if_some_are_held(
     assert source.given_back == ([([4], 0)] if left == 1 else [])
 
 
-def test_held_messages_are_requeued_a_few_batches_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_that_were_not_moved_are_requeued_a_few_batches_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the end of a command such as `move`, the messages that were not moved are requeued in batches. After every few
     batches, mqtool waits until the queue reports them as ready, because a quorum queue could otherwise change their
     order.
@@ -728,10 +729,10 @@ def test_a_move_ends_with_the_error_of_a_lost_connection(monkeypatch: pytest.Mon
         list(QueueTransfer(cast(Channel, source), None, "from", message_for, until=Until()))
 
 
-def test_a_message_whose_headers_do_not_fit_into_a_frame_is_said_to_stay() -> None:
-    """`move` and `dlq redrive` leave a message in its queue if it could not be published with its new headers. They
-    name the message and the queue, and say how large the headers and properties are, and what the broker takes. It
-    makes no difference whether the message that was received would fit.
+def test_a_warning_says_that_a_message_stays_because_its_new_headers_do_not_fit_into_a_frame() -> None:
+    """If a message with its new headers does not fit into a frame of the broker, `move` and `dlq redrive` leave it in
+    its queue, even if it fits with its old headers. A warning names the message and the queue, and says how large the
+    headers and properties are, and how large the broker allows them to be.
     """
     received = Delivery(b"", "", "jobs", "jobs", False, {"message_id": "m"}, 1)
     changed = Message(b"", properties={"headers": {"h": "x" * 1000}}, message_id="m")

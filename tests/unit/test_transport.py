@@ -1,4 +1,4 @@
-"""One AMQP 1.0 connection: login, frames and heartbeats, with a broker whose bytes are there before they are read."""
+"""A single AMQP 1.0 connection: login, frames and heartbeats. The tests send the broker's bytes before mqtool reads."""
 
 import os
 import select
@@ -66,13 +66,13 @@ class Broker:
         return self.now
 
     def connect(self, data: bytes, address: Address = ADDRESS, **options: Any) -> Transport:
-        """Send these bytes, and let mqtool log in. The end of the bytes is the end of the connection until then."""
+        """Send these bytes as the broker, and then connect mqtool, which finds them in its socket."""
         self.socket.sendall(data)
         self.transport = Transport(address, None, "name", **options)
         return self.transport
 
     def shrink_buffers(self) -> None:
-        """Let the operating system keep less than a megabyte that the broker has not read yet."""
+        """Shrink the socket buffers, so that the operating system keeps less than 1 MB of unread data."""
         self.client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 18)
 
@@ -148,9 +148,11 @@ def test_a_connection_logs_in_and_opens_the_virtual_host(broker: Broker) -> None
 
 
 @pytest.mark.parametrize(("heartbeat", "expected"), [(0, None), (7, 7000), (None, 60_000)])
-def test_a_heartbeat_of_0_turns_heartbeats_off(broker: Broker, heartbeat: int | None, expected: int | None) -> None:
-    """When an AMQP 1.0 connection is opened, mqtool's idle timeout is the heartbeat of the URL in milliseconds, or
-    60,000 ms if the URL has none. With a heartbeat of 0, mqtool sends no idle timeout.
+def test_the_heartbeat_in_the_url_is_the_idle_timeout_and_0_means_none(
+    broker: Broker, heartbeat: int | None, expected: int | None
+) -> None:
+    """When mqtool opens an AMQP 1.0 connection, it sends the heartbeat of the URL as its idle timeout, in milliseconds.
+    Without a heartbeat in the URL, it sends 60,000 ms. With a heartbeat of 0, it sends no idle timeout.
     """
     broker.connect(opened(), ADDRESS._replace(heartbeat=heartbeat))
     [answer] = performatives(broker.received().partition(AMQP_HEADER)[2])
@@ -161,12 +163,12 @@ def test_a_heartbeat_of_0_turns_heartbeats_off(broker: Broker, heartbeat: int | 
     ("offered", "names_user", "mechanism"),
     [("EXTERNAL", False, "EXTERNAL"), ("EXTERNAL", True, "PLAIN"), ("ANONYMOUS", False, "PLAIN")],
 )
-def test_external_is_used_to_log_in_if_the_address_names_no_user_and_the_broker_offers_it(
+def test_sasl_external_is_used_if_the_address_names_no_user_and_the_broker_offers_it(
     broker: Broker, offered: str, *, names_user: bool, mechanism: str
 ) -> None:
-    """An AMQP 1.0 connection logs in with the SASL mechanism EXTERNAL if its address names no user, which the caller
-    ensures only if there is a client certificate, and if the broker offers EXTERNAL. In all other cases, it logs in
-    with a user name and a password.
+    """An AMQP 1.0 connection logs in with the SASL mechanism EXTERNAL if its address names no user, and the broker
+    offers EXTERNAL. In all other cases, it logs in with a user name and a password (PLAIN). An address names no user
+    only if there is a client certificate.
     """
     offer = frame(0, SaslMechanisms(Array([Symbol("PLAIN"), Symbol(offered)])), SASL)
     data = SASL_HEADER + offer + opened().removeprefix(SASL_HEADER + MECHANISMS)
@@ -211,7 +213,7 @@ def test_the_error_of_a_connection_that_cannot_be_opened_gives_the_reason(
 
 
 class FakeTls:
-    """Takes the place of an SSLContext: records what it wraps, and lets TLS fail with an error, if any."""
+    """A replacement for an SSLContext that records which sockets it wraps. Wrapping raises the given error, if any."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
@@ -226,8 +228,8 @@ class FakeTls:
 
 @pytest.mark.parametrize("tls", [True, False])
 def test_tls_is_used_for_amqps_urls_only(broker: Broker, *, tls: bool) -> None:
-    """An AMQP 1.0 connection uses TLS if the URL begins with amqps://. The certificate must be that of the URL's host
-    name.
+    """An AMQP 1.0 connection uses TLS only if the URL begins with amqps://. The broker's certificate is then checked
+    for the host name of the URL.
     """
     context: Any = FakeTls()
     broker.socket.sendall(opened())
@@ -263,7 +265,7 @@ class FailingSocket(socket.socket):
          "^127.0.0.1:5672 closed the connection during the handshake$"),
     ],
 )  # fmt: skip
-def test_a_client_certificate_that_is_refused_after_the_tls_handshake_is_named_in_the_error(
+def test_the_error_says_that_a_client_certificate_was_refused_after_the_tls_handshake(
     broker: Broker, error: Exception, kind: type[MqtoolError], words: str
 ) -> None:
     """With TLS 1.3, a broker refuses a client certificate only after the TLS handshake. mqtool's error then says that
@@ -284,7 +286,7 @@ class SlowSocket(socket.socket):
         return super().recv(min(size, 3))
 
 
-def test_a_login_may_arrive_in_pieces(broker: Broker) -> None:
+def test_a_connection_is_opened_if_the_brokers_answers_arrive_in_pieces(broker: Broker) -> None:
     """mqtool opens an AMQP 1.0 connection even if the broker's answers arrive in small pieces."""
     broker.client = SlowSocket(fileno=broker.client.detach())
     connected = broker.connect(opened(max_frame_size=4096))
@@ -292,9 +294,9 @@ def test_a_login_may_arrive_in_pieces(broker: Broker) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", SASL_HEADER, LOGGED_IN])
-def test_a_reconnection_that_ends_early_is_a_network_failure(broker: Broker, data: bytes) -> None:
-    """During a reconnection over AMQP 1.0, the broker may close the socket before the connection is open. mqtool has
-    logged in before, so it raises Unavailable, and not an error about a refused login.
+def test_a_socket_that_is_closed_during_a_reconnection_is_a_network_failure(broker: Broker, data: bytes) -> None:
+    """If the broker closes the socket during a reconnection over AMQP 1.0, before the connection is open, mqtool raises
+    Unavailable. It does not report a refused login, because it has logged in before.
     """
     broker.socket.sendall(data)
     broker.end()
@@ -319,7 +321,7 @@ def test_the_error_of_a_refused_connection_names_the_host_and_the_port(monkeypat
 @pytest.mark.parametrize(
     ("offered", "expected"), [(None, 131_072), (131_073, 131_072), (4096, 4096), (512, 512), (1, 512)]
 )
-def test_frames_are_as_large_as_both_ends_accept(broker: Broker, offered: int | None, expected: int) -> None:
+def test_frames_are_at_most_as_large_as_both_ends_accept(broker: Broker, offered: int | None, expected: int) -> None:
     """mqtool sends AMQP 1.0 frames of at most 128 KiB, or of the broker's max-frame-size if this is smaller. A
     max-frame-size of less than 512 bytes counts as 512 bytes.
     """
@@ -352,9 +354,9 @@ def test_frames_are_read_however_the_bytes_are_split(broker: Broker) -> None:
 
 @pytest.mark.parametrize(("size", "offset"), [(7, 2), (131_073, 2), (8, 1), (8, 3)])
 def test_a_frame_of_an_impossible_size_ends_the_connection(broker: Broker, size: int, offset: int) -> None:
-    """If the broker sends an AMQP 1.0 frame that is smaller than a frame header, that is larger than mqtool accepts, or
-    whose body does not begin after the header and in the frame, read() raises ValueError, and the connection counts as
-    lost.
+    """If the broker sends an AMQP 1.0 frame of an impossible size, read() raises ValueError, and the connection counts
+    as lost. A frame is impossible if it is smaller than a frame header or larger than mqtool accepts, or if its body
+    begins inside the header or beyond the end of the frame.
     """
     connected = broker.connect(opened())
     broker.arrives(size.to_bytes(4, "big") + bytes((offset, 0, 0, 0)))
@@ -362,7 +364,7 @@ def test_a_frame_of_an_impossible_size_ends_the_connection(broker: Broker, size:
         connected.read(1)
 
 
-def test_a_connection_that_the_broker_closes_is_lost(broker: Broker) -> None:
+def test_read_returns_the_last_frames_before_it_reports_that_the_broker_closed_the_socket(broker: Broker) -> None:
     """If the broker closes the socket of an AMQP 1.0 connection, read() first returns the frames that have arrived, and
     then raises EOFError.
     """
@@ -504,7 +506,7 @@ def test_a_connection_that_is_lost_while_it_is_closed_raises_no_error(
 
 
 class RecordingPoll:
-    """Takes the place of select.poll(): records what read() waits for. Nothing is ever ready."""
+    """A replacement for select.poll() that records what read() waits for. Nothing is ever ready."""
 
     def __init__(self) -> None:
         self.registered: dict[object, int] = {}
@@ -518,7 +520,7 @@ class RecordingPoll:
         return []
 
 
-def test_read_waits_for_the_socket_and_for_room_only_if_frames_are_unsent(
+def test_read_waits_until_the_socket_accepts_data_only_if_frames_are_unsent(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """read() of an AMQP 1.0 connection waits, up to its timeout, until the broker has sent something. Only while frames

@@ -1,5 +1,5 @@
-"""Wait queues: what mqtool declares to delay a message, how the message is published, and what is read from a queue's
-name and arguments later.
+"""Wait queues: what mqtool declares to delay a message, how it publishes the message, and what it later reads from the
+name and the arguments of a wait queue.
 """
 
 import time
@@ -127,7 +127,7 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> FakeBroker:
 def through(
     broker: FakeBroker, destination: Destination = _QUORUM, avoided: set[str] | None = None
 ) -> tuple[ThroughQueues, list[str]]:
-    """Return what delays messages in wait queues, and its warnings."""
+    """Return an object that delays messages in wait queues, and the list to which it adds its warnings."""
     warnings: list[str] = []
     channel = cast(Channel, broker)
     return ThroughQueues(channel, destination, warnings.append, set() if avoided is None else avoided), warnings
@@ -183,7 +183,7 @@ _NOWHERE = {"logs.nowhere": {"x-max-length": 0, "x-expires": 2**32 - 1}}
     ],
     ids=["classic queue", "quorum queue", "two waits", "transient exchange", "durable exchange, two waits"],
 )
-def test_the_wait_queues_for_a_delay_are_the_same_in_each_version(
+def test_the_wait_queues_for_a_delay_have_fixed_names_and_arguments(
     broker: FakeBroker,
     destination: Destination,
     delay: int,
@@ -191,9 +191,9 @@ def test_the_wait_queues_for_a_delay_are_the_same_in_each_version(
     exchanges: dict[str, str],
     bindings: set[tuple[str, str, str | None]],
 ) -> None:
-    """For each delay and destination, each version of mqtool must declare wait queues and exchanges with the same
-    names, arguments and bindings. Otherwise, the broker would refuse a declaration, since they outlive the command that
-    declared them. After a reconnection, all of them are declared again.
+    """For each delay and destination, mqtool declares wait queues and exchanges with fixed names, arguments and
+    bindings. Otherwise, the broker could refuse the declarations of another version of mqtool, because wait queues
+    outlive the command that declared them. After a reconnection, mqtool declares all of them again.
     """
     delays, warnings = through(broker, destination)
     place = delays.place(Message(b""), lambda: delay)
@@ -223,11 +223,11 @@ def test_a_delayed_message_is_published_to_its_first_wait_queue(
     total: int,
     then: dict[str, str],
 ) -> None:
-    """A delayed message for a queue is published to its first wait queue, through the default exchange. One for an
-    exchange is published to the exchange in front of its first wait queue, with its own routing key. In both cases, the
-    expiration is the time in the first wait queue, and the header mqtool-then selects the second one, if any. mqtool
-    keeps all other properties and headers except x-death and x-delay, because of which the broker could drop the
-    message or delay it again.
+    """A delayed message for a queue is published to its first wait queue, through the default exchange. A delayed
+    message for an exchange is published to the exchange in front of its first wait queue, with its own routing key. In
+    both cases, the expiration is the time in the first wait queue, and the header mqtool-then selects the second wait
+    queue, if any. All other properties and headers are kept, except x-death and x-delay, with which the broker could
+    drop the message or delay it again.
     """
     headers = {"x-death": [{"queue": "jobs"}], "x-delay": 1, "a": 2}
     message = Message(b"", properties={"type": "t", "headers": headers})
@@ -237,10 +237,10 @@ def test_a_delayed_message_is_published_to_its_first_wait_queue(
     assert place.milliseconds == total
 
 
-def test_a_delay_does_not_include_the_time_of_declarations(broker: FakeBroker) -> None:
-    """A message's due time is fixed before mqtool declares wait queues. The message waits only for the time that is
-    left after these declarations, and for at least 1 ms. For the next message with this delay, the wait queues exist,
-    so mqtool sends no request to the broker.
+def test_the_time_for_declaring_wait_queues_is_part_of_the_delay(broker: FakeBroker) -> None:
+    """A message's due time is fixed before mqtool declares wait queues. Once they are declared, the message waits only
+    for the time that is left, and for at least 1 ms. For the next message with this delay, the wait queues exist, so
+    mqtool sends no request to the broker.
     """
     due = broker.now + 5.31
     delays, _ = through(broker)
@@ -298,8 +298,8 @@ def test_one_warning_says_that_messages_lose_their_expiration_in_wait_queues(bro
 
 
 def test_no_wait_queue_is_declared_for_a_message_to_a_missing_queue(broker: FakeBroker) -> None:
-    """If a single message names another destination queue than the command, and this queue does not exist, delaying the
-    message raises NotFound, and mqtool declares no wait queue for it.
+    """If a message names its own destination queue, and this queue does not exist, delaying the message raises
+    NotFound, and mqtool declares no wait queue for it.
     """
     delays, _ = through(broker)
     with pytest.raises(NotFound):
@@ -309,7 +309,7 @@ def test_no_wait_queue_is_declared_for_a_message_to_a_missing_queue(broker: Fake
     assert delays.place(Message(b"", "other"), lambda: 5000).queues == ("other.delay.5s",)
 
 
-def test_a_wait_queue_with_other_arguments_is_refused(broker: FakeBroker) -> None:
+def test_a_delay_is_refused_if_its_wait_queue_exists_with_other_arguments(broker: FakeBroker) -> None:
     """If a wait queue exists with other arguments than those that mqtool declares, delaying a message raises
     DeclaredDifferently. The hint contains the command that deletes the queue.
     """
@@ -339,8 +339,8 @@ def test_a_warning_says_that_an_old_broker_may_lose_waiting_messages(broker: Fak
 
 
 def test_mqtool_knows_whether_a_delayed_message_needs_a_new_wait_queue(broker: FakeBroker) -> None:
-    """A delayed message passes through one or more wait queues. `WaitQueues.is_new()` is True if the first of them is
-    not declared yet, so that mqtool has to declare it before it publishes the message.
+    """A delayed message passes through one or two wait queues. ThroughQueues.is_new() returns True if the first of them
+    does not exist yet, so that mqtool has to declare it before it publishes the message.
     """
     broker.queues["other"] = {}
     delays, _ = through(broker)
@@ -367,8 +367,8 @@ def test_mqtool_knows_whether_a_delayed_message_needs_a_new_wait_queue(broker: F
 def test_a_message_waits_in_a_numbered_queue_instead_of_one_without_a_leader(
     broker: FakeBroker, avoided: set[str], queues: tuple[str, str]
 ) -> None:
-    """If a wait queue has no leader, mqtool declares another one with the same arguments, and with a number at the end
-    of its name. Messages wait there instead.
+    """If a wait queue has no leader, mqtool declares another wait queue, with the same arguments and a number at the
+    end of its name. New messages wait in the numbered queue instead.
     """
     delays, _ = through(broker, avoided=avoided)
     place = delays.place(Message(b""), lambda: 5310)
@@ -404,8 +404,8 @@ def test_messages_that_wait_for_a_second_queue_without_a_leader_are_redirected(b
     [("1m", 25), ("5m", 125), ("30m", 750), ("2h", 3000), ("12h", 15_000), ("2d", 90_000), ("8d", 360_000)],
 )
 def test_delays_are_rounded_up_to_a_multiple_of_a_step(longest: str, step: int) -> None:
-    """mqtool rounds a delay of up to a minute up to a multiple of 25 ms. For longer delays, this step is larger, up to
-    6 minutes for 8 days.
+    """mqtool rounds a delay of up to a minute up to a multiple of 25 ms. For longer delays, this step is larger, for
+    example 6 minutes for a delay of 8 days.
     """
     milliseconds = int(longest[:-1]) * {"m": 60_000, "h": _HOUR, "d": 24 * _HOUR}[longest[-1]]
     assert step_of(milliseconds) == step
@@ -423,7 +423,7 @@ def test_delays_are_rounded_up_to_a_multiple_of_a_step(longest: str, step: int) 
         ("jobs.wait.1s.wait.1s", False),
     ],
 )
-def test_a_retry_queue_has_the_name_of_its_work_queue(name: str, is_retry: bool) -> None:
+def test_a_retry_queue_is_recognized_by_its_name(name: str, is_retry: bool) -> None:
     """mqtool recognizes a queue in which messages of `worker` wait for a retry by its name, QUEUE.wait.DELAY, where
     QUEUE is the work queue.
     """
@@ -434,9 +434,9 @@ def test_a_retry_queue_has_the_name_of_its_work_queue(name: str, is_retry: bool)
 @pytest.mark.parametrize(
     ("name", "numbered"), [("jobs.delay.5s.2", True), ("jobs.delay.5s", False), ("jobs.2", False), ("jobs", False)]
 )
-def test_a_wait_queue_in_place_of_another_one_has_a_number(name: str, numbered: bool) -> None:
-    """mqtool recognizes a wait queue that is used instead of one without a leader by the number at the end of its name,
-    as in `jobs.delay.5s.2`.
+def test_a_wait_queue_that_replaces_one_without_a_leader_has_a_number(name: str, numbered: bool) -> None:
+    """mqtool recognizes a wait queue that replaces one without a leader by the number at the end of its name, as in
+    `jobs.delay.5s.2`.
     """
     assert is_numbered(name) is numbered
 
@@ -452,7 +452,7 @@ def view(name: str, ttl: object = 5000, expires: object = 5000 + _HOUR, **more: 
 
 
 def nowhere(exchange: str) -> set[str]:
-    """Nothing is bound to the exchange."""
+    """Return the names of what is bound to the exchange: nothing."""
     return set()
 
 
@@ -531,13 +531,13 @@ _BOUND = {_DUE: {"amq.topic"}}
         "router, classic", "default exchange", "another exchange for a queue", "queue, no proof",
     ],
 )  # fmt: skip
-def test_an_amq_destination_of_a_wait_queue_is_believed_only_if_the_queue_dead_letters_there(
+def test_a_wait_queue_proves_an_amq_destination_only_if_it_dead_letters_there(
     queue: dict[str, Any], onward: dict[str, set[str]], to: str, place: tuple[str | None, str | None]
 ) -> None:
-    """mqtool believes that a wait queue named `mqtool.amq.topic…` is for `amq.topic` only if the queue dead-letters
-    there: directly, or through mqtool's exchanges and second wait queues. The broker has then checked the permission to
-    write at each of these steps, which a name does not prove. If the queue does not dead-letter there, its exchange and
-    routing key are unknown, and `amq.topic` is only what its name says; its delay and kind are known all the same.
+    """The name `mqtool.amq.topic.exchange.delay.5s` does not prove that the user who declared this wait queue may write
+    to `amq.topic`. mqtool treats the exchange of its messages as known only if the queue dead-letters there, directly
+    or through mqtool's exchanges and second wait queues: the broker has then checked the permission at each step.
+    mqtool shows the destination in the name, and the delay, in any case.
     """
     found = wait_queue_of(queue, lambda exchange: onward.get(exchange, set()))
     assert found is not None
@@ -628,21 +628,21 @@ def test_a_waiting_message_is_shown_as_it_will_be_delivered() -> None:
 def test_a_delayed_message_published_to_its_wait_queue_again_waits_no_longer_than_before(
     monkeypatch: pytest.MonkeyPatch, queue: str, headers: dict[str, Any], own: str | None, expiration: int | None
 ) -> None:
-    """If a delayed message is published to its wait queue again, mqtool sets an expiration with which the message is
-    due at the time in mqtool-due, including its wait in a second queue, if any. Forged headers never make this longer
-    than the message's own. mqtool sets none if mqtool-due is not a time, if the queue is not for delays, or if the due
-    time is past and the message has no expiration: it may have been delivered.
+    """If mqtool publishes a delayed message to its wait queue again, it sets an expiration with which the message is
+    still due at the time in mqtool-due, also if it has to wait in a second queue. Even with forged headers, it never
+    sets a longer expiration than the message had. It sets none if mqtool-due is not a time, if the queue is not for
+    delays, or if the message has no expiration and its due time is past: it may already have been delivered.
     """
     monkeypatch.setattr("time.time", lambda: 1000.0)
     delivery = replace(waiting(headers, expiration=own), queue=queue)
     assert expiration_until_due(delivery) == expiration
 
 
-def test_a_message_behind_one_that_leaves_its_wait_queue_later_may_arrive_late() -> None:
-    """The broker removes only the first message of a wait queue when it expires. mqtool therefore reports that a
-    message that was published again, with a shorter expiration, may be late if one in front of it leaves over a second
-    later or, with long delays, later by more than the step to which such delays are rounded. Messages without a due
-    time are never late, nor are those with the queue's own delay, even if those in front of them have forged due times.
+def test_a_message_behind_one_that_leaves_the_wait_queue_later_is_reported_as_late() -> None:
+    """Only the message at the head of a wait queue can expire. So a message that was published to the queue again, with
+    a shorter expiration, may be late. mqtool reports this if a message in front of it leaves more than a second later
+    or, with long delays, later by more than the step to which such delays are rounded. It does not report messages
+    without a due time, or with the queue's own delay, even if messages in front of them have forged due times.
     """
 
     def late(queue: WaitQueue, *headers: tuple[float, str | None], expiration: str = "1") -> list[bool]:

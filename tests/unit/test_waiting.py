@@ -1,4 +1,4 @@
-"""What `receive` finds out about a queue before it prefetches messages."""
+"""How `receive` finds out a queue's delivery limit before it prefetches messages."""
 
 from math import inf
 
@@ -29,9 +29,9 @@ UNKNOWN = "because the delivery limit of 'jobs' is unknown"
 def test_receive_assumes_a_low_delivery_limit_if_the_user_cannot_see_it(
     kind: PeekKind, limit: float, notice: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """If the user cannot see a queue's delivery limit, `receive` assumes that it is at most 2. The limit counts as 0,
-    with which messages are taken one at a time, if another consumer could become the single active one, or if nothing
-    is known of the queue; if it could be higher, a notice says so.
+    """If a policy that the user cannot see may lower a queue's delivery limit, `receive` assumes that the limit is at
+    most 2. If there is or may be a limit, and `receive` must keep its consumer, for example because another one could
+    become the single active consumer, it takes messages one at a time. A notice then says if the limit is unknown.
     """
     monkeypatch.setattr(waiting, "kind_of", lambda *_: kind)
     assert waiting.delivery_limit(None, None, "jobs", requeues=False) == limit  # type: ignore[arg-type]

@@ -225,7 +225,7 @@ def test_the_hint_for_an_unknown_field_lists_the_existing_fields() -> None:
         ("1TiB", 1024**4),
     ],
 )
-def test_a_size_is_a_number_of_bytes(size: str, bytes_: int) -> None:
+def test_a_size_with_a_unit_is_compared_exactly_in_bytes(size: str, bytes_: int) -> None:
     """In a `--where` condition, 1 kB is 1,000 bytes, and 1 KiB is 1,024 bytes. The condition compares sizes exactly."""
     condition = where.parse(f"size={size}")
     assert [condition.matches({"size": bytes_ + off}) for off in (-1, 0, 1)] == [False, True, False]
@@ -287,7 +287,7 @@ def test_each_attribute_of_a_delivery_can_be_tested() -> None:
     }
 
 
-def test_a_condition_sees_a_missing_exchange_key_or_headers_as_empty() -> None:
+def test_a_missing_exchange_routing_key_or_headers_count_as_empty() -> None:
     """In a `--where` condition on a message that is to be published, a missing exchange or routing key is the empty
     string, and missing headers are an empty table.
     """

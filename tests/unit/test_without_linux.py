@@ -98,11 +98,11 @@ def test_without_proc_the_management_api_reports_the_peak_memory_use(
     assert node_routes.resident_bytes() == 50_000 * unit
 
 
-def test_without_proc_a_duplicate_waits_while_the_other_process_runs(
+def test_without_proc_a_message_waits_while_another_process_handles_a_copy(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """On systems without /proc, `worker --deduplicate` does not handle a message while another process is handling it.
-    Once that process has ended, the worker handles the message.
+    """On systems without /proc, `worker --deduplicate` does not handle a message while another process is handling a
+    copy of it. If that process ends without having handled the copy, the worker handles the message.
     """
     monkeypatch.setattr(deduplication, "_PROC", MISSING)
     assert deduplication._process_name(os.getpid()) == str(os.getpid())
@@ -145,7 +145,7 @@ def test_bench_reports_memory_from_the_management_api_without_proc(monkeypatch: 
 
 
 class MacPipe:
-    """A pipe as stdout that behaves as on macOS: FIONREAD at its writing end says 0, fstat() what has not been read."""
+    """A pipe as stdout, as on macOS: at its writing end, FIONREAD reports 0, and fstat() the number of unread bytes."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reader, self.writer = os.pipe()
@@ -191,8 +191,8 @@ def test_on_macos_receive_waits_until_the_reader_has_read_a_message(monkeypatch:
 
 
 def test_on_macos_receive_notices_that_the_reader_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On macOS, if the reader of a pipe closes it before it has read a message, `receive` raises ReaderGone, and does
-    not count the message as read.
+    """On macOS, if the reader of a pipe closes the pipe before it has read a message, `receive` raises ReaderGone, and
+    does not count the message as read.
     """
     pipe = MacPipe(monkeypatch)
     os.write(pipe.writer, b"one\n")

@@ -61,7 +61,7 @@ class FakeChannel:
 
 
 class Job:
-    """The program and the retries: each message ends with the exit status of its tag; 1 is retried, others are not."""
+    """A program with a given ending for each delivery tag. A message with exit status 1 is retried, others are not."""
 
     def __init__(self, endings: dict[int, Ending | Exception], *, moves: bool = True) -> None:
         self.endings = endings
@@ -193,8 +193,8 @@ def test_a_duplicate_is_acknowledged_without_running_its_program(handled: Handle
 
 
 def test_a_worker_can_be_stopped_while_another_one_handles_a_copy(handled: HandledMessages) -> None:
-    """If a worker is stopped while it waits for another worker that is handling a copy of its message, it ends without
-    an error, and without acknowledging the message.
+    """If a worker is stopped while it waits for another worker that is handling a copy of its message, the stopped
+    worker ends without an error, and without acknowledging the message.
     """
     channel, program = FakeChannel(job(1, "a")), Job({})
     handled.begin(MessageKey(channel.cluster, "jobs", "a"))
