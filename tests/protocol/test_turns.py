@@ -384,8 +384,8 @@ def test_routing_many_keys_in_cc_by_topic_bindings_does_not_hold_up_other_client
     broker: EmbeddedBroker, watch: LoopWatch, *, is_watched: bool
 ) -> None:
     """While the broker routes a message with 10,000 keys in CC by 300 topic bindings, it never uses more than 0.25 s of
-    CPU time before it serves other clients. If a message with so many keys would have to pass through 60 topic
-    exchanges, the broker closes the channel with an error instead of routing it.
+    CPU time before it serves other clients. If such a message would be routed by 60 topic exchanges in turn, the broker
+    closes the channel with an error instead.
     """
     if is_watched:
         broker.under_test(
