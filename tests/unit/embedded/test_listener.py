@@ -18,8 +18,8 @@ class _Accepted(asyncio.Protocol):
 
 @pytest.mark.parametrize("again", [False, True], ids=["at first", "after connections were refused for a while"])
 def test_the_embedded_broker_sends_small_frames_without_delay(again: bool) -> None:
-    """TCP_NODELAY is set on the connections of clients. Otherwise, a frame that follows another one may be sent 40 ms
-    later, after the client's TCP has acknowledged the first one.
+    """The embedded broker sets TCP_NODELAY on each client connection that it accepts. Without this option, a small
+    frame could wait up to 40 ms until the client's TCP has acknowledged the frame before it.
     """
 
     async def no_delay() -> int:

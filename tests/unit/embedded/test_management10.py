@@ -192,8 +192,9 @@ _BINDING = {"source": "amq.topic", "destination_queue": "q", "binding_key": "k",
 def test_management_requests_over_amqp_1_0_get_rabbitmqs_status_and_text(
     client: _Client, method: str, target: str, body: Any10, status: int, text: Any10
 ) -> None:
-    """Over AMQP 1.0, the embedded broker answers management requests with the same status and text as RabbitMQ 4.3.6.
-    Most of the requests in this test are invalid.
+    """Over AMQP 1.0, the embedded broker answers management requests with the same status and text as RabbitMQ 4.3.6:
+    for example, with 409 if a declaration differs from the existing queue, and with 403 if a new queue's name begins
+    with `amq.`.
     """
     client(*_NOT_EMPTY)
     assert client(method, target, body) == (status, text)
@@ -217,7 +218,7 @@ def test_names_that_are_too_long_or_not_utf_8_are_refused_over_amqp_1_0(
     client: _Client, method: str, target: str, body: Any10, wrong: str
 ) -> None:
     """If a name or binding key in a management request over AMQP 1.0 is longer than 255 bytes or not UTF-8, the broker
-    answers with 400 and declares nothing.
+    answers with 400, and adds no queue, exchange or binding.
     """
     client("PUT", "/queues/q", {})
     before = {*client.vhost.queues}, {*client.vhost.exchanges}, len(list(client.vhost.bindings()))
@@ -287,8 +288,9 @@ def test_bindings_are_added_listed_and_removed_over_amqp_1_0(client: _Client) ->
     ],
 )  # fmt: skip
 def test_an_invalid_binding_is_refused_over_amqp_1_0(client: _Client, change: Any10, status: int, text: str) -> None:
-    """Over AMQP 1.0, the broker refuses an invalid binding with RabbitMQ's status and text. It is invalid if the queue
-    or the exchange does not exist, if the source is the default exchange, or if the request contains an unknown field.
+    """Over AMQP 1.0, the broker refuses a request for an invalid binding with RabbitMQ's status and text. A binding is
+    invalid if its queue or exchange does not exist, or if its source is the default exchange. A request is also refused
+    if it has an unknown field, or a field with a value of the wrong type.
     """
     client(*_NOT_EMPTY)
     assert client("POST", "/bindings", _BINDING | change) == (status, text)
@@ -415,8 +417,8 @@ def test_a_user_with_any_permission_can_get_a_queues_description(
 @pytest.mark.parametrize("withdrawn", [False, True])
 def test_a_purge_over_amqp_1_0_waits_for_messages_that_are_being_requeued(client: _Client, withdrawn: bool) -> None:
     """A request to purge a queue over AMQP 1.0 waits until messages that are being requeued are back in the queue, and
-    drops these as well. If the user loses the permission to read the queue meanwhile, the broker refuses the request,
-    and the queue keeps its messages.
+    then drops them, too. If the user loses read permission for the queue while the request waits, the broker refuses
+    the request, and the queue keeps its messages.
     """
     client(*_NOT_EMPTY)
     queue = client.vhost.queues["q"]
@@ -437,7 +439,7 @@ def test_a_purge_over_amqp_1_0_waits_for_messages_that_are_being_requeued(client
         assert len(queue) == 0
 
 
-def test_a_broker_like_4_0_shows_queues_without_permission(loop: asyncio.AbstractEventLoop) -> None:
+def test_with_like_4_0_a_user_without_permissions_can_get_a_queues_description(loop: asyncio.AbstractEventLoop) -> None:
     """With `broker up --like 4.0`, a user without any permission can get a queue's description over AMQP 1.0, as in
     RabbitMQ 4.0.
     """

@@ -84,7 +84,7 @@ def ended(found: list[Frame]) -> tuple[str, str | None] | None:
 # Attaching
 
 
-def test_the_link_for_requests_is_attached_with_credit_for_8_requests(client: MemoryClient10) -> None:
+def test_the_link_for_management_requests_is_attached_with_credit_for_8_requests(client: MemoryClient10) -> None:
     """The broker's attach frame for the link on which an AMQP 1.0 client sends management requests has the settle modes
     `settled` and `first`, the client's properties, and a max-message-size of 16 MiB. The client gets credit for 8
     requests.
@@ -96,18 +96,19 @@ def test_the_link_for_requests_is_attached_with_credit_for_8_requests(client: Me
     assert flows([flow]) == [(3, 5, 8, None, None)]
 
 
-def test_the_link_for_responses_is_attached_as_a_settled_one(client: MemoryClient10) -> None:
+def test_the_link_for_management_responses_is_always_settled(client: MemoryClient10) -> None:
     """The broker's attach frame for the link on which an AMQP 1.0 client receives management responses has the sender
-    settle mode `settled`, even if the client does not ask for this mode. Its initial delivery count is 0.
+    settle mode `settled`, even if the client does not ask for this mode. The initial delivery count in this frame is 0.
     """
     [answer] = attach(client, RECEIVER, mode=None, count=None, largest=5000)
     fields = [answer.field(number) for number in range(14)]
     assert fields == ["pair", 4, SENDER, 1, None, *ENDS, None, None, 0, 5000, None, None, PAIRED]
 
 
-def test_a_publisher_to_the_management_node_must_send_settled_messages(client: MemoryClient10) -> None:
-    """If an AMQP 1.0 client attaches a link for management requests with a sender settle mode other than `settled`, the
-    broker detaches the link with RabbitMQ's error that `/management` is not a permitted address.
+def test_an_unsettled_link_for_management_requests_is_detached(client: MemoryClient10) -> None:
+    """If an AMQP 1.0 client attaches a link for management requests with the sender settle mode `unsettled`, the broker
+    detaches the link with invalid-field. As in RabbitMQ, the error says that the address `/management` is not
+    permitted.
     """
     _, detach = attach(client, SENDER, mode=UNSETTLED)
     assert (detach.code, detach.error) == (
@@ -129,10 +130,10 @@ def test_a_link_with_the_management_node_needs_the_property_paired(
 
 
 @pytest.mark.parametrize("role", [SENDER, RECEIVER])
-def test_a_pair_has_one_link_in_each_direction(client: MemoryClient10, role: bool) -> None:
-    """If an AMQP 1.0 client attaches a second link with the management node that has the name and direction of another
-    one, the broker detaches the second link with precondition-failed. A session can have several pairs of such links
-    with different names, and a name can be used again after its link is detached.
+def test_a_pair_of_management_links_has_one_link_in_each_direction(client: MemoryClient10, role: bool) -> None:
+    """If an AMQP 1.0 client attaches a second link with the management node that has the same name and direction as an
+    existing one, the broker detaches the second link with precondition-failed. A session can have several pairs of such
+    links with different names. A name can be used again once its link is detached.
     """
     attach_pair(client)
     fields = role, SETTLED, None, *ENDS, None, None, UInt32(0), None, None, None, PAIRED
@@ -146,7 +147,7 @@ def test_a_pair_has_one_link_in_each_direction(client: MemoryClient10, role: boo
     assert DETACH not in [each.code for each in attach(client, role)]
 
 
-def test_only_the_address_of_the_brokers_end_makes_a_link_one_with_the_management_node(
+def test_a_link_belongs_to_the_management_node_by_the_address_of_the_brokers_end(
     client: MemoryClient10, broker: Broker
 ) -> None:
     """An AMQP 1.0 link belongs to the management node if the client is the sender and the target is `/management`, or
@@ -164,9 +165,9 @@ def test_only_the_address_of_the_brokers_end_makes_a_link_one_with_the_managemen
 
 
 @pytest.mark.parametrize("role", [SENDER, RECEIVER])
-def test_the_handle_of_a_link_with_the_management_node_is_in_use(client: MemoryClient10, role: bool) -> None:
-    """If an AMQP 1.0 client attaches a link with a handle that its link with the management node uses, the broker ends
-    the session with handle-in-use.
+def test_a_link_with_the_handle_of_a_management_link_ends_the_session(client: MemoryClient10, role: bool) -> None:
+    """If an AMQP 1.0 client attaches a link with a handle that its link with the management node already uses, the
+    broker ends the session with handle-in-use.
     """
     attach(client, role)
     handle = 3 if role is SENDER else 4
@@ -178,10 +179,10 @@ def test_the_handle_of_a_link_with_the_management_node_is_in_use(client: MemoryC
 
 
 @pytest.mark.parametrize("largest", [None, 0, 5000])
-def test_a_request_is_answered_on_the_link_of_the_same_name(client: MemoryClient10, largest: int | None) -> None:
-    """The broker sends the response to an AMQP 1.0 management request on the client's receiving link with the same name
-    as the link of the request. The response's correlation id is the message id of the request. If the receiving link
-    has a max-message-size of 0, or none, responses may have any size.
+def test_a_management_response_uses_the_link_of_the_same_name(client: MemoryClient10, largest: int | None) -> None:
+    """The broker sends the response to an AMQP 1.0 management request on the client's receiving link that has the same
+    name as the link of the request. The response's correlation id is the message id of the request. If the receiving
+    link has no max-message-size, or one of 0, responses may have any size.
     """
     other = (SETTLED, None, *ENDS, None, None, None, None, None, None, PAIRED)
     client.send(ATTACH, "other", UInt32(0), RECEIVER, *other)
@@ -194,8 +195,8 @@ def test_a_request_is_answered_on_the_link_of_the_same_name(client: MemoryClient
 
 
 def test_the_delivery_ids_of_responses_and_messages_are_consecutive(client: MemoryClient10) -> None:
-    """Management responses and other messages that the broker sends in an AMQP 1.0 session share consecutive delivery
-    ids.
+    """In an AMQP 1.0 session, the broker numbers management responses and other messages together, with consecutive
+    delivery ids.
     """
     attach_pair(client)
     client.attach_receiver("/queues/q", handle=6)
@@ -206,8 +207,9 @@ def test_the_delivery_ids_of_responses_and_messages_are_consecutive(client: Memo
 
 
 def test_credit_for_requests_is_topped_up_when_half_of_it_is_left(client: MemoryClient10) -> None:
-    """An AMQP 1.0 client has credit for 8 management requests. When half of it is used, the broker grants credit for 8
-    again. A client that sends 10 requests in one write, which is more than its credit, gets all 10 responses.
+    """An AMQP 1.0 client has credit for 8 management requests. Whenever half of the credit is used, the broker sets it
+    to 8 again, even between two requests of the same write. So a client that sends 10 requests in one write gets all 10
+    responses.
     """
     attach_pair(client, count=None)
     granted = [flows(ask(client, number)) for number in range(8)]
@@ -217,7 +219,7 @@ def test_credit_for_requests_is_topped_up_when_half_of_it_is_left(client: Memory
     assert len([each for each in found if each.code == TRANSFER]) == 10
 
 
-def test_the_delivery_count_of_requests_begins_where_the_client_says(client: MemoryClient10) -> None:
+def test_the_delivery_count_of_requests_begins_with_the_clients_initial_count(client: MemoryClient10) -> None:
     """On the link on which an AMQP 1.0 client sends management requests, the delivery count in the broker's flow frames
     begins with the client's initial delivery count. After 4,294,967,295, it continues with 0.
     """

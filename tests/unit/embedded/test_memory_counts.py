@@ -36,8 +36,8 @@ VALUE, ITEM, ENTRY = 60, 8, 150
     ids=str,
 )
 def test_a_decoded_value_takes_memory_for_each_of_its_parts(value: Any, size: int) -> None:
-    """The broker counts memory for each value in headers or arguments, and for the keys of tables and the characters of
-    texts, at any depth.
+    """The memory that the broker counts for headers or arguments includes each value, each key of a table and each
+    character of a string, however deeply they are nested.
     """
     assert footprint.of_value(value) == size
 
@@ -49,8 +49,8 @@ def with_headers(length: int) -> BrokerMessage:
 
 
 def test_a_message_takes_memory_for_its_body_and_large_headers() -> None:
-    """Each message takes a fixed amount of memory, which includes headers of up to 256 bytes, and memory for its body.
-    Larger headers take memory twice: as encoded bytes and as decoded values.
+    """For each message, the broker counts the size of the body and a fixed amount of memory, which covers headers of up
+    to 256 bytes. Larger headers count twice: as encoded bytes and as decoded values.
     """
     assert footprint.of_message(message(b"")) == footprint.ENTRY
     assert footprint.of_message(with_headers(256)) == footprint.ENTRY + 4
@@ -93,16 +93,17 @@ OF_ARGUMENTS = VALUE + ENTRY + 1 + VALUE + 1
 def test_definitions_take_memory_for_their_names_and_arguments(
     measure: Callable[..., int], arguments: tuple[Any, ...], size: int
 ) -> None:
-    """Queues, streams, exchanges, bindings and global parameters take memory, and so do their names, keys and
-    arguments. In a topic exchange, each word of a binding key takes another 320 bytes. Client properties count only if
-    they take more than 2,000 bytes.
+    """The broker counts memory for queues, streams, exchanges, bindings and global parameters, and for their names,
+    keys and arguments. In a topic exchange, each word of a binding key counts another 320 bytes. The properties that a
+    client sends when it connects count only if they take more than 2,000 bytes.
     """
     assert measure(*arguments) == size
 
 
 def test_the_names_of_stored_offsets_and_producers_take_memory() -> None:
-    """A stream stores the offsets of readers and the publishing ids of producers under their names. Each name takes
-    memory until the broker forgets it. It counts only once, even if another offset or id is stored under it later.
+    """A stream stores the offsets of consumers and the publishing ids of producers under their names. The broker counts
+    memory for each name until it forgets the name. It counts a name once, even if another offset or id is stored under
+    it later.
     """
     ledger = Ledger()
     offsets, ids = StoredOffsets(ledger), PublishingIds(ledger)

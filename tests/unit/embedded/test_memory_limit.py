@@ -12,7 +12,7 @@ from mqtool.broker.embedded import __main__ as main
 from mqtool.broker.embedded.model.ledger import default_memory_limit
 
 
-def test_the_memory_limit_respects_the_container(tmp_path: Path) -> None:
+def test_the_default_memory_limit_is_40_percent_of_the_containers_memory(tmp_path: Path) -> None:
     """In a container, the embedded broker's default memory limit is 40 % of the container's memory, so that the broker
     blocks publishers before the kernel kills it.
     """
@@ -25,7 +25,7 @@ def test_the_memory_limit_respects_the_container(tmp_path: Path) -> None:
 
 @pytest.fixture
 def collections(monkeypatch: pytest.MonkeyPatch) -> Iterator[main._LongCollections]:
-    """Every collection of all objects counts as long."""
+    """The long garbage collections of the broker. Every collection of all objects counts as a long one."""
     monkeypatch.setattr(main, "_LONG", -1)
     gc.unfreeze()
     collections = main._LongCollections()
@@ -38,9 +38,9 @@ def collections(monkeypatch: pytest.MonkeyPatch) -> Iterator[main._LongCollectio
 def test_objects_that_survive_a_long_garbage_collection_are_excluded_from_later_ones(
     collections: main._LongCollections, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    """If the broker holds many messages, a garbage collection of Python can take long. The broker then excludes the
-    objects that survive it from later collections. It includes them again once it holds few messages, or once the
-    memory of its process has grown by much more than the size of its messages.
+    """If the broker holds many messages, one of Python's garbage collections can take a long time. The broker then
+    excludes the objects that survive this collection from later ones. It includes them again once it holds few
+    messages, or once the memory of its process has grown by much more than the size of its messages.
     """
     ledger = Mock(held_bytes=1 << 30)
     memory = main._Memory(ledger, collections)

@@ -30,7 +30,9 @@ def refusal(
     topics: TopicPermissions | None = None,
     like: Like = Like.V4_3,
 ) -> str:
-    """What the broker answers with error 403 to ann, who has these permissions; "" if she may do it."""
+    """Return the text of the 403 error that the broker answers to ann, who has these permissions; "" if she is allowed
+    to do it.
+    """
 
     async def answer() -> str:
         broker = Broker(Ledger(), profile=PROFILES[like])
@@ -145,8 +147,8 @@ _KEYS = TopicPermissions(write=r"^{username}\.", read="^all$")
 def test_topic_permissions_are_for_the_routing_keys_of_a_topic_exchange(
     what: str, exchange: BrokerExchange | None, key: str, topics: TopicPermissions | None, said: str
 ) -> None:
-    """If a user has topic permissions for a topic exchange, only routing keys that match them are allowed. If the user
-    has none, or the exchange is of another type, any routing key is allowed.
+    """If a user has topic permissions for a topic exchange, the user can publish and bind only with routing keys that
+    match them. If the user has none, or the exchange is of another type, any routing key is allowed.
     """
     answer = refusal(lambda rights: rights.check_topic(what, exchange, key), Permissions(), topics)
     assert answer == (f"{said} refused for user 'ann'" if said else "")

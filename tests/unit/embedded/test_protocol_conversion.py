@@ -57,10 +57,10 @@ def _from_091(fields: dict[str, bytes], body: bytes = b"") -> BrokerMessage:
         (2**63 - 1, 9223372036854775, 9223372036854775000), (-(2**63), 2**64 - 9223372036854775, -9223372036854775000),
     ],
 )  # fmt: skip
-def test_times_before_1970_are_converted(sent: int, seconds: int, republished: int) -> None:
-    """The time of an AMQP 1.0 message, in milliseconds, becomes a number of seconds for an AMQP 0-9-1 client. The
-    number is unsigned, so a time before 1970 becomes a large one. If the AMQP 0-9-1 client republishes the message,
-    AMQP 1.0 clients get the original time, cut to whole seconds.
+def test_times_before_1970_survive_conversion_to_amqp_0_9_1_and_back(sent: int, seconds: int, republished: int) -> None:
+    """A time in an AMQP 1.0 message, in milliseconds, becomes an unsigned number of seconds for an AMQP 0-9-1 client. A
+    time that is a second or more before 1970 therefore becomes a very large number. If the AMQP 0-9-1 client
+    republishes the message, AMQP 1.0 clients get the original time, cut to whole seconds.
     """
     time = Milliseconds(sent)
     message = _published(
@@ -73,8 +73,8 @@ def test_times_before_1970_are_converted(sent: int, seconds: int, republished: i
 
 @pytest.mark.parametrize("seconds", [2**60, 2**63, 2**64 - 1])
 def test_any_timestamp_of_amqp_0_9_1_can_be_delivered_over_amqp_1_0(seconds: int) -> None:
-    """A timestamp of an AMQP 0-9-1 message, in its properties or headers, that is too large for AMQP 1.0 is delivered
-    with the lowest 64 bits of its milliseconds.
+    """An AMQP 0-9-1 message can have a timestamp, in its properties or headers, that is too large for AMQP 1.0. It is
+    still delivered over AMQP 1.0, with a timestamp that wraps around: the lowest 64 bits of the time in milliseconds.
     """
     headers: Table = {"t": Timestamp(seconds), "x-t": [Timestamp(seconds)]}
     found = _delivered(_from_091({"timestamp": seconds.to_bytes(8), "headers": encode_table(headers)}))
@@ -124,9 +124,9 @@ def test_a_republished_dead_letter_keeps_its_history() -> None:
      {"reason": 5}, {"exchange": b"e"}, {"routing-keys": "abc"}, {"ttl": float("inf")}, {"ttl": "5"}],
     ids=str,
 )  # fmt: skip
-def test_a_forged_annotation_x_opt_deaths_is_not_an_error(changes: dict[str, Any10]) -> None:
-    """If an AMQP 1.0 client publishes a message with an annotation x-opt-deaths whose values no broker would write, the
-    message is accepted, and its other annotations become headers.
+def test_a_message_with_a_forged_annotation_x_opt_deaths_is_accepted(changes: dict[str, Any10]) -> None:
+    """If an AMQP 1.0 client publishes a message whose annotation x-opt-deaths contains invalid values, such as a count
+    of 1.5, the broker accepts the message, and converts its other annotations to headers.
     """
     forged = Array([_DEATH | {Symbol(name): value for name, value in changes.items()}])
     annotations: Map = {Symbol("x-opt-deaths"): forged, Symbol("x-a"): "kept"}
@@ -216,7 +216,7 @@ def test_a_priority_that_is_not_a_byte_is_dropped(sent: Any10, priority: int | N
     assert _published(Amqp10Message(MessageHeader(priority=sent), body=_DATA)).properties.priority == priority
 
 
-def test_arguments_have_the_types_of_amqp_0_9_1_and_back_those_of_amqp_1_0() -> None:
+def test_values_from_amqp_1_0_clients_are_converted_to_amqp_0_9_1_types_and_back() -> None:
     """If an AMQP 1.0 client sends arguments, annotations or properties, the broker converts their values to types of
     AMQP 0-9-1, even in nested lists and maps. For AMQP 1.0 clients, it converts such values back. It drops values of
     types that the other protocol does not have.

@@ -143,8 +143,8 @@ def test_a_message_gets_its_outcome_once_it_is_on_disk(slow: tuple[MemoryClient1
 def test_messages_of_two_groups_that_are_on_disk_get_their_outcomes_together(
     slow: tuple[MemoryClient10, SlowLedger],
 ) -> None:
-    """The broker writes messages to disk in groups. If two groups are synced to disk before the broker sends an AMQP
-    1.0 publisher the outcomes of the first one, the messages of both groups get their outcomes.
+    """The broker writes messages to disk in groups. If two groups are on disk before the broker has sent an AMQP 1.0
+    publisher the outcomes of the first one, one disposition frame contains the outcomes of both groups.
     """
     client, ledger = slow
     client.attach_sender("/queues/q")
@@ -289,7 +289,7 @@ def test_an_aborted_message_does_not_use_credit(client: MemoryClient10) -> None:
     assert flows[84]
 
 
-def test_a_transfer_without_a_delivery_id_detaches_the_link(client: MemoryClient10) -> None:
+def test_a_first_transfer_without_a_delivery_id_detaches_the_link(client: MemoryClient10) -> None:
     """If the first transfer of an AMQP 1.0 message lacks a delivery id, the broker detaches the link with
     invalid-field.
     """
@@ -354,8 +354,8 @@ def test_a_settled_flag_that_contradicts_the_settle_mode_of_the_link_detaches_th
 def test_a_message_is_published_if_the_settle_mode_of_the_link_allows_its_settled_flag(
     client: MemoryClient10, broker: Broker, mode: UInt8 | None, settled: bool
 ) -> None:
-    """An AMQP 1.0 message is published if the snd-settle-mode of its link allows its settled flag. A link in mode
-    `mixed`, or without a mode, allows settled and unsettled messages.
+    """An AMQP 1.0 link with the snd-settle-mode `unsettled` accepts unsettled messages, and a link with `settled`
+    accepts settled ones. A link with the mode `mixed`, or without a mode, accepts both.
     """
     client.attach_sender("/queues/q", mode=mode)
     assert outcomes(client.publish(0, settled=settled)) == ([] if settled else [(0, None, ACCEPT)])
@@ -524,9 +524,9 @@ def test_a_link_without_a_target_stays_attached_if_a_message_is_rejected(
 
 @pytest.mark.parametrize("settled", [False, True])
 def test_a_settled_message_with_an_invalid_address_detaches_the_link(client: MemoryClient10, *, settled: bool) -> None:
-    """If an unsettled message on an AMQP 1.0 link whose target address is null has an invalid address in `to`, the
-    broker rejects the message. It cannot reject a settled message, so it detaches the link, with an error that contains
-    the message's delivery tag.
+    """On an AMQP 1.0 link whose target address is null (the anonymous terminus), the broker rejects an unsettled
+    message with an invalid address in `to`. It cannot reject a settled message, so it detaches the link, with an error
+    that contains the message's delivery tag.
     """
     client.attach_sender(None)
     found = client.publish(5, message(to="/what"), settled=settled)
@@ -603,9 +603,9 @@ def cc(*keys: Any, to: str | None = None) -> bytes:
 def test_permissions_are_checked_for_each_message_on_a_link_without_a_target(
     ann: MemoryClient10, to: str, text: str
 ) -> None:
-    """On an AMQP 1.0 link whose target address is null (the anonymous terminus), each message can be for another
-    exchange. If the user has no permission to publish a message, the broker ends the session with unauthorized-access,
-    whether the exchange exists or not.
+    """On an AMQP 1.0 link whose target address is null (the anonymous terminus), each message can name a different
+    exchange in `to`. If the user may not publish to this exchange, or not with this routing key, the broker ends the
+    session with unauthorized-access. It does so even if the exchange does not exist.
     """
     ann.attach_sender(None)
     assert outcomes(ann.publish(0, message(to="/exchanges/amq.topic/ann.1"))) == [(0, None, RELEASE)]
@@ -650,8 +650,8 @@ def test_a_message_whose_x_cc_is_not_a_list_of_strings_is_rejected(client: Memor
 def test_the_user_id_of_a_message_must_be_that_of_its_publisher(
     client: MemoryClient10, broker: Broker, user_id: bytes | None, tags: list[str], accepted: bool
 ) -> None:
-    """If the user-id of an AMQP 1.0 message is not the name of the publisher's user, the broker detaches the link with
-    unauthorized-access. A user with the tag `impersonator` may set any user-id.
+    """If the user-id of an AMQP 1.0 message names another user than the one who publishes the message, the broker
+    detaches the link with unauthorized-access. A user with the tag `impersonator` may set any user-id.
     """
     broker.users["guest"].tags[:] = tags
     client.attach_sender("/queues/q")
