@@ -74,7 +74,7 @@ class FakeClock:
 
 @dataclass(eq=False)
 class FakeConsumer:
-    """Takes up to this many messages."""
+    """A consumer that takes up to `room` messages."""
 
     room: int = 1000
     queue: BrokerQueue | None = None
@@ -115,7 +115,7 @@ def bodies(queue: BrokerQueue) -> list[bytes]:
     return [entry.message.body for entry in sorted(queue.backlog.in_memory(), key=lambda entry: entry.position)]
 
 
-def test_the_consumers_of_a_deleted_queue_are_cancelled_in_turns() -> None:
+def test_the_consumers_of_a_deleted_queue_are_cancelled_in_several_event_loop_turns() -> None:
     """When a queue with many consumers is deleted, the broker cancels the first consumers immediately, and the others
     in later turns of its event loop. In these later turns, it also detaches the AMQP 1.0 links that publish to the
     queue. It skips a link that its client has detached in the meantime.
@@ -327,7 +327,7 @@ def test_a_delayed_exchange_releases_each_message_after_its_delay(vhost: Virtual
 
 
 class BusyClock(FakeClock):
-    """A clock on which everything takes 4 ms of work, and each turn a millisecond of time."""
+    """A clock on which each step of work takes 4 ms, and each turn of the event loop comes 1 ms after the last."""
 
     worked = 0.0
 
@@ -340,7 +340,9 @@ class BusyClock(FakeClock):
 
 
 def requeue_many(ledger: Ledger, like: str = DEFAULT, **arguments: Any) -> tuple[BusyClock, VirtualHost, BrokerQueue]:
-    """Return a queue to which 100 messages are being requeued, with another message published meanwhile."""
+    """Return a queue that is requeueing 100 messages in several turns, and to which another message has been published
+    meanwhile.
+    """
     clock = BusyClock()
     vhost = VirtualHost("/", clock, ledger, PROFILES[like])
     queue = add_queue(vhost, durable=True, x_dead_letter_exchange="amq.fanout", **arguments)
@@ -382,11 +384,11 @@ def test_many_messages_are_requeued_in_turns_and_keep_their_order(ledger: Ledger
 
 
 @pytest.mark.parametrize(("like", "arguments"), KINDS, ids=KIND_NAMES)
-def test_a_queue_can_be_used_while_many_messages_are_being_requeued(
+def test_basic_get_purge_and_delete_include_messages_that_are_being_requeued(
     ledger: Ledger, like: str, arguments: Table
 ) -> None:
     """While many messages are being requeued, basic.get returns the first of them. If the queue is purged or deleted
-    meanwhile, all these messages are dropped, and the number of messages in the reply includes them.
+    during that time, these messages are dropped, and the message count in the broker's reply includes them.
     """
     clock, vhost, queue = requeue_many(ledger, like, **arguments)
     entry = queue.get(no_ack=False)
@@ -430,7 +432,7 @@ def test_the_messages_of_a_long_queue_are_dropped_in_turns(ledger: Ledger, kind:
     assert ledger.held_bytes < without
 
 
-def test_a_message_that_cannot_be_dropped_keeps_no_others_in_memory(
+def test_a_message_that_cannot_be_dropped_does_not_keep_others_in_memory(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If an error prevents the broker from dropping a message of a deleted queue, the broker logs the error, and drops
@@ -492,9 +494,9 @@ def test_the_bindings_of_a_deleted_queue_or_exchange_are_removed_in_turns(ledger
 
 
 @pytest.mark.parametrize("end", ["line", "after"])
-def test_a_deleted_quorum_queue_dead_letters_only_messages_that_were_requeued_before(ledger: Ledger, end: str) -> None:
+def test_a_deleted_quorum_queue_dead_letters_only_messages_requeued_before_deletion(ledger: Ledger, end: str) -> None:
     """If a quorum queue is deleted while it requeues many messages that exceed the delivery limit, these messages are
-    still dead-lettered. A message that a client requeues after the deletion is dropped.
+    still dead-lettered. A message that is requeued only after the deletion is dropped.
     """
     clock, vhost, queue = requeue_many(ledger, "3.10", x_queue_type="quorum", x_delivery_limit=0)
     if end == "after":
@@ -575,8 +577,8 @@ def test_many_messages_that_are_due_at_the_same_time_are_published_in_turns_and_
 def test_with_at_least_once_a_dead_letter_is_kept_until_a_queue_accepts_it(
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger
 ) -> None:
-    """If a quorum queue has the dead-letter strategy at-least-once, and the target queue of a dead letter is missing or
-    full, the quorum queue keeps the dead letter, and publishes it again until a queue accepts it.
+    """A quorum queue with the dead-letter strategy at-least-once keeps a dead letter if the target queue is missing or
+    full. It tries again to publish the dead letter until a queue accepts it.
     """
     source = add_queue(
         vhost,

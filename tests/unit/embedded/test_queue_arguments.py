@@ -32,8 +32,8 @@ def options(arguments: Table, policy: Table | None = None, like: Like = Like.V4_
     ],
 )
 def test_the_smaller_number_of_an_argument_and_a_policy_applies(name: str, setting: str) -> None:
-    """If an argument of a queue and a policy set the same limit, the smaller number applies. A limit of 0 is the
-    smallest one, and does not mean that there is no limit.
+    """If an argument of a classic queue and a policy both set the same limit, such as max-length, the smaller number
+    applies. A limit of 0 is the smallest one, and does not mean that there is no limit.
     """
     for argument, policy, applies in ((5, None, 5), (None, 5, 5), (5, 7, 5), (7, 5, 5), (0, 5, 0), (5, 0, 0)):
         found = options({} if argument is None else {f"x-{name}": argument}, {} if policy is None else {name: policy})
@@ -48,7 +48,7 @@ def test_the_smaller_number_of_an_argument_and_a_policy_applies(name: str, setti
         ("dead-letter-routing-key", "dead_letter_routing_key"),
     ],
 )
-def test_a_text_of_an_argument_takes_precedence_over_a_policy(name: str, setting: str) -> None:
+def test_a_classic_queues_overflow_and_dead_letter_arguments_override_a_policy(name: str, setting: str) -> None:
     """If an argument of a classic queue and a policy both set the overflow behaviour, the dead-letter exchange or the
     dead-letter routing key, the argument applies.
     """
@@ -101,8 +101,8 @@ def test_a_policy_overrides_the_expiry_of_a_quorum_queue_in_3_10(
     like: Like, arguments: Table, policy: int | None, applies: int
 ) -> None:
     """If x-expires of a quorum queue and `expires` of a policy are different times, the policy's time applies in
-    RabbitMQ 3.10, even if it is longer. From 4.0 on, the shorter time applies. For a classic queue, the shorter time
-    applies even in 3.10. If the policy sets no time, x-expires applies.
+    RabbitMQ 3.10, even if it is longer. From 4.0 on, and for classic queues in 3.10, the shorter time applies. If the
+    policy sets no time, x-expires applies.
     """
     assert options({**arguments, "x-expires": 5}, {"expires": policy}, like).expires == applies
 
@@ -199,7 +199,7 @@ def test_a_negative_delivery_limit_means_no_limit_from_4_0_on(
         ({}, {}, None),
     ],
 )  # fmt: skip
-def test_delayed_retries_need_a_type_and_a_first_delay(arguments: Table, policy: Table, retry: Retry | None) -> None:
+def test_delayed_retries_need_a_type_and_a_minimum_delay(arguments: Table, policy: Table, retry: Retry | None) -> None:
     """From RabbitMQ 4.3 on, a quorum queue delays retries if delayed-retry-type is `all`, `failed` or `returned`, and
     delayed-retry-min is positive. If an argument and a policy set different types, that of the policy applies. Without
     a positive delayed-retry-max, the delay of every retry is delayed-retry-min. Earlier versions of RabbitMQ do not
@@ -222,16 +222,16 @@ def test_delayed_retries_need_a_type_and_a_first_delay(arguments: Table, policy:
 )
 def test_the_delay_of_a_retry_grows_up_to_the_maximum(which: str, delays: list[int | None], *, failed: bool) -> None:
     """The delay of a retry is delayed-retry-min times the number of failed deliveries, but at most delayed-retry-max.
-    With delayed-retry-type `failed`, only failed messages are delayed. With `returned`, only returned ones are. With
-    `all`, both are.
+    With delayed-retry-type `failed`, only retries after failed deliveries are delayed. With `returned`, only retries of
+    messages that were returned without a failure are. With `all`, both are.
     """
     assert [Retry(which, 5, 12).delay(count, failed=failed) for count in range(4)] == delays
 
 
 @pytest.mark.parametrize(("like", "timeout"), [(Like.V3_10, None), (Like.V4_0, 5), (Like.V4_3, 5)])
-def test_queues_have_their_own_consumer_timeout_from_4_0_on(like: Like, timeout: int | None) -> None:
-    """From RabbitMQ 4.0 on, an argument or a policy sets the consumer timeout of a queue. In earlier versions, all
-    queues have the same timeout, and a broker that imitates these ignores the argument and the policy.
+def test_queues_have_no_consumer_timeout_of_their_own_with_like_3_10(like: Like, timeout: int | None) -> None:
+    """With `broker up --like 4.0` or later, an argument or a policy sets the consumer timeout of a queue. With `--like
+    3.10`, the broker ignores both, as RabbitMQ 3.10 does: all queues have the same timeout.
     """
     for found in (options({"x-consumer-timeout": 5}, {}, like), options({}, {"consumer-timeout": 5}, like)):
         assert found.consumer_timeout == timeout
@@ -245,7 +245,9 @@ def test_queues_have_their_own_consumer_timeout_from_4_0_on(like: Like, timeout:
     ids=str,
 )  # fmt: skip
 def test_a_queue_is_too_long_if_it_exceeds_one_of_its_limits(limits: Table, *, fits: bool) -> None:
-    """A queue that contains 3 messages with 30 bytes in all is too long if its limit is 2 messages, or 29 bytes."""
+    """A queue that contains 3 messages with 30 bytes in all is too long if its limit is 2 messages or 29 bytes, but not
+    if its limits are 3 messages and 30 bytes.
+    """
     found = options(limits)
     assert found.limited is bool(limits)
     assert found.exceeded(3, 30) is not fits

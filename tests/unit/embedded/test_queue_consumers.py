@@ -114,8 +114,8 @@ def test_only_the_oldest_consumer_gets_messages_from_a_queue_with_a_single_activ
 
 def test_a_consumer_that_becomes_the_active_one_is_informed_even_if_no_message_is_ready(vhost: VirtualHost) -> None:
     """When a single active consumer is cancelled, the queue immediately informs the consumer that becomes the active
-    one, even if no message is ready. The consumer can then inform its client. If no consumer is left, or the queue has
-    no single active consumer, the queue informs none.
+    one, even if no message is ready, so that this consumer can inform its client. If no consumer is left, or if the
+    queue has no single active consumer, the queue informs no consumer.
     """
     for is_single, asked in ((True, 1), (False, 0)):
         queue = add_queue(vhost, f"q{is_single}", x_single_active_consumer=is_single)
@@ -128,7 +128,7 @@ def test_a_consumer_that_becomes_the_active_one_is_informed_even_if_no_message_i
         assert (one.asked, two.asked) == (0, asked)
 
 
-def test_all_consumers_may_get_messages_without_single_active_consumer(vhost: VirtualHost) -> None:
+def test_all_consumers_are_active_without_a_single_active_consumer(vhost: VirtualHost) -> None:
     """If a queue is declared without x-single-active-consumer, all its consumers count as active, and none is its
     single active consumer.
     """
@@ -141,9 +141,9 @@ def test_all_consumers_may_get_messages_without_single_active_consumer(vhost: Vi
 
 
 @pytest.mark.parametrize("single_active", [False, True])
-def test_the_consumers_of_a_deleted_queue_are_gone(*, single_active: bool) -> None:
-    """Deleting a queue removes all its consumers, and returns them in the order in which they were added, so that the
-    caller can cancel them.
+def test_clear_removes_all_consumers_and_returns_them_in_their_original_order(*, single_active: bool) -> None:
+    """Consumers.clear(), which the broker calls when a queue is deleted, removes all consumers of the queue. It returns
+    them in the order in which they were added, so that the broker can cancel them.
     """
     consumers = Consumers(single_active=single_active)
     added = [FakeConsumer(priority=number) for number in (0, 2, 1)]
@@ -200,7 +200,7 @@ def test_deliveries_are_counted_as_the_management_api_reports_them(vhost: Virtua
     ],
     ids=str,
 )
-def test_a_quorum_queue_tells_how_often_it_has_delivered_a_message(
+def test_messages_of_a_quorum_queue_have_headers_with_their_delivery_counts(
     like: Like, why: Why | None, headers: dict[str, int]
 ) -> None:
     """Up to RabbitMQ 4.2, each message from a quorum queue has the header x-delivery-count. From 4.3 on, each message

@@ -18,7 +18,7 @@ from tests.unit.embedded.test_queue import FakeClock, FakeConsumer, add_queue, m
 
 
 class Channel:
-    """A channel whose publishes are confirmed if it has a number for the next one."""
+    """A channel in confirm mode if `next`, the number of its next publish, is set."""
 
     next: int | None = None
 
@@ -107,8 +107,9 @@ def scene(vhost: VirtualHost, clock: FakeClock, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_message_is_shown_from_its_publication_to_its_acknowledgement(scene: Scene) -> None:
-    """The events of a message that `mqtool ui` shows are: published, ready in a queue, each delivery, each requeue with
-    its reason, and acknowledged. All events after `published` have the number of the message's copy in the queue.
+    """For a message that it shows, `mqtool ui` gets these events: published, ready in a queue, each delivery, each
+    requeue with its reason, and acknowledged. All events after `published` have the number of the message's copy in the
+    queue.
     """
     before, consumer = scene.found.number, Consumer()
     scene.publish()
@@ -162,10 +163,9 @@ def test_a_ready_message_that_was_purged_or_whose_queue_was_deleted_is_not_shown
 
 
 def test_a_dead_letter_is_shown_until_it_is_in_its_next_queue(scene: Scene) -> None:
-    """`mqtool ui` shows a dead letter until it is ready in its next queue, with the reason, and with the queue that it
-    comes from as its publisher. This also holds while new messages are left out because there are too many. A dead
-    letter that no queue gets is shown as dropped. A rejected message without a dead-letter exchange is shown as
-    discarded.
+    """`mqtool ui` shows the reason of a dead letter, the queue that it comes from, and its next queue. It does so even
+    while it leaves out new messages because there are too many. It shows a dead letter that reaches no queue as
+    dropped, and a rejected message of a queue without a dead-letter exchange as discarded.
     """
     source = add_queue(scene.vhost, "source", x_dead_letter_exchange="", x_dead_letter_routing_key="q")
     nowhere = add_queue(scene.vhost, "nowhere", x_dead_letter_exchange="", x_dead_letter_routing_key="missing")
@@ -237,9 +237,9 @@ def test_a_delayed_message_that_is_not_shown_has_no_events(scene: Scene) -> None
     assert scene.what() == ["published", "ready"]
 
 
-def test_an_unroutable_or_refused_message_is_shown_as_such(scene: Scene) -> None:
-    """`mqtool ui` shows an unroutable message as returned or dropped, and a message that a full queue refuses as
-    refused. It does so only if it has shown that the message was published.
+def test_an_unroutable_message_and_one_that_a_full_queue_refuses_are_shown_as_such(scene: Scene) -> None:
+    """`mqtool ui` shows whether an unroutable message was returned or dropped, and whether a full queue refused a
+    message. It does so only if it has shown that the message was published.
     """
     add_queue(scene.vhost, "full", x_max_length=Int32(0), x_overflow="reject-publish")
     lost = scene.publish("missing")
@@ -259,8 +259,8 @@ def test_an_unroutable_or_refused_message_is_shown_as_such(scene: Scene) -> None
 
 
 def test_a_confirm_is_shown_with_the_messages_that_it_confirms(scene: Scene) -> None:
-    """`mqtool ui` shows a publisher confirm with the number of messages that it confirms, and names those of them that
-    are shown. A nack is a separate event for each message. A confirm is left out if none of its messages are shown.
+    """`mqtool ui` shows a publisher confirm with the number of messages that it confirms, and lists those of them that
+    it shows. A nack is a separate event for each message. A confirm is left out if none of its messages are shown.
     """
     for number in (1, 3, 4, 7):
         scene.channel.next = number
@@ -282,9 +282,10 @@ def test_a_confirm_is_shown_with_the_messages_that_it_confirms(scene: Scene) -> 
     ]
 
 
-def test_a_path_leads_through_all_exchanges_to_each_queue(scene: Scene) -> None:
-    """For each queue that gets a message, `mqtool ui` shows the shortest path of the message to it through exchanges,
-    including alternate exchanges. The exchanges may be bound to each other in a circle.
+def test_the_shortest_path_through_exchanges_to_each_queue_is_shown(scene: Scene) -> None:
+    """For each queue that gets a message, `mqtool ui` shows the shortest path from the exchange to which the message
+    was published to the queue. The path can lead through bound and alternate exchanges, even if exchanges are bound to
+    each other in a cycle.
     """
     vhost = scene.vhost
     first = BrokerExchange("first", "fanout")
@@ -386,7 +387,7 @@ def test_a_stored_offset_a_reply_and_an_unknown_name_are_shown(scene: Scene) -> 
 # How much is shown
 
 
-def test_of_many_messages_only_some_are_shown(scene: Scene) -> None:
+def test_at_most_100_new_messages_per_second_are_recorded(scene: Scene) -> None:
     """For `mqtool ui`, the broker records at most 100 new messages per second, 20 of them with the same exchange and
     routing key. Between two requests of `mqtool ui`, it records at most 50 new messages. When it reaches a limit, it
     skips further messages until the next request.
@@ -419,9 +420,9 @@ def test_of_many_messages_only_some_are_shown(scene: Scene) -> None:
 
 
 def test_events_without_messages_are_limited_as_well(scene: Scene) -> None:
-    """Events that do not belong to a message in a queue, such as stored offsets and direct replies, count like new
-    messages. Of both together, the broker records at most 50 between two requests of `mqtool ui`, and drops the others.
-    A reader's latest stored offset is known even if its event was dropped.
+    """Events that do not belong to a message in a queue, such as stored offsets and direct replies, have the same limit
+    as new messages. Between two requests of `mqtool ui`, the broker records at most 50 of both together, and drops the
+    others. The latest offset that a consumer has stored is known even if its event was dropped.
     """
     for number in range(60):
         scene.found.stored("s", "r", number, scene.channel)
@@ -471,9 +472,9 @@ def test_only_the_latest_4000_events_are_kept(scene: Scene) -> None:
 
 
 def test_numbers_of_events_are_not_used_again_after_a_restart(scene: Scene) -> None:
-    """The broker numbers the events that it reports to `mqtool ui`. When it starts, the numbers begin with the time in
-    microseconds. So a broker that starts a second after another one uses larger numbers than it, even if the other one
-    has reported thousands of events in this second.
+    """The broker numbers the events that it reports to `mqtool ui`, beginning with the time of its start in
+    microseconds. After a restart, it therefore uses higher numbers than before, even if it has reported thousands of
+    events within a second.
     """
     assert scene.found.number == 10**9
     assert scene.found.asked == scene.seconds

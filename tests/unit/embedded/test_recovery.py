@@ -254,7 +254,7 @@ def test_messages_survive_a_restart(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_after_a_kill_messages_that_may_have_been_delivered_are_redelivered(tmp_path: Path) -> None:
+def test_after_a_kill_messages_that_may_have_been_delivered_are_marked_as_redelivered(tmp_path: Path) -> None:
     """After a kill and a restart, unacknowledged messages are ready again. If a queue had delivered any of its messages
     before the kill, all of them are marked as redelivered. Messages of other queues, and messages published after the
     restart, are not marked.
@@ -285,7 +285,7 @@ def test_after_a_kill_messages_that_may_have_been_delivered_are_redelivered(tmp_
     asyncio.run(run())
 
 
-def test_after_a_kill_a_message_keeps_the_count_of_its_deliveries(tmp_path: Path) -> None:
+def test_after_a_kill_a_message_has_the_delivery_counts_of_the_last_stop(tmp_path: Path) -> None:
     """When the broker is stopped, it stores the delivery counts of messages, so they are the same after a restart. If
     the broker is killed instead, a message has the counts that were stored at the last stop, without its later
     deliveries.
@@ -314,9 +314,9 @@ def test_after_a_kill_a_message_keeps_the_count_of_its_deliveries(tmp_path: Path
     asyncio.run(run())
 
 
-def test_after_a_stop_only_delivered_messages_are_redelivered(tmp_path: Path) -> None:
-    """After the broker is stopped and restarted, a message that was delivered and requeued before is marked as
-    redelivered, and has its delivery counts. Other messages are not marked.
+def test_after_a_stop_only_delivered_messages_are_marked_as_redelivered(tmp_path: Path) -> None:
+    """After the broker is stopped and restarted, a message that had been delivered and requeued is marked as
+    redelivered, and has the same delivery counts as before. Messages that had not been delivered are not marked.
     """
 
     async def run() -> None:
@@ -393,7 +393,7 @@ def test_a_delayed_message_survives_a_restart(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_a_queue_that_is_declared_after_a_restart_does_not_get_the_messages_of_another(tmp_path: Path) -> None:
+def test_a_queue_that_is_declared_after_a_restart_gets_no_messages_of_an_earlier_queue(tmp_path: Path) -> None:
     """If queues are declared after a restart, they do not get the messages of earlier queues, whether the earlier
     queues still exist or have been deleted. x-delayed-message exchanges that are declared after a restart hold back no
     messages from before.
@@ -472,9 +472,9 @@ def change(directory: Path, statement: str, *values: object) -> None:
 def test_one_damaged_definition_does_not_prevent_the_recovery_of_the_rest(
     tmp_path: Path, kind: str, unreadable: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If a definition cannot be read, the broker starts with all others, and reports and logs the damage at each start.
-    The data directory keeps the damaged definition. If this is the definition of a queue, the data directory also keeps
-    the queue's messages.
+    """If a definition cannot be read, the broker starts with all others, except the bindings of a damaged queue or
+    exchange. It reports and logs the damage at each start. The data directory keeps the damaged definition and, if this
+    is the definition of a queue, the queue's messages.
     """
 
     def kinds(broker: Broker) -> set[str]:
@@ -639,8 +639,8 @@ def test_the_files_of_a_deleted_stream_are_deleted_unless_a_definition_is_damage
 def test_files_in_a_data_directory_that_are_not_the_brokers_are_left_there(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The directories in which the broker keeps its streams may contain files or directories that it did not create.
-    When it starts, the broker warns about each of these, and leaves them where they are.
+    """If the directories in which the broker keeps its streams contain files or directories that it did not create, it
+    warns about each of these when it starts, and leaves them where they are.
     """
 
     async def run() -> None:

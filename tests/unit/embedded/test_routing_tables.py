@@ -160,8 +160,9 @@ def test_a_direct_exchange_routes_to_the_queues_bound_with_the_routing_key() -> 
 def test_x_match_decides_which_headers_a_binding_requires(
     x_match: str | None, headers: dict[str, Value], matches: bool
 ) -> None:
-    """With x-match `all`, a headers binding requires all headers in its arguments. With `any`, it requires at least one
-    of them. Arguments whose names begin with `x-` are ignored, unless the value of x-match ends with `-with-x`.
+    """With x-match `all`, which is the default, a headers binding requires all headers in its arguments. With `any`, it
+    requires at least one of them. Arguments whose names begin with `x-` are ignored, unless the value of x-match ends
+    with `-with-x`.
     """
     table: HeadersTable[str] = HeadersTable()
     arguments: dict[str, Value] = {"a": 1, "b": "two", "x-c": 3}
@@ -234,8 +235,8 @@ def test_header_values_are_compared_as_in_rabbitmq(
 
 
 def test_existing_headers_bindings_follow_a_change_to_strict_numbers() -> None:
-    """If the table of a headers exchange has bindings already when it is set to compare numbers as RabbitMQ 4.0 and
-    later do, an integer in one of these bindings no longer matches a float of the same value.
+    """If a headers exchange already has bindings when it is set to compare numbers as RabbitMQ 4.0 and later do, an
+    integer in one of these bindings no longer matches a float of the same value.
     """
     table: HeadersTable[str] = HeadersTable()
     table.add("", {"a": 1}, "q")
@@ -309,8 +310,8 @@ def test_an_x_delay_that_the_plugin_cannot_read_raises_value_error(value: Any) -
 )
 def test_an_x_delay_that_the_plugin_ignores_raises_value_error_only_if_it_is_checked(value: Any) -> None:
     """The delayed message plugin ignores an x-delay that is too large or of another type, so delay_of() returns 0.
-    `delayed relay` warns of it: checked_delay_of() raises a ValueError that contains the value. Without an x-delay, or
-    with one below 1, checked_delay_of() returns 0.
+    `delayed relay` warns of it, because checked_delay_of() raises a ValueError that contains the value. Without an
+    x-delay, or with one below 1, checked_delay_of() returns 0.
     """
     assert delay_of(value) == 0
     with pytest.raises(ValueError, match="x-delay is not a number of milliseconds up to 4294967295: ") as caught:

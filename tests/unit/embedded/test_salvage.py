@@ -76,7 +76,7 @@ def keys(count: int) -> list[bytes]:
 
 
 def test_the_log_of_a_killed_broker_is_read_and_no_copy_of_it_is_left(killed: Path) -> None:
-    """If the broker was killed, it reads SQLite's write-ahead log to the end at its next start, reports no damage, and
+    """At its next start after a kill, the broker reads SQLite's write-ahead log to the end, reports no damage, and
     leaves no copy of the log.
     """
     assert read(killed) == (None, keys(5))
@@ -101,8 +101,8 @@ def test_damage_to_the_log_is_reported_with_the_number_of_lost_changes(
     killed: Path, page: int, offset: int, reported: str, count: int
 ) -> None:
     """If a bit of SQLite's write-ahead log is flipped, the broker reads the changes before the damage, and reports how
-    many changes are lost. It keeps unchanged copies of the damaged log and of the database. Only the files' owner can
-    read these copies.
+    many groups of changes are lost. It keeps unchanged copies of the damaged log and of the database, which only the
+    files' owner can read.
     """
     log = killed / f"{FILE}-wal"
     flip(log, offset + (LOG_HEADER + (page - 1) * (PAGE_HEADER + PAGE) if page else 0))
@@ -120,8 +120,8 @@ def test_only_damage_to_the_last_page_of_a_group_looks_like_an_incomplete_write(
     opened: Database, tmp_path: Path, page: int, *, is_torn: bool
 ) -> None:
     """The last group of changes in SQLite's write-ahead log may fill several pages. If only the last of these pages is
-    damaged, the broker reports an incomplete write, because it may have been killed while it was writing that page. If
-    an earlier page is damaged, the broker reports damage.
+    damaged, the broker reports an incomplete group, because a kill may have interrupted the write of that page. If an
+    earlier page is damaged, the broker reports that the log was damaged.
     """
     opened.db.execute("BEGIN")
     write_definitions(opened.db, {("queue", b"large"): bytes(2 * PAGE)})

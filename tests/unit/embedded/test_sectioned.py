@@ -122,9 +122,9 @@ def test_amqp_1_0_ids_of_every_type_are_converted(sent: Any10, property_: str | 
         assert message.headers.get(f"x-{name.replace('_', '-')}") == header
 
 
-def test_application_properties_become_headers_of_the_same_type() -> None:
-    """Each application property of an AMQP 1.0 message becomes an AMQP 0-9-1 header of the corresponding type. An
-    application property whose name is longer than 255 bytes is dropped.
+def test_application_properties_become_headers_of_the_corresponding_type() -> None:
+    """Each application property of an AMQP 1.0 message becomes an AMQP 0-9-1 header of the corresponding type. It is
+    dropped if its name is longer than 255 bytes, or if AMQP 0-9-1 cannot express its value.
     """
     application: Map = {
         "text": "é", "symbol": Symbol("s"), "null": None, "true": True, "ubyte": UInt8(1), "ushort": UInt16(2),
@@ -181,8 +181,8 @@ def test_annotations_become_headers_except_those_of_the_broker() -> None:
     ],
 )
 def test_every_kind_of_body_arrives_unchanged_over_amqp_1_0(body: bytes, body_091: bytes | None, footer: Map) -> None:
-    """A body that consists of data, value or sequence sections arrives unchanged over AMQP 1.0, and so does
-    the footer.
+    """If an AMQP 1.0 client publishes a message whose body consists of data, value or sequence sections, AMQP 1.0
+    consumers get the body and the footer unchanged.
     """
     sent = Amqp10Message(
         MessageHeader(True, UInt8(9), UInt32(5)), {Symbol("x-hop"): 1}, {}, _WIDE, {"uuid": _ID}, body, footer
@@ -280,8 +280,8 @@ def test_from_4_4_on_properties_that_rabbitmq_3_stored_as_annotations_are_lost()
 
 @pytest.mark.parametrize("is_native", [True, False])
 def test_a_dead_letter_has_its_history_as_annotations(is_native: bool) -> None:
-    """A dead letter that is delivered over AMQP 1.0 has the annotation x-opt-deaths, and annotations for the first and
-    the last time that it was dead-lettered.
+    """A dead letter that is delivered over AMQP 1.0 has the annotation x-opt-deaths. Further annotations contain the
+    reason, the queue and the exchange for the first and the last time that the message was dead-lettered.
     """
     annotations: Map = {Symbol("x-a"): Symbol("b")}
     message = (
@@ -443,8 +443,8 @@ def test_a_message_in_a_stream_without_a_routing_key_has_the_streams_name(
 
 
 def test_x_cc_must_be_a_list_of_strings() -> None:
-    """If the annotation x-cc of an AMQP 1.0 message is not a list of strings, reading it raises an error with
-    RabbitMQ's text. A message without x-cc has no additional routing keys.
+    """If the annotation x-cc of an AMQP 1.0 message is not a list of strings, carbon_copies() raises BadCarbonCopies
+    with RabbitMQ's text. If a message has no x-cc, carbon_copies() returns no additional routing keys.
     """
     sections = parse(
         Amqp10Message(message_annotations={Symbol("x-cc"): [Symbol("a")]}, body=data_section(b"")).encode()
