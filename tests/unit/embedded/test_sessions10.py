@@ -147,12 +147,12 @@ def test_the_incoming_window_is_extended_once_half_of_it_is_used(client: MemoryC
     assert client.connection.sessions[0].windows["incoming_window"] == 400
 
 
-def test_an_alarm_closes_the_window_but_400_more_transfers_are_tolerated(
+def test_an_alarm_closes_the_window_but_up_to_400_transfers_are_tolerated(
     client: MemoryClient10, broker: Broker
 ) -> None:
     """At the first transfer that a client sends on an AMQP 1.0 session during a resource alarm, the broker sends a flow
-    frame with an incoming window of 0. It then accepts up to 400 transfers, because the client may have sent them
-    before it read this frame. One more transfer ends the session.
+    frame with an incoming window of 0. It still accepts 400 transfers, this one included, because the client may have
+    sent them before it read the frame. One more transfer ends the session.
     """
     client.attach_sender("/queues/q")
     client.publish(0)
@@ -527,9 +527,9 @@ def test_one_disposition_adds_up_to_16_mib_of_annotations(
     client: MemoryClient10, broker: Broker, *, count: int
 ) -> None:
     """An AMQP 1.0 client can give many messages the outcome `modified` with one disposition. The embedded broker adds
-    the annotations of the outcome to each of these messages, but in total at most 16 MiB. Once another message's
-    annotations would exceed this limit, the broker ends the session with an error and requeues all messages. The
-    messages before that one keep the added annotations.
+    the annotations of the outcome to one message after another, up to 16 MiB in total. If the next message would exceed
+    this limit, the broker ends the session with an error and requeues all messages. Messages that already have the
+    annotations keep them.
     """
     queue = quorum(broker)
     receiving(client, queue, *(b"%d" % number for number in range(count)))
@@ -822,7 +822,7 @@ def test_a_fault_that_closes_a_session_sends_one_end_frame_with_the_error(client
     assert ended([frame]) == ("amqp:internal-error", "broken")
 
 
-def test_an_error_that_ends_a_session_is_sent_after_the_current_event(client: MemoryClient10) -> None:
+def test_an_error_that_ends_a_session_is_sent_after_the_current_event_loop_turn(client: MemoryClient10) -> None:
     """If an error ends an AMQP 1.0 session, the session stays open until the end of the current turn of the event loop.
     The broker then sends the end frame with the error.
     """

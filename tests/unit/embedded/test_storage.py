@@ -337,8 +337,9 @@ def test_changes_that_wait_for_a_slow_disk_are_written_in_several_transactions(
 
 
 def test_expiration_times_that_wait_for_a_slow_disk_are_written_when_the_broker_stops(tmp_path: Path) -> None:
-    """If the clock was ahead before a restart, the broker gives stored messages earlier expiration times. If it stops
-    before a slow disk has written these, it writes them, and the messages have the new times after the next restart.
+    """If the clock was ahead before a restart, the broker gives stored messages earlier expiration times. If the broker
+    is stopped while these times wait for a slow disk, it writes them before it ends. After the next restart, the
+    messages have the new times.
     """
 
     async def run() -> None:
@@ -378,9 +379,9 @@ def test_a_message_published_to_a_stream_during_a_write_is_written_without_furth
     asyncio.run(asyncio.wait_for(run(), _PATIENCE_SECONDS))
 
 
-def test_messages_that_are_consumed_before_they_are_written_do_not_wait_for_the_disk(tmp_path: Path) -> None:
-    """If messages are consumed while the disk is slow, and before the broker has begun to write them, a client that
-    waits for the disk does not wait for these messages: they are not written at all.
+def test_messages_that_are_consumed_while_they_wait_for_a_slow_disk_are_not_written(tmp_path: Path) -> None:
+    """If messages are consumed while they wait for a slow disk, the broker does not write them at all. A client that
+    waits for the disk therefore does not wait for these messages.
     """
 
     async def run() -> int:
@@ -523,8 +524,8 @@ def test_unwritten_changes_are_written_when_the_broker_stops(tmp_path: Path, mon
 def test_a_broker_that_cannot_write_when_it_stops_reports_how_many_messages_are_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failing: str
 ) -> None:
-    """If the disk fails when the broker stops, the broker logs an error with the number of unconfirmed messages.
-    Another broker can use the data directory afterwards.
+    """If the disk fails when the broker stops, the broker logs an error with the number of unconfirmed messages that
+    are lost. Another broker can use the data directory afterwards.
     """
 
     async def run() -> None:
@@ -575,8 +576,9 @@ def queues_and_stream(directory: Path) -> tuple[list[tuple[int, bytes]], list[by
 
 def test_a_kill_while_a_dead_letter_is_written_to_a_stream_neither_loses_nor_duplicates_it(tmp_path: Path) -> None:
     """If the broker is killed while it writes a dead letter to a stream and to another queue, the message is still in
-    its original queue after a restart, and neither the other queue nor the stream has a copy. Only when both copies are
-    on disk does the message leave its original queue and become readable in the stream, also after a restart.
+    its original queue after a restart, and neither the other queue nor the stream has a copy. Once both copies are on
+    disk, the message is no longer in its original queue, and its copy in the stream can be read. A later restart does
+    not change this.
     """
     directory, copy = tmp_path / "data", tmp_path / "copy"
 

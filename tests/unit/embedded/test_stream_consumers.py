@@ -137,11 +137,11 @@ def test_consumers_of_a_stream_get_messages_independently(stream: StreamQueue) -
         (lambda stream, _: stream.purge(), "queue.purge"),
     ],
 )  # fmt: skip
-def test_a_stream_refuses_what_would_remove_messages(
+def test_a_stream_refuses_nack_reject_get_and_purge(
     stream: StreamQueue, action: Callable[[StreamQueue, BacklogEntry], object], what: str
 ) -> None:
     """A stream refuses basic.nack, basic.reject, basic.get and queue.purge with 540. It counts acknowledgements, but
-    keeps acknowledged messages. It also keeps the messages that are unacknowledged when a channel is closed.
+    keeps acknowledged messages. It also keeps messages that are unacknowledged when their channel is closed.
     """
     entry = consume(stream).got[0]
     with pytest.raises(ConnectionException) as refused:
@@ -173,8 +173,8 @@ def test_a_consumer_with_filter_values_gets_only_the_chunks_that_match(
     clock: FakeClock, ledger: Ledger, like: Like, arguments: Table, bodies: str
 ) -> None:
     """A consumer with x-stream-filter gets only chunks with at least one of its filter values. If
-    x-stream-match-unfiltered is true, it also gets chunks without any filter value. Versions of RabbitMQ before 4.0
-    ignore both arguments.
+    x-stream-match-unfiltered is true, it also gets chunks without any filter value. With `broker up --like 3.10`, the
+    broker ignores both arguments.
     """
     stream = add_stream(VirtualHost("/", clock, ledger, PROFILES[like]))
     for value in "abc":
@@ -265,8 +265,8 @@ def test_an_amqp_1_0_consumer_gets_only_the_messages_that_its_filters_select(str
 
 @pytest.mark.parametrize("how", ["filter value", "selector"])
 def test_a_search_for_messages_of_a_stream_gives_other_clients_a_turn(ledger: Ledger, how: str) -> None:
-    """If a consumer's filters skip many messages of a stream, the broker serves other clients in between, and the
-    consumer then gets the messages that it wants.
+    """If a consumer's filters skip many messages of a stream, the broker serves other clients in between. The consumer
+    then gets the messages that match its filters.
     """
     clock = BusyClock()
     stream = add_stream(VirtualHost("/", clock, ledger, PROFILES[DEFAULT]))
@@ -408,8 +408,8 @@ def test_a_message_of_the_stream_protocol_has_the_name_of_the_stream_as_its_rout
 
 
 def test_the_rest_of_a_stream_is_read_although_it_takes_several_turns(ledger: Ledger) -> None:
-    """Reading the rest of a stream from an offset returns each message from there to the end that matches the
-    consumer's filters, even if the broker needs several turns of its event loop to find them.
+    """Cursor.rest() returns each message of a stream from an offset to the end that matches the consumer's filters,
+    even if the broker needs several turns of its event loop to find them.
     """
     clock = BusyClock()
     stream = add_stream(VirtualHost("/", clock, ledger, PROFILES[DEFAULT]))

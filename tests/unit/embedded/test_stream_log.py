@@ -24,7 +24,7 @@ class NoTimer:
 
 
 class HandClock:
-    """A clock that is set by hand; what is due at once happens at `turn`."""
+    """A clock that tests set. What is due immediately happens when a test calls `turn`."""
 
     def __init__(self) -> None:
         self.time = 1_000
@@ -50,7 +50,7 @@ class HandClock:
 
 
 class Bench:
-    """A log with its clock, that can be opened again."""
+    """A stream's log with its clock. A test can open the log again, as a restart does."""
 
     def __init__(self, segments: Callable[[], Segments]) -> None:
         self.clock = HandClock()
@@ -196,9 +196,9 @@ def test_the_age_of_an_old_segment_is_looked_up_in_turns(on_disk: Bench) -> None
     assert turns == 2
 
 
-def test_chunks_without_messages_are_not_read_again_and_again_when_a_stream_is_opened(quick_disk: Bench) -> None:
-    """If a segment of a stream ends with 4,000 chunks that contain stored offsets but no messages, the broker must
-    search for the last message. To find it, it reads less than three times the size of the segment.
+def test_many_chunks_without_messages_do_not_slow_down_the_search_for_the_last_message(quick_disk: Bench) -> None:
+    """If a segment of a stream ends with 4,000 chunks that contain stored offsets but no messages, the broker reads
+    less than three times the size of the segment to find the segment's last message.
     """
     quick_disk.add(b"a")
     for number in range(4_000):
@@ -217,11 +217,11 @@ def test_chunks_without_messages_are_not_read_again_and_again_when_a_stream_is_o
     assert read < 3 * segment.size
 
 
-def test_offsets_stored_without_end_lose_no_messages_and_take_limited_space(
+def test_storing_an_offset_5000_times_loses_no_messages_and_takes_limited_space(
     quick_disk: Bench, in_memory: Bench, tmp_path: Path
 ) -> None:
-    """A reader stores its offset 5,000 times in a stream with a size limit. Messages that are published afterwards are
-    not lost, either before or after a restart. On disk, the stored offsets take at most about 1 MiB. Without a data
+    """A consumer stores its offset 5,000 times in a stream with a size limit. Messages that are published afterwards
+    are not lost, either before or after a restart. On disk, the stored offsets take at most about 1 MiB. Without a data
     directory, they take less than 100 bytes of memory.
     """
     limits = {"segment_bytes": 600, "max_bytes": 3_000}
@@ -375,9 +375,9 @@ def test_old_segments_are_deleted_by_size_and_age(bench: Bench) -> None:
 def test_messages_are_stored_although_the_oldest_segment_cannot_be_deleted(
     on_disk: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If an error of the disk prevents the broker from deleting a stream's oldest segment, the broker logs the error.
-    New messages are still stored, and all messages can be read. When the error is gone, the segment is deleted as soon
-    as the next segment begins.
+    """If a disk error prevents the broker from deleting a stream's oldest segment, the broker logs the error. New
+    messages are still stored, and all messages can be read. Once the disk works again, the segment is deleted when the
+    next segment begins.
     """
     log = on_disk.open(segment_bytes=1_000, max_bytes=1_000)
     on_disk.add(bytes(600))
@@ -417,8 +417,8 @@ def test_publishing_ids_and_stored_offsets_survive_a_restart_and_the_deletion_of
 
 
 def test_an_incomplete_chunk_at_the_end_of_a_stream_is_moved_to_another_file(on_disk: Bench, tmp_path: Path) -> None:
-    """If the broker is killed while it writes a chunk of a stream, the chunk stays incomplete. At its next start, the
-    broker moves it to another file, and writes the next chunk in its place.
+    """If the broker is killed while it writes a chunk of a stream, the stream ends with an incomplete chunk. At its
+    next start, the broker moves this chunk to another file, and writes the next chunk in its place.
     """
     on_disk.add(b"a", b"b")
     sound = segment_files(tmp_path)[0].stat().st_size
@@ -458,11 +458,12 @@ def test_a_kill_at_the_start_of_a_segment_loses_no_publishing_ids_or_offsets(
     assert on_disk.read() == [(0, b"a"), (1, b"b" * 600), (2, b"d"), (3, b"e")]
 
 
-def test_if_a_chunk_in_an_older_segment_is_damaged_only_this_chunk_is_lost(
+def test_damage_to_an_older_segment_of_a_stream_loses_at_most_the_rest_of_the_segment(
     on_disk: Bench, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If a chunk in an older segment of a stream is damaged, only the messages in this chunk are lost. Later chunks can
-    still be read. If the header of a chunk is damaged, the rest of its segment is lost. The log says how much was lost.
+    """If the messages of a chunk in an older segment of a stream are damaged, only this chunk is lost. If the header of
+    a chunk is damaged, the rest of the segment is lost. In both cases, later segments can be read, and the log says how
+    much was lost.
     """
     on_disk.open(segment_bytes=600)
     for body in (b"a", b"b" * 300, b"c" * 300, b"d"):
@@ -556,7 +557,7 @@ def test_a_chunk_has_at_most_4096_messages_and_256_kib(bench: Bench) -> None:
     assert bench.log.last_chunk == 4101
 
 
-def test_messages_that_arrive_together_are_written_once(bench: Bench) -> None:
+def test_messages_that_arrive_together_are_written_together(bench: Bench) -> None:
     """Messages that reach a stream together, and offsets that are stored at the same time, are written to disk
     together. After a stream is deleted, the broker writes nothing more for it.
     """
@@ -591,7 +592,8 @@ def test_a_segment_ends_when_it_is_full_even_if_its_chunks_are_written_together(
 
 def test_many_producers_do_not_make_each_message_a_segment(bench: Bench) -> None:
     """Each segment of a stream begins with the publishing ids of the stream's producers. If these take more space than
-    a segment may have, the segments are twice as large as the publishing ids.
+    a segment may have, segments may be twice as large as the publishing ids, so that not every message begins a new
+    segment.
     """
     log = bench.open(segment_bytes=1)
     for number in range(3):

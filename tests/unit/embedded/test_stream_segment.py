@@ -61,8 +61,9 @@ class Counted(MemorySegment):
     ("value", "bits"), [(b"", 1), (b"invoices", 0x440), (b"returns", 1 << 121 | 1 << 47), (b"135", 1 << 35)]
 )
 def test_the_filter_bits_of_a_value_are_always_the_same(value: bytes, bits: int) -> None:
-    """Each chunk of a stream is stored with the filter bits 0 to 127. A filter value sets one or two of the bits 1 to
-    127, and an empty filter value sets bit 0. Which bits a value sets must not change from one release to the next.
+    """Each chunk of a stream is stored with 128 filter bits. An empty filter value sets bit 0, and any other value sets
+    one or two of the bits 1 to 127. A value sets the same bits in every release, so that stored streams can still be
+    filtered.
     """
     assert bits_of(value) == bits
 
@@ -78,8 +79,8 @@ def test_a_chunk_matches_if_it_has_all_bits_of_one_wanted_value(wanted: list[int
 
 
 def test_a_chunk_has_the_format_of_osiris() -> None:
-    """A chunk begins with osiris' header of 48 bytes, which is followed by the entries and a trailer with a
-    checksum.
+    """A chunk of a stream has the format of osiris, the log library of RabbitMQ's streams: a header of 48 bytes, the
+    entries, and a trailer with a checksum.
     """
     data = simple_entry(b"body")
     assert encode_chunk(USER, 7, 1700000000123, data, entries=1, records=1) == _CHUNK
@@ -213,7 +214,7 @@ def test_the_first_offset_of_a_segment_is_at_its_beginning() -> None:
 
 
 @pytest.mark.parametrize("kinds", [[], [TRACKING], [TRACKING] * 30, [USER], [USER, USER], [TRACKING, USER, SNAPSHOT]])
-def test_the_last_messages_of_a_segment_are_those_of_the_last_chunk_with_messages(kinds: list[int]) -> None:
+def test_the_last_chunk_with_messages_in_a_segment_is_found(kinds: list[int]) -> None:
     """The broker finds the last chunk with messages in a segment of a stream, no matter how many chunks without
     messages follow it. If the segment has no messages, it finds none.
     """
@@ -243,7 +244,7 @@ def test_the_index_of_a_segment_is_built_piece_by_piece_up_to_a_damaged_header()
     assert Segment(0, Counted(b"damaged"), 7).first_timestamp is None
 
 
-def test_a_chunk_is_read_as_a_whole_together_with_small_ones_after_it() -> None:
+def test_one_read_of_a_stream_takes_256_kib_or_one_larger_chunk() -> None:
     """When the broker reads a stream, one read takes 256 KiB of a segment file, or one whole chunk if the chunk is
     larger. If the caller sets a position as the end, the broker reads nothing beyond it.
     """

@@ -138,8 +138,8 @@ def test_durable_queues_exchanges_and_bindings_are_stored_until_they_are_deleted
 
 
 def test_all_memory_of_definitions_is_freed_when_they_are_deleted(vhost: VirtualHost, ledger: Storing) -> None:
-    """Each queue, exchange and binding counts towards the memory use of definitions. It no longer counts after it is
-    deleted, alone or with its virtual host.
+    """Each queue, exchange and binding counts towards the memory use of definitions. It no longer counts once it is
+    deleted, whether alone or together with its virtual host.
     """
     counts = [ledger.definition_bytes]
     queue = add_queue(vhost)
@@ -277,9 +277,9 @@ def test_a_message_passes_through_each_bound_exchange_once(vhost: VirtualHost) -
 def test_a_message_with_too_many_routing_keys_for_its_exchanges_is_refused(
     vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The broker limits the lookups for one message. A direct or topic exchange that the message passes through needs
-    one lookup for each routing key of the message, and any other exchange needs one. If a message needs more lookups
-    than the limit, the broker closes the channel with 406.
+    """The broker limits how many lookups it makes to route one message. A direct or topic exchange that the message
+    passes through needs one lookup for each routing key of the message, and any other exchange needs one. If a message
+    needs more lookups than the limit, the broker closes the channel with 406.
     """
     monkeypatch.setattr("mqtool.broker.embedded.model.virtual_host._MOST_LOOKUPS", 7)
     fanout, direct, topic = (
@@ -298,7 +298,7 @@ def test_a_message_with_too_many_routing_keys_for_its_exchanges_is_refused(
     assert str(error.value.text).endswith("too many exchanges on the way of a message with 4 routing keys")
 
 
-def test_the_outcome_of_a_publish_says_whether_queues_took_the_message(vhost: VirtualHost) -> None:
+def test_the_result_of_a_publish_says_whether_queues_accepted_the_message(vhost: VirtualHost) -> None:
     """When the broker publishes a message, the result says whether the message was routed to any queue, whether all
     these queues accepted it, and whether it must be on disk before it is confirmed. Queues that were deleted after the
     message was routed are ignored.
@@ -320,7 +320,7 @@ def test_the_outcome_of_a_publish_says_whether_queues_took_the_message(vhost: Vi
     assert vhost.deleted_traffic["classic"].published == 3
 
 
-def test_a_binding_of_a_topic_exchange_has_no_more_wildcards_than_its_version_allows() -> None:
+def test_a_topic_binding_key_with_more_than_two_hash_wildcards_is_refused_from_4_3_on() -> None:
     """From RabbitMQ 4.3 on, the broker refuses a binding key with more than two `#` for a topic exchange. Binding keys
     of other exchanges have no such limit.
     """
@@ -338,7 +338,7 @@ def test_a_binding_of_a_topic_exchange_has_no_more_wildcards_than_its_version_al
         assert len([*vhost.bindings()]) == 3 - is_refused
 
 
-def test_bindings_that_their_exchange_cannot_have_are_refused(vhost: VirtualHost) -> None:
+def test_bindings_that_are_invalid_for_the_type_of_the_exchange_are_refused(vhost: VirtualHost) -> None:
     """If a client binds a queue to a headers exchange with an unknown x-match, or to an x-local-random exchange with a
     routing key, the broker refuses the binding with an error, and does not add it.
     """
@@ -368,8 +368,8 @@ def test_an_auto_delete_exchange_is_deleted_with_its_last_binding(vhost: Virtual
 
 def test_new_queues_and_exchanges_have_the_policies_that_match_them(vhost: VirtualHost) -> None:
     """A policy applies to queues and exchanges with matching names that are declared later. Such a queue also has the
-    properties with which it was declared. From RabbitMQ 4.0 on, a queue that was declared without a type has the
-    argument x-queue-type `classic`. In earlier versions, it does not have this argument.
+    properties of its declaration. If a queue is declared without a type, it has the argument x-queue-type `classic`
+    with `broker up --like 4.0` or later, and no such argument with `--like 3.10`.
     """
     vhost.policies.put(USER, Policy("p", "^q$", {"max-length": Int32(1)}, 0, "queues"))
     vhost.policies.put(USER, Policy("e", "^x$", {"alternate-exchange": "alt"}, 0, "exchanges"))
@@ -388,8 +388,8 @@ def test_new_queues_and_exchanges_have_the_policies_that_match_them(vhost: Virtu
 
 def test_a_policy_is_refused_if_the_patterns_of_a_vhosts_policies_become_too_large(vhost: VirtualHost) -> None:
     """The broker matches each new queue and exchange with the patterns of all policies of its virtual host. To limit
-    the time that this takes, the broker refuses a policy that would make these patterns too large in total. It still
-    accepts a policy that replaces one with the same name, and accepts a new policy after another one is deleted.
+    the time that this takes, it refuses a policy that would make these patterns too large in total. It still accepts a
+    policy that replaces one with the same name. Once another policy is deleted, it accepts a new one again.
     """
 
     def put(*numbers: int) -> None:
@@ -475,9 +475,9 @@ def test_the_delay_of_a_message_whose_headers_the_broker_has_changed_is_negated(
 def test_a_delayed_message_waits_for_memory_for_its_copies(
     vhost: VirtualHost, clock: FakeClock, ledger: Storing
 ) -> None:
-    """If a delayed message for several queues is due, and there is not enough memory for its copies, its exchange holds
-    the message back and tries again every second. A delayed message for only one queue is released even while memory is
-    short. If the exchange is deleted before a delayed message is due, the message is dropped.
+    """If a delayed message for several queues is due, but there is not enough memory for its copies, its exchange holds
+    the message back and tries again every second. A delayed message for only one queue is not copied, and is released
+    even then. If the exchange is deleted before a delayed message is due, the message is dropped.
     """
     exchange = add_exchange(vhost, "x", "x-delayed-message", arguments=DELAYED)
     queues = [add_queue(vhost, name) for name in "ab"]
@@ -502,7 +502,7 @@ def test_a_delayed_message_waits_for_memory_for_its_copies(
     assert ledger.held_bytes - ledger.definition_bytes == held
 
 
-def test_a_delayed_message_that_cannot_be_published_is_set_aside(
+def test_a_delayed_message_that_cannot_be_published_stays_on_disk(
     vhost: VirtualHost,
     clock: FakeClock,
     ledger: Storing,
@@ -537,7 +537,7 @@ def test_a_delayed_message_that_cannot_be_published_is_set_aside(
 
 
 def dead_lettering(vhost: VirtualHost, exchange: str, **arguments: Any) -> Any:
-    """Return a queue that dead-letters to an exchange, with a message that was rejected."""
+    """Return a queue that dead-letters to an exchange, after one of its messages was rejected."""
     queue = add_queue(vhost, "source", x_dead_letter_exchange=exchange, **arguments)
     queue.publish(message())
     queue.reject(queue.get(no_ack=False))
@@ -567,9 +567,9 @@ def test_a_dead_letter_is_delayed_unless_its_delay_cannot_be_read(
 def test_a_dead_letter_needs_memory_for_its_copies(
     vhost: VirtualHost, ledger: Storing, caplog: pytest.LogCaptureFixture, strategy: str
 ) -> None:
-    """A dead letter for several queues needs memory for its copies. If there is not enough memory, the dead-letter
-    strategy decides: with at-least-once, the original queue keeps the dead letter, and with at-most-once, the dead
-    letter is dropped and the log gives the reason. A dead letter for only one queue is published even then.
+    """A dead letter for several queues needs memory for its copies. If there is not enough, the dead-letter strategy
+    decides: with at-least-once, the original queue keeps the dead letter; with at-most-once, the broker drops it and
+    logs the reason. A dead letter for only one queue is not copied, and is published even then.
     """
     for name in "ab":
         vhost.bind(vhost.exchanges["amq.fanout"], add_queue(vhost, name), "", {})
@@ -592,12 +592,12 @@ def test_a_dead_letter_needs_memory_for_its_copies(
 
 
 @pytest.mark.parametrize("strategy", ["at-most-once", "at-least-once"])
-def test_a_dead_letter_of_a_missing_or_full_destination_is_kept_only_at_least_once(
+def test_a_dead_letter_for_a_missing_or_full_destination_is_kept_only_at_least_once(
     vhost: VirtualHost, strategy: str
 ) -> None:
     """A dead letter cannot be delivered if its exchange is missing, if no queue is bound to the exchange, or if the
-    queue is full. With the strategy at-least-once, the original queue then keeps the dead letter. With at-most-once,
-    the dead letter is dropped.
+    bound queue is full. With the strategy at-least-once, the original queue then keeps the dead letter. With
+    at-most-once, the dead letter is dropped.
     """
     vhost.bind(
         vhost.exchanges["amq.fanout"], add_queue(vhost, "full", x_max_length=0, x_overflow="reject-publish"), "", {}
@@ -610,8 +610,8 @@ def test_a_dead_letter_of_a_missing_or_full_destination_is_kept_only_at_least_on
 
 
 def test_an_expired_message_is_not_dead_lettered_back_to_its_own_queue(vhost: VirtualHost, clock: FakeClock) -> None:
-    """If a message expires, and its dead letter is routed to its own queue and to others, only the others get the dead
-    letter. If a consumer rejects the message, its own queue gets the dead letter as well.
+    """If a message expires, and its dead letter is routed to its original queue and to others, only the others get the
+    dead letter. If a consumer rejects the message instead, the original queue gets the dead letter as well.
     """
     queue = add_queue(vhost, x_message_ttl=Int32(1000), x_dead_letter_exchange="amq.fanout")
     other = add_queue(vhost, "other")
@@ -626,7 +626,7 @@ def test_an_expired_message_is_not_dead_lettered_back_to_its_own_queue(vhost: Vi
 
 
 @pytest.mark.parametrize(("like", "deaths"), [(Like.V3_10, 2), (Like.V4_2, 1)])
-def test_an_x_death_header_that_a_publisher_has_set_is_kept_only_by_old_versions(
+def test_an_x_death_header_that_a_publisher_has_set_is_kept_only_with_like_3_10(
     ledger: Storing, like: Like, deaths: int
 ) -> None:
     """If a publisher has set an x-death header, a dead letter keeps it with `broker up --like 3.10`, but not with
