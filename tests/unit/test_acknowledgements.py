@@ -39,7 +39,7 @@ def test_deliveries_handled_in_order_share_one_acknowledgement() -> None:
     assert [*tags.acknowledge([5, 8])] == [(8, True)]
 
 
-def test_later_deliveries_are_acknowledged_without_the_first_one() -> None:
+def test_deliveries_that_are_handled_before_the_first_one_are_acknowledged_without_it() -> None:
     """If a consumer handles the second and third deliveries before the first one, these two are acknowledged without
     `multiple`, so that the broker can still redeliver the first one.
     """
@@ -75,9 +75,9 @@ class Loop:
 
 
 def test_acknowledgements_are_sent_together() -> None:
-    """The acknowledgements of deliveries that arrived together are sent together, at the end of this batch or 2 ms
-    after the first acknowledgement, whichever is earlier. flush(), which a channel calls before it is closed, sends the
-    pending acknowledgements without waiting for the rest of the batch.
+    """The acknowledgements of a batch, which is a number of deliveries that arrived together, are sent together: at the
+    end of the batch or 2 ms after the first acknowledgement, whichever is earlier. flush(), which a channel calls
+    before it is closed, sends pending acknowledgements without waiting for the rest of the batch.
     """
     loop, sent = Loop(), list[list[int]]()
 

@@ -51,8 +51,8 @@ from mqtool.errors import UsageError
     ],
 )
 def test_a_url_is_parsed_into_an_address(url: str, address: Address) -> None:
-    """A broker URL is parsed into host, port, virtual host, user, password and options. RabbitMQ's defaults replace
-    missing parts.
+    """A broker URL is parsed into host, port, virtual host, user, password and options. Parts that are missing have
+    RabbitMQ's default values.
     """
     found = parse_address(url)
     assert found == address._replace(names_user="@" in url)
@@ -120,13 +120,13 @@ def test_an_invalid_url_is_a_usage_error(url: str, shown: str, message: str, hin
 
 @pytest.mark.parametrize("urls", ["", ",", " "])
 def test_an_empty_url_is_a_usage_error(urls: str) -> None:
-    """An empty broker URL raises UsageError, whose hint shows an example."""
+    """An empty broker URL raises UsageError. The hint of the error shows an example of a URL."""
     with pytest.raises(UsageError) as raised:
         parse_addresses(urls)
     assert (str(raised.value), raised.value.hint) == ("the broker's URL is empty", EXAMPLE)
 
 
-def test_the_largest_values_of_a_url_are_valid() -> None:
+def test_the_smallest_and_largest_values_in_a_url_are_valid() -> None:
     """In a broker URL, a heartbeat of 65,535 seconds, ports 1 and 65535, a connection timeout of 1 ms and a vhost name
     of 255 bytes are valid.
     """
@@ -157,7 +157,7 @@ def test_passwords_are_removed_from_urls_that_are_shown(urls: str, shown: str) -
 
 def test_a_connection_has_the_name_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The environment variable MQTOOL_CONNECTION_NAME sets the name of a command's connections. Without it, the name is
-    mqtool.
+    `mqtool`.
     """
     monkeypatch.setenv("MQTOOL_CONNECTION_NAME", "mine")
     assert connection_name() == "mine"
@@ -253,8 +253,8 @@ def test_tls_files_that_cannot_be_used_are_named(
 
 
 def test_a_tls_connection_checks_the_certificate_of_the_broker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """mqtool verifies the broker's certificate with the given CA certificate, or with those of the system, and ignores
-    the certificate's common name. It presents the client's certificate, if there is one.
+    """mqtool verifies the broker's certificate with the given CA certificate, or with the system's CA certificates, and
+    ignores the common name in the broker's certificate. It presents the client's certificate, if there is one.
     """
     made = TlsFiles().context()
     assert (made.verify_mode, made.check_hostname, made.hostname_checks_common_name) == (ssl.CERT_REQUIRED, True, False)

@@ -80,8 +80,8 @@ def test_a_name_with_a_line_break_cannot_be_declared(
 def test_a_name_with_a_line_break_cannot_be_bound(
     channel: Channel, change: Callable[[Channel, Binding], None], ends: tuple[str, str]
 ) -> None:
-    """If the name of a queue or an exchange contains a line break, mqtool refuses to bind or unbind it. The broker
-    drops line breaks, and would change the bindings of another queue or exchange.
+    """If the name of a queue or an exchange contains a line break, mqtool refuses to bind or unbind it. Otherwise, the
+    broker would drop the line break, and change the bindings of another queue or exchange.
     """
     channel.declare(Exchange("x"))
     channel.declare(Queue("q"))
@@ -106,7 +106,7 @@ def test_a_name_that_is_not_utf_8_cannot_be_declared(channel: Channel, name: str
     assert refused.value.hint == "only a message's body may be any bytes"
 
 
-def test_the_depth_of_a_queue_is_its_number_of_ready_messages_and_of_consumers(channel: Channel) -> None:
+def test_depth_purge_and_delete_queue_return_the_number_of_messages(channel: Channel) -> None:
     """depth() returns how many ready messages and consumers a queue has. purge() removes the ready messages, and
     returns their number. delete_queue() deletes the queue, and returns the number of its messages.
     """
@@ -131,7 +131,7 @@ def test_a_missing_queue_has_no_depth_and_cannot_be_purged(channel: Channel, ask
 
 
 @pytest.mark.parametrize("replies", [[0, 3], [0, 0], [2, 3]])
-def test_a_queue_counts_as_empty_only_if_it_says_so_twice(replies: list[int]) -> None:
+def test_a_queue_counts_as_empty_only_if_the_broker_says_so_twice(replies: list[int]) -> None:
     """RabbitMQ may report a queue as empty before its last deliveries have reached the client. If a queue has no ready
     messages, ready_after_deliveries() therefore asks the broker once more, and returns the second number.
     """
@@ -160,7 +160,7 @@ def test_a_queue_counts_as_empty_only_if_it_says_so_twice(replies: list[int]) ->
 
 
 @pytest.mark.parametrize("thing", [Queue("q"), Exchange("x")])
-def test_a_channel_finds_out_whether_an_exchange_or_a_queue_exists(channel: Channel, thing: Exchange | Queue) -> None:
+def test_exists_and_expect_tell_if_an_exchange_or_a_queue_exists(channel: Channel, thing: Exchange | Queue) -> None:
     """exists() returns whether an exchange or a queue exists on the broker. expect() raises NotFound if it does not
     exist.
     """
@@ -175,9 +175,9 @@ def test_a_channel_finds_out_whether_an_exchange_or_a_queue_exists(channel: Chan
         assert administration.queue_exists(channel, thing)
 
 
-def test_a_queue_that_is_in_use_or_has_messages_is_deleted_only_if_the_caller_wants_that(channel: Channel) -> None:
-    """delete_queue() does not delete a queue with consumers if `if_unused` is set, or one with messages if `if_empty`
-    is set. Without these arguments, it deletes any queue. Deleting a queue that does not exist is no error.
+def test_delete_queue_deletes_any_queue_unless_if_unused_or_if_empty_forbids_it(channel: Channel) -> None:
+    """delete_queue() deletes any queue. With `if_unused`, it raises BadData if the queue has consumers. With
+    `if_empty`, it raises BadData if the queue has messages. Deleting a queue that does not exist is not an error.
     """
     fill(channel, 1)
     with pytest.raises(BadData, match="not empty"):
@@ -191,9 +191,9 @@ def test_a_queue_that_is_in_use_or_has_messages_is_deleted_only_if_the_caller_wa
     assert administration.delete_queue(channel, "q") == 0
 
 
-def test_an_exchange_with_bindings_is_deleted_only_if_the_caller_wants_that(channel: Channel) -> None:
-    """delete_exchange() does not delete an exchange with bindings if `if_unused` is set. It never deletes a predeclared
-    exchange. Deleting an exchange that does not exist is no error.
+def test_delete_exchange_keeps_an_exchange_with_bindings_if_if_unused_is_set(channel: Channel) -> None:
+    """delete_exchange() deletes an exchange even if it has bindings. With `if_unused`, it raises BadData instead. For a
+    predeclared exchange, it raises AccessRefused. Deleting an exchange that does not exist is not an error.
     """
     channel.declare(Exchange("x"))
     channel.declare(Queue("q"))
@@ -235,7 +235,7 @@ def test_a_binding_is_removed_by_its_key_and_arguments(
         administration.bind(channel, Binding("missing", "to", to_exchange=to_exchange))
 
 
-def test_a_message_that_is_got_has_its_properties_and_where_it_came_from(channel: Channel, amqp_vhost: Vhost) -> None:
+def test_a_message_from_basic_get_has_its_properties_and_its_origin(channel: Channel, amqp_vhost: Vhost) -> None:
     """A message that is received with basic.get has its body, exchange, routing key, properties and queue. It is marked
     as redelivered if it was received before, and can be acknowledged.
     """

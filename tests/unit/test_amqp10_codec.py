@@ -116,7 +116,7 @@ def test_usual_keys_of_an_amqp_1_0_map_are_accepted():
 
 
 def nested(count):
-    """Twenty lists in a list, with this many values in all."""
+    """Twenty lists in a list, with this many values in total."""
     return compound(0xC0, [compound(0xC0, [NULL] * (count // 20 - 1)) for _ in range(20)])
 
 
@@ -130,14 +130,16 @@ def test_an_amqp_1_0_value_with_too_many_elements_is_refused():
 
 
 def test_the_number_of_elements_in_an_amqp_1_0_body_is_not_limited():
-    """The body of an AMQP 1.0 message can contain any number of elements, because mqtool keeps the body as bytes."""
+    """The body of an AMQP 1.0 message can contain any number of elements, because decoding a message does not decode
+    its body.
+    """
     body = section(0x77, nested(2 * MOST_VALUES))
     assert Amqp10Message.decode(body).body == body
 
 
 def test_a_client_gets_the_body_of_a_message_whose_other_sections_it_cannot_decode():
-    """If mqtool receives an AMQP 1.0 message with a section that it cannot decode, it raises no error. The delivery has
-    the body of the message.
+    """If mqtool receives an AMQP 1.0 message with a section that it cannot decode, such as the application properties,
+    it raises no error. The delivery contains the body of the message.
     """
     for code, value in [
         (0x72, map_of(Described(ULong(1), ULong(2)))),

@@ -25,8 +25,8 @@ def process(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_process_counts_as_running_until_it_has_ended(process: int) -> None:
-    """A process that mqtool started counts as running until it has ended, even if the time zone (TZ) or the language
-    (LC_ALL) has changed since it was started.
+    """A process that mqtool has started counts as running until it has ended, even if mqtool's time zone (TZ) or
+    language (LC_ALL) has changed since then.
     """
     started = background.started(process)
     assert background.is_running(started)
@@ -38,8 +38,8 @@ def test_a_process_counts_as_running_until_it_has_ended(process: int) -> None:
     assert not background.is_running(started)
 
 
-def test_a_stopped_process_is_terminated(process: int) -> None:
-    """`broker down` ends a broker that was stopped with SIGSTOP."""
+def test_a_suspended_broker_process_is_terminated(process: int) -> None:
+    """`broker down` ends a broker process even if the process is suspended (SIGSTOP)."""
     started = background.started(process)
     os.kill(process, signal.SIGSTOP)
     background.terminate([started], 60)
@@ -48,8 +48,8 @@ def test_a_stopped_process_is_terminated(process: int) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a call of Linux")
 def test_a_process_counts_as_running_until_its_last_thread_has_ended() -> None:
-    """A process counts as running while one of its threads runs, even if its main thread has ended: its sockets are
-    still open. So after a broker was killed, `broker up` at its port does not find the port taken.
+    """A process counts as running while one of its threads runs, even if its main thread has ended, because its sockets
+    are still open. So when `broker up` starts a broker at the port of a broker that was killed, the port is free.
     """
     program = """
 import ctypes, sys, threading

@@ -89,7 +89,7 @@ class Recorded(Wire):
 
 
 class Clock:
-    """A monotonic clock that advances only when something is done."""
+    """A monotonic clock that advances only when a test or a request advances it."""
 
     def __init__(self) -> None:
         self.now = START
@@ -161,7 +161,7 @@ def delivery(
 
 
 def test_with_a_rate_each_message_carries_the_time_at_which_it_was_due() -> None:
-    """If a `bench` publisher with `--rate` is held up, it sends all overdue messages as soon as it can. Each message
+    """If a `bench` publisher with `--rate` is delayed, it sends all overdue messages as soon as it can. Each message
     contains the time at which it was due, not the time at which it is sent.
     """
     client, wire = publisher(rate=1000)
@@ -216,7 +216,8 @@ def test_without_a_rate_messages_are_due_when_they_are_sent() -> None:
 )
 def test_a_bench_publisher_exceeds_none_of_its_limits(in_flight: int, credit: int, unsent: int, sent: int) -> None:
     """A `bench` publisher sends at most 256 messages at a time. It exceeds neither the credit that the broker has
-    granted nor its limit of unconfirmed messages. While 256 KiB wait to be sent on its socket, it sends no messages.
+    granted nor the number of messages that may be unconfirmed. While 256 KiB are waiting in its send buffer, it sends
+    no messages.
     """
     client, wire = publisher(in_flight=in_flight)
     wire.credit, wire.waiting_bytes = credit, unsent
@@ -260,7 +261,7 @@ def test_a_bench_publisher_without_a_duration_ends_only_with_its_last_message() 
 
 def test_a_bench_publisher_reports_the_outcomes_of_its_messages() -> None:
     """Each report of a `bench` publisher lists the messages that were confirmed since its previous report. It also says
-    how many messages were published, how many were nacked, and of how many the latency was measured. Confirms with
+    how many messages were published, how many were nacked, and for how many the latency was measured. Confirms with
     unknown delivery tags are ignored.
     """
     client, wire = publisher(rate=1000, warm_up=0.003)
@@ -330,7 +331,7 @@ def test_bench_sends_the_lines_of_a_file_of_bodies_in_turn(tmp_path: Any) -> Non
 
 def test_bench_measures_requests_up_to_their_replies() -> None:
     """With `--rpc`, a `bench` publisher sends requests and waits for replies instead of confirms. The latency of a
-    request is the time from the moment at which it should have been sent until its reply arrives.
+    request is the time from when it was due until its reply arrives.
     """
     client, wire = publisher(rpc=True, in_flight=2)
     assert wire.publishing == ("logs", "key", False)
@@ -477,7 +478,7 @@ def test_a_bench_publisher_stops_after_the_given_number_of_messages_and_counts_n
     assert (report["published"], report["sent"], report["nacked"]) == (5, 5, 3)
 
 
-def test_a_bench_publisher_with_a_rate_does_not_exceed_its_window() -> None:
+def test_a_bench_publisher_with_a_rate_does_not_exceed_its_limit_of_unconfirmed_messages() -> None:
     """If more messages are due than may be unconfirmed at a time, a `bench` publisher with `--rate` sends only as many
     messages as may be unconfirmed.
     """
@@ -586,7 +587,7 @@ def test_churn_measures_each_creation_and_each_removal(
     churn: str, requests: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With `--churn`, `bench` creates and removes connections, channels, queues or bindings. With `--rate`, it measures
-    the time from when a creation was due until the object exists. It also measures how long the removal takes.
+    the time from when a creation was due until it is done, and how long the removal takes.
     """
     clock = Clock()
     monkeypatch.setattr("time.monotonic_ns", clock)

@@ -66,7 +66,7 @@ def test_the_median_of_each_series_is_shown() -> None:
         ([4.0, 4.0, 8.0], [4.0, 8.0, 4.0], True, "no difference that these runs can show (ratio 0.18 to 5.60)"),
     ],
 )
-def test_the_verdict_names_the_better_broker_if_the_runs_show_a_difference(
+def test_the_verdict_names_the_better_series_if_the_runs_show_a_difference(
     a: list[float], b: list[float], verdict: str, *, more_is_better: bool
 ) -> None:
     """The verdict of `bench compare` says which of the two series is better: the one with the higher throughput or the

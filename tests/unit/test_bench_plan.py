@@ -62,8 +62,8 @@ from mqtool.topology import Exchange, Queue
 def test_settings_of_a_run_that_contradict_each_other_are_refused(
     settings: dict[str, Any], error: str, hint: str
 ) -> None:
-    """If settings of a `bench` run contradict each other or exceed their limits, the error gives the reason, and the
-    hint says what to change.
+    """If settings of a `bench` run contradict each other or exceed their limits, UsageError is raised. The error gives
+    the reason, and its hint says what to change.
     """
     with pytest.raises(UsageError) as raised:
         BenchPlan(**settings).checked()
@@ -91,7 +91,9 @@ def test_settings_of_a_run_that_contradict_each_other_are_refused(
     ],
 )
 def test_settings_of_a_run_that_can_be_combined_are_accepted(settings: dict[str, Any]) -> None:
-    """If settings of a `bench` run do not contradict each other or exceed their limits, `bench` accepts them."""
+    """`bench` accepts settings that do not contradict each other, such as `--protocol amqp1.0` with `--exchange topic`,
+    and settings at their limits, such as bodies of 26 bytes or of 512 MiB.
+    """
     plan = BenchPlan(**settings)
     assert plan.checked() is plan
 
@@ -147,8 +149,8 @@ def test_the_settings_of_a_run_are_one_line_of_its_result(settings: dict[str, An
 
 
 def test_the_sizes_of_bodies_vary_and_are_the_same_in_each_run() -> None:
-    """With a range of sizes, `bench` creates 512 bodies with sizes in this range, the same in each run. If 512 bodies
-    of the largest size need more than 64 MiB of memory, it creates fewer bodies, but at least two. If the range is a
+    """With a range of sizes, `bench` creates 512 bodies with sizes in this range, which are the same in each run. If
+    512 bodies of the largest size need more than 64 MiB of memory, it creates fewer bodies, but at least two. With a
     single size, all messages have the same body.
     """
     assert bodies(BenchPlan(sizes=(30, 30))) == [bytes(30)]
