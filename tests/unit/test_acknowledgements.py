@@ -104,8 +104,7 @@ def test_acknowledgements_are_sent_together() -> None:
 
 def test_each_acknowledgement_is_sent_once() -> None:
     """If an acknowledgement is added before earlier ones have been sent, all of them are sent together. Each
-    acknowledgement is sent once, however often the caller asks for pending ones to be sent. If none are pending,
-    nothing is sent.
+    acknowledgement is sent once, however often flush() is called. If none are pending, nothing is sent.
     """
     loop, sent = Loop(), list[list[int]]()
     acks = Acknowledgements(loop, lambda lot: sent.append([each.delivery_tag for each in lot]))  # type: ignore[arg-type]

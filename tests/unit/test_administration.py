@@ -176,8 +176,9 @@ def test_exists_and_expect_tell_if_an_exchange_or_a_queue_exists(channel: Channe
 
 
 def test_delete_queue_deletes_any_queue_unless_if_unused_or_if_empty_forbids_it(channel: Channel) -> None:
-    """delete_queue() deletes any queue. With `if_unused`, it raises BadData if the queue has consumers. With
-    `if_empty`, it raises BadData if the queue has messages. Deleting a queue that does not exist is not an error.
+    """By default, delete_queue() deletes a queue even if it has consumers or messages. With `if_unused`, it raises
+    BadData if the queue has consumers, and with `if_empty`, if the queue has messages. Deleting a queue that does not
+    exist is not an error.
     """
     fill(channel, 1)
     with pytest.raises(BadData, match="not empty"):
@@ -192,8 +193,9 @@ def test_delete_queue_deletes_any_queue_unless_if_unused_or_if_empty_forbids_it(
 
 
 def test_delete_exchange_keeps_an_exchange_with_bindings_if_if_unused_is_set(channel: Channel) -> None:
-    """delete_exchange() deletes an exchange even if it has bindings. With `if_unused`, it raises BadData instead. For a
-    predeclared exchange, it raises AccessRefused. Deleting an exchange that does not exist is not an error.
+    """By default, delete_exchange() deletes an exchange even if it has bindings. With `if_unused`, it raises BadData
+    instead. For a predeclared exchange, it raises AccessRefused. Deleting an exchange that does not exist is not an
+    error.
     """
     channel.declare(Exchange("x"))
     channel.declare(Queue("q"))

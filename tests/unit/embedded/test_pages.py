@@ -8,7 +8,7 @@ from mqtool.broker.embedded.http import _listed
 from mqtool.broker.embedded.http.route_table import Listed
 
 
-def test_only_the_queues_of_the_requested_page_are_described() -> None:
+def test_only_the_data_of_queues_on_the_requested_page_is_collected() -> None:
     """If a client of the management API requests a page with three of 1,000 queues, the embedded broker collects the
     data of only these three.
     """

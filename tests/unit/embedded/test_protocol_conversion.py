@@ -167,9 +167,9 @@ def test_a_forged_header_x_death_is_an_ordinary_header(forged: Value) -> None:
     ids=lambda value: str(value)[:10],
 )  # fmt: skip
 def test_only_an_expiration_that_amqp_1_0_can_express_becomes_a_ttl(expiration: Value, ttl: int | None) -> None:
-    """The expiration of an AMQP 0-9-1 message becomes its time to live over AMQP 1.0 if it is a number of at most 32
-    bits. Otherwise, the message has no time to live over AMQP 1.0. The same rule applies to the original expiration in
-    the x-death header of a dead letter.
+    """The expiration of an AMQP 0-9-1 message becomes its time to live over AMQP 1.0 if it is an integer from 0 to
+    4,294,967,295. Otherwise, the message has no time to live over AMQP 1.0. The same rule applies to the original
+    expiration in the x-death header of a dead letter.
     """
     fields = {"headers": encode_table({"x-death": [_X_DEATH | {"original-expiration": expiration}]})}
     if isinstance(expiration, str) and len(expiration) < 256:

@@ -125,8 +125,8 @@ def slow(loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch) -> tu
 
 
 def test_a_message_gets_its_outcome_once_it_is_on_disk(slow: tuple[MemoryClient10, SlowLedger]) -> None:
-    """If an AMQP 1.0 message must be stored, the broker sends the message's outcome once the message is synced to disk.
-    The broker syncs messages in groups: the outcomes of each group are sent once this group is synced.
+    """If an AMQP 1.0 message must be stored, the broker sends its outcome once the message is on disk. The broker
+    writes messages to disk in groups, and sends the outcomes of a group once this group is on disk.
     """
     client, ledger = slow
     client.attach_sender("/queues/q")
@@ -261,8 +261,8 @@ def test_the_first_transfer_determines_whether_a_message_is_settled(client: Memo
 
 @pytest.mark.parametrize("how", ["aborted", "detached", "ended"])
 def test_an_incomplete_message_is_discarded(client: MemoryClient10, broker: Broker, how: str) -> None:
-    """An AMQP 1.0 message stays incomplete if its publisher aborts it, or detaches the link or ends the session before
-    the last transfer. The broker discards an incomplete message, and frees the memory of its transfers.
+    """If an AMQP 1.0 publisher aborts a message in several transfers, or detaches the link or ends the session before
+    the last transfer, the broker discards the incomplete message, and frees the memory of its transfers.
     """
     before = client.connection.held_bytes
     client.attach_sender("/queues/q")

@@ -174,7 +174,7 @@ def test_requeued_messages_return_to_their_original_position(actions: list[str])
 
 
 def test_memory_is_freed_however_messages_leave_a_queue(vhost: VirtualHost, ledger: Ledger) -> None:
-    """Once all messages have left a queue, they no longer count towards the broker's memory use. They may have been
+    """Once all messages have left a queue, they no longer count towards the broker's memory use, whether they were
     dropped because of max-length, acknowledged, deleted with the queue, or requeued to a deleted queue.
     """
     queue = add_queue(vhost, x_max_length=Int32(3))

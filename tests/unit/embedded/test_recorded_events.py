@@ -473,7 +473,7 @@ def test_only_the_latest_4000_events_are_kept(scene: Scene) -> None:
 
 def test_numbers_of_events_are_not_used_again_after_a_restart(scene: Scene) -> None:
     """The broker numbers the events that it reports to `mqtool ui`, beginning with the time of its start in
-    microseconds. After a restart, it therefore uses higher numbers than before, even if it has reported thousands of
+    microseconds. After a restart, it therefore uses higher numbers than before, even if it had reported thousands of
     events within a second.
     """
     assert scene.found.number == 10**9

@@ -255,9 +255,9 @@ def test_messages_survive_a_restart(tmp_path: Path) -> None:
 
 
 def test_after_a_kill_messages_that_may_have_been_delivered_are_marked_as_redelivered(tmp_path: Path) -> None:
-    """After a kill and a restart, unacknowledged messages are ready again. If a queue had delivered any of its messages
-    before the kill, all of them are marked as redelivered. Messages of other queues, and messages published after the
-    restart, are not marked.
+    """After a kill and a restart, unacknowledged messages are ready again. If a queue had delivered any message before
+    the kill, all messages that were in the queue are marked as redelivered. Messages of other queues, and messages
+    published after the restart, are not marked.
     """
     copy = tmp_path / "copy"
 

@@ -248,7 +248,7 @@ def test_existing_headers_bindings_follow_a_change_to_strict_numbers() -> None:
 
 def test_a_queue_stays_bound_until_each_headers_binding_is_removed() -> None:
     """If a queue is bound twice to a headers exchange with the same arguments, it still gets messages after one of the
-    bindings is removed.
+    bindings is removed, and gets none once both are removed.
     """
     table: HeadersTable[str] = HeadersTable()
     for queue in ("q", "q", "other"):

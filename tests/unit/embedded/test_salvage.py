@@ -97,7 +97,7 @@ def test_the_log_of_a_killed_broker_is_read_and_no_copy_of_it_is_left(killed: Pa
          "its disk was full, as it wrote it; else the disk has damaged it", 4),
     ],
 )  # fmt: skip
-def test_damage_to_the_log_is_reported_with_the_number_of_lost_changes(
+def test_damage_to_the_log_is_reported_with_the_number_of_lost_groups_of_changes(
     killed: Path, page: int, offset: int, reported: str, count: int
 ) -> None:
     """If a bit of SQLite's write-ahead log is flipped, the broker reads the changes before the damage, and reports how
@@ -303,8 +303,8 @@ def test_incomplete_messages_beside_a_damaged_part_of_the_database_are_left_out(
 
 
 def test_lost_definitions_are_reported(opened: Database, tmp_path: Path) -> None:
-    """If definitions are lost, the broker reports that some of its queues, exchanges, bindings or users could not be
-    read. It does so even if all messages could be read.
+    """If damage to the database has destroyed definitions, the broker reports that some of its queues, exchanges,
+    bindings or users could not be read. It does so even if all messages could be read.
     """
     write_definitions(opened.db, {("queue", b"%03d" % number): bytes(900) for number in range(100)})
     write_entries(opened.db, [(1, 1, None, 0, 0, b"", b"", body(1))], [], {})

@@ -426,7 +426,7 @@ def test_the_broker_changes_only_the_annotations_whose_headers_it_has_changed() 
      (None, None, ("", "s"))],
     ids=["names", "longest", "default exchange", "too long", "too many bytes", "not strings", "stream protocol"],
 )  # fmt: skip
-def test_a_message_in_a_stream_without_a_routing_key_has_the_streams_name(
+def test_a_stream_message_without_a_routing_key_gets_the_name_of_the_stream(
     exchange: Any10, key: Any10, address: tuple[str, str]
 ) -> None:
     """A message that is read from a stream gets its exchange and its routing key from the annotations x-exchange and

@@ -89,7 +89,9 @@ def receiving(client: MemoryClient10, queue: BrokerQueue, *contents: bytes) -> l
     ],
 )
 def test_serial_numbers_wrap_around(one: int, other: int, distance: int) -> None:
-    """The delivery ids and delivery counts of AMQP 1.0 are serial numbers of 32 bits: 0 comes after 4,294,967,295."""
+    """AMQP 1.0 delivery ids and delivery counts are compared and added as serial numbers of 32 bits, so 0 comes after
+    4,294,967,295.
+    """
     assert after(one, other) == distance
     assert add(other, distance) == one
 
@@ -99,8 +101,8 @@ def test_serial_numbers_wrap_around(one: int, other: int, distance: int) -> None
 
 def test_a_session_begins_with_a_window_of_400_transfers(client: MemoryClient10) -> None:
     """When an AMQP 1.0 client begins a session, the broker's begin frame announces an incoming window of 400 transfers,
-    the largest possible outgoing window, and a handle-max of 255, which allows 256 links. The broker keeps the windows
-    from the client's begin frame.
+    the largest possible outgoing window, and a handle-max of 255, which allows 256 links. The broker stores the windows
+    that the client's begin frame announces.
     """
     fields = (None, UInt32(3), UInt32(5), UInt32(7))
     other = MemoryClient10(client.loop, client.connection.broker, begin=False)

@@ -403,7 +403,7 @@ def test_messages_that_are_consumed_while_they_wait_for_a_slow_disk_are_not_writ
 def test_a_group_that_cannot_be_written_for_an_unforeseen_reason_is_reported_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If writing a group of changes to disk fails with an error that does not come from SQLite, the broker reports the
+    """If writing a group of changes to disk fails with an unexpected error, such as TypeError, the broker reports the
     error like any other failed write, and writes the group again later. No message of the group is lost, and all of
     them are confirmed.
     """

@@ -96,8 +96,7 @@ def test_durable_queues_exchanges_and_bindings_are_stored_until_they_are_deleted
     vhost: VirtualHost, ledger: Storing
 ) -> None:
     """A durable queue, exchange or binding is stored on disk from its declaration to its deletion. A transient one is
-    not stored. When the broker starts, it does not write the queues and exchanges that it reads from the data directory
-    to disk again.
+    not stored. Queues and exchanges that the broker recovers at its start are not written to disk again.
     """
     queue = add_queue(vhost, durable=True, auto_delete=True, x_max_length=Int32(5))
     exchange = add_exchange(vhost, "x", "headers", internal=True)
@@ -460,7 +459,8 @@ def test_the_delay_of_a_message_whose_headers_the_broker_has_changed_is_negated(
     vhost: VirtualHost, clock: FakeClock, headers: Table, delay: int, *, is_changed: bool
 ) -> None:
     """The broker changes the headers of some delayed messages, such as dead letters and messages with BCC. Consumers
-    get these messages with a negated x-delay, and all others with the x-delay that the publisher sent.
+    get these messages with a negated x-delay, such as -1000 instead of 1000, and all others with the x-delay that the
+    publisher sent.
     """
     exchange = add_exchange(vhost, "x", "x-delayed-message", arguments=DELAYED)
     queue = add_queue(vhost)
