@@ -87,8 +87,8 @@ def test_a_user_without_permissions_in_a_virtual_host_is_refused_every_access(wh
 
 
 def test_a_deleted_user_is_refused_every_access() -> None:
-    """If a user is deleted, the user's connections may still be open. The broker refuses each request on these
-    connections that needs a permission, even if it has allowed the same request before.
+    """After a user is deleted, the broker refuses each request on the user's open connections that needs a permission,
+    even if it has allowed the same request before.
     """
 
     def ask(rights: Rights) -> None:

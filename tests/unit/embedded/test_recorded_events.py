@@ -142,8 +142,8 @@ def test_a_message_is_shown_from_its_publication_to_its_acknowledgement(scene: S
 
 
 def test_a_ready_message_that_was_purged_or_whose_queue_was_deleted_is_not_shown_any_more(scene: Scene) -> None:
-    """When a queue is purged, `mqtool ui` no longer shows its ready messages, but still shows its unacknowledged ones
-    and those of other queues. A message that is requeued to a deleted queue has no more events.
+    """When a queue is purged, `mqtool ui` no longer shows the queue's ready messages. It still shows its unacknowledged
+    messages, and the messages of other queues. A message that is requeued to a deleted queue has no more events.
     """
     other = add_queue(scene.vhost, "other")
     for key in ("q", "q", "other"):
@@ -322,7 +322,7 @@ def test_the_shortest_path_through_exchanges_to_each_queue_is_shown(scene: Scene
 # Streams, and events without a message of their own
 
 
-def test_a_message_in_a_stream_is_shown_with_its_readers(scene: Scene) -> None:
+def test_a_message_in_a_stream_is_shown_with_its_consumers(scene: Scene) -> None:
     """If a message is published to a stream over AMQP or the stream protocol, `mqtool ui` shows that it is appended to
     the stream, and which consumers read it. If a consumer reads a message that is not shown, `mqtool ui` only changes
     the offset that it shows for this consumer.

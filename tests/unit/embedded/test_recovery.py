@@ -1,4 +1,4 @@
-"""What a broker with a data directory has after it was stopped or killed and started again."""
+"""What a broker with a data directory restores when it is started again after a stop or a kill."""
 
 import asyncio
 import logging

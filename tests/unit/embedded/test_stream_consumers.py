@@ -385,7 +385,7 @@ def test_a_live_display_is_told_which_messages_enter_a_stream(vhost: VirtualHost
 
 
 def test_a_cancelled_consumer_of_a_stream_takes_no_memory(stream: StreamQueue) -> None:
-    """Once a consumer of a stream is cancelled, the broker keeps nothing of it in memory."""
+    """Once a consumer of a stream is cancelled, the broker keeps no data about it in memory."""
     consumer = weakref.ref(consume(stream))
     stream.remove_consumer(consumer())  # type: ignore[arg-type]
     gc.collect()
