@@ -213,12 +213,12 @@ def test_a_queue_is_classic_only_if_the_broker_says_so(
     ],
     ids=["exclusive queue", "quorum queue", "exchange", "known to be classic", "known not to be classic"],
 )
-def test_the_broker_is_not_asked_for_the_type_of_a_destination_that_is_known(
+def test_the_broker_is_not_asked_for_the_type_of_a_destination_if_the_type_is_known(
     to: Exchange | Queue, known: bool | None, is_classic: bool
 ) -> None:
     """Before mqtool publishes a delayed message, it asks the broker whether the destination is a classic queue only if
     it cannot know. It does not ask about an exchange, an exclusive queue (always classic), a queue that the command
-    declares as a quorum queue, or a queue about which it has asked before.
+    declares as a quorum queue, or a queue whose type it has asked for before.
     """
     broker = FakeConnection()
     destination = Destination(to, is_classic=known)

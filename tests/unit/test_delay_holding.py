@@ -224,9 +224,9 @@ def test_a_message_with_a_delay_of_one_millisecond_waits_on_the_broker(via: Via)
 
 @pytest.mark.parametrize(("delay", "at_most"), [(0.001, 100), (5.0, 100), (90.0, 500), (3600.0, 12_000)])
 def test_few_messages_with_short_delays_are_in_flight(delay: float, at_most: int) -> None:
-    """Of messages with a delay of up to 5 s, mqtool has at most 100 unconfirmed at a time, because more would arrive
-    late. Longer delays have a higher limit, such as 500 messages for 90 s. At the limit, mqtool waits for confirms
-    before it publishes the next message.
+    """If messages have a delay of up to 5 s, mqtool has at most 100 of them unconfirmed at a time, because more would
+    arrive late. The limit is higher for longer delays, such as 500 messages for 90 s. At the limit, mqtool waits for
+    confirms before it publishes the next message.
     """
     broker = FakeBroker(_JOBS)
     delays, _, _ = delaying(broker)
@@ -267,7 +267,7 @@ _QUORUM_NOTICE = (
         "plugin, quorum",
     ],
 )
-def test_delayed_messages_wait_where_none_is_lost(
+def test_the_option_via_sets_where_delayed_messages_wait(
     via: Via, destination: Destination, plugin: bool, where: str, notices: list[str], warnings: list[str]
 ) -> None:
     """Without `--via`, delayed messages for a classic queue wait in the exchange of the delayed message plugin if the
@@ -364,7 +364,7 @@ def test_a_delayed_message_to_a_missing_exchange_is_refused(message: Message) ->
 @pytest.mark.parametrize("to", [_LOGS, DEFAULT_EXCHANGE], ids=["exchange of the command", "default exchange"])
 def test_where_messages_wait_can_be_chosen_before_the_exchange_is_declared(to: Exchange) -> None:
     """A command with `--via ttl` can choose the wait queues for its delayed messages before it declares the exchange to
-    which they will go. That the exchange does not exist yet is not an error.
+    which the messages will go. It is not an error that the exchange does not exist yet.
     """
     delays, _, _ = delaying(FakeBroker(), Destination(to, is_declared=to is _LOGS), Via.TTL)
     delays.choose()
@@ -374,9 +374,9 @@ def test_where_messages_wait_can_be_chosen_before_the_exchange_is_declared(to: E
 @pytest.mark.parametrize(
     "arguments", [{"x-queue-type": "classic"}, {"x-queue-type": "quorum"}], ids=["classic", "quorum"]
 )
-def test_the_broker_is_asked_for_the_type_of_the_queue(arguments: dict[str, str]) -> None:
-    """If the broker has the delayed message plugin, mqtool asks it whether the command's queue is a classic queue. If
-    so, delayed messages for the queue wait in the plugin's exchange, and otherwise in wait queues.
+def test_the_plugin_is_used_if_the_broker_says_that_the_queue_is_classic(arguments: dict[str, str]) -> None:
+    """If the broker has the delayed message plugin, mqtool finds out from the broker whether the command's queue is a
+    classic queue. If so, delayed messages for the queue wait in the plugin's exchange, and otherwise in wait queues.
     """
     queue = Queue("jobs", durable=True, arguments=arguments)
     delays, _, _ = delaying(FakeBroker(), Destination(queue))

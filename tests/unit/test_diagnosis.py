@@ -52,8 +52,8 @@ def test_messages_without_a_consumer_are_reported() -> None:
 
 def test_consumers_that_never_acknowledge_are_reported() -> None:
     """`doctor` reports a queue whose consumers have acknowledged nothing, and hold more unacknowledged messages than
-    there are consumers. One message for each consumer may be a long task. `doctor` reports it only if the number of
-    unacknowledged messages has grown between two measurements.
+    there are consumers. With one unacknowledged message or fewer for each consumer, which may be long tasks, it reports
+    the queue only if their number has grown between two measurements.
     """
     assert forgets_to_acknowledge(queue(unacked=5, consumers=1))
     assert not forgets_to_acknowledge(queue(unacked=2, consumers=2))
@@ -144,7 +144,7 @@ def test_doctor_does_not_call_messages_lost_that_an_exchange_routed_before() -> 
 
 def test_a_cycle_of_queues_that_dead_letter_expired_messages_is_reported_once() -> None:
     """If queues dead-letter expired messages to each other in a cycle, directly or through exchanges, `doctor` reports
-    the cycle as one problem, even among thousands of queues.
+    the cycle as one problem. This also works with thousands of queues.
     """
 
     def circles(*queues: Queue, bindings: tuple[Binding, ...] = ()) -> list[str]:
