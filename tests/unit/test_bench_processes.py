@@ -337,8 +337,8 @@ def test_the_option_protocol_sets_the_protocol_of_the_clients(protocol: str, kin
 def test_a_client_of_bench_connects_to_the_first_node_that_accepts(
     monkeypatch: pytest.MonkeyPatch, outcomes: list[Exception | None], error: type[MqtoolError] | None, message: str
 ) -> None:
-    """A client of `bench` tries the nodes of the broker one after another. If none of them accepts the connection, it
-    fails with the error of the last one.
+    """A client of `bench` tries the nodes of the broker one after another, and uses the first one that accepts its
+    connection. If there is none, the client fails with the error of the last node.
     """
     asked: list[tuple[Address, TlsFiles]] = []
     wire = Recorded()

@@ -399,8 +399,8 @@ def test_all_clients_start_at_the_same_time_when_all_are_ready(world: World) -> 
     assert [client.start for client in world.clients] == pytest.approx([1029.1] * 3)
 
 
-def test_clients_that_do_not_get_ready_end_the_run(world: World) -> None:
-    """If one of the clients is not ready within 30 s, `bench` fails with exit code 69, ends the clients, and deletes
+def test_bench_fails_if_a_client_is_not_ready_within_30_seconds(world: World) -> None:
+    """If one of the clients is not ready within 30 s, `bench` fails with exit code 69, kills its clients, and deletes
     its queue.
     """
     world.script = lambda client: client.report(ready=client.job.role == "consumer")
@@ -413,7 +413,7 @@ def test_clients_that_do_not_get_ready_end_the_run(world: World) -> None:
 
 def test_a_client_that_ends_early_is_reported(world: World) -> None:
     """If a client ends before its work is done, for example because the system killed it, `bench` fails and says which
-    client it was, and with which code it ended. `bench` ends the other clients, and deletes its queue.
+    client it was, and with which code it ended. `bench` kills the other clients, and deletes its queue.
     """
     world.work = lambda client: world.at(
         client.start + 1.0, lambda: client.end(-9) if client.job.role == "publisher" and client.job.number else None
@@ -595,8 +595,8 @@ def test_a_queue_that_cannot_be_deleted_is_named(world: World, monkeypatch: pyte
 
 def test_a_run_that_is_stopped_returns_the_result_so_far(world: World) -> None:
     """If the user stops a run, `bench` tells the publishers to stop, and waits one second for deliveries. It counts
-    confirmed messages that have not arrived by then as waiting, not as lost, and does not count messages that were not
-    sent.
+    confirmed messages that have not arrived by then as waiting, not as lost. Messages that were not sent are not
+    reported.
     """
 
     def work(client: Client) -> None:
@@ -672,9 +672,9 @@ def test_telling_a_client_that_has_ended_to_stop_is_not_an_error(world: World) -
     assert [len(client.orders) for client in world.clients] == [2, 2]
 
 
-def test_commands_run_at_their_times(world: World) -> None:
-    """With `--at`, `bench` runs a command in a shell at the given time after the start, and says so. What the command
-    prints is shown on standard error. Commands that fail are listed in the result.
+def test_bench_runs_the_users_commands_at_the_given_times(world: World) -> None:
+    """`bench --at` runs a command in a shell at the given time after the start of the run, and prints a notice. What
+    the command prints is shown on standard error. Commands that fail are listed in the result.
     """
     world.work = ten_messages
     world.command_code = 3

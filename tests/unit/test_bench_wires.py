@@ -150,8 +150,8 @@ def test_messages_of_bench_carry_their_number_and_time(connection: Mock, persist
 def test_deliveries_have_the_time_at_which_they_arrived(
     connection: Mock, offset: int | None, arguments: dict[str, int]
 ) -> None:
-    """A `bench` consumer uses the given prefetch and acknowledgement mode and, in a stream, starts at the given offset.
-    It measures each latency up to the time at which the message arrived on the connection.
+    """With AMQP 0-9-1, a `bench` consumer measures each latency up to the time at which the message arrived on the
+    connection. It uses the given prefetch and acknowledgement mode and, in a stream, starts at the given offset.
     """
     made = AmqpWire(NODE, PLAIN)
     found: list[Any] = []
@@ -242,7 +242,9 @@ def test_a_publisher_of_bench_keeps_to_its_credit_and_counts_each_outcome(
 
 
 def test_transient_messages_of_bench_are_not_durable(broker: Broker, selected: Readable) -> None:
-    """With `--transient` and AMQP 1.0, the messages that `bench` sends are not durable."""
+    """With `--transient` and AMQP 1.0, the messages that `bench` sends are not durable. Without `--transient`, they
+    are.
+    """
     made, _, _ = publishing10(broker, selected)
     broker.credit(0, 0, 4)
     made.wait(0.5)
@@ -491,7 +493,7 @@ def test_a_stream_connection_of_bench_fills_frames_up_to_their_limit(streams: St
     assert raised.value.hint == "the broker's frames have up to 200 bytes; choose a smaller --size"
 
 
-def test_a_stream_connection_of_bench_starts_at_an_offset(streams: StreamBroker) -> None:
+def test_a_bench_consumer_of_a_stream_starts_at_an_offset(streams: StreamBroker) -> None:
     """With the stream protocol, a `bench` consumer that starts at an offset gets every message from that offset on
     exactly once, although the broker sends whole chunks. Each message has its own offset.
     """
@@ -538,8 +540,8 @@ def test_a_lost_stream_connection_raises_connection_error_with_the_reason(stream
 
 def test_a_bench_client_can_be_told_to_stop_while_it_waits_for_stream_frames(streams: StreamBroker) -> None:
     """A `bench` client that waits for frames of the stream protocol can at the same time read what `bench` tells it,
-    such as to stop. So that measured latencies do not include the overhead of an event loop, the connection's loop runs
-    only when the connection can receive or send data.
+    such as to stop. The connection's event loop runs only when the connection can receive or send data, so that its
+    overhead is not part of the measured latencies.
     """
     made = StreamWire(NODE, PLAIN)
     read: list[str] = []

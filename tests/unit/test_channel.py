@@ -131,8 +131,8 @@ def test_a_queue_whose_settings_are_accepted_is_only_checked_for_existence(broke
 
 
 def test_a_deleted_queue_whose_settings_were_accepted_is_declared_as_usual(broker: ScriptedBroker) -> None:
-    """If the caller has accepted a queue's settings, but the queue has been deleted since then, declare() declares it.
-    So does a reconnection, instead of only checking that the queue exists.
+    """If the caller has accepted a queue's settings, but the queue has been deleted since then, declare() declares the
+    queue. After a reconnection, the channel also declares it, instead of only checking that it exists.
     """
     channel = broker.channel()
     channel.accept_settings(Queue("q"))
@@ -321,7 +321,7 @@ def test_a_consumer_of_a_queue_with_a_delivery_limit_starts_with_a_prefetch_of_1
     assert [each.prefetch_count for each in broker.of(spec.Basic.Qos)] == [1 if one_by_one else 1000]
 
 
-def test_a_stream_is_consumed_from_an_offset(broker: ScriptedBroker) -> None:
+def test_a_consumer_with_an_offset_has_its_full_prefetch_even_for_a_single_message(broker: ScriptedBroker) -> None:
     """A consumer starts at the offset that the caller passes, if any. A consumer that is to receive a single message
     has a prefetch of 1. If it has an offset or reads a stream, it has a prefetch of 1,000 instead, because messages
     that are delivered but not used stay in a stream.

@@ -299,8 +299,8 @@ def test_a_broker_that_is_starting_is_tried_again() -> None:
 
 
 def test_a_lost_connection_that_is_not_reopened_fails_its_channels(connect: Connect, vhost: Vhost) -> None:
-    """If a connection that was opened without reconnecting is lost, its channels fail with the reason, and opening
-    another channel raises the same error.
+    """If a connection without automatic reconnection is lost, its channels fail with the reason, and opening another
+    channel raises the same error.
     """
     opened = connect()
     channel = opened.channel()
@@ -349,8 +349,8 @@ def test_closing_waits_until_the_broker_has_closed_the_connection(
 def test_closing_does_not_wait_long_for_a_broker_that_has_not_replied(
     connect: Connect, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a request to which the broker has not replied in time, Connection.close() does not wait as long for the
-    broker as usual, so that a time limit such as that of `rpc-client --timeout` is kept.
+    """After a request to which the broker has not replied in time, Connection.close() waits for the broker for a
+    shorter time than usual, so that a time limit such as that of `rpc-client --timeout` is kept.
     """
     monkeypatch.setattr(connection, "_CLOSE_PATIENCE", 3600.0)
     opened = connect()
@@ -399,8 +399,9 @@ def test_a_lost_connection_and_its_channels_are_reopened(connect: Connect, vhost
 def test_a_connection_that_the_broker_closes_is_reopened_unless_the_error_would_recur(
     connect: Connect, vhost: Vhost, code: int, text: str, words: str, *, is_reopened: bool
 ) -> None:
-    """If the broker closes a connection because it shuts down (320), mqtool opens the connection again. If the broker
-    closes it because of an error that would occur again (501 or 541), its channels fail with the broker's reason.
+    """If the broker closes a new connection because it shuts down (320), mqtool opens the connection again. If the
+    broker closes it because of an error that would probably occur again (501 or 541), the connection's channels fail
+    with the broker's reason.
     """
     told = Told()
     channel = connect(notice=told, backoff=AT_ONCE).channel()
@@ -434,9 +435,9 @@ def test_a_connection_is_not_reopened_after_a_message_that_is_too_large(
 def test_a_connection_that_was_lost_before_is_reopened_after_its_first_internal_error(
     connect: Connect, vhost: Vhost
 ) -> None:
-    """If the broker closes a connection with 541 (INTERNAL_ERROR), mqtool opens it again, even if the connection had
-    been lost before. If the broker closes it so once more within a minute, the connection's channels fail, even if a
-    message was confirmed in between.
+    """If a connection was lost and reopened, and the broker then closes it with 541 (INTERNAL_ERROR), mqtool opens it
+    again. If this happens once more within a minute, the connection's channels fail, even if a message was confirmed in
+    between.
     """
     told = Told()
     channel = connect(notice=told, backoff=AT_ONCE).channel()
@@ -453,8 +454,8 @@ def test_a_connection_that_was_lost_before_is_reopened_after_its_first_internal_
 def test_a_stable_connection_is_reopened_after_each_internal_error(
     connect: Connect, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the broker closes a connection with 541 (INTERNAL_ERROR) that has been open for more than a minute, and no
-    messages are unconfirmed, the connection is reopened, however often this happens.
+    """If a connection has been open for more than a minute, no messages are unconfirmed, and the broker closes it with
+    541 (INTERNAL_ERROR), mqtool opens it again, however often this happens.
     """
     monkeypatch.setattr(connection, "_STEADY", 0.0)
     told = Told()

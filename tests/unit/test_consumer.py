@@ -221,8 +221,8 @@ def test_a_consumer_of_a_queue_with_a_delivery_limit_soon_has_its_full_prefetch(
     broker: ScriptedBroker, clock: Clock
 ) -> None:
     """A consumer of a quorum queue with a delivery limit starts with a prefetch of 1, since the queue drops messages
-    that are requeued too often. Once the consumer has received a message that was not requeued often, it continues with
-    its full prefetch.
+    that are requeued too often. Once the consumer has received a message that was never or rarely requeued, it
+    continues with its full prefetch.
     """
     deliveries = broker.channel().consume(Queue("q", arguments={"x-queue-type": "quorum"}))
     deliver(broker, 1)
@@ -629,8 +629,8 @@ def test_a_consumer_that_has_acknowledged_all_waits_for_messages_in_transit(
 def test_a_later_consumer_of_a_channel_does_not_wait_for_messages_in_transit_if_its_prefetch_is_used_up(
     broker: ScriptedBroker, clock: Clock
 ) -> None:
-    """A consumer counts only its own deliveries, not those of an earlier consumer of the same channel. If its prefetch
-    is used up, no messages can be in transit to it, and it ends without waiting for any.
+    """If the prefetch of a consumer is used up, no messages can be in transit to it, and it ends without waiting for
+    any. To find this out, it counts only its own deliveries, not those of an earlier consumer of the same channel.
     """
     channel = broker.channel()
     broker.depth = 9

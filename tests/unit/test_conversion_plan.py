@@ -117,7 +117,9 @@ def test_a_queue_of_which_the_api_reports_only_the_name_is_treated_as_classic_an
 
 
 @pytest.mark.parametrize(("to", "durable"), [("classic", False), ("quorum", True), ("stream", True), (None, False)])
-def test_quorum_queues_and_streams_are_durable(to: str | None, durable: bool) -> None:
+def test_a_transient_queue_becomes_durable_if_it_is_converted_to_a_quorum_queue_or_stream(
+    to: str | None, durable: bool
+) -> None:
     """`queue convert` makes a transient classic queue durable if it converts the queue to a quorum queue or a stream.
     Otherwise, the queue stays transient.
     """
@@ -540,7 +542,7 @@ def test_a_policy_that_limits_the_queue_for_messages_published_meanwhile_prevent
     ],
     ids=["ha-mode", "queue-mode", "classic queues", "quorum queues", "delivery-limit", "streams"],
 )
-def test_a_policy_with_a_limit_prevents_a_conversion_only_if_it_supports_the_type_of_the_queue(
+def test_a_policy_with_a_limit_prevents_a_conversion_only_if_it_applies_to_the_type_of_the_queue(
     given: dict[str, Any], limited: str | None, source: str, operator: bool
 ) -> None:
     """A temporary queue for messages published during a conversion has the type of the queue to convert. `queue
@@ -556,10 +558,10 @@ def test_a_policy_with_a_limit_prevents_a_conversion_only_if_it_supports_the_typ
 
 @pytest.mark.parametrize("to", ["quorum_queues", "classic_queues", "streams"])
 def test_a_policy_only_for_quorum_queues_or_only_for_classic_queues_can_prevent_a_conversion(to: str) -> None:
-    """If a policy limits max-length-bytes with reject-publish, `queue convert` refuses to convert a classic queue to a
-    quorum queue. A policy for quorum queues could make the converted queue and the temporary queue with its messages
-    reject messages. A policy for classic queues could make the temporary queue for messages published meanwhile reject
-    them. A policy for streams does not prevent the conversion.
+    """A policy that makes queues reject messages beyond a number of bytes prevents the conversion of a classic queue to
+    a quorum queue. If the policy is for quorum queues, the converted queue and the temporary queue that holds its
+    messages could reject them. If it is for classic queues, it would apply to the temporary queue for messages
+    published meanwhile. If it is for streams, it does not prevent the conversion.
     """
     limits = {"overflow": "reject-publish", "max-length-bytes": 5}
     refusals = {"quorum_queues": 2, "classic_queues": 1, "streams": 0}
@@ -582,9 +584,9 @@ def test_a_policy_only_for_quorum_queues_or_only_for_classic_queues_can_prevent_
 def test_a_queue_that_would_drop_messages_instead_of_rejecting_them_cannot_be_converted(
     arguments: dict[str, Any], by_policy: dict[str, Any], is_refused: bool
 ) -> None:
-    """A classic queue rejects messages beyond its limit. As a quorum queue, it would drop its oldest ones, because a
-    policy overrides its x-overflow, or because quorum queues do not support reject-publish-dlx. `queue convert` refuses
-    the conversion, unless --argument sets x-overflow.
+    """If a classic queue rejects messages beyond its limit, but would drop its oldest ones as a quorum queue, `queue
+    convert` refuses the conversion, unless --argument sets x-overflow. The cause is a policy that overrides x-overflow,
+    or that quorum queues do not support reject-publish-dlx.
     """
     asked: dict[str, Any] = {"queue": view(arguments=arguments), "policies": [policy("p", "^jobs$", **by_policy)]}
     refused = Refusal(

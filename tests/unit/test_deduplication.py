@@ -273,11 +273,11 @@ def test_without_proc_a_worker_is_identified_by_its_process_id(
 
 
 @pytest.mark.parametrize(("state", "is_alive"), [("S", True), ("Z", False)])
-def test_a_worker_whose_name_looks_like_a_process_state_is_identified(
+def test_a_running_worker_is_recognized_even_if_its_name_looks_like_a_process_state(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, *, is_alive: bool
 ) -> None:
-    """A worker with `--deduplicate` reads from /proc whether another worker is running. It gets the right result even
-    if the name of the other worker's program looks like a process state in /proc, such as `a) Z 1`.
+    """A worker with `--deduplicate` reads from /proc whether another worker is running. It is not misled by the name of
+    the other worker's program, even if this name looks like a process state in /proc, such as `a) Z 1`.
     """
     monkeypatch.setattr(deduplication, "_PROC", tmp_path)
     stat_file = tmp_path / str(os.getpid()) / "stat"

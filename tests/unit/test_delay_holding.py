@@ -113,7 +113,7 @@ def test_messages_without_a_delay_are_published_unchanged() -> None:
 
 
 @pytest.mark.parametrize("given", [{"delay": 5.25}, {"due": _NOW + 5.25}], ids=["delay", "due time"])
-def test_with_the_plugin_a_delayed_message_goes_to_its_exchange_with_the_delay_in_a_header(given: Any) -> None:
+def test_a_delayed_message_goes_to_the_plugins_exchange_with_the_delay_in_a_header(given: Any) -> None:
     """If the broker has the delayed message plugin, a message with a delay or a due time is published to the plugin's
     exchange as persistent. Its header x-delay contains the delay in milliseconds, and its header mqtool-due the due
     time. Its body, message id and other properties are unchanged.
@@ -148,7 +148,7 @@ def test_a_delayed_message_for_an_exchange_keeps_its_routing_key(via: Via) -> No
     assert (found.exchange, found.routing_key) == (where[via], "kern.info")
 
 
-def test_failed_to_saves_a_delayed_message_with_its_due_time() -> None:
+def test_the_option_failed_to_saves_a_delayed_message_with_its_due_time() -> None:
     """If a delayed message is not confirmed, `send --failed-to` saves the message with its due time instead of its
     delay, and without the headers that mqtool added to delay it. If the saved message is sent again, it is therefore
     still due at the same time.
@@ -406,9 +406,9 @@ def test_the_exchange_of_delayed_messages_is_looked_up_once() -> None:
     delays.choose(Exchange("audit"))
 
 
-def test_many_messages_in_wait_queues_are_announced() -> None:
-    """When the 10,000th message is sent to wait queues, and only then, a notice says how many messages per second a
-    broker can move out of wait queues. If more are due, they arrive late.
+def test_a_notice_says_that_many_messages_in_wait_queues_may_arrive_late() -> None:
+    """When the 10,000th message is sent to wait queues, a notice says how many messages per second a broker can move
+    out of wait queues, and that messages that are due faster than that arrive late. The notice is not repeated.
     """
     delays, notices, _ = delaying(FakeBroker(_JOBS), via=Via.TTL)
     messages = delays.hold(Message(b"x", delay=5.0) for _ in range(10_001))

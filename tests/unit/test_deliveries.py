@@ -201,7 +201,7 @@ def test_messages_are_published_in_the_frames_that_pika_would_send(*, persistent
 
 def test_messages_with_the_same_properties_are_sent_with_the_delivery_mode_of_their_command() -> None:
     """mqtool caches encoded properties. If a persistent and a transient command publish messages with the same
-    properties, each message is still sent with its own command's delivery mode. A message ID of 255 bytes that are not
+    properties, each message is still sent with its own command's delivery mode. A message id of 255 bytes that are not
     valid UTF-8 is sent unchanged.
     """
     encoder, message = PublishEncoder(3, BODY_MAX + 500), Message(b"", message_id="\udce9" + "x" * 254)
@@ -243,7 +243,7 @@ def test_a_message_that_cannot_be_encoded_is_an_error_that_names_the_reason(mess
 @pytest.mark.parametrize("frame_max", [4096, 131_072, 0])
 def test_the_check_of_an_input_line_accepts_the_same_headers_as_publishing(frame_max: int) -> None:
     """When a command checks whether a line of its input can be sent, it accepts the same headers as when it publishes a
-    message: as many bytes as fit into a frame of the size negotiated with the broker, which is 131,072 by default.
+    message: as many bytes as fit into a frame of the size negotiated with the broker (131,072 bytes by default).
     """
     largest = (frame_max or 131_072) - 8 - header_size({"headers": {"a": ""}})
     for size, fits in ((largest, True), (largest + 1, False)):

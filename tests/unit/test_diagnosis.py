@@ -133,9 +133,9 @@ def expiring(name: str, exchange: str, key: str | None = None) -> Queue:
     return Queue(name, arguments=arguments if key is None else {**arguments, "x-dead-letter-routing-key": key})
 
 
-def test_doctor_does_not_call_messages_lost_that_an_exchange_routed_before() -> None:
-    """If an exchange has no bindings, `doctor` says that messages published now are lost, and how many were published
-    before: they may have been routed while there was a binding.
+def test_doctor_does_not_say_that_messages_published_before_an_exchange_lost_its_bindings_are_lost() -> None:
+    """If an exchange has no bindings, `doctor` says that messages published now are lost. It also says how many were
+    published before, but not that they were lost, because they may have been routed while there was a binding.
     """
     exchange = {"name": "logs", "vhost": "/", "type": "fanout", "message_stats": {"publish_in": 1}}
     (found,) = Paths("/", {"logs": exchange}).findings()
@@ -184,7 +184,7 @@ def test_findings_are_sorted_by_severity_and_grouped() -> None:
 
 def test_a_nagios_check_waits_4_seconds_for_all_silent_stream_ports() -> None:
     """With `--format nagios`, `doctor` waits up to 4 seconds in total for the stream ports of all nodes if they are
-    silent. A stream handshake may take three times the connection timeout.
+    silent. It shortens the connection timeout for this, since a stream handshake may take three times this timeout.
     """
     addresses = _hurried(Access(parse_addresses("amqp://a,amqp://b"), TlsFiles())).addresses
     assert sum(3 * each.connection_timeout for each in addresses) == pytest.approx(4.0)
@@ -228,8 +228,8 @@ class PartlyHidden:
 def test_doctor_says_in_which_virtual_hosts_the_user_sees_no_queues(
     names: list[str], shown: list[str], said: str | None
 ) -> None:
-    """`doctor` names the first three virtual hosts in which the management API shows the user no queues and exchanges.
-    It also says if the user sees no virtual host at all.
+    """`doctor` names the first three virtual hosts in which the management API shows the user no queues or exchanges,
+    and says how many others there are. It also says if the user sees no virtual host at all.
     """
     assert hidden_queues(cast("Management", PartlyHidden(names, shown))) == said
 

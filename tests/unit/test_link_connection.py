@@ -319,8 +319,8 @@ def test_a_disposition_applies_to_a_range_of_messages(broker: Broker, session: L
 def test_a_disposition_takes_no_longer_if_its_range_is_large(
     broker: Broker, session: LinkConnection, first: int, last: int, *, is_settled: bool
 ) -> None:
-    """mqtool processes an AMQP 1.0 disposition in a time that depends only on the number of unsettled messages, however
-    large its range of delivery IDs is. If its last ID is behind its first one in the order of 32-bit serial numbers, it
+    """The time that mqtool takes for an AMQP 1.0 disposition depends only on the number of unsettled messages, however
+    large its range of delivery ids is. If its last id is behind its first one in the order of 32-bit serial numbers, it
     applies to no message.
     """
     sender = published(session, b"0", b"1")
@@ -372,8 +372,8 @@ def test_a_message_that_is_settled_without_an_outcome_has_the_default_outcome(
 
 
 def test_two_unsettled_deliveries_with_the_same_id_raise_value_error(broker: Broker, session: LinkConnection) -> None:
-    """If the broker sends two unsettled AMQP 1.0 deliveries with the same delivery ID, mqtool raises ValueError. Once a
-    delivery is settled, its ID may be used again.
+    """If the broker sends two unsettled AMQP 1.0 deliveries with the same delivery id, mqtool raises ValueError. Once a
+    delivery is settled, its id may be used again.
     """
     link = receiver(session)
     broker.deliver(0, 7)
@@ -760,7 +760,9 @@ def test_all_deliveries_are_released_when_a_session_ends(broker: Broker, session
 def test_nothing_is_sent_when_a_session_ends_while_its_connection_is_lost(
     broker: Broker, session: LinkConnection
 ) -> None:
-    """When an AMQP 1.0 session ends while its connection is lost, mqtool sends nothing."""
+    """When an AMQP 1.0 session ends while its connection is lost, mqtool sends no frames: it releases no deliveries,
+    detaches no links, and grants no credit.
+    """
     link = receiver(session)
     broker.deliver(0, 0)
     session.run(0)
