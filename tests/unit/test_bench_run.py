@@ -713,7 +713,7 @@ def test_commands_of_a_run_that_never_started_are_not_named(world: World) -> Non
 
 
 def _process(proc: Path, pid: int, command: bytes, ticks: tuple[int, int], pages: int) -> None:
-    """Let /proc describe a process."""
+    """Write the files in /proc that describe a process."""
     directory = proc / str(pid)
     directory.mkdir(exist_ok=True)
     (directory / "cmdline").write_bytes(command)

@@ -179,7 +179,7 @@ def test_churn_opens_a_channel_and_closes_it(connection: Mock) -> None:
 
 
 class Readable:
-    """select() for the broker of a session: the broker is readable if it has sent something."""
+    """A replacement for select(), in which the broker of a session is readable if it has sent something."""
 
     def __init__(self, broker: Broker) -> None:
         self.broker = broker

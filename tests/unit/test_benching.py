@@ -1,4 +1,4 @@
-"""`bench` counts each message and its latency exactly, in little memory."""
+"""`bench` counts messages exactly, and their latencies to three significant digits, in little memory."""
 
 import os
 import random

@@ -25,7 +25,7 @@ VALID = {"name": "evil", "kind": "embedded", "url": "amqp://localhost:1", "pid":
     ],
     ids=["pid", "directory", "details", "kind", "nested"],
 )
-def test_a_malformed_state_file_is_an_error_with_a_hint(
+def test_reading_a_malformed_state_file_raises_an_error_with_a_hint(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If a broker's state file is nested too deeply, or has a value of the wrong type or an unknown kind, reading it

@@ -1,4 +1,4 @@
-"""Channel: topology, consumers, basic.get and acknowledgements, with a broker that does what the test says."""
+"""Channel: topology, consumers, basic.get and acknowledgements, with a scripted broker."""
 
 import threading
 from collections.abc import Iterator
@@ -419,9 +419,9 @@ def test_channel_get_does_not_acknowledge_the_message(broker: ScriptedBroker) ->
     assert broker.acks == [(3, False)]
 
 
-def test_replies_to_requests_that_have_already_arrived_are_sent_in_one_write(broker: ScriptedBroker) -> None:
-    """If further requests have already arrived, an RPC server's channel holds its replies back for up to 2 ms. Once the
-    server has answered all of these requests, the channel sends the replies in one write, with one acknowledgement for
+def test_replies_to_several_waiting_requests_are_sent_in_one_write(broker: ScriptedBroker) -> None:
+    """While further requests are waiting, an RPC server's channel holds its replies back for up to 2 ms. Once the
+    server has answered all waiting requests, the channel sends the replies in one write, with one acknowledgement for
     all requests. If the server answers a request a second time, the channel does not acknowledge the request again.
     """
     channel = broker.channel()

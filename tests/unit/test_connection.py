@@ -267,7 +267,7 @@ def test_a_connection_that_is_lost_as_soon_as_it_is_open_raises_unavailable(
     ("answer", "words"),
     [(b"", "closed the connection during the handshake"), (b"HTTP/1.1 400\r\n", "is not an AMQP 0-9-1 broker")],
 )
-def test_a_server_that_is_not_a_broker_is_named(answer: bytes, words: str) -> None:
+def test_the_error_about_a_server_that_is_not_a_broker_names_the_server(answer: bytes, words: str) -> None:
     """If the server closes a new connection without an answer, or answers in another protocol, opening the connection
     raises Unavailable, which names the server and the reason.
     """
@@ -715,11 +715,10 @@ def test_a_bug_in_a_callback_ends_the_opening_of_a_connection(vhost: Vhost) -> N
     assert caught.value.hint == "this is a bug in mqtool; please report it"
 
 
-def test_the_options_of_connection_channel_apply_to_the_channel(connect: Connect, vhost: Vhost) -> None:
-    """If a queue exists with other settings, declaring it on a channel with strict=True raises DeclaredDifferently.
-    Without strict=True, a notice is printed. With mandatory=True, the broker returns an unroutable message, and without
-    it, the broker confirms the message. With confirm_timeout=0.1, publishing raises NotConfirmed after 0.1 s without a
-    confirm.
+def test_connection_channel_passes_its_options_to_the_channel(connect: Connect, vhost: Vhost) -> None:
+    """Connection.channel() passes its options to the channel. With strict=True, declaring a queue that exists with
+    other settings raises DeclaredDifferently. With mandatory=True, the broker returns unroutable messages. With
+    confirm_timeout=0.1, publishing raises NotConfirmed after 0.1 s without a confirm.
     """
     told = Told()
     opened = connect(notice=told)

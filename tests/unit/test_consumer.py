@@ -1,4 +1,4 @@
-"""Consumer: when it ends, what it acknowledges and requeues, with a broker that does what the test says."""
+"""Consumer: when it ends, and what it acknowledges and requeues, with a scripted broker."""
 
 import queue as queues
 from collections.abc import Callable, Iterable, Iterator

@@ -85,7 +85,7 @@ def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
 def delaying(
     broker: FakeBroker, destination: Destination = _CLASSIC, via: Via = Via.AUTO
 ) -> tuple[Delaying, list[str], list[str]]:
-    """Return what delays messages on a broker, its notices, and its warnings."""
+    """Return the object that delays messages on a broker, with lists of its notices and its warnings."""
     notices: list[str] = []
     warnings: list[str] = []
     return Delaying(cast(Channel, broker), via, destination, notices.append, warnings.append), notices, warnings
@@ -166,8 +166,9 @@ def test_the_option_failed_to_saves_a_delayed_message_with_its_due_time() -> Non
     ids=["due a minute ago", "due now", "delay of 0", "delay below half a millisecond"],
 )
 def test_a_message_that_is_already_due_is_published_to_its_destination(given: Any, due: int) -> None:
-    """A message counts as due if its due time has passed, or if its delay is less than 0.5 ms. It is published to its
-    own exchange immediately, with its own properties and the due time as a header. mqtool declares nothing to delay it.
+    """A message counts as due if its due time has passed, or if its delay is less than 0.5 ms. mqtool publishes such a
+    message to its own exchange immediately, with its own properties and the due time as a header, and declares nothing
+    to delay it.
     """
     broker = FakeBroker(_JOBS)
     delays, _, _ = delaying(broker)

@@ -202,7 +202,7 @@ def test_the_nagios_status_is_critical_only_if_publishers_are_blocked() -> None:
 
 
 class PartlyHidden:
-    """A management API that shows the names of virtual hosts, but exchanges only of those in which there may be any."""
+    """A management API that shows the names of all virtual hosts, but the exchanges of only some of them."""
 
     user = "ann"
 

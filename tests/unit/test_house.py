@@ -201,8 +201,8 @@ def test_no_attribute_of_a_library_is_assigned() -> None:
 
 
 def test_no_interpreter_tricks_are_used() -> None:
-    """mqtool fakes no modules, reads no callers' frames, configures the garbage collector only in the process of the
-    embedded broker, and calls os._exit() only in forked children.
+    """mqtool creates no fake modules, does not read its callers' stack frames, configures the garbage collector only in
+    the process of the embedded broker, and calls os._exit() only in forked children.
     """
     found = []
     own_process = ROOT / "mqtool/broker/embedded/__main__.py"

@@ -444,8 +444,8 @@ def test_a_rejected_message_is_sent_again_if_a_node_could_not_be_reached(
     broker: Broker, monkeypatch: pytest.MonkeyPatch, *, lacks_a_node: bool
 ) -> None:
     """If mqtool could not reach one of a cluster's nodes when it opened an AMQP 1.0 connection, a queue may have no
-    leader yet. If an unavailable queue then rejects a message, mqtool sends the message again. If all nodes could be
-    reached, the rejection is final.
+    leader yet. If an unavailable queue then rejects a message within 20 s, mqtool sends the message again. If all nodes
+    could be reached, the rejection is final.
     """
     failures = [Unavailable("no route to host")] * lacks_a_node
 
@@ -592,8 +592,9 @@ def test_each_receiver_grants_credit_again_when_deliveries_of_several_are_settle
 
 
 def test_a_delivery_that_the_broker_has_requeued_is_not_settled(broker: Broker, session: LinkConnection) -> None:
-    """If the broker releases an AMQP 1.0 delivery, for example after a consumer timeout, it no longer counts towards
-    the receiver's prefetch. mqtool sends no disposition for such a delivery, nor for one from before a reconnection.
+    """If the broker releases an AMQP 1.0 delivery, for example after a consumer timeout, this delivery no longer counts
+    towards the receiver's prefetch. mqtool sends no disposition for such a delivery, nor for one from before a
+    reconnection.
     """
     link = receiver(session, prefetch=4)
     broker.deliver(0, 0, 1, 2, 3)
