@@ -1,6 +1,5 @@
-"""The processes of `bench`: their orders, their reports, and what they do when the connection is lost.
-
-The time passes only while a process waits, so no test takes longer than its work.
+"""The processes of `bench`: the instructions that they read, the reports that they send, and what they do when the
+connection is lost. The clock advances only while a process waits, so no test takes longer than its work.
 """
 
 import json
@@ -168,8 +167,8 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Command:
 def test_a_client_of_bench_starts_when_it_is_told_and_reports_four_times_a_second(
     command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A client of `bench` connects, says that it is ready, and waits for the time at which the run starts. It reports
-    what it has done every 250 ms, and once more when it is done.
+    """A client of `bench` (a publisher or a consumer) connects, reports that it is ready, and waits until `bench` tells
+    it when the run starts. It then reports its figures every 250 ms, and once more when it is done.
     """
     waited = tmp_path / "schedstat"
     waited.write_text("5 0 7")
@@ -214,8 +213,10 @@ def test_a_client_of_bench_stops_when_it_is_told(command: Command) -> None:
     assert len(client.left) == 1
 
 
-def test_a_client_that_is_told_to_stop_before_the_start_does_nothing(command: Command) -> None:
-    """If `bench` tells a client to stop before the run has started, the client ends without a report."""
+def test_a_client_that_is_told_to_stop_before_the_run_starts_does_no_work(command: Command) -> None:
+    """If `bench` tells a client to stop before the run has started, the client ends. It does no work, and reports only
+    that it was ready.
+    """
     client = Worker(command, Waiting(command))
     command.order(0, stop=True)
     client.run()
@@ -224,9 +225,9 @@ def test_a_client_that_is_told_to_stop_before_the_start_does_nothing(command: Co
 
 @pytest.mark.parametrize("up_at", [1300, None], ids=["broker comes back", "broker stays away"])
 def test_a_client_of_bench_that_loses_its_connection_connects_again(command: Command, up_at: int | None) -> None:
-    """If a client of `bench` loses its connection, it tries to connect again every 100 ms, and then continues its work.
-    It still sends reports while it has no connection. The time without a connection counts as a gap, even if it lasts
-    until the end of the run.
+    """If a client of `bench` loses its connection, it tries to reconnect every 100 ms, and then continues its work.
+    Meanwhile, it still sends reports. If it has no connection at the end of the run, the time since its last confirm or
+    delivery counts as a gap.
     """
     first, second = Waiting(command, 500), Waiting(command)
     down = [Unavailable("no broker")] * (8 if up_at else 999)
@@ -248,7 +249,7 @@ def test_a_client_of_bench_that_loses_its_connection_connects_again(command: Com
 
 
 def test_a_client_of_bench_can_be_stopped_while_its_connection_is_lost(command: Command) -> None:
-    """If `bench` tells a client that has lost its connection to stop, the client stops immediately."""
+    """A client of `bench` that tries to reconnect can still be told to stop. It then stops immediately."""
     client = Worker(command, Waiting(command, 500), *[Unavailable("no broker")] * 999)
     command.order(0, start=START)
     command.order(740, stop=True)
@@ -256,9 +257,10 @@ def test_a_client_of_bench_can_be_stopped_while_its_connection_is_lost(command: 
     assert command.reports[-1][0] == 740
 
 
-def test_a_connection_that_is_lost_at_once_again_counts_as_another_loss(command: Command) -> None:
-    """If a client of `bench` reconnects, and loses the new connection while setting it up, the client connects once
-    more. Its report counts two reconnections.
+def test_a_connection_that_is_lost_while_it_is_set_up_counts_as_another_loss(command: Command) -> None:
+    """If a client of `bench` reconnects, but loses the new connection while setting it up, this counts as another loss,
+    and the client tries again. The number of reconnections in its report includes only connections that it has set up
+    completely.
     """
 
     class Broken(Waiting):
@@ -276,7 +278,9 @@ def test_a_connection_that_is_lost_at_once_again_counts_as_another_loss(command:
 
 @pytest.mark.parametrize("when", [-1, 130, 740], ids=["before the start", "running", "connection lost"])
 def test_a_client_of_bench_ends_if_the_command_is_killed(command: Command, when: int) -> None:
-    """If the command `bench` is killed, its clients end, whatever they are doing."""
+    """If the `bench` command is killed, its clients end, whether they wait for the start of the run, work, or try to
+    reconnect.
+    """
     command.now = START - SECOND
     client = Worker(command, Waiting(command, 500), *[Unavailable("no broker")] * 999)
     if when > 0:
@@ -288,8 +292,8 @@ def test_a_client_of_bench_ends_if_the_command_is_killed(command: Command, when:
 
 
 def test_instructions_to_a_bench_client_may_arrive_in_pieces_or_together(command: Command) -> None:
-    """A client of `bench` reads instructions from `bench`, such as when to start, from a pipe. Each instruction is read
-    as one, whether it arrives in several pieces or together with another one.
+    """A client of `bench` reads its instructions, such as when to start, from a pipe. It gets each instruction once and
+    complete, whether the instruction arrives in several pieces or together with another one.
     """
     orders = Orders()
     command.send(b'{"a": 1}\n{"b"')
@@ -301,8 +305,10 @@ def test_instructions_to_a_bench_client_may_arrive_in_pieces_or_together(command
     assert [orders.next(), orders.next(), orders.is_over, orders.fileno()] == [{"stop": True}, {"c": 3}, True, 0]
 
 
-def test_a_report_that_the_pipe_takes_in_pieces_arrives_whole(command: Command) -> None:
-    """If the pipe to `bench` accepts only a part of a report at a time, the client sends the rest afterwards."""
+def test_a_report_that_the_pipe_to_bench_accepts_in_pieces_arrives_complete(command: Command) -> None:
+    """If the pipe to `bench` accepts only a part of a client's report at a time, the client sends the rest afterwards,
+    so that `bench` receives the complete report.
+    """
     command.accepted = 7
     tell(confirmed=[[0, 10]], file=Path("x"))
     assert command.reports == [(0, {"confirmed": [[0, 10]], "file": "x"})]
@@ -312,7 +318,7 @@ def test_a_report_that_the_pipe_takes_in_pieces_arrives_whole(command: Command) 
     ("protocol", "kind"), [("amqp0.9.1", AmqpWire), ("amqp1.0", Amqp10Wire), ("stream", StreamWire)]
 )
 def test_the_option_protocol_sets_the_protocol_of_the_clients(protocol: str, kind: type[Wire]) -> None:
-    """With `--protocol`, the clients of `bench` use the given protocol."""
+    """With `--protocol`, the clients of `bench` use the given protocol: AMQP 0-9-1, AMQP 1.0 or the stream protocol."""
     assert wire_for(protocol) is kind
 
 
@@ -331,8 +337,8 @@ def test_the_option_protocol_sets_the_protocol_of_the_clients(protocol: str, kin
 def test_a_client_of_bench_connects_to_the_first_node_that_accepts(
     monkeypatch: pytest.MonkeyPatch, outcomes: list[Exception | None], error: type[MqtoolError] | None, message: str
 ) -> None:
-    """A client of `bench` tries the nodes of the broker one after another. If none of them accepts the connection, it
-    fails with the error of the last one.
+    """A client of `bench` tries the nodes of the broker one after another, and uses the first one that accepts its
+    connection. If there is none, the client fails with the error of the last node.
     """
     asked: list[tuple[Address, TlsFiles]] = []
     wire = Recorded()
@@ -367,8 +373,8 @@ def test_a_client_of_bench_connects_to_the_first_node_that_accepts(
 def test_a_client_of_bench_measures_its_own_cpu_time(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str | None, waited: float
 ) -> None:
-    """A client of `bench` measures for what part of the time it used a CPU, and for what part it waited for one. On
-    systems that do not report how long a process waits, the waiting time counts as 0.
+    """A client of `bench` measures the fraction of the time in which it used a CPU, and the fraction in which it waited
+    for one. On systems that do not report how long a process waits for a CPU, the waiting time counts as 0.
     """
     file = tmp_path / "schedstat"
     if text is not None:

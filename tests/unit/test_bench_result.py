@@ -73,8 +73,8 @@ def test_the_charts_show_latencies_by_percentile_and_messages_per_second() -> No
 
 
 def test_both_charts_are_in_one_image_below_each_other() -> None:
-    """The image of a `bench` result contains both charts, one below the other. Each chart has the names of its lines
-    next to each other, in the colours of the lines.
+    """The image of a `bench` result contains both charts, one below the other. Each chart has a legend with the names
+    of its lines side by side, in the colours of the lines.
     """
     image = charts.svg(result())
     assert 'viewBox="0 0 760 640" width="760" height="640"' in image
@@ -87,8 +87,8 @@ def test_both_charts_are_in_one_image_below_each_other() -> None:
 
 
 def test_latencies_of_less_than_a_millisecond_are_in_the_chart() -> None:
-    """The axis of latencies in the chart of `bench` is logarithmic, and begins below the lowest latency. On the other
-    axis, the percentiles 0, 90, 99, 99.9 and so on are evenly spaced.
+    """The latency axis of `bench`'s chart is logarithmic, and begins at or below the lowest latency, even if that is
+    less than 1 ms. On the percentile axis, 0, 90, 99, 99.9 and so on are evenly spaced.
     """
     image = charts.svg(result(confirm=latencies(*[100] * 9, 1000), deliver=latencies(*[100] * 99, 1000)))
     assert lines_of(image)[:2] == ["190.0,280.0 740.0,40.0", "300.0,280.0 740.0,40.0"]
@@ -105,15 +105,15 @@ def test_rates_are_counted_between_the_snapshots_of_a_run() -> None:
     assert labels_of(image)[12:16] == ["0", "50", "100", "150"]
 
 
-def test_the_charts_of_a_run_without_messages_are_empty() -> None:
-    """A `bench` run in which no message was confirmed has charts without lines."""
+def test_the_charts_of_a_run_without_messages_have_no_lines() -> None:
+    """If no message of a `bench` run was confirmed or delivered, the charts of the result contain no lines."""
     image = charts.svg(result(confirm=Latencies(), deliver=Latencies(), series=[]))
     assert lines_of(image) == [""] * 5
 
 
 def test_the_page_of_a_result_shows_the_report_and_the_charts() -> None:
-    """The HTML page of a `bench` result has a title with the broker and the settings. The page contains the lines of
-    the report and the charts.
+    """The HTML page of a `bench` result contains the lines of the report and the charts. Its title names the broker and
+    the settings of the run.
     """
     page = charts.html(result(), ["1 < 2", "3"])
     title = "RabbitMQ &lt;4&gt;: quorum queue, 1 publisher, 1 consumer, 100 bytes, persistent, up to 1,000 in flight"

@@ -313,7 +313,7 @@ def test_a_confirmed_message_that_does_not_arrive_is_lost(world: World) -> None:
     assert late.seconds == pytest.approx(26.9, abs=0.2)
 
 
-def test_each_consumer_of_a_stream_gets_all_messages(world: World) -> None:
+def test_bench_waits_until_each_consumer_of_a_stream_has_received_each_message(world: World) -> None:
     """A `bench` run with a stream ends when each consumer has received each confirmed message. If one of the consumers
     does not receive a message, `bench` counts this message as lost.
     """
@@ -399,8 +399,8 @@ def test_all_clients_start_at_the_same_time_when_all_are_ready(world: World) -> 
     assert [client.start for client in world.clients] == pytest.approx([1029.1] * 3)
 
 
-def test_clients_that_do_not_get_ready_end_the_run(world: World) -> None:
-    """If one of the clients is not ready within 30 s, `bench` fails with exit code 69, ends the clients, and deletes
+def test_bench_fails_if_a_client_is_not_ready_within_30_seconds(world: World) -> None:
+    """If one of the clients is not ready within 30 s, `bench` fails with exit code 69, kills its clients, and deletes
     its queue.
     """
     world.script = lambda client: client.report(ready=client.job.role == "consumer")
@@ -413,7 +413,7 @@ def test_clients_that_do_not_get_ready_end_the_run(world: World) -> None:
 
 def test_a_client_that_ends_early_is_reported(world: World) -> None:
     """If a client ends before its work is done, for example because the system killed it, `bench` fails and says which
-    client it was, and with which code it ended. `bench` ends the other clients, and deletes its queue.
+    client it was, and with which code it ended. `bench` kills the other clients, and deletes its queue.
     """
     world.work = lambda client: world.at(
         client.start + 1.0, lambda: client.end(-9) if client.job.role == "publisher" and client.job.number else None
@@ -424,7 +424,7 @@ def test_a_client_that_ends_early_is_reported(world: World) -> None:
     assert len(world.deleted) == 1
 
 
-def test_a_client_that_ends_after_its_work_is_no_failure(world: World) -> None:
+def test_a_client_that_ends_after_its_last_report_does_not_fail_the_run(world: World) -> None:
     """If the process of a `bench` client ends after the client has reported its last figures, the run does not fail."""
 
     def work(client: Client) -> None:
@@ -442,8 +442,8 @@ def test_a_client_that_ends_after_its_work_is_no_failure(world: World) -> None:
     ("is_ready", "message"), [(False, "no broker"), (True, "consumer 1: no broker")], ids=["connecting", "running"]
 )
 def test_the_failure_of_a_client_ends_the_run(world: World, is_ready: bool, message: str) -> None:
-    """If a client fails, `bench` fails with the client's error, hint and exit code. If the run had begun, the error
-    says which client failed.
+    """If a client of `bench` fails, for example because it cannot connect, `bench` fails with the client's error, hint
+    and exit code. If the run had begun, the error also says which client failed.
     """
     failure = {"failed": "no broker", "hint": "start one", "exit_code": 69}
     world.script = lambda client: client.report(**{"ready": True} if is_ready else failure)
@@ -456,8 +456,8 @@ def test_the_failure_of_a_client_ends_the_run(world: World, is_ready: bool, mess
     assert len(world.deleted) == 1
 
 
-def test_reports_that_arrive_in_pieces_are_read_whole(world: World) -> None:
-    """A report that reaches `bench` in several pieces counts like any other."""
+def test_a_report_that_arrives_in_pieces_is_read_as_one(world: World) -> None:
+    """If a client's report reaches `bench` in several pieces, `bench` reads them as one report."""
 
     def work(client: Client) -> None:
         line = told({"published": 10, "confirmed": [[0, 10]], "done": True})
@@ -525,9 +525,9 @@ def test_with_a_delay_bench_publishes_to_a_wait_queue(world: World, queue_type: 
     assert [each.name for each in world.deleted[0][2]] == [each.name for each in declared]
 
 
-def test_bench_warns_if_its_wait_queue_is_not_safe(world: World) -> None:
+def test_bench_warns_if_its_wait_queue_cannot_dead_letter_at_least_once(world: World) -> None:
     """With `--delay` and a quorum queue, `bench` warns if the broker does not support the dead-letter strategy
-    at-least-once.
+    at-least-once for its wait queue.
     """
 
     def declare(queue: Queue, **_: object) -> Queue:
@@ -564,7 +564,7 @@ def test_each_client_gets_its_job_on_its_standard_input(world: World) -> None:
 
 def test_clients_of_the_stream_protocol_connect_to_the_streams_leader(world: World) -> None:
     """With `--protocol stream`, the clients of `bench` connect to the node that leads the stream. They also get the
-    AMQP addresses of the nodes, to which they connect to delete the stream.
+    AMQP addresses of the nodes, over which they delete the stream if `bench` is killed.
     """
     world.work = ten_messages
     world.result(queue_type="stream", protocol="stream")
@@ -572,9 +572,9 @@ def test_clients_of_the_stream_protocol_connect_to_the_streams_leader(world: Wor
         assert ([*client.job.addresses], [*client.job.amqp_addresses]) == ([LEADER], [NODE])
 
 
-def test_a_run_that_cannot_declare_its_queue_deletes_what_it_has_declared(world: World) -> None:
-    """If the broker refuses to declare what `bench` needs, `bench` fails with the broker's error, and deletes what it
-    may have declared.
+def test_a_run_that_cannot_bind_its_queue_deletes_what_it_has_declared(world: World) -> None:
+    """If `bench --exchange` has declared its queue and its exchange, but cannot bind them, it fails with this error,
+    starts no clients, and deletes the queue and the exchange.
     """
     world.channel.bind.side_effect = Unavailable("no broker")
     with pytest.raises(Unavailable, match="no broker"):
@@ -595,8 +595,8 @@ def test_a_queue_that_cannot_be_deleted_is_named(world: World, monkeypatch: pyte
 
 def test_a_run_that_is_stopped_returns_the_result_so_far(world: World) -> None:
     """If the user stops a run, `bench` tells the publishers to stop, and waits one second for deliveries. It counts
-    confirmed messages that have not arrived by then as waiting, not as lost, and does not count messages that were not
-    sent.
+    confirmed messages that have not arrived by then as waiting, not as lost. Messages that were not sent are not
+    reported.
     """
 
     def work(client: Client) -> None:
@@ -643,8 +643,8 @@ def test_a_run_with_churn_that_is_stopped_returns_the_result_so_far(world: World
         assert run.perform().stopped
 
 
-def test_clients_that_do_not_end_are_waited_for_ten_seconds(world: World) -> None:
-    """If a client does not report its last figures when it is told to stop, `bench` waits for 10 s, and then ends it.
+def test_bench_kills_clients_that_do_not_end_within_ten_seconds(world: World) -> None:
+    """If a client of `bench` does not report its last figures within 10 s after it is told to stop, `bench` kills it.
     The result contains what the client had reported before.
     """
     world.work = ten_messages
@@ -658,7 +658,7 @@ def test_clients_that_do_not_end_are_waited_for_ten_seconds(world: World) -> Non
 
 
 def test_telling_a_client_that_has_ended_to_stop_is_not_an_error(world: World) -> None:
-    """If a client's process has already ended when `bench` tells it to stop, `bench` does not report an error."""
+    """If a client's process has already ended when `bench` is about to tell it to stop, `bench` reports no error."""
 
     def leave(client: Client) -> None:
         if client.job.role == "publisher":
@@ -672,9 +672,9 @@ def test_telling_a_client_that_has_ended_to_stop_is_not_an_error(world: World) -
     assert [len(client.orders) for client in world.clients] == [2, 2]
 
 
-def test_commands_run_at_their_times(world: World) -> None:
-    """With `--at`, `bench` runs a command in a shell at the given time after the start, and says so. What the command
-    prints is shown on standard error. Commands that fail are listed in the result.
+def test_bench_runs_the_users_commands_at_the_given_times(world: World) -> None:
+    """`bench --at` runs a command in a shell at the given time after the start of the run, and prints a notice. What
+    the command prints is shown on standard error. Commands that fail are listed in the result.
     """
     world.work = ten_messages
     world.command_code = 3
@@ -713,7 +713,7 @@ def test_commands_of_a_run_that_never_started_are_not_named(world: World) -> Non
 
 
 def _process(proc: Path, pid: int, command: bytes, ticks: tuple[int, int], pages: int) -> None:
-    """Let /proc describe a process."""
+    """Write the files in /proc that describe a process."""
     directory = proc / str(pid)
     directory.mkdir(exist_ok=True)
     (directory / "cmdline").write_bytes(command)
@@ -750,11 +750,11 @@ def test_bench_measures_the_cpu_and_memory_of_the_broker(
     [([{}], None), ([{"mem_used": 5}], 5), ([{"os_pid": "42", "mem_used": 5}] * 2, 10)],
     ids=["no statistics", "no PID", "two nodes"],
 )
-def test_bench_measures_no_process_that_may_be_another_one(
+def test_bench_measures_the_cpu_time_only_of_a_single_node_with_a_known_pid(
     world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, nodes: list[Any], memory: int | None
 ) -> None:
     """If the management API does not report the broker's PID, or reports several nodes, `bench` does not measure the
-    broker's CPU time.
+    broker's CPU time. As the broker's memory, it reports the total of all nodes, if the management API has it.
     """
     monkeypatch.setattr(bench_run, "_PROC", tmp_path)
     for pid in (0, 1, 42):
@@ -790,7 +790,7 @@ def test_without_a_management_api_bench_does_not_measure_the_broker(world: World
     assert use.end() == (None, None)
 
 
-def test_a_broker_that_is_down_in_the_end_is_not_measured(
+def test_a_broker_that_is_down_at_the_end_of_the_run_is_not_measured(
     world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """If the broker is down at the end of the run, `bench` reports neither its CPU time nor its memory."""

@@ -1,4 +1,6 @@
-"""The connections of `bench`: each message gets one outcome, and each delivery its time, whatever the protocol."""
+"""The connections of `bench`, over each protocol: each message is confirmed or refused, and each confirm and delivery
+has the time at which it arrived.
+"""
 
 import struct
 import sys
@@ -37,7 +39,7 @@ def delivery(tag: int, **headers: object) -> Delivery:
 
 
 def noted(into: list[Any], *, clock: Any = None) -> Callable[..., None]:
-    """Return a function that adds what it is called with, and the time of a connection."""
+    """Return a function that appends its argument as a list, together with the clock's time if there is a clock."""
     return lambda tags: into.append(([*tags], clock.now) if clock else [*tags])
 
 
@@ -99,8 +101,8 @@ def test_bench_uses_mqtools_own_amqp_connection(connection: Mock) -> None:
 def test_a_confirm_of_several_messages_confirms_each_of_them(
     connection: Mock, answers: list[tuple[str, int, bool]], confirmed: list[list[int]], nacked: list[list[int]]
 ) -> None:
-    """If a broker confirms or nacks several messages together (with `multiple`), `bench` counts each of these messages
-    that has no outcome yet.
+    """If a broker confirms or nacks several messages together (with `multiple`), a `bench` publisher gets the delivery
+    tag of each of them. Tags that it got before are repeated only if the broker had confirmed out of order.
     """
     made = AmqpWire(NODE, PLAIN)
     acks: list[list[int]] = []
@@ -126,8 +128,8 @@ def test_a_confirm_has_the_time_at_which_it_arrived(connection: Mock) -> None:
 
 @pytest.mark.parametrize("persistent", [True, False])
 def test_messages_of_bench_carry_their_number_and_time(connection: Mock, persistent: bool) -> None:
-    """`bench` replaces the first bytes of each body with the message's number and time, and publishes the message with
-    the options' exchange, routing key and delivery mode.
+    """`bench` replaces the first bytes of each body with the message's number and time. It publishes the message to the
+    given exchange, with the given routing key and delivery mode.
     """
     made = AmqpWire(NODE, PLAIN)
     made.start_publishing("logs", "key", confirms=False)
@@ -148,8 +150,8 @@ def test_messages_of_bench_carry_their_number_and_time(connection: Mock, persist
 def test_deliveries_have_the_time_at_which_they_arrived(
     connection: Mock, offset: int | None, arguments: dict[str, int]
 ) -> None:
-    """A `bench` consumer uses the given prefetch and acknowledgement mode and, in a stream, starts at the given offset.
-    It measures each latency up to the time at which the message arrived on the connection.
+    """With AMQP 0-9-1, a `bench` consumer measures each latency up to the time at which the message arrived on the
+    connection. It uses the given prefetch and acknowledgement mode and, in a stream, starts at the given offset.
     """
     made = AmqpWire(NODE, PLAIN)
     found: list[Any] = []
@@ -177,7 +179,7 @@ def test_churn_opens_a_channel_and_closes_it(connection: Mock) -> None:
 
 
 class Readable:
-    """select() for the broker of a session: the broker is readable if it has sent something."""
+    """A replacement for select(), in which the broker of a session is readable if it has sent something."""
 
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
@@ -240,7 +242,9 @@ def test_a_publisher_of_bench_keeps_to_its_credit_and_counts_each_outcome(
 
 
 def test_transient_messages_of_bench_are_not_durable(broker: Broker, selected: Readable) -> None:
-    """With `--transient` and AMQP 1.0, the messages that `bench` sends are not durable."""
+    """With `--transient` and AMQP 1.0, the messages that `bench` sends are not durable. Without `--transient`, they
+    are.
+    """
     made, _, _ = publishing10(broker, selected)
     broker.credit(0, 0, 4)
     made.wait(0.5)
@@ -320,7 +324,7 @@ def test_a_bench_client_can_be_told_to_stop_while_it_waits_for_amqp_1_0_frames(
     [("amqp:connection:forced", ConnectionError), ("amqp:not-found", NotFound)],
     ids=["broker shuts down", "another error"],
 )
-def test_a_closed_amqp_1_0_connection_is_lost_or_refused(
+def test_bench_reconnects_after_the_broker_closes_an_amqp_1_0_connection_only_if_it_shuts_down(
     broker: Broker, selected: Readable, condition: str, error: type[Exception]
 ) -> None:
     """If the broker closes an AMQP 1.0 connection because it shuts down, ConnectionError is raised, so that the `bench`
@@ -333,10 +337,10 @@ def test_a_closed_amqp_1_0_connection_is_lost_or_refused(
         made.wait(0.5)
 
 
-def test_an_amqp_1_0_connection_that_breaks_is_lost(
+def test_a_broken_amqp_1_0_connection_raises_connection_error(
     broker: Broker, selected: Readable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If an AMQP 1.0 connection breaks, `bench` connects again."""
+    """If an AMQP 1.0 connection breaks, ConnectionError is raised, so that the `bench` client connects again."""
     made, *_ = publishing10(broker, selected)
     broker.tell(Flow(0, 1, 1, 1))
     monkeypatch.setattr(broker, "read", Mock(side_effect=EOFError))
@@ -344,9 +348,11 @@ def test_an_amqp_1_0_connection_that_breaks_is_lost(
         made.wait(0.5)
 
 
-def test_a_missing_queue_is_not_found_over_amqp_1_0(broker: Broker, selected: Readable) -> None:
-    """If the exchange or queue of a `bench` client with AMQP 1.0 does not exist, the client fails with the broker's
-    error.
+def test_a_bench_client_with_amqp_1_0_fails_if_its_exchange_or_queue_does_not_exist(
+    broker: Broker, selected: Readable
+) -> None:
+    """If the exchange or the queue of a `bench` client with AMQP 1.0 does not exist, NotFound is raised with the
+    broker's error text.
     """
     broker.refuses = {"/exchanges/logs/key", "/queues/q"}
     made = Amqp10Wire(NODE, PLAIN)
@@ -487,7 +493,7 @@ def test_a_stream_connection_of_bench_fills_frames_up_to_their_limit(streams: St
     assert raised.value.hint == "the broker's frames have up to 200 bytes; choose a smaller --size"
 
 
-def test_a_stream_connection_of_bench_starts_at_an_offset(streams: StreamBroker) -> None:
+def test_a_bench_consumer_of_a_stream_starts_at_an_offset(streams: StreamBroker) -> None:
     """With the stream protocol, a `bench` consumer that starts at an offset gets every message from that offset on
     exactly once, although the broker sends whole chunks. Each message has its own offset.
     """
@@ -503,7 +509,7 @@ def test_a_stream_connection_of_bench_starts_at_an_offset(streams: StreamBroker)
     assert len(streams.frames) == 2  # credit for each chunk
 
 
-def test_a_chunk_without_new_messages_is_no_delivery(streams: StreamBroker) -> None:
+def test_a_bench_consumer_ignores_a_chunk_that_ends_before_its_offset(streams: StreamBroker) -> None:
     """If a `bench` consumer reads a stream from an offset, and a chunk contains only messages before this offset, the
     consumer gets none of them.
     """
@@ -517,7 +523,7 @@ def test_a_chunk_without_new_messages_is_no_delivery(streams: StreamBroker) -> N
     assert streams.asked[-1] == (("subscribe", "s", 0, 0), "s")
 
 
-def test_a_stream_connection_that_is_lost_says_why(streams: StreamBroker) -> None:
+def test_a_lost_stream_connection_raises_connection_error_with_the_reason(streams: StreamBroker) -> None:
     """If a stream connection is lost, or the broker has moved or deleted the stream, ConnectionError is raised with the
     reason, so that the `bench` client connects again.
     """
@@ -534,8 +540,8 @@ def test_a_stream_connection_that_is_lost_says_why(streams: StreamBroker) -> Non
 
 def test_a_bench_client_can_be_told_to_stop_while_it_waits_for_stream_frames(streams: StreamBroker) -> None:
     """A `bench` client that waits for frames of the stream protocol can at the same time read what `bench` tells it,
-    such as to stop. So that measured latencies do not include the overhead of an event loop, the connection's loop runs
-    only when the connection can receive or send data.
+    such as to stop. The connection's event loop runs only when the connection can receive or send data, so that its
+    overhead is not part of the measured latencies.
     """
     made = StreamWire(NODE, PLAIN)
     read: list[str] = []

@@ -1,4 +1,4 @@
-"""`bench` counts each message and its latency exactly, in little memory."""
+"""`bench` counts messages exactly, and their latencies to three significant digits, in little memory."""
 
 import os
 import random
@@ -92,9 +92,7 @@ def test_a_message_missed_by_one_stream_consumer_is_lost() -> None:
 
 
 def test_counting_ten_million_messages_takes_less_than_a_megabyte() -> None:
-    """`bench` needs less than a megabyte of memory to count ten million messages, and still finds the ten that are
-    missing.
-    """
+    """`bench` needs less than a megabyte of memory to count ten million messages, and still finds ten missing ones."""
     numbers = Numbers()
     for first in range(0, 10_000_000, 10_000):
         assert numbers.add(first, 9_999 if first % 1_000_000 == 0 else 10_000)
@@ -145,7 +143,7 @@ def test_a_latency_between_two_bars_of_the_histogram_is_counted_in_the_upper_one
     assert latencies.bars([0.0, 0.001, 0.002, 0.003]) == [1, 3, 1]
 
 
-def test_equal_latencies_of_two_histograms_are_added() -> None:
+def test_messages_with_equal_latencies_are_added_up_across_clients() -> None:
     """If several clients of `bench` measured the same latency, `bench` adds up how many messages of each client had
     this latency.
     """
@@ -155,7 +153,7 @@ def test_equal_latencies_of_two_histograms_are_added() -> None:
     assert (latencies.pairs(), latencies.count) == ([(5, 6)], 6)
 
 
-def test_redelivered_messages_of_several_reports_are_added() -> None:
+def test_redelivered_messages_of_several_reports_are_added_up() -> None:
     """`bench` adds up the numbers of redelivered messages from all reports of its consumers."""
     tally = Tally()
     for number in (0, 1):
@@ -205,8 +203,8 @@ def test_latencies_of_several_processes_are_merged() -> None:
     ids=["no statistics", "one of two nodes without statistics", "two nodes"],
 )
 def test_unknown_cpu_time_of_the_broker_is_not_reported(nodes: list[Any], memory: int | None) -> None:
-    """`bench` reports no CPU time for the broker if the management API has no statistics of a node, or if the broker is
-    a cluster of several nodes.
+    """`bench` reports no CPU time for the broker if the management API has no statistics for a node, or if the broker
+    is a cluster of several nodes.
     """
     api = Mock(Management)
     api.items.return_value = nodes
@@ -275,9 +273,7 @@ def test_bench_measures_how_long_a_client_waits_for_a_cpu() -> None:
 
 
 def test_a_client_whose_run_never_began_counts_as_using_no_cpu_time() -> None:
-    """If a client of `bench` ended before its run began, `bench` counts the client as having used no CPU time, and does
-    not warn about it.
-    """
+    """If a client of `bench` ended before its run began, `bench` counts the client as having used no CPU time."""
     # `bench` once warned that it used 42,059,700% of a CPU.
     assert CpuTime(1.0, 0.0).fractions(CpuTime(1.5, 0.2), -3.0) == (0.0, 0.0)
     assert CpuTime(1.0, 0.0).fractions(CpuTime(1.5, 0.5), 2.0) == (0.25, 0.25)

@@ -25,7 +25,7 @@ VALID = {"name": "evil", "kind": "embedded", "url": "amqp://localhost:1", "pid":
     ],
     ids=["pid", "directory", "details", "kind", "nested"],
 )
-def test_a_malformed_state_file_is_an_error_with_a_hint(
+def test_reading_a_malformed_state_file_raises_an_error_with_a_hint(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If a broker's state file is nested too deeply, or has a value of the wrong type or an unknown kind, reading it
@@ -40,8 +40,8 @@ def test_a_malformed_state_file_is_an_error_with_a_hint(
     assert error.value.hint == "remove it if mqtool has no broker running"
 
 
-def test_locking_a_broker_keeps_what_is_in_the_lock_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Locking a broker does not change its lock file, which may be a link to a file of the user."""
+def test_locking_a_broker_keeps_the_content_of_the_lock_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Locking a broker does not change the content of its lock file, which may be a link to one of the user's files."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     (tmp_path / "precious").write_text("mine")
     (state.made_directory("mine") / "lock").symlink_to(tmp_path / "precious")
@@ -50,11 +50,11 @@ def test_locking_a_broker_keeps_what_is_in_the_lock_file(tmp_path: Path, monkeyp
     assert (tmp_path / "precious").read_text() == "mine"
 
 
-def test_discarding_a_broker_keeps_a_broker_of_its_name_that_is_started_meanwhile(
+def test_discarding_a_broker_keeps_a_new_broker_with_the_same_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If `broker up` starts a broker of the same name while `broker rm --purge` still deletes the files of the old
-    one, only the old broker's files are deleted.
+    """If `broker up` starts a broker while `broker rm --purge` is still deleting the files of an old broker with the
+    same name, only the old broker's files are deleted.
     """
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     home = state.made_directory("mine")
@@ -78,11 +78,11 @@ def test_discarding_a_broker_keeps_a_broker_of_its_name_that_is_started_meanwhil
     assert [*home.parent.iterdir()] == [home]
 
 
-def test_the_lock_of_a_broker_that_was_moved_away_is_not_that_of_its_successor(
+def test_a_command_that_waits_for_the_lock_of_a_moved_broker_locks_a_new_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a broker's directory is moved away while another command waits for its lock, and the lock file is not
-    deleted, the other command locks a new directory of that name.
+    """If a broker's directory is moved away, with its lock file, while a command waits for the lock, the command
+    creates a new directory of the same name, and locks that one.
     """
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     home = state.made_directory("mine")

@@ -1,4 +1,4 @@
-"""Channel: topology, consumers, basic.get and acknowledgements, with a broker that does what the test says."""
+"""Channel: topology, consumers, basic.get and acknowledgements, with a scripted broker."""
 
 import threading
 from collections.abc import Iterator
@@ -51,9 +51,8 @@ def names(methods: list[Any]) -> list[str]:
 
 def test_what_a_channel_declares_is_declared_again_after_a_reconnection(broker: ScriptedBroker) -> None:
     """After a reconnection, a channel repeats its declarations of exchanges, queues and bindings in the same order,
-    except those that were made with remember=False. If a declaration leaves the name of a queue to the broker,
-    declare() returns the queue with the name that the broker has chosen. After a reconnection, the queue's bindings are
-    declared with its new name.
+    except those that were made with remember=False. If the broker names a queue, declare() returns the queue with its
+    name. After a reconnection, the queue has a new name, and the channel binds it with the new name.
     """
     channel = broker.channel()
     exchange = channel.declare(Exchange("x", "topic"))
@@ -132,8 +131,8 @@ def test_a_queue_whose_settings_are_accepted_is_only_checked_for_existence(broke
 
 
 def test_a_deleted_queue_whose_settings_were_accepted_is_declared_as_usual(broker: ScriptedBroker) -> None:
-    """If the caller has accepted a queue's settings, but the queue has been deleted since then, declare() declares it.
-    So does a reconnection, instead of only checking that the queue exists.
+    """If the caller has accepted a queue's settings, but the queue has been deleted since then, declare() declares the
+    queue. After a reconnection, the channel also declares it, instead of only checking that it exists.
     """
     channel = broker.channel()
     channel.accept_settings(Queue("q"))
@@ -199,7 +198,7 @@ def test_a_mandatory_argument_of_publish_overrides_the_channels_setting(
     assert method.mandatory is expected
 
 
-def test_the_callers_exchange_and_routing_key_are_for_messages_without_their_own(broker: ScriptedBroker) -> None:
+def test_the_callers_exchange_and_routing_key_apply_to_messages_without_their_own(broker: ScriptedBroker) -> None:
     """A message without an exchange and routing key of its own is published with those that the caller passes to
     publish(), if any, and otherwise to the default exchange. A message without a delivery mode of its own is persistent
     only if the caller passes persistent=True.
@@ -312,9 +311,9 @@ def test_deliveries_acknowledged_together_share_one_acknowledgement(broker: Scri
 def test_a_consumer_of_a_queue_with_a_delivery_limit_starts_with_a_prefetch_of_1(
     broker: ScriptedBroker, arguments: dict[str, Any], version: str, *, one_by_one: bool
 ) -> None:
-    """A consumer of a quorum queue with a delivery limit starts with a prefetch of 1. Otherwise, prefetched messages
-    that it requeues unhandled would count as delivered, and the queue drops messages that were delivered too often.
-    From RabbitMQ 4.0 on, every quorum queue has one; before, only the queue's arguments tell. All other consumers start
+    """A consumer of a quorum queue with a delivery limit starts with a prefetch of 1, because prefetched messages that
+    it requeues unhandled would count towards the limit. From RabbitMQ 4.0 on, every quorum queue has a delivery limit
+    unless its arguments disable it. In earlier versions, only the queue's arguments set one. All other consumers start
     with a prefetch of 1,000.
     """
     broker.broker = version
@@ -322,10 +321,10 @@ def test_a_consumer_of_a_queue_with_a_delivery_limit_starts_with_a_prefetch_of_1
     assert [each.prefetch_count for each in broker.of(spec.Basic.Qos)] == [1 if one_by_one else 1000]
 
 
-def test_a_stream_is_consumed_from_an_offset(broker: ScriptedBroker) -> None:
-    """A consumer starts at the offset that the caller passes, if any. To receive a single message, a consumer of a
-    queue has a prefetch of 1. A consumer of a stream, or one with an offset, has a prefetch of 1,000 even then, because
-    messages that are delivered but not used stay in a stream.
+def test_a_consumer_with_an_offset_has_its_full_prefetch_even_for_a_single_message(broker: ScriptedBroker) -> None:
+    """A consumer starts at the offset that the caller passes, if any. A consumer that is to receive a single message
+    has a prefetch of 1. If it has an offset or reads a stream, it has a prefetch of 1,000 instead, because messages
+    that are delivered but not used stay in a stream.
     """
     channel = broker.channel()
     stream = Queue("q", durable=True, arguments={"x-queue-type": "stream"})
@@ -393,8 +392,8 @@ def test_a_consumer_that_has_ended_gets_no_events_of_its_channel(broker: Scripte
 
 
 def test_stopping_a_channel_ends_its_consumers(broker: ScriptedBroker) -> None:
-    """Channel.stop() ends the channel's consumers. Consumers that are started later end immediately. stop() also tells
-    the connection that the command must stop.
+    """Channel.stop() ends the channel's consumers. Consumers that are started later end immediately. stop() also sets
+    the connection's attribute `stopping`.
     """
     channel = broker.channel()
     assert (channel.stopping, broker.stopping) == (False, False)
@@ -420,9 +419,9 @@ def test_channel_get_does_not_acknowledge_the_message(broker: ScriptedBroker) ->
     assert broker.acks == [(3, False)]
 
 
-def test_replies_to_requests_that_have_already_arrived_are_sent_in_one_write(broker: ScriptedBroker) -> None:
-    """If further requests have already arrived, an RPC server's channel holds its replies back for up to 2 ms. Once the
-    server has answered all of these requests, the channel sends the replies in one write, with one acknowledgement for
+def test_replies_to_several_waiting_requests_are_sent_in_one_write(broker: ScriptedBroker) -> None:
+    """While further requests are waiting, an RPC server's channel holds its replies back for up to 2 ms. Once the
+    server has answered all waiting requests, the channel sends the replies in one write, with one acknowledgement for
     all requests. If the server answers a request a second time, the channel does not acknowledge the request again.
     """
     channel = broker.channel()
@@ -445,9 +444,9 @@ def test_replies_to_requests_that_have_already_arrived_are_sent_in_one_write(bro
 def test_a_request_that_needs_no_reply_is_acknowledged_after_the_replies_to_earlier_requests(
     broker: ScriptedBroker,
 ) -> None:
-    """An RPC server's channel may delay replies to send several in one write. If the server does not answer a later
-    request, the channel first publishes the delayed replies, and then acknowledges the unanswered request. Each request
-    is acknowledged once, and after its reply.
+    """An RPC server's channel may delay replies to send several in one write. If the server handles a later request
+    without a reply, the channel first publishes the delayed replies, and then acknowledges this request. Each request
+    is acknowledged once, and after its reply, if any.
     """
     channel = broker.channel()
     requests = channel.consume(Queue("q"), Receiving(timeout=20))
@@ -555,10 +554,10 @@ class Told(ChannelListener):
         self._told("failed", str(failure))
 
 
-def test_publishers_and_consumers_are_told_what_happens_to_their_channel(broker: ScriptedBroker) -> None:
-    """A channel informs its publishers and consumers when the connection is lost, when the channel has been opened
-    again, and whether this happened on a new connection. It also informs them when the broker has cancelled a consumer,
-    and, once, when the channel is closed for good. A publisher or consumer that has ended is not informed.
+def test_a_channel_informs_its_publishers_and_consumers_of_its_events(broker: ScriptedBroker) -> None:
+    """A channel informs its publishers and consumers when the connection is lost, when the channel is open again (and
+    whether on a new connection), and when the broker has cancelled a consumer. If the channel is closed for good, it
+    informs them once. A publisher or consumer that has ended is not informed.
     """
     channel = broker.channel()
     listener, ended = Told(channel), Told(channel)
@@ -600,7 +599,7 @@ def test_a_request_that_loses_its_connection_is_repeated(broker: ScriptedBroker)
     assert made[0] < made[1]
 
 
-def test_a_command_that_must_stop_does_not_wait_for_the_broker(broker: ScriptedBroker) -> None:
+def test_a_command_that_was_told_to_stop_does_not_wait_for_the_broker(broker: ScriptedBroker) -> None:
     """If a command has been told to stop, its requests do not wait for a lost connection, or for a broker that does not
     answer. They raise StoppedWaiting, which gives the reason.
     """
@@ -620,7 +619,7 @@ TIMED_OUT = 406, "PRECONDITION_FAILED - delivery acknowledgement on channel 1 ti
 def test_a_channel_that_the_broker_closes_for_a_consumer_timeout_is_opened_again(broker: ScriptedBroker) -> None:
     """If the broker closes a channel because a delivery was not acknowledged within the consumer timeout, mqtool opens
     the channel again. One notice gives the reason for the close, and another says that the channel is open again. On a
-    connection that is not reopened after a loss, the channel stays closed.
+    connection without automatic reconnection, the channel stays closed.
     """
     channel, is_open_again = broker.channel(), threading.Event()
     listener = Told(channel)

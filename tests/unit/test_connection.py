@@ -163,9 +163,9 @@ def test_a_connection_knows_its_broker(connect: Connect, vhost: Vhost) -> None:
     assert opened.hopeless is None
 
 
-def test_a_connection_beside_another_has_its_name(connect: Connect, vhost: Vhost) -> None:
-    """Connection.beside() opens a second connection to the same broker. It has the name of the first connection, or the
-    name "mqtool" if the first one was opened without a name. The second connection is not reopened after a loss.
+def test_a_second_connection_has_the_name_of_the_first(connect: Connect, vhost: Vhost) -> None:
+    """Connection.beside() opens a second connection to the same broker, with the name of the first connection. If the
+    first one was opened without a name, both are named "mqtool". The second connection is not reopened after a loss.
     """
     with connect(name="nightly", backoff=AT_ONCE).beside() as beside:
         assert not beside.comes_back
@@ -174,9 +174,9 @@ def test_a_connection_beside_another_has_its_name(connect: Connect, vhost: Vhost
         assert vhost.faults.cut_connections("nightly") == 2
 
 
-def test_a_connection_beside_another_uses_the_same_certificates(connect: Connect, vhost: Vhost) -> None:
-    """A connection that Connection.beside() opens trusts the same certificates as the first one, so that commands with
-    --tls-ca can open it, too.
+def test_a_second_connection_uses_the_certificates_of_the_first(connect: Connect, vhost: Vhost) -> None:
+    """A second connection that Connection.beside() opens uses the same certificates as the first one, such as those of
+    --tls-ca.
     """
     read = list[str]()
 
@@ -218,8 +218,8 @@ def test_a_connection_uses_the_first_node_that_accepts_it(
     assert channel.is_open
 
 
-def test_a_broker_that_cannot_be_reached_is_an_error() -> None:
-    """If no node can be reached, opening a connection raises Unavailable."""
+def test_opening_a_connection_raises_unavailable_if_no_node_can_be_reached() -> None:
+    """If no node can be reached, or no address is given, opening a connection raises Unavailable."""
     for addresses, words in (
         ([Address("127.0.0.1", unused_port())], "no broker answers at"),
         ([], r"^no address to connect to$"),
@@ -228,7 +228,9 @@ def test_a_broker_that_cannot_be_reached_is_an_error() -> None:
             Connection(addresses)
 
 
-def test_an_error_before_connecting_is_reported(vhost: Vhost, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_operating_system_before_connecting_raises_unavailable(
+    vhost: Vhost, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If the operating system refuses a connection before it is attempted, for example because too many files are open,
     opening the connection raises Unavailable with the system's reason.
     """
@@ -242,7 +244,7 @@ def test_an_error_before_connecting_is_reported(vhost: Vhost, monkeypatch: pytes
         Connection([address])
 
 
-def test_a_connection_that_is_lost_as_soon_as_it_is_open_is_an_error(
+def test_a_connection_that_is_lost_as_soon_as_it_is_open_raises_unavailable(
     connect: Connect, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If a connection is lost just after the broker has accepted it, opening it raises Unavailable, which names the
@@ -265,7 +267,7 @@ def test_a_connection_that_is_lost_as_soon_as_it_is_open_is_an_error(
     ("answer", "words"),
     [(b"", "closed the connection during the handshake"), (b"HTTP/1.1 400\r\n", "is not an AMQP 0-9-1 broker")],
 )
-def test_a_server_that_is_not_a_broker_is_named(answer: bytes, words: str) -> None:
+def test_the_error_about_a_server_that_is_not_a_broker_names_the_server(answer: bytes, words: str) -> None:
     """If the server closes a new connection without an answer, or answers in another protocol, opening the connection
     raises Unavailable, which names the server and the reason.
     """
@@ -297,8 +299,8 @@ def test_a_broker_that_is_starting_is_tried_again() -> None:
 
 
 def test_a_lost_connection_that_is_not_reopened_fails_its_channels(connect: Connect, vhost: Vhost) -> None:
-    """If a connection that was opened without reconnecting is lost, its channels fail with the reason, and opening
-    another channel raises the same error.
+    """If a connection without automatic reconnection is lost, its channels fail with the reason, and opening another
+    channel raises the same error.
     """
     opened = connect()
     channel = opened.channel()
@@ -347,8 +349,8 @@ def test_closing_waits_until_the_broker_has_closed_the_connection(
 def test_closing_does_not_wait_long_for_a_broker_that_has_not_replied(
     connect: Connect, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a request to which the broker has not replied in time, Connection.close() does not wait as long for the
-    broker as usual, so that a time limit such as that of `rpc-client --timeout` is kept.
+    """After a request to which the broker has not replied in time, Connection.close() waits for the broker for a
+    shorter time than usual, so that a time limit such as that of `rpc-client --timeout` is kept.
     """
     monkeypatch.setattr(connection, "_CLOSE_PATIENCE", 3600.0)
     opened = connect()
@@ -397,8 +399,9 @@ def test_a_lost_connection_and_its_channels_are_reopened(connect: Connect, vhost
 def test_a_connection_that_the_broker_closes_is_reopened_unless_the_error_would_recur(
     connect: Connect, vhost: Vhost, code: int, text: str, words: str, *, is_reopened: bool
 ) -> None:
-    """If the broker closes a connection because it shuts down (320), mqtool opens the connection again. If the broker
-    closes it because of an error that would occur again (501 or 541), its channels fail with the broker's reason.
+    """If the broker closes a new connection because it shuts down (320), mqtool opens the connection again. If the
+    broker closes it because of an error that would probably occur again (501 or 541), the connection's channels fail
+    with the broker's reason.
     """
     told = Told()
     channel = connect(notice=told, backoff=AT_ONCE).channel()
@@ -414,7 +417,7 @@ def test_a_connection_that_the_broker_closes_is_reopened_unless_the_error_would_
 def test_a_connection_is_not_reopened_after_a_message_that_is_too_large(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a broker sends headers that are larger than any message that RabbitMQ accepts, the connection's channels fail
+    """If the headers of a delivery are larger than any message that RabbitMQ accepts, the connection's channels fail
     with an error that says so. The connection is not reopened, since the broker would send the same message again.
     """
     told = Told()
@@ -432,8 +435,8 @@ def test_a_connection_is_not_reopened_after_a_message_that_is_too_large(
 def test_a_connection_that_was_lost_before_is_reopened_after_its_first_internal_error(
     connect: Connect, vhost: Vhost
 ) -> None:
-    """A connection was lost and reopened. If the broker then closes it with 541 (INTERNAL_ERROR), it is reopened. If
-    the broker does so once more within a minute, the connection's channels fail, even if a message was confirmed in
+    """If a connection was lost and reopened, and the broker then closes it with 541 (INTERNAL_ERROR), mqtool opens it
+    again. If this happens once more within a minute, the connection's channels fail, even if a message was confirmed in
     between.
     """
     told = Told()
@@ -451,8 +454,8 @@ def test_a_connection_that_was_lost_before_is_reopened_after_its_first_internal_
 def test_a_stable_connection_is_reopened_after_each_internal_error(
     connect: Connect, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the broker closes a connection with 541 (INTERNAL_ERROR) that has been open for more than a minute, and no
-    messages are unconfirmed, the connection is reopened, however often this happens.
+    """If a connection has been open for more than a minute, no messages are unconfirmed, and the broker closes it with
+    541 (INTERNAL_ERROR), mqtool opens it again, however often this happens.
     """
     monkeypatch.setattr(connection, "_STEADY", 0.0)
     told = Told()
@@ -466,8 +469,8 @@ def test_a_stable_connection_is_reopened_after_each_internal_error(
 def test_a_stable_connection_fails_if_each_reconnection_ends_with_an_internal_error(
     connect: Connect, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection was lost that had been open for more than a minute. If the broker closes each new connection with
-    541 (INTERNAL_ERROR) before its channels are reopened, the channels fail.
+    """A connection that has been open for more than a minute is lost, and mqtool reconnects. If the broker closes each
+    new connection with 541 (INTERNAL_ERROR) before the connection's channels are open again, these channels fail.
     """
     monkeypatch.setattr(connection, "_STEADY", 0.0)
     told = Told()
@@ -582,8 +585,8 @@ def test_reconnecting_ends_if_the_broker_refuses_the_connection(connect: Connect
 def test_closing_ends_the_attempts_to_reconnect(
     connect: Connect, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A command that has been told to stop does not wait for a lost connection: its requests raise StoppedWaiting.
-    Connection.close() ends the wait for the next attempt to reconnect.
+    """While mqtool tries to reconnect, a request of a command that has been told to stop raises StoppedWaiting.
+    Connection.close() does not wait for the next attempt to reconnect, but ends the attempts.
     """
     monkeypatch.setattr(reopening_channel, "CHECK_INTERVAL", 0.001)
     told = Told()
@@ -648,9 +651,11 @@ def test_a_blocked_publisher_waits_until_the_broker_unblocks_it(connect: Connect
     assert str(stopped) == "stopped with 1 message unconfirmed: the broker blocks publishers"
 
 
-def test_a_reopened_connection_is_not_blocked(connect: Connect, vhost: Vhost) -> None:
-    """If a connection is lost while the broker blocks publishers, and the broker unblocks them before the connection is
-    open again, a waiting publisher continues on the new connection.
+def test_a_publisher_continues_if_the_broker_unblocked_it_while_the_connection_was_lost(
+    connect: Connect, vhost: Vhost
+) -> None:
+    """The broker blocks publishers, and then the connection is lost. If the broker unblocks publishers before the
+    connection is open again, a waiting publisher continues on the new connection.
     """
     told = Told()
     opened = connect(notice=told, backoff=AT_ONCE)
@@ -710,11 +715,10 @@ def test_a_bug_in_a_callback_ends_the_opening_of_a_connection(vhost: Vhost) -> N
     assert caught.value.hint == "this is a bug in mqtool; please report it"
 
 
-def test_the_options_of_a_channel_are_passed_on(connect: Connect, vhost: Vhost) -> None:
-    """If a queue exists with other settings, declaring it on a channel with strict=True raises DeclaredDifferently.
-    Without strict=True, a notice is printed. With mandatory=True, the broker returns an unroutable message, and without
-    it, the broker confirms the message. With confirm_timeout=0.1, publishing raises NotConfirmed after 0.1 s without a
-    confirm.
+def test_connection_channel_passes_its_options_to_the_channel(connect: Connect, vhost: Vhost) -> None:
+    """Connection.channel() passes its options to the channel. With strict=True, declaring a queue that exists with
+    other settings raises DeclaredDifferently. With mandatory=True, the broker returns unroutable messages. With
+    confirm_timeout=0.1, publishing raises NotConfirmed after 0.1 s without a confirm.
     """
     told = Told()
     opened = connect(notice=told)

@@ -1,4 +1,4 @@
-"""Consumer: when it ends, what it acknowledges and requeues, with a broker that does what the test says."""
+"""Consumer: when it ends, and what it acknowledges and requeues, with a scripted broker."""
 
 import queue as queues
 from collections.abc import Callable, Iterable, Iterator
@@ -149,9 +149,9 @@ def test_a_consumer_whose_time_limit_passes_raises_timed_out(
 def test_a_consumer_times_out_although_messages_have_arrived(
     broker: ScriptedBroker, clock: Clock, *, auto_ack: bool, taken: int
 ) -> None:
-    """The broker has delivered three messages to a consumer. If the consumer's time limit passes after the caller has
-    taken the first one, the consumer raises TimedOut. With auto_ack, the broker no longer has these messages, so mqtool
-    first cancels the consumer and yields the other two.
+    """If a consumer's time limit passes while deliveries wait for the caller, the consumer raises TimedOut, and does
+    not yield these deliveries. With auto_ack, the broker no longer has the messages, so mqtool first cancels the
+    consumer and yields them.
     """
     deliveries = broker.channel().consume(Q, Receiving(timeout=7, auto_ack=auto_ack))
     deliver(broker, 1, 2, 3)
@@ -221,8 +221,8 @@ def test_a_consumer_of_a_queue_with_a_delivery_limit_soon_has_its_full_prefetch(
     broker: ScriptedBroker, clock: Clock
 ) -> None:
     """A consumer of a quorum queue with a delivery limit starts with a prefetch of 1, since the queue drops messages
-    that are requeued too often. Once the consumer has received a message that was not requeued often, it continues with
-    its full prefetch.
+    that are requeued too often. Once the consumer has received a message that was never or rarely requeued, it
+    continues with its full prefetch.
     """
     deliveries = broker.channel().consume(Queue("q", arguments={"x-queue-type": "quorum"}))
     deliver(broker, 1)
@@ -231,12 +231,12 @@ def test_a_consumer_of_a_queue_with_a_delivery_limit_soon_has_its_full_prefetch(
     assert clock.waits == []
 
 
-def test_a_caller_that_acknowledges_gets_the_missing_messages_from_a_new_consumer(
+def test_a_caller_that_acknowledges_gets_the_last_messages_from_a_new_consumer(
     broker: ScriptedBroker, clock: Clock
 ) -> None:
     """A consumer that is to receive 7 messages with a prefetch of 3, and whose caller acknowledges them itself, never
-    lets the broker deliver an eighth. Once fewer messages are missing than the prefetch allows, the consumer is
-    cancelled, and consumes again with the number of missing messages as its prefetch.
+    lets the broker deliver an eighth. Once fewer messages remain than the prefetch allows, mqtool cancels the consumer,
+    and starts another one with the number of remaining messages as its prefetch.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, Receiving(count=7, prefetch=3, acknowledge=False))
@@ -255,9 +255,9 @@ def test_a_caller_that_acknowledges_gets_the_missing_messages_from_a_new_consume
 
 
 def test_late_acknowledgements_do_not_count_after_a_reconnection(broker: ScriptedBroker, clock: Clock) -> None:
-    """If the connection is lost before a caller acknowledges a message, the broker requeues this message. A late
-    acknowledgement is therefore not sent, and the consumer does not take it into account when it decides how many
-    messages the broker may still deliver.
+    """If the connection is lost before the caller acknowledges a message, the broker requeues this message. A late
+    acknowledgement is therefore not sent. It does not count when a consumer with a message limit decides how many more
+    messages the broker may deliver.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, Receiving(count=5, prefetch=3, acknowledge=False))
@@ -331,7 +331,7 @@ def test_a_stopped_consumer_with_auto_ack_ends_if_the_network_no_longer_works(
     assert len(broker.of(spec.Basic.Cancel)) == 1
 
 
-def test_deliveries_from_a_lost_connection_are_dropped_unless_nobody_else_gets_them(
+def test_deliveries_from_a_lost_connection_are_dropped_if_the_broker_delivers_them_again(
     broker: ScriptedBroker, clock: Clock
 ) -> None:
     """After a reconnection, a consumer does not yield deliveries that arrived on the lost connection, since the broker
@@ -354,12 +354,12 @@ def test_deliveries_from_a_lost_connection_are_dropped_unless_nobody_else_gets_t
 
 
 @pytest.mark.parametrize(("exclusive", "is_new", "said"), [(True, True, 1), (True, False, 0), (False, True, 0)])
-def test_a_consumer_says_that_messages_of_its_temporary_queue_are_lost(
+def test_a_notice_says_that_messages_of_an_exclusive_queue_are_lost_with_the_connection(
     broker: ScriptedBroker, exclusive: bool, is_new: bool, said: int
 ) -> None:
-    """If the connection was lost, and the broker has deleted the consumer's exclusive queue, the user is told that
-    messages are lost. If only the channel was reopened, or the queue is not exclusive, the user is told nothing,
-    because no messages are lost.
+    """If a connection is lost, the broker deletes a consumer's exclusive queue. After the reconnection, a notice says
+    that messages of this queue are lost. If only the channel was reopened, or the queue is not exclusive, there is no
+    notice, because no messages are lost.
     """
     channel = broker.channel()
     deliveries = channel.consume(Queue("q", exclusive=exclusive))
@@ -464,8 +464,8 @@ def test_an_internal_error_of_a_stream_has_a_hint_to_the_stream_protocol(
 
 
 def test_a_cancelled_consumer_still_yields_what_has_arrived(broker: ScriptedBroker, clock: Clock) -> None:
-    """After a consumer is cancelled, it still yields the deliveries that have arrived. arrives() returns True if there
-    is another one, and waits for it up to the given time. Once the channel is stopped, arrives() returns True
+    """After a consumer is cancelled, it still yields the deliveries that have arrived. arrives() waits for the next
+    delivery up to the given time, and returns whether there is one. Once the channel is stopped, arrives() returns True
     immediately, and deliveries() ends.
     """
     channel = broker.channel()
@@ -536,9 +536,10 @@ def test_a_delivery_is_the_same_whether_mqtool_or_pika_decodes_it(
     assert clock.waits == []
 
 
-def test_unacknowledged_messages_are_given_back_batch_by_batch(broker: ScriptedBroker) -> None:
-    """A consumer's give_back() cancels the consumer, and then requeues each batch of deliveries with one basic.nack. It
-    leaves out deliveries from an earlier connection, since the broker has requeued them already.
+def test_give_back_requeues_unacknowledged_messages_batch_by_batch(broker: ScriptedBroker) -> None:
+    """give_back() cancels a consumer. It then requeues each batch of deliveries with one basic.nack, which applies to
+    all deliveries up to the last one of the batch. If this delivery is from an earlier connection, no basic.nack is
+    sent, since the broker has already requeued the messages.
     """
     channel = broker.channel()
     receiver = channel.consumer(Q, Receiving(acknowledge=False))
@@ -611,9 +612,9 @@ def test_a_consumer_is_cancelled_once_nothing_is_in_transit(
 def test_a_consumer_that_has_acknowledged_all_waits_for_messages_in_transit(
     broker: ScriptedBroker, clock: Clock, received: int, headers: dict[str, Any], waits: bool
 ) -> None:
-    """A consumer that has acknowledged all the messages that it has received waits for more in transit before it ends.
-    If a consumer reads a stream, it ends at once. So does one that has received nothing: another consumer may be the
-    queue's single active one.
+    """A consumer that has acknowledged all messages that it has received waits for messages in transit before it ends.
+    A consumer of a stream ends immediately. So does a consumer that has received nothing, because another one may be
+    the queue's single active consumer.
     """
     channel = broker.channel()
     broker.depth = 9
@@ -628,8 +629,8 @@ def test_a_consumer_that_has_acknowledged_all_waits_for_messages_in_transit(
 def test_a_later_consumer_of_a_channel_does_not_wait_for_messages_in_transit_if_its_prefetch_is_used_up(
     broker: ScriptedBroker, clock: Clock
 ) -> None:
-    """A consumer counts only its own deliveries, not those of an earlier consumer of the same channel. If its prefetch
-    is used up, no messages can be in transit to it, and it ends without waiting for any.
+    """If the prefetch of a consumer is used up, no messages can be in transit to it, and it ends without waiting for
+    any. To find this out, it counts only its own deliveries, not those of an earlier consumer of the same channel.
     """
     channel = broker.channel()
     broker.depth = 9

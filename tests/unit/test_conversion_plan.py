@@ -106,9 +106,9 @@ def test_a_conversion_to_another_type_keeps_the_queues_arguments() -> None:
     )
 
 
-def test_a_queue_that_the_api_describes_only_in_part_is_classic_and_empty() -> None:
-    """If the management API reports neither the type of a queue nor its number of messages, `queue convert` treats the
-    queue as a transient classic queue without messages.
+def test_a_queue_of_which_the_api_reports_only_the_name_is_treated_as_classic_and_empty() -> None:
+    """If the management API reports neither the type nor the durability nor the number of messages of a queue, `queue
+    convert` treats it as a transient classic queue without messages.
     """
     it = found(queue={"name": "jobs", "arguments": None, "message_bytes": None, "messages": None})
     assert it.plan.source == Definition("classic", False, {})
@@ -117,7 +117,9 @@ def test_a_queue_that_the_api_describes_only_in_part_is_classic_and_empty() -> N
 
 
 @pytest.mark.parametrize(("to", "durable"), [("classic", False), ("quorum", True), ("stream", True), (None, False)])
-def test_quorum_queues_and_streams_are_durable(to: str | None, durable: bool) -> None:
+def test_a_transient_queue_becomes_durable_if_it_is_converted_to_a_quorum_queue_or_stream(
+    to: str | None, durable: bool
+) -> None:
     """`queue convert` makes a transient classic queue durable if it converts the queue to a quorum queue or a stream.
     Otherwise, the queue stays transient.
     """
@@ -434,8 +436,8 @@ THROUGH_DEFAULT = (
 @pytest.mark.parametrize("bound", [True, False])
 def test_publishers_through_the_default_exchange_prevent_a_conversion_without_force(bound: bool) -> None:
     """If clients publish to a queue through the default exchange, `queue convert` needs --force, because messages that
-    are published while the queue is replaced may be lost. If the queue has no bindings, all of its messages are
-    published through the default exchange.
+    are published while the queue is replaced may be lost. If a queue has no bindings, mqtool assumes that all messages
+    are published to it through the default exchange.
     """
     stats = rate(2.5)["message_stats"]
     incoming = [
@@ -540,12 +542,12 @@ def test_a_policy_that_limits_the_queue_for_messages_published_meanwhile_prevent
     ],
     ids=["ha-mode", "queue-mode", "classic queues", "quorum queues", "delivery-limit", "streams"],
 )
-def test_messages_published_meanwhile_are_protected_from_policies_for_the_type_of_the_queue(
+def test_a_policy_with_a_limit_prevents_a_conversion_only_if_it_applies_to_the_type_of_the_queue(
     given: dict[str, Any], limited: str | None, source: str, operator: bool
 ) -> None:
-    """The temporary queue for messages published during a conversion has the type of the queue to convert. `queue
-    convert` refuses the conversion if a policy with a limit applies to this queue. It does not refuse the conversion if
-    the policy is only for another type of queue, or has a setting that this type does not support.
+    """A temporary queue for messages published during a conversion has the type of the queue to convert. `queue
+    convert` refuses the conversion if a policy with a limit applies to this temporary queue. A policy that is only for
+    another type of queue, or has a setting that this type does not support, does not prevent the conversion.
     """
     policies = {"operator" if operator else "policies": [given]}
     to = "quorum" if source == "classic" else "classic"
@@ -555,11 +557,11 @@ def test_messages_published_meanwhile_are_protected_from_policies_for_the_type_o
 
 
 @pytest.mark.parametrize("to", ["quorum_queues", "classic_queues", "streams"])
-def test_a_policy_only_for_quorum_queues_can_prevent_a_conversion(to: str) -> None:
-    """If a policy for quorum queues sets max-length-bytes and reject-publish, `queue convert` refuses to convert a
-    queue to a quorum queue. The policy could make the temporary queue with the messages, which is a quorum queue, and
-    the converted queue reject messages. If the same policy is only for classic queues, it would apply to the temporary
-    queue for messages published meanwhile. If it is only for streams, it does not prevent the conversion.
+def test_a_policy_only_for_quorum_queues_or_only_for_classic_queues_can_prevent_a_conversion(to: str) -> None:
+    """A policy that makes queues reject messages beyond a number of bytes prevents the conversion of a classic queue to
+    a quorum queue. If the policy is for quorum queues, the converted queue and the temporary queue that holds its
+    messages could reject them. If it is for classic queues, it would apply to the temporary queue for messages
+    published meanwhile. If it is for streams, it does not prevent the conversion.
     """
     limits = {"overflow": "reject-publish", "max-length-bytes": 5}
     refusals = {"quorum_queues": 2, "classic_queues": 1, "streams": 0}
@@ -582,9 +584,9 @@ def test_a_policy_only_for_quorum_queues_can_prevent_a_conversion(to: str) -> No
 def test_a_queue_that_would_drop_messages_instead_of_rejecting_them_cannot_be_converted(
     arguments: dict[str, Any], by_policy: dict[str, Any], is_refused: bool
 ) -> None:
-    """A classic queue rejects messages beyond its limit. As a quorum queue, it would drop its oldest ones, because a
-    policy overrides its x-overflow, or because quorum queues do not support reject-publish-dlx. `queue convert` refuses
-    the conversion, unless --argument sets x-overflow.
+    """If a classic queue rejects messages beyond its limit, but would drop its oldest ones as a quorum queue, `queue
+    convert` refuses the conversion, unless --argument sets x-overflow. The cause is a policy that overrides x-overflow,
+    or that quorum queues do not support reject-publish-dlx.
     """
     asked: dict[str, Any] = {"queue": view(arguments=arguments), "policies": [policy("p", "^jobs$", **by_policy)]}
     refused = Refusal(
@@ -600,8 +602,7 @@ def test_a_queue_that_would_drop_messages_instead_of_rejecting_them_cannot_be_co
 def test_a_queue_that_rejects_messages_beyond_a_number_of_bytes_cannot_be_converted(by: str) -> None:
     """Arguments or a policy may make a queue reject messages beyond a number of bytes (max-length-bytes with
     reject-publish). `queue convert` refuses such a queue, because messages published during the conversion may not fit.
-    If the command itself removes the argument, the conversion is possible. If the command adds such an argument, the
-    conversion is refused.
+    The conversion is possible if the command removes x-overflow, and refused if the command itself adds both arguments.
     """
     limits = {"overflow": "reject-publish", "max-length-bytes": 5}
     arguments = {f"x-{name}": value for name, value in limits.items()}
@@ -658,9 +659,9 @@ def test_a_queue_with_more_messages_than_its_new_limit_cannot_be_converted(
     assert Refusal(f"as a quorum queue with these arguments, it {effect}", hint) in refusals
 
 
-def test_a_policy_that_will_apply_can_prevent_a_conversion_by_its_limit() -> None:
-    """If a policy for quorum queues would drop messages of the converted queue, `queue convert` refuses the conversion,
-    as it does for a limit in the arguments.
+def test_a_policy_that_would_make_the_converted_queue_drop_messages_prevents_a_conversion() -> None:
+    """If a policy for quorum queues would make a converted queue drop messages, `queue convert` refuses the conversion,
+    as it does for a limit in the queue's arguments.
     """
     short = policy("p", "^jobs$", "quorum_queues", **{"max-length": 4})
     [refusal] = found(depth=Depth(10, 0), policies=[short]).refusals
@@ -683,9 +684,9 @@ def test_a_policy_that_will_apply_can_prevent_a_conversion_by_its_limit() -> Non
 def test_a_queue_whose_messages_fit_can_be_converted(
     changes: dict[str, Any], reported: dict[str, Any], depth: Depth, to: str
 ) -> None:
-    """`queue convert` does not refuse a queue that has no more messages than its new limit allows, that keeps a limit
-    with drop-head, or that becomes a stream. The messages are counted now, since the management API's number may be
-    some seconds old. Messages without a body are within any number of bytes.
+    """`queue convert` converts a queue that has no more messages than its new limit allows, that keeps a limit with
+    drop-head, or that becomes a stream. It asks the broker for the number of messages, since the management API's
+    number may be some seconds old. Messages without a body fit into any limit in bytes.
     """
     it = found(to, changes, depth, queue=view(**reported))
     assert (it.refusals, it.messages) == ([], depth.ready)
@@ -818,8 +819,8 @@ def test_a_plan_that_is_stored_as_json_is_read_unchanged() -> None:
 
 @pytest.mark.parametrize("at_once", [1, 500])
 def test_a_stored_plan_keeps_the_size_of_its_transactions(at_once: int) -> None:
-    """A stored conversion plan contains how many messages are moved in one transaction, from 1 to 500. Reading the plan
-    returns the same number.
+    """A stored conversion plan contains how many messages `queue convert` moves in one transaction, from 1 to 500.
+    Reading the plan returns the same number.
     """
     assert plan(at_once=at_once).at_once == at_once
 
@@ -881,9 +882,9 @@ def holder(name: str, text: str) -> dict[str, Any]:
 
 
 def test_unfinished_conversions_are_found_by_the_queues_that_hold_their_messages() -> None:
-    """mqtool finds unfinished conversions by the plans that are stored as arguments of queues. A plan is valid only on
-    the temporary queue that holds the messages of the queue to convert. A plan on any other queue is ignored, and
-    mqtool gives the reason.
+    """mqtool finds unfinished conversions by the plans that `queue convert` stores as queue arguments. A plan is valid
+    only on the temporary queue that holds the messages of the queue to convert. mqtool ignores a plan on any other
+    queue, and gives the reason.
     """
     text = json.dumps(PLANNED)
     queues = [
@@ -928,7 +929,7 @@ def test_the_dead_letter_settings_of_a_queue_are_its_exchange_and_routing_key() 
         ({DLX: "d", KEY: "k"}, {}, {DLX: "d"}, True),
     ],
 )
-def test_a_plan_that_changes_a_queues_dead_letter_settings_is_noticed(
+def test_redirects_is_true_for_a_plan_that_changes_a_queues_dead_letter_settings(
     source: dict[str, Any], target: dict[str, Any], now: dict[str, Any] | None, redirected: bool
 ) -> None:
     """A stored conversion plan redirects dead letters if the queue that it describes, before or after the conversion,

@@ -1,4 +1,4 @@
-"""Declaring a dead-letter queue that may exist already, with settings of somebody else."""
+"""Declaring a dead-letter queue that may exist already, with arguments and properties that somebody else has chosen."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -37,8 +37,8 @@ def channel(request: pytest.FixtureRequest) -> Iterator[Channel]:
 def test_a_dead_letter_queue_that_keeps_its_messages_is_used_as_it_is(
     channel: Channel, settings: dict[str, Any]
 ) -> None:
-    """If a dead-letter queue exists with settings that let it keep its messages, mqtool uses it, however many of them
-    differ from those that mqtool declares.
+    """If a dead-letter queue exists with other settings than those that mqtool declares, but none that would make it
+    lose messages, mqtool uses the queue as it is.
     """
     theirs = channel.declare(DEAD._replace(**settings), remember=False)
     known = declare_dead_letter_queue(channel, DEAD)
@@ -63,8 +63,8 @@ def test_a_dead_letter_queue_that_keeps_its_messages_is_used_as_it_is(
 def test_a_dead_letter_queue_that_does_not_keep_its_messages_is_refused(
     channel: Channel, arguments: dict[str, Any], named: str
 ) -> None:
-    """If a dead-letter queue exists with an argument through which it drops its messages, or moves them to another
-    queue, DeclaredDifferently names this argument, and the hint says how to replace the queue.
+    """If a dead-letter queue exists with an argument that makes it drop its messages or move them to another queue,
+    mqtool raises DeclaredDifferently. The error names this argument, and the hint says how to replace the queue.
     """
     channel.declare(DEAD._replace(arguments=arguments), remember=False)
     with pytest.raises(DeclaredDifferently) as refused:
@@ -78,8 +78,8 @@ def test_a_dead_letter_queue_that_does_not_keep_its_messages_is_refused(
 
 @pytest.mark.parametrize("before", [{}, QUORUM], ids=["same", "quorum"])
 def test_a_dead_letter_queue_that_is_replaced_is_checked_again(channel: Channel, before: dict[str, Any]) -> None:
-    """If somebody replaces a dead-letter queue that mqtool has used by one that does not keep its messages, the next
-    message is not published to the new queue.
+    """If somebody replaces a dead-letter queue that mqtool has used by one that does not keep its messages, mqtool
+    raises DeclaredDifferently when it declares the queue the next time.
     """
     channel.declare(DEAD._replace(arguments=before), remember=False)
     known = declare_dead_letter_queue(channel, DEAD)
@@ -94,7 +94,7 @@ def test_a_dead_letter_queue_that_is_deleted_with_its_last_consumer_is_refused(
     channel: Channel, *, is_durable: bool
 ) -> None:
     """If a dead-letter queue exists as an auto-delete queue, the broker would delete it, with all its messages, when
-    somebody consumes one of them. mqtool does not use the queue: DeclaredDifferently names the setting.
+    its last consumer ends. mqtool does not use such a queue: it raises DeclaredDifferently, which names the setting.
     """
     channel.declare(DEAD._replace(durable=is_durable, auto_delete=True), remember=False)
     with pytest.raises(DeclaredDifferently, match="exists with auto_delete, so it may not keep its messages"):
@@ -112,7 +112,9 @@ def test_a_dead_letter_queue_whose_settings_cannot_be_read_is_refused(channel: C
 
 
 def test_an_exclusive_dead_letter_queue_is_refused(channel: Channel) -> None:
-    """If a dead-letter queue is exclusive to another connection, DeclaredDifferently says so."""
+    """If a dead-letter queue is exclusive to another connection, mqtool raises DeclaredDifferently, which says that the
+    queue is exclusive.
+    """
     with channel.connection.beside() as other:
         other.channel().declare(DEAD._replace(exclusive=True), remember=False)
         with pytest.raises(DeclaredDifferently, match="exclusive"):

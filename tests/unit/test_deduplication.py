@@ -72,7 +72,7 @@ def test_a_message_with_another_broker_queue_client_or_id_is_not_a_duplicate(pat
 
 
 def test_messages_with_different_ids_that_are_not_utf_8_are_not_duplicates(path: Path) -> None:
-    """With `--deduplicate`, messages whose ids are not valid UTF-8 are duplicates only if the bytes of their ids are
+    """With `--deduplicate`, messages whose IDs are not valid UTF-8 are duplicates only if the bytes of their IDs are
     equal.
     """
     store = HandledMessages(path, DAY)
@@ -97,8 +97,8 @@ def test_a_message_that_failed_is_handled_again(path: Path) -> None:
 
 
 def test_a_dead_letter_is_handled_again_only_after_a_redrive(path: Path) -> None:
-    """With `--deduplicate`, a worker does not handle a copy of a message that has been dead-lettered. It handles a copy
-    only if that copy was moved back from the dead-letter queue more often than the dead-lettered message.
+    """With `--deduplicate`, a worker does not handle a copy of a message that has been dead-lettered. It does handle a
+    copy that was moved back from the dead-letter queue more often than the dead-lettered message.
     """
     store = HandledMessages(path, DAY)
     assert store.begin(KEY, returns=1) is None
@@ -246,8 +246,8 @@ def test_the_message_of_a_killed_worker_is_handled_again(path: Path, other_worke
 def test_the_message_of_a_worker_that_is_a_zombie_is_handled_again(
     path: Path, other_worker: multiprocessing.Process
 ) -> None:
-    """If a worker is killed while it handles a message, another worker with `--deduplicate` handles the message. This
-    holds even if the killed process is a zombie, because its parent process has not collected the exit status.
+    """If a worker is killed while it handles a message, another worker with `--deduplicate` handles the message, even
+    while the killed process is a zombie (its parent process has not collected the exit status).
     """
     other_worker.kill()
     os.waitid(os.P_PID, other_worker.pid or 0, os.WEXITED | os.WNOWAIT)  # it has ended, and is now a zombie
@@ -258,7 +258,7 @@ def test_without_proc_a_worker_is_identified_by_its_process_id(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """On systems without /proc, a worker with `--deduplicate` considers another worker to be running if there is a
-    process with that worker's process id. It then does not handle the message that the other worker is handling.
+    process with that worker's process ID. It then does not handle the message that the other worker is handling.
     """
     monkeypatch.setattr(deduplication, "_PROC", tmp_path)
     other_worker: multiprocessing.Process = request.getfixturevalue("other_worker")
@@ -273,11 +273,11 @@ def test_without_proc_a_worker_is_identified_by_its_process_id(
 
 
 @pytest.mark.parametrize(("state", "is_alive"), [("S", True), ("Z", False)])
-def test_a_worker_whose_name_looks_like_a_process_state_is_identified(
+def test_a_running_worker_is_recognized_even_if_its_name_looks_like_a_process_state(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, *, is_alive: bool
 ) -> None:
-    """A worker with `--deduplicate` reads from /proc whether another worker is running. It gets the right result even
-    if the name of the other worker's program looks like a process state in /proc, such as `a) Z 1`.
+    """A worker with `--deduplicate` reads from /proc whether another worker is running. It is not misled by the name of
+    the other worker's program, even if this name looks like a process state in /proc, such as `a) Z 1`.
     """
     monkeypatch.setattr(deduplication, "_PROC", tmp_path)
     stat_file = tmp_path / str(os.getpid()) / "stat"
@@ -297,8 +297,8 @@ def test_a_worker_whose_name_looks_like_a_process_state_is_identified(
 
 
 def test_a_reused_process_id_is_not_taken_for_the_worker(path: Path, other_worker: multiprocessing.Process) -> None:
-    """If a worker has died, and a process that started later has the same process id, another worker with
-    `--deduplicate` handles the message that the dead worker was handling.
+    """If a worker was killed while it handled a message, and a process that started later has the same process ID,
+    another worker with `--deduplicate` handles the message.
     """
     with sqlite3.connect(path) as store:
         store.execute("UPDATE handled_messages SET owner = owner || '0'")  # it ends with the time of the start
@@ -307,9 +307,9 @@ def test_a_reused_process_id_is_not_taken_for_the_worker(path: Path, other_worke
 
 
 def test_a_message_that_an_earlier_run_did_not_finish_is_handled(path: Path) -> None:
-    """A worker that was killed may leave an entry in the deduplication store that says it is handling a message. If a
-    new worker has the same process id and start time, the entry seems to be its own. The new worker still handles the
-    message, because it knows that it has not begun to.
+    """A worker that was killed may leave an entry in the deduplication store that says that it is handling a message.
+    If a new worker happens to have the same process ID and start time, the entry seems to be its own. The new worker
+    handles the message nevertheless, because it has not begun to handle it.
     """
     HandledMessages(path, DAY).begin(KEY)
     assert HandledMessages(path, DAY).begin(KEY, lambda: True) is None

@@ -213,12 +213,12 @@ def test_a_queue_is_classic_only_if_the_broker_says_so(
     ],
     ids=["exclusive queue", "quorum queue", "exchange", "known to be classic", "known not to be classic"],
 )
-def test_the_broker_is_not_asked_for_the_type_of_a_destination_that_is_known(
+def test_the_broker_is_not_asked_for_the_type_of_a_destination_if_the_type_is_known(
     to: Exchange | Queue, known: bool | None, is_classic: bool
 ) -> None:
     """Before mqtool publishes a delayed message, it asks the broker whether the destination is a classic queue only if
     it cannot know. It does not ask about an exchange, an exclusive queue (always classic), a queue that the command
-    declares as a quorum queue, or a queue about which it has asked before.
+    declares as a quorum queue, or a queue whose type it has asked for before.
     """
     broker = FakeConnection()
     destination = Destination(to, is_classic=known)
@@ -243,9 +243,9 @@ def test_a_missing_destination_is_found_without_closing_the_commands_channel() -
 
 
 def test_queues_and_exchanges_for_delayed_messages_are_named_after_the_destination() -> None:
-    """What mqtool declares for delayed messages is named after the queue or exchange that the messages are for, with a
-    suffix: `hello.delay` for `hello`. If that name begins with `amq.`, the prefix `mqtool.` is added, because clients
-    cannot declare such names: `mqtool.amq.topic.delayed` for `amq.topic`.
+    """The queues and exchanges that mqtool declares for delayed messages have the name of the messages' destination
+    with a suffix: `hello.delay` for `hello`. If the destination's name begins with `amq.`, mqtool adds the prefix
+    `mqtool.`, because clients cannot declare such names: `mqtool.amq.topic.delayed` for `amq.topic`.
     """
     assert name_for(_HELLO, "delay") == "hello.delay"
     assert name_for(Exchange("amq.topic"), "delayed") == "mqtool.amq.topic.delayed"
@@ -254,9 +254,9 @@ def test_queues_and_exchanges_for_delayed_messages_are_named_after_the_destinati
 
 @pytest.mark.parametrize("letter", ["a", "é", "語"])
 def test_the_name_of_a_wait_queue_is_truncated_to_255_bytes(letter: str) -> None:
-    """A wait queue for delayed messages is named after the queue or exchange for which they wait. However long that
-    name is, the wait queue's name has at most 255 bytes and keeps its suffix. Different queues or exchanges have wait
-    queues with different names.
+    """A wait queue for delayed messages is named after the messages' destination. However long the destination's name
+    is, the wait queue's name has at most 255 bytes and keeps its suffix. Different destinations have wait queues with
+    different names.
     """
     size = len(letter.encode())
     longest = letter * (249 // size) + "b" * (249 % size)

@@ -85,7 +85,7 @@ def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
 def delaying(
     broker: FakeBroker, destination: Destination = _CLASSIC, via: Via = Via.AUTO
 ) -> tuple[Delaying, list[str], list[str]]:
-    """Return what delays messages on a broker, its notices, and its warnings."""
+    """Return the object that delays messages on a broker, with lists of its notices and its warnings."""
     notices: list[str] = []
     warnings: list[str] = []
     return Delaying(cast(Channel, broker), via, destination, notices.append, warnings.append), notices, warnings
@@ -113,7 +113,7 @@ def test_messages_without_a_delay_are_published_unchanged() -> None:
 
 
 @pytest.mark.parametrize("given", [{"delay": 5.25}, {"due": _NOW + 5.25}], ids=["delay", "due time"])
-def test_with_the_plugin_a_delayed_message_goes_to_its_exchange_with_the_delay_in_a_header(given: Any) -> None:
+def test_a_delayed_message_goes_to_the_plugins_exchange_with_the_delay_in_a_header(given: Any) -> None:
     """If the broker has the delayed message plugin, a message with a delay or a due time is published to the plugin's
     exchange as persistent. Its header x-delay contains the delay in milliseconds, and its header mqtool-due the due
     time. Its body, message id and other properties are unchanged.
@@ -148,7 +148,7 @@ def test_a_delayed_message_for_an_exchange_keeps_its_routing_key(via: Via) -> No
     assert (found.exchange, found.routing_key) == (where[via], "kern.info")
 
 
-def test_failed_to_saves_a_delayed_message_with_its_due_time() -> None:
+def test_the_option_failed_to_saves_a_delayed_message_with_its_due_time() -> None:
     """If a delayed message is not confirmed, `send --failed-to` saves the message with its due time instead of its
     delay, and without the headers that mqtool added to delay it. If the saved message is sent again, it is therefore
     still due at the same time.
@@ -166,8 +166,9 @@ def test_failed_to_saves_a_delayed_message_with_its_due_time() -> None:
     ids=["due a minute ago", "due now", "delay of 0", "delay below half a millisecond"],
 )
 def test_a_message_that_is_already_due_is_published_to_its_destination(given: Any, due: int) -> None:
-    """A message counts as due if its due time has passed, or if its delay is less than 0.5 ms. It is published to its
-    own exchange immediately, with its own properties and the due time as a header. mqtool declares nothing to delay it.
+    """A message counts as due if its due time has passed, or if its delay is less than 0.5 ms. mqtool publishes such a
+    message to its own exchange immediately, with its own properties and the due time as a header, and declares nothing
+    to delay it.
     """
     broker = FakeBroker(_JOBS)
     delays, _, _ = delaying(broker)
@@ -224,9 +225,9 @@ def test_a_message_with_a_delay_of_one_millisecond_waits_on_the_broker(via: Via)
 
 @pytest.mark.parametrize(("delay", "at_most"), [(0.001, 100), (5.0, 100), (90.0, 500), (3600.0, 12_000)])
 def test_few_messages_with_short_delays_are_in_flight(delay: float, at_most: int) -> None:
-    """Of messages with a delay of up to 5 s, mqtool has at most 100 unconfirmed at a time, because more would arrive
-    late. Longer delays have a higher limit, such as 500 messages for 90 s. At the limit, mqtool waits for confirms
-    before it publishes the next message.
+    """If messages have a delay of up to 5 s, mqtool has at most 100 of them unconfirmed at a time, because more would
+    arrive late. The limit is higher for longer delays, such as 500 messages for 90 s. At the limit, mqtool waits for
+    confirms before it publishes the next message.
     """
     broker = FakeBroker(_JOBS)
     delays, _, _ = delaying(broker)
@@ -267,7 +268,7 @@ _QUORUM_NOTICE = (
         "plugin, quorum",
     ],
 )
-def test_delayed_messages_wait_where_none_is_lost(
+def test_the_option_via_sets_where_delayed_messages_wait(
     via: Via, destination: Destination, plugin: bool, where: str, notices: list[str], warnings: list[str]
 ) -> None:
     """Without `--via`, delayed messages for a classic queue wait in the exchange of the delayed message plugin if the
@@ -364,7 +365,7 @@ def test_a_delayed_message_to_a_missing_exchange_is_refused(message: Message) ->
 @pytest.mark.parametrize("to", [_LOGS, DEFAULT_EXCHANGE], ids=["exchange of the command", "default exchange"])
 def test_where_messages_wait_can_be_chosen_before_the_exchange_is_declared(to: Exchange) -> None:
     """A command with `--via ttl` can choose the wait queues for its delayed messages before it declares the exchange to
-    which they will go. That the exchange does not exist yet is not an error.
+    which the messages will go. It is not an error that the exchange does not exist yet.
     """
     delays, _, _ = delaying(FakeBroker(), Destination(to, is_declared=to is _LOGS), Via.TTL)
     delays.choose()
@@ -374,9 +375,9 @@ def test_where_messages_wait_can_be_chosen_before_the_exchange_is_declared(to: E
 @pytest.mark.parametrize(
     "arguments", [{"x-queue-type": "classic"}, {"x-queue-type": "quorum"}], ids=["classic", "quorum"]
 )
-def test_the_broker_is_asked_for_the_type_of_the_queue(arguments: dict[str, str]) -> None:
-    """If the broker has the delayed message plugin, mqtool asks it whether the command's queue is a classic queue. If
-    so, delayed messages for the queue wait in the plugin's exchange, and otherwise in wait queues.
+def test_the_plugin_is_used_if_the_broker_says_that_the_queue_is_classic(arguments: dict[str, str]) -> None:
+    """If the broker has the delayed message plugin, mqtool finds out from the broker whether the command's queue is a
+    classic queue. If so, delayed messages for the queue wait in the plugin's exchange, and otherwise in wait queues.
     """
     queue = Queue("jobs", durable=True, arguments=arguments)
     delays, _, _ = delaying(FakeBroker(), Destination(queue))
@@ -406,9 +407,9 @@ def test_the_exchange_of_delayed_messages_is_looked_up_once() -> None:
     delays.choose(Exchange("audit"))
 
 
-def test_many_messages_in_wait_queues_are_announced() -> None:
-    """When the 10,000th message is sent to wait queues, and only then, a notice says how many messages per second a
-    broker can move out of wait queues. If more are due, they arrive late.
+def test_a_notice_says_that_many_messages_in_wait_queues_may_arrive_late() -> None:
+    """When the 10,000th message is sent to wait queues, a notice says how many messages per second a broker can move
+    out of wait queues, and that messages that are due faster than that arrive late. The notice is not repeated.
     """
     delays, notices, _ = delaying(FakeBroker(_JOBS), via=Via.TTL)
     messages = delays.hold(Message(b"x", delay=5.0) for _ in range(10_001))

@@ -32,7 +32,7 @@ def channel(amqp_vhost: Vhost) -> Iterator[Channel]:
 
 
 def through(channel: Channel, destination: Destination) -> tuple[ThroughPlugin, list[str]]:
-    """Return what delays messages in exchanges of the plugin, and its warnings."""
+    """Return the object that delays messages in exchanges of the plugin, with a list of its warnings."""
     warnings: list[str] = []
     found = ThroughPlugin(channel, destination, warnings.append)
     assert has_plugin(channel, found.exchange)

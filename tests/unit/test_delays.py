@@ -87,7 +87,9 @@ def test_wait_queues_with_the_same_name_have_the_same_arguments(one: int, other:
 
 @given(delays, delays)
 def test_a_message_with_a_longer_delay_never_waits_for_less_time(one: int, other: int) -> None:
-    """A message with a longer delay never waits for less time than a message with a shorter delay."""
+    """mqtool rounds delays up, but a message with a longer delay never waits for less time than a message with a
+    shorter delay.
+    """
     assert (one > other) <= (waited(one) >= waited(other))
 
 
@@ -103,7 +105,7 @@ def test_all_delays_up_to_a_minute_need_only_158_wait_queues() -> None:
     "message", [Message(b"x", delay=5.25), Message(b"x", due=1893456000.125)], ids=["delay", "due time"]
 )
 def test_a_delay_is_kept_to_the_millisecond_in_ndjson(message: Message) -> None:
-    """If `--failed-to` writes a delay or due time as NDJSON, `send --json` reads it back exactly, to the
+    """`send --json` reads a delay or due time that `send --failed-to` has written as NDJSON exactly, to the
     millisecond.
     """
     line = ndjson.from_message(message)
@@ -113,6 +115,6 @@ def test_a_delay_is_kept_to_the_millisecond_in_ndjson(message: Message) -> None:
 
 
 def test_times_without_a_time_zone_in_ndjson_are_local() -> None:
-    """A time in the NDJSON field "at" without a time zone is local time."""
+    """mqtool reads a time without a time zone in the NDJSON field "at" as local time."""
     due = ndjson.to_message(b'{"body": "", "at": "2030-01-31T12:00"}', "line 1").due
     assert due == time.mktime((2030, 1, 31, 12, 0, 0, 0, 0, -1))

@@ -98,7 +98,8 @@ def test_frames_that_mqtool_does_not_decode_are_passed_to_pika_unchanged(
 
 def test_a_delivery_is_passed_on_as_soon_as_it_is_complete() -> None:
     """However the received bytes are split, mqtool passes each delivery to its consumer as soon as the last byte has
-    arrived, and each frame that it does not decode to pika. Deliveries that arrive together are passed on together.
+    arrived. Frames that mqtool does not decode itself go to pika. Deliveries that arrive together are passed on
+    together.
     """
     plain: dict[str, Any] = {}
     with_id = {"message_id": "m", "delivery_mode": 2}
@@ -198,7 +199,7 @@ def test_messages_are_published_in_the_frames_that_pika_would_send(*, persistent
     assert encoder.encode([], route) == b""
 
 
-def test_the_same_properties_are_sent_persistent_or_not_as_the_command_says() -> None:
+def test_messages_with_the_same_properties_are_sent_with_the_delivery_mode_of_their_command() -> None:
     """mqtool caches encoded properties. If a persistent and a transient command publish messages with the same
     properties, each message is still sent with its own command's delivery mode. A message id of 255 bytes that are not
     valid UTF-8 is sent unchanged.
@@ -240,9 +241,9 @@ def test_a_message_that_cannot_be_encoded_is_an_error_that_names_the_reason(mess
 
 
 @pytest.mark.parametrize("frame_max", [4096, 131_072, 0])
-def test_the_headers_of_a_line_are_checked_against_the_largest_frame_as_in_publishing(frame_max: int) -> None:
-    """Commands check whether a line can be sent, and accept the same headers as for publishing: as many bytes as fit
-    into a frame of the size negotiated with the broker, which is 131,072 by default.
+def test_the_check_of_an_input_line_accepts_the_same_headers_as_publishing(frame_max: int) -> None:
+    """When a command checks whether a line of its input can be sent, it accepts the same headers as when it publishes a
+    message: as many bytes as fit into a frame of the size negotiated with the broker (131,072 bytes by default).
     """
     largest = (frame_max or 131_072) - 8 - header_size({"headers": {"a": ""}})
     for size, fits in ((largest, True), (largest + 1, False)):

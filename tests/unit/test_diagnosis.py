@@ -52,8 +52,8 @@ def test_messages_without_a_consumer_are_reported() -> None:
 
 def test_consumers_that_never_acknowledge_are_reported() -> None:
     """`doctor` reports a queue whose consumers have acknowledged nothing, and hold more unacknowledged messages than
-    there are consumers. One message for each consumer may be a long task. `doctor` reports it only if the number of
-    unacknowledged messages has grown between two measurements.
+    there are consumers. With one unacknowledged message or fewer for each consumer, which may be long tasks, it reports
+    the queue only if their number has grown between two measurements.
     """
     assert forgets_to_acknowledge(queue(unacked=5, consumers=1))
     assert not forgets_to_acknowledge(queue(unacked=2, consumers=2))
@@ -133,9 +133,9 @@ def expiring(name: str, exchange: str, key: str | None = None) -> Queue:
     return Queue(name, arguments=arguments if key is None else {**arguments, "x-dead-letter-routing-key": key})
 
 
-def test_doctor_does_not_call_messages_lost_that_an_exchange_routed_before() -> None:
-    """If an exchange has no bindings, `doctor` says that messages published now are lost, and how many were published
-    before: they may have been routed while there was a binding.
+def test_doctor_does_not_say_that_messages_published_before_an_exchange_lost_its_bindings_are_lost() -> None:
+    """If an exchange has no bindings, `doctor` says that messages published now are lost. It also says how many were
+    published before, but not that they were lost, because they may have been routed while there was a binding.
     """
     exchange = {"name": "logs", "vhost": "/", "type": "fanout", "message_stats": {"publish_in": 1}}
     (found,) = Paths("/", {"logs": exchange}).findings()
@@ -144,7 +144,7 @@ def test_doctor_does_not_call_messages_lost_that_an_exchange_routed_before() -> 
 
 def test_a_cycle_of_queues_that_dead_letter_expired_messages_is_reported_once() -> None:
     """If queues dead-letter expired messages to each other in a cycle, directly or through exchanges, `doctor` reports
-    the cycle as one problem, even among thousands of queues.
+    the cycle as one problem. This also works with thousands of queues.
     """
 
     def circles(*queues: Queue, bindings: tuple[Binding, ...] = ()) -> list[str]:
@@ -184,7 +184,7 @@ def test_findings_are_sorted_by_severity_and_grouped() -> None:
 
 def test_a_nagios_check_waits_4_seconds_for_all_silent_stream_ports() -> None:
     """With `--format nagios`, `doctor` waits up to 4 seconds in total for the stream ports of all nodes if they are
-    silent. A stream handshake may take three times the connection timeout.
+    silent. It shortens the connection timeout for this, since a stream handshake may take three times this timeout.
     """
     addresses = _hurried(Access(parse_addresses("amqp://a,amqp://b"), TlsFiles())).addresses
     assert sum(3 * each.connection_timeout for each in addresses) == pytest.approx(4.0)
@@ -202,7 +202,7 @@ def test_the_nagios_status_is_critical_only_if_publishers_are_blocked() -> None:
 
 
 class PartlyHidden:
-    """A management API that shows the names of virtual hosts, but exchanges only of those in which there may be any."""
+    """A management API that shows the names of all virtual hosts, but the exchanges of only some of them."""
 
     user = "ann"
 
@@ -228,8 +228,8 @@ class PartlyHidden:
 def test_doctor_says_in_which_virtual_hosts_the_user_sees_no_queues(
     names: list[str], shown: list[str], said: str | None
 ) -> None:
-    """`doctor` names the first three virtual hosts in which the management API shows the user no queues and exchanges.
-    It also says if the user sees no virtual host at all.
+    """`doctor` names the first three virtual hosts in which the management API shows the user no queues or exchanges,
+    and says how many others there are. It also says if the user sees no virtual host at all.
     """
     assert hidden_queues(cast("Management", PartlyHidden(names, shown))) == said
 

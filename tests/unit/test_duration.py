@@ -47,7 +47,7 @@ def test_a_duration_is_shown_in_the_largest_units(seconds: float, text: str) -> 
 
 @given(st.integers(0, 10**12))
 def test_a_duration_that_mqtool_shows_can_be_entered(milliseconds: int) -> None:
-    """A duration that mqtool has shown, for example in NDJSON, means the same as input."""
+    """A duration that mqtool has written, for example in NDJSON, can be used as input, and then means the same."""
     assert parse_duration(compact_duration(milliseconds / 1000)) == pytest.approx(milliseconds / 1000)
 
 
@@ -87,7 +87,7 @@ def test_the_parts_of_a_duration_are_added(parts: list[tuple[int, str]]) -> None
     ids=lambda value: str(value)[:20],
 )
 def test_an_interval_is_a_positive_integer_and_a_unit(text: str, milliseconds: int | None) -> None:
-    """An interval, such as a stream's x-max-age, consists of a positive integer and a unit: Y, M, D, h, m or s. A month
-    has 30 days, and a year has 365. A very large number is treated as 10^18.
+    """An interval, such as a stream's x-max-age, consists of a positive integer and a unit: Y, M, D, h, m or s. Any
+    other text is not an interval. A month has 30 days, and a year has 365. A number above 10^18 counts as 10^18.
     """
     assert parse_interval(text) == milliseconds

@@ -1,4 +1,7 @@
-"""The exact arguments of bindings, found out on a broker whose management API shows them without their types."""
+"""How `queue convert` finds out the types of a binding's arguments, which the management API does not show. It makes
+trial bindings with the types that clients usually send, and compares their hashes in the management API with that of
+the binding.
+"""
 
 import json
 from base64 import b64encode
@@ -203,9 +206,11 @@ def test_a_binding_keeps_the_types_of_its_arguments(broker: Broker, arguments: d
     ],
     ids=repr,
 )
-def test_a_binding_with_arguments_of_other_types_is_given_up(broker: Broker, arguments: dict[str, Any]) -> None:
-    """`queue convert` cannot keep a binding with arguments of other types, such as bytes, timestamps, or integers of 32
-    and of 64 bits although all are small. It finds out the types of the other bindings.
+def test_queue_convert_cannot_keep_a_binding_with_arguments_of_unusual_types(
+    broker: Broker, arguments: dict[str, Any]
+) -> None:
+    """`queue convert` cannot keep a binding whose arguments have unusual types, such as bytes or timestamps, or mix
+    small integers of 32 and of 64 bits. It still finds out the types of the queue's other bindings.
     """
     text = bound({"b": "text"}, "us")
     found, other = broker.of(bound(arguments), text)
@@ -214,18 +219,19 @@ def test_a_binding_with_arguments_of_other_types_is_given_up(broker: Broker, arg
     assert broker.existing == []
 
 
-def test_a_binding_with_arguments_that_mqtool_cannot_send_is_given_up(broker: Broker) -> None:
+def test_queue_convert_cannot_keep_a_binding_with_arguments_that_mqtool_cannot_send(broker: Broker) -> None:
     """If the name of an argument, as the management API shows it, is longer than AMQP allows, `queue convert` cannot
-    keep the binding. It makes no trial.
+    keep the binding, and makes no trial binding.
     """
     shown_like_this = {**view(bound({"a": "text"})), "arguments": {"a" * 256: "text"}}
     assert [found for _, found in broker.exact().of([shown_like_this])] == [None]
     assert broker.declared == []
 
 
-def test_all_bindings_are_tried_at_the_same_time(broker: Broker) -> None:
-    """`queue convert` tries up to 50 bindings at once, each in at most four ways, and equal arguments only once. It
-    does not try them again later in the same conversion, whether it has found out their types or not.
+def test_queue_convert_makes_trial_bindings_for_up_to_50_bindings_at_once(broker: Broker) -> None:
+    """To find out the types of arguments, `queue convert` makes trial bindings for up to 50 bindings at once: at most
+    four for each, and only once for equal arguments. Later in the same conversion, it does not repeat them, whether it
+    has found out the types or not.
     """
     exact = broker.exact()
     same = [bound({"n": Int32(5)}), bound({"n": Int64(5)}, "us"), bound({"n": Int32(5)}, "asia")]
@@ -240,16 +246,18 @@ def test_all_bindings_are_tried_at_the_same_time(broker: Broker) -> None:
     assert [len(each) for each in broker.trials[1:]] == [50, 1]
 
 
-def test_no_more_bindings_are_tried_than_needed(broker: Broker) -> None:
-    """`queue convert` stops to look at a queue's bindings when it knows that one of the first cannot be kept."""
+def test_queue_convert_makes_no_more_trial_bindings_than_needed(broker: Broker) -> None:
+    """`queue convert` makes trial bindings for 50 of a queue's bindings at a time. If one of the first 50 cannot be
+    kept, it knows this before it makes trial bindings for the others.
+    """
     bindings = [bound({"unknown": Int8(5)}), *(bound({"m": str(number)}) for number in range(100))]
     assert next(broker.exact().of([view(each) for each in bindings])) == (view(bindings[0]), None)
     assert len(broker.trials) == 1
 
 
-def test_a_binding_with_large_arguments_is_not_tried(broker: Broker) -> None:
-    """`queue convert` does not try a binding whose arguments take more than 8,192 bytes as JSON, since trials copy the
-    arguments. Such a binding cannot be kept.
+def test_queue_convert_cannot_keep_a_binding_with_large_arguments(broker: Broker) -> None:
+    """If the arguments of a binding take more than 8,192 bytes as JSON, `queue convert` cannot keep the binding. It
+    makes no trial binding, because that would copy the arguments.
     """
     largest, larger = (bound({"a": "x" * (8192 - len('{"a": ""}') + more)}) for more in (0, 1))
     assert len(json.dumps(largest.arguments)) == 8192
@@ -263,8 +271,8 @@ def test_a_binding_with_large_arguments_is_not_tried(broker: Broker) -> None:
 @pytest.mark.parametrize("key", ["", "eu", "~", "a~b", "a b+c%", "é"])
 @pytest.mark.parametrize("arguments", [{}, {"a": "text"}])
 def test_a_binding_keeps_its_routing_key_and_destination(broker: Broker, key: str, arguments: dict[str, Any]) -> None:
-    """`queue convert` keeps bindings with all routing keys, and bindings to exchanges. For bindings without arguments,
-    it makes no trial.
+    """`queue convert` keeps a binding whatever its routing key is, and whether it leads to a queue or to an exchange.
+    For a binding without arguments, it makes no trial binding.
     """
     for to_exchange in (False, True):
         binding = Binding("logs", "other", key, arguments, to_exchange)
@@ -274,16 +282,19 @@ def test_a_binding_keeps_its_routing_key_and_destination(broker: Broker, key: st
 
 
 @pytest.mark.parametrize("arguments", [{}, {"a": "text"}])
-def test_a_binding_whose_routing_key_is_not_utf8_is_given_up(broker: Broker, arguments: dict[str, Any]) -> None:
+def test_queue_convert_cannot_keep_a_binding_whose_routing_key_is_not_utf_8(
+    broker: Broker, arguments: dict[str, Any]
+) -> None:
     """The management API does not show all bytes of a routing key that is not UTF-8, so `queue convert` cannot keep a
-    binding with such a key.
+    binding with such a routing key.
     """
     assert broker.of(bound(arguments, "\udcff")) == [None]
 
 
-def test_a_trial_leaves_nothing_behind_if_its_command_is_killed(broker: Broker) -> None:
-    """The trials of `queue convert` use an exclusive queue and an exchange that is deleted with its last binding. Their
-    names begin with that of the converted queue, and differ from those of other trials.
+def test_trial_bindings_leave_nothing_behind_if_queue_convert_is_killed(broker: Broker) -> None:
+    """The trial bindings of `queue convert` are between an exclusive queue and an auto-delete exchange, so the broker
+    deletes them even if the command is killed. Their names begin with that of the queue to convert, and each trial uses
+    another name.
     """
     broker.of(*(bound({"m": str(number)}) for number in range(51)))
     names = [each.name for each in broker.declared]
@@ -298,9 +309,10 @@ def test_a_trial_leaves_nothing_behind_if_its_command_is_killed(broker: Broker) 
 
 
 @pytest.mark.parametrize("method", ["declare Queue", "declare Exchange", "bind"])
-def test_a_refused_trial_deletes_its_queue_and_exchange(broker: Broker, method: str) -> None:
-    """If the user may not declare or bind the queue or the exchange of a trial, `queue convert` ends with the broker's
-    error, and deletes those of them that it has declared.
+def test_queue_convert_deletes_its_trial_queue_and_exchange_if_a_trial_is_refused(broker: Broker, method: str) -> None:
+    """To find out the types of arguments, `queue convert` declares an exchange and a queue, and makes trial bindings
+    between them. If the user may not do this, the command ends with the broker's error, and deletes what it has
+    declared.
     """
     broker.refused = method
     with pytest.raises(AccessRefused, match=f"^{method} refused$"):
@@ -308,9 +320,11 @@ def test_a_refused_trial_deletes_its_queue_and_exchange(broker: Broker, method: 
     assert broker.existing == []
 
 
-def test_a_trial_waits_until_the_management_api_shows_its_bindings(broker: Broker, clock: list[float]) -> None:
-    """In a cluster, the management API may not yet show all bindings of a trial. `queue convert` looks again every
-    50 ms until it does.
+def test_queue_convert_waits_until_the_management_api_shows_its_trial_bindings(
+    broker: Broker, clock: list[float]
+) -> None:
+    """In a cluster, the management API may not show new bindings immediately. `queue convert` looks for its trial
+    bindings every 50 ms until the API shows all of them.
     """
     broker.unseen = 3
     bindings = [bound({"a": "text"}), bound({"b": "text"})]
@@ -319,9 +333,11 @@ def test_a_trial_waits_until_the_management_api_shows_its_bindings(broker: Broke
     assert clock == [0.05] * 3
 
 
-def test_a_trial_ends_if_the_management_api_does_not_show_its_bindings(broker: Broker, clock: list[float]) -> None:
-    """If the management API does not show the bindings of a trial within 5 s, `queue convert` ends with an error, and
-    deletes the queue and the exchange of the trial.
+def test_queue_convert_ends_if_the_management_api_does_not_show_its_trial_bindings(
+    broker: Broker, clock: list[float]
+) -> None:
+    """If the management API does not show the trial bindings of `queue convert` within 5 s, the command ends with an
+    error, and deletes its trial queue and trial exchange.
     """
     broker.unseen = 1_000
     with pytest.raises(Unavailable, match=r"^the management API does not show new bindings$") as caught:
@@ -332,9 +348,9 @@ def test_a_trial_ends_if_the_management_api_does_not_show_its_bindings(broker: B
 
 
 @pytest.mark.parametrize("checks", range(4))
-def test_finding_out_types_can_be_stopped(broker: Broker, checks: int) -> None:
-    """Ctrl-C ends `queue convert` before the next trial, before it makes the next binding, and while it waits for the
-    management API. The queue and the exchange of the trial are deleted.
+def test_ctrl_c_ends_queue_convert_while_it_finds_out_the_types_of_arguments(broker: Broker, checks: int) -> None:
+    """While `queue convert` finds out the types of arguments, Ctrl-C ends it before the next trial, before the next
+    trial binding, and while it waits for the management API. The command deletes its trial queue and trial exchange.
     """
     broker.unseen, left = 1_000, [None] * checks
 
@@ -352,8 +368,8 @@ def test_finding_out_types_can_be_stopped(broker: Broker, checks: int) -> None:
 
 
 def test_a_binding_is_described_by_its_exchange_routing_key_and_arguments() -> None:
-    """When `queue convert` cannot keep a binding, it names the exchange, the routing key and the arguments, of which it
-    shows no more than 200 characters.
+    """When `queue convert` cannot keep a binding, it names the binding's exchange and routing key, and shows up to 200
+    characters of its arguments.
     """
     assert described(view(bound({}))) == "from 'logs' ('eu')"
     assert described(view(bound({"a": "é"}))) == "from 'logs' ('eu', {\"a\": \"é\"})"

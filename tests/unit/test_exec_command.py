@@ -238,7 +238,7 @@ def test_a_programs_output_goes_to_stdout_by_default(capfd: pytest.CaptureFixtur
 
 
 def test_as_many_programs_run_at_once_as_the_concurrency_allows(tmp_path: Path) -> None:
-    """With a concurrency of 2, `worker` runs two programs at the same time."""
+    """With `worker --concurrency 2`, two programs run at the same time."""
     os.mkfifo(tmp_path / "fifo")
     command = ExecCommand('eval "$MQ_ROUTING_KEY"', shell=True, capture=100, concurrency=2, timeout=30)
     endings: list[Ending] = []

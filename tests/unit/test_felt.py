@@ -11,7 +11,7 @@ ONE, OTHER = Installation("one", {}), Installation("other", {})
 
 
 class Figures:
-    """A row whose figures are given for each installation, the last one for all further runs."""
+    """A row of `felt` whose figures are given for each installation. The last figure is used for all further runs."""
 
     def __init__(self, base: list[float], change: list[float]) -> None:
         self.left = {"one": base, "other": change}

@@ -73,8 +73,8 @@ def test_a_conversion_returns_each_message_unchanged(headers: dict[str, Any] | N
 
 def test_a_held_message_has_no_expiration_no_priority_and_no_headers_that_request_copies() -> None:
     """While `queue convert` holds a message in a temporary queue, the message has no expiration and no priority: the
-    header mqtool-convert stores both. If the message has headers that request copies (CC, BCC) or show where it was
-    first published, all its headers are at the start of the body, and mqtool-convert is the only header that is set.
+    header mqtool-convert stores both. If a message has headers that request copies (CC, BCC) or show where it was first
+    published, `queue convert` stores all its headers at the start of the body, so that they have no effect.
     """
     held = converting().held(delivery({"a": 1, **KEPT, "x-delivery-count": 3, "x-acquired-count": 4}, **ALL))
     table = CLIENT.encode_table({"a": 1, **KEPT})
@@ -395,8 +395,8 @@ def test_the_largest_headers_depend_on_the_size_of_a_frame(frame_max: int, most:
 
 
 class FakeChannel:
-    """A channel on which each queue has this depth, and basic.get returns this message. If it is an error, it is
-    raised.
+    """A channel on which each queue has this depth, and basic.get returns this message, or raises it if it is
+    an error.
     """
 
     def __init__(self, depth: int, message: object) -> None:
@@ -532,9 +532,9 @@ def test_a_conversion_waits_for_a_current_count_of_unacknowledged_messages(
     monkeypatch: pytest.MonkeyPatch, counts: list[tuple[int | None, int | None]], *, is_embedded: bool, looks: int
 ) -> None:
     """`queue convert` waits until the management API reports a current number of 0 unacknowledged messages, and prints
-    a notice if it must wait. A number from RabbitMQ may be outdated. It is current if it comes with `reductions`, a
-    counter of the queue's work, and this counter has changed twice since the first look. Until the API reports
-    `reductions`, the command waits. The embedded broker reports none: its numbers are always current.
+    a notice if it must wait. A number from RabbitMQ is current only if it comes with `reductions`, a counter of the
+    queue's work, and this counter has changed twice since the first look. A number from the embedded broker is always
+    current.
     """
     api = FakeApi(monkeypatch, *counts)
     assert api.check(is_embedded=is_embedded) == (looks - 1) * 0.25

@@ -132,14 +132,14 @@ def test_origin_headers_count_only_if_the_message_came_through_the_default_excha
         "from a wait queue",
     ],
 )
-def test_a_moved_message_keeps_only_an_origin_that_is_proven(
+def test_a_moved_message_keeps_only_origin_headers_that_mqtool_trusts(
     headers: dict[str, Any] | None, exchange: str, kept: dict[str, Any]
 ) -> None:
     """The headers mqtool-exchange and mqtool-routing-key name a message's original exchange and routing key, but any
-    publisher can set them. When mqtool moves a message that has either header, it keeps values that it trusts, and sets
-    the others to the exchange or routing key of the delivery. It removes both headers if the broker dead-lettered the
-    message from any queue other than a wait queue for retries. mqtool never adds the headers to a message that has
-    neither.
+    publisher can set them. When mqtool moves a message with one of these headers, it keeps values that it trusts, and
+    replaces the others with the exchange or routing key of the delivery. If the broker dead-lettered the message from a
+    queue other than a wait queue for retries, mqtool removes both headers. It adds neither header to a message that has
+    none.
     """
     given = dict(headers or {})
     assert history.headers_with_origin(delivery(headers, exchange)) == kept

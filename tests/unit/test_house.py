@@ -97,7 +97,7 @@ def test_class_names_are_unique() -> None:
 
 
 def test_functions_and_classes_are_short() -> None:
-    """Each function of mqtool has fewer than 60 lines, not counting its signature, and each class has at most 25
+    """Each function of mqtool has at most 60 lines, not counting its signature, and each class has at most 25
     methods.
     """
     for path in SOURCES:
@@ -201,8 +201,8 @@ def test_no_attribute_of_a_library_is_assigned() -> None:
 
 
 def test_no_interpreter_tricks_are_used() -> None:
-    """mqtool fakes no modules, reads no callers' frames, configures the garbage collector only in the process of the
-    embedded broker, and calls os._exit() only in forked children.
+    """mqtool creates no fake modules, does not read its callers' stack frames, configures the garbage collector only in
+    the process of the embedded broker, and calls os._exit() only in forked children.
     """
     found = []
     own_process = ROOT / "mqtool/broker/embedded/__main__.py"
@@ -244,7 +244,7 @@ def test_processes_of_mqtool_do_not_import_from_the_current_directory() -> None:
 
 
 def test_no_text_contains_a_phrase_known_to_be_unclear() -> None:
-    """Code, tests and documents contain none of the phrases that readers have called unclear."""
+    """Code, tests and documents contain none of the phrases in the list of those that readers have called unclear."""
     found = [
         f"{path}:{number}: {line.strip()}"
         for path in (*WRITTEN, *PROSE)

@@ -112,8 +112,8 @@ def test_the_io_thread_runs_one_function_after_another() -> None:
 
 
 def test_a_bug_that_ends_the_io_thread_is_reported(caplog: pytest.LogCaptureFixture) -> None:
-    """If a function on the I/O thread raises an error, the thread ends. The thread's owner gets the error, so that
-    nobody waits for a reply forever, and it is logged, so that `--debug` shows it.
+    """If a function on the I/O thread raises an error, the thread ends. The thread's owner gets the error, so that no
+    caller waits for a reply forever. The error is also logged, so that `--debug` shows it.
     """
     caplog.set_level(logging.ERROR)
     found: list[Exception] = []
@@ -172,8 +172,8 @@ def test_only_the_first_answer_to_a_request_counts() -> None:
 
 
 def test_a_request_returns_the_brokers_reply(broker: ScriptedBroker, channel: Channel) -> None:
-    """A request on a channel returns the broker's reply. If the request is a basic.get, and the queue is empty, it
-    returns None, however often it is repeated.
+    """A request on a channel returns the broker's reply. A basic.get of an empty queue returns None, however often it
+    is repeated.
     """
     broker.depth = 3
     assert channel.make(LOOK).method.message_count == 3
@@ -324,8 +324,8 @@ def test_an_abandoned_channel_that_is_closed_does_not_affect_its_successor(
 
 
 def test_a_method_without_a_reply_is_sent_only_on_the_channel_that_it_is_for(channel: Channel) -> None:
-    """A method that has no reply, such as basic.ack, is sent on the channel that it is for. If this channel has been
-    reopened or lost, the method is not sent, since its delivery tag is no longer valid.
+    """A method without a reply, such as basic.ack, is sent on the channel that it is for. If this channel has been
+    reopened or lost in the meantime, the method is not sent, since its delivery tag is no longer valid.
     """
     sent: list[PikaChannel] = []
     channel.send(1, sent.append)

@@ -30,10 +30,10 @@ def test_bindings_follow_the_new_name_of_a_server_named_queue() -> None:
     assert not is_named_by_broker(Queue("q", exclusive=True))
 
 
-def test_a_connection_remembers_that_a_queue_has_other_arguments_until_they_no_longer_differ() -> None:
+def test_the_journal_records_that_a_queue_exists_with_other_arguments() -> None:
     """If a queue exists with other arguments than a command declares, declaring it once more would close the channel.
     mqtool therefore records that the queue differs, until unset_differs() removes the record. An exchange with the same
-    name is not affected.
+    name has no such record.
     """
     journal = Journal()
     journal.set_differs(Queue("x"))

@@ -319,8 +319,9 @@ def test_a_disposition_applies_to_a_range_of_messages(broker: Broker, session: L
 def test_a_disposition_takes_no_longer_if_its_range_is_large(
     broker: Broker, session: LinkConnection, first: int, last: int, *, is_settled: bool
 ) -> None:
-    """An AMQP 1.0 disposition takes time only for unsettled messages, however large its range of delivery ids is. If
-    its last id is behind its first one in the order of 32-bit serial numbers, it applies to no message.
+    """The time that mqtool takes for an AMQP 1.0 disposition depends only on the number of unsettled messages, however
+    large its range of delivery ids is. If its last id is behind its first one in the order of 32-bit serial numbers, it
+    applies to no message.
     """
     sender = published(session, b"0", b"1")
     broker.credit(0, 0, 9)
@@ -370,8 +371,8 @@ def test_a_message_that_is_settled_without_an_outcome_has_the_default_outcome(
     assert told(sender) == [(b"0", "returned")]
 
 
-def test_two_unsettled_deliveries_with_one_id_are_an_error(broker: Broker, session: LinkConnection) -> None:
-    """If the broker sends two unsettled AMQP 1.0 deliveries with one delivery id, mqtool raises ValueError. Once a
+def test_two_unsettled_deliveries_with_the_same_id_raise_value_error(broker: Broker, session: LinkConnection) -> None:
+    """If the broker sends two unsettled AMQP 1.0 deliveries with the same delivery id, mqtool raises ValueError. Once a
     delivery is settled, its id may be used again.
     """
     link = receiver(session)
@@ -403,8 +404,8 @@ def test_a_message_rejected_by_an_unavailable_queue_is_sent_again_for_20_seconds
     broker: Broker, session: LinkConnection
 ) -> None:
     """If an unavailable queue rejects an AMQP 1.0 message within 20 s after a reconnection, mqtool sends the message
-    again after 0.25 s, before any message that has not been sent yet. If the queue rejects the message after these 20
-    s, the rejection is final.
+    again after 0.25 s. Meanwhile, it sends other messages. If the queue rejects the message after these 20 s, the
+    rejection is final.
     """
     sender = published(session, b"1", b"2")
     reopen(session, lose(session))
@@ -443,8 +444,8 @@ def test_a_rejected_message_is_sent_again_if_a_node_could_not_be_reached(
     broker: Broker, monkeypatch: pytest.MonkeyPatch, *, lacks_a_node: bool
 ) -> None:
     """If mqtool could not reach one of a cluster's nodes when it opened an AMQP 1.0 connection, a queue may have no
-    leader yet. If an unavailable queue then rejects a message, mqtool sends the message again. If all nodes could be
-    reached, the rejection is final.
+    leader yet. If an unavailable queue then rejects a message within 20 s, mqtool sends the message again. If all nodes
+    could be reached, the rejection is final.
     """
     failures = [Unavailable("no route to host")] * lacks_a_node
 
@@ -525,12 +526,12 @@ def test_the_confirm_timeout_of_a_session_counts_from_the_last_outcome(broker: B
     assert session.patience() == 5.0
 
 
-def test_a_command_that_must_stop_does_not_wait_for_a_broker_that_accepts_no_messages(
+def test_a_command_that_was_told_to_stop_does_not_wait_for_a_broker_that_accepts_no_messages(
     broker: Broker, session: LinkConnection
 ) -> None:
     """If a command that publishes over AMQP 1.0 has been told to stop, it still waits for the outcomes of messages that
-    it has sent, unless the connection is lost. If it cannot send its messages because the broker's incoming window is
-    closed, or its link has no credit, it raises NotConfirmed instead of waiting.
+    it has sent, unless the connection is lost. It does not wait to send further messages: if the broker's incoming
+    window is closed, or its link has no credit, the command raises NotConfirmed.
     """
     sender = published(session, b"1")
     for credit, window in ((2, 0), (0, 2)):
@@ -590,10 +591,10 @@ def test_each_receiver_grants_credit_again_when_deliveries_of_several_are_settle
     assert [(each.handle, each.link_credit) for each in broker.of(Flow)] == [(0, 1), (1, 1)]
 
 
-def test_a_delivery_that_the_broker_has_requeued_cannot_be_settled(broker: Broker, session: LinkConnection) -> None:
-    """If the broker releases an AMQP 1.0 delivery, for example after a consumer timeout, the receiver cannot settle the
-    delivery any more, and the delivery no longer counts towards the prefetch. Nor can the receiver settle a delivery
-    from before a reconnection.
+def test_a_delivery_that_the_broker_has_requeued_is_not_settled(broker: Broker, session: LinkConnection) -> None:
+    """If the broker releases an AMQP 1.0 delivery, for example after a consumer timeout, this delivery no longer counts
+    towards the receiver's prefetch. mqtool sends no disposition for such a delivery, nor for one from before a
+    reconnection.
     """
     link = receiver(session, prefetch=4)
     broker.deliver(0, 0, 1, 2, 3)
@@ -673,8 +674,8 @@ def test_a_queue_that_is_deleted_while_its_receiver_ends_does_not_affect_the_nex
     broker: Broker, session: LinkConnection
 ) -> None:
     """If the queue of an AMQP 1.0 receiver is deleted while the receiver ends, the broker detaches the link with an
-    error just as mqtool detaches it. mqtool does not answer, and raises no error. It does not take this error for the
-    answer to the link that it attaches next.
+    error at the same time as mqtool does. mqtool does not answer, and raises no error. It does not mistake this error
+    for a reply to the link that it attaches next.
     """
     link = receiver(session, prefetch=1)
     broker.credit(0, 0, 0)
@@ -760,7 +761,9 @@ def test_all_deliveries_are_released_when_a_session_ends(broker: Broker, session
 def test_nothing_is_sent_when_a_session_ends_while_its_connection_is_lost(
     broker: Broker, session: LinkConnection
 ) -> None:
-    """When an AMQP 1.0 session ends while its connection is lost, mqtool sends nothing."""
+    """When an AMQP 1.0 session ends while its connection is lost, mqtool sends no frames: it releases no deliveries,
+    detaches no links, and grants no credit.
+    """
     link = receiver(session)
     broker.deliver(0, 0)
     session.run(0)
@@ -773,7 +776,7 @@ def test_nothing_is_sent_when_a_session_ends_while_its_connection_is_lost(
     assert broker.received == []
 
 
-def test_a_link_that_the_broker_detaches_raises_an_error(broker: Broker, session: LinkConnection) -> None:
+def test_the_brokers_error_is_raised_if_the_broker_detaches_a_link(broker: Broker, session: LinkConnection) -> None:
     """If the broker detaches an AMQP 1.0 link with an error, for example because the link's queue was deleted, mqtool
     answers with a detach frame and raises the broker's error. mqtool ignores a detach frame for an unknown handle, and
     one without an error, which is the answer to its own detach frame.
@@ -792,7 +795,7 @@ def test_a_link_that_the_broker_detaches_raises_an_error(broker: Broker, session
 
 
 @pytest.mark.parametrize("performative", [End, Close])
-def test_a_session_that_the_broker_ends_raises_an_error(
+def test_the_brokers_error_is_raised_if_the_broker_ends_a_session(
     broker: Broker, session: LinkConnection, performative: type[End | Close]
 ) -> None:
     """If the broker ends an AMQP 1.0 session or closes the connection, mqtool raises an error with the broker's error
@@ -803,7 +806,7 @@ def test_a_session_that_the_broker_ends_raises_an_error(
         session.run(0)
 
 
-def test_a_link_that_mqtool_did_not_ask_for_raises_an_error(broker: Broker, session: LinkConnection) -> None:
+def test_a_link_that_mqtool_did_not_ask_for_raises_value_error(broker: Broker, session: LinkConnection) -> None:
     """If the broker attaches an AMQP 1.0 link that mqtool did not ask for, or answers an attach frame with the wrong
     role, mqtool raises ValueError.
     """
@@ -816,9 +819,9 @@ def test_a_link_that_mqtool_did_not_ask_for_raises_an_error(broker: Broker, sess
 
 
 def test_a_management_request_is_sent_settled(broker: Broker, session: LinkConnection) -> None:
-    """mqtool sends AMQP 1.0 management requests settled, so they are not sent again after a reconnection. They are sent
-    even if the broker's incoming window is closed. While the connection is lost, only the thread that reopens the
-    connection can send them.
+    """mqtool sends AMQP 1.0 management requests settled, even if the broker's incoming window is closed. They are not
+    sent again after a reconnection. While the connection is lost, only the thread that reopens the connection can send
+    them: in other threads, Lost is raised.
     """
     session._broker_window = 0
     session.send_request(7, b"request")

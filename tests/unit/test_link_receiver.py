@@ -187,8 +187,7 @@ def test_a_receiver_of_replies_asks_the_broker_for_an_address(broker: Broker) ->
 
 def test_a_receiver_knows_which_filters_the_broker_ignores(broker: Broker) -> None:
     """An AMQP 1.0 receiver's ignored_filters contains the requested filters that the broker's attach frame does not
-    list. If the broker's attach frame has no source, this means that the broker refuses the link, and the receiver is
-    not attached.
+    list. An attach frame without a source means that the broker refuses the link: the receiver is then not attached.
     """
     filters = {"sql-filter": Described(Symbol("amqp:sql-filter"), "x"), "f": Described(Symbol("f"), 1)}
     receiver = Receiver(broker, "name", QUEUE, Receiving(), filters)
@@ -257,9 +256,9 @@ def test_deliveries_that_the_caller_settles_are_not_accepted_again(broker: Broke
     assert broker.ended == [not acknowledge]
 
 
-def test_a_receiver_with_a_message_limit_takes_no_more_messages_from_the_queue(broker: Broker) -> None:
+def test_a_receiver_with_a_message_limit_receives_no_more_messages_than_that(broker: Broker) -> None:
     """An AMQP 1.0 receiver with a message limit ends after this number of messages, and never grants credit for more
-    messages than are still missing.
+    messages than it still needs.
     """
     broker.bodies = [b"%d" % number for number in range(9)]
     receiver = attached(broker, count=5, prefetch=3)
@@ -270,10 +269,10 @@ def test_a_receiver_with_a_message_limit_takes_no_more_messages_from_the_queue(b
     assert len(broker.bodies) == 4
 
 
-def test_credit_is_given_again_when_half_of_the_prefetch_is_used(broker: Broker) -> None:
-    """An AMQP 1.0 receiver first grants as much credit as its prefetch. It grants more when half of the prefetch is
-    free, or when the broker has no credit left and some of the prefetch is free. With a prefetch of 0, the credit is
-    65,535.
+def test_a_receiver_grants_credit_again_when_half_of_the_prefetch_is_free(broker: Broker) -> None:
+    """An AMQP 1.0 receiver first grants as much credit as its prefetch. It grants more once more than half of the
+    prefetch is free, or once the broker has no credit left and some of the prefetch is free. With a prefetch of 0, the
+    credit is 65,535.
     """
     receiver = attached(broker, prefetch=10)
     assert receiver.wanted_credit() == 10
@@ -455,7 +454,7 @@ def test_rest_returns_the_unsettled_deliveries_that_the_caller_has_not_received(
     assert settled.arrived() == []
 
 
-def test_a_receiver_that_must_stop_ends_after_the_current_delivery(broker: Broker) -> None:
+def test_a_receiver_that_was_told_to_stop_ends_after_the_current_delivery(broker: Broker) -> None:
     """If the command has been told to stop, an AMQP 1.0 receiver accepts the current delivery and ends. With automatic
     acknowledgement, the receiver first yields all deliveries that have arrived, because they would otherwise be lost.
     """
@@ -523,8 +522,7 @@ def test_a_receiver_keeps_its_time_limits(broker: Broker) -> None:
 
 def test_a_connection_that_is_lost_for_good_ends_a_receiver(broker: Broker) -> None:
     """If the connection of an AMQP 1.0 receiver is lost for good, the receiver raises the connection's error when the
-    caller asks for the next delivery. Before that, it passes the delivery that the caller has handled to the connection
-    as accepted.
+    caller asks for the next delivery. Before that, it marks the delivery that the caller has handled as accepted.
     """
     broker.bodies = [b"1"]
     deliveries = attached(broker).deliveries()

@@ -139,7 +139,7 @@ def rejected(condition: str, description: str | None = None, **info: object) -> 
     ],
     ids=["accepted", "released", "modified", "rejected", "queue", "no reason", "no queue", "condition", "no info"],
 )
-def test_an_outcome_becomes_a_confirmation_and_a_reason(
+def test_the_receipt_of_a_message_contains_its_outcome_and_the_reason(
     broker: Broker, state: object, confirmation: str, reason: str
 ) -> None:
     """The receipt of an AMQP 1.0 message says `confirmed` if the broker accepted the message, `returned` if the broker
@@ -176,7 +176,7 @@ def test_the_receipt_of_a_message_that_was_not_accepted_contains_the_exchange_an
     ],
     ids=["unavailable", "no error", "full", "no info", "released", "accepted"],
 )
-def test_a_rejection_without_a_reason_counts_as_one_by_an_unavailable_queue(state: object, *, expected: bool) -> None:
+def test_a_rejection_without_an_error_counts_as_one_by_an_unavailable_queue(state: object, *, expected: bool) -> None:
     """If the broker rejects an AMQP 1.0 message with the reason `unavailable`, or without any error, mqtool assumes
     that the message's queue is unavailable. After any other outcome, mqtool does not assume this.
     """
@@ -227,10 +227,10 @@ def test_a_message_keeps_its_own_exchange_and_routing_key_over_amqp_1_0(
 def test_a_message_with_its_own_address_is_sent_over_the_link_without_an_address(
     broker: Broker, address: str | None, exchange: str | None, key: str | None, link: str | None, to: str | None
 ) -> None:
-    """An AMQP 1.0 sender's address names an exchange and a routing key. A message that names the same ones, or none, is
-    sent over the link to this address. Any other message is sent with an address of its own, over a link without an
-    address. If such a message has only an exchange or only a routing key, the other one is taken from the sender's
-    address.
+    """An AMQP 1.0 sender's address names an exchange and a routing key. A message with no other exchange and routing
+    key is sent over the link to this address. Any other message is sent over a link without an address, and contains
+    its own address. If such a message has only an exchange or only a routing key, the other one is taken from the
+    sender's address.
     """
     message = Message(b"body", key, exchange)
     broker.steps = [lambda: broker.decide(state=Released())]
@@ -350,8 +350,8 @@ def test_send_raises_the_error_of_a_lost_connection_at_once(broker: Broker, monk
 
 @pytest.mark.parametrize("window", [1, 3])
 def test_a_sender_keeps_to_its_window(broker: Broker, window: int) -> None:
-    """An AMQP 1.0 sender has no more messages without an outcome than its window allows. With a window of 1, the sender
-    waits for the outcome of each message before it sends the next one.
+    """An AMQP 1.0 sender never has more messages without an outcome than its window allows. With a window of 1, the
+    sender waits for the outcome of each message before it sends the next one.
     """
     unconfirmed = list[int]()
 
@@ -368,8 +368,8 @@ def test_a_sender_keeps_to_its_window(broker: Broker, window: int) -> None:
 
 
 def test_a_sender_keeps_to_a_window_of_16_mib(broker: Broker) -> None:
-    """Once messages of 16 MiB in total have no outcome yet, an AMQP 1.0 sender waits before it sends more. The sender
-    continues once an outcome has brought the total below 16 MiB.
+    """Once the messages of an AMQP 1.0 sender that have no outcome yet have a total size of 16 MiB, the sender waits
+    before it sends more. It continues once an outcome has brought the total below 16 MiB.
     """
     sent_before = list[int]()
 
@@ -414,7 +414,7 @@ def test_receipts_are_yielded_while_there_is_no_input(broker: Broker) -> None:
     assert [round(each or 0, 6) for each in broker.waits[:2]] == [0.05, 0.05]
 
 
-def test_a_sender_without_input_notices_at_once_that_it_must_stop(broker: Broker) -> None:
+def test_a_sender_without_input_does_not_wait_if_it_was_told_to_stop(broker: Broker) -> None:
     """While there is no input and every message has its outcome, an AMQP 1.0 sender waits for 50 ms before it looks for
     input again. If the command has been told to stop, the sender does not wait.
     """
@@ -457,7 +457,7 @@ def test_a_sender_can_be_used_again_after_a_missing_outcome(broker: Broker) -> N
     assert [each.message.body for each in sender.send(messages(b"3"), window=1)] == [b"1", b"3"]
 
 
-def test_a_sender_that_must_stop_does_not_wait_for_outcomes(broker: Broker) -> None:
+def test_a_sender_that_was_told_to_stop_does_not_wait_for_outcomes_that_cannot_arrive(broker: Broker) -> None:
     """If a command has been told to stop while AMQP 1.0 messages are unconfirmed, and their outcomes cannot arrive, for
     example because the connection is lost, send() raises NotConfirmed. The error gives the reason and the number of
     unconfirmed messages.
@@ -501,7 +501,7 @@ def test_flush_waits_until_messages_are_sent_and_settle_until_they_have_outcomes
 def test_messages_of_a_list_are_sent_in_batches_of_256(broker: Broker) -> None:
     """With the default window, an AMQP 1.0 sender sends the messages of a list in batches of 256. If the input has
     batches of its own, it sends those. From an iterator, or with a small window, it sends messages one at a time. It
-    sends nothing for None in the input.
+    skips None in the input.
     """
     listed: list[Message | None] = [Message(b"%d" % number) for number in range(600)]
     listed[5] = None
