@@ -256,7 +256,9 @@ def test_a_list_that_could_not_be_fetched_is_not_called_empty(shell: Shell) -> N
 def test_list_queues_prints_no_note_about_counts_if_it_prints_no_row(
     shell: Shell, listing: object, broker: TestBroker
 ) -> None:
-    """If `list queues` prints no row, it does not say how old the counts of streams can be."""
+    """`list queues` notes how old the counts of streams can be. If it prints no row, because none matches --where, it
+    omits this note.
+    """
     broker.api("PUT", f"queues/{broker.vhost}/s", {"durable": True, "arguments": {"x-queue-type": "stream"}})
     assert "counts of streams" in shell.run("mqtool", "list", "queues").stderr
     none = shell.run("mqtool", "list", "queues", "--where", "name=other")
@@ -339,9 +341,9 @@ def test_bindings_of_the_default_exchange_are_hidden_on_a_terminal(shell: Shell,
 
 
 def test_list_queues_uses_amqp_without_the_management_api(shell: Shell, broker: TestBroker) -> None:
-    """Without the management API, `list queues` looks up the numbers of ready messages and consumers over AMQP. It does
-    so for the queues that -q names or, without -q, for the tutorials' queues. `list bindings` exits with 69, because
-    AMQP cannot list bindings.
+    """Without the management API, `list queues` gets the counts of ready messages and consumers over AMQP, for the
+    queues that -q names or, without -q, for the tutorials' queues. `list bindings` exits with 69, because AMQP cannot
+    list bindings.
     """
     shell.run("mqtool", "send", "one")
     shell.run("mqtool", "send", "-q", "jobs", "two")
@@ -405,8 +407,8 @@ def test_a_password_from_stdin_is_read_once(command: str, shell: Shell, broker: 
 
 @on_any_broker
 def test_wait_queues_share_one_line_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
-    """On a terminal, `list queues` shows mqtool's wait queues as one line, which gives the number of these queues and
-    of their messages. With --all or in a pipe, the command lists each wait queue.
+    """On a terminal, `list queues` sums up the wait queues in which mqtool keeps delayed messages: one line gives the
+    number of these queues and of their messages. With --all or in a pipe, the command lists each wait queue.
     """
     shell.run("mqtool", "send", "-q", "jobs", "x")
     shell.run("mqtool", "send", "-q", "jobs", "--via", "ttl", "--delay", "1h", "y")

@@ -149,8 +149,8 @@ def test_send_stream_reports_a_malformed_confirm_as_a_lost_connection(
 
 
 def test_receive_stream_gives_up_if_each_connection_brings_a_malformed_frame(run: Callable[..., Result]) -> None:
-    """If the broker sends `receive-stream` a malformed frame on every connection, and nothing else,
-    --max-reconnects N limits the reconnects. The exit code is 69.
+    """If every connection of `receive-stream` fails with a malformed frame from the broker, the command gives up after
+    the N reconnects that --max-reconnects N allows, and exits with 69.
     """
     malformed = change_frames(DELIVER, lambda _: of_stream(DELIVER, b""))
     result = run(malformed, "receive-stream", "-q", "send-stream", "--max-reconnects", "2", "--timeout", "30s")
@@ -186,9 +186,11 @@ def test_receive_reports_two_deliveries_with_one_id_as_a_lost_connection(run: Ca
 
 
 @pytest.mark.parametrize("last", [0x7FFF_FFFF, 0xFFFF_FFFF])
-def test_a_disposition_of_billions_of_deliveries_takes_no_time(run: Callable[..., Result], last: int) -> None:
-    """If the broker sends a disposition whose range has billions of delivery ids, `send` and `receive` over AMQP 1.0
-    continue at once.
+def test_a_disposition_for_billions_of_deliveries_does_not_delay_send_and_receive(
+    run: Callable[..., Result], last: int
+) -> None:
+    """If the broker sends an AMQP 1.0 disposition for a range of billions of delivery ids, `send` and `receive` are not
+    delayed: they send and receive their message and exit with 0.
     """
     requeued = frame(0, Disposition(False, 0x4000_0000, 0x4000_0000 + last & 0xFFFF_FFFF, settled=True))
     received = run(change_performatives(is_delivery, lambda data: requeued + data), "receive", "-q", "send", "-c", "1")
@@ -199,8 +201,8 @@ def test_a_disposition_of_billions_of_deliveries_takes_no_time(run: Callable[...
 
 
 def test_send_waits_for_an_outcome_after_the_state_received(run: Callable[..., Result]) -> None:
-    """If the broker reports the state received of a message over AMQP 1.0, `send` waits for the outcome. Without one,
-    the message is unconfirmed, and not nacked; the exit code is 75.
+    """If the broker answers a message over AMQP 1.0 with the non-final delivery state `received`, `send` keeps waiting
+    for an outcome such as `accepted`. Without one, `send` exits with 75 and says that the message was not confirmed.
     """
 
     def received(data: bytes) -> bytes:
@@ -263,7 +265,7 @@ def mutation(seed: int, uncounted: int) -> Change:
     ],
     ids=" ".join,
 )
-def test_no_malformed_frame_crashes_a_command_or_outlives_its_time_limit(
+def test_malformed_frames_neither_crash_nor_hang_a_command(
     run: Callable[..., Result], command: tuple[str, ...]
 ) -> None:
     """Whatever malformed frames the broker sends, for example with bytes changed, added or left out, commands for

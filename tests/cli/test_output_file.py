@@ -1,4 +1,6 @@
-"""`receive -o FILE`: what it says at its end; and logrotate may rename the file while messages arrive."""
+"""`receive -o FILE`: the number of appended messages that it prints at its end, incomplete last lines in FILE, and
+SIGHUP from logrotate, which may rename FILE while messages arrive.
+"""
 
 import signal
 from pathlib import Path
@@ -43,8 +45,8 @@ def test_receive_opens_a_new_file_after_logrotate(shell: Shell, broker: TestBrok
 
 @on_any_broker
 def test_receive_says_how_many_messages_it_has_appended_to_the_file(shell: Shell) -> None:
-    """`receive -o FILE` ends with a line on stderr that says how many messages it appended to FILE, which may be a word
-    meant as a format. With --quiet, it does not.
+    """`receive -o FILE` ends with a line on stderr that says how many messages it appended to FILE. This shows a user
+    who typed `-o json` to choose a format that json is the name of a file. With --quiet, there is no such line.
     """
     shell.run("mqtool", "send", "-l", stdin="one\ntwo\nthree\n")
     result = shell.run("mqtool", "receive", "-o", "json", "-c", "2")
@@ -223,8 +225,8 @@ def test_receive_to_a_file_ends_when_its_terminal_is_closed(
 def test_closing_the_terminal_after_ctrl_c_does_not_kill_receive_to_a_file(
     lonely_shell: Shell, amqp_vhost: Vhost
 ) -> None:
-    """If the terminal is closed after Ctrl-C, while the broker is silent, `receive -o` still ends cleanly. Closing the
-    terminal does not count as a second signal, which would kill the command.
+    """If the terminal is closed after Ctrl-C, while the broker does not respond, `receive -o` still exits with 0.
+    Closing the terminal does not count as a second signal, which would kill the command.
     """
     lonely_shell.environment["MQTOOL_URL"] = amqp_vhost.url
     with closable_terminal(lonely_shell, "mqtool", "receive", "-o", "app.log", "--ready-file", "ready") as terminal:

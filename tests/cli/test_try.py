@@ -102,8 +102,8 @@ def test_a_command_typed_into_the_terminal_of_tutorial_try_does_not_count_as_key
 
 
 def test_commands_in_hints_are_on_lines_of_their_own() -> None:
-    """The third hint of each goal has its commands on lines of their own, which begin with two spaces and fit into 80
-    columns.
+    """The third hint of each goal of `tutorial try` has its commands on lines of their own, which begin with two spaces
+    and fit into 80 columns.
     """
     for name, goals in GOALS.items():
         for goal in goals:
