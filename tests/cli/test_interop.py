@@ -192,7 +192,7 @@ def test_fanout_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(
 @pytest.mark.sampled(1)
 def test_direct_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(room: Room, first: str) -> None:
     """In RabbitMQ's tutorial 4, `emit-log` and the tutorial's sending script emit logs. Both `receive-log` and the
-    tutorial's receiving script get exactly the logs with one of the severities that they were given.
+    tutorial's receiving script get only the logs with the severities on their command lines.
     """
     emit = {
         "mqtool": lambda: room.mqtool("emit-log", "direct", "error", "Run. Run.", "Or it will explode."),
@@ -224,7 +224,8 @@ def test_direct_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(
 @pytest.mark.sampled(1)
 def test_topic_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(room: Room, first: str) -> None:
     """In RabbitMQ's tutorial 5, `emit-log` and the tutorial's sending script emit logs. Both `receive-log` and the
-    tutorial's receiving script get exactly the logs that match one of their patterns, and get each of these once.
+    tutorial's receiving script get only the logs that match a pattern on their command lines, and get each of these
+    once.
     """
     emit = {
         "mqtool": lambda: room.mqtool("emit-log", "topic", "kern.critical", "A critical kernel error"),

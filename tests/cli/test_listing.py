@@ -48,8 +48,8 @@ def busy(shell: Shell, listing: object) -> Iterator[Running]:
 def test_each_list_command_shows_what_is_on_the_broker(
     busy: Running, listing: Callable[..., list[dict[str, Any]]], broker: TestBroker
 ) -> None:
-    """Each `list` command, such as `list queues` or `list plugins`, shows what is on the broker, in the command's
-    default columns or in the columns that its arguments name.
+    """`list queues`, `list connections`, `list plugins` and the other `list` commands print the queues, connections,
+    plugins and so on of the broker, in the command's default columns or in the columns that its arguments name.
     """
     mine = ("--where", f"vhost={broker.vhost}")
     counts = {"name": "task_queue", "messages_unacknowledged": 2, "messages_ready": 1}
@@ -269,9 +269,9 @@ def test_list_queues_prints_no_note_about_counts_if_it_prints_no_row(
 def test_list_exits_with_69_if_a_named_queue_or_exchange_does_not_exist(
     shell: Shell, listing: object, broker: TestBroker
 ) -> None:
-    """If no queue has a name given with -q, `list queues` prints those that exist, names the missing one, suggests a
-    similar name, and exits with 69, even without the management API; so does `list exchanges -e`. It exits with 0 if a
-    named queue exists, but does not match --where.
+    """If a queue named with -q does not exist, `list queues` prints the others, names the missing one, suggests a
+    similar name, and exits with 69; so does `list exchanges -e`, and both do even without the management API. If a
+    named queue exists but does not match --where, the exit code is 0.
     """
     shell.run("mqtool", "send", "-q", "jobs", "two")
     missing = shell.run("mqtool", "list", "queues", "-q", "jbos")
@@ -423,7 +423,9 @@ def test_wait_queues_share_one_line_on_a_terminal(shell: Shell, broker: TestBrok
 
 @on_any_broker
 def test_list_bindings_fits_into_80_columns_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
-    """On a terminal, `list bindings` fits into 80 columns without cutting names. A long name goes on the next line."""
+    """On a terminal, `list bindings` fits into 80 columns without cutting names. It prints a long name on a line of its
+    own.
+    """
     name = "invoices-of-the-european-branch-that-wait-to-be-paid"
     shell.run("mqtool", "queue", "declare", name)
     shell.run("mqtool", "exchange", "bind", "amq.topic", name, "orders.europe.invoices.#")

@@ -40,7 +40,7 @@ class Tampering(Proxy):
 
     Args:
         change: called with each frame; returns what to send instead.
-        counted: the bytes at the start of a frame that its size does not count.
+        uncounted: how many bytes at the start of a frame its size field does not count.
     """
 
     def __init__(self, target_port: int, change: Change, uncounted: int) -> None:
@@ -121,8 +121,8 @@ def test_receive_stream_reports_a_malformed_frame_as_a_lost_connection(
     run: Callable[..., Result], change: Change
 ) -> None:
     """If the broker sends `receive-stream` a frame of the stream protocol that is too short, that has a count larger
-    than the frame, or that is for another subscription, the connection counts as lost. With --no-reconnect, the exit
-    code is 69.
+    than the frame, or that is for another subscription, `receive-stream` reports that the connection was lost. With
+    --no-reconnect, it exits with 69.
     """
     result = run(change, "receive-stream", "-q", "send-stream", "--no-reconnect", "--timeout", "30s")
     assert (result.code, UNREADABLE in result.stderr) == (69, True), result.stderr
@@ -142,7 +142,7 @@ def test_send_stream_reports_a_malformed_confirm_as_a_lost_connection(
     run: Callable[..., Result], change: Change
 ) -> None:
     """If the broker answers `send-stream` with a confirm or an error that is too short, or that is for a message that
-    was not sent, the connection counts as lost. With --no-reconnect, the exit code is 75.
+    was not sent, `send-stream` reports that the connection was lost. With --no-reconnect, it exits with 75.
     """
     result = run(change, "send-stream", "-q", "send-stream", "--no-reconnect", "x")
     assert (result.code, UNREADABLE in result.stderr) == (75, True), result.stderr
@@ -177,8 +177,8 @@ def change_performatives(matches: Callable[[Any], bool], change: Change) -> Chan
 
 
 def test_receive_reports_two_deliveries_with_one_id_as_a_lost_connection(run: Callable[..., Result]) -> None:
-    """If the broker sends `receive` over AMQP 1.0 two unsettled deliveries with one delivery id, the connection counts
-    as lost. With --no-reconnect, the exit code is 69.
+    """If the broker sends `receive` over AMQP 1.0 two unsettled deliveries with the same delivery id, `receive` reports
+    that the connection was lost. With --no-reconnect, it exits with 69.
     """
     twice = change_performatives(is_delivery, lambda data: 2 * data)
     result = run(twice, "receive", "-q", "send", "--no-reconnect", "--timeout", "30s")

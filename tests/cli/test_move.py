@@ -171,8 +171,8 @@ def test_move_stops_before_messages_exceed_the_delivery_limit(shell: Shell, brok
 def test_move_knows_the_delivery_limit_of_a_policy_for_a_queue_that_was_just_declared(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If a policy sets the delivery limit of a quorum queue, `move --where` stops before a message exceeds the limit,
-    even right after the queue was declared, when the management API does not yet show the queue's policy.
+    """If a policy sets the delivery limit of a quorum queue, `move --where` exits with 1 before a message exceeds the
+    limit, even right after the queue was declared, when the management API does not yet show the queue's policy.
     """
     limit = {"pattern": "^a$", "definition": {"delivery-limit": 1}, "apply-to": "queues"}
     broker.api("PUT", f"policies/{broker.vhost}/limit", limit)

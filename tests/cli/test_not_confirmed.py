@@ -193,8 +193,8 @@ def test_send_exits_with_3_if_messages_of_a_killed_run_are_still_unsent(shell: S
 )
 @pytest.mark.sampled(2)
 def test_a_message_that_no_queue_received_is_reported(shell: Shell, command: str, line: str) -> None:
-    """If no queue receives a message that `send` or `emit-log` publishes to an exchange, the command notes this and
-    exits with 0. With -l, the note contains the number of such messages. There is no note with --quiet, or with a
+    """If no queue receives a message that `send` or `emit-log` publishes to an exchange, the command says so in a note,
+    and exits with 0. With -l, the note contains the number of such messages. There is no note with --quiet, or with a
     header x-delay, because the exchange might be delaying the message.
     """
     sent = shell.run("mqtool", *command.split())
@@ -278,8 +278,8 @@ def test_rpc_client_reports_that_a_full_queue_refuses_its_request(shell: Shell) 
 
 
 def test_messages_are_kept_if_the_exchange_is_deleted_while_they_are_sent(shell: Shell, broker: TestBroker) -> None:
-    """If the exchange is deleted while `send -l --failed-to FILE` runs, the command prints the broker's reason, keeps
-    all unconfirmed messages in FILE, and exits with 3.
+    """If the exchange to which `send -l --failed-to FILE` publishes is deleted meanwhile, the command prints the
+    broker's reason, keeps all unconfirmed messages in FILE, and exits with 3.
     """
     broker.api("PUT", f"exchanges/{broker.vhost}/fleeting", {"type": "fanout"})
     broker.api("PUT", f"queues/{broker.vhost}/q", {"durable": True})

@@ -61,7 +61,7 @@ def test_receive_says_how_many_messages_it_has_appended_to_the_file(shell: Shell
 def test_commands_with_an_output_file_count_the_messages_once(
     shell: Shell, broker: TestBroker, command: str, redirected: str
 ) -> None:
-    """`receive`, `tap` and `peek` with -o FILE say once at their end how many messages they have appended to FILE, also
+    """`receive`, `tap` and `peek` with -o FILE say once at their end how many messages they have appended to FILE, even
     if stdout is redirected to another file.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
@@ -79,9 +79,7 @@ def test_commands_with_an_output_file_count_the_messages_once(
 
 @on_any_broker
 def test_receive_does_not_say_that_it_appended_messages_that_it_could_not_write(shell: Shell) -> None:
-    """If the file of `receive -o FILE` cannot be written, `receive` exits with 1, and does not say that it appended
-    messages to the file.
-    """
+    """If FILE cannot be written, `receive -o FILE` exits with 1, and does not say that it appended messages to FILE."""
     shell.run("mqtool", "send", "x")
     full = shell.run("mqtool", "receive", "-o", "/dev/full", "-c", "1")
     assert (full.code, "cannot write" in full.stderr, "appended" in full.stderr) == (1, True, False), full.stderr
@@ -128,8 +126,8 @@ def test_receive_removes_an_incomplete_last_line_of_a_killed_run(shell: Shell) -
 
 @on_any_broker
 def test_receive_removes_nothing_from_a_file_to_which_another_receive_appends(shell: Shell) -> None:
-    """If another `receive -o` has the same file open, the last line may be one that it is writing. `receive -o` does
-    not remove this line.
+    """If another `receive -o` has the same file open, an incomplete last line may be one that the other command is
+    still writing. `receive -o` does not remove this line.
     """
     log = shell.directory / "app.log"
     shell.start("mqtool", "receive", "-q", "other", "--raw", "-o", "app.log").wait_until_ready()

@@ -64,8 +64,8 @@ QUEUES = {
 @pytest.mark.parametrize("kind", QUEUES)
 @pytest.mark.sampled(1)
 def test_peek_keeps_the_order_of_hundreds_of_messages(shell: Shell, broker: TestBroker, kind: str) -> None:
-    """A queue has hundreds of messages. `peek` may show all of them, only the first ones (-c), or only the matching
-    ones (--where), several times in a row. All messages stay in the queue, in order.
+    """`peek` shows all messages of a queue with hundreds of messages, only the first ones (-c), or only the matching
+    ones (--where). Even after several runs, all messages are still in the queue, in order.
     """
     ids = filled(shell, 4_000 if kind == "quorum" else 700, *QUEUES[kind])
     assert peeked(shell, broker, "-c", "3") == ids[:3]
@@ -229,9 +229,9 @@ def test_peek_stops_before_messages_exceed_the_delivery_limit(shell: Shell, brok
 
 
 def test_peek_loses_no_message_if_the_user_cannot_see_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
-    """A policy sets a delivery limit of 1, and the user has no tag and so cannot see it. `peek` says that it does not
-    know the limit. Once the messages have been requeued, `peek` shows them, publishes them again and exits with 1.
-    However often `peek` is repeated, all messages stay in the queue, in order.
+    """A policy sets a delivery limit of 1, which a user without a tag cannot see. `peek` says that it does not know the
+    limit. If the messages have been requeued before, `peek` publishes them to the queue again instead of requeuing
+    them, and exits with 1. However often `peek` is repeated, all messages stay in the queue, in order.
     """
     policy = {"pattern": "^jobs$", "definition": {"delivery-limit": 1}, "apply-to": "queues"}
     broker.api("PUT", f"policies/{broker.vhost}/few", policy)
@@ -321,8 +321,9 @@ def test_peek_counts_the_messages_that_reach_the_delivery_limit(shell: Shell, br
 def test_peek_exits_with_141_if_its_reader_ends_and_a_message_reaches_the_delivery_limit(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """A message behind the first one has reached the delivery limit, and the program that reads the output of `peek`
-    ends. `peek` then still reports the message, but exits with 141, as for any closed pipe, and not with 1.
+    """A message behind the first one of a quorum queue has reached the delivery limit, and the program that reads the
+    output of `peek` ends. `peek` then still reports the message, but exits with 141, as for any closed pipe, and not
+    with 1.
     """
     filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=6")
     requeue_the_second(broker, 3, 6)
@@ -438,8 +439,8 @@ def test_peek_ignores_a_forged_delivery_count_after_a_consumer_has_requeued_the_
 def test_peek_exits_with_69_if_a_single_active_consumer_has_the_queue(
     shell: Shell, broker: TestBroker, connection: Connection
 ) -> None:
-    """If another client is the queue's single active consumer, `peek` does not wait, but says that the broker delivers
-    no message to `peek`, and exits with 69.
+    """If another client is the single active consumer of a queue, `peek` does not wait, but says that the broker
+    delivers no message to `peek`, and exits with 69.
     """
     filled(shell, 3, "--queue-type", "quorum", "--argument", "x-single-active-consumer:=true")
     active = connection.channel().consume(Queue("jobs"), Receiving(prefetch=1, acknowledge=False))

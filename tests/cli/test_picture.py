@@ -261,7 +261,7 @@ def test_the_picture_shows_up_to_ten_messages_of_a_queue_and_the_number_of_the_o
     assert box(page, ".node.q .more")["left"] >= box(page, ".node.q .box")["left"] + 15 * scale
 
 
-def test_a_worker_with_prefetch_1_is_never_drawn_with_two_messages(chromium: Any, tmp_path: Path) -> None:
+def test_a_consumer_with_prefetch_1_is_never_drawn_with_two_messages(chromium: Any, tmp_path: Path) -> None:
     """The picture of `mqtool ui` never draws two messages at a consumer whose prefetch is 1, even if the consumer
     acknowledges several messages within a few milliseconds.
     """
@@ -279,7 +279,7 @@ def test_a_worker_with_prefetch_1_is_never_drawn_with_two_messages(chromium: Any
     assert most == 1
 
 
-def test_a_worker_with_prefetch_1_gets_its_next_message_once_its_acknowledgement_has_arrived(
+def test_a_consumer_with_prefetch_1_gets_its_next_message_once_its_acknowledgement_has_arrived(
     chromium: Any, tmp_path: Path
 ) -> None:
     """In the picture of `mqtool ui`, an acknowledgement moves from the consumer to the queue as a tick. If the
@@ -306,9 +306,9 @@ def test_a_worker_with_prefetch_1_gets_its_next_message_once_its_acknowledgement
     assert page.dots() == [("unacknowledged", page.ask("return document.querySelector('.node.c').dataset.id"))]
 
 
-def test_a_worker_without_a_prefetch_limit_is_drawn_with_several_messages(chromium: Any, tmp_path: Path) -> None:
+def test_a_consumer_without_a_prefetch_limit_is_drawn_with_several_messages(chromium: Any, tmp_path: Path) -> None:
     """If a consumer without a prefetch limit gets several messages in the same millisecond, the picture of `mqtool ui`
-    draws several messages at the consumer. That is the case even if the consumer acknowledges each message immediately.
+    draws several messages at the consumer at once, even if the consumer acknowledges each message immediately.
     """
     records = [*jobs([{"name": "one/tag", "label": "worker 1", "prefetch": 0}])]
     for number in range(4):
@@ -758,7 +758,7 @@ def test_the_default_exchange_is_not_drawn_before_a_message_passes_through_it(ch
 
 def test_a_terminal_that_publishes_and_later_consumes_stays_where_it_is(chromium: Any, tmp_path: Path) -> None:
     """If a terminal of a tutorial first publishes, and later consumes from a queue, the terminal's box stays on the
-    left side of the picture, before the exchanges.
+    left side of the picture, to the left of the exchanges.
     """
     page = recorded(chromium, tmp_path, of_dead_letters())
     for at in (0.3, 0.8):
@@ -2138,7 +2138,7 @@ def test_the_page_of_a_tutorial_on_rabbitmq_shows_only_the_tutorials_messages(
 
 
 def play(consumers: Iterable[dict[str, Any]] = ()) -> list[dict[str, Any]]:
-    """The records of a play with two scenes. A message moves in each; at the end, its consumer and publisher go."""
+    """The records of a play with two scenes, in each of which a message moves. At the end, its consumers are replaced."""
     tasks = {"name": "one/tag", "label": "worker 1"}
     numbered = iter(range(100))
     to = {"consumer": "one/tag", "no_ack": False, "redelivered": False, "to": None}
@@ -2280,8 +2280,8 @@ def test_the_picture_takes_most_of_the_page(chromium: Any, tmp_path: Path, schem
 
 
 def test_a_projected_tutorial_with_three_queues_and_charts_is_legible(chromium: Any, tmp_path: Path) -> None:
-    """In a window of 1280×800 pixels, even with charts and three queues one below the other, the names of queues in a
-    tutorial's picture are at least 12 pixels high, and the page does not scroll.
+    """In a window of 1280×800 pixels, as on a projector, the names of queues in a tutorial's picture are at least 12
+    pixels high, and the page does not scroll, even with charts and three queues one below the other.
     """
     records = play()
     for topology in (each for each in records if each["kind"] == "topology"):

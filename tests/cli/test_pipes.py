@@ -60,8 +60,8 @@ def test_receive_piped_into_head_drops_no_messages_over_a_low_delivery_limit(
 
 @on_any_broker
 def test_receive_keeps_an_auto_delete_queue_while_it_consumes(shell: Shell) -> None:
-    """`receive -q QUEUE` prints all messages of an auto-delete queue. The queue is deleted when the command ends, not
-    earlier.
+    """`receive -q QUEUE` prints all messages of an auto-delete queue: the broker does not delete the queue before the
+    command has consumed them.
     """
     shell.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic", "--auto-delete")
     shell.run("mqtool", "send", "-l", "-r", "jobs", stdin="1\n2\n3\n")
@@ -344,8 +344,9 @@ def test_receive_into_a_file_counts_messages_on_the_terminal(shell: Shell) -> No
 @on_any_broker
 @pytest.mark.parametrize("shell_options", ["-c", "-mc"], ids=["script", "job control"])
 def test_a_job_in_the_background_shows_no_progress_line(shell: Shell, shell_options: str) -> None:
-    """If a script or a shell starts `receive` in the background with `&`, `receive` prints no progress line, which
-    would overwrite what the terminal shows. At the end, it prints how many messages it has received.
+    """If a script, or a shell with job control, starts `receive` in the background with `&`, `receive` prints no
+    progress line, which would overwrite what the terminal shows. At the end, it prints how many messages it has
+    received.
     """
     shell.start_cold()
     assert shell.run("mqtool", "send", "-q", "jobs", "x").code == 0

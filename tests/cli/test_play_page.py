@@ -159,8 +159,8 @@ def test_the_page_of_tutorial_try_shows_the_goal_and_the_learners_messages(
 @pytest.mark.parametrize("playing", [("tutorial", "run", "hello-world")], ids=["tutorial run"], indirect=True)
 def test_a_learners_actions_between_scenes_do_not_affect_the_tutorial(playing: tuple[Running, Page]) -> None:
     """Between two scenes of a tutorial, a learner may publish messages, consume the tutorial's messages and declare
-    queues. The next scene begins as if nothing had happened, and its checks pass. After the last scene, the learner can
-    still publish.
+    queues. The next scene shows the same messages and queues as without these actions, and its checks pass. After the
+    last scene, the learner can still publish.
     """
     command, page = playing
     go_on(page, "Send a message anyway")

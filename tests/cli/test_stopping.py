@@ -427,8 +427,8 @@ def test_sigterm_ends_receive_while_its_pipe_is_full(shell: Shell, broker: TestB
 def test_messages_that_a_stopped_command_leaves_in_a_quorum_queue_stay_in_order(
     shell: Shell, broker: TestBroker, command: str
 ) -> None:
-    """After Ctrl-C, the messages that `receive` or `worker` has not handled are in a quorum queue in their original
-    order, even those that it had received already. None is missing, and none is left that was handled.
+    """After Ctrl-C, all messages that `receive` or `worker` has not handled are in their quorum queue in the original
+    order, even those that the command had already received. No message that was handled is left in the queue.
     """
     with Connection(parse_addresses(broker.url)) as connection:
         channel = connection.channel()

@@ -193,8 +193,8 @@ def test_receive_stream_filter_gets_only_messages_with_that_filter_value(shell: 
 @pytest.mark.parametrize("command", ["offset set NAME me 17", "offset reset NAME me"])
 @pytest.mark.sampled(1)
 def test_offset_set_and_offset_reset_exit_with_69_if_there_is_no_such_stream(shell: Shell, command: str) -> None:
-    """If the stream does not exist, or the name belongs to another type of queue, `offset set` and `offset reset` exit
-    with 69.
+    """If the stream does not exist, or a queue of another type has the name, `offset set` and `offset reset` exit with
+    69.
     """
     shell.run("mqtool", "queue", "declare", "jobs")
     for name in ("nothing", "jobs"):

@@ -95,8 +95,8 @@ def test_a_command_times_out_while_the_broker_does_not_open_a_channel(lonely_she
 
 @on_any_broker
 def test_receive_times_out_while_nobody_reads_its_output(shell: Shell) -> None:
-    """If the program at the other end of its pipe reads nothing, `receive --timeout` exits with 124 once the time is
-    up, and the messages that were not read stay in the queue.
+    """If `receive --timeout` prints to a pipe from which nobody reads, it exits with 124 once the time is up, and the
+    messages that were not read stay in the queue.
     """
     shell.run("mqtool", "send", "-q", "q", "-l", stdin="one\ntwo\n")
     result = shell.script("mkfifo pipe; exec 3<>pipe; mqtool receive -q q --timeout 500ms >pipe")

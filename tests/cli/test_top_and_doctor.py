@@ -478,8 +478,8 @@ def test_doctor_prints_a_nagios_check(watcher: Shell, broker: TestBroker) -> Non
     ],
 )
 def test_a_wrong_command_line_of_a_nagios_check_is_unknown(lonely_shell: Shell, words: str, said: str) -> None:
-    """If the command line of `doctor --format nagios` is wrong, or its file does not exist, stdout has one line for
-    Nagios with the reason, and the exit code is 3 (UNKNOWN).
+    """If the command line of `doctor --format nagios` is wrong, or names a file that does not exist, stdout has one
+    line for Nagios with the reason, and the exit code is 3 (UNKNOWN).
     """
     checked = lonely_shell.run("mqtool", "doctor", *words.split())
     assert (checked.code, checked.stderr) == (3, "")
