@@ -221,7 +221,7 @@ def test_tutorial_try_stops_its_broker_only_after_enter(lonely_shell: Shell) -> 
 
 def test_the_command_that_selects_the_broker_of_tutorial_try_overrides_mqtool_url(lonely_shell: Shell) -> None:
     """The command that `tutorial try` prints for other terminals selects the broker and virtual host of `tutorial try`,
-    even if MQTOOL_URL names another broker in those terminals.
+    even if MQTOOL_URL names another virtual host in those terminals.
     """
     with EmbeddedBroker(management_port=0) as other:
         lonely_shell.environment |= {"MQTOOL_URL": other.url, "MQTOOL_MANAGEMENT_URL": str(other.management_url)}
