@@ -269,9 +269,9 @@ def test_list_queues_prints_no_note_about_counts_if_it_prints_no_row(
 def test_list_exits_with_69_if_a_named_queue_or_exchange_does_not_exist(
     shell: Shell, listing: object, broker: TestBroker
 ) -> None:
-    """If a queue named with -q does not exist, `list queues` prints the others, names the missing one, suggests a
-    similar name, and exits with 69; so does `list exchanges -e`, and both do even without the management API. If a
-    named queue exists but does not match --where, the exit code is 0.
+    """If a queue named with -q does not exist, `list queues` prints the others, names the missing one, and exits with
+    69, even without the management API; so does `list exchanges -e`. With the management API, the hint suggests a
+    similar name. If a named queue exists but does not match --where, the exit code is 0.
     """
     shell.run("mqtool", "send", "-q", "jobs", "two")
     missing = shell.run("mqtool", "list", "queues", "-q", "jbos")
