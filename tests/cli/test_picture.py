@@ -2138,7 +2138,7 @@ def test_the_page_of_a_tutorial_on_rabbitmq_shows_only_the_tutorials_messages(
 
 
 def play(consumers: Iterable[dict[str, Any]] = ()) -> list[dict[str, Any]]:
-    """The records of a play with two scenes, with a message in each. At the end, its consumer and publisher are gone."""
+    """The records of a play with two scenes and a message in each. At the end, its consumer and publisher are gone."""
     tasks = {"name": "one/tag", "label": "worker 1"}
     numbered = iter(range(100))
     to = {"consumer": "one/tag", "no_ack": False, "redelivered": False, "to": None}
