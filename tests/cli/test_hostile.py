@@ -1,6 +1,6 @@
-"""Messages with hostile bodies, keys and headers: no command crashes on them or prints lines that they forge. Each
-batch ends with a plain message; RabbitMQ 4.3 delivers by priority, also from quorum queues, so others may follow it
-there.
+"""Messages with hostile bodies, keys and headers: no command crashes on them, and no message can forge a line of
+output. Each batch ends with a plain message; RabbitMQ 4.3 delivers by priority, also from quorum queues, so others may
+follow it there.
 """
 
 import json
@@ -109,8 +109,8 @@ def test_receive_log_and_receive_delayed_print_hostile_messages(shell: Shell, pl
 
 
 @on_any_broker
-def test_worker_handles_hostile_messages(shell: Shell, play: Any) -> None:
-    """`worker` without a program handles every message without an error, whatever the headers, properties and body
+def test_worker_receives_hostile_messages(shell: Shell, play: Any) -> None:
+    """`worker` without --exec receives every message and exits with 0, whatever the headers, properties and body
     contain, for example control characters. No message can forge a line on stderr.
     """
     result = survived(shell.run("mqtool", "worker", "-q", "q", "-c", str(play("q")), *LIMITS))
@@ -212,9 +212,11 @@ def test_hostile_messages_are_retried_dead_lettered_and_redriven(shell: Shell, p
     assert depth(shell, "q") == count
 
 
-def test_dlq_commands_handle_dead_letters_with_forged_headers(shell: Shell, play: Any, broker: TestBroker) -> None:
-    """If dead letters have forged headers, `dlq ls`, `dlq show` and `dlq drop` succeed, and `dlq redrive` leaves these
-    dead letters where they are.
+def test_dlq_commands_do_not_crash_on_dead_letters_with_forged_headers(
+    shell: Shell, play: Any, broker: TestBroker
+) -> None:
+    """If the headers of dead letters are forged, for example x-death, `dlq ls`, `dlq show` and `dlq drop` succeed. `dlq
+    redrive` exits with 3 and leaves these dead letters where they are.
     """
     count = play("q.dlq")
     survived(shell.run("mqtool", "dlq", "ls", "--management", broker.management))
@@ -230,9 +232,9 @@ def test_dlq_commands_handle_dead_letters_with_forged_headers(shell: Shell, play
 
 @on_any_broker
 @large
-def test_rpc_server_answers_hostile_requests(shell: Shell, play: Any) -> None:
-    """`rpc-server` handles every request, whatever the body and headers contain, for example control characters or the
-    name of a missing reply queue. It exits with 0 and leaves its queue empty.
+def test_rpc_server_consumes_hostile_requests(shell: Shell, play: Any) -> None:
+    """`rpc-server` consumes every request and then exits with 0, whatever the bodies and headers contain, for example
+    control characters or the name of a missing reply queue. Its queue is empty afterwards.
     """
     count = play("fib", "add", "cat")
     limits = ("-c", str(count), *LIMITS)
@@ -256,8 +258,8 @@ def test_rpc_client_prints_no_escape_sequences_of_hostile_replies_on_stderr(shel
 
 @pytest.mark.own_vhost("some of these names cannot be deleted by the management API")
 def test_listing_commands_succeed_and_escape_hostile_names(shell: Shell, broker: TestBroker) -> None:
-    """Commands that list queues, exchanges and bindings succeed, whatever the names and arguments contain. No name can
-    forge a line of output.
+    """Commands that show queues, exchanges and bindings, such as `list`, `top` and `topology`, succeed, whatever the
+    names and arguments contain. No name can forge a line of output.
     """
     hostile.name_everything(broker.url)
     api = ("--management", broker.management)

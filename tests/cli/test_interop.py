@@ -192,7 +192,7 @@ def test_fanout_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(
 @pytest.mark.sampled(1)
 def test_direct_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(room: Room, first: str) -> None:
     """In RabbitMQ's tutorial 4, `emit-log` and the tutorial's sending script emit logs. Both `receive-log` and the
-    tutorial's receiving script get exactly the logs with one of the severities that they were given.
+    tutorial's receiving script get only the logs with the severities on their command lines.
     """
     emit = {
         "mqtool": lambda: room.mqtool("emit-log", "direct", "error", "Run. Run.", "Or it will explode."),
@@ -224,7 +224,8 @@ def test_direct_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(
 @pytest.mark.sampled(1)
 def test_topic_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(room: Room, first: str) -> None:
     """In RabbitMQ's tutorial 5, `emit-log` and the tutorial's sending script emit logs. Both `receive-log` and the
-    tutorial's receiving script get exactly the logs that match one of their patterns, and get each of these once.
+    tutorial's receiving script get only the logs that match a pattern on their command lines, and get each of these
+    once.
     """
     emit = {
         "mqtool": lambda: room.mqtool("emit-log", "topic", "kern.critical", "A critical kernel error"),
@@ -253,7 +254,9 @@ def test_topic_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(r
 
 @every_dialect_in_one_order
 @pytest.mark.sampled(1)
-def test_rpc_server_and_rpc_client_work_with_the_tutorials_scripts(room: Room, first: str) -> None:
+def test_rpc_server_and_rpc_client_exchange_requests_and_replies_with_the_tutorials_scripts(
+    room: Room, first: str
+) -> None:
     """In RabbitMQ's tutorial 6, `rpc-server` answers the tutorial's client script, and the tutorial's server script
     answers `rpc-client`, whichever server has declared the queue.
     """
@@ -323,8 +326,8 @@ def test_an_existing_queue_with_different_arguments_is_used_as_it_is(
 def test_the_option_strict_refuses_a_queue_with_different_arguments(
     shell: Shell, connection: Connection, difference: str
 ) -> None:
-    """If the queue already exists, but with different properties or arguments, `send --strict` and `receive --strict`
-    exit with 78 and do not change the queue.
+    """If the queue that `send` or `receive` would declare already exists with other properties or arguments, the
+    command with --strict exits with 78 and does not change the queue.
     """
     existing = HELLO[difference]
     keep = connection.channel(strict=True)
@@ -343,8 +346,8 @@ def test_the_option_strict_refuses_a_queue_with_different_arguments(
 
 
 def test_a_queue_that_the_option_strict_refuses_keeps_its_messages(shell: Shell) -> None:
-    """If a queue's properties differ from those that the command would declare, `send --strict` publishes nothing to
-    the queue, and `receive --strict` leaves the queue's messages there.
+    """If a queue's properties differ from those that `send` and `receive` would declare, `send --strict` publishes
+    nothing to the queue, and `receive --strict` leaves the queue's messages there.
     """
     shell.run("mqtool", "send", "theirs", "--dialect", "python-classic")
 
@@ -362,9 +365,9 @@ def test_a_queue_that_the_option_strict_refuses_keeps_its_messages(shell: Shell)
 def test_worker_and_rpc_server_use_a_queue_of_another_dialect_unless_strict(
     shell: Shell, strict: bool, command: str
 ) -> None:
-    """With `--dialect python-classic`, which stands for RabbitMQ's older Python tutorials, mqtool declares queues with
-    other properties than without --dialect. If the queue was declared with this dialect, `worker` and `rpc-server`
-    without --dialect print a notice and use the queue. With --strict, they exit with 78.
+    """`--dialect python-classic` stands for RabbitMQ's older Python tutorials, which declare queues with other
+    properties. If a queue was declared with this dialect, `worker` and `rpc-server` without --dialect print a notice
+    and use the queue as it is. With --strict, they exit with 78.
     """
     other = "python-classic"
     shell.start("mqtool", command, "--dialect", other).wait_until_ready().interrupt().wait()
@@ -413,8 +416,8 @@ def test_an_existing_exchange_with_different_arguments_is_used_as_it_is(
 def test_the_option_strict_refuses_an_exchange_with_different_arguments(
     shell: Shell, connection: Connection, difference: str
 ) -> None:
-    """If the exchange already exists, but with different properties or arguments, `emit-log --strict` and `receive-log
-    --strict` exit with 78 and do not change the exchange.
+    """If the exchange that `emit-log` and `receive-log` would declare already exists with other properties or
+    arguments, both commands exit with 78 if --strict is given, and do not change the exchange.
     """
     keep = connection.channel(strict=True)
     keep.declare(LOGS[difference])
@@ -435,8 +438,8 @@ def test_the_option_strict_refuses_an_exchange_with_different_arguments(
 def test_an_existing_exchange_of_a_different_type_is_never_used(
     shell: Shell, connection: Connection, command: list[str], strict: list[str]
 ) -> None:
-    """If the exchange already exists, but with a different type, `emit-log` and `receive-log` exit with 78, with or
-    without --strict. The hint is to name another exchange.
+    """If the exchange that `emit-log` or `receive-log` would declare already exists with another type, the command
+    exits with 78, with or without --strict. The hint is to name another exchange.
     """
     existing = Exchange("direct_logs", "topic")
     keep = connection.channel(strict=True)

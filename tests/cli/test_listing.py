@@ -48,8 +48,8 @@ def busy(shell: Shell, listing: object) -> Iterator[Running]:
 def test_each_list_command_shows_what_is_on_the_broker(
     busy: Running, listing: Callable[..., list[dict[str, Any]]], broker: TestBroker
 ) -> None:
-    """Each `list` command, such as `list queues` or `list plugins`, shows what is on the broker, in the command's
-    default columns or in the columns that its arguments name.
+    """`list queues`, `list connections`, `list plugins` and the other `list` commands print the queues, connections,
+    plugins and so on of the broker, in the command's default columns or in the columns that its arguments name.
     """
     mine = ("--where", f"vhost={broker.vhost}")
     counts = {"name": "task_queue", "messages_unacknowledged": 2, "messages_ready": 1}
@@ -256,7 +256,9 @@ def test_a_list_that_could_not_be_fetched_is_not_called_empty(shell: Shell) -> N
 def test_list_queues_prints_no_note_about_counts_if_it_prints_no_row(
     shell: Shell, listing: object, broker: TestBroker
 ) -> None:
-    """If `list queues` prints no row, it does not say how old the counts of streams can be."""
+    """`list queues` notes how old the counts of streams can be. If it prints no row, because none matches --where, it
+    omits this note.
+    """
     broker.api("PUT", f"queues/{broker.vhost}/s", {"durable": True, "arguments": {"x-queue-type": "stream"}})
     assert "counts of streams" in shell.run("mqtool", "list", "queues").stderr
     none = shell.run("mqtool", "list", "queues", "--where", "name=other")
@@ -267,9 +269,9 @@ def test_list_queues_prints_no_note_about_counts_if_it_prints_no_row(
 def test_list_exits_with_69_if_a_named_queue_or_exchange_does_not_exist(
     shell: Shell, listing: object, broker: TestBroker
 ) -> None:
-    """If no queue has a name given with -q, `list queues` prints those that exist, names the missing one, suggests a
-    similar name, and exits with 69, even without the management API; so does `list exchanges -e`. It exits with 0 if a
-    named queue exists, but does not match --where.
+    """If a queue named with -q does not exist, `list queues` prints the others, names the missing one, and exits with
+    69, even without the management API; so does `list exchanges -e`. With the management API, the hint suggests a
+    similar name. If a named queue exists but does not match --where, the exit code is 0.
     """
     shell.run("mqtool", "send", "-q", "jobs", "two")
     missing = shell.run("mqtool", "list", "queues", "-q", "jbos")
@@ -339,9 +341,9 @@ def test_bindings_of_the_default_exchange_are_hidden_on_a_terminal(shell: Shell,
 
 
 def test_list_queues_uses_amqp_without_the_management_api(shell: Shell, broker: TestBroker) -> None:
-    """Without the management API, `list queues` looks up the numbers of ready messages and consumers over AMQP. It does
-    so for the queues that -q names or, without -q, for the tutorials' queues. `list bindings` exits with 69, because
-    AMQP cannot list bindings.
+    """Without the management API, `list queues` gets the counts of ready messages and consumers over AMQP, for the
+    queues that -q names or, without -q, for the tutorials' queues. `list bindings` exits with 69, because AMQP cannot
+    list bindings.
     """
     shell.run("mqtool", "send", "one")
     shell.run("mqtool", "send", "-q", "jobs", "two")
@@ -405,8 +407,8 @@ def test_a_password_from_stdin_is_read_once(command: str, shell: Shell, broker: 
 
 @on_any_broker
 def test_wait_queues_share_one_line_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
-    """On a terminal, `list queues` shows mqtool's wait queues as one line, which gives the number of these queues and
-    of their messages. With --all or in a pipe, the command lists each wait queue.
+    """On a terminal, `list queues` sums up the wait queues in which mqtool keeps delayed messages: one line gives the
+    number of these queues and of their messages. With --all or in a pipe, the command lists each wait queue.
     """
     shell.run("mqtool", "send", "-q", "jobs", "x")
     shell.run("mqtool", "send", "-q", "jobs", "--via", "ttl", "--delay", "1h", "y")
@@ -421,7 +423,9 @@ def test_wait_queues_share_one_line_on_a_terminal(shell: Shell, broker: TestBrok
 
 @on_any_broker
 def test_list_bindings_fits_into_80_columns_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
-    """On a terminal, `list bindings` fits into 80 columns without cutting names. A long name goes on the next line."""
+    """On a terminal, `list bindings` fits into 80 columns without cutting names. It prints a long name on a line of its
+    own.
+    """
     name = "invoices-of-the-european-branch-that-wait-to-be-paid"
     shell.run("mqtool", "queue", "declare", name)
     shell.run("mqtool", "exchange", "bind", "amq.topic", name, "orders.europe.invoices.#")

@@ -59,8 +59,8 @@ class View:
 @pytest.mark.sampled(1)
 @large
 def test_live_views_continue_after_a_restart_of_the_broker(restartable: Restartable, lonely_shell: Shell) -> None:
-    """While the broker is down, `top`, `list --watch` and `topology --live` show their last rows and how old these are.
-    Once the broker is back, all three continue.
+    """While the broker is down, `top`, `list --watch` and `topology --live` show their last rows and how old these rows
+    are. Once the broker is back, all three commands show current rows again.
     """
     shell = lonely_shell
     shell.environment |= {"MQTOOL_URL": restartable.url, "TERM": "xterm"}

@@ -40,7 +40,7 @@ class Tampering(Proxy):
 
     Args:
         change: called with each frame; returns what to send instead.
-        counted: the bytes at the start of a frame that its size does not count.
+        uncounted: how many bytes at the start of a frame its size field does not count.
     """
 
     def __init__(self, target_port: int, change: Change, uncounted: int) -> None:
@@ -121,8 +121,8 @@ def test_receive_stream_reports_a_malformed_frame_as_a_lost_connection(
     run: Callable[..., Result], change: Change
 ) -> None:
     """If the broker sends `receive-stream` a frame of the stream protocol that is too short, that has a count larger
-    than the frame, or that is for another subscription, the connection counts as lost. With --no-reconnect, the exit
-    code is 69.
+    than the frame, or that is for another subscription, `receive-stream` reports that the connection was lost. With
+    --no-reconnect, it exits with 69.
     """
     result = run(change, "receive-stream", "-q", "send-stream", "--no-reconnect", "--timeout", "30s")
     assert (result.code, UNREADABLE in result.stderr) == (69, True), result.stderr
@@ -142,15 +142,15 @@ def test_send_stream_reports_a_malformed_confirm_as_a_lost_connection(
     run: Callable[..., Result], change: Change
 ) -> None:
     """If the broker answers `send-stream` with a confirm or an error that is too short, or that is for a message that
-    was not sent, the connection counts as lost. With --no-reconnect, the exit code is 75.
+    was not sent, `send-stream` reports that the connection was lost. With --no-reconnect, it exits with 75.
     """
     result = run(change, "send-stream", "-q", "send-stream", "--no-reconnect", "x")
     assert (result.code, UNREADABLE in result.stderr) == (75, True), result.stderr
 
 
 def test_receive_stream_gives_up_if_each_connection_brings_a_malformed_frame(run: Callable[..., Result]) -> None:
-    """If the broker sends `receive-stream` a malformed frame on every connection, and nothing else,
-    --max-reconnects N limits the reconnects. The exit code is 69.
+    """If every connection of `receive-stream` fails with a malformed frame from the broker, the command gives up after
+    the N reconnects that --max-reconnects N allows, and exits with 69.
     """
     malformed = change_frames(DELIVER, lambda _: of_stream(DELIVER, b""))
     result = run(malformed, "receive-stream", "-q", "send-stream", "--max-reconnects", "2", "--timeout", "30s")
@@ -177,8 +177,8 @@ def change_performatives(matches: Callable[[Any], bool], change: Change) -> Chan
 
 
 def test_receive_reports_two_deliveries_with_one_id_as_a_lost_connection(run: Callable[..., Result]) -> None:
-    """If the broker sends `receive` over AMQP 1.0 two unsettled deliveries with one delivery id, the connection counts
-    as lost. With --no-reconnect, the exit code is 69.
+    """If the broker sends `receive` over AMQP 1.0 two unsettled deliveries with the same delivery id, `receive` reports
+    that the connection was lost. With --no-reconnect, it exits with 69.
     """
     twice = change_performatives(is_delivery, lambda data: 2 * data)
     result = run(twice, "receive", "-q", "send", "--no-reconnect", "--timeout", "30s")
@@ -186,9 +186,11 @@ def test_receive_reports_two_deliveries_with_one_id_as_a_lost_connection(run: Ca
 
 
 @pytest.mark.parametrize("last", [0x7FFF_FFFF, 0xFFFF_FFFF])
-def test_a_disposition_of_billions_of_deliveries_takes_no_time(run: Callable[..., Result], last: int) -> None:
-    """If the broker sends a disposition whose range has billions of delivery ids, `send` and `receive` over AMQP 1.0
-    continue at once.
+def test_a_disposition_for_billions_of_deliveries_does_not_delay_send_and_receive(
+    run: Callable[..., Result], last: int
+) -> None:
+    """If the broker sends an AMQP 1.0 disposition for a range of billions of delivery ids, `send` and `receive` are not
+    delayed: they send and receive their message and exit with 0.
     """
     requeued = frame(0, Disposition(False, 0x4000_0000, 0x4000_0000 + last & 0xFFFF_FFFF, settled=True))
     received = run(change_performatives(is_delivery, lambda data: requeued + data), "receive", "-q", "send", "-c", "1")
@@ -199,8 +201,8 @@ def test_a_disposition_of_billions_of_deliveries_takes_no_time(run: Callable[...
 
 
 def test_send_waits_for_an_outcome_after_the_state_received(run: Callable[..., Result]) -> None:
-    """If the broker reports the state received of a message over AMQP 1.0, `send` waits for the outcome. Without one,
-    the message is unconfirmed, and not nacked; the exit code is 75.
+    """If the broker answers a message over AMQP 1.0 with the non-final delivery state `received`, `send` keeps waiting
+    for an outcome such as `accepted`. Without one, `send` exits with 75 and says that the message was not confirmed.
     """
 
     def received(data: bytes) -> bytes:
@@ -263,7 +265,7 @@ def mutation(seed: int, uncounted: int) -> Change:
     ],
     ids=" ".join,
 )
-def test_no_malformed_frame_crashes_a_command_or_outlives_its_time_limit(
+def test_malformed_frames_neither_crash_nor_hang_a_command(
     run: Callable[..., Result], command: tuple[str, ...]
 ) -> None:
     """Whatever malformed frames the broker sends, for example with bytes changed, added or left out, commands for

@@ -113,8 +113,8 @@ def test_move_where_keeps_the_order_of_messages_that_do_not_match(
 def test_a_move_that_ends_early_leaves_the_other_messages_in_order(
     shell: Shell, broker: TestBroker, other: TestBroker, end: str
 ) -> None:
-    """If the connection to the other broker is cut while `move` moves the messages of a quorum queue, or after Ctrl-C,
-    or with --count, the messages that were not moved stay in the queue in their original order.
+    """`move` ends early with --count, after Ctrl-C, or when the connection to the other broker is cut. The messages
+    that were not moved then stay in the source queue, a quorum queue, in their original order.
     """
     fill(broker, Queue("a", durable=True, arguments={"x-queue-type": "quorum"}), numbered(600))
     fill(other, Queue("b"), [])
@@ -171,8 +171,8 @@ def test_move_stops_before_messages_exceed_the_delivery_limit(shell: Shell, brok
 def test_move_knows_the_delivery_limit_of_a_policy_for_a_queue_that_was_just_declared(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If a policy sets the delivery limit of a quorum queue, `move --where` stops before a message exceeds the limit,
-    even right after the queue was declared, when the management API does not yet show the queue's policy.
+    """If a policy sets the delivery limit of a quorum queue, `move --where` exits with 1 before a message exceeds the
+    limit, even right after the queue was declared, when the management API does not yet show the queue's policy.
     """
     limit = {"pattern": "^a$", "definition": {"delivery-limit": 1}, "apply-to": "queues"}
     broker.api("PUT", f"policies/{broker.vhost}/limit", limit)
@@ -315,9 +315,10 @@ def same_at_another_address(broker: TestBroker) -> str:
     return f"{host}:{parts.port or 5672}{parts.path}"
 
 
-def test_move_notices_the_same_queue_at_another_address(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
-    """If --to-url names the source's broker by another name of its host, and --to the same queue, `move` exits with 2
-    and moves nothing. It leaves no queue behind.
+def test_move_refuses_the_source_queue_at_another_address(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
+    """If --to-url reaches the source queue's own broker under another address, and --to names the source queue, `move`
+    exits with 2. It moves nothing, and creates no queue that stays on the broker. A queue of the same name on another
+    broker is accepted.
     """
     fill(broker, Queue("a"), numbered(3))
     same = shell.run("mqtool", "move", "a", "--to", "a", "--to-url", f"amqp://{same_at_another_address(broker)}")
@@ -331,9 +332,9 @@ def test_move_notices_the_same_queue_at_another_address(shell: Shell, broker: Te
     assert depth(other, "a") == 2
 
 
-def test_a_move_by_a_user_who_may_not_declare_queues_ends(shell: Shell, broker: TestBroker) -> None:
-    """If the user may not declare queues, `move` cannot find out whether the queue of the same name at another address
-    is the same queue. `move` then moves each message only once, and ends.
+def test_a_move_by_a_user_who_may_not_declare_queues_moves_each_message_once(shell: Shell, broker: TestBroker) -> None:
+    """If the user may not declare queues, `move` cannot find out whether a queue of the same name at another address is
+    the source queue itself. It then moves each message of the source queue once, and ends.
     """
     user = f"mover-{uuid.uuid4().hex[:8]}"
     fill(broker, Queue("a"), numbered(300))
@@ -351,8 +352,8 @@ def test_a_move_by_a_user_who_may_not_declare_queues_ends(shell: Shell, broker: 
 
 @on_any_broker
 def test_a_move_that_is_stopped_says_how_many_messages_it_has_looked_at(shell: Shell, broker: TestBroker) -> None:
-    """After Ctrl-C, `move --where` says how many messages it has moved and how many it has looked at. It cannot say how
-    many are left in the queue.
+    """After Ctrl-C, `move --where` says how many messages it has moved and how many it has looked at. It does not say
+    how many are left in the queue, because it has not looked at all of them.
     """
     fill(broker, Queue("a"), numbered(4), Queue("b"))
     waiting = shell.start("mqtool", "move", "a", "--to", "b", "--where", "body='3'", "--idle-timeout", "1h", "-v")
@@ -362,8 +363,8 @@ def test_a_move_that_is_stopped_says_how_many_messages_it_has_looked_at(shell: S
 
 
 def test_a_move_ends_although_the_moved_messages_come_back(shell: Shell, broker: TestBroker) -> None:
-    """If the destination queue dead-letters each message to the source queue at once, `move` ends after the messages
-    that were in the source queue at the beginning, and none is lost.
+    """If the target queue dead-letters each message back to the source queue at once, `move` ends after the messages
+    that were in the source queue when it started. No message is lost.
     """
     back = {"x-message-ttl": 0, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "a"}
     fill(broker, Queue("a"), numbered(3), Queue("b", arguments=back))
@@ -446,8 +447,8 @@ def in_a_full_frame(headers: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_forged_origin_in_a_full_frame_does_not_stop_move(shell: Shell, broker: TestBroker) -> None:
-    """`move` corrects headers in which a publisher claims another exchange and routing key. If the true values are
-    longer and do not fit into the frame, `move` removes these headers instead. All messages are moved.
+    """`move` corrects the headers mqtool-exchange and mqtool-routing-key if a publisher has set false values. If the
+    true values are longer and do not fit into the frame, `move` removes these headers instead. All messages are moved.
     """
     forged = in_a_full_frame({"mqtool-exchange": "", "mqtool-routing-key": ""})
     fill(broker, Queue("a"), [Message(b"0")], Queue("b"))
@@ -464,9 +465,9 @@ def test_a_forged_origin_in_a_full_frame_does_not_stop_move(shell: Shell, broker
 
 
 def test_move_skips_a_message_that_no_client_can_publish(shell: Shell, broker: TestBroker) -> None:
-    """If the broker has added headers to a dead letter whose headers filled a frame, no client can publish this dead
-    letter again. `move` names the dead letter, leaves it in the queue, moves all other messages, and exits with 3. The
-    hint is a command that takes the dead letter out of the queue.
+    """The broker's own headers can make the headers of a dead letter larger than a frame, so that no client can publish
+    the dead letter again. `move` names such a dead letter, leaves it in the queue, moves all other messages, and exits
+    with 3. The hint is a command that takes the dead letter out of the queue.
     """
     to_a = {"x-message-ttl": 0, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "a"}
     fill(broker, Queue("a"), [Message(b"0")], Queue("b"), Queue("source", arguments=to_a))

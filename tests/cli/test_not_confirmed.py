@@ -31,8 +31,8 @@ def _numbers(count: int) -> str:
 
 
 def test_unroutable_messages_are_kept_and_a_second_run_sends_them(shell: Shell) -> None:
-    """`send --mandatory --failed-to FILE` exits with 75 and keeps unroutable messages in FILE. Once the queue exists, a
-    second run sends them from FILE.
+    """`send --mandatory --failed-to FILE` exits with 75 and keeps unroutable messages in FILE. Once the missing queue
+    exists, `send --json -f FILE` sends them.
     """
     first = shell.run("mqtool", "send", "-r", "later", "-e", "", "--mandatory", "-l", "--failed-to", "failed",
                       "-H", "k:=1.5", stdin="a\nb\n")  # fmt: skip
@@ -101,7 +101,7 @@ def test_failed_to_refuses_stdout_and_stderr(shell: Shell, command: str) -> None
 @pytest.mark.parametrize("where", ["-r nosuch", "-e nosuch --no-declare"], ids=["returned", "refused"])
 def test_send_names_the_file_of_failed_messages_if_the_disk_becomes_full(shell: Shell, where: str) -> None:
     """If the disk becomes full, `send --failed-to FILE` exits with 1 and names FILE.unfinished, which contains the
-    failed messages written so far. This is so whether the broker returns the messages or closes the channel.
+    failed messages written so far, no matter whether the broker returned the messages or closed the channel.
     """
     shell.start_cold()  # a limit is inherited
     full = shell.script(f"ulimit -f 64; seq 5000 | mqtool send {where} -l --quiet --failed-to failed")
@@ -193,8 +193,9 @@ def test_send_exits_with_3_if_messages_of_a_killed_run_are_still_unsent(shell: S
 )
 @pytest.mark.sampled(2)
 def test_a_message_that_no_queue_received_is_reported(shell: Shell, command: str, line: str) -> None:
-    """If no queue receives a message that `send` or `emit-log` publishes to an exchange, the command prints a note that
-    no queue received it, and exits with 0. With -l, the note contains the number of such messages.
+    """If no queue receives a message that `send` or `emit-log` publishes to an exchange, the command says so in a note,
+    and exits with 0. With -l, the note contains the number of such messages. There is no note with --quiet, or with a
+    header x-delay, because the exchange might be delaying the message.
     """
     sent = shell.run("mqtool", *command.split())
     assert (sent.stdout, sent.stderr, sent.code) == ("", line, 0)
@@ -208,8 +209,9 @@ def test_a_message_that_no_queue_received_is_reported(shell: Shell, command: str
 def test_messages_sent_after_their_queue_was_deleted_count_as_returned(
     shell: Shell, broker: TestBroker, command: str
 ) -> None:
-    """If the queue is deleted while `send -l` runs, `send` counts the messages sent after the deletion as returned, and
-    --failed-to keeps these messages. With --no-mandatory, `send` counts messages to a missing queue as sent.
+    """If a queue is deleted while `send -l` or `new-task -l` publishes to it, the messages sent after the deletion
+    count as returned, and --failed-to keeps them. With --no-mandatory, `send` counts messages to a missing queue as
+    sent.
     """
     shell.run("mqtool", "queue", "declare", "gone")
     sender = shell.start("mqtool", *command.split(" "), "-l", "-v", "--failed-to", "failed", stdin=PIPE)
@@ -276,8 +278,8 @@ def test_rpc_client_reports_that_a_full_queue_refuses_its_request(shell: Shell) 
 
 
 def test_messages_are_kept_if_the_exchange_is_deleted_while_they_are_sent(shell: Shell, broker: TestBroker) -> None:
-    """If the exchange is deleted while `send -l --failed-to FILE` runs, the command prints the broker's reason, keeps
-    all unconfirmed messages in FILE, and exits with 3.
+    """If the exchange to which `send -l --failed-to FILE` publishes is deleted meanwhile, the command prints the
+    broker's reason, keeps all unconfirmed messages in FILE, and exits with 3.
     """
     broker.api("PUT", f"exchanges/{broker.vhost}/fleeting", {"type": "fanout"})
     broker.api("PUT", f"queues/{broker.vhost}/q", {"durable": True})
@@ -313,9 +315,10 @@ def _ndjson(*lines: dict[str, object]) -> str:
     [{"headers": {"x": "x" * 200_000}}, {"headers": {"x" * 300: 1}}, {"delay": "60d"}],
     ids=["headers larger than a frame", "a long name of a header", "a long delay"],
 )
-def test_failed_to_ends_before_a_line_that_cannot_be_published(shell: Shell, bad: dict[str, object]) -> None:
-    """If a line of input is valid NDJSON but cannot be published, `send --json --failed-to FILE` exits with 65 and
-    names it, as for an invalid line. Neither this line nor any later line is sent or written to FILE.
+def test_send_stops_at_a_line_that_cannot_be_published(shell: Shell, bad: dict[str, object]) -> None:
+    """If a line of input is valid NDJSON but cannot be published, for example because its headers are larger than a
+    frame, `send --json --failed-to FILE` exits with 65 and names the line. Neither this line nor any later one is sent
+    or written to FILE.
     """
     lines = _ndjson({"body": "1"}, {"body": "2", **bad}, {"body": "3"})
     sent = shell.run("mqtool", "send", "-q", "q", "--json", "--failed-to", "failed", stdin=lines)
@@ -325,8 +328,8 @@ def test_failed_to_ends_before_a_line_that_cannot_be_published(shell: Shell, bad
 
 
 def test_failed_to_keeps_a_delayed_message_that_mandatory_forbids(shell: Shell) -> None:
-    """If a line of input has a delay, `send --json --mandatory --failed-to FILE` exits with 2, and writes this line and
-    all later ones to FILE, because they can be sent without --mandatory.
+    """If a line of input has a delay, which --mandatory does not allow, `send --json --mandatory --failed-to FILE`
+    exits with 2. It writes this line and all later ones to FILE, because they can be sent without --mandatory.
     """
     lines = _ndjson({"body": "1"}, {"body": "2", "delay": "1m"}, {"body": "3"})
     sent = shell.run("mqtool", "send", "-q", "q", "--json", "--mandatory", "--failed-to", "failed", stdin=lines)
@@ -348,9 +351,9 @@ def test_a_refusal_is_reported_although_a_later_line_has_a_routing_key_that_is_n
 
 
 def test_send_names_the_file_of_failed_messages_if_the_disk_becomes_full_before_an_invalid_line(shell: Shell) -> None:
-    """If the broker refuses a message, and the disk becomes full before `send --json --failed-to FILE` has written the
-    lines before an invalid one, `send` exits with 1 and says that the input is still needed. It also prints the error
-    of the invalid line.
+    """The broker refuses a message, so `send --json --failed-to FILE` writes all lines up to the first invalid one to
+    FILE.unfinished. If the disk becomes full meanwhile, the command exits with 1 and says that FILE.unfinished has only
+    the first of the messages. It also prints the error of the invalid line.
     """
     shell.start_cold()  # a limit is inherited
     refused = {"body": "2", "properties": {"user_id": "somebody"}}
@@ -392,8 +395,8 @@ def _replay_of_two(shell: Shell, exchange: str) -> list[str]:
 
 
 def test_replay_exits_with_65_if_the_rest_of_a_recording_is_invalid(shell: Shell) -> None:
-    """If the broker refuses a message of `recording replay --failed-to FILE`, and a line among those not yet published
-    is invalid, the command exits with 65. FILE contains the messages before the invalid line.
+    """If the broker refuses a message of `recording replay --failed-to FILE`, and a line that has not been published
+    yet is invalid, the command exits with 65. FILE contains the unconfirmed messages before the invalid line.
     """
     replay = _replay_of_two(shell, "nosuch")
     with (shell.directory / "recording").open("a") as file:
@@ -407,7 +410,7 @@ def test_replay_exits_with_65_if_the_rest_of_a_recording_is_invalid(shell: Shell
 
 def test_replay_exits_with_65_if_the_rest_of_a_recording_cannot_be_read(shell: Shell) -> None:
     """If the broker refuses a message of `recording replay --failed-to FILE`, and the rest of the input cannot be read,
-    the command exits with 65. FILE contains the messages that were read.
+    the command exits with 65. FILE contains the unconfirmed messages that were read.
     """
     replayed = shell.run(*_replay_of_two(shell, "nosuch"), "/proc/self/mem")  # it can be opened, but not read
     assert replayed.code == 65, replayed.stderr
@@ -417,8 +420,8 @@ def test_replay_exits_with_65_if_the_rest_of_a_recording_cannot_be_read(shell: S
 
 
 def test_replay_exits_with_65_if_a_later_line_cannot_be_published(shell: Shell) -> None:
-    """If the broker refuses a message of `recording replay --failed-to FILE`, and a line among those not yet published
-    is valid but cannot be published, the command exits with 65. FILE contains the messages before this line.
+    """If the broker refuses a message of `recording replay --failed-to FILE`, and a later line is valid but cannot be
+    published, the command exits with 65. FILE contains the unconfirmed messages before this line.
     """
     replay = _replay_of_two(shell, "nosuch")
     with (shell.directory / "recording").open("a") as file:
@@ -433,8 +436,8 @@ def test_replay_exits_with_65_if_a_later_line_cannot_be_published(shell: Shell) 
 
 @on_any_broker
 def test_replay_exits_with_65_after_ctrl_c_if_the_rest_of_the_recording_is_invalid(shell: Shell) -> None:
-    """If Ctrl-C ends `recording replay --failed-to FILE`, and a line among those not yet published is invalid, the
-    command exits with 65. FILE contains the messages before the invalid line.
+    """If Ctrl-C ends `recording replay --failed-to FILE`, and a line that has not been published yet is invalid, the
+    command exits with 65. FILE contains the unconfirmed messages before the invalid line.
     """
     assert shell.run("mqtool", "queue", "declare", "q").code == 0
     replay = _replay_of_two(shell, "")
@@ -447,8 +450,9 @@ def test_replay_exits_with_65_after_ctrl_c_if_the_rest_of_the_recording_is_inval
 
 
 def test_the_refusal_of_a_valid_message_is_not_an_error_in_the_input(shell: Shell) -> None:
-    """If the broker closes the channel because of a valid message, such as one with the name of another user, `send
-    --json --failed-to FILE` exits with 75 or 3, and FILE contains all messages that were not confirmed.
+    """If the broker closes the channel because of a valid message, such as one whose user_id names another user, `send
+    --json --failed-to FILE` exits with 75, not with 65 as for invalid input. FILE contains all messages that were not
+    confirmed.
     """
     assert shell.run("mqtool", "queue", "declare", "q").code == 0
     lines = '{"body": "1", "properties": {"user_id": "somebody"}}\n{"body": "2"}\n'
@@ -482,8 +486,8 @@ def _declared(broker: TestBroker, queue: str) -> bool:
 
 
 def test_replay_keeps_the_message_that_is_due_next(own_shell: Shell, amqp_vhost: Vhost) -> None:
-    """If `recording replay --failed-to FILE` loses the broker while it waits until the next message is due, FILE
-    contains that message, too.
+    """If the broker goes down while `recording replay --failed-to FILE` waits until the next message is due, the
+    command gives up reconnecting and exits with 3. FILE contains the message that was due next, and all later ones.
     """
     # fmt: off
     lines = "".join(
@@ -672,7 +676,9 @@ def test_send_keeps_its_messages_when_the_terminal_is_closed(own_shell: Shell, a
 
 
 def test_sighup_ends_send_although_its_message_looks_like_the_option_o(own_shell: Shell, amqp_vhost: Vhost) -> None:
-    """If the message of `send` begins with -o, SIGHUP still ends the command, and --failed-to keeps the message."""
+    """SIGHUP makes a command with the option -o reopen its output file. If only the message of `send` begins with -o,
+    SIGHUP ends `send` with exit code 75, and --failed-to keeps the message.
+    """
     own_shell.run("mqtool", "queue", "declare", "hello")
     _block(amqp_vhost)
     sender = own_shell.start("mqtool", "send", "--no-declare", "--failed-to", "failed", "--", "-oops")
@@ -683,8 +689,8 @@ def test_sighup_ends_send_although_its_message_looks_like_the_option_o(own_shell
 
 
 def test_send_exits_with_3_if_the_broker_stops_confirming(own_shell: Shell, amqp_vhost: Vhost) -> None:
-    """If the broker has confirmed some messages, and confirms no more within --confirm-timeout, `send` exits with 3,
-    and --failed-to keeps the others.
+    """If the broker has confirmed some messages but then confirms no more within --confirm-timeout, `send` exits with
+    3, and --failed-to keeps the unconfirmed messages.
     """
     timeout = ("--confirm-timeout", "300ms")
     sender = own_shell.start("mqtool", "send", "-l", "-v", *timeout, "--failed-to", "failed", stdin=PIPE)

@@ -1,4 +1,6 @@
-"""The command lines of five articles: with --dialect, mqtool prints what their scripts print, on the same stream."""
+"""The commands of five articles about RabbitMQ: with --dialect, mqtool prints what the articles' scripts print, on the
+same stream.
+"""
 
 import shlex
 from pathlib import Path
@@ -46,8 +48,8 @@ def test_each_dialect_prints_the_lines_of_its_articles_scripts(shell: Shell, sce
 
 @on_any_broker
 def test_mqtool_commands_that_replace_an_articles_rabbitmqctl_commands_succeed(shell: Shell) -> None:
-    """The mqtool commands that docs/how-to/older-tutorials.md gives for the articles' rabbitmqctl commands succeed when
-    they are run in the articles' order.
+    """docs/how-to/older-tutorials.md replaces the rabbitmqctl commands of older articles about RabbitMQ with mqtool
+    commands. These commands succeed when they are run in the order of the page.
     """
     (shell.directory / "secret").write_text("a long password\n")
     for task in TASKS:

@@ -1,4 +1,6 @@
-"""`receive -o FILE`: what it says at its end; and logrotate may rename the file while messages arrive."""
+"""`receive -o FILE`: the number of appended messages that it prints at its end, incomplete last lines in FILE, and
+SIGHUP from logrotate, which may rename FILE while messages arrive.
+"""
 
 import signal
 from pathlib import Path
@@ -43,8 +45,8 @@ def test_receive_opens_a_new_file_after_logrotate(shell: Shell, broker: TestBrok
 
 @on_any_broker
 def test_receive_says_how_many_messages_it_has_appended_to_the_file(shell: Shell) -> None:
-    """`receive -o FILE` ends with a line on stderr that says how many messages it appended to FILE, which may be a word
-    meant as a format. With --quiet, it does not.
+    """`receive -o FILE` ends with a line on stderr that says how many messages it appended to FILE. This shows a user
+    who typed `-o json` to choose a format that json is the name of a file. With --quiet, there is no such line.
     """
     shell.run("mqtool", "send", "-l", stdin="one\ntwo\nthree\n")
     result = shell.run("mqtool", "receive", "-o", "json", "-c", "2")
@@ -59,7 +61,7 @@ def test_receive_says_how_many_messages_it_has_appended_to_the_file(shell: Shell
 def test_commands_with_an_output_file_count_the_messages_once(
     shell: Shell, broker: TestBroker, command: str, redirected: str
 ) -> None:
-    """`receive`, `tap` and `peek` with -o FILE say once at their end how many messages they have appended to FILE, also
+    """`receive`, `tap` and `peek` with -o FILE say once at their end how many messages they have appended to FILE, even
     if stdout is redirected to another file.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
@@ -77,9 +79,7 @@ def test_commands_with_an_output_file_count_the_messages_once(
 
 @on_any_broker
 def test_receive_does_not_say_that_it_appended_messages_that_it_could_not_write(shell: Shell) -> None:
-    """If the file of `receive -o FILE` cannot be written, `receive` exits with 1, and does not say that it appended
-    messages to the file.
-    """
+    """If FILE cannot be written, `receive -o FILE` exits with 1, and does not say that it appended messages to FILE."""
     shell.run("mqtool", "send", "x")
     full = shell.run("mqtool", "receive", "-o", "/dev/full", "-c", "1")
     assert (full.code, "cannot write" in full.stderr, "appended" in full.stderr) == (1, True, False), full.stderr
@@ -126,8 +126,8 @@ def test_receive_removes_an_incomplete_last_line_of_a_killed_run(shell: Shell) -
 
 @on_any_broker
 def test_receive_removes_nothing_from_a_file_to_which_another_receive_appends(shell: Shell) -> None:
-    """If another `receive -o` has the same file open, the last line may be one that it is writing. `receive -o` does
-    not remove this line.
+    """If another `receive -o` has the same file open, an incomplete last line may be one that the other command is
+    still writing. `receive -o` does not remove this line.
     """
     log = shell.directory / "app.log"
     shell.start("mqtool", "receive", "-q", "other", "--raw", "-o", "app.log").wait_until_ready()
@@ -223,8 +223,8 @@ def test_receive_to_a_file_ends_when_its_terminal_is_closed(
 def test_closing_the_terminal_after_ctrl_c_does_not_kill_receive_to_a_file(
     lonely_shell: Shell, amqp_vhost: Vhost
 ) -> None:
-    """If the terminal is closed after Ctrl-C, while the broker is silent, `receive -o` still ends cleanly. Closing the
-    terminal does not count as a second signal, which would kill the command.
+    """If the terminal is closed after Ctrl-C, while the broker does not respond, `receive -o` still exits with 0.
+    Closing the terminal does not count as a second signal, which would kill the command.
     """
     lonely_shell.environment["MQTOOL_URL"] = amqp_vhost.url
     with closable_terminal(lonely_shell, "mqtool", "receive", "-o", "app.log", "--ready-file", "ready") as terminal:

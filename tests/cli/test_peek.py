@@ -1,4 +1,6 @@
-"""`peek` shows messages of a queue, which stay there in order, and says what that costs."""
+"""`peek` shows the messages of a queue and leaves them there in order. It warns before a quorum queue would drop
+messages because they were requeued too often.
+"""
 
 import json
 import sys
@@ -62,8 +64,8 @@ QUEUES = {
 @pytest.mark.parametrize("kind", QUEUES)
 @pytest.mark.sampled(1)
 def test_peek_keeps_the_order_of_hundreds_of_messages(shell: Shell, broker: TestBroker, kind: str) -> None:
-    """A queue has hundreds of messages. `peek` may show all of them, only the first ones (-c), or only the matching
-    ones (--where), several times in a row. All messages stay in the queue, in order.
+    """`peek` shows all messages of a queue with hundreds of messages, only the first ones (-c), or only the matching
+    ones (--where). Even after several runs, all messages are still in the queue, in order.
     """
     ids = filled(shell, 4_000 if kind == "quorum" else 700, *QUEUES[kind])
     assert peeked(shell, broker, "-c", "3") == ids[:3]
@@ -125,9 +127,8 @@ def test_peek_fails_if_another_consumer_becomes_the_single_active_one(
 def test_peek_keeps_the_order_of_a_quorum_queue_with_expired_messages(
     shell: Shell, broker: TestBroker, kind: str
 ) -> None:
-    """If a message of a quorum queue has expired, `peek` gets fewer messages than the queue's count announces. `peek`
-    shows the messages that have not expired. They stay in the queue in order, even if an earlier `peek` has requeued
-    some of them.
+    """A quorum queue may still count a message that has expired. `peek` shows the messages that have not expired, and
+    leaves them in the queue in order, even if an earlier `peek` has requeued some of them.
     """
     ids = filled(shell, 1, *QUEUES[kind])
     assert peeked(shell, broker) == ids
@@ -139,10 +140,10 @@ def test_peek_keeps_the_order_of_a_quorum_queue_with_expired_messages(
     assert peeked(shell, broker) == ["m-0", "m-1", "m-2"]
 
 
-def test_peek_needs_no_management_api(shell: Shell, broker: TestBroker) -> None:
-    """Without the management API, `peek` shows messages and leaves them in order, and an auto-delete queue is not
-    deleted when `peek` ends. The delivery limit of a quorum queue is then unknown, so every second `peek` publishes the
-    messages to the queue again, and exits with 1.
+def test_peek_leaves_messages_in_order_without_the_management_api(shell: Shell, broker: TestBroker) -> None:
+    """Without the management API, `peek` shows messages and leaves them in order, also in an auto-delete queue, which
+    is not deleted. As `peek` cannot read the delivery limit of a quorum queue, it publishes messages that were requeued
+    before to the queue again, so that the limit does not drop them, and exits with 1.
     """
     for settings in QUEUES["quorum"], QUEUES["auto-delete"]:
         filled(shell, 300, *settings)
@@ -228,9 +229,9 @@ def test_peek_stops_before_messages_exceed_the_delivery_limit(shell: Shell, brok
 
 
 def test_peek_loses_no_message_if_the_user_cannot_see_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
-    """A policy sets a delivery limit of 1, and the user has no tag and so cannot see it. `peek` says that it does not
-    know the limit. Once the messages have been requeued, `peek` shows them, publishes them again and exits with 1.
-    However often `peek` is repeated, all messages stay in the queue, in order.
+    """A policy sets a delivery limit of 1, which a user without a tag cannot see. `peek` says that it does not know the
+    limit. If the messages have been requeued before, `peek` publishes them to the queue again instead of requeuing
+    them, and exits with 1. However often `peek` is repeated, all messages stay in the queue, in order.
     """
     policy = {"pattern": "^jobs$", "definition": {"delivery-limit": 1}, "apply-to": "queues"}
     broker.api("PUT", f"policies/{broker.vhost}/few", policy)
@@ -252,12 +253,12 @@ def test_peek_loses_no_message_if_the_user_cannot_see_the_delivery_limit(shell: 
 
 
 @pytest.mark.parametrize("command", ["receive -q jobs -c 1", "move jobs --to other"])
-def test_a_users_commands_respect_a_delivery_limit_of_one_in_the_arguments_of_a_queue(
+def test_receive_and_move_respect_a_delivery_limit_of_one_that_their_user_cannot_see(
     shell: Shell, broker: TestBroker, command: str
 ) -> None:
-    """A quorum queue is declared with a delivery limit of 1. If a user without a tag, who cannot see the queue in the
-    management API, would requeue its messages with --where, the command exits with 1 and says that the queue drops a
-    message that is requeued once more. All messages stay in the queue.
+    """A quorum queue was declared with a delivery limit of 1, and a user without a tag cannot see it in the management
+    API. If this user's `receive --where` or `move --where` would have to requeue a message, the command exits with 1
+    and says that the queue drops a message that is requeued once more. All messages stay in the queue.
     """
     user = f"user-{broker.vhost}"
     broker.api("PUT", f"users/{user}", {"password": "secret", "tags": ""})
@@ -320,8 +321,9 @@ def test_peek_counts_the_messages_that_reach_the_delivery_limit(shell: Shell, br
 def test_peek_exits_with_141_if_its_reader_ends_and_a_message_reaches_the_delivery_limit(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """A message behind the first one has reached the delivery limit, and the program that reads the output of `peek`
-    ends. `peek` then still reports the message, but exits with 141, as for any closed pipe, and not with 1.
+    """A message behind the first one of a quorum queue has reached the delivery limit, and the program that reads the
+    output of `peek` ends. `peek` then still reports the message, but exits with 141, as for any closed pipe, and not
+    with 1.
     """
     filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=6")
     requeue_the_second(broker, 3, 6)
@@ -412,9 +414,9 @@ def test_peek_ignores_a_delivery_count_that_a_publisher_has_forged(shell: Shell,
 def test_peek_ignores_a_forged_delivery_count_after_a_consumer_has_requeued_the_message(
     tmp_path: Path, like: str
 ) -> None:
-    """A publisher forges a message's x-delivery-count, and a consumer requeues the message with a nack. From RabbitMQ
-    4.3 on, the message still has the forged count then. `peek` ignores this count: the message keeps its place in the
-    queue, and the warning that the queue drops messages after too many requeues uses only the broker's own count.
+    """A publisher forges a message's x-delivery-count, and a consumer requeues the message with a nack. RabbitMQ 4.3
+    and later keep the forged count. `peek` ignores it: the message keeps its place in the queue, and the warning that
+    the queue drops messages after too many requeues uses only the broker's own count.
     """
     with EmbeddedBroker(like=like, management_port=0) as broker:
         settings = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url}
@@ -437,8 +439,8 @@ def test_peek_ignores_a_forged_delivery_count_after_a_consumer_has_requeued_the_
 def test_peek_exits_with_69_if_a_single_active_consumer_has_the_queue(
     shell: Shell, broker: TestBroker, connection: Connection
 ) -> None:
-    """If another client is the queue's single active consumer, `peek` does not wait, but says that the broker delivers
-    no message to `peek`, and exits with 69.
+    """If another client is the single active consumer of a queue, `peek` does not wait, but says that the broker
+    delivers no message to `peek`, and exits with 69.
     """
     filled(shell, 3, "--queue-type", "quorum", "--argument", "x-single-active-consumer:=true")
     active = connection.channel().consume(Queue("jobs"), Receiving(prefetch=1, acknowledge=False))
@@ -504,8 +506,8 @@ app.run()
 
 @pytest.mark.parametrize("condition", ["body=0", "body=1"], ids=["one match", "no match yet"])
 def test_peek_exits_with_130_if_ctrl_c_stops_it_before_it_has_read_all_messages(shell: Shell, condition: str) -> None:
-    """If Ctrl-C stops `peek --where` at the first of two messages, it exits with 130, does not say that no message
-    matches, and leaves both messages in the queue.
+    """If Ctrl-C stops `peek --where` at the first of two messages, `peek` exits with 130. It does not say that no
+    message matches, and leaves both messages in the queue.
     """
     filled(shell, 2)
     stopped = shell.run(sys.executable, "-c", STOPPED_AT_THE_FIRST_MESSAGE, "peek", "jobs", "--where", condition)

@@ -1,4 +1,6 @@
-"""The picture of `mqtool ui` and of tutorials: the messages drawn and the counts written beside them always agree."""
+"""The picture on the pages of `mqtool ui` and of tutorials: a live diagram of clients, exchanges, queues and messages.
+The messages drawn and the counts written beside them always agree.
+"""
 
 import itertools
 import json
@@ -116,7 +118,7 @@ _SHOWN = [each for each in plays.PLAYS if each != "publisher-confirms"]
 
 
 @pytest.mark.parametrize("name", _SHOWN)
-def test_the_picture_of_a_tutorial_has_correct_counts_and_names_and_no_overlapping_labels(
+def test_counts_in_the_picture_of_a_tutorial_equal_the_messages_drawn_and_labels_do_not_overlap(
     lonely_shell: Shell, chromium: Any, name: str
 ) -> None:
     """In the picture of `tutorial run --ui`, each queue's counts equal the number of messages drawn, while the tutorial
@@ -259,7 +261,7 @@ def test_the_picture_shows_up_to_ten_messages_of_a_queue_and_the_number_of_the_o
     assert box(page, ".node.q .more")["left"] >= box(page, ".node.q .box")["left"] + 15 * scale
 
 
-def test_a_worker_with_prefetch_1_is_never_drawn_with_two_messages(chromium: Any, tmp_path: Path) -> None:
+def test_a_consumer_with_prefetch_1_is_never_drawn_with_two_messages(chromium: Any, tmp_path: Path) -> None:
     """The picture of `mqtool ui` never draws two messages at a consumer whose prefetch is 1, even if the consumer
     acknowledges several messages within a few milliseconds.
     """
@@ -277,7 +279,7 @@ def test_a_worker_with_prefetch_1_is_never_drawn_with_two_messages(chromium: Any
     assert most == 1
 
 
-def test_a_worker_with_prefetch_1_gets_its_next_message_once_its_acknowledgement_has_arrived(
+def test_a_consumer_with_prefetch_1_gets_its_next_message_once_its_acknowledgement_has_arrived(
     chromium: Any, tmp_path: Path
 ) -> None:
     """In the picture of `mqtool ui`, an acknowledgement moves from the consumer to the queue as a tick. If the
@@ -304,9 +306,9 @@ def test_a_worker_with_prefetch_1_gets_its_next_message_once_its_acknowledgement
     assert page.dots() == [("unacknowledged", page.ask("return document.querySelector('.node.c').dataset.id"))]
 
 
-def test_a_worker_without_a_prefetch_limit_is_drawn_with_several_messages(chromium: Any, tmp_path: Path) -> None:
+def test_a_consumer_without_a_prefetch_limit_is_drawn_with_several_messages(chromium: Any, tmp_path: Path) -> None:
     """If a consumer without a prefetch limit gets several messages in the same millisecond, the picture of `mqtool ui`
-    draws several messages at the consumer. That is the case even if the consumer acknowledges each message immediately.
+    draws several messages at the consumer at once, even if the consumer acknowledges each message immediately.
     """
     records = [*jobs([{"name": "one/tag", "label": "worker 1", "prefetch": 0}])]
     for number in range(4):
@@ -439,7 +441,7 @@ def drawn(page: Page) -> list[tuple[str, str]]:
 
 def test_a_reply_is_drawn_only_after_its_request_has_arrived(chromium: Any, tmp_path: Path) -> None:
     """If an RPC server gets a request and publishes the reply in the same millisecond, a tutorial's picture first moves
-    the request to the server. Only then does it move the reply and show the request in the server's terminal.
+    the request to the server. Only then does the server's terminal show the request, and the reply move.
     """
     records = [*play(), *of_server(12_000, "fib(6)", "8")]
     line = {"t": 12_000, "kind": "printed", "terminal": "server", "line": "[.] fib(6)", "n": 50}
@@ -630,9 +632,9 @@ def test_a_terminal_that_publishes_and_consumes_is_one_row_of_the_table(chromium
     assert "jobs" in page.text("#facts")
 
 
-def test_the_picture_shows_a_queue_for_replies_once_it_is_used(chromium: Any, tmp_path: Path) -> None:
-    """A tutorial's picture shows a queue with a generated name only once the queue has a consumer or a message, because
-    before that, it is not known which client the queue belongs to.
+def test_the_picture_shows_a_queue_with_a_generated_name_once_it_is_used(chromium: Any, tmp_path: Path) -> None:
+    """A tutorial's picture shows a queue with a generated name only once the queue has a consumer or a message. Before
+    that, it is not known to which client the queue belongs.
     """
     records = of_rpc()
     (topology,) = [each for each in records if each["kind"] == "topology"]
@@ -661,10 +663,10 @@ def test_the_picture_does_not_show_a_deleted_queue_at_the_end(chromium: Any, tmp
 
 
 @pytest.mark.parametrize("is_told", [True, False], ids=["event", "next scene"])
-def test_the_picture_does_not_show_a_deleted_reply_queue_beside_the_next_one(
+def test_the_picture_removes_the_deleted_reply_queue_of_an_rpc_client(
     chromium: Any, tmp_path: Path, is_told: bool
 ) -> None:
-    """An RPC client declares a reply queue, and deletes it before a tutorial's page has asked the broker for its
+    """An RPC client of a tutorial declares a reply queue, and deletes it before the page has asked the broker for its
     queues. The picture shows this queue while the reply moves. It removes the queue once the broker reports the
     deletion or, without such a report, once the commands of the next scene begin.
     """
@@ -739,9 +741,9 @@ def test_a_receiver_that_was_stopped_disappears_with_its_queue(chromium: Any, tm
     assert names(page) == (set(), set())
 
 
-def test_the_default_exchange_is_not_drawn_before_a_queue_is_bound(chromium: Any, tmp_path: Path) -> None:
-    """If a tutorial has declared an exchange and a queue, but has not bound the queue yet, its picture does not show
-    the default exchange. It shows the default exchange once a message passes through it.
+def test_the_default_exchange_is_not_drawn_before_a_message_passes_through_it(chromium: Any, tmp_path: Path) -> None:
+    """If a tutorial has declared an exchange and a queue, but has not bound the queue to the exchange yet, its picture
+    does not show the default exchange. It shows the default exchange once a message passes through it.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     records = [*begins, *jobs()]
@@ -756,7 +758,7 @@ def test_the_default_exchange_is_not_drawn_before_a_queue_is_bound(chromium: Any
 
 def test_a_terminal_that_publishes_and_later_consumes_stays_where_it_is(chromium: Any, tmp_path: Path) -> None:
     """If a terminal of a tutorial first publishes, and later consumes from a queue, the terminal's box stays on the
-    left side of the picture, before the exchanges.
+    left side of the picture, to the left of the exchanges.
     """
     page = recorded(chromium, tmp_path, of_dead_letters())
     for at in (0.3, 0.8):
@@ -1030,9 +1032,9 @@ def test_two_clients_with_the_same_name_are_two_boxes(chromium: Any, tmp_path: P
 def test_a_moving_message_has_its_routing_key_or_headers_beside_it(
     chromium: Any, tmp_path: Path, kind: str, key: str, seen: str
 ) -> None:
-    """While a message moves to a queue, the picture of `mqtool ui` shows the message's routing key beside it, in quotes
-    if the key has no letters or digits. After a headers exchange, it shows the message's headers instead. After a
-    fanout exchange or the default exchange, it shows no text.
+    """While a message moves from a topic exchange to a queue, the picture of `mqtool ui` shows the message's routing
+    key beside it, in quotes if the key has no letters or digits. Behind a headers exchange, it shows the message's
+    headers instead. Behind a fanout exchange or the default exchange, it shows no text.
     """
     name = "logs" if kind else ""
     records = [*jobs(), *published(1000, 0)]
@@ -1336,7 +1338,7 @@ def test_the_picture_continues_after_an_event_that_the_page_does_not_know(chromi
     page.until(lambda: "throttled" in page.said(), "the event")
 
 
-def test_confirms_are_thinned_as_their_messages_are(chromium: Any, tmp_path: Path) -> None:
+def test_confirms_at_the_same_time_are_drawn_one_after_the_other(chromium: Any, tmp_path: Path) -> None:
     """If many messages are confirmed in the same millisecond, a tutorial's picture draws their confirms leaving the
     exchange one after the other, most of them without a label. It draws no confirm for a message that it has not drawn.
     """
@@ -1413,8 +1415,8 @@ def test_the_picture_keeps_up_with_a_message_that_is_requeued_again_and_again(ch
 def test_a_confirm_after_a_restart_of_the_broker_is_not_drawn_for_an_earlier_message(
     chromium: Any, tmp_path: Path
 ) -> None:
-    """If the broker restarts, it numbers its messages from the beginning. If it then confirms a new message, a
-    tutorial's picture does not draw this confirm for a message with the same number that the restart has lost.
+    """After a restart, the broker numbers its messages from the beginning again. If it confirms a new message, a
+    tutorial's picture does not draw this confirm for the message with the same number that was lost in the restart.
     """
     *records, now = of_confirms()
     (snapshot,) = [each for each in records if each["kind"] == "snapshot"]
@@ -1450,8 +1452,8 @@ def test_a_rate_is_not_measured_across_two_connections_of_a_publisher(chromium: 
 
 def test_a_tutorials_picture_shows_a_flow_of_messages_without_its_rate(chromium: Any, tmp_path: Path) -> None:
     """While many messages a second move along an arrow in a tutorial's picture, the arrow is dashed, until the commands
-    of the next scene begin. The picture does not show their rate, because it is the rate at one moment. The tutorial
-    itself measures the rate of the whole run.
+    of the next scene begin. The picture shows no rate, which would be that of one moment: the tutorial itself measures
+    the rate of the whole run.
     """
     records = play()
     for t, count in ((5000, 0), (6800, 3000)):
@@ -1776,9 +1778,9 @@ def test_the_name_of_an_exchange_fits_into_its_outline(chromium: Any, tmp_path: 
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_name_of_a_tutorials_stream_is_not_cut(chromium: Any, tmp_path: Path, width: int) -> None:
-    """The picture of `mqtool ui` shows the whole name of a stream, even if it is as long as
-    `stream-offset-tracking-python`.
+def test_the_long_name_of_the_only_queue_is_not_cut(chromium: Any, tmp_path: Path, width: int) -> None:
+    """If only one queue without consumers is declared, the picture of `mqtool ui` shows the whole name of the queue,
+    even if the name is as long as `stream-offset-tracking-python` and the window is 390 pixels wide.
     """
     name = "stream-offset-tracking-python"
     page = recorded(chromium, tmp_path, json.loads(json.dumps(jobs()).replace('"jobs"', f'"{name}"')))
@@ -1789,9 +1791,8 @@ def test_the_name_of_a_tutorials_stream_is_not_cut(chromium: Any, tmp_path: Path
 
 @pytest.mark.parametrize("width", [768, 390])
 def test_a_long_name_is_cut_to_fit_its_box(chromium: Any, tmp_path: Path, width: int) -> None:
-    """If the name of a stream does not fit into the box that shows the stream in the picture of `mqtool ui`, the
-    picture shows as much of the name as fits. The tooltip of the box, and its label for screen readers, contain the
-    whole name.
+    """If the name of a queue does not fit into the queue's box in the picture of `mqtool ui`, the picture shows as much
+    of the name as fits. The tooltip of the box, and its label for screen readers, contain the whole name.
     """
     name = "stream-offset-tracking-python"
     readers = [{"name": f"{each}/tag", "label": f"reader {each}"} for each in range(2)]
@@ -2016,7 +2017,7 @@ def test_the_name_of_a_client_called_publisher_is_shown_once(chromium: Any, tmp_
 
 def test_a_client_that_consumes_again_is_one_consumer(chromium: Any, tmp_path: Path) -> None:
     """If a client cancels its consumer and starts another one on the same channel, the picture of `mqtool ui` shows a
-    single consumer. A message that was delivered to the cancelled consumer is drawn at this one.
+    single consumer. A message that was delivered to the cancelled consumer is drawn at the new one.
     """
     channel = "10.0.0.7:50001 -> 10.0.0.1:5672 (1)"
     records = [*jobs([{"name": f"{channel}/second", "label": "receiver"}]), *published(1000, 0)]
@@ -2052,7 +2053,7 @@ def test_the_picture_shows_no_generated_names(chromium: Any, tmp_path: Path) -> 
 
 def test_a_tutorials_picture_shows_a_generated_name_that_a_terminal_shows(chromium: Any, tmp_path: Path) -> None:
     """Once a command in a tutorial has printed the generated name of a queue, the tutorial's picture shows this name,
-    because the viewer will look for it there. Before that, the picture calls the queue "worker 1's queue".
+    so that a viewer finds the queue in the picture. Before that, the picture calls the queue "worker 1's queue".
     """
     generated = "amq.gen-3QaZkCC08N2hJv-BxYH1Aw"
     records = json.loads(json.dumps(play()).replace('"jobs"', f'"{generated}"'))
@@ -2137,7 +2138,7 @@ def test_the_page_of_a_tutorial_on_rabbitmq_shows_only_the_tutorials_messages(
 
 
 def play(consumers: Iterable[dict[str, Any]] = ()) -> list[dict[str, Any]]:
-    """The records of a play with two scenes. A message moves in each; at the end, its consumer and publisher go."""
+    """The records of a play with two scenes and a message in each. At the end, its consumer and publisher are gone."""
     tasks = {"name": "one/tag", "label": "worker 1"}
     numbered = iter(range(100))
     to = {"consumer": "one/tag", "no_ack": False, "redelivered": False, "to": None}
@@ -2279,8 +2280,8 @@ def test_the_picture_takes_most_of_the_page(chromium: Any, tmp_path: Path, schem
 
 
 def test_a_projected_tutorial_with_three_queues_and_charts_is_legible(chromium: Any, tmp_path: Path) -> None:
-    """In a window of 1280×800 pixels, even with charts and three queues one below the other, the names of queues in a
-    tutorial's picture are at least 12 pixels high, and the page does not scroll.
+    """In a window of 1280×800 pixels, as on a projector, the names of queues in a tutorial's picture are at least 12
+    pixels high, and the page does not scroll, even with charts and three queues one below the other.
     """
     records = play()
     for topology in (each for each in records if each["kind"] == "topology"):

@@ -42,7 +42,7 @@ def test_a_diagram_names_what_the_tutorial_declares(name: str) -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / pictures.DIRECTORY).glob("*.svg")), ids=lambda path: path.stem)
-def test_a_picture_needs_no_other_file(path: Path) -> None:
+def test_svg_pictures_are_small_and_load_no_other_file(path: Path) -> None:
     """Each SVG picture in the documentation has fewer than 30,000 characters, or fewer than 80,000 if it is animated.
     It has a light and a dark colour scheme, and loads no fonts or images.
     """

@@ -36,9 +36,10 @@ def test_receive_piped_into_head_leaves_the_other_messages_in_the_queue(shell: S
 def test_receive_piped_into_head_drops_no_messages_over_a_low_delivery_limit(
     shell: Shell, broker: TestBroker, limit: str, count: str
 ) -> None:
-    """`receive | head -n 1` requeues the messages that it has received but `head` has not read, which a quorum queue
-    counts. Even if an argument or a policy sets a delivery limit of 1 or 2, the command can be repeated, and the queue
-    drops no message. It redelivers a message if `head` ended before mqtool saw that `head` had read the message.
+    """`receive | head -n 1` requeues the messages that `head` has not read, and a quorum queue counts how often it
+    redelivers a message. Even if an argument or a policy sets a delivery limit of 1 or 2, the command can be run again
+    and again without the queue dropping a message. A message may be printed twice if `head` ended before mqtool saw
+    that `head` had read it.
     """
     kind, times = limit.split()
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
@@ -59,8 +60,8 @@ def test_receive_piped_into_head_drops_no_messages_over_a_low_delivery_limit(
 
 @on_any_broker
 def test_receive_keeps_an_auto_delete_queue_while_it_consumes(shell: Shell) -> None:
-    """`receive -q QUEUE` prints all messages of an auto-delete queue. The queue is deleted when the command ends, not
-    earlier.
+    """`receive -q QUEUE` prints all messages of an auto-delete queue: the broker does not delete the queue before the
+    command has consumed them.
     """
     shell.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic", "--auto-delete")
     shell.run("mqtool", "send", "-l", "-r", "jobs", stdin="1\n2\n3\n")
@@ -118,9 +119,11 @@ def test_receive_leaves_no_incomplete_line_if_the_disk_becomes_full(shell: Shell
 
 @on_any_broker
 @pytest.mark.parametrize("options", ["", "-c 300"])
-def test_what_a_full_disk_has_room_for_is_not_received_again(shell: Shell, options: str) -> None:
-    """If the disk becomes full, `receive` acknowledges exactly the messages that are in the output file, with and
-    without `-c`: the next run appends all others, and none twice.
+def test_receive_acknowledges_exactly_the_messages_that_it_has_written_to_a_full_disk(
+    shell: Shell, options: str
+) -> None:
+    """If the disk becomes full, `receive -o FILE` acknowledges exactly the messages that it has written to FILE, with
+    and without `-c`. The next run appends all others, and none twice.
     """
     lines = [f"{number:0500}" for number in range(300)]
     shell.run("mqtool", "send", "-l", stdin="\n".join(lines) + "\n")
@@ -136,7 +139,9 @@ def test_what_a_full_disk_has_room_for_is_not_received_again(shell: Shell, optio
 
 
 def log_lines() -> bytes:
-    """Ten thousand lines as logs have them at their worst."""
+    """Return ten thousand lines, mostly of random bytes; some are empty, very long, or contain markup or escape
+    sequences.
+    """
     chance = random.Random(5)  # the same lines in every run
     odd = [
         b"",
@@ -283,8 +288,8 @@ def test_send_says_on_a_terminal_that_messages_are_not_persistent(
 def test_the_notice_about_messages_that_are_not_persistent_depends_on_the_existing_queue(
     shell: Shell, kind: str
 ) -> None:
-    """On a terminal, `send -l` says that messages are not persistent if the existing queue is a classic queue, but not
-    if the existing queue is a quorum queue. The type that `send` itself would declare does not matter.
+    """On a terminal, `send -l` says that messages are not persistent if the queue exists as a classic queue, but not if
+    it exists as a quorum queue. The type that `send` would declare if the queue were missing does not matter.
     """
     (shell.directory / "lines").write_text("1\n2\n3\n")
     shell.run("mqtool", "queue", "declare", "jobs", "--queue-type", kind)
@@ -339,8 +344,9 @@ def test_receive_into_a_file_counts_messages_on_the_terminal(shell: Shell) -> No
 @on_any_broker
 @pytest.mark.parametrize("shell_options", ["-c", "-mc"], ids=["script", "job control"])
 def test_a_job_in_the_background_shows_no_progress_line(shell: Shell, shell_options: str) -> None:
-    """If a script or a shell starts `receive` in the background with `&`, `receive` prints no progress line, which
-    would overwrite what the terminal shows. At the end, it prints how many messages it has received.
+    """If a script, or a shell with job control, starts `receive` in the background with `&`, `receive` prints no
+    progress line, which would overwrite what the terminal shows. At the end, it prints how many messages it has
+    received.
     """
     shell.start_cold()
     assert shell.run("mqtool", "send", "-q", "jobs", "x").code == 0
@@ -430,9 +436,9 @@ def test_receive_exits_with_1_if_stdout_is_on_a_full_disk(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_commands_succeed_if_stderr_is_on_a_full_disk(shell: Shell) -> None:
+def test_send_and_receive_succeed_if_stderr_is_on_a_full_disk(shell: Shell) -> None:
     """If stderr is a file on a full disk, `send` exits with 0 once the broker has confirmed the message, and `receive`
-    prints the message. If stdout is such a file, a page of help names the reason, and exits with 1.
+    prints the message. If stdout is on a full disk, `mqtool --help` prints the reason on stderr.
     """
     if not os.path.exists("/dev/full"):  # noqa: PTH110
         pytest.skip("no /dev/full here")
@@ -465,8 +471,8 @@ def test_receivers_that_share_a_queue_lose_no_message_when_one_is_killed(shell: 
 
 
 @on_any_broker
-def test_commands_work_with_a_closed_stdin_or_stderr_but_not_with_a_closed_stdout(shell: Shell) -> None:
-    """With a closed stdin, `send -l` exits with 0. With a closed stderr, `receive` works as usual. With a closed
+def test_commands_accept_a_closed_stdin_or_stderr_but_not_a_closed_stdout(shell: Shell) -> None:
+    """With a closed stdin, `send -l` exits with 0. With a closed stderr, `receive` prints its message. With a closed
     stdout, `receive` exits with 1, and the message stays in the queue.
     """
     shell.start_cold()
@@ -480,9 +486,9 @@ def test_commands_work_with_a_closed_stdin_or_stderr_but_not_with_a_closed_stdou
 
 @pytest.mark.parametrize("closed", ["<&- 2>&-", "<&- >&-", ">&- 2>&-", "<&- >&- 2>&-"])
 @on_any_broker
-def test_commands_work_with_several_closed_standard_descriptors(shell: Shell, closed: str) -> None:
-    """With two or three of its standard descriptors closed, as some launchers of daemons leave them, `send` exits with
-    0, `receive --output` writes the message to its file, and stderr contains no error.
+def test_send_and_receive_succeed_with_several_closed_standard_descriptors(shell: Shell, closed: str) -> None:
+    """If two or three of stdin, stdout and stderr are closed, as some launchers of daemons leave them, `send` exits
+    with 0, `receive --output` writes the message to its file, and stderr contains no error.
     """
     shell.start_cold()
     sent = shell.script(f"mqtool send kept {closed}", timeout=30)

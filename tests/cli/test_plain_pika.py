@@ -59,9 +59,9 @@ def ends_well(script: Running) -> None:
 @pytest.mark.parametrize("first", ["mqtool", "script"])
 @pytest.mark.sampled(1)
 def test_the_script_of_hello_world_exchanges_messages_with_send_and_receive(room: Room, first: str) -> None:
-    """`tutorial show hello-world --plain` prints a pika script with which one can send and receive. The script receives
-    what `mqtool send` has sent, and `mqtool receive` gets what the script has sent. The sender, whichever it is,
-    declares the queue.
+    """`tutorial show hello-world --plain` prints a pika script that can send and receive messages. The script receives
+    what `mqtool send` has sent, and `mqtool receive` gets what the script has sent. Either sender declares the queue if
+    it is missing.
     """
     room.printed("hello-world")
     send = {"mqtool": lambda: room.mqtool("send"), "script": lambda: room.script("send", "Good", "morning!")}
@@ -193,7 +193,7 @@ def test_the_topics_script_receives_only_logs_that_match_its_patterns(room: Room
 
 def test_the_script_of_rpc_and_mqtools_rpc_commands_answer_each_other(room: Room) -> None:
     """`tutorial show rpc --plain` prints a script with a server and a client. The script's server answers `rpc-client`,
-    and `rpc-server` answers the script's client. The script's server replies to an invalid request with an error.
+    and replies to an invalid request with an error. `rpc-server` answers the script's client.
     """
     room.printed("rpc")
     server = room.start_script("server")

@@ -159,8 +159,8 @@ def test_the_page_of_tutorial_try_shows_the_goal_and_the_learners_messages(
 @pytest.mark.parametrize("playing", [("tutorial", "run", "hello-world")], ids=["tutorial run"], indirect=True)
 def test_a_learners_actions_between_scenes_do_not_affect_the_tutorial(playing: tuple[Running, Page]) -> None:
     """Between two scenes of a tutorial, a learner may publish messages, consume the tutorial's messages and declare
-    queues. The next scene begins as if nothing had happened, and its checks pass. After the last scene, the learner can
-    still publish.
+    queues. The next scene shows the same messages and queues as without these actions, and its checks pass. After the
+    last scene, the learner can still publish.
     """
     command, page = playing
     go_on(page, "Send a message anyway")
@@ -193,8 +193,8 @@ def test_a_learners_actions_between_scenes_do_not_affect_the_tutorial(playing: t
 
 @pytest.mark.parametrize("playing", [("tutorial", "run", "work-queues")], ids=["tutorial run"], indirect=True)
 def test_a_learner_cannot_disturb_a_scene(playing: tuple[Running, Page]) -> None:
-    """While the commands of a scene run, the page of a tutorial refuses the learner's actions and says why, and the
-    scene's checks pass.
+    """While the commands of a tutorial's scene run, the page of `tutorial run --ui` refuses a learner's actions, such
+    as publishing a message, and says why. The scene's checks pass.
     """
     command, page = playing
     go_on(page, "Two workers share a queue")
@@ -366,8 +366,8 @@ def test_the_list_of_tutorials_does_not_cut_the_picture(chromium: Any, tmp_path:
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 800), (1920, 1080), (768, 1024), (390, 844)])
 def test_no_line_of_a_scrolled_terminal_is_cut(chromium: Any, tmp_path: Path, width: int, height: int) -> None:
-    """In windows from 390×844 to 1920×1080 pixels, a terminal of a tutorial with more lines than fit shows whole lines
-    only. None is cut below the terminal's name.
+    """In windows from 390×844 to 1920×1080 pixels, a terminal of a tutorial that has more lines than fit shows only
+    whole lines after it has scrolled: the first line below the terminal's name is not cut.
     """
     printed = [{**of_terminal(150, 100 + line, "printed"), "line": f" [x] Received {line}"} for line in range(40)]
     page = recorded(chromium, tmp_path, sorted([*play(), *printed], key=lambda each: each["t"]))

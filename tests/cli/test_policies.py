@@ -307,9 +307,9 @@ def test_policy_set_asks_before_a_policy_brings_a_limit_and_reject_publish_to_a_
     admin: Shell, broker: TestBroker
 ) -> None:
     """RabbitMQ applies a policy's limits to a classic queue before its `overflow`. If a policy sets both, `policy set`
-    says how many messages the queue would drop in spite of reject-publish, and asks for confirmation. A classic queue
-    that rejects new messages already drops them only when RabbitMQ restarts; `policy set` says so. It says nothing
-    about a quorum queue, which keeps its messages.
+    says how many messages the queue would drop in spite of reject-publish, and asks for confirmation. It says that a
+    classic queue that rejects new messages already would drop messages when RabbitMQ restarts, and does not warn about
+    a quorum queue, which drops none.
     """
     fill(admin, "jobs", "--queue-type", "classic")
     fill(admin, "jobs-full", "--queue-type", "classic", "--argument", "x-overflow=reject-publish")
@@ -332,9 +332,10 @@ def test_policy_set_asks_before_a_policy_brings_a_limit_and_reject_publish_to_a_
 def test_policy_clear_asks_before_a_policy_brings_a_limit_and_reject_publish_to_a_classic_queue(
     admin: Shell, broker: TestBroker
 ) -> None:
-    """If a policy with both a limit and reject-publish would apply to a classic queue because `policy clear` removes
-    another policy, the queue drops messages as well. `policy clear` says how many, and asks for confirmation. It also
-    says how many a classic queue that rejects new messages already would drop when RabbitMQ restarts.
+    """A policy with a limit and reject-publish makes a classic queue drop messages. If such a policy would apply
+    because `policy clear` removes another one, `policy clear` says how many messages the queue would drop, and asks for
+    confirmation. It also says how many a classic queue that rejects new messages already would drop when RabbitMQ
+    restarts.
     """
     fill(admin, "jobs", "--queue-type", "classic")
     fill(admin, "jobs-full", "--queue-type", "classic", "--argument", "x-overflow=reject-publish")
@@ -354,9 +355,9 @@ def test_policy_clear_asks_before_a_policy_brings_a_limit_and_reject_publish_to_
 def test_policy_set_asks_before_a_policy_overrides_the_overflow_argument_of_a_quorum_queue(
     admin: Shell, broker: TestBroker
 ) -> None:
-    """A quorum queue has the argument x-overflow=reject-publish, and a new policy sets `overflow` to drop-head. The
-    policy would override the argument, so `policy set` says how many messages the queue would drop, and asks for
-    confirmation. The argument of a classic queue overrides the policy: it drops messages only when RabbitMQ restarts.
+    """If a new policy sets `overflow` to drop-head, it overrides the argument x-overflow=reject-publish of a quorum
+    queue, so `policy set` says how many messages the queue would drop, and asks for confirmation. It does not override
+    this argument of a classic queue, which would drop messages only when RabbitMQ restarts.
     """
     for queue, kind in (("jobs", "quorum"), ("jobs-full", "classic")):
         fill(admin, queue, "--queue-type", kind, "--argument", "x-overflow=reject-publish")

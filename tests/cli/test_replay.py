@@ -212,9 +212,9 @@ def test_a_message_read_from_a_stream_is_published_to_the_stream_and_not_to_a_fo
 def test_cc_and_bcc_of_an_input_message_have_no_effect_if_the_command_line_names_the_destination(
     shell: Shell, broker: TestBroker, connection: Connection, command: str
 ) -> None:
-    """If the command line names the exchange, the routing key or the queue, the headers CC and BCC of the messages in
-    the input send no copies. This holds for messages from queues and from streams. A CC header that the command line
-    sets does send a copy.
+    """If the options of a publishing command name the exchange, the routing key or the queue, the headers CC and BCC of
+    messages in its input, whether from queues or from streams, send no copies. A CC header given on the command line
+    does send a copy.
     """
     channel = connection.channel()
     exchange = channel.declare(Exchange("audit", "direct", durable=True))
@@ -234,9 +234,9 @@ def test_cc_and_bcc_of_an_input_message_have_no_effect_if_the_command_line_names
 
 
 def test_a_copy_of_a_message_does_not_have_the_user_id_of_the_original(shell: Shell, broker: TestBroker) -> None:
-    """`send --json` removes the property user_id of a received message. If the user_id is that of another user, the
-    broker would refuse the message. If it is that of the user who runs `send`, it may have been forged in a stream, and
-    the broker would confirm it as genuine. A user_id on the command line is sent.
+    """`send --json` removes the property user_id of a received message. The broker would refuse another user's user_id,
+    and would accept the sending user's own as genuine, although a publisher may have forged it in a stream. A user_id
+    given on the command line is sent.
     """
     user = parse_addresses(broker.url)[0].user
     line = {"exchange": "", "routing_key": "jobs", "queue": "s", "redelivered": False, "headers": None, "body": "x"}
@@ -370,9 +370,9 @@ def test_replay_and_its_dry_run_end_at_a_line_that_cannot_be_sent(shell: Shell, 
     assert [line["body"] for line in received(shell)] == ["body 0"]
 
 
-def test_replay_dry_run_refuses_a_delay_as_the_real_run_does(lonely_shell: Shell) -> None:
-    """If a line has a delay, and --no-mandatory is not given, `recording replay --dry-run` exits with 2. With this
-    option, the message would be sent.
+def test_replay_dry_run_refuses_a_delay_without_no_mandatory(lonely_shell: Shell) -> None:
+    """If a line of the recording has a delay, `recording replay --dry-run` exits with 2, and the hint is to add
+    --no-mandatory. With --no-mandatory, it exits with 0.
     """
     name = recording(lonely_shell, {"delay": "49d"})
 
@@ -382,8 +382,10 @@ def test_replay_dry_run_refuses_a_delay_as_the_real_run_does(lonely_shell: Shell
     assert lonely_shell.run("mqtool", "recording", "replay", name, "--dry-run", "--no-mandatory").code == 0
 
 
-def test_a_replay_reports_a_header_of_the_command_line_as_wrong_and_not_a_line(lonely_shell: Shell) -> None:
-    """If a header given with --set-header is not valid UTF-8, `recording replay` exits with 2, and names no line."""
+def test_replay_exits_with_2_if_a_header_on_the_command_line_is_invalid(lonely_shell: Shell) -> None:
+    """If a header given with --set-header is not valid UTF-8, `recording replay` exits with 2, and the error does not
+    blame a line of the recording.
+    """
     name = recording(lonely_shell, {})
 
     result = lonely_shell.run("mqtool", "recording", "replay", name, "--dry-run", "--set-header", r'a:="\ud800"')

@@ -57,8 +57,8 @@ def test_scrub_names_an_invalid_line(lonely_shell: Shell) -> None:
 
 
 def test_scrub_says_where_it_could_not_look_for_a_field(lonely_shell: Shell) -> None:
-    """`recording scrub --field` prints the number of messages in which it has replaced a whole body because no field
-    can be found there, and names the fields in which there was nothing to replace.
+    """`recording scrub --field` replaces a body as a whole if it cannot look for the field there, and prints the number
+    of such messages. It also names the fields for which it found nothing to replace.
     """
     result = lonely_shell.run("mqtool", "recording", "scrub", "--field", "body.email,headers.User", stdin=LINES)
     assert result.code == 0, result.stderr

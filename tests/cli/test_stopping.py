@@ -115,8 +115,8 @@ app.run()
 
 
 def test_a_time_limit_that_interrupts_cleaning_up_does_not_hide_the_error() -> None:
-    """If a command with a time limit fails, and blocks while it cleans up, it ends once the time is up, and prints the
-    error.
+    """If a command fails, and its cleanup then blocks until the command's time limit is reached, the command still
+    prints the error, and exits with 1.
     """
     done = run((sys.executable, "-c", BLOCKS_WHILE_IT_CLEANS_UP), capture_output=True, check=False, text=True)
     assert (done.returncode, done.stderr) == (1, "mqtool: the queue is gone\n")
@@ -198,8 +198,8 @@ with stopping.calling(lambda: print("stopping")):
 
 @pytest.mark.parametrize("first", ["SIGHUP", "SIGTERM"])
 def test_sighup_never_counts_as_the_second_signal(first: str) -> None:
-    """If a closed terminal sends SIGHUP to a command that a signal has asked to stop already, the command still ends
-    cleanly: a shell sends SIGHUP to its jobs, and the kernel sends it once more when the shell ends.
+    """If a signal has asked a command to stop, a SIGHUP that follows does not kill it, and the command exits with 0.
+    When a terminal is closed, SIGHUP may arrive twice: from the shell, and from the kernel when the shell ends.
     """
     result = run([sys.executable, "-c", HANGS_UP_LATER, first], capture_output=True, text=True, check=False)
     assert (result.stdout, result.stderr, result.returncode) == ("stopping\n", "", 0)
@@ -221,7 +221,7 @@ with stopping.calling(lambda: print("stopping")):
 @pytest.mark.parametrize("other", ["SIGTERM", "SIGINT"])
 def test_sighup_together_with_another_signal_counts_as_one(other: str) -> None:
     """If SIGHUP and SIGTERM or SIGINT arrive together, as from systemd with SendSIGHUP=yes, mqtool treats them as one
-    request to stop, and ends cleanly.
+    request to stop, and exits with 0.
     """
     result = run([sys.executable, "-c", TOGETHER, other], capture_output=True, text=True, check=False)
     assert (result.stdout, result.stderr, result.returncode) == ("stopping\n", "", 0)
@@ -239,8 +239,8 @@ with stopping.calling(lambda: None):
 """
 
 
-def test_sigterm_long_after_sighup_kills() -> None:
-    """SIGTERM kills a command that SIGHUP asked to stop a while ago and that has not ended."""
+def test_sigterm_kills_a_command_that_has_not_ended_after_sighup() -> None:
+    """If SIGHUP has asked a command to stop, and the command has not ended a second later, SIGTERM kills it."""
     result = run([sys.executable, "-c", KILLS_LATER], capture_output=True, text=True, check=False)
     assert (result.stdout, result.stderr, result.returncode) == ("", "", -signal.SIGTERM)
 
@@ -345,7 +345,9 @@ def test_top_ends_without_an_error_when_the_terminal_is_closed(shell: Shell, sig
 
 @on_any_broker
 def test_gnu_timeout_lets_a_worker_finish_its_task(shell: Shell) -> None:
-    """If GNU `timeout` stops `worker` with SIGTERM, `worker` still finishes its current task."""
+    """If GNU `timeout` stops `worker` with SIGTERM, `worker` still finishes its current task. The exit code is 124,
+    that of `timeout`.
+    """
     shell.run("mqtool", "new-task", "a.")
     worker = shell.start("timeout", "600", "mqtool", "worker").wait_for_stdout("a.")
     worker.process.send_signal(signal.SIGALRM)  # makes timeout act as if the time were up
@@ -401,8 +403,8 @@ def test_publisher_confirms_stops_at_the_first_ctrl_c(shell: Shell, way: str) ->
 @pytest.mark.parametrize("options", ["--raw", "--raw --auto-ack"], ids=["one at a time", "in batches"])
 @pytest.mark.sampled(1)
 def test_sigterm_ends_receive_while_its_pipe_is_full(shell: Shell, broker: TestBroker, options: str) -> None:
-    """If `receive` is blocked because nothing reads from the pipe to which it prints, the first SIGTERM ends it with
-    exit code 143.
+    """If `receive` is blocked because nothing reads from the pipe to which it prints, the first SIGTERM ends `receive`
+    with exit code 143.
     """
     shell.run("mqtool", "send", "-l", stdin=("x" * 10_000 + "\n") * 100)
     shell.start_cold()
@@ -425,8 +427,8 @@ def test_sigterm_ends_receive_while_its_pipe_is_full(shell: Shell, broker: TestB
 def test_messages_that_a_stopped_command_leaves_in_a_quorum_queue_stay_in_order(
     shell: Shell, broker: TestBroker, command: str
 ) -> None:
-    """After Ctrl-C, the messages that `receive` or `worker` has not handled are in a quorum queue in their original
-    order, even those that it had received already. None is missing, and none is left that was handled.
+    """After Ctrl-C, all messages that `receive` or `worker` has not handled are in their quorum queue in the original
+    order, even those that the command had already received. No message that was handled is left in the queue.
     """
     with Connection(parse_addresses(broker.url)) as connection:
         channel = connection.channel()

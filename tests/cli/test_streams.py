@@ -193,8 +193,8 @@ def test_receive_stream_filter_gets_only_messages_with_that_filter_value(shell: 
 @pytest.mark.parametrize("command", ["offset set NAME me 17", "offset reset NAME me"])
 @pytest.mark.sampled(1)
 def test_offset_set_and_offset_reset_exit_with_69_if_there_is_no_such_stream(shell: Shell, command: str) -> None:
-    """If the stream does not exist, or the name belongs to another type of queue, `offset set` and `offset reset` exit
-    with 69.
+    """If the stream does not exist, or a queue of another type has the name, `offset set` and `offset reset` exit with
+    69.
     """
     shell.run("mqtool", "queue", "declare", "jobs")
     for name in ("nothing", "jobs"):
@@ -204,9 +204,9 @@ def test_offset_set_and_offset_reset_exit_with_69_if_there_is_no_such_stream(she
 
 @pytest.mark.parametrize("number", [2**64 - 1, 2**64])
 @on_any_broker
-def test_offset_set_refuses_a_number_that_no_message_can_have(shell: Shell, number: int) -> None:
-    """The highest offset that `offset set` accepts is 2^64-2: the number above resets an offset, and none above that
-    can be stored.
+def test_offset_set_refuses_an_offset_that_no_message_can_have(shell: Shell, number: int) -> None:
+    """`offset set` exits with 2 if the offset is 2^64-1, which would reset the stored offset, or larger, which cannot
+    be stored.
     """
     refused = shell.run("mqtool", "offset", "set", "s", "me", str(number))
     assert (refused.code, f"{number} is not in the range" in refused.stderr) == (2, True), refused.stderr
@@ -288,9 +288,10 @@ def test_the_elixir_dialect_sends_bodies_without_amqp_1_0_encoding(shell: Shell,
     client.close()
 
 
-def test_errors_of_stream_commands_name_the_problem(shell: Shell, broker: TestBroker) -> None:
-    """If the stream port, the virtual host, the stream, the stream's arguments or the offset is wrong, the error of a
-    stream command names what is wrong. The command exits with the code that is documented for this error.
+def test_errors_of_stream_commands_name_what_is_wrong(shell: Shell, broker: TestBroker) -> None:
+    """If a stream command gets a wrong stream port, virtual host, stream, argument or offset, its error names what is
+    wrong. The exit code depends on the error, for example 69 if nothing answers at the stream port, and 78 if the queue
+    is not a stream.
     """
 
     def fails(code: int, *command: str) -> str:
@@ -669,8 +670,9 @@ class Gate(Proxy):
 def test_receive_stream_skips_nothing_if_it_had_received_nothing_before_a_lost_connection(
     shell: Shell, broker: TestBroker, offset: str, track: tuple[str, ...]
 ) -> None:
-    """A reader that started at the offset `next`, or at `last` in an empty stream, and whose connection is lost before
-    it has received a message, gets all messages that were published in the meantime, and none from before its start.
+    """`receive-stream` starts at the offset `next`, or at `last` in an empty stream, and loses its connection before it
+    has received a message. After it has reconnected, it prints all messages that were published in the meantime, and
+    none from before its start.
     """
     if offset == "next":
         shell.run("mqtool", "send-stream", "-q", "s", "old")
@@ -690,8 +692,9 @@ def test_receive_stream_skips_nothing_if_it_had_received_nothing_before_a_lost_c
 def test_receive_stream_reads_a_stream_that_was_created_again_from_its_first_message(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If a stream is deleted, and another one of the same name is created, while the connection is lost, the reader
-    says so, and reads the new stream from its first message. `--track` then stores an offset in the new stream.
+    """While the connection of `receive-stream` is lost, its stream is deleted, and another one of the same name is
+    created. After it has reconnected, `receive-stream` says so, and reads the new stream from its first message. With
+    --track, it then stores its offset in the new stream.
     """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(0, 9))
     with Gate(urlsplit(broker.streams).port or 0) as gate:
@@ -712,9 +715,9 @@ def test_receive_stream_reads_a_stream_that_was_created_again_from_its_first_mes
 def test_receive_stream_that_has_received_nothing_notices_that_a_stream_was_created_again(
     shell: Shell, broker: TestBroker, start: str, is_empty: bool
 ) -> None:
-    """A reader has read a whole stream before it starts, or starts at its end, and so receives nothing. If the stream
-    is created again while the connection is lost, the reader says so, and reads the new stream from its first message,
-    even if the new stream is still empty when the reader connects again.
+    """`receive-stream` starts after the last message of a stream, and so receives nothing. If the stream is deleted and
+    created again while the connection is lost, `receive-stream` says so, and reads the new stream from its first
+    message, even if the new stream is still empty when `receive-stream` reconnects.
     """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(0, 9))
     shell.run("mqtool", "receive-stream", "-q", "s", "--track", "me", "-c", "10")
@@ -738,9 +741,9 @@ def test_receive_stream_that_has_received_nothing_notices_that_a_stream_was_crea
 def test_a_stream_whose_messages_the_broker_does_not_send_yet_is_not_taken_for_an_empty_one(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, place: Offset
 ) -> None:
-    """After a change of a stream's leader, the broker sends none of its messages until it knows which ones a majority
-    of nodes have. A reader that reconnects then goes on after the last message that it received, and one that starts at
-    `last` does not start at the first message.
+    """After a stream's leader has changed, the broker sends no messages of the stream until it knows which ones a
+    majority of nodes have. A reader that reconnects meanwhile resumes after the last message that it received, and a
+    reader that starts at `last` begins with the last message, not with the first one.
     """
     notices = list[str]()
     nodes, stream = [parse_addresses(broker.url)[0]._replace(port=urlsplit(broker.streams).port)], Stream("s")
@@ -773,9 +776,9 @@ def test_a_stream_whose_messages_the_broker_does_not_send_yet_is_not_taken_for_a
 def test_receive_skips_nothing_of_a_stream_if_it_had_received_nothing_before_a_lost_connection(
     shell: Shell, broker: TestBroker, protocol: str, offset: tuple[str, ...]
 ) -> None:
-    """Over AMQP, a consumer of a stream that waits for its next message, and whose connection is lost before it has
-    received one, gets all messages that were published in the meantime. It says that it may also get messages from up
-    to 5 s before its start.
+    """`receive` waits for the next message of a stream over AMQP, and loses its connection before it has received one.
+    After it has reconnected, it prints all messages that were published in the meantime, and says that it may also
+    print messages from up to 5 s before its start.
     """
     if protocol == "amqp1.0":
         skip_without_amqp10(broker)
@@ -795,8 +798,8 @@ def test_receive_skips_nothing_of_a_stream_if_it_had_received_nothing_before_a_l
         assert reader.wait_for_stdout("three\n").interrupt().wait().stdout == "one\ntwo\nthree\n"
 
 
-def test_names_and_filter_values_need_not_be_ascii(shell: Shell, broker: TestBroker) -> None:
-    """Names of streams, readers, virtual hosts and connections, and filter values, can contain any character."""
+def test_names_and_filter_values_of_streams_need_not_be_ascii(shell: Shell, broker: TestBroker) -> None:
+    """Names of streams, readers and connections, and filter values, can contain characters that are not ASCII."""
     shell.environment["MQTOOL_CONNECTION_NAME"] = "é"
     send = ("mqtool", "send-stream", "-q", "strömé")
     assert shell.run(*send, "one").code == 0
@@ -814,8 +817,8 @@ def test_names_and_filter_values_need_not_be_ascii(shell: Shell, broker: TestBro
 
 
 @on_any_broker
-def test_a_virtual_host_of_a_stream_need_not_be_ascii(shell: Shell, broker: TestBroker) -> None:
-    """Stream commands work in a virtual host whose name is not ASCII."""
+def test_stream_commands_accept_a_virtual_host_whose_name_is_not_ascii(shell: Shell, broker: TestBroker) -> None:
+    """`send-stream` and `receive-stream` exchange messages in a virtual host whose name is not ASCII."""
     vhost, url = f"é-{broker.url[-6:]}", urlsplit(broker.url)
     there = ("--url", url._replace(path=f"/{quote(vhost)}").geturl(), "-q", "s")
     assert shell.run("mqtool", "vhost", "add", vhost).code == 0
@@ -828,7 +831,9 @@ def test_a_virtual_host_of_a_stream_need_not_be_ascii(shell: Shell, broker: Test
 
 @pytest.mark.parametrize("name", ["é" * 128, "\udcff"], ids=["256 bytes", "not UTF-8"])
 def test_receive_stream_refuses_a_reader_name_that_cannot_be_stored(shell: Shell, name: str) -> None:
-    """`receive-stream --track` refuses a name under which no offset can be stored, as `offset show` does."""
+    """If no offset can be stored under a reader's name, because the name is longer than 255 bytes or is not UTF-8,
+    `receive-stream --track` and `offset show` exit with 2.
+    """
     shell.run("mqtool", "send-stream", "-q", "s", "one")
     for command in (("receive-stream", "-q", "s", "--track", name), ("offset", "show", "s", name)):
         refused = shell.run("mqtool", *command)
@@ -844,16 +849,16 @@ def test_receive_stream_refuses_a_reader_name_that_cannot_be_stored(shell: Shell
 )
 @pytest.mark.parametrize("command", ["send-stream", "receive-stream", "receive"])
 def test_a_filter_value_that_cannot_be_sent_is_refused(shell: Shell, command: str, value: str, why: str) -> None:
-    """A filter value that is longer than the stream protocol allows, or is not UTF-8, is an error on the command
-    line.
+    """If the value of --filter is longer than 32,767 bytes, the limit of the stream protocol, or is not UTF-8,
+    `send-stream`, `receive-stream` and `receive` exit with 2.
     """
     refused = shell.run("mqtool", command, "-q", "s", "--filter", value)
     assert (refused.code, f"Invalid value for '--filter': a filter value {why}\n" in refused.stderr) == (2, True)
 
 
 def test_the_longest_filter_value_counts_towards_the_size_of_a_frame(shell: Shell, broker: TestBroker) -> None:
-    """With the longest possible filter value, `send-stream` sends many messages in frames that are not too large. A
-    message that is too large together with the filter value is not sent.
+    """With the longest possible --filter value, `send-stream` splits many messages into frames that the broker accepts.
+    A message that does not fit into a frame together with the filter value is not sent, and the exit code is 75.
     """
     if broker.kind == "rabbitmq" and not broker.differs_since("3.13", "it has filters"):
         pytest.skip("this broker has no filters")

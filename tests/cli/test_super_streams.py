@@ -184,7 +184,9 @@ def test_offset_show_prints_a_partition_on_one_line(shell: Shell, broker: TestBr
 
 
 def test_a_partition_of_a_super_stream_need_not_have_an_ascii_name(shell: Shell, broker: TestBroker) -> None:
-    """If somebody binds a stream whose name is not ASCII to a super stream, its readers read it as a partition."""
+    """If a stream whose name is not ASCII is bound to a super stream, `receive-stream` reads it as a partition of the
+    super stream.
+    """
     shell.run("mqtool", "send-stream", *CREATED, "one")
     with closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
         channel = connection.channel()

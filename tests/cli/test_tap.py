@@ -143,9 +143,9 @@ def test_tap_says_what_cannot_be_tapped(shell: Shell, broker: TestBroker) -> Non
 def test_tap_refuses_keys_and_headers_that_the_exchange_ignores(
     shell: Shell, connection: Connection, words: str, ignored: str, hint: str
 ) -> None:
-    """If `tap` names headers for an exchange that is not a headers exchange, or binding keys for a fanout or headers
-    exchange, it exits with 2, because the exchange would route other messages as well. The hint contains --where with
-    the same selection.
+    """If the command line of `tap` names headers for an exchange that is not a headers exchange, or binding keys for a
+    fanout or headers exchange, `tap` exits with 2, because the exchange would route other messages as well. The hint
+    contains --where with the same selection.
     """
     connection.channel().declare(Exchange("logs", "fanout", auto_delete=True))
     refused = shell.run("mqtool", "tap", *words.split(), "--idle-timeout", "10ms")

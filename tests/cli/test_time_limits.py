@@ -71,8 +71,8 @@ AMQP_COMMANDS = [
 )
 @pytest.mark.sampled(4)
 def test_a_command_times_out_while_a_server_does_not_answer(lonely_shell: Shell, command: str) -> None:
-    """If a server accepts the connection and never answers, a command with `--timeout` exits with 124 once the time is
-    up, before the time limit for connecting has passed.
+    """If a server accepts the connection but never answers, a command with `--timeout` exits with 124 once the time is
+    up. It does not wait until the longer time limit for connecting has passed.
     """
     with serving(_Silent) as port:
         words = command.format(port=port).split()
@@ -95,8 +95,8 @@ def test_a_command_times_out_while_the_broker_does_not_open_a_channel(lonely_she
 
 @on_any_broker
 def test_receive_times_out_while_nobody_reads_its_output(shell: Shell) -> None:
-    """If the program that reads its output does not read, `receive --timeout` exits with 124 once the time is up, and
-    the messages that were not read stay in the queue.
+    """If `receive --timeout` prints to a pipe from which nobody reads, it exits with 124 once the time is up, and the
+    messages that were not read stay in the queue.
     """
     shell.run("mqtool", "send", "-q", "q", "-l", stdin="one\ntwo\n")
     result = shell.script("mkfifo pipe; exec 3<>pipe; mqtool receive -q q --timeout 500ms >pipe")

@@ -92,8 +92,8 @@ def test_doctor_reports_several_kinds_of_problem(watcher: Shell, broker: TestBro
 
 
 def test_doctor_does_not_call_refused_messages_lost(watcher: Shell, broker: TestBroker) -> None:
-    """If a queue is full and its overflow setting is reject-publish, `doctor` says that the missing messages were lost
-    or refused, and that publishers get a nack for those that were refused.
+    """If a queue is full and its overflow setting is reject-publish, `doctor` says that the queue has lost messages or
+    refused them because it was full, and that refused messages are not lost.
     """
     arguments = {"x-max-length": 1, "x-overflow": "reject-publish"}
     broker.api("PUT", f"queues/{broker.vhost}/full", {"arguments": arguments, "durable": True})
@@ -127,8 +127,8 @@ def test_doctor_reports_messages_that_a_restart_would_drop(watcher: Shell, broke
 
 
 def test_doctor_says_that_missing_messages_may_have_been_purged(watcher: Shell, broker: TestBroker) -> None:
-    """If a queue without a dead-letter exchange was purged, `doctor` says that it may have lost messages, unless they
-    were purged: RabbitMQ does not count purged messages.
+    """RabbitMQ does not count purged messages. If a queue without a dead-letter exchange was purged, `doctor` therefore
+    says that messages of the queue may be lost: they were rejected, expired, dropped or purged.
     """
 
     def said() -> str:
@@ -478,8 +478,8 @@ def test_doctor_prints_a_nagios_check(watcher: Shell, broker: TestBroker) -> Non
     ],
 )
 def test_a_wrong_command_line_of_a_nagios_check_is_unknown(lonely_shell: Shell, words: str, said: str) -> None:
-    """If the command line of `doctor --format nagios` is wrong, or its file does not exist, stdout has one line for
-    Nagios with the reason, and the exit code is 3 (UNKNOWN).
+    """If the command line of `doctor --format nagios` is wrong, or names a file that does not exist, stdout has one
+    line for Nagios with the reason, and the exit code is 3 (UNKNOWN).
     """
     checked = lonely_shell.run("mqtool", "doctor", *words.split())
     assert (checked.code, checked.stderr) == (3, "")
@@ -489,8 +489,12 @@ def test_a_wrong_command_line_of_a_nagios_check_is_unknown(lonely_shell: Shell, 
 
 
 @pytest.mark.parametrize("words", ["--between xx", "--format json --between xx", "--format nagios --json --between xx"])
-def test_a_wrong_command_line_of_another_doctor_exits_with_2(lonely_shell: Shell, words: str) -> None:
-    """If the command line of `doctor` with another format is wrong, the error is on stderr, and the exit code is 2."""
+def test_doctor_exits_with_2_if_its_command_line_is_wrong_and_its_format_is_not_nagios(
+    lonely_shell: Shell, words: str
+) -> None:
+    """If the command line of `doctor` is wrong, and the output format is not nagios, the error is on stderr, and the
+    exit code is 2.
+    """
     refused = lonely_shell.run("mqtool", "doctor", *words.split())
     assert (refused.code, refused.stdout) == (2, "")
     assert refused.stderr.startswith("mqtool: ")
@@ -517,9 +521,11 @@ def test_a_nagios_check_that_cannot_print_is_unknown(watcher: Shell, broker: Tes
 
 
 @pytest.mark.parametrize("silent_part", ["the management API", "all nodes"])
-def test_a_nagios_check_soon_gives_up_on_a_silent_broker(watcher: Shell, broker: TestBroker, silent_part: str) -> None:
-    """If the management API, or each of three nodes, accepts connections but never replies, `doctor --format nagios` is
-    CRITICAL before a monitoring system would end the check.
+def test_doctor_format_nagios_reports_a_silent_broker_as_critical_in_time(
+    watcher: Shell, broker: TestBroker, silent_part: str
+) -> None:
+    """If the management API, or each of three nodes, accepts connections but never replies, `doctor --format nagios`
+    reports CRITICAL and exits with 2, before a monitoring system would end the check.
     """
     with socket.create_server(("127.0.0.1", 0)) as silent:
         at = f"127.0.0.1:{silent.getsockname()[1]}"

@@ -102,8 +102,8 @@ def test_a_command_typed_into_the_terminal_of_tutorial_try_does_not_count_as_key
 
 
 def test_commands_in_hints_are_on_lines_of_their_own() -> None:
-    """The third hint of each goal has its commands on lines of their own, which begin with two spaces and fit into 80
-    columns.
+    """The third hint of each goal of `tutorial try` has its commands on lines of their own, which begin with two spaces
+    and fit into 80 columns.
     """
     for name, goals in GOALS.items():
         for goal in goals:
@@ -221,7 +221,7 @@ def test_tutorial_try_stops_its_broker_only_after_enter(lonely_shell: Shell) -> 
 
 def test_the_command_that_selects_the_broker_of_tutorial_try_overrides_mqtool_url(lonely_shell: Shell) -> None:
     """The command that `tutorial try` prints for other terminals selects the broker and virtual host of `tutorial try`,
-    even if MQTOOL_URL names others there.
+    even if MQTOOL_URL names another virtual host in those terminals.
     """
     with EmbeddedBroker(management_port=0) as other:
         lonely_shell.environment |= {"MQTOOL_URL": other.url, "MQTOOL_MANAGEMENT_URL": str(other.management_url)}
