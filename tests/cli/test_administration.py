@@ -23,14 +23,14 @@ SECRET = "s3cret-of-ann"
 
 @pytest.fixture
 def admin(shell: Shell, broker: TestBroker) -> Shell:
-    """A shell that knows where the management API is."""
+    """A shell in which MQTOOL_MANAGEMENT_URL names the broker's management API."""
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     return shell
 
 
 @pytest.fixture
 def ann(admin: Shell) -> Iterator[str]:
-    """A user, and a file `secret` with the password."""
+    """The name of a new user; the file `secret` contains the password."""
     name = f"ann-{uuid.uuid4().hex[:8]}"
     (admin.directory / "secret").write_text(f"{SECRET}\n")
     assert admin.run("mqtool", "user", "add", name, "--password-file", "secret").code == 0
@@ -43,9 +43,9 @@ def said(result: Result) -> tuple[int, str]:
 
 
 def test_queue_commands_declare_purge_and_delete_a_queue(admin: Shell, broker: TestBroker) -> None:
-    """If the queue exists, `queue declare` exits with 0 if its arguments are the same, and with 78 if they differ.
-    Without a terminal, `queue purge` and `queue delete` need --yes. If the queue does not exist, `queue delete` exits
-    with 69; with --if-exists, `queue purge` and `queue delete` exit with 0.
+    """If the queue exists, `queue declare` exits with 0 if its options ask for the queue's arguments, and with 78 if
+    they differ. Without a terminal, `queue purge` and `queue delete` exit with 2 unless --yes is given. If the queue
+    does not exist, `queue delete` exits with 69, or with 0 if --if-exists is given.
     """
     queue = ("mqtool", "queue")
     assert said(admin.run(*queue, "declare", "jobs", "--max-length", "9")) == (0, "declared queue 'jobs'")
@@ -119,9 +119,9 @@ def test_queue_declare_declares_the_same_queue_as_send(admin: Shell) -> None:
 @pytest.mark.parametrize("command", ["queue delete", "queue purge", "exchange delete"])
 @pytest.mark.sampled(1)
 def test_delete_and_purge_stop_at_a_missing_name_and_say_what_is_left(admin: Shell, command: str) -> None:
-    """`queue delete`, `queue purge` and `exchange delete` take several names. At the first name that does not exist,
-    the command stops. It exits with 3, prints how many queues or exchanges it has deleted or purged, and names the
-    rest. If the very first name does not exist, it exits with 69.
+    """`queue delete`, `queue purge` and `exchange delete` take several names, and stop at the first name that does not
+    exist. They exit with 3, print how many queues or exchanges were deleted or purged, and name the rest. If none was
+    deleted or purged, because the very first name does not exist, they exit with 69.
     """
     kind, verb = command.split()
     for name in ("one", "two"):
@@ -149,9 +149,10 @@ def test_queue_delete_if_empty_and_unused_keeps_a_classic_queue_with_messages(ad
 
 
 def test_queue_delete_if_empty_and_unused_asks_if_a_message_is_unacknowledged(admin: Shell, broker: TestBroker) -> None:
-    """RabbitMQ treats a queue as empty while a client holds its last message, and would delete this message as well.
-    Then `queue delete --if-empty --if-unused` asks before it deletes the queue. Without a terminal, it exits with 2,
-    and the client's message returns to the queue. With --yes, it deletes the queue.
+    """RabbitMQ treats a queue as empty while a client holds the queue's last message unacknowledged, and would delete
+    this message with the queue. `queue delete --if-empty --if-unused` therefore asks first. Without a terminal, it
+    exits with 2 and keeps the queue, and the message is requeued when the client disconnects. With --yes, it deletes
+    the queue.
     """
     delete = ("mqtool", "queue", "delete", "old", "--if-empty", "--if-unused")
     admin.run("mqtool", "send", "-q", "old", "--queue-type", "classic", "x")
@@ -174,7 +175,7 @@ def test_queue_delete_if_empty_and_unused_asks_if_a_message_is_unacknowledged(ad
 
 def test_queue_delete_if_empty_and_unused_asks_if_the_management_api_is_unavailable(shell: Shell) -> None:
     """Without the management API, mqtool cannot know whether messages are unacknowledged. `queue delete --if-empty
-    --if-unused` then asks before it deletes an empty queue. Without a terminal, it exits with 2.
+    --if-unused` then asks before it deletes an empty queue. Without a terminal, it exits with 2 unless --yes is given.
     """
     shell.run("mqtool", "queue", "declare", "old", "--queue-type", "classic")
     delete = ("mqtool", "queue", "delete", "old", "--if-empty", "--if-unused", "--management", "http://127.0.0.1:1")
@@ -187,10 +188,10 @@ def test_queue_delete_if_empty_and_unused_asks_if_the_management_api_is_unavaila
 
 
 def test_exchange_commands_create_and_delete_exchanges_and_bindings(admin: Shell, broker: TestBroker) -> None:
-    """`exchange bind` can bind an exchange to a topic exchange, and a queue to a headers exchange. A message reaches
-    the queue through both exchanges only if its routing key and one of its headers match the bindings. When `exchange
-    unbind` has removed a binding, no further message reaches the queue. Without a terminal, `exchange delete` needs
-    --yes. If the exchange does not exist, `exchange delete` exits with 69.
+    """`exchange bind` binds a headers exchange to a topic exchange, and a queue to the headers exchange. A message
+    published to the topic exchange reaches the queue only if its routing key and one of its headers match the bindings.
+    After `exchange unbind`, no further message reaches the queue. Without a terminal, `exchange delete` exits with 2
+    unless --yes is given. If the exchange does not exist, it exits with 69.
     """
     assert admin.run("mqtool", "exchange", "declare", "in", "topic").code == 0
     assert admin.run("mqtool", "exchange", "declare", "in", "fanout").code == 78
@@ -223,8 +224,8 @@ def test_exchange_commands_create_and_delete_exchanges_and_bindings(admin: Shell
 
 
 def test_a_user_can_do_only_what_the_permission_patterns_allow(admin: Shell, ann: str) -> None:
-    """After `permission set`, a user can configure, write to and read from queues and exchanges whose names match the
-    patterns. A command that needs any other permission exits with 77.
+    """After `permission set`, a user can configure, write to and read from the queues and exchanges whose names match
+    the given patterns. A command for which the user lacks a permission exits with 77.
     """
 
     def as_ann(*words: str) -> int:
@@ -299,8 +300,9 @@ def test_user_tags_without_a_tag_shows_the_tags(admin: Shell, ann: str) -> None:
 
 
 def test_user_tags_ignores_spaces_around_tags(admin: Shell, ann: str) -> None:
-    """Tags can also be one argument, separated by commas. As in RabbitMQ, spaces beside the commas are not part of a
-    tag: setting ' administrator' does not count as losing the tag administrator.
+    """`user tags` also accepts the tags as one argument, separated by commas. As in RabbitMQ, spaces beside the commas
+    are not part of a tag. If administrators set their own tags to `foo , administrator ,`, they stay administrators,
+    and the command does not ask for a confirmation.
     """
     tags = ("mqtool", "user", "tags", ann)
     shown = f"user {ann!r} has the tags foo, administrator"
@@ -313,8 +315,8 @@ def test_user_tags_ignores_spaces_around_tags(admin: Shell, ann: str) -> None:
 @pytest.mark.parametrize("new", ["management", "--none"])
 @pytest.mark.once_on_rabbitmq
 def test_user_tags_asks_before_you_lose_your_own_tag_administrator(admin: Shell, ann: str, new: str) -> None:
-    """Without the tag administrator, you could not give yourself the tag again. Without a terminal, `user tags` needs
-    --yes to remove it from the user that you are logged in as.
+    """If users remove the tag administrator from themselves, they cannot restore it. `user tags` therefore asks before
+    it does so. Without a terminal, it exits with 2 and keeps the tag unless --yes is given.
     """
     assert said(admin.run("mqtool", "user", "tags", ann, "administrator")) == (
         0,
@@ -331,9 +333,9 @@ def test_user_tags_asks_before_you_lose_your_own_tag_administrator(admin: Shell,
 
 @on_any_broker
 def test_invalid_user_and_permission_commands_are_usage_errors(admin: Shell, ann: str) -> None:
-    """`user add` exits with 2 if the password is missing or empty, or if the user's name cannot be used, such as `..`.
-    `permission set` exits with 2 if no permission is given, or if a pattern is not a valid regular expression. The
-    error says what is wrong.
+    """`user add` exits with 2 if the password is missing or empty, or if the management API cannot accept the user's
+    name, such as `..`. `permission set` exits with 2 if no permission is given, or if a pattern is not a valid regular
+    expression. The error says what is wrong.
     """
     (admin.directory / "empty").write_text("\n")
     for words, sentence in {
@@ -350,7 +352,9 @@ def test_invalid_user_and_permission_commands_are_usage_errors(admin: Shell, ann
 
 
 def test_the_hint_for_a_refusal_says_what_an_administrator_can_do(admin: Shell, broker: TestBroker, ann: str) -> None:
-    """If a user lacks a permission or a tag, the hint is the command with which an administrator can grant it."""
+    """If the user lacks a permission or a tag, the command exits with 77, and the hint says how an administrator can
+    grant it.
+    """
     as_ann = ("--user", ann, "--password-file", "secret")
     assert admin.run("mqtool", "permission", "set", ann, "--configure", "^mine$").code == 0
     refused = admin.run("mqtool", "queue", "declare", "jobs", *as_ann)
@@ -394,7 +398,7 @@ def test_user_password_on_a_terminal_asks_twice_for_the_password(admin: Shell, a
 def test_messages_can_be_sent_to_a_virtual_host_until_it_is_deleted(admin: Shell, broker: TestBroker) -> None:
     """Messages can be sent to a virtual host after `vhost add`. After `vhost delete`, `send` exits with 69, as does
     another `vhost delete`. `vhost add` exits with 1 if the virtual host exists. Without a terminal, `vhost delete`
-    needs --yes.
+    exits with 2 unless --yes is given.
     """
     name = f"stage-{uuid.uuid4().hex[:8]}"
     vhost = ("mqtool", "vhost")
@@ -412,8 +416,9 @@ def test_messages_can_be_sent_to_a_virtual_host_until_it_is_deleted(admin: Shell
 
 
 def test_plugins_of_the_embedded_broker_cannot_be_disabled(lonely_shell: Shell) -> None:
-    """The plugins of the embedded broker are fixed: `plugin disable` exits with 2, and so does `plugin enable` for a
-    plugin that this broker does not have. If no broker was started with `broker up`, `plugin enable` exits with 69.
+    """The embedded broker always has the same plugins. `plugin disable` therefore exits with 2, and so does `plugin
+    enable` for a plugin that this broker does not have. If no broker was started with `broker up`, `plugin enable`
+    exits with 69.
     """
     lonely_shell.environment["XDG_STATE_HOME"] = str(lonely_shell.directory)
     assert lonely_shell.run("mqtool", "plugin", "enable", "rabbitmq_shovel").code == 69

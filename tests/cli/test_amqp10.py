@@ -23,7 +23,7 @@ OVER_1_0 = ("--protocol", "amqp1.0")
 
 @pytest.fixture(scope="module")
 def embedded() -> Iterator[TestBroker]:
-    """The embedded broker like RabbitMQ 4.3, in place of the suite's."""
+    """An embedded broker that behaves like RabbitMQ 4.3, used instead of the one that all tests share."""
     with EmbeddedBroker(like="4.3", management_port=0) as broker:
         yield TestBroker("embedded", broker.url.removesuffix("/%2F"), str(broker.management_url))
 
@@ -85,10 +85,10 @@ PRINTS = 'echo "$MQ_EXCHANGE $MQ_ROUTING_KEY $MQ_HEADER_TENANT $MQ_MESSAGE_ID"; 
 
 
 @pytest.mark.parametrize("protocol", ["amqp0.9.1", "amqp1.0"])
-def test_a_header_with_the_name_of_a_brokers_annotation_does_not_hide_the_message(shell: Shell, protocol: str) -> None:
-    """In the annotation x-opt-deaths, RabbitMQ lists the queues that have dead-lettered a message. If a publisher sets
-    a header of this name to a number, the program of `worker` over AMQP 1.0 still gets the message's body, exchange,
-    routing key and properties, and so does the dead-letter queue.
+def test_a_forged_x_opt_deaths_header_hides_nothing_from_the_program_of_worker(shell: Shell, protocol: str) -> None:
+    """RabbitMQ's annotation x-opt-deaths lists the queues that have dead-lettered a message. If a publisher sets a
+    header of this name to a number, the program that `worker` runs over AMQP 1.0 still gets the message's body,
+    exchange, routing key and properties. If the program fails, the dead letter keeps them, too.
     """
     shell.run("mqtool", "exchange", "declare", "orders", "topic")
     shell.run("mqtool", "queue", "declare", "all")
@@ -104,8 +104,8 @@ def test_a_header_with_the_name_of_a_brokers_annotation_does_not_hide_the_messag
 
 
 def test_a_publisher_cannot_forge_the_exchange_and_the_routing_key(shell: Shell, broker: TestBroker) -> None:
-    """If a publisher writes the annotations x-exchange and x-routing-key, each of them twice, `receive` over AMQP 1.0
-    prints the exchange and routing key with which the broker routed the message.
+    """If a publisher adds false annotations x-exchange and x-routing-key to a message, even twice each, `receive` over
+    AMQP 1.0 prints the exchange and the routing key with which the broker routed the message.
     """
     shell.run("mqtool", "exchange", "declare", "orders", "topic")
     shell.run("mqtool", "queue", "declare", "all")
@@ -129,11 +129,11 @@ def _published(broker: TestBroker, queue: str, properties: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize("retries", ["0", "1"])
-def test_an_application_property_does_not_bring_a_failed_message_into_another_queue(
+def test_worker_publishes_no_copy_to_a_queue_named_in_an_application_property_x_cc(
     shell: Shell, broker: TestBroker, retries: str
 ) -> None:
-    """A publisher writes the name of a queue into an application property that is named like the annotation x-cc. When
-    `worker` over AMQP 1.0 retries or dead-letters the message, it does not get into this queue.
+    """A message's annotation x-cc lists further routing keys. If a publisher instead names a queue in an application
+    property called x-cc, this queue gets no copy of the message when `worker` over AMQP 1.0 retries or dead-letters it.
     """
     shell.run("mqtool", "queue", "declare", "jobs")
     shell.run("mqtool", "queue", "declare", "secret")
@@ -144,11 +144,9 @@ def test_an_application_property_does_not_bring_a_failed_message_into_another_qu
     assert (depth(broker, "jobs"), depth(broker, "jobs.dlq"), depth(broker, "secret")) == (0, 1, 0)
 
 
-def test_a_list_in_an_application_property_does_not_cost_a_message_its_retries(
-    shell: Shell, broker: TestBroker
-) -> None:
-    """A publisher writes a list, which AMQP 1.0 does not allow, into an application property. `worker` over AMQP 1.0
-    retries the message like any other, and its other headers are kept.
+def test_worker_retries_a_message_with_a_list_in_an_application_property(shell: Shell, broker: TestBroker) -> None:
+    """AMQP 1.0 does not allow a list in an application property. If a publisher sends one nevertheless, `worker` over
+    AMQP 1.0 retries the message like any other, and the program gets the message's other headers again.
     """
     shell.run("mqtool", "queue", "declare", "jobs")
     _published(broker, "jobs", {"odd": ["a"], "tenant": "acme"})
@@ -195,10 +193,8 @@ def test_receive_consumes_only_the_messages_that_it_prints(shell: Shell, broker:
         assert not any("x-delivery-count" in (json.loads(line)["headers"] or {}) for line in rest)
 
 
-def test_carbon_copies_must_be_a_list_of_routing_keys(shell: Shell) -> None:
-    """If the header CC is not a list of texts, `send` over AMQP 1.0 says so and exits with 65, as over AMQP
-    0-9-1. RabbitMQ would release the message, as if its queue did not exist.
-    """
+def test_send_refuses_a_cc_header_that_is_not_a_list_of_routing_keys(shell: Shell) -> None:
+    """If the header CC is not a list of strings, `send` over AMQP 1.0 says so and exits with 65, as over AMQP 0-9-1."""
     for value in ("CC=copy", "CC:=[1]"):
         sent = shell.run("mqtool", "send", "-q", "q", "-H", value, "Hello")
         assert (sent.code, sent.stderr) == (
@@ -231,7 +227,7 @@ def test_send_reports_rejected_and_released_messages(shell: Shell) -> None:
     assert '"routing_key":"full"' in (shell.directory / "failed").read_text()
 
 
-def test_a_text_that_is_not_utf_8_is_refused_over_amqp_1_0(shell: Shell) -> None:
+def test_send_json_refuses_a_property_that_is_not_utf_8_over_amqp_1_0(shell: Shell) -> None:
     """Over AMQP 1.0, if a line of input has a property that is not valid UTF-8, `send --json` says so, exits with 65,
     and sends only the messages before this line.
     """
@@ -244,9 +240,9 @@ def test_a_text_that_is_not_utf_8_is_refused_over_amqp_1_0(shell: Shell) -> None
     assert shell.run("mqtool", "receive", "-q", "q", "--idle-timeout", IDLE, "--raw").stdout == "1\n"
 
 
-def test_failed_to_keeps_a_delayed_message_over_amqp10(shell: Shell) -> None:
-    """Over AMQP 1.0, if a line of input has a delay, `send --json --failed-to FILE` writes this line and all later ones
-    to FILE.
+def test_failed_to_keeps_a_message_that_cannot_be_delayed_over_amqp_1_0(shell: Shell) -> None:
+    """Over AMQP 1.0, mqtool cannot delay messages. If the input of `send --json --failed-to FILE` contains a line with
+    a delay, the command sends the lines before it, writes this line and all later ones to FILE, and exits with 2.
     """
     lines = "".join(json.dumps(line) + "\n" for line in ({"body": "1"}, {"body": "2", "delay": "1m"}, {"body": "3"}))
     sent = shell.run("mqtool", "send", "-q", "q", "--json", "--failed-to", "failed", stdin=lines)
@@ -301,8 +297,8 @@ def test_send_json_over_amqp_1_0_stops_at_a_message_with_a_delay(shell: Shell) -
 @pytest.mark.parametrize("kind", ["direct", "topic"])
 @pytest.mark.sampled(1)
 def test_receive_log_gets_only_logs_with_the_given_routing_key(shell: Shell, kind: str) -> None:
-    """Over AMQP 1.0, `receive-log KEY` prints the messages that were published with this routing key to a direct or a
-    topic exchange, and no messages that were published before them or between them with other keys.
+    """Over AMQP 1.0, `receive-log KEY` prints the messages that were published to a direct or a topic exchange with
+    this routing key, and no messages with other routing keys.
     """
     receiver = shell.start("mqtool", "receive-log", kind, "error", "-c", "2").wait_until_ready()
     for key, text in (("info", "no"), ("error", "one"), ("error.disk", "no"), ("error", "two")):
@@ -311,8 +307,8 @@ def test_receive_log_gets_only_logs_with_the_given_routing_key(shell: Shell, kin
 
 
 def test_receive_log_gets_logs_from_fanout_and_headers_exchanges(shell: Shell) -> None:
-    """Over AMQP 1.0, `receive-log` gets every message from a fanout exchange, but from a headers exchange only the
-    messages with the headers that are given on the command line.
+    """Over AMQP 1.0, `receive-log` prints every message that was published to a fanout exchange. Of the messages that
+    were published to a headers exchange, it prints only those with the headers given on the command line.
     """
     everything = shell.start("mqtool", "receive-log", "fanout", "-c", "1", "--raw").wait_until_ready()
     pdf = shell.start("mqtool", "receive-log", "headers", "format=pdf", "-c", "1", "--raw").wait_until_ready()
@@ -322,8 +318,10 @@ def test_receive_log_gets_logs_from_fanout_and_headers_exchanges(shell: Shell) -
     assert (everything.wait().stdout, pdf.wait().stdout) == ("to all\n", "yes\n")
 
 
-def test_a_worker_handles_the_tasks_of_new_task(shell: Shell) -> None:
-    """Over AMQP 1.0, `worker -c 2` handles the two tasks that `new-task` sent, then exits with 0."""
+def test_worker_receives_the_tasks_that_new_task_sent(shell: Shell) -> None:
+    """Over AMQP 1.0, `worker -c 2` prints the two tasks that `new-task` sent, reports each as done, and then exits with
+    0.
+    """
     worker = shell.start("mqtool", "worker", "-c", "2").wait_until_ready()
     assert shell.run("mqtool", "new-task", "-l", stdin="a\nb\n").code == 0
     done = worker.wait()
@@ -360,8 +358,8 @@ def test_rpc_client_and_server_may_use_different_protocols(
 
 
 def test_rpc_server_drops_replies_to_exchanges(shell: Shell) -> None:
-    """If a request's reply-to is the address of an exchange, `rpc-server` drops the reply with a notice, and accepts
-    the request. It goes on with the next request, also if its user may not publish to the exchange.
+    """If a request's reply-to is the address of an exchange, `rpc-server` over AMQP 1.0 sends no reply, prints a
+    notice, and accepts the request. It then answers the next request.
     """
     server = shell.start("mqtool", "rpc-server", "-c", "2").wait_until_ready()
     properties = {"reply_to": "/exchanges/amq.rabbitmq.trace/x", "correlation_id": "1"}
@@ -381,8 +379,8 @@ def test_rpc_server_says_which_replies_are_lost_over_amqp_1_0(shell: Shell, brok
 
 
 def test_rpc_client_times_out_while_an_amqp_1_0_connection_is_lost(shell: Shell, broker: TestBroker) -> None:
-    """If an AMQP 1.0 connection is lost after the first of two replies, and cannot be reopened, `rpc-client --timeout`
-    prints this reply, and exits with 124 when the time is up.
+    """If an AMQP 1.0 connection is lost after the first of two replies, and `rpc-client` cannot reconnect, the command
+    prints this reply, and exits with 124 when the time given with --timeout is up.
     """
     program = 'read -r x; [ "$x" = one ] || exec sleep 1000; echo "$x"'
     shell.start("mqtool", "rpc-server", "--shell", "--exec", program).wait_until_ready()
@@ -501,8 +499,8 @@ def test_sender_and_receiver_resume_after_a_lost_connection(shell: Shell, broker
 def test_receive_log_says_over_amqp_1_0_that_messages_of_its_temporary_queue_are_lost(
     shell: Shell, broker: TestBroker, proxy: Proxy
 ) -> None:
-    """After a reconnection over AMQP 1.0, `receive-log` says that messages in its temporary queue are lost. With
-    --queue, it says nothing of the kind, because no messages are lost.
+    """When `receive-log` reconnects over AMQP 1.0, it says that its temporary queue was deleted with the connection.
+    With --queue, it does not say so, because a named queue is kept.
     """
     temporary, kept = (
         shell.start("mqtool", "receive-log", "fanout", "--raw", *queue, "-u", through(proxy, broker)).wait_until_ready()
@@ -518,8 +516,8 @@ def test_receive_log_says_over_amqp_1_0_that_messages_of_its_temporary_queue_are
 
 
 def test_no_confirmed_message_is_lost_when_send_and_receive_are_killed(shell: Shell) -> None:
-    """Over AMQP 1.0, first `send -v` and then `receive` is killed with kill -9. Every message that `send -v` has
-    reported as sent has been printed by `receive` or is still in the queue.
+    """If first `send -v` and then `receive` is killed with kill -9 over AMQP 1.0, every message that `send -v` has
+    reported as sent was printed by `receive` or is still in the queue.
     """
     sender = shell.start("mqtool", "send", "-l", "-v", stdin=PIPE)
     sender.write(b"".join(b"%d\n" % number for number in range(3000)))
@@ -537,8 +535,9 @@ def test_no_confirmed_message_is_lost_when_send_and_receive_are_killed(shell: Sh
 
 
 def test_a_context_selects_the_protocol(shell: Shell, broker: TestBroker) -> None:
-    """Commands that use a context added with `context add --protocol amqp1.0` use AMQP 1.0, unless --protocol names
-    another protocol. MQTOOL_PROTOCOL does not change that. It applies to contexts that name no protocol.
+    """A command that uses a context added with `context add --protocol amqp1.0` uses AMQP 1.0, even if MQTOOL_PROTOCOL
+    names another protocol. The option --protocol overrides both. MQTOOL_PROTOCOL applies to contexts that name no
+    protocol.
     """
     shell.environment["MQTOOL_PROTOCOL"] = "amqp0.9.1"
     shell.environment.pop("MQTOOL_URL")
@@ -585,9 +584,9 @@ def test_plain_scripts_exchange_messages_with_mqtool_commands(shell: Shell, brok
 def test_headers_too_large_for_amqp_0_9_1_do_not_keep_delayed_relay_from_delaying_others(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """An AMQP 1.0 publisher can send headers that `delayed relay` cannot publish over AMQP 0-9-1. If more such messages
-    arrive than the relay takes at a time, all of them get into the dead-letter queue that its warnings name, and the
-    relay delays the messages of others.
+    """An AMQP 1.0 publisher can send headers that are too large for `delayed relay`, which uses AMQP 0-9-1. If the
+    relay gets 201 such messages, one more than it takes at a time, it warns about them, and dead-letters all of them.
+    It still delays other messages.
     """
     del shell.environment["MQTOOL_PROTOCOL"]
     relay = shell.start("mqtool", "delayed", "relay", "tasks", ready=True).wait_until_ready()

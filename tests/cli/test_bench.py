@@ -53,9 +53,9 @@ def _result(shell: Shell, *options: str, code: int = 0) -> dict[str, Any]:
 @pytest.mark.sampled(1)
 def test_the_totals_of_bench_agree_with_the_management_api(shell: Shell, broker: TestBroker, queue_type: str) -> None:
     """`bench` reports that each message was published, confirmed and received once, and deletes its queue afterwards.
-    Except for the stream protocol, the management API reports the same totals of published, delivered and acknowledged
-    messages, and on RabbitMQ of confirmed ones. RabbitMQ may count none of them, because `bench` was connected only
-    briefly.
+    The management API counts the same totals of published, delivered and acknowledged messages. It does not count
+    messages of the stream protocol. Since `bench` is connected only briefly, RabbitMQ's statistics may show 0 for all
+    of them.
     """
     options = ("--protocol", "stream") if queue_type.endswith("protocol") else ("--queue-type", queue_type)
     found = _result(shell, "-c", "500", "--publishers", "2", *options)
@@ -307,8 +307,8 @@ def test_bench_with_rpc_delay_ack_or_churn_reports_everything_as_confirmed(
 
 @pytest.mark.parametrize("kind", ["file", "link", "dangling link"])
 def test_bench_refuses_to_draw_charts_into_an_existing_file(shell: Shell, kind: str) -> None:
-    """If the file of `bench --plot` exists, or is a symbolic link, `bench` exits with 2 before the run, and the file is
-    unchanged.
+    """If the file given with `bench --plot` exists or is a symbolic link, even one to a missing file, `bench` exits
+    with 2 before it sends any message, and changes no file.
     """
     thesis, chart = shell.directory / "thesis", shell.directory / "chart.svg"
     if kind != "dangling link":
@@ -324,8 +324,8 @@ def test_bench_refuses_to_draw_charts_into_an_existing_file(shell: Shell, kind: 
         assert chart.read_text() == "important"
 
 
-def test_bench_keeps_a_file_that_somebody_creates_during_the_run(shell: Shell) -> None:
-    """If the file of `bench --plot` is created by another program during the run, `bench` prints its results, exits
+def test_bench_keeps_a_file_that_another_program_creates_during_the_run(shell: Shell) -> None:
+    """If another program creates the file given with `bench --plot` during the run, `bench` prints its results, exits
     with 1, and leaves the file unchanged.
     """
     load = ("--duration", "1s", "--rate", "50", "--at", "0s", "echo important > chart.svg")
@@ -339,8 +339,9 @@ def test_bench_keeps_a_file_that_somebody_creates_during_the_run(shell: Shell) -
 @on_any_broker
 @large
 def test_bench_vary_and_bench_compare_report_several_runs(shell: Shell, broker: TestBroker) -> None:
-    """`bench --vary size=50,1KiB` measures with each of these values and prints a row for each. `bench compare classic
-    quorum` compares the two queue types, and `bench compare FILE1 FILE2` compares the results in two files.
+    """`bench --vary size=50,1KiB` runs once with each of these sizes, and prints a row for each run. `bench compare
+    classic quorum` compares runs with the two queue types, and `bench compare FILE1 FILE2` compares the results in two
+    files.
     """
     varied = shell.run(*BENCH, "--vary", "size=50,1KiB", "-c", "100", "--csv")
     assert (varied.code, len(varied.stdout.splitlines())) == (0, 3), varied.stderr
@@ -393,8 +394,8 @@ def test_an_invalid_bench_command_is_a_usage_error(tester: Shell, words: list[st
 
 
 def test_a_bench_run_that_cannot_start_leaves_no_stream_behind(tester: Shell, own: EmbeddedBroker) -> None:
-    """If the port given with --stream-port does not speak the stream protocol, `bench --protocol stream` exits with 69
-    and leaves no stream behind.
+    """If the server at the port given with --stream-port does not speak the stream protocol, `bench --protocol stream`
+    exits with 69 and leaves no stream behind.
     """
     done = tester.run(*BENCH, "--protocol", "stream", "--stream-port", str(own.port))
     assert (done.code, "does not speak RabbitMQ's stream protocol" in done.stderr) == (69, True), done.stderr
@@ -495,8 +496,8 @@ def test_bench_prints_the_result_so_far_after_ctrl_c(tester: Shell, own: Embedde
 def test_a_killed_bench_run_leaves_no_queue_or_exchange_behind(
     tester: Shell, own: EmbeddedBroker, options: str, numbers: Sequence[int]
 ) -> None:
-    """If `bench` is killed with SIGKILL, or gets a second signal while it stops, one of its client processes soon
-    deletes the queues and exchanges of the run.
+    """If `bench` is killed with SIGKILL, or gets a second signal while it stops, one of the client processes that it
+    has started soon deletes the queues and exchanges of the run.
     """
 
     def declared() -> str:

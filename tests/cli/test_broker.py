@@ -134,8 +134,9 @@ def test_broker_up_listen_creates_a_user_with_a_generated_password(home: Shell, 
 def test_a_broker_started_with_a_client_ca_refuses_clients_without_a_certificate(
     home: Shell, amqp_tls: Authority, at_port: str
 ) -> None:
-    """`broker up --tls-cert --tls-key` starts a broker with a TLS address, which it shows, as `broker status` does. If
-    --tls-client-ca is also given, the broker refuses a client without a certificate.
+    """`broker up --tls-cert --tls-key` starts a broker that also accepts TLS, and prints the TLS address. `broker
+    status` prints this address, too. If --tls-client-ca is also given, `send` without a client certificate exits with
+    69.
     """
     up = ("mqtool", "broker", "up", "--kind=embedded", "--in-memory", "--name=mine", at_port)
     files = ("--tls-cert", str(amqp_tls.cert), "--tls-key", str(amqp_tls.key), "--tls-client-ca", str(amqp_tls.ca))
@@ -176,9 +177,10 @@ def test_broker_up_refuses_options_that_the_running_broker_was_not_started_with(
     assert home.run("mqtool", "broker", "up", "--listen", "here").code == 2
 
 
-def test_broker_up_names_the_stopped_broker_whose_queues_are_kept(home: Shell, embedded: TestBroker) -> None:
-    """If the user's own broker was killed, and another broker answers at the URL that commands use, `broker up` says
-    that it uses the other one, and how to start the killed one again with its queues.
+def test_broker_up_names_the_killed_broker_whose_queues_are_kept(home: Shell, embedded: TestBroker) -> None:
+    """If the broker that `broker up` started was killed, and another broker answers at the URL that commands use,
+    `broker up` says that it uses the other broker, that the queues of the killed one are kept, and how to start the
+    killed one again.
     """
     home.run("mqtool", "broker", "up", "--kind", "embedded", f"--port={free_port()}")
     status = home.run("mqtool", "broker", "status").stdout
@@ -223,8 +225,9 @@ def test_brokers_are_listed_and_removed(home: Shell) -> None:
 
 @pytest.mark.parametrize("how", ["broker up", "broker up, stopped", "broker serve", "a private node"])
 def test_broker_rm_purge_keeps_messages_that_another_broker_uses(home: Shell, how: str) -> None:
-    """If another broker uses the data directory of a stopped broker, or one inside it, `broker rm --purge` says so,
-    exits with 2 and deletes nothing. Once the other broker has been removed, it deletes the messages.
+    """If another broker uses the data directory of a stopped broker, or one inside it, `broker rm --purge` for the
+    stopped broker says so, exits with 2 and deletes nothing. Once the other broker has ended or been removed, the
+    command deletes the messages.
     """
     kind = BrokerKind.NODE if how == "a private node" else BrokerKind.EMBEDDED
     own_broker(kind)
@@ -266,7 +269,7 @@ def test_broker_rm_purge_keeps_messages_that_another_broker_uses(home: Shell, ho
 
 
 def test_broker_rm_purge_does_not_need_the_records_of_other_brokers(home: Shell) -> None:
-    """If another broker's record cannot be read, `broker rm --purge` still removes the broker that it names."""
+    """If mqtool's record of one broker cannot be read, `broker rm --purge` can still remove another broker."""
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--port", str(free_port()), "--name", "mine")
     home.run("mqtool", "broker", "down", "--name", "mine")
     brokers = home.directory / "state" / "mqtool" / "brokers"
@@ -284,8 +287,8 @@ WITH_NAME = ("up", "down", "status", "rm", "rm --purge --yes", "logs", "env", "r
 @pytest.mark.parametrize("command", [*(f"broker {each}" for each in WITH_NAME), "plugin enable rabbitmq_shovel"])
 @pytest.mark.sampled(3)
 def test_commands_refuse_broker_names_that_are_paths(home: Shell, command: str) -> None:
-    """If --name is empty or contains anything but letters, digits, - and _, such as a path, all commands that take it
-    exit with 2. They create nothing, and do not change files where the name leads.
+    """If --name is empty or contains anything but letters, digits, - and _, such as the path `../../x`, every command
+    that has this option exits with 2. The commands create no files, and change none at the path.
     """
     precious = home.directory / "state" / "mqtool" / "brokers" / ".." / ".." / "precious"
     precious.resolve().mkdir(parents=True)
@@ -301,8 +304,8 @@ def test_commands_refuse_broker_names_that_are_paths(home: Shell, command: str) 
 
 
 def test_a_state_file_that_cannot_be_read_is_named(home: Shell) -> None:
-    """If the file that contains a broker's address cannot be read, `broker ls` names the file once and says why,
-    without the number of the system's error.
+    """If the file in which mqtool keeps a broker's address cannot be read, `broker ls` exits with 1. The error names
+    the file once and gives the reason in words, without the system's error number.
     """
     file = home.directory / "state" / "mqtool" / "brokers" / "default" / "broker.json"
     file.mkdir(parents=True)
@@ -381,7 +384,9 @@ def test_no_broker_is_left_if_broker_up_foreground_is_killed_while_it_starts(
 
 @pytest.mark.parametrize("is_saved", [False, True])
 def test_broker_down_finds_a_broker_whose_broker_up_was_killed(home: Shell, at_port: str, *, is_saved: bool) -> None:
-    """If `broker up` is killed while the broker starts, the broker ends, or `broker ls` and `broker down` find it."""
+    """If `broker up` is killed while the broker starts, either the broker ends as well, or `broker ls` lists it and
+    `broker down` stops it.
+    """
     up = home.start("mqtool", "broker", "up", "--kind", "embedded", at_port)
     wait_until(lambda: children_of(up.process.pid), "the broker's process")
     [broker] = children_of(up.process.pid)
@@ -399,8 +404,8 @@ def test_broker_down_finds_a_broker_whose_broker_up_was_killed(home: Shell, at_p
 
 
 def test_broker_ls_does_not_show_a_broker_that_did_not_start(home: Shell, at_port: str) -> None:
-    """If the broker does not start, for example because its data cannot be read, `broker up` exits with an error, and
-    `broker ls` shows what it showed before: nothing, or an earlier broker that was killed.
+    """If the broker does not start, for example because its data cannot be read, `broker up` exits with an error.
+    `broker ls` shows the same as before: nothing, or an earlier broker that was killed.
     """
     (home.directory / "data").write_text("a file, not a directory")
     up = ("mqtool", "broker", "up", "--kind", "embedded", at_port)
@@ -485,12 +490,12 @@ def test_a_second_broker_restart_down_or_rm_waits_for_the_first(
 
 
 @pytest.mark.parametrize("command", ["up --kind embedded --in-memory", "restart"])
-def test_ports_are_not_reserved_any_longer_once_another_command_can_restart_the_broker(
+def test_broker_up_and_restart_release_the_reserved_ports_even_if_they_cannot_end(
     home: Shell, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As soon as `broker up` or `broker restart` lets another command restart the broker, it stops reserving the
-    broker's ports, even if it has not ended yet (here: nobody reads its output). If it kept them, the next `broker
-    restart` could not reserve them, and a new broker could take them while this one is down.
+    """`broker up` and `broker restart` reserve the broker's ports while they start it, and release them once it is up,
+    even if they cannot end yet because nobody reads their output. Otherwise, the next `broker restart` could not
+    reserve the ports, and another broker could take them during this restart.
     """
     if command == "restart":
         home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory")
@@ -511,9 +516,9 @@ def test_ports_are_not_reserved_any_longer_once_another_command_can_restart_the_
     os.close(full)
 
 
-def test_the_hint_for_an_unknown_broker_keeps_its_name(home: Shell) -> None:
-    """If no broker with the name was started, `broker status`, `env`, `logs` and `restart` exit with 69 and say how to
-    start one with this name. The hint of `broker rm` is how to list the brokers.
+def test_broker_commands_say_how_to_start_a_broker_that_does_not_exist(home: Shell) -> None:
+    """If no broker was started with the name given with --name, `broker status`, `env`, `logs`, `restart` and `rm` exit
+    with 69. The hint is how to start a broker with this name or, for `broker rm`, how to list the brokers.
     """
     for command in ("status", "env", "logs", "restart", "rm"):
         missing = home.run("mqtool", "broker", command, "--name", "mine")
@@ -526,7 +531,7 @@ def test_the_hint_for_an_unknown_broker_keeps_its_name(home: Shell) -> None:
 
 def test_broker_up_does_not_take_a_port_of_a_broker_that_is_being_restarted(home: Shell) -> None:
     """If `broker up` runs during a `broker restart`, it does not choose a port of the broker that is being restarted,
-    although nothing listens there for a moment.
+    although for a moment no process listens at this port.
     """
     port = free_port()
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--name", "mine", f"--port={port}")
@@ -643,8 +648,9 @@ def test_broker_up_with_tls_needs_the_port_below_each_plain_port(
 
 @pytest.mark.parametrize("command", ["up --kind=embedded --in-memory", "serve"])
 def test_broker_up_and_serve_refuse_ports_that_are_too_close(home: Shell, amqp_tls: Authority, command: str) -> None:
-    """If two options of `broker up` or `broker serve` need the same port, which may be the one for TLS, the command
-    exits with 2 and names the options and the port.
+    """If two port options of `broker up` or `broker serve` need the same port, the command exits with 2 and names the
+    options and the port. With TLS, each option also needs the port below the given one, so neighbouring ports are
+    refused as well.
     """
     port = free_port()
     start = ("mqtool", "broker", *command.split(), f"--port={port}")
@@ -659,10 +665,13 @@ def test_broker_up_and_serve_refuse_ports_that_are_too_close(home: Shell, amqp_t
     ]
 
 
-def test_broker_up_refuses_a_port_that_the_chosen_one_needs_for_tls(
+def test_broker_up_refuses_a_tls_port_that_is_the_default_port_of_the_management_api(
     home: Shell, amqp_tls: Authority, at_port: str
 ) -> None:
-    """If an option names the port that a port chosen by `broker up` needs for TLS, the command exits with 2."""
+    """With TLS, each port option also needs the port below the given one. If the port below --stream-port is the
+    default port of the management API, `broker up` exits with 2, and says that --management-port and --stream-port both
+    need this port.
+    """
     port = int(at_port.partition("=")[2])
     up = ("mqtool", "broker", "up", "--kind=embedded", "--in-memory", at_port)
     files = (f"--tls-cert={amqp_tls.cert}", f"--tls-key={amqp_tls.key}")
@@ -683,9 +692,9 @@ def test_broker_up_starts_no_broker_if_mqtool_url_names_another(home: Shell) -> 
 
 
 def test_modules_in_the_current_directory_are_not_run(home: Shell, at_port: str) -> None:
-    """Commands that start further processes of mqtool, such as `broker up` and `bench`, do not import a file json.py in
-    the current directory instead of Python's own module. In a directory such as /tmp, other users could have written
-    this file.
+    """If the current directory contains a file json.py, commands that start further processes of mqtool, such as
+    `broker up` and `bench`, import Python's own module instead. In a directory such as /tmp, another user could have
+    written the file.
     """
     (home.directory / "json.py").write_text("open('was-run', 'w').close()\nraise SystemExit(1)\n")
     up = home.run("mqtool", "broker", "up", "--kind", "embedded", at_port)
@@ -695,8 +704,9 @@ def test_modules_in_the_current_directory_are_not_run(home: Shell, at_port: str)
 
 
 def test_broker_env_names_a_management_api_that_is_not_at_its_usual_port(home: Shell) -> None:
-    """`broker env` exports MQTOOL_MANAGEMENT_URL if the management API is not at the AMQP port + 10000, where commands
-    look for it. With --remote, it does not, because the API accepts no connections from other machines.
+    """Commands look for the management API at the AMQP port + 10000. If the broker's API is at another port, `broker
+    env` exports MQTOOL_MANAGEMENT_URL. With --remote, it does not, because the API accepts no connections from other
+    machines.
     """
     port, api = free_port(), free_port()
     up = ("mqtool", "broker", "up", "--kind=embedded", "--name=mine", "--listen=127.0.0.2", f"--port={port}")

@@ -239,9 +239,9 @@ def test_dlq_redrive_leaves_a_message_that_another_exchange_routed_to_the_dead_l
 
 
 def test_a_dead_letter_whose_headers_fill_a_frame_does_not_stop_dlq_redrive(shell: Shell, broker: TestBroker) -> None:
-    """`dlq redrive` adds a header to each dead letter. If the headers of a dead letter fill a frame, so that nothing
-    can be added, the command leaves this dead letter in its queue and reports the reason. It moves the other dead
-    letters back and exits with 3.
+    """`dlq redrive` adds a header to each dead letter. If the headers of a dead letter already fill a whole frame,
+    which is the most that AMQP 0-9-1 allows, the command leaves this dead letter in its queue and gives the reason. It
+    moves the other dead letters back and exits with 3.
     """
     for queue in ("orders", "orders.dlq"):
         declare(broker, queue)
@@ -257,10 +257,9 @@ def test_a_dead_letter_whose_headers_fill_a_frame_does_not_stop_dlq_redrive(shel
 def test_a_delayed_message_whose_headers_fill_a_frame_does_not_stop_delayed_now(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If a message's headers claim a false exchange, `delayed now` has to add headers with the true exchange and
-    routing key before it publishes the message. If the message's headers fill a frame, so that nothing can be added,
-    the command leaves the message in its wait queue and reports the reason. It delivers the other messages and exits
-    with 3.
+    """If a message's headers claim a false exchange, `delayed now` adds headers with the true exchange and routing key.
+    If the message's headers already fill a whole frame, which is the most that AMQP 0-9-1 allows, the command leaves
+    the message in its wait queue and gives the reason. It delivers the other messages and exits with 3.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     waits = {"x_message_ttl": 300_000, "x_expires": 300_000 + GRACE, "x_dead_letter_exchange": ""}
@@ -292,9 +291,10 @@ def is_governed(broker: TestBroker, queue: str) -> bool:
 def test_dlq_redrive_checks_that_the_queue_in_x_death_dead_letters_to_the_exchange(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """The x-death header of a dead letter names the queue that it came from. `dlq redrive` moves the dead letter back
-    only if this queue, by its arguments or its policy, dead-letters to the exchange and with the routing key that the
-    dead letter has. Otherwise, the header may be forged, and the command leaves the dead letter where it is.
+    """The x-death header of a dead letter names the queue from which it came, but may be forged. `dlq redrive` moves
+    the dead letter back only if this queue, by its arguments or its policy, dead-letters to the dead letter's exchange
+    and with its routing key. If it does not, or if the management API is unavailable, the command leaves the dead
+    letter where it is.
     """
     vhost = broker.vhost
     broker.api("PUT", f"exchanges/{vhost}/graveyard", {"type": "topic", "durable": True})
@@ -394,9 +394,10 @@ def test_a_forged_destination_gets_no_message_before_it_is_due(shell: Shell, bro
 def test_delayed_now_delivers_nothing_from_a_wait_queue_that_does_not_lead_to_the_amq_destination_in_its_name(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """A wait queue's name may say that its messages are for an exchange or queue whose name begins with `amq.`. If the
-    broker would not dead-letter them there, `delayed now` leaves them in the queue, says so, and exits with 3. `delayed
-    cancel` deletes them. Anybody with permissions for names that begin with `mqtool.` can declare such a queue.
+    """The name of a wait queue may claim that its messages are for an exchange or queue named `amq.…`. If the wait
+    queue does not dead-letter them there, `delayed now` leaves them in the wait queue, says so, and exits with 3.
+    `delayed cancel` deletes them. Any user with permissions for names that begin with `mqtool.` can declare such a
+    queue.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     declare(broker, "orders")
@@ -434,9 +435,9 @@ def test_delayed_now_delivers_nothing_from_a_wait_queue_that_does_not_lead_to_th
 def test_delayed_now_delivers_nothing_to_amq_topic_from_a_wait_queue_that_does_not_lead_there(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`delayed now` delivers a genuine message for amq.topic, and none from queues that only have the names of such
-    wait queues: one without a dead-letter exchange, one with another dead-letter exchange, and one whose second wait
-    queue has another. It names these queues, and exits with 3. Users without permission to write to amq.topic can
+    """`delayed now` delivers a genuine delayed message to amq.topic, but no message from queues that have only the
+    names of wait queues for amq.topic, and do not dead-letter there: for example, because they have another dead-letter
+    exchange or none. It names these queues, and exits with 3. Users without permission to write to amq.topic can
     declare such queues.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
@@ -469,9 +470,8 @@ def test_delayed_now_delivers_nothing_to_amq_topic_from_a_wait_queue_that_does_n
 def test_headers_cannot_change_the_exchange_and_routing_key_that_worker_passes_to_its_program(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`worker` passes four values to its program: a message's exchange and routing key, and the exchange and routing
-    key with which the message was first published. On a retry, the first two differ from the last two. A publisher
-    cannot change any of the four values with headers.
+    """`worker` passes to its program a message's exchange and routing key, and those with which the message was first
+    published. On a retry, the two pairs differ. A publisher cannot change any of these four values with headers.
     """
     shell.run("mqtool", "exchange", "declare", "logs", "topic")
     shell.run("mqtool", "queue", "declare", "jobs")
@@ -494,8 +494,8 @@ def test_headers_cannot_change_the_exchange_and_routing_key_that_worker_passes_t
 
 
 def test_a_queue_that_mqtool_cannot_read_does_not_stop_commands_on_all_queues(shell: Shell, broker: TestBroker) -> None:
-    """mqtool may be unable to read a queue that is exclusive to another connection, or a quorum queue with a single
-    active consumer. `dlq ls` and the `delayed` commands print a warning about each queue that they cannot read, and
+    """mqtool cannot read a queue that is exclusive to another connection, and may be unable to read a quorum queue with
+    a single active consumer. `dlq ls` and the `delayed` commands warn about each queue that they cannot read, and
     process all other queues.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management

@@ -119,8 +119,8 @@ def test_tab_completes_commands_and_queue_names(broker: TestBroker, terminal: Te
 @on_any_broker
 @pytest.mark.sampled(1)
 def test_tab_keeps_what_was_typed_if_nothing_matches(terminal: Terminal, shell: Shell) -> None:
-    """If mqtool proposes nothing, Tab completes the name of a matching file, if any, and otherwise leaves the word
-    unchanged.
+    """If mqtool has no proposals for a word, Tab completes the word to the name of a matching file. If there is no such
+    file, the word stays as typed.
     """
     (shell.directory / "messages.ndjson").touch()
     assert terminal.complete("mqtool send -f mess") == ["send", "-f", "messages.ndjson"]
@@ -193,8 +193,8 @@ def test_completion_uses_the_broker_that_the_command_line_selects(broker: TestBr
 
 
 def test_names_that_would_become_options_are_not_proposed(broker: TestBroker, lonely_shell: Shell) -> None:
-    """Completion proposes no queue whose name begins with a dash. By declaring a queue with such a name, a user could
-    otherwise add an option to an administrator's command.
+    """Completion proposes no queue whose name begins with a dash. Otherwise, a user could declare a queue with such a
+    name, and so add an option to a command that an administrator completes with Tab.
     """
     declare(broker, "jobs", "--output=jobs", "-o")
     lonely_shell.environment |= {"MQTOOL_COMPLETION_TIMEOUT": "20s", "MQTOOL_MANAGEMENT_URL": broker.management}
@@ -223,9 +223,9 @@ def test_users_policies_and_started_brokers_are_completed(broker: TestBroker, lo
 LIVE = {"--context", "--queue", "--exchange", "--vhost", "--dead-letter-exchange"}
 
 
-def test_completion_proposes_names_wherever_a_command_takes_one() -> None:
-    """Wherever a command takes the name of a queue, stream, exchange, virtual host or context, completion proposes
-    names.
+def test_completion_proposes_names_for_every_queue_exchange_vhost_and_context() -> None:
+    """For every argument or option of a command that is the name of a queue, stream, exchange, virtual host or context,
+    completion proposes names.
     """
 
     def leaves(group: Any) -> Iterator[Any]:

@@ -226,9 +226,9 @@ def test_a_context_can_be_given_before_the_command(home: Shell) -> None:
 
 
 def test_a_context_applies_to_amqp_the_management_api_and_completion(staging: Shell, broker: TestBroker) -> None:
-    """While a context is in use, `send` publishes to its broker. In use or with -C CONTEXT, `list queues` asks the
-    context's management URL, and completion proposes names of its queues, even if MQTOOL_MANAGEMENT_URL contains
-    another URL. For -C and --context, completion proposes names of contexts.
+    """While a context is in use, `send` publishes to its broker. If a context is in use or given with -C, commands such
+    as `list queues` use its management URL, and completion proposes its queues, even if MQTOOL_MANAGEMENT_URL contains
+    another URL. For -C and --context, completion proposes the names of contexts.
     """
     staging.environment |= {"MQTOOL_MANAGEMENT_URL": "http://127.0.0.1:1", "MQTOOL_COMPLETION_TIMEOUT": "20s"}
     assert staging.run("mqtool", "send", "-q", "jobs", "--declare", "x").code == 0
@@ -406,7 +406,7 @@ def test_context_edit_saves_only_a_valid_file(home: Shell) -> None:
 @on_any_broker
 def test_the_password_is_the_first_line_of_the_password_command(shell: Shell, broker: TestBroker) -> None:
     """A context's password command may be a program or a shell pipeline; the first line of its output is the password.
-    Errors never show that output, and completion never runs the command.
+    Errors never show this output. Completion never runs the command.
     """
     del shell.environment["MQTOOL_URL"]
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
@@ -465,10 +465,9 @@ def test_the_url_option_overrides_the_context_in_use(
 def test_the_management_url_in_the_environment_belongs_to_the_broker_in_the_environment(
     home: Shell, broker: TestBroker
 ) -> None:
-    """If --url names another node than MQTOOL_URL, MQTOOL_MANAGEMENT_URL is ignored, so that no command changes one
-    broker for the other's URL, or sends it the other's password. If --url names the same node, it is used. Without
-    MQTOOL_URL, it is ignored, unless --url names localhost. MQTOOL_STREAM_PORT and the commands that `tutorial run
-    --url` runs follow the same rule.
+    """If --url names the same broker as MQTOOL_URL, commands use MQTOOL_MANAGEMENT_URL and MQTOOL_STREAM_PORT. If --url
+    names another broker, they ignore both variables, so that no broker gets changes or a password that are meant for
+    the other. This also applies to the commands that `tutorial run --url` runs.
     """
     home.environment |= {"MQTOOL_URL": "amqp://127.0.0.1:1", "MQTOOL_MANAGEMENT_URL": "http://127.0.0.1:1"}
     home.environment["MQTOOL_STREAM_PORT"] = "1"
@@ -501,10 +500,10 @@ def test_the_management_url_in_the_environment_belongs_to_localhost_if_nothing_n
 
 
 @pytest.mark.parametrize("used", ["context", "broker up"])
-def test_the_management_url_in_the_environment_does_not_apply_to_a_url_beside_another_broker(
+def test_the_url_option_ignores_the_management_url_in_the_environment_if_another_broker_is_in_use(
     home: Shell, broker: TestBroker, used: str
 ) -> None:
-    """If a context is in use, or `broker up` has started a broker, MQTOOL_MANAGEMENT_URL is ignored with --url."""
+    """If a context is in use, or `broker up` has started a broker, commands with --url ignore MQTOOL_MANAGEMENT_URL."""
     home.environment["MQTOOL_MANAGEMENT_URL"] = "http://127.0.0.1:1"
     if used == "context":
         home.run("mqtool", "context", "add", "one", "--url", broker.url)
@@ -524,9 +523,9 @@ def test_the_management_url_in_the_environment_does_not_apply_to_a_url_beside_an
 def test_the_api_and_the_stream_port_in_the_environment_do_not_apply_to_a_context(
     staging: Shell, broker: TestBroker, how: str
 ) -> None:
-    """Whether a context is in use or named with -C or MQTOOL_CONTEXT, its commands ignore MQTOOL_MANAGEMENT_URL and
-    MQTOOL_STREAM_PORT, which may belong to another broker: that broker would get the context's password, and changes
-    without the context's protection. --management and --stream-port still apply.
+    """A command that uses a context, whether in use or named with -C or MQTOOL_CONTEXT, ignores MQTOOL_MANAGEMENT_URL
+    and MQTOOL_STREAM_PORT. They may belong to another broker, which would get the context's password. The options
+    --management and --stream-port still apply.
     """
     if not has_known_stream_port(broker):
         pytest.skip("Docker maps the stream port to another one, which RabbitMQ does not know")
@@ -551,8 +550,8 @@ def test_the_api_and_the_stream_port_in_the_environment_do_not_apply_to_a_contex
 def test_the_api_and_the_stream_port_in_the_environment_do_not_apply_to_a_broker_that_broker_up_started(
     home: Shell, broker: TestBroker
 ) -> None:
-    """Commands that find a broker because `broker up` started it use its recorded management API and stream port, not
-    MQTOOL_MANAGEMENT_URL and MQTOOL_STREAM_PORT.
+    """A command that uses the broker that `broker up` started also uses the management API and the stream port of this
+    broker, even if MQTOOL_MANAGEMENT_URL and MQTOOL_STREAM_PORT contain others.
     """
     home.environment |= {"MQTOOL_MANAGEMENT_URL": "http://127.0.0.1:1", "MQTOOL_STREAM_PORT": "1"}
     directory = home.directory / "mqtool" / "brokers" / "default"
