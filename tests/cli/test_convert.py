@@ -237,7 +237,7 @@ def as_published(delivery: Delivery) -> dict[str, Any]:
 @pytest.mark.sampled(2)
 def test_queue_convert_keeps_the_messages_and_their_order(broker: TestBroker, before: str, after: str) -> None:
     """After `queue convert` from classic to quorum or from quorum to classic, the queue has the new type and all its
-    messages in order, with their properties and headers. `queue convert` to a stream moves all messages, too.
+    messages in order, with their properties and headers. `queue convert` to a stream also moves all messages.
     """
     fill(broker, before)
     tally = convert(broker, to=after)
@@ -264,7 +264,9 @@ def bind_unknown(broker: TestBroker, count: int, to: str = "jobs") -> None:
 
 
 def keys_of_bindings(broker: TestBroker) -> list[str]:
-    """The properties_keys of the bindings of `jobs`. Each has a hash of the binding's typed arguments."""
+    """The properties_keys of the bindings of `jobs`. Each contains a hash of the types and values of the binding's
+    arguments.
+    """
     views: Any = broker.api("GET", f"queues/{quote(broker.vhost, safe='')}/jobs/bindings")
     return sorted(each["properties_key"] for each in views)
 
@@ -332,9 +334,9 @@ def test_a_converted_queue_has_bindings_whose_arguments_have_the_same_types(
 
 
 @pytest.mark.parametrize("value", UNUSUAL.values(), ids=UNUSUAL)
-def test_a_queue_with_a_binding_of_an_unusual_type_is_not_converted(broker: TestBroker, value: Any) -> None:
-    """`queue convert` cannot keep a binding with bytes, a timestamp, a decimal number, or a number of an unusual size.
-    It names the binding, and changes nothing.
+def test_a_queue_with_a_binding_argument_of_an_unusual_type_is_not_converted(broker: TestBroker, value: Any) -> None:
+    """If a binding has an argument that contains bytes, a timestamp, a decimal number, or a number of an unusual size,
+    `queue convert` cannot make the same binding again. It names the binding, and changes nothing.
     """
     fill(broker)
     bind(broker, "unusual", value=value)
@@ -345,7 +347,7 @@ def test_a_queue_with_a_binding_of_an_unusual_type_is_not_converted(broker: Test
 
 
 @pytest.mark.parametrize("undo", [False, True], ids=["completed", "undone"])
-def test_a_queue_is_converted_whose_bindings_have_keys_of_dots(
+def test_queue_convert_keeps_bindings_with_routing_keys_that_consist_of_dots(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, undo: bool
 ) -> None:
     """`queue convert` keeps bindings with the routing keys `.` and `..`, which a URL of the management API cannot
@@ -361,8 +363,8 @@ def test_a_queue_is_converted_whose_bindings_have_keys_of_dots(
 
 
 def test_a_queue_with_a_binding_that_cannot_be_kept_is_not_converted(managed: Shell, broker: TestBroker) -> None:
-    """If mqtool cannot find out the types of a binding's arguments, `queue convert` names the binding, exits with 2 and
-    changes nothing, with --dry-run as with --yes. A conversion that finds the binding when it begins does the same.
+    """If mqtool cannot find out the types of a binding's arguments, `queue convert` cannot make the same binding again.
+    With --dry-run and with --yes, it names the binding, says how to remove it, exits with 2, and changes nothing.
     """
     fill(broker)
     bind(broker, "a key", value=[Decimal("3.14")])
@@ -380,8 +382,8 @@ def test_a_queue_with_a_binding_that_cannot_be_kept_is_not_converted(managed: Sh
 def test_a_binding_that_cannot_be_kept_does_not_stop_an_undo(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If somebody binds the queue during a conversion, with arguments that are large or whose types cannot be found
-    out, `queue convert --undo` leaves this binding as it is, and restores the others.
+    """If another client binds the queue during a conversion, with arguments that are large or whose types mqtool cannot
+    find out, `queue convert --undo` leaves this binding as it is, and restores the other bindings.
     """
     fill(broker)
     before = keys_of_bindings(broker)
@@ -394,11 +396,11 @@ def test_a_binding_that_cannot_be_kept_does_not_stop_an_undo(
     assert {key.partition("~")[0] for key in set(keys) - set(before)} == {"late", "large"}
 
 
-def test_types_are_not_known_until_the_management_api_shows_new_bindings(
+def test_queue_convert_changes_nothing_if_the_management_api_does_not_show_new_bindings(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the management API does not show new bindings within a few seconds, `queue convert` says so, and changes
-    nothing. The plan of a conversion refuses only this queue.
+    """`queue convert` finds out the types of a binding's arguments with trial bindings. If the management API does not
+    show new bindings within a few seconds, the command says so and changes nothing. The hint is to try again later.
     """
     fill(broker)
     bind(broker, "a key", value=5)
@@ -423,7 +425,7 @@ def refusal_for_bindings(broker: TestBroker) -> Refusal | None:
 
 @pytest.fixture
 def trials(monkeypatch: pytest.MonkeyPatch) -> list[Binding]:
-    """The bindings that mqtool makes only to find out types."""
+    """The bindings that mqtool makes only to find out the types of arguments."""
     bind, found = administration.bind, list[Binding]()
 
     def noted(channel: administration.Asks, binding: Binding) -> None:
@@ -439,8 +441,9 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[Binding]:
 def test_a_foreign_binding_to_an_exchange_of_a_conversion_does_not_stop_it(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, undo: bool
 ) -> None:
-    """If somebody binds the exchange `jobs.mqtool-convert.through` during a conversion, with arguments whose types
-    cannot be found out, the conversion can be completed and undone. It says that this binding is deleted.
+    """`queue convert` uses a temporary exchange. If another client binds this exchange during the conversion, with
+    arguments whose types mqtool cannot find out, the conversion can still be completed or undone. The command says that
+    it deletes this binding.
     """
     fill(broker)
     bind(broker, "a key", value=5)
@@ -459,8 +462,9 @@ def test_a_foreign_binding_to_an_exchange_of_a_conversion_does_not_stop_it(
 def test_a_queue_is_refused_as_soon_as_one_binding_cannot_be_kept(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, trials: list[Binding]
 ) -> None:
-    """`queue convert` tries no more types for other bindings once it knows that one binding cannot be kept. It names
-    this binding.
+    """`queue convert` finds out the types of bindings' arguments with trial bindings. Once it knows that one binding
+    cannot be made again, it refuses to convert the queue, names this binding, and makes no trial bindings for the
+    others.
     """
     fill(broker)
     bind_unknown(broker, 5)
@@ -472,7 +476,9 @@ def test_a_queue_is_refused_as_soon_as_one_binding_cannot_be_kept(
 
 
 def test_types_that_cannot_be_found_out_are_tried_once(broker: TestBroker, trials: list[Binding]) -> None:
-    """A conversion that looks at the same bindings again does not try again those that cannot be kept."""
+    """`queue convert` makes trial bindings to find out the types of a binding's arguments. If this has failed for a
+    binding, it makes no further trial bindings when it looks at the same binding again.
+    """
     fill(broker)
     bind_unknown(broker, 2)
     api = Management(broker.management, "guest", "guest")
@@ -488,9 +494,10 @@ def test_types_that_cannot_be_found_out_are_tried_once(broker: TestBroker, trial
 def test_many_bindings_of_unknown_types_do_not_stop_an_undo(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, trials: list[Binding]
 ) -> None:
-    """If somebody makes many bindings of the queue with unusual arguments during a conversion, `queue convert --undo`
-    leaves them as they are, and restores the others. It deletes many such bindings of the exchange
-    `jobs.mqtool-convert.through`. It tries each only in a few ways.
+    """If another client makes 20 bindings of the queue with unusual arguments during a conversion, `queue convert
+    --undo` leaves them as they are, and restores the queue's own bindings. It deletes 20 such bindings of the
+    conversion's temporary exchange. To find out the types of the arguments, it makes at most two or three trial
+    bindings for each.
     """
     fill(broker)
     before = keys_of_bindings(broker)
@@ -506,9 +513,11 @@ def test_many_bindings_of_unknown_types_do_not_stop_an_undo(
     assert len(keys) == len(before) + 20
 
 
-def test_a_conversion_can_be_stopped_while_it_tries_types(broker: TestBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C and TERM stop a conversion that finds out the types of many bindings' arguments before it makes the next
-    binding. Nothing is left of its attempts.
+def test_queue_convert_can_be_stopped_while_it_makes_trial_bindings(
+    broker: TestBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`queue convert` makes trial bindings to find out the types of bindings' arguments. If Ctrl-C or SIGTERM tells it
+    to stop meanwhile, it makes no further trial binding, and leaves neither trial bindings nor exchanges behind.
     """
     fill(broker)
     bind_unknown(broker, 5)
@@ -535,7 +544,7 @@ def test_a_conversion_can_be_stopped_while_it_tries_types(broker: TestBroker, mo
 @pytest.mark.usefixtures("trusting")
 def test_a_queue_with_a_single_active_consumer_is_converted(broker: TestBroker, before: str, after: str) -> None:
     """`queue convert` converts a queue with x-single-active-consumer from classic to quorum or from quorum to classic,
-    although such a quorum queue refuses basic.get. All messages are there in order.
+    and keeps all messages in order, although RabbitMQ refuses basic.get for such a quorum queue.
     """
     fill(broker, before, x_single_active_consumer=True)
     assert convert(broker, to=after) is not None
@@ -546,9 +555,10 @@ def test_a_queue_with_a_single_active_consumer_is_converted(broker: TestBroker, 
 def test_a_quorum_queue_with_a_single_active_consumer_is_empty_if_a_consumer_gets_nothing(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before `queue convert` deletes a quorum queue that refuses basic.get, it consumes from the queue to find out
-    whether the queue is empty. It asks again if RabbitMQ reports neither messages nor consumers, because the queue was
-    slow to answer. A message that it receives stays the first one in the queue, and is requeued only once.
+    """RabbitMQ refuses basic.get for a quorum queue with a single active consumer. To find out whether such a queue is
+    empty, `queue convert` therefore consumes from it. If RabbitMQ reports neither messages nor this consumer, because
+    the queue is slow to answer, the command asks again. A message that it receives is requeued once, and stays the
+    first in the queue.
     """
     fill(broker, "quorum", 0, x_single_active_consumer=True)
     answers = [administration.Depth(0, 0)] * 3
@@ -578,9 +588,9 @@ def test_a_quorum_queue_with_a_single_active_consumer_is_empty_if_a_consumer_get
 def test_the_plan_of_a_conversion_says_which_messages_a_restart_will_lose(
     broker: TestBroker, before: str, after: str, warned: bool
 ) -> None:
-    """If `queue convert` is to convert a quorum queue to a classic one, its plan warns that a restart of the broker
-    will lose messages that are not persistent, and names the command that shows these messages. If it is to convert a
-    classic queue to a quorum one, its plan has no such warning.
+    """The plan of `queue convert` from quorum to classic warns that a restart of the broker will lose messages that are
+    not persistent, and names the command that shows these messages. The plan from classic to quorum has no such
+    warning.
     """
     fill(broker, before, 1)
     api = Management(broker.management, "guest", "guest")
@@ -601,8 +611,9 @@ def test_the_plan_of_a_conversion_says_which_messages_a_restart_will_lose(
 def test_the_plan_of_a_conversion_says_which_policies_will_or_will_not_apply(
     broker: TestBroker, before: str, after: str, said: str
 ) -> None:
-    """The plan of `queue convert` says which policy will no longer apply to the queue, and why, and which policy will
-    start to apply. A policy does not apply to a queue whose type does not support all of the policy's settings.
+    """A policy does not apply to a queue whose type does not support all settings of the policy. The plan of `queue
+    convert` therefore says which policy will no longer apply to the queue, and why, and which policy will start to
+    apply.
     """
     fill(broker, before, 1)
     definition = {"delivery-limit": 9, "expires": 3_600_000}
@@ -623,8 +634,8 @@ def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("trusting")
 @large
 def test_queue_convert_loses_nothing_however_often_it_is_killed(broker: TestBroker, before: str, after: str) -> None:
-    """`queue convert` is killed repeatedly, each time one frame or request later than before, and then resumed, until
-    it completes. No message and no binding is lost.
+    """`queue convert` is killed repeatedly, each time one AMQP frame or management request later than before, and then
+    resumed, until it completes. No message and no binding is lost.
     """
     fill(broker, before)
     kill_at = 1
@@ -637,8 +648,8 @@ def test_queue_convert_loses_nothing_however_often_it_is_killed(broker: TestBrok
 @pytest.mark.usefixtures("trusting")
 @large
 def test_queue_convert_loses_no_batch_however_often_it_is_killed(broker: TestBroker) -> None:
-    """`queue convert`, which moves 300 messages in batches, is killed repeatedly, each time 11 frames or requests later
-    than before, until a run completes. No message of any batch is lost.
+    """`queue convert`, which moves messages in batches, is killed repeatedly, each time 11 AMQP frames or management
+    requests later than before, and then resumed, until it completes. None of 300 messages is lost.
     """
     count = 300
     fill(broker, count=count)
@@ -651,7 +662,7 @@ def test_queue_convert_loses_no_batch_however_often_it_is_killed(broker: TestBro
 @pytest.mark.parametrize("kill_at", range(50, 270, 40), ids="killed at frame {}".format)
 @pytest.mark.sampled(2)
 def test_a_conversion_that_was_killed_is_completed_by_the_next_run(broker: TestBroker, kill_at: int) -> None:
-    """A second run of `queue convert` completes a conversion that was killed, and no message is lost."""
+    """If `queue convert` is killed, a second run completes the conversion, and no message is lost."""
     fill(broker)
     kill_conversion(broker, kill_at)
     assert convert(broker) is not None
@@ -679,8 +690,8 @@ def test_the_progress_bar_of_queue_convert_is_not_full_before_the_end(monkeypatc
 def test_queue_convert_stops_if_the_holding_queue_has_no_leader(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`queue convert` declares a holding queue. If that queue does not answer basic.get, because it has no leader, the
-    command moves no message. The hint is to delete the holding queue and to run `queue convert` again.
+    """`queue convert` moves messages to a holding queue. If this queue does not answer basic.get, because it has no
+    leader, the command moves no message. The hint is to delete the holding queue and to run `queue convert` again.
     """
     fill(broker)
     monkeypatch.setattr(held_messages, "_LEADER", 0.3)
@@ -1261,8 +1272,8 @@ def test_queue_convert_converts_several_queues_and_changes_arguments(managed: Sh
 
 @on_any_broker
 def test_queues_that_cannot_be_converted_are_named_before_any_change(managed: Shell, broker: TestBroker) -> None:
-    """If a queue cannot be converted, `queue convert` names it with the reason, exits with 2, and changes nothing. The
-    command prints no plan, not even for other queues.
+    """If none of the given queues can be converted, `queue convert` names them with the reasons, prints no plan, exits
+    with 2, and changes nothing. If a given queue does not exist, it exits with 69 and suggests a similar name.
     """
     for name, words in (
         ("done", ("--queue-type", "quorum")),
@@ -1313,8 +1324,7 @@ def test_queues_that_cannot_be_converted_are_named_before_any_change(managed: Sh
 
 def test_queue_convert_dry_run_needs_only_the_management_api(managed: Shell, broker: TestBroker) -> None:
     """`queue convert --dry-run` prints its plan even if mqtool can reach only the management API and not the AMQP port.
-    The command tries the new arguments on a trial queue. It prints its plan even if a killed run has left such a queue
-    behind.
+    To check the queue's new arguments, it declares a trial queue, even if a killed run has left such a queue behind.
     """
     managed.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic")
     managed.run("mqtool", "queue", "declare", "jobs.mqtool-convert.trial", "--queue-type", "classic")
@@ -1419,9 +1429,9 @@ def test_queue_convert_undo_does_not_convert_back_a_queue_whose_messages_would_n
 def test_a_queue_is_not_converted_back_if_a_policy_would_limit_the_messages_published_meanwhile(
     broker: TestBroker,
 ) -> None:
-    """`queue convert --undo` converts a replaced queue back. A policy may apply only to the temporary queue that this
-    conversion needs, because the replaced queue, and with it this temporary queue, has another type than before. If the
-    policy has a limit, the command names it, and changes nothing.
+    """While `queue convert --undo` converts a replaced queue back, a temporary queue holds the messages that are
+    published meanwhile. If a policy with a limit, such as max-length, would apply to this temporary queue, the
+    conversion fails, names the policy, and changes nothing.
     """
     policy = {"pattern": "meanwhile$", "definition": {"max-length": 5, "delivery-limit": 9}, "apply-to": "queues"}
     broker.api("PUT", f"policies/{quote(broker.vhost, safe='')}/limits", policy)
@@ -1469,9 +1479,9 @@ def test_queue_convert_undo_converts_a_replaced_queue_back(managed: Shell, broke
 def test_queue_convert_resume_says_that_the_holding_queue_was_deleted(
     managed: Shell, broker: TestBroker, kill_at: int
 ) -> None:
-    """`queue convert` holds messages in another queue while it replaces a queue. If this holding queue was deleted, the
-    messages in it are lost. `queue convert --resume` says so, and restores the bindings and the other messages, even if
-    somebody has bound the queue with arguments whose types cannot be found out.
+    """While `queue convert` replaces a queue, a holding queue holds its messages. If the holding queue is deleted, the
+    messages in it are lost. `queue convert --resume` says so, and restores the other messages and the bindings, even if
+    another client has bound the queue with arguments whose types mqtool cannot find out.
     """
     fill(broker)
     assert convert(broker, kill_at) is None
@@ -1497,9 +1507,9 @@ def test_queue_convert_resume_says_that_the_holding_queue_was_deleted(
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
 @large
 def test_a_conversion_resumes_after_the_broker_was_killed(lonely_shell: Shell, kind: BrokerKind) -> None:
-    """If the broker is killed during `queue convert`, the command fails, and its hint names --resume. With this option,
-    `queue convert` completes the conversion and loses no message. On the embedded broker, at most one batch of messages
-    arrives twice. On RabbitMQ, any message that had been moved may arrive twice.
+    """If the broker is killed during `queue convert`, the command exits with 69, and its hint names --resume. `queue
+    convert --resume` completes the conversion and loses no message. On the embedded broker, at most one batch of
+    messages arrives twice. On RabbitMQ, any message that had been moved may arrive twice.
     """
     own_broker(kind)
     restartable, count = Restartable(kind, f"convert-{uuid.uuid4().hex[:8]}"), 5_000
@@ -1589,8 +1599,8 @@ NOT_PACKED: dict[str, bytes] = {
 
 def test_a_forged_claim_that_headers_are_in_the_body_does_not_stop_a_conversion(broker: TestBroker) -> None:
     """If a message's headers do not fit into a frame, `queue convert` stores them in the body, and adds a header that
-    says so. A publisher can forge this header. If the body does not begin with valid headers, the message is still
-    moved to the holding queue and back, unchanged.
+    says so. A publisher can forge this header. If the body then does not begin with valid headers, the command still
+    moves the message to the holding queue and back, unchanged.
     """
     headers = {"mqtool-convert": {"exchange": "logs", "routing_key": "x", "packed": True}}
     with Connection(parse_addresses(broker.url)) as connection:
@@ -1628,9 +1638,9 @@ def dead_lettered(broker: TestBroker, headers: dict[str, Any]) -> None:
 def test_a_message_whose_headers_fill_a_frame_does_not_stop_a_conversion(
     broker: TestBroker, kill_at: int | None, undo: bool
 ) -> None:
-    """If a message's headers fill a frame, mqtool cannot add another header. `queue convert` still converts the queue.
-    If the command is killed, `queue convert --resume` completes the conversion, and `queue convert --undo` reverses it.
-    In all cases, the messages are unchanged.
+    """If a message's headers fill a whole frame, which is the most that AMQP 0-9-1 allows, mqtool cannot add another
+    header. `queue convert` still converts the queue. If it is killed, `queue convert --resume` completes the
+    conversion, and `queue convert --undo` reverses it. In all cases, the messages are unchanged.
     """
     without_name = {"padding": FULL["padding"][:-100]}
     deepest: dict[str, Any] = {}
@@ -1663,10 +1673,10 @@ def test_a_message_whose_headers_fill_a_frame_does_not_stop_a_conversion(
 
 
 def test_a_message_that_no_client_can_publish_stops_a_conversion(broker: TestBroker) -> None:
-    """If the broker has added headers to a dead letter whose headers filled a frame, no client can publish this dead
-    letter again. `queue convert` moves the messages before it, stops, and names the queue and the command that removes
-    the dead letter. `queue convert --undo` then restores the queue with the dead letter. If the dead letter is removed
-    instead, a second run completes the conversion.
+    """The broker adds headers to a dead letter. If the dead letter's own headers filled a frame, no client can publish
+    it again. `queue convert` then moves the messages before it, stops, and names the queue and the command that removes
+    the dead letter. After that command, a second run completes the conversion. `queue convert --undo` instead restores
+    the queue with the dead letter.
     """
     for undo in (True, False):
         fill(broker, count=7)

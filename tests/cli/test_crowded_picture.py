@@ -114,8 +114,9 @@ def logs(keys: Iterable[list[str]]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5])
 def test_no_arrow_crosses_the_binding_keys_of_another_queue(chromium: Any, tmp_path: Path, count: int) -> None:
-    """In the picture of a topic exchange with two to five queues, the binding keys of a queue overlap neither those of
-    another queue nor another queue's arrow, at widths of 1280, 768 and 390 pixels, whatever the order of the queues is.
+    """In the picture of a topic exchange with two to five queues, the binding keys of a queue overlap neither the
+    binding keys nor the arrow of another queue. This holds at widths of 1280, 768 and 390 pixels, and for any order of
+    the queues.
     """
     every_key = [["#"], ["kern.*"], ["kern.*", "*.critical"], ["kern.#"], ["kern.*.*"]]
     for keys in random.Random(count).sample([*itertools.permutations(every_key, count)], 8):
@@ -270,7 +271,7 @@ def with_queues(names: list[str]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("count", [2, 3], ids="{} queues".format)
-def test_a_picture_with_three_queues_fits_on_a_phone(chromium: Any, tmp_path: Path, count: int) -> None:
+def test_a_picture_with_two_or_three_queues_fits_on_a_phone(chromium: Any, tmp_path: Path, count: int) -> None:
     """On a screen that is 390 pixels wide, a picture of `mqtool ui` with two or three queues side by side does not
     scroll sideways, and shows the number of messages within each queue's outline.
     """
@@ -294,9 +295,9 @@ def test_a_picture_with_three_queues_fits_on_a_phone(chromium: Any, tmp_path: Pa
 
 
 def test_the_number_of_unacknowledged_messages_is_readable_on_a_phone(chromium: Any, tmp_path: Path) -> None:
-    """If three queues have 10,000 messages each, a screen that is 390 pixels wide shows for each queue how many
-    messages are ready and, below that, how many are unacknowledged. Both numbers are inside the queue's outline, above
-    its messages.
+    """On a screen that is 390 pixels wide, the picture of three queues with 10,000 messages each shows for each queue
+    how many messages are ready and, below that, how many are unacknowledged. Both numbers are inside the queue's
+    outline, above the dots for its messages.
     """
     records = with_queues(["individual", "batch", "async"])
     topology, moved = (next(each for each in records if each["kind"] == kind) for kind in ("topology", "moved"))

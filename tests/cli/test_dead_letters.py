@@ -112,8 +112,8 @@ def test_dlq_redrive_by_id_moves_one_message_back(dead: Shell, broker: TestBroke
 
 
 def test_dlq_redrive_ignores_headers_that_a_publisher_forged(shell: Shell, broker: TestBroker) -> None:
-    """If a publisher forges the headers with which `worker` names a dead letter's original queue, `dlq redrive` does
-    not move the message to the queue that they name.
+    """If a publisher forges the headers with which `worker` names the queue that a dead letter came from, `dlq redrive`
+    does not move the message to the queue in these headers.
     """
     shell.run("mqtool", "receive", "-q", "payroll", "--declare", "--idle-timeout", "10ms")
     forged = ("-H", "mqtool-queue=payroll", "-H", "mqtool-reason=rejected")
@@ -244,8 +244,8 @@ def bury(shell: Shell, count: int) -> None:
 def test_dlq_redrive_moves_each_message_once_if_it_is_stopped(
     shell: Shell, broker: TestBroker, number: signal.Signals
 ) -> None:
-    """After SIGINT or SIGTERM, `dlq redrive` exits with 128 + the number of the signal. Each message is then in only
-    one of the two queues, and the command says how many it has moved.
+    """After SIGINT or SIGTERM, `dlq redrive` exits with 128 + the number of the signal. Each message is then either
+    back in its original queue or still in the dead-letter queue. The command says how many it has moved back.
     """
     count = 3_000
     bury(shell, count)
@@ -313,8 +313,9 @@ def test_recording_reconcile_reports_missing_doubled_and_reordered_messages(shel
 
 @on_any_broker
 def test_recording_reconcile_counts_messages_that_share_an_id(shell: Shell) -> None:
-    """If several messages were sent with the same message id, `recording reconcile` reports those that are missing, and
-    exits with 3. It counts neither of them as doubled if all of them arrive, so that `--exact` exits with 0.
+    """If several messages were sent with the same message id, `recording reconcile` reports how many of them are
+    missing, and exits with 3. If all of them arrive, it reports none of them as doubled, and exits with 0 even with
+    --exact.
     """
 
     def lines(*ids: str) -> str:
@@ -373,8 +374,8 @@ def test_dlq_show_keeps_the_order_despite_a_forged_delivery_count(like: Shell) -
 
 @pytest.mark.sampled(1)
 def test_redrives_and_attempts_are_counted_without_x_death(like: Shell) -> None:
-    """RabbitMQ 4.0 and later ignore an x-death header that a client publishes; earlier versions do not. With all of
-    them, `dlq show` counts how often a message was redriven, and `worker` counts the attempts to handle a message.
+    """RabbitMQ 4.0 and later ignore an x-death header that a client publishes; earlier versions do not. With every
+    version, `dlq show` shows how often a message was redriven, and `worker` counts the attempts to handle a message.
     """
     like.run("mqtool", "queue", "declare", "jobs.dlq", "--queue-type", "classic")
     like.run("mqtool", "queue", "declare", "jobs", "--dead-letter-exchange", "", "--ttl", "1ms")
@@ -417,10 +418,10 @@ def test_dlq_redrive_chooses_dead_letters_by_their_reason(dead: Shell, reason: s
 def test_dlq_commands_stop_before_dead_letters_exceed_the_delivery_limit(
     shell: Shell, broker: TestBroker, command: str, *, has_api: bool
 ) -> None:
-    """Each `dlq` command requeues the dead letters that it leaves in a quorum queue, which counts towards the queue's
-    delivery limit. However often a command is repeated, all dead letters stay: once the queue might drop one, because
-    of its limit or because the limit is unknown without the management API, the command ends with an error. `dlq
-    redrive --to` still moves all of them.
+    """`dlq` commands requeue the dead letters that they leave in a quorum queue, and the queue drops a message that is
+    requeued more often than its delivery limit allows. Before the queue might drop a dead letter, the commands end with
+    an error, even if the limit is unknown because there is no management API. So none is lost, however often a command
+    is repeated. `dlq redrive --to` still moves all dead letters.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management if has_api else "http://localhost:1"
     shell.run("mqtool", "queue", "declare", "jobs.dlq", "--queue-type", "quorum", "--argument", "x-delivery-limit=3")
@@ -441,8 +442,8 @@ def test_dlq_commands_stop_before_dead_letters_exceed_the_delivery_limit(
 
 @pytest.mark.parametrize("command", ["redrive jobs --id m-2 --to other", "drop jobs --id m-2 --yes"])
 def test_dlq_commands_leave_the_other_dead_letters_in_an_auto_delete_queue(shell: Shell, command: str) -> None:
-    """If dead letters are in an auto-delete queue, `dlq redrive` and `dlq drop` with a selection do not make the broker
-    delete the queue: all other dead letters stay there, in order.
+    """If dead letters are in an auto-delete queue, `dlq redrive` and `dlq drop` with --id do not make the broker delete
+    the queue. All other dead letters stay there, in order.
     """
     shell.run("mqtool", "queue", "declare", "jobs.dlq", "--queue-type", "classic", "--auto-delete")
     shell.run("mqtool", "queue", "declare", "other")

@@ -111,10 +111,10 @@ def test_every_tutorial_is_tested_on_the_default_broker() -> None:
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("dialect", Dialect)
 def test_every_tutorial_exchanges_messages_in_every_dialect(shell: Shell, dialect: Dialect) -> None:
-    """Each --dialect stands for one version of the tutorials, such as the one in Go. With any of them, a tutorial's
-    receiver prints the messages of mqtool's sender. With `python`, `go`, `python-classic` and `go-classic`, the
-    receivers of the first six tutorials also print the messages of a pika script that sends as this version does. All
-    senders and receivers of a tutorial declare the same queue or exchange.
+    """Each --dialect imitates one version of RabbitMQ's tutorials, such as the one in Go. With every dialect, a
+    tutorial's receiver prints the message of mqtool's sender. With `python`, `go`, `python-classic` and `go-classic`,
+    the receivers of six tutorials also print the message of a pika script that sends like this version. In all cases,
+    both sides declare the same queue or exchange.
     """
     shell.environment["MQTOOL_DIALECT"] = dialect
     tutorials = list(PAIRS)
@@ -141,8 +141,8 @@ def test_every_tutorial_exchanges_messages_in_every_dialect(shell: Shell, dialec
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("dialect", StreamDialect)
 def test_every_stream_tutorial_exchanges_messages_in_every_dialect(shell: Shell, dialect: StreamDialect) -> None:
-    """Each --dialect stands for the tutorials of one programming language. With any of them, `receive-stream` prints
-    the message of `send-stream`, and `offset receive` reaches the last offset of the messages of `offset send`.
+    """Each --dialect imitates the stream tutorials in one programming language. With every dialect, `receive-stream`
+    prints the message of `send-stream`, and `offset receive` reaches the last message of `offset send`.
     """
     printed = [
         as_is(shell.run("mqtool", *command.split(), "--dialect", dialect))
@@ -169,8 +169,8 @@ def test_amqp_1_0_tutorials_exchange_messages_without_a_dialect(shell: Shell, na
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", pages.NAMES)
 def test_the_plain_script_of_every_tutorial_sends_and_receives(shell: Shell, name: str) -> None:
-    """`tutorial show --plain` prints a script for pika, rstream or RabbitMQ's library for AMQP 1.0. On the default
-    broker, the script of every tutorial sends and receives, exits with 0, and prints nothing on stderr.
+    """`tutorial show --plain` prints a script for pika, rstream or RabbitMQ's library for AMQP 1.0. Every tutorial's
+    script sends and receives messages on the default broker, exits with 0, and prints nothing on stderr.
     """
     shell.environment |= {"AMQP_URL": shell.environment["MQTOOL_URL"], "PYTHONUNBUFFERED": "1"}
     receiver, sender, expected = PLAIN[name.removeprefix(pages.AMQP10)]

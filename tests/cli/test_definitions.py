@@ -157,8 +157,9 @@ def test_definitions_import_prints_the_reason_for_a_refusal_on_one_line(admin: S
 
 
 def test_definitions_import_lists_only_what_was_imported(admin: Shell) -> None:
-    """If the broker refuses an exchange, `definitions import` warns of it, and of each binding that needs it, with the
-    name of what does not exist. It lists what it has imported, and exits with 3.
+    """If the broker refuses an exchange, `definitions import` warns about the exchange. It also warns about each
+    binding that needs this exchange or a queue that does not exist. It lists the definitions that it has imported, and
+    exits with 3.
     """
     binding = {"routing_key": "", "arguments": {}}
     wanted = {
@@ -372,8 +373,8 @@ def test_an_expensive_or_invalid_policy_pattern_does_not_stop_definitions_conver
 
 def test_definitions_convert_changes_what_rabbitmq_4_3_refuses(old: Shell) -> None:
     """`definitions convert --to 4.3` changes or leaves out the definitions that RabbitMQ 4.3 refuses, names each
-    change, and keeps everything else. If the user must decide something, such as how to replace a mirrored queue, it
-    exits with 3 and prints the number of open decisions.
+    change, and keeps everything else. If users must decide something, such as how to replace a mirrored queue, the
+    command exits with 3 and prints the number of open decisions.
     """
     converted = run(old, "convert old.json --to 4.3")
     assert converted.code == 3
@@ -426,8 +427,8 @@ def test_delayed_relay_delays_the_messages_of_a_converted_exchange(old: Shell, t
 
 
 def test_definitions_convert_reports_a_lost_alternate_exchange(lonely_shell: Shell) -> None:
-    """`definitions convert --delayed relay` cannot keep the alternate exchange of an x-delayed-message exchange: it
-    warns of this and exits with 3. With `--delayed plain`, the exchange keeps it.
+    """`definitions convert --delayed relay` cannot keep the alternate exchange of an x-delayed-message exchange. It
+    warns of this and exits with 3. `definitions convert --delayed plain` keeps the alternate exchange.
     """
     arguments = {"x-delayed-type": "topic", "alternate-exchange": "unrouted"}
     later = {"vhost": "/", "name": "later", "type": "x-delayed-message", "durable": True, "arguments": arguments}
@@ -521,8 +522,8 @@ def test_doctor_says_that_it_cannot_match_a_pattern_in_a_definitions_file(
 
 
 def test_doctor_reads_a_definitions_file_without_a_broker(old: Shell) -> None:
-    """`doctor FILE --upgrade` needs no broker, reports each problem with its line number, and exits with 3. After
-    `definitions convert` has converted the file, `doctor` reports only the new default of the delivery limit.
+    """`doctor FILE --upgrade` needs no broker, reports each problem with its line number, and exits with 3. For a file
+    that `definitions convert` has converted, it reports only that the default of the delivery limit changes.
     """
     old.environment["MQTOOL_MANAGEMENT_URL"] = old.environment["MQTOOL_URL"] = "amqp://127.0.0.1:1"
     lines = (old.directory / "old.json").read_text().splitlines()

@@ -57,8 +57,8 @@ def test_send_delayed_and_receive_delayed_print_the_tutorials_lines(shell: Shell
 
 @on_any_broker
 def test_send_delayed_warns_if_no_queue_is_bound_with_its_routing_key(shell: Shell, broker: TestBroker) -> None:
-    """`receive-delayed` prints the key with which its queue is bound. On a terminal, `send-delayed` warns if no queue
-    is bound with the message's routing key.
+    """`receive-delayed` prints the routing key with which it binds its queue. On a terminal, `send-delayed` warns if no
+    queue is bound with the message's routing key, because the broker would drop the message.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     receiver = shell.start("mqtool", "receive-delayed", "-e", "reminders", "-c", "1").wait_until_ready()
@@ -291,8 +291,10 @@ def test_an_invalid_delay_or_time_is_a_usage_error(lonely_shell: Shell, options:
     assert refused.code == 2
 
 
-def test_a_time_of_day_that_has_passed_can_be_named_for_tomorrow(lonely_shell: Shell) -> None:
-    """If `--at` is a time of day that has passed, `send` exits with 2 and shows that time with tomorrow's date."""
+def test_a_time_of_day_that_has_passed_is_refused_with_the_same_time_tomorrow(lonely_shell: Shell) -> None:
+    """If the value of --at is a time of day that has passed, `send` exits with 2 and suggests the same time with
+    tomorrow's date.
+    """
 
     def tomorrow() -> str:
         return f"{datetime.now() + timedelta(days=1):%Y-%m-%d}"
@@ -451,7 +453,8 @@ def test_keep_delay_needs_json(lonely_shell: Shell, options: list[str]) -> None:
 
 def test_send_delayed_declares_the_tutorials_queue(shell: Shell, via: str) -> None:
     """`send-delayed` declares the queue of the tutorial on delayed messages, so a message that is due waits in this
-    queue for the first receiver."""
+    queue for the first receiver.
+    """
     shell.run("mqtool", "send-delayed", "--delay", "1ms", "--via", via, "early")
     assert shell.run("mqtool", "receive-delayed", "-c", "1", "--raw", "--timeout", "30s").stdout == "early\n"
 
@@ -518,8 +521,8 @@ def test_failed_to_keeps_delayed_messages_for_a_missing_queue(shell: Shell, via:
 
 @on_any_broker
 def test_failed_to_keeps_the_delay_of_each_unsent_line(shell: Shell) -> None:
-    """Messages with a delay cannot be published with --mandatory. `send-delayed --mandatory --failed-to FILE` therefore
-    writes all lines to FILE, each with its exchange, its routing key and its own delay.
+    """A message with a delay cannot be published with --mandatory. `send-delayed --mandatory --failed-to FILE`
+    therefore exits with 2, and writes all lines to FILE, each with its exchange, its routing key and its own delay.
     """
     lines = [{"body": "x", "delay": "40d"}, {"body": "y"}, {"body": "z", "headers": {"x-delay": 70}}]
     (shell.directory / "given").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -532,8 +535,9 @@ def test_failed_to_keeps_the_delay_of_each_unsent_line(shell: Shell) -> None:
 
 
 def test_a_wait_queue_without_a_ttl_gets_no_message(shell: Shell, broker: TestBroker) -> None:
-    """If a queue already has the name of the wait queue, but no TTL, `send --delay` exits with 78 and publishes nothing
-    to this queue, which messages might never leave. With --failed-to FILE, the command writes the message to FILE.
+    """`send --delay --via ttl` publishes messages to a wait queue with a TTL. If a queue with this name exists without
+    a TTL, the command exits with 78 and publishes nothing to this queue, because messages might never leave it. With
+    --failed-to FILE, it writes the message to FILE.
     """
     broker.api("PUT", f"queues/{broker.vhost}/hello.delay.1m", {"durable": True})
     refused = shell.run("mqtool", "send", "-l", "--delay", "1m", "--via", "ttl", "--failed-to", "failed", stdin="x\n")
@@ -569,7 +573,7 @@ def test_delayed_messages_arrive_after_a_restart_of_the_broker(
     restartable: Restartable, lonely_shell: Shell, via: str, send: list[str], receive: list[str]
 ) -> None:
     """After a restart of the broker, all delayed messages for durable queues arrive, and none early. Some may arrive
-    twice. On RabbitMQ, messages that are due while the broker starts may arrive up to three minutes late.
+    twice. On RabbitMQ, messages that are due while the broker starts may arrive some minutes late.
     """
     shell = lonely_shell
     first = 20 if restartable.kind is BrokerKind.EMBEDDED else 20_000
@@ -613,8 +617,8 @@ def test_thousands_of_delayed_messages_arrive_once_and_not_early(shell: Shell, b
 
 
 def test_failed_to_keeps_a_message_that_cannot_be_delayed(shell: Shell) -> None:
-    """A message with a CC header cannot be delayed. If the input of `send --delay` contains such a message, the command
-    exits with 65, and --failed-to FILE writes the message to the file.
+    """A message with a CC header cannot be delayed. `send --delay` therefore exits with 65 for such a message. With
+    --failed-to FILE, it writes the message to FILE.
     """
     copies = ("-H", 'CC:=["elsewhere"]')
     refused = shell.run("mqtool", "send", "-q", "q", "--delay", "5s", *copies, "--failed-to", "failed", "not me")

@@ -121,9 +121,9 @@ def test_delayed_relay_by_timestamps_counts_the_delay_from_publishing(shell: She
 def test_messages_with_headers_too_large_for_a_delay_do_not_keep_others_from_being_delayed(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`delayed relay` takes up to 200 messages at a time, and adds headers to each message that it delays. If
-    publishers fill the headers of more messages than that, so that nothing can be added, the relay publishes these
-    messages without delay. It still delays all others.
+    """`delayed relay` adds headers to each message that it delays. If a message's headers are so large that none can be
+    added, the relay publishes the message without delay. Even if it gets 201 such messages, one more than it takes at a
+    time, it still delays other messages.
     """
     running = relay(shell, "--type", "topic")
     large = {"x-delay": 3_600_000, "pad": "x" * 131_010}
@@ -197,7 +197,9 @@ def taken(broker: Restartable) -> int:
 
 
 def has_saved_its_queues(node: Restartable) -> bool:
-    """RabbitMQ 3.10 never elects a leader for a quorum queue if it is killed before it has saved the queue's name."""
+    """True if the node has saved the names of its quorum queues. If RabbitMQ 3.10 is killed before that, a queue never
+    has a leader again.
+    """
     [file] = Path(node.data).rglob("quorum/*/names.dets")
     saved = file.read_bytes()
     return all(queue["name"].encode() in saved for queue in node.queues() if queue["type"] == "quorum")
@@ -274,9 +276,9 @@ def test_delayed_commands_include_the_messages_of_a_relay(shell: Shell, broker: 
 
 @on_any_broker
 def test_delayed_relay_publishes_due_messages_to_another_exchange(shell: Shell, broker: TestBroker) -> None:
-    """When a message is due, `delayed relay --to` publishes it to an existing exchange. The command warns about each
-    queue that is bound directly to the relay's own exchange, because such a queue gets the messages without delay. It
-    also warns if the other exchange routes due messages back to the relay, and refuses the relay's own exchange.
+    """When a message is due, `delayed relay --to` publishes it to an existing exchange, which must not be the relay's
+    own. The command warns about each queue that is bound directly to the relay's own exchange, because such a queue
+    gets the messages without delay. It also warns if the other exchange routes due messages back to the relay.
     """
     shell.run("mqtool", "queue", "declare", "jobs")
     shell.run("mqtool", "exchange", "declare", "events", "topic")
@@ -302,9 +304,9 @@ def test_delayed_relay_publishes_due_messages_to_another_exchange(shell: Shell, 
 
 
 def test_delayed_relay_leaves_unroutable_messages_to_the_alternate_exchange(shell: Shell, broker: TestBroker) -> None:
-    """If the exchange for due messages has an alternate exchange, this gets the messages that no binding matches, with
-    a delay and without. `delayed relay --type` uses the exchange if it is of this type, with its alternate exchange,
-    and otherwise exits with 78.
+    """If the relay's exchange for due messages has an alternate exchange, the messages that no binding matches go
+    there, with or without a delay. If the exchange for due messages exists, `delayed relay --type` uses it, but exits
+    with 78 if it is of another type.
     """
     rest = Exchange("rest", "fanout", durable=True)
     with Connection(parse_addresses(broker.url)) as connection:
@@ -338,8 +340,9 @@ def old_exchange(broker: TestBroker, **arguments: str) -> None:
 
 @on_any_broker
 def test_delayed_migrate_keeps_the_alternate_exchange(shell: Shell, broker: TestBroker) -> None:
-    """If the plugin's exchange has an alternate exchange, `delayed migrate` gives it to the relay's exchange for due
-    messages. If that exchange exists without it, `delayed migrate` exits with 78, and declares nothing.
+    """If the exchange of the delayed message plugin has an alternate exchange, `delayed migrate` gives the same one to
+    the relay's exchange for due messages. If this exchange already exists without it, `delayed migrate` exits with 78,
+    and declares nothing.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     old_exchange(broker, alternate_exchange="rest")
@@ -359,9 +362,9 @@ def test_delayed_migrate_keeps_the_alternate_exchange(shell: Shell, broker: Test
 def test_delayed_migrate_needs_a_policy_if_the_alternate_exchange_is_set_by_one(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If a policy sets the alternate exchange of the plugin's exchange, but none does so for the relay's exchange for
-    due messages, `delayed migrate` exits with 78, and declares nothing. The hint is a command that sets such a policy,
-    with the settings of the one that applies so far.
+    """If a policy sets the alternate exchange of the delayed message plugin's exchange, but no policy does so for the
+    relay's exchange for due messages, `delayed migrate` exits with 78, and declares nothing. The hint is a command that
+    sets such a policy, and keeps the settings of the policy that already applies.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     old_exchange(broker)
@@ -389,8 +392,8 @@ def test_delayed_migrate_needs_a_policy_if_the_alternate_exchange_is_set_by_one(
 def test_delayed_migrate_reports_messages_that_were_deleted_with_their_exchange(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If the plugin's exchange is deleted while it holds messages, `delayed migrate` exits with 69, and says how many
-    are lost.
+    """If the exchange of the delayed message plugin is deleted while it holds messages, `delayed migrate` exits with
+    69, and says how many messages are lost.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     old_exchange(broker)
@@ -420,9 +423,9 @@ def test_delayed_relay_and_migrate_refuse_the_default_exchange(
 
 @on_any_broker
 def test_delayed_relay_replaces_the_plugin_without_duplicating_messages(shell: Shell, broker: TestBroker) -> None:
-    """`delayed migrate` copies the bindings of the plugin's exchange to a relay's exchange, and waits until the plugin
-    has delivered the messages that it holds. Meanwhile, `delayed relay` delivers the messages that are published to the
-    relay's exchange. Each message arrives once.
+    """`delayed migrate` copies the bindings of the delayed message plugin's exchange to a relay's exchange, and waits
+    until the plugin has delivered its messages. Meanwhile, `delayed relay` delivers the messages that are published to
+    the relay's exchange. Each message arrives once.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     old_exchange(broker)

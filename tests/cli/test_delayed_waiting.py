@@ -15,7 +15,7 @@ from tests.cli.test_exec import depth
 
 
 class Waiting:
-    """Four delayed messages, for a queue and for an exchange, and a retry."""
+    """Three delayed messages for a queue, and one for an exchange."""
 
     def __init__(self, shell: Shell, broker: TestBroker) -> None:
         self.shell, self.broker = shell, broker
@@ -78,8 +78,8 @@ def test_delayed_ls_and_show_list_delayed_messages_and_retries(waiting: Waiting)
 
 
 def test_delayed_show_shows_a_message_with_a_forged_due_time(waiting: Waiting) -> None:
-    """If a publisher has forged the header `mqtool-due` with a number that is not a time before the year 10000,
-    `delayed show` prints the longest time that the message can still wait, instead of the time at which it is due. It
+    """If a publisher has forged the header `mqtool-due` with a negative number or a time at or after the end of the
+    year 9999, `delayed show` does not print when the message is due, but the longest time that it can still wait. It
     prints all other messages as well.
     """
     for due in (10**18, -(10**18), 253_402_300_799_999):
@@ -147,9 +147,9 @@ def test_delayed_now_delivers_to_names_that_begin_with_amq(shell: Shell, broker:
 def test_delayed_now_keeps_a_message_for_a_generated_name_if_its_delay_has_two_waits(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If a message for a queue with a generated name has a delay that is divided into two waits, `delayed now` leaves
-    the message in its first wait queue, because nothing proves where the second one leads. It says so, and exits
-    with 3.
+    """A message with a delay such as 2h1m waits in two wait queues, one after the other. If the message is for a queue
+    with a name that the broker has generated, `delayed now` leaves the message in the first wait queue, because nothing
+    proves where the second one leads. It says so, and exits with 3.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     generated = generated_queue(broker)
@@ -165,9 +165,9 @@ def test_delayed_now_keeps_a_message_for_a_generated_name_if_its_delay_has_two_w
 
 
 def test_delayed_show_keeps_the_routing_key_of_a_message_that_reaches_the_delivery_limit(waiting: Waiting) -> None:
-    """If another requeue would bring a message to its wait queue's delivery limit, `delayed show` leaves the message
-    out, says why, and exits with 3. If the message has already reached the limit, `delayed show` publishes it to the
-    end of the wait queue. `delayed now` then still delivers it to its exchange, with its own routing key.
+    """If another requeue would bring a message to its wait queue's delivery limit, `delayed show` leaves out the
+    message, says why, and exits with 3. If the message has reached the limit, `delayed show` publishes it to the end of
+    the wait queue. `delayed now` still delivers such a message to its exchange, with its original routing key.
     """
     policy = ("mqtool", "policy", "set", "few", "--definition", '{"delivery-limit": 2}', "--pattern", "^logs")
     assert waiting.shell.run(*policy, "--management", waiting.broker.management).code == 0
@@ -186,10 +186,10 @@ def test_delayed_show_keeps_the_routing_key_of_a_message_that_reaches_the_delive
     wait_until(lambda: depth(waiting.broker, "errors") == 1, "the log message")
 
 
-def test_delayed_show_leaves_the_due_time_of_a_message_that_reaches_the_delivery_limit(waiting: Waiting) -> None:
-    """`delayed show` publishes a message that has reached its wait queue's delivery limit to the end of the queue. The
-    message then waits only for the rest of its delay, and `delayed show` prints the same time as before, also if a
-    message in front of it has a false due time, after the queue's TTL.
+def test_delayed_show_keeps_the_due_time_of_a_message_that_reaches_the_delivery_limit(waiting: Waiting) -> None:
+    """If a message has reached its wait queue's delivery limit, `delayed show` publishes it to the end of the queue.
+    The message then waits only for the rest of its delay, and `delayed show` prints the same due time as before, even
+    if the message in front of it has a forged due time that is later than the queue's TTL allows.
     """
     queue = "jobs.delay.2h.more"  # the second wait is for one minute
     policy = ("mqtool", "policy", "set", "few", "--definition", '{"delivery-limit": 3}', "--pattern", "^jobs[.].*more$")

@@ -26,7 +26,7 @@ def left_behind(broker: TestBroker) -> list[str]:
     return [name for name in names if name and not name.startswith("amq.")]
 
 
-def test_make_demo_runs_every_tutorial() -> None:
+def test_make_demo_runs_every_tutorial_except_why_queues() -> None:
     """`make demo` runs all tutorials except why-queues, in the order in which mqtool lists them."""
     (names,) = re.findall(r"^TUTORIALS := ([^\\\n]*(?:\\\n[^\\\n]*)*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert ["why-queues", *names.replace("\\", "").split()] == list(PLAYS)
@@ -69,8 +69,8 @@ def test_the_tutorial_incident_passes_its_checks_and_leaves_no_queue(shell: Shel
 
 @on_any_broker
 def test_tutorial_run_leaves_existing_queues_and_exchanges_alone(shell: Shell, broker: TestBroker) -> None:
-    """On an existing broker, `tutorial run` declares queues and exchanges with new names. It does not show, consume or
-    delete messages in a user's own queues, even if a name begins with demo.
+    """`tutorial run` declares queues and exchanges with new names. It does not show, consume or delete the messages in
+    a user's own queues, even if a queue is named `hello`, as in the tutorial, or has a name that begins with `demo.`.
     """
     for queue in ("hello", "demo.hello"):
         shell.run("mqtool", "send", "-q", queue, "mine")
@@ -89,7 +89,8 @@ def test_tutorial_run_leaves_existing_queues_and_exchanges_alone(shell: Shell, b
 @on_any_broker
 def test_the_log_demonstration_names_a_missing_log_file(shell: Shell) -> None:
     """If the log file that `make demo` is to send does not exist, the log demonstration names the file, sends nothing,
-    and exits with 1."""
+    and exits with 1.
+    """
     result = run_real_log(shell, "/no/such/log")
 
     assert result.code == 1

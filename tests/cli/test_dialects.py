@@ -169,10 +169,10 @@ def test_send_says_that_the_dialect_makes_a_new_queue_transient(shell: Shell) ->
 
 
 @on_any_broker
-def test_raw_output_and_output_files_work_with_a_dialect(shell: Shell) -> None:
+def test_with_a_dialect_raw_output_and_output_files_contain_only_messages(shell: Shell) -> None:
     """Each --dialect stands for one version of RabbitMQ's tutorials, such as the older Go version. With this option and
     --raw, `receive` prints only bodies on stdout, and the script's other lines, such as `Waiting for messages`, on
-    stderr. With this option and -o FILE, `receive` writes only the lines that the script prints for messages to FILE.
+    stderr. With this option and -o FILE, `receive` writes to FILE only the lines that the script prints for messages.
     """
     shell.run("mqtool", "send", "-l", "--dialect", "go-classic", stdin="one\ntwo\n")
     raw = shell.run("mqtool", "receive", "--raw", "-c", "1", "--dialect", "go-classic")
