@@ -35,7 +35,9 @@ def name() -> str:
 
 @pytest.fixture
 def home(tmp_path: Path, name: str) -> Iterator[Shell]:
-    """A shell whose user has never started a broker; what is started is removed, with its volumes."""
+    """A shell whose user has never started a broker. A broker that the test starts is removed afterwards, with its
+    volumes.
+    """
     inherited = {key: value for key, value in os.environ.items() if key.startswith("DOCKER_")}
     with Shell(tmp_path, {"XDG_STATE_HOME": str(tmp_path / "state"), **inherited}) as shell:
         yield shell
@@ -109,9 +111,9 @@ def test_broker_up_in_docker_with_listen_needs_a_user_other_than_guest(home: She
 
 
 @pytest.mark.timeout(500)
-def test_a_cluster_in_docker_works_after_one_node_was_killed(home: Shell, image: str, name: str) -> None:
-    """If one node of a cluster in Docker is killed, messages can still be sent and received, and `broker status` says
-    "2 of 3 nodes running". `broker up` starts the killed node again.
+def test_a_cluster_in_docker_delivers_messages_after_one_node_was_killed(home: Shell, image: str, name: str) -> None:
+    """If one node of a cluster in Docker is killed, messages can still be sent, earlier persistent messages can be
+    received, and `broker status` says "2 of 3 nodes running". `broker up` starts the killed node again.
     """
     up = home.run(
         "mqtool", "broker", "up", "--kind", "docker", "--image", image, "--cluster", "--name", name, timeout=300

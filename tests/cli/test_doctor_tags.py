@@ -37,8 +37,8 @@ NODES = "alarms and nodes were not checked: the management API at "
 @pytest.mark.parametrize("tags", ["management", "policymaker"])
 def test_a_nagios_check_by_a_user_who_cannot_see_alarms_is_unknown(shell: Shell, broker: TestBroker, tags: str) -> None:
     """If the user lacks the tag `monitoring`, the management API hides alarms. `doctor --format nagios` is then UNKNOWN
-    rather than OK, and says which tag the user needs. It is WARNING if it finds a less severe problem, and still says
-    that it did not check alarms.
+    rather than OK, and says which tag the user needs. If it finds a problem that deserves a warning, it is WARNING, and
+    still says that it did not check alarms.
     """
     with user_of(broker, tags) as login:
         check = ("mqtool", "doctor", "--vhost", broker.vhost, "--format", "nagios", "--quiet", *login)
@@ -105,9 +105,9 @@ def test_doctor_says_that_it_checked_only_a_part(shell: Shell, broker: TestBroke
 
 
 def test_a_prometheus_alert_can_tell_that_alarms_were_not_checked(shell: Shell, broker: TestBroker) -> None:
-    """If the user lacks the tag `monitoring`, `doctor --format prometheus` exits with 0 and prints a metric for each
-    check that it could not make. Without an essential check, the label `essential` of the metric is "true". A user with
-    the tag `monitoring` gets no such metric.
+    """`doctor --format prometheus` prints a metric for each check that it could not make. For a user without the tag
+    `monitoring`, it exits with 0, and the metric for alarms and nodes has the label essential="true". For a user with
+    this tag, no metric has this label.
     """
     printed = {}
     for tags in ("management", "monitoring"):
@@ -122,7 +122,7 @@ def test_a_prometheus_alert_can_tell_that_alarms_were_not_checked(shell: Shell, 
 
 def test_doctor_upgrade_says_that_it_cannot_see_the_clients_of_other_users(shell: Shell, broker: TestBroker) -> None:
     """If the user lacks the tag `monitoring`, the management API shows only the user's own connections. `doctor
-    --upgrade` then exits with 3, and names the clients of other users as not checked.
+    --upgrade` then exits with 3, and says that other users' clients were not checked.
     """
     said = {}
     for tags in ("management", "monitoring"):
@@ -179,9 +179,9 @@ def test_doctor_reports_what_it_can_see_if_the_user_may_not_see_the_virtual_host
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_a_nagios_check_names_virtual_hosts_whose_queues_the_user_may_not_see(shell: Shell, broker: TestBroker) -> None:
-    """RabbitMQ shows a user with the tag `monitoring` the names of all virtual hosts, but not the queues of those in
-    which the user has no permissions. `doctor --format nagios` is then UNKNOWN, and names such virtual hosts. With
-    --vhost, it checks one virtual host, and is OK.
+    """RabbitMQ shows a user with the tag `monitoring` the names of all virtual hosts, but no queues of a virtual host
+    in which the user has no permissions. `doctor --format nagios` names such a virtual host, and is not OK. With
+    --vhost, it checks only the given virtual host, and is OK if this one is healthy.
     """
     with user_of(broker, "monitoring") as login:
         check = ("mqtool", "doctor", "--format", "nagios", *login)
@@ -193,8 +193,8 @@ def test_a_nagios_check_names_virtual_hosts_whose_queues_the_user_may_not_see(sh
 
 @pytest.mark.differs_since("4.0", "nothing changes for messages")
 def test_doctor_upgrade_says_that_it_could_not_look_at_messages(shell: Shell, broker: TestBroker) -> None:
-    """If the user may not read from a queue with messages, `doctor --upgrade --peek` says so, exits with 3, and names
-    messages as not checked.
+    """If the user may not read from a queue with messages, `doctor --upgrade --peek` warns about this queue, says that
+    messages were not checked, and exits with 3.
     """
     assert shell.run("mqtool", "send", "-q", "jobs", "--queue-type", "classic", "--durable", "x").code == 0
     with user_of(broker, "monitoring") as login:

@@ -147,8 +147,9 @@ def test_the_generated_reference_is_up_to_date() -> None:
 
 
 def test_a_command_never_imports_a_part_of_the_index_that_is_being_written(tmp_path: Path) -> None:
-    """While the documentation is being built, each command of mqtool imports either the old index of commands or the
-    new one, never an incomplete one. A process that has already opened the old file reads it to its end.
+    """mqtool's commands import an index of commands, which is rewritten when the documentation is built. At any time,
+    they import either the whole old index or the whole new one. A process that has opened the old file reads it to its
+    end.
     """
     written = tmp_path / "index.py"
     written.write_text("old")

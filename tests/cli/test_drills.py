@@ -45,8 +45,8 @@ def test_drill_kill_worker_loses_nothing(lonely_shell: Shell, broker: TestBroker
 
 @large
 def test_drill_drop_connection_loses_nothing(lonely_shell: Shell, broker: TestBroker) -> None:
-    """In the drill `drop-connection`, connections are cut while 10,000 messages flow. All messages are confirmed and
-    handled. Both programs reconnect before the connections are cut again.
+    """In the drill `drop-connection`, the connections of a sender and a receiver are cut three times while 10,000
+    messages flow. Both reconnect before the next cut, and all messages are confirmed and handled.
     """
     result = lonely_shell.run("mqtool", "drill", "drop-connection", "-u", broker.url)
     verdict = _verdict(result)
@@ -60,9 +60,9 @@ def test_drill_drop_connection_loses_nothing(lonely_shell: Shell, broker: TestBr
 def test_drill_drop_connection_cuts_connections_whatever_the_url_looks_like(
     lonely_shell: Shell, broker: TestBroker
 ) -> None:
-    """`drill drop-connection` replaces the port in the URL with the port of a proxy that cuts connections. If the URL
-    has no scheme, and the password is the same number as the port, the drill still logs in, cuts the connections of
-    both programs, and handles all messages.
+    """`drill drop-connection` replaces the port in the broker's URL with that of a proxy, which cuts connections. Even
+    if the URL has no scheme, and the password is the same number as the port, the drill logs in, the connections of its
+    sender and its receiver are cut, and all messages are handled.
     """
     address = parse_addresses(broker.url)[0]
     user = f"drill-{address.port}"
@@ -197,9 +197,9 @@ def test_a_drill_does_not_count_messages_that_other_clients_publish_to_its_queue
 def test_a_drill_ends_although_other_clients_publish_to_its_queue_without_end(
     lonely_shell: Shell, broker: TestBroker
 ) -> None:
-    """If another client keeps publishing to a drill's queue, so that the queue is never empty, the drill ends once none
-    of its own messages has been handled for 20 s. If all of its own messages were handled by then, it reports that
-    nothing was lost.
+    """If another client keeps publishing to a drill's queue, the queue is never empty. The drill nevertheless ends,
+    once none of its own messages has been handled for 20 s. If all of its own messages were handled by then, it reports
+    that nothing was lost.
     """
     drill = lonely_shell.start("mqtool", "drill", "duplicate", "-c", "20", "-u", broker.url)
     queue = _queue_of_drill(broker)

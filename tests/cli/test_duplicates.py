@@ -73,9 +73,9 @@ def test_a_duplicate_of_a_dead_letter_is_skipped_but_a_redriven_one_is_handled(
 
 
 def test_a_redriven_dead_letter_is_handled_even_if_its_headers_had_to_be_dropped(shell: Shell) -> None:
-    """If a message's large headers leave no room for its history, `worker` dead-letters the message without them. After
-    another `dlq redrive`, `worker --deduplicate` handles the message. Nor does it skip the message if its publisher had
-    set the header with the number of redrives to the largest number.
+    """`worker` adds headers to a dead letter. If the message's own headers are so large that there is no room, it drops
+    them. After `dlq redrive`, `worker --deduplicate` still handles such a message. It also handles a message whose
+    publisher has forged the header that counts redrives.
     """
     worker = ("mqtool", "worker", "-q", "jobs", "--deduplicate", "--dedup-store", "store", "--retries", "0", "--shell")
     large = {"body": "x", "properties": {"message_id": "large"}, "headers": {"large": "x" * 130_717}}
@@ -149,8 +149,8 @@ def _stopped_while_it_waits(
 @on_any_broker
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_worker_that_waits_for_another_one_can_be_stopped(shell: Shell, broker: TestBroker, number: int) -> None:
-    """If a signal stops `worker --deduplicate` while another worker handles a copy of its message, it exits with 0. Its
-    message stays in the queue.
+    """While another worker handles a copy of its message, `worker --deduplicate` waits. If SIGINT or SIGTERM stops it
+    meanwhile, it exits with 0 and does not run its program, and its message stays in the queue.
     """
     result = _stopped_while_it_waits(shell, broker, "worker", ("new-task",), "task_queue", number)
     assert "0 done, 0 retries, 0 dead, 0 suppressed" in result.stderr
@@ -186,9 +186,10 @@ def test_rpc_server_exec_replies_with_the_programs_output(shell: Shell) -> None:
 
 @on_any_broker
 def test_rpc_client_prints_all_results_if_a_program_fails_for_some_requests(shell: Shell) -> None:
-    """If the program of `rpc-server --exec` fails for some requests, `rpc-client` prints the other results, and what
-    the program printed before it failed, but no empty line. It says for how many requests the program failed, and exits
-    with the exit status of the first failure. With --dialect, it prints each reply, as the dialect's script does.
+    """If the program of `rpc-server --exec` fails for some requests, `rpc-client` prints the results of the others, and
+    what the program printed before it failed, if anything. It says for how many requests the program failed, and exits
+    with the exit status of the first failure. With --dialect, it also prints empty replies, as the dialect's script
+    does.
     """
     program = 'read -r x; case $x in mute) exit 4;; half) echo half; exit 5;; long) yes; esac; echo "got $x"'
     shell.start("mqtool", "rpc-server", "--shell", "--exec", program, "--max-output", "1KiB").wait_until_ready()
@@ -245,7 +246,7 @@ def test_rpc_server_deduplicate_replies_to_two_clients_with_the_same_message_id(
 @on_any_broker
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_an_rpc_server_that_waits_for_another_one_can_be_stopped(shell: Shell, broker: TestBroker, number: int) -> None:
-    """If a signal stops `rpc-server --deduplicate` while another server handles a copy of its request, it exits with 0.
-    Its request stays in the queue.
+    """While another server handles a copy of its request, `rpc-server --deduplicate` waits. If SIGINT or SIGTERM stops
+    it meanwhile, it exits with 0 and does not run its program, and its request stays in the queue.
     """
     _stopped_while_it_waits(shell, broker, "rpc-server", ("send", "-q", "rpc_queue"), "rpc_queue", number)

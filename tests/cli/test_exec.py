@@ -97,8 +97,8 @@ def test_rpc_server_answers_exactly_count_requests_if_a_reply_is_too_large(
     shell: Shell, requests: tuple[str, str]
 ) -> None:
     """If the reply to a request is larger than the broker's max_message_size, the broker redelivers the request.
-    `rpc-server --count 2` counts this request once: it answers both of two requests, also if the reply to the last one
-    is too large, leaves none in the queue, and exits with 0.
+    `rpc-server --count 2` counts such a request only once. It answers both of two requests, even if the reply to the
+    last one is too large, and then exits with 0.
     """
     with EmbeddedBroker(like="4.3") as broker:
         shell.environment["MQTOOL_URL"] = broker.url
@@ -114,8 +114,8 @@ def test_rpc_server_answers_exactly_count_requests_if_a_reply_is_too_large(
 
 @on_any_broker
 def test_a_large_body_is_passed_whole_and_need_not_be_read(shell: Shell) -> None:
-    """`worker --exec` passes the whole of a 1 MB body on stdin. If the program exits with 0 without reading the body,
-    the message is still acknowledged.
+    """`worker --exec` passes a body of 1 MB to the program's stdin as a whole. If the program exits with 0 without
+    reading the body, the message is still acknowledged.
     """
     for _ in range(2):
         shell.run("mqtool", "new-task", stdin=b"x" * 1_000_000)
@@ -272,8 +272,9 @@ def ended(status: object, **headers: str) -> Message:
 def test_rpc_client_reports_an_exit_status_that_is_not_an_integer_from_0_to_255(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If the exit status in a reply is not an integer from 0 to 255, `rpc-client` shows it as invalid and exits with 1.
-    If there are several replies, it counts this one as a failure. With --dialect, it only exits with 1.
+    """If the exit status in a reply is not an integer from 0 to 255, `rpc-client` says that it is invalid and exits
+    with 1. For several requests, it counts such a reply as a failure. With --dialect, it exits with 1 without an error
+    message.
     """
     long = "x" * 300
     invalid = {"true": True, "false": False, "256": 256, "-1": -1, '"7"': "7", "null": None, f'"{long}"': long}
@@ -296,9 +297,9 @@ def test_rpc_client_reports_an_exit_status_that_is_not_an_integer_from_0_to_255(
 def test_rpc_client_prints_an_excerpt_of_a_long_error_and_the_end_of_a_long_stderr(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`rpc-client` prints only the first 200 characters of a server's error, with its size, and says so if the server
-    gave no reason. Of the stderr of a server's program, it prints the last 5,000 characters, and up to 100 lines, after
-    a line with the number of characters.
+    """If a server's error is longer than 200 characters, `rpc-client` prints the first 200 and the size. If an error is
+    empty, it says that the server gave no reason. Of the stderr of a server's program, it prints at most the last 5,000
+    characters and the last 100 lines. If this is not all, a line above gives the total number of characters.
     """
     lines = "".join(f"{number}\n" for number in range(1000))
     replies = {
@@ -401,8 +402,8 @@ def test_quick_programs_run_beside_slow_ones(shell: Shell, broker: TestBroker) -
 def test_worker_prefetches_one_message_for_each_program_or_as_many_as_prefetch_says(
     shell: Shell, broker: TestBroker, options: tuple[str, ...], left: int
 ) -> None:
-    """With --concurrency N, `worker` prefetches N messages, even if --count is larger. With --prefetch, it prefetches
-    as many as this option says. The other messages stay in the queue for other workers.
+    """With --concurrency N, `worker` prefetches N messages, even if --count is larger. With --prefetch M, it prefetches
+    M messages. The other messages stay in the queue for other workers.
     """
     shell.run("mqtool", "new-task", "-l", stdin="task\n" * 6)
     program = "echo started; while ! [ -e go ]; do sleep 0.1; done"
@@ -628,8 +629,9 @@ def test_a_long_retry_delay_does_not_hold_up_a_short_one(shell: Shell) -> None:
 
 
 def test_a_retry_queue_without_a_ttl_gets_no_message(shell: Shell, broker: TestBroker) -> None:
-    """If a queue already has the name of the wait queue for retries, but no TTL, `worker` exits with 78 instead of
-    retrying a message in this queue, which the message might never leave. The message stays in its own queue.
+    """A message that `worker` will retry waits in a wait queue with a TTL. If a queue with the name of this wait queue
+    exists without a TTL, `worker` exits with 78 and does not move the message there, because it might never leave. The
+    message stays in its own queue.
     """
     broker.api("PUT", f"queues/{broker.vhost}/jobs.wait.1s", {"durable": True})
     shell.run("mqtool", "new-task", "-q", "jobs", "one")
@@ -652,9 +654,9 @@ def test_a_retry_queue_without_a_ttl_gets_no_message(shell: Shell, broker: TestB
 def test_a_dead_letter_queue_that_does_not_keep_its_messages_gets_none(
     shell: Shell, broker: TestBroker, arguments: dict[str, object]
 ) -> None:
-    """If somebody else has declared a queue's dead-letter queue with a TTL, an expiry, a maximum length or a
-    dead-letter exchange, `worker` exits with 78 instead of dead-lettering a message, and the message stays in its
-    queue.
+    """If the dead-letter queue of `worker` already exists with a TTL, an expiry, or a maximum length that drops
+    messages, so that it may not keep its messages, `worker` exits with 78 instead of dead-lettering a message. The
+    message stays in its queue.
     """
     broker.api("PUT", f"queues/{broker.vhost}/jobs.dlq", {"durable": True, "arguments": arguments})
     shell.run("mqtool", "new-task", "-q", "jobs", "one")
@@ -676,8 +678,8 @@ def test_a_dead_letter_queue_that_does_not_keep_its_messages_gets_none(
 def test_a_dead_letter_queue_with_other_settings_is_used_if_it_keeps_its_messages(
     shell: Shell, broker: TestBroker, settings: dict[str, object]
 ) -> None:
-    """If a queue's dead-letter queue exists with another type or with other arguments that let it keep its messages,
-    `worker` dead-letters messages to this queue, and prints one notice.
+    """If the dead-letter queue of `worker` already exists with another type or other arguments, but keeps its messages,
+    `worker` dead-letters messages to this queue, and prints one notice about the difference.
     """
     broker.api("PUT", f"queues/{broker.vhost}/jobs.dlq", {"durable": True, **settings})
     for _ in range(2):

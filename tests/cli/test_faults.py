@@ -52,9 +52,9 @@ def test_broker_fault_controls_the_faults_of_the_embedded_broker(tester: Shell, 
     assert own.faults.in_force() == []
 
 
-def test_send_does_not_say_that_a_queue_does_not_exist_if_it_cannot_know(tester: Shell) -> None:
-    """Over AMQP 1.0, a broker can also release a message whose queue exists. The hint of `send` then only says how to
-    find out whether the queue exists.
+def test_the_hint_for_a_released_message_does_not_claim_that_the_queue_is_missing(tester: Shell) -> None:
+    """Over AMQP 1.0, a broker may release a message although its queue exists. If `send` reports a released message,
+    its hint therefore does not claim that the queue is missing, but says how to find out whether it exists.
     """
     tester.run("mqtool", "queue", "declare", "jobs")
     tester.run("mqtool", "broker", "fault", "return-unroutable")

@@ -51,7 +51,7 @@ def parser(*words: str) -> Any:
 
 
 def hint_for(monkeypatch: pytest.MonkeyPatch, line: str) -> str | None:
-    """The hint of the usage error of a command line."""
+    """The hint for a command line that is a usage error."""
     monkeypatch.setattr(sys, "argv", ["mqtool", *line.split()])
     words = without_aliases(line.split())
     run = parser(*words[:2])
@@ -86,9 +86,9 @@ def test_a_command_with_one_wrong_letter_is_recognized(monkeypatch: pytest.Monke
     assert hint_for(monkeypatch, typed) == f"did you mean 'mqtool {meant}'?"
 
 
-def test_nearly_every_slip_of_a_letter_is_recognized() -> None:
-    """If a letter of a command's word with five letters or more is missing, or two neighbours are swapped, at least
-    95 % of all these typing errors get the command as a hint; the others are closer to another command.
+def test_nearly_every_missing_or_swapped_letter_gets_the_right_hint() -> None:
+    """If one letter is missing from a word of a command, or two neighbouring letters are swapped, the hint is the right
+    command for more than 95 % of all these typing errors in words of five letters or more.
     """
     slips = [
         (group, slip, name)
@@ -122,9 +122,10 @@ def test_a_word_that_resembles_a_harmful_command_does_not_get_it_as_a_hint(
     )
 
 
-def test_words_of_other_tools_do_not_lead_to_harmful_commands() -> None:
-    """Of nearly two hundred other words from other tools, only six differ in one letter from the word for a harmful
-    command, in its own group. The words mean the same, or the command deletes nothing.
+def test_few_words_of_other_tools_lead_to_commands_that_change_something() -> None:
+    """Only four of about 170 words that other tools use, such as `prune`, get a command that changes or consumes
+    something as a hint, because they differ from it in one letter. For example, the hint for `policy clean` is `policy
+    clear`.
     """
     known = {each for guesses in GUESSES.values() for each in guesses} | {*ALIASES}
     hits = {
@@ -146,8 +147,9 @@ def test_words_of_other_tools_do_not_lead_to_harmful_commands() -> None:
 
 
 def test_the_last_word_of_a_harmful_command_does_not_lead_to_it_from_another_group() -> None:
-    """If a group is followed by a word of another group's command that consumes or changes something, the hint does not
-    suggest that command, unless the whole line is in the table of guesses.
+    """Some commands consume or change something, such as `queue purge`. If the last word of such a command is typed
+    after the name of another group, as in `exchange purge`, the hint does not suggest that command, unless the table of
+    guesses contains exactly these words.
     """
     wrong = set()
     for group, names in GROUPS.items():
@@ -212,8 +214,9 @@ def test_each_guess_leads_to_a_command_that_exists(command: str) -> None:
 def test_a_word_of_another_tool_gets_whole_commands_as_a_hint(
     monkeypatch: pytest.MonkeyPatch, typed: str, meant: list[str]
 ) -> None:
-    """If a word is another tool's word for a command, the hint asks "did you mean" with the whole command, ready to be
-    pasted. If several commands may be meant, it names them all.
+    """If mqtool has no command with the typed name, but another tool has one, the hint asks "did you mean" with
+    mqtool's command for the same purpose, ready to be pasted. If several commands may be meant, the hint names all of
+    them.
     """
     assert hint_for(monkeypatch, typed) == f"did you mean {' or '.join(repr(f'mqtool {each}') for each in meant)}?"
 
@@ -279,11 +282,12 @@ def test_ls_and_list_are_hints_for_each_other(monkeypatch: pytest.MonkeyPatch, g
         ("--install-completion", "did you mean 'mqtool completion bash'?"),
     ],
 )
-def test_an_option_of_another_tool_gets_the_command_s_own_way_as_a_hint(
+def test_an_option_of_another_tool_gets_the_option_or_argument_of_mqtool_as_a_hint(
     monkeypatch: pytest.MonkeyPatch, typed: str, hint: str
 ) -> None:
-    """If a command has another name for an option that other tools have, or takes the value as an argument, the hint
-    says so. Before a command, `-V`, a misspelled `--help` and `--install-completion` get what they stand for.
+    """If a command is given an option of another tool, the hint names the command's own option for the same purpose, if
+    any, or says that the value is an argument. For `-V`, `--hlep` or `--install-completion` without a command, it names
+    mqtool's own option or command.
     """
     assert hint_for(monkeypatch, typed) == hint
 

@@ -11,7 +11,8 @@ from tests.cli.test_exec import depth
 
 def test_send_and_receive_print_the_lines_of_the_tutorial(shell: Shell) -> None:
     """`send` and `receive` print exactly the lines of RabbitMQ's first tutorial. Only the line of the received message
-    is on stdout."""
+    is on stdout.
+    """
     sent = shell.run("mqtool", "send")
     received = shell.run("mqtool", "receive", "-c", "1")
 

@@ -67,8 +67,8 @@ def test_help_fits_on_two_screens_and_nothing_is_cut(columns: int) -> None:
 
 
 def test_option_texts_are_short_phrases() -> None:
-    """In the help, the text of an option has at most 60 characters and no full stop. Every command has examples, and
-    one sentence that describes it.
+    """In the help, the text of an option or argument has at most 60 characters and no full stop. Every command has
+    examples, and one sentence that describes it.
     """
     for command in every(described()):
         assert command.sentence, command.words
@@ -126,8 +126,8 @@ def test_help_shows_the_default_queue_and_its_type() -> None:
 
 
 def test_help_says_which_options_are_settings_of_a_new_queue() -> None:
-    """The help of publishing commands says that --ttl, like other settings, is one of a new queue, for all of its
-    messages. It shows how one message gets an expiration, which `send` accepts.
+    """`mqtool help declaring` marks options such as --ttl and --max-length as settings of a new queue, and says that
+    with --ttl, all messages of this queue expire. `mqtool help messages` shows how to give one message an expiration.
     """
     page = " ".join(topic_page("declaring", 80).split())
     for option in ("--ttl DURATION New queue: ", "--max-length N New queue: ", "--queue-type TYPE New queue: "):
@@ -189,7 +189,7 @@ def test_help_finds_a_command_by_its_alias(lonely_shell: Shell) -> None:
 
 def test_the_help_of_yes_says_when_a_command_asks(lonely_shell: Shell) -> None:
     """The help of --yes says which commands ask only in a protected context, and that `dlq redrive` asks on a terminal.
-    The help of --idle-timeout says that only the time with a connection counts.
+    The help of --idle-timeout says that the time without a connection does not count.
     """
     commands = ("move", "delayed now", "permission clear", "exchange unbind", "broker fault")
     for command, option, said in (
@@ -274,8 +274,8 @@ def test_an_option_of_another_tool_gets_mqtools_option_as_a_hint(lonely_shell: S
 
 
 def test_hints_about_options_name_the_command() -> None:
-    """If an option lacks its value, has a value although it takes none, or is misspelled, the hint names the command or
-    a similar option. This applies to each option of each command.
+    """If an option of any command lacks its value, has a value although it takes none, or is misspelled, the hint names
+    the command or a similar option.
     """
     tried = set()
     for command in leaves(described()):

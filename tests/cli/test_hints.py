@@ -27,8 +27,8 @@ from tests.cli.shell import Shell
 )
 @pytest.mark.sampled(5)
 def test_a_usage_error_names_what_was_probably_meant(lonely_shell: Shell, command: list[str], hint: str) -> None:
-    """If a command line is mistyped, the command exits with 2. The hint names what the user probably meant: a similar
-    command, a command of a group such as `dlq`, an option, or missing quotes.
+    """If a command line is wrong, mqtool exits with 2. The hint names what the user probably meant: a similar command,
+    a command of a group such as `dlq`, an option, or missing quotes.
     """
     refused = lonely_shell.run("mqtool", *command)
     assert (refused.code, hint in refused.stderr) == (2, True), refused.stderr
@@ -128,8 +128,8 @@ def test_a_queue_given_as_an_option_gets_a_hint_about_the_argument(lonely_shell:
 @pytest.mark.sampled(2)
 def test_a_help_topic_says_what_scripts_rely_on(lonely_shell: Shell, topic: str, says: str) -> None:
     """`mqtool help programs` lists the exit codes of `worker`. `mqtool help messages` says that empty input sends
-    nothing, that --failed-to keeps neither the first invalid line nor any later one, and that the routing key chooses
-    the partition of a super stream.
+    nothing, that --failed-to saves neither an invalid line nor any later one, and that the routing key chooses the
+    partition of a super stream.
     """
     assert says in " ".join(lonely_shell.run("mqtool", "help", topic).stdout.split())
 
