@@ -43,9 +43,9 @@ def said(result: Result) -> tuple[int, str]:
 
 
 def test_queue_commands_declare_purge_and_delete_a_queue(admin: Shell, broker: TestBroker) -> None:
-    """If the queue exists, `queue declare` exits with 0 if its options ask for the queue's arguments, and with 78 if
-    they differ. Without a terminal, `queue purge` and `queue delete` exit with 2 unless --yes is given. If the queue
-    does not exist, `queue delete` exits with 69, or with 0 if --if-exists is given.
+    """If the queue exists, `queue declare` exits with 0 if the requested arguments are the same, and with 78 if they
+    differ. Without a terminal, `queue purge` and `queue delete` exit with 2 unless --yes is given. If the queue does
+    not exist, `queue delete` exits with 69, or with 0 if --if-exists is given.
     """
     queue = ("mqtool", "queue")
     assert said(admin.run(*queue, "declare", "jobs", "--max-length", "9")) == (0, "declared queue 'jobs'")
@@ -315,8 +315,8 @@ def test_user_tags_ignores_spaces_around_tags(admin: Shell, ann: str) -> None:
 @pytest.mark.parametrize("new", ["management", "--none"])
 @pytest.mark.once_on_rabbitmq
 def test_user_tags_asks_before_you_lose_your_own_tag_administrator(admin: Shell, ann: str, new: str) -> None:
-    """If users remove the tag administrator from themselves, they cannot restore it. `user tags` therefore asks before
-    it does so. Without a terminal, it exits with 2 and keeps the tag unless --yes is given.
+    """If users removed the tag administrator from themselves, they could not restore it. `user tags` therefore asks
+    first. Without a terminal, it exits with 2 and keeps the tag unless --yes is given.
     """
     assert said(admin.run("mqtool", "user", "tags", ann, "administrator")) == (
         0,

@@ -607,7 +607,7 @@ def test_no_broker_is_left_if_broker_up_foreground_is_killed(home: Shell, kind: 
 
 
 def test_broker_up_names_a_port_that_is_in_use(home: Shell) -> None:
-    """If the port is in use, `broker up` exits with 69, names the port, and suggests --port."""
+    """If the port given with --port is in use, `broker up` exits with 69, names the port, and suggests --port."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = home.run("mqtool", "broker", "up", "--kind", "embedded", "--port", str(port))
@@ -618,7 +618,9 @@ def test_broker_up_names_a_port_that_is_in_use(home: Shell) -> None:
 
 @pytest.mark.parametrize("option", ["--port", "--management-port", "--stream-port"])
 def test_broker_serve_names_a_port_that_is_in_use(home: Shell, option: str) -> None:
-    """If another program listens on a port, `broker serve` exits with 69 and names the port."""
+    """If another program listens at the port given with --port, --management-port or --stream-port, `broker serve`
+    exits with 69 and names the port. The hint says that port 0 means a free one.
+    """
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         result = home.run("mqtool", "broker", "serve", "--port", "0", option, str(port))

@@ -71,7 +71,7 @@ def test_receive_and_worker_move_to_the_next_node_if_their_node_is_killed(
     assert worker.interrupt().wait().code == 0
 
 
-def test_a_node_that_is_down_is_skipped(shell: Shell, nodes: list[Restartable]) -> None:
+def test_send_skips_a_node_that_is_down(shell: Shell, nodes: list[Restartable]) -> None:
     """If the first node in the list of URLs is down, `send` uses the next one, without printing a warning."""
     nodes[0].kill()
     sent = shell.run("mqtool", "send", "hello")

@@ -556,8 +556,8 @@ def test_a_quorum_queue_with_a_single_active_consumer_is_empty_if_a_consumer_get
 ) -> None:
     """RabbitMQ refuses basic.get for a quorum queue with a single active consumer. To find out whether such a queue is
     empty, `queue convert` therefore consumes from it. If RabbitMQ reports neither messages nor this consumer, because
-    the queue is slow to answer, the command asks again. A message that it receives is requeued once, and stays the
-    first in the queue.
+    the queue is slow to answer, the command asks again. If it receives a message, it requeues it, and the messages keep
+    their order.
     """
     fill(broker, "quorum", 0, x_single_active_consumer=True)
     answers = [administration.Depth(0, 0)] * 3
@@ -1323,7 +1323,8 @@ def test_queues_that_cannot_be_converted_are_named_before_any_change(managed: Sh
 
 def test_queue_convert_dry_run_needs_only_the_management_api(managed: Shell, broker: TestBroker) -> None:
     """`queue convert --dry-run` prints its plan even if mqtool can reach only the management API and not the AMQP port.
-    To check the queue's new arguments, it declares a trial queue, even if a killed run has left such a queue behind.
+    To check the queue's new arguments, it declares a trial queue. A trial queue that a killed run has left does not
+    stop it.
     """
     managed.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic")
     managed.run("mqtool", "queue", "declare", "jobs.mqtool-convert.trial", "--queue-type", "classic")

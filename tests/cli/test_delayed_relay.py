@@ -68,9 +68,9 @@ def received(shell: Shell, count: int, patience: float = PATIENCE) -> list[Any]:
 
 def test_delayed_relay_delays_the_messages_of_any_client(shell: Shell, broker: TestBroker) -> None:
     """`delayed relay` routes a message by its routing key once the delay in its x-delay header is over, never early.
-    The message keeps its properties and headers, except that x-delay becomes negative, as with the plugin. If x-delay
-    is missing or not a positive number, the relay forwards the message immediately, with a warning if x-delay is not a
-    number or above the maximum.
+    The message keeps its properties and headers, except that x-delay becomes negative, as with the delayed message
+    plugin. If x-delay is missing or not a positive number, the relay forwards the message immediately. It warns if
+    x-delay is not a number or is above the maximum.
     """
     running = relay(shell, "--type", "topic")
     shell.run("mqtool", "send", "-e", "tasks", "-r", "nobody", "no queue is bound by this key")

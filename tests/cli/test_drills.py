@@ -135,7 +135,7 @@ def test_the_broker_of_a_killed_drill_ends(tmp_path: Path, kind: BrokerKind) -> 
 
 
 def test_drill_kill_node_loses_nothing(lonely_shell: Shell) -> None:
-    """In the drill `kill-node`, the node of a three-node cluster that leads the queue is killed while messages flow.
+    """In the drill `kill-node`, the node that leads the queue in a three-node cluster is killed while messages flow.
     All 40,000 messages are confirmed and handled, and the longest time without a delivery is less than 10 s.
     """
     own_broker(BrokerKind.NODE)

@@ -147,8 +147,8 @@ def test_the_next_tap_switches_off_the_firehose_of_a_killed_tap(shell: Shell, br
 def test_tap_with_the_firehose_ignores_messages_that_others_send_to_its_queue(
     shell: Shell, broker: TestBroker, connection: Connection
 ) -> None:
-    """`tap --firehose` does not print messages that somebody else publishes or dead-letters to its queue. It prints one
-    notice about them, and goes on with the messages that the firehose copies.
+    """`tap --firehose` does not print messages that other clients publish or dead-letter to its queue. It prints one
+    notice about them, and continues to print the messages that the firehose copies.
     """
     tap = tapping(shell, "--all", "--json", "--where", "exchange!=''", "-c", "1")
     found: Any = broker.api("GET", f"queues/{broker.vhost}?columns=name")
@@ -193,7 +193,7 @@ def test_the_firehose_leaves_the_settings_of_the_virtual_host_alone(shell: Shell
 @on_any_broker
 def test_tap_uses_the_firehose_only_with_its_option(shell: Shell) -> None:
     """`tap --all`, and `tap` with the default exchange, exit with 2 unless --firehose is given, because the firehose
-    slows the broker down. `tap --firehose-off` exits with 2 if anything to tap is named.
+    slows the broker down. `tap --firehose-off` exits with 2 if an exchange or a queue is also given.
     """
     for words, said in (
         (["--all"], "only the broker's firehose shows --all"),
@@ -209,8 +209,8 @@ def test_tap_uses_the_firehose_only_with_its_option(shell: Shell) -> None:
 
 
 def test_tap_names_the_permission_that_is_missing(shell: Shell, broker: TestBroker) -> None:
-    """If the user may not declare the queue of `tap` or read from the exchange, `tap` exits with 77 and names the
-    missing permission. `tap --firehose` exits with 77 if the user is not an administrator.
+    """If the user may not declare a queue or read from the exchange that is tapped, `tap` exits with 77 and names the
+    missing permission. If the user is not an administrator, `tap --firehose` exits with 77.
     """
     user = f"tapper-{uuid.uuid4().hex[:8]}"
     broker.api("PUT", f"users/{user}", {"password": "secret", "tags": "management"})

@@ -79,16 +79,18 @@ def flags_of(command: CommandHelp) -> set[str]:
         ("drilll", "drill"),
     ],
 )
-def test_a_command_with_one_wrong_letter_is_recognized(monkeypatch: pytest.MonkeyPatch, typed: str, meant: str) -> None:
-    """If one letter of a command is missing, added or changed, or two are swapped, the hint is the command, even if it
-    consumes or deletes something.
+def test_a_command_with_one_wrong_letter_gets_the_right_hint(
+    monkeypatch: pytest.MonkeyPatch, typed: str, meant: str
+) -> None:
+    """If one letter of a command is missing, added or changed, or two neighbouring letters are swapped, the hint asks
+    "did you mean" with the right command, even if that command consumes or deletes something.
     """
     assert hint_for(monkeypatch, typed) == f"did you mean 'mqtool {meant}'?"
 
 
 def test_nearly_every_missing_or_swapped_letter_gets_the_right_hint() -> None:
-    """If one letter is missing from a word of a command, or two neighbouring letters are swapped, the hint is the right
-    command for more than 95 % of all these typing errors in words of five letters or more.
+    """If one letter of a word of at least five letters in a command is left out, or two neighbouring letters are
+    swapped, the hint is the right command. This is true of more than 95 % of all such typing errors in all commands.
     """
     slips = [
         (group, slip, name)
@@ -223,7 +225,9 @@ def test_a_word_of_another_tool_gets_whole_commands_as_a_hint(
 
 @pytest.mark.parametrize("group", [group for group, names in GROUPS.items() if {"ls", "list"} & {*names} and group])
 def test_ls_and_list_are_hints_for_each_other(monkeypatch: pytest.MonkeyPatch, group: str) -> None:
-    """If a group has the command `ls`, it is the hint for `list`. If a group has `list`, it is the hint for `ls`."""
+    """If a group of commands, such as `policy`, has the command `ls`, this command is the hint for `list`. If it has
+    `list`, that is the hint for `ls`.
+    """
     typed, meant = ("list", "ls") if "ls" in GROUPS[group] else ("ls", "list")
     assert hint_for(monkeypatch, f"{group} {typed}") == f"did you mean 'mqtool {group} {meant}'?"
 
