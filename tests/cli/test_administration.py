@@ -43,9 +43,9 @@ def said(result: Result) -> tuple[int, str]:
 
 
 def test_queue_commands_declare_purge_and_delete_a_queue(admin: Shell, broker: TestBroker) -> None:
-    """If the queue exists, `queue declare` exits with 0 if the requested arguments are the same, and with 78 if they
-    differ. Without a terminal, `queue purge` and `queue delete` exit with 2 unless --yes is given. If the queue does
-    not exist, `queue delete` exits with 69, or with 0 if --if-exists is given.
+    """`queue declare` for an existing queue exits with 0 if the requested arguments equal the queue's. If they differ,
+    it exits with 78 or, with --if-not-exists, with 0. Without a terminal, `queue purge` and `queue delete` exit with 2
+    unless --yes is given. `queue delete` for a missing queue exits with 69 or, with --if-exists, with 0.
     """
     queue = ("mqtool", "queue")
     assert said(admin.run(*queue, "declare", "jobs", "--max-length", "9")) == (0, "declared queue 'jobs'")
@@ -120,8 +120,8 @@ def test_queue_declare_declares_the_same_queue_as_send(admin: Shell) -> None:
 @pytest.mark.sampled(1)
 def test_delete_and_purge_stop_at_a_missing_name_and_say_what_is_left(admin: Shell, command: str) -> None:
     """`queue delete`, `queue purge` and `exchange delete` take several names, and stop at the first name that does not
-    exist. They exit with 3, print how many queues or exchanges were deleted or purged, and name the rest. If none was
-    deleted or purged, because the very first name does not exist, they exit with 69.
+    exist. If they have deleted or purged anything before that, they print how many of the names are done, list the
+    other names, and exit with 3. If the very first name does not exist, they exit with 69.
     """
     kind, verb = command.split()
     for name in ("one", "two"):
@@ -148,7 +148,9 @@ def test_queue_delete_if_empty_and_unused_keeps_a_classic_queue_with_messages(ad
     assert admin.run("mqtool", "queue", "delete", "old", "--if-empty", "--if-unused").code == 0
 
 
-def test_queue_delete_if_empty_and_unused_asks_if_a_message_is_unacknowledged(admin: Shell, broker: TestBroker) -> None:
+def test_queue_delete_if_empty_and_unused_asks_before_it_deletes_an_unacknowledged_message(
+    admin: Shell, broker: TestBroker
+) -> None:
     """RabbitMQ treats a queue as empty while a client holds the queue's last message unacknowledged, and would delete
     this message with the queue. `queue delete --if-empty --if-unused` therefore asks first. Without a terminal, it
     exits with 2 and keeps the queue, and the message is requeued when the client disconnects. With --yes, it deletes
@@ -173,7 +175,7 @@ def test_queue_delete_if_empty_and_unused_asks_if_a_message_is_unacknowledged(ad
         assert admin.run(*delete, "--yes").code == 0
 
 
-def test_queue_delete_if_empty_and_unused_asks_if_the_management_api_is_unavailable(shell: Shell) -> None:
+def test_queue_delete_if_empty_and_unused_asks_before_it_deletes_without_the_management_api(shell: Shell) -> None:
     """Without the management API, mqtool cannot know whether messages are unacknowledged. `queue delete --if-empty
     --if-unused` then asks before it deletes an empty queue. Without a terminal, it exits with 2 unless --yes is given.
     """
@@ -187,11 +189,11 @@ def test_queue_delete_if_empty_and_unused_asks_if_the_management_api_is_unavaila
     assert (deleted.code, deleted.stderr) == (0, "deleted queue 'old', with 0 messages\n")
 
 
-def test_exchange_commands_create_and_delete_exchanges_and_bindings(admin: Shell, broker: TestBroker) -> None:
+def test_exchange_commands_bind_unbind_and_delete_exchanges(admin: Shell, broker: TestBroker) -> None:
     """`exchange bind` binds a headers exchange to a topic exchange, and a queue to the headers exchange. A message
     published to the topic exchange reaches the queue only if its routing key and one of its headers match the bindings.
     After `exchange unbind`, no further message reaches the queue. Without a terminal, `exchange delete` exits with 2
-    unless --yes is given. If the exchange does not exist, it exits with 69.
+    unless --yes is given. For a missing exchange, it exits with 69.
     """
     assert admin.run("mqtool", "exchange", "declare", "in", "topic").code == 0
     assert admin.run("mqtool", "exchange", "declare", "in", "fanout").code == 78
@@ -262,8 +264,8 @@ def test_a_user_can_do_only_what_the_permission_patterns_allow(admin: Shell, ann
 
 
 def test_user_commands_add_change_and_delete_a_user(admin: Shell, ann: str) -> None:
-    """`user add` exits with 1 if the user exists, and `user delete` exits with 69 if the user does not exist. With
-    --if-not-exists and --if-exists, they exit with 0. `user password` keeps the user's tags, and `user tags` keeps the
+    """`user add` for an existing user exits with 1 or, with --if-not-exists, with 0. `user delete` for a missing user
+    exits with 69 or, with --if-exists, with 0. `user password` keeps the user's tags, and `user tags` keeps the
     password.
     """
     assert said(admin.run("mqtool", "user", "add", ann, "--password-file", "secret"))[0] == 1
@@ -370,7 +372,7 @@ def test_the_hint_for_a_refusal_says_what_an_administrator_can_do(admin: Shell, 
 
 
 @on_any_broker
-def test_user_password_never_prints_the_password(admin: Shell, ann: str) -> None:
+def test_user_password_does_not_print_the_password_and_user_add_has_no_option_for_it(admin: Shell, ann: str) -> None:
     """`user password` does not print the new password, even with --debug. `user add` has no option to give a password
     on the command line.
     """
@@ -415,10 +417,10 @@ def test_messages_can_be_sent_to_a_virtual_host_until_it_is_deleted(admin: Shell
     assert admin.run("mqtool", "send", "--vhost", name, "x").code == 69
 
 
-def test_plugins_of_the_embedded_broker_cannot_be_disabled(lonely_shell: Shell) -> None:
+def test_plugins_of_the_embedded_broker_cannot_be_changed(lonely_shell: Shell) -> None:
     """The embedded broker always has the same plugins. `plugin disable` therefore exits with 2, and so does `plugin
     enable` for a plugin that this broker does not have. If no broker was started with `broker up`, `plugin enable`
-    exits with 69.
+    exits with 69, too.
     """
     lonely_shell.environment["XDG_STATE_HOME"] = str(lonely_shell.directory)
     assert lonely_shell.run("mqtool", "plugin", "enable", "rabbitmq_shovel").code == 69

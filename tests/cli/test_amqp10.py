@@ -85,10 +85,12 @@ PRINTS = 'echo "$MQ_EXCHANGE $MQ_ROUTING_KEY $MQ_HEADER_TENANT $MQ_MESSAGE_ID"; 
 
 
 @pytest.mark.parametrize("protocol", ["amqp0.9.1", "amqp1.0"])
-def test_a_forged_x_opt_deaths_header_hides_nothing_from_the_program_of_worker(shell: Shell, protocol: str) -> None:
-    """RabbitMQ's annotation x-opt-deaths lists the queues that have dead-lettered a message. If a publisher sets a
-    header of this name to a number, the program that `worker` runs over AMQP 1.0 still gets the message's body,
-    exchange, routing key and properties. If the program fails, the dead letter keeps them, too.
+def test_worker_passes_a_message_with_a_forged_x_opt_deaths_to_its_program_completely(
+    shell: Shell, protocol: str
+) -> None:
+    """RabbitMQ's annotation x-opt-deaths lists the queues that have dead-lettered a message. Even if a publisher sets
+    x-opt-deaths to a number, the program that `worker` runs over AMQP 1.0 gets the message's body, exchange, routing
+    key, headers and properties. If the program fails, the dead letter keeps them, too.
     """
     shell.run("mqtool", "exchange", "declare", "orders", "topic")
     shell.run("mqtool", "queue", "declare", "all")
@@ -145,8 +147,9 @@ def test_worker_publishes_no_copy_to_a_queue_named_in_an_application_property_x_
 
 
 def test_worker_retries_a_message_with_a_list_in_an_application_property(shell: Shell, broker: TestBroker) -> None:
-    """AMQP 1.0 does not allow a list in an application property. If a publisher sends one nevertheless, `worker` over
-    AMQP 1.0 retries the message like any other, and the program gets the message's other headers again.
+    """AMQP 1.0 does not allow a list in an application property, but a publisher may send one nevertheless. `worker`
+    over AMQP 1.0 retries such a message like any other. On the retry, too, the program gets the message's other
+    application properties.
     """
     shell.run("mqtool", "queue", "declare", "jobs")
     _published(broker, "jobs", {"odd": ["a"], "tenant": "acme"})
@@ -297,8 +300,8 @@ def test_send_json_over_amqp_1_0_stops_at_a_message_with_a_delay(shell: Shell) -
 @pytest.mark.parametrize("kind", ["direct", "topic"])
 @pytest.mark.sampled(1)
 def test_receive_log_gets_only_logs_with_the_given_routing_key(shell: Shell, kind: str) -> None:
-    """Over AMQP 1.0, `receive-log KEY` prints the messages that were published to a direct or a topic exchange with
-    this routing key, and no messages with other routing keys.
+    """Over AMQP 1.0, `receive-log direct KEY` and `receive-log topic KEY` print the logs that `emit-log` published with
+    this routing key, and no others.
     """
     receiver = shell.start("mqtool", "receive-log", kind, "error", "-c", "2").wait_until_ready()
     for key, text in (("info", "no"), ("error", "one"), ("error.disk", "no"), ("error", "two")):
@@ -307,8 +310,8 @@ def test_receive_log_gets_only_logs_with_the_given_routing_key(shell: Shell, kin
 
 
 def test_receive_log_gets_logs_from_fanout_and_headers_exchanges(shell: Shell) -> None:
-    """Over AMQP 1.0, `receive-log` prints every message that was published to a fanout exchange. Of the messages that
-    were published to a headers exchange, it prints only those with the headers given on the command line.
+    """Over AMQP 1.0, `receive-log fanout` prints the logs that `emit-log fanout` publishes. Of the logs that `emit-log
+    headers` publishes, `receive-log headers` prints only those with the headers given on its command line.
     """
     everything = shell.start("mqtool", "receive-log", "fanout", "-c", "1", "--raw").wait_until_ready()
     pdf = shell.start("mqtool", "receive-log", "headers", "format=pdf", "-c", "1", "--raw").wait_until_ready()
@@ -455,9 +458,9 @@ def test_receive_reads_a_stream_from_an_offset(shell: Shell, offset: str, expect
 
 
 def test_the_broker_filters_a_stream_for_receive(shell: Shell, broker: TestBroker) -> None:
-    """Over AMQP 1.0, `receive --filter` gets only those messages of a stream that have the given filter value. `receive
-    --sql` gets only the messages that match an SQL filter. RabbitMQ before 4.2 has no SQL filters, so `receive --sql`
-    exits with 2.
+    """Over AMQP 1.0, `receive --filter` gets only those messages of a stream that have the given filter value, and
+    `receive --sql` gets only those that match an SQL filter. The exception is RabbitMQ before 4.2, which has no SQL
+    filters: there, `receive --sql` exits with 2.
     """
     shell.run("mqtool", "queue", "declare", "log", "--queue-type", "stream")
     for country, level in (("NL", 1), ("NL", 5), ("BE", 7)):
@@ -496,7 +499,7 @@ def test_sender_and_receiver_resume_after_a_lost_connection(shell: Shell, broker
     assert (sent.code, sent.stderr.count("connected again"), received.stderr.count("connected again")) == (0, 3, 3)
 
 
-def test_receive_log_says_over_amqp_1_0_that_messages_of_its_temporary_queue_are_lost(
+def test_receive_log_says_over_amqp_1_0_that_its_temporary_queue_was_deleted(
     shell: Shell, broker: TestBroker, proxy: Proxy
 ) -> None:
     """When `receive-log` reconnects over AMQP 1.0, it says that its temporary queue was deleted with the connection.
@@ -516,8 +519,9 @@ def test_receive_log_says_over_amqp_1_0_that_messages_of_its_temporary_queue_are
 
 
 def test_no_confirmed_message_is_lost_when_send_and_receive_are_killed(shell: Shell) -> None:
-    """If first `send -v` and then `receive` is killed with kill -9 over AMQP 1.0, every message that `send -v` has
-    reported as sent was printed by `receive` or is still in the queue.
+    """Over AMQP 1.0, `send -v` reports each message as sent once the broker has confirmed it. If first `send -v` and
+    then `receive` is killed with kill -9, every message that `send -v` has reported was printed by `receive` or is
+    still in the queue.
     """
     sender = shell.start("mqtool", "send", "-l", "-v", stdin=PIPE)
     sender.write(b"".join(b"%d\n" % number for number in range(3000)))
@@ -581,7 +585,7 @@ def test_plain_scripts_exchange_messages_with_mqtool_commands(shell: Shell, brok
     assert (ended.code, ended.stderr) == (0, "")
 
 
-def test_headers_too_large_for_amqp_0_9_1_do_not_keep_delayed_relay_from_delaying_others(
+def test_messages_with_headers_too_large_for_delayed_relay_do_not_hold_up_other_messages(
     shell: Shell, broker: TestBroker
 ) -> None:
     """An AMQP 1.0 publisher can send headers that are too large for `delayed relay`, which uses AMQP 0-9-1. If the

@@ -53,9 +53,9 @@ def _result(shell: Shell, *options: str, code: int = 0) -> dict[str, Any]:
 @pytest.mark.sampled(1)
 def test_the_totals_of_bench_agree_with_the_management_api(shell: Shell, broker: TestBroker, queue_type: str) -> None:
     """`bench` reports that each message was published, confirmed and received once, and deletes its queue afterwards.
-    The management API counts the same totals of published, delivered and acknowledged messages. It does not count
-    messages of the stream protocol. Since `bench` is connected only briefly, RabbitMQ's statistics may show 0 for all
-    of them.
+    The management API counts the same numbers of published, delivered and acknowledged messages, with two exceptions.
+    It does not count messages of the stream protocol. Since `bench` is connected only briefly, RabbitMQ may report 0
+    for each of these numbers.
     """
     options = ("--protocol", "stream") if queue_type.endswith("protocol") else ("--queue-type", queue_type)
     found = _result(shell, "-c", "500", "--publishers", "2", *options)
@@ -175,8 +175,8 @@ def test_other_messages_in_the_queue_of_bench_are_counted_separately(
     shell: Shell, broker: TestBroker, options: str
 ) -> None:
     """Another client publishes messages to the queue of `bench`, some with forged sequence numbers, others with none.
-    `bench` reports how many these are, and includes them in no other result. With --rpc, `bench` sends no reply to the
-    queue that these messages name in reply_to.
+    `bench` reports the number of these messages, and includes them in no other result. With --rpc, `bench` sends no
+    reply to the queue that these messages name in reply_to.
     """
     _disturbed(shell, broker, *options.split())
 

@@ -160,7 +160,9 @@ def test_a_broker_started_with_a_client_ca_refuses_clients_without_a_certificate
 
 
 def test_broker_up_refuses_options_that_the_running_broker_was_not_started_with(home: Shell, at_port: str) -> None:
-    """`broker up` with an option that the running broker was not started with exits with 2 and names the option."""
+    """If a broker is already running, and `broker up` is given an option with which this broker was not started, such
+    as another --port, the command exits with 2 and names the option.
+    """
     embedded = ("mqtool", "broker", "up", "--kind=embedded", "--name=mine")
     home.run(*embedded, "--in-memory", "--like=4.0", at_port)
     assert re.search(r"like +4\.0\n", home.run("mqtool", "broker", "status", "--name=mine").stdout)
@@ -225,8 +227,8 @@ def test_brokers_are_listed_and_removed(home: Shell) -> None:
 
 @pytest.mark.parametrize("how", ["broker up", "broker up, stopped", "broker serve", "a private node"])
 def test_broker_rm_purge_keeps_messages_that_another_broker_uses(home: Shell, how: str) -> None:
-    """If another broker uses the data directory of a stopped broker, or one inside it, `broker rm --purge` for the
-    stopped broker says so, exits with 2 and deletes nothing. Once the other broker has ended or been removed, the
+    """If another broker uses the data directory of a stopped broker, or a directory inside it, `broker rm --purge` for
+    the stopped broker says so, exits with 2 and deletes nothing. Once the other broker has ended or been removed, the
     command deletes the messages.
     """
     kind = BrokerKind.NODE if how == "a private node" else BrokerKind.EMBEDDED
@@ -287,8 +289,9 @@ WITH_NAME = ("up", "down", "status", "rm", "rm --purge --yes", "logs", "env", "r
 @pytest.mark.parametrize("command", [*(f"broker {each}" for each in WITH_NAME), "plugin enable rabbitmq_shovel"])
 @pytest.mark.sampled(3)
 def test_commands_refuse_broker_names_that_are_paths(home: Shell, command: str) -> None:
-    """If --name is empty or contains anything but letters, digits, - and _, such as the path `../../x`, every command
-    that has this option exits with 2. The commands create no files, and change none at the path.
+    """The name of a broker may contain only ASCII letters, digits, - and _. If --name is empty or contains anything
+    else, as the path `../../x` does, every command that has this option exits with 2. The commands create no files, and
+    change none at the path.
     """
     precious = home.directory / "state" / "mqtool" / "brokers" / ".." / ".." / "precious"
     precious.resolve().mkdir(parents=True)
@@ -405,7 +408,7 @@ def test_broker_down_finds_a_broker_whose_broker_up_was_killed(home: Shell, at_p
 
 def test_broker_ls_does_not_show_a_broker_that_did_not_start(home: Shell, at_port: str) -> None:
     """If the broker does not start, for example because its data cannot be read, `broker up` exits with an error.
-    `broker ls` shows the same as before: nothing, or an earlier broker that was killed.
+    `broker ls` then prints the same as before this attempt: nothing or, if an earlier broker was killed, that broker.
     """
     (home.directory / "data").write_text("a file, not a directory")
     up = ("mqtool", "broker", "up", "--kind", "embedded", at_port)
@@ -423,8 +426,8 @@ def test_broker_ls_does_not_show_a_broker_that_did_not_start(home: Shell, at_por
 
 
 def test_the_embedded_broker_in_the_foreground_is_one_process(home: Shell, at_port: str) -> None:
-    """`broker up --foreground --kind embedded` runs the broker inside the command's own process, without a child
-    process. `broker down` ends the command.
+    """`broker up --foreground --kind embedded` runs the broker in the process of `broker up` itself, without a child
+    process. After `broker down`, this process exits with 0.
     """
     foreground = home.start("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--foreground", at_port)
     foreground.wait_for_stdout(" is up at ")
@@ -518,7 +521,7 @@ def test_broker_up_and_restart_release_the_reserved_ports_even_if_they_cannot_en
 
 def test_broker_commands_say_how_to_start_a_broker_that_does_not_exist(home: Shell) -> None:
     """If no broker was started with the name given with --name, `broker status`, `env`, `logs`, `restart` and `rm` exit
-    with 69. The hint is how to start a broker with this name or, for `broker rm`, how to list the brokers.
+    with 69. The hint says how to start a broker with this name or, for `broker rm`, how to list the brokers.
     """
     for command in ("status", "env", "logs", "restart", "rm"):
         missing = home.run("mqtool", "broker", command, "--name", "mine")
@@ -629,12 +632,10 @@ def test_broker_serve_names_a_port_that_is_in_use(home: Shell, option: str) -> N
     assert "hint: with port 0, it takes a free one" in result.stderr
 
 
-def test_broker_up_with_tls_needs_the_port_below_each_plain_port(
-    home: Shell, amqp_tls: Authority, at_port: str
-) -> None:
+def test_broker_up_with_tls_uses_the_port_below_each_plain_port(home: Shell, amqp_tls: Authority, at_port: str) -> None:
     """With TLS, `broker up` uses two ports for each protocol: a plain port and, for TLS, the port below it, such as
-    5672 and 5671. If the port below --port is in use, the command exits with 69. If the port below the default
-    management port is in use, the management API gets other ports.
+    5672 and 5671. If the port below --port is in use, the command exits with 69. The management API, however, gets
+    other ports if the port below its default port is in use.
     """
     up = ("mqtool", "broker", "up", "--kind=embedded", "--in-memory", f"--tls-cert={amqp_tls.cert}")
     port = free_port()
@@ -741,7 +742,9 @@ def test_a_killed_broker_can_be_started_again(home: Shell, kind: BrokerKind, at_
 
 
 def test_broker_down_does_not_claim_to_have_stopped_a_killed_broker(home: Shell, at_port: str) -> None:
-    """After kill -9 of the broker, `broker down` exits with 0, and says that the broker had ended."""
+    """After kill -9 of the broker, `broker down` exits with 0, and says that there is nothing to stop, because the
+    broker had already ended.
+    """
     home.run("mqtool", "broker", "up", "--kind=embedded", at_port)
     status = home.run("mqtool", "broker", "status").stdout
     os.kill(int(next(line.split()[1] for line in status.splitlines() if line.strip().startswith("process"))), 9)

@@ -38,8 +38,8 @@ def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: 
     """A user who has permissions only on her own queues and exchanges forges queue arguments and message headers.
     Whatever command an administrator then runs, other users' queues, exchanges, bindings and messages stay unchanged.
     The forger can neither read these messages, nor have messages routed to an exchange that she may not write to. If
-    she only publishes messages, the administrator's command also runs to its end, and a command such as `peek` or
-    `queue convert` keeps all messages in order.
+    she publishes messages but does nothing else, the administrator's command runs to its end, and commands such as
+    `peek` and `queue convert` keep all messages in order.
     """
     seen: Counter[str] = Counter()
 
@@ -288,13 +288,13 @@ def is_governed(broker: TestBroker, queue: str) -> bool:
     return bool(found.get("effective_policy_definition"))
 
 
-def test_dlq_redrive_checks_that_the_queue_in_x_death_dead_letters_to_the_exchange(
+def test_dlq_redrive_checks_that_a_dead_letter_can_come_from_the_queue_in_x_death(
     shell: Shell, broker: TestBroker
 ) -> None:
     """The x-death header of a dead letter names the queue from which it came, but may be forged. `dlq redrive` moves
-    the dead letter back only if this queue, by its arguments or its policy, dead-letters to the dead letter's exchange
-    and with its routing key. If it does not, or if the management API is unavailable, the command leaves the dead
-    letter where it is.
+    the dead letter back only if the dead letter has the exchange and the routing key with which this queue, by its
+    arguments or its policy, dead-letters messages. If it does not, or if the management API is unavailable, the command
+    leaves the dead letter where it is.
     """
     vhost = broker.vhost
     broker.api("PUT", f"exchanges/{vhost}/graveyard", {"type": "topic", "durable": True})
@@ -352,9 +352,12 @@ def test_delayed_commands_ignore_a_stream_that_claims_to_hold_delayed_messages(
 
 
 @pytest.mark.parametrize("command", ["now", "cancel"])
-def test_a_forged_destination_gets_no_message_before_it_is_due(shell: Shell, broker: TestBroker, command: str) -> None:
+def test_delayed_now_and_delayed_cancel_send_nothing_to_a_forged_destination(
+    shell: Shell, broker: TestBroker, command: str
+) -> None:
     """A user forges the arguments of a wait queue, or a message's CC header, to make another user's queue the
-    destination of a delayed message. `delayed now` and `delayed cancel` publish nothing to that queue.
+    destination of a delayed message. `delayed now`, which delivers messages before they are due, delivers none to that
+    queue. Nor does `delayed cancel`, which must only delete messages.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for queue in ("payroll", "mallory"):
@@ -536,10 +539,10 @@ def test_a_queue_that_mqtool_cannot_read_does_not_stop_commands_on_all_queues(sh
 
 @pytest.mark.parametrize("command", ["move", "dlq redrive", "dlq redrive of an expired message", "delayed now"])
 @pytest.mark.sampled(2)
-def test_worker_ignores_a_forged_origin_after_another_command_moved_the_message(
+def test_worker_ignores_a_forged_exchange_and_routing_key_after_another_command_moved_the_message(
     shell: Shell, broker: TestBroker, command: str
 ) -> None:
-    """If a message's publisher forges headers that claim another exchange and routing key, `worker` ignores them, even
+    """If a publisher adds headers to a message that claim a false exchange and routing key, `worker` ignores them, even
     after `move`, `dlq redrive` or `delayed now` has published the message again.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management

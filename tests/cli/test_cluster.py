@@ -87,8 +87,9 @@ def home(tmp_path: Path) -> Iterator[Shell]:
 
 
 def test_a_cluster_of_private_nodes_keeps_messages_if_one_node_is_killed(home: Shell, tmp_path: Path) -> None:
-    """`broker up --cluster` starts three nodes. If one of them is killed, `broker status` says "2 of 3 nodes running"
-    and persistent messages are kept. The next `broker up` starts the killed node again.
+    """`broker up --kind node --cluster` starts three private nodes: RabbitMQ nodes that only this machine can reach. If
+    one of them is killed, `broker status` says "2 of 3 nodes running" and persistent messages are kept. The next
+    `broker up` starts the killed node again.
     """
     own_broker(BrokerKind.NODE)
     up = home.run("mqtool", "broker", "up", "--kind", "node", "--cluster", timeout=300)

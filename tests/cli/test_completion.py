@@ -224,8 +224,8 @@ LIVE = {"--context", "--queue", "--exchange", "--vhost", "--dead-letter-exchange
 
 
 def test_completion_proposes_names_for_every_queue_exchange_vhost_and_context() -> None:
-    """For every argument or option of a command that is the name of a queue, stream, exchange, virtual host or context,
-    completion proposes names.
+    """If an argument or option of any command takes the name of a queue, stream, exchange, virtual host or context,
+    completion proposes names for it.
     """
 
     def leaves(group: Any) -> Iterator[Any]:

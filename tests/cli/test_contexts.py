@@ -188,9 +188,9 @@ def test_options_override_the_environment_and_the_context_in_use(home: Shell, st
 
 
 @pytest.mark.parametrize("command", ["send x", "list queues", "wait --timeout 10ms"])
-def test_the_hint_says_where_the_url_of_a_broker_that_does_not_answer_is_from(home: Shell, command: str) -> None:
-    """If no broker answers, the hint names the context or the environment variable that the broker's URL is from. If
-    the URL is from -u, the hint names neither.
+def test_the_hint_names_the_source_of_the_url_of_a_broker_that_does_not_answer(home: Shell, command: str) -> None:
+    """If no broker answers, the hint names the context or the environment variable from which mqtool got the broker's
+    URL. If the URL was given with -u, the hint names neither.
     """
     write_config(home, 'use = "dev"\n[contexts.dev]\nurl = "amqp://localhost:1"\n')
     used = home.run("mqtool", *command.split())
@@ -449,8 +449,8 @@ def test_every_command_declares_its_effect_on_a_broker() -> None:
 def test_the_url_option_overrides_the_context_in_use(
     staging: Shell, broker: TestBroker, embedded: TestBroker, request: pytest.FixtureRequest
 ) -> None:
-    """If a context is in use, a command with --url uses the broker at that URL instead of the context's broker, even if
-    AMQP_URL contains the same URL.
+    """If a protected context is in use, a command with --url uses the broker at that URL instead of the context's
+    broker, and needs no --confirm.
     """
     other = embedded.with_fresh_vhost(f"other-{time.monotonic_ns()}")
     request.addfinalizer(other.drop_vhost)
@@ -723,8 +723,8 @@ def test_a_command_that_sends_or_shows_messages_asks_before_it_changes_the_broke
 ) -> None:
     """In a protected context, a command that usually only sends or shows messages asks before it declares something,
     changes a setting, or consumes from a named queue. Without a terminal, the command changes nothing and exits with 2.
-    If the queue of `send` or `new-task`, or the stream of `receive-stream`, does not exist, the command does not ask.
-    It exits with 69, and the hint names --declare.
+    The exception is a missing queue of `send` or `new-task`, or a missing stream of `receive-stream`: without asking,
+    these commands exit with 69, and the hint names --declare.
     """
     before, there = contents(broker), depth(broker, "jobs")
     for words in some(ASKING):
@@ -761,8 +761,8 @@ def test_a_command_that_changes_nothing_does_not_ask(in_use: Shell, broker: Test
 @on_any_broker
 def test_emit_log_in_a_protected_context_declares_an_exchange_only_if_the_answer_is_yes(staging: Shell) -> None:
     """In a protected context, `emit-log` on a terminal asks before it declares a missing exchange, and declares the
-    exchange only if the answer is yes. If --confirm gives the context's name, commands declare exchanges, queues and
-    streams without asking.
+    exchange only if the answer is yes. The exception is --confirm with the context's name: with it, commands declare
+    exchanges, queues and streams without asking.
     """
     emit = ("mqtool", "emit-log", "fanout", "-e", "audit", "x")
     declined = on_terminal(staging, *emit, keys=["n\n"], cue="[y/N]").stdout

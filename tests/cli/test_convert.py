@@ -438,12 +438,12 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[Binding]:
 
 
 @pytest.mark.parametrize("undo", [False, True], ids=["completed", "undone"])
-def test_a_foreign_binding_to_an_exchange_of_a_conversion_does_not_stop_it(
+def test_another_clients_binding_to_the_temporary_exchange_does_not_stop_a_conversion(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, undo: bool
 ) -> None:
-    """`queue convert` uses a temporary exchange. If another client binds this exchange during the conversion, with
-    arguments whose types mqtool cannot find out, the conversion can still be completed or undone. The command says that
-    it deletes this binding.
+    """`queue convert` uses a temporary exchange. If another client binds this exchange to a second one during the
+    conversion, with arguments whose types mqtool cannot find out, the conversion can still be completed or undone. The
+    command says that it deletes this binding.
     """
     fill(broker)
     bind(broker, "a key", value=5)
@@ -475,9 +475,11 @@ def test_a_queue_is_refused_as_soon_as_one_binding_cannot_be_kept(
     assert len(trials) < 4, "it tries one of these in two ways, and a usual one before it in one"
 
 
-def test_types_that_cannot_be_found_out_are_tried_once(broker: TestBroker, trials: list[Binding]) -> None:
+def test_binding_arguments_whose_types_cannot_be_found_out_are_tried_only_once(
+    broker: TestBroker, trials: list[Binding]
+) -> None:
     """`queue convert` makes trial bindings to find out the types of a binding's arguments. If this has failed for a
-    binding, it makes no further trial bindings when it looks at the same binding again.
+    binding, the command makes no further trial bindings when it looks at the same binding again.
     """
     fill(broker)
     bind_unknown(broker, 2)
@@ -494,9 +496,10 @@ def test_types_that_cannot_be_found_out_are_tried_once(broker: TestBroker, trial
 def test_many_bindings_of_unknown_types_do_not_stop_an_undo(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, trials: list[Binding]
 ) -> None:
-    """If another client makes 20 bindings of the queue with unusual arguments during a conversion, `queue convert
-    --undo` leaves them as they are, and restores the queue's own bindings. It deletes 20 such bindings of the
-    conversion's temporary exchange. To find out the types of the arguments, it makes at most 41 trial bindings.
+    """During a conversion, another client makes 20 bindings of the queue, and 20 of the conversion's temporary
+    exchange, with arguments whose types mqtool cannot find out. `queue convert --undo` keeps those of the queue,
+    deletes those of the exchange, and restores the bindings that the queue had before. To find out the types, it makes
+    at most 41 trial bindings.
     """
     fill(broker)
     before = keys_of_bindings(broker)
@@ -551,13 +554,13 @@ def test_a_queue_with_a_single_active_consumer_is_converted(broker: TestBroker, 
     check_all_is_there(broker)
 
 
-def test_a_quorum_queue_with_a_single_active_consumer_is_empty_if_a_consumer_gets_nothing(
+def test_queue_convert_consumes_to_see_if_a_quorum_queue_with_a_single_active_consumer_is_empty(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RabbitMQ refuses basic.get for a quorum queue with a single active consumer. To find out whether such a queue is
-    empty, `queue convert` therefore consumes from it. If RabbitMQ reports neither messages nor this consumer, because
-    the queue is slow to answer, the command asks again. If it receives a message, it requeues it, and the messages keep
-    their order.
+    empty, `queue convert` therefore consumes from it. If a message is delivered, the command requeues the message, and
+    the queue keeps its order. If RabbitMQ reports neither messages nor this consumer, because the queue is slow to
+    answer, the command asks RabbitMQ again.
     """
     fill(broker, "quorum", 0, x_single_active_consumer=True)
     answers = [administration.Depth(0, 0)] * 3
@@ -1001,9 +1004,10 @@ def test_messages_that_do_not_fit_in_the_converted_queue_are_kept(
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_a_queue_that_fills_up_during_a_batch_of_a_mover_loses_no_messages(broker: TestBroker, kind: str) -> None:
-    """`queue convert` moves messages with a Mover, which is tested here alone, in batches from a holding queue to the
-    converted queue. If the converted queue has the overflow setting `reject-publish`, and publishers fill it just
-    before a batch, the messages that it rejects stay in the holding queue. They are moved once there is room.
+    """`queue convert` moves messages in batches from a holding queue to the converted queue. The class Mover, which
+    does this, is tested here alone. If the converted queue has the overflow setting `reject-publish`, and publishers
+    fill it just before a batch, the messages that it rejects stay in the holding queue, and are moved once there is
+    room.
     """
     arguments = {"x-queue-type": kind, "x-max-length": 10, "x-overflow": "reject-publish"}
     with Connection(parse_addresses(broker.url)) as connection:
@@ -1352,7 +1356,7 @@ def test_queue_convert_dry_run_says_what_the_broker_would_refuse(
     managed: Shell, broker: TestBroker, to: str, argument: str, said: str
 ) -> None:
     """If the broker would not accept the arguments for the new queue type, `queue convert --dry-run` gives the reason
-    and exits with 2. It declares nothing.
+    and exits with 2. Afterwards, the broker has the same queues, exchanges and bindings as before.
     """
     managed.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic")
     before = definitions(broker)
@@ -1675,8 +1679,8 @@ def test_a_message_whose_headers_fill_a_frame_does_not_stop_a_conversion(
 def test_a_message_that_no_client_can_publish_stops_a_conversion(broker: TestBroker) -> None:
     """The broker adds headers to a dead letter. If the dead letter's own headers filled a frame, no client can publish
     it again. `queue convert` then moves the messages before it, stops, and names the queue and the command that removes
-    the dead letter. After that command, a second run completes the conversion. `queue convert --undo` instead restores
-    the queue with the dead letter.
+    the dead letter. Once this command has removed it, a second run completes the conversion. If the dead letter is to
+    be kept, `queue convert --undo` restores the queue with it.
     """
     for undo in (True, False):
         fill(broker, count=7)
@@ -1704,8 +1708,8 @@ def test_a_message_that_no_client_can_publish_stops_a_conversion(broker: TestBro
 @large
 def test_messages_of_the_largest_size_are_moved_if_their_headers_leave_room(tmp_path: Path) -> None:
     """`queue convert` moves a message of the largest size that the broker accepts, even if the publisher has forged
-    mqtool's own headers. If the headers of such a message fill a frame, the conversion stops, and the error names the
-    setting max_message_size. `queue convert --undo` then restores all messages.
+    mqtool's own headers. The exception is such a message whose headers also fill a frame: the conversion then stops,
+    and the error names the setting max_message_size. `queue convert --undo` restores all messages.
     """
     with EmbeddedBroker(like="4.2", management_port=0) as broker:
         settings = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url}

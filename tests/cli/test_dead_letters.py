@@ -43,7 +43,9 @@ def test_dlq_show_leaves_the_dead_letters_in_order(dead: Shell) -> None:
     assert one["body"] == "two"
 
 
-def test_dlq_ls_lists_dead_letter_queues_with_reasons(dead: Shell, broker: TestBroker) -> None:
+def test_dlq_ls_lists_dead_letter_queues_and_dlq_redrive_needs_an_existing_target(
+    dead: Shell, broker: TestBroker
+) -> None:
     """`dlq ls` lists each queue that holds dead letters of `worker` or of a dead-letter exchange, with the number of
     dead letters and their reasons. If no management API answers, `dlq ls` exits with 69. `dlq redrive --to QUEUE` exits
     with 75 if QUEUE does not exist.
@@ -241,7 +243,7 @@ def bury(shell: Shell, count: int) -> None:
 
 @on_any_broker
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_dlq_redrive_moves_each_message_once_if_it_is_stopped(
+def test_dlq_redrive_leaves_each_message_in_one_of_two_queues_if_it_is_stopped(
     shell: Shell, broker: TestBroker, number: signal.Signals
 ) -> None:
     """After SIGINT or SIGTERM, `dlq redrive` exits with 128 + the number of the signal. Each message is then either
@@ -373,9 +375,10 @@ def test_dlq_show_keeps_the_order_despite_a_forged_delivery_count(like: Shell) -
 
 
 @pytest.mark.sampled(1)
-def test_redrives_and_attempts_are_counted_without_x_death(like: Shell) -> None:
-    """RabbitMQ 4.0 and later ignore an x-death header that a client publishes; earlier versions do not. With every
-    version, `dlq show` shows how often a message was redriven, and `worker` counts the attempts to handle a message.
+def test_redrives_and_attempts_are_counted_even_if_the_broker_ignores_x_death(like: Shell) -> None:
+    """RabbitMQ 4.0 and later ignore an x-death header that a client publishes; earlier versions do not. On embedded
+    brokers that behave like either, `dlq show` shows how often a message was redriven, and `worker` counts the attempts
+    to handle a message.
     """
     like.run("mqtool", "queue", "declare", "jobs.dlq", "--queue-type", "classic")
     like.run("mqtool", "queue", "declare", "jobs", "--dead-letter-exchange", "", "--ttl", "1ms")

@@ -204,8 +204,9 @@ SERVER_NAMED = {
 
 @pytest.mark.parametrize("like", ["4.0", "4.3", "4.4"])
 def test_definitions_convert_leaves_out_the_bindings_of_server_named_queues(lonely_shell: Shell, like: str) -> None:
-    """`definitions convert` leaves out the bindings of queues named `amq.…`, with a note for each of these bindings.
-    RabbitMQ 4.0 and 4.3 refuse the original file because of these bindings, and accept the converted one.
+    """`definitions convert` leaves out the bindings of queues named `amq.…`, with a note for each of these bindings. An
+    embedded broker that behaves like RabbitMQ 4.0 or 4.3 refuses the original file because of these bindings, and
+    accepts the converted one.
     """
     (lonely_shell.directory / "old.json").write_text(json.dumps(SERVER_NAMED))
     converted = run(lonely_shell, f"convert old.json --to {like}")
@@ -577,7 +578,7 @@ def test_doctor_escapes_names_in_sarif_messages(lonely_shell: Shell) -> None:
 @on_any_broker
 @pytest.mark.parametrize("kind", ["queues", "exchanges"])
 @pytest.mark.sampled(1)
-def test_definitions_import_refuses_a_name_that_utf_8_cannot_encode(admin: Shell, kind: str) -> None:
+def test_definitions_import_warns_about_a_name_that_utf_8_cannot_encode(admin: Shell, kind: str) -> None:
     """If a name in a definitions file is half of a surrogate pair, which UTF-8 cannot encode, `definitions import`
     warns about the name and exits with 3.
     """

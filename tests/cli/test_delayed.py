@@ -177,9 +177,9 @@ def test_only_the_first_run_says_where_delayed_messages_wait(shell: Shell, plugi
 
 
 def test_send_with_a_delay_does_not_use_the_plugin_for_a_quorum_queue(shell: Shell, plugin: bool) -> None:
-    """For a quorum queue, `send --delay` uses wait queues even if the broker has the delayed message plugin. With --via
-    plugin, `send` warns that the plugin may lose messages. `receive-delayed` from a quorum queue prints the same
-    warning.
+    """For a quorum queue, `send --delay` uses wait queues even if the broker has the delayed message plugin. If --via
+    plugin asks for the plugin nevertheless, `send` warns that the plugin may lose messages. `receive-delayed` from a
+    quorum queue on such a broker prints the same warning.
     """
     said = shell.run("mqtool", "send", "x", "--delay", "1h").stderr.splitlines()
     assert said[0].startswith(QUORUM)
@@ -424,8 +424,9 @@ def test_a_received_message_that_is_sent_again_is_not_delayed_again(shell: Shell
 @pytest.mark.parametrize("sign", [1, -1], ids=["positive x-delay", "negative x-delay"])
 @pytest.mark.sampled(3)
 def test_keep_delay_delays_a_received_message_again(shell: Shell, via: str, sign: int) -> None:
-    """`send-delayed --json --keep-delay` delays a received message again by its x-delay header, even if the value is
-    negative, as after a delivery by the plugin. If the line also has the key "delay", this key overrides the header.
+    """`send-delayed --json --keep-delay` delays a received message again by its x-delay header. If the value is
+    negative, as after a delivery by the plugin, its absolute value is the delay. If the line also has the key "delay",
+    this key overrides the header.
     """
     shell.run("mqtool", "receive-delayed", "--idle-timeout", "1ms")
     lines = [
@@ -617,8 +618,8 @@ def test_thousands_of_delayed_messages_arrive_once_and_not_early(shell: Shell, b
 
 
 def test_failed_to_keeps_a_message_that_cannot_be_delayed(shell: Shell) -> None:
-    """A message with a CC header cannot be delayed. `send --delay` therefore exits with 65 for such a message. With
-    --failed-to FILE, it writes the message to FILE.
+    """mqtool cannot delay a message to a queue if the message has a CC header. `send --delay` therefore exits with 65
+    for such a message. With --failed-to FILE, it writes the message to FILE.
     """
     copies = ("-H", 'CC:=["elsewhere"]')
     refused = shell.run("mqtool", "send", "-q", "q", "--delay", "5s", *copies, "--failed-to", "failed", "not me")

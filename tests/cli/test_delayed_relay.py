@@ -303,10 +303,12 @@ def test_delayed_relay_publishes_due_messages_to_another_exchange(shell: Shell, 
     assert {line["routing_key"] for line in received(shell, 2)} == {"jobs.0", "jobs.1"}
 
 
-def test_delayed_relay_leaves_unroutable_messages_to_the_alternate_exchange(shell: Shell, broker: TestBroker) -> None:
-    """If the relay's exchange for due messages has an alternate exchange, the messages that no binding matches go
-    there, with or without a delay. If the exchange for due messages exists, `delayed relay --type` uses it, but exits
-    with 78 if it is of another type.
+def test_delayed_relay_uses_an_existing_exchange_for_due_messages_and_its_alternate_exchange(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """If the relay's exchange for due messages already exists, `delayed relay --type` uses it, unless it has another
+    type: then the command exits with 78. If this exchange has an alternate exchange, the messages that no binding
+    matches go there, with or without a delay.
     """
     rest = Exchange("rest", "fanout", durable=True)
     with Connection(parse_addresses(broker.url)) as connection:
@@ -341,8 +343,8 @@ def old_exchange(broker: TestBroker, **arguments: str) -> None:
 @on_any_broker
 def test_delayed_migrate_keeps_the_alternate_exchange(shell: Shell, broker: TestBroker) -> None:
     """If the exchange of the delayed message plugin has an alternate exchange, `delayed migrate` gives the same one to
-    the relay's exchange for due messages. If this exchange already exists without it, `delayed migrate` exits with 78,
-    and declares nothing.
+    the relay's exchange for due messages. If the relay's exchange already exists without this alternate exchange,
+    `delayed migrate` exits with 78, and declares nothing.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     old_exchange(broker, alternate_exchange="rest")

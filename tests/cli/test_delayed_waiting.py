@@ -144,12 +144,12 @@ def test_delayed_now_delivers_to_names_that_begin_with_amq(shell: Shell, broker:
     assert depth(broker, generated) == 1
 
 
-def test_delayed_now_keeps_a_message_for_a_generated_name_if_its_delay_has_two_waits(
+def test_delayed_now_keeps_a_message_for_a_generated_name_in_the_first_of_two_wait_queues(
     shell: Shell, broker: TestBroker
 ) -> None:
     """A message with a delay such as 2h1m waits in two wait queues, one after the other. If the message is for a queue
     with a name that the broker has generated, `delayed now` leaves the message in the first wait queue, because nothing
-    proves where the second one leads. It says so, and exits with 3.
+    proves where the second one leads. The command says so, and exits with 3.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     generated = generated_queue(broker)
@@ -165,9 +165,10 @@ def test_delayed_now_keeps_a_message_for_a_generated_name_if_its_delay_has_two_w
 
 
 def test_delayed_show_keeps_the_routing_key_of_a_message_that_reaches_the_delivery_limit(waiting: Waiting) -> None:
-    """If another requeue would bring a message to its wait queue's delivery limit, `delayed show` leaves out the
-    message, says why, and exits with 3. If the message has reached the limit, `delayed show` publishes it to the end of
-    the wait queue. `delayed now` still delivers such a message to its exchange, with its original routing key.
+    """A wait queue drops a message that is requeued more often than its delivery limit allows. If `delayed show` can
+    requeue a message only once more, it says so, and exits with 3. The next `delayed show` publishes this message to
+    the end of the wait queue, says so, and exits with 3, too. `delayed now` still delivers the message to its exchange,
+    with its original routing key.
     """
     policy = ("mqtool", "policy", "set", "few", "--definition", '{"delivery-limit": 2}', "--pattern", "^logs")
     assert waiting.shell.run(*policy, "--management", waiting.broker.management).code == 0

@@ -173,7 +173,7 @@ def _intrude(broker: TestBroker, queue: str, place: Path) -> None:
 )
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.sampled(1)
-def test_a_drill_does_not_count_messages_that_other_clients_publish_to_its_queue(
+def test_a_drill_counts_messages_that_other_clients_publish_to_its_queue_separately(
     lonely_shell: Shell, broker: TestBroker, name: str, count: int
 ) -> None:
     """Another client publishes messages to a drill's queue, with message IDs and bodies like those of the drill. The

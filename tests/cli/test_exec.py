@@ -96,9 +96,9 @@ def test_rpc_server_says_which_replies_are_lost(shell: Shell, broker: TestBroker
 def test_rpc_server_answers_exactly_count_requests_if_a_reply_is_too_large(
     shell: Shell, requests: tuple[str, str]
 ) -> None:
-    """If the reply to a request is larger than the broker's max_message_size, the broker redelivers the request.
-    `rpc-server --count 2` counts such a request only once. It answers both of two requests, even if the reply to the
-    last one is too large, and then exits with 0.
+    """If the reply to a request is larger than the broker's max_message_size, the broker closes the channel, and then
+    redelivers the request. `rpc-server --count 2` counts such a request only once. It answers both of two requests,
+    even if the reply to the last one is too large, and then exits with 0.
     """
     with EmbeddedBroker(like="4.3") as broker:
         shell.environment["MQTOOL_URL"] = broker.url
@@ -123,7 +123,7 @@ def test_a_large_body_is_passed_whole_and_need_not_be_read(shell: Shell) -> None
     assert shell.run("mqtool", "worker", "-c", "1", "--exec", "true").code == 0
 
 
-def test_a_slow_program_does_not_keep_concurrent_ones_from_running(shell: Shell, broker: TestBroker) -> None:
+def test_quick_programs_run_while_a_slow_one_is_running(shell: Shell, broker: TestBroker) -> None:
     """With `worker --concurrency 3`, quick programs run while a slow one is running. All messages are acknowledged once
     the slow program has ended.
     """
@@ -350,8 +350,8 @@ def test_a_background_process_does_not_delay_the_acknowledgement(shell: Shell) -
 
 @on_any_broker
 def test_worker_forwards_all_of_a_programs_stderr(shell: Shell) -> None:
-    """`worker` writes every line that its program writes to stderr to its own stderr, even if the process that reads
-    this output is slow.
+    """`worker` forwards each line of its program's stderr to its own stderr, even if the process that reads the output
+    of `worker` is slow.
     """
     shell.run("mqtool", "new-task")
     command = "mqtool worker -c 1 --shell --exec 'seq 40000 >&2' 2>&1 >/dev/null | (sleep 1; cat) | grep -c '^[0-9]*$'"

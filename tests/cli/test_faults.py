@@ -121,9 +121,9 @@ def test_rabbitmq_does_not_support_faults(shell: Shell, broker: TestBroker) -> N
     assert (refused.code, "only the embedded broker supports faults" in refused.stderr) == (2, True)
 
 
-def test_broker_serve_prints_its_urls_and_writes_a_ready_file(lonely_shell: Shell, tmp_path: Path) -> None:
-    """`broker serve --port 0 --print-url` prints the URLs of the broker and of its management API, writes these URLs to
-    the ready file, and removes this file when the broker ends.
+def test_broker_serve_prints_its_urls_and_writes_them_to_the_ready_file(lonely_shell: Shell, tmp_path: Path) -> None:
+    """`broker serve --port 0 --print-url` prints the URLs of the broker and of its management API. With --ready-file
+    FILE, it also writes these URLs to FILE, and removes FILE when the broker ends.
     """
     command = ("mqtool", "broker", "serve", "--port", "0", "--management-port", "0", "--print-url", "--recording")
     broker = lonely_shell.start(*command, "--ready-file", "ready", "--like", "4.3").wait_for_stdout("http://")

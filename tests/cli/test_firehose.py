@@ -100,8 +100,8 @@ def test_tap_switches_the_firehose_off_at_its_end(shell: Shell, broker: TestBrok
 
 
 def test_tap_leaves_the_firehose_on_if_it_was_on_before(shell: Shell, broker: TestBroker) -> None:
-    """If the firehose was already on, `tap --all --firehose` leaves it on, and prints a note that it was on before.
-    `tap --firehose-off` switches the firehose off.
+    """If another client had already switched the firehose on, `tap --all --firehose` leaves it on, and prints a note
+    that it was on before. `tap --firehose-off` switches the firehose off.
     """
     broker.api("PUT", f"vhosts/{broker.vhost}", {"tracing": True})
     tap = tapping(shell, "--all").interrupt()
@@ -113,8 +113,8 @@ def test_tap_leaves_the_firehose_on_if_it_was_on_before(shell: Shell, broker: Te
 
 
 def test_the_next_tap_reports_that_a_killed_tap_left_the_firehose_on(shell: Shell, broker: TestBroker) -> None:
-    """If `tap` is killed with kill -9, the firehose stays on. The next `tap` and `doctor` report this, and `tap
-    --firehose-off` switches the firehose off.
+    """If `tap --firehose` is killed with kill -9, the firehose stays on. `doctor` and the next `tap` without --firehose
+    report this, and `tap --firehose-off` switches the firehose off.
     """
     tap = tapping(shell, "--all")
     tap.process.send_signal(signal.SIGKILL)

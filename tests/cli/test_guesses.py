@@ -114,8 +114,9 @@ def test_nearly_every_missing_or_swapped_letter_gets_the_right_hint() -> None:
 def test_a_word_that_resembles_a_harmful_command_does_not_get_it_as_a_hint(
     monkeypatch: pytest.MonkeyPatch, typed: str
 ) -> None:
-    """If a word merely resembles a command that deletes, consumes or breaks something, or is the last word of such a
-    command in another group, the hint does not suggest it. For `dlq purge` it suggests `dlq drop`, not `queue purge`.
+    """Some commands delete, consume or break something. If a word merely resembles such a command, or is its last word
+    but follows the name of another group, the hint does not suggest the command. For `dlq purge`, the hint is therefore
+    `dlq drop`, not `queue purge`.
     """
     ours = {"dlq purge jobs": "dlq drop", "context default": "context use"}
     hint = str(hint_for(monkeypatch, typed))
@@ -125,9 +126,9 @@ def test_a_word_that_resembles_a_harmful_command_does_not_get_it_as_a_hint(
 
 
 def test_few_words_of_other_tools_lead_to_commands_that_change_something() -> None:
-    """Only four of about 170 words that other tools use, such as `prune`, get a command that changes or consumes
-    something as a hint, because they differ from it in one letter. For example, the hint for `policy clean` is `policy
-    clear`.
+    """Of about 170 words that other tools use, such as `prune`, only four get a command that changes or consumes
+    something as a hint: `clean`, `delay`, `more` and `tag`. Each differs in one letter from a word that leads to this
+    command. For example, the hint for `policy clean` is `policy clear`.
     """
     known = {each for guesses in GUESSES.values() for each in guesses} | {*ALIASES}
     hits = {
@@ -150,8 +151,8 @@ def test_few_words_of_other_tools_lead_to_commands_that_change_something() -> No
 
 def test_the_last_word_of_a_harmful_command_does_not_lead_to_it_from_another_group() -> None:
     """Some commands consume or change something, such as `queue purge`. If the last word of such a command is typed
-    after the name of another group, as in `exchange purge`, the hint does not suggest that command, unless the table of
-    guesses contains exactly these words.
+    after the name of another group, as in `exchange purge`, the hint does not suggest that command. The exceptions are
+    the words to which mqtool's table of hints, GUESSES, assigns that command.
     """
     wrong = set()
     for group, names in GROUPS.items():
@@ -163,9 +164,10 @@ def test_the_last_word_of_a_harmful_command_does_not_lead_to_it_from_another_gro
 
 
 @pytest.mark.parametrize("command", GUESSES)
-def test_each_guess_leads_to_a_command_that_exists(command: str) -> None:
-    """Each command in the table of guesses can be pasted: the command, its options and its topic exist. The words that
-    lead to it are not commands themselves.
+def test_each_hint_in_the_table_guesses_is_a_command_that_exists(command: str) -> None:
+    """mqtool's table GUESSES contains the words of other tools for which a command of mqtool is the hint, such as
+    `browse` for `peek`. Each of these commands can be pasted: the command, its options and its topic exist. The words
+    are not commands of mqtool themselves.
     """
     path, _, options = command.partition(" -")
     first, *rest = path.split()

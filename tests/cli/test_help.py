@@ -81,7 +81,7 @@ def test_option_texts_are_short_phrases() -> None:
             assert not TRANSLATED.search(text)
 
 
-def test_the_value_of_an_option_has_a_name_and_a_duration_a_unit() -> None:
+def test_help_names_the_value_of_an_option_and_gives_the_unit_of_a_duration() -> None:
     """Help calls an option's value by a name such as N or FILE, not by a Python type such as <int range>. The default
     of every duration has a unit.
     """
@@ -187,9 +187,9 @@ def test_help_finds_a_command_by_its_alias(lonely_shell: Shell) -> None:
     assert "'user list' and 'user ls' mean 'list users'." in lonely_shell.run("mqtool", "help", "user").stdout
 
 
-def test_the_help_of_yes_says_when_a_command_asks(lonely_shell: Shell) -> None:
+def test_the_help_says_when_yes_is_not_needed_and_what_idle_timeout_counts(lonely_shell: Shell) -> None:
     """The help of --yes says which commands ask only in a protected context, and that `dlq redrive` asks on a terminal.
-    The help of --idle-timeout says that the time without a connection does not count.
+    The help of --idle-timeout says that only the time with a connection counts.
     """
     commands = ("move", "delayed now", "permission clear", "exchange unbind", "broker fault")
     for command, option, said in (

@@ -126,8 +126,10 @@ def test_a_queue_given_as_an_option_gets_a_hint_about_the_argument(lonely_shell:
     ],
 )
 @pytest.mark.sampled(2)
-def test_a_help_topic_says_what_scripts_rely_on(lonely_shell: Shell, topic: str, says: str) -> None:
-    """`mqtool help programs` lists the exit codes of `worker`. `mqtool help messages` says that empty input sends
+def test_help_topics_describe_exit_codes_empty_input_unsaved_lines_and_partitions(
+    lonely_shell: Shell, topic: str, says: str
+) -> None:
+    """`mqtool help programs` says when `worker` exits with 1 or 3. `mqtool help messages` says that empty input sends
     nothing, that --failed-to saves neither an invalid line nor any later one, and that the routing key chooses the
     partition of a super stream.
     """

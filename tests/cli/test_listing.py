@@ -48,8 +48,8 @@ def busy(shell: Shell, listing: object) -> Iterator[Running]:
 def test_each_list_command_shows_what_is_on_the_broker(
     busy: Running, listing: Callable[..., list[dict[str, Any]]], broker: TestBroker
 ) -> None:
-    """`list queues`, `list connections`, `list plugins` and the other `list` commands print the queues, connections,
-    plugins and so on of the broker, in the command's default columns or in the columns that its arguments name.
+    """`list queues`, `list connections`, `list plugins` and the other `list` commands print what is on the broker, in
+    their default columns or in the columns named on the command line.
     """
     mine = ("--where", f"vhost={broker.vhost}")
     counts = {"name": "task_queue", "messages_unacknowledged": 2, "messages_ready": 1}
@@ -205,8 +205,8 @@ def test_where_can_test_columns_that_are_not_shown(shell: Shell, listing: Callab
 
 @on_any_broker
 def test_a_table_on_a_terminal_escapes_names_and_fits_into_80_columns(shell: Shell, listing: object) -> None:
-    r"""On a terminal, `list queues` prints markup in names unchanged, prints control characters as escapes such as
-    \x1b, and fits its table into 80 columns.
+    r"""On a terminal, `list queues` prints brackets in names unchanged, as in `[/red]`, prints control characters as
+    escapes such as \x1b, and fits its table into 80 columns.
     """
     names = ["[/red]", "a\x1b[31mb", "q" * 60]
     for name in names:
@@ -269,9 +269,9 @@ def test_list_queues_prints_no_note_about_counts_if_it_prints_no_row(
 def test_list_exits_with_69_if_a_named_queue_or_exchange_does_not_exist(
     shell: Shell, listing: object, broker: TestBroker
 ) -> None:
-    """If a queue named with -q does not exist, `list queues` prints the others, names the missing one, and exits with
-    69, even without the management API; so does `list exchanges -e`. With the management API, the hint suggests a
-    similar name. If a named queue exists but does not match --where, the exit code is 0.
+    """If a queue named with -q does not exist, `list queues` prints the other named queues, names the missing one, and
+    exits with 69. `list exchanges -e` does the same for exchanges. Both do so even without the management API. With it,
+    the hint suggests a similar name. If a named queue exists but does not match --where, the exit code is 0.
     """
     shell.run("mqtool", "send", "-q", "jobs", "two")
     missing = shell.run("mqtool", "list", "queues", "-q", "jbos")

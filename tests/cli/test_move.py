@@ -224,8 +224,8 @@ def test_a_move_out_of_an_auto_delete_queue_that_is_stopped_loses_no_message(
 
 
 def test_move_refuses_a_stream_before_the_broker_has_counted_its_messages(shell: Shell, broker: TestBroker) -> None:
-    """`move` out of a stream exits with 69 and says that it is one, even right after publishing, when the broker still
-    reports that the stream is empty.
+    """If the source queue of `move` is a stream, the command says so and exits with 69, even right after publishing,
+    when the broker still reports that the stream is empty.
     """
     stream = Queue("a", durable=True, arguments={"x-queue-type": "stream"})
     fill(broker, stream, numbered(20), Queue("b", durable=True))
@@ -446,9 +446,12 @@ def in_a_full_frame(headers: dict[str, Any]) -> dict[str, Any]:
     return {**headers, "padding": "x" * (ROOM - len(CLIENT.encode_table({**headers, "padding": ""})))}
 
 
-def test_a_forged_origin_in_a_full_frame_does_not_stop_move(shell: Shell, broker: TestBroker) -> None:
-    """`move` corrects the headers mqtool-exchange and mqtool-routing-key if a publisher has set false values. If the
-    true values are longer and do not fit into the frame, `move` removes these headers instead. All messages are moved.
+def test_move_removes_forged_headers_if_their_true_values_do_not_fit_into_the_frame(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """If a publisher has set false values in the headers mqtool-exchange and mqtool-routing-key, `move` corrects them.
+    If the message's headers would then no longer fit into a frame, because the true values are longer, `move` removes
+    these two headers instead of correcting them. All messages are moved.
     """
     forged = in_a_full_frame({"mqtool-exchange": "", "mqtool-routing-key": ""})
     fill(broker, Queue("a"), [Message(b"0")], Queue("b"))

@@ -338,8 +338,9 @@ def test_failed_to_keeps_a_delayed_message_that_mandatory_forbids(shell: Shell) 
 
 
 def test_a_refusal_is_reported_although_a_later_line_has_a_routing_key_that_is_not_used(shell: Shell) -> None:
-    """If the broker refuses a message, `send --json -q QUEUE --failed-to FILE` exits with 3 or 75, even if a later line
-    has a routing key that is too long: -q replaces this key. FILE contains all messages that were not confirmed.
+    """With -q QUEUE, `send --json` ignores the routing keys in its input, even one that is too long. If the broker
+    refuses a message before such a line, `send --json -q QUEUE --failed-to FILE` exits with 3 if the broker has
+    confirmed other messages, and with 75 if not. FILE contains all messages that were not confirmed.
     """
     lines = _ndjson(
         {"body": "1"}, {"body": "2", "properties": {"user_id": "somebody"}}, {"body": "3", "routing_key": "k" * 300}
@@ -352,8 +353,8 @@ def test_a_refusal_is_reported_although_a_later_line_has_a_routing_key_that_is_n
 
 def test_send_names_the_file_of_failed_messages_if_the_disk_becomes_full_before_an_invalid_line(shell: Shell) -> None:
     """The broker refuses a message, so `send --json --failed-to FILE` writes all lines up to the first invalid one to
-    FILE.unfinished. If the disk becomes full meanwhile, the command exits with 1 and says that FILE.unfinished has only
-    the first of the messages. It also prints the error of the invalid line.
+    FILE.unfinished. If the disk becomes full while it does so, the command exits with 1 and says that FILE.unfinished
+    contains only the first part of these messages. It also prints the error of the invalid line.
     """
     shell.start_cold()  # a limit is inherited
     refused = {"body": "2", "properties": {"user_id": "somebody"}}
@@ -369,8 +370,8 @@ def test_send_names_the_file_of_failed_messages_if_the_disk_becomes_full_before_
 
 def test_send_exits_with_65_after_an_invalid_line_although_the_broker_also_refuses_a_message(shell: Shell) -> None:
     """If the broker refuses a message, and a later line of the input is invalid, `send --json --failed-to FILE` exits
-    with 65, which says that the lines after the invalid one are not in FILE. It prints both reasons, and FILE contains
-    the unconfirmed messages.
+    with 65. This exit code means that the lines after the invalid one are not in FILE. The command prints both reasons,
+    and FILE contains the unconfirmed messages.
     """
     assert shell.run("mqtool", "queue", "declare", "q").code == 0
     lines = '{"body": "1"}\n{"body": "2", "exchange": "nosuch"}\noops\n{"body": "last"}\n'
@@ -420,8 +421,9 @@ def test_replay_exits_with_65_if_the_rest_of_a_recording_cannot_be_read(shell: S
 
 
 def test_replay_exits_with_65_if_a_later_line_cannot_be_published(shell: Shell) -> None:
-    """If the broker refuses a message of `recording replay --failed-to FILE`, and a later line is valid but cannot be
-    published, the command exits with 65. FILE contains the unconfirmed messages before this line.
+    """If the broker refuses a message of `recording replay --failed-to FILE`, and a later line is valid NDJSON but
+    cannot be published, for example because a header's name is too long, the command exits with 65. FILE contains the
+    unconfirmed messages before this line.
     """
     replay = _replay_of_two(shell, "nosuch")
     with (shell.directory / "recording").open("a") as file:
@@ -706,9 +708,9 @@ def test_send_exits_with_3_if_the_broker_stops_confirming(own_shell: Shell, amqp
 
 @on_any_broker
 @pytest.mark.parametrize("options", [("-l",), ("-l", "--failed-to", "failed"), ("--json",), ()])
-def test_send_reports_an_incomplete_line_that_it_does_not_send(shell: Shell, options: tuple[str, ...]) -> None:
-    """If SIGTERM ends `send` while it has read only a part of a message, `send` does not send this part, does not write
-    it to the file of `--failed-to`, and prints its size.
+def test_send_reports_an_incomplete_message_that_it_does_not_send(shell: Shell, options: tuple[str, ...]) -> None:
+    """If SIGTERM ends `send` while it has read only a part of a message, `send` prints the size of this part. It
+    neither sends the part nor writes it to the file given with --failed-to.
     """
     whole = '{"body": "first"}\n' * (options != ())
     sender = shell.start("mqtool", "send", "-v", *options, stdin=PIPE)
@@ -864,8 +866,8 @@ def test_receive_stream_declares_no_stream_with_a_mistyped_name(shell: Shell, br
 
 
 def test_publisher_confirms_explains_the_times_that_it_prints(shell: Shell) -> None:
-    """`publisher-confirms all` publishes in three ways: individual, batch and async. Its last line says how often
-    `batch` waited for confirms, and whether `async` took about as long as `batch`.
+    """`publisher-confirms all` publishes in three ways, individual, batch and async, and prints the time of each. Its
+    last line says how often `batch` waited for confirms, and whether `async` took about as long as `batch`.
     """
     shown = shell.run("mqtool", "publisher-confirms", "all", "-c", "500", "--batch-size", "10")
     batch, unwaited = (int(line.rpartition(" in ")[2][:-3].replace(",", "")) for line in shown.stdout.splitlines()[1:])
