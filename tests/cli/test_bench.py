@@ -445,8 +445,8 @@ class Meddler(Proxy):
 
 @large
 def test_bench_counts_lost_duplicated_and_reordered_messages(tester: Shell, own: EmbeddedBroker) -> None:
-    """If a proxy drops 100 deliveries, duplicates 100 and reorders 100, `bench` reports 100 messages as lost, 100 as
-    duplicated and 100 as out of order, and exits with 1.
+    """If a proxy between the broker and `bench` drops 100 deliveries, duplicates 100 and reorders 100, `bench` reports
+    100 messages as lost, 100 as duplicated and 100 as out of order, and exits with 1.
     """
     with Meddler(own.port) as proxy:
         tester.environment["MQTOOL_URL"] = own.url.replace(f":{own.port}", f":{proxy.port}")

@@ -622,7 +622,7 @@ def test_broker_up_names_a_port_that_is_in_use(home: Shell) -> None:
 @pytest.mark.parametrize("option", ["--port", "--management-port", "--stream-port"])
 def test_broker_serve_names_a_port_that_is_in_use(home: Shell, option: str) -> None:
     """If another program listens at the port given with --port, --management-port or --stream-port, `broker serve`
-    exits with 69 and names the port. The hint says that port 0 means a free one.
+    exits with 69 and names the port. The hint says that with port 0, `broker serve` chooses a free port.
     """
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -686,8 +686,8 @@ def test_broker_up_refuses_a_tls_port_that_is_the_default_port_of_the_management
 
 
 def test_broker_up_starts_no_broker_if_mqtool_url_names_another(home: Shell) -> None:
-    """If MQTOOL_URL names a broker that does not answer, `broker up` exits with 69 and starts no broker, because
-    commands would not use the new broker.
+    """If MQTOOL_URL names a broker that does not answer, `broker up` exits with 69 and starts no broker. Commands would
+    not use the new broker, but the one in MQTOOL_URL.
     """
     result = home.run("mqtool", "broker", "up", environment={"MQTOOL_URL": "amqp://127.0.0.1:1"})
     assert result.code == 69

@@ -41,7 +41,7 @@ def test_a_classic_queue_that_rejects_messages_loses_its_surplus_in_a_restart(
 ) -> None:
     """A classic queue has the overflow setting `reject-publish`. If a policy lowers the queue's maximum length, `policy
     set` warns how many messages will be dropped or dead-lettered when RabbitMQ restarts. Until then, the queue keeps
-    these messages. They are the oldest ones. A quorum queue keeps all its messages.
+    these messages. The restart removes the oldest ones. A quorum queue keeps all its messages.
     """
     shell = lonely_shell
     shell.environment["MQTOOL_URL"] = restartable.url

@@ -293,7 +293,7 @@ def test_dlq_redrive_checks_that_a_dead_letter_can_come_from_the_queue_in_x_deat
 ) -> None:
     """The x-death header of a dead letter names the queue from which it came, but may be forged. `dlq redrive` moves
     the dead letter back only if the dead letter has the exchange and the routing key with which this queue, by its
-    arguments or its policy, dead-letters messages. If it does not, or if the management API is unavailable, the command
+    arguments or its policy, dead-letters messages. If not, or if the management API is unavailable, the command
     leaves the dead letter where it is.
     """
     vhost = broker.vhost
@@ -356,8 +356,8 @@ def test_delayed_now_and_delayed_cancel_send_nothing_to_a_forged_destination(
     shell: Shell, broker: TestBroker, command: str
 ) -> None:
     """A user forges the arguments of a wait queue, or a message's CC header, to make another user's queue the
-    destination of a delayed message. `delayed now`, which delivers messages before they are due, delivers none to that
-    queue. Nor does `delayed cancel`, which must only delete messages.
+    destination of a delayed message. Neither `delayed now`, which delivers messages before they are due, nor `delayed
+    cancel`, which deletes messages, sends anything to that queue.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for queue in ("payroll", "mallory"):

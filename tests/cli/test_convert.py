@@ -1406,9 +1406,9 @@ def test_the_plan_of_a_conversion_counts_messages_that_were_published_just_now(m
 def test_queue_convert_undo_does_not_convert_back_a_queue_whose_messages_would_not_fit(
     managed: Shell, broker: TestBroker
 ) -> None:
-    """If a conversion that removed a limit was killed after it had replaced the queue, and the queue now has more
-    messages than before, `queue convert --undo` completes the conversion. It then says how many messages the old limit
-    would drop, exits with 69, and leaves the queue as it is.
+    """A conversion that removes a queue's maximum length was killed after it had replaced the queue, and the queue now
+    has more messages than the old maximum. `queue convert --undo` then completes the conversion, says how many messages
+    the old maximum would drop, exits with 69, and leaves all messages in the queue.
     """
     api = Management(broker.management, "guest", "guest")
     with Connection(parse_addresses(broker.url)) as connection:

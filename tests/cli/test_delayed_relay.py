@@ -306,7 +306,7 @@ def test_delayed_relay_publishes_due_messages_to_another_exchange(shell: Shell, 
 def test_delayed_relay_uses_an_existing_exchange_for_due_messages_and_its_alternate_exchange(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If the relay's exchange for due messages already exists, `delayed relay --type` uses it, unless it has another
+    """If the relay's exchange for due messages already exists, `delayed relay` uses it, unless --type gives another
     type: then the command exits with 78. If this exchange has an alternate exchange, the messages that no binding
     matches go there, with or without a delay.
     """

@@ -83,8 +83,8 @@ def test_a_nagios_check_by_a_user_who_sees_no_virtual_host_is_unknown(shell: She
 
 def test_doctor_says_that_it_checked_only_a_part(shell: Shell, broker: TestBroker) -> None:
     """If the user lacks the tag `monitoring`, and there is no other problem, `doctor` exits with 3. Even with --quiet,
-    its last lines name what it did not check, and the missing tag; --json prints no finding, and --format sarif says
-    that the run was incomplete.
+    its last lines name what it did not check, and the missing tag. With --format json, it prints no findings. With
+    --format sarif, its output says that the run was incomplete.
     """
     with user_of(broker, "management") as login:
         look = ("mqtool", "doctor", "--vhost", broker.vhost, "--quiet", *login)

@@ -115,8 +115,8 @@ def test_a_word_that_resembles_a_harmful_command_does_not_get_it_as_a_hint(
     monkeypatch: pytest.MonkeyPatch, typed: str
 ) -> None:
     """Some commands delete, consume or break something. If a word merely resembles such a command, or is its last word
-    but follows the name of another group, the hint does not suggest the command. For `dlq purge`, the hint is therefore
-    `dlq drop`, not `queue purge`.
+    but follows the name of another group, the hint does not suggest the command. For example, the hint for `dlq purge`
+    is `dlq drop`, not `queue purge`.
     """
     ours = {"dlq purge jobs": "dlq drop", "context default": "context use"}
     hint = str(hint_for(monkeypatch, typed))

@@ -169,7 +169,7 @@ def test_mqtool_help_prints_the_help_of_a_command_or_topic(lonely_shell: Shell) 
 
 def test_help_finds_a_command_by_its_alias(lonely_shell: Shell) -> None:
     """`mqtool help ALIAS` and `mqtool ALIAS --help` print the help of the command itself, which names the alias. The
-    overview lists no aliases; the help of `queue`, `user` and other groups does.
+    overview, `mqtool --help`, lists no aliases, but the help of a group such as `queue` does.
     """
     for typed, meant in (
         ("pub", "send"),

@@ -352,9 +352,9 @@ def test_a_refusal_is_reported_although_a_later_line_has_a_routing_key_that_is_n
 
 
 def test_send_names_the_file_of_failed_messages_if_the_disk_becomes_full_before_an_invalid_line(shell: Shell) -> None:
-    """The broker refuses a message, so `send --json --failed-to FILE` writes all lines up to the first invalid one to
-    FILE.unfinished. If the disk becomes full while it does so, the command exits with 1 and says that FILE.unfinished
-    contains only the first part of these messages. It also prints the error of the invalid line.
+    """The broker refuses a message, so `send --json --failed-to FILE` writes the unconfirmed messages before the first
+    invalid line to FILE.unfinished. If the disk becomes full while it does so, the command exits with 1 and says that
+    FILE.unfinished contains only the first part of these messages. It also prints the error of the invalid line.
     """
     shell.start_cold()  # a limit is inherited
     refused = {"body": "2", "properties": {"user_id": "somebody"}}
