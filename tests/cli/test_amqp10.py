@@ -243,7 +243,7 @@ def test_send_json_refuses_a_property_that_is_not_utf_8_over_amqp_1_0(shell: She
     assert shell.run("mqtool", "receive", "-q", "q", "--idle-timeout", IDLE, "--raw").stdout == "1\n"
 
 
-def test_failed_to_keeps_a_message_that_cannot_be_delayed_over_amqp_1_0(shell: Shell) -> None:
+def test_the_option_failed_to_keeps_a_message_that_cannot_be_delayed_over_amqp_1_0(shell: Shell) -> None:
     """Over AMQP 1.0, mqtool cannot delay messages. If the input of `send --json --failed-to FILE` contains a line with
     a delay, the command sends the lines before it, writes this line and all later ones to FILE, and exits with 2.
     """

@@ -306,7 +306,7 @@ def test_commands_refuse_broker_names_that_are_paths(home: Shell, command: str) 
     assert sorted(home.directory.rglob("*")) == before
 
 
-def test_a_state_file_that_cannot_be_read_is_named(home: Shell) -> None:
+def test_broker_ls_names_a_state_file_that_cannot_be_read(home: Shell) -> None:
     """If the file in which mqtool keeps a broker's address cannot be read, `broker ls` exits with 1. The error names
     the file once and gives the reason in words, without the system's error number.
     """

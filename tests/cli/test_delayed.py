@@ -497,7 +497,7 @@ def test_a_delayed_message_for_a_missing_exchange_declares_nothing(shell: Shell,
     assert shell.run("mqtool", "list", "exchanges", "name").stdout == exchanges
 
 
-def test_failed_to_keeps_delayed_messages_for_a_missing_queue(shell: Shell, via: str) -> None:
+def test_the_option_failed_to_keeps_delayed_messages_for_a_missing_queue(shell: Shell, via: str) -> None:
     """If a line of input names a queue that does not exist, `send --json --failed-to FILE` writes this message and all
     later ones to FILE, with their delays, and exits with 3. Once the queue exists, a second run sends them from FILE.
     """
@@ -521,7 +521,7 @@ def test_failed_to_keeps_delayed_messages_for_a_missing_queue(shell: Shell, via:
 
 
 @on_any_broker
-def test_failed_to_keeps_the_delay_of_each_unsent_line(shell: Shell) -> None:
+def test_the_option_failed_to_keeps_the_delay_of_each_unsent_line(shell: Shell) -> None:
     """A message with a delay cannot be published with --mandatory. `send-delayed --mandatory --failed-to FILE`
     therefore exits with 2, and writes all lines to FILE, each with its exchange, its routing key and its own delay.
     """
@@ -617,7 +617,7 @@ def test_thousands_of_delayed_messages_arrive_once_and_not_early(shell: Shell, b
     wait_until(lambda: depth(broker, "delay_queue") == 0, "an empty queue")
 
 
-def test_failed_to_keeps_a_message_that_cannot_be_delayed(shell: Shell) -> None:
+def test_the_option_failed_to_keeps_a_message_that_cannot_be_delayed(shell: Shell) -> None:
     """mqtool cannot delay a message to a queue if the message has a CC header. `send --delay` therefore exits with 65
     for such a message. With --failed-to FILE, it writes the message to FILE.
     """

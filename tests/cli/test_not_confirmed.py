@@ -80,7 +80,7 @@ def test_send_never_replaces_a_device_or_a_pipe_with_failed_messages(shell: Shel
 
 @on_any_broker
 @pytest.mark.parametrize("command", ["send -l", "new-task -l", "emit-log fanout -l", "recording replay"])
-def test_failed_to_refuses_stdout_and_stderr(shell: Shell, command: str) -> None:
+def test_the_option_failed_to_refuses_stdout_and_stderr(shell: Shell, command: str) -> None:
     """If the FILE of --failed-to is `-`, or is the file to which the shell redirects stdout or stderr, a publishing
     command exits with 2, and neither creates nor truncates a file.
     """
@@ -327,7 +327,7 @@ def test_send_stops_at_a_line_that_cannot_be_published(shell: Shell, bad: dict[s
     assert _bodies(shell, "failed") == []
 
 
-def test_failed_to_keeps_a_delayed_message_that_mandatory_forbids(shell: Shell) -> None:
+def test_the_option_failed_to_keeps_a_delayed_message_that_mandatory_forbids(shell: Shell) -> None:
     """If a line of input has a delay, which --mandatory does not allow, `send --json --mandatory --failed-to FILE`
     exits with 2. It writes this line and all later ones to FILE, because they can be sent without --mandatory.
     """
