@@ -236,11 +236,12 @@ Start = Callable[..., Nacking]
 
 
 @_BOTH
-def test_a_message_that_is_published_while_others_are_requeued_is_delivered_after_them(
+def test_a_message_that_is_published_while_others_are_requeued_stays_behind_them(
     nacking: Start, arguments: dict[str, Any]
 ) -> None:
     """A consumer at its prefetch limit has four unacknowledged messages. A fifth message is published while one
-    basic.nack requeues the four. The consumer gets the four messages again, and the fifth one stays in the queue.
+    basic.nack requeues the four. The consumer gets the four messages again, and the fifth one stays in the queue,
+    because the consumer is at its prefetch limit once more.
     """
     nack = nacking(arguments, b"1234", 4, prefetch=4)
     nack.stop_in(_NACK)
