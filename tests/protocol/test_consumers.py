@@ -166,7 +166,7 @@ def test_a_channel_that_deletes_its_queue_gets_queue_delete_ok_before_basic_canc
 def test_deleting_a_queue_cancels_its_consumers(
     connection: pika.BlockingConnection, channel: BlockingChannel, take: Take
 ) -> None:
-    """When a queue is deleted, its consumers get basic.cancel with their consumer tag."""
+    """When a queue is deleted, each of its consumers gets basic.cancel with its own consumer tag."""
     channel.queue_declare("q")
     cancelled: list[Any] = []
     channel.add_on_cancel_callback(cancelled.append)

@@ -173,8 +173,8 @@ def test_malformed_definitions_are_refused(document: dict[str, Any], api_of: Cal
 def test_a_broker_starts_with_a_definitions_file(tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]) -> None:
     """A broker that is started with a definitions file has the queues, policies and users in the file. Unlike in an
     import over HTTP, definitions in the file that name no virtual host belong to `/`. The broker can be restarted with
-    the same file and data directory. After a restart without the file, the topic permissions are still in the data
-    directory.
+    the same file and data directory. If it is restarted with the data directory alone, it still has the topic
+    permissions from the file.
     """
     file, data = tmp_path / "definitions.json", tmp_path / "data"
     rights = {"user": "ann", "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"}

@@ -408,7 +408,7 @@ def test_a_fault_with_an_argument_out_of_range_is_refused(
 
 def test_the_return_unroutable_fault_returns_the_next_message(vhost: Vhost, channel: BlockingChannel) -> None:
     """The embedded broker's fault `return_unroutable()` makes the broker return the next mandatory message as
-    unroutable, although its queue exists. The mandatory message after it is routed to the queue.
+    unroutable, although its queue exists. Later mandatory messages are routed to the queue as usual.
     """
     channel.confirm_delivery()
     channel.queue_declare("jobs")

@@ -246,8 +246,8 @@ def test_only_an_administrator_may_close_another_users_connections(
 def test_limits_and_global_parameters_survive_a_restart_and_are_exported(
     tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]
 ) -> None:
-    """Limits and global parameters survive a restart. A broker that imports the definitions that another broker has
-    exported has the same limits and global parameters.
+    """Limits and global parameters survive a restart. They are also exported with the definitions, and a broker that
+    imports these definitions has the same limits and global parameters.
     """
     with EmbeddedBroker(data_dir=tmp_path / "a", management_port=0) as broker:
         api = api_of(broker)

@@ -253,8 +253,8 @@ def test_arguments_of_classic_queues_depend_on_the_version(
 def test_queues_that_are_neither_durable_nor_exclusive_are_refused_from_4_3_0_to_4_3_5(
     broker: TestBroker, connect: Callable[..., pika.BlockingConnection]
 ) -> None:
-    """A broker that is RabbitMQ 4.3.0 to 4.3.5, or an embedded broker that imitates one of these versions, refuses with
-    541 to declare a queue that is neither durable nor exclusive. A broker of any other version accepts such a queue.
+    """RabbitMQ 4.3.0 to 4.3.5, and an embedded broker that imitates one of these versions, do not allow queues that are
+    neither durable nor exclusive: they answer queue.declare with 541. Brokers of all other versions allow such queues.
     """
     connect().channel().queue_declare("mine", exclusive=True)
 

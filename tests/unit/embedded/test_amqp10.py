@@ -89,8 +89,8 @@ def test_a_stream_stores_a_message_as_the_same_bytes_as_rabbitmq() -> None:
 
 
 def test_a_message_read_from_a_stream_has_all_its_properties() -> None:
-    """A message that is read from a stream has the body, exchange, routing key and properties that it had when it was
-    published.
+    """If the embedded broker decodes the bytes that RabbitMQ 3.10.8 stores for a message in a stream, the decoded
+    message has the original body, exchange, routing key and properties.
     """
     found = decode(_STORED)
 
