@@ -44,8 +44,8 @@ def test_a_virtual_host_loses_the_metadata_that_a_request_does_not_contain(
     broker: TestBroker, api: Api, vhost: str, path: str
 ) -> None:
     """If a PUT request or imported definitions update a virtual host without its description and tags, the virtual host
-    loses them. What happens to a default queue type that is missing, too, depends on the version: up to RabbitMQ 4.1,
-    the virtual host keeps it, and from 4.2 on, the type becomes `classic`.
+    loses them. For a missing default queue type, the result depends on the version: up to RabbitMQ 4.1, the virtual
+    host keeps its type, and from 4.2 on, the type becomes `classic`.
     """
     api("PUT", f"vhosts/{vhost}", {"description": "d", "tags": "a, b", "default_queue_type": "quorum"})
     body: Any = {"tracing": False} if path != "definitions" else {"vhosts": [{"name": vhost}]}
