@@ -59,7 +59,9 @@ def test_prefetch_limits_each_consumer(channel: BlockingChannel, take: Take) -> 
 
 
 @pytest.mark.differs_since("4.3", "prefetch of a whole channel is refused by default, and does nothing")
-def test_a_global_prefetch_limits_all_consumers_of_a_channel_together(channel: BlockingChannel, take: Take) -> None:
+def test_up_to_4_2_a_global_prefetch_limits_all_consumers_of_a_channel_together(
+    channel: BlockingChannel, take: Take
+) -> None:
     """Up to RabbitMQ 4.2, if a channel has a global prefetch of 3, all its consumers together have at most three
     unacknowledged messages.
     """
@@ -118,8 +120,8 @@ def test_the_consumer_with_the_higher_priority_is_served_first(channel: Blocking
 def test_only_one_consumer_of_a_queue_with_x_single_active_consumer_gets_messages(
     channel: BlockingChannel, take: Take, kind: dict[str, Any]
 ) -> None:
-    """The first consumer of a queue with x-single-active-consumer gets all messages. The second consumer gets messages
-    only after the first one is cancelled.
+    """While the first consumer of a queue with x-single-active-consumer is active, it gets all messages. Once it is
+    cancelled, the second consumer gets them.
     """
     channel.queue_declare("q", durable=True, arguments={**kind, "x-single-active-consumer": True})
     first, second = Recorder(), Recorder()
@@ -164,7 +166,7 @@ def test_a_channel_that_deletes_its_queue_gets_queue_delete_ok_before_basic_canc
 def test_deleting_a_queue_cancels_its_consumers(
     connection: pika.BlockingConnection, channel: BlockingChannel, take: Take
 ) -> None:
-    """When a queue is deleted, its consumers get basic.cancel with their consumer tag."""
+    """When a queue is deleted, each of its consumers gets basic.cancel with its own consumer tag."""
     channel.queue_declare("q")
     cancelled: list[Any] = []
     channel.add_on_cancel_callback(cancelled.append)
@@ -177,8 +179,8 @@ def test_deleting_a_queue_cancels_its_consumers(
 def test_an_exclusive_consumer_excludes_others_until_it_is_cancelled(
     connection: pika.BlockingConnection, channel: BlockingChannel, take: Take
 ) -> None:
-    """While a queue has an exclusive consumer, the broker refuses any other consumer with 403. Once the exclusive
-    consumer is cancelled, another consumer is accepted and gets messages.
+    """While a queue has an exclusive consumer, no other consumer can be started: the broker closes the channel with
+    403. Once the exclusive consumer is cancelled, another consumer can be started and gets messages.
     """
     channel.queue_declare("q")
     exclusive, other = Recorder(), Recorder()

@@ -48,8 +48,8 @@ def kept(process: BrokerProcess) -> Path:
 
 
 def test_no_damage_is_reported_after_the_broker_was_killed_or_stopped(process: BrokerProcess) -> None:
-    """After the broker was killed or stopped, and is started again, it has all messages, logs no damage, and keeps no
-    copies of damaged files.
+    """After a kill or a stop that damages no file, the broker starts again with all messages. It logs no damage, and
+    leaves no copies of files in the data directory.
     """
     for end in (process.kill, process.stop):
         end()
@@ -63,7 +63,7 @@ def test_no_damage_is_reported_after_the_broker_was_killed_or_stopped(process: B
 @pytest.mark.parametrize("where", [0.5, 0.0], ids=["in the middle", "in its header"])
 def test_a_flipped_bit_in_the_write_ahead_log_is_reported(process: BrokerProcess, where: float) -> None:
     """If a bit in the write-ahead log of the broker's SQLite database is flipped, the broker starts with the messages
-    that were stored before the damaged entry. It logs a warning, and keeps a copy of the log.
+    that were stored before the damaged entry. It logs a warning, and keeps a copy of the damaged write-ahead log.
     """
     process.kill()
     _, log = files(process)
@@ -79,7 +79,7 @@ def test_a_flipped_bit_in_the_write_ahead_log_is_reported(process: BrokerProcess
 
 def test_damage_at_the_end_of_the_write_ahead_log_loses_only_the_last_change(process: BrokerProcess) -> None:
     """If the end of the write-ahead log of the broker's SQLite database is damaged, the broker loses only the change
-    that it stored last, in this test one message. It logs a warning, and keeps a copy of the log.
+    that it stored last, in this test one message. It logs a warning, and keeps a copy of the damaged write-ahead log.
     """
     process.kill()
     _, log = files(process)

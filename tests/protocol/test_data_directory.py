@@ -63,8 +63,8 @@ def nested(depth: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("depth", [62, 63, 64, 65, 80, 400])
 def test_deeply_nested_queue_arguments_are_stored_or_refused(process: BrokerProcess, depth: int) -> None:
-    """If a client declares a queue with deeply nested arguments over HTTP, the broker either refuses the declaration
-    with the status 400, or still has the queue after it was killed and restarted.
+    """If a queue with deeply nested arguments is declared over HTTP, the broker either refuses the declaration with the
+    status 400, or stores the queue. A stored queue still exists after the broker is killed and restarted.
     """
     api = Api(process.management_url)
     status, _ = api("PUT", "queues/%2F/q", {"durable": True, "arguments": {"x-unknown": nested(depth)}})
@@ -432,8 +432,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_with_a_damaged_data_directory_the_broker_starts_or_says_why_it_cannot(
     killed: Path, data: st.DataObject
 ) -> None:
-    """If any file in the broker's data directory is corrupted, truncated, extended or removed, the broker either
-    starts, or raises OSError with the reason why it cannot start.
+    """If any file in the broker's data directory is corrupted, truncated, extended or removed, starting the broker
+    either succeeds, or raises OSError with the reason.
     """
     with TemporaryDirectory() as name:
         directory = Path(name) / "data"

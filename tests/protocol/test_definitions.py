@@ -91,8 +91,9 @@ def has(exported: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
 
 def test_imported_definitions_are_exported(api: Api, vhost: str, channel: BlockingChannel, broker: TestBroker) -> None:
-    """If definitions are imported and then exported, the export contains them, but no exclusive queues and no bindings
-    of exclusive queues. An import does not change an existing queue whose arguments differ from the imported ones.
+    """After an import, exported definitions contain everything that was imported, but not the virtual host's exclusive
+    queues. The embedded broker does not export the bindings of these queues either. An import does not change an
+    existing queue, even if the imported arguments differ.
     """
     channel.queue_declare("mine", exclusive=True)
     channel.queue_bind("mine", "amq.fanout")
@@ -141,8 +142,9 @@ def test_definitions_of_the_whole_broker_contain_users_and_permissions(api: Api,
 
 
 def test_invalid_definitions_are_refused(api: Api, vhost: str) -> None:
-    """The broker refuses to import definitions that name no virtual host, or that contain an unknown virtual host,
-    user, queue type, exchange type, policy key or parameter component. It creates none of the queues that they contain.
+    """The management API refuses to import definitions of the whole broker if they name no virtual host, or if they
+    contain an unknown virtual host, user, queue type, exchange type, policy key or parameter component. It creates none
+    of the queues that they contain.
     """
     queue = {"name": "q", "durable": True, "auto_delete": False, "arguments": {}}
     for document in (
@@ -169,9 +171,10 @@ def test_malformed_definitions_are_refused(document: dict[str, Any], api_of: Cal
 
 
 def test_a_broker_starts_with_a_definitions_file(tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """A broker that is started with a definitions file has the queues, policies and users in the file. Definitions
-    without a virtual host belong to `/`. The broker can be started again with the same file and data directory. If it
-    is started on this data directory without the file, it keeps the topic permissions from the file.
+    """A broker that is started with a definitions file has the queues, policies and users in the file. Unlike in an
+    import over HTTP, definitions in the file that name no virtual host belong to `/`. The broker can be restarted with
+    the same file and data directory. If it is restarted with the data directory alone, it still has the topic
+    permissions from the file.
     """
     file, data = tmp_path / "definitions.json", tmp_path / "data"
     rights = {"user": "ann", "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"}
@@ -253,8 +256,8 @@ def test_an_import_skips_reserved_names(api: Api, vhost: str) -> None:
 
 @pytest.mark.differs_since("4.0", "the import is refused")
 def test_up_to_3_13_an_import_skips_the_bindings_of_queues_with_reserved_names(api: Api, vhost: str) -> None:
-    """If imported definitions contain a binding of a queue whose name begins with `amq.`, RabbitMQ up to 3.13 skips
-    this binding, and adds all other bindings.
+    """Up to RabbitMQ 3.13, if imported definitions contain a binding of a queue whose name begins with `amq.`, the
+    broker skips this binding, and adds all other bindings.
     """
     assert api("POST", f"definitions/{vhost}", {**RESERVED, "bindings": BOUND}) == (204, None)
     assert [each["destination"] for each in api("GET", f"definitions/{vhost}")[1]["bindings"]] == ["jobs"]
@@ -267,9 +270,9 @@ def test_up_to_3_13_an_import_skips_the_bindings_of_queues_with_reserved_names(a
 def test_an_import_skips_or_refuses_a_binding_of_a_missing_queue_as_each_rabbitmq_version_does(
     like: str, reserved: int, other: int, api_of: Callable[[EmbeddedBroker], Api]
 ) -> None:
-    """RabbitMQ 3.10 skips an imported binding of a queue that does not exist. RabbitMQ 4.0, 4.2 and 4.3 refuse an
-    import with such a binding. RabbitMQ 4.4 skips the binding if the queue's name begins with `amq.`, and otherwise
-    refuses the import.
+    """An embedded broker that imitates RabbitMQ 3.10 skips an imported binding of a queue that does not exist. One that
+    imitates 4.0, 4.2 or 4.3 refuses the whole import. One that imitates 4.4 skips the binding if the queue's name
+    begins with `amq.`, and otherwise refuses the import.
     """
     with EmbeddedBroker(management_port=0, like=like) as broker:
         api = api_of(broker)

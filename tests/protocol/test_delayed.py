@@ -110,8 +110,8 @@ def test_delayed_messages_are_routed_by_the_bindings_when_due(channel: BlockingC
 
 @pytest.mark.usefixtures("delayed")
 def test_a_mandatory_delayed_message_is_returned_and_still_delivered(channel: BlockingChannel, take: Take) -> None:
-    """A mandatory message to an x-delayed-message exchange is returned as unroutable when it is published, and is
-    still delivered when it is due.
+    """A mandatory message to an x-delayed-message exchange is returned as unroutable when it is published, because the
+    exchange routes it to no queue before it is due. When it is due, it is nevertheless delivered.
     """
     channel.exchange_declare("before", "fanout")
     channel.exchange_bind("x", "before")
@@ -160,8 +160,9 @@ def test_two_delayed_exchanges_deliver_a_message_twice(channel: BlockingChannel,
 def test_the_alternate_exchange_of_a_delayed_exchange_gets_a_copy_immediately(
     channel: BlockingChannel, take: Take, *, is_bound: bool
 ) -> None:
-    """When a message is published to a delayed exchange, the alternate exchange gets a copy immediately. When the
-    message is due, a bound queue gets it. If no queue is bound, the alternate exchange gets it again.
+    """When a message is published to a delayed exchange with an alternate exchange, the alternate exchange gets a copy
+    immediately. When the message is due, it goes to the queues that are bound to the delayed exchange or, if there are
+    none, to the alternate exchange once more.
     """
     channel.exchange_declare("y", DELAYED, arguments={"x-delayed-type": "direct", "alternate-exchange": "amq.fanout"})
     channel.queue_declare("spare")
@@ -194,9 +195,9 @@ def test_a_transaction_has_no_effect_on_a_delayed_message(
 def test_queues_bound_with_the_keys_in_cc_or_bcc_get_copies_of_a_delayed_message(
     channel: BlockingChannel, take: Take
 ) -> None:
-    """When a delayed message is due, the queues that are bound with the routing keys in CC or BCC get copies. If the
-    message has CC, its header x-delay is unchanged. If the message has BCC, x-delay is negative, and the header BCC is
-    removed.
+    """When a delayed message is due, the queues that are bound with the routing keys in CC or BCC get copies. The
+    broker leaves the headers of a message with CC unchanged. When it removes the header BCC from a message, it also
+    negates the header x-delay.
     """
     channel.queue_declare("copy")
     channel.queue_bind("copy", "x", "c")
@@ -234,8 +235,9 @@ def test_delayed_messages_outlive_their_exchange(channel: BlockingChannel, take:
 
 @pytest.mark.usefixtures("delayed")
 def test_bindings_of_a_delayed_exchange_are_checked_by_x_delayed_type(connection: pika.BlockingConnection) -> None:
-    """If a delayed exchange has the x-delayed-type headers, the broker answers a binding whose x-match is invalid with
-    406.
+    """The broker checks a binding of a delayed exchange as it would for an exchange of the type in x-delayed-type. If
+    this type is `headers`, and the binding's x-match is invalid, the broker closes the channel with
+    PRECONDITION_FAILED.
     """
     channel = connection.channel()
     channel.exchange_declare("y", DELAYED, arguments={"x-delayed-type": "headers"})
@@ -271,8 +273,8 @@ def test_each_of_many_delayed_messages_arrives_exactly_once(channel: BlockingCha
 
 
 def test_delayed_messages_survive_a_restart(tmp_path: Path) -> None:
-    """If the broker is killed and restarted, the delayed messages of a durable exchange are delivered: a persistent
-    message that is overdue, and also a transient one that is not yet due.
+    """After the broker is killed and restarted, it still delivers the delayed messages of a durable exchange: one that
+    is overdue, and one that is not yet due. The second message is delivered even though it is transient.
     """
     with BrokerProcess(tmp_path) as process:
         channel = pika.BlockingConnection(pika.URLParameters(process.url)).channel()

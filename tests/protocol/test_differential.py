@@ -330,8 +330,8 @@ def test_quorum_queues_behave_alike_on_rabbitmq_and_the_embedded_broker(
     sides: tuple[Side, Side], sequence: list[Operation]
 ) -> None:
     """For random operations on quorum queues, RabbitMQ and the embedded broker give the same replies, errors and
-    message counts. The operations do not include consuming, because RabbitMQ 3.10 sometimes exceeds a consumer's
-    prefetch.
+    message counts. Consumers are not compared, because those of RabbitMQ 3.10 sometimes get more messages than their
+    prefetch allows.
     """
     compare(sides, [*QUORUM_START, *sequence])
 

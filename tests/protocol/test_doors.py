@@ -136,7 +136,8 @@ def test_pages_of_another_site_cannot_load_the_management_api_as_an_image_or_a_s
     broker: EmbeddedBroker, site: str, mode: str, status: int
 ) -> None:
     """If a page of another site loads a URL of the management API as an image or a script, the API answers with the
-    status 403. Browsers send stored credentials with such requests, but no Origin header.
+    status 403. It recognizes such a request by its Sec-Fetch headers, because browsers send it with stored credentials
+    but without an Origin header.
     """
     fetched = (f"sec-fetch-site: {site}", f"sec-fetch-mode: {mode}")
     assert ask(broker, "host: 127.0.0.1:15672", LOGIN, *fetched)[0] == status
@@ -182,8 +183,8 @@ def test_http_requests_with_an_invalid_or_unsupported_header_are_refused(
 
 @pytest.mark.parametrize("sent", ["", "GET /api/whoami HTTP/1.1\r\n\r\n"])
 def test_http_connections_without_a_login_do_not_keep_other_clients_out(broker: EmbeddedBroker, sent: str) -> None:
-    """If clients without a login hold as many HTTP connections as the broker allows, the broker still answers clients
-    that log in.
+    """Even if clients without a login already hold as many HTTP connections as the broker allows, the broker accepts
+    and answers further clients that log in.
     """
     crowd = [socket.create_connection(address(broker), timeout=60) for _ in range(MAX_CONNECTIONS)]
     for connection in crowd:

@@ -281,7 +281,7 @@ def test_a_consumer_tag_cannot_be_used_twice(channel: BlockingChannel) -> None:
 
 def test_publishing_with_the_flag_immediate_closes_the_connection(channel: BlockingChannel) -> None:
     """If a client publishes a message with the flag `immediate`, the broker closes the connection with 540, as RabbitMQ
-    does since 3.0.
+    has done since 3.0.
     """
 
     def publish_immediately() -> None:

@@ -87,8 +87,8 @@ def stream(whole: EmbeddedBroker, vhost: Vhost) -> Iterator[RawStream]:
 
 def test_faults_affect_connections_of_the_stream_protocol(vhost: Vhost, stream: RawStream) -> None:
     """The embedded broker's faults affect clients of the stream protocol. `slow_down` delays replies, and `go_silent`
-    holds them back until it ends. `refuse_connections` refuses new connections, and `close_connections` closes open
-    ones with the given text.
+    holds back everything that the broker sends until the fault ends. `refuse_connections` refuses new connections, and
+    `close_connections` closes open ones with the given text.
     """
     assert stream.create("s") == 1
     with vhost.faults.slow_down(0.1):
@@ -264,8 +264,8 @@ def test_the_block_publishers_fault_sends_connection_blocked_and_unblocked(vhost
 
 
 def test_the_block_publishers_fault_holds_back_all_messages(vhost: Vhost, raw: RawClient) -> None:
-    """While the embedded broker's fault `block_publishers` is in force, the broker holds back all messages, even the
-    first one of a connection. When the fault ends, all these messages are published.
+    """While the embedded broker's fault `block_publishers` is in force, the broker processes no message that a client
+    publishes, not even the first one on a connection. When the fault ends, it processes all of them.
     """
     publish = header.ContentHeader(body_size=1, properties=commands.Basic.Properties())
     message = frame.marshal(commands.Basic.Publish(exchange="", routing_key="q"), 1)
@@ -291,8 +291,8 @@ def test_a_fault_for_a_misspelled_queue_is_refused(
     vhost: Vhost, channel: BlockingChannel, begin: Callable[[Faults], object], message: str
 ) -> None:
     """If a user's test begins a fault for a queue that does not exist, and an existing queue has a similar name, the
-    call raises ValueError and suggests this name. If no name is similar, the fault begins. Only `cancel_consumers`
-    raises ValueError for any missing queue, because there are no consumers to cancel.
+    call raises ValueError and suggests this name. If no name is similar, the fault begins. The exception is
+    `cancel_consumers`: it raises ValueError for any missing queue, because there are no consumers to cancel.
     """
     channel.queue_declare("jobs")
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -408,7 +408,7 @@ def test_a_fault_with_an_argument_out_of_range_is_refused(
 
 def test_the_return_unroutable_fault_returns_the_next_message(vhost: Vhost, channel: BlockingChannel) -> None:
     """The embedded broker's fault `return_unroutable()` makes the broker return the next mandatory message as
-    unroutable, although its queue exists. The mandatory message after it is routed to the queue.
+    unroutable, although its queue exists. Later mandatory messages are routed to the queue as usual.
     """
     channel.confirm_delivery()
     channel.queue_declare("jobs")

@@ -136,9 +136,9 @@ def test_every_argument_documented_as_supported_appears_in_another_test_file() -
 
 
 def test_the_documented_table_of_exchanges_is_true(broker: TestBroker, api: Api, vhost: str) -> None:
-    """The broker supports exactly the exchange types that docs/reference/embedded-broker.md calls supported. It accepts
-    an argument of an exchange or binding from that page if the argument's value is valid, and refuses the argument
-    otherwise.
+    """The broker supports exactly the exchange types that docs/reference/embedded-broker.md calls supported. The page
+    lists three arguments of exchanges and bindings: alternate-exchange, x-delayed-type and x-match. The broker accepts
+    valid values of alternate-exchange and x-match, and refuses an invalid one with the status 400.
     """
     known = set()
     for names, here in table("Exchanges"):
@@ -429,8 +429,8 @@ def test_every_documented_request_of_later_versions_and_plugins_succeeds(
     broker: TestBroker, api: Api, names: dict[str, str]
 ) -> None:
     """A request for each path in the section "Paths of later versions and of plugins" of
-    docs/reference/embedded-broker.md gets the status 200 or 204. If the page calls the path always empty, the response
-    is an empty list. A request whose path names a virtual host that does not exist gets 404.
+    docs/reference/embedded-broker.md gets the status 200 or 204. Where the page says "always empty", the response is an
+    empty list. A request whose path names a virtual host that does not exist gets 404.
     """
     browser = Browser(broker.management)
     assert browser.ask("PUT", filled("users/USER", names), BODIES["PUT users/USER"]).status == 201

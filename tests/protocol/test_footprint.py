@@ -131,9 +131,9 @@ def test_annotations_added_by_the_outcome_modified_count_towards_memory_use(
 def test_too_many_annotations_added_by_the_outcome_modified_end_the_session(
     broker: EmbeddedBroker, quorum: RawAmqp10, channel: Any, case: str
 ) -> None:
-    """If an AMQP 1.0 receiver adds annotations with the outcome `modified`, and the message's headers no longer fit
+    """If an AMQP 1.0 receiver adds annotations with the outcome `modified` until a message's annotations no longer fit
     into a frame, the broker ends the session with resource-limit-exceeded, and requeues the session's deliveries.
-    During a memory alarm, it does so for any added annotations.
+    During a memory alarm, the broker does the same even if the annotations fit.
     """
     if case == "during an alarm":
         channel.queue_declare("large")

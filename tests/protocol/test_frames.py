@@ -100,8 +100,8 @@ def test_a_malformed_frame_closes_only_its_senders_connection(
 @pytest.mark.differs_since("4.0", "the answer is the header of AMQP 1.0 with SASL, which it prefers")
 @pytest.mark.parametrize("octets", [b"GET / HTTP/1.1\r\n\r\n", b"AMQP\x00\x01\x00\x00", b"\x00" * 8])
 def test_up_to_3_13_a_client_of_another_protocol_gets_the_header_of_amqp_0_9_1(amqp_url: str, octets: bytes) -> None:
-    """Up to RabbitMQ 3.13, if a client begins with anything else than the header of AMQP 0-9-1, the broker answers with
-    this header, and closes the connection.
+    """Up to RabbitMQ 3.13, if the first bytes that a client sends are not the header of AMQP 0-9-1, the broker answers
+    with this header, and closes the connection.
     """
     with RawClient(amqp_url, opened=False) as client:
         client.socket.sendall(octets)
@@ -166,8 +166,8 @@ def test_a_payload_may_be_as_long_as_frame_max(amqp_url: str) -> None:
 
 @pytest.mark.parametrize("pieces", [[b"hello"], [b"hel", b"lo"]], ids=["one frame", "two frames"])
 def test_the_error_for_the_flag_immediate_names_basic_publish(amqp_url: str, pieces: list[bytes]) -> None:
-    """The error 540 for a message with the flag `immediate` names the method basic.publish, even if the frames of the
-    message's body have already arrived.
+    """When a message has the flag `immediate`, the broker's connection.close with 540 contains the class id and method
+    id of basic.publish. This is so even though the frames with the message's body arrive before the broker replies.
     """
     with RawClient(amqp_url) as client:
         client.send(commands.Basic.Publish(exchange="", routing_key="q", immediate=True))

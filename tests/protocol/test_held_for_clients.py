@@ -250,7 +250,6 @@ def http(method: str, path: str, body: dict[str, Any]) -> bytes:
 def test_unread_http_responses_do_not_fill_the_memory(measured: MeasuredBroker) -> None:
     """If eighty HTTP clients each request 4 MB of messages, 320 MB in all, and do not read the responses, the broker's
     process grows by less than 240 MB, so it does not hold all responses in memory. The broker serves other clients.
-    (The memory limit of 60 MB decides when publishers are blocked, not how large the process may become.)
     """
     with pika.BlockingConnection(pika.URLParameters(measured.url)) as connection:
         channel = connection.channel()

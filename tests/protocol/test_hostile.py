@@ -111,7 +111,7 @@ def buried(client: RawClient) -> bytes:
 @pytest.mark.parametrize("headers", HEADERS, ids=lambda headers: headers[:40].hex())
 def test_messages_with_hostile_headers_are_routed_and_dead_lettered(client: RawClient, headers: bytes) -> None:
     """If a message has unusual headers, such as NaN, a timestamp out of range or a forged x-death, the broker routes it
-    to its queues and, when it expires, dead-letters it with its death history.
+    to its queues. When the message expires, it is dead-lettered with the header x-first-death-queue.
     """
     publish(client, b"amq.fanout", b"k", headers)
     found = [buried(client) for _ in range(2)]

@@ -328,8 +328,8 @@ def test_a_query_over_http_waits_for_a_queue_to_be_declared(api_of: Callable[[Em
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs the command node")
 def test_the_javascript_helper_in_the_documentation_accepts_responses_without_a_body() -> None:
-    """The documentation's example for Node.js has a function api(). It accepts the response to a reset of the broker,
-    which has no body, and returns the results of queries.
+    """The documentation's example for Node.js contains the helper function api(). This function accepts a response
+    without a body, such as the one to a reset of the broker, and returns the results of queries.
     """
     page = (ROOT / "docs/how-to/testing-in-any-language.md").read_text()
     helper = page[page.index("const api =") : page.index("test(")]
@@ -486,7 +486,7 @@ def test_published_without_recording_raises_an_error() -> None:
 
 
 def test_published_raises_an_error_after_the_broker_was_stopped() -> None:
-    """After the embedded broker was stopped, published() raises AssertionError with the text "the broker has been
+    """After the embedded broker has been stopped, published() raises AssertionError with the text "the broker has been
     stopped".
     """
     with EmbeddedBroker(recording=True) as broker:

@@ -68,8 +68,9 @@ def refusal(broker: EmbeddedBroker, arguments: dict[str, object]) -> str:
 
 @pytest.mark.parametrize("start", ["first", "next"])
 def test_the_first_message_of_a_stream_has_the_initial_offset(broker: EmbeddedBroker, start: str) -> None:
-    """The first message that is published to a stream with `x-stream-initial-offset` has this offset. A reader that
-    started at `first` or `next` while the stream was empty gets this message first.
+    """If the embedded broker imitates RabbitMQ 4.4, the first message that is published to a stream with
+    `x-stream-initial-offset` has this offset. A reader that started at `first` or `next` while the stream was empty
+    gets this message first.
     """
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         channel = connection.channel()
@@ -112,9 +113,9 @@ def test_the_initial_offset_survives_a_restart(tmp_path: Path, api_of: Callable[
 def test_a_stream_created_over_the_stream_protocol_can_have_an_initial_offset(
     broker: EmbeddedBroker, initial: int
 ) -> None:
-    """A stream that is created over the stream protocol with `stream-initial-offset` begins at this offset. Its first
-    message is also the first for a reader that starts at `next` while the stream is empty, and for one that starts
-    later, at `first` or at the offset 0.
+    """A stream that is created over the stream protocol with `stream-initial-offset` begins at this offset. A reader
+    that starts at `next` while the stream is empty gets the first message. A reader that starts later, at `first` or at
+    the offset 0, gets it too.
     """
     client = opened(broker)
     assert client.create("s", stream_initial_offset=str(initial)) == 1
@@ -173,8 +174,10 @@ def test_an_invalid_initial_offset_is_refused_over_the_stream_protocol(broker: E
 
 
 @pytest.mark.parametrize("like", ["3.10", "4.2", "4.3"])
-def test_rabbitmq_up_to_4_3_ignores_the_initial_offset(like: str) -> None:
-    """Up to RabbitMQ 4.3, `x-stream-initial-offset` has no effect, and a stream's first message has the offset 0."""
+def test_brokers_that_imitate_4_3_or_earlier_ignore_the_initial_offset(like: str) -> None:
+    """An embedded broker that imitates RabbitMQ 3.10, 4.2 or 4.3 ignores `x-stream-initial-offset`, so that a stream's
+    first message has the offset 0.
+    """
     with (
         EmbeddedBroker(like=like, stream_port=0) as broker,
         pika.BlockingConnection(pika.URLParameters(broker.url)) as connection,

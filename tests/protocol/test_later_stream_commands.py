@@ -87,8 +87,9 @@ def test_a_super_stream_is_deleted_with_its_partitions(client: RawStream, orders
 def test_a_stream_with_the_name_of_a_bound_exchange_is_not_a_partition(
     client: RawStream, orders: list[str], api: Api, vhost: str
 ) -> None:
-    """If a super stream is bound to an exchange, and an unrelated stream has this exchange's name, that stream is not a
-    partition of the super stream, and is not deleted with it.
+    """A super stream is an exchange that is bound to its partitions. If it is also bound to another exchange, and an
+    unrelated stream has the same name as that exchange, the stream is not listed as a partition, and is not deleted
+    with the super stream.
     """
     api("PUT", f"exchanges/{vhost}/audit", {"type": "fanout"})
     api("PUT", f"queues/{vhost}/audit", {"durable": True, "arguments": {"x-queue-type": "stream"}})
@@ -263,8 +264,8 @@ def test_the_management_api_lists_and_closes_stream_connections(client: RawStrea
 
 
 def test_a_stream_frame_that_is_too_large_closes_the_connection(client: RawStream) -> None:
-    """If a frame of the stream protocol is larger than the negotiated maximum, the broker closes the connection with
-    "frame too large".
+    """If a stream client sends a frame of 1 GiB, which is far larger than the negotiated maximum, the broker closes the
+    connection with "frame too large".
     """
     client.socket.sendall(struct.pack(">I", 1 << 30))
     client.socket.sendall(struct.pack(">HH", PUBLISH, 1))

@@ -83,8 +83,9 @@ def test_limits_of_a_user_apply_to_connections_and_channels(api: Api, ann: str, 
 def test_max_queues_applies_to_the_stream_protocol_from_3_13_on(
     broker: TestBroker, api: Api, vhost: str, client: RawStream
 ) -> None:
-    """If a virtual host has reached its limit max-queues, RabbitMQ 3.13 and later refuse to create another stream over
-    the stream protocol. If a client creates a stream that already exists, the answer is still that it exists.
+    """From RabbitMQ 3.13 on, if a virtual host has reached its limit max-queues, the broker refuses to create another
+    stream over the stream protocol. If a client creates a stream that already exists, the broker still answers with
+    already-exists.
     """
     api("PUT", f"vhost-limits/{vhost}/max-queues", {"value": 1})
     assert [client.create("a"), client.create("a")] == [OK, EXISTS]
@@ -96,8 +97,9 @@ def test_max_queues_applies_to_the_stream_protocol_from_3_13_on(
 def test_max_connections_applies_to_the_stream_protocol_from_4_2_on(
     broker: TestBroker, api: Api, vhost: str, ann: str, connect: Connect, connect_stream: Opener, of: str
 ) -> None:
-    """If a virtual host or a user has reached its limit max-connections, RabbitMQ 4.2 (since 4.2.7) and later refuse to
-    open the virtual host for a client of the stream protocol, with vhost-access-failure.
+    """From RabbitMQ 4.2 on (more precisely, from 4.2.7 on), if a virtual host or a user has reached its limit
+    max-connections, a client of the stream protocol cannot open the virtual host: the broker answers with
+    vhost-access-failure, and closes the connection.
     """
     name = str(urlsplit(ann).username)
     api("PUT", f"{of}-limits/{vhost if of == 'vhost' else name}/max-connections", {"value": 1})
@@ -244,8 +246,8 @@ def test_only_an_administrator_may_close_another_users_connections(
 def test_limits_and_global_parameters_survive_a_restart_and_are_exported(
     tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]
 ) -> None:
-    """Limits and global parameters survive a restart. A broker that imports the definitions that another broker has
-    exported has the same limits and global parameters.
+    """Limits and global parameters survive a restart. They are also exported with the definitions, and a broker that
+    imports these definitions has the same limits and global parameters.
     """
     with EmbeddedBroker(data_dir=tmp_path / "a", management_port=0) as broker:
         api = api_of(broker)

@@ -167,8 +167,8 @@ def test_paged_out_messages_survive_a_restart(
 def test_purged_messages_do_not_return_after_a_kill(
     process: BrokerProcess, channel: BlockingChannel, arguments: dict[str, Any]
 ) -> None:
-    """If a queue of 1,200 messages is purged and the broker is killed and restarted, the queue has only the message
-    that was published after the purge.
+    """A queue of 1,200 messages is purged, and then one more message is published. If the broker is killed and
+    restarted after that, the queue contains only this last message.
     """
     channel.queue_declare("q", durable=True, arguments=arguments)
     publish(channel)

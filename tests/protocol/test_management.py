@@ -356,8 +356,8 @@ def test_the_management_api_has_the_fields_that_monitoring_tools_use(api: Api) -
 
 
 def test_the_memory_of_a_node_is_listed_by_purpose(api: Api) -> None:
-    """The management API shows how much memory a node uses for each purpose, in bytes and in percent. A request for the
-    node with memory=true returns the figures in bytes as well.
+    """The management API shows how much memory a node uses for each purpose, on one path in bytes and on another in
+    percent. If the request for the node itself has memory=true, the response contains the memory for each purpose, too.
     """
     name = api("GET", "nodes")[1][0]["name"]
     memory = api("GET", f"nodes/{name}/memory")[1]["memory"]
@@ -463,7 +463,8 @@ def test_only_users_of_a_virtual_host_can_test_its_aliveness(
     api: Api, vhost: str, ann: str, tag: str, broker: TestBroker
 ) -> None:
     """If a user without permissions in a virtual host requests its aliveness test, the management API answers with the
-    status 401. RabbitMQ 4.3 and later answer with 404 instead, unless the user is an administrator.
+    status 401. From RabbitMQ 4.3 on, it answers with 404 if the user is not an administrator, and still with 401 if the
+    user is one.
     """
     hides = broker.differs_since("4.3", "a virtual host that a user may not see is not found, rather than refused")
     api("PUT", f"users/{ann}", {"password": "secret", "tags": tag})
@@ -575,8 +576,8 @@ def test_deleting_a_virtual_host_closes_its_connections(api_of: Callable[[Embedd
 @pytest.mark.parametrize("number", [2**63, -(2**63) - 1])
 def test_an_integer_of_more_than_64_bits_is_refused(api: Api, broker: TestBroker, number: int) -> None:
     """If an argument of a queue or a header of a message is an integer of more than 64 bits, the embedded broker's
-    management API answers with the status 400 and this reason. RabbitMQ accepts such an argument, and cuts such a
-    header to 64 bits.
+    management API answers with the status 400 and the reason that the integer does not fit into 64 bits. RabbitMQ
+    accepts such an argument, and cuts such a header to 64 bits.
     """
     refused = "not a field table: an integer does not fit into 64 bits"
     queue = api("PUT", f"queues/{broker.vhost}/q", {"arguments": {"x-max-length": number}})

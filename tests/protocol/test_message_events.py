@@ -213,7 +213,7 @@ def test_events_say_whether_a_publisher_uses_confirms(broker: EmbeddedBroker, ch
 @pytest.mark.parametrize("queue", ["classic", "quorum"])
 def test_events_report_the_confirms_that_the_broker_sends(broker: EmbeddedBroker, queue: str) -> None:
     """In /api/mqtool/events, each basic.ack or basic.nack that the broker sends to a publisher appears as `confirmed`.
-    The event lists the messages that it is about, contains their number, and says whether the broker nacked them.
+    This event lists the messages that the broker acks or nacks, contains their number, and says whether it is a nack.
     """
     with closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
         channel = connection.channel()
@@ -563,8 +563,8 @@ def test_events_report_a_dead_letter_in_a_queue_whose_other_messages_are_only_co
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
     """If messages are published to a queue faster than /api/mqtool/events can report them, most of these messages are
-    only counted, and have no events. A dead letter that arrives in this queue has events nevertheless, if the message
-    had events in its original queue.
+    only counted, and have no events. If a message had events in another queue, its dead letter has events even in such
+    a queue.
     """
     channel.queue_declare("dead")
     channel.queue_declare("q", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"})
@@ -584,9 +584,9 @@ def test_events_report_a_dead_letter_in_a_queue_whose_other_messages_are_only_co
 def test_a_delayed_message_omitted_from_the_events_does_not_affect_later_events(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """If many messages are published at once, /api/mqtool/events may omit the events of a delayed message. A later
-    message to the same exchange with the same routing key, but without a delay, has the events `published` and `ready`,
-    and no event `delayed`.
+    """If many messages are published at once, /api/mqtool/events leaves out the events of some of them, such as a
+    delayed message. If a later message has the same exchange and routing key, but no delay, it is not mistaken for the
+    omitted one: it has the events `published` and `ready`, and no event `delayed`.
     """
     channel.exchange_declare("late", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     channel.queue_declare("q")
@@ -624,9 +624,8 @@ def test_a_request_for_events_with_a_timeout_waits_for_an_event(
 def test_messages_of_a_deleted_queue_are_no_longer_tracked_for_events(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """While a program reads /api/mqtool/events, the broker keeps data about each message in a queue. Once the queue is
-    deleted, and the channel of a client that had not acknowledged one of the messages is closed, the broker has dropped
-    this data.
+    """While a program reads /api/mqtool/events, the broker keeps data about each message in a queue. It no longer keeps
+    this data once the queue is deleted and the channel with the queue's unacknowledged message is closed.
     """
     channel.queue_declare("q")
     events = Events(broker)

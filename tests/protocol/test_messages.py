@@ -176,9 +176,9 @@ def test_messages_of_a_transaction_reach_the_queue_only_after_tx_commit(channel:
 def test_messages_of_a_transaction_are_routed_when_they_are_published(
     channel: BlockingChannel, connection: pika.BlockingConnection
 ) -> None:
-    """A message in a transaction is routed when it is published, not at tx.commit: a queue that is bound after the
-    message was published does not get it. If one of two queues that the message was routed to is deleted before
-    tx.commit, the other queue still gets the message up to RabbitMQ 3.13. From 4.0 on, tx.commit fails.
+    """A message in a transaction is routed when it is published, not at tx.commit, so that a queue that is bound in
+    between does not get it. Up to RabbitMQ 3.13, if the message was routed to two queues, and one of them is deleted
+    before tx.commit, the other one still gets it.
     """
     for queue in ("early", "late", "deleted"):
         channel.queue_declare(queue)
@@ -265,7 +265,7 @@ def test_direct_reply_to_delivers_a_reply_without_a_queue(
 
 
 @pytest.mark.differs_since("4.2", "a reply to a disconnected client is dropped, even a mandatory one")
-def test_a_mandatory_direct_reply_to_a_disconnected_client_is_returned(
+def test_up_to_4_1_a_mandatory_direct_reply_to_a_disconnected_client_is_returned(
     connect: Callable[..., pika.BlockingConnection], channel: BlockingChannel
 ) -> None:
     """Up to RabbitMQ 4.1, if an RPC client that uses direct reply-to has closed its connection, the broker returns a

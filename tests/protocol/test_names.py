@@ -33,7 +33,8 @@ def test_an_amqp_1_0_target_with_a_name_over_255_bytes_is_refused(
     native: EmbeddedBroker, like: str, address: str
 ) -> None:
     """If an AMQP 1.0 client attaches a sender to an address with a name longer than 255 bytes, the broker answers with
-    amqp:invalid-field. Like RabbitMQ 4.0, it then ends the session; like 4.3, it detaches only the link.
+    amqp:invalid-field. An embedded broker that imitates RabbitMQ 4.0 ends the session with this error. One that
+    imitates 4.3 detaches only the link.
     """
     with RawAmqp10(native.url) as client:
         client.attach(SENDER, address)

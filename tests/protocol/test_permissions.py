@@ -166,8 +166,9 @@ def test_an_operation_for_which_the_user_lacks_the_permission_is_refused(
 def test_a_permission_allows_only_matching_names(
     connect: Callable[..., pika.BlockingConnection], api: Api, amqp_url: str, ann: str, vhost: str
 ) -> None:
-    """A user may declare a queue whose name matches the user's configure pattern, and no other queue. The user may
-    publish to this queue if the write pattern matches all names, but may not read from it if the read pattern is empty.
+    """A user with the configure pattern `^mine$`, the write pattern `.*` and an empty read pattern may declare the
+    queue `mine` and publish to it, but may not read from it. The user may not declare other queues, such as `mine2` or
+    `Mine`.
     """
     api("PUT", f"permissions/{vhost}/{ann}", {"configure": "^mine$", "write": ".*", "read": ""})
     connection = connect(amqp_url.replace("guest:guest", f"{ann}:secret"))

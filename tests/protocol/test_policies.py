@@ -132,9 +132,9 @@ def test_a_policy_with_a_limit_and_reject_publish_dead_letters_surplus_messages_
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, limit: str, overflow: str
 ) -> None:
     """If one policy sets both a limit and the overflow behaviour reject-publish or reject-publish-dlx, a classic queue
-    first dead-letters its surplus messages, and then rejects new ones. If an earlier policy has already set the
-    overflow behaviour, the queue keeps its surplus messages. With reject-publish, a quorum queue keeps them even if one
-    policy sets both.
+    first dead-letters its surplus messages, and then rejects new ones. There are two exceptions, in which a queue keeps
+    its surplus messages: a classic queue whose overflow behaviour has already been set by an earlier policy, and a
+    quorum queue with reject-publish.
     """
     arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
     bodies = [bytes([number]) for number in range(60)]  # the embedded broker dead-letters them in several turns
@@ -372,9 +372,9 @@ def test_an_invalid_policy_is_refused(api: Api, vhost: str) -> None:
 @pytest.mark.parametrize(("tag", "changes"), [("management", 401), ("policymaker", 201)])
 @pytest.mark.differs_since("4.3", "404 in place of 401, for a virtual host that one has no permissions in")
 def test_only_policymakers_may_change_policies(api: Api, vhost: str, tag: str, changes: int) -> None:
-    """Among users who are not administrators, only one with the tag `policymaker` and permissions in a virtual host may
-    set its policies. Even this user may not set operator policies. A user with the tag `management` and permissions in
-    the virtual host may list its policies, but not set them.
+    """A user with the tag `policymaker` and permissions in a virtual host may set its policies, but not its operator
+    policies. A user with the tag `management` and permissions in the virtual host may list its policies, but not set
+    them.
     """
     user, body = f"{tag}-{vhost}", {"pattern": "a", "definition": {"max-length": 3}}
     api("PUT", f"users/{user}", {"password": "secret", "tags": tag})

@@ -147,7 +147,7 @@ def test_the_position_of_a_requeued_message_depends_on_the_version(
 def test_priorities_of_quorum_queues_depend_on_the_version(
     broker: TestBroker, channel: BlockingChannel, take: Take
 ) -> None:
-    """In RabbitMQ 3.10, quorum queues ignore priorities. From 4.0 on, they have two priorities, and deliver two
+    """In RabbitMQ 3.10, quorum queues ignore priorities. In 4.0 to 4.2, they have two priorities, and deliver two
     messages with the higher priority for each one with the lower. From 4.3 on, they have 32 priorities.
     """
     channel.queue_declare("q", durable=True, arguments=QUORUM)
@@ -163,8 +163,8 @@ def test_priorities_of_quorum_queues_depend_on_the_version(
 
 
 def test_a_quorum_queue_with_x_max_priority_is_refused(broker: TestBroker, channel: BlockingChannel) -> None:
-    """All versions of RabbitMQ refuse a quorum queue with x-max-priority, even version 4.3, in which quorum queues have
-    priorities.
+    """In every version of RabbitMQ, the broker refuses a quorum queue with x-max-priority, even in 4.3, in which quorum
+    queues have priorities.
     """
     arguments = {**QUORUM, "x-max-priority": 5}
     why = f"invalid arg 'x-max-priority' for queue 'q' in vhost '{broker.vhost}' of queue type rabbit_quorum_queue"
@@ -215,8 +215,9 @@ def test_x_death_counts_rise_in_a_dead_letter_cycle_in_every_version(
 def test_the_default_queue_type_is_listed_from_4_0_on(
     broker: TestBroker, channel: BlockingChannel, api: Api, vhost: str
 ) -> None:
-    """From RabbitMQ 4.0 on, the management API lists a queue that was declared without a type with the argument
-    x-queue-type classic. In every version, the broker refuses to declare such a queue again as a quorum queue.
+    """If a queue was declared without a type, the management API lists its arguments with x-queue-type classic from
+    RabbitMQ 4.0 on, and without x-queue-type up to 3.13. In every version, the broker refuses to declare such a queue
+    again as a quorum queue.
     """
     channel.queue_declare("q", durable=True)
     listed = {"x-queue-type": "classic"} if broker.differs_since("4.0", "it is listed") else {}
@@ -249,11 +250,11 @@ def test_arguments_of_classic_queues_depend_on_the_version(
         declare("x-queue-master-locator", "client-local")
 
 
-def test_transient_queues_are_refused_from_4_3_0_to_4_3_5(
+def test_queues_that_are_neither_durable_nor_exclusive_are_refused_from_4_3_0_to_4_3_5(
     broker: TestBroker, connect: Callable[..., pika.BlockingConnection]
 ) -> None:
-    """If a queue is neither durable nor exclusive, RabbitMQ 4.3.0 to 4.3.5 refuses it with 541. All other versions
-    accept it.
+    """RabbitMQ 4.3.0 to 4.3.5, and an embedded broker that imitates one of these versions, do not allow queues that are
+    neither durable nor exclusive: they answer queue.declare with 541. Brokers of all other versions allow such queues.
     """
     connect().channel().queue_declare("mine", exclusive=True)
 
@@ -456,8 +457,8 @@ def test_a_local_random_exchange_sends_each_message_to_one_queue(
 def test_a_binding_of_a_local_random_exchange_needs_a_classic_queue_and_no_routing_key(
     broker: TestBroker, channel: BlockingChannel, source: tuple[str, str, str], text: str
 ) -> None:
-    """The broker refuses a binding of an x-local-random exchange with 406 if the binding has a routing key, or if its
-    destination is not a classic queue.
+    """If a binding of an x-local-random exchange has a routing key, or if its destination is not a classic queue, the
+    broker refuses the binding with 406.
     """
     # As in rabbit_exchange_type_local_random of RabbitMQ 4.0.5 and 4.3.5.
     if not broker.differs_since("4.0", "the type is new there"):

@@ -350,8 +350,9 @@ def test_metrics_of_many_channels_do_not_hold_up_other_clients() -> None:
 def test_the_metrics_port_serves_only_metrics_and_refuses_web_pages(
     broker: EmbeddedBroker, method: str, path: str, headers: dict[str, str], status: int
 ) -> None:
-    """The metrics port answers GET and HEAD requests for metrics without a login. It refuses other methods with 405,
-    other paths with 404, and requests that a web page of another host could send with 403 or 421.
+    """The metrics port answers GET and HEAD requests for metrics without a login. Another method gets the status 405,
+    and another path gets 404. Requests that a web page could send are refused: with 403 if the Origin header names
+    another site, and with 421 if the Host header names another host.
     """
     assert asked(metrics_url(broker), path, method, **headers)[0] == status
 

@@ -49,8 +49,8 @@ def test_rabbitmqadmin_prints_the_same_with_the_embedded_broker_as_with_rabbitmq
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """RabbitMQ serves the Python program rabbitmqadmin for download. With the embedded broker, its commands to declare,
-    list, publish, get, purge, export, import and delete print the same results as with RabbitMQ.
+    """The Python program rabbitmqadmin, which RabbitMQ serves for download, can declare, list, publish, get, purge,
+    export, import and delete. These commands print the same results with the embedded broker as with RabbitMQ.
     """
     if rabbitmq is None:
         pytest.skip("no RabbitMQ to download rabbitmqadmin from")

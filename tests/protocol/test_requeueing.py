@@ -236,11 +236,12 @@ Start = Callable[..., Nacking]
 
 
 @_BOTH
-def test_a_message_that_is_published_while_others_are_requeued_is_delivered_after_them(
+def test_a_message_that_is_published_while_others_are_requeued_stays_behind_them(
     nacking: Start, arguments: dict[str, Any]
 ) -> None:
     """A consumer at its prefetch limit has four unacknowledged messages. A fifth message is published while one
-    basic.nack requeues the four. The consumer gets the four messages again, and the fifth one stays in the queue.
+    basic.nack requeues the four. The consumer gets the four messages again, and the fifth one stays in the queue,
+    because the consumer is at its prefetch limit once more.
     """
     nack = nacking(arguments, b"1234", 4, prefetch=4)
     nack.stop_in(_NACK)
@@ -282,8 +283,8 @@ def test_a_consumer_that_starts_while_messages_are_requeued_gets_them_in_order(
 
 @_BOTH
 def test_a_purge_keeps_messages_that_are_being_requeued(nacking: Start, arguments: dict[str, Any]) -> None:
-    """While one basic.nack requeues four messages of a queue, the queue is purged. The purge drops only the two
-    messages that were ready. The four messages are then in the queue, in order.
+    """While one basic.nack requeues four of a queue's six messages, the queue is purged. The purge drops only the other
+    two messages, which are ready. The four requeued messages are then in the queue, in order.
     """
     nack = nacking(arguments, b"123456", 4)
     nack.stop_in(_NACK)

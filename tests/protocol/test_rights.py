@@ -420,8 +420,8 @@ def test_operations_of_the_stream_protocol_need_exactly_their_permissions(
 def test_storing_an_offset_needs_the_write_permission_only_before_3_13(
     broker: TestBroker, world: World, open_stream: Opener
 ) -> None:
-    """To store an offset in a stream, a user needs the write permission for the stream up to RabbitMQ 3.12, and the
-    read permission from 3.13 on.
+    """Up to RabbitMQ 3.12, a user needs the write permission for a stream to store an offset in it. From 3.13 on, the
+    user needs the read permission instead.
     """
     needed = "read" if broker.differs_since("3.13", "the read permission is enough") else "write"
     for granted, enough in cases([(needed, "s")]):
@@ -489,12 +489,12 @@ def streams(request: pytest.FixtureRequest) -> Iterator[tuple[World, Callable[[s
 
 @pytest.mark.parametrize("streams", ["4.0", "4.3"], indirect=True)
 @pytest.mark.parametrize("operation", SUPER_STREAMS)
-def test_super_stream_operations_need_permissions_for_each_partition(
+def test_super_streams_and_statistics_of_streams_need_exactly_their_permissions(
     streams: "tuple[World, Callable[[str, str], RawStream]]", operation: str
 ) -> None:
     """To create or delete a super stream, a user needs the configure and read permissions for the super stream's
     exchange, and the configure and write permissions for each partition. To request the statistics of a stream, a user
-    needs the read permission for it.
+    needs the read permission for this stream.
     """
     world, log_in = streams
     needs, perform = SUPER_STREAMS[operation]
@@ -671,8 +671,8 @@ def test_topic_permissions_apply_over_amqp_1_0(native: "tuple[World, str]", topi
 
 @pytest.mark.parametrize("native", ["4.0", "4.3"], indirect=True)
 def test_brokers_that_imitate_4_0_or_4_3_check_topic_permissions_for_cc_and_bcc(native: "tuple[World, str]") -> None:
-    """Over AMQP 0-9-1 and over HTTP, an embedded broker that imitates RabbitMQ 4.0 or 4.3 checks a user's topic
-    permissions for a message's own routing key and for the routing keys in CC and BCC.
+    """Over AMQP 0-9-1 and over HTTP, an embedded broker that imitates RabbitMQ 4.0 (more precisely, 4.0.5) or 4.3
+    checks a user's topic permissions for a message's own routing key and for the routing keys in CC and BCC.
     """
     world, url = native
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "management"})
@@ -716,8 +716,8 @@ def test_a_users_tags_decide_which_management_requests_are_allowed(
     world: World, tags: str, asked: Asked, status: int
 ) -> None:
     """In the management API, a user with any tag may list queues. Setting a policy needs the tag `policymaker` or
-    `administrator`, listing nodes `monitoring` or `administrator`, and changing a user `administrator`. The API answers
-    the request of a user without such a tag with the status 401.
+    `administrator`, listing nodes `monitoring` or `administrator`, and changing a user `administrator`. A user without
+    the tag that a request needs gets the status 401.
     """
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": tags})
     world.reset([])

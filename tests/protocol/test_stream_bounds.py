@@ -90,9 +90,9 @@ def test_random_stream_frames_cause_no_internal_error(
 
 
 def test_stream_publishers_wait_while_the_broker_is_low_on_memory() -> None:
-    """During a memory alarm, the broker refuses new stream publishers with precondition-failed. It confirms one more
-    message of an existing publisher, and leaves further messages unconfirmed. Once memory is freed, it confirms these
-    messages, and accepts new publishers again.
+    """During a memory alarm, the broker refuses new stream publishers with precondition-failed. It stops reading from
+    an existing publisher's connection only after one more message, so it confirms this message, but leaves later ones
+    unconfirmed. Once memory is freed, it confirms these, and accepts new publishers again.
     """
     with EmbeddedBroker(stream_port=0, memory_limit=1_000_000) as broker:
         assert broker.stream_port is not None

@@ -44,7 +44,7 @@ def read_all(process: BrokerProcess, count: int) -> list[tuple[int, bytes]]:
 
 @pytest.mark.parametrize("how", ["kill", "stop"])
 def test_stream_messages_survive_a_restart(tmp_path: Path, how: str) -> None:
-    """After the broker was stopped or killed, and started again, a stream has all its messages, whether they are
+    """After the broker is stopped or killed and then restarted, a stream has all its messages, whether they are
     persistent or transient. When the stream is deleted, its files are deleted.
     """
     with BrokerProcess(tmp_path) as process:

@@ -148,8 +148,8 @@ def test_an_invalid_stream_name_or_argument_is_refused(client: RawStream, name: 
 def test_amqp_and_the_stream_protocol_have_the_same_streams(
     client: RawStream, stream: str, channel: BlockingChannel
 ) -> None:
-    """A stream that was created over the stream protocol can be declared again over AMQP 0-9-1. A stream that was
-    declared over AMQP 0-9-1 cannot be created again over the stream protocol, because it exists.
+    """A stream that was created over the stream protocol can be declared again over AMQP 0-9-1. If a stream that was
+    declared over AMQP 0-9-1 is created over the stream protocol, the broker answers that it already exists.
     """
     arguments = {"x-queue-type": "stream"}
 

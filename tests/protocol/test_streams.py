@@ -352,8 +352,9 @@ def test_the_management_api_counts_all_messages_of_a_stream_as_ready(
 
 
 def test_a_stream_age_of_5000_digits_is_accepted(channel: BlockingChannel, take: Take) -> None:
-    """A stream can have an x-max-age of 5,000 digits, which is more than Python converts to an integer by default. If a
-    reader's x-stream-offset is an age of 5,000 digits, the reader starts at the first message.
+    """A stream can have an x-max-age of 5,000 digits, which is more than Python converts to an integer by default. A
+    reader's x-stream-offset can be such an age, too. All messages are younger than that, so the reader starts at the
+    first one.
     """
     for_ever = "9" * 5000 + "D"
     channel.queue_declare("old", durable=True, arguments={**STREAM, "x-max-age": for_ever})

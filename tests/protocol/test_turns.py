@@ -414,8 +414,8 @@ def test_routing_by_thousands_of_wildcard_bindings_does_not_hold_up_other_client
     broker: EmbeddedBroker, watch: LoopWatch
 ) -> None:
     """A topic exchange has thousands of bindings with wildcards after a `#`. The broker routes a message whose routing
-    key has 14 words. If the routing key has 127 words, routing would take too long, so the broker closes the channel
-    with an error. In both cases, the broker never uses more than 0.25 s of CPU time before it serves other clients.
+    key has 14 words. Routing a key of 127 words would take too long, so the broker closes the channel with an error
+    instead. In both cases, it never uses more than 0.25 s of CPU time before it serves other clients.
     """
     with RawClient(broker.url) as client:
         client.send(commands.Queue.Declare(queue="q", nowait=True))
@@ -462,8 +462,9 @@ def test_large_annotations_for_many_messages_do_not_hold_up_other_clients(
     broker: EmbeddedBroker, watch: LoopWatch, count: int, *, is_settled: bool
 ) -> None:
     """An AMQP 1.0 client sends a disposition that adds a list of 12,000 maps to the annotations of each of 100
-    messages. While the broker handles it, it never uses more than 0.25 s of CPU time before it serves other clients.
-    For 300 messages, this is too much work: the broker ends the session, and requeues all 300.
+    messages. While the broker handles this disposition, it never uses more than 0.25 s of CPU time before it serves
+    other clients. If the disposition is for 300 messages, the broker ends the session with resource-limit-exceeded, and
+    requeues all of them.
     """
     with closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
         channel = connection.channel()

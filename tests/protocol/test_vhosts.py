@@ -44,8 +44,8 @@ def test_a_virtual_host_loses_the_metadata_that_a_request_does_not_contain(
     broker: TestBroker, api: Api, vhost: str, path: str
 ) -> None:
     """If a PUT request or imported definitions update a virtual host without its description and tags, the virtual host
-    loses them. If the default queue type is missing, too, the virtual host keeps its type up to RabbitMQ 4.1, and loses
-    it from 4.2 on.
+    loses them. For a missing default queue type, the result depends on the version: up to RabbitMQ 4.1, the virtual
+    host keeps its type, and from 4.2 on, the type becomes `classic`.
     """
     api("PUT", f"vhosts/{vhost}", {"description": "d", "tags": "a, b", "default_queue_type": "quorum"})
     body: Any = {"tracing": False} if path != "definitions" else {"vhosts": [{"name": vhost}]}
@@ -57,8 +57,9 @@ def test_a_virtual_host_loses_the_metadata_that_a_request_does_not_contain(
 def test_a_queue_declared_without_a_type_gets_the_default_queue_type(
     api: Api, vhost: str, channel: BlockingChannel
 ) -> None:
-    """A queue that is declared over AMQP or HTTP without a type gets the default queue type of its virtual host.
-    Exclusive queues are classic in any case. A type in the declaration overrides the default.
+    """A queue that is declared over AMQP or HTTP without a type gets the default queue type of its virtual host. The
+    exception is an exclusive queue, which becomes a classic queue. If the declaration contains a type, the queue gets
+    this type.
     """
     api("PUT", f"vhosts/{vhost}", {"default_queue_type": "quorum"})
     for _ in range(2):

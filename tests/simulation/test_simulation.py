@@ -205,9 +205,9 @@ def test_the_model_allows_a_delivery_after_an_acknowledgement_only_while_the_bro
 
 
 def test_the_model_allows_a_second_delivery_after_a_stop_with_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A delayed message is delivered while the disk is full, and the broker is stopped before the disk has space. The
-    simulation's model allows the broker to deliver the message again without the redelivered flag. Without this
-    exception to its rule, the model would report the second delivery.
+    """The simulation's model has the rule that no message is delivered twice without the redelivered flag. The
+    exception is a delayed message that was delivered while the disk was full, if the broker was stopped before the disk
+    had space again. Without this exception, the model would report a violation.
     """
     delayed = Step(2, "publish", {"queue": "q1-quorum", "count": 5, "exchange": "delayed", "delays": True})
     takes = {"prefetch": 3, "no_ack": False, "rejects": 0.0, "requeues": 0.0, "multiple": 0.0, "pause": 0.1}

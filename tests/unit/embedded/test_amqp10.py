@@ -89,8 +89,8 @@ def test_a_stream_stores_a_message_as_the_same_bytes_as_rabbitmq() -> None:
 
 
 def test_a_message_read_from_a_stream_has_all_its_properties() -> None:
-    """A message that is read from a stream has the body, exchange, routing key and properties that it had when it was
-    published.
+    """If the embedded broker decodes the bytes that RabbitMQ 3.10.8 stores for a message in a stream, the decoded
+    message has the original body, exchange, routing key and properties.
     """
     found = decode(_STORED)
 
@@ -118,8 +118,8 @@ def test_tables_and_arrays_are_removed_from_the_headers_of_a_message_in_a_stream
     ],
 )
 def test_an_id_that_is_not_a_string_has_its_type_in_a_header(identifier: bytes, message_id: str, kind: str) -> None:
-    """If the message id of an AMQP 1.0 message in a stream is a uuid, ulong or binary, it is delivered over AMQP 0-9-1
-    as text. The header x-message-id-type then contains its type.
+    """If the message id of an AMQP 1.0 message in a stream is a uuid, ulong or binary, AMQP 0-9-1 clients get the id as
+    text, and the name of its original type in the header x-message-id-type.
     """
     found = decode(b"\x00Ss\xc0" + bytes((len(identifier) + 1, 1)) + identifier + b"\x00Su\xa0\x01x")
 
@@ -186,8 +186,8 @@ def test_a_stream_entry_of_deeply_nested_values_is_delivered_as_the_body() -> No
 @pytest.mark.parametrize("size", [1, 300])
 def test_a_message_in_a_stream_keeps_names_and_values_that_are_not_utf_8(size: int) -> None:
     """A message that an AMQP 0-9-1 client publishes to a stream is read with the same exchange, routing key, headers,
-    message id and body, even if these are long, or contain bytes that are not UTF-8. Only headers whose names are not
-    UTF-8 are dropped.
+    message id and body, even if these are long, or contain bytes that are not UTF-8. The exception is a header whose
+    name is not UTF-8: the broker drops it.
     """
     headers: Table = {"a": "x" * size, "raw": b"\xff", "no": False, "yes": True, "\u00e9": 2.5, "\udcff": "dropped"}
     fields = {"headers": encode_table(headers), "message_id": b"\x01\xff", "timestamp": (2**63 // 1000 + 1).to_bytes(8)}

@@ -8,8 +8,8 @@ from tests.unit.embedded.memory_client10 import MemoryClient10, broker_like, enc
 
 
 def test_messages_are_sent_after_the_reply_to_attach(loop: asyncio.AbstractEventLoop) -> None:
-    """If an AMQP 1.0 client sends an attach frame and its first credit in one write, the embedded broker sends its
-    attach frame in one write, and the messages in the next. RabbitMQ does the same.
+    """If an AMQP 1.0 client attaches a receiver and grants credit in one write, the embedded broker first replies with
+    its own attach frame, and sends the messages only in a second write. RabbitMQ does the same.
     """
 
     broker = broker_like(loop)

@@ -147,9 +147,9 @@ def test_each_property_has_the_value_that_was_published() -> None:
 
 @pytest.mark.parametrize("name", _FIELDS)
 def test_a_message_is_plain_without_properties_that_affect_routing_or_permissions(name: str) -> None:
-    """A message is `plain` if it has no headers, expiration, user id or reply-to. To save time, the broker routes a
-    plain message like the previous one with the same exchange and routing key, without checking it again. A copy is
-    plain if these properties have been removed, and not plain if headers or a reply-to have been added.
+    """A message is `plain` if it has no headers, expiration, user id or reply-to. The broker may then reuse the
+    permission check and the routing of the previous message with the same exchange and routing key. A copy is plain if
+    these properties have been removed, and not plain if headers or a reply-to have been added.
     """
     affects = name in ("headers", "expiration", "user_id", "reply_to")
     properties = MessageProperties.of({name: _FIELDS[name]})
@@ -246,9 +246,9 @@ def test_messages_with_similar_properties_are_not_confused(sent: list[dict[str, 
 
 
 def test_headers_that_are_repeated_are_decoded_once() -> None:
-    """To save time, the broker decodes the headers of successive messages only once if their content headers are equal
-    or differ only in the message id. It decodes a content header without a message id each time if the header has more
-    than 256 bytes.
+    """To save time, the broker decodes the headers of successive messages only once if their content headers are equal,
+    or differ only in the message id. The exception is a content header of more than 256 bytes without a message id,
+    which the broker decodes each time.
     """
     small, large = encode_table({"a": "b"}), encode_table({"a": "b" * 300})
     reader = HeaderReader()

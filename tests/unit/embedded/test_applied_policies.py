@@ -102,9 +102,9 @@ def test_a_pattern_that_is_not_valid_is_refused(
 
 
 def test_the_limits_of_a_name_filter_are_lower_than_those_of_a_policys_pattern() -> None:
-    """A management API request can filter names by a pattern, which is compiled for each request. Its limits are
-    therefore lower than those for the pattern of a policy: the broker refuses a name filter of more than 1,000
-    characters, or one that needs too much memory.
+    """Unlike the pattern of a policy, the name filter of a management API request is compiled again for each request.
+    Its limits are therefore lower: the broker refuses a name filter of more than 1,000 characters, or one that needs
+    too much memory.
     """
     assert finder("a" * 1000)("a" * 1000)
     check_pattern("a" * 1001)
@@ -116,8 +116,8 @@ def test_the_limits_of_a_name_filter_are_lower_than_those_of_a_policys_pattern()
 
 
 def test_the_compiled_patterns_that_were_used_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The broker keeps compiled patterns up to a total size. Beyond that, it drops those that have not been used for
-    the longest time, and compiles them again when they are needed.
+    """The broker keeps the compiled patterns of policies and permissions up to a total size. Beyond that, it drops
+    those that have not been used for the longest time, and compiles them again when they are needed.
     """
     compiled: list[str] = []
     compile_pattern = re2.compile

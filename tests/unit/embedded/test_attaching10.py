@@ -246,9 +246,9 @@ def test_an_unsupported_dynamic_source_is_refused(client: MemoryClient10, source
 def test_a_temporary_queue_needs_permission_and_counts_towards_the_queue_limit(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """If an AMQP 1.0 receiver asks for a temporary queue, but the virtual host has reached its queue limit, the broker
-    detaches the link with precondition-failed. If the user may not configure a queue with the temporary queue's name,
-    the broker ends the session with unauthorized-access.
+    """When an AMQP 1.0 receiver asks for a temporary queue in a virtual host that has reached its queue limit, the
+    broker detaches the link with precondition-failed. If the user does not have the configure permission for the
+    temporary queue's name, the broker ends the session with unauthorized-access.
     """
     broker.vhosts["/"].limits = {"max-queues": 1}
     condition, text = error(attach(client, RECEIVER, source=asking_for("temporary-queue"))) or ("", "")
@@ -393,7 +393,7 @@ def test_a_queue_with_an_exclusive_consumer_refuses_receivers(
         assert error(found) == (REFUSED, "queue 'e' in vhost '/' in exclusive use")
 
 
-def test_a_receiver_with_an_argument_that_its_queue_does_not_have_is_refused(
+def test_a_receiver_with_an_option_that_its_queues_type_does_not_support_is_refused(
     client: MemoryClient10, broker: Broker
 ) -> None:
     """If an AMQP 1.0 receiver attaches with an option that the type of its queue does not support, such as a stream

@@ -156,9 +156,9 @@ def test_the_permissions_of_a_deleted_virtual_host_are_deleted(tmp_path: Path) -
 
 
 def test_deleting_a_virtual_host_or_a_user_closes_the_connections(scene: Scene) -> None:
-    """When a virtual host is deleted, the broker closes the open connections to it. When a user is deleted, the broker
-    closes the user's open connections. All other connections stay open. Messages that the deleted queues have delivered
-    still count in the broker's totals.
+    """When a virtual host is deleted, the broker closes the open connections to it, and deletes its queues. Messages
+    that these queues have delivered still count in the broker's totals. When a user is deleted, the broker closes the
+    user's open connections. All other connections stay open.
     """
     here, there, ann = scene.connect(), scene.connect(vhost=scene.other), scene.connect(user=scene.ann)
     for opening in (scene.connect(vhost=scene.other), scene.connect(user=scene.ann)):
@@ -178,9 +178,9 @@ def test_deleting_a_virtual_host_or_a_user_closes_the_connections(scene: Scene) 
 
 
 def test_global_parameters_take_memory_that_is_limited(tmp_path: Path) -> None:
-    """Global parameters are stored on disk. Until they are deleted, they count towards the memory of definitions, such
-    as queues and bindings. Once definitions take more than their limit, the broker refuses a new global parameter with
-    406.
+    """Global parameters are stored on disk. Like queues, bindings and other definitions, they take memory until they
+    are deleted. Once all definitions together take more than their limit, the broker refuses a new global parameter
+    with 406.
     """
 
     def change(broker: Broker) -> None:
@@ -328,8 +328,8 @@ def test_during_a_memory_alarm_the_largest_connection_is_closed_every_5_seconds(
 @pytest.mark.parametrize("held", [0, 5])
 def test_during_a_memory_alarm_caused_by_messages_no_connection_is_closed(scene: Scene, held: int) -> None:
     """During a memory alarm, the broker closes no connection as long as messages alone take more than 80 % of the
-    memory limit. Once they take less, it closes the connection that takes the most memory. It closes no connection that
-    takes none.
+    memory limit. Once they take less, it closes the connection that takes the most memory, but never a connection that
+    takes no memory.
     """
     scene.clock.pass_by(1)
     scene.ledger.hold_bytes(801 - scene.ledger.held_bytes)
@@ -376,9 +376,8 @@ def test_connections_that_take_too_much_memory_are_closed() -> None:
 
 
 def test_the_clients_of_all_protocols_are_checked_for_late_acknowledgements(scene: Scene) -> None:
-    """The broker regularly looks for deliveries that have been unacknowledged for longer than the consumer timeout. It
-    does so for all its clients, whichever protocol they use. The broker does this in later turns of its event loop, so
-    that it can serve clients in between.
+    """The broker checks the clients of all protocols for deliveries that have been unacknowledged for longer than the
+    consumer timeout. It checks each client in a later turn of its event loop, so that it can serve clients in between.
     """
     first, other = scene.connect(), Client(scene.ann, scene.other)
     scene.broker.add_clients([other])

@@ -101,7 +101,7 @@ def test_the_clock_shows_the_time_in_milliseconds() -> None:
 
 def test_clients_wait_for_the_next_iteration_once_others_were_served_for_50_ms() -> None:
     """Once the broker has served clients for more than 50 ms in one iteration of its event loop, other clients must
-    wait until the next iteration. Times of up to 0.2 ms for one client are not counted.
+    wait until the next iteration. Only clients that take more than 0.2 ms count towards these 50 ms.
     """
 
     async def run() -> None:
@@ -124,9 +124,10 @@ def test_clients_wait_for_the_next_iteration_once_others_were_served_for_50_ms()
     asyncio.run(run())
 
 
-def test_several_short_turns_or_one_long_one_are_taken_in_each_iteration() -> None:
-    """In each iteration of its event loop, the broker does some of the work that waits for its turn, in order, until
-    this has taken more than 10 ms. The rest waits for the next iteration, so that clients are served in between.
+def test_each_iteration_of_the_event_loop_does_waiting_work_until_10_ms_have_passed() -> None:
+    """Work that can wait is put into a list. In each iteration of its event loop, the broker does some of this work, in
+    order, until it has taken more than 10 ms. The rest waits for the next iteration, so that clients are served in
+    between.
     """
 
     def begin(clock: LoopClock, work: Callable[[float], None]) -> list[object]:
