@@ -285,10 +285,10 @@ def test_an_existing_queue_with_other_settings_is_used_with_a_notice(
             session.declare(Q)
 
 
-def test_accepted_settings_are_used_without_a_notice(broker: Broker) -> None:
-    """If a queue exists with other settings, declaring it over AMQP 1.0 prints no notice once the caller has accepted
-    its settings with accept_settings(). If an exchange of the same name exists with other settings, declaring the
-    exchange still prints a notice.
+def test_a_queue_that_may_have_other_settings_is_used_without_a_notice(broker: Broker) -> None:
+    """After the caller has called accept_settings() for a queue, declaring the queue over AMQP 1.0 uses an existing
+    queue with other settings without a notice. If an exchange of the same name exists with other settings, declaring
+    the exchange still prints a notice.
     """
     notices = list[str]()
     session = topology(broker, notices=notices)
