@@ -242,9 +242,9 @@ def test_bench_adds_up_the_figures_of_its_clients(world: World) -> None:
     ids=["later", "within a second", "at the end of the warm-up", "in the warm-up"],
 )
 def test_rates_are_calculated_from_the_end_of_the_warm_up(world: World, last: float, rates: tuple[float, ...]) -> None:
-    """In the result of `bench`, a rate is calculated from the end of the warm-up until the last message. With
-    `--delay`, the rate of received messages is calculated from when the first messages after the warm-up are due. If
-    the last message is not later than this beginning, the rate is 0.
+    """In the result of `bench`, a rate is calculated over the time from the end of the warm-up to the last message.
+    With `--delay`, the time for the rate of received messages begins when the first messages after the warm-up are due.
+    If no message was sent or received in this time, the rate is 0.
     """
 
     def work(client: Client) -> None:

@@ -55,8 +55,8 @@ def connection(monkeypatch: pytest.MonkeyPatch) -> Mock:
 
 
 def test_bench_uses_mqtools_own_amqp_connection(connection: Mock) -> None:
-    """With AMQP 0-9-1, `bench` uses mqtool's SingleThreadConnection. Because AMQP 0-9-1 has no credit for publishers, a
-    publisher's credit counts as unlimited.
+    """With AMQP 0-9-1, `bench` uses mqtool's class SingleThreadConnection, which needs no threads. Because AMQP 0-9-1
+    has no credit for publishers, a publisher's credit counts as unlimited.
     """
     before = time.monotonic_ns()
     made = AmqpWire(NODE, PLAIN)
@@ -213,8 +213,8 @@ def test_a_publisher_of_bench_keeps_to_its_credit_and_counts_each_outcome(
     broker: Broker, selected: Readable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With AMQP 1.0, a `bench` publisher sends only as many messages as the broker has granted credit for. Further
-    messages wait for credit. For each of them, the publisher's own count of its credit falls by 1, even below 0. Each
-    message that the broker accepts is counted once as confirmed, and each that it rejects once as refused.
+    messages wait, and each of them reduces the publisher's own count of its credit by 1, even below 0. Each message
+    that the broker accepts is counted once as confirmed, and each that it rejects once as refused.
     """
     made, confirmed, refused = publishing10(broker, selected)
     assert broker.attached[0].target.address == "/exchanges/logs/key"

@@ -105,8 +105,8 @@ def test_an_existing_queue_with_other_settings_is_used_with_a_notice(broker: Scr
 def test_declaring_a_queue_exactly_raises_an_error_if_it_has_other_settings(
     broker: ScriptedBroker, *, strict: bool
 ) -> None:
-    """If a queue exists with other properties or arguments than those declared, declaring it raises DeclaredDifferently
-    if the channel was opened with strict=True, or the caller passes exactly=True. The failed declaration is not
+    """Declaring a queue that exists with other properties or arguments raises DeclaredDifferently on a channel that was
+    opened with strict=True, and on any channel if the caller passes exactly=True. The failed declaration is not
     repeated after a reconnection.
     """
     channel = broker.channel(strict=strict)

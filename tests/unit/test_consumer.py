@@ -281,7 +281,7 @@ def test_late_acknowledgements_do_not_count_after_a_reconnection(broker: Scripte
     [(Receiving(), False), (Receiving(auto_ack=True), True), (Receiving(auto_ack=True, buffer=Buffer(9)), False)],
     ids=["acknowledged", "auto-ack", "auto-ack with a buffer"],
 )
-def test_a_stopped_consumer_yields_what_has_arrived_only_if_it_is_acknowledged_already(
+def test_a_stopped_consumer_yields_the_deliveries_that_have_arrived_only_with_auto_ack(
     broker: ScriptedBroker, clock: Clock, receiving: Receiving, *, is_yielded: bool
 ) -> None:
     """When a consumer is stopped, it does not yield deliveries that have arrived, and leaves them unacknowledged, so
@@ -517,7 +517,7 @@ def test_a_connection_that_is_lost_just_when_a_consumer_has_started_starts_it_on
 def test_a_delivery_is_the_same_whether_mqtool_or_pika_decodes_it(
     broker: ScriptedBroker, clock: Clock, monkeypatch: pytest.MonkeyPatch, decoder: str
 ) -> None:
-    """mqtool decodes deliveries itself, unless it does not know the installed version of pika: then pika decodes them.
+    """mqtool decodes deliveries itself. Only if it does not know the installed version of pika, it leaves this to pika.
     In both cases, the caller gets the same delivery.
     """
     if decoder == "mqtool":

@@ -685,9 +685,9 @@ def test_a_queue_whose_messages_fit_can_be_converted(
     changes: dict[str, Any], reported: dict[str, Any], depth: Depth, to: str
 ) -> None:
     """`queue convert` converts a queue that has no more messages than its new limit allows. It also converts a queue
-    that keeps its limit and drops its oldest messages (drop-head), and any queue to a stream. It asks the broker for
-    the number of messages, since the management API's number may be some seconds old. Messages without a body fit into
-    any limit in bytes.
+    that keeps its limit and drops its oldest messages (drop-head), and a queue that becomes a stream. It asks the
+    broker for the number of messages, since the management API's number may be some seconds old. Messages without a
+    body fit into any limit in bytes.
     """
     it = found(to, changes, depth, queue=view(**reported))
     assert (it.refusals, it.messages) == ([], depth.ready)

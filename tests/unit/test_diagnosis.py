@@ -75,7 +75,7 @@ def test_dropped_messages_are_counted() -> None:
 
 
 def test_a_classic_queue_that_would_lose_messages_at_a_restart_is_reported() -> None:
-    """`doctor` reports a durable classic queue that is to reject messages beyond its limit, in messages or bytes, but
+    """`doctor` reports a durable classic queue that is set to reject messages beyond a limit, in messages or bytes, but
     holds more: RabbitMQ drops or dead-letters the surplus when it restarts. If an argument and a policy set the limit,
     the lower value applies. Unacknowledged messages count as well.
     """

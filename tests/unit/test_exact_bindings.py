@@ -220,8 +220,8 @@ def test_queue_convert_cannot_keep_a_binding_with_arguments_of_unusual_types(
 
 
 def test_queue_convert_cannot_keep_a_binding_with_arguments_that_mqtool_cannot_send(broker: Broker) -> None:
-    """If the name of an argument, as the management API shows it, is longer than AMQP allows, `queue convert` cannot
-    keep the binding. It makes no trial binding to find out the types of the binding's arguments.
+    """`queue convert` finds out the types of a binding's arguments with a trial binding. If the management API shows an
+    argument whose name is longer than AMQP allows, the command makes no trial binding, and cannot keep the binding.
     """
     shown_like_this = {**view(bound({"a": "text"})), "arguments": {"a" * 256: "text"}}
     assert [found for _, found in broker.exact().of([shown_like_this])] == [None]
@@ -293,8 +293,8 @@ def test_queue_convert_cannot_keep_a_binding_whose_routing_key_is_not_utf_8(
 
 def test_trial_bindings_leave_nothing_behind_if_queue_convert_is_killed(broker: Broker) -> None:
     """To find out the types of arguments, `queue convert` makes trial bindings between an exclusive queue and an
-    auto-delete exchange. The broker deletes these even if the command is killed. Their name begins with that of the
-    queue to convert, and is another one in each trial.
+    auto-delete exchange. The broker deletes this queue and this exchange even if the command is killed. Their names
+    begin with the name of the queue to convert, and each trial uses another name.
     """
     broker.of(*(bound({"m": str(number)}) for number in range(51)))
     names = [each.name for each in broker.declared]

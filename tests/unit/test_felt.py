@@ -54,8 +54,8 @@ def test_felt_does_not_mark_a_command_that_was_slower_by_chance() -> None:
 
 
 def test_felt_repeats_a_measurement_only_if_the_cost_has_grown() -> None:
-    """If a command's first measurement is at most 5 % higher than at the base commit, the benchmark `felt` does not
-    measure the command again, to keep CI short.
+    """If the cost of a command is at most 5 % higher in the first measurement than at the base commit, the benchmark
+    `felt` does not measure the command again, to keep CI short.
     """
     figures = Figures([100.0], [99.0])
     assert len(list(check({"help": figures}, ONE, OTHER))) == 1

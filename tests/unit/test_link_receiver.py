@@ -245,7 +245,7 @@ def test_a_quarter_of_the_prefetched_deliveries_are_accepted_together(broker: Br
 @pytest.mark.parametrize("acknowledge", [True, False])
 def test_deliveries_that_the_caller_settles_are_not_accepted_again(broker: Broker, *, acknowledge: bool) -> None:
     """An AMQP 1.0 receiver does not accept a delivery that the caller has settled. With acknowledge=False, the receiver
-    accepts no delivery at all. When it ends, its link then stays attached, so that the caller can still settle
+    accepts no delivery at all, and its link stays attached when the receiver ends, so that the caller can still settle
     deliveries.
     """
     broker.bodies = [b"1", b"2"]

@@ -243,8 +243,8 @@ def test_a_session_reconnects_after_the_loss_of_its_connection_and_reports_it(vh
 
 @pytest.mark.parametrize("strict", [True, False])
 def test_a_strict_session_fails_if_a_queue_has_other_settings(connect: Connect, *, strict: bool) -> None:
-    """If a queue exists with other settings, declaring it over AMQP 1.0 raises DeclaredDifferently in a strict session.
-    In a session that is not strict, which is the default, mqtool prints a notice and uses the queue as it is.
+    """If a queue exists with other settings, declaring it over AMQP 1.0 raises DeclaredDifferently in a session with
+    strict=True. With strict=False, the default, mqtool prints a notice and uses the queue as it is.
     """
     notices = list[str]()
     session = connect(notice=notices.append, **({"strict": True} if strict else {}))

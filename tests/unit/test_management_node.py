@@ -265,8 +265,8 @@ def test_an_existing_queue_with_other_settings_is_used_with_a_notice(
     broker: Broker, *, strict: bool, exactly: bool
 ) -> None:
     """If a queue exists with other settings, declaring it over AMQP 1.0 uses the queue as it is, and prints a notice,
-    which is not repeated after a reconnection. In a strict session, or with exactly=True, declaring the queue raises
-    DeclaredDifferently.
+    which is not repeated after a reconnection. In a session with strict=True, or if the caller passes exactly=True,
+    declaring the queue raises DeclaredDifferently instead.
     """
     notices = list[str]()
     session = topology(broker, strict=strict, notices=notices)
