@@ -517,7 +517,7 @@ def test_a_connection_that_is_lost_just_when_a_consumer_has_started_starts_it_on
 def test_a_delivery_is_the_same_whether_mqtool_or_pika_decodes_it(
     broker: ScriptedBroker, clock: Clock, monkeypatch: pytest.MonkeyPatch, decoder: str
 ) -> None:
-    """mqtool decodes deliveries itself. Only if it does not know the installed version of pika, it leaves this to pika.
+    """mqtool decodes deliveries itself, and leaves this to pika only if it does not know the installed version of pika.
     In both cases, the caller gets the same delivery.
     """
     if decoder == "mqtool":
