@@ -32,10 +32,10 @@ class LostSession:
         raise Unavailable("gone")
 
 
-def test_the_receipts_of_messages_with_an_outcome_are_yielded_if_an_amqp_1_0_session_is_lost() -> None:
-    """If an AMQP 1.0 session is lost after the broker has accepted one message and rejected another, the sender first
-    yields the receipts of these two messages, and then raises Unavailable. A message without an outcome stays
-    unconfirmed, even if it was sent before the other two.
+def test_send_yields_the_brokers_responses_before_the_error_of_a_lost_amqp_1_0_session() -> None:
+    """If an AMQP 1.0 session is lost, send() first yields each message that the broker has accepted (`confirmed`) or
+    rejected (`nacked`), and then raises Unavailable. A message without a response from the broker stays in the sender's
+    list `unconfirmed`.
     """
     sender, received = Sender(cast(Any, LostSession()), "/queues/q", persistent=False), list[Receipt]()
     with pytest.raises(Unavailable, match="gone"):

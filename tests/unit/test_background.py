@@ -25,8 +25,8 @@ def process(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_process_counts_as_running_until_it_has_ended(process: int) -> None:
-    """A process that mqtool has started counts as running until it has ended, even if mqtool's time zone (TZ) or
-    language (LC_ALL) has changed since then.
+    """A process that mqtool has started counts as running until it has ended, even if the user later calls mqtool with
+    another time zone (TZ) or language (LC_ALL).
     """
     started = background.started(process)
     assert background.is_running(started)
@@ -48,8 +48,8 @@ def test_a_suspended_broker_process_is_terminated(process: int) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a call of Linux")
 def test_a_process_counts_as_running_until_its_last_thread_has_ended() -> None:
-    """A process counts as running while one of its threads runs, even if its main thread has ended, because its sockets
-    are still open. So when `broker up` starts a broker at the port of a broker that was killed, the port is free.
+    """If the main thread of a process has ended, but another of its threads still runs, mqtool counts the process as
+    running: its sockets are still open, so its port may still be in use.
     """
     program = """
 import ctypes, sys, threading

@@ -196,8 +196,9 @@ def test_a_bench_publisher_waits_for_the_start_of_the_run() -> None:
 
 
 def test_without_a_rate_messages_are_due_when_they_are_sent() -> None:
-    """Without `--rate`, a `bench` publisher sends as many messages as may be unconfirmed, and then one more for each
-    confirm. Each message contains the time at which it was sent, from which `bench` measures latencies.
+    """Without `--rate`, a `bench` publisher sends messages until the limit of unconfirmed messages is reached, and then
+    one more for each confirm. Each message contains the time at which it was sent, from which `bench` measures
+    latencies.
     """
     client, wire = publisher(in_flight=3)
     assert client.work(wire, START + 9 * MS) == START + 9 * MS
@@ -239,7 +240,7 @@ def test_a_bench_publisher_is_done_when_its_messages_are_confirmed() -> None:
 
 @pytest.mark.parametrize(("rate", "over_after"), [(None, 1000), (10.0, 3000)])
 def test_a_bench_publisher_stops_after_the_duration(rate: float | None, over_after: int) -> None:
-    """Once `--duration` is over, a `bench` publisher sends no more messages. Only a publisher with `--rate` has 2 s
+    """Without `--rate`, a `bench` publisher sends no more messages once `--duration` is over. With `--rate`, it has 2 s
     more, to send messages that were already due.
     """
     client, wire = publisher(duration=1.0, rate=rate, in_flight=1)
@@ -259,10 +260,10 @@ def test_a_bench_publisher_without_a_duration_ends_only_with_its_last_message() 
     assert not client.is_done(START + 10**6 * SECOND)
 
 
-def test_a_bench_publisher_reports_the_outcomes_of_its_messages() -> None:
-    """Each report of a `bench` publisher lists the messages that were confirmed since its previous report. It also says
-    how many messages were published, how many were nacked, and for how many the latency was measured. Confirms with
-    unknown delivery tags are ignored.
+def test_a_bench_publisher_reports_confirmed_and_nacked_messages() -> None:
+    """Each time a `bench` publisher reports to `bench`, it lists the messages that were confirmed since its previous
+    report. It also reports how many messages have been published and nacked so far, and for how many the latency was
+    measured. Confirms with unknown delivery tags are ignored.
     """
     client, wire = publisher(rate=1000, warm_up=0.003)
     client.work(wire, START + 9 * MS)
@@ -434,9 +435,9 @@ def test_after_a_reconnection_a_bench_consumer_acknowledges_only_new_deliveries(
     assert again.acknowledged == []
 
 
-def test_a_bench_consumer_of_a_stream_continues_after_the_last_message() -> None:
-    """A `bench` consumer reads a stream from its first message. After a reconnection, it continues after the last
-    message that it received.
+def test_a_bench_consumer_of_a_stream_resumes_after_the_last_message_that_it_received() -> None:
+    """A `bench` consumer reads a stream from its first message. After a reconnection, it resumes after the last message
+    that it received.
     """
     client, wire = consumer(queue_type="stream")
     assert wire.consuming["offset"] == 0

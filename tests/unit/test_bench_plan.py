@@ -59,11 +59,11 @@ from mqtool.topology import Exchange, Queue
          "make --ack smaller, or --prefetch larger"),
     ],
 )  # fmt: skip
-def test_settings_of_a_run_that_contradict_each_other_are_refused(
+def test_contradictory_or_out_of_range_settings_of_a_run_are_refused(
     settings: dict[str, Any], error: str, hint: str
 ) -> None:
-    """If settings of a `bench` run contradict each other or exceed their limits, UsageError is raised. The error gives
-    the reason, and its hint says what to change.
+    """If options of a `bench` run contradict each other, or a value is outside its limits, UsageError is raised. The
+    error gives the reason, and its hint says what to change.
     """
     with pytest.raises(UsageError) as raised:
         BenchPlan(**settings).checked()
@@ -183,8 +183,10 @@ def test_bodies_from_a_file_are_its_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("body_file", [None, Path("/b")])
-def test_a_process_of_a_run_gets_the_whole_job(body_file: Path | None) -> None:
-    """Each process of a `bench` run gets all settings and addresses as one line of JSON."""
+def test_each_process_of_a_run_gets_all_settings(body_file: Path | None) -> None:
+    """`bench` passes all settings of a run, and the addresses of the broker's nodes, to each of its processes as one
+    line of JSON.
+    """
     plan = BenchPlan(sizes=(26, 30), bodies=body_file, rate=5.0, exchange="topic")
     nodes = [Address("one", 1), Address("two", 2, "my vhost", "user", "password", tls=True)]
     tls = TlsFiles(Path("/ca"), Path("/cert"), None)
@@ -198,9 +200,9 @@ def test_a_process_of_a_run_gets_the_whole_job(body_file: Path | None) -> None:
     assert told({"a": [1, 2], "b": Path("/c")}) == b'{"a":[1,2],"b":"/c"}\n'
 
 
-def test_a_job_names_the_queues_and_the_exchange_that_its_run_has_declared() -> None:
-    """Each process of a `bench` run is told what the run has declared: the queue of the consumers, the wait queue if
-    messages are delayed, and the exchange if the run uses one.
+def test_a_process_of_a_run_knows_what_the_run_has_declared() -> None:
+    """From the settings that `bench` passes to it, each process of a run knows what the run has declared: the queue of
+    the consumers, the wait queue if messages are delayed, and the exchange if the run uses one.
     """
     job = Job("consumer", 0, BenchPlan(), [], [], TlsFiles(), "", "queue", "queue", "12345678")
     assert job.declared == [Queue("queue")]

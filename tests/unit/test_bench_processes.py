@@ -226,8 +226,8 @@ def test_a_client_that_is_told_to_stop_before_the_run_starts_does_no_work(comman
 @pytest.mark.parametrize("up_at", [1300, None], ids=["broker comes back", "broker stays away"])
 def test_a_client_of_bench_that_loses_its_connection_connects_again(command: Command, up_at: int | None) -> None:
     """If a client of `bench` loses its connection, it tries to reconnect every 100 ms, and then continues its work.
-    Meanwhile, it still sends reports. If it has no connection at the end of the run, the time since its last confirm or
-    delivery counts as a gap.
+    Meanwhile, it still sends reports. If it has no connection at the end of the run, its last report contains how long
+    it has received no confirm or delivery (`gap`).
     """
     first, second = Waiting(command, 500), Waiting(command)
     down = [Unavailable("no broker")] * (8 if up_at else 999)

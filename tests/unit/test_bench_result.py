@@ -87,8 +87,8 @@ def test_both_charts_are_in_one_image_below_each_other() -> None:
 
 
 def test_latencies_of_less_than_a_millisecond_are_in_the_chart() -> None:
-    """The latency axis of `bench`'s chart is logarithmic, and begins at or below the lowest latency, even if that is
-    less than 1 ms. On the percentile axis, 0, 90, 99, 99.9 and so on are evenly spaced.
+    """In the latency chart of a `bench` result, the latency axis is logarithmic, and begins at or below the lowest
+    latency, even if that is less than 1 ms. On the percentile axis, 0, 90, 99, 99.9 and so on are evenly spaced.
     """
     image = charts.svg(result(confirm=latencies(*[100] * 9, 1000), deliver=latencies(*[100] * 99, 1000)))
     assert lines_of(image)[:2] == ["190.0,280.0 740.0,40.0", "300.0,280.0 740.0,40.0"]

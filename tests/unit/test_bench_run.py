@@ -197,8 +197,9 @@ def ten_messages(client: Client) -> None:
 
 
 def test_bench_adds_up_the_figures_of_its_clients(world: World) -> None:
-    """The result of `bench` contains the sums of all figures that its publishers and consumers have reported. It also
-    contains the longest gap that any client reported, and the CPU use of the busiest client.
+    """`bench` adds up the numbers that its publishers and consumers have reported, such as those of confirmed and
+    received messages. Its result also contains the longest time that any publisher was without a confirm, the longest
+    that any consumer was without a delivery, and the CPU use of the busiest client.
     """
 
     def work(client: Client) -> None:
@@ -240,10 +241,10 @@ def test_bench_adds_up_the_figures_of_its_clients(world: World) -> None:
     [(8.0, (2.5, 2.5, 5.0)), (4.5, (20.0, 20.0, 0.0)), (4.0, (0.0, 0.0, 0.0)), (2.0, (0.0, 0.0, 0.0))],
     ids=["later", "within a second", "at the end of the warm-up", "in the warm-up"],
 )
-def test_rates_are_counted_from_the_end_of_the_warm_up(world: World, last: float, rates: tuple[float, ...]) -> None:
-    """In the result of `bench`, rates are counted from the end of the warm-up until the last message. With `--delay`,
-    the consumers' rate is counted from when the first messages after the warm-up are due. If no message was measured,
-    the rates are 0.
+def test_rates_are_calculated_from_the_end_of_the_warm_up(world: World, last: float, rates: tuple[float, ...]) -> None:
+    """In the result of `bench`, a rate is calculated over the time from the end of the warm-up to the last message.
+    With `--delay`, the time for the rate of received messages begins when the first messages after the warm-up are due.
+    If no message was sent or received in this time, the rate is 0.
     """
 
     def work(client: Client) -> None:
@@ -543,9 +544,10 @@ def test_bench_warns_if_its_wait_queue_cannot_dead_letter_at_least_once(world: W
     ]
 
 
-def test_each_client_gets_its_job_on_its_standard_input(world: World) -> None:
-    """Each client of `bench` is another process of mqtool. It imports nothing from the current directory, and Ctrl-C
-    does not reach it. It gets its settings and the broker's password on its standard input, not on its command line.
+def test_each_client_gets_its_settings_on_its_standard_input(world: World) -> None:
+    """Each client of `bench` is another process of mqtool. It gets its settings and the broker's password on its
+    standard input, not on its command line. It imports nothing from the current directory, and Ctrl-C does not reach
+    it.
     """
     world.work = ten_messages
     with world.run(publishers=2, sizes=(20, 30)) as run:
@@ -573,8 +575,8 @@ def test_clients_of_the_stream_protocol_connect_to_the_streams_leader(world: Wor
 
 
 def test_a_run_that_cannot_bind_its_queue_deletes_what_it_has_declared(world: World) -> None:
-    """If `bench --exchange` has declared its queue and its exchange, but cannot bind them, it fails with this error,
-    starts no clients, and deletes the queue and the exchange.
+    """If `bench --exchange` has declared a queue and an exchange, but cannot bind the queue to the exchange, the error
+    of the binding is raised. `bench` starts no clients, and deletes the queue and the exchange.
     """
     world.channel.bind.side_effect = Unavailable("no broker")
     with pytest.raises(Unavailable, match="no broker"):
@@ -632,7 +634,9 @@ def test_a_run_that_is_stopped_before_it_starts_has_no_result(world: World) -> N
 
 
 def test_a_run_with_churn_that_is_stopped_returns_the_result_so_far(world: World) -> None:
-    """If the user stops a `bench` run with `--churn`, which declares nothing, `bench` returns the result so far."""
+    """`bench --churn` creates and removes objects, such as queues, again and again. If the user stops such a run early,
+    `bench` returns the result so far, which says that the run was stopped.
+    """
 
     def work(client: Client) -> None:
         client.later(1.0, published=6, confirmed=[[0, 5]])

@@ -55,8 +55,8 @@ def connection(monkeypatch: pytest.MonkeyPatch) -> Mock:
 
 
 def test_bench_uses_mqtools_own_amqp_connection(connection: Mock) -> None:
-    """With AMQP 0-9-1, `bench` uses the same kind of connection as mqtool's other commands. AMQP 0-9-1 has no credit
-    for publishers, so no credit limits how many messages a publisher sends.
+    """With AMQP 0-9-1, `bench` uses mqtool's class SingleThreadConnection, which needs no threads. Because AMQP 0-9-1
+    has no credit for publishers, a publisher's credit counts as unlimited.
     """
     before = time.monotonic_ns()
     made = AmqpWire(NODE, PLAIN)
@@ -101,8 +101,8 @@ def test_bench_uses_mqtools_own_amqp_connection(connection: Mock) -> None:
 def test_a_confirm_of_several_messages_confirms_each_of_them(
     connection: Mock, answers: list[tuple[str, int, bool]], confirmed: list[list[int]], nacked: list[list[int]]
 ) -> None:
-    """If a broker confirms or nacks several messages together (with `multiple`), a `bench` publisher gets the delivery
-    tag of each of them. Tags that it got before are repeated only if the broker had confirmed out of order.
+    """If the broker confirms or nacks several messages together (with `multiple`), a `bench` publisher gets the
+    delivery tag of each of them. It gets no tag twice, except if the broker confirms messages out of order.
     """
     made = AmqpWire(NODE, PLAIN)
     acks: list[list[int]] = []
@@ -212,9 +212,9 @@ def publishing10(broker: Broker, selected: Readable) -> tuple[Amqp10Wire, list[A
 def test_a_publisher_of_bench_keeps_to_its_credit_and_counts_each_outcome(
     broker: Broker, selected: Readable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With AMQP 1.0, a `bench` publisher sends no more messages than the broker has granted credit for. A message
-    beyond that waits, and makes the publisher's credit negative. Each message that the broker accepts is counted once
-    as confirmed, and each message that it rejects once as refused.
+    """With AMQP 1.0, a `bench` publisher sends only as many messages as the broker has granted credit for. Further
+    messages wait, and each of them reduces the publisher's own count of its credit by 1, even below 0. Each message
+    that the broker accepts is counted once as confirmed, and each that it rejects once as refused.
     """
     made, confirmed, refused = publishing10(broker, selected)
     assert broker.attached[0].target.address == "/exchanges/logs/key"
@@ -436,7 +436,7 @@ def chunk(first: int, *bodies: bytes) -> bytes:
     return struct.pack(">HHB", DELIVER, 1, 0) + head + entries
 
 
-def test_a_stream_connection_of_bench_counts_each_outcome(
+def test_a_stream_connection_of_bench_counts_confirmed_and_refused_messages(
     streams: StreamBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the stream protocol, `bench` counts each message that the broker confirms or refuses, and records when each

@@ -144,8 +144,8 @@ def test_a_latency_between_two_bars_of_the_histogram_is_counted_in_the_upper_one
 
 
 def test_messages_with_equal_latencies_are_added_up_across_clients() -> None:
-    """If several clients of `bench` measured the same latency, `bench` adds up how many messages of each client had
-    this latency.
+    """If several clients of `bench` measured the same latency, `bench` adds up the numbers of messages with this
+    latency.
     """
     latencies = Latencies([(5, 2)])
     latencies.merge([(5, 3)])

@@ -28,8 +28,8 @@ VALID = {"name": "evil", "kind": "embedded", "url": "amqp://localhost:1", "pid":
 def test_reading_a_malformed_state_file_raises_an_error_with_a_hint(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a broker's state file is nested too deeply, or has a value of the wrong type or an unknown kind, reading it
-    raises an error that names the file, with a hint.
+    """If a broker's state file is nested too deeply, has a value of the wrong type, or names an unknown kind of broker,
+    reading it raises an error that names the file, with a hint.
     """
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     file = state.made_directory("evil") / "broker.json"

@@ -105,9 +105,9 @@ def test_an_existing_queue_with_other_settings_is_used_with_a_notice(broker: Scr
 def test_declaring_a_queue_exactly_raises_an_error_if_it_has_other_settings(
     broker: ScriptedBroker, *, strict: bool
 ) -> None:
-    """If a queue exists with other properties or arguments than those declared, declaring it raises DeclaredDifferently
-    on a strict channel, and on any channel if the caller passes exactly=True. The failed declaration is not repeated
-    after a reconnection.
+    """Declaring a queue that exists with other properties or arguments raises DeclaredDifferently on a channel that was
+    opened with strict=True, and on any channel if the caller passes exactly=True. The failed declaration is not
+    repeated after a reconnection.
     """
     channel = broker.channel(strict=strict)
     broker.refused = {spec.Queue.Declare: DIFFERENT}
@@ -119,9 +119,9 @@ def test_declaring_a_queue_exactly_raises_an_error_if_it_has_other_settings(
     assert broker.notices == []
 
 
-def test_a_queue_whose_settings_are_accepted_is_only_checked_for_existence(broker: ScriptedBroker) -> None:
-    """After the caller has accepted a queue's settings with accept_settings(), declare() only checks that this queue
-    exists, whatever its properties and arguments are. Other queues are declared as usual.
+def test_a_queue_that_may_have_other_settings_is_only_checked_for_existence(broker: ScriptedBroker) -> None:
+    """After the caller has called accept_settings() for a queue, declare() uses the existing queue even if its settings
+    differ from those requested: it only checks that the queue exists. Other queues are declared as usual.
     """
     channel = broker.channel()
     channel.accept_settings(Queue("q"))
@@ -130,9 +130,10 @@ def test_a_queue_whose_settings_are_accepted_is_only_checked_for_existence(broke
     assert [method.passive for method in broker.of(spec.Queue.Declare)] == [True, False]
 
 
-def test_a_deleted_queue_whose_settings_were_accepted_is_declared_as_usual(broker: ScriptedBroker) -> None:
-    """If the caller has accepted a queue's settings, but the queue has been deleted since then, declare() declares the
-    queue. After a reconnection, the channel also declares it, instead of only checking that it exists.
+def test_a_queue_that_may_have_other_settings_is_declared_if_it_was_deleted(broker: ScriptedBroker) -> None:
+    """After the caller has called accept_settings() for a queue, declare() checks that the queue exists, whatever its
+    settings are. If the queue has been deleted, declare() declares it, and the channel declares it again after a
+    reconnection.
     """
     channel = broker.channel()
     channel.accept_settings(Queue("q"))
@@ -187,11 +188,11 @@ def test_a_channel_that_the_broker_closes_with_access_refused_stays_closed(broke
     ("of_channel", "given", "expected"),
     [(True, None, True), (False, None, False), (False, True, True), (True, False, False)],
 )
-def test_a_mandatory_argument_of_publish_overrides_the_channels_setting(
+def test_the_caller_of_publish_can_override_the_channels_mandatory_setting(
     broker: ScriptedBroker, *, of_channel: bool, given: bool | None, expected: bool
 ) -> None:
-    """Messages are published with the `mandatory` setting of the Channel object, unless the caller of publish() passes
-    another value.
+    """publish() sends messages with the Channel object's setting `mandatory`, unless the caller passes another value to
+    publish().
     """
     [*broker.channel(mandatory=of_channel).publish([Message(b"")], mandatory=given)]
     [(method, _)] = broker.published
@@ -312,9 +313,9 @@ def test_a_consumer_of_a_queue_with_a_delivery_limit_starts_with_a_prefetch_of_1
     broker: ScriptedBroker, arguments: dict[str, Any], version: str, *, one_by_one: bool
 ) -> None:
     """A consumer of a quorum queue with a delivery limit starts with a prefetch of 1, because prefetched messages that
-    it requeues unhandled would count towards the limit. From RabbitMQ 4.0 on, every quorum queue has a delivery limit
-    unless its arguments disable it. In earlier versions, only the queue's arguments set one. All other consumers start
-    with a prefetch of 1,000.
+    it requeues unhandled would count towards the limit. Other consumers start with a prefetch of 1,000. On RabbitMQ 4.0
+    or later, mqtool assumes a limit unless the queue's arguments disable it. On other brokers, it assumes one only if
+    the arguments set it.
     """
     broker.broker = version
     broker.channel().consume(Queue("q", arguments=arguments))

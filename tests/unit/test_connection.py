@@ -396,12 +396,12 @@ def test_a_lost_connection_and_its_channels_are_reopened(connect: Connect, vhost
         (541, "INTERNAL_ERROR - odd", False, "the broker closed the connection: odd"),
     ],
 )
-def test_a_connection_that_the_broker_closes_is_reopened_unless_the_error_would_recur(
+def test_a_connection_that_the_broker_closes_is_reopened_unless_the_cause_would_recur(
     connect: Connect, vhost: Vhost, code: int, text: str, words: str, *, is_reopened: bool
 ) -> None:
-    """If the broker closes a new connection because it shuts down (320), mqtool opens the connection again. If the
-    broker closes it because of an error that would probably occur again (501 or 541), the connection's channels fail
-    with the broker's reason.
+    """If the broker closes a connection because it is shutting down (320), mqtool opens the connection again. If the
+    broker closes a new connection because of an error that would probably occur again (501 or 541), mqtool does not
+    reopen it, and the connection's channels fail with the broker's reason.
     """
     told = Told()
     channel = connect(notice=told, backoff=AT_ONCE).channel()
@@ -417,8 +417,9 @@ def test_a_connection_that_the_broker_closes_is_reopened_unless_the_error_would_
 def test_a_connection_is_not_reopened_after_a_message_that_is_too_large(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the headers of a delivery are larger than any message that RabbitMQ accepts, the connection's channels fail
-    with an error that says so. The connection is not reopened, since the broker would send the same message again.
+    """mqtool accepts no delivery whose headers are larger than the largest message that RabbitMQ allows. If the server
+    sends one, the connection's channels fail with an error that says so. The connection is not reopened, since the
+    server would send the same message again.
     """
     told = Told()
     channel = connect(notice=told, backoff=AT_ONCE).channel()
@@ -436,8 +437,8 @@ def test_a_connection_that_was_lost_before_is_reopened_after_its_first_internal_
     connect: Connect, vhost: Vhost
 ) -> None:
     """If a connection was lost and reopened, and the broker then closes it with 541 (INTERNAL_ERROR), mqtool opens it
-    again. If this happens once more within a minute, the connection's channels fail, even if a message was confirmed in
-    between.
+    again. If the broker closes it with 541 a second time within a minute, the connection's channels fail, even if a
+    message was confirmed between the two errors.
     """
     told = Told()
     channel = connect(notice=told, backoff=AT_ONCE).channel()

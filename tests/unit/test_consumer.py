@@ -150,8 +150,8 @@ def test_a_consumer_times_out_although_messages_have_arrived(
     broker: ScriptedBroker, clock: Clock, *, auto_ack: bool, taken: int
 ) -> None:
     """If a consumer's time limit passes while deliveries wait for the caller, the consumer raises TimedOut, and does
-    not yield these deliveries. With auto_ack, the broker no longer has the messages, so mqtool first cancels the
-    consumer and yields them.
+    not yield these deliveries. The exception is a consumer with auto_ack: since the broker no longer has the messages,
+    the consumer is cancelled and yields them before it raises TimedOut.
     """
     deliveries = broker.channel().consume(Q, Receiving(timeout=7, auto_ack=auto_ack))
     deliver(broker, 1, 2, 3)
@@ -207,7 +207,8 @@ def test_acknowledgements_that_a_consumer_holds_back_are_sent_after_two_seconds(
 
 def test_a_consumer_that_ends_early_acknowledges_what_it_holds_back(broker: ScriptedBroker, clock: Clock) -> None:
     """A consumer that is to receive 300 messages holds back the latest acknowledgements, so that the broker delivers no
-    more than 300. If the caller stops early, the consumer acknowledges all messages that the caller has handled.
+    more than 300. If the caller closes the consumer early, the consumer acknowledges all messages except the last one
+    that it has yielded, which the caller may not have finished handling.
     """
     deliveries = broker.channel().consume(Q, Receiving(count=300))
     deliver(broker, *range(1, 62))
@@ -280,12 +281,12 @@ def test_late_acknowledgements_do_not_count_after_a_reconnection(broker: Scripte
     [(Receiving(), False), (Receiving(auto_ack=True), True), (Receiving(auto_ack=True, buffer=Buffer(9)), False)],
     ids=["acknowledged", "auto-ack", "auto-ack with a buffer"],
 )
-def test_a_stopped_consumer_yields_what_has_arrived_only_if_it_is_acknowledged_already(
+def test_a_stopped_consumer_yields_the_deliveries_that_have_arrived_only_with_auto_ack(
     broker: ScriptedBroker, clock: Clock, receiving: Receiving, *, is_yielded: bool
 ) -> None:
     """When a consumer is stopped, it does not yield deliveries that have arrived, and leaves them unacknowledged, so
-    that the broker requeues them. With auto_ack, the broker has already deleted these messages, so the consumer yields
-    them. A consumer with a buffer, which may drop messages anyway, does not yield them.
+    that the broker requeues them. The exception is a consumer with auto_ack, whose messages the broker has already
+    deleted: it yields them, unless it has a buffer, which may drop messages anyway.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, receiving)
@@ -448,12 +449,12 @@ def test_a_consumer_whose_channel_has_failed_sends_nothing_when_it_is_stopped(br
         (None, Unavailable("INTERNAL_ERROR"), None),
     ],
 )
-def test_an_internal_error_of_a_stream_has_a_hint_to_the_stream_protocol(
+def test_the_hint_for_an_internal_error_while_reading_a_stream_names_receive_stream(
     broker: ScriptedBroker, offset: Any, failure: Unavailable, hint: str | None
 ) -> None:
     """If the broker closes the channel with INTERNAL_ERROR while a consumer reads a stream over AMQP, the error's hint
-    names `mqtool receive-stream`, which reads the stream over the stream protocol. If the error already has a hint,
-    this hint stays. For other errors, and for queues of other types, no hint is added.
+    names `mqtool receive-stream`, which reads the stream over the stream protocol. An error that already has a hint
+    keeps it. Other errors, and errors while reading other queues, get no hint.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, Receiving(offset=offset))
@@ -466,7 +467,7 @@ def test_an_internal_error_of_a_stream_has_a_hint_to_the_stream_protocol(
 def test_a_cancelled_consumer_still_yields_what_has_arrived(broker: ScriptedBroker, clock: Clock) -> None:
     """After a consumer is cancelled, it still yields the deliveries that have arrived. arrives() waits for the next
     delivery up to the given time, and returns whether there is one. Once the channel is stopped, arrives() returns True
-    immediately, and deliveries() ends.
+    immediately, so that the caller continues with deliveries(), which then ends.
     """
     channel = broker.channel()
     receiver = channel.consumer(Q, Receiving(acknowledge=False))
@@ -516,7 +517,7 @@ def test_a_connection_that_is_lost_just_when_a_consumer_has_started_starts_it_on
 def test_a_delivery_is_the_same_whether_mqtool_or_pika_decodes_it(
     broker: ScriptedBroker, clock: Clock, monkeypatch: pytest.MonkeyPatch, decoder: str
 ) -> None:
-    """mqtool decodes deliveries itself, unless it does not know the installed version of pika: then pika decodes them.
+    """mqtool decodes deliveries itself, and leaves this to pika only if it does not know the installed version of pika.
     In both cases, the caller gets the same delivery.
     """
     if decoder == "mqtool":
@@ -669,12 +670,12 @@ def test_a_message_whose_output_cannot_be_written_is_not_acknowledged(broker: Sc
 
 
 @pytest.mark.parametrize("auto_ack", [True, False])
-def test_a_connection_has_progressed_once_a_delivery_is_acknowledged(
+def test_a_connection_has_made_progress_once_a_delivery_is_acknowledged(
     broker: ScriptedBroker, clock: Clock, *, auto_ack: bool
 ) -> None:
-    """Acknowledging a message counts as progress of the connection that delivered it, so after a loss, the next
-    attempts to reconnect start with a short delay. A message that was delivered over an earlier connection can no
-    longer be acknowledged. Handling such a message counts as progress only with auto_ack.
+    """A connection counts as having made progress (has_progressed) once a message that it delivered is acknowledged. A
+    message from an earlier connection can no longer be acknowledged, and does not count. With auto_ack, there are no
+    acknowledgements: each message counts once the caller has handled it.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, Receiving(auto_ack=auto_ack, idle_timeout=1))

@@ -140,9 +140,9 @@ def test_a_transient_queue_becomes_durable_if_it_is_converted_to_a_quorum_queue_
         (1000, 1000 * (32 << 20) // 100, 100),
     ],
 )
-def test_a_transaction_contains_at_most_500_messages_and_32_mib(count: int, size: int, at_once: int) -> None:
-    """`queue convert` moves up to 500 messages in one transaction. It moves fewer if the messages are large, so that a
-    transaction contains about 32 MiB, but at least one message.
+def test_a_transaction_contains_up_to_500_messages_or_about_32_mib(count: int, size: int, at_once: int) -> None:
+    """`queue convert` moves up to 500 messages in one transaction. It moves fewer if the messages are large: as many as
+    have about 32 MiB together, but at least one.
     """
     assert found(queue=view(messages=count, message_bytes=size)).plan.at_once == at_once
 
@@ -383,10 +383,10 @@ def test_unacknowledged_messages_prevent_a_conversion(count: int, text: str) -> 
     assert found(queue=view(messages_unacknowledged=0)).refusals == []
 
 
-def test_unacknowledged_messages_of_a_queue_declared_by_a_conversion_do_not_prevent_a_conversion() -> None:
-    """`queue convert` refuses to convert a queue with unacknowledged messages, unless an earlier `queue convert` has
-    declared this queue. mqtool assumes that it has if the queue's name ends in `.mqtool-convert` and the queue has the
-    argument x-mqtool-convert.
+def test_a_queue_declared_by_a_conversion_can_be_converted_despite_unacknowledged_messages() -> None:
+    """`queue convert` refuses a queue with unacknowledged messages, except if an earlier `queue convert` has declared
+    the queue. mqtool assumes this of a queue whose name ends in `.mqtool-convert`, and which has the argument
+    x-mqtool-convert.
     """
     ours = view(name="jobs.mqtool-convert", arguments={PLAN: "{}"}, messages_unacknowledged=5)
     assert plan_is_ours(ours)
@@ -558,10 +558,10 @@ def test_a_policy_with_a_limit_prevents_a_conversion_only_if_it_applies_to_the_t
 
 @pytest.mark.parametrize("to", ["quorum_queues", "classic_queues", "streams"])
 def test_a_policy_only_for_quorum_queues_or_only_for_classic_queues_can_prevent_a_conversion(to: str) -> None:
-    """A policy that makes queues reject messages beyond a number of bytes prevents the conversion of a classic queue to
-    a quorum queue. If the policy is for quorum queues, the converted queue and the temporary queue that holds its
-    messages could reject them. If it is for classic queues, it would apply to the temporary queue for messages
-    published meanwhile. If it is for streams, it does not prevent the conversion.
+    """A policy that makes queues reject messages beyond a number of bytes can prevent the conversion of a classic queue
+    to a quorum queue. One for quorum queues prevents it, because it applies to the converted queue and to the temporary
+    queue with its messages. One for classic queues prevents it, because it applies to the temporary queue for messages
+    published meanwhile. One for streams does not prevent it.
     """
     limits = {"overflow": "reject-publish", "max-length-bytes": 5}
     refusals = {"quorum_queues": 2, "classic_queues": 1, "streams": 0}
@@ -585,8 +585,8 @@ def test_a_queue_that_would_drop_messages_instead_of_rejecting_them_cannot_be_co
     arguments: dict[str, Any], by_policy: dict[str, Any], is_refused: bool
 ) -> None:
     """If a classic queue rejects messages beyond its limit, but would drop its oldest ones as a quorum queue, `queue
-    convert` refuses the conversion, unless --argument sets x-overflow. The cause is a policy that overrides x-overflow,
-    or that quorum queues do not support reject-publish-dlx.
+    convert` refuses the conversion, unless --argument sets x-overflow. A quorum queue would drop messages if a policy
+    overrides x-overflow, or if x-overflow is reject-publish-dlx, which quorum queues do not support.
     """
     asked: dict[str, Any] = {"queue": view(arguments=arguments), "policies": [policy("p", "^jobs$", **by_policy)]}
     refused = Refusal(
@@ -602,7 +602,7 @@ def test_a_queue_that_would_drop_messages_instead_of_rejecting_them_cannot_be_co
 def test_a_queue_that_rejects_messages_beyond_a_number_of_bytes_cannot_be_converted(by: str) -> None:
     """Arguments or a policy may make a queue reject messages beyond a number of bytes (max-length-bytes with
     reject-publish). `queue convert` refuses such a queue, because messages published during the conversion may not fit.
-    The conversion is possible if the command removes x-overflow, and refused if the command itself adds both arguments.
+    It also refuses if --argument would give the queue this limit, but not if --argument removes x-overflow.
     """
     limits = {"overflow": "reject-publish", "max-length-bytes": 5}
     arguments = {f"x-{name}": value for name, value in limits.items()}
@@ -684,9 +684,10 @@ def test_a_policy_that_would_make_the_converted_queue_drop_messages_prevents_a_c
 def test_a_queue_whose_messages_fit_can_be_converted(
     changes: dict[str, Any], reported: dict[str, Any], depth: Depth, to: str
 ) -> None:
-    """`queue convert` converts a queue that has no more messages than its new limit allows, that keeps a limit with
-    drop-head, or that becomes a stream. It asks the broker for the number of messages, since the management API's
-    number may be some seconds old. Messages without a body fit into any limit in bytes.
+    """`queue convert` converts a queue that has no more messages than its new limit allows. It also converts a queue
+    that keeps its limit and drops its oldest messages (drop-head), and a queue that becomes a stream. It asks the
+    broker for the number of messages, since the management API's number may be some seconds old. Messages without a
+    body fit into any limit in bytes.
     """
     it = found(to, changes, depth, queue=view(**reported))
     assert (it.refusals, it.messages) == ([], depth.ready)

@@ -78,8 +78,8 @@ def test_a_dead_letter_queue_that_does_not_keep_its_messages_is_refused(
 
 @pytest.mark.parametrize("before", [{}, QUORUM], ids=["same", "quorum"])
 def test_a_dead_letter_queue_that_is_replaced_is_checked_again(channel: Channel, before: dict[str, Any]) -> None:
-    """If somebody replaces a dead-letter queue that mqtool has used by one that does not keep its messages, mqtool
-    raises DeclaredDifferently when it declares the queue the next time.
+    """If a dead-letter queue that mqtool has used is deleted, and somebody declares it with settings with which it does
+    not keep its messages, mqtool raises DeclaredDifferently when it declares the queue the next time.
     """
     channel.declare(DEAD._replace(arguments=before), remember=False)
     known = declare_dead_letter_queue(channel, DEAD)

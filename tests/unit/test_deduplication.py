@@ -308,8 +308,8 @@ def test_a_reused_process_id_is_not_taken_for_the_worker(path: Path, other_worke
 
 def test_a_message_that_an_earlier_run_did_not_finish_is_handled(path: Path) -> None:
     """A worker that was killed may leave an entry in the deduplication store that says that it is handling a message.
-    If a new worker happens to have the same process ID and start time, the entry seems to be its own. The new worker
-    handles the message nevertheless, because it has not begun to handle it.
+    If a new worker happens to have the same process ID and start time, the entry seems to be its own. Because the new
+    worker has not begun to handle the message, it ignores the entry and handles the message.
     """
     HandledMessages(path, DAY).begin(KEY)
     assert HandledMessages(path, DAY).begin(KEY, lambda: True) is None
@@ -327,9 +327,9 @@ def test_the_threads_of_a_worker_share_one_deduplication_store(path: Path) -> No
     assert store._store.execute("PRAGMA busy_timeout").fetchone() == (30_000,)
 
 
-def test_a_worker_forgets_each_message_that_it_has_handled(path: Path) -> None:
-    """With `--deduplicate`, a worker keeps a message in memory only until handling it has succeeded or failed, so that
-    a long run needs little memory.
+def test_a_worker_does_not_keep_the_ids_of_handled_messages_in_memory(path: Path) -> None:
+    """With `--deduplicate`, a worker keeps a message's ID in memory only until handling the message has succeeded or
+    failed, so that a long run needs little memory.
     """
     store = HandledMessages(path, DAY)
     for number in range(10):

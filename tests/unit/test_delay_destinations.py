@@ -216,8 +216,8 @@ def test_a_queue_is_classic_only_if_the_broker_says_so(
 def test_the_broker_is_not_asked_for_the_type_of_a_destination_if_the_type_is_known(
     to: Exchange | Queue, known: bool | None, is_classic: bool
 ) -> None:
-    """Before mqtool publishes a delayed message, it asks the broker whether the destination is a classic queue only if
-    it cannot know. It does not ask about an exchange, an exclusive queue (always classic), a queue that the command
+    """Before mqtool publishes a delayed message, it may ask the broker whether the destination is a classic queue. It
+    does not ask if it knows the answer: for an exchange, an exclusive queue (always classic), a queue that the command
     declares as a quorum queue, or a queue whose type it has asked for before.
     """
     broker = FakeConnection()

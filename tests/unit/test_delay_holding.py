@@ -100,9 +100,8 @@ def held(message: Message, destination: Destination = _CLASSIC, via: Via = Via.A
 
 
 def test_messages_without_a_delay_are_published_unchanged() -> None:
-    """mqtool publishes messages without a delay unchanged, and declares no queue or exchange for delaying messages. If
-    the input yields None because it has no message yet, mqtool passes the None on to the publisher, which then does not
-    wait for a message.
+    """mqtool publishes messages without a delay unchanged, and declares no queue or exchange for delaying messages. The
+    input may yield None, which means that it has no message yet. mqtool passes this None on to the publisher.
     """
     broker = FakeBroker(_JOBS)
     broker.in_flight = 1_000_000

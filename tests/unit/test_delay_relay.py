@@ -362,8 +362,8 @@ def test_with_by_timestamps_a_delay_counts_from_the_time_of_publication(
     published: Any, option: bool, left: int
 ) -> None:
     """With `delayed relay --by-timestamps`, a message's delay starts at the time in the header timestamp_in_ms. If the
-    delay is already over, the message is delayed for 1 ms. If the header is not a number or is in the future, or
-    without --by-timestamps, the delay starts when the command receives the message.
+    delay is already over, the message gets the shortest delay, 1 ms. If the header is not a number or is in the future,
+    or without --by-timestamps, the delay starts when the command receives the message.
     """
     given = int(published) if isinstance(published, float) else published
     broker = FakeBroker(job(7, x_delay=5000, timestamp_in_ms=given))
@@ -385,8 +385,8 @@ def test_with_by_timestamps_a_delay_counts_from_the_time_of_publication(
     ],
 )
 def test_delayed_relay_ignores_an_invalid_x_delay_with_a_warning(value: Any, told: str) -> None:
-    """If a message's x-delay is not a number, or is above the maximum, `delayed relay` publishes the message
-    immediately, without a delay, and prints a warning that names the message.
+    """If a message's x-delay is not a number, or does not fit into 32 bits (up to 4,294,967,295 ms), `delayed relay`
+    publishes the message immediately, without a delay, and prints a warning that names the message.
     """
     broker = FakeBroker(job(7, x_delay=value))
     relayed = Relayed(broker).run()
@@ -397,8 +397,8 @@ def test_delayed_relay_ignores_an_invalid_x_delay_with_a_warning(value: Any, tol
 
 @pytest.mark.parametrize("more", [0, 1])
 def test_a_delay_that_is_too_long_for_a_wait_queue_is_shortened_with_a_warning(more: int) -> None:
-    """If a message's delay is longer than a message can wait in a queue, `delayed relay` shortens the delay to the
-    longest possible one, and prints a warning that names the message.
+    """A message can wait in wait queues for up to 49d16h2m47s295ms, an hour less than the largest x-delay. If its delay
+    is longer, `delayed relay` shortens the delay to this time, and prints a warning that names the message.
     """
     broker = FakeBroker(job(7, x_delay=LONGEST_IN_QUEUES + more))
     relayed = Relayed(broker).run()
@@ -407,9 +407,10 @@ def test_a_delay_that_is_too_long_for_a_wait_queue_is_shortened_with_a_warning(m
     assert relayed.warnings == ([f"message m is delayed by {longest}, the longest possible delay"] if more else [])
 
 
-def test_delayed_relay_rejects_a_message_that_cannot_be_encoded() -> None:
-    """If a message cannot be encoded, `delayed relay` rejects it, so that the broker dead-letters it. The command
-    prints a warning that names the dead-letter queue, and relays the messages that follow.
+def test_delayed_relay_rejects_a_message_that_it_cannot_encode() -> None:
+    """If `delayed relay` has received a message that it cannot encode, and so cannot publish again, it rejects the
+    message, so that the broker dead-letters it. The command prints a warning that names the dead-letter queue, and
+    relays the messages that follow.
     """
     broker = FakeBroker(job(1), job(2, b"cannot be encoded"), job(3))
     relayed = Relayed(broker).run()
@@ -509,7 +510,7 @@ class Monotonic:
 
 
 @pytest.mark.parametrize("broker_name", ["RabbitMQ 4.2", "the embedded broker"])
-def test_a_message_is_acknowledged_once_its_new_wait_queue_would_survive_a_kill_of_rabbitmq(
+def test_a_message_is_acknowledged_once_rabbitmq_would_no_longer_lose_its_new_wait_queue(
     monkeypatch: pytest.MonkeyPatch, broker_name: str
 ) -> None:
     """If RabbitMQ is killed just after it has declared a quorum queue, it may lose the queue with its messages. When

@@ -105,8 +105,8 @@ def test_all_delays_up_to_a_minute_need_only_158_wait_queues() -> None:
     "message", [Message(b"x", delay=5.25), Message(b"x", due=1893456000.125)], ids=["delay", "due time"]
 )
 def test_a_delay_is_kept_to_the_millisecond_in_ndjson(message: Message) -> None:
-    """`send --json` reads a delay or due time that `send --failed-to` has written as NDJSON exactly, to the
-    millisecond.
+    """mqtool writes a message's delay or due time to NDJSON exactly, to the millisecond, and reads the same time back.
+    `send --failed-to` and `send --json` rely on this.
     """
     line = ndjson.from_message(message)
     again = ndjson.to_message(line, "line 1")

@@ -201,8 +201,8 @@ def test_messages_are_published_in_the_frames_that_pika_would_send(*, persistent
 
 def test_messages_with_the_same_properties_are_sent_with_the_delivery_mode_of_their_command() -> None:
     """mqtool caches encoded properties. If a persistent and a transient command publish messages with the same
-    properties, each message is still sent with its own command's delivery mode. A message id of 255 bytes that are not
-    valid UTF-8 is sent unchanged.
+    properties, each message is still sent with its own command's delivery mode. This is also true of a message whose id
+    has 255 bytes that are not valid UTF-8.
     """
     encoder, message = PublishEncoder(3, BODY_MAX + 500), Message(b"", message_id="\udce9" + "x" * 254)
     for persistent in (True, False, True):

@@ -51,9 +51,10 @@ def test_messages_without_a_consumer_are_reported() -> None:
 
 
 def test_consumers_that_never_acknowledge_are_reported() -> None:
-    """`doctor` reports a queue whose consumers have acknowledged nothing, and hold more unacknowledged messages than
-    there are consumers. With one unacknowledged message or fewer for each consumer, which may be long tasks, it reports
-    the queue only if their number has grown between two measurements.
+    """`doctor` reports a queue whose consumers have acknowledged nothing, at all or between two measurements, and hold
+    more unacknowledged messages than there are consumers. A single unacknowledged message for each consumer may be a
+    long task: in this case, `doctor` reports the queue only if the number of unacknowledged messages has grown between
+    two measurements.
     """
     assert forgets_to_acknowledge(queue(unacked=5, consumers=1))
     assert not forgets_to_acknowledge(queue(unacked=2, consumers=2))
@@ -74,8 +75,9 @@ def test_dropped_messages_are_counted() -> None:
 
 
 def test_a_classic_queue_that_would_lose_messages_at_a_restart_is_reported() -> None:
-    """`doctor` reports a durable classic queue that rejects messages, but holds more than its lowest limit, in messages
-    or bytes: RabbitMQ drops or dead-letters the surplus when it restarts. Unacknowledged messages count as well.
+    """`doctor` reports a durable classic queue that is set to reject messages beyond a limit, in messages or bytes, but
+    holds more: RabbitMQ drops or dead-letters the surplus when it restarts. If an argument and a policy set the limit,
+    the lower value applies. Unacknowledged messages count as well.
     """
 
     def said(overflow: str = "reject-publish", policy: Json | None = None, **more: object) -> list[str]:

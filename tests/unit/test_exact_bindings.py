@@ -220,8 +220,8 @@ def test_queue_convert_cannot_keep_a_binding_with_arguments_of_unusual_types(
 
 
 def test_queue_convert_cannot_keep_a_binding_with_arguments_that_mqtool_cannot_send(broker: Broker) -> None:
-    """If the name of an argument, as the management API shows it, is longer than AMQP allows, `queue convert` cannot
-    keep the binding, and makes no trial binding.
+    """`queue convert` finds out the types of a binding's arguments with a trial binding. If the management API shows an
+    argument whose name is longer than AMQP allows, the command makes no trial binding, and cannot keep the binding.
     """
     shown_like_this = {**view(bound({"a": "text"})), "arguments": {"a" * 256: "text"}}
     assert [found for _, found in broker.exact().of([shown_like_this])] == [None]
@@ -247,8 +247,8 @@ def test_queue_convert_makes_trial_bindings_for_up_to_50_bindings_at_once(broker
 
 
 def test_queue_convert_makes_no_more_trial_bindings_than_needed(broker: Broker) -> None:
-    """`queue convert` makes trial bindings for 50 of a queue's bindings at a time. If one of the first 50 cannot be
-    kept, it knows this before it makes trial bindings for the others.
+    """To find out the types of arguments, `queue convert` makes trial bindings for 50 of a queue's bindings at a time.
+    If one of the first 50 cannot be kept, the command knows this before it makes trial bindings for the others.
     """
     bindings = [bound({"unknown": Int8(5)}), *(bound({"m": str(number)}) for number in range(100))]
     assert next(broker.exact().of([view(each) for each in bindings])) == (view(bindings[0]), None)
@@ -257,7 +257,7 @@ def test_queue_convert_makes_no_more_trial_bindings_than_needed(broker: Broker) 
 
 def test_queue_convert_cannot_keep_a_binding_with_large_arguments(broker: Broker) -> None:
     """If the arguments of a binding take more than 8,192 bytes as JSON, `queue convert` cannot keep the binding. It
-    makes no trial binding, because that would copy the arguments.
+    makes no trial binding to find out the types of the arguments, because that would copy the arguments.
     """
     largest, larger = (bound({"a": "x" * (8192 - len('{"a": ""}') + more)}) for more in (0, 1))
     assert len(json.dumps(largest.arguments)) == 8192
@@ -272,7 +272,7 @@ def test_queue_convert_cannot_keep_a_binding_with_large_arguments(broker: Broker
 @pytest.mark.parametrize("arguments", [{}, {"a": "text"}])
 def test_a_binding_keeps_its_routing_key_and_destination(broker: Broker, key: str, arguments: dict[str, Any]) -> None:
     """`queue convert` keeps a binding whatever its routing key is, and whether it leads to a queue or to an exchange.
-    For a binding without arguments, it makes no trial binding.
+    It makes a trial binding, to find out the types of arguments, only if the binding has arguments.
     """
     for to_exchange in (False, True):
         binding = Binding("logs", "other", key, arguments, to_exchange)
@@ -292,9 +292,9 @@ def test_queue_convert_cannot_keep_a_binding_whose_routing_key_is_not_utf_8(
 
 
 def test_trial_bindings_leave_nothing_behind_if_queue_convert_is_killed(broker: Broker) -> None:
-    """The trial bindings of `queue convert` are between an exclusive queue and an auto-delete exchange, so the broker
-    deletes them even if the command is killed. Their names begin with that of the queue to convert, and each trial uses
-    another name.
+    """To find out the types of arguments, `queue convert` makes trial bindings between an exclusive queue and an
+    auto-delete exchange. The broker deletes this queue and this exchange even if the command is killed. Their names
+    begin with the name of the queue to convert, and each trial uses another name.
     """
     broker.of(*(bound({"m": str(number)}) for number in range(51)))
     names = [each.name for each in broker.declared]
@@ -323,8 +323,9 @@ def test_queue_convert_deletes_its_trial_queue_and_exchange_if_a_trial_is_refuse
 def test_queue_convert_waits_until_the_management_api_shows_its_trial_bindings(
     broker: Broker, clock: list[float]
 ) -> None:
-    """In a cluster, the management API may not show new bindings immediately. `queue convert` looks for its trial
-    bindings every 50 ms until the API shows all of them.
+    """To find out the types of arguments, `queue convert` makes trial bindings, and looks at them in the management
+    API. In a cluster, the API may not show new bindings immediately. The command looks every 50 ms until the API shows
+    all of them.
     """
     broker.unseen = 3
     bindings = [bound({"a": "text"}), bound({"b": "text"})]
@@ -336,8 +337,9 @@ def test_queue_convert_waits_until_the_management_api_shows_its_trial_bindings(
 def test_queue_convert_ends_if_the_management_api_does_not_show_its_trial_bindings(
     broker: Broker, clock: list[float]
 ) -> None:
-    """If the management API does not show the trial bindings of `queue convert` within 5 s, the command ends with an
-    error, and deletes its trial queue and trial exchange.
+    """To find out the types of arguments, `queue convert` makes trial bindings, and looks at them in the management
+    API. If the API does not show them within 5 s, the command ends with an error, and deletes its trial queue and trial
+    exchange.
     """
     broker.unseen = 1_000
     with pytest.raises(Unavailable, match=r"^the management API does not show new bindings$") as caught:

@@ -112,8 +112,8 @@ def test_a_command_is_split_into_words_in_which_placeholders_are_replaced(comman
 
 
 def test_a_long_value_is_cut_in_an_argument() -> None:
-    """In an argument of the program that `worker --exec` runs, the value of a placeholder is cut at 120,000 bytes,
-    because Linux limits the length of an argument.
+    """`worker --exec` replaces placeholders such as {routing_key} in the arguments of its program with the message's
+    values. Each value is cut at 120,000 bytes, because Linux limits the length of an argument.
     """
     assert run("printf %s {routing_key}", delivery("é" * LONG)).stdout == ("é" * (LONG // 2)).encode()
 
@@ -161,8 +161,9 @@ def test_a_file_that_is_not_executable_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_placeholder_can_name_the_program() -> None:
-    """If the program's name in `worker --exec` is a placeholder, the program whose name replaces the placeholder
-    handles the message. If there is no such program, the message counts as failed, with exit status 65.
+    """If the program in `worker --exec` is a placeholder such as {routing_key}, each message supplies the name of the
+    program that handles it. If no program has that name, the message counts as failed, as if its program had exited
+    with 65.
     """
     command = ExecCommand("{routing_key} {exchange}", capture=1000)
     for _ in range(2):
@@ -175,8 +176,9 @@ def test_a_placeholder_can_name_the_program() -> None:
 def test_a_message_that_names_a_file_that_cannot_be_run_counts_as_failed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
-    """If a placeholder is part of the program's name in `worker --exec`, and makes the name too long, or names a file
-    that is not a program, the message counts as failed, with exit status 65. The worker continues.
+    """The program's name in `worker --exec` may contain a placeholder such as {message_id}. If the message's value
+    makes the name too long, or the file with this name cannot be run, the message counts as failed, as if its program
+    had exited with 65.
     """
     monkeypatch.chdir(tmp_path)
     for file, content in (("on-no-interpreter.sh", b"#!/no/such\n"), ("on-not-a-program.sh", b"\0")):

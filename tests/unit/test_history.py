@@ -98,13 +98,13 @@ def test_mqtool_counts_how_often_a_dead_letter_was_moved_back(headers: dict[str,
         "exchange that is not UTF-8",
     ],
 )
-def test_origin_headers_count_only_if_the_message_came_through_the_default_exchange(
+def test_origin_headers_count_only_in_messages_from_the_default_exchange_or_a_wait_queue_for_retries(
     headers: dict[str, Any] | None, exchange: str, key: str, origin: Origin
 ) -> None:
-    """The headers `mqtool-exchange` and `mqtool-routing-key` name the exchange and routing key with which a message was
-    first published. mqtool trusts them in a message that came to its queue directly through the default exchange, or
-    from a wait queue for the queue's retries. If a header is missing, invalid or not trusted, mqtool uses the exchange
-    or routing key of the delivery.
+    """The headers `mqtool-exchange` and `mqtool-routing-key` name the origin of a message: the exchange and routing key
+    with which it was first published. mqtool trusts them in a message that came to its queue directly through the
+    default exchange, or from a wait queue for the queue's retries. If a header is missing, invalid or not trusted,
+    mqtool uses the exchange or routing key of the delivery.
     """
     assert history.origin_of(delivery(headers, exchange, key)) == origin
 
@@ -148,8 +148,8 @@ def test_a_moved_message_keeps_only_origin_headers_that_mqtool_trusts(
 
 def test_a_dead_letter_whose_headers_are_too_large_keeps_the_essential_ones() -> None:
     """If the headers of a dead letter are too large, mqtool removes all of them except the number of attempts, the
-    origin, the time of the first failure, and how often it was moved back from a dead-letter queue. mqtool keeps all
-    other properties of the dead letter.
+    original exchange and routing key, the time of the first failure, and how often the dead letter was moved back from
+    a dead-letter queue. mqtool keeps all other properties of the dead letter.
     """
     headers = {"mqtool-attempts": 3, "mqtool-first-failure": FIRST, "large": "x" * 1000, **_PUBLISHED}
     large = delivery(headers)

@@ -112,8 +112,9 @@ def test_the_io_thread_runs_one_function_after_another() -> None:
 
 
 def test_a_bug_that_ends_the_io_thread_is_reported(caplog: pytest.LogCaptureFixture) -> None:
-    """If a function on the I/O thread raises an error, the thread ends. The thread's owner gets the error, so that no
-    caller waits for a reply forever. The error is also logged, so that `--debug` shows it.
+    """If a function on the I/O thread raises an error, the thread ends. The error is passed to the callback that was
+    given when the thread was created, so that no caller waits for a reply forever. The error is also logged, so that
+    `--debug` shows it.
     """
     caplog.set_level(logging.ERROR)
     found: list[Exception] = []
@@ -299,11 +300,11 @@ def test_a_channel_that_the_broker_closes_without_a_request_is_reported(
     assert channel.pika is None
 
 
-def test_an_abandoned_channel_that_is_closed_does_not_affect_its_successor(
+def test_closing_a_replaced_channel_does_not_affect_the_new_one(
     broker: ScriptedBroker, channel: Channel, clock: Clock
 ) -> None:
-    """If a new channel has replaced another one, and the broker then closes the old one, no error is reported, and a
-    request on the new channel gets its reply.
+    """If mqtool has replaced a channel with a new one, and the broker then closes the old channel, no error is
+    reported, and a request on the new channel gets its reply.
     """
     old = channel.leave()
     assert old is not None

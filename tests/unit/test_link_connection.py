@@ -819,9 +819,9 @@ def test_a_link_that_mqtool_did_not_ask_for_raises_value_error(broker: Broker, s
 
 
 def test_a_management_request_is_sent_settled(broker: Broker, session: LinkConnection) -> None:
-    """mqtool sends AMQP 1.0 management requests settled, even if the broker's incoming window is closed. They are not
-    sent again after a reconnection. While the connection is lost, only the thread that reopens the connection can send
-    them: in other threads, Lost is raised.
+    """An AMQP 1.0 session sends a management request settled and immediately, even if the broker's incoming window is
+    closed. It does not keep the request, so the caller must send it again after a reconnection. While the connection is
+    lost, only the thread that reopens it can send a request. In other threads, the error Lost is raised.
     """
     session._broker_window = 0
     session.send_request(7, b"request")

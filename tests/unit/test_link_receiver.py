@@ -163,9 +163,9 @@ def test_the_attach_frame_of_a_receiver_contains_its_queue_filters_and_settle_mo
 
 
 def test_a_receiver_of_replies_asks_the_broker_for_an_address(broker: Broker) -> None:
-    """An AMQP 1.0 receiver without an address asks the broker for settled deliveries from a volatile queue, which the
-    broker deletes when the link is detached. The broker chooses the queue's address, and a new one after each
-    reconnection.
+    """An AMQP 1.0 receiver for replies to requests has no address of its own. It asks the broker for settled deliveries
+    from a volatile queue, which the broker deletes when the link is detached. The broker chooses the queue's address,
+    and may choose another one after a reconnection.
     """
     receiver = attached(broker, None)
     assert receiver.address == "/queues/reply"
@@ -245,7 +245,7 @@ def test_a_quarter_of_the_prefetched_deliveries_are_accepted_together(broker: Br
 @pytest.mark.parametrize("acknowledge", [True, False])
 def test_deliveries_that_the_caller_settles_are_not_accepted_again(broker: Broker, *, acknowledge: bool) -> None:
     """An AMQP 1.0 receiver does not accept a delivery that the caller has settled. With acknowledge=False, the receiver
-    accepts no delivery at all. When it ends, its link then stays attached, so that the caller can still settle
+    accepts no delivery at all, and its link stays attached when the receiver ends, so that the caller can still settle
     deliveries.
     """
     broker.bodies = [b"1", b"2"]
@@ -271,8 +271,8 @@ def test_a_receiver_with_a_message_limit_receives_no_more_messages_than_that(bro
 
 def test_a_receiver_grants_credit_again_when_half_of_the_prefetch_is_free(broker: Broker) -> None:
     """An AMQP 1.0 receiver first grants as much credit as its prefetch. It grants more once more than half of the
-    prefetch is free, or once the broker has no credit left and some of the prefetch is free. With a prefetch of 0, the
-    credit is 65,535.
+    prefetch is free, or once the broker has no credit left and some of the prefetch is free. With a prefetch of 0,
+    which means no limit, the credit is 65,535.
     """
     receiver = attached(broker, prefetch=10)
     assert receiver.wanted_credit() == 10
@@ -298,8 +298,9 @@ def test_a_receiver_grants_credit_again_when_half_of_the_prefetch_is_free(broker
 
 
 def test_the_prefetch_limits_settled_deliveries_that_the_caller_has_not_received(broker: Broker) -> None:
-    """With automatic acknowledgement, or for replies, an AMQP 1.0 receiver grants new credit only when the caller
-    receives deliveries. The number of deliveries that wait for the caller therefore never exceeds the prefetch.
+    """If an AMQP 1.0 receiver gets settled deliveries, because of automatic acknowledgement or because they are replies
+    to requests, it grants new credit only when the caller receives deliveries. The number of deliveries that wait for
+    the caller therefore never exceeds the prefetch.
     """
     for receiver in (attached(broker, prefetch=10, auto_ack=True), attached(broker, None, prefetch=10)):
         assert receiver.wanted_credit() == 10
@@ -343,9 +344,9 @@ def test_the_delivery_count_of_a_link_starts_at_the_brokers_initial_delivery_cou
 
 
 def test_a_receiver_that_ends_withdraws_its_credit(broker: Broker) -> None:
-    """When an AMQP 1.0 receiver ends, it withdraws the credit that the broker has left, and grants no more. It has
-    stopped once the broker reports a credit of 0. If the broker has no credit left, or the link is not attached, the
-    receiver sends nothing.
+    """When an AMQP 1.0 receiver ends, it withdraws the credit that the broker has left, and grants no more. It counts
+    as stopped (has_stopped) once the broker reports a credit of 0. If the broker has no credit left, or the link is not
+    attached, the receiver sends nothing.
     """
     receiver = attached(broker, prefetch=1)
     receiver.flow(Flow(0, 0, 0, 0, 0, 0, 0))
@@ -393,10 +394,10 @@ def test_a_message_in_several_frames_is_one_delivery(broker: Broker) -> None:
     assert [(each.body, each.delivery_tag) for each in receiver.arrived()] == [(b"abcdef", 1)]
 
 
-def test_deliveries_from_before_a_reconnection_are_dropped(broker: Broker) -> None:
+def test_deliveries_from_before_a_reconnection_are_dropped_if_the_broker_delivers_them_again(broker: Broker) -> None:
     """After a reconnection, an AMQP 1.0 receiver drops deliveries that the caller has not received yet, because the
-    broker delivers them again. With automatic acknowledgement, the broker does not deliver them again, so the receiver
-    keeps them for the caller.
+    broker delivers them again. The exception is a receiver with automatic acknowledgement: the broker does not deliver
+    its messages again, so the receiver keeps them for the caller.
     """
     for auto_ack in (False, True):
         receiver = attached(broker, auto_ack=auto_ack, idle_timeout=1.0)
@@ -522,7 +523,8 @@ def test_a_receiver_keeps_its_time_limits(broker: Broker) -> None:
 
 def test_a_connection_that_is_lost_for_good_ends_a_receiver(broker: Broker) -> None:
     """If the connection of an AMQP 1.0 receiver is lost for good, the receiver raises the connection's error when the
-    caller asks for the next delivery. Before that, it marks the delivery that the caller has handled as accepted.
+    caller asks for the next delivery. Just before that, it accepts the previous delivery, as it always does, even if
+    the broker can no longer learn of this.
     """
     broker.bodies = [b"1"]
     deliveries = attached(broker).deliveries()

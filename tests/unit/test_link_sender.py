@@ -106,9 +106,10 @@ def messages(*bodies: bytes) -> Iterator[Message]:
     return (Message(body) for body in bodies)
 
 
-def test_receipts_of_amqp_1_0_messages_come_in_the_order_of_publishing(broker: Broker) -> None:
-    """An AMQP 1.0 sender yields receipts in the order of publishing, each with the number of its message. If a later
-    message gets its outcome first, the sender keeps the receipt back until the earlier messages have theirs.
+def test_responses_to_amqp_1_0_messages_are_yielded_in_the_order_of_publishing(broker: Broker) -> None:
+    """An AMQP 1.0 sender yields a receipt for each message: the message, its number, and the broker's response. It does
+    so in the order of publishing. If the broker responds to a later message first, the sender keeps that receipt back
+    until the earlier messages have theirs.
     """
     broker.steps = [lambda: broker.decide(b"2"), lambda: broker.decide(b"1", state=Released()), broker.decide]
     sender = Sender(broker, QUEUE, persistent=False)
@@ -139,13 +140,13 @@ def rejected(condition: str, description: str | None = None, **info: object) -> 
     ],
     ids=["accepted", "released", "modified", "rejected", "queue", "no reason", "no queue", "condition", "no info"],
 )
-def test_the_receipt_of_a_message_contains_its_outcome_and_the_reason(
+def test_the_receipt_of_a_message_contains_the_brokers_response_and_the_reason(
     broker: Broker, state: object, confirmation: str, reason: str
 ) -> None:
-    """The receipt of an AMQP 1.0 message says `confirmed` if the broker accepted the message, `returned` if the broker
-    released the message, and `nacked` after any other outcome. If the outcome names the queue that rejected the
-    message, the receipt's reason names this queue. Otherwise, the reason is the description or the condition of the
-    broker's error, if any.
+    """An AMQP 1.0 sender yields a receipt with the broker's response to a message: `confirmed` if the broker accepted
+    the message, `returned` if the broker released it, and `nacked` after any other outcome. If the outcome names the
+    queue that rejected the message, the receipt's reason names this queue. Otherwise, the reason is the description or
+    the condition of the broker's error, if any.
     """
     broker.steps = [lambda: broker.decide(state=state)]
     [receipt] = Sender(broker, QUEUE, persistent=False).send([Message(b"")])
@@ -153,9 +154,9 @@ def test_the_receipt_of_a_message_contains_its_outcome_and_the_reason(
 
 
 def test_the_receipt_of_a_message_that_was_not_accepted_contains_the_exchange_and_routing_key(broker: Broker) -> None:
-    """If the broker does not accept an AMQP 1.0 message, the message in the receipt has the exchange and the routing
-    key with which it was published, so that it can be published again. The receipt of an accepted message contains the
-    published object itself.
+    """An AMQP 1.0 sender yields a receipt for each message: the message and the broker's response. If the broker did
+    not accept the message, the message in the receipt has the exchange and the routing key with which it was published,
+    so that it can be published again. Otherwise, the receipt contains the published object itself.
     """
     given = Message(b"1"), Message(b"2")
     broker.steps = [lambda: broker.decide(b"1", state=Rejected()), broker.decide]
@@ -311,10 +312,12 @@ def test_a_batch_is_sent_up_to_an_invalid_message_over_amqp_1_0(broker: Broker) 
     assert [message.body for message in batch] == [b"3", b"4"]
 
 
-def test_a_lost_connection_ends_sending_after_the_receipts_of_earlier_outcomes(broker: Broker) -> None:
-    """If the connection of an AMQP 1.0 sender is lost for good, send() first yields the receipts of messages that have
-    an outcome, and then raises the connection's error. The sender's attribute `unconfirmed` contains the other
-    messages.
+def test_send_yields_the_brokers_responses_before_the_error_of_a_connection_that_is_lost_for_good(
+    broker: Broker,
+) -> None:
+    """If the connection of an AMQP 1.0 sender is lost for good, send() first yields a receipt for each message to which
+    the broker has responded, and then raises the connection's error. The sender's attribute `unconfirmed` contains the
+    other messages.
     """
 
     def fail() -> None:
@@ -383,9 +386,9 @@ def test_a_sender_keeps_to_a_window_of_16_mib(broker: Broker) -> None:
     assert sent_before == [3, 4, 4, 4]
 
 
-def test_receipts_are_yielded_while_there_is_no_input(broker: Broker) -> None:
-    """While there is no input, an AMQP 1.0 sender waits for outcomes for up to 50 ms at a time, yields the receipts,
-    and then looks for input again.
+def test_responses_of_the_broker_are_yielded_while_there_is_no_input(broker: Broker) -> None:
+    """While there is no input, an AMQP 1.0 sender waits for the broker's responses for up to 50 ms at a time. It yields
+    a receipt for each message with a response, and then looks for input again.
     """
     looked = list[float]()
 
@@ -425,8 +428,8 @@ def test_a_sender_without_input_does_not_wait_if_it_was_told_to_stop(broker: Bro
 
 
 def test_a_missing_outcome_raises_not_confirmed(broker: Broker) -> None:
-    """If the broker does not send the outcome of an AMQP 1.0 message within the confirm timeout, the sender first
-    yields the receipts of earlier messages, and then raises NotConfirmed. The error says how many messages are
+    """If the broker does not send the outcome of an AMQP 1.0 message within the confirm timeout, send() first yields
+    the earlier messages with their outcomes, and then raises NotConfirmed. The error says how many messages are
     unconfirmed, and its hint names the option for a longer timeout.
     """
     broker.steps = [lambda: broker.decide(b"1"), lambda: setattr(broker, "now", broker.now + 2)]
@@ -446,7 +449,7 @@ def test_a_missing_outcome_raises_not_confirmed(broker: Broker) -> None:
 
 def test_a_sender_can_be_used_again_after_a_missing_outcome(broker: Broker) -> None:
     """If the outcome of an AMQP 1.0 message does not arrive in time, send() raises an error. The outcome may arrive
-    later. The next call of send() then yields the receipt of this message first, and sends further messages.
+    later. The next call of send() then yields this message with its outcome first, and sends further messages.
     """
     sender = Sender(broker, QUEUE, persistent=False)
     with pytest.raises(NotConfirmed):
@@ -501,7 +504,7 @@ def test_flush_waits_until_messages_are_sent_and_settle_until_they_have_outcomes
 def test_messages_of_a_list_are_sent_in_batches_of_256(broker: Broker) -> None:
     """With the default window, an AMQP 1.0 sender sends the messages of a list in batches of 256. If the input has
     batches of its own, it sends those. From an iterator, or with a small window, it sends messages one at a time. It
-    skips None in the input.
+    skips a None in the input, which means that there is no message yet.
     """
     listed: list[Message | None] = [Message(b"%d" % number) for number in range(600)]
     listed[5] = None

@@ -66,8 +66,8 @@ def received(session: LinkSession, count: int, queue: Queue = Q, **receiving: An
 
 def test_a_message_is_published_to_the_callers_exchange_or_to_its_own(session: LinkSession) -> None:
     """Over AMQP 1.0, publish() sends messages to the exchange and with the routing key that the caller gives. If the
-    caller gives neither, it sends each message to the message's own exchange with its own routing key. The receipt of
-    an unroutable message says that it was returned.
+    caller gives neither, it sends each message to the message's own exchange with its own routing key. If a message is
+    unroutable, publish() yields the response `returned` for it.
     """
     session.declare(X)
     session.bind(Q, X, "key")
@@ -97,7 +97,7 @@ def test_messages_are_persistent_only_if_the_caller_says_so(session: LinkSession
 
 def test_with_a_window_of_1_each_message_is_confirmed_before_the_next_is_taken(session: LinkSession) -> None:
     """With a window of 1, publish() over AMQP 1.0 takes the next message from its input only after it has yielded the
-    receipt of the previous one.
+    previous message with the broker's confirm.
     """
     log = list[str]()
 
@@ -132,8 +132,8 @@ def test_a_message_that_the_broker_does_not_confirm_in_time_is_listed_as_unconfi
 
 
 def test_deliveries_that_the_caller_has_not_accepted_are_requeued(vhost: Vhost, session: LinkSession) -> None:
-    """If the caller accepts AMQP 1.0 deliveries itself, is_current() is True for a delivery until the caller accepts
-    it. When the session is closed, the broker requeues the deliveries that were not accepted.
+    """If the caller accepts AMQP 1.0 deliveries itself, the session's method is_current() returns True for a delivery
+    that is not accepted yet. When the session is closed, the broker requeues the deliveries that were not accepted.
     """
     publish(session, b"1", b"2", b"3", routing_key="q")
     deliveries = received(session, 3, acknowledge=False)
@@ -243,8 +243,8 @@ def test_a_session_reconnects_after_the_loss_of_its_connection_and_reports_it(vh
 
 @pytest.mark.parametrize("strict", [True, False])
 def test_a_strict_session_fails_if_a_queue_has_other_settings(connect: Connect, *, strict: bool) -> None:
-    """If a queue exists with other settings, declaring it over AMQP 1.0 raises DeclaredDifferently in a strict session.
-    In a session that is not strict, which is the default, mqtool prints a notice and uses the queue as it is.
+    """If a queue exists with other settings, declaring it over AMQP 1.0 raises DeclaredDifferently in a session with
+    strict=True. With strict=False, the default, mqtool prints a notice and uses the queue as it is.
     """
     notices = list[str]()
     session = connect(notice=notices.append, **({"strict": True} if strict else {}))

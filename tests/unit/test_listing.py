@@ -251,7 +251,7 @@ def test_a_list_with_more_pages_than_any_broker_has_is_refused() -> None:
 
 
 @pytest.mark.parametrize("page", [b"{}", b"null", b'{"items": {}, "page_count": 1}', b'{"items": []}'])
-def test_a_page_that_contains_no_list_of_objects_is_not_one_of_the_management_api(page: bytes) -> None:
+def test_a_page_that_contains_no_list_of_objects_is_not_from_a_management_api(page: bytes) -> None:
     """If mqtool requests a page of a list, and the server responds with JSON that contains no list of objects or no
     number of pages, the request fails with Unavailable. The error says that the server is not a management API.
     """
@@ -267,9 +267,9 @@ def test_an_object_without_keys_may_be_an_empty_array() -> None:
     assert list(objects([node])) == [{}, {"arguments": {}, "queue": {}, "incoming": [{"channel_details": {}}]}]
 
 
-def test_an_empty_page_is_the_last_one_of_a_list() -> None:
-    """If a page of a list from the management API is empty, mqtool soon stops requesting pages, even if the server
-    announces 2,000 of them.
+def test_no_pages_of_a_list_are_requested_after_an_empty_one() -> None:
+    """If a page of a list from the management API is empty, mqtool takes the list to be complete, even if the server
+    announces 2,000 pages. It requests no further pages, except a few that it has requested in advance.
     """
     requests = count(1)
 
@@ -281,7 +281,7 @@ def test_an_empty_page_is_the_last_one_of_a_list() -> None:
     assert next(requests) < 9
 
 
-def test_a_response_that_only_begins_with_json_is_not_one_of_the_management_api() -> None:
+def test_a_response_that_only_begins_with_json_is_not_from_a_management_api() -> None:
     """If a server's response to a management API request is a JSON value followed by other text, the request fails with
     Unavailable. The error says that the server is not a management API.
     """

@@ -265,8 +265,8 @@ def test_an_existing_queue_with_other_settings_is_used_with_a_notice(
     broker: Broker, *, strict: bool, exactly: bool
 ) -> None:
     """If a queue exists with other settings, declaring it over AMQP 1.0 uses the queue as it is, and prints a notice,
-    which is not repeated after a reconnection. In a strict session, or with exactly=True, declaring the queue raises
-    DeclaredDifferently.
+    which is not repeated after a reconnection. In a session with strict=True, or if the caller passes exactly=True,
+    declaring the queue raises DeclaredDifferently instead.
     """
     notices = list[str]()
     session = topology(broker, strict=strict, notices=notices)
@@ -285,10 +285,10 @@ def test_an_existing_queue_with_other_settings_is_used_with_a_notice(
             session.declare(Q)
 
 
-def test_accepted_settings_are_used_without_a_notice(broker: Broker) -> None:
-    """If a queue exists with other settings, declaring it over AMQP 1.0 prints no notice once the caller has accepted
-    its settings with accept_settings(). If an exchange of the same name exists with other settings, declaring the
-    exchange still prints a notice.
+def test_a_queue_that_may_have_other_settings_is_used_without_a_notice(broker: Broker) -> None:
+    """After the caller has called accept_settings() for a queue, declaring the queue over AMQP 1.0 uses an existing
+    queue with other settings without a notice. If an exchange of the same name exists with other settings, declaring
+    the exchange still prints a notice.
     """
     notices = list[str]()
     session = topology(broker, notices=notices)

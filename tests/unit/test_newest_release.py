@@ -15,8 +15,9 @@ RELEASES = [
 
 
 def test_broker_up_must_accept_a_new_release_series_within_two_weeks() -> None:
-    """CI's weekly comparison fails if a RabbitMQ release series, such as 4.4, has been out for more than 14 days and
-    `broker up --like` does not accept it. Release candidates do not count.
+    """Each week, CI compares the releases of RabbitMQ with those that `broker up --like` accepts. The comparison fails
+    if a release series, such as 4.4, has been out for more than 14 days and is not accepted. Release candidates do not
+    count.
     """
     line, is_in_time = compare(RELEASES, datetime(2030, 1, 24, 12, tzinfo=UTC))
     assert (is_in_time, "RabbitMQ 9.1, out for 14 days" in line) == (True, True)
@@ -25,7 +26,9 @@ def test_broker_up_must_accept_a_new_release_series_within_two_weeks() -> None:
 
 
 def test_a_patch_release_passes_the_weekly_comparison() -> None:
-    """CI's weekly comparison passes for every patch release of a RabbitMQ series that `broker up --like` accepts."""
+    """Each week, CI compares the releases of RabbitMQ with those that `broker up --like` accepts. A patch release
+    passes the comparison if `broker up --like` accepts its series.
+    """
     newest = PROFILES[list(Like)[-1]].version.rpartition(".")[0]
     releases = [{"tag_name": f"v{newest}.99", "published_at": "2026-11-16T20:08:00Z"}]
     assert compare(releases, datetime(2030, 1, 1, tzinfo=UTC))[1]
