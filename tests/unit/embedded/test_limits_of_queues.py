@@ -497,9 +497,9 @@ def test_a_recovered_message_expires_no_later_than_its_ttl_allows(
     stored: int | None,
     lasts: int | None,
 ) -> None:
-    """A message that is recovered from disk expires at its stored expiration time, but no later than one TTL (its own
-    or the queue's) after the recovery. The second limit applies if the clock was ahead when the time was stored. A
-    message without a stored time does not expire.
+    """A message that is recovered from disk expires at its stored expiration time, or when one TTL (its own or the
+    queue's) has passed since the recovery, whichever is earlier. The latter is earlier if the clock was ahead when the
+    time was stored. A message without a stored time does not expire.
     """
     if policy_ttl is not None:
         vhost.policies.put(USER, Policy("p", ".*", {"message-ttl": Int32(policy_ttl)}))

@@ -219,7 +219,7 @@ def test_a_delayed_message_is_shown_until_its_delay_is_over(scene: Scene) -> Non
     assert {*scene.found.shown.values()} == {("q", True)}
 
 
-def test_a_delayed_message_that_is_not_shown_has_no_events(scene: Scene) -> None:
+def test_no_event_of_a_delayed_message_that_is_left_out_is_shown(scene: Scene) -> None:
     """If too many messages with the same exchange and routing key are published, `mqtool ui` leaves out some of them.
     It shows no event of a delayed message that it has left out, not even when the delay is over. A later message with
     this exchange and routing key is shown from its publication on.
