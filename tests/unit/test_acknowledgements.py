@@ -75,9 +75,9 @@ class Loop:
 
 
 def test_acknowledgements_are_sent_together() -> None:
-    """The acknowledgements of a batch, which is a number of deliveries that arrived together, are sent together: at the
-    end of the batch or 2 ms after the first acknowledgement, whichever is earlier. flush(), which a channel calls
-    before it is closed, sends pending acknowledgements without waiting for the rest of the batch.
+    """The acknowledgements of deliveries that arrived together are sent together: once the last of these deliveries is
+    acknowledged, or 2 ms after the first acknowledgement, whichever is earlier. flush(), which mqtool calls before it
+    closes a channel, sends pending acknowledgements without waiting for others.
     """
     loop, sent = Loop(), list[list[int]]()
 

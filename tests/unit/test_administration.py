@@ -49,10 +49,12 @@ def routed(channel: Channel, exchange: str, key: str, headers: dict[str, Any] | 
         Exchange("x", "headers", auto_delete=True, internal=True, arguments={"alternate-exchange": "y"}),
     ],
 )
-def test_an_exchange_or_a_queue_is_declared_with_all_of_its_settings(
+def test_an_exchange_or_a_queue_is_declared_with_exactly_its_properties_and_arguments(
     channel: Channel, amqp_vhost: Vhost, api: Management, thing: Exchange | Queue
 ) -> None:
-    """After mqtool has declared an exchange or a queue, it exists on the broker with exactly the declared settings."""
+    """After mqtool has declared an exchange or a queue, it exists on the broker with exactly the properties, such as
+    durable, and the arguments of the declaration.
+    """
     channel.declare(thing)
     kind = "queues" if isinstance(thing, Queue) else "exchanges"
     view = api.get(path(kind, amqp_vhost.name, thing.name))
@@ -124,7 +126,9 @@ def test_depth_purge_and_delete_queue_return_the_number_of_messages(channel: Cha
 
 @pytest.mark.parametrize("ask", [administration.depth, administration.ready_after_deliveries, administration.purge])
 def test_a_missing_queue_has_no_depth_and_cannot_be_purged(channel: Channel, ask: Any) -> None:
-    """If a queue does not exist, depth(), ready_after_deliveries() and purge() raise NotFound, and do not create it."""
+    """depth() and ready_after_deliveries() return how many messages a queue has, and purge() removes them. If the queue
+    does not exist, all three raise NotFound, and do not create it.
+    """
     for _ in range(2):
         with pytest.raises(NotFound, match="no queue 'q'"):
             ask(channel, "q")

@@ -186,7 +186,7 @@ def test_a_client_with_a_certificate_can_log_in_as_its_subject(
 
 @pytest.mark.parametrize("header", [AMQP_HEADER, b"AMQP\x02\x01\x00\x00", b"GET / HT"])
 @pytest.mark.parametrize("logged_in", [False, True])
-def test_another_protocol_header_is_answered_with_the_sasl_header(
+def test_a_wrong_protocol_header_is_answered_with_the_sasl_header(
     stranger: MemoryClient10, header: bytes, logged_in: bool
 ) -> None:
     """If an AMQP 1.0 client does not begin with the SASL header, or does not send the AMQP header after its login, the
@@ -393,12 +393,12 @@ def test_a_frame_of_exactly_the_largest_size_is_read(stranger: MemoryClient10, s
         ("open", raw_frame(b"\0"), "amqp:decode-error", "cannot decode frame: "),
     ],
 )
-def test_an_unexpected_frame_closes_the_connection(
+def test_an_undecodable_or_unexpected_frame_closes_the_connection(
     stranger: MemoryClient10, logged: list[str], state: str, data: bytes, condition: str, text: str
 ) -> None:
-    """If an AMQP 1.0 client sends a frame that cannot be decoded, or that is not allowed at this point, such as a
-    second open frame, the broker closes the connection, and logs why. If the connection is not open yet, the broker
-    closes the socket immediately, without a close frame.
+    """If the body of an AMQP 1.0 client's frame cannot be decoded, or if the frame is not allowed at this point, such
+    as a second open frame, the broker closes the connection, and logs why. If the connection is not open yet, the
+    broker closes the socket immediately, without a close frame.
     """
     reach(stranger, state)
     found = frames(b"".join(stranger.write_frames(data)))
@@ -507,9 +507,9 @@ def test_the_broker_closes_a_connection_and_waits_for_the_clients_close_frame(
     assert closing or other.closed
 
 
-def test_a_fault_closes_a_connection_with_its_error(client: MemoryClient10) -> None:
-    """If an injected fault closes an AMQP 1.0 connection with an error, the broker's close frame contains the error's
-    condition and text.
+def test_a_connection_that_a_fault_closes_gets_a_close_frame_with_the_error(client: MemoryClient10) -> None:
+    """If an injected fault makes the embedded broker close an AMQP 1.0 connection with an error, the broker's close
+    frame contains the condition and the text of this error.
     """
     client.connection.close(access_refused("not today"))
     assert closed(client.received()) == ("amqp:unauthorized-access", "not today")

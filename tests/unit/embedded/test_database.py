@@ -186,9 +186,9 @@ def test_an_empty_database_file_is_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("used_by", ["mark", "definition"])
-def test_a_data_directory_is_new_until_it_is_used(tmp_path: Path, used_by: str) -> None:
-    """A broker that starts on a new data directory creates its defaults, such as the user guest. A data directory
-    counts as new until the broker has marked it as used or has written a definition to it.
+def test_a_data_directory_counts_as_new_until_something_is_recorded_in_it(tmp_path: Path, used_by: str) -> None:
+    """On a new data directory, the broker creates its defaults, such as the user guest. The directory no longer counts
+    as new once the broker has recorded in it that the defaults exist, or has written any definition to it.
     """
     opened = open_database(tmp_path)
     assert opened.is_new
@@ -225,7 +225,7 @@ class RecordingDisk(Disk):
 
 def test_the_writer_thread_syncs_and_checkpoints_the_database(tmp_path: Path) -> None:
     """Changes are committed to SQLite's write-ahead log. sync() syncs this log to disk, and checkpoint() copies it into
-    the database file. A thread other than the one that opened the database can call both.
+    the database file. The broker's writer thread can call both, although another thread has opened the database.
     """
     disk, log = RecordingDisk(), tmp_path / f"{FILE}-wal"
     opened = open_database(tmp_path, disk)
@@ -293,9 +293,9 @@ def test_a_message_that_is_missing_in_the_data_directory_is_an_error(rows: list[
     db.close()
 
 
-def test_definitions_are_replaced_found_and_deleted_by_kind_and_key() -> None:
-    """A definition in a data directory has a kind, such as "queue", and a name. Writing a definition replaces only the
-    one of the same kind and name, and deleting a definition deletes only that one.
+def test_a_definition_is_identified_by_its_kind_and_its_name() -> None:
+    """A definition in a data directory is identified by its kind, such as "queue", and its name. Writing a definition
+    replaces only the one of the same kind and name, and deleting a definition deletes only that one.
     """
     db = memory()
     db.text_factory = bytes

@@ -155,9 +155,9 @@ def test_a_forged_x_death_header_raises_no_error(count: object, time: Any, next_
 
 
 @pytest.mark.parametrize("forged", ["text", 5, [], ["text", 5]], ids=["text", "number", "empty list", "list of others"])
-def test_an_x_death_header_that_is_not_a_list_of_tables_counts_as_empty(forged: Any) -> None:
-    """If a publisher sets x-death to something other than a list, the broker ignores the header. If x-death is a list,
-    the broker ignores all elements of the list except tables.
+def test_elements_of_x_death_that_are_not_tables_are_ignored(forged: Any) -> None:
+    """If a publisher sets x-death to something other than a list, the broker ignores the header. In a list, it ignores
+    all elements that are not tables.
     """
     assert deaths(message({"x-death": forged})) == []
     assert len(deaths(dead(message({"x-death": forged}), trusts=True))) == 1
@@ -189,9 +189,9 @@ def test_an_x_death_header_that_is_not_a_list_of_tables_counts_as_empty(forged: 
 def test_a_dead_letter_that_returns_to_its_queue_is_dropped_unless_it_was_rejected(
     entries: list[dict[str, Any]], cycles: bool
 ) -> None:
-    """If a dead letter is routed to a queue that has dead-lettered it before, the broker drops it, because it would
-    circulate forever. The queue gets the dead letter if a consumer has rejected it in this queue, or in another queue
-    since then.
+    """If a dead letter returns to a queue that has dead-lettered it before, the broker drops it, because it would
+    circulate forever. The exception is a dead letter that a consumer has rejected, either in this queue or in another
+    one after it left this queue: the broker adds it to the queue again.
     """
     given = message({"x-death": cast(Any, entries)})
     assert would_cycle(given, "jobs") is cycles
@@ -240,11 +240,11 @@ def dead_letters(
 
 @pytest.mark.parametrize("trusts", [True, False])
 @pytest.mark.parametrize(("taken", "outcome"), [(True, Outcome.TAKEN), (False, Outcome.NOT_TAKEN)])
-def test_a_dead_letter_is_published_and_its_queue_is_told_the_outcome(
+def test_a_dead_letter_is_published_and_its_queue_learns_whether_it_was_accepted(
     trusts: bool, taken: bool, outcome: Outcome
 ) -> None:
-    """A dead letter is published to its queue's dead-letter exchange, with the queue's dead-letter routing key. The
-    broker then tells the queue whether another queue accepted the dead letter.
+    """The broker publishes a dead letter to its queue's dead-letter exchange, with the queue's dead-letter routing key.
+    It then informs the original queue whether another queue has accepted the dead letter.
     """
     published, outcomes = list[tuple[BrokerMessage, DeadLettered]](), list[Outcome]()
 
@@ -265,9 +265,9 @@ def test_a_dead_letter_is_published_and_its_queue_is_told_the_outcome(
 
 
 @pytest.mark.parametrize("exchange", [None, "e" * 256])
-def test_a_queue_without_a_dead_letter_exchange_publishes_nothing(exchange: str | None) -> None:
+def test_without_a_valid_dead_letter_exchange_dead_letters_are_not_published(exchange: str | None) -> None:
     """If a queue has no dead-letter exchange, or the name of its dead-letter exchange is longer than 255 bytes, the
-    broker does not publish its dead letters, and tells the queue that no other queue accepted them.
+    broker does not publish the queue's dead letters. They count as not accepted by any other queue.
     """
     outcomes = list[Outcome]()
     dead_letters(lambda *_: pytest.fail("published")).add(queue(exchange), message(), "expired", outcomes.append)
@@ -275,8 +275,8 @@ def test_a_queue_without_a_dead_letter_exchange_publishes_nothing(exchange: str 
 
 
 def test_a_dead_letter_that_cannot_be_published_does_not_stop_the_others(caplog: pytest.LogCaptureFixture) -> None:
-    """If an error prevents the broker from dead-lettering a message, the broker reports the failure to the message's
-    queue, and logs an error that names the queue. The next message is still dead-lettered.
+    """If an error prevents the broker from dead-lettering a message, the broker logs an error that names the message's
+    queue, and informs this queue that dead-lettering failed. The next message is still dead-lettered.
     """
     outcomes = list[Outcome]()
 
@@ -296,9 +296,9 @@ def test_a_dead_letter_that_cannot_be_published_does_not_stop_the_others(caplog:
     assert str(record.exc_info[1]) == "broken"
 
 
-def test_messages_that_wait_to_be_dead_lettered_are_dead_lettered_before_the_broker_stops() -> None:
-    """When the broker stops, it still dead-letters waiting messages for a limited time. It then returns the number of
-    those that are left.
+def test_waiting_messages_are_dead_lettered_for_a_limited_time_when_the_broker_stops() -> None:
+    """When the broker stops, it still dead-letters the messages that wait for this, but only for a limited time.
+    finish(), which does this, returns how many messages are left after that time.
     """
     clock, outcomes = FakeClock(), list[Outcome]()
 
@@ -316,8 +316,8 @@ def test_messages_that_wait_to_be_dead_lettered_are_dead_lettered_before_the_bro
 
 def test_a_dead_letter_for_many_queues_is_published_in_turns_before_the_next_one() -> None:
     """If a dead letter goes to many queues, the broker adds it to them in several turns of its event loop, and serves
-    other clients in between. After the last turn, the broker reports the outcome to the original queue, and publishes
-    the next dead letter. If the broker stops before the last turn, the dead letter counts as not published.
+    other clients in between. It publishes the next dead letter only after the last of these turns. If the broker stops
+    before the last turn, the dead letter counts as not published.
     """
     clock, outcomes, added = FakeClock(), list[Outcome](), list[tuple[int, int]]()
 

@@ -123,8 +123,8 @@ def test_a_queue_whose_arguments_are_valid_is_declared(name: str, value: Any) ->
 
 @pytest.mark.parametrize("key", ["", "k" * 255, "é" * 127, "k" * 256, "é" * 128])
 def test_a_queue_whose_dead_letter_routing_key_is_over_255_bytes_is_refused(key: str) -> None:
-    """A dead-letter routing key may have up to 255 bytes, like any routing key. The broker refuses a queue whose
-    dead-letter routing key is longer with 406.
+    """A dead-letter routing key may have up to 255 bytes, like any routing key. If it is longer, the broker refuses the
+    declaration of the queue with 406.
     """
     arguments: Table = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": key}
     wrong = "channel 406: invalid arg 'x-dead-letter-routing-key' for queue 'q' in vhost 'v': longer than 255 bytes"
@@ -159,10 +159,10 @@ def test_an_argument_of_another_queue_type_is_refused(kind: str, name: str) -> N
          "Exceeded max value for x-stream-max-segment-size-bytes"),
     ],
 )  # fmt: skip
-def test_some_invalid_arguments_have_errors_of_their_own(arguments: Table, wrong: str) -> None:
+def test_errors_for_two_invalid_arguments_differ_in_form_from_those_for_others(arguments: Table, wrong: str) -> None:
     """If a queue's dead-letter exchange is not a string, or a stream's x-stream-max-segment-size-bytes is too large,
-    the broker refuses the declaration with 406. As in RabbitMQ, the error texts have another form than those for other
-    invalid arguments.
+    the broker refuses the declaration with 406. The error texts differ in form from those for other invalid arguments,
+    as RabbitMQ's do.
     """
     assert declared(vhost_like(DEFAULT), arguments) == f"channel 406: {wrong}"
 
@@ -223,12 +223,12 @@ def test_a_broker_that_imitates_4_4_accepts_valid_arguments_of_queues(arguments:
         (Like.V4_2, Like.V4_3, {"x-queue-master-locator": "random"}, {}, "queue_master_locator"),
     ],
 )
-def test_a_deprecated_feature_is_refused_by_some_versions(
+def test_a_deprecated_feature_is_refused_if_the_imitated_version_does_not_permit_it(
     accepting: Like, refusing: Like, arguments: Table, properties: Any, feature: str
 ) -> None:
-    """If a new queue uses a deprecated feature that the imitated version of RabbitMQ no longer permits, the broker
-    closes the connection with 541, and the error names the feature. An exclusive queue may be transient in all
-    versions.
+    """If a new queue uses a deprecated feature that the imitated version of RabbitMQ does not permit, the broker closes
+    the connection with 541, and the error names the feature. One such feature is a transient queue that is not
+    exclusive. A transient queue that is exclusive is accepted.
     """
     assert declared(vhost_like(accepting), arguments, **properties) is None
     assert declared(vhost_like(refusing), arguments, **properties) == (
@@ -254,11 +254,11 @@ def test_a_deprecated_feature_is_refused_by_some_versions(
         ("stream", {"durable": False, "auto_delete": True, "owner": object()}, "auto-delete"),
     ],
 )
-def test_a_transient_auto_delete_or_exclusive_quorum_queue_or_stream_is_refused(
+def test_a_transient_auto_delete_exclusive_or_server_named_quorum_queue_or_stream_is_refused(
     kind: str, properties: Any, wrong: str
 ) -> None:
-    """The broker refuses a quorum queue or a stream with 406 if it is transient, auto-delete, exclusive or
-    server-named. The error names the property.
+    """If a quorum queue or a stream is declared as transient, auto-delete, exclusive or server-named, the broker
+    refuses the declaration with 406. The error names the property.
     """
     arguments: Table = {"x-queue-type": kind}
     expected = f"channel 406: invalid property '{wrong}' for queue 'q' in vhost 'v'"
@@ -493,8 +493,8 @@ def test_an_exchange_that_is_declared_again_must_have_the_same_properties(
     ],
 )
 def test_a_binding_to_a_headers_exchange_with_an_invalid_x_match_is_refused(mode: Any, wrong: str | None) -> None:
-    """The broker refuses a binding to a headers exchange with 406 unless its x-match is all, any, all-with-x or
-    any-with-x, or is missing.
+    """If a binding to a headers exchange has an x-match other than all, any, all-with-x and any-with-x, the broker
+    refuses the binding with 406. A binding without x-match is accepted.
     """
     vhost = vhost_like(DEFAULT)
     declared(vhost, {})
@@ -513,11 +513,11 @@ def test_a_binding_to_a_headers_exchange_with_an_invalid_x_match_is_refused(mode
         ("", "amq.direct", "Destination not found"),
     ],
 )
-def test_an_x_local_random_exchange_has_bindings_only_to_classic_queues(
+def test_an_x_local_random_exchange_has_only_bindings_to_classic_queues_with_an_empty_key(
     key: str, destination: str, wrong: str | None
 ) -> None:
-    """The broker refuses a binding from an x-local-random exchange with 406 unless its destination is a classic queue
-    and its key is empty.
+    """If a client binds something other than a classic queue to an x-local-random exchange, or binds a queue with a
+    routing key that is not empty, the broker refuses the binding with 406.
     """
     vhost = vhost_like(DEFAULT)
     exchange(vhost, "x-local-random")
@@ -579,7 +579,7 @@ def test_a_consumer_whose_argument_is_invalid_is_refused(
 def test_a_consumer_of_a_stream_needs_a_prefetch_count_and_acknowledgements(
     prefetch: int, wrong: str, *, no_ack: bool
 ) -> None:
-    """The broker refuses a consumer of a stream with 406 if it has no prefetch count. If the consumer uses automatic
+    """If a consumer of a stream has no prefetch count, the broker closes the channel with 406. If it uses automatic
     acknowledgement, the broker closes the connection with 540. A consumer of a quorum queue needs no prefetch count,
     and may use automatic acknowledgement.
     """

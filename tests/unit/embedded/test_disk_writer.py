@@ -12,7 +12,7 @@ from mqtool.broker.embedded.store.writer import Writer
 @pytest.mark.parametrize("error", [None, OSError("disk full"), KeyboardInterrupt()])
 def test_the_event_loop_goes_on_while_a_thread_writes(error: BaseException | None) -> None:
     """While a thread of the embedded broker writes to the disk, the broker's event loop keeps running. Once the write
-    is done, the event loop calls a function with the error of the write, or with None if there was no error.
+    is done, the event loop calls the callback of the write with the error, or with None if there was no error.
     """
     may_end, threads = threading.Event(), set[int]()
 
@@ -42,9 +42,9 @@ def test_the_event_loop_goes_on_while_a_thread_writes(error: BaseException | Non
 
 
 @pytest.mark.parametrize("error", [None, OSError("disk full")])
-def test_a_writer_that_is_stopped_waits_for_the_work_in_flight(error: OSError | None) -> None:
-    """When the broker stops, it waits until the write in flight is done. If the write fails, stopping the writer
-    returns the error, and the event loop does not report the error a second time.
+def test_a_broker_that_stops_waits_for_the_write_in_progress(error: OSError | None) -> None:
+    """When the broker stops, Writer.stop() waits until the write in progress is done. If this write fails,
+    Writer.stop() returns the error, and the event loop does not report the error a second time.
     """
     may_end, called = threading.Event(), list[object]()
 
@@ -66,7 +66,7 @@ def test_a_writer_that_is_stopped_waits_for_the_work_in_flight(error: OSError | 
     assert called == []
 
 
-def test_the_disk_has_one_thread_for_writing() -> None:
+def test_the_broker_has_one_thread_for_writing_to_the_disk() -> None:
     """The broker has one thread for writing to the disk, so that writes are done in order. In a profile, this thread is
     named `embedded-broker-writer`.
     """

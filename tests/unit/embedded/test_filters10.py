@@ -193,7 +193,7 @@ def test_invalid_filters_of_a_stream_consumer_are_ignored(filter_: Any10) -> Non
     assert (filters.effective, filters.arguments, filters.selector(_MESSAGE)) == ({}, {}, True)
 
 
-def test_invalid_filters_do_not_affect_others() -> None:
+def test_an_invalid_filter_does_not_affect_the_other_filters_of_a_consumer() -> None:
     """If some filters of an AMQP 1.0 consumer of a stream are invalid, the broker applies only the others, and its
     attach frame contains only these. A filter is invalid, for example, if its name is a string instead of a symbol. A
     consumer without a map of filters gets every message.
@@ -346,8 +346,8 @@ def test_an_sql_filter_that_takes_too_long_for_a_message_raises_an_error() -> No
     ("name", "units"), [("subject", 2), ("group_sequence", 1), ("content_type", 0), ("absolute_expiry_time", 1)]
 )
 def test_decoding_a_field_counts_as_work_once(name: str, units: int) -> None:
-    """The filters of an AMQP 1.0 consumer may do a limited number of units of work for each message. Decoding a field
-    of the message takes one unit, or one for each 64 bytes of text. A field is decoded, and counted, only once.
+    """The work that the filters of an AMQP 1.0 consumer may do for one message is limited to a million units. Decoding
+    a field of the message takes one unit, or one for each 64 bytes of text. A field is decoded, and counted, only once.
     """
     sent = Amqp10Message(properties=_PROPERTIES._replace(subject="s" * 191), body=data_section(b"")).encode()
     message = FilteredMessage(parse(sent))

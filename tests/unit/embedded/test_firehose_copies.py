@@ -72,9 +72,9 @@ def test_a_published_message_is_copied_with_the_queues_that_got_it(
     routed: list[str],
 ) -> None:  # fmt: skip
     """The firehose copy of a published message has the routing key `publish.` with the name of the exchange. Its
-    headers contain the routing keys and properties of the message, the queues that got it, and the publisher's
-    connection, channel and user. For a message to the default exchange, the copy lists each routing key as a queue that
-    got the message, even if no such queue exists. The copy leaves out the header BCC.
+    headers contain the routing keys and properties of the message, except the header BCC, and the publisher's
+    connection, channel and user. They also list the queues that got the message. The exception is a message to the
+    default exchange: its copy lists each routing key as a queue, even if no such queue exists.
     """
     for name, key in (("two", "jobs"), ("one", "jobs"), ("three", "other")):
         vhost.bind(vhost.exchanges["amq.direct"], add_queue(vhost, name), key, {})
@@ -152,8 +152,9 @@ def test_numbers_in_the_properties_of_a_copy_have_32_bits(
 
 
 def test_headers_that_are_nested_as_deeply_as_possible_are_copied(client: Client, copies: BrokerQueue) -> None:
-    """In a firehose copy, the headers of a message are nested deeper than in the message itself. A message whose
-    headers are nested as deeply as a client may nest them is still copied, and the broker can read the copy again.
+    """In a firehose copy, the headers of a message are nested deeper than in the message itself. Even if they are
+    nested as deeply in the message as the broker allows, the message is copied, and the encoded headers of the copy can
+    be decoded.
     """
     headers: Table = {"n": Int32(1)}
     for _ in range(MAX_DEPTH):

@@ -68,8 +68,8 @@ def entered(ledger: Ledger, row: int = 0) -> BacklogEntry:
 
 def test_the_memory_of_a_message_is_counted_until_it_leaves_its_queue(ledger: Reading) -> None:
     """A message counts towards the broker's memory use while it is in a queue, even if it was recovered from disk. When
-    the broker drops a message, the message is deleted on disk. When the broker sets a message aside because the message
-    cannot be processed, it stays on disk but takes no memory.
+    the broker drops a message, the message is deleted on disk. If an error prevents the broker from publishing a
+    message, the broker sets the message aside: it no longer counts as memory, but stays on disk.
     """
     first, second, third = entered(ledger, 1), entered(ledger, 2), entered(ledger)
     ledger.hold(first)
@@ -92,10 +92,9 @@ def test_messages_are_numbered_in_the_order_in_which_they_arrive(ledger: Reading
     ]
 
 
-def test_changes_of_memory_are_reported_only_above_a_limit(ledger: Reading) -> None:
-    """The broker's ledger counts the memory that messages and clients take. To save time, the ledger tells the broker
-    about a change of this memory only if the new amount is above `quiet_bytes`. Without an alarm, this is the memory
-    limit.
+def test_the_broker_learns_of_a_change_of_memory_only_above_a_limit(ledger: Reading) -> None:
+    """The broker's ledger counts the memory that messages and clients take, and reports changes of this memory to the
+    broker. To save time, it reports a change only if the new amount is above the limit in its attribute quiet_bytes.
     """
     ledger.quiet_bytes = 2 * MESSAGE
     entries = [entered(ledger) for _ in range(4)]
@@ -150,8 +149,8 @@ def test_a_dead_letter_is_never_paged_out(ledger: Reading) -> None:
 
 def test_segments_of_a_stream_without_a_data_directory_count_as_memory(ledger: Reading) -> None:
     """Without a data directory, the segments of a stream are kept in memory, and count towards the broker's memory use
-    until they are shortened or deleted. A write to a segment replaces everything after its position, such as the
-    incomplete data of a failed write.
+    until they are shortened or deleted. Writing at a position of a segment replaces everything from this position on,
+    such as the incomplete data of a failed write.
     """
     segments = ledger.segments(1)
     assert [*segments.existing()] == []

@@ -264,9 +264,10 @@ def test_a_policy_sets_the_time_after_which_an_unused_queue_is_deleted(vhost: Vi
 def test_a_policy_with_a_length_and_reject_publish_shortens_a_classic_queue_once(
     kind: str, overflow: str | None, left: int
 ) -> None:
-    """If a policy sets a maximum length and `reject-publish`, a classic queue that has dropped its oldest messages
-    until now drops those beyond the maximum length once. Messages that are requeued later may exceed it. A quorum queue
-    keeps all its messages, and so does a queue that has already rejected new messages.
+    """If a policy sets a maximum length and changes the overflow behaviour of a classic queue from drop-head to
+    `reject-publish`, the queue drops its oldest messages beyond this length, but only at that moment: messages that are
+    requeued later may exceed the length. A quorum queue keeps all its messages, and so does a classic queue that
+    already had `reject-publish`.
     """
     vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[Like.V4_3])
     queue = add_queue(vhost, durable=True, x_queue_type=kind, **({} if overflow is None else {"x_overflow": overflow}))
@@ -342,11 +343,13 @@ _COUNTED = [Why.REJECTED, Why.FAILED, Why.CLOSED, Why.LOST]
 
 @pytest.mark.parametrize("why", list(Why))
 @pytest.mark.parametrize(("like", "also"), [(Like.V4_2, [Why.RETURNED]), (Like.V4_3, [])])
-def test_a_quorum_queue_counts_the_failed_deliveries_of_a_message(like: Like, also: list[Why], why: Why) -> None:
-    """A quorum queue counts how often a message is requeued. It also counts failed deliveries: those rejected with
-    basic.reject, those that an AMQP 1.0 client reports as failed, and those of a channel or connection that was closed
-    or lost. Up to RabbitMQ 4.2, those requeued with basic.nack also count. The AMQP 1.0 outcome `released` does not
-    count.
+def test_a_quorum_queue_counts_the_requeued_and_the_failed_deliveries_of_a_message(
+    like: Like, also: list[Why], why: Why
+) -> None:
+    """For each message, a quorum queue counts how many deliveries ended with a requeue, and how many of these failed. A
+    delivery failed if it was rejected with basic.reject, if an AMQP 1.0 client reported it as failed, or if its channel
+    or connection was closed or lost. Up to RabbitMQ 4.2, basic.nack also counts as a failure. The AMQP 1.0 outcome
+    `released` does not.
     """
     queue, _ = quorum_queue(like)
     queue.publish(message())
@@ -381,9 +384,9 @@ def test_a_classic_queue_counts_failed_deliveries_over_amqp_1_0(like: Like, coun
 def test_without_a_delivery_limit_requeued_messages_come_last_up_to_4_2(
     like: Like, limit: int, why: Why, *, is_last: bool
 ) -> None:
-    """Up to RabbitMQ 4.2, if a client requeues a message with basic.nack to a quorum queue without a delivery limit,
-    the message goes behind all others. It returns to its position if the queue has a delivery limit, or if the message
-    is requeued because its channel was closed. From 4.3 on, it always does.
+    """Up to RabbitMQ 4.2, a message that a client requeues with basic.nack goes behind all others if the quorum queue
+    has no delivery limit. In all other cases, the message returns to its position: if the queue has a delivery limit,
+    if the message is requeued because its channel was closed, or from RabbitMQ 4.3 on.
     """
     queue, _ = quorum_queue(like, x_delivery_limit=Int32(limit))
     for body in (b"0", b"1", b"2"):
@@ -426,8 +429,9 @@ def test_a_quorum_queue_delays_retries(which: str, why: Why, delays: list[int]) 
 
 @pytest.mark.parametrize(("like", "lasts"), [(Like.V4_2, 0), (Like.V4_3, 700)])
 def test_a_message_that_is_requeued_with_a_delivery_time_is_ready_again_at_that_time(like: Like, lasts: int) -> None:
-    """From RabbitMQ 4.3 on, a message that is requeued to a quorum queue with a delivery time is not ready before this
-    time. Earlier versions ignore the delivery time. A purge of the queue also removes messages that wait for this time.
+    """From RabbitMQ 4.3 on, a client can requeue a message with a delivery time. A quorum queue does not make the
+    message ready before this time. Earlier versions ignore the delivery time. A purge of the queue also removes
+    messages that wait for their delivery time.
     """
     queue, clock = quorum_queue(like)
     for body in (b"0", b"1"):
@@ -493,9 +497,9 @@ def test_a_recovered_message_expires_no_later_than_its_ttl_allows(
     stored: int | None,
     lasts: int | None,
 ) -> None:
-    """A message that is recovered from disk expires at its stored expiration time, but no later than one TTL (its own
-    or the queue's) after the recovery. The second limit applies if the clock was ahead when the time was stored. A
-    message without a stored time does not expire.
+    """A message that is recovered from disk expires at its stored expiration time, or when one TTL (its own or the
+    queue's) has passed since the recovery, whichever is earlier. The latter is earlier if the clock was ahead when the
+    time was stored. A message without a stored time does not expire.
     """
     if policy_ttl is not None:
         vhost.policies.put(USER, Policy("p", ".*", {"message-ttl": Int32(policy_ttl)}))

@@ -131,9 +131,9 @@ def test_a_link_with_the_management_node_needs_the_property_paired(
 
 @pytest.mark.parametrize("role", [SENDER, RECEIVER])
 def test_a_pair_of_management_links_has_one_link_in_each_direction(client: MemoryClient10, role: bool) -> None:
-    """If an AMQP 1.0 client attaches a second link with the management node that has the same name and direction as an
-    existing one, the broker detaches the second link with precondition-failed. A session can have several pairs of such
-    links with different names. A name can be used again once its link is detached.
+    """If an AMQP 1.0 client attaches a link for management requests or responses, and already has such a link with the
+    same name and direction, the broker detaches the new link with precondition-failed. A session can have several pairs
+    of such links with different names. A name can be used again once its link is detached.
     """
     attach_pair(client)
     fields = role, SETTLED, None, *ENDS, None, None, UInt32(0), None, None, None, PAIRED
@@ -147,11 +147,11 @@ def test_a_pair_of_management_links_has_one_link_in_each_direction(client: Memor
     assert DETACH not in [each.code for each in attach(client, role)]
 
 
-def test_a_link_belongs_to_the_management_node_by_the_address_of_the_brokers_end(
+def test_only_the_address_of_the_brokers_end_makes_a_link_a_management_link(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """An AMQP 1.0 link belongs to the management node if the client is the sender and the target is `/management`, or
-    if the client is the receiver and the source is `/management`. The address of the client's own end does not matter.
+    """An AMQP 1.0 link is a management link if the client is the sender and the target is `/management`, or if the
+    client is the receiver and the source is `/management`. The address of the client's own end does not matter.
     """
     for role, source, target in ((SENDER, "me", "/management"), (RECEIVER, "/management", "me")):
         ends = described(SOURCE, source), described(TARGET, target)

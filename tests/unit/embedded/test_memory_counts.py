@@ -94,8 +94,8 @@ def test_definitions_take_memory_for_their_names_and_arguments(
     measure: Callable[..., int], arguments: tuple[Any, ...], size: int
 ) -> None:
     """The broker counts memory for queues, streams, exchanges, bindings and global parameters, and for their names,
-    keys and arguments. In a topic exchange, each word of a binding key counts another 320 bytes. The properties that a
-    client sends when it connects count only if they take more than 2,000 bytes.
+    keys and arguments. A binding of a topic exchange takes 320 bytes more for each word of its key. The properties that
+    a client sends when it connects count only if they take more than 2,000 bytes.
     """
     assert measure(*arguments) == size
 

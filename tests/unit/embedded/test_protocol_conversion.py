@@ -137,9 +137,10 @@ def test_a_message_with_a_forged_annotation_x_opt_deaths_is_accepted(changes: di
 
 
 @pytest.mark.parametrize("value", ["forged", 5, [], ["forged"], [{}], {"count": ULong(1)}, [_DEATH, {}]], ids=str)
-def test_an_annotation_x_opt_deaths_without_deaths_is_dropped(value: Any10) -> None:
-    """If the annotation x-opt-deaths of a message is not a list of deaths, AMQP 0-9-1 clients get the message without
-    the header x-death. If the received time in its annotations is not a time, they get no header timestamp_in_ms.
+def test_an_annotation_x_opt_deaths_or_received_time_with_an_invalid_value_is_dropped(value: Any10) -> None:
+    """If the annotation x-opt-deaths of an AMQP 1.0 message is not a list of valid entries, AMQP 0-9-1 clients get the
+    message without the header x-death. If the annotation x-opt-rabbitmq-received-time is not a time, they get no header
+    timestamp_in_ms.
     """
     annotations: Map = {Symbol("x-opt-deaths"): value, Symbol("x-opt-rabbitmq-received-time"): value}
     assert _published(Amqp10Message(message_annotations=annotations, body=_DATA)).headers == {}
@@ -167,8 +168,8 @@ def test_a_forged_header_x_death_is_an_ordinary_header(forged: Value) -> None:
     ids=lambda value: str(value)[:10],
 )  # fmt: skip
 def test_only_an_expiration_that_amqp_1_0_can_express_becomes_a_ttl(expiration: Value, ttl: int | None) -> None:
-    """The expiration of an AMQP 0-9-1 message becomes its time to live over AMQP 1.0 if it is an integer from 0 to
-    4,294,967,295. Otherwise, the message has no time to live over AMQP 1.0. The same rule applies to the original
+    """If the expiration of an AMQP 0-9-1 message is an integer from 0 to 4,294,967,295, the message has this time to
+    live over AMQP 1.0. Otherwise, it has no time to live over AMQP 1.0. The same rule applies to the original
     expiration in the x-death header of a dead letter.
     """
     fields = {"headers": encode_table({"x-death": [_X_DEATH | {"original-expiration": expiration}]})}
@@ -265,10 +266,10 @@ def test_a_name_in_an_address_is_percent_encoded(name: str) -> None:
     [(b"\0Su\xa0\1a", True), (b"\0Sv\x45", True), (b"\0Sw\x40", True), (b"", False), (b"\0", False), (b"hello", False),
      (b"\0St\xc1\1\0", False), (b"\0Sx\xc1\1\0", False)],
 )  # fmt: skip
-def test_a_message_of_type_amqp_1_0_can_have_any_body(body: bytes, *, is_encoded: bool) -> None:
-    """If an AMQP 0-9-1 client publishes a message with the type `amqp-1.0`, AMQP 1.0 clients get its body unchanged if
-    it is an encoded AMQP 1.0 body, and otherwise in a data section. The body of a message with another type is always
-    in a data section.
+def test_only_a_message_of_type_amqp_1_0_can_have_an_encoded_amqp_1_0_body(body: bytes, *, is_encoded: bool) -> None:
+    """If an AMQP 0-9-1 client publishes a message with the type `amqp-1.0`, and the body is an encoded AMQP 1.0 body,
+    AMQP 1.0 clients get this body unchanged. If the type is different, or the body is anything else, AMQP 1.0 clients
+    get the body in a data section.
     """
     found = _delivered(_from_091({"type": encode_short(b"amqp-1.0")}, body))
     assert found.body == (body if is_encoded else data_section(body))

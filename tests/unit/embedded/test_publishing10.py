@@ -634,8 +634,8 @@ def test_a_message_to_an_internal_exchange_detaches_the_link(client: MemoryClien
 
 
 def test_a_message_whose_x_cc_is_not_a_list_of_strings_is_rejected(client: MemoryClient10, broker: Broker) -> None:
-    """If the annotation x-cc of an AMQP 1.0 message on a link whose target address is null is not a list of strings,
-    the broker rejects the message with invalid-field, and adds it to no queue.
+    """On an AMQP 1.0 link whose target address is null (the anonymous terminus), a message whose annotation x-cc is not
+    a list of strings gets the outcome `rejected` with invalid-field. The broker adds it to no queue.
     """
     client.attach_sender(None)
     [(_, _, state)] = outcomes(client.publish(0, cc(Symbol("q"), to="/queues/q")))

@@ -368,8 +368,8 @@ KIND_NAMES = ["classic", "priorities", "single active consumer", "quorum 3.10", 
 @pytest.mark.parametrize(("like", "arguments"), KINDS, ids=KIND_NAMES)
 def test_many_messages_are_requeued_in_turns_and_keep_their_order(ledger: Ledger, like: str, arguments: Table) -> None:
     """The broker requeues many messages in several turns of its event loop. All of them count as ready immediately, but
-    the queue delivers messages only after the last turn. A consumer then gets the requeued messages in order, and after
-    them a message that was published in the meantime.
+    consumers get messages only after the last turn: first the requeued messages in order, and then a message that was
+    published in the meantime.
     """
     clock, _, queue = requeue_many(ledger, like, **arguments)
     assert (len(queue), queue.unacked) == (101, 0)
@@ -465,8 +465,8 @@ def test_a_message_that_cannot_be_dropped_does_not_keep_others_in_memory(
 
 @pytest.mark.parametrize("what", ["queue", "destination", "source"])
 def test_the_bindings_of_a_deleted_queue_or_exchange_are_removed_in_turns(ledger: Ledger, what: str) -> None:
-    """When the broker deletes an unused queue or exchange that has many bindings, it removes the bindings in several
-    turns of its event loop. The queue or exchange exists until the last of these turns. Afterwards, neither it nor its
+    """When the broker deletes a queue or an exchange that has many bindings, it removes the bindings in several turns
+    of its event loop. The queue or exchange exists until the last of these turns. Afterwards, neither it nor its
     bindings count towards the broker's memory use.
     """
     clock = BusyClock()

@@ -97,12 +97,12 @@ def test_a_policy_takes_precedence_over_the_overflow_argument_of_a_quorum_queue(
         (Like.V4_0, QUORUM, 3, 3),
     ],
 )
-def test_a_policy_overrides_the_expiry_of_a_quorum_queue_in_3_10(
+def test_with_like_3_10_a_policy_overrides_the_expiry_of_a_quorum_queue(
     like: Like, arguments: Table, policy: int | None, applies: int
 ) -> None:
-    """If x-expires of a quorum queue and `expires` of a policy are different times, the policy's time applies in
-    RabbitMQ 3.10, even if it is longer. From 4.0 on, and for classic queues in 3.10, the shorter time applies. If the
-    policy sets no time, x-expires applies.
+    """If x-expires of a quorum queue and `expires` of a policy are different times, `broker up --like 3.10` applies the
+    policy's time, even if it is longer. With `--like 4.0` or later, and for classic queues, the shorter time applies.
+    If the policy sets no time, x-expires applies.
     """
     assert options({**arguments, "x-expires": 5}, {"expires": policy}, like).expires == applies
 
@@ -200,10 +200,10 @@ def test_a_negative_delivery_limit_means_no_limit_from_4_0_on(
     ],
 )  # fmt: skip
 def test_delayed_retries_need_a_type_and_a_minimum_delay(arguments: Table, policy: Table, retry: Retry | None) -> None:
-    """From RabbitMQ 4.3 on, a quorum queue delays retries if delayed-retry-type is `all`, `failed` or `returned`, and
-    delayed-retry-min is positive. If an argument and a policy set different types, that of the policy applies. Without
-    a positive delayed-retry-max, the delay of every retry is delayed-retry-min. Earlier versions of RabbitMQ do not
-    delay retries.
+    """With `broker up --like 4.3` or later, a quorum queue delays retries if delayed-retry-type is `all`, `failed` or
+    `returned`, and delayed-retry-min is positive. If an argument and a policy set different types, that of the policy
+    applies. Without a positive delayed-retry-max, the delay of every retry is delayed-retry-min. With `--like 4.2`,
+    retries are not delayed.
     """
     assert options(arguments, policy).retry == retry
     assert options(arguments, policy, Like.V4_2).retry is None

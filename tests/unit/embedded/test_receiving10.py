@@ -703,11 +703,12 @@ def test_receivers_of_a_quorum_queue_without_a_single_active_consumer_are_all_ac
 
 
 @pytest.mark.parametrize(("like", "kind"), [(Like.V4_2, "quorum"), (Like.V4_3, "classic")])
-def test_receivers_of_classic_queues_or_before_4_3_are_not_told_whether_they_are_active(
+def test_only_receivers_of_quorum_queues_from_4_3_on_are_told_whether_they_are_active(
     loop: asyncio.AbstractEventLoop, like: Like, kind: str
 ) -> None:
-    """The broker does not tell AMQP 1.0 receivers of a classic queue whether they are active. A broker that imitates a
-    version of RabbitMQ before 4.3 does not tell receivers of a quorum queue either.
+    """If a classic queue has a single active consumer, the broker does not tell the queue's AMQP 1.0 receivers whether
+    they are active. A broker that imitates a version of RabbitMQ before 4.3 does not tell receivers of a quorum queue
+    either.
     """
     broker = broker_with(loop, PROFILES[like])
     add(broker, "sac", x_queue_type=kind, x_single_active_consumer=True)

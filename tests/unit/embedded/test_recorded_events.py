@@ -108,8 +108,8 @@ def scene(vhost: VirtualHost, clock: FakeClock, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_message_is_shown_from_its_publication_to_its_acknowledgement(scene: Scene) -> None:
     """For a message that it shows, `mqtool ui` gets these events: published, ready in a queue, each delivery, each
-    requeue with its reason, and acknowledged. All events after `published` have the number of the message's copy in the
-    queue.
+    requeue with its reason, and acknowledged. A message has a copy in each queue that gets it. All events after
+    `published` contain the number of the copy to which they belong.
     """
     before, consumer = scene.found.number, Consumer()
     scene.publish()
@@ -141,9 +141,10 @@ def test_a_message_is_shown_from_its_publication_to_its_acknowledgement(scene: S
     assert (scene.found.shown, last.position) == ({}, entry.position + 1)
 
 
-def test_a_ready_message_that_was_purged_or_whose_queue_was_deleted_is_not_shown_any_more(scene: Scene) -> None:
-    """When a queue is purged, `mqtool ui` no longer shows the queue's ready messages. It still shows its unacknowledged
-    messages, and the messages of other queues. A message that is requeued to a deleted queue has no more events.
+def test_a_ready_message_of_a_purged_or_deleted_queue_is_not_shown_any_more(scene: Scene) -> None:
+    """When a queue is purged, `mqtool ui` no longer shows the queue's ready messages. It still shows the queue's
+    unacknowledged messages, and the messages of other queues. If an unacknowledged message is requeued after its queue
+    was deleted, `mqtool ui` no longer shows this message.
     """
     other = add_queue(scene.vhost, "other")
     for key in ("q", "q", "other"):
@@ -218,7 +219,7 @@ def test_a_delayed_message_is_shown_until_its_delay_is_over(scene: Scene) -> Non
     assert {*scene.found.shown.values()} == {("q", True)}
 
 
-def test_a_delayed_message_that_is_not_shown_has_no_events(scene: Scene) -> None:
+def test_no_event_of_a_delayed_message_that_is_left_out_is_shown(scene: Scene) -> None:
     """If too many messages with the same exchange and routing key are published, `mqtool ui` leaves out some of them.
     It shows no event of a delayed message that it has left out, not even when the delay is over. A later message with
     this exchange and routing key is shown from its publication on.
@@ -259,8 +260,8 @@ def test_an_unroutable_message_and_one_that_a_full_queue_refuses_are_shown_as_su
 
 
 def test_a_confirm_is_shown_with_the_messages_that_it_confirms(scene: Scene) -> None:
-    """`mqtool ui` shows a publisher confirm with the number of messages that it confirms, and lists those of them that
-    it shows. A nack is a separate event for each message. A confirm is left out if none of its messages are shown.
+    """For a publisher confirm, `mqtool ui` shows how many messages it confirms, and lists those that are on display. A
+    nack is a separate event for each message. A confirm is left out if none of its messages are on display.
     """
     for number in (1, 3, 4, 7):
         scene.channel.next = number
@@ -283,9 +284,9 @@ def test_a_confirm_is_shown_with_the_messages_that_it_confirms(scene: Scene) -> 
 
 
 def test_the_shortest_path_through_exchanges_to_each_queue_is_shown(scene: Scene) -> None:
-    """For each queue that gets a message, `mqtool ui` shows the shortest path from the exchange to which the message
-    was published to the queue. The path can lead through bound and alternate exchanges, even if exchanges are bound to
-    each other in a cycle.
+    """`mqtool ui` shows the path that a message takes from its exchange to each queue. If there are several paths to a
+    queue, it shows the shortest one. The path can lead through bound and alternate exchanges, even if exchanges are
+    bound to each other in a cycle.
     """
     vhost = scene.vhost
     first = BrokerExchange("first", "fanout")
@@ -353,9 +354,10 @@ def test_a_message_in_a_stream_is_shown_with_its_consumers(scene: Scene) -> None
     assert (scene.found.readers, scene.found.shown) == ({"s/t": 7}, {})
 
 
-def test_a_stored_offset_a_reply_and_an_unknown_name_are_shown(scene: Scene) -> None:
+def test_stored_offsets_replies_and_messages_to_missing_destinations_are_shown(scene: Scene) -> None:
     """`mqtool ui` shows offsets that clients store in streams, direct replies, and messages to exchanges or addresses
-    that do not exist. To reset an offset, clients store -1 as an unsigned number, which is shown as -1.
+    that do not exist. To reset a stored offset, a client stores -1 as an unsigned number. `mqtool ui` shows this offset
+    as -1.
     """
     add_queue(scene.vhost, "s", durable=True, x_queue_type="stream")
     scene.events()
@@ -388,9 +390,9 @@ def test_a_stored_offset_a_reply_and_an_unknown_name_are_shown(scene: Scene) -> 
 
 
 def test_at_most_100_new_messages_per_second_are_recorded(scene: Scene) -> None:
-    """For `mqtool ui`, the broker records at most 100 new messages per second, 20 of them with the same exchange and
-    routing key. Between two requests of `mqtool ui`, it records at most 50 new messages. When it reaches a limit, it
-    skips further messages until the next request.
+    """For `mqtool ui`, the broker records at most 100 new messages per second, and at most 20 per second with the same
+    exchange and routing key. However fast messages arrive, it records at most 50 new ones between two requests of
+    `mqtool ui`, and skips the others.
     """
     add_queue(scene.vhost, "other")
 
@@ -419,10 +421,10 @@ def test_at_most_100_new_messages_per_second_are_recorded(scene: Scene) -> None:
     assert scene.what() == ["published", "appended"] * 40
 
 
-def test_events_without_messages_are_limited_as_well(scene: Scene) -> None:
-    """Events that do not belong to a message in a queue, such as stored offsets and direct replies, have the same limit
-    as new messages. Between two requests of `mqtool ui`, the broker records at most 50 of both together, and drops the
-    others. The latest offset that a consumer has stored is known even if its event was dropped.
+def test_events_without_a_message_in_a_queue_share_the_limit_of_new_messages(scene: Scene) -> None:
+    """Events that do not belong to a message in a queue, such as stored offsets and direct replies, share a limit with
+    new messages: between two requests of `mqtool ui`, the broker records at most 50 of both together, and drops the
+    others. It still remembers the latest offset that a consumer has stored, even if the event was dropped.
     """
     for number in range(60):
         scene.found.stored("s", "r", number, scene.channel)

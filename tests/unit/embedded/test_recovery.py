@@ -118,8 +118,8 @@ def define_everything(broker: Broker) -> None:
 
 
 def test_definitions_survive_a_restart(tmp_path: Path) -> None:
-    """All virtual hosts, users, permissions, limits, parameters, policies, exchanges, queues and bindings are the same
-    after one restart, and after a second one.
+    """All virtual hosts, users, permissions, limits, parameters and policies, and all durable exchanges, queues and
+    bindings, are the same after one restart, and after a second one.
     """
 
     async def run() -> None:

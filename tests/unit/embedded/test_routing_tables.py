@@ -235,8 +235,9 @@ def test_header_values_are_compared_as_in_rabbitmq(
 
 
 def test_existing_headers_bindings_follow_a_change_to_strict_numbers() -> None:
-    """If a headers exchange already has bindings when it is set to compare numbers as RabbitMQ 4.0 and later do, an
-    integer in one of these bindings no longer matches a float of the same value.
+    """HeadersTable.strict_numbers makes a headers exchange compare numbers as RabbitMQ 4.0 and later do. If it is set,
+    the exchange's existing bindings are compared in this way, too: an integer in a binding no longer matches a float of
+    the same value.
     """
     table: HeadersTable[str] = HeadersTable()
     table.add("", {"a": 1}, "q")
@@ -286,8 +287,8 @@ def test_a_queue_stays_bound_until_each_headers_binding_is_removed() -> None:
 )
 def test_x_delay_is_a_number_of_milliseconds(value: Value, delay: int) -> None:
     """The header x-delay is a number of milliseconds, or a string that contains an integer. Fractions of a millisecond
-    are dropped. A message is not delayed if the value is negative, longer than the delayed message plugin allows, or of
-    another type.
+    are dropped. A message is not delayed if the number is negative or larger than the delayed message plugin allows, or
+    if the value is of a type that the plugin ignores, such as a boolean, a list or a timestamp.
     """
     assert delay_of(value) == delay
 
@@ -297,8 +298,9 @@ def test_x_delay_is_a_number_of_milliseconds(value: Value, delay: int) -> None:
     ["", "1.5", "1s", "soon", b"5", b"\xff", Decimal(1, 5), decimal.Decimal("100.5"), float("inf"), float("nan")],
 )
 def test_an_x_delay_that_the_plugin_cannot_read_raises_value_error(value: Any) -> None:
-    """The delayed message plugin cannot read an x-delay that is a decimal, bytes, an infinite float, NaN, or text that
-    is not a whole number. delay_of() then raises a ValueError that contains the value.
+    """delay_of() returns the delay that a message's header x-delay requests. If the value is a decimal, bytes, an
+    infinite float, NaN, or text that is not a whole number, the delayed message plugin cannot read it. delay_of() then
+    raises a ValueError that contains the value.
     """
     with pytest.raises(ValueError, match="x-delay is not a number of milliseconds: ") as caught:
         delay_of(value)
@@ -308,10 +310,10 @@ def test_an_x_delay_that_the_plugin_cannot_read_raises_value_error(value: Any) -
 @pytest.mark.parametrize(
     "value", [MAX_DELAY + 1, 1e300, "9" * 20, True, [5], {"a": 1}, ByteArray(b"500"), Timestamp(5)]
 )
-def test_an_x_delay_that_the_plugin_ignores_raises_value_error_only_if_it_is_checked(value: Any) -> None:
-    """The delayed message plugin ignores an x-delay that is too large or of another type, so delay_of() returns 0.
-    `delayed relay` warns of it, because checked_delay_of() raises a ValueError that contains the value. Without an
-    x-delay, or with one below 1, checked_delay_of() returns 0.
+def test_checked_delay_of_refuses_an_x_delay_that_the_plugin_ignores(value: Any) -> None:
+    """The delayed message plugin ignores an x-delay that is too large or of an unsuitable type. So does delay_of(),
+    which returns 0. `delayed relay`, however, warns of such an x-delay. It calls checked_delay_of(), which raises a
+    ValueError that contains the value. If there is no x-delay, or one below 1, checked_delay_of() returns 0, too.
     """
     assert delay_of(value) == 0
     with pytest.raises(ValueError, match="x-delay is not a number of milliseconds up to 4294967295: ") as caught:
@@ -331,8 +333,8 @@ def test_headers_match_numbers_by_value_and_lists_by_type() -> None:
 
 
 def test_a_headers_binding_is_removed_by_its_arguments() -> None:
-    """To remove a headers binding, a client gives the arguments of the binding, in any order. Removing a binding that
-    does not exist raises KeyError.
+    """A headers exchange finds the binding to remove by its arguments, which may be in any order. If no binding has
+    these arguments, HeadersTable.remove() raises KeyError.
     """
     table: HeadersTable[str] = HeadersTable()
     table.add("", {"a": 1, "b": 2}, "q")

@@ -101,8 +101,8 @@ def test_damage_to_the_log_is_reported_with_the_number_of_lost_groups_of_changes
     killed: Path, page: int, offset: int, reported: str, count: int
 ) -> None:
     """If a bit of SQLite's write-ahead log is flipped, the broker reads the changes before the damage, and reports how
-    many groups of changes are lost. It keeps unchanged copies of the damaged log and of the database, which only the
-    files' owner can read.
+    many groups of changes are lost. It keeps a copy of the database, and an unchanged copy of the damaged log that only
+    its owner can read.
     """
     log = killed / f"{FILE}-wal"
     flip(log, offset + (LOG_HEADER + (page - 1) * (PAGE_HEADER + PAGE) if page else 0))
@@ -280,8 +280,8 @@ def test_incomplete_messages_beside_a_damaged_part_of_the_database_are_left_out(
     stopped: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If the database is damaged, and a message in it has lost its body, the broker does not copy this message to the
-    new database file. The log says which table is damaged. If an earlier attempt has left an unfinished new file, the
-    broker overwrites it.
+    new database file. The log says which table is damaged. If the broker was interrupted when it last tried to write
+    the new file, it overwrites the unfinished file.
     """
     db = sqlite3.connect(stopped)
     db.execute("UPDATE entry SET body = NULL WHERE row IN (1, 99)")

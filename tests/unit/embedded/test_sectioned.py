@@ -443,8 +443,9 @@ def test_a_stream_message_without_a_routing_key_gets_the_name_of_the_stream(
 
 
 def test_x_cc_must_be_a_list_of_strings() -> None:
-    """If the annotation x-cc of an AMQP 1.0 message is not a list of strings, carbon_copies() raises BadCarbonCopies
-    with RabbitMQ's text. If a message has no x-cc, carbon_copies() returns no additional routing keys.
+    """carbon_copies() returns the additional routing keys of an AMQP 1.0 message, which are in its annotation x-cc. It
+    raises BadCarbonCopies with RabbitMQ's text if the annotation is not a list of strings. If a message has no x-cc, it
+    returns an empty list.
     """
     sections = parse(
         Amqp10Message(message_annotations={Symbol("x-cc"): [Symbol("a")]}, body=data_section(b"")).encode()

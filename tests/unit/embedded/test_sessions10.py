@@ -118,7 +118,7 @@ def test_a_session_begins_with_a_window_of_400_transfers(client: MemoryClient10)
 
 
 @pytest.mark.parametrize(("wanted", "agreed"), [(0, 0), (7, 7), (255, 255), (256, 255), (0xFFFFFFFF, 255)])
-def test_the_handle_max_of_a_session_is_the_lower_one_of_the_client_and_the_broker(
+def test_the_lower_handle_max_of_client_and_broker_applies_to_a_session(
     client: MemoryClient10, wanted: int, agreed: int
 ) -> None:
     """The broker's handle-max for an AMQP 1.0 session is 255, or the client's handle-max if that is lower. If the

@@ -575,10 +575,10 @@ def queues_and_stream(directory: Path) -> tuple[list[tuple[int, bytes]], list[by
 
 
 def test_a_kill_while_a_dead_letter_is_written_to_a_stream_neither_loses_nor_duplicates_it(tmp_path: Path) -> None:
-    """If the broker is killed while it writes a dead letter to a stream and to another queue, the message is still in
-    its original queue after a restart, and neither the other queue nor the stream has a copy. Once both copies are on
-    disk, the message is no longer in its original queue, and its copy in the stream can be read. A later restart does
-    not change this.
+    """If the broker is killed while it writes a dead letter to a stream and to another queue, the message is in its
+    original queue after a restart, and neither the other queue nor the stream has a copy. If both copies are on disk
+    before the broker ends, the message is no longer in its original queue after a restart, and its copy in the stream
+    can be read.
     """
     directory, copy = tmp_path / "data", tmp_path / "copy"
 

@@ -408,8 +408,8 @@ def test_a_message_of_the_stream_protocol_has_the_name_of_the_stream_as_its_rout
 
 
 def test_the_rest_of_a_stream_is_read_although_it_takes_several_turns(ledger: Ledger) -> None:
-    """Cursor.rest() returns each message of a stream from an offset to the end that matches the consumer's filters,
-    even if the broker needs several turns of its event loop to find them.
+    """Cursor.rest() reads a stream from an offset to the end, and returns each message that matches the cursor's
+    filter. It does so even if the broker needs several turns of its event loop to find these messages.
     """
     clock = BusyClock()
     stream = add_stream(VirtualHost("/", clock, ledger, PROFILES[DEFAULT]))

@@ -402,7 +402,8 @@ def raises(error: Exception) -> Callable[..., None]:
 
 def test_publishing_ids_and_stored_offsets_survive_a_restart_and_the_deletion_of_a_segment(on_disk: Bench) -> None:
     """A stream keeps its publishing ids and stored offsets after a restart, even if the segment in which they were
-    written is deleted. As in RabbitMQ, a stored offset is lost if the message at this offset is deleted.
+    written is deleted. As in RabbitMQ, there is one exception: if the message at a stored offset is deleted, the stored
+    offset is lost.
     """
     log = on_disk.open(segment_bytes=500, max_bytes=500)
     log.append(simple_entry(b"a"), producer="p", publishing_id=7)

@@ -204,9 +204,9 @@ def test_an_offset_or_a_timestamp_is_found_in_a_segment_without_reading_all_of_i
         assert data.count <= 3 * 64 * 1024
 
 
-def test_the_first_offset_of_a_segment_is_at_its_beginning() -> None:
-    """The broker finds the first offset of a segment of a stream, and any offset before it, at the beginning of the
-    segment, without building an index.
+def test_a_segment_is_read_from_its_beginning_for_its_first_offset_or_an_earlier_one() -> None:
+    """If a reader wants messages from the first offset of a segment of a stream on, or from an earlier offset on, the
+    broker reads the segment from its beginning, without building an index.
     """
     existing = Segment(100, Counted(chunk(100)), len(chunk(100)))
     assert existing.position_of(99) == existing.position_of(100) == 0
@@ -245,8 +245,8 @@ def test_the_index_of_a_segment_is_built_piece_by_piece_up_to_a_damaged_header()
 
 
 def test_one_read_of_a_stream_takes_256_kib_or_one_larger_chunk() -> None:
-    """When the broker reads a stream, one read takes 256 KiB of a segment file, or one whole chunk if the chunk is
-    larger. If the caller sets a position as the end, the broker reads nothing beyond it.
+    """read_block() reads 256 KiB of a stream's segment from a position on, or the whole chunk at this position if the
+    chunk is larger. If an end position is passed to read_block(), it reads nothing beyond this position.
     """
     small, large = chunk(0, 1000), chunk(1, 400_000)
     parts = Counted(small, small, large, small)

@@ -458,9 +458,9 @@ def test_a_delayed_message_is_stored_if_its_exchange_is_durable(ledger: Storing,
 def test_the_delay_of_a_message_whose_headers_the_broker_has_changed_is_negated(
     vhost: VirtualHost, clock: FakeClock, headers: Table, delay: int, *, is_changed: bool
 ) -> None:
-    """The broker changes the headers of some delayed messages, such as dead letters and messages with BCC. Consumers
-    get these messages with a negated x-delay, such as -1000 instead of 1000, and all others with the x-delay that the
-    publisher sent.
+    """If the broker has changed other headers of a delayed message, such as those of a dead letter or of a message with
+    BCC, consumers get the message with a negated x-delay, for example -1000 instead of 1000. Otherwise, consumers get
+    the x-delay that the publisher sent.
     """
     exchange = add_exchange(vhost, "x", "x-delayed-message", arguments=DELAYED)
     queue = add_queue(vhost)
@@ -592,7 +592,7 @@ def test_a_dead_letter_needs_memory_for_its_copies(
 
 
 @pytest.mark.parametrize("strategy", ["at-most-once", "at-least-once"])
-def test_a_dead_letter_for_a_missing_or_full_destination_is_kept_only_at_least_once(
+def test_a_dead_letter_that_cannot_be_delivered_is_kept_only_with_at_least_once(
     vhost: VirtualHost, strategy: str
 ) -> None:
     """A dead letter cannot be delivered if its exchange is missing, if no queue is bound to the exchange, or if the
