@@ -99,7 +99,10 @@ class Page:
         return self.text("#happened tbody")
 
     def press(self, keys: str) -> None:
-        self.driver.switch_to.active_element.send_keys(keys)
+        """Press keys, wherever the focus is: the box that has it may disappear at any moment."""
+        from selenium.webdriver import ActionChains
+
+        ActionChains(self.driver).send_keys(keys).perform()
 
     def act(self, action: str, **fields: str) -> None:
         """Fill in the form of an action and run it."""

@@ -898,14 +898,12 @@ def _drain(client: socket.socket) -> None:
             pass
 
 
-def measure(
-    costs: list[Cost], world: World, limit: float = LIMIT, report: Callable[[str], object] = print
-) -> list[str]:
-    """Return one line for each cost that blocks the event loop for longer than the limit, in seconds."""
+def measure(costs: list[Cost], world: World, report: Callable[[str], object] = print) -> list[str]:
+    """Return one line for each cost that blocks the event loop for longer than LIMIT."""
     found = []
     for cost in costs:
         longest = world.longest_turn(cost)
-        if longest > limit:
+        if longest > LIMIT:
             found.append(f"{longest:.2f} s: {cost.name}")
             report(found[-1])
     return found
@@ -926,7 +924,7 @@ def main() -> None:
         ):
             for cost in WIRES[draw.choice([*WIRES])]():
                 if arguments.only in cost.name and draw.random() < 0.5:
-                    found += measure([cost], world, 2 * LIMIT)
+                    found += measure([cost], world)
                     count += 1
                 if time.monotonic() > deadline:
                     break

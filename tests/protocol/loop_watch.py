@@ -7,8 +7,9 @@ import time
 
 from mqtool.broker.embedded import EmbeddedBroker
 
-#: The longest that other clients may have to wait, in seconds of processor time.
-LIMIT = 0.25
+#: The longest that other clients may have to wait, in seconds of processor time. The aim is half of it on an idle
+#: machine: programs that compete for its caches can make a turn take twice the processor time.
+LIMIT = 0.5
 
 _EVERY = 0.002
 #: The loop is idle after ten turns in a row that each used less processor time than this, in seconds.
