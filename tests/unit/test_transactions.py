@@ -193,8 +193,7 @@ class ConfirmingChannel:
 
 def test_with_confirms_only_confirmed_messages_are_acknowledged() -> None:
     """With publisher confirms, `queue convert` acknowledges only the messages of a batch that the broker has confirmed.
-    The messages that the destination rejects, because it is full, are returned to the caller, which can publish them
-    again.
+    The messages that the destination rejects, because it is full, stay unacknowledged, and can be published again.
     """
     channel = ConfirmingChannel()
     moving, lot = WithConfirms(cast(Channel, channel), message_for), batch(b"1", b"rejected", b"3")
