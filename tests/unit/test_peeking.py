@@ -165,9 +165,9 @@ def test_peek_keeps_to_the_delivery_limit_of_a_policy_that_the_queue_does_not_sh
 def test_a_quorum_queue_has_a_delivery_limit_by_default_from_rabbitmq_4_on(
     monkeypatch: pytest.MonkeyPatch, place: Place, *, broker: str, limit: int | None, has_api: bool
 ) -> None:
-    """If a quorum queue's arguments and policy set no delivery limit, `peek` assumes a limit of 20 in RabbitMQ 4.0 or
-    later, and none in earlier releases or in another broker. Without the management API, `peek` treats this limit as
-    uncertain, because a policy may set another one.
+    """If a quorum queue's arguments and policy set no delivery limit, `peek` assumes a limit of 20 if the broker is
+    RabbitMQ 4.0 or later, and otherwise no limit. Without the management API, `peek` considers this uncertain, because
+    a policy that it cannot see may set another limit.
     """
     place.fill(arguments=QUORUM)
     monkeypatch.setattr(Connection, "broker", broker)
@@ -372,7 +372,7 @@ def test_messages_are_published_again_in_the_order_of_the_queue(place: Place) ->
     assert place.delivered() == ["3", "0", "1", "2"]
 
 
-def test_with_a_delivery_limit_of_0_messages_are_published_again_instead_of_requeued(place: Place) -> None:
+def test_messages_are_published_again_instead_of_requeued_if_the_delivery_limit_is_0(place: Place) -> None:
     """A quorum queue with a delivery limit of 0 drops a message the first time it is requeued. `peek` therefore
     publishes the messages to the end of such a queue again, in order, and reports an error. No message is lost.
     """
@@ -384,8 +384,8 @@ def test_with_a_delivery_limit_of_0_messages_are_published_again_instead_of_requ
 
 def test_a_first_message_that_looking_removes_is_not_published_again(place: Place) -> None:
     """looking(), with which `delayed now` and `delayed cancel` read a wait queue, can also remove messages. If the
-    delivery limit is unknown, it republishes a first message that was already requeued, because another requeue might
-    exceed the limit. If this message is to be removed, it is only deleted, and no error is raised.
+    delivery limit is unknown, looking() republishes a first message that was already requeued, because another requeue
+    might exceed the limit. If this message is to be removed, it is only deleted, and no error is raised.
     """
     place.fill(*range(3), arguments=QUORUM)
     place.requeue(1)
@@ -744,9 +744,9 @@ def test_a_message_that_is_published_again_keeps_its_origin(
 def test_a_message_with_large_headers_is_published_again_without_its_origin(
     monkeypatch: pytest.MonkeyPatch, place: Place, forged: dict[str, Any]
 ) -> None:
-    """If the headers of a message that `peek` publishes again leave no room for the original exchange and routing key
-    in the largest frame that the broker accepts, `peek` does not add these. If a publisher has forged them, `peek`
-    removes them.
+    """If `peek` publishes a message again, it adds the headers mqtool-exchange and mqtool-routing-key, unless the
+    message's headers would then be too large for a frame that the broker accepts. Even in this case, it removes headers
+    of these names that a publisher has forged.
     """
     monkeypatch.setattr(Connection, "frame_max", 8192)
     place.fill()

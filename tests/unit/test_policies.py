@@ -103,8 +103,9 @@ def test_often_requeued_messages_are_prefetched_one_by_one() -> None:
 
 def test_with_a_high_message_limit_a_queue_with_a_delivery_limit_is_first_read_one_by_one() -> None:
     """With `--count 400`, a consumer of a queue with a delivery limit has a prefetch of 1 until it receives a message
-    that was not requeued often. If it still needs more than 250 messages, it raises its prefetch, and holds back
-    acknowledgements, so that the broker delivers no 401st message. Otherwise, the prefetch stays 1.
+    that was not requeued often. If more than 250 messages are still to be received at that time, the consumer raises
+    its prefetch, and holds back acknowledgements, so that the broker delivers no 401st message. Otherwise, the prefetch
+    stays 1.
     """
     policy = policy_for(Receiving(count=400), delivery_limit=2)
     assert (policy.prefetch, policy.taken(delivery(1, times=1)), policy.prefetch) == (1, Step.GO_ON, 1)

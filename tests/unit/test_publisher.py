@@ -458,7 +458,9 @@ def test_waiting_for_confirms_ends_when_enough_messages_are_confirmed(wire: Wire
     assert time.monotonic() - began < 30
 
 
-def test_waiting_for_confirms_continues_while_16_mib_are_unconfirmed(wire: Wire, publisher: Unconfirmed) -> None:
+def test_waiting_for_confirms_with_16_mib_unconfirmed_ends_when_a_message_is_confirmed(
+    wire: Wire, publisher: Unconfirmed
+) -> None:
     """A publisher's window is full if 16 MiB of messages are unconfirmed, however few the messages are. With a full
     window, wait() blocks until at least one message is confirmed.
     """

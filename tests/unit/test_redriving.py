@@ -308,8 +308,8 @@ def test_a_redrive_can_move_all_dead_letters_to_a_named_queue(amqp_vhost: Vhost,
 
 
 def test_dlq_drop_deletes_only_the_chosen_dead_letters(amqp_vhost: Vhost, channel: Channel) -> None:
-    """`dlq drop` deletes only the chosen dead letters, and leaves the others in order. A dead letter that arrives while
-    `dlq drop` runs is kept, even if other dead letters have left the queue since they were counted.
+    """`dlq drop` deletes only the chosen dead letters, and leaves the others in order. It first counts the dead letters
+    in the queue. One that arrives after that is kept, even if others have left the queue in the meantime.
     """
     bury(channel, "jobs", "jobs", "jobs", "jobs")
     dropping = drop(channel, "jobs.dlq", lambda each: each.body != b"1", 5)

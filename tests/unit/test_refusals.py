@@ -109,7 +109,7 @@ def test_another_durability_of_an_exchange_is_harmless_over_amqp_1_0_but_another
 
 
 def test_errors_about_servers_without_amqp_1_0_and_about_refused_virtual_hosts_have_hints() -> None:
-    """With --protocol amqp1.0, mqtool's error names the server if it does not speak AMQP 1.0, the version if RabbitMQ
+    """With `--protocol amqp1.0`, mqtool's error names the server if it does not speak AMQP 1.0, the version if RabbitMQ
     is older than 4.0, or the virtual host if it cannot be opened. The hint says what to do.
     """
     errors = [not_amqp10(Address("one", 5673)), too_old("3.13.7"), vhost_refused(Address(virtual_host="v", user="u"))]

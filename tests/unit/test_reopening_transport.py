@@ -275,8 +275,8 @@ def test_a_connection_without_an_io_thread_reads_when_it_is_run(broker: Broker, 
 
 
 def test_a_connection_resumes_after_a_loss(broker: Broker, connect: Connect) -> None:
-    """After a loss, an AMQP 1.0 connection closes its socket, connects again, begins a new session, and resumes what
-    was interrupted. Notices report the loss, each failed attempt, and how long reconnecting took.
+    """After a loss, an AMQP 1.0 connection closes its socket, connects again, begins a new session, and lets its owner
+    resume the work that was interrupted. Notices report the loss, each failed attempt, and how long reconnecting took.
     """
     session = connect([ONE], Backoff(first=0))
     broker.unreachable = [Unavailable("no route"), None, None]

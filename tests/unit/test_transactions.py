@@ -391,8 +391,8 @@ def test_publishers_are_cut_off_when_the_queue_no_longer_shrinks(
     queue: FakeQueue, ready: int, published: list[int], before: int, after: list[int]
 ) -> None:
     """If clients keep publishing to the queue whose messages `queue convert` moves, the queue may never become empty.
-    Once the number of its messages has three times failed to shrink by 10 %, the command therefore cuts off publishers:
-    new messages no longer reach the queue. The command moves all messages that reached the queue before.
+    If the number of its messages fails three times to shrink by 10 %, the command therefore cuts off publishers: new
+    messages no longer reach the queue. The command moves all messages that reached the queue before that.
     """
     queue.publish(ready)
     queue.published = published

@@ -323,8 +323,9 @@ def test_a_delay_is_refused_if_its_wait_queue_exists_with_other_arguments(broker
 
 
 def test_a_warning_says_that_an_old_broker_may_lose_waiting_messages(broker: FakeBroker) -> None:
-    """RabbitMQ before 3.10 refuses queues that dead-letter at least once. After the first refusal, mqtool declares only
-    wait queues that dead-letter at most once. One warning says that a restart of the broker may lose waiting messages.
+    """RabbitMQ before 3.10 does not support at-least-once dead-lettering, and refuses to declare queues that need it.
+    After the first refusal, mqtool declares only wait queues without it. One warning says that a restart of the broker
+    may lose waiting messages.
     """
     broker.is_old = True
     delays, warnings = through(broker)
@@ -339,8 +340,8 @@ def test_a_warning_says_that_an_old_broker_may_lose_waiting_messages(broker: Fak
 
 
 def test_mqtool_knows_whether_a_delayed_message_needs_a_new_wait_queue(broker: FakeBroker) -> None:
-    """A delayed message passes through one or two wait queues. ThroughQueues.is_new() returns True if the first of them
-    does not exist yet, so that mqtool has to declare it before it publishes the message.
+    """A delayed message passes through one or two wait queues. mqtool knows whether the first of them exists already,
+    or has to be declared before the message is published.
     """
     broker.queues["other"] = {}
     delays, _ = through(broker)
