@@ -13,9 +13,9 @@ SOURCES = {
 }
 
 
-def test_no_two_javascript_modules_declare_the_same_name() -> None:
-    """No two JavaScript modules of `mqtool ui` declare the same name, because a recording joins all modules into one
-    scope.
+def test_no_two_javascript_modules_of_the_page_declare_the_same_name() -> None:
+    """`mqtool ui --record` writes all JavaScript modules of the page into one script, in which a name can be declared
+    only once. No two modules therefore declare the same name at their top level.
     """
     declared = re.compile(
         r"^(?:export )?(?:async )?(?:function\*?|class|const|let|var) (\w+|\{[^}]*\}|\[[^\]]*\])", re.M
@@ -26,9 +26,9 @@ def test_no_two_javascript_modules_declare_the_same_name() -> None:
 
 
 def test_javascript_modules_can_be_joined_into_one_file() -> None:
-    """A recording joins all JavaScript modules of `mqtool ui` into one file. To make this possible, each import is on
-    one line and renames nothing, nothing is exported as default, and each module is listed after the modules that it
-    imports.
+    """`mqtool ui --record` removes the import lines and the word "export" from the page's JavaScript modules, and joins
+    the modules into one script. To make this possible, each import is on one line and renames nothing, no module has a
+    default export or a list of exports, and each module comes after those that it imports.
     """
     order = page_server._MODULES  # the modules that are joined
     assert sorted(order) == sorted(SOURCES)

@@ -35,11 +35,12 @@ def screen_of(columns: int, rows: int, terminals: int, charts: int = 0, lines: i
 @pytest.mark.parametrize(("columns", "rows"), [(76, 22), (80, 24), (120, 30), (200, 60)])
 @pytest.mark.parametrize("terminals", [1, 2, 3, 4])
 @pytest.mark.parametrize("charts", [0, 3])
-def test_panes_show_commands_charts_check_and_explanation_on_one_screen(
+def test_one_screen_shows_the_commands_charts_latest_check_and_explanation_of_a_tutorial(
     columns: int, rows: int, terminals: int, charts: int
 ) -> None:
-    """While a tutorial runs, one screen shows each terminal's command, each chart, the result of the check and the
-    explanation.
+    """While a tutorial runs, one screen shows the command in each of the tutorial's terminals, each chart, the result
+    of the latest check, and the explanation of the current step. A screen of 76 columns and 22 rows is large enough for
+    this.
     """
     seen = screen_of(columns, rows, terminals, charts)
     text = "\n".join(seen)
@@ -78,9 +79,11 @@ def test_a_pane_shows_its_newest_command(printed: int) -> None:
 
 @example(columns=12, rows=20, terminals=1, charts=3)
 @given(st.integers(10, 250), st.integers(5, 80), st.integers(1, 7), st.integers(0, 3))
-def test_panes_fit_any_terminal_size(columns: int, rows: int, terminals: int, charts: int) -> None:
-    """While a tutorial runs, its screen never has more lines than the terminal, however large or small the
-    terminal is.
+def test_a_tutorials_screen_has_no_more_lines_than_the_terminal(
+    columns: int, rows: int, terminals: int, charts: int
+) -> None:
+    """While a tutorial runs, its screen never has more lines than the terminal, whatever the size of the terminal and
+    the number of panes and charts.
     """
     assert len(screen_of(columns, rows, terminals, charts, lines=5)) <= rows
 
@@ -89,9 +92,11 @@ values = st.lists(st.floats(0, 1e6), min_size=1, max_size=300)
 
 
 @given(values, st.integers(1, 120), st.integers(1, 8))
-def test_a_chart_shows_its_maximum_and_every_value(values: list[float], width: int, height: int) -> None:
-    """In the chart of a running tutorial, the greatest value has a bar of full height. If the chart has a column for
-    every value, each value above 0 has a visible bar. The chart is never wider than the space for it.
+def test_a_chart_shows_its_maximum_and_if_it_is_wide_enough_every_value(
+    values: list[float], width: int, height: int
+) -> None:
+    """In the chart of a running tutorial, the greatest value has a bar of full height. In a chart that has room for a
+    column per value, every value above 0 has a visible bar. The chart never has more columns than there is room for.
     """
     rows = chart(values, width, height)
     columns = ["".join(column) for column in zip(*rows, strict=True)]
@@ -129,9 +134,10 @@ def drawn(panes: Panes, console: Console) -> list[str]:
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(80, 24), (120, 40)])
-def test_the_queue_is_drawn_between_the_panes(columns: int, rows: int) -> None:
-    """While a tutorial runs, its screen shows each message in a queue as a block. The queue is between the panes of
-    sender and receiver, or between two rows of panes.
+def test_the_queue_is_drawn_between_the_panes_of_sender_and_receiver(columns: int, rows: int) -> None:
+    """While a tutorial runs, its screen shows each message in a queue as a block. If the panes of the sender and the
+    receiver are side by side, the blocks are between these panes. If the receivers' panes are in a second row, the
+    blocks are between the rows.
     """
     panes, console = playing(columns, rows, "sender", "receiver")
     panes.counted([QueueDepth("hello", 2, 1)])

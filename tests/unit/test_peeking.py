@@ -137,8 +137,8 @@ def test_peek_chooses_how_to_read_a_queue_by_its_type_and_settings(
 ) -> None:
     """`peek` chooses how to read a queue by the type and the settings that the management API reports. It reads a
     classic queue with basic.get instead of a consumer if the queue is auto-delete or has a single active consumer. For
-    a quorum queue, it assumes the lower of the delivery limits in the arguments and in the policy, or 20 if neither
-    sets one. A negative limit means no limit, unless the other one is set.
+    a quorum queue, it assumes the lower of the delivery limits that the arguments and the policy set, where a negative
+    number means no limit. If neither sets one, it assumes 20.
     """
     place.fill()
     api = SimpleNamespace(get={f"queues/{place.vhost.name}/jobs": view}.get, items=lambda _: [])
@@ -165,9 +165,9 @@ def test_peek_keeps_to_the_delivery_limit_of_a_policy_that_the_queue_does_not_sh
 def test_a_quorum_queue_has_a_delivery_limit_by_default_from_rabbitmq_4_on(
     monkeypatch: pytest.MonkeyPatch, place: Place, *, broker: str, limit: int | None, has_api: bool
 ) -> None:
-    """If a quorum queue's arguments and policy set no delivery limit, `peek` assumes a limit of 20 in RabbitMQ 4.0 or
-    later, and none in earlier releases or in another broker. Without the management API, `peek` treats this limit as
-    uncertain, because a policy may set another one.
+    """If a quorum queue's arguments and policy set no delivery limit, `peek` assumes a limit of 20 if the broker is
+    RabbitMQ 4.0 or later, and otherwise no limit. Without the management API, `peek` considers this uncertain, because
+    a policy that it cannot see may set another limit.
     """
     place.fill(arguments=QUORUM)
     monkeypatch.setattr(Connection, "broker", broker)
@@ -213,9 +213,9 @@ def test_peek_finds_out_over_amqp_which_delivery_limit_a_queue_was_declared_with
 
 
 def test_peek_assumes_a_quorum_queue_if_the_brokers_error_text_is_cut(place: Place) -> None:
-    """Without the management API, `peek` learns the settings of a queue from the broker's error when it declares the
-    queue with others. The broker cuts this text after 255 bytes. If a long queue name leaves no room for a setting's
-    value, `peek` assumes a quorum queue with the default delivery limit and a single active consumer.
+    """Without the management API, `peek` learns a queue's settings from the broker's error when it declares the queue
+    with different settings. The broker cuts this text after 255 bytes. If a long queue name leaves no room for the
+    value of a setting, `peek` assumes a quorum queue with the default delivery limit and a single active consumer.
     """
     place.channel.declare(Queue("x" * 240, durable=True, arguments=QUORUM))
     assert kind_of(place.channel, "x" * 240, None, "") == PeekKind(How.IN_TURN, 20, is_single=True, is_certain=False)
@@ -256,7 +256,7 @@ def test_peek_uses_basic_get_if_the_user_may_not_declare_the_queue(amqp_broker: 
 
 
 def test_finding_out_over_amqp_how_to_read_a_queue_leaves_no_channel_open(place: Place) -> None:
-    """kind_of() closes the channel on which it asks the broker how to read a queue."""
+    """To find out over AMQP how to read a queue, `peek` uses a separate channel, and closes it afterwards."""
     place.fill(arguments=QUORUM)
     before = place.channel.connection.channel()
     before.depth_of("jobs")
@@ -328,12 +328,12 @@ def hidden_limit(place: Place, limit: int) -> None:
 
 
 @pytest.mark.parametrize("count", [None, 3])
-def test_messages_requeued_before_are_published_again_if_the_delivery_limit_is_unknown(
+def test_messages_that_were_already_requeued_are_published_again_if_the_delivery_limit_is_unknown(
     place: Place, count: int | None
 ) -> None:
     """A policy sets a delivery limit of 1 that the user cannot see. `peek` requeues messages that were never requeued.
-    It publishes all others to the end of the queue again, in order, and reports an error. However often `peek` is
-    repeated, even while messages arrive, none is lost, duplicated or dead-lettered.
+    It republishes the others at the end of the queue, in order, and reports an error. However often `peek` is repeated,
+    even while messages arrive, no message is lost, duplicated or dead-lettered.
     """
     hidden_limit(place, 1)
     place.fill(*NUMBERS, arguments=QUORUM)
@@ -361,9 +361,9 @@ def test_messages_requeued_before_are_published_again_if_the_delivery_limit_is_u
 
 
 def test_messages_are_published_again_in_the_order_of_the_queue(place: Place) -> None:
-    """If `peek` does not know the delivery limit of a queue, and messages have been requeued before, `peek` publishes
-    them again instead of requeuing them, because that might exceed the limit. They keep their order, even if some have
-    been requeued more often than others. The error names the message that was requeued most often.
+    """If `peek` does not know the delivery limit of a queue, it republishes messages that were already requeued,
+    because another requeue might exceed the limit. These messages keep their order, even if some were requeued more
+    often than others. `peek` reports an error, which names the message that was requeued most often.
     """
     place.fill(*range(4), arguments=QUORUM)
     place.requeue(1, 2, 2)
@@ -372,7 +372,7 @@ def test_messages_are_published_again_in_the_order_of_the_queue(place: Place) ->
     assert place.delivered() == ["3", "0", "1", "2"]
 
 
-def test_with_a_delivery_limit_of_0_messages_are_published_again_instead_of_requeued(place: Place) -> None:
+def test_messages_are_published_again_instead_of_requeued_if_the_delivery_limit_is_0(place: Place) -> None:
     """A quorum queue with a delivery limit of 0 drops a message the first time it is requeued. `peek` therefore
     publishes the messages to the end of such a queue again, in order, and reports an error. No message is lost.
     """
@@ -382,10 +382,10 @@ def test_with_a_delivery_limit_of_0_messages_are_published_again_instead_of_requ
     assert place.delivered() == ["0", "1", "2"]
 
 
-def test_a_first_message_that_is_removed_is_not_published_again(place: Place) -> None:
-    """If the delivery limit of a queue is unknown, looking() publishes a message again if it has been requeued before.
-    If the first message of the queue is such a message, and the caller removes it, it is deleted instead, and no error
-    is raised.
+def test_a_first_message_that_looking_removes_is_not_published_again(place: Place) -> None:
+    """looking(), with which `delayed now` and `delayed cancel` read a wait queue, can also remove messages. If the
+    delivery limit is unknown, looking() republishes a first message that was already requeued, because another requeue
+    might exceed the limit. If this message is to be removed, it is only deleted, and no error is raised.
     """
     place.fill(*range(3), arguments=QUORUM)
     place.requeue(1)
@@ -400,9 +400,10 @@ def test_a_first_message_that_is_removed_is_not_published_again(place: Place) ->
 @pytest.mark.parametrize("how", [How.IN_TURN, How.GET])
 @pytest.mark.parametrize("checks", [False, True])
 def test_only_the_first_message_is_at_risk_if_the_user_may_not_publish(place: Place, how: How, *, checks: bool) -> None:
-    """A policy sets a delivery limit of 1 that the user cannot see, the messages have been requeued once, and the user
-    may not publish. `peek` and check_limit(), which a command calls before it consumes, fail once they have received
-    the first message, which the queue may drop. All other messages stay in the queue.
+    """A policy sets a delivery limit of 1 that the user cannot see, each message was already requeued once, and the
+    user may not publish. `peek` can then neither requeue nor republish the first message that it receives: it fails,
+    and the queue drops or dead-letters this message, but no other. check_limit(), which a command calls before it
+    consumes, fails in the same way.
     """
     hidden_limit(place, 1)
     place.fill(*range(3), arguments=QUORUM)
@@ -421,9 +422,10 @@ def test_only_the_first_message_is_at_risk_if_the_user_may_not_publish(place: Pl
 
 
 def test_a_user_who_cannot_see_the_delivery_limit_is_shown_only_messages_that_were_never_requeued(place: Place) -> None:
-    """A user may neither see a queue's policies nor declare the queue, which has a delivery limit of 1. `peek` shows
-    this user messages that were never requeued. If the first message was requeued before, `peek` shows none, publishes
-    this message to the end of the queue again, and reports an error. So does check_limit(). No message is lost.
+    """A user may neither see a queue's policies nor declare the queue, and a policy sets a delivery limit of 1. `peek`
+    shows this user messages that were never requeued. If the first message was already requeued, `peek` publishes it to
+    the end of the queue again, and fails. check_limit(), which a command calls before it consumes, does the same. No
+    message is lost.
     """
     hidden_limit(place, 1)
     place.fill(1, 2, 3, arguments=QUORUM)
@@ -440,8 +442,9 @@ def test_a_user_who_cannot_see_the_delivery_limit_is_shown_only_messages_that_we
 
 
 def test_check_limit_publishes_requeued_messages_again_if_the_delivery_limit_is_unknown(place: Place) -> None:
-    """A policy sets a delivery limit of 1 that the user cannot see, and the messages have been requeued once.
-    check_limit() publishes all of them to the queue again, in order, and reports an error.
+    """A policy sets a delivery limit of 1 that the user cannot see, and each message was already requeued once.
+    check_limit(), which a command calls before it consumes, publishes all messages to the queue again, in order, and
+    reports an error.
     """
     hidden_limit(place, 1)
     place.fill(*range(3), arguments=QUORUM)
@@ -452,8 +455,10 @@ def test_check_limit_publishes_requeued_messages_again_if_the_delivery_limit_is_
     assert (place.delivered(), place.channel.depth_of("dead")) == (["0", "1", "2"], 0)
 
 
-def test_peek_finds_out_how_to_read_a_queue(place: Place) -> None:
-    """If the caller of peek() does not say how to read the queue, peek() finds it out over AMQP."""
+def test_the_function_peek_finds_out_how_to_read_a_queue_unless_it_is_told(place: Place) -> None:
+    """The Python function peek() has an argument that says how to read the queue. Without this argument, peek() finds
+    it out over AMQP.
+    """
     place.fill(*NUMBERS[:3], auto_delete=True)
     with closing(peek(place.channel, "jobs")) as deliveries:
         assert [delivery.text for delivery in deliveries] == NUMBERS[:3]
@@ -474,7 +479,7 @@ def test_messages_that_arrive_later_are_not_shown(place: Place, settings: dict[s
 
 
 def test_peek_does_not_wait_for_messages_in_an_empty_queue(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:
-    """`peek` shows nothing of an empty queue, and ends without waiting for messages."""
+    """If a queue is empty, `peek` shows no messages, and ends without waiting for any."""
     monkeypatch.setattr(peeking, "_PATIENCE", 1000)
     for limit in None, 5:
         place.fill(arguments=QUORUM)
@@ -522,7 +527,7 @@ def test_peek_does_not_receive_all_messages_of_a_long_queue_at_once(
 ) -> None:
     """`peek` receives the messages of a long queue in batches, so that it need not requeue thousands of messages if it
     stops early. The first batch has up to 100 messages. Each later one has up to ten times as many as all earlier ones
-    together, but at most 65,535. In a queue with a delivery limit, the first message is a batch of its own.
+    together, but at most 65,535. If the queue has a delivery limit, a batch with only the first message precedes these.
     """
     monkeypatch.setattr(peeking, "AT_ONCE", largest)
     place.fill(*range(1250), arguments=QUORUM)
@@ -565,8 +570,8 @@ def test_messages_stay_in_order_if_one_has_expired(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("arguments", [{}, QUORUM], ids=["classic", "quorum"])
 def test_peek_ends_if_the_connection_is_lost(place: Place, arguments: dict[str, Any]) -> None:
-    """If the connection is lost while `peek` shows messages, the broker requeues those that `peek` has received. When
-    the caller asks for the next message, `peek` raises Unavailable. Closing `peek` after that raises no error.
+    """If the connection is lost while `peek` shows messages, `peek` raises Unavailable instead of showing the next
+    message. The broker requeues the messages that `peek` has received.
     """
     place.fill(*NUMBERS, arguments=arguments)
     place.peeked()
@@ -663,7 +668,7 @@ def test_peek_reports_a_message_behind_the_first_one_that_is_near_the_delivery_l
     assert place.delivered() == ["0", "1", "2", "3"]
 
 
-def test_peek_publishes_messages_behind_the_first_one_again_if_the_queue_would_drop_them(place: Place) -> None:
+def test_messages_behind_the_first_one_that_the_queue_would_drop_are_published_again(place: Place) -> None:
     """If messages behind the first one have reached the queue's delivery limit, the queue would drop them when `peek`
     requeues them. `peek` therefore publishes them to the end of the queue, even if it shows only the first message. It
     then fails. The error names the message that was requeued most often, and says how many others are at the limit or
@@ -682,9 +687,10 @@ def test_peek_publishes_messages_behind_the_first_one_again_if_the_queue_would_d
     assert left == [("0", True), ("1", True), ("2", True), ("3", False), ("4", False)]
 
 
-def test_peek_says_that_a_message_at_the_delivery_limit_was_dropped(place: Place) -> None:
-    """If a message has reached the delivery limit, and the broker refuses it when `peek` publishes it again, `peek`
-    says that the queue drops or dead-letters the message now. The other messages stay in the queue.
+def test_peek_says_that_a_message_is_dropped_if_it_cannot_be_published_again(place: Place) -> None:
+    """If a message has reached the delivery limit, `peek` republishes it instead of requeuing it. If the broker nacks
+    the republished message, the queue drops or dead-letters the original, and the error of `peek` says so. The other
+    messages stay in the queue.
     """
     place.fill(*range(3), arguments=limited(6))
     place.requeue(1, 6, 6)
@@ -738,9 +744,9 @@ def test_a_message_that_is_published_again_keeps_its_origin(
 def test_a_message_with_large_headers_is_published_again_without_its_origin(
     monkeypatch: pytest.MonkeyPatch, place: Place, forged: dict[str, Any]
 ) -> None:
-    """If the headers of a message that `peek` publishes again leave no room for the original exchange and routing key
-    in the largest frame that the broker accepts, `peek` does not add these. If a publisher has forged them, `peek`
-    removes them.
+    """If `peek` publishes a message again, it adds the headers mqtool-exchange and mqtool-routing-key, unless the
+    message's headers would then be too large for a frame that the broker accepts. Even in this case, it removes headers
+    of these names that a publisher has forged.
     """
     monkeypatch.setattr(Connection, "frame_max", 8192)
     place.fill()
@@ -763,10 +769,10 @@ def test_a_message_with_large_headers_is_published_again_without_its_origin(
 def test_a_message_of_a_wait_queue_for_an_exchange_is_published_again_with_its_routing_key(
     place: Place, queue: str, exchange: str, *, is_kept: bool
 ) -> None:
-    """A wait queue for an exchange is bound to an exchange in front of it. Its messages keep their own routing keys,
-    including those in the header CC, since they are routed with these keys when they are due. If `peek` publishes such
-    a message again, it therefore uses the exchange in front, with the same keys. It publishes any other message
-    directly to its queue, without CC.
+    """A delayed message for an exchange reaches its wait queue through another exchange, in front of the queue, so that
+    it keeps its own routing key and those in the header CC. If `peek` publishes such a message again, it therefore uses
+    the exchange in front of the queue, with the same keys. It publishes any other message directly to its queue,
+    without CC.
     """
     place.channel.declare(Queue(queue, durable=True))
     place.channel.declare(Exchange(exchange, "fanout"))
@@ -811,10 +817,10 @@ def test_a_delayed_message_that_is_published_again_is_due_at_the_same_time(place
 def test_peek_says_that_a_ttl_starts_again_if_it_cannot_know_how_long_the_message_has_waited(
     place: Place, queue: str, headers: dict[str, int], expiration: str | None
 ) -> None:
-    """If `peek` publishes a message again whose time in the queue is limited only by its expiration or the queue's TTL,
-    it keeps the expiration, and says that the TTL starts again. It does the same if it cannot rely on a due time in the
-    header mqtool-due: outside the wait queues for delays, if the due time is later than the expiration, or if it is
-    past and the message has no expiration.
+    """If `peek` publishes a message again, it keeps the expiration, and says that the TTL, if any, starts again. The
+    exception is a delayed message whose header mqtool-due gives the time that is left. `peek` ignores this header
+    outside the wait queues for delays, if it is later than the expiration, or if it is past and the message has no
+    expiration.
     """
     place.channel.declare(Queue(queue, durable=True))
     due = {name: int((time.time() + seconds) * 1000) for name, seconds in headers.items()}
@@ -827,9 +833,11 @@ def test_peek_says_that_a_ttl_starts_again_if_it_cannot_know_how_long_the_messag
 
 
 @pytest.mark.parametrize("arguments", [{}, QUORUM, limited(50)], ids=["classic", "quorum", "quorum with a limit"])
-def test_removed_messages_are_deleted_and_the_others_stay_in_order(place: Place, arguments: dict[str, Any]) -> None:
-    """While a caller reads a queue with looking(), it can remove messages. At the end, the removed messages are
-    deleted, and the others stay in order.
+def test_messages_that_looking_removes_are_deleted_and_the_others_stay_in_order(
+    place: Place, arguments: dict[str, Any]
+) -> None:
+    """looking(), with which `delayed now` and `delayed cancel` read a wait queue, deletes the messages that it is told
+    to remove. The others stay in the queue, in order.
     """
     place.fill(*NUMBERS, arguments=arguments)
     left = NUMBERS
@@ -844,11 +852,12 @@ def test_removed_messages_are_deleted_and_the_others_stay_in_order(place: Place,
 
 
 @pytest.mark.parametrize("arguments", [{}, QUORUM, limited(50)], ids=["classic", "quorum", "quorum with a limit"])
-def test_removed_messages_are_deleted_even_if_the_caller_of_looking_stops_early(
+def test_messages_that_looking_removes_are_deleted_even_if_it_stops_early(
     place: Place, arguments: dict[str, Any]
 ) -> None:
-    """If a caller of looking() stops before it has read all messages of the queue, those that it has passed to remove()
-    are deleted from the queue, and the others stay there in order.
+    """looking(), with which `delayed now` and `delayed cancel` read a wait queue, can stop before it has read all
+    messages. The messages that it was told to remove until then are deleted, and the others stay in the queue, in
+    order.
     """
     place.fill(*NUMBERS, arguments=arguments)
     for left in 249, 248:
@@ -861,9 +870,10 @@ def test_removed_messages_are_deleted_even_if_the_caller_of_looking_stops_early(
     assert place.delivered() == ["0", *NUMBERS[3:]]
 
 
-def test_a_removed_message_is_not_published_again(place: Place) -> None:
-    """If a caller of looking() removes a message that has reached the delivery limit, the message is deleted. It is not
-    published again, and no error is raised.
+def test_a_message_that_looking_removes_is_not_published_again(place: Place) -> None:
+    """looking(), with which `delayed now` and `delayed cancel` read a wait queue, republishes a message that has
+    reached the delivery limit. If it is told to remove such a message, it only deletes the message, and raises no
+    error.
     """
     place.fill(*range(3), arguments=limited(6))
     place.requeue(1, 6)
@@ -875,11 +885,11 @@ def test_a_removed_message_is_not_published_again(place: Place) -> None:
     assert place.delivered() == ["0", "2"]
 
 
-def test_looking_ends_without_waiting_if_the_caller_has_removed_all_messages(
+def test_looking_ends_without_waiting_if_it_has_removed_all_messages(
     monkeypatch: pytest.MonkeyPatch, place: Place
 ) -> None:
-    """If a caller of looking() removes all messages of the queue, looking() does not wait for messages to be requeued
-    when it ends.
+    """looking(), with which `delayed now` and `delayed cancel` read a wait queue, usually waits at its end until the
+    broker has requeued the other messages. If it has removed all messages of the queue, it does not wait.
     """
     monkeypatch.setattr(peeking, "_PATIENCE", 5.0)
     place.fill(*NUMBERS)

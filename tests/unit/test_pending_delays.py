@@ -220,12 +220,12 @@ def test_only_the_chosen_messages_are_delivered(place: Place) -> None:
     assert place.left == []
 
 
-def test_bindings_are_requested_once_and_only_for_wait_queues_whose_names_do_not_prove_their_destinations(
+def test_the_bindings_behind_the_wait_queues_for_amq_topic_are_requested_once(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To find out where the wait queues for `amq.topic` lead, mqtool requests the bindings of `mqtool.amq.topic.due`
-    once, however many wait queues there are. It requests no bindings for wait queues whose names prove their
-    destinations.
+    """The wait queues for `amq.topic` dead-letter to the exchange `mqtool.amq.topic.due`. To find out where this
+    exchange leads, mqtool requests its bindings once, however many wait queues there are. It requests no bindings for
+    `jobs.delay.1h`, because the name of this wait queue is proof enough that its messages are for `jobs`.
     """
     requested = []
     bindings_from = management.bindings_from
@@ -246,10 +246,10 @@ def test_bindings_are_requested_once_and_only_for_wait_queues_whose_names_do_not
 def test_a_message_with_two_waits_for_amq_topic_is_delivered_only_if_its_second_wait_queue_leads_there(
     place: Place, *, leads_on: bool
 ) -> None:
-    """A long delay for `amq.topic` is divided into two waits. The first wait queue dead-letters to an exchange to which
-    the second is bound, and the second dead-letters to `mqtool.amq.topic.due`. `delayed now` then delivers messages
-    from the first queue to `amq.topic`. If the second queue dead-letters elsewhere, the messages stay in the first
-    queue: an error says that this queue only claims to be for `amq.topic`.
+    """A long delay for `amq.topic` is divided into two waits: the first wait queue dead-letters to an exchange to which
+    the second is bound. If the second wait queue dead-letters to `mqtool.amq.topic.due`, which leads to `amq.topic`,
+    `delayed now` delivers the messages of the first queue to `amq.topic`. If the second dead-letters elsewhere, the
+    messages stay in the first queue, and an error says that this queue only claims to be for `amq.topic`.
     """
     place.channel.bind(Queue("jobs"), Exchange("amq.topic", "topic"), "#")
     router, due = Exchange("mqtool.amq.topic.exchange.delay", "topic"), Exchange("mqtool.amq.topic.due", "fanout")
@@ -293,7 +293,7 @@ def test_a_message_whose_exchange_is_not_proven_is_not_delivered(place: Place) -
     assert place.has("tasks.relay", "x")
 
 
-def test_a_message_that_its_destination_does_not_accept_stays(place: Place) -> None:
+def test_a_message_whose_destination_queue_does_not_exist_stays(place: Place) -> None:
     """If the destination queue of a waiting message does not exist, `delayed now` leaves the message in its wait queue,
     and reports an error that names the message and the destination. It delivers messages for other destinations.
     """
@@ -403,10 +403,10 @@ def test_delivering_ends_if_a_confirm_does_not_arrive(place: Place) -> None:
     assert (place.skipped, place.left) == ([], [])
 
 
-def test_a_message_near_the_delivery_limit_is_reported_even_if_the_caller_stops_reading(place: Place) -> None:
+def test_a_message_near_the_delivery_limit_is_reported_even_if_no_further_queue_is_read(place: Place) -> None:
     """`delayed show` requeues the messages that it reads. If a wait queue would drop such a message when it is requeued
-    once more, because of its delivery limit, mqtool reports an error for this queue. It does so even if the caller
-    stops reading before the next queue.
+    once more, because of its delivery limit, mqtool reports an error for this queue, even if reading stops before the
+    next queue.
     """
     place.declare("jobs.delay.1h", "a", "b", **{"x-queue-type": "quorum", "x-delivery-limit": 3})
     place.declare("jobs.delay.2h", "c", ttl=7_200_000)

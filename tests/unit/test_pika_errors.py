@@ -150,9 +150,10 @@ def test_the_reply_code_and_text_of_a_broker_become_an_error_with_a_hint(
         (ssl_error(ssl.SSLError, reason=None), "[ssl: odd reason] odd reason ( ssl.c:1)"),
     ],
 )  # fmt: skip
-def test_a_lost_connection_is_explained_without_the_words_of_pika(error: Exception, words: str) -> None:
-    """If a connection is lost, mqtool's error gives the reason in plain words, and not in those of pika: what the
-    operating system says, or which end has closed the connection.
+def test_the_error_about_a_lost_connection_gives_the_reason(error: Exception, words: str) -> None:
+    """If a connection is lost, mqtool's error gives the reason: what the operating system or TLS reports, such as
+    "connection reset by peer", or that the other end has closed the connection. It quotes pika only if there is no such
+    reason, for example after too many missed heartbeats.
     """
     lost = pika_errors.closed_by_broker(error)
     assert (type(lost), str(lost), lost.hint) == (Unavailable, f"the connection was lost: {words}", None)
@@ -324,8 +325,8 @@ def test_a_handshake_that_is_cut_off_is_not_taken_for_a_refusal(
 
 
 def test_a_failed_attempt_to_reconnect_is_described_without_the_words_of_pika() -> None:
-    """If an attempt to reconnect fails, the notice contains mqtool's error or, if pika raised one, the words "the
-    connection was lost again".
+    """If an attempt to reconnect fails with an error of mqtool itself, the notice contains this error. If it fails with
+    an exception of pika, the notice says only that the connection was lost again.
     """
     assert pika_errors.in_words(Unavailable("no route")) == "no route"
     assert pika_errors.in_words(exceptions.ConnectionWrongStateError("x")) == "the connection was lost again"
@@ -343,12 +344,12 @@ def test_a_failed_attempt_to_reconnect_is_described_without_the_words_of_pika() 
         (405, "RESOURCE_LOCKED - inequivalent arg 'durable'", ["x"], False, False),
     ],
 )
-def test_some_errors_of_a_channel_do_not_recur_after_reopening(
+def test_errors_that_do_not_recur_and_harmless_differences_are_recognized(
     code: int, text: str, exchanges: list[str], *, is_mended: bool, is_harmless: bool
 ) -> None:
-    """mqtool expects two errors of a channel not to recur when the channel is opened again: a consumer timeout, and a
-    missing exchange that the command declares itself. It expects all other errors to recur. A queue or an exchange that
-    exists with other settings can be used as it is, unless the exchange has another type.
+    """Two errors of a channel do not recur when mqtool opens the channel again: a consumer timeout, and a missing
+    exchange that the command declares itself. mqtool expects all other errors to recur. An error about a queue or an
+    exchange that exists with other settings counts as harmless, unless the exchange has another type.
     """
     error = exceptions.ChannelClosedByBroker(code, text)
     assert pika_errors.is_mended_by_reopening(error, exchanges) is is_mended

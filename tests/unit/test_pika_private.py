@@ -114,7 +114,9 @@ def test_an_acknowledgement_with_multiple_applies_to_all_deliveries_up_to_it(
 
 
 @BOTH
-def test_the_size_of_encoded_messages_includes_their_bodies(connect: Connect, kind: type[SelectConnection]) -> None:
+def test_the_size_of_encoded_messages_is_that_of_their_frames_or_bodies(
+    connect: Connect, kind: type[SelectConnection]
+) -> None:
     """mqtool writes several messages together once their total size reaches a limit. If mqtool encodes the messages,
     this is the size of their frames. If pika encodes them, it is the size of their bodies.
     """
@@ -166,10 +168,10 @@ def test_a_message_that_cannot_be_encoded_raises_an_error_and_the_connection_sta
     consumer.wait_for(1)
 
 
-def test_names_and_arguments_are_sent_exactly(connect: Connect) -> None:
-    """mqtool sends names as they are, even if they are not UTF-8, and keeps the type of numbers in arguments: a binding
-    with the argument 1.5 matches only messages with the header 1.5. If pika encodes a message instead, a name that is
-    not UTF-8 raises UsageError.
+def test_names_and_arguments_are_sent_exactly_if_mqtool_encodes_them(connect: Connect) -> None:
+    """mqtool's own encoder sends names as they are, even if they are not UTF-8. It also keeps the type of numbers in
+    arguments: a binding with the argument 1.5 matches only messages with the header 1.5. If pika encodes a message, a
+    routing key that is not UTF-8 raises UsageError.
     """
     connection = connect(FastConnection)
     for exchange, key, arguments in (
@@ -197,10 +199,10 @@ class Counting(FastConnection):
         super()._on_data_available(data_in)
 
 
-def test_received_bytes_are_counted(connect: Connect) -> None:
-    """A connection counts every byte that it receives as a sign that the broker is alive, whether mqtool or pika
-    decodes the frame. It also knows when the latest byte arrived. A returned message is decoded even if its routing key
-    is not UTF-8.
+def test_received_bytes_are_counted_and_returned_messages_are_decoded(connect: Connect) -> None:
+    """A connection counts all bytes that it receives, whether mqtool or pika decodes them, because pika's heartbeats
+    rely on this number. It also knows when the latest byte arrived. It decodes a returned message even if the routing
+    key is not UTF-8.
     """
     began, returned = time.monotonic_ns(), list[str]()
     connection = connect(Counting)
@@ -224,12 +226,12 @@ def test_a_certificate_logs_in_if_the_broker_offers_it(*, external: bool) -> Non
 
 
 @BOTH
-def test_bytes_that_the_socket_has_not_accepted_are_unsent(
+def test_the_number_of_unsent_bytes_is_known_if_pikas_private_methods_can_be_used(
     connect: Connect, vhost: Vhost, kind: type[SelectConnection]
 ) -> None:
-    """A connection of mqtool knows how many bytes of its messages the socket has not accepted yet, for example because
-    the broker does not read. If mqtool cannot use pika's private methods, it knows neither this number nor the time at
-    which the latest data arrived, and uses the current time instead.
+    """A connection of mqtool knows how many bytes the socket has not accepted yet, for example because the broker does
+    not read, and when the latest data arrived. If mqtool cannot use pika's private methods, it reports no unsent bytes,
+    and the current time as the time of arrival.
     """
     connection = connect(kind)
     assert connection.unsent == 0
@@ -257,9 +259,8 @@ class Loop:
 def test_run_for_returns_when_the_event_loop_has_processed_an_event_or_its_time_is_over(
     private: tuple[str, ...],
 ) -> None:
-    """run_for() runs pika's event loop. It returns as soon as the loop has processed a readable socket, a due timer or
-    a waiting callback. Otherwise, it returns when its time is over. It needs a timer for that only if it cannot use
-    pika's private names.
+    """run_for() runs pika's event loop for up to the given time. It returns earlier once the loop has processed a
+    readable socket, a due timer or a waiting callback. This is true whether or not mqtool can use pika's private names.
     """
     loop, log = IOLoop(), list[str]()
     loop.activate_poller()

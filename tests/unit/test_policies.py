@@ -35,10 +35,10 @@ def handle(policy: ConsumePolicy, tags: range, now: float = SOON) -> list[int]:
 
 
 def test_the_options_decide_the_first_prefetch_the_acknowledgements_and_the_last_message_of_a_consumer() -> None:
-    """A consumer of a queue with a delivery limit starts with a prefetch of 1. With `--prefetch` or `--auto-ack`, and
-    for any other queue, it starts with the prefetch that `--prefetch` gives, by default 1,000. With `--count 3`, it is
-    cancelled when it has received the third message, and its prefetch is at most 3. If the caller acknowledges messages
-    itself, the consumer acknowledges none.
+    """A consumer starts with the prefetch that `--prefetch` gives, by default 1,000. The exception is a queue with a
+    delivery limit: without `--prefetch` and `--auto-ack`, its consumer starts with 1. With `--count 3`, the prefetch is
+    at most 3, and the consumer is cancelled when it has received the third message. If a command such as `worker`
+    acknowledges messages itself, the consumer acknowledges none.
     """
     for receiving, limit, expected in (
         (Receiving(), inf, (PREFETCH, True, [])),
@@ -103,8 +103,9 @@ def test_often_requeued_messages_are_prefetched_one_by_one() -> None:
 
 def test_with_a_high_message_limit_a_queue_with_a_delivery_limit_is_first_read_one_by_one() -> None:
     """With `--count 400`, a consumer of a queue with a delivery limit has a prefetch of 1 until it receives a message
-    that was not requeued often. It then raises its prefetch and holds back acknowledgements, so that the broker
-    delivers no 401st message. If no more than 250 messages are missing by then, the prefetch stays 1.
+    that was not requeued often. If more than 250 messages are still to be received at that time, the consumer raises
+    its prefetch, and holds back acknowledgements, so that the broker delivers no 401st message. Otherwise, the prefetch
+    stays 1.
     """
     policy = policy_for(Receiving(count=400), delivery_limit=2)
     assert (policy.prefetch, policy.taken(delivery(1, times=1)), policy.prefetch) == (1, Step.GO_ON, 1)
@@ -165,8 +166,9 @@ def test_a_consumer_stopped_early_acknowledges_all_messages_that_it_has_handled(
 
 
 def test_only_messages_whose_output_was_written_are_acknowledged_when_a_write_has_failed() -> None:
-    """If output cannot be written, a consumer acknowledges the messages that it had held back, whose output was written
-    earlier, and none that it has handled since.
+    """A message is acknowledged only once its output has been written. If writing fails, a consumer that is about to
+    end sends the acknowledgements that it held back for messages whose output was written earlier. It acknowledges no
+    later message.
     """
     policy = ExactCount(300)
     handle(policy, range(1, 101))
@@ -184,9 +186,9 @@ def acknowledge(policy: CallerSettles, *received: int, first: int = 1) -> list[S
     return [policy.acknowledged(tag, count, is_current=True) for tag, count in enumerate(received, first)]
 
 
-def test_a_caller_that_acknowledges_never_gets_more_messages_than_the_limit() -> None:
-    """If the caller acknowledges messages itself, it never gets more messages than `--count` allows, however late the
-    acknowledgements are.
+def test_a_command_that_acknowledges_messages_itself_never_gets_more_than_its_limit() -> None:
+    """If a command such as `worker` acknowledges messages itself, it never gets more messages than `--count` allows,
+    however late the acknowledgements are.
     """
     policy = CallerSettles(Receiving(count=5, prefetch=2, acknowledge=False))
     assert policy.prefetch == 2
@@ -200,9 +202,10 @@ def test_a_caller_that_acknowledges_never_gets_more_messages_than_the_limit() ->
 
 
 def test_the_last_missing_messages_are_prefetched_together() -> None:
-    """A caller that acknowledges messages itself wants 20 messages, with a prefetch of 8. Before an acknowledgement
-    could let the broker send a 21st message, the consumer subscribes again, with a prefetch of the number of missing
-    messages, 5 in this test. If it has to subscribe once more, its prefetch is half of the missing messages, 2 of 4.
+    """A command such as `worker`, which acknowledges messages itself, needs 20 messages, and has a prefetch of 8.
+    Before an acknowledgement could let the broker send a 21st message, mqtool replaces the consumer, and gives the new
+    one a prefetch of the number of missing messages, 5 in this test. If mqtool has to replace the consumer again, the
+    prefetch is half of the missing messages, 2 of 4.
     """
     policy = CallerSettles(Receiving(count=20, prefetch=8, acknowledge=False))
     assert acknowledge(policy, *range(8, 15), *[15] * 5) == [Step.GO_ON] * 12
@@ -218,8 +221,9 @@ def test_the_last_missing_messages_are_prefetched_together() -> None:
 
 
 def test_messages_that_were_unacknowledged_when_the_channel_was_lost_do_not_count() -> None:
-    """If the caller acknowledges messages itself, and the channel is lost, messages that were unacknowledged at the
-    time of the loss do not count towards `--count`. A late acknowledgement of such a message does not count either.
+    """If a command such as `worker` acknowledges messages itself, and the channel is lost, messages that were
+    unacknowledged at that time do not count towards `--count`. A late acknowledgement of such a message does not count
+    either.
     """
     policy = CallerSettles(Receiving(count=3, prefetch=1, acknowledge=False))
     policy.acknowledged(1, 1, is_current=True)
@@ -230,8 +234,8 @@ def test_messages_that_were_unacknowledged_when_the_channel_was_lost_do_not_coun
 
 
 def test_without_a_message_limit_consuming_continues_after_each_acknowledgement() -> None:
-    """If the caller acknowledges messages and `--count` is not given, the consumer continues after each
-    acknowledgement, and mqtool itself acknowledges nothing.
+    """If a command such as `worker` acknowledges messages itself, and `--count` is not given, its consumer continues
+    after each acknowledgement, and sends no acknowledgement of its own.
     """
     policy = CallerSettles(Receiving(prefetch=0, acknowledge=False))
     assert (policy.prefetch, policy.acknowledges) == (0, False)
@@ -270,8 +274,8 @@ def test_the_options_decide_how_many_messages_are_prefetched_and_who_acknowledge
     receiving: Receiving, expected: tuple[object, ...], *, is_stream: bool
 ) -> None:
     """A consumer's prefetch is `--prefetch`, by default 1,000. With `--count N` on a queue, it is at most N - 50, or 1
-    if N is 250 or less or `--prefetch` is below 1,000. mqtool acknowledges the messages, unless the broker
-    (`--auto-ack`) or the caller does. If the caller does, the prefetch is at most N.
+    if N is 250 or less or `--prefetch` is below 1,000. The consumer acknowledges the messages, unless the broker does
+    (`--auto-ack`), or a command such as `worker`. If the command does, the prefetch is at most N instead.
     """
     policy = policy_for(receiving, delivery_limit=inf, is_stream=is_stream)
     assert (type(policy), policy.prefetch, policy.auto_ack, policy.acknowledges) == expected
@@ -291,9 +295,9 @@ def test_acknowledgements_within_50_ms_are_sent_together() -> None:
         assert policy.done(delivery(3), LATER + 0.06)
 
 
-def test_a_consumer_whose_caller_acknowledges_is_cancelled_at_its_message_limit() -> None:
-    """If the caller acknowledges messages itself, mqtool cancels the consumer once the number of messages given with
-    `--count` has arrived. Without `--count`, the consumer never ends by itself.
+def test_a_consumer_of_a_command_that_acknowledges_itself_is_cancelled_at_the_message_limit() -> None:
+    """If a command such as `worker` acknowledges messages itself, mqtool cancels its consumer once the number of
+    messages given with `--count` has arrived. Without `--count`, the consumer never ends by itself.
     """
     policy = CallerSettles(Receiving(count=3, acknowledge=False))
     assert [policy.taken(delivery(tag)) for tag in (1, 2, 3)] == [Step.GO_ON, Step.GO_ON, Step.CANCEL]
@@ -305,9 +309,9 @@ def test_a_consumer_whose_caller_acknowledges_is_cancelled_at_its_message_limit(
 
 
 def test_after_a_lost_channel_a_consumer_still_gets_no_more_messages_than_its_limit() -> None:
-    """If the caller acknowledges messages itself, a consumer with `--count` continues after its channel was lost. Each
-    acknowledgement on the new channel lets the broker send one more message. Before the broker could send more messages
-    than are missing, the consumer subscribes again.
+    """If a command such as `worker` acknowledges messages itself, its consumer continues after the channel was lost and
+    reopened. Each acknowledgement on the new channel lets the broker send one more message. Before the broker could
+    send more messages than `--count` allows, mqtool replaces the consumer.
     """
     policy = CallerSettles(Receiving(count=7, prefetch=2, acknowledge=False))
     assert acknowledge(policy, 2, 3) == [Step.GO_ON] * 2
@@ -319,10 +323,10 @@ def test_after_a_lost_channel_a_consumer_still_gets_no_more_messages_than_its_li
     assert acknowledge(policy, 4, 5) == [Step.GO_ON, Step.CANCEL]
 
 
-def test_a_consumer_prefetches_half_of_the_missing_messages_and_at_least_one() -> None:
-    """If the caller acknowledges messages itself, a consumer with `--count` may have to subscribe again several times.
-    The first time, it prefetches all missing messages. Each later time, it prefetches half of them, rounded down, but
-    at least one.
+def test_a_replaced_consumer_prefetches_half_of_the_missing_messages_and_at_least_one() -> None:
+    """If a command such as `worker` acknowledges messages itself, mqtool may have to replace its consumer several
+    times, so that the broker sends no more messages than `--count` allows. The first new consumer prefetches all
+    missing messages. Each later one prefetches half of them, rounded down, but at least one.
     """
     policy = CallerSettles(Receiving(count=20, prefetch=8, acknowledge=False))
     prefetched = []

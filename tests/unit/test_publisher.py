@@ -76,8 +76,9 @@ def publisher(wire: Wire) -> Iterator[Unconfirmed]:
 
 
 def test_receipts_come_in_the_order_of_publishing(wire: Wire, publisher: Unconfirmed) -> None:
-    """A publisher returns receipts in the order of publishing. If a message is confirmed early, its receipt waits for
-    the receipts of earlier messages.
+    """A publisher returns a receipt for each message, which says whether the broker confirmed, nacked or returned it.
+    The receipts come in the order of publishing. If a message is confirmed early, its receipt waits for those of
+    earlier messages.
     """
     wire.publish(b"1", b"2", b"3", b"4")
     publisher.on_ack(3, multiple=False)
@@ -129,8 +130,8 @@ def test_a_returned_message_with_changed_headers_is_matched_to_the_most_similar_
 
 
 def test_only_unconfirmed_messages_are_republished(wire: Wire, publisher: Unconfirmed) -> None:
-    """After a reconnection, a publisher republishes only unconfirmed messages, and still returns the receipts of
-    messages that were confirmed before.
+    """After a reconnection, a publisher republishes only unconfirmed messages. It still reports the messages that the
+    broker confirmed before the reconnection as confirmed.
     """
     wire.publish(b"1", b"2", b"3")
     publisher.on_ack(1, multiple=False)
@@ -142,7 +143,7 @@ def test_only_unconfirmed_messages_are_republished(wire: Wire, publisher: Unconf
 
 def test_a_message_nacked_right_after_a_reconnection_is_published_again(wire: Wire, publisher: Unconfirmed) -> None:
     """If the broker nacks a message right after a reconnection, the publisher publishes the message again on another
-    channel, because the nack may only mean that a queue has no leader yet. The caller gets no receipt for this nack.
+    channel, because the nack may only mean that a queue has no leader yet. The publisher does not report this nack.
     """
     wire.open(connection_is_new=True)
     wire.publish(b"1", b"2")
@@ -197,9 +198,11 @@ def test_the_confirm_timeout_pauses_while_there_is_no_connection(wire: Wire, pub
         publisher.wait(1, confirm_timeout=0.01)
 
 
-def test_a_failed_connection_ends_waiting_for_confirms_but_keeps_receipts(wire: Wire, publisher: Unconfirmed) -> None:
-    """If a connection fails for good while the caller waits for confirms, waiting raises the connection's error. The
-    caller can still get the receipts of messages that were confirmed before.
+def test_a_failed_connection_ends_waiting_for_confirms_but_confirmed_messages_are_reported(
+    wire: Wire, publisher: Unconfirmed
+) -> None:
+    """If a connection fails for good while a publisher waits for confirms, waiting raises the connection's error. The
+    publisher still reports the messages that the broker has confirmed.
     """
     wire.publish(b"1", b"2")
     publisher.on_ack(1, multiple=False)
@@ -212,8 +215,8 @@ def test_a_failed_connection_ends_waiting_for_confirms_but_keeps_receipts(wire: 
 def test_messages_confirmed_out_of_order_do_not_count_as_unconfirmed_after_an_error(
     wire: Wire, publisher: Unconfirmed
 ) -> None:
-    """After an error, such as a missing confirm, the caller can get the receipts of messages that were confirmed or
-    nacked before earlier messages, each receipt once. From then on, only messages that were neither confirmed nor
+    """After an error, such as a missing confirm, a publisher also reports messages that were confirmed or nacked
+    although an earlier message was not, each of them once. From then on, only messages that were neither confirmed nor
     nacked count as unconfirmed.
     """
     wire.publish(b"1", b"2", b"3", b"4")
@@ -234,7 +237,7 @@ def test_messages_confirmed_out_of_order_do_not_count_as_unconfirmed_after_an_er
 
 def test_a_message_confirmed_out_of_order_is_not_republished(wire: Wire, publisher: Unconfirmed) -> None:
     """If the connection is lost after the broker has confirmed a message, but not an earlier one, the publisher
-    republishes only the unconfirmed messages. The caller can get the confirmed message's receipt immediately.
+    republishes only the unconfirmed messages. It reports the confirmed message immediately.
     """
     wire.publish(b"1", b"2", b"3")
     publisher.on_ack(2, multiple=False)
@@ -272,9 +275,9 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_an_early_confirm_takes_effect_once_earlier_messages_are_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
-    """If a message is confirmed before earlier messages, the publisher counts it as in flight and holds back its
-    receipt until the earlier messages are confirmed. It then forgets the early confirm, so that a long run needs little
-    memory.
+    """If a message is confirmed before earlier messages, the publisher counts it as in flight, and reports it as
+    confirmed only when the earlier messages are confirmed. It then forgets the early confirm, so that a long run needs
+    little memory.
     """
     wire.publish(b"1", b"2", b"3", b"4", b"5")
     for tag in (2, 3, 5):
@@ -291,7 +294,7 @@ def test_an_early_confirm_takes_effect_once_earlier_messages_are_confirmed(wire:
 
 def test_a_nack_without_multiple_applies_only_to_its_message(wire: Wire, publisher: Unconfirmed) -> None:
     """A basic.nack without `multiple` does not apply to earlier messages, which the broker can still confirm. The
-    receipt of the nacked message says that the broker refused it.
+    publisher reports that the broker refused the nacked message.
     """
     wire.publish(b"1", b"2", b"3", b"4")
     publisher.on_ack(1, multiple=False)
@@ -380,8 +383,8 @@ def test_a_message_that_was_not_sent_yet_is_published_once_after_a_reconnection(
 
 
 def test_receipts_are_kept_over_several_reconnections(wire: Wire, publisher: Unconfirmed) -> None:
-    """A publisher keeps the receipts of messages until the caller has got them, however often the channel is reopened
-    in the meantime. Later messages are sent on the new channel.
+    """A publisher keeps the receipt of each message, which says whether the broker confirmed it, until the caller has
+    taken the receipt, however often the channel is reopened in the meantime. New messages are sent on the new channel.
     """
     wire.publish(b"1", b"2", b"3")
     for _ in range(2):
@@ -395,7 +398,7 @@ def test_receipts_are_kept_over_several_reconnections(wire: Wire, publisher: Unc
 
 def test_a_return_never_applies_to_a_message_that_was_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
     """If several published messages are equal, a basic.return from the broker applies to the first of them that is not
-    confirmed yet. The receipt of this message contains the broker's reason.
+    confirmed yet. The publisher reports this message as returned, with the broker's reason.
     """
     wire.publish(b"same", b"same")
     publisher.on_ack(1, multiple=False)
@@ -443,8 +446,8 @@ def test_a_return_is_matched_to_the_most_similar_message_with_the_same_address(
 
 def test_waiting_for_confirms_ends_when_enough_messages_are_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
     """A publisher's wait(N) blocks until fewer than N of the publisher's messages are unconfirmed. If fewer are
-    unconfirmed already, it returns immediately. Confirmed messages do not count, even if the caller has not taken their
-    receipts yet.
+    unconfirmed already, it returns immediately. Confirmed messages do not count, even if the publisher has not reported
+    them yet.
     """
     wire.publish(b"1", b"2", b"3")
     publisher.on_ack(2, multiple=True)
@@ -455,9 +458,11 @@ def test_waiting_for_confirms_ends_when_enough_messages_are_confirmed(wire: Wire
     assert time.monotonic() - began < 30
 
 
-def test_waiting_for_confirms_continues_while_16_mib_are_unconfirmed(wire: Wire, publisher: Unconfirmed) -> None:
+def test_waiting_for_confirms_with_16_mib_unconfirmed_ends_when_a_message_is_confirmed(
+    wire: Wire, publisher: Unconfirmed
+) -> None:
     """A publisher's window is full if 16 MiB of messages are unconfirmed, however few the messages are. With a full
-    window, wait() blocks until the receipt of at least one message is available.
+    window, wait() blocks until at least one message is confirmed.
     """
     wire.publish(b"1", bytes(WINDOW_BYTES - 1))
     assert publisher.is_full(1000)

@@ -157,7 +157,7 @@ def test_messages_are_published_until_the_window_of_unconfirmed_messages_is_full
     broker: ScriptedBroker, waits: Waits
 ) -> None:
     """A publisher publishes messages until its window of unconfirmed messages is full. It continues once half of the
-    window is confirmed. While it waits, it yields receipts.
+    window is confirmed. While it waits, it reports each confirmed message.
     """
     broker.confirms = False
     sent = list[int]()
@@ -189,9 +189,11 @@ def test_with_a_window_of_one_each_message_is_confirmed_before_the_next(broker: 
     assert sent == [1, 2, 3]
 
 
-def test_receipts_are_yielded_while_there_is_no_message_to_publish(broker: ScriptedBroker, waits: Waits) -> None:
-    """While there is no message to publish, a publisher waits for confirms, for up to 50 ms at a time. It yields the
-    receipts of confirmed messages before it asks for more messages.
+def test_confirmed_messages_are_reported_while_there_is_no_message_to_publish(
+    broker: ScriptedBroker, waits: Waits
+) -> None:
+    """While there is no message to publish, a publisher waits for confirms, for up to 50 ms at a time. It reports
+    confirmed messages before it asks its source for more messages.
     """
     broker.confirms = False
     asked = list[int]()
@@ -213,10 +215,10 @@ def test_receipts_are_yielded_while_there_is_no_message_to_publish(broker: Scrip
     assert waits.calls[2:] == [(1, 7.0, 0.05), (1, 7.0, 0.25)]
 
 
-def test_the_receipts_of_confirmed_messages_are_yielded_before_a_missing_confirm_is_an_error(
+def test_confirmed_messages_are_reported_before_a_missing_confirm_is_an_error(
     broker: ScriptedBroker, waits: Waits
 ) -> None:
-    """If a confirm does not arrive in time, publish() first yields the receipts of all messages that the broker has
+    """If a confirm does not arrive in time, publish() first yields a receipt for each message that the broker has
     confirmed, and then raises NotConfirmed. All other messages still count as unconfirmed.
     """
     broker.confirms = False
@@ -270,8 +272,8 @@ class Batches(InBatches):
 
 
 def test_the_messages_before_one_that_cannot_be_encoded_are_published(broker: ScriptedBroker) -> None:
-    """If a batch contains a message that cannot be encoded, the earlier messages are published, and their receipts
-    contain their sequence numbers. The invalid message and all later messages stay in the batch.
+    """If a batch contains a message that cannot be encoded, publish() publishes the earlier messages, yields a numbered
+    receipt for each of them, and raises an error. The invalid message and all later messages stay in the batch.
     """
     long = Message(b"bad", "k" * 300)
     first, batch = [Message(b"1"), Message(b"2")], [Message(b"3"), Message(b"4"), long, Message(b"6")]
@@ -296,7 +298,7 @@ def test_the_messages_before_one_that_cannot_be_encoded_are_published(broker: Sc
 
 def test_a_list_is_published_in_batches_of_256() -> None:
     """With the default window, a list of messages is published in batches of 256. With a window of 5, or from an
-    iterator, messages are published one by one. None in the input, which stands for a pause, is skipped.
+    iterator, messages are published one by one. A `None` in the input stands for a pause, and is skipped.
     """
     listed: list[Message | None] = [Message(b"%d" % number) for number in range(600)]
     listed[5] = None
@@ -419,8 +421,9 @@ def test_a_stopped_command_does_not_wait_for_confirms_that_cannot_arrive(broker:
 
 
 def test_a_nacked_message_is_published_again_on_another_channel(broker: ScriptedBroker) -> None:
-    """If a node of the cluster could not be reached when the connection was opened, a queue may have no leader yet. A
-    message that the broker then nacks is published again on another channel, and the caller gets one receipt for it.
+    """If a node of the cluster could not be reached when the connection was opened, a queue may have no leader yet. If
+    the broker nacks a message for this reason, the publisher publishes it again on another channel, and reports it only
+    once, as confirmed.
     """
     broker.confirms = False
     broker.lacks_a_node = True
@@ -456,7 +459,7 @@ def delivery(channel: Channel, tag: int) -> Delivery:
 
 
 def test_a_reply_is_published_in_the_same_write_before_its_request_is_acknowledged(broker: ScriptedBroker) -> None:
-    """An RPC server publishes a reply to the default exchange, with the routing key that the caller passes. It sends
+    """An RPC server publishes a reply as mandatory to the default exchange, with the reply's own routing key. It sends
     the reply and the acknowledgement of the request in one write, the reply first.
     """
     channel = broker.channel()

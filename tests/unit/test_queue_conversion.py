@@ -314,7 +314,8 @@ def test_only_one_conversion_of_a_queue_runs_at_a_time(place: Place, monkeypatch
 
 def test_a_conversion_to_arguments_that_the_broker_refuses_changes_nothing(place: Place) -> None:
     """If the broker does not accept the new arguments of a queue, `queue convert` does not begin the conversion. The
-    error names the queue and the argument. refused_by_broker() returns the same reason before a conversion.
+    error names the queue and the argument. refused_by_broker(), which tests the arguments before a conversion, returns
+    the same reason.
     """
     place.fill()
     conversion = place.conversion(changes={"x-max-length": "many"})

@@ -89,12 +89,12 @@ def api_with(policies: Any = (), operator: Any = (), queues: Any = (), **more: A
         "limit in bytes",
     ],
 )
-def test_a_queue_with_the_overflow_reject_publish_rejects_messages_beyond_its_lowest_limit(
+def test_a_classic_queue_with_reject_publish_rejects_messages_beyond_its_lowest_limit(
     arguments: dict[str, Any], policies: list[dict[str, Any]], beyond: int | None
 ) -> None:
-    """A classic queue's argument sets its overflow behaviour or, if it has no such argument, a policy does. If the
-    behaviour is reject-publish or reject-publish-dlx, mqtool expects the queue to reject messages beyond the lowest of
-    its limits in messages. It expects other queues not to reject messages.
+    """If the overflow behaviour of a classic queue is reject-publish or reject-publish-dlx, mqtool expects the queue to
+    reject messages beyond the lowest of its limits on the number of messages. Otherwise, or without such a limit, it
+    expects the queue to reject none. An argument that sets the behaviour overrides a policy.
     """
     assert rejects_beyond("classic", arguments, policies) == beyond
 
@@ -116,8 +116,8 @@ def test_a_policy_overrides_the_overflow_argument_of_a_quorum_queue(
     own: str | None, policies: list[dict[str, Any]], applies: str
 ) -> None:
     """If a policy and an argument of a quorum queue set different overflow behaviours, mqtool expects the queue to do
-    what the policy says, or the operator policy if that sets one, too. It expects a quorum queue with
-    reject-publish-dlx to drop messages.
+    what the policy says. If an operator policy sets one, too, it overrides both. A quorum queue does not support
+    reject-publish-dlx, so mqtool expects it to drop its oldest messages instead.
     """
     arguments = {"x-max-length": 5} if own is None else {"x-max-length": 5, "x-overflow": own}
     assert overflow_of("quorum", arguments, policies) == applies
@@ -463,7 +463,8 @@ def test_a_stream_may_lose_messages_because_of_a_lower_argument_that_a_policy_ha
 def test_losses_are_reported_only_for_a_policy_that_would_apply() -> None:
     """`policy set` reports no loss if another policy with a higher priority applies to the queue. Nor does it report
     one if the policy that it replaces, or the queue's operator policy, is at least as strict. It reports a loss if the
-    new policy has the highest priority, is stricter than the policy that it replaces, or is an operator policy itself.
+    new policy has the highest priority and is stricter than these. For a new operator policy, the priorities of
+    ordinary policies do not matter.
     """
     strong, four = policy("strong", priority=5, max_length=20), policy(max_length=4)
     assert lost(four, queue(), policies=[strong]) == []
@@ -647,10 +648,10 @@ def test_policy_set_reports_no_loss_if_the_new_policy_lowers_none_of_the_limits_
 
 
 @pytest.mark.parametrize("operator", [False, True], ids=["user", "operator"])
-def test_policy_clear_relies_on_the_broker_for_which_of_several_equal_policies_applies(operator: bool) -> None:
-    """If several policies with the highest priority match a queue, `policy clear` assumes that the one applies that the
-    management API names for the queue. If the API names none of them, because the policy is new, `policy clear` assumes
-    that any of them may apply. It looks up operator policies in the same way.
+def test_policy_clear_asks_the_broker_which_of_several_policies_with_the_same_priority_applies(operator: bool) -> None:
+    """If several policies with the highest priority match a queue, `policy clear` assumes that RabbitMQ applies the one
+    that the management API names for the queue. If the API names none of them, for example because the policy is new,
+    `policy clear` assumes that any of them may apply. It looks up operator policies in the same way.
     """
     key = "operator_policy" if operator else "policy"
 
@@ -673,9 +674,10 @@ def test_policy_clear_relies_on_the_broker_for_which_of_several_equal_policies_a
     assert dropped("low", [policy("high", priority=1, max_length=10), policy("low")], **{key: "low"}) == []
 
 
-def test_an_import_reports_what_a_queue_would_lose_whichever_of_several_equal_policies_applies_first() -> None:
-    """`definitions import` sets policies one after the other. If the first ones have the same priority, RabbitMQ may
-    apply any of them to a queue before the last one is set. The report includes what the queue would lose in each case.
+def test_an_import_reports_what_a_queue_would_lose_whichever_policy_of_the_same_priority_applies_first() -> None:
+    """`definitions import` sets policies one after the other. Before it sets the last one, several earlier ones with
+    the same priority may match a queue, and RabbitMQ may apply any of them. The import reports what the queue would
+    lose in each case.
     """
     tied = [policy("a", overflow="reject-publish", max_length=20), policy("b", max_length=20)]
     for order in (tied, tied[::-1]):
@@ -815,8 +817,8 @@ def test_clearing_a_policy_can_make_a_queue_drop_messages(
 ) -> None:
     """When a policy is cleared, the limits of another policy or of the queue's arguments may apply to a queue. Before
     `policy clear` clears a policy, it says what each queue would lose because of these limits. If there are none, or no
-    policy has the given name, it reports no loss. (In RabbitMQ 3.10, a policy also overrides a lower x-expires of a
-    quorum queue.)
+    policy has the given name, it reports no loss. For a quorum queue, it assumes that a policy also overrides a lower
+    x-expires, as in RabbitMQ 3.10.
     """
     api = api_with([cleared, *([weaker] if weaker else [])], [], [there])
     assert losses_by_clearing(api, "v", policy()["name"], not_counted, operator=False) == ([loss] if loss else [])

@@ -117,11 +117,11 @@ def test_the_origin_of_a_dead_letter_of_worker_follows_from_the_name_of_its_dead
     ],
     ids=["exchange", "exchange and key", "default exchange"],
 )
-def test_a_dead_letters_origin_is_proven_if_the_queue_dead_letters_in_the_same_way(
+def test_a_dead_letters_origin_is_proven_by_the_dead_letter_exchange_and_routing_key_of_the_queue(
     arguments: dict[str, Any], exchange: str, key: str
 ) -> None:
     """A dead letter's headers, which could be forged, name the queue that it came from. mqtool considers this proven if
-    the queue's dead-letter exchange is the exchange to which the dead letter was published. If the queue sets a
+    the queue's dead-letter exchange is the exchange to which the dead letter was published. If the queue also sets a
     dead-letter routing key, the dead letter must have this key.
     """
     assert origins({"orders": arguments}, "all.dlq").of(letter(died_in("orders"), exchange, key)) == "orders"
@@ -162,7 +162,7 @@ def test_if_a_dead_letters_origin_is_not_proven_the_error_says_why(
     assert str(error.value) == (why if why.startswith("message") else f"message a {why}")
 
 
-def test_each_queue_that_dead_letters_name_is_looked_up_once() -> None:
+def test_a_queue_from_which_several_dead_letters_came_is_looked_up_once() -> None:
     """If several dead letters name the same queue as their origin, mqtool looks this queue up in the management API
     only once, even if there is no such queue.
     """
@@ -308,8 +308,8 @@ def test_a_redrive_can_move_all_dead_letters_to_a_named_queue(amqp_vhost: Vhost,
 
 
 def test_dlq_drop_deletes_only_the_chosen_dead_letters(amqp_vhost: Vhost, channel: Channel) -> None:
-    """`dlq drop` deletes only the chosen dead letters, and leaves the others in order. A dead letter that arrives while
-    `dlq drop` runs is kept, even if other dead letters have left the queue since they were counted.
+    """`dlq drop` deletes only the chosen dead letters, and leaves the others in order. It first counts the dead letters
+    in the queue. One that arrives after that is kept, even if others have left the queue in the meantime.
     """
     bury(channel, "jobs", "jobs", "jobs", "jobs")
     dropping = drop(channel, "jobs.dlq", lambda each: each.body != b"1", 5)

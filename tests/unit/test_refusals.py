@@ -96,10 +96,10 @@ def test_a_broker_that_shuts_down_is_expected_to_come_back(refusal: ClosedByBrok
     assert refusal.is_temporary is is_temporary
 
 
-def test_an_exchange_with_another_durability_is_used_as_it_is_over_amqp_1_0() -> None:
-    """If an exchange that mqtool declares over AMQP 1.0 already exists with another durability, this difference counts
-    as harmless, so that mqtool uses the exchange as it is by default. A different type does not count as harmless:
-    mqtool raises DeclaredDifferently.
+def test_another_durability_of_an_exchange_is_harmless_over_amqp_1_0_but_another_type_is_not() -> None:
+    """If an exchange that mqtool declares over AMQP 1.0 already exists with another durability, mqtool considers the
+    difference harmless, and can use the exchange. It does not consider another type harmless. If it reports either
+    difference, the error is DeclaredDifferently.
     """
     for argument, is_harmless in (("durable", True), ("type", False)):
         text = f"PRECONDITION_FAILED - inequivalent arg '{argument}' for exchange 'x' in vhost '/': received 'a' but current is 'b'"  # noqa: E501  # fmt: skip
@@ -108,9 +108,9 @@ def test_an_exchange_with_another_durability_is_used_as_it_is_over_amqp_1_0() ->
         assert isinstance(refusal.translated(), DeclaredDifferently)
 
 
-def test_servers_without_amqp_1_0_are_named() -> None:
-    """With --protocol amqp1.0, mqtool's error names a server that does not speak AMQP 1.0, a RabbitMQ version before
-    4.0, or a virtual host that cannot be opened. The hint says what to do.
+def test_errors_about_servers_without_amqp_1_0_and_about_refused_virtual_hosts_have_hints() -> None:
+    """With `--protocol amqp1.0`, mqtool's error names the server if it does not speak AMQP 1.0, the version if RabbitMQ
+    is older than 4.0, or the virtual host if it cannot be opened. The hint says what to do.
     """
     errors = [not_amqp10(Address("one", 5673)), too_old("3.13.7"), vhost_refused(Address(virtual_host="v", user="u"))]
     assert [(type(error), str(error), error.hint) for error in errors] == [

@@ -172,8 +172,8 @@ def test_a_connection_uses_the_first_node_that_accepts_it(
     broker: Broker, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An AMQP 1.0 connection is opened to the first node that can be reached, under the name in
-    $MQTOOL_CONNECTION_NAME. After a loss, this node is tried first. The transport is then told that mqtool has logged
-    in before, so that it does not take a socket that is closed during the login for a refused login.
+    $MQTOOL_CONNECTION_NAME. If the connection is lost, mqtool tries this node first. Because mqtool has logged in there
+    before, it does not take a socket that is now closed during the login for a refused login.
     """
     monkeypatch.setenv("MQTOOL_CONNECTION_NAME", "nightly")
     broker.unreachable = [Unavailable("no route")]
@@ -236,9 +236,9 @@ def test_a_session_that_cannot_begin_gives_the_reason(
 
 
 def test_frames_are_processed_as_they_arrive(broker: Broker, connect: Connect) -> None:
-    """An AMQP 1.0 connection processes frames on a daemon thread as they arrive. After each read that brings frames,
-    the thread also does other pending work. If some of this work is due at a later time, the thread checks every 0.1 s
-    whether it is due.
+    """An AMQP 1.0 connection processes frames on a daemon thread as they arrive. After the frames of each read, the
+    thread does other work, such as sending messages that have been waiting. If some messages are to be sent again at a
+    later time, the thread checks every 0.1 s whether this time has come.
     """
     session = connect()
     [thread] = session.threads
@@ -258,9 +258,9 @@ def test_frames_are_processed_as_they_arrive(broker: Broker, connect: Connect) -
 
 
 def test_a_connection_without_an_io_thread_reads_when_it_is_run(broker: Broker, connect: Connect) -> None:
-    """An AMQP 1.0 connection without an I/O thread processes frames in run(). run() waits for frames up to the given
-    time, and returns whether any have arrived. After close(), check() does not report the closed connection as a
-    failure.
+    """An AMQP 1.0 connection without an I/O thread processes frames only while its caller runs it: run() waits for
+    frames up to the given time, and returns whether any have arrived. A connection that the caller has closed does not
+    count as failed.
     """
     session = connect(threaded=False)
     assert session.reads_here
@@ -275,8 +275,8 @@ def test_a_connection_without_an_io_thread_reads_when_it_is_run(broker: Broker, 
 
 
 def test_a_connection_resumes_after_a_loss(broker: Broker, connect: Connect) -> None:
-    """After a loss, an AMQP 1.0 connection closes its socket, connects again, begins a new session, and resumes what
-    was interrupted. Notices report the loss, each failed attempt, and how long reconnecting took.
+    """After a loss, an AMQP 1.0 connection closes its socket, connects again, begins a new session, and lets its owner
+    resume the work that was interrupted. Notices report the loss, each failed attempt, and how long reconnecting took.
     """
     session = connect([ONE], Backoff(first=0))
     broker.unreachable = [Unavailable("no route"), None, None]
@@ -360,7 +360,8 @@ def test_a_request_is_repeated_after_a_reconnection(broker: Broker, connect: Con
 
 def test_a_request_is_given_up_after_20_seconds(broker: Broker, connect: Connect) -> None:
     """If the broker does not answer a request over AMQP 1.0 within 20 s, or within the time that the caller gives, the
-    request raises Unavailable. Waiting for anything else with a time limit ends without an error.
+    request raises Unavailable. If the caller waits for another event, such as a confirm, for a limited time, waiting
+    simply ends.
     """
     session = connect()
     session.changed = Clocked(broker)

@@ -184,8 +184,8 @@ def test_an_rpc_server_that_ends_after_an_internal_error_says_that_its_last_repl
 
 def test_after_a_reply_that_is_too_large_the_rpc_server_publishes_an_error_instead() -> None:
     """If the broker closes the channel because a reply is larger than it allows, the RPC server drops its unconfirmed
-    replies. It expects the broker to redeliver one request: the one whose reply was too large. From then on, the server
-    publishes an error instead of a reply that is too large.
+    replies. It remembers how many of them were too large, one in this test, because the broker redelivers their
+    requests. From then on, the server publishes an error instead of a reply that is too large.
     """
     server = Server()
     assert not server.replies.learn_limit(ChannelClosedByBroker(404, "NOT_FOUND"))

@@ -201,7 +201,9 @@ def test_a_program_that_exits_with_65_rejects_its_message() -> None:
     [BadData("its headers are too large"), UsageError("its headers are too large")],
     ids=["bad data", "usage error"],
 )
-def test_a_message_too_large_for_its_history_is_dead_lettered_without_its_headers(error: Exception) -> None:
+def test_a_message_too_large_even_for_its_dead_letter_queue_is_dead_lettered_without_its_headers(
+    error: Exception,
+) -> None:
     """If a failed message's headers are so large that `worker` cannot add the message's history, `worker` dead-letters
     the message instead of retrying it. If the dead-letter queue does not accept these headers either, `worker` removes
     them. The notice and the header mqtool-last-error say so.

@@ -122,10 +122,10 @@ def test_a_request_whose_program_prints_too_much_is_answered_with_an_error() -> 
 
 
 @pytest.mark.parametrize("status", [126, 127])
-def test_the_reply_of_a_program_that_cannot_be_run_ends_the_rpc_server(status: int) -> None:
-    """If a reply of `rpc-server --exec` says that the program could not be run (exit status 126), or was not found
-    (127), the server ends with an error. The hint names `--exec`. The server goes on after any other exit status, and
-    after a reply of the type "error".
+def test_a_program_that_cannot_be_run_ends_the_rpc_server(status: int) -> None:
+    """If the exit status in a reply of `rpc-server --exec` says that the program could not be run (126), or was not
+    found (127), the server ends with an error. The hint names `--exec`. The server goes on after any other exit status,
+    and after a reply of the type "error".
     """
     with pytest.raises(CommandBroken) as error:
         rpc_functions.stop_if_broken(reply_of(Program(Ending(status, b"no permission\n"))))
@@ -232,9 +232,9 @@ def test_a_request_that_was_not_answered_is_answered_when_it_is_repeated(
     assert server.answer(request(message_id="a")).body == b"1"
 
 
-def test_the_reply_of_a_program_that_cannot_be_run_is_not_stored(handled: HandledMessages) -> None:
-    """If the program of `rpc-server --exec --deduplicate` cannot be run, the reply that says so is not stored. After
-    `--exec` has been corrected, a repeated request is answered by the program.
+def test_the_reply_that_a_program_cannot_be_run_is_not_stored(handled: HandledMessages) -> None:
+    """If the program of `rpc-server --exec --deduplicate` cannot be run, the server replies with this error, but does
+    not store the reply. After `--exec` has been corrected, a repeated request is answered by the program.
     """
     server = Answering(handled)
     server.properties = {"headers": {"exit-status": 127, "stderr": "not found"}}

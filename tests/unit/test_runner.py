@@ -126,9 +126,9 @@ def test_a_program_has_the_environment_of_mqtool_and_the_variables_of_its_messag
 
 
 @pytest.mark.parametrize("size", [0, 1, 4096, 4097, 65536, 65537, 1_000_000])
-def test_a_body_of_any_size_reaches_the_program_and_comes_back(run: Callable[..., Ending], size: int) -> None:
-    """A program that `worker` runs can read the whole body of a message from its stdin, whatever the size. At the end
-    of the body, it reads end of file.
+def test_a_program_can_read_and_print_a_body_of_any_size(run: Callable[..., Ending], size: int) -> None:
+    """A program that `worker` runs can read the whole body of a message from its stdin until the end of file, whatever
+    the size. If the program prints the body, the worker gets all of it.
     """
     body = os.urandom(size)
     assert run(shell("cat", body)) == Ending(0, b"", body)
@@ -382,9 +382,9 @@ class Started:
         return os.waitpid(self.pid, os.WNOHANG)[0] == self.pid
 
 
-def test_a_program_that_a_killed_runner_should_run_has_exit_status_126() -> None:
-    """`worker` starts its programs through separate processes, called runners. If a runner is killed, its next program
-    is not run, and counts as having exited with 126. The other runners are not affected.
+def test_a_program_has_exit_status_126_if_its_runner_was_killed() -> None:
+    """`worker` starts its programs through separate processes, called runners. If a runner was killed, the next program
+    that it should have started is not run, and counts as having exited with 126. The other runners are not affected.
     """
     first = Started(A="a")
     second = Started(first)

@@ -253,18 +253,19 @@ def test_scrub_replaces_a_whole_header_in_which_it_cannot_look_for_a_field(value
 
 @pytest.mark.parametrize("mark", ["$bytes", "$encoded"])
 @pytest.mark.parametrize("only", ["", "headers", "headers.t.email"])
-def test_scrub_replaces_text_under_a_key_that_marks_bytes(mark: str, only: str) -> None:
-    """NDJSON marks bytes with a key such as $bytes. If a table in a header has this key beside other keys, its value is
-    any text, and `scrub` replaces the text, with and without `--field`.
+def test_scrub_replaces_text_under_a_key_that_usually_marks_bytes(mark: str, only: str) -> None:
+    """In mqtool's NDJSON, an object with only the key $bytes stands for bytes. If a table in a header has this key
+    beside other keys, its value is ordinary text, and `scrub` replaces it, with and without `--field`.
     """
     after = scrubbed({"headers": {"t": {mark: "hello!", "email": "alice"}}, "body": "x"}, only=only)["headers"]["t"]
     assert [*after.values()] == [PSEUDONYMS.text("hello!"), PSEUDONYMS.text("alice")]
 
 
 @pytest.mark.parametrize("name", ["$bytes", "$encoded", "$table"])
-def test_scrub_treats_a_header_named_like_a_mark_of_ndjson_like_any_other(name: str) -> None:
-    """NDJSON marks types with keys such as $bytes, but a header can have such a name, too. `scrub` replaces its text
-    and keeps its name. `scrub --field` with the name of another header does not change it.
+def test_scrub_treats_a_header_named_like_a_type_in_ndjson_like_any_other(name: str) -> None:
+    """In mqtool's NDJSON, keys such as $bytes mark AMQP types, but a header can have such a name, too. `scrub` replaces
+    the text of this header and keeps its name. If `--field` names only another header, `scrub` does not change this
+    one.
     """
     line = {"headers": {name: "hello!", "user": "alice"}, "body": "x"}
     hidden = {"user": PSEUDONYMS.text("alice")}
@@ -274,9 +275,9 @@ def test_scrub_treats_a_header_named_like_a_mark_of_ndjson_like_any_other(name: 
 
 
 @pytest.mark.parametrize("name", ["headers.user.email", "properties.headers.user", "headers.user.$table.email"])
-def test_scrub_finds_a_field_in_a_marked_table(name: str) -> None:
-    """`scrub` also finds a field in a table that NDJSON marks with $table: `$table` may be left out of the field's
-    name. `properties.headers` is another name for `headers`.
+def test_scrub_finds_a_field_with_and_without_the_key_table_in_its_name(name: str) -> None:
+    """mqtool's NDJSON writes some tables in headers under the key `$table`. `scrub` finds a field in such a table
+    whether or not its name contains `$table`. `properties.headers` is another name for `headers`.
     """
     line = {"headers": {"user": {"$table": {"email": "alice"}}, "other": {"$table": {"$bytes": "hello!"}}}, "body": ""}
     after = scrubbed(line, only=name)
@@ -309,8 +310,8 @@ def test_scrub_reports_a_field_as_not_found_if_it_keeps_all_values_of_the_field(
 @pytest.mark.parametrize("fields", ["queue", "queue,routing_key", "headers.n", "headers.text", "body", "headers.raw"])
 def test_scrub_does_not_report_a_field_as_not_found_once_a_value_of_it_was_replaced(fields: str) -> None:
     """Once `scrub --field` has replaced text, a number or bytes in the field, it does not report the field as not
-    found. The routing key of a message to the default exchange is the name of a queue, and is replaced with the field
-    `queue`.
+    found. The field `queue` includes the routing key of a message to the default exchange, because this key is the name
+    of a queue.
     """
     headers = {"n": 17, "text": "s3cret", "raw": {"$bytes": "czNjcmV0"}}
     scrubber = Scrubber(PSEUDONYMS, only=parse_fields([fields]))

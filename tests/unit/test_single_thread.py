@@ -198,8 +198,9 @@ def test_a_request_returns_the_brokers_reply(
 
 
 def test_waiting_ends_when_something_can_be_read(connection: SingleThreadConnection) -> None:
-    """wait() of a `bench` client's connection returns after the given time. If a watched file descriptor can be read
-    before that, wait() calls the descriptor's function, and returns immediately.
+    """wait() of a `bench` client's connection returns after the given time. The caller can also name a file descriptor
+    to be watched, such as the end of a pipe, with a function. Once the descriptor can be read, wait() calls the
+    function, and returns immediately.
     """
     reading, writing = os.pipe()
     read: list[bytes] = []

@@ -178,11 +178,11 @@ def test_failed_to_keeps_the_message_that_was_read_but_not_published(
     [MessageOptions(lines=True), MessageOptions(as_json=True), MessageOptions()],
     ids=["lines", "NDJSON", "one message"],
 )
-def test_failed_to_keeps_the_end_of_a_file_after_a_signal(
+def test_failed_to_saves_the_end_of_a_file_after_a_signal(
     options: MessageOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After Ctrl-C, `send -f INPUT --failed-to FILE` keeps all messages of the file INPUT that were not sent, even if
-    INPUT does not end with a newline.
+    """If `send -f INPUT --failed-to FILE` is stopped with Ctrl-C, it saves in FILE all messages of INPUT that were not
+    sent, even if INPUT does not end with a newline.
     """
     file = tmp_path / "input"
     file.write_bytes(b'{"body": "last"}')
@@ -196,9 +196,8 @@ def test_failed_to_keeps_the_end_of_a_file_after_a_signal(
 
 
 def test_an_invalid_routing_key_in_a_line_is_no_error_if_an_option_overrides_it(tmp_path: Path) -> None:
-    """If a line of the input of `send --failed-to FILE` has a routing key that cannot be sent, but -r gives another
-    key, the line is not an error, and FILE keeps it. Without -r, the line is an error, and neither it nor any later
-    line is in FILE.
+    """If `send --failed-to FILE` fails, it saves the unsent messages of its input in FILE, up to the first line that
+    can never be sent. A line whose routing key is too long counts as such a line, unless -r gives another key.
     """
     file = tmp_path / "input"
     file.write_text('{"body": "1"}\n' + json.dumps({"body": "2", "routing_key": "k" * 300}) + '\n{"body": "3"}\n')
@@ -228,8 +227,8 @@ def test_each_published_message_has_its_own_id() -> None:
     ],
 )
 def test_the_option_key_pattern_fills_the_routing_key(line: str, key: str) -> None:
-    """The regular expression of `--key-pattern` is matched against a message, and its named groups replace the
-    placeholders in the routing key. A placeholder whose group does not match becomes "unknown".
+    """The regular expression of `--key-pattern` is matched against each message. The text of its named groups fills the
+    placeholders in the routing key, such as {app}. If a group does not match, its placeholder becomes "unknown".
     """
     import re
 

@@ -289,10 +289,10 @@ def test_a_stream_message_has_no_names_that_are_too_long_for_amqp_0_9_1() -> Non
     assert received(longest.encode() + b"x") == entries.StreamEntry(b"x", {})
 
 
-def test_a_stream_entry_published_over_amqp_0_9_1_has_its_exchange_and_routing_key() -> None:
+def test_a_stream_entry_has_the_exchange_of_amqp_0_9_1_and_no_tables_in_its_headers() -> None:
     """If a stream entry was published over AMQP 0-9-1, mqtool reads its exchange and routing key from the message
-    annotations that RabbitMQ has added. When mqtool itself encodes a stream entry, it leaves out headers whose values
-    are tables.
+    annotations that RabbitMQ has added. If mqtool itself encodes a stream entry, it leaves out headers whose values are
+    tables.
     """
     annotations = {"x-exchange": "logs", "x-routing-key": "kern.error"}
     stored = section(0x72, entries._map(annotations, key=0xA3)) + entries.encode(Message(b"body"))

@@ -58,12 +58,12 @@ class DeletedStream:
     ],
     ids=["stream", "super stream", "confirm after the deletion"],
 )
-def test_the_receipts_of_confirmed_messages_are_yielded_if_a_stream_is_deleted(
+def test_confirmed_messages_are_reported_before_the_error_if_a_stream_is_deleted(
     streams: list[str], frames: list[bytes], confirmed: list[str]
 ) -> None:
     """If a stream or a partition of a super stream is deleted while messages are unconfirmed, the publisher first
-    yields the receipts of the messages that have been confirmed, and then raises NotFound. The other messages still
-    count as unconfirmed.
+    yields a receipt for each message that has been confirmed, and then raises NotFound. The other messages still count
+    as unconfirmed.
     """
     channel, received = DeletedStream(), list[Receipt]()
     publisher = StreamPublisher(cast(Any, channel), streams, 60.0, lambda message: message.body, None)

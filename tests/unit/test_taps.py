@@ -143,8 +143,9 @@ def test_a_tap_shows_a_copy_of_the_firehose_as_the_original_message(
 
 
 def test_a_virtual_host_without_a_default_queue_type_does_not_get_the_type_undefined() -> None:
-    """Some versions of RabbitMQ report the default queue type `undefined` for a virtual host that has none. A tap that
-    switches the firehose on does not set this type.
+    """To switch the firehose on, a tap sends the settings of the virtual host back to RabbitMQ. Some versions of
+    RabbitMQ report the default queue type `undefined` for a virtual host that has none. The tap does not send
+    `undefined` back.
     """
     sent: list[Any] = []
 

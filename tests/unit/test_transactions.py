@@ -193,8 +193,7 @@ class ConfirmingChannel:
 
 def test_with_confirms_only_confirmed_messages_are_acknowledged() -> None:
     """With publisher confirms, `queue convert` acknowledges only the messages of a batch that the broker has confirmed.
-    The messages that the destination rejects, because it is full, are returned to the caller, which can publish them
-    again.
+    The messages that the destination rejects, because it is full, stay unacknowledged, and can be published again.
     """
     channel = ConfirmingChannel()
     moving, lot = WithConfirms(cast(Channel, channel), message_for), batch(b"1", b"rejected", b"3")
@@ -392,8 +391,8 @@ def test_publishers_are_cut_off_when_the_queue_no_longer_shrinks(
     queue: FakeQueue, ready: int, published: list[int], before: int, after: list[int]
 ) -> None:
     """If clients keep publishing to the queue whose messages `queue convert` moves, the queue may never become empty.
-    Once the number of its messages has three times failed to shrink by 10 %, the command therefore cuts off publishers:
-    new messages no longer reach the queue. The command moves all messages that reached the queue before.
+    If the number of its messages fails three times to shrink by 10 %, the command therefore cuts off publishers: new
+    messages no longer reach the queue. The command moves all messages that reached the queue before that.
     """
     queue.publish(ready)
     queue.published = published

@@ -341,8 +341,8 @@ def test_only_confirmed_messages_are_removed_when_the_target_closes_after_confir
 def test_a_move_can_continue_after_an_unroutable_message(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """If a message is unroutable, because its target queue is missing, a command such as `dlq redrive` can decide to
-    continue. The message then stays in its own queue, and the other messages are moved.
+    """If a message is unroutable because its target queue is missing, a move can continue, as that of `dlq redrive`
+    without `--to` does: the message stays in its own queue, and the other messages are moved.
     """
     fill(channel, 30)
     channel.declare(Queue("to", durable=True))
@@ -452,8 +452,8 @@ def test_a_limit_on_moved_messages_also_applies_without_a_target_queue(
 def test_messages_that_could_not_be_moved_are_requeued_when_the_move_ends(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """If no queue accepts some of the messages that a command such as `move` is to move, these messages are requeued
-    when the move ends, even if the channel stays open.
+    """If no queue accepts some of the messages that a command such as `move` is to move, these messages are requeued as
+    soon as the move ends, and not only when the channel is closed.
     """
     fill(channel, 3)
     moving = QueueTransfer(connect(), connect(), "from", to("missing"), until=Until(), goes_on=lambda *_: True)
@@ -599,8 +599,9 @@ class Source:
 
 
 def test_a_message_in_transit_is_handled_before_a_consumer_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a command such as `move` replaces its consumer, because a message cannot be moved, it first handles the
-    messages that the broker has already sent to the old consumer.
+    """Messages that a command such as `move` leaves in the queue stay unacknowledged, so its consumer may get no
+    further messages. The command then replaces the consumer. Before that, it handles the messages that the broker has
+    already sent to the old one.
     """
     unhandled = list[int]()
 

@@ -167,8 +167,7 @@ def test_sasl_external_is_used_if_the_address_names_no_user_and_the_broker_offer
     broker: Broker, offered: str, *, names_user: bool, mechanism: str
 ) -> None:
     """An AMQP 1.0 connection logs in with the SASL mechanism EXTERNAL if its address names no user, and the broker
-    offers EXTERNAL. In all other cases, it logs in with a user name and a password (PLAIN). An address names no user
-    only if there is a client certificate.
+    offers EXTERNAL. In all other cases, it logs in with a user name and a password (PLAIN).
     """
     offer = frame(0, SaslMechanisms(Array([Symbol("PLAIN"), Symbol(offered)])), SASL)
     data = SASL_HEADER + offer + opened().removeprefix(SASL_HEADER + MECHANISMS)

@@ -323,8 +323,9 @@ def test_a_delay_is_refused_if_its_wait_queue_exists_with_other_arguments(broker
 
 
 def test_a_warning_says_that_an_old_broker_may_lose_waiting_messages(broker: FakeBroker) -> None:
-    """RabbitMQ before 3.10 refuses queues that dead-letter at least once. After the first refusal, mqtool declares only
-    wait queues that dead-letter at most once. One warning says that a restart of the broker may lose waiting messages.
+    """RabbitMQ before 3.10 does not support at-least-once dead-lettering, and refuses to declare queues that need it.
+    After the first refusal, mqtool declares only wait queues without it. One warning says that a restart of the broker
+    may lose waiting messages.
     """
     broker.is_old = True
     delays, warnings = through(broker)
@@ -339,8 +340,8 @@ def test_a_warning_says_that_an_old_broker_may_lose_waiting_messages(broker: Fak
 
 
 def test_mqtool_knows_whether_a_delayed_message_needs_a_new_wait_queue(broker: FakeBroker) -> None:
-    """A delayed message passes through one or two wait queues. ThroughQueues.is_new() returns True if the first of them
-    does not exist yet, so that mqtool has to declare it before it publishes the message.
+    """A delayed message passes through one or two wait queues. mqtool knows whether the first of them exists already,
+    or has to be declared before the message is published.
     """
     broker.queues["other"] = {}
     delays, _ = through(broker)
@@ -535,9 +536,9 @@ def test_a_wait_queue_proves_an_amq_destination_only_if_it_dead_letters_there(
     queue: dict[str, Any], onward: dict[str, set[str]], to: str, place: tuple[str | None, str | None]
 ) -> None:
     """The name `mqtool.amq.topic.exchange.delay.5s` does not prove that the user who declared this wait queue may write
-    to `amq.topic`. mqtool treats the exchange of its messages as known only if the queue dead-letters there, directly
-    or through mqtool's exchanges and second wait queues: the broker has then checked the permission at each step.
-    mqtool shows the destination in the name, and the delay, in any case.
+    to `amq.topic`. mqtool treats the exchange of its messages as known only if the queue dead-letters to `amq.topic`,
+    directly or through mqtool's exchanges and second wait queues: the broker has then checked the permission at each
+    step. Known or not, mqtool shows the exchange and the delay in the queue's name.
     """
     found = wait_queue_of(queue, lambda exchange: onward.get(exchange, set()))
     assert found is not None
@@ -629,9 +630,10 @@ def test_a_delayed_message_published_to_its_wait_queue_again_waits_no_longer_tha
     monkeypatch: pytest.MonkeyPatch, queue: str, headers: dict[str, Any], own: str | None, expiration: int | None
 ) -> None:
     """If mqtool publishes a delayed message to its wait queue again, it sets an expiration with which the message is
-    still due at the time in mqtool-due, also if it has to wait in a second queue. Even with forged headers, it never
-    sets a longer expiration than the message had. It sets none if mqtool-due is not a time, if the queue is not for
-    delays, or if the message has no expiration and its due time is past: it may already have been delivered.
+    still due at the time in mqtool-due, even if it has to wait in a second queue as well. Even with forged headers, it
+    never sets a longer expiration than the message had. It sets none if mqtool-due is not a time, or if the queue is
+    not for delays. Nor does it set one if the message has no expiration and its due time is past, because it may
+    already have been delivered.
     """
     monkeypatch.setattr("time.time", lambda: 1000.0)
     delivery = replace(waiting(headers, expiration=own), queue=queue)
@@ -641,8 +643,9 @@ def test_a_delayed_message_published_to_its_wait_queue_again_waits_no_longer_tha
 def test_a_message_behind_one_that_leaves_the_wait_queue_later_is_reported_as_late() -> None:
     """Only the message at the head of a wait queue can expire. So a message that was published to the queue again, with
     a shorter expiration, may be late. mqtool reports this if a message in front of it leaves more than a second later
-    or, with long delays, later by more than the step to which such delays are rounded. It does not report messages
-    without a due time, or with the queue's own delay, even if messages in front of them have forged due times.
+    or, with long delays, later by more than the step to which such delays are rounded. It does not report a message
+    without a due time, or one whose expiration is nearly the queue's delay, even if messages in front of it have forged
+    due times.
     """
 
     def late(queue: WaitQueue, *headers: tuple[float, str | None], expiration: str = "1") -> list[bool]:

@@ -313,9 +313,9 @@ def test_a_parsed_condition_contains_its_text_and_its_fields() -> None:
 
 
 @pytest.mark.parametrize("value", ["'X'", "X-1", '"a" or queue="X"'])
-def test_a_quoted_value_ends_at_the_next_quote(value: str) -> None:
-    """A quoted value in a `--where` condition ends at the next quotation mark of the same kind, so `queue="a" or
-    queue="X"` tests two values. A value without quotation marks can begin with any letter.
+def test_a_value_may_be_quoted_and_a_quoted_value_ends_at_the_next_quote(value: str) -> None:
+    """A value in a `--where` condition may be in quotation marks. It then ends at the next mark of the same kind, so
+    `queue="a" or queue="X"` tests two values. A value such as X-1 needs no quotation marks.
     """
     record = {"queue": "X-1" if value == "X-1" else "X"}
     assert where.parse(f"queue={value}").matches(record)

@@ -154,7 +154,7 @@ def test_a_message_whose_connection_was_lost_is_neither_moved_nor_acknowledged(
 ) -> None:
     """If the connection is lost while a worker's program handles a message, the worker does not acknowledge, move or
     count the message. A notice says that the broker will deliver the message again. With `--deduplicate`, the program
-    then runs for the message only if it failed the first time.
+    runs for the redelivered message only if the program failed the first time.
     """
     channel, notices = FakeChannel(job(1, "a"), job(2, "b"), job(3, "c")), list[str]()
     channel.lost = {1, 2}
