@@ -402,8 +402,8 @@ def test_a_worker_that_ends_is_drawn_with_all_its_messages_before_they_are_reque
 
 
 def test_a_message_lost_in_a_restart_disappears_from_the_picture(chromium: Any, tmp_path: Path) -> None:
-    """If a queue has one message fewer after a restart of the broker, the picture of `mqtool ui` removes the message
-    that was not persistent and keeps the persistent one.
+    """A queue has a persistent and a transient message. If the broker reports only one message after a restart, the
+    picture of `mqtool ui` removes the transient one and keeps the persistent one.
     """
     records = [*jobs(), *published(1000, 0, "in ink"), *published(1001, 1, "in pencil")]
     records[-4]["details"]["properties"]["delivery_mode"] = 2
@@ -441,7 +441,8 @@ def drawn(page: Page) -> list[tuple[str, str]]:
 
 def test_a_reply_is_drawn_only_after_its_request_has_arrived(chromium: Any, tmp_path: Path) -> None:
     """If an RPC server gets a request and publishes the reply in the same millisecond, a tutorial's picture first moves
-    the request to the server. Only then does the server's terminal show the request, and the reply move.
+    the request to the server. Only when the request has arrived does the server's terminal show it, and does the
+    picture move the reply.
     """
     records = [*play(), *of_server(12_000, "fib(6)", "8")]
     line = {"t": 12_000, "kind": "printed", "terminal": "server", "line": "[.] fib(6)", "n": 50}
@@ -666,9 +667,9 @@ def test_the_picture_does_not_show_a_deleted_queue_at_the_end(chromium: Any, tmp
 def test_the_picture_removes_the_deleted_reply_queue_of_an_rpc_client(
     chromium: Any, tmp_path: Path, is_told: bool
 ) -> None:
-    """An RPC client of a tutorial declares a reply queue, and deletes it before the page has asked the broker for its
-    queues. The picture shows this queue while the reply moves. It removes the queue once the broker reports the
-    deletion or, without such a report, once the commands of the next scene begin.
+    """An RPC client of a tutorial declares a reply queue, and deletes it before the page has asked the broker for a
+    list of queues. The picture shows this queue while the reply moves. The picture removes the queue once the broker
+    reports the deletion or, without such a report, once the commands of the next scene begin.
     """
     records = of_rpc()
     (topology,) = [each for each in records if each["kind"] == "topology"]
@@ -726,8 +727,8 @@ def test_arrows_from_two_exchanges_do_not_cross(chromium: Any, tmp_path: Path) -
 
 
 def test_a_receiver_that_was_stopped_disappears_with_its_queue(chromium: Any, tmp_path: Path) -> None:
-    """If a receiver of a tutorial has been stopped, and the broker has deleted its queue, the picture shows neither of
-    them any more, even if the page has not asked the broker for its consumers since then.
+    """If a receiver of a tutorial is stopped, and the broker deletes the receiver's queue, the picture removes both of
+    them, without waiting until the page asks the broker for a list of consumers again.
     """
     records = [*play()[:3], *jobs([{"name": "one/tag", "label": "worker 1"}])]
     records = json.loads(json.dumps(records).replace('"jobs"', f'"{REPLIES}"'))
@@ -967,7 +968,7 @@ def test_a_consumer_whose_program_ended_before_the_page_asked_for_consumers_is_s
     chromium: Any, tmp_path: Path
 ) -> None:
     """In a tutorial's picture, once a consumer's program has ended, the consumer's box says "cancelled or closed", even
-    if the program ended before the page asked the broker for its consumers.
+    if the program ended before the page asked the broker for a list of consumers.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     goes_on = {"kind": "goes_on", "t": 800, "n": 20, "number": 1}
@@ -1056,9 +1057,9 @@ def test_a_moving_message_has_its_routing_key_or_headers_beside_it(
 def test_the_labels_of_moving_messages_and_of_bindings_do_not_overlap(
     chromium: Any, tmp_path: Path, width: int
 ) -> None:
-    """While messages move through an exchange to three queues, the routing key beside a message covers neither a
-    binding's key, nor the name of a client, exchange or queue, nor another message's routing key. A binding's key does
-    not cover the line of another binding.
+    """In the picture of `mqtool ui`, messages move through an exchange to three queues. The routing key beside a
+    message covers neither a binding's key, nor the name of a client, exchange or queue, nor another message's routing
+    key. A binding's key does not cover the line of another binding.
     """
     records = [*jobs(), *published(1000, 0)]
     (queue,), (link,) = records[1]["queues"], records[1]["links"]
@@ -1253,7 +1254,7 @@ def test_the_headers_of_a_message_that_moves_to_its_exchange_cover_no_box(chromi
 
 def test_an_acknowledgement_moves_from_the_consumer_to_the_queue(chromium: Any, tmp_path: Path) -> None:
     """If a consumer acknowledges a message, the picture of a tutorial moves a tick with the word "ack" from the
-    consumer to the message's queue. The queue no longer counts the message as soon as the tick leaves the consumer.
+    consumer to the message's queue. While the tick moves, the queue no longer counts the message.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     records = [*begins, *jobs([{"name": "one/tag", "label": "worker 1"}]), *published(1000, 0, "first")]
@@ -1577,7 +1578,7 @@ def of_offsets() -> list[dict[str, Any]]:
 def test_an_offset_moves_to_the_stream_and_then_stays_below_it(chromium: Any, tmp_path: Path) -> None:
     """If a reader of a stream stores its offset, the picture of `mqtool ui` first shows the messages that move to the
     reader. It then moves the offset from the reader to the stream, and shows the offset with the reader's name below
-    the stream. After a reset, the text below the stream says that there is no offset.
+    the stream. If the stored offset is reset, the text below the stream says that the reader has no offset.
     """
     page = recorded(chromium, tmp_path, of_offsets())
     seen: list[str] = []
@@ -1599,8 +1600,8 @@ def test_an_offset_moves_to_the_stream_and_then_stays_below_it(chromium: Any, tm
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_moving_messages_and_offsets_do_not_cover_the_stored_offset(chromium: Any, tmp_path: Path, width: int) -> None:
-    """While messages move from a stream to its reader, or an offset moves back to the stream, neither the moving
-    messages and offsets nor their labels cover the stored offset below the stream.
+    """In the picture of `mqtool ui`, messages move from a stream to its reader, and offsets move back to the stream.
+    Neither they nor their labels cover the stored offset that is shown below the stream.
     """
     records = of_offsets()
     for each in records:
@@ -2106,11 +2107,11 @@ def test_the_page_of_an_empty_broker_proposes_a_command_for_that_broker(
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 @pytest.mark.own_vhost("a consumer that RabbitMQ has just cancelled in this vhost may still be shown")
-def test_the_page_of_a_tutorial_on_rabbitmq_shows_only_the_tutorials_messages(
+def test_on_rabbitmq_the_page_of_a_tutorial_shows_only_the_tutorials_messages(
     shell: Shell, broker: TestBroker, chromium: Any
 ) -> None:
-    """On RabbitMQ, even without --tap, the page of `tutorial run --ui` shows the messages published to the tutorial's
-    exchanges, and no others.
+    """If a tutorial runs on RabbitMQ, the page of `tutorial run --ui` shows the messages published to the tutorial's
+    exchanges, and no others. It does not ask the user for the option --tap.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for command in (["queue", "declare", "private"], ["exchange", "declare", "others", "fanout"]):

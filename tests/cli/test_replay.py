@@ -212,9 +212,9 @@ def test_a_message_read_from_a_stream_is_published_to_the_stream_and_not_to_a_fo
 def test_cc_and_bcc_of_an_input_message_have_no_effect_if_the_command_line_names_the_destination(
     shell: Shell, broker: TestBroker, connection: Connection, command: str
 ) -> None:
-    """If the options of a publishing command name the exchange, the routing key or the queue, the headers CC and BCC of
-    messages in its input, whether from queues or from streams, send no copies. A CC header given on the command line
-    does send a copy.
+    """Messages in the input of a publishing command may have the headers CC and BCC. If the command's options name the
+    exchange, the routing key or the queue, these headers send no copies, even if the message was read from a stream. A
+    CC header given on the command line does send a copy.
     """
     channel = connection.channel()
     exchange = channel.declare(Exchange("audit", "direct", durable=True))
@@ -234,9 +234,9 @@ def test_cc_and_bcc_of_an_input_message_have_no_effect_if_the_command_line_names
 
 
 def test_a_copy_of_a_message_does_not_have_the_user_id_of_the_original(shell: Shell, broker: TestBroker) -> None:
-    """`send --json` removes the property user_id of a received message. The broker would refuse another user's user_id,
-    and would accept the sending user's own as genuine, although a publisher may have forged it in a stream. A user_id
-    given on the command line is sent.
+    """`send --json` removes the property user_id of a received message. The broker would refuse a message with another
+    user's name. It would accept the name of the user who runs `send` as genuine, although a publisher may have forged
+    it in a stream. A user_id given on the command line is sent.
     """
     user = parse_addresses(broker.url)[0].user
     line = {"exchange": "", "routing_key": "jobs", "queue": "s", "redelivered": False, "headers": None, "body": "x"}
@@ -292,8 +292,8 @@ def test_replay_selects_messages_and_keeps_the_time_between_them(shell: Shell, c
 
 @on_any_broker
 def test_replay_keeps_the_unsent_messages_after_ctrl_c(shell: Shell, connection: Connection) -> None:
-    """After Ctrl-C, `recording replay --failed-to FILE` says how many messages were confirmed, keeps all others in
-    FILE, even if the last line does not end with a newline, and exits with 130.
+    """After Ctrl-C, `recording replay --failed-to FILE` says how many messages were confirmed, writes all others to
+    FILE, and exits with 130. That is so even if the recording's last line does not end with a newline.
     """
     connection.channel().declare(Queue("jobs", durable=True))
     name = recording(shell, {}, {"timestamp": "2026-01-31T18:00:00Z"}, {"timestamp": "2026-01-31T18:00:01Z"})
@@ -370,9 +370,10 @@ def test_replay_and_its_dry_run_end_at_a_line_that_cannot_be_sent(shell: Shell, 
     assert [line["body"] for line in received(shell)] == ["body 0"]
 
 
-def test_replay_dry_run_refuses_a_delay_without_no_mandatory(lonely_shell: Shell) -> None:
-    """If a line of the recording has a delay, `recording replay --dry-run` exits with 2, and the hint is to add
-    --no-mandatory. With --no-mandatory, it exits with 0.
+def test_replay_dry_run_refuses_a_delayed_message_unless_no_mandatory_is_given(lonely_shell: Shell) -> None:
+    """`recording replay` publishes with the mandatory flag, which does not work for a delayed message: such a message
+    is routed only when it is due. If a line of the recording has a delay, `recording replay --dry-run` therefore exits
+    with 2, and the hint is to add --no-mandatory. With --no-mandatory, it exits with 0.
     """
     name = recording(lonely_shell, {"delay": "49d"})
 

@@ -107,8 +107,9 @@ def test_doctor_does_not_call_refused_messages_lost(watcher: Shell, broker: Test
 
 
 def test_doctor_reports_messages_that_a_restart_would_drop(watcher: Shell, broker: TestBroker) -> None:
-    """If a classic queue with the overflow setting reject-publish has more messages than its maximum length, because a
-    policy has lowered it, `doctor` says that RabbitMQ drops the surplus when it restarts, and what to do before.
+    """A policy may lower the maximum length of a classic queue with the overflow setting reject-publish to less than
+    the queue's number of messages. `doctor` then says that RabbitMQ drops the surplus when it restarts. The hint is to
+    receive or move the surplus, or to raise the limit, before a restart.
     """
     full = ("--queue-type", "classic", "--argument", "x-overflow=reject-publish")
     watcher.run("mqtool", "send", "-q", "full", *full, "-l", stdin="a\nb\nc\n")
@@ -218,11 +219,11 @@ def test_a_command_in_a_finding_can_be_copied(watcher: Shell, broker: TestBroker
 
 
 @on_any_broker
-def test_doctor_reports_streams_without_limits_and_consumers_that_missed_messages(
+def test_doctor_reports_streams_without_limits_missed_messages_and_queues_of_bench(
     watcher: Shell, broker: TestBroker
 ) -> None:
     """`doctor` reports a stream without a size or age limit, a consumer that has missed messages because its stream's
-    limit deleted them, and a queue left behind by a killed `bench`.
+    limit deleted them, and a queue that a killed `bench` has left behind.
     """
     for name in ("endless", "mqtool-bench-1"):
         watcher.run("mqtool", "queue", "declare", name, "--queue-type", "stream")

@@ -115,7 +115,7 @@ def test_management_api_json_that_rabbitmq_would_not_send_is_an_error(
 
 
 @on_any_broker
-def test_doctor_reports_unknown_to_nagios_for_json_that_rabbitmq_would_not_send(shell: Shell) -> None:
+def test_a_nagios_check_is_unknown_after_json_that_rabbitmq_would_not_send(shell: Shell) -> None:
     """If the management API answers with JSON that RabbitMQ would not send, `doctor --format nagios` reports UNKNOWN
     and exits with 3. `doctor --format prometheus` and `doctor --upgrade` exit with 69.
     """

@@ -249,8 +249,8 @@ def test_publishing_a_delayed_message_to_a_missing_exchange_or_queue_fails_immed
 
 
 def test_a_message_can_be_delayed_again_after_it_was_received(channel: Channel, publish: Publish) -> None:
-    """A received message can be delayed again through the same queue. The broker does not drop the message because of a
-    dead-letter cycle.
+    """A message that was received from a queue can be published to this queue with a delay again, several times. The
+    broker does not mistake this for a dead-letter cycle, and drops nothing.
     """
     queue = channel.declare(CLASSIC)
     message = Message(b"x", delay=0.02)
@@ -272,8 +272,9 @@ def test_a_delayed_message_with_a_cc_or_bcc_header_is_refused(channel: Channel, 
 
 
 def test_the_receipt_of_a_delayed_message_identifies_the_callers_message(channel: Channel, publish: Publish) -> None:
-    """mqtool changes a delayed message before it publishes it. For the message in the receipt, the function original()
-    returns the message that the caller passed to publish(), with the time at which the message is due.
+    """For each message, publish() returns a receipt with the message and the broker's answer. mqtool changes a delayed
+    message before it publishes it, so this receipt has the changed message. The function original() turns it back into
+    the message that the program passed to publish(), with the time at which the message is due.
     """
     [receipt] = publish([Message(b"x", message_id="m", delay=HOUR)], channel.declare(CLASSIC))
     seen = original(receipt.message)

@@ -97,8 +97,9 @@ def declare(url: str, **arguments: object) -> None:
 
 @pytest.mark.parametrize("kind", ["embedded", "rabbitmq"])
 def test_in_rabbitmq_3_10_only_the_brokers_own_consumer_timeout_applies(kind: str) -> None:
-    """In RabbitMQ 3.10, the broker's own consumer timeout applies, even if the queue or the consumer has a longer
-    x-consumer-timeout. After this timeout, the broker closes the channel with 406 and requeues the message.
+    """RabbitMQ 3.10, and an embedded broker that behaves like it, apply only the broker's own consumer timeout, even if
+    the queue or the consumer has a longer x-consumer-timeout. After this timeout, the broker closes the channel with
+    406 and requeues the message.
     """
     with impatient_broker(kind) as url, channel_at(url) as channel:
         if not (version := server_version(channel)).startswith("3.10."):
@@ -118,8 +119,9 @@ def test_in_rabbitmq_3_10_only_the_brokers_own_consumer_timeout_applies(kind: st
 
 
 def test_the_shorter_consumer_timeout_of_queue_argument_and_policy_applies(started: EmbeddedBroker, like: str) -> None:
-    """If a queue argument and a policy both set a consumer timeout, the shorter one applies. After this timeout,
-    RabbitMQ up to 4.2 closes the channel, and RabbitMQ from 4.3 on cancels the consumer.
+    """If a queue argument and a policy both set a consumer timeout, the shorter one applies. After this timeout, an
+    embedded broker that behaves like RabbitMQ 4.2 closes the channel, and one that behaves like 4.3 cancels the
+    consumer.
     """
     api, clients = Api(str(started.management_url)), []
     with channel_at(started.url) as channel:
@@ -138,8 +140,8 @@ def test_the_shorter_consumer_timeout_of_queue_argument_and_policy_applies(start
 
 
 def test_a_queues_consumer_timeout_can_be_longer_than_the_brokers(like: str) -> None:
-    """A queue's own consumer timeout replaces the broker's, even if the broker's is shorter. A consumer of this queue
-    can acknowledge late, while a consumer of another queue times out.
+    """If a queue has a consumer timeout of its own, this timeout replaces the broker's, even if it is longer. A
+    consumer of such a queue can acknowledge late, while a consumer of another queue times out.
     """
     with EmbeddedBroker(like=like, consumer_timeout=SHORT / 1000) as broker:
         declare(broker.url, **{"x-consumer-timeout": LONG})
