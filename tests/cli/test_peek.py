@@ -142,8 +142,8 @@ def test_peek_keeps_the_order_of_a_quorum_queue_with_expired_messages(
 
 def test_peek_leaves_messages_in_order_without_the_management_api(shell: Shell, broker: TestBroker) -> None:
     """Without the management API, `peek` still shows messages and leaves them in the queue, in order. It does not cause
-    an auto-delete queue to be deleted. It cannot read the delivery limit of a quorum queue. Messages of such a queue
-    that have been requeued before are therefore published again instead of requeued, and `peek` exits with 1.
+    an auto-delete queue to be deleted. It cannot read the delivery limit of a quorum queue, which another requeue could
+    exceed. A message that has been requeued before is therefore published to the queue again, and `peek` exits with 1.
     """
     for settings in QUEUES["quorum"], QUEUES["auto-delete"]:
         filled(shell, 300, *settings)
@@ -437,7 +437,7 @@ def test_peek_ignores_a_forged_delivery_count_after_a_consumer_has_requeued_the_
                 assert (shown.code, shown.stdout) == (0, "1000\nx\nhonest\n"), shown.stderr
 
 
-def test_peek_exits_with_69_if_a_single_active_consumer_has_the_queue(
+def test_peek_exits_with_69_if_another_client_is_the_single_active_consumer(
     shell: Shell, broker: TestBroker, connection: Connection
 ) -> None:
     """If another client is the single active consumer of a queue, `peek` does not wait, but says that the broker

@@ -546,8 +546,8 @@ def rates(page: Page) -> list[str]:
 
 def test_the_rate_of_an_arrow_disappears_when_no_messages_move(chromium: Any, tmp_path: Path) -> None:
     """When messages stop moving, the picture of `mqtool ui` soon removes the rates from the arrows, even if no further
-    report comes from the broker. In a recording, the recording's time counts, so a rate stays while the recording is
-    paused.
+    report comes from the broker. In a recording, only the time that is played counts, so a rate stays while the
+    recording is paused.
     """
     counted = [(0, 0), (1000, 100), (2000, 200)]
     records = [
@@ -744,7 +744,8 @@ def test_a_receiver_that_was_stopped_disappears_with_its_queue(chromium: Any, tm
 
 def test_the_default_exchange_is_not_drawn_before_a_message_passes_through_it(chromium: Any, tmp_path: Path) -> None:
     """If a tutorial has declared an exchange and a queue, but has not bound the queue to the exchange yet, its picture
-    does not show the default exchange. It shows the default exchange once a message passes through it.
+    does not show the default exchange, to which every queue is bound. It shows the default exchange once a message
+    passes through it.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     records = [*begins, *jobs()]
@@ -1453,8 +1454,8 @@ def test_a_rate_is_not_measured_across_two_connections_of_a_publisher(chromium: 
 
 def test_a_tutorials_picture_shows_a_flow_of_messages_without_its_rate(chromium: Any, tmp_path: Path) -> None:
     """While many messages a second move along an arrow in a tutorial's picture, the arrow is dashed, until the commands
-    of the next scene begin. The picture shows no rate, which would be that of one moment: the tutorial itself measures
-    the rate of the whole run.
+    of the next scene begin. The picture shows no rate of the moment, because the tutorial itself measures the rate of
+    the whole run.
     """
     records = play()
     for t, count in ((5000, 0), (6800, 3000)):
@@ -2110,8 +2111,8 @@ def test_the_page_of_an_empty_broker_proposes_a_command_for_that_broker(
 def test_on_rabbitmq_the_page_of_a_tutorial_shows_only_the_tutorials_messages(
     shell: Shell, broker: TestBroker, chromium: Any
 ) -> None:
-    """If a tutorial runs on RabbitMQ, the page of `tutorial run --ui` shows the messages published to the tutorial's
-    exchanges, and no others. It does not ask the user for the option --tap.
+    """If a tutorial runs on RabbitMQ, the page of `tutorial run --ui` shows the individual messages that are published
+    to the tutorial's exchanges, and no others.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for command in (["queue", "declare", "private"], ["exchange", "declare", "others", "fanout"]):

@@ -308,8 +308,8 @@ def test_policy_set_asks_before_a_policy_brings_a_limit_and_reject_publish_to_a_
 ) -> None:
     """RabbitMQ applies a policy's limit to a classic queue before the policy's `overflow`. If a policy sets a limit and
     reject-publish, `policy set` therefore says how many messages a classic queue would drop, and asks for confirmation.
-    If a classic queue has reject-publish as its own argument, the command says that it would drop messages when
-    RabbitMQ restarts. It does not warn about a quorum queue, which drops none.
+    If a classic queue has reject-publish as its own argument, `policy set` says that this queue would drop messages
+    when RabbitMQ restarts. A quorum queue drops none, and there is no warning.
     """
     fill(admin, "jobs", "--queue-type", "classic")
     fill(admin, "jobs-full", "--queue-type", "classic", "--argument", "x-overflow=reject-publish")
@@ -332,9 +332,9 @@ def test_policy_set_asks_before_a_policy_brings_a_limit_and_reject_publish_to_a_
 def test_policy_clear_asks_before_a_policy_brings_a_limit_and_reject_publish_to_a_classic_queue(
     admin: Shell, broker: TestBroker
 ) -> None:
-    """A policy with a limit and reject-publish makes a classic queue drop messages. If `policy clear` removes a policy
-    so that such a policy applies, it says how many messages the queue would drop, and asks for confirmation. If the
-    queue has reject-publish as its own argument, `policy clear` says how many it would drop when RabbitMQ restarts.
+    """A policy with a limit and reject-publish makes a classic queue drop messages. If such a policy would apply after
+    `policy clear`, the command says how many messages the queue would drop, and asks for confirmation. If the queue has
+    reject-publish as its own argument, `policy clear` says how many messages it would drop when RabbitMQ restarts.
     """
     fill(admin, "jobs", "--queue-type", "classic")
     fill(admin, "jobs-full", "--queue-type", "classic", "--argument", "x-overflow=reject-publish")

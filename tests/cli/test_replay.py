@@ -167,7 +167,7 @@ def test_a_message_read_from_a_stream_is_published_to_the_stream_and_not_to_a_fo
 ) -> None:
     """In a stream, a publisher can forge a message's exchange, routing key and offset. `recording replay` and `send
     --json` publish a message that was read from a stream to the same stream, and print a warning. With --trust-streams,
-    they publish the message to the exchange and with the routing key that it contains.
+    they use the exchange and the routing key that the message contains.
     """
     if not broker.streams:
         pytest.skip("this broker has no port for streams")
@@ -213,8 +213,8 @@ def test_cc_and_bcc_of_an_input_message_have_no_effect_if_the_command_line_names
     shell: Shell, broker: TestBroker, connection: Connection, command: str
 ) -> None:
     """Messages in the input of a publishing command may have the headers CC and BCC. If the command's options name the
-    exchange, the routing key or the queue, these headers send no copies, even if the message was read from a stream. A
-    CC header given on the command line does send a copy.
+    exchange, the routing key or the queue, these headers send no copies, even if a message was read from a stream. A CC
+    header given on the command line does send a copy.
     """
     channel = connection.channel()
     exchange = channel.declare(Exchange("audit", "direct", durable=True))
@@ -234,9 +234,9 @@ def test_cc_and_bcc_of_an_input_message_have_no_effect_if_the_command_line_names
 
 
 def test_a_copy_of_a_message_does_not_have_the_user_id_of_the_original(shell: Shell, broker: TestBroker) -> None:
-    """`send --json` removes the property user_id of a received message. The broker would refuse a message with another
-    user's name. It would accept the name of the user who runs `send` as genuine, although a publisher may have forged
-    it in a stream. A user_id given on the command line is sent.
+    """`send --json` removes the property user_id of a received message. The broker would refuse the message if its
+    user_id were another user's, and would accept the sender's own as genuine, although a publisher may have forged it
+    in a stream. A user_id given on the command line is sent.
     """
     user = parse_addresses(broker.url)[0].user
     line = {"exchange": "", "routing_key": "jobs", "queue": "s", "redelivered": False, "headers": None, "body": "x"}
@@ -354,9 +354,9 @@ BAD_LINES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("bad", BAD_LINES.values(), ids=BAD_LINES)
 @pytest.mark.sampled(2)
 def test_replay_and_its_dry_run_end_at_a_line_that_cannot_be_sent(shell: Shell, bad: dict[str, Any]) -> None:
-    """If a line of the recording cannot be sent, `recording replay` sends the messages before it, names the line, and
-    exits with 65. With --dry-run, it prints the same error, and exits with the same code. Headers that are larger than
-    a frame of RabbitMQ's default size are such an error.
+    """If a line of the recording cannot be sent, for example because its headers are larger than a frame of RabbitMQ's
+    default size, `recording replay` sends the messages before it, names the line, and exits with 65. With --dry-run, it
+    prints the same error, and exits with the same code.
     """
     name = recording(shell, {}, bad, {})
     shell.run("mqtool", "queue", "declare", "jobs")

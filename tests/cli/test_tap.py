@@ -107,7 +107,7 @@ def test_tap_of_a_queue_prints_the_messages_that_its_bindings_route_to_it(
 @pytest.mark.usefixtures("api")
 def test_tap_says_what_cannot_be_tapped(shell: Shell, broker: TestBroker) -> None:
     """`tap` exits with 69 if the exchange or the queue does not exist. It exits with 2 if a direct exchange has no
-    bindings, or if the command line names neither an exchange nor a queue, or both.
+    bindings, if the command line names neither an exchange nor a queue, or if it names both.
     """
     for words, code, said in (
         (["nowhere", "key"], 69, "exchange 'nowhere' does not exist in vhost "),

@@ -92,8 +92,8 @@ def test_doctor_reports_several_kinds_of_problem(watcher: Shell, broker: TestBro
 
 
 def test_doctor_does_not_call_refused_messages_lost(watcher: Shell, broker: TestBroker) -> None:
-    """If a queue is full and its overflow setting is reject-publish, `doctor` says that the queue has lost messages or
-    refused them because it was full, and that refused messages are not lost.
+    """`doctor` cannot tell whether a full queue with the overflow setting reject-publish has lost messages or refused
+    them. It names both possibilities, and says that refused messages are not lost.
     """
     arguments = {"x-max-length": 1, "x-overflow": "reject-publish"}
     broker.api("PUT", f"queues/{broker.vhost}/full", {"arguments": arguments, "durable": True})
@@ -219,7 +219,7 @@ def test_a_command_in_a_finding_can_be_copied(watcher: Shell, broker: TestBroker
 
 
 @on_any_broker
-def test_doctor_reports_streams_without_limits_missed_messages_and_queues_of_bench(
+def test_doctor_reports_streams_without_limits_missed_messages_and_queues_left_by_bench(
     watcher: Shell, broker: TestBroker
 ) -> None:
     """`doctor` reports a stream without a size or age limit, a consumer that has missed messages because its stream's

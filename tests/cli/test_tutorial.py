@@ -384,7 +384,7 @@ def test_the_key_q_ends_tutorial_run(lonely_shell: Shell) -> None:
 
 def test_tutorial_run_prints_lines_instead_of_panes_on_a_narrow_terminal(lonely_shell: Shell) -> None:
     """If the terminal is too narrow to show each program in a pane of its own, `tutorial run` prints lines one below
-    the other. Each line begins with the name of the program's pane, such as `sender`.
+    the other. Each line begins with the name that the program's pane would have, such as `sender`.
     """
     watched = Watched(lonely_shell, 50, 24, "mqtool", "tutorial", "run", "hello-world")
     watched.wait_for("Enter: continue")

@@ -79,8 +79,8 @@ def test_a_consumer_that_times_out_has_acknowledged_the_messages_it_received(bro
 
 
 def test_a_delivery_is_acknowledged_when_the_caller_asks_for_the_next_one(broker: TestBroker) -> None:
-    """consume() acknowledges a delivery when the caller asks for the next one. If the caller stops iterating, the last
-    delivery that it got and all messages after it stay in the queue, in order.
+    """consume() acknowledges a delivery when the program that iterates over it asks for the next one. If the program
+    stops iterating, its last delivery and all later messages stay in the queue, in order.
     """
     bodies = fill(broker, 10)
     with Connection(parse_addresses(broker.url)) as connection:

@@ -222,8 +222,8 @@ def test_delayed_messages_are_dropped_if_no_queue_is_bound_when_they_are_due(
 def test_messages_to_exchanges_and_queues_whose_names_begin_with_amq_can_be_delayed(
     channel: Channel, publish: Publish
 ) -> None:
-    """Names that begin with "amq." are reserved. Messages to the exchange amq.topic and to a queue with a generated
-    name can be delayed nevertheless.
+    """Names that begin with "amq." are reserved. Messages to the exchange amq.topic, or to a queue whose generated name
+    begins with "amq.gen", can be delayed nevertheless.
     """
     queue = channel.declare(PRIVATE_QUEUE)
     channel.bind(queue, Exchange("amq.topic"), "#")
@@ -273,8 +273,8 @@ def test_a_delayed_message_with_a_cc_or_bcc_header_is_refused(channel: Channel, 
 
 def test_the_receipt_of_a_delayed_message_identifies_the_callers_message(channel: Channel, publish: Publish) -> None:
     """For each message, publish() returns a receipt with the message and the broker's answer. mqtool changes a delayed
-    message before it publishes it, so this receipt has the changed message. The function original() turns it back into
-    the message that the program passed to publish(), with the time at which the message is due.
+    message before it publishes it, so the receipt contains the changed message. The function original() turns it back
+    into the message that the program passed to publish(), with the time at which the message is due.
     """
     [receipt] = publish([Message(b"x", message_id="m", delay=HOUR)], channel.declare(CLASSIC))
     seen = original(receipt.message)
