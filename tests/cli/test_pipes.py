@@ -160,8 +160,8 @@ def log_lines() -> bytes:
 
 
 def test_ten_thousand_unusual_lines_arrive_byte_for_byte(shell: Shell) -> None:
-    """`receive-log --raw` prints 10,000 lines sent by `emit-log -l` byte for byte, including empty and binary lines, a
-    line of 1 MB, and lines with markup or escape sequences.
+    """`receive-log --raw` prints 10,000 lines exactly as `emit-log -l` has sent them, byte for byte. Among them are
+    empty and binary lines, a line of 1 MB, and lines with markup or escape sequences.
     """
     lines = log_lines()
     (shell.directory / "in.log").write_bytes(lines)

@@ -125,9 +125,9 @@ def test_receive_reads_a_stream_from_an_offset(shell: Shell) -> None:
 
 
 def test_receive_stream_track_resumes_after_the_last_printed_message(shell: Shell) -> None:
-    """If `receive-stream --track` was ended by --count or Ctrl-C, the next run resumes after the last printed message.
-    No message is repeated or skipped. If `receive-stream --track | head` was ended by `head`, the next run may skip one
-    message, which `head` had read but not printed.
+    """If `receive-stream --track` was ended by --count or Ctrl-C, the next run resumes after the last printed message,
+    and no message is repeated or skipped. The exception is `receive-stream --track | head`: if `head` has ended the
+    run, the next run may skip one message, which `head` had read but not printed.
     """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(0, 2999))
     read = ("mqtool", "receive-stream", "-q", "s", "--raw", "--track", "me")

@@ -156,8 +156,9 @@ def test_a_queues_consumer_timeout_can_be_longer_than_the_brokers(like: str) -> 
 
 
 def test_from_4_3_on_a_consumers_own_timeout_takes_precedence() -> None:
-    """From RabbitMQ 4.3 on, a consumer's own timeout takes precedence over the timeouts of the queue and the broker.
-    After this timeout, the broker cancels the consumer, and another consumer gets the unacknowledged message.
+    """In an embedded broker that behaves like RabbitMQ 4.3, a consumer's own timeout takes precedence over the timeouts
+    of the queue and the broker. After this timeout, the broker cancels the consumer, and another consumer gets the
+    unacknowledged message.
     """
     with EmbeddedBroker(like="4.3", consumer_timeout=LONG / 1000) as broker:
         declare(broker.url, **{"x-consumer-timeout": LONG})
@@ -172,8 +173,8 @@ def test_from_4_3_on_a_consumers_own_timeout_takes_precedence() -> None:
 
 
 def test_up_to_4_2_a_consumers_own_timeout_has_no_effect() -> None:
-    """Up to RabbitMQ 4.2, a consumer's own x-consumer-timeout has no effect. If the queue's consumer timeout is
-    shorter, the broker closes the channel after the queue's timeout.
+    """In an embedded broker that behaves like RabbitMQ 4.2, a consumer's own x-consumer-timeout has no effect. If the
+    queue's consumer timeout is shorter, the broker closes the channel after the queue's timeout.
     """
     with EmbeddedBroker(like="4.2") as broker:
         declare(broker.url, **{"x-consumer-timeout": SHORT})
@@ -182,8 +183,8 @@ def test_up_to_4_2_a_consumers_own_timeout_has_no_effect() -> None:
 
 
 def test_from_4_3_on_a_timeout_closes_the_channel_if_no_consumer_can_be_cancelled() -> None:
-    """From RabbitMQ 4.3 on, the broker closes the channel after the consumer timeout if the unacknowledged message was
-    fetched with basic.get, or if the client lacks the capability consumer_cancel_notify.
+    """An embedded broker that behaves like RabbitMQ 4.3 closes the channel after the consumer timeout if the
+    unacknowledged message was fetched with basic.get, or if the client lacks the capability consumer_cancel_notify.
     """
     with EmbeddedBroker(like="4.3") as broker:
         declare(broker.url, **{"x-consumer-timeout": SHORT})
@@ -203,8 +204,8 @@ def test_from_4_3_on_a_timeout_closes_the_channel_if_no_consumer_can_be_cancelle
 
 
 def test_from_4_3_on_classic_queues_have_no_consumer_timeout() -> None:
-    """From RabbitMQ 4.3 on, the broker's consumer timeout cancels a consumer of a quorum queue, but not a consumer of
-    a classic queue.
+    """After its own consumer timeout, an embedded broker that behaves like RabbitMQ 4.3 cancels a consumer of a quorum
+    queue, but not a consumer of a classic queue.
     """
     with EmbeddedBroker(like="4.3", consumer_timeout=SHORT / 1000) as broker, channel_at(broker.url) as channel:
         channel.queue_declare("classic", durable=True)
@@ -297,8 +298,9 @@ def test_from_4_3_on_an_unacknowledged_message_from_basic_get_closes_the_channel
 def test_an_invalid_consumer_timeout_is_refused_from_4_3_on(
     broker: TestBroker, connection: pika.BlockingConnection, kind: str, timeout: object, why: str
 ) -> None:
-    """From RabbitMQ 4.3 on, the broker refuses x-consumer-timeout if its value is negative or not an integer, or if the
-    queue is a classic queue or a stream. Earlier versions ignore the argument.
+    """From RabbitMQ 4.3 on, the broker refuses the argument x-consumer-timeout of a queue or a consumer if its value is
+    negative or not an integer, or if the queue is a classic queue or a stream. Before RabbitMQ 4.3, it ignores the
+    argument.
     """
     channel = connection.channel()
     arguments = {"x-queue-type": kind, "x-consumer-timeout": timeout}
