@@ -127,8 +127,9 @@ def test_peek_fails_if_another_consumer_becomes_the_single_active_one(
 def test_peek_keeps_the_order_of_a_quorum_queue_with_expired_messages(
     shell: Shell, broker: TestBroker, kind: str
 ) -> None:
-    """A quorum queue may still count a message that has expired. `peek` shows the messages that have not expired, and
-    leaves them in the queue in order, even if an earlier `peek` has requeued some of them.
+    """`peek` shows the messages of a quorum queue that have not expired, and leaves them in the queue in order. It does
+    so even if the queue still counts a message that has expired, and if an earlier `peek` has requeued some of the
+    messages.
     """
     ids = filled(shell, 1, *QUEUES[kind])
     assert peeked(shell, broker) == ids
@@ -202,8 +203,8 @@ def test_where_cannot_test_the_time_of_receipt_of_messages_in_a_queue(shell: She
 
 def test_peek_stops_before_messages_exceed_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
     """Each `peek` requeues the messages of a quorum queue, which counts towards the queue's delivery limit. `peek`
-    warns how often messages have been requeued. If one more delivery could make the queue drop a message, `peek` shows
-    no message and exits with 1.
+    warns how often messages have been requeued. Once the first message has been requeued as often as the limit allows,
+    `peek` shows no message and exits with 1. However often it is repeated, no message is lost.
     """
     ids = filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=3")
     command = ("mqtool", "peek", "jobs", "--raw", "--management", broker.management)

@@ -1155,9 +1155,9 @@ def test_a_moving_message_of_a_tutorial_has_its_body_beside_it(chromium: Any, tm
 def test_a_message_of_a_tutorial_has_its_body_beside_it_if_all_bindings_have_its_routing_key(
     chromium: Any, tmp_path: Path, keys: list[str], seen: set[str]
 ) -> None:
-    """While messages move through an exchange whose bindings all have the same key, a tutorial's picture shows the
-    messages' bodies, because the routing keys would all be the same. If the bindings have different keys, the picture
-    shows the messages' routing keys.
+    """While messages move through an exchange whose bindings all have the same key, a tutorial's picture shows each
+    message's body beside it, because the routing keys would all be the same. If the bindings have different keys, the
+    picture shows the routing key instead of the body.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     records = [*jobs(), *published(1000, 0, "Tea is ready.")]
@@ -2072,8 +2072,8 @@ def test_a_tutorials_picture_shows_a_generated_name_that_a_terminal_shows(chromi
 def test_a_consumer_without_a_name_is_named_after_its_client_library(
     shell: Shell, broker: TestBroker, chromium: Any
 ) -> None:
-    """If a consumer's connection has no name, `mqtool ui` shows the name of the client library instead of the consumer
-    tag.
+    """If a consumer's connection has no name, `mqtool ui` gives the consumer the name of its client library, and not
+    its consumer tag.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     ui = shell.start("mqtool", "ui", ready=False).wait_for_stdout("\n")

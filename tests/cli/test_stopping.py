@@ -240,7 +240,9 @@ with stopping.calling(lambda: None):
 
 
 def test_sigterm_kills_a_command_that_has_not_ended_after_sighup() -> None:
-    """If SIGHUP has asked a command to stop, and the command has not ended a second later, SIGTERM kills it."""
+    """If SIGHUP has asked a command to stop, and the command has not ended a second later, a SIGTERM that then arrives
+    kills it.
+    """
     result = run([sys.executable, "-c", KILLS_LATER], capture_output=True, text=True, check=False)
     assert (result.stdout, result.stderr, result.returncode) == ("", "", -signal.SIGTERM)
 

@@ -250,8 +250,8 @@ def test_offset_receive_resumes_at_the_stored_offset(shell: Shell) -> None:
 @pytest.mark.parametrize("dialect", StreamDialect)
 @pytest.mark.sampled(3)
 def test_stream_dialects_print_the_lines_of_their_scripts(shell: Shell, dialect: StreamDialect) -> None:
-    """Each --dialect stands for the tutorials of one programming language. With this option, `send-stream` and
-    `receive-stream` use the stream and the message of the language's stream tutorial, and print the lines of its
+    """Each --dialect of `send-stream` and `receive-stream` stands for RabbitMQ's stream tutorial in one programming
+    language. With this option, the commands use the stream and the message of that tutorial, and print the lines of its
     scripts.
     """
     tutorial = HELLO[dialect]

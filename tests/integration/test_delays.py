@@ -162,7 +162,7 @@ def test_delayed_messages_are_routed_by_their_own_key_and_headers(
     wrong: Message | None,
 ) -> None:
     """When a delayed message is due, a direct, topic, fanout or headers exchange routes it by its own routing key and
-    headers. The routing key that the caller passes to publish() applies only to messages that have none.
+    headers. The routing key that the caller passes to publish() applies only to messages without a routing key.
     """
     channel.declare(exchange)
     queue = channel.declare(PRIVATE_QUEUE)

@@ -34,8 +34,9 @@ def test_the_tutorials_delayed_exchange_delivers_in_the_order_of_the_delays(conn
 
 
 def test_send_by_dead_lettering_delays_messages_without_the_plugin(connection: Connection) -> None:
-    """The function send_by_dead_lettering(), from the tutorial on delayed messages, delays messages without the plugin.
-    A message with a shorter delay arrives before one with a longer delay that was published first.
+    """The function send_by_dead_lettering(), from the tutorial on delayed messages, delays messages without RabbitMQ's
+    plugin for delayed messages. A message with a shorter delay arrives before one with a longer delay that was
+    published first.
     """
     channel = connection.channel()
     queue = channel.declare(QUEUE)

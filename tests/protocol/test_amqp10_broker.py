@@ -213,8 +213,8 @@ def test_the_consumer_timeout_releases_unsettled_messages_over_amqp_1_0() -> Non
 
 
 def test_the_management_api_closes_an_amqp_1_0_connection(broker: EmbeddedBroker, queue: str) -> None:
-    """If an AMQP 1.0 connection is deleted over HTTP, the broker sends the connection's client a close frame with the
-    same reason as RabbitMQ: "Closed via management plugin".
+    """If an AMQP 1.0 connection is deleted through the management API, the broker sends the connection's client a close
+    frame with the same reason as RabbitMQ: "Closed via management plugin".
     """
     client = RawAmqp10(broker.url)
     api = Api(str(broker.management_url))
